@@ -1,0 +1,43 @@
+# Everything here sets itself up: it needs Python 3.11 or later, make and the package registry.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: help demo test check bench soak docs format clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "EventSeal needs Python 3.11 or later; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --group dev --editable '.[all]'
+	touch $(READY)
+
+demo: $(READY)  ## replay a real event log through an encrypted store
+	$(BIN)/python examples/loan_applications.py
+
+test: $(READY)  ## run the tests
+	$(BIN)/python -m pytest -n auto --dist worksteal
+
+check: $(READY)  ## run the linters, the type checker and the layer contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/mkdocs build --strict --quiet --site-dir site
+
+bench: $(READY)  ## measure, side by side
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -p no:xdist
+
+docs: $(READY)  ## serve the documentation on a loopback port
+	$(BIN)/mkdocs serve
+
+format: $(READY)  ## format and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) site demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

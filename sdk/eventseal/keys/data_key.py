@@ -1,0 +1,106 @@
+"""The handle of an unwrapped key: what may be done with it, never its bytes."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, NoReturn
+
+from eventseal.errors import KeyNotFoundError
+from eventseal.suites.contexts import ContextPool
+from eventseal.suites.hkdf import hkdf_sha512
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from eventseal.keys.states import KeyPurpose, KeyState
+    from eventseal.suites.cbc_hmac import Suite
+
+
+class DataKey:
+    """
+    A key in memory. Its bytes do not show in its repr, and it is neither pickled nor copied.
+
+    Whoever got it from a keyring holds it for one batch and lets it go: an evicted key ends with its last
+    batch, a closed one at once.
+
+    Args:
+        material: 32 random bytes, or a static key of 16, 24 or 32. Not kept: copied.
+        key_id: Salt of everything derived.
+        application: The application that owns the key.
+        scope: Whose items it seals.
+        purpose: What it is for.
+        state: As last confirmed; the keyring moves it.
+    """
+
+    __slots__ = ("__weakref__", "_lock", "_material", "_pools", "application", "key_id", "purpose", "scope", "state")
+
+    def __init__(
+        self, material: bytes, *, key_id: UUID, application: str, scope: str, purpose: KeyPurpose, state: KeyState
+    ) -> None:
+        self.key_id = key_id
+        self.application = application
+        self.scope = scope
+        self.purpose = purpose
+        self.state = state
+        self._material: bytearray | None = bytearray(material)
+        self._pools: dict[Suite, ContextPool] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the key seals and opens nothing any more."""
+        return self._material is None
+
+    def derive(self, info: bytes, length: int) -> bytes:
+        """
+        Derive *length* bytes for *info*: HKDF-SHA-512, salted with the key's id.
+
+        Raises:
+            KeyNotFoundError: The handle is closed.
+        """
+        material = self._material
+        if material is None:
+            raise KeyNotFoundError(
+                f"the handle of key {self.key_id} is closed", key_id=self.key_id, remedy="Ask the keyring once more."
+            )
+        return hkdf_sha512(bytes(material), salt=self.key_id.bytes, info=info, length=length)
+
+    def pool(self, suite: Suite) -> ContextPool:
+        """
+        Give the cipher contexts of one suite, made on first use and emptied when the handle closes.
+
+        Raises:
+            KeyNotFoundError: The handle is closed.
+        """
+        pool = self._pools.get(suite)
+        if pool is not None:
+            return pool
+        with self._lock:
+            pool = self._pools.get(suite)
+            if pool is None:
+                key = self.derive(f"eventseal/v1/{suite.name}".encode(), suite.key_size)
+                pool = self._pools[suite] = ContextPool(suite, key)
+            return pool
+
+    def close(self) -> None:
+        """Forget the key: drop what was derived and overwrite the bytes, as far as Python lets us."""
+        with self._lock:
+            material, self._material = self._material, None
+            pools, self._pools = self._pools, {}
+            for pool in pools.values():
+                pool.close()
+            if material is not None:
+                material[:] = bytes(len(material))
+
+    def __repr__(self) -> str:
+        shown = "closed" if self.closed else self.state
+        return f"<DataKey {self.key_id} purpose={self.purpose} scope={self.scope!r} {shown}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a DataKey is neither pickled nor copied; store its wrappings")
+
+    def __copy__(self) -> NoReturn:
+        self.__reduce__()
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        self.__reduce__()

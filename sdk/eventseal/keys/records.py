@@ -1,0 +1,142 @@
+"""Rows of the key tables as values: what a key store stores, and a keyring seals and checks."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from eventseal.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+    from uuid import UUID
+
+    from eventseal.keys.states import KeyPurpose, KeyState
+    from eventseal.kms.adapter import WrappedKey
+
+DEFAULT_SCOPE = "application"
+STORE_SCOPE = "store"
+MAX_SCOPE_BYTES = 200
+MAX_APPLICATION_BYTES = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRecord:
+    """
+    A row of ``encryption_keys`` with its wrappings.
+
+    Attributes:
+        key_id: Never used again for another key.
+        scope: Whose items the key seals.
+        active_scope: The scope while the key holds its scope's slot, else ``None``. Unique with application and
+            purpose, so a scope has one active key at most.
+        binding: 32 bytes that tie the key's bytes to its id, application, purpose and scope.
+        items_reserved: How many items processes have leased; not part of the seal.
+        row_version: Moves with the state only; a write names the version that it read.
+        seal: 32 bytes of HMAC under the store key over everything that must not be edited.
+        wrappings: The key under each KEK; empty for a destroyed key.
+        created_at: And the other times: set by the store, from its database's clock, in UTC.
+    """
+
+    key_id: UUID
+    application: str
+    scope: str
+    active_scope: str | None
+    purpose: KeyPurpose
+    state: KeyState
+    binding: bytes = field(repr=False)
+    items_reserved: int = 0
+    row_version: int = 1
+    seal: bytes = field(repr=False)
+    wrappings: tuple[WrappedKey, ...] = ()
+    created_at: datetime | None = None
+    deactivated_at: datetime | None = None
+    compromised_at: datetime | None = None
+    destroyed_at: datetime | None = None
+    destroyed_by: Literal["retired", "shredded"] | None = None
+
+    @property
+    def revoked(self) -> bool:
+        """Whether the application's change mark covers the key: it is compromised or was shredded."""
+        return self.state == "compromised" or self.destroyed_by == "shredded"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeMark:
+    """
+    An application's row of ``key_changes``, made together with its store key.
+
+    Attributes:
+        application: Whose keys it counts.
+        counter: Raised by every change of a key's state; making a key leaves it.
+        revoked: 64 bytes, a keyed set hash over the ids of the keys that are compromised or shredded, so that
+            one old row put back alone is noticed.
+        seal: 32 bytes of HMAC under the store key over the three above.
+    """
+
+    application: str
+    counter: int
+    revoked: bytes = field(repr=False)
+    seal: bytes = field(repr=False)
+
+
+NextMark: TypeAlias = "Callable[[ChangeMark], ChangeMark]"
+"""Checks the mark that a store holds locked and gives the next one: a pure function, called inside the transaction."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """
+    What a refresh reads, all of it as of one moment.
+
+    Attributes:
+        mark: The application's mark.
+        refresh_interval: Seconds; the interval that holds for all processes.
+        now: The database's clock, UTC.
+        records: Those of the asked-for keys whose state changed after the asked-for counter, without wrappings.
+        revoked: Every id that is compromised or shredded; ``None`` if the counter is the asked-for one.
+    """
+
+    mark: ChangeMark
+    refresh_interval: float
+    now: datetime
+    records: tuple[KeyRecord, ...] = ()
+    revoked: tuple[UUID, ...] | None = None
+
+
+def checked_scope(scope: str) -> str:
+    """
+    Refuse a scope that two databases might compare differently.
+
+    Raises:
+        ConfigurationError: It is not a string of 1 to 200 bytes of UTF-8 in NFC, or holds NUL or a lone surrogate.
+    """
+    return _checked_name("key scope", scope, MAX_SCOPE_BYTES)
+
+
+def checked_application(application: str) -> str:
+    """
+    Refuse a name of an application that two databases might compare differently.
+
+    Raises:
+        ConfigurationError: It is not a string of 1 to 200 bytes of UTF-8 in NFC, or holds NUL or a lone surrogate.
+    """
+    return _checked_name("application name", application, MAX_APPLICATION_BYTES)
+
+
+def _checked_name(what: str, text: object, most: int) -> str:
+    if not isinstance(text, str):
+        raise ConfigurationError(f"the {what} is a {type(text).__name__}, not a string")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"the {what} holds a lone surrogate") from None
+    if not 0 < size <= most:
+        raise ConfigurationError(f"the {what} takes {size} bytes of UTF-8; 1 to {most} are allowed")
+    if "\0" in text:
+        raise ConfigurationError(f"the {what} holds a NUL character")
+    if not unicodedata.is_normalized("NFC", text):
+        raise ConfigurationError(f"the {what} is not in Unicode normal form C")
+    return text

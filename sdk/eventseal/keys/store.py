@@ -1,0 +1,109 @@
+"""What a key store must do. Protocols live where they are used; SQLAlchemy's is ``storage.key_store``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from eventseal.keys.states import KeyPurpose
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from eventseal.keys.records import ChangeMark, Changes, KeyRecord, NextMark
+    from eventseal.keys.states import KeyState
+
+HARD_LIMIT = 2**32
+"""Items that one data key may ever seal."""
+
+
+@runtime_checkable
+class KeyStore(Protocol):
+    """
+    Stores complete, sealed records; it makes no seal and checks none.
+
+    Each call is one transaction of its own, on a connection of its own, durable when it returns. Methods may be
+    called from several threads at once. All raise ``StoreUnavailableError``, ``StoreReadOnlyError`` or
+    ``MissingTableError`` when the database does not serve.
+    """
+
+    def active(
+        self, application: str, scopes: Collection[str], *, purpose: KeyPurpose = KeyPurpose.DATA
+    ) -> dict[str, KeyRecord]:
+        """Give the record that holds each scope's slot, a tombstone of a shredded scope too; absent ones are left out."""
+        ...
+
+    def get(self, key_ids: Collection[UUID]) -> dict[UUID, KeyRecord]:
+        """Give records by id, of whatever application; absent ones are left out."""
+        ...
+
+    def add_active(self, records: Sequence[KeyRecord], *, mark: ChangeMark | None = None) -> dict[str, KeyRecord]:
+        """
+        Insert new active keys, all of one application and purpose, each unless its scope's slot is taken.
+
+        Args:
+            records: With their wrappings and the first leased block in ``items_reserved``.
+            mark: The application's first mark; comes with its store key, stored if that was inserted.
+
+        Returns:
+            By scope the record that holds the slot now: the given one, or the winner's of a race.
+        """
+        ...
+
+    def replace_active(
+        self, old: KeyRecord, closed: KeyRecord, new: KeyRecord, *, next_mark: NextMark, wait: bool = True
+    ) -> KeyRecord:
+        """
+        Close a scope's active key and make another, in one transaction.
+
+        Args:
+            old: The active record as it was read; ``row_version`` and the slot must still be its own.
+            closed: The same key with its new state, version and seal.
+            new: The new active record.
+            next_mark: Gives the mark to store, from the locked current one.
+            wait: Whether to wait for another writer; ``False`` raises ``StoreUnavailableError`` at once.
+
+        Returns:
+            *new* as stored, or, if another process was first, the record that holds the slot now.
+        """
+        ...
+
+    def set_states(
+        self, records: Sequence[KeyRecord], *, next_mark: NextMark, whole_scope: str | None = None
+    ) -> list[KeyRecord]:
+        """
+        Move keys to the states that *records* carry, all or none.
+
+        Args:
+            records: Each with a ``row_version`` one above the stored one; ``DESTROYED`` deletes the wrappings.
+            next_mark: Gives the mark to store, from the locked current one.
+            whole_scope: If given, nothing is done while a live key of this scope is not among *records*.
+
+        Returns:
+            The records as stored, or an empty list if a version had moved, or a live key was left out.
+        """
+        ...
+
+    def reserve(self, items: Mapping[UUID, int], *, limit: int = HARD_LIMIT) -> dict[UUID, int]:
+        """Lease items under active keys; gives the new totals, without the keys that are not active or would pass *limit*."""
+        ...
+
+    def changes(self, application: str, since: int, key_ids: Collection[UUID]) -> Changes | None:
+        """
+        Read the application's mark and, only if its counter is not *since*, what changed.
+
+        Returns:
+            ``None`` if the application has no mark, hence no store key.
+        """
+        ...
+
+    def page(
+        self, application: str, *, after: UUID | None = None, limit: int = 1000, state: KeyState | None = None
+    ) -> list[KeyRecord]:
+        """Give up to *limit* records in order of id, those behind *after*."""
+        ...
+
+    def now(self) -> datetime:
+        """Read the database's clock, UTC: the only one that is compared with the times of records."""
+        ...

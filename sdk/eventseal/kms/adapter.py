@@ -1,0 +1,115 @@
+"""What a KMS must do: one required protocol of four members, and small optional ones beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from eventseal.errors import EventSealError
+    from eventseal.kms.context import EncryptionContext
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrappedKey:
+    """
+    A key encrypted under a KEK.
+
+    Attributes:
+        kek_uri: The KEK, resolved, never an alias.
+        kek_version: AWS ``KeyMaterialId``, Vault key version; ``None`` where unknown.
+        ciphertext: Opaque to all but the KEK's own adapter.
+    """
+
+    kek_uri: str
+    kek_version: str | None
+    ciphertext: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PermissionCheck:
+    """
+    One thing that a KMS lets the caller do, or does not.
+
+    Attributes:
+        action: In the KMS's own words: ``kms:Decrypt``, ``transit/decrypt/app``.
+        granted: Whether a trial of it would have succeeded.
+        detail: What was missing, with the statement to add; empty if granted.
+    """
+
+    action: str
+    granted: bool
+    detail: str = ""
+
+
+@runtime_checkable
+class KmsAdapter(Protocol):
+    """
+    Wraps and unwraps keys of 32 bytes under one KEK.
+
+    A class that satisfies it also has a classmethod ``from_uri(uri)``. Constructors validate what is local
+    and make no network call. Methods may be called from several threads at once.
+    """
+
+    @property
+    def uri(self) -> str:
+        """The KEK, as it stands in the configuration."""
+        ...
+
+    def generate_data_key(self, context: EncryptionContext) -> tuple[bytes, WrappedKey]:
+        """
+        Make 32 random bytes and wrap them.
+
+        Raises:
+            KmsError: The KMS refused or failed; its subclasses say which.
+        """
+        ...
+
+    def wrap(self, key: bytes, context: EncryptionContext) -> WrappedKey:
+        """
+        Wrap *key*, 32 bytes.
+
+        Raises:
+            KmsError: The KMS refused or failed.
+        """
+        ...
+
+    def unwrap(self, wrapped: WrappedKey, context: EncryptionContext) -> bytes:
+        """
+        Unwrap to the 32 bytes.
+
+        Raises:
+            NotMyKeyError: Another KEK wrapped it; raised before any call.
+            KmsError: The KMS refused or failed.
+            IntegrityError: The wrapping or its context was changed.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsCheck(Protocol):
+    """An adapter that can be asked what the caller may do: the only method that calls out before first use."""
+
+    def check(self) -> Sequence[PermissionCheck]:
+        """
+        Try every permission without changing anything.
+
+        Raises:
+            KmsError: The KMS could not be asked at all.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsBatch(Protocol):
+    """An adapter that takes several keys in one call; one outcome an item, in order."""
+
+    def wrap_many(self, keys: Sequence[tuple[bytes, EncryptionContext]]) -> list[WrappedKey | EventSealError]:
+        """Wrap every key; a key that could not be wrapped has its error in its place."""
+        ...
+
+    def unwrap_many(self, keys: Sequence[tuple[WrappedKey, EncryptionContext]]) -> list[bytes | EventSealError]:
+        """Unwrap every key; a key that could not be unwrapped has its error in its place."""
+        ...

@@ -1,0 +1,132 @@
+"""
+The envelope of version 1: bytes to structure and back, without any key.
+
+::
+
+    offset  size   field
+    0       1      version, 0x01
+    1       1      suite id
+    2       1      compression id
+    3       16     key id
+    19      4      dictionary id, only if compression is 3
+    ..      16|24  IV or nonce
+    ..      n      ciphertext
+    ..      16..32 tag
+
+``docs/format.md`` specifies it to the byte.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from uuid import UUID
+
+from eventseal.errors import UnknownFormatError
+
+VERSION = 1
+HEADER_SIZE = 19
+IV_SIZE = BLOCK_SIZE = 16
+
+
+class SuiteId(IntEnum):
+    """The suites that version 1 names; 0x11 is reserved."""
+
+    A128CBC_HS256 = 0x01
+    A192CBC_HS384 = 0x02
+    A256CBC_HS512 = 0x03
+    XAES_256_GCM = 0x11
+
+
+class CompressionId(IntEnum):
+    """How the plaintext was compressed before it was sealed; 3 is reserved."""
+
+    NONE = 0
+    ZLIB = 1
+    ZSTD = 2
+    ZSTD_DICTIONARY = 3
+
+
+TAG_SIZES: dict[int, int] = {
+    SuiteId.A128CBC_HS256: 16,
+    SuiteId.A192CBC_HS384: 24,
+    SuiteId.A256CBC_HS512: 32,
+}
+"""Bytes of tag by the suites that this release opens."""
+
+_COMPRESSIONS = frozenset({CompressionId.NONE, CompressionId.ZLIB, CompressionId.ZSTD})
+
+
+@dataclass(frozen=True, slots=True)
+class EnvelopeInfo:
+    """
+    What an envelope says of itself; nothing of it is authenticated until the item is opened.
+
+    Attributes:
+        version: 1.
+        suite: How it was sealed.
+        compression: How the plaintext was compressed before.
+        key_id: The data key that opens it.
+        size: All of it, in bytes.
+        ciphertext_size: The ciphertext alone, a positive multiple of 16 bytes.
+    """
+
+    version: int
+    suite: SuiteId
+    compression: CompressionId
+    key_id: UUID
+    size: int
+    ciphertext_size: int
+
+
+def build_header(suite: SuiteId, compression: CompressionId, key_id: UUID) -> bytes:
+    """Write the 19 bytes that stand before the IV."""
+    return bytes((VERSION, suite, compression)) + key_id.bytes
+
+
+def parse_envelope(sealed: bytes) -> EnvelopeInfo:
+    """
+    Read an envelope's header and check that its lengths add up.
+
+    Args:
+        sealed: The whole envelope.
+
+    Returns:
+        What the header says.
+
+    Raises:
+        UnknownFormatError: It is cut, or of a version, suite or compression that this release does not open.
+    """
+    size = len(sealed)
+    if size < HEADER_SIZE:
+        raise UnknownFormatError(f"{size} bytes are too few for an envelope's header of {HEADER_SIZE}", offset=size)
+    version, suite, compression = sealed[0], sealed[1], sealed[2]
+    if version != VERSION:
+        raise UnknownFormatError(f"envelope version 0x{version:02x} is not known; this release reads 0x01", offset=0)
+    tag_size = TAG_SIZES.get(suite)
+    if tag_size is None:
+        raise UnknownFormatError(_unopened("suite", suite, SuiteId.XAES_256_GCM, "XAES-256-GCM"), offset=1)
+    if compression not in _COMPRESSIONS:
+        reserved = CompressionId.ZSTD_DICTIONARY
+        raise UnknownFormatError(_unopened("compression", compression, reserved, "zstd with a dictionary"), offset=2)
+    ciphertext_size = size - HEADER_SIZE - IV_SIZE - tag_size
+    if ciphertext_size < BLOCK_SIZE or ciphertext_size % BLOCK_SIZE:
+        raise UnknownFormatError(
+            f"the envelope is cut: {size} bytes leave {ciphertext_size} for the ciphertext, "
+            f"which takes a positive multiple of {BLOCK_SIZE}",
+            offset=size,
+        )
+    return EnvelopeInfo(
+        version=version,
+        suite=SuiteId(suite),
+        compression=CompressionId(compression),
+        key_id=UUID(bytes=bytes(sealed[3:HEADER_SIZE])),
+        size=size,
+        ciphertext_size=ciphertext_size,
+    )
+
+
+def _unopened(field: str, value: int, reserved: int, name: str) -> str:
+    if value == reserved:
+        return f"{field} 0x{value:02x} ({name}) is reserved and not opened by this release"
+    return f"{field} 0x{value:02x} is not known"
