@@ -1,1 +1,19 @@
-"""..."""
+"""Where the two paths meet: bytes and their place in, an envelope out, and back."""
+
+from eventseal.cipher.aes import AESCipher, Opened
+from eventseal.cipher.compression import Compression, NoCompression, Zlib, Zstd
+from eventseal.cipher.context import ItemContext
+from eventseal.suites.envelope import EnvelopeInfo
+from eventseal.suites.envelope import parse_envelope as inspect
+
+__all__ = [
+    "AESCipher",
+    "Compression",
+    "EnvelopeInfo",
+    "ItemContext",
+    "NoCompression",
+    "Opened",
+    "Zlib",
+    "Zstd",
+    "inspect",
+]

@@ -99,16 +99,22 @@ def parse_envelope(sealed: bytes) -> EnvelopeInfo:
     """
     size = len(sealed)
     if size < HEADER_SIZE:
-        raise UnknownFormatError(f"{size} bytes are too few for an envelope's header of {HEADER_SIZE}", offset=size)
+        raise UnknownFormatError(
+            f"{size} bytes are too few for an envelope's header of {HEADER_SIZE}", offset=size
+        )
     version, suite, compression = sealed[0], sealed[1], sealed[2]
     if version != VERSION:
-        raise UnknownFormatError(f"envelope version 0x{version:02x} is not known; this release reads 0x01", offset=0)
+        raise UnknownFormatError(
+            f"envelope version 0x{version:02x} is not known; this release reads 0x01", offset=0
+        )
     tag_size = TAG_SIZES.get(suite)
     if tag_size is None:
         raise UnknownFormatError(_unopened("suite", suite, SuiteId.XAES_256_GCM, "XAES-256-GCM"), offset=1)
     if compression not in _COMPRESSIONS:
         reserved = CompressionId.ZSTD_DICTIONARY
-        raise UnknownFormatError(_unopened("compression", compression, reserved, "zstd with a dictionary"), offset=2)
+        raise UnknownFormatError(
+            _unopened("compression", compression, reserved, "zstd with a dictionary"), offset=2
+        )
     ciphertext_size = size - HEADER_SIZE - IV_SIZE - tag_size
     if ciphertext_size < BLOCK_SIZE or ciphertext_size % BLOCK_SIZE:
         raise UnknownFormatError(

@@ -1,0 +1,154 @@
+"""
+Compression before sealing, and bounded decompression after opening.
+
+A compressed item is kept only if it makes the envelope smaller. Decompression compares the declared size with
+the limit before it allocates, refuses a zstd frame that declares none, and refuses bytes behind the end. zstd's
+contexts crash when two threads share one, so whoever takes one from a pool owns it alone.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections import deque
+from typing import Protocol
+
+import zstandard
+
+from eventseal.errors import OPAQUE_INTEGRITY_MESSAGE, IntegrityError, ItemTooLargeError
+from eventseal.suites.envelope import CompressionId
+
+_KEPT = os.cpu_count() or 1
+_UNKNOWN_SIZES = (zstandard.CONTENTSIZE_UNKNOWN, zstandard.CONTENTSIZE_ERROR)
+
+
+class Compression(Protocol):
+    """How a cipher compresses what it seals. Methods may be called from several threads at once."""
+
+    @property
+    def id(self) -> CompressionId:
+        """Its byte in the envelope."""
+        ...
+
+    def compress(self, plaintext: bytes) -> bytes:
+        """Compress *plaintext*; the cipher decides whether the result is worth keeping."""
+        ...
+
+
+class NoCompression:
+    """Seals items as they are: their lengths say the least about their content."""
+
+    id = CompressionId.NONE
+
+    def compress(self, plaintext: bytes) -> bytes:
+        """Give *plaintext* back."""
+        return plaintext
+
+
+class Zlib:
+    """
+    zlib (RFC 1950).
+
+    Args:
+        level: 1 to 9.
+    """
+
+    id = CompressionId.ZLIB
+
+    def __init__(self, level: int = 6) -> None:
+        self._level = level
+
+    def compress(self, plaintext: bytes) -> bytes:
+        """Compress *plaintext* into one zlib stream."""
+        return zlib.compress(plaintext, self._level)
+
+
+class Zstd:
+    """
+    Zstandard (RFC 8878), one frame an item, which declares its content's size.
+
+    Args:
+        level: 1 to 22; higher ones take longer for little on events.
+    """
+
+    id = CompressionId.ZSTD
+
+    def __init__(self, level: int = 3) -> None:
+        self._level = level
+        self._idle: deque[zstandard.ZstdCompressor] = deque(maxlen=_KEPT)
+
+    def compress(self, plaintext: bytes) -> bytes:
+        """Compress *plaintext* into one zstd frame."""
+        try:
+            compressor = self._idle.pop()
+        except IndexError:
+            compressor = zstandard.ZstdCompressor(level=self._level, write_content_size=True)
+        compressed = compressor.compress(plaintext)
+        self._idle.append(compressor)
+        return compressed
+
+
+_idle_decompressors: deque[zstandard.ZstdDecompressor] = deque(maxlen=_KEPT)
+
+
+def decompress(compression: CompressionId, data: bytes, *, limit: int) -> bytes:
+    """
+    Undo a compression, within bounds.
+
+    Args:
+        compression: As the envelope's header has it.
+        data: What was sealed; its tag was verified.
+        limit: Bytes that may come out at most.
+
+    Raises:
+        ItemTooLargeError: More than *limit* bytes would come out; they were not allocated.
+        IntegrityError: The bytes are not one whole compressed item and nothing else.
+    """
+    if compression is CompressionId.ZSTD:
+        return _decompress_zstd(data, limit)
+    if compression is CompressionId.ZLIB:
+        return _decompress_zlib(data, limit)
+    if len(data) > limit:
+        raise too_large(len(data), limit)
+    return data
+
+
+def too_large(size: int, limit: int) -> ItemTooLargeError:
+    """Say that an item of *size* bytes is over the *limit*."""
+    return ItemTooLargeError(
+        f"the item has {size} bytes in plain; the limit is {limit}", size=size, limit=limit
+    )
+
+
+def _decompress_zstd(data: bytes, limit: int) -> bytes:
+    try:
+        declared = zstandard.frame_content_size(data)
+    except zstandard.ZstdError:
+        raise IntegrityError(OPAQUE_INTEGRITY_MESSAGE) from None
+    if declared in _UNKNOWN_SIZES:
+        raise IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
+    if declared > limit:
+        raise too_large(declared, limit)
+    try:
+        decompressor = _idle_decompressors.pop()
+    except IndexError:
+        decompressor = zstandard.ZstdDecompressor()
+    try:
+        plaintext = decompressor.decompress(data, allow_extra_data=False)
+    except zstandard.ZstdError:
+        raise IntegrityError(OPAQUE_INTEGRITY_MESSAGE) from None
+    _idle_decompressors.append(decompressor)
+    return plaintext
+
+
+def _decompress_zlib(data: bytes, limit: int) -> bytes:
+    stream = zlib.decompressobj()
+    try:
+        plaintext = stream.decompress(data, limit + 1)
+    except zlib.error:
+        raise IntegrityError(OPAQUE_INTEGRITY_MESSAGE) from None
+    if len(plaintext) > limit:
+        raise ItemTooLargeError(f"the item has more than {limit} bytes in plain", limit=limit)
+    if not stream.eof or stream.unused_data:
+        raise IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
+    return plaintext

@@ -1,0 +1,211 @@
+"""
+The item context: where an item stands, bound to it as associated data and not stored in it.
+
+What is bound is a canonical value, so that two contexts give the same bytes exactly when the database cannot tell
+them apart: the text of a UUID is that UUID, ``Decimal("1.50")`` is 1.5, ``Decimal("3.0")`` is the integer 3, -0 is 0.
+Whatever has no such value is refused before anything is written. ``docs/format.md`` has the bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow
+from functools import lru_cache
+from struct import Struct
+from struct import error as StructError
+from uuid import UUID
+
+from eventseal.errors import SerializationError
+from eventseal.suites.framing import length_prefixed
+
+DOMAIN = b"item"
+MAX_PLACES = 6
+"""Decimal places of a position: a microsecond, where it is a time."""
+
+_UUID_TAG, _TEXT_TAG, _INTEGER_TAG, _DECIMAL_TAG = b"\x01", b"\x02", b"\x03", b"\x04"
+_INTEGER = Struct(">IBq").pack
+_INTEGER_SIZE = 9
+_FRAMED_UUID = b"\x00\x00\x00\x11" + _UUID_TAG
+_UUID_TEXT_SIZE = 36
+_MICRO = Decimal(1).scaleb(-MAX_PLACES)
+# Wide enough for every 64-bit integer with six places; whatever does not fit exactly raises.
+_EXACT = Context(prec=30, traps=[Inexact, InvalidOperation, Overflow])
+
+
+@dataclass(frozen=True, slots=True)
+class ItemContext:
+    """
+    The place of an item. It must be equal when the item is opened.
+
+    Args:
+        sequence_id: The stream: a UUID or text; the canonical text of a UUID is the same stream as the UUID.
+        position: In the stream: an integer of 64 bits, or a Decimal of at most 6 places. No float, no bool.
+        topic: Names the event's class.
+        collection: Which kind of items: ``items``, ``snapshots``, or the logical name that a record class declares.
+    """
+
+    sequence_id: UUID | str
+    position: int | Decimal
+    topic: str
+    collection: str = "items"
+
+
+class ItemBinder:
+    """
+    Writes item contexts as associated data, for one application.
+
+    Args:
+        application: Its name is part of every item's associated data.
+    """
+
+    def __init__(self, application: str) -> None:
+        self._application = _text("application name", application)
+        self._prefixes: dict[str, bytes] = {}
+
+    def bind(self, context: ItemContext) -> bytes:
+        """
+        Give the associated data of an item but for the envelope's header, which goes before it.
+
+        Returns:
+            Domain, application, collection, sequence id, position and topic, each behind 4 bytes of length.
+
+        Raises:
+            SerializationError: A part has no canonical value, or is of another type.
+        """
+        sequence_id, position = context.sequence_id, context.position
+        if type(sequence_id) is UUID:
+            place = _FRAMED_UUID + sequence_id.bytes
+        elif type(sequence_id) is str:
+            place = _framed_sequence_id(sequence_id)
+        else:
+            place = _framed_unusual_sequence_id(sequence_id)
+        if type(position) is int:
+            try:
+                place += _INTEGER(_INTEGER_SIZE, 3, position)
+            except StructError:
+                raise _out_of_range(position) from None
+        else:
+            place += _framed_unusual_position(position)
+        collection = context.collection
+        prefix = self._prefixes.get(collection) or self._new_prefix(collection)
+        return prefix + place + _framed_topic(context.topic)
+
+    def _new_prefix(self, collection: str) -> bytes:
+        name = _text("collection", collection)
+        # Collections are the program's own record classes: a handful.
+        prefix = self._prefixes[collection] = length_prefixed(DOMAIN, self._application, name)
+        return prefix
+
+
+def canonical_sequence_id(sequence_id: object) -> bytes:
+    """
+    Give a sequence id's canonical value: a tag and the bytes.
+
+    Raises:
+        SerializationError: It is neither a UUID nor text, or text that no database keeps unchanged.
+    """
+    if isinstance(sequence_id, UUID):
+        return _UUID_TAG + sequence_id.bytes
+    if not isinstance(sequence_id, str):
+        raise SerializationError(
+            f"a sequence id is a UUID or a string, not {type(sequence_id).__name__}",
+            remedy="Use the entity's UUID, or text, as the id of its stream.",
+        )
+    text = _text("sequence id", sequence_id)
+    if len(text) == _UUID_TEXT_SIZE:
+        try:
+            value = UUID(sequence_id)
+        except ValueError:
+            return _TEXT_TAG + text
+        if str(value) == sequence_id:
+            return _UUID_TAG + value.bytes
+    return _TEXT_TAG + text
+
+
+def canonical_position(position: object) -> bytes:
+    """
+    Give a position's canonical value: a tag and the bytes.
+
+    Raises:
+        SerializationError: It is neither an integer of 64 bits nor a Decimal within them of at most 6 places.
+    """
+    if isinstance(position, bool) or not isinstance(position, int | Decimal):
+        raise SerializationError(
+            f"a position is an int or a Decimal, not {type(position).__name__}",
+            remedy="Number the events of a stream by integers, or use Decimal seconds of at most 6 places.",
+        )
+    if isinstance(position, Decimal):
+        return _canonical_decimal(position)
+    return _canonical_integer(int(position), position)
+
+
+def _canonical_integer(value: int, position: object) -> bytes:
+    if not -(2**63) <= value < 2**63:
+        raise _out_of_range(position)
+    return _INTEGER_TAG + value.to_bytes(8, "big", signed=True)
+
+
+def _canonical_decimal(position: Decimal) -> bytes:
+    if not position.is_finite():
+        raise SerializationError(
+            f"{position} is no position: it is not finite", remedy="Give a finite Decimal."
+        )
+    if position.adjusted() > len(str(2**63)):
+        raise _out_of_range(position)
+    try:
+        scaled = position.quantize(_MICRO, context=_EXACT).scaleb(MAX_PLACES, context=_EXACT)
+    except (Inexact, InvalidOperation):
+        raise SerializationError(
+            f"the position {position} has more than {MAX_PLACES} decimal places",
+            remedy=f"Round it to {MAX_PLACES} places, which databases keep exactly.",
+        ) from None
+    micros = int(scaled)
+    whole, fraction = divmod(abs(micros), 10**MAX_PLACES)
+    if not fraction:
+        return _canonical_integer(-whole if micros < 0 else whole, position)
+    if whole >= 2**63:
+        raise _out_of_range(position)
+    sign = "-" if micros < 0 else ""
+    digits = f"{fraction:0{MAX_PLACES}d}".rstrip("0")
+    return _DECIMAL_TAG + f"{sign}{whole}.{digits}".encode()
+
+
+def _out_of_range(position: object) -> SerializationError:
+    return SerializationError(
+        f"the position {position} does not fit 64 bits", remedy="Use positions from -2**63 to 2**63 - 1."
+    )
+
+
+def _text(what: str, text: object) -> bytes:
+    if not isinstance(text, str):
+        raise SerializationError(
+            f"the {what} is {type(text).__name__}, not a string", remedy=f"Give the {what} as text."
+        )
+    if "\0" in text:
+        raise SerializationError(
+            f"the {what} holds a NUL character", remedy="Leave it out: PostgreSQL refuses it."
+        )
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise SerializationError(
+            f"the {what} holds a lone surrogate", remedy="Give text that UTF-8 can hold."
+        ) from None
+
+
+@lru_cache(maxsize=4096)
+def _framed_sequence_id(sequence_id: str) -> bytes:
+    return length_prefixed(canonical_sequence_id(sequence_id))
+
+
+def _framed_unusual_sequence_id(sequence_id: object) -> bytes:
+    return length_prefixed(canonical_sequence_id(sequence_id))
+
+
+def _framed_unusual_position(position: object) -> bytes:
+    return length_prefixed(canonical_position(position))
+
+
+@lru_cache(maxsize=1024)
+def _framed_topic(topic: str) -> bytes:
+    return length_prefixed(_text("topic", topic))

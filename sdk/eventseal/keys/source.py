@@ -1,0 +1,51 @@
+"""What the cipher asks for keys: a keyring, or one static key."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from uuid import UUID
+
+    from eventseal.errors import EventSealError
+    from eventseal.keys.data_key import DataKey
+
+
+@runtime_checkable
+class KeySource(Protocol):
+    """Says which key seals and which one opens. Methods may be called from several threads at once."""
+
+    @property
+    def application(self) -> str:
+        """The application whose keys these are."""
+        ...
+
+    def sealing_keys(self, items_by_scope: Mapping[str, int], *, make: bool = True) -> dict[str, DataKey]:
+        """
+        Give each scope's active key, and count what it is about to seal.
+
+        Args:
+            items_by_scope: How many items each scope's key will seal.
+            make: Whether to make the key of a scope that has none; ``False`` leaves such a scope out.
+
+        Raises:
+            KeyDestroyedError: A scope was closed.
+            KeyLimitError: A key has sealed as many items as one key may.
+            KmsError: The KMS refused or failed.
+            StoreError: The key store refused or failed.
+        """
+        ...
+
+    def opening_keys(self, key_ids: Collection[UUID]) -> dict[UUID, DataKey | EventSealError]:
+        """
+        Give each key, or why there is none, for every asked-for id.
+
+        Raises:
+            StoreError: The key store refused or failed.
+        """
+        ...
+
+    def refresh(self) -> None:
+        """Look at once for keys whose state changed."""
+        ...
