@@ -1,6 +1,13 @@
 """The key path's far end: what a KMS must do."""
 
-from eventseal.kms.adapter import KmsAdapter, PermissionCheck, SupportsBatch, SupportsCheck, WrappedKey
+from eventseal.kms.adapter import (
+    KmsAdapter,
+    PermissionCheck,
+    SupportsBatch,
+    SupportsCheck,
+    SupportsRewrap,
+    WrappedKey,
+)
 from eventseal.kms.context import EncryptionContext
 from eventseal.kms.uri import adapter_from_uri
 
@@ -10,6 +17,7 @@ __all__ = [
     "PermissionCheck",
     "SupportsBatch",
     "SupportsCheck",
+    "SupportsRewrap",
     "WrappedKey",
     "adapter_from_uri",
 ]

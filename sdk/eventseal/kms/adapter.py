@@ -110,6 +110,28 @@ class SupportsBatch(Protocol):
         """Wrap every key; a key that could not be wrapped has its error in its place."""
         ...
 
-    def unwrap_many(self, keys: Sequence[tuple[WrappedKey, EncryptionContext]]) -> list[bytes | EventSealError]:
+    def unwrap_many(
+        self, keys: Sequence[tuple[WrappedKey, EncryptionContext]]
+    ) -> list[bytes | EventSealError]:
         """Unwrap every key; a key that could not be unwrapped has its error in its place."""
+        ...
+
+
+@runtime_checkable
+class SupportsRewrap(Protocol):
+    """An adapter whose KMS moves a wrapping to the KEK's newest version without showing the key to the caller."""
+
+    def rewrap_many(
+        self, keys: Sequence[tuple[WrappedKey, EncryptionContext]]
+    ) -> list[WrappedKey | EventSealError]:
+        """
+        Move every wrapping under this KEK's newest version; the contexts stay.
+
+        Args:
+            keys: Wrappings under this KEK, or under another one of the same service. Only such whose KEK is
+                configured: the adapter cannot know that.
+
+        Returns:
+            One outcome a wrapping, in order; ``NotMyKeyError`` where this service cannot move it from there.
+        """
         ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from eventseal.errors import ConfigurationError
 
@@ -20,8 +20,7 @@ def adapter_from_uri(uri: str) -> KmsAdapter:
     """
     Make the adapter that *uri* names: ``<scheme>://...``, or a bare ``arn:aws:kms:...``.
 
-    Adapters are found by the entry points of the group ``eventseal.kms``, whose names are the schemes. Only
-    configured URIs come here: none is ever built from a stored one. Makes no network call.
+    Only configured URIs come here: none is ever built from a stored one. Makes no network call.
 
     Args:
         uri: One KEK, as it stands in ``kms=`` or ``EVENTSEAL_KMS_KEY``.
@@ -29,17 +28,35 @@ def adapter_from_uri(uri: str) -> KmsAdapter:
     Raises:
         ConfigurationError: No adapter is installed for the scheme, or the adapter refuses the URI.
     """
+    return cast("KmsAdapter", adapter_class(uri).from_uri(uri))
+
+
+def adapter_class(uri: str) -> Any:
+    """
+    Find the class of the adapter that *uri* names, without making one.
+
+    Adapters are found by the entry points of the group ``eventseal.kms``, whose names are the schemes.
+
+    Args:
+        uri: As for :func:`adapter_from_uri`.
+
+    Raises:
+        ConfigurationError: No adapter is installed for the scheme.
+    """
     scheme = "aws-kms" if uri.startswith(_BARE_ARN) else uri.partition("://")[0]
     known = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
     if "://" not in uri and not uri.startswith(_BARE_ARN):
+        # Not repeated: it may be a key that someone took for a KEK's name.
         raise ConfigurationError(
-            f"{uri!r} is not a key URI", remedy=f"Write <scheme>://<key>, the scheme one of: {_listed(known)}."
+            "what is configured is not a key URI",
+            remedy=f"Write <scheme>://<key>, the scheme one of: {_listed(known)}.",
         )
     if scheme not in known:
         raise ConfigurationError(
-            f"no KMS adapter is installed for {scheme!r}", remedy=f"The installed schemes are: {_listed(known)}."
+            f"no KMS adapter is installed for {scheme!r}",
+            remedy=f"The installed schemes are: {_listed(known)}.",
         )
-    return cast("KmsAdapter", known[scheme].load().from_uri(uri))
+    return known[scheme].load()
 
 
 def _listed(names: Iterable[str]) -> str:
