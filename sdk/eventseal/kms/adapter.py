@@ -90,7 +90,7 @@ class KmsAdapter(Protocol):
 
 @runtime_checkable
 class SupportsCheck(Protocol):
-    """An adapter that can be asked what the caller may do: the only method that calls out before first use."""
+    """An adapter that says what the caller may do: the only method that calls out before first use."""
 
     def check(self) -> Sequence[PermissionCheck]:
         """
@@ -119,7 +119,7 @@ class SupportsBatch(Protocol):
 
 @runtime_checkable
 class SupportsRewrap(Protocol):
-    """An adapter whose KMS moves a wrapping to the KEK's newest version without showing the key to the caller."""
+    """An adapter whose KMS moves a wrapping to the KEK's newest version without showing the key."""
 
     def rewrap_many(
         self, keys: Sequence[tuple[WrappedKey, EncryptionContext]]
