@@ -43,7 +43,12 @@ def test_the_type_checker_is_told_the_same_names():
     """The TYPE_CHECKING block, which editors read, names what __getattr__ gives."""
     tree = ast.parse(Path(eventseal.__file__).read_text())
     block = next(node for node in tree.body if isinstance(node, ast.If))
-    told = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    told = {
+        alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
     assert told == {name: f"eventseal.{home}" for name, home in eventseal._HOMES.items()}
 
 

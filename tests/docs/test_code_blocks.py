@@ -43,10 +43,19 @@ def test_pages_are_found():
 def test_every_block_of_the_page_runs(page, tmp_path):
     script = tmp_path / "page.py"
     script.write_text(program(page))
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("EVENTSEAL_", "AWS_", "VAULT_"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("EVENTSEAL_", "AWS_", "VAULT_"))
+    }
     kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-W", "default::UserWarning", str(script)],
-        cwd=tmp_path, env=kept, capture_output=True, text=True, timeout=120, check=False,
+        cwd=tmp_path,
+        env=kept,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, f"{page.name}\n{done.stdout}\n{done.stderr}"
