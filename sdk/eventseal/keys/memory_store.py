@@ -1,0 +1,221 @@
+"""A key store in memory: for tests, for trying things out, and as the shortest account of what a key store does."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from eventseal.errors import KeyNotFoundError, StoreError
+from eventseal.keys.records import Changes
+from eventseal.keys.states import KeyPurpose, KeyState
+from eventseal.keys.store import HARD_LIMIT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+    from uuid import UUID
+
+    from eventseal.keys.records import ChangeMark, KeyRecord, NextMark
+    from eventseal.keys.store import KeyStore
+
+_TIMES = {
+    KeyState.ACTIVE: "created_at",
+    KeyState.DEACTIVATED: "deactivated_at",
+    KeyState.COMPROMISED: "compromised_at",
+    KeyState.DESTROYED: "destroyed_at",
+}
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class InMemoryKeyStore:
+    """
+    Keeps records in a dictionary behind one lock; several keyrings of a process may share it.
+
+    Args:
+        refresh_interval: Seconds; the interval that holds for all keyrings of the store.
+        now: The store's clock, in UTC.
+    """
+
+    def __init__(self, *, refresh_interval: float = 60.0, now: Callable[[], datetime] = _utc_now) -> None:
+        self._refresh_interval = refresh_interval
+        self._now = now
+        self._lock = threading.Lock()
+        self._records: dict[UUID, KeyRecord] = {}
+        self._changed: dict[UUID, int] = {}
+        self._slots: dict[tuple[str, KeyPurpose, str], UUID] = {}
+        self._marks: dict[str, ChangeMark] = {}
+
+    def active(
+        self, application: str, scopes: Collection[str], *, purpose: KeyPurpose = KeyPurpose.DATA
+    ) -> dict[str, KeyRecord]:
+        """Give the record that holds each scope's slot; absent ones are left out."""
+        with self._lock:
+            held = {scope: self._slots.get((application, purpose, scope)) for scope in scopes}
+            return {scope: self._records[key_id] for scope, key_id in held.items() if key_id is not None}
+
+    def get(self, key_ids: Collection[UUID]) -> dict[UUID, KeyRecord]:
+        """Give records by id; absent ones are left out."""
+        with self._lock:
+            return {key_id: self._records[key_id] for key_id in key_ids if key_id in self._records}
+
+    def add_active(
+        self, records: Sequence[KeyRecord], *, mark: ChangeMark | None = None
+    ) -> dict[str, KeyRecord]:
+        """Insert new active keys, each unless its scope's slot is taken; give the holders."""
+        with self._lock:
+            for record in records:
+                if _slot(record) not in self._slots:
+                    self._insert(record)
+                    if mark is not None:
+                        self._marks.setdefault(mark.application, mark)
+            return {record.scope: self._records[self._slots[_slot(record)]] for record in records}
+
+    def replace_active(
+        self,
+        old: KeyRecord,
+        closed: KeyRecord,
+        new: KeyRecord,
+        *,
+        next_mark: NextMark,
+        wait: bool = True,  # noqa: ARG002 (the lock is never held long)
+    ) -> KeyRecord:
+        """Close a scope's active key and make another, unless somebody was first; give the holder."""
+        with self._lock:
+            if not self._follows(closed) or self._slots.get(_slot(old)) != old.key_id:
+                return self._holder(old)
+            mark = next_mark(self._marks[old.application])
+            self._move(closed, mark)
+            self._insert(new)
+            return self._records[new.key_id]
+
+    def set_states(
+        self, records: Sequence[KeyRecord], *, next_mark: NextMark, whole_scope: str | None = None
+    ) -> list[KeyRecord]:
+        """Move keys to the states that *records* carry, all or none."""
+        with self._lock:
+            if not records or not all(self._follows(record) for record in records):
+                return []
+            given = {record.key_id for record in records}
+            application = records[0].application
+            if any(
+                record.scope == whole_scope
+                and record.application == application
+                and record.key_id not in given
+                for record in self._records.values()
+                if record.state is not KeyState.DESTROYED
+            ):
+                return []
+            mark = next_mark(self._marks[application])
+            for record in records:
+                self._move(record, mark)
+            return [self._records[record.key_id] for record in records]
+
+    def reserve(self, items: Mapping[UUID, int], *, limit: int = HARD_LIMIT) -> dict[UUID, int]:
+        """Lease items under active keys; gives the new totals of those that were granted."""
+        totals: dict[UUID, int] = {}
+        with self._lock:
+            for key_id, count in items.items():
+                record = self._records.get(key_id)
+                if (
+                    record is None
+                    or record.state is not KeyState.ACTIVE
+                    or record.items_reserved + count > limit
+                ):
+                    continue
+                totals[key_id] = record.items_reserved + count
+                self._records[key_id] = replace(record, items_reserved=totals[key_id])
+        return totals
+
+    def changes(self, application: str, since: int, key_ids: Collection[UUID]) -> Changes | None:
+        """Read the application's mark and, only if its counter is not *since*, what changed."""
+        with self._lock:
+            mark = self._marks.get(application)
+            if mark is None:
+                return None
+            interval, now = self._refresh_interval, self._now()
+            if mark.counter == since:
+                return Changes(mark=mark, refresh_interval=interval, now=now)
+            asked = [self._records[key_id] for key_id in key_ids if self._changed.get(key_id, -1) > since]
+            ours = [record for record in self._records.values() if record.application == application]
+            return Changes(
+                mark=mark,
+                refresh_interval=interval,
+                now=now,
+                records=tuple(
+                    replace(record, wrappings=()) for record in asked if record.application == application
+                ),
+                revoked=tuple(record.key_id for record in ours if record.revoked),
+            )
+
+    def page(
+        self, application: str, *, after: UUID | None = None, limit: int = 1000, state: KeyState | None = None
+    ) -> list[KeyRecord]:
+        """Give up to *limit* records in order of id, those behind *after*."""
+        with self._lock:
+            found = [
+                record
+                for record in self._records.values()
+                if record.application == application
+                and (after is None or record.key_id > after)
+                and (state is None or record.state is state)
+            ]
+        return sorted(found, key=lambda record: record.key_id)[:limit]
+
+    def now(self) -> datetime:
+        """Read the store's clock, UTC."""
+        return self._now()
+
+    def _insert(self, record: KeyRecord) -> None:
+        if record.key_id in self._records:
+            raise StoreError(
+                f"key id {record.key_id} is taken; ids are never used again", key_id=record.key_id
+            )
+        mark = self._marks.get(record.application)
+        self._records[record.key_id] = replace(record, created_at=self._now())
+        self._changed[record.key_id] = 0 if mark is None else mark.counter
+        self._slots[_slot(record)] = record.key_id
+
+    def _follows(self, record: KeyRecord) -> bool:
+        stored = self._records.get(record.key_id)
+        return stored is not None and stored.row_version == record.row_version - 1
+
+    def _move(self, record: KeyRecord, mark: ChangeMark) -> None:
+        stored = self._records[record.key_id]
+        moved = replace(
+            stored,
+            state=record.state,
+            active_scope=record.active_scope,
+            destroyed_by=record.destroyed_by,
+            row_version=record.row_version,
+            seal=record.seal,
+            wrappings=() if record.state is KeyState.DESTROYED else stored.wrappings,
+        )
+        if stored.state is not record.state:
+            moved = replace(moved, **{_TIMES[record.state]: self._now()})
+        if self._slots.get(_slot(stored)) == stored.key_id:
+            del self._slots[_slot(stored)]
+        if moved.active_scope is not None:
+            self._slots[_slot(moved)] = moved.key_id
+        self._records[record.key_id] = moved
+        self._changed[record.key_id] = mark.counter
+        self._marks[record.application] = mark
+
+    def _holder(self, old: KeyRecord) -> KeyRecord:
+        holder = self._slots.get(_slot(old))
+        if holder is None:
+            raise KeyNotFoundError(
+                f"scope {old.scope!r} lost its active key {old.key_id} and has no other", key_id=old.key_id
+            )
+        return self._records[holder]
+
+
+def _slot(record: KeyRecord) -> tuple[str, KeyPurpose, str]:
+    return record.application, record.purpose, record.scope
+
+
+if TYPE_CHECKING:
+    _: type[KeyStore] = InMemoryKeyStore

@@ -1,0 +1,138 @@
+"""What ties a key's bytes to its row, and a row and the change mark to the store key. No I/O."""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import replace
+from hashlib import sha512
+from typing import TYPE_CHECKING
+
+from eventseal.errors import IntegrityError
+from eventseal.keys.records import ChangeMark
+from eventseal.suites.framing import length_prefixed
+from eventseal.suites.hkdf import hkdf_sha512
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from uuid import UUID
+
+    from eventseal.keys.data_key import DataKey
+    from eventseal.keys.records import KeyRecord
+
+BINDING_SIZE = 32
+SEAL_SIZE = 32
+REVOKED_SIZE = 64
+_MODULUS = 1 << 8 * REVOKED_SIZE
+_HMAC_KEY_SIZE = 64
+
+
+def binding_of(key: bytes, record: KeyRecord) -> bytes:
+    """
+    Tie *key* to the id, application, purpose and scope of *record*.
+
+    Returns:
+        32 bytes: HKDF-SHA-512, salted with the id, the other three length-prefixed in its info.
+    """
+    names = (record.application, record.purpose, record.scope)
+    info = b"eventseal/v1/binding" + length_prefixed(*[name.encode() for name in names])
+    return hkdf_sha512(key, salt=record.key_id.bytes, info=info, length=BINDING_SIZE)
+
+
+def is_bound(key: bytes, record: KeyRecord) -> bool:
+    """Whether *key* is the one that *record* was made for; compared in constant time."""
+    return hmac.compare_digest(binding_of(key, record), record.binding)
+
+
+class Seals:
+    """
+    Seals and checks the key tables of one application under its store key.
+
+    Args:
+        store_key: Three keys are derived from it; the handle itself is not kept.
+    """
+
+    __slots__ = ("_application", "_mark_key", "_revoked_key", "_row_key", "key_id")
+
+    def __init__(self, store_key: DataKey) -> None:
+        self.key_id = store_key.key_id
+        self._application = store_key.application
+        self._row_key = store_key.derive(b"eventseal/v1/row seal", _HMAC_KEY_SIZE)
+        self._revoked_key = store_key.derive(b"eventseal/v1/revoked", _HMAC_KEY_SIZE)
+        self._mark_key = store_key.derive(b"eventseal/v1/change mark", _HMAC_KEY_SIZE)
+
+    def sealed(self, record: KeyRecord) -> KeyRecord:
+        """Give *record* with the seal that belongs to it."""
+        return replace(record, seal=self._row_seal(record))
+
+    def check(self, record: KeyRecord) -> None:
+        """
+        Check a row's seal.
+
+        Raises:
+            IntegrityError: The row is not what a keyring sealed.
+        """
+        if not hmac.compare_digest(self._row_seal(record), record.seal):
+            raise IntegrityError(
+                f"the row of key {record.key_id} (scope {record.scope!r}) does not match its seal: it was edited",
+                remedy="Find out who changed the key tables, and restore this row from a backup.",
+                key_id=record.key_id,
+            )
+
+    def first_mark(self) -> ChangeMark:
+        """Make the mark that is stored together with the store key."""
+        return self._sealed_mark(0, bytes(REVOKED_SIZE))
+
+    def next_mark(self, mark: ChangeMark, *, revoked: int = 0) -> ChangeMark:
+        """
+        Check *mark* and give the one that follows it.
+
+        Args:
+            mark: As the store holds it locked.
+            revoked: What :meth:`set_hash` gives for the newly revoked ids, less that for ids no longer so.
+
+        Raises:
+            IntegrityError: *mark* is not what a keyring sealed.
+        """
+        self.check_mark(mark)
+        total = (int.from_bytes(mark.revoked) + revoked) % _MODULUS
+        return self._sealed_mark(mark.counter + 1, total.to_bytes(REVOKED_SIZE))
+
+    def check_mark(self, mark: ChangeMark) -> None:
+        """
+        Check a change mark's seal.
+
+        Raises:
+            IntegrityError: The mark is not what a keyring sealed.
+        """
+        if mark.application != self._application or not hmac.compare_digest(self._mark_seal(mark), mark.seal):
+            raise IntegrityError(
+                f"the change mark of application {self._application!r} does not match its seal: it was edited",
+                remedy="Find out who changed the key tables, and restore key_changes from a backup.",
+            )
+
+    def set_hash(self, key_ids: Collection[UUID]) -> int:
+        """Sum the keyed hashes of *key_ids*, modulo 2**512; the same for any order."""
+        hashes = (hmac.digest(self._revoked_key, key_id.bytes, sha512) for key_id in key_ids)
+        return sum(map(int.from_bytes, hashes)) % _MODULUS
+
+    def _row_seal(self, record: KeyRecord) -> bytes:
+        sealed = length_prefixed(
+            record.key_id.bytes,
+            record.application.encode(),
+            record.purpose.encode(),
+            record.scope.encode(),
+            (record.active_scope or "").encode(),  # no scope is empty, so "" is None and nothing else
+            record.state.encode(),
+            (record.destroyed_by or "").encode(),
+            record.row_version.to_bytes(8),
+            record.binding,
+        )
+        return hmac.digest(self._row_key, sealed, sha512)[:SEAL_SIZE]
+
+    def _sealed_mark(self, counter: int, revoked: bytes) -> ChangeMark:
+        mark = ChangeMark(application=self._application, counter=counter, revoked=revoked, seal=b"")
+        return replace(mark, seal=self._mark_seal(mark))
+
+    def _mark_seal(self, mark: ChangeMark) -> bytes:
+        sealed = length_prefixed(mark.application.encode(), mark.counter.to_bytes(8), mark.revoked)
+        return hmac.digest(self._mark_key, sealed, sha512)[:SEAL_SIZE]
