@@ -1,0 +1,158 @@
+"""The local adapter's key file: 32 bytes in base64, readable by its owner alone."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import stat
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from eventseal.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KEY_SIZE = 32
+_MAX_FILE_SIZE = 1024
+_FORBIDDEN_BITS = stat.S_IRWXG | stat.S_IRWXO
+_NOT_A_KEY = (
+    "Restore the file from its copy; for a new key, let `eventseal init` make a file of another name."
+)
+
+
+def read_key_file(path: Path) -> bytes:
+    """
+    Read a key that only its owner can read. A symbolic link is followed, and what it leads to is checked.
+
+    Args:
+        path: The key file.
+
+    Returns:
+        The 32 bytes.
+
+    Raises:
+        ConfigurationError: There is no such file, it is not ours, open to others, or holds no key.
+    """
+    content = _read_private(path)
+    # The bytes are looked at in a frame of their own, so that no error's traceback has them among its locals.
+    key = _decoded(content)
+    if key is None:
+        del content
+        raise ConfigurationError(
+            f"key file {path} does not hold {KEY_SIZE} bytes in base64", remedy=_NOT_A_KEY
+        )
+    return key
+
+
+def create_key_file(path: Path) -> None:
+    """
+    Write a new random key, mode 0600, durably. Missing directories are made for their owner alone.
+
+    Args:
+        path: Must not exist: nothing is ever overwritten, and a link is not followed.
+
+    Raises:
+        ConfigurationError: The path is taken, or cannot be written.
+    """
+    try:
+        _make_private_directories(path.parent)
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise ConfigurationError(
+            f"key file {path} is already there, and is never overwritten",
+            remedy="Use it as it is, or name another path.",
+        ) from None
+    except OSError as error:
+        raise _unusable(path, error, "written") from error
+    try:
+        _fill(descriptor)
+        _sync_directory(path.parent)
+    except BaseException as error:
+        # Half a key file would be taken for a broken key for ever after; nothing is sealed under it yet.
+        with suppress(OSError):
+            path.unlink()
+        if isinstance(error, OSError):
+            raise _unusable(path, error, "written") from error
+        raise
+
+
+def _read_private(path: Path) -> bytes:
+    try:
+        # Checked on the descriptor that is read, so nothing can be put in its place between the two. Without
+        # O_NONBLOCK a named pipe would be waited on.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"there is no key file {path}",
+            remedy=f"Run `eventseal init --kms-key local://{path}`, which makes it, or correct the path.",
+        ) from None
+    except OSError as error:
+        raise _unusable(path, error, "read") from error
+    try:
+        _check_private(path, os.fstat(descriptor))
+        return os.read(descriptor, _MAX_FILE_SIZE)
+    except OSError as error:
+        raise _unusable(path, error, "read") from error
+    finally:
+        os.close(descriptor)
+
+
+def _check_private(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise ConfigurationError(f"key file {path} is {kind}", remedy="Name the file that holds the key.")
+    if status.st_uid != os.geteuid():
+        raise ConfigurationError(
+            f"key file {path} belongs to user {status.st_uid}, not to user {os.geteuid()} who runs this",
+            remedy=f"Run as its owner, or give the file away: chown {os.geteuid()} {path}",
+        )
+    if status.st_mode & _FORBIDDEN_BITS:
+        mode = stat.S_IMODE(status.st_mode)
+        raise ConfigurationError(
+            f"key file {path} has mode {mode:04o}: others than its owner have access",
+            remedy=f"Run: chmod 600 {path}  (and think of whoever may have read the key)",
+        )
+
+
+def _decoded(content: bytes) -> bytes | None:
+    text = content.removesuffix(b"\n")
+    try:
+        key = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    # Only the canonical text counts: base64 has several for the same bytes.
+    return key if len(key) == KEY_SIZE and base64.b64encode(key) == text else None
+
+
+def _make_private_directories(directory: Path) -> None:
+    missing = []
+    while not directory.exists():
+        missing.append(directory)
+        directory = directory.parent
+    for path in reversed(missing):
+        path.mkdir(mode=0o700, exist_ok=True)
+
+
+def _fill(descriptor: int) -> None:
+    with open(descriptor, "wb") as file:
+        os.fchmod(descriptor, 0o600)
+        file.write(base64.b64encode(os.urandom(KEY_SIZE)) + b"\n")
+        file.flush()
+        os.fsync(descriptor)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unusable(path: Path, error: OSError, verb: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"key file {path} cannot be {verb}: {error.strerror or type(error).__name__}",
+        remedy="Correct the path, or the rights on it.",
+    )

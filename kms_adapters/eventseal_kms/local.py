@@ -1,0 +1,280 @@
+"""
+A KEK in a file, for development and tests: whoever reads the file opens everything.
+
+A wrapped key is an envelope of 115 bytes::
+
+    01 03 00 | the KEK's id (16) | IV (16) | ciphertext (48) | tag (32)
+
+under A256CBC-HS512, keyed with HKDF-SHA-512(KEK, salt=id, info="eventseal/v1/wrap/A256CBC-HS512"). The
+associated data are the header, then, each behind its length, the domain ``wrapped-key`` and the encryption
+context.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from eventseal.errors import (
+    ConfigurationError,
+    EventSealError,
+    IntegrityError,
+    NotMyKeyError,
+    UnknownFormatError,
+)
+from eventseal.kms import PermissionCheck, WrappedKey
+from eventseal.suites import (
+    A256CBC_HS512,
+    CompressionId,
+    ContextPool,
+    build_header,
+    hkdf_sha512,
+    key_check_id,
+    length_prefixed,
+    open_many,
+    parse_envelope,
+    seal_many,
+)
+from eventseal_kms.key_file import KEY_SIZE, create_key_file, read_key_file
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Self
+    from uuid import UUID
+
+    from eventseal.kms import EncryptionContext, KmsAdapter, SupportsBatch, SupportsCheck
+
+SCHEME = "local://"
+_SUITE = A256CBC_HS512
+_INFO = b"eventseal/v1/wrap/" + _SUITE.name.encode()
+_DOMAIN = b"wrapped-key"
+
+
+class DevelopmentKeyWarning(UserWarning):
+    """A key file is used as KEK. It is for development and tests; production takes a KMS."""
+
+
+class LocalKmsAdapter:
+    """
+    Wraps keys under a key that lies in a file. For development and tests only, and it says so once per key.
+
+    It needs no server and no right but to read the file. Several threads may use one adapter.
+
+    Args:
+        path: The key file: 32 bytes in base64, mode 0600, ours. Read now, and only by a ``check`` again.
+
+    Raises:
+        ConfigurationError: There is no such file, it is not ours, open to others, or holds no key.
+    """
+
+    __slots__ = ("_header", "_path", "_pool", "_uri")
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        key_id, self._pool = _opened(self._path)
+        self._header = build_header(_SUITE.id, CompressionId.NONE, key_id)
+        self._uri = f"{SCHEME}{key_id}"
+        _warn_once(self._uri, self._path)
+
+    @classmethod
+    def create(cls, path: str | Path) -> Self:
+        """
+        Make a key file with a new random key, and the adapter of it.
+
+        Args:
+            path: Must not exist: nothing is overwritten. Missing directories are made with mode 0700.
+
+        Raises:
+            ConfigurationError: The path is taken, or cannot be written.
+        """
+        create_key_file(Path(path))
+        return cls(path)
+
+    @classmethod
+    def from_uri(cls, uri: str) -> Self:
+        """
+        Make the adapter that a key URI names.
+
+        Args:
+            uri: ``local:///absolute/path``, or ``local://path`` from the working directory. A percent sign is
+                a percent sign.
+
+        Raises:
+            ConfigurationError: It names no file, or the file is refused.
+        """
+        return cls(_path_of(uri))
+
+    @classmethod
+    def create_from_uri(cls, uri: str) -> bool:
+        """
+        Make the key file that a key URI names, if nothing is there.
+
+        Args:
+            uri: As for :meth:`from_uri`.
+
+        Returns:
+            Whether the file was made.
+
+        Raises:
+            ConfigurationError: It names no file, or the file cannot be written.
+        """
+        path = _path_of(uri)
+        if os.path.lexists(path):
+            return False
+        create_key_file(path)
+        return True
+
+    @property
+    def uri(self) -> str:
+        """``local://`` and the key's check value: what is stored, wherever the file lies."""
+        return self._uri
+
+    def generate_data_key(self, context: EncryptionContext) -> tuple[bytes, WrappedKey]:
+        """Make 32 random bytes and wrap them."""
+        key = os.urandom(KEY_SIZE)
+        return key, self.wrap(key, context)
+
+    def wrap(self, key: bytes, context: EncryptionContext) -> WrappedKey:
+        """
+        Wrap a key.
+
+        Raises:
+            ConfigurationError: It has not 32 bytes.
+        """
+        return self._wrapped([(key, context)])[0]
+
+    def unwrap(self, wrapped: WrappedKey, context: EncryptionContext) -> bytes:
+        """
+        Unwrap to the 32 bytes.
+
+        Raises:
+            NotMyKeyError: Another KEK wrapped it.
+            IntegrityError: The wrapping was changed, or is another key's.
+        """
+        outcome = self.unwrap_many([(wrapped, context)])[0]
+        if isinstance(outcome, EventSealError):
+            raise outcome
+        return outcome
+
+    def wrap_many(self, keys: Sequence[tuple[bytes, EncryptionContext]]) -> list[WrappedKey | EventSealError]:
+        """
+        Wrap every key.
+
+        Raises:
+            ConfigurationError: One has not 32 bytes; nothing was wrapped.
+        """
+        return list(self._wrapped(keys))
+
+    def unwrap_many(
+        self, keys: Sequence[tuple[WrappedKey, EncryptionContext]]
+    ) -> list[bytes | EventSealError]:
+        """Unwrap every key; one that cannot be unwrapped has its error in its place."""
+        refusals = [self._refusal(wrapped, context) for wrapped, context in keys]
+        bodies = [
+            (wrapped.ciphertext[len(self._header) :], self._associated_data(context))
+            for (wrapped, context), refusal in zip(keys, refusals, strict=True)
+            if refusal is None
+        ]
+        opened = iter(open_many(self._pool, bodies))
+        return [
+            refusal or _checked(next(opened), context)
+            for (_, context), refusal in zip(keys, refusals, strict=True)
+        ]
+
+    def check(self) -> list[PermissionCheck]:
+        """Read the file again and tell whether it still holds the key that this adapter uses."""
+        detail = ""
+        try:
+            key_id, pool = _opened(self._path)
+            pool.close()
+            if self._uri != f"{SCHEME}{key_id}":
+                detail = f"the file now holds {SCHEME}{key_id}, not {self._uri}: put the first key back"
+        except ConfigurationError as error:
+            detail = f"{error} ({error.remedy})"
+        return [PermissionCheck(action=f"read {self._path}", granted=not detail, detail=detail)]
+
+    def __repr__(self) -> str:
+        return f"<LocalKmsAdapter {self._uri}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a LocalKmsAdapter is neither pickled nor copied; pass its URI")
+
+    def _wrapped(self, keys: Sequence[tuple[bytes, EncryptionContext]]) -> list[WrappedKey]:
+        for key, context in keys:
+            if len(key) != KEY_SIZE:
+                raise ConfigurationError(f"key {context.key_id} has {len(key)} bytes; {KEY_SIZE} are wrapped")
+        sealed = seal_many(self._pool, [(key, self._associated_data(context)) for key, context in keys])
+        return [
+            WrappedKey(kek_uri=self._uri, kek_version=None, ciphertext=self._header + body) for body in sealed
+        ]
+
+    def _associated_data(self, context: EncryptionContext) -> bytes:
+        return self._header + length_prefixed(_DOMAIN, context.canonical())
+
+    def _refusal(self, wrapped: WrappedKey, context: EncryptionContext) -> EventSealError | None:
+        if wrapped.kek_uri != self._uri:
+            return NotMyKeyError(
+                f"key {context.key_id} is wrapped under {wrapped.kek_uri}, not under {self._uri}",
+                kek_uri=wrapped.kek_uri,
+            )
+        try:
+            parse_envelope(wrapped.ciphertext)
+        except UnknownFormatError:
+            return _changed(context)
+        return None if wrapped.ciphertext.startswith(self._header) else _changed(context)
+
+
+def _path_of(uri: str) -> Path:
+    path = uri.removeprefix(SCHEME)
+    if not uri.startswith(SCHEME) or not path or "\0" in path:
+        raise ConfigurationError(
+            f"{uri!r} does not name a key file",
+            remedy="Write local:///absolute/path, or local://path from here.",
+        )
+    return Path(path)
+
+
+def _opened(path: Path) -> tuple[UUID, ContextPool]:
+    key = read_key_file(path)
+    key_id = key_check_id(key)
+    return key_id, ContextPool(
+        _SUITE, hkdf_sha512(key, salt=key_id.bytes, info=_INFO, length=_SUITE.key_size)
+    )
+
+
+def _checked(outcome: bytes | IntegrityError, context: EncryptionContext) -> bytes | EventSealError:
+    if isinstance(outcome, IntegrityError) or len(outcome) != KEY_SIZE:
+        return _changed(context)
+    return outcome
+
+
+def _changed(context: EncryptionContext) -> IntegrityError:
+    return IntegrityError(
+        f"the wrapping of key {context.key_id} does not authenticate: it was changed, or wraps another key",
+        remedy="Restore the key's row in key_wrappings from a backup, and find out who changed it.",
+    )
+
+
+_warned: set[str] = set()
+_warned_lock = threading.Lock()
+
+
+def _warn_once(uri: str, path: Path) -> None:
+    with _warned_lock:
+        if uri in _warned:
+            return
+        _warned.add(uri)
+    warnings.warn(
+        f"key file {path} is the KEK: for development only, since whoever reads the file opens every item",
+        DevelopmentKeyWarning,
+        stacklevel=3,
+    )
+
+
+if TYPE_CHECKING:
+    _adapter: type[KmsAdapter] = LocalKmsAdapter
+    _batch: type[SupportsBatch] = LocalKmsAdapter
+    _check: type[SupportsCheck] = LocalKmsAdapter

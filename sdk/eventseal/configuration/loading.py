@@ -1,0 +1,169 @@
+"""From the file, the environment and the arguments to settings; whatever is wrong is named, never shown."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import SecretStr, ValidationError
+
+from eventseal.configuration.settings import ENVIRONMENT_PREFIX, Settings
+from eventseal.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from pydantic_core import ErrorDetails
+
+DEFAULT_FILE = "eventseal.toml"
+FILE_VARIABLE = f"{ENVIRONMENT_PREFIX}CONFIG"
+SECRET_SETTINGS = frozenset({"store_url", "key_store_url"})
+
+
+def load_settings(path: str | Path | None = None, **overrides: Any) -> Settings:
+    """
+    Read the settings: arguments win over ``EVENTSEAL_*``, which win over the file.
+
+    Args:
+        path: The file; ``None``: the one that ``EVENTSEAL_CONFIG`` names, else ``eventseal.toml`` in the
+            working directory if it is there.
+        overrides: Settings by name.
+
+    Returns:
+        The settings, validated.
+
+    Raises:
+        ConfigurationError: The file is missing or not TOML, a name is unknown, or a value is not allowed.
+    """
+    overrides = _with_secrets_hidden(overrides)
+    in_environment = _environment_names()
+    file = settings_file(path)
+    in_file = {} if file is None else _with_secrets_hidden(_read_file(file))
+    _refuse_unknown(in_file, f"unknown setting {{name}} in {file}", Settings.model_fields)
+    _refuse_unknown(overrides, "unknown setting {name}", Settings.model_fields)
+    _refuse_unknown(
+        sorted(in_environment.values()),
+        "unknown environment variable {name}",
+        [FILE_VARIABLE, *(_variable(name) for name in Settings.model_fields)],
+    )
+    # Settings reads the environment itself, below its arguments: what the environment gives too is left out.
+    values = {name: value for name, value in in_file.items() if name not in in_environment} | overrides
+    found = _validated(values)
+    if isinstance(found, Settings):
+        return found
+    sources = dict.fromkeys(in_file, str(file)) | in_environment | dict.fromkeys(overrides, "")
+    raise _refusal(found, sources)
+
+
+def settings_file(path: str | Path | None = None) -> Path | None:
+    """
+    Tell which file holds the settings.
+
+    Args:
+        path: Given by the caller, or ``None``.
+
+    Returns:
+        The given one, else the one that ``EVENTSEAL_CONFIG`` names, else ``eventseal.toml`` if it is there,
+        else ``None``.
+    """
+    named = path or os.environ.get(FILE_VARIABLE)
+    if named:
+        return Path(named)
+    default = Path(DEFAULT_FILE)
+    return default if default.exists() else None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """
+    Find the known name that looks most like *name*.
+
+    Args:
+        name: As someone wrote it.
+        known: At least one.
+    """
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        content = path.read_bytes().decode()
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"there is no settings file {path}",
+            remedy="Correct --config or EVENTSEAL_CONFIG, or run `eventseal init`, which writes one.",
+        ) from None
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ConfigurationError(f"settings file {path} cannot be read: {reason}") from error
+    except UnicodeDecodeError:
+        content = None
+    values = None if content is None else _parsed(content)
+    if isinstance(values, dict):
+        return values
+    # Raised here, where no local holds the content: it may have passwords.
+    del content
+    raise ConfigurationError(
+        f"settings file {path} is not TOML: {values or 'it is not UTF-8'}",
+        remedy="Correct the place that the message names; strings stand in quotes.",
+    )
+
+
+def _parsed(content: str) -> dict[str, Any] | str:
+    try:
+        return tomllib.loads(content)
+    except tomllib.TOMLDecodeError as error:
+        return str(error)
+
+
+def _validated(values: Mapping[str, Any]) -> Settings | list[ErrorDetails]:
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        return error.errors(include_url=False, include_context=False, include_input=False)
+
+
+def _refusal(errors: list[ErrorDetails], sources: Mapping[str, str]) -> ConfigurationError:
+    complaints = []
+    for error in errors:
+        name = str(error["loc"][0]) if error["loc"] else ""
+        source = sources.get(name)
+        shown = f"{name} ({source})" if source else name
+        message = error["msg"].removeprefix("Value error, ")
+        complaints.append(f"{shown}: {message[:1].lower()}{message[1:]}")
+    return ConfigurationError(
+        "; ".join(complaints), remedy="Correct it; docs/configuration.md lists what is allowed."
+    )
+
+
+def _environment_names() -> dict[str, str]:
+    """Settings by name, with the variable that gives each; like the reader's, without regard to case."""
+    prefix = ENVIRONMENT_PREFIX.lower()
+    return {
+        variable.lower().removeprefix(prefix): variable
+        for variable in os.environ
+        if variable.lower().startswith(prefix) and variable.upper() != FILE_VARIABLE
+    }
+
+
+def _variable(name: str) -> str:
+    return f"{ENVIRONMENT_PREFIX}{name.upper()}"
+
+
+def _refuse_unknown(names: Iterable[str], message: str, known: Collection[str]) -> None:
+    accepted = {name.lower() for name in known}
+    for name in names:
+        if name.lower() not in accepted:
+            raise ConfigurationError(
+                message.format(name=name),
+                remedy=f"Did you mean {nearest(name.lower() if name.islower() else name.upper(), known)}?",
+            )
+
+
+def _with_secrets_hidden(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: SecretStr(value) if name in SECRET_SETTINGS and isinstance(value, str) else value
+        for name, value in values.items()
+    }

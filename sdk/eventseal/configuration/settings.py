@@ -1,0 +1,158 @@
+"""The settings: what there is to set, with units, defaults and limits."""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import timedelta
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from eventseal.keys.records import checked_application
+from eventseal.keys.store import HARD_LIMIT
+
+ENVIRONMENT_PREFIX = "EVENTSEAL_"
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+_LONGEST = 1e9  # seconds, some 31 years
+_NOT_A_DURATION = "a duration is a number of seconds, or a number with a unit: 90d, 12h, 15m, 60s"
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
+_TABLE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+
+def _duration(value: object) -> object:
+    if isinstance(value, timedelta):
+        return value
+    seconds = value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
+        seconds = float(match[1]) * _UNITS[match[2] or "s"]
+    if not abs(seconds) <= _LONGEST:
+        raise ValueError(_NOT_A_DURATION)
+    return timedelta(seconds=seconds)
+
+
+def _duration_or_never(value: object) -> object:
+    return None if value == "never" else _duration(value)
+
+
+def _not_negative(value: timedelta) -> timedelta:
+    if value < timedelta(0):
+        raise ValueError("a duration must not be negative")
+    return value
+
+
+def _positive(value: timedelta | None) -> timedelta | None:
+    if value is not None and value <= timedelta(0):
+        raise ValueError("a duration must be positive")
+    return value
+
+
+def _listed(value: object) -> object:
+    if isinstance(value, str):
+        value = value.split(",")
+    if not isinstance(value, (list, tuple)) or not all(isinstance(entry, str) for entry in value):
+        raise ValueError("give one string, several with commas between them, or a list of strings")
+    return tuple(stripped for entry in value if (stripped := entry.strip()))
+
+
+def _key_uris(uris: tuple[str, ...]) -> tuple[str, ...]:
+    for number, uri in enumerate(uris, start=1):
+        # The text is not repeated: it may be a key that someone took for a KEK's name.
+        if "://" not in uri and not uri.startswith("arn:"):
+            raise ValueError(f"entry {number} is not a key URI: aws-kms://..., arn:aws:kms:..., local://...")
+    if len(set(uris)) != len(uris):
+        raise ValueError("a KEK is listed twice")
+    return uris
+
+
+def _record_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if _TABLE.fullmatch(name) is None:
+            raise ValueError(f"{name!r} does not name a record class as module:Class")
+    return names
+
+
+Duration: TypeAlias = Annotated[timedelta, BeforeValidator(_duration), AfterValidator(_not_negative)]
+PositiveDuration: TypeAlias = Annotated[timedelta, BeforeValidator(_duration), AfterValidator(_positive)]
+DurationOrNever: TypeAlias = Annotated[
+    timedelta | None, BeforeValidator(_duration_or_never), AfterValidator(_positive)
+]
+Texts: TypeAlias = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+
+
+class Settings(BaseSettings):
+    """
+    All that EventSeal is told from outside: one name in the file, in the environment and as an argument.
+
+    Read it with :func:`eventseal.configuration.load_settings`, which also reads the file and refuses unknown
+    names; made directly, it reads the environment alone. Frozen, and its URLs do not show in its repr.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        validate_default=False,
+    )
+
+    kms_key: Annotated[Texts, AfterValidator(_key_uris)] = Field(
+        default=(),
+        description="The KEK as a key URI, or several: the first makes keys, all wrap them, any unwraps them.",
+    )
+    store_url: SecretStr | None = Field(
+        default=None, description="The items' database, as an SQLAlchemy URL. Never shown."
+    )
+    key_store_url: SecretStr | None = Field(
+        default=None, description="The keys' database, if it is not the items'. Never shown."
+    )
+    application: Annotated[str, AfterValidator(checked_application)] = Field(
+        default="default",
+        description="The application's name; every key and item is bound to it. 1 to 200 bytes.",
+    )
+    tables: Annotated[Texts, AfterValidator(_record_names)] = Field(
+        default=(), description="Record classes of your own beside EventSeal's, each as module:Class."
+    )
+    unsealed_tables: Texts = Field(
+        default=(),
+        description="Tables of yours with a key_id and a binary column that hold no sealed items even so.",
+    )
+    always_encrypt: bool = Field(
+        default=True,
+        description="Seal every event and refuse plain ones; if false, seal where an event class asks for it.",
+    )
+    compression: Literal["zstd", "zlib", "none"] = Field(
+        default="zstd",
+        description="How plaintext is compressed before it is sealed, where that makes it smaller.",
+    )
+    max_plaintext: Annotated[ByteSize, Field(ge=1)] = Field(
+        default=ByteSize(2**24),
+        description="Bytes that an item may have before it is sealed; a number, or one with a unit: 16MiB.",
+    )
+    rotation_max_age: DurationOrNever = Field(
+        default=timedelta(days=90),
+        description="Age at which a data key is replaced on the write path, or never.",
+    )
+    rotation_max_items: Annotated[int, Field(ge=1, le=HARD_LIMIT)] = Field(
+        default=2**28, description="Items after which a data key is replaced; at most 2**32."
+    )
+    cache_ttl: PositiveDuration = Field(
+        default=timedelta(minutes=15), description="Time until a key in memory is unwrapped again."
+    )
+    cache_max_keys: Annotated[int, Field(ge=1)] = Field(
+        default=10_000, description="Unwrapped keys that a process holds at most."
+    )
+    cache_refresh_interval: PositiveDuration = Field(
+        default=timedelta(seconds=60),
+        description="Time after which what is known of a key is looked up again before it seals or opens.",
+    )
+    cache_open_grace: Duration = Field(
+        default=timedelta(0),
+        description="Time past it in which a key still opens, for keys in a database that may be down alone.",
+    )
+    cache_outage_grace: Duration = Field(
+        default=timedelta(hours=1),
+        description="Time past the TTL in which a key serves on while the KMS is unreachable, and only then.",
+    )

@@ -1,0 +1,84 @@
+"""What every maintenance verb gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from uuid import UUID
+
+MAX_FAILURES = 1000
+"""Failures that a result lists; the count goes on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """
+    One item or key that failed: where it is and how, never what it holds.
+
+    Attributes:
+        table: The table of the row.
+        row: Its primary key, by the names of an item's fields.
+        key_id: The key that the row names, if any.
+        error: The error's class.
+    """
+
+    table: str
+    row: Mapping[str, str]
+    key_id: UUID | None
+    error: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as JSON has it."""
+        key_id = None if self.key_id is None else str(self.key_id)
+        return {"table": self.table, "row": dict(self.row), "key_id": key_id, "error": self.error}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobResult:
+    """
+    What a verb did; given to a progress callback, what it has done so far.
+
+    Attributes:
+        verb: ``verify``, and what later releases add.
+        complete: Whether it looked at everything that it was asked to look at.
+        done: Items, or keys, that it dealt with.
+        left: Those that it did not get to, or left out of a sample.
+        failed: Those that it could not deal with.
+        seconds: How long it took.
+        job_id: Under which it resumes; ``None`` for what needs no job.
+        by_table: Counts by table, and in it by outcome.
+        by_key: Counts by data key.
+        by_kek: Counts by KEK.
+        failures: The first 1,000.
+    """
+
+    verb: str
+    complete: bool
+    done: int
+    left: int
+    failed: int
+    seconds: float
+    job_id: UUID | None = None
+    by_table: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    by_key: Mapping[UUID, int] = field(default_factory=dict)
+    by_kek: Mapping[str, int] = field(default_factory=dict)
+    failures: Sequence[Failure] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as ``--json`` prints it."""
+        return {
+            "verb": self.verb,
+            "complete": self.complete,
+            "done": self.done,
+            "left": self.left,
+            "failed": self.failed,
+            "seconds": round(self.seconds, 3),
+            "job_id": None if self.job_id is None else str(self.job_id),
+            "by_table": {table: dict(counts) for table, counts in self.by_table.items()},
+            "by_key": {str(key_id): count for key_id, count in self.by_key.items()},
+            "by_kek": dict(self.by_kek),
+            "failures": [failure.to_json() for failure in self.failures],
+        }
