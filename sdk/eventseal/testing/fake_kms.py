@@ -55,8 +55,10 @@ class FakeKmsCall:
 
 class FakeKms:
     """
-    A KMS adapter whose KEK lives in memory. Its wrappings are authenticated (AES-GCM over the encryption
-    context), so an edited wrapping, or one put beside another key, is caught as a real KMS would.
+    A KMS adapter whose KEK lives in memory.
+
+    Its wrappings are authenticated (AES-GCM over the encryption context), so an edited wrapping, or one put
+    beside another key, is caught as by a real KMS.
 
     Args:
         name: The KEK is ``fake://<name>``; a random one by default. Two objects never open each other's

@@ -1,0 +1,106 @@
+"""Records, marks and races to try a key store with."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from threading import Barrier
+from typing import TYPE_CHECKING, TypeVar
+
+from eventseal.keys.key_ids import new_key_id
+from eventseal.keys.records import ChangeMark, KeyRecord
+from eventseal.keys.states import KeyPurpose, KeyState
+from eventseal.kms.adapter import WrappedKey
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Literal
+    from uuid import UUID
+
+    from eventseal.keys.records import Changes
+    from eventseal.keys.store import KeyStore
+
+_Result = TypeVar("_Result")
+
+THREADS = 8
+
+
+class RefusedMarkError(Exception):
+    """What the suite's ``next_mark`` raises when it refuses a mark."""
+
+
+def make_record(
+    application: str, scope: str, *, purpose: KeyPurpose = KeyPurpose.DATA, items_reserved: int = 0
+) -> KeyRecord:
+    """Make a complete active record; its binding and seal are random, since a key store checks neither."""
+    return KeyRecord(
+        key_id=new_key_id(),
+        application=application,
+        scope=scope,
+        active_scope=scope,
+        purpose=purpose,
+        state=KeyState.ACTIVE,
+        binding=os.urandom(32),
+        items_reserved=items_reserved,
+        seal=os.urandom(32),
+        wrappings=(
+            WrappedKey(kek_uri="fake://one", kek_version="7", ciphertext=b"\0first\xff"),
+            WrappedKey(kek_uri="fake://two", kek_version=None, ciphertext=os.urandom(60)),
+        ),
+    )
+
+
+def moved(
+    record: KeyRecord,
+    state: KeyState,
+    *,
+    destroyed_by: Literal["retired", "shredded"] | None = None,
+    keep_slot: bool = False,
+) -> KeyRecord:
+    """Give the record that follows *record* in *state*."""
+    return replace(
+        record,
+        state=state,
+        active_scope=record.active_scope if keep_slot else None,
+        destroyed_by=destroyed_by,
+        row_version=record.row_version + 1,
+        seal=os.urandom(32),
+    )
+
+
+def next_mark(mark: ChangeMark) -> ChangeMark:
+    """Give a mark with the next counter and values of its own."""
+    return replace(mark, counter=mark.counter + 1, revoked=os.urandom(64), seal=os.urandom(32))
+
+
+def refuse_mark(mark: ChangeMark) -> ChangeMark:
+    """Refuse *mark*, as a keyring does that finds it edited."""
+    raise RefusedMarkError(f"mark {mark.counter} of {mark.application}")
+
+
+def in_threads(work: Callable[[int], _Result], count: int = THREADS) -> list[_Result]:
+    """Run *work* with 0, 1, ... in that many threads that start together."""
+    barrier = Barrier(count)
+
+    def run(number: int) -> _Result:
+        barrier.wait(timeout=30)
+        return work(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))
+
+
+def the_changes(store: KeyStore, application: str, since: int, key_ids: Iterable[UUID] = ()) -> Changes:
+    """Read the changes of an application that has a mark."""
+    changes = store.changes(application, since, list(key_ids))
+    assert changes is not None
+    return changes
+
+
+def assert_same(stored: KeyRecord, given: KeyRecord) -> None:
+    """Compare everything but the times, which are the store's; wrappings in any order."""
+    untimed = replace(stored, created_at=None, deactivated_at=None, compromised_at=None, destroyed_at=None)
+    expected = replace(given, created_at=None, deactivated_at=None, compromised_at=None, destroyed_at=None)
+    assert replace(untimed, wrappings=()) == replace(expected, wrappings=())
+    assert sorted(untimed.wrappings, key=repr) == sorted(expected.wrappings, key=repr)
