@@ -1,0 +1,119 @@
+"""The fields of a sequenced item class: the library's own, or a user's."""
+
+from __future__ import annotations
+
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from eventseal.errors import ConfigurationError, SerializationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from uuid import UUID
+
+KEY_ID = "key_id"
+_PLACES = 4
+
+
+class StoredItem(NamedTuple):
+    """An item's fields under their own names, whatever its class calls them."""
+
+    sequence_id: Any
+    position: Any
+    topic: str
+    data: bytes
+    key_id: UUID | None
+
+
+class ItemFields:
+    """
+    Makes and reads items of one class.
+
+    The first four fields are sequence id, position, topic and data, in this order. ``key_id`` is found by its
+    name and may be missing. The rest are other attributes: copies of the event's, for queries, not
+    authenticated.
+
+    Args:
+        item_class: A named tuple or a dataclass.
+        other_attr_names: The event's attributes for the rest; the fields' own names by default.
+
+    Raises:
+        ConfigurationError: The class has not these fields, or the number of names is another.
+    """
+
+    def __init__(self, item_class: type[Any], other_attr_names: Sequence[str] = ()) -> None:
+        names = field_names(item_class)
+        rest = [name for name in names[_PLACES:] if name != KEY_ID]
+        if other_attr_names and len(other_attr_names) != len(rest):
+            raise ConfigurationError(
+                f"{item_class.__qualname__} has {len(rest)} other fields ({', '.join(rest)}), "
+                f"but {len(other_attr_names)} names of attributes are given"
+            )
+        self.names = names
+        self.has_key_id = KEY_ID in names
+        attributes = iter(other_attr_names or rest)
+        self._rest = [None if name == KEY_ID else next(attributes) for name in names[_PLACES:]]
+        self._item_class = item_class
+        self._read: Callable[[Any], tuple[Any, ...]] = attrgetter(
+            *names[:_PLACES], *([KEY_ID] * self.has_key_id)
+        )
+
+    def make(self, stored: StoredItem, event: Any) -> Any:
+        """
+        Make an item.
+
+        Args:
+            stored: What stands in the fields that every item has.
+            event: Gives the other attributes.
+
+        Raises:
+            SerializationError: The event lacks one of them.
+        """
+        sequence_id, position, topic, data, key_id = stored
+        try:
+            rest = [key_id if name is None else getattr(event, name) for name in self._rest]
+        except AttributeError as exc:
+            raise SerializationError(
+                f"{topic} has no attribute {exc.name!r}, which the item class asks for",
+                remedy="Give the event the attribute, or name others with other_attr_names.",
+            ) from None
+        return self._item_class(sequence_id, position, topic, data, *rest)
+
+    def read(self, item: Any) -> StoredItem:
+        """
+        Read an item.
+
+        Raises:
+            SerializationError: Its topic is not text, or its data are not bytes.
+        """
+        sequence_id, position, topic, data, *key_id = self._read(item)
+        if type(data) is not bytes:
+            if not isinstance(data, bytearray | memoryview):
+                raise SerializationError(f"an item's data are bytes, not {type(data).__name__}")
+            data = bytes(data)
+        if type(topic) is not str:
+            raise SerializationError(f"an item's topic is text, not {type(topic).__name__}")
+        return StoredItem(sequence_id, position, topic, data, key_id[0] if key_id else None)
+
+
+def field_names(item_class: type[Any]) -> tuple[str, ...]:
+    """
+    Name an item class's fields, in order.
+
+    Raises:
+        ConfigurationError: It is neither a named tuple nor a dataclass, or has too few fields.
+    """
+    if is_dataclass(item_class):
+        names = tuple(field.name for field in dataclass_fields(item_class))
+    elif issubclass(item_class, tuple) and hasattr(item_class, "_fields"):
+        names = tuple(item_class._fields)
+    else:
+        raise ConfigurationError(f"{item_class!r} is neither a named tuple nor a dataclass")
+    if len(names) < _PLACES or KEY_ID in names[:_PLACES]:
+        raise ConfigurationError(
+            f"the first fields of {item_class.__qualname__} are {', '.join(names[:_PLACES])}; "
+            "an item begins with sequence id, position, topic and data"
+        )
+    return names

@@ -1,0 +1,77 @@
+"""The standard library's value types as JSON, each exactly as it was."""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Refused(Exception):  # noqa: N818 - never leaves the package: it collects a path on its way out
+    """
+    A value has no encoding.
+
+    Args:
+        reason: Why, without the value: continues a sentence that begins with the path.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.path: list[str] = []
+
+
+def _encode_moment(value: datetime | time) -> str | list[str | int]:
+    if value.tzinfo is not None and value.utcoffset() is None:
+        raise Refused(f"is a {type(value).__name__} whose zone gives no offset")
+    text = value.isoformat()
+    return [text, value.fold] if value.fold else text
+
+
+def _decode_datetime(value: str | list[Any]) -> datetime:
+    if isinstance(value, str):
+        return datetime.fromisoformat(value)
+    text, fold = value
+    return datetime.fromisoformat(text).replace(fold=fold)
+
+
+def _decode_time(value: str | list[Any]) -> time:
+    if isinstance(value, str):
+        return time.fromisoformat(value)
+    text, fold = value
+    return time.fromisoformat(text).replace(fold=fold)
+
+
+def _encode_decimal(value: Decimal) -> str:
+    if not value.is_finite():
+        raise Refused("is a Decimal that is not finite")
+    return str(value)
+
+
+def _encode_timedelta(value: timedelta) -> list[int]:
+    return [value.days, value.seconds, value.microseconds]
+
+
+def _encode_bytes(value: bytes) -> str:
+    return b64encode(value).decode("ascii")
+
+
+def _decode_bytes(value: str) -> bytes:
+    return b64decode(value, validate=True)
+
+
+STANDARD_TYPES: tuple[tuple[type[Any], str, Callable[[Any], Any], Callable[[Any], Any]], ...] = (
+    (UUID, "uuid", str, UUID),
+    (datetime, "datetime", _encode_moment, _decode_datetime),
+    (date, "date", date.isoformat, date.fromisoformat),
+    (time, "time", _encode_moment, _decode_time),
+    (timedelta, "timedelta", _encode_timedelta, lambda value: timedelta(*value)),
+    (Decimal, "decimal", _encode_decimal, Decimal),
+    (bytes, "bytes", _encode_bytes, _decode_bytes),
+)
+"""Class, stored name, to JSON, from JSON."""

@@ -1,0 +1,255 @@
+"""The sequenced item mapper: domain events to sequenced items and back, through JSON and the cipher."""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from eventseal.cipher import Opened
+from eventseal.cipher.context import ItemContext, canonical_position, canonical_sequence_id
+from eventseal.errors import (
+    OPAQUE_INTEGRITY_MESSAGE,
+    ConfigurationError,
+    EncryptionRequiredError,
+    EventSealError,
+    IntegrityError,
+    KeyNotFoundError,
+    SerializationError,
+    UnknownFormatError,
+)
+from eventseal.items.item import SequencedItem
+from eventseal.items.item_fields import ItemFields, StoredItem
+from eventseal.items.json import JSONTranscoder
+from eventseal.items.objects import attributes_of, restore
+from eventseal.items.places import PlaceNames
+from eventseal.items.scopes import KeyScope, ScopeRule
+from eventseal.items.topics import resolve_topic, topic_of
+from eventseal.keys.records import DEFAULT_SCOPE
+from eventseal.suites.envelope import HEADER_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from eventseal.cipher.aes import AESCipher
+
+
+class SequencedItemMapper:
+    """
+    Maps domain events to sequenced items and back. Methods may be called from several threads at once.
+
+    An event is any object with attributes. Its class may say ``__always_encrypt__ = True``: its events are
+    sealed whatever the mapper was told; and ``__compress__ = False``: their length tells nothing more.
+
+    Args:
+        sequenced_item_class: A named tuple or a dataclass whose first four fields are sequence id, position,
+            topic and data; ``key_id`` is found by name.
+        cipher: Seals and opens; ``None`` for items in plain.
+        always_encrypt: Whether every item is sealed, and anything else refused on reading. ``None``: if there
+            is a cipher.
+        sequence_id_attr_name: The events' attribute that names the stream. If neither name is given, they are
+            the item class's first two fields where the event has them, else ``originator_id`` with
+            ``originator_version`` or ``timestamp``.
+        position_attr_name: The events' attribute that is the position in the stream.
+        other_attr_names: The events' attributes for the item class's other fields, which are not
+            authenticated; by default those of the same names.
+        json: Turns attributes into bytes and back.
+        key_scope: Whose key seals an event: a scope, or a function of the event.
+        collection: Which kind of items; bound to each.
+
+    Raises:
+        ConfigurationError: The arguments do not go together.
+    """
+
+    def __init__(
+        self,
+        sequenced_item_class: type[Any] = SequencedItem,
+        *,
+        cipher: AESCipher | None = None,
+        always_encrypt: bool | None = None,
+        sequence_id_attr_name: str | None = None,
+        position_attr_name: str | None = None,
+        other_attr_names: Sequence[str] = (),
+        json: JSONTranscoder | None = None,
+        key_scope: KeyScope = DEFAULT_SCOPE,
+        collection: str = "items",
+    ) -> None:
+        if always_encrypt and cipher is None:
+            raise ConfigurationError("always_encrypt needs a cipher", remedy="Give the mapper a cipher.")
+        if not collection:
+            raise ConfigurationError("the collection has no name")
+        self.sequenced_item_class = sequenced_item_class
+        self.cipher = cipher
+        self.always_encrypt = cipher is not None if always_encrypt is None else always_encrypt
+        self.collection = collection
+        self._fields = ItemFields(sequenced_item_class, other_attr_names)
+        self._places = PlaceNames(self._fields.names, sequence_id_attr_name, position_attr_name)
+        self._json = JSONTranscoder() if json is None else json
+        self._scope_of = ScopeRule(key_scope)
+
+    def to_sequenced_item(self, domain_event: Any) -> Any:
+        """Map one event; see :meth:`to_sequenced_items`."""
+        return self.to_sequenced_items((domain_event,))[0]
+
+    def from_sequenced_item(self, item: Any) -> Any:
+        """Map one item back; see :meth:`from_sequenced_items`."""
+        return self.from_sequenced_items((item,))[0]
+
+    def to_sequenced_items(self, domain_events: Iterable[Any]) -> list[Any]:
+        """
+        Map events to items, all or none: what cannot be mapped is refused before anything is sealed.
+
+        Args:
+            domain_events: Objects with attributes.
+
+        Returns:
+            Their items, in order.
+
+        Raises:
+            SerializationError: An attribute has no encoding, or an event has no place that a stream can have.
+            EncryptionRequiredError: An event's class requires encryption, and there is no cipher.
+            EventSealError: There is no key to seal with; see ``AESCipher.encrypt_many``.
+        """
+        events = list(domain_events)
+        drafts = [self._draft(event) for event in events]
+        self._seal(events, drafts)
+        make = self._fields.make
+        return [make(draft, event) for draft, event in zip(drafts, events, strict=True)]
+
+    def from_sequenced_items(self, items: Iterable[Any]) -> list[Any]:
+        """
+        Map items back to events; the first item that cannot be is raised, with its place.
+
+        Args:
+            items: Of the mapper's item class.
+
+        Returns:
+            Their events, in order.
+
+        Raises:
+            IntegrityError: An item is not what was sealed at this place, or another scope's key sealed it.
+            EncryptionRequiredError: An item is in plain where encryption is required.
+            SerializationError: An item's topic or data cannot be read.
+            EventSealError: An item does not open; see ``AESCipher.open_many``.
+        """
+        stored = [self._fields.read(item) for item in items]
+        return [self._event(*pair) for pair in zip(stored, self._open(stored), strict=True)]
+
+    def _draft(self, event: Any) -> StoredItem:
+        topic = topic_of(type(event))
+        attributes = attributes_of(event)
+        sequence_id, position = self._places.take(attributes, topic)
+        data = self._json.encode_attributes(attributes, owner=topic)
+        return StoredItem(sequence_id, position, topic, data, None)
+
+    def _seal(self, events: list[Any], drafts: list[StoredItem]) -> None:
+        wanted = []
+        for index, event in enumerate(events):
+            if self._is_sealed(type(event)):
+                wanted.append(index)
+            else:
+                _check_place(drafts[index])
+        if not wanted:
+            return
+        if self.cipher is None:
+            raise EncryptionRequiredError(
+                f"{drafts[wanted[0]].topic} requires encryption, and the mapper has no cipher",
+                remedy="Give the mapper a cipher.",
+            )
+        envelopes = self._encrypt(
+            self.cipher, [events[index] for index in wanted], [drafts[index] for index in wanted]
+        )
+        key_ids: dict[bytes, UUID] = {}
+        for index, envelope in zip(wanted, envelopes, strict=True):
+            raw = envelope[_KEY_ID]
+            key_id = key_ids.get(raw)
+            if key_id is None:
+                key_id = key_ids[raw] = UUID(bytes=raw)
+            drafts[index] = drafts[index]._replace(data=envelope, key_id=key_id)
+
+    def _encrypt(self, cipher: AESCipher, events: list[Any], drafts: list[StoredItem]) -> list[bytes]:
+        try:
+            return cipher.encrypt_many(
+                [(draft.data, self._context(draft)) for draft in drafts],
+                scopes=[self._scope_of(event) for event in events],
+                compress=[bool(getattr(type(event), "__compress__", True)) for event in events],
+            )
+        except SerializationError:
+            for draft in drafts:
+                _check_place(draft)  # says which item it was
+            raise
+
+    def _open(self, stored: list[StoredItem]) -> Sequence[Opened | EventSealError | None]:
+        if self.cipher is None:
+            return [None] * len(stored)
+        return self.cipher.open_many([(item.data, self._context(item)) for item in stored])
+
+    def _event(self, stored: StoredItem, outcome: Opened | EventSealError | None) -> Any:
+        try:
+            if isinstance(outcome, Opened):
+                return self._opened_event(stored, outcome)
+            if outcome is not None and not self._is_plain(stored, outcome):
+                raise copy(outcome)  # it may be other items' outcome too
+            return self._plain_event(stored)
+        except EventSealError as exc:
+            exc.__dict__.update(sequence_id=stored.sequence_id, position=stored.position)
+            exc.add_note(f"item: position {stored.position} of {stored.sequence_id}, topic {stored.topic!r}")
+            raise
+
+    def _opened_event(self, stored: StoredItem, opened: Opened) -> Any:
+        if self._fields.has_key_id and stored.key_id != opened.key_id:
+            raise IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
+        event = self._restored(stored, resolve_topic(stored.topic), opened.plaintext)
+        if self._scope_of(event) != opened.scope:
+            raise IntegrityError(
+                f"key {opened.key_id} sealed the item, but it is no key of the scope that the event belongs to",
+                remedy="If key_scope was changed, change it back; else find out who holds that scope's key.",
+            )
+        return event
+
+    def _plain_event(self, stored: StoredItem) -> Any:
+        if stored.key_id is not None and self.cipher is None:
+            raise ConfigurationError(
+                f"key {stored.key_id} sealed the item, and the mapper has no cipher",
+                remedy="Give the mapper the cipher that sealed it.",
+            )
+        if self.always_encrypt:
+            raise EncryptionRequiredError("the item is not sealed, and the mapper requires encryption")
+        cls = resolve_topic(stored.topic)
+        if self._is_sealed(cls):
+            raise EncryptionRequiredError(f"the item is not sealed, and {stored.topic} requires encryption")
+        return self._restored(stored, cls, stored.data)
+
+    def _restored(self, stored: StoredItem, cls: type[Any], data: bytes) -> Any:
+        attributes = self._json.decode(data)
+        if type(attributes) is not dict:
+            raise SerializationError(f"the data of {stored.topic} are not an object's attributes")
+        self._places.put(attributes, stored.sequence_id, stored.position, stored.topic)
+        return restore(cls, attributes)
+
+    def _is_plain(self, stored: StoredItem, outcome: EventSealError) -> bool:
+        # Bytes are an envelope only if their key is known: an older format may begin with any byte. A key id
+        # beside them says that they were one.
+        if stored.key_id is not None:
+            return False
+        if isinstance(outcome, KeyNotFoundError):
+            return self._fields.has_key_id
+        return isinstance(outcome, UnknownFormatError)
+
+    def _is_sealed(self, cls: type[Any]) -> bool:
+        return self.always_encrypt or bool(getattr(cls, "__always_encrypt__", False))
+
+    def _context(self, item: StoredItem) -> ItemContext:
+        return ItemContext(item.sequence_id, item.position, item.topic, self.collection)
+
+
+def _check_place(item: StoredItem) -> None:
+    try:
+        canonical_sequence_id(item.sequence_id)
+        canonical_position(item.position)
+    except SerializationError as exc:
+        exc.add_note(f"event: {item.topic}")
+        raise
+
+
+_KEY_ID = slice(3, HEADER_SIZE)

@@ -1,0 +1,116 @@
+"""Which attributes of an event are its place: the sequence id and the position."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from eventseal.errors import ConfigurationError, SerializationError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Pair: TypeAlias = tuple[str, str]
+
+VERSIONED: Pair = ("originator_id", "originator_version")
+TIMESTAMPED: Pair = ("originator_id", "timestamp")
+
+_NAMES_REMEDY = "Give the mapper sequence_id_attr_name and position_attr_name."
+
+
+class PlaceNames:
+    """
+    Takes an event's place out of its attributes, and puts it back.
+
+    The place stands in the item, so it is left out of the data. Names that are not given are found at each
+    event: the item class's first two fields if the event has them, else ``originator_id`` with
+    ``originator_version`` or with ``timestamp``. Of these, only ``originator_id`` with ``originator_version``
+    is left out; another pair stays in the data as well, which tells a reader which pair it is.
+
+    Args:
+        fields: The item class's field names; the first two are the place.
+        sequence_id: The attribute that names the stream, or ``None``.
+        position: The attribute that is the position in it, or ``None``.
+
+    Raises:
+        ConfigurationError: Only one of the names is given, or both are the same.
+    """
+
+    def __init__(self, fields: Sequence[str], sequence_id: str | None, position: str | None) -> None:
+        if (sequence_id is None) != (position is None):
+            raise ConfigurationError(
+                "sequence_id_attr_name and position_attr_name are given together or not at all"
+            )
+        if sequence_id is not None and sequence_id == position:
+            raise ConfigurationError(f"{position!r} cannot be both the sequence id and the position")
+        self._given: Pair | None = (
+            None if sequence_id is None or position is None else (sequence_id, position)
+        )
+        self._fields: Pair = (fields[0], fields[1])
+
+    def take(self, attributes: dict[str, Any], owner: str) -> tuple[Any, Any]:
+        """
+        Take the place out of *attributes*.
+
+        Args:
+            attributes: Of an event; changed.
+            owner: The event's topic, for messages.
+
+        Returns:
+            The sequence id and the position.
+
+        Raises:
+            SerializationError: The event has no such attributes.
+        """
+        if self._given is None:
+            return self._take_found(attributes, owner)
+        try:
+            return attributes.pop(self._given[0]), attributes.pop(self._given[1])
+        except KeyError as exc:
+            raise SerializationError(
+                f"{owner} has no attribute {exc.args[0]!r}, which is part of its place",
+                remedy="Give the event the attribute, or the mapper other names.",
+            ) from None
+
+    def put(self, attributes: dict[str, Any], sequence_id: Any, position: Any, owner: str) -> None:
+        """
+        Put an item's place back into *attributes*, which came from its data.
+
+        Raises:
+            SerializationError: The names were given to the mapper that wrote the item, and not to this one.
+        """
+        names = self._given
+        if names is None:
+            names = self._kept(attributes)
+            if names is None:
+                names = VERSIONED
+                self._check_version(position, owner)
+        attributes[names[0]] = sequence_id
+        attributes[names[1]] = position
+
+    def _take_found(self, attributes: dict[str, Any], owner: str) -> tuple[Any, Any]:
+        names = self._kept(attributes, VERSIONED)
+        if names is None:
+            raise SerializationError(
+                f"{owner} has neither {' with '.join(self._fields)}, nor originator_id with "
+                "originator_version or timestamp",
+                remedy=_NAMES_REMEDY,
+            )
+        if names != VERSIONED:
+            return attributes[names[0]], attributes[names[1]]
+        self._check_version(attributes[names[1]], owner)
+        return attributes.pop(names[0]), attributes.pop(names[1])
+
+    def _kept(self, attributes: dict[str, Any], *others: Pair) -> Pair | None:
+        for names in (self._fields, *others, TIMESTAMPED):
+            if names[0] in attributes and names[1] in attributes:
+                return names
+        return None
+
+    @staticmethod
+    def _check_version(position: Any, owner: str) -> None:
+        # A Decimal is a time, and a reader without names could not tell which attribute held it.
+        if isinstance(position, Decimal):
+            raise SerializationError(
+                f"{owner} has the position {position}, which is no originator_version", remedy=_NAMES_REMEDY
+            )
