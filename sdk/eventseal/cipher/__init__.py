@@ -1,8 +1,9 @@
 """Where the two paths meet: bytes and their place in, an envelope out, and back."""
 
-from eventseal.cipher.aes import AESCipher, Opened
+from eventseal.cipher.aes import AESCipher
 from eventseal.cipher.compression import Compression, NoCompression, Zlib, Zstd
 from eventseal.cipher.context import ItemContext
+from eventseal.cipher.envelopes import Opened
 from eventseal.suites.envelope import EnvelopeInfo
 from eventseal.suites.envelope import parse_envelope as inspect
 

@@ -1,9 +1,9 @@
 """
 Compression before sealing, and bounded decompression after opening.
 
-A compressed item is kept only if it makes the envelope smaller. Decompression compares the declared size with
-the limit before it allocates, refuses a zstd frame that declares none, and refuses bytes behind the end. zstd's
-contexts crash when two threads share one, so whoever takes one from a pool owns it alone.
+A compressed item is kept only if it makes the envelope smaller. Decompression compares the declared size
+with the limit before it allocates, refuses a zstd frame that declares none, and refuses bytes behind the end.
+zstd's contexts crash when two threads share one, so whoever takes one from a pool owns it alone.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """
 The item context: where an item stands, bound to it as associated data and not stored in it.
 
-What is bound is a canonical value, so that two contexts give the same bytes exactly when the database cannot tell
-them apart: the text of a UUID is that UUID, ``Decimal("1.50")`` is 1.5, ``Decimal("3.0")`` is the integer 3, -0 is 0.
-Whatever has no such value is refused before anything is written. ``docs/format.md`` has the bytes.
+What is bound is a canonical value, so that two contexts give the same bytes exactly when the database cannot
+tell them apart: the text of a UUID is that UUID, ``Decimal("1.50")`` is 1.5, ``Decimal("3.0")`` is the integer
+3, -0 is 0. Whatever has no such value is refused before anything is written. ``docs/format.md`` has the bytes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow
 from functools import lru_cache
 from struct import Struct
-from struct import error as StructError
+from struct import error as struct_error
 from uuid import UUID
 
 from eventseal.errors import SerializationError
@@ -41,7 +41,7 @@ class ItemContext:
         sequence_id: The stream: a UUID or text; the canonical text of a UUID is the same stream as the UUID.
         position: In the stream: an integer of 64 bits, or a Decimal of at most 6 places. No float, no bool.
         topic: Names the event's class.
-        collection: Which kind of items: ``items``, ``snapshots``, or the logical name that a record class declares.
+        collection: ``items``, ``snapshots``, or the logical name that a record class declares.
     """
 
     sequence_id: UUID | str
@@ -59,7 +59,7 @@ class ItemBinder:
     """
 
     def __init__(self, application: str) -> None:
-        self._application = _text("application name", application)
+        self.application = application
         self._prefixes: dict[str, bytes] = {}
 
     def bind(self, context: ItemContext) -> bytes:
@@ -82,7 +82,7 @@ class ItemBinder:
         if type(position) is int:
             try:
                 place += _INTEGER(_INTEGER_SIZE, 3, position)
-            except StructError:
+            except struct_error:
                 raise _out_of_range(position) from None
         else:
             place += _framed_unusual_position(position)
@@ -93,7 +93,8 @@ class ItemBinder:
     def _new_prefix(self, collection: str) -> bytes:
         name = _text("collection", collection)
         # Collections are the program's own record classes: a handful.
-        prefix = self._prefixes[collection] = length_prefixed(DOMAIN, self._application, name)
+        application = _text("application name", self.application)
+        prefix = self._prefixes[collection] = length_prefixed(DOMAIN, application, name)
         return prefix
 
 

@@ -32,7 +32,7 @@ class StaticKey:
         suite: What it seals with; by default the suite of the key's size.
 
     Raises:
-        ConfigurationError: The key is not bytes, or not of one of these sizes, or the application's name is refused.
+        ConfigurationError: The key is not bytes of one of these sizes, or the application's name is refused.
     """
 
     def __init__(self, key: bytes, *, application: str = "default", suite: Suite | None = None) -> None:

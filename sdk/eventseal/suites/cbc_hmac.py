@@ -1,11 +1,11 @@
 """
 The suites AES-CBC with HMAC-SHA-2: encrypt-then-MAC exactly as RFC 7518 section 5.2 composes it.
 
-An IV is made by encrypting 16 fresh random bytes R as the block before the item: ``IV = E(R xor S)``, where S is
-the last ciphertext block of the context. R is uniform and secret until then, so is ``R xor S``, and E is a
-permutation: the IV is as random as R. All that follows is plain CBC under that IV, and any CBC implementation
-opens it. Opening runs the same way: the IV goes through the decryptor as a block of its own, whose output is
-thrown away.
+An IV is made by encrypting 16 fresh random bytes R as the block before the item: ``IV = E(R xor S)``, where S
+is the context's last ciphertext block. R is uniform and secret until then, so ``R xor S`` is uniform whatever S
+is, and E, a permutation, keeps it so: the IV is as random as R. What follows is plain CBC under that IV, and any
+CBC implementation opens it. Opening mirrors it: the IV goes through the decryptor as a block of its own, whose
+output is thrown away. Both run over a page of items in one call.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from eventseal.suites.contexts import ContextPool
 
-_AAD_BITS = Struct(">Q").pack
+_BITS = Struct(">Q").pack
 _PADDINGS = [bytes([count]) * count for count in range(BLOCK_SIZE, 0, -1)]
 """PKCS#7 padding by the length of the plaintext modulo 16."""
 
@@ -37,7 +37,7 @@ def seal_many(
     Encrypt and authenticate items under one key.
 
     Args:
-        pool: Of the key; says the suite.
+        pool: Of the key; it says the suite.
         items: Plaintext, of any length, and associated data.
 
     Returns:
@@ -46,48 +46,38 @@ def seal_many(
     Raises:
         KeyNotFoundError: The pool is closed.
     """
-    # Drawn here and used up here: random bytes kept for later would repeat in a fork.
+    # Drawn here and used up here: random bytes kept for later would come again in a fork.
     random = _random(IV_SIZE * len(items))
     if len(random) != IV_SIZE * len(items):
-        raise EventSealError(f"the random source gave {len(random)} bytes for {IV_SIZE * len(items)}")
+        raise EventSealError(f"the random source gave {len(random)} bytes, not {IV_SIZE * len(items)}")
+    sizes = [IV_SIZE + BLOCK_SIZE + len(plaintext) // BLOCK_SIZE * BLOCK_SIZE for plaintext, _ in items]
     sealed: list[bytes] = []
-    for first, last in _groups(
-        [len(plaintext) // BLOCK_SIZE * BLOCK_SIZE + 2 * BLOCK_SIZE for plaintext, _ in items]
-    ):
-        blocks: list[bytes] = []
-        for index in range(first, last):
-            plaintext = items[index][0]
-            blocks += (
-                random[index * IV_SIZE : (index + 1) * IV_SIZE],
-                plaintext,
-                _PADDINGS[len(plaintext) % BLOCK_SIZE],
-            )
-        output = pool.encrypt(b"".join(blocks))
-        sealed += _tagged(pool, output, items[first:last])
+    for first, last in _pages(sizes):
+        pieces: list[bytes] = []
+        for index, (plaintext, _) in enumerate(items[first:last], first):
+            padding = _PADDINGS[len(plaintext) % BLOCK_SIZE]
+            pieces += (random[index * IV_SIZE : (index + 1) * IV_SIZE], plaintext, padding)
+        output = pool.encrypt(b"".join(pieces))
+        keyed, tag_size = pool.keyed_mac(), pool.suite.tag_size
+        start = 0
+        for (_, aad), size in zip(items[first:last], sizes[first:last], strict=True):
+            body = output[start : start + size]
+            start += size
+            mac = keyed.copy()
+            mac.update(aad + body + _BITS(8 * len(aad)))
+            sealed.append(body + mac.finalize()[:tag_size])
     return sealed
-
-
-def _tagged(pool: ContextPool, output: bytes, items: Sequence[tuple[bytes, bytes]]) -> Iterator[bytes]:
-    keyed, tag_size = pool.keyed_mac(), pool.suite.tag_size
-    start = 0
-    for plaintext, aad in items:
-        end = start + len(plaintext) // BLOCK_SIZE * BLOCK_SIZE + 2 * BLOCK_SIZE
-        body = output[start:end]
-        mac = keyed.copy()
-        mac.update(aad + body + _AAD_BITS(8 * len(aad)))
-        yield body + mac.finalize()[:tag_size]
-        start = end
 
 
 def open_many(pool: ContextPool, items: Sequence[tuple[bytes, bytes]]) -> list[bytes | IntegrityError]:
     """
     Verify and decrypt items under one key.
 
-    Every tag is checked, in constant time, before anything is decrypted, and only what it covers is; all bytes of
-    the padding are checked after. Whatever fails fails in one way.
+    Every tag is checked, in constant time, before anything is decrypted, and only what a good tag covers is
+    decrypted; all bytes of the padding are checked after. Whatever fails, fails in one and the same way.
 
     Args:
-        pool: Of the key; says the suite.
+        pool: Of the key; it says the suite.
         items: IV | ciphertext | tag, and associated data.
 
     Returns:
@@ -96,45 +86,52 @@ def open_many(pool: ContextPool, items: Sequence[tuple[bytes, bytes]]) -> list[b
     Raises:
         KeyNotFoundError: The pool is closed.
     """
+    bodies = _verified(pool, items)
     outcomes: list[bytes | IntegrityError] = []
-    verified: list[tuple[int, bytes]] = []
-    keyed, tag_size = pool.keyed_mac(), pool.suite.tag_size
-    smallest = IV_SIZE + BLOCK_SIZE + tag_size
-    for index, (sealed, aad) in enumerate(items):
-        body = sealed[:-tag_size]
-        mac = keyed.copy()
-        mac.update(aad + body + _AAD_BITS(8 * len(aad)))
-        authentic = compare_digest(mac.finalize()[:tag_size], sealed[-tag_size:])
-        if authentic and len(sealed) >= smallest and not len(body) % BLOCK_SIZE:
-            verified.append((index, body))
-        outcomes.append(_failure())
-    for first, last in _groups([len(body) for _, body in verified]):
-        group = verified[first:last]
-        output = pool.decrypt(b"".join([body for _, body in group]))
+    for first, last in _pages([len(body) for body in bodies]):
+        page = bodies[first:last]
+        joined = b"".join(page)
+        output = pool.decrypt(joined) if joined else b""
         start = 0
-        for index, body in group:
+        for body in page:
+            if not body:
+                outcomes.append(IntegrityError(OPAQUE_INTEGRITY_MESSAGE))
+                continue
             end = start + len(body)
+            start += IV_SIZE  # what came out in the IV's place means nothing
             padding = _PADDINGS[-output[end - 1] % BLOCK_SIZE]
-            if output[end - 1] <= BLOCK_SIZE and output.endswith(padding, start, end):
-                outcomes[index] = output[start + IV_SIZE : end - len(padding)]
+            if output.endswith(padding, start, end):
+                outcomes.append(output[start : end - len(padding)])
+            else:
+                outcomes.append(IntegrityError(OPAQUE_INTEGRITY_MESSAGE))
             start = end
     return outcomes
 
 
-def _groups(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Cut a list of items of *sizes* bytes into runs of at most ``MAX_UPDATE``; a larger item is a run of its own."""
+def _verified(pool: ContextPool, items: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
+    """Give each item's IV and ciphertext if its tag is good and it has whole blocks, else nothing."""
+    keyed, tag_size = pool.keyed_mac(), pool.suite.tag_size
+    bodies: list[bytes] = []
+    for sealed, aad in items:
+        body = sealed[:-tag_size]
+        mac = keyed.copy()
+        mac.update(aad + body + _BITS(8 * len(aad)))
+        authentic = compare_digest(mac.finalize()[:tag_size], sealed[-tag_size:])
+        whole = len(body) >= IV_SIZE + BLOCK_SIZE and not len(body) % BLOCK_SIZE
+        bodies.append(body if authentic and whole else b"")
+    return bodies
+
+
+def _pages(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Cut items of *sizes* bytes into runs of at most ``MAX_UPDATE``; a larger item is a run of its own."""
     first = total = 0
     for index, size in enumerate(sizes):
         if total and total + size > MAX_UPDATE:
             yield first, index
             first, total = index, 0
         total += size
-    if total:
+    if first < len(sizes):
         yield first, len(sizes)
-
-
-def _failure() -> IntegrityError:
-    return IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
 
 
 __all__ = ["A128CBC_HS256", "A192CBC_HS384", "A256CBC_HS512", "SUITES", "Suite", "open_many", "seal_many"]

@@ -1,8 +1,8 @@
 """
 Pools of idle cipher contexts: what makes CBC affordable in Python.
 
-Making a CBC context costs ten times what using one does, so each suite's key keeps a few that stand idle. A CBC
-context carries its last ciphertext block into the next call, and one misaligned call would silently corrupt
+Making a CBC context costs ten times what using one does, so each suite's key keeps a few that stand idle. A
+CBC context carries its last ciphertext block into the next call, and one misaligned call would silently corrupt
 every later item. Hence the rules, all of them kept in this module:
 
 - Whoever takes a context owns it alone. It goes back only after the length of its output was checked, and is
@@ -76,7 +76,7 @@ class ContextPool:
         Encrypt whole blocks, chained behind whatever this pool encrypted before.
 
         Args:
-            blocks: A positive multiple of 16 bytes, random in its first 16: their ciphertext is the IV of the rest.
+            blocks: A positive multiple of 16 bytes, the first 16 random: their ciphertext is the rest's IV.
 
         Returns:
             As many bytes.

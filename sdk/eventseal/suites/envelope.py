@@ -56,6 +56,13 @@ TAG_SIZES: dict[int, int] = {
 
 _COMPRESSIONS = frozenset({CompressionId.NONE, CompressionId.ZLIB, CompressionId.ZSTD})
 
+_SMALLEST: dict[bytes, int] = {
+    bytes((VERSION, suite, compression)): HEADER_SIZE + IV_SIZE + BLOCK_SIZE + tag_size
+    for suite, tag_size in TAG_SIZES.items()
+    for compression in _COMPRESSIONS
+}
+"""Bytes of the smallest envelope by the three bytes that it begins with."""
+
 
 @dataclass(frozen=True, slots=True)
 class EnvelopeInfo:
@@ -97,42 +104,64 @@ def parse_envelope(sealed: bytes) -> EnvelopeInfo:
     Raises:
         UnknownFormatError: It is cut, or of a version, suite or compression that this release does not open.
     """
-    size = len(sealed)
-    if size < HEADER_SIZE:
-        raise UnknownFormatError(
-            f"{size} bytes are too few for an envelope's header of {HEADER_SIZE}", offset=size
-        )
-    version, suite, compression = sealed[0], sealed[1], sealed[2]
-    if version != VERSION:
-        raise UnknownFormatError(
-            f"envelope version 0x{version:02x} is not known; this release reads 0x01", offset=0
-        )
-    tag_size = TAG_SIZES.get(suite)
-    if tag_size is None:
-        raise UnknownFormatError(_unopened("suite", suite, SuiteId.XAES_256_GCM, "XAES-256-GCM"), offset=1)
-    if compression not in _COMPRESSIONS:
-        reserved = CompressionId.ZSTD_DICTIONARY
-        raise UnknownFormatError(
-            _unopened("compression", compression, reserved, "zstd with a dictionary"), offset=2
-        )
-    ciphertext_size = size - HEADER_SIZE - IV_SIZE - tag_size
-    if ciphertext_size < BLOCK_SIZE or ciphertext_size % BLOCK_SIZE:
-        raise UnknownFormatError(
-            f"the envelope is cut: {size} bytes leave {ciphertext_size} for the ciphertext, "
-            f"which takes a positive multiple of {BLOCK_SIZE}",
-            offset=size,
-        )
+    problem = envelope_problem(sealed)
+    if problem is not None:
+        raise problem
+    suite = SuiteId(sealed[1])
     return EnvelopeInfo(
-        version=version,
-        suite=SuiteId(suite),
-        compression=CompressionId(compression),
-        key_id=UUID(bytes=bytes(sealed[3:HEADER_SIZE])),
-        size=size,
-        ciphertext_size=ciphertext_size,
+        version=sealed[0],
+        suite=suite,
+        compression=CompressionId(sealed[2]),
+        key_id=UUID(bytes=sealed[3:HEADER_SIZE]),
+        size=len(sealed),
+        ciphertext_size=len(sealed) - HEADER_SIZE - IV_SIZE - TAG_SIZES[suite],
     )
 
 
-def _unopened(field: str, value: int, reserved: int, name: str) -> str:
+def envelope_problem(sealed: object) -> UnknownFormatError | None:
+    """
+    Say why :func:`parse_envelope` would refuse *sealed*, or that it would not, at a tenth of its cost.
+
+    Args:
+        sealed: Any bytes. Random ones of a fitting length pass once in two million times: that they do says
+            nothing of whether they are an envelope; whether the key is known does.
+    """
+    if not isinstance(sealed, bytes):
+        return UnknownFormatError(f"an envelope is bytes, not {type(sealed).__name__}", offset=0)
+    smallest = _SMALLEST.get(sealed[:3])
+    if smallest is not None and (rest := len(sealed) - smallest) >= 0 and not rest % BLOCK_SIZE:
+        return None
+    return _problem(sealed)
+
+
+def _problem(sealed: bytes) -> UnknownFormatError:
+    size = len(sealed)
+    if size < HEADER_SIZE:
+        return UnknownFormatError(
+            f"{size} bytes are too few for an envelope, whose header alone takes {HEADER_SIZE}", offset=size
+        )
+    version, suite, compression = sealed[0], sealed[1], sealed[2]
+    if version != VERSION:
+        return UnknownFormatError(
+            f"envelope version 0x{version:02x} is not known; this release reads 0x{VERSION:02x}", offset=0
+        )
+    if suite not in TAG_SIZES:
+        return _unopened("suite", suite, SuiteId.XAES_256_GCM, "XAES-256-GCM", offset=1)
+    if compression not in _COMPRESSIONS:
+        return _unopened(
+            "compression", compression, CompressionId.ZSTD_DICTIONARY, "zstd with a dictionary", offset=2
+        )
+    ciphertext_size = size - HEADER_SIZE - IV_SIZE - TAG_SIZES[suite]
+    return UnknownFormatError(
+        f"the envelope is cut: {size} bytes leave {ciphertext_size} for the ciphertext, "
+        f"which takes a positive multiple of {BLOCK_SIZE}",
+        offset=size,
+    )
+
+
+def _unopened(field: str, value: int, reserved: int, name: str, *, offset: int) -> UnknownFormatError:
     if value == reserved:
-        return f"{field} 0x{value:02x} ({name}) is reserved and not opened by this release"
-    return f"{field} 0x{value:02x} is not known"
+        message = f"{field} 0x{value:02x} ({name}) is reserved and not opened by this release"
+    else:
+        message = f"{field} 0x{value:02x} is not known"
+    return UnknownFormatError(message, offset=offset)
