@@ -14,7 +14,7 @@ from eventseal.configuration.settings import ENVIRONMENT_PREFIX, Settings
 from eventseal.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from pydantic_core import ErrorDetails
 
@@ -42,13 +42,9 @@ def load_settings(path: str | Path | None = None, **overrides: Any) -> Settings:
     in_environment = _environment_names()
     file = settings_file(path)
     in_file = {} if file is None else _with_secrets_hidden(_read_file(file))
-    _refuse_unknown(in_file, f"unknown setting {{name}} in {file}", Settings.model_fields)
-    _refuse_unknown(overrides, "unknown setting {name}", Settings.model_fields)
-    _refuse_unknown(
-        sorted(in_environment.values()),
-        "unknown environment variable {name}",
-        [FILE_VARIABLE, *(_variable(name) for name in Settings.model_fields)],
-    )
+    _refuse_unknown(in_file, f"unknown setting {{}} in {file}")
+    _refuse_unknown(overrides, "unknown setting {}")
+    _refuse_unknown_variables(in_environment)
     # Settings reads the environment itself, below its arguments: what the environment gives too is left out.
     values = {name: value for name, value in in_file.items() if name not in in_environment} | overrides
     found = _validated(values)
@@ -148,17 +144,20 @@ def _environment_names() -> dict[str, str]:
     }
 
 
-def _variable(name: str) -> str:
-    return f"{ENVIRONMENT_PREFIX}{name.upper()}"
-
-
-def _refuse_unknown(names: Iterable[str], message: str, known: Collection[str]) -> None:
-    accepted = {name.lower() for name in known}
+def _refuse_unknown(names: Iterable[str], message: str) -> None:
     for name in names:
-        if name.lower() not in accepted:
+        if name not in Settings.model_fields:
+            meant = nearest(name.lower(), Settings.model_fields)
+            raise ConfigurationError(message.format(name), remedy=f"Did you mean {meant}?")
+
+
+def _refuse_unknown_variables(variables: Mapping[str, str]) -> None:
+    for name, variable in variables.items():
+        if name not in Settings.model_fields:
+            meant = nearest(name, [*Settings.model_fields, "config"]).upper()
             raise ConfigurationError(
-                message.format(name=name),
-                remedy=f"Did you mean {nearest(name.lower() if name.islower() else name.upper(), known)}?",
+                f"unknown environment variable {variable}",
+                remedy=f"Did you mean {ENVIRONMENT_PREFIX}{meant}?",
             )
 
 
