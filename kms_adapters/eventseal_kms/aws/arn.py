@@ -1,0 +1,89 @@
+"""ARNs of KMS keys and aliases: text to structure and back, without any call."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Self
+
+from eventseal.errors import ConfigurationError
+
+SCHEME = "aws-kms://"
+
+_UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+_ARN = re.compile(
+    r"arn:(?P<partition>aws(?:-[a-z]+)*):kms:(?P<region>[a-z]{2,}(?:-[a-z]+)+-[0-9]+):(?P<account>[0-9]{12}):"
+    rf"(?P<resource>key/(?:{_UUID}|mrk-[0-9a-f]{{32}})|alias/[A-Za-z0-9/_-]{{1,250}})"
+)
+_FORM = "arn:aws:kms:<region>:<account of 12 digits>:key/<id>, or the same with alias/<name>"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyArn:
+    """
+    The ARN of a KMS key or of an alias.
+
+    Attributes:
+        partition: ``aws``, ``aws-cn``, ``aws-us-gov``, ...
+        region: ``eu-west-1``.
+        account: 12 digits.
+        resource: ``key/<id>`` or ``alias/<name>``.
+    """
+
+    partition: str
+    region: str
+    account: str
+    resource: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """
+        Read an ARN, bare or behind ``aws-kms://``.
+
+        Raises:
+            ConfigurationError: It is none of a KMS key or alias.
+        """
+        found = cls.find(text)
+        if found is None:
+            raise ConfigurationError(
+                f"{text!r} is not the ARN of a KMS key or alias",
+                remedy=f"Write {_FORM}; `aws kms describe-key` prints it.",
+            )
+        return found
+
+    @classmethod
+    def find(cls, text: str) -> Self | None:
+        """Read an ARN, bare or behind ``aws-kms://``; ``None`` if it is none of KMS."""
+        match = _ARN.fullmatch(text.removeprefix(SCHEME))
+        return cls(**match.groupdict()) if match else None
+
+    @classmethod
+    def find_uri(cls, uri: str) -> Self | None:
+        """Read a stored URI, ``aws-kms://<ARN>``; ``None`` if it is another service's."""
+        return cls.find(uri) if uri.startswith(SCHEME) else None
+
+    def __str__(self) -> str:
+        return f"arn:{self.partition}:kms:{self.region}:{self.account}:{self.resource}"
+
+    @property
+    def uri(self) -> str:
+        """The key as EventSeal stores it: ``aws-kms://<ARN>``."""
+        return f"{SCHEME}{self}"
+
+    @property
+    def is_alias(self) -> bool:
+        """Whether it names an alias, which another key may take over."""
+        return self.resource.startswith("alias/")
+
+    @property
+    def is_multi_region(self) -> bool:
+        """Whether the key has, or may get, replicas of the same id in other Regions."""
+        return self.resource.startswith("key/mrk-")
+
+    def in_region(self, region: str) -> Self:
+        """Name the same resource in *region*."""
+        return replace(self, region=region)
+
+    def is_same_key(self, other: KeyArn) -> bool:
+        """Whether both name one key: equal, or multi-Region replicas that differ in the Region alone."""
+        return self == other or (self.is_multi_region and self == other.in_region(self.region))

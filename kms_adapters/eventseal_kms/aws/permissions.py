@@ -1,0 +1,89 @@
+"""What the caller may do with a KMS key, tried by dry runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from eventseal.errors import EventSealError
+from eventseal.kms import EncryptionContext, PermissionCheck
+from eventseal_kms.aws.failures import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from eventseal_kms.aws.arn import KeyArn
+    from eventseal_kms.aws.calls import Answer, KmsCalls
+    from eventseal_kms.aws.kek import Kek
+
+# Where IGNORE_CIPHERTEXT is not known, the made-up blob is looked at only after the call was allowed.
+_GRANTED = frozenset({"DryRunOperationException", "InvalidCiphertextException"})
+_NO_CIPHERTEXT = b"a dry run needs none"
+
+
+def check_permissions(kek: Kek, calls: KmsCalls, application: str) -> Sequence[PermissionCheck]:
+    """
+    Try what a writer, a reader and a rotator need, each by itself.
+
+    Args:
+        kek: The key; an alias is resolved first, which needs ``kms:DescribeKey``.
+        calls: To call with.
+        application: For the encryption context, since least-privilege policies ask for it.
+
+    Raises:
+        EventSealError: A trial ended otherwise than by a yes or a no.
+    """
+    checks: list[PermissionCheck] = []
+    if kek.configured.is_alias:
+        checks.append(
+            _outcome("kms:DescribeKey", calls.call("DescribeKey", kek.configured, KeyId=str(kek.configured)))
+        )
+        if not checks[0].granted:
+            return checks
+    key = kek.current()
+    if isinstance(key, EventSealError):
+        raise key
+    context = EncryptionContext(UUID(int=0), "data", application).as_mapping()
+    for operation, action, request in _trials(key, context):
+        answer = calls.call(operation, key, context=context, DryRun=True, **request)
+        if isinstance(answer, Failure) and answer.code == "ParamValidationError":
+            request.pop("DryRunModifiers", None)  # older than this botocore's model of KMS
+            answer = calls.call(operation, key, context=context, DryRun=True, **request)
+        checks.append(_outcome(action, answer))
+    return checks
+
+
+def _outcome(action: str, answer: Answer | Failure) -> PermissionCheck:
+    if not isinstance(answer, Failure) or answer.code in _GRANTED:
+        return PermissionCheck(action=action, granted=True)
+    if answer.is_denied:
+        return PermissionCheck(action=action, granted=False, detail=f"{answer.error}. {answer.error.remedy}")
+    raise answer.error
+
+
+def _trials(key: KeyArn, context: dict[str, str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Give operation, permission and request; none of them needs a wrapping that exists."""
+    arn = str(key)
+    blind = {"CiphertextBlob": _NO_CIPHERTEXT, "DryRunModifiers": ["IGNORE_CIPHERTEXT"]}
+    yield (
+        "GenerateDataKey",
+        "kms:GenerateDataKey",
+        {
+            "KeyId": arn,
+            "KeySpec": "AES_256",
+            "EncryptionContext": context,
+        },
+    )
+    yield "Decrypt", "kms:Decrypt", {"KeyId": arn, "EncryptionContext": context, **blind}
+    yield "Encrypt", "kms:Encrypt", {"KeyId": arn, "Plaintext": bytes(32), "EncryptionContext": context}
+    yield (
+        "ReEncrypt",
+        "kms:ReEncrypt*",
+        {
+            "SourceKeyId": arn,
+            "SourceEncryptionContext": context,
+            "DestinationKeyId": arn,
+            "DestinationEncryptionContext": context,
+            **blind,
+        },
+    )
