@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import repeat
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -72,7 +73,7 @@ class AESCipher:
         self, plaintext: bytes, context: ItemContext, *, scope: str = DEFAULT_SCOPE, compress: bool = True
     ) -> bytes:
         """Seal one item, as :meth:`encrypt_many` does."""
-        return self.encrypt_many(((plaintext, context),), scopes=scope, compress=compress)[0]
+        return self._seal({scope: self._ready(((plaintext, context),), (compress,))})[scope][0]
 
     def decrypt(self, sealed: bytes, context: ItemContext) -> bytes:
         """
@@ -148,7 +149,7 @@ class AESCipher:
                 indices.setdefault(sealed[:HEADER_SIZE], []).append(index)
             else:
                 outcomes[index] = problem
-        key_ids = {header: UUID(bytes=header[3:]) for header in indices}
+        key_ids = {header: _key_id(header) for header in indices}
         keys = self._keys.opening_keys(set(key_ids.values())) if indices else {}
         for header, of_header in indices.items():
             opened = self._open(keys[key_ids[header]], header, [items[index] for index in of_header])
@@ -205,6 +206,11 @@ class AESCipher:
             # Closed between being handed out and being used: ask once more, and take that answer.
             again = error if last_answer else self._keys.opening_keys([key.key_id])[key.key_id]
         return self._open(again, header, items, last_answer=True)
+
+
+@lru_cache(maxsize=1024)
+def _key_id(header: bytes) -> UUID:
+    return UUID(bytes=header[3:])
 
 
 def _key_source(key: bytes | KeySource, suite: Suite | None, application: str | None) -> KeySource:

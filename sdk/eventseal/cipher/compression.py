@@ -11,12 +11,15 @@ from __future__ import annotations
 import os
 import zlib
 from collections import deque
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import zstandard
 
 from eventseal.errors import OPAQUE_INTEGRITY_MESSAGE, IntegrityError, ItemTooLargeError
 from eventseal.suites.envelope import CompressionId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 _KEPT = os.cpu_count() or 1
 _UNKNOWN_SIZES = (zstandard.CONTENTSIZE_UNKNOWN, zstandard.CONTENTSIZE_ERROR)
@@ -91,7 +94,7 @@ class Zstd:
 _idle_decompressors: deque[zstandard.ZstdDecompressor] = deque(maxlen=_KEPT)
 
 
-def decompress(compression: CompressionId, data: bytes, *, limit: int) -> bytes:
+def decompress(compression: int, data: bytes, *, limit: int) -> bytes:
     """
     Undo a compression, within bounds.
 
@@ -104,13 +107,7 @@ def decompress(compression: CompressionId, data: bytes, *, limit: int) -> bytes:
         ItemTooLargeError: More than *limit* bytes would come out; they were not allocated.
         IntegrityError: The bytes are not one whole compressed item and nothing else.
     """
-    if compression is CompressionId.ZSTD:
-        return _decompress_zstd(data, limit)
-    if compression is CompressionId.ZLIB:
-        return _decompress_zlib(data, limit)
-    if len(data) > limit:
-        raise too_large(len(data), limit)
-    return data
+    return _DECOMPRESS[compression](data, limit)
 
 
 def too_large(size: int, limit: int) -> ItemTooLargeError:
@@ -118,6 +115,12 @@ def too_large(size: int, limit: int) -> ItemTooLargeError:
     return ItemTooLargeError(
         f"the item has {size} bytes in plain; the limit is {limit}", size=size, limit=limit
     )
+
+
+def _check_size(data: bytes, limit: int) -> bytes:
+    if len(data) > limit:
+        raise too_large(len(data), limit)
+    return data
 
 
 def _decompress_zstd(data: bytes, limit: int) -> bytes:
@@ -152,3 +155,10 @@ def _decompress_zlib(data: bytes, limit: int) -> bytes:
     if not stream.eof or stream.unused_data:
         raise IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
     return plaintext
+
+
+_DECOMPRESS: Mapping[int, Callable[[bytes, int], bytes]] = {
+    CompressionId.NONE: _check_size,
+    CompressionId.ZLIB: _decompress_zlib,
+    CompressionId.ZSTD: _decompress_zstd,
+}

@@ -15,7 +15,7 @@ from eventseal.errors import (
 )
 from eventseal.keys.states import KeyPurpose
 from eventseal.suites.cbc_hmac import SUITES, open_many, seal_many
-from eventseal.suites.envelope import HEADER_SIZE, CompressionId, SuiteId, build_header
+from eventseal.suites.envelope import HEADER_SIZE, build_header
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from eventseal.cipher.context import ItemBinder, ItemContext
     from eventseal.keys.data_key import DataKey
     from eventseal.suites.cbc_hmac import Suite
+    from eventseal.suites.envelope import CompressionId
 
 Ready: TypeAlias = "tuple[CompressionId, bytes, bytes]"
 """An item before it meets its key: how its body is compressed, the body, and its place as bytes."""
@@ -91,15 +92,15 @@ def open_under(
             framed.append((sealed[HEADER_SIZE:], header + bind(context)))
         except SerializationError as error:
             refused[index] = error
-    opened = open_many(key.pool(SUITES[SuiteId(header[1])]), framed)
-    outcomes = _decompressed(opened, key, CompressionId(header[2]), limit)
+    opened = open_many(key.pool(SUITES[header[1]]), framed)
+    outcomes = _decompressed(opened, key, header[2], limit)
     for index, refusal in refused.items():
         outcomes.insert(index, refusal)
     return outcomes
 
 
 def _decompressed(
-    opened: Sequence[bytes | IntegrityError], key: DataKey, compression: CompressionId, limit: int
+    opened: Sequence[bytes | IntegrityError], key: DataKey, compression: int, limit: int
 ) -> list[Opened | EventSealError]:
     key_id, scope = key.key_id, key.scope
     outcomes: list[Opened | EventSealError] = []

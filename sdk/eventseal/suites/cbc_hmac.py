@@ -1,11 +1,11 @@
 """
 The suites AES-CBC with HMAC-SHA-2: encrypt-then-MAC exactly as RFC 7518 section 5.2 composes it.
 
-An IV is made by encrypting 16 fresh random bytes R as the block before the item: ``IV = E(R xor S)``, where S
-is the context's last ciphertext block. R is uniform and secret until then, so ``R xor S`` is uniform whatever S
-is, and E, a permutation, keeps it so: the IV is as random as R. What follows is plain CBC under that IV, and any
-CBC implementation opens it. Opening mirrors it: the IV goes through the decryptor as a block of its own, whose
-output is thrown away. Both run over a page of items in one call.
+An IV is made by encrypting 16 fresh random bytes R as the block before the item: ``IV = E(R xor S)``, where
+S is the context's last ciphertext block. R is uniform and secret until then, so ``R xor S`` is uniform whatever
+S is, and E, a permutation, keeps it so: the IV is as random as R. What follows is plain CBC under that IV, and
+any CBC implementation opens it. Opening mirrors it: the IV goes through the decryptor as a block of its own,
+whose output is thrown away. Both run over a page of items in one call.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from eventseal.suites.envelope import BLOCK_SIZE, IV_SIZE
 from eventseal.suites.suite import A128CBC_HS256, A192CBC_HS384, A256CBC_HS512, SUITES, Suite
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from eventseal.suites.contexts import ContextPool
 
@@ -50,23 +50,35 @@ def seal_many(
     random = _random(IV_SIZE * len(items))
     if len(random) != IV_SIZE * len(items):
         raise EventSealError(f"the random source gave {len(random)} bytes, not {IV_SIZE * len(items)}")
-    sizes = [IV_SIZE + BLOCK_SIZE + len(plaintext) // BLOCK_SIZE * BLOCK_SIZE for plaintext, _ in items]
     sealed: list[bytes] = []
-    for first, last in _pages(sizes):
-        pieces: list[bytes] = []
-        for index, (plaintext, _) in enumerate(items[first:last], first):
-            padding = _PADDINGS[len(plaintext) % BLOCK_SIZE]
-            pieces += (random[index * IV_SIZE : (index + 1) * IV_SIZE], plaintext, padding)
-        output = pool.encrypt(b"".join(pieces))
-        keyed, tag_size = pool.keyed_mac(), pool.suite.tag_size
-        start = 0
-        for (_, aad), size in zip(items[first:last], sizes[first:last], strict=True):
-            body = output[start : start + size]
-            start += size
-            mac = keyed.copy()
-            mac.update(aad + body + _BITS(8 * len(aad)))
-            sealed.append(body + mac.finalize()[:tag_size])
+    for first, last in _pages([_body_size(plaintext) for plaintext, _ in items]):
+        sealed += _seal_page(pool, items[first:last], random[first * IV_SIZE : last * IV_SIZE])
     return sealed
+
+
+def _seal_page(pool: ContextPool, items: Sequence[tuple[bytes, bytes]], random: bytes) -> list[bytes]:
+    pieces: list[bytes] = []
+    start = 0
+    for plaintext, _ in items:
+        pieces += (random[start : start + IV_SIZE], plaintext, _PADDINGS[len(plaintext) % BLOCK_SIZE])
+        start += IV_SIZE
+    output = pool.encrypt(b"".join(pieces))
+    keyed, tag_size = pool.keyed_mac(), pool.suite.tag_size
+    sealed: list[bytes] = []
+    start = 0
+    for plaintext, aad in items:
+        end = start + _body_size(plaintext)
+        body = output[start:end]
+        start = end
+        mac = keyed.copy()
+        mac.update(aad + body + _BITS(8 * len(aad)))
+        sealed.append(body + mac.finalize()[:tag_size])
+    return sealed
+
+
+def _body_size(plaintext: bytes) -> int:
+    # The IV, the plaintext's whole blocks, and one more, which padding always fills up.
+    return (1 + len(plaintext) // BLOCK_SIZE + 1) * BLOCK_SIZE
 
 
 def open_many(pool: ContextPool, items: Sequence[tuple[bytes, bytes]]) -> list[bytes | IntegrityError]:
@@ -87,25 +99,10 @@ def open_many(pool: ContextPool, items: Sequence[tuple[bytes, bytes]]) -> list[b
         KeyNotFoundError: The pool is closed.
     """
     bodies = _verified(pool, items)
-    outcomes: list[bytes | IntegrityError] = []
+    opened: list[bytes | IntegrityError] = []
     for first, last in _pages([len(body) for body in bodies]):
-        page = bodies[first:last]
-        joined = b"".join(page)
-        output = pool.decrypt(joined) if joined else b""
-        start = 0
-        for body in page:
-            if not body:
-                outcomes.append(IntegrityError(OPAQUE_INTEGRITY_MESSAGE))
-                continue
-            end = start + len(body)
-            start += IV_SIZE  # what came out in the IV's place means nothing
-            padding = _PADDINGS[-output[end - 1] % BLOCK_SIZE]
-            if output.endswith(padding, start, end):
-                outcomes.append(output[start : end - len(padding)])
-            else:
-                outcomes.append(IntegrityError(OPAQUE_INTEGRITY_MESSAGE))
-            start = end
-    return outcomes
+        opened += _decrypt_page(pool, bodies[first:last])
+    return opened
 
 
 def _verified(pool: ContextPool, items: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
@@ -122,16 +119,36 @@ def _verified(pool: ContextPool, items: Sequence[tuple[bytes, bytes]]) -> list[b
     return bodies
 
 
-def _pages(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+def _decrypt_page(pool: ContextPool, bodies: Sequence[bytes]) -> list[bytes | IntegrityError]:
+    joined = b"".join(bodies)
+    output = pool.decrypt(joined) if joined else b""
+    opened: list[bytes | IntegrityError] = []
+    start = 0
+    for body in bodies:
+        end = start + len(body)
+        padding = _PADDINGS[-output[end - 1] % BLOCK_SIZE] if body else b""
+        first = start + IV_SIZE  # what came out in the IV's place means nothing
+        if body and output.endswith(padding, first, end):
+            opened.append(output[first : end - len(padding)])
+        else:
+            opened.append(IntegrityError(OPAQUE_INTEGRITY_MESSAGE))
+        start = end
+    return opened
+
+
+def _pages(sizes: Sequence[int]) -> list[tuple[int, int]]:
     """Cut items of *sizes* bytes into runs of at most ``MAX_UPDATE``; a larger item is a run of its own."""
+    if sum(sizes) <= MAX_UPDATE:
+        return [(0, len(sizes))] if sizes else []
+    pages: list[tuple[int, int]] = []
     first = total = 0
     for index, size in enumerate(sizes):
         if total and total + size > MAX_UPDATE:
-            yield first, index
+            pages.append((first, index))
             first, total = index, 0
         total += size
-    if first < len(sizes):
-        yield first, len(sizes)
+    pages.append((first, len(sizes)))
+    return pages
 
 
 __all__ = ["A128CBC_HS256", "A192CBC_HS384", "A256CBC_HS512", "SUITES", "Suite", "open_many", "seal_many"]

@@ -2,8 +2,8 @@
 Pools of idle cipher contexts: what makes CBC affordable in Python.
 
 Making a CBC context costs ten times what using one does, so each suite's key keeps a few that stand idle. A
-CBC context carries its last ciphertext block into the next call, and one misaligned call would silently corrupt
-every later item. Hence the rules, all of them kept in this module:
+CBC context carries its last ciphertext block into the next call, and one misaligned call would silently
+corrupt every later item. Hence the rules, all of them kept in this module:
 
 - Whoever takes a context owns it alone. It goes back only after the length of its output was checked, and is
   dropped after any exception.

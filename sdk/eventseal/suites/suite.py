@@ -44,7 +44,7 @@ A128CBC_HS256 = _suite(SuiteId.A128CBC_HS256, "A128CBC-HS256", 32, SHA256())
 A192CBC_HS384 = _suite(SuiteId.A192CBC_HS384, "A192CBC-HS384", 48, SHA384())
 A256CBC_HS512 = _suite(SuiteId.A256CBC_HS512, "A256CBC-HS512", 64, SHA512())
 
-SUITES: Mapping[SuiteId, Suite] = MappingProxyType(
-    {suite.id: suite for suite in (A128CBC_HS256, A192CBC_HS384, A256CBC_HS512)}
+SUITES: Mapping[int, Suite] = MappingProxyType(
+    {int(suite.id): suite for suite in (A128CBC_HS256, A192CBC_HS384, A256CBC_HS512)}
 )
 """The suites that this release seals and opens with, by id."""
