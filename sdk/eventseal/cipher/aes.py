@@ -12,6 +12,7 @@ from eventseal.cipher.context import ItemBinder
 from eventseal.cipher.envelopes import Opened, open_under, seal_under
 from eventseal.errors import ConfigurationError, EventSealError, KeyNotFoundError, SerializationError
 from eventseal.keys.records import DEFAULT_SCOPE
+from eventseal.keys.source import KeySource
 from eventseal.keys.static_key import StaticKey
 from eventseal.suites.cbc_hmac import A256CBC_HS512
 from eventseal.suites.envelope import BLOCK_SIZE, HEADER_SIZE, CompressionId, envelope_problem
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from eventseal.cipher.context import ItemContext
     from eventseal.cipher.envelopes import Ready
     from eventseal.keys.data_key import DataKey
-    from eventseal.keys.source import KeySource
     from eventseal.suites.cbc_hmac import Suite
 
 MAX_PLAINTEXT = 2**24
@@ -54,6 +54,8 @@ class AESCipher:
         application: str | None = None,
         max_plaintext: int = MAX_PLAINTEXT,
     ) -> None:
+        if max_plaintext < 1:
+            raise ConfigurationError(f"max_plaintext is {max_plaintext}; it must be at least 1 byte")
         self._keys = _key_source(key, suite, application)
         self._suite = self._keys.suite if isinstance(self._keys, StaticKey) else A256CBC_HS512
         self._compression = compression or Zstd()
@@ -214,7 +216,7 @@ def _key_id(header: bytes) -> UUID:
 
 
 def _key_source(key: bytes | KeySource, suite: Suite | None, application: str | None) -> KeySource:
-    if isinstance(key, bytes):
+    if not isinstance(key, KeySource):
         return StaticKey(key, application="default" if application is None else application, suite=suite)
     if suite is not None or application is not None:
         raise ConfigurationError(

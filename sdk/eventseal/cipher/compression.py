@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import zstandard
 
-from eventseal.errors import OPAQUE_INTEGRITY_MESSAGE, IntegrityError, ItemTooLargeError
+from eventseal.errors import OPAQUE_INTEGRITY_MESSAGE, ConfigurationError, IntegrityError, ItemTooLargeError
 from eventseal.suites.envelope import CompressionId
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Zlib:
     id = CompressionId.ZLIB
 
     def __init__(self, level: int = 6) -> None:
-        self._level = level
+        self._level = _checked_level(level, 9)
 
     def compress(self, plaintext: bytes) -> bytes:
         """Compress *plaintext* into one zlib stream."""
@@ -77,7 +77,7 @@ class Zstd:
     id = CompressionId.ZSTD
 
     def __init__(self, level: int = 3) -> None:
-        self._level = level
+        self._level = _checked_level(level, zstandard.MAX_COMPRESSION_LEVEL)
         self._idle: deque[zstandard.ZstdCompressor] = deque(maxlen=_KEPT)
 
     def compress(self, plaintext: bytes) -> bytes:
@@ -115,6 +115,12 @@ def too_large(size: int, limit: int) -> ItemTooLargeError:
     return ItemTooLargeError(
         f"the item has {size} bytes in plain; the limit is {limit}", size=size, limit=limit
     )
+
+
+def _checked_level(level: int, highest: int) -> int:
+    if not 1 <= level <= highest:
+        raise ConfigurationError(f"compression level {level} is not one of 1 to {highest}")
+    return level
 
 
 def _check_size(data: bytes, limit: int) -> bytes:

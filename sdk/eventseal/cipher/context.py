@@ -2,17 +2,17 @@
 The item context: where an item stands, bound to it as associated data and not stored in it.
 
 What is bound is a canonical value, so that two contexts give the same bytes exactly when the database cannot
-tell them apart: the text of a UUID is that UUID, ``Decimal("1.50")`` is 1.5, ``Decimal("3.0")`` is 3, -0 is 0.
-Whatever has no such value is refused before anything is written. ``docs/format.md`` has the bytes.
+tell them apart: the text of a UUID is that UUID, ``Decimal("1.50")`` is 1.5, ``Decimal("3.0")`` is 3
+and -0 is 0. Whatever has no such value is refused before anything is written. ``docs/format.md`` has
+the bytes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow
+from decimal import Context, Decimal, Inexact, InvalidOperation
 from functools import lru_cache
 from struct import Struct
-from struct import error as struct_error
 from uuid import UUID
 
 from eventseal.errors import SerializationError
@@ -22,14 +22,18 @@ DOMAIN = b"item"
 MAX_PLACES = 6
 """Decimal places of a position: a microsecond, where it is a time."""
 
-_UUID_TAG, _TEXT_TAG, _INTEGER_TAG, _DECIMAL_TAG = b"\x01", b"\x02", b"\x03", b"\x04"
-_INTEGER = Struct(">IBq").pack
+_UUID_TAG, _TEXT_TAG, _DECIMAL_TAG = b"\x01", b"\x02", b"\x04"
+_INTEGER_TAG = 3
+_INTEGER = Struct(">Bq").pack
 _INTEGER_SIZE = 9
+_FRAMED_INTEGER = Struct(">IBq").pack
 _FRAMED_UUID = b"\x00\x00\x00\x11" + _UUID_TAG
 _UUID_TEXT_SIZE = 36
+_LEAST, _MOST = -(2**63), 2**63 - 1
+_DIGITS = 19
 _MICRO = Decimal(1).scaleb(-MAX_PLACES)
 # Wide enough for every 64-bit integer with six places; whatever does not fit exactly raises.
-_EXACT = Context(prec=30, traps=[Inexact, InvalidOperation, Overflow])
+_EXACT = Context(prec=30, traps=[Inexact, InvalidOperation])
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,6 @@ class ItemBinder:
 
     def __init__(self, application: str) -> None:
         self.application = application
-        self._prefixes: dict[str, bytes] = {}
 
     def bind(self, context: ItemContext) -> bytes:
         """
@@ -72,30 +75,25 @@ class ItemBinder:
         Raises:
             SerializationError: A part has no canonical value, or is of another type.
         """
-        sequence_id, position = context.sequence_id, context.position
+        # The exact types take a short way; whatever else there is takes the long one, to the same bytes.
+        sequence_id, position, topic = context.sequence_id, context.position, context.topic
         if type(sequence_id) is UUID:
             place = _FRAMED_UUID + sequence_id.bytes
         elif type(sequence_id) is str:
-            place = _framed_sequence_id(sequence_id)
+            place = _framed_text_id(sequence_id)
         else:
-            place = _framed_unusual_sequence_id(sequence_id)
-        if type(position) is int:
-            try:
-                place += _INTEGER(_INTEGER_SIZE, 3, position)
-            except struct_error:
-                raise _out_of_range(position) from None
+            place = length_prefixed(canonical_sequence_id(sequence_id))
+        if type(position) is int and _LEAST <= position <= _MOST:
+            place += _FRAMED_INTEGER(_INTEGER_SIZE, _INTEGER_TAG, position)
         else:
-            place += _framed_unusual_position(position)
-        collection = context.collection
-        prefix = self._prefixes.get(collection) or self._new_prefix(collection)
-        return prefix + place + _framed_topic(context.topic)
+            place += length_prefixed(canonical_position(position))
+        if type(topic) is not str or type(context.collection) is not str:
+            return self._bind_unusual(context, place)
+        return _framed_names(self.application, context.collection) + place + _framed_topic(topic)
 
-    def _new_prefix(self, collection: str) -> bytes:
-        name = _text("collection", collection)
-        # Collections are the program's own record classes: a handful.
-        application = _text("application name", self.application)
-        prefix = self._prefixes[collection] = length_prefixed(DOMAIN, application, name)
-        return prefix
+    def _bind_unusual(self, context: ItemContext, place: bytes) -> bytes:
+        topic, collection = _text("topic", context.topic), _text("collection", context.collection)
+        return _framed_names(self.application, collection.decode()) + place + _framed_topic(topic.decode())
 
 
 def canonical_sequence_id(sequence_id: object) -> bytes:
@@ -137,54 +135,55 @@ def canonical_position(position: object) -> bytes:
         )
     if isinstance(position, Decimal):
         return _canonical_decimal(position)
-    return _canonical_integer(int(position), position)
+    return _canonical_integer(int(position))
 
 
-def _canonical_integer(value: int, position: object) -> bytes:
-    if not -(2**63) <= value < 2**63:
-        raise _out_of_range(position)
-    return _INTEGER_TAG + value.to_bytes(8, "big", signed=True)
+def _canonical_integer(value: int) -> bytes:
+    if not _LEAST <= value <= _MOST:
+        raise _out_of_range()
+    return _INTEGER(_INTEGER_TAG, value)
 
 
 def _canonical_decimal(position: Decimal) -> bytes:
     if not position.is_finite():
         raise SerializationError(
-            f"{position} is no position: it is not finite", remedy="Give a finite Decimal."
+            "a position is not a number, or is infinite", remedy="Give the position as a finite Decimal."
         )
-    if position.adjusted() > len(str(2**63)):
-        raise _out_of_range(position)
+    if not position:
+        return _canonical_integer(0)
+    if position.adjusted() > _DIGITS:  # before anything is computed with what may be 1E+999999
+        raise _out_of_range()
     try:
         scaled = position.quantize(_MICRO, context=_EXACT).scaleb(MAX_PLACES, context=_EXACT)
     except (Inexact, InvalidOperation):
         raise SerializationError(
-            f"the position {position} has more than {MAX_PLACES} decimal places",
+            f"a position has more than {MAX_PLACES} decimal places",
             remedy=f"Round it to {MAX_PLACES} places, which databases keep exactly.",
         ) from None
-    micros = int(scaled)
-    whole, fraction = divmod(abs(micros), 10**MAX_PLACES)
+    whole, fraction = divmod(abs(int(scaled)), 10**MAX_PLACES)
+    negative = scaled < 0
     if not fraction:
-        return _canonical_integer(-whole if micros < 0 else whole, position)
-    if whole >= 2**63:
-        raise _out_of_range(position)
-    sign = "-" if micros < 0 else ""
+        return _canonical_integer(-whole if negative else whole)
+    if whole > _MOST:
+        raise _out_of_range()
     digits = f"{fraction:0{MAX_PLACES}d}".rstrip("0")
-    return _DECIMAL_TAG + f"{sign}{whole}.{digits}".encode()
+    return _DECIMAL_TAG + f"{'-' if negative else ''}{whole}.{digits}".encode()
 
 
-def _out_of_range(position: object) -> SerializationError:
+def _out_of_range() -> SerializationError:
     return SerializationError(
-        f"the position {position} does not fit 64 bits", remedy="Use positions from -2**63 to 2**63 - 1."
+        "a position does not fit 64 bits", remedy=f"Use positions from {_LEAST} to {_MOST}."
     )
 
 
 def _text(what: str, text: object) -> bytes:
     if not isinstance(text, str):
         raise SerializationError(
-            f"the {what} is {type(text).__name__}, not a string", remedy=f"Give the {what} as text."
+            f"the {what} is of type {type(text).__name__}, not a string", remedy=f"Give the {what} as text."
         )
     if "\0" in text:
         raise SerializationError(
-            f"the {what} holds a NUL character", remedy="Leave it out: PostgreSQL refuses it."
+            f"the {what} holds a NUL character", remedy="Leave it out: not every database keeps it."
         )
     try:
         return text.encode()
@@ -194,19 +193,20 @@ def _text(what: str, text: object) -> bytes:
         ) from None
 
 
-@lru_cache(maxsize=4096)
-def _framed_sequence_id(sequence_id: str) -> bytes:
+# What recurs from item to item is framed once. The caches are small: topics and collections are the program's
+# own names, and a page of items comes from few streams.
+
+
+@lru_cache(maxsize=1024)
+def _framed_text_id(sequence_id: str) -> bytes:
     return length_prefixed(canonical_sequence_id(sequence_id))
-
-
-def _framed_unusual_sequence_id(sequence_id: object) -> bytes:
-    return length_prefixed(canonical_sequence_id(sequence_id))
-
-
-def _framed_unusual_position(position: object) -> bytes:
-    return length_prefixed(canonical_position(position))
 
 
 @lru_cache(maxsize=1024)
 def _framed_topic(topic: str) -> bytes:
     return length_prefixed(_text("topic", topic))
+
+
+@lru_cache(maxsize=256)
+def _framed_names(application: str, collection: str) -> bytes:
+    return length_prefixed(DOMAIN, _text("application name", application), _text("collection", collection))

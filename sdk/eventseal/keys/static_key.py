@@ -38,7 +38,7 @@ class StaticKey:
     def __init__(self, key: bytes, *, application: str = "default", suite: Suite | None = None) -> None:
         if not isinstance(key, bytes):
             raise ConfigurationError(
-                f"a static key is bytes, not {type(key).__name__}",
+                f"a key is bytes, or a keyring, not {type(key).__name__}",
                 remedy="Give 32 random bytes, such as secrets.token_bytes(32) made once and kept.",
             )
         by_size = _SUITES_BY_KEY_SIZE.get(len(key))

@@ -2,10 +2,10 @@
 The suites AES-CBC with HMAC-SHA-2: encrypt-then-MAC exactly as RFC 7518 section 5.2 composes it.
 
 An IV is made by encrypting 16 fresh random bytes R as the block before the item: ``IV = E(R xor S)``, where
-S is the context's last ciphertext block. R is uniform and secret until then, so ``R xor S`` is uniform whatever
-S is, and E, a permutation, keeps it so: the IV is as random as R. What follows is plain CBC under that IV, and
-any CBC implementation opens it. Opening mirrors it: the IV goes through the decryptor as a block of its own,
-whose output is thrown away. Both run over a page of items in one call.
+S is the context's last ciphertext block. R is uniform and secret until then, so ``R xor S`` is uniform
+whatever S is, and E, a permutation, keeps it so: the IV is as random as R. What follows is plain CBC under
+that IV, and any CBC implementation opens it. Opening mirrors it: the IV goes through the decryptor as a block
+of its own, whose output is thrown away. Both run over a page of items in one call.
 """
 
 from __future__ import annotations
