@@ -6,6 +6,7 @@ from eventseal.kms.adapter import (
     SupportsBatch,
     SupportsCheck,
     SupportsRewrap,
+    SupportsVersions,
     WrappedKey,
 )
 from eventseal.kms.context import EncryptionContext
@@ -18,6 +19,7 @@ __all__ = [
     "SupportsBatch",
     "SupportsCheck",
     "SupportsRewrap",
+    "SupportsVersions",
     "WrappedKey",
     "adapter_from_uri",
 ]

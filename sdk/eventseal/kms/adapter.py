@@ -135,3 +135,47 @@ class SupportsRewrap(Protocol):
             One outcome a wrapping, in order; ``NotMyKeyError`` where this service cannot move it from there.
         """
         ...
+
+
+@runtime_checkable
+class SupportsVersions(Protocol):
+    """An adapter whose KEK has versions that can be told apart, made, forbidden and deleted."""
+
+    def current_version(self) -> str:
+        """
+        Tell the version that wraps, as ``WrappedKey.kek_version`` has it.
+
+        Raises:
+            KmsError: The KMS refused or failed.
+        """
+        ...
+
+    def rotate(self) -> str:
+        """
+        Make a new version and tell it; what is wrapped stays under the older ones.
+
+        Raises:
+            KmsError: The KMS refused or failed.
+        """
+        ...
+
+    def forbid_versions_before(self, version: str) -> None:
+        """
+        Open nothing more that is wrapped under a version before *version*; an earlier one takes it back.
+
+        Raises:
+            ConfigurationError: *version* is none of this KMS's.
+            KmsError: The KMS refused or failed.
+        """
+        ...
+
+    def delete_versions_before(self, version: str) -> None:
+        """
+        Delete the versions before *version* for good; they must have been forbidden.
+
+        Raises:
+            ConfigurationError: *version* is none of this KMS's.
+            KmsKeyStateError: Some are not forbidden.
+            KmsError: The KMS refused or failed.
+        """
+        ...

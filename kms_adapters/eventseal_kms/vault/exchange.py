@@ -1,0 +1,176 @@
+"""
+One exchange with Vault, and what came of it, as a value.
+
+Nothing is raised here: an exception would carry frames, or hvac's copy of the answer, that hold keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import hvac.exceptions as vault
+import requests
+import urllib3.exceptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_HEALING = frozenset({412, 429, *range(500, 600)}) - {501}
+_OK = 200
+_NO_CONTENT = 204
+
+# hvac raises by status and drops the status itself.
+_STATUS_OF: tuple[tuple[type[vault.VaultError], int], ...] = (
+    (vault.InvalidRequest, 400),
+    (vault.Unauthorized, 401),
+    (vault.Forbidden, 403),
+    (vault.InvalidPath, 404),
+    (vault.PreconditionFailed, 412),
+    (vault.RateLimitExceeded, 429),
+    (vault.InternalServerError, 500),
+    (vault.VaultNotInitialized, 501),
+    (vault.BadGateway, 502),
+    (vault.VaultDown, 503),
+)
+
+_ADDRESS_ERRORS = (
+    requests.exceptions.MissingSchema,
+    requests.exceptions.InvalidSchema,
+    requests.exceptions.InvalidURL,
+    urllib3.exceptions.LocationValueError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """
+    What Vault said.
+
+    Attributes:
+        status: Of HTTP; 0 where hvac does not tell.
+        body: The JSON object; may hold keys. Empty if there was none.
+        messages: The errors that Vault names.
+        from_vault: Whether it looks like Vault's: something before it may answer in HTML.
+        retry_after: Seconds, if the answer says so.
+    """
+
+    status: int
+    body: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    messages: tuple[str, ...] = ()
+    from_vault: bool = True
+    retry_after: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether Vault did what it was asked for."""
+        return self.status in {_OK, _NO_CONTENT} and self.from_vault
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """What was asked for; may hold keys."""
+        data = self.body.get("data")
+        return data if isinstance(data, dict) else {}
+
+    @property
+    def may_heal(self) -> bool:
+        """Whether the same call may succeed a moment later."""
+        return self.status in _HEALING
+
+
+@dataclass(frozen=True, slots=True)
+class NoAnswer:
+    """
+    Why there was none.
+
+    Attributes:
+        kind: ``timeout``, ``connection``, ``tls``, or ``address`` (no request could be made of it).
+        detail: The innermost cause, in the client's words.
+    """
+
+    kind: Literal["timeout", "connection", "tls", "address"]
+    detail: str
+
+    @property
+    def retry_after(self) -> None:
+        """Nobody said."""
+        return
+
+    @property
+    def may_heal(self) -> bool:
+        """Whether the same call may succeed a moment later."""
+        return self.kind in {"timeout", "connection"}
+
+
+def exchange(call: Callable[[], object]) -> Answer | NoAnswer:
+    """
+    Run *call*, a method of an hvac client, and say what came of it.
+
+    Args:
+        call: Answers a JSON object or a response, or raises what hvac and requests raise.
+    """
+    try:
+        return _answer(call())
+    except vault.VaultError as caught:
+        return _refused(caught)
+    except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as caught:
+        return _unanswered(caught)
+
+
+def _answer(result: object) -> Answer:
+    if isinstance(result, dict):  # hvac's JSON adapter parses what has status 200
+        return Answer(_OK, result, _messages(result))
+    if not isinstance(result, requests.Response):
+        return Answer(0, from_vault=False)
+    body = _json_object(result)
+    return Answer(
+        result.status_code,
+        body,
+        _messages(body),
+        from_vault=bool(body) or result.status_code == _NO_CONTENT,
+        retry_after=_seconds(result.headers.get("Retry-After", "")),
+    )
+
+
+def _refused(caught: vault.VaultError) -> Answer:
+    status = next((status for kind, status in _STATUS_OF if isinstance(caught, kind)), 0)
+    body = caught.json if isinstance(caught.json, dict) else {}
+    return Answer(status, body, _messages(body), from_vault=bool(body))
+
+
+def _unanswered(caught: Exception) -> NoAnswer:
+    if isinstance(caught, requests.exceptions.Timeout):
+        return NoAnswer("timeout", type(caught).__name__)
+    if isinstance(caught, requests.exceptions.SSLError):
+        return NoAnswer("tls", _innermost(caught))
+    if isinstance(caught, _ADDRESS_ERRORS):
+        return NoAnswer("address", type(caught).__name__)
+    if isinstance(caught, (requests.exceptions.RequestException, urllib3.exceptions.HTTPError)):
+        return NoAnswer("connection", _innermost(caught))
+    return NoAnswer("tls", str(caught))  # requests' error of a CA bundle or certificate that is not there
+
+
+def _innermost(caught: BaseException) -> str:
+    """Unwrap what requests and urllib3 wrapped, down to the words of the operating system or of TLS."""
+    while True:
+        inner = getattr(caught, "reason", None) or (caught.args[-1] if caught.args else None)
+        if not isinstance(inner, BaseException):
+            return str(caught).rpartition(": ")[2] or type(caught).__name__
+        caught = inner
+
+
+def _json_object(response: requests.Response) -> Mapping[str, Any]:
+    try:
+        body = response.json()
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _messages(body: Mapping[str, Any]) -> tuple[str, ...]:
+    errors = body.get("errors")
+    return tuple(str(error) for error in errors) if isinstance(errors, list) else ()
+
+
+def _seconds(text: str) -> float | None:
+    return float(text) if text.isdecimal() else None

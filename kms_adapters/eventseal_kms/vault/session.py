@@ -1,0 +1,245 @@
+"""Calls to Vault with a token that lasts: got on first use, renewed in time, replaced when it has ended."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from eventseal.errors import ConfigurationError, EventSealError, KmsUnavailableError
+from eventseal_kms.vault.exchange import Answer, NoAnswer, exchange
+from eventseal_kms.vault.failures import denied, failure_of, login_failure, token_ended
+from eventseal_kms.vault.lease import Lease
+from eventseal_kms.vault.policies import capability_for
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import hvac
+
+    from eventseal_kms.vault.retries import Deadline, RetryPolicy
+    from eventseal_kms.vault.settings import VaultSettings
+    from eventseal_kms.vault.transit_key import TransitKey
+
+_DENIED = frozenset({401, 403})
+_LOOKUP = "auth/token/lookup-self"
+_RENEW = "auth/token/renew-self"
+# A good token without the right to look itself up is refused by policy, and Vault words that as a list.
+_REFUSED_BY_POLICY = "1 error occurred"
+
+
+@dataclass(slots=True, eq=False)
+class _Process:
+    """What the threads of one process share; a child of a fork makes its own."""
+
+    client: hvac.Client
+    lease: Lease | None = field(default=None, repr=False)
+    number: int = field(default_factory=os.getpid)
+    login_lock: Lock = field(default_factory=Lock)
+
+
+class VaultSession:
+    """
+    Calls Vault, in as many threads as like.
+
+    Args:
+        key: Named in errors.
+        client: A ready one, whose token is its owner's to renew.
+        settings: Where to call and how to log in; used if no client is given.
+        retries: The bounds of a call.
+    """
+
+    def __init__(
+        self,
+        key: TransitKey,
+        *,
+        client: hvac.Client | None,
+        settings: VaultSettings | None,
+        retries: RetryPolicy,
+    ) -> None:
+        self._key = key
+        self._given = client
+        self._settings = settings
+        self._retries = retries
+        self._current: _Process | None = None
+
+    def call(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, tries: int | None = None
+    ) -> Answer | EventSealError:
+        """
+        Call *path*.
+
+        Args:
+            method: ``get`` or ``post``.
+            path: Below ``/v1/``.
+            body: What to send; may hold keys.
+            tries: At most; by default as many as the retry policy allows.
+
+        Returns:
+            Vault's answer, which may be a refusal; or the error, if there was none, if trying again may help,
+            or if the token does not allow the call.
+        """
+        deadline = self._retries.start()
+        process = self._process()
+        failure = self._sign_in(process, deadline)
+        if failure is not None:
+            return failure
+        lease = process.lease
+        outcome = self._send(process, method, path, body, deadline, tries)
+        if _is_denied(outcome):
+            failure = self._after_denial(process, lease, method, path, deadline)
+            if failure is not None:
+                return failure
+            outcome = self._send(process, method, path, body, deadline, tries)
+            if _is_denied(outcome):
+                return denied(path, capability_for(method), key=self._key)
+        if isinstance(outcome, NoAnswer) or outcome.may_heal or not outcome.from_vault:
+            return failure_of(outcome, path=path, key=self._key)
+        return outcome
+
+    def ask(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, tries: int | None = None
+    ) -> Answer | EventSealError:
+        """Call *path* as :meth:`call` does; a refusal is an error, too."""
+        answer = self.call(method, path, body, tries=tries)
+        if isinstance(answer, Answer) and not answer.ok:
+            return failure_of(answer, path=path, key=self._key)
+        return answer
+
+    def _process(self) -> _Process:
+        current = self._current
+        if current is None or current.number != os.getpid():
+            # Two threads may get here at once: one of the two clients is then dropped unused.
+            current = self._current = self._new_process(current)
+        return current
+
+    def _new_process(self, parents: _Process | None) -> _Process:
+        lease = parents.lease if parents else None
+        if self._settings is not None:
+            token = lease.token if lease else ""
+            client = self._settings.make_client(timeout=self._retries.try_timeout, token=token)
+            return _Process(client, lease)
+        assert self._given is not None  # noqa: S101  (the adapter gives one of the two)
+        if parents is not None:
+            self._given.adapter.close()  # the sockets are the parent's
+        return _Process(self._given)
+
+    def _sign_in(self, process: _Process, deadline: Deadline) -> EventSealError | None:
+        """See to it that there is a token, and that it lasts."""
+        if self._settings is None:
+            return None
+        lease, now = process.lease, self._retries.clock()
+        if lease is None or lease.has_ended(now):
+            return self._log_in(process, lease, deadline)
+        # One thread prolongs it while the others go on: two thirds of its time have passed, not all.
+        if lease.is_due(now) and process.login_lock.acquire(blocking=False):
+            try:
+                if process.lease is lease:
+                    process.lease = self._prolonged(process, lease, deadline)
+            finally:
+                process.login_lock.release()
+        return None
+
+    def _log_in(self, process: _Process, stale: Lease | None, deadline: Deadline) -> EventSealError | None:
+        """Log in, unless another thread did since *stale* was seen."""
+        if not process.login_lock.acquire(timeout=max(deadline.remaining(), 0)):
+            return KmsUnavailableError("the login to Vault takes too long", kek_uri=self._key.uri)
+        try:
+            if process.lease is not stale:
+                return None
+            lease = self._new_lease(process, deadline)
+            if isinstance(lease, EventSealError):
+                return lease
+            process.lease = lease
+            return None
+        finally:
+            process.login_lock.release()
+
+    def _prolonged(self, process: _Process, lease: Lease, deadline: Deadline) -> Lease:
+        """Renew the token or get another one; if neither works now, the one that there is serves on."""
+        now = self._retries.clock()
+        if lease.renewable:
+            outcome = self._send(process, "post", _RENEW, {}, deadline, tries=1)
+            if isinstance(outcome, Answer) and outcome.ok:
+                return lease.renewed(outcome.body.get("auth") or {}, now=now)
+            if isinstance(outcome, NoAnswer) or outcome.may_heal:
+                return lease.later(now)
+        new = self._new_lease(process, deadline, tries=1)
+        if isinstance(new, Lease) and new.token != lease.token:
+            return new
+        process.client.token = lease.token
+        return lease.later(now)
+
+    def _new_lease(
+        self, process: _Process, deadline: Deadline, tries: int | None = None
+    ) -> Lease | EventSealError:
+        assert self._settings is not None  # noqa: S101  (only then there is a login)
+        login, client, now = self._settings.login, process.client, self._retries.clock()
+        try:
+            outcome = self._retries.run(
+                lambda _: exchange(lambda: _login_body(login(client))), deadline, tries=tries
+            )
+        except ConfigurationError as error:
+            return error
+        if isinstance(outcome, NoAnswer) or not outcome.ok:
+            return login_failure(outcome, key=self._key)
+        if terms := outcome.body.get("auth"):
+            return Lease.granted(client.token, terms, now=now)
+        return self._looked_up(process, deadline)
+
+    def _looked_up(self, process: _Process, deadline: Deadline) -> Lease | EventSealError:
+        """Learn the lease of a token that no login gave."""
+        now = self._retries.clock()
+        outcome = self._send(process, "get", _LOOKUP, None, deadline)
+        if _is_denied(outcome):
+            lives = _REFUSED_BY_POLICY in " ".join(outcome.messages)
+            return Lease(process.client.token) if lives else token_ended("login", key=self._key)
+        if isinstance(outcome, NoAnswer) or not outcome.ok:
+            return failure_of(outcome, path=_LOOKUP, key=self._key)
+        return Lease.granted(process.client.token, outcome.data, now=now)
+
+    def _after_denial(
+        self, process: _Process, lease: Lease | None, method: str, path: str, deadline: Deadline
+    ) -> EventSealError | None:
+        """Tell a token that has ended from one that may not; get a new one in the first case."""
+        if process.lease is not lease:
+            return None
+        outcome = self._send(process, "get", _LOOKUP, None, deadline)
+        if not _is_denied(outcome):
+            if isinstance(outcome, NoAnswer) or not outcome.ok:
+                return failure_of(outcome, path=_LOOKUP, key=self._key)
+            return denied(path, capability_for(method), key=self._key)
+        if _REFUSED_BY_POLICY in " ".join(outcome.messages):
+            return denied(path, capability_for(method), key=self._key)
+        if self._settings is None:
+            return token_ended(path, key=self._key)
+        return self._log_in(process, lease, deadline)
+
+    def _send(
+        self,
+        process: _Process,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        deadline: Deadline,
+        tries: int | None = None,
+    ) -> Answer | NoAnswer:
+        request = process.client.adapter.request
+        # hvac's own methods raise on a refusal, with the answer, keys and all, in the exception.
+        return self._retries.run(
+            lambda timeout: exchange(
+                lambda: request(method, f"/v1/{path}", json=body, raise_exception=False, timeout=timeout)
+            ),
+            deadline,
+            tries=tries,
+        )
+
+
+def _is_denied(outcome: Answer | NoAnswer) -> TypeGuard[Answer]:
+    return isinstance(outcome, Answer) and outcome.status in _DENIED and outcome.from_vault
+
+
+def _login_body(answer: object) -> object:
+    """Take a login that made no call as an empty answer."""
+    return {} if answer is None else answer
