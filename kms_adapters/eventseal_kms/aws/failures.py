@@ -124,7 +124,7 @@ def error_in(outcome: EventSealError | Failure) -> EventSealError:
 
 def _error(meaning: Meaning, action: str, key: KeyArn, code: str, text: str) -> EventSealError:
     said = f": {text[:_VENDOR_TEXT_LIMIT]}" if text else ""
-    message = f"{action} on {key} (account {key.account}, Region {key.region}): {meaning.text} [{code}{said}]"
+    message = f"{action} on {key}: {meaning.text} [{code}{said}]"
     return meaning.error(message, remedy=meaning.remedy, kek_uri=key.uri)
 
 

@@ -43,7 +43,7 @@ _CREDENTIALS = Meaning(
     "AWS does not accept the credentials",
     "Renew the credentials (`aws sso login`, a new role session, new keys), and check this machine's clock.",
 )
-DENIED = Meaning(KmsForbiddenError, "the caller may not")
+DENIED = Meaning(KmsForbiddenError, "the caller has no permission")
 _ROW_CHANGED = "Do not use the wrapping. Find out who changed the key's row, and restore it from a backup."
 _MALFORMED = Meaning(ConfigurationError, "KMS does not accept the request")
 

@@ -1,0 +1,247 @@
+"""A stand-in for AWS KMS that behaves as AWS KMS does, also where it refuses."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from hashlib import sha256
+from http import HTTPStatus
+from threading import RLock
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from botocore.config import Config
+
+from eventseal_kms.testing import key_management, key_use
+from eventseal_kms.testing.policies import load, root_of
+from eventseal_kms.testing.refusals import Refusal
+from eventseal_kms.testing.registry import Registry
+from eventseal_kms.testing.session import Session
+from eventseal_kms.testing.traffic import NO_ANSWER, AwsCall, Traffic
+from eventseal_kms.testing.wire import Reply, Signed, answer_in_process, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from datetime import timedelta
+
+    from mypy_boto3_kms import KMSClient
+
+    from eventseal_kms.testing.policies import Document
+
+_OPERATIONS = {**key_use.OPERATIONS, **key_management.OPERATIONS}
+
+
+class FakeAwsKms:
+    """
+    AWS KMS in memory: keys, aliases, policies, and faults on command.
+
+    Its clients are boto3's own: requests are signed and sent, answers and errors read as with AWS. Only the
+    network is missing, and :meth:`serve` adds it, on the loopback interface. It keeps to key states, pinned
+    keys, key material ids, multi-Region keys, dry runs, contexts that differ, and policies with conditions on
+    them. It checks no signature, and knows no grants: their tokens are only logged.
+
+    Args:
+        account: 12 digits; whose root is the default caller.
+        region: Of clients that name none.
+    """
+
+    def __init__(self, account: str = "111122223333", region: str = "eu-west-1") -> None:
+        self.account = account
+        self.region = region
+        self._registry = Registry()
+        self._traffic = Traffic()
+        self._identity: dict[str, list[Document]] = {}
+        self._callers: dict[str, str] = {}
+        self._generations: dict[str, int] = {}
+        self._lock = RLock()
+        self._session = boto3.session.Session()
+
+    @property
+    def calls(self) -> list[AwsCall]:
+        """Every call, in the order in which they ended."""
+        return self._traffic.calls
+
+    @property
+    def peak(self) -> int:
+        """The most calls that were inside at once."""
+        return self._traffic.peak
+
+    @property
+    def delay(self) -> float:
+        """Seconds that each call takes."""
+        return self._traffic.delay
+
+    @delay.setter
+    def delay(self, seconds: float) -> None:
+        self._traffic.delay = seconds
+
+    def count(self, *actions: str) -> int:
+        """How many calls of *actions* (``kms:Decrypt``) reached the fake; of all, if none is named."""
+        return sum(not actions or call.action in actions for call in self.calls)
+
+    def create_key(self, *, alias: str | None = None, region: str | None = None, **settings: Any) -> str:
+        """
+        Make a key as the account's root.
+
+        Args:
+            alias: ``alias/shop``, to name it.
+            region: Where; the fake's own by default.
+            settings: As for boto3's ``create_key``.
+
+        Returns:
+            The ARN: the key's, or the alias's.
+        """
+        client = self.client(region=region)
+        arn = client.create_key(**settings)["KeyMetadata"]["Arn"]
+        if alias is None:
+            return arn
+        client.create_alias(AliasName=alias, TargetKeyId=arn)
+        return f"{arn.partition(':key/')[0]}:{alias}"
+
+    def client(
+        self, caller: str | None = None, *, region: str | None = None, config: Config | None = None
+    ) -> KMSClient:
+        """
+        Make a boto3 client whose calls come here.
+
+        Args:
+            caller: The ARN of a role or user; the account's root by default, who may do everything.
+            region: The fake's own by default.
+            config: For instance for retries; by default a call is tried once.
+        """
+        once = Config(retries={"mode": "standard", "total_max_attempts": 1})
+        credentials = self.credentials(caller)
+        with self._lock:
+            client = self._session.client(
+                "kms",
+                region_name=region or self.region,
+                config=once.merge(config) if config else once,
+                aws_access_key_id=credentials["aws_access_key_id"],
+                aws_secret_access_key=credentials["aws_secret_access_key"],
+            )
+        client.meta.events.register("before-send.kms", answer_in_process(self._reply))
+        return client
+
+    def credentials(self, caller: str | None = None) -> dict[str, str]:
+        """
+        Make credentials by which the fake knows *caller*.
+
+        Returns:
+            Keyword arguments for boto3; in upper case they are the environment variables.
+        """
+        caller = caller or root_of(self.account)
+        with self._lock:
+            access_key = self._access_key(caller)
+            self._callers[access_key] = caller
+        return {"aws_access_key_id": access_key, "aws_secret_access_key": "not-checked"}
+
+    def expire_credentials(self, caller: str | None = None) -> None:
+        """Let every credential of *caller* expire; :meth:`credentials` gives new ones."""
+        caller = caller or root_of(self.account)
+        with self._lock:
+            self._generations[caller] = self._generations.get(caller, 0) + 1
+
+    def attach_policy(self, caller: str, policy: str | Mapping[str, Any]) -> None:
+        """
+        Give *caller* an IAM policy, beside those it has.
+
+        Raises:
+            ValueError: The policy says something that the fake cannot evaluate.
+        """
+        with self._lock:
+            self._identity.setdefault(caller, []).append(load(policy))
+
+    def detach_policies(self, caller: str) -> None:
+        """Take every policy from *caller*."""
+        with self._lock:
+            self._identity.pop(caller, None)
+
+    def advance(self, time: timedelta) -> None:
+        """Move the fake's clock on: keys whose deletion is due are gone."""
+        self._registry.passed += time
+
+    def fail_next(
+        self, count: int = 1, code: str = "ThrottlingException", *, action: str | None = None
+    ) -> None:
+        """
+        Fail the next *count* calls.
+
+        Args:
+            count: How many.
+            code: AWS's, such as ``KMSInternalException``, or ``NO_ANSWER``.
+            action: Of this action alone: ``kms:Decrypt``.
+        """
+        self._traffic.plan(code, action, count)
+
+    def fail_always(self, code: str, *, action: str | None = None) -> None:
+        """Fail every call, of *action* or of all, until :meth:`recover`."""
+        self._traffic.plan(code, action, None)
+
+    def recover(self) -> None:
+        """End every fault."""
+        self._traffic.recover()
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep every call inside until the block ends; :meth:`wait_inside` tells when they have come."""
+        with self._traffic.hold():
+            yield
+
+    def wait_inside(self, count: int, *, timeout: float = 10.0) -> None:
+        """
+        Wait until *count* calls are inside at once.
+
+        Raises:
+            TimeoutError: They did not come within *timeout* seconds.
+        """
+        self._traffic.wait_inside(count, timeout)
+
+    @contextmanager
+    def serve(self) -> Iterator[str]:
+        """
+        Answer over HTTP on the loopback interface.
+
+        Returns:
+            The ``endpoint_url``, also for ``AWS_ENDPOINT_URL_KMS``; :meth:`credentials` say who calls.
+        """
+        with serving(self._reply) as url:
+            yield url
+
+    def _reply(self, signed: Signed, body: bytes) -> Reply:
+        """Answer a request, and write it into the log."""
+        action = f"kms:{signed.operation}"
+        caller = self._callers.get(signed.access_key, "")
+        noted: dict[str, Any] = {"action": action, "region": signed.region, "caller": caller}
+        try:
+            with self._traffic.inside(action):
+                return Reply(HTTPStatus.OK, self._answer(signed, caller, json.loads(body or b"{}"), noted))
+        except Refusal as refusal:
+            noted["error"] = refusal.code
+            if refusal.code == NO_ANSWER:
+                return Reply(0, {})
+            return Reply(refusal.status, {"__type": refusal.code, "message": refusal.message})
+        finally:
+            self._traffic.record(AwsCall(**noted))
+
+    def _answer(
+        self, signed: Signed, caller: str, asked: dict[str, Any], noted: dict[str, Any]
+    ) -> dict[str, Any]:
+        with self._lock:
+            if not caller:
+                text = "The security token included in the request is invalid."
+                raise Refusal("UnrecognizedClientException", text)
+            noted["dry_run"] = bool(asked.get("DryRun"))
+            noted["grant_tokens"] = tuple(asked.get("GrantTokens", ()))
+            if self._access_key(caller) != signed.access_key:
+                text = "The security token included in the request is expired"
+                raise Refusal("ExpiredTokenException", text)
+            operation = _OPERATIONS.get(signed.operation)
+            if operation is None:
+                raise Refusal("UnknownOperationException")
+            policies = self._identity.get(caller, ())
+            session = Session(self._registry, caller, signed.region, policies, noted)
+            return operation(session, asked) or {}
+
+    def _access_key(self, caller: str) -> str:
+        generation = self._generations.get(caller, 0)
+        return "ASIA" + sha256(f"{caller} {generation}".encode()).hexdigest()[:16].upper()

@@ -1,0 +1,216 @@
+"""A small evaluator of IAM and key policies, which refuses to load what it does not know."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+Document = dict[str, Any]
+Values = tuple[str, ...]
+
+_CONTEXT_PREFIX = "kms:encryptioncontext:"
+_CONDITION_KEYS = frozenset(
+    {
+        "kms:encryptioncontextkeys",
+        "kms:reencryptonsamekey",
+        "kms:requestalias",
+        "kms:calleraccount",
+        "kms:keyspec",
+        "kms:keyusage",
+        "kms:multiregion",
+        "aws:principalarn",
+        "aws:requestedregion",
+    }
+)
+_ELEMENTS = frozenset(
+    {"Sid", "Effect", "Principal", "Action", "NotAction", "Resource", "NotResource", "Condition"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """
+    What is asked.
+
+    Attributes:
+        action: ``kms:Decrypt``.
+        resource: The key's ARN, or ``*`` for what concerns no key.
+        caller: An ARN of IAM.
+        facts: Condition keys, in lower case, with their values.
+    """
+
+    action: str
+    resource: str
+    caller: str
+    facts: Mapping[str, Values]
+
+
+def account_of(caller: str) -> str:
+    """The account in an ARN of IAM."""
+    return caller.split(":")[4]
+
+
+def root_of(account: str) -> str:
+    """The account's root, which stands for the whole account in a key policy."""
+    return f"arn:aws:iam::{account}:root"
+
+
+def default_key_policy(account: str) -> Document:
+    """The policy of a key that was made without one: the account's IAM policies decide."""
+    statement = {
+        "Effect": "Allow",
+        "Principal": {"AWS": root_of(account)},
+        "Action": "kms:*",
+        "Resource": "*",
+    }
+    return {"Version": "2012-10-17", "Statement": [statement]}
+
+
+def load(policy: str | Mapping[str, Any]) -> Document:
+    """
+    Read a policy and check that all of it can be evaluated here.
+
+    Raises:
+        ValueError: It is no policy, or says something that the fake cannot evaluate.
+    """
+    document: Document = json.loads(policy) if isinstance(policy, str) else json.loads(json.dumps(policy))
+    statements = _listed(document.get("Statement", []))
+    if document.get("Version") != "2012-10-17" or not statements:
+        raise ValueError('a policy has "Version": "2012-10-17" and at least one Statement')
+    for statement in statements:
+        _check(statement)
+    document["Statement"] = statements
+    return document
+
+
+def why_denied(
+    request: Request, *, key_policy: Document | None, key_account: str | None, identity: Sequence[Document]
+) -> str | None:
+    """
+    Decide as IAM does.
+
+    Args:
+        request: What is asked.
+        key_policy: Of the key; ``None`` where the request concerns no key.
+        key_account: The key's account.
+        identity: The policies of the caller.
+
+    Returns:
+        ``None`` if it is allowed, else the reason in AWS's words.
+    """
+    asked = [statement for document in identity for statement in document["Statement"]]
+    for statement in asked:
+        if statement["Effect"] == "Deny" and _applies(statement, request):
+            return "with an explicit deny in an identity-based policy"
+    account = account_of(request.caller)
+    owner = request.caller == root_of(account)
+    granted = owner or any(s["Effect"] == "Allow" and _applies(s, request) for s in asked)
+    if key_policy is None:
+        return None if granted else _no_policy("identity-based", request)
+    named, delegated = False, False
+    for statement in key_policy["Statement"]:
+        principals = _principals(statement)
+        if not _applies(statement, request):
+            continue
+        whole_account = bool(principals & {root_of(account), account})
+        this_one = bool(principals & {"*", request.caller})
+        if statement["Effect"] == "Deny" and (whole_account or this_one):
+            return "with an explicit deny in a resource-based policy"
+        named = named or this_one
+        delegated = delegated or whole_account
+    if not (named or delegated):
+        return _no_policy("resource-based", request)
+    if named and account == key_account:
+        return None
+    return None if granted else _no_policy("identity-based", request)
+
+
+def _no_policy(kind: str, request: Request) -> str:
+    return f"because no {kind} policy allows the {request.action} action"
+
+
+def _check(statement: Mapping[str, Any]) -> None:
+    unknown = set(statement) - _ELEMENTS
+    if unknown or statement.get("Effect") not in {"Allow", "Deny"}:
+        raise ValueError(f"the fake cannot evaluate this statement: {json.dumps(statement)}")
+    if "Action" not in statement and "NotAction" not in statement:
+        raise ValueError("a statement has an Action")
+    for operator, wanted in statement.get("Condition", {}).items():
+        if _base_of(operator) not in _OPERATORS:
+            raise ValueError(f"the fake does not know the condition operator {operator}")
+        for name in wanted:
+            if name.lower() not in _CONDITION_KEYS and not name.lower().startswith(_CONTEXT_PREFIX):
+                raise ValueError(f"the fake does not know the condition key {name}")
+
+
+def _applies(statement: Mapping[str, Any], request: Request) -> bool:
+    if "NotAction" in statement:
+        acts = not _matches_any(statement["NotAction"], request.action, ignore_case=True)
+    else:
+        acts = _matches_any(statement["Action"], request.action, ignore_case=True)
+    if "NotResource" in statement:
+        fits = not _matches_any(statement["NotResource"], request.resource)
+    else:
+        fits = _matches_any(statement.get("Resource", "*"), request.resource)
+    return (
+        acts
+        and fits
+        and all(
+            _holds(operator, _listed(values), request.facts.get(name.lower()))
+            for operator, wanted in statement.get("Condition", {}).items()
+            for name, values in wanted.items()
+        )
+    )
+
+
+def _holds(operator: str, wanted: list[str], found: Values | None) -> bool:
+    base, quantifier = _base_of(operator), operator.partition(":")[0] if ":" in operator else ""
+    if base == "Null":
+        return (found is None) == (str(wanted[0]).lower() == "true")
+    if found is None:
+        return operator.endswith("IfExists") or "Not" in base or quantifier == "ForAllValues"
+    holds = _OPERATORS[base]
+    results = [holds(value, [str(want) for want in wanted]) for value in found]
+    return all(results) if quantifier == "ForAllValues" or "Not" in base else any(results)
+
+
+def _base_of(operator: str) -> str:
+    return operator.rpartition(":")[2].removesuffix("IfExists")
+
+
+_OPERATORS: dict[str, Callable[[str, list[str]], bool]] = {
+    "StringEquals": lambda value, wanted: value in wanted,
+    "StringNotEquals": lambda value, wanted: value not in wanted,
+    "StringEqualsIgnoreCase": lambda value, wanted: value.lower() in {want.lower() for want in wanted},
+    "StringLike": lambda value, wanted: _matches_any(wanted, value),
+    "StringNotLike": lambda value, wanted: not _matches_any(wanted, value),
+    "ArnEquals": lambda value, wanted: _matches_any(wanted, value),
+    "ArnLike": lambda value, wanted: _matches_any(wanted, value),
+    "Bool": lambda value, wanted: value.lower() in {want.lower() for want in wanted},
+    "Null": lambda _value, _wanted: False,
+}
+
+
+def _principals(statement: Mapping[str, Any]) -> set[str]:
+    principal = statement.get("Principal", {})
+    return {"*"} if principal == "*" else set(_listed(principal.get("AWS", [])))
+
+
+def _matches_any(patterns: str | list[str], value: str, *, ignore_case: bool = False) -> bool:
+    return any(_pattern(pattern, ignore_case).fullmatch(value) for pattern in _listed(patterns))
+
+
+@cache
+def _pattern(text: str, ignore_case: bool) -> re.Pattern[str]:
+    escaped = re.escape(text).replace(r"\*", ".*").replace(r"\?", ".")
+    return re.compile(escaped, re.IGNORECASE | re.DOTALL if ignore_case else re.DOTALL)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

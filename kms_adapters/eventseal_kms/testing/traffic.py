@@ -1,0 +1,138 @@
+"""What passes through the fake: the call log, and faults and delays on command."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Condition
+from typing import TYPE_CHECKING
+
+from eventseal_kms.testing.refusals import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+NO_ANSWER = "no answer"
+"""In place of a code: the connection ends without an answer, as in an outage."""
+
+
+@dataclass(frozen=True, slots=True)
+class AwsCall:
+    """
+    One call that reached the fake.
+
+    Attributes:
+        action: ``kms:Decrypt``.
+        caller: Whose credentials signed it; empty if nobody's.
+        region: Where it was made.
+        key: The ARN of the KMS key, resolved; of ReEncrypt the destination; ``None`` where there is none.
+        context: The encryption context, of ReEncrypt the source's; ``None`` where there is none.
+        dry_run: Whether it only asked.
+        grant_tokens: As they were sent.
+        error: The code of the refusal, ``NO_ANSWER``, or ``None`` if it succeeded.
+    """
+
+    action: str
+    caller: str
+    region: str
+    key: str | None = None
+    context: Mapping[str, str] | None = None
+    dry_run: bool = False
+    grant_tokens: tuple[str, ...] = ()
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class _Fault:
+    code: str
+    action: str | None
+    left: int | None  # None: until recover()
+
+    def hits(self, action: str) -> bool:
+        return self.left != 0 and self.action in {None, action}
+
+
+@dataclass(slots=True)
+class Traffic:
+    """
+    Lets calls in, counts them, and fails those that were planned to fail.
+
+    Attributes:
+        calls: Every call, in the order in which they ended.
+        delay: Seconds that each call takes.
+        peak: The most calls that were inside at once.
+    """
+
+    calls: list[AwsCall] = field(default_factory=list)
+    delay: float = 0.0
+    peak: int = 0
+    _faults: list[_Fault] = field(default_factory=list)
+    _condition: Condition = field(default_factory=Condition)
+    _inside: int = 0
+    _held: int = 0
+
+    def plan(self, code: str, action: str | None, count: int | None) -> None:
+        """Fail the next *count* calls of *action*; all of them, where that is ``None``."""
+        with self._condition:
+            self._faults.append(_Fault(code, action, count))
+
+    def recover(self) -> None:
+        """Forget every plan."""
+        with self._condition:
+            self._faults.clear()
+
+    def record(self, call: AwsCall) -> None:
+        """Write a call into the log."""
+        with self._condition:
+            self.calls.append(call)
+
+    @contextmanager
+    def inside(self, action: str) -> Iterator[None]:
+        """
+        Let a call of *action* in, hold and delay it.
+
+        Raises:
+            Refusal: It was planned to fail.
+        """
+        with self._condition:
+            fault = next((fault for fault in self._faults if fault.hits(action)), None)
+            if fault is not None and fault.left is not None:
+                fault.left -= 1
+            self._inside += 1
+            self.peak = max(self.peak, self._inside)
+            self._condition.notify_all()
+            self._condition.wait_for(lambda: not self._held)
+        try:
+            if self.delay:
+                time.sleep(self.delay)
+            if fault is not None:
+                raise Refusal(fault.code, "on command of the test" if fault.code != NO_ANSWER else "")
+            yield
+        finally:
+            with self._condition:
+                self._inside -= 1
+                self._condition.notify_all()
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep every call inside until the block ends."""
+        with self._condition:
+            self._held += 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._held -= 1
+                self._condition.notify_all()
+
+    def wait_inside(self, count: int, timeout: float) -> None:
+        """
+        Wait until *count* calls are inside at once.
+
+        Raises:
+            TimeoutError: They did not come within *timeout* seconds.
+        """
+        with self._condition:
+            if not self._condition.wait_for(lambda: self._inside >= count, timeout):
+                raise TimeoutError(f"{self._inside} calls are inside, not {count}, after {timeout} s")
