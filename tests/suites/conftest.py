@@ -56,8 +56,8 @@ class OneShot:
         return unpadder.update(padded) + unpadder.finalize()
 
     def random_for(self, iv: bytes, chained: bytes) -> bytes:
-        """The 16 bytes that the random source must give, so that *iv* comes out behind the block *chained*."""
-        context = Cipher(self.aes, ECB()).decryptor()
+        """The 16 bytes that the random source must give, for *iv* to come out behind *chained*."""
+        context = Cipher(self.aes, ECB()).decryptor()  # noqa: S305 - one block, to invert the cipher
         block = context.update(iv) + context.finalize()
         return bytes(left ^ right for left, right in zip(block, chained, strict=True))
 

@@ -1,7 +1,7 @@
 """
 Seals items in threads and forked processes that share a warm pool, and counts the IVs that came twice.
 
-Run by ``test_ivs.py``, in a process of its own: ``python iv_census.py ITEMS [--prefetch]``. With ``--prefetch`` the
+Run by ``test_ivs.py``, in a process of its own: ``iv_census.py ITEMS [--prefetch]``. With ``--prefetch`` the
 random blocks come from a store kept for later, which a fork copies: the census must notice.
 """
 

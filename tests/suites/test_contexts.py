@@ -1,6 +1,4 @@
-"""
-The rules of pooled contexts, each also broken on purpose: a probe must pass on the pool and fail on the mutant.
-"""
+"""The rules of pooled contexts, each also broken on purpose: a probe passes on the pool, fails on the mutant."""
 
 from __future__ import annotations
 
@@ -39,7 +37,7 @@ def use(pool, direction, blocks=bytes(32)):
     return getattr(pool, direction)(blocks)
 
 
-# --- the probes: each holds one rule against any class of pool -----------------------------------------------
+# --- the probes: each holds one rule against any class of pool -------------------------------------
 
 
 def probe_alignment(pool_class, one_shot_of):
@@ -168,7 +166,7 @@ def test_misaligned_input_is_refused_before_it_reaches_a_context(one_shot_of):
     probe_alignment(ContextPool, one_shot_of)
 
 
-# --- the mutants: each breaks one rule, and its probe must notice --------------------------------------------
+# --- the mutants: each breaks one rule, and its probe must notice ----------------------------------
 
 
 class Unaligned(ContextPool):
@@ -257,7 +255,7 @@ def test_one_misaligned_call_would_corrupt_the_next_items(one_shot_of):
     assert reference.encrypt_blocks(b"sixteen of plain", output[:16]) != output[16:]
 
 
-# --- the rest ------------------------------------------------------------------------------------------------
+# --- the rest --------------------------------------------------------------------------------------
 
 
 def test_a_key_of_another_size_is_refused(suite):

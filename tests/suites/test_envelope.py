@@ -1,4 +1,4 @@
-"""The envelope's header: each field refused with its own error, and nothing read that would not be written."""
+"""The envelope's header: each field is refused with its own error, and what is read would be written so."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_both_readers_agree_on_any_bytes(data):
         info = parse_envelope(data)
         assert info.size == len(data)
     else:
-        with pytest.raises(UnknownFormatError, match="."):
+        with pytest.raises(UnknownFormatError, match=r"."):
             parse_envelope(data)
 
 

@@ -1,4 +1,4 @@
-"""The project's own negative vectors: valid tags over bad padding, cut tags, bytes moved over the boundary."""
+"""The project's own negative vectors: bad padding under a valid tag, cut tags, bytes moved over a boundary."""
 
 from __future__ import annotations
 

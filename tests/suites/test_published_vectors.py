@@ -1,4 +1,4 @@
-"""Every published vector through the suites' own code: the IV is injected by the random block, nothing else."""
+"""Every published vector through the suites' own code: its IV is injected by the random block alone."""
 
 from __future__ import annotations
 

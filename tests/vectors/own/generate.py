@@ -1,7 +1,7 @@
 """
 Writes the project's own negative vectors: what the public sets lack. Uses no code of the project.
 
-Each case has a key, associated data and IV | ciphertext | tag; ``expect`` is ``plaintext`` or ``integrity error``.
+Each case has associated data and IV | ciphertext | tag; ``expect`` is ``plaintext`` or ``integrity error``.
 Run it without arguments to write the files beside it.
 """
 
