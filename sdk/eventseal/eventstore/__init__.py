@@ -1,1 +1,63 @@
-"""..."""
+"""An event store, small on purpose: events, entities, repositories, snapshots, policies, applications."""
+
+from eventseal.eventstore.aggregates import AggregateRoot
+from eventseal.eventstore.application import ApplicationWithEventStores, ApplicationWithPersistencePolicies
+from eventseal.eventstore.decorators import attribute, mutator, retry
+from eventseal.eventstore.entities import (
+    EventSourcedEntity,
+    TimestampedEntity,
+    TimestampedVersionedEntity,
+    VersionedEntity,
+    WithReflexiveMutator,
+    mutate_entity,
+)
+from eventseal.eventstore.events import (
+    AttributeChanged,
+    Created,
+    Discarded,
+    DomainEvent,
+    EventWithOriginatorID,
+    EventWithOriginatorVersion,
+    EventWithTimestamp,
+    Logged,
+)
+from eventseal.eventstore.policies import PersistencePolicy, SnapshottingPolicy
+from eventseal.eventstore.publishing import publish, subscribe, unsubscribe
+from eventseal.eventstore.repository import EventSourcedRepository, RepositoryKeyError
+from eventseal.eventstore.snapshots import EventSourcedSnapshotStrategy, Snapshot, SnapshotStrategy
+from eventseal.eventstore.store import ActiveRecordStrategy, EventStore
+
+__all__ = [
+    "ActiveRecordStrategy",
+    "AggregateRoot",
+    "ApplicationWithEventStores",
+    "ApplicationWithPersistencePolicies",
+    "AttributeChanged",
+    "Created",
+    "Discarded",
+    "DomainEvent",
+    "EventSourcedEntity",
+    "EventSourcedRepository",
+    "EventSourcedSnapshotStrategy",
+    "EventStore",
+    "EventWithOriginatorID",
+    "EventWithOriginatorVersion",
+    "EventWithTimestamp",
+    "Logged",
+    "PersistencePolicy",
+    "RepositoryKeyError",
+    "Snapshot",
+    "SnapshotStrategy",
+    "SnapshottingPolicy",
+    "TimestampedEntity",
+    "TimestampedVersionedEntity",
+    "VersionedEntity",
+    "WithReflexiveMutator",
+    "attribute",
+    "mutate_entity",
+    "mutator",
+    "publish",
+    "retry",
+    "subscribe",
+    "unsubscribe",
+]

@@ -202,7 +202,7 @@ class SequencedItemMapper:
         event = self._restored(stored, resolve_topic(stored.topic), opened.plaintext)
         if self._scope_of(event) != opened.scope:
             raise IntegrityError(
-                f"key {opened.key_id} sealed the item, but it is no key of the scope that the event belongs to",
+                f"key {opened.key_id} sealed the item, but is no key of the scope that the event belongs to",
                 remedy="If key_scope was changed, change it back; else find out who holds that scope's key.",
             )
         return event

@@ -78,7 +78,8 @@ def topic_of(cls: type[Any]) -> str:
         return known
     topic = _name(cls)
     try:
-        found = resolve_topic(topic) if len(topic) <= MAX_TOPIC_LENGTH else None
+        # Not from the known ones: a module that was loaded again has new classes.
+        found = _import(topic) if len(topic) <= MAX_TOPIC_LENGTH else None
     except SerializationError:
         found = None
     if found is not cls:
@@ -87,6 +88,7 @@ def topic_of(cls: type[Any]) -> str:
             remedy="Define it at the top of a module, or name it with register_topic().",
         )
     _names[cls] = topic
+    _imported[topic] = cls
     return topic
 
 

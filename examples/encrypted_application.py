@@ -1,0 +1,148 @@
+"""
+An application whose events are encrypted, beside one whose events are not, on one table.
+
+Run it: ``python examples/encrypted_application.py``. It uses a folder of its own and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eventseal import (
+    AESCipher,
+    InMemoryKeyStore,
+    Keyring,
+    SQLAlchemyActiveRecordStrategy,
+    SQLAlchemyDatastore,
+    SQLAlchemySettings,
+)
+from eventseal.eventstore import (
+    ApplicationWithPersistencePolicies,
+    EventSourcedRepository,
+    TimestampedVersionedEntity,
+    attribute,
+)
+from eventseal.storage import IntegerSequencedItemRecord
+from eventseal_kms.local import LocalKmsAdapter
+
+if TYPE_CHECKING:
+    from eventseal.eventstore import ActiveRecordStrategy
+
+HIDDEN = "secret info"
+
+
+class Example(TimestampedVersionedEntity):
+    """An entity with an attribute that publishes an event when it is set."""
+
+    class Event(TimestampedVersionedEntity.Event):
+        """Of an example."""
+
+    class Created(Event, TimestampedVersionedEntity.Created):
+        """An example came to be."""
+
+    class AttributeChanged(Event, TimestampedVersionedEntity.AttributeChanged):
+        """An attribute of an example has a new value."""
+
+    class Discarded(Event, TimestampedVersionedEntity.Discarded):
+        """An example is no more."""
+
+    def __init__(self, foo: str = "", **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._foo = foo
+
+    @attribute
+    def foo(self) -> str:
+        """What the example holds."""
+        raise NotImplementedError
+
+
+class ExampleApplication(ApplicationWithPersistencePolicies):
+    """
+    Makes examples, and finds them again.
+
+    Args:
+        entity_active_record_strategy: Reads and writes the items of the examples' events.
+        always_encrypt: Whether every item is sealed, and anything else refused.
+        cipher: Seals and opens the items.
+    """
+
+    def __init__(
+        self,
+        *,
+        entity_active_record_strategy: ActiveRecordStrategy,
+        always_encrypt: bool = False,
+        cipher: AESCipher | None = None,
+    ) -> None:
+        super().__init__(
+            entity_active_record_strategy=entity_active_record_strategy,
+            always_encrypt=always_encrypt,
+            cipher=cipher,
+        )
+        self.example_repository = EventSourcedRepository(self.entity_event_store)
+
+    def create_new_example(self, foo: str = "") -> Example:
+        """Make an example, and store that it was made."""
+        with self.publishing():
+            return Example.create(foo=foo)
+
+
+def show(title: str, cipher: AESCipher, folder: Path) -> None:
+    """Store a secret in an encrypted application and a plain one, and look at what the database has."""
+    print(title)
+    database = folder / "example.sqlite"
+    datastore = SQLAlchemyDatastore(
+        settings=SQLAlchemySettings(uri=f"sqlite:///{database}"), tables=(IntegerSequencedItemRecord,)
+    )
+    datastore.setup_connection()
+    datastore.setup_tables()
+    strategy = SQLAlchemyActiveRecordStrategy(
+        active_record_class=IntegerSequencedItemRecord, session=datastore.session
+    )
+
+    with ExampleApplication(
+        entity_active_record_strategy=strategy, always_encrypt=True, cipher=cipher
+    ) as app:
+        example = app.create_new_example(foo=HIDDEN)
+        example.foo = f"more {HIDDEN}"
+        for item in app.entity_event_store.active_record_strategy.get_items(example.id):
+            print(f"  {item.position}  {item.topic}  key {item.key_id}  {item.data[:24].hex()}...")
+            prove("a key id stands beside every sealed item", item.key_id is not None)
+            prove("the secret is in no byte of the item", HIDDEN.encode() not in item.data)
+        prove("the entity comes back whole", app.example_repository[example.id] == example)
+    files = [file.read_bytes() for file in folder.glob("example.sqlite*")]
+    prove(
+        "the secret is in no byte of the database",
+        files and not any(HIDDEN.encode() in file for file in files),
+    )
+    print(f"  {HIDDEN!r} is in no byte of the database; the application reads {example.foo!r}")
+
+    with ExampleApplication(entity_active_record_strategy=strategy) as app:
+        plain = app.create_new_example(foo="no secret")
+        item = app.entity_event_store.active_record_strategy.get_item(plain.id, eq=0)
+        print(f"  {item.position}  {item.topic}  key {item.key_id}  {item.data.decode()}")
+        prove("an unencrypted application shows its state", b"no secret" in item.data and item.key_id is None)
+        prove("it finds its entity too", app.example_repository[plain.id] == plain)
+    datastore.close()
+    print()
+
+
+def prove(claim: str, holds: object) -> None:
+    """Stop if *claim* does not hold."""
+    if not holds:
+        raise SystemExit(f"not so: {claim}")
+
+
+def main() -> None:
+    """Show both kinds of keys: a static one, and a keyring over a local key file."""
+    with tempfile.TemporaryDirectory() as name:
+        show("Under a static key", AESCipher(b"0123456789abcdef"), Path(name))
+    with tempfile.TemporaryDirectory() as name:
+        kms = LocalKmsAdapter.create(Path(name) / "dev.key")
+        keyring = Keyring(kms=kms, key_store=InMemoryKeyStore(), application="example")
+        show("Under a keyring", AESCipher(keyring), Path(name))
+
+
+if __name__ == "__main__":
+    main()

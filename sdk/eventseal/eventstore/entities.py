@@ -1,0 +1,344 @@
+"""Entities, whose state is what their events made it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+from uuid import UUID, uuid4
+
+from eventseal.errors import ConfigurationError, IntegrityError, ItemNotFoundError, SequencedItemConflictError
+from eventseal.eventstore import events
+from eventseal.eventstore.decorators import mutator
+from eventseal.eventstore.publishing import current_owner, owned_by, publish
+from eventseal.items.topics import resolve_topic, topic_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from decimal import Decimal
+
+    from eventseal.eventstore.decorators import Mutate
+    from eventseal.eventstore.events import DomainEvent
+
+TRANSIENT = frozenset({"_owner", "_is_stale", "_pending_events"})
+"""Attributes of an entity that are no part of its state."""
+
+_ARGUMENTS = {"originator_id": "id", "originator_version": "version"}
+
+
+class EventSourcedEntity:
+    """
+    A thing with an identity, changed by events alone.
+
+    Args:
+        id: Its identity, and its stream.
+    """
+
+    class Event(events.EventWithOriginatorID):
+        """Of an entity."""
+
+    class Created(Event, events.Created):
+        """An entity came to be; the other attributes are its constructor's arguments."""
+
+    class AttributeChanged(Event, events.AttributeChanged):
+        """An attribute of an entity has a new value."""
+
+    class Discarded(Event, events.Discarded):
+        """An entity is no more."""
+
+    # Of this object, not of the entity's state: an entity that comes from a snapshot begins with these.
+    _is_stale: bool = False
+    _owner: object | None = None
+
+    def __init__(self, id: UUID | str) -> None:  # noqa: A002 - what an identity is called
+        self._id = id
+        self._is_discarded = False
+
+    @classmethod
+    def create(cls, originator_id: UUID | str | None = None, **attributes: Any) -> Self:
+        """
+        Make an entity, and publish that it was created.
+
+        Args:
+            originator_id: Its id; a random UUID by default.
+            attributes: The constructor's arguments, which the ``Created`` event keeps.
+        """
+        created = cls.Created(
+            originator_id=uuid4() if originator_id is None else originator_id,
+            originator_topic=topic_of(cls),
+            **attributes,
+        )
+        entity: Self = cls._mutate(None, created)
+        entity._publish_applied(created)
+        return entity
+
+    @property
+    def id(self) -> Any:
+        """The identity: a UUID, or a string."""
+        return self._id
+
+    def change_attribute(self, name: str, value: Any) -> None:
+        """Set the attribute *name* to *value*, and publish that it was."""
+        self._trigger_event(self.AttributeChanged, name=name, value=value)
+
+    def discard(self) -> None:
+        """End the entity, and publish that it ended: repositories do not find it any more."""
+        self._trigger_event(self.Discarded)
+
+    def _trigger_event(self, event_class: type[DomainEvent], **attributes: Any) -> None:
+        self._assert_changeable()
+        self._apply_and_publish(event_class(**self._next_place(), **attributes))
+
+    def _next_place(self) -> dict[str, Any]:
+        return {"originator_id": self._id}
+
+    def _apply_and_publish(self, event: DomainEvent) -> None:
+        self._apply(event)
+        self._publish_applied(event)
+
+    def _apply(self, event: DomainEvent) -> None:
+        self._assert_changeable()
+        self._validate_originator(event)
+        self._mutate(self, event)
+        self._event_applied(event)
+
+    @classmethod
+    def _mutate(cls, initial: Any, event: DomainEvent) -> Any:
+        """Apply *event* to the entity *initial*, or to none yet; override it for events of your own."""
+        return mutate_entity(cls if initial is None else initial, event)
+
+    def _publish_applied(self, event: DomainEvent) -> None:
+        try:
+            self._publish(event)
+        except BaseException:
+            # What was applied may not be stored: the next event would leave a gap, or build on nothing.
+            self._is_stale = True
+            raise
+
+    def _publish(self, event: DomainEvent | list[DomainEvent]) -> None:
+        with owned_by(self._owner or current_owner()):
+            publish(event)
+
+    def _assert_changeable(self) -> None:
+        if self._is_discarded:
+            raise ItemNotFoundError(f"{self!r} is discarded", remedy="Create another entity.")
+        if self._is_stale:
+            raise SequencedItemConflictError(
+                f"{self!r} has an event that was not stored",
+                remedy="Get the entity from its repository again.",
+            )
+
+    def _validate_originator(self, event: DomainEvent) -> None:
+        if event.originator_id != self._id:
+            raise IntegrityError(f"an event of {event.originator_id} is not one of {self!r}")
+
+    def _event_applied(self, event: DomainEvent) -> None:
+        self._is_discarded = isinstance(event, events.Discarded)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__qualname__} {vars(self).get('_id')}>"
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and state_of(other) == state_of(self)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def state_of(entity: object) -> dict[str, Any]:
+    """Copy an entity's attributes, but for those that are no part of its state."""
+    return {name: value for name, value in vars(entity).items() if name not in TRANSIENT}
+
+
+class VersionedEntity(EventSourcedEntity):
+    """
+    An entity that counts its events: two changes of one version cannot both be stored.
+
+    Args:
+        version: How many events made it.
+    """
+
+    class Event(events.EventWithOriginatorVersion, EventSourcedEntity.Event):
+        """Of a versioned entity."""
+
+    class Created(Event, EventSourcedEntity.Created):
+        """The first event."""
+
+        def __init__(self, *, originator_version: int = 0, **attributes: Any) -> None:
+            super().__init__(originator_version=originator_version, **attributes)
+
+    class AttributeChanged(Event, EventSourcedEntity.AttributeChanged):
+        """An attribute of an entity has a new value."""
+
+    class Discarded(Event, EventSourcedEntity.Discarded):
+        """The last event."""
+
+    def __init__(self, version: int = 0, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._version = version
+
+    @property
+    def version(self) -> int:
+        """How many events made the entity what it is; the position of the next one."""
+        return self._version
+
+    def _increment_version(self) -> None:
+        self._version += 1
+
+    def _next_place(self) -> dict[str, Any]:
+        return {**super()._next_place(), "originator_version": self._version}
+
+    def _validate_originator(self, event: DomainEvent) -> None:
+        super()._validate_originator(event)
+        if event.originator_version != self._version:
+            raise IntegrityError(
+                f"an event at {event.originator_version} does not follow {self!r} at version {self._version}",
+                remedy="If the stream was read, an item is missing from it: restore it from a backup.",
+            )
+
+    def _event_applied(self, event: DomainEvent) -> None:
+        super()._event_applied(event)
+        # Set, not raised: a mutator function may have counted already.
+        self._version = event.originator_version + 1
+
+
+class TimestampedEntity(EventSourcedEntity):
+    """
+    An entity that knows when it was made and changed.
+
+    Args:
+        timestamp: When it was made.
+    """
+
+    class Event(events.EventWithTimestamp, EventSourcedEntity.Event):
+        """Of a timestamped entity."""
+
+    class Created(Event, EventSourcedEntity.Created):
+        """An entity came to be."""
+
+    class AttributeChanged(Event, EventSourcedEntity.AttributeChanged):
+        """An attribute of an entity has a new value."""
+
+    class Discarded(Event, EventSourcedEntity.Discarded):
+        """An entity is no more."""
+
+    def __init__(self, timestamp: Decimal, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._created_on = timestamp
+        self._last_modified = timestamp
+
+    @property
+    def created_on(self) -> Decimal:
+        """When the entity was made, in seconds since the epoch."""
+        return self._created_on
+
+    @property
+    def last_modified(self) -> Decimal:
+        """When the entity was last changed, in seconds since the epoch."""
+        return self._last_modified
+
+    def _event_applied(self, event: DomainEvent) -> None:
+        super()._event_applied(event)
+        self._last_modified = event.timestamp
+
+
+class TimestampedVersionedEntity(TimestampedEntity, VersionedEntity):
+    """An entity that counts its events, and knows when it was made and changed."""
+
+    class Event(TimestampedEntity.Event, VersionedEntity.Event):
+        """Of a timestamped, versioned entity."""
+
+    class Created(Event, TimestampedEntity.Created, VersionedEntity.Created):
+        """The first event."""
+
+    class AttributeChanged(Event, TimestampedEntity.AttributeChanged, VersionedEntity.AttributeChanged):
+        """An attribute of an entity has a new value."""
+
+    class Discarded(Event, TimestampedEntity.Discarded, VersionedEntity.Discarded):
+        """The last event."""
+
+
+class WithReflexiveMutator(EventSourcedEntity):
+    """An entity whose events change it by their own method ``mutate(entity)``, where they have one."""
+
+    @classmethod
+    def _mutate(cls, initial: Any, event: DomainEvent) -> Any:
+        mutate = getattr(event, "mutate", None)
+        if not callable(mutate):
+            return super()._mutate(initial, event)
+        changed = mutate(cls if initial is None else initial)
+        return initial if changed is None and not isinstance(event, events.Discarded) else changed
+
+
+@mutator
+def mutate_entity(initial: Any, event: DomainEvent) -> Any:  # noqa: ARG001 - the signature of a mutator function
+    """Apply the events that every entity has: created, an attribute changed, discarded."""
+    raise ConfigurationError(
+        f"no mutator function takes a {type(event).__qualname__}",
+        remedy="Override _mutate() of the entity with a function that does, or mix in WithReflexiveMutator.",
+    )
+
+
+@mutate_entity.register(events.Created)
+def _(cls: type[EventSourcedEntity], event: DomainEvent) -> EventSourcedEntity:
+    arguments = {_ARGUMENTS.get(name, name): value for name, value in vars(event).items()}
+    arguments.pop("originator_topic", None)
+    self = cls(**arguments)
+    self._event_applied(event)
+    self._owner = current_owner()
+    return self
+
+
+@mutate_entity.register(events.AttributeChanged)
+def _(self: EventSourcedEntity, event: DomainEvent) -> EventSourcedEntity:
+    self._validate_originator(event)
+    setattr(self, event.name, event.value)
+    self._event_applied(event)
+    return self
+
+
+@mutate_entity.register(events.Discarded)
+def _(self: EventSourcedEntity, event: DomainEvent) -> None:
+    self._validate_originator(event)
+    self._event_applied(event)
+
+
+def mutate_stored(self: Any, event: DomainEvent) -> Any:
+    """Apply *event* as its entity's class says, which the event that ``create()`` published names."""
+    if self is not None:
+        return self._mutate(self, event)
+    topic = getattr(event, "originator_topic", None)
+    cls = None if topic is None else resolve_topic(topic)
+    if cls is None or not issubclass(cls, EventSourcedEntity):
+        raise ConfigurationError(
+            f"{event!r} does not name its entity's class, so there is no entity to begin with",
+            remedy="Make entities by their create(), or give the repository mutator=.",
+        )
+    return cls._mutate(None, event)
+
+
+def replay(mutate: Mutate, entity: Any, stored: Iterable[DomainEvent], *, owner: object) -> Any:
+    """
+    Apply stored events.
+
+    Args:
+        mutate: Gives the changed entity, or ``None`` if it is no more.
+        entity: What the events before these made; ``None`` at the first.
+        stored: Events in order.
+        owner: Of the event store that they are from.
+
+    Raises:
+        IntegrityError: An event is another entity's, or does not follow the one before it.
+    """
+    with owned_by(owner):
+        for event in stored:
+            entity = _replay_one(entity, mutate, event)
+    if isinstance(entity, EventSourcedEntity):
+        vars(entity)["_owner"] = owner
+    return entity
+
+
+def _replay_one(self: Any, mutate: Mutate, event: DomainEvent) -> Any:
+    if isinstance(self, EventSourcedEntity):
+        self._validate_originator(event)
+    self = mutate(self, event)
+    if isinstance(self, EventSourcedEntity):
+        self._event_applied(event)
+    return self

@@ -1,0 +1,115 @@
+"""Domain events: values that are published when something happened."""
+
+from __future__ import annotations
+
+import threading
+import time
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+
+class DomainEvent:
+    """
+    Something that happened. Its attributes are the arguments of its constructor, and do not change.
+
+    Its repr shows which event it is, not what it holds: logs and tracebacks are not sealed.
+    """
+
+    def __init__(self, **attributes: Any) -> None:
+        self.__dict__.update(attributes)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(
+            f"{type(self).__qualname__} is a domain event: its attribute {name!r} does not change"
+        )
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(
+            f"{type(self).__qualname__} is a domain event: its attribute {name!r} does not change"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other.__dict__ == self.__dict__
+
+    def __hash__(self) -> int:
+        # Its place alone: the other attributes need not be hashable.
+        return hash((type(self), *(self.__dict__.get(name) for name in _PLACE)))
+
+    def __repr__(self) -> str:
+        place = "".join(f" {name}={self.__dict__[name]}" for name in _PLACE if name in self.__dict__)
+        return f"<{type(self).__qualname__}{place}>"
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+
+class EventWithOriginatorID(DomainEvent):
+    """
+    Of an entity.
+
+    Args:
+        originator_id: The entity's id: its stream.
+    """
+
+    def __init__(self, *, originator_id: UUID | str, **attributes: Any) -> None:
+        super().__init__(originator_id=originator_id, **attributes)
+
+
+class EventWithOriginatorVersion(DomainEvent):
+    """
+    Of an entity that counts its events.
+
+    Args:
+        originator_version: The entity's version when it happened: its position, from 0.
+    """
+
+    def __init__(self, *, originator_version: int, **attributes: Any) -> None:
+        super().__init__(originator_version=originator_version, **attributes)
+
+
+class EventWithTimestamp(DomainEvent):
+    """
+    At a time.
+
+    Args:
+        timestamp: Seconds since the epoch, of at most 6 places; now by default.
+    """
+
+    def __init__(self, *, timestamp: Decimal | None = None, **attributes: Any) -> None:
+        super().__init__(timestamp=now() if timestamp is None else timestamp, **attributes)
+
+
+class Created(DomainEvent):
+    """An entity came to be."""
+
+
+class AttributeChanged(DomainEvent):
+    """An attribute of an entity has a new value: ``name``, ``value``."""
+
+
+class Discarded(DomainEvent):
+    """An entity is no more."""
+
+
+class Logged(EventWithTimestamp, EventWithOriginatorID):
+    """Something worth noting in a stream that is in order of time."""
+
+
+def now() -> Decimal:
+    """
+    The time in seconds since the epoch, to the microsecond.
+
+    No two calls in a process give the same: it is a position in a stream that is in order of time.
+    """
+    with _clock_lock:
+        _last[0] = max(time.time_ns() // 1000, _last[0] + 1)
+        return Decimal(_last[0]).scaleb(-6)
+
+
+_PLACE = ("originator_id", "originator_version", "timestamp")
+_clock_lock = threading.Lock()
+_last = [0]

@@ -1,0 +1,217 @@
+"""The event store: domain events into and out of a database."""
+
+from __future__ import annotations
+
+from itertools import islice
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Protocol
+
+from eventseal.errors import ConfigurationError, KeyClosedError
+from eventseal.items.item_fields import field_names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from eventseal.items.mapper import SequencedItemMapper
+
+PAGE_SIZE = 1000
+
+
+class ActiveRecordStrategy(Protocol):
+    """Reads and writes sequenced items; ``SQLAlchemyActiveRecordStrategy`` is one."""
+
+    @property
+    def sequenced_item_class(self) -> type[Any]:
+        """What it reads and writes."""
+        ...
+
+    @property
+    def collection(self) -> str:
+        """Which kind of items its record class holds."""
+        ...
+
+    def append(self, items: Any) -> None:
+        """
+        Write an item or a list of them: all or none.
+
+        Raises:
+            SequencedItemConflictError: A position is taken.
+            KeyClosedError: A key that sealed one of them was retired meanwhile.
+        """
+        ...
+
+    def get_item(self, sequence_id: Any, eq: Any) -> Any:
+        """
+        Read the item at one position.
+
+        Raises:
+            ItemNotFoundError: There is none.
+        """
+        ...
+
+    def get_items(
+        self,
+        sequence_id: Any,
+        gt: Any = None,
+        gte: Any = None,
+        lt: Any = None,
+        lte: Any = None,
+        limit: int | None = None,
+        query_ascending: bool = True,
+        results_ascending: bool = True,
+    ) -> list[Any]:
+        """Read items of a stream."""
+        ...
+
+    def all_items(self, *, page_size: int = PAGE_SIZE) -> Iterator[Any]:
+        """Read every item of every stream, a page at a time."""
+        ...
+
+
+class EventStore:
+    """
+    Stores domain events as sequenced items.
+
+    Args:
+        active_record_strategy: Reads and writes items.
+        sequenced_item_mapper: Maps events to items and back.
+
+    Attributes:
+        owner: In whose name the events of its entities are published: the store itself, or its application.
+
+    Raises:
+        ConfigurationError: The two are not of one item class and one collection.
+    """
+
+    def __init__(
+        self, active_record_strategy: ActiveRecordStrategy, sequenced_item_mapper: SequencedItemMapper
+    ) -> None:
+        _check_pair(active_record_strategy, sequenced_item_mapper)
+        self.active_record_strategy = active_record_strategy
+        self.sequenced_item_mapper = sequenced_item_mapper
+        self.owner: object = self
+        self._position_of = attrgetter(field_names(sequenced_item_mapper.sequenced_item_class)[1])
+
+    def append(self, domain_events: Any) -> None:
+        """
+        Store events: all or none.
+
+        Args:
+            domain_events: An event, or a list or tuple of them.
+
+        Raises:
+            SequencedItemConflictError: A position is taken: reload the entity and decide again.
+            SerializationError: An event cannot be written; nothing was.
+            EventSealError: There is no key to seal with, or the database refused or failed.
+        """
+        events = list(domain_events) if isinstance(domain_events, list | tuple) else [domain_events]
+        if not events:
+            return
+        mapper = self.sequenced_item_mapper
+        try:
+            self.active_record_strategy.append(mapper.to_sequenced_items(events))
+        except KeyClosedError:
+            if mapper.cipher is None:
+                raise
+            # A key was retired between sealing and writing: the keyring has to see it and seal with the next.
+            mapper.cipher.refresh()
+            self.active_record_strategy.append(mapper.to_sequenced_items(events))
+
+    def get_domain_event(self, originator_id: Any, eq: Any) -> Any:
+        """
+        Give the event at one position.
+
+        Raises:
+            ItemNotFoundError: There is none.
+        """
+        item = self.active_record_strategy.get_item(originator_id, eq)
+        return self.sequenced_item_mapper.from_sequenced_item(item)
+
+    def get_domain_events(
+        self,
+        originator_id: Any,
+        gt: Any = None,
+        gte: Any = None,
+        lt: Any = None,
+        lte: Any = None,
+        limit: int | None = None,
+        is_ascending: bool = True,
+    ) -> list[Any]:
+        """
+        Give events of a stream.
+
+        Args:
+            originator_id: The stream.
+            gt: After this position.
+            gte: At or after this position.
+            lt: Before this position.
+            lte: At or before this position.
+            limit: At most so many: the first, or, not ascending, the last.
+            is_ascending: Whether the earliest comes first.
+
+        Returns:
+            The events, in order.
+        """
+        items = self.active_record_strategy.get_items(
+            originator_id,
+            gt=gt,
+            gte=gte,
+            lt=lt,
+            lte=lte,
+            limit=limit,
+            query_ascending=is_ascending,
+            results_ascending=is_ascending,
+        )
+        return self.sequenced_item_mapper.from_sequenced_items(items)
+
+    def get_most_recent_event(self, originator_id: Any, lt: Any = None, lte: Any = None) -> Any:
+        """Give the last event of a stream, before or at a position if one is given; else ``None``."""
+        events = self.get_domain_events(originator_id, lt=lt, lte=lte, limit=1, is_ascending=False)
+        return events[0] if events else None
+
+    def iterate_domain_events(
+        self,
+        originator_id: Any,
+        gt: Any = None,
+        lt: Any = None,
+        lte: Any = None,
+        *,
+        page_size: int = PAGE_SIZE,
+    ) -> Iterator[Any]:
+        """
+        Give the events of a stream, earliest first, reading a page at a time.
+
+        Args:
+            originator_id: The stream.
+            gt: After this position.
+            lt: Before this position.
+            lte: At or before this position.
+            page_size: Events a page, 1 or more.
+        """
+        read = self.active_record_strategy.get_items
+        while True:
+            items = read(originator_id, gt=gt, lt=lt, lte=lte, limit=page_size)
+            yield from self.sequenced_item_mapper.from_sequenced_items(items)
+            if len(items) < page_size:
+                return
+            gt = self._position_of(items[-1])
+
+    def all_domain_events(self, *, page_size: int = PAGE_SIZE) -> Iterator[Any]:
+        """Give the events of all streams, a page at a time; in order within a stream."""
+        items = self.active_record_strategy.all_items(page_size=page_size)
+        while page := list(islice(items, page_size)):
+            yield from self.sequenced_item_mapper.from_sequenced_items(page)
+
+
+def _check_pair(strategy: ActiveRecordStrategy, mapper: SequencedItemMapper) -> None:
+    if strategy.collection != mapper.collection:
+        raise ConfigurationError(
+            f"the mapper's collection is {mapper.collection!r}, the table's is {strategy.collection!r}",
+            remedy=f"Give the mapper collection={strategy.collection!r}.",
+        )
+    if strategy.sequenced_item_class is not mapper.sequenced_item_class:
+        raise ConfigurationError(
+            f"the mapper makes {mapper.sequenced_item_class.__qualname__} items, "
+            f"the strategy takes {strategy.sequenced_item_class.__qualname__}",
+            remedy="Give both the same sequenced_item_class.",
+        )
