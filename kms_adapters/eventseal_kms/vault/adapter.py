@@ -226,7 +226,7 @@ class VaultTransitAdapter:
         """
         Let no wrapping open, or move, that is of a version before *version*; an earlier one takes it back.
 
-        Needs ``update`` on ``<mount>/keys/<key name>/config``.
+        Needs ``read`` on ``<mount>/keys/<key name>`` and ``update`` on its ``config``.
 
         Raises:
             ConfigurationError: *version* is none.

@@ -25,7 +25,7 @@ class KeyFacts:
         encrypts: Whether its type encrypts.
         soft_deleted: Whether it refuses to work until it is restored (OpenBao).
         latest_version: The one that wraps.
-        min_encryption_version: 0 unless it was set.
+        min_encryption_version: The oldest version that may wrap; 0: only the latest.
         min_decryption_version: The oldest version that still opens.
         min_available_version: The oldest version that is not trimmed; 0 or 1 if none is.
     """

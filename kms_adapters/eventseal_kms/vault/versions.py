@@ -41,7 +41,11 @@ class KeyVersions:
 
     def forbid_before(self, version: str) -> None:
         """Let no version before *version* open anything."""
-        self._do("config", {"min_decryption_version": version_number(version)})
+        body = {"min_decryption_version": version_number(version)}
+        # A deletion leaves a minimum for wrapping, too, and Vault wants that to be no lower than the other.
+        if 0 < self._facts().min_encryption_version < body["min_decryption_version"]:
+            body["min_encryption_version"] = body["min_decryption_version"]
+        self._do("config", body)
 
     def delete_before(self, version: str) -> None:
         """Delete the versions before *version*, all of which are forbidden."""
@@ -54,8 +58,9 @@ class KeyVersions:
                 remedy="Rewrap what is under them, forbid them, see that nothing misses them; then delete.",
                 kek_uri=self._key.uri,
             )
-        if facts.min_encryption_version < number:  # Vault wants it stated before it trims
-            self._do("config", {"min_encryption_version": number})
+        # Vault trims only where there is a minimum for wrapping, and wants that to be no lower than the other.
+        if facts.min_encryption_version < facts.min_decryption_version:
+            self._do("config", {"min_encryption_version": facts.min_decryption_version})
         self._do("trim", {"min_available_version": number})
 
     def _facts(self) -> KeyFacts:
