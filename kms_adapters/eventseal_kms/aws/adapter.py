@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 
     from mypy_boto3_kms import KMSClient
 
-    from eventseal.kms import EncryptionContext, PermissionCheck, WrappedKey
+    from eventseal.kms import (
+        EncryptionContext,
+        KmsAdapter,
+        PermissionCheck,
+        SupportsBatch,
+        SupportsCheck,
+        SupportsRewrap,
+        WrappedKey,
+    )
     from eventseal_kms.aws.calls import Answer
 
 Value = TypeVar("Value")
@@ -288,3 +296,10 @@ def _value(outcome: Value | EventSealError) -> Value:
     if isinstance(outcome, EventSealError):
         raise outcome
     return outcome
+
+
+if TYPE_CHECKING:
+    _kms: type[KmsAdapter] = AwsKmsAdapter
+    _batch: type[SupportsBatch] = AwsKmsAdapter
+    _check: type[SupportsCheck] = AwsKmsAdapter
+    _rewrap: type[SupportsRewrap] = AwsKmsAdapter

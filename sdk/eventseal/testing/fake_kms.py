@@ -225,7 +225,9 @@ class FakeBatchKms(FakeKms):
     """A :class:`FakeKms` that takes several keys in one call."""
 
     def wrap_many(self, keys: Sequence[tuple[bytes, EncryptionContext]]) -> list[WrappedKey | EventSealError]:
-        """Wrap every key in one call."""
+        """Wrap every key in one call; none is made if there is no key."""
+        if not keys:
+            return []
         with self._call("wrap_many", *[context for _, context in keys]):
             return [self._sealed(key, context) for key, context in keys]
 
