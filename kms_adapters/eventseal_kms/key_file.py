@@ -136,7 +136,7 @@ def _make_private_directories(directory: Path) -> None:
 
 
 def _fill(descriptor: int) -> None:
-    with open(descriptor, "wb") as file:
+    with os.fdopen(descriptor, "wb") as file:
         os.fchmod(descriptor, 0o600)
         file.write(base64.b64encode(os.urandom(KEY_SIZE)) + b"\n")
         file.flush()

@@ -108,24 +108,30 @@ class LocalKmsAdapter:
         return cls(_path_of(uri))
 
     @classmethod
-    def create_from_uri(cls, uri: str) -> bool:
+    def exists(cls, uri: str) -> bool:
         """
-        Make the key file that a key URI names, if nothing is there.
+        Tell whether anything, a key file or not, is where a key URI points.
 
         Args:
             uri: As for :meth:`from_uri`.
 
-        Returns:
-            Whether the file was made.
+        Raises:
+            ConfigurationError: It names no file.
+        """
+        return os.path.lexists(_path_of(uri))
+
+    @classmethod
+    def create_from_uri(cls, uri: str) -> Self:
+        """
+        Make the key file that a key URI names, and the adapter of it.
+
+        Args:
+            uri: As for :meth:`from_uri`.
 
         Raises:
-            ConfigurationError: It names no file, or the file cannot be written.
+            ConfigurationError: It names no file, or the path is taken or cannot be written.
         """
-        path = _path_of(uri)
-        if os.path.lexists(path):
-            return False
-        create_key_file(path)
-        return True
+        return cls.create(_path_of(uri))
 
     @property
     def uri(self) -> str:

@@ -38,9 +38,22 @@ def load_settings(path: str | Path | None = None, **overrides: Any) -> Settings:
     Raises:
         ConfigurationError: The file is missing or not TOML, a name is unknown, or a value is not allowed.
     """
+    return settings_from(settings_file(path), **overrides)
+
+
+def settings_from(file: Path | None, **overrides: Any) -> Settings:
+    """
+    Read the settings from one file, or from none; see :func:`load_settings`.
+
+    Args:
+        file: The file, or ``None`` for the environment and the arguments alone.
+        overrides: Settings by name.
+
+    Raises:
+        ConfigurationError: As for :func:`load_settings`.
+    """
     overrides = _with_secrets_hidden(overrides)
-    in_environment = _environment_names()
-    file = settings_file(path)
+    in_environment = environment_names()
     in_file = {} if file is None else _with_secrets_hidden(_read_file(file))
     _refuse_unknown(in_file, f"unknown setting {{}} in {file}")
     _refuse_unknown(overrides, "unknown setting {}")
@@ -81,6 +94,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
         known: At least one.
     """
     return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
+
+
+def environment_names() -> dict[str, str]:
+    """Give the settings that the environment gives, by name, each with its variable; case does not matter."""
+    prefix = ENVIRONMENT_PREFIX.lower()
+    return {
+        variable.lower().removeprefix(prefix): variable
+        for variable in os.environ
+        if variable.lower().startswith(prefix) and variable.upper() != FILE_VARIABLE
+    }
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -132,16 +155,6 @@ def _refusal(errors: list[ErrorDetails], sources: Mapping[str, str]) -> Configur
     return ConfigurationError(
         "; ".join(complaints), remedy="Correct it; docs/configuration.md lists what is allowed."
     )
-
-
-def _environment_names() -> dict[str, str]:
-    """Settings by name, with the variable that gives each; like the reader's, without regard to case."""
-    prefix = ENVIRONMENT_PREFIX.lower()
-    return {
-        variable.lower().removeprefix(prefix): variable
-        for variable in os.environ
-        if variable.lower().startswith(prefix) and variable.upper() != FILE_VARIABLE
-    }
 
 
 def _refuse_unknown(names: Iterable[str], message: str) -> None:

@@ -100,7 +100,7 @@ class Settings(BaseSettings):
 
     kms_key: Annotated[Texts, AfterValidator(_key_uris)] = Field(
         default=(),
-        description="The KEK as a key URI, or several: the first makes keys, all wrap them, any unwraps them.",
+        description="The KEK's key URI, or several: the first makes keys, all wrap them, any unwraps them.",
     )
     store_url: SecretStr | None = Field(
         default=None, description="The items' database, as an SQLAlchemy URL. Never shown."
@@ -117,11 +117,11 @@ class Settings(BaseSettings):
     )
     unsealed_tables: Texts = Field(
         default=(),
-        description="Tables of yours with a key_id and a binary column that hold no sealed items even so.",
+        description="Tables with a key_id and a binary column that hold no sealed items even so.",
     )
     always_encrypt: bool = Field(
         default=True,
-        description="Seal every event and refuse plain ones; if false, seal where an event class asks for it.",
+        description="Seal every event, refuse plain ones; if false, seal where an event class asks for it.",
     )
     compression: Literal["zstd", "zlib", "none"] = Field(
         default="zstd",
@@ -129,7 +129,7 @@ class Settings(BaseSettings):
     )
     max_plaintext: Annotated[ByteSize, Field(ge=1)] = Field(
         default=ByteSize(2**24),
-        description="Bytes that an item may have before it is sealed; a number, or one with a unit: 16MiB.",
+        description="Bytes that an item may have before it is sealed; a number, or one with a unit.",
     )
     rotation_max_age: DurationOrNever = Field(
         default=timedelta(days=90),

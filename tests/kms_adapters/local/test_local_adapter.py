@@ -229,18 +229,19 @@ def test_create_makes_a_new_kek_and_refuses_to_make_it_twice(tmp_path):
         LocalKmsAdapter.create(tmp_path / "dev.key")
 
 
-def test_create_from_uri_makes_the_file_once(tmp_path):
+def test_a_uri_makes_its_file_once(tmp_path):
     uri = f"local://{tmp_path}/dev.key"
-    assert LocalKmsAdapter.create_from_uri(uri) is True
-    made = LocalKmsAdapter.from_uri(uri).uri
-    assert LocalKmsAdapter.create_from_uri(uri) is False
-    assert LocalKmsAdapter.from_uri(uri).uri == made
+    assert not LocalKmsAdapter.exists(uri)
+    made = LocalKmsAdapter.create_from_uri(uri)
+    assert LocalKmsAdapter.exists(uri)
+    with pytest.raises(ConfigurationError, match="never overwritten"):
+        LocalKmsAdapter.create_from_uri(uri)
+    assert LocalKmsAdapter.from_uri(uri).uri == made.uri
 
 
-def test_create_from_uri_leaves_a_broken_file_to_its_owner(tmp_path):
-    (tmp_path / "dev.key").write_text("half a k")
-    assert LocalKmsAdapter.create_from_uri(f"local://{tmp_path}/dev.key") is False
-    assert (tmp_path / "dev.key").read_text() == "half a k"
+def test_whatever_lies_at_the_path_is_left_to_its_owner(tmp_path):
+    (tmp_path / "dev.key").symlink_to(tmp_path / "gone.key")
+    assert LocalKmsAdapter.exists(f"local://{tmp_path}/dev.key")
 
 
 def test_a_check_grants_while_the_file_holds_the_key(adapter):

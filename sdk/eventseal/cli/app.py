@@ -1,0 +1,80 @@
+"""The command's root: its global options, its subcommands and its entry point."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from eventseal.cli import init_command, inspect_command, keys_command, verify_command
+from eventseal.cli.group import EventSealGroup
+from eventseal.cli.options import Config, DryRun, Json, Options, Yes
+
+_HELP = """Seal event stores under keys of a KMS, and look after the keys.
+
+\b
+Settings come from eventseal.toml (or --config, or EVENTSEAL_CONFIG) and from
+EVENTSEAL_* variables, which win. The global options may also stand behind
+the command.
+
+\b
+Begin with:
+  eventseal init --kms-key local://dev.key --store-url sqlite:///shop.sqlite
+  eventseal verify
+"""
+
+_EXIT_CODES = """\b
+Exit codes: 0 done; 1 done, but items or keys failed; 2 wrong use, settings
+or rights; 3 try again, the KMS or the database is away; 4 refused, something
+still needs what was to go; 130 interrupted.
+"""
+
+app = typer.Typer(
+    name="eventseal",
+    cls=EventSealGroup,
+    help=_HELP,
+    epilog=_EXIT_CODES,
+    rich_markup_mode=None,
+    add_completion=False,
+    no_args_is_help=True,
+    # A traceback with locals would show keys and plaintext.
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"eventseal {version('eventseal')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    context: typer.Context,
+    *,
+    config: Config = None,
+    as_json: Json = False,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version),
+    ] = False,
+) -> None:
+    del show_version  # its callback did all
+    context.obj = Options(config=config, as_json=as_json, yes=yes, dry_run=dry_run)
+
+
+app.command(epilog=init_command.EXAMPLES)(init_command.init)
+app.command(epilog=keys_command.EXAMPLES)(keys_command.keys)
+app.command(epilog=inspect_command.EXAMPLES)(inspect_command.inspect)
+app.command(epilog=verify_command.EXAMPLES)(verify_command.verify)
+
+
+def main() -> None:
+    """Run the command; what ``pyproject.toml`` installs as ``eventseal``."""
+    # As with `python -m`: record classes of the application in the working directory can be imported.
+    sys.path.insert(0, "")
+    app()

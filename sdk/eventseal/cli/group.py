@@ -1,0 +1,60 @@
+"""How a run ends: errors and warnings as lines on standard error, each error with its exit code."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperGroup
+
+from eventseal.cli.exit_codes import ExitCode, exit_code
+from eventseal.errors import EventSealError
+
+if TYPE_CHECKING:
+    from typing import TextIO
+
+
+class EventSealGroup(TyperGroup):
+    """The root command; no error of EventSeal's leaves it as a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the subcommand."""
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                return super().invoke(ctx)
+            except EventSealError as error:
+                say("error", str(error))
+                say("remedy", error.remedy)
+                raise typer.Exit(exit_code(error)) from None
+            except ImportError as error:
+                # An extra is not installed, and the message says how; or a record class's module fails.
+                say("error", f"{type(error).__name__}: {error}")
+                raise typer.Exit(ExitCode.USAGE) from None
+            except (KeyboardInterrupt, typer.Abort):
+                say("error", "interrupted")
+                say("remedy", "Run it again: what was done stays done.")
+                raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+def say(kind: str, text: str) -> None:
+    """
+    Write a line on standard error.
+
+    Args:
+        kind: ``error``, ``remedy`` or ``warning``.
+        text: One line or more.
+    """
+    typer.echo(f"eventseal: {kind}: {text}", err=True)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],  # noqa: ARG001 - the signature of warnings.showwarning
+    filename: str,  # noqa: ARG001
+    lineno: int,  # noqa: ARG001
+    file: TextIO | None = None,  # noqa: ARG001
+    line: str | None = None,  # noqa: ARG001
+) -> None:
+    say("warning", str(message))

@@ -1,0 +1,113 @@
+"""``eventseal init``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from eventseal.cli.options import Config, DryRun, Json, Options, Yes
+from eventseal.cli.output import print_json
+from eventseal.configuration.initialise import initialise
+from eventseal.configuration.loading import DEFAULT_FILE, environment_names, settings_file
+
+if TYPE_CHECKING:
+    from eventseal.configuration.init_steps import InitStep
+
+_THERE = "there"
+_QUESTIONS = {
+    "kms_key": ("The KEK, as a key URI (local://dev.key makes a key file, for development)", None),
+    "store_url": ("The items' database, as an SQLAlchemy URL", "sqlite:///events.sqlite"),
+    "application": ("The application's name", "default"),
+}
+
+EXAMPLES = """\b
+Examples:
+  eventseal init
+  eventseal init --kms-key local://dev.key --store-url sqlite:///shop.sqlite
+  eventseal init --kms-key aws-kms://arn:aws:kms:eu-west-1:111122223333:key/... \\
+      --store-url postgresql://shop@db/shop --application shop --yes
+  eventseal init --dry-run --json
+"""
+
+
+def init(
+    context: typer.Context,
+    *,
+    kms_key: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URI", help="The KEK; several times for several, the first makes new keys."),
+    ] = None,
+    store_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="The items' database, as an SQLAlchemy URL.")
+    ] = None,
+    key_store_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="The keys' database, if it is another.")
+    ] = None,
+    application: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The application's name; every key and item is bound to it."),
+    ] = None,
+    table: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODULE:CLASS", help="A record class of your own; several times."),
+    ] = None,
+    config: Config = None,
+    as_json: Json = False,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+) -> None:
+    """
+    Write the settings, check the KMS, make the tables and the first keys.
+
+    What is there stays as it is: run again, it changes nothing and says so. It
+    adds a missing key_id column, with its index, to a table of sealed items.
+    """
+    options = Options.of(context, config=config, as_json=as_json, yes=yes, dry_run=dry_run)
+    given = {
+        "kms_key": kms_key[0] if kms_key and len(kms_key) == 1 else kms_key,
+        "store_url": store_url,
+        "key_store_url": key_store_url,
+        "application": application,
+        "tables": table,
+    }
+    settings = {name: value for name, value in given.items() if value}
+    steps = initialise(options.config, dry_run=options.dry_run, **_asked(settings, options))
+    if options.as_json:
+        print_json(_as_json(steps, dry_run=options.dry_run))
+    else:
+        _print(steps, dry_run=options.dry_run)
+
+
+def _asked(settings: dict[str, Any], options: Options) -> dict[str, Any]:
+    """Ask a person for what a new settings file lacks."""
+    file = settings_file(options.config) or Path(DEFAULT_FILE)
+    if file.exists() or options.yes or options.as_json or not sys.stdin.isatty():
+        return settings
+    known = settings.keys() | environment_names().keys()
+    asked = {
+        name: typer.prompt(question, default=default, err=True)
+        for name, (question, default) in _QUESTIONS.items()
+        if name not in known
+    }
+    return settings | asked
+
+
+def _as_json(steps: list[InitStep], *, dry_run: bool) -> dict[str, Any]:
+    return {
+        "verb": "init",
+        "dry_run": dry_run,
+        "changed": any(step.changed for step in steps),
+        "steps": [{"name": step.name, "changed": step.changed, "detail": step.detail} for step in steps],
+    }
+
+
+def _print(steps: list[InitStep], *, dry_run: bool) -> None:
+    made = "would make" if dry_run else "made"
+    width = max(len(made), len(_THERE))
+    for step in steps:
+        typer.echo(f"{made if step.changed else _THERE:{width}}  {step.detail}")
+    if not any(step.changed for step in steps):
+        typer.echo("nothing was changed: everything is there")

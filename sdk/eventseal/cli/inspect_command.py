@@ -1,0 +1,136 @@
+"""``eventseal inspect``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path  # noqa: TC003 - read at run time, for the options' types
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from eventseal.cipher import inspect as inspect_envelope
+from eventseal.cli.options import Config, Json, Options
+from eventseal.cli.output import print_facts, print_json
+from eventseal.cli.sealed_text import sealed_bytes
+from eventseal.errors import ConfigurationError
+from eventseal.rotation.item_lookup import find_item
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from eventseal.configuration.stores import Stores
+    from eventseal.suites import EnvelopeInfo
+
+EXAMPLES = """\b
+Examples:
+  eventseal inspect item.bin
+  psql -Atc "SELECT data FROM snapshots LIMIT 1" | eventseal inspect -
+  eventseal inspect --text 010300...
+  eventseal inspect --table integer_sequenced_items \\
+      --sequence 0b0e0c4e-5b1c-4a53-8f2e-8a1f3f6e6f0a --position 0
+"""
+
+
+def inspect(
+    context: typer.Context,
+    *,
+    source: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FILE", help="A file with the envelope; `-` is standard input.", allow_dash=True
+        ),
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The envelope itself, in hex or base64.")
+    ] = None,
+    table: Annotated[
+        str | None, typer.Option(metavar="TABLE", help="Look at a row of this registered table.")
+    ] = None,
+    sequence: Annotated[str | None, typer.Option(metavar="ID", help="The row's sequence id.")] = None,
+    position: Annotated[str | None, typer.Option(metavar="POSITION", help="The row's position.")] = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """
+    Show what an envelope says of itself, without any key.
+
+    The envelope comes from a file or standard input (as bytes, hex or base64),
+    from the command line, or from a row of the database; of a row it also shows
+    the columns beside it and what the key store has of its key. Nothing of it is
+    authenticated: only opening an item is.
+    """
+    options = Options.of(context, config=config, as_json=as_json)
+    row = {"--table": table, "--sequence": sequence, "--position": position}
+    ways = (source is not None, text is not None, any(value is not None for value in row.values()))
+    if sum(ways) != 1:
+        raise ConfigurationError(
+            "give one envelope: a FILE, --text, or a row by --table, --sequence and --position",
+            remedy="See `eventseal inspect --help` for examples.",
+        )
+    if source is not None:
+        facts = _facts(inspect_envelope(sealed_bytes(_read(source))))
+    elif text is not None:
+        facts = _facts(inspect_envelope(sealed_bytes(text.encode())))
+    else:
+        facts = _row_facts(options, table, sequence, position)
+    if options.as_json:
+        print_json({"verb": "inspect", **facts})
+    else:
+        print_facts(
+            {name.replace("_", " "): "none" if value is None else str(value) for name, value in facts.items()}
+        )
+
+
+def _read(source: Path) -> bytes:
+    if str(source) == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return source.read_bytes()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ConfigurationError(f"{source} cannot be read: {reason}") from error
+
+
+def _facts(info: EnvelopeInfo) -> dict[str, Any]:
+    return {
+        "version": info.version,
+        "suite": info.suite.name.replace("_", "-"),
+        "compression": info.compression.name.lower().replace("_", " "),
+        "key_id": str(info.key_id),
+        "size": info.size,
+        "ciphertext_size": info.ciphertext_size,
+    }
+
+
+def _row_facts(
+    options: Options, table: str | None, sequence: str | None, position: str | None
+) -> dict[str, Any]:
+    if table is None or sequence is None or position is None:
+        raise ConfigurationError("a row takes all three: --table, --sequence and --position")
+    stores = options.open_stores()
+    try:
+        row = find_item(stores.datastore, options.settings().application, table, sequence, position)
+        info = inspect_envelope(row.data)
+        return {
+            "table": table,
+            "sequence_id": str(row.sequence_id),
+            "position": str(row.position),
+            "topic": row.topic,
+            "key_id_column": None if row.key_id is None else str(row.key_id),
+            **_facts(info),
+            **_key_facts(stores, info.key_id),
+        }
+    finally:
+        stores.close()
+
+
+def _key_facts(stores: Stores, key_id: UUID) -> dict[str, Any]:
+    record = stores.key_store.get([key_id]).get(key_id)
+    if record is None:
+        return {"key_state": "not in the key store"}
+    return {
+        "key_state": record.state.value,
+        "key_scope": record.scope,
+        "key_application": record.application,
+        "wrapped_by": ", ".join([wrapped.kek_uri for wrapped in record.wrappings]) or None,
+    }

@@ -1,0 +1,121 @@
+"""``eventseal keys``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID  # noqa: TC003 - read at run time, for the options' types
+
+import typer
+
+from eventseal.cli.options import Config, Json, Options
+from eventseal.cli.output import print_columns, print_json
+from eventseal.keys.states import KeyState  # noqa: TC001 - read at run time, for the options' types
+from eventseal.rotation.key_listing import KeyPage, list_keys
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from eventseal.rotation.key_listing import ListedKey
+
+_HEADING = ("KEY", "PURPOSE", "SCOPE", "STATE", "ITEMS", "RESERVED", "MADE", "WRAPPED BY")
+
+EXAMPLES = """\b
+Examples:
+  eventseal keys
+  eventseal keys --state active
+  eventseal keys --scope tenant:acme --json
+"""
+
+
+def keys(
+    context: typer.Context,
+    *,
+    scope: Annotated[str | None, typer.Option(metavar="SCOPE", help="Only keys of this scope.")] = None,
+    state: Annotated[KeyState | None, typer.Option(help="Only keys in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Keys listed at most.")] = 100,
+    after: Annotated[
+        UUID | None, typer.Option(metavar="KEY", help="Begin behind this key: where the last page ended.")
+    ] = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """
+    List the keys of the application, with the items that each has sealed.
+
+    It reads the tables and needs no KEK. It says what the rows say: whether they
+    were edited shows `eventseal verify`, which unwraps the keys.
+    """
+    options = Options.of(context, config=config, as_json=as_json)
+    stores = options.open_stores()
+    try:
+        page = list_keys(
+            stores.key_store,
+            stores.datastore,
+            options.settings().application,
+            scope=scope,
+            state=state,
+            after=after,
+            limit=limit,
+        )
+    finally:
+        stores.close()
+    if options.as_json:
+        print_json(_as_json(page))
+    else:
+        _print(page)
+
+
+def _as_json(page: KeyPage) -> dict[str, Any]:
+    return {
+        "verb": "keys",
+        "application": page.application,
+        "keys": [_key_as_json(listed) for listed in page.keys],
+        "next": None if page.next is None else str(page.next),
+        "plain_items": page.plain_items,
+        "items_by_unknown_key": {str(key_id): count for key_id, count in page.unknown_keys.items()},
+    }
+
+
+def _key_as_json(listed: ListedKey) -> dict[str, Any]:
+    record = listed.record
+    return {
+        "key_id": str(record.key_id),
+        "purpose": record.purpose.value,
+        "scope": record.scope,
+        "state": record.state.value,
+        "items": listed.items,
+        "items_reserved": record.items_reserved,
+        "wrapped_by": [wrapped.kek_uri for wrapped in record.wrappings],
+        "created_at": _time(record.created_at),
+        "deactivated_at": _time(record.deactivated_at),
+        "compromised_at": _time(record.compromised_at),
+        "destroyed_at": _time(record.destroyed_at),
+        "destroyed_by": record.destroyed_by,
+    }
+
+
+def _time(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat(timespec="seconds")
+
+
+def _print(page: KeyPage) -> None:
+    rows = [
+        (
+            str(listed.record.key_id),
+            listed.record.purpose.value,
+            listed.record.scope,
+            listed.record.state.value,
+            f"{listed.items:,}",
+            f"{listed.record.items_reserved:,}",
+            _time(listed.record.created_at) or "",
+            ", ".join([wrapped.kek_uri for wrapped in listed.record.wrappings]) or "nothing",
+        )
+        for listed in page.keys
+    ]
+    print_columns(_HEADING, rows, numbers=frozenset({"ITEMS", "RESERVED"}))
+    if page.plain_items:
+        typer.echo(f"\n{page.plain_items:,} items are in plain")
+    for key_id, count in page.unknown_keys.items():
+        typer.echo(f"\n{count:,} items name key {key_id}, which application {page.application} does not have")
+    if page.next is not None:
+        typer.echo(f"\nmore: eventseal keys --after {page.next}")

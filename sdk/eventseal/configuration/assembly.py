@@ -1,0 +1,127 @@
+"""From settings to working objects. Nothing here calls a KMS or a database."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from eventseal.cipher import AESCipher
+from eventseal.cipher.compression import NoCompression, Zlib, Zstd
+from eventseal.configuration.loading import load_settings
+from eventseal.configuration.stores import Stores
+from eventseal.errors import ConfigurationError
+from eventseal.items import SequencedItemMapper
+from eventseal.keys import CachePolicy, Keyring, RotationPolicy
+from eventseal.kms import adapter_from_uri
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Self
+
+    from eventseal.cipher.compression import Compression
+    from eventseal.configuration.settings import Settings
+    from eventseal.kms import KmsAdapter
+
+_COMPRESSIONS: dict[str, Callable[[], Compression]] = {"zstd": Zstd, "zlib": Zlib, "none": NoCompression}
+_NO_KEK = """Name one, with a line in eventseal.toml:
+    kms_key = "local:///absolute/path/of/dev.key"
+or with a variable:
+    EVENTSEAL_KMS_KEY=local:///absolute/path/of/dev.key
+(`eventseal init` makes that file; in production name a key of a KMS in its place)"""
+
+
+class EventSeal:
+    """
+    A store of sealed items as the settings describe it: its databases, its keys, its cipher and its mapper.
+
+    Making one reads no table, calls no KMS and writes nothing: ``eventseal init`` does that, once.
+
+    Args:
+        settings: From :func:`eventseal.configuration.load_settings`.
+        kms: Ready adapters in place of those that ``kms_key`` names.
+
+    Raises:
+        ConfigurationError: No KEK or no database is configured, or what is configured cannot be built.
+    """
+
+    def __init__(self, settings: Settings, *, kms: KmsAdapter | Sequence[KmsAdapter] | None = None) -> None:
+        self.settings = settings
+        adapters = [adapter_from_uri(uri) for uri in configured_keks(settings)] if kms is None else kms
+        self.stores = Stores(settings)
+        self.datastore = self.stores.datastore
+        self.key_store = self.stores.key_store
+        self.keyring = Keyring(
+            adapters,
+            self.key_store,
+            application=settings.application,
+            policy=_rotation_policy(settings),
+            cache=_cache_policy(settings),
+        )
+        self.cipher = AESCipher(
+            self.keyring,
+            compression=_COMPRESSIONS[settings.compression](),
+            max_plaintext=settings.max_plaintext,
+        )
+        self.mapper = SequencedItemMapper(cipher=self.cipher, always_encrypt=settings.always_encrypt)
+
+    @classmethod
+    def from_settings(cls, path: str | Path | None = None, **overrides: Any) -> Self:
+        """
+        Read the settings and assemble.
+
+        Args:
+            path: The settings file; ``None``: ``EVENTSEAL_CONFIG``, else ``eventseal.toml`` if it is there.
+            overrides: Settings by name; they win over the environment, which wins over the file.
+
+        Raises:
+            ConfigurationError: A setting is unknown, missing or not allowed.
+        """
+        return cls(load_settings(path, **overrides))
+
+    @property
+    def unsealed_tables(self) -> tuple[str, ...]:
+        """Tables that look as if they held sealed items, and do not."""
+        return self.settings.unsealed_tables
+
+    def close(self) -> None:
+        """Forget the keys and close the connections."""
+        self.keyring.close()
+        self.stores.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<EventSeal application={self.settings.application!r}>"
+
+
+def configured_keks(settings: Settings) -> tuple[str, ...]:
+    """
+    Give the URIs of the configured KEKs, in order.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
+    if not settings.kms_key:
+        raise ConfigurationError("no KEK is configured: kms_key is missing", remedy=_NO_KEK)
+    return settings.kms_key
+
+
+def _rotation_policy(settings: Settings) -> RotationPolicy:
+    return RotationPolicy(max_age=settings.rotation_max_age, max_items=settings.rotation_max_items)
+
+
+def _cache_policy(settings: Settings) -> CachePolicy:
+    return CachePolicy(
+        max_keys=settings.cache_max_keys,
+        ttl=settings.cache_ttl.total_seconds(),
+        refresh_interval=settings.cache_refresh_interval.total_seconds(),
+        open_grace=settings.cache_open_grace.total_seconds(),
+        outage_grace=settings.cache_outage_grace.total_seconds(),
+    )

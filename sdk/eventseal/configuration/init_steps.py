@@ -1,0 +1,192 @@
+"""The steps of ``eventseal init`` behind its settings file, in the order in which one needs the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from sqlalchemy import inspect
+
+from eventseal.configuration.assembly import EventSeal, configured_keks
+from eventseal.configuration.stores import Stores
+from eventseal.errors import KmsForbiddenError, MissingTableError
+from eventseal.keys.records import DEFAULT_SCOPE, STORE_SCOPE
+from eventseal.keys.states import KeyPurpose
+from eventseal.kms import SupportsCheck, adapter_from_uri
+from eventseal.kms.uri import adapter_class
+from eventseal.storage.item_columns import KEY_ID, sealed_columns
+from eventseal.storage.registry import OWN_TABLES
+from eventseal.storage.transactions import read
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+    from typing import Self
+
+    from sqlalchemy.engine import Connection
+
+    from eventseal.configuration.settings import Settings
+    from eventseal.kms import KmsAdapter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InitStep:
+    """
+    One thing that was made ready.
+
+    Attributes:
+        name: ``settings``, ``kek``, ``kms``, ``columns``, ``tables`` or ``keys``.
+        changed: Whether something was made, or, in a dry run, would be.
+        detail: What was made, or was there already.
+    """
+
+    name: str
+    changed: bool
+    detail: str
+
+
+@runtime_checkable
+class MakesKeks(Protocol):
+    """A class of adapters that can make the KEK that a key URI names; the local one can."""
+
+    def exists(self, uri: str) -> bool:
+        """Tell whether anything is there."""
+        ...
+
+    def create_from_uri(self, uri: str) -> KmsAdapter:
+        """Make it; nothing may be there."""
+        ...
+
+
+class InitSteps:
+    """
+    Takes the steps. All that is local is checked on construction: nothing is written if that is wrong.
+
+    Args:
+        settings: What to make ready.
+        dry_run: Only tell what would be made.
+
+    Raises:
+        ConfigurationError: No KEK or no database is configured, or what is configured cannot be built.
+    """
+
+    def __init__(self, settings: Settings, *, dry_run: bool) -> None:
+        self._settings = settings
+        self._dry_run = dry_run
+        self._kek_classes = [(uri, adapter_class(uri)) for uri in configured_keks(settings)]
+        self._stores = Stores(settings)
+
+    def take(self) -> Iterator[InitStep]:
+        """Take one step after the other."""
+        has_store_key = self._connects() and self._has_key(STORE_SCOPE, KeyPurpose.STORE)
+        missing = [] if has_store_key else self._missing_keks()
+        yield from self._make_keks(missing)
+        adapters = [] if missing and self._dry_run else self._adapters()
+        yield from map(_checked, adapters)
+        yield self._add_columns()
+        yield self._make_tables()
+        yield self._make_keys(adapters, has_store_key=has_store_key)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stores.close()
+
+    def _connects(self) -> bool:
+        """Whether there is a database: a dry run does not make one."""
+        if self._dry_run and not self._stores.are_present():
+            return False
+        self._stores.datastore.setup_connection()
+        return True
+
+    def _missing_keks(self) -> list[str]:
+        return [
+            uri for uri, kind in self._kek_classes if isinstance(kind, MakesKeks) and not kind.exists(uri)
+        ]
+
+    def _make_keks(self, missing: list[str]) -> Iterator[InitStep]:
+        for uri, kind in self._kek_classes:
+            if not isinstance(kind, MakesKeks):
+                continue
+            if uri in missing and not self._dry_run:
+                kind.create_from_uri(uri)
+            yield InitStep(name="kek", changed=uri in missing, detail=f"KEK {uri}")
+
+    def _adapters(self) -> list[KmsAdapter]:
+        return [adapter_from_uri(uri) for uri, _ in self._kek_classes]
+
+    def _add_columns(self) -> InitStep:
+        if not self._dry_run:
+            changed = self._stores.datastore.add_key_id_columns()
+        elif self._stores.are_present():
+            changed = read(self._stores.datastore.engine, self._without_key_id, doing="comparing columns")
+        else:
+            changed = []
+        detail = f"column key_id and its index in {', '.join(changed)}" if changed else "columns"
+        return InitStep(name="columns", changed=bool(changed), detail=detail)
+
+    def _make_tables(self) -> InitStep:
+        datastore = self._stores.datastore
+        wanted = {record.__table__.fullname for record in datastore.tables} | OWN_TABLES
+        missing = sorted(wanted - self._table_names())
+        if not self._dry_run:
+            datastore.setup_tables(application=self._settings.application)
+        detail = f"tables {', '.join(missing)}" if missing else f"{len(wanted)} tables"
+        return InitStep(name="tables", changed=bool(missing), detail=detail)
+
+    def _make_keys(self, adapters: list[KmsAdapter], *, has_store_key: bool) -> InitStep:
+        there = {"store key": has_store_key, "first data key": self._has_key(DEFAULT_SCOPE, KeyPurpose.DATA)}
+        if not self._dry_run:
+            # Also if both are there: that the KMS unwraps them is what no question for permissions shows.
+            with EventSeal(self._settings, kms=adapters) as seal:
+                seal.keyring.prepare([DEFAULT_SCOPE])
+        missing = [name for name, is_there in there.items() if not is_there]
+        detail = f"{' and '.join(missing or there)} of application {self._settings.application}"
+        return InitStep(name="keys", changed=bool(missing), detail=detail)
+
+    def _has_key(self, scope: str, purpose: KeyPurpose) -> bool:
+        if not self._stores.are_present():
+            return False
+        try:
+            return bool(self._stores.key_store.active(self._settings.application, [scope], purpose=purpose))
+        except MissingTableError:
+            return False
+
+    def _table_names(self) -> set[str]:
+        if not self._stores.are_present():
+            return set()
+        engines = (self._stores.datastore.engine, self._stores.datastore.key_engine)
+        return {name for engine in engines for name in read(engine, _table_names, doing="looking for tables")}
+
+    def _without_key_id(self, connection: Connection) -> list[str]:
+        inspector = inspect(connection)
+        sealed = [record.__table__ for record in self._stores.datastore.tables if sealed_columns(record)]
+        return [
+            table.fullname
+            for table in sealed
+            if inspector.has_table(table.name, schema=table.schema)
+            and KEY_ID
+            not in {column["name"] for column in inspector.get_columns(table.name, schema=table.schema)}
+        ]
+
+
+def _table_names(connection: Connection) -> list[str]:
+    return inspect(connection).get_table_names()
+
+
+def _checked(adapter: KmsAdapter) -> InitStep:
+    if not isinstance(adapter, SupportsCheck):
+        return InitStep(
+            name="kms", changed=False, detail=f"{adapter.uri}, which cannot be asked what it grants"
+        )
+    denied = [check for check in adapter.check() if not check.granted]
+    if denied:
+        raise KmsForbiddenError(
+            f"{adapter.uri} does not grant {', '.join([check.action for check in denied])}",
+            kek_uri=adapter.uri,
+            remedy="\n".join([check.detail for check in denied if check.detail]) or None,
+        )
+    return InitStep(name="kms", changed=False, detail=f"{adapter.uri} grants what is needed")

@@ -1,0 +1,113 @@
+"""The databases that the settings name: where the items are, and where the keys are."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eventseal.errors import ConfigurationError
+from eventseal.storage import (
+    IntegerSequencedItemRecord,
+    SnapshotRecord,
+    SQLAlchemyDatastore,
+    SQLAlchemyKeyStore,
+    SQLAlchemySettings,
+    TimestampSequencedItemRecord,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pydantic import SecretStr
+
+    from eventseal.configuration.settings import Settings
+
+_OWN_RECORDS: tuple[type[Any], ...] = (
+    IntegerSequencedItemRecord,
+    TimestampSequencedItemRecord,
+    SnapshotRecord,
+)
+_NO_STORE = """Say where the items are, with a line in eventseal.toml:
+    store_url = "sqlite:///events.sqlite"
+or with a variable:
+    EVENTSEAL_STORE_URL=sqlite:///events.sqlite"""
+
+
+class Stores:
+    """
+    The items' datastore and the key store; no connection is opened until it is needed.
+
+    Args:
+        settings: Name the databases and the record classes.
+
+    Raises:
+        ConfigurationError: No database is named, a URL is none, or a record class cannot be imported.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        if settings.store_url is None:
+            raise ConfigurationError("no database is configured: store_url is missing", remedy=_NO_STORE)
+        records = (*_OWN_RECORDS, *record_classes(settings.tables))
+        self.datastore = _datastore(settings.store_url, records)
+        self.key_datastore = self.datastore
+        if settings.key_store_url is not None:
+            self.key_datastore = _datastore(settings.key_store_url)
+        self.key_store = SQLAlchemyKeyStore(self.key_datastore)
+
+    def are_present(self) -> bool:
+        """Whether there is a database to connect to; taken for granted of all but SQLite's files."""
+        return not any(map(_is_missing_file, (self.datastore, self.key_datastore)))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.datastore.close()
+        if self.key_datastore is not self.datastore:
+            self.key_datastore.close()
+
+
+def record_classes(names: Sequence[str]) -> list[type[Any]]:
+    """
+    Import record classes.
+
+    Args:
+        names: Each as ``module:Class``; the module from Python's path.
+
+    Raises:
+        ConfigurationError: A module or a class is not there, or importing it fails.
+    """
+    return [_record_class(name) for name in names]
+
+
+def _record_class(name: str) -> type[Any]:
+    module_name, _, class_name = name.partition(":")
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise ConfigurationError(
+            f"tables: there is no module {error.name} for {name}",
+            remedy=f"Correct the setting, or put the module on Python's path: {_shown_path()}",
+        ) from None
+    record = getattr(module, class_name, None)
+    if not isinstance(record, type):
+        raise ConfigurationError(f"tables: module {module_name} has no class {class_name}")
+    return record
+
+
+def _shown_path() -> str:
+    return ", ".join(sys.path[:3])
+
+
+def _datastore(url: SecretStr, records: Sequence[type[Any]] = ()) -> SQLAlchemyDatastore:
+    return SQLAlchemyDatastore(SQLAlchemySettings(url.get_secret_value()), tables=records)
+
+
+def _is_missing_file(datastore: SQLAlchemyDatastore) -> bool:
+    url = datastore.settings.url
+    if url.get_backend_name() != "sqlite" or datastore.settings.in_memory:
+        return False
+    # With uri=true the name is a URI, which only SQLite itself reads.
+    return "uri" not in url.query and not Path(str(url.database)).exists()

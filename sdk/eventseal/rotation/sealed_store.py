@@ -1,0 +1,166 @@
+"""What the maintenance verbs work on, and which of its tables hold sealed items."""
+
+from __future__ import annotations
+
+import difflib
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from sqlalchemy import inspect
+
+from eventseal.errors import ConfigurationError, MissingTableError
+from eventseal.storage.registry import DEFAULT_DATABASE, SealedTable, registered, unregistered_tables
+from eventseal.storage.transactions import read
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from sqlalchemy.engine import Connection
+
+    from eventseal.cipher import AESCipher
+    from eventseal.keys import Keyring
+    from eventseal.keys.store import KeyStore
+    from eventseal.storage import SQLAlchemyDatastore
+
+
+@runtime_checkable
+class SealedStore(Protocol):
+    """A store of sealed items; ``EventSeal`` is one, and so is any object with these four."""
+
+    @property
+    def keyring(self) -> Keyring:
+        """Whose keys seal the items."""
+        ...
+
+    @property
+    def cipher(self) -> AESCipher:
+        """Opens the items, with the keyring's keys."""
+        ...
+
+    @property
+    def key_store(self) -> KeyStore:
+        """Where the keyring keeps its keys."""
+        ...
+
+    @property
+    def datastore(self) -> SQLAlchemyDatastore:
+        """Where the items are, and, beside the keys, the registry of their tables."""
+        ...
+
+
+@runtime_checkable
+class NamesUnsealedTables(Protocol):
+    """A store that also says which tables look as if they held sealed items, and do not."""
+
+    @property
+    def unsealed_tables(self) -> Collection[str]:
+        """Names of tables."""
+        ...
+
+
+def registered_tables(
+    datastore: SQLAlchemyDatastore, application: str, tables: Collection[str] | None = None
+) -> list[SealedTable]:
+    """
+    Give the registered tables that may hold items of an application.
+
+    Args:
+        datastore: Its registry is read.
+        application: Whose items.
+        tables: Only these, by name; ``None``: all.
+
+    Returns:
+        One entry a table, in order of name; one that several applications share has ``application=None``.
+
+    Raises:
+        ConfigurationError: A name is not registered, or a registered table is in a database that is not
+            configured.
+        MissingTableError: A registered table is not in the database, or there is no registry.
+        StoreError: The database refused or failed.
+    """
+    mine = _merged(_registry(datastore), application)
+    if tables is not None:
+        _refuse_unknown(tables, mine)
+        mine = [table for table in mine if table.table in tables]
+    for table in mine:
+        _refuse_unreachable(datastore, table)
+    return mine
+
+
+def refuse_unregistered_tables(store: SealedStore) -> None:
+    """
+    Stop where a table looks as if it held sealed items, and nobody named it.
+
+    Args:
+        store: Its items' database is looked at.
+
+    Raises:
+        ConfigurationError: A table has a ``key_id`` beside a binary column, but is neither registered nor
+            among the store's ``unsealed_tables``, if it has any.
+        StoreError: The database refused or failed.
+    """
+    look = partial(
+        unregistered_tables,
+        registered=_registry(store.datastore),
+        unsealed_tables=store.unsealed_tables if isinstance(store, NamesUnsealedTables) else (),
+    )
+    found = read(store.datastore.engine, look, doing="looking for tables that are not registered")
+    if found:
+        raise ConfigurationError(
+            f"not registered, but with a key_id beside a binary column: {', '.join(found)}",
+            remedy="Add its record class to `tables` and run `eventseal init`; if it holds no sealed items, "
+            "add its name to `unsealed_tables`.",
+        )
+
+
+def _registry(datastore: SQLAlchemyDatastore) -> list[SealedTable]:
+    return read(datastore.key_engine, registered, doing="reading the registry of sealed tables")
+
+
+def _merged(registry: list[SealedTable], application: str) -> list[SealedTable]:
+    """One entry for each table that the application, or every one, registered."""
+    owners: dict[str, set[str | None]] = {}
+    mine: dict[str, SealedTable] = {}
+    for table in registry:
+        owners.setdefault(table.table, set()).add(table.application)
+        if table.application in {None, application}:
+            mine[table.table] = table
+    return [
+        SealedTable(
+            application=application if owners[name] == {application} else None,
+            database=table.database,
+            table=name,
+            collection=table.collection,
+            columns=table.columns,
+        )
+        for name, table in sorted(mine.items())
+    ]
+
+
+def _refuse_unknown(names: Collection[str], mine: list[SealedTable]) -> None:
+    known = [table.table for table in mine]
+    for name in names:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            hint = (
+                f"Did you mean {nearest[0]}?" if nearest else "Run `eventseal init`, which registers tables."
+            )
+            raise ConfigurationError(f"there is no registered table {name}", remedy=hint)
+
+
+def _refuse_unreachable(datastore: SQLAlchemyDatastore, table: SealedTable) -> None:
+    if table.database != DEFAULT_DATABASE:
+        raise ConfigurationError(
+            f"the registered table {table.table} is in a database {table.database!r} that is not configured"
+        )
+    if not read(datastore.engine, partial(_has_table, table=table.table), doing=f"looking for {table.table}"):
+        raise MissingTableError(
+            f"the registered table {table.table} is not in the items' database",
+            table=table.table,
+            remedy="Make it with `eventseal init`, or point store_url to the database that has it.",
+        )
+
+
+def _has_table(connection: Connection, table: str) -> bool:
+    schema, _, name = table.rpartition(".")
+    return inspect(connection).has_table(name, schema=schema or None)

@@ -1,0 +1,190 @@
+"""Verify: open every item of every registered table, count, and report what does not open."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from functools import partial
+from typing import TYPE_CHECKING
+
+from eventseal.cipher import ItemContext, Opened
+from eventseal.errors import (
+    OPAQUE_INTEGRITY_MESSAGE,
+    ConfigurationError,
+    EventSealError,
+    IntegrityError,
+    KeyDestroyedError,
+    KeyNotFoundError,
+    KmsError,
+    StoreError,
+    UnknownFormatError,
+    WrongApplicationError,
+)
+from eventseal.keys.states import KeyPurpose
+from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult
+from eventseal.rotation.sealed_store import refuse_unregistered_tables, registered_tables
+from eventseal.storage.item_rows import count_by_key, pages
+from eventseal.storage.transactions import read
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+    from uuid import UUID
+
+    from eventseal.keys.records import KeyRecord
+    from eventseal.rotation.sealed_store import SealedStore
+    from eventseal.storage.item_rows import ItemRow
+    from eventseal.storage.registry import SealedTable
+
+KEY_TABLE = "encryption_keys"
+OUTCOMES = ("done", "failed", "plain", "foreign", "left")
+"""What ``by_table`` counts: opened, not opened, in plain, another application's, outside the sample."""
+
+_PAGE_SIZE = 1000
+
+
+def verify(
+    store: SealedStore,
+    *,
+    tables: Collection[str] | None = None,
+    sample: float = 1.0,
+    progress: Callable[[JobResult], None] | None = None,
+) -> JobResult:
+    """
+    Check every data key of the application and open every item of its tables. Nothing is changed.
+
+    Args:
+        store: An ``EventSeal``, or any object with its four.
+        tables: Only these, by name; ``None``: all that are registered.
+        sample: The share of items to open, chosen at random, over 0 and up to 1. All keys are checked anyway.
+        progress: Called after each page with what was found so far.
+
+    Returns:
+        ``done`` counts the items that opened, ``failed`` the items and keys that did not, ``left`` those
+        outside the sample. ``by_table`` says the same for each table, and how many of its items are in plain
+        or, in a table that applications share, another's. ``by_key`` counts the items that opened.
+
+    Raises:
+        ConfigurationError: A table that looks sealed is not registered, or a registered one is not there.
+        KmsError: The KMS refused or failed: that says nothing about the items.
+        StoreError: The database refused or failed.
+    """
+    if not 0 < sample <= 1:
+        raise ConfigurationError(f"sample is {sample}; it must be over 0 and at most 1")
+    run = _Verification(store, sample=sample, progress=progress)
+    refuse_unregistered_tables(store)
+    found = registered_tables(store.datastore, store.cipher.application, tables)
+    run.count(found)
+    run.check_keys()
+    for table in found:
+        run.check_table(table)
+    return run.result(complete=True)
+
+
+class _Verification:
+    """One run: what it has counted so far, and how it goes on."""
+
+    def __init__(
+        self, store: SealedStore, *, sample: float, progress: Callable[[JobResult], None] | None
+    ) -> None:
+        self._store = store
+        self._sample = sample
+        self._progress = progress
+        self._random = random.Random()  # noqa: S311 - which items are in the sample is no secret
+        self._started = time.monotonic()
+        self._total = 0
+        self._by_table: dict[str, Counter[str]] = {}
+        self._by_key: Counter[UUID] = Counter()
+        self._failures: list[Failure] = []
+
+    def count(self, tables: list[SealedTable]) -> None:
+        """Count the items, so that the progress has an end."""
+        engine = self._store.datastore.engine
+        for table in tables:
+            counts = read(engine, partial(count_by_key, table=table), doing=f"counting {table.table}")
+            self._total += sum(counts.values())
+            self._by_table[table.table] = Counter()
+
+    def check_keys(self) -> None:
+        """Check the seal, the wrapping and the binding of every data key."""
+        for records in self._key_pages():
+            wanted = [record.key_id for record in records if record.purpose is KeyPurpose.DATA]
+            for key_id, outcome in self._store.keyring.opening_keys(wanted).items():
+                # A tombstone says that it is one, and its seal was checked before: nothing is wrong with it.
+                if isinstance(outcome, EventSealError) and not isinstance(outcome, KeyDestroyedError):
+                    _raise_outage(outcome)
+                    self._fail(KEY_TABLE, {"key_id": str(key_id)}, key_id, outcome)
+
+    def check_table(self, table: SealedTable) -> None:
+        """Open a table's items, page by page."""
+        for page in pages(self._store.datastore.engine, table, size=_PAGE_SIZE):
+            rows = (
+                page if self._sample == 1 else [row for row in page if self._random.random() < self._sample]
+            )
+            self._by_table[table.table]["left"] += len(page) - len(rows)
+            self._check_rows(table, rows)
+            if self._progress is not None:
+                self._progress(self.result(complete=False))
+
+    def result(self, *, complete: bool) -> JobResult:
+        """Give what was found so far."""
+        looked_at = sum(counts.total() - counts["left"] for counts in self._by_table.values())
+        left_out = sum(counts["left"] for counts in self._by_table.values())
+        return JobResult(
+            verb="verify",
+            complete=complete,
+            done=sum(counts["done"] for counts in self._by_table.values()),
+            left=left_out if complete else max(0, self._total - looked_at),
+            failed=sum(counts["failed"] for counts in self._by_table.values()),
+            seconds=time.monotonic() - self._started,
+            by_table={
+                table: {outcome: counts[outcome] for outcome in OUTCOMES}
+                for table, counts in self._by_table.items()
+            },
+            by_key=dict(self._by_key),
+            failures=tuple(self._failures),
+        )
+
+    def _key_pages(self) -> Iterator[list[KeyRecord]]:
+        last = None
+        while page := self._store.key_store.page(
+            self._store.cipher.application, after=last, limit=_PAGE_SIZE
+        ):
+            yield page
+            last = page[-1].key_id
+
+    def _check_rows(self, table: SealedTable, rows: list[ItemRow]) -> None:
+        items = [
+            (row.data, ItemContext(row.sequence_id, row.position, row.topic, table.collection))
+            for row in rows
+        ]
+        counts = self._by_table[table.table]
+        for row, outcome in zip(rows, self._store.cipher.open_many(items), strict=True):
+            if isinstance(outcome, Opened) and outcome.key_id == row.key_id:
+                counts["done"] += 1
+                self._by_key[outcome.key_id] += 1
+            elif isinstance(outcome, Opened):
+                self._fail_row(table, row, IntegrityError(OPAQUE_INTEGRITY_MESSAGE))
+            elif row.key_id is None and isinstance(outcome, UnknownFormatError | KeyNotFoundError):
+                # Bytes are an envelope only if the key store knows the key that they name.
+                counts["plain"] += 1
+            elif table.application is None and isinstance(outcome, WrongApplicationError):
+                counts["foreign"] += 1
+            else:
+                _raise_outage(outcome)
+                self._fail_row(table, row, outcome)
+
+    def _fail_row(self, table: SealedTable, row: ItemRow, error: EventSealError) -> None:
+        place = {"sequence_id": str(row.sequence_id), "position": str(row.position)}
+        self._fail(table.table, place, row.key_id, error)
+
+    def _fail(self, table: str, row: dict[str, str], key_id: UUID | None, error: EventSealError) -> None:
+        self._by_table.setdefault(table, Counter())["failed"] += 1
+        if len(self._failures) < MAX_FAILURES:
+            self._failures.append(Failure(table=table, row=row, key_id=key_id, error=type(error).__name__))
+
+
+def _raise_outage(error: EventSealError) -> None:
+    """Raise what says nothing about the item or the key: the KMS or the database was away, or said no."""
+    if isinstance(error, KmsError | StoreError):
+        raise error
