@@ -11,17 +11,16 @@ from __future__ import annotations
 from dataclasses import is_dataclass
 from enum import Enum, Flag
 from json.decoder import JSONDecoder
-from json.encoder import encode_basestring
-from math import isfinite
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from eventseal.errors import ConfigurationError, EventSealError, SerializationError
 from eventseal.items.json_types import STANDARD_TYPES, Refused
-from eventseal.items.objects import attributes_of, restore
-from eventseal.items.topics import resolve_topic, topic_of
+from eventseal.items.json_writer import JSONWriter
+from eventseal.items.objects import restore
+from eventseal.items.topics import resolve_topic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
 T = TypeVar("T")
 
@@ -37,26 +36,15 @@ class JSONTranscoder:
     """
 
     def __init__(self) -> None:
-        self._writers: dict[type[Any], Callable[[Any], str]] = {
-            str: _write_string,
-            int: _write_integer,
-            float: _write_float,
-            bool: _write_boolean,
-            type(None): _write_null,
-            dict: self._write_dict,
-            list: self._write_list,
-        }
+        self._writer = JSONWriter()
         self._readers: dict[str, Callable[[Any], Any]] = {
-            "$dict": _read_pairs,
+            "$dict": dict,
             "$tuple": tuple,
             "$set": set,
             "$frozenset": frozenset,
             "$enum": _read_enum,
             "$dataclass": _read_dataclass,
         }
-        self._writers[tuple] = lambda value: f'{{"$tuple":{self._write_list(value)}}}'
-        self._writers[set] = lambda value: f'{{"$set":{self._write_sorted(value)}}}'
-        self._writers[frozenset] = lambda value: f'{{"$frozenset":{self._write_sorted(value)}}}'
         self._decoder = JSONDecoder(object_hook=self._read_object, parse_constant=_refuse_constant)
         for cls, name, encode, decode in STANDARD_TYPES:
             self.register(cls, name, encode, decode)
@@ -65,7 +53,7 @@ class JSONTranscoder:
         self, cls: type[T], name: str, encode: Callable[[T], Any], decode: Callable[[Any], T]
     ) -> None:
         """
-        Teach the transcoder a type.
+        Teach the transcoder a type, before it is used.
 
         Args:
             cls: The very class, not its subclasses.
@@ -77,12 +65,11 @@ class JSONTranscoder:
             ConfigurationError: The type or the name is taken.
         """
         marker = f"${name}"
-        if cls in self._writers or marker in self._readers:
+        if self._writer.knows(cls) or marker in self._readers:
             raise ConfigurationError(
-                f"{_type_name(cls)} as {name!r}: the type or the name is registered already"
+                f"{cls.__module__}.{cls.__qualname__} as {name!r}: the type or the name is registered already"
             )
-        head = f"{{{_write_string(marker)}:"
-        self._writers[cls] = lambda value: f"{head}{self._write(encode(value))}}}"
+        self._writer.register(cls, marker, encode)
         self._readers[marker] = decode
 
     def encode(self, value: Any) -> bytes:
@@ -92,7 +79,7 @@ class JSONTranscoder:
         Raises:
             SerializationError: Something in it has no encoding; the message says where and of what type.
         """
-        return self._encode(self._write, value, "value")
+        return _encoded(self._writer.write, value, "value")
 
     def encode_attributes(self, attributes: dict[str, Any], *, owner: str) -> bytes:
         """
@@ -105,7 +92,7 @@ class JSONTranscoder:
         Raises:
             SerializationError: One of them has no encoding; the message says which and of what type.
         """
-        return self._encode(self._write_attributes, attributes, owner)
+        return _encoded(self._writer.write_attributes, attributes, owner)
 
     def decode(self, data: bytes) -> Any:
         """
@@ -127,89 +114,6 @@ class JSONTranscoder:
             f"{len(data)} bytes are not the JSON of an event",
             remedy="Read the item with the cipher that sealed it, or restore the row from a backup.",
         )
-
-    def _encode(self, write: Callable[[Any], str], value: Any, root: str) -> bytes:
-        try:
-            return write(value).encode()
-        except Refused as exc:
-            refused = exc
-        except RecursionError:
-            refused = Refused("is nested too deeply, or holds itself")
-        path = root + "".join(reversed(refused.path))
-        raise SerializationError(f"{path} {refused.reason}", path=path)
-
-    def _write(self, value: Any) -> str:
-        kind = type(value)
-        write = self._writers.get(kind)
-        if write is None:
-            write = self._writers[kind] = self._writer_of(kind)
-        return write(value)
-
-    def _writer_of(self, kind: type[Any]) -> Callable[[Any], str]:
-        if issubclass(kind, Flag):
-            return lambda value: f'{{"$enum":[{_topic(kind)},{self._write(value.value)}]}}'
-        if issubclass(kind, Enum):
-            return lambda value: f'{{"$enum":[{_topic(kind)},{_write_string(value.name)}]}}'
-        if is_dataclass(kind):
-            return lambda value: (
-                f'{{"$dataclass":[{_topic(kind)},{self._write_attributes(attributes_of(value))}]}}'
-            )
-        raise Refused(f"is a {_type_name(kind)}, which has no encoding")
-
-    def _write_attributes(self, attributes: dict[str, Any]) -> str:
-        if len(attributes) == 1 and next(iter(attributes)).startswith("$"):
-            return self._write_dict(attributes)
-        parts = []
-        name = ""
-        try:
-            for name, value in attributes.items():
-                parts.append(f"{_write_string(name)}:{self._write(value)}")
-        except Refused as exc:
-            exc.path.append(f".{name}")
-            raise
-        return f"{{{','.join(parts)}}}"
-
-    def _write_dict(self, value: dict[Any, Any]) -> str:
-        if not all(type(key) is str for key in value) or (
-            len(value) == 1 and next(iter(value)).startswith("$")
-        ):
-            return self._write_pairs(value)
-        parts = []
-        try:
-            for key, inner in value.items():
-                parts.append(f"{_write_string(key)}:{self._write(inner)}")
-        except Refused as exc:
-            # A key is data, so the path counts keys instead of showing them.
-            exc.path.append(f"{{{len(parts)}}}")
-            raise
-        return f"{{{','.join(parts)}}}"
-
-    def _write_pairs(self, value: dict[Any, Any]) -> str:
-        parts: list[str] = []
-        try:
-            for key, inner in value.items():
-                parts.append(f"[{self._write(key)},{self._write(inner)}]")
-        except Refused as exc:
-            exc.path.append(f"{{{len(parts)}}}")
-            raise
-        return f'{{"$dict":[{",".join(parts)}]}}'
-
-    def _write_list(self, value: Iterable[Any]) -> str:
-        return f"[{','.join(self._parts(value))}]"
-
-    def _write_sorted(self, value: Iterable[Any]) -> str:
-        # The order of a set differs between processes; equal sets are equal bytes.
-        return f"[{','.join(sorted(self._parts(value)))}]"
-
-    def _parts(self, value: Iterable[Any]) -> list[str]:
-        parts: list[str] = []
-        try:
-            for inner in value:
-                parts.append(self._write(inner))  # noqa: PERF401 - what was written counts the path
-        except Refused as exc:
-            exc.path.append(f"[{len(parts)}]")
-            raise
-        return parts
 
     def _read_object(self, value: dict[str, Any]) -> Any:
         if len(value) != 1:
@@ -235,46 +139,16 @@ class JSONTranscoder:
 _CHANGED_REMEDY = "If the class was changed, register an encoding that reads both forms."
 
 
-def _write_string(value: str) -> str:
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            surrogate = True
-        else:
-            surrogate = False
-        if surrogate:  # raised here: the cause would hold the string
-            raise Refused("holds a lone surrogate, which UTF-8 has no bytes for")
-    return encode_basestring(value)
-
-
-def _write_integer(value: int) -> str:
+def _encoded(write: Callable[[Any], str], value: Any, root: str) -> bytes:
     try:
-        return int.__repr__(value)
-    except ValueError:  # over sys.get_int_max_str_digits()
-        raise Refused("is an integer of too many digits") from None
-
-
-def _write_float(value: float) -> str:
-    if not isfinite(value):
-        raise Refused("is a float that is not finite")
-    return float.__repr__(value)
-
-
-def _write_boolean(value: bool) -> str:
-    return "true" if value else "false"
-
-
-def _write_null(_: None) -> str:
-    return "null"
-
-
-def _topic(kind: type[Any]) -> str:
-    return _write_string(topic_of(kind))
-
-
-def _read_pairs(pairs: list[list[Any]]) -> dict[Any, Any]:
-    return {key: value for key, value in pairs}  # noqa: C416 - dict(pairs) would take strings of two as pairs
+        return write(value).encode()
+    except Refused as exc:
+        refused = exc
+    except RecursionError:
+        refused = Refused("is nested too deeply, or holds itself")
+    # Raised here: a cause would hold the frames that hold the plaintext.
+    path = root + "".join(reversed(refused.path))
+    raise SerializationError(f"{path} {refused.reason}", path=path)
 
 
 def _read_enum(stored: list[Any]) -> Enum:
@@ -295,7 +169,3 @@ def _read_dataclass(stored: list[Any]) -> Any:
 
 def _refuse_constant(constant: str) -> NoReturn:
     raise SerializationError(f"JSON has no {constant}")
-
-
-def _type_name(kind: type[Any]) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"

@@ -1,0 +1,183 @@
+"""Values as JSON text, in one pass."""
+
+from __future__ import annotations
+
+from dataclasses import is_dataclass
+from enum import Enum, Flag
+from functools import lru_cache
+from json.encoder import encode_basestring
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+from eventseal.items.json_types import Refused
+from eventseal.items.objects import attributes_of
+from eventseal.items.topics import topic_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+
+class JSONWriter:
+    """
+    Writes values as JSON.
+
+    A value is written by its very class, never by a class that it inherits from: a subclass may hold more.
+    """
+
+    def __init__(self) -> None:
+        self._writers: dict[type[Any], Callable[[Any], str]] = {
+            str: write_string,
+            int: _write_integer,
+            float: _write_float,
+            bool: _write_boolean,
+            type(None): _write_null,
+            dict: self._write_dict,
+            list: self._write_list,
+            tuple: lambda value: f'{{"$tuple":{self._write_list(value)}}}',
+            set: lambda value: f'{{"$set":{self._write_sorted(value)}}}',
+            frozenset: lambda value: f'{{"$frozenset":{self._write_sorted(value)}}}',
+        }
+        self._registered = set(self._writers)
+
+    def register(self, cls: type[Any], marker: str, encode: Callable[[Any], Any]) -> None:
+        """Write objects of *cls* as an object whose one key is *marker*."""
+        head = f"{{{write_string(marker)}:"
+        self._writers[cls] = lambda value: f"{head}{self.write(encode(value))}}}"
+        self._registered.add(cls)
+
+    def knows(self, cls: type[Any]) -> bool:
+        """Whether *cls* has a form of its own."""
+        return cls in self._registered
+
+    def write(self, value: Any) -> str:
+        """
+        Write any value.
+
+        Raises:
+            Refused: Something in it has no encoding.
+        """
+        kind = type(value)
+        write = self._writers.get(kind)
+        if write is None:
+            write = self._writers[kind] = self._writer_of(kind)
+        return write(value)
+
+    def write_attributes(self, attributes: dict[str, Any]) -> str:
+        """
+        Write an object's attributes. Their names are no secret: they show in the path of an error.
+
+        Raises:
+            Refused: One of them has no encoding.
+        """
+        if len(attributes) == 1 and next(iter(attributes)).startswith("$"):
+            return self._write_pairs(attributes)
+        parts = []
+        name = ""
+        try:
+            for name, value in attributes.items():
+                write = self._writers.get(type(value)) or self.write
+                parts.append(f"{_write_key(name)}{write(value)}")
+        except Refused as exc:
+            exc.path.append(f".{name}")
+            raise
+        return f"{{{','.join(parts)}}}"
+
+    def _write_dict(self, value: dict[Any, Any]) -> str:
+        for key in value:
+            if type(key) is not str or (len(value) == 1 and key.startswith("$")):
+                return self._write_pairs(value)
+        parts: list[str] = []
+        try:
+            for key, inner in value.items():
+                parts.append(f"{write_string(key)}:{self.write(inner)}")
+        except Refused as exc:
+            # A key is data, so the path counts keys instead of showing them.
+            exc.path.append(f"{{{len(parts)}}}")
+            raise
+        return f"{{{','.join(parts)}}}"
+
+    def _write_pairs(self, value: dict[Any, Any]) -> str:
+        parts: list[str] = []
+        try:
+            for key, inner in value.items():
+                parts.append(f"[{self.write(key)},{self.write(inner)}]")
+        except Refused as exc:
+            exc.path.append(f"{{{len(parts)}}}")
+            raise
+        return f'{{"$dict":[{",".join(parts)}]}}'
+
+    def _write_list(self, value: Iterable[Any]) -> str:
+        return f"[{','.join(self._parts(value))}]"
+
+    def _write_sorted(self, value: Iterable[Any]) -> str:
+        # The order of a set differs between processes; equal sets are equal bytes.
+        return f"[{','.join(sorted(self._parts(value)))}]"
+
+    def _parts(self, value: Iterable[Any]) -> list[str]:
+        parts: list[str] = []
+        try:
+            for inner in value:
+                parts.append(self.write(inner))  # noqa: PERF401 - how many were written tells the path
+        except Refused as exc:
+            exc.path.append(f"[{len(parts)}]")
+            raise
+        return parts
+
+    def _writer_of(self, kind: type[Any]) -> Callable[[Any], str]:
+        if issubclass(kind, Flag):
+            return lambda value: f'{{"$enum":[{_topic(kind)},{self.write(value.value)}]}}'
+        if issubclass(kind, Enum):
+            return lambda value: f'{{"$enum":[{_topic(kind)},{write_string(value.name)}]}}'
+        if is_dataclass(kind):
+            return lambda value: (
+                f'{{"$dataclass":[{_topic(kind)},{self.write_attributes(attributes_of(value))}]}}'
+            )
+        raise Refused(f"is a {kind.__module__}.{kind.__qualname__}, which has no encoding")
+
+
+def write_string(value: str) -> str:
+    """
+    Write a string, quoted.
+
+    Raises:
+        Refused: UTF-8 has no bytes for it.
+    """
+    if not value.isascii():
+        try:
+            value.encode()
+            surrogate = False
+        except UnicodeEncodeError:
+            surrogate = True
+        if surrogate:  # raised here: the cause would hold the string
+            raise Refused("holds a lone surrogate, which UTF-8 has no bytes for")
+    return encode_basestring(value)
+
+
+@lru_cache(maxsize=4096)
+def _write_key(name: str) -> str:
+    return f"{write_string(name)}:"
+
+
+def _write_integer(value: int) -> str:
+    try:
+        return int.__repr__(value)
+    except ValueError:  # more than sys.get_int_max_str_digits()
+        raise Refused("is an integer of too many digits") from None
+
+
+def _write_float(value: float) -> str:
+    if not isfinite(value):
+        raise Refused("is a float that is not finite")
+    return float.__repr__(value)
+
+
+def _write_boolean(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _write_null(_: None) -> str:
+    return "null"
+
+
+def _topic(kind: type[Any]) -> str:
+    return write_string(topic_of(kind))
