@@ -1,0 +1,207 @@
+"""The datastore: one database's engine, session and tables."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from sqlalchemy import Table, literal, select
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from sqlalchemy.util import ThreadLocalRegistry
+
+from eventseal.errors import ConfigurationError
+from eventseal.storage.engines import SQLAlchemySettings, make_engine, redacted
+from eventseal.storage.faults import translated
+from eventseal.storage.item_columns import sealed_columns
+from eventseal.storage.key_tables import fence_metadata, key_metadata
+from eventseal.storage.registry import SealedTable, register
+from eventseal.storage.table_setup import add_key_id, create_tables, drop_tables
+from eventseal.storage.transactions import holds_sqlite_lock, write
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy.engine import Engine
+
+
+class SQLAlchemyDatastore:
+    """
+    A database. Its engines and its session are made on first use.
+
+    A forked process gets connections of its own. An in-memory database is lost with :meth:`close`.
+
+    Args:
+        settings: Where the database is.
+        tables: The record classes whose tables it holds, the user's own among them.
+        base: A declarative base; all its record classes are taken if *tables* is empty.
+        key_settings: Where the tables beside the keys are, if they have a database of their own.
+    """
+
+    def __init__(
+        self,
+        settings: SQLAlchemySettings,
+        tables: Sequence[type[Any]] = (),
+        *,
+        base: Any = None,
+        key_settings: SQLAlchemySettings | None = None,
+    ) -> None:
+        self.settings = settings
+        # The session may hold an in-memory database's only connection: its keys are in a private one.
+        self.key_settings = key_settings or (SQLAlchemySettings() if settings.in_memory else settings)
+        self.tables: Sequence[type[Any]] = tuple(tables) or _classes_of(base)
+        self._lock = threading.RLock()
+        self._engine: Engine | None = None
+        self._key_engine: Engine | None = None
+        self._session: scoped_session[Session] | None = None
+        _datastores.add(self)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of the items and the fences."""
+        with self._lock:
+            if self._engine is None:
+                self._engine = make_engine(self.settings)
+            return self._engine
+
+    @property
+    def key_engine(self) -> Engine:
+        """The engine of the tables beside the keys: the items' own, unless they have another database."""
+        with self._lock:
+            if self.key_settings is self.settings:
+                return self.engine
+            if self._key_engine is None:
+                self._key_engine = make_engine(self.key_settings)
+            return self._key_engine
+
+    @property
+    def session(self) -> scoped_session[Session]:
+        """A session for each thread."""
+        with self._lock:
+            if self._session is None:
+                self._session = scoped_session(sessionmaker(self.engine))
+            return self._session
+
+    def setup_connection(self) -> None:
+        """
+        Check that the database answers, and that of the keys.
+
+        A SQLite file that is not there is made; its folder is not.
+
+        Raises:
+            StoreUnavailableError: It does not.
+        """
+        for settings, engine in ((self.settings, self.engine), (self.key_settings, self.key_engine)):
+            with translated(f"connecting to {redacted(settings.url)}"), engine.connect() as connection:
+                connection.execute(select(literal(1)))
+
+    def setup_tables(self, *, application: str | None = None) -> None:
+        """
+        Make the listed tables, the fences, the key tables and the registry, and register the tables of sealed items.
+
+        What is there already is left as it is; its columns are compared with those that are needed.
+
+        Args:
+            application: Whose items the listed tables hold; ``None``: of every application that writes there.
+
+        Raises:
+            ConfigurationError: A table of the same name lacks a column that is needed; message and remedy name it.
+            StoreUnavailableError: The database does not answer.
+            StoreReadOnlyError: It cannot be written.
+        """
+        listed = [_table_of(record_class) for record_class in self.tables]
+        sealed = [SealedTable.of(found, application) for found in map(sealed_columns, self.tables) if found]
+        fences, keys = fence_metadata.sorted_tables, key_metadata.sorted_tables
+        write(
+            self.engine,
+            lambda connection: create_tables(connection, [*listed, *fences]),
+            doing="making tables",
+        )
+        write(
+            self.key_engine, lambda connection: create_tables(connection, keys), doing="making the key tables"
+        )
+        write(self.key_engine, lambda connection: register(connection, sealed), doing="registering tables")
+
+    def add_key_id_columns(self) -> list[str]:
+        """
+        Add the column ``key_id`` and its index to listed tables that were made without them.
+
+        Returns:
+            The names of the tables that were changed.
+        """
+        listed = [_table_of(record_class) for record_class in self.tables if sealed_columns(record_class)]
+        return [
+            table.fullname
+            for table in listed
+            if write(
+                self.engine,
+                lambda own, table=table: add_key_id(own, table),
+                doing=f"adding key_id to {table}",
+            )
+        ]
+
+    def drop_tables(self) -> None:
+        """Drop the listed tables, the fences, the key tables and the registry, with all that is in them."""
+        listed = [_table_of(record_class) for record_class in self.tables]
+        fences, keys = reversed(fence_metadata.sorted_tables), list(reversed(key_metadata.sorted_tables))
+        write(
+            self.engine, lambda own: drop_tables(own, [*reversed(listed), *fences]), doing="dropping tables"
+        )
+        write(self.key_engine, lambda own: drop_tables(own, keys), doing="dropping the key tables")
+
+    def holds_write_lock(self) -> bool:
+        """Whether the calling thread's session is in a SQLite transaction that has written, so that no other one can."""
+        session = self._session
+        if session is None or not session.registry.has() or not session.in_transaction():
+            return False
+        return holds_sqlite_lock(session.connection())
+
+    def close(self) -> None:
+        """Give up the calling thread's session and all idle connections; what is used again opens new ones."""
+        with self._lock:
+            if self._session is not None:
+                self._session.remove()
+            for engine in (self._engine, self._key_engine):
+                if engine is not None:
+                    engine.dispose()
+
+    def __repr__(self) -> str:
+        return f"<SQLAlchemyDatastore {redacted(self.settings.url)}>"
+
+    def _after_fork(self) -> None:
+        """Use no connection of the parent's: two processes on one would garble each other's answers."""
+        self._lock = threading.RLock()
+        if self._session is not None and not self.settings.in_memory:
+            _left_to_parent.append(self._session.registry)
+            self._session.registry = ThreadLocalRegistry(self._session.session_factory)
+        for settings, engine in ((self.settings, self._engine), (self.key_settings, self._key_engine)):
+            if engine is not None and not settings.in_memory:
+                _left_to_parent.append(engine.pool)
+                engine.dispose(close=False)
+
+
+_datastores: WeakSet[SQLAlchemyDatastore] = WeakSet()
+
+_left_to_parent: list[object] = []
+"""Kept, in a forked process, so that no destructor speaks to the database on the parent's connections."""
+
+
+def _drop_pools() -> None:
+    for datastore in list(_datastores):
+        datastore._after_fork()  # noqa: SLF001 - this module's own
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_drop_pools)
+
+
+def _classes_of(base: Any) -> tuple[type[Any], ...]:
+    return () if base is None else tuple(mapper.class_ for mapper in base.registry.mappers)
+
+
+def _table_of(record_class: type[Any]) -> Table:
+    table = getattr(record_class, "__table__", None)
+    if not isinstance(table, Table):
+        raise ConfigurationError(f"{record_class!r} is not a record class that is mapped to one table")
+    return table

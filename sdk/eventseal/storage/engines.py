@@ -1,0 +1,143 @@
+"""Engines: how EventSeal connects to SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.pool import QueuePool
+
+from eventseal.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL, Engine
+
+IN_MEMORY = "sqlite:///:memory:"
+SQLITE_BUSY_TIMEOUT = 5.0
+"""Seconds that a statement waits for another connection's write lock."""
+
+SUPPORTED_DIALECTS = ("sqlite", "postgresql")
+_SECRET_QUERY_KEYS = ("password", "sslpassword")
+
+
+class SQLAlchemySettings:
+    """
+    Where a database is and how to connect to it.
+
+    Args:
+        uri: As SQLAlchemy has it: ``sqlite:///file``, ``postgresql://user:password@host/database`` (over psycopg
+            unless the URI names a driver). A secret: it shows neither in the repr nor in messages.
+        engine_options: For SQLAlchemy's ``create_engine``.
+
+    Raises:
+        ConfigurationError: The URI is none, is of another database than SQLite or PostgreSQL, or an option would
+            undo transactions.
+    """
+
+    def __init__(self, uri: str = IN_MEMORY, **engine_options: Any) -> None:
+        self.url = _parsed(uri)
+        self.engine_options = engine_options
+        if engine_options.get("isolation_level") == "AUTOCOMMIT":
+            raise ConfigurationError(
+                "isolation_level is AUTOCOMMIT; items are written in transactions",
+                remedy="Leave the option out.",
+            )
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the database is SQLite's in the memory of this process."""
+        return is_in_memory(self.url)
+
+    def __repr__(self) -> str:
+        return f"<SQLAlchemySettings {redacted(self.url)}>"
+
+
+def redacted(url: URL) -> str:
+    """Show *url* without its user, its password and the values of its options."""
+    shown = url.set(username=None, password=None, query={})
+    return shown.render_as_string(hide_password=True)
+
+
+def is_in_memory(url: URL) -> bool:
+    """Whether *url* names SQLite's in-memory database."""
+    if url.get_backend_name() != "sqlite":
+        return False
+    return url.database in {None, "", ":memory:", "file::memory:"} or url.query.get("mode") == "memory"
+
+
+def make_engine(settings: SQLAlchemySettings) -> Engine:
+    """
+    Make the engine; no connection is opened.
+
+    Raises:
+        ConfigurationError: An option is unknown.
+        ImportError: The database's driver is not installed; the message has the install command.
+    """
+    # Parameters may be items in plain: they stay out of logs and messages.
+    options: dict[str, Any] = {"hide_parameters": True, **settings.engine_options}
+    sqlite = settings.url.get_backend_name() == "sqlite"
+    if sqlite:
+        options = _sqlite_options(settings.url, options)
+    try:
+        engine = create_engine(settings.url, **options)
+    except (TypeError, ArgumentError) as error:
+        raise ConfigurationError(f"the database's options do not fit: {error}") from None
+    except ModuleNotFoundError as error:
+        if error.name not in {"psycopg", "psycopg2"}:
+            raise
+        raise ImportError(
+            "PostgreSQL needs psycopg: pip install 'eventseal[postgres]'", name=error.name
+        ) from error
+    if sqlite and not settings.in_memory:
+        event.listen(engine, "connect", _use_write_ahead_log)
+    return engine
+
+
+def _sqlite_options(url: URL, options: dict[str, Any]) -> dict[str, Any]:
+    connect_args = dict(options.pop("connect_args", {}))
+    if "timeout" not in url.query:
+        connect_args.setdefault("timeout", SQLITE_BUSY_TIMEOUT)
+    if is_in_memory(url):
+        # One connection, lent to one thread at a time: all see the same tables, and no transaction gets into another's.
+        connect_args.setdefault("check_same_thread", False)
+        if "poolclass" not in options:
+            one = {
+                "poolclass": QueuePool,
+                "pool_size": 1,
+                "max_overflow": 0,
+                "pool_timeout": SQLITE_BUSY_TIMEOUT,
+            }
+            options = {**one, **options}
+    return {**options, "connect_args": connect_args}
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection, _record: object) -> None:
+    """Let readers and one writer work side by side; a file that cannot be written stays as it is."""
+    if connection.execute("PRAGMA journal_mode").fetchone() == ("wal",):
+        return
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
+            raise
+
+
+def _parsed(uri: str) -> URL:
+    try:
+        url = make_url(uri)
+    except (ArgumentError, TypeError, ValueError):
+        # The URI is a secret, and SQLAlchemy's message may quote it.
+        raise ConfigurationError(
+            "the database's URI cannot be read",
+            remedy="Write sqlite:///<file> or postgresql://<user>@<host>/<database>.",
+        ) from None
+    if url.drivername in {"postgresql", "postgres"}:
+        url = url.set(drivername="postgresql+psycopg")
+    if url.get_backend_name() not in SUPPORTED_DIALECTS:
+        raise ConfigurationError(
+            f"the database is {url.get_backend_name()}; EventSeal keeps items safe on SQLite and PostgreSQL only",
+            remedy="Use a URI that begins with sqlite:// or postgresql://.",
+        )
+    return url

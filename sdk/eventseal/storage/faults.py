@@ -1,0 +1,157 @@
+"""From the errors of SQLAlchemy and the drivers to EventSeal's: the one place where they are translated."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError, StatementError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from eventseal.errors import (
+    ConfigurationError,
+    EventSealError,
+    MissingTableError,
+    StoreError,
+    StoreReadOnlyError,
+    StoreUnavailableError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PRIMARY_CODE = 0xFF
+_SQLITE_UNAVAILABLE = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_PROTOCOL,
+    }
+)
+_SQLITE_MISSING_TABLE = re.compile(r"no such table: (?:\w+\.)?(.+)")
+_SQLITE_MISSING_COLUMN = re.compile(r"no such column: (\S+)|has no column named (\S+)")
+_QUOTED = re.compile(r'"([^"]+)"')
+
+# The classes of SQLSTATE, PostgreSQL's appendix A.
+_CONNECTION, _RESOURCES, _INTERVENTION = "08", "53", "57"
+_RETRY = frozenset({"40001", "40P01"})
+_UNAVAILABLE = _RETRY | {"55P03", "25P03", "3D000", "28000", "28P01"}
+_OUTCOME_UNKNOWN = frozenset({"40003", "57P01", "57P02", "57P03"})
+_READ_ONLY, _FORBIDDEN = "25006", "42501"
+_UNDEFINED_TABLE, _UNDEFINED_COLUMN = "42P01", "42703"
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """
+    Raise EventSeal's error for whatever the database answers inside the block.
+
+    Args:
+        doing: What was going on, as a message goes on with it: ``"appending to orders"``.
+    """
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise store_error(error, doing) from _safe_cause(error)
+
+
+def store_error(error: SQLAlchemyError, doing: str) -> EventSealError:
+    """
+    Give EventSeal's error for *error*. Its message holds no value of any row and no password.
+
+    Args:
+        error: From SQLAlchemy or, inside it, the driver.
+        doing: What was going on.
+    """
+    if isinstance(error, StatementError) and isinstance(error.orig, EventSealError):
+        return error.orig
+    if isinstance(error, PoolTimeoutError):
+        return StoreUnavailableError(
+            f"no connection was free for {doing}; an in-memory SQLite database has only one",
+            remedy="End other sessions' transactions, or give the pool more connections.",
+        )
+    if not isinstance(error, DBAPIError) or error.orig is None:
+        return StoreError(f"{doing} failed: {type(error).__name__}")
+    if isinstance(error.orig, sqlite3.Error):
+        return _sqlite_error(error.orig, doing)
+    return _server_error(error, doing)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the whole transaction, run again, may succeed at once: a deadlock, a serialization failure, a dead connection."""
+    return isinstance(error, DBAPIError) and (error.connection_invalidated or sqlstate(error) in _RETRY)
+
+
+def is_outcome_known(error: BaseException) -> bool:
+    """Whether an error of COMMIT says for certain that nothing was committed."""
+    if not isinstance(error, DBAPIError) or error.connection_invalidated:
+        return False
+    state = sqlstate(error)
+    return state is not None and state[:2] != _CONNECTION and state not in _OUTCOME_UNKNOWN
+
+
+def sqlstate(error: DBAPIError) -> str | None:
+    """Give the five characters of SQLSTATE; ``None`` where the driver or the failure has none."""
+    state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+    return state if isinstance(state, str) else None
+
+
+def _safe_cause(error: SQLAlchemyError) -> BaseException | None:
+    # A server's detail of a constraint or a bad value shows the row, which may be in plain: such causes are cut off.
+    state = sqlstate(error) if isinstance(error, DBAPIError) else None
+    shows_row = state is not None and state[:2] in {"22", "23"}
+    return None if shows_row or not isinstance(error, DBAPIError | PoolTimeoutError) else error
+
+
+def _sqlite_error(orig: sqlite3.Error, doing: str) -> EventSealError:
+    code, text = getattr(orig, "sqlite_errorcode", 0) & _PRIMARY_CODE, str(orig)
+    said = f"{doing} failed: SQLite says: {text}"
+    if code in _SQLITE_UNAVAILABLE:
+        return StoreUnavailableError(said)
+    if code == sqlite3.SQLITE_READONLY:
+        return StoreReadOnlyError(said)
+    if found := _SQLITE_MISSING_TABLE.search(text):
+        return MissingTableError(f"{doing} failed: there is no table {found[1]}", table=found[1])
+    if found := _SQLITE_MISSING_COLUMN.search(text):
+        return _missing_column(found[1] or found[2], doing)
+    return StoreError(said)
+
+
+def _server_error(error: DBAPIError, doing: str) -> EventSealError:
+    state, text = sqlstate(error), _primary_message(error)
+    said = f"{doing} failed: the database says: {text}"
+    if state is None:
+        unreachable = error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+        return StoreUnavailableError(said) if unreachable else StoreError(said)
+    if state in _UNAVAILABLE or state[:2] in {_CONNECTION, _RESOURCES, _INTERVENTION}:
+        return StoreUnavailableError(said)
+    if state == _READ_ONLY:
+        return StoreReadOnlyError(said)
+    if state == _FORBIDDEN:
+        return StoreError(said, remedy="Grant this user the privilege on the table that the message names.")
+    found = _QUOTED.search(text)
+    if state == _UNDEFINED_TABLE:
+        return MissingTableError(said, table=found[1] if found else None)
+    if state == _UNDEFINED_COLUMN:
+        return _missing_column(found[1] if found else "that the message names", doing)
+    return StoreError(f"{said} (SQLSTATE {state})")
+
+
+def _missing_column(name: str, doing: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{doing} failed: a table has no column {name}",
+        remedy="Run `eventseal init`, which adds a missing key_id column, or migrate the table.",
+    )
+
+
+def _primary_message(error: DBAPIError) -> str:
+    # Not str(): that goes on with the server's detail, which may show a row.
+    diagnosis = getattr(error.orig, "diag", None)
+    primary = getattr(diagnosis, "message_primary", None)
+    return primary or " ".join(str(error.orig).split())

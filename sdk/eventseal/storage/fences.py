@@ -1,0 +1,66 @@
+"""
+Fences: what keeps an item from being committed under a key that is being destroyed.
+
+Each items database has one row for each key that may be written there, open or closed. A transaction that writes
+items shares the open rows of its keys until it ends; whoever destroys a key closes the row first, which waits for
+all of them, and counts what is left in a later statement. A closed row stays.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from eventseal.storage.key_tables import key_fences
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from uuid import UUID
+
+    from sqlalchemy.engine import Connection
+
+OPEN, CLOSED = "open", "closed"
+_CHUNK = 500
+
+
+def open_fences(connection: Connection, key_ids: Collection[UUID]) -> None:
+    """
+    Make an open fence for each key that has none; a closed one stays closed.
+
+    On PostgreSQL the caller commits before it writes items, since other transactions wait for the row's insert.
+    """
+    rows = [{"key_id": key_id, "state": OPEN} for key_id in sorted(key_ids)]
+    if rows:
+        connection.execute(_insert(connection).on_conflict_do_nothing(), rows)
+
+
+def close_fence(connection: Connection, key_id: UUID) -> None:
+    """
+    Close a key's fence, for good: no item is written under the key in this database once this has committed.
+
+    Waits for every transaction that wrote under it (on PostgreSQL as long as ``lock_timeout`` allows). Count what
+    is left in a later statement of the same transaction, and roll back if anything is.
+
+    Args:
+        connection: In a READ COMMITTED transaction; on SQLite one that holds the write lock.
+        key_id: Also one that never had a fence here.
+    """
+    closing = _insert(connection).on_conflict_do_update(index_elements=["key_id"], set_={"state": CLOSED})
+    connection.execute(closing, {"key_id": key_id, "state": CLOSED})
+
+
+def fence_states(connection: Connection, key_ids: Collection[UUID]) -> dict[UUID, str]:
+    """Give ``open`` or ``closed`` for each key; one without a fence is left out."""
+    ids, states = sorted(key_ids), {}
+    for start in range(0, len(ids), _CHUNK):
+        chunk = ids[start : start + _CHUNK]
+        rows = connection.execute(select(key_fences).where(key_fences.c.key_id.in_(chunk)))
+        states.update({row.key_id: row.state for row in rows})
+    return states
+
+
+def _insert(connection: Connection) -> postgresql.Insert | sqlite.Insert:
+    on_postgresql = connection.dialect.name == "postgresql"
+    return postgresql.insert(key_fences) if on_postgresql else sqlite.insert(key_fences)

@@ -1,0 +1,205 @@
+"""Appending: one transaction that writes all of a batch or nothing, and what to do when its outcome is not known."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+
+from eventseal.errors import (
+    ConfigurationError,
+    KeyClosedError,
+    SequencedItemConflictError,
+    SerializationError,
+    StoreUnavailableError,
+    UnknownFormatError,
+)
+from eventseal.storage.faults import is_outcome_known, is_transient, translated
+from eventseal.storage.fences import CLOSED, fence_states, open_fences
+from eventseal.storage.item_columns import KEY_ID
+from eventseal.storage.item_inserts import ItemInserts
+from eventseal.storage.item_outcome import violates_item_key, was_committed
+from eventseal.storage.transactions import ATTEMPTS, begin_writing, pause, write
+from eventseal.suites.envelope import parse_envelope
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy.engine import Connection, Engine
+    from sqlalchemy.orm import Session
+
+    from eventseal.storage.item_columns import ItemColumns
+    from eventseal.storage.item_inserts import Row, RowsByKey
+
+logger = logging.getLogger(__name__)
+
+MOST_REMEMBERED = 100_000
+"""Keys whose fence is known to be there; when there are more, all are forgotten and asked for again."""
+
+
+class ItemAppends:
+    """
+    Appends to one table.
+
+    Args:
+        columns: The table's, as the item class sees them.
+        record_class: Decides which of the session's databases is used.
+    """
+
+    def __init__(self, columns: ItemColumns, record_class: type[Any]) -> None:
+        self._columns = columns
+        self._record_class = record_class
+        self._inserts = ItemInserts(columns)
+        self._names = [n for n in columns.fields if n != KEY_ID]
+        self._fenced: set[UUID] = set()
+
+    def append(self, session: Session, items: Sequence[Any]) -> None:
+        """Write *items* and commit the session, or roll all of it back; see the strategy's ``append``."""
+        owned = not session.in_transaction()
+        with translated(f"appending to {self._columns.table}"):
+            try:
+                batch = self._rows_by_key(items)
+                self._in_transaction(session, batch, owned=owned)
+            except KeyClosedError:
+                if owned:  # nobody else's rows are in it, and on SQLite it holds the lock that new keys need
+                    session.rollback()
+                raise
+            except IntegrityError as error:
+                session.rollback()
+                if violates_item_key(error, self._engine(session), self._columns):
+                    raise self._conflict(items) from None
+                raise
+            except BaseException:
+                session.rollback()
+                raise
+
+    def _in_transaction(self, session: Session, batch: RowsByKey, *, owned: bool) -> None:
+        """Write and commit; again, if the transaction is all ours and only met another one."""
+        for number in range(1, ATTEMPTS):
+            try:
+                return self._once(session, batch, owned=owned)
+            except DBAPIError as error:
+                if not (owned and is_transient(error)):
+                    raise
+                session.rollback()
+            pause(number)
+        return self._once(session, batch, owned=owned)
+
+    def _once(self, session: Session, batch: RowsByKey, *, owned: bool) -> None:
+        key_ids = {key_id for key_id in batch if key_id is not None}
+        if not self._inserted(session, batch, key_ids, savepoint=not owned):
+            # Remembered, but not there: the tables were made anew, or an older backup restored.
+            self._fenced -= key_ids
+            if owned:
+                session.rollback()
+            if not self._inserted(session, batch, key_ids, savepoint=not owned):
+                raise StoreUnavailableError(
+                    f"the transaction that appends to {self._columns.table} is older than a fence of its keys",
+                    remedy="Roll back and run the transaction again, or use READ COMMITTED.",
+                )
+        session.flush()
+        self._commit(session, batch)
+        self._remember(key_ids)
+
+    def _inserted(self, session: Session, batch: RowsByKey, key_ids: set[UUID], *, savepoint: bool) -> bool:
+        """Insert the batch; false, with nothing of it left, if a fence was not there."""
+        unknown = key_ids - self._fenced
+        on_postgresql = self._engine(session).dialect.name == "postgresql"
+        if unknown and on_postgresql:
+            # On a connection of its own: else whoever waits for this row waits for the caller's transaction.
+            write(
+                self._engine(session),
+                lambda own: open_fences(own, unknown),
+                doing="making the fences of keys",
+            )
+        connection = begin_writing(session.connection(bind_arguments={"mapper": self._record_class}))
+        if unknown and not on_postgresql:
+            open_fences(connection, unknown)
+        nested = connection.begin_nested() if savepoint else None
+        if self._inserts.execute(connection, batch):
+            if nested is not None:
+                nested.commit()
+            return True
+        if nested is not None:
+            nested.rollback()
+        self._refuse_closed(connection, key_ids)
+        return False
+
+    def _refuse_closed(self, connection: Connection, key_ids: set[UUID]) -> None:
+        closed = sorted(
+            key_id for key_id, state in fence_states(connection, key_ids).items() if state == CLOSED
+        )
+        if closed:
+            named = ", ".join(map(str, closed))
+            raise KeyClosedError(
+                f"nothing was appended to {self._columns.table}: retired meanwhile: {named}",
+                key_ids=tuple(closed),
+            )
+
+    def _commit(self, session: Session, batch: RowsByKey) -> None:
+        try:
+            session.commit()
+        except Exception as error:
+            session.rollback()
+            known = isinstance(error, SQLAlchemyError) and is_outcome_known(error)
+            if known or not was_committed(self._engine(session), self._columns, self._inserts, batch):
+                raise
+            logger.warning(
+                "an append to %s was committed, though its answer was %s",
+                self._columns.table,
+                type(error).__name__,
+            )
+
+    def _remember(self, key_ids: set[UUID]) -> None:
+        if len(self._fenced) + len(key_ids) > MOST_REMEMBERED:
+            self._fenced.clear()
+        self._fenced |= key_ids
+
+    def _engine(self, session: Session) -> Engine:
+        return session.get_bind(mapper=self._record_class).engine
+
+    def _rows_by_key(self, items: Sequence[Any]) -> dict[UUID | None, list[Row]]:
+        batch: dict[UUID | None, list[Row]] = {}
+        for item in items:
+            try:
+                row = tuple(getattr(item, name) for name in self._names)
+            except AttributeError as error:
+                raise ConfigurationError(
+                    f"a {type(item).__name__} cannot be appended to {self._columns.table}: it has no {error.name}",
+                    remedy="Give the mapper and the strategy the same item class.",
+                ) from None
+            batch.setdefault(self._key_of(item, row), []).append(row)
+        return batch
+
+    def _key_of(self, item: Any, row: Row) -> UUID | None:
+        data = row[3]
+        if not isinstance(data, bytes):
+            raise SerializationError(f"an item's data is bytes, not a {type(data).__name__}")
+        # An item class need not have the field; the envelope's header says it then.
+        key_id = getattr(item, KEY_ID) if hasattr(item, KEY_ID) else _key_in_header(data)
+        if key_id is not None and not isinstance(key_id, UUID):
+            raise SerializationError(f"an item's key_id is a UUID or None, not a {type(key_id).__name__}")
+        if key_id is not None and self._columns.key_id is None:
+            raise ConfigurationError(
+                f"{self._record_class.__qualname__} has no column key_id, and its items are sealed",
+                remedy="Add `key_id: Mapped[UUID | None] = mapped_column(BinaryUUID(), index=True)` to it.",
+            )
+        return key_id
+
+    def _conflict(self, items: Sequence[Any]) -> SequencedItemConflictError:
+        sequence_id, position = self._columns.fields[:2]
+        first = items[0]
+        others = f", or one of {len(items) - 1} more," if len(items) > 1 else ""
+        return SequencedItemConflictError(
+            f"position {getattr(first, position)} of sequence {getattr(first, sequence_id)}{others} "
+            f"is taken in {self._columns.table}"
+        )
+
+
+def _key_in_header(data: bytes) -> UUID | None:
+    try:
+        return parse_envelope(data).key_id
+    except UnknownFormatError:
+        return None

@@ -1,0 +1,157 @@
+"""The INSERTs of items: fenced by their key, in the form that each database does best."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeAlias
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    LargeBinary,
+    Text,
+    Uuid,
+    bindparam,
+    column,
+    exists,
+    func,
+    insert,
+    literal_column,
+    select,
+)
+from sqlalchemy import types as sqltypes
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from eventseal.storage.fences import OPEN
+from eventseal.storage.item_columns import ItemColumns, is_text
+from eventseal.storage.key_tables import key_fences
+from eventseal.storage.types import BinaryUUID, ExactDecimal, ExactInteger
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sqlalchemy import Insert, Select
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.types import TypeEngine
+
+Row: TypeAlias = tuple[Any, ...]
+"""An item's values in the order of ``ItemInserts.columns``."""
+
+RowsByKey: TypeAlias = "Mapping[UUID | None, Sequence[Row]]"
+
+_KEY = "fence_key_id"
+
+
+class ItemInserts:
+    """
+    The statements that insert into one table, each built once.
+
+    Args:
+        columns: The table's, as the item class sees them.
+    """
+
+    def __init__(self, columns: ItemColumns) -> None:
+        self.table = columns.table
+        self.columns: tuple[Column[Any], ...] = tuple(c for c in columns.columns if c is not columns.key_id)
+        self._key_id = columns.key_id
+
+    def execute(self, connection: Connection, rows_by_key: RowsByKey) -> bool:
+        """
+        Insert all rows: those of each key in one statement, keys in order of their ids, so that no two batches deadlock.
+
+        Returns:
+            Whether every row was inserted; if not, a fence was not open, and the transaction must be rolled back.
+        """
+        plain = rows_by_key.get(None)
+        if plain:
+            connection.execute(self._plain, [self._parameters(row) for row in plain])
+        # A comprehension would stop at the first shortage just the same; the caller then asks which fences it were.
+        return all(
+            self._fenced(connection, key_id, rows_by_key[key_id]) == len(rows_by_key[key_id])
+            for key_id in sorted(key_id for key_id in rows_by_key if key_id is not None)
+        )
+
+    def _fenced(self, connection: Connection, key_id: UUID, rows: Sequence[Row]) -> int:
+        named = [{**self._parameters(row), _KEY: key_id} for row in rows]
+        if connection.dialect.name == "sqlite":
+            return connection.execute(self._if_open, named).rowcount
+        if len(rows) == 1 or self._many is None:
+            return sum(connection.execute(self._one, parameters).rowcount for parameters in named)
+        arrays = [list(values) for values in zip(*rows, strict=True)]
+        return connection.execute(self._many, {**self._parameters(arrays), _KEY: key_id}).rowcount
+
+    @cached_property
+    def _plain(self) -> Insert:
+        return insert(self.table).values(
+            {column: bindparam(_name(n)) for n, column in enumerate(self.columns)}
+        )
+
+    @cached_property
+    def _if_open(self) -> Insert:
+        """SQLite: the write lock, which the INSERT takes, is the fence."""
+        key = bindparam(_KEY, type_=key_fences.c.key_id.type)
+        return self._insert_from(select(*self._values, key).where(exists(_open_fence(literal_column("1")))))
+
+    @cached_property
+    def _one(self) -> Insert:
+        """PostgreSQL, one item. FOR SHARE: a FOR KEY SHARE would not stop the UPDATE that closes the fence."""
+        return self._insert_from(_open_fence(*self._values, key_fences.c.key_id).with_for_update(read=True))
+
+    @cached_property
+    def _many(self) -> Insert | None:
+        """PostgreSQL, several items: locks once. ``None`` if a column's values do not go into an array unchanged."""
+        elements = [_array_element(column.type) for column in self.columns]
+        if any(element is None for element in elements):
+            return None
+        fence = (
+            _open_fence(key_fences.c.key_id)
+            .with_for_update(read=True)
+            .cte("fence")
+            .prefix_with("MATERIALIZED")
+        )
+        arrays = [
+            bindparam(_name(n), type_=ARRAY(kind)) for n, kind in enumerate(elements) if kind is not None
+        ]
+        names = [column(_name(n)) for n in range(len(arrays))]
+        rows = func.unnest(*arrays).table_valued(*names, name="item").render_derived()
+        return self._insert_from(
+            select(*rows.c, fence.c.key_id).select_from(fence.join(rows, literal_column("true")))
+        )
+
+    @property
+    def _values(self) -> list[Any]:
+        return [bindparam(_name(n), type_=column.type) for n, column in enumerate(self.columns)]
+
+    def _insert_from(self, source: Select[Any]) -> Insert:
+        return insert(self.table).from_select([*self.columns, self._key_column], source)
+
+    @property
+    def _key_column(self) -> Column[Any]:
+        if self._key_id is None:
+            raise TypeError("a table without key_id takes plain rows only")
+        return self._key_id
+
+    def _parameters(self, values: Sequence[Any]) -> dict[str, Any]:
+        return {_name(n): value for n, value in enumerate(values)}
+
+
+def _name(number: int) -> str:
+    # Not the column's own name: SQLAlchemy keeps those for itself in an INSERT.
+    return f"item_{number}"
+
+
+def _open_fence(*columns: Any) -> Select[Any]:
+    wanted = bindparam(_KEY, type_=key_fences.c.key_id.type)
+    return select(*columns).where(key_fences.c.key_id == wanted, key_fences.c.state == OPEN)
+
+
+def _array_element(kind: TypeEngine[Any]) -> TypeEngine[Any] | None:
+    """Give the type of an array that carries a column's values; ``None`` if a cast to it might change one."""
+    if is_text(kind):
+        return Text()  # without its length: a cast to VARCHAR(n) would cut the text in silence
+    if isinstance(kind, BinaryUUID | ExactDecimal | ExactInteger | Uuid | LargeBinary):
+        return kind
+    if isinstance(kind, sqltypes.Integer):
+        return BigInteger()
+    return None

@@ -1,0 +1,68 @@
+"""The tables of sequenced items, as declarative record classes, and what a user's own are made of."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import LargeBinary
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from eventseal.storage.types import BinaryUUID, ExactDecimal, ExactInteger, ExactText
+
+
+class ActiveRecord(DeclarativeBase):
+    """The base of the record classes that come with EventSeal. A user's own classes may have any base."""
+
+
+class SealedColumns:
+    """
+    The columns that every table of sealed items has; a mixin.
+
+    ``__collection__`` is the table's logical name, bound to each item: a renamed table opens, an item moved to
+    another collection does not.
+    """
+
+    __collection__: ClassVar[str] = "items"
+
+    topic: Mapped[str] = mapped_column(ExactText())
+    data: Mapped[bytes] = mapped_column(LargeBinary())
+    key_id: Mapped[UUID | None] = mapped_column(BinaryUUID(), index=True)
+
+
+class IntegerSequencedColumns(SealedColumns):
+    """The columns of a sequence that is counted: a mixin for a record class of one's own."""
+
+    sequence_id: Mapped[Any] = mapped_column(BinaryUUID(), primary_key=True, sort_order=-2)
+    position: Mapped[int] = mapped_column(
+        ExactInteger(), primary_key=True, autoincrement=False, sort_order=-1
+    )
+
+
+class TimestampSequencedColumns(SealedColumns):
+    """The columns of a sequence in time: a mixin for a record class of one's own."""
+
+    sequence_id: Mapped[Any] = mapped_column(BinaryUUID(), primary_key=True, sort_order=-2)
+    position: Mapped[Decimal] = mapped_column(
+        ExactDecimal(), primary_key=True, autoincrement=False, sort_order=-1
+    )
+
+
+class IntegerSequencedItemRecord(IntegerSequencedColumns, ActiveRecord):
+    """Events by the version of their entity."""
+
+    __tablename__ = "integer_sequenced_items"
+
+
+class TimestampSequencedItemRecord(TimestampSequencedColumns, ActiveRecord):
+    """Events by their time, in seconds with 6 places."""
+
+    __tablename__ = "timestamp_sequenced_items"
+
+
+class SnapshotRecord(IntegerSequencedColumns, ActiveRecord):
+    """Snapshots by the version of their entity."""
+
+    __tablename__ = "snapshots"
+    __collection__ = "snapshots"

@@ -1,0 +1,217 @@
+"""Rows of the key tables to records and back: each function is one step inside the caller's transaction."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from eventseal.keys.records import ChangeMark, KeyRecord
+from eventseal.keys.states import KeyPurpose, KeyState
+from eventseal.kms.adapter import WrappedKey
+from eventseal.storage.key_tables import UNKNOWN_VERSION, encryption_keys, key_changes, key_wrappings
+from eventseal.storage.types import DatabaseClock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from uuid import UUID
+
+    from sqlalchemy import ColumnElement, Table
+    from sqlalchemy.engine import Connection, Row
+
+T = TypeVar("T")
+
+CHUNK = 500
+"""Values in one IN list: far under what any database takes."""
+
+_TIMES = {
+    KeyState.ACTIVE: encryption_keys.c.created_at,
+    KeyState.DEACTIVATED: encryption_keys.c.deactivated_at,
+    KeyState.COMPROMISED: encryption_keys.c.compromised_at,
+    KeyState.DESTROYED: encryption_keys.c.destroyed_at,
+}
+
+
+def chunks(values: Iterable[T]) -> Iterator[list[T]]:
+    """Cut *values* into lists that an IN takes."""
+    rest = list(values)
+    for start in range(0, len(rest), CHUNK):
+        yield rest[start : start + CHUNK]
+
+
+def load_records(
+    connection: Connection,
+    *conditions: ColumnElement[bool],
+    limit: int | None = None,
+    wrappings: bool = True,
+) -> list[KeyRecord]:
+    """
+    Read the records that meet all conditions, in order of id.
+
+    Args:
+        connection: In the caller's transaction.
+        conditions: On ``encryption_keys``.
+        limit: At most so many.
+        wrappings: Whether they come with them.
+    """
+    query = select(encryption_keys).where(*conditions).order_by(encryption_keys.c.key_id).limit(limit)
+    rows = connection.execute(query).all()
+    wrapped = _load_wrappings(connection, [row.key_id for row in rows]) if wrappings else {}
+    return [_record(row, tuple(wrapped.get(row.key_id, ()))) for row in rows]
+
+
+def insert_records(connection: Connection, records: Sequence[KeyRecord], *, change: int) -> None:
+    """
+    Insert new keys, each unless its id or its scope's slot is taken; in order of scope, so that no two calls deadlock.
+
+    Args:
+        connection: In the caller's transaction.
+        records: Without regard to their times.
+        change: The application's counter now.
+    """
+    ordered = sorted(records, key=lambda record: record.scope)
+    statement = insert_unless_there(connection, encryption_keys).values(created_at=DatabaseClock())
+    connection.execute(statement, [_values(record, change) for record in ordered])
+
+
+def insert_wrappings(connection: Connection, records: Iterable[KeyRecord]) -> None:
+    """Insert the wrappings of keys that were just inserted."""
+    values = [
+        {
+            "key_id": record.key_id,
+            "kek_uri": wrapped.kek_uri,
+            "kek_version": UNKNOWN_VERSION if wrapped.kek_version is None else wrapped.kek_version,
+            "wrapped": wrapped.ciphertext,
+        }
+        for record in records
+        for wrapped in record.wrappings
+    ]
+    if values:
+        statement = insert_unless_there(connection, key_wrappings).values(created_at=DatabaseClock())
+        connection.execute(statement, values)
+
+
+def move_record(connection: Connection, record: KeyRecord, *, change: int, new_state: bool) -> bool:
+    """
+    Write a key's new state over the version just before it; a destroyed key loses its wrappings.
+
+    Args:
+        connection: In the caller's transaction.
+        record: With the new state, version and seal.
+        change: The application's counter of this change.
+        new_state: Whether the state is another than before; the database's clock is then noted.
+
+    Returns:
+        Whether the stored version was the one just before.
+    """
+    values: dict[str, Any] = {
+        "state": record.state,
+        "active_scope": record.active_scope,
+        "destroyed_by": record.destroyed_by,
+        "row_version": record.row_version,
+        "change": change,
+        "seal": record.seal,
+    }
+    if new_state:
+        values[_TIMES[record.state].name] = DatabaseClock()
+    moved = connection.execute(
+        update(encryption_keys)
+        .where(
+            encryption_keys.c.key_id == record.key_id, encryption_keys.c.row_version == record.row_version - 1
+        )
+        .values(values)
+    )
+    if moved.rowcount and record.state is KeyState.DESTROYED:
+        connection.execute(delete(key_wrappings).where(key_wrappings.c.key_id == record.key_id))
+    return moved.rowcount == 1
+
+
+def load_mark(connection: Connection, application: str, *, lock: bool = False) -> ChangeMark | None:
+    """Read an application's mark, and lock its row until the transaction ends if asked to."""
+    query = select(key_changes).where(key_changes.c.application == application)
+    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    return None if row is None else mark_of(row)
+
+
+def mark_of(row: Row[Any]) -> ChangeMark:
+    """Make the mark of a row of ``key_changes``."""
+    return ChangeMark(application=row.application, counter=row.counter, revoked=row.revoked, seal=row.seal)
+
+
+def insert_mark(connection: Connection, mark: ChangeMark) -> None:
+    """Insert an application's first mark, unless there is one."""
+    connection.execute(insert_unless_there(connection, key_changes), _mark_values(mark))
+
+
+def store_mark(connection: Connection, mark: ChangeMark) -> None:
+    """Write an application's next mark."""
+    connection.execute(
+        update(key_changes).where(key_changes.c.application == mark.application).values(_mark_values(mark))
+    )
+
+
+def insert_unless_there(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
+    """Begin an INSERT that leaves out a row whose key, or other unique value, is taken."""
+    on_postgresql = connection.dialect.name == "postgresql"
+    return (postgresql.insert(table) if on_postgresql else sqlite.insert(table)).on_conflict_do_nothing()
+
+
+def _load_wrappings(connection: Connection, key_ids: Sequence[UUID]) -> dict[UUID, list[WrappedKey]]:
+    found: dict[UUID, list[WrappedKey]] = defaultdict(list)
+    for chunk in chunks(key_ids):
+        query = select(key_wrappings).where(key_wrappings.c.key_id.in_(chunk))
+        order = key_wrappings.c.kek_uri, key_wrappings.c.kek_version
+        for row in connection.execute(query.order_by(*order)):
+            version = None if row.kek_version == UNKNOWN_VERSION else row.kek_version
+            found[row.key_id].append(
+                WrappedKey(kek_uri=row.kek_uri, kek_version=version, ciphertext=row.wrapped)
+            )
+    return found
+
+
+def _record(row: Row[Any], wrappings: tuple[WrappedKey, ...]) -> KeyRecord:
+    return KeyRecord(
+        key_id=row.key_id,
+        application=row.application,
+        scope=row.scope,
+        active_scope=row.active_scope,
+        purpose=KeyPurpose(row.purpose),
+        state=KeyState(row.state),
+        binding=row.binding,
+        items_reserved=row.items_reserved,
+        row_version=row.row_version,
+        seal=row.seal,
+        wrappings=wrappings,
+        created_at=row.created_at,
+        deactivated_at=row.deactivated_at,
+        compromised_at=row.compromised_at,
+        destroyed_at=row.destroyed_at,
+        destroyed_by=row.destroyed_by,
+    )
+
+
+def _values(record: KeyRecord, change: int) -> dict[str, Any]:
+    return {
+        "key_id": record.key_id,
+        "application": record.application,
+        "scope": record.scope,
+        "purpose": record.purpose,
+        "state": record.state,
+        "active_scope": record.active_scope,
+        "binding": record.binding,
+        "items_reserved": record.items_reserved,
+        "row_version": record.row_version,
+        "change": change,
+        "seal": record.seal,
+    }
+
+
+def _mark_values(mark: ChangeMark) -> dict[str, Any]:
+    return {
+        "application": mark.application,
+        "counter": mark.counter,
+        "revoked": mark.revoked,
+        "seal": mark.seal,
+    }

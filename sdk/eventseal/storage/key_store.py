@@ -1,0 +1,315 @@
+"""The key store on SQLite and PostgreSQL: stores complete, sealed records; makes no seal and checks none."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, TypeVar
+
+from sqlalchemy import or_, select, update
+from sqlalchemy.exc import IntegrityError as ConstraintError
+
+from eventseal.errors import IntegrityError, KeyNotFoundError, StoreError, StoreUnavailableError
+from eventseal.keys.records import ChangeMark, Changes
+from eventseal.keys.states import KeyPurpose, KeyState
+from eventseal.keys.store import HARD_LIMIT
+from eventseal.storage.key_rows import (
+    chunks,
+    insert_mark,
+    insert_records,
+    insert_wrappings,
+    load_mark,
+    load_records,
+    mark_of,
+    move_record,
+    store_mark,
+)
+from eventseal.storage.key_tables import encryption_keys, key_changes
+from eventseal.storage.transactions import read, write
+from eventseal.storage.types import DatabaseClock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy.engine import Connection
+
+    from eventseal.keys.records import KeyRecord, NextMark
+    from eventseal.keys.store import KeyStore
+    from eventseal.storage.datastore import SQLAlchemyDatastore
+
+T = TypeVar("T")
+
+_PREPARE = (
+    "Make the keys before the transaction begins: keyring.prepare(scopes). "
+    "SQLite has one writer at a time, and the open transaction is it."
+)
+
+
+class SQLAlchemyKeyStore:
+    """
+    Keeps keys in a database. Each call is one transaction of its own, on a connection of its own.
+
+    Args:
+        datastore: Its ``setup_tables()`` makes the tables. The keys may be in another database than the items: give
+            a datastore of that one.
+    """
+
+    def __init__(self, datastore: SQLAlchemyDatastore) -> None:
+        self._datastore = datastore
+
+    def active(
+        self, application: str, scopes: Collection[str], *, purpose: KeyPurpose = KeyPurpose.DATA
+    ) -> dict[str, KeyRecord]:
+        """Give the record that holds each scope's slot, a tombstone of a shredded scope too; absent ones are left out."""
+        holders = partial(_holders, application=application, purpose=purpose, scopes=scopes)
+        return self._read(holders, "reading active keys")
+
+    def get(self, key_ids: Collection[UUID]) -> dict[UUID, KeyRecord]:
+        """Give records by id, of whatever application; absent ones are left out."""
+        return self._read(partial(_by_id, key_ids=key_ids), "reading keys")
+
+    def add_active(
+        self, records: Sequence[KeyRecord], *, mark: ChangeMark | None = None
+    ) -> dict[str, KeyRecord]:
+        """Insert new active keys, each unless its scope's slot is taken; give the holders."""
+
+        def add(connection: Connection) -> dict[str, KeyRecord]:
+            if not records:
+                return {}
+            first, scopes = records[0], [record.scope for record in records]
+            current = load_mark(connection, first.application)
+            insert_records(connection, records, change=0 if current is None else current.counter)
+            holders = _holders(
+                connection,
+                application=first.application,
+                purpose=first.purpose,
+                scopes=scopes,
+                wrappings=False,
+            )
+            for record in records:
+                if record.scope not in holders:
+                    raise StoreError(
+                        f"key id {record.key_id} is taken; ids are never used again", key_id=record.key_id
+                    )
+            inserted = [record for record in records if holders[record.scope].key_id == record.key_id]
+            insert_wrappings(connection, inserted)
+            if mark is not None and inserted:
+                insert_mark(connection, mark)
+            return _holders(connection, application=first.application, purpose=first.purpose, scopes=scopes)
+
+        return self._write(add, "making keys")
+
+    def replace_active(
+        self, old: KeyRecord, closed: KeyRecord, new: KeyRecord, *, next_mark: NextMark, wait: bool = True
+    ) -> KeyRecord:
+        """Close a scope's active key and make another, unless somebody was first; give the holder."""
+
+        def change(connection: Connection) -> KeyRecord:
+            mark = _locked_mark(connection, old.application)
+            stored = _locked(connection, [old.key_id]).get(old.key_id)
+            if stored is not None and stored.active_scope == old.scope and _follows(closed, stored):
+                following = next_mark(mark)
+                move_record(
+                    connection, closed, change=following.counter, new_state=stored.state is not closed.state
+                )
+                insert_records(connection, [new], change=following.counter)
+                insert_wrappings(connection, [new])
+                store_mark(connection, following)
+            found = _holders(connection, application=old.application, purpose=old.purpose, scopes=[old.scope])
+            if old.scope not in found:
+                raise KeyNotFoundError(
+                    f"scope {old.scope!r} lost its active key {old.key_id} and has no other",
+                    key_id=old.key_id,
+                )
+            return found[old.scope]
+
+        return self._write(change, f"replacing key {old.key_id}", wait=wait)
+
+    def set_states(
+        self, records: Sequence[KeyRecord], *, next_mark: NextMark, whole_scope: str | None = None
+    ) -> list[KeyRecord]:
+        """Move keys to the states that *records* carry, all or none."""
+        attempts = count()
+
+        def change(connection: Connection) -> list[KeyRecord]:
+            key_ids = [record.key_id for record in records]
+            mark = _locked_mark(connection, records[0].application)
+            stored = _locked(connection, key_ids)
+            # An attempt whose COMMIT was not answered may have done it all.
+            if next(attempts) and all(_is_same(record, stored.get(record.key_id)) for record in records):
+                return _in_order(connection, key_ids)
+            if not all(_follows(record, stored.get(record.key_id)) for record in records):
+                return []
+            if whole_scope is not None and _others_live(connection, mark.application, whole_scope, key_ids):
+                return []
+            following = next_mark(mark)
+            for record in sorted(records, key=lambda record: record.key_id):
+                new_state = stored[record.key_id].state is not record.state
+                move_record(connection, record, change=following.counter, new_state=new_state)
+            store_mark(connection, following)
+            return _in_order(connection, key_ids)
+
+        return self._write(change, "changing the states of keys") if records else []
+
+    def reserve(self, items: Mapping[UUID, int], *, limit: int = HARD_LIMIT) -> dict[UUID, int]:
+        """Lease items under active keys; gives the new totals of those that were granted."""
+
+        def lease(connection: Connection) -> dict[UUID, int]:
+            totals = {}
+            for key_id, wanted in sorted(items.items()):
+                reserved = encryption_keys.c.items_reserved + wanted
+                leased = (
+                    update(encryption_keys)
+                    .where(encryption_keys.c.key_id == key_id, encryption_keys.c.state == KeyState.ACTIVE)
+                    .where(reserved <= limit)
+                    .values(items_reserved=reserved)
+                    .returning(encryption_keys.c.items_reserved)
+                )
+                total = connection.execute(leased).scalar_one_or_none()
+                if total is not None:
+                    totals[key_id] = total
+            return totals
+
+        return self._write(lease, "leasing items under keys") if items else {}
+
+    def changes(self, application: str, since: int, key_ids: Collection[UUID]) -> Changes | None:
+        """Read the application's mark and, only if its counter is not *since*, what changed, as of one moment."""
+        asked = frozenset(key_ids)
+
+        def look(connection: Connection) -> Changes | None:
+            query = select(key_changes, DatabaseClock().label("now")).where(
+                key_changes.c.application == application
+            )
+            row = connection.execute(query).one_or_none()
+            if row is None:
+                return None
+            found = Changes(mark=mark_of(row), refresh_interval=row.refresh_interval, now=row.now)
+            if row.counter == since:
+                return found
+            ours = encryption_keys.c.application == application
+            moved = load_records(connection, ours, encryption_keys.c.change > since, wrappings=False)
+            revoked = select(encryption_keys.c.key_id).where(
+                ours,
+                or_(
+                    encryption_keys.c.state == KeyState.COMPROMISED,
+                    encryption_keys.c.destroyed_by == "shredded",
+                ),
+            )
+            return Changes(
+                mark=found.mark,
+                refresh_interval=found.refresh_interval,
+                now=found.now,
+                records=tuple(record for record in moved if record.key_id in asked),
+                revoked=tuple(connection.execute(revoked).scalars()),
+            )
+
+        return self._read(look, "reading what changed of the keys")
+
+    def page(
+        self, application: str, *, after: UUID | None = None, limit: int = 1000, state: KeyState | None = None
+    ) -> list[KeyRecord]:
+        """Give up to *limit* records in order of id, those behind *after*."""
+        conditions = [encryption_keys.c.application == application]
+        if after is not None:
+            conditions.append(encryption_keys.c.key_id > after)
+        if state is not None:
+            conditions.append(encryption_keys.c.state == state)
+        return self._read(
+            lambda connection: load_records(connection, *conditions, limit=limit), "listing keys"
+        )
+
+    def now(self) -> datetime:
+        """Read the database's clock, UTC."""
+        return self._read(
+            lambda connection: connection.execute(select(DatabaseClock())).scalar_one(), "asking the time"
+        )
+
+    def _read(self, work: Callable[[Connection], T], doing: str) -> T:
+        return read(self._datastore.key_engine, work, doing=doing)
+
+    def _write(self, work: Callable[[Connection], T], doing: str, *, wait: bool = True) -> T:
+        engine = self._datastore.key_engine
+        if engine is self._datastore.engine and self._datastore.holds_write_lock():
+            raise StoreUnavailableError(
+                f"{doing} inside the session's open write transaction", remedy=_PREPARE
+            )
+        try:
+            return write(engine, work, doing=doing, wait=wait)
+        except StoreUnavailableError as error:
+            if engine.dialect.name == "sqlite":
+                error.remedy = f"{error.remedy} {_PREPARE}"
+            raise
+
+
+def _holders(
+    connection: Connection,
+    *,
+    application: str,
+    purpose: KeyPurpose,
+    scopes: Iterable[str],
+    wrappings: bool = True,
+) -> dict[str, KeyRecord]:
+    ours = encryption_keys.c.application == application, encryption_keys.c.purpose == purpose
+    return {
+        record.scope: record
+        for chunk in chunks(scopes)
+        for record in load_records(
+            connection, *ours, encryption_keys.c.active_scope.in_(chunk), wrappings=wrappings
+        )
+    }
+
+
+def _by_id(
+    connection: Connection, *, key_ids: Iterable[UUID], wrappings: bool = True
+) -> dict[UUID, KeyRecord]:
+    return {
+        record.key_id: record
+        for chunk in chunks(key_ids)
+        for record in load_records(connection, encryption_keys.c.key_id.in_(chunk), wrappings=wrappings)
+    }
+
+
+def _in_order(connection: Connection, key_ids: Sequence[UUID]) -> list[KeyRecord]:
+    found = _by_id(connection, key_ids=key_ids)
+    return [found[key_id] for key_id in key_ids]
+
+
+def _locked_mark(connection: Connection, application: str) -> ChangeMark:
+    # Always locked before any key, by everyone who changes states: so they never deadlock.
+    mark = load_mark(connection, application, lock=True)
+    if mark is None:
+        raise IntegrityError(
+            f"application {application!r} has keys, but its row of key_changes is gone",
+            remedy="Find out who changed the database, and restore the row from a backup.",
+        )
+    return mark
+
+
+def _locked(connection: Connection, key_ids: Sequence[UUID]) -> dict[UUID, KeyRecord]:
+    for chunk in chunks(sorted(key_ids)):
+        ids = encryption_keys.c.key_id
+        connection.execute(select(ids).where(ids.in_(chunk)).order_by(ids).with_for_update())
+    return _by_id(connection, key_ids=key_ids, wrappings=False)
+
+
+def _others_live(connection: Connection, application: str, scope: str, key_ids: Collection[UUID]) -> bool:
+    live = select(encryption_keys.c.key_id).where(
+        encryption_keys.c.application == application,
+        encryption_keys.c.scope == scope,
+        encryption_keys.c.state != KeyState.DESTROYED,
+    )
+    return not set(key_ids).issuperset(connection.execute(live).scalars())
+
+
+def _follows(record: KeyRecord, stored: KeyRecord | None) -> bool:
+    return stored is not None and stored.row_version == record.row_version - 1
+
+
+def _is_same(record: KeyRecord, stored: KeyRecord | None) -> bool:
+    return stored is not None and (stored.row_version, stored.seal) == (record.row_version, record.seal)
+
+
+if TYPE_CHECKING:
+    _: type[KeyStore] = SQLAlchemyKeyStore

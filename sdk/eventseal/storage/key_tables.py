@@ -1,0 +1,94 @@
+"""The tables beside the keys, and the fences beside the items. No seal is made or checked here."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    Table,
+    UniqueConstraint,
+)
+
+from eventseal.storage.types import BinaryUUID, ExactText, UTCTimestamp
+
+DEFAULT_REFRESH_INTERVAL = 60.0
+"""Seconds: what a new application's row of ``key_changes`` holds."""
+
+EVERY_APPLICATION = ""
+"""Stands in ``sealed_tables`` for a table whose items belong to whatever application sealed them."""
+
+UNKNOWN_VERSION = ""
+"""Stands in ``key_wrappings`` for a KEK version that the KMS does not tell: a part of a primary key is never NULL."""
+
+key_metadata = MetaData()
+fence_metadata = MetaData()
+
+encryption_keys = Table(
+    "encryption_keys",
+    key_metadata,
+    Column("key_id", BinaryUUID(), primary_key=True),
+    Column("application", ExactText(), nullable=False),
+    Column("scope", ExactText(), nullable=False),
+    Column("purpose", ExactText(), nullable=False),
+    Column("state", ExactText(), nullable=False),
+    Column("active_scope", ExactText()),
+    Column("binding", LargeBinary(), nullable=False),
+    Column("items_reserved", BigInteger(), nullable=False),
+    Column("created_at", UTCTimestamp(), nullable=False),
+    Column("deactivated_at", UTCTimestamp()),
+    Column("compromised_at", UTCTimestamp()),
+    Column("destroyed_at", UTCTimestamp()),
+    Column("destroyed_by", ExactText()),
+    Column("row_version", BigInteger(), nullable=False),
+    Column("change", BigInteger(), nullable=False),
+    Column("seal", LargeBinary(), nullable=False),
+    # NULLs are distinct: closed keys hold no slot.
+    UniqueConstraint("application", "purpose", "active_scope", name="uq_encryption_keys_active_scope"),
+    Index("ix_encryption_keys_scope", "application", "scope"),
+    Index("ix_encryption_keys_change", "application", "change"),
+)
+
+key_wrappings = Table(
+    "key_wrappings",
+    key_metadata,
+    Column("key_id", BinaryUUID(), ForeignKey(encryption_keys.c.key_id), primary_key=True),
+    Column("kek_uri", ExactText(), primary_key=True),
+    Column("kek_version", ExactText(), primary_key=True, default=UNKNOWN_VERSION),
+    Column("wrapped", LargeBinary(), nullable=False),
+    Column("created_at", UTCTimestamp(), nullable=False),
+    Column("verified_at", UTCTimestamp()),
+    Index("ix_key_wrappings_kek", "kek_uri", "kek_version"),
+)
+
+key_changes = Table(
+    "key_changes",
+    key_metadata,
+    Column("application", ExactText(), primary_key=True),
+    Column("counter", BigInteger(), nullable=False),
+    Column("revoked", LargeBinary(), nullable=False),
+    Column("seal", LargeBinary(), nullable=False),
+    Column("refresh_interval", Float(), nullable=False, default=DEFAULT_REFRESH_INTERVAL),
+)
+
+sealed_tables = Table(
+    "sealed_tables",
+    key_metadata,
+    Column("application", ExactText(), primary_key=True, default=EVERY_APPLICATION),
+    Column("database_name", ExactText(), primary_key=True),
+    Column("table_name", ExactText(), primary_key=True),
+    Column("collection", ExactText(), nullable=False),
+    Column("columns", JSON(), nullable=False),
+)
+
+key_fences = Table(
+    "key_fences",
+    fence_metadata,
+    Column("key_id", BinaryUUID(), primary_key=True),
+    Column("state", ExactText(), nullable=False),
+)

@@ -1,0 +1,205 @@
+"""The registry: which tables hold sealed items. It is data, kept beside the keys, not configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import LargeBinary, Uuid, delete, insert, inspect, select
+
+from eventseal.storage.item_columns import KEY_ID, ROLES, is_text
+from eventseal.storage.key_tables import EVERY_APPLICATION, fence_metadata, key_metadata, sealed_tables
+from eventseal.storage.types import BinaryUUID, ExactDecimal, ExactInteger, ExactText
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.types import TypeEngine
+
+    from eventseal.storage.item_columns import ItemColumns
+
+DEFAULT_DATABASE = "items"
+"""The logical name of the database that is configured for the items."""
+
+OWN_TABLES = frozenset({*key_metadata.tables, *fence_metadata.tables})
+"""EventSeal's own tables, which have key ids and hold no items."""
+
+_UUID_SIZE = 16
+
+
+class ColumnKind(StrEnum):
+    """How a column holds its values; the registry's word for a type."""
+
+    UUID = "uuid"
+    GENERIC_UUID = "generic-uuid"
+    TEXT = "text"
+    INTEGER = "integer"
+    DECIMAL = "decimal"
+    BINARY = "binary"
+
+    @property
+    def type(self) -> TypeEngine[Any]:
+        """SQLAlchemy's type that reads and writes such a column."""
+        return _TYPES[self]
+
+    @classmethod
+    def of(cls, kind: TypeEngine[Any]) -> ColumnKind:
+        """Name the kind of a column type that items may have."""
+        for name, known in ((cls.UUID, BinaryUUID), (cls.GENERIC_UUID, Uuid), (cls.DECIMAL, ExactDecimal)):
+            if isinstance(kind, known):
+                return name
+        if isinstance(kind, LargeBinary):
+            return cls.BINARY
+        return cls.TEXT if is_text(kind) else cls.INTEGER
+
+
+_TYPES: Mapping[ColumnKind, TypeEngine[Any]] = MappingProxyType(
+    {
+        ColumnKind.UUID: BinaryUUID(),
+        ColumnKind.GENERIC_UUID: Uuid(),
+        ColumnKind.TEXT: ExactText(),
+        ColumnKind.INTEGER: ExactInteger(),
+        ColumnKind.DECIMAL: ExactDecimal(),
+        ColumnKind.BINARY: LargeBinary(),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SealedColumn:
+    """A column of a registered table: its name in the database, and how it holds its values."""
+
+    name: str
+    kind: ColumnKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealedTable:
+    """
+    A table that holds sealed items.
+
+    Attributes:
+        application: Whose; ``None``: of every application that writes there.
+        database: The logical name of the database it is in.
+        table: Its name, with its schema before a dot if it has one.
+        collection: The logical name that is bound to its items.
+        columns: By role: ``sequence_id``, ``position``, ``topic``, ``data``, ``key_id``.
+    """
+
+    application: str | None = None
+    database: str = DEFAULT_DATABASE
+    table: str
+    collection: str
+    columns: Mapping[str, SealedColumn] = field(hash=False)
+
+    @classmethod
+    def of(
+        cls, columns: ItemColumns, application: str | None, *, database: str = DEFAULT_DATABASE
+    ) -> SealedTable:
+        """
+        Describe the table of a record class.
+
+        Args:
+            columns: Of a table with a ``key_id``.
+            application: Whose items; ``None``: of every application.
+            database: The logical name of the database it is in.
+        """
+        by_role = dict(zip((*ROLES, KEY_ID), (*columns.columns[: len(ROLES)], columns.key_id), strict=True))
+        return cls(
+            application=application,
+            database=database,
+            table=columns.table.fullname,
+            collection=columns.collection,
+            columns={
+                role: SealedColumn(column.name, ColumnKind.of(column.type))
+                for role, column in by_role.items()
+                if column is not None
+            },
+        )
+
+
+def register(connection: Connection, tables: Iterable[SealedTable]) -> None:
+    """
+    Write tables into the registry; what it says of them already is replaced.
+
+    Args:
+        connection: To the database of the keys, in a transaction.
+        tables: Any number.
+    """
+    for table in tables:
+        key = {
+            "application": EVERY_APPLICATION if table.application is None else table.application,
+            "database_name": table.database,
+            "table_name": table.table,
+        }
+        columns = {role: [column.name, column.kind.value] for role, column in table.columns.items()}
+        connection.execute(delete(sealed_tables).filter_by(**key))
+        connection.execute(insert(sealed_tables), {**key, "collection": table.collection, "columns": columns})
+
+
+def registered(connection: Connection, application: str | None = None) -> list[SealedTable]:
+    """
+    Read the registry, in order of database and table.
+
+    Args:
+        connection: To the database of the keys.
+        application: Only what may hold its items; ``None``: everything.
+    """
+    query = select(sealed_tables).order_by(
+        sealed_tables.c.database_name, sealed_tables.c.table_name, sealed_tables.c.application
+    )
+    if application is not None:
+        query = query.where(sealed_tables.c.application.in_([application, EVERY_APPLICATION]))
+    found = [
+        SealedTable(
+            application=None if row.application == EVERY_APPLICATION else row.application,
+            database=row.database_name,
+            table=row.table_name,
+            collection=row.collection,
+            columns={
+                role: SealedColumn(name, ColumnKind(kind)) for role, (name, kind) in row.columns.items()
+            },
+        )
+        for row in connection.execute(query)
+    ]
+    return found
+
+
+def unregistered_tables(
+    connection: Connection, registered: Iterable[SealedTable], *, unsealed_tables: Collection[str] = ()
+) -> list[str]:
+    """
+    Find tables that look as if they held sealed items, but that nobody named.
+
+    Args:
+        connection: To a database of items.
+        registered: What the registry says of this database.
+        unsealed_tables: Names of tables that are known to hold none.
+
+    Returns:
+        The names of tables, not EventSeal's own, with a ``key_id`` of a UUID type beside a binary column.
+    """
+    inspector = inspect(connection)
+    known = {*OWN_TABLES, *unsealed_tables, *(table.table for table in registered)}
+    return sorted(
+        name
+        for name in inspector.get_table_names()
+        if name not in known and _looks_sealed(inspector.get_columns(name))
+    )
+
+
+def _looks_sealed(columns: Iterable[Any]) -> bool:
+    types = {column["name"]: column["type"] for column in columns}
+    key_id = types.pop(KEY_ID, None)
+    return key_id is not None and _may_hold_uuid(key_id) and any(_is_binary(kind) for kind in types.values())
+
+
+def _may_hold_uuid(kind: TypeEngine[Any]) -> bool:
+    return isinstance(kind, Uuid) or _is_binary(kind)
+
+
+def _is_binary(kind: TypeEngine[Any]) -> bool:
+    return isinstance(kind, LargeBinary)

@@ -1,0 +1,103 @@
+"""Making tables, and comparing those that are there with what is needed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import inspect, text
+from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
+
+from eventseal.errors import ConfigurationError
+from eventseal.storage.item_columns import KEY_ID
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy import Column, Table
+    from sqlalchemy.engine import Connection
+
+_SETUP_LOCK = 0x6576_7365_616C  # any number, the same for all who set tables up
+
+
+def create_tables(connection: Connection, tables: Iterable[Table]) -> None:
+    """
+    Make the tables that are missing, with their indexes, and compare the columns of those that are there.
+
+    Args:
+        connection: In a transaction; on SQLite one that holds the write lock.
+        tables: In an order in which they can be made.
+
+    Raises:
+        ConfigurationError: A table is there without a column that is needed; it is named. Nothing is made then.
+    """
+    _one_at_a_time(connection)
+    inspector = inspect(connection)
+    missing = []
+    for table in tables:
+        if not inspector.has_table(table.name, schema=table.schema):
+            missing.append(table)
+            continue
+        found = {column["name"] for column in inspector.get_columns(table.name, schema=table.schema)}
+        for column in table.columns:
+            if column.name not in found:
+                raise _missing_column(connection, table, column)
+    for table in missing:
+        connection.execute(CreateTable(table))
+        for index in sorted(table.indexes, key=lambda index: str(index.name)):
+            connection.execute(CreateIndex(index))
+
+
+def add_key_id(connection: Connection, table: Table) -> bool:
+    """
+    Add the column ``key_id`` and its indexes to a table that was made without them.
+
+    Args:
+        connection: In a transaction; on SQLite one that holds the write lock.
+        table: With the column.
+
+    Returns:
+        Whether there was anything to add; a table that is not there has nothing.
+    """
+    _one_at_a_time(connection)
+    inspector = inspect(connection)
+    if not inspector.has_table(table.name, schema=table.schema):
+        return False
+    column = table.c[KEY_ID]
+    added = False
+    if column.name not in {found["name"] for found in inspector.get_columns(table.name, schema=table.schema)}:
+        connection.execute(text(_add_column(connection, table, column)))
+        added = True
+    indexed = {
+        tuple(found["column_names"]) for found in inspector.get_indexes(table.name, schema=table.schema)
+    }
+    for index in table.indexes:
+        names = tuple(part.name for part in index.columns)
+        if column.name in names and names not in indexed:
+            connection.execute(CreateIndex(index))
+            added = True
+    return added
+
+
+def drop_tables(connection: Connection, tables: Iterable[Table]) -> None:
+    """Drop the tables, whether they are there or not."""
+    _one_at_a_time(connection)
+    for table in tables:
+        connection.execute(DropTable(table, if_exists=True))
+
+
+def _one_at_a_time(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _SETUP_LOCK})
+
+
+def _missing_column(connection: Connection, table: Table, column: Column[Any]) -> ConfigurationError:
+    remedy = f"Migrate the table: {_add_column(connection, table, column)}"
+    if column.name == KEY_ID:
+        remedy = f"Run `eventseal init`, which adds it and its index, or migrate: {_add_column(connection, table, column)}"
+    return ConfigurationError(f"the table {table} is there, but has no column {column.name}", remedy=remedy)
+
+
+def _add_column(connection: Connection, table: Table, column: Column[Any]) -> str:
+    name = connection.dialect.identifier_preparer.format_table(table)
+    compiler = connection.dialect.ddl_compiler(connection.dialect, None)  # type: ignore[arg-type]
+    return f"ALTER TABLE {name} ADD COLUMN {compiler.get_column_specification(column)}"

@@ -1,0 +1,131 @@
+"""Transactions of EventSeal's own: how they begin, when they are run again, and whether the session holds a write lock."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from eventseal.storage.faults import is_transient, translated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.engine import Connection, Engine
+
+T = TypeVar("T")
+
+ATTEMPTS = 5
+_LONGEST_PAUSE = 0.05
+
+
+def begin_writing(connection: Connection) -> Connection:
+    """
+    Take SQLite's write lock at once, so that what the transaction reads stays true until it writes.
+
+    Elsewhere nothing is done: rows are locked as they are read.
+    """
+    if connection.dialect.name == "sqlite" and not holds_sqlite_lock(connection):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    return connection
+
+
+def holds_sqlite_lock(connection: Connection) -> bool:
+    """Whether a SQLite connection is in a transaction that has written (a SELECT alone opens none)."""
+    driver = connection.connection.dbapi_connection
+    return isinstance(driver, sqlite3.Connection) and driver.in_transaction
+
+
+def write(engine: Engine, work: Callable[[Connection], T], *, doing: str, wait: bool = True) -> T:
+    """
+    Run *work* in a transaction of its own that decides by what it reads, and commit it.
+
+    It is run again after a deadlock, a serialization failure or a lost connection, also one lost in COMMIT:
+    *work* must find its own result then and give it.
+
+    Args:
+        engine: SQLite or PostgreSQL.
+        work: Gets the connection; must not commit.
+        doing: For messages.
+        wait: Whether to wait for another transaction's locks.
+
+    Raises:
+        StoreError: Or one of its subclasses, or MissingTableError.
+    """
+    isolated = engine.execution_options(isolation_level="READ COMMITTED") if _is_server(engine) else engine
+
+    def attempt() -> T:
+        with isolated.connect() as connection:
+            if wait:
+                return _committed(begin_writing(connection), work)
+            return _without_waiting(connection, work)
+
+    return _repeated(attempt, doing)
+
+
+def read(engine: Engine, work: Callable[[Connection], T], *, doing: str) -> T:
+    """
+    Run *work*, which only reads, in one snapshot of its own.
+
+    Args:
+        engine: SQLite or PostgreSQL.
+        work: Gets the connection.
+        doing: For messages.
+
+    Raises:
+        StoreError: Or one of its subclasses, or MissingTableError.
+    """
+    isolated = engine.execution_options(isolation_level="REPEATABLE READ") if _is_server(engine) else engine
+
+    def attempt() -> T:
+        with isolated.connect() as connection:
+            if connection.dialect.name == "sqlite":
+                connection.exec_driver_sql("BEGIN")
+            return work(connection)
+
+    return _repeated(attempt, doing)
+
+
+def pause(attempt: int) -> None:
+    """Wait a random moment before running a transaction again, so that two that met do not meet again."""
+    time.sleep(random.uniform(0, _LONGEST_PAUSE) * attempt)  # noqa: S311 - jitter, not a secret
+
+
+def _repeated(attempt: Callable[[], T], doing: str) -> T:
+    with translated(doing):
+        for number in range(1, ATTEMPTS):
+            try:
+                return attempt()
+            except DBAPIError as error:
+                if not is_transient(error):
+                    raise
+            pause(number)
+        return attempt()
+
+
+def _committed(connection: Connection, work: Callable[[Connection], T]) -> T:
+    result = work(connection)
+    connection.commit()
+    return result
+
+
+def _without_waiting(connection: Connection, work: Callable[[Connection], T]) -> T:
+    if connection.dialect.name != "sqlite":
+        # Unlike NOWAIT it also covers an INSERT that meets another transaction's row of the same key.
+        connection.execute(text("SET LOCAL lock_timeout = 1"))
+        return _committed(connection, work)
+    patience = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()
+    connection.exec_driver_sql("PRAGMA busy_timeout = 0")
+    try:
+        return _committed(begin_writing(connection), work)
+    finally:
+        connection.rollback()
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(patience)}")
+
+
+def _is_server(engine: Engine) -> bool:
+    return engine.dialect.name != "sqlite"
