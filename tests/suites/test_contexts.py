@@ -1,4 +1,4 @@
-"""The rules of pooled contexts, each also broken on purpose: a probe passes on the pool, fails on the mutant."""
+"""The rules of pooled contexts, each broken on purpose too: a probe passes on the pool, not on the mutant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The project's own negative vectors: bad padding under a valid tag, cut tags, bytes moved over a boundary."""
+"""The project's own negative vectors: bad padding under a valid tag, cut tags, bytes moved elsewhere."""
 
 from __future__ import annotations
 

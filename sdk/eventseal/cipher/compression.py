@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _KEPT = os.cpu_count() or 1
-_UNKNOWN_SIZES = (zstandard.CONTENTSIZE_UNKNOWN, zstandard.CONTENTSIZE_ERROR)
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 class Compression(Protocol):
@@ -134,7 +134,8 @@ def _decompress_zstd(data: bytes, limit: int) -> bytes:
         declared = zstandard.frame_content_size(data)
     except zstandard.ZstdError:
         raise IntegrityError(OPAQUE_INTEGRITY_MESSAGE) from None
-    if declared in _UNKNOWN_SIZES:
+    # -1: none is declared. 0: zstandard would look no further, and no empty item was ever worth compressing.
+    if declared < 1 or not data.startswith(_ZSTD_MAGIC):
         raise IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
     if declared > limit:
         raise too_large(declared, limit)

@@ -1,0 +1,172 @@
+"""Compression that is kept only if it helps, and decompression that cannot be made to allocate or to lie."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import zlib
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventseal.cipher import NoCompression, Zlib, Zstd, compression
+from eventseal.cipher.compression import decompress
+from eventseal.errors import ConfigurationError, IntegrityError, ItemTooLargeError
+from eventseal.suites import CompressionId
+
+LIMIT = 1000
+TEXT = b'{"activity":"A_SUBMITTED","resource":"112"}' * 10
+ALL = [NoCompression(), Zlib(), Zstd()]
+NAMES = ["none", "zlib", "zstd"]
+
+
+def zstd_frame(data, **options):
+    return zstandard.ZstdCompressor(**options).compress(data)
+
+
+def streamed_zstd(data):
+    """A frame that does not declare its content's size."""
+    compressor = zstandard.ZstdCompressor(write_content_size=False).compressobj()
+    return compressor.compress(data) + compressor.flush()
+
+
+@pytest.mark.parametrize("method", ALL, ids=NAMES)
+@given(data=st.binary(min_size=1, max_size=LIMIT))
+def test_what_is_compressed_decompresses(method, data):
+    assert decompress(method.id, method.compress(data), limit=LIMIT) == data
+
+
+@pytest.mark.parametrize("method", ALL, ids=NAMES)
+def test_the_limit_itself_is_allowed_and_one_byte_more_is_not(method):
+    data = (TEXT * 3)[:LIMIT]
+    assert len(data) == LIMIT
+    assert decompress(method.id, method.compress(data), limit=LIMIT) == data
+    with pytest.raises(ItemTooLargeError) as caught:
+        decompress(method.id, method.compress(data), limit=LIMIT - 1)
+    assert caught.value.limit == LIMIT - 1
+
+
+DAMAGED = {
+    "zlib, trailing byte": (CompressionId.ZLIB, zlib.compress(TEXT) + b"\0"),
+    "zlib, two streams": (CompressionId.ZLIB, zlib.compress(TEXT) * 2),
+    "zlib, cut": (CompressionId.ZLIB, zlib.compress(TEXT)[:-1]),
+    "zlib, cut to nothing": (CompressionId.ZLIB, b""),
+    "zlib, wrong checksum": (CompressionId.ZLIB, zlib.compress(TEXT)[:-1] + b"\0"),
+    "zlib, needs a dictionary": (CompressionId.ZLIB, b"\x78\xbb\0\0\0\1" + zlib.compress(TEXT)[2:]),
+    "zlib, raw deflate": (CompressionId.ZLIB, zlib.compress(TEXT, wbits=-15)),
+    "zlib, gzip": (CompressionId.ZLIB, zlib.compress(TEXT, wbits=31)),
+    "zlib, zstd inside": (CompressionId.ZLIB, zstd_frame(TEXT)),
+    "zstd, trailing byte": (CompressionId.ZSTD, zstd_frame(TEXT) + b"\0"),
+    "zstd, two frames": (CompressionId.ZSTD, zstd_frame(TEXT) * 2),
+    "zstd, cut": (CompressionId.ZSTD, zstd_frame(TEXT)[:-1]),
+    "zstd, cut in the header": (CompressionId.ZSTD, zstd_frame(TEXT)[:5]),
+    "zstd, cut to nothing": (CompressionId.ZSTD, b""),
+    "zstd, no declared size": (CompressionId.ZSTD, streamed_zstd(TEXT)),
+    "zstd, no declared size, empty": (CompressionId.ZSTD, streamed_zstd(b"")),
+    "zstd, skippable frame": (CompressionId.ZSTD, b"\x50\x2a\x4d\x18\x04\0\0\0abcd"),
+    "zstd, skippable frame before": (CompressionId.ZSTD, b"\x50\x2a\x4d\x18\0\0\0\0" + zstd_frame(TEXT)),
+    "zstd, an empty item, which is never compressed": (CompressionId.ZSTD, zstd_frame(b"")),
+    "zstd, no frame": (CompressionId.ZSTD, TEXT),
+    "zstd, zlib inside": (CompressionId.ZSTD, zlib.compress(TEXT)),
+}
+
+
+@pytest.mark.parametrize(("method", "data"), DAMAGED.values(), ids=DAMAGED.keys())
+def test_bytes_that_are_not_one_whole_item_are_refused(method, data):
+    with pytest.raises(IntegrityError):
+        decompress(method, data, limit=LIMIT)
+
+
+def with_declared_size(size):
+    """A zstd frame of 100 bytes whose header declares *size*."""
+    frame = bytearray(zstd_frame(TEXT[:100]))
+    assert frame[4:6] == b"\x20\x64"  # one segment, a size of one byte
+    return bytes(frame[:4]) + b"\xe0" + size.to_bytes(8, "little") + bytes(frame[6:])
+
+
+@pytest.mark.parametrize("declared", [0, 1, 99, 101, 1000])
+def test_a_zstd_frame_that_declares_another_size_than_it_has_is_refused(declared):
+    with pytest.raises(IntegrityError):
+        decompress(CompressionId.ZSTD, with_declared_size(declared), limit=LIMIT)
+
+
+@pytest.mark.parametrize("declared", [1001, 2**24, 2**40, 2**63, 2**64 - 3])
+def test_a_zstd_frame_is_refused_by_its_declared_size_alone(declared, monkeypatch):
+    monkeypatch.setattr(compression, "_idle_decompressors", None)  # would fail if it went further
+    with pytest.raises(ItemTooLargeError) as caught:
+        decompress(CompressionId.ZSTD, with_declared_size(declared), limit=LIMIT)
+    assert caught.value.size == declared
+
+
+@given(st.binary(max_size=300), st.sampled_from([CompressionId.ZLIB, CompressionId.ZSTD]))
+def test_no_bytes_make_decompression_end_otherwise(data, method):
+    for given_data in (data, b"\x28\xb5\x2f\xfd" + data, b"\x78\x9c" + data):
+        with contextlib.suppress(IntegrityError, ItemTooLargeError):
+            assert len(decompress(method, given_data, limit=LIMIT)) <= LIMIT
+
+
+def test_a_decompressor_that_failed_is_dropped_and_others_serve():
+    good = zstd_frame(TEXT)
+    decompress(CompressionId.ZSTD, good, limit=LIMIT)
+    kept = len(compression._idle_decompressors)
+    with pytest.raises(IntegrityError):
+        decompress(CompressionId.ZSTD, good[:-1], limit=LIMIT)
+    assert len(compression._idle_decompressors) == kept - 1
+    assert decompress(CompressionId.ZSTD, good, limit=LIMIT) == TEXT
+
+
+def test_no_compressor_and_no_decompressor_is_used_by_two_threads_at_once(monkeypatch):
+    meeting = threading.Barrier(2, timeout=10)
+    used = []
+
+    class Slow:
+        def compress(self, data):
+            return self.decompress(data)
+
+        def decompress(self, data, **_):
+            used.append(self)
+            meeting.wait()  # both threads are inside now
+            return data
+
+    method = Zstd()
+    frame = zstd_frame(TEXT)
+    monkeypatch.setattr(compression, "_idle_decompressors", type(method._idle)([Slow(), Slow()]))
+    method._idle.extend([Slow(), Slow()])
+    for work in (lambda: method.compress(TEXT), lambda: decompress(CompressionId.ZSTD, frame, limit=LIMIT)):
+        used.clear()
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(used) == len(set(used)) == 2
+
+
+def test_eight_threads_compress_and_decompress_without_harm():
+    method = Zstd()
+    wrong = []
+
+    def work(seed):
+        for number in range(500):
+            data = (b"%d " % (seed * number)) * 50
+            if decompress(CompressionId.ZSTD, method.compress(data), limit=LIMIT) != data:
+                wrong.append(data)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert len(method._idle) <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(("method", "highest"), [(Zlib, 9), (Zstd, zstandard.MAX_COMPRESSION_LEVEL)])
+def test_a_level_that_does_not_exist_is_a_wrong_setting(method, highest):
+    method(highest)
+    for level in (0, -1, highest + 1):
+        with pytest.raises(ConfigurationError, match=str(highest)):
+            method(level)
