@@ -30,26 +30,43 @@ class DataKey:
         scope: Whose items it seals.
         purpose: What it is for.
         state: As last confirmed; the keyring moves it.
+
+    Attributes:
+        closed: Whether the key seals and opens nothing any more.
     """
 
-    __slots__ = ("__weakref__", "_lock", "_material", "_pools", "application", "key_id", "purpose", "scope", "state")
+    __slots__ = (
+        "__weakref__",
+        "_lock",
+        "_material",
+        "_pools",
+        "application",
+        "closed",
+        "key_id",
+        "purpose",
+        "scope",
+        "state",
+    )
 
     def __init__(
-        self, material: bytes, *, key_id: UUID, application: str, scope: str, purpose: KeyPurpose, state: KeyState
+        self,
+        material: bytes,
+        *,
+        key_id: UUID,
+        application: str,
+        scope: str,
+        purpose: KeyPurpose,
+        state: KeyState,
     ) -> None:
         self.key_id = key_id
         self.application = application
         self.scope = scope
         self.purpose = purpose
         self.state = state
-        self._material: bytearray | None = bytearray(material)
+        self.closed = False
+        self._material = bytearray(material)
         self._pools: dict[Suite, ContextPool] = {}
         self._lock = threading.Lock()
-
-    @property
-    def closed(self) -> bool:
-        """Whether the key seals and opens nothing any more."""
-        return self._material is None
 
     def derive(self, info: bytes, length: int) -> bytes:
         """
@@ -58,12 +75,8 @@ class DataKey:
         Raises:
             KeyNotFoundError: The handle is closed.
         """
-        material = self._material
-        if material is None:
-            raise KeyNotFoundError(
-                f"the handle of key {self.key_id} is closed", key_id=self.key_id, remedy="Ask the keyring once more."
-            )
-        return hkdf_sha512(bytes(material), salt=self.key_id.bytes, info=info, length=length)
+        with self._lock:
+            return self._derived(info, length)
 
     def pool(self, suite: Suite) -> ContextPool:
         """
@@ -78,19 +91,32 @@ class DataKey:
         with self._lock:
             pool = self._pools.get(suite)
             if pool is None:
-                key = self.derive(f"eventseal/v1/{suite.name}".encode(), suite.key_size)
-                pool = self._pools[suite] = ContextPool(suite, key)
+                derived = self._derived(f"eventseal/v1/{suite.name}".encode(), suite.key_size)
+                pool = self._pools[suite] = ContextPool(suite, derived)
             return pool
 
     def close(self) -> None:
         """Forget the key: drop what was derived and overwrite the bytes, as far as Python lets us."""
         with self._lock:
-            material, self._material = self._material, None
+            self.closed = True
             pools, self._pools = self._pools, {}
             for pool in pools.values():
                 pool.close()
-            if material is not None:
-                material[:] = bytes(len(material))
+            self._material[:] = bytes(len(self._material))
+
+    def close_in_child(self) -> None:
+        """Close in a forked child, where the lock may have been held by a thread that is not there."""
+        self._lock = threading.Lock()
+        self.close()
+
+    def _derived(self, info: bytes, length: int) -> bytes:
+        if self.closed:
+            raise KeyNotFoundError(
+                f"the handle of key {self.key_id} is closed",
+                key_id=self.key_id,
+                remedy="Ask the keyring once more.",
+            )
+        return hkdf_sha512(bytes(self._material), salt=self.key_id.bytes, info=info, length=length)
 
     def __repr__(self) -> str:
         shown = "closed" if self.closed else self.state
@@ -104,3 +130,16 @@ class DataKey:
 
     def __deepcopy__(self, memo: object) -> NoReturn:
         self.__reduce__()
+
+
+def material_of(key: DataKey) -> bytes:
+    """
+    Give the bytes of *key*, to be wrapped under a KEK and for nothing else.
+
+    Raises:
+        KeyNotFoundError: The handle is closed.
+    """
+    with key._lock:  # noqa: SLF001 (a friend of the class: no method of a handle gives its bytes)
+        if key.closed:
+            raise KeyNotFoundError(f"the handle of key {key.key_id} is closed", key_id=key.key_id)
+        return bytes(key._material)  # noqa: SLF001

@@ -2,40 +2,59 @@
 
 from __future__ import annotations
 
-import threading
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from eventseal.errors import (
-    EventSealError,
-    IntegrityError,
-    KeyDestroyedError,
-    KeyNotFoundError,
-    WrongApplicationError,
-)
-from eventseal.keys.counters import KeyringCounters
-from eventseal.keys.data_key import DataKey
-from eventseal.keys.key_ids import new_key_id
+from eventseal.keys.confirmation import Confirmation
+from eventseal.keys.counters import CountedStore, KeyringCounters
+from eventseal.keys.forks import renew_in_children
+from eventseal.keys.memory import Memory
+from eventseal.keys.opening import Opener
 from eventseal.keys.policy import BootClock, CachePolicy, RotationPolicy
-from eventseal.keys.records import DEFAULT_SCOPE, STORE_SCOPE, KeyRecord, checked_application, checked_scope
-from eventseal.keys.seals import Seals, binding_of, is_bound
-from eventseal.keys.states import KeyPurpose, KeyState
-from eventseal.keys.wrapping import Keks, context_of
+from eventseal.keys.records import DEFAULT_SCOPE, checked_application, checked_scope
+from eventseal.keys.refreshing import Refresher
+from eventseal.keys.resources import Resources
+from eventseal.keys.rotating import Rotator
+from eventseal.keys.sealing import Sealer
+from eventseal.keys.seating import Seats
+from eventseal.keys.store_key import StoreKey
+from eventseal.keys.wrapping import Keks
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from uuid import UUID
 
+    from eventseal.errors import EventSealError
+    from eventseal.keys.data_key import DataKey
     from eventseal.keys.policy import Clock
+    from eventseal.keys.records import KeyRecord
     from eventseal.keys.source import KeySource
     from eventseal.keys.store import KeyStore
     from eventseal.kms.adapter import KmsAdapter
 
-_FIRST_BLOCK = 1024
-
 
 class Keyring:
-    """Decides which key seals and finds the key that opens."""
+    """
+    Decides which key seals, and finds the key that opens. It may be shared by threads, and survives a fork.
+
+    The constructor checks what is local and makes no call. A scope's key is made on first use, exactly one
+    however many processes race; keys are unwrapped once and held for a while, as *cache* says.
+
+    Args:
+        kms: One KEK or several: the first makes a new key, every one wraps it, any one unwraps it.
+        key_store: Holds the wrapped keys.
+        application: The application that owns the keys, 1 to 200 bytes of UTF-8.
+        policy: When a key stops being the active one.
+        cache: How long keys, and what is known of them, are used.
+        clock: For intervals; by default one that runs while the machine sleeps.
+
+    Attributes:
+        counters: How often the KMS and the key store were asked.
+
+    Raises:
+        ConfigurationError: No KEK is given, one is given twice, or the application's name is refused.
+    """
+
+    counters: KeyringCounters
 
     def __init__(
         self,
@@ -47,17 +66,14 @@ class Keyring:
         cache: CachePolicy | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self.counters = KeyringCounters()
         self._application = checked_application(application)
-        self._keks = Keks(kms, count_calls=self._count_kms_calls)
-        self._store = key_store
+        self._kms = kms
+        self._key_store = key_store
         self._policy = policy or RotationPolicy()
-        self._cache_policy = cache or CachePolicy()
+        self._caching = cache or CachePolicy()
         self._clock = clock or BootClock()
-        self._lock = threading.RLock()
-        self._seals: Seals | None = None
-        self._keys: dict[UUID, DataKey] = {}
-        self._active: dict[str, DataKey] = {}
+        self._start()
+        renew_in_children(self)
 
     @property
     def application(self) -> str:
@@ -65,169 +81,152 @@ class Keyring:
         return self._application
 
     def sealing_keys(self, items_by_scope: Mapping[str, int], *, make: bool = True) -> dict[str, DataKey]:
-        """Give each scope's active key."""
-        with self._lock:
-            missing = [checked_scope(scope) for scope in items_by_scope if scope not in self._active]
-            if missing:
-                self._load_active(missing, make=make)
-            return {scope: self._active[scope] for scope in items_by_scope if scope in self._active}
+        """
+        Give each scope's active key, and count what it is about to seal.
+
+        Args:
+            items_by_scope: How many items each scope's key will seal.
+            make: Whether to make the key of a scope that has none; ``False`` leaves such a scope out.
+
+        Raises:
+            ConfigurationError: A scope's name is refused, or the keyring is closed.
+            IntegrityError: A key's row is not what a keyring sealed.
+            KeyDestroyedError: A scope was closed.
+            KeyLimitError: A key has sealed as many items as one key may, and cannot be rotated.
+            KmsError: The KMS refused or failed.
+            StoreError: The key store refused or failed.
+        """
+        memory = self._memory
+        now = self._clock.now()
+        if now <= self._confirmation.seals_until:
+            found: dict[str, DataKey] = {}
+            for scope, items in items_by_scope.items():
+                cached = memory.active.get(scope)
+                if (
+                    cached is None
+                    or now >= cached.seals_until
+                    or cached.key.closed
+                    or not cached.lease.take(items)
+                ):
+                    break
+                cached.used = memory.uses
+                found[scope] = cached.key
+            else:
+                memory.uses += 1
+                self.counters.hits += len(found)
+                return found
+        return self._sealer.keys(items_by_scope, make=make)
 
     def opening_keys(self, key_ids: Collection[UUID]) -> dict[UUID, DataKey | EventSealError]:
-        """Give each key, or why there is none."""
-        with self._lock:
-            missing = [key_id for key_id in key_ids if key_id not in self._keys]
+        """
+        Give each key, or why there is none, for every asked-for id.
+
+        An error stands for its key alone: ``KeyNotFoundError``, ``KeyDestroyedError``, ``IntegrityError``,
+        ``WrongApplicationError``, ``KekNotConfiguredError`` or a ``KmsError``.
+
+        Raises:
+            ConfigurationError: The keyring is closed.
+            StoreError: The key store refused or failed.
+        """
+        memory = self._memory
+        now = self._clock.now()
+        if now <= self._confirmation.opens_until:
             found: dict[UUID, DataKey | EventSealError] = {}
-            if missing:
-                records = self._store.get(missing)
-                for key_id in missing:
-                    found[key_id] = self._open(key_id, records.get(key_id))
-            return {key_id: found.get(key_id) or self._keys[key_id] for key_id in key_ids}
+            for key_id in key_ids:
+                cached = memory.keys.get(key_id)
+                if cached is None or now >= cached.expires or cached.key.closed:
+                    break
+                cached.used = memory.uses
+                found[key_id] = cached.key
+            else:
+                memory.uses += 1
+                self.counters.hits += len(found)
+                return found
+        return self._opener.keys(key_ids)
 
     def rotate(self, scope: str = DEFAULT_SCOPE, *, compromised: bool = False) -> KeyRecord:
-        """Give *scope* a new active key; the old one opens only."""
-        with self._lock:
-            old = self._store.active(self._application, [scope]).get(scope)
-            if old is None:
-                self.prepare([scope])
-                return self._store.active(self._application, [scope])[scope]
-            seals = self._store_seals()
-            if old.state is KeyState.DESTROYED:
-                raise KeyDestroyedError(
-                    f"scope {scope!r} is closed", scope=scope, destroyed_by=old.destroyed_by
-                )
-            state = KeyState.COMPROMISED if compromised else KeyState.DEACTIVATED
-            closed = seals.sealed(
-                replace(old, state=state, active_scope=None, row_version=old.row_version + 1)
-            )
-            key, new = self._make(scope, KeyPurpose.DATA)
-            revoked = seals.set_hash([old.key_id]) if compromised else 0
-            kept = self._store.replace_active(
-                old, closed, seals.sealed(new), next_mark=lambda mark: seals.next_mark(mark, revoked=revoked)
-            )
-            self._active.pop(scope, None)
-            self._keys.pop(old.key_id, None)
-            if kept.key_id == new.key_id:
-                self._remember(key, kept)
-            return kept
+        """
+        Give *scope* a new active key; the old one opens only. No item is touched.
+
+        Args:
+            scope: Whose key is replaced; one that has none gets its first.
+            compromised: Whether the old key's items must be encrypted again.
+
+        Returns:
+            The row of the new active key, or of another process's if that was first.
+
+        Raises:
+            ConfigurationError: The scope's name is refused, or the keyring is closed.
+            IntegrityError: The key's row, or the change mark, is not what a keyring sealed.
+            KeyDestroyedError: The scope was closed.
+            KmsError: The KMS refused or failed; the old key is still the active one.
+            StoreError: The key store refused or failed.
+        """
+        self._memory.check_open()
+        return self._rotator.rotate(
+            checked_scope(scope), compromised=compromised, make=lambda: self.prepare([scope])
+        )
 
     def prepare(self, scopes: Collection[str]) -> None:
-        """Make the keys of *scopes* that have none."""
+        """
+        Make the keys of *scopes* that have none, ahead of a write transaction; raises as ``sealing_keys``.
+
+        Args:
+            scopes: Any number; their keys are stored in one transaction.
+        """
         self.sealing_keys(dict.fromkeys(scopes, 0))
 
     def refresh(self) -> None:
-        """Look at once for keys whose state changed."""
-        with self._lock:
-            self._active.clear()
-            self._keys.clear()
+        """
+        Look at once for keys whose state changed, instead of within ``refresh_interval``.
+
+        Raises:
+            IntegrityError: The change mark, or the set of revoked keys, is not what a keyring sealed.
+            StoreError: The key store refused or failed.
+        """
+        self._refresher.refresh()
 
     def close(self) -> None:
-        """Forget every key."""
-        with self._lock:
-            for key in self._keys.values():
-                key.close()
-            self._active.clear()
-            self._keys.clear()
+        """Close every handle and forget every key; the keyring gives none afterwards."""
+        self._memory.close()
 
-    def _count_kms_calls(self, calls: int) -> None:
-        self.counters.kms_calls += calls
+    def renew_in_child(self) -> None:
+        """Start anew in a forked child: no key, lease, lock or connection of the parent's is used there."""
+        self._memory.close_in_child()
+        self._start()
 
-    def _load_active(self, scopes: list[str], *, make: bool) -> None:
-        seals = self._store_seals()
-        records = self._store.active(self._application, scopes)
-        absent = [scope for scope in scopes if scope not in records]
-        if make and absent:
-            made = {scope: self._make(scope, KeyPurpose.DATA) for scope in absent}
-            stored = self._store.add_active([seals.sealed(record) for _, record in made.values()])
-            for scope, record in stored.items():
-                key, mine = made[scope]
-                if record.key_id == mine.key_id:
-                    self._remember(key, record)
-                else:
-                    records[scope] = record
-        for scope, record in records.items():
-            outcome = self._open(record.key_id, record)
-            if isinstance(outcome, EventSealError):
-                raise outcome
-            self._active[scope] = outcome
-
-    def _open(self, key_id: UUID, record: KeyRecord | None) -> DataKey | EventSealError:
-        try:
-            if record is None:
-                raise KeyNotFoundError(f"the key store has no key {key_id}", key_id=key_id)
-            if record.application != self._application:
-                raise WrongApplicationError(
-                    f"key {key_id} belongs to application {record.application!r}, not to {self._application!r}",
-                    expected=self._application,
-                    found=record.application,
-                )
-            self._store_seals().check(record)
-            if record.state is KeyState.DESTROYED:
-                raise KeyDestroyedError(
-                    f"key {key_id} was {record.destroyed_by}",
-                    key_id=key_id,
-                    scope=record.scope,
-                    destroyed_by=record.destroyed_by,
-                )
-            return self._remember(self._unwrapped(record), record)
-        except EventSealError as error:
-            return error
-
-    def _unwrapped(self, record: KeyRecord) -> bytes:
-        (key,) = self._keks.unwrap([record])
-        if isinstance(key, EventSealError):
-            raise key
-        if not is_bound(key, record):
-            raise IntegrityError(
-                f"key {record.key_id} is not the one its row was made for", key_id=record.key_id
-            )
-        return key
-
-    def _remember(self, key: bytes, record: KeyRecord) -> DataKey:
-        handle = self._handle(key, record)
-        self._keys[record.key_id] = handle
-        if record.active_scope is not None:
-            self._active[record.scope] = handle
-        return handle
-
-    def _handle(self, key: bytes, record: KeyRecord) -> DataKey:
-        return DataKey(
-            key,
-            key_id=record.key_id,
-            application=record.application,
-            scope=record.scope,
-            purpose=record.purpose,
-            state=record.state,
-        )
-
-    def _make(self, scope: str, purpose: KeyPurpose) -> tuple[bytes, KeyRecord]:
-        record = KeyRecord(
-            key_id=new_key_id(),
+    def _start(self) -> None:
+        """Make everything that remembers, at first and in every forked child."""
+        self.counters = KeyringCounters()
+        resources = Resources(
             application=self._application,
-            scope=scope,
-            active_scope=scope,
-            purpose=purpose,
-            state=KeyState.ACTIVE,
-            binding=b"",
-            items_reserved=_FIRST_BLOCK,
-            seal=b"",
+            keks=Keks(self._kms, counters=self.counters),
+            store=CountedStore(self._key_store, self.counters),
+            rotation=self._policy,
+            caching=self._caching,
+            clock=self._clock,
+            counters=self.counters,
         )
-        ((key, wrappings),) = self._keks.generate([context_of(record)])
-        return key, replace(record, binding=binding_of(key, record), wrappings=wrappings)
+        self._confirmation = Confirmation(self._caching, self._policy)
+        self._memory = memory = Memory(self._caching, self._confirmation)
+        store_key = StoreKey(resources)
+        self._refresher = Refresher(resources, memory, self._confirmation, store_key)
+        self._opener = Opener(resources, memory, store_key, self._refresher)
+        self._rotator = Rotator(resources, memory, store_key, self._refresher)
+        self._sealer = Sealer(
+            resources,
+            memory,
+            store_key,
+            refresher=self._refresher,
+            seats=Seats(resources, memory, store_key, self._opener),
+            rotator=self._rotator,
+        )
 
-    def _store_seals(self) -> Seals:
-        if self._seals is None:
-            record = self._store.active(self._application, [STORE_SCOPE], purpose=KeyPurpose.STORE).get(
-                STORE_SCOPE
-            )
-            if record is None:
-                key, made = self._make(STORE_SCOPE, KeyPurpose.STORE)
-                seals = Seals(self._handle(key, made))
-                made = seals.sealed(made)
-                record = self._store.add_active([made], mark=seals.first_mark())[STORE_SCOPE]
-            seals = Seals(self._handle(self._unwrapped(record), record))
-            seals.check(record)
-            self._seals = seals
-        return self._seals
+    def __repr__(self) -> str:
+        return f"<Keyring of application {self._application!r}: {len(self._memory.keys)} keys in memory>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Keyring is neither pickled nor copied; make one in each process")
 
 
 if TYPE_CHECKING:

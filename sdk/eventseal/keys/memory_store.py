@@ -1,4 +1,4 @@
-"""A key store in memory: for tests, for trying things out, and as the shortest account of what a key store does."""
+"""A key store in memory: for tests and trials, and as the shortest account of what a key store does."""
 
 from __future__ import annotations
 
@@ -18,13 +18,6 @@ if TYPE_CHECKING:
 
     from eventseal.keys.records import ChangeMark, KeyRecord, NextMark
     from eventseal.keys.store import KeyStore
-
-_TIMES = {
-    KeyState.ACTIVE: "created_at",
-    KeyState.DEACTIVATED: "deactivated_at",
-    KeyState.COMPROMISED: "compromised_at",
-    KeyState.DESTROYED: "destroyed_at",
-}
 
 
 def _utc_now() -> datetime:
@@ -87,8 +80,8 @@ class InMemoryKeyStore:
         with self._lock:
             if not self._follows(closed) or self._slots.get(_slot(old)) != old.key_id:
                 return self._holder(old)
-            mark = next_mark(self._marks[old.application])
-            self._move(closed, mark)
+            self._refuse_taken(new)
+            self._move(closed, next_mark(self._marks[old.application]))
             self._insert(new)
             return self._records[new.key_id]
 
@@ -169,11 +162,12 @@ class InMemoryKeyStore:
         """Read the store's clock, UTC."""
         return self._now()
 
-    def _insert(self, record: KeyRecord) -> None:
+    def _refuse_taken(self, record: KeyRecord) -> None:
         if record.key_id in self._records:
-            raise StoreError(
-                f"key id {record.key_id} is taken; ids are never used again", key_id=record.key_id
-            )
+            raise StoreError(f"key id {record.key_id} is taken; ids are never used again")
+
+    def _insert(self, record: KeyRecord) -> None:
+        self._refuse_taken(record)
         mark = self._marks.get(record.application)
         self._records[record.key_id] = replace(record, created_at=self._now())
         self._changed[record.key_id] = 0 if mark is None else mark.counter
@@ -194,8 +188,7 @@ class InMemoryKeyStore:
             seal=record.seal,
             wrappings=() if record.state is KeyState.DESTROYED else stored.wrappings,
         )
-        if stored.state is not record.state:
-            moved = replace(moved, **{_TIMES[record.state]: self._now()})
+        moved = _timed(moved, self._now()) if moved.state is not stored.state else moved
         if self._slots.get(_slot(stored)) == stored.key_id:
             del self._slots[_slot(stored)]
         if moved.active_scope is not None:
@@ -211,6 +204,19 @@ class InMemoryKeyStore:
                 f"scope {old.scope!r} lost its active key {old.key_id} and has no other", key_id=old.key_id
             )
         return self._records[holder]
+
+
+def _timed(record: KeyRecord, now: datetime) -> KeyRecord:
+    """Note when *record* came into its state."""
+    match record.state:
+        case KeyState.DEACTIVATED:
+            return replace(record, deactivated_at=now)
+        case KeyState.COMPROMISED:
+            return replace(record, compromised_at=now)
+        case KeyState.DESTROYED:
+            return replace(record, destroyed_at=now)
+        case _:
+            return record
 
 
 def _slot(record: KeyRecord) -> tuple[str, KeyPurpose, str]:

@@ -30,8 +30,8 @@ class KeyRecord:
     Attributes:
         key_id: Never used again for another key.
         scope: Whose items the key seals.
-        active_scope: The scope while the key holds its scope's slot, else ``None``. Unique with application and
-            purpose, so a scope has one active key at most.
+        active_scope: The scope while the key holds its scope's slot, else ``None``. Unique with application
+            and purpose, so a scope has one active key at most.
         binding: 32 bytes that tie the key's bytes to its id, application, purpose and scope.
         items_reserved: How many items processes have leased; not part of the seal.
         row_version: Moves with the state only; a write names the version that it read.
@@ -83,7 +83,11 @@ class ChangeMark:
 
 
 NextMark: TypeAlias = "Callable[[ChangeMark], ChangeMark]"
-"""Checks the mark that a store holds locked and gives the next one: a pure function, called inside the transaction."""
+"""
+Checks the mark that a store holds locked and gives the next one.
+
+Called inside the transaction, each time it is run; what it raises undoes the transaction.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +99,8 @@ class Changes:
         mark: The application's mark.
         refresh_interval: Seconds; the interval that holds for all processes.
         now: The database's clock, UTC.
-        records: Those of the asked-for keys whose state changed after the asked-for counter, without wrappings.
+        records: Those of the asked-for keys whose state changed after the asked-for counter, without
+            wrappings.
         revoked: Every id that is compromised or shredded; ``None`` if the counter is the asked-for one.
     """
 
@@ -111,7 +116,8 @@ def checked_scope(scope: str) -> str:
     Refuse a scope that two databases might compare differently.
 
     Raises:
-        ConfigurationError: It is not a string of 1 to 200 bytes of UTF-8 in NFC, or holds NUL or a lone surrogate.
+        ConfigurationError: It is not a string of 1 to 200 bytes of UTF-8 in NFC, or holds NUL or a lone
+            surrogate.
     """
     return _checked_name("key scope", scope, MAX_SCOPE_BYTES)
 
@@ -121,7 +127,8 @@ def checked_application(application: str) -> str:
     Refuse a name of an application that two databases might compare differently.
 
     Raises:
-        ConfigurationError: It is not a string of 1 to 200 bytes of UTF-8 in NFC, or holds NUL or a lone surrogate.
+        ConfigurationError: It is not a string of 1 to 200 bytes of UTF-8 in NFC, or holds NUL or a lone
+            surrogate.
     """
     return _checked_name("application name", application, MAX_APPLICATION_BYTES)
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hmac
 from dataclasses import replace
 from hashlib import sha512
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from eventseal.errors import IntegrityError
 from eventseal.keys.records import ChangeMark
 from eventseal.suites.framing import length_prefixed
-from eventseal.suites.hkdf import hkdf_sha512
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -26,21 +25,21 @@ _MODULUS = 1 << 8 * REVOKED_SIZE
 _HMAC_KEY_SIZE = 64
 
 
-def binding_of(key: bytes, record: KeyRecord) -> bytes:
+def binding_of(key: DataKey) -> bytes:
     """
-    Tie *key* to the id, application, purpose and scope of *record*.
+    Tie a key's bytes to its id, application, purpose and scope.
 
     Returns:
         32 bytes: HKDF-SHA-512, salted with the id, the other three length-prefixed in its info.
     """
-    names = (record.application, record.purpose, record.scope)
+    names = (key.application, key.purpose, key.scope)
     info = b"eventseal/v1/binding" + length_prefixed(*[name.encode() for name in names])
-    return hkdf_sha512(key, salt=record.key_id.bytes, info=info, length=BINDING_SIZE)
+    return key.derive(info, BINDING_SIZE)
 
 
-def is_bound(key: bytes, record: KeyRecord) -> bool:
-    """Whether *key* is the one that *record* was made for; compared in constant time."""
-    return hmac.compare_digest(binding_of(key, record), record.binding)
+def is_bound(key: DataKey, record: KeyRecord) -> bool:
+    """Whether *key*, unwrapped for *record*, is the one that it was made for; compared in constant time."""
+    return hmac.compare_digest(binding_of(key), record.binding)
 
 
 class Seals:
@@ -73,7 +72,7 @@ class Seals:
         """
         if not hmac.compare_digest(self._row_seal(record), record.seal):
             raise IntegrityError(
-                f"the row of key {record.key_id} (scope {record.scope!r}) does not match its seal: it was edited",
+                f"the row of key {record.key_id} does not match its seal: it was edited",
                 remedy="Find out who changed the key tables, and restore this row from a backup.",
                 key_id=record.key_id,
             )
@@ -82,19 +81,19 @@ class Seals:
         """Make the mark that is stored together with the store key."""
         return self._sealed_mark(0, bytes(REVOKED_SIZE))
 
-    def next_mark(self, mark: ChangeMark, *, revoked: int = 0) -> ChangeMark:
+    def next_mark(self, mark: ChangeMark, *, revoked: Collection[UUID] = ()) -> ChangeMark:
         """
         Check *mark* and give the one that follows it.
 
         Args:
             mark: As the store holds it locked.
-            revoked: What :meth:`set_hash` gives for the newly revoked ids, less that for ids no longer so.
+            revoked: The ids that this change compromises or shreds and that were neither before.
 
         Raises:
             IntegrityError: *mark* is not what a keyring sealed.
         """
         self.check_mark(mark)
-        total = (int.from_bytes(mark.revoked) + revoked) % _MODULUS
+        total = self.set_hash(int.from_bytes(mark.revoked), added=revoked)
         return self._sealed_mark(mark.counter + 1, total.to_bytes(REVOKED_SIZE))
 
     def check_mark(self, mark: ChangeMark) -> None:
@@ -106,14 +105,24 @@ class Seals:
         """
         if mark.application != self._application or not hmac.compare_digest(self._mark_seal(mark), mark.seal):
             raise IntegrityError(
-                f"the change mark of application {self._application!r} does not match its seal: it was edited",
+                f"the change mark of {self._application!r} does not match its seal: it was edited",
                 remedy="Find out who changed the key tables, and restore key_changes from a backup.",
             )
 
-    def set_hash(self, key_ids: Collection[UUID]) -> int:
-        """Sum the keyed hashes of *key_ids*, modulo 2**512; the same for any order."""
-        hashes = (hmac.digest(self._revoked_key, key_id.bytes, sha512) for key_id in key_ids)
-        return sum(map(int.from_bytes, hashes)) % _MODULUS
+    def set_hash(self, total: int = 0, *, added: Collection[UUID], removed: Collection[UUID] = ()) -> int:
+        """
+        Sum the keyed hashes of ids, modulo 2**512: the same for any order.
+
+        Args:
+            total: The sum so far.
+            added: Ids that are not in it.
+            removed: Ids that are.
+        """
+        change = sum(map(self._id_hash, added)) - sum(map(self._id_hash, removed))
+        return (total + change) % _MODULUS
+
+    def _id_hash(self, key_id: UUID) -> int:
+        return int.from_bytes(hmac.digest(self._revoked_key, key_id.bytes, sha512))
 
     def _row_seal(self, record: KeyRecord) -> bytes:
         sealed = length_prefixed(
@@ -136,3 +145,9 @@ class Seals:
     def _mark_seal(self, mark: ChangeMark) -> bytes:
         sealed = length_prefixed(mark.application.encode(), mark.counter.to_bytes(8), mark.revoked)
         return hmac.digest(self._mark_key, sealed, sha512)[:SEAL_SIZE]
+
+    def __repr__(self) -> str:
+        return f"<Seals of {self._application!r} under store key {self.key_id}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("Seals hold keys and are neither pickled nor copied")

@@ -23,22 +23,25 @@ class KeyStore(Protocol):
     """
     Stores complete, sealed records; it makes no seal and checks none.
 
-    Each call is one transaction of its own, on a connection of its own, durable when it returns. Methods may be
-    called from several threads at once. All raise ``StoreUnavailableError``, ``StoreReadOnlyError`` or
-    ``MissingTableError`` when the database does not serve.
+    Each call is one transaction of its own, on a connection of its own, durable when it returns. Methods may
+    be called from several threads at once. All raise ``StoreUnavailableError``, ``StoreReadOnlyError`` or
+    ``MissingTableError`` when the database does not serve. ``eventseal.testing.key_store_contract`` holds the
+    suite that every key store passes.
     """
 
     def active(
         self, application: str, scopes: Collection[str], *, purpose: KeyPurpose = KeyPurpose.DATA
     ) -> dict[str, KeyRecord]:
-        """Give the record that holds each scope's slot, a tombstone of a shredded scope too; absent ones are left out."""
+        """Give the record that holds each scope's slot, maybe a tombstone; leave out absent ones."""
         ...
 
     def get(self, key_ids: Collection[UUID]) -> dict[UUID, KeyRecord]:
         """Give records by id, of whatever application; absent ones are left out."""
         ...
 
-    def add_active(self, records: Sequence[KeyRecord], *, mark: ChangeMark | None = None) -> dict[str, KeyRecord]:
+    def add_active(
+        self, records: Sequence[KeyRecord], *, mark: ChangeMark | None = None
+    ) -> dict[str, KeyRecord]:
         """
         Insert new active keys, all of one application and purpose, each unless its scope's slot is taken.
 
@@ -48,6 +51,9 @@ class KeyStore(Protocol):
 
         Returns:
             By scope the record that holds the slot now: the given one, or the winner's of a race.
+
+        Raises:
+            StoreError: A key of this id is there already; ids are never used again.
         """
         ...
 
@@ -66,6 +72,9 @@ class KeyStore(Protocol):
 
         Returns:
             *new* as stored, or, if another process was first, the record that holds the slot now.
+
+        Raises:
+            KeyNotFoundError: *old* moved on and no record holds the slot.
         """
         ...
 
@@ -76,7 +85,8 @@ class KeyStore(Protocol):
         Move keys to the states that *records* carry, all or none.
 
         Args:
-            records: Each with a ``row_version`` one above the stored one; ``DESTROYED`` deletes the wrappings.
+            records: Each with a ``row_version`` one above the stored one; what was leased meanwhile is kept.
+                ``DESTROYED`` deletes the wrappings.
             next_mark: Gives the mark to store, from the locked current one.
             whole_scope: If given, nothing is done while a live key of this scope is not among *records*.
 
@@ -86,7 +96,7 @@ class KeyStore(Protocol):
         ...
 
     def reserve(self, items: Mapping[UUID, int], *, limit: int = HARD_LIMIT) -> dict[UUID, int]:
-        """Lease items under active keys; gives the new totals, without the keys that are not active or would pass *limit*."""
+        """Lease items under active keys; give the new totals of those that are active and within *limit*."""
         ...
 
     def changes(self, application: str, since: int, key_ids: Collection[UUID]) -> Changes | None:

@@ -11,36 +11,36 @@ from eventseal.errors import (
     KekNotConfiguredError,
     NotMyKeyError,
 )
+from eventseal.keys.data_key import DataKey, material_of
+from eventseal.keys.seals import is_bound
 from eventseal.kms.adapter import KmsAdapter, SupportsBatch
 from eventseal.kms.context import EncryptionContext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
+    from eventseal.keys.counters import KeyringCounters
     from eventseal.keys.records import KeyRecord
     from eventseal.kms.adapter import WrappedKey
 
 KEY_SIZE = 32
 
 
-def context_of(record: KeyRecord) -> EncryptionContext:
-    """What a KMS binds to the wrapped key of *record*: never the scope."""
-    return EncryptionContext(record.key_id, str(record.purpose), record.application)
-
-
 class Keks:
     """
     The KEKs that a keyring was given, in their order. Nothing else is ever contacted.
 
+    Unwrapped keys travel as handles from here on, so that no frame of EventSeal's that can raise holds bytes.
+
     Args:
         kms: One adapter or several, of different KEKs.
-        count_calls: Told how many calls were made, after each.
+        counters: Told of every call that leaves the process.
 
     Raises:
         ConfigurationError: There is none, one is no adapter, or one is listed twice.
     """
 
-    def __init__(self, kms: KmsAdapter | Sequence[KmsAdapter], *, count_calls: Callable[[int], None]) -> None:
+    def __init__(self, kms: KmsAdapter | Sequence[KmsAdapter], *, counters: KeyringCounters) -> None:
         adapters = (kms,) if isinstance(kms, KmsAdapter) else tuple(kms)
         if not adapters:
             raise ConfigurationError(
@@ -57,83 +57,84 @@ class Keks:
         if len(set(uris)) < len(uris):
             raise ConfigurationError(f"a KEK is listed twice in kms=: {', '.join(uris)}")
         self._adapters: tuple[KmsAdapter, ...] = adapters
-        self._count_calls = count_calls
+        self._counters = counters
 
-    def generate(self, contexts: Sequence[EncryptionContext]) -> list[tuple[bytes, tuple[WrappedKey, ...]]]:
+    def generate(self, records: Sequence[KeyRecord]) -> list[tuple[DataKey, tuple[WrappedKey, ...]]]:
         """
-        Make a key for each of *contexts*, wrapped under every KEK.
+        Make a key for each of *records*, wrapped under every KEK.
 
         Raises:
             KmsError: Some KEK could not wrap some key; then none is given.
         """
         first, *others = self._adapters
-        keys: list[bytes] = []
+        keys: list[DataKey] = []
         wrappings: list[list[WrappedKey]] = []
-        for context in contexts:
-            self._count_calls(1)
-            key, wrapped = first.generate_data_key(context)
-            if len(key) != KEY_SIZE:
-                raise ConfigurationError(f"{first.uri} made a key of {len(key)} bytes; keys take {KEY_SIZE}")
+        for record in records:
+            key, wrapped = self._generated(first, record)
             keys.append(key)
             wrappings.append([wrapped])
         for adapter in others:
-            for held, wrapped in zip(
-                wrappings, self._wrap(adapter, list(zip(keys, contexts, strict=True))), strict=True
-            ):
+            for held, wrapped in zip(wrappings, self._wrap(adapter, keys), strict=True):
                 held.append(wrapped)
         return [(key, tuple(held)) for key, held in zip(keys, wrappings, strict=True)]
 
-    def unwrap(self, records: Sequence[KeyRecord]) -> list[bytes | EventSealError]:
+    def unwrap(self, records: Sequence[KeyRecord]) -> list[DataKey | EventSealError]:
         """
         Unwrap the key of each of *records* under the first KEK that one of its wrappings is addressed to.
 
         Returns:
-            One outcome a record, in order: its 32 bytes, not yet checked against its binding, or the error.
+            One outcome a record, in order: a handle whose bytes match the record's binding, or the error.
         """
-        outcomes: list[bytes | EventSealError | None] = [None] * len(records)
-        most = max((len(record.wrappings) for record in records), default=0)
-        for adapter in self._adapters:
-            for place in range(most):
-                pending = [
-                    index
-                    for index, record in enumerate(records)
-                    if outcomes[index] is None and place < len(record.wrappings)
-                ]
-                if not pending:
-                    continue
-                wrapped = [(records[index].wrappings[place], context_of(records[index])) for index in pending]
-                for index, outcome in zip(pending, self._unwrap(adapter, wrapped), strict=True):
-                    if not isinstance(outcome, NotMyKeyError):
-                        outcomes[index] = outcome
+        outcomes: list[DataKey | EventSealError | None] = [None] * len(records)
+        places = range(max((len(record.wrappings) for record in records), default=0))
+        for adapter, place in [(adapter, place) for adapter in self._adapters for place in places]:
+            pending = [
+                index
+                for index, record in enumerate(records)
+                if outcomes[index] is None and place < len(record.wrappings)
+            ]
+            if pending:
+                addressed = [(records[index], records[index].wrappings[place]) for index in pending]
+                for index, outcome in zip(pending, self._unwrap(adapter, addressed), strict=True):
+                    # Only "not mine" leaves the record for the next wrapping or the next KEK.
+                    outcomes[index] = None if isinstance(outcome, NotMyKeyError) else outcome
         return [
-            _of_key_size(record, outcome) if outcome is not None else self._not_addressed(record)
+            self._not_addressed(record) if outcome is None else outcome
             for record, outcome in zip(records, outcomes, strict=True)
         ]
 
-    def _wrap(self, adapter: KmsAdapter, keys: list[tuple[bytes, EncryptionContext]]) -> list[WrappedKey]:
+    def _generated(self, adapter: KmsAdapter, record: KeyRecord) -> tuple[DataKey, WrappedKey]:
+        self._counters.count_kms_calls(1)
+        material, wrapped = adapter.generate_data_key(_context_of(record))
+        return _handle(material, record, adapter), wrapped
+
+    def _wrap(self, adapter: KmsAdapter, keys: list[DataKey]) -> list[WrappedKey]:
+        contexts = [EncryptionContext(key.key_id, str(key.purpose), key.application) for key in keys]
         if len(keys) == 1 or not isinstance(adapter, SupportsBatch):
-            self._count_calls(len(keys))
-            return [adapter.wrap(key, context) for key, context in keys]
-        self._count_calls(1)
+            self._counters.count_kms_calls(len(keys))
+            return [
+                adapter.wrap(material_of(key), context) for key, context in zip(keys, contexts, strict=True)
+            ]
+        self._counters.count_kms_calls(1)
         wrapped: list[WrappedKey] = []
-        for outcome in adapter.wrap_many(keys):
+        for outcome in adapter.wrap_many(
+            [(material_of(key), context) for key, context in zip(keys, contexts, strict=True)]
+        ):
             if isinstance(outcome, EventSealError):
                 raise outcome
             wrapped.append(outcome)
         return wrapped
 
     def _unwrap(
-        self, adapter: KmsAdapter, wrapped: list[tuple[WrappedKey, EncryptionContext]]
-    ) -> Sequence[bytes | EventSealError]:
-        if len(wrapped) > 1 and isinstance(adapter, SupportsBatch):
-            try:
-                outcomes = adapter.unwrap_many(wrapped)
-            except EventSealError as error:
-                outcomes = [error] * len(wrapped)
-            self._count_calls(int(_called_out(outcomes) > 0))
+        self, adapter: KmsAdapter, addressed: Sequence[tuple[KeyRecord, WrappedKey]]
+    ) -> list[DataKey | EventSealError]:
+        if len(addressed) > 1 and isinstance(adapter, SupportsBatch):
+            outcomes = _unwrap_together(adapter, addressed)
+            calls = int(_called_out(outcomes) > 0)
         else:
-            outcomes = [_unwrap_one(adapter, *pair) for pair in wrapped]
-            self._count_calls(_called_out(outcomes))
+            outcomes = [_unwrap_one(adapter, record, wrapped) for record, wrapped in addressed]
+            calls = _called_out(outcomes)
+        self._counters.count_kms_calls(calls)
         return outcomes
 
     def _not_addressed(self, record: KeyRecord) -> EventSealError:
@@ -151,21 +152,66 @@ class Keks:
         )
 
 
-def _unwrap_one(
-    adapter: KmsAdapter, wrapped: WrappedKey, context: EncryptionContext
-) -> bytes | EventSealError:
+def _context_of(record: KeyRecord) -> EncryptionContext:
+    return EncryptionContext(record.key_id, str(record.purpose), record.application)
+
+
+def _unwrap_one(adapter: KmsAdapter, record: KeyRecord, wrapped: WrappedKey) -> DataKey | EventSealError:
     try:
-        return adapter.unwrap(wrapped, context)
+        return _bound(_handle(adapter.unwrap(wrapped, _context_of(record)), record, adapter), record)
     except EventSealError as error:
         return error
 
 
-def _called_out(outcomes: Sequence[bytes | EventSealError]) -> int:
+def _unwrap_together(
+    adapter: SupportsBatch, addressed: Sequence[tuple[KeyRecord, WrappedKey]]
+) -> list[DataKey | EventSealError]:
+    asked = [(wrapped, _context_of(record)) for record, wrapped in addressed]
+    try:
+        answers = adapter.unwrap_many(asked)
+    except EventSealError as error:
+        return [error] * len(addressed)
+    return [
+        answer if isinstance(answer, EventSealError) else _checked(answer, record, adapter)
+        for answer, (record, _) in zip(answers, addressed, strict=True)
+    ]
+
+
+def _checked(material: bytes, record: KeyRecord, adapter: object) -> DataKey | EventSealError:
+    try:
+        return _bound(_handle(material, record, adapter), record)
+    except IntegrityError as error:
+        return error
+
+
+def _handle(material: bytes, record: KeyRecord, adapter: object) -> DataKey:
+    if len(material) != KEY_SIZE:
+        raise IntegrityError(
+            f"{type(adapter).__name__} gave {len(material)} bytes, not {KEY_SIZE}, for key {record.key_id}",
+            remedy="Report it to whoever maintains the KMS adapter; the key was not used.",
+            key_id=record.key_id,
+        )
+    return DataKey(
+        material,
+        key_id=record.key_id,
+        application=record.application,
+        scope=record.scope,
+        purpose=record.purpose,
+        state=record.state,
+    )
+
+
+def _bound(key: DataKey, record: KeyRecord) -> DataKey:
+    if not is_bound(key, record):
+        key.close()
+        raise IntegrityError(
+            f"the wrapping of key {record.key_id} holds another key than the row was made for",
+            remedy="Find out who changed the key tables, and restore the key's rows from a backup.",
+            key_id=record.key_id,
+        )
+    return key
+
+
+def _called_out(outcomes: Sequence[object]) -> int:
     """How many outcomes took a call: an adapter says "not mine" before any."""
     return sum(not isinstance(outcome, NotMyKeyError) for outcome in outcomes)
-
-
-def _of_key_size(record: KeyRecord, outcome: bytes | EventSealError) -> bytes | EventSealError:
-    if isinstance(outcome, bytes) and len(outcome) != KEY_SIZE:
-        return IntegrityError(f"key {record.key_id} unwrapped to {len(outcome)} bytes; keys take {KEY_SIZE}")
-    return outcome

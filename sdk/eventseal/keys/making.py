@@ -1,0 +1,58 @@
+"""New keys: wrapped, bound and sealed records, ready for the key store."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from eventseal.keys.key_ids import new_key_id
+from eventseal.keys.records import KeyRecord
+from eventseal.keys.seals import binding_of
+from eventseal.keys.states import KeyPurpose, KeyState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from eventseal.keys.data_key import DataKey
+    from eventseal.keys.resources import Resources
+    from eventseal.keys.seals import Seals
+
+
+def new_record(application: str, scope: str, purpose: KeyPurpose, *, leased: int) -> KeyRecord:
+    """Make the record of a new active key, without what only its bytes can give: binding, wrappings, seal."""
+    return KeyRecord(
+        key_id=new_key_id(),
+        application=application,
+        scope=scope,
+        active_scope=scope,
+        purpose=purpose,
+        state=KeyState.ACTIVE,
+        binding=b"",
+        items_reserved=leased,
+        seal=b"",
+    )
+
+
+def new_data_keys(
+    resources: Resources, seals: Seals, leases: Mapping[str, int]
+) -> dict[str, tuple[DataKey, KeyRecord]]:
+    """
+    Make a data key for each scope; nothing is stored yet.
+
+    Args:
+        resources: Whose KEKs make and wrap them.
+        seals: Seal their rows.
+        leases: By scope the items that this process leases with its key.
+
+    Raises:
+        KmsError: Some KEK could not wrap some key; then none is given.
+    """
+    blank = [
+        new_record(resources.application, scope, KeyPurpose.DATA, leased=leased)
+        for scope, leased in leases.items()
+    ]
+    made = zip(blank, resources.keks.generate(blank), strict=True)
+    return {
+        record.scope: (key, seals.sealed(replace(record, binding=binding_of(key), wrappings=wrappings)))
+        for record, (key, wrappings) in made
+    }

@@ -1,0 +1,274 @@
+"""What a process remembers of keys, behind one lock: the handles, and the states that it has seen."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from math import inf
+from typing import TYPE_CHECKING
+
+from eventseal.errors import ConfigurationError, IntegrityError
+from eventseal.keys.cache import CachedKey, KeyCache
+from eventseal.keys.confirmation import RETRY_SECONDS
+from eventseal.keys.known_states import KnownStates
+from eventseal.keys.states import KeyState
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from eventseal.errors import EventSealError
+    from eventseal.keys.confirmation import Confirmation
+    from eventseal.keys.data_key import DataKey
+    from eventseal.keys.known_states import Moment
+    from eventseal.keys.policy import CachePolicy
+    from eventseal.keys.records import ChangeMark, Changes, KeyRecord
+    from eventseal.keys.seals import Seals
+
+
+class Memory:
+    """
+    Everything that a fork drops and ``close`` forgets.
+
+    The fast paths read the two dictionaries without the lock: each is one look-up.
+
+    Attributes:
+        keys: By id.
+        active: By scope.
+        uses: Numbers the calls that used keys, for the order in which keys go. Threads may draw the same
+            number: nothing else depends on it.
+    """
+
+    def __init__(self, caching: CachePolicy, confirmation: Confirmation) -> None:
+        self._caching = caching
+        self._confirmation = confirmation
+        self._lock = threading.Lock()
+        self._cache = KeyCache(caching.max_keys)
+        self._known = KnownStates()
+        self._kms_rests_until = -inf
+        self.uses = 0
+        self._closed = False
+        self.keys = self._cache.keys
+        self.active = self._cache.active
+
+    def check_open(self) -> None:
+        """
+        Refuse to go on after ``close``.
+
+        Raises:
+            ConfigurationError: The keyring was closed.
+        """
+        if self._closed:
+            raise ConfigurationError(
+                "the keyring is closed", remedy="Make another keyring; a closed one gives no keys."
+            )
+
+    def moment(self) -> Moment:
+        """Say what is known now: to be asked before a query whose rows are kept after it."""
+        with self._lock:
+            return self._known.moment()
+
+    # --- what a refresh asks and learns ---
+
+    def asked(self) -> tuple[int, list[UUID], Moment]:
+        """Give what a refresh asks with: the counter, the ids that are held, and the moment."""
+        with self._lock:
+            return self._known.counter, list(self.keys), self._known.moment()
+
+    def learn(self, changes: Changes, seals: Seals, since: Moment) -> None:
+        """
+        Take over what a refresh read.
+
+        Args:
+            changes: As read after *since*.
+            seals: Check the mark and the rows.
+            since: The moment before the query.
+
+        Raises:
+            IntegrityError: The mark or the listing is not what a keyring sealed, or earlier than one seen.
+        """
+        mark = changes.mark
+        seals.check_mark(mark)
+        with self._lock:
+            self._known.check(mark, since)
+            if mark.counter == self._known.counter:
+                return
+            revoked = changes.revoked or ()
+            set_hash = self._known.listing_hash(revoked, mark, seals)
+            for record in changes.records:
+                self._learn_row(record, seals, since)
+            self._known.move(mark, revoked, set_hash)
+            self._cache.forget_refusals()
+
+    def check_mark(self, mark: ChangeMark, since: Moment) -> None:
+        """
+        Compare a mark, whose seal was checked, with what was seen of it; raises as :meth:`learn` does.
+
+        Args:
+            mark: Read after *since*.
+            since: The moment before.
+        """
+        with self._lock:
+            self._known.check(mark, since)
+
+    # --- keys ---
+
+    def keep(
+        self, key: DataKey, record: KeyRecord, *, since: Moment, now: float, leased: int = 0
+    ) -> CachedKey | None:
+        """
+        Hold a key that was just unwrapped or made.
+
+        Args:
+            key: Its handle; one that is held already stays, and this one is closed.
+            record: Its row, whose seal was checked.
+            since: The moment before the row was read.
+            now: By the keyring's clock.
+            leased: Items that this process leased with it.
+
+        Returns:
+            The held key, or ``None`` if states moved since the row was read, so that it must be read again.
+
+        Raises:
+            IntegrityError: The row shows an earlier state than one that was seen.
+            ConfigurationError: The keyring was closed meanwhile.
+        """
+        with self._lock:
+            if self._closed:
+                key.close()
+            self.check_open()
+            if not self._known.admit(record, since):
+                return None
+            cached = self.keys.get(record.key_id)
+            if cached is None or cached.key.closed:
+                cached = CachedKey(key, record, leased=leased)
+            elif cached.key is not key:
+                key.close()
+            self._renew(cached, record)
+            cached.expires = now + self._caching.ttl
+            cached.grace_ends = cached.expires + self._caching.outage_grace
+            cached.schedule()
+            self._cache.add(cached)
+            self.uses += 1
+            cached.used = self.uses
+            return cached
+
+    def admit(self, record: KeyRecord, *, since: Moment) -> bool:
+        """Compare a row with what was seen of its key, as :meth:`keep` does, without holding a key."""
+        with self._lock:
+            return self._known.admit(record, since)
+
+    def seat(self, cached: CachedKey, record: KeyRecord, *, since: Moment) -> bool:
+        """
+        Seal under *cached* from now on.
+
+        Args:
+            cached: A key that is held, or was until a moment ago.
+            record: Its active row, whose seal was checked.
+            since: The moment before the row was read.
+
+        Returns:
+            ``False`` if states moved since then, so that the scope must be read again.
+        """
+        with self._lock:
+            self.check_open()
+            if not self._known.admit(record, since):
+                return False
+            self._renew(cached, replace(record, wrappings=cached.record.wrappings))
+            self._cache.add(cached)
+            self.active[record.scope] = cached
+            return True
+
+    def vacate(self, cached: CachedKey) -> None:
+        """Seal no more under *cached* before its scope was read again."""
+        with self._lock:
+            self._cache.vacate(cached)
+
+    def rest(self, cached: CachedKey, until: float) -> None:
+        """Seal under *cached*, although it should be rotated, until a moment of the keyring's clock."""
+        with self._lock:
+            cached.rests_until = until
+            cached.schedule()
+
+    def bury(self, record: KeyRecord) -> None:
+        """Note a tombstone, whose seal was checked, and close the handle if it is held."""
+        with self._lock:
+            self._known.note(record)
+            self._cache.drop(record.key_id, close=True)
+
+    def refuse(self, key_id: UUID, error: EventSealError, now: float) -> None:
+        """Answer for *key_id* with *error* for a short while."""
+        with self._lock:
+            self._cache.refuse(key_id, error, now)
+
+    def refusal(self, key_id: UUID, now: float) -> EventSealError | None:
+        """Give the error that answers for *key_id* at the moment, if one does."""
+        with self._lock:
+            return self._cache.refusal(key_id, now)
+
+    def moved(self, record: KeyRecord, *, counter: int) -> None:
+        """Note a change of state that this process made itself, and the counter that it wrote."""
+        with self._lock:
+            self._known.note(record)
+            self._known.raise_floor(counter)
+            cached = self.keys.get(record.key_id)
+            if cached is not None:
+                self._renew(cached, replace(record, wrappings=cached.record.wrappings))
+
+    # --- outages of the KMS ---
+
+    def outlives_kms(self, key_id: UUID, now: float, *, failed: bool = False) -> CachedKey | None:
+        """
+        Give a key that must be unwrapped again, but serves on while the KMS is unavailable.
+
+        Args:
+            key_id: Perhaps held.
+            now: By the keyring's clock.
+            failed: Whether the KMS was just found unavailable; if not, that must be a short while ago.
+        """
+        with self._lock:
+            if failed:
+                self._kms_rests_until = now + RETRY_SECONDS
+            cached = self.keys.get(key_id)
+            if cached is None or cached.key.closed or not now < min(self._kms_rests_until, cached.grace_ends):
+                return None
+            cached.expires = min(self._kms_rests_until, cached.grace_ends)
+            cached.schedule()
+            return cached
+
+    # --- the end ---
+
+    def close(self) -> None:
+        """Close every handle, and keep none from now on."""
+        with self._lock:
+            self._closed = True
+            for key_id in list(self.keys):
+                self._cache.drop(key_id, close=True)
+            self._cache.forget_refusals()
+
+    def close_in_child(self) -> None:
+        """Close every handle in a forked child, whose locks are the parent's; nothing here is used again."""
+        for cached in list(self.keys.values()):
+            cached.key.close_in_child()
+
+    def _learn_row(self, record: KeyRecord, seals: Seals, since: Moment) -> None:
+        cached = self.keys.get(record.key_id)
+        try:
+            seals.check(record)
+            current = self._known.admit(record, since)
+        except IntegrityError:
+            # It is that row's error alone, and who asks for the key next gets it.
+            self._cache.drop(record.key_id, close=False)
+            return
+        if not current or cached is None:
+            return
+        if record.state is KeyState.DESTROYED:
+            self._cache.drop(record.key_id, close=True)
+            return
+        self._renew(cached, replace(record, wrappings=cached.record.wrappings))
+
+    def _renew(self, cached: CachedKey, record: KeyRecord) -> None:
+        cached.renew(record)
+        if record.state is not KeyState.ACTIVE:
+            self._cache.vacate(cached)
+        cached.rotates_at = self._confirmation.rotation_time(record)
+        cached.schedule()

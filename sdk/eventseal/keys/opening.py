@@ -1,0 +1,226 @@
+"""Finds the keys that open: from memory, else from the key store and through the KMS, a batch at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from eventseal.errors import (
+    EventSealError,
+    IntegrityError,
+    KeyDestroyedError,
+    KeyNotFoundError,
+    KmsUnavailableError,
+    StoreError,
+    StoreUnavailableError,
+)
+from eventseal.keys.rows import why_not
+from eventseal.keys.seals import is_bound
+from eventseal.keys.single_flight import SingleFlight
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+    from uuid import UUID
+
+    from eventseal.keys.cache import CachedKey
+    from eventseal.keys.data_key import DataKey
+    from eventseal.keys.known_states import Moment
+    from eventseal.keys.memory import Memory
+    from eventseal.keys.records import KeyRecord
+    from eventseal.keys.refreshing import Refresher
+    from eventseal.keys.resources import Resources
+    from eventseal.keys.store_key import StoreKey
+
+ATTEMPTS = 8
+"""How often rows are read because states moved meanwhile: each time takes a refresh that found a change."""
+
+
+class Rows(NamedTuple):
+    """
+    Rows as the key store gave them.
+
+    Attributes:
+        records: By id; absent ones are left out.
+        since: The moment before they were read.
+    """
+
+    records: Mapping[UUID, KeyRecord]
+    since: Moment
+
+
+class Opener:
+    """Loads keys by id. Every row is checked before its key is used, every key against its row."""
+
+    def __init__(
+        self, resources: Resources, memory: Memory, store_key: StoreKey, refresher: Refresher
+    ) -> None:
+        self._resources = resources
+        self._memory = memory
+        self._store_key = store_key
+        self._refresher = refresher
+        self._flights: SingleFlight[UUID, CachedKey] = SingleFlight()
+
+    def keys(self, key_ids: Collection[UUID]) -> dict[UUID, DataKey | EventSealError]:
+        """
+        Give each key, or why there is none.
+
+        Raises:
+            StoreError: The key store refused or failed.
+            ConfigurationError: The keyring is closed.
+        """
+        memory, counters = self._memory, self._resources.counters
+        memory.check_open()
+        memory.uses += 1
+        try:
+            self._refresher.confirm_for_opening()
+        except StoreError:
+            raise
+        except EventSealError as error:
+            return dict.fromkeys(key_ids, error)
+        found: dict[UUID, DataKey | EventSealError] = {}
+        missing: list[UUID] = []
+        now = self._resources.clock.now()
+        for key_id in key_ids:
+            if (cached := self._fresh(key_id, now)) is not None:
+                cached.used = memory.uses
+                found[key_id] = cached.key
+            elif (refusal := memory.refusal(key_id, now)) is not None:
+                found[key_id] = refusal
+            else:
+                missing.append(key_id)
+        counters.hits += len(found)
+        counters.count_misses(len(missing))
+        for key_id, outcome in self.load(missing).items():
+            found[key_id] = outcome if isinstance(outcome, EventSealError) else outcome.key
+        return found
+
+    def load(
+        self, key_ids: Sequence[UUID], rows: Rows | None = None
+    ) -> dict[UUID, CachedKey | EventSealError]:
+        """
+        Load keys, together with the threads that want the same ones.
+
+        Args:
+            key_ids: What is not in memory, or must be unwrapped again.
+            rows: Theirs, if they were just read.
+
+        Returns:
+            An outcome for each.
+
+        Raises:
+            StoreError: The key store refused or failed.
+        """
+        outcomes: dict[UUID, CachedKey | EventSealError] = {}
+        missing = list(key_ids)
+        while missing:
+            loaded, awaited = self._flights.run(missing, lambda claimed: self._load(claimed, rows))
+            for outcome in awaited.values():
+                if isinstance(outcome, StoreError):
+                    raise outcome
+            outcomes |= loaded | awaited
+            missing = [key_id for key_id in missing if key_id not in outcomes]  # an interrupted thread's
+        return outcomes
+
+    def _fresh(self, key_id: UUID, now: float) -> CachedKey | None:
+        cached = self._memory.keys.get(key_id)
+        return cached if cached is not None and now < cached.expires and not cached.key.closed else None
+
+    def _load(self, key_ids: list[UUID], rows: Rows | None) -> dict[UUID, CachedKey | EventSealError]:
+        batch = _Batch(key_ids)
+        for _ in range(ATTEMPTS):
+            self._settle_held(batch)
+            if batch.pending:
+                self._open(batch, rows or self._read(batch.pending))
+                rows = None
+            if not batch.pending:
+                return batch.outcomes
+        raise StoreUnavailableError(
+            f"the states of keys moved {ATTEMPTS} times while key {next(iter(batch.pending))} was loaded"
+        )
+
+    def _settle_held(self, batch: _Batch) -> None:
+        """Take what another thread has just loaded, and what serves on while the KMS is known to be away."""
+        now = self._resources.clock.now()
+        for key_id in list(batch.pending):
+            held = self._fresh(key_id, now) or self._memory.outlives_kms(key_id, now)
+            if held is not None:
+                batch.settle(key_id, held)
+
+    def _read(self, key_ids: Collection[UUID]) -> Rows:
+        since = self._memory.moment()
+        try:
+            return Rows(self._resources.store.get(key_ids), since)
+        except StoreUnavailableError:
+            # What is held was confirmed a short while ago, and its wrappings still unwrap.
+            held = {key_id: cached.record for key_id in key_ids if (cached := self._memory.keys.get(key_id))}
+            if len(held) < len(key_ids):
+                raise
+            return Rows(held, since)
+
+    def _open(self, batch: _Batch, rows: Rows) -> None:
+        seals = self._store_key.seals()
+        if seals is not None:
+            self._refresher.confirm_for_opening()  # the store key may have been made after the caller looked
+        now = self._resources.clock.now()
+        for key_id in list(batch.pending):
+            record = rows.records.get(key_id)
+            refusal = why_not(record, key_id, application=self._resources.application, seals=seals)
+            if refusal is not None:
+                self._refuse(batch, key_id, record, refusal)
+        records = [rows.records[key_id] for key_id in batch.pending]
+        self._unwrap(batch, [record for record in records if not batch.has_opened(record)])
+        for record in records:
+            key = batch.opened.get(record.key_id)
+            if key is not None and record.key_id in batch.pending:
+                self._keep(batch, key, record, rows.since, now)
+
+    def _unwrap(self, batch: _Batch, records: Sequence[KeyRecord]) -> None:
+        for record, outcome in zip(records, self._resources.keks.unwrap(records), strict=True):
+            if not isinstance(outcome, EventSealError):
+                batch.opened[record.key_id] = outcome
+                continue
+            held: CachedKey | None = None
+            if isinstance(outcome, KmsUnavailableError):
+                held = self._memory.outlives_kms(record.key_id, self._resources.clock.now(), failed=True)
+            batch.settle(record.key_id, held or outcome)
+
+    def _keep(self, batch: _Batch, key: DataKey, record: KeyRecord, since: Moment, now: float) -> None:
+        try:
+            kept = self._memory.keep(key, record, since=since, now=now)
+        except IntegrityError as error:
+            batch.settle(record.key_id, error)
+            return
+        if kept is not None:
+            batch.settle(record.key_id, kept)
+
+    def _refuse(self, batch: _Batch, key_id: UUID, record: KeyRecord | None, refusal: EventSealError) -> None:
+        batch.settle(key_id, refusal)
+        if record is not None and isinstance(refusal, KeyDestroyedError):
+            self._memory.bury(record)
+        if isinstance(refusal, (KeyNotFoundError, KeyDestroyedError)):
+            self._memory.refuse(key_id, refusal, self._resources.clock.now())
+
+
+class _Batch:
+    """
+    Keys that one thread loads, until each has its outcome.
+
+    Attributes:
+        pending: Those that have none yet.
+        outcomes: Of the others.
+        opened: Handles that were unwrapped, also if their row must be read again.
+    """
+
+    def __init__(self, key_ids: Collection[UUID]) -> None:
+        self.pending = dict.fromkeys(key_ids)
+        self.outcomes: dict[UUID, CachedKey | EventSealError] = {}
+        self.opened: dict[UUID, DataKey] = {}
+
+    def settle(self, key_id: UUID, outcome: CachedKey | EventSealError) -> None:
+        """Give a key its outcome."""
+        self.pending.pop(key_id, None)
+        self.outcomes[key_id] = outcome
+
+    def has_opened(self, record: KeyRecord) -> bool:
+        """Whether the key was unwrapped, and is the one that this row was made for too."""
+        key = self.opened.get(record.key_id)
+        return key is not None and is_bound(key, record)

@@ -1,0 +1,111 @@
+"""What the row of a data key says by itself, before its key is unwrapped. No I/O."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eventseal.errors import (
+    EventSealError,
+    IntegrityError,
+    KeyDestroyedError,
+    KeyNotFoundError,
+    WrongApplicationError,
+)
+from eventseal.keys.states import KeyPurpose, KeyState
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from eventseal.keys.records import KeyRecord
+    from eventseal.keys.seals import Seals
+
+_REMEDY = "Find out who changed the key tables, and restore the key's row from a backup."
+
+
+def why_not(
+    record: KeyRecord | None, key_id: UUID, *, application: str, seals: Seals | None
+) -> EventSealError | None:
+    """
+    Say why a row's key opens no items; ``None`` if it may.
+
+    The application comes before the seal, which is under the owner's store key; the seal before the state, so
+    that nobody can forge an erasure.
+
+    Args:
+        record: As the key store gave it for *key_id*.
+        key_id: The one that was asked for.
+        application: Whose keys are looked for.
+        seals: The application's; ``None`` if it has no store key.
+    """
+    if record is None:
+        return KeyNotFoundError(f"the key store has no key {key_id}", key_id=key_id)
+    try:
+        _check(record, key_id, application, seals)
+    except EventSealError as error:
+        return error
+    return destroyed(record) if record.state is KeyState.DESTROYED else None
+
+
+def why_not_sealing(
+    record: KeyRecord, scope: str, *, application: str, seals: Seals
+) -> EventSealError | None:
+    """
+    Say why the row that holds a scope's slot seals nothing; ``None`` if it may.
+
+    Args:
+        record: As the key store gave it for *scope*.
+        scope: The one that was asked for.
+        application: Whose keys are looked for.
+        seals: The application's.
+    """
+    refusal = why_not(record, record.key_id, application=application, seals=seals)
+    if refusal is not None:
+        return refusal
+    if (record.scope, record.active_scope, record.state) != (scope, scope, KeyState.ACTIVE):
+        return IntegrityError(
+            f"key {record.key_id} holds the slot of scope {scope!r}, "
+            f"but its sealed row is {record.state} and of scope {record.scope!r}",
+            remedy=_REMEDY,
+            key_id=record.key_id,
+        )
+    return None
+
+
+def destroyed(record: KeyRecord) -> KeyDestroyedError:
+    """The error of a tombstone whose seal was checked."""
+    closed = record.active_scope is not None
+    return KeyDestroyedError(
+        f"key {record.key_id} of scope {record.scope!r} was {record.destroyed_by}"
+        + (", and the scope is closed" if closed else ""),
+        key_id=record.key_id,
+        scope=record.scope,
+        destroyed_by=record.destroyed_by,
+    )
+
+
+def _check(record: KeyRecord, key_id: UUID, application: str, seals: Seals | None) -> None:
+    if record.application != application:
+        raise WrongApplicationError(
+            f"key {key_id} belongs to application {record.application!r}, not to {application!r}",
+            expected=application,
+            found=record.application,
+        )
+    if seals is None:
+        raise IntegrityError(
+            f"key {key_id} has a row, but application {application!r} has no store key: somebody deleted it",
+            remedy="Find out who changed the key tables, and restore the store key from a backup.",
+            key_id=key_id,
+        )
+    seals.check(record)
+    if record.key_id != key_id:
+        raise IntegrityError(
+            f"the key store gave the row of key {record.key_id} for key {key_id}",
+            remedy=_REMEDY,
+            key_id=key_id,
+        )
+    if record.purpose is not KeyPurpose.DATA:
+        raise IntegrityError(
+            f"key {key_id} is of purpose {record.purpose}, and seals and opens no items",
+            remedy="Do not use the item: its header names a key that cannot have sealed it.",
+            key_id=key_id,
+        )

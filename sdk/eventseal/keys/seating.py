@@ -1,0 +1,119 @@
+"""Puts an active key in each scope's seat: loaded if there is one, made on first use if there is none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eventseal.errors import EventSealError
+from eventseal.keys.leases import FIRST_BLOCK
+from eventseal.keys.making import new_data_keys
+from eventseal.keys.opening import Rows
+from eventseal.keys.rows import why_not_sealing
+from eventseal.keys.states import KeyPurpose
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from eventseal.keys.cache import CachedKey
+    from eventseal.keys.known_states import Moment
+    from eventseal.keys.memory import Memory
+    from eventseal.keys.opening import Opener
+    from eventseal.keys.records import KeyRecord
+    from eventseal.keys.resources import Resources
+    from eventseal.keys.store_key import StoreKey
+
+
+class ScopeBatch:
+    """
+    Scopes that one thread settles.
+
+    Attributes:
+        pending: By scope the items to be sealed, until the scope has its outcome.
+        outcomes: Of the others.
+        rotated: Scopes whose key was to be replaced by policy: that is tried once.
+    """
+
+    def __init__(self, items: Mapping[str, int]) -> None:
+        self.pending = dict(items)
+        self.outcomes: dict[str, CachedKey | EventSealError] = {}
+        self.rotated: set[str] = set()
+
+    def settle(self, scope: str, outcome: CachedKey | EventSealError) -> None:
+        """Give a scope its outcome."""
+        self.pending.pop(scope, None)
+        self.outcomes[scope] = outcome
+
+
+class Seats:
+    """
+    Fills :attr:`Memory.active`, the key that seals for each scope.
+
+    A key's row is committed before the key takes its seat; who loses the race for a scope's slot drops its
+    key and unwraps the winner's.
+    """
+
+    def __init__(self, resources: Resources, memory: Memory, store_key: StoreKey, opener: Opener) -> None:
+        self._resources = resources
+        self._memory = memory
+        self._store_key = store_key
+        self._opener = opener
+
+    def fill(self, batch: ScopeBatch, *, make: bool) -> None:
+        """Load the active keys that are not at hand, and make those that nobody has made."""
+        now = self._resources.clock.now()
+        missing = [
+            scope
+            for scope in batch.pending
+            if (cached := self._memory.active.get(scope)) is None or not _is_open(cached, now)
+        ]
+        if not missing:
+            return
+        since = self._memory.moment()
+        application = self._resources.application
+        rows = self._resources.store.active(application, missing, purpose=KeyPurpose.DATA)
+        self._seat_rows(batch, rows, since)
+        absent = [scope for scope in missing if scope not in rows]
+        if absent and make:
+            self._make(batch, absent)
+        elif absent:
+            for scope in absent:
+                del batch.pending[scope]
+
+    def _seat_rows(self, batch: ScopeBatch, rows: Mapping[str, KeyRecord], since: Moment) -> None:
+        application, seals = self._resources.application, self._store_key.made_seals()
+        good: list[KeyRecord] = []
+        for scope, record in rows.items():
+            refusal = why_not_sealing(record, scope, application=application, seals=seals)
+            if refusal is None:
+                good.append(record)
+            else:
+                batch.settle(scope, refusal)
+        by_id = {record.key_id: record for record in good}
+        for key_id, outcome in self._opener.load(list(by_id), Rows(by_id, since)).items():
+            if isinstance(outcome, EventSealError):
+                batch.settle(by_id[key_id].scope, outcome)
+            else:
+                self._memory.seat(outcome, by_id[key_id], since=since)
+
+    def _make(self, batch: ScopeBatch, scopes: Collection[str]) -> None:
+        first_block = min(FIRST_BLOCK, self._resources.rotation.max_items)
+        leases = {scope: max(batch.pending[scope], first_block) for scope in scopes}
+        since = self._memory.moment()
+        made = new_data_keys(self._resources, self._store_key.made_seals(), leases)
+        kept = self._resources.store.add_active([record for _, record in made.values()])
+        now = self._resources.clock.now()
+        winners: dict[str, KeyRecord] = {}
+        for scope, (key, record) in made.items():
+            stored = kept[scope]
+            if stored.key_id != record.key_id:
+                key.close()
+                winners[scope] = stored
+                continue
+            cached = self._memory.keep(key, stored, since=since, now=now, leased=leases[scope])
+            if cached is not None:
+                self._memory.seat(cached, stored, since=since)
+        self._seat_rows(batch, winners, since)
+
+
+def _is_open(cached: CachedKey, now: float) -> bool:
+    return now < cached.expires and not cached.key.closed

@@ -1,0 +1,90 @@
+"""Single flight: threads that want the same thing share one attempt to get it."""
+
+from __future__ import annotations
+
+import threading
+from copy import copy
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from eventseal.errors import EventSealError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class _Flight(Generic[V]):
+    __slots__ = ("landed", "outcome")
+
+    def __init__(self) -> None:
+        self.landed = threading.Event()
+        self.outcome: V | EventSealError | None = None
+
+
+class SingleFlight(Generic[K, V]):
+    """
+    Lets a batch claim what nobody loads, load that together, and wait for the rest.
+
+    A batch loads what it claimed before it waits, so two batches never wait for each other.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._flights: dict[K, _Flight[V]] = {}
+
+    def run(
+        self, keys: Collection[K], load: Callable[[list[K]], Mapping[K, V | EventSealError]]
+    ) -> tuple[dict[K, V | EventSealError], dict[K, V | EventSealError]]:
+        """
+        Load each of *keys* here, or wait for the thread that does.
+
+        Args:
+            keys: What is wanted.
+            load: Called with those that no other thread loads, if any; gives an outcome for each. It should
+                look first whether another thread has just loaded them.
+
+        Returns:
+            The outcomes of *load*, and those of other threads. An error of theirs is a copy; a key is in
+            neither if the thread that loaded it was interrupted.
+        """
+        mine: dict[K, _Flight[V]] = {}
+        theirs: dict[K, _Flight[V]] = {}
+        with self._lock:
+            for key in keys:
+                flight = self._flights.get(key)
+                if flight is None:
+                    mine[key] = self._flights[key] = _Flight()
+                else:
+                    theirs[key] = flight
+        loaded = self._load(mine, load) if mine else {}
+        awaited: dict[K, V | EventSealError] = {}
+        for key, flight in theirs.items():
+            flight.landed.wait()
+            outcome = flight.outcome
+            if outcome is not None:
+                awaited[key] = copy(outcome) if isinstance(outcome, EventSealError) else outcome
+        return loaded, awaited
+
+    def _load(
+        self, mine: dict[K, _Flight[V]], load: Callable[[list[K]], Mapping[K, V | EventSealError]]
+    ) -> dict[K, V | EventSealError]:
+        try:
+            loaded = dict(load(list(mine)))
+        except EventSealError as error:
+            self._land(mine, dict.fromkeys(mine, error))
+            raise
+        except BaseException:
+            self._land(mine, {})
+            raise
+        self._land(mine, loaded)
+        return loaded
+
+    def _land(self, mine: dict[K, _Flight[V]], outcomes: Mapping[K, V | EventSealError]) -> None:
+        with self._lock:
+            for key, flight in mine.items():
+                self._flights.pop(key, None)
+                flight.outcome = outcomes.get(key)
+        for flight in mine.values():
+            flight.landed.set()

@@ -1,0 +1,95 @@
+"""The store key: one per application, loaded before every other; the key tables are sealed under it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from eventseal.errors import EventSealError, IntegrityError
+from eventseal.keys.making import new_record
+from eventseal.keys.records import STORE_SCOPE
+from eventseal.keys.seals import Seals, binding_of
+from eventseal.keys.single_flight import SingleFlight
+from eventseal.keys.states import KeyPurpose, KeyState
+
+if TYPE_CHECKING:
+    from eventseal.keys.records import KeyRecord
+    from eventseal.keys.resources import Resources
+
+
+class StoreKey:
+    """
+    Finds or makes the application's store key, once in a process.
+
+    What is kept are the keys derived from it, for seals only: no item opens under them, so they have no TTL.
+    """
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+        self._seals: Seals | None = None
+        self._flight: SingleFlight[str, Seals] = SingleFlight()
+
+    def seals(self) -> Seals | None:
+        """
+        Give the application's seals; ``None`` if it has no store key, hence no key at all.
+
+        Raises:
+            IntegrityError: The store key's row is not what a keyring sealed.
+            KmsError: The KMS refused or failed.
+            StoreError: The key store refused or failed.
+        """
+        return self._seals or self._found(make=False)
+
+    def made_seals(self) -> Seals:
+        """Give the application's seals; make its store key if it has none. Raises as :meth:`seals` does."""
+        seals = self._seals
+        while seals is None:
+            seals = self._found(make=True)
+        return seals
+
+    def _found(self, *, make: bool) -> Seals | None:
+        loaded, awaited = self._flight.run([STORE_SCOPE], lambda _: self._load(make=make))
+        for outcome in (*loaded.values(), *awaited.values()):
+            if isinstance(outcome, EventSealError):
+                raise outcome
+        return self._seals
+
+    def _load(self, *, make: bool) -> dict[str, Seals]:
+        if self._seals is None:
+            store, application = self._resources.store, self._resources.application
+            record = store.active(application, [STORE_SCOPE], purpose=KeyPurpose.STORE).get(STORE_SCOPE)
+            if record is not None:
+                self._seals = self._opened(record)
+            elif make:
+                self._seals = self._made()
+        return {} if self._seals is None else {STORE_SCOPE: self._seals}
+
+    def _made(self) -> Seals:
+        record = new_record(self._resources.application, STORE_SCOPE, KeyPurpose.STORE, leased=0)
+        ((key, wrappings),) = self._resources.keks.generate([record])
+        seals = Seals(key)
+        record = seals.sealed(replace(record, binding=binding_of(key), wrappings=wrappings))
+        key.close()
+        kept = self._resources.store.add_active([record], mark=seals.first_mark())[STORE_SCOPE]
+        return seals if kept.key_id == record.key_id else self._opened(kept)
+
+    def _opened(self, record: KeyRecord) -> Seals:
+        (key,) = self._resources.keks.unwrap([record])
+        if isinstance(key, EventSealError):
+            raise key
+        seals = Seals(key)
+        key.close()
+        seals.check(record)
+        _check_place(record, self._resources.application)
+        return seals
+
+
+def _check_place(record: KeyRecord, application: str) -> None:
+    place = (record.application, record.scope, record.purpose, record.state)
+    if place != (application, STORE_SCOPE, KeyPurpose.STORE, KeyState.ACTIVE):
+        raise IntegrityError(
+            f"key {record.key_id} stands in the place of the store key of application {application!r}, "
+            f"but is a {record.state} key of purpose {record.purpose} of application {record.application!r}",
+            remedy="Find out who changed the key tables, and restore the store key from a backup.",
+            key_id=record.key_id,
+        )
