@@ -153,7 +153,7 @@ class SQLAlchemyDatastore:
     def holds_write_lock(self) -> bool:
         """Whether the calling thread's session is in a SQLite transaction that has written, so that no other one can."""
         session = self._session
-        if session is None or not session.registry.has() or not session.in_transaction():
+        if session is None or not session.registry.has() or not session().in_transaction():
             return False
         return holds_sqlite_lock(session.connection())
 

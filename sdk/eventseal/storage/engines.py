@@ -5,21 +5,20 @@ from __future__ import annotations
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import create_engine, event, make_url
+from sqlalchemy import URL, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import QueuePool
 
 from eventseal.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import URL, Engine
+    from sqlalchemy.engine import Engine
 
 IN_MEMORY = "sqlite:///:memory:"
 SQLITE_BUSY_TIMEOUT = 5.0
 """Seconds that a statement waits for another connection's write lock."""
 
 SUPPORTED_DIALECTS = ("sqlite", "postgresql")
-_SECRET_QUERY_KEYS = ("password", "sslpassword")
 
 
 class SQLAlchemySettings:
@@ -56,8 +55,7 @@ class SQLAlchemySettings:
 
 def redacted(url: URL) -> str:
     """Show *url* without its user, its password and the values of its options."""
-    shown = url.set(username=None, password=None, query={})
-    return shown.render_as_string(hide_password=True)
+    return URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()
 
 
 def is_in_memory(url: URL) -> bool:

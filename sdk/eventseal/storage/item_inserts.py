@@ -124,7 +124,8 @@ class ItemInserts:
         return [bindparam(_name(n), type_=column.type) for n, column in enumerate(self.columns)]
 
     def _insert_from(self, source: Select[Any]) -> Insert:
-        return insert(self.table).from_select([*self.columns, self._key_column], source)
+        statement = insert(self.table).from_select([*self.columns, self._key_column], source)
+        return statement.execution_options(preserve_rowcount=True)  # SQLAlchemy keeps it of an UPDATE only
 
     @property
     def _key_column(self) -> Column[Any]:
@@ -143,7 +144,7 @@ def _name(number: int) -> str:
 
 def _open_fence(*columns: Any) -> Select[Any]:
     wanted = bindparam(_KEY, type_=key_fences.c.key_id.type)
-    return select(*columns).where(key_fences.c.key_id == wanted, key_fences.c.state == OPEN)
+    return select(*columns).where(key_fences.c.key_id == wanted, key_fences.c.state == literal_column(f"'{OPEN}'"))
 
 
 def _array_element(kind: TypeEngine[Any]) -> TypeEngine[Any] | None:
