@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import traceback
 from datetime import timedelta
@@ -14,15 +13,6 @@ from eventseal.errors import ConfigurationError
 
 PASSWORD = "correct-horse-battery"
 URL = f"postgresql://app:{PASSWORD}@db.example/shop"
-
-
-@pytest.fixture(autouse=True)
-def _empty_surroundings(tmp_path, monkeypatch):
-    """No EVENTSEAL_* of the machine, and an empty working directory."""
-    for name in os.environ:
-        if name.upper().startswith("EVENTSEAL_"):
-            monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
 
 
 def write(path, text):

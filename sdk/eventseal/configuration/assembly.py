@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventseal.cipher import AESCipher
 from eventseal.cipher.compression import NoCompression, Zlib, Zstd
-from eventseal.configuration.loading import load_settings
+from eventseal.configuration.loading import load_settings, with_urls_hidden
 from eventseal.configuration.stores import Stores
 from eventseal.errors import ConfigurationError
 from eventseal.items import SequencedItemMapper
@@ -77,6 +77,7 @@ class EventSeal:
         Raises:
             ConfigurationError: A setting is unknown, missing or not allowed.
         """
+        overrides = with_urls_hidden(overrides)
         return cls(load_settings(path, **overrides))
 
     @property

@@ -38,6 +38,7 @@ def load_settings(path: str | Path | None = None, **overrides: Any) -> Settings:
     Raises:
         ConfigurationError: The file is missing or not TOML, a name is unknown, or a value is not allowed.
     """
+    overrides = with_urls_hidden(overrides)
     return settings_from(settings_file(path), **overrides)
 
 
@@ -52,9 +53,9 @@ def settings_from(file: Path | None, **overrides: Any) -> Settings:
     Raises:
         ConfigurationError: As for :func:`load_settings`.
     """
-    overrides = _with_secrets_hidden(overrides)
+    overrides = with_urls_hidden(overrides)
     in_environment = environment_names()
-    in_file = {} if file is None else _with_secrets_hidden(_read_file(file))
+    in_file = {} if file is None else with_urls_hidden(_read_file(file))
     _refuse_unknown(in_file, f"unknown setting {{}} in {file}")
     _refuse_unknown(overrides, "unknown setting {}")
     _refuse_unknown_variables(in_environment)
@@ -174,7 +175,13 @@ def _refuse_unknown_variables(variables: Mapping[str, str]) -> None:
             )
 
 
-def _with_secrets_hidden(values: Mapping[str, Any]) -> dict[str, Any]:
+def with_urls_hidden(values: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Wrap URLs, so that no traceback with locals shows them.
+
+    Args:
+        values: Settings by name, as someone wrote them.
+    """
     return {
         name: SecretStr(value) if name in SECRET_SETTINGS and isinstance(value, str) else value
         for name, value in values.items()

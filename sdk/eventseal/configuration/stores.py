@@ -49,22 +49,20 @@ class Stores:
     def __init__(self, settings: Settings) -> None:
         if settings.store_url is None:
             raise ConfigurationError("no database is configured: store_url is missing", remedy=_NO_STORE)
-        records = (*_OWN_RECORDS, *record_classes(settings.tables))
-        self.datastore = _datastore(settings.store_url, records)
-        self.key_datastore = self.datastore
-        if settings.key_store_url is not None:
-            self.key_datastore = _datastore(settings.key_store_url)
-        self.key_store = SQLAlchemyKeyStore(self.key_datastore)
+        self.datastore = SQLAlchemyDatastore(
+            _database(settings.store_url),
+            tables=(*_OWN_RECORDS, *record_classes(settings.tables)),
+            key_settings=None if settings.key_store_url is None else _database(settings.key_store_url),
+        )
+        self.key_store = SQLAlchemyKeyStore(self.datastore)
 
     def are_present(self) -> bool:
         """Whether there is a database to connect to; taken for granted of all but SQLite's files."""
-        return not any(map(_is_missing_file, (self.datastore, self.key_datastore)))
+        return not any(map(_is_missing_file, (self.datastore.settings, self.datastore.key_settings)))
 
     def close(self) -> None:
         """Close the connections."""
         self.datastore.close()
-        if self.key_datastore is not self.datastore:
-            self.key_datastore.close()
 
 
 def record_classes(names: Sequence[str]) -> list[type[Any]]:
@@ -101,13 +99,18 @@ def _shown_path() -> str:
     return ", ".join(sys.path[:3])
 
 
-def _datastore(url: SecretStr, records: Sequence[type[Any]] = ()) -> SQLAlchemyDatastore:
-    return SQLAlchemyDatastore(SQLAlchemySettings(url.get_secret_value()), tables=records)
+def _database(url: SecretStr) -> SQLAlchemySettings:
+    try:
+        return SQLAlchemySettings(url.get_secret_value())
+    except ConfigurationError as error:
+        message, remedy = str(error), error.remedy
+    # A new error: the first one's traceback has frames with the URL among their locals.
+    raise ConfigurationError(message, remedy=remedy)
 
 
-def _is_missing_file(datastore: SQLAlchemyDatastore) -> bool:
-    url = datastore.settings.url
-    if url.get_backend_name() != "sqlite" or datastore.settings.in_memory:
+def _is_missing_file(settings: SQLAlchemySettings) -> bool:
+    url = settings.url
+    if url.get_backend_name() != "sqlite" or settings.in_memory:
         return False
     # With uri=true the name is a URI, which only SQLite itself reads.
     return "uri" not in url.query and not Path(str(url.database)).exists()
