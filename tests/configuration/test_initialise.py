@@ -1,0 +1,267 @@
+"""Making ready: the file, the KEK, the tables, the keys; and that a second run changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import stat
+import tomllib
+from contextlib import closing
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+
+from eventseal.cipher import ItemContext
+from eventseal.configuration import EventSeal
+from eventseal.configuration.initialise import initialise
+from eventseal.configuration.settings_file import as_toml, write_settings_file
+from eventseal.errors import (
+    ConfigurationError,
+    KmsForbiddenError,
+    StoreReadOnlyError,
+    StoreUnavailableError,
+)
+from eventseal.kms import PermissionCheck
+from eventseal.rotation import verify
+from eventseal_kms.local import LocalKmsAdapter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+OPTIONS = {"kms_key": "local://dev.key", "store_url": "sqlite:///shop.sqlite", "application": "shop"}
+CONTEXT = ItemContext(sequence_id=uuid4(), position=0, topic="shop:Order.Placed")
+
+
+def query(sql: str, file: str = "shop.sqlite") -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(file)) as connection, connection:
+        return connection.execute(sql).fetchall()
+
+
+def tables(file: str = "shop.sqlite") -> set[object]:
+    return {name for (name,) in query("SELECT name FROM sqlite_master WHERE type = 'table'", file)}
+
+
+def changed(steps) -> set[str]:
+    return {step.name for step in steps if step.changed}
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    with closing(sqlite3.connect("shop.sqlite")) as connection:
+        dump = "\n".join(connection.iterdump())
+    names = [path for path in folder.iterdir() if path.suffix in {".toml", ".key"}]
+    return {"database": dump} | {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in names}
+
+
+def test_it_makes_everything_and_a_store_opens_on_it(tmp_path):
+    steps = initialise(**OPTIONS)
+    assert [step.name for step in steps] == ["settings", "kek", "kms", "columns", "tables", "keys"]
+    assert changed(steps) == {"settings", "kek", "tables", "keys"}
+    with EventSeal.from_settings() as seal:
+        assert seal.cipher.decrypt(seal.cipher.encrypt(b"x", CONTEXT), CONTEXT) == b"x"
+        assert seal.keyring.counters.kms_calls == 2
+    assert query("SELECT count(*) FROM encryption_keys") == [(2,)]
+
+
+def test_run_again_it_changes_nothing(tmp_path):
+    initialise(**OPTIONS)
+    before = fingerprint(tmp_path)
+    for options in ({}, OPTIONS):
+        assert changed(initialise(**options)) == set()
+        assert fingerprint(tmp_path) == before
+
+
+def test_the_file_holds_what_was_given_for_its_owner_alone(tmp_path):
+    initialise(**OPTIONS)
+    file = tmp_path / "eventseal.toml"
+    assert tomllib.loads(file.read_text()) == OPTIONS
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_the_file_goes_where_the_variable_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("EVENTSEAL_CONFIG", "named.toml")
+    initialise(**OPTIONS)
+    assert (tmp_path / "named.toml").exists()
+    assert not (tmp_path / "eventseal.toml").exists()
+    initialise("given.toml", **OPTIONS)
+    assert (tmp_path / "given.toml").exists()
+
+
+def test_what_the_environment_gives_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("EVENTSEAL_STORE_URL", OPTIONS["store_url"])
+    initialise(**OPTIONS)
+    assert set(tomllib.loads((tmp_path / "eventseal.toml").read_text())) == {"kms_key", "application"}
+
+
+def test_settings_from_the_environment_need_no_file(tmp_path, monkeypatch):
+    for name, value in OPTIONS.items():
+        monkeypatch.setenv(f"EVENTSEAL_{name.upper()}", value)
+    steps = initialise()
+    assert changed(steps) == {"kek", "tables", "keys"}
+    assert steps[0].detail == "settings from the environment"
+    assert not (tmp_path / "eventseal.toml").exists()
+
+
+def test_an_option_that_the_file_contradicts_is_refused(tmp_path):
+    initialise(**OPTIONS)
+    before = fingerprint(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"application is not what eventseal\.toml says"):
+        initialise(application="other")
+    assert fingerprint(tmp_path) == before
+
+
+def test_an_option_that_a_variable_contradicts_is_refused_without_showing_a_url(tmp_path, monkeypatch):
+    monkeypatch.setenv("EVENTSEAL_STORE_URL", "postgresql://app:hunter2@db/shop")
+    with pytest.raises(ConfigurationError, match="store_url is not what EVENTSEAL_STORE_URL says") as caught:
+        initialise(**OPTIONS)
+    assert "hunter2" not in str(caught.value) + caught.value.remedy
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"kms_key": "hsm://key"},
+        {"kms_key": []},
+        {"store_url": "no url"},
+        {"tables": ["no_such_module:Record"]},
+        {"application": ""},
+        {"unknown": "x"},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_what_is_wrong_is_told_before_anything_is_written(tmp_path, wrong):
+    with pytest.raises(ConfigurationError):
+        initialise(**(OPTIONS | wrong))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_kek_it_makes_none(tmp_path):
+    with pytest.raises(ConfigurationError, match="no KEK is configured"):
+        initialise(store_url="sqlite:///shop.sqlite")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_tells_everything_and_writes_nothing(tmp_path):
+    steps = initialise(dry_run=True, **OPTIONS)
+    assert changed(steps) == {"settings", "kek", "tables", "keys"}
+    assert list(tmp_path.iterdir()) == []
+    initialise(**OPTIONS)
+    before = fingerprint(tmp_path)
+    assert changed(initialise(dry_run=True)) == set()
+    assert fingerprint(tmp_path) == before
+
+
+def test_an_existing_key_file_is_used_as_it_is(tmp_path):
+    made = LocalKmsAdapter.create(tmp_path / "dev.key")
+    steps = initialise(**OPTIONS)
+    assert "kek" not in changed(steps)
+    assert LocalKmsAdapter(tmp_path / "dev.key").uri == made.uri
+
+
+def test_a_lost_key_file_is_not_replaced_while_keys_hang_on_it(tmp_path):
+    """A new one would open nothing, and would hide that the first one is gone."""
+    initialise(**OPTIONS)
+    (tmp_path / "dev.key").unlink()
+    with pytest.raises(ConfigurationError, match="there is no key file"):
+        initialise()
+    assert not (tmp_path / "dev.key").exists()
+
+
+def test_a_key_file_that_others_can_read_stops_it(tmp_path):
+    LocalKmsAdapter.create(tmp_path / "dev.key")
+    (tmp_path / "dev.key").chmod(0o644)
+    with pytest.raises(ConfigurationError, match="others than its owner"):
+        initialise(**OPTIONS)
+
+
+def test_denied_permissions_stop_it_with_what_to_grant(tmp_path, monkeypatch):
+    denied = [
+        PermissionCheck(action="kms:Encrypt", granted=True),
+        PermissionCheck(action="kms:Decrypt", granted=False, detail="grant kms:Decrypt to the role"),
+    ]
+    monkeypatch.setattr(LocalKmsAdapter, "check", lambda _self: denied)
+    with pytest.raises(KmsForbiddenError, match="kms:Decrypt") as caught:
+        initialise(**OPTIONS)
+    assert caught.value.remedy == "grant kms:Decrypt to the role"
+    assert "kms:Encrypt" not in str(caught.value)
+    assert tables() == set()
+
+
+def test_a_missing_key_id_is_added_with_its_index(tmp_path):
+    query(
+        "CREATE TABLE integer_sequenced_items (sequence_id BLOB, position BIGINT, topic TEXT, data BLOB,"
+        " PRIMARY KEY (sequence_id, position))"
+    )
+    dry = initialise(dry_run=True, **OPTIONS)
+    assert "columns" in changed(dry)
+    steps = initialise(**OPTIONS)
+    assert "columns" in changed(steps)
+    (detail,) = [step.detail for step in steps if step.name == "columns"]
+    assert "integer_sequenced_items" in detail
+    assert "key_id" in {name for _, name, *_ in query("PRAGMA table_info(integer_sequenced_items)")}
+    indexed = query(
+        "SELECT sql FROM sqlite_master WHERE type = 'index' AND sql LIKE '%integer_sequenced_items%'"
+    )
+    assert any("key_id" in sql for (sql,) in indexed)
+    assert changed(initialise()) == set()
+
+
+def test_keys_can_go_to_a_database_of_their_own(tmp_path):
+    initialise(**OPTIONS, key_store_url="sqlite:///keys.sqlite")
+    assert "encryption_keys" in tables("keys.sqlite")
+    assert "encryption_keys" not in tables()
+    assert changed(initialise()) == set()
+
+
+def test_two_applications_share_a_database(tmp_path):
+    initialise(**OPTIONS)
+    second = OPTIONS | {"application": "billing"}
+    assert changed(initialise("billing.toml", **second)) == {"settings", "keys"}
+    for file, application in (("eventseal.toml", "shop"), ("billing.toml", "billing")):
+        with EventSeal.from_settings(file) as seal:
+            assert seal.cipher.application == application
+            assert verify(seal).failed == 0
+
+
+def test_a_folder_that_is_not_there_is_an_unavailable_database(tmp_path):
+    with pytest.raises(StoreUnavailableError):
+        initialise(**(OPTIONS | {"store_url": "sqlite:///no/such/folder/shop.sqlite"}))
+
+
+def test_a_locked_file_is_an_unavailable_database(tmp_path):
+    initialise(**OPTIONS)
+    with closing(sqlite3.connect("shop.sqlite", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnavailableError):
+            initialise(
+                "second.toml",
+                **(OPTIONS | {"application": "second", "store_url": "sqlite:///shop.sqlite?timeout=0"}),
+            )
+    initialise("second.toml")
+
+
+def test_a_read_only_database_is_told_apart(tmp_path):
+    query("CREATE TABLE t (x)")
+    url = f"sqlite:///file:{tmp_path}/shop.sqlite?mode=ro&uri=true"
+    with pytest.raises(StoreReadOnlyError):
+        initialise(**(OPTIONS | {"store_url": url}))
+
+
+@pytest.mark.parametrize(
+    "value", ["plain", 'a "quoted" \\ path', "tab\tnewline\n", "ü😀", "\x7f\x01", "", ["a", 'b"c']]
+)
+def test_every_text_comes_back_from_the_file(value):
+    assert tomllib.loads(as_toml({"x": value})) == {"x": value}
+
+
+def test_a_settings_file_is_never_overwritten(tmp_path):
+    (tmp_path / "eventseal.toml").write_text("mine")
+    with pytest.raises(ConfigurationError, match="never overwritten"):
+        write_settings_file(tmp_path / "eventseal.toml", {})
+    assert (tmp_path / "eventseal.toml").read_text() == "mine"
+
+
+def test_a_settings_file_in_no_folder_is_a_configuration_error(tmp_path):
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        write_settings_file(tmp_path / "no" / "eventseal.toml", {})
