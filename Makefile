@@ -27,13 +27,13 @@ check: $(READY)  ## run the linters, the type checker and the layer contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/mkdocs build --strict --quiet --site-dir site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
 
 bench: $(READY)  ## measure, side by side
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -p no:xdist
 
 docs: $(READY)  ## serve the documentation on a loopback port
-	$(BIN)/mkdocs serve
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 format: $(READY)  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
