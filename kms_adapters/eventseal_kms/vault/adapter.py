@@ -18,6 +18,7 @@ from eventseal_kms.vault.items import (
     key_in,
     refusal_of,
     wrapping_in,
+    wrong_size_of,
 )
 from eventseal_kms.vault.key_facts import read_key
 from eventseal_kms.vault.retries import RetryPolicy
@@ -132,7 +133,7 @@ class VaultTransitAdapter:
             ConfigurationError: It has not 32 bytes.
             KmsError: Vault refused or failed.
         """
-        outcome = self.wrap_many([(key, context)])[0]
+        outcome = wrong_size_of([(key, context)]) or self.wrap_many([(key, context)])[0]
         if isinstance(outcome, EventSealError):
             del key  # a traceback with locals would show it
             raise outcome
@@ -159,12 +160,15 @@ class VaultTransitAdapter:
         Raises:
             ConfigurationError: One has not 32 bytes; nothing was wrapped.
         """
-        items = [item_to_wrap(key, context) for key, context in keys]
+        wrong = wrong_size_of(keys)
+        if wrong is not None:
+            del keys  # a traceback with locals would show them
+            raise wrong
         defect = self._defect() if keys else None
         if defect is not None:
             # Each its own: a raised error carries its caller's traceback.
             return [copy(defect) for _ in keys]
-        results = self._batches.run("encrypt", items)
+        results = self._batches.run("encrypt", [item_to_wrap(*pair) for pair in keys])
         return [
             wrapping_in(result, action=self._action("encrypt", context), key=self._key)
             for result, (_, context) in zip(results, keys, strict=True)

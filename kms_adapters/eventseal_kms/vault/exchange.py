@@ -155,7 +155,8 @@ def _innermost(caught: BaseException) -> str:
     while True:
         inner = getattr(caught, "reason", None) or (caught.args[-1] if caught.args else None)
         if not isinstance(inner, BaseException):
-            return str(caught).rpartition(": ")[2] or type(caught).__name__
+            words = getattr(caught, "strerror", None) or str(caught).rpartition(": ")[2]
+            return words or type(caught).__name__
         caught = inner
 
 

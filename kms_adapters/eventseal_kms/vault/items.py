@@ -13,7 +13,7 @@ from eventseal_kms.vault.meanings import ROW_CHANGED, TOO_OLD
 from eventseal_kms.vault.transit_key import version_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from eventseal.kms import EncryptionContext
     from eventseal_kms.vault.transit_key import TransitKey
@@ -21,15 +21,16 @@ if TYPE_CHECKING:
 KEY_SIZE = 32
 
 
-def item_to_wrap(key: bytes, context: EncryptionContext) -> dict[str, str]:
-    """
-    Write the item that has *key* encrypted, bound to *context*.
+def wrong_size_of(keys: Sequence[tuple[bytes, EncryptionContext]]) -> ConfigurationError | None:
+    """Say which key has not 32 bytes; ``None`` if all have."""
+    for key, context in keys:
+        if len(key) != KEY_SIZE:
+            return ConfigurationError(f"key {context.key_id} has {len(key)} bytes; {KEY_SIZE} are wrapped")
+    return None
 
-    Raises:
-        ConfigurationError: The key has not 32 bytes.
-    """
-    if len(key) != KEY_SIZE:
-        raise ConfigurationError(f"key {context.key_id} has {len(key)} bytes; {KEY_SIZE} are wrapped")
+
+def item_to_wrap(key: bytes, context: EncryptionContext) -> dict[str, str]:
+    """Write the item that has *key* encrypted, bound to *context*."""
     return {"plaintext": base64.b64encode(key).decode(), "context": _derivation(context)}
 
 
