@@ -93,6 +93,12 @@ def test_a_position_without_one_is_refused(position):
         assert caught.value.remedy != SerializationError.default_remedy
 
 
+@pytest.mark.parametrize("position", [MOST + 1, Decimal(LEAST - 1), Decimal("1E+40"), Decimal("1E+999999")])
+def test_a_position_that_is_too_large_is_told_so(position):
+    with pytest.raises(SerializationError, match="64 bits"):
+        canonical_position(position)
+
+
 def test_the_callers_decimal_context_changes_nothing():
     with localcontext(prec=2):
         assert canonical_position(Decimal("123456.789")) == b"\x04123456.789"

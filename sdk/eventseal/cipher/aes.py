@@ -186,10 +186,8 @@ class AESCipher:
         try:
             return seal_under(key, self._suite, items, application=self.application)
         except KeyNotFoundError:
-            if not key.closed:
-                raise
-        # Closed between being handed out and being used: ask once more, and take that answer.
-        key = self._keys.sealing_keys({scope: len(items)})[scope]
+            # Closed between being handed out and being used: ask once more, and take that answer.
+            key = self._keys.sealing_keys({scope: len(items)})[scope]
         return seal_under(key, self._suite, items, application=self.application)
 
     def _open(

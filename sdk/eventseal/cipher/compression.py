@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _KEPT = os.cpu_count() or 1
-_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 class Compression(Protocol):
@@ -94,18 +93,18 @@ class Zstd:
 _idle_decompressors: deque[zstandard.ZstdDecompressor] = deque(maxlen=_KEPT)
 
 
-def decompress(compression: int, data: bytes, *, limit: int) -> bytes:
+def decompress(compression: int, data: bytes, *, limit: int) -> bytes | IntegrityError | ItemTooLargeError:
     """
     Undo a compression, within bounds.
 
     Args:
         compression: As the envelope's header has it.
         data: What was sealed; its tag was verified.
-        limit: Bytes that may come out at most.
+        limit: Bytes that may come out at most; more are never allocated.
 
-    Raises:
-        ItemTooLargeError: More than *limit* bytes would come out; they were not allocated.
-        IntegrityError: The bytes are not one whole compressed item and nothing else.
+    Returns:
+        What came out, or why nothing did: it would be over *limit*, or *data* is not one whole compressed item.
+        Errors are given, not raised, so that no traceback holds a plaintext.
     """
     return _DECOMPRESS[compression](data, limit)
 
@@ -123,22 +122,20 @@ def _checked_level(level: int, highest: int) -> int:
     return level
 
 
-def _check_size(data: bytes, limit: int) -> bytes:
-    if len(data) > limit:
-        raise too_large(len(data), limit)
-    return data
+def _as_it_is(data: bytes, limit: int) -> bytes | ItemTooLargeError:
+    return data if len(data) <= limit else too_large(len(data), limit)
 
 
-def _decompress_zstd(data: bytes, limit: int) -> bytes:
+def _decompress_zstd(data: bytes, limit: int) -> bytes | IntegrityError | ItemTooLargeError:
     try:
         declared = zstandard.frame_content_size(data)
     except zstandard.ZstdError:
-        raise IntegrityError(OPAQUE_INTEGRITY_MESSAGE) from None
-    # -1: none is declared. 0: zstandard would look no further, and no empty item was ever worth compressing.
-    if declared < 1 or not data.startswith(_ZSTD_MAGIC):
-        raise IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
+        return IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
+    # -1: none is declared. 0: zstandard would look no further, and no empty item is worth compressing.
+    if declared < 1:
+        return IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
     if declared > limit:
-        raise too_large(declared, limit)
+        return too_large(declared, limit)
     try:
         decompressor = _idle_decompressors.pop()
     except IndexError:
@@ -146,26 +143,26 @@ def _decompress_zstd(data: bytes, limit: int) -> bytes:
     try:
         plaintext = decompressor.decompress(data, allow_extra_data=False)
     except zstandard.ZstdError:
-        raise IntegrityError(OPAQUE_INTEGRITY_MESSAGE) from None
+        return IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
     _idle_decompressors.append(decompressor)
     return plaintext
 
 
-def _decompress_zlib(data: bytes, limit: int) -> bytes:
+def _decompress_zlib(data: bytes, limit: int) -> bytes | IntegrityError | ItemTooLargeError:
     stream = zlib.decompressobj()
     try:
         plaintext = stream.decompress(data, limit + 1)
     except zlib.error:
-        raise IntegrityError(OPAQUE_INTEGRITY_MESSAGE) from None
+        return IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
     if len(plaintext) > limit:
-        raise ItemTooLargeError(f"the item has more than {limit} bytes in plain", limit=limit)
+        return ItemTooLargeError(f"the item has more than {limit} bytes in plain", limit=limit)
     if not stream.eof or stream.unused_data:
-        raise IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
+        return IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
     return plaintext
 
 
-_DECOMPRESS: Mapping[int, Callable[[bytes, int], bytes]] = {
-    CompressionId.NONE: _check_size,
+_DECOMPRESS: Mapping[int, Callable[[bytes, int], bytes | IntegrityError | ItemTooLargeError]] = {
+    CompressionId.NONE: _as_it_is,
     CompressionId.ZLIB: _decompress_zlib,
     CompressionId.ZSTD: _decompress_zstd,
 }
