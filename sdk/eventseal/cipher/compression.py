@@ -103,8 +103,8 @@ def decompress(compression: int, data: bytes, *, limit: int) -> bytes | Integrit
         limit: Bytes that may come out at most; more are never allocated.
 
     Returns:
-        What came out, or why nothing did: it would be over *limit*, or *data* is not one whole compressed item.
-        Errors are given, not raised, so that no traceback holds a plaintext.
+        What came out, or why nothing did: it would be over *limit*, or *data* is not one whole compressed
+        item. Errors are given, not raised, so that no traceback holds a plaintext.
     """
     return _DECOMPRESS[compression](data, limit)
 
