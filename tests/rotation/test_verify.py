@@ -1,0 +1,416 @@
+"""Verify: what opens is counted, what does not is reported, and an outage is neither."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from uuid import UUID
+
+import pytest
+
+from eventseal.errors import (
+    ConfigurationError,
+    KmsForbiddenError,
+    KmsUnavailableError,
+    MissingTableError,
+    StoreUnavailableError,
+)
+from eventseal.rotation import SealedStore, verify
+from eventseal.rotation.results import MAX_FAILURES
+from eventseal.storage import SnapshotRecord, TimestampSequencedItemRecord
+from eventseal.testing import FakeKms
+
+ITEMS = "integer_sequenced_items"
+OTHER_ID = UUID("01890000-0000-7000-8000-000000000001")
+verify_module = sys.modules["eventseal.rotation.verify"]  # the package has a function of the same name
+
+
+def errors_of(result) -> list[str]:
+    return [failure.error for failure in result.failures]
+
+
+def test_every_item_of_every_table_is_opened_and_counted(shop):
+    first = shop.append(5)[0].key_id
+    shop.append(3, record=SnapshotRecord)
+    shop.append(2, record=TimestampSequencedItemRecord)
+    shop.seal.keyring.rotate()
+    second = shop.append(4)[0].key_id
+    result = verify(shop.again().seal)
+    assert (result.verb, result.complete, result.done, result.failed, result.left) == (
+        "verify",
+        True,
+        14,
+        0,
+        0,
+    )
+    assert result.by_key == {first: 10, second: 4}
+    assert {table: counts["done"] for table, counts in result.by_table.items()} == {
+        ITEMS: 9,
+        "snapshots": 3,
+        "timestamp_sequenced_items": 2,
+    }
+    assert result.failures == ()
+
+
+def test_a_store_without_items_is_whole(shop):
+    result = verify(shop.seal)
+    assert (result.complete, result.done, result.failed) == (True, 0, 0)
+
+
+def test_it_reads_page_after_page(shop, monkeypatch):
+    monkeypatch.setattr(verify_module, "_PAGE_SIZE", 3)
+    for count in (3, 2, 5):
+        shop.append(count)
+    shop.seal.keyring.prepare([f"tenant:{n}" for n in range(5)])
+    assert verify(shop.seal).done == 10
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        pytest.param(lambda item: {"topic": "shop:Refunded"}, "IntegrityError", id="topic"),
+        pytest.param(lambda item: {"position": 77}, "IntegrityError", id="position"),
+        pytest.param(lambda item: {"sequence_id": OTHER_ID}, "IntegrityError", id="stream"),
+        pytest.param(lambda item: {"key_id": None}, "IntegrityError", id="no key id"),
+        pytest.param(lambda item: {"key_id": OTHER_ID}, "IntegrityError", id="another key id"),
+        pytest.param(lambda item: {"data": item.data[:-1] + b"?"}, "IntegrityError", id="tag"),
+        pytest.param(
+            lambda item: {"data": item.data[:40] + b"?" + item.data[41:]}, "IntegrityError", id="ciphertext"
+        ),
+        pytest.param(lambda item: {"data": b"\x02" + item.data[1:]}, "UnknownFormatError", id="version"),
+        pytest.param(lambda item: {"data": item.data[:30]}, "UnknownFormatError", id="cut"),
+        pytest.param(lambda item: {"data": b'{"amount":5}'}, "UnknownFormatError", id="plaintext"),
+        pytest.param(lambda item: {"data": b""}, "UnknownFormatError", id="empty"),
+        pytest.param(
+            lambda item: {"data": item.data[:3] + OTHER_ID.bytes + item.data[19:]},
+            "KeyNotFoundError",
+            id="header's key",
+        ),
+    ],
+)
+def test_an_edited_row_is_a_failure_that_names_it(shop, change, error):
+    items = shop.append(3)
+    shop.edit(items[1], **change(items[1]))
+    result = verify(shop.seal)
+    assert (result.complete, result.done, result.failed) == (True, 2, 1)
+    (failure,) = result.failures
+    assert (failure.table, failure.error) == (ITEMS, error)
+    edited = items[1]._replace(**change(items[1]))
+    assert failure.row == {"sequence_id": str(edited.sequence_id), "position": str(edited.position)}
+    assert failure.key_id == edited.key_id
+
+
+def test_an_item_moved_to_another_table_is_a_failure(shop):
+    (item,) = shop.append()
+    shop.execute(f"INSERT INTO snapshots SELECT * FROM {ITEMS}")
+    result = verify(shop.seal)
+    assert result.done == 1
+    assert [(failure.table, failure.error) for failure in result.failures] == [
+        ("snapshots", "IntegrityError")
+    ]
+    assert item.key_id == result.failures[0].key_id
+
+
+def test_failures_hold_no_data(shop):
+    for item in shop.append(2):
+        shop.edit(item, topic="x")
+    shown = json.dumps(verify(shop.seal).to_json()) + repr(verify(shop.seal))
+    assert "the-secret" not in shown
+    assert shop.append()[0].data.hex() not in shown
+
+
+def test_items_in_plain_are_counted_apart(shop):
+    shop.append(2)
+    shop.append_plain(3)
+    shop.append_plain(1, data=b"\x01\x03\x00" + bytes(16) + bytes(16 + 16 + 32))
+    result = verify(shop.seal)
+    assert (result.done, result.failed) == (2, 0)
+    assert result.by_table[ITEMS]["plain"] == 4
+
+
+@pytest.mark.parametrize(
+    ("outage", "error"),
+    [(FakeKms.fail_always, KmsUnavailableError), (FakeKms.deny, KmsForbiddenError)],
+    ids=["away", "denied"],
+)
+def test_a_kms_that_fails_ends_it_with_its_own_error(shop, outage, error):
+    shop.append(3)
+    other = shop.again()
+    outage(shop.kms)
+    with pytest.raises(error):
+        verify(other.seal)
+
+
+def test_a_kms_that_fails_half_way_is_no_failed_item(sqlite_shop):
+    """The store key is in memory already: what fails is the unwrapping of a data key."""
+    sqlite_shop.append(3)
+    sqlite_shop.append(3, scope="tenant:a")
+    other = sqlite_shop.again()
+    other.seal.keyring.prepare(["application"])
+    sqlite_shop.kms.fail_always()
+    with pytest.raises(KmsUnavailableError):
+        verify(other.seal)
+
+
+def test_a_database_that_fails_ends_it_with_its_own_error(sqlite_shop, monkeypatch):
+    sqlite_shop.append(3)
+
+    def away(_key_ids):
+        raise StoreUnavailableError("the database is away")
+
+    monkeypatch.setattr(sqlite_shop.seal.keyring, "opening_keys", away)
+    with pytest.raises(StoreUnavailableError):
+        verify(sqlite_shop.seal)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        "UPDATE encryption_keys SET state = 'deactivated' WHERE purpose = 'data'",
+        "UPDATE encryption_keys SET scope = 'tenant:b', active_scope = 'tenant:b' WHERE purpose = 'data'",
+        "UPDATE encryption_keys SET row_version = 2 WHERE purpose = 'data'",
+    ],
+    ids=["state", "scope", "version"],
+)
+def test_a_key_row_edited_by_hand_is_a_failure_though_no_item_names_it(shop, edit):
+    shop.seal.keyring.prepare(["application"])
+    shop.execute(edit)
+    result = verify(shop.again().seal)
+    assert (result.done, result.failed) == (0, 1)
+    assert errors_of(result) == ["IntegrityError"]
+    assert result.failures[0].table == "encryption_keys"
+    assert result.failures[0].row == {"key_id": str(result.failures[0].key_id)}
+
+
+def test_a_key_row_edited_by_hand_fails_its_items_too(shop):
+    shop.append(3)
+    shop.execute("UPDATE encryption_keys SET state = 'compromised' WHERE purpose = 'data'")
+    result = verify(shop.again().seal)
+    assert (result.done, result.failed) == (0, 4)
+    assert set(errors_of(result)) == {"IntegrityError"}
+
+
+def test_a_swapped_wrapping_is_a_failure(shop):
+    first = shop.append()[0].key_id
+    second = shop.append(scope="tenant:a")[0].key_id
+    (wrapped,) = shop.execute("SELECT wrapped FROM key_wrappings WHERE key_id = :id", id=shop.raw(second))[0]
+    shop.execute(
+        "UPDATE key_wrappings SET wrapped = :wrapped WHERE key_id = :id", wrapped=wrapped, id=shop.raw(first)
+    )
+    result = verify(shop.again().seal)
+    assert result.done == 1
+    assert {(failure.table, failure.error) for failure in result.failures} == {
+        ("encryption_keys", "IntegrityError"),
+        (ITEMS, "IntegrityError"),
+    }
+
+
+def test_a_kek_that_is_not_configured_is_named_as_the_reason(sqlite_shop):
+    """An old key that only another KEK wraps, beside a store key that this one wraps too."""
+    both = [sqlite_shop.kms, FakeKms()]
+    sqlite_shop.append()
+    from eventseal.configuration import EventSeal
+
+    with EventSeal(sqlite_shop.seal.settings, kms=both) as seal:
+        assert verify(seal).failed == 0
+    of_data_keys = "SELECT key_id FROM encryption_keys WHERE purpose = 'data'"
+    sqlite_shop.execute(f"UPDATE key_wrappings SET kek_uri = 'fake://gone' WHERE key_id IN ({of_data_keys})")
+    result = verify(sqlite_shop.again().seal)
+    assert set(errors_of(result)) == {"KekNotConfiguredError"}
+
+
+def test_the_first_thousand_failures_are_listed_and_all_are_counted(sqlite_shop):
+    sqlite_shop.append(MAX_FAILURES + 5)
+    sqlite_shop.execute(f"UPDATE {ITEMS} SET topic = 'x'")
+    result = verify(sqlite_shop.seal)
+    assert result.failed == MAX_FAILURES + 5
+    assert len(result.failures) == MAX_FAILURES
+
+
+def test_one_table_can_be_asked_for(shop):
+    shop.append(2)
+    shop.append(3, record=SnapshotRecord)
+    result = verify(shop.seal, tables=["snapshots"])
+    assert result.done == 3
+    assert set(result.by_table) == {"snapshots"}
+
+
+def test_a_table_that_is_not_registered_names_the_nearest(sqlite_shop):
+    with pytest.raises(ConfigurationError, match="there is no registered table snapshot") as caught:
+        verify(sqlite_shop.seal, tables=["snapshot"])
+    assert caught.value.remedy == "Did you mean snapshots?"
+
+
+def test_a_registered_table_that_is_gone_is_named(shop):
+    shop.execute("DROP TABLE snapshots")
+    with pytest.raises(MissingTableError, match="snapshots") as caught:
+        verify(shop.seal)
+    assert caught.value.table == "snapshots"
+
+
+def test_a_registered_table_of_another_database_is_named(sqlite_shop):
+    sqlite_shop.execute("UPDATE sealed_tables SET database_name = 'archive' WHERE table_name = 'snapshots'")
+    with pytest.raises(ConfigurationError, match="snapshots is in a database 'archive'"):
+        verify(sqlite_shop.seal)
+
+
+def make_lookalike(shop) -> None:
+    uuid, binary = ("UUID", "BYTEA") if shop.url.startswith("postgresql") else ("BLOB", "BLOB")
+    shop.execute(f"CREATE TABLE parcels (id INTEGER PRIMARY KEY, key_id {uuid}, body {binary})")
+
+
+def test_a_table_that_looks_sealed_but_is_not_registered_stops_it(shop):
+    make_lookalike(shop)
+    with pytest.raises(ConfigurationError, match="parcels") as caught:
+        verify(shop.seal)
+    assert "unsealed_tables" in caught.value.remedy
+    assert verify(shop.again(unsealed_tables="parcels").seal).complete
+
+
+def test_without_tables_it_says_what_makes_them(open_shop, sqlite_url, shop):
+    shop.seal.datastore.drop_tables()
+    with pytest.raises(MissingTableError) as caught:
+        verify(shop.seal)
+    assert "eventseal init" in caught.value.remedy
+
+
+def test_items_of_another_application_in_a_shared_table_are_not_its_business(shop):
+    shop.append(2)
+    billing = shop.again(application="billing")
+    billing.seal.datastore.setup_tables(application="billing")
+    billing.append(3)
+    for store, done, foreign in ((shop, 2, 3), (billing, 3, 2)):
+        result = verify(store.seal)
+        assert (result.done, result.failed) == (done, 0)
+        assert result.by_table[ITEMS]["foreign"] == foreign
+
+
+def test_items_of_another_application_in_its_own_table_are_failures(shop):
+    shop.append(2)
+    shop.again(application="billing").append(3)
+    result = verify(shop.seal)
+    assert (result.done, result.failed) == (2, 3)
+    assert set(errors_of(result)) == {"WrongApplicationError"}
+
+
+def test_the_wrong_application_opens_nothing_of_the_first(shop):
+    shop.append(2)
+    other = shop.again(application="shop2")
+    other.seal.datastore.setup_tables()
+    shop.execute("DELETE FROM sealed_tables WHERE application = 'shop'")
+    assert verify(other.seal).by_table[ITEMS]["foreign"] == 2
+
+
+def test_a_sample_opens_some_and_leaves_the_rest(sqlite_shop):
+    sqlite_shop.append(400)
+    result = verify(sqlite_shop.seal, sample=0.25)
+    assert result.done + result.left == 400
+    assert 40 < result.done < 200
+    assert result.by_table[ITEMS]["left"] == result.left
+    assert result.complete
+
+
+@pytest.mark.parametrize("sample", [0, -0.1, 1.1, float("nan")])
+def test_a_sample_is_a_share(sqlite_shop, sample):
+    with pytest.raises(ConfigurationError, match="sample"):
+        verify(sqlite_shop.seal, sample=sample)
+
+
+def test_progress_is_told_page_by_page(sqlite_shop, monkeypatch):
+    monkeypatch.setattr(verify_module, "_PAGE_SIZE", 4)
+    sqlite_shop.append(10)
+    told = []
+    result = verify(sqlite_shop.seal, progress=told.append)
+    assert [(part.done, part.left, part.complete) for part in told] == [
+        (4, 6, False),
+        (8, 2, False),
+        (10, 0, False),
+    ]
+    assert result.complete
+    assert told[0].by_table[ITEMS]["done"] == 4  # a value, not a view of what goes on
+
+
+def test_destroyed_keys_are_no_failures(sqlite_shop):
+    """A tombstone has a seal and no wrapping; only an item that names it would be wrong."""
+    sqlite_shop.seal.keyring.prepare(["tenant:a"])
+    store = sqlite_shop.seal.key_store
+    record = store.active("shop", ["tenant:a"])["tenant:a"]
+    seals = seals_of(sqlite_shop)
+    from eventseal.keys.states import KeyState
+
+    destroyed = replace(
+        record,
+        state=KeyState.DESTROYED,
+        destroyed_by="retired",
+        active_scope=None,
+        row_version=record.row_version + 1,
+    )
+    store.set_states([seals.sealed(destroyed)], next_mark=seals.next_mark)
+    result = verify(sqlite_shop.again().seal)
+    assert (result.complete, result.failed) == (True, 0)
+
+
+def seals_of(shop):
+    from eventseal.keys.data_key import DataKey
+    from eventseal.keys.seals import Seals
+    from eventseal.keys.states import KeyPurpose
+    from eventseal.kms import EncryptionContext
+
+    record = shop.seal.key_store.active("shop", ["store"], purpose=KeyPurpose.STORE)["store"]
+    context = EncryptionContext(record.key_id, record.purpose, record.application)
+    key = shop.kms.unwrap(record.wrappings[0], context)
+    handle = DataKey(
+        key,
+        key_id=record.key_id,
+        application=record.application,
+        scope=record.scope,
+        purpose=record.purpose,
+        state=record.state,
+    )
+    return Seals(handle)
+
+
+class FourThings:
+    """Any object with the four is a store; this one says nothing of unsealed tables."""
+
+    def __init__(self, seal):
+        self.keyring, self.cipher = seal.keyring, seal.cipher
+        self.key_store, self.datastore = seal.key_store, seal.datastore
+
+
+def test_any_object_with_the_four_is_a_store(sqlite_shop):
+    sqlite_shop.append(2)
+    store = FourThings(sqlite_shop.seal)
+    assert isinstance(store, SealedStore)
+    assert verify(store).done == 2
+
+
+def test_its_json_has_the_documented_members(sqlite_shop):
+    item = sqlite_shop.append(2)[0]
+    sqlite_shop.edit(item, topic="x")
+    shown = verify(sqlite_shop.seal).to_json()
+    assert json.loads(json.dumps(shown)) == shown
+    assert list(shown) == [
+        "verb",
+        "complete",
+        "done",
+        "left",
+        "failed",
+        "seconds",
+        "job_id",
+        "by_table",
+        "by_key",
+        "by_kek",
+        "failures",
+    ]
+    assert shown["by_key"] == {str(item.key_id): 1}
+    assert shown["failures"] == [
+        {
+            "table": ITEMS,
+            "row": {"sequence_id": str(item.sequence_id), "position": "0"},
+            "key_id": str(item.key_id),
+            "error": "IntegrityError",
+        }
+    ]
+    assert isinstance(item.key_id, UUID)
