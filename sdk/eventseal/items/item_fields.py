@@ -18,13 +18,13 @@ _PLACES = 4
 
 
 class StoredItem(NamedTuple):
-    """An item's fields under their own names, whatever its class calls them."""
+    """An item's fields under one name each, whatever its class calls them."""
 
     sequence_id: Any
     position: Any
     topic: str
     data: bytes
-    key_id: UUID | None
+    key_id: UUID | None = None
 
 
 class ItemFields:
@@ -55,23 +55,28 @@ class ItemFields:
         self.has_key_id = KEY_ID in names
         attributes = iter(other_attr_names or rest)
         self._rest = [None if name == KEY_ID else next(attributes) for name in names[_PLACES:]]
+        self._has_no_others = self._rest == [None]
         self._item_class = item_class
         self._read: Callable[[Any], tuple[Any, ...]] = attrgetter(
-            *names[:_PLACES], *([KEY_ID] * self.has_key_id)
+            *names[:_PLACES], *([KEY_ID] if self.has_key_id else [])
         )
 
-    def make(self, stored: StoredItem, event: Any) -> Any:
+    def make(self, draft: StoredItem, data: bytes, key_id: UUID | None, event: Any) -> Any:
         """
         Make an item.
 
         Args:
-            stored: What stands in the fields that every item has.
+            draft: Its place and topic.
+            data: Sealed, or in plain.
+            key_id: The key that sealed it.
             event: Gives the other attributes.
 
         Raises:
             SerializationError: The event lacks one of them.
         """
-        sequence_id, position, topic, data, key_id = stored
+        sequence_id, position, topic = draft[:3]
+        if self._has_no_others:
+            return self._item_class(sequence_id, position, topic, data, key_id)
         try:
             rest = [key_id if name is None else getattr(event, name) for name in self._rest]
         except AttributeError as exc:
@@ -88,14 +93,16 @@ class ItemFields:
         Raises:
             SerializationError: Its topic is not text, or its data are not bytes.
         """
-        sequence_id, position, topic, data, *key_id = self._read(item)
+        stored = StoredItem(*self._read(item))
+        data: Any = stored.data
         if type(data) is not bytes:
             if not isinstance(data, bytearray | memoryview):
                 raise SerializationError(f"an item's data are bytes, not {type(data).__name__}")
-            data = bytes(data)
+            stored = stored._replace(data=bytes(data))
+        topic: Any = stored.topic
         if type(topic) is not str:
             raise SerializationError(f"an item's topic is text, not {type(topic).__name__}")
-        return StoredItem(sequence_id, position, topic, data, key_id[0] if key_id else None)
+        return stored
 
 
 def field_names(item_class: type[Any]) -> tuple[str, ...]:

@@ -27,8 +27,11 @@ class Refused(Exception):  # noqa: N818 - never leaves the package: it collects 
 
 
 def _encode_moment(value: datetime | time) -> str | list[str | int]:
-    if value.tzinfo is not None and value.utcoffset() is None:
-        raise Refused(f"is a {type(value).__name__} whose zone gives no offset")
+    if value.tzinfo is not None:
+        offset = value.utcoffset()
+        # Without an offset it would come back without a zone; one under a second is misread by fromisoformat().
+        if offset is None or offset.microseconds:
+            raise Refused(f"is a {type(value).__name__} whose zone gives no offset of whole seconds")
     text = value.isoformat()
     return [text, value.fold] if value.fold else text
 

@@ -75,8 +75,12 @@ class JSONWriter:
         name = ""
         try:
             for name, value in attributes.items():
-                write = self._writers.get(type(value)) or self.write
-                parts.append(f"{_write_key(name)}{write(value)}")
+                kind = type(value)
+                if kind is str and value.isascii():  # most attributes, and no call for them
+                    parts.append(f"{_write_key(name)}{encode_basestring(value)}")
+                else:
+                    write = self._writers.get(kind) or self.write
+                    parts.append(f"{_write_key(name)}{write(value)}")
         except Refused as exc:
             exc.path.append(f".{name}")
             raise

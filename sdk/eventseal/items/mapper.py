@@ -97,7 +97,7 @@ class SequencedItemMapper:
 
     def to_sequenced_items(self, domain_events: Iterable[Any]) -> list[Any]:
         """
-        Map events to items, all or none: what cannot be mapped is refused before anything is sealed.
+        Map events to items: all, or none.
 
         Args:
             domain_events: Objects with attributes.
@@ -112,9 +112,11 @@ class SequencedItemMapper:
         """
         events = list(domain_events)
         drafts = [self._draft(event) for event in events]
-        self._seal(events, drafts)
         make = self._fields.make
-        return [make(draft, event) for draft, event in zip(drafts, events, strict=True)]
+        return [
+            make(draft, data, key_id, event)
+            for event, draft, (data, key_id) in zip(events, drafts, self._sealed(events, drafts), strict=True)
+        ]
 
     def from_sequenced_items(self, items: Iterable[Any]) -> list[Any]:
         """
@@ -140,9 +142,10 @@ class SequencedItemMapper:
         attributes = attributes_of(event)
         sequence_id, position = self._places.take(attributes, topic)
         data = self._json.encode_attributes(attributes, owner=topic)
-        return StoredItem(sequence_id, position, topic, data, None)
+        return StoredItem(sequence_id, position, topic, data)
 
-    def _seal(self, events: list[Any], drafts: list[StoredItem]) -> None:
+    def _sealed(self, events: list[Any], drafts: list[StoredItem]) -> list[tuple[bytes, UUID | None]]:
+        data: list[tuple[bytes, UUID | None]] = [(draft.data, None) for draft in drafts]
         wanted = []
         for index, event in enumerate(events):
             if self._is_sealed(type(event)):
@@ -150,33 +153,32 @@ class SequencedItemMapper:
             else:
                 _check_place(drafts[index])
         if not wanted:
-            return
-        if self.cipher is None:
-            raise EncryptionRequiredError(
-                f"{drafts[wanted[0]].topic} requires encryption, and the mapper has no cipher",
-                remedy="Give the mapper a cipher.",
-            )
-        envelopes = self._encrypt(
-            self.cipher, [events[index] for index in wanted], [drafts[index] for index in wanted]
-        )
+            return data
+        envelopes = self._encrypt([events[index] for index in wanted], [drafts[index] for index in wanted])
         key_ids: dict[bytes, UUID] = {}
         for index, envelope in zip(wanted, envelopes, strict=True):
             raw = envelope[_KEY_ID]
             key_id = key_ids.get(raw)
             if key_id is None:
                 key_id = key_ids[raw] = UUID(bytes=raw)
-            drafts[index] = drafts[index]._replace(data=envelope, key_id=key_id)
+            data[index] = envelope, key_id
+        return data
 
-    def _encrypt(self, cipher: AESCipher, events: list[Any], drafts: list[StoredItem]) -> list[bytes]:
+    def _encrypt(self, events: list[Any], drafts: list[StoredItem]) -> list[bytes]:
+        if self.cipher is None:
+            raise EncryptionRequiredError(
+                f"{drafts[0].topic} requires encryption, and the mapper has no cipher",
+                remedy="Give the mapper a cipher.",
+            )
         try:
-            return cipher.encrypt_many(
+            return self.cipher.encrypt_many(
                 [(draft.data, self._context(draft)) for draft in drafts],
-                scopes=[self._scope_of(event) for event in events],
+                scopes=self._scope_of.of_all(events),
                 compress=[bool(getattr(type(event), "__compress__", True)) for event in events],
             )
         except SerializationError:
             for draft in drafts:
-                _check_place(draft)  # says which item it was
+                _check_place(draft)  # says which event it was
             raise
 
     def _open(self, stored: list[StoredItem]) -> Sequence[Opened | EventSealError | None]:

@@ -34,6 +34,15 @@ class ScopeRule:
             raise ConfigurationError(f"key_scope is a string or a function, not {type(key_scope).__name__}")
         self._key_scope = checked_scope(key_scope) if isinstance(key_scope, str) else key_scope
 
+    def of_all(self, events: list[Any]) -> str | list[str]:
+        """
+        Give the scope that all events have, else that of each.
+
+        Raises:
+            ConfigurationError: The function gave a scope that is not allowed.
+        """
+        return self._key_scope if isinstance(self._key_scope, str) else [self(event) for event in events]
+
     def __call__(self, event: Any) -> str:
         """
         Give the scope of *event*.
