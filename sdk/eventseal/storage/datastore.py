@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -49,7 +50,10 @@ class SQLAlchemyDatastore:
     ) -> None:
         self.settings = settings
         # The session may hold an in-memory database's only connection: its keys are in a private one.
-        self.key_settings = key_settings or (SQLAlchemySettings() if settings.in_memory else settings)
+        shared = SQLAlchemySettings() if settings.in_memory else settings
+        self.key_settings = (
+            shared if key_settings is None or key_settings.url == settings.url else key_settings
+        )
         self.tables: Sequence[type[Any]] = tuple(tables) or _classes_of(base)
         self._lock = threading.RLock()
         self._engine: Engine | None = None
@@ -98,7 +102,7 @@ class SQLAlchemyDatastore:
 
     def setup_tables(self, *, application: str | None = None) -> None:
         """
-        Make the listed tables, the fences, the key tables and the registry, and register the tables of sealed items.
+        Make the listed tables, the fences, the key tables and the registry, and register the listed ones.
 
         What is there already is left as it is; its columns are compared with those that are needed.
 
@@ -106,22 +110,15 @@ class SQLAlchemyDatastore:
             application: Whose items the listed tables hold; ``None``: of every application that writes there.
 
         Raises:
-            ConfigurationError: A table of the same name lacks a column that is needed; message and remedy name it.
+            ConfigurationError: A table of the same name lacks a column that is needed; the message names it.
             StoreUnavailableError: The database does not answer.
             StoreReadOnlyError: It cannot be written.
         """
-        listed = [_table_of(record_class) for record_class in self.tables]
+        items, keys = [*self._listed(), *fence_metadata.sorted_tables], key_metadata.sorted_tables
         sealed = [SealedTable.of(found, application) for found in map(sealed_columns, self.tables) if found]
-        fences, keys = fence_metadata.sorted_tables, key_metadata.sorted_tables
-        write(
-            self.engine,
-            lambda connection: create_tables(connection, [*listed, *fences]),
-            doing="making tables",
-        )
-        write(
-            self.key_engine, lambda connection: create_tables(connection, keys), doing="making the key tables"
-        )
-        write(self.key_engine, lambda connection: register(connection, sealed), doing="registering tables")
+        write(self.engine, partial(create_tables, tables=items), doing="making tables")
+        write(self.key_engine, partial(create_tables, tables=keys), doing="making the key tables")
+        write(self.key_engine, partial(register, tables=sealed), doing="registering tables")
 
     def add_key_id_columns(self) -> list[str]:
         """
@@ -130,35 +127,28 @@ class SQLAlchemyDatastore:
         Returns:
             The names of the tables that were changed.
         """
-        listed = [_table_of(record_class) for record_class in self.tables if sealed_columns(record_class)]
+        sealed = [found.table for found in map(sealed_columns, self.tables) if found]
         return [
             table.fullname
-            for table in listed
-            if write(
-                self.engine,
-                lambda own, table=table: add_key_id(own, table),
-                doing=f"adding key_id to {table}",
-            )
+            for table in sealed
+            if write(self.engine, partial(add_key_id, table=table), doing=f"adding key_id to {table}")
         ]
 
     def drop_tables(self) -> None:
         """Drop the listed tables, the fences, the key tables and the registry, with all that is in them."""
-        listed = [_table_of(record_class) for record_class in self.tables]
-        fences, keys = reversed(fence_metadata.sorted_tables), list(reversed(key_metadata.sorted_tables))
-        write(
-            self.engine, lambda own: drop_tables(own, [*reversed(listed), *fences]), doing="dropping tables"
-        )
-        write(self.key_engine, lambda own: drop_tables(own, keys), doing="dropping the key tables")
+        items, keys = [*self._listed(), *fence_metadata.sorted_tables], key_metadata.sorted_tables
+        write(self.engine, partial(drop_tables, tables=items[::-1]), doing="dropping tables")
+        write(self.key_engine, partial(drop_tables, tables=keys[::-1]), doing="dropping the key tables")
 
     def holds_write_lock(self) -> bool:
-        """Whether the calling thread's session is in a SQLite transaction that has written, so that no other one can."""
-        session = self._session
-        if session is None or not session.registry.has() or not session().in_transaction():
+        """Whether the calling thread's session is in a SQLite transaction that has written: no other can."""
+        if self._session is None or not self._session.registry.has():
             return False
-        return holds_sqlite_lock(session.connection())
+        session = self._session()
+        return session.in_transaction() and session.is_active and holds_sqlite_lock(session.connection())
 
     def close(self) -> None:
-        """Give up the calling thread's session and all idle connections; what is used again opens new ones."""
+        """Give up the calling thread's session and all idle connections; what is used again opens others."""
         with self._lock:
             if self._session is not None:
                 self._session.remove()
@@ -168,6 +158,9 @@ class SQLAlchemyDatastore:
 
     def __repr__(self) -> str:
         return f"<SQLAlchemyDatastore {redacted(self.settings.url)}>"
+
+    def _listed(self) -> list[Table]:
+        return [_table_of(record_class) for record_class in self.tables]
 
     def _after_fork(self) -> None:
         """Use no connection of the parent's: two processes on one would garble each other's answers."""

@@ -26,13 +26,13 @@ class SQLAlchemySettings:
     Where a database is and how to connect to it.
 
     Args:
-        uri: As SQLAlchemy has it: ``sqlite:///file``, ``postgresql://user:password@host/database`` (over psycopg
-            unless the URI names a driver). A secret: it shows neither in the repr nor in messages.
+        uri: As SQLAlchemy has it: ``sqlite:///file``, ``postgresql://user:password@host/database`` (over
+            psycopg unless it names a driver). A secret: it shows neither in the repr nor in messages.
         engine_options: For SQLAlchemy's ``create_engine``.
 
     Raises:
-        ConfigurationError: The URI is none, is of another database than SQLite or PostgreSQL, or an option would
-            undo transactions.
+        ConfigurationError: The URI is none, is of another database than SQLite or PostgreSQL, or an option
+            would undo transactions.
     """
 
     def __init__(self, uri: str = IN_MEMORY, **engine_options: Any) -> None:
@@ -98,7 +98,7 @@ def _sqlite_options(url: URL, options: dict[str, Any]) -> dict[str, Any]:
     if "timeout" not in url.query:
         connect_args.setdefault("timeout", SQLITE_BUSY_TIMEOUT)
     if is_in_memory(url):
-        # One connection, lent to one thread at a time: all see the same tables, and no transaction gets into another's.
+        # One connection, lent to one at a time: all see the same tables, no transaction gets into another's.
         connect_args.setdefault("check_same_thread", False)
         if "poolclass" not in options:
             one = {
@@ -135,7 +135,7 @@ def _parsed(uri: str) -> URL:
         url = url.set(drivername="postgresql+psycopg")
     if url.get_backend_name() not in SUPPORTED_DIALECTS:
         raise ConfigurationError(
-            f"the database is {url.get_backend_name()}; EventSeal keeps items safe on SQLite and PostgreSQL only",
+            f"the database is {url.get_backend_name()}; items are safe on SQLite and PostgreSQL only",
             remedy="Use a URI that begins with sqlite:// or postgresql://.",
         )
     return url

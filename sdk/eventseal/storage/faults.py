@@ -7,7 +7,14 @@ import sqlite3
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError, StatementError
+from sqlalchemy.exc import (
+    DBAPIError,
+    InterfaceError,
+    OperationalError,
+    PendingRollbackError,
+    SQLAlchemyError,
+    StatementError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from eventseal.errors import (
@@ -43,6 +50,7 @@ _CONNECTION, _RESOURCES, _INTERVENTION = "08", "53", "57"
 _RETRY = frozenset({"40001", "40P01"})
 _UNAVAILABLE = _RETRY | {"55P03", "25P03", "3D000", "28000", "28P01"}
 _OUTCOME_UNKNOWN = frozenset({"40003", "57P01", "57P02", "57P03"})
+_SHOW_THE_ROW = frozenset({"22", "23"})
 _READ_ONLY, _FORBIDDEN = "25006", "42501"
 _UNDEFINED_TABLE, _UNDEFINED_COLUMN = "42P01", "42703"
 
@@ -73,8 +81,8 @@ def store_error(error: SQLAlchemyError, doing: str) -> EventSealError:
         return error.orig
     if isinstance(error, PoolTimeoutError):
         return StoreUnavailableError(
-            f"no connection was free for {doing}; an in-memory SQLite database has only one",
-            remedy="End other sessions' transactions, or give the pool more connections.",
+            f"no connection was free for {doing}; an in-memory SQLite database has one",
+            remedy="End the transactions of other sessions and threads, or give the pool more connections.",
         )
     if not isinstance(error, DBAPIError) or error.orig is None:
         return StoreError(f"{doing} failed: {type(error).__name__}")
@@ -84,7 +92,7 @@ def store_error(error: SQLAlchemyError, doing: str) -> EventSealError:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the whole transaction, run again, may succeed at once: a deadlock, a serialization failure, a dead connection."""
+    """Whether the transaction, run again, may succeed: after a deadlock, a serialization failure, a lost link."""
     return isinstance(error, DBAPIError) and (error.connection_invalidated or sqlstate(error) in _RETRY)
 
 
@@ -103,10 +111,10 @@ def sqlstate(error: DBAPIError) -> str | None:
 
 
 def _safe_cause(error: SQLAlchemyError) -> BaseException | None:
-    # A server's detail of a constraint or a bad value shows the row, which may be in plain: such causes are cut off.
+    # A server's detail of a constraint or a bad value shows the row, which may be in plain: it is cut off.
     state = sqlstate(error) if isinstance(error, DBAPIError) else None
-    shows_row = state is not None and state[:2] in {"22", "23"}
-    return None if shows_row or not isinstance(error, DBAPIError | PoolTimeoutError) else error
+    shows_row = isinstance(error, PendingRollbackError) or (state or "")[:2] in _SHOW_THE_ROW
+    return None if shows_row else error
 
 
 def _sqlite_error(orig: sqlite3.Error, doing: str) -> EventSealError:

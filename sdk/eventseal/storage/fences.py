@@ -1,9 +1,9 @@
 """
 Fences: what keeps an item from being committed under a key that is being destroyed.
 
-Each items database has one row for each key that may be written there, open or closed. A transaction that writes
-items shares the open rows of its keys until it ends; whoever destroys a key closes the row first, which waits for
-all of them, and counts what is left in a later statement. A closed row stays.
+Each items database has one row for each key that may be written there, open or closed. A transaction that
+writes items shares the open rows of its keys until it ends; whoever destroys a key closes the row first,
+which waits for all of them, and counts what is left in a later statement. A closed row stays.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def open_fences(connection: Connection, key_ids: Collection[UUID]) -> None:
     """
     Make an open fence for each key that has none; a closed one stays closed.
 
-    On PostgreSQL the caller commits before it writes items, since other transactions wait for the row's insert.
+    On PostgreSQL the caller commits before it writes items: other transactions wait for the row's insert.
     """
     rows = [{"key_id": key_id, "state": OPEN} for key_id in sorted(key_ids)]
     if rows:
@@ -40,8 +40,8 @@ def close_fence(connection: Connection, key_id: UUID) -> None:
     """
     Close a key's fence, for good: no item is written under the key in this database once this has committed.
 
-    Waits for every transaction that wrote under it (on PostgreSQL as long as ``lock_timeout`` allows). Count what
-    is left in a later statement of the same transaction, and roll back if anything is.
+    Waits for every transaction that wrote under it (on PostgreSQL as long as ``lock_timeout`` allows). Count
+    what is left in a later statement of the same transaction, and roll back if anything is.
 
     Args:
         connection: In a READ COMMITTED transaction; on SQLite one that holds the write lock.

@@ -1,4 +1,4 @@
-"""Appending: one transaction that writes all of a batch or nothing, and what to do when its outcome is not known."""
+"""Appending: one transaction that writes all of a batch or nothing, and what if its outcome is not known."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class ItemAppends:
                 session.rollback()
             if not self._inserted(session, batch, key_ids, savepoint=not owned):
                 raise StoreUnavailableError(
-                    f"the transaction that appends to {self._columns.table} is older than a fence of its keys",
+                    f"the transaction that appends to {self._columns.table} is older than a key's fence",
                     remedy="Roll back and run the transaction again, or use READ COMMITTED.",
                 )
         session.flush()
@@ -167,7 +167,7 @@ class ItemAppends:
                 row = tuple(getattr(item, name) for name in self._names)
             except AttributeError as error:
                 raise ConfigurationError(
-                    f"a {type(item).__name__} cannot be appended to {self._columns.table}: it has no {error.name}",
+                    f"a {type(item).__name__} has no {error.name}, which {self._columns.table} needs",
                     remedy="Give the mapper and the strategy the same item class.",
                 ) from None
             batch.setdefault(self._key_of(item, row), []).append(row)

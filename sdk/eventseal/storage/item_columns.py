@@ -85,7 +85,7 @@ def item_fields(item_class: type[Any]) -> tuple[str, ...]:
     if names is None or len(names) < len(ROLES):
         raise ConfigurationError(
             f"{item_class.__qualname__} is not an item class",
-            remedy=f"Use a named tuple or a dataclass whose first four fields are {', '.join(ROLES)}, by any names.",
+            remedy=f"Use a named tuple or a dataclass that begins with, by any name: {', '.join(ROLES)}.",
         )
     return tuple(names)
 
@@ -102,7 +102,7 @@ def item_columns(record_class: type[Any], item_class: type[Any]) -> ItemColumns:
     missing = [name for name in fields if name not in columns and name != KEY_ID]
     if missing:
         raise ConfigurationError(
-            f"{record_class.__qualname__} has no column for {', '.join(missing)} of {item_class.__qualname__}",
+            f"{record_class.__qualname__} lacks {', '.join(missing)} of {item_class.__qualname__}",
             remedy="Name the record class's columns as the item class names its fields.",
         )
     stored = tuple(name for name in fields if name in columns)
@@ -113,8 +113,8 @@ def sealed_columns(record_class: type[Any]) -> ItemColumns | None:
     """
     Find the item columns of a record class alone, for the registry.
 
-    They are those named ``sequence_id``, ``position``, ``topic`` and ``data`` or, failing that, the first four
-    besides ``key_id``, in order.
+    They are those named ``sequence_id``, ``position``, ``topic`` and ``data`` or, failing that, the first
+    four besides ``key_id``, in order.
 
     Returns:
         ``None`` for a table that holds no sealed items: one without a column ``key_id`` of a UUID type.
@@ -185,7 +185,7 @@ def _checked(
     if not _is_unique(found):
         raise ConfigurationError(
             f"{name}: {found.sequence_id.name} and {found.position.name} are not unique together",
-            remedy="Make them the primary key, or give them a unique constraint: it is what stops two writers.",
+            remedy="Make them the primary key, or a unique constraint: it stops the second of two writers.",
         )
     return found
 
@@ -194,7 +194,7 @@ def _require(record: str, column: Column[Any], holds: bool, wanted: str) -> None
     if not holds:
         raise ConfigurationError(
             f"{record}.{column.name} is {column.type!r}; it must be {wanted}",
-            remedy="Use the types of eventseal.storage: a place must be equal to the database exactly when it is one.",
+            remedy="Use the types of eventseal.storage, which keep a place exactly as it was sealed.",
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
-from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
@@ -30,8 +29,9 @@ from eventseal.storage.types import BinaryUUID, ExactDecimal, ExactInteger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from uuid import UUID
 
-    from sqlalchemy import Insert, Select
+    from sqlalchemy import ColumnClause, Insert, Select
     from sqlalchemy.engine import Connection
     from sqlalchemy.types import TypeEngine
 
@@ -58,15 +58,14 @@ class ItemInserts:
 
     def execute(self, connection: Connection, rows_by_key: RowsByKey) -> bool:
         """
-        Insert all rows: those of each key in one statement, keys in order of their ids, so that no two batches deadlock.
+        Insert all rows, those of each key in one statement; keys in order, so that no two batches deadlock.
 
         Returns:
-            Whether every row was inserted; if not, a fence was not open, and the transaction must be rolled back.
+            Whether every row was inserted; if not, a fence was not open, and what was inserted must go.
         """
         plain = rows_by_key.get(None)
         if plain:
             connection.execute(self._plain, [self._parameters(row) for row in plain])
-        # A comprehension would stop at the first shortage just the same; the caller then asks which fences it were.
         return all(
             self._fenced(connection, key_id, rows_by_key[key_id]) == len(rows_by_key[key_id])
             for key_id in sorted(key_id for key_id in rows_by_key if key_id is not None)
@@ -95,12 +94,12 @@ class ItemInserts:
 
     @cached_property
     def _one(self) -> Insert:
-        """PostgreSQL, one item. FOR SHARE: a FOR KEY SHARE would not stop the UPDATE that closes the fence."""
+        """PostgreSQL, one item. It must be FOR SHARE: FOR KEY SHARE does not stop the fence's closing."""
         return self._insert_from(_open_fence(*self._values, key_fences.c.key_id).with_for_update(read=True))
 
     @cached_property
     def _many(self) -> Insert | None:
-        """PostgreSQL, several items: locks once. ``None`` if a column's values do not go into an array unchanged."""
+        """PostgreSQL, several items: locks once. ``None`` if an array would change a column's values."""
         elements = [_array_element(column.type) for column in self.columns]
         if any(element is None for element in elements):
             return None
@@ -113,7 +112,7 @@ class ItemInserts:
         arrays = [
             bindparam(_name(n), type_=ARRAY(kind)) for n, kind in enumerate(elements) if kind is not None
         ]
-        names = [column(_name(n)) for n in range(len(arrays))]
+        names: list[ColumnClause[Any]] = [column(_name(n)) for n in range(len(arrays))]
         rows = func.unnest(*arrays).table_valued(*names, name="item").render_derived()
         return self._insert_from(
             select(*rows.c, fence.c.key_id).select_from(fence.join(rows, literal_column("true")))
@@ -144,7 +143,9 @@ def _name(number: int) -> str:
 
 def _open_fence(*columns: Any) -> Select[Any]:
     wanted = bindparam(_KEY, type_=key_fences.c.key_id.type)
-    return select(*columns).where(key_fences.c.key_id == wanted, key_fences.c.state == literal_column(f"'{OPEN}'"))
+    return select(*columns).where(
+        key_fences.c.key_id == wanted, key_fences.c.state == literal_column(f"'{OPEN}'")
+    )
 
 
 def _array_element(kind: TypeEngine[Any]) -> TypeEngine[Any] | None:

@@ -1,4 +1,4 @@
-"""What became of an INSERT: whether a refusal was of the item's place, and whether a lost COMMIT took effect."""
+"""What became of an INSERT: was an item's place taken, did a COMMIT that was not answered take effect."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 _UNIQUE_VIOLATION = "23505"
 _SQLITE_UNIQUE = "UNIQUE constraint failed: "
 _COLUMNS_OF_INDEX = text(
-    "SELECT attname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_attribute ON attrelid = indexrelid "
-    "WHERE relname = :name AND indrelid = to_regclass(:table)"
+    "SELECT attname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid"
+    " JOIN pg_attribute ON attrelid = indexrelid"
+    " WHERE relname = :name AND coalesce(pg_partition_root(indrelid), indrelid) = to_regclass(:table)"
 )
 
 
@@ -41,11 +42,7 @@ def violates_item_key(error: IntegrityError, engine: Engine, columns: ItemColumn
         _, found, names = str(error.orig).partition(_SQLITE_UNIQUE)
         return bool(found) and set(names.split(", ")) == {f"{columns.table.name}.{name}" for name in wanted}
     diagnosis = getattr(error.orig, "diag", None)
-    if (
-        sqlstate(error) != _UNIQUE_VIOLATION
-        or diagnosis is None
-        or diagnosis.table_name != columns.table.name
-    ):
+    if sqlstate(error) != _UNIQUE_VIOLATION or diagnosis is None:
         return False
     table = engine.dialect.identifier_preparer.format_table(columns.table)
     with engine.connect() as connection:
@@ -69,18 +66,22 @@ def was_committed(engine: Engine, columns: ItemColumns, inserts: ItemInserts, ba
         StoreUnavailableError: The database cannot be asked, so the outcome stays unknown.
     """
     rows = list(chain.from_iterable(batch.values()))
+    if not rows:
+        raise _unknown(columns, "it had no items to look for")
     try:
-        with translated(f"asking what became of a commit to {columns.table}"), engine.connect() as connection:
-            if not rows:
-                raise StoreUnavailableError("a commit without items was not answered")
+        with translated("asking what became of it"), engine.connect() as connection:
             if engine.dialect.name == "postgresql":
                 _wait_for_the_other(connection, inserts, rows[0])
-            return all(_stored(connection, columns, row) for row in rows)
+            return all(_is_stored(connection, columns, row) for row in rows)
     except StoreUnavailableError as error:
-        raise StoreUnavailableError(
-            f"it is not known whether an append to {columns.table} was committed: {error}",
-            remedy="Read the sequence before you append again: the items are all there, or none of them.",
-        ) from error
+        raise _unknown(columns, str(error)) from error
+
+
+def _unknown(columns: ItemColumns, reason: str) -> StoreUnavailableError:
+    return StoreUnavailableError(
+        f"it is not known whether an append to {columns.table} was committed: {reason}",
+        remedy="Read the sequence before you append again: the items are all there, or none of them.",
+    )
 
 
 def _wait_for_the_other(connection: Connection, inserts: ItemInserts, row: Row) -> None:
@@ -91,7 +92,7 @@ def _wait_for_the_other(connection: Connection, inserts: ItemInserts, row: Row) 
     connection.execute(postgresql.insert(inserts.table).values(values).on_conflict_do_nothing())
 
 
-def _stored(connection: Connection, columns: ItemColumns, row: Row) -> bool:
+def _is_stored(connection: Connection, columns: ItemColumns, row: Row) -> bool:
     sequence_id, position, _, data = row[:4]
     query = select(columns.data).where(columns.sequence_id == sequence_id, columns.position == position)
     found: Any = connection.execute(query).scalar()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
-from uuid import UUID
 
 from sqlalchemy import Column, MetaData, Table, func, select
 
@@ -13,6 +12,7 @@ from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from uuid import UUID
 
     from sqlalchemy import Select
     from sqlalchemy.engine import Connection, Engine

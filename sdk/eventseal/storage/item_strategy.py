@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import scoped_session
 
 from eventseal.errors import ItemNotFoundError
 from eventseal.items.item import SequencedItem
-from eventseal.storage.faults import translated
+from eventseal.storage.faults import is_transient, translated
 from eventseal.storage.item_appends import ItemAppends
 from eventseal.storage.item_columns import comes_after, item_columns
 
@@ -28,11 +29,11 @@ class SQLAlchemyActiveRecordStrategy:
     Args:
         active_record_class: A declarative class with columns named as the item class's fields.
         session: Whose transactions are used; a scoped session gives each thread its own.
-        sequenced_item_class: A named tuple or a dataclass whose first four fields are the sequence's id, the position,
-            the topic and the data; ``key_id`` and other fields are found by name.
+        sequenced_item_class: A named tuple or a dataclass whose first four fields are the sequence's id, the
+            position, the topic and the data; ``key_id`` and other fields are found by name.
 
     Raises:
-        ConfigurationError: The two classes do not fit, or a column's type cannot hold an item's place exactly.
+        ConfigurationError: The two classes do not fit, or a column cannot hold an item's place exactly.
     """
 
     def __init__(
@@ -58,8 +59,8 @@ class SQLAlchemyActiveRecordStrategy:
         """
         Write an item, or a list of items, and commit the session with whatever the caller had added to it.
 
-        All is written or, on any error, nothing of it; only after :class:`KeyClosedError` the caller's own rows stay
-        in the open transaction, so that the items can be sealed again and appended once more.
+        All is written or, on any error, nothing of it; only after :class:`KeyClosedError` the caller's own
+        rows stay in the open transaction, so that the items can be sealed again and appended once more.
 
         Args:
             items: One item of the item class, or several.
@@ -153,17 +154,23 @@ class SQLAlchemyActiveRecordStrategy:
     def _read(self, query: Select[Any]) -> list[Row[Any]]:
         """Read inside the caller's transaction if there is one, else in one that ends here."""
         session = self._current_session()
-        joined = session.in_transaction()
         with translated(f"reading {self._columns.table}"):
+            if session.in_transaction():
+                return self._rows(session, query)
             try:
-                # Of the connection, not of the session: rows that the caller has added need not be written for it.
-                return list(self._connection(session).execute(query))
+                return self._rows(session, query)
+            except DBAPIError as error:
+                session.rollback()
+                if not is_transient(error):
+                    raise
+                return self._rows(session, query)
             finally:
-                if not joined:
-                    session.rollback()
+                session.rollback()
 
-    def _connection(self, session: Session) -> Any:
-        return session.connection(bind_arguments={"mapper": self.active_record_class})
+    def _rows(self, session: Session, query: Select[Any]) -> list[Row[Any]]:
+        # Of the connection, not the session: rows that the caller has added need not be written for it.
+        connection = session.connection(bind_arguments={"mapper": self.active_record_class})
+        return list(connection.execute(query))
 
     def _current_session(self) -> Session:
         return self.session() if isinstance(self.session, scoped_session) else self.session

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
+from decimal import Decimal  # noqa: TC003 - SQLAlchemy reads the annotations
 from typing import Any, ClassVar
-from uuid import UUID
+from uuid import UUID  # noqa: TC003 - SQLAlchemy reads the annotations
 
 from sqlalchemy import LargeBinary
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -20,8 +20,8 @@ class SealedColumns:
     """
     The columns that every table of sealed items has; a mixin.
 
-    ``__collection__`` is the table's logical name, bound to each item: a renamed table opens, an item moved to
-    another collection does not.
+    ``__collection__`` is the table's logical name, bound to each item: a renamed table opens, an item moved
+    to another collection does not.
     """
 
     __collection__: ClassVar[str] = "items"

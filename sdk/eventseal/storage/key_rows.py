@@ -64,14 +64,14 @@ def load_records(
 
 def insert_records(connection: Connection, records: Sequence[KeyRecord], *, change: int) -> None:
     """
-    Insert new keys, each unless its id or its scope's slot is taken; in order of scope, so that no two calls deadlock.
+    Insert new keys, each unless its id or its scope's slot is taken.
 
     Args:
         connection: In the caller's transaction.
         records: Without regard to their times.
         change: The application's counter now.
     """
-    ordered = sorted(records, key=lambda record: record.scope)
+    ordered = sorted(records, key=lambda record: record.scope)  # so that no two calls deadlock
     statement = insert_unless_there(connection, encryption_keys).values(created_at=DatabaseClock())
     connection.execute(statement, [_values(record, change) for record in ordered])
 

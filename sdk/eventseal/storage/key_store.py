@@ -7,7 +7,6 @@ from itertools import count
 from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import or_, select, update
-from sqlalchemy.exc import IntegrityError as ConstraintError
 
 from eventseal.errors import IntegrityError, KeyNotFoundError, StoreError, StoreUnavailableError
 from eventseal.keys.records import ChangeMark, Changes
@@ -52,8 +51,7 @@ class SQLAlchemyKeyStore:
     Keeps keys in a database. Each call is one transaction of its own, on a connection of its own.
 
     Args:
-        datastore: Its ``setup_tables()`` makes the tables. The keys may be in another database than the items: give
-            a datastore of that one.
+        datastore: Its ``setup_tables()`` makes the tables; ``key_settings`` may name a database of their own.
     """
 
     def __init__(self, datastore: SQLAlchemyDatastore) -> None:
@@ -62,7 +60,7 @@ class SQLAlchemyKeyStore:
     def active(
         self, application: str, scopes: Collection[str], *, purpose: KeyPurpose = KeyPurpose.DATA
     ) -> dict[str, KeyRecord]:
-        """Give the record that holds each scope's slot, a tombstone of a shredded scope too; absent ones are left out."""
+        """Give the record that holds each scope's slot, also a tombstone; absent ones are left out."""
         holders = partial(_holders, application=application, purpose=purpose, scopes=scopes)
         return self._read(holders, "reading active keys")
 
@@ -175,7 +173,7 @@ class SQLAlchemyKeyStore:
         return self._write(lease, "leasing items under keys") if items else {}
 
     def changes(self, application: str, since: int, key_ids: Collection[UUID]) -> Changes | None:
-        """Read the application's mark and, only if its counter is not *since*, what changed, as of one moment."""
+        """Read the application's mark and, unless its counter is *since*, what changed, in one snapshot."""
         asked = frozenset(key_ids)
 
         def look(connection: Connection) -> Changes | None:

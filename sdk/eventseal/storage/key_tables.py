@@ -24,7 +24,7 @@ EVERY_APPLICATION = ""
 """Stands in ``sealed_tables`` for a table whose items belong to whatever application sealed them."""
 
 UNKNOWN_VERSION = ""
-"""Stands in ``key_wrappings`` for a KEK version that the KMS does not tell: a part of a primary key is never NULL."""
+"""Stands in ``key_wrappings`` for a KEK version that is not known: no part of a primary key is NULL."""
 
 key_metadata = MetaData()
 fence_metadata = MetaData()

@@ -7,7 +7,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import LargeBinary, Uuid, delete, insert, inspect, select
+from sqlalchemy import BINARY, CHAR, VARBINARY, LargeBinary, Uuid, delete, insert, inspect, select
 
 from eventseal.storage.item_columns import KEY_ID, ROLES, is_text
 from eventseal.storage.key_tables import EVERY_APPLICATION, fence_metadata, key_metadata, sealed_tables
@@ -16,7 +16,7 @@ from eventseal.storage.types import BinaryUUID, ExactDecimal, ExactInteger, Exac
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-    from sqlalchemy.engine import Connection
+    from sqlalchemy.engine import Connection, Inspector
     from sqlalchemy.types import TypeEngine
 
     from eventseal.storage.item_columns import ItemColumns
@@ -27,7 +27,7 @@ DEFAULT_DATABASE = "items"
 OWN_TABLES = frozenset({*key_metadata.tables, *fence_metadata.tables})
 """EventSeal's own tables, which have key ids and hold no items."""
 
-_UUID_SIZE = 16
+_HEX_DIGITS = 32
 
 
 class ColumnKind(StrEnum):
@@ -123,13 +123,16 @@ class SealedTable:
 
 def register(connection: Connection, tables: Iterable[SealedTable]) -> None:
     """
-    Write tables into the registry; what it says of them already is replaced.
+    Write tables into the registry, where it does not say the same already.
 
     Args:
         connection: To the database of the keys, in a transaction.
         tables: Any number.
     """
+    known = registered(connection)
     for table in tables:
+        if table in known:
+            continue
         key = {
             "application": EVERY_APPLICATION if table.application is None else table.application,
             "database_name": table.database,
@@ -153,7 +156,7 @@ def registered(connection: Connection, application: str | None = None) -> list[S
     )
     if application is not None:
         query = query.where(sealed_tables.c.application.in_([application, EVERY_APPLICATION]))
-    found = [
+    return [
         SealedTable(
             application=None if row.application == EVERY_APPLICATION else row.application,
             database=row.database_name,
@@ -165,7 +168,6 @@ def registered(connection: Connection, application: str | None = None) -> list[S
         )
         for row in connection.execute(query)
     ]
-    return found
 
 
 def unregistered_tables(
@@ -186,20 +188,30 @@ def unregistered_tables(
     known = {*OWN_TABLES, *unsealed_tables, *(table.table for table in registered)}
     return sorted(
         name
-        for name in inspector.get_table_names()
-        if name not in known and _looks_sealed(inspector.get_columns(name))
+        for schema in _schemas(inspector)
+        for (_, table), columns in inspector.get_multi_columns(schema=schema).items()
+        if (name := f"{schema}.{table}" if schema else table) not in known and _looks_sealed(columns)
     )
+
+
+def _schemas(inspector: Inspector) -> list[str | None]:
+    """Name the schemas that users make tables in; the default one, whose tables go without it, is ``None``."""
+    own = {inspector.default_schema_name, "information_schema"}
+    return [None, *(name for name in inspector.get_schema_names() if name not in own and name[:3] != "pg_")]
 
 
 def _looks_sealed(columns: Iterable[Any]) -> bool:
     types = {column["name"]: column["type"] for column in columns}
     key_id = types.pop(KEY_ID, None)
-    return key_id is not None and _may_hold_uuid(key_id) and any(_is_binary(kind) for kind in types.values())
+    return key_id is not None and _may_hold_uuid(key_id) and any(map(_is_binary, types.values()))
 
 
 def _may_hold_uuid(kind: TypeEngine[Any]) -> bool:
-    return isinstance(kind, Uuid) or _is_binary(kind)
+    # As SQLite keeps them: BinaryUUID is a BLOB there, SQLAlchemy's own Uuid is CHAR(32).
+    return (
+        isinstance(kind, Uuid) or _is_binary(kind) or (isinstance(kind, CHAR) and kind.length == _HEX_DIGITS)
+    )
 
 
 def _is_binary(kind: TypeEngine[Any]) -> bool:
-    return isinstance(kind, LargeBinary)
+    return isinstance(kind, LargeBinary | BINARY | VARBINARY)

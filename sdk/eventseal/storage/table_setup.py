@@ -28,7 +28,7 @@ def create_tables(connection: Connection, tables: Iterable[Table]) -> None:
         tables: In an order in which they can be made.
 
     Raises:
-        ConfigurationError: A table is there without a column that is needed; it is named. Nothing is made then.
+        ConfigurationError: A table is there without a column that is needed. Nothing is made then.
     """
     _one_at_a_time(connection)
     inspector = inspect(connection)
@@ -91,10 +91,13 @@ def _one_at_a_time(connection: Connection) -> None:
 
 
 def _missing_column(connection: Connection, table: Table, column: Column[Any]) -> ConfigurationError:
-    remedy = f"Migrate the table: {_add_column(connection, table, column)}"
-    if column.name == KEY_ID:
-        remedy = f"Run `eventseal init`, which adds it and its index, or migrate: {_add_column(connection, table, column)}"
-    return ConfigurationError(f"the table {table} is there, but has no column {column.name}", remedy=remedy)
+    migrate = f"migrate the table: {_add_column(connection, table, column)}"
+    return ConfigurationError(
+        f"the table {table} is there, but has no column {column.name}",
+        remedy=f"Run `eventseal init`, which adds it and its index, or {migrate}"
+        if column.name == KEY_ID
+        else f"Another program's table has the name; rename one of them, or {migrate}",
+    )
 
 
 def _add_column(connection: Connection, table: Table, column: Column[Any]) -> str:

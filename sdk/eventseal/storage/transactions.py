@@ -1,11 +1,10 @@
-"""Transactions of EventSeal's own: how they begin, when they are run again, and whether the session holds a write lock."""
+"""Transactions of EventSeal's own: how they begin, and when they are run again."""
 
 from __future__ import annotations
 
 import random
-import sqlite3
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -13,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from eventseal.storage.faults import is_transient, translated
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Callable
 
     from sqlalchemy.engine import Connection, Engine
@@ -36,8 +36,9 @@ def begin_writing(connection: Connection) -> Connection:
 
 def holds_sqlite_lock(connection: Connection) -> bool:
     """Whether a SQLite connection is in a transaction that has written (a SELECT alone opens none)."""
-    driver = connection.connection.dbapi_connection
-    return isinstance(driver, sqlite3.Connection) and driver.in_transaction
+    if connection.dialect.name != "sqlite":
+        return False
+    return cast("sqlite3.Connection", connection.connection.dbapi_connection).in_transaction
 
 
 def write(engine: Engine, work: Callable[[Connection], T], *, doing: str, wait: bool = True) -> T:

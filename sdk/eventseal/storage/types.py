@@ -5,6 +5,8 @@ Two values are equal to the database exactly when the associated data of an item
 type cannot hold so is refused before anything is written.
 """
 
+# ruff: noqa: ARG001, ARG002 - the signatures are SQLAlchemy's
+
 from __future__ import annotations
 
 from datetime import UTC, datetime
@@ -192,7 +194,7 @@ def _uuid_from_text(value: object) -> UUID:
             if str(identifier) == value:
                 return identifier
     raise SerializationError(
-        f"a {type(value).__name__} that is neither a UUID nor its canonical text cannot be stored in a UUID column"
+        f"a UUID column takes a UUID or its canonical text, not this {type(value).__name__}"
     )
 
 
