@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from copy import copy
 from math import inf
 from operator import attrgetter
 from typing import TYPE_CHECKING
@@ -13,14 +12,9 @@ from eventseal.keys.leases import Lease
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from eventseal.errors import EventSealError
     from eventseal.keys.data_key import DataKey
     from eventseal.keys.records import KeyRecord
 
-REFUSAL_SECONDS = 5.0
-"""How long an absent or destroyed key is not looked for again."""
-
-_MOST_REFUSALS = 10_000
 _last_use = attrgetter("used")
 
 
@@ -77,7 +71,7 @@ class CachedKey:
 
 class KeyCache:
     """
-    Keys by id and active keys by scope, and short refusals of ids that have no key.
+    Keys by id, and active keys by scope.
 
     Args:
         max_keys: Keys held at most.
@@ -87,12 +81,10 @@ class KeyCache:
         self.keys: dict[UUID, CachedKey] = {}
         self.active: dict[str, CachedKey] = {}
         self._max_keys = max_keys
-        self._refusals: dict[UUID, tuple[EventSealError, float]] = {}
 
     def add(self, cached: CachedKey) -> None:
         """Hold *cached* by its id; what was used longest ago may go for it."""
         key_id = cached.record.key_id
-        self._refusals.pop(key_id, None)
         if key_id not in self.keys and len(self.keys) >= self._max_keys:
             self._evict(1 + len(self.keys) - self._max_keys)
         self.keys[key_id] = cached
@@ -115,21 +107,6 @@ class KeyCache:
         """Seal no more under *cached*; it still opens."""
         if self.active.get(cached.record.scope) is cached:
             del self.active[cached.record.scope]
-
-    def refuse(self, key_id: UUID, error: EventSealError, now: float) -> None:
-        """Answer for *key_id* with *error* for a short while."""
-        if len(self._refusals) >= _MOST_REFUSALS:
-            self._refusals.clear()
-        self._refusals[key_id] = (error, now + REFUSAL_SECONDS)
-
-    def refusal(self, key_id: UUID, now: float) -> EventSealError | None:
-        """Give a copy of the error that answers for *key_id* at the moment, if one does."""
-        error, until = self._refusals.get(key_id, (None, 0.0))
-        return copy(error) if error is not None and now < until else None
-
-    def forget_refusals(self) -> None:
-        """Look for every key again."""
-        self._refusals.clear()
 
     def _evict(self, count: int) -> None:
         # A sweep takes a share of a large cache, so that it costs little for each key.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn
 
+from eventseal.errors import ConfigurationError
 from eventseal.keys.confirmation import Confirmation
 from eventseal.keys.counters import CountedStore, KeyringCounters
 from eventseal.keys.forks import renew_in_children
@@ -16,8 +17,10 @@ from eventseal.keys.resources import Resources
 from eventseal.keys.rotating import Rotator
 from eventseal.keys.sealing import Sealer
 from eventseal.keys.seating import Seats
+from eventseal.keys.store import KeyStore
 from eventseal.keys.store_key import StoreKey
 from eventseal.keys.wrapping import Keks
+from eventseal.kms.adapter import KmsAdapter
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -28,8 +31,6 @@ if TYPE_CHECKING:
     from eventseal.keys.policy import Clock
     from eventseal.keys.records import KeyRecord
     from eventseal.keys.source import KeySource
-    from eventseal.keys.store import KeyStore
-    from eventseal.kms.adapter import KmsAdapter
 
 
 class Keyring:
@@ -66,8 +67,10 @@ class Keyring:
         cache: CachePolicy | None = None,
         clock: Clock | None = None,
     ) -> None:
+        if not isinstance(key_store, KeyStore):
+            raise ConfigurationError(f"key_store= is a {type(key_store).__name__}, which is no key store")
         self._application = checked_application(application)
-        self._kms = kms
+        self._kms = (kms,) if isinstance(kms, KmsAdapter) else tuple(kms)
         self._key_store = key_store
         self._policy = policy or RotationPolicy()
         self._caching = cache or CachePolicy()
@@ -185,6 +188,7 @@ class Keyring:
             StoreError: The key store refused or failed.
         """
         self._refresher.refresh()
+        self._opener.look_again()
 
     def close(self) -> None:
         """Close every handle and forget every key; the keyring gives none afterwards."""

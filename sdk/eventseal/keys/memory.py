@@ -16,7 +16,6 @@ from eventseal.keys.states import KeyState
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from eventseal.errors import EventSealError
     from eventseal.keys.confirmation import Confirmation
     from eventseal.keys.data_key import DataKey
     from eventseal.keys.known_states import Moment
@@ -76,7 +75,7 @@ class Memory:
 
     def learn(self, changes: Changes, seals: Seals, since: Moment) -> None:
         """
-        Take over what a refresh read.
+        Take over what a refresh read; called by one thread at a time.
 
         Args:
             changes: As read after *since*.
@@ -86,18 +85,18 @@ class Memory:
         Raises:
             IntegrityError: The mark or the listing is not what a keyring sealed, or earlier than one seen.
         """
-        mark = changes.mark
+        mark, revoked = changes.mark, changes.revoked or ()
         seals.check_mark(mark)
+        self.check_mark(mark, since)
+        if mark.counter == self._known.counter:
+            return
+        set_hash = self._known.listing_hash(
+            revoked, mark, seals
+        )  # not locked: only a refresh moves the listing
         with self._lock:
-            self._known.check(mark, since)
-            if mark.counter == self._known.counter:
-                return
-            revoked = changes.revoked or ()
-            set_hash = self._known.listing_hash(revoked, mark, seals)
             for record in changes.records:
                 self._learn_row(record, seals, since)
             self._known.move(mark, revoked, set_hash)
-            self._cache.forget_refusals()
 
     def check_mark(self, mark: ChangeMark, since: Moment) -> None:
         """
@@ -147,9 +146,9 @@ class Memory:
             cached.expires = now + self._caching.ttl
             cached.grace_ends = cached.expires + self._caching.outage_grace
             cached.schedule()
-            self._cache.add(cached)
             self.uses += 1
             cached.used = self.uses
+            self._cache.add(cached)
             return cached
 
     def admit(self, record: KeyRecord, *, since: Moment) -> bool:
@@ -178,10 +177,12 @@ class Memory:
             self.active[record.scope] = cached
             return True
 
-    def vacate(self, cached: CachedKey) -> None:
-        """Seal no more under *cached* before its scope was read again."""
+    def unseat(self, record: KeyRecord) -> None:
+        """Seal no more under this key before its scope was read again."""
         with self._lock:
-            self._cache.vacate(cached)
+            cached = self.active.get(record.scope)
+            if cached is not None and cached.record.key_id == record.key_id:
+                self._cache.vacate(cached)
 
     def rest(self, cached: CachedKey, until: float) -> None:
         """Seal under *cached*, although it should be rotated, until a moment of the keyring's clock."""
@@ -194,16 +195,6 @@ class Memory:
         with self._lock:
             self._known.note(record)
             self._cache.drop(record.key_id, close=True)
-
-    def refuse(self, key_id: UUID, error: EventSealError, now: float) -> None:
-        """Answer for *key_id* with *error* for a short while."""
-        with self._lock:
-            self._cache.refuse(key_id, error, now)
-
-    def refusal(self, key_id: UUID, now: float) -> EventSealError | None:
-        """Give the error that answers for *key_id* at the moment, if one does."""
-        with self._lock:
-            return self._cache.refusal(key_id, now)
 
     def moved(self, record: KeyRecord, *, counter: int) -> None:
         """Note a change of state that this process made itself, and the counter that it wrote."""
@@ -243,7 +234,6 @@ class Memory:
             self._closed = True
             for key_id in list(self.keys):
                 self._cache.drop(key_id, close=True)
-            self._cache.forget_refusals()
 
     def close_in_child(self) -> None:
         """Close every handle in a forked child, whose locks are the parent's; nothing here is used again."""

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from eventseal.errors import KeyNotFoundError, StoreError
+from eventseal.keys.forks import renew_in_children
 from eventseal.keys.records import Changes
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.store import HARD_LIMIT
@@ -41,6 +42,11 @@ class InMemoryKeyStore:
         self._changed: dict[UUID, int] = {}
         self._slots: dict[tuple[str, KeyPurpose, str], UUID] = {}
         self._marks: dict[str, ChangeMark] = {}
+        renew_in_children(self)
+
+    def renew_in_child(self) -> None:
+        """Keep a copy of the records in a forked child, behind a lock of its own."""
+        self._lock = threading.Lock()
 
     def active(
         self, application: str, scopes: Collection[str], *, purpose: KeyPurpose = KeyPurpose.DATA

@@ -8,11 +8,11 @@ from eventseal.errors import (
     EventSealError,
     IntegrityError,
     KeyDestroyedError,
-    KeyNotFoundError,
     KmsUnavailableError,
     StoreError,
     StoreUnavailableError,
 )
+from eventseal.keys.refusals import Refusals
 from eventseal.keys.rows import why_not
 from eventseal.keys.seals import is_bound
 from eventseal.keys.single_flight import SingleFlight
@@ -58,6 +58,11 @@ class Opener:
         self._store_key = store_key
         self._refresher = refresher
         self._flights: SingleFlight[UUID, CachedKey] = SingleFlight()
+        self._refusals = Refusals()
+
+    def look_again(self) -> None:
+        """Look again for keys that were absent or destroyed a moment ago."""
+        self._refusals.clear()
 
     def keys(self, key_ids: Collection[UUID]) -> dict[UUID, DataKey | EventSealError]:
         """
@@ -67,15 +72,18 @@ class Opener:
             StoreError: The key store refused or failed.
             ConfigurationError: The keyring is closed.
         """
-        memory, counters = self._memory, self._resources.counters
-        memory.check_open()
-        memory.uses += 1
+        self._memory.check_open()
         try:
-            self._refresher.confirm_for_opening()
+            return self._keys(key_ids)
         except StoreError:
             raise
-        except EventSealError as error:
+        except EventSealError as error:  # of the store key or the change mark, under which all of them stand
             return dict.fromkeys(key_ids, error)
+
+    def _keys(self, key_ids: Collection[UUID]) -> dict[UUID, DataKey | EventSealError]:
+        memory, counters = self._memory, self._resources.counters
+        memory.uses += 1
+        self._refresher.confirm_for_opening()
         found: dict[UUID, DataKey | EventSealError] = {}
         missing: list[UUID] = []
         now = self._resources.clock.now()
@@ -83,7 +91,7 @@ class Opener:
             if (cached := self._fresh(key_id, now)) is not None:
                 cached.used = memory.uses
                 found[key_id] = cached.key
-            elif (refusal := memory.refusal(key_id, now)) is not None:
+            elif (refusal := self._refusals.get(key_id, now)) is not None:
                 found[key_id] = refusal
             else:
                 missing.append(key_id)
@@ -190,14 +198,14 @@ class Opener:
             batch.settle(record.key_id, error)
             return
         if kept is not None:
+            self._refusals.forget(record.key_id)
             batch.settle(record.key_id, kept)
 
     def _refuse(self, batch: _Batch, key_id: UUID, record: KeyRecord | None, refusal: EventSealError) -> None:
         batch.settle(key_id, refusal)
         if record is not None and isinstance(refusal, KeyDestroyedError):
             self._memory.bury(record)
-        if isinstance(refusal, (KeyNotFoundError, KeyDestroyedError)):
-            self._memory.refuse(key_id, refusal, self._resources.clock.now())
+        self._refusals.add(key_id, refusal, self._resources.clock.now())
 
 
 class _Batch:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from copy import copy
 from typing import TYPE_CHECKING
 
 from eventseal.errors import EventSealError, IntegrityError, StoreUnavailableError
+from eventseal.keys.single_flight import copied
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,7 +71,7 @@ class Refresher:
                 return
             if self._begun > begun:
                 if self._failure is not None:
-                    raise copy(self._failure)
+                    raise copied(self._failure)
                 return
             self._begun += 1
             self._failure = None

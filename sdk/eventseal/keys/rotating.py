@@ -31,7 +31,7 @@ class Replaced(NamedTuple):
 
     Attributes:
         record: The row that holds the slot now.
-        won: Whether it is the new one; if not, another process was first.
+        won: Whether it is the new one; if not, another process was first, and the row is not checked yet.
     """
 
     record: KeyRecord
@@ -67,6 +67,7 @@ class Rotator:
             StoreError: The key store refused or failed.
         """
         state = KeyState.COMPROMISED if compromised else KeyState.DEACTIVATED
+        leased = min(FIRST_BLOCK, self._resources.rotation.max_items)
         self._store_key.made_seals()
         for _ in range(ATTEMPTS):
             self._refresher.confirm_for_sealing()
@@ -80,11 +81,13 @@ class Rotator:
             if old is None or not self._memory.admit(old, since=since):
                 continue  # closed or moved meanwhile: read again
             try:
-                replaced = self.replace(old, state, leased=0, wait=True)
+                replaced = self.replace(old, state, leased=leased, wait=True)
             except KeyNotFoundError:
                 continue  # closed meanwhile, without another in its place
-            if compromised and not replaced.won:
-                self._compromise(old.key_id)
+            if not replaced.won:
+                self._check(replaced.record, scope)
+                if compromised:
+                    self._compromise(old.key_id)
             return replaced.record
         raise StoreUnavailableError(f"the active key of scope {scope!r} moved {ATTEMPTS} times meanwhile")
 
@@ -93,7 +96,7 @@ class Rotator:
         Close *old* and make another in its place.
 
         Args:
-            old: The active row, as it was read.
+            old: The active row, as it was read and checked.
             state: What it becomes.
             leased: Items that this process leases under the new key at once.
             wait: Whether to wait for another writer of the key tables.
@@ -104,16 +107,13 @@ class Rotator:
             StoreError: The key store refused or failed.
         """
         seals, since = self._store_key.made_seals(), self._memory.moment()
-        leased = leased or min(FIRST_BLOCK, self._resources.rotation.max_items)
         key, new = new_data_keys(self._resources, seals, {old.scope: leased})[old.scope]
         closed = seals.sealed(replace(old, state=state, active_scope=None, row_version=old.row_version + 1))
         marks = _Marks(self._memory, seals, closed, since)
         kept = self._resources.store.replace_active(old, closed, new, next_mark=marks, wait=wait)
         if kept.key_id != new.key_id:
             key.close()
-            refusal = why_not_sealing(kept, old.scope, application=self._resources.application, seals=seals)
-            if refusal is not None:
-                raise refusal
+            self._memory.unseat(old)
             return Replaced(kept, won=False)
         self._memory.moved(closed, counter=marks.written)
         now = self._resources.clock.now()
@@ -123,13 +123,17 @@ class Rotator:
         return Replaced(kept, won=True)
 
     def _active(self, scope: str) -> KeyRecord | None:
-        application, seals = self._resources.application, self._store_key.made_seals()
+        application = self._resources.application
         record = self._resources.store.active(application, [scope], purpose=KeyPurpose.DATA).get(scope)
         if record is not None:
-            refusal = why_not_sealing(record, scope, application=application, seals=seals)
-            if refusal is not None:
-                raise refusal
+            self._check(record, scope)
         return record
+
+    def _check(self, record: KeyRecord, scope: str) -> None:
+        application, seals = self._resources.application, self._store_key.made_seals()
+        refusal = why_not_sealing(record, scope, application=application, seals=seals)
+        if refusal is not None:
+            raise refusal
 
     def _compromise(self, key_id: UUID) -> None:
         """Move a key, which another process has deactivated meanwhile, on to where it was meant to go."""

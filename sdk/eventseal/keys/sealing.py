@@ -129,27 +129,27 @@ class Sealer:
         """Replace the keys whose time has come, without waiting; what cannot be replaced now seals on."""
         now = self._resources.clock.now()
         max_items = self._resources.rotation.max_items
-        for scope, items in batch.pending.items():
-            cached = self._memory.active.get(scope)
-            if cached is None or scope in batch.rotated or now < cached.rests_until:
+        for scope, cached in list(batch.seats.items()):
+            items = batch.pending[scope]
+            if scope in batch.rotated or now < cached.rests_until:
                 continue
-            if now >= cached.rotates_at or (
-                not cached.lease.covers(items) and cached.lease.is_over(items, max_items)
-            ):
+            is_full = not cached.lease.covers(items) and cached.lease.is_over(items, max_items)
+            if is_full or now >= cached.rotates_at:
                 batch.rotated.add(scope)
                 try:
-                    self._replace(cached, items, wait=False)
+                    self._replace(batch, scope, wait=False)
                 except (KmsError, StoreError):
                     self._memory.rest(cached, now + ROTATION_RESTS)
 
-    def _replace(self, cached: CachedKey, items: int, *, wait: bool) -> None:
-        leased = max(items, min(FIRST_BLOCK, self._resources.rotation.max_items))
+    def _replace(self, batch: ScopeBatch, scope: str, *, wait: bool) -> None:
+        """Replace a scope's key, or see that another process did; either way the seat is filled anew."""
+        old = batch.seats[scope].record
+        leased = max(batch.pending[scope], min(FIRST_BLOCK, self._resources.rotation.max_items))
         try:
-            won = self._rotator.replace(cached.record, KeyState.DEACTIVATED, leased=leased, wait=wait).won
+            self._rotator.replace(old, KeyState.DEACTIVATED, leased=leased, wait=wait)
         except KeyNotFoundError:
-            won = False
-        if not won:
-            self._memory.vacate(cached)  # another process was first: read the scope again
+            self._memory.unseat(old)
+        del batch.seats[scope]
 
     # --- leases ---
 
@@ -157,16 +157,14 @@ class Sealer:
         """Take from the leases, and extend in one call those that are too small."""
         max_items = self._resources.rotation.max_items
         short: dict[str, tuple[CachedKey, int]] = {}
-        for scope, items in list(batch.pending.items()):
-            cached = self._memory.active.get(scope)
-            if cached is None or cached.key.closed:
-                continue  # states moved: read the scope again
+        for scope, cached in list(batch.seats.items()):
+            items = batch.pending[scope]
             if cached.lease.take(items):
                 batch.settle(scope, cached)
             elif wanted := cached.lease.wanted(items, max_items):
                 short[scope] = (cached, wanted)
             else:
-                self._replace_full(batch, scope, cached)
+                self._replace_full(batch, scope)
         if short:
             self._extend(batch, short)
 
@@ -174,24 +172,28 @@ class Sealer:
         wanted = {cached.record.key_id: count for cached, count in short.values()}
         try:
             totals = self._resources.store.reserve(wanted)
-        except StoreUnavailableError as error:
+        except StoreError as error:
             for scope, (cached, _) in short.items():
-                batch.settle(scope, cached if cached.lease.borrow(batch.pending[scope]) else error)
+                on_credit = isinstance(error, StoreUnavailableError) and cached.lease.borrow(
+                    batch.pending[scope]
+                )
+                batch.settle(scope, cached if on_credit else error)
             return
         for scope, (cached, count) in short.items():
             total = totals.get(cached.record.key_id)
-            if total is None:
-                self._memory.vacate(cached)  # no longer active, or nearly full: read the scope again
+            if total is None:  # no longer active, or nearly full: read the scope again
+                self._memory.unseat(cached.record)
+                del batch.seats[scope]
             else:
                 cached.lease.grant(count, total=total, items=batch.pending[scope])
                 batch.settle(scope, cached)
 
-    def _replace_full(self, batch: ScopeBatch, scope: str, cached: CachedKey) -> None:
-        """Replace a key that may seal no more; this one is waited for."""
+    def _replace_full(self, batch: ScopeBatch, scope: str) -> None:
+        """Replace a key that may seal no more; this is waited for."""
+        key_id = batch.seats[scope].record.key_id
         try:
-            self._replace(cached, batch.pending[scope], wait=True)
+            self._replace(batch, scope, wait=True)
         except (KmsError, StoreError) as error:
-            key_id = cached.record.key_id
             limit = KeyLimitError(
                 f"key {key_id} of scope {scope!r} may seal no more and cannot be rotated: {error}",
                 key_id=key_id,

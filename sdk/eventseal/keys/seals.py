@@ -133,7 +133,7 @@ class Seals:
             (record.active_scope or "").encode(),  # no scope is empty, so "" is None and nothing else
             record.state.encode(),
             (record.destroyed_by or "").encode(),
-            record.row_version.to_bytes(8),
+            record.row_version.to_bytes(8, signed=True),  # an edited one may be negative
             record.binding,
         )
         return hmac.digest(self._row_key, sealed, sha512)[:SEAL_SIZE]
@@ -143,7 +143,9 @@ class Seals:
         return replace(mark, seal=self._mark_seal(mark))
 
     def _mark_seal(self, mark: ChangeMark) -> bytes:
-        sealed = length_prefixed(mark.application.encode(), mark.counter.to_bytes(8), mark.revoked)
+        sealed = length_prefixed(
+            mark.application.encode(), mark.counter.to_bytes(8, signed=True), mark.revoked
+        )
         return hmac.digest(self._mark_key, sealed, sha512)[:SEAL_SIZE]
 
     def __repr__(self) -> str:

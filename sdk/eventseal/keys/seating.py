@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eventseal.errors import EventSealError
+from eventseal.errors import EventSealError, KeyDestroyedError, KmsError, StoreError
 from eventseal.keys.leases import FIRST_BLOCK
 from eventseal.keys.making import new_data_keys
 from eventseal.keys.opening import Rows
@@ -30,17 +30,20 @@ class ScopeBatch:
     Attributes:
         pending: By scope the items to be sealed, until the scope has its outcome.
         outcomes: Of the others.
+        seats: The keys that are about to seal for them, as long as nothing shows that they must not.
         rotated: Scopes whose key was to be replaced by policy: that is tried once.
     """
 
     def __init__(self, items: Mapping[str, int]) -> None:
         self.pending = dict(items)
         self.outcomes: dict[str, CachedKey | EventSealError] = {}
+        self.seats: dict[str, CachedKey] = {}
         self.rotated: set[str] = set()
 
     def settle(self, scope: str, outcome: CachedKey | EventSealError) -> None:
         """Give a scope its outcome."""
         self.pending.pop(scope, None)
+        self.seats.pop(scope, None)
         self.outcomes[scope] = outcome
 
 
@@ -60,24 +63,37 @@ class Seats:
 
     def fill(self, batch: ScopeBatch, *, make: bool) -> None:
         """Load the active keys that are not at hand, and make those that nobody has made."""
-        now = self._resources.clock.now()
-        missing = [
-            scope
-            for scope in batch.pending
-            if (cached := self._memory.active.get(scope)) is None or not _is_open(cached, now)
-        ]
+        missing = self._missing(batch)
         if not missing:
             return
         since = self._memory.moment()
         application = self._resources.application
-        rows = self._resources.store.active(application, missing, purpose=KeyPurpose.DATA)
-        self._seat_rows(batch, rows, since)
-        absent = [scope for scope in missing if scope not in rows]
-        if absent and make:
-            self._make(batch, absent)
-        elif absent:
+        try:
+            rows = self._resources.store.active(application, missing, purpose=KeyPurpose.DATA)
+            self._seat_rows(batch, rows, since)
+            absent = [scope for scope in missing if scope not in rows]
+            if absent and make:
+                self._make(batch, absent)
+        except (KmsError, StoreError) as error:
+            for scope in missing:  # the other scopes of the batch, and who waits for them, need none of this
+                if scope in batch.pending and scope not in batch.seats:
+                    batch.settle(scope, error)
+            return
+        if not make:
             for scope in absent:
                 del batch.pending[scope]
+
+    def _missing(self, batch: ScopeBatch) -> list[str]:
+        now = self._resources.clock.now()
+        missing: list[str] = []
+        for scope in batch.pending:
+            cached = batch.seats.get(scope) or self._memory.active.get(scope)
+            if cached is not None and now < cached.expires and not cached.key.closed:
+                batch.seats[scope] = cached
+            else:
+                batch.seats.pop(scope, None)
+                missing.append(scope)
+        return missing
 
     def _seat_rows(self, batch: ScopeBatch, rows: Mapping[str, KeyRecord], since: Moment) -> None:
         application, seals = self._resources.application, self._store_key.made_seals()
@@ -86,14 +102,16 @@ class Seats:
             refusal = why_not_sealing(record, scope, application=application, seals=seals)
             if refusal is None:
                 good.append(record)
-            else:
-                batch.settle(scope, refusal)
+                continue
+            batch.settle(scope, refusal)
+            if isinstance(refusal, KeyDestroyedError):
+                self._memory.bury(record)
         by_id = {record.key_id: record for record in good}
         for key_id, outcome in self._opener.load(list(by_id), Rows(by_id, since)).items():
             if isinstance(outcome, EventSealError):
                 batch.settle(by_id[key_id].scope, outcome)
             else:
-                self._memory.seat(outcome, by_id[key_id], since=since)
+                self._seat(batch, outcome, by_id[key_id], since)
 
     def _make(self, batch: ScopeBatch, scopes: Collection[str]) -> None:
         first_block = min(FIRST_BLOCK, self._resources.rotation.max_items)
@@ -111,9 +129,9 @@ class Seats:
                 continue
             cached = self._memory.keep(key, stored, since=since, now=now, leased=leases[scope])
             if cached is not None:
-                self._memory.seat(cached, stored, since=since)
+                self._seat(batch, cached, stored, since)
         self._seat_rows(batch, winners, since)
 
-
-def _is_open(cached: CachedKey, now: float) -> bool:
-    return now < cached.expires and not cached.key.closed
+    def _seat(self, batch: ScopeBatch, cached: CachedKey, record: KeyRecord, since: Moment) -> None:
+        if self._memory.seat(cached, record, since=since):
+            batch.seats[record.scope] = cached

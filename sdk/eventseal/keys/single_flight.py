@@ -15,6 +15,13 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
+def copied(error: EventSealError) -> EventSealError:
+    """Copy an error for another thread or another item: raised, each collects a traceback of its own."""
+    duplicate = copy(error)
+    duplicate.__cause__ = error.__cause__
+    return duplicate
+
+
 class _Flight(Generic[V]):
     __slots__ = ("landed", "outcome")
 
@@ -52,7 +59,7 @@ class SingleFlight(Generic[K, V]):
         mine: dict[K, _Flight[V]] = {}
         theirs: dict[K, _Flight[V]] = {}
         with self._lock:
-            for key in keys:
+            for key in dict.fromkeys(keys):  # asked for twice, a key must not wait for itself
                 flight = self._flights.get(key)
                 if flight is None:
                     mine[key] = self._flights[key] = _Flight()
@@ -64,7 +71,7 @@ class SingleFlight(Generic[K, V]):
             flight.landed.wait()
             outcome = flight.outcome
             if outcome is not None:
-                awaited[key] = copy(outcome) if isinstance(outcome, EventSealError) else outcome
+                awaited[key] = copied(outcome) if isinstance(outcome, EventSealError) else outcome
         return loaded, awaited
 
     def _load(

@@ -33,15 +33,14 @@ class Keks:
     Unwrapped keys travel as handles from here on, so that no frame of EventSeal's that can raise holds bytes.
 
     Args:
-        kms: One adapter or several, of different KEKs.
+        adapters: One or several, of different KEKs.
         counters: Told of every call that leaves the process.
 
     Raises:
         ConfigurationError: There is none, one is no adapter, or one is listed twice.
     """
 
-    def __init__(self, kms: KmsAdapter | Sequence[KmsAdapter], *, counters: KeyringCounters) -> None:
-        adapters = (kms,) if isinstance(kms, KmsAdapter) else tuple(kms)
+    def __init__(self, adapters: Sequence[KmsAdapter], *, counters: KeyringCounters) -> None:
         if not adapters:
             raise ConfigurationError(
                 "no KEK is configured, and there is no default one",
@@ -56,7 +55,7 @@ class Keks:
         uris = [adapter.uri for adapter in adapters]
         if len(set(uris)) < len(uris):
             raise ConfigurationError(f"a KEK is listed twice in kms=: {', '.join(uris)}")
-        self._adapters: tuple[KmsAdapter, ...] = adapters
+        self._adapters = tuple(adapters)
         self._counters = counters
 
     def generate(self, records: Sequence[KeyRecord]) -> list[tuple[DataKey, tuple[WrappedKey, ...]]]:

@@ -22,6 +22,7 @@ from eventseal.errors import (
     KmsUnavailableError,
     NotMyKeyError,
 )
+from eventseal.keys.forks import renew_in_children
 from eventseal.kms.adapter import WrappedKey
 
 if TYPE_CHECKING:
@@ -83,6 +84,12 @@ class FakeKms:
         self._held = 0
         self._faults: list[EventSealError] = []
         self._standing_fault: EventSealError | None = None
+        renew_in_children(self)
+
+    def renew_in_child(self) -> None:
+        """Go on in a forked child, without the calls of the parent's threads."""
+        self._condition = threading.Condition()
+        self._inside = self._held = 0
 
     @classmethod
     def from_uri(cls, uri: str) -> FakeKms:
