@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from eventseal.errors import ConfigurationError, EventSealError, IntegrityError, KmsKeyStateError
-from eventseal_kms.aws.answers import KEY_SIZE, key_in, wrapping_in
+from eventseal.errors import ConfigurationError, EventSealError
 from eventseal_kms.aws.arn import KeyArn
 from eventseal_kms.aws.batches import outcome_of_each
 from eventseal_kms.aws.calls import KmsCalls
 from eventseal_kms.aws.connection import ConnectionSource
-from eventseal_kms.aws.failures import Failure, error_in
 from eventseal_kms.aws.kek import Kek
+from eventseal_kms.aws.outcomes import Outcomes
 from eventseal_kms.aws.permissions import check_permissions
 
 if TYPE_CHECKING:
@@ -28,11 +27,9 @@ if TYPE_CHECKING:
         SupportsRewrap,
         WrappedKey,
     )
-    from eventseal_kms.aws.calls import Answer
 
 Value = TypeVar("Value")
 
-MAX_CIPHERTEXT = 6144
 MAX_GRANT_TOKENS = 10
 
 
@@ -41,8 +38,8 @@ class AwsKmsAdapter:
     Wraps keys under a symmetric key of AWS KMS.
 
     Nothing is called before first use. Each wrapping is bound to its encryption context; every call names the
-    KMS key that it means, and every answer is checked to come from that key. Use it from several threads;
-    after a fork it makes a client of its own.
+    KMS key that it means, and every answer is checked to come from that key. Several threads may use one
+    adapter; after a fork it makes a client of its own.
 
     Args:
         key: The ARN of a KMS key or of an alias, bare or behind ``aws-kms://``. An alias is resolved once, on
@@ -71,7 +68,7 @@ class AwsKmsAdapter:
         self._connections = ConnectionSource(here, client)
         self._calls = KmsCalls(self._connections, grant_tokens)
         self._kek = Kek(configured.in_region(here), self._calls, self._connections)
-        self._reencrypts = True
+        self._outcomes = Outcomes(self._kek, self._calls)
 
     @classmethod
     def from_uri(cls, uri: str) -> Self:
@@ -112,7 +109,7 @@ class AwsKmsAdapter:
             KmsError: KMS refused or failed.
             IntegrityError: Something else answered than this KMS key.
         """
-        return _value(self._generated(context))
+        return _value(self._outcomes.generated(context))
 
     def wrap(self, key: bytes, context: EncryptionContext) -> WrappedKey:
         """
@@ -125,7 +122,7 @@ class AwsKmsAdapter:
             KmsError: KMS refused or failed.
             IntegrityError: Something else answered than this KMS key.
         """
-        outcome = self._wrapped(key, context)
+        outcome = self._outcomes.wrapped(key, context)
         del key  # no traceback of the error below shows it
         return _value(outcome)
 
@@ -138,17 +135,17 @@ class AwsKmsAdapter:
             KmsError: KMS refused or failed.
             IntegrityError: The wrapping or its context was changed.
         """
-        return _value(self._unwrapped(wrapped, context))
+        return _value(self._outcomes.unwrapped(wrapped, context))
 
     def wrap_many(self, keys: Sequence[tuple[bytes, EncryptionContext]]) -> list[WrappedKey | EventSealError]:
         """Wrap every key, at most 20 calls in flight; an outage ends the batch early."""
-        return self._each(keys, lambda item: self._wrapped(*item))
+        return self._each(keys, lambda item: self._outcomes.wrapped(*item))
 
     def unwrap_many(
         self, keys: Sequence[tuple[WrappedKey, EncryptionContext]]
     ) -> list[bytes | EventSealError]:
         """Unwrap every key, at most 20 calls in flight; an outage ends the batch early."""
-        return self._each(keys, lambda item: self._unwrapped(*item))
+        return self._each(keys, lambda item: self._outcomes.unwrapped(*item))
 
     def rewrap_many(
         self, keys: Sequence[tuple[WrappedKey, EncryptionContext]]
@@ -161,121 +158,12 @@ class AwsKmsAdapter:
         Args:
             keys: Only wrappings whose KEK is configured; it need not be this one, nor of this account.
         """
-        return self._each(keys, lambda item: self._rewrapped(*item))
+        return self._each(keys, lambda item: self._outcomes.rewrapped(*item))
 
     def _each(
         self, items: Sequence[Any], work: Callable[[Any], Value | EventSealError]
     ) -> list[Value | EventSealError]:
         return outcome_of_each(items, work, self._connections.get().slots)
-
-    def _generated(self, context: EncryptionContext) -> tuple[bytes, WrappedKey] | EventSealError:
-        pairs = context.as_mapping()
-        answered = self._under_current_key(
-            lambda kek: self._calls.call(
-                "GenerateDataKey",
-                kek,
-                context=pairs,
-                KeyId=str(kek),
-                KeySpec="AES_256",
-                EncryptionContext=pairs,
-            )
-        )
-        if isinstance(answered, EventSealError | Failure):
-            return error_in(answered)
-        kek, answer = answered
-        wrapped = wrapping_in(answer, kek, version="KeyMaterialId")
-        if isinstance(wrapped, EventSealError):
-            return wrapped
-        key = key_in(answer, kek)
-        return key if isinstance(key, EventSealError) else (key, wrapped)
-
-    def _wrapped(self, key: bytes, context: EncryptionContext) -> WrappedKey | EventSealError:
-        if len(key) != KEY_SIZE:
-            return ConfigurationError(f"a key to wrap has {KEY_SIZE} bytes, not {len(key)}")
-        pairs = context.as_mapping()
-        answered = self._under_current_key(
-            lambda kek: self._calls.call(
-                "Encrypt", kek, context=pairs, KeyId=str(kek), Plaintext=key, EncryptionContext=pairs
-            )
-        )
-        if isinstance(answered, EventSealError | Failure):
-            return error_in(answered)
-        kek, answer = answered
-        return wrapping_in(answer, kek, version=None)
-
-    def _unwrapped(self, wrapped: WrappedKey, context: EncryptionContext) -> bytes | EventSealError:
-        kek = self._kek.opener(wrapped.kek_uri)
-        return kek if isinstance(kek, EventSealError) else self._decrypted(wrapped, kek, context)
-
-    def _decrypted(
-        self, wrapped: WrappedKey, kek: KeyArn, context: EncryptionContext
-    ) -> bytes | EventSealError:
-        if not 1 <= len(wrapped.ciphertext) <= MAX_CIPHERTEXT:
-            return IntegrityError(
-                f"a wrapping of {len(wrapped.ciphertext)} bytes is none of AWS KMS: its row was changed",
-                remedy="Restore the key's row from a backup.",
-                kek_uri=wrapped.kek_uri,
-            )
-        pairs = context.as_mapping()
-        answer = self._calls.call(
-            "Decrypt",
-            kek,
-            context=pairs,
-            KeyId=str(kek),
-            CiphertextBlob=wrapped.ciphertext,
-            EncryptionContext=pairs,
-        )
-        return answer.error if isinstance(answer, Failure) else key_in(answer, kek)
-
-    def _rewrapped(self, wrapped: WrappedKey, context: EncryptionContext) -> WrappedKey | EventSealError:
-        source = self._kek.source(wrapped.kek_uri)
-        if isinstance(source, EventSealError):
-            return source
-        if self._reencrypts:
-            outcome = self._reencrypted(wrapped, source, context)
-            if not isinstance(outcome, Failure):
-                return outcome
-            if not outcome.is_not_offered:
-                return outcome.error
-            self._reencrypts = False
-        key = self._decrypted(wrapped, source, context)
-        return key if isinstance(key, EventSealError) else self._wrapped(key, context)
-
-    def _reencrypted(
-        self, wrapped: WrappedKey, source: KeyArn, context: EncryptionContext
-    ) -> WrappedKey | EventSealError | Failure:
-        pairs = context.as_mapping()
-        answered = self._under_current_key(
-            lambda kek: self._calls.call(
-                "ReEncrypt",
-                kek,
-                source=source,
-                context=pairs,
-                CiphertextBlob=wrapped.ciphertext,
-                SourceKeyId=str(source),
-                SourceEncryptionContext=pairs,
-                DestinationKeyId=str(kek),
-                DestinationEncryptionContext=pairs,
-            )
-        )
-        if isinstance(answered, EventSealError | Failure):
-            return answered
-        kek, answer = answered
-        return wrapping_in(answer, kek, version="DestinationKeyMaterialId")
-
-    def _under_current_key(
-        self, call: Callable[[KeyArn], Answer | Failure]
-    ) -> tuple[KeyArn, Answer] | EventSealError | Failure:
-        """Call with the key that wraps now; if it is unusable and the alias names another one, with that."""
-        kek = self._kek.current()
-        if isinstance(kek, EventSealError):
-            return kek
-        answer = call(kek)
-        if isinstance(answer, Failure) and isinstance(answer.error, KmsKeyStateError):
-            moved = self._kek.moved_from(kek)
-            if moved is not None:
-                kek, answer = moved, call(moved)
-        return answer if isinstance(answer, Failure) else (kek, answer)
 
 
 def _region(configured: KeyArn, client: KMSClient | None, region: str | None) -> str:

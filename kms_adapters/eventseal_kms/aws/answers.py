@@ -70,7 +70,7 @@ def _another_key(answer: Mapping[str, Any], kek: KeyArn) -> IntegrityError:
 
 def _not_kms(kek: KeyArn) -> KmsUnavailableError:
     return KmsUnavailableError(
-        f"what answered for {kek} is not KMS: a part of the answer is missing",
+        f"the answer for {kek} was cut short, or is not of KMS",
         remedy="Check the endpoint and any proxy before it.",
         kek_uri=kek.uri,
     )

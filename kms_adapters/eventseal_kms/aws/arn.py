@@ -15,6 +15,7 @@ _ARN = re.compile(
     r"arn:(?P<partition>aws(?:-[a-z]+)*):kms:(?P<region>[a-z]{2,}(?:-[a-z]+)+-[0-9]+):(?P<account>[0-9]{12}):"
     rf"(?P<resource>key/(?:{_UUID}|mrk-[0-9a-f]{{32}})|alias/[A-Za-z0-9/_-]{{1,250}})"
 )
+_RESERVED = "alias/aws/"
 _FORM = "arn:aws:kms:<region>:<account of 12 digits>:key/<id>, or the same with alias/<name>"
 
 
@@ -48,6 +49,11 @@ class KeyArn:
             raise ConfigurationError(
                 f"{text!r} is not the ARN of a KMS key or alias",
                 remedy=f"Write {_FORM}; `aws kms describe-key` prints it.",
+            )
+        if found.resource.startswith(_RESERVED):
+            raise ConfigurationError(
+                f"{found} is a key of an AWS service, which wraps for that service alone",
+                remedy="Make a key of your own: aws kms create-key.",
             )
         return found
 

@@ -6,13 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from botocore import xform_name
 
-from eventseal_kms.aws.failures import (
-    CREDENTIALS_REFUSED,
-    VENDOR_ERRORS,
-    Failure,
-    VendorError,
-    failure_of,
-)
+from eventseal_kms.aws.failures import VENDOR_ERRORS, Failure, VendorError, failure_of
 from eventseal_kms.aws.redaction import bodies_hidden
 
 if TYPE_CHECKING:
@@ -50,8 +44,8 @@ class KmsCalls:
         Call *operation* for *key*.
 
         A failure is returned, not raised: so no traceback leads into the frames of the HTTP client, where the
-        request lies with a key in it. Credentials that AWS does not accept are read once more, as something
-        else may have renewed them; every other repetition is botocore's.
+        request lies with a key in it. Credentials that are missing or not accepted are looked for once more,
+        as something else may have renewed them; every other repetition is botocore's.
 
         Args:
             operation: Such as ``Decrypt``.
@@ -73,7 +67,8 @@ class KmsCalls:
                 return answer
             failure = failure_of(caught, operation=operation, key=key, source=source, context=context)
             del caught
-            retry = not last and failure.code in CREDENTIALS_REFUSED and client is not None
-            if client is None or not retry or not connection.renew(client):
+            if client is None or not failure.is_about_credentials:
+                return failure
+            if not connection.renew(client) or last:
                 return failure
         raise AssertionError("unreachable")

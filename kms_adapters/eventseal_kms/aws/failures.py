@@ -22,8 +22,9 @@ VendorError = boto.BotoCoreError | boto.ClientError | ResponseParserError
 VENDOR_ERRORS = (boto.BotoCoreError, boto.ClientError, ResponseParserError)
 
 _ACCESS_DENIED = frozenset({"AccessDeniedException", "AccessDenied"})
-CREDENTIALS_REFUSED = frozenset(
+_CREDENTIALS_MISSING_OR_OLD = frozenset(
     {
+        "NoCredentialsError",
         "ExpiredTokenException",
         "ExpiredToken",
         "RequestExpired",
@@ -31,7 +32,6 @@ CREDENTIALS_REFUSED = frozenset(
         "InvalidClientTokenId",
     }
 )
-"""Codes that new credentials may mend."""
 _NOT_OFFERED = frozenset(
     {"UnknownOperationException", "UnsupportedOperationException", "NotImplementedException"}
 )
@@ -58,6 +58,11 @@ class Failure:
     def is_not_offered(self) -> bool:
         """Whether the endpoint lacks the operation, as some emulators do."""
         return self.code in _NOT_OFFERED or self.status == HTTPStatus.NOT_IMPLEMENTED
+
+    @property
+    def is_about_credentials(self) -> bool:
+        """Whether another look at where credentials come from may mend it."""
+        return self.code in _CREDENTIALS_MISSING_OR_OLD
 
     @property
     def is_denied(self) -> bool:
