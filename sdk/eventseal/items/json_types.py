@@ -29,7 +29,7 @@ class Refused(Exception):  # noqa: N818 - never leaves the package: it collects 
 def _encode_moment(value: datetime | time) -> str | list[str | int]:
     if value.tzinfo is not None:
         offset = value.utcoffset()
-        # Without an offset it would come back without a zone; one under a second is misread by fromisoformat().
+        # Without one it would come back without a zone; less than a second, fromisoformat() misreads.
         if offset is None or offset.microseconds:
             raise Refused(f"is a {type(value).__name__} whose zone gives no offset of whole seconds")
     text = value.isoformat()

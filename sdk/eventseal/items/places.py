@@ -47,6 +47,8 @@ class PlaceNames:
             None if sequence_id is None or position is None else (sequence_id, position)
         )
         self._fields: Pair = (fields[0], fields[1])
+        self._written = (self._fields, VERSIONED, TIMESTAMPED)
+        self._kept = tuple(pair for pair in (self._fields, TIMESTAMPED) if pair != VERSIONED)
 
     def take(self, attributes: dict[str, Any], owner: str) -> tuple[Any, Any]:
         """
@@ -81,15 +83,15 @@ class PlaceNames:
         """
         names = self._given
         if names is None:
-            names = self._kept(attributes)
+            names = _first_in(attributes, self._kept)
             if names is None:
                 names = VERSIONED
-                self._check_version(position, owner)
+                _check_version(position, owner)
         attributes[names[0]] = sequence_id
         attributes[names[1]] = position
 
     def _take_found(self, attributes: dict[str, Any], owner: str) -> tuple[Any, Any]:
-        names = self._kept(attributes, VERSIONED)
+        names = _first_in(attributes, self._written)
         if names is None:
             raise SerializationError(
                 f"{owner} has neither {' with '.join(self._fields)}, nor originator_id with "
@@ -98,19 +100,20 @@ class PlaceNames:
             )
         if names != VERSIONED:
             return attributes[names[0]], attributes[names[1]]
-        self._check_version(attributes[names[1]], owner)
+        _check_version(attributes[names[1]], owner)
         return attributes.pop(names[0]), attributes.pop(names[1])
 
-    def _kept(self, attributes: dict[str, Any], *others: Pair) -> Pair | None:
-        for names in (self._fields, *others, TIMESTAMPED):
-            if names[0] in attributes and names[1] in attributes:
-                return names
-        return None
 
-    @staticmethod
-    def _check_version(position: Any, owner: str) -> None:
-        # A Decimal is a time, and a reader without names could not tell which attribute held it.
-        if isinstance(position, Decimal):
-            raise SerializationError(
-                f"{owner} has the position {position}, which is no originator_version", remedy=_NAMES_REMEDY
-            )
+def _first_in(attributes: dict[str, Any], pairs: Sequence[Pair]) -> Pair | None:
+    for names in pairs:
+        if names[0] in attributes and names[1] in attributes:
+            return names
+    return None
+
+
+def _check_version(position: Any, owner: str) -> None:
+    # A Decimal is a time, and a reader without names could not tell which attribute held it.
+    if isinstance(position, Decimal):
+        raise SerializationError(
+            f"{owner} has the position {position}, which is no originator_version", remedy=_NAMES_REMEDY
+        )
