@@ -82,7 +82,8 @@ class InitSteps:
         missing = [] if has_store_key else self._missing_keks()
         yield from self._make_keks(missing)
         adapters = [] if missing and self._dry_run else self._adapters()
-        yield from map(_checked, adapters)
+        for adapter in adapters:
+            yield _checked(adapter, self._settings.application)
         yield self._add_columns()
         yield self._make_tables()
         yield self._make_keys(adapters, has_store_key=has_store_key)
@@ -177,16 +178,18 @@ def _table_names(connection: Connection) -> list[str]:
     return inspect(connection).get_table_names()
 
 
-def _checked(adapter: KmsAdapter) -> InitStep:
+def _checked(adapter: KmsAdapter, application: str) -> InitStep:
     if not isinstance(adapter, SupportsCheck):
         return InitStep(
             name="kms", changed=False, detail=f"{adapter.uri}, which cannot be asked what it grants"
         )
-    denied = [check for check in adapter.check() if not check.granted]
+    missing = [check for check in adapter.check(application) if not check.granted]
+    denied = [check for check in missing if check.required]
     if denied:
         raise KmsForbiddenError(
             f"{adapter.uri} does not grant {', '.join([check.action for check in denied])}",
             kek_uri=adapter.uri,
             remedy="\n".join([check.detail for check in denied if check.detail]) or None,
         )
-    return InitStep(name="kms", changed=False, detail=f"{adapter.uri} grants what is needed")
+    but = f", but not {', '.join([check.action for check in missing])}" if missing else ""
+    return InitStep(name="kms", changed=False, detail=f"{adapter.uri} grants what is needed{but}")

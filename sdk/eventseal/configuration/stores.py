@@ -51,7 +51,7 @@ class Stores:
             raise ConfigurationError("no database is configured: store_url is missing", remedy=_NO_STORE)
         self.datastore = SQLAlchemyDatastore(
             _database(settings.store_url),
-            tables=(*_OWN_RECORDS, *record_classes(settings.tables)),
+            tables=tuple(dict.fromkeys((*_OWN_RECORDS, *record_classes(settings.tables)))),
             key_settings=None if settings.key_store_url is None else _database(settings.key_store_url),
         )
         self.key_store = SQLAlchemyKeyStore(self.datastore)

@@ -1,0 +1,111 @@
+"""``eventseal init``: what it tells, what it asks, and that JSON stands alone."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+WORDS = ("--kms-key", "local://dev.key", "--store-url", "sqlite:///shop.sqlite", "--application", "shop")
+
+
+def test_it_tells_what_it_made(run):
+    lines = run("init", *WORDS).stdout.splitlines()
+    assert lines[0] == "made   settings file eventseal.toml"
+    assert lines[1] == "made   KEK local://dev.key"
+    assert lines[-1] == "made   store key and first data key of application shop"
+    assert any("integer_sequenced_items" in line for line in lines)
+
+
+def test_run_again_it_says_that_nothing_was_changed(run):
+    run("init", *WORDS)
+    lines = run("init").stdout.splitlines()
+    assert not any(line.startswith("made") for line in lines)
+    assert lines[-1] == "nothing was changed: everything is there"
+
+
+def test_a_dry_run_says_would(run):
+    result = run("init", *WORDS, "--dry-run")
+    assert result.stdout.startswith("would make  settings file eventseal.toml\n")
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_its_json_lists_the_steps(run, run_json):
+    shown = run_json("init", *WORDS)
+    assert (shown["verb"], shown["dry_run"], shown["changed"]) == ("init", False, True)
+    assert {step["name"]: step["changed"] for step in shown["steps"]} == {
+        "settings": True,
+        "kek": True,
+        "kms": False,
+        "columns": False,
+        "tables": True,
+        "keys": True,
+    }
+    assert run_json("init")["changed"] is False
+    assert run_json("--dry-run", "init")["dry_run"] is True
+
+
+def test_several_keks_and_tables_are_lists_in_the_file(run):
+    words = [*WORDS, "--kms-key", "local://other.key", "--table", "eventseal.storage:SnapshotRecord"]
+    run("init", *words)
+    written = tomllib.loads(Path("eventseal.toml").read_text())
+    assert written["kms_key"] == ["local://dev.key", "local://other.key"]
+    assert written["tables"] == ["eventseal.storage:SnapshotRecord"]
+
+
+def test_without_a_terminal_it_asks_nothing(run):
+    assert "no KEK is configured" in run("init", input="local://dev.key\n", exits=2).stderr
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Standard input as a person's: the runner's own is none."""
+    from typer.testing import CliRunner
+
+    isolation = CliRunner.isolation
+
+    def on_a_terminal(self, *arguments, **named):
+        context = isolation(self, *arguments, **named)
+        enter = context.__enter__
+
+        def entered():
+            found = enter()
+            sys.stdin.isatty = lambda: True
+            return found
+
+        class Wrapped:
+            def __enter__(self):
+                return entered()
+
+            def __exit__(self, *error):
+                return context.__exit__(*error)
+
+        return Wrapped()
+
+    monkeypatch.setattr(CliRunner, "isolation", on_a_terminal)
+
+
+def test_on_a_terminal_it_asks_for_what_is_not_given(run, terminal, monkeypatch):
+    monkeypatch.setenv("EVENTSEAL_APPLICATION", "shop")
+    run("init", input="local://asked.key\n\n")
+    written = tomllib.loads(Path("eventseal.toml").read_text())
+    assert written == {"kms_key": "local://asked.key", "store_url": "sqlite:///events.sqlite"}
+    assert Path("asked.key").exists()
+
+
+@pytest.mark.parametrize("word", ["--yes", "--json"])
+def test_it_asks_nothing_when_told_so(run, terminal, word):
+    run("init", word, input="local://asked.key\n\n\n", exits=2)
+    assert not Path("asked.key").exists()
+
+
+def test_with_a_file_it_asks_nothing(run, terminal):
+    run("init", *WORDS)
+    run("init", input="")
+
+
+def test_leaving_at_a_question_makes_nothing(run, terminal):
+    assert "interrupted" in run("init", input="", exits=130).stderr
+    assert list(Path.cwd().iterdir()) == []

@@ -1,0 +1,132 @@
+"""``eventseal verify``: counts for people and programs, progress on standard error, and exit codes."""
+
+from __future__ import annotations
+
+import pytest
+
+from eventseal.cli import verify_command
+from eventseal.errors import KmsUnavailableError
+from eventseal.rotation import JobResult
+from eventseal_kms.local import LocalKmsAdapter
+
+ITEMS = "integer_sequenced_items"
+
+
+def test_a_whole_store_is_counted_by_table(run, store):
+    store(5)
+    lines = run("verify").stdout.splitlines()
+    assert lines[0].split() == ["TABLE", "DONE", "FAILED", "PLAIN", "FOREIGN", "LEFT"]
+    assert [line.split() for line in lines if line.startswith(ITEMS)] == [[ITEMS, "5", "0", "0", "0", "0"]]
+    assert lines[-1].startswith("5 items opened under 1 keys in ")
+    assert lines[-1].endswith(", 0 failed")
+
+
+def test_its_json_is_all_of_standard_output(run_json, store):
+    item = store(3)[0]
+    shown = run_json("verify")
+    assert (shown["verb"], shown["complete"], shown["done"], shown["failed"]) == ("verify", True, 3, 0)
+    assert shown["by_key"] == {str(item.key_id): 3}
+    assert shown["by_table"][ITEMS] == {"done": 3, "failed": 0, "plain": 0, "foreign": 0, "left": 0}
+    assert shown["failures"] == []
+
+
+def test_a_failed_item_exits_with_1_and_is_named(run, run_json, store, query):
+    item = store(3)[1]
+    query("UPDATE integer_sequenced_items SET topic = 'x' WHERE position = 1")
+    shown = run("verify", exits=1).stdout
+    assert f"IntegrityError: {ITEMS} sequence_id={item.sequence_id} position=1 (key {item.key_id})" in shown
+    assert run_json("verify", exits=1)["failures"][0]["error"] == "IntegrityError"
+
+
+def test_a_key_row_edited_by_hand_exits_with_1(run, store, query):
+    query("UPDATE encryption_keys SET scope = 'tenant:b' WHERE purpose = 'data'")
+    assert "IntegrityError: encryption_keys key_id=" in run("verify", exits=1).stdout
+
+
+def test_an_edited_store_key_exits_with_1(run, store, query):
+    query("UPDATE encryption_keys SET binding = zeroblob(32) WHERE purpose = 'store'")
+    assert "IntegrityError: encryption_keys key_id=" in run("verify", exits=1).stdout
+
+
+def test_the_wrong_application_is_told_by_name(run, store, query, monkeypatch):
+    store(2)
+    monkeypatch.setenv("EVENTSEAL_APPLICATION", "other")
+    query("UPDATE sealed_tables SET application = 'other'")
+    shown = run("verify", exits=1).stdout
+    assert "WrongApplicationError" in shown
+
+
+def test_an_outage_exits_with_3_and_fails_no_item(run, store, monkeypatch):
+    store(2)
+
+    def away(_self, _keys):
+        raise KmsUnavailableError("the KMS did not answer")
+
+    monkeypatch.setattr(LocalKmsAdapter, "unwrap_many", away)
+    result = run("verify", exits=3)
+    assert result.stdout == ""
+    assert "the KMS did not answer" in result.stderr
+
+
+def test_many_failures_are_cut_short_for_people(run, run_json, store, query):
+    store(30)
+    query("UPDATE integer_sequenced_items SET topic = 'x'")
+    shown = run("verify", exits=1).stdout
+    assert shown.count("IntegrityError") == 20
+    assert "and 10 more" in shown
+    assert len(run_json("verify", exits=1)["failures"]) == 30
+
+
+def test_tables_and_samples_can_be_asked_for(run, run_json, store):
+    store(200)
+    assert set(run_json("verify", "--table", "snapshots")["by_table"]) == {"snapshots"}
+    shown = run_json("verify", "--sample", "0.2")
+    assert 0 < shown["done"] < 200
+    assert shown["left"] == 200 - shown["done"]
+    assert "Did you mean snapshots?" in run("verify", "--table", "snapshot", exits=2).stderr
+    assert "sample" in run("verify", "--sample", "2", exits=2).stderr
+
+
+def test_plain_items_are_told_and_do_not_fail(run_json, store, query):
+    store(2)
+    query("UPDATE integer_sequenced_items SET key_id = NULL, data = CAST('{}' AS BLOB) WHERE position = 0")
+    assert run_json("verify")["by_table"][ITEMS]["plain"] == 1
+
+
+def test_without_a_terminal_progress_is_a_line_for_each_tenth(run, store, monkeypatch):
+    monkeypatch.setattr(verify_command.sys.modules["eventseal.rotation.verify"], "_PAGE_SIZE", 10)
+    store(200)
+    result = run("verify")
+    told = [line for line in result.stderr.splitlines() if line.startswith("verify: ")]
+    assert told[0] == "verify: 20 of 200 items, 0 failed"
+    assert told[-1] == "verify: 200 of 200 items, 0 failed"
+    assert len(told) == 10
+    assert "verify:" not in result.stdout
+
+
+def test_on_a_terminal_progress_is_a_bar_on_standard_error(store, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    result = JobResult(
+        verb="verify", complete=False, done=30, left=70, failed=0, seconds=1.0, by_table={"t": {"done": 30}}
+    )
+    with verify_command._progress(1.0) as progress:
+        progress(result)
+    shown = capsys.readouterr()
+    assert "30/100" in shown.err
+    assert shown.out == ""
+
+
+@pytest.mark.parametrize(("sample", "total"), [(1.0, 100), (0.5, 50)])
+def test_the_share_of_a_sample_ends_at_all_of_it(sample, total):
+    result = JobResult(
+        verb="verify",
+        complete=False,
+        done=30,
+        left=70,
+        failed=0,
+        seconds=1.0,
+        by_table={"t": {"done": 30, "left": 9}},
+    )
+    assert verify_command._share(result, sample) == (30, total)
