@@ -190,7 +190,7 @@ class LocalKmsAdapter:
             for (_, context), refusal in zip(keys, refusals, strict=True)
         ]
 
-    def check(self) -> list[PermissionCheck]:
+    def check(self, _application: str = "default", /) -> list[PermissionCheck]:
         """Read the file again and tell whether it still holds the key that this adapter uses."""
         detail = ""
         try:

@@ -180,12 +180,24 @@ def test_denied_permissions_stop_it_with_what_to_grant(tmp_path, monkeypatch):
         PermissionCheck(action="kms:Encrypt", granted=True),
         PermissionCheck(action="kms:Decrypt", granted=False, detail="grant kms:Decrypt to the role"),
     ]
-    monkeypatch.setattr(LocalKmsAdapter, "check", lambda _self: denied)
+    monkeypatch.setattr(LocalKmsAdapter, "check", lambda *_: denied)
     with pytest.raises(KmsForbiddenError, match="kms:Decrypt") as caught:
         initialise(**OPTIONS)
     assert caught.value.remedy == "grant kms:Decrypt to the role"
     assert "kms:Encrypt" not in str(caught.value)
     assert tables() == set()
+
+
+def test_what_only_a_rotation_needs_does_not_stop_it(tmp_path, monkeypatch):
+    checks = [PermissionCheck(action="kms:ReEncrypt*", granted=False, detail="grant it", required=False)]
+    asked = []
+    monkeypatch.setattr(
+        LocalKmsAdapter, "check", lambda _self, application: asked.append(application) or checks
+    )
+    steps = initialise(**OPTIONS)
+    (detail,) = [step.detail for step in steps if step.name == "kms"]
+    assert "but not kms:ReEncrypt*" in detail
+    assert asked == [OPTIONS["application"]]
 
 
 def test_a_missing_key_id_is_added_with_its_index(tmp_path):

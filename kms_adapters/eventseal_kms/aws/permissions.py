@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Where IGNORE_CIPHERTEXT is not known, the made-up blob is looked at only after the call was allowed.
 _GRANTED = frozenset({"DryRunOperationException", "InvalidCiphertextException"})
+_TO_SEAL_AND_OPEN = frozenset({"kms:GenerateDataKey", "kms:Decrypt"})
 _NO_CIPHERTEXT = b"a dry run needs none"
 
 
@@ -49,15 +50,16 @@ def check_permissions(kek: Kek, calls: KmsCalls, application: str) -> Sequence[P
         if isinstance(answer, Failure) and answer.code == "ParamValidationError":
             request.pop("DryRunModifiers", None)  # older than this botocore's model of KMS
             answer = calls.call(operation, key, context=context, DryRun=True, **request)
-        checks.append(_outcome(action, answer))
+        checks.append(_outcome(action, answer, required=action in _TO_SEAL_AND_OPEN))
     return checks
 
 
-def _outcome(action: str, answer: Answer | Failure) -> PermissionCheck:
+def _outcome(action: str, answer: Answer | Failure, *, required: bool = True) -> PermissionCheck:
     if not isinstance(answer, Failure) or answer.code in _GRANTED:
-        return PermissionCheck(action=action, granted=True)
+        return PermissionCheck(action=action, granted=True, required=required)
     if answer.is_denied:
-        return PermissionCheck(action=action, granted=False, detail=f"{answer.error}. {answer.error.remedy}")
+        detail = f"{answer.error}. {answer.error.remedy}"
+        return PermissionCheck(action=action, granted=False, detail=detail, required=required)
     raise answer.error
 
 

@@ -194,7 +194,7 @@ class VaultTransitAdapter:
         """
         return self._for_wrappings("rewrap", keys, wrapping_in)
 
-    def check(self) -> list[PermissionCheck]:
+    def check(self, _application: str = "default", /) -> list[PermissionCheck]:
         """
         Ask Vault what the token may do with the key, and what the key is.
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _CAPABILITIES = "sys/capabilities-self"
 _NEEDED = (("encrypt", "update"), ("decrypt", "update"), ("rewrap", "update"), ("keys", "read"))
+_FOR_ROTATION = frozenset({"rewrap"})
 _ALL = "root"
 
 
@@ -28,20 +29,23 @@ def check_key(session: VaultSession, key: TransitKey) -> list[PermissionCheck]:
     Raises:
         KmsError: Vault could not be asked.
     """
-    paths = {key.path(operation): capability for operation, capability in _NEEDED}
-    answer = session.ask("post", _CAPABILITIES, {"paths": list(paths)})
+    answer = session.ask("post", _CAPABILITIES, {"paths": [key.path(operation) for operation, _ in _NEEDED]})
     if isinstance(answer, EventSealError):
         raise answer
-    checks = [_permission(path, wanted, answer.data) for path, wanted in paths.items()]
+    checks = [_permission(key, operation, wanted, answer.data) for operation, wanted in _NEEDED]
     if checks[-1].granted:
         checks.append(_fitness(session, key))
     return checks
 
 
-def _permission(path: str, wanted: str, held: Mapping[str, Any]) -> PermissionCheck:
+def _permission(key: TransitKey, operation: str, wanted: str, held: Mapping[str, Any]) -> PermissionCheck:
+    path = key.path(operation)
     granted = not {wanted, _ALL}.isdisjoint(held.get(path) or ())
     return PermissionCheck(
-        action=f"{wanted} {path}", granted=granted, detail="" if granted else policy_line(path, wanted)
+        action=f"{wanted} {path}",
+        granted=granted,
+        detail="" if granted else policy_line(path, wanted),
+        required=operation not in _FOR_ROTATION,
     )
 
 

@@ -37,11 +37,13 @@ class PermissionCheck:
         action: In the KMS's own words: ``kms:Decrypt``, ``transit/decrypt/app``.
         granted: Whether a trial of it would have succeeded.
         detail: What was missing, with the statement to add; empty if granted.
+        required: Whether making and opening keys needs it; the others are for rotation and for further KEKs.
     """
 
     action: str
     granted: bool
     detail: str = ""
+    required: bool = True
 
 
 @runtime_checkable
@@ -92,9 +94,12 @@ class KmsAdapter(Protocol):
 class SupportsCheck(Protocol):
     """An adapter that says what the caller may do: the only method that calls out before first use."""
 
-    def check(self) -> Sequence[PermissionCheck]:
+    def check(self, application: str = "default", /) -> Sequence[PermissionCheck]:
         """
         Try every permission without changing anything.
+
+        Args:
+            application: Whose keys it is for: policies may ask for the name in the encryption context.
 
         Raises:
             KmsError: The KMS could not be asked at all.

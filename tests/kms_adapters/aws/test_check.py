@@ -62,6 +62,10 @@ def test_a_condition_on_the_application_is_met_only_under_its_name(kms, of_role)
     assert not any(check.granted for check in of_role.check())
 
 
+def test_what_only_a_rotation_or_a_second_kek_needs_is_marked(adapter):
+    assert [check.action for check in adapter.check() if check.required] == ALL[:2]
+
+
 def test_each_permission_is_tried_by_itself(kms, of_role):
     kms.attach_policy(ROLE, policy("kms:Decrypt"))
     assert [check.action for check in of_role.check() if check.granted] == ["kms:Decrypt"]
