@@ -15,7 +15,7 @@ import pytest
 from eventseal.cipher import ItemContext
 from eventseal.configuration import EventSeal
 from eventseal.configuration.initialise import initialise
-from eventseal.configuration.settings_file import as_toml, write_settings_file
+from eventseal.configuration.toml_file import as_toml, write_settings_file
 from eventseal.errors import (
     ConfigurationError,
     KmsForbiddenError,

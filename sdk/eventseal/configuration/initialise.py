@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventseal.configuration.init_steps import InitStep, InitSteps
 from eventseal.configuration.loading import DEFAULT_FILE, environment_names, settings_file, settings_from
-from eventseal.configuration.settings_file import write_settings_file
+from eventseal.configuration.toml_file import write_settings_file
 from eventseal.errors import ConfigurationError
 
 if TYPE_CHECKING:
