@@ -58,7 +58,7 @@ class KeyVersions:
                 remedy="Rewrap what is under them, forbid them, see that nothing misses them; then delete.",
                 kek_uri=self._key.uri,
             )
-        # Vault trims only where there is a minimum for wrapping, and wants that to be no lower than the other.
+        # Vault trims only where there is a minimum for wrapping, no lower than that for opening.
         if facts.min_encryption_version < facts.min_decryption_version:
             self._do("config", {"min_encryption_version": facts.min_decryption_version})
         self._do("trim", {"min_available_version": number})

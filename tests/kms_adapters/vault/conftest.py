@@ -3,10 +3,10 @@ import uuid
 
 import pytest
 import requests
+from tests.fixtures.openbao import OpenBao, openbao
 
 from eventseal.kms import EncryptionContext
 from eventseal_kms.vault import RetryPolicy, VaultTransitAdapter
-from tests.fixtures.openbao import OpenBao, openbao
 
 __all__ = ["openbao"]
 

@@ -1,5 +1,5 @@
 """
-Ten faults of a Vault: the right class, the right number of tries, bounded time, and recovery without a restart.
+Ten faults of a Vault: the right class and number of tries, bounded time, and recovery without a restart.
 
 Each fault is made on a real OpenBao, seen by an adapter that keeps running, and mended.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from eventseal.errors import KmsForbiddenError, KmsKeyStateError, KmsUnavailableError
+from eventseal.errors import EventSealError, KmsForbiddenError, KmsKeyStateError, KmsUnavailableError
 from eventseal_kms.vault import VaultTransitAdapter
 
 KEY = bytes(range(32))
@@ -223,7 +223,7 @@ def test_no_outage_is_ever_reported_as_anything_else(persistent_scene, impatient
         for operation in operations:
             try:
                 yield operation()
-            except Exception as error:
+            except EventSealError as error:
                 yield error
 
     with scene.server.paused():

@@ -1,4 +1,4 @@
-"""Tokens that last: logins, renewals, new logins, over a real OpenBao whose clock we do not move, but ours."""
+"""Tokens that last: logins, renewals and new logins, over a real OpenBao; only our own clock is moved."""
 
 import base64
 import json
@@ -208,14 +208,19 @@ def test_a_secret_id_that_was_withdrawn_and_given_back_needs_no_restart(
     root, make_role, make_adapter, wrapped, context
 ):
     role = make_role()
-    adapter = make_adapter(lambda client: role(client))
+    roles = [role]
+
+    def login(client):
+        return roles[-1](client)
+
+    adapter = make_adapter(login)
     adapter.unwrap(wrapped, context)
     root.auth.token.revoke(token_of(adapter))
-    good, role = role, AppRole(role.role_id, "withdrawn")
+    roles.append(AppRole(role.role_id, "withdrawn"))
     for _ in range(2):
         with pytest.raises(KmsForbiddenError):
             adapter.unwrap(wrapped, context)
-    role = good
+    roles.pop()
     assert adapter.unwrap(wrapped, context) == KEY
 
 
@@ -398,7 +403,7 @@ def test_a_client_that_was_given_is_never_logged_in_nor_renewed(
 def test_a_pod_logs_in_with_its_service_account_and_reads_its_token_anew(
     openbao, root, make_adapter, wrapped, context, tmp_path
 ):
-    """OpenBao's `jwt` method, mounted where Kubernetes' stands, takes the same request and needs no cluster."""
+    """OpenBao's `jwt` method takes the same request as Kubernetes' and needs no cluster."""
     signer = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     public = signer.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
