@@ -391,7 +391,9 @@ def test_a_key_of_another_size_is_refused(size):
     assert "32" in caught.value.remedy
 
 
-@pytest.mark.parametrize("key", ["0123456789abcdef", None, 16, bytearray(16), pytest.param(object(), id="object")], ids=ascii)
+@pytest.mark.parametrize(
+    "key", ["0123456789abcdef", None, 16, bytearray(16), pytest.param(object(), id="object")], ids=ascii
+)
 def test_a_key_that_is_neither_bytes_nor_a_key_source_is_refused(key):
     with pytest.raises(ConfigurationError, match=type(key).__name__):
         AESCipher(key)

@@ -127,7 +127,11 @@ def test_a_sequence_id_has_one_canonical_value(sequence_id, expected):
     assert canonical_sequence_id(sequence_id) == expected
 
 
-@pytest.mark.parametrize("sequence_id", [None, 1, 1.5, b"x", ["x"], "a\0b", "\ud800", pytest.param(object(), id="object")], ids=ascii)
+@pytest.mark.parametrize(
+    "sequence_id",
+    [None, 1, 1.5, b"x", ["x"], "a\0b", "\ud800", pytest.param(object(), id="object")],
+    ids=ascii,
+)
 def test_a_sequence_id_without_one_is_refused(sequence_id):
     for give in (canonical_sequence_id, lambda value: ItemBinder("shop").bind(ItemContext(value, 1, "t"))):
         with pytest.raises(SerializationError):

@@ -1,0 +1,198 @@
+"""
+A second reader of the format, written from ``docs/format.md`` alone: the standard library and ``openssl``.
+
+``python -I -S second_reader.py FOLDER`` reads ``items.json`` and ``wrapped.json`` there and prints, as JSON,
+what each case gives: the plaintext in hexadecimal, or the words of ``expect``. Of the compressions it knows 0
+and 1; items of compression 2 it answers with ``zstd``. It shares no code with the project.
+"""
+
+import hashlib
+import hmac
+import json
+import subprocess
+import sys
+import zlib
+from decimal import Decimal
+from pathlib import Path
+
+SUITES = {
+    1: ("A128CBC-HS256", 16, "sha256"),
+    2: ("A192CBC-HS384", 24, "sha384"),
+    3: ("A256CBC-HS512", 32, "sha512"),
+}
+HEADER_SIZE = 19
+
+
+class UnknownFormatError(Exception):
+    """The bytes are no envelope of version 1."""
+
+
+class IntegrityError(Exception):
+    """The item is not what was sealed."""
+
+
+class TooLargeError(Exception):
+    """The plaintext would be over the limit."""
+
+
+def lp(*parts):
+    framed = b""
+    for part in parts:
+        framed += len(part).to_bytes(4, "big") + part
+    return framed
+
+
+def hkdf(key, salt, info, size):
+    pseudorandom = hmac.new(salt, key, hashlib.sha512).digest()
+    output, last = b"", b""
+    while len(output) < size:
+        counter = bytes([len(output) // 64 + 1])
+        last = hmac.new(pseudorandom, last + info + counter, hashlib.sha512).digest()
+        output += last
+    return output[:size]
+
+
+def static_key_id(key):
+    value = int.from_bytes(hkdf(key, bytes(64), b"eventseal/v1/static key id", 16), "big")
+    value = value & ~(0xF << 76) | 0x8 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return value.to_bytes(16, "big")
+
+
+def canonical(kind, text):
+    if kind == "text" and not is_canonical_uuid(text):
+        return b"\x02" + text.encode("utf-8")
+    if kind in {"text", "uuid"}:
+        return b"\x01" + bytes.fromhex(text.replace("-", ""))
+    number = Decimal(text)
+    if number == number.to_integral_value():
+        return b"\x03" + int(number).to_bytes(8, "big", signed=True)
+    whole, _, fraction = format(number, "f").partition(".")
+    return b"\x04" + f"{whole}.{fraction.rstrip('0')}".encode()
+
+
+def is_canonical_uuid(text):
+    if len(text) != 36:
+        return False
+    hyphens = {8, 13, 18, 23}
+    return all(
+        letter == "-" if at in hyphens else letter in "0123456789abcdef" for at, letter in enumerate(text)
+    )
+
+
+def split(envelope):
+    """Give suite, compression, key id, IV with ciphertext, and tag."""
+    if len(envelope) < HEADER_SIZE:
+        raise UnknownFormatError
+    version, suite, compression = envelope[:3]
+    if version != 1 or suite not in SUITES or compression not in {0, 1, 2}:
+        raise UnknownFormatError
+    tag_size = SUITES[suite][1]
+    body = envelope[HEADER_SIZE:-tag_size]
+    ciphertext_size = len(envelope) - HEADER_SIZE - 16 - tag_size
+    if ciphertext_size < 16 or ciphertext_size % 16:
+        raise UnknownFormatError
+    return suite, compression, envelope[3:HEADER_SIZE], body, envelope[-tag_size:]
+
+
+def unseal(suite, suite_key, associated_data, body, tag):
+    """Check the tag, then decrypt, then check the padding."""
+    _, half, digest = SUITES[suite]
+    bits = (8 * len(associated_data)).to_bytes(8, "big")
+    expected = hmac.new(suite_key[:half], associated_data + body + bits, digest).digest()[:half]
+    if not hmac.compare_digest(expected, tag):
+        raise IntegrityError
+    padded = aes_cbc(suite_key[half:], body[:16], body[16:])
+    count = padded[-1]
+    if not 1 <= count <= 16 or padded[-count:] != bytes([count]) * count:
+        raise IntegrityError
+    return padded[:-count]
+
+
+def aes_cbc(key, iv, ciphertext):
+    command = ["openssl", "enc", "-d", f"-aes-{8 * len(key)}-cbc", "-nopad", "-K", key.hex(), "-iv", iv.hex()]
+    return subprocess.run(command, input=ciphertext, capture_output=True, check=True).stdout
+
+
+def decompress(compression, data, limit):
+    if compression == 1:
+        stream = zlib.decompressobj()
+        try:
+            data = stream.decompress(data, limit + 1)
+        except zlib.error:
+            raise IntegrityError from None
+        if len(data) <= limit and (not stream.eof or stream.unused_data):
+            raise IntegrityError
+    if len(data) > limit:
+        raise TooLargeError
+    return data
+
+
+def open_item(case, limit):
+    place = case["place"]
+    key, key_id = bytes.fromhex(case["key"]), bytes.fromhex(case["key_id"].replace("-", ""))
+    envelope = bytes.fromhex(case["sealed"])
+    suite, compression, named, body, tag = split(envelope)
+    is_static = key_id[6] >> 4 == 8
+    if named != key_id or (is_static and static_key_id(key) != key_id):
+        raise IntegrityError
+    associated_data = envelope[:HEADER_SIZE] + lp(
+        b"item",
+        place["application"].encode("utf-8"),
+        place["collection"].encode("utf-8"),
+        canonical(*place["sequence_id"]),
+        canonical(*place["position"]),
+        place["topic"].encode("utf-8"),
+    )
+    name, half, _ = SUITES[suite]
+    suite_key = hkdf(key, key_id, b"eventseal/v1/" + name.encode(), 2 * half)
+    plaintext = unseal(suite, suite_key, associated_data, body, tag)
+    if compression == 2:
+        return "zstd"
+    return decompress(compression, plaintext, limit).hex()
+
+
+def unwrap(case):
+    kek, kek_id = bytes.fromhex(case["kek"]), bytes.fromhex(case["kek_id"].replace("-", ""))
+    envelope = bytes.fromhex(case["wrapped"])
+    suite, compression, named, body, tag = split(envelope)
+    if (suite, compression, named, len(envelope)) != (3, 0, kek_id, 115):
+        raise IntegrityError
+    names = [case[name].encode("utf-8") for name in ("application", "purpose")]
+    if "scope" in case:
+        key_id = bytes.fromhex(case["key_id"].replace("-", ""))
+        bound = lp(b"wrapped-key", *names, case["scope"].encode("utf-8"), key_id)
+    else:
+        bound = lp(b"wrapped-key", lp(
+            b"eventseal:application", names[0],
+            b"eventseal:key-id", case["key_id"].encode(),
+            b"eventseal:purpose", names[1],
+        ))  # fmt: skip
+    suite_key = hkdf(kek, kek_id, b"eventseal/v1/wrap/A256CBC-HS512", 64)
+    return unseal(3, suite_key, envelope[:HEADER_SIZE] + bound, body, tag).hex()
+
+
+def outcome(opener, *arguments):
+    try:
+        return opener(*arguments)
+    except UnknownFormatError:
+        return "unknown format"
+    except IntegrityError:
+        return "integrity error"
+    except TooLargeError:
+        return "too large"
+
+
+def main():
+    folder = Path(sys.argv[1])
+    items = json.loads((folder / "items.json").read_text())
+    wrapped = json.loads((folder / "wrapped.json").read_text())
+    print(json.dumps({
+        "items": [outcome(open_item, case, items["limit"]) for case in items["cases"]],
+        "wrapped": {kind: [outcome(unwrap, case) for case in cases] for kind, cases in wrapped.items()},
+        "project": sorted(name for name in sys.modules if "eventseal" in name or "cryptography" in name),
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

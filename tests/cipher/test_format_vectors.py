@@ -1,0 +1,231 @@
+"""The format's vectors: the generator still writes them, the project reads them, and so does a stranger."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from decimal import Decimal
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import ECB
+
+from eventseal.cipher import AESCipher, ItemContext, Opened, inspect
+from eventseal.cipher.context import ItemBinder, canonical_position, canonical_sequence_id
+from eventseal.errors import IntegrityError, ItemTooLargeError, SerializationError, UnknownFormatError
+from eventseal.keys.data_key import DataKey
+from eventseal.keys.records import ChangeMark, KeyRecord
+from eventseal.keys.seals import Seals, binding_of
+from eventseal.keys.states import KeyPurpose, KeyState
+from eventseal.keys.static_key import StaticKey
+from eventseal.kms import EncryptionContext, WrappedKey
+from eventseal.suites import SUITES, ContextPool, key_check_id, open_many, seal_many
+from eventseal_kms.local import LocalKmsAdapter
+
+FOLDER = Path(__file__).parent.parent / "vectors" / "format"
+READER = Path(__file__).parent / "second_reader.py"
+ERRORS = {
+    "unknown format": UnknownFormatError,
+    "integrity error": IntegrityError,
+    "too large": ItemTooLargeError,
+}
+READ = {
+    "uuid": UUID,
+    "text": str,
+    "integer": int,
+    "decimal": Decimal,
+    "float": float,
+    "boolean": bool,
+    "none": lambda _: None,
+}
+
+
+def vectors(name):
+    return json.loads((FOLDER / name).read_text())
+
+
+def value(given):
+    kind, text = given
+    return READ[kind](text)
+
+
+def cases(expect=None):
+    found = vectors("items.json")["cases"]
+    chosen = [case for case in found if expect in {None, case["expect"]}]
+    assert chosen
+    return chosen
+
+
+def place_of(case):
+    place = case["place"]
+    return ItemContext(
+        value(place["sequence_id"]), value(place["position"]), place["topic"], place["collection"]
+    )
+
+
+def data_key(case, *, purpose=KeyPurpose.DATA):
+    return DataKey(
+        bytes.fromhex(case["key"]),
+        key_id=UUID(case["key_id"]),
+        application=case.get("application") or case["place"]["application"],
+        scope=case.get("scope", "application"),
+        purpose=purpose,
+        state=KeyState.ACTIVE,
+    )
+
+
+def test_the_files_are_what_the_generator_writes():
+    spec = importlib.util.spec_from_file_location("format_generate", FOLDER / "generate.py")
+    generator = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generator)
+    written = generator.files()
+    assert sorted(written) == sorted(path.name for path in FOLDER.glob("*.json"))
+    for name, text in written.items():
+        assert (FOLDER / name).read_text() == text
+
+
+def test_the_vectors_cover_every_suite_and_compression():
+    covered = {tuple(bytes.fromhex(case["sealed"])[1:3]) for case in cases("plaintext")}
+    assert covered == {(suite, compression) for suite in (1, 2, 3) for compression in (0, 1, 2)}
+    assert {case["expect"] for case in cases()} == {"plaintext", *ERRORS}
+    assert len({case["comment"] for case in cases()}) == len(cases())
+
+
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case["comment"])
+def test_every_item_ends_as_it_says(case, make_keys):
+    keys = make_keys(case["place"]["application"])
+    key = data_key(case)
+    keys.by_id[key.key_id] = key
+    (outcome,) = AESCipher(keys).open_many([(bytes.fromhex(case["sealed"]), place_of(case))])
+    if case["expect"] == "plaintext":
+        assert isinstance(outcome, Opened)
+        assert outcome.plaintext.hex() == case["plaintext"]
+    else:
+        assert type(outcome) is ERRORS[case["expect"]]
+
+
+@pytest.mark.parametrize("case", cases("plaintext"), ids=lambda case: case["comment"])
+def test_every_good_item_is_sealed_again_to_the_same_bytes(case):
+    sealed = bytes.fromhex(case["sealed"])
+    suite = SUITES[inspect(sealed).suite]
+    key = data_key(case)
+    aad = sealed[:19] + ItemBinder(case["place"]["application"]).bind(place_of(case))
+    assert aad.hex() == case["aad"]
+    suite_key = key.derive(f"eventseal/v1/{suite.name}".encode(), suite.key_size)
+    aes_key = suite_key[suite.key_size // 2 :]
+    (opened,) = open_many(ContextPool(suite, suite_key), [(sealed[19:], aad)])
+    random = Cipher(AES(aes_key), ECB()).decryptor().update(sealed[19:35])  # noqa: S305 - one block
+    again = seal_many(ContextPool(suite, suite_key), [(opened, aad)], _random=lambda size: random)
+    assert [sealed[:19] + body for body in again] == [sealed]
+
+
+def test_static_keys_of_the_vectors_open_as_static_keys():
+    for case in cases("plaintext"):
+        if "static key" in case["comment"]:
+            cipher = AESCipher(bytes.fromhex(case["key"]), application=case["place"]["application"])
+            assert cipher.decrypt(bytes.fromhex(case["sealed"]), place_of(case)).hex() == case["plaintext"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "canonical"), [("sequence_ids", canonical_sequence_id), ("positions", canonical_position)]
+)
+def test_canonical_values(kind, canonical):
+    found = vectors("canonical.json")
+    assert found[kind]
+    for case in found[kind]:
+        assert canonical(value(case["given"])).hex() == case["bytes"]
+    assert found[f"refused_{kind}"]
+    for given in found[f"refused_{kind}"]:
+        with pytest.raises(SerializationError):
+            canonical(value(given))
+
+
+def test_static_key_ids_and_suite_keys():
+    found = vectors("keys.json")
+    for case in found["static_keys"]:
+        key = bytes.fromhex(case["key"])
+        assert str(key_check_id(key)) == str(StaticKey(key).key_id) == case["key_id"]
+    by_name = {suite.name: suite for suite in SUITES.values()}
+    assert {case["suite"] for case in found["suite_keys"]} == set(by_name)
+    for case in found["suite_keys"]:
+        suite = by_name[case["suite"]]
+        key = data_key({**case, "application": "shop"})
+        assert key.derive(f"eventseal/v1/{suite.name}".encode(), suite.key_size).hex() == case["suite_key"]
+        sealed = seal_many(key.pool(suite), [(b"x", b"")])
+        derived = ContextPool(suite, bytes.fromhex(case["suite_key"]))
+        assert open_many(derived, [(sealed[0], b"")]) == [b"x"]
+
+
+def test_bindings_and_seals():
+    found = vectors("keys.json")
+    for case in found["bindings"]:
+        assert binding_of(data_key(case)).hex() == case["binding"]
+    store_key = {**found["store_key"], "application": "shop", "scope": "store"}
+    seals = Seals(data_key(store_key, purpose=KeyPurpose.STORE))
+    assert len(found["rows"]) == 2
+    for row in found["rows"]:
+        record = KeyRecord(
+            key_id=UUID(row["key_id"]),
+            application=row["application"],
+            scope=row["scope"],
+            active_scope=row["active_scope"],
+            purpose=KeyPurpose(row["purpose"]),
+            state=KeyState(row["state"]),
+            destroyed_by=row["destroyed_by"],
+            row_version=row["row_version"],
+            binding=bytes.fromhex(row["binding"]),
+            seal=b"",
+        )
+        assert seals.sealed(record).seal.hex() == row["seal"]
+    assert [mark["counter"] for mark in found["marks"]] == [0, 1, 2]
+    for mark in found["marks"]:
+        total = seals.set_hash(added=[UUID(key_id) for key_id in mark["revoked_ids"]])
+        assert total.to_bytes(64, "big").hex() == mark["revoked"]
+        seals.check_mark(
+            ChangeMark(
+                application=mark["application"],
+                counter=mark["counter"],
+                revoked=bytes.fromhex(mark["revoked"]),
+                seal=bytes.fromhex(mark["seal"]),
+            )
+        )
+
+
+@pytest.mark.filterwarnings("ignore::eventseal_kms.local.DevelopmentKeyWarning")
+def test_a_key_wrapped_by_the_local_adapter(tmp_path):
+    (case,) = vectors("wrapped.json")["local"]
+    path = tmp_path / "kek"
+    path.write_text(base64.b64encode(bytes.fromhex(case["kek"])).decode())
+    path.chmod(0o600)
+    adapter = LocalKmsAdapter(path)
+    context = EncryptionContext(UUID(case["key_id"]), case["purpose"], case["application"])
+    assert context.canonical().hex() == case["context"]
+    assert adapter.uri == f"local://{case['kek_id']}"
+    wrapped = WrappedKey(kek_uri=adapter.uri, kek_version=None, ciphertext=bytes.fromhex(case["wrapped"]))
+    assert adapter.unwrap(wrapped, context).hex() == case["key"]
+
+
+@pytest.mark.skipif(
+    shutil.which("openssl") is None, reason="the second reader decrypts with the openssl command"
+)
+def test_a_second_reader_written_from_the_page_alone_reads_the_same():
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", READER, FOLDER], capture_output=True, text=True, check=True
+    )
+    told = json.loads(done.stdout)
+    assert told["project"] == []
+    for case, outcome in zip(cases(), told["items"], strict=True):
+        if outcome == "zstd":
+            assert bytes.fromhex(case["sealed"])[2] == 2
+        else:
+            assert outcome == case.get("plaintext", case["expect"]), case["comment"]
+    assert told["items"].count("zstd") < len(told["items"]) / 5
+    for kind, wrapped in vectors("wrapped.json").items():
+        assert told["wrapped"][kind] == [case["key"] for case in wrapped]
