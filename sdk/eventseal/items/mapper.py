@@ -14,6 +14,7 @@ from eventseal.errors import (
     EncryptionRequiredError,
     EventSealError,
     IntegrityError,
+    KeyDestroyedError,
     KeyNotFoundError,
     SerializationError,
     UnknownFormatError,
@@ -190,9 +191,11 @@ class SequencedItemMapper:
         try:
             if isinstance(outcome, Opened):
                 return self._opened_event(stored, outcome)
-            if outcome is not None and not self._is_plain(stored, outcome):
-                raise copy(outcome)  # it may be other items' outcome too
-            return self._plain_event(stored)
+            if outcome is None or self._is_plain(stored, outcome):
+                return self._plain_event(stored)
+            if isinstance(outcome, KeyNotFoundError | KeyDestroyedError) and self._is_beside_another(stored):
+                raise IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
+            raise copy(outcome)  # it may be other items' outcome too
         except EventSealError as exc:
             exc.__dict__.update(sequence_id=stored.sequence_id, position=stored.position)
             exc.add_note(f"item: position {stored.position} of {stored.sequence_id}, topic {stored.topic!r}")
@@ -237,6 +240,9 @@ class SequencedItemMapper:
         if isinstance(outcome, KeyNotFoundError):
             return self._fields.has_key_id
         return isinstance(outcome, UnknownFormatError)
+
+    def _is_beside_another(self, stored: StoredItem) -> bool:
+        return self._fields.has_key_id and stored.key_id != UUID(bytes=stored.data[_KEY_ID])
 
     def _is_sealed(self, cls: type[Any]) -> bool:
         return self.always_encrypt or bool(getattr(cls, "__always_encrypt__", False))
