@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _HEALING = frozenset({412, 429, *range(500, 600)}) - {501}
 _OK = 200
 _NO_CONTENT = 204
+_REWRITING = frozenset({301, 302, 303})
 
 # hvac raises by status and drops the status itself.
 _STATUS_OF: tuple[tuple[type[vault.VaultError], int], ...] = (
@@ -123,11 +124,13 @@ def _answer(result: object) -> Answer:
     if not isinstance(result, requests.Response):
         return Answer(0, from_vault=False)
     body = _json_object(result)
+    # A redirection of the older kind turns a post into a get: what is answered then is another question.
+    asked_otherwise = any(step.status_code in _REWRITING for step in result.history)
     return Answer(
         result.status_code,
         body,
         _messages(body),
-        from_vault=bool(body) or result.status_code == _NO_CONTENT,
+        from_vault=(bool(body) or result.status_code == _NO_CONTENT) and not asked_otherwise,
         retry_after=_seconds(result.headers.get("Retry-After", "")),
     )
 
@@ -138,7 +141,7 @@ def _refused(caught: vault.VaultError) -> Answer:
     return Answer(status, body, _messages(body), from_vault=bool(body))
 
 
-def _unanswered(caught: Exception) -> NoAnswer:
+def _unanswered(caught: OSError | urllib3.exceptions.HTTPError) -> NoAnswer:
     if isinstance(caught, requests.exceptions.Timeout):
         return NoAnswer("timeout", type(caught).__name__)
     if isinstance(caught, requests.exceptions.SSLError):
@@ -147,7 +150,9 @@ def _unanswered(caught: Exception) -> NoAnswer:
         return NoAnswer("address", type(caught).__name__)
     if isinstance(caught, (requests.exceptions.RequestException, urllib3.exceptions.HTTPError)):
         return NoAnswer("connection", _innermost(caught))
-    return NoAnswer("tls", str(caught))  # requests' error of a CA bundle or certificate that is not there
+    if caught.errno is None:  # requests' own words for a CA bundle or certificate that is not there
+        return NoAnswer("tls", str(caught))
+    return NoAnswer("connection", caught.strerror or type(caught).__name__)
 
 
 def _innermost(caught: BaseException) -> str:

@@ -8,6 +8,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from eventseal.errors import ConfigurationError, EventSealError, KmsUnavailableError
+from eventseal_kms.vault.connections import detach
 from eventseal_kms.vault.exchange import Answer, NoAnswer, exchange
 from eventseal_kms.vault.failures import denied, failure_of, login_failure, token_ended
 from eventseal_kms.vault.lease import Lease
@@ -31,12 +32,17 @@ _REFUSED_BY_POLICY = "1 error occurred"
 
 @dataclass(slots=True, eq=False)
 class _Process:
-    """What the threads of one process share; a child of a fork makes its own."""
+    """
+    What the threads of one process share; a child of a fork makes its own.
+
+    What the child inherited is kept untouched, since a thread of the parent may have held its locks.
+    """
 
     client: hvac.Client
     lease: Lease | None = field(default=None, repr=False)
     number: int = field(default_factory=os.getpid)
     login_lock: Lock = field(default_factory=Lock)
+    inherited: object = field(default=None, repr=False)
 
 
 class VaultSession:
@@ -119,11 +125,9 @@ class VaultSession:
         if self._settings is not None:
             token = lease.token if lease else ""
             client = self._settings.make_client(timeout=self._retries.try_timeout, token=token)
-            return _Process(client, lease)
+            return _Process(client, lease, inherited=parents)
         assert self._given is not None  # noqa: S101  (the adapter gives one of the two)
-        if parents is not None:
-            self._given.adapter.close()  # the sockets are the parent's
-        return _Process(self._given)
+        return _Process(self._given, inherited=detach(self._given) if parents else None)
 
     def _sign_in(self, process: _Process, deadline: Deadline) -> EventSealError | None:
         """See to it that there is a token, and that it lasts."""

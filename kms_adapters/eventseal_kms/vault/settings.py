@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import hvac
 
 from eventseal.errors import ConfigurationError
+from eventseal_kms.vault.connections import make_session
 from eventseal_kms.vault.login import AppRole, Kubernetes, Login, Token, TokenFile
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class VaultSettings:
         if verify and self.ca_certificate is not None:
             verify = str(self.ca_certificate)
         pair = self.client_certificate
+        certificate = (str(pair[0]), str(pair[1])) if pair else None
         # Seconds may be fractions: hvac hands them to requests as they are.
         seconds: Any = timeout
         # With no token given, hvac would look for one by itself: an empty one keeps it from that.
@@ -118,8 +120,9 @@ class VaultSettings:
             token=token,
             namespace=self.namespace,
             verify=verify,
-            cert=pair and (str(pair[0]), str(pair[1])),
+            cert=certificate,
             timeout=seconds,
+            session=make_session(verify, certificate),
         )
 
 

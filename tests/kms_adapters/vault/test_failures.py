@@ -112,6 +112,12 @@ CASES = {
     ),
     "address": (requests.exceptions.InvalidURL("no host"), ConfigurationError, 1, "address"),
     "a portal": ((200, "<html>Please log in</html>"), KmsUnavailableError, 1, "not Vault"),
+    "a reset without its wrapping": (
+        ConnectionResetError(104, "reset by peer"),
+        KmsUnavailableError,
+        4,
+        "reset",
+    ),
     "a proxy's 404": ((404, "<html>Not Found</html>"), KmsUnavailableError, 1, "not Vault"),
     "a proxy's 403": ((403, "<html>Forbidden</html>"), KmsUnavailableError, 1, "not Vault"),
     "no such key": ((400, errors("encryption key not found")), KmsKeyStateError, 1, "no such transit key"),
@@ -141,6 +147,20 @@ def test_each_answer_has_its_class_its_tries_and_its_words(answering, answer, er
     assert len(canned.paths) == tries
     if isinstance(outcome, KmsError):
         assert outcome.kek_uri == URI
+
+
+def test_a_redirection_that_drops_what_was_sent_is_not_taken_for_vaults_word(answering):
+    moved = (301, "moved", {"Location": "http://vault:8200/v1/elsewhere"})
+    _, outcome = answering(moved, (405, errors("unsupported operation")))
+    assert type(outcome) is KmsUnavailableError
+    assert "not Vault" in str(outcome)
+
+
+def test_a_redirection_to_the_active_node_is_followed(answering):
+    moved = (307, "", {"Location": "http://active:8200/v1/transit/decrypt/app"})
+    canned, outcome = answering(moved, (200, GOOD))
+    assert outcome == bytes(range(32))
+    assert len(canned.paths) == 2
 
 
 @pytest.mark.parametrize("answer", [SEALED, STANDBY, (412, errors("lag")), requests.ConnectionError("x")])

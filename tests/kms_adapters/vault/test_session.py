@@ -510,3 +510,30 @@ def test_a_given_client_leaves_the_parents_sockets_alone_in_a_child(adapter, wra
     assert in_a_fork(work)
     assert adapter.unwrap(wrapped, context) == KEY
     assert sockets() == before
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["given client", "settings"])
+def test_forks_under_load_neither_hang_nor_share_a_socket(
+    openbao, key_name, make_adapter, wrapped, context, given
+):
+    patient = RetryPolicy(deadline=10, try_timeout=5)
+    adapter = (
+        VaultTransitAdapter("transit", key_name, client=openbao.client(), retries=patient)
+        if given
+        else make_adapter(Token("root"), retries=patient)
+    )
+    stop = threading.Event()
+
+    def keep_calling():
+        while not stop.is_set():
+            assert adapter.unwrap(wrapped, context) == KEY
+
+    with ThreadPoolExecutor(8) as pool:
+        callers = [pool.submit(keep_calling) for _ in range(8)]
+        try:
+            done = [in_a_fork(lambda: adapter.unwrap(wrapped, context) == KEY) for _ in range(20)]
+        finally:
+            stop.set()
+        assert all(done)
+        for caller in callers:
+            caller.result()
