@@ -1,4 +1,4 @@
-"""Databases that tests use: SQLite files, and a PostgreSQL server that the tests start and stop themselves."""
+"""Databases for tests: SQLite files, and a PostgreSQL server that the tests start and stop themselves."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.pool import NullPool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 SERVER_SETTINGS = {
     "fsync": "off",  # the machine does not lose power in a test
@@ -84,7 +87,7 @@ def store_url(request: pytest.FixtureRequest) -> str:
 
 @contextmanager
 def _runtime_folder(folder: Path) -> Iterator[None]:
-    """Name a private folder for sockets and locks; without one the starter's import warns, which is an error here."""
+    """Name a private folder for sockets and locks: without one the starter's import warns."""
     folder.mkdir(mode=0o700)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("XDG_RUNTIME_DIR", str(folder))
@@ -93,7 +96,7 @@ def _runtime_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """Keep workers apart while they start: run by root, each adds the server's user to the system if it is not there."""
+    """Keep workers apart while they start: run by root, each adds the server's user to the system."""
     with Path(tempfile.gettempdir(), f"eventseal-pg-{os.getuid()}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

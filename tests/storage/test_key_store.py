@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
-from eventseal.keys.store import KeyStore
 from eventseal.storage import SQLAlchemyDatastore, SQLAlchemyKeyStore
 from eventseal.testing.key_store_contract import KeyStoreContract
+
+if TYPE_CHECKING:
+    from eventseal.keys.store import KeyStore
 
 
 class OnTheSameDatabase(KeyStoreContract):

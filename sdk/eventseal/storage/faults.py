@@ -92,7 +92,7 @@ def store_error(error: SQLAlchemyError, doing: str) -> EventSealError:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the transaction, run again, may succeed: after a deadlock, a serialization failure, a lost link."""
+    """Whether the transaction may succeed if run again: it met another one, or its connection was lost."""
     return isinstance(error, DBAPIError) and (error.connection_invalidated or sqlstate(error) in _RETRY)
 
 

@@ -14,7 +14,7 @@ from eventseal.errors import ConfigurationError
 from eventseal.storage.types import BinaryUUID, ExactDecimal, ExactInteger, ExactText
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from sqlalchemy import ColumnElement
     from sqlalchemy.types import TypeEngine
@@ -114,7 +114,7 @@ def sealed_columns(record_class: type[Any]) -> ItemColumns | None:
     Find the item columns of a record class alone, for the registry.
 
     They are those named ``sequence_id``, ``position``, ``topic`` and ``data`` or, failing that, the first
-    four besides ``key_id``, in order.
+    four in order, leaving out ``key_id`` and a primary key of one column.
 
     Returns:
         ``None`` for a table that holds no sealed items: one without a column ``key_id`` of a UUID type.
@@ -126,12 +126,7 @@ def sealed_columns(record_class: type[Any]) -> ItemColumns | None:
     key_id = columns.get(KEY_ID)
     if key_id is None or not isinstance(key_id.type, BinaryUUID | Uuid):
         return None
-    others = [name for name in columns if name != KEY_ID]
-    names = ROLES if set(ROLES) <= set(others) else tuple(others[: len(ROLES)])
-    if len(names) < len(ROLES):
-        raise ConfigurationError(
-            f"{record_class.__qualname__} has a key_id but not the four columns of an item"
-        )
+    names = ROLES if columns.keys() >= set(ROLES) else _first_names(record_class, columns)
     return _checked(record_class, names, [columns[name] for name in names], key_id)
 
 
@@ -162,6 +157,19 @@ def _mapped_columns(record_class: type[Any]) -> dict[str, Column[Any]]:
             remedy="Give a declarative class that is mapped to one table.",
         )
     return {name: column for name, column in mapper.columns.items() if isinstance(column, Column)}
+
+
+def _first_names(record_class: type[Any], columns: Mapping[str, Column[Any]]) -> tuple[str, ...]:
+    # An item's own key is two columns, so a primary key of one is only a number for the row.
+    primary_key = {name for name, column in columns.items() if column.primary_key}
+    left_out = {KEY_ID} | (primary_key if len(primary_key) == 1 else set())
+    names = [name for name in columns if name not in left_out]
+    if len(names) < len(ROLES):
+        raise ConfigurationError(
+            f"{record_class.__qualname__} has a key_id, but not the four columns of an item beside it",
+            remedy=f"Declare them first, in order: {', '.join(ROLES)}; or leave the class out of the tables.",
+        )
+    return tuple(names[: len(ROLES)])
 
 
 def _checked(

@@ -16,7 +16,7 @@ from eventseal.storage.types import BinaryUUID, ExactDecimal, ExactInteger, Exac
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-    from sqlalchemy.engine import Connection, Inspector
+    from sqlalchemy.engine import Connection
     from sqlalchemy.types import TypeEngine
 
     from eventseal.storage.item_columns import ItemColumns
@@ -182,22 +182,22 @@ def unregistered_tables(
         unsealed_tables: Names of tables that are known to hold none.
 
     Returns:
-        The names of tables, not EventSeal's own, with a ``key_id`` of a UUID type beside a binary column.
+        The names of tables, not EventSeal's own, with a ``key_id`` of a UUID type beside a binary column;
+        before those outside the default schema stands theirs.
     """
     inspector = inspect(connection)
-    known = {*OWN_TABLES, *unsealed_tables, *(table.table for table in registered)}
+    default = f"{inspector.default_schema_name}."
+    known = {*OWN_TABLES, *unsealed_tables, *(table.table.removeprefix(default) for table in registered)}
     return sorted(
         name
-        for schema in _schemas(inspector)
+        for schema in filter(_is_users, inspector.get_schema_names())
         for (_, table), columns in inspector.get_multi_columns(schema=schema).items()
-        if (name := f"{schema}.{table}" if schema else table) not in known and _looks_sealed(columns)
+        if (name := f"{schema}.{table}".removeprefix(default)) not in known and _looks_sealed(columns)
     )
 
 
-def _schemas(inspector: Inspector) -> list[str | None]:
-    """Name the schemas that users make tables in; the default one, whose tables go without it, is ``None``."""
-    own = {inspector.default_schema_name, "information_schema"}
-    return [None, *(name for name in inspector.get_schema_names() if name not in own and name[:3] != "pg_")]
+def _is_users(schema: str) -> bool:
+    return schema != "information_schema" and not schema.startswith("pg_")
 
 
 def _looks_sealed(columns: Iterable[Any]) -> bool:

@@ -20,7 +20,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
-from eventseal.errors import SerializationError
+from eventseal.errors import IntegrityError, SerializationError
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
@@ -58,7 +58,9 @@ class BinaryUUID(TypeDecorator[UUID]):
         """Turn what the driver read into a UUID."""
         if value is None or isinstance(value, UUID):
             return value
-        return UUID(bytes=bytes(value))
+        if not isinstance(value, bytes) or len(value) != _UUID_SIZE:
+            raise _edited("UUIDs")
+        return UUID(bytes=value)
 
 
 class ExactText(TypeDecorator[str]):
@@ -87,6 +89,12 @@ class ExactText(TypeDecorator[str]):
             raise SerializationError("text with a NUL character or a lone surrogate cannot be stored")
         return text
 
+    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
+        """Give the text, if it is one."""
+        if value is None or isinstance(value, str):
+            return value
+        raise _edited("text")
+
 
 class ExactInteger(TypeDecorator[int]):
     """A whole number of 64 bits. Takes an int or a Decimal without a fraction, never a float or a bool."""
@@ -99,6 +107,12 @@ class ExactInteger(TypeDecorator[int]):
         if value is None:
             return None
         return _whole_number(value, what="integer column")
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> int | None:
+        """Give the number, if it is one."""
+        if value is None or isinstance(value, int):
+            return value
+        raise _edited("integers")
 
 
 class ExactDecimal(TypeDecorator[Decimal]):
@@ -137,6 +151,8 @@ class ExactDecimal(TypeDecorator[Decimal]):
         """Give a Decimal of 6 places, on every database."""
         if value is None or isinstance(value, Decimal):
             return value
+        if not isinstance(value, int):
+            raise _edited("decimals")
         return _from_micros(value)
 
 
@@ -182,6 +198,11 @@ def _clock_on_postgresql(element: DatabaseClock, compiler: SQLCompiler, **kw: An
 @compiles(DatabaseClock, "sqlite")
 def _clock_on_sqlite(element: DatabaseClock, compiler: SQLCompiler, **kw: Any) -> str:
     return "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
+
+
+def _edited(what: str) -> IntegrityError:
+    # SQLite stores anything in any column, but nothing that goes through these types writes this.
+    return IntegrityError(f"a column of {what} holds something else: the row was edited")
 
 
 def _uuid_from_text(value: object) -> UUID:
