@@ -177,12 +177,10 @@ class Memory:
             self.active[record.scope] = cached
             return True
 
-    def unseat(self, record: KeyRecord) -> None:
-        """Seal no more under this key before its scope was read again."""
+    def unseat(self, scope: str) -> None:
+        """Seal no more for *scope* before it was read again."""
         with self._lock:
-            cached = self.active.get(record.scope)
-            if cached is not None and cached.record.key_id == record.key_id:
-                self._cache.vacate(cached)
+            self.active.pop(scope, None)
 
     def rest(self, cached: CachedKey, until: float) -> None:
         """Seal under *cached*, although it should be rotated, until a moment of the keyring's clock."""

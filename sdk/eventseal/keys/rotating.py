@@ -74,6 +74,7 @@ class Rotator:
             since = self._memory.moment()
             old = self._active(scope)
             if old is None:
+                self._memory.unseat(scope)
                 make()
                 made = self._active(scope)
                 if made is not None:
@@ -113,7 +114,7 @@ class Rotator:
         kept = self._resources.store.replace_active(old, closed, new, next_mark=marks, wait=wait)
         if kept.key_id != new.key_id:
             key.close()
-            self._memory.unseat(old)
+            self._memory.unseat(old.scope)
             return Replaced(kept, won=False)
         self._memory.moved(closed, counter=marks.written)
         now = self._resources.clock.now()

@@ -148,7 +148,7 @@ class Sealer:
         try:
             self._rotator.replace(old, KeyState.DEACTIVATED, leased=leased, wait=wait)
         except KeyNotFoundError:
-            self._memory.unseat(old)
+            self._memory.unseat(scope)
         del batch.seats[scope]
 
     # --- leases ---
@@ -182,7 +182,7 @@ class Sealer:
         for scope, (cached, count) in short.items():
             total = totals.get(cached.record.key_id)
             if total is None:  # no longer active, or nearly full: read the scope again
-                self._memory.unseat(cached.record)
+                self._memory.unseat(scope)
                 del batch.seats[scope]
             else:
                 cached.lease.grant(count, total=total, items=batch.pending[scope])

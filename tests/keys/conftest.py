@@ -1,0 +1,207 @@
+"""A key store that fails and stops on command, and keyrings over it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from eventseal.errors import EventSealError, StoreUnavailableError
+from eventseal.keys import CachePolicy, InMemoryKeyStore, KeyRecord, Keyring, KeyState, RotationPolicy
+from eventseal.keys.records import STORE_SCOPE
+from eventseal.keys.seals import Seals
+from eventseal.keys.states import KeyPurpose
+from eventseal.testing import FakeKms, ManualClock
+
+READS = {"active", "get", "changes"}
+WRITES = {"add_active", "replace_active", "set_states", "reserve"}
+
+
+class TestedStore(InMemoryKeyStore):
+    """The key store in memory, with faults, gates and a clock that follows the keyring's."""
+
+    __test__ = False
+
+    def __init__(self, clock: ManualClock, **options: Any) -> None:
+        super().__init__(
+            now=lambda: datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=clock.now()), **options
+        )
+        self.calls: list[str] = []
+        self.failing: dict[str, EventSealError] = {}
+        self._gates: dict[str, Gate] = {}
+
+    def fail(self, *operations: str, error: EventSealError | None = None) -> None:
+        """Answer *operations*, or all, with *error* until :meth:`recover`."""
+        failure = error or StoreUnavailableError("the key store is away")
+        self.failing.update(dict.fromkeys(operations or (READS | WRITES), failure))
+
+    def recover(self) -> None:
+        self.failing.clear()
+
+    @contextmanager
+    def gate(self, operation: str, *, after: bool = True) -> Iterator[Gate]:
+        """Stop the next call of *operation*, with its answer in hand (or before it asks), until the gate opens."""
+        gate = self._gates[operation] = Gate(after)
+        try:
+            yield gate
+        finally:
+            gate.open()
+
+    # Records of the store, edited as somebody with a database client would.
+
+    def edit(self, key_id: UUID, **changes: Any) -> None:
+        self._records[key_id] = replace(self._records[key_id], **changes)
+
+    def record(self, key_id: UUID) -> KeyRecord:
+        return self._records[key_id]
+
+    def records(self, application: str = "default") -> list[KeyRecord]:
+        return self.page(application, limit=100_000)
+
+    def data_records(self, application: str = "default") -> list[KeyRecord]:
+        return [record for record in self.records(application) if record.purpose is KeyPurpose.DATA]
+
+    def snapshot(self) -> tuple[Any, ...]:
+        return (dict(self._records), dict(self._changed), dict(self._slots), dict(self._marks))
+
+    def restore(self, snapshot: tuple[Any, ...]) -> None:
+        self._records, self._changed, self._slots, self._marks = (dict(part) for part in snapshot)
+
+    def active(self, *args: Any, **options: Any) -> Any:
+        return self._through("active", super().active, *args, **options)
+
+    def get(self, *args: Any, **options: Any) -> Any:
+        return self._through("get", super().get, *args, **options)
+
+    def changes(self, *args: Any, **options: Any) -> Any:
+        return self._through("changes", super().changes, *args, **options)
+
+    def add_active(self, *args: Any, **options: Any) -> Any:
+        return self._through("add_active", super().add_active, *args, **options)
+
+    def replace_active(self, *args: Any, **options: Any) -> Any:
+        return self._through("replace_active", super().replace_active, *args, **options)
+
+    def set_states(self, *args: Any, **options: Any) -> Any:
+        return self._through("set_states", super().set_states, *args, **options)
+
+    def reserve(self, *args: Any, **options: Any) -> Any:
+        return self._through("reserve", super().reserve, *args, **options)
+
+    def _through(self, operation: str, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        self.calls.append(operation)
+        if operation in self.failing:
+            raise self.failing[operation]
+        gate = self._gates.pop(operation, None)
+        if gate is not None and not gate.after:
+            gate.stop()
+        answer = call(*args, **options)
+        if gate is not None and gate.after:
+            gate.stop()
+        return answer
+
+
+class Gate:
+    """A place where one call stops until it is let through."""
+
+    def __init__(self, after: bool) -> None:
+        self.after = after
+        self._reached = threading.Event()
+        self._opened = threading.Event()
+
+    def stop(self) -> None:
+        self._reached.set()
+        assert self._opened.wait(10), "nobody opened the gate"
+
+    def wait_reached(self) -> None:
+        assert self._reached.wait(10), "nobody came to the gate"
+
+    def open(self) -> None:
+        self._opened.set()
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def kms() -> FakeKms:
+    return FakeKms()
+
+
+@pytest.fixture
+def store(clock: ManualClock) -> TestedStore:
+    return TestedStore(clock)
+
+
+@pytest.fixture
+def new_keyring(kms: FakeKms, store: TestedStore, clock: ManualClock) -> Callable[..., Keyring]:
+    """Make a keyring as another process would have it: over the same KMS, key store and clock."""
+
+    def make(**options: Any) -> Keyring:
+        given = {"kms": kms, "key_store": store, "clock": clock} | options
+        cache = {name: given.pop(name) for name in CachePolicy.__dataclass_fields__ if name in given}
+        policy = {name: given.pop(name) for name in RotationPolicy.__dataclass_fields__ if name in given}
+        return Keyring(
+            given.pop("kms"),
+            given.pop("key_store"),
+            cache=CachePolicy(**cache),
+            policy=RotationPolicy(**policy),
+            **given,
+        )
+
+    return make
+
+
+@pytest.fixture
+def keyring(new_keyring: Callable[..., Keyring]) -> Keyring:
+    return new_keyring()
+
+
+@pytest.fixture
+def destroy(store: TestedStore, kms: FakeKms) -> Callable[..., KeyRecord]:
+    """Destroy a key as an erasure or a retirement in another process would."""
+
+    def destroy(key_id: UUID, *, by: str = "retired", keep_slot: bool = False) -> KeyRecord:
+        seals = seals_of(store, kms)
+        record = store.record(key_id)
+        tombstone = seals.sealed(
+            replace(
+                record,
+                state=KeyState.DESTROYED,
+                destroyed_by=by,
+                active_scope=record.active_scope if keep_slot else None,
+                row_version=record.row_version + 1,
+            )
+        )
+        revoked = [key_id] if tombstone.revoked and not record.revoked else []
+        (stored,) = InMemoryKeyStore.set_states(
+            store, [tombstone], next_mark=lambda mark: seals.next_mark(mark, revoked=revoked)
+        )
+        return stored
+
+    return destroy
+
+
+def seals_of(store: TestedStore, kms: FakeKms, application: str = "default") -> Seals:
+    """The seals of an application, as any process with access to the KMS can make them."""
+    from eventseal.keys.counters import KeyringCounters
+    from eventseal.keys.wrapping import Keks
+
+    record = InMemoryKeyStore.active(store, application, [STORE_SCOPE], purpose=KeyPurpose.STORE)[STORE_SCOPE]
+    calls = list(kms.calls)
+    (key,) = Keks([kms], counters=KeyringCounters()).unwrap([record])
+    kms.calls[:] = calls  # not one of the keyring under test
+    return Seals(key)
+
+
+@pytest.fixture
+def seals(store: TestedStore, kms: FakeKms) -> Callable[[], Seals]:
+    return lambda: seals_of(store, kms)
