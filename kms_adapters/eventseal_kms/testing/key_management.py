@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -48,12 +49,14 @@ def list_keys(session: Session, _asked: Parameters) -> dict[str, Any]:
 
 def get_key_policy(session: Session, asked: Parameters) -> dict[str, Any]:
     """GetKeyPolicy."""
-    return {"Policy": session.key(asked["KeyId"], "kms:GetKeyPolicy").policy, "PolicyName": "default"}
+    policy = session.key(asked["KeyId"], "kms:GetKeyPolicy").policy
+    return {"Policy": json.dumps(policy), "PolicyName": "default"}
 
 
 def put_key_policy(session: Session, asked: Parameters) -> None:
     """PutKeyPolicy."""
-    session.key(asked["KeyId"], "kms:PutKeyPolicy").policy = _policy(session, asked)
+    key = session.key(asked["KeyId"], "kms:PutKeyPolicy")
+    key.policy = _policy(session, asked)
 
 
 def enable_key(session: Session, asked: Parameters) -> None:
