@@ -95,6 +95,18 @@ def test_each_batch_draws_its_random_blocks_once_and_fresh(pool):
     assert len(set(blocks)) == 104
 
 
+def test_each_item_of_a_batch_uses_a_random_block_of_its_own(pool, suite, one_shot, monkeypatch):
+    """With the key, the block can be computed back from the IV and from what was chained before it."""
+    monkeypatch.setattr(cbc_hmac, "MAX_UPDATE", 2000)  # several pages in the batch
+    given = os.urandom(16 * 50)
+    sealed = seal_many(pool, [(b"y" * size, b"") for size in range(50)], _random=lambda size: given)
+    chained, used = bytes(16), b""
+    for body in sealed:
+        used += one_shot.random_for(body[:16], chained)
+        chained = body[-suite.tag_size - 16 : -suite.tag_size]
+    assert used == given
+
+
 @pytest.mark.parametrize("wrong", [-16, -1, 1, 16])
 def test_a_random_source_that_gives_another_length_seals_nothing(pool, wrong):
     with pytest.raises(EventSealError, match="random source"):
