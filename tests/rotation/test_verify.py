@@ -101,6 +101,27 @@ def test_an_edited_row_is_a_failure_that_names_it(shop, change, error):
     assert failure.key_id == edited.key_id
 
 
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("key_id", b"\x01"),
+        ("key_id", "text"),
+        ("sequence_id", b"\x01"),
+        ("position", "first"),
+    ],
+)
+@pytest.mark.parametrize("page_size", [1, 2, 1000])
+def test_what_sqlite_lets_an_edit_put_in_a_column_fails_its_own_row_alone(
+    sqlite_shop, monkeypatch, column, value, page_size
+):
+    monkeypatch.setattr(verify_module, "_PAGE_SIZE", page_size)
+    items = sqlite_shop.append(3)
+    sqlite_shop.edit(items[1], **{column: value})
+    result = verify(sqlite_shop.seal)
+    assert (result.done, result.failed) == (2, 1)
+    json.dumps(result.to_json())
+
+
 def test_an_item_moved_to_another_table_is_a_failure(shop):
     (item,) = shop.append()
     shop.execute(f"INSERT INTO snapshots SELECT * FROM {ITEMS}")

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
 
 from sqlalchemy import Column, MetaData, Table, func, select
+from sqlalchemy.types import TypeDecorator
 
-from eventseal.storage.item_columns import comes_after
+from eventseal.errors import IntegrityError, SerializationError
+from eventseal.storage.item_columns import KEY_ID, comes_after
+from eventseal.storage.registry import ColumnKind
 from eventseal.storage.transactions import read
+from eventseal.storage.types import BinaryUUID, ExactDecimal, ExactInteger, ExactText
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from uuid import UUID
 
     from sqlalchemy import Select
-    from sqlalchemy.engine import Connection, Engine
+    from sqlalchemy.engine import Connection, Dialect, Engine
+    from sqlalchemy.types import TypeEngine
 
     from eventseal.storage.registry import SealedTable
 
 
+NIL_KEY_ID = UUID(int=0)
+"""Stands for what is in a column of key ids and is no UUID."""
+
+
 class ItemRow(NamedTuple):
-    """An item as its table has it, whatever its columns are called."""
+    """
+    An item as its table has it, whatever its columns are called.
+
+    What an edit put into a column that does not hold such a value is given as it is, or, as a key id, as
+    :data:`NIL_KEY_ID`: so one such row does not hide the others.
+    """
 
     sequence_id: Any
     position: Any
@@ -38,8 +53,11 @@ def count_by_key(connection: Connection, table: SealedTable) -> dict[UUID | None
         connection: To the database that the table is in.
         table: From the registry.
     """
-    key_id = _columns(table)["key_id"]
-    return {row[0]: row[1] for row in connection.execute(select(key_id, func.count()).group_by(key_id))}
+    key_id = _columns(table)[KEY_ID]
+    counts: Counter[UUID | None] = Counter()
+    for found, count in connection.execute(select(key_id, func.count()).group_by(key_id)):
+        counts[found] += count
+    return dict(counts)
 
 
 def row_at(connection: Connection, table: SealedTable, sequence_id: Any, position: Any) -> ItemRow | None:
@@ -93,7 +111,73 @@ def _columns(table: SealedTable) -> dict[str, Column[Any]]:
     described = Table(
         name,
         MetaData(),
-        *(Column(column.name, column.kind.type, key=role) for role, column in table.columns.items()),
+        *(Column(column.name, _type(role, column.kind), key=role) for role, column in table.columns.items()),
         schema=schema or None,
     )
     return dict(described.c)
+
+
+def _type(role: str, kind: ColumnKind) -> TypeEngine[Any]:
+    if role == KEY_ID and kind is ColumnKind.UUID:
+        return _KeyId()
+    as_found = _AS_FOUND.get(kind)
+    return kind.type if as_found is None else as_found()
+
+
+class _AsFound(TypeDecorator[Any]):
+    """
+    Gives what such a column cannot hold as it is, for others to refuse, and takes it in a condition.
+
+    Only SQLite lets an edit put anything anywhere.
+    """
+
+    __abstract__ = True
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        try:
+            return super().process_bind_param(value, dialect)
+        except SerializationError:
+            return value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        try:
+            return super().process_result_value(value, dialect)
+        except IntegrityError:
+            return value
+
+
+class _UUIDAsFound(_AsFound, BinaryUUID):
+    cache_ok = True
+
+
+class _IntegerAsFound(_AsFound, ExactInteger):
+    cache_ok = True
+
+
+class _DecimalAsFound(_AsFound, ExactDecimal):
+    cache_ok = True
+
+
+class _TextAsFound(_AsFound, ExactText):
+    cache_ok = True
+
+
+_AS_FOUND: dict[ColumnKind, type[_AsFound]] = {
+    ColumnKind.UUID: _UUIDAsFound,
+    ColumnKind.INTEGER: _IntegerAsFound,
+    ColumnKind.DECIMAL: _DecimalAsFound,
+    ColumnKind.TEXT: _TextAsFound,
+}
+
+
+class _KeyId(BinaryUUID):
+    """The column of key ids, in which one that is no UUID is the nil UUID: no key has that."""
+
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> UUID | None:
+        try:
+            return super().process_result_value(value, dialect)
+        except IntegrityError:
+            return NIL_KEY_ID
