@@ -42,7 +42,7 @@ _SQLITE_UNAVAILABLE = frozenset(
     }
 )
 _SQLITE_MISSING_TABLE = re.compile(r"no such table: (?:\w+\.)?(.+)")
-_SQLITE_MISSING_COLUMN = re.compile(r"no such column: (\S+)|has no column named (\S+)")
+_SQLITE_MISSING_COLUMN = re.compile(r"no such column: |has no column named ")
 _QUOTED = re.compile(r'"([^"]+)"')
 
 # The classes of SQLSTATE, PostgreSQL's appendix A.
@@ -53,6 +53,9 @@ _OUTCOME_UNKNOWN = frozenset({"40003", "57P01", "57P02", "57P03"})
 _SHOW_THE_ROW = frozenset({"22", "23"})
 _READ_ONLY, _FORBIDDEN = "25006", "42501"
 _UNDEFINED_TABLE, _UNDEFINED_COLUMN = "42P01", "42703"
+
+
+_ADD_COLUMN = "Run `eventseal init`, which adds a missing key_id column; migrate the table for any other."
 
 
 @contextmanager
@@ -126,8 +129,8 @@ def _sqlite_error(orig: sqlite3.Error, doing: str) -> EventSealError:
         return StoreReadOnlyError(said)
     if found := _SQLITE_MISSING_TABLE.search(text):
         return MissingTableError(f"{doing} failed: there is no table {found[1]}", table=found[1])
-    if found := _SQLITE_MISSING_COLUMN.search(text):
-        return _missing_column(found[1] or found[2], doing)
+    if _SQLITE_MISSING_COLUMN.search(text):
+        return ConfigurationError(said, remedy=_ADD_COLUMN)
     return StoreError(said)
 
 
@@ -143,19 +146,12 @@ def _server_error(error: DBAPIError, doing: str) -> EventSealError:
         return StoreReadOnlyError(said)
     if state == _FORBIDDEN:
         return StoreError(said, remedy="Grant this user the privilege on the table that the message names.")
-    found = _QUOTED.search(text)
     if state == _UNDEFINED_TABLE:
+        found = _QUOTED.search(text)
         return MissingTableError(said, table=found[1] if found else None)
     if state == _UNDEFINED_COLUMN:
-        return _missing_column(found[1] if found else "that the message names", doing)
+        return ConfigurationError(said, remedy=_ADD_COLUMN)
     return StoreError(f"{said} (SQLSTATE {state})")
-
-
-def _missing_column(name: str, doing: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"{doing} failed: a table has no column {name}",
-        remedy="Run `eventseal init`, which adds a missing key_id column, or migrate the table.",
-    )
 
 
 def _primary_message(error: DBAPIError) -> str:

@@ -82,9 +82,8 @@ class ItemInserts:
 
     @cached_property
     def _plain(self) -> Insert:
-        return insert(self.table).values(
-            {column: bindparam(_name(n)) for n, column in enumerate(self.columns)}
-        )
+        values: dict[Column[Any], Any] = dict(zip(self.columns, self._values, strict=True))
+        return insert(self.table).values(values if self._key_id is None else {**values, self._key_id: None})
 
     @cached_property
     def _if_open(self) -> Insert:
