@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from functools import cache
 from hashlib import sha256
 from http import HTTPStatus
-from threading import RLock
+from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
     from eventseal_kms.testing.policies import Document
 
 _OPERATIONS = {**key_use.OPERATIONS, **key_management.OPERATIONS}
+
+_MAKING = Lock()
+
+
+@cache
+def _session() -> boto3.session.Session:
+    """Share one session, since each reads boto3's model of KMS anew; it is for one thread at a time."""
+    return boto3.session.Session()
 
 
 class FakeAwsKms:
@@ -54,7 +63,6 @@ class FakeAwsKms:
         self._callers: dict[str, str] = {}
         self._generations: dict[str, int] = {}
         self._lock = RLock()
-        self._session = boto3.session.Session()
 
     @property
     def calls(self) -> list[AwsCall]:
@@ -111,8 +119,8 @@ class FakeAwsKms:
         """
         once = Config(retries={"mode": "standard", "total_max_attempts": 1})
         credentials = self.credentials(caller)
-        with self._lock:
-            client = self._session.client(
+        with _MAKING:
+            client = _session().client(
                 "kms",
                 region_name=region or self.region,
                 config=once.merge(config) if config else once,
