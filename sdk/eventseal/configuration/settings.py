@@ -150,7 +150,7 @@ class Settings(BaseSettings):
     )
     cache_open_grace: Duration = Field(
         default=timedelta(0),
-        description="Time past it in which a key still opens, for keys in a database that may be down alone.",
+        description="Time past the refresh interval in which a key still opens; for keys that live apart.",
     )
     cache_outage_grace: Duration = Field(
         default=timedelta(hours=1),

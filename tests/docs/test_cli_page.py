@@ -1,0 +1,49 @@
+"""The page of the command has every command, option and exit code, and none that is gone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from eventseal.cli import app
+from eventseal.cli.exit_codes import ExitCode
+
+PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+ROOT = typer.main.get_command(app)
+GLOBAL = {"--config", "--json", "--yes", "-y", "--dry-run"}
+
+
+def section(title: str) -> str:
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    assert found is not None, f"docs/cli.md has no section {title}"
+    return found[1]
+
+
+def documented(title: str) -> set[str]:
+    cells = re.findall(r"^\| (`-[^|]*) \|", section(title), re.MULTILINE)
+    return {word for cell in cells for word in re.findall(r"`(--?[a-z-]+)", cell)}
+
+
+def options(command) -> set[str]:
+    return {name for param in command.params for name in param.opts if name.startswith("-")}
+
+
+@pytest.mark.parametrize("name", list(ROOT.commands))
+def test_each_command_has_its_options(name):
+    assert documented(f"`{name}`") == options(ROOT.commands[name]) - GLOBAL
+
+
+def test_no_command_is_documented_that_is_gone():
+    assert set(re.findall(r"^## `(\w+)`", PAGE, re.MULTILINE)) == set(ROOT.commands)
+
+
+def test_the_global_options_are_the_roots():
+    assert documented("Global options") == options(ROOT) | {"--help"}
+
+
+def test_the_exit_codes_are_those_of_the_code():
+    codes = re.findall(r"^\| (\d+) \|", section("Exit codes"), re.MULTILINE)
+    assert [int(code) for code in codes] == list(ExitCode)
