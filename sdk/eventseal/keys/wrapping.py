@@ -85,6 +85,7 @@ class Keks:
             One outcome a record, in order: a handle whose bytes match the record's binding, or the error.
         """
         outcomes: list[DataKey | EventSealError | None] = [None] * len(records)
+        explained: dict[int, NotMyKeyError] = {}
         places = range(max((len(record.wrappings) for record in records), default=0))
         for adapter, place in [(adapter, place) for adapter in self._adapters for place in places]:
             pending = [
@@ -96,10 +97,13 @@ class Keks:
                 addressed = [(records[index], records[index].wrappings[place]) for index in pending]
                 for index, outcome in zip(pending, self._unwrap(adapter, addressed), strict=True):
                     # Only "not mine" leaves the record for the next wrapping or the next KEK.
-                    outcomes[index] = None if isinstance(outcome, NotMyKeyError) else outcome
+                    if not isinstance(outcome, NotMyKeyError):
+                        outcomes[index] = outcome
+                    elif outcome.remedy != NotMyKeyError.default_remedy:
+                        explained[index] = outcome
         return [
-            self._not_addressed(record) if outcome is None else outcome
-            for record, outcome in zip(records, outcomes, strict=True)
+            self._not_addressed(record, explained.get(index)) if outcome is None else outcome
+            for index, (record, outcome) in enumerate(zip(records, outcomes, strict=True))
         ]
 
     def _generated(self, adapter: KmsAdapter, record: KeyRecord) -> tuple[DataKey, WrappedKey]:
@@ -136,12 +140,16 @@ class Keks:
         self._counters.count_kms_calls(calls)
         return outcomes
 
-    def _not_addressed(self, record: KeyRecord) -> EventSealError:
+    def _not_addressed(self, record: KeyRecord, explanation: NotMyKeyError | None) -> EventSealError:
         if not record.wrappings:
             return IntegrityError(
                 f"key {record.key_id} is {record.state} but has no wrapping: somebody deleted it",
                 remedy="Restore the rows of key_wrappings from a backup.",
                 key_id=record.key_id,
+            )
+        if explanation is not None:  # an adapter knows more, such as where its alias points now
+            return KekNotConfiguredError(
+                f"key {record.key_id}: {explanation}", remedy=explanation.remedy, kek_uri=explanation.kek_uri
             )
         uris = ", ".join(wrapping.kek_uri for wrapping in record.wrappings)
         configured = ", ".join(adapter.uri for adapter in self._adapters)
