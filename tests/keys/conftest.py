@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
-from uuid import UUID
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,6 +16,10 @@ from eventseal.keys.records import STORE_SCOPE
 from eventseal.keys.seals import Seals
 from eventseal.keys.states import KeyPurpose
 from eventseal.testing import FakeKms, ManualClock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from uuid import UUID
 
 READS = {"active", "get", "changes"}
 WRITES = {"add_active", "replace_active", "set_states", "reserve"}
@@ -33,6 +35,7 @@ class TestedStore(InMemoryKeyStore):
             now=lambda: datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=clock.now()), **options
         )
         self.calls: list[str] = []
+        self.seals: dict[str, Seals] = {}
         self.failing: dict[str, EventSealError] = {}
         self._gates: dict[str, Gate] = {}
 
@@ -46,7 +49,7 @@ class TestedStore(InMemoryKeyStore):
 
     @contextmanager
     def gate(self, operation: str, *, after: bool = True) -> Iterator[Gate]:
-        """Stop the next call of *operation*, with its answer in hand (or before it asks), until the gate opens."""
+        """Stop the next call of *operation*, its answer in hand or before it asks, until the gate opens."""
         gate = self._gates[operation] = Gate(after)
         try:
             yield gate
@@ -195,11 +198,15 @@ def seals_of(store: TestedStore, kms: FakeKms, application: str = "default") -> 
     from eventseal.keys.counters import KeyringCounters
     from eventseal.keys.wrapping import Keks
 
-    record = InMemoryKeyStore.active(store, application, [STORE_SCOPE], purpose=KeyPurpose.STORE)[STORE_SCOPE]
-    calls = list(kms.calls)
-    (key,) = Keks([kms], counters=KeyringCounters()).unwrap([record])
-    kms.calls[:] = calls  # not one of the keyring under test
-    return Seals(key)
+    if application not in store.seals:
+        record = InMemoryKeyStore.active(store, application, [STORE_SCOPE], purpose=KeyPurpose.STORE)[
+            STORE_SCOPE
+        ]
+        calls = list(kms.calls)
+        (key,) = Keks([kms], counters=KeyringCounters()).unwrap([record])
+        kms.calls[:] = calls  # not one of the keyring under test
+        store.seals[application] = Seals(key)
+    return store.seals[application]
 
 
 @pytest.fixture

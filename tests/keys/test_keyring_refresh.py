@@ -1,4 +1,4 @@
-"""What a process knows is confirmed by one small query, as of the moment before it, and never for longer than said."""
+"""What a process knows is confirmed by one small query, as of the moment before it, and for no longer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several KEKs: the first makes, every one wraps, any one unwraps, and only "not mine" lets the next be tried."""
+"""Several KEKs: the first makes, every one wraps, any one unwraps; only "not mine" leads to the next."""
 
 from __future__ import annotations
 

@@ -1,0 +1,209 @@
+"""The suite for key stores bites: each broken key store fails the test that is there for it."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from uuid import uuid4
+
+import pytest
+from _pytest.outcomes import Failed
+
+from eventseal.errors import EventSealError
+from eventseal.keys import ChangeMark, InMemoryKeyStore, KeyPurpose, KeyState, KeyStore
+from eventseal.testing.key_store_contract import KeyStoreContract
+from eventseal.testing.key_store_contract.records import RefusedMarkError, make_record
+
+
+class ForgetsTheSlot(InMemoryKeyStore):
+    def add_active(self, records, *, mark=None):
+        with self._lock:
+            for record in records:
+                self._slots.pop((record.application, record.purpose, record.scope), None)
+        return super().add_active(records, mark=mark)
+
+
+class GivesTheLoserItsOwn(InMemoryKeyStore):
+    def add_active(self, records, *, mark=None):
+        super().add_active(records, mark=mark)
+        return {record.scope: record for record in records}
+
+
+class FoldsCase(InMemoryKeyStore):
+    def add_active(self, records, *, mark=None):
+        folded = [
+            replace(record, scope=record.scope.casefold(), active_scope=record.scope.casefold())
+            for record in records
+        ]
+        kept = super().add_active(folded, mark=mark)
+        return {record.scope: kept[record.scope.casefold()] for record in records}
+
+    def active(self, application, scopes, *, purpose=KeyPurpose.DATA):
+        kept = super().active(application, [scope.casefold() for scope in scopes], purpose=purpose)
+        return {scope: kept[scope.casefold()] for scope in scopes if scope.casefold() in kept}
+
+
+class MixesPurposes(InMemoryKeyStore):
+    def active(self, application, scopes, *, purpose=KeyPurpose.DATA):
+        return super().active(application, scopes)
+
+
+class IgnoresVersions(InMemoryKeyStore):
+    def _follows(self, record):
+        return record.key_id in self._records
+
+
+class ForgetsLeases(InMemoryKeyStore):
+    def _move(self, record, mark):
+        super()._move(record, mark)
+        self._records[record.key_id] = replace(
+            self._records[record.key_id], items_reserved=record.items_reserved
+        )
+
+
+class KeepsWrappings(InMemoryKeyStore):
+    def _move(self, record, mark):
+        wrappings = self._records[record.key_id].wrappings
+        super()._move(record, mark)
+        self._records[record.key_id] = replace(self._records[record.key_id], wrappings=wrappings)
+
+
+class FreesTheSlot(InMemoryKeyStore):
+    def _move(self, record, mark):
+        super()._move(record, mark)
+        if record.state is KeyState.DESTROYED:
+            self._slots.pop((record.application, record.purpose, record.scope), None)
+
+
+class MarksLater(InMemoryKeyStore):
+    def set_states(self, records, *, next_mark, whole_scope=None):
+        moved = super().set_states(records, next_mark=lambda mark: replace(mark, counter=mark.counter + 1))
+        if moved:
+            next_mark(self._marks[moved[0].application])
+        return moved
+
+
+class LeasesAnything(InMemoryKeyStore):
+    def reserve(self, items, *, limit=2**32):
+        return super().reserve(dict(items.items()), limit=2**40)
+
+
+class LeasesClosedKeys(InMemoryKeyStore):
+    def reserve(self, items, *, limit=2**32):
+        return {
+            key_id: self._records[key_id].items_reserved + count
+            for key_id, count in items.items()
+            if key_id in self._records
+        } | super().reserve(items, limit=limit)
+
+
+class ListsEverybodysRevoked(InMemoryKeyStore):
+    def changes(self, application, since, key_ids):
+        changes = super().changes(application, since, key_ids)
+        if changes is None or changes.revoked is None:
+            return changes
+        return replace(changes, revoked=tuple(r.key_id for r in self._records.values() if r.revoked))
+
+
+class ListsTheRetired(InMemoryKeyStore):
+    def changes(self, application, since, key_ids):
+        changes = super().changes(application, since, key_ids)
+        if changes is None or changes.revoked is None:
+            return changes
+        ours = [r for r in self._records.values() if r.application == application]
+        return replace(changes, revoked=tuple(r.key_id for r in ours if r.revoked or r.destroyed_by))
+
+
+class ShowsWrappingsInChanges(InMemoryKeyStore):
+    def changes(self, application, since, key_ids):
+        changes = super().changes(application, since, key_ids)
+        if changes is None:
+            return None
+        return replace(changes, records=tuple(self._records[record.key_id] for record in changes.records))
+
+
+class CountsNewKeys(InMemoryKeyStore):
+    def _insert(self, record):
+        super()._insert(record)
+        mark = self._marks.get(record.application)
+        if mark is not None:
+            self._marks[record.application] = replace(mark, counter=mark.counter + 1)
+
+
+class PagesInAnyOrder(InMemoryKeyStore):
+    def page(self, application, *, after=None, limit=1000, state=None):
+        return super().page(application, after=after, limit=limit, state=state)[::-1]
+
+
+class IgnoresWholeScope(InMemoryKeyStore):
+    def set_states(self, records, *, next_mark, whole_scope=None):
+        return super().set_states(records, next_mark=next_mark)
+
+
+class StopsAtOneStatement(InMemoryKeyStore):
+    def get(self, key_ids):
+        return super().get(list(key_ids)[:32_000])
+
+
+class LocalTime(InMemoryKeyStore):
+    def now(self):
+        return super().now().replace(tzinfo=None)
+
+
+class ReplacesTheFirstMark(InMemoryKeyStore):
+    def add_active(self, records, *, mark=None):
+        kept = super().add_active(records, mark=mark)
+        if mark is not None:
+            self._marks[mark.application] = mark
+        return kept
+
+
+BROKEN = [
+    (ForgetsTheSlot, "test_who_comes_second_gets_the_winner_whole"),
+    (GivesTheLoserItsOwn, "test_who_comes_second_gets_the_winner_whole"),
+    (FoldsCase, "test_scopes_are_compared_byte_for_byte"),
+    (MixesPurposes, "test_purposes_have_slots_of_their_own"),
+    (IgnoresVersions, "test_states_move_all_or_none"),
+    (ForgetsLeases, "test_replacing_keeps_what_was_leased_meanwhile"),
+    (KeepsWrappings, "test_destroying_deletes_the_wrappings_and_keeps_the_row"),
+    (FreesTheSlot, "test_a_tombstone_that_keeps_its_slot_closes_the_scope"),
+    (MarksLater, "test_a_refused_mark_undoes_a_change_of_states"),
+    (LeasesAnything, "test_a_lease_past_the_limit_is_refused_and_takes_nothing"),
+    (LeasesAnything, "test_the_hard_limit_is_the_last_item"),
+    (LeasesClosedKeys, "test_only_active_keys_are_leased"),
+    (ListsEverybodysRevoked, "test_a_change_lists_every_id_that_is_compromised_or_shredded"),
+    (ListsTheRetired, "test_a_change_lists_every_id_that_is_compromised_or_shredded"),
+    (ShowsWrappingsInChanges, "test_a_change_gives_the_asked_for_keys_that_moved_without_wrappings"),
+    (CountsNewKeys, "test_making_a_key_leaves_the_counter"),
+    (PagesInAnyOrder, "test_pages_come_in_order_of_id"),
+    (IgnoresWholeScope, "test_a_whole_scope_moves_only_if_no_live_key_is_left_out"),
+    (StopsAtOneStatement, "test_more_ids_and_scopes_than_a_statement_takes_are_asked_for"),
+    (LocalTime, "test_the_clock_is_in_utc_and_goes_on"),
+    (ReplacesTheFirstMark, "test_the_first_mark_comes_with_the_store_key"),
+]
+
+
+def with_store_key(store: KeyStore) -> str:
+    name = f"contract-{uuid4().hex[:12]}"
+    mark = ChangeMark(application=name, counter=0, revoked=bytes(64), seal=bytes(32))
+    store.add_active([make_record(name, "store", purpose=KeyPurpose.STORE)], mark=mark)
+    return name
+
+
+def run(broken: type[KeyStore], test: str) -> None:
+    store = broken()
+    method = getattr(KeyStoreContract(), test)
+    given = {"store": store, "other_store": store, "scopes": ("tenant:a", "tenant:A")}
+    wanted = inspect.signature(method).parameters
+    if "application" in wanted:
+        given["application"] = with_store_key(store)
+    method(**{name: given[name] for name in wanted})
+
+
+@pytest.mark.parametrize(
+    ("broken", "test"), BROKEN, ids=[f"{broken.__name__}-{test[5:45]}" for broken, test in BROKEN]
+)
+def test_a_broken_key_store_is_caught(broken: type[KeyStore], test: str) -> None:
+    run(InMemoryKeyStore, test)
+    with pytest.raises((AssertionError, Failed, EventSealError, RefusedMarkError, TypeError, KeyError)):
+        run(broken, test)
