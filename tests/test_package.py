@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_importing_the_package_loads_no_heavy_dependency():
-    """A program that only catches errors or names the cipher does not pay for a database or a cloud client."""
+    """A program that only catches errors does not pay for a database or a cloud client."""
     heavy = {"boto3", "botocore", "hvac", "sqlalchemy", "pydantic", "pydantic_settings", "typer", "rich"}
     program = "import eventseal, sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -71,7 +71,7 @@ class ConfigurationError(EventSealError, ValueError):
 class KekNotConfiguredError(ConfigurationError):
     """A key is wrapped only under KEKs that this keyring was not given."""
 
-    default_remedy = "Add the KEK to kms= or EVENTSEAL_KMS_KEY, or rewrap the key where that KEK is configured."
+    default_remedy = "Add the KEK to kms= or EVENTSEAL_KMS_KEY, or rewrap the key where it is configured."
     kek_uri: str | None = None
 
 
@@ -97,7 +97,7 @@ class IntegrityError(EventSealError):
     One class and, for items, one message, whatever was changed: see :data:`OPAQUE_INTEGRITY_MESSAGE`.
     """
 
-    default_remedy = "Do not use the item. Find out who changed the database, and restore the row from a backup."
+    default_remedy = "Do not use the item. Find out who changed the database; restore the row from a backup."
 
 
 OPAQUE_INTEGRITY_MESSAGE = "the item does not authenticate: its bytes, its header or its place were changed"
@@ -120,7 +120,7 @@ class EncryptionRequiredError(EventSealError):
 class SerializationError(EventSealError, TypeError):
     """An event, or the place it is stored at, cannot be turned into bytes, or bytes into an event."""
 
-    default_remedy = "Give the event attributes that JSON or the transcoder knows, or register an encoding for the type."
+    default_remedy = "Give the event attributes that JSON or the transcoder knows, or register an encoding."
 
 
 class KeyNotFoundError(EventSealError):
@@ -205,7 +205,9 @@ class ItemNotFoundError(StoreError, LookupError):
 class KeyClosedError(StoreError):
     """The items were sealed under a key that was retired before they were written; nothing was written."""
 
-    default_remedy = "Refresh the keyring, seal the items again and append once more; the event store does it for you."
+    default_remedy = (
+        "Refresh the keyring, seal the items again, append once more; the event store does it for you."
+    )
     key_ids: Collection[UUID] = ()
 
 

@@ -1,8 +1,8 @@
 """
 Run the code blocks of the README and of every page, each page as one program in an empty folder.
 
-A ``python`` block is run as it stands, a ``console`` block line by line where a line begins with ``$``. A block
-that cannot run says why, in a comment right above it: ``<!-- not run: reason -->``.
+A ``python`` block is run as it stands, a ``console`` block line by line where a line begins with ``$``. A
+block that cannot run says why, in a comment right above it: ``<!-- not run: reason -->``.
 """
 
 import os
@@ -16,7 +16,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(
-    r"(?P<skip><!-- not run: (?P<reason>[^>]+) -->\n)?^```(?P<language>python|console)\b[^\n]*\n(?P<body>.*?)^```$",
+    r"(?P<skip><!-- not run: [^>]+ -->\n)?"
+    r"^```(?P<language>python|console)\b[^\n]*\n(?P<body>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 
