@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError, SQLAlchemyError
 
 from eventseal.errors import (
     ConfigurationError,
@@ -142,7 +142,7 @@ class ItemAppends:
         try:
             session.commit()
         except Exception as error:
-            session.rollback()
+            _leave(session)
             known = isinstance(error, SQLAlchemyError) and is_outcome_known(error)
             if known or not was_committed(self._engine(session), self._columns, self._inserts, batch):
                 raise
@@ -196,6 +196,13 @@ class ItemAppends:
             f"position {getattr(first, position)} of sequence {getattr(first, sequence_id)}{others} "
             f"is taken in {self._columns.table}"
         )
+
+
+def _leave(session: Session) -> None:
+    try:
+        session.rollback()
+    except InvalidRequestError:  # a hook raised behind the COMMIT: there is nothing to roll back any more
+        session.close()
 
 
 def _key_in_header(data: bytes) -> UUID | None:

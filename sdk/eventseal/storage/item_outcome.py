@@ -88,8 +88,9 @@ def _wait_for_the_other(connection: Connection, inserts: ItemInserts, row: Row) 
     """Wait until the transaction whose COMMIT was not answered has ended: its server may still be at it."""
     connection.execute(text("SET LOCAL lock_timeout = '5s'"))
     values = {column.name: value for column, value in zip(inserts.columns, row, strict=True)}
-    # Meets the other's row in the unique index; rolled back with the connection, like all that is done here.
+    # Meets the other's row in the unique index; where there is none, it must be gone before anybody looks.
     connection.execute(postgresql.insert(inserts.table).values(values).on_conflict_do_nothing())
+    connection.rollback()
 
 
 def _is_stored(connection: Connection, columns: ItemColumns, row: Row) -> bool:
