@@ -120,6 +120,14 @@ def test_another_application_has_none_of_its_keys(run, run_json, store, query):
     assert shown["items_by_unknown_key"] == {str(item.key_id): 2}
 
 
+def test_a_scope_does_not_reach_the_terminal_as_it_is(run, run_json, store):
+    scope = "tenant:\x1b[31m\x9b\n"
+    with EventSeal.from_settings() as seal:
+        seal.keyring.prepare([scope])
+    assert not {"\x1b", "\x9b"} & set(run("keys").stdout + run("keys", "--json").stdout)
+    assert scope in {key["scope"] for key in run_json("keys")["keys"]}
+
+
 @pytest.mark.parametrize("words", [["--after", "nonsense"], ["--state", "asleep"], ["--limit", "0"]])
 def test_wrong_words_are_refused(run, store, words):
     run("keys", *words, exits=2)

@@ -51,9 +51,13 @@ def test_an_edited_store_key_exits_with_1(run, store, query):
 def test_the_wrong_application_is_told_by_name(run, store, query, monkeypatch):
     store(2)
     monkeypatch.setenv("EVENTSEAL_APPLICATION", "other")
+    assert "there are tables of shop" in run("verify", exits=2).stderr
+    query("UPDATE sealed_tables SET application = ''")
+    shown = run("verify", exits=2).stderr
+    assert "'shop'" in shown
+    assert "'other'" in shown
     query("UPDATE sealed_tables SET application = 'other'")
-    shown = run("verify", exits=1).stdout
-    assert "WrongApplicationError" in shown
+    assert "WrongApplicationError" in run("verify", exits=1).stdout
 
 
 def test_an_outage_exits_with_3_and_fails_no_item(run, store, monkeypatch):
@@ -85,6 +89,14 @@ def test_tables_and_samples_can_be_asked_for(run, run_json, store):
     assert shown["left"] == 200 - shown["done"]
     assert "Did you mean snapshots?" in run("verify", "--table", "snapshot", exits=2).stderr
     assert "sample" in run("verify", "--sample", "2", exits=2).stderr
+
+
+def test_what_an_edit_put_in_a_row_does_not_reach_the_terminal(run, store, query):
+    store()
+    query("UPDATE integer_sequenced_items SET position = '\x1b[2J\x9b2J'")
+    shown = run("verify", exits=1).stdout
+    assert "\\x1b[2J" in shown
+    assert not {"\x1b", "\x9b"} & set(shown)
 
 
 def test_plain_items_are_told_and_do_not_fail(run_json, store, query):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import stat
+import subprocess
+import sys
 import tomllib
 from contextlib import closing
-from typing import TYPE_CHECKING
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import text
 
 from eventseal.cipher import ItemContext
 from eventseal.configuration import EventSeal
@@ -25,9 +28,6 @@ from eventseal.errors import (
 from eventseal.kms import PermissionCheck
 from eventseal.rotation import verify
 from eventseal_kms.local import LocalKmsAdapter
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 OPTIONS = {"kms_key": "local://dev.key", "store_url": "sqlite:///shop.sqlite", "application": "shop"}
 CONTEXT = ItemContext(sequence_id=uuid4(), position=0, topic="shop:Order.Placed")
@@ -258,6 +258,36 @@ def test_a_read_only_database_is_told_apart(tmp_path):
     url = f"sqlite:///file:{tmp_path}/shop.sqlite?mode=ro&uri=true"
     with pytest.raises(StoreReadOnlyError):
         initialise(**(OPTIONS | {"store_url": url}))
+
+
+def test_it_makes_a_store_on_postgresql_once(postgres_url):
+    options = OPTIONS | {"store_url": postgres_url}
+    assert changed(initialise(**options)) == {"settings", "kek", "tables", "keys"}
+    assert changed(initialise()) == set()
+    with EventSeal.from_settings() as seal:
+        assert seal.cipher.decrypt(seal.cipher.encrypt(b"x", CONTEXT), CONTEXT) == b"x"
+        with seal.datastore.engine.begin() as connection:
+            connection.execute(text("ALTER TABLE integer_sequenced_items DROP COLUMN key_id"))
+    with EventSeal.from_settings() as seal, pytest.raises(ConfigurationError, match="key_id") as caught:
+        seal.datastore.setup_tables()
+    assert "eventseal init" in caught.value.remedy
+    assert changed(initialise(dry_run=True)) == {"columns"}
+    assert changed(initialise()) == {"columns"}
+    assert changed(initialise()) == set()
+
+
+def test_processes_that_start_together_make_one_store(tmp_path, monkeypatch):
+    for name, value in OPTIONS.items():
+        monkeypatch.setenv(f"EVENTSEAL_{name.upper()}", value)
+    LocalKmsAdapter.create(tmp_path / "dev.key")
+    command = [Path(sys.executable).with_name("eventseal"), "init", "--json"]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(4)]
+    ends = [(process.communicate(), process.returncode) for process in running]
+    assert [code for _, code in ends] == [0] * 4, ends
+    assert query("SELECT purpose, count(*) FROM encryption_keys GROUP BY purpose ORDER BY purpose") == [
+        ("data", 1),
+        ("store", 1),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from eventseal.errors import (
     KmsUnavailableError,
     MissingTableError,
     StoreUnavailableError,
+    WrongApplicationError,
 )
 from eventseal.rotation import SealedStore, verify
 from eventseal.rotation.results import MAX_FAILURES
@@ -318,8 +319,13 @@ def test_items_of_another_application_in_its_own_table_are_failures(shop):
 def test_the_wrong_application_opens_nothing_of_the_first(shop):
     shop.append(2)
     other = shop.again(application="shop2")
+    with pytest.raises(ConfigurationError, match=r"no table is registered for application shop2.* of shop"):
+        verify(other.seal)
     other.seal.datastore.setup_tables()
-    shop.execute("DELETE FROM sealed_tables WHERE application = 'shop'")
+    with pytest.raises(WrongApplicationError, match="shop2") as caught:
+        verify(other.seal)
+    assert (caught.value.expected, caught.value.found) == ("shop2", "shop")
+    other.seal.keyring.prepare(["application"])  # now it is an application of its own
     assert verify(other.seal).by_table[ITEMS]["foreign"] == 2
 
 

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from eventseal.cli.exit_codes import ExitCode, exit_code
+from eventseal.cli.output import printable
 from eventseal.errors import EventSealError
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def say(kind: str, text: str) -> None:
         kind: ``error``, ``remedy`` or ``warning``.
         text: One line or more.
     """
-    typer.echo(f"eventseal: {kind}: {text}", err=True)
+    shown = "\n".join([printable(line) for line in text.splitlines()])
+    typer.echo(f"eventseal: {kind}: {shown}", err=True)
 
 
 def _show_warning(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eventseal.cli.options import Config, DryRun, Json, Options, Yes
-from eventseal.cli.output import print_json
+from eventseal.cli.output import print_json, printable
 from eventseal.configuration.initialise import initialise
 from eventseal.configuration.loading import DEFAULT_FILE, environment_names, settings_file
 
@@ -108,6 +108,6 @@ def _print(steps: list[InitStep], *, dry_run: bool) -> None:
     made = "would make" if dry_run else "made"
     width = max(len(made), len(_THERE))
     for step in steps:
-        typer.echo(f"{made if step.changed else _THERE:{width}}  {step.detail}")
+        typer.echo(f"{made if step.changed else _THERE:{width}}  {printable(step.detail)}")
     if not any(step.changed for step in steps):
         typer.echo("nothing was changed: everything is there")

@@ -109,7 +109,7 @@ def _row_facts(
         raise ConfigurationError("a row takes all three: --table, --sequence and --position")
     stores = options.open_stores()
     try:
-        row = find_item(stores.datastore, options.settings().application, table, sequence, position)
+        row = find_item(stores.datastore, stores.settings.application, table, sequence, position)
         info = inspect_envelope(row.data)
         return {
             "table": table,

@@ -51,7 +51,7 @@ def keys(
         page = list_keys(
             stores.key_store,
             stores.datastore,
-            options.settings().application,
+            stores.settings.application,
             scope=scope,
             state=state,
             after=after,

@@ -18,7 +18,17 @@ def print_json(value: Mapping[str, Any]) -> None:
     Args:
         value: Of what JSON knows.
     """
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    typer.echo(json.dumps(value, indent=2))
+
+
+def printable(text: str) -> str:
+    """
+    Show what would move a terminal's cursor or colour its text as escapes.
+
+    Args:
+        text: What a row or a person may have put anything into.
+    """
+    return "".join([char if char.isprintable() else char.encode("unicode_escape").decode() for char in text])
 
 
 def print_columns(
@@ -32,11 +42,12 @@ def print_columns(
         rows: As many texts in each.
         numbers: Which columns are flush right, by heading.
     """
-    widths = [max(len(row[column]) for row in (heading, *rows)) for column in range(len(heading))]
-    for row in (heading, *rows):
+    lines = [[printable(text) for text in row] for row in (heading, *rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heading))]
+    for line in lines:
         cells = [
             text.rjust(width) if name in numbers else text.ljust(width)
-            for text, width, name in zip(row, widths, heading, strict=True)
+            for text, width, name in zip(line, widths, heading, strict=True)
         ]
         typer.echo("  ".join(cells).rstrip())
 
@@ -50,4 +61,4 @@ def print_facts(facts: Mapping[str, str]) -> None:
     """
     width = max(map(len, facts))
     for name, value in facts.items():
-        typer.echo(f"{name.ljust(width)}  {value}")
+        typer.echo(f"{name.ljust(width)}  {printable(value)}")

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from eventseal.cli.exit_codes import ExitCode
 from eventseal.cli.options import Config, Json, Options
-from eventseal.cli.output import print_columns, print_json
+from eventseal.cli.output import print_columns, print_json, printable
 from eventseal.rotation import verify as verify_store
 from eventseal.rotation.verify import OUTCOMES
 
@@ -106,7 +106,7 @@ def _print(result: JobResult) -> None:
     ]
     print_columns(heading, rows, numbers=frozenset(heading[1:]))
     for failure in result.failures[:_SHOWN_FAILURES]:
-        typer.echo(_line(failure))
+        typer.echo(printable(_line(failure)))
     unseen = len(result.failures) - _SHOWN_FAILURES
     if unseen > 0:
         typer.echo(f"and {unseen:,} more; --json lists up to 1,000")

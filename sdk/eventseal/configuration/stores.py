@@ -47,6 +47,7 @@ class Stores:
     """
 
     def __init__(self, settings: Settings) -> None:
+        self.settings = settings
         if settings.store_url is None:
             raise ConfigurationError("no database is configured: store_url is missing", remedy=_NO_STORE)
         self.datastore = SQLAlchemyDatastore(

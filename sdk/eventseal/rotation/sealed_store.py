@@ -73,12 +73,15 @@ def registered_tables(
         One entry a table, in order of name; one that several applications share has ``application=None``.
 
     Raises:
-        ConfigurationError: A name is not registered, or a registered table is in a database that is not
-            configured.
+        ConfigurationError: A name, or any table of the application, is not registered, or a registered table
+            is in a database that is not configured.
         MissingTableError: A registered table is not in the database, or there is no registry.
         StoreError: The database refused or failed.
     """
-    mine = _merged(_registry(datastore), application)
+    registry = _registry(datastore)
+    mine = _merged(registry, application)
+    if not mine:
+        raise _nothing_registered(registry, application)
     if tables is not None:
         _refuse_unknown(tables, mine)
         mine = [table for table in mine if table.table in tables]
@@ -141,11 +144,19 @@ def _refuse_unknown(names: Collection[str], mine: list[SealedTable]) -> None:
     known = [table.table for table in mine]
     for name in names:
         if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            hint = (
-                f"Did you mean {nearest[0]}?" if nearest else "Run `eventseal init`, which registers tables."
+            (nearest,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise ConfigurationError(
+                f"there is no registered table {name}", remedy=f"Did you mean {nearest}?"
             )
-            raise ConfigurationError(f"there is no registered table {name}", remedy=hint)
+
+
+def _nothing_registered(registry: list[SealedTable], application: str) -> ConfigurationError:
+    others = sorted({str(table.application) for table in registry})
+    found = f"; there are tables of {', '.join(others)}" if others else ""
+    return ConfigurationError(
+        f"no table is registered for application {application}{found}",
+        remedy="Correct the application's name, or run `eventseal init`, which registers its tables.",
+    )
 
 
 def _refuse_unreachable(datastore: SQLAlchemyDatastore, table: SealedTable) -> None:

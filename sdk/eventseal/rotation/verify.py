@@ -66,6 +66,7 @@ def verify(
 
     Raises:
         ConfigurationError: A table that looks sealed is not registered, or a registered one is not there.
+        WrongApplicationError: There are items of another application and no keys of this one.
         KmsError: The KMS refused or failed: that says nothing about the items.
         StoreError: The database refused or failed.
     """
@@ -93,6 +94,7 @@ class _Verification:
         self._random = random.Random()  # noqa: S311 - which items are in the sample is no secret
         self._started = time.monotonic()
         self._total = 0
+        self._has_keys = False
         self._by_table: dict[str, Counter[str]] = {}
         self._by_key: Counter[UUID] = Counter()
         self._failures: list[Failure] = []
@@ -108,6 +110,7 @@ class _Verification:
     def check_keys(self) -> None:
         """Check the seal, the wrapping and the binding of every data key."""
         for records in self._key_pages():
+            self._has_keys = True
             wanted = [record.key_id for record in records if record.purpose is KeyPurpose.DATA]
             for key_id, outcome in self._store.keyring.opening_keys(wanted).items():
                 # A tombstone says that it is one, and its seal was checked before: nothing is wrong with it.
@@ -169,6 +172,8 @@ class _Verification:
                 # Bytes are an envelope only if the key store knows the key that they name.
                 counts["plain"] += 1
             elif table.application is None and isinstance(outcome, WrongApplicationError):
+                if not self._has_keys:  # then it is the configured name that is wrong, not the item
+                    raise outcome
                 counts["foreign"] += 1
             else:
                 _raise_outage(outcome)
