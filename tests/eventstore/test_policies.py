@@ -188,6 +188,21 @@ def test_the_events_of_an_entity_that_two_applications_would_store_are_refused(t
     assert all(not all_events(app.entity_event_store) for app in two)
 
 
+def test_an_entity_that_comes_from_a_snapshot_is_owned_too(two, strategy, cipher):
+    sealed, plain = two
+    secret = sealed.create("secret info")
+    mapper = SequencedItemMapper(cipher=cipher, collection="snapshots")
+    sealed.repository.snapshot_strategy = EventSourcedSnapshotStrategy(
+        EventStore(strategy(SnapshotRecord), mapper)
+    )
+    sealed.repository.take_snapshot(secret.id)
+
+    sealed.repository[secret.id].foo = "more secret info"
+
+    assert len(all_events(sealed.entity_event_store)) == 2
+    assert all_events(plain.entity_event_store) == []
+
+
 def test_an_aggregate_is_saved_in_the_name_it_was_created_in(two):
     sealed, plain = two
     with sealed.publishing():

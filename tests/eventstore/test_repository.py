@@ -25,6 +25,7 @@ from eventseal.eventstore import (
     RepositoryKeyError,
     Snapshot,
     VersionedEntity,
+    WithReflexiveMutator,
     attribute,
 )
 from eventseal.items import SequencedItemMapper, topic_of
@@ -64,6 +65,20 @@ class Order(AggregateRoot):
             initial.lines[len(initial.lines)] = Line(event.name, {event.name})
             return initial
         return super()._mutate(initial, event)
+
+
+class World(VersionedEntity, WithReflexiveMutator):
+    class SomethingHappened(VersionedEntity.Event):
+        def mutate(self, world):
+            world.history.append(self.what)
+
+    class Ended(VersionedEntity.Discarded):
+        def mutate(self, world):
+            world.history.append("the end")
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.history = []
 
 
 class Opaque(Example):
@@ -206,6 +221,17 @@ def test_an_entitys_own_mutator_function_can_be_given(store):
     with pytest.raises(ConfigurationError, match="does not name its entity's class") as caught:
         EventSourcedRepository(store)[stream]
     assert "mutator=" in caught.value.remedy
+
+
+def test_events_that_apply_themselves_are_replayed(repository):
+    world = World.create()
+    for what in ("dinosaurs", "internet"):
+        world._trigger_event(World.SomethingHappened, what=what)
+    assert repository[world.id].history == ["dinosaurs", "internet"]
+    assert repository[world.id] == world
+
+    world._trigger_event(World.Ended)
+    assert world.id not in repository
 
 
 def test_an_event_that_names_what_is_no_entity_is_refused(store):

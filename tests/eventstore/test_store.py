@@ -123,6 +123,17 @@ def test_the_events_of_all_streams_are_read_in_pages(store, page_size):
     assert list(store.all_domain_events(page_size=page_size)) == events
 
 
+def test_a_page_of_all_streams_is_opened_at_once(memory, cipher, monkeypatch):
+    store = EventStore(memory, SequencedItemMapper(cipher=cipher))
+    store.append(happened(uuid4(), *range(5)))
+    opened = []
+    open_many = cipher.open_many
+    monkeypatch.setattr(cipher, "open_many", lambda items: opened.append(len(items)) or open_many(items))
+
+    assert len(list(store.all_domain_events(page_size=2))) == 5
+    assert opened == [2, 2, 1]
+
+
 def test_appending_nothing_does_nothing(store):
     store.append([])
     assert list(store.all_domain_events()) == []

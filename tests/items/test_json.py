@@ -127,6 +127,13 @@ def test_attributes_come_back_as_they_were(attributes):
     assert same(transcoder.decode(transcoder.encode_attributes(attributes, owner="owner")), attributes)
 
 
+@pytest.mark.parametrize(
+    "attributes", [{"$uuid": "no uuid"}, {"$": 1}, {"$dict": [[1, 2]]}, {"$a": 1, "$b": 2}, {}]
+)
+def test_attributes_that_look_like_a_stored_type_stay_attributes(attributes):
+    assert same(transcoder.decode(transcoder.encode_attributes(attributes, owner="owner")), attributes)
+
+
 @given(VALUES)
 def test_what_is_written_is_compact_json(value):
     written = transcoder.encode(value)
@@ -323,6 +330,7 @@ def test_an_enumeration_that_cannot_be_found_again_is_refused():
         b'{"$enum":["no.such:Enum","A"]}',
         f'{{"$enum":["{__name__}:Colour","GREEN"]}}'.encode(),
         b'{"$dataclass":["decimal:Decimal",{}]}',
+        f'{{"$dataclass":["{__name__}:Secret",{{}}]}}'.encode(),
         f'{{"$dataclass":["{__name__}:Point",{{"z":1}}]}}'.encode(),
         f'{{"$dataclass":["{__name__}:Point",[1]]}}'.encode(),
         f'{{"$dataclass":["{__name__}:Point",{{"__class__":1}}]}}'.encode(),

@@ -18,6 +18,7 @@ from eventseal.errors import (
     IntegrityError,
     KeyDestroyedError,
     KeyNotFoundError,
+    KmsUnavailableError,
     SerializationError,
     UnknownFormatError,
     WrongApplicationError,
@@ -430,14 +431,24 @@ def test_an_error_of_reading_tells_which_item_and_leaves_its_message_opaque():
 
 
 def test_an_outcome_that_items_share_is_told_of_each_item_apart():
-    items = static().to_sequenced_items([Placed(uuid4(), n) for n in range(2)])
-    mapper = SequencedItemMapper(cipher=AESCipher(KEY[::-1]))
+    shared = KmsUnavailableError("away", kek_uri="fake://kek", retry_after=1.5)
+
+    class Away:
+        def open_many(self, items):
+            return [shared] * len(items)
+
+    mapper = static()
+    items = mapper.to_sequenced_items([Placed(uuid4(), n) for n in range(2)])
+    mapper.cipher = Away()
 
     errors = [refused(mapper, item) for item in items for _ in range(2)]
 
-    assert {type(error) for error in errors} == {KeyNotFoundError}
+    assert {(type(error), str(error), error.retry_after) for error in errors} == {
+        (KmsUnavailableError, "away", 1.5)
+    }
     assert {len(error.__notes__) for error in errors} == {1}
     assert [error.position for error in errors] == [0, 0, 1, 1]
+    assert not hasattr(shared, "__notes__")
 
 
 @pytest.fixture
