@@ -345,7 +345,8 @@ def test_the_snapshots_of_another_applications_entities_are_not_taken(repository
         entity = other.create("bar")
         assert version(repository, entity) is None
         with other.publishing():
-            assert not policy.is_due(Happened(originator_id=1, originator_version=0))
+            assert not policy.is_due(Example.Event(originator_id=1, originator_version=0))
+        assert policy.is_due(Example.Event(originator_id=1, originator_version=0))
 
 
 def test_a_period_is_one_event_or_more_and_a_snapshot_strategy_is_there(store, repository):

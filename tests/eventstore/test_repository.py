@@ -328,10 +328,12 @@ def test_the_snapshot_of_a_discarded_entity_is_empty(with_snapshots):
     assert with_snapshots.get_entity(entity.id, lte=0).foo == "bar"
 
 
-def test_a_snapshot_is_taken_once_a_version(with_snapshots):
+def test_a_snapshot_is_taken_once_a_version(with_snapshots, snapshots, monkeypatch):
     entity = Example.create(foo="bar")
+    first = with_snapshots.take_snapshot(entity.id)
+    monkeypatch.setattr(snapshots.event_store, "append", lambda event: pytest.fail("taken twice"))
 
-    assert with_snapshots.take_snapshot(entity.id) == with_snapshots.take_snapshot(entity.id)
+    assert with_snapshots.take_snapshot(entity.id) == first
 
 
 def test_a_snapshot_that_another_process_took_meanwhile_is_taken_over(with_snapshots, snapshots):
