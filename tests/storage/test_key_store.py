@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
+from sqlalchemy import delete, event, make_url, select, update
 
-from eventseal.storage import SQLAlchemyDatastore, SQLAlchemyKeyStore
+from eventseal.errors import IntegrityError, StoreUnavailableError
+from eventseal.keys.records import STORE_SCOPE, ChangeMark
+from eventseal.keys.states import KeyPurpose, KeyState
+from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyDatastore, SQLAlchemyKeyStore
+from eventseal.storage.key_tables import encryption_keys, key_changes, key_wrappings
+from eventseal.storage.transactions import begin_writing
 from eventseal.testing.key_store_contract import KeyStoreContract
+from eventseal.testing.key_store_contract.leases import LeasesContract
+from eventseal.testing.key_store_contract.racing import RacingContract
+from eventseal.testing.key_store_contract.records import make_record, moved, next_mark
+from eventseal.testing.key_store_contract.replacing import ReplacingContract
+from eventseal.testing.key_store_contract.states import StatesContract
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy.engine import Engine
+
+    from eventseal.keys.records import KeyRecord
     from eventseal.keys.store import KeyStore
+
+AT_ONCE = 2  # s: far less than any time-out, far more than a slow machine needs
 
 
 class OnTheSameDatabase(KeyStoreContract):
@@ -52,3 +74,214 @@ class TestOnPostgreSQL(OnTheSameDatabase):
     @pytest.fixture
     def store(self, url, open_datastore) -> KeyStore:
         return SQLAlchemyKeyStore(open_datastore(url))
+
+
+@pytest.mark.postgres
+class TestWhateverTheDefaultIsolation(RacingContract, ReplacingContract, StatesContract, LeasesContract):
+    """What decides by what it read runs in READ COMMITTED."""
+
+    @pytest.fixture
+    def store(self, postgres_url, open_datastore) -> KeyStore:
+        return SQLAlchemyKeyStore(open_datastore(postgres_url, isolation_level="SERIALIZABLE"))
+
+    @pytest.fixture
+    def other_store(self, store, postgres_url, open_datastore) -> KeyStore:
+        return SQLAlchemyKeyStore(
+            open_datastore(postgres_url, setup=False, isolation_level="REPEATABLE READ")
+        )
+
+
+@pytest.fixture
+def key_store(datastore) -> SQLAlchemyKeyStore:
+    return SQLAlchemyKeyStore(datastore)
+
+
+@pytest.fixture
+def active(key_store) -> KeyRecord:
+    """An active key of an application with its store key."""
+    mark = ChangeMark(application="shop", counter=0, revoked=bytes(64), seal=bytes(32))
+    key_store.add_active([make_record("shop", STORE_SCOPE, purpose=KeyPurpose.STORE)], mark=mark)
+    return key_store.add_active([make_record("shop", "a")])["a"]
+
+
+def writes(key_store: SQLAlchemyKeyStore, active: KeyRecord) -> list[Callable[[], object]]:
+    closed = moved(active, KeyState.DEACTIVATED)
+    new = make_record("shop", "a")
+    return [
+        lambda: key_store.add_active([make_record("shop", "b")]),
+        lambda: key_store.reserve({active.key_id: 1}),
+        lambda: key_store.replace_active(active, closed, new, next_mark=next_mark),
+        lambda: key_store.replace_active(active, closed, new, next_mark=next_mark, wait=False),
+        lambda: key_store.set_states([closed], next_mark=next_mark),
+    ]
+
+
+def record_of_an_item() -> IntegerSequencedItemRecord:
+    return IntegerSequencedItemRecord(sequence_id=uuid4(), position=0, topic="t", data=b"d")
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    begun = time.monotonic()
+    yield
+    assert time.monotonic() - begun < AT_ONCE
+
+
+class TestInsideAnotherTransaction:
+    """SQLite has one writer: whoever holds it must not wait for itself."""
+
+    def test_a_write_inside_the_sessions_write_transaction_is_refused_at_once(
+        self, sqlite_url, open_datastore
+    ):
+        datastore = open_datastore(sqlite_url)
+        key_store = SQLAlchemyKeyStore(datastore)
+        mark = ChangeMark(application="shop", counter=0, revoked=bytes(64), seal=bytes(32))
+        store_key = make_record("shop", STORE_SCOPE, purpose=KeyPurpose.STORE)
+        key_store.add_active([store_key], mark=mark)
+        active = key_store.add_active([make_record("shop", "a")])["a"]
+        datastore.session.add(record_of_an_item())
+        datastore.session.flush()
+        for write in writes(key_store, active):
+            with at_once(), pytest.raises(StoreUnavailableError, match="transaction") as refused:
+                write()
+            assert "keyring.prepare(scopes)" in refused.value.remedy
+        assert key_store.active("shop", ["a", "b"]) == {"a": active}
+        assert key_store.changes("shop", 0, []) is not None
+        datastore.session.rollback()
+        assert set(key_store.add_active([make_record("shop", "b")])) == {"b"}
+
+    def test_a_session_that_only_read_or_added_is_no_hindrance(self, datastore, key_store, active):
+        datastore.session.scalars(select(IntegerSequencedItemRecord)).all()
+        datastore.session.add(record_of_an_item())
+        for write in writes(key_store, active):
+            write()
+        assert datastore.session.new
+
+    @pytest.mark.postgres
+    def test_a_key_stays_though_the_sessions_transaction_is_rolled_back(self, postgres_url, open_datastore):
+        datastore = open_datastore(postgres_url)
+        key_store = SQLAlchemyKeyStore(datastore)
+        datastore.session.add(record_of_an_item())
+        datastore.session.flush()
+        key_store.add_active([make_record("shop", "a")])
+        datastore.session.rollback()
+        assert set(key_store.active("shop", ["a"])) == {"a"}
+
+    def test_another_writer_is_waited_for_and_then_it_is_unavailable_with_the_same_remedy(
+        self, sqlite_url, open_datastore
+    ):
+        open_datastore(sqlite_url)
+        datastore = open_datastore(sqlite_url, setup=False, connect_args={"timeout": 0.2})
+        with closing(sqlite3.connect(make_url(sqlite_url).database or "")) as other:
+            other.execute("BEGIN IMMEDIATE")
+            begun = time.monotonic()
+            with pytest.raises(StoreUnavailableError, match="locked") as refused:
+                SQLAlchemyKeyStore(datastore).add_active([make_record("shop", "a")])
+            assert time.monotonic() - begun >= 0.2
+            assert "keyring.prepare(scopes)" in refused.value.remedy
+            other.rollback()
+
+    @pytest.mark.parametrize("held", ["the mark", "the key"])
+    def test_a_rotation_that_must_not_wait_gives_up_at_once(self, datastore, key_store, active, held):
+        closed, new = moved(active, KeyState.DEACTIVATED), make_record("shop", "a")
+        with datastore.key_engine.connect() as other:
+            begin_writing(other)
+            self.hold(other, held, active)
+            with at_once(), pytest.raises(StoreUnavailableError):
+                key_store.replace_active(active, closed, new, next_mark=next_mark, wait=False)
+            other.rollback()
+        stored = key_store.replace_active(active, closed, new, next_mark=next_mark, wait=False)
+        assert stored.key_id == new.key_id
+
+    @staticmethod
+    def hold(other, held: str, active: KeyRecord) -> None:
+        if held == "the mark":
+            other.execute(update(key_changes).values(counter=key_changes.c.counter))
+        else:
+            reserved = encryption_keys.c.items_reserved
+            ours = encryption_keys.c.key_id == active.key_id
+            other.execute(update(encryption_keys).where(ours).values(items_reserved=reserved))
+
+    def test_sqlite_waits_again_after_a_write_that_did_not(self, sqlite_url, open_datastore):
+        datastore = open_datastore(sqlite_url, pool_size=1, max_overflow=0)
+        key_store = SQLAlchemyKeyStore(datastore)
+        mark = ChangeMark(application="shop", counter=0, revoked=bytes(64), seal=bytes(32))
+        store_key = make_record("shop", STORE_SCOPE, purpose=KeyPurpose.STORE)
+        key_store.add_active([store_key], mark=mark)
+        old = key_store.add_active([make_record("shop", "a")])["a"]
+        closed = moved(old, KeyState.DEACTIVATED)
+        key_store.replace_active(old, closed, make_record("shop", "a"), next_mark=next_mark, wait=False)
+        with datastore.engine.connect() as connection:
+            assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one() == 5000
+
+
+class TestSnapshots:
+    def test_a_refresh_reads_one_moment(self, datastore, key_store, active, store_url, open_datastore):
+        """Somebody closes a key between the statements of the refresh: all of it is seen, or nothing."""
+        other = SQLAlchemyKeyStore(open_datastore(store_url, setup=False))
+        second = other.add_active([make_record("shop", "b")])["b"]
+        other.set_states([moved(second, KeyState.COMPROMISED)], next_mark=next_mark)
+
+        with after_statement(datastore.key_engine, "FROM key_changes") as once:
+            once(lambda: other.set_states([moved(active, KeyState.COMPROMISED)], next_mark=next_mark))
+            changes = key_store.changes("shop", 0, [active.key_id, second.key_id])
+        assert changes is not None
+        assert changes.mark.counter == 1
+        assert [record.key_id for record in changes.records] == [second.key_id]
+        assert changes.revoked == (second.key_id,)
+        later = key_store.changes("shop", 1, [active.key_id, second.key_id])
+        assert later is not None
+        assert [record.key_id for record in later.records] == [active.key_id]
+        assert set(later.revoked or ()) == {active.key_id, second.key_id}
+
+    def test_a_record_and_its_wrappings_are_of_one_moment(
+        self, datastore, key_store, active, store_url, open_datastore
+    ):
+        other = SQLAlchemyKeyStore(open_datastore(store_url, setup=False))
+        tombstone = moved(active, KeyState.DESTROYED, destroyed_by="shredded")
+        with after_statement(datastore.key_engine, "FROM encryption_keys") as once:
+            once(lambda: other.set_states([tombstone], next_mark=next_mark))
+            assert key_store.get([active.key_id]) == {active.key_id: active}
+        assert key_store.get([active.key_id])[active.key_id].wrappings == ()
+
+
+class TestEditedTables:
+    def test_a_change_without_the_applications_mark_is_an_integrity_error(self, datastore, key_store, active):
+        with datastore.key_engine.begin() as connection:
+            connection.execute(delete(key_changes))
+        closed = moved(active, KeyState.DEACTIVATED)
+        for change in (
+            lambda: key_store.set_states([closed], next_mark=next_mark),
+            lambda: key_store.replace_active(active, closed, make_record("shop", "a"), next_mark=next_mark),
+        ):
+            with pytest.raises(IntegrityError, match="shop"):
+                change()
+        assert key_store.get([active.key_id]) == {active.key_id: active}
+
+    def test_wrappings_know_when_they_were_made_and_that_nobody_used_them_yet(
+        self, datastore, key_store, active
+    ):
+        with datastore.key_engine.connect() as connection:
+            rows = connection.execute(
+                select(key_wrappings).where(key_wrappings.c.key_id == active.key_id)
+            ).all()
+        assert rows
+        assert all(abs((row.created_at - key_store.now()).total_seconds()) < 60 for row in rows)
+        assert {row.verified_at for row in rows} == {None}
+
+
+@contextmanager
+def after_statement(engine: Engine, part: str) -> Iterator[Callable[[Callable[[], object]], None]]:
+    """Run something once, right after the first statement that has *part* in it."""
+    pending: list[Callable[[], object]] = []
+
+    def look(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if part in statement and pending:
+            pending.pop()()
+
+    event.listen(engine, "after_cursor_execute", look)
+    try:
+        yield pending.append
+        assert not pending
+    finally:
+        event.remove(engine, "after_cursor_execute", look)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 from sqlalchemy import Table, literal, select
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.util import ThreadLocalRegistry
 
 from eventseal.errors import ConfigurationError
+from eventseal.keys.forks import renew_in_children
 from eventseal.storage.engines import SQLAlchemySettings, make_engine, redacted
 from eventseal.storage.faults import translated
 from eventseal.storage.item_columns import sealed_columns
@@ -59,7 +58,7 @@ class SQLAlchemyDatastore:
         self._engine: Engine | None = None
         self._key_engine: Engine | None = None
         self._session: scoped_session[Session] | None = None
-        _datastores.add(self)
+        renew_in_children(self)
 
     @property
     def engine(self) -> Engine:
@@ -159,10 +158,7 @@ class SQLAlchemyDatastore:
     def __repr__(self) -> str:
         return f"<SQLAlchemyDatastore {redacted(self.settings.url)}>"
 
-    def _listed(self) -> list[Table]:
-        return [_table_of(record_class) for record_class in self.tables]
-
-    def _after_fork(self) -> None:
+    def renew_in_child(self) -> None:
         """Use no connection of the parent's: two processes on one would garble each other's answers."""
         self._lock = threading.RLock()
         if self._session is not None and not self.settings.in_memory:
@@ -173,20 +169,12 @@ class SQLAlchemyDatastore:
                 _left_to_parent.append(engine.pool)
                 engine.dispose(close=False)
 
+    def _listed(self) -> list[Table]:
+        return [_table_of(record_class) for record_class in self.tables]
 
-_datastores: WeakSet[SQLAlchemyDatastore] = WeakSet()
 
 _left_to_parent: list[object] = []
 """Kept, in a forked process, so that no destructor speaks to the database on the parent's connections."""
-
-
-def _drop_pools() -> None:
-    for datastore in list(_datastores):
-        datastore._after_fork()  # noqa: SLF001 - this module's own
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_drop_pools)
 
 
 def _classes_of(base: Any) -> tuple[type[Any], ...]:
