@@ -169,6 +169,13 @@ def test_a_batch_is_unwrapped_in_one_call_with_an_outcome_for_each() -> None:
         assert same(opened, key)
 
 
+def test_a_single_key_is_no_batch() -> None:
+    kms = FakeBatchKms()
+    ((_, record),) = made(1, kms, FakeBatchKms())
+    keks(kms).unwrap([record])
+    assert [call.operation for call in kms.calls] == ["generate_data_key", "unwrap"]
+
+
 def test_a_batch_that_fails_whole_fails_for_each() -> None:
     kms = FakeBatchKms()
     records = [record for _, record in made(3, kms)]

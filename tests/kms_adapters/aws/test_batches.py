@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
 import pytest
-from botocore.config import Config
 
 from eventseal.errors import (
     IntegrityError,
@@ -18,19 +17,11 @@ from eventseal_kms.aws import AwsKmsAdapter
 from eventseal_kms.aws.connection import CALLS_IN_FLIGHT
 from eventseal_kms.testing import NO_ANSWER
 
-POOL = Config(max_pool_connections=100)
-
-
 @pytest.fixture
 def items(adapter):
     """Wrapped keys with their contexts; more than may be in flight."""
     contexts = [EncryptionContext(uuid4(), "data", "shop") for _ in range(100)]
     return [(adapter.generate_data_key(context)[1], context) for context in contexts]
-
-
-def in_threads(count, work):
-    with ThreadPoolExecutor(count) as pool:
-        return [future.result() for future in [pool.submit(work) for _ in range(count)]]
 
 
 def test_no_more_than_twenty_calls_are_in_flight_and_no_fewer(kms, adapter, items):
@@ -42,10 +33,13 @@ def test_no_more_than_twenty_calls_are_in_flight_and_no_fewer(kms, adapter, item
 
 
 def test_batches_of_several_threads_share_the_twenty(kms, adapter, items):
-    kms.delay = 0.002
-    outcomes = in_threads(5, lambda: adapter.unwrap_many(items))
-    assert all(isinstance(outcome, bytes) for batch in outcomes for outcome in batch)
-    assert kms.peak <= CALLS_IN_FLIGHT
+    with ThreadPoolExecutor(5) as pool, kms.hold():
+        batches = [pool.submit(adapter.unwrap_many, items) for _ in range(5)]
+        kms.wait_inside(CALLS_IN_FLIGHT)
+        with pytest.raises(TimeoutError):
+            kms.wait_inside(CALLS_IN_FLIGHT + 1, timeout=0.3)
+    assert all(isinstance(outcome, bytes) for batch in batches for outcome in batch.result())
+    assert kms.peak == CALLS_IN_FLIGHT
 
 
 def test_wrapping_and_rewrapping_are_bounded_too(kms, adapter, items):

@@ -88,6 +88,8 @@ def failing(openbao, key_name, context, caplog, monkeypatch):
         monkeypatch.setattr(requests.Session, "send", cut)
         yield raised(lambda: good.wrap(CANARY, context))
         yield raised(lambda: adapter(login=Token("root")).wrap(CANARY, context))
+        monkeypatch.setattr("eventseal_kms.vault.adapter.os.urandom", lambda _: CANARY)
+        yield raised(lambda: good.generate_data_key(context))
         monkeypatch.undo()
 
     return lambda: list(in_turn())
@@ -95,7 +97,7 @@ def failing(openbao, key_name, context, caplog, monkeypatch):
 
 def test_no_error_leads_to_a_secret(failing):
     errors = failing()
-    assert len(errors) == 12
+    assert len(errors) == 13
     for error in errors:
         assert leaks(shown(error)) == [], error
         assert error.__context__ is None
