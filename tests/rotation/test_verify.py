@@ -63,8 +63,15 @@ def test_it_reads_page_after_page(shop, monkeypatch):
     monkeypatch.setattr(verify_module, "_PAGE_SIZE", 3)
     for count in (3, 2, 5):
         shop.append(count)
-    shop.seal.keyring.prepare([f"tenant:{n}" for n in range(5)])
     assert verify(shop.seal).done == 10
+
+
+def test_it_checks_the_keys_page_after_page(shop, monkeypatch):
+    monkeypatch.setattr(verify_module, "_PAGE_SIZE", 2)
+    shop.seal.keyring.prepare([f"tenant:{n}" for n in range(5)])
+    assert shop.execute("UPDATE encryption_keys SET row_version = 2 WHERE scope = 'tenant:4'") == 1
+    assert shop.execute("UPDATE encryption_keys SET row_version = 2 WHERE scope = 'tenant:0'") == 1
+    assert verify(shop.again().seal).failed == 2
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import SecretStr
+
 from eventseal.configuration.init_steps import InitStep, InitSteps
-from eventseal.configuration.loading import DEFAULT_FILE, environment_names, settings_file, settings_from
+from eventseal.configuration.loading import (
+    DEFAULT_FILE,
+    environment_names,
+    settings_file,
+    settings_from,
+    with_urls_hidden,
+)
 from eventseal.configuration.toml_file import write_settings_file
 from eventseal.errors import ConfigurationError
 
@@ -39,6 +47,7 @@ def initialise(path: str | Path | None = None, *, dry_run: bool = False, **optio
         KmsError: The KMS refused or failed.
         StoreError: The database refused or failed.
     """
+    options = with_urls_hidden(options)
     file = settings_file(path) or Path(DEFAULT_FILE)
     settings, to_write = _settings(file, options)
     with InitSteps(settings, dry_run=dry_run) as steps:
@@ -67,5 +76,9 @@ def _write(file: Path, values: Mapping[str, Any], *, dry_run: bool) -> InitStep:
         source = f"settings file {file}" if file.exists() else "settings from the environment"
         return InitStep(name="settings", changed=False, detail=source)
     if not dry_run:
-        write_settings_file(file, values)
+        write_settings_file(file, {name: _shown(value) for name, value in values.items()})
     return InitStep(name="settings", changed=True, detail=f"settings file {file}")
+
+
+def _shown(value: Any) -> Any:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value

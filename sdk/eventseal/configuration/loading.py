@@ -48,12 +48,11 @@ def settings_from(file: Path | None, **overrides: Any) -> Settings:
 
     Args:
         file: The file, or ``None`` for the environment and the arguments alone.
-        overrides: Settings by name.
+        overrides: Settings by name, the URLs among them hidden.
 
     Raises:
         ConfigurationError: As for :func:`load_settings`.
     """
-    overrides = with_urls_hidden(overrides)
     in_environment = environment_names()
     in_file = {} if file is None else with_urls_hidden(_read_file(file))
     _refuse_unknown(in_file, f"unknown setting {{}} in {file}")
@@ -181,8 +180,12 @@ def with_urls_hidden(values: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         values: Settings by name, as someone wrote them.
+
+    Returns:
+        The same, each URL as a ``SecretStr``.
     """
-    return {
-        name: SecretStr(value) if name in SECRET_SETTINGS and isinstance(value, str) else value
-        for name, value in values.items()
-    }
+    return {name: _hidden(value) if name in SECRET_SETTINGS else value for name, value in values.items()}
+
+
+def _hidden(value: object) -> object:
+    return value if isinstance(value, SecretStr | None) else SecretStr(str(value))
