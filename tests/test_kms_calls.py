@@ -64,7 +64,7 @@ def start(tmp_path):
 
 
 def test_appends_on_a_warmed_store_make_two_calls_and_so_does_a_replay(start):
-    """The store key is unwrapped and a data key made; then the two are unwrapped, whatever the number of items."""
+    """A store key is unwrapped and a data key made, then both are unwrapped, however many items there are."""
     kms, stream = FakeKms(), uuid4()
     start(kms).keyring.prepare([])  # as `eventseal init` does: the store has its store key
 
