@@ -27,12 +27,13 @@ class Refused(Exception):  # noqa: N818 - never leaves the package: it collects 
 
 
 def _encode_moment(value: datetime | time) -> str | list[str | int]:
-    if value.tzinfo is not None:
+    text = value.isoformat()
+    # Almost every zone's text ends in +hh:mm. Without an offset it would come back without a zone; an offset
+    # with a fraction of a second, fromisoformat() misreads.
+    if value.tzinfo is not None and text[-6] not in "+-":
         offset = value.utcoffset()
-        # Without one it would come back without a zone; less than a second, fromisoformat() misreads.
         if offset is None or offset.microseconds:
             raise Refused(f"is a {type(value).__name__} whose zone gives no offset of whole seconds")
-    text = value.isoformat()
     return [text, value.fold] if value.fold else text
 
 
