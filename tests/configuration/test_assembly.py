@@ -108,7 +108,7 @@ def test_a_key_file_that_others_can_read_is_refused_on_assembly(key):
     "url", ["mysql://app:hunter2@db/shop", "hunter2 no url", "postgresql://app:hunter2@db:port/x"]
 )
 def test_a_wrong_url_is_refused_and_never_shown(key, setting, url):
-    with pytest.raises(ConfigurationError) as caught:
+    with pytest.raises(ConfigurationError, match=f"^{setting}: ") as caught:
         EventSeal.from_settings(**settings(**{"kms_key": key, setting: url}))
     error = caught.value.with_traceback(caught.value.__traceback__.tb_next)
     shown = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())

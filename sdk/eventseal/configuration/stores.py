@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,10 +49,11 @@ class Stores:
         self.settings = settings
         if settings.store_url is None:
             raise ConfigurationError("no database is configured: store_url is missing", remedy=_NO_STORE)
+        elsewhere = settings.key_store_url
         self.datastore = SQLAlchemyDatastore(
-            _database(settings.store_url),
+            _database("store_url", settings.store_url),
             tables=tuple(dict.fromkeys((*_OWN_RECORDS, *record_classes(settings.tables)))),
-            key_settings=None if settings.key_store_url is None else _database(settings.key_store_url),
+            key_settings=None if elsewhere is None else _database("key_store_url", elsewhere),
         )
         self.key_store = SQLAlchemyKeyStore(self.datastore)
 
@@ -88,7 +88,7 @@ def _record_class(name: str) -> type[Any]:
             raise
         raise ConfigurationError(
             f"tables: there is no module {error.name} for {name}",
-            remedy=f"Correct the setting, or put the module on Python's path: {_shown_path()}",
+            remedy="Correct the setting, or put the module's folder on PYTHONPATH.",
         ) from None
     record = getattr(module, class_name, None)
     if not isinstance(record, type):
@@ -96,17 +96,13 @@ def _record_class(name: str) -> type[Any]:
     return record
 
 
-def _shown_path() -> str:
-    return ", ".join(sys.path[:3])
-
-
-def _database(url: SecretStr) -> SQLAlchemySettings:
+def _database(setting: str, url: SecretStr) -> SQLAlchemySettings:
     try:
         return SQLAlchemySettings(url.get_secret_value())
     except ConfigurationError as error:
         message, remedy = str(error), error.remedy
     # A new error: the first one's traceback has frames with the URL among their locals.
-    raise ConfigurationError(message, remedy=remedy)
+    raise ConfigurationError(f"{setting}: {message}", remedy=remedy)
 
 
 def _is_missing_file(settings: SQLAlchemySettings) -> bool:
