@@ -17,6 +17,7 @@ from eventseal_kms.aws import AwsKmsAdapter
 from eventseal_kms.aws.connection import CALLS_IN_FLIGHT
 from eventseal_kms.testing import NO_ANSWER
 
+
 @pytest.fixture
 def items(adapter):
     """Wrapped keys with their contexts; more than may be in flight."""

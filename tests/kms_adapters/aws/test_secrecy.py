@@ -85,7 +85,7 @@ def test_errors_travel_between_processes(own, kms, context):
     kms.client().disable_key(KeyId=wrapped.kek_uri.removeprefix("aws-kms://"))
     with pytest.raises(EventSealError) as raised:
         own.unwrap(wrapped, context)
-    copy = pickle.loads(pickle.dumps(raised.value))  # noqa: S301
+    copy = pickle.loads(pickle.dumps(raised.value))
     assert (type(copy), str(copy), copy.remedy) == (
         type(raised.value),
         str(raised.value),
