@@ -24,6 +24,7 @@ from eventseal.eventstore import (
     TimestampedVersionedEntity,
     attribute,
 )
+from eventseal.items import register_topic
 from eventseal.storage import IntegerSequencedItemRecord
 from eventseal_kms.local import LocalKmsAdapter
 
@@ -56,6 +57,11 @@ class Example(TimestampedVersionedEntity):
     def foo(self) -> str:
         """What the example holds."""
         raise NotImplementedError
+
+
+for _class in (Example, Example.Created, Example.AttributeChanged, Example.Discarded):
+    # What the database calls them, however this file is loaded.
+    register_topic(f"encrypted_application:{_class.__qualname__}", _class)
 
 
 class ExampleApplication(ApplicationWithPersistencePolicies):
@@ -142,6 +148,7 @@ def main() -> None:
         kms = LocalKmsAdapter.create(Path(name) / "dev.key")
         keyring = Keyring(kms=kms, key_store=InMemoryKeyStore(), application="example")
         show("Under a keyring", AESCipher(keyring), Path(name))
+        keyring.close()
 
 
 if __name__ == "__main__":

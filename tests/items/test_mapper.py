@@ -424,7 +424,7 @@ def test_an_error_of_reading_tells_which_item_and_leaves_its_message_opaque():
     with pytest.raises(IntegrityError) as caught:
         mapper.from_sequenced_items(items)
 
-    error = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 - our own
+    error = pickle.loads(pickle.dumps(caught.value))
     assert str(error) == OPAQUE_INTEGRITY_MESSAGE
     assert (error.sequence_id, error.position) == (items[1].sequence_id, 5)
     assert error.__notes__ == [f"item: position 5 of {items[1].sequence_id}, topic {items[1].topic!r}"]

@@ -132,6 +132,17 @@ def test_a_topic_of_no_or_too_many_characters_is_not_registered(topic):
         register_topic(topic, Outer)
 
 
+def test_a_class_that_its_own_name_does_not_find_any_more_gives_way():
+    first, second = (type("Gone", (), {"__module__": module}) for module in ("no_such_module", __name__))
+
+    register_topic("tests:Gone", first)
+    register_topic("tests:Gone", second)
+    assert resolve_topic("tests:Gone") is second
+    register_topic("tests:Gone", Renamed)
+    with pytest.raises(ConfigurationError, match="belongs to"):
+        register_topic("tests:Gone", first)
+
+
 def test_a_module_that_is_loaded_again_gives_its_new_class():
     module = ModuleType("reloaded_shop")
     sys.modules[module.__name__] = module

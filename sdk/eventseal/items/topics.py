@@ -7,6 +7,7 @@ topic in the database is never rewritten: it is part of what a sealed item authe
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -55,8 +56,8 @@ def register_alias(topic: str, cls: type[Any]) -> None:
     if not 0 < len(topic) <= MAX_TOPIC_LENGTH:
         raise ConfigurationError(f"a topic is a string of 1 to {MAX_TOPIC_LENGTH} characters")
     known = _classes.get(topic)
-    # A module that was loaded again brings a new class of the same name: the newest one counts.
-    if known is not None and _name(known) != _name(cls):
+    # A class that its own name does not find, since its module was loaded again, gives way.
+    if known is not None and known is not cls and _is_loaded(known):
         raise ConfigurationError(
             f"topic {topic!r} belongs to {_name(known)}, so it cannot be {_name(cls)} too"
         )
@@ -115,9 +116,7 @@ def _import(topic: str) -> type[Any]:
             f"topic {topic!r} is not of the form 'module:Qualified.Name'", remedy=_ALIAS_REMEDY
         )
     try:
-        found: Any = import_module(module)
-        for name in qualified_name.split("."):
-            found = getattr(found, name)
+        found = _member(import_module(module), qualified_name)
     except (ImportError, AttributeError, TypeError, ValueError) as exc:
         raise SerializationError(f"topic {topic!r} is not there: {exc}", remedy=_ALIAS_REMEDY) from exc
     if not isinstance(found, type):
@@ -126,6 +125,20 @@ def _import(topic: str) -> type[Any]:
 
 
 _ALIAS_REMEDY = "If the class was renamed or moved, call register_alias(topic, cls) with what it is today."
+
+
+def _is_loaded(cls: type[Any]) -> bool:
+    try:
+        return _member(sys.modules.get(cls.__module__), cls.__qualname__) is cls
+    except AttributeError:
+        return False
+
+
+def _member(module: object, qualified_name: str) -> Any:
+    found = module
+    for name in qualified_name.split("."):
+        found = getattr(found, name)
+    return found
 
 
 def _name(cls: type[Any]) -> str:
