@@ -103,7 +103,7 @@ class Seals:
         Raises:
             IntegrityError: The mark is not what a keyring sealed.
         """
-        if mark.application != self._application or not hmac.compare_digest(self._mark_seal(mark), mark.seal):
+        if not hmac.compare_digest(self._mark_seal(mark), mark.seal):
             raise IntegrityError(
                 f"the change mark of {self._application!r} does not match its seal: it was edited",
                 remedy="Find out who changed the key tables, and restore key_changes from a backup.",
