@@ -55,7 +55,7 @@ def in_child(work: Callable[[], Any]) -> Any:
                 raise AssertionError(f"the child was not done after {SECONDS} s")
             time.sleep(0.001)
         with os.fdopen(reading, "rb", closefd=False) as pipe:
-            return pickle.load(pipe)  # noqa: S301 (of our own child)
+            return pickle.load(pipe)
     finally:
         os.close(reading)
 
