@@ -482,6 +482,15 @@ def test_text_ids_are_one_stream_with_their_uuid(store_url, open_datastore):
         strategy.append(item(str(identifier), 0, uuid4()))
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_key_id_may_be_of_sqlalchemys_own_type(store_url, open_datastore, count):
+    record_class = new_class(IntegerSequencedColumns, key_id=mapped_column(Uuid, nullable=True))
+    strategy = SQLAlchemyActiveRecordStrategy(record_class, open_datastore(store_url, [record_class]).session)
+    batch = [item(UUID(int=number), 0, UUID(int=7)) for number in range(count)]
+    strategy.append(batch)
+    assert list(strategy.all_items()) == batch
+
+
 def test_threads_append_side_by_side(strategy, datastore):
     from concurrent.futures import ThreadPoolExecutor
 

@@ -13,7 +13,6 @@ from sqlalchemy import (
     Uuid,
     bindparam,
     column,
-    exists,
     func,
     insert,
     literal_column,
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from uuid import UUID
 
-    from sqlalchemy import ColumnClause, Insert, Select
+    from sqlalchemy import BindParameter, ColumnClause, Insert, Select
     from sqlalchemy.engine import Connection
     from sqlalchemy.types import TypeEngine
 
@@ -40,7 +39,7 @@ Row: TypeAlias = tuple[Any, ...]
 
 RowsByKey: TypeAlias = "Mapping[UUID | None, Sequence[Row]]"
 
-_KEY = "fence_key_id"
+_FENCE, _KEY = "fence_key_id", "item_key_id"
 
 
 class ItemInserts:
@@ -63,59 +62,61 @@ class ItemInserts:
         Returns:
             Whether every row was inserted; if not, a fence was not open, and what was inserted must go.
         """
-        plain = rows_by_key.get(None)
-        if plain:
-            connection.execute(self._plain, [self._parameters(row) for row in plain])
+        self._unfenced(connection, None, rows_by_key.get(None, ()))
         return all(
-            self._fenced(connection, key_id, rows_by_key[key_id]) == len(rows_by_key[key_id])
+            self._fenced(connection, key_id, rows_by_key[key_id])
             for key_id in sorted(key_id for key_id in rows_by_key if key_id is not None)
         )
 
-    def _fenced(self, connection: Connection, key_id: UUID, rows: Sequence[Row]) -> int:
-        named = [{**self._parameters(row), _KEY: key_id} for row in rows]
-        if connection.dialect.name == "sqlite":
-            return connection.execute(self._if_open, named).rowcount
-        if len(rows) == 1 or self._many is None:
-            return sum(connection.execute(self._one, parameters).rowcount for parameters in named)
-        arrays = [list(values) for values in zip(*rows, strict=True)]
-        return connection.execute(self._many, {**self._parameters(arrays), _KEY: key_id}).rowcount
+    def _fenced(self, connection: Connection, key_id: UUID, rows: Sequence[Row]) -> bool:
+        """Insert one key's rows, if its fence is open."""
+        if len(rows) > 1 and connection.dialect.name == "postgresql" and self._many is not None:
+            arrays = [list(values) for values in zip(*rows, strict=True)]
+            inserted = connection.execute(self._many, {**self._parameters(arrays, key_id), _FENCE: key_id})
+            return inserted.rowcount == len(rows)
+        first = connection.execute(self._one, {**self._parameters(rows[0], key_id), _FENCE: key_id})
+        if not first.rowcount:
+            return False
+        # What the first INSERT locked stays locked for the others.
+        self._unfenced(connection, key_id, rows[1:])
+        return True
+
+    def _unfenced(self, connection: Connection, key_id: UUID | None, rows: Sequence[Row]) -> None:
+        if rows:
+            connection.execute(self._plain, [self._parameters(row, key_id) for row in rows])
 
     @cached_property
     def _plain(self) -> Insert:
         values: dict[Column[Any], Any] = dict(zip(self.columns, self._values, strict=True))
-        return insert(self.table).values(values if self._key_id is None else {**values, self._key_id: None})
-
-    @cached_property
-    def _if_open(self) -> Insert:
-        """SQLite: the write lock, which the INSERT takes, is the fence."""
-        key = bindparam(_KEY, type_=key_fences.c.key_id.type)
-        return self._insert_from(select(*self._values, key).where(exists(_open_fence(literal_column("1")))))
+        return insert(self.table).values(
+            values if self._key_id is None else {**values, self._key_id: self._key}
+        )
 
     @cached_property
     def _one(self) -> Insert:
-        """PostgreSQL, one item. It must be FOR SHARE: FOR KEY SHARE does not stop the fence's closing."""
-        return self._insert_from(_open_fence(*self._values, key_fences.c.key_id).with_for_update(read=True))
+        """
+        One item, if its fence is open.
+
+        On PostgreSQL it locks the fence's row; it must be FOR SHARE, since FOR KEY SHARE does not stop the
+        UPDATE that closes the fence. On SQLite the write lock, which an INSERT takes, is the fence.
+        """
+        return self._insert_from(_open_fence(*self._values, self._key).with_for_update(read=True))
 
     @cached_property
     def _many(self) -> Insert | None:
-        """PostgreSQL, several items: locks once. ``None`` if an array would change a column's values."""
+        """Several items, on PostgreSQL: locks once. ``None`` if an array would change a column's values."""
         elements = [_array_element(column.type) for column in self.columns]
         if any(element is None for element in elements):
             return None
-        fence = (
-            _open_fence(key_fences.c.key_id)
-            .with_for_update(read=True)
-            .cte("fence")
-            .prefix_with("MATERIALIZED")
-        )
+        locked = _open_fence(key_fences.c.key_id).with_for_update(read=True)
+        fence = locked.cte("fence").prefix_with("MATERIALIZED")
         arrays = [
             bindparam(_name(n), type_=ARRAY(kind)) for n, kind in enumerate(elements) if kind is not None
         ]
         names: list[ColumnClause[Any]] = [column(_name(n)) for n in range(len(arrays))]
         rows = func.unnest(*arrays).table_valued(*names, name="item").render_derived()
-        return self._insert_from(
-            select(*rows.c, fence.c.key_id).select_from(fence.join(rows, literal_column("true")))
-        )
+        fenced_rows = fence.join(rows, literal_column("true"))
+        return self._insert_from(select(*rows.c, self._key).select_from(fenced_rows))
 
     @property
     def _values(self) -> list[Any]:
@@ -126,13 +127,19 @@ class ItemInserts:
         return statement.execution_options(preserve_rowcount=True)  # SQLAlchemy keeps it of an UPDATE only
 
     @property
+    def _key(self) -> BindParameter[Any]:
+        # In the column's own type, which need not be that of the fences.
+        return bindparam(_KEY, type_=self._key_column.type)
+
+    @property
     def _key_column(self) -> Column[Any]:
         if self._key_id is None:
             raise TypeError("a table without key_id takes plain rows only")
         return self._key_id
 
-    def _parameters(self, values: Sequence[Any]) -> dict[str, Any]:
-        return {_name(n): value for n, value in enumerate(values)}
+    def _parameters(self, values: Sequence[Any], key_id: UUID | None) -> dict[str, Any]:
+        named = {_name(number): value for number, value in enumerate(values)}
+        return named if self._key_id is None else {**named, _KEY: key_id}
 
 
 def _name(number: int) -> str:
@@ -141,7 +148,7 @@ def _name(number: int) -> str:
 
 
 def _open_fence(*columns: Any) -> Select[Any]:
-    wanted = bindparam(_KEY, type_=key_fences.c.key_id.type)
+    wanted = bindparam(_FENCE, type_=key_fences.c.key_id.type)
     return select(*columns).where(
         key_fences.c.key_id == wanted, key_fences.c.state == literal_column(f"'{OPEN}'")
     )
