@@ -32,17 +32,11 @@ _REFUSED_BY_POLICY = "1 error occurred"
 
 @dataclass(slots=True, eq=False)
 class _Process:
-    """
-    What the threads of one process share; a child of a fork makes its own.
-
-    What the child inherited is kept untouched, since a thread of the parent may have held its locks.
-    """
+    """What the threads of one process share; a child of a fork makes its own."""
 
     client: hvac.Client
     lease: Lease | None = field(default=None, repr=False)
-    number: int = field(default_factory=os.getpid)
     login_lock: Lock = field(default_factory=Lock)
-    inherited: object = field(default=None, repr=False)
 
 
 class VaultSession:
@@ -68,7 +62,10 @@ class VaultSession:
         self._given = client
         self._settings = settings
         self._retries = retries
-        self._current: _Process | None = None
+        # By process id. What a child inherited is kept and not touched: a thread of the parent may have held
+        # the locks of its connections, and what drops them takes those locks.
+        self._processes: dict[int, _Process] = {}
+        self._inherited: list[object] = []
 
     def call(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, tries: int | None = None
@@ -114,20 +111,22 @@ class VaultSession:
         return answer
 
     def _process(self) -> _Process:
-        current = self._current
-        if current is None or current.number != os.getpid():
-            # Two threads may get here at once: one of the two clients is then dropped unused.
-            current = self._current = self._new_process(current)
-        return current
+        number = os.getpid()
+        process = self._processes.get(number)
+        # No lock, which a fork may find taken: where two threads get here at once, one client goes unused.
+        return process or self._processes.setdefault(number, self._new_process())
 
-    def _new_process(self, parents: _Process | None) -> _Process:
+    def _new_process(self) -> _Process:
+        parents = next(reversed(self._processes.values()), None)
         lease = parents.lease if parents else None
         if self._settings is not None:
             token = lease.token if lease else ""
             client = self._settings.make_client(timeout=self._retries.try_timeout, token=token)
-            return _Process(client, lease, inherited=parents)
+            return _Process(client, lease)
         assert self._given is not None  # noqa: S101  (the adapter gives one of the two)
-        return _Process(self._given, inherited=detach(self._given) if parents else None)
+        if parents is not None:
+            self._inherited.append(detach(self._given))
+        return _Process(self._given)
 
     def _sign_in(self, process: _Process, deadline: Deadline) -> EventSealError | None:
         """See to it that there is a token, and that it lasts."""

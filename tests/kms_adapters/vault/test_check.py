@@ -20,6 +20,7 @@ def test_a_root_token_may_do_everything(adapter, key_name):
         f"transit/keys/{key_name} is a derived key that encrypts": True,
     }
     assert {check.detail for check in checks} == {""}
+    assert [check.action for check in checks if not check.required] == [f"update transit/rewrap/{key_name}"]
 
 
 def test_each_missing_right_is_told_with_the_policy_line_that_grants_it(openbao, key_name):

@@ -1,4 +1,4 @@
-"""A keyring whose KEK is in Vault: what its users see, and how many calls it costs by the server's own log."""
+"""A keyring whose KEK is in Vault: what its users see, and what it costs by the server's own log."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

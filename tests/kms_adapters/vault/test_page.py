@@ -119,6 +119,23 @@ def test_the_programs_of_the_page_run(server, token_with):
     assert 'no  update transit/rewrap/orders path "transit/rewrap/orders"' in done.stdout
 
 
+def test_an_application_with_the_first_two_policies_can_be_initialised(server, token_with, tmp_path):
+    environment = {
+        "VAULT_ADDR": server.address,
+        "VAULT_TOKEN": token_with("writer", "reader"),
+        "EVENTSEAL_KMS_KEY": "vault-transit://transit/orders",
+        "EVENTSEAL_STORE_URL": "sqlite:///shop.sqlite",
+        "EVENTSEAL_APPLICATION": "shop",
+        "HOME": str(tmp_path),
+    }
+    for arguments in (["--yes", "init"], ["verify"]):
+        command = [Path(sys.executable).parent / "eventseal", *arguments]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("policy", GRANTED)
 def test_each_policy_grants_its_actions_and_is_refused_all_others(server, token_with, policy):
     context = "Y29udGV4dA=="

@@ -89,7 +89,7 @@ def wrapped(adapter, context):
 
 
 def token_of(adapter):
-    return adapter._session._current.client.token
+    return adapter._session._process().client.token
 
 
 def paths(made):
@@ -285,10 +285,34 @@ def test_fifty_threads_make_one_login(openbao, root, make_role, make_adapter, wr
     if ended:
         adapter.unwrap(wrapped, context)
         root.auth.token.revoke(token_of(adapter))
+    barrier = threading.Barrier(50)
+
+    def unwrap(_):
+        barrier.wait()
+        return adapter.unwrap(wrapped, context)
+
     with ThreadPoolExecutor(50) as pool, openbao.counted(LOGIN) as made:
-        opened = list(pool.map(lambda _: adapter.unwrap(wrapped, context), range(50)))
+        opened = list(pool.map(unwrap, range(50)))
     assert opened == [KEY] * 50
     assert len(made) == 1
+
+
+def test_two_threads_that_make_a_client_at_once_share_one(
+    openbao, make_role, make_adapter, wrapped, context, monkeypatch
+):
+    """A secret id that may be used once makes a second login fail."""
+    adapter = make_adapter(make_role(secret_id_num_uses=1))
+    real, both = VaultSettings.make_client, threading.Barrier(2)
+
+    def make_together(settings, **options):
+        client = real(settings, **options)
+        both.wait(10)
+        return client
+
+    monkeypatch.setattr(VaultSettings, "make_client", make_together)
+    with ThreadPoolExecutor(2) as pool:
+        opened = list(pool.map(lambda _: adapter.unwrap(wrapped, context), range(2)))
+    assert opened == [KEY] * 2
 
 
 def test_a_login_that_hangs_holds_up_each_thread_for_its_own_time_only(
@@ -474,11 +498,12 @@ def test_a_child_takes_the_token_and_makes_connections_of_its_own(
 ):
     adapter = make_adapter(make_role(), retries=RetryPolicy())
     adapter.unwrap(wrapped, context)
-    parents = adapter._session._current
+    parents = adapter._session._process()
 
     def work():
         return (
-            adapter.unwrap(wrapped, context) == KEY and adapter._session._current.client is not parents.client
+            adapter.unwrap(wrapped, context) == KEY
+            and adapter._session._process().client is not parents.client
         )
 
     with openbao.counted() as made:
