@@ -172,7 +172,7 @@ def test_a_refresh_looks_for_absent_keys_again(keyring, store) -> None:
     (key_id,) = made(keyring, 1)
     row = store._records.pop(key_id)
     other_ring = keyring
-    other_ring._memory._cache.drop(key_id, close=False)
+    other_ring._memory.of(KeyPurpose.DATA).drop(key_id, close=False)
     assert isinstance(opened(other_ring, key_id), KeyNotFoundError)
     store._records[key_id] = row
     assert isinstance(opened(other_ring, key_id), KeyNotFoundError)

@@ -63,7 +63,7 @@ def world() -> dict[str, object]:
         "memory": keyring._memory,
         "cached": keyring._memory.active["a"],
         "seals": keyring._sealer._store_key.seals(),
-        "keks": keyring._opener._resources.keks,
+        "keks": keyring._opener._resources.wrapping,
         "resources": keyring._opener._resources,
         "kms": kms,
         "call": kms.calls[0],

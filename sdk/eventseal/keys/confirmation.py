@@ -5,6 +5,8 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING
 
+from eventseal.keys.states import KeyPurpose
+
 if TYPE_CHECKING:
     from datetime import datetime
 
@@ -54,7 +56,9 @@ class Confirmation:
         return True
 
     def rotation_time(self, record: KeyRecord) -> float:
-        """When a key comes of age to be rotated, by the keyring's clock; its age is by the key store's."""
+        """When a data key comes of age to be rotated, by the keyring's clock; the store's says its age."""
+        if record.purpose is not KeyPurpose.DATA:  # a branch key is rotated by those who ask for it
+            return inf
         if self._max_age is None or self._store_time is None or record.created_at is None:
             return inf
         store_time, confirmed = self._store_time

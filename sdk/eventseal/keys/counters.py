@@ -24,15 +24,18 @@ class KeyringCounters:
         hits: Keys that were answered from memory. Counted without a lock, which would cost a third of a hit:
             with several threads it may come out a little low.
         misses: Keys that were not.
+        missing_wrappings: Wrappings that new keys were stored without, as the quorum allows;
+            :meth:`eventseal.keys.Keyring.repair` adds them.
     """
 
-    __slots__ = ("_lock", "hits", "kms_calls", "misses", "store_queries")
+    __slots__ = ("_lock", "hits", "kms_calls", "misses", "missing_wrappings", "store_queries")
 
     def __init__(self) -> None:
         self.kms_calls = 0
         self.store_queries = 0
         self.hits = 0
         self.misses = 0
+        self.missing_wrappings = 0
         self._lock = threading.Lock()
 
     def count_kms_calls(self, calls: int) -> None:
@@ -50,10 +53,15 @@ class KeyringCounters:
         with self._lock:
             self.misses += keys
 
+    def count_missing_wrappings(self, wrappings: int) -> None:
+        """Count wrappings that a KEK should have made for new keys, and did not."""
+        with self._lock:
+            self.missing_wrappings += wrappings
+
     def __repr__(self) -> str:
         return (
             f"<KeyringCounters kms_calls={self.kms_calls} store_queries={self.store_queries} "
-            f"hits={self.hits} misses={self.misses}>"
+            f"hits={self.hits} misses={self.misses} missing_wrappings={self.missing_wrappings}>"
         )
 
 

@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING, NoReturn
 
 from eventseal.errors import KeyNotFoundError
+from eventseal.suites.cbc_hmac import A256CBC_HS512
 from eventseal.suites.contexts import ContextPool
 from eventseal.suites.hkdf import hkdf_sha512
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
     from eventseal.keys.states import KeyPurpose, KeyState
     from eventseal.suites.cbc_hmac import Suite
+
+_WRAPPING = b"eventseal/v1/wrap/" + A256CBC_HS512.name.encode()
 
 
 class DataKey:
@@ -65,7 +68,7 @@ class DataKey:
         self.state = state
         self.closed = False
         self._material = bytearray(material)
-        self._pools: dict[Suite, ContextPool] = {}
+        self._pools: dict[Suite | bytes, ContextPool] = {}
         self._lock = threading.Lock()
 
     def derive(self, info: bytes, length: int) -> bytes:
@@ -88,12 +91,16 @@ class DataKey:
         pool = self._pools.get(suite)
         if pool is not None:
             return pool
-        with self._lock:
-            pool = self._pools.get(suite)
-            if pool is None:
-                derived = self._derived(f"eventseal/v1/{suite.name}".encode(), suite.key_size)
-                pool = self._pools[suite] = ContextPool(suite, derived)
-            return pool
+        return self._made_pool(suite, suite, f"eventseal/v1/{suite.name}".encode())
+
+    def wrapping_pool(self) -> ContextPool:
+        """
+        Give the cipher contexts under which a branch key wraps other keys; no item is sealed with them.
+
+        Raises:
+            KeyNotFoundError: The handle is closed.
+        """
+        return self._made_pool(_WRAPPING, A256CBC_HS512, _WRAPPING)
 
     def close(self) -> None:
         """Forget the key: drop what was derived and overwrite the bytes, as far as Python lets us."""
@@ -108,6 +115,13 @@ class DataKey:
         """Close in a forked child, where the lock may have been held by a thread that is not there."""
         self._lock = threading.Lock()
         self.close()
+
+    def _made_pool(self, name: Suite | bytes, suite: Suite, info: bytes) -> ContextPool:
+        with self._lock:
+            pool = self._pools.get(name)
+            if pool is None:
+                pool = self._pools[name] = ContextPool(suite, self._derived(info, suite.key_size))
+            return pool
 
     def _derived(self, info: bytes, length: int) -> bytes:
         if self.closed:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 from eventseal.errors import ConfigurationError
+from eventseal.keys.branch_wrapping import branch_scopes, checked_branches
+from eventseal.keys.branches import Branches
 from eventseal.keys.confirmation import Confirmation
 from eventseal.keys.counters import CountedStore, KeyringCounters
 from eventseal.keys.forks import renew_in_children
 from eventseal.keys.memory import Memory
-from eventseal.keys.opening import Opener
 from eventseal.keys.policy import BootClock, CachePolicy, RotationPolicy
+from eventseal.keys.purposes import KeysOfPurpose
 from eventseal.keys.records import DEFAULT_SCOPE, checked_application, checked_scope
 from eventseal.keys.refreshing import Refresher
 from eventseal.keys.resources import Resources
-from eventseal.keys.rotating import Rotator
-from eventseal.keys.sealing import Sealer
-from eventseal.keys.seating import Seats
+from eventseal.keys.states import KeyPurpose
 from eventseal.keys.store import KeyStore
 from eventseal.keys.store_key import StoreKey
 from eventseal.keys.wrapping import Keks
@@ -47,12 +48,18 @@ class Keyring:
         policy: When a key stops being the active one.
         cache: How long keys, and what is known of them, are used.
         clock: For intervals; by default one that runs while the machine sleeps.
+        branches: Wrap new data keys under this many branch keys, 1 to 4,096, each of which costs one call of
+            the KMS; ``None``: the KEKs wrap every data key. It may be changed later: keys keep their branch.
+        wrap_quorum: How many of several KEKs must wrap a new key for it to be used; ``None``: all of them.
+        fall_back_on_outage: Whether a key is unwrapped under the next KEK if one is unavailable. A KEK that
+            is disabled, or denies the call, is never passed over.
 
     Attributes:
         counters: How often the KMS and the key store were asked.
 
     Raises:
-        ConfigurationError: No KEK is given, one is given twice, or the application's name is refused.
+        ConfigurationError: No KEK is given, one is given twice, the application's name is refused, or a
+            number is not within its limits.
     """
 
     counters: KeyringCounters
@@ -66,6 +73,9 @@ class Keyring:
         policy: RotationPolicy | None = None,
         cache: CachePolicy | None = None,
         clock: Clock | None = None,
+        branches: int | None = None,
+        wrap_quorum: int | None = None,
+        fall_back_on_outage: bool = False,
     ) -> None:
         if not isinstance(key_store, KeyStore):
             raise ConfigurationError(f"key_store= is a {type(key_store).__name__}, which is no key store")
@@ -75,6 +85,9 @@ class Keyring:
         self._policy = policy or RotationPolicy()
         self._caching = cache or CachePolicy()
         self._clock = clock or BootClock()
+        self._branch_count = checked_branches(branches)
+        self._wrap_quorum = wrap_quorum
+        self._falls_back = fall_back_on_outage
         self._start()
         renew_in_children(self)
 
@@ -166,9 +179,7 @@ class Keyring:
             StoreError: The key store refused or failed.
         """
         self._memory.check_open()
-        return self._rotator.rotate(
-            checked_scope(scope), compromised=compromised, make=lambda: self.prepare([scope])
-        )
+        return self._data_keys.rotate(checked_scope(scope), compromised=compromised)
 
     def prepare(self, scopes: Collection[str]) -> None:
         """
@@ -188,7 +199,32 @@ class Keyring:
             StoreError: The key store refused or failed.
         """
         self._refresher.refresh()
+        self._branch_keys.opener.look_again()
         self._opener.look_again()
+
+    def rotate_branches(self, *, compromised: bool = False) -> list[KeyRecord]:
+        """
+        Give every branch a new key; the old ones unwrap what they have wrapped, and wrap no more.
+
+        Args:
+            compromised: Whether the data keys under the old ones must be wrapped, and items encrypted, again.
+
+        Returns:
+            The rows of the new branch keys.
+
+        Raises:
+            ConfigurationError: The keyring has no ``branches``, or is closed.
+            EventSealError: As :meth:`rotate` raises; the branches before stay rotated.
+        """
+        if self._branch_count is None:
+            raise ConfigurationError(
+                "the keyring has no branches", remedy="Give it branches=, or rotate the key of a scope."
+            )
+        self._memory.check_open()
+        return [
+            self._branch_keys.rotate(scope, compromised=compromised)
+            for scope in branch_scopes(self._branch_count)
+        ]
 
     def close(self) -> None:
         """Close every handle and forget every key; the keyring gives none afterwards."""
@@ -202,28 +238,39 @@ class Keyring:
     def _start(self) -> None:
         """Make everything that remembers, at first and in every forked child."""
         self.counters = KeyringCounters()
-        resources = Resources(
+        self._confirmation = Confirmation(self._caching, self._policy)
+        self._memory = memory = Memory(self._caching, self._confirmation)
+        by_keks = self._resources()
+        store_key = StoreKey(by_keks)
+        self._refresher = Refresher(by_keks, memory, self._confirmation, store_key)
+        self._branch_keys = KeysOfPurpose(by_keks, memory, store_key, self._refresher)
+        branches = Branches(
+            self._branch_count,
+            by_keks.wrapping,
+            sealer=self._branch_keys.sealer,
+            opener=self._branch_keys.opener,
+        )
+        data = replace(by_keks, purpose=KeyPurpose.DATA, wrapping=branches, counters=self.counters)
+        self._data_keys = KeysOfPurpose(data, memory, store_key, self._refresher)
+        self._opener, self._sealer = self._data_keys.opener, self._data_keys.sealer
+
+    def _resources(self) -> Resources:
+        """Give what the keys that KEKs wrap are made and found with."""
+        return Resources(
             application=self._application,
-            keks=Keks(self._kms, counters=self.counters),
+            purpose=KeyPurpose.BRANCH,
+            wrapping=Keks(
+                self._kms,
+                counters=self.counters,
+                quorum=self._wrap_quorum,
+                fall_back_on_outage=self._falls_back,
+                clock=self._clock,
+            ),
             store=CountedStore(self._key_store, self.counters),
             rotation=self._policy,
             caching=self._caching,
             clock=self._clock,
-            counters=self.counters,
-        )
-        self._confirmation = Confirmation(self._caching, self._policy)
-        self._memory = memory = Memory(self._caching, self._confirmation)
-        store_key = StoreKey(resources)
-        self._refresher = Refresher(resources, memory, self._confirmation, store_key)
-        self._opener = Opener(resources, memory, store_key, self._refresher)
-        self._rotator = Rotator(resources, memory, store_key, self._refresher)
-        self._sealer = Sealer(
-            resources,
-            memory,
-            store_key,
-            refresher=self._refresher,
-            seats=Seats(resources, memory, store_key, self._opener),
-            rotator=self._rotator,
+            counters=KeyringCounters(),  # what the keyring counts as hits and misses are data keys
         )
 
     def __repr__(self) -> str:

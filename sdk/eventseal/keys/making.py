@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from eventseal.keys.key_ids import new_key_id
 from eventseal.keys.records import KeyRecord
 from eventseal.keys.seals import binding_of
-from eventseal.keys.states import KeyPurpose, KeyState
+from eventseal.keys.states import KeyState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from eventseal.keys.data_key import DataKey
     from eventseal.keys.resources import Resources
     from eventseal.keys.seals import Seals
+    from eventseal.keys.states import KeyPurpose
 
 
 def new_record(application: str, scope: str, purpose: KeyPurpose, *, leased: int) -> KeyRecord:
@@ -33,25 +34,25 @@ def new_record(application: str, scope: str, purpose: KeyPurpose, *, leased: int
     )
 
 
-def new_data_keys(
+def new_keys(
     resources: Resources, seals: Seals, leases: Mapping[str, int]
 ) -> dict[str, tuple[DataKey, KeyRecord]]:
     """
-    Make a data key for each scope; nothing is stored yet.
+    Make a key for each scope; nothing is stored yet.
 
     Args:
-        resources: Whose KEKs make and wrap them.
+        resources: Say for what purpose, and what makes and wraps them.
         seals: Seal their rows.
         leases: By scope the items that this process leases with its key.
 
     Raises:
-        KmsError: Some KEK could not wrap some key; then none is given.
+        KmsError: Some key could not be wrapped; then none is given.
     """
     blank = [
-        new_record(resources.application, scope, KeyPurpose.DATA, leased=leased)
+        new_record(resources.application, scope, resources.purpose, leased=leased)
         for scope, leased in leases.items()
     ]
-    made = zip(blank, resources.keks.generate(blank), strict=True)
+    made = zip(blank, resources.wrapping.generate(blank), strict=True)
     return {
         record.scope: (key, seals.sealed(replace(record, binding=binding_of(key), wrappings=wrappings)))
         for record, (key, wrappings) in made

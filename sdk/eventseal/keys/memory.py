@@ -8,10 +8,11 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from eventseal.errors import ConfigurationError, IntegrityError
+from eventseal.keys.branch_wrapping import MOST_BRANCHES, branch_wrapping, named_branch
 from eventseal.keys.cache import CachedKey, KeyCache
 from eventseal.keys.confirmation import RETRY_SECONDS
 from eventseal.keys.known_states import KnownStates
-from eventseal.keys.states import KeyState
+from eventseal.keys.states import KeyPurpose, KeyState
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from eventseal.keys.records import ChangeMark, Changes, KeyRecord
     from eventseal.keys.seals import Seals
 
+MOST_BRANCH_KEYS = 2 * MOST_BRANCHES
+"""Branch keys held at most: those that wrap, and as many that were rotated."""
+
 
 class Memory:
     """
@@ -31,8 +35,8 @@ class Memory:
     The fast paths read the two dictionaries without the lock: each is one look-up.
 
     Attributes:
-        keys: By id.
-        active: By scope.
+        keys: Data keys, by id.
+        active: Those that seal, by scope.
         uses: Numbers the calls that used keys, for the order in which keys go. Threads may draw the same
             number: nothing else depends on it.
     """
@@ -41,13 +45,22 @@ class Memory:
         self._caching = caching
         self._confirmation = confirmation
         self._lock = threading.Lock()
-        self._cache = KeyCache(caching.max_keys)
+        self._caches = {
+            KeyPurpose.DATA: KeyCache(caching.max_keys),
+            # Apart: a page of data keys must not drive out the key under which the next page is wrapped.
+            KeyPurpose.BRANCH: KeyCache(MOST_BRANCH_KEYS),
+        }
+        self._branches = self._caches[KeyPurpose.BRANCH].keys
         self._known = KnownStates()
         self._kms_rests_until = -inf
         self.uses = 0
         self._closed = False
-        self.keys = self._cache.keys
-        self.active = self._cache.active
+        self.keys = self.of(KeyPurpose.DATA).keys
+        self.active = self.of(KeyPurpose.DATA).active
+
+    def of(self, purpose: KeyPurpose) -> KeyCache:
+        """Give the keys of one purpose, to be read only."""
+        return self._caches[purpose]
 
     def check_open(self) -> None:
         """
@@ -71,7 +84,7 @@ class Memory:
     def asked(self) -> tuple[int, list[UUID], Moment]:
         """Give what a refresh asks with: the counter, the ids that are held, and the moment."""
         with self._lock:
-            return self._known.counter, list(self.keys), self._known.moment()
+            return self._known.counter, [*self.keys, *self._branches], self._known.moment()
 
     def learn(self, changes: Changes, seals: Seals, since: Moment) -> None:
         """
@@ -115,7 +128,7 @@ class Memory:
         self, key: DataKey, record: KeyRecord, *, since: Moment, now: float, leased: int = 0
     ) -> CachedKey | None:
         """
-        Hold a key that was just unwrapped or made.
+        Hold a key that was just unwrapped or made; one that a branch key wraps no longer than that one.
 
         Args:
             key: Its handle; one that is held already stays, and this one is closed.
@@ -137,18 +150,17 @@ class Memory:
             self.check_open()
             if not self._known.admit(record, since):
                 return None
-            cached = self.keys.get(record.key_id)
+            cache = self._caches[record.purpose]
+            cached = cache.keys.get(record.key_id)
             if cached is None or cached.key.closed:
                 cached = CachedKey(key, record, leased=leased)
             elif cached.key is not key:
                 key.close()
             self._renew(cached, record)
-            cached.expires = now + self._caching.ttl
-            cached.grace_ends = cached.expires + self._caching.outage_grace
-            cached.schedule()
+            self._time(cached, record, now)
             self.uses += 1
             cached.used = self.uses
-            self._cache.add(cached)
+            cache.add(cached)
             return cached
 
     def admit(self, record: KeyRecord, *, since: Moment) -> bool:
@@ -173,14 +185,15 @@ class Memory:
             if not self._known.admit(record, since):
                 return False
             self._renew(cached, replace(record, wrappings=cached.record.wrappings))
-            self._cache.add(cached)
-            self.active[record.scope] = cached
+            cache = self._caches[record.purpose]
+            cache.add(cached)
+            cache.active[record.scope] = cached
             return True
 
-    def unseat(self, scope: str) -> None:
+    def unseat(self, scope: str, purpose: KeyPurpose) -> None:
         """Seal no more for *scope* before it was read again."""
         with self._lock:
-            self.active.pop(scope, None)
+            self._caches[purpose].active.pop(scope, None)
 
     def rest(self, cached: CachedKey, until: float) -> None:
         """Seal under *cached*, although it should be rotated, until a moment of the keyring's clock."""
@@ -192,14 +205,14 @@ class Memory:
         """Note a tombstone, whose seal was checked, and close the handle if it is held."""
         with self._lock:
             self._known.note(record)
-            self._cache.drop(record.key_id, close=True)
+            self._caches[record.purpose].drop(record.key_id, close=True)
 
     def moved(self, record: KeyRecord, *, counter: int) -> None:
         """Note a change of state that this process made itself, and the counter that it wrote."""
         with self._lock:
             self._known.note(record)
             self._known.raise_floor(counter)
-            cached = self.keys.get(record.key_id)
+            cached = self._held(record.key_id)
             if cached is not None:
                 self._renew(cached, replace(record, wrappings=cached.record.wrappings))
 
@@ -217,7 +230,7 @@ class Memory:
         with self._lock:
             if failed:
                 self._kms_rests_until = now + RETRY_SECONDS
-            cached = self.keys.get(key_id)
+            cached = self._held(key_id)
             if cached is None or cached.key.closed or not now < min(self._kms_rests_until, cached.grace_ends):
                 return None
             cached.expires = min(self._kms_rests_until, cached.grace_ends)
@@ -230,33 +243,51 @@ class Memory:
         """Close every handle, and keep none from now on."""
         with self._lock:
             self._closed = True
-            for key_id in list(self.keys):
-                self._cache.drop(key_id, close=True)
+            for cache in self._caches.values():
+                for key_id in list(cache.keys):
+                    cache.drop(key_id, close=True)
 
     def close_in_child(self) -> None:
         """Close every handle in a forked child, whose locks are the parent's; nothing here is used again."""
-        for cached in list(self.keys.values()):
+        for cached in [*self.keys.values(), *self._branches.values()]:
             cached.key.close_in_child()
 
+    def _held(self, key_id: UUID) -> CachedKey | None:
+        return self.keys.get(key_id) or self._branches.get(key_id)
+
     def _learn_row(self, record: KeyRecord, seals: Seals, since: Moment) -> None:
-        cached = self.keys.get(record.key_id)
+        cached = self._held(record.key_id)
         try:
             seals.check(record)
             current = self._known.admit(record, since)
         except IntegrityError:
             # It is that row's error alone, and who asks for the key next gets it.
-            self._cache.drop(record.key_id, close=False)
+            for cache in self._caches.values():  # its purpose may be what was edited
+                cache.drop(record.key_id, close=False)
             return
         if not current or cached is None:
             return
         if record.state is KeyState.DESTROYED:
-            self._cache.drop(record.key_id, close=True)
+            self._caches[record.purpose].drop(record.key_id, close=True)
             return
         self._renew(cached, replace(record, wrappings=cached.record.wrappings))
 
     def _renew(self, cached: CachedKey, record: KeyRecord) -> None:
         cached.renew(record)
         if record.state is not KeyState.ACTIVE:
-            self._cache.vacate(cached)
+            self._caches[record.purpose].vacate(cached)
         cached.rotates_at = self._confirmation.rotation_time(record)
+        cached.schedule()
+
+    def _time(self, cached: CachedKey, record: KeyRecord, now: float) -> None:
+        """Say when a key must be unwrapped again, and until when it outlives an outage of the KMS."""
+        cached.expires = now + self._caching.ttl
+        cached.grace_ends = cached.expires + self._caching.outage_grace
+        wrapped = branch_wrapping(record)
+        if wrapped is not None:
+            # The KMS was asked when the branch key was unwrapped: what it opens is as old as that answer.
+            branch_id = named_branch(wrapped)
+            branch = None if branch_id is None else self._branches.get(branch_id)
+            cached.expires = min(cached.expires, now if branch is None else branch.expires)
+            cached.grace_ends = min(cached.grace_ends, now if branch is None else branch.grace_ends)
         cached.schedule()

@@ -57,6 +57,7 @@ class Opener:
         self._memory = memory
         self._store_key = store_key
         self._refresher = refresher
+        self._held = memory.of(resources.purpose).keys
         self._flights: SingleFlight[UUID, CachedKey] = SingleFlight()
         self._refusals = Refusals()
 
@@ -121,15 +122,19 @@ class Opener:
         missing = list(key_ids)
         while missing:
             loaded, awaited = self._flights.run(missing, lambda claimed: self._load(claimed, rows))
-            for outcome in awaited.values():
+            outcomes |= loaded
+            now = self._resources.clock.now()
+            for key_id, outcome in awaited.items():
                 if isinstance(outcome, StoreError):
                     raise outcome
-            outcomes |= loaded | awaited
-            missing = [key_id for key_id in missing if key_id not in outcomes]  # an interrupted thread's
+                # Another thread's key may have been destroyed since: it began before this one asked.
+                if isinstance(outcome, EventSealError) or outcome is self._fresh(key_id, now):
+                    outcomes[key_id] = outcome
+            missing = [key_id for key_id in missing if key_id not in outcomes]
         return outcomes
 
     def _fresh(self, key_id: UUID, now: float) -> CachedKey | None:
-        cached = self._memory.keys.get(key_id)
+        cached = self._held.get(key_id)
         return cached if cached is not None and now < cached.expires and not cached.key.closed else None
 
     def _load(self, key_ids: list[UUID], rows: Rows | None) -> dict[UUID, CachedKey | EventSealError]:
@@ -159,7 +164,7 @@ class Opener:
             return Rows(self._resources.store.get(key_ids), since)
         except StoreUnavailableError:
             # What is held was confirmed a short while ago, and its wrappings still unwrap.
-            held = {key_id: cached.record for key_id in key_ids if (cached := self._memory.keys.get(key_id))}
+            held = {key_id: cached.record for key_id in key_ids if (cached := self._held.get(key_id))}
             if len(held) < len(key_ids):
                 raise
             return Rows(held, since)
@@ -171,7 +176,13 @@ class Opener:
         now = self._resources.clock.now()
         for key_id in list(batch.pending):
             record = rows.records.get(key_id)
-            refusal = why_not(record, key_id, application=self._resources.application, seals=seals)
+            refusal = why_not(
+                record,
+                key_id,
+                application=self._resources.application,
+                seals=seals,
+                purpose=self._resources.purpose,
+            )
             if refusal is not None:
                 self._refuse(batch, key_id, record, refusal)
         records = [rows.records[key_id] for key_id in batch.pending]
@@ -182,7 +193,7 @@ class Opener:
                 self._keep(batch, key, record, rows.since, now)
 
     def _unwrap(self, batch: _Batch, records: Sequence[KeyRecord]) -> None:
-        for record, outcome in zip(records, self._resources.keks.unwrap(records), strict=True):
+        for record, outcome in zip(records, self._resources.wrapping.unwrap(records), strict=True):
             if not isinstance(outcome, EventSealError):
                 batch.opened[record.key_id] = outcome
                 continue

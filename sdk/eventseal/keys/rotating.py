@@ -6,11 +6,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from eventseal.errors import KeyNotFoundError, StoreUnavailableError
-from eventseal.keys.leases import FIRST_BLOCK
-from eventseal.keys.making import new_data_keys
+from eventseal.keys.making import new_keys
 from eventseal.keys.opening import ATTEMPTS
 from eventseal.keys.rows import why_not, why_not_sealing
-from eventseal.keys.states import KeyPurpose, KeyState
+from eventseal.keys.states import KeyState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +47,7 @@ class Rotator:
         self._memory = memory
         self._store_key = store_key
         self._refresher = refresher
+        self._purpose = resources.purpose
 
     def rotate(self, scope: str, *, compromised: bool, make: Callable[[], object]) -> KeyRecord:
         """
@@ -67,14 +67,13 @@ class Rotator:
             StoreError: The key store refused or failed.
         """
         state = KeyState.COMPROMISED if compromised else KeyState.DEACTIVATED
-        leased = min(FIRST_BLOCK, self._resources.rotation.max_items)
         self._store_key.made_seals()
         for _ in range(ATTEMPTS):
             self._refresher.confirm_for_sealing()
             since = self._memory.moment()
             old = self._active(scope)
             if old is None:
-                self._memory.unseat(scope)
+                self._memory.unseat(scope, self._purpose)
                 make()
                 made = self._active(scope)
                 if made is not None:
@@ -82,7 +81,7 @@ class Rotator:
             if old is None or not self._memory.admit(old, since=since):
                 continue  # closed or moved meanwhile: read again
             try:
-                replaced = self.replace(old, state, leased=leased, wait=True)
+                replaced = self.replace(old, state, leased=self._resources.first_block, wait=True)
             except KeyNotFoundError:
                 continue  # closed meanwhile, without another in its place
             if not replaced.won:
@@ -108,13 +107,13 @@ class Rotator:
             StoreError: The key store refused or failed.
         """
         seals, since = self._store_key.made_seals(), self._memory.moment()
-        key, new = new_data_keys(self._resources, seals, {old.scope: leased})[old.scope]
+        key, new = new_keys(self._resources, seals, {old.scope: leased})[old.scope]
         closed = seals.sealed(replace(old, state=state, active_scope=None, row_version=old.row_version + 1))
         marks = _Marks(self._memory, seals, closed, since)
         kept = self._resources.store.replace_active(old, closed, new, next_mark=marks, wait=wait)
         if kept.key_id != new.key_id:
             key.close()
-            self._memory.unseat(old.scope)
+            self._memory.unseat(old.scope, self._purpose)
             return Replaced(kept, won=False)
         self._memory.moved(closed, counter=marks.written)
         now = self._resources.clock.now()
@@ -125,14 +124,14 @@ class Rotator:
 
     def _active(self, scope: str) -> KeyRecord | None:
         application = self._resources.application
-        record = self._resources.store.active(application, [scope], purpose=KeyPurpose.DATA).get(scope)
+        record = self._resources.store.active(application, [scope], purpose=self._purpose).get(scope)
         if record is not None:
             self._check(record, scope)
         return record
 
     def _check(self, record: KeyRecord, scope: str) -> None:
         application, seals = self._resources.application, self._store_key.made_seals()
-        refusal = why_not_sealing(record, scope, application=application, seals=seals)
+        refusal = why_not_sealing(record, scope, application=application, seals=seals, purpose=self._purpose)
         if refusal is not None:
             raise refusal
 
@@ -142,7 +141,9 @@ class Rotator:
         for _ in range(ATTEMPTS):
             since = self._memory.moment()
             record = self._resources.store.get([key_id]).get(key_id)
-            refusal = why_not(record, key_id, application=self._resources.application, seals=seals)
+            refusal = why_not(
+                record, key_id, application=self._resources.application, seals=seals, purpose=self._purpose
+            )
             if record is None or record.state in {KeyState.COMPROMISED, KeyState.DESTROYED}:
                 return
             if refusal is not None:

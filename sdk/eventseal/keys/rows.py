@@ -1,4 +1,4 @@
-"""What the row of a data key says by itself, before its key is unwrapped. No I/O."""
+"""What the row of a key says by itself, before its key is unwrapped. No I/O."""
 
 from __future__ import annotations
 
@@ -19,14 +19,20 @@ if TYPE_CHECKING:
     from eventseal.keys.records import KeyRecord
     from eventseal.keys.seals import Seals
 
+_MISUSE = {KeyPurpose.DATA: "seals and opens no items", KeyPurpose.BRANCH: "wraps no other keys"}
 _REMEDY = "Find out who changed the key tables, and restore the key's row from a backup."
 
 
 def why_not(
-    record: KeyRecord | None, key_id: UUID, *, application: str, seals: Seals | None
+    record: KeyRecord | None,
+    key_id: UUID,
+    *,
+    application: str,
+    seals: Seals | None,
+    purpose: KeyPurpose,
 ) -> EventSealError | None:
     """
-    Say why a row's key opens no items; ``None`` if it may.
+    Say why a row's key must not be used to open; ``None`` if it may.
 
     The application comes before the seal, which is under the owner's store key; the seal before the state, so
     that nobody can forge an erasure.
@@ -36,29 +42,32 @@ def why_not(
         key_id: The one that was asked for.
         application: Whose keys are looked for.
         seals: The application's; ``None`` if it has no store key.
+        purpose: Of the keys that are looked for.
     """
     if record is None:
         return KeyNotFoundError(f"the key store has no key {key_id}", key_id=key_id)
     try:
         _check(record, key_id, application, seals)
+        _check_purpose(record, purpose)
     except EventSealError as error:
         return error
     return destroyed(record) if record.state is KeyState.DESTROYED else None
 
 
 def why_not_sealing(
-    record: KeyRecord, scope: str, *, application: str, seals: Seals
+    record: KeyRecord, scope: str, *, application: str, seals: Seals, purpose: KeyPurpose
 ) -> EventSealError | None:
     """
-    Say why the row that holds a scope's slot seals nothing; ``None`` if it may.
+    Say why the key that holds a scope's slot must not be used to seal; ``None`` if it may.
 
     Args:
         record: As the key store gave it for *scope*.
         scope: The one that was asked for.
         application: Whose keys are looked for.
         seals: The application's.
+        purpose: Of the keys that are looked for.
     """
-    refusal = why_not(record, record.key_id, application=application, seals=seals)
+    refusal = why_not(record, record.key_id, application=application, seals=seals, purpose=purpose)
     if refusal is not None:
         return refusal
     if (record.scope, record.active_scope, record.state) != (scope, scope, KeyState.ACTIVE):
@@ -103,9 +112,12 @@ def _check(record: KeyRecord, key_id: UUID, application: str, seals: Seals | Non
             remedy=_REMEDY,
             key_id=key_id,
         )
-    if record.purpose is not KeyPurpose.DATA:
+
+
+def _check_purpose(record: KeyRecord, purpose: KeyPurpose) -> None:
+    if record.purpose is not purpose:
         raise IntegrityError(
-            f"key {key_id} is of purpose {record.purpose}, and seals and opens no items",
-            remedy="Do not use the item: its header names a key that cannot have sealed it.",
-            key_id=key_id,
+            f"key {record.key_id} is of purpose {record.purpose}, and {_MISUSE[purpose]}",
+            remedy="Do not use what names it: such a key cannot have sealed it.",
+            key_id=record.key_id,
         )

@@ -13,7 +13,6 @@ from eventseal.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from eventseal.keys.leases import FIRST_BLOCK
 from eventseal.keys.opening import ATTEMPTS
 from eventseal.keys.records import checked_scope
 from eventseal.keys.seating import ScopeBatch, Seats
@@ -55,6 +54,7 @@ class Sealer:
         self._refresher = refresher
         self._seats = seats
         self._rotator = rotator
+        self._active = memory.of(resources.purpose).active
         self._flights: SingleFlight[str, CachedKey] = SingleFlight()
 
     def keys(self, items_by_scope: Mapping[str, int], *, make: bool) -> dict[str, DataKey]:
@@ -72,7 +72,7 @@ class Sealer:
             if not make:
                 return found
             self._store_key.made_seals()
-        known = self._memory.active.keys() & wanted.keys()
+        known = self._active.keys() & wanted.keys()
         self._resources.counters.hits += len(known)
         self._resources.counters.count_misses(len(wanted) - len(known))
         while wanted:
@@ -86,7 +86,7 @@ class Sealer:
         """Take from the leases that are there."""
         now = self._resources.clock.now()
         for scope, items in list(wanted.items()):
-            cached = self._memory.active.get(scope)
+            cached = self._active.get(scope)
             if cached is not None and _is_ready(cached, now) and cached.lease.take(items):
                 cached.used = self._memory.uses
                 found[scope] = cached.key
@@ -144,11 +144,11 @@ class Sealer:
     def _replace(self, batch: ScopeBatch, scope: str, *, wait: bool) -> None:
         """Replace a scope's key, or see that another process did; either way the seat is filled anew."""
         old = batch.seats[scope].record
-        leased = max(batch.pending[scope], min(FIRST_BLOCK, self._resources.rotation.max_items))
+        leased = max(batch.pending[scope], self._resources.first_block)
         try:
             self._rotator.replace(old, KeyState.DEACTIVATED, leased=leased, wait=wait)
         except KeyNotFoundError:
-            self._memory.unseat(scope)
+            self._memory.unseat(scope, self._resources.purpose)
         del batch.seats[scope]
 
     # --- leases ---
@@ -182,7 +182,7 @@ class Sealer:
         for scope, (cached, count) in short.items():
             total = totals.get(cached.record.key_id)
             if total is None:  # no longer active, or nearly full: read the scope again
-                self._memory.unseat(scope)
+                self._memory.unseat(scope, self._resources.purpose)
                 del batch.seats[scope]
             else:
                 cached.lease.grant(count, total=total, items=batch.pending[scope])

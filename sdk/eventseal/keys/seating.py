@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from eventseal.errors import EventSealError, KeyDestroyedError, KmsError, StoreError
-from eventseal.keys.leases import FIRST_BLOCK
-from eventseal.keys.making import new_data_keys
+from eventseal.keys.making import new_keys
 from eventseal.keys.opening import Rows
 from eventseal.keys.rows import why_not_sealing
-from eventseal.keys.states import KeyPurpose
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -49,7 +47,7 @@ class ScopeBatch:
 
 class Seats:
     """
-    Fills :attr:`Memory.active`, the key that seals for each scope.
+    Seats the key that seals for each scope.
 
     A key's row is committed before the key takes its seat; who loses the race for a scope's slot drops its
     key and unwraps the winner's.
@@ -60,6 +58,8 @@ class Seats:
         self._memory = memory
         self._store_key = store_key
         self._opener = opener
+        self._purpose = resources.purpose
+        self._active = memory.of(resources.purpose).active
 
     def fill(self, batch: ScopeBatch, *, make: bool) -> None:
         """Load the active keys that are not at hand, and make those that nobody has made."""
@@ -69,7 +69,7 @@ class Seats:
         since = self._memory.moment()
         application = self._resources.application
         try:
-            rows = self._resources.store.active(application, missing, purpose=KeyPurpose.DATA)
+            rows = self._resources.store.active(application, missing, purpose=self._purpose)
             self._seat_rows(batch, rows, since)
             absent = [scope for scope in missing if scope not in rows]
             if absent and make:
@@ -87,7 +87,7 @@ class Seats:
         now = self._resources.clock.now()
         missing: list[str] = []
         for scope in batch.pending:
-            cached = batch.seats.get(scope) or self._memory.active.get(scope)
+            cached = batch.seats.get(scope) or self._active.get(scope)
             if cached is not None and now < cached.expires and not cached.key.closed:
                 batch.seats[scope] = cached
             else:
@@ -99,7 +99,9 @@ class Seats:
         application, seals = self._resources.application, self._store_key.made_seals()
         good: list[KeyRecord] = []
         for scope, record in rows.items():
-            refusal = why_not_sealing(record, scope, application=application, seals=seals)
+            refusal = why_not_sealing(
+                record, scope, application=application, seals=seals, purpose=self._purpose
+            )
             if refusal is None:
                 good.append(record)
                 continue
@@ -114,10 +116,10 @@ class Seats:
                 self._seat(batch, outcome, by_id[key_id], since)
 
     def _make(self, batch: ScopeBatch, scopes: Collection[str]) -> None:
-        first_block = min(FIRST_BLOCK, self._resources.rotation.max_items)
+        first_block = self._resources.first_block
         leases = {scope: max(batch.pending[scope], first_block) for scope in scopes}
         since = self._memory.moment()
-        made = new_data_keys(self._resources, self._store_key.made_seals(), leases)
+        made = new_keys(self._resources, self._store_key.made_seals(), leases)
         kept = self._resources.store.add_active([record for _, record in made.values()])
         now = self._resources.clock.now()
         winners: dict[str, KeyRecord] = {}

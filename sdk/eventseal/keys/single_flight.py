@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 K = TypeVar("K")
 V = TypeVar("V")
+Error = TypeVar("Error", bound=EventSealError)
 
 
-def copied(error: EventSealError) -> EventSealError:
+def copied(error: Error) -> Error:
     """Copy an error for another thread or another item: raised, each collects a traceback of its own."""
     duplicate = copy(error)
     duplicate.__cause__ = error.__cause__

@@ -22,6 +22,9 @@ class StoreKey:
     Finds or makes the application's store key, once in a process.
 
     What is kept are the keys derived from it, for seals only: no item opens under them, so they have no TTL.
+
+    Args:
+        resources: Of the keys that KEKs wrap: a branch key is sealed by the store key, and never wraps it.
     """
 
     def __init__(self, resources: Resources) -> None:
@@ -66,7 +69,7 @@ class StoreKey:
 
     def _made(self) -> Seals:
         record = new_record(self._resources.application, STORE_SCOPE, KeyPurpose.STORE, leased=0)
-        ((key, wrappings),) = self._resources.keks.generate([record])
+        ((key, wrappings),) = self._resources.wrapping.generate([record])
         seals = Seals(key)
         record = seals.sealed(replace(record, binding=binding_of(key), wrappings=wrappings))
         key.close()
@@ -74,7 +77,7 @@ class StoreKey:
         return seals if kept.key_id == record.key_id else self._opened(kept)
 
     def _opened(self, record: KeyRecord) -> Seals:
-        (key,) = self._resources.keks.unwrap([record])
+        (key,) = self._resources.wrapping.unwrap([record])
         if isinstance(key, EventSealError):
             raise key
         seals = Seals(key)

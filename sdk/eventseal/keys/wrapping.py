@@ -2,80 +2,100 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 from eventseal.errors import (
     ConfigurationError,
     EventSealError,
     IntegrityError,
     KekNotConfiguredError,
+    KmsError,
+    KmsUnavailableError,
     NotMyKeyError,
 )
-from eventseal.keys.data_key import DataKey, material_of
-from eventseal.keys.seals import is_bound
-from eventseal.kms.adapter import KmsAdapter, SupportsBatch
-from eventseal.kms.context import EncryptionContext
+from eventseal.keys.branch_wrapping import BRANCH_PREFIX, branch_wrapping
+from eventseal.keys.confirmation import RETRY_SECONDS
+from eventseal.keys.kek_calls import KekCalls
+from eventseal.keys.policy import BootClock
+from eventseal.keys.quorum import NewKeys
+from eventseal.keys.single_flight import copied
+from eventseal.kms.adapter import KmsAdapter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from eventseal.keys.counters import KeyringCounters
+    from eventseal.keys.data_key import DataKey
+    from eventseal.keys.policy import Clock
     from eventseal.keys.records import KeyRecord
     from eventseal.kms.adapter import WrappedKey
 
-KEY_SIZE = 32
+Outcome = TypeVar("Outcome", bound="DataKey | EventSealError")
+
+_log = logging.getLogger(__name__)
 
 
 class Keks:
     """
     The KEKs that a keyring was given, in their order. Nothing else is ever contacted.
 
-    Unwrapped keys travel as handles from here on, so that no frame of EventSeal's that can raise holds bytes.
-
     Args:
         adapters: One or several, of different KEKs.
-        counters: Told of every call that leaves the process.
+        counters: Told of every call that leaves the process, and of every wrapping that is missing.
+        quorum: How many of the KEKs must wrap a new key; ``None``: all.
+        fall_back_on_outage: Whether to unwrap under the next KEK where one is unavailable.
+        clock: Where another KEK can stand in, one that was unavailable comes last for a few seconds of it.
+
+    Attributes:
+        adapters: The KEKs.
+        calls: Makes the calls to them.
 
     Raises:
-        ConfigurationError: There is none, one is no adapter, or one is listed twice.
+        ConfigurationError: There is none, one is no adapter or listed twice, or there are not as many as the
+            quorum asks for.
     """
 
-    def __init__(self, adapters: Sequence[KmsAdapter], *, counters: KeyringCounters) -> None:
-        if not adapters:
-            raise ConfigurationError(
-                "no KEK is configured, and there is no default one",
-                remedy="Give kms= one KMS adapter or several, or set EVENTSEAL_KMS_KEY.",
-            )
-        for adapter in adapters:
-            if not isinstance(adapter, KmsAdapter):
-                raise ConfigurationError(
-                    f"kms= holds a {type(adapter).__name__}, which is no KMS adapter",
-                    remedy="Give adapters, such as LocalKmsAdapter(...) or adapter_from_uri(uri).",
-                )
-        uris = [adapter.uri for adapter in adapters]
-        if len(set(uris)) < len(uris):
-            raise ConfigurationError(f"a KEK is listed twice in kms=: {', '.join(uris)}")
-        self._adapters = tuple(adapters)
+    def __init__(
+        self,
+        adapters: Sequence[KmsAdapter],
+        *,
+        counters: KeyringCounters,
+        quorum: int | None = None,
+        fall_back_on_outage: bool = False,
+        clock: Clock | None = None,
+    ) -> None:
+        _check_adapters(adapters)
+        self.adapters = tuple(adapters)
+        self.calls = KekCalls(counters)
         self._counters = counters
+        self._quorum = _checked_quorum(quorum, len(self.adapters))
+        self._falls_back = fall_back_on_outage
+        self._clock = clock or BootClock()
+        self._outages: dict[str, tuple[KmsUnavailableError, float]] = {}
 
     def generate(self, records: Sequence[KeyRecord]) -> list[tuple[DataKey, tuple[WrappedKey, ...]]]:
         """
-        Make a key for each of *records*, wrapped under every KEK.
+        Make a key for each of *records*, and have every KEK wrap it, or at least as many as the quorum says.
+
+        The first KEK makes the keys. If it cannot, and the others make up the quorum, the next one does.
 
         Raises:
-            KmsError: Some KEK could not wrap some key; then none is given.
+            KmsError: Too few KEKs wrapped some key; then none is given.
+            IntegrityError: A KMS gave what is no key.
         """
-        first, *others = self._adapters
-        keys: list[DataKey] = []
-        wrappings: list[list[WrappedKey]] = []
-        for record in records:
-            key, wrapped = self._generated(first, record)
-            keys.append(key)
-            wrappings.append([wrapped])
-        for adapter in others:
-            for held, wrapped in zip(wrappings, self._wrap(adapter, keys), strict=True):
-                held.append(wrapped)
-        return [(key, tuple(held)) for key, held in zip(keys, wrappings, strict=True)]
+        spare = len(self.adapters) - self._quorum
+        batch = NewKeys(len(records), quorum=self._quorum, spare=spare)
+        try:
+            for adapter in self._in_order(resting_last=spare > 0):
+                failure = batch.take(self._new_wrappings(adapter, records, batch))
+                if failure is not None:
+                    _log.warning("%s did not wrap all of %d new keys: %s", adapter.uri, len(records), failure)
+        except BaseException:
+            batch.close()
+            raise
+        self._counters.count_missing_wrappings(batch.missing)
+        return batch.complete()
 
     def unwrap(self, records: Sequence[KeyRecord]) -> list[DataKey | EventSealError]:
         """
@@ -84,141 +104,165 @@ class Keks:
         Returns:
             One outcome a record, in order: a handle whose bytes match the record's binding, or the error.
         """
-        outcomes: list[DataKey | EventSealError | None] = [None] * len(records)
-        explained: dict[int, NotMyKeyError] = {}
-        places = range(max((len(record.wrappings) for record in records), default=0))
-        for adapter, place in [(adapter, place) for adapter in self._adapters for place in places]:
-            pending = [
-                index
-                for index, record in enumerate(records)
-                if outcomes[index] is None and place < len(record.wrappings)
-            ]
-            if pending:
-                addressed = [(records[index], records[index].wrappings[place]) for index in pending]
-                for index, outcome in zip(pending, self._unwrap(adapter, addressed), strict=True):
-                    # Only "not mine" leaves the record for the next wrapping or the next KEK.
-                    if not isinstance(outcome, NotMyKeyError):
-                        outcomes[index] = outcome
-                    elif outcome.remedy != NotMyKeyError.default_remedy:
-                        explained[index] = outcome
+        pending = {index: record for index, record in enumerate(records) if record.wrappings}
+        outcomes: dict[int, DataKey | EventSealError] = {}
+        passed: dict[int, EventSealError] = {}
+        for adapter in self._in_order(resting_last=self._falls_back):
+            answers = self._unwrapped(adapter, list(pending.values()))
+            for index, answer in zip(list(pending), answers, strict=True):
+                if self._leads_on(answer):
+                    passed[index] = _weightier(passed.get(index), answer)
+                else:
+                    outcomes[index] = _after(passed.get(index), answer)
+                    del pending[index]
         return [
-            self._not_addressed(record, explained.get(index)) if outcome is None else outcome
-            for index, (record, outcome) in enumerate(zip(records, outcomes, strict=True))
+            outcomes.get(index) or self._not_unwrapped(record, passed.get(index))
+            for index, record in enumerate(records)
         ]
 
-    def _generated(self, adapter: KmsAdapter, record: KeyRecord) -> tuple[DataKey, WrappedKey]:
-        self._counters.count_kms_calls(1)
-        material, wrapped = adapter.generate_data_key(_context_of(record))
-        return _handle(material, record, adapter), wrapped
-
-    def _wrap(self, adapter: KmsAdapter, keys: list[DataKey]) -> list[WrappedKey]:
-        contexts = [EncryptionContext(key.key_id, str(key.purpose), key.application) for key in keys]
-        if len(keys) == 1 or not isinstance(adapter, SupportsBatch):
-            self._counters.count_kms_calls(len(keys))
-            return [
-                adapter.wrap(material_of(key), context) for key, context in zip(keys, contexts, strict=True)
-            ]
-        self._counters.count_kms_calls(1)
-        wrapped: list[WrappedKey] = []
-        for outcome in adapter.wrap_many(
-            [(material_of(key), context) for key, context in zip(keys, contexts, strict=True)]
-        ):
-            if isinstance(outcome, EventSealError):
-                raise outcome
-            wrapped.append(outcome)
-        return wrapped
-
-    def _unwrap(
-        self, adapter: KmsAdapter, addressed: Sequence[tuple[KeyRecord, WrappedKey]]
-    ) -> list[DataKey | EventSealError]:
-        if len(addressed) > 1 and isinstance(adapter, SupportsBatch):
-            outcomes = _unwrap_together(adapter, addressed)
-            calls = int(_called_out(outcomes) > 0)
+    def _new_wrappings(
+        self, adapter: KmsAdapter, records: Sequence[KeyRecord], batch: NewKeys
+    ) -> Sequence[WrappedKey | EventSealError]:
+        """Have one KEK make the keys, or wrap those that another one has made."""
+        outage = self._outage(adapter)
+        if outage is not None and batch.has_quorum():
+            return [copied(outage) for _ in records]
+        outcomes: Sequence[WrappedKey | EventSealError]
+        if batch.keys:
+            outcomes = self.calls.wrap(adapter, batch.keys)
         else:
-            outcomes = [_unwrap_one(adapter, record, wrapped) for record, wrapped in addressed]
-            calls = _called_out(outcomes)
-        self._counters.count_kms_calls(calls)
+            try:
+                made = self.calls.generate(adapter, records)
+            except KmsError as error:
+                outcomes = [copied(error) for _ in records]
+            else:
+                batch.keys = [key for key, _ in made]
+                outcomes = [wrapped for _, wrapped in made]
+        self._note(adapter, outcomes)
         return outcomes
 
-    def _not_addressed(self, record: KeyRecord, explanation: NotMyKeyError | None) -> EventSealError:
+    def _unwrapped(self, adapter: KmsAdapter, records: Sequence[KeyRecord]) -> list[DataKey | EventSealError]:
+        """Unwrap under one KEK; ``NotMyKeyError`` for a record of which no wrapping is addressed to it."""
+        outcomes: dict[int, DataKey | EventSealError] = {}
+        for place in range(max((len(record.wrappings) for record in records), default=0)):
+            asked = [
+                index
+                for index, record in enumerate(records)
+                if place < len(record.wrappings) and _is_not_mine(outcomes.get(index))
+            ]
+            addressed = [(records[index], records[index].wrappings[place]) for index in asked]
+            for index, answer in zip(asked, self.calls.unwrap(adapter, addressed), strict=True):
+                outcomes[index] = _weightier(outcomes.get(index), answer)
+        self._note(adapter, list(outcomes.values()))
+        return [outcomes[index] for index in range(len(records))]
+
+    def _in_order(self, *, resting_last: bool) -> list[KmsAdapter]:
+        """Give the KEKs in their order; if told so, those that did not answer a moment ago come last."""
+        if not (resting_last and self._outages):
+            return list(self.adapters)
+        return sorted(self.adapters, key=lambda adapter: self._outage(adapter) is not None)
+
+    def _outage(self, adapter: KmsAdapter) -> KmsUnavailableError | None:
+        error, until = self._outages.get(adapter.uri, (None, 0.0))
+        return error if error is not None and self._clock.now() < until else None
+
+    def _note(self, adapter: KmsAdapter, outcomes: Sequence[object]) -> None:
+        """Remember for a few seconds that a KEK was unavailable."""
+        for outcome in outcomes:
+            if isinstance(outcome, KmsUnavailableError):
+                self._outages[adapter.uri] = (copied(outcome), self._clock.now() + RETRY_SECONDS)
+                return
+
+    def _leads_on(self, answer: DataKey | EventSealError) -> TypeGuard[EventSealError]:
+        """Whether the next KEK may be tried after *answer*."""
+        return isinstance(answer, NotMyKeyError) or (
+            self._falls_back and isinstance(answer, KmsUnavailableError)
+        )
+
+    def _not_unwrapped(self, record: KeyRecord, passed: EventSealError | None) -> EventSealError:
+        """Say why no KEK has unwrapped a key."""
+        if isinstance(passed, KmsUnavailableError):
+            return passed
         if not record.wrappings:
             return IntegrityError(
                 f"key {record.key_id} is {record.state} but has no wrapping: somebody deleted it",
                 remedy="Restore the rows of key_wrappings from a backup.",
                 key_id=record.key_id,
             )
-        if explanation is not None:  # an adapter knows more, such as where its alias points now
+        if branch_wrapping(record) is not None:
+            return IntegrityError(
+                f"key {record.key_id} of purpose {record.purpose} has a wrapping under a branch key, "
+                "and none under a KEK of this keyring: only other keys are wrapped under branch keys",
+                remedy="Find out who changed the key tables, and restore the key's rows from a backup.",
+                key_id=record.key_id,
+            )
+        if passed is not None and _explains(passed):  # such as where its alias points now
             return KekNotConfiguredError(
-                f"key {record.key_id}: {explanation}", remedy=explanation.remedy, kek_uri=explanation.kek_uri
+                f"key {record.key_id}: {passed}",
+                remedy=passed.remedy,
+                kek_uri=getattr(passed, "kek_uri", None),
             )
         uris = ", ".join(wrapping.kek_uri for wrapping in record.wrappings)
-        configured = ", ".join(adapter.uri for adapter in self._adapters)
+        configured = ", ".join(adapter.uri for adapter in self.adapters)
         return KekNotConfiguredError(
             f"key {record.key_id} is wrapped under {uris}; this keyring was given {configured}",
             kek_uri=record.wrappings[0].kek_uri,
         )
 
 
-def _context_of(record: KeyRecord) -> EncryptionContext:
-    return EncryptionContext(record.key_id, str(record.purpose), record.application)
-
-
-def _unwrap_one(adapter: KmsAdapter, record: KeyRecord, wrapped: WrappedKey) -> DataKey | EventSealError:
-    try:
-        return _bound(_handle(adapter.unwrap(wrapped, _context_of(record)), record, adapter), record)
-    except EventSealError as error:
-        return error
-
-
-def _unwrap_together(
-    adapter: SupportsBatch, addressed: Sequence[tuple[KeyRecord, WrappedKey]]
-) -> list[DataKey | EventSealError]:
-    asked = [(wrapped, _context_of(record)) for record, wrapped in addressed]
-    try:
-        answers = adapter.unwrap_many(asked)
-    except EventSealError as error:
-        return [error] * len(addressed)
-    return [
-        answer if isinstance(answer, EventSealError) else _checked(answer, record, adapter)
-        for answer, (record, _) in zip(answers, addressed, strict=True)
-    ]
-
-
-def _checked(material: bytes, record: KeyRecord, adapter: object) -> DataKey | EventSealError:
-    try:
-        return _bound(_handle(material, record, adapter), record)
-    except IntegrityError as error:
-        return error
-
-
-def _handle(material: bytes, record: KeyRecord, adapter: object) -> DataKey:
-    if len(material) != KEY_SIZE:
-        raise IntegrityError(
-            f"{type(adapter).__name__} gave {len(material)} bytes, not {KEY_SIZE}, for key {record.key_id}",
-            remedy="Report it to whoever maintains the KMS adapter; the key was not used.",
-            key_id=record.key_id,
+def _check_adapters(adapters: Sequence[object]) -> None:
+    if not adapters:
+        raise ConfigurationError(
+            "no KEK is configured, and there is no default one",
+            remedy="Give kms= one KMS adapter or several, or set EVENTSEAL_KMS_KEY.",
         )
-    return DataKey(
-        material,
-        key_id=record.key_id,
-        application=record.application,
-        scope=record.scope,
-        purpose=record.purpose,
-        state=record.state,
-    )
+    uris = []
+    for adapter in adapters:
+        if not isinstance(adapter, KmsAdapter):
+            raise ConfigurationError(
+                f"kms= holds a {type(adapter).__name__}, which is no KMS adapter",
+                remedy="Give adapters, such as LocalKmsAdapter(...) or adapter_from_uri(uri).",
+            )
+        if adapter.uri.startswith(BRANCH_PREFIX):
+            raise ConfigurationError(f"{adapter.uri} looks like a branch key; no KEK's URI may")
+        uris.append(adapter.uri)
+    if len(set(uris)) < len(uris):
+        raise ConfigurationError(f"a KEK is listed twice in kms=: {', '.join(uris)}")
 
 
-def _bound(key: DataKey, record: KeyRecord) -> DataKey:
-    if not is_bound(key, record):
-        key.close()
-        raise IntegrityError(
-            f"the wrapping of key {record.key_id} holds another key than the row was made for",
-            remedy="Find out who changed the key tables, and restore the key's rows from a backup.",
-            key_id=record.key_id,
+def _checked_quorum(quorum: int | None, keks: int) -> int:
+    if quorum is None:
+        return keks
+    if type(quorum) is not int or not 1 <= quorum <= keks:
+        raise ConfigurationError(
+            f"wrap_quorum is {quorum}; with {keks} KEKs listed, 1 to {keks} are allowed",
+            remedy="Leave wrap_quorum out to have every KEK wrap every key.",
         )
-    return key
+    return quorum
 
 
-def _called_out(outcomes: Sequence[object]) -> int:
-    """How many outcomes took a call: an adapter says "not mine" before any."""
-    return sum(not isinstance(outcome, NotMyKeyError) for outcome in outcomes)
+def _is_not_mine(outcome: DataKey | EventSealError | None) -> bool:
+    return outcome is None or isinstance(outcome, NotMyKeyError)
+
+
+def _explains(outcome: EventSealError) -> bool:
+    """Whether "not mine" says more than that."""
+    return outcome.remedy != NotMyKeyError.default_remedy
+
+
+def _weightier(first: Outcome | None, second: Outcome) -> Outcome:
+    """Give the outcome that says more about a key, the first one if they say as much."""
+    return second if first is None or _weight(second) > _weight(first) else first
+
+
+def _weight(outcome: DataKey | EventSealError) -> int:
+    if not isinstance(outcome, NotMyKeyError):
+        return 2
+    return int(_explains(outcome))
+
+
+def _after(passed: EventSealError | None, answer: DataKey | EventSealError) -> DataKey | EventSealError:
+    """Give *answer*; if it is an error, with the outage because of which its KEK was asked."""
+    if isinstance(answer, EventSealError) and isinstance(passed, KmsUnavailableError):
+        answer.__cause__ = passed
+    return answer

@@ -1,0 +1,158 @@
+"""Calls to one KEK's adapter: counted, a bounded number at once, one outcome a key."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from eventseal.errors import EventSealError, KmsUnavailableError, NotMyKeyError
+from eventseal.keys.call_slots import CallSlots
+from eventseal.keys.data_key import material_of
+from eventseal.keys.handles import generated_key, unwrapped_key
+from eventseal.keys.single_flight import copied
+from eventseal.kms.adapter import SupportsBatch
+from eventseal.kms.context import EncryptionContext
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from eventseal.keys.counters import KeyringCounters
+    from eventseal.keys.data_key import DataKey
+    from eventseal.keys.records import KeyRecord
+    from eventseal.kms.adapter import KmsAdapter, WrappedKey
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+
+
+class KekCalls:
+    """
+    Calls adapters for a keyring.
+
+    Unwrapped keys travel as handles from here on, so that no frame of EventSeal's that can raise holds bytes.
+
+    Args:
+        counters: Told of every call that leaves the process.
+    """
+
+    def __init__(self, counters: KeyringCounters) -> None:
+        self._counters = counters
+        self._slots = CallSlots()
+
+    def generate(self, adapter: KmsAdapter, records: Sequence[KeyRecord]) -> list[tuple[DataKey, WrappedKey]]:
+        """
+        Have a KEK make a key for each of *records*.
+
+        Raises:
+            KmsError: The KMS refused or failed; then none is given.
+            IntegrityError: What it gave is no key.
+        """
+        made: list[tuple[DataKey, WrappedKey]] = []
+        try:
+            for record in records:
+                made.append(self._generated(adapter, record))  # noqa: PERF401 - what was made is closed below
+        except BaseException:
+            for key, _ in made:
+                key.close()
+            raise
+        return made
+
+    def wrap(self, adapter: KmsAdapter, keys: Sequence[DataKey]) -> list[WrappedKey | EventSealError]:
+        """Have a KEK wrap keys: one outcome a key, in order."""
+        if len(keys) > 1 and isinstance(adapter, SupportsBatch):
+            self._counters.count_kms_calls(1)
+            return self._wrapped_together(adapter, keys)
+        return _one_by_one(keys, lambda key: self._wrapped(adapter, key))
+
+    def unwrap(
+        self, adapter: KmsAdapter, addressed: Sequence[tuple[KeyRecord, WrappedKey]]
+    ) -> list[DataKey | EventSealError]:
+        """
+        Have a KEK unwrap keys.
+
+        Args:
+            adapter: Says itself which of the wrappings are addressed to it.
+            addressed: Rows, and a wrapping of each.
+
+        Returns:
+            One outcome a row, in order: a handle whose bytes match the row's binding, or the error.
+        """
+        if len(addressed) > 1 and isinstance(adapter, SupportsBatch):
+            outcomes = self._unwrapped_together(adapter, addressed)
+            self._counters.count_kms_calls(int(any(map(_called_out, outcomes))))
+            return outcomes
+        return _one_by_one(addressed, lambda pair: self._unwrapped(adapter, *pair))
+
+    def _generated(self, adapter: KmsAdapter, record: KeyRecord) -> tuple[DataKey, WrappedKey]:
+        self._counters.count_kms_calls(1)
+        with self._slots.taken(1):
+            material, wrapped = adapter.generate_data_key(_context_of(record))
+        key = generated_key(material, record, giver=type(adapter).__name__)
+        del material
+        if isinstance(key, EventSealError):
+            raise key
+        return key, wrapped
+
+    def _wrapped(self, adapter: KmsAdapter, key: DataKey) -> WrappedKey | EventSealError:
+        self._counters.count_kms_calls(1)
+        try:
+            with self._slots.taken(1):
+                return adapter.wrap(material_of(key), _context_of(key))
+        except EventSealError as error:
+            return error
+
+    def _wrapped_together(
+        self, adapter: SupportsBatch, keys: Sequence[DataKey]
+    ) -> list[WrappedKey | EventSealError]:
+        try:
+            with self._slots.taken(len(keys)):
+                return adapter.wrap_many([(material_of(key), _context_of(key)) for key in keys])
+        except EventSealError as error:
+            return [copied(error) for _ in keys]
+
+    def _unwrapped(
+        self, adapter: KmsAdapter, record: KeyRecord, wrapped: WrappedKey
+    ) -> DataKey | EventSealError:
+        try:
+            with self._slots.taken(1):
+                material = adapter.unwrap(wrapped, _context_of(record))
+        except EventSealError as error:
+            self._counters.count_kms_calls(int(_called_out(error)))
+            return error
+        self._counters.count_kms_calls(1)
+        return unwrapped_key(material, record, giver=type(adapter).__name__)
+
+    def _unwrapped_together(
+        self, adapter: SupportsBatch, addressed: Sequence[tuple[KeyRecord, WrappedKey]]
+    ) -> list[DataKey | EventSealError]:
+        giver = type(adapter).__name__
+        asked = [(wrapped, _context_of(record)) for record, wrapped in addressed]
+        try:
+            with self._slots.taken(len(asked)):
+                answers = adapter.unwrap_many(asked)
+        except EventSealError as error:
+            return [copied(error) for _ in asked]
+        return [
+            answer if isinstance(answer, EventSealError) else unwrapped_key(answer, record, giver=giver)
+            for answer, (record, _) in zip(answers, addressed, strict=True)
+        ]
+
+
+def _one_by_one(
+    items: Sequence[Item], work: Callable[[Item], Value | EventSealError]
+) -> list[Value | EventSealError]:
+    """Do *work* for each item, until an outage, which the rest would only wait for as well."""
+    outcomes: list[Value | EventSealError] = []
+    for item in items:
+        outcomes.append(work(item))
+        if isinstance(outage := outcomes[-1], KmsUnavailableError):
+            return outcomes + [copied(outage) for _ in items[len(outcomes) :]]
+    return outcomes
+
+
+def _context_of(key: DataKey | KeyRecord) -> EncryptionContext:
+    return EncryptionContext(key.key_id, str(key.purpose), key.application)
+
+
+def _called_out(outcome: object) -> bool:
+    """Whether an outcome took a call: an adapter says "not mine" before any."""
+    return not isinstance(outcome, NotMyKeyError)
