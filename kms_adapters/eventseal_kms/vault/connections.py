@@ -15,17 +15,16 @@ CONNECTIONS = 20
 """How many connections are kept open: as many as a keyring has calls in flight."""
 
 
-def make_session(verify: bool | str, certificate: tuple[str, str] | None) -> requests.Session:
+def make_session(verify: bool | str) -> requests.Session:
     """
     Make a session.
 
     Args:
-        verify: Whether the server's certificate is verified, or by which file or folder of CAs.
-        certificate: The client's, and its key.
+        verify: Whether the server's certificate is verified, or by which file or folder of CAs; hvac goes by
+            the session's, and not by what it is told itself.
     """
     session = requests.Session()
     session.verify = verify
-    session.cert = certificate
     for prefix in ("https://", "http://"):
         session.mount(prefix, HTTPAdapter(pool_maxsize=CONNECTIONS))
     return session

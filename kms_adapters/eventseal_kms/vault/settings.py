@@ -111,7 +111,6 @@ class VaultSettings:
         if verify and self.ca_certificate is not None:
             verify = str(self.ca_certificate)
         pair = self.client_certificate
-        certificate = (str(pair[0]), str(pair[1])) if pair else None
         # Seconds may be fractions: hvac hands them to requests as they are.
         seconds: Any = timeout
         # With no token given, hvac would look for one by itself: an empty one keeps it from that.
@@ -120,9 +119,9 @@ class VaultSettings:
             token=token,
             namespace=self.namespace,
             verify=verify,
-            cert=certificate,
+            cert=(str(pair[0]), str(pair[1])) if pair else None,
             timeout=seconds,
-            session=make_session(verify, certificate),
+            session=make_session(verify),
         )
 
 

@@ -1,6 +1,8 @@
 """Tokens that last: logins, renewals and new logins, over a real OpenBao; only our own clock is moved."""
 
 import base64
+import contextlib
+import gc
 import json
 import os
 import threading
@@ -535,6 +537,45 @@ def test_a_given_client_leaves_the_parents_sockets_alone_in_a_child(adapter, wra
     assert in_a_fork(work)
     assert adapter.unwrap(wrapped, context) == KEY
     assert sockets() == before
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["given client", "settings"])
+def test_a_child_needs_no_lock_that_another_thread_held_at_the_fork(
+    openbao, key_name, make_adapter, wrapped, context, given
+):
+    quick = RetryPolicy()
+    adapter = (
+        VaultTransitAdapter("transit", key_name, client=openbao.client(), retries=quick)
+        if given
+        else make_adapter(Token("root"), retries=quick)
+    )
+    adapter.unwrap(wrapped, context)
+    session = adapter._session._process().client.session
+    managers = [http.poolmanager for http in session.adapters.values()]
+    locks = [session.cookies._cookies_lock, *[manager.pools.lock for manager in managers]]
+    locks += [pool.pool.mutex for manager in managers for pool in manager.pools._container.values()]
+    held, forked = threading.Event(), threading.Event()
+
+    def hold():
+        with contextlib.ExitStack() as stack:
+            for lock in locks:
+                stack.enter_context(lock)
+            held.set()
+            forked.wait(20)
+
+    def work():
+        gc.collect()
+        return adapter.unwrap(wrapped, context) == KEY
+
+    with ThreadPoolExecutor(1) as pool:
+        holder = pool.submit(hold)
+        assert held.wait(10)
+        try:
+            assert in_a_fork(work)
+        finally:
+            forked.set()
+            holder.result()
+    assert adapter.unwrap(wrapped, context) == KEY
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["given client", "settings"])
