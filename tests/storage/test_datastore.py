@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 import traceback
 from contextlib import closing
 from pathlib import Path
@@ -369,6 +370,30 @@ class TestADatabaseThatDoesNotServe:
             assert list(strategy.all_items()) == []  # readers go on
             other.rollback()
         strategy.append(new_item(uuid4()))
+
+    def test_a_locked_file_that_is_not_in_wal_mode_is_unavailable(self, sqlite_url, open_datastore):
+        datastore = open_datastore(sqlite_url, setup=False, connect_args={"timeout": 0.1})
+        with closing(sqlite3.connect(make_url(sqlite_url).database or "")) as other:
+            other.execute("CREATE TABLE t (id INTEGER)")
+            other.execute("BEGIN EXCLUSIVE")
+            with pytest.raises(StoreUnavailableError, match="locked"):
+                datastore.setup_connection()
+            other.rollback()
+        datastore.setup_connection()
+
+    def test_in_memory_a_second_connection_is_unavailable_while_the_first_is_used(self, open_datastore):
+        datastore = open_datastore("sqlite://", pool_timeout=0.1, pool_size=1, max_overflow=0)
+        strategy = SQLAlchemyActiveRecordStrategy(IntegerSequencedItemRecord, datastore.session)
+        with datastore.engine.connect(), pytest.raises(StoreUnavailableError, match="in-memory"):
+            strategy.get_items(uuid4())
+
+    def test_a_missing_driver_is_named_with_its_install_command(self, monkeypatch):
+        for module in [name for name in sys.modules if name.partition(".")[0] == "psycopg"]:
+            monkeypatch.delitem(sys.modules, module)
+        monkeypatch.setitem(sys.modules, "psycopg", None)
+        datastore = SQLAlchemyDatastore(SQLAlchemySettings("postgresql://host/shop"))
+        with pytest.raises(ImportError, match=r"pip install 'eventseal\[postgres\]'"):
+            datastore.setup_connection()
 
     @pytest.mark.postgres
     def test_a_server_that_restarted_is_used_again_without_an_error(self, postgres_url, open_datastore):

@@ -15,7 +15,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from eventseal.errors import KeyClosedError, SequencedItemConflictError, StoreUnavailableError
 from eventseal.items.item import SequencedItem
-from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy
+from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy, item_appends
 from eventseal.storage.fences import CLOSED, OPEN, close_fence, fence_states, open_fences
 from eventseal.storage.transactions import begin_writing
 
@@ -231,6 +231,13 @@ class TestAWriterAndADestruction:
             strategy.append(batch(*keys))
             assert state(datastore, KEY) == OPEN
 
+    def test_a_bounded_number_of_keys_is_remembered(self, strategy, monkeypatch):
+        monkeypatch.setattr(item_appends, "MOST_REMEMBERED", 10)
+        for number in range(25):
+            strategy.append(batch(UUID(int=number), OTHER))
+            assert len(strategy._appends._fenced) <= 10
+        assert len(list(strategy.all_items())) == 50
+
     @staticmethod
     def append(datastore: SQLAlchemyDatastore, items: list[SequencedItem]) -> None:
         with Session(datastore.engine) as session:
@@ -325,9 +332,16 @@ class TestOnPostgreSQL:
         strategy.append(batch(KEY, OTHER))
         with datastore.engine.begin() as connection:
             connection.execute(text("DELETE FROM integer_sequenced_items"))
+
+        def append_in_a_transaction_of_mine() -> None:
+            with Session(datastore.engine) as session:
+                session.execute(text("SELECT 1"))  # so that a deadlock is told, and not run again
+                mine = SQLAlchemyActiveRecordStrategy(IntegerSequencedItemRecord, session)
+                mine.append(batch(OTHER, KEY))
+
         with datastore.engine.connect() as destruction:
             close_fence(destruction, KEY)
-            writer = pool.submit(TestAWriterAndADestruction.append, datastore, batch(OTHER, KEY))
+            writer = pool.submit(append_in_a_transaction_of_mine)
             wait_until_blocked(datastore.engine)
             destruction.execute(text("SET LOCAL lock_timeout = '2s'"))
             close_fence(destruction, OTHER)

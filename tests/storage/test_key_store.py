@@ -285,3 +285,34 @@ def after_statement(engine: Engine, part: str) -> Iterator[Callable[[Callable[[]
         assert not pending
     finally:
         event.remove(engine, "after_cursor_execute", look)
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [
+        ("encryption_keys", "state"),
+        ("encryption_keys", "purpose"),
+        ("encryption_keys", "binding"),
+        ("encryption_keys", "seal"),
+        ("encryption_keys", "row_version"),
+        ("encryption_keys", "items_reserved"),
+        ("encryption_keys", "created_at"),
+        ("key_wrappings", "wrapped"),
+        ("key_changes", "counter"),
+        ("key_changes", "revoked"),
+        ("key_changes", "seal"),
+        ("key_changes", "refresh_interval"),
+    ],
+)
+def test_a_value_that_no_column_of_the_kind_holds_is_an_edited_row(open_datastore, sqlite_url, table, column):
+    store = SQLAlchemyKeyStore(open_datastore(sqlite_url))
+    record = make_record()
+    store.add_active(
+        [record],
+        mark=ChangeMark(application=record.application, counter=0, revoked=bytes(64), seal=bytes(32)),
+    )
+    with closing(sqlite3.connect(make_url(sqlite_url).database)) as connection, connection:
+        connection.execute(f"UPDATE {table} SET {column} = 'edited'")
+    with pytest.raises(IntegrityError, match="edited"):
+        store.get([record.key_id])
+        store.changes(record.application, -1, [])

@@ -190,10 +190,10 @@ class ItemAppends:
 
     def _conflict(self, items: Sequence[Any]) -> SequencedItemConflictError:
         sequence_id, position = self._columns.fields[:2]
-        first = items[0]
+        places = [f"{getattr(item, position)} of sequence {getattr(item, sequence_id)}" for item in items[:1]]
         others = f", or one of {len(items) - 1} more," if len(items) > 1 else ""
         return SequencedItemConflictError(
-            f"position {getattr(first, position)} of sequence {getattr(first, sequence_id)}{others} "
+            f"position {places[0] if places else 'of a row of the caller'}{others} "
             f"is taken in {self._columns.table}"
         )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from eventseal.errors import IntegrityError
 from eventseal.keys.records import ChangeMark, KeyRecord
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.kms.adapter import WrappedKey
@@ -172,13 +173,21 @@ def _load_wrappings(connection: Connection, key_ids: Sequence[UUID]) -> dict[UUI
 
 
 def _record(row: Row[Any], wrappings: tuple[WrappedKey, ...]) -> KeyRecord:
+    try:
+        purpose, state = KeyPurpose(row.purpose), KeyState(row.state)
+    except ValueError:
+        raise IntegrityError(
+            f"the row of key {row.key_id} has a state or a purpose that there is none of: it was edited",
+            remedy="Find out who changed the key tables, and restore this row from a backup.",
+            key_id=row.key_id,
+        ) from None
     return KeyRecord(
         key_id=row.key_id,
         application=row.application,
         scope=row.scope,
         active_scope=row.active_scope,
-        purpose=KeyPurpose(row.purpose),
-        state=KeyState(row.state),
+        purpose=purpose,
+        state=state,
         binding=row.binding,
         items_reserved=row.items_reserved,
         row_version=row.row_version,

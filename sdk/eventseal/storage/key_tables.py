@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from sqlalchemy import (
     JSON,
-    BigInteger,
     Column,
-    Float,
     ForeignKey,
     Index,
-    LargeBinary,
     MetaData,
     Table,
     UniqueConstraint,
 )
 
-from eventseal.storage.types import BinaryUUID, ExactText, UTCTimestamp
+from eventseal.storage.types import BinaryUUID, ExactBytes, ExactInteger, ExactText, Seconds, UTCTimestamp
 
 DEFAULT_REFRESH_INTERVAL = 60.0
 """Seconds: what a new application's row of ``key_changes`` holds."""
@@ -38,16 +35,16 @@ encryption_keys = Table(
     Column("purpose", ExactText(), nullable=False),
     Column("state", ExactText(), nullable=False),
     Column("active_scope", ExactText()),
-    Column("binding", LargeBinary(), nullable=False),
-    Column("items_reserved", BigInteger(), nullable=False),
+    Column("binding", ExactBytes(), nullable=False),
+    Column("items_reserved", ExactInteger(), nullable=False),
     Column("created_at", UTCTimestamp(), nullable=False),
     Column("deactivated_at", UTCTimestamp()),
     Column("compromised_at", UTCTimestamp()),
     Column("destroyed_at", UTCTimestamp()),
     Column("destroyed_by", ExactText()),
-    Column("row_version", BigInteger(), nullable=False),
-    Column("change", BigInteger(), nullable=False),
-    Column("seal", LargeBinary(), nullable=False),
+    Column("row_version", ExactInteger(), nullable=False),
+    Column("change", ExactInteger(), nullable=False),
+    Column("seal", ExactBytes(), nullable=False),
     # NULLs are distinct: closed keys hold no slot.
     UniqueConstraint("application", "purpose", "active_scope", name="uq_encryption_keys_active_scope"),
     Index("ix_encryption_keys_scope", "application", "scope"),
@@ -60,7 +57,7 @@ key_wrappings = Table(
     Column("key_id", BinaryUUID(), ForeignKey(encryption_keys.c.key_id), primary_key=True),
     Column("kek_uri", ExactText(), primary_key=True),
     Column("kek_version", ExactText(), primary_key=True, default=UNKNOWN_VERSION),
-    Column("wrapped", LargeBinary(), nullable=False),
+    Column("wrapped", ExactBytes(), nullable=False),
     Column("created_at", UTCTimestamp(), nullable=False),
     Column("verified_at", UTCTimestamp()),
     Index("ix_key_wrappings_kek", "kek_uri", "kek_version"),
@@ -70,10 +67,10 @@ key_changes = Table(
     "key_changes",
     key_metadata,
     Column("application", ExactText(), primary_key=True),
-    Column("counter", BigInteger(), nullable=False),
-    Column("revoked", LargeBinary(), nullable=False),
-    Column("seal", LargeBinary(), nullable=False),
-    Column("refresh_interval", Float(), nullable=False, default=DEFAULT_REFRESH_INTERVAL),
+    Column("counter", ExactInteger(), nullable=False),
+    Column("revoked", ExactBytes(), nullable=False),
+    Column("seal", ExactBytes(), nullable=False),
+    Column("refresh_interval", Seconds(), nullable=False, default=DEFAULT_REFRESH_INTERVAL),
 )
 
 sealed_tables = Table(

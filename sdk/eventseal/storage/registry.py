@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import BINARY, CHAR, VARBINARY, LargeBinary, Uuid, delete, insert, inspect, select
 
+from eventseal.errors import IntegrityError
 from eventseal.storage.item_columns import KEY_ID, ROLES, is_text
 from eventseal.storage.key_tables import EVERY_APPLICATION, fence_metadata, key_metadata, sealed_tables
 from eventseal.storage.types import BinaryUUID, ExactDecimal, ExactInteger, ExactText
@@ -16,7 +17,7 @@ from eventseal.storage.types import BinaryUUID, ExactDecimal, ExactInteger, Exac
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-    from sqlalchemy.engine import Connection
+    from sqlalchemy.engine import Connection, Row
     from sqlalchemy.types import TypeEngine
 
     from eventseal.storage.item_columns import ItemColumns
@@ -150,24 +151,22 @@ def registered(connection: Connection, application: str | None = None) -> list[S
     Args:
         connection: To the database of the keys.
         application: Only what may hold its items; ``None``: everything.
+
+    Raises:
+        IntegrityError: A row is not one that was registered.
     """
     query = select(sealed_tables).order_by(
         sealed_tables.c.database_name, sealed_tables.c.table_name, sealed_tables.c.application
     )
     if application is not None:
         query = query.where(sealed_tables.c.application.in_([application, EVERY_APPLICATION]))
-    return [
-        SealedTable(
-            application=None if row.application == EVERY_APPLICATION else row.application,
-            database=row.database_name,
-            table=row.table_name,
-            collection=row.collection,
-            columns={
-                role: SealedColumn(name, ColumnKind(kind)) for role, (name, kind) in row.columns.items()
-            },
-        )
-        for row in connection.execute(query)
-    ]
+    try:
+        return [_sealed_table(row) for row in connection.execute(query)]
+    except (AttributeError, TypeError, ValueError):
+        raise IntegrityError(
+            "a row of sealed_tables says nothing that can be read of its table: it was edited",
+            remedy="Restore the row from a backup, or delete it and run `eventseal init`.",
+        ) from None
 
 
 def unregistered_tables(
@@ -193,6 +192,16 @@ def unregistered_tables(
         for schema in filter(_is_users, inspector.get_schema_names())
         for (_, table), columns in inspector.get_multi_columns(schema=schema).items()
         if (name := f"{schema}.{table}".removeprefix(default)) not in known and _looks_sealed(columns)
+    )
+
+
+def _sealed_table(row: Row[Any]) -> SealedTable:
+    return SealedTable(
+        application=None if row.application == EVERY_APPLICATION else row.application,
+        database=row.database_name,
+        table=row.table_name,
+        collection=row.collection,
+        columns={role: SealedColumn(name, ColumnKind(kind)) for role, (name, kind) in row.columns.items()},
     )
 
 

@@ -14,7 +14,7 @@ from decimal import Context, Decimal
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, DateTime, LargeBinary, Numeric, String, Text
+from sqlalchemy import BigInteger, DateTime, Float, LargeBinary, Numeric, String, Text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
@@ -115,6 +115,19 @@ class ExactInteger(TypeDecorator[int]):
         raise _edited("integers")
 
 
+class ExactBytes(TypeDecorator[bytes]):
+    """Bytes, and on reading nothing else."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> bytes | None:
+        """Give the bytes, if they are some."""
+        if value is None or isinstance(value, bytes):
+            return value
+        raise _edited("bytes")
+
+
 class ExactDecimal(TypeDecorator[Decimal]):
     """
     A Decimal of at most 6 places: ``NUMERIC(20, 6)`` on PostgreSQL, whole microseconds elsewhere.
@@ -179,7 +192,23 @@ class UTCTimestamp(TypeDecorator[datetime]):
             return None
         if isinstance(value, datetime):
             return value.astimezone(UTC)
-        return datetime.strptime(value, _SQLITE_TIMESTAMP).replace(tzinfo=UTC)
+        try:
+            return datetime.strptime(value, _SQLITE_TIMESTAMP).replace(tzinfo=UTC)
+        except (TypeError, ValueError):
+            raise _edited("times") from None
+
+
+class Seconds(TypeDecorator[float]):
+    """A length of time."""
+
+    impl = Float
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> float | None:
+        """Give the number, if it is one."""
+        if value is None or isinstance(value, float | int):
+            return value
+        raise _edited("seconds")
 
 
 class DatabaseClock(FunctionElement[datetime]):
@@ -215,7 +244,8 @@ def _uuid_from_text(value: object) -> UUID:
             if str(identifier) == value:
                 return identifier
     raise SerializationError(
-        f"a UUID column takes a UUID or its canonical text, not this {type(value).__name__}"
+        f"a UUID column takes a UUID or its canonical text, not this {type(value).__name__}",
+        remedy="Name the stream by a UUID, or keep its items in a table whose sequence id is text.",
     )
 
 
