@@ -175,7 +175,7 @@ def wait_until_up(server: subprocess.Popen[bytes], address: str) -> None:
         try:
             if requests.get(f"{address}/v1/sys/health", timeout=1).status_code == HEALTHY:
                 return
-        except requests.ConnectionError:
+        except requests.RequestException:
             pass
         time.sleep(0.02)
     raise SystemExit("the server did not start")
