@@ -306,7 +306,7 @@ def after_statement(engine: Engine, part: str) -> Iterator[Callable[[Callable[[]
 )
 def test_a_value_that_no_column_of_the_kind_holds_is_an_edited_row(open_datastore, sqlite_url, table, column):
     store = SQLAlchemyKeyStore(open_datastore(sqlite_url))
-    record = make_record()
+    record = make_record("shop", "application")
     store.add_active(
         [record],
         mark=ChangeMark(application=record.application, counter=0, revoked=bytes(64), seal=bytes(32)),

@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from eventseal.errors import ConfigurationError
+from eventseal.errors import ConfigurationError, IntegrityError
 from eventseal.items.item import SequencedItem
 from eventseal.storage import (
     BinaryUUID,
@@ -85,6 +85,15 @@ def datastore(store_url, open_datastore):
 def the_registry(datastore: Any, application: str | None = None) -> dict[str, SealedTable]:
     found = read(datastore.key_engine, lambda own: registered(own, application), doing="reading the registry")
     return {table.table: table for table in found}
+
+
+@pytest.mark.parametrize("columns", ["1.5", "{}x", "[1]", '{"data": ["data"]}'])
+def test_a_row_of_the_registry_that_was_edited_is_told(open_datastore, sqlite_url, columns):
+    datastore = open_datastore(sqlite_url, TABLES)
+    with datastore.key_engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE sealed_tables SET columns = ?", (columns,))
+    with pytest.raises(IntegrityError, match="sealed_tables"):
+        the_registry(datastore)
 
 
 def look_for_unregistered(datastore: Any, **options: Any) -> list[str]:
