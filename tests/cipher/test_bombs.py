@@ -61,21 +61,21 @@ def test_a_zstd_bomb_of_a_gigabyte_costs_nothing(tmp_path):
     told = opened_in_a_child(tmp_path, CompressionId.ZSTD, zstd_bomb(1024, declares=True))
     assert told["outcome"] == "ItemTooLargeError"
     assert told["grown"] < LIMIT / 4
-    assert told["seconds"] < 1
+    assert told["seconds"] < 10
 
 
 def test_a_zstd_bomb_that_hides_its_size_costs_nothing(tmp_path):
     told = opened_in_a_child(tmp_path, CompressionId.ZSTD, zstd_bomb(1024, declares=False))
     assert told["outcome"] == "IntegrityError"
     assert told["grown"] < LIMIT / 4
-    assert told["seconds"] < 1
+    assert told["seconds"] < 10
 
 
 def test_a_zlib_bomb_of_a_quarter_of_a_gigabyte_costs_twice_the_limit_at_most(tmp_path):
     told = opened_in_a_child(tmp_path, CompressionId.ZLIB, zlib_bomb(256))
     assert told["outcome"] == "ItemTooLargeError"
     assert told["grown"] < 2.5 * LIMIT
-    assert told["seconds"] < 2
+    assert told["seconds"] < 10
 
 
 @pytest.mark.parametrize("method", [CompressionId.ZLIB, CompressionId.ZSTD])

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from eventseal.keys.records import KeyRecord
     from eventseal.keys.store import KeyStore
 
-AT_ONCE = 2  # s: far less than any time-out, far more than a slow machine needs
+AT_ONCE = 4  # s: far less than any time-out, far more than a slow machine needs
 
 
 class OnTheSameDatabase(KeyStoreContract):
