@@ -158,6 +158,41 @@ class ReplacesTheFirstMark(InMemoryKeyStore):
         return kept
 
 
+class ReplacesWrappings(InMemoryKeyStore):
+    def put_wrappings(self, add):
+        for key_id in add.keys() & self._records.keys():
+            self._records[key_id] = replace(self._records[key_id], wrappings=())
+        return super().put_wrappings(add)
+
+
+class OverwritesWrappings(InMemoryKeyStore):
+    def put_wrappings(self, add):
+        for key_id, new in add.items():
+            kept = [old for old in self._records[key_id].wrappings if old.kek_uri != new.kek_uri]
+            self._records[key_id] = replace(self._records[key_id], wrappings=tuple(kept))
+        return super().put_wrappings(add)
+
+
+class WrapsTheDestroyed(InMemoryKeyStore):
+    def put_wrappings(self, add):
+        for key_id, new in add.items():
+            self._records[key_id] = replace(self._records[key_id], wrappings=(new,))
+        return set(add)
+
+
+class CountsWrappings(InMemoryKeyStore):
+    def put_wrappings(self, add):
+        for application, mark in self._marks.items():
+            self._marks[application] = replace(mark, counter=mark.counter + 1)
+        return super().put_wrappings(add)
+
+
+class SaysItAddedAll(InMemoryKeyStore):
+    def put_wrappings(self, add):
+        super().put_wrappings(add)
+        return set(add)
+
+
 BROKEN = [
     (ForgetsTheSlot, "test_who_comes_second_gets_the_winner_whole"),
     (GivesTheLoserItsOwn, "test_who_comes_second_gets_the_winner_whole"),
@@ -180,6 +215,12 @@ BROKEN = [
     (StopsAtOneStatement, "test_more_ids_and_scopes_than_a_statement_takes_are_asked_for"),
     (LocalTime, "test_the_clock_is_in_utc_and_goes_on"),
     (ReplacesTheFirstMark, "test_the_first_mark_comes_with_the_store_key"),
+    (ReplacesWrappings, "test_an_added_wrapping_stands_beside_the_others"),
+    (OverwritesWrappings, "test_a_wrapping_of_the_same_kek_and_version_stays"),
+    (OverwritesWrappings, "test_versions_of_a_kek_have_wrappings_of_their_own"),
+    (WrapsTheDestroyed, "test_a_destroyed_key_gets_no_wrapping"),
+    (CountsWrappings, "test_adding_wrappings_is_no_change_of_state"),
+    (SaysItAddedAll, "test_keys_that_are_not_there_get_no_wrapping"),
 ]
 
 

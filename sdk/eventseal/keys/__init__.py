@@ -6,6 +6,7 @@ from eventseal.keys.keyring import Keyring
 from eventseal.keys.memory_store import InMemoryKeyStore
 from eventseal.keys.policy import CachePolicy, Clock, RotationPolicy
 from eventseal.keys.records import DEFAULT_SCOPE, ChangeMark, Changes, KeyRecord
+from eventseal.keys.repairing import Repair
 from eventseal.keys.source import KeySource
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.static_key import StaticKey
@@ -27,6 +28,7 @@ __all__ = [
     "KeyStore",
     "Keyring",
     "KeyringCounters",
+    "Repair",
     "RotationPolicy",
     "StaticKey",
 ]

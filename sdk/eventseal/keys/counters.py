@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from eventseal.keys.records import ChangeMark, Changes, KeyRecord, NextMark
     from eventseal.keys.states import KeyPurpose
     from eventseal.keys.store import KeyStore
+    from eventseal.kms.adapter import WrappedKey
 
 
 class KeyringCounters:
@@ -102,6 +103,16 @@ class CountedStore:
         """Move keys to the states that *records* carry."""
         self._counters.count_store_query()
         return self._store.set_states(records, next_mark=next_mark)
+
+    def put_wrappings(self, add: Mapping[UUID, WrappedKey]) -> set[UUID]:
+        """Add a wrapping to each key that misses it."""
+        self._counters.count_store_query()
+        return self._store.put_wrappings(add)
+
+    def page(self, application: str, *, after: UUID | None, limit: int) -> list[KeyRecord]:
+        """Give records in order of id."""
+        self._counters.count_store_query()
+        return self._store.page(application, after=after, limit=limit)
 
     def reserve(self, items: Mapping[UUID, int]) -> dict[UUID, int]:
         """Lease items under active keys."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 from eventseal.errors import ConfigurationError
@@ -16,6 +15,7 @@ from eventseal.keys.policy import BootClock, CachePolicy, RotationPolicy
 from eventseal.keys.purposes import KeysOfPurpose
 from eventseal.keys.records import DEFAULT_SCOPE, checked_application, checked_scope
 from eventseal.keys.refreshing import Refresher
+from eventseal.keys.repairing import Repair, Repairer
 from eventseal.keys.resources import Resources
 from eventseal.keys.states import KeyPurpose
 from eventseal.keys.store import KeyStore
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from eventseal.keys.data_key import DataKey
     from eventseal.keys.policy import Clock
     from eventseal.keys.records import KeyRecord
+    from eventseal.keys.resources import Wrapping
     from eventseal.keys.source import KeySource
 
 
@@ -226,6 +227,27 @@ class Keyring:
             for scope in branch_scopes(self._branch_count)
         ]
 
+    def repair(self, *, page_size: int = 500) -> Repair:
+        """
+        Add the wrappings that keys miss: of a KEK that was away when they were made, or was listed later.
+
+        Keys that a branch key wraps need none. Run again, it adds what is missing still.
+
+        Args:
+            page_size: Keys read, and at most wrapped, at a time.
+
+        Raises:
+            ConfigurationError: The keyring is closed.
+            IntegrityError: The store key's row is not what a keyring sealed.
+            KmsError: A KEK refused or failed; what was added before stays.
+            StoreError: The key store refused or failed.
+        """
+        self._memory.check_open()
+        seals = self._store_key.seals()
+        if seals is None:
+            return Repair()
+        return Repairer(self._application, self._keks, self._store, seals).run(page_size)
+
     def close(self) -> None:
         """Close every handle and forget every key; the keyring gives none afterwards."""
         self._memory.close()
@@ -240,37 +262,39 @@ class Keyring:
         self.counters = KeyringCounters()
         self._confirmation = Confirmation(self._caching, self._policy)
         self._memory = memory = Memory(self._caching, self._confirmation)
-        by_keks = self._resources()
-        store_key = StoreKey(by_keks)
-        self._refresher = Refresher(by_keks, memory, self._confirmation, store_key)
-        self._branch_keys = KeysOfPurpose(by_keks, memory, store_key, self._refresher)
+        self._keks = Keks(
+            self._kms,
+            counters=self.counters,
+            quorum=self._wrap_quorum,
+            fall_back_on_outage=self._falls_back,
+            clock=self._clock,
+        )
+        self._store = CountedStore(self._key_store, self.counters)
+        # The keyring's own counters count hits and misses of data keys only.
+        by_keks = self._resources(KeyPurpose.BRANCH, self._keks, KeyringCounters())
+        self._store_key = StoreKey(by_keks)
+        self._refresher = Refresher(by_keks, memory, self._confirmation, self._store_key)
+        self._branch_keys = KeysOfPurpose(by_keks, memory, self._store_key, self._refresher)
         branches = Branches(
             self._branch_count,
-            by_keks.wrapping,
+            self._keks,
             sealer=self._branch_keys.sealer,
             opener=self._branch_keys.opener,
         )
-        data = replace(by_keks, purpose=KeyPurpose.DATA, wrapping=branches, counters=self.counters)
-        self._data_keys = KeysOfPurpose(data, memory, store_key, self._refresher)
+        by_branches = self._resources(KeyPurpose.DATA, branches, self.counters)
+        self._data_keys = KeysOfPurpose(by_branches, memory, self._store_key, self._refresher)
         self._opener, self._sealer = self._data_keys.opener, self._data_keys.sealer
 
-    def _resources(self) -> Resources:
-        """Give what the keys that KEKs wrap are made and found with."""
+    def _resources(self, purpose: KeyPurpose, wrapping: Wrapping, counters: KeyringCounters) -> Resources:
         return Resources(
             application=self._application,
-            purpose=KeyPurpose.BRANCH,
-            wrapping=Keks(
-                self._kms,
-                counters=self.counters,
-                quorum=self._wrap_quorum,
-                fall_back_on_outage=self._falls_back,
-                clock=self._clock,
-            ),
-            store=CountedStore(self._key_store, self.counters),
+            purpose=purpose,
+            wrapping=wrapping,
+            store=self._store,
             rotation=self._policy,
             caching=self._caching,
             clock=self._clock,
-            counters=KeyringCounters(),  # what the keyring counts as hits and misses are data keys
+            counters=counters,
         )
 
     def __repr__(self) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from eventseal.keys.records import ChangeMark, KeyRecord, NextMark
     from eventseal.keys.store import KeyStore
+    from eventseal.kms.adapter import WrappedKey
 
 
 def _utc_now() -> datetime:
@@ -112,6 +113,20 @@ class InMemoryKeyStore:
             for record in records:
                 self._move(record, mark)
             return [self._records[record.key_id] for record in records]
+
+    def put_wrappings(self, add: Mapping[UUID, WrappedKey]) -> set[UUID]:
+        """Add a wrapping to each key that lives and has none of that KEK and version; give their ids."""
+        with self._lock:
+            living = {
+                key_id
+                for key_id in add
+                if key_id in self._records and self._records[key_id].state is not KeyState.DESTROYED
+            }
+            for key_id in living:
+                record, wrapped = self._records[key_id], add[key_id]
+                if _place(wrapped) not in map(_place, record.wrappings):
+                    self._records[key_id] = replace(record, wrappings=(*record.wrappings, wrapped))
+            return {key_id for key_id in living if add[key_id] in self._records[key_id].wrappings}
 
     def reserve(self, items: Mapping[UUID, int], *, limit: int = HARD_LIMIT) -> dict[UUID, int]:
         """Lease items under active keys; gives the new totals of those that were granted."""
@@ -227,6 +242,10 @@ def _timed(record: KeyRecord, now: datetime) -> KeyRecord:
 
 def _slot(record: KeyRecord) -> tuple[str, KeyPurpose, str]:
     return record.application, record.purpose, record.scope
+
+
+def _place(wrapped: WrappedKey) -> tuple[str, str | None]:
+    return wrapped.kek_uri, wrapped.kek_version
 
 
 if TYPE_CHECKING:

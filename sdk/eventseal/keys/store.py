@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from eventseal.keys.records import ChangeMark, Changes, KeyRecord, NextMark
     from eventseal.keys.states import KeyState
+    from eventseal.kms.adapter import WrappedKey
 
 HARD_LIMIT = 2**32
 """Items that one data key may ever seal."""
@@ -92,6 +93,18 @@ class KeyStore(Protocol):
 
         Returns:
             The records as stored, or an empty list if a version had moved, or a live key was left out.
+        """
+        ...
+
+    def put_wrappings(self, add: Mapping[UUID, WrappedKey]) -> set[UUID]:
+        """
+        Add a wrapping to each key, unless the key is destroyed or has one of the same KEK and version.
+
+        Args:
+            add: By the key's id; ids that are not there are left out.
+
+        Returns:
+            The ids of the keys that have this very wrapping now.
         """
         ...
 

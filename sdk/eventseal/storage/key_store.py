@@ -26,6 +26,7 @@ from eventseal.storage.key_rows import (
 from eventseal.storage.key_tables import encryption_keys, key_changes
 from eventseal.storage.transactions import read, write
 from eventseal.storage.types import DatabaseClock
+from eventseal.storage.wrapping_rows import add_wrappings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from eventseal.keys.records import KeyRecord, NextMark
     from eventseal.keys.store import KeyStore
+    from eventseal.kms.adapter import WrappedKey
     from eventseal.storage.datastore import SQLAlchemyDatastore
 
 T = TypeVar("T")
@@ -150,6 +152,10 @@ class SQLAlchemyKeyStore:
             return _in_order(connection, key_ids)
 
         return self._write(change, "changing the states of keys") if records else []
+
+    def put_wrappings(self, add: Mapping[UUID, WrappedKey]) -> set[UUID]:
+        """Add a wrapping to each key that lives and has none of that KEK and version; give their ids."""
+        return self._write(partial(add_wrappings, add=add), "adding wrappings of keys") if add else set()
 
     def reserve(self, items: Mapping[UUID, int], *, limit: int = HARD_LIMIT) -> dict[UUID, int]:
         """Lease items under active keys; gives the new totals of those that were granted."""

@@ -7,6 +7,7 @@ from eventseal.testing.key_store_contract.pages import PagesContract
 from eventseal.testing.key_store_contract.racing import RacingContract
 from eventseal.testing.key_store_contract.replacing import ReplacingContract
 from eventseal.testing.key_store_contract.states import StatesContract
+from eventseal.testing.key_store_contract.wrapping import WrappingContract
 
 
 class KeyStoreContract(
@@ -17,6 +18,7 @@ class KeyStoreContract(
     LeasesContract,
     ChangesContract,
     PagesContract,
+    WrappingContract,
 ):
     """
     The suite. A subclass named ``Test...`` overrides the two fixtures; databases may be shared by tests.
