@@ -50,6 +50,11 @@ class Uncompressed(Plain):
     __compress__ = False
 
 
+class OfASubject(Plain):
+    def __key_scope__(self) -> str:
+        return f"subject:{self.customer}"
+
+
 @dataclass(frozen=True)
 class Placed:
     originator_id: UUID
@@ -538,6 +543,10 @@ def tenant_of(event: Any) -> str:
     return f"tenant:{event.tenant}"
 
 
+def of_a_subject(**attributes: Any) -> OfASubject:
+    return OfASubject(originator_id=uuid4(), originator_version=0, **attributes)
+
+
 def test_each_scope_has_its_key():
     mapper = SequencedItemMapper(cipher=AESCipher(keyring()), key_scope=tenant_of)
     events = [plain(tenant=tenant) for tenant in ("a", "b", "a")]
@@ -566,6 +575,28 @@ def test_a_function_that_gives_no_scope_is_refused_before_anything_is_sealed():
     with pytest.raises(ConfigurationError, match="key scope"):
         mapper.to_sequenced_items([plain(tenant="a"), plain(tenant="")])
     assert spy.calls == []
+
+
+def test_an_event_class_says_whose_key_seals_its_events():
+    mapper = SequencedItemMapper(cipher=AESCipher(keyring()), key_scope="tenant:a")
+    events = [of_a_subject(customer="1"), plain(), of_a_subject(customer="2")]
+
+    items = mapper.to_sequenced_items(events)
+
+    assert len({item.key_id for item in items}) == 3
+    assert mapper.from_sequenced_items(items) == events
+
+
+def test_an_event_whose_classs_rule_gives_another_scope_on_reading_is_refused(monkeypatch):
+    mapper = SequencedItemMapper(cipher=AESCipher(keyring()))
+    item = mapper.to_sequenced_item(of_a_subject(customer="1"))
+    for changed in (lambda event: "subject:2", "application", None):
+        with monkeypatch.context() as patch:
+            patch.setattr(OfASubject, "__key_scope__", changed)
+            error = refused(mapper, item)
+        assert type(error) is IntegrityError
+        assert "__key_scope__" in error.remedy
+    assert mapper.from_sequenced_item(item).customer == "1"
 
 
 def test_another_applications_item_is_an_error_that_names_both():

@@ -40,7 +40,9 @@ class SequencedItemMapper:
     Maps domain events to sequenced items and back. Methods may be called from several threads at once.
 
     An event is any object with attributes. Its class may say ``__always_encrypt__ = True``: its events are
-    sealed whatever the mapper was told; and ``__compress__ = False``: their length tells nothing more.
+    sealed whatever the mapper was told; ``__compress__ = False``: their length tells nothing more; and
+    ``__key_scope__``, a scope or a function of the event: whose key seals its events, whatever the mapper
+    was told.
 
     Args:
         sequenced_item_class: A named tuple or a dataclass whose first four fields are sequence id, position,
@@ -55,7 +57,8 @@ class SequencedItemMapper:
         other_attr_names: The events' attributes for the item class's other fields, which are not
             authenticated; by default those of the same names.
         json: Turns attributes into bytes and back.
-        key_scope: Whose key seals an event: a scope, or a function of the event.
+        key_scope: Whose key seals an event whose class does not say: a scope, or a function of the event. It
+            is worked out again on reading, and an item that another scope's key sealed is refused.
         collection: Which kind of items; bound to each.
 
     Raises:
@@ -208,7 +211,8 @@ class SequencedItemMapper:
         if self._scope_of(event) != opened.scope:
             raise IntegrityError(
                 f"key {opened.key_id} sealed the item, but is no key of the scope that the event belongs to",
-                remedy="If key_scope was changed, change it back; else find out who holds that scope's key.",
+                remedy="If key_scope, or the class's __key_scope__, was changed, change it back; "
+                "else find out who holds that scope's key.",
             )
         return event
 

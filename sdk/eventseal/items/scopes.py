@@ -1,4 +1,4 @@
-"""Which key scope an event belongs to: one for all, or a function of the event."""
+"""Which key scope an event belongs to: one for all, or a function of the event; a class may have its own."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 KeyScope: TypeAlias = "str | Callable[[Any], str]"
 """A scope, or a function that gives an event's."""
 
+CLASS_RULE = "__key_scope__"
+"""The attribute of an event class that says the key scope of its events."""
+
 _checked = lru_cache(maxsize=4096)(checked_scope)
 
 
@@ -21,9 +24,13 @@ class ScopeRule:
     """
     Gives the scope of an event, the same when it is written and when it is read.
 
+    An event class may have a rule of its own, ``__key_scope__``, which its subclasses inherit and ``None``
+    takes back: a scope, or a function of the event, such as a method.
+
     Args:
-        key_scope: The scope of all events, or a function of the event. It uses the event's attributes and
-            nothing else: an event whose scope comes out differently on reading is refused.
+        key_scope: For events whose class has no rule: a scope, or a function of the event. It uses the
+            event's attributes and nothing else: an event whose scope comes out differently on reading is
+            refused.
 
     Raises:
         ConfigurationError: It is neither, or a scope that is not allowed.
@@ -39,22 +46,41 @@ class ScopeRule:
         Give the scope that all events have, else that of each.
 
         Raises:
-            ConfigurationError: The function gave a scope that is not allowed.
+            ConfigurationError: A class's rule is none, or a rule gave a scope that is not allowed.
         """
-        return self._key_scope if isinstance(self._key_scope, str) else [self(event) for event in events]
+        if isinstance(self._key_scope, str) and not any(
+            getattr(cls, CLASS_RULE, None) is not None for cls in set(map(type, events))
+        ):
+            return self._key_scope
+        return [self(event) for event in events]
 
     def __call__(self, event: Any) -> str:
         """
         Give the scope of *event*.
 
         Raises:
-            ConfigurationError: The function gave a scope that is not allowed.
+            ConfigurationError: Its class's rule is none, or a rule gave a scope that is not allowed.
         """
-        key_scope = self._key_scope
-        if isinstance(key_scope, str):
-            return key_scope
-        scope = key_scope(event)
-        try:
-            return _checked(scope)
-        except TypeError:  # not hashable, so not a string either
-            return checked_scope(scope)
+        rule = getattr(type(event), CLASS_RULE, None)
+        if rule is None:
+            rule = self._key_scope
+            if isinstance(rule, str):
+                return rule
+        return _scope_by(rule, event)
+
+
+def _scope_by(rule: object, event: object) -> str:
+    if callable(rule):
+        scope = rule(event)
+    elif isinstance(rule, str):
+        scope = rule
+    else:
+        cls = type(event)
+        raise ConfigurationError(
+            f"{CLASS_RULE} of {cls.__module__}:{cls.__qualname__} is a {type(rule).__name__}, "
+            "neither a string nor a function of the event"
+        )
+    try:
+        return _checked(scope)
+    except TypeError:  # not hashable, so not a string either
+        return checked_scope(scope)
