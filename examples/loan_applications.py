@@ -12,7 +12,6 @@ import argparse
 import gzip
 import json
 import re
-import shutil
 import sys
 import warnings
 from contextlib import ExitStack, closing
@@ -20,10 +19,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4, uuid5
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -96,10 +97,31 @@ register_topic("loans:Created", LoanApplication.Created)
 register_topic("loans:Progressed", LoanApplication.Progressed)
 
 
+class LogError(Exception):
+    """The log is not one of loan applications."""
+
+
 def read_log(path: Path) -> Iterator[Line]:
     with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
         for line in lines:
             yield json.loads(line)
+
+
+def checked_count(path: Path) -> int:
+    """Count the log's lines; each must be what its event turns back into."""
+    count = 0
+    try:
+        for line in read_log(path):
+            again = as_line(line["application_id"], line["position"], SimpleNamespace(**as_event(line)))
+            if again != line:
+                break
+            count += 1
+        else:
+            if count:
+                return count
+    except (OSError, EOFError, KeyError, TypeError, ValueError):
+        pass  # what cannot be read is no event either
+    raise LogError(f"line {count + 1} is not an event of a loan application")
 
 
 def as_event(line: Line) -> dict[str, Any]:
@@ -231,8 +253,7 @@ def main() -> int:
     if not options.events.is_file():
         console.print(f"[red]There is no file {options.events}.")
         return 2
-    shutil.rmtree(OUTPUT, ignore_errors=True)
-    OUTPUT.mkdir()
+    start_afresh()
     settings = {
         "application": "loans",
         "kms_key": options.kms or f"local://{OUTPUT.resolve()}/loans.key",
@@ -240,20 +261,32 @@ def main() -> int:
     }
     try:
         return demonstrate(console, options.events, settings)
+    except LogError as error:
+        console.print(f"[red]error:[/] {escape(str(options.events))}: {escape(str(error))}", highlight=False)
+        return 2
     except EventSealError as error:
-        console.print(f"[red]error:[/] {error}\n[yellow]remedy:[/] {error.remedy}", highlight=False)
+        said, remedy = escape(str(error)), escape(error.remedy)
+        console.print(f"[red]error:[/] {said}\n[yellow]remedy:[/] {remedy}", highlight=False)
         return 1
+
+
+def start_afresh() -> None:
+    """Remove what an earlier run made, except its key: a database that --store named is sealed under it."""
+    OUTPUT.mkdir(exist_ok=True)
+    for path in OUTPUT.iterdir():
+        if path.name == "eventseal.toml" or ".sqlite" in path.suffix:
+            path.unlink()
 
 
 def demonstrate(console: Console, log: Path, settings: dict[str, Any]) -> int:
     console.rule("An event store under a key that a KMS controls")
     console.print(f"Log: {CITATION}", highlight=False)
+    total = checked_count(log)  # first, so that nothing is written of one that breaks off
     for step in initialise(OUTPUT / "eventseal.toml", **settings):
         console.print(f"  {'made' if step.changed else 'is there'}: {step.detail}", highlight=False)
 
     run = uuid4()
     facts = Facts.of(read_log(log))
-    total = sum(1 for _ in read_log(log))
     with ExitStack() as stack:
         seal = stack.enter_context(EventSeal.from_settings(OUTPUT / "eventseal.toml"))
         bank = Bank(seal.datastore, seal.mapper, run)
@@ -264,7 +297,7 @@ def demonstrate(console: Console, log: Path, settings: dict[str, Any]) -> int:
         numbers = write(console, log, total, bank, seal)
         show_rows(console, bank, numbers[-1])
         calls = seal.keyring.counters.kms_calls
-        show_counts(console, bank, twin, calls)
+        show_counts(console, bank, twin, calls, numbers)
 
     # A process of its own would do as much: nothing is in memory but the settings.
     with EventSeal.from_settings(OUTPUT / "eventseal.toml") as seal:
@@ -321,10 +354,13 @@ def show_rows(console: Console, bank: Bank, number: str) -> None:
     console.print(opened)
 
 
-def show_counts(console: Console, bank: Bank, twin: Bank, calls: int) -> None:
+def show_counts(console: Console, bank: Bank, twin: Bank, calls: int, numbers: list[str]) -> None:
     by_key: dict[UUID | None, int] = {}
     sealed = plain = 0
+    ours = {bank.stream(number) for number in numbers}  # a database that --store named may hold more
     for item in bank.strategy.all_items():
+        if item.sequence_id not in ours:
+            continue
         by_key[item.key_id] = by_key.get(item.key_id, 0) + 1
         sealed += len(item.data)
     for item in twin.strategy.all_items():

@@ -319,3 +319,11 @@ def test_a_settings_file_is_never_overwritten(tmp_path):
 def test_a_settings_file_in_no_folder_is_a_configuration_error(tmp_path):
     with pytest.raises(ConfigurationError, match="cannot be written"):
         write_settings_file(tmp_path / "no" / "eventseal.toml", {})
+
+
+@pytest.mark.parametrize("name", ["store_url", "key_store_url"])
+def test_a_database_in_memory_is_refused_before_anything_is_written(tmp_path, name):
+    with pytest.raises(ConfigurationError, match="in memory") as refusal:
+        initialise(**OPTIONS | {name: "sqlite://"})
+    assert "setup_tables()" in refusal.value.remedy
+    assert not list(tmp_path.iterdir())

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "loan_applications.py"
 SAMPLE = EXAMPLE.parent / "data" / "loan-events-sample.jsonl.gz"
 
@@ -39,6 +41,30 @@ def test_run_again_it_starts_afresh(tmp_path):
     for _ in range(2):
         done = run(tmp_path, "--events", log)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_database_of_the_users_own_is_still_readable_and_counted_apart_when_run_again(tmp_path):
+    log = write_log(tmp_path, 60)
+    for _ in range(2):
+        done = run(tmp_path, "--events", log, "--store", f"sqlite:///{tmp_path}/own.sqlite")
+        assert done.returncode == 0, done.stdout + done.stderr
+        counts = [line.split()[0] for line in done.stdout.splitlines() if " items under key " in line]
+        assert 60 <= sum(map(int, counts)) < 90  # the lines, and the applications' creations
+
+
+@pytest.mark.parametrize("content", ["", '{"a": 1}\n', "no JSON\n", "[1]\n", "\udcff"])
+def test_a_log_that_is_none_is_told_and_nothing_is_written(tmp_path, content):
+    (tmp_path / "odd.jsonl").write_text(content, errors="surrogateescape")
+    done = run(tmp_path, "--events", "odd.jsonl")
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "odd.jsonl: " in done.stdout
+    assert not (tmp_path / "demo-output" / "loans.sqlite").exists()
+
+
+def test_a_database_in_memory_is_told_with_a_remedy(tmp_path):
+    done = run(tmp_path, "--events", write_log(tmp_path, 60), "--store", "sqlite://")
+    assert done.returncode == 1
+    assert "in memory" in done.stdout
 
 
 def test_a_missing_log_is_told(tmp_path):

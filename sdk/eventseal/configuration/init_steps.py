@@ -9,7 +9,7 @@ from sqlalchemy import inspect
 
 from eventseal.configuration.assembly import EventSeal, configured_keks
 from eventseal.configuration.stores import Stores
-from eventseal.errors import KmsForbiddenError, MissingTableError
+from eventseal.errors import ConfigurationError, KmsForbiddenError, MissingTableError
 from eventseal.keys.records import DEFAULT_SCOPE, STORE_SCOPE
 from eventseal.keys.states import KeyPurpose
 from eventseal.kms import SupportsCheck, adapter_from_uri
@@ -75,6 +75,12 @@ class InitSteps:
         self._dry_run = dry_run
         self._kek_classes = [(uri, adapter_class(uri)) for uri in configured_keks(settings)]
         self._stores = Stores(settings)
+        if self._stores.are_in_memory():
+            raise ConfigurationError(
+                "a database in memory would be gone with this command",
+                remedy="Name a file, such as sqlite:///events.sqlite; a process that keeps its database in "
+                "memory calls datastore.setup_tables() itself.",
+            )
 
     def take(self) -> Iterator[InitStep]:
         """Take one step after the other."""

@@ -61,6 +61,10 @@ class Stores:
         """Whether there is a database to connect to; taken for granted of all but SQLite's files."""
         return not any(map(_is_missing_file, (self.datastore.settings, self.datastore.key_settings)))
 
+    def are_in_memory(self) -> bool:
+        """Whether a database ends with its connections."""
+        return self.datastore.settings.in_memory or self.datastore.key_settings.in_memory
+
     def close(self) -> None:
         """Close the connections."""
         self.datastore.close()
