@@ -11,9 +11,9 @@ from uuid import uuid4
 
 import pytest
 
-from eventseal.cipher import ItemContext
+from eventseal.cipher import ItemContext, Opened
 from eventseal.configuration import EventSeal, Settings
-from eventseal.errors import ConfigurationError, EventSealError
+from eventseal.errors import ConfigurationError, EventSealError, KmsUnavailableError
 from eventseal.items import SequencedItem
 from eventseal.rotation import SealedStore
 from eventseal.storage import (
@@ -69,6 +69,52 @@ def test_it_reads_the_file_and_the_environment(tmp_path, key, monkeypatch):
     Path("other.toml").write_text('store_url = "sqlite:///b.sqlite"')
     with EventSeal.from_settings("other.toml") as seal:
         assert seal.datastore.settings.url.database == "b.sqlite"
+
+
+def test_branches_wrap_its_data_keys(key, monkeypatch):
+    monkeypatch.setenv("EVENTSEAL_BRANCHES", "4")
+    with EventSeal.from_settings(**settings(kms_key=key)) as seal:
+        seal.datastore.setup_tables()
+        seal.keyring.prepare(["tenant:a", "tenant:b"])
+        for record in seal.key_store.active("shop", ["tenant:a", "tenant:b"]).values():
+            assert record.wrappings[0].kek_uri.startswith("branch:")
+
+
+def test_the_quorum_and_the_fallback_reach_the_keyring():
+    class Away(FakeKms):
+        def wrap(self, key, context):
+            raise KmsUnavailableError("away", kek_uri=self.uri)
+
+    first, second = FakeKms(), Away()
+    for quorum, made in ((None, False), (2, False), (1, True)):
+        asked = Settings(**settings(wrap_quorum=quorum, store_url=f"sqlite:///{quorum}.sqlite"))
+        with EventSeal(asked, kms=[first, second]) as seal:
+            seal.datastore.setup_tables()
+            if made:
+                seal.keyring.prepare(["application"])
+            else:
+                with pytest.raises(KmsUnavailableError):
+                    seal.keyring.prepare(["application"])
+    second, third = FakeKms(), FakeKms()
+    with EventSeal(Settings(**settings()), kms=[second, third]) as seal:
+        seal.datastore.setup_tables()
+        sealed = seal.cipher.encrypt(b"x", CONTEXT)
+    second.fail_always()
+    for falls_back in (False, True):
+        with EventSeal(Settings(**settings(fall_back_on_outage=falls_back)), kms=[second, third]) as seal:
+            (outcome,) = seal.cipher.open_many([(sealed, CONTEXT)])
+        assert isinstance(outcome, Opened if falls_back else KmsUnavailableError)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"branches": 0}, {"branches": 4097}, {"branches": "many"}, {"wrap_quorum": 0}, {"wrap_quorum": 2}],
+    ids=str,
+)
+def test_a_number_of_branches_or_keks_that_cannot_be_is_refused(key, wrong):
+    (name,) = wrong
+    with pytest.raises(ConfigurationError, match=name):
+        EventSeal.from_settings(**settings(kms_key=key, **wrong))
 
 
 def test_without_a_kek_it_says_which_lines_to_add():

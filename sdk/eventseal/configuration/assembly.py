@@ -57,6 +57,9 @@ class EventSeal:
             application=settings.application,
             policy=_rotation_policy(settings),
             cache=_cache_policy(settings),
+            branches=settings.branches,
+            wrap_quorum=settings.wrap_quorum,
+            fall_back_on_outage=settings.fall_back_on_outage,
         )
         self.cipher = AESCipher(
             self.keyring,

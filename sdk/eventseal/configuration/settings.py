@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from eventseal.keys.branch_wrapping import MOST_BRANCHES
 from eventseal.keys.records import checked_application
 from eventseal.keys.store import HARD_LIMIT
 
@@ -101,6 +102,18 @@ class Settings(BaseSettings):
     kms_key: Annotated[Texts, AfterValidator(_key_uris)] = Field(
         default=(),
         description="The KEK's key URI, or several: the first makes keys, all wrap them, any unwraps them.",
+    )
+    wrap_quorum: Annotated[int | None, Field(ge=1)] = Field(
+        default=None,
+        description="How many of several KEKs must wrap a new key before it is used; not set: all.",
+    )
+    fall_back_on_outage: bool = Field(
+        default=False,
+        description="Unwrap under the next KEK where one is unavailable, but never where one says no.",
+    )
+    branches: Annotated[int | None, Field(ge=1, le=MOST_BRANCHES)] = Field(
+        default=None,
+        description="Branch keys that wrap new data keys, 1 to 4096; not set: the KEKs wrap each one.",
     )
     store_url: SecretStr | None = Field(
         default=None, description="The items' database, as an SQLAlchemy URL. Never shown."
