@@ -177,7 +177,7 @@ def _holds(operator: str, wanted: list[str], found: Values | None) -> bool:
         return operator.endswith("IfExists") or "Not" in base or quantifier == "ForAllValues"
     holds = _OPERATORS[base]
     results = [holds(value, [str(want) for want in wanted]) for value in found]
-    return all(results) if quantifier == "ForAllValues" or "Not" in base else any(results)
+    return all(results) if quantifier == "ForAllValues" else any(results)
 
 
 def _base_of(operator: str) -> str:

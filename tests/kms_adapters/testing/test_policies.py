@@ -172,7 +172,9 @@ def test_another_account_needs_both_its_own_policy_and_the_keys(fake, client, ke
         client.put_key_policy(KeyId=key, Policy=key_policy(statement(principal=principal)))
         assert opens(STRANGER)
     fake.detach_policies(STRANGER)
-    assert not opens(STRANGER)
+    for principal in (STRANGER, "arn:aws:iam::999988887777:root"):
+        client.put_key_policy(KeyId=key, Policy=key_policy(statement(principal=principal)))
+        assert not opens(STRANGER)
 
 
 def test_reencrypting_needs_a_permission_on_either_key(fake, key, blob):
