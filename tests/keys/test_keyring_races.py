@@ -382,6 +382,38 @@ def test_a_key_loaded_while_states_move_is_not_unwrapped_again(new_keyring, kms,
     assert store.calls.count("get") == 2
 
 
+@pytest.mark.parametrize("evicted", [False, True])
+def test_who_asks_after_the_end_of_a_key_gets_none_from_a_load_that_began_before(
+    new_keyring, destroy, evicted: bool
+) -> None:
+    key_id, other_id = sealing_key(new_keyring()).key_id, sealing_key(new_keyring(), "b").key_id
+    keyring = new_keyring(max_keys=1)
+    keyring.refresh()
+    flights = keyring._opener._flights
+    land, loaded, go = flights._land, threading.Event(), threading.Event()
+
+    def land_later(mine, outcomes) -> None:
+        if key_id in mine and not loaded.is_set():
+            loaded.set()
+            assert go.wait(10)
+        land(mine, outcomes)
+
+    flights._land = land_later
+    with ThreadPoolExecutor(2) as pool:
+        leader = pool.submit(opened, keyring, key_id)
+        assert loaded.wait(10)  # the key is held, but the flight has not landed
+        if evicted:
+            opened(keyring, other_id)
+        destroy(key_id, by="shredded")
+        keyring.refresh()
+        follower = pool.submit(opened, keyring, key_id)
+        while not flights._flights[key_id].landed._cond._waiters:
+            threading.Event().wait(0.001)
+        go.set()
+        assert isinstance(leader.result(10), DataKey)  # it asked before
+        assert isinstance(follower.result(10), KeyDestroyedError)
+
+
 def test_a_keyring_closed_while_a_key_is_loaded_keeps_none(new_keyring, kms) -> None:
     key_id = sealing_key(new_keyring()).key_id
     keyring = new_keyring()
