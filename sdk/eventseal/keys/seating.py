@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eventseal.errors import EventSealError, KeyDestroyedError, KmsError, StoreError
+from eventseal.errors import EventSealError, KeyDestroyedError
 from eventseal.keys.making import new_keys
 from eventseal.keys.opening import Rows
 from eventseal.keys.rows import why_not_sealing
@@ -74,7 +74,7 @@ class Seats:
             absent = [scope for scope in missing if scope not in rows]
             if absent and make:
                 self._make(batch, absent)
-        except (KmsError, StoreError) as error:
+        except EventSealError as error:
             for scope in missing:  # the other scopes of the batch, and who waits for them, need none of this
                 if scope in batch.pending and scope not in batch.seats:
                     batch.settle(scope, error)
