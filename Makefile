@@ -27,7 +27,7 @@ check: $(READY)  ## run the linters, the type checker and the layer contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site  # quiet would hide the warnings that strict counts
 
 bench: $(READY)  ## measure, side by side
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -p no:xdist
