@@ -104,6 +104,29 @@ class StalledAppend:
         assert self._go_on.wait(PATIENCE)
 
 
+def append_alone(engine: Engine, items: list[SequencedItem]) -> None:
+    """Append in a transaction that is the strategy's own."""
+    with Session(engine) as session:
+        SQLAlchemyActiveRecordStrategy(IntegerSequencedItemRecord, session).append(items)
+
+
+def append(engine: Engine, items: list[SequencedItem], *, known: bool = False) -> None:
+    """
+    Append in a transaction that the caller has begun, so that a deadlock is told and not run again.
+
+    Args:
+        engine: Of the items' database.
+        items: One batch.
+        known: Whether the writer knows that the fences of the keys are there; else it looks for them first.
+    """
+    with Session(engine) as session:
+        strategy = SQLAlchemyActiveRecordStrategy(IntegerSequencedItemRecord, session)
+        if known:
+            strategy._appends._fenced |= {KEY, OTHER}
+        session.execute(text("SELECT 1"))
+        strategy.append(items)
+
+
 def wait_until_blocked(engine: Engine) -> None:
     """Wait until a connection of this database waits for another; on SQLite, see that one would."""
     with engine.connect() as connection:
@@ -130,6 +153,17 @@ BATCHES = pytest.mark.parametrize(
 )
 
 
+KNOWN = pytest.mark.parametrize("known", [True, False], ids=["known keys", "new keys"])
+
+
+@pytest.fixture
+def fences(datastore):
+    """Open fences of both keys."""
+    with datastore.engine.connect() as connection:
+        open_fences(begin_writing(connection), [KEY, OTHER])
+        connection.commit()
+
+
 class TestAWriterAndADestruction:
     @BATCHES
     def test_a_destruction_waits_for_a_writer_that_was_first_and_finds_its_items(
@@ -154,13 +188,13 @@ class TestAWriterAndADestruction:
         assert destruction.result(PATIENCE) is False
 
     @BATCHES
+    @KNOWN
     def test_a_writer_waits_for_a_destruction_that_was_first_and_writes_nothing(
-        self, strategy, datastore, pool, keys
+        self, fences, strategy, datastore, pool, keys, known
     ):
-        strategy.append(batch(OTHER))
         with datastore.engine.connect() as destruction:
             close_fence(begin_writing(destruction), KEY)
-            writer = pool.submit(self.append, datastore, batch(*keys))
+            writer = pool.submit(append, datastore.engine, batch(*keys), known=known)
             wait_until_blocked(datastore.engine)
             assert count(destruction, KEY) == 0
             assert not writer.done()
@@ -169,13 +203,16 @@ class TestAWriterAndADestruction:
             writer.result(PATIENCE)
         assert closed.value.key_ids == (KEY,)
         assert str(KEY) in str(closed.value)
-        assert len(list(strategy.all_items())) == 1
+        assert list(strategy.all_items()) == []
 
     @BATCHES
-    def test_a_writer_goes_on_if_the_destruction_gives_up(self, strategy, datastore, pool, keys):
+    @KNOWN
+    def test_a_writer_goes_on_if_the_destruction_gives_up(
+        self, fences, strategy, datastore, pool, keys, known
+    ):
         with datastore.engine.connect() as destruction:
             close_fence(begin_writing(destruction), KEY)
-            writer = pool.submit(self.append, datastore, batch(*keys))
+            writer = pool.submit(append, datastore.engine, batch(*keys), known=known)
             wait_until_blocked(datastore.engine)
             destruction.rollback()
         writer.result(PATIENCE)
@@ -238,11 +275,6 @@ class TestAWriterAndADestruction:
             assert len(strategy._appends._fenced) <= 10
         assert len(list(strategy.all_items())) == 50
 
-    @staticmethod
-    def append(datastore: SQLAlchemyDatastore, items: list[SequencedItem]) -> None:
-        with Session(datastore.engine) as session:
-            SQLAlchemyActiveRecordStrategy(IntegerSequencedItemRecord, session).append(items)
-
 
 class TestTheCallersRows:
     """After KeyClosedError the caller's own rows stay, and go with the items that are sealed again."""
@@ -284,13 +316,14 @@ class TestOnPostgreSQL:
         """A datastore whose transactions see one snapshot."""
         return open_datastore(postgres_url, TABLES, setup=False, isolation_level=request.param)
 
-    def test_a_writer_with_a_snapshot_is_run_again_and_refused(self, strategy, datastore, snapshots, pool):
-        strategy.append(batch(KEY))
-        with datastore.engine.begin() as connection:
-            connection.execute(text("DELETE FROM integer_sequenced_items"))
+    def test_a_writer_with_a_snapshot_is_run_again_and_refused(
+        self, fences, strategy, datastore, snapshots, pool
+    ):
+        late = SQLAlchemyActiveRecordStrategy(IntegerSequencedItemRecord, snapshots.session)
+        late._appends._fenced.add(KEY)
         with datastore.engine.connect() as destruction:
             close_fence(destruction, KEY)
-            writer = pool.submit(TestAWriterAndADestruction.append, snapshots, batch(KEY))
+            writer = pool.submit(late.append, batch(KEY))
             wait_until_blocked(datastore.engine)
             assert count(destruction, KEY) == 0
             destruction.commit()
@@ -327,23 +360,12 @@ class TestOnPostgreSQL:
         strategy = SQLAlchemyActiveRecordStrategy(IntegerSequencedItemRecord, datastore.session)
         assert len(list(strategy.all_items())) == 40
 
-    def test_keys_in_opposite_orders_do_not_deadlock(self, strategy, datastore, pool):
+    def test_keys_in_opposite_orders_do_not_deadlock(self, fences, datastore, pool):
         """Were the keys taken as they come, the writer would hold the second while it waits for the first."""
-        strategy.append(batch(KEY, OTHER))
-        with datastore.engine.begin() as connection:
-            connection.execute(text("DELETE FROM integer_sequenced_items"))
-
-        def append_in_a_transaction_of_mine() -> None:
-            with Session(datastore.engine) as session:
-                session.execute(text("SELECT 1"))  # so that a deadlock is told, and not run again
-                mine = SQLAlchemyActiveRecordStrategy(IntegerSequencedItemRecord, session)
-                mine.append(batch(OTHER, KEY))
-
         with datastore.engine.connect() as destruction:
             close_fence(destruction, KEY)
-            writer = pool.submit(append_in_a_transaction_of_mine)
+            writer = pool.submit(append, datastore.engine, batch(OTHER, KEY), known=True)
             wait_until_blocked(datastore.engine)
-            destruction.execute(text("SET LOCAL lock_timeout = '2s'"))
             close_fence(destruction, OTHER)
             destruction.commit()
         with pytest.raises(KeyClosedError) as closed:
@@ -369,7 +391,7 @@ class TestOnPostgreSQL:
 
         def work(items: list[SequencedItem]) -> str:
             try:
-                TestAWriterAndADestruction.append(datastore, items)
+                append_alone(datastore.engine, items)
             except SequencedItemConflictError:
                 return "conflict"
             return "written"

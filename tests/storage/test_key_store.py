@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -213,6 +214,18 @@ class TestInsideAnotherTransaction:
         key_store.replace_active(old, closed, make_record("shop", "a"), next_mark=next_mark, wait=False)
         with datastore.engine.connect() as connection:
             assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one() == 5000
+
+
+def test_a_slot_that_another_key_has_taken_is_not_taken_from_it(key_store, active):
+    """A shred closes a scope while somebody makes a new key in it: it must look again."""
+    stored = key_store.set_states([moved(active, KeyState.DEACTIVATED)], next_mark=next_mark)
+    late = key_store.add_active([make_record("shop", "a")])["a"]
+    tombstone = replace(moved(stored[0], KeyState.DESTROYED, destroyed_by="shredded"), active_scope="a")
+    assert key_store.set_states([tombstone], next_mark=next_mark) == []
+    assert key_store.get([active.key_id, late.key_id]) == {active.key_id: stored[0], late.key_id: late}
+    changes = key_store.changes("shop", 0, [])
+    assert changes is not None
+    assert changes.mark.counter == 1
 
 
 class TestSnapshots:

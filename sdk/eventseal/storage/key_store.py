@@ -7,13 +7,21 @@ from itertools import count
 from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import or_, select, update
+from sqlalchemy.exc import IntegrityError as ConstraintError
 
-from eventseal.errors import IntegrityError, KeyNotFoundError, StoreError, StoreUnavailableError
-from eventseal.keys.records import ChangeMark, Changes
+from eventseal.errors import KeyNotFoundError, StoreError, StoreUnavailableError
+from eventseal.keys.records import Changes
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.store import HARD_LIMIT
+from eventseal.storage.key_queries import (
+    locked_mark,
+    locked_records,
+    others_live,
+    records_by_id,
+    records_in_order,
+    slot_holders,
+)
 from eventseal.storage.key_rows import (
-    chunks,
     insert_mark,
     insert_records,
     insert_wrappings,
@@ -29,13 +37,13 @@ from eventseal.storage.types import DatabaseClock
 from eventseal.storage.wrapping_rows import add_wrappings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
     from sqlalchemy.engine import Connection
 
-    from eventseal.keys.records import KeyRecord, NextMark
+    from eventseal.keys.records import ChangeMark, KeyRecord, NextMark
     from eventseal.keys.store import KeyStore
     from eventseal.kms.adapter import WrappedKey
     from eventseal.storage.datastore import SQLAlchemyDatastore
@@ -63,12 +71,12 @@ class SQLAlchemyKeyStore:
         self, application: str, scopes: Collection[str], *, purpose: KeyPurpose = KeyPurpose.DATA
     ) -> dict[str, KeyRecord]:
         """Give the record that holds each scope's slot, also a tombstone; absent ones are left out."""
-        holders = partial(_holders, application=application, purpose=purpose, scopes=scopes)
+        holders = partial(slot_holders, application=application, purpose=purpose, scopes=scopes)
         return self._read(holders, "reading active keys")
 
     def get(self, key_ids: Collection[UUID]) -> dict[UUID, KeyRecord]:
         """Give records by id, of whatever application; absent ones are left out."""
-        return self._read(partial(_by_id, key_ids=key_ids), "reading keys")
+        return self._read(partial(records_by_id, key_ids=key_ids), "reading keys")
 
     def add_active(
         self, records: Sequence[KeyRecord], *, mark: ChangeMark | None = None
@@ -81,7 +89,7 @@ class SQLAlchemyKeyStore:
             first, scopes = records[0], [record.scope for record in records]
             current = load_mark(connection, first.application)
             insert_records(connection, records, change=0 if current is None else current.counter)
-            holders = _holders(
+            holders = slot_holders(
                 connection,
                 application=first.application,
                 purpose=first.purpose,
@@ -97,7 +105,9 @@ class SQLAlchemyKeyStore:
             insert_wrappings(connection, inserted)
             if mark is not None and inserted:
                 insert_mark(connection, mark)
-            return _holders(connection, application=first.application, purpose=first.purpose, scopes=scopes)
+            return slot_holders(
+                connection, application=first.application, purpose=first.purpose, scopes=scopes
+            )
 
         return self._write(add, "making keys")
 
@@ -107,8 +117,8 @@ class SQLAlchemyKeyStore:
         """Close a scope's active key and make another, unless somebody was first; give the holder."""
 
         def change(connection: Connection) -> KeyRecord:
-            mark = _locked_mark(connection, old.application)
-            stored = _locked(connection, [old.key_id]).get(old.key_id)
+            mark = locked_mark(connection, old.application)
+            stored = locked_records(connection, [old.key_id]).get(old.key_id)
             if stored is not None and stored.active_scope == old.scope and _follows(closed, stored):
                 following = next_mark(mark)
                 move_record(
@@ -117,7 +127,9 @@ class SQLAlchemyKeyStore:
                 insert_records(connection, [new], change=following.counter)
                 insert_wrappings(connection, [new])
                 store_mark(connection, following)
-            found = _holders(connection, application=old.application, purpose=old.purpose, scopes=[old.scope])
+            found = slot_holders(
+                connection, application=old.application, purpose=old.purpose, scopes=[old.scope]
+            )
             if old.scope not in found:
                 raise KeyNotFoundError(
                     f"scope {old.scope!r} lost its active key {old.key_id} and has no other",
@@ -135,21 +147,25 @@ class SQLAlchemyKeyStore:
 
         def change(connection: Connection) -> list[KeyRecord]:
             key_ids = [record.key_id for record in records]
-            mark = _locked_mark(connection, records[0].application)
-            stored = _locked(connection, key_ids)
+            mark = locked_mark(connection, records[0].application)
+            stored = locked_records(connection, key_ids)
             # An attempt whose COMMIT was not answered may have done it all.
             if next(attempts) and all(_is_same(record, stored.get(record.key_id)) for record in records):
-                return _in_order(connection, key_ids)
+                return records_in_order(connection, key_ids)
             if not all(_follows(record, stored.get(record.key_id)) for record in records):
                 return []
-            if whole_scope is not None and _others_live(connection, mark.application, whole_scope, key_ids):
+            if whole_scope is not None and others_live(connection, mark.application, whole_scope, key_ids):
                 return []
             following = next_mark(mark)
-            for record in sorted(records, key=lambda record: record.key_id):
-                new_state = stored[record.key_id].state is not record.state
-                move_record(connection, record, change=following.counter, new_state=new_state)
+            try:
+                for record in sorted(records, key=lambda record: record.key_id):
+                    new_state = stored[record.key_id].state is not record.state
+                    move_record(connection, record, change=following.counter, new_state=new_state)
+            except ConstraintError:  # another key has taken the slot that one of them was to keep
+                connection.rollback()
+                return []
             store_mark(connection, following)
-            return _in_order(connection, key_ids)
+            return records_in_order(connection, key_ids)
 
         return self._write(change, "changing the states of keys") if records else []
 
@@ -245,66 +261,6 @@ class SQLAlchemyKeyStore:
             if engine.dialect.name == "sqlite":
                 error.remedy = f"{error.remedy} {_PREPARE}"
             raise
-
-
-def _holders(
-    connection: Connection,
-    *,
-    application: str,
-    purpose: KeyPurpose,
-    scopes: Iterable[str],
-    wrappings: bool = True,
-) -> dict[str, KeyRecord]:
-    ours = encryption_keys.c.application == application, encryption_keys.c.purpose == purpose
-    return {
-        record.scope: record
-        for chunk in chunks(scopes)
-        for record in load_records(
-            connection, *ours, encryption_keys.c.active_scope.in_(chunk), wrappings=wrappings
-        )
-    }
-
-
-def _by_id(
-    connection: Connection, *, key_ids: Iterable[UUID], wrappings: bool = True
-) -> dict[UUID, KeyRecord]:
-    return {
-        record.key_id: record
-        for chunk in chunks(key_ids)
-        for record in load_records(connection, encryption_keys.c.key_id.in_(chunk), wrappings=wrappings)
-    }
-
-
-def _in_order(connection: Connection, key_ids: Sequence[UUID]) -> list[KeyRecord]:
-    found = _by_id(connection, key_ids=key_ids)
-    return [found[key_id] for key_id in key_ids]
-
-
-def _locked_mark(connection: Connection, application: str) -> ChangeMark:
-    # Always locked before any key, by everyone who changes states: so they never deadlock.
-    mark = load_mark(connection, application, lock=True)
-    if mark is None:
-        raise IntegrityError(
-            f"application {application!r} has keys, but its row of key_changes is gone",
-            remedy="Find out who changed the database, and restore the row from a backup.",
-        )
-    return mark
-
-
-def _locked(connection: Connection, key_ids: Sequence[UUID]) -> dict[UUID, KeyRecord]:
-    for chunk in chunks(sorted(key_ids)):
-        ids = encryption_keys.c.key_id
-        connection.execute(select(ids).where(ids.in_(chunk)).order_by(ids).with_for_update())
-    return _by_id(connection, key_ids=key_ids, wrappings=False)
-
-
-def _others_live(connection: Connection, application: str, scope: str, key_ids: Collection[UUID]) -> bool:
-    live = select(encryption_keys.c.key_id).where(
-        encryption_keys.c.application == application,
-        encryption_keys.c.scope == scope,
-        encryption_keys.c.state != KeyState.DESTROYED,
-    )
-    return not set(key_ids).issuperset(connection.execute(live).scalars())
 
 
 def _follows(record: KeyRecord, stored: KeyRecord | None) -> bool:
