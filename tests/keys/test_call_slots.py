@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -14,8 +15,10 @@ from eventseal.testing import FakeBatchKms, FakeKms
 
 
 def wait_for_queue(slots: CallSlots, length: int) -> None:
-    with slots._condition:
-        assert slots._condition.wait_for(lambda: len(slots._queue) == length, 10)
+    deadline = time.monotonic() + 10
+    while len(slots._queue) != length:
+        assert time.monotonic() < deadline, f"{len(slots._queue)} are waiting, not {length}"
+        threading.Event().wait(0.001)
 
 
 def hold(slots: CallSlots, wanted: int, entered: threading.Event, leave: threading.Event) -> None:
