@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, func, insert, select
 
 from eventseal.cipher.context import canonical_position, canonical_sequence_id
-from eventseal.errors import SerializationError
+from eventseal.errors import IntegrityError, SerializationError
 from eventseal.storage.faults import translated
 from eventseal.storage.types import (
     BinaryUUID,
@@ -232,6 +232,30 @@ def test_a_uuid_comes_back_as_a_uuid_and_takes_16_bytes_on_sqlite(engine):
 def test_what_a_column_cannot_hold_exactly_is_refused(engine, column, value):
     with engine.connect() as connection, pytest.raises(SerializationError):
         stored(connection, column, value)
+
+
+@pytest.mark.parametrize(
+    ("column", "edited"),
+    [
+        ("uuid", "text"),
+        ("uuid", b"15 bytes, not 16"[:15]),
+        ("uuid", 7),
+        ("text", b"bytes"),
+        ("integer", "text"),
+        ("integer", 1.5),
+        ("decimal", "text"),
+        ("decimal", b"bytes"),
+    ],
+)
+def test_what_only_an_edit_can_have_put_there_is_an_integrity_error(tmp_path, column, edited):
+    """SQLite lets an edit put anything anywhere."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'edited.sqlite'}")
+    values.metadata.create_all(engine)
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"INSERT INTO typed_values (id, {column}) VALUES (1, ?)", (edited,))
+        with pytest.raises(IntegrityError, match="edited"):
+            connection.execute(select(values.c[column])).scalar_one()
+    engine.dispose()
 
 
 def test_nothing_stays_nothing(engine):
