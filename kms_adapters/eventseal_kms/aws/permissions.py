@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Where IGNORE_CIPHERTEXT is not known, the made-up blob is looked at only after the call was allowed.
 _GRANTED = frozenset({"DryRunOperationException", "InvalidCiphertextException"})
 _TO_SEAL_AND_OPEN = frozenset({"kms:GenerateDataKey", "kms:Decrypt"})
+_TOO_OLD = "This boto3 cannot ask for it without a wrapping: pip install --upgrade boto3."
 _NO_CIPHERTEXT = b"a dry run needs none"
 
 
@@ -46,11 +47,17 @@ def check_permissions(kek: Kek, calls: KmsCalls, application: str) -> Sequence[P
         raise key
     context = EncryptionContext(UUID(int=0), "data", application).as_mapping()
     for operation, action, request in _trials(key, context):
+        required = action in _TO_SEAL_AND_OPEN
         answer = calls.call(operation, key, context=context, DryRun=True, **request)
-        if isinstance(answer, Failure) and answer.code == "ParamValidationError":
-            request.pop("DryRunModifiers", None)  # older than this botocore's model of KMS
+        if (
+            isinstance(answer, Failure) and answer.code == "ParamValidationError"
+        ):  # a botocore without the modifiers
+            if not required:
+                checks.append(PermissionCheck(action=action, granted=False, detail=_TOO_OLD, required=False))
+                continue
+            del request["DryRunModifiers"]
             answer = calls.call(operation, key, context=context, DryRun=True, **request)
-        checks.append(_outcome(action, answer, required=action in _TO_SEAL_AND_OPEN))
+        checks.append(_outcome(action, answer, required=required))
     return checks
 
 
