@@ -104,9 +104,8 @@ def test_a_botocore_older_than_the_modifiers_is_asked_without_them(kms, key):
     client.meta.events.register("provide-client-params.kms", as_before)
     *checks, reencrypt = AwsKmsAdapter(key, client=client).check()
     assert [(check.action, check.granted) for check in checks] == [(action, True) for action in ALL[:3]]
-    assert not (
-        reencrypt.granted or reencrypt.required
-    )  # its second permission cannot be seen behind the first
+    # Its second permission cannot be seen behind the first.
+    assert (reencrypt.granted, reencrypt.required) == (False, False)
     assert "upgrade boto3" in reencrypt.detail
 
 
