@@ -139,7 +139,7 @@ def test_a_wrapping_of_another_size_does_not_open(size: int) -> None:
         {"application": "shops"},
         {"scope": "tenant:b"},
         {"purpose": KeyPurpose.FIELD},
-        {"key_id": uuid4()},
+        {"key_id": UUID(int=1)},
         {"application": "sho", "scope": "ptenant:a"},
     ],
     ids=str,
