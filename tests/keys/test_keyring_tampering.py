@@ -127,6 +127,14 @@ def test_a_deleted_store_key_is_noticed_by_new_processes(keyring, new_keyring, s
     assert isinstance(opened(other, key.key_id), IntegrityError)
 
 
+def test_no_second_store_key_takes_the_place_of_a_withheld_one(keyring, new_keyring, store) -> None:
+    sealing_key(keyring)
+    del store._slots["default", KeyPurpose.STORE, "store"]
+    with pytest.raises(IntegrityError, match="no store key"):
+        sealing_key(new_keyring(), "b")
+    assert not store.active("default", ["store"], purpose=KeyPurpose.STORE)
+
+
 def test_a_deleted_store_key_and_mark_are_noticed_by_new_processes(keyring, new_keyring, store) -> None:
     key = sealing_key(keyring)
     del store._slots["default", KeyPurpose.STORE, "store"]

@@ -59,13 +59,24 @@ class StoreKey:
 
     def _load(self, *, make: bool) -> dict[str, Seals]:
         if self._seals is None:
-            store, application = self._resources.store, self._resources.application
-            record = store.active(application, [STORE_SCOPE], purpose=KeyPurpose.STORE).get(STORE_SCOPE)
+            record = self._record()
+            if record is None and make and self._has_mark():
+                record = self._record()  # made by another process meanwhile, or gone
+                if record is None:
+                    raise _deleted(self._resources.application)
             if record is not None:
                 self._seals = self._opened(record)
             elif make:
                 self._seals = self._made()
         return {} if self._seals is None else {STORE_SCOPE: self._seals}
+
+    def _record(self) -> KeyRecord | None:
+        store, application = self._resources.store, self._resources.application
+        return store.active(application, [STORE_SCOPE], purpose=KeyPurpose.STORE).get(STORE_SCOPE)
+
+    def _has_mark(self) -> bool:
+        # Stored together with the store key: a second one would only be in the way of the first one's repair.
+        return self._resources.store.changes(self._resources.application, -1, []) is not None
 
     def _made(self) -> Seals:
         record = new_record(self._resources.application, STORE_SCOPE, KeyPurpose.STORE, leased=0)
@@ -85,6 +96,13 @@ class StoreKey:
         seals.check(record)
         _check_place(record, self._resources.application)
         return seals
+
+
+def _deleted(application: str) -> IntegrityError:
+    return IntegrityError(
+        f"application {application!r} has a change mark but no store key: somebody deleted it",
+        remedy="Find out who changed the key tables, and restore the store key from a backup.",
+    )
 
 
 def _check_place(record: KeyRecord, application: str) -> None:
