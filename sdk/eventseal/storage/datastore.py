@@ -30,7 +30,9 @@ class SQLAlchemyDatastore:
     """
     A database. Its engines and its session are made on first use.
 
-    A forked process gets connections of its own. An in-memory database is lost with :meth:`close`.
+    A forked process gets connections of its own. Fork while no other thread writes to a SQLite file: SQLite
+    itself takes a lock held at that moment along, and the child finds the file locked for good. An in-memory
+    database is lost with :meth:`close`.
 
     Args:
         settings: Where the database is.
