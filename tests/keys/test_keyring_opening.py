@@ -180,6 +180,17 @@ def test_a_refresh_looks_for_absent_keys_again(keyring, store) -> None:
     assert isinstance(opened(other_ring, key_id), DataKey)
 
 
+def test_a_key_that_was_absent_and_came_is_not_refused_when_it_is_evicted(new_keyring, store) -> None:
+    (key_id,) = made(new_keyring(), 1)
+    row = store._records.pop(key_id)
+    small = new_keyring(max_keys=1)
+    assert isinstance(opened(small, key_id), KeyNotFoundError)
+    store._records[key_id] = row
+    assert small.sealing_keys({"t:0": 1})["t:0"].key_id == key_id
+    small.sealing_keys({"other": 1})
+    assert isinstance(opened(small, key_id), DataKey)
+
+
 def test_refusals_are_bounded(keyring) -> None:
     made(keyring, 1)
     keyring.opening_keys([uuid4() for _ in range(25_000)])

@@ -11,6 +11,7 @@ import pytest
 from eventseal.errors import (
     ConfigurationError,
     EventSealError,
+    IntegrityError,
     KeyDestroyedError,
     KeyNotFoundError,
     KmsUnavailableError,
@@ -281,6 +282,36 @@ def test_sealing_goes_on_while_others_rotate(new_keyring, store) -> None:
     ids = {key_id for seen in sealed for key_id in seen}
     found = new_keyring().opening_keys(ids)
     assert all(isinstance(key, DataKey) for key in found.values())
+
+
+def test_a_store_key_made_while_a_refresh_asks_is_loaded(new_keyring, store) -> None:
+    keyring, other = new_keyring(), new_keyring()
+    with ThreadPoolExecutor(1) as pool, store.gate("changes", after=False) as gate:
+        refreshing = pool.submit(keyring.refresh)
+        gate.wait_reached()  # it saw no store key
+        key_id = sealing_key(other).key_id
+        gate.open()
+        refreshing.result(10)
+    store.calls.clear()
+    assert isinstance(opened(keyring, key_id), DataKey)
+    assert store.calls == ["get"]
+
+
+def test_a_store_key_made_while_a_key_is_looked_for_brings_its_listing(new_keyring, store) -> None:
+    nothing = store.snapshot()
+    other = new_keyring()
+    row = store.record(sealing_key(other).key_id)
+    other.rotate("a", compromised=True)
+    store._records[row.key_id] = row  # put back as if it were still good
+    everything = store.snapshot()
+    store.restore(nothing)
+    keyring = new_keyring()
+    with ThreadPoolExecutor(1) as pool, store.gate("get", after=False) as gate:
+        looking = pool.submit(opened, keyring, row.key_id)
+        gate.wait_reached()  # it saw no store key, and nothing to confirm
+        store.restore(everything)
+        gate.open()
+        assert isinstance(looking.result(10), IntegrityError)
 
 
 # --- a load in flight against the end of its key: a deterministic schedule ---

@@ -375,6 +375,21 @@ def test_rotation_by_policy_tries_without_waiting_and_goes_on_with_the_old_key(
     assert set(waits) == {False}
 
 
+def test_a_used_up_key_that_cannot_be_replaced_is_not_tried_for_each_item(
+    new_keyring, kms, store, clock
+) -> None:
+    keyring = new_keyring(max_items=10)
+    key = sealing_key(keyring, items=10)
+    kms.fail_always()
+    kms.calls.clear()
+    for _ in range(5):
+        assert sealing_key(keyring, items=2_000) is key
+    assert len(kms.calls) == 1
+    clock.advance(31)
+    kms.recover()
+    assert sealing_key(keyring, items=100_000) is not key
+
+
 def test_rotation_by_policy_gives_way_to_another_process(new_keyring, store, clock, kms) -> None:
     options = {"max_age": timedelta(hours=1), "ttl": 1e9, "refresh_interval": 1e9}
     first, second = new_keyring(**options), new_keyring(**options)
@@ -423,6 +438,7 @@ def test_a_scope_shredded_while_its_lease_ran_out_seals_no_more(keyring, destroy
     destroy(key.key_id, by="shredded", keep_slot=True)
     with pytest.raises(KeyDestroyedError):
         sealing_key(keyring)
+    assert key.closed
 
 
 def test_a_shredded_scope_stops_rotation_by_policy(new_keyring, clock, destroy) -> None:

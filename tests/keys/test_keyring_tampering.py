@@ -94,6 +94,21 @@ def test_a_deactivated_row_in_a_slot_is_refused(keyring, new_keyring, store) -> 
         sealing_key(new_keyring(), "a")
 
 
+def test_a_row_that_holds_a_slot_without_being_active_is_refused(keyring, new_keyring, store, seals) -> None:
+    key = sealing_key(keyring, "a")
+    store._records[key.key_id] = seals().sealed(replace(store.record(key.key_id), state=KeyState.DEACTIVATED))
+    with pytest.raises(IntegrityError, match="deactivated"):
+        sealing_key(new_keyring(), "a")
+
+
+def test_a_store_key_that_is_not_active_is_refused(keyring, new_keyring, store, seals) -> None:
+    sealing_key(keyring, "a")
+    (row,) = [record for record in store.records() if record.purpose is KeyPurpose.STORE]
+    store._records[row.key_id] = seals().sealed(replace(row, state=KeyState.DEACTIVATED))
+    with pytest.raises(IntegrityError, match="deactivated"):
+        sealing_key(new_keyring(), "a")
+
+
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
 def test_an_edited_store_key_stops_everything(keyring, new_keyring, store, edit) -> None:
     key = sealing_key(keyring)
