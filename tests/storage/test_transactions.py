@@ -1,0 +1,90 @@
+"""Transactions of EventSeal's own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+
+from eventseal.errors import StoreUnavailableError
+from eventseal.storage import transactions
+from eventseal.storage.transactions import ATTEMPTS, holds_sqlite_lock, read, write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.engine import Connection
+
+
+class SerializationFailureError(Exception):
+    """As the driver raises it."""
+
+    sqlstate = "40001"
+    diag = None
+
+
+def failing(times: int) -> tuple[list[int], Callable[[Connection], str]]:
+    """Work that meets another transaction so many times before it is done; gives its attempts, too."""
+    attempts: list[int] = []
+
+    def work(_connection: Connection) -> str:
+        attempts.append(len(attempts))
+        if len(attempts) <= times:
+            raise OperationalError("statement", {}, SerializationFailureError("met another"))
+        return "done"
+
+    return attempts, work
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr(transactions, "_LONGEST_PAUSE", 0)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("default", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
+def test_isolation_is_chosen_whatever_the_default(postgres_url, open_datastore, default):
+    datastore = open_datastore(postgres_url, setup=False, isolation_level=default)
+
+    def isolation(connection: Connection) -> str:
+        return str(connection.execute(text("SHOW transaction_isolation")).scalar_one())
+
+    assert write(datastore.engine, isolation, doing="asking") == "read committed"
+    assert write(datastore.engine, isolation, doing="asking", wait=False) == "read committed"
+    assert read(datastore.engine, isolation, doing="asking") == "repeatable read"
+    with datastore.engine.connect() as connection:
+        assert isolation(connection) == default.lower()
+
+
+def test_on_sqlite_the_write_lock_is_taken_before_anything_is_read(sqlite_url, open_datastore):
+    engine = open_datastore(sqlite_url, setup=False).engine
+    assert write(engine, holds_sqlite_lock, doing="asking")
+    assert write(engine, holds_sqlite_lock, doing="asking", wait=False)
+
+
+@pytest.mark.parametrize("run", [read, write])
+def test_a_transaction_that_met_another_is_run_again(datastore, run):
+    attempts, work = failing(ATTEMPTS - 1)
+    assert run(datastore.engine, work, doing="trying") == "done"
+    assert len(attempts) == ATTEMPTS
+
+
+@pytest.mark.parametrize("run", [read, write])
+def test_a_transaction_that_always_meets_another_is_unavailable(datastore, run):
+    attempts, work = failing(ATTEMPTS)
+    with pytest.raises(StoreUnavailableError, match="trying"):
+        run(datastore.engine, work, doing="trying")
+    assert len(attempts) == ATTEMPTS
+
+
+def test_what_was_done_before_an_error_is_undone(datastore):
+    def work(connection: Connection) -> None:
+        connection.execute(text("CREATE TABLE half (id INTEGER)"))
+        raise RuntimeError("half-way")
+
+    with pytest.raises(RuntimeError):
+        write(datastore.engine, work, doing="trying")
+    with datastore.engine.connect() as connection, pytest.raises(Exception, match="half"):
+        connection.execute(text("SELECT * FROM half"))
