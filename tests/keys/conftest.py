@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from uuid import UUID
 
+pytest.register_assert_rewrite("eventseal.testing.key_store_contract")
+
 READS = {"active", "get", "changes"}
 WRITES = {"add_active", "replace_active", "set_states", "reserve"}
 

@@ -33,6 +33,10 @@ class KeyStoreContract(
             @pytest.fixture
             def other_store(self, store, tmp_path):
                 return MyKeyStore(tmp_path / "keys.db")
+
+    A failed assertion shows its values if ``conftest.py`` asks pytest for it::
+
+        pytest.register_assert_rewrite("eventseal.testing.key_store_contract")
     """
 
 
