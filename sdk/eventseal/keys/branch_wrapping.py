@@ -6,6 +6,7 @@ A wrapped key is an envelope of 115 bytes under the default suite; ``docs/format
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import sha512
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -69,11 +70,7 @@ def branch_wrapping(record: KeyRecord) -> WrappedKey | None:
 
 def named_branch(wrapped: WrappedKey) -> UUID | None:
     """Read the id of the branch key that a wrapping names; ``None`` if it names none in canonical form."""
-    try:
-        branch_id = UUID(wrapped.kek_uri.removeprefix(BRANCH_PREFIX))
-    except ValueError:
-        return None
-    return branch_id if branch_uri(branch_id) == wrapped.kek_uri else None
+    return _branch_id(wrapped.kek_uri)
 
 
 def wrap_under(branch: DataKey, keys: Sequence[DataKey]) -> list[WrappedKey]:
@@ -136,6 +133,15 @@ def checked_branches(branches: int | None) -> int | None:
             remedy="Leave branches out to have the KEKs wrap every data key.",
         )
     return branches
+
+
+@lru_cache(maxsize=MOST_BRANCHES)
+def _branch_id(kek_uri: str) -> UUID | None:
+    try:
+        branch_id = UUID(kek_uri.removeprefix(BRANCH_PREFIX))
+    except ValueError:
+        return None
+    return branch_id if branch_uri(branch_id) == kek_uri else None
 
 
 def _branch_scope(number: int) -> str:
