@@ -32,6 +32,9 @@ check: $(READY)  ## run the linters, the type checker and the layer contracts
 bench: $(READY)  ## measure, side by side
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -p no:xdist
 
+soak: $(READY)  ## run what takes too long for every run, such as a million subject keys
+	$(BIN)/python -m pytest tests/soak
+
 docs: $(READY)  ## serve the documentation on a loopback port
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
