@@ -32,15 +32,25 @@ def use(expected):
     assert len(list(strategy.all_items())) == expected
     assert key_store.get([key_id]) == {}
 
+def backends():
+    # The server's side of the connection that the session holds, and of an idle one.
+    if "postgresql" not in sys.argv[1]:
+        return set()
+    ask = text("SELECT pg_backend_pid()")
+    with datastore.engine.connect() as connection:
+        return {session().execute(ask).scalar_one(), connection.execute(ask).scalar_one()}
+
 use(1)
 key_store.now()
-session = datastore.session()
+session = datastore.session
 session.execute(text("SELECT 1"))  # the session holds a connection while the process forks
-if "postgresql" in sys.argv[1]:
-    backend = session.execute(text("SELECT pg_backend_pid()")).scalar_one()
+parents = backends()
 child = os.fork()
 if child == 0:
     try:
+        assert not session().in_transaction()
+        assert not backends() & parents
+        session.rollback()
         for expected in (2, 3):
             use(expected)
         datastore.close()
@@ -49,8 +59,8 @@ if child == 0:
         print(repr(error), file=sys.stderr, flush=True)
         os._exit(1)
 assert os.waitpid(child, 0)[1] == 0
-if "postgresql" in sys.argv[1]:
-    assert session.execute(text("SELECT pg_backend_pid()")).scalar_one() == backend
+assert session().in_transaction()
+assert backends() == parents
 session.rollback()
 use(4)
 datastore.close()
