@@ -131,3 +131,13 @@ def test_a_scope_does_not_reach_the_terminal_as_it_is(run, run_json, store):
 @pytest.mark.parametrize("words", [["--after", "nonsense"], ["--state", "asleep"], ["--limit", "0"]])
 def test_wrong_words_are_refused(run, store, words):
     run("keys", *words, exits=2)
+
+
+def test_a_row_that_cannot_be_read_is_named_and_the_others_are_listed(run, run_json, store, query):
+    key_id = store()[0].key_id
+    query("UPDATE encryption_keys SET state = 'edited', binding = 'edited' WHERE purpose = 'data'")
+    states = {key["key_id"]: key["state"] for key in run_json("keys")["keys"]}
+    assert states.pop(str(key_id)) == "unreadable"
+    assert list(states.values()) == ["active"]
+    shown = run("keys").stdout
+    assert f"the row of key {key_id} was edited: its binding, state cannot be read" in shown

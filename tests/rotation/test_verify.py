@@ -11,12 +11,14 @@ import pytest
 
 from eventseal.errors import (
     ConfigurationError,
+    IntegrityError,
     KmsForbiddenError,
     KmsUnavailableError,
     MissingTableError,
     StoreUnavailableError,
     WrongApplicationError,
 )
+from eventseal.keys import KeyPurpose
 from eventseal.rotation import SealedStore, verify
 from eventseal.rotation.results import MAX_FAILURES
 from eventseal.storage import SnapshotRecord, TimestampSequencedItemRecord
@@ -72,6 +74,25 @@ def test_it_checks_the_keys_page_after_page(shop, monkeypatch):
     assert shop.execute("UPDATE encryption_keys SET row_version = 2 WHERE scope = 'tenant:4'") == 1
     assert shop.execute("UPDATE encryption_keys SET row_version = 2 WHERE scope = 'tenant:0'") == 1
     assert verify(shop.again().seal).failed == 2
+
+
+@pytest.mark.parametrize("column", ["state", "purpose"])
+def test_a_key_row_that_cannot_be_read_fails_alone(shop, column):
+    good, bad = shop.append(2)[0].key_id, shop.append(3, scope="tenant:a")[0].key_id
+    assert shop.execute(f"UPDATE encryption_keys SET {column} = 'edited' WHERE scope = 'tenant:a'") == 1
+    result = verify(shop.again().seal)
+    assert (result.done, result.failed) == (2, 4)
+    assert set(errors_of(result)) == {"IntegrityError"}
+    assert result.by_key == {good: 2}
+    assert {failure.key_id for failure in result.failures} == {bad}
+
+
+def test_a_store_key_whose_row_cannot_be_read_is_named(shop):
+    shop.append()
+    shop.execute("UPDATE encryption_keys SET state = 'edited' WHERE purpose = 'store'")
+    key_id = shop.seal.key_store.active("shop", ["store"], purpose=KeyPurpose.STORE)["store"].key_id
+    with pytest.raises(IntegrityError, match=f"{key_id} was edited: its state cannot be read"):
+        shop.again().seal.keyring.refresh()
 
 
 @pytest.mark.parametrize(

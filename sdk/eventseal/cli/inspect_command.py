@@ -129,7 +129,7 @@ def _key_facts(stores: Stores, key_id: UUID) -> dict[str, Any]:
     if record is None:
         return {"key_state": "not in the key store"}
     return {
-        "key_state": record.state.value,
+        "key_state": "unreadable" if record.unreadable else record.state.value,
         "key_scope": record.scope,
         "key_application": record.application,
         "wrapped_by": ", ".join([wrapped.kek_uri for wrapped in record.wrappings]) or None,

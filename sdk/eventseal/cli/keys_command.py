@@ -15,7 +15,11 @@ from eventseal.rotation.key_listing import KeyPage, list_keys
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from eventseal.keys.records import KeyRecord
     from eventseal.rotation.key_listing import ListedKey
+
+UNREADABLE = "unreadable"
+"""Stands for the state of a key whose row was edited so that it cannot be read."""
 
 _HEADING = ("KEY", "PURPOSE", "SCOPE", "STATE", "ITEMS", "RESERVED", "MADE", "WRAPPED BY")
 
@@ -82,7 +86,7 @@ def _key_as_json(listed: ListedKey) -> dict[str, Any]:
         "key_id": str(record.key_id),
         "purpose": record.purpose.value,
         "scope": record.scope,
-        "state": record.state.value,
+        "state": _state(record),
         "items": listed.items,
         "items_reserved": record.items_reserved,
         "wrapped_by": [wrapped.kek_uri for wrapped in record.wrappings],
@@ -92,6 +96,10 @@ def _key_as_json(listed: ListedKey) -> dict[str, Any]:
         "destroyed_at": _time(record.destroyed_at),
         "destroyed_by": record.destroyed_by,
     }
+
+
+def _state(record: KeyRecord) -> str:
+    return UNREADABLE if record.unreadable else record.state.value
 
 
 def _time(moment: datetime | None) -> str | None:
@@ -104,7 +112,7 @@ def _print(page: KeyPage) -> None:
             str(listed.record.key_id),
             listed.record.purpose.value,
             listed.record.scope,
-            listed.record.state.value,
+            _state(listed.record),
             f"{listed.items:,}",
             f"{listed.record.items_reserved:,}",
             _time(listed.record.created_at) or "",
@@ -115,6 +123,10 @@ def _print(page: KeyPage) -> None:
     print_columns(_HEADING, rows, numbers=frozenset({"ITEMS", "RESERVED"}))
     if page.plain_items:
         typer.echo(f"\n{page.plain_items:,} items are in plain")
+    for listed in page.keys:
+        if listed.record.unreadable:
+            columns = ", ".join(listed.record.unreadable)
+            typer.echo(f"\nthe row of key {listed.record.key_id} was edited: its {columns} cannot be read")
     for key_id, count in page.unknown_keys.items():
         typer.echo(f"\n{count:,} items name key {key_id}, which application {page.application} does not have")
     if page.next is not None:

@@ -38,6 +38,8 @@ class KeyRecord:
         seal: 32 bytes of HMAC under the store key over everything that must not be edited.
         wrappings: The key under each KEK; empty for a destroyed key.
         created_at: And the other times: set by the store, from its database's clock, in UTC.
+        unreadable: The columns that hold what none of their kind does. No seal fits such a record, and its
+            other fields are what could be read, or stand-ins; it lets an edited row fail alone.
     """
 
     key_id: UUID
@@ -56,6 +58,7 @@ class KeyRecord:
     compromised_at: datetime | None = None
     destroyed_at: datetime | None = None
     destroyed_by: Literal["retired", "shredded"] | None = None
+    unreadable: tuple[str, ...] = ()
 
     @property
     def revoked(self) -> bool:

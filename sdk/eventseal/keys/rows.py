@@ -93,7 +93,7 @@ def destroyed(record: KeyRecord) -> KeyDestroyedError:
 
 
 def _check(record: KeyRecord, key_id: UUID, application: str, seals: Seals | None) -> None:
-    if record.application != application:
+    if record.application != application and "application" not in record.unreadable:
         raise WrongApplicationError(
             f"key {key_id} belongs to application {record.application!r}, not to {application!r}",
             expected=application,

@@ -42,6 +42,21 @@ def is_bound(key: DataKey, record: KeyRecord) -> bool:
     return hmac.compare_digest(binding_of(key), record.binding)
 
 
+def check_readable(record: KeyRecord) -> None:
+    """
+    Refuse a record that stands for a row which somebody made unreadable.
+
+    Raises:
+        IntegrityError: A column holds what none of its kind does.
+    """
+    if record.unreadable:
+        raise IntegrityError(
+            f"the row of key {record.key_id} was edited: its {', '.join(record.unreadable)} cannot be read",
+            remedy="Find out who changed the key tables, and restore this row from a backup.",
+            key_id=record.key_id,
+        )
+
+
 class Seals:
     """
     Seals and checks the key tables of one application under its store key.
@@ -70,6 +85,7 @@ class Seals:
         Raises:
             IntegrityError: The row is not what a keyring sealed.
         """
+        check_readable(record)
         if not hmac.compare_digest(self._row_seal(record), record.seal):
             raise IntegrityError(
                 f"the row of key {record.key_id} does not match its seal: it was edited",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from eventseal.errors import EventSealError, IntegrityError
 from eventseal.keys.making import new_record
 from eventseal.keys.records import STORE_SCOPE
-from eventseal.keys.seals import Seals, binding_of
+from eventseal.keys.seals import Seals, binding_of, check_readable
 from eventseal.keys.single_flight import SingleFlight
 from eventseal.keys.states import KeyPurpose, KeyState
 
@@ -88,6 +88,7 @@ class StoreKey:
         return seals if kept.key_id == record.key_id else self._opened(kept)
 
     def _opened(self, record: KeyRecord) -> Seals:
+        check_readable(record)
         (key,) = self._resources.wrapping.unwrap([record])
         if isinstance(key, EventSealError):
             raise key

@@ -32,11 +32,12 @@ def slot_holders(
     """Give the record that holds each scope's slot; a scope whose slot is free is left out."""
     ours = encryption_keys.c.application == application, encryption_keys.c.purpose == purpose
     return {
-        record.scope: record
+        record.active_scope: record
         for chunk in chunks(scopes)
         for record in load_records(
             connection, *ours, encryption_keys.c.active_scope.in_(chunk), wrappings=wrappings
         )
+        if record.active_scope is not None
     }
 
 

@@ -8,25 +8,41 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from eventseal.errors import IntegrityError
 from eventseal.keys.records import ChangeMark, KeyRecord
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.kms.adapter import WrappedKey
+from eventseal.storage.edited_rows import ReadRow, read_rows
 from eventseal.storage.key_tables import UNKNOWN_VERSION, encryption_keys, key_changes, key_wrappings
 from eventseal.storage.types import DatabaseClock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from uuid import UUID
 
     from sqlalchemy import ColumnElement, Table
     from sqlalchemy.engine import Connection, Row
 
 T = TypeVar("T")
+E = TypeVar("E", KeyPurpose, KeyState)
 
 CHUNK = 500
 """Values in one IN list: far under what any database takes."""
 
+_AS_STORED = (
+    "key_id",
+    "application",
+    "scope",
+    "active_scope",
+    "binding",
+    "items_reserved",
+    "row_version",
+    "seal",
+    "created_at",
+    "deactivated_at",
+    "compromised_at",
+    "destroyed_at",
+    "destroyed_by",
+)
 _TIMES = {
     KeyState.ACTIVE: encryption_keys.c.created_at,
     KeyState.DEACTIVATED: encryption_keys.c.deactivated_at,
@@ -49,7 +65,7 @@ def load_records(
     wrappings: bool = True,
 ) -> list[KeyRecord]:
     """
-    Read the records that meet all conditions, in order of id.
+    Read the records that meet all conditions, in order of id; an edited row that cannot be read is one too.
 
     Args:
         connection: In the caller's transaction.
@@ -58,9 +74,9 @@ def load_records(
         wrappings: Whether they come with them.
     """
     query = select(encryption_keys).where(*conditions).order_by(encryption_keys.c.key_id).limit(limit)
-    rows = connection.execute(query).all()
-    wrapped = _load_wrappings(connection, [row.key_id for row in rows]) if wrappings else {}
-    return [_record(row, tuple(wrapped.get(row.key_id, ()))) for row in rows]
+    rows = read_rows(connection, encryption_keys, query)
+    wrapped = _load_wrappings(connection, [row.values["key_id"] for row in rows]) if wrappings else {}
+    return [_record(row, wrapped.get(row.values["key_id"], [])) for row in rows]
 
 
 def insert_records(connection: Connection, records: Sequence[KeyRecord], *, change: int) -> None:
@@ -94,18 +110,15 @@ def insert_wrappings(connection: Connection, records: Iterable[KeyRecord]) -> No
         connection.execute(statement, values)
 
 
-def move_record(connection: Connection, record: KeyRecord, *, change: int, new_state: bool) -> bool:
+def move_record(connection: Connection, record: KeyRecord, *, change: int, new_state: bool) -> None:
     """
-    Write a key's new state over the version just before it; a destroyed key loses its wrappings.
+    Write a key's new state; a destroyed key loses its wrappings.
 
     Args:
-        connection: In the caller's transaction.
+        connection: In the caller's transaction, which has locked the row and found the version just before.
         record: With the new state, version and seal.
         change: The application's counter of this change.
         new_state: Whether the state is another than before; the database's clock is then noted.
-
-    Returns:
-        Whether the stored version was the one just before.
     """
     values: dict[str, Any] = {
         "state": record.state,
@@ -117,16 +130,11 @@ def move_record(connection: Connection, record: KeyRecord, *, change: int, new_s
     }
     if new_state:
         values[_TIMES[record.state].name] = DatabaseClock()
-    moved = connection.execute(
-        update(encryption_keys)
-        .where(
-            encryption_keys.c.key_id == record.key_id, encryption_keys.c.row_version == record.row_version - 1
-        )
-        .values(values)
+    connection.execute(
+        update(encryption_keys).where(encryption_keys.c.key_id == record.key_id).values(values)
     )
-    if moved.rowcount and record.state is KeyState.DESTROYED:
+    if record.state is KeyState.DESTROYED:
         connection.execute(delete(key_wrappings).where(key_wrappings.c.key_id == record.key_id))
-    return moved.rowcount == 1
 
 
 def load_mark(connection: Connection, application: str, *, lock: bool = False) -> ChangeMark | None:
@@ -159,46 +167,55 @@ def insert_unless_there(connection: Connection, table: Table) -> postgresql.Inse
     return (postgresql.insert(table) if on_postgresql else sqlite.insert(table)).on_conflict_do_nothing()
 
 
-def _load_wrappings(connection: Connection, key_ids: Sequence[UUID]) -> dict[UUID, list[WrappedKey]]:
-    found: dict[UUID, list[WrappedKey]] = defaultdict(list)
+def _load_wrappings(connection: Connection, key_ids: Sequence[UUID]) -> dict[UUID, list[ReadRow]]:
+    found: dict[UUID, list[ReadRow]] = defaultdict(list)
     for chunk in chunks(key_ids):
         query = select(key_wrappings).where(key_wrappings.c.key_id.in_(chunk))
         order = key_wrappings.c.kek_uri, key_wrappings.c.kek_version
-        for row in connection.execute(query.order_by(*order)):
-            version = None if row.kek_version == UNKNOWN_VERSION else row.kek_version
-            found[row.key_id].append(
-                WrappedKey(kek_uri=row.kek_uri, kek_version=version, ciphertext=row.wrapped)
-            )
+        for row in read_rows(connection, key_wrappings, query.order_by(*order)):
+            found[row.values["key_id"]].append(row)
     return found
 
 
-def _record(row: Row[Any], wrappings: tuple[WrappedKey, ...]) -> KeyRecord:
-    try:
-        purpose, state = KeyPurpose(row.purpose), KeyState(row.state)
-    except ValueError:
-        raise IntegrityError(
-            f"the row of key {row.key_id} has a state or a purpose that there is none of: it was edited",
-            remedy="Find out who changed the key tables, and restore this row from a backup.",
-            key_id=row.key_id,
-        ) from None
+def _record(row: ReadRow, wrapped: Sequence[ReadRow]) -> KeyRecord:
+    purpose = _member(KeyPurpose, row.values.get("purpose"))
+    state = _member(KeyState, row.values.get("state"))
+    unreadable = [*row.unreadable, *(name for each in wrapped for name in each.unreadable)]
+    unreadable += [name for name, value in (("purpose", purpose), ("state", state)) if value is None]
+    if unreadable or purpose is None or state is None:
+        return _unreadable(row.values, dict.fromkeys(unreadable), purpose, state)
     return KeyRecord(
-        key_id=row.key_id,
-        application=row.application,
-        scope=row.scope,
-        active_scope=row.active_scope,
+        **{name: row.values[name] for name in _AS_STORED},
         purpose=purpose,
         state=state,
-        binding=row.binding,
-        items_reserved=row.items_reserved,
-        row_version=row.row_version,
-        seal=row.seal,
-        wrappings=wrappings,
-        created_at=row.created_at,
-        deactivated_at=row.deactivated_at,
-        compromised_at=row.compromised_at,
-        destroyed_at=row.destroyed_at,
-        destroyed_by=row.destroyed_by,
+        wrappings=tuple([_wrapping(each.values) for each in wrapped]),
     )
+
+
+def _unreadable(
+    values: Mapping[str, Any], names: Iterable[str], purpose: KeyPurpose | None, state: KeyState | None
+) -> KeyRecord:
+    """Make a record that no seal fits: what can be read of the row says whose it is."""
+    return KeyRecord(
+        key_id=values["key_id"],
+        application=values.get("application", ""),
+        scope=values.get("scope", ""),
+        active_scope=values.get("active_scope"),
+        purpose=purpose or KeyPurpose.DATA,
+        state=state or KeyState.DEACTIVATED,  # not destroyed: then nobody would look at the row any more
+        binding=b"",
+        seal=b"",
+        unreadable=tuple(names),
+    )
+
+
+def _wrapping(values: Mapping[str, Any]) -> WrappedKey:
+    version = None if values["kek_version"] == UNKNOWN_VERSION else values["kek_version"]
+    return WrappedKey(kek_uri=values["kek_uri"], kek_version=version, ciphertext=values["wrapped"])
+
+
+def _member(kind: type[E], value: Any) -> E | None:
+    return kind(value) if value in list(kind) else None
 
 
 def _values(record: KeyRecord, change: int) -> dict[str, Any]:

@@ -264,7 +264,7 @@ class SQLAlchemyKeyStore:
 
 
 def _follows(record: KeyRecord, stored: KeyRecord | None) -> bool:
-    return stored is not None and stored.row_version == record.row_version - 1
+    return stored is not None and not stored.unreadable and stored.row_version == record.row_version - 1
 
 
 def _is_same(record: KeyRecord, stored: KeyRecord | None) -> bool:
