@@ -41,6 +41,7 @@ class Ratio(NamedTuple):
 
 
 _table = pytest.StashKey[list[Ratio]]()
+_sizes = pytest.StashKey[dict[str, float]]()
 
 
 def _lines() -> Iterator[bytes]:
@@ -93,6 +94,16 @@ def side_by_side(
     return measure
 
 
+@pytest.fixture
+def report_size(request: pytest.FixtureRequest) -> Callable[[str, float], None]:
+    """Print a number of bytes below the table at the end of the run."""
+
+    def report(title: str, size: float) -> None:
+        request.config.stash.setdefault(_sizes, {})[title] = size
+
+    return report
+
+
 def _timed(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
@@ -106,7 +117,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if not rows:
         return
     names = list(dict.fromkeys(name for row in rows for name in list(row.seconds)[1:]))
-    terminalreporter.section("microseconds per event, and how many times as long as the yardsticks")
+    terminalreporter.section("microseconds per event or key, and how many times as long as the yardsticks")
     terminalreporter.write_line(f"{'':34}{'EventSeal':>10}" + "".join(f"{name:>24}" for name in names))
     for title, seconds in rows:
         own, *_ = seconds.values()
@@ -115,3 +126,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             for name in names
         )
         terminalreporter.write_line(f"{title:34}{own * 1e6:>10.2f}{cells}")
+    for title, size in config.stash.get(_sizes, {}).items():
+        terminalreporter.write_line(f"{title:34}{size:>10.0f} bytes")
