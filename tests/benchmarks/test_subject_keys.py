@@ -1,4 +1,4 @@
-"""A key for each subject, under branch keys: the time to make and to load one, and the bytes that it takes."""
+"""A key for each subject, under branch keys: the time that making and loading one takes, and its bytes."""
 
 from __future__ import annotations
 
