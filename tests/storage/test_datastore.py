@@ -18,7 +18,6 @@ from sqlalchemy.types import Text
 from eventseal.errors import (
     ConfigurationError,
     MissingTableError,
-    StoreError,
     StoreReadOnlyError,
     StoreUnavailableError,
 )
@@ -269,17 +268,27 @@ class TestOldTables:
 class TestADatabaseThatDoesNotServe:
     def test_a_missing_folder_is_unavailable(self, tmp_path, open_datastore):
         datastore = open_datastore(f"sqlite:///{tmp_path / 'nowhere' / 'x.sqlite'}", setup=False)
-        with pytest.raises(StoreUnavailableError, match="nowhere"):
+        with pytest.raises(StoreUnavailableError, match="nowhere") as refused:
             datastore.setup_connection()
+        assert "folder of the SQLite file is absent" in refused.value.remedy
 
     def test_a_missing_file_is_made(self, sqlite_url, open_datastore):
         open_datastore(sqlite_url, setup=False).setup_connection()
         assert Path(make_url(sqlite_url).database or "").exists()
 
-    def test_a_file_that_is_no_database_is_a_store_error(self, sqlite_url, open_datastore):
+    def test_a_file_that_is_no_database_is_a_wrong_setting(self, sqlite_url, open_datastore):
         Path(make_url(sqlite_url).database or "").write_bytes(b"no database" * 1000)
-        with pytest.raises(StoreError, match="not a database"):
+        with pytest.raises(ConfigurationError, match="not a database") as refused:
             open_datastore(sqlite_url, setup=False).setup_connection()
+        assert "store_url" in refused.value.remedy
+
+    @pytest.mark.parametrize("option", ["nosuch=1", "sslmode=nosuch", "connect_timeout=nosuch"])
+    def test_an_option_of_the_url_that_the_driver_refuses_is_a_wrong_setting(self, open_datastore, option):
+        url = f"postgresql://eve:{PASSWORD}@127.0.0.1:1/shop?{option}"
+        with pytest.raises(ConfigurationError, match="nosuch") as refused:
+            open_datastore(url, setup=False).setup_connection()
+        assert "store_url" in refused.value.remedy
+        assert PASSWORD not in "".join(traceback.format_exception(refused.value))
 
     @pytest.mark.postgres
     def test_a_missing_database_is_unavailable(self, postgres_url, open_datastore):
@@ -362,8 +371,9 @@ class TestADatabaseThatDoesNotServe:
         strategy = SQLAlchemyActiveRecordStrategy(IntegerSequencedItemRecord, datastore.session)
         with closing(sqlite3.connect(make_url(sqlite_url).database or "")) as other:
             other.execute("BEGIN IMMEDIATE")
-            with pytest.raises(StoreUnavailableError, match="locked"):
+            with pytest.raises(StoreUnavailableError, match="locked") as refused:
                 strategy.append(new_item(uuid4()))
+            assert "fork outside of transactions" in refused.value.remedy
             with pytest.raises(StoreUnavailableError, match="locked") as refused:
                 SQLAlchemyKeyStore(datastore).reserve({uuid4(): 1})
             assert "keyring.prepare" in refused.value.remedy

@@ -29,6 +29,18 @@ from eventseal.errors import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_CORRECT_URL = (
+    "Correct the URL of the database: store_url, or key_store_url if the keys have one of their own."
+)
+_MAKE_FOLDER = (
+    "If the folder of the SQLite file is absent, make it: only the file is made by itself. "
+    "Else see that the path is not a folder, and that this user may open it."
+)
+_END_TRANSACTION = (
+    "Try again; end long transactions. A process that forked inside a write transaction locks out its own "
+    "children until it ends the transaction: fork outside of transactions."
+)
+
 _PRIMARY_CODE = 0xFF
 _SQLITE_UNAVAILABLE = frozenset(
     {
@@ -41,6 +53,11 @@ _SQLITE_UNAVAILABLE = frozenset(
         sqlite3.SQLITE_PROTOCOL,
     }
 )
+_SQLITE_REMEDIES = {
+    sqlite3.SQLITE_BUSY: _END_TRANSACTION,
+    sqlite3.SQLITE_LOCKED: _END_TRANSACTION,
+    sqlite3.SQLITE_CANTOPEN: _MAKE_FOLDER,
+}
 _SQLITE_MISSING_TABLE = re.compile(r"no such table: (?:\w+\.)?(.+)")
 _SQLITE_MISSING_COLUMN = re.compile(r"no such column: |has no column named ")
 _QUOTED = re.compile(r'"([^"]+)"')
@@ -54,6 +71,8 @@ _SHOW_THE_ROW = frozenset({"22", "23"})
 _READ_ONLY, _FORBIDDEN = "25006", "42501"
 _UNDEFINED_TABLE, _UNDEFINED_COLUMN = "42P01", "42703"
 
+_BAD_OPTION = re.compile(r"^(?:connection is bad: |invalid dsn: )*(?:invalid |bad value for )")
+"""What libpq says before it connects: no server was asked, so asking again does not help."""
 
 _ADD_COLUMN = "Run `eventseal init`, which adds a missing key_id column; migrate the table for any other."
 
@@ -124,11 +143,13 @@ def _sqlite_error(orig: sqlite3.Error, doing: str) -> EventSealError:
     code, text = getattr(orig, "sqlite_errorcode", 0) & _PRIMARY_CODE, str(orig)
     said = f"{doing} failed: SQLite says: {text}"
     if code in _SQLITE_UNAVAILABLE:
-        return StoreUnavailableError(said)
+        return StoreUnavailableError(said, remedy=_SQLITE_REMEDIES.get(code))
     if code == sqlite3.SQLITE_READONLY:
         return StoreReadOnlyError(said)
     if found := _SQLITE_MISSING_TABLE.search(text):
         return MissingTableError(f"{doing} failed: there is no table {found[1]}", table=found[1])
+    if code == sqlite3.SQLITE_NOTADB:
+        return ConfigurationError(said, remedy=_CORRECT_URL)
     if _SQLITE_MISSING_COLUMN.search(text):
         return ConfigurationError(said, remedy=_ADD_COLUMN)
     return StoreError(said)
@@ -138,6 +159,8 @@ def _server_error(error: DBAPIError, doing: str) -> EventSealError:
     state, text = sqlstate(error), _primary_message(error)
     said = f"{doing} failed: the database says: {text}"
     if state is None:
+        if _BAD_OPTION.search(text):
+            return ConfigurationError(said, remedy=_CORRECT_URL)
         unreachable = error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
         return StoreUnavailableError(said) if unreachable else StoreError(said)
     if state in _UNAVAILABLE or state[:2] in {_CONNECTION, _RESOURCES, _INTERVENTION}:
