@@ -210,10 +210,19 @@ def test_output_can_be_cut_short():
     assert "Traceback" not in done.stderr
 
 
+_HEEDING_INTERRUPTS = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 def test_an_interrupt_from_the_keyboard_exits_with_130(tmp_path):
     process("--yes", "init", "--kms-key", "local://dev.key", "--store-url", "sqlite:///shop.sqlite")
     os.mkfifo("pipe")
-    running = subprocess.Popen([EXECUTABLE, "inspect", "pipe"], stderr=subprocess.PIPE, text=True)
+    # Tests that run in the background hand down that interrupts are ignored.
+    command = [sys.executable, "-c", _HEEDING_INTERRUPTS, EXECUTABLE, "inspect", "pipe"]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     with Path("pipe").open("wb"):  # opens once the command waits on the other end
         running.send_signal(signal.SIGINT)
         assert running.wait(timeout=30) == 130
