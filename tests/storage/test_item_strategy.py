@@ -323,3 +323,15 @@ def test_of_racing_writers_one_gets_the_place(strategy, datastore):
         won = list(pool.map(race, range(6)))
     assert sum(won) == 1
     assert strategy.get_item(sequence_id, eq=0).data == b"%d" % won.index(True)
+
+
+@pytest.mark.parametrize("limit", [-1, -1000])
+def test_a_negative_limit_is_refused(strategy, limit):
+    with pytest.raises(ConfigurationError, match=f"limit is {limit}"):
+        strategy.get_items(uuid4(), limit=limit)
+
+
+@pytest.mark.parametrize("session", [None, "sqlite://"])
+def test_what_is_no_session_is_refused_at_once(session):
+    with pytest.raises(ConfigurationError, match=type(session).__name__):
+        SQLAlchemyActiveRecordStrategy(IntegerSequencedItemRecord, session)

@@ -60,7 +60,12 @@ class ActiveRecordStrategy(Protocol):
         query_ascending: bool = True,
         results_ascending: bool = True,
     ) -> list[Any]:
-        """Read items of a stream."""
+        """
+        Read items of a stream.
+
+        Raises:
+            ConfigurationError: The limit is negative.
+        """
         ...
 
     def all_items(self, *, page_size: int = PAGE_SIZE) -> Iterator[Any]:

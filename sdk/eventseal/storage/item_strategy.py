@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import scoped_session
+from sqlalchemy.orm import Session, scoped_session
 
-from eventseal.errors import ItemNotFoundError
+from eventseal.errors import ConfigurationError, ItemNotFoundError
 from eventseal.items.item import SequencedItem
 from eventseal.storage.faults import is_transient, translated
 from eventseal.storage.item_appends import ItemAppends
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Select
     from sqlalchemy.engine import Row
-    from sqlalchemy.orm import Session
 
 
 class SQLAlchemyActiveRecordStrategy:
@@ -33,7 +32,8 @@ class SQLAlchemyActiveRecordStrategy:
             position, the topic and the data; ``key_id`` and other fields are found by name.
 
     Raises:
-        ConfigurationError: The two classes do not fit, or a column cannot hold an item's place exactly.
+        ConfigurationError: The two classes do not fit, a column cannot hold an item's place exactly, or the
+            session is none.
     """
 
     def __init__(
@@ -43,6 +43,11 @@ class SQLAlchemyActiveRecordStrategy:
         *,
         sequenced_item_class: type[Any] = SequencedItem,
     ) -> None:
+        if not isinstance(session, scoped_session | Session):
+            raise ConfigurationError(
+                f"the session is a {type(session).__name__}, not a session of SQLAlchemy",
+                remedy="Give the strategy datastore.session.",
+            )
         self.active_record_class = active_record_class
         self.sequenced_item_class = sequenced_item_class
         self.session = session
@@ -112,7 +117,15 @@ class SQLAlchemyActiveRecordStrategy:
             limit: At most so many: the first, or the last if *query_ascending* is false.
             query_ascending: From which end the limit counts.
             results_ascending: In which order they are given.
+
+        Raises:
+            ConfigurationError: The limit is negative.
         """
+        if limit is not None and limit < 0:
+            raise ConfigurationError(
+                f"limit is {limit}; it must be 0 or more",
+                remedy="Leave it out for all items; query_ascending=False counts from the end.",
+            )
         position = self._columns.position
         bounds = [
             compare(bound)

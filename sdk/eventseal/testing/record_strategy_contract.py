@@ -22,7 +22,12 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from eventseal.errors import ItemNotFoundError, SequencedItemConflictError, SerializationError
+from eventseal.errors import (
+    ConfigurationError,
+    ItemNotFoundError,
+    SequencedItemConflictError,
+    SerializationError,
+)
 from eventseal.items.item import SequencedItem
 
 if TYPE_CHECKING:
@@ -135,6 +140,11 @@ class RecordStrategyContract:
         stream = uuid4()
         strategy.append([_item(uuid4(), 0), *(_item(stream, n) for n in range(5))])
         assert [item.position for item in strategy.get_items(stream, **bounds)] == positions
+
+    def test_a_negative_limit_is_refused(self, strategy: ActiveRecordStrategy) -> None:
+        """SQLite would read all items, and PostgreSQL refuse."""
+        with pytest.raises(ConfigurationError):
+            strategy.get_items(uuid4(), limit=-1)
 
     @pytest.mark.parametrize("page_size", [1, 2, 3, 100])
     def test_all_items_come_once_and_in_order_within_a_sequence(
