@@ -124,8 +124,9 @@ def test_bytes_of_any_kind_are_read():
 
 @pytest.mark.parametrize("data", ["text", None, 3])
 def test_data_that_are_no_bytes_are_refused(data):
-    with pytest.raises(SerializationError, match="data are bytes"):
+    with pytest.raises(SerializationError, match="data are bytes") as refused:
         ItemFields(SequencedItem).read(SequencedItem("s", 1, "t", data))
+    assert "as bytes" in refused.value.remedy
 
 
 def test_a_topic_that_is_no_text_is_refused():

@@ -500,6 +500,37 @@ def test_a_key_id_beside_what_is_no_envelope_says_that_it_was_one(data, error):
         assert type(refused(static(always_encrypt=always_encrypt), item)) is error
 
 
+def test_plain_bytes_beside_a_key_id_say_that_the_row_was_edited():
+    key_id = uuid4()
+    error = refused(static(), SequencedItem(uuid4(), 0, topic_of(Placed), b'{"customer":"Ada King"}', key_id))
+
+    assert type(error) is UnknownFormatError
+    assert f"yet its row says that key {key_id} sealed it" in str(error)
+    assert "the row was edited, or the key id does not belong to it" in error.remedy
+    assert error.offset == 0
+    assert "customer" not in str(error)
+
+
+@pytest.mark.parametrize("mapper", [static(), SequencedItemMapper()], ids=["sealed", "plain"])
+@pytest.mark.parametrize("data", ["text", None, 3])
+def test_a_sealed_item_whose_data_are_no_bytes_any_more_was_changed(mapper, data):
+    item = static().to_sequenced_item(Placed(uuid4(), 3))
+
+    error = refused(mapper, item._replace(data=data))
+    assert type(error) is IntegrityError
+    assert str(error) == OPAQUE_INTEGRITY_MESSAGE
+    assert (error.sequence_id, error.position) == (item.sequence_id, 3)
+
+
+@pytest.mark.parametrize("item", ["abc", None, (1, 2, 3, 4), {"data": b""}])
+def test_what_is_no_item_is_refused_by_the_name_of_the_item_class(item):
+    error = refused(static(), item)
+
+    assert type(error) is SerializationError
+    assert type(item).__name__ in str(error)
+    assert "SequencedItem" in error.remedy
+
+
 def test_plain_items_are_read_beside_sealed_ones_where_it_is_allowed():
     mapper = static(always_encrypt=False)
     event = Placed(uuid4(), 0)

@@ -7,11 +7,18 @@ from dataclasses import is_dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eventseal.errors import ConfigurationError, SerializationError
+from eventseal.errors import (
+    OPAQUE_INTEGRITY_MESSAGE,
+    ConfigurationError,
+    IntegrityError,
+    SerializationError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from uuid import UUID
+
+    from eventseal.errors import EventSealError
 
 KEY_ID = "key_id"
 _PLACES = 4
@@ -91,18 +98,37 @@ class ItemFields:
         Read an item.
 
         Raises:
-            SerializationError: Its topic is not text, or its data are not bytes.
+            SerializationError: It is no item, its topic is not text, or its data are not bytes.
+            IntegrityError: Its data are not bytes, though it names the key that sealed it.
         """
-        stored = StoredItem(*self._read(item))
+        try:
+            stored = StoredItem(*self._read(item))
+        except AttributeError:
+            expected = self._item_class.__qualname__
+            raise SerializationError(
+                f"{type(item).__name__} is no item class of this mapper, which reads {expected}",
+                remedy=f"Give the mapper {expected} items, or another sequenced_item_class.",
+            ) from None
         data: Any = stored.data
         if type(data) is not bytes:
             if not isinstance(data, bytearray | memoryview):
-                raise SerializationError(f"an item's data are bytes, not {type(data).__name__}")
+                raise _not_bytes(stored)
             stored = stored._replace(data=bytes(data))
         topic: Any = stored.topic
         if type(topic) is not str:
             raise SerializationError(f"an item's topic is text, not {type(topic).__name__}")
         return stored
+
+
+def _not_bytes(stored: StoredItem) -> EventSealError:
+    place = {"sequence_id": stored.sequence_id, "position": stored.position}
+    if stored.key_id is not None:
+        return IntegrityError(OPAQUE_INTEGRITY_MESSAGE, **place)
+    return SerializationError(
+        f"an item's data are bytes, not {type(stored.data).__name__}",
+        remedy="Store the data as bytes; SQLite keeps text in a binary column as text.",
+        **place,
+    )
 
 
 def field_names(item_class: type[Any]) -> tuple[str, ...]:

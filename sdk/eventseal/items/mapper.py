@@ -135,7 +135,8 @@ class SequencedItemMapper:
         Raises:
             IntegrityError: An item is not what was sealed at this place, or another scope's key sealed it.
             EncryptionRequiredError: An item is in plain where encryption is required.
-            SerializationError: An item's topic or data cannot be read.
+            SerializationError: An item's topic or data cannot be read, or it is none of the item class.
+            UnknownFormatError: An item's data are no envelope, though it names the key that sealed it.
             EventSealError: An item does not open; see ``AESCipher.open_many``.
         """
         stored = [self._fields.read(item) for item in items]
@@ -198,6 +199,12 @@ class SequencedItemMapper:
                 return self._plain_event(stored)
             if isinstance(outcome, KeyNotFoundError | KeyDestroyedError) and self._is_beside_another(stored):
                 raise IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
+            if isinstance(outcome, UnknownFormatError) and stored.key_id is not None:
+                raise UnknownFormatError(
+                    f"{outcome}; yet its row says that key {stored.key_id} sealed it",
+                    remedy=_NO_ENVELOPE,
+                    offset=outcome.offset,
+                )
             raise copy(outcome)  # it may be other items' outcome too
         except EventSealError as exc:
             exc.__dict__.update(sequence_id=stored.sequence_id, position=stored.position)
@@ -265,3 +272,7 @@ def _check_place(item: StoredItem) -> None:
 
 
 _KEY_ID = slice(3, HEADER_SIZE)
+_NO_ENVELOPE = (
+    "If a later release wrote the item, open it with that one. Else the row was edited, or the key id does "
+    "not belong to it: find out who changed the database, and restore the row from a backup."
+)
