@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.ciphers.modes import ECB
 from eventseal.cipher import AESCipher, ItemContext, Opened, inspect
 from eventseal.cipher.context import ItemBinder, canonical_position, canonical_sequence_id
 from eventseal.errors import IntegrityError, ItemTooLargeError, SerializationError, UnknownFormatError
+from eventseal.keys.branch_wrapping import branch_scope
 from eventseal.keys.data_key import DataKey
 from eventseal.keys.records import ChangeMark, KeyRecord
 from eventseal.keys.seals import Seals, binding_of
@@ -196,6 +197,13 @@ def test_bindings_and_seals():
                 seal=bytes.fromhex(mark["seal"]),
             )
         )
+
+
+def test_the_branches_of_scopes():
+    found = vectors("keys.json")["branches"]
+    assert len(found) == 8
+    for case in found:
+        assert branch_scope(case["application"], case["scope"], case["branches"]) == case["branch"]
 
 
 @pytest.mark.filterwarnings("ignore::eventseal_kms.local.DevelopmentKeyWarning")

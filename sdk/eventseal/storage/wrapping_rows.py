@@ -52,7 +52,9 @@ def add_wrappings(connection: Connection, add: Mapping[UUID, WrappedKey]) -> set
         if values:
             statement = insert_unless_there(connection, key_wrappings).values(created_at=DatabaseClock())
             connection.execute(statement, values)
-        stored = select(key_wrappings).where(key_wrappings.c.key_id.in_(chunk))
+        stored = select(key_wrappings.c.key_id, key_wrappings.c.wrapped).where(
+            key_wrappings.c.key_id.in_(chunk)
+        )
         held.update(
             row.key_id for row in connection.execute(stored) if row.wrapped == add[row.key_id].ciphertext
         )

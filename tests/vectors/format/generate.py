@@ -300,10 +300,20 @@ def keys_file() -> dict[str, Any]:
             {"key": key.hex(), "key_id": str(DATA_KEY_ID), "application": "shop", "purpose": "data",
              "scope": "tenant:acme", "binding": binding.hex()}
         ],
+        "branches": [
+            branch("shop", scope, branches)
+            for scope in ("subject:customer-42", "caf\u00e9") for branches in (1, 16, 1000, 4096)
+        ],
         "store_key": {"key": store_key.hex(), "key_id": str(OTHER_KEY_ID)},
         "rows": [{**facts, "seal": row_seal(store_key, facts).hex()} for facts in (row, row | gone)],
         "marks": [mark(store_key, counter, ids[:counter]) for counter in (0, 1, 2)],
     }  # fmt: skip
+
+
+def branch(application: str, scope: str, branches: int) -> dict[str, Any]:
+    digest = sha512(lp(application.encode(), scope.encode())).digest()
+    facts = {"application": application, "scope": scope, "branches": branches}
+    return {**facts, "branch": f"branch:{int.from_bytes(digest, 'big') % branches}"}
 
 
 def row_seal(store_key: bytes, row: dict[str, Any]) -> bytes:
