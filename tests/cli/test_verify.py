@@ -81,6 +81,32 @@ def test_many_failures_are_cut_short_for_people(run, run_json, store, query):
     assert len(run_json("verify", exits=1)["failures"]) == 30
 
 
+def test_another_kek_is_named_with_what_to_do_once_and_in_json_by_class_only(
+    run, run_json, store, query, monkeypatch
+):
+    store(3)
+    (kek,) = {key["wrapped_by"][0] for key in run_json("keys")["keys"]}
+    LocalKmsAdapter.create("other.key")
+    monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://other.key")
+    shown = run("verify", exits=1).stdout
+    assert "KekNotConfiguredError: encryption_keys key_id=" in shown
+    assert shown.count(f"wrapped under {kek}") == 1
+    assert shown.count("remedy: Add the KEK to kms=") == 1
+    failures = run_json("verify", exits=1)["failures"]
+    assert {tuple(failure) for failure in failures} == {("table", "row", "key_id", "error")}
+
+
+def test_a_class_of_failures_behind_many_others_is_shown_and_explained(run, store, query):
+    store(30)
+    query("UPDATE integer_sequenced_items SET topic = 'x'")
+    query("UPDATE integer_sequenced_items SET data = CAST('{}' AS BLOB) WHERE position = 29")
+    shown = run("verify", exits=1).stdout
+    assert shown.count("IntegrityError") == 20
+    assert shown.count("the item does not authenticate") == 1
+    assert f"UnknownFormatError: {ITEMS}" in shown
+    assert "and 9 more" in shown
+
+
 def test_tables_and_samples_can_be_asked_for(run, run_json, store):
     store(200)
     assert set(run_json("verify", "--table", "snapshots")["by_table"]) == {"snapshots"}

@@ -17,7 +17,7 @@ from eventseal.rotation import verify as verify_store
 from eventseal.rotation.verify import OUTCOMES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from eventseal.rotation import Failure, JobResult
 
@@ -105,13 +105,26 @@ def _print(result: JobResult) -> None:
         for table, counts in result.by_table.items()
     ]
     print_columns(heading, rows, numbers=frozenset(heading[1:]))
-    for failure in result.failures[:_SHOWN_FAILURES]:
-        typer.echo(printable(_line(failure)))
-    unseen = len(result.failures) - _SHOWN_FAILURES
-    if unseen > 0:
-        typer.echo(f"and {unseen:,} more; --json lists up to 1,000")
+    _print_failures(result.failures)
     keys = f"under {len(result.by_key):,} keys"
     typer.echo(f"{result.done:,} items opened {keys} in {result.seconds:.1f} s, {result.failed:,} failed")
+
+
+def _print_failures(failures: Sequence[Failure]) -> None:
+    """Show the first failures, and the first of each class with what it means."""
+    explained: set[str] = set()
+    unseen = 0
+    for number, failure in enumerate(failures):
+        is_first = failure.error not in explained
+        if number >= _SHOWN_FAILURES and not is_first:
+            unseen += 1
+            continue
+        typer.echo(printable(_line(failure)))
+        if is_first:
+            explained.add(failure.error)
+            typer.echo(f"  {printable(failure.message)}\n  remedy: {printable(failure.remedy)}")
+    if unseen:
+        typer.echo(f"and {unseen:,} more; --json lists up to 1,000")
 
 
 def _line(failure: Failure) -> str:

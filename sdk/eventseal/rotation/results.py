@@ -23,12 +23,16 @@ class Failure:
         row: Its primary key, by the names of an item's fields.
         key_id: The key that the row names, if any.
         error: The error's class.
+        message: What the error says, for people; JSON leaves it out.
+        remedy: What a person does next; JSON leaves it out.
     """
 
     table: str
     row: Mapping[str, str]
     key_id: UUID | None
     error: str
+    message: str
+    remedy: str
 
     def to_json(self) -> dict[str, Any]:
         """Give it as JSON has it."""

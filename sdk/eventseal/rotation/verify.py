@@ -186,7 +186,16 @@ class _Verification:
     def _fail(self, table: str, row: dict[str, str], key_id: UUID | None, error: EventSealError) -> None:
         self._by_table.setdefault(table, Counter())["failed"] += 1
         if len(self._failures) < MAX_FAILURES:
-            self._failures.append(Failure(table=table, row=row, key_id=key_id, error=type(error).__name__))
+            self._failures.append(
+                Failure(
+                    table=table,
+                    row=row,
+                    key_id=key_id,
+                    error=type(error).__name__,
+                    message=str(error),
+                    remedy=error.remedy,
+                )
+            )
 
 
 def _raise_outage(error: EventSealError) -> None:
