@@ -109,6 +109,10 @@ class InMemoryKeyStore:
                 if record.state is not KeyState.DESTROYED
             ):
                 return []
+            if any(
+                self._slots.get(_slot(record), record.key_id) not in given for record in _holding(records)
+            ):
+                return []
             mark = next_mark(self._marks[application])
             for record in records:
                 self._move(record, mark)
@@ -238,6 +242,10 @@ def _timed(record: KeyRecord, now: datetime) -> KeyRecord:
             return replace(record, destroyed_at=now)
         case _:
             return record
+
+
+def _holding(records: Sequence[KeyRecord]) -> list[KeyRecord]:
+    return [record for record in records if record.active_scope is not None]
 
 
 def _slot(record: KeyRecord) -> tuple[str, KeyPurpose, str]:

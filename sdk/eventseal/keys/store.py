@@ -92,7 +92,8 @@ class KeyStore(Protocol):
             whole_scope: If given, nothing is done while a live key of this scope is not among *records*.
 
         Returns:
-            The records as stored, or an empty list if a version had moved, or a live key was left out.
+            The records as stored, or an empty list if a version had moved, a live key was left out, or
+            another key holds a slot that one of *records* is to hold.
         """
         ...
 

@@ -55,6 +55,19 @@ class StatesContract(KeyStoreFixtures):
         assert store.replace_active(record, closed, rotation, next_mark=refuse_mark) == stored
         assert store.get([late.key_id, rotation.key_id]) == {}
 
+    def test_a_tombstone_takes_no_slot_that_another_key_holds(
+        self, store: KeyStore, application: str
+    ) -> None:
+        first = store.add_active([make_record(application, "a")])["a"]
+        closed = moved(first, KeyState.DEACTIVATED)
+        second = store.replace_active(first, closed, make_record(application, "a"), next_mark=next_mark)
+        tombstone = replace(
+            moved(closed, KeyState.DESTROYED, destroyed_by="shredded"), active_scope=first.scope
+        )
+        assert store.set_states([tombstone], next_mark=next_mark) == []
+        assert store.active(application, ["a"]) == {"a": second}
+        assert store.get([first.key_id])[first.key_id].state is KeyState.DEACTIVATED
+
     def test_states_move_all_or_none(self, store: KeyStore, application: str) -> None:
         records = [store.add_active([make_record(application, scope)])[scope] for scope in ("a", "b")]
         stale = replace(moved(records[1], KeyState.DEACTIVATED), row_version=3)
