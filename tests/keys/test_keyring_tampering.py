@@ -56,6 +56,18 @@ def test_an_edited_application_is_an_error_that_names_both(keyring, new_keyring,
     assert (error.expected, error.found) == ("default", "other")
 
 
+@pytest.mark.parametrize("column", ["application", "state"])
+def test_a_row_that_cannot_be_read_is_named_with_its_column(keyring, new_keyring, store, column) -> None:
+    bad, good = sealing_key(keyring, "a"), sealing_key(keyring, "b")
+    stand_in = {"application": ""} if column == "application" else {"state": KeyState.DEACTIVATED}
+    store.edit(bad.key_id, unreadable=(column,), seal=b"", **stand_in)
+    ring = new_keyring()
+    assert isinstance(opened(ring, good.key_id), DataKey)
+    for error in (opened(ring, bad.key_id), ring.opening_keys([good.key_id, bad.key_id])[bad.key_id]):
+        assert isinstance(error, IntegrityError)
+        assert f"{bad.key_id} was edited: its {column} cannot be read" in str(error)
+
+
 @pytest.mark.parametrize("by", ["retired", "shredded"])
 def test_an_erasure_cannot_be_forged(keyring, new_keyring, store, by: str) -> None:
     key = sealing_key(keyring)
