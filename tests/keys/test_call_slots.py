@@ -82,6 +82,29 @@ def test_who_is_interrupted_while_waiting_stands_in_nobodys_way() -> None:
         pass
 
 
+def test_who_is_interrupted_does_not_take_the_place_of_who_came_before() -> None:
+    slots = CallSlots(1)
+    wait_for = slots._condition.wait_for
+
+    def wait_or_be_interrupted(predicate, timeout=None):
+        if len(slots._queue) == 2:
+            raise KeyboardInterrupt
+        return wait_for(predicate, timeout)
+
+    with ThreadPoolExecutor(1) as pool, slots.taken(1):
+        entered, leave = threading.Event(), threading.Event()
+        leave.set()
+        slots._condition.wait_for = wait_or_be_interrupted
+        first = pool.submit(hold, slots, 1, entered, leave)
+        wait_for_queue(slots, 1)
+        (ticket,) = slots._queue
+        with pytest.raises(KeyboardInterrupt), slots.taken(1):
+            pass
+        assert list(slots._queue) == [ticket]
+    first.result(10)
+    assert entered.is_set()
+
+
 def test_a_call_that_fails_gives_its_slot_back() -> None:
     slots = CallSlots(1)
     for _ in range(3):

@@ -352,6 +352,19 @@ def test_data_keys_outlive_an_outage_as_long_as_their_branch_key(
     assert all(isinstance(key, DataKey) for key in keyring.opening_keys(ids).values())
 
 
+def test_a_data_key_made_late_outlives_an_outage_no_longer_than_its_branch_key(
+    new_keyring, store, kms, clock
+) -> None:
+    keyring, _ = load(new_keyring, store, kms)
+    clock.advance(TTL - 1)
+    late = keyring.sealing_keys({"late": 1})["late"].key_id
+    kms.fail_always()
+    clock.advance(GRACE)
+    assert isinstance(opened(keyring, late), DataKey)
+    clock.advance(1)
+    assert isinstance(opened(keyring, late), KmsUnavailableError)
+
+
 def test_new_scopes_are_served_in_an_outage_as_long_as_the_branch_key_is_held(
     new_keyring, store, kms, clock
 ) -> None:
@@ -478,7 +491,8 @@ def test_a_wrapping_that_names_nothing_is_refused(two, new_keyring, store, name)
     wrapped_under(store, first, f"branch:{str(branch).upper() if name == 'upper' else name}")
     error = refused(new_keyring, first)
     assert isinstance(error, IntegrityError)
-    assert str(first) in str(error)
+    assert f"key {first}" in str(error)
+    assert "the name of no branch key" in str(error)
 
 
 def test_a_branch_key_that_is_not_there_is_no_missing_data_key(two, new_keyring, store) -> None:
@@ -579,14 +593,14 @@ def test_a_closed_branch_makes_no_keys_and_leaves_the_others_alone(two, new_keyr
     assert len(store.data_records()) == 2 + len(of_branch["branch:1"])
 
 
-def test_a_kms_that_says_no_is_each_keys_outcome(two, new_keyring, kms) -> None:
-    ids, _ = two
+def test_a_kms_that_says_no_is_each_keys_outcome(new_keyring, kms) -> None:
+    ids = made(new_keyring(branches=2), 20)
     keyring = new_keyring()
     keyring.refresh()
     kms.deny()
     found = keyring.opening_keys(ids)
     assert {type(outcome) for outcome in found.values()} == {KmsForbiddenError}
-    assert len({id(outcome) for outcome in found.values()}) == 2
+    assert len({id(outcome) for outcome in found.values()}) == 20
 
 
 # --- rotation ---
@@ -661,3 +675,14 @@ def test_a_closed_keyring_holds_no_branch_key(branched) -> None:
     branched.close()
     assert all(key.closed for key in keys)
     assert len(keys) == 4
+
+
+def test_a_forked_child_starts_without_the_parents_branch_keys(branched, kms) -> None:
+    ids = made(branched, 20)
+    keys = [cached.key for cached in branched._memory.of(KeyPurpose.BRANCH).keys.values()]
+    kms.calls.clear()
+    branched.renew_in_child()
+    assert all(key.closed for key in keys)
+    assert not branched._memory.of(KeyPurpose.BRANCH).keys
+    assert all(isinstance(key, DataKey) for key in branched.opening_keys(ids).values())
+    assert kms.count("unwrap") == 5

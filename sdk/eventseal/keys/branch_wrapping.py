@@ -16,7 +16,7 @@ from eventseal.keys.data_key import material_of
 from eventseal.keys.handles import unwrapped_key
 from eventseal.kms.adapter import WrappedKey
 from eventseal.suites.cbc_hmac import A256CBC_HS512, open_many, seal_many
-from eventseal.suites.envelope import CompressionId, build_header, envelope_problem
+from eventseal.suites.envelope import CompressionId, build_header
 from eventseal.suites.framing import length_prefixed
 
 if TYPE_CHECKING:
@@ -103,20 +103,17 @@ def unwrap_under(
         KeyNotFoundError: The branch key's handle was closed meanwhile.
     """
     header = build_header(A256CBC_HS512.id, CompressionId.NONE, branch.key_id)
-    whole = [
-        wrapped.ciphertext.startswith(header) and envelope_problem(wrapped.ciphertext) is None
-        for _, wrapped in addressed
-    ]
+    fitting = [wrapped.ciphertext.startswith(header) for _, wrapped in addressed]
     bodies = [
         (wrapped.ciphertext[len(header) :], header + _bound(record))
-        for (record, wrapped), is_whole in zip(addressed, whole, strict=True)
-        if is_whole
+        for (record, wrapped), fits in zip(addressed, fitting, strict=True)
+        if fits
     ]
     opened = iter(open_many(branch.wrapping_pool(), bodies))
     giver = f"branch key {branch.key_id}"
     return [
-        _opened(next(opened), record, giver) if is_whole else _changed(record, giver)
-        for (record, _), is_whole in zip(addressed, whole, strict=True)
+        _opened(next(opened), record, giver) if fits else _changed(record, giver)
+        for (record, _), fits in zip(addressed, fitting, strict=True)
     ]
 
 
