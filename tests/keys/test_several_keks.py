@@ -80,6 +80,24 @@ def test_below_the_quorum_nothing_is_written(new_keyring, store, keks, quorum, a
     assert keyring.counters.missing_wrappings == 0
 
 
+@pytest.mark.parametrize("said_no", [0, 1])
+@pytest.mark.parametrize("fault", ["deny", "disable"])
+@pytest.mark.parametrize("branches", [None, 2])
+def test_an_outage_that_breaks_the_quorum_is_told_before_what_another_kek_says(
+    new_keyring, store, keks, said_no, fault, branches
+) -> None:
+    pair = keks[:2]
+    keyring = new_keyring(kms=pair, wrap_quorum=1, branches=branches)
+    keyring.prepare(["warm"])
+    getattr(pair[said_no], fault)()
+    pair[1 - said_no].fail_always()
+    with pytest.raises(KmsUnavailableError) as caught:
+        keyring.prepare([str(number) for number in range(9)])
+    assert isinstance(caught.value.__cause__, FAULTS[fault]) == (said_no == 1)
+    pair[1 - said_no].recover()
+    sealing_key(keyring, "mended")
+
+
 def test_by_default_every_kek_must_wrap(new_keyring, store, keks) -> None:
     keks[2].fail_always()
     with pytest.raises(KmsUnavailableError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eventseal.errors import EventSealError, KmsError
+from eventseal.errors import EventSealError, KmsError, KmsUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +34,7 @@ class NewKeys:
         self._spare = spare
         self._wrappings: list[list[WrappedKey]] = [[] for _ in range(count)]
         self._missed = [0] * count
+        self._outages: list[KmsUnavailableError | None] = [None] * count
 
     def take(self, outcomes: Sequence[WrappedKey | EventSealError]) -> KmsError | None:
         """
@@ -43,7 +44,8 @@ class NewKeys:
             Why a wrapping is missing, if one is and all keys can still have enough.
 
         Raises:
-            KmsError: Some key cannot have enough wrappings any more.
+            KmsError: Some key cannot have enough wrappings any more; if there was an outage, that: its end
+                would mend it, whatever another KEK said.
             EventSealError: Something else than the KMS failed.
         """
         failure = None
@@ -53,10 +55,21 @@ class NewKeys:
                 continue
             self._missed[index] += 1
             self.missing += 1
-            if not isinstance(outcome, KmsError) or self._missed[index] > self._spare:
+            if not isinstance(outcome, KmsError):
                 raise outcome
+            if self._missed[index] > self._spare:
+                raise self._decisive(index, outcome)
+            if isinstance(outcome, KmsUnavailableError):
+                self._outages[index] = outcome
             failure = outcome
         return failure
+
+    def _decisive(self, index: int, last: KmsError) -> KmsError:
+        outage = self._outages[index]
+        if outage is None or isinstance(last, KmsUnavailableError):
+            return last
+        outage.__cause__ = last
+        return outage
 
     def has_quorum(self) -> bool:
         """Whether every key has as many wrappings as it needs."""
