@@ -359,3 +359,15 @@ def test_a_foreign_id_in_the_listing_is_refused(keyring, new_keyring, store) -> 
 
     store.changes = listing
     assert isinstance(opened(new_keyring(), uuid4()), IntegrityError)
+
+
+def test_a_wrapping_that_names_no_branch_key_is_told_with_the_key_that_it_wraps(new_keyring, store) -> None:
+    """The key it names may be in order: who reads of it alone looks for the fault in the wrong row."""
+    keyring = new_keyring(branches=1)
+    edited, named = (keyring.sealing_keys({scope: 1})[scope].key_id for scope in ("a", "b"))
+    (wrapped,) = store.record(edited).wrappings
+    store.edit(edited, wrappings=(replace(wrapped, kek_uri=f"branch:{named}"),))
+    error = new_keyring().opening_keys([edited])[edited]
+    assert isinstance(error, IntegrityError)
+    assert str(error).startswith(f"key {edited} is wrapped under branch key {named}: ")
+    assert "key tables" in error.remedy

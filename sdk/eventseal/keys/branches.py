@@ -141,6 +141,9 @@ def _refusal(error: EventSealError, branch_id: UUID, record: KeyRecord) -> Event
     if isinstance(error, KeyNotFoundError | WrongApplicationError):
         # Neither is a fact about the item's own key: its row was found, and is this application's.
         return IntegrityError(f"{wrapped}: {error}", remedy=_REMEDY, key_id=record.key_id)
+    if isinstance(error, IntegrityError):  # of the branch key's row, or of what the wrapping names instead
+        key_id = getattr(error, "key_id", branch_id)
+        return IntegrityError(f"{wrapped}: {error}", remedy=error.remedy, key_id=key_id)
     return copied(error)
 
 

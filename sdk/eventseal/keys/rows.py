@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from eventseal.keys.seals import Seals
 
 _MISUSE = {KeyPurpose.DATA: "seals and opens no items", KeyPurpose.BRANCH: "wraps no other keys"}
+_FOREIGN = "Do not use what names it: such a key cannot have sealed it."
 _REMEDY = "Find out who changed the key tables, and restore the key's row from a backup."
 
 
@@ -118,6 +119,6 @@ def _check_purpose(record: KeyRecord, purpose: KeyPurpose) -> None:
     if record.purpose is not purpose:
         raise IntegrityError(
             f"key {record.key_id} is of purpose {record.purpose}, and {_MISUSE[purpose]}",
-            remedy="Do not use what names it: such a key cannot have sealed it.",
+            remedy=_REMEDY if purpose is KeyPurpose.BRANCH else _FOREIGN,
             key_id=record.key_id,
         )
