@@ -108,7 +108,15 @@ def test_the_quorum_and_the_fallback_reach_the_keyring():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"branches": 0}, {"branches": 4097}, {"branches": "many"}, {"wrap_quorum": 0}, {"wrap_quorum": 2}],
+    [
+        {"branches": 0},
+        {"branches": 4097},
+        {"branches": "many"},
+        {"branches": True},
+        {"wrap_quorum": 0},
+        {"wrap_quorum": 2},
+        {"wrap_quorum": True},
+    ],
     ids=str,
 )
 def test_a_number_of_branches_or_keks_that_cannot_be_is_refused(key, wrong):

@@ -50,6 +50,12 @@ def _positive(value: timedelta | None) -> timedelta | None:
     return value
 
 
+def _not_a_boolean(value: object) -> object:
+    if isinstance(value, bool):  # pydantic would read true as 1: a quorum of one
+        raise ValueError("a number is needed, not true or false")  # noqa: TRY004 - what pydantic reports
+    return value
+
+
 def _listed(value: object) -> object:
     if isinstance(value, str):
         value = value.split(",")
@@ -80,6 +86,7 @@ PositiveDuration: TypeAlias = Annotated[timedelta, BeforeValidator(_duration), A
 DurationOrNever: TypeAlias = Annotated[
     timedelta | None, BeforeValidator(_duration_or_never), AfterValidator(_positive)
 ]
+WholeNumber: TypeAlias = Annotated[int, BeforeValidator(_not_a_boolean)]
 Texts: TypeAlias = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 
 
@@ -103,7 +110,7 @@ class Settings(BaseSettings):
         default=(),
         description="The KEK's key URI, or several: the first makes keys, all wrap them, any unwraps them.",
     )
-    wrap_quorum: Annotated[int | None, Field(ge=1)] = Field(
+    wrap_quorum: Annotated[WholeNumber | None, Field(ge=1)] = Field(
         default=None,
         description="How many of several KEKs must wrap a new key before it is used; not set: all.",
     )
@@ -111,7 +118,7 @@ class Settings(BaseSettings):
         default=False,
         description="Unwrap under the next KEK where one is unavailable, but never where one says no.",
     )
-    branches: Annotated[int | None, Field(ge=1, le=MOST_BRANCHES)] = Field(
+    branches: Annotated[WholeNumber | None, Field(ge=1, le=MOST_BRANCHES)] = Field(
         default=None,
         description="Branch keys that wrap new data keys, 1 to 4096; not set: the KEKs wrap each one.",
     )
@@ -140,7 +147,7 @@ class Settings(BaseSettings):
         default="zstd",
         description="How plaintext is compressed before it is sealed, where that makes it smaller.",
     )
-    max_plaintext: Annotated[ByteSize, Field(ge=1)] = Field(
+    max_plaintext: Annotated[ByteSize, BeforeValidator(_not_a_boolean), Field(ge=1)] = Field(
         default=ByteSize(2**24),
         description="Bytes that an item may have before it is sealed; a number, or one with a unit.",
     )
@@ -148,13 +155,13 @@ class Settings(BaseSettings):
         default=timedelta(days=90),
         description="Age at which a data key is replaced on the write path, or never.",
     )
-    rotation_max_items: Annotated[int, Field(ge=1, le=HARD_LIMIT)] = Field(
+    rotation_max_items: Annotated[WholeNumber, Field(ge=1, le=HARD_LIMIT)] = Field(
         default=2**28, description="Items after which a data key is replaced; at most 2**32."
     )
     cache_ttl: PositiveDuration = Field(
         default=timedelta(minutes=15), description="Time until a key in memory is unwrapped again."
     )
-    cache_max_keys: Annotated[int, Field(ge=1)] = Field(
+    cache_max_keys: Annotated[WholeNumber, Field(ge=1)] = Field(
         default=10_000, description="Unwrapped keys that a process holds at most."
     )
     cache_refresh_interval: PositiveDuration = Field(
