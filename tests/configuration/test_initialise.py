@@ -56,6 +56,29 @@ def fingerprint(folder: Path) -> dict[str, str]:
     return {"database": dump} | {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in names}
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_kek_listed_later_must_wrap_other_keks_keys(monkeypatch, dry_run):
+    """Else all looks well until a new key is made: the keys that are there need no wrapping under it."""
+    LocalKmsAdapter.create("other.key")
+    initialise(**OPTIONS)
+    several = OPTIONS | {"kms_key": ["local://dev.key", "local://other.key"]}
+    Path("eventseal.toml").unlink()
+    (other,) = {LocalKmsAdapter("other.key").uri}
+    wrap = LocalKmsAdapter.wrap
+
+    def denied(self, key, context):
+        if self.uri == other:
+            raise KmsForbiddenError("kms:Encrypt is denied", kek_uri=self.uri)
+        return wrap(self, key, context)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalKmsAdapter, "wrap", denied)
+        with pytest.raises(KmsForbiddenError, match="kms:Encrypt"):
+            initialise(**several, dry_run=dry_run)
+    Path("eventseal.toml").unlink(missing_ok=True)
+    assert "keys" not in changed(initialise(**several, dry_run=dry_run))
+
+
 def test_it_makes_everything_and_a_store_opens_on_it(tmp_path):
     steps = initialise(**OPTIONS)
     assert [step.name for step in steps] == ["settings", "kek", "kms", "columns", "tables", "keys"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from secrets import token_bytes
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from sqlalchemy import inspect
@@ -10,9 +11,11 @@ from sqlalchemy import inspect
 from eventseal.configuration.assembly import EventSeal, configured_keks
 from eventseal.configuration.stores import Stores
 from eventseal.errors import ConfigurationError, KmsForbiddenError, MissingTableError
+from eventseal.keys.key_ids import new_key_id
 from eventseal.keys.records import DEFAULT_SCOPE, STORE_SCOPE
 from eventseal.keys.states import KeyPurpose
 from eventseal.kms import SupportsCheck, adapter_from_uri
+from eventseal.kms.context import EncryptionContext
 from eventseal.kms.uri import adapter_class
 from eventseal.storage.item_columns import KEY_ID, sealed_columns
 from eventseal.storage.registry import OWN_TABLES
@@ -88,8 +91,8 @@ class InitSteps:
         missing = [] if has_store_key else self._missing_keks()
         yield from self._make_keks(missing)
         adapters = [] if missing and self._dry_run else self._adapters()
-        for adapter in adapters:
-            yield _checked(adapter, self._settings.application)
+        for number, adapter in enumerate(adapters):
+            yield _checked(adapter, self._settings.application, is_first=number == 0)
         yield self._add_columns()
         yield self._make_tables()
         yield self._make_keys(adapters, has_store_key=has_store_key)
@@ -184,7 +187,15 @@ def _table_names(connection: Connection) -> list[str]:
     return inspect(connection).get_table_names()
 
 
-def _checked(adapter: KmsAdapter, application: str) -> InitStep:
+def _checked(adapter: KmsAdapter, application: str, *, is_first: bool) -> InitStep:
+    """Ask a KEK what it grants, and have one that is not the first wrap a key, which is thrown away."""
+    step = _asked(adapter, application)
+    if not is_first:  # it may lack a permission that one KEK alone does not need, until the next new key
+        adapter.wrap(token_bytes(32), EncryptionContext(new_key_id(), str(KeyPurpose.DATA), application))
+    return step
+
+
+def _asked(adapter: KmsAdapter, application: str) -> InitStep:
     if not isinstance(adapter, SupportsCheck):
         return InitStep(
             name="kms", changed=False, detail=f"{adapter.uri}, which cannot be asked what it grants"
