@@ -136,6 +136,16 @@ class TestTheRegistry:
             assert {table.application for table in registered(connection, "shop")} == {None, "shop"}
             assert {table.application for table in registered(connection, "other")} == {None}
 
+    def test_a_table_that_another_process_registers_meanwhile_is_registered(self, datastore, monkeypatch):
+        from eventseal.storage import registry
+
+        with datastore.key_engine.begin() as connection:
+            there = registered(connection)
+            monkeypatch.setattr(registry, "registered", lambda connection: [])  # as read a moment before
+            register(connection, reversed(there))
+        with datastore.key_engine.connect() as connection:
+            assert registered(connection) == there
+
     def test_registering_again_replaces_what_it_says(self, datastore):
         changed = SealedTable(
             table="stored events",

@@ -7,7 +7,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import BINARY, CHAR, VARBINARY, LargeBinary, Uuid, delete, insert, inspect, select
+from sqlalchemy import BINARY, CHAR, VARBINARY, LargeBinary, Uuid, inspect, select
+from sqlalchemy.dialects import postgresql, sqlite
 
 from eventseal.errors import IntegrityError
 from eventseal.storage.item_columns import KEY_ID, ROLES, is_text
@@ -131,7 +132,8 @@ def register(connection: Connection, tables: Iterable[SealedTable]) -> None:
         tables: Any number.
     """
     known = registered(connection)
-    for table in tables:
+    # In one order, and as an upsert: other processes may register the same tables at this moment.
+    for table in sorted(tables, key=lambda table: (table.database, table.table)):
         if table in known:
             continue
         key = {
@@ -140,8 +142,13 @@ def register(connection: Connection, tables: Iterable[SealedTable]) -> None:
             "table_name": table.table,
         }
         columns = {role: [column.name, column.kind.value] for role, column in table.columns.items()}
-        connection.execute(delete(sealed_tables).filter_by(**key))
-        connection.execute(insert(sealed_tables), {**key, "collection": table.collection, "columns": columns})
+        said = {"collection": table.collection, "columns": columns}
+        insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+        connection.execute(
+            insert(sealed_tables)
+            .values(**key, **said)
+            .on_conflict_do_update(index_elements=list(key), set_=said)
+        )
 
 
 def registered(connection: Connection, application: str | None = None) -> list[SealedTable]:
