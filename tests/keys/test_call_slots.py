@@ -151,6 +151,23 @@ def test_the_calls_to_all_keks_share_the_slots() -> None:
             future.result(10)
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_wrapping_under_a_further_kek_takes_slots_too(size: int) -> None:
+    first, second = FakeKms(), FakeBatchKms()
+    keyring = Keyring([first, second], InMemoryKeyStore())
+    keyring.prepare(["warm"])
+    most = CALLS_IN_FLIGHT // size
+    with ThreadPoolExecutor(most + 5) as pool:
+        with second.hold():
+            batches = [[f"{number}:{n}" for n in range(size)] for number in range(most + 5)]
+            futures = [pool.submit(keyring.prepare, batch) for batch in batches]
+            second.wait_inside(most)
+            wait_for_queue(keyring._keks.calls._slots, 5)
+            assert second._inside == most
+        for future in futures:
+            future.result(10)
+
+
 def test_a_batch_counts_as_the_calls_that_it_may_make() -> None:
     kms, store = FakeBatchKms(), InMemoryKeyStore()
     ids = [key.key_id for key in Keyring(kms, store).sealing_keys({f"s:{n}": 1 for n in range(40)}).values()]

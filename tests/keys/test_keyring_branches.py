@@ -593,6 +593,43 @@ def test_a_closed_branch_makes_no_keys_and_leaves_the_others_alone(two, new_keyr
     assert len(store.data_records()) == 2 + len(of_branch["branch:1"])
 
 
+def test_a_closed_branch_is_no_fault_of_a_scope_that_another_thread_waits_for(
+    two, new_keyring, store, destroy
+) -> None:
+    _, (branch, _) = two
+    closed = next(f"n:{n}" for n in range(40) if branch_scope("default", f"n:{n}", 2) == "branch:0")
+    (existing,) = [
+        record.scope
+        for record in store.data_records()
+        if branch_scope("default", record.scope, 2) == "branch:1"
+    ]
+    destroy(branch, by="shredded", keep_slot=True)
+    keyring = new_keyring(branches=2)
+    keyring.refresh()
+    with ThreadPoolExecutor(2) as pool, store.gate("active") as gate:
+        both = pool.submit(keyring.prepare, [existing, closed])
+        gate.wait_reached()
+        waiting = pool.submit(keyring.sealing_keys, {existing: 1})
+        flight = keyring._sealer._flights._flights[existing]
+        while not flight.landed._cond._waiters:
+            threading.Event().wait(0.001)
+        gate.open()
+        assert isinstance(waiting.result(10)[existing], DataKey)
+        with pytest.raises(KeyDestroyedError):
+            both.result(10)
+
+
+def test_a_refresh_looks_for_an_absent_branch_key_again(two, new_keyring, store) -> None:
+    (first, _), (branch, _) = two
+    keyring = new_keyring()
+    row = store._records.pop(branch)
+    assert isinstance(opened(keyring, first), IntegrityError)
+    store._records[branch] = row
+    assert isinstance(opened(keyring, first), IntegrityError)  # not asked for again for a few seconds
+    keyring.refresh()
+    assert isinstance(opened(keyring, first), DataKey)
+
+
 def test_a_kms_that_says_no_is_each_keys_outcome(new_keyring, kms) -> None:
     ids = made(new_keyring(branches=2), 20)
     keyring = new_keyring()

@@ -157,6 +157,8 @@ def test_a_key_that_cannot_be_unwrapped_is_listed_and_the_rest_is_repaired(new_k
         bare: IntegrityError,
     }
     assert len(store.record(good).wrappings) == 3
+    asked = [key_id for kms in keks for call in kms.calls for key_id in call.key_ids]
+    assert asked.count(damaged) == 1 + 1  # when it was made, and once to repair it, under however many KEKs
     assert store.record(edited).wrappings == (store.record(edited).wrappings[0],)
 
 
@@ -204,12 +206,20 @@ def test_an_alias_is_known_by_what_its_wrappings_are_called(new_keyring, store, 
         def uri(self):
             return "fake://alias"
 
+        def wrap(self, key, context):
+            return replace(super().wrap(key, context), kek_version=None)  # AWS tells it of new keys only
+
     alias = Alias("two")
     prepare(new_keyring(kms=[keks[0], alias]), 30)
     assert uris(store) == {("fake://one", "fake://two")}
     alias.calls.clear()
     keyring = new_keyring(kms=[keks[0], alias])
+    for record in store.records():
+        versioned = [replace(w, kek_version="1") for w in record.wrappings]
+        store.edit(record.key_id, wrappings=tuple(versioned))
+    before = store.snapshot()
     assert keyring.repair() == Repair(keys=31)
+    assert store.snapshot() == before
     assert alias.count("wrap", "wrap_many") == 1
     store.edit(store.data_records()[0].key_id, wrappings=store.data_records()[0].wrappings[:1])
     assert keyring.repair().added == {"fake://two": 1}
