@@ -162,7 +162,7 @@ class Settings(BaseSettings):
         default=timedelta(minutes=15), description="Time until a key in memory is unwrapped again."
     )
     cache_max_keys: Annotated[WholeNumber, Field(ge=1)] = Field(
-        default=10_000, description="Unwrapped keys that a process holds at most."
+        default=10_000, description="Unwrapped data keys that a process holds at most."
     )
     cache_refresh_interval: PositiveDuration = Field(
         default=timedelta(seconds=60),

@@ -64,11 +64,12 @@ class Branches:
         """
         if self._count is None:
             return self._keks.generate(records)
+        scopes = [branch_scope(record.application, record.scope, self._count) for record in records]
+        branches = self._sealer.keys(dict.fromkeys(scopes, 0), make=True)
         keys = [random_key(record) for record in records]
         by_branch: dict[str, list[DataKey]] = {}
-        for key in keys:
-            by_branch.setdefault(branch_scope(key.application, key.scope, self._count), []).append(key)
-        branches = self._sealer.keys(dict.fromkeys(by_branch, 0), make=True)
+        for scope, key in zip(scopes, keys, strict=True):
+            by_branch.setdefault(scope, []).append(key)
         wrapped: dict[UUID, WrappedKey] = {}
         for scope, of_branch in by_branch.items():
             wrappings = self._wrapped(scope, branches[scope], of_branch)

@@ -38,7 +38,7 @@ class CachePolicy:
     How long a process uses what it knows of keys. No safety rests on these times: the fence keeps items.
 
     Args:
-        max_keys: Unwrapped keys held at most, at least 1.
+        max_keys: Unwrapped data keys held at most, at least 1; branch keys are held apart.
         ttl: Seconds until a key is unwrapped again.
         refresh_interval: Seconds; a state confirmed longer ago neither seals nor opens. The interval that the
             key store holds for all processes wins if it is smaller.
