@@ -219,3 +219,51 @@ def test_a_key_of_16_or_24_bytes_is_hidden_as_well() -> None:
             state=KeyState.ACTIVE,
         )
         assert not leaks(repr(key))
+
+
+def test_no_frame_of_a_failed_call_under_branches_holds_a_key() -> None:
+    kms, errors = FakeKms(), []
+    for operation in ("add_active", "get", "put_wrappings"):
+        store = InMemoryKeyStore()
+        keyring = Keyring(kms, store, branches=2)
+        key_id = keyring.sealing_keys({"a": 1})["a"].key_id
+
+        def fail(*args, **options):
+            raise StoreUnavailableError("broken")
+
+        setattr(store, operation, fail)
+        for use in (
+            lambda keyring=keyring: keyring.prepare(["b", "c", "d"]),
+            lambda store=store, key_id=key_id: Keyring(kms, store).opening_keys([key_id]),
+            lambda store=store: Keyring([kms, FakeKms()], store).repair(),
+        ):
+            try:
+                use()
+            except EventSealError as error:
+                errors.append(error)
+    store = InMemoryKeyStore()
+    keyring = Keyring(kms, store, branches=1)
+    keyring.prepare(["a"])
+    (branch,) = keyring._memory.of(KeyPurpose.BRANCH).keys.values()
+    stale = branch.key
+    stale.close()
+    keyring._branch_keys.sealer.keys = lambda scopes, make: dict.fromkeys(scopes, stale)
+    with pytest.raises(EventSealError) as caught:
+        keyring.prepare(["b"])
+    errors.append(caught.value)
+    assert len(errors) == 4
+    for error in errors:
+        assert not leaks(own_frames(error))
+        assert not leaks(pickle.dumps(error))
+        assert not leaks(f"{error!r} {vars(error)}")
+
+
+def test_a_branch_key_shows_no_bytes_and_holds_none_once_closed() -> None:
+    keyring = Keyring(FakeKms(), InMemoryKeyStore(), branches=1)
+    keyring.prepare(["a"])
+    (branch,) = keyring._memory.of(KeyPurpose.BRANCH).keys.values()
+    assert not leaks(f"{branch!r} {branch.key!r} {keyring._memory.of(KeyPurpose.BRANCH)!r}")
+    pool = branch.key.wrapping_pool()
+    keyring.close()
+    assert bytes(branch.key._material) == bytes(32)
+    assert pool.closed
