@@ -164,6 +164,12 @@ def test_what_is_wrong_is_told_before_anything_is_written(tmp_path, wrong):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_quorum_of_more_keks_than_are_listed_is_told_before_anything_is_written(tmp_path):
+    with pytest.raises(ConfigurationError, match="wrap_quorum is 2, but kms_key lists 1"):
+        initialise(**OPTIONS, wrap_quorum="2")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_a_kek_it_makes_none(tmp_path):
     with pytest.raises(ConfigurationError, match="no KEK is configured"):
         initialise(store_url="sqlite:///shop.sqlite")

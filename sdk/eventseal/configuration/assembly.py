@@ -110,10 +110,15 @@ def configured_keks(settings: Settings) -> tuple[str, ...]:
     Give the URIs of the configured KEKs, in order.
 
     Raises:
-        ConfigurationError: There is none.
+        ConfigurationError: There is none, or fewer than ``wrap_quorum``.
     """
     if not settings.kms_key:
         raise ConfigurationError("no KEK is configured: kms_key is missing", remedy=_NO_KEK)
+    if settings.wrap_quorum is not None and settings.wrap_quorum > len(settings.kms_key):
+        raise ConfigurationError(
+            f"wrap_quorum is {settings.wrap_quorum}, but kms_key lists {len(settings.kms_key)}",
+            remedy="List as many KEKs in kms_key, or leave wrap_quorum out: then every KEK wraps every key.",
+        )
     return settings.kms_key
 
 
