@@ -577,3 +577,23 @@ def _outcome(future: Future) -> object:
         return future.result(10)
     except (EventSealError, KeyboardInterrupt) as error:
         return error
+
+
+def test_a_key_that_is_kept_while_a_refresh_reads_is_read_again(
+    new_keyring, store, destroy, monkeypatch
+) -> None:
+    """A refresh asks for the keys that are held; one that comes in meanwhile is not in its answer."""
+    (key,) = new_keyring().sealing_keys({"a": 1}).values()
+    keyring = new_keyring()
+    keyring.sealing_keys({"b": 1})
+    read = type(store).changes
+
+    def changes(self, *arguments):
+        monkeypatch.undo()
+        assert opened(keyring, key.key_id).state == "active"
+        destroy(key.key_id, by="shredded", keep_slot=True)
+        return read(self, *arguments)
+
+    monkeypatch.setattr(type(store), "changes", changes)
+    keyring.refresh()
+    assert isinstance(opened(keyring, key.key_id), KeyDestroyedError)

@@ -15,6 +15,7 @@ from eventseal.keys.known_states import KnownStates
 from eventseal.keys.states import KeyPurpose, KeyState
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from uuid import UUID
 
     from eventseal.keys.confirmation import Confirmation
@@ -86,7 +87,7 @@ class Memory:
         with self._lock:
             return self._known.counter, [*self.keys, *self._branches], self._known.moment()
 
-    def learn(self, changes: Changes, seals: Seals, since: Moment) -> None:
+    def learn(self, changes: Changes, seals: Seals, since: Moment, asked: Collection[UUID]) -> None:
         """
         Take over what a refresh read; called by one thread at a time.
 
@@ -94,6 +95,7 @@ class Memory:
             changes: As read after *since*.
             seals: Check the mark and the rows.
             since: The moment before the query.
+            asked: The ids that were held then. What was kept since is not among *changes*: it is read again.
 
         Raises:
             IntegrityError: The mark or the listing is not what a keyring sealed, or earlier than one seen.
@@ -109,6 +111,9 @@ class Memory:
         with self._lock:
             for record in changes.records:
                 self._learn_row(record, seals, since)
+            for cache in self._caches.values():
+                for key_id in cache.keys.keys() - set(asked):
+                    cache.drop(key_id, close=False)
             self._known.move(mark, revoked, set_hash)
 
     def check_mark(self, mark: ChangeMark, since: Moment) -> None:

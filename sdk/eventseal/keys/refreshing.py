@@ -100,5 +100,5 @@ class Refresher:
                 f"application {application!r} has a change mark but no store key: somebody deleted it",
                 remedy="Find out who changed the key tables, and restore the store key from a backup.",
             )
-        self._memory.learn(changes, seals, since)
+        self._memory.learn(changes, seals, since, held)
         self._confirmation.confirm(began, interval=changes.refresh_interval, store_time=changes.now)
