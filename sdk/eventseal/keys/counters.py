@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from uuid import UUID
 
-    from eventseal.keys.records import ChangeMark, Changes, KeyRecord, NextMark
+    from eventseal.keys.records import ChangeMark, Changes, KekUse, KeyRecord, NextMark
     from eventseal.keys.states import KeyPurpose
     from eventseal.keys.store import KeyStore
     from eventseal.kms.adapter import WrappedKey
@@ -26,7 +26,7 @@ class KeyringCounters:
             with several threads it may come out a little low.
         misses: Keys that were not.
         missing_wrappings: Wrappings that new keys were stored without, as the quorum allows;
-            :meth:`eventseal.keys.Keyring.repair` adds them.
+            :meth:`eventseal.keys.Keyring.rewrap` adds them.
     """
 
     __slots__ = ("_lock", "hits", "kms_calls", "misses", "missing_wrappings", "store_queries")
@@ -104,10 +104,27 @@ class CountedStore:
         self._counters.count_store_query()
         return self._store.set_states(records, next_mark=next_mark)
 
-    def put_wrappings(self, add: Mapping[UUID, WrappedKey]) -> set[UUID]:
+    def put_wrappings(self, add: Mapping[UUID, WrappedKey], *, verified: bool = False) -> set[UUID]:
         """Add a wrapping to each key that misses it."""
         self._counters.count_store_query()
-        return self._store.put_wrappings(add)
+        return self._store.put_wrappings(add, verified=verified)
+
+    def mark_wrappings_verified(self, opened: Mapping[UUID, WrappedKey], *, wait: bool) -> None:
+        """Note that wrappings were unwrapped and hold their keys."""
+        self._counters.count_store_query()
+        self._store.mark_wrappings_verified(opened, wait=wait)
+
+    def drop_wrappings(
+        self, drop: Mapping[UUID, Collection[WrappedKey]], *, keep: Mapping[UUID, WrappedKey]
+    ) -> set[UUID]:
+        """Delete wrappings of keys that have a better one."""
+        self._counters.count_store_query()
+        return self._store.drop_wrappings(drop, keep=keep)
+
+    def kek_uses(self, application: str) -> list[KekUse]:
+        """Count wrappings by KEK and version."""
+        self._counters.count_store_query()
+        return self._store.kek_uses(application)
 
     def page(self, application: str, *, after: UUID | None, limit: int) -> list[KeyRecord]:
         """Give records in order of id."""

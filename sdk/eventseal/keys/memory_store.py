@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from eventseal.errors import KeyNotFoundError, StoreError
 from eventseal.keys.forks import renew_in_children
-from eventseal.keys.records import Changes
+from eventseal.keys.records import Changes, KekUse
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.store import HARD_LIMIT
 
@@ -118,7 +119,7 @@ class InMemoryKeyStore:
                 self._move(record, mark)
             return [self._records[record.key_id] for record in records]
 
-    def put_wrappings(self, add: Mapping[UUID, WrappedKey]) -> set[UUID]:
+    def put_wrappings(self, add: Mapping[UUID, WrappedKey], *, verified: bool = False) -> set[UUID]:
         """Add a wrapping to each key that lives and has none of that KEK and version; give their ids."""
         with self._lock:
             living = {
@@ -127,10 +128,71 @@ class InMemoryKeyStore:
                 if key_id in self._records and self._records[key_id].state is not KeyState.DESTROYED
             }
             for key_id in living:
-                record, wrapped = self._records[key_id], add[key_id]
-                if _place(wrapped) not in map(_place, record.wrappings):
-                    self._records[key_id] = replace(record, wrappings=(*record.wrappings, wrapped))
+                self._records[key_id] = _with_wrapping(self._records[key_id], add[key_id], verified=verified)
             return {key_id for key_id in living if add[key_id] in self._records[key_id].wrappings}
+
+    def mark_wrappings_verified(
+        self,
+        opened: Mapping[UUID, WrappedKey],
+        *,
+        wait: bool = True,  # noqa: ARG002 (the lock is never held long)
+    ) -> None:
+        """Note that these wrappings were unwrapped and hold their keys."""
+        with self._lock:
+            for key_id, wrapped in opened.items():
+                record = self._records.get(key_id)
+                if record is not None and wrapped in record.wrappings:
+                    self._records[key_id] = replace(record, verified=record.verified | {wrapped})
+
+    def drop_wrappings(
+        self, drop: Mapping[UUID, Collection[WrappedKey]], *, keep: Mapping[UUID, WrappedKey]
+    ) -> set[UUID]:
+        """Delete wrappings of keys that have a better one, which was verified."""
+        with self._lock:
+            better = {
+                key_id
+                for key_id in drop
+                if key_id in self._records and keep[key_id] in self._records[key_id].verified
+            }
+            for key_id in better:
+                record, gone = self._records[key_id], set(drop[key_id]) - {keep[key_id]}
+                left = tuple(wrapped for wrapped in record.wrappings if wrapped not in gone)
+                self._records[key_id] = replace(record, wrappings=left, verified=record.verified - gone)
+            return better
+
+    def kek_uses(self, application: str) -> list[KekUse]:
+        """Count the wrappings of live keys by KEK and version."""
+        with self._lock:
+            records = [record for record in self._records.values() if record.application == application]
+        wrappings = Counter(_place(wrapped) for record in records for wrapped in record.wrappings)
+        verified = Counter(_place(wrapped) for record in records for wrapped in record.verified)
+        return [
+            KekUse(kek_uri=uri, kek_version=version, wrappings=count, verified=verified[uri, version])
+            for (uri, version), count in sorted(
+                wrappings.items(), key=lambda use: (use[0][0], use[0][1] or "")
+            )
+        ]
+
+    def count_dependents(
+        self,
+        application: str,
+        kek_uris: Collection[str],
+        *,
+        kek_version: str | None = None,
+        elsewhere: Collection[str],
+    ) -> int:
+        """Count the live keys that open under a KEK and, as far as anybody has tried, nowhere else."""
+
+        def is_under(wrapped: WrappedKey) -> bool:
+            return wrapped.kek_uri in kek_uris and kek_version in {None, wrapped.kek_version}
+
+        with self._lock:
+            return sum(
+                any(map(is_under, record.wrappings))
+                and not any(w.kek_uri in elsewhere and not is_under(w) for w in record.verified)
+                for record in self._records.values()
+                if record.application == application
+            )
 
     def reserve(self, items: Mapping[UUID, int], *, limit: int = HARD_LIMIT) -> dict[UUID, int]:
         """Lease items under active keys; gives the new totals of those that were granted."""
@@ -212,6 +274,7 @@ class InMemoryKeyStore:
             row_version=record.row_version,
             seal=record.seal,
             wrappings=() if record.state is KeyState.DESTROYED else stored.wrappings,
+            verified=frozenset() if record.state is KeyState.DESTROYED else stored.verified,
         )
         moved = _timed(moved, self._now()) if moved.state is not stored.state else moved
         if self._slots.get(_slot(stored)) == stored.key_id:
@@ -250,6 +313,17 @@ def _holding(records: Sequence[KeyRecord]) -> list[KeyRecord]:
 
 def _slot(record: KeyRecord) -> tuple[str, KeyPurpose, str]:
     return record.application, record.purpose, record.scope
+
+
+def _with_wrapping(record: KeyRecord, wrapped: WrappedKey, *, verified: bool) -> KeyRecord:
+    """Add a wrapping, the newest, unless there is one of its KEK and version that stays."""
+    others = [other for other in record.wrappings if _place(other) != _place(wrapped)]
+    held = [other for other in record.wrappings if _place(other) == _place(wrapped)]
+    if not held or (verified and held[0] not in record.verified):
+        record = replace(record, wrappings=(wrapped, *others))
+    if verified and wrapped in record.wrappings:
+        record = replace(record, verified=record.verified | {wrapped})
+    return record
 
 
 def _place(wrapped: WrappedKey) -> tuple[str, str | None]:

@@ -36,7 +36,9 @@ class KeyRecord:
         items_reserved: How many items processes have leased; not part of the seal.
         row_version: Moves with the state only; a write names the version that it read.
         seal: 32 bytes of HMAC under the store key over everything that must not be edited.
-        wrappings: The key under each KEK; empty for a destroyed key.
+        wrappings: The key under each KEK, the newest first; empty for a destroyed key.
+        verified: Those of the wrappings that some process has unwrapped since they were made, and found to
+            hold this key; not part of the seal.
         created_at: And the other times: set by the store, from its database's clock, in UTC.
         unreadable: The columns that hold what none of their kind does. No seal fits such a record, and its
             other fields are what could be read, or stand-ins; it lets an edited row fail alone.
@@ -53,6 +55,7 @@ class KeyRecord:
     row_version: int = 1
     seal: bytes = field(repr=False)
     wrappings: tuple[WrappedKey, ...] = ()
+    verified: frozenset[WrappedKey] = frozenset()
     created_at: datetime | None = None
     deactivated_at: datetime | None = None
     compromised_at: datetime | None = None
@@ -112,6 +115,24 @@ class Changes:
     now: datetime
     records: tuple[KeyRecord, ...] = ()
     revoked: tuple[UUID, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KekUse:
+    """
+    What hangs on one version of one KEK, or on one branch key.
+
+    Attributes:
+        kek_uri: As it is stored: resolved, never an alias; ``branch:<id>`` for a branch key.
+        kek_version: ``None`` where it is not known, or the KEK has none.
+        wrappings: Of keys that are not destroyed, under this version.
+        verified: How many of them some process has unwrapped.
+    """
+
+    kek_uri: str
+    kek_version: str | None
+    wrappings: int
+    verified: int
 
 
 def checked_scope(scope: str) -> str:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from eventseal.keys.records import ChangeMark, Changes, KeyRecord, NextMark
+    from eventseal.keys.records import ChangeMark, Changes, KekUse, KeyRecord, NextMark
     from eventseal.keys.states import KeyState
     from eventseal.kms.adapter import WrappedKey
 
@@ -97,15 +97,67 @@ class KeyStore(Protocol):
         """
         ...
 
-    def put_wrappings(self, add: Mapping[UUID, WrappedKey]) -> set[UUID]:
+    def put_wrappings(self, add: Mapping[UUID, WrappedKey], *, verified: bool = False) -> set[UUID]:
         """
         Add a wrapping to each key, unless the key is destroyed or has one of the same KEK and version.
 
         Args:
             add: By the key's id; ids that are not there are left out.
+            verified: Whether the caller has unwrapped them. Such a wrapping takes the place of one of the same
+                KEK and version that nobody has unwrapped.
 
         Returns:
             The ids of the keys that have this very wrapping now.
+        """
+        ...
+
+    def mark_wrappings_verified(self, opened: Mapping[UUID, WrappedKey], *, wait: bool = True) -> None:
+        """
+        Note that these wrappings were unwrapped and hold their keys; the first time counts.
+
+        Args:
+            opened: By the key's id. What is stored otherwise by now, to the byte, is left as it is.
+            wait: Whether to wait for another writer; ``False`` raises ``StoreUnavailableError`` at once.
+        """
+        ...
+
+    def drop_wrappings(
+        self, drop: Mapping[UUID, Collection[WrappedKey]], *, keep: Mapping[UUID, WrappedKey]
+    ) -> set[UUID]:
+        """
+        Delete wrappings of keys that have a better one: in one transaction with the look at that one.
+
+        Args:
+            drop: By the key's id. What is stored otherwise by now, to the byte, stays.
+            keep: The wrapping for whose sake the others go. If a key does not have it any more, or nobody has
+                verified it, nothing of that key is deleted.
+
+        Returns:
+            The ids of the keys that have ``keep`` verified, and none of ``drop`` any more.
+        """
+        ...
+
+    def kek_uses(self, application: str) -> list[KekUse]:
+        """Count the wrappings of an application's live keys by KEK and version, in order of both."""
+        ...
+
+    def count_dependents(
+        self,
+        application: str,
+        kek_uris: Collection[str],
+        *,
+        kek_version: str | None = None,
+        elsewhere: Collection[str],
+    ) -> int:
+        """
+        Count the live keys that open under a KEK and, as far as anybody has tried, nowhere else.
+
+        Args:
+            application: Whose keys.
+            kek_uris: The names that the KEK has in wrappings.
+            kek_version: Only this version of it; ``None``: all of them.
+            elsewhere: The KEKs under which a verified wrapping counts. With *kek_version*, other versions of
+                the same KEK may be among them.
         """
         ...
 

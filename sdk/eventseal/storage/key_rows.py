@@ -171,7 +171,14 @@ def _load_wrappings(connection: Connection, key_ids: Sequence[UUID]) -> dict[UUI
     found: dict[UUID, list[ReadRow]] = defaultdict(list)
     for chunk in chunks(key_ids):
         query = select(key_wrappings).where(key_wrappings.c.key_id.in_(chunk))
-        order = key_wrappings.c.kek_uri, key_wrappings.c.kek_version
+        columns = key_wrappings.c
+        # The newest first; of those of one moment the one that nobody has tried, or nobody ever would.
+        order = (
+            columns.created_at.desc(),
+            columns.verified_at.is_not(None),
+            columns.kek_uri,
+            columns.kek_version,
+        )
         for row in read_rows(connection, key_wrappings, query.order_by(*order)):
             found[row.values["key_id"]].append(row)
     return found
@@ -184,11 +191,13 @@ def _record(row: ReadRow, wrapped: Sequence[ReadRow]) -> KeyRecord:
     unreadable += [name for name, value in (("purpose", purpose), ("state", state)) if value is None]
     if unreadable or purpose is None or state is None:
         return _unreadable(row.values, dict.fromkeys(unreadable), purpose, state)
+    verified = [_wrapping(each.values) for each in wrapped if each.values["verified_at"] is not None]
     return KeyRecord(
         **{name: row.values[name] for name in _AS_STORED},
         purpose=purpose,
         state=state,
         wrappings=tuple([_wrapping(each.values) for each in wrapped]),
+        verified=frozenset(verified),
     )
 
 

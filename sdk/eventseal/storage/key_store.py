@@ -34,7 +34,13 @@ from eventseal.storage.key_rows import (
 from eventseal.storage.key_tables import encryption_keys, key_changes
 from eventseal.storage.transactions import read, write
 from eventseal.storage.types import DatabaseClock
-from eventseal.storage.wrapping_rows import add_wrappings
+from eventseal.storage.wrapping_rows import (
+    add_wrappings,
+    count_dependents,
+    count_uses,
+    drop_wrappings,
+    mark_verified,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -43,7 +49,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from eventseal.keys.records import ChangeMark, KeyRecord, NextMark
+    from eventseal.keys.records import ChangeMark, KekUse, KeyRecord, NextMark
     from eventseal.keys.store import KeyStore
     from eventseal.kms.adapter import WrappedKey
     from eventseal.storage.datastore import SQLAlchemyDatastore
@@ -169,9 +175,44 @@ class SQLAlchemyKeyStore:
 
         return self._write(change, "changing the states of keys") if records else []
 
-    def put_wrappings(self, add: Mapping[UUID, WrappedKey]) -> set[UUID]:
+    def put_wrappings(self, add: Mapping[UUID, WrappedKey], *, verified: bool = False) -> set[UUID]:
         """Add a wrapping to each key that lives and has none of that KEK and version; give their ids."""
-        return self._write(partial(add_wrappings, add=add), "adding wrappings of keys") if add else set()
+        work = partial(add_wrappings, add=add, verified=verified)
+        return self._write(work, "adding wrappings of keys") if add else set()
+
+    def mark_wrappings_verified(self, opened: Mapping[UUID, WrappedKey], *, wait: bool = True) -> None:
+        """Note that these wrappings were unwrapped and hold their keys."""
+        if opened:
+            self._write(partial(mark_verified, opened=opened), "noting verified wrappings", wait=wait)
+
+    def drop_wrappings(
+        self, drop: Mapping[UUID, Collection[WrappedKey]], *, keep: Mapping[UUID, WrappedKey]
+    ) -> set[UUID]:
+        """Delete wrappings of keys that have a better one, which was verified; give the ids of those keys."""
+        work = partial(drop_wrappings, drop=drop, keep=keep)
+        return self._write(work, "dropping wrappings of keys") if drop else set()
+
+    def kek_uses(self, application: str) -> list[KekUse]:
+        """Count the wrappings of live keys by KEK and version."""
+        return self._read(partial(count_uses, application=application), "counting wrappings")
+
+    def count_dependents(
+        self,
+        application: str,
+        kek_uris: Collection[str],
+        *,
+        kek_version: str | None = None,
+        elsewhere: Collection[str],
+    ) -> int:
+        """Count the live keys that open under a KEK and, as far as anybody has tried, nowhere else."""
+        count = partial(
+            count_dependents,
+            application=application,
+            kek_uris=kek_uris,
+            kek_version=kek_version,
+            elsewhere=elsewhere,
+        )
+        return self._read(count, "counting what hangs on a KEK")
 
     def reserve(self, items: Mapping[UUID, int], *, limit: int = HARD_LIMIT) -> dict[UUID, int]:
         """Lease items under active keys; gives the new totals of those that were granted."""

@@ -1,61 +1,196 @@
-"""Wrappings that are added to stored keys: one step inside the caller's transaction."""
+"""Wrappings of stored keys: added, verified, dropped, counted. Each function is one step of a transaction."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select
+from sqlalchemy import and_, bindparam, delete, func, select, update
 
+from eventseal.keys.records import KekUse
 from eventseal.keys.states import KeyState
 from eventseal.storage.key_rows import chunks, insert_unless_there
 from eventseal.storage.key_tables import UNKNOWN_VERSION, encryption_keys, key_wrappings
 from eventseal.storage.types import DatabaseClock
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping, Sequence
     from uuid import UUID
 
+    from sqlalchemy import ColumnElement
     from sqlalchemy.engine import Connection
 
     from eventseal.kms.adapter import WrappedKey
 
+_columns = key_wrappings.c
 
-def add_wrappings(connection: Connection, add: Mapping[UUID, WrappedKey]) -> set[UUID]:
+_IS_THE_ROW = and_(
+    _columns.key_id == bindparam("its_key_id"),
+    _columns.kek_uri == bindparam("its_kek_uri"),
+    _columns.kek_version == bindparam("its_kek_version"),
+)
+_MARK = (
+    update(key_wrappings)
+    .where(_IS_THE_ROW, _columns.wrapped == bindparam("its_bytes"), _columns.verified_at.is_(None))
+    .values(verified_at=DatabaseClock())
+)
+_DROP = delete(key_wrappings).where(_IS_THE_ROW, _columns.wrapped == bindparam("its_bytes"))
+_GIVE_WAY = delete(key_wrappings).where(
+    _IS_THE_ROW, _columns.wrapped != bindparam("its_bytes"), _columns.verified_at.is_(None)
+)
+
+
+def add_wrappings(connection: Connection, add: Mapping[UUID, WrappedKey], *, verified: bool) -> set[UUID]:
     """
     Add a wrapping to each key that lives and has none of that KEK and version.
 
     Args:
         connection: In the caller's transaction.
         add: By the key's id.
+        verified: Whether they were unwrapped; then one that never was gives way.
 
     Returns:
         The ids of the keys that have this very wrapping now.
     """
     held: set[UUID] = set()
     for chunk in chunks(sorted(add)):
-        # Locked, so that a key that is being destroyed has lost its wrappings before it is looked at.
-        living = (
-            select(encryption_keys.c.key_id)
-            .where(encryption_keys.c.key_id.in_(chunk), encryption_keys.c.state != KeyState.DESTROYED)
-            .order_by(encryption_keys.c.key_id)
-            .with_for_update()
-        )
-        values = [
-            {
-                "key_id": key_id,
-                "kek_uri": add[key_id].kek_uri,
-                "kek_version": add[key_id].kek_version or UNKNOWN_VERSION,
-                "wrapped": add[key_id].ciphertext,
-            }
-            for key_id in connection.execute(living).scalars().all()
-        ]
-        if values:
+        living = {key_id: add[key_id] for key_id in _locked_living(connection, chunk)}
+        if verified:
+            _execute_for_each(connection, _GIVE_WAY, living)
+        if living:
             statement = insert_unless_there(connection, key_wrappings).values(created_at=DatabaseClock())
-            connection.execute(statement, values)
-        stored = select(key_wrappings.c.key_id, key_wrappings.c.wrapped).where(
-            key_wrappings.c.key_id.in_(chunk)
-        )
+            connection.execute(statement, [_row_of(key_id, wrapped) for key_id, wrapped in living.items()])
+        if verified:
+            _execute_for_each(connection, _MARK, living)
+        stored = select(_columns.key_id, _columns.wrapped).where(_columns.key_id.in_(chunk))
         held.update(
             row.key_id for row in connection.execute(stored) if row.wrapped == add[row.key_id].ciphertext
         )
     return held
+
+
+def mark_verified(connection: Connection, opened: Mapping[UUID, WrappedKey]) -> None:
+    """Note the time at which wrappings were verified, unless it is known or they are others by now."""
+    _execute_for_each(connection, _MARK, dict(sorted(opened.items())))
+
+
+def drop_wrappings(
+    connection: Connection, drop: Mapping[UUID, Collection[WrappedKey]], keep: Mapping[UUID, WrappedKey]
+) -> set[UUID]:
+    """
+    Delete wrappings of the keys whose wrapping in *keep* is there and verified.
+
+    Args:
+        connection: In the caller's transaction.
+        drop: What goes, by the key's id.
+        keep: For whose sake, by the key's id.
+
+    Returns:
+        The ids of the keys that have the better wrapping.
+    """
+    better: set[UUID] = set()
+    for chunk in chunks(sorted(drop)):
+        # Looked at after the keys are locked: nobody else drops the better one meanwhile.
+        locked = set(_locked_living(connection, chunk))
+        query = select(key_wrappings).where(_columns.key_id.in_(chunk), _columns.verified_at.is_not(None))
+        for row in connection.execute(query).all():
+            kept = keep[row.key_id]
+            place = (kept.kek_uri, kept.kek_version or UNKNOWN_VERSION, kept.ciphertext)
+            if row.key_id in locked and (row.kek_uri, row.kek_version, row.wrapped) == place:
+                better.add(row.key_id)
+        gone = [
+            _place_of(key_id, wrapped)
+            for key_id in chunk
+            for wrapped in drop[key_id]
+            if key_id in better and wrapped != keep[key_id]
+        ]
+        if gone:
+            connection.execute(_DROP, gone)
+    return better
+
+
+def count_uses(connection: Connection, application: str) -> list[KekUse]:
+    """Count an application's wrappings by KEK and version; a destroyed key has none."""
+    query = (
+        select(
+            _columns.kek_uri,
+            _columns.kek_version,
+            func.count().label("wrappings"),
+            func.count(_columns.verified_at).label("verified"),
+        )
+        .join_from(key_wrappings, encryption_keys)
+        .where(encryption_keys.c.application == application)
+        .group_by(_columns.kek_uri, _columns.kek_version)
+    )
+    uses = [
+        KekUse(
+            kek_uri=row.kek_uri,
+            kek_version=None if row.kek_version == UNKNOWN_VERSION else row.kek_version,
+            wrappings=row.wrappings,
+            verified=row.verified,
+        )
+        for row in connection.execute(query)
+    ]
+    return sorted(uses, key=lambda use: (use.kek_uri, use.kek_version or ""))
+
+
+def count_dependents(
+    connection: Connection,
+    application: str,
+    kek_uris: Collection[str],
+    *,
+    kek_version: str | None,
+    elsewhere: Collection[str],
+) -> int:
+    """Count the keys with a wrapping under a KEK, or one version of it, and no verified one elsewhere."""
+    other = key_wrappings.alias("other")
+
+    def is_under(rows: Any) -> ColumnElement[bool]:
+        under: ColumnElement[bool] = rows.c.kek_uri.in_(kek_uris)
+        return under if kek_version is None else and_(under, rows.c.kek_version == kek_version)
+
+    has_another = (
+        select(other.c.key_id)
+        .where(other.c.key_id == _columns.key_id, other.c.verified_at.is_not(None))
+        .where(other.c.kek_uri.in_(elsewhere), ~is_under(other))
+        .exists()
+    )
+    query = (
+        select(func.count(_columns.key_id.distinct()))
+        .join_from(key_wrappings, encryption_keys)
+        .where(encryption_keys.c.application == application, is_under(key_wrappings), ~has_another)
+    )
+    return connection.execute(query).scalar_one()
+
+
+def _locked_living(connection: Connection, key_ids: Sequence[UUID]) -> Sequence[UUID]:
+    # Locked, so that a key that is being destroyed has lost its wrappings before it is looked at.
+    living = (
+        select(encryption_keys.c.key_id)
+        .where(encryption_keys.c.key_id.in_(key_ids), encryption_keys.c.state != KeyState.DESTROYED)
+        .order_by(encryption_keys.c.key_id)
+        .with_for_update()
+    )
+    return connection.execute(living).scalars().all()
+
+
+def _execute_for_each(connection: Connection, statement: Any, wrappings: Mapping[UUID, WrappedKey]) -> None:
+    if wrappings:
+        connection.execute(statement, [_place_of(key_id, wrapped) for key_id, wrapped in wrappings.items()])
+
+
+def _row_of(key_id: UUID, wrapped: WrappedKey) -> dict[str, Any]:
+    return {
+        "key_id": key_id,
+        "kek_uri": wrapped.kek_uri,
+        "kek_version": wrapped.kek_version or UNKNOWN_VERSION,
+        "wrapped": wrapped.ciphertext,
+    }
+
+
+def _place_of(key_id: UUID, wrapped: WrappedKey) -> dict[str, Any]:
+    return {
+        "its_key_id": key_id,
+        "its_kek_uri": wrapped.kek_uri,
+        "its_kek_version": wrapped.kek_version or UNKNOWN_VERSION,
+        "its_bytes": wrapped.ciphertext,
+    }
