@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from typing import TYPE_CHECKING
 
 import pytest
@@ -88,3 +89,24 @@ def test_what_was_done_before_an_error_is_undone(datastore):
         write(datastore.engine, work, doing="trying")
     with datastore.engine.connect() as connection, pytest.raises(Exception, match="half"):
         connection.execute(text("SELECT * FROM half"))
+
+
+class CommitFails(sqlite3.Connection):
+    """Its COMMITs fail as on a full disk, and are not executed."""
+
+    def commit(self) -> None:
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_commit_that_failed_leaves_no_lock_with_the_connection(sqlite_url, open_datastore, wait):
+    def work(connection: Connection) -> None:
+        connection.execute(text("CREATE TABLE made (id INTEGER)"))
+
+    broken = open_datastore(sqlite_url, setup=False, connect_args={"factory": CommitFails})
+    other = open_datastore(sqlite_url, setup=False, connect_args={"timeout": 0})
+    with pytest.raises(StoreUnavailableError, match="full"):
+        write(broken.engine, work, doing="trying", wait=wait)
+    write(other.engine, work, doing="trying")

@@ -110,7 +110,13 @@ def _repeated(attempt: Callable[[], T], doing: str) -> T:
 
 def _committed(connection: Connection, work: Callable[[Connection], T]) -> T:
     result = work(connection)
-    connection.commit()
+    try:
+        connection.commit()
+    except BaseException:
+        # SQLAlchemy takes the transaction for ended; without this it would lend the connection again as it is,
+        # on SQLite with the write lock.
+        connection.rollback()
+        raise
     return result
 
 
