@@ -113,8 +113,8 @@ def _committed(connection: Connection, work: Callable[[Connection], T]) -> T:
     try:
         connection.commit()
     except BaseException:
-        # SQLAlchemy takes the transaction for ended; without this it would lend the connection again as it is,
-        # on SQLite with the write lock.
+        # SQLAlchemy takes the transaction for ended: without this it would lend the connection again as it
+        # is, on SQLite with the write lock.
         connection.rollback()
         raise
     return result
