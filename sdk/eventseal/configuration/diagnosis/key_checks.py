@@ -1,0 +1,125 @@
+"""Checks of the key tables: the store key, the seals, the age of keys, and what hangs on which KEK."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from eventseal.configuration.diagnosis.findings import Finding, Severity
+from eventseal.errors import EventSealError, IntegrityError
+from eventseal.keys import Keyring, RotationPolicy
+from eventseal.keys.counters import KeyringCounters
+from eventseal.keys.records import STORE_SCOPE
+from eventseal.keys.seals import Seals
+from eventseal.keys.states import KeyPurpose
+from eventseal.keys.wrapping import Keks
+from eventseal.rotation.key_totals import overdue_keys
+from eventseal.storage.transactions import read
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from uuid import UUID
+
+    from eventseal.configuration.stores import Stores
+    from eventseal.keys.records import KeyRecord
+    from eventseal.kms import KmsAdapter
+
+AREA = "keys"
+MOST_SEALS = 100_000
+"""Rows whose seal is checked: some ten seconds' work; ``eventseal verify`` checks all."""
+
+_PAGE = 1000
+_SHOWN = 20
+_NO_KEYS = "eventseal init"
+
+
+def check_keys(stores: Stores, adapters: Sequence[KmsAdapter]) -> Iterator[Finding]:
+    """
+    Check the store key, what it seals, and the age of the keys.
+
+    Args:
+        stores: The databases, and the settings.
+        adapters: Those that could be made; with none, what needs the store key is left out.
+    """
+    application = stores.settings.application
+    held = stores.key_store.active(application, [STORE_SCOPE], purpose=KeyPurpose.STORE)
+    if STORE_SCOPE not in held:
+        yield _no_store_key(stores)
+        return
+    if adapters:
+        yield from _check_seals(stores, adapters, held[STORE_SCOPE])
+    yield from _check_age(stores)
+
+
+def _no_store_key(stores: Stores) -> Finding:
+    application = stores.settings.application
+    if stores.key_store.page(application, limit=1) or stores.key_store.changes(application, -1, []):
+        error = IntegrityError(
+            f"application {application} has keys, and no store key: somebody deleted it",
+            remedy="Find out who changed the key tables, and restore the store key from a backup.",
+        )
+        return Finding.of(error, AREA)
+    text = f"application {application} has no keys yet"
+    return Finding(severity=Severity.WARNING, area=AREA, text=text, remedy=_NO_KEYS)
+
+
+def _check_seals(
+    stores: Stores, adapters: Sequence[KmsAdapter], store_record: KeyRecord
+) -> Iterator[Finding]:
+    (key,) = Keks(adapters, counters=KeyringCounters()).unwrap([store_record])
+    if isinstance(key, EventSealError):
+        raise key
+    seals = Seals(key)
+    key.close()
+    keyring = Keyring(adapters, stores.key_store, application=stores.settings.application)
+    try:
+        keyring.refresh()  # the change mark, and that no revoked key is missing
+    finally:
+        keyring.close()
+    checked, broken = _broken_seals(stores, seals)
+    for error in broken[:_SHOWN]:
+        yield Finding.of(error, AREA)
+    if len(broken) > _SHOWN:
+        error = IntegrityError(f"{len(broken) - _SHOWN:,} more rows of keys do not match their seals")
+        yield Finding.of(error, AREA)
+    if not broken:
+        which = f"the first {checked:,}" if checked >= MOST_SEALS else f"all {checked:,}"
+        text = f"the store key opens, and the seals of {which} keys fit"
+        yield Finding(severity=Severity.OK, area=AREA, text=text)
+
+
+def _broken_seals(stores: Stores, seals: Seals) -> tuple[int, list[EventSealError]]:
+    checked, after = 0, None
+    broken: list[EventSealError] = []
+    while checked < MOST_SEALS and (page := _page(stores, after)):
+        for record in page:
+            try:
+                seals.check(record)
+            except IntegrityError as error:
+                broken.append(error)
+        checked += len(page)
+        after = page[-1].key_id
+    return checked, broken
+
+
+def _page(stores: Stores, after: UUID | None) -> list[KeyRecord]:
+    return stores.key_store.page(stores.settings.application, after=after, limit=_PAGE)
+
+
+def _check_age(stores: Stores) -> Iterator[Finding]:
+    settings = stores.settings
+    policy = RotationPolicy(max_age=settings.rotation_max_age, max_items=settings.rotation_max_items)
+    look = partial(overdue_keys, application=settings.application, policy=policy, now=stores.key_store.now())
+    overdue = read(stores.datastore.key_engine, look, doing="looking for keys that are to be rotated")
+    if not overdue.keys:
+        text = "no active data key is over the age or the items at which it is replaced"
+        yield Finding(severity=Severity.OK, area=AREA, text=text)
+        return
+    shown = ", ".join(overdue.scopes) + (", ..." if overdue.keys > len(overdue.scopes) else "")
+    words = "".join(f" --scope {scope}" for scope in overdue.scopes)
+    yield Finding(
+        severity=Severity.NOTE,
+        area=AREA,
+        text=f"{overdue.keys:,} active data keys are due for rotation, at the next item of: {shown}",
+        remedy=f"eventseal rotate{words if overdue.keys <= len(overdue.scopes) else ''}",
+    )

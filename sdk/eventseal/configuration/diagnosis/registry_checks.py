@@ -1,0 +1,127 @@
+"""Checks of the registry: every table of sealed items is in it, and every one in it can be reached."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from sqlalchemy import inspect
+
+from eventseal.configuration.diagnosis.findings import Finding, Severity
+from eventseal.errors import ConfigurationError, MissingTableError
+from eventseal.storage.item_columns import sealed_columns
+from eventseal.storage.registry import DEFAULT_DATABASE, SealedTable, registered, unregistered_tables
+from eventseal.storage.transactions import read
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from sqlalchemy.engine import Connection
+
+    from eventseal.configuration.stores import Stores
+
+AREA = "registry"
+_FORGET = "DELETE FROM sealed_tables WHERE table_name ="
+
+
+def check_registry(stores: Stores) -> Iterator[Finding]:
+    """
+    Compare the registry with the settings and with the tables that are there.
+
+    Args:
+        stores: The databases, and the settings.
+    """
+    settings, datastore = stores.settings, stores.datastore
+    rows = read(datastore.key_engine, registered, doing="reading the registry of sealed tables")
+    mine = [row for row in rows if row.application in {None, settings.application}]
+    found = [
+        *_check_listed(stores, mine),
+        *read(datastore.engine, partial(_check_there, rows=mine), doing="looking for registered tables"),
+        *_check_databases(mine),
+    ]
+    unregistered = read(
+        datastore.engine,
+        partial(unregistered_tables, registered=rows, unsealed_tables=settings.unsealed_tables),
+        doing="looking for tables that are not registered",
+    )
+    found += _unregistered(unregistered, settings.unsealed_tables)
+    yield from found
+    if not found:
+        names = ", ".join(sorted({row.table for row in mine}))
+        yield Finding(severity=Severity.OK, area=AREA, text=f"tables of sealed items: {names}")
+
+
+def reachable_tables(stores: Stores) -> list[SealedTable]:
+    """
+    Give the registered tables that are in the items' database; what is amiss with others is found elsewhere.
+
+    Args:
+        stores: The databases, and the settings.
+    """
+    rows = read(
+        stores.datastore.key_engine,
+        partial(registered, application=stores.settings.application),
+        doing="reading the registry of sealed tables",
+    )
+    by_name = {row.table: row for row in rows if row.database == DEFAULT_DATABASE}
+    there = read(stores.datastore.engine, partial(_present, names=list(by_name)), doing="looking for tables")
+    return [by_name[name] for name in there]
+
+
+def _check_listed(stores: Stores, mine: Sequence[SealedTable]) -> Iterator[Finding]:
+    """What is listed and not registered is passed over by retire and verify: they would not look there."""
+    application = stores.settings.application
+    for columns in filter(None, map(sealed_columns, stores.datastore.tables)):
+        wanted = SealedTable.of(columns, application)
+        same = [row for row in mine if row.table == wanted.table]
+        if not same:
+            text = f"table {wanted.table} is listed in the settings and not registered"
+        elif all(row.columns != wanted.columns or row.collection != wanted.collection for row in same):
+            text = f"table {wanted.table} is registered with other columns, or another collection"
+        else:
+            continue
+        yield Finding.of(ConfigurationError(text, remedy="eventseal init"), AREA)
+
+
+def _check_there(connection: Connection, rows: Sequence[SealedTable]) -> list[Finding]:
+    names = [row.table for row in rows if row.database == DEFAULT_DATABASE]
+    there = _present(connection, names)
+    return [
+        Finding.of(
+            MissingTableError(
+                f"table {name} is registered, and not there",
+                remedy=f"Restore it; if it was dropped on purpose: {_FORGET} '{name}';",
+                table=name,
+            ),
+            AREA,
+        )
+        for name in dict.fromkeys(names)
+        if name not in there
+    ]
+
+
+def _present(connection: Connection, names: Sequence[str]) -> list[str]:
+    inspector = inspect(connection)
+    places = {name: name.rpartition(".") for name in names}
+    return [name for name, (schema, _, table) in places.items() if inspector.has_table(table, schema or None)]
+
+
+def _check_databases(rows: Sequence[SealedTable]) -> Iterator[Finding]:
+    for row in rows:
+        if row.database != DEFAULT_DATABASE:
+            error = ConfigurationError(
+                f"table {row.table} is registered in database {row.database!r}, which is not configured",
+                remedy="Run maintenance where that database is configured.",
+            )
+            yield Finding.of(error, AREA)
+
+
+def _unregistered(names: Sequence[str], unsealed: Collection[str]) -> Iterator[Finding]:
+    if names:
+        listed = ", ".join(f'"{name}"' for name in sorted({*names, *unsealed}))
+        error = ConfigurationError(
+            f"not registered, but with a key_id beside a binary column: {', '.join(names)}",
+            remedy="If they hold sealed items, add their record classes to `tables`, then: eventseal init. "
+            f"If they do not: unsealed_tables = [{listed}]",
+        )
+        yield Finding.of(error, AREA)

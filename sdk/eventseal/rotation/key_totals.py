@@ -1,0 +1,192 @@
+"""Totals over the key tables, each one query: an application may have ten million keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import func, literal, select
+
+from eventseal.keys.branch_wrapping import BRANCH_PREFIX
+from eventseal.keys.states import KeyPurpose, KeyState
+from eventseal.storage.key_tables import UNKNOWN_VERSION, encryption_keys, key_wrappings
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy import ColumnElement
+    from sqlalchemy.engine import Connection
+
+    from eventseal.keys.policy import RotationPolicy
+
+_KEYS = encryption_keys.c
+_LATER_STATES = (KeyState.DEACTIVATED, KeyState.COMPROMISED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyTotal:
+    """
+    How many keys there are of one kind.
+
+    Attributes:
+        purpose: As the rows say, as do the others.
+        kind: Of their scopes: what stands before the colon.
+        state: Of the keys.
+        keys: How many.
+    """
+
+    purpose: str
+    kind: str
+    state: str
+    keys: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClosedKey:
+    """
+    A data or branch key that seals no more, and was not destroyed.
+
+    Attributes:
+        key_id: Its id.
+        purpose: ``data`` or ``branch``.
+        scope: Whose items it sealed.
+        state: ``deactivated`` or ``compromised``.
+        since: When it left the active state, by the database's clock.
+    """
+
+    key_id: UUID
+    purpose: str
+    scope: str
+    state: str
+    since: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverdueKeys:
+    """
+    Active data keys that the policy would replace.
+
+    Attributes:
+        keys: How many.
+        scopes: Of the oldest ones.
+    """
+
+    keys: int
+    scopes: tuple[str, ...]
+
+
+def key_totals(connection: Connection, *, application: str) -> list[KeyTotal]:
+    """
+    Count keys by purpose, kind of scope and state.
+
+    Args:
+        connection: To the database of the keys.
+        application: Whose keys.
+    """
+    kind = _kind(connection)
+    columns = _KEYS.purpose, kind, _KEYS.state
+    query = select(*columns, func.count()).where(_KEYS.application == application)
+    rows = connection.execute(query.group_by(*columns).order_by(*columns))
+    return [KeyTotal(purpose=row[0], kind=row[1], state=row[2], keys=row[3]) for row in rows]
+
+
+def closed_keys(connection: Connection, *, application: str, limit: int) -> list[ClosedKey]:
+    """
+    List data and branch keys that seal no more and may be retired one day, the oldest first.
+
+    Args:
+        connection: To the database of the keys.
+        application: Whose keys.
+        limit: At most so many.
+    """
+    left = func.coalesce(_KEYS.deactivated_at, _KEYS.compromised_at).label("since")
+    query = (
+        select(_KEYS.key_id, _KEYS.purpose, _KEYS.scope, _KEYS.state, left)
+        .where(_KEYS.application == application, _KEYS.state.in_(_LATER_STATES))
+        .where(_KEYS.purpose.in_([KeyPurpose.DATA, KeyPurpose.BRANCH]))
+        .order_by(_KEYS.key_id)
+        .limit(limit)
+    )
+    return [
+        ClosedKey(key_id=row.key_id, purpose=row.purpose, scope=row.scope, state=row.state, since=row.since)
+        for row in connection.execute(query)
+    ]
+
+
+def overdue_keys(
+    connection: Connection, *, application: str, policy: RotationPolicy, now: datetime, shown: int = 3
+) -> OverdueKeys:
+    """
+    Find active data keys that are older, or have sealed more, than the policy allows.
+
+    Args:
+        connection: To the database of the keys.
+        application: Whose keys.
+        policy: As the settings have it.
+        now: By the database's clock.
+        shown: Scopes at most.
+    """
+    overdue: ColumnElement[bool] = _KEYS.items_reserved >= policy.max_items
+    if policy.max_age is not None:
+        overdue |= _KEYS.created_at <= now - policy.max_age
+    conditions = (
+        _KEYS.application == application,
+        _KEYS.purpose == KeyPurpose.DATA,
+        _KEYS.state == KeyState.ACTIVE,
+        overdue,
+    )
+    count = connection.execute(select(func.count()).where(*conditions)).scalar_one()
+    scopes = connection.execute(select(_KEYS.scope).where(*conditions).order_by(_KEYS.key_id).limit(shown))
+    return OverdueKeys(keys=count, scopes=tuple(scopes.scalars()))
+
+
+def keys_without_wrapping(connection: Connection, *, application: str, kek_uris: Collection[str]) -> int:
+    """
+    Count live keys that KEKs wrap, but none of these.
+
+    Args:
+        connection: To the database of the keys.
+        application: Whose keys.
+        kek_uris: As stored wrappings name them.
+    """
+    held = select(literal(1)).where(
+        key_wrappings.c.key_id == _KEYS.key_id,
+        key_wrappings.c.kek_uri.in_(list(kek_uris)) | key_wrappings.c.kek_uri.startswith(BRANCH_PREFIX),
+    )
+    query = select(func.count()).where(
+        _KEYS.application == application, _KEYS.state != KeyState.DESTROYED, ~held.exists()
+    )
+    return int(connection.execute(query).scalar_one())
+
+
+def key_under(
+    connection: Connection, *, application: str, kek_uri: str, kek_version: str | None
+) -> UUID | None:
+    """
+    Find a live key that has a wrapping under a version of a KEK, the newest one.
+
+    Args:
+        connection: To the database of the keys.
+        application: Whose key.
+        kek_uri: As the wrapping names it, as does the next.
+        kek_version: ``None``: the wrapping names none.
+    """
+    query = (
+        select(_KEYS.key_id)
+        .join(key_wrappings, key_wrappings.c.key_id == _KEYS.key_id)
+        .where(_KEYS.application == application, _KEYS.state != KeyState.DESTROYED)
+        .where(key_wrappings.c.kek_uri == kek_uri)
+        .where(key_wrappings.c.kek_version == (UNKNOWN_VERSION if kek_version is None else kek_version))
+        .order_by(_KEYS.key_id.desc())
+        .limit(1)
+    )
+    return connection.execute(query).scalar_one_or_none()
+
+
+def _kind(connection: Connection) -> ColumnElement[Any]:
+    """What stands before the colon of a scope, in either database's words."""
+    marked = _KEYS.scope + ":"
+    find = func.strpos if connection.dialect.name == "postgresql" else func.instr
+    return func.substr(_KEYS.scope, 1, find(marked, ":") - 1)
