@@ -18,7 +18,7 @@ Every error that EventSeal raises, split by what the caller does next.
       KmsError                      the KMS said no, or nothing           .kek_uri
         KmsUnavailableError           try again                             .retry_after
         KmsForbiddenError             grant the permission
-        KmsKeyStateError              enable the KMS key, or restore it
+        KmsKeyStateError              enable the KMS key, or restore it     .kek_version
       StoreError                    the database
         StoreUnavailableError         try again
         StoreReadOnlyError            make it writable
@@ -167,9 +167,10 @@ class KmsForbiddenError(KmsError):
 
 
 class KmsKeyStateError(KmsError):
-    """The KEK is disabled, pending deletion, deleted or of the wrong kind."""
+    """The KEK is disabled, pending deletion, deleted or of the wrong kind, or one version of it is."""
 
     default_remedy = "Enable the KMS key or cancel its deletion; retrying does not help."
+    kek_version: str | None = None
 
 
 class StoreError(EventSealError):

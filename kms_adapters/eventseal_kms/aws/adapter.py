@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from eventseal.errors import ConfigurationError, EventSealError
+from eventseal.errors import ConfigurationError, EventSealError, NotMyKeyError
 from eventseal_kms.aws.arn import KeyArn
 from eventseal_kms.aws.batches import outcome_of_each
 from eventseal_kms.aws.calls import KmsCalls
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
         EncryptionContext,
         KmsAdapter,
         PermissionCheck,
+        SupportsAliases,
         SupportsBatch,
         SupportsCheck,
         SupportsRewrap,
+        TellsVersion,
         WrappedKey,
     )
 
@@ -160,6 +162,32 @@ class AwsKmsAdapter:
         """
         return self._each(keys, lambda item: self._outcomes.rewrapped(*item))
 
+    def is_named(self, kek_uri: str) -> bool:
+        """
+        Say whether a wrapping that names *kek_uri* is under this key; an alias is resolved on first use.
+
+        Raises:
+            KmsError: The alias could not be resolved.
+        """
+        key = self._kek.opener(kek_uri)
+        if isinstance(key, NotMyKeyError):
+            return False
+        if isinstance(key, EventSealError):
+            raise key
+        return True
+
+    def current_version(self) -> str | None:
+        """
+        Tell the ``KeyMaterialId`` of what wraps now; needs ``kms:DescribeKey``.
+
+        Returns:
+            ``None`` where the endpoint tells none, as some emulators.
+
+        Raises:
+            KmsError: KMS refused or failed.
+        """
+        return _value(self._outcomes.current_material())
+
     def _each(
         self, items: Sequence[Any], work: Callable[[Any], Value | EventSealError]
     ) -> list[Value | EventSealError]:
@@ -191,3 +219,5 @@ if TYPE_CHECKING:
     _batch: type[SupportsBatch] = AwsKmsAdapter
     _check: type[SupportsCheck] = AwsKmsAdapter
     _rewrap: type[SupportsRewrap] = AwsKmsAdapter
+    _aliases: type[SupportsAliases] = AwsKmsAdapter
+    _version: type[TellsVersion] = AwsKmsAdapter

@@ -112,6 +112,16 @@ class Outcomes:
         key = self._decrypted(wrapped, source, context)
         return key if isinstance(key, EventSealError) else self.wrapped(key, context)
 
+    def current_material(self) -> str | None | EventSealError:
+        """Ask for the id of the key material that wraps now; ``None`` if the endpoint tells none."""
+        kek = self._kek.current()
+        if isinstance(kek, EventSealError):
+            return kek
+        answer = self._calls.call("DescribeKey", kek, KeyId=str(kek))
+        if isinstance(answer, Failure):
+            return answer.error
+        return answer.get("KeyMetadata", {}).get("CurrentKeyMaterialId") or None
+
     def _reencrypted(
         self, wrapped: WrappedKey, source: KeyArn, context: EncryptionContext
     ) -> WrappedKey | EventSealError | Failure:

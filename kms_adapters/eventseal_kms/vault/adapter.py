@@ -6,12 +6,13 @@ import os
 from copy import copy
 from typing import TYPE_CHECKING, NoReturn
 
-from eventseal.errors import ConfigurationError, EventSealError
+from eventseal.errors import ConfigurationError, EventSealError, KmsKeyStateError
 from eventseal_kms.vault.batches import Batches
 from eventseal_kms.vault.check import check_key
 from eventseal_kms.vault.failures import trimmed
 from eventseal_kms.vault.items import (
     KEY_SIZE,
+    is_of_version,
     is_too_old,
     item_to_open,
     item_to_wrap,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         SupportsCheck,
         SupportsRewrap,
         SupportsVersions,
+        TellsVersion,
         WrappedKey,
     )
 
@@ -278,11 +280,15 @@ class VaultTransitAdapter:
         oldest = self._oldest_version() if any(map(is_too_old, results)) else 0
         outcomes: list[T | EventSealError] = []
         for (wrapped, context), result in zip(asked, results, strict=True):
-            action = self._action(operation, context)
-            if is_too_old(result) and version_number(version_of(wrapped.ciphertext)) < oldest:
-                outcomes.append(trimmed(action, key=self._key))
-            else:
-                outcomes.append(read(result, action=action, key=self._key))
+            action, version = self._action(operation, context), version_of(wrapped.ciphertext)
+            outcome = (
+                trimmed(action, key=self._key)
+                if is_too_old(result) and version_number(version) < oldest
+                else read(result, action=action, key=self._key)
+            )
+            if isinstance(outcome, KmsKeyStateError) and is_of_version(result):
+                outcome.kek_version = version
+            outcomes.append(outcome)
         remaining = iter(outcomes)
         return [refusal or next(remaining) for refusal in refusals]
 
@@ -301,3 +307,4 @@ if TYPE_CHECKING:
     _rewrap: type[SupportsRewrap] = VaultTransitAdapter
     _check: type[SupportsCheck] = VaultTransitAdapter
     _versions: type[SupportsVersions] = VaultTransitAdapter
+    _version: type[TellsVersion] = VaultTransitAdapter

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from eventseal.errors import ConfigurationError, EventSealError, IntegrityError, KmsError, NotMyKeyError
 from eventseal.kms import WrappedKey
 from eventseal_kms.vault.failures import item_failure
-from eventseal_kms.vault.meanings import ROW_CHANGED, TOO_OLD
+from eventseal_kms.vault.meanings import ROW_CHANGED, TOO_NEW, TOO_OLD
 from eventseal_kms.vault.transit_key import version_of
 
 if TYPE_CHECKING:
@@ -59,6 +59,13 @@ def refusal_of(
 def is_too_old(result: Mapping[str, Any] | EventSealError) -> bool:
     """Whether Vault refused since the wrapping's key version no longer opens, or is no longer there."""
     return not isinstance(result, EventSealError) and TOO_OLD in str(result.get("error", ""))
+
+
+def is_of_version(result: Mapping[str, Any] | EventSealError) -> bool:
+    """Whether Vault refused because of the wrapping's key version, and others may serve."""
+    return is_too_old(result) or (
+        not isinstance(result, EventSealError) and TOO_NEW in str(result.get("error", ""))
+    )
 
 
 def wrapping_in(

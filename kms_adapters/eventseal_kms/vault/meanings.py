@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 TOO_OLD = "disallowed by policy (too old)"
 """Vault's words for a version below min_decryption_version, and for one that was trimmed."""
+TOO_NEW = "version is too new"
+"""Vault's words for a version that the transit key does not have yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ MEANINGS: tuple[Meaning, ...] = (
     ),
     _row(
         400,
-        "version is too new",
+        TOO_NEW,
         KmsKeyStateError,
         "the wrapping is of a later version than the transit key has",
         "Vault was restored from an older backup, or the key deleted and made again: restore the newer one.",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from eventseal.keys.counters import KeyringCounters
     from eventseal.keys.data_key import DataKey
     from eventseal.keys.records import KeyRecord
-    from eventseal.kms.adapter import KmsAdapter, WrappedKey
+    from eventseal.kms.adapter import KmsAdapter, SupportsRewrap, WrappedKey
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -81,6 +81,29 @@ class KekCalls:
             self._counters.count_kms_calls(int(any(map(_called_out, outcomes))))
             return outcomes
         return _one_by_one(addressed, lambda pair: self._unwrapped(adapter, *pair))
+
+    def rewrap(
+        self, adapter: SupportsRewrap, addressed: Sequence[tuple[KeyRecord, WrappedKey]]
+    ) -> list[WrappedKey | EventSealError]:
+        """
+        Have a KMS move wrappings under a KEK's newest version, without showing the keys.
+
+        Args:
+            adapter: The KEK; says itself which of the wrappings its KMS can move.
+            addressed: Rows, and a wrapping of each.
+
+        Returns:
+            One outcome a row, in order.
+        """
+        try:
+            with self._slots.taken(len(addressed)):
+                outcomes = adapter.rewrap_many(
+                    [(wrapped, _context_of(record)) for record, wrapped in addressed]
+                )
+        except EventSealError as error:
+            outcomes = [copied(error) for _ in addressed]
+        self._counters.count_kms_calls(int(any(map(_called_out, outcomes))))
+        return outcomes
 
     def _generated(self, adapter: KmsAdapter, record: KeyRecord) -> tuple[DataKey, WrappedKey]:
         self._counters.count_kms_calls(1)

@@ -3,10 +3,12 @@
 from eventseal.kms.adapter import (
     KmsAdapter,
     PermissionCheck,
+    SupportsAliases,
     SupportsBatch,
     SupportsCheck,
     SupportsRewrap,
     SupportsVersions,
+    TellsVersion,
     WrappedKey,
 )
 from eventseal.kms.context import EncryptionContext
@@ -16,10 +18,12 @@ __all__ = [
     "EncryptionContext",
     "KmsAdapter",
     "PermissionCheck",
+    "SupportsAliases",
     "SupportsBatch",
     "SupportsCheck",
     "SupportsRewrap",
     "SupportsVersions",
+    "TellsVersion",
     "WrappedKey",
     "adapter_from_uri",
 ]

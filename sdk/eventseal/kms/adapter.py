@@ -143,6 +143,37 @@ class SupportsRewrap(Protocol):
 
 
 @runtime_checkable
+class SupportsAliases(Protocol):
+    """An adapter whose wrappings may name its KEK otherwise than :attr:`KmsAdapter.uri` does."""
+
+    def is_named(self, kek_uri: str) -> bool:
+        """
+        Say whether a wrapping that names *kek_uri* is under this KEK.
+
+        Args:
+            kek_uri: As it is stored: data, compared and never called.
+
+        Raises:
+            KmsError: An alias could not be resolved.
+        """
+        ...
+
+
+@runtime_checkable
+class TellsVersion(Protocol):
+    """An adapter whose KEK has versions, and that can tell the newest one."""
+
+    def current_version(self) -> str | None:
+        """
+        Tell the version that wraps, as ``WrappedKey.kek_version`` has it; ``None`` if the KMS tells none.
+
+        Raises:
+            KmsError: The KMS refused or failed.
+        """
+        ...
+
+
+@runtime_checkable
 class SupportsVersions(Protocol):
     """An adapter whose KEK has versions that can be told apart, made, forbidden and deleted."""
 
