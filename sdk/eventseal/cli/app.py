@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from eventseal.cli import doctor_command, init_command, inspect_command, keys_command, verify_command
+from eventseal.cli import (
+    doctor_command,
+    init_command,
+    inspect_command,
+    keys_command,
+    status_command,
+    verify_command,
+)
 from eventseal.cli.group import EventSealGroup
 from eventseal.cli.options import Config, DryRun, Json, Options, Yes
 
@@ -72,6 +79,7 @@ app.command(epilog=doctor_command.EXAMPLES)(doctor_command.doctor)
 app.command(epilog=keys_command.EXAMPLES)(keys_command.keys)
 app.command(epilog=inspect_command.EXAMPLES)(inspect_command.inspect)
 app.command(epilog=verify_command.EXAMPLES)(verify_command.verify)
+app.command(epilog=status_command.EXAMPLES)(status_command.status)
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ class EventSeal:
             adapters,
             self.key_store,
             application=settings.application,
-            policy=_rotation_policy(settings),
+            policy=rotation_policy(settings),
             cache=_cache_policy(settings),
             branches=settings.branches,
             wrap_quorum=settings.wrap_quorum,
@@ -122,7 +122,8 @@ def configured_keks(settings: Settings) -> tuple[str, ...]:
     return settings.kms_key
 
 
-def _rotation_policy(settings: Settings) -> RotationPolicy:
+def rotation_policy(settings: Settings) -> RotationPolicy:
+    """Give the policy by which active keys are replaced."""
     return RotationPolicy(max_age=settings.rotation_max_age, max_items=settings.rotation_max_items)
 
 

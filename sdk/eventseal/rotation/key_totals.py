@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, literal, select
 
 from eventseal.keys.branch_wrapping import BRANCH_PREFIX
 from eventseal.keys.states import KeyPurpose, KeyState
-from eventseal.storage.key_tables import UNKNOWN_VERSION, encryption_keys, key_wrappings
+from eventseal.storage.key_rows import chunks
+from eventseal.storage.key_tables import (
+    DEFAULT_REFRESH_INTERVAL,
+    UNKNOWN_VERSION,
+    encryption_keys,
+    key_changes,
+    key_wrappings,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -159,6 +167,36 @@ def keys_without_wrapping(connection: Connection, *, application: str, kek_uris:
         _KEYS.application == application, _KEYS.state != KeyState.DESTROYED, ~held.exists()
     )
     return int(connection.execute(query).scalar_one())
+
+
+def key_states(connection: Connection, *, application: str, key_ids: Collection[UUID]) -> dict[UUID, str]:
+    """
+    Give the states of keys; those that the application does not have are left out.
+
+    Args:
+        connection: To the database of the keys.
+        application: Whose keys.
+        key_ids: Any number.
+    """
+    states: dict[UUID, str] = {}
+    for chunk in chunks(key_ids):
+        query = select(_KEYS.key_id, _KEYS.state).where(_KEYS.key_id.in_(chunk))
+        rows = connection.execute(query.where(_KEYS.application == application))
+        states.update({row.key_id: row.state for row in rows})
+    return states
+
+
+def refresh_interval(connection: Connection, *, application: str) -> timedelta:
+    """
+    Read how long it takes at most until every process has seen a change.
+
+    Args:
+        connection: To the database of the keys.
+        application: Whose processes.
+    """
+    query = select(key_changes.c.refresh_interval).where(key_changes.c.application == application)
+    seconds = connection.execute(query).scalar_one_or_none()
+    return timedelta(seconds=DEFAULT_REFRESH_INTERVAL if seconds is None else seconds)
 
 
 def key_under(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from eventseal.configuration.assembly import rotation_policy
 from eventseal.configuration.diagnosis.findings import Finding, Severity
 from eventseal.errors import EventSealError, IntegrityError
-from eventseal.keys import Keyring, RotationPolicy
+from eventseal.keys import Keyring
 from eventseal.keys.counters import KeyringCounters
 from eventseal.keys.records import STORE_SCOPE
 from eventseal.keys.seals import Seals
@@ -108,8 +109,12 @@ def _page(stores: Stores, after: UUID | None) -> list[KeyRecord]:
 
 def _check_age(stores: Stores) -> Iterator[Finding]:
     settings = stores.settings
-    policy = RotationPolicy(max_age=settings.rotation_max_age, max_items=settings.rotation_max_items)
-    look = partial(overdue_keys, application=settings.application, policy=policy, now=stores.key_store.now())
+    look = partial(
+        overdue_keys,
+        application=settings.application,
+        policy=rotation_policy(settings),
+        now=stores.key_store.now(),
+    )
     overdue = read(stores.datastore.key_engine, look, doing="looking for keys that are to be rotated")
     if not overdue.keys:
         text = "no active data key is over the age or the items at which it is replaced"

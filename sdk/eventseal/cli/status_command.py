@@ -1,0 +1,113 @@
+"""``eventseal status``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from eventseal.cli.options import Config, Json, Options
+from eventseal.cli.output import print_columns, print_json, printable
+from eventseal.configuration.assembly import rotation_policy
+from eventseal.rotation.status import status as read_status
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from eventseal.rotation.standing import Advice, Status
+
+EXAMPLES = """\b
+Examples:
+  eventseal status
+  eventseal status --json | jq -r '.next[].command'
+"""
+
+
+def status(
+    context: typer.Context,
+    *,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """
+    Tell where keys, items and jobs stand, and what is worth running next.
+
+    It reads the tables and needs no KEK. Keys are counted by purpose, by the kind
+    of their scope (what stands before the colon) and by state, items by the state
+    of their keys, wrappings by KEK and version.
+    """
+    options = Options.of(context, config=config, as_json=as_json)
+    stores = options.open_stores()
+    try:
+        found = read_status(
+            stores.key_store,
+            stores.datastore,
+            stores.settings.application,
+            policy=rotation_policy(stores.settings),
+        )
+    finally:
+        stores.close()
+    if options.as_json:
+        print_json(_as_json(found))
+    else:
+        _print(found)
+
+
+def _as_json(found: Status) -> dict[str, Any]:
+    return {
+        "verb": "status",
+        "application": found.application,
+        "now": found.now.isoformat(timespec="seconds"),
+        "refresh_interval": found.refresh_interval.total_seconds(),
+        "keys": [
+            {"purpose": total.purpose, "kind": total.kind, "state": total.state, "keys": total.keys}
+            for total in found.keys
+        ],
+        "items": {table: dict(counts) for table, counts in found.items.items()},
+        "keks": [
+            {
+                "kek": use.kek_uri,
+                "version": use.kek_version,
+                "wrappings": use.wrappings,
+                "verified": use.verified,
+            }
+            for use in found.keks
+        ],
+        "next": [_advice_as_json(advice) for advice in found.next_steps],
+    }
+
+
+def _advice_as_json(advice: Advice) -> dict[str, Any]:
+    after = None if advice.after is None else advice.after.isoformat(timespec="seconds")
+    return {"command": advice.command, "reason": advice.reason, "after": after}
+
+
+def _print(found: Status) -> None:
+    typer.echo(f"application {printable(found.application)}\n")
+    rows = [(total.purpose, total.kind, total.state, f"{total.keys:,}") for total in found.keys]
+    _print_table(("PURPOSE", "KIND OF SCOPE", "STATE", "KEYS"), rows)
+    counts = [
+        (table, state, f"{count:,}")
+        for table, by_state in found.items.items()
+        for state, count in by_state.items()
+    ]
+    _print_table(("TABLE", "KEYS ARE", "ITEMS"), counts)
+    keks = [
+        (use.kek_uri, use.kek_version or "", f"{use.wrappings:,}", f"{use.verified:,}") for use in found.keks
+    ]
+    _print_table(("KEK", "VERSION", "WRAPPINGS", "VERIFIED"), keks)
+    _print_next(found.next_steps)
+
+
+def _print_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    if rows:
+        print_columns(heading, rows, numbers=frozenset({"KEYS", "ITEMS", "WRAPPINGS", "VERIFIED"}))
+        typer.echo()
+
+
+def _print_next(steps: Sequence[Advice]) -> None:
+    if not steps:
+        typer.echo("nothing is worth running now")
+    for advice in steps:
+        when = "now" if advice.after is None else f"from {advice.after.isoformat(timespec='seconds')}"
+        typer.echo(f"worth running {when}: {printable(advice.command)}\n  {printable(advice.reason)}")

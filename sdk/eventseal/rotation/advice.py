@@ -1,0 +1,122 @@
+"""What is worth running next, with the exact command. No I/O."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from eventseal.keys.branch_wrapping import branch_uri
+from eventseal.keys.states import KeyState
+from eventseal.rotation.standing import Advice, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from datetime import datetime
+
+    from eventseal.rotation.key_totals import ClosedKey
+
+_NAMED = 5
+"""Keys that a command names one by one; of more it is left to find them."""
+
+
+def advice(status: Status) -> tuple[Advice, ...]:
+    """
+    Say what is worth running, the most urgent first.
+
+    Args:
+        status: Of the application.
+    """
+    return (*_compromised(status), *_rewrap(status), *_rotate(status), *_reencrypt(status), *_retire(status))
+
+
+def retire_is_worth_running(status: Status) -> datetime | None:
+    """
+    Tell from when on ``retire`` finds keys that no process seals under any more.
+
+    Args:
+        status: Of the application.
+
+    Returns:
+        By the database's clock; ``None`` if there is no key to retire.
+    """
+    return min([_settled_at(status, key) for key in _needed_by_nothing(status)], default=None)
+
+
+def _compromised(status: Status) -> Iterator[Advice]:
+    keys = [
+        key
+        for key in status.closed
+        if key.state == KeyState.COMPROMISED and status.items_by_key.get(key.key_id)
+    ]
+    if keys:
+        items = sum(status.items_by_key[key.key_id] for key in keys)
+        yield Advice(
+            command=f"eventseal reencrypt{_named(keys)}",
+            reason=f"{items:,} items are under {len(keys):,} compromised keys",
+        )
+
+
+def _rewrap(status: Status) -> Iterator[Advice]:
+    versions: dict[str, set[str | None]] = {}
+    for use in status.keks:
+        versions.setdefault(use.kek_uri, set()).add(use.kek_version)
+    several = [uri for uri, found in versions.items() if len(found) > 1]
+    if several:
+        yield Advice(
+            command="eventseal rewrap", reason=f"several versions are in use of {', '.join(sorted(several))}"
+        )
+
+
+def _rotate(status: Status) -> Iterator[Advice]:
+    overdue = status.overdue
+    if overdue.keys:
+        scopes = "".join(f" --scope {shlex.quote(scope)}" for scope in overdue.scopes)
+        yield Advice(
+            command=f"eventseal rotate{scopes if overdue.keys == len(overdue.scopes) else ''}",
+            reason=f"{overdue.keys:,} active data keys are over the policy's age or items",
+        )
+
+
+def _reencrypt(status: Status) -> Iterator[Advice]:
+    keys = [
+        key
+        for key in status.closed
+        if key.state == KeyState.DEACTIVATED and status.items_by_key.get(key.key_id)
+    ]
+    if keys:
+        items = sum(status.items_by_key[key.key_id] for key in keys)
+        yield Advice(
+            command="eventseal reencrypt",
+            reason=f"{items:,} items are under {len(keys):,} keys that seal no more",
+        )
+
+
+def _retire(status: Status) -> Iterator[Advice]:
+    empty = _needed_by_nothing(status)
+    settled = [key for key in empty if _settled_at(status, key) <= status.now]
+    if empty:
+        worth = retire_is_worth_running(status)
+        yield Advice(
+            command="eventseal retire",
+            reason=f"{len(settled or empty):,} keys seal no more, and nothing needs them",
+            after=None if settled else worth,
+        )
+
+
+def _needed_by_nothing(status: Status) -> list[ClosedKey]:
+    """Those that no item names and, of branch keys, under which no key is wrapped."""
+    wrapping = {use.kek_uri for use in status.keks}
+    return [
+        key
+        for key in status.closed
+        if not status.items_by_key.get(key.key_id) and branch_uri(key.key_id) not in wrapping
+    ]
+
+
+def _settled_at(status: Status, key: ClosedKey) -> datetime:
+    """When the last process has seen that the key seals no more."""
+    return status.now if key.since is None else key.since + status.refresh_interval
+
+
+def _named(keys: Sequence[ClosedKey]) -> str:
+    return "".join(f" --key {key.key_id}" for key in keys) if len(keys) <= _NAMED else ""

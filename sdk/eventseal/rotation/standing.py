@@ -1,0 +1,63 @@
+"""Where an application's keys and items stand, as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime, timedelta
+    from uuid import UUID
+
+    from eventseal.keys.records import KekUse
+    from eventseal.rotation.key_totals import ClosedKey, KeyTotal, OverdueKeys
+
+PLAIN, UNKNOWN = "plain", "unknown"
+"""Stand in place of a key's state for items in plain, and for items of keys that are not there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """
+    One thing that is worth running.
+
+    Attributes:
+        command: As it is typed.
+        reason: Why.
+        after: From when on, by the database's clock; ``None``: now.
+    """
+
+    command: str
+    reason: str
+    after: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """
+    What stands in the tables at one moment.
+
+    Attributes:
+        application: Whose keys and items.
+        now: The database's clock.
+        refresh_interval: How long it takes at most until every process has seen a change of a key.
+        keys: How many, by purpose, kind of scope and state.
+        closed: The first thousand keys that seal no more and were not destroyed.
+        overdue: Active data keys that are due for rotation.
+        items: By table, and in it by the state of their keys, or ``plain``, or ``unknown``.
+        items_by_key: Items by key.
+        keks: What hangs on which KEK and version.
+        next_steps: What is worth running, the most urgent first.
+    """
+
+    application: str
+    now: datetime
+    refresh_interval: timedelta
+    keys: tuple[KeyTotal, ...]
+    closed: tuple[ClosedKey, ...]
+    overdue: OverdueKeys
+    items: Mapping[str, Mapping[str, int]]
+    items_by_key: Mapping[UUID, int] = field(repr=False)
+    keks: tuple[KekUse, ...]
+    next_steps: tuple[Advice, ...] = ()

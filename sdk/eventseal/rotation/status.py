@@ -1,0 +1,93 @@
+"""Where an application's keys and items stand, and what is worth running next. No KEK is called."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from eventseal.keys.policy import RotationPolicy
+from eventseal.rotation.advice import advice
+from eventseal.rotation.key_totals import (
+    closed_keys,
+    key_states,
+    key_totals,
+    overdue_keys,
+    refresh_interval,
+)
+from eventseal.rotation.sealed_store import registered_tables
+from eventseal.rotation.standing import PLAIN, UNKNOWN, Status
+from eventseal.storage.item_rows import count_by_key
+from eventseal.storage.transactions import read
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from eventseal.keys.store import KeyStore
+    from eventseal.storage import SQLAlchemyDatastore
+
+MOST_CLOSED_KEYS = 1000
+"""Keys that seal no more which are looked at one by one."""
+
+
+def status(
+    key_store: KeyStore,
+    datastore: SQLAlchemyDatastore,
+    application: str,
+    *,
+    policy: RotationPolicy | None = None,
+) -> Status:
+    """
+    Read where everything stands.
+
+    Args:
+        key_store: Has the keys.
+        datastore: Has the items, the registry of their tables, and the key tables.
+        application: Whose.
+        policy: Says which keys are due for rotation.
+
+    Raises:
+        ConfigurationError: A registered table is not there, or no table is.
+        StoreError: The database refused or failed.
+    """
+    engine, now = datastore.key_engine, key_store.now()
+    due = partial(overdue_keys, application=application, policy=policy or RotationPolicy(), now=now)
+    closed = partial(closed_keys, application=application, limit=MOST_CLOSED_KEYS)
+    items, items_by_key = _items(datastore, application)
+    found = Status(
+        application=application,
+        now=now,
+        refresh_interval=read(
+            engine, partial(refresh_interval, application=application), doing="reading the refresh interval"
+        ),
+        keys=tuple(read(engine, partial(key_totals, application=application), doing="counting keys")),
+        closed=tuple(read(engine, closed, doing="looking for keys that seal no more")),
+        overdue=read(engine, due, doing="looking for keys that are to be rotated"),
+        items=items,
+        items_by_key=items_by_key,
+        keks=tuple(key_store.kek_uses(application)),
+    )
+    return replace(found, next_steps=advice(found))
+
+
+def _items(
+    datastore: SQLAlchemyDatastore, application: str
+) -> tuple[dict[str, dict[str, int]], Counter[UUID]]:
+    by_table: dict[str, dict[str, int]] = {}
+    by_key: Counter[UUID] = Counter()
+    for table in registered_tables(datastore, application):
+        counts = read(datastore.engine, partial(count_by_key, table=table), doing=f"counting {table.table}")
+        named = {key_id: count for key_id, count in counts.items() if key_id is not None}
+        states = read(
+            datastore.key_engine,
+            partial(key_states, application=application, key_ids=list(named)),
+            doing="reading the states of keys",
+        )
+        by_state: Counter[str] = Counter()
+        for key_id, count in named.items():
+            by_state[states.get(key_id, UNKNOWN)] += count
+        by_state[PLAIN] += counts.get(None, 0)
+        by_table[table.table] = {state: count for state, count in by_state.items() if count}
+        by_key.update(named)
+    return by_table, by_key
