@@ -1,0 +1,158 @@
+"""
+The loop: let an operation's first dependency call fail, then its second, until it meets no fault any more.
+
+After each, nothing may be lost, unreadable, doubled or left locked, and a second run must complete.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from sqlalchemy import text
+from tests.fixtures.dependencies import Fault, Faults, FaultyClock, count_database_calls, count_kms_calls
+from tests.fixtures.sealed_shops import SealedShop, assert_sound, datastore_at
+
+from eventseal.errors import KmsUnavailableError, StoreUnavailableError
+from eventseal.testing import FakeBatchKms
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.engine import Connection
+    from tests.faults.operations import Operation
+    from tests.fixtures.profiles import Profile
+
+    from eventseal.storage import SQLAlchemyDatastore
+
+OUTAGES = (StoreUnavailableError, KmsUnavailableError, OSError)
+"""What a fault may look like to the caller: ``OSError`` is the clock's own."""
+
+NOTHING_HELD = """
+SELECT state, query FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+AND state <> 'idle' UNION ALL SELECT 'advisory lock', mode FROM pg_locks
+WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
+
+class Seen(NamedTuple):
+    """
+    What a loop met.
+
+    Attributes:
+        points: Calls that failed, one in each run.
+        survived: Runs that got over it by themselves.
+        kinds: Of the calls that failed.
+    """
+
+    points: int
+    survived: int
+    kinds: Counter[str]
+
+
+def fail_every_call(
+    operation: type[Operation],
+    profile: Profile,
+    fault: Fault,
+    url: str,
+    copies_of: Callable[[str], Copies],
+) -> Seen:
+    """
+    Run the loop.
+
+    Args:
+        operation: What runs.
+        profile: How much it works on, and which of the calls fail.
+        fault: How calls fail.
+        url: An empty database, for the state before.
+        copies_of: Makes copies of that state, one after the other at one place.
+    """
+    keks = [FakeBatchKms("first"), FakeBatchKms("second")]
+    with SealedShop(url, keks[:1], branches=operation.branches).set_up() as shop:
+        operation(profile).prepare(shop)
+    faults = Faults()
+    for kek in keks:
+        count_kms_calls(kek, faults)
+    every = profile.sampled if url.startswith("postgresql") else 1
+    copies, survived, kinds = copies_of(url), 0, Counter[str]()
+    # Used for every copy, since what costs most is that a new engine compiles its statements.
+    with closing(datastore_at(copies.url)) as faulty, closing(datastore_at(copies.url)) as other:
+        count_database_calls(faulty.engine, faults)
+        trial = Trial(operation, profile, keks, faults, faulty, other)
+        for points, at in enumerate(count(1, every)):
+            copies.renew()
+            outcome = trial.run(fault, at)
+            if outcome is None:
+                return Seen(points, survived, kinds)
+            survived += outcome
+            kinds[faults.kind] += 1
+    raise AssertionError("the loop ends")
+
+
+class Copies(Protocol):
+    """A place for copies of a store."""
+
+    url: str
+
+    def renew(self) -> None:
+        """Put a new copy there."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One operation, with and without faults, on one copy after the other."""
+
+    operation: type[Operation]
+    profile: Profile
+    keks: list[FakeBatchKms]
+    faults: Faults
+    faulty: SQLAlchemyDatastore
+    other: SQLAlchemyDatastore
+
+    def run(self, fault: Fault, at: int) -> bool | None:
+        """Whether the operation got over the fault; ``None`` if it did not meet it."""
+        operation, faults = self.operation(self.profile), self.faults
+        clock, mine = FaultyClock(faults), operation.keks(self.keks)
+        with SealedShop(self.faulty, mine, branches=operation.branches, clock=clock) as shop:
+            faults.arm(fault, at)
+            error = None
+            try:
+                operation.run(shop)
+            except OUTAGES as outage:
+                error = outage
+            met = faults.reached
+            faults.disarm()
+            assert met or error is None, error
+            try:
+                self._see_what_is_left(operation)
+                if error is not None:
+                    operation.run(shop)
+                self._see_what_is_left(operation, done=True)
+            except BaseException as failure:
+                failure.add_note(f"{fault.value}, call {at}, {faults.kind if met else 'not met'}: {error!r}")
+                raise
+        self.faulty.close()
+        self.other.close()
+        return error is None if met else None
+
+    def _see_what_is_left(self, operation: Operation, *, done: bool = False) -> None:
+        assert self.faulty.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+        with self.other.engine.connect() as connection:
+            assert _held(connection) == []
+        with SealedShop(self.other, self.keks) as fresh:
+            assert_sound(fresh, operation.places(fresh))
+            if done:
+                operation.check(fresh)
+
+
+def _held(connection: Connection) -> list[tuple[str, str]]:
+    """What others hold: on SQLite the write lock, on a server transactions and advisory locks."""
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("PRAGMA busy_timeout = 0")
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # raises where somebody else holds the lock
+        connection.rollback()
+        return []
+    return [(row[0], row[1]) for row in connection.execute(text(NOTHING_HELD))]

@@ -1,0 +1,136 @@
+"""The operations whose every dependency call is failed: how each begins, runs, and is seen done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.fixtures.sealed_shops import TENANTS, SealedShop, places_of, scope_of, stream_of
+
+from eventseal.keys.states import KeyState
+
+if TYPE_CHECKING:
+    from tests.fixtures.profiles import Profile
+    from tests.fixtures.sealed_shops import Place
+
+    from eventseal.kms import KmsAdapter
+
+ACME, GLOBEX = TENANTS
+
+
+class Operation:
+    """
+    One run of an operation against a fault.
+
+    Args:
+        profile: How much there is to do.
+
+    Attributes:
+        branches: Of the keyrings.
+        items: Events that there are before, of two tenants.
+    """
+
+    branches: int | None = None
+
+    def __init__(self, profile: Profile) -> None:
+        self.items = min(profile.items, 20)
+
+    @classmethod
+    def keks(cls, keks: list[KmsAdapter]) -> list[KmsAdapter]:
+        """Those that the process under test has, of the two that there are."""
+        return keks[:1]
+
+    def prepare(self, shop: SealedShop) -> None:
+        """What is there before, made without faults."""
+        for tenant in TENANTS:
+            shop.append(tenant, 0, self.items // 2)
+
+    def run(self, shop: SealedShop) -> None:
+        """Do it; again, after a fault, with the same objects."""
+        raise NotImplementedError
+
+    def places(self, shop: SealedShop) -> set[Place]:
+        """The events that there must be now, after a fault or at the end, by what was acknowledged."""
+        return {place for tenant in TENANTS for place in places_of(tenant, self.items // 2)}
+
+    def check(self, shop: SealedShop) -> None:
+        """See that it is done."""
+
+
+class Append(Operation):
+    """Events of a new application, one transaction each: the store key and a data key are made first."""
+
+    def __init__(self, profile: Profile) -> None:
+        super().__init__(profile)
+        self.items = profile.appends
+        self._acknowledged = 0
+
+    def prepare(self, shop: SealedShop) -> None:
+        pass
+
+    def run(self, shop: SealedShop) -> None:
+        while self._acknowledged < self.items:
+            shop.append(ACME, self._acknowledged)
+            self._acknowledged += 1
+
+    def places(self, shop: SealedShop) -> set[Place]:
+        stored = len(shop.strategy.get_items(stream_of(ACME)))
+        # Of an append that failed, the outcome may be unknown: its caller reads before it appends again.
+        assert stored in {self._acknowledged, self._acknowledged + 1}
+        self._acknowledged = stored
+        return places_of(ACME, stored)
+
+    def check(self, shop: SealedShop) -> None:
+        assert self._acknowledged == self.items
+
+
+class AppendBatch(Operation):
+    """Events of two tenants in one transaction."""
+
+    def run(self, shop: SealedShop) -> None:
+        if not self._is_stored(shop):
+            shop.append_for_all(self.items // 2, self.items)
+
+    def places(self, shop: SealedShop) -> set[Place]:
+        count = self.items if self._is_stored(shop) else self.items // 2
+        return {place for tenant in TENANTS for place in places_of(tenant, count)}
+
+    def check(self, shop: SealedShop) -> None:
+        assert self._is_stored(shop)
+
+    def _is_stored(self, shop: SealedShop) -> bool:
+        counts = {len(shop.strategy.get_items(stream_of(tenant))) for tenant in TENANTS}
+        assert counts in ({self.items // 2}, {self.items}), "half a batch"
+        return counts == {self.items}
+
+
+class Read(Operation):
+    """A replay by a process that has no key yet."""
+
+    def run(self, shop: SealedShop) -> None:
+        assert shop.places() == self.places(shop)
+
+
+class Rotate(Operation):
+    """One scope's key is replaced."""
+
+    def run(self, shop: SealedShop) -> None:
+        shop.keyring.rotate(scope_of(ACME))
+
+    def check(self, shop: SealedShop) -> None:
+        states = shop.key_states()
+        assert states[KeyState.ACTIVE] == 2
+        assert states[KeyState.DEACTIVATED] >= 1
+        assert states.keys() <= {KeyState.ACTIVE, KeyState.DEACTIVATED}
+
+
+class RotateBranches(Rotate):
+    """The branch keys are replaced, and then a data key."""
+
+    branches = 2
+
+    def run(self, shop: SealedShop) -> None:
+        shop.keyring.rotate_branches()
+        super().run(shop)
+
+
+OPERATIONS: tuple[type[Operation], ...] = (Append, AppendBatch, Read, Rotate, RotateBranches)

@@ -1,0 +1,39 @@
+"""Every call of the KMS, the database and the clock failed once, and from then on: nothing is lost by it."""
+
+from __future__ import annotations
+
+import pytest
+from tests.faults.fault_loop import fail_every_call
+from tests.faults.operations import OPERATIONS, Append, Operation
+from tests.fixtures.dependencies import ALL, Fault
+from tests.fixtures.profiles import SHORT
+
+every_fault = pytest.mark.parametrize(
+    "fault", [pytest.param(fault, id=fault.name.lower()) for fault in Fault]
+)
+every_operation = pytest.mark.parametrize(
+    "operation", [pytest.param(operation, id=operation.__name__) for operation in OPERATIONS]
+)
+
+
+@every_fault
+@every_operation
+def test_a_fault_loses_nothing_and_a_second_run_completes(
+    operation: type[Operation], fault: Fault, sqlite_url, sqlite_copies
+) -> None:
+    assert fail_every_call(operation, SHORT, fault, sqlite_url, sqlite_copies).points > 0
+
+
+@pytest.mark.postgres
+@every_fault
+@every_operation
+def test_a_fault_loses_nothing_on_a_server_and_a_second_run_completes(
+    operation: type[Operation], fault: Fault, postgres_url, postgres_copies
+) -> None:
+    assert fail_every_call(operation, SHORT, fault, postgres_url, postgres_copies).points > 0
+
+
+def test_calls_of_every_kind_fail_and_are_not_hidden(sqlite_url, sqlite_copies) -> None:
+    seen = fail_every_call(Append, SHORT, Fault.FROM_THEN_ON, sqlite_url, sqlite_copies)
+    assert seen.kinds.keys() == ALL
+    assert seen.survived == 0
