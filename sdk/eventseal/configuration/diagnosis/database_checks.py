@@ -79,7 +79,7 @@ def check_database(what: str, engine: Engine) -> Iterator[Finding]:
 
 def check_writable(engine: Engine) -> Iterator[Finding]:
     """
-    Take SQLite's write lock and give it back: only then does it say whether the file can be written.
+    Begin to write into a SQLite file, and roll back: only then does it say whether it can be written.
 
     Args:
         engine: Of a database that answers.
@@ -88,8 +88,11 @@ def check_writable(engine: Engine) -> Iterator[Finding]:
         StoreReadOnlyError: It cannot.
         StoreUnavailableError: Another process holds the lock for longer than the busy timeout.
     """
-    with translated(f"taking the write lock of {redacted(engine.url)}"), engine.connect() as connection:
-        begin_writing(connection).rollback()
+    with translated(f"beginning to write into {redacted(engine.url)}"), engine.connect() as connection:
+        begin_writing(connection)
+        version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA user_version = {int(version)}")  # the lock alone says nothing
+        connection.rollback()
     yield from ()
 
 

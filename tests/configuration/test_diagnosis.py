@@ -1,0 +1,387 @@
+"""The diagnosis: each thing that can be amiss is found, with a remedy that mends it; nothing is changed."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
+
+from eventseal.configuration import EventSeal
+from eventseal.configuration.diagnosis import Severity, diagnose
+from eventseal.configuration.initialise import initialise
+from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy
+from eventseal.storage.engines import SQLAlchemySettings
+from eventseal.storage.fences import close_fence
+from eventseal.storage.transactions import write
+from eventseal_kms.local import LocalKmsAdapter
+
+ITEMS = "integer_sequenced_items"
+
+
+class Order:
+    def __init__(self, originator_id: UUID, originator_version: int) -> None:
+        self.originator_id = originator_id
+        self.originator_version = originator_version
+
+
+@pytest.fixture
+def shop(store_url, monkeypatch):
+    """A store that is ready, by the environment alone; gives its URL."""
+    monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://dev.key")
+    monkeypatch.setenv("EVENTSEAL_STORE_URL", store_url)
+    monkeypatch.setenv("EVENTSEAL_APPLICATION", "shop")
+    initialise()
+    return store_url
+
+
+@pytest.fixture
+def sql(shop):
+    """Runs SQL behind everybody's back."""
+    engine = create_engine(SQLAlchemySettings(shop).url, poolclass=NullPool)
+
+    def run(*statements: str, **values):
+        with engine.begin() as connection:
+            for statement in statements:
+                result = connection.execute(text(statement), values)
+            return result.fetchall() if result.returns_rows else []
+
+    yield run
+    engine.dispose()
+
+
+@pytest.fixture
+def make_trigger(shop):
+    """Pastes a remedy of two statements as a person does: with no parameters in it."""
+
+    def make(script: str) -> None:
+        if shop.startswith("sqlite"):
+            with closing(sqlite3.connect("store.sqlite")) as connection:
+                connection.executescript(script)
+            return
+        engine = create_engine(SQLAlchemySettings(shop).url, poolclass=NullPool)
+        with engine.begin() as connection:
+            connection.exec_driver_sql(script.replace("%", "%%"))
+        engine.dispose()
+
+    return make
+
+
+@pytest.fixture
+def append(shop):
+    def append_one(count: int = 1) -> UUID:
+        with EventSeal.from_settings() as seal:
+            strategy = SQLAlchemyActiveRecordStrategy(IntegerSequencedItemRecord, seal.datastore.session)
+            order = uuid4()
+            items = seal.mapper.to_sequenced_items([Order(order, n) for n in range(count)])
+            strategy.append(items)
+            return items[0].key_id
+
+    return append_one
+
+
+def amiss():
+    """What asks for action; that the tests' PostgreSQL does not wait for its disk is so on purpose."""
+    found = [finding for finding in diagnose() if finding.severity.asks_for_action]
+    return [finding for finding in found if "fsync is off" not in finding.text]
+
+
+def the_one(word: str):
+    (finding,) = [finding for finding in amiss() if word in finding.text]
+    assert finding.remedy
+    assert "\n" not in finding.text
+    return finding
+
+
+def test_a_store_that_is_ready_has_nothing_amiss_in_any_area(append):
+    append(3)
+    assert amiss() == []
+    areas = {finding.area for finding in diagnose() if finding.severity is Severity.OK}
+    assert areas == {"settings", "kms", "database", "clock", "tables", "registry", "fences", "keys"}
+
+
+def test_nothing_is_changed(append, sql, shop):
+    append(3)
+
+    def content():
+        tables = ("encryption_keys", "key_wrappings", "key_changes", "sealed_tables", "key_fences", ITEMS)
+        return [sorted(map(repr, sql(f"SELECT * FROM {table}"))) for table in tables]
+
+    before = content(), sorted(Path.cwd().iterdir())
+    list(diagnose())
+    assert (content(), sorted(Path.cwd().iterdir())) == before
+
+
+def test_settings_that_cannot_be_read_are_the_only_finding(monkeypatch):
+    monkeypatch.setenv("EVENTSEAL_STOR_URL", "sqlite:///x")
+    (finding,) = diagnose()
+    assert (finding.area, finding.severity) == ("settings", Severity.ERROR)
+    assert "EVENTSEAL_STORE_URL" in finding.remedy
+
+
+def test_without_a_kek_the_databases_are_looked_at_even_so(shop, monkeypatch):
+    monkeypatch.delenv("EVENTSEAL_KMS_KEY")
+    found = list(diagnose())
+    assert [f.text for f in found if f.severity == "error"] == ["no KEK is configured: kms_key is missing"]
+    assert "tables" in {finding.area for finding in found}
+
+
+def test_without_a_database_the_kek_is_looked_at_even_so(shop, monkeypatch):
+    monkeypatch.delenv("EVENTSEAL_STORE_URL")
+    found = list(diagnose())
+    assert [f.text.split(": ")[1] for f in found if f.severity == "error"] == ["store_url is missing"]
+    assert "kms" in {finding.area for finding in found}
+
+
+def test_a_settings_file_that_others_read_is_told_with_its_chmod(shop):
+    Path("eventseal.toml").write_text('compression = "zstd"')
+    Path("eventseal.toml").chmod(0o644)
+    assert the_one("may hold passwords").remedy == "chmod 600 eventseal.toml"
+
+
+def test_a_database_that_is_away_ends_what_needs_it(shop, monkeypatch):
+    monkeypatch.setenv("EVENTSEAL_STORE_URL", "postgresql://nobody@127.0.0.1:1/none")
+    found = list(diagnose())
+    (away,) = [finding for finding in found if finding.severity == "error"]
+    assert (away.area, type(away.cause).__name__) == ("database", "StoreUnavailableError")
+    assert not {"tables", "keys"} & {finding.area for finding in found}
+
+
+def test_a_file_that_is_not_there_is_not_made(shop, monkeypatch):
+    monkeypatch.setenv("EVENTSEAL_STORE_URL", "sqlite:///elsewhere.sqlite")
+    assert the_one("is not there").remedy == "eventseal init"
+    assert not Path("elsewhere.sqlite").exists()
+
+
+def test_missing_tables_send_to_init(shop, sql):
+    sql("DROP TABLE key_fences")
+    assert the_one("there is no table key_fences").remedy == "eventseal init"
+    initialise()
+    assert amiss() == []
+
+
+def test_a_missing_index_is_told_with_the_statement_that_makes_it(shop, sql):
+    sql("DROP INDEX ix_integer_sequenced_items_key_id")
+    remedy = the_one("has no index on key_id").remedy
+    assert remedy.startswith("CREATE INDEX")
+    sql(remedy.replace("CONCURRENTLY ", ""))
+    assert amiss() == []
+
+
+def test_a_missing_unique_key_is_an_error(shop, sql):
+    if shop.startswith("sqlite"):
+        sql(
+            "ALTER TABLE snapshots RENAME TO o",
+            "CREATE TABLE snapshots AS SELECT * FROM o",
+            "DROP TABLE o",
+        )
+    else:
+        sql("ALTER TABLE snapshots DROP CONSTRAINT snapshots_pkey")
+    assert the_one("table snapshots does not keep").severity is Severity.ERROR
+
+
+def test_a_column_that_was_dropped_is_named(shop, sql):
+    sql("ALTER TABLE key_wrappings DROP COLUMN verified_at")
+    finding = the_one("key_wrappings has no column verified_at")
+    assert finding.remedy.startswith("ALTER TABLE key_wrappings ADD COLUMN verified_at")
+    sql(finding.remedy)
+    assert amiss() == []
+
+
+def test_a_registered_table_that_is_gone_is_named(shop, sql):
+    sql("UPDATE sealed_tables SET table_name = 'gone' WHERE table_name = 'snapshots'")
+    texts = {finding.text: finding.remedy for finding in amiss()}
+    assert "DELETE FROM sealed_tables" in texts["table gone is registered, and not there"]
+    assert texts["table snapshots is listed in the settings and not registered"] == "eventseal init"
+
+
+def test_a_table_that_looks_sealed_and_is_not_registered_is_named(shop, sql, monkeypatch):
+    kind = "BLOB" if shop.startswith("sqlite") else "uuid"
+    data = "BLOB" if shop.startswith("sqlite") else "bytea"
+    sql(f"CREATE TABLE strangers (key_id {kind}, data {data})")
+    finding = the_one("strangers")
+    assert 'unsealed_tables = ["strangers"]' in finding.remedy
+    monkeypatch.setenv("EVENTSEAL_UNSEALED_TABLES", "strangers")
+    assert amiss() == []
+
+
+def test_a_closed_fence_of_a_live_key_is_an_interrupted_retire(append, shop):
+    key_id = append()
+    with EventSeal.from_settings() as seal:
+        seal.keyring.rotate()
+        write(seal.datastore.engine, lambda connection: close_fence(connection, key_id), doing="closing")
+    assert the_one("a retire was interrupted").remedy == f"eventseal retire --key {key_id}"
+
+
+def test_what_writes_without_a_fence_is_told_with_a_trigger_that_takes_it(append, sql, make_trigger):
+    key_id = append()
+    sql("DELETE FROM key_fences")
+    finding = the_one(f"{ITEMS} has items under key {key_id}, which has no fence")
+    make_trigger(finding.remedy)
+    assert amiss() == []
+    # What copies a row, without any fence of its own, takes one now; and finds it closed later.
+    copy = (
+        f"INSERT INTO {ITEMS} SELECT sequence_id, position + :more, topic, data, key_id FROM {ITEMS}"
+        " WHERE position = 0"
+    )
+    sql(copy, more=1)
+    assert [tuple(row) for row in sql("SELECT state FROM key_fences")] == [("open",)]
+    sql("UPDATE key_fences SET state = 'closed'")
+    with pytest.raises(Exception, match="is closed: seal the item again"):
+        sql(copy, more=2)
+    assert sql(f"SELECT count(*) FROM {ITEMS}")[0][0] == 2
+
+
+def test_items_of_keys_that_are_not_there_are_told(append, sql, shop):
+    append()
+    stranger = uuid4()
+    sql(f"UPDATE {ITEMS} SET key_id = :k", k=stranger.bytes if shop.startswith("sqlite") else stranger)
+    assert str(stranger) in the_one("does not have").text
+
+
+def test_an_edited_row_of_a_key_is_found_by_its_seal(shop, sql):
+    sql("UPDATE encryption_keys SET scope = 'tenant:x' WHERE purpose = 'data'")
+    assert "does not match its seal" in the_one("was edited").text
+
+
+def test_a_store_key_that_is_gone_is_an_error(shop, sql):
+    sql("DELETE FROM key_wrappings", "DELETE FROM encryption_keys WHERE purpose = 'store'")
+    assert "no store key" in the_one("somebody deleted it").text
+
+
+def test_tables_without_keys_send_to_init(shop, sql):
+    for table in ("key_wrappings", "encryption_keys", "key_changes"):
+        sql(f"DELETE FROM {table}")
+    assert the_one("has no keys yet").remedy == "eventseal init"
+
+
+def test_a_wrapping_under_a_kek_that_is_not_configured_is_told_and_so_are_keys_without_another(
+    shop, monkeypatch
+):
+    LocalKmsAdapter.create("other.key")
+    monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://other.key")
+    assert "2 wrappings under local://" in the_one("which is not configured").text
+    assert the_one("wrapped under no configured KEK").text.startswith("2 live keys")
+
+
+def test_keys_that_miss_a_wrapping_under_a_further_kek_are_counted(shop, monkeypatch):
+    LocalKmsAdapter.create("other.key")
+    monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://dev.key,local://other.key")
+    finding = the_one("have no wrapping under")
+    assert finding.text.startswith("2 live keys")
+    assert finding.remedy == "eventseal rewrap"
+
+
+def test_a_wrapping_that_was_changed_is_found_by_trying_it(shop, sql):
+    (wrapped,) = sql("SELECT wrapped FROM key_wrappings ORDER BY key_id DESC LIMIT 1")[0]
+    sql("UPDATE key_wrappings SET wrapped = :w", w=bytes(wrapped)[:-1] + bytes([bytes(wrapped)[-1] ^ 1]))
+    assert any(finding.area == "keys" and finding.severity == "error" for finding in amiss())
+
+
+def test_branch_keys_that_are_gone_are_an_error(shop, sql, monkeypatch):
+    monkeypatch.setenv("EVENTSEAL_BRANCHES", "2")
+    with EventSeal.from_settings() as seal:
+        seal.keyring.prepare(["tenant:a", "tenant:b", "tenant:c"])
+    assert amiss() == []
+    sql(
+        "DELETE FROM key_wrappings WHERE key_id IN"
+        " (SELECT key_id FROM encryption_keys WHERE purpose = 'branch')",
+        "DELETE FROM encryption_keys WHERE purpose = 'branch'",
+    )
+    assert any("which is not there" in finding.text for finding in amiss())
+
+
+def test_keys_that_are_due_for_rotation_are_a_note_with_the_command(shop, monkeypatch):
+    monkeypatch.setenv("EVENTSEAL_ROTATION_MAX_AGE", "1ms")
+    (note,) = [finding for finding in diagnose() if "due for rotation" in finding.text]
+    assert (note.severity, note.remedy) == (Severity.NOTE, "eventseal rotate --scope application")
+
+
+def test_a_clock_that_is_off_is_told(shop, monkeypatch):
+    from eventseal.configuration.diagnosis import database_checks
+
+    class Late(database_checks.datetime):
+        @classmethod
+        def now(cls, zone):
+            return super().now(zone) - timedelta(minutes=5)
+
+    monkeypatch.setattr(database_checks, "datetime", Late)
+    assert "300 s before this machine's" in the_one("the clock of the database").text
+
+
+@pytest.mark.postgres
+def test_a_role_without_rights_is_told_with_its_grant(postgres_url, monkeypatch):
+    monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://dev.key")
+    monkeypatch.setenv("EVENTSEAL_STORE_URL", postgres_url)
+    initialise()
+    engine = create_engine(SQLAlchemySettings(postgres_url).url, poolclass=NullPool)
+    role = f"reader_{uuid4().hex[:8]}"
+    with engine.begin() as connection:
+        connection.execute(text(f"CREATE ROLE {role} LOGIN"))
+        connection.execute(text(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}"))
+        connection.execute(text(f"REVOKE SELECT ON snapshots FROM {role}"))
+    with monkeypatch.context() as patch:
+        options = f"{'&' if '?' in postgres_url else '?'}options=-crole%3D{role}"
+        patch.setenv("EVENTSEAL_STORE_URL", postgres_url + options)
+        found = {finding.remedy: finding.severity for finding in diagnose()}
+    assert found[f"GRANT SELECT, INSERT, UPDATE, DELETE ON snapshots TO {role};"] is Severity.ERROR
+    assert found[f"GRANT INSERT, UPDATE, DELETE ON key_fences TO {role};"] is Severity.NOTE
+    with engine.begin() as connection:
+        connection.execute(text(f"DROP OWNED BY {role}"))
+        connection.execute(text(f"DROP ROLE {role}"))
+    engine.dispose()
+
+
+@pytest.mark.postgres
+def test_a_server_that_may_lose_keys_or_cannot_be_written_is_told(postgres_url, monkeypatch):
+    monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://dev.key")
+    monkeypatch.setenv("EVENTSEAL_STORE_URL", postgres_url)
+    initialise()
+    assert any("fsync is off" in finding.text for finding in diagnose())
+    options = "options=-csynchronous_commit%3Doff%20-cdefault_transaction_read_only%3Don"
+    monkeypatch.setenv("EVENTSEAL_STORE_URL", f"{postgres_url}{'&' if '?' in postgres_url else '?'}{options}")
+    assert "synchronous_commit = on" in the_one("synchronous_commit is off").remedy
+    read_only = the_one("transactions are read-only by default")
+    assert type(read_only.cause).__name__ == "StoreReadOnlyError"
+
+
+def test_a_file_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://dev.key")
+    monkeypatch.setenv("EVENTSEAL_STORE_URL", "sqlite:///shop.sqlite")
+    initialise()
+    monkeypatch.setenv("EVENTSEAL_STORE_URL", f"sqlite:///file:{tmp_path}/shop.sqlite?mode=ro&uri=true")
+    (finding,) = amiss()
+    assert type(finding.cause).__name__ == "StoreReadOnlyError"
+
+
+def test_a_file_without_a_write_ahead_log_and_without_patience_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://dev.key")
+    monkeypatch.setenv("EVENTSEAL_STORE_URL", "sqlite:///shop.sqlite")
+    initialise()
+    with closing(sqlite3.connect("shop.sqlite")) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+    url = f"sqlite:///file:{tmp_path}/shop.sqlite?mode=ro&uri=true&timeout=0"
+    monkeypatch.setenv("EVENTSEAL_STORE_URL", url)
+    found = [finding.text for finding in amiss()]
+    assert any("the journal mode is delete" in text for text in found)
+    assert any("the busy timeout is 0 s" in text for text in found)
+
+
+def test_a_record_class_that_cannot_be_imported_is_told(shop, monkeypatch):
+    monkeypatch.setenv("EVENTSEAL_TABLES", "nowhere:Record")
+    assert the_one("there is no module nowhere").area == "settings"
+
+
+def test_keys_in_a_database_of_their_own_are_looked_at_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://dev.key")
+    monkeypatch.setenv("EVENTSEAL_STORE_URL", "sqlite:///items.sqlite")
+    monkeypatch.setenv("EVENTSEAL_KEY_STORE_URL", "sqlite:///keys.sqlite")
+    initialise()
+    texts = [finding.text for finding in diagnose() if finding.area == "database"]
+    assert [text.split(":")[0] for text in texts] == ["items", "keys"]
+    assert amiss() == []
