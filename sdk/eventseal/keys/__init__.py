@@ -5,8 +5,8 @@ from eventseal.keys.data_key import DataKey
 from eventseal.keys.keyring import Keyring
 from eventseal.keys.memory_store import InMemoryKeyStore
 from eventseal.keys.policy import CachePolicy, Clock, RotationPolicy
-from eventseal.keys.records import DEFAULT_SCOPE, ChangeMark, Changes, KeyRecord
-from eventseal.keys.repairing import Repair
+from eventseal.keys.records import DEFAULT_SCOPE, ChangeMark, Changes, KekUse, KeyRecord
+from eventseal.keys.rewrapping import Rewrap
 from eventseal.keys.source import KeySource
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.static_key import StaticKey
@@ -21,6 +21,7 @@ __all__ = [
     "Clock",
     "DataKey",
     "InMemoryKeyStore",
+    "KekUse",
     "KeyPurpose",
     "KeyRecord",
     "KeySource",
@@ -28,7 +29,7 @@ __all__ = [
     "KeyStore",
     "Keyring",
     "KeyringCounters",
-    "Repair",
+    "Rewrap",
     "RotationPolicy",
     "StaticKey",
 ]

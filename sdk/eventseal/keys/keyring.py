@@ -5,26 +5,31 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NoReturn
 
 from eventseal.errors import ConfigurationError
+from eventseal.keys.branch_moving import BranchMover
 from eventseal.keys.branch_wrapping import branch_scopes, checked_branches
 from eventseal.keys.branches import Branches
 from eventseal.keys.confirmation import Confirmation
 from eventseal.keys.counters import CountedStore, KeyringCounters
 from eventseal.keys.forks import renew_in_children
+from eventseal.keys.kek_facts import KekFacts
 from eventseal.keys.memory import Memory
+from eventseal.keys.moved import RowChecks
+from eventseal.keys.moving import Mover
 from eventseal.keys.policy import BootClock, CachePolicy, RotationPolicy
 from eventseal.keys.purposes import KeysOfPurpose
 from eventseal.keys.records import DEFAULT_SCOPE, checked_application, checked_scope
 from eventseal.keys.refreshing import Refresher
-from eventseal.keys.repairing import Repair, Repairer
 from eventseal.keys.resources import Resources
+from eventseal.keys.rewrapping import Rewrap, Rewrapper
 from eventseal.keys.states import KeyPurpose
 from eventseal.keys.store import KeyStore
 from eventseal.keys.store_key import StoreKey
+from eventseal.keys.verifying import Verifier
 from eventseal.keys.wrapping import Keks
 from eventseal.kms.adapter import KmsAdapter
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from uuid import UUID
 
     from eventseal.errors import EventSealError
@@ -96,6 +101,11 @@ class Keyring:
     def application(self) -> str:
         """The application that owns every key of this keyring."""
         return self._application
+
+    @property
+    def keks(self) -> tuple[KmsAdapter, ...]:
+        """The KEKs that this keyring was given, in their order."""
+        return self._kms
 
     def sealing_keys(self, items_by_scope: Mapping[str, int], *, make: bool = True) -> dict[str, DataKey]:
         """
@@ -227,26 +237,52 @@ class Keyring:
             for scope in branch_scopes(self._branch_count)
         ]
 
-    def repair(self, *, page_size: int = 500) -> Repair:
+    def rewrap(
+        self,
+        to: KmsAdapter | None = None,
+        *,
+        batch: int = 100,
+        dry_run: bool = False,
+        progress: Callable[[Rewrap], object] | None = None,
+    ) -> Rewrap:
         """
-        Add the wrappings that keys miss: of a KEK that was away when they were made, or was listed later.
+        Wrap every live key where it should be, and drop what that makes superfluous. No item is touched.
 
-        Keys that a branch key wraps need none. Run again, it adds what is missing still.
+        Each key gets a wrapping under the newest version of every KEK of this keyring, those included that it
+        misses; older versions' wrappings go. With *to* it ends under that KEK alone. Data keys under branch
+        keys are wrapped under their branch's active key. Run again, it goes on where it stopped.
+
+        An old wrapping goes once some process has unwrapped the new one: this one does so where keys must be
+        unwrapped anyway and the KEK is one of its own; else processes that open keys do, by and by.
 
         Args:
-            page_size: Keys read, and at most wrapped, at a time.
+            to: The only KEK that is to remain; it need not be one of this keyring's.
+            batch: Keys read, and at most wrapped in one call, at a time.
+            dry_run: Whether only to count; a KEK is asked for nothing but its newest version.
+            progress: Called after each batch.
 
         Raises:
-            ConfigurationError: The keyring is closed.
+            ConfigurationError: The keyring is closed, or *to* or *batch* is refused.
             IntegrityError: The store key's row is not what a keyring sealed.
-            KmsError: A KEK refused or failed; what was added before stays.
+            KmsError: A KEK refused or failed; what was done before stays.
             StoreError: The key store refused or failed.
         """
         self._memory.check_open()
-        seals = self._store_key.seals()
-        if seals is None:
-            return Repair()
-        return Repairer(self._application, self._keks, self._store, seals).run(page_size)
+        others = [adapter for adapter in self._kms if to is None or adapter.uri != to.uri]
+        adapters = others if to is None else [*others, to]
+        facts = KekFacts(adapters)
+        keks = Keks(adapters, counters=self.counters, fall_back_on_outage=self._falls_back, clock=self._clock)
+        checks = RowChecks(self._application, self._store_key)
+        opener = self._branch_keys.opener
+        return Rewrapper(
+            self._application,
+            self._store,
+            facts=facts,
+            mover=Mover(keks, facts, checks, trusted=self._kms),
+            branch_mover=BranchMover(self._application, self._store, self._branches, opener, checks),
+            targets=adapters if to is None else [to],
+            exclusive=to is not None,
+        ).run(batch, dry_run=dry_run, progress=progress)
 
     def close(self) -> None:
         """Close every handle and forget every key; the keyring gives none afterwards."""
@@ -262,26 +298,27 @@ class Keyring:
         self.counters = KeyringCounters()
         self._confirmation = Confirmation(self._caching, self._policy)
         self._memory = memory = Memory(self._caching, self._confirmation)
+        self._store = CountedStore(self._key_store, self.counters)
         self._keks = Keks(
             self._kms,
             counters=self.counters,
             quorum=self._wrap_quorum,
             fall_back_on_outage=self._falls_back,
             clock=self._clock,
+            verifier=Verifier(self._store),
         )
-        self._store = CountedStore(self._key_store, self.counters)
         # The keyring's own counters count hits and misses of data keys only.
         by_keks = self._resources(KeyPurpose.BRANCH, self._keks, KeyringCounters())
         self._store_key = StoreKey(by_keks)
         self._refresher = Refresher(by_keks, memory, self._confirmation, self._store_key)
         self._branch_keys = KeysOfPurpose(by_keks, memory, self._store_key, self._refresher)
-        branches = Branches(
+        self._branches = Branches(
             self._branch_count,
             self._keks,
             sealer=self._branch_keys.sealer,
             opener=self._branch_keys.opener,
         )
-        by_branches = self._resources(KeyPurpose.DATA, branches, self.counters)
+        by_branches = self._resources(KeyPurpose.DATA, self._branches, self.counters)
         self._data_keys = KeysOfPurpose(by_branches, memory, self._store_key, self._refresher)
         self._opener, self._sealer = self._data_keys.opener, self._data_keys.sealer
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, TypeGuard, TypeVar
+from typing import TYPE_CHECKING
 
 from eventseal.errors import (
     ConfigurationError,
@@ -15,11 +15,12 @@ from eventseal.errors import (
     NotMyKeyError,
 )
 from eventseal.keys.branch_wrapping import BRANCH_PREFIX, branch_wrapping
-from eventseal.keys.confirmation import RETRY_SECONDS
 from eventseal.keys.kek_calls import KekCalls
+from eventseal.keys.kek_health import KekHealth
 from eventseal.keys.policy import BootClock
 from eventseal.keys.quorum import NewKeys
 from eventseal.keys.single_flight import copied
+from eventseal.keys.unwrapping import Answer, Unwrapper, explains
 from eventseal.kms.adapter import KmsAdapter
 
 if TYPE_CHECKING:
@@ -29,9 +30,8 @@ if TYPE_CHECKING:
     from eventseal.keys.data_key import DataKey
     from eventseal.keys.policy import Clock
     from eventseal.keys.records import KeyRecord
+    from eventseal.keys.verifying import Verifier
     from eventseal.kms.adapter import WrappedKey
-
-Outcome = TypeVar("Outcome", bound="DataKey | EventSealError")
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ class Keks:
         quorum: How many of the KEKs must wrap a new key; ``None``: all.
         fall_back_on_outage: Whether to unwrap under the next KEK where one is unavailable.
         clock: Where another KEK can stand in, one that was unavailable comes last for a few seconds of it.
+        verifier: Told which of several wrappings has opened.
 
     Attributes:
         adapters: The KEKs.
@@ -64,6 +65,7 @@ class Keks:
         quorum: int | None = None,
         fall_back_on_outage: bool = False,
         clock: Clock | None = None,
+        verifier: Verifier | None = None,
     ) -> None:
         _check_adapters(adapters)
         self.adapters = tuple(adapters)
@@ -71,8 +73,8 @@ class Keks:
         self._counters = counters
         self._quorum = _checked_quorum(quorum, len(self.adapters))
         self._falls_back = fall_back_on_outage
-        self._clock = clock or BootClock()
-        self._outages: dict[str, tuple[KmsUnavailableError, float]] = {}
+        self._health = KekHealth(clock or BootClock())
+        self._unwrapper = Unwrapper(self.calls, self._health, verifier)
 
     def generate(self, records: Sequence[KeyRecord]) -> list[tuple[DataKey, tuple[WrappedKey, ...]]]:
         """
@@ -87,7 +89,7 @@ class Keks:
         spare = len(self.adapters) - self._quorum
         batch = NewKeys(len(records), quorum=self._quorum, spare=spare)
         try:
-            for adapter in self._in_order(resting_last=spare > 0):
+            for adapter in self._health.in_order(self.adapters, resting_last=spare > 0):
                 failure = batch.take(self._new_wrappings(adapter, records, batch))
                 if failure is not None:
                     _log.warning("%s did not wrap all of %d new keys: %s", adapter.uri, len(records), failure)
@@ -101,22 +103,31 @@ class Keks:
         """
         Unwrap the key of each of *records* under the first KEK that one of its wrappings is addressed to.
 
+        Of several wrappings under one KEK the newest is taken. One that nobody has verified is passed over if
+        it was changed, or if its version serves no more. A key that opens elsewhere is opened once by a new
+        wrapping under a KEK further down the list, so that somebody verifies that one too.
+
         Returns:
             One outcome a record, in order: a handle whose bytes match the record's binding, or the error.
         """
         pending = {index: record for index, record in enumerate(records) if record.wrappings}
-        outcomes: dict[int, DataKey | EventSealError] = {}
+        settled = self._unwrapper.try_new(self.adapters, pending)
         passed: dict[int, EventSealError] = {}
-        for adapter in self._in_order(resting_last=self._falls_back):
-            answers = self._unwrapped(adapter, list(pending.values()))
-            for index, answer in zip(list(pending), answers, strict=True):
-                if self._leads_on(answer):
-                    passed[index] = _weightier(passed.get(index), answer)
+        for adapter in self._health.in_order(self.adapters, resting_last=self._falls_back):
+            left = {index: record for index, record in pending.items() if index not in settled}
+            answers = self._unwrapper.ask(adapter, list(left.values()))
+            for index, answer in zip(left, answers, strict=True):
+                if isinstance(answer.outcome, EventSealError) and self._leads_on(answer):
+                    passed[index] = _weightier(passed.get(index), answer.outcome)
                 else:
-                    outcomes[index] = _after(passed.get(index), answer)
-                    del pending[index]
+                    settled[index] = answer._replace(outcome=_after(passed.get(index), answer.outcome))
+        self._unwrapper.note(
+            (pending[index], answer)
+            for index, answer in settled.items()
+            if not isinstance(answer.outcome, EventSealError)
+        )
         return [
-            outcomes.get(index) or self._not_unwrapped(record, passed.get(index))
+            settled[index].outcome if index in settled else self._not_unwrapped(record, passed.get(index))
             for index, record in enumerate(records)
         ]
 
@@ -124,7 +135,7 @@ class Keks:
         self, adapter: KmsAdapter, records: Sequence[KeyRecord], batch: NewKeys
     ) -> Sequence[WrappedKey | EventSealError]:
         """Have one KEK make the keys, or wrap those that another one has made."""
-        outage = self._outage(adapter)
+        outage = self._health.outage(adapter)
         if outage is not None and batch.has_quorum():
             return [copied(outage) for _ in records]
         outcomes: Sequence[WrappedKey | EventSealError]
@@ -138,50 +149,20 @@ class Keks:
             else:
                 batch.keys = [key for key, _ in made]
                 outcomes = [wrapped for _, wrapped in made]
-        self._note(adapter, outcomes)
+        self._health.note(adapter, outcomes)
         return outcomes
 
-    def _unwrapped(self, adapter: KmsAdapter, records: Sequence[KeyRecord]) -> list[DataKey | EventSealError]:
-        """Unwrap under one KEK; ``NotMyKeyError`` for a record of which no wrapping is addressed to it."""
-        outcomes: dict[int, DataKey | EventSealError] = {}
-        for place in range(max((len(record.wrappings) for record in records), default=0)):
-            asked = [
-                index
-                for index, record in enumerate(records)
-                if place < len(record.wrappings) and _is_not_mine(outcomes.get(index))
-            ]
-            addressed = [(records[index], records[index].wrappings[place]) for index in asked]
-            for index, answer in zip(asked, self.calls.unwrap(adapter, addressed), strict=True):
-                outcomes[index] = _weightier(outcomes.get(index), answer)
-        self._note(adapter, list(outcomes.values()))
-        return [outcomes[index] for index in range(len(records))]
-
-    def _in_order(self, *, resting_last: bool) -> list[KmsAdapter]:
-        """Give the KEKs in their order; if told so, those that did not answer a moment ago come last."""
-        if not (resting_last and self._outages):
-            return list(self.adapters)
-        return sorted(self.adapters, key=lambda adapter: self._outage(adapter) is not None)
-
-    def _outage(self, adapter: KmsAdapter) -> KmsUnavailableError | None:
-        error, until = self._outages.get(adapter.uri, (None, 0.0))
-        return error if error is not None and self._clock.now() < until else None
-
-    def _note(self, adapter: KmsAdapter, outcomes: Sequence[object]) -> None:
-        """Remember for a few seconds that a KEK was unavailable."""
-        for outcome in outcomes:
-            if isinstance(outcome, KmsUnavailableError):
-                self._outages[adapter.uri] = (copied(outcome), self._clock.now() + RETRY_SECONDS)
-                return
-
-    def _leads_on(self, answer: DataKey | EventSealError) -> TypeGuard[EventSealError]:
+    def _leads_on(self, answer: Answer) -> bool:
         """Whether the next KEK may be tried after *answer*."""
-        return isinstance(answer, NotMyKeyError) or (
-            self._falls_back and isinstance(answer, KmsUnavailableError)
+        return (
+            answer.is_doubtful
+            or isinstance(answer.outcome, NotMyKeyError)
+            or (self._falls_back and isinstance(answer.outcome, KmsUnavailableError))
         )
 
     def _not_unwrapped(self, record: KeyRecord, passed: EventSealError | None) -> EventSealError:
         """Say why no KEK has unwrapped a key."""
-        if isinstance(passed, KmsUnavailableError):
+        if passed is not None and not isinstance(passed, NotMyKeyError):
             return passed
         if not record.wrappings:
             return IntegrityError(
@@ -196,7 +177,7 @@ class Keks:
                 remedy="Find out who changed the key tables, and restore the key's rows from a backup.",
                 key_id=record.key_id,
             )
-        if passed is not None and _explains(passed):  # such as where its alias points now
+        if passed is not None and explains(passed):  # such as where its alias points now
             return KekNotConfiguredError(
                 f"key {record.key_id}: {passed}",
                 remedy=passed.remedy,
@@ -241,24 +222,13 @@ def _checked_quorum(quorum: int | None, keks: int) -> int:
     return quorum
 
 
-def _is_not_mine(outcome: DataKey | EventSealError | None) -> bool:
-    return outcome is None or isinstance(outcome, NotMyKeyError)
-
-
-def _explains(outcome: EventSealError) -> bool:
-    """Whether "not mine" says more than that."""
-    return outcome.remedy != NotMyKeyError.default_remedy
-
-
-def _weightier(first: Outcome | None, second: Outcome) -> Outcome:
-    """Give the outcome that says more about a key, the first one if they say as much."""
+def _weightier(first: EventSealError | None, second: EventSealError) -> EventSealError:
+    """Give the error that says more about a key, the first one if they say as much."""
     return second if first is None or _weight(second) > _weight(first) else first
 
 
-def _weight(outcome: DataKey | EventSealError) -> int:
-    if not isinstance(outcome, NotMyKeyError):
-        return 2
-    return int(_explains(outcome))
+def _weight(error: EventSealError) -> int:
+    return int(explains(error)) if isinstance(error, NotMyKeyError) else 2
 
 
 def _after(passed: EventSealError | None, answer: DataKey | EventSealError) -> DataKey | EventSealError:

@@ -1,7 +1,18 @@
 """The maintenance verbs over a store of sealed items, and the one type of their results."""
 
+from eventseal.rotation.keks import KekReport, kek_report, refuse_needed_kek
 from eventseal.rotation.results import Failure, JobResult
+from eventseal.rotation.rewrap import rewrap
 from eventseal.rotation.sealed_store import SealedStore
 from eventseal.rotation.verify import verify
 
-__all__ = ["Failure", "JobResult", "SealedStore", "verify"]
+__all__ = [
+    "Failure",
+    "JobResult",
+    "KekReport",
+    "SealedStore",
+    "kek_report",
+    "refuse_needed_kek",
+    "rewrap",
+    "verify",
+]
