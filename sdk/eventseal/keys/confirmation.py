@@ -57,7 +57,9 @@ class Confirmation:
 
     def rotation_time(self, record: KeyRecord) -> float:
         """When a data key comes of age to be rotated, by the keyring's clock; the store's says its age."""
-        if record.purpose is not KeyPurpose.DATA:  # a branch key is rotated by those who ask for it
+        if (
+            record.purpose is not KeyPurpose.DATA
+        ):  # a branch key is rotated on request; a field's is never retired
             return inf
         if self._max_age is None or self._store_time is None or record.created_at is None:
             return inf

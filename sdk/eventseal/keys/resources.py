@@ -59,4 +59,4 @@ class Resources:
     @property
     def first_block(self) -> int:
         """Items that are leased together with a new key; what a branch key wraps is not counted."""
-        return min(FIRST_BLOCK, self.rotation.max_items) if self.purpose is KeyPurpose.DATA else 0
+        return 0 if self.purpose is KeyPurpose.BRANCH else min(FIRST_BLOCK, self.rotation.max_items)

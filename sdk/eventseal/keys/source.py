@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from eventseal.keys.states import KeyPurpose
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from uuid import UUID
@@ -21,15 +23,19 @@ class KeySource(Protocol):
         """The application whose keys these are."""
         ...
 
-    def sealing_keys(self, items_by_scope: Mapping[str, int], *, make: bool = True) -> dict[str, DataKey]:
+    def sealing_keys(
+        self, items_by_scope: Mapping[str, int], *, make: bool = True, purpose: KeyPurpose = KeyPurpose.DATA
+    ) -> dict[str, DataKey]:
         """
         Give each scope's active key, and count what it is about to seal.
 
         Args:
             items_by_scope: How many items each scope's key will seal.
             make: Whether to make the key of a scope that has none; ``False`` leaves such a scope out.
+            purpose: Whether the keys seal items, or fields inside them.
 
         Raises:
+            ConfigurationError: Keys of this scope or purpose are not given.
             KeyDestroyedError: A scope was closed.
             KeyLimitError: A key has sealed as many items as one key may.
             KmsError: The KMS refused or failed.
@@ -37,9 +43,15 @@ class KeySource(Protocol):
         """
         ...
 
-    def opening_keys(self, key_ids: Collection[UUID]) -> dict[UUID, DataKey | EventSealError]:
+    def opening_keys(
+        self, key_ids: Collection[UUID], *, purpose: KeyPurpose = KeyPurpose.DATA
+    ) -> dict[UUID, DataKey | EventSealError]:
         """
         Give each key, or why there is none, for every asked-for id.
+
+        Args:
+            key_ids: As envelopes name them.
+            purpose: Whether those are of items, or of fields inside them.
 
         Raises:
             StoreError: The key store refused or failed.

@@ -67,13 +67,24 @@ class StaticKey:
         """A version 8 UUID: a check value of the key."""
         return self._key.key_id
 
-    def sealing_keys(self, items_by_scope: Mapping[str, int], *, make: bool = True) -> dict[str, DataKey]:  # noqa: ARG002
+    def sealing_keys(
+        self,
+        items_by_scope: Mapping[str, int],
+        *,
+        make: bool = True,  # noqa: ARG002
+        purpose: KeyPurpose = KeyPurpose.DATA,
+    ) -> dict[str, DataKey]:
         """
         Give the key, for the one scope that it has.
 
         Raises:
-            ConfigurationError: Another scope is asked for: one key cannot keep scopes apart.
+            ConfigurationError: Another scope, or a key for fields, is asked for: one key keeps nothing apart.
         """
+        if purpose is not KeyPurpose.DATA:
+            raise ConfigurationError(
+                f"a static key seals items only; it has no keys of purpose {purpose}",
+                remedy="Use a Keyring, which has a key for each subject.",
+            )
         for scope in items_by_scope:
             if scope != DEFAULT_SCOPE:
                 raise ConfigurationError(
@@ -82,9 +93,12 @@ class StaticKey:
                 )
         return dict.fromkeys(items_by_scope, self._key)
 
-    def opening_keys(self, key_ids: Collection[UUID]) -> dict[UUID, DataKey | EventSealError]:
-        """Give the key for its own id, and an error for every other."""
-        return {key_id: self._key if key_id == self._key.key_id else _not_this(key_id) for key_id in key_ids}
+    def opening_keys(
+        self, key_ids: Collection[UUID], *, purpose: KeyPurpose = KeyPurpose.DATA
+    ) -> dict[UUID, DataKey | EventSealError]:
+        """Give the key for its own id, and an error for every other, and for those of fields."""
+        own = self._key.key_id if purpose is KeyPurpose.DATA else None
+        return {key_id: self._key if key_id == own else _not_this(key_id) for key_id in key_ids}
 
     def refresh(self) -> None:
         """Do nothing: the key never changes."""
