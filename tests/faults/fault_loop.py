@@ -59,6 +59,8 @@ def fail_every_call(
     fault: Fault,
     url: str,
     copies_of: Callable[[str], Copies],
+    *,
+    sqlstate: str | None = None,
 ) -> Seen:
     """
     Run the loop.
@@ -69,11 +71,12 @@ def fail_every_call(
         fault: How calls fail.
         url: An empty database, for the state before.
         copies_of: Makes copies of that state, one after the other at one place.
+        sqlstate: With what the server refuses statements and COMMITs; by default it is gone.
     """
     keks = [FakeBatchKms("first"), FakeBatchKms("second")]
     with SealedShop(url, keks[:1], branches=operation.branches).set_up() as shop:
         operation(profile).prepare(shop)
-    faults = Faults()
+    faults = Faults(sqlstate)
     for kek in keks:
         count_kms_calls(kek, faults)
     every = profile.sampled if url.startswith("postgresql") else 1

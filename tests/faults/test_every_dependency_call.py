@@ -8,6 +8,7 @@ from tests.faults.operations import OPERATIONS, Append, Operation
 from tests.fixtures.dependencies import ALL, Fault
 from tests.fixtures.profiles import SHORT
 
+SURVIVED = {"serialization_failure": "40001", "deadlock": "40P01", "terminated": "57P01"}
 every_fault = pytest.mark.parametrize(
     "fault", [pytest.param(fault, id=fault.name.lower()) for fault in Fault]
 )
@@ -37,3 +38,13 @@ def test_calls_of_every_kind_fail_and_are_not_hidden(sqlite_url, sqlite_copies) 
     seen = fail_every_call(Append, SHORT, Fault.FROM_THEN_ON, sqlite_url, sqlite_copies)
     assert seen.kinds.keys() == ALL
     assert seen.survived == 0
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("sqlstate", SURVIVED.values(), ids=SURVIVED.keys())
+@every_operation
+def test_a_transaction_that_the_server_ends_is_run_again_and_nobody_hears_of_it(
+    operation: type[Operation], sqlstate: str, postgres_url, postgres_copies
+) -> None:
+    seen = fail_every_call(operation, SHORT, Fault.ONCE, postgres_url, postgres_copies, sqlstate=sqlstate)
+    assert seen.survived == seen.points > 0
