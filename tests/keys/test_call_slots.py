@@ -131,7 +131,7 @@ def test_the_calls_to_all_keks_share_the_slots() -> None:
     first, second = FakeKms(), FakeKms()
     store = InMemoryKeyStore()
     mine = Keyring(first, store).sealing_keys({f"a:{number}": 1 for number in range(20)})
-    Keyring([first, second], store).repair()
+    Keyring([first, second], store).rewrap()
     for record in store.page("default"):
         if record.scope.startswith("a:") and int(record.scope[2:]) % 2:
             kept = tuple(wrapped for wrapped in record.wrappings if wrapped.kek_uri == second.uri)

@@ -235,7 +235,7 @@ def test_no_frame_of_a_failed_call_under_branches_holds_a_key() -> None:
         for use in (
             lambda keyring=keyring: keyring.prepare(["b", "c", "d"]),
             lambda store=store, key_id=key_id: Keyring(kms, store).opening_keys([key_id]),
-            lambda store=store: Keyring([kms, FakeKms()], store).repair(),
+            lambda store=store: Keyring([kms, FakeKms()], store).rewrap(),
         ):
             try:
                 use()
@@ -251,7 +251,7 @@ def test_no_frame_of_a_failed_call_under_branches_holds_a_key() -> None:
     with pytest.raises(EventSealError) as caught:
         keyring.prepare(["b"])
     errors.append(caught.value)
-    assert len(errors) == 4
+    assert len(errors) == 5
     for error in errors:
         assert not leaks(own_frames(error))
         assert not leaks(pickle.dumps(error))

@@ -71,4 +71,4 @@ class KekHealth:
     def may_be_tried(self, adapter: KmsAdapter) -> bool:
         """Whether a KEK may be asked before its turn."""
         rested = self._clock.now() >= self._untried_until.get(adapter.uri, 0.0)
-        return rested and self.outage(adapter) is None and not self.refuses(adapter)
+        return rested and self.outage(adapter) is None
