@@ -221,6 +221,18 @@ def test_items_are_sealed_on_credit_while_the_table_cannot_be_written(keyring, s
     assert store.record(key.key_id).items_reserved == FIRST_BLOCK + MOST_CREDIT + 2 * FIRST_BLOCK
 
 
+def test_credit_is_paid_although_the_key_was_evicted_meanwhile(new_keyring, store) -> None:
+    keyring = new_keyring(max_keys=1)
+    key_id = keyring.sealing_keys({"a": FIRST_BLOCK})["a"].key_id
+    store.fail("reserve")
+    keyring.sealing_keys({"a": 1})
+    store.recover()
+    keyring.sealing_keys({"b": 1})
+    assert key_id not in keyring._memory.keys
+    keyring.sealing_keys({"a": 300_000})
+    assert store.record(key_id).items_reserved >= FIRST_BLOCK + 1 + 300_000
+
+
 def test_credit_is_taken_in_blocks_so_that_the_table_is_not_tried_for_each_item(keyring, store) -> None:
     sealing_key(keyring, items=FIRST_BLOCK)
     store.fail("reserve")

@@ -22,9 +22,11 @@ from eventseal.keys.store import HARD_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from uuid import UUID
 
     from eventseal.keys.cache import CachedKey
     from eventseal.keys.data_key import DataKey
+    from eventseal.keys.leases import Lease
     from eventseal.keys.memory import Memory
     from eventseal.keys.refreshing import Refresher
     from eventseal.keys.resources import Resources
@@ -56,6 +58,7 @@ class Sealer:
         self._rotator = rotator
         self._active = memory.of(resources.purpose).active
         self._flights: SingleFlight[str, CachedKey] = SingleFlight()
+        self._debts: dict[UUID, Lease] = {}
 
     def keys(self, items_by_scope: Mapping[str, int], *, make: bool) -> dict[str, DataKey]:
         """
@@ -115,6 +118,7 @@ class Sealer:
         batch = ScopeBatch(items)
         for _ in range(ATTEMPTS):
             self._seats.fill(batch, make=make)
+            self._recall_debts(batch)
             self._rotate_due(batch)
             self._lease(batch)
             if not batch.pending:
@@ -144,6 +148,7 @@ class Sealer:
     def _replace(self, batch: ScopeBatch, scope: str, *, wait: bool) -> None:
         """Replace a scope's key, or see that another process did; either way the seat is filled anew."""
         old = batch.seats[scope].record
+        self._debts.pop(old.key_id, None)
         leased = max(batch.pending[scope], self._resources.first_block)
         try:
             self._rotator.replace(old, KeyState.DEACTIVATED, leased=leased, wait=wait)
@@ -152,6 +157,11 @@ class Sealer:
         del batch.seats[scope]
 
     # --- leases ---
+
+    def _recall_debts(self, batch: ScopeBatch) -> None:
+        """Go on with the leases of keys that owe items, but were evicted and loaded again meanwhile."""
+        for cached in batch.seats.values():
+            cached.lease = self._debts.get(cached.record.key_id, cached.lease)
 
     def _lease(self, batch: ScopeBatch) -> None:
         """Take from the leases, and extend in one call those that are too small."""
@@ -177,10 +187,13 @@ class Sealer:
                 on_credit = isinstance(error, StoreUnavailableError) and cached.lease.borrow(
                     batch.pending[scope]
                 )
+                if on_credit:
+                    self._debts[cached.record.key_id] = cached.lease
                 batch.settle(scope, cached if on_credit else error)
             return
         for scope, (cached, count) in short.items():
             total = totals.get(cached.record.key_id)
+            self._debts.pop(cached.record.key_id, None)
             if total is None:  # no longer active, or nearly full: read the scope again
                 self._memory.unseat(scope, self._resources.purpose)
                 del batch.seats[scope]
