@@ -15,7 +15,7 @@ import pytest
 from eventseal import errors
 from eventseal.cli.exit_codes import ExitCode, exit_code
 
-COMMANDS = ("init", "doctor", "keys", "inspect", "verify", "status")
+COMMANDS = ("init", "doctor", "keys", "inspect", "rewrap", "verify", "status")
 EXECUTABLE = Path(sys.executable).with_name("eventseal")
 
 

@@ -13,10 +13,12 @@ from eventseal.cli import (
     init_command,
     inspect_command,
     keys_command,
+    rewrap_command,
     status_command,
     verify_command,
 )
 from eventseal.cli.group import EventSealGroup
+from eventseal.cli.interruption import heed_termination
 from eventseal.cli.options import Config, DryRun, Json, Options, Yes
 
 _HELP = """Seal event stores under keys of a KMS, and look after the keys.
@@ -78,6 +80,7 @@ app.command(epilog=init_command.EXAMPLES)(init_command.init)
 app.command(epilog=doctor_command.EXAMPLES)(doctor_command.doctor)
 app.command(epilog=keys_command.EXAMPLES)(keys_command.keys)
 app.command(epilog=inspect_command.EXAMPLES)(inspect_command.inspect)
+app.command(epilog=rewrap_command.EXAMPLES)(rewrap_command.rewrap)
 app.command(epilog=verify_command.EXAMPLES)(verify_command.verify)
 app.command(epilog=status_command.EXAMPLES)(status_command.status)
 
@@ -86,4 +89,5 @@ def main() -> None:
     """Run the command; what ``pyproject.toml`` installs as ``eventseal``."""
     # As with `python -m`: record classes of the application in the working directory can be imported.
     sys.path.insert(0, "")
+    heed_termination()
     app()

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from eventseal.cli.exit_codes import ExitCode, exit_code
+from eventseal.cli.interruption import RUN_AGAIN, VerbInterrupt
 from eventseal.cli.output import printable
 from eventseal.errors import EventSealError
 
@@ -33,9 +34,9 @@ class EventSealGroup(TyperGroup):
                 # An extra is not installed, and the message says how; or a record class's module fails.
                 say("error", f"{type(error).__name__}: {error}")
                 raise typer.Exit(ExitCode.USAGE) from None
-            except (KeyboardInterrupt, typer.Abort):
+            except (KeyboardInterrupt, typer.Abort) as interruption:
                 say("error", "interrupted")
-                say("remedy", "Run it again: what was done stays done.")
+                say("remedy", interruption.remedy if isinstance(interruption, VerbInterrupt) else RUN_AGAIN)
                 raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 

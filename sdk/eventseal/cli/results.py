@@ -6,14 +6,44 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from eventseal.cli.output import printable
+from eventseal.cli.exit_codes import ExitCode
+from eventseal.cli.output import print_json, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
-    from eventseal.rotation import Failure
+    from eventseal.cli.options import Options
+    from eventseal.rotation import Failure, JobResult
 
 _SHOWN_FAILURES = 20
+
+
+def finish(
+    options: Options,
+    result: JobResult,
+    print_result: Callable[[], None],
+    *,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """
+    Tell what a verb did, and exit with what a script needs to know.
+
+    Args:
+        options: Of the run.
+        result: What it did.
+        print_result: Tells it to people.
+        facts: Stand in JSON beside the result.
+
+    Raises:
+        typer.Exit: Items or keys failed.
+    """
+    if options.as_json:
+        print_json({**result.to_json(), "dry_run": options.dry_run, **(facts or {})})
+    else:
+        print_result()
+    if result.failed:
+        raise typer.Exit(ExitCode.FAILED_ITEMS)
 
 
 def print_failures(failures: Sequence[Failure]) -> None:

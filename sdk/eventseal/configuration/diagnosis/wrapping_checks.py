@@ -16,7 +16,7 @@ from eventseal.errors import (
 )
 from eventseal.keys.branch_wrapping import BRANCH_PREFIX
 from eventseal.keys.states import KeyPurpose, KeyState
-from eventseal.kms import EncryptionContext, SupportsVersions
+from eventseal.kms import EncryptionContext, TellsVersion
 from eventseal.rotation.key_totals import key_under, keys_without_wrapping
 from eventseal.storage.transactions import read
 
@@ -104,7 +104,7 @@ def _refusal(adapter: KmsAdapter, wrapped: WrappedKey, context: EncryptionContex
 
 
 def _check_version(adapter: KmsAdapter, use: KekUse) -> Iterator[Finding]:
-    if use.kek_version is None or not isinstance(adapter, SupportsVersions):
+    if use.kek_version is None or not isinstance(adapter, TellsVersion):
         return
     try:
         current = adapter.current_version()

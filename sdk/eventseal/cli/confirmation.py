@@ -1,0 +1,36 @@
+"""Asking before anything that cannot be undone."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+
+from eventseal.errors import ConfigurationError, JobError
+
+if TYPE_CHECKING:
+    from eventseal.cli.options import Options
+
+
+def confirm(options: Options, what: str) -> None:
+    """
+    Ask a person whether *what* is meant; with ``--yes`` it is.
+
+    Args:
+        options: Of the run.
+        what: Is about to happen, as a sentence.
+
+    Raises:
+        ConfigurationError: Nobody can be asked.
+        JobError: The person said no.
+    """
+    if options.yes:
+        return
+    if options.as_json or not sys.stdin.isatty():
+        raise ConfigurationError(
+            f"{what} Nobody can be asked here, and nothing was destroyed.",
+            remedy="Give --yes if it is meant, or --dry-run to see more.",
+        )
+    if not typer.confirm(f"{what} Is that meant?", err=True):
+        raise JobError("not confirmed; nothing was destroyed", remedy="Nothing has to be done.")

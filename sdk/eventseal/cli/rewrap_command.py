@@ -1,0 +1,80 @@
+"""``eventseal rewrap``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eventseal.cli.interruption import RUN_AGAIN, resumable
+from eventseal.cli.options import Config, DryRun, Json, Options, Yes
+from eventseal.cli.output import print_columns
+from eventseal.cli.progress import shown_progress
+from eventseal.cli.results import finish, print_failures
+from eventseal.kms import adapter_from_uri
+from eventseal.rotation import rewrap as rewrap_keys
+from eventseal.rotation.rewrap import WRAPPING_TABLE
+
+if TYPE_CHECKING:
+    from eventseal.rotation import JobResult
+
+EXAMPLES = """\b
+Examples:
+  eventseal rewrap --dry-run
+  eventseal rewrap
+  eventseal rewrap --to aws-kms://arn:aws:kms:eu-west-1:111122223333:key/...
+"""
+
+
+def rewrap(
+    context: typer.Context,
+    *,
+    to: Annotated[
+        str | None, typer.Option(metavar="URI", help="The KEK that is to be the only one in the end.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Keys in one call.")] = 100,
+    config: Config = None,
+    as_json: Json = False,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+) -> None:
+    """
+    Wrap every key where it should be. No item is touched.
+
+    Keys move to the newest version of every configured KEK, and get the wrappings
+    that they miss; data keys under branch keys move to the branch's active one.
+    An old wrapping goes once a process has unwrapped the new one: run it again
+    after that. Interrupted, it is run again and goes on.
+    """
+    options = Options.of(context, config=config, as_json=as_json, yes=yes, dry_run=dry_run)
+    target = None if to is None else adapter_from_uri(to)
+    with (
+        options.open_seal() as seal,
+        resumable(lambda: RUN_AGAIN),
+        shown_progress("rewrap", "keys") as progress,
+    ):
+        result = rewrap_keys(seal, to=target, batch=batch, dry_run=options.dry_run, progress=progress)
+    finish(options, result, lambda: _print(result, dry_run=options.dry_run))
+
+
+def _print(result: JobResult, *, dry_run: bool) -> None:
+    rows = [(kek, f"{count:,}") for kek, count in sorted(result.by_kek.items())]
+    if rows:
+        print_columns(("KEK", "WRAPPINGS"), rows, numbers=frozenset({"WRAPPINGS"}))
+    print_failures(result.failures)
+    counts = result.by_table[WRAPPING_TABLE]
+    if dry_run:
+        typer.echo(
+            f"{counts['to_move']:,} keys would be wrapped anew, {counts['awaiting']:,} wait until the new "
+            f"wrapping was unwrapped, {counts['done']:,} are as they should be"
+        )
+        return
+    typer.echo(
+        f"{counts['done']:,} keys are wrapped as they should be: {counts['added']:,} wrappings were added, "
+        f"{counts['dropped']:,} keys lost older ones; {counts['failed']:,} failed"
+    )
+    if counts["awaiting"]:
+        typer.echo(
+            f"{counts['awaiting']:,} keys keep old wrappings until a process has unwrapped the new one: "
+            "run it again after the applications, or `eventseal verify`, have opened them"
+        )
