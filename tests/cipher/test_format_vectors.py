@@ -22,7 +22,7 @@ from eventseal.cipher.context import ItemBinder, canonical_position, canonical_s
 from eventseal.errors import IntegrityError, ItemTooLargeError, SerializationError, UnknownFormatError
 from eventseal.keys.branch_wrapping import branch_scope
 from eventseal.keys.data_key import DataKey
-from eventseal.keys.records import ChangeMark, KeyRecord
+from eventseal.keys.records import ChangeMark, KeyRecord, Revocation
 from eventseal.keys.seals import Seals, binding_of
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.static_key import StaticKey
@@ -187,7 +187,8 @@ def test_bindings_and_seals():
         assert seals.sealed(record).seal.hex() == row["seal"]
     assert [mark["counter"] for mark in found["marks"]] == [0, 1, 2]
     for mark in found["marks"]:
-        total = seals.set_hash(added=[UUID(key_id) for key_id in mark["revoked_ids"]])
+        revoked = [Revocation(UUID(key_id), "compromised") for key_id in mark["revoked_ids"]]
+        total = seals.set_hash(added=revoked)
         assert total.to_bytes(64, "big").hex() == mark["revoked"]
         seals.check_mark(
             ChangeMark(

@@ -186,13 +186,33 @@ def destroy(store: TestedStore, kms: FakeKms) -> Callable[..., KeyRecord]:
                 row_version=record.row_version + 1,
             )
         )
-        revoked = [key_id] if tombstone.revoked and not record.revoked else []
-        (stored,) = InMemoryKeyStore.set_states(
-            store, [tombstone], next_mark=lambda mark: seals.next_mark(mark, revoked=revoked)
-        )
+        added, removed = ([found] if found else [] for found in (tombstone.revocation, record.revocation))
+        with nothing_is_wrapped_under_branches():
+            (stored,) = InMemoryKeyStore.set_states(
+                store,
+                [tombstone],
+                next_mark=lambda mark: seals.next_mark(mark, added=added, removed=removed),
+            )
         return stored
 
     return destroy
+
+
+@contextmanager
+def nothing_is_wrapped_under_branches() -> Iterator[None]:
+    """Let a branch key be destroyed that others need, as no key store would and only an edit could."""
+    from eventseal.storage import state_changes
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InMemoryKeyStore, "_wraps_others", lambda *_: False)
+        patch.setattr(state_changes, "_wraps_others", lambda *_: False)
+        yield
+
+
+@pytest.fixture
+def needed_branches_end() -> Callable[[], Any]:
+    """Gives :func:`nothing_is_wrapped_under_branches`."""
+    return nothing_is_wrapped_under_branches
 
 
 def seals_of(store: TestedStore, kms: FakeKms, application: str = "default") -> Seals:

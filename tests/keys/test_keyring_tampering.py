@@ -10,6 +10,7 @@ import pytest
 
 from eventseal.errors import EventSealError, IntegrityError, KeyDestroyedError, WrongApplicationError
 from eventseal.keys import DataKey, KeyPurpose, KeyState
+from eventseal.keys.records import Revocation
 
 
 def sealing_key(keyring, scope: str = "a"):
@@ -340,8 +341,7 @@ def test_a_compromised_key_may_be_retired(keyring, new_keyring, store, seals) ->
     )
 
     def next_mark(mark):
-        total = made.set_hash(int.from_bytes(mark.revoked, "big"), added=(), removed=[key.key_id])
-        return made._sealed_mark(mark.counter + 1, total.to_bytes(64, "big"))
+        return made.next_mark(mark, removed=[record.revocation])
 
     store.set_states([tombstone], next_mark=next_mark)
     keyring.refresh()
@@ -355,7 +355,7 @@ def test_a_foreign_id_in_the_listing_is_refused(keyring, new_keyring, store) -> 
 
     def listing(*args):
         answer = changes(*args)
-        return answer if answer.revoked is None else replace(answer, revoked=(uuid4(),))
+        return replace(answer, revoked=(Revocation(uuid4(), "shredded"),))
 
     store.changes = listing
     assert isinstance(opened(new_keyring(), uuid4()), IntegrityError)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from eventseal.errors import IntegrityError
 from eventseal.keys import ChangeMark, DataKey, KeyPurpose, KeyRecord, KeyState
+from eventseal.keys.records import Revocation
 from eventseal.keys.seals import Seals, binding_of, is_bound
 
 KEY = bytes(range(32))
@@ -159,12 +160,11 @@ def test_a_seal_of_another_store_key_is_refused() -> None:
 
 def test_the_change_mark_is_the_documented_formula() -> None:
     seals = Seals(handle())
-    ids = [uuid4(), uuid4()]
+    one, two = Revocation(uuid4(), "compromised"), Revocation(uuid4(), "shredded")
     set_key = hkdf(KEY, KEY_ID.bytes, b"eventseal/v1/revoked", 64)
-    total = (
-        sum(int.from_bytes(hmac.digest(set_key, key_id.bytes, "sha512"), "big") for key_id in ids) % 2**512
-    )
-    mark = seals.next_mark(seals.next_mark(seals.first_mark(), revoked=[ids[0]]), revoked=[ids[1]])
+    counted = (one.key_id.bytes, two.key_id.bytes + b"shredded")
+    total = sum(int.from_bytes(hmac.digest(set_key, each, "sha512"), "big") for each in counted) % 2**512
+    mark = seals.next_mark(seals.next_mark(seals.first_mark(), added=[one]), added=[two])
     assert mark.revoked == total.to_bytes(64, "big")
     assert mark.counter == 2
     mark_key = hkdf(KEY, KEY_ID.bytes, b"eventseal/v1/change mark", 64)
@@ -178,8 +178,9 @@ def test_the_first_mark_counts_nothing() -> None:
 
 
 @given(st.lists(st.uuids(), unique=True, max_size=8), st.randoms())
-def test_the_set_hash_forgets_order_and_undoes_removal(ids: list[UUID], random) -> None:
+def test_the_set_hash_forgets_order_and_undoes_removal(key_ids: list[UUID], random) -> None:
     seals = Seals(handle())
+    ids = [Revocation(key_id, random.choice(["compromised", "shredded"])) for key_id in key_ids]
     shuffled = list(ids)
     random.shuffle(shuffled)
     total = seals.set_hash(added=ids)

@@ -32,9 +32,11 @@ class CachedKey:
         seals_until: When sealing looks at it again: on expiry, or to rotate it.
         lease: What this process may still seal under it.
         used: The number of the call that used it last.
+        branch: The branch key that opened it; ``None`` if a KEK did.
     """
 
     __slots__ = (
+        "branch",
         "expires",
         "grace_ends",
         "key",
@@ -54,6 +56,7 @@ class CachedKey:
         self.rotates_at = inf
         self.rests_until = -inf
         self.used = 0
+        self.branch: UUID | None = None
 
     def renew(self, record: KeyRecord) -> None:
         """Take over the key's row as it was read again."""

@@ -99,10 +99,24 @@ class CountedStore:
         self._counters.count_store_query()
         return self._store.replace_active(old, closed, new, next_mark=next_mark, wait=wait)
 
-    def set_states(self, records: Sequence[KeyRecord], *, next_mark: NextMark) -> list[KeyRecord]:
-        """Move keys to the states that *records* carry."""
+    def of_scope(self, application: str, scope: str) -> list[KeyRecord]:
+        """Give every key and tombstone of a scope."""
         self._counters.count_store_query()
-        return self._store.set_states(records, next_mark=next_mark)
+        return self._store.of_scope(application, scope)
+
+    def set_states(
+        self,
+        records: Sequence[KeyRecord],
+        *,
+        next_mark: NextMark,
+        whole_scope: str | None = None,
+        tombstones: Sequence[KeyRecord] = (),
+    ) -> list[KeyRecord]:
+        """Move keys to the states that *records* carry, and insert *tombstones*."""
+        self._counters.count_store_query()
+        return self._store.set_states(
+            records, next_mark=next_mark, whole_scope=whole_scope, tombstones=tombstones
+        )
 
     def put_wrappings(self, add: Mapping[UUID, WrappedKey], *, verified: bool = False) -> set[UUID]:
         """Add a wrapping to each key that misses it."""

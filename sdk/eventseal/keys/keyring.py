@@ -10,6 +10,7 @@ from eventseal.keys.branch_wrapping import branch_scopes, checked_branches
 from eventseal.keys.branches import Branches
 from eventseal.keys.confirmation import Confirmation
 from eventseal.keys.counters import CountedStore, KeyringCounters
+from eventseal.keys.destroying import Destroyer
 from eventseal.keys.forks import renew_in_children
 from eventseal.keys.kek_facts import KekFacts
 from eventseal.keys.memory import Memory
@@ -21,7 +22,7 @@ from eventseal.keys.records import DEFAULT_SCOPE, checked_application, checked_s
 from eventseal.keys.refreshing import Refresher
 from eventseal.keys.resources import Resources
 from eventseal.keys.rewrapping import Rewrap, Rewrapper
-from eventseal.keys.states import KeyPurpose
+from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.store import KeyStore
 from eventseal.keys.store_key import StoreKey
 from eventseal.keys.verifying import Verifier
@@ -34,9 +35,11 @@ if TYPE_CHECKING:
 
     from eventseal.errors import EventSealError
     from eventseal.keys.data_key import DataKey
+    from eventseal.keys.destroying import ShreddedScope
     from eventseal.keys.policy import Clock
     from eventseal.keys.records import KeyRecord
     from eventseal.keys.resources import Wrapping
+    from eventseal.keys.rotating import Rotated
     from eventseal.keys.source import KeySource
 
 
@@ -107,22 +110,27 @@ class Keyring:
         """The KEKs that this keyring was given, in their order."""
         return self._kms
 
-    def sealing_keys(self, items_by_scope: Mapping[str, int], *, make: bool = True) -> dict[str, DataKey]:
+    def sealing_keys(
+        self, items_by_scope: Mapping[str, int], *, make: bool = True, purpose: KeyPurpose = KeyPurpose.DATA
+    ) -> dict[str, DataKey]:
         """
         Give each scope's active key, and count what it is about to seal.
 
         Args:
             items_by_scope: How many items each scope's key will seal.
             make: Whether to make the key of a scope that has none; ``False`` leaves such a scope out.
+            purpose: ``data`` for items, ``field`` for fields inside them.
 
         Raises:
-            ConfigurationError: A scope's name is refused, or the keyring is closed.
+            ConfigurationError: A scope's name or the purpose is refused, or the keyring is closed.
             IntegrityError: A key's row is not what a keyring sealed.
             KeyDestroyedError: A scope was closed.
             KeyLimitError: A key has sealed as many items as one key may, and cannot be rotated.
             KmsError: The KMS refused or failed.
             StoreError: The key store refused or failed.
         """
+        if purpose is not KeyPurpose.DATA:
+            return self._for(purpose).sealer.keys(items_by_scope, make=make)
         memory = self._memory
         now = self._clock.now()
         if now <= self._confirmation.seals_until:
@@ -144,17 +152,25 @@ class Keyring:
                 return found
         return self._sealer.keys(items_by_scope, make=make)
 
-    def opening_keys(self, key_ids: Collection[UUID]) -> dict[UUID, DataKey | EventSealError]:
+    def opening_keys(
+        self, key_ids: Collection[UUID], *, purpose: KeyPurpose = KeyPurpose.DATA
+    ) -> dict[UUID, DataKey | EventSealError]:
         """
         Give each key, or why there is none, for every asked-for id.
 
         An error stands for its key alone: ``KeyNotFoundError``, ``KeyDestroyedError``, ``IntegrityError``,
         ``WrongApplicationError``, ``KekNotConfiguredError`` or a ``KmsError``.
 
+        Args:
+            key_ids: As envelopes name them.
+            purpose: ``data`` for those of items, ``field`` for those of fields inside them.
+
         Raises:
-            ConfigurationError: The keyring is closed.
+            ConfigurationError: The purpose is refused, or the keyring is closed.
             StoreError: The key store refused or failed.
         """
+        if purpose is not KeyPurpose.DATA:
+            return self._for(purpose).opener.keys(key_ids)
         memory = self._memory
         now = self._clock.now()
         if now <= self._confirmation.opens_until:
@@ -190,16 +206,43 @@ class Keyring:
             StoreError: The key store refused or failed.
         """
         self._memory.check_open()
-        return self._data_keys.rotate(checked_scope(scope), compromised=compromised)
+        return self._data_keys.rotate(checked_scope(scope), compromised=compromised).new
 
-    def prepare(self, scopes: Collection[str]) -> None:
+    def rotate_many(
+        self, scopes: Collection[str], *, compromised: bool = False
+    ) -> dict[str, Rotated | EventSealError]:
+        """
+        Rotate the keys of many scopes as :meth:`rotate` does, with as few calls of the KMS as it allows.
+
+        The new keys are not held: a process may rotate more of them than it has room for.
+
+        Args:
+            scopes: A few hundred at a time, whose keys are wrapped together.
+            compromised: Whether the old keys' items must be encrypted again.
+
+        Returns:
+            By scope the old key and the row of the new one, or why this scope was not rotated:
+            ``KeyDestroyedError`` or ``IntegrityError``.
+
+        Raises:
+            ConfigurationError: A scope's name is refused, or the keyring is closed.
+            KmsError: The KMS refused or failed; the old keys are still the active ones.
+            StoreError: The key store refused or failed; the scopes before stay rotated.
+        """
+        self._memory.check_open()
+        return self._data_keys.rotate_many(
+            [checked_scope(scope) for scope in scopes], compromised=compromised
+        )
+
+    def prepare(self, scopes: Collection[str], *, purpose: KeyPurpose = KeyPurpose.DATA) -> None:
         """
         Make the keys of *scopes* that have none, ahead of a write transaction; raises as ``sealing_keys``.
 
         Args:
             scopes: Any number; their keys are stored in one transaction.
+            purpose: ``data`` for items, ``field`` for fields inside them.
         """
-        self.sealing_keys(dict.fromkeys(scopes, 0))
+        self.sealing_keys(dict.fromkeys(scopes, 0), purpose=purpose)
 
     def refresh(self) -> None:
         """
@@ -211,6 +254,7 @@ class Keyring:
         """
         self._refresher.refresh()
         self._branch_keys.opener.look_again()
+        self._field_keys.opener.look_again()
         self._opener.look_again()
 
     def rotate_branches(self, *, compromised: bool = False) -> list[KeyRecord]:
@@ -233,7 +277,7 @@ class Keyring:
             )
         self._memory.check_open()
         return [
-            self._branch_keys.rotate(scope, compromised=compromised)
+            self._branch_keys.rotate(scope, compromised=compromised).new
             for scope in branch_scopes(self._branch_count)
         ]
 
@@ -307,11 +351,12 @@ class Keyring:
             clock=self._clock,
             verifier=Verifier(self._store),
         )
-        # The keyring's own counters count hits and misses of data keys only.
+        # The keyring's own counters do not count hits and misses of branch keys.
         by_keks = self._resources(KeyPurpose.BRANCH, self._keks, KeyringCounters())
         self._store_key = StoreKey(by_keks)
         self._refresher = Refresher(by_keks, memory, self._confirmation, self._store_key)
-        self._branch_keys = KeysOfPurpose(by_keks, memory, self._store_key, self._refresher)
+        self._destroyer = Destroyer(by_keks, memory, self._store_key, self._refresher)
+        self._branch_keys = self._keys_of(by_keks)
         self._branches = Branches(
             self._branch_count,
             self._keks,
@@ -319,8 +364,26 @@ class Keyring:
             opener=self._branch_keys.opener,
         )
         by_branches = self._resources(KeyPurpose.DATA, self._branches, self.counters)
-        self._data_keys = KeysOfPurpose(by_branches, memory, self._store_key, self._refresher)
+        self._data_keys = self._keys_of(by_branches)
         self._opener, self._sealer = self._data_keys.opener, self._data_keys.sealer
+        self._field_keys = self._keys_of(self._resources(KeyPurpose.FIELD, self._branches, self.counters))
+
+    def _for(self, purpose: KeyPurpose) -> KeysOfPurpose:
+        if purpose is not KeyPurpose.FIELD:
+            raise ConfigurationError(
+                f"a keyring gives keys for items and for fields, not of purpose {purpose!r}",
+                remedy="Ask for KeyPurpose.DATA or KeyPurpose.FIELD.",
+            )
+        return self._field_keys
+
+    def _keys_of(self, resources: Resources) -> KeysOfPurpose:
+        return KeysOfPurpose(
+            resources,
+            self._memory,
+            self._store_key,
+            refresher=self._refresher,
+            destroyer=self._destroyer,
+        )
 
     def _resources(self, purpose: KeyPurpose, wrapping: Wrapping, counters: KeyringCounters) -> Resources:
         return Resources(

@@ -6,14 +6,15 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
 from eventseal.errors import IntegrityError
+from eventseal.keys.records import Revocation
 from eventseal.keys.seals import REVOKED_SIZE
 from eventseal.keys.states import KeyState
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Iterator, Sequence
     from uuid import UUID
 
-    from eventseal.keys.records import ChangeMark, KeyRecord
+    from eventseal.keys.records import ChangeMark, Changes, KeyRecord
     from eventseal.keys.seals import Seals
 
 _MOST_SEEN = 100_000
@@ -35,6 +36,23 @@ class Moment(NamedTuple):
     floor: int
 
 
+class Moves(NamedTuple):
+    """
+    The way from the revoked keys that are known to those that a later mark counts.
+
+    Attributes:
+        added: Keys that are revoked now, and were not, or in another way.
+        removed: The reverse.
+        set_hash: Of those that are revoked then.
+        whole: Whether *added* are all of them, so that nothing of what was known is left.
+    """
+
+    added: Sequence[Revocation]
+    removed: Sequence[Revocation]
+    set_hash: int
+    whole: bool
+
+
 class _Seen(NamedTuple):
     state: KeyState
     row_version: int
@@ -43,7 +61,7 @@ class _Seen(NamedTuple):
 
 class KnownStates:
     """
-    The application's counter, the ids that are revoked, and the last seen state of each key that has moved.
+    The application's counter, the keys that are revoked, and the last seen state of each key that has moved.
 
     Attributes:
         counter: As of the last refresh; -1 before the first.
@@ -52,15 +70,16 @@ class KnownStates:
     def __init__(self) -> None:
         self.counter = -1
         self._floor = -1
-        self._moves = 0
+        self._refreshes = 0
         self._noted = 0
-        self._revoked: frozenset[UUID] = frozenset()
+        # As bytes, which take half the room of UUIDs: there may be millions.
+        self._revoked: dict[str, set[bytes]] = {"compromised": set(), "shredded": set()}
         self._set_hash = 0
         self._seen: OrderedDict[UUID, _Seen] = OrderedDict()
 
     def moment(self) -> Moment:
         """Say what is known now: to be asked before a query whose rows are admitted after it."""
-        return Moment(self._moves, self._noted, self._floor)
+        return Moment(self._refreshes, self._noted, self._floor)
 
     def admit(self, record: KeyRecord, since: Moment) -> bool:
         """
@@ -76,15 +95,16 @@ class KnownStates:
         Raises:
             IntegrityError: A later state had been seen before the query began.
         """
-        if since.moves != self._moves:
+        if since.moves != self._refreshes:
             return False
         seen = self._seen.get(record.key_id)
         if seen is not None and _is_earlier(record, seen):
             if seen.noted > since.noted:
                 return False
             raise _set_back(record, seen.state)
-        if record.key_id in self._revoked and record.state in {KeyState.ACTIVE, KeyState.DEACTIVATED}:
-            raise _set_back(record, KeyState.COMPROMISED)
+        revoked_as = self._least_state(record.key_id)
+        if not revoked_as.may_become(record.state):
+            raise _set_back(record, revoked_as)
         self.note(record)
         return True
 
@@ -121,34 +141,56 @@ class KnownStates:
                 remedy=_REMEDY,
             )
 
-    def listing_hash(self, revoked: Collection[UUID], mark: ChangeMark, seals: Seals) -> int:
+    def moves_to(self, changes: Changes, seals: Seals, *, whole: bool) -> Moves | None:
         """
-        Check a listing of the revoked ids against the mark.
+        Compare what was revoked since the last refresh with what the mark counts.
+
+        Args:
+            changes: The mark, checked, and what is revoked.
+            seals: Give the hash of a set.
+            whole: Whether that is everything, not only what came since.
 
         Returns:
-            The listing's set hash, for :meth:`move`.
-
-        Raises:
-            IntegrityError: An id is missing from it, or one too many.
+            How to get from what is known to what the mark counts, for :meth:`move`; ``None`` if *changes* do
+            not lead there.
         """
-        listed = frozenset(revoked)
-        added, removed = listed - self._revoked, self._revoked - listed
-        total = seals.set_hash(self._set_hash, added=added, removed=removed)
-        if total.to_bytes(REVOKED_SIZE) != mark.revoked or len(listed) != len(revoked):
-            raise IntegrityError(
-                f"the keys of application {mark.application!r} that are compromised or shredded "
-                "are not those that its change mark counts: a row was put back or taken away",
-                remedy=_REMEDY,
-            )
-        return total
+        if whole:
+            added, removed, total = list(changes.revoked), [], 0
+        else:
+            added, removed, total = [*self._news(changes)], [*self._cleared(changes)], self._set_hash
+        total = seals.set_hash(total, added=added, removed=removed)
+        fits = total.to_bytes(REVOKED_SIZE) == changes.mark.revoked
+        return Moves(added, removed, total, whole) if fits else None
 
-    def move(self, mark: ChangeMark, revoked: Collection[UUID], set_hash: int) -> None:
-        """Accept a mark whose counter moved, and its listing."""
+    def move(self, mark: ChangeMark, moves: Moves) -> None:
+        """Accept a mark whose counter moved, and what is revoked by now."""
+        if moves.whole:
+            self._revoked = {how: set() for how in self._revoked}
+        for revocation in moves.removed:
+            self._revoked[revocation.how].remove(revocation.key_id.bytes)
+        for revocation in moves.added:
+            self._revoked[revocation.how].add(revocation.key_id.bytes)
         self.counter = mark.counter
         self.raise_floor(mark.counter)
-        self._revoked = frozenset(revoked)
-        self._set_hash = set_hash
-        self._moves += 1
+        self._set_hash = moves.set_hash
+        self._refreshes += 1
+
+    def _news(self, changes: Changes) -> Iterator[Revocation]:
+        for revocation in changes.revoked:
+            if revocation.key_id.bytes not in self._revoked[revocation.how]:
+                yield revocation
+
+    def _cleared(self, changes: Changes) -> Iterator[Revocation]:
+        """Give the compromised keys that were destroyed since: a shredded one is counted anew, as such."""
+        shredded = [revocation.key_id for revocation in changes.revoked if revocation.how == "shredded"]
+        for key_id in (*shredded, *changes.retired):
+            if key_id.bytes in self._revoked["compromised"]:
+                yield Revocation(key_id, "compromised")
+
+    def _least_state(self, key_id: UUID) -> KeyState:
+        if key_id.bytes in self._revoked["shredded"]:
+            return KeyState.DESTROYED
+        return KeyState.COMPROMISED if key_id.bytes in self._revoked["compromised"] else KeyState.ACTIVE
 
 
 def _is_earlier(record: KeyRecord, seen: _Seen) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from eventseal.keys.key_ids import new_key_id
 from eventseal.keys.records import KeyRecord
-from eventseal.keys.seals import binding_of
+from eventseal.keys.seals import BINDING_SIZE, binding_of
 from eventseal.keys.states import KeyState
 
 if TYPE_CHECKING:
@@ -31,6 +31,16 @@ def new_record(application: str, scope: str, purpose: KeyPurpose, *, leased: int
         binding=b"",
         items_reserved=leased,
         seal=b"",
+    )
+
+
+def new_tombstone(application: str, scope: str, purpose: KeyPurpose) -> KeyRecord:
+    """Make the record, without its seal, of a shredded key that never was: it keeps a scope's slot taken."""
+    return replace(
+        new_record(application, scope, purpose, leased=0),
+        state=KeyState.DESTROYED,
+        destroyed_by="shredded",
+        binding=bytes(BINDING_SIZE),  # of no key: nothing is ever unwrapped for this row
     )
 
 

@@ -48,6 +48,7 @@ class Memory:
         self._lock = threading.Lock()
         self._caches = {
             KeyPurpose.DATA: KeyCache(caching.max_keys),
+            KeyPurpose.FIELD: KeyCache(caching.max_keys),
             # Apart: a page of data keys must not drive out the key under which the next page is wrapped.
             KeyPurpose.BRANCH: KeyCache(MOST_BRANCH_KEYS),
         }
@@ -85,9 +86,15 @@ class Memory:
     def asked(self) -> tuple[int, list[UUID], Moment]:
         """Give what a refresh asks with: the counter, the ids that are held, and the moment."""
         with self._lock:
-            return self._known.counter, [*self.keys, *self._branches], self._known.moment()
+            # Of a branch key that went for another one, the keys that it opened may be held still.
+            branches = {cached.branch for cached in self._all() if cached.branch is not None}
+            held = {key_id for cache in self._caches.values() for key_id in cache.keys}
+            asked = list(held.union(branches))
+            return self._known.counter, asked, self._known.moment()
 
-    def learn(self, changes: Changes, seals: Seals, since: Moment, asked: Collection[UUID]) -> None:
+    def learn(
+        self, changes: Changes, seals: Seals, since: Moment, asked: Collection[UUID], *, whole: bool
+    ) -> bool:
         """
         Take over what a refresh read; called by one thread at a time.
 
@@ -96,25 +103,31 @@ class Memory:
             seals: Check the mark and the rows.
             since: The moment before the query.
             asked: The ids that were held then. What was kept since is not among *changes*: it is read again.
+            whole: Whether *changes* list everything that is revoked, not only what came since the last time.
+
+        Returns:
+            ``False``, with nothing learnt, if what is revoked is not what the mark counts.
 
         Raises:
-            IntegrityError: The mark or the listing is not what a keyring sealed, or earlier than one seen.
+            IntegrityError: The mark is not what a keyring sealed, or earlier than one seen.
         """
-        mark, revoked = changes.mark, changes.revoked or ()
+        mark = changes.mark
         seals.check_mark(mark)
         self.check_mark(mark, since)
         if mark.counter == self._known.counter:
-            return
-        set_hash = self._known.listing_hash(
-            revoked, mark, seals
-        )  # not locked: only a refresh moves the listing
+            return True
         with self._lock:
+            # Rows are learnt before the mark moves: afterwards all that was read before counts as stale.
+            moves = self._known.moves_to(changes, seals, whole=whole)
+            if moves is None:
+                return False
             for record in changes.records:
                 self._learn_row(record, seals, since)
             for cache in self._caches.values():
                 for key_id in cache.keys.keys() - set(asked):
                     cache.drop(key_id, close=False)
-            self._known.move(mark, revoked, set_hash)
+            self._known.move(mark, moves)
+            return True
 
     def check_mark(self, mark: ChangeMark, since: Moment) -> None:
         """
@@ -207,16 +220,19 @@ class Memory:
             cached.schedule()
 
     def bury(self, record: KeyRecord) -> None:
-        """Note a tombstone, whose seal was checked, and close the handle if it is held."""
+        """Note a tombstone, whose seal was checked, and close the handle, and what it opened, if held."""
         with self._lock:
             self._known.note(record)
-            self._caches[record.purpose].drop(record.key_id, close=True)
+            self._end(record)
 
     def moved(self, record: KeyRecord, *, counter: int) -> None:
         """Note a change of state that this process made itself, and the counter that it wrote."""
         with self._lock:
             self._known.note(record)
             self._known.raise_floor(counter)
+            if record.state is KeyState.DESTROYED:
+                self._end(record)
+                return
             cached = self._held(record.key_id)
             if cached is not None:
                 self._renew(cached, replace(record, wrappings=cached.record.wrappings))
@@ -254,11 +270,17 @@ class Memory:
 
     def close_in_child(self) -> None:
         """Close every handle in a forked child, whose locks are the parent's; nothing here is used again."""
-        for cached in [*self.keys.values(), *self._branches.values()]:
+        for cached in self._all():
             cached.key.close_in_child()
 
     def _held(self, key_id: UUID) -> CachedKey | None:
-        return self.keys.get(key_id) or self._branches.get(key_id)
+        for cache in self._caches.values():
+            if (cached := cache.keys.get(key_id)) is not None:
+                return cached
+        return None
+
+    def _all(self) -> list[CachedKey]:
+        return [cached for cache in self._caches.values() for cached in cache.keys.values()]
 
     def _learn_row(self, record: KeyRecord, seals: Seals, since: Moment) -> None:
         cached = self._held(record.key_id)
@@ -270,12 +292,20 @@ class Memory:
             for cache in self._caches.values():  # its purpose may be what was edited
                 cache.drop(record.key_id, close=False)
             return
-        if not current or cached is None:
+        if not current:
             return
         if record.state is KeyState.DESTROYED:
-            self._caches[record.purpose].drop(record.key_id, close=True)
-            return
-        self._renew(cached, replace(record, wrappings=cached.record.wrappings))
+            self._end(record)
+        elif cached is not None:
+            self._renew(cached, replace(record, wrappings=cached.record.wrappings))
+
+    def _end(self, record: KeyRecord) -> None:
+        """Close the handle of a destroyed key at once, and those of the keys that it had opened."""
+        for cache in self._caches.values():
+            cache.drop(record.key_id, close=True)
+        if record.purpose is KeyPurpose.BRANCH:
+            for held in [held for held in self._all() if held.branch == record.key_id]:
+                self._caches[held.record.purpose].drop(held.record.key_id, close=True)
 
     def _renew(self, cached: CachedKey, record: KeyRecord) -> None:
         cached.renew(record)
@@ -288,11 +318,12 @@ class Memory:
         """Say when a key must be unwrapped again, and until when it outlives an outage of the KMS."""
         cached.expires = now + self._caching.ttl
         cached.grace_ends = cached.expires + self._caching.outage_grace
+        cached.branch = None
         wrapped = branch_wrapping(record)
         if wrapped is not None:
             # The KMS was asked when the branch key was unwrapped: what it opens is as old as that answer.
-            branch_id = named_branch(wrapped)
-            branch = None if branch_id is None else self._branches.get(branch_id)
+            cached.branch = named_branch(wrapped)
+            branch = None if cached.branch is None else self._branches.get(cached.branch)
             cached.expires = min(cached.expires, now if branch is None else branch.expires)
             cached.grace_ends = min(cached.grace_ends, now if branch is None else branch.grace_ends)
         cached.schedule()

@@ -8,10 +8,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from eventseal.errors import KeyNotFoundError, StoreError
+from eventseal.errors import KeyDestroyedError, KeyNotFoundError, StoreError
+from eventseal.keys.branch_wrapping import branch_uri, named_branch
 from eventseal.keys.forks import renew_in_children
 from eventseal.keys.records import Changes, KekUse
-from eventseal.keys.states import KeyPurpose, KeyState
+from eventseal.keys.states import SUBJECT_PURPOSES, KeyPurpose, KeyState
 from eventseal.keys.store import HARD_LIMIT
 
 if TYPE_CHECKING:
@@ -63,13 +64,25 @@ class InMemoryKeyStore:
         with self._lock:
             return {key_id: self._records[key_id] for key_id in key_ids if key_id in self._records}
 
+    def of_scope(self, application: str, scope: str) -> list[KeyRecord]:
+        """Give every key and tombstone of a scope, of whatever purpose, in order of id, without wrappings."""
+        with self._lock:
+            found = [
+                replace(record, wrappings=())
+                for record in self._records.values()
+                if (record.application, record.scope) == (application, scope)
+            ]
+        return sorted(found, key=lambda record: record.key_id)
+
     def add_active(
         self, records: Sequence[KeyRecord], *, mark: ChangeMark | None = None
     ) -> dict[str, KeyRecord]:
         """Insert new active keys, each unless its scope's slot is taken; give the holders."""
         with self._lock:
-            for record in records:
-                if _slot(record) not in self._slots:
+            free = [record for record in records if _slot(record) not in self._slots]
+            self._hold_branches([wrapped for record in free for wrapped in record.wrappings])
+            for record in free:
+                if _slot(record) not in self._slots:  # the same scope twice
                     self._insert(record)
                     if mark is not None:
                         self._marks.setdefault(mark.application, mark)
@@ -89,35 +102,44 @@ class InMemoryKeyStore:
             if not self._follows(closed) or self._slots.get(_slot(old)) != old.key_id:
                 return self._holder(old)
             self._refuse_taken(new)
+            self._hold_branches(new.wrappings)
             self._move(closed, next_mark(self._marks[old.application]))
             self._insert(new)
             return self._records[new.key_id]
 
     def set_states(
-        self, records: Sequence[KeyRecord], *, next_mark: NextMark, whole_scope: str | None = None
+        self,
+        records: Sequence[KeyRecord],
+        *,
+        next_mark: NextMark,
+        whole_scope: str | None = None,
+        tombstones: Sequence[KeyRecord] = (),
     ) -> list[KeyRecord]:
-        """Move keys to the states that *records* carry, all or none."""
+        """Move keys to the states that *records* carry, and insert *tombstones*, all or none."""
+        wanted = [*records, *tombstones]
         with self._lock:
-            if not records or not all(self._follows(record) for record in records):
+            if not wanted or not all(self._follows(record) for record in records):
                 return []
-            given = {record.key_id for record in records}
-            application = records[0].application
+            given = {record.key_id for record in wanted}
+            application = wanted[0].application
             if any(
-                record.scope == whole_scope
-                and record.application == application
-                and record.key_id not in given
+                self._is_left_out(record, whole_scope, application, given)
                 for record in self._records.values()
-                if record.state is not KeyState.DESTROYED
             ):
                 return []
-            if any(
-                self._slots.get(_slot(record), record.key_id) not in given for record in _holding(records)
-            ):
+            if any(self._slots.get(_slot(record), record.key_id) not in given for record in _holding(wanted)):
+                return []
+            if any(map(self._wraps_others, records)):
                 return []
             mark = next_mark(self._marks[application])
             for record in records:
                 self._move(record, mark)
-            return [self._records[record.key_id] for record in records]
+            for record in tombstones:
+                self._insert(record)
+                self._records[record.key_id] = replace(self._records[record.key_id], destroyed_at=self._now())
+                self._changed[record.key_id] = mark.counter
+            self._marks[application] = mark
+            return [self._records[record.key_id] for record in wanted]
 
     def put_wrappings(self, add: Mapping[UUID, WrappedKey], *, verified: bool = False) -> set[UUID]:
         """Add a wrapping to each key that lives and has none of that KEK and version; give their ids."""
@@ -127,6 +149,7 @@ class InMemoryKeyStore:
                 for key_id in add
                 if key_id in self._records and self._records[key_id].state is not KeyState.DESTROYED
             }
+            self._hold_branches([add[key_id] for key_id in living])
             for key_id in living:
                 self._records[key_id] = _with_wrapping(self._records[key_id], add[key_id], verified=verified)
             return {key_id for key_id in living if add[key_id] in self._records[key_id].wrappings}
@@ -220,7 +243,11 @@ class InMemoryKeyStore:
             if mark.counter == since:
                 return Changes(mark=mark, refresh_interval=interval, now=now)
             asked = [self._records[key_id] for key_id in key_ids if self._changed.get(key_id, -1) > since]
-            ours = [record for record in self._records.values() if record.application == application]
+            moved = [
+                record
+                for key_id, record in self._records.items()
+                if record.application == application and self._changed[key_id] > since
+            ]
             return Changes(
                 mark=mark,
                 refresh_interval=interval,
@@ -228,7 +255,10 @@ class InMemoryKeyStore:
                 records=tuple(
                     replace(record, wrappings=()) for record in asked if record.application == application
                 ),
-                revoked=tuple(record.key_id for record in ours if record.revoked),
+                revoked=tuple(record.revocation for record in moved if record.revocation is not None),
+                retired=tuple(
+                    record.key_id for record in moved if since >= 0 and record.destroyed_by == "retired"
+                ),
             )
 
     def page(
@@ -259,6 +289,34 @@ class InMemoryKeyStore:
         self._records[record.key_id] = replace(record, created_at=self._now())
         self._changed[record.key_id] = 0 if mark is None else mark.counter
         self._slots[_slot(record)] = record.key_id
+
+    def _is_left_out(
+        self, record: KeyRecord, whole_scope: str | None, application: str, given: Collection[UUID]
+    ) -> bool:
+        return (
+            (record.scope, record.application) == (whole_scope, application)
+            and record.purpose in SUBJECT_PURPOSES
+            and record.state is not KeyState.DESTROYED
+            and record.key_id not in given
+        )
+
+    def _wraps_others(self, record: KeyRecord) -> bool:
+        """Whether *record* ends a branch key under which other keys are wrapped."""
+        if (record.purpose, record.state) != (KeyPurpose.BRANCH, KeyState.DESTROYED):
+            return False
+        uri = branch_uri(record.key_id)
+        return any(wrapped.kek_uri == uri for other in self._records.values() for wrapped in other.wrappings)
+
+    def _hold_branches(self, wrappings: Collection[WrappedKey]) -> None:
+        """Refuse wrappings under a branch key that was destroyed since the caller had it."""
+        for branch_id in map(named_branch, wrappings):
+            branch = None if branch_id is None else self._records.get(branch_id)
+            if branch is not None and branch.state is KeyState.DESTROYED:
+                raise KeyDestroyedError(
+                    f"branch key {branch_id} was destroyed before what it has wrapped was stored",
+                    key_id=branch_id,
+                    remedy="Try again: the branch has another key by now.",
+                )
 
     def _follows(self, record: KeyRecord) -> bool:
         stored = self._records.get(record.key_id)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from uuid import UUID  # noqa: TC003 - the fields of a NamedTuple
 
 from eventseal.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
-    from uuid import UUID
 
     from eventseal.keys.states import KeyPurpose, KeyState
     from eventseal.kms.adapter import WrappedKey
@@ -20,6 +20,19 @@ DEFAULT_SCOPE = "application"
 STORE_SCOPE = "store"
 MAX_SCOPE_BYTES = 200
 MAX_APPLICATION_BYTES = 200
+
+
+class Revocation(NamedTuple):
+    """
+    Why the application's change mark counts a key.
+
+    Attributes:
+        key_id: The key's.
+        how: A compromised key that was shredded is counted as shredded, and no longer as compromised.
+    """
+
+    key_id: UUID
+    how: Literal["compromised", "shredded"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +77,11 @@ class KeyRecord:
     unreadable: tuple[str, ...] = ()
 
     @property
-    def revoked(self) -> bool:
-        """Whether the application's change mark covers the key: it is compromised or was shredded."""
-        return self.state == "compromised" or self.destroyed_by == "shredded"
+    def revocation(self) -> Revocation | None:
+        """Why the application's change mark counts the key; ``None`` if it does not."""
+        if self.destroyed_by == "shredded":
+            return Revocation(self.key_id, "shredded")
+        return Revocation(self.key_id, "compromised") if self.state == "compromised" else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +92,8 @@ class ChangeMark:
     Attributes:
         application: Whose keys it counts.
         counter: Raised by every change of a key's state; making a key leaves it.
-        revoked: 64 bytes, a keyed set hash over the ids of the keys that are compromised or shredded, so that
-            one old row put back alone is noticed.
+        revoked: 64 bytes, a keyed set hash over the keys that are compromised or shredded, so that one old
+            row put back alone is noticed.
         seal: 32 bytes of HMAC under the store key over the three above.
     """
 
@@ -107,14 +122,18 @@ class Changes:
         now: The database's clock, UTC.
         records: Those of the asked-for keys whose state changed after the asked-for counter, without
             wrappings.
-        revoked: Every id that is compromised or shredded; ``None`` if the counter is the asked-for one.
+        revoked: The keys that are compromised or shredded since the asked-for counter, hence all of them if
+            that is below 0.
+        retired: Those that were retired since then, and may have been compromised before; not listed if the
+            asked-for counter is below 0.
     """
 
     mark: ChangeMark
     refresh_interval: float
     now: datetime
     records: tuple[KeyRecord, ...] = ()
-    revoked: tuple[UUID, ...] | None = None
+    revoked: tuple[Revocation, ...] = ()
+    retired: tuple[UUID, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

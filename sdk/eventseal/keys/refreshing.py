@@ -9,11 +9,15 @@ from eventseal.errors import EventSealError, IntegrityError, StoreUnavailableErr
 from eventseal.keys.single_flight import copied
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
+    from uuid import UUID
 
     from eventseal.keys.confirmation import Confirmation
+    from eventseal.keys.known_states import Moment
     from eventseal.keys.memory import Memory
+    from eventseal.keys.records import Changes
     from eventseal.keys.resources import Resources
+    from eventseal.keys.seals import Seals
     from eventseal.keys.store_key import StoreKey
 
 
@@ -100,5 +104,24 @@ class Refresher:
                 f"application {application!r} has a change mark but no store key: somebody deleted it",
                 remedy="Find out who changed the key tables, and restore the store key from a backup.",
             )
-        self._memory.learn(changes, seals, since, held)
+        if not self._memory.learn(changes, seals, since, held, whole=counter < 0):
+            changes = self._listed_anew(seals, since, held)
         self._confirmation.confirm(began, interval=changes.refresh_interval, store_time=changes.now)
+
+    def _listed_anew(self, seals: Seals, since: Moment, held: Collection[UUID]) -> Changes:
+        """
+        Read everything that is revoked: what came since the last time does not lead to what the mark counts.
+
+        Raises:
+            IntegrityError: Nor is that.
+        """
+        application = self._resources.application
+        changes = self._resources.store.changes(application, -1, held)
+        if changes is None or not self._memory.learn(changes, seals, since, held, whole=True):
+            raise IntegrityError(
+                f"the keys of application {application!r} that are compromised or shredded "
+                "are not those that its change mark counts: a row was put back or taken away",
+                remedy="Find out who changed the key tables, or which backup was restored; "
+                "destroyed keys stay destroyed.",
+            )
+        return changes

@@ -5,22 +5,29 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from eventseal.errors import KeyNotFoundError, StoreUnavailableError
+from eventseal.errors import (
+    EventSealError,
+    IntegrityError,
+    KeyDestroyedError,
+    KeyNotFoundError,
+    StoreUnavailableError,
+)
 from eventseal.keys.making import new_keys
+from eventseal.keys.marks import Marks
 from eventseal.keys.opening import ATTEMPTS
-from eventseal.keys.rows import why_not, why_not_sealing
+from eventseal.keys.rows import why_not_sealing
 from eventseal.keys.states import KeyState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from uuid import UUID
 
+    from eventseal.keys.destroying import Destroyer
     from eventseal.keys.known_states import Moment
     from eventseal.keys.memory import Memory
-    from eventseal.keys.records import ChangeMark, KeyRecord, NextMark
+    from eventseal.keys.records import KeyRecord
     from eventseal.keys.refreshing import Refresher
     from eventseal.keys.resources import Resources
-    from eventseal.keys.seals import Seals
     from eventseal.keys.store_key import StoreKey
 
 
@@ -37,19 +44,43 @@ class Replaced(NamedTuple):
     won: bool
 
 
+class Rotated(NamedTuple):
+    """
+    How the rotation of a scope ended.
+
+    Attributes:
+        old: The key that was the active one; ``None`` if the scope had none.
+        new: The row of the one that is.
+    """
+
+    old: UUID | None
+    new: KeyRecord
+
+
+class _BranchEndedError(StoreUnavailableError):
+    """The branch key that wrapped a new key was destroyed before the new key was stored: make another."""
+
+
 class Rotator:
     """Replaces active keys. The KMS is called before the transaction, never in it."""
 
     def __init__(
-        self, resources: Resources, memory: Memory, store_key: StoreKey, refresher: Refresher
+        self,
+        resources: Resources,
+        memory: Memory,
+        store_key: StoreKey,
+        *,
+        refresher: Refresher,
+        destroyer: Destroyer,
     ) -> None:
         self._resources = resources
         self._memory = memory
         self._store_key = store_key
         self._refresher = refresher
+        self._destroyer = destroyer
         self._purpose = resources.purpose
 
-    def rotate(self, scope: str, *, compromised: bool, make: Callable[[], object]) -> KeyRecord:
+    def rotate(self, scope: str, *, compromised: bool, make: Callable[[], object]) -> Rotated:
         """
         Rotate a scope's key, whoever holds it.
 
@@ -59,7 +90,7 @@ class Rotator:
             make: Makes the first key of a scope that has none.
 
         Returns:
-            The row of the new active key, or of another process's if that was first.
+            The new active key, or another process's if that was first.
 
         Raises:
             KeyDestroyedError: The scope is closed.
@@ -77,19 +108,59 @@ class Rotator:
                 make()
                 made = self._active(scope)
                 if made is not None:
-                    return made
+                    return Rotated(None, made)
             if old is None or not self._memory.admit(old, since=since):
                 continue  # closed or moved meanwhile: read again
             try:
                 replaced = self.replace(old, state, leased=self._resources.first_block, wait=True)
-            except KeyNotFoundError:
-                continue  # closed meanwhile, without another in its place
+            except (KeyNotFoundError, _BranchEndedError):
+                continue  # closed meanwhile, without another in its place; or its branch key was
             if not replaced.won:
                 self._check(replaced.record, scope)
                 if compromised:
-                    self._compromise(old.key_id)
-            return replaced.record
+                    self._mark_compromised(old.key_id)
+            return Rotated(old.key_id, replaced.record)
         raise StoreUnavailableError(f"the active key of scope {scope!r} moved {ATTEMPTS} times meanwhile")
+
+    def rotate_many(
+        self, scopes: Collection[str], *, compromised: bool, make: Callable[[str], object]
+    ) -> dict[str, Rotated | EventSealError]:
+        """
+        Rotate the keys of many scopes, whose new keys are made and wrapped together.
+
+        Args:
+            scopes: Checked.
+            compromised: Whether the old keys' items must be encrypted again.
+            make: Makes the first key of a scope that has none.
+
+        Returns:
+            An outcome for each; an error stands for its scope alone.
+
+        Raises:
+            KmsError: The KMS refused or failed; none of the scopes was rotated.
+            StoreError: The key store refused or failed; those before stay rotated.
+        """
+        state = KeyState.COMPROMISED if compromised else KeyState.DEACTIVATED
+        outcomes: dict[str, Rotated | EventSealError] = {}
+        self._store_key.made_seals()
+        self._refresher.confirm_for_sealing()
+        since = self._memory.moment()
+        rows = self._resources.store.active(self._resources.application, scopes, purpose=self._purpose)
+        fit = {scope: old for scope, old in rows.items() if self._is_fit(old, scope, since)}
+        made = new_keys(self._resources, self._store_key.made_seals(), dict.fromkeys(fit, 0)) if fit else {}
+        for scope, (key, new) in made.items():
+            key.close()  # who seals for the scope loads it: this process may rotate more than it can hold
+            old = fit[scope]
+            try:
+                replaced = self._replaced(old, state, new, since=since, wait=True)
+            except (KeyNotFoundError, _BranchEndedError):
+                continue
+            if replaced.won:
+                outcomes[scope] = Rotated(old.key_id, replaced.record)
+        for scope in scopes:
+            if scope not in outcomes:
+                outcomes[scope] = self._rotated_alone(scope, compromised=compromised, make=make)
+        return outcomes
 
     def replace(self, old: KeyRecord, state: KeyState, *, leased: int, wait: bool) -> Replaced:
         """
@@ -108,19 +179,54 @@ class Rotator:
         """
         seals, since = self._store_key.made_seals(), self._memory.moment()
         key, new = new_keys(self._resources, seals, {old.scope: leased})[old.scope]
-        closed = seals.sealed(replace(old, state=state, active_scope=None, row_version=old.row_version + 1))
-        marks = _Marks(self._memory, seals, closed, since)
-        kept = self._resources.store.replace_active(old, closed, new, next_mark=marks, wait=wait)
-        if kept.key_id != new.key_id:
+        try:
+            replaced = self._replaced(old, state, new, since=since, wait=wait)
+        except EventSealError:
             key.close()
-            self._memory.unseat(old.scope, self._purpose)
+            raise
+        if not replaced.won:
+            key.close()
+            return replaced
+        now = self._resources.clock.now()
+        cached = self._memory.keep(key, replaced.record, since=since, now=now, leased=leased)
+        if cached is not None:
+            self._memory.seat(cached, replaced.record, since=since)
+        return replaced
+
+    def _replaced(
+        self, old: KeyRecord, state: KeyState, new: KeyRecord, *, since: Moment, wait: bool
+    ) -> Replaced:
+        """Store a new key in the place of *old*."""
+        seals = self._store_key.made_seals()
+        closed = seals.sealed(replace(old, state=state, active_scope=None, row_version=old.row_version + 1))
+        marks = Marks(self._memory, seals, [(old, closed)], since)
+        try:
+            kept = self._resources.store.replace_active(old, closed, new, next_mark=marks, wait=wait)
+        except KeyDestroyedError as error:
+            self._refresher.refresh()  # learns of the branch's new key
+            raise _BranchEndedError(str(error), remedy=error.remedy) from error
+        self._memory.unseat(old.scope, self._purpose)
+        if kept.key_id != new.key_id:
             return Replaced(kept, won=False)
         self._memory.moved(closed, counter=marks.written)
-        now = self._resources.clock.now()
-        cached = self._memory.keep(key, kept, since=since, now=now, leased=leased)
-        if cached is not None:
-            self._memory.seat(cached, kept, since=since)
         return Replaced(kept, won=True)
+
+    def _is_fit(self, old: KeyRecord, scope: str, since: Moment) -> bool:
+        """Whether the row is in order; what is wrong with another one shows when it is rotated alone."""
+        application, seals = self._resources.application, self._store_key.made_seals()
+        refusal = why_not_sealing(old, scope, application=application, seals=seals, purpose=self._purpose)
+        try:
+            return refusal is None and self._memory.admit(old, since=since)
+        except IntegrityError:
+            return False
+
+    def _rotated_alone(
+        self, scope: str, *, compromised: bool, make: Callable[[str], object]
+    ) -> Rotated | EventSealError:
+        try:
+            return self.rotate(scope, compromised=compromised, make=lambda: make(scope))
+        except (KeyDestroyedError, IntegrityError) as error:  # of this scope: the others are in order
+            return error
 
     def _active(self, scope: str) -> KeyRecord | None:
         application = self._resources.application
@@ -135,45 +241,9 @@ class Rotator:
         if refusal is not None:
             raise refusal
 
-    def _compromise(self, key_id: UUID) -> None:
+    def _mark_compromised(self, key_id: UUID) -> None:
         """Move a key, which another process has deactivated meanwhile, on to where it was meant to go."""
-        seals = self._store_key.made_seals()
-        for _ in range(ATTEMPTS):
-            since = self._memory.moment()
-            record = self._resources.store.get([key_id]).get(key_id)
-            refusal = why_not(
-                record, key_id, application=self._resources.application, seals=seals, purpose=self._purpose
-            )
-            if record is None or record.state in {KeyState.COMPROMISED, KeyState.DESTROYED}:
-                return
-            if refusal is not None:
-                raise refusal
-            closed = seals.sealed(
-                replace(record, state=KeyState.COMPROMISED, row_version=record.row_version + 1)
-            )
-            marks = _Marks(self._memory, seals, closed, since)
-            if self._resources.store.set_states([closed], next_mark=marks):
-                self._memory.moved(closed, counter=marks.written)
-                return
-        raise StoreUnavailableError(f"key {key_id} moved {ATTEMPTS} times while it was marked compromised")
-
-
-class _Marks:
-    """Gives the mark that follows the locked one, and remembers its counter."""
-
-    def __init__(self, memory: Memory, seals: Seals, closed: KeyRecord, since: Moment) -> None:
-        self._memory = memory
-        self._seals = seals
-        self._revoked = [closed.key_id] if closed.revoked else []
-        self._since = since
-        self.written = -1
-
-    def __call__(self, mark: ChangeMark) -> ChangeMark:
-        following = self._seals.next_mark(mark, revoked=self._revoked)
-        self._memory.check_mark(mark, self._since)
-        self.written = following.counter
-        return following
-
-
-if TYPE_CHECKING:
-    _: type[NextMark] = _Marks
+        try:
+            self._destroyer.mark_compromised([key_id])
+        except (KeyDestroyedError, KeyNotFoundError):
+            return  # it opens nothing any more: there is nothing left to be encrypted again

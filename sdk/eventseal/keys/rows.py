@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from eventseal.keys.records import KeyRecord
     from eventseal.keys.seals import Seals
 
-_MISUSE = {KeyPurpose.DATA: "seals and opens no items", KeyPurpose.BRANCH: "wraps no other keys"}
+_MISUSE = {
+    KeyPurpose.DATA: "seals and opens no items",
+    KeyPurpose.FIELD: "seals and opens no fields",
+    KeyPurpose.BRANCH: "wraps no other keys",
+}
 _FOREIGN = "Do not use what names it: such a key cannot have sealed it."
 _REMEDY = "Find out who changed the key tables, and restore the key's row from a backup."
 
@@ -48,7 +52,7 @@ def why_not(
     if record is None:
         return KeyNotFoundError(f"the key store has no key {key_id}", key_id=key_id)
     try:
-        _check(record, key_id, application, seals)
+        check_row(record, key_id, application, seals)
         _check_purpose(record, purpose)
     except EventSealError as error:
         return error
@@ -93,7 +97,20 @@ def destroyed(record: KeyRecord) -> KeyDestroyedError:
     )
 
 
-def _check(record: KeyRecord, key_id: UUID, application: str, seals: Seals | None) -> None:
+def check_row(record: KeyRecord, key_id: UUID, application: str, seals: Seals | None) -> None:
+    """
+    Check whose row it is, and that it is as a keyring sealed it.
+
+    Args:
+        record: As the key store gave it for *key_id*.
+        key_id: The one that was asked for.
+        application: Whose keys are looked for.
+        seals: The application's; ``None`` if it has no store key.
+
+    Raises:
+        WrongApplicationError: The key is another application's.
+        IntegrityError: The row is not what a keyring sealed, or that of another key.
+    """
     if record.application != application and "application" not in record.unreadable:
         raise WrongApplicationError(
             f"key {key_id} belongs to application {record.application!r}, not to {application!r}",

@@ -12,11 +12,10 @@ from eventseal.keys.records import ChangeMark
 from eventseal.suites.framing import length_prefixed
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-    from uuid import UUID
+    from collections.abc import Iterable
 
     from eventseal.keys.data_key import DataKey
-    from eventseal.keys.records import KeyRecord
+    from eventseal.keys.records import KeyRecord, Revocation
 
 BINDING_SIZE = 32
 SEAL_SIZE = 32
@@ -97,19 +96,22 @@ class Seals:
         """Make the mark that is stored together with the store key."""
         return self._sealed_mark(0, bytes(REVOKED_SIZE))
 
-    def next_mark(self, mark: ChangeMark, *, revoked: Collection[UUID] = ()) -> ChangeMark:
+    def next_mark(
+        self, mark: ChangeMark, *, added: Iterable[Revocation] = (), removed: Iterable[Revocation] = ()
+    ) -> ChangeMark:
         """
         Check *mark* and give the one that follows it.
 
         Args:
             mark: As the store holds it locked.
-            revoked: The ids that this change compromises or shreds and that were neither before.
+            added: What this change revokes.
+            removed: What was revoked before, and is not any more, or in another way.
 
         Raises:
             IntegrityError: *mark* is not what a keyring sealed.
         """
         self.check_mark(mark)
-        total = self.set_hash(int.from_bytes(mark.revoked), added=revoked)
+        total = self.set_hash(int.from_bytes(mark.revoked), added=added, removed=removed)
         return self._sealed_mark(mark.counter + 1, total.to_bytes(REVOKED_SIZE))
 
     def check_mark(self, mark: ChangeMark) -> None:
@@ -125,20 +127,24 @@ class Seals:
                 remedy="Find out who changed the key tables, and restore key_changes from a backup.",
             )
 
-    def set_hash(self, total: int = 0, *, added: Collection[UUID], removed: Collection[UUID] = ()) -> int:
+    def set_hash(
+        self, total: int = 0, *, added: Iterable[Revocation], removed: Iterable[Revocation] = ()
+    ) -> int:
         """
-        Sum the keyed hashes of ids, modulo 2**512: the same for any order.
+        Sum the keyed hashes of revocations, modulo 2**512: the same for any order.
 
         Args:
             total: The sum so far.
-            added: Ids that are not in it.
-            removed: Ids that are.
+            added: Those that are not in it.
+            removed: Those that are.
         """
-        change = sum(map(self._id_hash, added)) - sum(map(self._id_hash, removed))
+        change = sum(map(self._hash, added)) - sum(map(self._hash, removed))
         return (total + change) % _MODULUS
 
-    def _id_hash(self, key_id: UUID) -> int:
-        return int.from_bytes(hmac.digest(self._revoked_key, key_id.bytes, sha512))
+    def _hash(self, revocation: Revocation) -> int:
+        # Told apart, so that the row of a compromised key does not stand in for the tombstone of its erasure.
+        suffix = b"shredded" if revocation.how == "shredded" else b""
+        return int.from_bytes(hmac.digest(self._revoked_key, revocation.key_id.bytes + suffix, sha512))
 
     def _row_seal(self, record: KeyRecord) -> bytes:
         sealed = length_prefixed(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from eventseal.keys.memory import Memory
     from eventseal.keys.opening import Opener
     from eventseal.keys.records import KeyRecord
+    from eventseal.keys.refreshing import Refresher
     from eventseal.keys.resources import Resources
     from eventseal.keys.store_key import StoreKey
 
@@ -53,7 +54,16 @@ class Seats:
     key and unwraps the winner's.
     """
 
-    def __init__(self, resources: Resources, memory: Memory, store_key: StoreKey, opener: Opener) -> None:
+    def __init__(
+        self,
+        resources: Resources,
+        memory: Memory,
+        store_key: StoreKey,
+        *,
+        refresher: Refresher,
+        opener: Opener,
+    ) -> None:
+        self._refresher = refresher
         self._resources = resources
         self._memory = memory
         self._store_key = store_key
@@ -120,7 +130,13 @@ class Seats:
         leases = {scope: max(batch.pending[scope], first_block) for scope in scopes}
         since = self._memory.moment()
         made = new_keys(self._resources, self._store_key.made_seals(), leases)
-        kept = self._resources.store.add_active([record for _, record in made.values()])
+        try:
+            kept = self._resources.store.add_active([record for _, record in made.values()])
+        except KeyDestroyedError:  # of a branch key, which was retired since it was confirmed
+            for key, _ in made.values():
+                key.close()
+            self._refresher.refresh()
+            return  # the scopes are looked at again, and their keys made under the branch's new key
         now = self._resources.clock.now()
         winners: dict[str, KeyRecord] = {}
         for scope, (key, record) in made.items():

@@ -39,3 +39,7 @@ class KeyPurpose(StrEnum):
     FIELD = "field"
     INDEX = "index"
     STORE = "store"
+
+
+SUBJECT_PURPOSES = (KeyPurpose.DATA, KeyPurpose.FIELD, KeyPurpose.INDEX)
+"""The purposes of the keys of a scope that end when it is shredded: under the others, nothing is sealed."""

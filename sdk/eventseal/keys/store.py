@@ -40,6 +40,10 @@ class KeyStore(Protocol):
         """Give records by id, of whatever application; absent ones are left out."""
         ...
 
+    def of_scope(self, application: str, scope: str) -> list[KeyRecord]:
+        """Give every key and tombstone of a scope, of whatever purpose, in order of id, without wrappings."""
+        ...
+
     def add_active(
         self, records: Sequence[KeyRecord], *, mark: ChangeMark | None = None
     ) -> dict[str, KeyRecord]:
@@ -55,6 +59,7 @@ class KeyStore(Protocol):
 
         Raises:
             StoreError: A key of this id is there already; ids are never used again.
+            KeyDestroyedError: A wrapping is under a branch key that was destroyed meanwhile.
         """
         ...
 
@@ -76,24 +81,33 @@ class KeyStore(Protocol):
 
         Raises:
             KeyNotFoundError: *old* moved on and no record holds the slot.
+            KeyDestroyedError: A wrapping is under a branch key that was destroyed meanwhile.
         """
         ...
 
     def set_states(
-        self, records: Sequence[KeyRecord], *, next_mark: NextMark, whole_scope: str | None = None
+        self,
+        records: Sequence[KeyRecord],
+        *,
+        next_mark: NextMark,
+        whole_scope: str | None = None,
+        tombstones: Sequence[KeyRecord] = (),
     ) -> list[KeyRecord]:
         """
-        Move keys to the states that *records* carry, all or none.
+        Move keys to the states that *records* carry, and insert *tombstones*, all or none.
 
         Args:
             records: Each with a ``row_version`` one above the stored one; what was leased meanwhile is kept.
                 ``DESTROYED`` deletes the wrappings.
             next_mark: Gives the mark to store, from the locked current one.
-            whole_scope: If given, nothing is done while a live key of this scope is not among *records*.
+            whole_scope: If given, nothing is done while a live key of this scope, of a purpose that a shred
+                ends, is not among *records*.
+            tombstones: New rows of destroyed keys that never were, to hold slots.
 
         Returns:
-            The records as stored, or an empty list if a version had moved, a live key was left out, or
-            another key holds a slot that one of *records* is to hold.
+            All of these records as stored, or an empty list if a version had moved, a live key was left out,
+            another key holds a slot that one of the given ones is to hold, or a branch key that is to be
+            destroyed has wrapped other keys.
         """
         ...
 

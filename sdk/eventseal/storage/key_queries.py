@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select
 
 from eventseal.errors import IntegrityError
-from eventseal.keys.states import KeyState
+from eventseal.keys.states import SUBJECT_PURPOSES, KeyState
 from eventseal.storage.key_rows import chunks, load_mark, load_records
 from eventseal.storage.key_tables import encryption_keys
 
@@ -83,10 +83,11 @@ def locked_records(connection: Connection, key_ids: Sequence[UUID]) -> dict[UUID
 
 
 def others_live(connection: Connection, application: str, scope: str, key_ids: Collection[UUID]) -> bool:
-    """Whether a scope has a key that is not destroyed, besides *key_ids*."""
+    """Whether a scope has a key of a subject's that is not destroyed, besides *key_ids*."""
     live = select(encryption_keys.c.key_id).where(
         encryption_keys.c.application == application,
         encryption_keys.c.scope == scope,
+        encryption_keys.c.purpose.in_(SUBJECT_PURPOSES),
         encryption_keys.c.state != KeyState.DESTROYED,
     )
     return not set(key_ids).issuperset(connection.execute(live).scalars())

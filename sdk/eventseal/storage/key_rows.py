@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from eventseal.keys.records import ChangeMark, KeyRecord
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.kms.adapter import WrappedKey
+from eventseal.storage.branch_rows import hold_branches
 from eventseal.storage.edited_rows import ReadRow, read_rows
 from eventseal.storage.key_tables import UNKNOWN_VERSION, encryption_keys, key_changes, key_wrappings
 from eventseal.storage.types import DatabaseClock
@@ -93,8 +94,33 @@ def insert_records(connection: Connection, records: Sequence[KeyRecord], *, chan
     connection.execute(statement, [_values(record, change) for record in ordered])
 
 
+def insert_tombstones(connection: Connection, tombstones: Sequence[KeyRecord], *, change: int) -> None:
+    """
+    Insert tombstones that were never keys; a slot that is taken is an error of the database's.
+
+    Args:
+        connection: In the caller's transaction.
+        tombstones: Without regard to their times.
+        change: The application's counter of this change.
+    """
+    if tombstones:
+        ordered = sorted(tombstones, key=lambda record: record.purpose)
+        times = {"created_at": DatabaseClock(), "destroyed_at": DatabaseClock()}
+        connection.execute(
+            insert(encryption_keys).values(**times),
+            [{**_values(record, change), "destroyed_by": record.destroyed_by} for record in ordered],
+        )
+
+
 def insert_wrappings(connection: Connection, records: Iterable[KeyRecord]) -> None:
-    """Insert the wrappings of keys that were just inserted."""
+    """
+    Insert the wrappings of keys that were just inserted.
+
+    Raises:
+        KeyDestroyedError: The branch key of one was destroyed meanwhile.
+    """
+    records = list(records)
+    hold_branches(connection, [wrapped for record in records for wrapped in record.wrappings])
     values = [
         {
             "key_id": record.key_id,

@@ -6,19 +6,16 @@ from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, TypeVar
 
-from sqlalchemy import or_, select, update
-from sqlalchemy.exc import IntegrityError as ConstraintError
+from sqlalchemy import select, update
 
 from eventseal.errors import KeyNotFoundError, StoreError, StoreUnavailableError
-from eventseal.keys.records import Changes
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.store import HARD_LIMIT
+from eventseal.storage.changed_keys import changes_since
 from eventseal.storage.key_queries import (
     locked_mark,
     locked_records,
-    others_live,
     records_by_id,
-    records_in_order,
     slot_holders,
 )
 from eventseal.storage.key_rows import (
@@ -27,11 +24,11 @@ from eventseal.storage.key_rows import (
     insert_wrappings,
     load_mark,
     load_records,
-    mark_of,
     move_record,
     store_mark,
 )
-from eventseal.storage.key_tables import encryption_keys, key_changes
+from eventseal.storage.key_tables import encryption_keys
+from eventseal.storage.state_changes import change_states
 from eventseal.storage.transactions import read, write
 from eventseal.storage.types import DatabaseClock
 from eventseal.storage.wrapping_rows import (
@@ -49,7 +46,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from eventseal.keys.records import ChangeMark, KekUse, KeyRecord, NextMark
+    from eventseal.keys.records import ChangeMark, Changes, KekUse, KeyRecord, NextMark
     from eventseal.keys.store import KeyStore
     from eventseal.kms.adapter import WrappedKey
     from eventseal.storage.datastore import SQLAlchemyDatastore
@@ -83,6 +80,13 @@ class SQLAlchemyKeyStore:
     def get(self, key_ids: Collection[UUID]) -> dict[UUID, KeyRecord]:
         """Give records by id, of whatever application; absent ones are left out."""
         return self._read(partial(records_by_id, key_ids=key_ids), "reading keys")
+
+    def of_scope(self, application: str, scope: str) -> list[KeyRecord]:
+        """Give every key and tombstone of a scope, of whatever purpose, in order of id, without wrappings."""
+        ours = encryption_keys.c.application == application, encryption_keys.c.scope == scope
+        return self._read(
+            lambda connection: load_records(connection, *ours, wrappings=False), "reading the keys of a scope"
+        )
 
     def add_active(
         self, records: Sequence[KeyRecord], *, mark: ChangeMark | None = None
@@ -146,34 +150,30 @@ class SQLAlchemyKeyStore:
         return self._write(change, f"replacing key {old.key_id}", wait=wait)
 
     def set_states(
-        self, records: Sequence[KeyRecord], *, next_mark: NextMark, whole_scope: str | None = None
+        self,
+        records: Sequence[KeyRecord],
+        *,
+        next_mark: NextMark,
+        whole_scope: str | None = None,
+        tombstones: Sequence[KeyRecord] = (),
     ) -> list[KeyRecord]:
-        """Move keys to the states that *records* carry, all or none."""
+        """Move keys to the states that *records* carry, and insert *tombstones*, all or none."""
+        if not records and not tombstones:
+            return []
         attempts = count()
 
         def change(connection: Connection) -> list[KeyRecord]:
-            key_ids = [record.key_id for record in records]
-            mark = locked_mark(connection, records[0].application)
-            stored = locked_records(connection, key_ids)
-            # An attempt whose COMMIT was not answered may have done it all.
-            if next(attempts) and all(_is_same(record, stored.get(record.key_id)) for record in records):
-                return records_in_order(connection, key_ids)
-            if not all(_follows(record, stored.get(record.key_id)) for record in records):
-                return []
-            if whole_scope is not None and others_live(connection, mark.application, whole_scope, key_ids):
-                return []
-            following = next_mark(mark)
-            try:
-                for record in sorted(records, key=lambda record: record.key_id):
-                    new_state = stored[record.key_id].state is not record.state
-                    move_record(connection, record, change=following.counter, new_state=new_state)
-            except ConstraintError:  # another key has taken the slot that one of them was to keep
-                connection.rollback()
-                return []
-            store_mark(connection, following)
-            return records_in_order(connection, key_ids)
+            return change_states(
+                connection,
+                application=(*records, *tombstones)[0].application,
+                records=records,
+                tombstones=tombstones,
+                next_mark=next_mark,
+                whole_scope=whole_scope,
+                again=next(attempts) > 0,
+            )
 
-        return self._write(change, "changing the states of keys") if records else []
+        return self._write(change, "changing the states of keys")
 
     def put_wrappings(self, add: Mapping[UUID, WrappedKey], *, verified: bool = False) -> set[UUID]:
         """Add a wrapping to each key that lives and has none of that KEK and version; give their ids."""
@@ -237,35 +237,7 @@ class SQLAlchemyKeyStore:
 
     def changes(self, application: str, since: int, key_ids: Collection[UUID]) -> Changes | None:
         """Read the application's mark and, unless its counter is *since*, what changed, in one snapshot."""
-        asked = frozenset(key_ids)
-
-        def look(connection: Connection) -> Changes | None:
-            query = select(key_changes, DatabaseClock().label("now")).where(
-                key_changes.c.application == application
-            )
-            row = connection.execute(query).one_or_none()
-            if row is None:
-                return None
-            found = Changes(mark=mark_of(row), refresh_interval=row.refresh_interval, now=row.now)
-            if row.counter == since:
-                return found
-            ours = encryption_keys.c.application == application
-            moved = load_records(connection, ours, encryption_keys.c.change > since, wrappings=False)
-            revoked = select(encryption_keys.c.key_id).where(
-                ours,
-                or_(
-                    encryption_keys.c.state == KeyState.COMPROMISED,
-                    encryption_keys.c.destroyed_by == "shredded",
-                ),
-            )
-            return Changes(
-                mark=found.mark,
-                refresh_interval=found.refresh_interval,
-                now=found.now,
-                records=tuple(record for record in moved if record.key_id in asked),
-                revoked=tuple(connection.execute(revoked).scalars()),
-            )
-
+        look = partial(changes_since, application=application, since=since, key_ids=key_ids)
         return self._read(look, "reading what changed of the keys")
 
     def page(
@@ -306,10 +278,6 @@ class SQLAlchemyKeyStore:
 
 def _follows(record: KeyRecord, stored: KeyRecord | None) -> bool:
     return stored is not None and not stored.unreadable and stored.row_version == record.row_version - 1
-
-
-def _is_same(record: KeyRecord, stored: KeyRecord | None) -> bool:
-    return stored is not None and (stored.row_version, stored.seal) == (record.row_version, record.seal)
 
 
 if TYPE_CHECKING:

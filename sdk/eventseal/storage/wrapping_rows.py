@@ -8,6 +8,7 @@ from sqlalchemy import and_, bindparam, delete, func, select, update
 
 from eventseal.keys.records import KekUse
 from eventseal.keys.states import KeyState
+from eventseal.storage.branch_rows import hold_branches
 from eventseal.storage.key_rows import chunks, insert_unless_there
 from eventseal.storage.key_tables import UNKNOWN_VERSION, encryption_keys, key_wrappings
 from eventseal.storage.types import DatabaseClock
@@ -50,12 +51,16 @@ def add_wrappings(connection: Connection, add: Mapping[UUID, WrappedKey], *, ver
 
     Returns:
         The ids of the keys that have this very wrapping now.
+
+    Raises:
+        KeyDestroyedError: A wrapping is under a branch key that was destroyed meanwhile.
     """
     held: set[UUID] = set()
     for chunk in chunks(sorted(add)):
         living = {key_id: add[key_id] for key_id in _locked_living(connection, chunk)}
         if verified:
             _execute_for_each(connection, _GIVE_WAY, living)
+        hold_branches(connection, living.values())
         if living:
             statement = insert_unless_there(connection, key_wrappings).values(created_at=DatabaseClock())
             connection.execute(statement, [_row_of(key_id, wrapped) for key_id, wrapped in living.items()])

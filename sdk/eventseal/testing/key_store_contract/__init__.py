@@ -1,11 +1,13 @@
 """What every key store must pass: subclass it, give it two handles on one database, and run pytest."""
 
 from eventseal.testing.key_store_contract.changes import ChangesContract
+from eventseal.testing.key_store_contract.ending import EndingContract
 from eventseal.testing.key_store_contract.leases import LeasesContract
 from eventseal.testing.key_store_contract.making import MakingContract
 from eventseal.testing.key_store_contract.pages import PagesContract
 from eventseal.testing.key_store_contract.racing import RacingContract
 from eventseal.testing.key_store_contract.replacing import ReplacingContract
+from eventseal.testing.key_store_contract.rewrapping import RewrappingContract
 from eventseal.testing.key_store_contract.states import StatesContract
 from eventseal.testing.key_store_contract.wrapping import WrappingContract
 
@@ -15,10 +17,12 @@ class KeyStoreContract(
     RacingContract,
     ReplacingContract,
     StatesContract,
+    EndingContract,
     LeasesContract,
     ChangesContract,
     PagesContract,
     WrappingContract,
+    RewrappingContract,
 ):
     """
     The suite. A subclass named ``Test...`` overrides the two fixtures; databases may be shared by tests.

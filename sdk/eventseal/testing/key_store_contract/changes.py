@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from eventseal.keys.records import STORE_SCOPE, ChangeMark
+from eventseal.keys.records import STORE_SCOPE, ChangeMark, Revocation
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.testing.key_store_contract.fixtures import KeyStoreFixtures
 from eventseal.testing.key_store_contract.records import (
@@ -32,7 +32,7 @@ class ChangesContract(KeyStoreFixtures):
         record = store.add_active([make_record(application, "a")])["a"]
         changes = the_changes(store, application, 0, [record.key_id])
         assert changes.mark.counter == 0
-        assert (changes.records, changes.revoked) == ((), None)
+        assert (changes.records, changes.revoked, changes.retired) == ((), (), ())
         assert changes.refresh_interval > 0
         assert abs(changes.now - store.now()) < timedelta(minutes=1)
 
@@ -67,7 +67,7 @@ class ChangesContract(KeyStoreFixtures):
         everything = the_changes(other_store, application, 0, list(ids.values()))
         assert {record.key_id for record in everything.records} == {ids["a"], ids["b"]}
 
-    def test_a_change_lists_every_id_that_is_compromised_or_shredded(
+    def test_a_change_lists_what_is_compromised_or_shredded_and_what_was_retired_since(
         self, store: KeyStore, application: str
     ) -> None:
         scopes = ("compromised", "shredded", "retired", "deactivated", "active")
@@ -85,12 +85,28 @@ class ChangesContract(KeyStoreFixtures):
         store.add_active([store_key], mark=mark)
         theirs = store.add_active([make_record(other, "a")])["a"]
         store.set_states([moved(theirs, KeyState.COMPROMISED)], next_mark=next_mark)
-        expected = {stored["compromised"].key_id, stored["shredded"].key_id}
-        for since in (-1, 0):
-            revoked = the_changes(store, application, since).revoked
-            assert revoked is not None
-            assert len(revoked) == len(expected)
-            assert set(revoked) == expected
+        expected = {
+            Revocation(stored["compromised"].key_id, "compromised"),
+            Revocation(stored["shredded"].key_id, "shredded"),
+        }
+        for since, retired in ((-1, ()), (0, (stored["retired"].key_id,))):
+            changes = the_changes(store, application, since)
+            assert len(changes.revoked) == len(expected)
+            assert set(changes.revoked) == expected
+            assert changes.retired == retired
+
+    def test_a_change_lists_only_what_came_after_the_counter(self, store: KeyStore, application: str) -> None:
+        stored = store.add_active([make_record(application, scope) for scope in ("a", "b", "c")])
+        for end in (
+            moved(stored["a"], KeyState.DESTROYED, destroyed_by="shredded"),
+            moved(stored["b"], KeyState.DESTROYED, destroyed_by="shredded"),
+            moved(stored["c"], KeyState.DESTROYED, destroyed_by="retired"),
+        ):
+            store.set_states([end], next_mark=next_mark)
+        changes = the_changes(store, application, 1)
+        assert changes.revoked == (Revocation(stored["b"].key_id, "shredded"),)
+        assert changes.retired == (stored["c"].key_id,)
+        assert the_changes(store, application, 2).revoked == ()
 
     def test_a_change_gives_no_key_of_another_application(self, store: KeyStore, application: str) -> None:
         theirs = store.add_active([make_record(f"{application}-other", "a")])["a"]

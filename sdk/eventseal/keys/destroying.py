@@ -1,0 +1,369 @@
+"""Everything that ends a key: it is marked compromised, retired, or shredded with its whole scope."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from eventseal.errors import (
+    ConfigurationError,
+    JobError,
+    KeyNotFoundError,
+    StoreUnavailableError,
+)
+from eventseal.keys.branch_wrapping import branch_uri
+from eventseal.keys.making import new_tombstone
+from eventseal.keys.marks import Marks
+from eventseal.keys.opening import ATTEMPTS
+from eventseal.keys.records import DEFAULT_SCOPE
+from eventseal.keys.rows import check_row, destroyed
+from eventseal.keys.states import SUBJECT_PURPOSES, KeyPurpose, KeyState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+    from uuid import UUID
+
+    from eventseal.keys.known_states import Moment
+    from eventseal.keys.memory import Memory
+    from eventseal.keys.records import KeyRecord
+    from eventseal.keys.refreshing import Refresher
+    from eventseal.keys.resources import Resources
+    from eventseal.keys.seals import Seals
+    from eventseal.keys.store_key import StoreKey
+
+RETIRED_PURPOSES = (KeyPurpose.DATA, KeyPurpose.BRANCH)
+"""The purposes of keys that are retired; the others are shredded, or stay."""
+
+
+class Moves(NamedTuple):
+    """
+    What is to become of keys that were just read.
+
+    Attributes:
+        keys: Each as it was read, and as it is to be, not sealed yet.
+        tombstones: New rows that were never keys, not sealed yet.
+    """
+
+    keys: Sequence[tuple[KeyRecord, KeyRecord]]
+    tombstones: Sequence[KeyRecord] = ()
+
+
+class ShreddedScope(NamedTuple):
+    """
+    A scope that is closed.
+
+    Attributes:
+        destroyed: The keys that lived until now.
+        shredded: All keys of the scope that were ever shredded, also in an earlier run, with the tombstones
+            that only hold a slot.
+    """
+
+    destroyed: tuple[UUID, ...]
+    shredded: tuple[KeyRecord, ...]
+
+
+class Destroyer:
+    """
+    Moves keys to their end; rows are checked before, and every change is one transaction.
+
+    Args:
+        resources: Of the application; the purpose is each row's own.
+        memory: Forgets what ends, and lets nothing come back.
+        store_key: Checks and seals the rows.
+        refresher: Confirms what is known, so that no old set of tables is built upon.
+    """
+
+    def __init__(
+        self, resources: Resources, memory: Memory, store_key: StoreKey, refresher: Refresher
+    ) -> None:
+        self._application = resources.application
+        self._store = resources.store
+        self._memory = memory
+        self._store_key = store_key
+        self._refresher = refresher
+
+    def compromisable(self, key_ids: Collection[UUID]) -> list[KeyRecord]:
+        """
+        Read keys that are to be marked compromised.
+
+        Raises:
+            ConfigurationError: A key is of a purpose whose items nobody finds.
+            KeyDestroyedError: A key was destroyed.
+            KeyNotFoundError: There is no such key.
+        """
+        seals = self._store_key.made_seals()
+        rows = self._named(key_ids)
+        for record in rows:
+            check_row(record, record.key_id, self._application, seals)
+            if record.state is KeyState.DESTROYED:
+                raise destroyed(record)
+            if record.purpose not in RETIRED_PURPOSES:
+                raise ConfigurationError(
+                    f"key {record.key_id} is of purpose {record.purpose} and cannot be marked compromised"
+                )
+        return rows
+
+    def mark_compromised(self, key_ids: Collection[UUID]) -> list[KeyRecord]:
+        """
+        Mark keys compromised that seal no more.
+
+        Args:
+            key_ids: Of keys that are deactivated; what is compromised already stays as it is.
+
+        Returns:
+            Their rows, in order of id.
+
+        Raises:
+            JobError: A key is still active.
+            KeyDestroyedError: A key was destroyed.
+            KeyNotFoundError: There is no such key.
+        """
+
+        def plan(rows: Sequence[KeyRecord]) -> Moves:
+            for record in rows:
+                _refuse_active(record)
+                if record.state is KeyState.DESTROYED:
+                    raise destroyed(record)
+            return Moves(
+                [
+                    (record, _next(record, state=KeyState.COMPROMISED))
+                    for record in rows
+                    if record.state is KeyState.DEACTIVATED
+                ]
+            )
+
+        return self._change(
+            lambda: self._named(key_ids), plan, f"{len(key_ids)} keys were marked compromised"
+        )
+
+    def retire(self, key_ids: Collection[UUID]) -> list[KeyRecord]:
+        """
+        Destroy keys that nothing needs. Who calls it has closed their fences and found no item left.
+
+        Args:
+            key_ids: Of data keys and branch keys, deactivated or compromised; what is destroyed stays so.
+
+        Returns:
+            Their tombstones, in order of id.
+
+        Raises:
+            JobError: A key is active, is of a purpose that is never retired, or has wrapped other keys.
+            KeyNotFoundError: There is no such key.
+        """
+
+        def plan(rows: Sequence[KeyRecord]) -> Moves:
+            for record in rows:
+                _refuse_active(record)
+                _refuse_purpose(record)
+            return Moves([(record, _ended(record, "retired")) for record in rows if record.state.opens])
+
+        return self._change(
+            lambda: self._named(key_ids),
+            plan,
+            f"{len(key_ids)} keys were retired",
+            refused=self._refuse_wrapping,
+        )
+
+    def shred(self, scope: str) -> ShreddedScope:
+        """
+        Destroy every key of a scope and close the scope; see :meth:`eventseal.keys.Keyring.shred`.
+
+        Args:
+            scope: Checked.
+
+        Raises:
+            ConfigurationError: No key of this scope was ever made, or it is everybody's.
+        """
+        if scope == DEFAULT_SCOPE:
+            raise ConfigurationError(
+                f"the scope {scope!r} is everybody's and cannot be shredded",
+                remedy="Give what is to be erased one day a scope of its own, such as subject:<id>.",
+            )
+        ended: list[UUID] = []
+
+        def plan(rows: Sequence[KeyRecord]) -> Moves:
+            if not rows:
+                raise _unknown(scope)
+            ended[:] = [record.key_id for record in rows if record.state.opens]
+            return self._end_of(scope, rows)
+
+        rows = self._change(
+            lambda: self._subject_keys(scope), plan, f"scope {scope!r} was shredded", whole_scope=scope
+        )
+        shredded = tuple([record for record in rows if record.destroyed_by == "shredded"])
+        return ShreddedScope(tuple(ended), shredded)
+
+    def reopen(self, scope: str) -> list[KeyRecord]:
+        """
+        Free the slots of a scope that was shredded; its keys stay destroyed.
+
+        Args:
+            scope: Checked.
+
+        Returns:
+            The tombstones that held a slot.
+
+        Raises:
+            ConfigurationError: No key of this scope was ever made.
+        """
+        freed: set[UUID] = set()
+
+        def plan(rows: Sequence[KeyRecord]) -> Moves:
+            if not rows:
+                raise _unknown(scope)
+            holding = [
+                record for record in rows if not record.state.opens and record.active_scope is not None
+            ]
+            freed.clear()
+            freed.update(record.key_id for record in holding)
+            return Moves([(record, _next(record, active_scope=None)) for record in holding])
+
+        rows = self._change(lambda: self._subject_keys(scope), plan, f"scope {scope!r} was reopened")
+        return [record for record in rows if record.key_id in freed]
+
+    def _end_of(self, scope: str, rows: Sequence[KeyRecord]) -> Moves:
+        keys: list[tuple[KeyRecord, KeyRecord]] = []
+        tombstones: list[KeyRecord] = []
+        for purpose in SUBJECT_PURPOSES:
+            of_purpose = [record for record in rows if record.purpose is purpose]
+            holder = _slot_holder(of_purpose)
+            if holder is None:
+                tombstones.append(new_tombstone(self._application, scope, purpose))
+            for record in of_purpose:
+                slot = scope if record is holder else None
+                if record.state.opens:
+                    keys.append((record, _ended(record, "shredded", active_scope=slot)))
+                elif slot != record.active_scope:
+                    keys.append((record, _next(record, active_scope=slot)))
+        return Moves(keys, tombstones)
+
+    def _change(
+        self,
+        read: Callable[[], Sequence[KeyRecord]],
+        plan: Callable[[Sequence[KeyRecord]], Moves],
+        doing: str,
+        *,
+        whole_scope: str | None = None,
+        refused: Callable[[Sequence[KeyRecord]], None] | None = None,
+    ) -> list[KeyRecord]:
+        """
+        Read keys and move them, again if one of them moved meanwhile.
+
+        Args:
+            read: Gives the rows, not checked yet.
+            plan: Says what becomes of them.
+            doing: For the message, if they never settle.
+            whole_scope: The scope of which no live key may be left out.
+            refused: Asked after the store has refused, with the rows as they were read: raises what it knows.
+
+        Returns:
+            The rows as they are now, in order of id.
+        """
+        seals = self._store_key.made_seals()
+        for _ in range(ATTEMPTS):
+            self._refresher.confirm_for_sealing()
+            since = self._memory.moment()
+            rows = list(read())
+            if not self._are_current(rows, seals, since):
+                continue
+            moves = plan(rows)
+            if not moves.keys and not moves.tombstones:
+                return rows
+            changed = [seals.sealed(record) for _, record in moves.keys]
+            added = [seals.sealed(record) for record in moves.tombstones]
+            marks = Marks(self._memory, seals, [*moves.keys, *((None, record) for record in added)], since)
+            stored = self._store.set_states(
+                changed, next_mark=marks, whole_scope=whole_scope, tombstones=added
+            )
+            if stored:
+                for record in stored:
+                    self._memory.moved(record, counter=marks.written)
+                now = {record.key_id: record for record in (*rows, *stored)}
+                return [now[key_id] for key_id in sorted(now)]
+            if refused is not None:
+                refused(rows)
+        raise StoreUnavailableError(f"keys moved {ATTEMPTS} times while {doing}")
+
+    def _are_current(self, rows: Sequence[KeyRecord], seals: Seals, since: Moment) -> bool:
+        """Check rows, and whether each is as late as what was seen of it."""
+        for record in rows:
+            check_row(record, record.key_id, self._application, seals)
+        return all(self._memory.admit(record, since=since) for record in rows)
+
+    def _named(self, key_ids: Collection[UUID]) -> list[KeyRecord]:
+        found = self._store.get(key_ids)
+        for key_id in key_ids:
+            if key_id not in found:
+                raise KeyNotFoundError(f"the key store has no key {key_id}", key_id=key_id)
+        return [found[key_id] for key_id in sorted(found)]
+
+    def _subject_keys(self, scope: str) -> list[KeyRecord]:
+        rows = self._store.of_scope(self._application, scope)
+        seals = self._store_key.made_seals()
+        for record in rows:  # also the others: the purpose may be what was edited
+            check_row(record, record.key_id, self._application, seals)
+        return [record for record in rows if record.purpose in SUBJECT_PURPOSES]
+
+    def wrapped_under(self, branch_ids: Collection[UUID]) -> dict[UUID, int]:
+        """Count the wrappings under each of some branch keys; one that has none is left out."""
+        if not branch_ids:
+            return {}
+        named = {branch_uri(branch_id): branch_id for branch_id in branch_ids}
+        uses = self._store.kek_uses(self._application)
+        return {named[use.kek_uri]: use.wrappings for use in uses if use.kek_uri in named}
+
+    def _refuse_wrapping(self, rows: Sequence[KeyRecord]) -> None:
+        """Refuse to retire branch keys under which others are wrapped."""
+        branches = [record.key_id for record in rows if record.purpose is KeyPurpose.BRANCH]
+        for branch_id, wrappings in self.wrapped_under(branches).items():
+            raise JobError(
+                f"branch key {branch_id} has wrapped {wrappings} other keys",
+                key_id=branch_id,
+                remedy="Wrap those under other keys first (`eventseal rewrap`), then retire this one.",
+            )
+
+
+def _next(record: KeyRecord, **changes: Any) -> KeyRecord:
+    return replace(record, row_version=record.row_version + 1, **changes)
+
+
+def _ended(
+    record: KeyRecord, by: Literal["retired", "shredded"], *, active_scope: str | None = None
+) -> KeyRecord:
+    return _next(record, state=KeyState.DESTROYED, destroyed_by=by, active_scope=active_scope, wrappings=())
+
+
+def _slot_holder(rows: Sequence[KeyRecord]) -> KeyRecord | None:
+    """
+    Choose the key of a purpose whose tombstone keeps the slot: who holds it already, else the newest.
+
+    A retired key is none: its tombstone says that no item of the scope is unreadable.
+    """
+    held = [record for record in rows if record.active_scope is not None]
+    shredded = [record for record in rows if record.destroyed_by != "retired"]
+    return max(held or shredded, key=lambda record: record.key_id, default=None)
+
+
+def _refuse_active(record: KeyRecord) -> None:
+    if record.state is KeyState.ACTIVE:
+        raise JobError(
+            f"key {record.key_id} is the active key of scope {record.scope!r}",
+            key_id=record.key_id,
+            remedy=f"Rotate the scope first: `eventseal rotate --scope {record.scope}`.",
+        )
+
+
+def _refuse_purpose(record: KeyRecord) -> None:
+    if record.purpose not in RETIRED_PURPOSES:
+        raise JobError(
+            f"key {record.key_id} is of purpose {record.purpose}, and such keys are never retired",
+            key_id=record.key_id,
+            remedy="What it has sealed is nested inside items, where nobody can count it: only a shred ends it.",
+        )
+
+
+def _unknown(scope: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"no key of scope {scope!r} was ever made; nothing was done",
+        remedy="Check how the scope is spelled: `eventseal keys` lists the scopes that have keys.",
+    )

@@ -1,0 +1,106 @@
+"""Keys that move to other states together: one step inside the caller's transaction, all or none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError as ConstraintError
+
+from eventseal.keys.branch_wrapping import branch_uri
+from eventseal.keys.states import KeyPurpose, KeyState
+from eventseal.storage.key_queries import locked_mark, locked_records, others_live, records_in_order
+from eventseal.storage.key_rows import chunks, insert_tombstones, move_record, store_mark
+from eventseal.storage.key_tables import key_wrappings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from uuid import UUID
+
+    from sqlalchemy.engine import Connection
+
+    from eventseal.keys.records import KeyRecord, NextMark
+
+
+def change_states(
+    connection: Connection,
+    *,
+    application: str,
+    records: Sequence[KeyRecord],
+    tombstones: Sequence[KeyRecord],
+    next_mark: NextMark,
+    whole_scope: str | None,
+    again: bool,
+) -> list[KeyRecord]:
+    """
+    Move keys to the states that *records* carry, and insert *tombstones*; see ``KeyStore.set_states``.
+
+    Args:
+        connection: In a READ COMMITTED transaction of its own; on SQLite one that holds the write lock.
+        application: Whose keys.
+        records: Each with a version one above the stored one.
+        tombstones: New rows that were never keys.
+        next_mark: Gives the mark to store.
+        whole_scope: The scope of which no live key may be left out.
+        again: Whether an earlier attempt may have done it all, although its COMMIT was not answered.
+
+    Returns:
+        The records as stored; an empty list, with the transaction rolled back, if something was in the way.
+    """
+    wanted = [*records, *tombstones]
+    key_ids = [record.key_id for record in wanted]
+    mark = locked_mark(connection, application)
+    stored = locked_records(connection, key_ids)
+    if again and all(_is_same(record, stored.get(record.key_id)) for record in wanted):
+        return records_in_order(connection, key_ids)
+    if not all(_follows(record, stored.get(record.key_id)) for record in records):
+        return []
+    if whole_scope is not None and others_live(connection, application, whole_scope, key_ids):
+        return []
+    if _wraps_others(connection, records):
+        return []
+    following = next_mark(mark)
+    try:
+        _write(connection, records, tombstones, stored, change=following.counter)
+    except ConstraintError:  # another key has taken a slot that one of them was to keep
+        connection.rollback()
+        return []
+    store_mark(connection, following)
+    return records_in_order(connection, key_ids)
+
+
+def _write(
+    connection: Connection,
+    records: Sequence[KeyRecord],
+    tombstones: Sequence[KeyRecord],
+    stored: Mapping[UUID, KeyRecord],
+    *,
+    change: int,
+) -> None:
+    for record in sorted(records, key=lambda record: record.key_id):
+        new_state = stored[record.key_id].state is not record.state
+        move_record(connection, record, change=change, new_state=new_state)
+    insert_tombstones(connection, tombstones, change=change)
+
+
+def _wraps_others(connection: Connection, records: Sequence[KeyRecord]) -> bool:
+    """Whether a branch key that is to end is needed; who wraps another key waits for its locked row."""
+    uris = [
+        branch_uri(record.key_id)
+        for record in records
+        if record.purpose is KeyPurpose.BRANCH and record.state is KeyState.DESTROYED
+    ]
+    return any(
+        connection.execute(
+            select(key_wrappings.c.key_id).where(key_wrappings.c.kek_uri.in_(chunk)).limit(1)
+        ).first()
+        for chunk in chunks(uris)
+    )
+
+
+def _follows(record: KeyRecord, stored: KeyRecord | None) -> bool:
+    return stored is not None and not stored.unreadable and stored.row_version == record.row_version - 1
+
+
+def _is_same(record: KeyRecord, stored: KeyRecord | None) -> bool:
+    return stored is not None and (stored.row_version, stored.seal) == (record.row_version, record.seal)
