@@ -1,0 +1,103 @@
+"""``eventseal status``: what stands where, and what is worth running next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from eventseal.configuration import EventSeal
+
+
+def rotate(*scopes: str) -> None:
+    with EventSeal.from_settings() as seal:
+        for scope in scopes or ("application",):
+            seal.keyring.rotate(scope)
+
+
+def test_everything_is_counted(run_json, store):
+    store(3)
+    with EventSeal.from_settings() as seal:
+        seal.keyring.prepare(["tenant:a", "tenant:b", "stream:x"])
+    rotate("tenant:a", "application")
+    store(2)
+    shown = run_json("status")
+    assert (shown["verb"], shown["application"]) == ("status", "shop")
+    assert {(t["purpose"], t["kind"], t["state"]): t["keys"] for t in shown["keys"]} == {
+        ("data", "application", "active"): 1,
+        ("data", "application", "deactivated"): 1,
+        ("data", "tenant", "active"): 2,
+        ("data", "tenant", "deactivated"): 1,
+        ("data", "stream", "active"): 1,
+        ("store", "store", "active"): 1,
+    }
+    assert shown["items"]["integer_sequenced_items"] == {"deactivated": 3, "active": 2}
+    assert [kek["wrappings"] for kek in shown["keks"]] == [7]
+
+
+def test_plain_items_and_unknown_keys_are_told(run_json, store, query):
+    store(3)
+    query("UPDATE integer_sequenced_items SET key_id = NULL WHERE position = 0")
+    query("UPDATE integer_sequenced_items SET key_id = zeroblob(16) WHERE position = 1")
+    assert run_json("status")["items"]["integer_sequenced_items"] == {"active": 1, "plain": 1, "unknown": 1}
+
+
+def test_a_store_in_which_nothing_is_to_do_says_so(run, run_json, store):
+    store(3)
+    assert run_json("status")["next"] == []
+    assert run("status").stdout.endswith("nothing is worth running now\n")
+
+
+def test_items_under_an_old_key_are_worth_reencrypting(run_json, store):
+    store(3)
+    rotate()
+    (step,) = run_json("status")["next"]
+    assert step["command"] == "eventseal reencrypt"
+    assert step["reason"].startswith("3 items are under 1 keys")
+
+
+def test_an_old_key_is_worth_retiring_a_refresh_interval_after_it_was_deactivated(
+    run, run_json, store, query
+):
+    rotate()
+    (step,) = run_json("status")["next"]
+    assert step["command"] == "eventseal retire"
+    (then,) = query("SELECT deactivated_at FROM encryption_keys WHERE state = 'deactivated'")[0]
+    minute_later = f"{then[:10]}T"
+    assert step["after"].startswith(minute_later)
+    assert "worth running from " in run("status").stdout
+    query("UPDATE key_changes SET refresh_interval = 0")
+    (step,) = run_json("status")["next"]
+    assert step["after"] is None
+    assert "worth running now: eventseal retire" in run("status").stdout
+
+
+def test_a_compromised_key_with_items_comes_first_and_is_named(run_json, store):
+    key_id = store(3)[0].key_id
+    with EventSeal.from_settings() as seal:
+        seal.keyring.rotate(compromised=True)
+        seal.keyring.prepare(["tenant:a"])
+        seal.keyring.rotate("tenant:a")
+    steps = run_json("status")["next"]
+    assert steps[0]["command"] == f"eventseal reencrypt --key {key_id}"
+    assert [step["command"] for step in steps[1:]] == ["eventseal retire"]
+
+
+def test_keys_that_are_over_age_are_worth_rotating(run_json, store, monkeypatch):
+    with EventSeal.from_settings() as seal:
+        seal.keyring.prepare(["tenant:o'neill"])
+    monkeypatch.setenv("EVENTSEAL_ROTATION_MAX_AGE", "1ms")
+    (step,) = run_json("status")["next"]
+    assert step["command"] == """eventseal rotate --scope application --scope 'tenant:o'"'"'neill'"""
+
+
+def test_a_branch_key_that_wraps_keys_still_is_not_worth_retiring(run_json, store, monkeypatch, query):
+    monkeypatch.setenv("EVENTSEAL_BRANCHES", "1")
+    with EventSeal.from_settings() as seal:
+        seal.keyring.prepare(["tenant:a"])
+        seal.keyring.rotate_branches()
+    assert "eventseal retire" not in {step["command"] for step in run_json("status")["next"]}
+
+
+def test_it_needs_no_kek(run, store):
+    store()
+    Path("dev.key").unlink()
+    run("status")

@@ -1,0 +1,59 @@
+"""Where everything stands, read in totals on both databases."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from eventseal.keys import RotationPolicy
+from eventseal.rotation.status import status
+
+
+def read(shop, **named):
+    return status(shop.seal.key_store, shop.seal.datastore, "shop", **named)
+
+
+def test_keys_items_and_keks_are_counted(shop):
+    shop.append(3, scope="tenant:a")
+    old = shop.append(2, scope="subject:x:y")[0].key_id
+    shop.seal.keyring.rotate("subject:x:y")
+    found = read(shop)
+    assert {(total.purpose, total.kind, total.state): total.keys for total in found.keys} == {
+        ("data", "subject", "active"): 1,
+        ("data", "subject", "deactivated"): 1,
+        ("data", "tenant", "active"): 1,
+        ("store", "store", "active"): 1,
+    }
+    assert found.items["integer_sequenced_items"] == {"active": 3, "deactivated": 2}
+    assert found.items_by_key[old] == 2
+    assert sum(use.wrappings for use in found.keks) == 4
+    assert found.refresh_interval == timedelta(seconds=60)
+    (closed,) = found.closed
+    assert (closed.key_id, closed.scope, closed.state) == (old, "subject:x:y", "deactivated")
+    assert closed.since <= found.now
+
+
+def test_keys_of_other_applications_are_not_counted(shop):
+    shop.append(2)
+    other = shop.again(application="other")
+    other.seal.keyring.rotate("tenant:b")
+    assert {total.kind for total in read(shop).keys} == {"application", "store"}
+    assert read(shop).overdue.keys == 0
+
+
+def test_the_oldest_keys_that_are_due_are_named(shop):
+    shop.append()
+    shop.append(scope="tenant:a")
+    now = read(shop, policy=RotationPolicy(max_age=timedelta(microseconds=1)))
+    assert (now.overdue.keys, now.overdue.scopes) == (2, ("application", "tenant:a"))
+    by_items = read(shop, policy=RotationPolicy(max_age=None, max_items=1))
+    assert by_items.overdue.keys == 2
+    assert read(shop, policy=RotationPolicy(max_age=None)).overdue.keys == 0
+
+
+def test_a_retire_is_worth_running_an_interval_after_the_key_was_deactivated(shop):
+    shop.seal.keyring.prepare(["tenant:a"])
+    shop.seal.keyring.rotate("tenant:a")
+    found = read(shop)
+    (step,) = found.next_steps
+    assert step.command == "eventseal retire"
+    assert step.after == found.closed[0].since + timedelta(seconds=60)
