@@ -73,8 +73,8 @@ def test_a_load_marks_all_its_keys_in_one_write(new_keyring, store, old, new) ->
     add_unverified(new_keyring, old, new)
     writes = []
     mark = store.mark_wrappings_verified
-    store.mark_wrappings_verified = lambda opened, **options: writes.append(len(opened)) or mark(
-        opened, **options
+    store.mark_wrappings_verified = lambda opened, **options: (
+        writes.append(len(opened)) or mark(opened, **options)
     )
     assert opened(new_keyring(kms=[new, old]), key_ids)
     assert writes == [1, 50]  # the store key, then the page
@@ -105,7 +105,9 @@ def test_the_newest_of_a_keks_wrappings_is_tried_first_and_once_verified_alone(
     assert new_keyring(kms=versioned).rewrap().awaiting == 4
     asked = []
     opening = versioned._opened
-    versioned._opened = lambda wrapped, context: asked.append(wrapped.kek_version) or opening(wrapped, context)
+    versioned._opened = lambda wrapped, context: (
+        asked.append(wrapped.kek_version) or opening(wrapped, context)
+    )
     assert opened(new_keyring(kms=versioned), key_ids)
     assert asked == ["2"] * 4
     assert new_keyring(kms=versioned).rewrap().dropped == 4
@@ -179,7 +181,9 @@ def test_a_kek_further_down_the_list_opens_each_key_once(new_keyring, store, old
 
 
 @pytest.mark.parametrize("fault", ["fail_always", "deny", "disable"])
-def test_a_kek_further_down_that_does_not_serve_costs_one_call(new_keyring, store, old, new, fault, clock) -> None:
+def test_a_kek_further_down_that_does_not_serve_costs_one_call(
+    new_keyring, store, old, new, fault, clock
+) -> None:
     key_ids = fill(new_keyring, old, 30)
     add_unverified(new_keyring, old, new)
     mark_old(store)

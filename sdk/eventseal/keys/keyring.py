@@ -312,6 +312,8 @@ class Keyring:
             StoreError: The key store refused or failed.
         """
         self._memory.check_open()
+        if not isinstance(to, KmsAdapter | None):
+            raise ConfigurationError(f"to= is a {type(to).__name__}, which is no KMS adapter")
         others = [adapter for adapter in self._kms if to is None or adapter.uri != to.uri]
         adapters = others if to is None else [*others, to]
         facts = KekFacts(adapters)

@@ -117,8 +117,8 @@ class KeyStore(Protocol):
 
         Args:
             add: By the key's id; ids that are not there are left out.
-            verified: Whether the caller has unwrapped them. Such a wrapping takes the place of one of the same
-                KEK and version that nobody has unwrapped.
+            verified: Whether the caller has unwrapped them. Such a wrapping takes the place of one of the
+                same KEK and version that nobody has unwrapped.
 
         Returns:
             The ids of the keys that have this very wrapping now.

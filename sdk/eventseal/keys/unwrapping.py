@@ -80,8 +80,8 @@ class Unwrapper:
         """
         Open keys by new wrappings under a KEK whose turn it is not, so that somebody verifies those.
 
-        It is done once, in place of a call that would have been made anyway; where it fails, the key is opened
-        in the ordinary way. Nobody goes behind a KEK up the list that has said no.
+        It is done once, in place of a call that would have been made anyway; where it fails, the key is
+        opened in the ordinary way. Nobody goes behind a KEK up the list that has said no.
 
         Args:
             adapters: The KEKs, in their order.

@@ -35,8 +35,8 @@ def rewrap(
     under branch keys are wrapped under their branch's active key. What was done is in the rows: run again, it
     goes on.
 
-    Inside one KMS service no key is seen, and no right to decrypt is needed. The old wrapping then stays until
-    a process that opens keys has unwrapped the new one; run it again after that.
+    Inside one KMS service no key is seen, and no right to decrypt is needed. The old wrapping then stays
+    until a process that opens keys has unwrapped the new one; run it again after that.
 
     Args:
         store: Whose keyring has the KEKs.

@@ -132,7 +132,8 @@ class RewrappingContract(KeyStoreFixtures):
             record.key_id
         }
         found = _read(store, record.key_id)
-        assert (found.wrappings, found.verified) == ((kept,), {kept})
+        assert found.wrappings == (kept,)
+        assert found.verified == {kept}
         assert (found.seal, found.row_version, found.state) == (record.seal, 1, KeyState.ACTIVE)
         assert_same(_read(store, stored["b"].key_id), stored["b"])
 
