@@ -1,0 +1,70 @@
+"""
+The steps of the protocol, by the dotted names of the functions that take them; a test holds the two equal.
+
+Some functions take several steps with stalls between them: then a step is named after the inner function.
+"""
+
+from __future__ import annotations
+
+# Keys in memory
+CONFIRM_SEALING = "eventseal.keys.refreshing.Refresher.confirm_for_sealing"
+CONFIRM_OPENING = "eventseal.keys.refreshing.Refresher.confirm_for_opening"
+ASK = "eventseal.keys.memory.Memory.asked"
+READ_CHANGES = "eventseal.storage.key_store.SQLAlchemyKeyStore.changes"
+LEARN = "eventseal.keys.memory.Memory.learn"
+READ_ACTIVE = "eventseal.storage.key_store.SQLAlchemyKeyStore.active"
+READ_KEY = "eventseal.storage.key_store.SQLAlchemyKeyStore.get"
+KEEP = "eventseal.keys.memory.Memory.keep"
+SEAT = "eventseal.keys.memory.Memory.seat"
+BURY = "eventseal.keys.memory.Memory.bury"
+UNSEAT = "eventseal.keys.memory.Memory.unseat"
+# Making and replacing keys
+ADD_ACTIVE = "eventseal.storage.key_store.SQLAlchemyKeyStore.add_active"
+REPLACE_ACTIVE = "eventseal.storage.key_store.SQLAlchemyKeyStore.replace_active"
+ROTATE_DUE = "eventseal.keys.sealing.Sealer._rotate_due"
+ROTATE = "eventseal.keys.rotating.Rotator.rotate"
+REPLACED = "eventseal.keys.rotating.Rotator.replace"
+COMPROMISE = "eventseal.keys.rotating.Rotator._compromise"
+# Items
+SEAL = "eventseal.cipher.aes.AESCipher.encrypt_many"
+OPEN_ITEM = "eventseal.cipher.aes.AESCipher.open_many"
+OPEN_FENCE = "eventseal.storage.fences.open_fences"
+INSERT = "eventseal.storage.item_inserts.ItemInserts.execute"
+REFUSE = "eventseal.storage.item_appends.ItemAppends._refuse_closed"
+COMMIT = "eventseal.storage.item_appends.ItemAppends._commit"
+ROLL_BACK = "eventseal.storage.item_appends.ItemAppends.append"
+READ_ITEMS = "eventseal.storage.item_strategy.SQLAlchemyActiveRecordStrategy.get_items"
+# Ends of keys
+CLOSE_FENCE = "eventseal.storage.fences.close_fence"
+COUNT = "eventseal.storage.item_rows.count_by_key"
+RETIRE = "eventseal.rotation.retire.retire"
+DESTROY = "eventseal.storage.key_store.SQLAlchemyKeyStore.set_states"
+SHRED = "eventseal.erasure.shred"
+REOPEN = "eventseal.erasure.reopen"
+RECORD_MARKS = "eventseal.rotation.compromised.record_marks"
+# Re-encryption
+REENCRYPT = "eventseal.rotation.reencrypt.reencrypt"
+REENCRYPT_PAGE = "eventseal.rotation.reencrypt.read_page"
+SWAP = "eventseal.storage.item_rows.swap"
+READ_SOURCE = "eventseal.rotation.reencrypt.check_sources"
+COMMIT_BATCH = "eventseal.rotation.reencrypt.commit"
+# Wrappings
+GENERATE = "eventseal.keys.making.new_keys"
+HOLD_BRANCHES = "eventseal.storage.branch_rows.hold_branches"
+REWRAP = "eventseal.rotation.rewrap.rewrap"
+REWRAP_PAGE = "eventseal.storage.key_store.SQLAlchemyKeyStore.page"
+MOVE = "eventseal.keys.moving.Mover.move"
+PUT_WRAPPINGS = "eventseal.storage.key_store.SQLAlchemyKeyStore.put_wrappings"
+DROP_WRAPPINGS = "eventseal.storage.key_store.SQLAlchemyKeyStore.drop_wrappings"
+MARK_VERIFIED = "eventseal.storage.key_store.SQLAlchemyKeyStore.mark_wrappings_verified"
+UNWRAP = "eventseal.keys.verifying.Verifier.note"
+ROTATE_BRANCHES = "eventseal.keys.keyring.Keyring.rotate_branches"
+REFUSE_NEEDED_KEK = "eventseal.rotation.keks.refuse_needed_kek"
+
+# What no function does
+CRASH = "the process is killed"
+TIME = "the refresh interval passes"
+BEGIN = "the caller's transaction takes its snapshot"
+LOCK_TIMEOUT = "lock_timeout"
+DELETE_KEK = "the KEK is deleted"
+ENVIRONMENT = frozenset({CRASH, TIME, BEGIN, LOCK_TIMEOUT, DELETE_KEK})

@@ -1,0 +1,252 @@
+"""The model: a set-up with its actors, put together into something that can be explored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tests.protocol import steps
+from tests.protocol.checker import Label
+from tests.protocol.invariants import violation
+from tests.protocol.state import IDLE, NONE, RETIRABLE, STALE, Budget, Client, Process, State, put, with_client
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.protocol.checker import Model
+
+
+class Mistake(Enum):
+    """What the protocol must not be: each is a way in which it would lose something."""
+
+    NO_FENCE_LOCK = "the INSERT looks at the fence without locking it"
+    FOR_KEY_SHARE = "the INSERT locks the fence FOR KEY SHARE, which the closing UPDATE does not wait for"
+    COUNT_BEFORE_LOCK = "retire counts before it closes the fence"
+    WRONG_ISOLATION = "retire counts in the snapshot that it took before it got the fence"
+    TOMBSTONE_WITHOUT_SLOT = "shred's tombstone does not keep active_scope"
+    SWAP_ON_KEY_ID = "the swap compares the key's id instead of the old bytes"
+    CACHED_BEFORE_COMMIT = "a key is handed out before its row is committed"
+    LOAD_NOT_RECHECKED = "a load that was in flight during a refresh is kept without reading the row again"
+    KEPT_DURING_REFRESH = "a key that was kept while a refresh was reading stays, although nobody asked for it"
+    SOURCE_READ_FIRST = "re-encryption reads the source key's state before it takes the target's key"
+    NO_TARGET_FENCE = "the swap does not hold the target's fence"
+    REENCRYPTION_MAKES_KEYS = "re-encryption makes the key of a scope that has none"
+    SHRED_WITHOUT_WHOLE_SCOPE = "shred destroys the keys that it read, and not one that came meanwhile"
+    REPLACE_WITHOUT_VERSION = "a rotation closes the key that it read without comparing its row_version"
+    REOPEN_BEFORE_FENCES = "reopen clears the slot before the fences of the shredded keys are closed"
+    MARKS_BEFORE_FENCE = "the high-water mark is recorded without closing the fence first"
+    DESTROY_BEFORE_FENCES = "retire deletes the wrappings before every items database has closed its fence"
+
+
+class Actor(Protocol):
+    """Somebody who takes steps."""
+
+    name: str
+    index: int
+
+    def moves(self, world: World, state: State) -> Iterator[tuple[Label, State]]:
+        """Give what it can do next."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """
+    A set-up of the model.
+
+    Attributes:
+        name: What it is about.
+        actors: Who takes steps; each has its number here.
+        budget: How often what would go on for ever may happen.
+        places: By place, the scope and the items database of an item that may be written.
+        scopes: How many.
+        databases: Items databases.
+        processes: Whose memories are modelled.
+        sqlite: One writer at a time in each database; else PostgreSQL.
+        keys_apart: The keys are in a database of their own; else beside the items of the first one.
+        retires: Somebody does, so that no key of the past need be left in the end.
+        mistake: Made on purpose.
+    """
+
+    name: str
+    actors: tuple[Actor, ...]
+    budget: Budget
+    places: tuple[tuple[int, int], ...]
+    scopes: int = 1
+    databases: int = 1
+    processes: int = 0
+    sqlite: bool = False
+    keys_apart: bool = False
+    retires: bool = True
+    mistake: Mistake | None = None
+
+    def __post_init__(self) -> None:
+        for index, actor in enumerate(self.actors):
+            actor.index = index
+
+    # --- what the checker asks ---
+
+    def initial(self) -> State:
+        """Begin with empty tables and cold caches."""
+        return State(
+            keys=(),
+            fences=((),) * self.databases,
+            marks=(0,) * self.databases,
+            items=(None,) * len(self.places),
+            closed=0,
+            returned=0,
+            bound=0,
+            budget=self.budget,
+            broken="",
+            processes=(Process(STALE, (NONE,) * self.scopes),) * self.processes,
+            clients=(Client(),) * len(self.actors),
+        )
+
+    def moves(self, state: State) -> Iterator[tuple[Label, State]]:
+        """Let every actor take its next step."""
+        for actor in self.actors:
+            yield from actor.moves(self, state)
+
+    def violation(self, state: State) -> str | None:
+        """Say which invariant a state breaks."""
+        return violation(state)
+
+    def is_done(self, state: State) -> bool:
+        """Whether everybody rests and, if somebody retires keys, only active and destroyed ones are left."""
+        if any(client.at != IDLE for client in state.clients):
+            return False
+        return not self.retires or not any(key.state in RETIRABLE for key in state.keys)
+
+    def parts(self, state: State) -> tuple[Any, ...]:
+        """Take a state apart where its parts change apart from each other."""
+        return (
+            state.keys,
+            (state.fences, state.marks),
+            state.items,
+            (state.closed, state.returned, state.bound, state.budget, state.broken),
+            *state.processes,
+            *state.clients,
+        )
+
+    def whole(self, parts: tuple[Any, ...]) -> State:
+        """Put a state together again."""
+        keys, (fences, marks), items, (closed, returned, bound, budget, broken) = parts[:4]
+        memories = 4 + self.processes
+        return State(
+            keys, fences, marks, items, closed, returned, bound, budget, broken, parts[4:memories], parts[memories:]
+        )
+
+    # --- locks: held by who stands inside a transaction ---
+
+    def shares_fence(self, state: State, database: int, key: int) -> bool:
+        """Whether an open transaction holds a key's fence ``FOR SHARE``."""
+        return any(
+            client.at in SHARING and client.key == key and client.database == database
+            for client in state.clients
+        )
+
+    def is_closing(self, state: State, database: int, key: int) -> bool:
+        """Whether an open transaction has closed a fence, and not committed."""
+        return any(
+            client.at in CLOSING and client.key == key and client.database == database
+            for client in state.clients
+        )
+
+    def can_write(self, state: State, database: int) -> bool:
+        """Whether nobody holds SQLite's write lock."""
+        if not self.sqlite:
+            return True
+        return not any(
+            client.database == database and (client.at in SHARING or client.at in CLOSING)
+            for client in state.clients
+        )
+
+    def can_write_keys(self, state: State) -> bool:
+        """Whether the key tables can be written at once; they may be in the items' file."""
+        return self.keys_apart or self.can_write(state, 0)
+
+    def can_close(self, state: State, database: int, key: int) -> bool:
+        """Whether a fence's closing UPDATE need not wait."""
+        if self.sqlite:
+            return self.can_write(state, database)
+        if self.is_closing(state, database, key):
+            return False
+        locks = self.mistake not in {Mistake.NO_FENCE_LOCK, Mistake.FOR_KEY_SHARE}
+        return not (locks and self.shares_fence(state, database, key))
+
+    def is_row_locked(self, state: State, place: int) -> bool:
+        """Whether an open transaction has written an item's row."""
+        return any(client.at in SHARING and client.place == place for client in state.clients)
+
+
+SHARING = frozenset({"inserted", "swapped", "source checked"})
+"""Points inside a transaction that has written items: it shares their keys' fences."""
+
+CLOSING = frozenset({"closing", "counted", "marking"})
+"""Points inside a transaction that has closed a fence."""
+
+
+def killed(state: State, indexes: tuple[int, ...]) -> State:
+    """Let actors forget where they were; what they had not committed is rolled back."""
+    for index in indexes:
+        state = with_client(state, index, Client(done=state.clients[index].done))
+    return state._replace(budget=state.budget._replace(crashes=state.budget.crashes - 1))
+
+
+class Crashes:
+    """
+    Kills a process: its memory and its open transactions are gone.
+
+    Args:
+        name: For the trace.
+        actors: Numbers of those that run in the process.
+        process: Its number, if its memory is modelled.
+    """
+
+    def __init__(self, name: str, *actors: int, process: int | None = None) -> None:
+        self.name = name
+        self.index = NONE
+        self._actors = actors
+        self._process = process
+
+    def moves(self, world: World, state: State) -> Iterator[tuple[Label, State]]:
+        """Crash, unless nothing would be lost."""
+        busy = any(state.clients[index].at != IDLE for index in self._actors)
+        if state.budget.crashes and busy:
+            after = killed(state, self._actors)
+            if self._process is not None:
+                cold = Process(STALE, (NONE,) * world.scopes)
+                # The new process has learned nothing; what it reads first is current.
+                after = after._replace(processes=put(after.processes, self._process, cold))
+            yield Label(self.name, steps.CRASH, fault=True), after
+
+
+class Time:
+    """Lets the refresh interval pass after a shred has returned."""
+
+    name = "the clock"
+    index = NONE
+
+    def moves(self, world: World, state: State) -> Iterator[tuple[Label, State]]:
+        """Make stale what was confirmed before the shreds returned that had returned by now."""
+        waiting = state.returned & ~state.bound
+        if not waiting:
+            return
+        processes = []
+        for process in state.processes:
+            fresh = 0 if process.fresh != STALE and not waiting & ~process.fresh else STALE
+            refresh = process.refresh
+            if refresh is not None:
+                began = 0 if refresh.began != STALE and not waiting & ~refresh.began else STALE
+                refresh = refresh._replace(began=began)
+            processes.append(process._replace(fresh=fresh, refresh=refresh))
+        yield (
+            Label(self.name, steps.TIME),
+            state._replace(bound=state.returned, processes=tuple(processes)),
+        )
+
+
+if TYPE_CHECKING:
+    _: type[Model] = World
+    __: type[Actor] = Crashes
