@@ -50,11 +50,11 @@ def test_a_store_moves_from_vault_to_another_kek(openbao, vault, key_store, tmp_
         {f"tenant:{number}": 1 for number in range(150)}
     )
     with openbao.counted("transit/") as made:
-        repair = Keyring([vault, local], key_store, application="shop").repair()
-    assert (repair.added, repair.failed) == ({local.uri: 151}, 0)
-    assert set(operations(made)) == {"decrypt"}
+        rewrap = Keyring([vault, local], key_store, application="shop").rewrap()
+    assert (rewrap.added, rewrap.failed) == ({local.uri: 151}, 0)
+    assert set(operations(made)) == {"keys", "decrypt"}
     assert len(made) < 10
     found = Keyring(local, key_store, application="shop").opening_keys([key.key_id for key in keys.values()])
     assert all(isinstance(key, DataKey) for key in found.values())
-    back = Keyring([local, vault], key_store, application="shop").repair()
+    back = Keyring([local, vault], key_store, application="shop").rewrap()
     assert back.added == {}
