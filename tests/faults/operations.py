@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tests.fixtures.dependencies import Fault
 from tests.fixtures.sealed_shops import TENANTS, SealedShop, places_of, scope_of, stream_of
 
 from eventseal.keys.states import KeyState
+from eventseal.rotation import rewrap, verify
+from eventseal.rotation.keks import kek_report
 
 if TYPE_CHECKING:
     from tests.fixtures.profiles import Profile
@@ -15,6 +18,9 @@ if TYPE_CHECKING:
     from eventseal.kms import KmsAdapter
 
 ACME, GLOBEX = TENANTS
+
+
+WITHOUT_CLOCK = tuple(fault for fault in Fault if fault is not Fault.SUSPENDED)
 
 
 class Operation:
@@ -27,9 +33,11 @@ class Operation:
     Attributes:
         branches: Of the keyrings.
         items: Events that there are before, of two tenants.
+        faults: Those that it can meet.
     """
 
     branches: int | None = None
+    faults: tuple[Fault, ...] = tuple(Fault)
 
     def __init__(self, profile: Profile) -> None:
         self.items = min(profile.items, 20)
@@ -133,4 +141,65 @@ class RotateBranches(Rotate):
         super().run(shop)
 
 
-OPERATIONS: tuple[type[Operation], ...] = (Append, AppendBatch, Read, Rotate, RotateBranches)
+class Rewrap(Operation):
+    """Every key is wrapped under a second KEK as well, which was listed later."""
+
+    faults = WITHOUT_CLOCK
+
+    @classmethod
+    def keks(cls, keks: list[KmsAdapter]) -> list[KmsAdapter]:
+        return keks
+
+    def run(self, shop: SealedShop) -> None:
+        result = rewrap(shop, batch=2)
+        assert (result.failed, result.left) == (0, 0), result
+
+    def check(self, shop: SealedShop) -> None:
+        assert kek_report(shop).by_kek == {"fake://first": 3, "fake://second": 3}
+
+
+class RewrapTo(Rewrap):
+    """Every key moves to a second KEK, and loses its wrapping under the first."""
+
+    def run(self, shop: SealedShop) -> None:
+        to = shop.keyring.keks[1]
+        result = rewrap(shop, to=to, batch=2)
+        if result.left:  # the new wrappings could not be tried: processes that open keys do that
+            for _ in range(2):
+                with SealedShop(shop.datastore, shop.keyring.keks) as another:
+                    assert verify(another).failed == 0
+            result = rewrap(shop, to=to, batch=2)
+        assert (result.failed, result.left) == (0, 0), result
+
+    def check(self, shop: SealedShop) -> None:
+        assert kek_report(shop).by_kek == {"fake://second": 3}
+
+
+class RewrapBranches(RotateBranches):
+    """Data keys move to their branches' new keys."""
+
+    def prepare(self, shop: SealedShop) -> None:
+        super().prepare(shop)
+        shop.keyring.rotate_branches()
+
+    def run(self, shop: SealedShop) -> None:
+        result = rewrap(shop, batch=2)
+        assert (result.failed, result.left) == (0, 0), result
+
+    def check(self, shop: SealedShop) -> None:
+        branches = {uri: count for uri, count in kek_report(shop).by_kek.items() if uri.startswith("branch:")}
+        assert sum(branches.values()) == len(TENANTS)
+        active = shop.key_store.page(shop.cipher.application, state=KeyState.ACTIVE)
+        assert branches.keys() <= {f"branch:{record.key_id}" for record in active}
+
+
+OPERATIONS: tuple[type[Operation], ...] = (
+    Append,
+    AppendBatch,
+    Read,
+    Rotate,
+    RotateBranches,
+    Rewrap,
+    RewrapTo,
+    RewrapBranches,
+)

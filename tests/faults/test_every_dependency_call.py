@@ -9,16 +9,20 @@ from tests.fixtures.dependencies import ALL, Fault
 from tests.fixtures.profiles import SHORT
 
 SURVIVED = {"serialization_failure": "40001", "deadlock": "40P01", "terminated": "57P01"}
-every_fault = pytest.mark.parametrize(
-    "fault", [pytest.param(fault, id=fault.name.lower()) for fault in Fault]
-)
 every_operation = pytest.mark.parametrize(
     "operation", [pytest.param(operation, id=operation.__name__) for operation in OPERATIONS]
 )
+every_fault_of_every_operation = pytest.mark.parametrize(
+    ("operation", "fault"),
+    [
+        pytest.param(operation, fault, id=f"{operation.__name__}-{fault.name.lower()}")
+        for operation in OPERATIONS
+        for fault in operation.faults
+    ],
+)
 
 
-@every_fault
-@every_operation
+@every_fault_of_every_operation
 def test_a_fault_loses_nothing_and_a_second_run_completes(
     operation: type[Operation], fault: Fault, sqlite_url, sqlite_copies
 ) -> None:
@@ -26,8 +30,7 @@ def test_a_fault_loses_nothing_and_a_second_run_completes(
 
 
 @pytest.mark.postgres
-@every_fault
-@every_operation
+@every_fault_of_every_operation
 def test_a_fault_loses_nothing_on_a_server_and_a_second_run_completes(
     operation: type[Operation], fault: Fault, postgres_url, postgres_copies
 ) -> None:
