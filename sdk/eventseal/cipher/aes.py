@@ -10,12 +10,13 @@ from uuid import UUID
 from eventseal.cipher.compression import Zstd, too_large
 from eventseal.cipher.context import ItemBinder
 from eventseal.cipher.envelopes import Opened, open_under, seal_under
+from eventseal.cipher.resealing import Resealer
 from eventseal.errors import ConfigurationError, EventSealError, KeyNotFoundError, SerializationError
 from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.keys.source import KeySource
 from eventseal.keys.static_key import StaticKey
 from eventseal.suites.cbc_hmac import A256CBC_HS512
-from eventseal.suites.envelope import BLOCK_SIZE, HEADER_SIZE, CompressionId, envelope_problem
+from eventseal.suites.envelope import BLOCK_SIZE, HEADER_SIZE, VERSION, CompressionId, envelope_problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from eventseal.cipher.compression import Compression
     from eventseal.cipher.context import ItemContext
     from eventseal.cipher.envelopes import Ready
+    from eventseal.cipher.resealing import Outcome, StoredItem
     from eventseal.keys.data_key import DataKey
     from eventseal.suites.cbc_hmac import Suite
 
@@ -61,6 +63,13 @@ class AESCipher:
         self._compression = compression or Zstd()
         self._max_plaintext = max_plaintext
         self._binder = ItemBinder(self._keys.application)
+        self._resealer = Resealer(
+            self._keys,
+            suite=self._suite,
+            compression=self._compression,
+            binder=self._binder,
+            limit=max_plaintext,
+        )
 
     @property
     def application(self) -> str:
@@ -157,6 +166,34 @@ class AESCipher:
             opened = self._open(keys[key_ids[header]], header, [items[index] for index in of_header])
             outcomes.update(zip(of_header, opened, strict=True))
         return [outcomes[index] for index in range(len(items))]
+
+    def reseal_many(self, items: Sequence[StoredItem], collection: str) -> list[Outcome]:
+        """
+        Seal items again under the active keys of their scopes; no key is made.
+
+        An item keeps its compression if that is the cipher's own or none: what was left uncompressed may have
+        been so on purpose. Each new envelope is opened again, to the same bytes, before it is given.
+
+        Args:
+            items: Sequence id, position, topic and envelope of each, and whatever stands behind them.
+            collection: Of all of them.
+
+        Returns:
+            For each item, in order, its new envelope, ``None`` if its scope has no active key, or why it does
+            not open, as in :meth:`open_many`.
+
+        Raises:
+            IntegrityError: What was just sealed does not open to the same bytes.
+            KeyNotFoundError: A key was closed while it sealed.
+            EventSealError: ``KeySource.sealing_keys`` says why there is no key to seal with.
+        """
+        return self._resealer.reseal_many(items, collection)
+
+    @property
+    def heads(self) -> tuple[bytes, ...]:
+        """How the envelopes begin that :meth:`reseal_many` would not change but for their key: 3 bytes."""
+        compressions = dict.fromkeys((self._compression.id, CompressionId.NONE))
+        return tuple(bytes((VERSION, self._suite.id, compression)) for compression in compressions)
 
     def _ready(self, items: Iterable[tuple[bytes, ItemContext]], compress: Iterable[bool]) -> list[Ready]:
         limit, compression, bind = self._max_plaintext, self._compression, self._binder.bind

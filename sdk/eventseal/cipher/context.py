@@ -13,10 +13,14 @@ from dataclasses import dataclass
 from decimal import Context, Decimal, Inexact, InvalidOperation
 from functools import lru_cache
 from struct import Struct
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from eventseal.errors import SerializationError
 from eventseal.suites.framing import length_prefixed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 DOMAIN = b"item"
 MAX_PLACES = 6
@@ -91,9 +95,47 @@ class ItemBinder:
             return self._bind_unusual(context, place)
         return _framed_names(self.application, context.collection) + place + _framed_topic(topic)
 
+    def bind_many(
+        self, items: Sequence[tuple[Any, ...]], collection: str
+    ) -> list[bytes | SerializationError]:
+        """
+        Bind the places of a page of one collection, as :meth:`bind` does, each with an outcome of its own.
+
+        Args:
+            items: Each begins with its sequence id, position and topic.
+            collection: Of all of them.
+        """
+        bound: list[bytes | SerializationError] = []
+        names = _framed_names(self.application, collection)
+        topics: dict[str, bytes] = {}
+        stream, stream_names = None, b""
+        for sequence_id, position, topic, *_ in items:
+            try:
+                if sequence_id is not stream:
+                    stream_names = names + _framed_sequence_id(sequence_id)
+                    stream = sequence_id
+                framed_topic = topics.get(topic)
+                if framed_topic is None:
+                    framed_topic = topics[topic] = length_prefixed(_text("topic", topic))
+                if type(position) is int and _LEAST <= position <= _MOST:
+                    place = _FRAMED_INTEGER(_INTEGER_SIZE, _INTEGER_TAG, position)
+                else:
+                    place = length_prefixed(canonical_position(position))
+            except SerializationError as error:
+                bound.append(error)
+            else:
+                bound.append(stream_names + place + framed_topic)
+        return bound
+
     def _bind_unusual(self, context: ItemContext, place: bytes) -> bytes:
         topic, collection = _text("topic", context.topic), _text("collection", context.collection)
         return _framed_names(self.application, collection.decode()) + place + _framed_topic(topic.decode())
+
+
+def _framed_sequence_id(sequence_id: object) -> bytes:
+    if type(sequence_id) is UUID:
+        return _FRAMED_UUID + sequence_id.bytes
+    return length_prefixed(canonical_sequence_id(sequence_id))
 
 
 def canonical_sequence_id(sequence_id: object) -> bytes:
@@ -174,6 +216,20 @@ def _out_of_range() -> SerializationError:
     return SerializationError(
         "a position does not fit 64 bits", remedy=f"Use positions from {_LEAST} to {_MOST}."
     )
+
+
+def framed_text(what: str, text: str) -> bytes:
+    """
+    Give text behind its length.
+
+    Args:
+        what: It is, for a message.
+        text: Without NUL and lone surrogates.
+
+    Raises:
+        SerializationError: It holds one of these.
+    """
+    return length_prefixed(_text(what, text))
 
 
 def _text(what: str, text: object) -> bytes:

@@ -54,7 +54,7 @@ def seal_under(key: DataKey, suite: Suite, items: Sequence[Ready], *, applicatio
         IntegrityError: It is not a data key.
         KeyNotFoundError: It was closed meanwhile.
     """
-    problem = _misfit(key, application)
+    problem = misfit(key, application)
     if problem is not None:
         raise problem
     used = {compression for compression, _, _ in items}
@@ -80,7 +80,7 @@ def open_under(
     Raises:
         KeyNotFoundError: The key was closed meanwhile.
     """
-    problem = _misfit(key, binder.application)
+    problem = misfit(key, binder.application)
     if problem is not None:
         return [problem] * len(items)
     framed: list[tuple[bytes, bytes]] = []
@@ -109,7 +109,7 @@ def _decompressed(
     return outcomes
 
 
-def _misfit(key: DataKey, application: str) -> EventSealError | None:
+def misfit(key: DataKey, application: str) -> EventSealError | None:
     """Say why *key* may neither seal nor open items of *application*; asked before any tag is checked."""
     if key.application != application:
         return WrongApplicationError(

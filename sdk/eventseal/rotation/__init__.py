@@ -1,6 +1,8 @@
 """The maintenance verbs over a store of sealed items, and the one type of their results."""
 
+from eventseal.rotation.jobs import list_jobs, pause_job
 from eventseal.rotation.keks import KekReport, kek_report, refuse_needed_kek
+from eventseal.rotation.reencrypt import reencrypt
 from eventseal.rotation.results import Failure, JobResult
 from eventseal.rotation.rewrap import rewrap
 from eventseal.rotation.sealed_store import SealedStore
@@ -12,6 +14,9 @@ __all__ = [
     "KekReport",
     "SealedStore",
     "kek_report",
+    "list_jobs",
+    "pause_job",
+    "reencrypt",
     "refuse_needed_kek",
     "rewrap",
     "verify",

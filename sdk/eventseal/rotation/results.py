@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import datetime
     from uuid import UUID
 
 MAX_FAILURES = 1000
@@ -57,6 +58,9 @@ class JobResult:
         by_key: Counts by data key.
         by_kek: Counts by KEK.
         failures: The first 1,000.
+        settles_at: Until when processes that have not noticed a change of keys may append what this verb did
+            not see; run it again then. By the key store's clock; ``None``: all have noticed.
+        estimated_seconds: Of a dry run: how long the verb would take here.
     """
 
     verb: str
@@ -70,10 +74,12 @@ class JobResult:
     by_key: Mapping[UUID, int] = field(default_factory=dict)
     by_kek: Mapping[str, int] = field(default_factory=dict)
     failures: Sequence[Failure] = ()
+    settles_at: datetime | None = None
+    estimated_seconds: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as ``--json`` prints it."""
-        return {
+        """Give it as ``--json`` prints it; the last two fields only where they say something."""
+        shown: dict[str, Any] = {
             "verb": self.verb,
             "complete": self.complete,
             "done": self.done,
@@ -86,3 +92,8 @@ class JobResult:
             "by_kek": dict(self.by_kek),
             "failures": [failure.to_json() for failure in self.failures],
         }
+        if self.settles_at is not None:
+            shown["settles_at"] = self.settles_at.isoformat()
+        if self.estimated_seconds is not None:
+            shown["estimated_seconds"] = round(self.estimated_seconds, 3)
+        return shown

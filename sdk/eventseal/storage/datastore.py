@@ -15,6 +15,7 @@ from eventseal.keys.forks import renew_in_children
 from eventseal.storage.engines import SQLAlchemySettings, make_engine, redacted
 from eventseal.storage.faults import translated
 from eventseal.storage.item_columns import sealed_columns
+from eventseal.storage.job_tables import job_metadata
 from eventseal.storage.key_tables import fence_metadata, key_metadata
 from eventseal.storage.registry import SealedTable, register
 from eventseal.storage.table_setup import add_key_id, create_tables, drop_tables
@@ -103,7 +104,7 @@ class SQLAlchemyDatastore:
 
     def setup_tables(self, *, application: str | None = None) -> None:
         """
-        Make the listed tables, the fences, the key tables and the registry, and register the listed ones.
+        Make the listed tables, the fences, the jobs, the key tables and the registry; register the listed.
 
         What is there already is left as it is; its columns are compared with those that are needed.
 
@@ -115,7 +116,7 @@ class SQLAlchemyDatastore:
             StoreUnavailableError: The database does not answer.
             StoreReadOnlyError: It cannot be written.
         """
-        items, keys = [*self._listed(), *fence_metadata.sorted_tables], key_metadata.sorted_tables
+        items, keys = [*self._listed(), *_BESIDE_ITEMS], key_metadata.sorted_tables
         sealed = [SealedTable.of(found, application) for found in map(sealed_columns, self.tables) if found]
         write(self.engine, partial(create_tables, tables=items), doing="making tables")
         write(self.key_engine, partial(create_tables, tables=keys), doing="making the key tables")
@@ -136,8 +137,8 @@ class SQLAlchemyDatastore:
         ]
 
     def drop_tables(self) -> None:
-        """Drop the listed tables, the fences, the key tables and the registry, with all that is in them."""
-        items, keys = [*self._listed(), *fence_metadata.sorted_tables], key_metadata.sorted_tables
+        """Drop the listed tables, the fences, the jobs, the key tables and the registry, with all in them."""
+        items, keys = [*self._listed(), *_BESIDE_ITEMS], key_metadata.sorted_tables
         write(self.engine, partial(drop_tables, tables=items[::-1]), doing="dropping tables")
         write(self.key_engine, partial(drop_tables, tables=keys[::-1]), doing="dropping the key tables")
 
@@ -174,6 +175,9 @@ class SQLAlchemyDatastore:
     def _listed(self) -> list[Table]:
         return [_table_of(record_class) for record_class in self.tables]
 
+
+_BESIDE_ITEMS = (*fence_metadata.sorted_tables, *job_metadata.sorted_tables)
+"""EventSeal's own tables in the database of the items."""
 
 _left_to_parent: list[object] = []
 """Kept, in a forked process, so that no destructor speaks to the database on the parent's connections."""

@@ -53,7 +53,7 @@ def count_by_key(connection: Connection, table: SealedTable) -> dict[UUID | None
         connection: To the database that the table is in.
         table: From the registry.
     """
-    key_id = _columns(table)[KEY_ID]
+    key_id = described_columns(table)[KEY_ID]
     counts: Counter[UUID | None] = Counter()
     for found, count in connection.execute(select(key_id, func.count()).group_by(key_id)):
         counts[found] += count
@@ -70,7 +70,7 @@ def row_at(connection: Connection, table: SealedTable, sequence_id: Any, positio
         sequence_id: In the column's own type, like *position*.
         position: In the sequence.
     """
-    columns = _columns(table)
+    columns = described_columns(table)
     query = select(*(columns[role] for role in ItemRow._fields)).where(
         columns["sequence_id"] == sequence_id, columns["position"] == position
     )
@@ -89,7 +89,7 @@ def pages(
         size: Rows in a page.
         after: Begin behind this sequence id and position.
     """
-    columns = _columns(table)
+    columns = described_columns(table)
     place = columns["sequence_id"], columns["position"]
     query = select(*(columns[role] for role in ItemRow._fields)).order_by(*place).limit(size)
     while True:
@@ -106,7 +106,8 @@ def _page(query: Select[Any], connection: Connection) -> list[ItemRow]:
     return [ItemRow._make(row) for row in connection.execute(query)]
 
 
-def _columns(table: SealedTable) -> dict[str, Column[Any]]:
+def described_columns(table: SealedTable) -> dict[str, Column[Any]]:
+    """Give a registered table's columns by role, in types that give what an edit put there as it is."""
     schema, _, name = table.table.rpartition(".")
     described = Table(
         name,

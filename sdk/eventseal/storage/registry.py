@@ -12,6 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from eventseal.errors import IntegrityError
 from eventseal.storage.item_columns import KEY_ID, ROLES, is_text
+from eventseal.storage.job_tables import job_metadata
 from eventseal.storage.key_tables import EVERY_APPLICATION, fence_metadata, key_metadata, sealed_tables
 from eventseal.storage.types import BinaryUUID, ExactDecimal, ExactInteger, ExactText
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 DEFAULT_DATABASE = "items"
 """The logical name of the database that is configured for the items."""
 
-OWN_TABLES = frozenset({*key_metadata.tables, *fence_metadata.tables})
+OWN_TABLES = frozenset({*key_metadata.tables, *fence_metadata.tables, *job_metadata.tables})
 """EventSeal's own tables, which have key ids and hold no items."""
 
 _HEX_DIGITS = 32

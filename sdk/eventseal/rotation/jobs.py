@@ -1,0 +1,158 @@
+"""Jobs of re-encryption: begun, found again, listed, paused."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from eventseal.errors import JobError
+from eventseal.keys.key_ids import new_key_id
+from eventseal.storage import jobs
+from eventseal.storage.jobs import FINISHED, PAUSED, RUNNING, Job
+from eventseal.storage.transactions import read, write
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from uuid import UUID
+
+    from sqlalchemy.engine import Connection
+
+    from eventseal.rotation.sealed_store import SealedStore
+
+
+def list_jobs(store: SealedStore) -> list[Job]:
+    """
+    Give the application's jobs of re-encryption, the oldest first.
+
+    Raises:
+        MissingTableError: The tables of jobs are not there.
+        StoreError: The database refused or failed.
+    """
+    look = partial(jobs.load_jobs, application=store.cipher.application)
+    return read(store.datastore.engine, look, doing="listing jobs")
+
+
+def pause_job(store: SealedStore, job_id: UUID) -> Job:
+    """
+    Stop a job, wherever it runs, behind the batches that are going on; resume it whenever.
+
+    Args:
+        store: What the job works on.
+        job_id: Of an unfinished job; a paused one stays so.
+
+    Raises:
+        JobError: There is no such job, or it is finished.
+        StoreError: The database refused or failed.
+    """
+
+    def pause(connection: Connection) -> Job:
+        job = _known(connection, store, job_id)
+        if job.state == FINISHED:
+            raise JobError(f"job {job_id} is finished; there is nothing to pause")
+        jobs.update_job(connection, job_id, state=PAUSED)
+        return _known(connection, store, job_id)
+
+    return write(store.datastore.engine, pause, doing=f"pausing job {job_id}")
+
+
+def resumed_job(store: SealedStore, job_id: UUID, *, items_per_second: float | None) -> Job:
+    """
+    Set a job running again; one that is finished is given as it is.
+
+    Args:
+        store: What the job works on.
+        job_id: Under which it was begun.
+        items_per_second: From now on; ``None``: as before.
+
+    Raises:
+        JobError: There is no such job, or a release with other tables of jobs made it.
+        StoreError: The database refused or failed.
+    """
+
+    def resume(connection: Connection) -> Job:
+        job = _known(connection, store, job_id)
+        _refuse_other_layout(job)
+        if job.state == FINISHED:
+            return job
+        return _running(
+            connection, job, job.items_per_second if items_per_second is None else items_per_second
+        )
+
+    return write(store.datastore.engine, resume, doing=f"resuming job {job_id}")
+
+
+def begun_job(
+    store: SealedStore,
+    *,
+    keys: Collection[UUID] | None,
+    tables: Collection[str] | None,
+    items_per_second: float | None,
+    total: int,
+) -> Job:
+    """
+    Go on with the unfinished job that was begun with the same arguments, or begin one.
+
+    Args:
+        store: What the job works on.
+        keys: As ``reencrypt`` takes them.
+        tables: As ``reencrypt`` takes them.
+        items_per_second: From now on.
+        total: Items that are to be moved.
+
+    Raises:
+        StoreError: The database refused or failed.
+    """
+    options: dict[str, Any] = {
+        "keys": None if keys is None else sorted(map(str, keys)),
+        "tables": None if tables is None else sorted(tables),
+    }
+    new_id = new_key_id()
+
+    def begin(connection: Connection) -> Job:
+        for job in jobs.load_jobs(connection, store.cipher.application):
+            fits = job.layout == jobs.JOB_LAYOUT and job.options == options
+            if job.job_id == new_id or (fits and job.state != FINISHED):
+                return _running(connection, job, items_per_second)
+        values = {
+            "job_id": new_id,
+            "application": store.cipher.application,
+            "layout": jobs.JOB_LAYOUT,
+            "release": version("eventseal"),
+            "state": RUNNING,
+            "options": options,
+            "items_per_second": items_per_second,
+            "pass_number": 0,
+            "total": total,
+        }
+        jobs.insert_job(connection, values)
+        return _known(connection, store, new_id)
+
+    return write(store.datastore.engine, begin, doing="beginning a job")
+
+
+def _known(connection: Connection, store: SealedStore, job_id: UUID) -> Job:
+    for job in jobs.load_jobs(connection, store.cipher.application, job_id=job_id):
+        return job
+    raise JobError(
+        f"there is no job {job_id} of application {store.cipher.application}",
+        remedy="List the jobs with `eventseal status`, or run the command anew without a job's id.",
+    )
+
+
+def _running(connection: Connection, job: Job, items_per_second: float | None) -> Job:
+    jobs.update_job(connection, job.job_id, state=RUNNING, items_per_second=items_per_second)
+    (job,) = jobs.load_jobs(connection, job.application, job_id=job.job_id)
+    return job
+
+
+def _refuse_other_layout(job: Job) -> None:
+    if job.layout != jobs.JOB_LAYOUT:
+        raise JobError(
+            f"job {job.job_id} was made by release {job.release}, which keeps jobs in another way",
+            remedy="Run the command anew without the job's id: it begins a new job, "
+            "and what was done already is not done again.",
+        )
+
+
+__all__ = ["FINISHED", "PAUSED", "RUNNING", "Job", "begun_job", "list_jobs", "pause_job", "resumed_job"]

@@ -1,0 +1,308 @@
+"""The passes of a job over its tables, until a look at the key ids finds nothing more to move."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import wait
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from eventseal.errors import JobError
+from eventseal.rotation.batches import selection_to_json
+from eventseal.rotation.compromised import record_missing_marks
+from eventseal.rotation.outcomes import by_table, left_of
+from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult
+from eventseal.rotation.sealed_store import registered_tables
+from eventseal.rotation.settling import settles_at
+from eventseal.rotation.shards import ShardWorker
+from eventseal.rotation.sources import Standing, table_sources
+from eventseal.storage import jobs
+from eventseal.storage.item_ranges import range_bounds
+from eventseal.storage.item_swaps import place_to_json
+from eventseal.storage.transactions import read, write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+    from concurrent.futures import Executor, Future
+    from datetime import datetime
+
+    from sqlalchemy.engine import Connection
+
+    from eventseal.rotation.sealed_store import SealedStore
+    from eventseal.rotation.sources import TableSources
+    from eventseal.storage.jobs import Job, Totals
+    from eventseal.storage.registry import SealedTable
+
+MOST_PASSES = 4
+"""Passes in one call: where keys are rotated again and again, the next call goes on."""
+
+_SMALL_TABLE = 10_000
+_RANGE_ITEMS = 250_000
+_RANGES_PER_WORKER = 4
+_MOST_RANGES = 4096
+_TOLD_EVERY = 0.2
+_WAIT = 0.1
+
+
+class Passes:
+    """
+    One call of ``reencrypt`` on its job.
+
+    Args:
+        store: What the job works on.
+        job: Running, or finished.
+        tables: Those of the job.
+        keys: Those of the job; ``None``: all that are not active.
+        batch: Items in a transaction at most.
+        shards: Workers to give the executor.
+        executor: Runs the workers; ``None``: one in this thread.
+        open_store: Opens the store in a worker; ``None``: it is given this one.
+        run: Names this call.
+        progress: Called now and then.
+        started: When the call began, on the monotonic clock.
+    """
+
+    def __init__(
+        self,
+        store: SealedStore,
+        job: Job,
+        tables: Sequence[SealedTable],
+        *,
+        keys: Collection[UUID] | None,
+        batch: int,
+        shards: int,
+        executor: Executor | None,
+        open_store: Callable[[], SealedStore] | None,
+        run: str,
+        progress: Callable[[JobResult], None] | None,
+        started: float,
+    ) -> None:
+        self._store = store
+        self._engine = store.datastore.engine
+        self._job = job
+        self._tables = tables
+        self._keys = keys
+        self._batch = batch
+        self._shards = shards
+        self._executor = executor
+        self._open_store = open_store
+        self._run = run
+        self._progress = progress
+        self._started = started
+        self._told = started
+        self._sources: Sequence[TableSources] = ()
+
+    def run(self) -> JobResult:
+        """Move what there is to move; see ``reencrypt``."""
+        begun = 0
+        while self._reread().state != jobs.PAUSED:
+            totals = self._totals()
+            if totals.open_shards:
+                self._work()
+                continue
+            settled = settles_at(self._store, self._keys)
+            self._sources = table_sources(self._store, self._tables, self._keys)
+            left = sum(left_of(totals.by_table, source) for source in self._sources)
+            if self._job.pass_number and not left:
+                return self._ended(settled)
+            if begun == MOST_PASSES:
+                return self._result(complete=False, settled=settled)
+            begun += self._begin_pass()
+        return self._result(complete=False)
+
+    # --- passes ---
+
+    def _begin_pass(self) -> bool:
+        """Cut the tables into ranges, unless another rotator has just done so."""
+        compromised = [
+            key_id for source in self._sources for key_id in source.keys.get(Standing.COMPROMISED, ())
+        ]
+        record_missing_marks(self._store, set(compromised), self._tables)
+        heads = self._store.cipher.heads if self._keys is None and not self._job.pass_number else ()
+        planned = [
+            (source, phase, selection, read(self._engine, self._bounds_of(source), doing="sampling a table"))
+            for source in self._sources
+            for phase, selection in source.selections(heads)
+        ]
+
+        def begin(connection: Connection) -> bool:
+            job = jobs.lock_job(connection, self._job.job_id)
+            if job.pass_number != self._job.pass_number:
+                return False
+            number = jobs.next_shard_number(connection, job.job_id)
+            ranges = (
+                (source, phase, selection, after, upto)
+                for source, phase, selection, bounds in planned
+                for after, upto in zip([None, *bounds], [*bounds, None], strict=True)
+            )
+            jobs.insert_shards(
+                connection,
+                [
+                    jobs.Shard(
+                        job_id=job.job_id,
+                        number=number + index,
+                        pass_number=job.pass_number + 1,
+                        phase=phase,
+                        table_name=source.table.table,
+                        selection=selection_to_json(selection),
+                        upto=None if upto is None else place_to_json(upto),
+                        cursor=None if after is None else place_to_json(after),
+                        counts={},
+                    )
+                    for index, (source, phase, selection, after, upto) in enumerate(ranges)
+                ],
+            )
+            jobs.drop_old_failures(connection, job.job_id, job.pass_number + 1)
+            jobs.update_job(connection, job.job_id, pass_number=job.pass_number + 1)
+            return True
+
+        return write(self._engine, begin, doing="beginning a pass over the tables")
+
+    def _bounds_of(self, source: TableSources) -> Callable[[Connection], list[tuple[Any, Any]]]:
+        items = sum(source.items.values())
+        ranges = 1
+        if items >= _SMALL_TABLE:
+            ranges = max(_RANGES_PER_WORKER * self._shards, items // _RANGE_ITEMS)
+        return lambda connection: range_bounds(connection, source.table, min(ranges, _MOST_RANGES))
+
+    def _ended(self, settled: datetime | None) -> JobResult:
+        state = jobs.FINISHED if settled is None else jobs.SETTLING
+
+        def end(connection: Connection) -> None:
+            jobs.update_job(connection, self._job.job_id, state=state)
+
+        write(self._engine, end, doing="ending a job")
+        return self._result(complete=settled is None, settled=settled)
+
+    # --- workers ---
+
+    def _work(self) -> None:
+        """Work on the pass until nothing of it is free; wait a moment if others hold the rest."""
+        if self._executor is None:
+            self._worker().work()
+        else:
+            self._work_elsewhere(self._executor)
+        if self._totals().open_shards:
+            time.sleep(_WAIT)
+        self._tell()
+
+    def _worker(self) -> ShardWorker:
+        return ShardWorker(
+            self._store,
+            self._job,
+            {table.table: table for table in self._tables},
+            batch=self._batch,
+            run=self._run,
+            on_batch=self._tell,
+        )
+
+    def _work_elsewhere(self, executor: Executor) -> None:
+        if self._open_store is None:
+            work: Callable[[], None] = lambda: self._worker().work()  # noqa: E731
+        else:
+            work = partial(work_in_process, self._open_store, self._job.job_id, self._batch, self._run)
+        pending: set[Future[None]] = {executor.submit(work) for _ in range(self._shards)}
+        workers = set(pending)
+        try:
+            while pending:
+                done, pending = wait(pending, timeout=_TOLD_EVERY)
+                for future in done:
+                    future.result()
+                self._tell()
+        except BrokenProcessPool:
+            raise JobError(
+                "a worker process ended in the middle of its work",
+                remedy="Run the same command again; the job goes on from there.",
+            ) from None
+        except BaseException:
+            self._stop_workers(workers)
+            raise
+
+    def _stop_workers(self, workers: set[Future[None]]) -> None:
+        """End this run's workers behind their batches, and wait for them."""
+        for future in workers:
+            future.cancel()
+
+        def stop(connection: Connection) -> None:
+            job = jobs.lock_job(connection, self._job.job_id)
+            jobs.update_job(connection, job.job_id, stopped_runs=[*job.stopped_runs, self._run])
+
+        write(self._engine, stop, doing="stopping the workers of a job")
+        wait(workers)
+
+    # --- results ---
+
+    def _reread(self) -> Job:
+        (self._job,) = read(
+            self._engine,
+            partial(jobs.load_jobs, application=self._job.application, job_id=self._job.job_id),
+            doing="reading a job",
+        )
+        return self._job
+
+    def _totals(self) -> Totals:
+        return read(self._engine, partial(jobs.load_totals, job=self._job), doing="reading how far a job is")
+
+    def _tell(self) -> None:
+        now = time.monotonic()
+        if self._progress is not None and now - self._told >= _TOLD_EVERY:
+            self._told = now
+            self._progress(self._result(complete=False))
+
+    def _result(self, *, complete: bool, settled: datetime | None = None) -> JobResult:
+        totals = self._totals()
+        failures = self._failures()
+        done = sum(counts["done"] for counts in totals.by_table.values())
+        failed = sum(counts["failed"] for counts in totals.by_table.values())
+        if self._sources:
+            left = sum(left_of(totals.by_table, source) for source in self._sources)
+        else:
+            left = max(0, self._job.total - done - failed)
+        return JobResult(
+            verb="reencrypt",
+            complete=complete,
+            done=done,
+            left=left,
+            failed=failed,
+            seconds=time.monotonic() - self._started,
+            job_id=self._job.job_id,
+            by_table=by_table(totals.by_table, self._sources),
+            by_key=totals.by_key,
+            failures=failures,
+            settles_at=settled,
+        )
+
+    def _failures(self) -> tuple[Failure, ...]:
+        listed = read(
+            self._engine,
+            partial(jobs.load_failures, job=self._job, limit=MAX_FAILURES),
+            doing="reading the failures of a job",
+        )
+        return tuple(
+            Failure(**{**said, "key_id": None if said["key_id"] is None else UUID(said["key_id"])})
+            for said in listed
+        )
+
+
+def work_in_process(open_store: Callable[[], SealedStore], job_id: UUID, batch: int, run: str) -> None:
+    """
+    Be one worker of a job, with a store of its own.
+
+    Args:
+        open_store: Opens it.
+        job_id: Of a running job.
+        batch: Items in a transaction at most.
+        run: Which call of ``reencrypt`` it belongs to.
+    """
+    store = open_store()
+    try:
+        load = partial(jobs.load_jobs, application=store.cipher.application, job_id=job_id)
+        (job,) = read(store.datastore.engine, load, doing="reading a job")
+        tables = registered_tables(store.datastore, store.cipher.application, job.options["tables"])
+        ShardWorker(store, job, {table.table: table for table in tables}, batch=batch, run=run).work()
+    finally:
+        close = getattr(store, "close", None)
+        if close is not None:
+            close()

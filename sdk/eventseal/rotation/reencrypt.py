@@ -1,0 +1,152 @@
+"""Re-encrypt: items under old keys are sealed again under their scopes' active keys, while all goes on."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ProcessPoolExecutor
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from eventseal.errors import ConfigurationError
+from eventseal.keys.states import KeyState
+from eventseal.rotation.estimates import estimate
+from eventseal.rotation.jobs import begun_job, resumed_job
+from eventseal.rotation.passes import Passes
+from eventseal.rotation.sealed_store import refuse_unregistered_tables, registered_tables
+from eventseal.rotation.shards import keys_of
+from eventseal.rotation.sources import table_sources
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from concurrent.futures import Executor
+    from uuid import UUID
+
+    from eventseal.rotation.results import JobResult
+    from eventseal.rotation.sealed_store import SealedStore
+
+
+def reencrypt(
+    store: SealedStore,
+    *,
+    keys: Collection[UUID] | None = None,
+    tables: Collection[str] | None = None,
+    batch: int = 1000,
+    items_per_second: float | None = None,
+    shards: int = 1,
+    executor: Executor | None = None,
+    open_store: Callable[[], SealedStore] | None = None,
+    resume: UUID | None = None,
+    dry_run: bool = False,
+    progress: Callable[[JobResult], None] | None = None,
+) -> JobResult:
+    """
+    Seal items again under the active keys of their scopes, while others append and read.
+
+    The target is always the key that is active at the moment; no key is made. It may be interrupted anywhere:
+    the same call goes on with the unfinished job, and two at once share its work.
+
+    Args:
+        store: An ``EventSeal``, or any object with its four.
+        keys: Only items under these; ``None``: all that are not under the active key of their scope, or not
+            in the cipher's suite, or not in its compression (what is not compressed stays so).
+        tables: Only these, by name; ``None``: all that are registered.
+        batch: Items in a transaction at most.
+        items_per_second: Over all workers; ``None``: as fast as they can.
+        shards: Workers to give the *executor*.
+        executor: Runs the workers; ``None``: one in this thread.
+        open_store: Opens the store in a worker; must be importable there. Other processes need it.
+        resume: Only go on with this job. Its keys and tables are those that it was begun with.
+        dry_run: Whether only to count, and to measure on a sample how long it would take.
+        progress: Called now and then with what was done so far.
+
+    Returns:
+        ``done`` items were moved, ``failed`` ones do not open, are suspected forgeries, or are of a scope
+        without an active key; ``left`` are to be moved still. ``complete`` says that a look at all key ids
+        that began when every process had noticed the last rotation found nothing more to move; until that
+        time, ``settles_at``, processes may append under an old key. ``by_table`` counts by outcome,
+        ``by_key`` by the key that items had.
+
+    Raises:
+        ConfigurationError: An argument is wrong, a table is not registered, or a key is not one to move from.
+        JobError: *resume* is no job, or one of a release that keeps jobs in another way.
+        KmsError: The KMS refused or failed; the job goes on when this is called again.
+        StoreError: The database refused or failed; the job goes on when this is called again.
+    """
+    _check(batch, items_per_second, shards, executor, open_store)
+    if resume is not None and (keys is not None or tables is not None or dry_run):
+        raise ConfigurationError("a resumed job has its own keys and tables", remedy="Give resume= alone.")
+    started = time.monotonic()
+    refuse_unregistered_tables(store)
+    if resume is None:
+        found = registered_tables(store.datastore, store.cipher.application, tables)
+        if keys is not None:
+            _refuse_keys(store, keys)
+        sources = table_sources(store, found, keys)
+        if dry_run:
+            return estimate(store, sources, workers=shards, items_per_second=items_per_second)
+        job = begun_job(
+            store,
+            keys=keys,
+            tables=tables,
+            items_per_second=items_per_second,
+            total=sum(source.moving for source in sources),
+        )
+    else:
+        job = resumed_job(store, resume, items_per_second=items_per_second)
+        found = registered_tables(store.datastore, store.cipher.application, job.options["tables"])
+    passes = Passes(
+        store,
+        job,
+        found,
+        keys=keys_of(job),
+        batch=batch,
+        shards=shards,
+        executor=executor,
+        open_store=open_store,
+        run=uuid4().hex,
+        progress=progress,
+        started=started,
+    )
+    return passes.run()
+
+
+def _check(
+    batch: int,
+    items_per_second: float | None,
+    shards: int,
+    executor: Executor | None,
+    open_store: Callable[[], SealedStore] | None,
+) -> None:
+    if batch < 1:
+        raise ConfigurationError(f"batch is {batch}; it must be at least 1")
+    if shards < 1:
+        raise ConfigurationError(f"shards is {shards}; it must be at least 1")
+    if items_per_second is not None and not items_per_second > 0:
+        raise ConfigurationError(f"items_per_second is {items_per_second}; it must be over 0")
+    if isinstance(executor, ProcessPoolExecutor) and open_store is None:
+        raise ConfigurationError(
+            "workers in other processes cannot be given this store: no key travels",
+            remedy="Give open_store=, a function that they can import, such as EventSeal.from_settings.",
+        )
+
+
+def _refuse_keys(store: SealedStore, keys: Collection[UUID]) -> None:
+    """Refuse keys from which nothing is moved."""
+    records = store.key_store.get(keys)
+    for key_id in sorted(keys):
+        record = records.get(key_id)
+        if record is None or record.application != store.cipher.application:
+            raise ConfigurationError(
+                f"application {store.cipher.application} has no key {key_id}",
+                remedy="List the keys with `eventseal keys`.",
+            )
+        if record.state is KeyState.ACTIVE:
+            raise ConfigurationError(
+                f"key {key_id} is the active one of scope {record.scope!r}: its items are where they belong",
+                remedy="Rotate the key first; then its items can be moved to the new one.",
+            )
+        if record.state is KeyState.DESTROYED:
+            raise ConfigurationError(
+                f"key {key_id} is destroyed ({record.destroyed_by}): nothing can be moved from it",
+                remedy="Leave it out.",
+            )

@@ -1,0 +1,134 @@
+"""A worker: takes ranges of a job, one after the other, and moves their items until no range is free."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from eventseal.errors import StoreError
+from eventseal.rotation.batches import ShardLostError, TableMover
+from eventseal.rotation.pacing import Pacer
+from eventseal.rotation.sources import KeyStandings
+from eventseal.rotation.workers import end_worker, is_dead, new_worker
+from eventseal.storage import jobs
+from eventseal.storage.transactions import read, write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from sqlalchemy.engine import Connection
+
+    from eventseal.rotation.sealed_store import SealedStore
+    from eventseal.storage.jobs import Job, Shard
+    from eventseal.storage.registry import SealedTable
+
+LEASE = timedelta(seconds=10)
+"""How long a worker whose process cannot be looked at may be silent before others take its range."""
+
+
+class _Stopped(Exception):  # noqa: N818 - no error: the job was paused, or the run is to end
+    pass
+
+
+class ShardWorker:
+    """
+    Works on the ranges of a job's current pass.
+
+    Args:
+        store: What the job works on.
+        job: As it was read.
+        tables: The registered tables, by name.
+        batch: Items in a transaction at most.
+        run: Which call of ``reencrypt`` it belongs to.
+        on_batch: Called after each batch.
+        sleep: Waits for seconds, where the job is throttled.
+        now: The throttle's clock; ``None``: the database's.
+    """
+
+    def __init__(
+        self,
+        store: SealedStore,
+        job: Job,
+        tables: Mapping[str, SealedTable],
+        *,
+        batch: int,
+        run: str,
+        on_batch: Callable[[], None] | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        now: Callable[[], float] | None = None,
+    ) -> None:
+        self._store = store
+        self._engine = store.datastore.engine
+        self._job = job
+        self._tables = tables
+        self._batch = batch
+        self._run = run
+        self._on_batch = on_batch
+        self._pacer = Pacer(self._engine, job, sleep=sleep, now=now)
+        self._standings = KeyStandings(store, keys_of(job))
+        self._movers: dict[str, TableMover] = {}
+        self._worker = new_worker()
+
+    def work(self) -> None:
+        """
+        Work until no range is free, or until the job is paused or the run is ended.
+
+        Raises:
+            KmsError: The KMS refused or failed; what was moved stays so.
+            StoreError: The database refused or failed.
+        """
+        try:
+            with suppress(_Stopped):
+                self._work()
+        finally:
+            end_worker(self._worker)
+            with suppress(StoreError):  # others see that this worker has ended
+                release = partial(jobs.release_shards, worker=self._worker)
+                write(self._engine, release, doing="giving up a range of a job")
+
+    def _work(self) -> None:
+        claim = partial(jobs.claim_shard, job=self._job, worker=self._worker, lease=LEASE, is_dead=is_dead)
+        while True:
+            read(self._engine, self._check_running, doing="reading a job")
+            shard = write(self._engine, claim, doing="taking a range of a job")
+            if shard is None:
+                return
+            with suppress(ShardLostError):
+                self._finish(shard)
+
+    def _finish(self, shard: Shard) -> None:
+        """Move a range's items, batch by batch, to its end."""
+        mover = self._mover(shard.table_name)
+        while page := mover.page(shard, self._pacer.most(self._batch), self._check_running):
+            self._pacer.wait(len(page), self._show_life)
+            shard = mover.move(shard, page, self._worker)
+            if self._on_batch is not None:
+                self._on_batch()
+        end = partial(jobs.advance_shard, shard=shard, worker=self._worker, done=True)
+        write(self._engine, end, doing="ending a range of a job")
+
+    def _mover(self, table: str) -> TableMover:
+        if table not in self._movers:
+            self._movers[table] = TableMover(self._store, self._tables[table], self._standings)
+        return self._movers[table]
+
+    def _show_life(self) -> None:
+        write(
+            self._engine, partial(jobs.see_worker, worker=self._worker), doing="showing that a worker lives"
+        )
+        read(self._engine, self._check_running, doing="reading a job")
+
+    def _check_running(self, connection: Connection) -> None:
+        (job,) = jobs.load_jobs(connection, self._job.application, job_id=self._job.job_id)
+        if job.state != jobs.RUNNING or self._run in job.stopped_runs:
+            raise _Stopped
+
+
+def keys_of(job: Job) -> list[UUID] | None:
+    """Give the keys that a job was asked for; ``None``: all that are not the active one of their scope."""
+    keys = job.options["keys"]
+    return None if keys is None else [UUID(key_id) for key_id in keys]

@@ -1,0 +1,92 @@
+"""The tables of re-encryption: jobs that any process can go on with, and the marks of compromised keys."""
+
+from __future__ import annotations
+
+from sqlalchemy import JSON, Column, Index, MetaData, Table
+
+from eventseal.storage.types import BinaryUUID, ExactBytes, ExactInteger, ExactText, Seconds, UTCTimestamp
+
+JOB_LAYOUT = 1
+"""Raised whenever these tables mean something else: a job of another layout is not gone on with."""
+
+job_metadata = MetaData()
+
+reencryption_jobs = Table(
+    "reencryption_jobs",
+    job_metadata,
+    Column("job_id", BinaryUUID(), primary_key=True),
+    Column("application", ExactText(), nullable=False),
+    Column("layout", ExactInteger(), nullable=False),
+    Column("release", ExactText(), nullable=False),
+    Column("state", ExactText(), nullable=False),
+    Column("options", JSON(), nullable=False),
+    Column("items_per_second", Seconds()),
+    Column("paced_until", Seconds()),
+    Column("pass_number", ExactInteger(), nullable=False),
+    Column("total", ExactInteger(), nullable=False),
+    Column("stopped_runs", JSON(), nullable=False),
+    Column("created_at", UTCTimestamp(), nullable=False),
+    Column("updated_at", UTCTimestamp(), nullable=False),
+    Column("finished_at", UTCTimestamp()),
+    Index("ix_reencryption_jobs_state", "application", "state"),
+)
+
+reencryption_shards = Table(
+    "reencryption_shards",
+    job_metadata,
+    Column("job_id", BinaryUUID(), primary_key=True),
+    Column("number", ExactInteger(), primary_key=True, autoincrement=False),
+    Column("pass_number", ExactInteger(), nullable=False),
+    Column("phase", ExactInteger(), nullable=False),
+    Column("table_name", ExactText(), nullable=False),
+    Column("selection", JSON(), nullable=False),
+    Column("upto", JSON()),
+    Column("cursor", JSON()),
+    Column("state", ExactText(), nullable=False),
+    Column("worker", ExactText()),
+    Column("seen_at", UTCTimestamp()),
+    Column("version", ExactInteger(), nullable=False),
+    Column("counts", JSON(), nullable=False),
+)
+
+reencrypted_keys = Table(
+    "reencrypted_keys",
+    job_metadata,
+    Column("job_id", BinaryUUID(), primary_key=True),
+    # By shard too, so that no two workers ever wait for each other's row.
+    Column("number", ExactInteger(), primary_key=True, autoincrement=False),
+    Column("key_id", BinaryUUID(), primary_key=True),
+    Column("moved", ExactInteger(), nullable=False),
+)
+
+reencryption_failures = Table(
+    "reencryption_failures",
+    job_metadata,
+    Column("job_id", BinaryUUID(), primary_key=True),
+    Column("number", ExactInteger(), primary_key=True, autoincrement=False),
+    Column("failure", ExactInteger(), primary_key=True, autoincrement=False),
+    Column("pass_number", ExactInteger(), nullable=False),
+    Column("said", JSON(), nullable=False),
+)
+
+compromised_marks = Table(
+    "compromised_marks",
+    job_metadata,
+    Column("key_id", BinaryUUID(), primary_key=True),
+    Column("table_name", ExactText(), primary_key=True),
+    Column("items_found", ExactInteger(), nullable=False),
+    Column("high_water", ExactInteger()),
+    Column("replaced_before", ExactInteger(), nullable=False),
+    Column("recorded_at", UTCTimestamp(), nullable=False),
+)
+
+replaced_envelopes = Table(
+    "replaced_envelopes",
+    job_metadata,
+    Column("key_id", BinaryUUID(), primary_key=True),
+    Column("table_name", ExactText(), primary_key=True),
+    Column("sha256", ExactBytes(), primary_key=True),
+    Column("sequence_id", ExactText(), primary_key=True),
+    Column("position", ExactText(), primary_key=True),
+    Column("replaced_at", UTCTimestamp(), nullable=False),
+)

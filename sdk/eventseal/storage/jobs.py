@@ -1,0 +1,451 @@
+"""Jobs of re-encryption as their tables have them: each function is one step in the caller's transaction."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Numeric, delete, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from eventseal.storage.job_tables import (
+    JOB_LAYOUT,
+    reencrypted_keys,
+    reencryption_failures,
+    reencryption_jobs,
+    reencryption_shards,
+)
+from eventseal.storage.types import DatabaseClock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from datetime import datetime, timedelta
+    from uuid import UUID
+
+    from sqlalchemy import Row
+    from sqlalchemy.engine import Connection
+
+RUNNING, PAUSED, SETTLING, FINISHED = "running", "paused", "settling", "finished"
+OPEN, DONE = "open", "done"
+_CANDIDATES = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """
+    A job as it was read.
+
+    Attributes:
+        job_id: Under which it resumes.
+        application: Whose items.
+        layout: Of these tables, when the job was made.
+        release: That made it.
+        state: ``running`` (a killed one says so too), ``paused``, ``settling`` (all was moved, but others may
+            not have noticed the new keys yet) or ``finished``.
+        options: ``keys`` and ``tables``, each a sorted list of text or ``None``.
+        items_per_second: Over all its workers; ``None``: as fast as they can.
+        pass_number: Of the pass over the tables that is going on, from 1.
+        total: Items that were to be encrypted again when the job was made.
+        stopped_runs: Runs whose workers are to stop.
+        created_at: By the database's clock, UTC, like the other times.
+        updated_at: When it last moved on.
+        finished_at: When a last look found nothing more.
+    """
+
+    job_id: UUID
+    application: str
+    layout: int
+    release: str
+    state: str
+    options: Mapping[str, Any]
+    items_per_second: float | None
+    pass_number: int
+    total: int
+    stopped_runs: Sequence[str]
+    created_at: datetime
+    updated_at: datetime
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """
+    A range of one table in one pass, and how far it is.
+
+    Attributes:
+        job_id: Of its job.
+        number: In the job.
+        pass_number: Of the job.
+        phase: Lower ones first.
+        table_name: The registered table.
+        selection: Which rows, as JSON.
+        upto: The last place of the range as JSON; ``None``: the table's end.
+        cursor: The place behind which the rest begins, as JSON; ``None``: the table's beginning.
+        version: Moves with every change.
+        counts: Of its items, by outcome.
+    """
+
+    job_id: UUID
+    number: int
+    pass_number: int
+    phase: int
+    table_name: str
+    selection: Mapping[str, Any]
+    upto: Any
+    cursor: Any
+    version: int = 0
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """
+    What a job has counted so far.
+
+    Attributes:
+        by_table: By table and outcome; what failed or was left alone counts as of the last pass.
+        by_key: Items that were encrypted again, by the key that they had.
+        open_shards: Ranges that are not done.
+    """
+
+    by_table: Mapping[str, Counter[str]]
+    by_key: Mapping[UUID, int]
+    open_shards: int
+
+
+def insert_job(connection: Connection, job: Mapping[str, Any]) -> None:
+    """Insert a job; its times are set here."""
+    now = DatabaseClock()
+    connection.execute(
+        insert(reencryption_jobs).values(created_at=now, updated_at=now, stopped_runs=[], **job)
+    )
+
+
+def load_jobs(connection: Connection, application: str, *, job_id: UUID | None = None) -> list[Job]:
+    """Read the jobs of an application, or one of them; the oldest first."""
+    query = (
+        select(reencryption_jobs)
+        .where(reencryption_jobs.c.application == application)
+        .order_by(reencryption_jobs.c.created_at, reencryption_jobs.c.job_id)
+    )
+    if job_id is not None:
+        query = query.where(reencryption_jobs.c.job_id == job_id)
+    return [_job(row) for row in connection.execute(query)]
+
+
+def update_job(connection: Connection, job_id: UUID, **values: Any) -> None:
+    """Change a job's columns, and the time at which it last moved on."""
+    connection.execute(
+        update(reencryption_jobs)
+        .where(reencryption_jobs.c.job_id == job_id)
+        .values(updated_at=DatabaseClock(), **values)
+    )
+
+
+def lock_job(connection: Connection, job_id: UUID) -> Job:
+    """Lock a job's row until the transaction ends, and read it."""
+    query = select(reencryption_jobs).where(reencryption_jobs.c.job_id == job_id).with_for_update()
+    return _job(connection.execute(query).one())
+
+
+def lock_job_pace(connection: Connection, job_id: UUID) -> tuple[float | None, float]:
+    """Lock a job's row; give until when its workers have taken time, and the database's clock, in seconds."""
+    columns = reencryption_jobs.c
+    query = select(columns.paced_until, DatabaseClock().label("now")).where(columns.job_id == job_id)
+    row = connection.execute(query.with_for_update()).one()
+    return row.paced_until, row.now.timestamp()
+
+
+def store_job_pace(connection: Connection, job_id: UUID, paced_until: float) -> None:
+    """Store until when a job's workers have taken time."""
+    columns = reencryption_jobs.c
+    connection.execute(
+        update(reencryption_jobs).where(columns.job_id == job_id).values(paced_until=paced_until)
+    )
+
+
+def insert_shards(connection: Connection, shards: Iterable[Shard]) -> None:
+    """Insert ranges that nobody works on yet."""
+    rows = [
+        {
+            "job_id": shard.job_id,
+            "number": shard.number,
+            "pass_number": shard.pass_number,
+            "phase": shard.phase,
+            "table_name": shard.table_name,
+            "selection": shard.selection,
+            "upto": shard.upto,
+            "cursor": shard.cursor,
+            "state": OPEN,
+            "version": shard.version,
+            "counts": dict(shard.counts),
+        }
+        for shard in shards
+    ]
+    if rows:
+        connection.execute(insert(reencryption_shards), rows)
+
+
+def next_shard_number(connection: Connection, job_id: UUID) -> int:
+    """Give the first number that no range of the job has."""
+    query = select(func.max(reencryption_shards.c.number)).where(reencryption_shards.c.job_id == job_id)
+    last = connection.execute(query).scalar_one()
+    return 0 if last is None else last + 1
+
+
+def claim_shard(
+    connection: Connection,
+    job: Job,
+    worker: str,
+    *,
+    lease: timedelta,
+    is_dead: Callable[[str], bool],
+) -> Shard | None:
+    """
+    Take a range that nobody works on, or whose worker is dead or has not been seen for a while.
+
+    Args:
+        connection: In a transaction that writes.
+        job: As it was read.
+        worker: Who takes it.
+        lease: How long a worker may be silent.
+        is_dead: Whether a worker is known to have ended.
+
+    Returns:
+        ``None`` if there is none now.
+    """
+    mine = (
+        reencryption_shards.c.job_id == job.job_id,
+        reencryption_shards.c.pass_number == job.pass_number,
+        reencryption_shards.c.state == OPEN,
+    )
+    ordered = (
+        select(reencryption_shards, DatabaseClock().label("now"))
+        .where(*mine)
+        .order_by(reencryption_shards.c.phase, reencryption_shards.c.number)
+    )
+    free = ordered.where(reencryption_shards.c.worker.is_(None)).limit(_CANDIDATES)
+    taken = ordered.where(reencryption_shards.c.worker.is_not(None))
+    for row in connection.execute(taken).all():
+        if (row.now - row.seen_at > lease or is_dead(row.worker)) and (
+            shard := _claimed(connection, row, worker)
+        ):
+            return shard
+    for row in connection.execute(free).all():
+        if shard := _claimed(connection, row, worker):
+            return shard
+    return None
+
+
+def advance_shard(connection: Connection, shard: Shard, worker: str, *, done: bool = False) -> Shard | None:
+    """
+    Store how far a range is.
+
+    Args:
+        connection: In a transaction that writes.
+        shard: With its new cursor and counts, and the version that was read.
+        worker: Who works on it.
+        done: Whether the range is at its end.
+
+    Returns:
+        The range with its new version; ``None`` if another worker has taken it.
+    """
+    changed = connection.execute(
+        _versioned(shard.job_id, shard.number, shard.version)
+        .where(reencryption_shards.c.worker == worker)
+        .values(
+            cursor=shard.cursor,
+            counts=dict(shard.counts),
+            version=shard.version + 1,
+            seen_at=DatabaseClock(),
+            state=DONE if done else OPEN,
+            worker=None if done else worker,
+        )
+    )
+    return replace(shard, version=shard.version + 1) if changed.rowcount else None
+
+
+def is_shard_at(connection: Connection, shard: Shard) -> bool:
+    """Whether a range is exactly at *shard*: its version and its cursor."""
+    columns = reencryption_shards.c
+    query = select(columns.version, columns.cursor).where(
+        columns.job_id == shard.job_id, columns.number == shard.number
+    )
+    found = connection.execute(query).one_or_none()
+    return found is not None and (found.version, found.cursor) == (shard.version, shard.cursor)
+
+
+def see_worker(connection: Connection, worker: str) -> None:
+    """Note that a worker lives, while it has nothing else to write."""
+    connection.execute(
+        update(reencryption_shards)
+        .where(reencryption_shards.c.worker == worker)
+        .values(seen_at=DatabaseClock())
+    )
+
+
+def release_shards(connection: Connection, worker: str) -> None:
+    """Give up what a worker has taken: it stops."""
+    connection.execute(
+        update(reencryption_shards)
+        .where(reencryption_shards.c.worker == worker)
+        .values(worker=None, seen_at=None)
+    )
+
+
+def add_key_counts(connection: Connection, shard: Shard, counts: Mapping[UUID, int]) -> None:
+    """Add to the items that a range moved, by the key that they had."""
+    rows = [
+        {"job_id": shard.job_id, "number": shard.number, "key_id": key_id, "moved": items}
+        for key_id, items in sorted(counts.items())
+    ]
+    if not rows:
+        return
+    on_postgresql = connection.dialect.name == "postgresql"
+    insertion: Any = (postgresql if on_postgresql else sqlite).insert(reencrypted_keys)
+    connection.execute(
+        insertion.on_conflict_do_update(
+            index_elements=["job_id", "number", "key_id"],
+            set_={"moved": reencrypted_keys.c.moved + insertion.excluded.moved},
+        ),
+        rows,
+    )
+
+
+def add_failures(
+    connection: Connection, shard: Shard, failures: Sequence[Mapping[str, Any]], *, first: int
+) -> None:
+    """List failures of a range, as JSON, behind the *first* ones that it has."""
+    rows = [
+        {
+            "job_id": shard.job_id,
+            "number": shard.number,
+            "failure": number,
+            "pass_number": shard.pass_number,
+            "said": said,
+        }
+        for number, said in enumerate(failures, start=first)
+    ]
+    if rows:
+        connection.execute(insert(reencryption_failures), rows)
+
+
+def load_failures(connection: Connection, job: Job, *, limit: int) -> list[Mapping[str, Any]]:
+    """Read the failures of a job's last pass, in order."""
+    columns = reencryption_failures.c
+    query = (
+        select(columns.said)
+        .where(columns.job_id == job.job_id, columns.pass_number == job.pass_number)
+        .order_by(columns.number, columns.failure)
+        .limit(limit)
+    )
+    return list(connection.execute(query).scalars())
+
+
+def drop_old_failures(connection: Connection, job_id: UUID, pass_number: int) -> None:
+    """Forget what failed before a pass: what still does is found again."""
+    columns = reencryption_failures.c
+    connection.execute(
+        delete(reencryption_failures).where(columns.job_id == job_id, columns.pass_number < pass_number)
+    )
+
+
+def load_totals(connection: Connection, job: Job) -> Totals:
+    """Add up what a job's ranges have counted."""
+    columns = reencryption_shards.c
+    by_table: dict[str, Counter[str]] = {}
+    open_shards = 0
+    query = select(columns.table_name, columns.pass_number, columns.state, columns.counts)
+    for row in connection.execute(query.where(columns.job_id == job.job_id)):
+        counts = by_table.setdefault(row.table_name, Counter())
+        last = row.pass_number == job.pass_number
+        counts.update(row.counts if last else {"done": row.counts.get("done", 0)})
+        open_shards += last and row.state == OPEN
+    keys = reencrypted_keys.c
+    by_key = (
+        select(keys.key_id, func.sum(keys.moved, type_=Numeric()))
+        .where(keys.job_id == job.job_id)
+        .group_by(keys.key_id)
+    )
+    moved = {key_id: int(count) for key_id, count in connection.execute(by_key)}
+    return Totals(by_table, moved, open_shards)
+
+
+def _claimed(connection: Connection, row: Row[Any], worker: str) -> Shard | None:
+    changed = connection.execute(
+        _versioned(row.job_id, row.number, row.version).values(
+            worker=worker, version=row.version + 1, seen_at=DatabaseClock()
+        )
+    )
+    if not changed.rowcount:
+        return None
+    return Shard(
+        job_id=row.job_id,
+        number=row.number,
+        pass_number=row.pass_number,
+        phase=row.phase,
+        table_name=row.table_name,
+        selection=row.selection,
+        upto=row.upto,
+        cursor=row.cursor,
+        version=row.version + 1,
+        counts=row.counts,
+    )
+
+
+def _versioned(job_id: UUID, number: int, version: int) -> Any:
+    columns = reencryption_shards.c
+    return update(reencryption_shards).where(
+        columns.job_id == job_id, columns.number == number, columns.version == version, columns.state == OPEN
+    )
+
+
+def _job(row: Row[Any]) -> Job:
+    return Job(
+        job_id=row.job_id,
+        application=row.application,
+        layout=row.layout,
+        release=row.release,
+        state=row.state,
+        options=row.options,
+        items_per_second=row.items_per_second,
+        pass_number=row.pass_number,
+        total=row.total,
+        stopped_runs=row.stopped_runs,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        finished_at=row.finished_at,
+    )
+
+
+__all__ = [
+    "DONE",
+    "FINISHED",
+    "JOB_LAYOUT",
+    "OPEN",
+    "PAUSED",
+    "RUNNING",
+    "SETTLING",
+    "Job",
+    "Shard",
+    "Totals",
+    "add_failures",
+    "add_key_counts",
+    "advance_shard",
+    "claim_shard",
+    "drop_old_failures",
+    "insert_job",
+    "insert_shards",
+    "is_shard_at",
+    "load_failures",
+    "load_jobs",
+    "load_totals",
+    "lock_job",
+    "lock_job_pace",
+    "next_shard_number",
+    "release_shards",
+    "see_worker",
+    "store_job_pace",
+    "update_job",
+]
