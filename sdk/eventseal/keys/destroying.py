@@ -136,15 +136,16 @@ class Destroyer:
             lambda: self._named(key_ids), plan, f"{len(key_ids)} keys were marked compromised"
         )
 
-    def retire(self, key_ids: Collection[UUID]) -> list[KeyRecord]:
+    def retire(self, key_ids: Collection[UUID], *, dry_run: bool) -> list[KeyRecord]:
         """
         Destroy keys that nothing needs. Who calls it has closed their fences and found no item left.
 
         Args:
             key_ids: Of data keys and branch keys, deactivated or compromised; what is destroyed stays so.
+            dry_run: Whether to check the rows only.
 
         Returns:
-            Their tombstones, in order of id.
+            Their tombstones, or the rows as they are, in order of id.
 
         Raises:
             JobError: A key is active, is of a purpose that is never retired, or has wrapped other keys.
@@ -153,8 +154,10 @@ class Destroyer:
 
         def plan(rows: Sequence[KeyRecord]) -> Moves:
             for record in rows:
-                _refuse_active(record)
-                _refuse_purpose(record)
+                refuse_retirement(record)
+            if dry_run:
+                self._refuse_wrapping(rows)
+                return Moves([])
             return Moves([(record, _ended(record, "retired")) for record in rows if record.state.opens])
 
         return self._change(
@@ -344,21 +347,28 @@ def _slot_holder(rows: Sequence[KeyRecord]) -> KeyRecord | None:
     return max(held or shredded, key=lambda record: record.key_id, default=None)
 
 
+def refuse_retirement(record: KeyRecord) -> None:
+    """
+    Refuse to retire a key that is in use, or whose items nobody can count.
+
+    Raises:
+        JobError: The key is active, or of a purpose that is never retired.
+    """
+    _refuse_active(record)
+    if record.purpose not in RETIRED_PURPOSES:
+        raise JobError(
+            f"key {record.key_id} is of purpose {record.purpose}, and such keys are never retired",
+            key_id=record.key_id,
+            remedy="What it has sealed is nested inside items, where nobody counts it: only a shred ends it.",
+        )
+
+
 def _refuse_active(record: KeyRecord) -> None:
     if record.state is KeyState.ACTIVE:
         raise JobError(
             f"key {record.key_id} is the active key of scope {record.scope!r}",
             key_id=record.key_id,
             remedy=f"Rotate the scope first: `eventseal rotate --scope {record.scope}`.",
-        )
-
-
-def _refuse_purpose(record: KeyRecord) -> None:
-    if record.purpose not in RETIRED_PURPOSES:
-        raise JobError(
-            f"key {record.key_id} is of purpose {record.purpose}, and such keys are never retired",
-            key_id=record.key_id,
-            remedy="What it has sealed is nested inside items, where nobody can count it: only a shred ends it.",
         )
 
 

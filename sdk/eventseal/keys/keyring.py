@@ -6,23 +6,24 @@ from typing import TYPE_CHECKING, NoReturn
 
 from eventseal.errors import ConfigurationError
 from eventseal.keys.branch_moving import BranchMover
-from eventseal.keys.branch_wrapping import branch_scopes, checked_branches
+from eventseal.keys.branch_wrapping import checked_branches
 from eventseal.keys.branches import Branches
 from eventseal.keys.confirmation import Confirmation
 from eventseal.keys.counters import CountedStore, KeyringCounters
 from eventseal.keys.destroying import Destroyer
 from eventseal.keys.forks import renew_in_children
 from eventseal.keys.kek_facts import KekFacts
+from eventseal.keys.lifecycle import KeyLifecycle
 from eventseal.keys.memory import Memory
 from eventseal.keys.moved import RowChecks
 from eventseal.keys.moving import Mover
 from eventseal.keys.policy import BootClock, CachePolicy, RotationPolicy
 from eventseal.keys.purposes import KeysOfPurpose
-from eventseal.keys.records import DEFAULT_SCOPE, checked_application, checked_scope
+from eventseal.keys.records import checked_application
 from eventseal.keys.refreshing import Refresher
 from eventseal.keys.resources import Resources
 from eventseal.keys.rewrapping import Rewrap, Rewrapper
-from eventseal.keys.states import KeyPurpose, KeyState
+from eventseal.keys.states import KeyPurpose
 from eventseal.keys.store import KeyStore
 from eventseal.keys.store_key import StoreKey
 from eventseal.keys.verifying import Verifier
@@ -35,15 +36,12 @@ if TYPE_CHECKING:
 
     from eventseal.errors import EventSealError
     from eventseal.keys.data_key import DataKey
-    from eventseal.keys.destroying import ShreddedScope
     from eventseal.keys.policy import Clock
-    from eventseal.keys.records import KeyRecord
     from eventseal.keys.resources import Wrapping
-    from eventseal.keys.rotating import Rotated
     from eventseal.keys.source import KeySource
 
 
-class Keyring:
+class Keyring(KeyLifecycle):
     """
     Decides which key seals, and finds the key that opens. It may be shared by threads, and survives a fork.
 
@@ -187,53 +185,6 @@ class Keyring:
                 return found
         return self._opener.keys(key_ids)
 
-    def rotate(self, scope: str = DEFAULT_SCOPE, *, compromised: bool = False) -> KeyRecord:
-        """
-        Give *scope* a new active key; the old one opens only. No item is touched.
-
-        Args:
-            scope: Whose key is replaced; one that has none gets its first.
-            compromised: Whether the old key's items must be encrypted again.
-
-        Returns:
-            The row of the new active key, or of another process's if that was first.
-
-        Raises:
-            ConfigurationError: The scope's name is refused, or the keyring is closed.
-            IntegrityError: The key's row, or the change mark, is not what a keyring sealed.
-            KeyDestroyedError: The scope was closed.
-            KmsError: The KMS refused or failed; the old key is still the active one.
-            StoreError: The key store refused or failed.
-        """
-        self._memory.check_open()
-        return self._data_keys.rotate(checked_scope(scope), compromised=compromised).new
-
-    def rotate_many(
-        self, scopes: Collection[str], *, compromised: bool = False
-    ) -> dict[str, Rotated | EventSealError]:
-        """
-        Rotate the keys of many scopes as :meth:`rotate` does, with as few calls of the KMS as it allows.
-
-        The new keys are not held: a process may rotate more of them than it has room for.
-
-        Args:
-            scopes: A few hundred at a time, whose keys are wrapped together.
-            compromised: Whether the old keys' items must be encrypted again.
-
-        Returns:
-            By scope the old key and the row of the new one, or why this scope was not rotated:
-            ``KeyDestroyedError`` or ``IntegrityError``.
-
-        Raises:
-            ConfigurationError: A scope's name is refused, or the keyring is closed.
-            KmsError: The KMS refused or failed; the old keys are still the active ones.
-            StoreError: The key store refused or failed; the scopes before stay rotated.
-        """
-        self._memory.check_open()
-        return self._data_keys.rotate_many(
-            [checked_scope(scope) for scope in scopes], compromised=compromised
-        )
-
     def prepare(self, scopes: Collection[str], *, purpose: KeyPurpose = KeyPurpose.DATA) -> None:
         """
         Make the keys of *scopes* that have none, ahead of a write transaction; raises as ``sealing_keys``.
@@ -256,30 +207,6 @@ class Keyring:
         self._branch_keys.opener.look_again()
         self._field_keys.opener.look_again()
         self._opener.look_again()
-
-    def rotate_branches(self, *, compromised: bool = False) -> list[KeyRecord]:
-        """
-        Give every branch a new key; the old ones unwrap what they have wrapped, and wrap no more.
-
-        Args:
-            compromised: Whether the data keys under the old ones must be wrapped, and items encrypted, again.
-
-        Returns:
-            The rows of the new branch keys.
-
-        Raises:
-            ConfigurationError: The keyring has no ``branches``, or is closed.
-            EventSealError: As :meth:`rotate` raises; the branches before stay rotated.
-        """
-        if self._branch_count is None:
-            raise ConfigurationError(
-                "the keyring has no branches", remedy="Give it branches=, or rotate the key of a scope."
-            )
-        self._memory.check_open()
-        return [
-            self._branch_keys.rotate(scope, compromised=compromised).new
-            for scope in branch_scopes(self._branch_count)
-        ]
 
     def rewrap(
         self,

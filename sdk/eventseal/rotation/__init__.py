@@ -1,9 +1,11 @@
 """The maintenance verbs over a store of sealed items, and the one type of their results."""
 
+from eventseal.rotation.data_keys import mark_compromised, rotate_keys
 from eventseal.rotation.jobs import list_jobs, pause_job
 from eventseal.rotation.keks import KekReport, kek_report, refuse_needed_kek
 from eventseal.rotation.reencrypt import reencrypt
 from eventseal.rotation.results import Failure, JobResult
+from eventseal.rotation.retire import retire
 from eventseal.rotation.rewrap import rewrap
 from eventseal.rotation.sealed_store import SealedStore
 from eventseal.rotation.verify import verify
@@ -15,9 +17,12 @@ __all__ = [
     "SealedStore",
     "kek_report",
     "list_jobs",
+    "mark_compromised",
     "pause_job",
     "reencrypt",
     "refuse_needed_kek",
+    "retire",
     "rewrap",
+    "rotate_keys",
     "verify",
 ]

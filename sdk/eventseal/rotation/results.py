@@ -10,8 +10,13 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
+    from eventseal.errors import EventSealError
+
 MAX_FAILURES = 1000
 """Failures that a result lists; the count goes on."""
+
+MAX_KEYS_LISTED = 100_000
+"""Keys that a result lists by id; the counts go on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +39,18 @@ class Failure:
     error: str
     message: str
     remedy: str
+
+    @classmethod
+    def of_key(cls, table: str, key_id: UUID | None, error: EventSealError) -> Failure:
+        """Describe an error of one key's row in a table of EventSeal's own."""
+        return cls(
+            table=table,
+            row={} if key_id is None else {"key_id": str(key_id)},
+            key_id=key_id,
+            error=type(error).__name__,
+            message=str(error),
+            remedy=error.remedy,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Give it as JSON has it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.dialects import postgresql, sqlite
 
 from eventseal.storage.key_tables import key_fences
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
 OPEN, CLOSED = "open", "closed"
+PATIENCE = 2
+"""Seconds for which the closing of a fence waits for transactions that wrote under the key."""
 _CHUNK = 500
 
 
@@ -49,6 +51,20 @@ def close_fence(connection: Connection, key_id: UUID) -> None:
     """
     closing = _insert(connection).on_conflict_do_update(index_elements=["key_id"], set_={"state": CLOSED})
     connection.execute(closing, {"key_id": key_id, "state": CLOSED})
+
+
+def close_fences(connection: Connection, key_ids: Collection[UUID]) -> None:
+    """
+    Close the fences of several keys as :func:`close_fence` does, in order of id, without waiting for long.
+
+    Args:
+        connection: As there. On SQLite it holds the write lock already, so that there is nothing to wait for.
+        key_ids: Also of keys that never had a fence here.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SET LOCAL lock_timeout = '{PATIENCE}s'"))
+    for key_id in sorted(key_ids):
+        close_fence(connection, key_id)
 
 
 def fence_states(connection: Connection, key_ids: Collection[UUID]) -> dict[UUID, str]:

@@ -1,0 +1,202 @@
+"""What happens to keys after they were made: they are rotated, marked compromised, retired, shredded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eventseal.errors import ConfigurationError
+from eventseal.keys.branch_wrapping import branch_scopes
+from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
+from eventseal.keys.states import KeyPurpose, KeyState
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from uuid import UUID
+
+    from eventseal.errors import EventSealError
+    from eventseal.keys.destroying import Destroyer, ShreddedScope
+    from eventseal.keys.memory import Memory
+    from eventseal.keys.purposes import KeysOfPurpose
+    from eventseal.keys.records import KeyRecord
+    from eventseal.keys.rotating import Rotated
+
+
+class KeyLifecycle:
+    """The part of a keyring that moves keys from one state to another."""
+
+    _branch_count: int | None
+    _branch_keys: KeysOfPurpose
+    _data_keys: KeysOfPurpose
+    _destroyer: Destroyer
+    _memory: Memory
+
+    def rotate(self, scope: str = DEFAULT_SCOPE, *, compromised: bool = False) -> KeyRecord:
+        """
+        Give *scope* a new active key; the old one opens only. No item is touched.
+
+        Args:
+            scope: Whose key is replaced; one that has none gets its first.
+            compromised: Whether the old key's items must be encrypted again.
+
+        Returns:
+            The row of the new active key, or of another process's if that was first.
+
+        Raises:
+            ConfigurationError: The scope's name is refused, or the keyring is closed.
+            IntegrityError: The key's row, or the change mark, is not what a keyring sealed.
+            KeyDestroyedError: The scope was closed.
+            KmsError: The KMS refused or failed; the old key is still the active one.
+            StoreError: The key store refused or failed.
+        """
+        self._memory.check_open()
+        return self._data_keys.rotate(checked_scope(scope), compromised=compromised).new
+
+    def rotate_many(
+        self, scopes: Collection[str], *, compromised: bool = False
+    ) -> dict[str, Rotated | EventSealError]:
+        """
+        Rotate the keys of many scopes as :meth:`rotate` does, with as few calls of the KMS as it allows.
+
+        The new keys are not held: a process may rotate more of them than it has room for.
+
+        Args:
+            scopes: A few hundred at a time, whose keys are wrapped together.
+            compromised: Whether the old keys' items must be encrypted again.
+
+        Returns:
+            By scope the old key and the row of the new one, or why this scope was not rotated:
+            ``KeyDestroyedError`` or ``IntegrityError``.
+
+        Raises:
+            ConfigurationError: A scope's name is refused, or the keyring is closed.
+            KmsError: The KMS refused or failed; the old keys are still the active ones.
+            StoreError: The key store refused or failed; the scopes before stay rotated.
+        """
+        self._memory.check_open()
+        return self._data_keys.rotate_many(
+            [checked_scope(scope) for scope in scopes], compromised=compromised
+        )
+
+    def rotate_branches(self, *, compromised: bool = False) -> list[KeyRecord]:
+        """
+        Give every branch a new key; the old ones unwrap what they have wrapped, and wrap no more.
+
+        Args:
+            compromised: Whether the data keys under the old ones must be wrapped, and items encrypted, again.
+
+        Returns:
+            The rows of the new branch keys.
+
+        Raises:
+            ConfigurationError: The keyring has no ``branches``, or is closed.
+            EventSealError: As :meth:`rotate` raises; the branches before stay rotated.
+        """
+        if self._branch_count is None:
+            raise ConfigurationError(
+                "the keyring has no branches", remedy="Give it branches=, or rotate the key of a scope."
+            )
+        self._memory.check_open()
+        return [
+            self._branch_keys.rotate(scope, compromised=compromised).new
+            for scope in branch_scopes(self._branch_count)
+        ]
+
+    def compromise(self, key_ids: Collection[UUID]) -> list[KeyRecord]:
+        """
+        Mark keys compromised: what they have sealed must be sealed again. An active one is replaced first.
+
+        Args:
+            key_ids: Of data keys and branch keys; what is compromised already stays as it is.
+
+        Returns:
+            Their rows, in order of id.
+
+        Raises:
+            ConfigurationError: A key is of another purpose, or the keyring is closed.
+            IntegrityError: A key's row, or the change mark, is not what a keyring sealed.
+            KeyDestroyedError: A key was destroyed; nothing was done.
+            KeyNotFoundError: There is no such key; nothing was done.
+            KmsError: The KMS refused or failed; the keys that were not replaced yet are active still.
+            StoreError: The key store refused or failed.
+        """
+        self._memory.check_open()
+        for record in self._destroyer.compromisable(key_ids):
+            if record.state is KeyState.ACTIVE:
+                keys = self._branch_keys if record.purpose is KeyPurpose.BRANCH else self._data_keys
+                keys.rotate(record.scope, compromised=True)
+        return self._destroyer.mark_compromised(key_ids)
+
+    def retire(self, key_ids: Collection[UUID], *, dry_run: bool = False) -> list[KeyRecord]:
+        """
+        Destroy keys that nothing needs any more. Use :func:`eventseal.rotation.retire`, which sees to that.
+
+        Args:
+            key_ids: Of data keys and branch keys, deactivated or compromised, all or none of which are
+                destroyed. The fences of the data keys were closed, and then no item of them was found.
+            dry_run: Whether to check only what the key store says.
+
+        Returns:
+            Their tombstones, or the rows as they are, in order of id.
+
+        Raises:
+            IntegrityError: A key's row, or the change mark, is not what a keyring sealed.
+            JobError: A key is active, is never retired, or has wrapped other keys.
+            KeyNotFoundError: There is no such key.
+            StoreError: The key store refused or failed.
+        """
+        self._memory.check_open()
+        return self._destroyer.retire(key_ids, dry_run=dry_run)
+
+    def shred(self, scope: str) -> ShreddedScope:
+        """
+        Destroy every key of a scope, so that nothing of it is ever opened again, and close the scope.
+
+        Nobody seals for a closed scope until it is reopened. :func:`eventseal.erasure.shred` does this and
+        closes the fences too, so that no stale writer's item is written unreadable.
+
+        Args:
+            scope: One that has had a key. Shredded again, it stays closed, or is closed again.
+
+        Raises:
+            ConfigurationError: No key of the scope was ever made, it is ``application``, its name is refused,
+                or the keyring is closed.
+            IntegrityError: A row of the scope, or the change mark, is not what a keyring sealed; nothing was
+                destroyed.
+            StoreError: The key store refused or failed.
+        """
+        self._memory.check_open()
+        return self._destroyer.shred(checked_scope(scope))
+
+    def reopen(self, scope: str) -> list[KeyRecord]:
+        """
+        Let a scope that was shredded have keys again. What was shredded stays so.
+
+        Args:
+            scope: One that is closed; nothing is done to one that is not.
+
+        Returns:
+            The tombstones that had closed the scope.
+
+        Raises:
+            ConfigurationError: No key of the scope was ever made, its name is refused, or the keyring is
+                closed.
+            IntegrityError: A row of the scope, or the change mark, is not what a keyring sealed.
+            StoreError: The key store refused or failed.
+        """
+        self._memory.check_open()
+        return self._destroyer.reopen(checked_scope(scope))
+
+    def branch_uses(self, branch_ids: Collection[UUID]) -> dict[UUID, int]:
+        """
+        Count the wrappings that branch keys have made and that are there still.
+
+        Args:
+            branch_ids: Of branch keys.
+
+        Returns:
+            By branch key; one that has none is left out.
+
+        Raises:
+            StoreError: The key store refused or failed.
+        """
+        return self._destroyer.wrapped_under(branch_ids)

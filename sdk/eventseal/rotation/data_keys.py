@@ -1,0 +1,207 @@
+"""Rotate: every scope, or some, gets a new active key; and keys that leaked are marked compromised."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from eventseal.errors import ConfigurationError, EventSealError, KeyDestroyedError
+from eventseal.keys.records import checked_scope
+from eventseal.keys.states import KeyPurpose, KeyState
+from eventseal.rotation.compromised import record_marks
+from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+    from uuid import UUID
+
+    from eventseal.keys.rotating import Rotated
+    from eventseal.rotation.sealed_store import SealedStore
+
+KEY_TABLE = "encryption_keys"
+
+_PAGE_SIZE = 1000
+_BATCH_SIZE = 100
+
+
+def rotate_keys(
+    store: SealedStore,
+    *,
+    scopes: Collection[str] | None = None,
+    compromised: bool = False,
+    progress: Callable[[JobResult], None] | None = None,
+) -> JobResult:
+    """
+    Give scopes new active keys; the old ones open only. No item is touched.
+
+    Interrupted, it leaves each scope with its old key or a new one. Run again, it rotates all of them.
+
+    Args:
+        store: An ``EventSeal``, or any object with its four.
+        scopes: Only these; ``None``: every scope that has an active data key.
+        compromised: Whether the old keys' items must be encrypted again; nobody appends under them any more.
+        progress: Called after each batch with what was done so far.
+
+    Returns:
+        ``done`` counts the scopes that have a new key, ``failed`` those whose row is not in order. ``by_key``
+        names the keys that were replaced.
+
+    Raises:
+        ConfigurationError: No key of a named scope was ever made; nothing was done.
+        KeyDestroyedError: A named scope is closed; nothing was done.
+        KmsError: The KMS refused or failed; what was rotated before stays so.
+        StoreError: The database refused or failed; what was rotated before stays so.
+    """
+    run = _Run(store, compromised=compromised, progress=progress)
+    if scopes is None:
+        for some in _active_scopes(store):
+            run.rotate(some)
+    else:
+        named = list(dict.fromkeys(map(checked_scope, scopes)))
+        _refuse_closed(store, named)
+        run.rotate(named)
+    return run.result(complete=True)
+
+
+def mark_compromised(
+    store: SealedStore,
+    keys: Collection[UUID],
+    *,
+    progress: Callable[[JobResult], None] | None = None,
+) -> JobResult:
+    """
+    Mark keys compromised by their ids, also keys that were replaced long ago. No item is touched.
+
+    An active one is replaced first. Nobody appends under them any more, and what is under them now is
+    recorded, so that a forgery that comes later shows; for a key that is compromised already it is recorded
+    anew.
+
+    Args:
+        store: An ``EventSeal``, or any object with its four.
+        keys: Data keys and branch keys.
+        progress: Called after each batch with what was done so far.
+
+    Returns:
+        ``done`` counts the keys; ``by_key`` names them.
+
+    Raises:
+        ConfigurationError: A key is of a purpose whose items nobody finds; nothing was done.
+        IntegrityError: A key's row is not what a keyring sealed.
+        KeyDestroyedError: A key is destroyed; nothing was done.
+        KeyNotFoundError: There is no such key; nothing was done.
+        KmsError: The KMS refused or failed.
+        StoreError: The database refused or failed, or a transaction that writes under a key goes on for more
+            than 2 seconds; run it again.
+    """
+    run = _Run(store, compromised=True, progress=progress)
+    records = store.keyring.compromise(list(dict.fromkeys(keys)))
+    for start in range(0, len(records), _BATCH_SIZE):
+        some = records[start : start + _BATCH_SIZE]
+        run.mark([record.key_id for record in some if record.purpose is KeyPurpose.DATA])
+        run.count([record.key_id for record in some], done=len(some))
+    return run.result(complete=True)
+
+
+class _Run:
+    """One run: what it has done so far, and how it goes on."""
+
+    def __init__(
+        self, store: SealedStore, *, compromised: bool, progress: Callable[[JobResult], None] | None
+    ) -> None:
+        self._store = store
+        self._compromised = compromised
+        self._progress = progress
+        self._started = time.monotonic()
+        self._done = self._failed = 0
+        self._by_key: dict[UUID, int] = {}
+        self._failures: list[Failure] = []
+
+    def rotate(self, scopes: Sequence[str]) -> None:
+        """Rotate scopes, a batch of which shares the calls of the KMS."""
+        for start in range(0, len(scopes), _BATCH_SIZE):
+            some = scopes[start : start + _BATCH_SIZE]
+            rotated: list[Rotated] = []
+            outcomes = self._store.keyring.rotate_many(some, compromised=self._compromised)
+            for outcome in outcomes.values():
+                if isinstance(outcome, EventSealError):
+                    self._fail(outcome)
+                else:
+                    rotated.append(outcome)
+            replaced = [outcome.old for outcome in rotated if outcome.old is not None]
+            if self._compromised:
+                self.mark(replaced)
+            self.count(replaced, done=len(rotated))
+
+    def mark(self, key_ids: Collection[UUID]) -> None:
+        """Record what is under compromised keys."""
+        if key_ids:
+            record_marks(self._store, key_ids)
+
+    def count(self, key_ids: Collection[UUID], *, done: int) -> None:
+        """Count keys, and scopes or keys, that are done with."""
+        self._done += done
+        for key_id in key_ids:
+            if len(self._by_key) < MAX_KEYS_LISTED:
+                self._by_key[key_id] = 1
+        if self._progress is not None:
+            self._progress(self.result(complete=False))
+
+    def result(self, *, complete: bool) -> JobResult:
+        """Give what was done so far."""
+        return JobResult(
+            verb="rotate",
+            complete=complete and not self._failed,
+            done=self._done,
+            left=0,
+            failed=self._failed,
+            seconds=time.monotonic() - self._started,
+            by_key=dict(self._by_key),
+            failures=tuple(self._failures),
+        )
+
+    def _fail(self, error: EventSealError) -> None:
+        self._failed += 1
+        if len(self._failures) < MAX_FAILURES:
+            key_id = getattr(error, "key_id", None)
+            self._failures.append(Failure.of_key(KEY_TABLE, key_id, error))
+
+
+def _active_scopes(store: SealedStore) -> Iterator[list[str]]:
+    """Give the scopes whose key was made before now: those that this run makes are new enough."""
+    began = store.key_store.now()
+    after: UUID | None = None
+    while page := store.key_store.page(
+        store.cipher.application, after=after, limit=_PAGE_SIZE, state=KeyState.ACTIVE
+    ):
+        yield [
+            record.scope
+            for record in page
+            if record.purpose is KeyPurpose.DATA and (record.created_at is None or record.created_at <= began)
+        ]
+        after = page[-1].key_id
+
+
+def _refuse_closed(store: SealedStore, scopes: Sequence[str]) -> None:
+    """Refuse scopes that have no key to be replaced."""
+    application = store.cipher.application
+    holders = store.key_store.active(application, scopes)
+    for scope in scopes:
+        holder = holders.get(scope)
+        if holder is None:
+            data_keys = [
+                record
+                for record in store.key_store.of_scope(application, scope)
+                if record.purpose is KeyPurpose.DATA
+            ]
+            if not data_keys:
+                raise ConfigurationError(
+                    f"no key of scope {scope!r} was ever made; nothing was rotated",
+                    remedy="Check how the scope is spelled: `eventseal keys` lists those that have keys.",
+                )
+        elif holder.state is KeyState.DESTROYED:
+            raise KeyDestroyedError(
+                f"scope {scope!r} is closed: its keys were {holder.destroyed_by}; nothing was rotated",
+                key_id=holder.key_id,
+                scope=scope,
+                destroyed_by=holder.destroyed_by,
+            )

@@ -1,0 +1,258 @@
+"""Retire: destroy keys that no item needs any more, after nothing can be written under them."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from functools import partial
+from typing import TYPE_CHECKING
+
+from eventseal.errors import EventSealError, IntegrityError, JobError, KeyNotFoundError
+from eventseal.keys.destroying import refuse_retirement
+from eventseal.keys.states import KeyPurpose, KeyState
+from eventseal.rotation.closing import close_and_count
+from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult
+from eventseal.rotation.sealed_store import refuse_unregistered_tables, registered_tables
+from eventseal.storage.key_counts import count_under
+from eventseal.storage.transactions import read
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from uuid import UUID
+
+    from eventseal.errors import StoreUnavailableError
+    from eventseal.keys.records import KeyRecord
+    from eventseal.rotation.sealed_store import SealedStore
+
+_PAGE_SIZE = 1000
+_BATCH_SIZE = 100
+
+
+def retire(
+    store: SealedStore,
+    *,
+    keys: Collection[UUID] | None = None,
+    dry_run: bool = False,
+    progress: Callable[[JobResult], None] | None = None,
+) -> JobResult:
+    """
+    Destroy keys under which nothing is sealed any more. Interrupted anywhere, it is run again.
+
+    In the items' database one transaction closes the keys' fences, which waits for every transaction that
+    wrote under them, and counts what is left in a later statement; only then their wrappings are deleted.
+    A branch key goes when it wraps no other key.
+
+    Args:
+        store: An ``EventSeal``, or any object with its four.
+        keys: Only these; ``None``: every data key and branch key that is deactivated or compromised.
+        dry_run: Whether to count only.
+        progress: Called after each batch with what was done so far.
+
+    Returns:
+        ``done`` counts the keys that were destroyed, or would be, ``left`` those that are needed still and
+        ``failed`` those whose fence somebody held or whose row is not in order. ``by_key`` gives the items
+        under each, or for a branch key the keys: 0 for one that was destroyed. ``by_table`` gives the items
+        that are left.
+
+    Raises:
+        ConfigurationError: A table that looks sealed is not registered, or a registered one is not there.
+        JobError: A named key is needed still, with the ``result`` of the others; or, before anything is done,
+            a named one is active, or of a purpose that is never retired.
+        KeyNotFoundError: There is no such key; nothing was done.
+        StoreUnavailableError: Somebody held the fence of a named key, with the ``result`` of the others.
+        StoreError: The database refused or failed.
+    """
+    refuse_unregistered_tables(store)
+    run = _Retirement(store, dry_run=dry_run, progress=progress)
+    if keys is None:
+        run.retire_pages()
+    else:
+        run.retire_named(_named(store, keys))
+    return run.result(complete=True)
+
+
+class _Retirement:
+    """One run: what it has done so far, and how it goes on."""
+
+    def __init__(
+        self, store: SealedStore, *, dry_run: bool, progress: Callable[[JobResult], None] | None
+    ) -> None:
+        self._store = store
+        self._tables = registered_tables(store.datastore, store.cipher.application)
+        self._dry_run = dry_run
+        self._progress = progress
+        self._started = time.monotonic()
+        self._done = self._left = self._failed = 0
+        self._by_table: dict[str, Counter[str]] = {}
+        self._by_key: dict[UUID, int] = {}
+        self._failures: list[Failure] = []
+        self._held: dict[UUID, StoreUnavailableError] = {}
+        self._needed: dict[UUID, str] = {}
+
+    def retire_pages(self) -> None:
+        """Retire whatever may go: data keys first, since they may be all that a branch key is needed for."""
+        branches: list[UUID] = []
+        for page in _closed_keys(self._store):
+            branches += [record.key_id for record in page if record.purpose is KeyPurpose.BRANCH]
+            self._retire_data_keys([record.key_id for record in page if record.purpose is KeyPurpose.DATA])
+        self._retire_branch_keys(branches)
+
+    def retire_named(self, records: Sequence[KeyRecord]) -> None:
+        """Retire some keys, and say what needs those that must stay."""
+        for purpose, work in (
+            (KeyPurpose.DATA, self._retire_data_keys),
+            (KeyPurpose.BRANCH, self._retire_branch_keys),
+        ):
+            work([record.key_id for record in records if record.purpose is purpose])
+        facts = {"result": self.result(complete=False)}
+        for key_id, what in self._needed.items():
+            others = f", and {len(self._needed) - 1} more keys are needed" * (len(self._needed) > 1)
+            raise JobError(f"key {key_id} stays: {what}{others}", remedy=_REMEDY, key_id=key_id, **facts)
+        for error in self._held.values():
+            error.__dict__.update(facts)
+            raise error
+
+    def result(self, *, complete: bool) -> JobResult:
+        """Give what was done so far."""
+        return JobResult(
+            verb="retire",
+            complete=complete and not self._failed,
+            done=self._done,
+            left=self._left,
+            failed=self._failed,
+            seconds=time.monotonic() - self._started,
+            by_table={table: dict(counts) for table, counts in self._by_table.items()},
+            by_key=dict(self._by_key),
+            failures=tuple(self._failures),
+        )
+
+    # --- data keys ---
+
+    def _retire_data_keys(self, key_ids: Sequence[UUID]) -> None:
+        for start in range(0, len(key_ids), _BATCH_SIZE):
+            self._retire_batch(key_ids[start : start + _BATCH_SIZE])
+            self._tell()
+
+    def _retire_batch(self, key_ids: Sequence[UUID]) -> None:
+        """Leave out what is needed, before any fence is closed; it is counted again afterwards."""
+        engine = self._store.datastore.engine
+        items = read(
+            engine,
+            partial(count_under, tables=self._tables, key_ids=key_ids),
+            doing="counting the items of keys",
+        )
+        self._keep(items)
+        free = self._checked([key_id for key_id in key_ids if key_id not in items])
+        if self._dry_run:
+            self._count_done(free)
+            return
+        closing = close_and_count(engine, self._tables, free, even_if_needed=False)
+        self._keep(closing.needed)
+        for key_id, error in closing.held.items():
+            self._held[key_id] = error
+            self._fail("key_fences", key_id, error)
+        self._destroy(list(closing.closed))
+
+    def _keep(self, items: Mapping[UUID, Counter[str]]) -> None:
+        for key_id, by_table in items.items():
+            self._left += 1
+            self._list(key_id, by_table.total())
+            said = ", ".join(f"{count} items of {table}" for table, count in by_table.items())
+            self._needed[key_id] = f"{said} are sealed under it"
+            for table, count in by_table.items():
+                self._by_table.setdefault(table, Counter())["left"] += count
+
+    # --- branch keys ---
+
+    def _retire_branch_keys(self, key_ids: Sequence[UUID]) -> None:
+        uses = self._store.keyring.branch_uses(key_ids)
+        for branch_id, wrappings in uses.items():
+            self._keep_branch(branch_id, wrappings)
+        free = self._checked([key_id for key_id in key_ids if key_id not in uses])
+        if self._dry_run:
+            self._count_done(free)
+        else:
+            self._destroy(free)
+        self._tell()
+
+    def _keep_branch(self, branch_id: UUID, wrappings: int) -> None:
+        self._left += 1
+        self._list(branch_id, wrappings)
+        self._needed[branch_id] = f"{wrappings} keys are wrapped under it"
+
+    # --- both ---
+
+    def _checked(self, key_ids: Sequence[UUID]) -> list[UUID]:
+        """Leave out keys whose row is not in order: no fence is closed because of an edited row."""
+        return self._each_if_not_all(key_ids, lambda some: self._store.keyring.retire(some, dry_run=True))
+
+    def _destroy(self, key_ids: Sequence[UUID]) -> None:
+        self._count_done(self._each_if_not_all(key_ids, self._store.keyring.retire))
+
+    def _each_if_not_all(
+        self, key_ids: Sequence[UUID], work: Callable[[Sequence[UUID]], object]
+    ) -> list[UUID]:
+        """Do *work* with all keys together; if one of them is refused, with each alone."""
+        if not key_ids:
+            return []
+        try:
+            work(key_ids)
+        except (IntegrityError, JobError) as error:
+            if len(key_ids) > 1:
+                return [key_id for one in key_ids for key_id in self._each_if_not_all([one], work)]
+            self._refuse(key_ids[0], error)
+            return []
+        return list(key_ids)
+
+    def _refuse(self, key_id: UUID, error: EventSealError) -> None:
+        if isinstance(error, JobError):  # a wrapping under it, or a state, that came meanwhile
+            self._left += 1
+            self._list(key_id, 1)
+            self._needed[key_id] = str(error)
+        else:
+            self._fail("encryption_keys", key_id, error)
+
+    def _count_done(self, key_ids: Sequence[UUID]) -> None:
+        self._done += len(key_ids)
+        for key_id in key_ids:
+            self._list(key_id, 0)
+
+    def _list(self, key_id: UUID, items: int) -> None:
+        if len(self._by_key) < MAX_KEYS_LISTED:
+            self._by_key[key_id] = items
+
+    def _fail(self, table: str, key_id: UUID, error: EventSealError) -> None:
+        self._failed += 1
+        if len(self._failures) < MAX_FAILURES:
+            self._failures.append(Failure.of_key(table, key_id, error))
+
+    def _tell(self) -> None:
+        if self._progress is not None:
+            self._progress(self.result(complete=False))
+
+
+_REMEDY = (
+    "Encrypt again what is under a data key (`eventseal reencrypt`), wrap again what is under a branch key "
+    "(`eventseal rewrap`); then retire it. What `reencrypt` reports as a suspected forgery keeps its key."
+)
+
+
+def _closed_keys(store: SealedStore) -> Iterator[list[KeyRecord]]:
+    for state in (KeyState.DEACTIVATED, KeyState.COMPROMISED):
+        after: UUID | None = None
+        while page := store.key_store.page(
+            store.cipher.application, after=after, limit=_PAGE_SIZE, state=state
+        ):
+            yield page
+            after = page[-1].key_id
+
+
+def _named(store: SealedStore, keys: Collection[UUID]) -> list[KeyRecord]:
+    """Read named keys; what is destroyed already needs nothing more."""
+    found = store.key_store.get(keys)
+    for key_id in keys:
+        if key_id not in found:
+            raise KeyNotFoundError(f"the key store has no key {key_id}", key_id=key_id)
+    for record in found.values():
+        refuse_retirement(record)
+    return [record for record in found.values() if record.state is not KeyState.DESTROYED]
