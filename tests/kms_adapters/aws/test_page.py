@@ -60,6 +60,7 @@ def succeeds(work):
         ("writer", {"make", "open"}, set()),
         ("reader", {"open"}, set()),
         ("rotator", {"move"}, {"rotate_key_on_demand", "describe_key"}),
+        ("rewrapper", {"move"}, {"describe_key"}),
     ],
 )
 def test_each_role_can_do_its_work_and_nothing_else(kms, key, role, item, name, granted, administers):
@@ -82,7 +83,7 @@ def test_each_role_can_do_its_work_and_nothing_else(kms, key, role, item, name, 
                 getattr(client, operation)(KeyId=key, **parameters)
 
 
-@pytest.mark.parametrize("name", ["writer", "reader", "rotator"])
+@pytest.mark.parametrize("name", ["writer", "reader", "rotator", "rewrapper"])
 def test_no_role_reaches_another_application_or_another_key(kms, key, adapter, role, name):
     client = kms.client(role(name))
     elsewhere = EncryptionContext(uuid4(), "data", "bank")
@@ -144,6 +145,6 @@ def test_the_example_of_a_test_is_the_file_and_passes():
 
 
 def test_every_policy_is_one_that_aws_would_take():
-    assert set(POLICIES) == {"writer", "reader", "rotator"}
+    assert set(POLICIES) == {"writer", "reader", "rotator", "rewrapper"}
     for text in POLICIES.values():
         assert json.loads(text)["Version"] == "2012-10-17"

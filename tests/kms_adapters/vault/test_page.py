@@ -43,6 +43,7 @@ GRANTED = {
     "writer": {"read the key", "encrypt"},
     "reader": {"decrypt"},
     "rotator": {"read the key", "rotate", "rewrap"},
+    "rewrapper": {"read the key", "rewrap"},
     "custodian": {"read the key", "config", "trim"},
 }
 
