@@ -4,6 +4,7 @@ from eventseal.cipher.aes import AESCipher
 from eventseal.cipher.compression import Compression, NoCompression, Zlib, Zstd
 from eventseal.cipher.context import ItemContext
 from eventseal.cipher.envelopes import Opened
+from eventseal.cipher.fields import FieldContext
 from eventseal.suites.envelope import EnvelopeInfo
 from eventseal.suites.envelope import parse_envelope as inspect
 
@@ -11,6 +12,7 @@ __all__ = [
     "AESCipher",
     "Compression",
     "EnvelopeInfo",
+    "FieldContext",
     "ItemContext",
     "NoCompression",
     "Opened",

@@ -10,6 +10,7 @@ from uuid import UUID
 from eventseal.cipher.compression import Zstd, too_large
 from eventseal.cipher.context import ItemBinder
 from eventseal.cipher.envelopes import Opened, open_under, seal_under
+from eventseal.cipher.fields import FieldCipher
 from eventseal.cipher.resealing import Resealer
 from eventseal.errors import ConfigurationError, EventSealError, KeyNotFoundError, SerializationError
 from eventseal.keys.records import DEFAULT_SCOPE
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from eventseal.cipher.compression import Compression
     from eventseal.cipher.context import ItemContext
     from eventseal.cipher.envelopes import Ready
+    from eventseal.cipher.fields import FieldContext
     from eventseal.cipher.resealing import Outcome, StoredItem
     from eventseal.keys.data_key import DataKey
     from eventseal.suites.cbc_hmac import Suite
@@ -64,6 +66,14 @@ class AESCipher:
         self._max_plaintext = max_plaintext
         self._binder = ItemBinder(self._keys.application)
         self._resealer = Resealer(
+            self._keys,
+            suite=self._suite,
+            compression=self._compression,
+            binder=self._binder,
+            limit=max_plaintext,
+        )
+
+        self._fields = FieldCipher(
             self._keys,
             suite=self._suite,
             compression=self._compression,
@@ -194,6 +204,38 @@ class AESCipher:
         """How the envelopes begin that :meth:`reseal_many` would not change but for their key: 3 bytes."""
         compressions = dict.fromkeys((self._compression.id, CompressionId.NONE))
         return tuple(bytes((VERSION, self._suite.id, compression)) for compression in compressions)
+
+    def seal_fields(
+        self, fields: Sequence[tuple[bytes, FieldContext]], *, compress: Sequence[bool]
+    ) -> list[bytes]:
+        """
+        Seal fields of items, all or none, each under its subject's key of purpose ``field``.
+
+        Args:
+            fields: Plaintext and place of each; its scope names the subject.
+            compress: For each, whether compression is tried, where it may be worth it.
+
+        Returns:
+            The envelopes, in order.
+
+        Raises:
+            SerializationError: A place has no canonical value.
+            ItemTooLargeError: A plaintext is over ``max_plaintext``.
+            EventSealError: There is no key to seal with; ``KeySource.sealing_keys`` says why.
+        """
+        return self._fields.seal_many(fields, compress)
+
+    def open_fields(self, fields: Sequence[tuple[bytes, FieldContext]]) -> list[Opened | EventSealError]:
+        """
+        Open fields, each with an outcome of its own, as :meth:`open_many` opens items.
+
+        Args:
+            fields: Envelope and place of each.
+
+        Raises:
+            StoreError: The key store refused or failed.
+        """
+        return self._fields.open_many(fields)
 
     def _ready(self, items: Iterable[tuple[bytes, ItemContext]], compress: Iterable[bool]) -> list[Ready]:
         limit, compression, bind = self._max_plaintext, self._compression, self._binder.bind

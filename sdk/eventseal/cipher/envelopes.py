@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 from eventseal.cipher.compression import decompress
 from eventseal.errors import (
@@ -20,10 +20,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from uuid import UUID
 
-    from eventseal.cipher.context import ItemBinder, ItemContext
     from eventseal.keys.data_key import DataKey
     from eventseal.suites.cbc_hmac import Suite
     from eventseal.suites.envelope import CompressionId
+
+_Place = TypeVar("_Place", contravariant=True)  # noqa: PLC0105 - one name for the protocol and its users
+_WHAT_SEALS = {
+    KeyPurpose.DATA: "only data keys seal and open items",
+    KeyPurpose.FIELD: "only field keys seal and open fields",
+}
 
 Ready: TypeAlias = "tuple[CompressionId, bytes, bytes]"
 """An item before it meets its key: how its body is compressed, the body, and its place as bytes."""
@@ -45,16 +50,41 @@ class Opened:
     scope: str
 
 
-def seal_under(key: DataKey, suite: Suite, items: Sequence[Ready], *, application: str) -> list[bytes]:
+class Binder(Protocol[_Place]):
+    """Writes places as associated data, for one application."""
+
+    @property
+    def application(self) -> str:
+        """Its name is part of all associated data."""
+        ...
+
+    def bind(self, context: _Place, /) -> bytes:
+        """
+        Give the associated data but for the envelope's header, which goes before it.
+
+        Raises:
+            SerializationError: A part has no canonical value.
+        """
+        ...
+
+
+def seal_under(
+    key: DataKey,
+    suite: Suite,
+    items: Sequence[Ready],
+    *,
+    application: str,
+    purpose: KeyPurpose = KeyPurpose.DATA,
+) -> list[bytes]:
     """
-    Seal items under one key.
+    Seal items, or fields, under one key.
 
     Raises:
         WrongApplicationError: The key belongs to another application.
-        IntegrityError: It is not a data key.
+        IntegrityError: It is not a key of this purpose.
         KeyNotFoundError: It was closed meanwhile.
     """
-    problem = misfit(key, application)
+    problem = misfit(key, application, purpose)
     if problem is not None:
         raise problem
     used = {compression for compression, _, _ in items}
@@ -65,10 +95,16 @@ def seal_under(key: DataKey, suite: Suite, items: Sequence[Ready], *, applicatio
 
 
 def open_under(
-    key: DataKey, header: bytes, items: Sequence[tuple[bytes, ItemContext]], *, binder: ItemBinder, limit: int
+    key: DataKey,
+    header: bytes,
+    items: Sequence[tuple[bytes, _Place]],
+    *,
+    binder: Binder[_Place],
+    limit: int,
+    purpose: KeyPurpose = KeyPurpose.DATA,
 ) -> list[Opened | EventSealError]:
     """
-    Open items that have one header in common, each with an outcome of its own.
+    Open items, or fields, that have one header in common, each with an outcome of its own.
 
     Args:
         key: The key that the header names.
@@ -76,11 +112,12 @@ def open_under(
         items: Whole envelopes and their places.
         binder: Gives a place's bytes; its application must be the key's.
         limit: Bytes that an item may have in plain.
+        purpose: Of the keys that seal what is opened.
 
     Raises:
         KeyNotFoundError: The key was closed meanwhile.
     """
-    problem = misfit(key, binder.application)
+    problem = misfit(key, binder.application, purpose)
     if problem is not None:
         return [problem] * len(items)
     framed: list[tuple[bytes, bytes]] = []
@@ -109,17 +146,17 @@ def _decompressed(
     return outcomes
 
 
-def misfit(key: DataKey, application: str) -> EventSealError | None:
-    """Say why *key* may neither seal nor open items of *application*; asked before any tag is checked."""
+def misfit(key: DataKey, application: str, purpose: KeyPurpose = KeyPurpose.DATA) -> EventSealError | None:
+    """Say why *key* may neither seal nor open for *application*; asked before any tag is checked."""
     if key.application != application:
         return WrongApplicationError(
             f"key {key.key_id} belongs to the application {key.application!r}, not to {application!r}",
             expected=application,
             found=key.application,
         )
-    if key.purpose is not KeyPurpose.DATA:
+    if key.purpose is not purpose:
         return IntegrityError(
-            f"key {key.key_id} is of purpose {key.purpose}; only data keys seal and open items",
+            f"key {key.key_id} is of purpose {key.purpose}; {_WHAT_SEALS[purpose]}",
             key_id=key.key_id,
         )
     return None

@@ -15,7 +15,7 @@ from eventseal.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from uuid import UUID
 
     from eventseal.errors import EventSealError
@@ -67,6 +67,24 @@ class ItemFields:
         self._read: Callable[[Any], tuple[Any, ...]] = attrgetter(
             *names[:_PLACES], *([KEY_ID] if self.has_key_id else [])
         )
+
+    def check_copied(self, personal: Collection[str], topic: str) -> None:
+        """
+        Refuse to copy personal data into columns of their own, where they would stand in plain.
+
+        Args:
+            personal: Attributes that hold personal data.
+            topic: The event's.
+
+        Raises:
+            ConfigurationError: The item class asks for one of them.
+        """
+        copied = [name for name in self._rest if name in personal]
+        if copied:
+            raise ConfigurationError(
+                f"{topic} says that {copied[0]!r} holds personal data, and the item class copies it in plain",
+                remedy="Leave it out of the item class, or out of other_attr_names.",
+            )
 
     def make(self, draft: StoredItem, data: bytes, key_id: UUID | None, event: Any) -> Any:
         """

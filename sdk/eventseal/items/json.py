@@ -14,13 +14,19 @@ from json.decoder import JSONDecoder
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from eventseal.errors import ConfigurationError, EventSealError, SerializationError
-from eventseal.items.json_types import STANDARD_TYPES, Refused
+from eventseal.items.field_values import MASK_MARKER, SEALED_MARKER, STATE_MARKER
+from eventseal.items.field_writing import FieldWriter
+from eventseal.items.json_types import STANDARD_TYPES, HoldsPersonalData, Refused
 from eventseal.items.json_writer import JSONWriter
+from eventseal.items.masks import Masked
 from eventseal.items.objects import restore
-from eventseal.items.topics import resolve_topic
+from eventseal.items.personal import plan_of, read_plan
+from eventseal.items.topics import resolve_topic, topic_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from eventseal.items.field_writing import ItemDraft
 
 T = TypeVar("T")
 
@@ -44,8 +50,12 @@ class JSONTranscoder:
             "$frozenset": frozenset,
             "$enum": _read_enum,
             "$dataclass": _read_dataclass,
+            MASK_MARKER: lambda value: Masked(*value),
+            SEALED_MARKER: _refuse_sealed,
+            STATE_MARKER: lambda value: value,
         }
         self._decoder = JSONDecoder(object_hook=self._read_object, parse_constant=_refuse_constant)
+        self._parser = JSONDecoder(parse_constant=_refuse_constant)
         for cls, name, encode, decode in STANDARD_TYPES:
             self.register(cls, name, encode, decode)
 
@@ -65,6 +75,12 @@ class JSONTranscoder:
             ConfigurationError: The type or the name is taken.
         """
         marker = f"${name}"
+        if read_plan(cls).fields:
+            raise ConfigurationError(
+                f"{cls.__module__}.{cls.__qualname__} has personal-data fields, which an encoding of its own "
+                "would write in plain",
+                remedy="Leave its encoding to the transcoder: make it a dataclass.",
+            )
         if self._writer.knows(cls) or marker in self._readers:
             raise ConfigurationError(
                 f"{cls.__module__}.{cls.__qualname__} as {name!r}: the type or the name is registered already"
@@ -101,19 +117,48 @@ class JSONTranscoder:
         Raises:
             SerializationError: It is not JSON of this form, or names a type that is not known here.
         """
-        try:
-            text = str(data, "utf-8").strip()
-            value, end = self._decoder.raw_decode(text)
-            if end == len(text):
-                return value
-        except EventSealError:
-            raise
-        except (ValueError, RecursionError):
-            pass  # raised below: the cause would hold the plaintext
-        raise SerializationError(
-            f"{len(data)} bytes are not the JSON of an event",
-            remedy="Read the item with the cipher that sealed it, or restore the row from a backup.",
-        )
+        return _decoded(self._decoder, data)
+
+    def draft(
+        self, cls: type[Any], attributes: dict[str, Any], whole: dict[str, Any], *, compress: bool
+    ) -> ItemDraft:
+        """
+        Write an event's attributes but for its personal data, which are sealed before they are put in.
+
+        Args:
+            cls: The event's class.
+            attributes: Those that are stored in the data.
+            whole: Those and the place: where the subjects are looked for.
+            compress: Whether compression may be tried on what is sealed.
+
+        Raises:
+            SerializationError: One of them has no encoding, or personal data have no subject.
+        """
+        writer = FieldWriter(self._writer)
+        return _written(lambda: writer.draft(cls, attributes, whole, compress=compress), topic_of(cls))
+
+    def parse(self, data: bytes) -> Any:
+        """
+        Read the JSON alone: markers of types stay what they are until :meth:`build`.
+
+        Raises:
+            SerializationError: It is not JSON.
+        """
+        return _decoded(self._parser, data)
+
+    def build(self, raw: Any) -> Any:
+        """
+        Make the value that parsed JSON stands for.
+
+        Args:
+            raw: As :meth:`parse` gives it; whatever JSON does not have in it stays as it is.
+
+        Raises:
+            SerializationError: It names a type that is not known here, or cannot be read.
+        """
+        if type(raw) is dict:
+            return self._read_object({key: self.build(value) for key, value in raw.items()})
+        return [self.build(value) for value in raw] if type(raw) is list else raw
 
     def _read_object(self, value: dict[str, Any]) -> Any:
         if len(value) != 1:
@@ -139,16 +184,38 @@ class JSONTranscoder:
 _CHANGED_REMEDY = "If the class was changed, register an encoding that reads both forms."
 
 
-def _encoded(write: Callable[[Any], str], value: Any, root: str) -> bytes:
+def _decoded(decoder: JSONDecoder, data: bytes) -> Any:
     try:
-        return write(value).encode()
+        text = str(data, "utf-8").strip()
+        value, end = decoder.raw_decode(text)
+        if end == len(text):
+            return value
+    except EventSealError:
+        raise
+    except (ValueError, RecursionError):
+        pass  # raised below: the cause would hold the plaintext
+    raise SerializationError(
+        f"{len(data)} bytes are not the JSON of an event",
+        remedy="Read the item with the cipher that sealed it, or restore the row from a backup.",
+    )
+
+
+def _encoded(write: Callable[[Any], str], value: Any, root: str) -> bytes:
+    return _written(lambda: write(value), root).encode()
+
+
+def _written(write: Callable[[], T], root: str) -> T:
+    try:
+        return write()
     except Refused as exc:
         refused = exc
     except RecursionError:
         refused = Refused("is nested too deeply, or holds itself")
     # Raised here: a cause would hold the frames that hold the plaintext.
     path = root + "".join(reversed(refused.path))
-    raise SerializationError(f"{path} {refused.reason}", path=path)
+    raise SerializationError(
+        f"{path} {refused.reason}", path=path, holds_personal_data=isinstance(refused, HoldsPersonalData)
+    )
 
 
 def _read_enum(stored: list[Any]) -> Enum:
@@ -164,7 +231,14 @@ def _read_dataclass(stored: list[Any]) -> Any:
     cls = resolve_topic(topic)
     if not is_dataclass(cls):
         raise SerializationError(f"topic {topic!r} does not name a dataclass", remedy=_CHANGED_REMEDY)
-    return restore(cls, attributes)
+    return restore(cls, plan_of(cls).masked(attributes))
+
+
+def _refuse_sealed(_: object) -> NoReturn:
+    raise SerializationError(
+        "a personal-data field is sealed here, which only a mapper opens",
+        remedy="Read the item with its mapper.",
+    )
 
 
 def _refuse_constant(constant: str) -> NoReturn:

@@ -26,6 +26,10 @@ class Refused(Exception):  # noqa: N818 - never leaves the package: it collects 
         self.path: list[str] = []
 
 
+class HoldsPersonalData(Refused):
+    """A value may be written only after its personal data were sealed."""
+
+
 def _encode_moment(value: datetime | time) -> str | list[str | int]:
     text = value.isoformat()
     # Almost every zone's text ends in +hh:mm. Without an offset it would come back without a zone; an offset

@@ -7,10 +7,20 @@ from enum import Enum, Flag
 from functools import lru_cache
 from json.encoder import encode_basestring
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from eventseal.items.json_types import Refused
+from eventseal.items.field_values import (
+    MASK_MARKER,
+    SEALED_MARKER,
+    STATE_MARKER,
+    ObjectState,
+    Placeholder,
+    Rewritten,
+)
+from eventseal.items.json_types import HoldsPersonalData, Refused
+from eventseal.items.masks import Masked
 from eventseal.items.objects import attributes_of
+from eventseal.items.personal import plan_of
 from eventseal.items.topics import topic_of
 
 if TYPE_CHECKING:
@@ -36,6 +46,10 @@ class JSONWriter:
             tuple: lambda value: f'{{"$tuple":{self._write_list(value)}}}',
             set: lambda value: f'{{"$set":{self._write_sorted(value)}}}',
             frozenset: lambda value: f'{{"$frozenset":{self._write_sorted(value)}}}',
+            Masked: _write_mask,
+            Placeholder: _write_placeholder,
+            Rewritten: self._write_object,
+            ObjectState: self._write_state,
         }
         self._registered = set(self._writers)
 
@@ -69,7 +83,7 @@ class JSONWriter:
         Raises:
             Refused: One of them has no encoding.
         """
-        if len(attributes) == 1 and next(iter(attributes)).startswith("$"):
+        if len(attributes) == 1 and is_written_as_pairs(attributes):
             return self._write_pairs(attributes)
         parts = []
         name = ""
@@ -87,9 +101,8 @@ class JSONWriter:
         return f"{{{','.join(parts)}}}"
 
     def _write_dict(self, value: dict[Any, Any]) -> str:
-        for key in value:
-            if type(key) is not str or (len(value) == 1 and key.startswith("$")):
-                return self._write_pairs(value)
+        if is_written_as_pairs(value):
+            return self._write_pairs(value)
         parts: list[str] = []
         try:
             for key, inner in value.items():
@@ -127,16 +140,32 @@ class JSONWriter:
             raise
         return parts
 
+    def _write_object(self, value: Rewritten) -> str:
+        return f'{{"$dataclass":[{_topic(value.cls)},{self.write_attributes(value.attributes)}]}}'
+
+    def _write_state(self, value: ObjectState) -> str:
+        if value.shapes:
+            _refuse_personal(value)
+        return f'{{"{STATE_MARKER}":{self.write_attributes(value.attributes)}}}'
+
     def _writer_of(self, kind: type[Any]) -> Callable[[Any], str]:
         if issubclass(kind, Flag):
             return lambda value: f'{{"$enum":[{_topic(kind)},{self.write(value.value)}]}}'
         if issubclass(kind, Enum):
             return lambda value: f'{{"$enum":[{_topic(kind)},{write_string(value.name)}]}}'
         if is_dataclass(kind):
-            return lambda value: (
-                f'{{"$dataclass":[{_topic(kind)},{self.write_attributes(attributes_of(value))}]}}'
-            )
+            if plan_of(kind).fields:
+                return _refuse_personal
+            return lambda value: self._write_object(Rewritten(kind, attributes_of(value)))
         raise Refused(f"is a {kind.__module__}.{kind.__qualname__}, which has no encoding")
+
+
+def is_written_as_pairs(value: dict[Any, Any]) -> bool:
+    """Whether a dictionary is written as pairs: a key is no string, or it would pass for a typed value."""
+    if len(value) == 1:
+        (key,) = value
+        return type(key) is not str or key.startswith("$")
+    return any(type(key) is not str for key in value)
 
 
 def write_string(value: str) -> str:
@@ -181,6 +210,19 @@ def _write_boolean(value: bool) -> str:
 
 def _write_null(_: None) -> str:
     return "null"
+
+
+def _write_mask(value: Masked) -> str:
+    return f'{{"{MASK_MARKER}":[{write_string(value.scope)},{write_string(value.field)}]}}'
+
+
+def _write_placeholder(value: Placeholder) -> str:
+    # NUL: no JSON text holds one, since strings escape it.
+    return f'{{"{SEALED_MARKER}":[{write_string(value.subject_path)},"\0{value.number}\0"]}}'
+
+
+def _refuse_personal(value: object) -> NoReturn:
+    raise HoldsPersonalData(f"is a {type(value).__qualname__}, whose personal data only a mapper seals")
 
 
 def _topic(kind: type[Any]) -> str:

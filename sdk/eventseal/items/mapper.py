@@ -19,10 +19,14 @@ from eventseal.errors import (
     SerializationError,
     UnknownFormatError,
 )
+from eventseal.items.field_reading import SEALED_BYTES
+from eventseal.items.fields import PersonalFields
 from eventseal.items.item import SequencedItem
 from eventseal.items.item_fields import ItemFields, StoredItem
 from eventseal.items.json import JSONTranscoder
+from eventseal.items.masks import Erased, ErasedItems, OnErased
 from eventseal.items.objects import attributes_of, restore
+from eventseal.items.personal import plan_of
 from eventseal.items.places import PlaceNames
 from eventseal.items.scopes import KeyScope, ScopeRule
 from eventseal.items.topics import resolve_topic, topic_of
@@ -30,9 +34,10 @@ from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.suites.envelope import HEADER_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from eventseal.cipher.aes import AESCipher
+    from eventseal.items.field_writing import ItemDraft
 
 
 class SequencedItemMapper:
@@ -60,6 +65,11 @@ class SequencedItemMapper:
         key_scope: Whose key seals an event whose class does not say: a scope, or a function of the event. It
             is worked out again on reading, and an item that another scope's key sealed is refused.
         collection: Which kind of items; bound to each.
+        on_erased: What an item is on reading whose own key was shredded: ``KeyDestroyedError``, an
+            :class:`Erased` in its place, or left out. Fields inside an item come back masked in any case.
+        erased_scope: Gives the scope that an erased item must be of, from the item alone, since its event
+            cannot be read any more. If not given, it is *key_scope*, where that is a string other than
+            ``application``; without any, erased items are always raised.
 
     Raises:
         ConfigurationError: The arguments do not go together.
@@ -77,6 +87,8 @@ class SequencedItemMapper:
         json: JSONTranscoder | None = None,
         key_scope: KeyScope = DEFAULT_SCOPE,
         collection: str = "items",
+        on_erased: OnErased = "raise",
+        erased_scope: Callable[[Any], str] | None = None,
     ) -> None:
         if always_encrypt and cipher is None:
             raise ConfigurationError("always_encrypt needs a cipher", remedy="Give the mapper a cipher.")
@@ -90,14 +102,30 @@ class SequencedItemMapper:
         self._places = PlaceNames(self._fields.names, sequence_id_attr_name, position_attr_name)
         self._json = JSONTranscoder() if json is None else json
         self._scope_of = ScopeRule(key_scope)
+        self._erased_items = ErasedItems(on_erased, key_scope=key_scope, erased_scope=erased_scope)
+        self._personal = PersonalFields(cipher, self._json, self._places, collection)
+        self._with_personal_data: set[type[Any]] = set()
+
+    def key_scope_of(self, domain_event: Any) -> str:
+        """
+        Give the scope whose key seals an event, were it stored now.
+
+        Raises:
+            ConfigurationError: The rule for it gave a scope that is not allowed.
+        """
+        return domain_event.scope if type(domain_event) is Erased else self._scope_of(domain_event)
+
+    def is_sealed(self, event_class: type[Any]) -> bool:
+        """Whether the events of a class are sealed as a whole."""
+        return self.always_encrypt or bool(getattr(event_class, "__always_encrypt__", False))
 
     def to_sequenced_item(self, domain_event: Any) -> Any:
         """Map one event; see :meth:`to_sequenced_items`."""
         return self.to_sequenced_items((domain_event,))[0]
 
     def from_sequenced_item(self, item: Any) -> Any:
-        """Map one item back; see :meth:`from_sequenced_items`."""
-        return self.from_sequenced_items((item,))[0]
+        """Map one item back; see :meth:`from_sequenced_items`. One that is skipped is ``None``."""
+        return next(iter(self.from_sequenced_items((item,))), None)
 
     def to_sequenced_items(self, domain_events: Iterable[Any]) -> list[Any]:
         """
@@ -115,7 +143,7 @@ class SequencedItemMapper:
             EventSealError: There is no key to seal with; see ``AESCipher.encrypt_many``.
         """
         events = list(domain_events)
-        drafts = [self._draft(event) for event in events]
+        drafts = self._personal.seal([self._draft(event) for event in events])
         make = self._fields.make
         return [
             make(draft, data, key_id, event)
@@ -130,30 +158,67 @@ class SequencedItemMapper:
             items: Of the mapper's item class.
 
         Returns:
-            Their events, in order.
+            Their events, in order; erased items are masked or left out if the mapper was told so.
 
         Raises:
-            IntegrityError: An item is not what was sealed at this place, or another scope's key sealed it.
+            IntegrityError: An item or a field is not what was sealed at this place, or another scope's key
+                sealed it.
+            KeyDestroyedError: An item's key was destroyed.
             EncryptionRequiredError: An item is in plain where encryption is required.
             SerializationError: An item's topic or data cannot be read, or it is none of the item class.
             UnknownFormatError: An item's data are no envelope, though it names the key that sealed it.
             EventSealError: An item does not open; see ``AESCipher.open_many``.
         """
-        stored = [self._fields.read(item) for item in items]
-        return [self._event(*pair) for pair in zip(stored, self._open(stored), strict=True)]
+        given = list(items)
+        stored = [self._fields.read(item) for item in given]
+        outcomes = self._open(stored)
+        parsed = self._with_fields(stored, outcomes)
+        events = [
+            self._event(item, outcome, given[index], parsed.get(index))
+            for index, (item, outcome) in enumerate(zip(stored, outcomes, strict=True))
+        ]
+        return [event for event in events if event is not _SKIPPED] if self._erased_items.skips else events
 
-    def _draft(self, event: Any) -> StoredItem:
-        topic = topic_of(type(event))
+    def _draft(self, event: Any) -> tuple[StoredItem, ItemDraft | None]:
+        cls = type(event)
+        if cls is Erased:
+            raise SerializationError(
+                "what stands for an erased event is not stored again",
+                remedy="Store no events that were read with on_erased='mask' without looking at them.",
+            )
+        topic = topic_of(cls)
         attributes = attributes_of(event)
+        if cls not in self._with_personal_data and not plan_of(cls).fields:
+            whole = attributes.copy()
+            sequence_id, position = self._places.take(attributes, topic)
+            try:
+                data = self._json.encode_attributes(attributes, owner=topic)
+            except SerializationError as exc:
+                if not getattr(exc, "holds_personal_data", False):
+                    raise
+            else:
+                return StoredItem(sequence_id, position, topic, data), None
+            self._with_personal_data.add(cls)  # in an object inside of it
+            attributes = whole
+        return self._personal_draft(cls, attributes, topic)
+
+    def _personal_draft(
+        self, cls: type[Any], attributes: dict[str, Any], topic: str
+    ) -> tuple[StoredItem, ItemDraft]:
+        personal = plan_of(cls).fields
+        self._fields.check_copied(personal, topic)
+        self._places.check_apart(personal, attributes, topic)
+        whole = attributes.copy()
         sequence_id, position = self._places.take(attributes, topic)
-        data = self._json.encode_attributes(attributes, owner=topic)
-        return StoredItem(sequence_id, position, topic, data)
+        compress = bool(getattr(cls, "__compress__", True))
+        draft = self._json.draft(cls, attributes, whole, compress=compress)
+        return StoredItem(sequence_id, position, topic, b""), draft
 
     def _sealed(self, events: list[Any], drafts: list[StoredItem]) -> list[tuple[bytes, UUID | None]]:
         data: list[tuple[bytes, UUID | None]] = [(draft.data, None) for draft in drafts]
         wanted = []
         for index, event in enumerate(events):
-            if self._is_sealed(type(event)):
+            if self.is_sealed(type(event)):
                 wanted.append(index)
             else:
                 _check_place(drafts[index])
@@ -191,14 +256,34 @@ class SequencedItemMapper:
             return [None] * len(stored)
         return self.cipher.open_many([(item.data, self._context(item)) for item in stored])
 
-    def _event(self, stored: StoredItem, outcome: Opened | EventSealError | None) -> Any:
+    def _with_fields(
+        self, stored: list[StoredItem], outcomes: Sequence[Opened | EventSealError | None]
+    ) -> dict[int, Any]:
+        """Read those items that hold sealed fields; all their fields are opened together."""
+        holding: dict[int, tuple[StoredItem, bytes]] = {}
+        for index, (item, outcome) in enumerate(zip(stored, outcomes, strict=True)):
+            if isinstance(outcome, Opened):
+                data = outcome.plaintext
+            elif not self.always_encrypt and (outcome is None or self._is_plain(item, outcome)):
+                data = item.data
+            else:
+                continue
+            if SEALED_BYTES in data:
+                holding[index] = (item, data)
+        return self._personal.open(holding) if holding else {}
+
+    def _event(
+        self, stored: StoredItem, outcome: Opened | EventSealError | None, item: Any, parsed: Any
+    ) -> Any:
         try:
             if isinstance(outcome, Opened):
-                return self._opened_event(stored, outcome)
+                return self._opened_event(stored, outcome, parsed)
             if outcome is None or self._is_plain(stored, outcome):
-                return self._plain_event(stored)
+                return self._plain_event(stored, parsed)
             if isinstance(outcome, KeyNotFoundError | KeyDestroyedError) and self._is_beside_another(stored):
                 raise IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
+            if isinstance(outcome, KeyDestroyedError) and self._erased_items.are_erased(item, outcome):
+                return _SKIPPED if self._erased_items.skips else _erased(stored, outcome)
             if isinstance(outcome, UnknownFormatError) and stored.key_id is not None:
                 raise UnknownFormatError(
                     f"{outcome}; yet its row says that key {stored.key_id} sealed it",
@@ -211,10 +296,10 @@ class SequencedItemMapper:
             exc.add_note(f"item: position {stored.position} of {stored.sequence_id}, topic {stored.topic!r}")
             raise
 
-    def _opened_event(self, stored: StoredItem, opened: Opened) -> Any:
+    def _opened_event(self, stored: StoredItem, opened: Opened, parsed: Any) -> Any:
         if self._fields.has_key_id and stored.key_id != opened.key_id:
             raise IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
-        event = self._restored(stored, resolve_topic(stored.topic), opened.plaintext)
+        event = self._restored(stored, resolve_topic(stored.topic), opened.plaintext, parsed)
         if self._scope_of(event) != opened.scope:
             raise IntegrityError(
                 f"key {opened.key_id} sealed the item, but is no key of the scope that the event belongs to",
@@ -223,7 +308,7 @@ class SequencedItemMapper:
             )
         return event
 
-    def _plain_event(self, stored: StoredItem) -> Any:
+    def _plain_event(self, stored: StoredItem, parsed: Any) -> Any:
         if stored.key_id is not None and self.cipher is None:
             raise ConfigurationError(
                 f"key {stored.key_id} sealed the item, and the mapper has no cipher",
@@ -232,16 +317,18 @@ class SequencedItemMapper:
         if self.always_encrypt:
             raise EncryptionRequiredError("the item is not sealed, and the mapper requires encryption")
         cls = resolve_topic(stored.topic)
-        if self._is_sealed(cls):
+        if self.is_sealed(cls):
             raise EncryptionRequiredError(f"the item is not sealed, and {stored.topic} requires encryption")
-        return self._restored(stored, cls, stored.data)
+        return self._restored(stored, cls, stored.data, parsed)
 
-    def _restored(self, stored: StoredItem, cls: type[Any], data: bytes) -> Any:
-        attributes = self._json.decode(data)
+    def _restored(self, stored: StoredItem, cls: type[Any], data: bytes, parsed: Any) -> Any:
+        if isinstance(parsed, EventSealError):
+            raise parsed
+        attributes = self._json.decode(data) if parsed is None else self._json.build(parsed)
         if type(attributes) is not dict:
             raise SerializationError(f"the data of {stored.topic} are not an object's attributes")
         self._places.put(attributes, stored.sequence_id, stored.position, stored.topic)
-        return restore(cls, attributes)
+        return restore(cls, plan_of(cls).masked(attributes))
 
     def _is_plain(self, stored: StoredItem, outcome: EventSealError) -> bool:
         # Bytes are an envelope only if their key is known: an older format may begin with any byte. A key id
@@ -254,9 +341,6 @@ class SequencedItemMapper:
 
     def _is_beside_another(self, stored: StoredItem) -> bool:
         return self._fields.has_key_id and stored.key_id != UUID(bytes=stored.data[_KEY_ID])
-
-    def _is_sealed(self, cls: type[Any]) -> bool:
-        return self.always_encrypt or bool(getattr(cls, "__always_encrypt__", False))
 
     def _context(self, item: StoredItem) -> ItemContext:
         return ItemContext(item.sequence_id, item.position, item.topic, self.collection)
@@ -271,6 +355,17 @@ def _check_place(item: StoredItem) -> None:
         raise
 
 
+def _erased(stored: StoredItem, error: KeyDestroyedError) -> Erased:
+    return Erased(
+        sequence_id=stored.sequence_id,
+        position=stored.position,
+        topic=stored.topic,
+        key_id=UUID(bytes=stored.data[_KEY_ID]),
+        scope=error.scope or "",
+    )
+
+
+_SKIPPED = object()
 _KEY_ID = slice(3, HEADER_SIZE)
 _NO_ENVELOPE = (
     "If a later release wrote the item, open it with that one. Else the row was edited, or the key id does "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from eventseal.errors import ConfigurationError, SerializationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 Pair: TypeAlias = tuple[str, str]
 
@@ -49,6 +49,25 @@ class PlaceNames:
         self._fields: Pair = (fields[0], fields[1])
         self._written = (self._fields, VERSIONED, TIMESTAMPED)
         self._kept = tuple(pair for pair in (self._fields, TIMESTAMPED) if pair != VERSIONED)
+
+    def check_apart(self, personal: Collection[str], attributes: dict[str, Any], owner: str) -> None:
+        """
+        Refuse an event whose place holds personal data: it stands in the item in plain.
+
+        Args:
+            personal: Attributes that hold personal data.
+            attributes: All of an event.
+            owner: The event's topic, for messages.
+
+        Raises:
+            ConfigurationError: Its place is one of them.
+        """
+        for name in self._given or _first_in(attributes, self._written) or ():
+            if name in personal:
+                raise ConfigurationError(
+                    f"{owner} says that {name!r} holds personal data, and it is the event's place",
+                    remedy="Identify streams by ids that say nothing by themselves.",
+                )
 
     def take(self, attributes: dict[str, Any], owner: str) -> tuple[Any, Any]:
         """
