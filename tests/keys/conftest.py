@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 pytest.register_assert_rewrite("eventseal.testing.key_store_contract")
 
-READS = {"active", "get", "changes"}
+READS = {"active", "get", "changes", "of_scope"}
 WRITES = {"add_active", "replace_active", "set_states", "reserve"}
 
 
@@ -83,6 +83,9 @@ class TestedStore(InMemoryKeyStore):
 
     def get(self, *args: Any, **options: Any) -> Any:
         return self._through("get", super().get, *args, **options)
+
+    def of_scope(self, *args: Any, **options: Any) -> Any:
+        return self._through("of_scope", super().of_scope, *args, **options)
 
     def changes(self, *args: Any, **options: Any) -> Any:
         return self._through("changes", super().changes, *args, **options)

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from eventseal.kms.adapter import WrappedKey
 
 _REMEDY = "Find out who changed the key tables, and restore the key's rows from a backup."
+_WAS_NEEDED = (
+    "No branch key is destroyed while others are wrapped under it: find out who changed the key tables, and "
+    "restore the rows of both keys from a backup."
+)
 
 
 class Branches:
@@ -137,7 +141,10 @@ def _refusal(error: EventSealError, branch_id: UUID, record: KeyRecord) -> Event
     if isinstance(error, KeyDestroyedError):
         # Without the scope: the key's own row says that it lives, so nothing of its scope was erased.
         return KeyDestroyedError(
-            f"{wrapped}, which was {error.destroyed_by}", key_id=branch_id, destroyed_by=error.destroyed_by
+            f"{wrapped}, which was {error.destroyed_by}",
+            key_id=branch_id,
+            destroyed_by=error.destroyed_by,
+            remedy=_WAS_NEEDED,
         )
     if isinstance(error, KeyNotFoundError | WrongApplicationError):
         # Neither is a fact about the item's own key: its row was found, and is this application's.

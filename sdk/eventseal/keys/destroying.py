@@ -271,6 +271,7 @@ class Destroyer:
                 continue
             moves = plan(rows)
             if not moves.keys and not moves.tombstones:
+                self._bury(rows)
                 return rows
             changed = [seals.sealed(record) for _, record in moves.keys]
             added = [seals.sealed(record) for record in moves.tombstones]
@@ -292,6 +293,12 @@ class Destroyer:
         for record in rows:
             check_row(record, record.key_id, self._application, seals)
         return all(self._memory.admit(record, since=since) for record in rows)
+
+    def _bury(self, rows: Sequence[KeyRecord]) -> None:
+        """Forget keys whose end an earlier run may have written without being told so."""
+        for record in rows:
+            if record.state is KeyState.DESTROYED:
+                self._memory.bury(record)
 
     def _named(self, key_ids: Collection[UUID]) -> list[KeyRecord]:
         found = self._store.get(key_ids)

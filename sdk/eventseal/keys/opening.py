@@ -197,6 +197,9 @@ class Opener:
             if not isinstance(outcome, EventSealError):
                 batch.opened[record.key_id] = outcome
                 continue
+            if isinstance(outcome, KeyDestroyedError) and record.key_id not in batch.reread:
+                batch.reread.add(record.key_id)  # its branch key went: it may have another by now
+                continue
             held: CachedKey | None = None
             if isinstance(outcome, KmsUnavailableError):
                 held = self._memory.outlives_kms(record.key_id, self._resources.clock.now(), failed=True)
@@ -227,12 +230,14 @@ class _Batch:
         pending: Those that have none yet.
         outcomes: Of the others.
         opened: Handles that were unwrapped, also if their row must be read again.
+        reread: Those whose rows are read once more, because of what they name.
     """
 
     def __init__(self, key_ids: Collection[UUID]) -> None:
         self.pending = dict.fromkeys(key_ids)
         self.outcomes: dict[UUID, CachedKey | EventSealError] = {}
         self.opened: dict[UUID, DataKey] = {}
+        self.reread: set[UUID] = set()
 
     def settle(self, key_id: UUID, outcome: CachedKey | EventSealError) -> None:
         """Give a key its outcome."""
