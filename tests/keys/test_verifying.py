@@ -148,7 +148,8 @@ def test_a_verified_wrapping_that_was_changed_is_never_passed_over(new_keyring, 
     new_keyring(kms=versioned).rewrap()
     record = store.record(key_id)
     newest = replace(record.wrappings[0], ciphertext=b"2|" + bytes(60))
-    store.edit(key_id, wrappings=(newest, *record.wrappings[1:]), verified=frozenset([newest]))
+    edited = (newest, *record.wrappings[1:])
+    store.edit(key_id, wrappings=edited, verified=frozenset(edited))
     assert isinstance(new_keyring(kms=versioned).opening_keys([key_id])[key_id], IntegrityError)
 
 

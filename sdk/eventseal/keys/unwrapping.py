@@ -55,19 +55,23 @@ class Unwrapper:
 
     def ask(self, adapter: KmsAdapter, records: Sequence[KeyRecord]) -> list[Answer]:
         """
-        Have one KEK unwrap keys, each by the newest wrapping that is addressed to it.
+        Have one KEK unwrap keys: of several wrappings under it by one to be tried, else by the newest.
 
         Returns:
             One answer a record, in order.
         """
         answers: dict[int, Answer] = {}
-        for place in range(max((len(record.wrappings) for record in records), default=0)):
+        order = [
+            record.wrappings if self._verifier is None else self._verifier.in_order(record)
+            for record in records
+        ]
+        for place in range(max(map(len, order), default=0)):
             asked = [
                 index
-                for index, record in enumerate(records)
-                if place < len(record.wrappings) and _goes_on(answers.get(index))
+                for index, wrappings in enumerate(order)
+                if place < len(wrappings) and _goes_on(answers.get(index))
             ]
-            addressed = [(records[index], records[index].wrappings[place]) for index in asked]
+            addressed = [(records[index], order[index][place]) for index in asked]
             for index, pair, outcome in zip(
                 asked, addressed, self._calls.unwrap(adapter, addressed), strict=True
             ):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from eventseal.errors import EventSealError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from uuid import UUID
 
     from eventseal.keys.counters import CountedStore
@@ -49,17 +49,28 @@ class Verifier:
 
     def untried(self, record: KeyRecord) -> list[WrappedKey]:
         """
-        Give, of a key that opens elsewhere for sure, the newest wrapping under each KEK that is due.
+        Give, of a key that opens elsewhere for sure, a wrapping under each KEK that has one to be tried.
 
         Returns:
             None where no wrapping was verified yet: then any one that opens is as good.
         """
         if not record.verified or len(record.verified) == len(record.wrappings):
             return []
-        newest: dict[str, WrappedKey] = {}
+        first: dict[str, WrappedKey] = {}
         for wrapped in record.wrappings:
-            newest.setdefault(wrapped.kek_uri, wrapped)
-        return [wrapped for wrapped in newest.values() if self.is_due(record, wrapped)]
+            if self.is_due(record, wrapped):
+                first.setdefault(wrapped.kek_uri, wrapped)
+        return list(first.values())
+
+    def in_order(self, record: KeyRecord) -> Sequence[WrappedKey]:
+        """
+        Give a key's wrappings, those that are to be tried first.
+
+        The newest one alone would not do: of two rewraps at once, the later one may know of an older version.
+        """
+        if len(record.wrappings) == 1 or len(record.verified) == len(record.wrappings):
+            return record.wrappings
+        return sorted(record.wrappings, key=lambda wrapped: not self.is_due(record, wrapped))
 
     def give_up(self, record: KeyRecord, wrapped: WrappedKey) -> None:
         """Remember that a wrapping was tried in vain."""

@@ -103,9 +103,9 @@ class Keks:
         """
         Unwrap the key of each of *records* under the first KEK that one of its wrappings is addressed to.
 
-        Of several wrappings under one KEK the newest is taken. One that nobody has verified is passed over if
-        it was changed, or if its version serves no more. A key that opens elsewhere is opened once by a new
-        wrapping under a KEK further down the list, so that somebody verifies that one too.
+        Of several wrappings under one KEK, one that nobody has verified is taken, else the newest. It is
+        passed over if it was changed, or if its version serves no more. A key that opens elsewhere is opened
+        once by an unverified wrapping under a KEK further down the list, so that somebody verifies that too.
 
         Returns:
             One outcome a record, in order: a handle whose bytes match the record's binding, or the error.

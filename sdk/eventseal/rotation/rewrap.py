@@ -99,14 +99,6 @@ def _result(
         },
         by_kek=by_kek,
         failures=tuple(
-            Failure(
-                table=WRAPPING_TABLE,
-                row={"key_id": str(key_id)},
-                key_id=key_id,
-                error=type(error).__name__,
-                message=str(error),
-                remedy=error.remedy,
-            )
-            for key_id, error in rewrapped.failures.items()
+            Failure.of_key(WRAPPING_TABLE, key_id, error) for key_id, error in rewrapped.failures.items()
         ),
     )
