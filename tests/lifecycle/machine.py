@@ -1,0 +1,235 @@
+"""The state machine: Hypothesis chooses what clients do, what fails, and who stands still where."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from tests.lifecycle.client import EVENTS, SNAPSHOTS, Noted, Terms
+from tests.lifecycle.operations import (
+    Append,
+    OpenPage,
+    Operation,
+    Prepare,
+    ReadOne,
+    Refresh,
+    Replay,
+    Rotate,
+    RotateBranches,
+)
+from tests.lifecycle.traffic import DATABASE_FAULTS, KMS_FAULTS, Fault
+from tests.lifecycle.world import World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.lifecycle.audit import Place
+    from tests.lifecycle.site import Site
+
+SCOPES = ("application", "tenant:acme", "subject:7")
+MOST_PLACES = 40
+"""Faults come at one of the first so many places of an operation: few have more."""
+
+slots = st.integers(0, 2)
+scopes = st.sampled_from(SCOPES)
+tables = st.sampled_from((EVENTS, EVENTS, SNAPSHOTS))
+places = st.integers(0, MOST_PLACES)
+kms_faults = st.sampled_from(KMS_FAULTS)
+database_faults = st.sampled_from(DATABASE_FAULTS)
+faults = st.builds(
+    Fault,
+    at=places,
+    kind=st.sampled_from(("fail", "fail", "fail_on", "crash")),
+    kms=kms_faults,
+    database=database_faults,
+)
+several = st.one_of(st.just(()), st.just(()), st.just(()), st.tuples(faults), st.tuples(faults, faults))
+seconds = st.sampled_from((1.0, 6.0, 31.0, 59.0, 61.0, 150.0, 201.0, 301.0))
+terms = st.builds(
+    Terms,
+    branches=st.sampled_from((None, None, 2)),
+    max_items=st.sampled_from((2**28, 2**28, 4)),
+    max_keys=st.sampled_from((10_000, 10_000, 1)),
+    open_grace=st.sampled_from((0.0, 0.0, 30.0)),
+    batches=st.booleans(),
+    keks=st.sampled_from((1, 1, 2)),
+    in_memory=st.sampled_from((False, False, False, True)),
+)
+
+
+class Lifecycle(RuleBasedStateMachine):
+    """
+    Rules are thin: a world does and judges everything.
+
+    Attributes:
+        site: Where its worlds are built.
+        steps: How many rules were run, by all machines of the class.
+    """
+
+    site: Site
+    steps = 0
+    tally: dict[str, int] = {}
+
+    @initialize(terms=terms)
+    def build(self, terms: Terms) -> None:
+        self.world = World(self.site, terms)
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.close()
+
+    # --- operations ---
+
+    @rule(
+        slot=slots,
+        scopes=st.lists(scopes, min_size=1, max_size=4),
+        table=tables,
+        with_note=st.sampled_from((False, False, True)),
+        faults=several,
+        retry=st.booleans(),
+    )
+    def append(
+        self, slot: int, scopes: list[str], table: str, with_note: bool, faults: Any, retry: bool
+    ) -> None:
+        self._do(slot, self._append(scopes, table, with_note=with_note), faults, retry)
+
+    @rule(slot=slots, scope=scopes, table=tables, number=st.integers(0, 5), faults=several)
+    def append_where_something_is(
+        self, slot: int, scope: str, table: str, number: int, faults: Any
+    ) -> None:
+        taken = self._taken(scope, table)
+        if taken:
+            place = taken[number % len(taken)]
+            self._do(slot, Append({place: self._event(place, scope)}), faults, retry=False)
+
+    @rule(slot=slots, scope=scopes, table=tables, faults=several, retry=st.booleans())
+    def replay(self, slot: int, scope: str, table: str, faults: Any, retry: bool) -> None:
+        self._do(slot, Replay(scope, table), faults, retry)
+
+    @rule(slot=slots, table=tables, faults=several, retry=st.booleans())
+    def open_page(self, slot: int, table: str, faults: Any, retry: bool) -> None:
+        self._do(slot, OpenPage(table), faults, retry)
+
+    @rule(slot=slots, scope=scopes, compromised=st.booleans(), faults=several, retry=st.booleans())
+    def rotate(self, slot: int, scope: str, compromised: bool, faults: Any, retry: bool) -> None:
+        self._do(slot, Rotate(scope, compromised), faults, retry)
+
+    @precondition(lambda self: self.world.terms.branches)
+    @rule(slot=slots, compromised=st.booleans(), faults=several, retry=st.booleans())
+    def rotate_branches(self, slot: int, compromised: bool, faults: Any, retry: bool) -> None:
+        self._do(slot, RotateBranches(compromised), faults, retry)
+
+    @rule(slot=slots, faults=several, retry=st.booleans())
+    def refresh(self, slot: int, faults: Any, retry: bool) -> None:
+        self._do(slot, Refresh(), faults, retry)
+
+    @rule(slot=slots, scopes=st.lists(scopes, min_size=1, max_size=3, unique=True), faults=several)
+    def prepare(self, slot: int, scopes: list[str], faults: Any) -> None:
+        self._do(slot, Prepare(tuple(scopes)), faults, retry=True)
+
+    # --- somebody stands still ---
+
+    @precondition(lambda self: len(self.world.running) < 2)
+    @rule(
+        slot=slots,
+        at=places,
+        kind=st.sampled_from(("append", "append", "replay", "open", "rotate", "refresh", "prepare")),
+        scopes=st.lists(scopes, min_size=1, max_size=2, unique=True),
+        table=tables,
+        flag=st.booleans(),
+        faults=st.one_of(st.just(()), st.tuples(faults)),
+    )
+    def stall(
+        self, slot: int, at: int, kind: str, scopes: list[str], table: str, flag: bool, faults: Any
+    ) -> None:
+        if slot in self.world.running:
+            return
+        operations: dict[str, Callable[[], Operation]] = {
+            "append": lambda: self._append(scopes, table, with_note=flag),
+            "replay": lambda: Replay(scopes[0], table),
+            "open": lambda: OpenPage(table),
+            "rotate": lambda: Rotate(scopes[0], flag),
+            "refresh": Refresh,
+            "prepare": lambda: Prepare(tuple(scopes)),
+        }
+        self._count(f"stall {kind}")
+        self.world.stall(slot, operations[kind](), at, *faults)
+
+    @precondition(lambda self: self.world.running)
+    @rule(slot=slots, crash=st.sampled_from((False, False, False, True)))
+    def go_on(self, slot: int, crash: bool) -> None:
+        running = sorted(self.world.running)
+        self._count("crash where it stands" if crash else "go on")
+        self.world.go_on(running[slot % len(running)], crash=crash)
+
+    @precondition(lambda self: self.world.running)
+    @rule(slot=slots)
+    def refresh_beside(self, slot: int) -> None:
+        running = sorted(self.world.running)
+        self._count("refresh beside")
+        self.world.refresh_beside(running[slot % len(running)])
+
+    # --- what happens to clients ---
+
+    @rule(seconds=seconds)
+    def advance(self, seconds: float) -> None:
+        self._count("advance")
+        self.world.advance(seconds)
+
+    @rule(slot=slots, what=st.sampled_from((None, "kms", "kms", "database")), kms=kms_faults, database=database_faults)
+    def outage(self, slot: int, what: str | None, kms: Any, database: Any) -> None:
+        """Something is away for a client, until it restarts, or all is well again."""
+        traffic = self.world.clients[slot].traffic
+        if traffic.failing or what is None:
+            self._count("all comes back")
+            traffic.heal()
+            return
+        self._count(f"{what} goes")
+        traffic.kms_fault = kms if what == "kms" else None
+        traffic.database_fault = database if what == "database" else None
+
+    @rule(slot=slots, crash=st.booleans())
+    def restart(self, slot: int, crash: bool) -> None:
+        if slot not in self.world.running:
+            self._count("restart")
+            self.world.restart(slot, crash=crash)
+
+    # --- inside ---
+
+    def _do(self, slot: int, operation: Operation, faults: Any, retry: bool) -> None:
+        if slot in self.world.running:
+            return
+        outcome = self.world.do(slot, operation, *faults, retry=retry)
+        name = type(operation).__name__
+        ended = (
+            "crashed"
+            if outcome.crashed
+            else "done"
+            if outcome.error is None
+            else f"gave {type(outcome.error).__name__}"
+        )
+        self._count(f"{name} {ended}")
+
+    def _count(self, what: str) -> None:
+        type(self).steps += 1
+        self.tally[what] = self.tally.get(what, 0) + 1
+
+    def _append(self, scopes: list[str], table: str, *, with_note: bool) -> Append:
+        events: dict[Place, Noted] = {}
+        for scope in scopes:
+            place = self.world.place(table, scope)
+            events[place] = self._event(place, scope)
+        return Append(events, self.world.text() if with_note else None)
+
+    def _event(self, place: Place, scope: str) -> Noted:
+        return Noted(place.sequence_id, place.position, scope, self.world.text())
+
+    def _taken(self, scope: str, table: str) -> list[Place]:
+        """Places of a scope that are taken, or about to be by somebody who stands still."""
+        pending = [place for running in self.world.running.values() for place in running.operation.places]
+        return sorted(
+            place
+            for place in {*self.world.model.items, *pending}
+            if place.table == table and place.sequence_id == self.world.stream(scope)
+        )

@@ -1,0 +1,413 @@
+"""What clients do, and how each is judged by its outcome."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sqlalchemy import insert
+from tests.lifecycle.audit import ACTIVE, COMPROMISED, DATA, DESTROYED, Place
+from tests.lifecycle.client import EVENTS, TABLES, Noted, stream_of
+from tests.lifecycle.model import Violation
+from tests.lifecycle.site import Outbox
+
+from eventseal.cipher import ItemContext, Opened
+from eventseal.errors import (
+    EventSealError,
+    KeyDestroyedError,
+    KmsError,
+    SequencedItemConflictError,
+    StoreError,
+    StoreUnavailableError,
+)
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from tests.lifecycle.client import Client
+    from tests.lifecycle.world import Outcome, World
+
+
+class Operation:
+    """
+    One thing that a client does.
+
+    Attributes:
+        places: Where items may stand afterwards that did not before: all of them, or none.
+        note: What may be in the outbox afterwards.
+    """
+
+    places: frozenset[Place] = frozenset()
+    note: str | None = None
+
+    def begin(self, world: World) -> None:
+        """Remember what is true before it runs."""
+
+    def run(self, client: Client) -> Any:
+        """Do it."""
+        raise NotImplementedError
+
+    def excuses(self, world: World, client: Client, outcome: Outcome, error: EventSealError) -> bool:
+        """Whether an error that is no outage is right."""
+        return False
+
+    def judge(self, world: World, client: Client, outcome: Outcome) -> None:
+        """Compare the outcome with the model, which has seen the database since."""
+
+    def wants_retry(self, world: World) -> bool:
+        """Whether asking again makes sense: not if it had taken effect after all."""
+        return True
+
+
+# --- writing ---
+
+
+@dataclass
+class Append(Operation):
+    """
+    Append events to the streams of their scopes.
+
+    Attributes:
+        events: Where each goes, and what it says.
+        note: What the caller adds to the same transaction, before.
+    """
+
+    events: dict[Place, Noted]
+    note: str | None = None
+
+    def __post_init__(self) -> None:
+        self.places = frozenset(self.events)
+        (self.table,) = {place.table for place in self.places}
+
+    def run(self, client: Client) -> None:
+        session = client.datastore.session
+        events = list(self.events.values())
+        if self.note is None:
+            client.stores[self.table].append(events if len(events) > 1 else events[0])
+            return
+        try:
+            try:
+                session.execute(insert(Outbox).values(note=self.note))
+            except Exception as error:
+                raise StoreUnavailableError("the caller's own statement failed") from error
+            client.stores[self.table].append(events)
+        except EventSealError:
+            session.rollback()
+            raise
+
+    def excuses(self, world: World, client: Client, outcome: Outcome, error: EventSealError) -> bool:
+        match error:
+            case KeyDestroyedError():
+                since = outcome.began.time - world.terms.refresh_interval
+                return error.destroyed_by == "shredded" and any(
+                    world.model.was_closed(event.scope, after=since) for event in self.events.values()
+                )
+            case SequencedItemConflictError():
+                return not self._stored(world) and any(self._is_taken(world, place) for place in self.places)
+            case StoreUnavailableError():  # first use inside an open SQLite write transaction
+                return self.note is not None and world.site.is_sqlite
+        return False
+
+    def judge(self, world: World, client: Client, outcome: Outcome) -> None:
+        stored = self._stored(world)
+        if outcome.error is None and not outcome.crashed and not stored:
+            raise Violation(f"{self} was acknowledged, and is not there")
+        if stored and outcome.error is not None and "not known" not in str(outcome.error):
+            raise Violation(f"{self} gave {outcome.error!r}, and is there")
+        if self.note is not None and (self.note in world.model.found.outbox) != stored:
+            raise Violation(f"{self} and its caller's own row were not stored together")
+        if not stored:
+            return
+        world.model.items.update(self.events)
+        if self.note is not None:
+            world.model.outbox.add(self.note)
+        for place in self.places:
+            self._judge_key(world, outcome, place)
+
+    def wants_retry(self, world: World) -> bool:
+        return not self._stored(world) and not any(self._is_taken(world, place) for place in self.places)
+
+    def _stored(self, world: World) -> bool:
+        """Whether what stands at the places is this very batch; raises if only a part of it does."""
+        rows = world.model.found.items
+        there = [place for place in self.places if place in rows and self._is_mine(world, place)]
+        if 0 < len(there) < len(self.places):
+            raise Violation(f"only {there} of {self} were stored")
+        return bool(there)
+
+    def _is_mine(self, world: World, place: Place) -> bool:
+        if place in world.model.items and world.model.items[place] is not self.events[place]:
+            return False
+        outcome = world.auditor.opened(world.model.found)[place]
+        # What was erased already says nothing: the place alone tells then.
+        return outcome == self.events[place] or isinstance(outcome, KeyDestroyedError)
+
+    def _is_taken(self, world: World, place: Place) -> bool:
+        return place in world.model.found.items
+
+    def _judge_key(self, world: World, outcome: Outcome, place: Place) -> None:
+        """No key seals that was replaced longer ago than a client may not know."""
+        key_id = world.model.found.items[place].key_id
+        stopped = world.model.keys[key_id].stopped if key_id in world.model.keys else None
+        if stopped is None:
+            return
+        if stopped.time < outcome.began.time - world.terms.refresh_interval:
+            raise Violation(f"{place} was sealed under {key_id} that had been replaced at {stopped}")
+        if stopped.step < outcome.confirmed:
+            raise Violation(f"{place} was sealed under {key_id} that this client had seen replaced")
+
+
+@dataclass
+class Hold:
+    """Sealed items that wait to be written."""
+
+    items: list[Any]
+    scope: str
+
+
+@dataclass
+class SealAndWait(Operation):
+    """Seal events, and give them to *held* instead of writing them."""
+
+    events: dict[Place, Noted]
+    held: list[Any] = field(default_factory=list)
+
+    def run(self, client: Client) -> None:
+        (table,) = {place.table for place in self.events}
+        self.held[:] = client.mappers[table].to_sequenced_items(self.events.values())
+
+    def excuses(self, world: World, client: Client, outcome: Outcome, error: EventSealError) -> bool:
+        return Append(self.events).excuses(world, client, outcome, error)
+
+    def judge(self, world: World, client: Client, outcome: Outcome) -> None:
+        for item in self.held:
+            world.model.sealed[item.key_id].add(item.data)
+
+
+# --- reading ---
+
+
+class _Reading(Operation):
+    """Judges what is opened: right, or erased, or an outage, and nothing else."""
+
+    def begin(self, world: World) -> None:
+        self._before = dict(world.model.items)
+
+    def judge_opened(self, world: World, outcome: Outcome, place: Place, key_id: UUID, event: Noted) -> None:
+        if place in world.model.items and event != world.model.items[place]:
+            raise Violation(f"{place} says {event}, not {world.model.items[place]}")
+        life = world.model.keys.get(key_id)
+        shredded = None if life is None else life.shredded
+        if shredded is None:
+            return
+        if shredded.time < outcome.began.time - world.terms.opens_for:
+            raise Violation(f"{place} opened at {outcome.began}, and was shredded at {shredded}")
+        if shredded.step < outcome.confirmed:
+            raise Violation(f"{place} opened, and this client had seen at {outcome.confirmed} that it was shredded")
+
+    def is_erased(self, world: World, error: EventSealError) -> bool:
+        life = world.model.keys.get(error.key_id) if isinstance(error, KeyDestroyedError) else None
+        return life is not None and life.shredded is not None
+
+
+@dataclass
+class Replay(_Reading):
+    """Read a scope's stream."""
+
+    scope: str
+    table: str = EVENTS
+
+    def run(self, client: Client) -> list[Noted]:
+        return client.stores[self.table].get_domain_events(stream_of(self.scope))
+
+    def excuses(self, world: World, client: Client, outcome: Outcome, error: EventSealError) -> bool:
+        return self.is_erased(world, error)
+
+    def judge(self, world: World, client: Client, outcome: Outcome) -> None:
+        if outcome.value is None:
+            return
+        found = {
+            Place(self.table, event.originator_id, event.originator_version): event for event in outcome.value
+        }
+        before = {
+            place
+            for place in self._before
+            if (place.table, place.sequence_id) == (self.table, stream_of(self.scope))
+        }
+        if missing := before - found.keys():
+            raise Violation(f"{missing} were not read")
+        if list(found) != sorted(found):
+            raise Violation(f"the events of {self.scope} came as {list(found)}")
+        for place, event in found.items():
+            self.judge_opened(world, outcome, place, world.model.found.items[place].key_id, event)
+
+
+@dataclass
+class ReadOne(_Reading):
+    """Read one item."""
+
+    place: Place
+
+    def run(self, client: Client) -> Noted:
+        event: Noted = client.stores[self.place.table].get_domain_event(
+            self.place.sequence_id, self.place.position
+        )
+        return event
+
+    def excuses(self, world: World, client: Client, outcome: Outcome, error: EventSealError) -> bool:
+        return self.is_erased(world, error)
+
+    def judge(self, world: World, client: Client, outcome: Outcome) -> None:
+        if outcome.value is not None:
+            key_id = world.model.found.items[self.place].key_id
+            self.judge_opened(world, outcome, self.place, key_id, outcome.value)
+
+
+@dataclass
+class OpenPage(_Reading):
+    """Open every item of a table at once: each has an outcome of its own."""
+
+    table: str = EVENTS
+
+    def run(self, client: Client) -> list[tuple[Place, UUID, Opened | EventSealError]]:
+        items = list(client.strategies[self.table].all_items())
+        collection = TABLES[self.table].__collection__
+        contexts = [ItemContext(item.sequence_id, item.position, item.topic, collection) for item in items]
+        outcomes = client.cipher.open_many(
+            [(item.data, context) for item, context in zip(items, contexts, strict=True)]
+        )
+        return [
+            (Place(self.table, item.sequence_id, item.position), item.key_id, opened)
+            for item, opened in zip(items, outcomes, strict=True)
+        ]
+
+    def judge(self, world: World, client: Client, outcome: Outcome) -> None:
+        if outcome.value is None:
+            return
+        if missing := {p for p in self._before if p.table == self.table} - {p for p, _, _ in outcome.value}:
+            raise Violation(f"{missing} were not read")
+        for place, key_id, opened in outcome.value:
+            if isinstance(opened, Opened):
+                event = world.model.items.get(place)
+                if event is not None and event.text.encode() not in opened.plaintext:
+                    raise Violation(f"{place} says {opened.plaintext!r}")
+                if event is not None:
+                    self.judge_opened(world, outcome, place, key_id, event)
+            elif isinstance(opened, KmsError | StoreError):
+                if outcome.is_clean:
+                    raise Violation(f"{place} gave {opened!r} without any outage")
+            elif not self.is_erased(world, opened):
+                raise Violation(f"{place} gave {opened!r} after {outcome.fired}")
+
+
+# --- keys ---
+
+
+@dataclass
+class Refresh(Operation):
+    """See what changed."""
+
+    def run(self, client: Client) -> None:
+        client.keyring.refresh()
+
+    def judge(self, world: World, client: Client, outcome: Outcome) -> None:
+        if outcome.error is None and not outcome.crashed:
+            client.confirmed = max(client.confirmed, outcome.began.step)
+
+
+@dataclass
+class Prepare(Operation):
+    """Make keys ahead."""
+
+    scopes: tuple[str, ...]
+
+    def run(self, client: Client) -> None:
+        client.keyring.prepare(self.scopes)
+
+    def excuses(self, world: World, client: Client, outcome: Outcome, error: EventSealError) -> bool:
+        return _is_closed(world, outcome, error, self.scopes)
+
+    def judge(self, world: World, client: Client, outcome: Outcome) -> None:
+        if outcome.error is None and not outcome.crashed:
+            holding = {life.row.scope for life in world.model.keys.values() if life.row.purpose == DATA}
+            if missing := set(self.scopes) - holding:
+                raise Violation(f"the keys of {missing} were prepared, and are not there")
+
+
+@dataclass
+class Rotate(Operation):
+    """Give a scope a new key."""
+
+    scope: str
+    compromised: bool = False
+    _old: UUID | None = None
+
+    def begin(self, world: World) -> None:
+        self._old = _active_key(world, self.scope, DATA)
+
+    def run(self, client: Client) -> Any:
+        return client.keyring.rotate(self.scope, compromised=self.compromised)
+
+    def excuses(self, world: World, client: Client, outcome: Outcome, error: EventSealError) -> bool:
+        return _is_closed(world, outcome, error, (self.scope,))
+
+    def judge(self, world: World, client: Client, outcome: Outcome) -> None:
+        if outcome.value is None:
+            return
+        life = world.model.keys[outcome.value.key_id]
+        if life.row.scope != self.scope or ACTIVE not in life.since:
+            raise Violation(f"{self} gave {life.row}")
+        if self._old is None:
+            return
+        old = world.model.keys[self._old]
+        if old.row.state == ACTIVE:
+            raise Violation(f"{self} left {old.row} active")
+        if self.compromised and old.row.state not in {COMPROMISED, DESTROYED}:
+            raise Violation(f"{self} left {old.row}")
+
+
+@dataclass
+class RotateBranches(Operation):
+    """Give every branch a new key."""
+
+    compromised: bool = False
+    _old: frozenset[UUID] = frozenset()
+    purpose: ClassVar[str] = "branch"
+
+    def begin(self, world: World) -> None:
+        self._old = frozenset(
+            key_id
+            for key_id, life in world.model.keys.items()
+            if life.row.purpose == self.purpose and life.row.state == ACTIVE
+        )
+
+    def run(self, client: Client) -> Any:
+        return client.keyring.rotate_branches(compromised=self.compromised)
+
+    def judge(self, world: World, client: Client, outcome: Outcome) -> None:
+        if outcome.value is not None:
+            for key_id in self._old:
+                row = world.model.keys[key_id].row
+                if row.state == ACTIVE or (self.compromised and row.state != COMPROMISED):
+                    raise Violation(f"{self} left {row}")
+
+
+def _active_key(world: World, scope: str, purpose: str) -> UUID | None:
+    return next(
+        (
+            key_id
+            for key_id, life in world.model.keys.items()
+            if (life.row.scope, life.row.purpose, life.row.state) == (scope, purpose, ACTIVE)
+        ),
+        None,
+    )
+
+
+def _is_closed(world: World, outcome: Outcome, error: EventSealError, scopes: tuple[str, ...]) -> bool:
+    """Whether an error says rightly that a scope was closed."""
+    since = outcome.began.time - world.terms.refresh_interval
+    return (
+        isinstance(error, KeyDestroyedError)
+        and error.destroyed_by == "shredded"
+        and any(world.model.was_closed(scope, after=since) for scope in scopes)
+    )
