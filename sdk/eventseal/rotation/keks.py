@@ -91,7 +91,7 @@ def refuse_needed_kek(store: SealedStore, uri: str, version: str | None = None) 
         StoreError: The key store refused or failed.
     """
     report = kek_report(store)
-    named = _names_of(uri, report)
+    named = _names_of(uri, store, report)
     elsewhere = {
         use.kek_uri
         for use in report.uses
@@ -115,13 +115,14 @@ def refuse_needed_kek(store: SealedStore, uri: str, version: str | None = None) 
     )
 
 
-def _names_of(uri: str, report: KekReport) -> set[str]:
+def _names_of(uri: str, store: SealedStore, report: KekReport) -> set[str]:
     """Give the names that a KEK has in the key tables; none if nothing hangs on it."""
     stored = {use.kek_uri for use in report.uses}
     if uri in stored:
         return {uri}
+    configured = [adapter for adapter in store.keyring.keks if adapter.uri == uri]
     try:
-        adapter = adapter_from_uri(uri)
+        adapter = configured[0] if configured else adapter_from_uri(uri)
     except ConfigurationError as error:
         raise ConfigurationError(
             f"no key is wrapped under {uri}, and it names no KEK: {error}",

@@ -1,0 +1,169 @@
+"""What hangs on which KEK and version, and which of them may not go yet."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tests.fixtures.versioned_kms import VersionedKms
+
+from eventseal.errors import ConfigurationError, JobError
+from eventseal.keys import DataKey
+from eventseal.rotation import kek_report, refuse_needed_kek, rewrap
+from eventseal.testing import FakeBatchKms
+from eventseal_kms.aws import AwsKmsAdapter
+from eventseal_kms.local import LocalKmsAdapter
+from eventseal_kms.testing import FakeAwsKms
+
+
+def fill(shop, count: int = 4) -> list:
+    keys = shop.seal.keyring.sealing_keys({f"tenant:{n}": 1 for n in range(count)})
+    return [key.key_id for key in keys.values()]
+
+
+def opened(shop, key_ids) -> bool:
+    return all(isinstance(key, DataKey) for key in shop.seal.keyring.opening_keys(key_ids).values())
+
+
+@pytest.fixture
+def kek() -> VersionedKms:
+    return VersionedKms("kek")
+
+
+@pytest.fixture
+def under(open_shop, store_url):
+    def under(*keks, **settings):
+        return open_shop(store_url, list(keks), **settings)
+
+    return under
+
+
+def uses(shop) -> list[tuple]:
+    return [(use.kek_uri, use.kek_version, use.wrappings, use.verified) for use in kek_report(shop.seal).uses]
+
+
+def test_the_report_counts_by_kek_and_version_and_asks_no_kek(under, kek) -> None:
+    key_ids = fill(under(kek))
+    kek.rotate()
+    rewrap(under(kek).seal)
+    assert opened(under(kek), key_ids[:2])
+    shop = under(kek)
+    kek.calls.clear()
+    assert uses(shop) == [("fake://kek", "1", 5, 0), ("fake://kek", "2", 5, 3)]
+    assert kek_report(shop.seal).by_kek == {"fake://kek": 10}
+    assert kek.count() == 0
+    report = kek_report(shop.seal).to_json()
+    assert json.loads(json.dumps(report))["keks"][1] == {
+        "kek": "fake://kek",
+        "version": "2",
+        "wrappings": 5,
+        "verified": 3,
+    }
+
+
+def test_branch_keys_are_in_the_report_too(under, kek) -> None:
+    fill(under(kek, branches=1), 7)
+    assert [use[2:] for use in uses(under(kek))] == [(7, 0), (2, 0)]
+
+
+def test_a_store_without_keys_has_nothing_to_report(under, kek) -> None:
+    assert uses(under(kek)) == []
+    with pytest.raises(ConfigurationError) as caught:
+        refuse_needed_kek(under(kek).seal, "nothing://x")
+    assert "there are no keys" in caught.value.remedy
+
+
+def test_a_kek_that_opens_keys_nothing_else_opens_may_not_go(under, kek) -> None:
+    fill(under(kek))
+    shop = under(kek)
+    with pytest.raises(JobError, match="5 live keys") as caught:
+        refuse_needed_kek(shop.seal, "fake://kek")
+    assert "eventseal rewrap" in caught.value.remedy
+    assert caught.value.keys == 5
+
+
+def test_a_wrapping_that_nobody_has_opened_is_no_reason_to_let_the_other_kek_go(under, kek) -> None:
+    old = FakeBatchKms("old")
+    key_ids = fill(under(old, kek))
+    shop = under(old, kek)
+    with pytest.raises(JobError, match="5 live keys"):
+        refuse_needed_kek(shop.seal, "fake://old")
+    assert opened(under(kek), key_ids[:3])
+    with pytest.raises(JobError, match="1 live key"):
+        refuse_needed_kek(shop.seal, "fake://old")
+    assert opened(under(kek), key_ids[3:])
+    assert refuse_needed_kek(shop.seal, "fake://old") == 5
+    with pytest.raises(JobError, match="5 live keys"):
+        refuse_needed_kek(shop.seal, "fake://kek")
+
+
+def test_a_kek_that_is_not_configured_stands_in_for_none(under, kek) -> None:
+    old = FakeBatchKms("old")
+    key_ids = fill(under(old, kek))
+    assert opened(under(kek), key_ids)
+    with pytest.raises(JobError):
+        refuse_needed_kek(under(old).seal, "fake://old")
+    assert refuse_needed_kek(under(kek).seal, "fake://old") == 5
+
+
+def test_a_kek_may_go_once_everything_is_rewrapped(under, kek) -> None:
+    old = FakeBatchKms("old")
+    fill(under(old))
+    shop = under(old, kek)
+    rewrap(shop.seal, to=kek)
+    assert uses(shop) == [("fake://kek", "1", 5, 5)]
+
+
+def test_a_version_may_go_once_a_newer_one_was_opened(under, kek) -> None:
+    key_ids = fill(under(kek))
+    kek.rotate()
+    shop = under(kek)
+    rewrap(shop.seal)
+    with pytest.raises(JobError, match="version 1 of fake://kek is needed: 5 live keys"):
+        refuse_needed_kek(shop.seal, "fake://kek", "1")
+    assert refuse_needed_kek(shop.seal, "fake://kek", "7") == 0
+    assert opened(under(kek), key_ids)
+    assert refuse_needed_kek(shop.seal, "fake://kek", "1") == 5
+    rewrap(shop.seal)
+    assert refuse_needed_kek(shop.seal, "fake://kek", "1") == 0
+    with pytest.raises(JobError):
+        refuse_needed_kek(shop.seal, "fake://kek", "2")
+
+
+def test_a_kek_is_known_by_its_configured_name_and_by_its_stored_one(under, tmp_path) -> None:
+    path = tmp_path / "dev.key"
+    local = LocalKmsAdapter.create(path)
+    fill(under(local))
+    shop = under(local)
+    for name in (local.uri, f"local://{path}"):
+        with pytest.raises(JobError, match="5 live keys"):
+            refuse_needed_kek(shop.seal, name)
+    other = tmp_path / "other.key"
+    LocalKmsAdapter.create(other)
+    assert refuse_needed_kek(shop.seal, f"local://{other}") == 0
+
+
+def test_what_names_no_kek_is_refused_with_those_in_use(under, kek) -> None:
+    fill(under(kek))
+    for name in ("fake://", "kek", "local:///no/such/file", "nothing://x"):
+        with pytest.raises(ConfigurationError, match="names no KEK") as caught:
+            refuse_needed_kek(under(kek).seal, name)
+        assert "fake://kek" in caught.value.remedy
+
+
+def test_under_aws_a_bare_arn_and_an_alias_name_the_key(under, monkeypatch) -> None:
+    aws = FakeAwsKms()
+    arn = aws.create_key(alias="alias/shop")
+    (key,) = {f"aws-kms://{k['KeyArn']}" for k in aws.client().list_keys()["Keys"]}
+    fill(under(AwsKmsAdapter(arn, client=aws.client())))
+    shop = under(AwsKmsAdapter(arn, client=aws.client()))
+    for name, value in aws.credentials().items():
+        monkeypatch.setenv(name.upper(), value)
+    with aws.serve() as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_KMS", url)
+        for name in (key, key.removeprefix("aws-kms://"), arn):
+            with pytest.raises(JobError, match="5 live keys"):
+                refuse_needed_kek(shop.seal, name)
+    with pytest.raises(JobError, match="5 live keys"):  # by the configured adapter, with its own client
+        refuse_needed_kek(shop.seal, shop.seal.keyring.keks[0].uri)
+    assert key.startswith("aws-kms://arn:aws:kms:")
