@@ -249,14 +249,14 @@ class Passes:
         now = time.monotonic()
         if self._progress is not None and now - self._told >= _TOLD_EVERY:
             self._told = now
-            self._progress(self._result(complete=False))
+            self._progress(self._result(complete=False, moving=True))
 
-    def _result(self, *, complete: bool, settled: datetime | None = None) -> JobResult:
+    def _result(self, *, complete: bool, settled: datetime | None = None, moving: bool = False) -> JobResult:
         totals = self._totals()
         failures = self._failures()
         done = sum(counts["done"] for counts in totals.by_table.values())
         failed = sum(counts["failed"] for counts in totals.by_table.values())
-        if self._sources:
+        if self._sources and not moving:  # else they were counted before what has been moved since
             left = sum(left_of(totals.by_table, source) for source in self._sources)
         else:
             left = max(0, self._job.total - done - failed)
