@@ -184,38 +184,123 @@ class ReplacesTheFirstMark(InMemoryKeyStore):
 
 
 class ReplacesWrappings(InMemoryKeyStore):
-    def put_wrappings(self, add):
+    def put_wrappings(self, add, **options):
         for key_id in add.keys() & self._records.keys():
             self._records[key_id] = replace(self._records[key_id], wrappings=())
-        return super().put_wrappings(add)
+        return super().put_wrappings(add, **options)
 
 
 class OverwritesWrappings(InMemoryKeyStore):
-    def put_wrappings(self, add):
+    def put_wrappings(self, add, **options):
         for key_id, new in add.items():
             kept = [old for old in self._records[key_id].wrappings if old.kek_uri != new.kek_uri]
             self._records[key_id] = replace(self._records[key_id], wrappings=tuple(kept))
-        return super().put_wrappings(add)
+        return super().put_wrappings(add, **options)
 
 
 class WrapsTheDestroyed(InMemoryKeyStore):
-    def put_wrappings(self, add):
+    def put_wrappings(self, add, **options):
         for key_id, new in add.items():
             self._records[key_id] = replace(self._records[key_id], wrappings=(new,))
         return set(add)
 
 
 class CountsWrappings(InMemoryKeyStore):
-    def put_wrappings(self, add):
+    def put_wrappings(self, add, **options):
         for application, mark in self._marks.items():
             self._marks[application] = replace(mark, counter=mark.counter + 1)
-        return super().put_wrappings(add)
+        return super().put_wrappings(add, **options)
 
 
 class SaysItAddedAll(InMemoryKeyStore):
-    def put_wrappings(self, add):
-        super().put_wrappings(add)
+    def put_wrappings(self, add, **options):
+        super().put_wrappings(add, **options)
         return set(add)
+
+
+class NeverVerifies(InMemoryKeyStore):
+    def mark_wrappings_verified(self, opened, **options):
+        pass
+
+
+class VerifiesByName(InMemoryKeyStore):
+    def mark_wrappings_verified(self, opened, **options):
+        for key_id in opened.keys() & self._records.keys():
+            for wrapped in self._records[key_id].wrappings:
+                if wrapped.kek_uri == opened[key_id].kek_uri:
+                    super().mark_wrappings_verified({key_id: wrapped})
+
+
+class VerifiesWhatIsAdded(InMemoryKeyStore):
+    def put_wrappings(self, add, *, verified=False):
+        held = super().put_wrappings(add, verified=verified)
+        self.mark_wrappings_verified({key_id: add[key_id] for key_id in held})
+        return held
+
+
+class KeepsTheUnverified(InMemoryKeyStore):
+    def put_wrappings(self, add, *, verified=False):
+        held = super().put_wrappings(add)
+        if verified:
+            self.mark_wrappings_verified({key_id: add[key_id] for key_id in held})
+        return held
+
+
+class AddsAtTheEnd(InMemoryKeyStore):
+    def put_wrappings(self, add, **options):
+        held = super().put_wrappings(add, **options)
+        for key_id in held:
+            wrappings = self._records[key_id].wrappings
+            self._records[key_id] = replace(self._records[key_id], wrappings=wrappings[::-1])
+        return held
+
+
+class DropsWithoutALook(InMemoryKeyStore):
+    def drop_wrappings(self, drop, *, keep):
+        self.mark_wrappings_verified(keep)
+        return super().drop_wrappings(drop, keep=keep)
+
+
+class DropsForTheSakeOfAny(InMemoryKeyStore):
+    def drop_wrappings(self, drop, *, keep):
+        any_verified = {key_id: next(iter(self._records[key_id].verified), keep[key_id]) for key_id in drop}
+        return super().drop_wrappings(drop, keep=any_verified)
+
+
+class DropsTheRest(InMemoryKeyStore):
+    def drop_wrappings(self, drop, *, keep):
+        rest = {k: [w for w in self._records[k].wrappings if w != keep[k]] for k in drop}
+        return super().drop_wrappings(rest, keep=keep)
+
+
+class DropsByName(InMemoryKeyStore):
+    def drop_wrappings(self, drop, *, keep):
+        named = {
+            k: [w for w in self._records[k].wrappings if w.kek_uri in {d.kek_uri for d in drop[k]}]
+            for k in drop
+        }
+        return super().drop_wrappings(named, keep=keep)
+
+
+class DropsEverything(InMemoryKeyStore):
+    def drop_wrappings(self, drop, *, keep):
+        better = super().drop_wrappings(drop, keep=keep)
+        for key_id in better:
+            left = tuple(w for w in self._records[key_id].wrappings if w not in drop[key_id])
+            self._records[key_id] = replace(self._records[key_id], wrappings=left)
+        return better
+
+
+class CountsUnverifiedElsewhere(InMemoryKeyStore):
+    def count_dependents(self, application, kek_uris, **options):
+        for key_id, record in self._records.items():
+            self._records[key_id] = replace(record, verified=frozenset(record.wrappings))
+        return super().count_dependents(application, kek_uris, **options)
+
+
+class ForgetsTheVersion(InMemoryKeyStore):
+    def count_dependents(self, application, kek_uris, *, kek_version=None, elsewhere):
+        return super().count_dependents(application, kek_uris, elsewhere=elsewhere)
 
 
 class EndsNeededBranches(InMemoryKeyStore):
@@ -292,6 +377,19 @@ BROKEN = [
     (WrapsTheDestroyed, "test_a_destroyed_key_gets_no_wrapping"),
     (CountsWrappings, "test_adding_wrappings_is_no_change_of_state"),
     (SaysItAddedAll, "test_keys_that_are_not_there_get_no_wrapping"),
+    (NeverVerifies, "test_a_verified_wrapping_is_told_from_the_others_wherever_the_key_is_read"),
+    (VerifiesByName, "test_only_these_very_bytes_are_marked"),
+    (VerifiesWhatIsAdded, "test_a_wrapping_may_come_verified"),
+    (KeepsTheUnverified, "test_a_verified_wrapping_takes_the_place_of_one_that_nobody_verified"),
+    (AddsAtTheEnd, "test_the_newest_wrapping_comes_first"),
+    (DropsWithoutALook, "test_a_key_keeps_everything_if_the_better_wrapping_is_not_verified"),
+    (DropsForTheSakeOfAny, "test_another_verified_wrapping_does_not_stand_in_for_the_better_one"),
+    (DropsForTheSakeOfAny, "test_a_key_keeps_everything_if_the_better_wrapping_is_gone_or_another_by_now"),
+    (DropsTheRest, "test_only_what_is_named_goes"),
+    (DropsByName, "test_a_wrapping_that_was_replaced_meanwhile_stays"),
+    (DropsEverything, "test_the_better_wrapping_never_goes"),
+    (CountsUnverifiedElsewhere, "test_a_key_depends_on_a_kek_until_it_is_verified_elsewhere"),
+    (ForgetsTheVersion, "test_a_key_depends_on_a_version_until_it_is_verified_under_another"),
 ]
 
 
