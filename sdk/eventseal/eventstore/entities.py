@@ -8,7 +8,10 @@ from uuid import UUID, uuid4
 from eventseal.errors import ConfigurationError, IntegrityError, ItemNotFoundError, SequencedItemConflictError
 from eventseal.eventstore import events
 from eventseal.eventstore.decorators import mutator
+from eventseal.eventstore.personal_state import personal_names
 from eventseal.eventstore.publishing import current_owner, owned_by, publish
+from eventseal.items.masks import Erased
+from eventseal.items.personal import plan_of
 from eventseal.items.topics import resolve_topic, topic_of
 
 if TYPE_CHECKING:
@@ -76,7 +79,17 @@ class EventSourcedEntity:
         return self._id
 
     def change_attribute(self, name: str, value: Any) -> None:
-        """Set the attribute *name* to *value*, and publish that it was."""
+        """
+        Set the attribute *name* to *value*, and publish that it was.
+
+        Raises:
+            ConfigurationError: The attribute holds personal data, which the event would show.
+        """
+        if name.lstrip("_") in personal_names(type(self)) and not plan_of(self.AttributeChanged).fields:
+            raise ConfigurationError(
+                f"{name!r} of {type(self).__qualname__} holds personal data, which the event would show",
+                remedy="Change it by an event of its own, whose field is annotated with PersonalData.",
+            )
         self._trigger_event(self.AttributeChanged, name=name, value=value)
 
     def discard(self) -> None:
@@ -236,7 +249,8 @@ class TimestampedEntity(EventSourcedEntity):
 
     def _event_applied(self, event: DomainEvent) -> None:
         super()._event_applied(event)
-        self._last_modified = event.timestamp
+        if not isinstance(event, Erased):
+            self._last_modified = event.timestamp
 
 
 class TimestampedVersionedEntity(TimestampedEntity, VersionedEntity):
@@ -300,6 +314,11 @@ def _(self: EventSourcedEntity, event: DomainEvent) -> None:
     self._event_applied(event)
 
 
+@mutate_entity.register(Erased)
+def _(self: Any, event: Erased) -> Any:  # noqa: ARG001 - what it changed, nobody knows any more
+    return None if isinstance(self, type) else self
+
+
 def mutate_stored(self: Any, event: DomainEvent) -> Any:
     """Apply *event* as its entity's class says, which the event that ``create()`` published names."""
     if self is not None:
@@ -338,6 +357,8 @@ def replay(mutate: Mutate, entity: Any, stored: Iterable[DomainEvent], *, owner:
 def _replay_one(self: Any, mutate: Mutate, event: DomainEvent) -> Any:
     if isinstance(self, EventSourcedEntity):
         self._validate_originator(event)
+    if self is None and isinstance(event, Erased):
+        return None
     self = mutate(self, event)
     if isinstance(self, EventSourcedEntity):
         self._event_applied(event)

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from eventseal.errors import ConfigurationError, KmsError, StoreError
+from eventseal.errors import ConfigurationError, KeyDestroyedError, KmsError, StoreError
 from eventseal.eventstore.events import DomainEvent, EventWithOriginatorVersion
 from eventseal.eventstore.publishing import current_owner, subscribe, unsubscribe
 
@@ -86,8 +86,8 @@ class SnapshottingPolicy:
     """
     Takes a snapshot whenever an entity has had so many more events, until it is closed.
 
-    A snapshot that the KMS or the database refuses is left out with a warning: the events are stored, and the
-    next snapshot makes up for it.
+    A snapshot that the KMS or the database refuses, or whose subject is being erased, is left out with a
+    warning: the events are stored, and the next snapshot makes up for it.
 
     Args:
         repository: Takes the snapshots; it has a snapshot strategy.
@@ -133,7 +133,7 @@ class SnapshottingPolicy:
         for entity_id, version in versions.items():
             try:
                 self.repository.take_snapshot(entity_id, lte=version)
-            except (KmsError, StoreError) as exc:
+            except (KeyDestroyedError, KmsError, StoreError) as exc:
                 _log.warning("no snapshot of %s at version %s: %s", entity_id, version, exc)
 
     def _is_due(self, event: Any) -> bool:

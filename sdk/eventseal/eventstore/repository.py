@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventseal.errors import ConfigurationError, ItemNotFoundError
 from eventseal.eventstore.entities import mutate_stored, replay
-from eventseal.eventstore.snapshots import entity_from_snapshot
+from eventseal.eventstore.snapshots import Chronicle, entity_from_snapshot
 
 if TYPE_CHECKING:
     from eventseal.eventstore.decorators import Mutate
@@ -86,7 +86,9 @@ class EventSourcedRepository:
             The snapshot; ``None`` if there was no such entity.
 
         Raises:
-            ConfigurationError: The repository has no snapshot strategy.
+            ConfigurationError: The repository has no snapshot strategy, or a snapshot of this entity would
+                keep what is erased elsewhere; the message says why.
+            KeyDestroyedError: A subject, or the scope of its events, was erased.
         """
         strategy = self.snapshot_strategy
         if strategy is None:
@@ -100,12 +102,24 @@ class EventSourcedRepository:
         snapshot = strategy.get_snapshot(entity_id, lte=version)
         if snapshot is not None and snapshot.originator_version == version:
             return snapshot
-        return strategy.take_snapshot(entity_id, self._replayed(entity_id, snapshot, lte=version), version)
+        if getattr(snapshot, "key_scope", None) is None:  # an older one: what it holds is not known
+            snapshot = None
+        chronicle = Chronicle(self.event_store.sequenced_item_mapper, snapshot)
+        entity = self._replayed(entity_id, snapshot, lte=version, chronicle=chronicle)
+        return strategy.take_snapshot(entity_id, entity, version, history=chronicle.history())
 
     def _replayed(
-        self, entity_id: Any, snapshot: Snapshot | None, lt: int | None = None, lte: int | None = None
+        self,
+        entity_id: Any,
+        snapshot: Snapshot | None,
+        lt: int | None = None,
+        lte: int | None = None,
+        *,
+        chronicle: Chronicle | None = None,
     ) -> Any:
         entity = None if snapshot is None else entity_from_snapshot(snapshot)
         after = None if snapshot is None else snapshot.originator_version
         stored = self.event_store.iterate_domain_events(entity_id, gt=after, lt=lt, lte=lte)
+        if chronicle is not None:
+            stored = chronicle.noting(stored)
         return replay(self._mutator, entity, stored, owner=self.event_store.owner)

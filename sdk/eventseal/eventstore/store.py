@@ -124,7 +124,7 @@ class EventStore:
 
     def get_domain_event(self, originator_id: Any, eq: Any) -> Any:
         """
-        Give the event at one position.
+        Give the event at one position; ``None`` if it was erased, and the mapper skips such.
 
         Raises:
             ItemNotFoundError: There is none.
@@ -151,7 +151,7 @@ class EventStore:
             gte: At or after this position.
             lt: Before this position.
             lte: At or before this position.
-            limit: At most so many: the first, or, not ascending, the last.
+            limit: At most so many: the first, or, not ascending, the last. Those that the mapper skips count.
             is_ascending: Whether the earliest comes first.
 
         Returns:
@@ -171,8 +171,15 @@ class EventStore:
 
     def get_most_recent_event(self, originator_id: Any, lt: Any = None, lte: Any = None) -> Any:
         """Give the last event of a stream, before or at a position if one is given; else ``None``."""
-        events = self.get_domain_events(originator_id, lt=lt, lte=lte, limit=1, is_ascending=False)
-        return events[0] if events else None
+        read, limit = self.active_record_strategy.get_items, 1
+        while items := read(
+            originator_id, lt=lt, lte=lte, limit=limit, query_ascending=False, results_ascending=False
+        ):
+            events = self.sequenced_item_mapper.from_sequenced_items(items)
+            if events or len(items) < limit:
+                return events[0] if events else None
+            lt, lte, limit = self._position_of(items[-1]), None, PAGE_SIZE  # erased ones, which are skipped
+        return None
 
     def iterate_domain_events(
         self,

@@ -67,7 +67,7 @@ def _marked(value: Any, path: str, name: str, *, is_object: bool) -> Iterator[tu
         return
     for key, inner in steps:
         there = joined(path, key)
-        attribute = key if is_object else name
+        attribute: Any = key if is_object else name
         if type(inner) is dict and len(inner) == 1 and SEALED_MARKER in inner:
             yield inner[SEALED_MARKER], value, key, there, attribute
         else:

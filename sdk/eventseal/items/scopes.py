@@ -17,6 +17,9 @@ KeyScope: TypeAlias = "str | Callable[[Any], str]"
 CLASS_RULE = "__key_scope__"
 """The attribute of an event class that says the key scope of its events."""
 
+KEEPS_SCOPE = "__keeps_key_scope__"
+"""The attribute of a class whose objects keep their scope, in ``key_scope``, for mappers with one for all."""
+
 _checked = lru_cache(maxsize=4096)(checked_scope)
 
 
@@ -49,7 +52,8 @@ class ScopeRule:
             ConfigurationError: A class's rule is none, or a rule gave a scope that is not allowed.
         """
         if isinstance(self._key_scope, str) and not any(
-            getattr(cls, CLASS_RULE, None) is not None for cls in set(map(type, events))
+            getattr(cls, CLASS_RULE, None) is not None or getattr(cls, KEEPS_SCOPE, False)
+            for cls in set(map(type, events))
         ):
             return self._key_scope
         return [self(event) for event in events]
@@ -65,7 +69,8 @@ class ScopeRule:
         if rule is None:
             rule = self._key_scope
             if isinstance(rule, str):
-                return rule
+                kept = vars(event).get("key_scope") if getattr(type(event), KEEPS_SCOPE, False) else None
+                return rule if kept is None else _scope_by(kept, event)
         return _scope_by(rule, event)
 
 

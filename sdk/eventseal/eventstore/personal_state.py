@@ -1,0 +1,217 @@
+"""
+Which attributes of an entity hold personal data: what snapshots of it seal.
+
+An entity's own annotations say it, and those of its events: the field ``email`` of an event is kept in the
+attribute ``email`` or ``_email``. Where it is kept under another name, or not at all, the entity class says
+so: ``__personal_data__ = {"email": "_contact", "note": None}``. What none of this explains is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from eventseal.errors import ConfigurationError
+from eventseal.eventstore.events import DomainEvent
+from eventseal.items.field_values import ObjectState
+from eventseal.items.json_types import Refused
+from eventseal.items.masks import Masked
+from eventseal.items.objects import attributes_of
+from eventseal.items.personal import PersonalData, Sealed, fits, personal_data_in, plan_of, with_masks
+from eventseal.items.subjects import Enclosing, find_subject, subject_scope
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from eventseal.items.personal import Shape
+
+DECLARATION = "__personal_data__"
+"""The attribute of an entity class that says where it keeps the personal data of its events."""
+
+NO_SUBJECTS: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A field of the entity's events, and the attribute that keeps it."""
+
+    field: str
+    attribute: str
+    shape: Shape
+
+
+def event_classes_of(cls: type[Any]) -> set[type[Any]]:
+    """Give the event classes that are nested in an entity's class and its bases."""
+    return {
+        member
+        for base in cls.__mro__
+        for member in vars(base).values()
+        if isinstance(member, type) and issubclass(member, DomainEvent)
+    }
+
+
+def personal_names(cls: type[Any]) -> set[str]:
+    """Give the names, without underscores in front, under which an entity keeps personal data."""
+    declared: Mapping[str, str | None] = getattr(cls, DECLARATION, {})
+    fields = {name for event_class in event_classes_of(cls) for name in plan_of(event_class).fields}
+    kept = {declared.get(name, name) for name in fields}
+    return {name.lstrip("_") for name in {*kept, *plan_of(cls).fields} if name is not None}
+
+
+def protected_state(
+    cls: type[Any],
+    state: dict[str, Any],
+    event_classes: Iterable[type[Any]],
+    subjects: Mapping[str, str] = NO_SUBJECTS,
+) -> ObjectState:
+    """
+    Say which of an entity's attributes are sealed in a snapshot, and whose they are.
+
+    Args:
+        cls: The entity's class.
+        state: Its attributes.
+        event_classes: Those of the events that made it, beside the nested ones.
+        subjects: By field of those events, the scope of the subject whose its last value was.
+
+    Raises:
+        ConfigurationError: Nothing says where a field is kept, or an attribute is another subject's by now.
+    """
+    own = _own_shapes(cls, state)
+    kept = _kept(cls, state, event_classes, own)
+    shapes = {one.attribute: one.shape for one in kept} | own
+    names = {attribute.lstrip("_"): attribute for attribute in state} | {name: name for name in state}
+    if "id" in names:
+        names.setdefault("originator_id", names["id"])
+    protected = ObjectState(state, shapes, names)
+    for one in kept:
+        if one.field in subjects:
+            _check_subject(cls, one, subjects[one.field], protected)
+    return protected
+
+
+def with_personal_masks(
+    cls: type[Any], state: dict[str, Any], event_classes: Iterable[type[Any]]
+) -> dict[str, Any]:
+    """Put the masks, that the entity's and its events' annotations name, where something was erased."""
+    own = _own_shapes(cls, state)
+    # An entity class that has changed since still finds its masks, as far as it tells where they belong.
+    kept = _kept(cls, state, event_classes, own, only_explained=True)
+    shapes = {one.attribute: one.shape for one in kept} | own
+    return state | {name: with_masks(shape, state[name]) for name, shape in shapes.items() if name in state}
+
+
+def subjects_of(cls: type[Any], state: dict[str, Any], event_classes: Iterable[type[Any]]) -> dict[str, str]:
+    """Give, by field, the scope of the subject whose an entity's personal data are."""
+    kept = _kept(cls, state, event_classes, _own_shapes(cls, state))
+    protected = protected_state(cls, state, event_classes)
+    found = {one.field: _scope_in(one.shape, Enclosing("", protected)) for one in kept}
+    return {field: scope for field, scope in found.items() if scope is not None}
+
+
+def subjects_in(event: object) -> dict[str, str | None]:
+    """Give, by field, the scope of the subject whose the personal data of an event are; ``None``: erased."""
+    shapes = plan_of(type(event)).fields
+    if not shapes:
+        return {}
+    attributes = attributes_of(event)
+    enclosing = Enclosing("", attributes)
+    return {
+        name: None if _is_mask(shape, attributes[name]) else _scope_in(shape, enclosing)
+        for name, shape in shapes.items()
+        if name in attributes
+    }
+
+
+def _own_shapes(cls: type[Any], state: dict[str, Any]) -> dict[str, Shape]:
+    return {_attribute(name, state) or name: shape for name, shape in plan_of(cls).fields.items()}
+
+
+def _kept(
+    cls: type[Any],
+    state: dict[str, Any],
+    event_classes: Iterable[type[Any]],
+    own: Collection[str],
+    *,
+    only_explained: bool = False,
+) -> list[_Kept]:
+    declared: Mapping[str, str | None] = getattr(cls, DECLARATION, {})
+    kept: dict[str, _Kept] = {}
+    for event_class in sorted({*event_classes_of(cls), *event_classes}, key=_name):
+        for field, shape in plan_of(event_class).fields.items():
+            attribute = declared[field] if field in declared else _attribute(field, state)
+            if attribute is None and field in declared:
+                continue
+            if attribute is None or attribute not in state:
+                if only_explained:
+                    continue
+                raise _unexplained(cls, event_class, field, attribute)
+            if not fits(shape, state[attribute]):
+                shape = _whole(shape)  # noqa: PLW2901 - kept in another form, such as a list of what was given
+            other = kept.get(attribute)
+            if other is not None and attribute not in own and _subjects(other.shape) != _subjects(shape):
+                raise ConfigurationError(
+                    f"the attribute {attribute!r} of {_name(cls)} is of several subjects, by its events",
+                    remedy="Annotate the attribute itself, in the body of the entity's class.",
+                )
+            kept.setdefault(attribute, _Kept(field, attribute, shape))
+    return list(kept.values())
+
+
+def _attribute(field: str, state: Collection[str]) -> str | None:
+    for name in (field, f"_{field}", field.lstrip("_")):
+        if name in state:
+            return name
+    return None
+
+
+def _whole(shape: Shape) -> Shape:
+    data = personal_data_in(shape)[0]
+    return Sealed(PersonalData(data.subject)) if len(_subjects(shape)) == 1 else shape
+
+
+def _subjects(shape: Shape) -> set[str]:
+    return {data.subject for data in personal_data_in(shape)}
+
+
+def _scope_in(shape: Shape, enclosing: Enclosing) -> str | None:
+    names = _subjects(shape)
+    subject = find_subject(names.pop(), [enclosing]) if len(names) == 1 else None
+    if subject is None or subject.value is None:
+        return None
+    try:
+        return subject_scope(subject.value)
+    except Refused:  # it is told where it is written
+        return None
+
+
+def _is_mask(shape: Shape, value: object) -> bool:
+    return type(value) is Masked or (isinstance(shape, Sealed) and shape.data.masks(value))
+
+
+def _check_subject(cls: type[Any], one: _Kept, scope: str, state: ObjectState) -> None:
+    value = state.attributes[one.attribute]
+    shape = state.shapes[one.attribute]
+    if value is None or _is_mask(shape, value):
+        return
+    now = _scope_in(shape, Enclosing("", state))
+    if now is not None and now != scope:
+        raise ConfigurationError(
+            f"{one.attribute!r} of {_name(cls)} is of another subject than the event that gave it, "
+            "so its erasure would not reach the snapshot",
+            remedy="Keep the id of the subject beside the data, and annotate the attribute with it.",
+        )
+
+
+def _unexplained(
+    cls: type[Any], event_class: type[Any], field: str, attribute: str | None
+) -> ConfigurationError:
+    where = repr(field) if attribute is None else f"{field!r} as {attribute!r}"
+    return ConfigurationError(
+        f"{_name(cls)} does not keep {where}, the personal data of {_name(event_class)}, "
+        "so nothing tells which attribute a snapshot must seal",
+        remedy=f"Say where it is kept: {DECLARATION} = {{{field!r}: '_attribute'}}, or None if nowhere.",
+    )
+
+
+def _name(cls: type[Any]) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
