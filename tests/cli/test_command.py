@@ -11,11 +11,24 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import typer.main
 
 from eventseal import errors
+from eventseal.cli import app
 from eventseal.cli.exit_codes import ExitCode, exit_code
 
-COMMANDS = ("init", "doctor", "keys", "inspect", "rewrap", "verify", "status")
+COMMANDS = (
+    "init",
+    "doctor",
+    "keys",
+    "inspect",
+    "rotate",
+    "rewrap",
+    "reencrypt",
+    "retire",
+    "verify",
+    "status",
+)
 EXECUTABLE = Path(sys.executable).with_name("eventseal")
 
 
@@ -35,6 +48,10 @@ def test_help_of_each_command_has_examples_that_parse(run, command):
     known = {word.split("=")[0].rstrip(",") for word in shown.split() if word.startswith("--")}
     for words in examples:
         assert {word for word in words if word.startswith("--")} <= known | {"--json"}
+
+
+def test_every_command_there_is_has_its_help_tried():
+    assert set(COMMANDS) == set(typer.main.get_command(app).commands)
 
 
 def test_the_version_is_the_packages(run):

@@ -13,7 +13,10 @@ from eventseal.cli import (
     init_command,
     inspect_command,
     keys_command,
+    reencrypt_command,
+    retire_command,
     rewrap_command,
+    rotate_command,
     status_command,
     verify_command,
 )
@@ -31,7 +34,8 @@ the command.
 \b
 Begin with:
   eventseal init --kms-key local://dev.key --store-url sqlite:///shop.sqlite
-  eventseal verify
+  eventseal doctor
+  eventseal rotate --reencrypt --retire
 """
 
 _EXIT_CODES = """\b
@@ -80,7 +84,10 @@ app.command(epilog=init_command.EXAMPLES)(init_command.init)
 app.command(epilog=doctor_command.EXAMPLES)(doctor_command.doctor)
 app.command(epilog=keys_command.EXAMPLES)(keys_command.keys)
 app.command(epilog=inspect_command.EXAMPLES)(inspect_command.inspect)
+app.command(epilog=rotate_command.EXAMPLES)(rotate_command.rotate)
 app.command(epilog=rewrap_command.EXAMPLES)(rewrap_command.rewrap)
+app.command(epilog=reencrypt_command.EXAMPLES)(reencrypt_command.reencrypt)
+app.command(epilog=retire_command.EXAMPLES)(retire_command.retire)
 app.command(epilog=verify_command.EXAMPLES)(verify_command.verify)
 app.command(epilog=status_command.EXAMPLES)(status_command.status)
 

@@ -27,10 +27,15 @@ def confirm(options: Options, what: str) -> None:
     """
     if options.yes:
         return
-    if options.as_json or not sys.stdin.isatty():
+    if options.as_json or not is_anybody_there():
         raise ConfigurationError(
             f"{what} Nobody can be asked here, and nothing was destroyed.",
             remedy="Give --yes if it is meant, or --dry-run to see more.",
         )
     if not typer.confirm(f"{what} Is that meant?", err=True):
         raise JobError("not confirmed; nothing was destroyed", remedy="Nothing has to be done.")
+
+
+def is_anybody_there() -> bool:
+    """Whether standard input is a person's."""
+    return sys.stdin.isatty()

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,23 +48,40 @@ def shown_progress(verb: str, what: str, share: Share = share) -> Iterator[Calla
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[rest]}"),
     )
+    pace = _Pace()
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(verb, total=None)
+        task = bar.add_task(verb, total=None, rate="", rest="")
 
         def show(result: JobResult) -> None:
             done, total = share(result)
-            bar.update(task, completed=done, total=total)
+            rate = pace.of(done, result.seconds)
+            rest = f"{timedelta(seconds=round((total - done) / rate))} left" if rate else ""
+            bar.update(task, completed=done, total=total, rate=_shown(rate), rest=rest)
 
         yield show
 
 
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f}/s")
+class _Pace:
+    """How fast it goes in this run: what a resumed job has done before took no time of this one."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+
+    def of(self, done: int, seconds: float) -> float | None:
+        """Give the rate for each second; ``None`` as long as it is not known."""
+        if self._first is None:
+            self._first = (done, seconds)
+        done_before, began = self._first
+        if done == done_before or seconds <= began:
+            return None
+        return (done - done_before) / (seconds - began)
+
+
+def _shown(rate: float | None) -> str:
+    return "" if rate is None else f"{rate:,.0f}/s"
 
 
 class _Log:
@@ -80,13 +89,14 @@ class _Log:
         self._verb = verb
         self._what = what
         self._share = share
+        self._pace = _Pace()
         self._tenths = 0
 
     def __call__(self, result: JobResult) -> None:
         done, total = self._share(result)
+        rate = _shown(self._pace.of(done, result.seconds))
         tenths = 10 * done // max(total, 1)
         if tenths > self._tenths:
             self._tenths = tenths
-            rate = f", {done / result.seconds:,.0f}/s" if result.seconds else ""
-            failed = f", {result.failed:,} failed"
-            typer.echo(f"{self._verb}: {done:,} of {total:,} {self._what}{failed}{rate}", err=True)
+            line = f"{self._verb}: {done:,} of {total:,} {self._what}, {result.failed:,} failed"
+            typer.echo(f"{line}, {rate}" if rate else line, err=True)

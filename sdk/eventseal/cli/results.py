@@ -10,8 +10,7 @@ from eventseal.cli.exit_codes import ExitCode
 from eventseal.cli.output import print_json, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from typing import Any
+    from collections.abc import Callable, Sequence
 
     from eventseal.cli.options import Options
     from eventseal.rotation import Failure, JobResult
@@ -19,29 +18,29 @@ if TYPE_CHECKING:
 _SHOWN_FAILURES = 20
 
 
-def finish(
-    options: Options,
-    result: JobResult,
-    print_result: Callable[[], None],
-    *,
-    facts: Mapping[str, Any] | None = None,
-) -> None:
+def tell(options: Options, result: JobResult, print_result: Callable[[], None]) -> None:
     """
-    Tell what a verb did, and exit with what a script needs to know.
+    Tell what a verb did.
 
     Args:
         options: Of the run.
         result: What it did.
         print_result: Tells it to people.
-        facts: Stand in JSON beside the result.
+    """
+    if options.as_json:
+        print_json({**result.to_json(), "dry_run": options.dry_run})
+    else:
+        print_result()
+
+
+def finish(options: Options, result: JobResult, print_result: Callable[[], None]) -> None:
+    """
+    Tell what a verb did, and exit with what a script needs to know; the arguments are those of :func:`tell`.
 
     Raises:
         typer.Exit: Items or keys failed.
     """
-    if options.as_json:
-        print_json({**result.to_json(), "dry_run": options.dry_run, **(facts or {})})
-    else:
-        print_result()
+    tell(options, result, print_result)
     if result.failed:
         raise typer.Exit(ExitCode.FAILED_ITEMS)
 

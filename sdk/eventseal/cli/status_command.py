@@ -13,8 +13,11 @@ from eventseal.rotation.status import status as read_status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
-    from eventseal.rotation.standing import Advice, Status
+    from eventseal.rotation.standing import Advice, JobStanding, Status
+
+_NUMBERS = frozenset({"KEYS", "ITEMS", "WRAPPINGS", "VERIFIED", "DONE", "OF"})
 
 EXAMPLES = """\b
 Examples:
@@ -73,12 +76,34 @@ def _as_json(found: Status) -> dict[str, Any]:
             }
             for use in found.keks
         ],
+        "jobs": [_job_as_json(standing) for standing in found.jobs],
         "next": [_advice_as_json(advice) for advice in found.next_steps],
     }
 
 
+def _job_as_json(standing: JobStanding) -> dict[str, Any]:
+    job = standing.job
+    return {
+        "job_id": str(job.job_id),
+        "state": job.state,
+        "done": standing.done,
+        "failed": standing.failed,
+        "total": job.total,
+        "keys": job.options["keys"],
+        "tables": job.options["tables"],
+        "items_per_second": job.items_per_second,
+        "release": job.release,
+        "created_at": _time(job.created_at),
+        "updated_at": _time(job.updated_at),
+    }
+
+
+def _time(moment: datetime) -> str:
+    return moment.isoformat(timespec="seconds")
+
+
 def _advice_as_json(advice: Advice) -> dict[str, Any]:
-    after = None if advice.after is None else advice.after.isoformat(timespec="seconds")
+    after = None if advice.after is None else _time(advice.after)
     return {"command": advice.command, "reason": advice.reason, "after": after}
 
 
@@ -96,12 +121,23 @@ def _print(found: Status) -> None:
         (use.kek_uri, use.kek_version or "", f"{use.wrappings:,}", f"{use.verified:,}") for use in found.keks
     ]
     _print_table(("KEK", "VERSION", "WRAPPINGS", "VERIFIED"), keks)
+    jobs = [
+        (
+            str(standing.job.job_id),
+            standing.job.state,
+            f"{standing.done:,}",
+            f"{standing.job.total:,}",
+            _time(standing.job.updated_at),
+        )
+        for standing in found.jobs
+    ]
+    _print_table(("JOB", "STATE", "DONE", "OF", "LAST SEEN"), jobs)
     _print_next(found.next_steps)
 
 
 def _print_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     if rows:
-        print_columns(heading, rows, numbers=frozenset({"KEYS", "ITEMS", "WRAPPINGS", "VERIFIED"}))
+        print_columns(heading, rows, numbers=_NUMBERS)
         typer.echo()
 
 
@@ -109,5 +145,5 @@ def _print_next(steps: Sequence[Advice]) -> None:
     if not steps:
         typer.echo("nothing is worth running now")
     for advice in steps:
-        when = "now" if advice.after is None else f"from {advice.after.isoformat(timespec='seconds')}"
+        when = "now" if advice.after is None else f"from {_time(advice.after)}"
         typer.echo(f"worth running {when}: {printable(advice.command)}\n  {printable(advice.reason)}")

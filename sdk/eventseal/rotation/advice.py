@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from eventseal.keys.branch_wrapping import branch_uri
 from eventseal.keys.states import KeyState
-from eventseal.rotation.standing import Advice, Status
+from eventseal.rotation.standing import Advice, JobStanding, Status
+from eventseal.storage.jobs import FINISHED, RUNNING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
     from eventseal.rotation.key_totals import ClosedKey
 
+_AT_IT = timedelta(minutes=1)
 _NAMED = 5
 """Keys that a command names one by one; of more it is left to find them."""
 
@@ -26,7 +29,14 @@ def advice(status: Status) -> tuple[Advice, ...]:
     Args:
         status: Of the application.
     """
-    return (*_compromised(status), *_rewrap(status), *_rotate(status), *_reencrypt(status), *_retire(status))
+    return (
+        *_jobs(status),
+        *_compromised(status),
+        *_rewrap(status),
+        *_rotate(status),
+        *_reencrypt(status),
+        *_retire(status),
+    )
 
 
 def retire_is_worth_running(status: Status) -> datetime | None:
@@ -40,6 +50,34 @@ def retire_is_worth_running(status: Status) -> datetime | None:
         By the database's clock; ``None`` if there is no key to retire.
     """
     return min([_settled_at(status, key) for key in _needed_by_nothing(status)], default=None)
+
+
+def unfinished_job(standing: JobStanding, now: datetime) -> Advice | None:
+    """
+    Say how a re-encryption is gone on with.
+
+    Args:
+        standing: Of the job.
+        now: The database's clock.
+
+    Returns:
+        ``None`` if it ended, or has moved on within the last minute: then somebody is at it.
+    """
+    job = standing.job
+    if job.state == FINISHED or (job.state == RUNNING and now - job.updated_at < _AT_IT):
+        return None
+    return Advice(
+        command=f"eventseal reencrypt --resume {job.job_id}",
+        reason=f"a re-encryption did not end: {standing.done:,} of {job.total:,} items were moved, it is "
+        f"{job.state} since {job.updated_at.isoformat(timespec='seconds')}",
+    )
+
+
+def _jobs(status: Status) -> Iterator[Advice]:
+    for standing in status.jobs:
+        step = unfinished_job(standing, status.now)
+        if step is not None:
+            yield step
 
 
 def _compromised(status: Status) -> Iterator[Advice]:

@@ -186,6 +186,40 @@ def key_states(connection: Connection, *, application: str, key_ids: Collection[
     return states
 
 
+def active_data_keys(connection: Connection, *, application: str) -> int:
+    """
+    Count active data keys: as many as there are scopes that are written to.
+
+    Args:
+        connection: To the database of the keys.
+        application: Whose keys.
+    """
+    query = select(func.count()).where(
+        _KEYS.application == application, _KEYS.purpose == KeyPurpose.DATA, _KEYS.state == KeyState.ACTIVE
+    )
+    return int(connection.execute(query).scalar_one())
+
+
+def settled_at(connection: Connection, *, application: str) -> datetime | None:
+    """
+    Tell from when on every process has noticed that keys seal no more: by the database's clock.
+
+    Args:
+        connection: To the database of the keys.
+        application: Whose keys.
+
+    Returns:
+        ``None`` if no data key was replaced, or those that were are destroyed.
+    """
+    query = select(func.max(_KEYS.deactivated_at), func.max(_KEYS.compromised_at)).where(
+        _KEYS.application == application,
+        _KEYS.purpose == KeyPurpose.DATA,
+        _KEYS.state.in_(_LATER_STATES),
+    )
+    times = [time for time in connection.execute(query).one() if time is not None]
+    return max(times) + refresh_interval(connection, application=application) if times else None
+
+
 def refresh_interval(connection: Connection, *, application: str) -> timedelta:
     """
     Read how long it takes at most until every process has seen a change.

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from eventseal.keys.records import KekUse
     from eventseal.rotation.key_totals import ClosedKey, KeyTotal, OverdueKeys
+    from eventseal.storage.jobs import Job
 
 PLAIN, UNKNOWN = "plain", "unknown"
 """Stand in place of a key's state for items in plain, and for items of keys that are not there."""
@@ -34,6 +35,22 @@ class Advice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JobStanding:
+    """
+    A re-encryption, and how far it is.
+
+    Attributes:
+        job: As its row says.
+        done: Items that were moved.
+        failed: Items that could not be, in its last pass.
+    """
+
+    job: Job
+    done: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """
     What stands in the tables at one moment.
@@ -48,6 +65,7 @@ class Status:
         items: By table, and in it by the state of their keys, or ``plain``, or ``unknown``.
         items_by_key: Items by key.
         keks: What hangs on which KEK and version.
+        jobs: Re-encryptions that did not end, and the last one that did.
         next_steps: What is worth running, the most urgent first.
     """
 
@@ -60,4 +78,5 @@ class Status:
     items: Mapping[str, Mapping[str, int]]
     items_by_key: Mapping[UUID, int] = field(repr=False)
     keks: tuple[KekUse, ...]
+    jobs: tuple[JobStanding, ...]
     next_steps: tuple[Advice, ...] = ()

@@ -17,12 +17,15 @@ from eventseal.rotation.key_totals import (
     refresh_interval,
 )
 from eventseal.rotation.sealed_store import registered_tables
-from eventseal.rotation.standing import PLAIN, UNKNOWN, Status
+from eventseal.rotation.standing import PLAIN, UNKNOWN, JobStanding, Status
+from eventseal.storage import jobs
 from eventseal.storage.item_rows import count_by_key
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
     from uuid import UUID
+
+    from sqlalchemy.engine import Connection
 
     from eventseal.keys.store import KeyStore
     from eventseal.storage import SQLAlchemyDatastore
@@ -67,8 +70,37 @@ def status(
         items=items,
         items_by_key=items_by_key,
         keks=tuple(key_store.kek_uses(application)),
+        jobs=tuple(job_standings(datastore, application)),
     )
     return replace(found, next_steps=advice(found))
+
+
+def job_standings(datastore: SQLAlchemyDatastore, application: str) -> list[JobStanding]:
+    """
+    Tell how far re-encryptions are that did not end, and the last one that did.
+
+    Args:
+        datastore: Has the jobs beside the items.
+        application: Whose.
+
+    Raises:
+        StoreError: The database refused or failed.
+    """
+    return read(
+        datastore.engine, partial(_job_standings, application=application), doing="reading how far jobs are"
+    )
+
+
+def _job_standings(connection: Connection, application: str) -> list[JobStanding]:
+    every = jobs.load_jobs(connection, application)
+    open_jobs = [job for job in every if job.state != jobs.FINISHED]
+    ended = [job for job in every if job.state == jobs.FINISHED]
+    standings = []
+    for job in (*ended[-1:], *open_jobs):
+        counts = jobs.load_totals(connection, job).by_table.values()
+        done, failed = (sum(of_table[outcome] for of_table in counts) for outcome in ("done", "failed"))
+        standings.append(JobStanding(job=job, done=done, failed=failed))
+    return standings
 
 
 def _items(

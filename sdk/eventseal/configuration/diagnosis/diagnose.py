@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from eventseal.configuration.diagnosis import (
     database_checks,
     fence_checks,
+    job_checks,
     key_checks,
     kms_checks,
     registry_checks,
@@ -100,3 +101,4 @@ def _check_contents(stores: Stores, adapters: list[KmsAdapter]) -> Iterator[Find
     yield from guarded(fence_checks.AREA, partial(fence_checks.check_fences, stores))
     yield from guarded(key_checks.AREA, partial(key_checks.check_keys, stores, adapters))
     yield from guarded(key_checks.AREA, partial(wrapping_checks.check_wrappings, stores, adapters))
+    yield from guarded(job_checks.AREA, partial(job_checks.check_jobs, stores))

@@ -11,6 +11,7 @@ from sqlalchemy.schema import CreateIndex
 from eventseal.configuration.diagnosis.findings import Finding, Severity
 from eventseal.errors import ConfigurationError, MissingTableError, StoreError
 from eventseal.storage.item_columns import KEY_ID
+from eventseal.storage.job_tables import job_metadata
 from eventseal.storage.key_tables import fence_metadata, key_metadata
 from eventseal.storage.transactions import read
 
@@ -34,7 +35,8 @@ def check_tables(datastore: SQLAlchemyDatastore) -> Iterator[Finding]:
     Args:
         datastore: Lists the items' tables.
     """
-    items = [record.__table__ for record in datastore.tables] + list(fence_metadata.sorted_tables)
+    beside = [*fence_metadata.sorted_tables, *job_metadata.sorted_tables]
+    items = [record.__table__ for record in datastore.tables] + beside
     keys = list(key_metadata.sorted_tables)
     if datastore.key_engine is datastore.engine:
         yield from _check(datastore.engine, "items and keys", items + keys)

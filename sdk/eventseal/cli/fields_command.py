@@ -1,0 +1,99 @@
+"""``eventseal fields``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from eventseal.cli.exit_codes import ExitCode
+from eventseal.cli.options import Config, Json, Options
+from eventseal.cli.output import print_columns, print_json, printable
+from eventseal.eventstore.field_survey import survey
+
+if TYPE_CHECKING:
+    from eventseal.eventstore.field_survey import SurveyedClass, SurveyedField
+
+EXAMPLES = """\b
+Examples:
+  eventseal fields shop.events
+  eventseal fields shop --word matriculation
+  eventseal fields shop.events:Customer.Registered --json
+"""
+
+
+def fields(
+    context: typer.Context,
+    *,
+    modules: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODULE...", help="A module, a package with all its modules, or module:Class."
+        ),
+    ],
+    word: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WORD", help="A further word that says personal data; several times."),
+    ] = None,
+    always_encrypt: Annotated[
+        bool, typer.Option("--always-encrypt", help="The mapper seals every item as a whole.")
+    ] = False,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """
+    List event classes and their fields by protection.
+
+    It imports the modules, and reads neither settings nor databases. The exit code
+    is 1 if a field is plain whose name or type says personal data: annotate it with
+    PersonalData, or with NotPersonal and a reason.
+    """
+    options = Options.of(context, config=config, as_json=as_json)
+    classes = survey(modules, words=word or (), always_encrypt=always_encrypt)
+    suspects = sum(len(one.suspects) for one in classes)
+    if options.as_json:
+        print_json(_as_json(classes, suspects))
+    else:
+        _print(classes, suspects)
+    if suspects:
+        raise typer.Exit(ExitCode.FAILED_ITEMS)
+
+
+def _as_json(classes: list[SurveyedClass], suspects: int) -> dict[str, Any]:
+    return {
+        "verb": "fields",
+        "complete": True,
+        "done": sum(len(one.fields) for one in classes),
+        "failed": suspects,
+        "classes": [
+            {"class": one.name, "fields": [_field_as_json(field) for field in one.fields]} for one in classes
+        ],
+    }
+
+
+def _field_as_json(field: SurveyedField) -> dict[str, Any]:
+    return {
+        "name": field.name,
+        "type": field.type,
+        "protection": field.protection,
+        "subjects": list(field.subjects),
+        "suspicion": field.suspicion,
+        "not_personal": field.not_personal,
+    }
+
+
+def _print(classes: list[SurveyedClass], suspects: int) -> None:
+    rows = [(one.name, field.name, field.protection, _note(field)) for one in classes for field in one.fields]
+    print_columns(("CLASS", "FIELD", "PROTECTION", "NOTE"), rows)
+    for one in classes:
+        if not one.fields:
+            typer.echo(printable(f"{one.name} declares no field"))
+    typer.echo(f"{len(rows):,} fields of {len(classes):,} classes, {suspects:,} plain that look personal")
+
+
+def _note(field: SurveyedField) -> str:
+    if field.subjects:
+        return f"of {', '.join(field.subjects)}"
+    if field.suspicion is not None:
+        return f"! {field.suspicion}"
+    return "" if field.not_personal is None else f"not personal: {field.not_personal}"

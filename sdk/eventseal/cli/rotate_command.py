@@ -1,0 +1,252 @@
+"""``eventseal rotate``."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from eventseal.cli.confirmation import confirm
+from eventseal.cli.exit_codes import ExitCode
+from eventseal.cli.interruption import RUN_AGAIN, resumable
+from eventseal.cli.options import Config, DryRun, Json, Options, Yes
+from eventseal.cli.output import print_json
+from eventseal.cli.progress import shown_progress
+from eventseal.cli.reencrypting import print_reencrypted, reencrypt_shown
+from eventseal.cli.results import print_failures
+from eventseal.errors import ConfigurationError, JobError
+from eventseal.rotation import mark_compromised, rotate_keys
+from eventseal.rotation import retire as retire_keys
+from eventseal.rotation.key_totals import active_data_keys, settled_at
+from eventseal.rotation.nearest import known_keys, refuse_unknown_scopes
+from eventseal.storage.transactions import read
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from datetime import datetime
+    from uuid import UUID
+
+    from eventseal.configuration import EventSeal
+    from eventseal.rotation import JobResult
+
+MOST_NAMED = 10_000
+"""Replaced keys that the later steps are given by name; if there are more, they take every old key."""
+
+_LONGEST_SLEEP = 1.0
+
+EXAMPLES = """\b
+Examples:
+  eventseal rotate --scope tenant:acme
+  eventseal rotate --dry-run
+  eventseal rotate --reencrypt --retire --yes
+  eventseal rotate --scope tenant:acme --compromised --reencrypt
+  eventseal rotate --compromised --key 0190f3a2-5b1c-7a53-8f2e-8a1f3f6e6f0a
+"""
+
+
+def rotate(
+    context: typer.Context,
+    *,
+    scope: Annotated[
+        list[str] | None, typer.Option(metavar="SCOPE", help="Only this scope; several times.")
+    ] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="With --compromised: this key, also one replaced long ago."),
+    ] = None,
+    compromised: Annotated[
+        bool, typer.Option("--compromised", help="The old keys leaked: mark them, and refuse late items.")
+    ] = False,
+    reencrypt: Annotated[
+        bool, typer.Option("--reencrypt", help="Then seal again what is under the old keys.")
+    ] = False,
+    retire: Annotated[
+        bool, typer.Option("--retire", help="Then wait until every process has noticed, and destroy them.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that share the re-encryption.")] = 1,
+    config: Config = None,
+    as_json: Json = False,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+) -> None:
+    """
+    Give every scope a new active key. No item is touched, unless it is asked for.
+
+    The old keys open what they sealed. With --reencrypt their items are sealed
+    again under the new ones; with --retire the old keys are then destroyed, which
+    cannot be undone. Without --retire it tells from when on `retire` is worth
+    running.
+    """
+    options = Options.of(context, config=config, as_json=as_json, yes=yes, dry_run=dry_run)
+    if retire and not reencrypt:
+        raise ConfigurationError(
+            "--retire needs --reencrypt: a key with items cannot be destroyed",
+            remedy="Give both, or run `eventseal retire` for the keys that have no items.",
+        )
+    if key and (scope or not compromised):
+        raise ConfigurationError(
+            "--key needs --compromised, and excludes --scope",
+            remedy="To rotate, name scopes; a single key can be marked compromised, and is replaced then.",
+        )
+    with options.open_seal() as seal:
+        application = seal.settings.application
+        if scope:
+            refuse_unknown_scopes(seal.datastore, application, scope)
+        keys = known_keys(seal.datastore, application, key) if key else None
+        run = _Run(options, seal, scopes=scope, keys=keys, compromised=compromised, workers=workers)
+        with resumable(lambda: run.remedy):
+            run.take(reencrypt=reencrypt, retire=retire)
+    if run.failed:
+        raise typer.Exit(ExitCode.FAILED_ITEMS)
+
+
+class _Run:
+    """The steps of one rotation; each is shown when it is done, or all at once as JSON."""
+
+    def __init__(
+        self,
+        options: Options,
+        seal: EventSeal,
+        *,
+        scopes: Collection[str] | None,
+        keys: Collection[UUID] | None,
+        compromised: bool,
+        workers: int,
+    ) -> None:
+        self._options = options
+        self._seal = seal
+        self._scopes = scopes
+        self._keys = keys
+        self._compromised = compromised
+        self._workers = workers
+        self._steps: dict[str, JobResult] = {}
+        self._retire_after: datetime | None = None
+        self.remedy = RUN_AGAIN
+
+    @property
+    def failed(self) -> bool:
+        """Whether a step could not deal with some item or key."""
+        return any(result.failed for result in self._steps.values())
+
+    def take(self, *, reencrypt: bool, retire: bool) -> None:
+        """Take the steps that are asked for."""
+        if self._options.dry_run:
+            self._tell_what_would_be_done(reencrypt=reencrypt)
+            return
+        if retire:
+            many = self._count_scopes()
+            what = "old keys" if self._keys is None else "keys"
+            confirm(self._options, f"{many:,} {what} are about to be destroyed for good.")
+        replaced = self._rotate()
+        if reencrypt and replaced != []:
+            self._reencrypt(replaced)
+            if retire:
+                self._wait()
+                if self._steps["reencrypt"].settles_at is not None:
+                    self._reencrypt(replaced)  # what was appended under an old key meanwhile
+                self._retire(replaced)
+        self._tell()
+
+    def _rotate(self) -> Collection[UUID] | None:
+        """Give the keys that were replaced; ``None``: more than can be named."""
+        self.remedy = "Scopes that were rotated stay so. Run it again for the others."
+        with shown_progress("rotate", "scopes") as progress:
+            if self._keys is not None:
+                result = mark_compromised(self._seal, self._keys, progress=progress)
+            else:
+                result = rotate_keys(
+                    self._seal, scopes=self._scopes, compromised=self._compromised, progress=progress
+                )
+        self.remedy = "The keys are rotated. To go on: eventseal reencrypt, then eventseal retire"
+        self._show("rotate", result)
+        look = partial(settled_at, application=self._seal.settings.application)
+        self._retire_after = read(
+            self._seal.datastore.key_engine, look, doing="reading when keys were rotated"
+        )
+        return None if len(result.by_key) > MOST_NAMED else list(result.by_key)
+
+    def _reencrypt(self, replaced: Collection[UUID] | None) -> None:
+        result = reencrypt_shown(self._options, self._seal, keys=replaced, workers=self._workers)
+        self._show("reencrypt", result)
+
+    def _wait(self) -> None:
+        """Wait until every process has noticed: it saves work; what keeps items safe is the fence."""
+        if self._retire_after is None:
+            return
+        store = self._seal.key_store
+        left = (self._retire_after - store.now()).total_seconds()
+        if left > 0:
+            typer.echo(f"rotate: waiting {left:.0f} s, until every process has noticed", err=True)
+        while left > 0:
+            time.sleep(min(left, _LONGEST_SLEEP))
+            left = (self._retire_after - store.now()).total_seconds()
+
+    def _retire(self, replaced: Collection[UUID] | None) -> None:
+        self.remedy = "Keys that were destroyed stay so. To go on: eventseal retire"
+        with shown_progress("retire", "keys") as progress:
+            try:
+                result = retire_keys(self._seal, keys=replaced, progress=progress)
+            except JobError as error:
+                # Where a row could not be moved, its key stays: the row has been named, and is what failed.
+                if not self.failed or not hasattr(error, "result"):
+                    raise
+                result = error.result
+        self._retire_after = None
+        self._show("retire", result)
+
+    def _tell_what_would_be_done(self, *, reencrypt: bool) -> None:
+        scopes = self._count_scopes()
+        if reencrypt:  # of what is under old keys already; what is under the active ones now would be added
+            result = reencrypt_shown(self._options, self._seal, workers=self._workers)
+            self._steps["reencrypt"] = result
+        if self._options.as_json:
+            steps = {name: result.to_json() for name, result in self._steps.items()}
+            print_json({"verb": "rotate", "dry_run": True, "scopes": scopes, **steps})
+            return
+        would = (
+            "scopes would get a new active key" if self._keys is None else "keys would be marked compromised"
+        )
+        typer.echo(f"{scopes:,} {would}")
+        for result in self._steps.values():
+            typer.echo("beside what is under these active keys now:")
+            print_reencrypted(result, dry_run=True)
+
+    def _count_scopes(self) -> int:
+        named = self._keys or self._scopes
+        if named is not None:
+            return len(set(named))
+        look = partial(active_data_keys, application=self._seal.settings.application)
+        return read(self._seal.datastore.key_engine, look, doing="counting active keys")
+
+    def _show(self, step: str, result: JobResult) -> None:
+        self._steps[step] = result
+        if self._options.as_json:
+            return
+        if step == "rotate":
+            print_failures(result.failures)
+            did = "scopes have a new active key" if self._keys is None else "keys are marked compromised"
+            typer.echo(f"{result.done:,} {did}, {result.failed:,} failed")
+        elif step == "reencrypt":
+            print_reencrypted(result, dry_run=False)
+        else:
+            print_failures(result.failures)
+            typer.echo(f"{result.done:,} keys were destroyed, {result.left:,} stay, {result.failed:,} failed")
+
+    def _tell(self) -> None:
+        if self._options.as_json:
+            print_json(self._as_json())
+        elif self._retire_after is not None:
+            moment = self._retire_after.isoformat(timespec="seconds")
+            typer.echo(f"`eventseal retire` is worth running from {moment} by the database's clock")
+
+    def _as_json(self) -> dict[str, Any]:
+        first, *rest = self._steps
+        after = None if self._retire_after is None else self._retire_after.isoformat(timespec="seconds")
+        return {
+            **self._steps[first].to_json(),
+            "dry_run": False,
+            **{step: self._steps[step].to_json() for step in rest},
+            "retire_after": after,
+        }

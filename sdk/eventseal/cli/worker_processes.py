@@ -1,0 +1,63 @@
+"""Processes that share a verb's work; they end with the command, however it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
+from multiprocessing import get_context
+from typing import TYPE_CHECKING
+
+from eventseal.cli.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Executor
+    from multiprocessing.connection import Connection
+
+
+@contextmanager
+def worker_processes(count: int) -> Iterator[Executor | None]:
+    """
+    Give processes that share the work, or ``None`` for this one alone.
+
+    Args:
+        count: Processes, 1 or more; 1: this one.
+    """
+    if count == 1:
+        yield None
+        return
+    # Not forked: threads and connections of this process would come along.
+    context = get_context("spawn")
+    alive, ended = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(alive,))
+    try:
+        yield pool
+    except BaseException:
+        ended.close()  # ends the processes, wherever they are: what they have not committed is undone
+        pool.shutdown(cancel_futures=True)
+        raise
+    finally:
+        pool.shutdown()
+        ended.close()
+        alive.close()
+
+
+def _begin(alive: Connection) -> None:
+    """Heed the command's process alone: the terminal's interrupt goes to all of them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    warnings.simplefilter("ignore")  # told by the command already
+    sys.path.insert(0, "")
+    threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
+
+
+def _end_with(alive: Connection) -> None:
+    # Nothing is ever sent: it answers when the other end is closed, also by kill -9 of the command.
+    with suppress(EOFError, OSError):
+        alive.recv_bytes()
+    os._exit(ExitCode.INTERRUPTED)

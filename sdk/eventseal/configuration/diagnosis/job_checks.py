@@ -1,0 +1,32 @@
+"""Checks of the jobs: that every re-encryption that was begun has ended."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eventseal.configuration.diagnosis.findings import Finding, Severity
+from eventseal.rotation.advice import unfinished_job
+from eventseal.rotation.status import job_standings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from eventseal.configuration.stores import Stores
+
+AREA = "jobs"
+
+
+def check_jobs(stores: Stores) -> Iterator[Finding]:
+    """
+    Look for re-encryptions that did not end, and that nobody is at.
+
+    Args:
+        stores: The databases, and the settings.
+    """
+    now = stores.key_store.now()
+    standings = job_standings(stores.datastore, stores.settings.application)
+    left = [step for standing in standings if (step := unfinished_job(standing, now))]
+    for step in left:
+        yield Finding(severity=Severity.WARNING, area=AREA, text=step.reason, remedy=step.command)
+    if not left:
+        yield Finding(severity=Severity.OK, area=AREA, text="no re-encryption was left half done")

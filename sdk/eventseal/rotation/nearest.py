@@ -1,0 +1,112 @@
+"""Scopes and keys that a person typed: those that are not there, with the nearest that are."""
+
+from __future__ import annotations
+
+import difflib
+from functools import partial
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from sqlalchemy import select
+
+from eventseal.errors import ConfigurationError
+from eventseal.storage.key_rows import chunks
+from eventseal.storage.key_tables import encryption_keys
+from eventseal.storage.transactions import read
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from sqlalchemy.engine import Connection
+
+    from eventseal.storage import SQLAlchemyDatastore
+
+_COLUMNS = encryption_keys.c
+_NEIGHBOURS = 500
+"""Looked at on each side in the order of the index: an application may have ten million."""
+
+
+def refuse_unknown_scopes(datastore: SQLAlchemyDatastore, application: str, scopes: Collection[str]) -> None:
+    """
+    Refuse a scope that never had a key.
+
+    Args:
+        datastore: Has the key tables.
+        application: Whose.
+        scopes: As somebody typed them.
+
+    Raises:
+        ConfigurationError: One is unknown; the remedy names the nearest that is known.
+        StoreError: The database refused or failed.
+    """
+    for scope in scopes:
+        look = partial(_neighbours, application=application, scope=scope)
+        known = read(datastore.key_engine, look, doing="looking for scopes")
+        if scope not in known:
+            raise _unknown(f"application {application} has no key of scope {scope!r}", scope, known)
+
+
+def known_keys(datastore: SQLAlchemyDatastore, application: str, typed: Sequence[str]) -> list[UUID]:
+    """
+    Read key ids, and refuse those that the application does not have.
+
+    Args:
+        datastore: Has the key tables.
+        application: Whose.
+        typed: As somebody typed them.
+
+    Raises:
+        ConfigurationError: One is no key id, or unknown; the remedy names the nearest that is known.
+        StoreError: The database refused or failed.
+    """
+    asked = {text: _key_id(text) for text in typed}
+    look = partial(_present, application=application, key_ids=[key for key in asked.values() if key])
+    present = read(datastore.key_engine, look, doing="looking for keys")
+    for text, key_id in asked.items():
+        if key_id not in present:
+            newest = read(
+                datastore.key_engine, partial(_newest, application=application), doing="looking for keys"
+            )
+            known = [str(key) for key in newest]
+            raise _unknown(f"application {application} has no key {text}", text.lower(), known)
+    return [key_id for key_id in asked.values() if key_id is not None]
+
+
+def _unknown(message: str, typed: str, known: Sequence[str]) -> ConfigurationError:
+    matches = difflib.get_close_matches(typed, known, n=1, cutoff=0.0)
+    return ConfigurationError(
+        message, remedy=f"Did you mean {matches[0]}?" if matches else "See: eventseal keys"
+    )
+
+
+def _key_id(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
+def _neighbours(connection: Connection, *, application: str, scope: str) -> list[str]:
+    ours = select(_COLUMNS.scope).where(_COLUMNS.application == application).distinct()
+    behind = ours.where(_COLUMNS.scope >= scope).order_by(_COLUMNS.scope)
+    before = ours.where(_COLUMNS.scope < scope).order_by(_COLUMNS.scope.desc())
+    return [
+        found
+        for query in (behind, before)
+        for found in connection.execute(query.limit(_NEIGHBOURS)).scalars()
+    ]
+
+
+def _present(connection: Connection, *, application: str, key_ids: Sequence[UUID]) -> set[UUID]:
+    return {
+        key_id
+        for chunk in chunks(key_ids)
+        for key_id in connection.execute(
+            select(_COLUMNS.key_id).where(_COLUMNS.application == application, _COLUMNS.key_id.in_(chunk))
+        ).scalars()
+    }
+
+
+def _newest(connection: Connection, *, application: str) -> list[UUID]:
+    query = select(_COLUMNS.key_id).where(_COLUMNS.application == application)
+    return list(connection.execute(query.order_by(_COLUMNS.key_id.desc()).limit(_NEIGHBOURS)).scalars())

@@ -1,0 +1,215 @@
+"""``eventseal rotate``: one step, or the whole way in one go."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+from tests.cli.conftest import Order
+
+from eventseal.cipher import AESCipher
+from eventseal.configuration import EventSeal
+from eventseal.items import SequencedItemMapper
+from eventseal.keys import Keyring
+from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy
+from eventseal.testing import ManualClock
+from eventseal_kms.local import LocalKmsAdapter
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+EXECUTABLE = Path(sys.executable).with_name("eventseal")
+ITEMS = "integer_sequenced_items"
+
+
+@pytest.fixture
+def settled(query):
+    """Every process notices a rotation at once."""
+    query("UPDATE key_changes SET refresh_interval = 0")
+
+
+def states(query):
+    return sorted(query("SELECT scope, state, destroyed_by FROM encryption_keys WHERE purpose = 'data'"))
+
+
+def test_it_gives_every_scope_a_new_key_and_touches_no_item(run_json, store, query):
+    with EventSeal.from_settings() as seal:
+        seal.keyring.prepare(["tenant:a"])
+    old = store(3)[0].key_id
+    before = query(f"SELECT * FROM {ITEMS}")
+    result = run_json("rotate")
+    assert (result["verb"], result["done"], result["failed"]) == ("rotate", 2, 0)
+    assert str(old) in result["by_key"]
+    assert result["retire_after"].endswith("+00:00")
+    assert states(query) == [
+        ("application", "active", None),
+        ("application", "deactivated", None),
+        ("tenant:a", "active", None),
+        ("tenant:a", "deactivated", None),
+    ]
+    assert query(f"SELECT * FROM {ITEMS}") == before
+
+
+def test_it_tells_people_when_a_retire_is_worth_running(run, store):
+    lines = run("rotate").stdout.splitlines()
+    assert lines[0] == "1 scopes have a new active key, 0 failed"
+    assert lines[1].startswith("`eventseal retire` is worth running from 20")
+
+
+def test_only_the_named_scopes_are_rotated(run_json, store):
+    with EventSeal.from_settings() as seal:
+        seal.keyring.prepare(["tenant:a", "tenant:b"])
+    assert run_json("rotate", "--scope", "tenant:a", "--scope", "tenant:b")["done"] == 2
+    assert run_json("status")["keys"][0] == {
+        "purpose": "data",
+        "kind": "application",
+        "state": "active",
+        "keys": 1,
+    }
+
+
+def test_an_unknown_scope_names_the_nearest_and_rotates_nothing(run, store, query):
+    with EventSeal.from_settings() as seal:
+        seal.keyring.prepare(["tenant:acme"])
+    before = states(query)
+    shown = run("rotate", "--scope", "application", "--scope", "tenant:amce", exits=2).stderr
+    assert "no key of scope 'tenant:amce'" in shown
+    assert "remedy: Did you mean tenant:acme?" in shown
+    assert states(query) == before
+
+
+def test_a_dry_run_counts_and_changes_nothing(run, run_json, store, query):
+    store(3)
+    before = states(query)
+    assert run_json("rotate", "--dry-run")["scopes"] == 1
+    assert run("--dry-run", "rotate").stdout == "1 scopes would get a new active key\n"
+    assert run_json("rotate", "--dry-run", "--reencrypt")["reencrypt"]["left"] == 0
+    run("rotate", "--dry-run", "--reencrypt", "--retire")
+    assert states(query) == before
+
+
+def test_reencrypt_moves_what_was_active_and_destroys_nothing(run, run_json, store, query):
+    old = store(50)[0].key_id
+    result = run_json("rotate", "--reencrypt", "--yes")
+    assert result["reencrypt"]["done"] == 50
+    assert result["reencrypt"]["by_key"] == {str(old): 50}
+    assert result["retire_after"] is not None
+    assert "retire" not in result
+    assert [state for _, state, _ in states(query)] == ["active", "deactivated"]
+    assert run_json("verify")["done"] == 50
+
+
+def test_the_whole_way_in_one_go(run_json, store, settled, query):
+    store(50)
+    result = run_json("rotate", "--reencrypt", "--retire", "--yes")
+    assert (result["reencrypt"]["done"], result["retire"]["done"]) == (50, 1)
+    assert result["retire_after"] is None
+    assert states(query) == [("application", "active", None), ("application", "destroyed", "retired")]
+    assert run_json("verify")["done"] == 50
+    assert run_json("status")["next"] == []
+
+
+@pytest.fixture
+def late(store):
+    """A process that notices nothing, since its clock stands still: it appends, and gives the key's id."""
+    with EventSeal.from_settings() as seal:
+        keyring = Keyring(LocalKmsAdapter("dev.key"), seal.key_store, application="shop", clock=ManualClock())
+        mapper = SequencedItemMapper(cipher=AESCipher(keyring))
+        strategy = SQLAlchemyActiveRecordStrategy(IntegerSequencedItemRecord, seal.datastore.session)
+
+        def append() -> UUID:
+            items = mapper.to_sequenced_items([Order(uuid4(), 0, "Bea")])
+            strategy.append(items)
+            return items[0].key_id
+
+        yield append
+        keyring.close()
+
+
+def until_it_waits(*words):
+    command = [EXECUTABLE, "--yes", "rotate", "--reencrypt", "--retire", *words]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert any("waiting" in line for line in running.stderr)
+    return running
+
+
+def test_it_waits_until_every_process_has_noticed_and_moves_what_was_appended_meanwhile(store, query, late):
+    store(3)
+    old = late()
+    query("UPDATE key_changes SET refresh_interval = 3")
+    running = until_it_waits()
+    assert late() == old
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 0, out + err
+    assert "1 keys were destroyed, 0 stay" in out
+    assert query(f"SELECT count(*), count(DISTINCT key_id) FROM {ITEMS}") == [(5, 1)]
+    subprocess.run([EXECUTABLE, "verify"], check=True, capture_output=True)
+
+
+def test_interrupted_while_it_waits_it_says_how_to_go_on(run_json, store, query):
+    store(3)
+    query("UPDATE key_changes SET refresh_interval = 600")
+    running = until_it_waits()
+    running.send_signal(signal.SIGTERM)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "eventseal reencrypt, then eventseal retire" in err
+    query("UPDATE key_changes SET refresh_interval = 0")
+    assert run_json("reencrypt")["complete"] is True
+    assert run_json("retire", "--yes")["done"] == 1
+
+
+def test_a_row_that_cannot_be_moved_keeps_its_key_and_exits_with_1(run, store, settled, query):
+    store(20)
+    damaged = "CAST(substr(data, 1, length(data) - 1) || x'00' AS BLOB)"
+    query(f"UPDATE {ITEMS} SET data = {damaged} WHERE position = 7")
+    result = json.loads(run("rotate", "--reencrypt", "--retire", "--yes", "--json", exits=1).stdout)
+    assert (result["reencrypt"]["done"], result["reencrypt"]["failed"]) == (19, 1)
+    assert (result["retire"]["done"], result["retire"]["left"]) == (0, 1)
+    assert [state for _, state, _ in states(query)] == ["active", "deactivated"]
+
+
+def test_without_yes_and_with_nobody_to_ask_nothing_is_destroyed_or_rotated(run, store, query):
+    before = states(query)
+    shown = run("rotate", "--reencrypt", "--retire", exits=2).stderr
+    assert "1 old keys are about to be destroyed for good. Nobody can be asked here" in shown
+    assert states(query) == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--retire"],
+        ["--key", "x"],
+        ["--key", "x", "--compromised", "--scope", "application"],
+        ["--workers", "0"],
+    ],
+    ids=" ".join,
+)
+def test_words_that_say_nothing_are_wrong_use(run, store, query, words):
+    before = states(query)
+    run("rotate", *words, "--yes", exits=2)
+    assert states(query) == before
+
+
+def test_a_compromised_key_is_marked_and_its_items_move_first(run_json, store, settled, query):
+    store(5)
+    result = run_json("rotate", "--compromised")
+    assert result["done"] == 1
+    assert [state for _, state, _ in states(query)] == ["active", "compromised"]
+    assert run_json("reencrypt")["done"] == 5
+    assert run_json("retire", "--yes")["done"] == 1
+
+
+def test_a_key_that_was_replaced_long_ago_is_marked_by_its_id(run, run_json, store, settled, query):
+    old = store(5)[0].key_id
+    run("rotate")
+    assert "1 keys are marked compromised" in run("rotate", "--compromised", "--key", str(old)).stdout
+    assert [state for _, state, _ in states(query)] == ["active", "compromised"]
+    assert f"Did you mean {old}?" in run("rotate", "--compromised", "--key", str(old)[:-1], exits=2).stderr
