@@ -10,6 +10,7 @@ import typer
 
 from eventseal.cli import (
     doctor_command,
+    fields_command,
     init_command,
     inspect_command,
     keys_command,
@@ -90,6 +91,7 @@ app.command(epilog=reencrypt_command.EXAMPLES)(reencrypt_command.reencrypt)
 app.command(epilog=retire_command.EXAMPLES)(retire_command.retire)
 app.command(epilog=verify_command.EXAMPLES)(verify_command.verify)
 app.command(epilog=status_command.EXAMPLES)(status_command.status)
+app.command(epilog=fields_command.EXAMPLES)(fields_command.fields)
 
 
 def main() -> None:

@@ -33,12 +33,14 @@ class Annotation(NamedTuple):
         hint: The annotation as an object; parts of it may be text or :class:`Unresolved` still.
         names: Finds what the text in it means.
         unknown: The names that nothing is known by.
+        text: As it is written, as far as that is known.
     """
 
     owner: type[Any]
     hint: Any
     names: Names
     unknown: list[str]
+    text: str
 
     def resolved(self, part: Any) -> Any:
         """Give a part of the hint, which may be text, as an object."""
@@ -115,7 +117,13 @@ def annotations_of(cls: type[Any]) -> Iterator[tuple[str, Annotation]]:
                     "cannot be resolved, so nobody can tell which personal data it holds",
                     remedy="Import the names at run time, at the top of the module.",
                 )
-            yield name, Annotation(base, hint, names, unknown)
+            yield name, Annotation(base, hint, names, unknown, _text(text))
+
+
+def _text(annotation: Any) -> str:
+    if isinstance(annotation, str):
+        return annotation
+    return annotation.__name__ if type(annotation) is type else str(annotation)
 
 
 class _Lookup(dict[str, Any]):
