@@ -8,8 +8,10 @@ from tests.fixtures.dependencies import Fault
 from tests.fixtures.sealed_shops import TENANTS, SealedShop, places_of, scope_of, stream_of
 
 from eventseal.keys.states import KeyState
-from eventseal.rotation import rewrap, verify
+from eventseal.rotation import reencrypt, rewrap, verify
+from eventseal.rotation.jobs import FINISHED, list_jobs
 from eventseal.rotation.keks import kek_report
+from eventseal.storage.jobs import SETTLING
 
 if TYPE_CHECKING:
     from tests.fixtures.profiles import Profile
@@ -32,11 +34,13 @@ class Operation:
 
     Attributes:
         branches: Of the keyrings.
+        makes_many_calls: Of which a sample fails in every run of the tests.
         items: Events that there are before, of two tenants.
         faults: Those that it can meet.
     """
 
     branches: int | None = None
+    makes_many_calls = False
     faults: tuple[Fault, ...] = tuple(Fault)
 
     def __init__(self, profile: Profile) -> None:
@@ -135,6 +139,7 @@ class RotateBranches(Rotate):
     """The branch keys are replaced, and then a data key."""
 
     branches = 2
+    makes_many_calls = True
 
     def run(self, shop: SealedShop) -> None:
         shop.keyring.rotate_branches()
@@ -193,6 +198,36 @@ class RewrapBranches(RotateBranches):
         assert branches.keys() <= {f"branch:{record.key_id}" for record in active}
 
 
+class Reencrypt(Operation):
+    """Every item moves to the new key of its scope."""
+
+    makes_many_calls = True
+    compromised = False
+
+    def __init__(self, profile: Profile) -> None:
+        super().__init__(profile)
+        self.items = profile.items
+
+    def prepare(self, shop: SealedShop) -> None:
+        super().prepare(shop)
+        for tenant in TENANTS:
+            shop.keyring.rotate(scope_of(tenant), compromised=self.compromised)
+
+    def run(self, shop: SealedShop) -> None:
+        result = reencrypt(shop, batch=max(6, self.items // 10))
+        assert (result.failed, result.left) == (0, 0), result
+
+    def check(self, shop: SealedShop) -> None:
+        assert shop.items_by_key().keys() == set(shop.active_keys().values())
+        assert all(job.state in {SETTLING, FINISHED} for job in list_jobs(shop))
+
+
+class ReencryptCompromised(Reencrypt):
+    """Every item moves away from a key that may be known to others."""
+
+    compromised = True
+
+
 OPERATIONS: tuple[type[Operation], ...] = (
     Append,
     AppendBatch,
@@ -202,4 +237,6 @@ OPERATIONS: tuple[type[Operation], ...] = (
     Rewrap,
     RewrapTo,
     RewrapBranches,
+    Reencrypt,
+    ReencryptCompromised,
 )
