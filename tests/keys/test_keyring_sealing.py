@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -411,6 +413,26 @@ def test_rotation_by_policy_gives_way_to_another_process(new_keyring, store, clo
     winner = sealing_key(first)
     assert winner.key_id != old.key_id
     assert sealing_key(second).key_id == winner.key_id
+    assert len(store.data_records()) == 2
+
+
+def test_however_many_processes_notice_an_old_key_it_is_replaced_once(new_keyring, store, clock) -> None:
+    options = {"max_age": timedelta(hours=1), "ttl": 1e9, "refresh_interval": 60.0}
+    rings = [new_keyring(**options) for _ in range(6)]
+    old = {sealing_key(ring).key_id for ring in rings}
+    clock.advance(3601)
+    barrier = threading.Barrier(len(rings))
+
+    def seal(ring):
+        barrier.wait(10)
+        return sealing_key(ring).key_id
+
+    with ThreadPoolExecutor(len(rings)) as pool:
+        first = set(pool.map(seal, rings))
+    clock.advance(61)
+    (new,) = {sealing_key(ring).key_id for ring in rings}
+    assert {new} != old
+    assert first <= {new} | old
     assert len(store.data_records()) == 2
 
 

@@ -371,3 +371,107 @@ def test_a_wrapping_that_names_no_branch_key_is_told_with_the_key_that_it_wraps(
     assert isinstance(error, IntegrityError)
     assert str(error).startswith(f"key {edited} is wrapped under branch key {named}: ")
     assert "key tables" in error.remedy
+
+
+# --- what is listed of the revoked keys ---
+
+
+def listings(store) -> list[int]:
+    """Note how many revoked keys each refresh that found a change was given."""
+    sizes: list[int] = []
+    changes = store.changes
+
+    def counted(*args):
+        answer = changes(*args)
+        if answer is not None and answer.mark.counter != args[1]:
+            sizes.append(len(answer.revoked))
+        return answer
+
+    store.changes = counted
+    return sizes
+
+
+def test_a_running_process_is_given_only_what_was_revoked_since(keyring, new_keyring, store) -> None:
+    running = new_keyring()
+    for number in range(20):
+        sealing_key(keyring, f"s:{number}")
+        keyring.shred(f"s:{number}")
+    sizes = listings(store)
+    running.refresh()
+    assert sizes == [20 * 3]  # the first look lists everything
+    sealing_key(keyring, "a")
+    keyring.rotate("a")
+    running.refresh()
+    keyring.rotate("a", compromised=True)
+    running.refresh()
+    keyring.shred("a")
+    running.refresh()
+    assert sizes == [60, 0, 1, 5]
+    new_keyring().refresh()
+    assert sizes[-1] == 65
+
+
+def test_a_listing_since_the_last_time_that_does_not_fit_is_read_whole(keyring, new_keyring, store) -> None:
+    """An edited ``change`` hides a revocation from such a listing, and not from the whole one."""
+    key, witness = sealing_key(keyring, "a"), new_keyring()
+    opened(witness, key.key_id)
+    keyring.rotate("a", compromised=True)
+    store._changed[key.key_id] = 0
+    sizes = listings(store)
+    witness.refresh()
+    assert sizes == [0, 1]
+    witness.refresh()
+    assert sizes == [0, 1]
+
+
+@pytest.mark.parametrize("how", ["put back", "taken away", "forged"])
+def test_a_revocation_that_is_withheld_from_a_running_process_is_noticed(
+    keyring, new_keyring, store, seals, how
+) -> None:
+    key, other, witness = sealing_key(keyring, "a"), sealing_key(keyring, "b"), new_keyring()
+    old = store.record(key.key_id)
+    opened(witness, other.key_id)
+    keyring.rotate("a", compromised=how != "forged")
+    if how == "put back":
+        store._records[key.key_id] = old
+    elif how == "taken away":
+        del store._records[key.key_id]
+    else:
+        store.edit(key.key_id, destroyed_by="shredded")
+    with pytest.raises(IntegrityError, match="not those that its change mark counts"):
+        witness.refresh()
+    if how != "forged":
+        assert witness._memory._known.counter == 0  # nothing of it was accepted
+
+
+def test_what_a_running_process_saw_revoked_stays_so_although_no_listing_names_it_again(
+    keyring, new_keyring, store
+) -> None:
+    key, witness = sealing_key(keyring, "a"), new_keyring()
+    old = store.record(key.key_id)
+    keyring.rotate("a", compromised=True)
+    witness.refresh()
+    store._records[key.key_id] = old
+    keyring.rotate("a")  # the counter moves, and the listing holds nothing of the row that was put back
+    witness.refresh()
+    error = opened(witness, key.key_id)
+    assert isinstance(error, IntegrityError)
+    assert error.key_id == key.key_id
+    assert isinstance(opened(new_keyring(), key.key_id), IntegrityError)
+
+
+def test_a_retired_key_leaves_what_running_processes_know_and_no_other_does(
+    keyring, new_keyring, store
+) -> None:
+    witness = new_keyring()
+    compromised, plain = sealing_key(keyring, "a").key_id, sealing_key(keyring, "b").key_id
+    keyring.rotate("a", compromised=True)
+    keyring.rotate("b")
+    witness.refresh()
+    keyring.retire([compromised])
+    keyring.retire([plain])
+    witness.refresh()
+    assert witness._memory._known._revoked == {"compromised": set(), "shredded": set()}
+    sealing_key(keyring, "c")
+    keyring.shred("c")
+    witness.refresh()
