@@ -392,6 +392,44 @@ def test_where_one_wrapping_is_of_no_use_another_of_the_service_is_moved(new_key
     assert opened(new_keyring(kms=first), key_ids)
 
 
+def test_where_the_keks_own_wrapping_is_of_no_use_another_kek_unwraps(new_keyring, store, old, kek) -> None:
+    key_ids = fill(new_keyring, [old, kek])
+    kek.rotate()
+    kek.forbidden.add("1")
+    assert new_keyring(kms=[old, kek]).rewrap() == Rewrap(done=6, added={"fake://kek": 6}, dropped=6)
+    assert opened(new_keyring(kms=kek), key_ids)
+
+
+def test_a_keks_own_wrapping_is_moved_before_anothers(new_keyring, store) -> None:
+    service: dict = {}
+    first, second = VersionedKms("first", service), VersionedKms("second", service)
+    fill(new_keyring, [first, second])
+    second.rotate()
+    sent, moving = [], second._moved
+    second._moved = lambda wrapped, context: sent.append(wrapped.kek_uri) or moving(wrapped, context)
+    new_keyring(kms=[first, second]).rewrap()
+    assert sent == ["fake://second"] * 6
+
+
+def test_a_branch_key_that_is_said_to_be_under_another_is_a_failure(new_keyring, store, old) -> None:
+    key_ids = fill(new_keyring, old, 3, branches=1)
+    (branch,) = [record for record in store.records() if record.purpose is KeyPurpose.BRANCH]
+    (wrapped,) = store.record(key_ids[0]).wrappings
+    store.edit(branch.key_id, wrappings=(wrapped,))
+    rewrap = new_keyring(kms=old).rewrap()
+    assert type(rewrap.failures[branch.key_id]) is IntegrityError
+
+
+def test_a_key_under_what_is_no_branch_key_is_a_failure(new_keyring, store, old) -> None:
+    key_ids = fill(new_keyring, old, 3, branches=1)
+    (wrapped,) = store.record(key_ids[0]).wrappings
+    misled = replace(wrapped, kek_uri=f"branch:{key_ids[1]}")
+    store.edit(key_ids[0], wrappings=(misled,))
+    rewrap = new_keyring(kms=old).rewrap()
+    assert {key_id: type(error) for key_id, error in rewrap.failures.items()} == {key_ids[0]: IntegrityError}
+    assert rewrap.done == 4
+
+
 def test_a_forbidden_version_is_a_failure_of_the_keys_under_it_alone(new_keyring, store, kek) -> None:
     lost = fill(new_keyring, kek, 4)
     kek.rotate()

@@ -244,6 +244,43 @@ def test_nobody_goes_behind_a_kek_that_was_heard_to_say_no(new_keyring, store, o
     assert new.count() == 0
 
 
+def test_a_kek_without_batches_that_does_not_serve_is_tried_with_one_key(new_keyring, store, old) -> None:
+    new = FakeKms("new")
+    key_ids = fill(new_keyring, old, 30)
+    add_unverified(new_keyring, old, new)
+    mark_old(store)
+    keyring = new_keyring(kms=[old, new])
+    (store_key,) = [record for record in store.records() if record.key_id not in key_ids]
+    store.edit(store_key.key_id, verified=frozenset(store_key.wrappings))
+    new.deny(), new.calls.clear()
+    assert opened(keyring, key_ids)
+    assert new.count() == 1
+
+
+def test_the_wrapping_of_a_first_kek_that_was_changed_leads_to_the_next_kek(
+    new_keyring, store, old, new
+) -> None:
+    (key_id,) = fill(new_keyring, [old, new], 1)
+    first, second = store.record(key_id).wrappings
+    store.edit(key_id, wrappings=(replace(first, ciphertext=bytes(60)), second))
+    assert opened(new_keyring(kms=[old, new]), [key_id])
+    assert store.record(key_id).verified == {second}
+
+
+def test_an_older_wrapping_is_tried_too_if_nobody_has(new_keyring, store, versioned) -> None:
+    key_ids = fill(new_keyring, versioned)
+    versioned.rotate(), new_keyring(kms=versioned).rewrap()
+    late = {record.key_id: record.wrappings[0] for record in store.records()}  # under version 2
+    versioned.rotate(), new_keyring(kms=versioned).rewrap()
+    for key_id, wrapped in late.items():  # as another rewrap adds it, which asked for the version before
+        others = tuple(w for w in store.record(key_id).wrappings if w != wrapped)
+        store.edit(key_id, wrappings=(wrapped, *others), verified=frozenset([wrapped]))
+    assert opened(new_keyring(kms=versioned), key_ids)
+    assert {w.kek_version for record in store.records() for w in record.verified} == {"2", "3"}
+    assert new_keyring(kms=versioned).rewrap().dropped == 4
+    assert {w.kek_version for record in store.records() for w in record.wrappings} == {"3"}
+
+
 # --- what stands in the way ---
 
 
