@@ -27,9 +27,9 @@ Protection: TypeAlias = Literal["sealed field", "object", "sealed item", "plain"
 PERSONAL_WORDS = frozenset({
     "address", "addresses", "age", "birth", "birthdate", "birthday", "birthplace", "born", "dob", "email",
     "emails", "ethnicity", "fax", "firstname", "forename", "fullname", "gender", "iban", "ip", "lastname",
-    "latitude", "longitude", "maiden", "mail", "mobile", "name", "names", "nationality", "nickname", "passport",
-    "phone", "phones", "photo", "portrait", "postal", "postcode", "religion", "salutation", "sex", "ssn",
-    "street", "surname", "telephone", "username", "zip", "zipcode",
+    "latitude", "longitude", "maiden", "mail", "mobile", "name", "names", "nationality", "nickname",
+    "passport", "phone", "phones", "photo", "portrait", "postal", "postcode", "religion", "salutation", "sex",
+    "ssn", "street", "surname", "telephone", "username", "zip", "zipcode",
 })  # fmt: skip
 """Words that say personal data where a name has them: ``email`` in ``work_email`` and ``EmailStr``."""
 

@@ -97,12 +97,7 @@ class Names:
 
 
 def annotations_of(cls: type[Any]) -> Iterator[tuple[str, Annotation]]:
-    """
-    Give the annotations of a class and its bases, those of a base before those of its subclasses.
-
-    Raises:
-        ConfigurationError: One that speaks of personal data cannot be resolved.
-    """
+    """Give the annotations of a class and its bases, those of a base before those of its subclasses."""
     for base in reversed(cls.__mro__):
         texts = vars(base).get("__annotations__")
         if not isinstance(texts, dict):
@@ -111,12 +106,6 @@ def annotations_of(cls: type[Any]) -> Iterator[tuple[str, Annotation]]:
         for name, text in texts.items():
             unknown: list[str] = []
             hint = _evaluated(text, names, unknown) if isinstance(text, str) else text
-            if unknown and "Personal" in str(text):
-                raise ConfigurationError(
-                    f"{base.__module__}:{base.__qualname__}.{name}: {', '.join(unknown)} in its annotation "
-                    "cannot be resolved, so nobody can tell which personal data it holds",
-                    remedy="Import the names at run time, at the top of the module.",
-                )
             yield name, Annotation(base, hint, names, unknown, _text(text))
 
 

@@ -164,6 +164,12 @@ def read_plan(cls: type[Any]) -> Plan:
     for name, annotation in annotations_of(cls):
         where = f"{annotation.owner.__module__}:{annotation.owner.__qualname__}.{name}"
         shape = _Reader(annotation, where).shape(annotation.hint)
+        if shape is None and annotation.unknown and "Personal" in annotation.text:
+            raise ConfigurationError(
+                f"{where}: {', '.join(annotation.unknown)} in its annotation cannot be resolved, "
+                "so nobody can tell which personal data it holds",
+                remedy="Import the names at run time, at the top of the module.",
+            )
         if shape is not None:
             fields[name] = shape
         elif name in fields and not _is_excepted(annotation):
