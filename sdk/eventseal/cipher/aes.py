@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from eventseal.cipher.context import ItemContext
     from eventseal.cipher.envelopes import Ready
     from eventseal.cipher.fields import FieldContext
-    from eventseal.cipher.resealing import Outcome, StoredItem
+    from eventseal.cipher.resealing import Outcome, StoredItems
     from eventseal.keys.data_key import DataKey
     from eventseal.suites.cbc_hmac import Suite
 
@@ -177,7 +177,7 @@ class AESCipher:
             outcomes.update(zip(of_header, opened, strict=True))
         return [outcomes[index] for index in range(len(items))]
 
-    def reseal_many(self, items: Sequence[StoredItem], collection: str) -> list[Outcome]:
+    def reseal_many(self, items: StoredItems, collection: str) -> list[Outcome]:
         """
         Seal items again under the active keys of their scopes; no key is made.
 
@@ -185,7 +185,7 @@ class AESCipher:
         been so on purpose. Each new envelope is opened again, to the same bytes, before it is given.
 
         Args:
-            items: Sequence id, position, topic and envelope of each, and whatever stands behind them.
+            items: Their places and envelopes, column by column.
             collection: Of all of them.
 
         Returns:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from decimal import Context, Decimal, Inexact, InvalidOperation
 from functools import lru_cache
 from struct import Struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 from eventseal.errors import SerializationError
@@ -58,6 +58,25 @@ class ItemContext:
     collection: str = "items"
 
 
+class StoredPlaces(Protocol):
+    """The places of stored items, column by column, as a table has them."""
+
+    @property
+    def sequence_ids(self) -> Sequence[Any]:
+        """One for each item; equal neighbours had best be one object."""
+        ...
+
+    @property
+    def positions(self) -> Sequence[Any]:
+        """One for each item."""
+        ...
+
+    @property
+    def topics(self) -> Sequence[Any]:
+        """One for each item."""
+        ...
+
+
 class ItemBinder:
     """
     Writes item contexts as associated data, for one application.
@@ -95,21 +114,22 @@ class ItemBinder:
             return self._bind_unusual(context, place)
         return _framed_names(self.application, context.collection) + place + _framed_topic(topic)
 
-    def bind_many(
-        self, items: Sequence[tuple[Any, ...]], collection: str
-    ) -> list[bytes | SerializationError]:
+    def bind_many(self, items: StoredPlaces, collection: str) -> list[bytes | SerializationError]:
         """
         Bind the places of a page of one collection, as :meth:`bind` does, each with an outcome of its own.
 
         Args:
-            items: Each begins with its sequence id, position and topic.
+            items: Any number.
             collection: Of all of them.
         """
         bound: list[bytes | SerializationError] = []
         names = _framed_names(self.application, collection)
         topics: dict[str, bytes] = {}
-        stream, stream_names = None, b""
-        for sequence_id, position, topic, *_ in items:
+        stream: object = None
+        stream_names = b""
+        for sequence_id, position, topic in zip(
+            items.sequence_ids, items.positions, items.topics, strict=True
+        ):
             try:
                 if sequence_id is not stream:
                     stream_names = names + _framed_sequence_id(sequence_id)
@@ -123,6 +143,7 @@ class ItemBinder:
                     place = length_prefixed(canonical_position(position))
             except SerializationError as error:
                 bound.append(error)
+                stream = None
             else:
                 bound.append(stream_names + place + framed_topic)
         return bound

@@ -1,15 +1,14 @@
-"""Items from one key to another: opened, sealed again as they are, proven to open."""
+"""Items from one key to another: opened, sealed again as they are, and proven to open."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from uuid import UUID
 
 from eventseal.cipher.compression import decompress
 from eventseal.cipher.envelopes import misfit
 from eventseal.errors import EventSealError, IntegrityError, KeyNotFoundError, SerializationError
-from eventseal.suites.cbc_hmac import SUITES, open_many, seal_many
+from eventseal.suites.cbc_hmac import SUITES, open_many, reopens, seal_many
 from eventseal.suites.envelope import (
     BLOCK_SIZE,
     HEADER_SIZE,
@@ -27,35 +26,44 @@ if TYPE_CHECKING:
     from eventseal.keys.source import KeySource
     from eventseal.suites.cbc_hmac import Suite
 
-StoredItem: TypeAlias = "tuple[Any, ...]"
-"""Sequence id, position, topic, envelope; whatever stands behind them is not looked at."""
+Outcome: TypeAlias = "bytes | EventSealError | None"
+"""A new envelope, why there is none, or ``None``: the item opens, but its scope has no active key."""
 
 
-@dataclass(frozen=True, slots=True)
-class Resealed:
-    """
-    An item under its scope's active key.
+class StoredItems(Protocol):
+    """Items with their places, column by column, as a table has them; they belong to one collection."""
 
-    Attributes:
-        data: The new envelope; it was opened again, to the same bytes.
-        key_id: Of the active key.
-    """
+    @property
+    def sequence_ids(self) -> Sequence[Any]:
+        """One for each item; equal neighbours had best be one object."""
+        ...
 
-    data: bytes = field(repr=False)
-    key_id: UUID
+    @property
+    def positions(self) -> Sequence[Any]:
+        """One for each item."""
+        ...
+
+    @property
+    def topics(self) -> Sequence[Any]:
+        """One for each item."""
+        ...
+
+    @property
+    def envelopes(self) -> Sequence[Any]:
+        """One for each item, or whatever stands in its place."""
+        ...
 
 
-Outcome: TypeAlias = "Resealed | EventSealError | None"
-"""``None``: the item opens, but its scope has no active key."""
+class _Opened:
+    """Items of one scope between their keys, column by column."""
 
+    __slots__ = ("bodies", "compressions", "numbers", "places")
 
-class _Opened(NamedTuple):
-    """An item between its keys: the compression it came with, its body as it was sealed, its place."""
-
-    item: int
-    compression: int
-    body: bytes
-    place: bytes
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        self.compressions: list[int] = []
+        self.bodies: list[bytes] = []
+        self.places: list[bytes] = []
 
 
 class Resealer:
@@ -79,49 +87,41 @@ class Resealer:
         self._binder = binder
         self._limit = limit
 
-    def reseal_many(self, items: Sequence[StoredItem], collection: str) -> list[Outcome]:
+    def reseal_many(self, items: StoredItems, collection: str) -> list[Outcome]:
         """Give each item under its scope's active key, or why not; see ``AESCipher.reseal_many``."""
-        outcomes: list[Outcome] = [None] * len(items)
-        by_scope: dict[str, list[_Opened]] = {}
-        by_header = _by_header(items, outcomes)
+        outcomes: list[Outcome] = [None] * len(items.envelopes)
+        by_header = _by_header(items.envelopes, outcomes)
+        if not by_header:
+            return outcomes
+        places = self._binder.bind_many(items, collection)
         key_ids = {header: UUID(bytes=header[3:]) for header in by_header}
-        keys = self._keys.opening_keys(set(key_ids.values())) if by_header else {}
-        for header, indices in by_header.items():
-            bound = self._bound(items, indices, collection, outcomes)
-            opened = self._open(keys[key_ids[header]], header, items, bound, last_answer=False)
+        keys = self._keys.opening_keys(set(key_ids.values()))
+        by_scope: dict[str, _Opened] = {}
+        for header, numbers in by_header.items():
+            framed: list[tuple[bytes, bytes]] = []
+            bound: list[int] = []
+            for number in numbers:
+                place = places[number]
+                if isinstance(place, SerializationError):
+                    outcomes[number] = place
+                else:
+                    framed.append((items.envelopes[number][HEADER_SIZE:], header + place))
+                    bound.append(number)
+            opened = self._open(keys[key_ids[header]], header, framed, last_answer=False)
             if isinstance(opened, EventSealError):
-                for index, _ in bound:
-                    outcomes[index] = opened
+                for number in bound:
+                    outcomes[number] = opened
                 continue
             scope, bodies = opened
-            group = by_scope.setdefault(scope, [])
-            for (index, place), body in zip(bound, bodies, strict=True):
-                if isinstance(body, IntegrityError):
-                    outcomes[index] = body
-                else:
-                    group.append(_Opened(index, header[2], body, place))
+            _collect(by_scope.setdefault(scope, _Opened()), header[2], bound, framed, bodies, outcomes)
         self._seal_scopes(by_scope, outcomes)
         return outcomes
-
-    def _bound(
-        self, items: Sequence[StoredItem], indices: list[int], collection: str, outcomes: list[Outcome]
-    ) -> list[tuple[int, bytes]]:
-        """Give the places of the items that have one; the others get their error."""
-        bound: list[tuple[int, bytes]] = []
-        places = self._binder.bind_many([items[index] for index in indices], collection)
-        for index, place in zip(indices, places, strict=True):
-            if isinstance(place, SerializationError):
-                outcomes[index] = place
-            else:
-                bound.append((index, place))
-        return bound
 
     def _open(
         self,
         key: DataKey | EventSealError,
         header: bytes,
-        items: Sequence[StoredItem],
-        bound: list[tuple[int, bytes]],
+        framed: list[tuple[bytes, bytes]],
         *,
         last_answer: bool,
     ) -> tuple[str, list[bytes | IntegrityError]] | EventSealError:
@@ -131,46 +131,52 @@ class Resealer:
         problem = misfit(key, self._binder.application)
         if problem is not None:
             return problem
-        framed = [(items[index][3][HEADER_SIZE:], header + place) for index, place in bound]
         try:
             return key.scope, open_many(key.pool(SUITES[header[1]]), framed)
         except KeyNotFoundError as error:  # closed between being handed out and being used: ask once more
             again = error if last_answer else self._keys.opening_keys([key.key_id])[key.key_id]
-        return self._open(again, header, items, bound, last_answer=True)
+        return self._open(again, header, framed, last_answer=True)
 
-    def _seal_scopes(self, by_scope: dict[str, list[_Opened]], outcomes: list[Outcome]) -> None:
-        wanted = {scope: len(opened) for scope, opened in by_scope.items() if opened}
+    def _seal_scopes(self, by_scope: dict[str, _Opened], outcomes: list[Outcome]) -> None:
+        wanted = {scope: len(opened.numbers) for scope, opened in by_scope.items() if opened.numbers}
         targets = self._keys.sealing_keys(wanted, make=False) if wanted else {}
         for scope, target in targets.items():
             self._seal(target, by_scope[scope], outcomes)
 
-    def _seal(self, target: DataKey, opened: Sequence[_Opened], outcomes: list[Outcome]) -> None:
+    def _seal(self, target: DataKey, opened: _Opened, outcomes: list[Outcome]) -> None:
         pool = target.pool(self._suite)
-        headers = _Headers(self._suite, target.key_id)
+        headers = {
+            compression: build_header(self._suite.id, compression, target.key_id)
+            for compression in (CompressionId.NONE, self._compression.id)
+        }
         framed: list[tuple[bytes, bytes]] = []
-        indices: list[int] = []
-        for index, compression, body, place in opened:
-            fitting = self._fitted(compression, body)
-            if isinstance(fitting, EventSealError):
-                outcomes[index] = fitting
+        numbers: list[int] = []
+        for number, compression, body, place in zip(
+            opened.numbers, opened.compressions, opened.bodies, opened.places, strict=True
+        ):
+            header = headers.get(compression)  # type: ignore[call-overload]
+            if header is not None:
+                framed.append((body, header + place))
+                numbers.append(number)
+                continue
+            fitted = self._recompressed(compression, body)
+            if isinstance(fitted, EventSealError):
+                outcomes[number] = fitted
             else:
-                framed.append((fitting[1], headers[fitting[0]] + place))
-                indices.append(index)
+                framed.append((fitted[1], headers[fitted[0]] + place))
+                numbers.append(number)
         sealed = seal_many(pool, framed)
-        again = open_many(pool, [(body, aad) for body, (_, aad) in zip(sealed, framed, strict=True)])
-        key_id = target.key_id
-        for index, body, (plain, aad), reopened in zip(indices, sealed, framed, again, strict=True):
-            if reopened != plain:
-                raise IntegrityError(
-                    f"an item that was just sealed under key {key_id} does not open to the same bytes",
-                    remedy="Nothing of the batch was written. Check this machine's memory and its OpenSSL.",
-                )
-            outcomes[index] = Resealed(aad[:HEADER_SIZE] + body, key_id)
+        if not reopens(pool, sealed, framed):
+            raise IntegrityError(
+                f"items that were just sealed under key {target.key_id} do not open to the same bytes",
+                remedy="Nothing of the batch was written. Check this machine's memory and its OpenSSL.",
+                key_id=target.key_id,
+            )
+        for number, body, (_, aad) in zip(numbers, sealed, framed, strict=True):
+            outcomes[number] = aad[:HEADER_SIZE] + body
 
-    def _fitted(self, compression: int, body: bytes) -> tuple[int, bytes] | EventSealError:
-        """Give the body under the cipher's compression: as it is, wherever it is that already, or plain."""
-        if compression in (CompressionId.NONE, self._compression.id):
-            return compression, body
+    def _recompressed(self, compression: int, body: bytes) -> tuple[CompressionId, bytes] | EventSealError:
+        """Give a body under the cipher's compression, if that makes it smaller, or plain."""
         plaintext = decompress(compression, body, limit=self._limit)
         if not isinstance(plaintext, bytes):
             return plaintext
@@ -181,26 +187,35 @@ class Resealer:
         return CompressionId.NONE, plaintext
 
 
-def _by_header(items: Sequence[StoredItem], outcomes: list[Outcome]) -> dict[bytes, list[int]]:
-    """Group the items by their header; what is no envelope gets its error."""
-    indices: dict[bytes, list[int]] = {}
-    for index, item in enumerate(items):
-        sealed = item[3]
-        problem = envelope_problem(sealed)
+def _by_header(envelopes: Sequence[Any], outcomes: list[Outcome]) -> dict[bytes, list[int]]:
+    """Number the items by their header; what is no envelope gets its error."""
+    numbers: dict[bytes, list[int]] = {}
+    for number, problem in enumerate(map(envelope_problem, envelopes)):
         if problem is None:
-            indices.setdefault(sealed[:HEADER_SIZE], []).append(index)
+            header = envelopes[number][:HEADER_SIZE]
+            if header in numbers:
+                numbers[header].append(number)
+            else:
+                numbers[header] = [number]
         else:
-            outcomes[index] = problem
-    return indices
+            outcomes[number] = problem
+    return numbers
 
 
-class _Headers(dict[int, bytes]):
-    """Headers under one key, by compression."""
-
-    def __init__(self, suite: Suite, key_id: UUID) -> None:
-        self._suite = suite
-        self._key_id = key_id
-
-    def __missing__(self, compression: int) -> bytes:
-        header = self[compression] = build_header(self._suite.id, CompressionId(compression), self._key_id)
-        return header
+def _collect(
+    opened: _Opened,
+    compression: int,
+    numbers: list[int],
+    framed: list[tuple[bytes, bytes]],
+    bodies: list[bytes | IntegrityError],
+    outcomes: list[Outcome],
+) -> None:
+    """Add what was opened under one header to its scope; what was not gets its error."""
+    for number, (_, aad), body in zip(numbers, framed, bodies, strict=True):
+        if isinstance(body, bytes):
+            opened.numbers.append(number)
+            opened.compressions.append(compression)
+            opened.bodies.append(body)
+            opened.places.append(aad[HEADER_SIZE:])
+        else:
+            outcomes[number] = body

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
-from itertools import count
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from eventseal.cipher.resealing import Resealed
 from eventseal.errors import (
     OPAQUE_INTEGRITY_MESSAGE,
     EventSealError,
@@ -21,11 +19,12 @@ from eventseal.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from eventseal.keys.states import KeyState
 from eventseal.rotation.results import MAX_FAILURES
 from eventseal.rotation.sources import Standing
 from eventseal.storage import jobs
 from eventseal.storage.fences import open_fences
-from eventseal.storage.item_swaps import Selection, Swap, place_from_json, place_to_json
+from eventseal.storage.item_swaps import KEY_ID_IN_HEADER, Selection, place_from_json, place_to_json
 from eventseal.storage.key_store import SQLAlchemyKeyStore
 from eventseal.storage.marks import Replaced, add_replaced, load_marks
 from eventseal.storage.swap_guards import share_fences, share_live_keys
@@ -33,14 +32,14 @@ from eventseal.storage.swapping import item_swaps
 from eventseal.storage.transactions import read, write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from sqlalchemy.engine import Connection
 
     from eventseal.cipher.resealing import Outcome
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.rotation.sources import KeyStandings
-    from eventseal.storage.item_swaps import StoredRow
+    from eventseal.storage.item_swaps import Page
     from eventseal.storage.jobs import Shard
     from eventseal.storage.registry import SealedTable
 
@@ -59,11 +58,12 @@ class _KeysMovedError(Exception):
 
 @dataclass(slots=True)
 class _Batch:
-    """What is to be done with the rows of a page."""
+    """What is to be done with the rows of a page: some swapped, the others counted and listed."""
 
-    swaps: list[Swap]
-    failures: list[dict[str, Any]]
-    counts: Counter[str]
+    page: Page
+    envelopes: Sequence[bytes] = ()
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
 
 
 class TableMover:
@@ -88,9 +88,10 @@ class TableMover:
             doing="reading the marks of compromised keys",
         )
         self._fenced: set[UUID] = set()
+        self._selected: tuple[int, Selection] | None = None
         self._skipped_keys: set[UUID] = set()
 
-    def page(self, shard: Shard, limit: int, also: Callable[[Connection], None]) -> list[StoredRow]:
+    def page(self, shard: Shard, limit: int, also: Callable[[Connection], None]) -> Page:
         """
         Read the next rows of a range; only an empty page says that it is at its end.
 
@@ -100,11 +101,11 @@ class TableMover:
             also: Reads something else in the same transaction.
         """
 
-        def look(connection: Connection) -> list[StoredRow]:
+        def look(connection: Connection) -> Page:
             also(connection)
             return self._swaps.page(
                 connection,
-                selection_from_json(shard.selection),
+                self._selection(shard),
                 after=None if shard.cursor is None else place_from_json(shard.cursor),
                 upto=None if shard.upto is None else place_from_json(shard.upto),
                 limit=limit,
@@ -113,7 +114,7 @@ class TableMover:
 
         return read(self._engine, look, doing=f"reading {self._table.table}")
 
-    def move(self, shard: Shard, page: Sequence[StoredRow], worker: str) -> Shard:
+    def move(self, shard: Shard, page: Page, worker: str) -> Shard:
         """
         Seal the rows of a page again, and swap those that are still as they were read.
 
@@ -130,11 +131,12 @@ class TableMover:
             KmsError: The KMS refused or failed.
             StoreError: The database refused or failed.
         """
-        wanted = self._wanted(shard, page)
+        selection = self._selection(shard)
+        wanted = page.only(self._wanted(shard, page, selection))
+        behind = replace(shard, cursor=place_to_json(page.last_place))
         for _ in range(ATTEMPTS):
             try:
-                batch = self._sealed(shard, wanted)
-                return self._write(shard, page, batch, worker)
+                return self._write(shard, behind, self._sealed(shard, wanted, selection), worker)
             except (_KeysMovedError, KeyDestroyedError, KeyNotFoundError):
                 self._store.keyring.refresh()
         raise StoreUnavailableError(
@@ -142,153 +144,147 @@ class TableMover:
             remedy="Run the same command again; the job goes on from there.",
         )
 
-    def _wanted(self, shard: Shard, page: Sequence[StoredRow]) -> Sequence[StoredRow]:
+    def _selection(self, shard: Shard) -> Selection:
+        """Parse a range's selection once: it may name a thousand keys."""
+        if self._selected is None or self._selected[0] != shard.number:
+            self._selected = shard.number, selection_from_json(shard.selection)
+        return self._selected[1]
+
+    def _wanted(self, shard: Shard, page: Page, selection: Selection) -> Sequence[int]:
         """Leave out what a query that cannot name all keys found too much."""
-        selection = selection_from_json(shard.selection)
         if selection.keys is not None:
-            return page
-        key_ids = {row.key_id for row in page if row.key_id is not None}
-        standings = self._standings.of(key_ids, shared=self._table.application is None)
+            return range(len(page))
+        named = {raw: UUID(bytes=raw) for raw in set(page.key_ids) if raw is not None}
+        standings = self._standings.of(list(named.values()), shared=self._table.application is None)
         compromised = shard.phase == COMPROMISED_PHASE
         return [
-            row
-            for row in page
-            if row.key_id is not None
-            and self._is_wanted(standings[row.key_id], row, selection, compromised=compromised)
+            number
+            for number, raw in enumerate(page.key_ids)
+            if raw is not None
+            and _is_wanted(standings[named[raw]], page.envelopes[number], selection, compromised=compromised)
         ]
 
-    def _is_wanted(
-        self, standing: Standing, row: StoredRow, selection: Selection, *, compromised: bool
-    ) -> bool:
-        if compromised:
-            return standing is Standing.COMPROMISED
-        if standing is Standing.FITTING:
-            return bool(selection.heads) and row.data[:3] not in selection.heads
-        return standing in {Standing.OLD, Standing.UNREADABLE}
-
-    def _sealed(self, shard: Shard, rows: Sequence[StoredRow]) -> _Batch:
-        batch = _Batch([], [], Counter())
+    def _sealed(self, shard: Shard, page: Page, selection: Selection) -> _Batch:
+        batch = _Batch(page)
         if shard.phase == COMPROMISED_PHASE:
-            rows = self._below_marks(rows, batch)
-        outcomes = self._store.cipher.reseal_many(rows, self._table.collection)
-        self._sort(rows, outcomes, batch, fitting=frozenset(selection_from_json(shard.selection).fitting))
+            page = page.only(self._below_marks(batch))
+        outcomes = self._store.cipher.reseal_many(page, self._table.collection)
+        envelopes = [outcome for outcome in outcomes if isinstance(outcome, bytes)]
+        # Of the envelope that was opened, the header names the key; the row must say the same.
+        named = [sealed[KEY_ID_IN_HEADER] for sealed in page.envelopes]
+        if len(envelopes) < len(page) or named != list(page.key_ids):
+            numbers = self._sort(page, outcomes, batch, fitting=frozenset(selection.fitting))
+            envelopes = [outcome for number in numbers if isinstance(outcome := outcomes[number], bytes)]
+            page = page.only(numbers)
+        batch.page, batch.envelopes = page, envelopes
         return batch
 
-    def _below_marks(self, rows: Sequence[StoredRow], batch: _Batch) -> list[StoredRow]:
+    def _below_marks(self, batch: _Batch) -> list[int]:
         """Keep what was there when its key was marked; the rest is reported, and stays as it is."""
-        kept: list[StoredRow] = []
-        for row in rows:
-            mark = self._marks.get(row.key_id) if row.key_id is not None else None
-            if mark is None or mark.covers(row.written):
-                kept.append(row)
+        kept: list[int] = []
+        for number, written in enumerate(batch.page.written):
+            key_id = batch.page.key_id(number)
+            mark = None if key_id is None else self._marks.get(key_id)
+            if mark is None or mark.covers(written):
+                kept.append(number)
             else:
                 batch.counts["suspected"] += 1
-                self._fail(batch, row, _suspected(row), stuck=True)
+                self._fail(batch, batch.page, number, _suspected(mark.key_id), stuck=True)
         return kept
 
     def _sort(
-        self,
-        rows: Sequence[StoredRow],
-        outcomes: Sequence[Outcome],
-        batch: _Batch,
-        *,
-        fitting: frozenset[UUID],
-    ) -> None:
-        swaps = batch.swaps
-        for row, outcome in zip(rows, outcomes, strict=True):
-            if isinstance(outcome, Resealed):
-                # Of the envelope that was opened, the header names the key; the row must say the same.
-                if row.key_id is not None and row.data[3:19] == row.key_id.bytes:
-                    swaps.append(Swap(row, outcome.data, outcome.key_id))
+        self, page: Page, outcomes: Sequence[Outcome], batch: _Batch, *, fitting: frozenset[UUID]
+    ) -> list[int]:
+        """Give the rows that are to be swapped; count and list the others."""
+        numbers: list[int] = []
+        for number, outcome in enumerate(outcomes):
+            key_id = page.key_id(number)
+            problem = outcome
+            if isinstance(outcome, bytes):
+                if page.envelopes[number][KEY_ID_IN_HEADER] == page.key_ids[number]:
+                    numbers.append(number)
                     continue
-                outcome = IntegrityError(OPAQUE_INTEGRITY_MESSAGE)  # noqa: PLW2901
-            stuck = row.key_id not in fitting
-            if outcome is None:
-                batch.counts["skipped"] += 1
-                self._skip(batch, row, stuck=stuck)
-            elif isinstance(outcome, KmsError | StoreError):
-                raise outcome
-            elif isinstance(outcome, KeyDestroyedError) and outcome.destroyed_by == "shredded":
-                batch.counts["erased"] += 1  # shredded since it was counted
-            else:
-                self._fail(batch, row, outcome, stuck=stuck)
+                problem = IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
+            stuck = key_id not in fitting
+            if problem is None:
+                self._skip(batch, key_id, stuck=stuck)
+            elif isinstance(problem, KmsError | StoreError):
+                raise problem
+            elif isinstance(problem, KeyDestroyedError) and problem.destroyed_by == "shredded":
+                pass  # shredded since it was counted: there is nothing to move, and nothing wrong
+            elif isinstance(problem, EventSealError):
+                self._fail(batch, page, number, problem, stuck=stuck)
+        return numbers
 
-    def _fail(self, batch: _Batch, row: StoredRow, error: EventSealError, *, stuck: bool) -> None:
+    def _fail(self, batch: _Batch, page: Page, number: int, error: EventSealError, *, stuck: bool) -> None:
+        place = {
+            "sequence_id": str(page.sequence_ids[number]),
+            "position": str(page.positions[number]),
+        }
         batch.counts["failed"] += 1
         batch.counts["stuck"] += stuck
-        batch.failures.append(
-            {
-                "table": self._table.table,
-                "row": {"sequence_id": str(row.sequence_id), "position": str(row.position)},
-                "key_id": None if row.key_id is None else str(row.key_id),
-                "error": type(error).__name__,
-                "message": str(error),
-                "remedy": error.remedy,
-            }
-        )
+        batch.failures.append(failure_to_json(self._table.table, place, page.key_id(number), error))
 
-    def _skip(self, batch: _Batch, row: StoredRow, *, stuck: bool) -> None:
+    def _skip(self, batch: _Batch, key_id: UUID | None, *, stuck: bool) -> None:
+        batch.counts["skipped"] += 1
         batch.counts["failed"] += 1
         batch.counts["stuck"] += stuck
-        if row.key_id is None or row.key_id in self._skipped_keys:
+        if key_id is None or key_id in self._skipped_keys:
             return
-        self._skipped_keys.add(row.key_id)
-        error = KeyNotFoundError(f"the scope of key {row.key_id} has no active key: its items stay under it")
-        batch.failures.append(
-            {
-                "table": self._table.table,
-                "row": {"key_id": str(row.key_id)},
-                "key_id": str(row.key_id),
-                "error": type(error).__name__,
-                "message": str(error),
-                "remedy": "Rotate the scope, which gives it an active key; then run this again.",
-            }
+        self._skipped_keys.add(key_id)
+        error = KeyNotFoundError(
+            f"the scope of key {key_id} has no active key: its items stay under it",
+            remedy="Rotate the scope, which gives it an active key; then run this again.",
         )
+        place = {"key_id": str(key_id)}
+        batch.failures.append(failure_to_json(self._table.table, place, key_id, error))
 
     # --- the transaction ---
 
-    def _write(self, shard: Shard, page: Sequence[StoredRow], batch: _Batch, worker: str) -> Shard:
+    def _write(self, shard: Shard, behind: Shard, batch: _Batch, worker: str) -> Shard:
         """Swap the rows and move the cursor behind them, in one transaction."""
-        targets = {swap.key_id for swap in batch.swaps}
+        targets = {UUID(bytes=raw) for raw in {sealed[KEY_ID_IN_HEADER] for sealed in batch.envelopes}}
         self._make_fences(targets)
-        moved = replace(shard, cursor=place_to_json(page[-1].place))
-        attempts = count()
+        stored: list[Shard] = []
 
         def work(connection: Connection) -> Shard:
             # An attempt whose COMMIT was not answered may have done it all.
-            if next(attempts) and jobs.is_shard_at(connection, replace(moved, version=shard.version + 1)):
-                return replace(attempt[0], version=shard.version + 1)
+            if stored and jobs.is_shard_at(connection, stored[-1]):
+                return stored[-1]
             closed = share_fences(connection, targets)
             if closed:
                 self._fenced -= closed
                 raise _KeysMovedError
-            swapped = [batch.swaps[number] for number in self._swap(connection, batch.swaps)]
-            by_key = Counter(swap.row.key_id for swap in swapped if swap.row.key_id is not None)
-            attempt[0] = counted = self._counted(moved, batch, len(swapped))
-            self._keep_digests(connection, shard, swapped)
-            jobs.add_key_counts(connection, shard, by_key)
+            numbers = self._swaps.swap(connection, batch.page, batch.envelopes) if batch.envelopes else []
+            swapped = batch.page.only(numbers)
+            moved = {
+                UUID(bytes=raw): count for raw, count in Counter(swapped.key_ids).items() if raw is not None
+            }
+            if shard.phase == COMPROMISED_PHASE:
+                add_replaced(connection, self._replaced(swapped))
+            counted = _counted(behind, batch, len(numbers))
+            jobs.add_key_counts(connection, shard, moved)
             listed = shard.counts.get("listed", 0)
-            room = max(0, MAX_FAILURES - listed)
-            jobs.add_failures(connection, shard, batch.failures[:room], first=listed)
-            stored = jobs.advance_shard(connection, counted, worker)
-            if stored is None:
+            jobs.add_failures(
+                connection, shard, batch.failures[: max(0, MAX_FAILURES - listed)], first=listed
+            )
+            advanced = jobs.advance_shard(connection, counted, worker)
+            if advanced is None:
                 raise ShardLostError
-            self._check_keys(connection, {*by_key, *targets})
-            return stored
+            self._check_keys(connection, {*moved, *targets})
+            stored.append(advanced)
+            return advanced
 
-        attempt = [moved]
         return write(self._engine, work, doing=f"re-encrypting items of {self._table.table}")
 
-    def _swap(self, connection: Connection, swaps: Sequence[Swap]) -> list[int]:
-        return self._swaps.swap(connection, swaps) if swaps else []
-
-    def _counted(self, shard: Shard, batch: _Batch, done: int) -> Shard:
-        counts = Counter(shard.counts)
-        counts.update(batch.counts)
-        counts["done"] += done
-        counts["changed"] += len(batch.swaps) - done
-        counts["listed"] += len(batch.failures)
-        return replace(shard, counts=dict(counts))
+    def _replaced(self, swapped: Page) -> list[Replaced]:
+        return [
+            Replaced(key_id, self._table.table, sha256(sealed).digest(), str(sequence_id), str(position))
+            for number, (sealed, sequence_id, position) in enumerate(
+                zip(swapped.envelopes, swapped.sequence_ids, swapped.positions, strict=True)
+            )
+            if (key_id := swapped.key_id(number)) is not None
+        ]
 
     def _make_fences(self, key_ids: Collection[UUID]) -> None:
         unknown = set(key_ids) - self._fenced
@@ -297,29 +293,17 @@ class TableMover:
             write(self._engine, partial(open_fences, key_ids=unknown), doing="making the fences of keys")
             self._fenced |= unknown
 
-    def _keep_digests(self, connection: Connection, shard: Shard, swapped: Sequence[Swap]) -> None:
-        if shard.phase != COMPROMISED_PHASE:
-            return
-        replaced = [
-            Replaced(
-                swap.row.key_id,
-                self._table.table,
-                sha256(swap.row.data).digest(),
-                str(swap.row.sequence_id),
-                str(swap.row.position),
-            )
-            for swap in swapped
-            if swap.row.key_id is not None
-        ]
-        add_replaced(connection, replaced)
-
     def _check_keys(self, connection: Connection, key_ids: Collection[UUID]) -> None:
         """Roll back if a key was destroyed meanwhile: asked last, and held until COMMIT where that goes."""
         if self._keys_are_here():
             gone = share_live_keys(connection, key_ids)
         else:
             records = self._store.key_store.get(key_ids)
-            gone = {key_id for key_id in key_ids if key_id not in records or _is_gone(records[key_id])}
+            gone = {
+                key_id
+                for key_id in key_ids
+                if key_id not in records or records[key_id].state is KeyState.DESTROYED
+            }
         if gone:
             raise _KeysMovedError
 
@@ -348,14 +332,41 @@ def selection_from_json(stored: Any) -> Selection:
     )
 
 
-def _is_gone(record: Any) -> bool:
-    return bool(record.state == "destroyed")
+def failure_to_json(
+    table: str, row: Mapping[str, str], key_id: UUID | None, error: EventSealError
+) -> dict[str, Any]:
+    """Give a failure as a job keeps it."""
+    return {
+        "table": table,
+        "row": dict(row),
+        "key_id": None if key_id is None else str(key_id),
+        "error": type(error).__name__,
+        "message": str(error),
+        "remedy": error.remedy,
+    }
 
 
-def _suspected(row: StoredRow) -> IntegrityError:
+def _is_wanted(standing: Standing, sealed: Any, selection: Selection, *, compromised: bool) -> bool:
+    if compromised:
+        return standing is Standing.COMPROMISED
+    if standing is Standing.FITTING:
+        return bool(selection.heads) and sealed[:3] not in selection.heads
+    return standing in {Standing.OLD, Standing.UNREADABLE}
+
+
+def _counted(shard: Shard, batch: _Batch, done: int) -> Shard:
+    counts = Counter(shard.counts)
+    counts.update(batch.counts)
+    counts["done"] += done
+    counts["changed"] += len(batch.page) - done
+    counts["listed"] += len(batch.failures)
+    return replace(shard, counts=dict(counts))
+
+
+def _suspected(key_id: UUID) -> IntegrityError:
     return IntegrityError(
-        f"suspected forgery: the item was written after its key {row.key_id} was marked as compromised",
-        remedy="Find out who wrote the row, and delete it; or, if a restore or VACUUM FULL wrote it, mark the "
+        f"suspected forgery: the item was written after its key {key_id} was marked as compromised",
+        remedy="Find out who wrote the row, and delete it; if a restore or VACUUM FULL wrote it, mark the "
         "key anew: eventseal rotate --compromised.",
-        key_id=row.key_id,
+        key_id=key_id,
     )

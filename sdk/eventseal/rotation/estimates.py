@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.rotation.sources import TableSources
-    from eventseal.storage.item_swaps import StoredRow
+    from eventseal.storage.item_swaps import Page
 
 _SAMPLE = 1000
 _WHOLE = 4
@@ -67,7 +67,7 @@ def _seconds_each(store: SealedStore, source: TableSources) -> float:
     swaps = item_swaps(store.datastore.engine, source.table)
     selection = next(iter(source.selections(())))[1]
 
-    def look(connection: Connection) -> list[StoredRow]:
+    def look(connection: Connection) -> Page:
         return swaps.page(connection, selection, after=None, upto=None, limit=_SAMPLE)
 
     store.keyring.opening_keys(list(source.by_key)[:_SAMPLE])  # the KMS is asked once, not for each item
@@ -76,7 +76,7 @@ def _seconds_each(store: SealedStore, source: TableSources) -> float:
     if not page:
         return 0.0
     collection = source.table.collection
-    store.cipher.open_many(
-        [(row.data, ItemContext(row.sequence_id, row.position, row.topic, collection)) for row in page]
-    )
+    places = zip(page.sequence_ids, page.positions, page.topics, strict=True)
+    contexts = [ItemContext(*place, collection) for place in places]
+    store.cipher.open_many(list(zip(page.envelopes, contexts, strict=True)))
     return _WHOLE * (time.perf_counter() - started) / len(page)

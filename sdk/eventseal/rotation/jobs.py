@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from eventseal.errors import JobError
 from eventseal.keys.key_ids import new_key_id
 from eventseal.storage import jobs
-from eventseal.storage.jobs import FINISHED, PAUSED, RUNNING, Job
+from eventseal.storage.jobs import FINISHED, PAUSED, RUNNING, SETTLING, Job
 from eventseal.storage.transactions import read, write
 
 if TYPE_CHECKING:
@@ -110,9 +110,13 @@ def begun_job(
     new_id = new_key_id()
 
     def begin(connection: Connection) -> Job:
+        jobs.one_at_a_time(connection)
         for job in jobs.load_jobs(connection, store.cipher.application):
-            fits = job.layout == jobs.JOB_LAYOUT and job.options == options
-            if job.job_id == new_id or (fits and job.state != FINISHED):
+            if job.job_id != new_id and (job.layout != jobs.JOB_LAYOUT or job.options != options):
+                continue
+            if job.state == SETTLING and total:  # it had moved all of it: what there is now is another job's
+                jobs.update_job(connection, job.job_id, state=FINISHED)
+            elif job.state != FINISHED:
                 return _running(connection, job, items_per_second)
         values = {
             "job_id": new_id,
@@ -155,4 +159,14 @@ def _refuse_other_layout(job: Job) -> None:
         )
 
 
-__all__ = ["FINISHED", "PAUSED", "RUNNING", "Job", "begun_job", "list_jobs", "pause_job", "resumed_job"]
+__all__ = [
+    "FINISHED",
+    "PAUSED",
+    "RUNNING",
+    "SETTLING",
+    "Job",
+    "begun_job",
+    "list_jobs",
+    "pause_job",
+    "resumed_job",
+]

@@ -116,6 +116,7 @@ class Passes:
 
     def _begin_pass(self) -> bool:
         """Cut the tables into ranges, unless another rotator has just done so."""
+        self._store.keyring.refresh()  # else items would be moved to a key that was replaced a moment ago
         compromised = [
             key_id for source in self._sources for key_id in source.keys.get(Standing.COMPROMISED, ())
         ]

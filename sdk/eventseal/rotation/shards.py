@@ -123,8 +123,7 @@ class ShardWorker:
         read(self._engine, self._check_running, doing="reading a job")
 
     def _check_running(self, connection: Connection) -> None:
-        (job,) = jobs.load_jobs(connection, self._job.application, job_id=self._job.job_id)
-        if job.state != jobs.RUNNING or self._run in job.stopped_runs:
+        if not jobs.may_run(connection, self._job.job_id, self._run):
             raise _Stopped
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Numeric, delete, func, insert, select, update
+from sqlalchemy import Numeric, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from eventseal.storage.job_tables import (
@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 RUNNING, PAUSED, SETTLING, FINISHED = "running", "paused", "settling", "finished"
 OPEN, DONE = "open", "done"
 _CANDIDATES = 16
+_BEGIN_LOCK = 0x6A6F_6273_6561  # any number, the same for all who begin jobs
+
+_STATE = select(reencryption_jobs.c.state, reencryption_jobs.c.stopped_runs).where(
+    reencryption_jobs.c.job_id == bindparam("of_job", type_=reencryption_jobs.c.job_id.type)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +119,12 @@ class Totals:
     open_shards: int
 
 
+def one_at_a_time(connection: Connection) -> None:
+    """Let no other process begin a job before this transaction ends; on SQLite the write lock does."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(_BEGIN_LOCK)))
+
+
 def insert_job(connection: Connection, job: Mapping[str, Any]) -> None:
     """Insert a job; its times are set here."""
     now = DatabaseClock()
@@ -132,6 +143,12 @@ def load_jobs(connection: Connection, application: str, *, job_id: UUID | None =
     if job_id is not None:
         query = query.where(reencryption_jobs.c.job_id == job_id)
     return [_job(row) for row in connection.execute(query)]
+
+
+def may_run(connection: Connection, job_id: UUID, run: str) -> bool:
+    """Whether a job goes on, and this run of it too: asked with each batch."""
+    state, stopped_runs = connection.execute(_STATE, {"of_job": job_id}).one()
+    return state == RUNNING and run not in stopped_runs
 
 
 def update_job(connection: Connection, job_id: UUID, **values: Any) -> None:
@@ -309,7 +326,7 @@ def add_key_counts(connection: Connection, shard: Shard, counts: Mapping[UUID, i
             index_elements=["job_id", "number", "key_id"],
             set_={"moved": reencrypted_keys.c.moved + insertion.excluded.moved},
         ),
-        rows,
+        rows[0] if len(rows) == 1 else rows,
     )
 
 
@@ -443,7 +460,9 @@ __all__ = [
     "load_totals",
     "lock_job",
     "lock_job_pace",
+    "may_run",
     "next_shard_number",
+    "one_at_a_time",
     "release_shards",
     "see_worker",
     "store_job_pace",

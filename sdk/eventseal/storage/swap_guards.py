@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
 from eventseal.keys.states import KeyState
 from eventseal.storage.fences import OPEN
 from eventseal.storage.key_rows import chunks
 from eventseal.storage.key_tables import encryption_keys, key_fences
+from eventseal.storage.types import BinaryUUID
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from uuid import UUID
 
+    from sqlalchemy import Select
     from sqlalchemy.engine import Connection
+
+
+_KEY_IDS = bindparam("key_ids", expanding=True, type_=BinaryUUID())
+# Built once: a batch runs both.
+_OPEN_FENCES = (
+    select(key_fences.c.key_id)
+    .where(key_fences.c.key_id.in_(_KEY_IDS), key_fences.c.state == OPEN)
+    .order_by(key_fences.c.key_id)
+    .with_for_update(read=True)
+)
+_LIVE_KEYS = (
+    select(encryption_keys.c.key_id)
+    .where(encryption_keys.c.key_id.in_(_KEY_IDS), encryption_keys.c.state != KeyState.DESTROYED)
+    .order_by(encryption_keys.c.key_id)
+    .with_for_update(read=True)
+)
 
 
 def share_fences(connection: Connection, key_ids: Collection[UUID]) -> set[UUID]:
@@ -29,16 +47,7 @@ def share_fences(connection: Connection, key_ids: Collection[UUID]) -> set[UUID]
     Returns:
         The keys whose fence is not open, or not there.
     """
-    missing = set(key_ids)
-    for chunk in chunks(sorted(missing)):
-        fences = (
-            select(key_fences.c.key_id)
-            .where(key_fences.c.key_id.in_(chunk), key_fences.c.state == OPEN)
-            .order_by(key_fences.c.key_id)
-            .with_for_update(read=True)
-        )
-        missing.difference_update(connection.execute(fences).scalars())
-    return missing
+    return _missing(connection, _OPEN_FENCES, key_ids)
 
 
 def share_live_keys(connection: Connection, key_ids: Collection[UUID]) -> set[UUID]:
@@ -52,13 +61,11 @@ def share_live_keys(connection: Connection, key_ids: Collection[UUID]) -> set[UU
     Returns:
         The keys that are destroyed, or not there.
     """
-    gone = set(key_ids)
-    for chunk in chunks(sorted(gone)):
-        live = (
-            select(encryption_keys.c.key_id)
-            .where(encryption_keys.c.key_id.in_(chunk), encryption_keys.c.state != KeyState.DESTROYED)
-            .order_by(encryption_keys.c.key_id)
-            .with_for_update(read=True)
-        )
-        gone.difference_update(connection.execute(live).scalars())
-    return gone
+    return _missing(connection, _LIVE_KEYS, key_ids)
+
+
+def _missing(connection: Connection, shared: Select[Any], key_ids: Collection[UUID]) -> set[UUID]:
+    missing = set(key_ids)
+    for chunk in chunks(sorted(missing)):
+        missing.difference_update(connection.execute(shared, {"key_ids": chunk}).scalars())
+    return missing

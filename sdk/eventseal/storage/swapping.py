@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from eventseal.errors import ConfigurationError
-from eventseal.storage.swaps_on_postgresql import PostgreSQLSwaps
 from eventseal.storage.swaps_on_sqlite import SQLiteSwaps
 
 if TYPE_CHECKING:
@@ -29,4 +28,7 @@ def item_swaps(engine: Engine, table: SealedTable) -> ItemSwaps:
             f"the driver {engine.dialect.driver} cannot carry a page of items in binary",
             remedy="Use psycopg: begin the database's URL with postgresql:// or postgresql+psycopg://.",
         )
+    # Not above: psycopg is an extra.
+    from eventseal.storage.swaps_on_postgresql import PostgreSQLSwaps  # noqa: PLC0415
+
     return PostgreSQLSwaps(engine.dialect, table)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
 from sqlalchemy import event
 
 from eventseal.storage.item_columns import KEY_ID
-from eventseal.storage.item_swaps import MOST_PAGE_BYTES, TAG_SIZE, StoredRow
+from eventseal.storage.item_swaps import EMPTY_PAGE, KEY_ID_IN_HEADER, MOST_PAGE_BYTES, TAG_SIZE, Page
 from eventseal.storage.registry import ColumnKind
+from eventseal.suites.framing import length_prefixed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sqlalchemy import CursorResult
     from sqlalchemy.engine import Connection, Dialect
 
-    from eventseal.storage.item_swaps import ItemSwaps, Place, Selection, Swap
+    from eventseal.storage.item_swaps import ItemSwaps, Place, Selection
     from eventseal.storage.registry import SealedTable
 
 _TYPES = {
@@ -26,7 +32,12 @@ _TYPES = {
     ColumnKind.DECIMAL: "numeric",
 }
 _XIDS = 2**32
-_BINARY = 1
+_BYTEA, _TID, _UUID = 17, 27, 2950
+"""PostgreSQL's own types of array elements, by their object ids."""
+
+_ARRAYS = {_BYTEA: 1001, _TID: 1010, _UUID: 2951}
+_ARRAY_HEADER = Struct(">iiiii").pack
+_PACK_SIZE = Struct(">i").pack
 
 
 class PostgreSQLSwaps:
@@ -47,7 +58,9 @@ class PostgreSQLSwaps:
         self._table = ".".join(quote(part) for part in table.table.rsplit(".", 1))
         self._names = {role: quote(column.name) for role, column in table.columns.items()}
         self._place_types = [_TYPES[table.columns[role].kind] for role in ("sequence_id", "position")]
-        self._swap = self._swap_statement()
+        self._has_uuids = self._place_types[0] == "uuid"
+        self._swap_to_one = self._swap_statement("%b::uuid", "", "")
+        self._swap_to_many = self._swap_statement("item.key_id", "%b::uuid[], ", "key_id, ")
 
     def page(
         self,
@@ -58,50 +71,76 @@ class PostgreSQLSwaps:
         upto: Place | None,
         limit: int,
         written: bool = False,
-    ) -> list[StoredRow]:
+    ) -> Page:
         """Read a page of a range; see ``ItemSwaps``."""
         conditions, parameters = self._conditions(selection, after, upto)
         name = self._names
         place = f"{name['sequence_id']}, {name['position']}"
         size = f"octet_length({name['data']})"
+        sent_id = "uuid_send(sequence_id)" if self._has_uuids else "sequence_id"
         statement = f"""
-            SELECT sequence_id, place, topic, data, key_id, ctid::text, xmin FROM (
+            SELECT {sent_id}, place, topic, data, uuid_send(key_id), ctid, xmin FROM (
                 SELECT {name["sequence_id"]} AS sequence_id, {name["position"]} AS place,
                     {name["topic"]} AS topic, {name["data"]} AS data, {name[KEY_ID]} AS key_id, ctid,
                     {"xmin::text::bigint" if written else "NULL::bigint"} AS xmin,
                     sum({size}) OVER (ORDER BY {place}) - {size} AS bytes_before
                 FROM {self._table} WHERE {" AND ".join(conditions)} ORDER BY {place} LIMIT {limit:d}
             ) AS page WHERE bytes_before < {MOST_PAGE_BYTES} ORDER BY sequence_id, place"""  # noqa: S608
-        found = _binary(connection, statement, tuple(parameters))
-        if not written:
-            return [StoredRow._make(row) for row in found]
-        horizon = snapshot_horizon(connection)
-        return [StoredRow._make((*row[:-1], _full_xid(row[-1], horizon))) for row in found]
-
-    def swap(self, connection: Connection, swaps: Sequence[Swap]) -> list[int]:
-        """Give rows new data and keys; see ``ItemSwaps``."""
-        keys = list(dict.fromkeys([swap.key_id for swap in swaps]))
-        numbers = {key_id: number for number, key_id in enumerate(keys, start=1)}
-        parameters = (
-            keys,
-            [swap.row.locator for swap in swaps],
-            [swap.row.data[-TAG_SIZE:] for swap in swaps],
-            [swap.data for swap in swaps],
-            [numbers[swap.key_id] for swap in swaps],
+        rows = _binary(connection, statement, tuple(parameters)).cursor.fetchall()
+        if not rows:
+            return EMPTY_PAGE
+        ids, positions, topics, envelopes, key_ids, locators, xmins = zip(*rows, strict=True)
+        if self._has_uuids:
+            known = {raw: UUID(bytes=raw) for raw in set(ids)}
+            ids = tuple([known[raw] for raw in ids])
+        horizon = snapshot_horizon(connection) if written else 0
+        return Page(
+            sequence_ids=ids,
+            positions=positions,
+            topics=topics,
+            envelopes=envelopes,
+            key_ids=key_ids,
+            locators=locators,
+            written=[_full_xid(xmin, horizon) for xmin in xmins] if written else (),
         )
-        return [number - 1 for (number,) in _binary(connection, self._swap, parameters)]
 
-    def _swap_statement(self) -> str:
+    def swap(self, connection: Connection, page: Page, envelopes: Sequence[bytes]) -> list[int]:
+        """Give rows new data and keys; see ``ItemSwaps``."""
+        named = [envelope[KEY_ID_IN_HEADER] for envelope in envelopes]
+        tags = [envelope[-TAG_SIZE:] for envelope in page.envelopes]
+        one_key = len(set(named)) == 1
+        parameters = (
+            UUID(bytes=named[0]) if one_key else _Array(_UUID, named),
+            _Array(_TID, page.locators),
+            _Array(_BYTEA, tags),
+            _Array(_BYTEA, envelopes),
+        )
+        statement = self._swap_to_one if one_key else self._swap_to_many
+        if _binary(connection, statement, parameters).rowcount == len(page):
+            return list(range(len(page)))
+        return self._swapped(connection, page, envelopes)
+
+    def _swapped(self, connection: Connection, page: Page, envelopes: Sequence[bytes]) -> list[int]:
+        """Find out which rows hold their new envelope, where not all could be swapped."""
+        name = self._names
+        id_type, position_type = self._place_types
+        statement = f"""
+            SELECT item.number FROM {self._table} AS stored
+            JOIN unnest(%b::{id_type}[], %b::{position_type}[], %b::bytea[])
+                WITH ORDINALITY AS item (sequence_id, place, data, number)
+            ON stored.{name["sequence_id"]} = item.sequence_id AND stored.{name["position"]} = item.place
+                AND stored.{name["data"]} = item.data ORDER BY item.number"""  # noqa: S608
+        parameters = (list(page.sequence_ids), list(page.positions), list(envelopes))
+        return [number - 1 for (number,) in connection.exec_driver_sql(statement, parameters)]
+
+    def _swap_statement(self, key_id: str, arrays: str, columns: str) -> str:
         data = self._names["data"]
         return f"""
-            UPDATE {self._table} AS stored
-            SET {data} = item.data, {self._names[KEY_ID]} = (%b::uuid[])[item.key]
-            FROM unnest(%b::text[]::tid[], %b::bytea[], %b::bytea[], %b::int[])
-                WITH ORDINALITY AS item (locator, tag, data, key, number)
+            UPDATE {self._table} AS stored SET {data} = item.data, {self._names[KEY_ID]} = {key_id}
+            FROM unnest({arrays}%b::tid[], %b::bytea[], %b::bytea[]) AS item ({columns}locator, tag, data)
             WHERE stored.ctid = item.locator
                 AND substring(stored.{data} FROM greatest(octet_length(stored.{data}) - {TAG_SIZE - 1}, 1))
-                    = item.tag
-            RETURNING item.number"""  # noqa: S608 - names come from the registry, quoted
+                    = item.tag"""  # noqa: S608 - names come from the registry, quoted
 
     def _conditions(
         self, selection: Selection, after: Place | None, upto: Place | None
@@ -129,6 +168,40 @@ class PostgreSQLSwaps:
         return conditions, parameters
 
 
+class _Array:
+    """
+    A parameter: an array of one dimension without NULLs, its elements in PostgreSQL's binary form already.
+
+    Psycopg's own lists go through Python for each element, which takes longer than to seal it.
+    """
+
+    __slots__ = ("elements", "type")
+
+    def __init__(self, element_type: int, elements: Sequence[bytes]) -> None:
+        self.type = element_type
+        self.elements = elements
+
+
+class _ArrayDumper(Dumper):
+    format = Format.BINARY
+
+    def get_key(self, obj: _Array, _format: Any) -> Any:
+        return self.cls, obj.type
+
+    def upgrade(self, obj: _Array, _format: Any) -> Dumper:
+        dumper = _ArrayDumper(self.cls)
+        dumper.oid = _ARRAYS[obj.type]
+        return dumper
+
+    def dump(self, obj: _Array) -> bytes:
+        elements = obj.elements
+        header = _ARRAY_HEADER(1, 0, obj.type, len(elements), 1)
+        if len(sizes := set(map(len, elements))) == 1:
+            size = _PACK_SIZE(sizes.pop())
+            return b"".join((header, size, size.join(elements)))
+        return header + length_prefixed(*elements)
+
+
 def snapshot_horizon(connection: Connection) -> int:
     """Give the first transaction id that the statement's snapshot takes for not begun: 64 bits."""
     statement = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
@@ -140,18 +213,18 @@ def _full_xid(xid: int, horizon: int) -> int:
     return horizon - (horizon - xid) % _XIDS
 
 
-def _binary(connection: Connection, statement: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-    """Run a statement whose answer comes in binary, which takes half the bytes and no parsing."""
-    event.listen(connection, "before_cursor_execute", _answer_in_binary)
+def _binary(connection: Connection, statement: str, parameters: tuple[Any, ...]) -> CursorResult[Any]:
+    """Run a statement whose answer, and whose arrays, travel in binary: half the bytes, and no parsing."""
+    event.listen(connection, "before_cursor_execute", _in_binary)
     try:
-        result = connection.exec_driver_sql(statement, parameters)
-        return list(result.cursor.fetchall())
+        return connection.exec_driver_sql(statement, parameters)
     finally:
-        event.remove(connection, "before_cursor_execute", _answer_in_binary)
+        event.remove(connection, "before_cursor_execute", _in_binary)
 
 
-def _answer_in_binary(_connection: Connection, cursor: Any, *_: Any) -> None:
-    cursor.format = type(cursor.format)(_BINARY)
+def _in_binary(_connection: Connection, cursor: Any, *_: Any) -> None:
+    cursor.format = Format.BINARY
+    cursor.adapters.register_dumper(_Array, _ArrayDumper)
 
 
 if TYPE_CHECKING:

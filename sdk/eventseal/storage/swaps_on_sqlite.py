@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from sqlalchemy import and_, bindparam, func, literal, literal_column, null, or_, select, tuple_, update
 
 from eventseal.storage.item_columns import KEY_ID, comes_after
 from eventseal.storage.item_rows import described_columns
-from eventseal.storage.item_swaps import MOST_PAGE_BYTES, StoredRow
+from eventseal.storage.item_swaps import EMPTY_PAGE, KEY_ID_IN_HEADER, MOST_PAGE_BYTES, Page
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from sqlalchemy import ColumnElement, Update
     from sqlalchemy.engine import Connection
 
-    from eventseal.storage.item_swaps import ItemSwaps, Place, Selection, Swap
+    from eventseal.storage.item_swaps import ItemSwaps, Place, Selection
     from eventseal.storage.registry import SealedTable
 
 _HEAD_SIZE = 3
@@ -44,7 +45,7 @@ class SQLiteSwaps:
         upto: Place | None,
         limit: int,
         written: bool = False,
-    ) -> list[StoredRow]:
+    ) -> Page:
         """Read a page of a range; see ``ItemSwaps``."""
         columns = self._columns
         place = columns["sequence_id"], columns["position"]
@@ -60,29 +61,42 @@ class SQLiteSwaps:
             .limit(limit)
             .subquery()
         )
-        given = (page.c[role] for role in ("sequence_id", "position", "topic", "data", KEY_ID))
+        given = [page.c[role] for role in ("sequence_id", "position", "topic", "data", KEY_ID)]
         query = (
-            select(*given, null().label("locator"), page.c.written)
+            select(*given, page.c.written)
             .where(page.c.bytes_before < MOST_PAGE_BYTES)
             .order_by(page.c.sequence_id, page.c.position)
         )
-        return [StoredRow._make(row) for row in connection.execute(query)]
+        rows = connection.execute(query).all()
+        if not rows:
+            return EMPTY_PAGE
+        ids, positions, topics, envelopes, key_ids, rowids = zip(*rows, strict=True)
+        return Page(
+            sequence_ids=ids,
+            positions=positions,
+            topics=topics,
+            envelopes=envelopes,
+            key_ids=[None if key_id is None else key_id.bytes for key_id in key_ids],
+            written=rowids if written else (),
+        )
 
-    def swap(self, connection: Connection, swaps: Sequence[Swap]) -> list[int]:
+    def swap(self, connection: Connection, page: Page, envelopes: Sequence[bytes]) -> list[int]:
         """Give rows new data and keys; see ``ItemSwaps``."""
         parameters = [
             {
-                "at_id": swap.row.sequence_id,
-                "at_position": swap.row.position,
-                "old_data": swap.row.data,
-                "new_data": swap.data,
-                "new_key": swap.key_id,
+                "at_id": sequence_id,
+                "at_position": position,
+                "old_data": old,
+                "new_data": new,
+                "new_key": UUID(bytes=new[KEY_ID_IN_HEADER]),
             }
-            for swap in swaps
+            for sequence_id, position, old, new in zip(
+                page.sequence_ids, page.positions, page.envelopes, envelopes, strict=True
+            )
         ]
-        if connection.execute(self._swap, parameters).rowcount == len(swaps):
-            return list(range(len(swaps)))
-        return [number for number, swap in enumerate(swaps) if self._holds(connection, swap)]
+        if connection.execute(self._swap, parameters).rowcount == len(page):
+            return list(range(len(page)))
+        return [number for number, row in enumerate(parameters) if self._holds(connection, row)]
 
     def _swap_statement(self) -> Update:
         columns = self._columns
@@ -101,13 +115,13 @@ class SQLiteSwaps:
             )
         )
 
-    def _holds(self, connection: Connection, swap: Swap) -> bool:
+    def _holds(self, connection: Connection, row: Mapping[str, Any]) -> bool:
         """Whether a row holds its new data: it was swapped a moment ago, in this transaction."""
         columns = self._columns
         query = select(columns["data"]).where(
-            columns["sequence_id"] == swap.row.sequence_id, columns["position"] == swap.row.position
+            columns["sequence_id"] == row["at_id"], columns["position"] == row["at_position"]
         )
-        return connection.execute(query).scalar_one_or_none() == swap.data
+        return bool(connection.execute(query).scalar_one_or_none() == row["new_data"])
 
     def _selected(self, selection: Selection) -> ColumnElement[bool]:
         key_id, data = self._columns[KEY_ID], self._columns["data"]

@@ -105,6 +105,47 @@ def open_many(pool: ContextPool, items: Sequence[tuple[bytes, bytes]]) -> list[b
     return opened
 
 
+def reopens(pool: ContextPool, sealed: Sequence[bytes], items: Sequence[tuple[bytes, bytes]]) -> bool:
+    """
+    Whether everything that was just sealed opens to what it was sealed from.
+
+    Args:
+        pool: Of the key; it says the suite.
+        sealed: As :func:`seal_many` gave it for *items*.
+        items: Plaintext and associated data.
+
+    Raises:
+        KeyNotFoundError: The pool is closed.
+    """
+    tag_size = pool.suite.tag_size
+    bodies = [item[:-tag_size] for item in sealed]
+    return all(
+        _reopens_page(pool, sealed[first:last], bodies[first:last], items[first:last])
+        for first, last in _pages([len(body) for body in bodies])
+    )
+
+
+def _reopens_page(
+    pool: ContextPool,
+    sealed: Sequence[bytes],
+    bodies: Sequence[bytes],
+    items: Sequence[tuple[bytes, bytes]],
+) -> bool:
+    keyed, tag_size = pool.keyed_mac(), pool.suite.tag_size
+    output = pool.decrypt(b"".join(bodies))
+    start = 0
+    for item, body, (plaintext, aad) in zip(sealed, bodies, items, strict=True):
+        mac = keyed.copy()
+        mac.update(aad + body + _BITS(8 * len(aad)))
+        if not compare_digest(mac.finalize()[:tag_size], item[-tag_size:]):
+            return False
+        end = start + len(body)
+        if output[start + IV_SIZE : end] != plaintext + _PADDINGS[len(plaintext) % BLOCK_SIZE]:
+            return False
+        start = end
+    return True
+
+
 def _verified(pool: ContextPool, items: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
     """Give each item's IV and ciphertext if its tag is good and it has whole blocks, else nothing."""
     keyed, tag_size = pool.keyed_mac(), pool.suite.tag_size
@@ -151,4 +192,13 @@ def _pages(sizes: Sequence[int]) -> list[tuple[int, int]]:
     return pages
 
 
-__all__ = ["A128CBC_HS256", "A192CBC_HS384", "A256CBC_HS512", "SUITES", "Suite", "open_many", "seal_many"]
+__all__ = [
+    "A128CBC_HS256",
+    "A192CBC_HS384",
+    "A256CBC_HS512",
+    "SUITES",
+    "Suite",
+    "open_many",
+    "reopens",
+    "seal_many",
+]
