@@ -133,6 +133,18 @@ def test_a_kek_that_is_rotated_meanwhile_leaves_nothing_behind_but_another_run(
     assert places(store) == {(("fake://kek", "3"),)}
 
 
+def test_of_two_current_wrappings_the_verified_one_counts(new_keyring, store, kek) -> None:
+    kek.is_named = lambda kek_uri: kek_uri in {"fake://kek", "fake://replica"}
+    fill(new_keyring, kek, 2)
+    kek.rotate(), new_keyring(kms=kek).rewrap()
+    for record in store.records():
+        newest = record.wrappings[0]
+        replica = replace(newest, kek_uri="fake://replica")
+        store.edit(record.key_id, wrappings=(replica, *record.wrappings), verified=frozenset([newest]))
+    assert new_keyring(kms=kek).rewrap() == Rewrap(done=3, dropped=3)
+    assert places(store) == {(("fake://kek", "2"), ("fake://replica", "2"))}
+
+
 # --- to another KEK ---
 
 

@@ -92,11 +92,7 @@ def refuse_needed_kek(store: SealedStore, uri: str, version: str | None = None) 
     """
     report = kek_report(store)
     named = _names_of(uri, store, report)
-    elsewhere = {
-        use.kek_uri
-        for use in report.uses
-        if (use.kek_uri not in named or version is not None) and _is_configured(store, use.kek_uri)
-    }
+    elsewhere = {use.kek_uri for use in report.uses if _is_configured(store, use.kek_uri)}
     needing = store.key_store.count_dependents(
         report.application, named, kek_version=version, elsewhere=elsewhere
     )
