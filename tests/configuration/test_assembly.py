@@ -22,6 +22,7 @@ from eventseal.storage import (
     SQLAlchemyActiveRecordStrategy,
     TimestampSequencedItemRecord,
 )
+from eventseal.storage.job_tables import job_metadata
 from eventseal.testing import FakeKms
 from eventseal_kms.local import LocalKmsAdapter
 
@@ -270,12 +271,12 @@ def test_the_policies_are_the_configured_ones(key):
         cache_open_grace="4s",
         cache_outage_grace=5,
     )
-    from eventseal.configuration.assembly import _cache_policy, _rotation_policy
+    from eventseal.configuration.assembly import _cache_policy, rotation_policy
     from eventseal.configuration.loading import load_settings
     from eventseal.keys import CachePolicy, RotationPolicy
 
     loaded = load_settings(**given)
-    assert _rotation_policy(loaded) == RotationPolicy(max_age=None, max_items=1000)
+    assert rotation_policy(loaded) == RotationPolicy(max_age=None, max_items=1000)
     assert _cache_policy(loaded) == CachePolicy(
         ttl=300, max_keys=7, refresh_interval=3, open_grace=4, outage_grace=5
     )
@@ -283,10 +284,10 @@ def test_the_policies_are_the_configured_ones(key):
 
 def test_the_defaults_are_those_of_the_policies():
     from eventseal.cipher.aes import MAX_PLAINTEXT
-    from eventseal.configuration.assembly import _cache_policy, _rotation_policy
+    from eventseal.configuration.assembly import _cache_policy, rotation_policy
     from eventseal.keys import CachePolicy, RotationPolicy
 
-    assert _rotation_policy(Settings()) == RotationPolicy()
+    assert rotation_policy(Settings()) == RotationPolicy()
     assert _cache_policy(Settings()) == CachePolicy()
     assert Settings().max_plaintext == MAX_PLAINTEXT
 
@@ -320,6 +321,7 @@ def test_keys_can_have_a_database_of_their_own(key):
         "timestamp_sequenced_items",
         "snapshots",
         "key_fences",
+        *job_metadata.tables,
     }
     assert tables_of("keys.sqlite") == {"encryption_keys", "key_wrappings", "key_changes", "sealed_tables"}
     with EventSeal.from_settings(**elsewhere) as seal:

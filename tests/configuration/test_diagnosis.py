@@ -102,7 +102,7 @@ def test_a_store_that_is_ready_has_nothing_amiss_in_any_area(append):
     append(3)
     assert amiss() == []
     areas = {finding.area for finding in diagnose() if finding.severity is Severity.OK}
-    assert areas == {"settings", "kms", "database", "clock", "tables", "registry", "fences", "keys"}
+    assert areas == {"settings", "kms", "database", "clock", "tables", "registry", "fences", "keys", "jobs"}
 
 
 def test_nothing_is_changed(append, sql, shop):
