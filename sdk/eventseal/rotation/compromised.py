@@ -5,11 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from sqlalchemy import text
-
 from eventseal.errors import IntegrityError
 from eventseal.rotation.sealed_store import registered_tables
-from eventseal.storage.fences import close_fence
+from eventseal.storage.fences import close_fences
 from eventseal.storage.marks import count_below, count_replaced, load_marks, record_mark
 from eventseal.storage.transactions import read, write
 
@@ -22,8 +20,6 @@ if TYPE_CHECKING:
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.marks import Mark
     from eventseal.storage.registry import SealedTable
-
-_LOCK_TIMEOUT = "2s"
 
 
 class Miscount(NamedTuple):
@@ -123,8 +119,6 @@ def _marks_of(store: SealedStore, table: str) -> dict[UUID, Mark]:
 
 
 def _mark(connection: Connection, key_id: UUID, tables: Sequence[SealedTable]) -> None:
-    if connection.dialect.name == "postgresql":
-        connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
-    close_fence(connection, key_id)
+    close_fences(connection, [key_id])
     for table in tables:
         record_mark(connection, table, key_id)

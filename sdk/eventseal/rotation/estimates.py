@@ -57,7 +57,7 @@ def estimate(
         left=items,
         failed=0,
         seconds=time.monotonic() - started,
-        by_table=by_table({}, sources),
+        by_table=by_table({}, [source.table for source in sources], sources),
         by_key=dict(by_key),
         estimated_seconds=seconds,
     )

@@ -115,7 +115,7 @@ def begun_job(
             if job.job_id != new_id and (job.layout != jobs.JOB_LAYOUT or job.options != options):
                 continue
             if job.state == SETTLING and total:  # it had moved all of it: what there is now is another job's
-                jobs.update_job(connection, job.job_id, state=FINISHED)
+                jobs.finish_job(connection, job.job_id)
             elif job.state != FINISHED:
                 return _running(connection, job, items_per_second)
         values = {

@@ -1,16 +1,30 @@
-"""What a re-encryption counts, as its result has it."""
+"""What a re-encryption has counted, as its result."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
+from eventseal.keys.states import KeyState
+from eventseal.rotation.batches import failure_to_json
+from eventseal.rotation.compromised import miscounts
+from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult
 from eventseal.rotation.sources import Standing
+from eventseal.storage import jobs
+from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import datetime
 
+    from eventseal.rotation.sealed_store import SealedStore
     from eventseal.rotation.sources import TableSources
+    from eventseal.storage.jobs import Job, Totals
+    from eventseal.storage.registry import SealedTable
 
 OUTCOMES = ("done", "failed", "suspected", "skipped", "plain", "foreign", "erased", "left")
 """
@@ -19,27 +33,120 @@ whose scope has no active key; in plain; another application's; shredded; still 
 """
 
 
+class JobReport:
+    """
+    Makes the results of one call of ``reencrypt``.
+
+    Args:
+        store: What the job works on.
+        tables: Those of the job.
+    """
+
+    def __init__(self, store: SealedStore, tables: Sequence[SealedTable]) -> None:
+        self._store = store
+        self._tables = tables
+        self._started = time.monotonic()
+        self._sources: Sequence[TableSources] = ()
+        self._done_then = 0
+
+    def counted(self, sources: Sequence[TableSources], totals: Totals) -> int:
+        """
+        Note what the tables hold now.
+
+        Returns:
+            How many items a pass could move.
+        """
+        self._sources = sources
+        self._done_then = _sum(totals, "done")
+        return sum(left_of(totals.by_table, source) for source in sources)
+
+    def result(self, job: Job, *, complete: bool = False, settled: datetime | None = None) -> JobResult:
+        """
+        Say how far a job is.
+
+        Args:
+            job: As it was read.
+            complete: Whether a last look found nothing more to move, when all had noticed the new keys.
+            settled: When they will have.
+        """
+        engine = self._store.datastore.engine
+        totals = read(engine, partial(jobs.load_totals, job=job), doing="reading how far a job is")
+        failures = self._failures(job)
+        done, failed = _sum(totals, "done"), _sum(totals, "failed")
+        if self._sources:
+            left = sum(left_of(totals.by_table, source) for source in self._sources) - (
+                done - self._done_then
+            )
+        else:  # it has only gone on with a pass that was begun before
+            left = job.total - done - failed
+        miscounted: list[Failure] = []
+        if not totals.open_shards:
+            miscounted = self._miscounted()
+        return JobResult(
+            verb="reencrypt",
+            complete=complete,
+            done=done,
+            left=max(0, left),
+            failed=failed + len(miscounted),
+            seconds=time.monotonic() - self._started,
+            job_id=job.job_id,
+            by_table=by_table(totals.by_table, self._tables, self._sources),
+            by_key=dict(islice(totals.by_key.items(), MAX_KEYS_LISTED)),
+            failures=tuple([*miscounted, *failures][:MAX_FAILURES]),
+            settles_at=settled,
+        )
+
+    def _failures(self, job: Job) -> list[Failure]:
+        load = partial(jobs.load_failures, job=job, limit=MAX_FAILURES)
+        listed = read(self._store.datastore.engine, load, doing="reading the failures of a job")
+        return [failure_from_json(said) for said in listed]
+
+    def _miscounted(self) -> list[Failure]:
+        """Compare the marks of keys that are compromised still with what is left of their items."""
+        found = miscounts(self._store, self._tables)
+        records = self._store.key_store.get({miscount.key_id for miscount in found})
+        return [
+            failure_from_json(
+                failure_to_json(
+                    miscount.table, {"key_id": str(miscount.key_id)}, miscount.key_id, miscount.error()
+                )
+            )
+            for miscount in found
+            if miscount.key_id in records and records[miscount.key_id].state is KeyState.COMPROMISED
+        ]
+
+
 def by_table(
-    counted: Mapping[str, Counter[str]], sources: Sequence[TableSources]
+    counted: Mapping[str, Counter[str]], tables: Sequence[SealedTable], sources: Sequence[TableSources]
 ) -> dict[str, dict[str, int]]:
     """
     Put together what was counted while moving, and what is in the tables.
 
     Args:
         counted: By table and outcome, as the job has it.
-        sources: What each table holds now.
+        tables: Those of the job.
+        sources: What each of them holds, if that was counted.
     """
-    shown: dict[str, dict[str, int]] = {}
+    shown = {table.table: Counter(counted.get(table.table, {})) for table in tables}
     for source in sources:
-        counts = Counter(counted.get(source.table.table, Counter()))
+        counts = shown[source.table.table]
         counts["left"] = left_of(counted, source)
         counts["plain"] = source.items.get(None, 0)
         counts["foreign"] = source.items.get(Standing.FOREIGN, 0)
         counts["erased"] = source.items.get(Standing.ERASED, 0)
-        shown[source.table.table] = {outcome: counts[outcome] for outcome in OUTCOMES}
-    return shown
+    return {table: {outcome: counts[outcome] for outcome in OUTCOMES} for table, counts in shown.items()}
 
 
 def left_of(counted: Mapping[str, Counter[str]], source: TableSources) -> int:
     """Say how many items of a table are to be moved still, without those that no pass can move."""
     return max(0, source.moving - counted.get(source.table.table, Counter())["stuck"])
+
+
+def failure_from_json(said: Mapping[str, Any]) -> Failure:
+    """Give a failure as a job keeps it, for people."""
+    key_id = said["key_id"]
+    return Failure(**{**said, "key_id": None if key_id is None else UUID(key_id)})
+
+
+def _sum(totals: Totals, outcome: str) -> int:
+    return sum(counts[outcome] for counts in totals.by_table.values())

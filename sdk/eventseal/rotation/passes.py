@@ -7,13 +7,10 @@ from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from eventseal.errors import JobError
 from eventseal.rotation.batches import selection_to_json
 from eventseal.rotation.compromised import record_missing_marks
-from eventseal.rotation.outcomes import by_table, left_of
-from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult
 from eventseal.rotation.sealed_store import registered_tables
 from eventseal.rotation.settling import settles_at
 from eventseal.rotation.shards import ShardWorker
@@ -27,9 +24,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from concurrent.futures import Executor, Future
     from datetime import datetime
+    from uuid import UUID
 
     from sqlalchemy.engine import Connection
 
+    from eventseal.rotation.outcomes import JobReport
+    from eventseal.rotation.results import JobResult
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.rotation.sources import TableSources
     from eventseal.storage.jobs import Job, Totals
@@ -61,7 +61,7 @@ class Passes:
         open_store: Opens the store in a worker; ``None``: it is given this one.
         run: Names this call.
         progress: Called now and then.
-        started: When the call began, on the monotonic clock.
+        report: Makes the results.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Passes:
         open_store: Callable[[], SealedStore] | None,
         run: str,
         progress: Callable[[JobResult], None] | None,
-        started: float,
+        report: JobReport,
     ) -> None:
         self._store = store
         self._engine = store.datastore.engine
@@ -90,41 +90,37 @@ class Passes:
         self._open_store = open_store
         self._run = run
         self._progress = progress
-        self._started = started
-        self._told = started
-        self._sources: Sequence[TableSources] = ()
+        self._told = time.monotonic()
+        self._report = report
 
     def run(self) -> JobResult:
         """Move what there is to move; see ``reencrypt``."""
         begun = 0
-        while self._reread().state != jobs.PAUSED:
+        while self._reread().state not in {jobs.PAUSED, jobs.FINISHED}:
             totals = self._totals()
             if totals.open_shards:
                 self._work()
                 continue
             settled = settles_at(self._store, self._keys)
-            self._sources = table_sources(self._store, self._tables, self._keys)
-            left = sum(left_of(totals.by_table, source) for source in self._sources)
+            sources = table_sources(self._store, self._tables, self._keys)
+            left = self._report.counted(sources, totals)
             if self._job.pass_number and not left:
                 return self._ended(settled)
             if begun == MOST_PASSES:
-                return self._result(complete=False, settled=settled)
-            begun += self._begin_pass()
-        return self._result(complete=False)
+                return self._report.result(self._job, settled=settled)
+            begun += self._begin_pass(sources)
+        return self._report.result(self._job, complete=self._job.state == jobs.FINISHED)
 
     # --- passes ---
 
-    def _begin_pass(self) -> bool:
+    def _begin_pass(self, sources: Sequence[TableSources]) -> bool:
         """Cut the tables into ranges, unless another rotator has just done so."""
-        self._store.keyring.refresh()  # else items would be moved to a key that was replaced a moment ago
-        compromised = [
-            key_id for source in self._sources for key_id in source.keys.get(Standing.COMPROMISED, ())
-        ]
+        compromised = [key_id for source in sources for key_id in source.keys.get(Standing.COMPROMISED, ())]
         record_missing_marks(self._store, set(compromised), self._tables)
         heads = self._store.cipher.heads if self._keys is None and not self._job.pass_number else ()
         planned = [
             (source, phase, selection, read(self._engine, self._bounds_of(source), doing="sampling a table"))
-            for source in self._sources
+            for source in sources
             for phase, selection in source.selections(heads)
         ]
 
@@ -169,13 +165,12 @@ class Passes:
         return lambda connection: range_bounds(connection, source.table, min(ranges, _MOST_RANGES))
 
     def _ended(self, settled: datetime | None) -> JobResult:
-        state = jobs.FINISHED if settled is None else jobs.SETTLING
-
-        def end(connection: Connection) -> None:
-            jobs.update_job(connection, self._job.job_id, state=state)
-
+        if settled is None:
+            end = partial(jobs.finish_job, job_id=self._job.job_id)
+        else:
+            end = partial(jobs.update_job, job_id=self._job.job_id, state=jobs.SETTLING)
         write(self._engine, end, doing="ending a job")
-        return self._result(complete=settled is None, settled=settled)
+        return self._report.result(self._job, complete=settled is None, settled=settled)
 
     # --- workers ---
 
@@ -204,9 +199,10 @@ class Passes:
             work: Callable[[], None] = lambda: self._worker().work()  # noqa: E731
         else:
             work = partial(work_in_process, self._open_store, self._job.job_id, self._batch, self._run)
-        pending: set[Future[None]] = {executor.submit(work) for _ in range(self._shards)}
-        workers = set(pending)
+        workers: set[Future[None]] = set()
         try:
+            workers |= {executor.submit(work) for _ in range(self._shards)}
+            pending = set(workers)
             while pending:
                 done, pending = wait(pending, timeout=_TOLD_EVERY)
                 for future in done:
@@ -250,41 +246,7 @@ class Passes:
         now = time.monotonic()
         if self._progress is not None and now - self._told >= _TOLD_EVERY:
             self._told = now
-            self._progress(self._result(complete=False, moving=True))
-
-    def _result(self, *, complete: bool, settled: datetime | None = None, moving: bool = False) -> JobResult:
-        totals = self._totals()
-        failures = self._failures()
-        done = sum(counts["done"] for counts in totals.by_table.values())
-        failed = sum(counts["failed"] for counts in totals.by_table.values())
-        if self._sources and not moving:  # else they were counted before what has been moved since
-            left = sum(left_of(totals.by_table, source) for source in self._sources)
-        else:
-            left = max(0, self._job.total - done - failed)
-        return JobResult(
-            verb="reencrypt",
-            complete=complete,
-            done=done,
-            left=left,
-            failed=failed,
-            seconds=time.monotonic() - self._started,
-            job_id=self._job.job_id,
-            by_table=by_table(totals.by_table, self._sources),
-            by_key=totals.by_key,
-            failures=failures,
-            settles_at=settled,
-        )
-
-    def _failures(self) -> tuple[Failure, ...]:
-        listed = read(
-            self._engine,
-            partial(jobs.load_failures, job=self._job, limit=MAX_FAILURES),
-            doing="reading the failures of a job",
-        )
-        return tuple(
-            Failure(**{**said, "key_id": None if said["key_id"] is None else UUID(said["key_id"])})
-            for said in listed
-        )
+            self._progress(self._report.result(self._job))
 
 
 def work_in_process(open_store: Callable[[], SealedStore], job_id: UUID, batch: int, run: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -11,6 +10,7 @@ from eventseal.errors import ConfigurationError
 from eventseal.keys.states import KeyState
 from eventseal.rotation.estimates import estimate
 from eventseal.rotation.jobs import begun_job, resumed_job
+from eventseal.rotation.outcomes import JobReport
 from eventseal.rotation.passes import Passes
 from eventseal.rotation.sealed_store import refuse_unregistered_tables, registered_tables
 from eventseal.rotation.shards import keys_of
@@ -75,7 +75,6 @@ def reencrypt(
     _check(batch, items_per_second, shards, executor, open_store)
     if resume is not None and (keys is not None or tables is not None or dry_run):
         raise ConfigurationError("a resumed job has its own keys and tables", remedy="Give resume= alone.")
-    started = time.monotonic()
     refuse_unregistered_tables(store)
     if resume is None:
         found = registered_tables(store.datastore, store.cipher.application, tables)
@@ -94,6 +93,7 @@ def reencrypt(
     else:
         job = resumed_job(store, resume, items_per_second=items_per_second)
         found = registered_tables(store.datastore, store.cipher.application, job.options["tables"])
+    report = JobReport(store, found)
     passes = Passes(
         store,
         job,
@@ -105,7 +105,7 @@ def reencrypt(
         open_store=open_store,
         run=uuid4().hex,
         progress=progress,
-        started=started,
+        report=report,
     )
     return passes.run()
 

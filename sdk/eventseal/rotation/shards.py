@@ -97,6 +97,8 @@ class ShardWorker:
             shard = write(self._engine, claim, doing="taking a range of a job")
             if shard is None:
                 return
+            # What was rotated a moment ago must be a source here, and not the target any more.
+            self._store.keyring.refresh()
             with suppress(ShardLostError):
                 self._finish(shard)
 

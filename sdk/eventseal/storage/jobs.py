@@ -389,6 +389,11 @@ def load_totals(connection: Connection, job: Job) -> Totals:
     return Totals(by_table, moved, open_shards)
 
 
+def finish_job(connection: Connection, job_id: UUID) -> None:
+    """Say that a last look found nothing more to do."""
+    update_job(connection, job_id, state=FINISHED, finished_at=DatabaseClock())
+
+
 def _claimed(connection: Connection, row: Row[Any], worker: str) -> Shard | None:
     changed = connection.execute(
         _versioned(row.job_id, row.number, row.version).values(
@@ -452,6 +457,7 @@ __all__ = [
     "advance_shard",
     "claim_shard",
     "drop_old_failures",
+    "finish_job",
     "insert_job",
     "insert_shards",
     "is_shard_at",
