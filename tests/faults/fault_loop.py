@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sqlalchemy import text
 from tests.fixtures.dependencies import Fault, Faults, FaultyClock, count_database_calls, count_kms_calls
-from tests.fixtures.sealed_shops import SealedShop, assert_sound, datastore_at
+from tests.fixtures.sealed_shops import SealedShop, datastore_at
 
 from eventseal.errors import KmsUnavailableError, StoreUnavailableError
 from eventseal.testing import FakeBatchKms
@@ -80,13 +80,12 @@ def fail_every_call(
     for kek in keks:
         count_kms_calls(kek, faults)
     every = 1 if url.startswith("sqlite") and not operation.makes_many_calls else profile.sampled
-    first = 1 + list(Fault).index(fault) * 2 % every  # each kind of fault has a sample of its own
     copies, survived, kinds = copies_of(url), 0, Counter[str]()
     # Used for every copy, since what costs most is that a new engine compiles its statements.
     with closing(datastore_at(copies.url)) as faulty, closing(datastore_at(copies.url)) as other:
         count_database_calls(faulty.engine, faults)
         trial = Trial(operation, profile, keks, faults, faulty, other)
-        for points, at in enumerate(count(first, every)):
+        for points, at in enumerate(count(1, every)):
             copies.renew()
             outcome = trial.run(fault, at)
             if outcome is None:
@@ -147,13 +146,9 @@ class Trial:
         with self.other.engine.connect() as connection:
             assert _held(connection) == []
         with SealedShop(self.other, self.keks) as fresh:
-            expected = operation.places(fresh)
+            operation.assert_sound(fresh)
             if done:
-                assert_sound(fresh, expected)
                 operation.check(fresh)
-            else:
-                assert fresh.places() == expected
-                fresh.active_keys()
 
 
 def _held(connection: Connection) -> list[tuple[str, str]]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from tests.fixtures.dependencies import Fault
-from tests.fixtures.sealed_shops import TENANTS, SealedShop, places_of, scope_of, stream_of
+from tests.fixtures.sealed_shops import TENANTS, SealedShop, assert_sound, places_of, scope_of, stream_of
 
+from eventseal.erasure import shred
+from eventseal.errors import KeyDestroyedError
 from eventseal.keys.states import KeyState
-from eventseal.rotation import reencrypt, rewrap, verify
+from eventseal.rotation import reencrypt, retire, rewrap, rotate_keys, verify
 from eventseal.rotation.jobs import FINISHED, list_jobs
 from eventseal.rotation.keks import kek_report
 from eventseal.storage.jobs import SETTLING
@@ -63,6 +66,10 @@ class Operation:
     def places(self, shop: SealedShop) -> set[Place]:
         """The events that there must be now, after a fault or at the end, by what was acknowledged."""
         return {place for tenant in TENANTS for place in places_of(tenant, self.items // 2)}
+
+    def assert_sound(self, shop: SealedShop) -> None:
+        """See that these events are there, and every one of them whole; *shop* has nothing in memory."""
+        assert_sound(shop, self.places(shop))
 
     def check(self, shop: SealedShop) -> None:
         """See that it is done."""
@@ -228,15 +235,95 @@ class ReencryptCompromised(Reencrypt):
     compromised = True
 
 
+class RotateAll(Operation):
+    """Every scope's key is replaced."""
+
+    compromised = False
+
+    def run(self, shop: SealedShop) -> None:
+        result = rotate_keys(shop, compromised=self.compromised)
+        assert (result.failed, result.left) == (0, 0), result
+
+    def check(self, shop: SealedShop) -> None:
+        before = KeyState.COMPROMISED if self.compromised else KeyState.DEACTIVATED
+        states = shop.key_states()
+        assert states[KeyState.ACTIVE] == len(TENANTS)
+        assert states[before] >= len(TENANTS)
+
+
+class RotateAllCompromised(RotateAll):
+    """Every scope's key may be known to others, and is replaced; what is under the old ones is recorded."""
+
+    compromised = True
+
+
+class Retire(Reencrypt):
+    """Keys that no item names any more are destroyed."""
+
+    makes_many_calls = False
+
+    def __init__(self, profile: Profile) -> None:
+        super().__init__(profile)
+        self.items = min(profile.items, 20)
+
+    def prepare(self, shop: SealedShop) -> None:
+        super().prepare(shop)
+        super().run(shop)
+
+    def run(self, shop: SealedShop) -> None:
+        result = retire(shop)
+        assert (result.failed, result.left) == (0, 0), result
+
+    def check(self, shop: SealedShop) -> None:
+        states = shop.key_states()
+        assert states == {KeyState.ACTIVE: len(TENANTS), KeyState.DESTROYED: len(TENANTS)}
+
+
+class Shred(Operation):
+    """A scope's keys are destroyed for good, and no other's."""
+
+    def run(self, shop: SealedShop) -> None:
+        result = shred(shop, scope_of(ACME))
+        if not result.complete:  # the keys are gone, and a fence may be open still: it is run again for that
+            result = shred(shop, scope_of(ACME))
+        assert result.complete, result
+
+    def assert_sound(self, shop: SealedShop) -> None:
+        if not self._is_shredded(shop):
+            super().assert_sound(shop)
+            return
+        kept = shop.events.get_domain_events(stream_of(GLOBEX))
+        assert {(event.originator_id, event.originator_version) for event in kept} == places_of(
+            GLOBEX, self.items // 2
+        )
+        with pytest.raises(KeyDestroyedError) as destroyed:
+            shop.events.get_domain_events(stream_of(ACME))
+        assert destroyed.value.destroyed_by == "shredded"
+
+    def check(self, shop: SealedShop) -> None:
+        assert self._is_shredded(shop)
+        with pytest.raises(KeyDestroyedError):
+            shop.append(ACME, self.items)
+
+    def _is_shredded(self, shop: SealedShop) -> bool:
+        (item,) = shop.strategy.get_items(stream_of(ACME), limit=1)
+        (record,) = shop.key_store.get([item.key_id]).values()
+        return record.state is KeyState.DESTROYED
+
+
 OPERATIONS: tuple[type[Operation], ...] = (
     Append,
     AppendBatch,
     Read,
     Rotate,
     RotateBranches,
+    RotateAll,
+    RotateAllCompromised,
     Rewrap,
     RewrapTo,
     RewrapBranches,
     Reencrypt,
     ReencryptCompromised,
+    Retire,
+    Shred,
 )

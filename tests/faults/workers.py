@@ -1,0 +1,189 @@
+"""
+Processes that work on one store at once: writers, readers and rotators, until their standard input ends.
+
+Run as a program it is one of them; :class:`Crew` starts several and gives what each says at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import warnings
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.fixtures.sealed_shops import TENANTS, SealedShop, stream_of, text_of
+
+from eventseal.errors import KmsUnavailableError, StoreUnavailableError
+from eventseal.keys import CachePolicy
+from eventseal.rotation import reencrypt, retire, rotate_keys
+from eventseal_kms.local import DevelopmentKeyWarning, LocalKmsAdapter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+    from typing import Self
+
+WRITER, READER, ROTATOR = "writer", "reader", "rotator"
+ROOT = Path(__file__).parents[2]
+LARGEST_BATCH = 4
+REFRESH = 0.5
+"""Seconds after which the processes look for changed keys: a rotation waits for it."""
+_PATIENCE = 120
+
+
+class Worker:
+    """
+    One process on the store.
+
+    Args:
+        shop: Its own.
+        number: Of the stream that it writes; every one reads those of all *writers*.
+        writers: How many there are.
+        tolerant: Whether an outage is met by another try.
+    """
+
+    def __init__(self, shop: SealedShop, number: int, writers: int, *, tolerant: bool) -> None:
+        self.shop = shop
+        self.tenant = TENANTS[number % len(TENANTS)]
+        self.number, self.writers = number, writers
+        self.seen = [0] * writers
+        self.tolerant = tolerant
+        self.done = self.outages = self.position = 0
+        self._sure = False
+
+    def run(self, role: str, stopped: threading.Event) -> dict[str, Any]:
+        """Work until *stopped*; tell how much, and how often the database or the KMS was away."""
+        step: Callable[[], None] = getattr(self, role)
+        while not stopped.is_set():
+            try:
+                step()
+                self.done += 1
+            except (StoreUnavailableError, KmsUnavailableError):
+                if not self.tolerant:
+                    raise
+                self.outages += 1
+                stopped.wait(0.02)
+                self._sure = False
+        return {
+            "role": role,
+            "number": self.number,
+            "done": self.done,
+            "outages": self.outages,
+            "position": self.position,
+        }
+
+    def writer(self) -> None:
+        """Append an event, or a batch of them; after an outage see first what became of the last ones."""
+        count = 1 + self.position % LARGEST_BATCH
+        if not self._sure:
+            stored = length_of(self.shop, self.number)
+            assert stored - self.position in {0, count}, (stored, self.position)
+            self.position, self._sure = stored, True
+            count = 1 + self.position % LARGEST_BATCH
+        self.shop.append(self.tenant, self.position, count, number=self.number)
+        self.position += count
+
+    def reader(self) -> None:
+        """Replay each stream: nothing that was there is gone, and everything says what it should."""
+        for number in range(self.writers):
+            length = length_of(self.shop, number)
+            assert length >= self.seen[number]
+            self.seen[number] = length
+
+    def rotator(self) -> None:
+        """Take everything to new keys, and destroy the old ones."""
+        rotate_keys(self.shop)
+        for result in (reencrypt(self.shop), retire(self.shop)):
+            assert result.failed == 0, result.failures
+
+
+def length_of(shop: SealedShop, number: int) -> int:
+    """Replay a writer's stream, see that it is whole, and give its length."""
+    stream = stream_of(TENANTS[number % len(TENANTS)], number)
+    events = shop.events.get_domain_events(stream)
+    assert [event.originator_version for event in events] == list(range(len(events)))
+    for event in events:
+        assert event.text == text_of(stream, event.originator_version)
+    return len(events)
+
+
+class Crew:
+    """
+    Starts processes and waits until each is ready.
+
+    Args:
+        url: Of the store.
+        key_file: Of its KEK.
+        roles: Of the processes.
+        tolerant: Whether they try again after an outage.
+    """
+
+    def __init__(self, url: str, key_file: Path, roles: Sequence[str], *, tolerant: bool = False) -> None:
+        writers = roles.count(WRITER)
+        numbers = {role: iter(range(len(roles))) for role in roles}
+        self._commands = [
+            [
+                *(sys.executable, "-W", "error", "-m", "tests.faults.workers"),
+                *(url, str(key_file), role, str(next(numbers[role])), str(writers), str(int(tolerant))),
+            ]
+            for role in roles
+        ]
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        self.processes = [
+            self._stack.enter_context(subprocess.Popen(command, cwd=ROOT, text=True, **pipes))
+            for command in self._commands
+        ]
+        for process in self.processes:
+            assert process.stdout is not None
+            if process.stdout.readline() != "ready\n":
+                raise AssertionError(process.communicate(timeout=_PATIENCE)[1])
+        return self
+
+    def stop(self) -> list[dict[str, Any]]:
+        """End them; give what each says. An error of one is raised here."""
+        answers = []
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.close()
+            process.stdin = None
+        for process in self.processes:
+            out, errors = process.communicate(timeout=_PATIENCE)
+            assert process.returncode == 0, errors
+            answers.append(json.loads(out))
+        return answers
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+        self._stack.close()
+
+
+def main(url: str, key_file: str, role: str, number: str, writers: str, tolerant: str) -> None:
+    """Be one of them."""
+    warnings.simplefilter("ignore", DevelopmentKeyWarning)
+    stopped = threading.Event()
+
+    def wait_for_the_end() -> None:
+        sys.stdin.read()
+        stopped.set()
+
+    kek = LocalKmsAdapter.from_uri(f"local://{key_file}")
+    with SealedShop(url, kek, cache=CachePolicy(refresh_interval=REFRESH)) as shop:
+        worker = Worker(shop, int(number), int(writers), tolerant=tolerant == "1")
+        threading.Thread(target=wait_for_the_end, daemon=True).start()
+        print("ready", flush=True)
+        print(json.dumps(worker.run(role, stopped)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
