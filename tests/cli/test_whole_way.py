@@ -74,11 +74,9 @@ def test_from_an_empty_database_to_keys_that_are_gone(shop):
 
 @pytest.mark.postgres
 def test_a_database_that_goes_half_way_exits_with_3_and_the_job_goes_on(
-    postgres_url, postgres_server, request
+    postgres_url, postgres_server, filled_shop
 ):
-    shop = request.getfixturevalue("shop")
-    if shop != postgres_url:
-        pytest.skip("SQLite's file does not go")
+    filled_shop(postgres_url)
     eventseal("rotate")
     command = [sys.executable, "-m", "eventseal", "reencrypt", "--batch", "10", "--items-per-second", "50"]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
