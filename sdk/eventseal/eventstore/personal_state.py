@@ -79,12 +79,15 @@ def protected_state(
     own = _own_shapes(cls, state)
     kept = _kept(cls, state, event_classes, own)
     shapes = {one.attribute: one.shape for one in kept} | own
+    # What is empty is nobody's data, and an entity whose subject was erased has snapshots, too.
+    sealed = {name: shape for name, shape in shapes.items() if not _is_empty(state.get(name))}
     names = {attribute.lstrip("_"): attribute for attribute in state} | {name: name for name in state}
     if "id" in names:
         names.setdefault("originator_id", names["id"])
-    protected = ObjectState(state, shapes, names)
+    protected = ObjectState(state, sealed, names)
     for one in kept:
-        if one.field in subjects:
+        own_subjects = _subjects(shapes[one.attribute])
+        if one.field in subjects and own_subjects == _subjects(one.shape):
             _check_subject(cls, one, subjects[one.field], protected)
     return protected
 
@@ -184,14 +187,18 @@ def _scope_in(shape: Shape, enclosing: Enclosing) -> str | None:
         return None
 
 
+def _is_empty(value: object) -> bool:
+    return value is None or (type(value) in {str, list, tuple, dict} and not value)
+
+
 def _is_mask(shape: Shape, value: object) -> bool:
     return type(value) is Masked or (isinstance(shape, Sealed) and shape.data.masks(value))
 
 
 def _check_subject(cls: type[Any], one: _Kept, scope: str, state: ObjectState) -> None:
-    value = state.attributes[one.attribute]
-    shape = state.shapes[one.attribute]
-    if value is None or _is_mask(shape, value):
+    value = state[one.attribute]
+    shape = state.shapes.get(one.attribute)
+    if shape is None or _is_mask(shape, value):
         return
     now = _scope_in(shape, Enclosing("", state))
     if now is not None and now != scope:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -41,17 +40,24 @@ class Rewritten(NamedTuple):
     attributes: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectState:
+class ObjectState(dict[str, Any]):
     """
     An object's attributes outside of the object: its personal data are sealed, and a dictionary comes back.
 
-    Attributes:
+    Args:
         attributes: By name.
         shapes: Where they hold personal data.
         names: How it calls a subject that others call by another name.
     """
 
-    attributes: dict[str, Any]
-    shapes: Mapping[str, Shape] = field(default_factory=dict)
-    names: Mapping[str, str] = field(default_factory=dict)
+    __slots__ = ("names", "shapes")
+
+    def __init__(
+        self,
+        attributes: Mapping[str, Any],
+        shapes: Mapping[str, Shape] | None = None,
+        names: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(attributes)
+        self.shapes = shapes or {}
+        self.names = names or {}

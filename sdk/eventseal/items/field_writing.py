@@ -159,7 +159,7 @@ class FieldWriter:
         if kind is ObjectState:
             inside = where.inside(STATE_MARKER)
             inner = [*around, Enclosing(inside.path, value)]
-            return ObjectState(self._attributes(value.attributes, value.shapes, inside, inner))
+            return ObjectState(self._attributes(value, value.shapes, inside, inner))
         if is_dataclass(kind) and not self._writer.knows(kind):
             attributes = attributes_of(value)
             inside = where.inside("$dataclass", 1)
@@ -195,7 +195,7 @@ class FieldWriter:
         return rewritten
 
     def _sealed(self, value: Any, data: PersonalData, where: _Where, around: Sequence[Enclosing]) -> Any:
-        if type(value) is Masked:
+        if _is_erased(value):
             return value
         subject = find_subject(data.subject, around)
         if subject is None or subject.value is None:
@@ -213,6 +213,15 @@ class FieldWriter:
             raise
         self._fields.append(FieldDraft(plaintext, where.path, scope))
         return Placeholder(len(self._fields) - 1, subject.path)
+
+
+def _is_erased(value: Any) -> bool:
+    """Whether a value is a mask, or holds nothing else: there is nothing to be sealed, and for nobody."""
+    if type(value) is Masked:
+        return True
+    if type(value) is dict:
+        value = list(value.values())
+    return type(value) in {list, tuple} and bool(value) and all(map(_is_erased, value))
 
 
 def _misfit(value: object, where: _Where) -> Refused:

@@ -146,7 +146,7 @@ class JSONWriter:
     def _write_state(self, value: ObjectState) -> str:
         if value.shapes:
             _refuse_personal(value)
-        return f'{{"{STATE_MARKER}":{self.write_attributes(value.attributes)}}}'
+        return f'{{"{STATE_MARKER}":{self.write_attributes(value)}}}'
 
     def _writer_of(self, kind: type[Any]) -> Callable[[Any], str]:
         if issubclass(kind, Flag):

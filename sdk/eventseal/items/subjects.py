@@ -27,7 +27,7 @@ class Enclosing(NamedTuple):
     """
 
     path: str
-    attributes: dict[str, Any] | ObjectState
+    attributes: dict[str, Any]
 
 
 class Subject(NamedTuple):
@@ -46,12 +46,9 @@ class Subject(NamedTuple):
 def find_subject(name: str, enclosing: Sequence[Enclosing]) -> Subject | None:
     """Find the attribute *name* of the nearest object that has it; ``None`` if none has."""
     for path, attributes in reversed(enclosing):
-        if isinstance(attributes, ObjectState):
-            own = attributes.names.get(name, name)
-            if own in attributes.attributes:
-                return Subject(joined(path, own), attributes.attributes[own])
-        elif name in attributes:
-            return Subject(joined(path, name), attributes[name])
+        own = attributes.names.get(name, name) if isinstance(attributes, ObjectState) else name
+        if own in attributes:
+            return Subject(joined(path, own), attributes[own])
     return None
 
 
