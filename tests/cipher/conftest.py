@@ -35,14 +35,14 @@ class Keys:
         self.by_id[key.key_id] = key
         return key
 
-    def sealing_keys(self, items_by_scope, *, make=True):
+    def sealing_keys(self, items_by_scope, *, make=True, purpose=KeyPurpose.DATA):
         self.asked.append(("seal", dict(items_by_scope)))
         for scope in items_by_scope:
             if scope not in self.by_scope or self.by_scope[scope].closed:
-                self.by_scope[scope] = self.make(scope)
+                self.by_scope[scope] = self.make(scope, purpose=purpose)
         return {scope: self.by_scope[scope] for scope in items_by_scope}
 
-    def opening_keys(self, key_ids):
+    def opening_keys(self, key_ids, *, purpose=KeyPurpose.DATA):
         self.asked.append(("open", set(key_ids)))
         return {
             key_id: self.by_id.get(key_id) or KeyNotFoundError(f"no key {key_id}", key_id=key_id)

@@ -1,11 +1,13 @@
 """
 A second reader of the format, written from ``docs/format.md`` alone: the standard library and ``openssl``.
 
-``python -I -S second_reader.py FOLDER`` reads ``items.json`` and ``wrapped.json`` there and prints, as JSON,
-what each case gives: the plaintext in hexadecimal, or the words of ``expect``. Of the compressions it knows 0
-and 1; items of compression 2 it answers with ``zstd``. It shares no code with the project.
+``python -I -S second_reader.py FOLDER`` reads ``items.json``, ``fields.json`` and ``wrapped.json`` there and
+prints, as JSON, what each case gives: the plaintext in hexadecimal, or the words of ``expect``. Of the
+compressions it knows 0 and 1; items of compression 2 it answers with ``zstd``. It shares no code with the
+project.
 """
 
+import base64
 import hashlib
 import hmac
 import json
@@ -172,6 +174,39 @@ def unwrap(case):
     return unseal(3, suite_key, envelope[:HEADER_SIZE] + bound, body, tag).hex()
 
 
+def at(value, pointer):
+    for step in pointer.split("/")[1:]:
+        value = (
+            value[int(step)] if isinstance(value, list) else value[step.replace("~1", "/").replace("~0", "~")]
+        )
+    return value
+
+
+def open_field(found, text, path):
+    place, item = found["place"], json.loads(text)
+    pointer, encoded = at(item, path)["$sealed"]
+    subject = at({"originator_id": {"$uuid": place["sequence_id"][1]}, **item}, pointer)
+    if isinstance(subject, dict):
+        subject = subject["$uuid"]
+    envelope = base64.b64decode(encoded, validate=True)
+    suite, compression, named, body, tag = split(envelope)
+    if (compression, named) != (0, bytes.fromhex(found["key_id"].replace("-", ""))):
+        raise IntegrityError
+    associated_data = envelope[:HEADER_SIZE] + lp(
+        b"field",
+        place["application"].encode("utf-8"),
+        place["collection"].encode("utf-8"),
+        canonical(*place["sequence_id"]),
+        canonical(*place["position"]),
+        place["topic"].encode("utf-8"),
+        path.encode("utf-8"),
+        f"subject:{subject}".encode(),
+    )
+    name, half, _ = SUITES[suite]
+    suite_key = hkdf(bytes.fromhex(found["key"]), named, b"eventseal/v1/" + name.encode(), 2 * half)
+    return unseal(suite, suite_key, associated_data, body, tag).decode()
+
+
 def outcome(opener, *arguments):
     try:
         return opener(*arguments)
@@ -187,8 +222,11 @@ def main():
     folder = Path(sys.argv[1])
     items = json.loads((folder / "items.json").read_text())
     wrapped = json.loads((folder / "wrapped.json").read_text())
+    fields = json.loads((folder / "fields.json").read_text())
     print(json.dumps({
         "items": [outcome(open_item, case, items["limit"]) for case in items["cases"]],
+        "fields": [outcome(open_field, fields, fields["item"], case["path"]) for case in fields["fields"]],
+        "refused": [outcome(open_field, fields, case["item"], case["path"]) for case in fields["refused"]],
         "wrapped": {kind: [outcome(unwrap, case) for case in cases] for kind, cases in wrapped.items()},
         "project": sorted(name for name in sys.modules if "eventseal" in name or "cryptography" in name),
     }))  # fmt: skip

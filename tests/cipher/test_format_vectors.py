@@ -17,9 +17,10 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import ECB
 
-from eventseal.cipher import AESCipher, ItemContext, Opened, inspect
+from eventseal.cipher import AESCipher, FieldContext, ItemContext, Opened, inspect
 from eventseal.cipher.context import ItemBinder, canonical_position, canonical_sequence_id
 from eventseal.errors import IntegrityError, ItemTooLargeError, SerializationError, UnknownFormatError
+from eventseal.items.field_reading import stored_fields
 from eventseal.keys.branch_wrapping import branch_scope
 from eventseal.keys.data_key import DataKey
 from eventseal.keys.records import ChangeMark, KeyRecord, Revocation
@@ -200,6 +201,42 @@ def test_bindings_and_seals():
         )
 
 
+def test_fields_are_found_and_opened_by_the_page(make_keys):
+    found = vectors("fields.json")
+    place = place_of(found)
+    raw = json.loads(found["item"])
+    stored = stored_fields(raw, {**raw, "originator_id": place.sequence_id})
+    by_path = {field.path: field for field in stored}
+    assert len(found["fields"]) == len(by_path) == 4
+    for case in found["fields"]:
+        field = by_path[case["path"]]
+        assert field.scope == case["scope"]
+        keys = make_keys(found["place"]["application"])
+        key = data_key({**found, "scope": case["scope"]}, purpose=KeyPurpose.FIELD)
+        keys.by_id[key.key_id] = key
+        (opened,) = AESCipher(keys).open_fields(
+            [(field.envelope, FieldContext(place, field.path, field.scope))]
+        )
+        assert opened.plaintext.decode() == case["plaintext"]
+
+
+def test_fields_that_changed_their_place_or_subject_are_refused(make_keys):
+    found = vectors("fields.json")
+    place = place_of(found)
+    assert len(found["refused"]) == 2
+    for case in found["refused"]:
+        raw = json.loads(case["item"])
+        stored = stored_fields(raw, {**raw, "originator_id": place.sequence_id})
+        (field,) = [field for field in stored if field.path == case["path"]]
+        keys = make_keys(found["place"]["application"])
+        key = data_key({**found, "scope": field.scope}, purpose=KeyPurpose.FIELD)
+        keys.by_id[key.key_id] = key
+        (outcome,) = AESCipher(keys).open_fields(
+            [(field.envelope, FieldContext(place, field.path, field.scope))]
+        )
+        assert type(outcome) is IntegrityError, case["comment"]
+
+
 def test_the_branches_of_scopes():
     found = vectors("keys.json")["branches"]
     assert len(found) == 8
@@ -235,6 +272,9 @@ def test_a_second_reader_written_from_the_page_alone_reads_the_same():
             assert bytes.fromhex(case["sealed"])[2] == 2
         else:
             assert outcome == case.get("plaintext", case["expect"]), case["comment"]
+    fields = vectors("fields.json")
+    assert told["fields"] == [case["plaintext"] for case in fields["fields"]]
+    assert told["refused"] == ["integrity error"] * len(fields["refused"])
     assert told["items"].count("zstd") < len(told["items"]) / 5
     for kind, wrapped in vectors("wrapped.json").items():
         assert told["wrapped"][kind] == [case["key"] for case in wrapped]

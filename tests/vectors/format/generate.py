@@ -6,6 +6,7 @@ Run it without arguments to write the files beside it.
 
 from __future__ import annotations
 
+import base64
 import hmac
 import json
 import zlib
@@ -260,6 +261,56 @@ def items_that_must_not_open(items: Items) -> None:
     bad("zstd, declares too much", "too large", items.compose(**facts, compression=2, body=declared)[0])
 
 
+# --- fields ------------------------------------------------------------------------------------------
+
+FIELDS = [
+    ("an attribute", "/email", "/customer_id", "subject:c-1", '"ann@example.org"'),
+    ("an element of a list", "/aliases/1", "/customer_id", "subject:c-1", '"Countess"'),
+    ("in a dataclass in a list", "/contacts/0/$dataclass/1/phone", "/contacts/0/$dataclass/1/customer",
+     "subject:7", "null"),
+    ("under a key of a dictionary", "/by_key/a~1b~0c", "/originator_id", f"subject:{STREAM}", '["\u00e9"]'),
+]  # fmt: skip
+
+
+def fields_file() -> dict[str, Any]:
+    item = {
+        "customer_id": "c-1", "email": None, "aliases": ["first", None], "by_key": {"a/b~c": None},
+        "contacts": [{"$dataclass": ["shop:Contact", {"customer": 7, "phone": None}]}],
+    }  # fmt: skip
+    key = pattern(0x21, 32)
+    cases: list[dict[str, Any]] = []
+    for number, (comment, path, subject, scope, text) in enumerate(FIELDS):
+        whole = field(key, path, scope, text.encode(), number)
+        put(item, path, {"$sealed": [subject, base64.b64encode(whole).decode()]})
+        cases.append({"comment": comment, "path": path, "scope": scope, "plaintext": text})
+    swapped = json.loads(json.dumps(item))
+    put(swapped, "/email", item["aliases"][1])
+    put(swapped, "/aliases/1", item["email"])
+    another = json.loads(json.dumps(item)) | {"customer_id": "c-2"}
+    refused = [
+        {"comment": "two fields changed places", "item": json.dumps(swapped), "path": "/email"},
+        {"comment": "another subject", "item": json.dumps(another), "path": "/email"},
+    ]
+    facts = {"key": key.hex(), "key_id": str(DATA_KEY_ID), "place": PLACE, "item": json.dumps(item)}
+    return {**facts, "fields": cases, "refused": refused}
+
+
+def field(key: bytes, path: str, scope: str, plaintext: bytes, number: int) -> bytes:
+    header = bytes([1, 3, 0]) + DATA_KEY_ID.bytes
+    names = [PLACE[name].encode() for name in ("application", "collection")]
+    values = [canonical(*PLACE[name]) for name in ("sequence_id", "position")]
+    bound = lp(b"field", *names, *values, PLACE["topic"].encode(), path.encode(), scope.encode())
+    iv = pattern(0x31 + number, 16)
+    return header + sealed(suite_key(key, DATA_KEY_ID, 3), 3, header + bound, iv, plaintext)
+
+
+def put(item: Any, path: str, value: Any) -> None:
+    *steps, last = [step.replace("~1", "/").replace("~0", "~") for step in path.split("/")[1:]]
+    for step in steps:
+        item = item[int(step) if isinstance(item, list) else step]
+    item[int(last) if isinstance(item, list) else last] = value
+
+
 def flipped(whole: bytes, offset: int) -> bytes:
     return whole[:offset] + bytes([whole[offset] ^ 1]) + whole[offset + 1 :]
 
@@ -366,6 +417,7 @@ def files() -> dict[str, str]:
     """The files by name, as text."""
     contents = {
         "canonical.json": canonical_file(),
+        "fields.json": fields_file(),
         "items.json": items_file(),
         "keys.json": keys_file(),
         "wrapped.json": wrapped_file(),
