@@ -112,7 +112,7 @@ class Outcomes:
         key = self._decrypted(wrapped, source, context)
         return key if isinstance(key, EventSealError) else self.wrapped(key, context)
 
-    def current_material(self) -> str | None | EventSealError:
+    def current_material(self) -> str | EventSealError | None:
         """Ask for the id of the key material that wraps now; ``None`` if the endpoint tells none."""
         kek = self._kek.current()
         if isinstance(kek, EventSealError):
