@@ -122,9 +122,8 @@ def test_states_seals_and_the_mark_stay(new_keyring, store, keks) -> None:
     keyring = new_keyring(kms=keks[:1])
     prepare(keyring, 3)
     keyring.rotate("s:0"), keyring.rotate("s:1", compromised=True)
-    before = {
-        record.key_id: replace(record, wrappings=(), verified=frozenset()) for record in store.records()
-    }
+    bare = {"wrappings": (), "verified": frozenset()}
+    before = {record.key_id: replace(record, **bare) for record in store.records()}
     mark = store._marks["default"]
     assert new_keyring(kms=keks).rewrap().keys == 6
     assert {record.key_id: replace(record, **bare) for record in store.records()} == before
