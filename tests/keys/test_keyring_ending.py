@@ -135,6 +135,7 @@ def test_a_retired_key_of_the_scope_stays_retired_and_closes_nothing(keyring, st
     assert store.record(retired.key_id).destroyed_by == "retired"
     assert slots(store) == CLOSED
     assert retired.key_id not in {record.key_id for record in ended.shredded}
+    assert store.record(retired.key_id).active_scope is None
 
 
 def test_branch_and_store_keys_of_a_like_named_scope_are_left_alone(new_keyring, store) -> None:
@@ -463,6 +464,7 @@ def test_a_key_wrapped_under_a_branch_key_that_was_just_retired_is_wrapped_again
 ) -> None:
     from datetime import timedelta
 
+    store._refresh_interval = 1e9  # the process learns of nothing by itself
     stale = new_keyring(branches=1, max_age=timedelta(hours=1), ttl=1e9, refresh_interval=1e9)
     old = sealing_key(stale, "a")
     (branch,) = [record for record in store.records() if record.purpose is KeyPurpose.BRANCH]
