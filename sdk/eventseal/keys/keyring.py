@@ -116,7 +116,7 @@ class Keyring(KeyLifecycle):
 
         Args:
             items_by_scope: How many items each scope's key will seal.
-            make: Whether to make the key of a scope that has none; ``False`` leaves such a scope out.
+            make: Whether keys may be made; ``False`` leaves a scope without one out, and rotates none by policy.
             purpose: ``data`` for items, ``field`` for fields inside them.
 
         Raises:

@@ -66,7 +66,7 @@ class Sealer:
 
         Args:
             items_by_scope: How many items each scope's key will seal.
-            make: Whether to make the key of a scope that has none.
+            make: Whether keys may be made: of scopes that have none, or by policy.
         """
         self._memory.check_open()
         wanted = {checked_scope(scope): _checked_count(items) for scope, items in items_by_scope.items()}
@@ -119,7 +119,8 @@ class Sealer:
         for _ in range(ATTEMPTS):
             self._seats.fill(batch, make=make)
             self._recall_debts(batch)
-            self._rotate_due(batch)
+            if make:
+                self._rotate_due(batch)
             self._lease(batch)
             if not batch.pending:
                 return batch.outcomes

@@ -31,7 +31,7 @@ class KeySource(Protocol):
 
         Args:
             items_by_scope: How many items each scope's key will seal.
-            make: Whether to make the key of a scope that has none; ``False`` leaves such a scope out.
+            make: Whether keys may be made; ``False`` leaves a scope without one out, and rotates none by policy.
             purpose: Whether the keys seal items, or fields inside them.
 
         Raises:
