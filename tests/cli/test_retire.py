@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from eventseal.configuration import EventSeal
+from eventseal.keys import Keyring
 from eventseal_kms.local import LocalKmsAdapter
 
 ITEMS = "integer_sequenced_items"
@@ -97,6 +98,17 @@ def test_on_a_terminal_it_asks(run, old, query, monkeypatch, answer, code, gone)
 def test_an_unknown_key_names_the_nearest(run, old):
     typo = str(old)[:-1] + ("0" if str(old)[-1] != "0" else "1")
     assert f"Did you mean {old}?" in run("retire", "--key", typo, "--yes", exits=2).stderr
+
+
+def test_another_applications_key_is_unknown(run, old, query):
+    with EventSeal.from_settings() as seal:
+        theirs = Keyring(LocalKmsAdapter("dev.key"), seal.key_store, application="theirs")
+        theirs.prepare(["tenant:x"])
+        first = theirs.sealing_keys({"tenant:x": 0})["tenant:x"].key_id
+        theirs.rotate("tenant:x")
+        theirs.close()
+    assert f"shop has no key {first}" in run("retire", "--key", str(first), "--yes", exits=2).stderr
+    assert destroyed(query) == 0
 
 
 def test_an_unregistered_table_with_a_key_id_stops_it(run, old, query):

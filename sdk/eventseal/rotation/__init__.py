@@ -8,13 +8,17 @@ from eventseal.rotation.results import Failure, JobResult
 from eventseal.rotation.retire import retire
 from eventseal.rotation.rewrap import rewrap
 from eventseal.rotation.sealed_store import SealedStore
+from eventseal.rotation.standing import Advice, Status
+from eventseal.rotation.status import status
 from eventseal.rotation.verify import verify
 
 __all__ = [
+    "Advice",
     "Failure",
     "JobResult",
     "KekReport",
     "SealedStore",
+    "Status",
     "kek_report",
     "list_jobs",
     "mark_compromised",
@@ -24,5 +28,6 @@ __all__ = [
     "retire",
     "rewrap",
     "rotate_keys",
+    "status",
     "verify",
 ]
