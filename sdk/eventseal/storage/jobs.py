@@ -222,10 +222,12 @@ def claim_shard(
     """
     Take a range that nobody works on, or whose worker is dead or has not been seen for a while.
 
+    One that the worker itself has taken is given again: an attempt whose COMMIT was not answered did that.
+
     Args:
         connection: In a transaction that writes.
         job: As it was read.
-        worker: Who takes it.
+        worker: Who takes it; works on no range now.
         lease: How long a worker may be silent.
         is_dead: Whether a worker is known to have ended.
 
@@ -245,9 +247,8 @@ def claim_shard(
     free = ordered.where(reencryption_shards.c.worker.is_(None)).limit(_CANDIDATES)
     taken = ordered.where(reencryption_shards.c.worker.is_not(None))
     for row in connection.execute(taken).all():
-        if (row.now - row.seen_at > lease or is_dead(row.worker)) and (
-            shard := _claimed(connection, row, worker)
-        ):
+        is_free = row.worker == worker or row.now - row.seen_at > lease or is_dead(row.worker)
+        if is_free and (shard := _claimed(connection, row, worker)):
             return shard
     for row in connection.execute(free).all():
         if shard := _claimed(connection, row, worker):

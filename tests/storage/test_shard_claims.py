@@ -1,0 +1,76 @@
+"""Who gets which range of a job."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from functools import partial
+from uuid import uuid4
+
+import pytest
+
+from eventseal.storage import jobs
+from eventseal.storage.transactions import read, write
+
+LEASE = timedelta(hours=1)
+
+
+@pytest.fixture
+def job(datastore) -> jobs.Job:
+    """One with two ranges, in its first pass."""
+    job_id = uuid4()
+
+    def begin(connection) -> None:
+        jobs.insert_job(
+            connection,
+            {
+                "job_id": job_id,
+                "application": "shop",
+                "layout": jobs.JOB_LAYOUT,
+                "release": "0",
+                "state": jobs.RUNNING,
+                "options": {"keys": None, "tables": None},
+                "items_per_second": None,
+                "pass_number": 1,
+                "total": 2,
+            },
+        )
+        jobs.insert_shards(
+            connection,
+            [
+                jobs.Shard(
+                    job_id=job_id,
+                    number=number,
+                    pass_number=1,
+                    phase=1,
+                    table_name="integer_sequenced_items",
+                    selection={},
+                    upto=None,
+                    cursor=None,
+                    counts={},
+                )
+                for number in range(2)
+            ],
+        )
+
+    write(datastore.engine, begin, doing="beginning")
+    (made,) = read(datastore.engine, partial(jobs.load_jobs, application="shop"), doing="reading")
+    return made
+
+
+@pytest.fixture
+def claim(datastore, job):
+    def claim(worker: str) -> int | None:
+        take = partial(jobs.claim_shard, job=job, worker=worker, lease=LEASE, is_dead=lambda _: False)
+        shard = write(datastore.engine, take, doing="taking a range")
+        return None if shard is None else shard.number
+
+    return claim
+
+
+def test_each_worker_gets_a_range_of_its_own(claim) -> None:
+    assert (claim("one"), claim("two"), claim("three")) == (0, 1, None)
+
+
+def test_a_worker_that_never_heard_of_its_range_is_given_it_again(claim) -> None:
+    """As after a COMMIT without an answer: else it would take a second one, and nobody the first."""
+    assert (claim("one"), claim("one"), claim("two"), claim("one")) == (0, 0, 1, 0)
