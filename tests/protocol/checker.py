@@ -213,9 +213,9 @@ class _Explorer:
         return None
 
 
-def explored(model: Model, report: Callable[[str], None] = print, *, most_states: int = 5_000_000) -> Exploration:
+def explored(model: Model, report: Callable[[str], None] = print) -> Exploration:
     """Explore a model that has to hold, and fail with the trace if it does not."""
-    found = explore(model, most_states=most_states)
+    found = explore(model)
     if found.violation is not None:
         raise AssertionError(str(found.violation))
     report(f"{found.states:,} states, {found.transitions:,} transitions, depth {found.depth}")

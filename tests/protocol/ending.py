@@ -30,7 +30,7 @@ from tests.protocol.world import Mistake, World
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.protocol.state import State
+    from tests.protocol.state import Key, State
 
     Moves = Iterator[tuple[Label, State]]
 
@@ -173,21 +173,25 @@ class Retirer(_Operator):
         after = with_fence(state, client.database, client.key, CLOSED)
         following = client.database + 1
         at = "next database" if following < world.databases else "all closed"
-        moved = Client(at, key=client.key, version=client.version, place=following if at == "next database" else NONE)
-        return self._to(after, steps.RETIRE, moved, f"database {client.database} is closed")
+        moved = Client(
+            at, key=client.key, version=client.version, place=following if at == "next database" else NONE
+        )
+        return self._to(after, steps.COMMIT_CLOSING, moved, f"database {client.database} is closed")
 
     def _destroyed(self, world: World, state: State, client: Client) -> Moves:
         if not world.can_write_keys(state):
             return
         if state.keys[client.key].version != client.version:
-            yield self._to(state, steps.DESTROY, Client(), f"key {client.key} moved on: later")
+            yield self._to(state, steps.RETIRE, Client(), f"key {client.key} moved on: later")
         else:
-            yield self._to(with_key(state, client.key, to=RETIRED), steps.DESTROY, Client(), f"key {client.key}")
+            yield self._to(
+                with_key(state, client.key, to=RETIRED), steps.RETIRE, Client(), f"key {client.key}"
+            )
 
 
 class Shredder(_Operator):
     """
-    Shreds a scope: one transaction takes every key and the slot; then the fences are closed, as well as can be.
+    Shreds a scope: one transaction takes every key and the slot; then fences are closed, as well as can be.
 
     Args:
         name: For the trace.
@@ -202,9 +206,11 @@ class Shredder(_Operator):
         """Read the scope's rows, destroy them, close fences, return."""
         client = state.clients[self.index]
         if client.at == IDLE:
-            if state.budget.shreds:
+            if state.budget.shreds and any(key.scope == self._scope for key in state.keys):
                 read = tuple((n, key.version) for n, key in self._live(state))
-                yield self._to(state, steps.SHRED, Client("shredding", rows=read), f"{len(read)} keys live")
+                yield self._to(
+                    state, steps.SHRED_KEYS, Client("shredding", rows=read), f"{len(read)} keys live"
+                )
         elif client.at == "shredding":
             if world.can_write_keys(state):
                 yield self._destroyed(world, state, client)
@@ -222,23 +228,25 @@ class Shredder(_Operator):
         live = tuple((number, state.keys[number].version) for number, _ in self._live(state))
         partly = world.mistake is Mistake.SHRED_WITHOUT_WHOLE_SCOPE
         if live != client.rows and not (partly and set(client.rows) <= set(live)):
-            return self._to(state, steps.DESTROY, Client(), "a key moved: once more")
+            return self._to(state, steps.SET_STATES, Client(), "a key moved: once more")
         holder = holder_of(state, self._scope)
         after = state
         newest = max((number for number, _ in client.rows), default=NONE)
         keeps = world.mistake is not Mistake.TOMBSTONE_WITHOUT_SLOT
         for number, _ in client.rows:
             after = with_key(after, number, to=SHREDDED, slot=keeps and number == newest)
-        if holder == NONE and newest == NONE:  # a scope without a key gets a tombstone of its own
-            after = with_new_key(after, self._scope)
-            after = with_key(after, len(after.keys) - 1, to=SHREDDED, slot=keeps)
+        if holder == NONE and newest == NONE:  # reopened, or nothing but retired keys
+            shredded = [n for n, key in enumerate(after.keys) if self._is_shredded(key)]
+            if not shredded:
+                after = with_new_key(after, self._scope)
+            after = with_key(after, max(shredded, default=len(after.keys) - 1), to=SHREDDED, slot=keeps)
         items = tuple(
             item._replace(erased=True) if item is not None and self._takes(after, item.key) else item
             for item in after.items
         )
         budget = after.budget._replace(shreds=after.budget.shreds - 1)
         after = after._replace(closed=after.closed | bit(self._scope), items=items, budget=budget)
-        return self._to(after, steps.DESTROY, Client("closing fences", rows=self._open(world, after)))
+        return self._to(after, steps.SET_STATES, Client("closing fences", rows=self._open(world, after)))
 
     def _takes(self, state: State, key: int) -> bool:
         return key < len(state.keys) and state.keys[key].scope == self._scope
@@ -248,16 +256,19 @@ class Shredder(_Operator):
         return tuple(
             (database, number)
             for number, key in enumerate(state.keys)
-            if key.scope == self._scope and key.state == SHREDDED
+            if self._is_shredded(key)
             for database in range(world.databases)
             if state.fences[database][number] != CLOSED
         )
+
+    def _is_shredded(self, key: Key) -> bool:
+        return key.scope == self._scope and key.state == SHREDDED
 
     def _fenced(self, world: World, state: State, client: Client) -> Moves:
         if not client.rows:
             taken = 0
             for number, key in enumerate(state.keys):
-                if key.scope == self._scope and key.state == SHREDDED:
+                if self._is_shredded(key):
                     taken |= bit(number)
             yield self._to(state._replace(returned=state.returned | taken), steps.SHRED, Client(), "returns")
             return
@@ -274,6 +285,9 @@ class Reopener(_Operator):
     """
     Reopens a scope that was shredded: the only way to new keys for it.
 
+    A shred closes fences as well as it can; here each must close first. Else a writer that has been stalled
+    since before the shred would commit, in a scope that is open, what nobody can read.
+
     Args:
         name: For the trace.
         scope: Which.
@@ -284,38 +298,53 @@ class Reopener(_Operator):
         self._scope = scope
 
     def moves(self, world: World, state: State) -> Moves:
-        """Close what a shred had to leave open, then clear the slot."""
+        """Read which keys were shredded, close their fences, clear the slot."""
         client = state.clients[self.index]
-        holder = holder_of(state, self._scope)
-        if client.at != IDLE or not state.budget.reopens or not state.closed & bit(self._scope):
-            return
-        if holder == NONE or state.keys[holder].state != SHREDDED or not world.can_write_keys(state):
-            return
-        if world.mistake is not Mistake.REOPEN_BEFORE_FENCES:
-            open_fences = [
-                (database, number)
-                for number, key in enumerate(state.keys)
-                if key.scope == self._scope and key.state == SHREDDED
-                for database in range(world.databases)
-                if state.fences[database][number] != CLOSED
-            ]
-            for database, number in open_fences[:1]:
-                if world.can_close(state, database, number):
-                    after = with_fence(state, database, number, CLOSED)
-                    yield Label(self.name, steps.CLOSE_FENCE, f"key {number}, database {database}"), after
-            if open_fences:
+        if client.at == IDLE:
+            if state.budget.reopens and state.closed & bit(self._scope):
+                ready = world.mistake is Mistake.REOPEN_BEFORE_FENCES
+                read = Client("fenced" if ready else "closing fences", rows=self._shredded(state))
+                yield self._to(state, steps.REOPEN, read)
+        elif client.at == "fenced":
+            if world.can_write_keys(state):
+                yield self._reopened(state, client)
+        else:
+            yield from self._fenced(world, state, client)
+
+    def _shredded(self, state: State) -> tuple[int, ...]:
+        return tuple(
+            number
+            for number, key in enumerate(state.keys)
+            if key.scope == self._scope and key.state == SHREDDED
+        )
+
+    def _fenced(self, world: World, state: State, client: Client) -> Moves:
+        for database in range(world.databases):
+            for key in client.rows:
+                if state.fences[database][key] == CLOSED:
+                    continue
+                if world.can_close(state, database, key):
+                    after = with_fence(state, database, key, CLOSED)
+                    yield self._to(after, steps.CLOSE_FENCE, client, f"key {key}, database {database}")
+                else:
+                    yield self._to(state, steps.LOCK_TIMEOUT, Client(), "the scope stays closed")
                 return
+        yield self._to(state, steps.COMMIT_CLOSING, client._replace(at="fenced"), "all are closed")
+
+    def _reopened(self, state: State, client: Client) -> tuple[Label, State]:
+        holder = holder_of(state, self._scope)
+        if holder == NONE or state.keys[holder].state != SHREDDED or self._shredded(state) != client.rows:
+            return self._to(state, steps.FREE_SLOT, Client(), "another reopened it, or shredded it again")
         after = with_key(state, holder, to=SHREDDED, slot=False)
         budget = after.budget._replace(reopens=after.budget.reopens - 1)
         after = after._replace(budget=budget, closed=after.closed & ~bit(self._scope))
-        yield Label(self.name, steps.REOPEN, f"scope {self._scope}"), after
+        return self._to(after, steps.FREE_SLOT, Client(), f"scope {self._scope}")
 
 
 def _spent(state: State, *, compromised: bool) -> State:
     budget = state.budget
-    if compromised:
-        return state._replace(budget=budget._replace(compromises=budget.compromises - 1))
-    return state._replace(budget=budget._replace(rotations=budget.rotations - 1))
+    name = "compromises" if compromised else "rotations"
+    return state._replace(budget=budget._replace(**{name: max(0, getattr(budget, name) - 1)}))
 
 
 def _marked(state: State, key: int, database: int) -> State:

@@ -37,7 +37,7 @@ class Refreshes:
         """
         Begin, read or learn.
 
-        A refresh that would find nothing moved, and confirm what is confirmed, changes nothing and is left out.
+        A refresh that would find nothing moved, and confirm what is confirmed, is left out.
         """
         process = state.processes[self._process]
         refresh = process.refresh

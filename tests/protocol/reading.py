@@ -65,7 +65,7 @@ class Reader:
             return self._to(state, steps.OPEN_ITEM, Client())
         if state.keys[key].state in OPENS:
             return self._to(state, steps.READ_KEY, client._replace(at="loading"))
-        # An item that was read before a re-encryption may name a key that was retired since: to be read again.
+        # A row that was read before a re-encryption may name a key that was retired since: read it again.
         after = buried(state, self._process, key)
         label = "retired meanwhile" if state.keys[key].state == RETIRED else "erased"
         return Label(self.name, steps.BURY, label), with_client(after, self.index, Client())

@@ -11,7 +11,13 @@ from typing import Any, NamedTuple, TypeVar
 T = TypeVar("T")
 
 # The states of a key; the last two are `destroyed`, by what its tombstone says.
-ACTIVE, DEACTIVATED, COMPROMISED, RETIRED, SHREDDED = "active", "deactivated", "compromised", "retired", "shredded"
+ACTIVE, DEACTIVATED, COMPROMISED, RETIRED, SHREDDED = (
+    "active",
+    "deactivated",
+    "compromised",
+    "retired",
+    "shredded",
+)
 OPENS = frozenset({ACTIVE, DEACTIVATED, COMPROMISED})
 RETIRABLE = frozenset({DEACTIVATED, COMPROMISED})
 
@@ -44,7 +50,7 @@ class Item(NamedTuple):
 
 
 class Refresh(NamedTuple):
-    """A refresh in flight: the keys that it asks for, what it knew of shreds when it began, what it has read."""
+    """A refresh in flight: the keys it asks for, the shreds that had returned when it began, what it read."""
 
     asked: int
     began: int

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tests.protocol import steps
 from tests.protocol.checker import Label
 from tests.protocol.invariants import violation
-from tests.protocol.state import IDLE, NONE, RETIRABLE, STALE, Budget, Client, Process, State, put, with_client
+from tests.protocol.state import (
+    IDLE,
+    NONE,
+    RETIRABLE,
+    STALE,
+    Budget,
+    Client,
+    Process,
+    State,
+    put,
+    with_client,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +39,9 @@ class Mistake(Enum):
     SWAP_ON_KEY_ID = "the swap compares the key's id instead of the old bytes"
     CACHED_BEFORE_COMMIT = "a key is handed out before its row is committed"
     LOAD_NOT_RECHECKED = "a load that was in flight during a refresh is kept without reading the row again"
-    KEPT_DURING_REFRESH = "a key that was kept while a refresh was reading stays, although nobody asked for it"
+    KEPT_DURING_REFRESH = (
+        "a key that was kept while a refresh was reading stays, although nobody asked for it"
+    )
     SOURCE_READ_FIRST = "re-encryption reads the source key's state before it takes the target's key"
     NO_TARGET_FENCE = "the swap does not hold the target's fence"
     REENCRYPTION_MAKES_KEYS = "re-encryption makes the key of a scope that has none"
@@ -134,7 +147,17 @@ class World:
         keys, (fences, marks), items, (closed, returned, bound, budget, broken) = parts[:4]
         memories = 4 + self.processes
         return State(
-            keys, fences, marks, items, closed, returned, bound, budget, broken, parts[4:memories], parts[memories:]
+            keys,
+            fences,
+            marks,
+            items,
+            closed,
+            returned,
+            bound,
+            budget,
+            broken,
+            parts[4:memories],
+            parts[memories:],
         )
 
     # --- locks: held by who stands inside a transaction ---
@@ -177,11 +200,14 @@ class World:
 
     def is_row_locked(self, state: State, place: int) -> bool:
         """Whether an open transaction has written an item's row."""
-        return any(client.at in SHARING and client.place == place for client in state.clients)
+        return any(client.at in WRITTEN and client.place == place for client in state.clients)
 
 
-SHARING = frozenset({"inserted", "swapped", "source checked"})
-"""Points inside a transaction that has written items: it shares their keys' fences."""
+WRITTEN = frozenset({"inserted", "swapped", "keys checked"})
+"""Points inside a transaction that has written items."""
+
+SHARING = WRITTEN | {"fence shared"}
+"""Points inside a transaction that shares the fences of the keys that it writes under."""
 
 CLOSING = frozenset({"closing", "counted", "marking"})
 """Points inside a transaction that has closed a fence."""

@@ -185,7 +185,10 @@ class BranchRotator(_Actor):
         elif state.branches[0] == "deactivated" and not self._is_held(world, state):
             users = [key for key in state.keys if any(w.home == BRANCHES[0] for w in key.wrappings)]
             if not users:
-                yield Label(self.name, steps.DESTROY, BRANCHES[0]), state._replace(branches=("retired", "active"))
+                yield (
+                    Label(self.name, steps.SET_STATES, BRANCHES[0]),
+                    state._replace(branches=("retired", "active")),
+                )
 
     def _is_held(self, world: WrappingWorld, state: Wrappings) -> bool:
         if world.mistake is WrappingMistake.BRANCH_NOT_HELD:
@@ -198,7 +201,7 @@ class BranchRotator(_Actor):
 
 class KekRemover(_Actor):
     """
-    Asks whether a KEK may go, and takes it away if so. No process lists it any more, or makes keys under it alone.
+    Asks whether a KEK may go, and takes it away if so. By then no process makes keys under it alone.
 
     Args:
         name: For the trace.
@@ -231,7 +234,7 @@ class KeyDestroyer(_Actor):
         key = state.keys[0]
         if key.lives:
             keys = put(state.keys, 0, key._replace(lives=False, wrappings=()))
-            yield Label(self.name, steps.DESTROY, "key 0"), state._replace(keys=keys)
+            yield Label(self.name, steps.SET_STATES, "key 0"), state._replace(keys=keys)
 
 
 def _unused(state: Wrappings, key: int) -> int:

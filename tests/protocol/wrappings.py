@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from tests.protocol import steps
-from tests.protocol.checker import Label
-from tests.protocol.state import IDLE, NONE, put
+from tests.protocol.state import IDLE, NONE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.protocol.checker import Model
+    from tests.protocol.checker import Label, Model
 
     Moves = Iterator[tuple[Label, "Wrappings"]]
 
@@ -62,7 +60,7 @@ class Hand(NamedTuple):
 
 
 class Wrappings(NamedTuple):
-    """Everything: keys, the states of branch keys, KEKs that were deleted, what may still happen, the actors."""
+    """Everything: keys, states of branch keys, KEKs that were deleted, what may still happen, the actors."""
 
     keys: tuple[WrappedKey, ...]
     branches: tuple[str, ...]
@@ -137,18 +135,24 @@ class WrappingWorld:
             if not key.lives:
                 if key.wrappings:
                     return f"key {number} was destroyed and has a wrapping"
-            elif not any(wrapping.opens and self.is_there(state, wrapping.home) for wrapping in key.wrappings):
+            elif not any(
+                wrapping.opens and self.is_there(state, wrapping.home) for wrapping in key.wrappings
+            ):
                 return f"key {number} lives, and no wrapping opens it"
         return state.broken or None
 
     def is_done(self, state: Wrappings) -> bool:
         """Whether everybody rests, and every key is where it should be, or awaits a wrapping that opens."""
-        return all(hand.at == IDLE for hand in state.hands) and all(
-            not key.lives
-            or {wrapping.home for wrapping in key.wrappings} == {self.target}
-            or any(not wrapping.opens for wrapping in key.wrappings)
-            for key in state.keys
-        ) and (not self.branches or state.branches[0] == "retired")
+        return (
+            all(hand.at == IDLE for hand in state.hands)
+            and all(
+                not key.lives
+                or {wrapping.home for wrapping in key.wrappings} == {self.target}
+                or any(not wrapping.opens for wrapping in key.wrappings)
+                for key in state.keys
+            )
+            and (not self.branches or state.branches[0] == "retired")
+        )
 
     def parts(self, state: Wrappings) -> tuple[Any, ...]:
         """Take a state apart."""

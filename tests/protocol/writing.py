@@ -10,7 +10,6 @@ from tests.protocol.invariants import PENDING, committed
 from tests.protocol.memory import buried, kept, vacated
 from tests.protocol.state import (
     ACTIVE,
-    CLOSED,
     DEACTIVATED,
     IDLE,
     NO_FENCE,
@@ -19,7 +18,6 @@ from tests.protocol.state import (
     STALE,
     Client,
     Item,
-    bit,
     holder_of,
     put,
     with_client,
@@ -90,7 +88,7 @@ class Writer:
 
     def _begun(self, world: World, state: State, client: Client) -> Moves:
         place = self._places[client.done]
-        scope, database = world.places[place]
+        _, database = world.places[place]
         client = client._replace(place=place, database=NONE)
         yield from self._sealing(world, state, client)
         if self._old_snapshot and not client.rows:
@@ -130,7 +128,9 @@ class Writer:
         if state.keys[holder].state == ACTIVE:
             return self._step(state, client, step, at="loading", key=holder)
         after = buried(state, self._process or 0, holder)
-        return Label(self.name, step, "the scope is closed"), with_client(after, self.index, self._rest(client))
+        return Label(self.name, step, "the scope is closed"), with_client(
+            after, self.index, self._rest(client)
+        )
 
     def _making(self, world: World, state: State, client: Client) -> Moves:
         """The KMS has wrapped a new key, which nobody knows yet."""
@@ -248,13 +248,19 @@ class Writer:
         """Only with a mistake: the row of a key that has sealed already is committed."""
         scope, database = world.places[client.place]
         if holder_of(state, scope) != NONE:
-            yield Label(self.name, steps.ADD_ACTIVE, "lost the race"), with_client(state, self.index, self._rest(client))
+            yield (
+                Label(self.name, steps.ADD_ACTIVE, "lost the race"),
+                with_client(state, self.index, self._rest(client)),
+            )
             return
         number = len(state.keys)
         after = with_new_key(state, scope)
         items = put(after.items, client.place, Item(number))
         after = with_fence(after._replace(items=items), database, number, OPEN)
-        yield Label(self.name, steps.ADD_ACTIVE, f"key {number}"), with_client(after, self.index, self._rest(client))
+        yield (
+            Label(self.name, steps.ADD_ACTIVE, f"key {number}"),
+            with_client(after, self.index, self._rest(client)),
+        )
 
     def _waits_for_row(self, world: World, state: State, client: Client) -> bool:
         return world.is_row_locked(state, client.place)
@@ -277,6 +283,3 @@ class Writer:
 
     def _rest(self, client: Client) -> Client:
         return Client(done=client.done)
-
-
-__all__ = ["CLOSED", "Writer", "bit"]

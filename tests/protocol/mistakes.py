@@ -1,0 +1,151 @@
+"""Protocols with one mistake each, and what the explorer has to find in them: they try it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from tests.protocol.configurations import ONE, branch_keys, opposite_rewraps, rewraps
+from tests.protocol.ending import Marker, Reopener, Retirer, Rotator, Shredder
+from tests.protocol.memory import Refreshes
+from tests.protocol.reading import Reader
+from tests.protocol.reencrypting import Reencrypter
+from tests.protocol.state import Budget
+from tests.protocol.world import Crashes, Mistake, Time, World
+from tests.protocol.wrappings import WrappingMistake
+from tests.protocol.writing import Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.protocol.wrappings import WrappingWorld
+
+
+class Seeded(NamedTuple):
+    """A set-up for a mistake, right but for that, and the invariant that the mistake breaks."""
+
+    mistake: Mistake | WrappingMistake
+    setup: Callable[[], World] | Callable[[], WrappingWorld]
+    breaks: str
+
+    def world(self, *, mistaken: bool) -> World | WrappingWorld:
+        """Make the set-up, with the mistake or without."""
+        return replace(self.setup(), mistake=self.mistake if mistaken else None)  # type: ignore[arg-type]
+
+
+def _rotation() -> World:
+    return World(
+        name="rotation",
+        actors=(Writer("writer", 0, 0), Rotator("rotator"), Retirer("retirer"), Reencrypter("job")),
+        places=ONE,
+        budget=Budget(rotations=2),
+    )
+
+
+def _one_append() -> World:
+    return World(
+        name="one append",
+        actors=(Writer("writer", 0), Rotator("rotator"), Retirer("retirer"), Reencrypter("job")),
+        places=ONE,
+        budget=Budget(rotations=1),
+    )
+
+
+def _first_use() -> World:
+    return World(
+        name="first use",
+        actors=(Writer("writer", 0, process=0), Refreshes(0, 0), Crashes("process", 0, process=0)),
+        places=ONE,
+        processes=1,
+        retires=False,
+        budget=Budget(crashes=1),
+    )
+
+
+def _read() -> World:
+    return World(
+        name="read",
+        actors=(
+            Writer("writer", 0),
+            Reader("reader", 0, process=0),
+            Refreshes(0, 1),
+            Shredder("shredder"),
+            Time(),
+        ),
+        places=ONE,
+        processes=1,
+        retires=False,
+        budget=Budget(shreds=1),
+    )
+
+
+def _erasure() -> World:
+    return World(
+        name="erasure",
+        actors=(
+            Writer("writer", 0, 0),
+            Shredder("shredder"),
+            Reopener("reopener"),
+            Rotator("rotator"),
+            Reencrypter("job"),
+        ),
+        places=ONE,
+        retires=False,
+        budget=Budget(rotations=1, shreds=2, reopens=1),
+    )
+
+
+def _emergency() -> World:
+    return World(
+        name="emergency",
+        actors=(
+            Writer("writer", 0),
+            Rotator("rotator"),
+            Marker("marker"),
+            Reencrypter("job"),
+            Retirer("retirer"),
+        ),
+        places=ONE,
+        budget=Budget(compromises=1),
+    )
+
+
+RETIRED = "item 0 is lost: its key was retired"
+PLAINTEXT = "a read that began after the refresh bound got shredded plaintext"
+
+SEEDED = (
+    Seeded(Mistake.NO_FENCE_LOCK, _one_append, RETIRED),
+    Seeded(Mistake.FOR_KEY_SHARE, _one_append, RETIRED),
+    Seeded(Mistake.COUNT_BEFORE_LOCK, _one_append, RETIRED),
+    Seeded(Mistake.WRONG_ISOLATION, _one_append, RETIRED),
+    Seeded(Mistake.DESTROY_BEFORE_FENCES, _one_append, RETIRED),
+    Seeded(Mistake.NO_TARGET_FENCE, _rotation, RETIRED),
+    Seeded(Mistake.SWAP_ON_KEY_ID, _rotation, "item 0 was overwritten by an older content"),
+    Seeded(
+        Mistake.CACHED_BEFORE_COMMIT,
+        _first_use,
+        "item 0 is under a key that nobody has: its row was never committed",
+    ),
+    Seeded(Mistake.LOAD_NOT_RECHECKED, _read, PLAINTEXT),
+    Seeded(Mistake.KEPT_DURING_REFRESH, _read, PLAINTEXT),
+    Seeded(Mistake.TOMBSTONE_WITHOUT_SLOT, _erasure, "key 1 lives in a scope that was closed"),
+    Seeded(Mistake.SHRED_WITHOUT_WHOLE_SCOPE, _erasure, "lives in a scope that was closed"),
+    Seeded(Mistake.REPLACE_WITHOUT_VERSION, _erasure, "lives in a scope that was closed"),
+    Seeded(Mistake.SOURCE_READ_FIRST, _erasure, "item 0 was erased and opens again"),
+    Seeded(Mistake.REENCRYPTION_MAKES_KEYS, _erasure, "a re-encryption made a key"),
+    Seeded(
+        Mistake.REOPEN_BEFORE_FENCES,
+        _erasure,
+        "item 0 was committed under a shredded key, and its scope is open again",
+    ),
+    Seeded(
+        Mistake.MARKS_BEFORE_FENCE,
+        _emergency,
+        "item 0 is honest, and was committed behind its compromised key's mark",
+    ),
+    Seeded(WrappingMistake.DROPPED_BEFORE_VERIFIED, rewraps, "key 0 lost its last verified wrapping"),
+    Seeded(WrappingMistake.DROPPED_WITHOUT_LOOKING, opposite_rewraps, "lives, and no wrapping opens it"),
+    Seeded(WrappingMistake.BRANCH_NOT_HELD, branch_keys, "lives, and no wrapping opens it"),
+    Seeded(WrappingMistake.GUARD_TAKES_UNVERIFIED, rewraps, "key 0 lives, and no wrapping opens it"),
+    Seeded(WrappingMistake.DESTROYED_TAKES_WRAPPINGS, rewraps, "key 0 was destroyed and has a wrapping"),
+)
