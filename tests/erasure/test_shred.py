@@ -423,6 +423,46 @@ def test_a_reopened_scope_is_written_again_and_what_was_erased_stays_so(processe
     assert is_closed(other)
 
 
+@pytest.mark.postgres
+def test_a_scope_stays_closed_while_somebody_can_still_commit_under_its_shredded_key(
+    postgres_processes, monkeypatch
+) -> None:
+    monkeypatch.setattr("eventseal.storage.fences.PATIENCE", 0.1)
+    one, writer, _ = postgres_processes
+    one.append()
+    late = writer.sealed_item()
+    with writer.seal.datastore.engine.connect() as connection:
+        connection.execute(
+            text("SELECT 1 FROM key_fences WHERE key_id = :key FOR SHARE"), {"key": late.key_id}
+        )
+        assert not shred(one.seal, SCOPE).complete
+        with pytest.raises(StoreUnavailableError, match="still open"):
+            reopen(one.seal, SCOPE)
+        assert is_closed(one)
+        connection.rollback()
+    assert reopen(one.seal, SCOPE).done == 1
+    assert one.fence(late.key_id) == CLOSED
+    with pytest.raises(KeyClosedError):
+        writer.strategy.append([late])
+
+
+def test_a_fence_that_the_shred_left_open_is_closed_before_the_scope_is_open(processes) -> None:
+    one, writer, _ = processes
+    late = writer.sealed_item()
+    one.seal.keyring.shred(SCOPE)  # killed before it came to the fences
+    assert reopen(one.seal, SCOPE).done == 1
+    assert one.fence(late.key_id) == CLOSED
+    with pytest.raises(KeyClosedError):
+        writer.strategy.append([late])
+
+
+def test_a_scope_that_is_open_keeps_its_fences(processes) -> None:
+    one = processes[0]
+    key_id = one.append().key_id
+    assert reopen(one.seal, SCOPE).done == 0
+    assert one.fence(key_id) == OPEN
+
+
 def test_an_unknown_scope_is_not_reopened(processes) -> None:
     with pytest.raises(ConfigurationError, match="customer-42"):
         reopen(processes[0].seal, SCOPE)

@@ -81,6 +81,9 @@ def reopen(store: SealedStore, scope: str) -> JobResult:
     """
     Let a scope that was shredded have keys again. What was shredded stays so.
 
+    First the fences that the shred had to leave open are closed: a transaction that has written under a
+    shredded key, and is open still, would else commit what nobody can read into a scope that is open.
+
     Args:
         store: An ``EventSeal``, or any object with its four.
         scope: One that is closed; nothing is done to one that is not.
@@ -91,10 +94,19 @@ def reopen(store: SealedStore, scope: str) -> JobResult:
     Raises:
         ConfigurationError: No key of the scope was ever made.
         IntegrityError: A row of the scope is not what a keyring sealed; nothing was done.
+        StoreUnavailableError: A transaction that wrote under a shredded key goes on for more than 2 seconds,
+            or a database is away. The scope stays closed.
         StoreError: The key store refused or failed.
     """
     started = time.monotonic()
-    freed = store.keyring.reopen(scope)
+
+    def close_fences(shredded: Sequence[KeyRecord]) -> None:
+        for key_ids in _batches(shredded):
+            closing = close_and_count(store.datastore.engine, (), key_ids, even_if_needed=True)
+            for error in closing.held.values():
+                raise error
+
+    freed = store.keyring.reopen(scope, first=close_fences)
     return JobResult(
         verb="reopen",
         complete=True,

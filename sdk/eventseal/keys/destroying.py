@@ -196,12 +196,16 @@ class Destroyer:
         shredded = tuple([record for record in rows if record.destroyed_by == "shredded"])
         return ShreddedScope(tuple(ended), shredded)
 
-    def reopen(self, scope: str) -> list[KeyRecord]:
+    def reopen(
+        self, scope: str, *, first: Callable[[Sequence[KeyRecord]], object] | None = None
+    ) -> list[KeyRecord]:
         """
         Free the slots of a scope that was shredded; its keys stay destroyed.
 
         Args:
             scope: Checked.
+            first: Called with the scope's shredded keys before anything is freed, unless the scope is open;
+                again if one of them moved meanwhile.
 
         Returns:
             The tombstones that held a slot.
@@ -219,6 +223,8 @@ class Destroyer:
             ]
             freed.clear()
             freed.update(record.key_id for record in holding)
+            if holding and first is not None:
+                first([record for record in rows if record.destroyed_by == "shredded"])
             return Moves([(record, _next(record, active_scope=None)) for record in holding])
 
         rows = self._change(lambda: self._subject_keys(scope), plan, f"scope {scope!r} was reopened")

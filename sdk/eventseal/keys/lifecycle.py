@@ -10,7 +10,7 @@ from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
 from eventseal.keys.states import KeyPurpose, KeyState
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection, Sequence
     from uuid import UUID
 
     from eventseal.errors import EventSealError
@@ -167,12 +167,18 @@ class KeyLifecycle:
         self._memory.check_open()
         return self._destroyer.shred(checked_scope(scope))
 
-    def reopen(self, scope: str) -> list[KeyRecord]:
+    def reopen(
+        self, scope: str, *, first: Callable[[Sequence[KeyRecord]], object] | None = None
+    ) -> list[KeyRecord]:
         """
         Let a scope that was shredded have keys again. What was shredded stays so.
 
+        Use :func:`eventseal.erasure.reopen` where there are items: it closes the fences that the shred had to
+        leave open, so that no stale writer's item is written unreadable into a scope that is open again.
+
         Args:
             scope: One that is closed; nothing is done to one that is not.
+            first: Called with the scope's shredded keys before it is opened; what it raises keeps it closed.
 
         Returns:
             The tombstones that had closed the scope.
@@ -184,7 +190,7 @@ class KeyLifecycle:
             StoreError: The key store refused or failed.
         """
         self._memory.check_open()
-        return self._destroyer.reopen(checked_scope(scope))
+        return self._destroyer.reopen(checked_scope(scope), first=first)
 
     def branch_uses(self, branch_ids: Collection[UUID]) -> dict[UUID, int]:
         """
