@@ -10,6 +10,7 @@ import typer.main
 
 from eventseal.cli import app
 from eventseal.cli.exit_codes import ExitCode
+from eventseal.eventstore.field_survey import PERSONAL_WORDS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
 ROOT = typer.main.get_command(app)
@@ -47,3 +48,11 @@ def test_the_global_options_are_the_roots():
 def test_the_exit_codes_are_those_of_the_code():
     codes = re.findall(r"^\| (\d+) \|", section("Exit codes"), re.MULTILINE)
     assert [int(code) for code in codes] == list(ExitCode)
+
+
+def test_the_words_that_say_personal_data_are_those_of_the_code():
+    text = re.search(r"is a part of it \(.*?\): (.*?), and some plurals", section("`fields`"), re.DOTALL)
+    assert text is not None
+    words = set(re.findall(r"\w+", text[1]))
+    assert words | {f"{word}s" for word in words} | {f"{word}es" for word in words} >= PERSONAL_WORDS
+    assert words <= PERSONAL_WORDS
