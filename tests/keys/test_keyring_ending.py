@@ -13,12 +13,14 @@ from eventseal.errors import (
     JobError,
     KeyDestroyedError,
     KeyNotFoundError,
+    KmsUnavailableError,
     StoreUnavailableError,
     WrongApplicationError,
 )
 from eventseal.keys import DataKey, InMemoryKeyStore, KeyPurpose, KeyState
 from eventseal.keys.key_ids import new_key_id
 from eventseal.keys.states import SUBJECT_PURPOSES
+from eventseal.testing import FakeKms
 
 SCOPE = "subject:customer-42"
 
@@ -643,6 +645,43 @@ def test_many_scopes_are_rotated_with_one_call_of_the_kms_for_all(new_keyring, s
     for scope, outcome in rotated.items():
         assert store.record(olds[scope]).state is KeyState.DEACTIVATED
         assert sealing_key(keyring, scope).key_id == outcome.new.key_id
+
+
+class GeneratingKms(FakeKms):
+    """Makes several keys at once, each of which may fail."""
+
+    failing: int | None = None
+    short: int | None = None
+
+    def generate_data_keys(self, contexts):
+        answers = []
+        for number, context in enumerate(contexts):
+            key, wrapped = self.generate_data_key(context)
+            if number == self.failing:
+                answers.append(KmsUnavailableError("throttled", kek_uri=self.uri))
+            else:
+                answers.append((key[:16] if number == self.short else key, wrapped))
+        return answers
+
+
+@pytest.mark.parametrize("trouble", [None, "failing", "short"])
+def test_keys_are_made_together_where_the_kms_can(new_keyring, store, trouble) -> None:
+    kms = GeneratingKms()
+    keyring = new_keyring(kms=kms)
+    scopes = [f"tenant:{number}" for number in range(30)]
+    keyring.prepare(scopes)
+    if trouble is not None:
+        setattr(kms, trouble, 7)
+        before = store.snapshot()
+        with pytest.raises(KmsUnavailableError if trouble == "failing" else IntegrityError):
+            keyring.rotate_many(scopes)
+        assert store.snapshot() == before  # all, or none
+        setattr(kms, trouble, None)
+    calls = keyring.counters.kms_calls
+    rotated = keyring.rotate_many(scopes)
+    assert keyring.counters.kms_calls == calls + 1
+    found = new_keyring(kms=kms).opening_keys([outcome.new.key_id for outcome in rotated.values()])
+    assert all(isinstance(key, DataKey) for key in found.values())
 
 
 def test_with_branches_many_scopes_are_rotated_without_a_call(new_keyring, kms) -> None:

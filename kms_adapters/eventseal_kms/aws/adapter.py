@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         SupportsAliases,
         SupportsBatch,
         SupportsCheck,
+        SupportsGeneration,
         SupportsRewrap,
         TellsVersion,
         WrappedKey,
@@ -112,6 +113,12 @@ class AwsKmsAdapter:
             IntegrityError: Something else answered than this KMS key.
         """
         return _value(self._outcomes.generated(context))
+
+    def generate_data_keys(
+        self, contexts: Sequence[EncryptionContext]
+    ) -> list[tuple[bytes, WrappedKey] | EventSealError]:
+        """Have KMS make and wrap several keys, at most 20 calls in flight; an outage ends the batch early."""
+        return self._each(contexts, self._outcomes.generated)
 
     def wrap(self, key: bytes, context: EncryptionContext) -> WrappedKey:
         """
@@ -217,6 +224,7 @@ def _value(outcome: Value | EventSealError) -> Value:
 if TYPE_CHECKING:
     _kms: type[KmsAdapter] = AwsKmsAdapter
     _batch: type[SupportsBatch] = AwsKmsAdapter
+    _generation: type[SupportsGeneration] = AwsKmsAdapter
     _check: type[SupportsCheck] = AwsKmsAdapter
     _rewrap: type[SupportsRewrap] = AwsKmsAdapter
     _aliases: type[SupportsAliases] = AwsKmsAdapter

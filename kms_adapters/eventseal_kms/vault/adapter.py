@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         PermissionCheck,
         SupportsBatch,
         SupportsCheck,
+        SupportsGeneration,
         SupportsRewrap,
         SupportsVersions,
         TellsVersion,
@@ -126,6 +127,16 @@ class VaultTransitAdapter:
             del key  # a traceback with locals would show it
             raise outcome
         return key, outcome
+
+    def generate_data_keys(
+        self, contexts: Sequence[EncryptionContext]
+    ) -> list[tuple[bytes, WrappedKey] | EventSealError]:
+        """Make 32 random bytes for each context, and wrap them together."""
+        keys = [(os.urandom(KEY_SIZE), context) for context in contexts]
+        return [
+            outcome if isinstance(outcome, EventSealError) else (key, outcome)
+            for (key, _), outcome in zip(keys, self.wrap_many(keys), strict=True)
+        ]
 
     def wrap(self, key: bytes, context: EncryptionContext) -> WrappedKey:
         """
@@ -304,6 +315,7 @@ class VaultTransitAdapter:
 if TYPE_CHECKING:
     _adapter: type[KmsAdapter] = VaultTransitAdapter
     _batch: type[SupportsBatch] = VaultTransitAdapter
+    _generation: type[SupportsGeneration] = VaultTransitAdapter
     _rewrap: type[SupportsRewrap] = VaultTransitAdapter
     _check: type[SupportsCheck] = VaultTransitAdapter
     _versions: type[SupportsVersions] = VaultTransitAdapter

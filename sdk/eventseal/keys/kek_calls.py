@@ -9,7 +9,7 @@ from eventseal.keys.call_slots import CallSlots
 from eventseal.keys.data_key import material_of
 from eventseal.keys.handles import generated_key, unwrapped_key
 from eventseal.keys.single_flight import copied
-from eventseal.kms.adapter import SupportsBatch
+from eventseal.kms.adapter import SupportsBatch, SupportsGeneration
 from eventseal.kms.context import EncryptionContext
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class KekCalls:
             KmsError: The KMS refused or failed; then none is given.
             IntegrityError: What it gave is no key.
         """
+        if len(records) > 1 and isinstance(adapter, SupportsGeneration):
+            return self._generated_together(adapter, records)
         made: list[tuple[DataKey, WrappedKey]] = []
         try:
             for record in records:
@@ -114,6 +116,35 @@ class KekCalls:
         if isinstance(key, EventSealError):
             raise key
         return key, wrapped
+
+    def _generated_together(
+        self, adapter: SupportsGeneration, records: Sequence[KeyRecord]
+    ) -> list[tuple[DataKey, WrappedKey]]:
+        self._counters.count_kms_calls(1)
+        giver = type(adapter).__name__
+        with self._slots.taken(len(records)):
+            answers = adapter.generate_data_keys([_context_of(record) for record in records])
+        outcomes = [
+            answer
+            if isinstance(answer, EventSealError)
+            else (generated_key(answer[0], record, giver=giver), answer[1])
+            for answer, record in zip(answers, records, strict=True)
+        ]
+        del answers  # no traceback of the error below shows the bytes
+        made: list[tuple[DataKey, WrappedKey]] = []
+        failures: list[EventSealError] = []
+        for outcome in outcomes:
+            if isinstance(outcome, EventSealError):
+                failures.append(outcome)
+            elif isinstance(outcome[0], EventSealError):
+                failures.append(outcome[0])
+            else:
+                made.append((outcome[0], outcome[1]))
+        if not failures:
+            return made
+        for key, _ in made:
+            key.close()
+        raise failures[0]
 
     def _wrapped(self, adapter: KmsAdapter, key: DataKey) -> WrappedKey | EventSealError:
         self._counters.count_kms_calls(1)

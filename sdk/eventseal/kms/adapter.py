@@ -123,6 +123,17 @@ class SupportsBatch(Protocol):
 
 
 @runtime_checkable
+class SupportsGeneration(Protocol):
+    """An adapter that makes several keys faster than one after the other; one outcome a key, in order."""
+
+    def generate_data_keys(
+        self, contexts: Sequence[EncryptionContext]
+    ) -> list[tuple[bytes, WrappedKey] | EventSealError]:
+        """Make a key of 32 bytes for each context and wrap it; one that could not be has its error."""
+        ...
+
+
+@runtime_checkable
 class SupportsRewrap(Protocol):
     """An adapter whose KMS moves a wrapping to the KEK's newest version without showing the key."""
 

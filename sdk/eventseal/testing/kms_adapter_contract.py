@@ -31,6 +31,7 @@ from eventseal.kms import (
     EncryptionContext,
     KmsAdapter,
     SupportsBatch,
+    SupportsGeneration,
     SupportsRewrap,
     WrappedKey,
 )
@@ -260,6 +261,26 @@ class KmsBatchContract(KmsAdapterFixtures):
         assert [outcomes[at] for at in (0, 2, 4)] == [keys[at] for at in (0, 2, 4)]
 
 
+class KmsGenerationContract(KmsAdapterFixtures):
+    """What an adapter with ``generate_data_keys`` must do beside."""
+
+    def test_keys_made_together_are_unwrapped_under_their_contexts(self, adapter: KmsAdapter) -> None:
+        assert isinstance(adapter, SupportsGeneration)
+        contexts = [_context() for _ in range(40)]
+        made = [outcome for outcome in adapter.generate_data_keys(contexts) if isinstance(outcome, tuple)]
+        assert len(made) == len(contexts)
+        assert len({key for key, _ in made}) == len(contexts)
+        for (key, wrapped), context in zip(made, contexts, strict=True):
+            assert len(key) == KEY_SIZE
+            assert adapter.unwrap(wrapped, context) == key
+
+    def test_no_key_is_made_for_no_context(self, adapter: KmsAdapter, count_calls: Callable[[], int]) -> None:
+        assert isinstance(adapter, SupportsGeneration)
+        before = count_calls()
+        assert adapter.generate_data_keys([]) == []
+        assert count_calls() == before
+
+
 class KmsRewrapContract(KmsAdapterFixtures):
     """What an adapter with ``rewrap_many`` must do beside."""
 
@@ -311,4 +332,10 @@ def _context() -> EncryptionContext:
     return EncryptionContext(uuid4(), "data", "contract")
 
 
-__all__ = ["KmsAdapterContract", "KmsAdapterFixtures", "KmsBatchContract", "KmsRewrapContract"]
+__all__ = [
+    "KmsAdapterContract",
+    "KmsAdapterFixtures",
+    "KmsBatchContract",
+    "KmsGenerationContract",
+    "KmsRewrapContract",
+]

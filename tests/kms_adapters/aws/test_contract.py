@@ -5,14 +5,19 @@ import pytest
 from moto import mock_aws
 
 from eventseal.errors import KmsForbiddenError
-from eventseal.testing.kms_adapter_contract import KmsAdapterContract, KmsBatchContract, KmsRewrapContract
+from eventseal.testing.kms_adapter_contract import (
+    KmsAdapterContract,
+    KmsBatchContract,
+    KmsGenerationContract,
+    KmsRewrapContract,
+)
 from eventseal_kms.aws import AwsKmsAdapter
 from eventseal_kms.testing import FakeAwsKms
 
 GRANT_TOKEN = "a-grant-token-that-nobody-should-see"
 
 
-class AwsContract(KmsAdapterContract, KmsBatchContract, KmsRewrapContract):
+class AwsContract(KmsAdapterContract, KmsBatchContract, KmsGenerationContract, KmsRewrapContract):
     """With a *kms* that has *key* and *other_key*."""
 
     @pytest.fixture

@@ -4,11 +4,16 @@ import uuid
 
 import pytest
 
-from eventseal.testing.kms_adapter_contract import KmsAdapterContract, KmsBatchContract, KmsRewrapContract
+from eventseal.testing.kms_adapter_contract import (
+    KmsAdapterContract,
+    KmsBatchContract,
+    KmsGenerationContract,
+    KmsRewrapContract,
+)
 from eventseal_kms.vault import Token, VaultSettings, VaultTransitAdapter
 
 
-class OverOpenBao(KmsAdapterContract, KmsBatchContract, KmsRewrapContract):
+class OverOpenBao(KmsAdapterContract, KmsBatchContract, KmsGenerationContract, KmsRewrapContract):
     @pytest.fixture
     def make_adapter(self, openbao, key_name):
         return lambda: self.adapter_of(openbao, key_name)
