@@ -27,7 +27,7 @@ def operations(made):
     return [path.split("/")[1] for _, path in made]
 
 
-def test_a_thousand_subject_keys_cost_a_call_for_the_store_key_and_one_for_all_branches(openbao, vault, key_store):
+def test_a_thousand_subject_keys_cost_one_call_for_all_branch_keys_together(openbao, vault, key_store):
     scopes = [f"subject:{number}" for number in range(SUBJECTS)]
     writer = AESCipher(Keyring(vault, key_store, application="shop", branches=BRANCHES))
     sealed = []
