@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 MOST_PASSES = 4
 """Passes in one call: where keys are rotated again and again, the next call goes on."""
 
-_SMALL_TABLE = 10_000
+SMALL_TABLE = 10_000
+"""Items of a table that is one range."""
+
 _RANGE_ITEMS = 250_000
 _RANGES_PER_WORKER = 4
 _MOST_RANGES = 4096
@@ -160,7 +162,7 @@ class Passes:
     def _bounds_of(self, source: TableSources) -> Callable[[Connection], list[tuple[Any, Any]]]:
         items = sum(source.items.values())
         ranges = 1
-        if items >= _SMALL_TABLE:
+        if items >= SMALL_TABLE:
             ranges = max(_RANGES_PER_WORKER * self._shards, items // _RANGE_ITEMS)
         return lambda connection: range_bounds(connection, source.table, min(ranges, _MOST_RANGES))
 
