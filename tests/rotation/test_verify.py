@@ -8,6 +8,7 @@ from dataclasses import replace
 from uuid import UUID
 
 import pytest
+from sqlalchemy import text
 
 from eventseal.errors import (
     ConfigurationError,
@@ -19,7 +20,7 @@ from eventseal.errors import (
     WrongApplicationError,
 )
 from eventseal.keys import KeyPurpose
-from eventseal.rotation import SealedStore, verify
+from eventseal.rotation import SealedStore, reencrypt, verify
 from eventseal.rotation.results import MAX_FAILURES
 from eventseal.storage import SnapshotRecord, TimestampSequencedItemRecord
 from eventseal.testing import FakeKms
@@ -149,6 +150,22 @@ def test_what_sqlite_lets_an_edit_put_in_a_column_fails_its_own_row_alone(
     result = verify(sqlite_shop.seal)
     assert (result.done, result.failed) == (2, 1)
     json.dumps(result.to_json())
+
+
+@pytest.mark.parametrize("column", ["data", "topic", "sequence_id", "key_id"])
+def test_text_that_is_not_utf_8_fails_its_own_row_alone(sqlite_shop, column):
+    items = sqlite_shop.append(3)
+    with sqlite_shop.seal.datastore.engine.begin() as connection:
+        connection.execute(
+            text(f"UPDATE {ITEMS} SET {column} = CAST(x'6fff' AS TEXT) WHERE position = :position"),
+            {"position": items[1].position},
+        )
+    result = verify(sqlite_shop.seal)
+    assert (result.done, result.failed) == (2, 1)
+    json.dumps(result.to_json())
+    sqlite_shop.seal.keyring.rotate()
+    moved = reencrypt(sqlite_shop.seal)
+    assert (moved.done, moved.failed) == (2, 1)
 
 
 def test_an_item_moved_to_another_table_is_a_failure(shop):

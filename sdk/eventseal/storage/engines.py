@@ -88,6 +88,8 @@ def make_engine(settings: SQLAlchemySettings) -> Engine:
         raise ImportError(
             "PostgreSQL needs psycopg: pip install 'eventseal[postgres]'", name=error.name
         ) from error
+    if sqlite:
+        event.listen(engine, "connect", _read_any_text)
     if sqlite and not settings.in_memory:
         event.listen(engine, "connect", _use_write_ahead_log)
     return engine
@@ -109,6 +111,15 @@ def _sqlite_options(url: URL, options: dict[str, Any]) -> dict[str, Any]:
             }
             options = {**one, **options}
     return {**options, "connect_args": connect_args}
+
+
+def _read_any_text(connection: sqlite3.Connection, _record: object) -> None:
+    """Give text that is not UTF-8 with lone surrogates: an edited row is refused alone, and hides no other."""
+    connection.text_factory = _any_text
+
+
+def _any_text(stored: bytes) -> str:
+    return stored.decode("utf-8", "surrogateescape")
 
 
 def _use_write_ahead_log(connection: sqlite3.Connection, _record: object) -> None:
