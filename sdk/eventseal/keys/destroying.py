@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from eventseal.errors import (
     ConfigurationError,
+    IntegrityError,
     JobError,
     KeyNotFoundError,
     StoreUnavailableError,
 )
 from eventseal.keys.branch_wrapping import branch_uri
-from eventseal.keys.making import new_tombstone
+from eventseal.keys.endings import (
+    RETIRED_PURPOSES,
+    Moves,
+    end_of_scope,
+    ended,
+    moved,
+    refuse_active,
+    refuse_retirement,
+)
 from eventseal.keys.marks import Marks
 from eventseal.keys.opening import ATTEMPTS
 from eventseal.keys.records import DEFAULT_SCOPE
@@ -20,7 +28,7 @@ from eventseal.keys.rows import check_row, destroyed
 from eventseal.keys.states import SUBJECT_PURPOSES, KeyPurpose, KeyState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from uuid import UUID
 
     from eventseal.keys.known_states import Moment
@@ -31,22 +39,6 @@ if TYPE_CHECKING:
     from eventseal.keys.seals import Seals
     from eventseal.keys.store_key import StoreKey
 
-RETIRED_PURPOSES = (KeyPurpose.DATA, KeyPurpose.BRANCH)
-"""The purposes of keys that are retired; the others are shredded, or stay."""
-
-
-class Moves(NamedTuple):
-    """
-    What is to become of keys that were just read.
-
-    Attributes:
-        keys: Each as it was read, and as it is to be, not sealed yet.
-        tombstones: New rows that were never keys, not sealed yet.
-    """
-
-    keys: Sequence[tuple[KeyRecord, KeyRecord]]
-    tombstones: Sequence[KeyRecord] = ()
-
 
 class ShreddedScope(NamedTuple):
     """
@@ -56,10 +48,12 @@ class ShreddedScope(NamedTuple):
         destroyed: The keys that lived until now.
         shredded: All keys of the scope that were ever shredded, also in an earlier run, with the tombstones
             that only hold a slot.
+        keys: Every key that the scope ever had, also those that were retired.
     """
 
     destroyed: tuple[UUID, ...]
     shredded: tuple[KeyRecord, ...]
+    keys: tuple[KeyRecord, ...]
 
 
 class Destroyer:
@@ -121,12 +115,12 @@ class Destroyer:
 
         def plan(rows: Sequence[KeyRecord]) -> Moves:
             for record in rows:
-                _refuse_active(record)
+                refuse_active(record)
                 if record.state is KeyState.DESTROYED:
                     raise destroyed(record)
             return Moves(
                 [
-                    (record, _next(record, state=KeyState.COMPROMISED))
+                    (record, moved(record, state=KeyState.COMPROMISED))
                     for record in rows
                     if record.state is KeyState.DEACTIVATED
                 ]
@@ -158,7 +152,7 @@ class Destroyer:
             if dry_run:
                 self._refuse_wrapping(rows)
                 return Moves([])
-            return Moves([(record, _ended(record, "retired")) for record in rows if record.state.opens])
+            return Moves([(record, ended(record, "retired")) for record in rows if record.state.opens])
 
         return self._change(
             lambda: self._named(key_ids),
@@ -167,34 +161,79 @@ class Destroyer:
             refused=self._refuse_wrapping,
         )
 
-    def shred(self, scope: str) -> ShreddedScope:
+    def shred(
+        self,
+        scope: str,
+        *,
+        first: Callable[[Sequence[KeyRecord]], object] | None = None,
+        even_default: bool = False,
+        dry_run: bool = False,
+    ) -> ShreddedScope:
         """
         Destroy every key of a scope and close the scope; see :meth:`eventseal.keys.Keyring.shred`.
 
         Args:
             scope: Checked.
+            first: Called with all keys of the scope before any is destroyed; again if one moved meanwhile.
+            even_default: Whether the scope may be everybody's.
+            dry_run: Whether only to read what would be destroyed.
 
         Raises:
             ConfigurationError: No key of this scope was ever made, or it is everybody's.
         """
-        if scope == DEFAULT_SCOPE:
+        if scope == DEFAULT_SCOPE and not even_default:
             raise ConfigurationError(
                 f"the scope {scope!r} is everybody's and cannot be shredded",
                 remedy="Give what is to be erased one day a scope of its own, such as subject:<id>.",
             )
-        ended: list[UUID] = []
+        live: list[UUID] = []
 
         def plan(rows: Sequence[KeyRecord]) -> Moves:
             if not rows:
                 raise _unknown(scope)
-            ended[:] = [record.key_id for record in rows if record.state.opens]
-            return self._end_of(scope, rows)
+            live[:] = [record.key_id for record in rows if record.state.opens]
+            if dry_run:
+                return Moves([])
+            if first is not None:
+                first(rows)
+            return end_of_scope(self._application, scope, rows)
 
         rows = self._change(
             lambda: self._subject_keys(scope), plan, f"scope {scope!r} was shredded", whole_scope=scope
         )
         shredded = tuple([record for record in rows if record.destroyed_by == "shredded"])
-        return ShreddedScope(tuple(ended), shredded)
+        return ShreddedScope(tuple(live), shredded, tuple(rows))
+
+    def shred_again(
+        self, scope: str, erased: Mapping[UUID, KeyPurpose], *, closed: bool, dry_run: bool
+    ) -> ShreddedScope:
+        """
+        Destroy keys that were destroyed once, by id; see :meth:`eventseal.keys.Keyring.shred_again`.
+
+        Args:
+            scope: Checked.
+            erased: The keys, with their purposes.
+            closed: Whether the scope is to be closed.
+            dry_run: Whether only to read what would be destroyed.
+
+        Raises:
+            IntegrityError: A key is of another scope or purpose.
+        """
+        live: list[UUID] = []
+
+        def plan(rows: Sequence[KeyRecord]) -> Moves:
+            live[:] = [record.key_id for record in rows if record.key_id in erased and record.state.opens]
+            return (
+                Moves([])
+                if dry_run
+                else end_of_scope(self._application, scope, rows, erased=erased, closed=closed)
+            )
+
+        rows = self._change(
+            lambda: self._erased_keys(scope, erased), plan, f"keys of scope {scope!r} were shredded again"
+        )
+        shredded = tuple([record for record in rows if record.destroyed_by == "shredded"])
+        return ShreddedScope(tuple(live), shredded, tuple(rows))
 
     def reopen(
         self, scope: str, *, first: Callable[[Sequence[KeyRecord]], object] | None = None
@@ -225,26 +264,10 @@ class Destroyer:
             freed.update(record.key_id for record in holding)
             if holding and first is not None:
                 first([record for record in rows if record.destroyed_by == "shredded"])
-            return Moves([(record, _next(record, active_scope=None)) for record in holding])
+            return Moves([(record, moved(record, active_scope=None)) for record in holding])
 
         rows = self._change(lambda: self._subject_keys(scope), plan, f"scope {scope!r} was reopened")
         return [record for record in rows if record.key_id in freed]
-
-    def _end_of(self, scope: str, rows: Sequence[KeyRecord]) -> Moves:
-        keys: list[tuple[KeyRecord, KeyRecord]] = []
-        tombstones: list[KeyRecord] = []
-        for purpose in SUBJECT_PURPOSES:
-            of_purpose = [record for record in rows if record.purpose is purpose]
-            holder = _slot_holder(of_purpose)
-            if holder is None:
-                tombstones.append(new_tombstone(self._application, scope, purpose))
-            for record in of_purpose:
-                slot = scope if record is holder else None
-                if record.state.opens:
-                    keys.append((record, _ended(record, "shredded", active_scope=slot)))
-                elif slot != record.active_scope:
-                    keys.append((record, _next(record, active_scope=slot)))
-        return Moves(keys, tombstones)
 
     def _change(
         self,
@@ -320,6 +343,20 @@ class Destroyer:
             check_row(record, record.key_id, self._application, seals)
         return [record for record in rows if record.purpose in SUBJECT_PURPOSES]
 
+    def _erased_keys(self, scope: str, erased: Mapping[UUID, KeyPurpose]) -> list[KeyRecord]:
+        rows = self._subject_keys(scope)
+        purposes = {record.key_id: record.purpose for record in rows}
+        elsewhere = [key_id for key_id in erased if key_id not in purposes]
+        for key_id in [*self._store.get(elsewhere), *(k for k in purposes if k in erased)]:
+            if purposes.get(key_id) is not erased[key_id]:
+                raise IntegrityError(
+                    f"key {key_id} was shredded as a {erased[key_id]} key of scope {scope!r}, and its row is "
+                    "of another scope or purpose",
+                    remedy="Find out who changed the key tables, and restore the key's row from a backup.",
+                    key_id=key_id,
+                )
+        return rows
+
     def wrapped_under(self, branch_ids: Collection[UUID]) -> dict[UUID, int]:
         """Count the wrappings under each of some branch keys; one that has none is left out."""
         if not branch_ids:
@@ -337,52 +374,6 @@ class Destroyer:
                 key_id=branch_id,
                 remedy="Wrap those under other keys first (`eventseal rewrap`), then retire this one.",
             )
-
-
-def _next(record: KeyRecord, **changes: Any) -> KeyRecord:
-    return replace(record, row_version=record.row_version + 1, **changes)
-
-
-def _ended(
-    record: KeyRecord, by: Literal["retired", "shredded"], *, active_scope: str | None = None
-) -> KeyRecord:
-    return _next(record, state=KeyState.DESTROYED, destroyed_by=by, active_scope=active_scope, wrappings=())
-
-
-def _slot_holder(rows: Sequence[KeyRecord]) -> KeyRecord | None:
-    """
-    Choose the key of a purpose whose tombstone keeps the slot: who holds it already, else the newest.
-
-    A retired key is none: its tombstone says that no item of the scope is unreadable.
-    """
-    held = [record for record in rows if record.active_scope is not None]
-    shredded = [record for record in rows if record.destroyed_by != "retired"]
-    return max(held or shredded, key=lambda record: record.key_id, default=None)
-
-
-def refuse_retirement(record: KeyRecord) -> None:
-    """
-    Refuse to retire a key that is in use, or whose items nobody can count.
-
-    Raises:
-        JobError: The key is active, or of a purpose that is never retired.
-    """
-    _refuse_active(record)
-    if record.purpose not in RETIRED_PURPOSES:
-        raise JobError(
-            f"key {record.key_id} is of purpose {record.purpose}, and such keys are never retired",
-            key_id=record.key_id,
-            remedy="What it has sealed is nested inside items, where nobody counts it: only a shred ends it.",
-        )
-
-
-def _refuse_active(record: KeyRecord) -> None:
-    if record.state is KeyState.ACTIVE:
-        raise JobError(
-            f"key {record.key_id} is the active key of scope {record.scope!r}",
-            key_id=record.key_id,
-            remedy=f"Rotate the scope first: `eventseal rotate --scope {record.scope}`.",
-        )
 
 
 def _unknown(scope: str) -> ConfigurationError:

@@ -13,6 +13,7 @@ from eventseal.keys.counters import CountedStore, KeyringCounters
 from eventseal.keys.destroying import Destroyer
 from eventseal.keys.forks import renew_in_children
 from eventseal.keys.kek_facts import KekFacts
+from eventseal.keys.ledger_keys import LedgerKeys
 from eventseal.keys.lifecycle import KeyLifecycle
 from eventseal.keys.memory import Memory
 from eventseal.keys.moved import RowChecks
@@ -280,6 +281,7 @@ class Keyring(KeyLifecycle):
             clock=self._clock,
             verifier=Verifier(self._store),
         )
+        self._ledger_keys = LedgerKeys(self._application, self._keks)
         # The keyring's own counters do not count hits and misses of branch keys.
         by_keks = self._resources(KeyPurpose.BRANCH, self._keks, KeyringCounters())
         self._store_key = StoreKey(by_keks)

@@ -10,11 +10,12 @@ from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
 from eventseal.keys.states import KeyPurpose, KeyState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from uuid import UUID
 
     from eventseal.errors import EventSealError
     from eventseal.keys.destroying import Destroyer, ShreddedScope
+    from eventseal.keys.ledger_keys import LedgerKeys
     from eventseal.keys.memory import Memory
     from eventseal.keys.purposes import KeysOfPurpose
     from eventseal.keys.records import KeyRecord
@@ -28,6 +29,7 @@ class KeyLifecycle:
     _branch_keys: KeysOfPurpose
     _data_keys: KeysOfPurpose
     _destroyer: Destroyer
+    _ledger_keys: LedgerKeys
     _memory: Memory
 
     def rotate(self, scope: str = DEFAULT_SCOPE, *, compromised: bool = False) -> KeyRecord:
@@ -147,7 +149,14 @@ class KeyLifecycle:
         self._memory.check_open()
         return self._destroyer.retire(key_ids, dry_run=dry_run)
 
-    def shred(self, scope: str) -> ShreddedScope:
+    def shred(
+        self,
+        scope: str,
+        *,
+        first: Callable[[Sequence[KeyRecord]], object] | None = None,
+        even_default: bool = False,
+        dry_run: bool = False,
+    ) -> ShreddedScope:
         """
         Destroy every key of a scope, so that nothing of it is ever opened again, and close the scope.
 
@@ -156,6 +165,10 @@ class KeyLifecycle:
 
         Args:
             scope: One that has had a key. Shredded again, it stays closed, or is closed again.
+            first: Called with every key that the scope ever had, before one is destroyed; what it raises
+                keeps them. Called again if one of them moved meanwhile.
+            even_default: Whether the scope may be ``application``, which is everybody's.
+            dry_run: Whether only to read what would be destroyed.
 
         Raises:
             ConfigurationError: No key of the scope was ever made, it is ``application``, its name is refused,
@@ -165,7 +178,36 @@ class KeyLifecycle:
             StoreError: The key store refused or failed.
         """
         self._memory.check_open()
-        return self._destroyer.shred(checked_scope(scope))
+        return self._destroyer.shred(
+            checked_scope(scope), first=first, even_default=even_default, dry_run=dry_run
+        )
+
+    def shred_again(
+        self, scope: str, erased: Mapping[UUID, KeyPurpose], *, closed: bool, dry_run: bool = False
+    ) -> ShreddedScope:
+        """
+        Destroy keys that were shredded once, and that a restore of the key tables has brought back.
+
+        No other key is destroyed. One whose tombstone the restore took gets one again.
+
+        Args:
+            scope: Whose keys.
+            erased: The keys by id, with their purposes.
+            closed: Whether the scope was not reopened since. Its slots are taken then, except where a key
+                that is not among *erased* has one.
+            dry_run: Whether only to read what would be destroyed.
+
+        Returns:
+            ``destroyed`` are those that lived; ``keys`` are all of the scope, so that one that lives still
+            can be told.
+
+        Raises:
+            IntegrityError: A row of the scope, or the change mark, is not what a keyring sealed, or a key is
+                of another scope or purpose; nothing was destroyed.
+            StoreError: The key store refused or failed.
+        """
+        self._memory.check_open()
+        return self._destroyer.shred_again(checked_scope(scope), erased, closed=closed, dry_run=dry_run)
 
     def reopen(
         self, scope: str, *, first: Callable[[Sequence[KeyRecord]], object] | None = None
@@ -206,3 +248,9 @@ class KeyLifecycle:
             StoreError: The key store refused or failed.
         """
         return self._destroyer.wrapped_under(branch_ids)
+
+    @property
+    def ledger_keys(self) -> LedgerKeys:
+        """Makes and opens the keys of erasure ledgers, which are kept outside of the key store."""
+        self._memory.check_open()
+        return self._ledger_keys

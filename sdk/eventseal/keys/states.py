@@ -39,6 +39,7 @@ class KeyPurpose(StrEnum):
     FIELD = "field"
     INDEX = "index"
     STORE = "store"
+    LEDGER = "ledger"
 
 
 SUBJECT_PURPOSES = (KeyPurpose.DATA, KeyPurpose.FIELD, KeyPurpose.INDEX)

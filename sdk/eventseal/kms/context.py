@@ -18,7 +18,7 @@ class EncryptionContext:
 
     Attributes:
         key_id: The wrapped key's id.
-        purpose: ``data``, ``branch``, ``field``, ``index`` or ``store``.
+        purpose: ``data``, ``branch``, ``field``, ``index``, ``store`` or ``ledger``.
         application: The application that owns the key.
     """
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from eventseal.errors import EventSealError, IntegrityError, JobError, KeyNotFoundError
-from eventseal.keys.destroying import refuse_retirement
+from eventseal.keys.endings import refuse_retirement
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.rotation.closing import close_and_count
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult

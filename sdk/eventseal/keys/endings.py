@@ -1,0 +1,132 @@
+"""How keys end: which may, and what becomes of a scope's when it is shredded, or once more. No I/O."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from eventseal.errors import JobError
+from eventseal.keys.making import new_tombstone
+from eventseal.keys.states import SUBJECT_PURPOSES, KeyPurpose, KeyState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from uuid import UUID
+
+    from eventseal.keys.records import KeyRecord
+
+
+RETIRED_PURPOSES = (KeyPurpose.DATA, KeyPurpose.BRANCH)
+"""The purposes of keys that are retired; the others are shredded, or stay."""
+
+
+class Moves(NamedTuple):
+    """
+    What is to become of keys that were just read.
+
+    Attributes:
+        keys: Each as it was read, and as it is to be, not sealed yet.
+        tombstones: New rows of what is no key any more, or never was, not sealed yet.
+    """
+
+    keys: Sequence[tuple[KeyRecord, KeyRecord]]
+    tombstones: Sequence[KeyRecord] = ()
+
+
+def moved(record: KeyRecord, **changes: Any) -> KeyRecord:
+    """Give a row as it is to be, in its next version, not sealed yet."""
+    return replace(record, row_version=record.row_version + 1, **changes)
+
+
+def ended(
+    record: KeyRecord, by: Literal["retired", "shredded"], *, active_scope: str | None = None
+) -> KeyRecord:
+    """Give the tombstone of a key, not sealed yet."""
+    return moved(record, state=KeyState.DESTROYED, destroyed_by=by, active_scope=active_scope, wrappings=())
+
+
+def end_of_scope(
+    application: str,
+    scope: str,
+    rows: Sequence[KeyRecord],
+    *,
+    erased: Mapping[UUID, KeyPurpose] | None = None,
+    closed: bool = True,
+) -> Moves:
+    """
+    Say how the keys of a scope end.
+
+    Args:
+        application: Whose keys.
+        scope: The one that is shredded.
+        rows: All of its keys and tombstones, of the purposes that a shred ends.
+        erased: Only these keys are destroyed, with their purposes; one that has no row gets a tombstone.
+            ``None``: all.
+        closed: Whether every slot is to be taken by a tombstone; one that a surviving key has stays its own.
+    """
+    keys: list[tuple[KeyRecord, KeyRecord]] = []
+    tombstones: list[KeyRecord] = []
+    for purpose in SUBJECT_PURPOSES:
+        there = {record.key_id: record for record in rows if record.purpose is purpose}
+        named = set(there) if erased is None else {key for key, its in erased.items() if its is purpose}
+        dead = [record for key, record in there.items() if key in named or not record.state.opens]
+        lost = [_lost(application, scope, purpose, key) for key in sorted(named - set(there))]
+        survivors = [record for key, record in there.items() if key not in named and record.state.opens]
+        takes_slot = closed and all(record.active_scope is None for record in survivors)
+        holder = _slot_holder([*dead, *lost]) if takes_slot else None
+        if takes_slot and holder is None:
+            tombstones.append(new_tombstone(application, scope, purpose))
+        for record in dead:
+            slot = scope if record is holder else None
+            if record.state.opens:
+                keys.append((record, ended(record, "shredded", active_scope=slot)))
+            elif takes_slot and slot != record.active_scope:
+                keys.append((record, moved(record, active_scope=slot)))
+        tombstones += [replace(record, active_scope=scope if record is holder else None) for record in lost]
+    return Moves(keys, tombstones)
+
+
+def refuse_retirement(record: KeyRecord) -> None:
+    """
+    Refuse to retire a key that is in use, or whose items nobody can count.
+
+    Raises:
+        JobError: The key is active, or of a purpose that is never retired.
+    """
+    refuse_active(record)
+    if record.purpose not in RETIRED_PURPOSES:
+        raise JobError(
+            f"key {record.key_id} is of purpose {record.purpose}, and such keys are never retired",
+            key_id=record.key_id,
+            remedy="What it has sealed is nested inside items, where nobody counts it: only a shred ends it.",
+        )
+
+
+def refuse_active(record: KeyRecord) -> None:
+    """
+    Refuse to end a key that seals.
+
+    Raises:
+        JobError: The key is active.
+    """
+    if record.state is KeyState.ACTIVE:
+        raise JobError(
+            f"key {record.key_id} is the active key of scope {record.scope!r}",
+            key_id=record.key_id,
+            remedy=f"Rotate the scope first: `eventseal rotate --scope {record.scope}`.",
+        )
+
+
+def _lost(application: str, scope: str, purpose: KeyPurpose, key_id: UUID) -> KeyRecord:
+    return replace(new_tombstone(application, scope, purpose), key_id=key_id, active_scope=None)
+
+
+def _slot_holder(rows: Sequence[KeyRecord]) -> KeyRecord | None:
+    """
+    Choose the key of a purpose whose tombstone keeps the slot: who holds it already, else the newest.
+
+    A retired key is none: its tombstone says that no item of the scope is unreadable.
+    """
+    held = [record for record in rows if record.active_scope is not None]
+    shredded = [record for record in rows if record.destroyed_by != "retired"]
+    return max(held or shredded, key=lambda record: record.key_id, default=None)
