@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.faults.crashes import check_everything_rotates
 from tests.faults.workers import READER, ROTATOR, WRITER, Crew
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 ROLES = (*[ROTATOR] * 2, *[WRITER] * 4, *[READER] * 2)
 
 
-def work_at_once(url: str, profile: Profile, folder: Path) -> None:
+def work_at_once(url: str, profile: Profile, folder: Path) -> list[dict[str, Any]]:
     """
     Let two rotators, four writers and two readers work, each a process; none may meet an error.
 
@@ -27,6 +27,9 @@ def work_at_once(url: str, profile: Profile, folder: Path) -> None:
         url: An empty database.
         profile: For how long.
         folder: For the KEK's file.
+
+    Returns:
+        What each of them says.
     """
     key_file = folder / "kek.key"
     LocalKmsAdapter.create(key_file)
@@ -36,8 +39,8 @@ def work_at_once(url: str, profile: Profile, folder: Path) -> None:
     with Crew(url, key_file, ROLES) as crew:
         time.sleep(profile.seconds)
         answers = crew.stop()
-    print(answers)
     assert all(answer["done"] > 0 and answer["outages"] == 0 for answer in answers), answers
     positions = {answer["number"]: answer["position"] for answer in answers if answer["role"] == WRITER}
     assert all(positions.values())
     check_everything_rotates(url, kek, positions)
+    return answers

@@ -19,7 +19,7 @@ MID_STATE = 0.9
 """The share of kills that must hit a rotation between its first and its last step."""
 
 
-def kill_rotations(url: str, profile: Profile, folder: Path, *, seed: int | None = None) -> None:
+def kill_rotations(url: str, profile: Profile, folder: Path, *, seed: int | None = None) -> dict[str, int]:
     """
     Kill rotations of a store.
 
@@ -28,6 +28,9 @@ def kill_rotations(url: str, profile: Profile, folder: Path, *, seed: int | None
         profile: How often, and how large the store is.
         folder: For the files of the KEKs.
         seed: Of the moments of the kills; by default a new one, which is printed.
+
+    Returns:
+        What happened.
     """
     seed = random.randrange(2**32) if seed is None else seed
     key_files = [folder / "one.key", folder / "two.key"]
@@ -39,10 +42,11 @@ def kill_rotations(url: str, profile: Profile, folder: Path, *, seed: int | None
     ]
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     assert done.returncode == 0, f"seed {seed}\n{done.stderr}"
-    report = json.loads(done.stdout)
+    report: dict[str, int] = json.loads(done.stdout)
     print(report)
     assert report["kills"] == profile.kills
     assert (report["lost"], report["unreadable"]) == (0, 0), report
     assert report["mid_state"] >= MID_STATE * profile.kills, report
     assert report["unfinished_items"] > 0, report
     assert report["completed"] >= 1
+    return report

@@ -4,22 +4,10 @@ from __future__ import annotations
 
 import pytest
 from tests.faults.fault_loop import fail_every_call
-from tests.faults.operations import OPERATIONS, Append, Operation
+from tests.faults.operations import Append, Operation
+from tests.faults.parameters import every_fault_of_every_operation, every_operation, every_refusal
 from tests.fixtures.dependencies import ALL, Fault
 from tests.fixtures.profiles import SHORT
-
-SURVIVED = {"serialization_failure": "40001", "deadlock": "40P01", "terminated": "57P01"}
-every_operation = pytest.mark.parametrize(
-    "operation", [pytest.param(operation, id=operation.__name__) for operation in OPERATIONS]
-)
-every_fault_of_every_operation = pytest.mark.parametrize(
-    ("operation", "fault"),
-    [
-        pytest.param(operation, fault, id=f"{operation.__name__}-{fault.name.lower()}")
-        for operation in OPERATIONS
-        for fault in operation.faults
-    ],
-)
 
 
 @every_fault_of_every_operation
@@ -37,17 +25,17 @@ def test_a_fault_loses_nothing_on_a_server_and_a_second_run_completes(
     assert fail_every_call(operation, SHORT, fault, postgres_url, postgres_copies).points > 0
 
 
-def test_calls_of_every_kind_fail_and_are_not_hidden(sqlite_url, sqlite_copies) -> None:
-    seen = fail_every_call(Append, SHORT, Fault.FROM_THEN_ON, sqlite_url, sqlite_copies)
-    assert seen.kinds.keys() == ALL
-    assert seen.survived == 0
-
-
 @pytest.mark.postgres
-@pytest.mark.parametrize("sqlstate", SURVIVED.values(), ids=SURVIVED.keys())
+@every_refusal
 @every_operation
 def test_a_transaction_that_the_server_ends_is_run_again_and_nobody_hears_of_it(
     operation: type[Operation], sqlstate: str, postgres_url, postgres_copies
 ) -> None:
     seen = fail_every_call(operation, SHORT, Fault.ONCE, postgres_url, postgres_copies, sqlstate=sqlstate)
     assert seen.survived == seen.points > 0
+
+
+def test_calls_of_every_kind_fail_and_are_not_hidden(sqlite_url, sqlite_copies) -> None:
+    seen = fail_every_call(Append, SHORT, Fault.FROM_THEN_ON, sqlite_url, sqlite_copies)
+    assert seen.kinds.keys() == ALL
+    assert seen.survived == 0

@@ -8,5 +8,5 @@ from tests.fixtures.profiles import SHORT
 
 
 @pytest.mark.timeout(600)
-def test_a_killed_rotation_loses_nothing_and_completes_when_run_again(store_url, tmp_path, capsys) -> None:
+def test_a_killed_rotation_loses_nothing_and_completes_when_run_again(store_url, tmp_path) -> None:
     kill_rotations(store_url, SHORT, tmp_path)
