@@ -114,7 +114,7 @@ def _sqlite_options(url: URL, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_any_text(connection: sqlite3.Connection, _record: object) -> None:
-    """Give text that is not UTF-8 with lone surrogates: an edited row is refused alone, and hides no other."""
+    """Give text that is not UTF-8 with lone surrogates: an edited row is refused, and hides no other."""
     connection.text_factory = _any_text
 
 
