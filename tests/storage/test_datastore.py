@@ -32,10 +32,21 @@ from eventseal.storage import (
     TimestampSequencedItemRecord,
     registered,
 )
+from eventseal.storage.key_tables import key_metadata
 
 PASSWORD = "correct-horse-battery"
 
-OWN = {"key_fences", "encryption_keys", "key_wrappings", "key_changes", "sealed_tables"}
+BESIDE_ITEMS = {
+    "key_fences",
+    "compromised_marks",
+    "reencrypted_keys",
+    "reencryption_failures",
+    "reencryption_jobs",
+    "reencryption_shards",
+    "replaced_envelopes",
+}
+BESIDE_KEYS = set(key_metadata.tables)
+OWN = BESIDE_ITEMS | BESIDE_KEYS
 
 
 class Base(DeclarativeBase):
@@ -193,11 +204,9 @@ class TestSetup:
         datastore = SQLAlchemyDatastore(items, [IntegerSequencedItemRecord], key_settings=keys)
         try:
             datastore.setup_tables()
-            assert set(inspect(datastore.engine).get_table_names()) == {
-                "integer_sequenced_items",
-                "key_fences",
-            }
-            assert set(inspect(datastore.key_engine).get_table_names()) == OWN - {"key_fences"}
+            beside_items = {"integer_sequenced_items", *BESIDE_ITEMS}
+            assert set(inspect(datastore.engine).get_table_names()) == beside_items
+            assert set(inspect(datastore.key_engine).get_table_names()) == BESIDE_KEYS
         finally:
             datastore.close()
 
