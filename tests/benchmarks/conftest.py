@@ -42,6 +42,7 @@ class Ratio(NamedTuple):
 
 _table = pytest.StashKey[list[Ratio]]()
 _sizes = pytest.StashKey[dict[str, float]]()
+_lines_below = pytest.StashKey[list[str]]()
 
 
 def _lines() -> Iterator[bytes]:
@@ -65,6 +66,26 @@ def events() -> list[Event]:
     if not found:
         pytest.skip(f"no event log (*.jsonl.gz) in {FOLDER}: nothing is measured")
     return found
+
+
+@pytest.fixture(scope="session")
+def log() -> list[Event]:
+    """All events of the real log that are here."""
+    found = [_event(line) for line in _lines()]
+    if not found:
+        pytest.skip(f"no event log (*.jsonl.gz) in {FOLDER}: nothing is measured")
+    return found
+
+
+@pytest.fixture
+def report_line(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Print a line below the table at the end of the run, if something is measured."""
+
+    def report(line: str) -> None:
+        if request.config.getoption("benchmark_only"):
+            request.config.stash.setdefault(_lines_below, []).append(line)
+
+    return report
 
 
 @pytest.fixture
@@ -113,6 +134,8 @@ def _timed(work: Callable[[], object]) -> float:
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print what each contender takes, and how many times as long the first one takes."""
+    for line in config.stash.get(_lines_below, []):
+        terminalreporter.write_line(line)
     rows = config.stash.get(_table, [])
     if not rows:
         return
