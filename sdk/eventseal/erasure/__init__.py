@@ -1,5 +1,25 @@
-"""Crypto-shredding: destroying a scope's keys, so that its items can never be opened."""
+"""Crypto-shredding: a scope's keys are destroyed, so that its items never open; and the ledger of it."""
 
-from eventseal.erasure.shred import reopen, shred
+from eventseal.erasure.ledger import DatabaseLedger, FileLedger, Ledger, LedgerLines
+from eventseal.erasure.ledger_entries import LedgerEntry
+from eventseal.erasure.receipts import Receipt
+from eventseal.erasure.recording import adopt
+from eventseal.erasure.reopen import reopen
+from eventseal.erasure.shred import HasLedger, ShredResult, shred
+from eventseal.erasure.subject_erased import SubjectErased, erased_subjects
 
-__all__ = ["reopen", "shred"]
+__all__ = [
+    "DatabaseLedger",
+    "FileLedger",
+    "HasLedger",
+    "Ledger",
+    "LedgerEntry",
+    "LedgerLines",
+    "Receipt",
+    "ShredResult",
+    "SubjectErased",
+    "adopt",
+    "erased_subjects",
+    "reopen",
+    "shred",
+]

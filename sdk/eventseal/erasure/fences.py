@@ -1,0 +1,94 @@
+"""The fences of keys that were shredded, and the items that stay unreadable under them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+from eventseal.errors import StoreError
+from eventseal.keys.states import KeyPurpose
+from eventseal.rotation.closing import close_and_count
+from eventseal.rotation.results import Failure
+from eventseal.storage.key_counts import count_under
+from eventseal.storage.transactions import read
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from uuid import UUID
+
+    from eventseal.keys import KeyRecord
+    from eventseal.rotation.sealed_store import SealedStore
+    from eventseal.storage.registry import SealedTable
+
+_BATCH_SIZE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class ErasedItems:
+    """
+    What is under keys that were shredded.
+
+    Attributes:
+        by_table: Items by table, as ``erased``.
+        by_key: Items by key.
+        failures: One for each key whose fence is open still.
+    """
+
+    by_table: dict[str, Counter[str]] = field(default_factory=dict)
+    by_key: dict[UUID, int] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+
+    def add(self, counts: Mapping[UUID, Counter[str]]) -> None:
+        """Add the items of some keys, by key and by table."""
+        for key_id, items in counts.items():
+            self.by_key[key_id] = items.total()
+            for table, count in items.items():
+                self.by_table.setdefault(table, Counter())["erased"] += count
+
+
+def close_scope_fences(
+    store: SealedStore, tables: Sequence[SealedTable], shredded: Iterable[KeyRecord]
+) -> ErasedItems:
+    """
+    Close the fences of keys that were shredded, as many as can be, and count what is under them.
+
+    Args:
+        store: Has the items' database.
+        tables: Every one that may hold items under the keys.
+        shredded: The keys.
+    """
+    found = ErasedItems()
+    for key_ids in batches(shredded):
+        try:
+            closing = close_and_count(store.datastore.engine, tables, key_ids, even_if_needed=True)
+        except StoreError as error:  # the keys are destroyed all the same
+            found.failures.extend([Failure.of_key("key_fences", key_id, error) for key_id in key_ids])
+            continue
+        found.failures.extend(
+            [Failure.of_key("key_fences", key_id, error) for key_id, error in closing.held.items()]
+        )
+        found.add(closing.closed)
+    return found
+
+
+def erased_items(store: SealedStore, tables: Sequence[SealedTable], keys: Iterable[KeyRecord]) -> ErasedItems:
+    """
+    Count what is under keys, and close no fence; see :func:`close_scope_fences`.
+
+    Raises:
+        StoreError: The items' database refused or failed.
+    """
+    found = ErasedItems()
+    for key_ids in batches(keys):
+        count = partial(count_under, tables=tables, key_ids=key_ids)
+        counts = read(store.datastore.engine, count, doing="counting items of a scope")
+        found.add({key_id: counts.get(key_id, Counter()) for key_id in key_ids})
+    return found
+
+
+def batches(records: Iterable[KeyRecord]) -> list[list[UUID]]:
+    """Give the keys under which items may be written, a few at a time: others are nested inside those."""
+    key_ids = [record.key_id for record in records if record.purpose is KeyPurpose.DATA]
+    return [key_ids[start : start + _BATCH_SIZE] for start in range(0, len(key_ids), _BATCH_SIZE)]

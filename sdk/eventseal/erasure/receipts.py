@@ -1,0 +1,152 @@
+"""The receipt of an erasure: for the data subject's file, as JSON and as a page for people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+    from uuid import UUID
+
+    from eventseal.erasure.ledger_entries import LedgerEntry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """
+    What was erased, when, and where the ledger says so. It holds no key and nothing that was sealed.
+
+    Attributes:
+        application: Whose keys these were.
+        scope: What was erased, as the key tables have it.
+        keys: Every key that the scope ever had, with its purpose.
+        destroyed: How many of them this run has destroyed; the others were gone before.
+        items: By table the items that are unreadable now, as far as items name their keys.
+        intended_at: When the ledger was told what was meant; the key store's clock, UTC.
+        done_at: When it was told that it is done.
+        ledger: Where the ledger is, without any secret.
+        ledger_id: The id of its key.
+        intent_entry: The number of the first entry.
+        intent_mac: Its MAC, in hex.
+        done_entry: The number of the second entry.
+        done_mac: Its MAC, in hex.
+    """
+
+    application: str
+    scope: str
+    keys: Mapping[UUID, str]
+    destroyed: int
+    items: Mapping[str, int]
+    intended_at: datetime
+    done_at: datetime
+    ledger: str
+    ledger_id: UUID
+    intent_entry: int
+    intent_mac: str
+    done_entry: int
+    done_mac: str
+
+    @classmethod
+    def of(cls, ledger: str, intent: LedgerEntry, done: LedgerEntry) -> Receipt:
+        """
+        Draw it up from the two entries of an erasure.
+
+        Args:
+            ledger: Where they are.
+            intent: What was meant.
+            done: What was done.
+        """
+        return cls(
+            application=done.application,
+            scope=done.scope or "",
+            keys={key_id: str(purpose) for key_id, purpose in done.keys.items()},
+            destroyed=done.details["destroyed"],
+            items={table: counts["erased"] for table, counts in done.details["items"].items()},
+            intended_at=intent.at,
+            done_at=done.at,
+            ledger=ledger,
+            ledger_id=done.ledger_id,
+            intent_entry=intent.number,
+            intent_mac=intent.mac.hex(),
+            done_entry=done.number,
+            done_mac=done.mac.hex(),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as JSON has it."""
+        return {
+            "receipt": "eventseal erasure",
+            "application": self.application,
+            "scope": self.scope,
+            "keys": {str(key_id): purpose for key_id, purpose in self.keys.items()},
+            "destroyed_now": self.destroyed,
+            "items": dict(self.items),
+            "intended_at": self.intended_at.isoformat(),
+            "done_at": self.done_at.isoformat(),
+            "ledger": {
+                "place": self.ledger,
+                "id": str(self.ledger_id),
+                "intent": {"entry": self.intent_entry, "mac": self.intent_mac},
+                "done": {"entry": self.done_entry, "mac": self.done_mac},
+            },
+        }
+
+    def to_html(self) -> str:
+        """Give it as a page that needs nothing else, for people."""
+        facts = [
+            ("Application", self.application),
+            ("Erased", self.scope),
+            ("Begun", self.intended_at.isoformat(sep=" ", timespec="seconds")),
+            ("Done", self.done_at.isoformat(sep=" ", timespec="seconds")),
+            ("Keys destroyed in this run", str(self.destroyed)),
+            ("Ledger", f"{self.ledger}, key {self.ledger_id}"),
+            ("Entry of the intent", f"{self.intent_entry}, MAC {self.intent_mac}"),
+            ("Entry of its end", f"{self.done_entry}, MAC {self.done_mac}"),
+        ]
+        keys = [(str(key_id), purpose) for key_id, purpose in self.keys.items()]
+        items = [(table, f"{count:,}") for table, count in self.items.items()]
+        return _PAGE.format(
+            scope=escape(self.scope),
+            facts=_rows(facts),
+            keys=_rows(keys),
+            items=_rows(items) or "<tr><td>No item was stored under these keys by itself.</td></tr>",
+        )
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>Receipt of an erasure: {scope}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 48rem; margin: 2rem auto; padding: 0 1rem; }}
+table {{ border-collapse: collapse; width: 100%; }}
+td {{ border-top: 1px solid #ccc; padding: .3rem .6rem .3rem 0; overflow-wrap: anywhere; }}
+</style>
+</head>
+<body>
+<h1>Receipt of an erasure</h1>
+<p>The keys below were destroyed. What was encrypted under them cannot be read any more, in any copy of the
+event store. This receipt holds none of it. Backups may hold copies of the keys until they expire; the ledger
+lists the keys, so that they are destroyed again when a backup is restored.</p>
+<table>
+{facts}
+</table>
+<h2>Keys</h2>
+<table>
+{keys}
+</table>
+<h2>Stored items that are unreadable</h2>
+<table>
+{items}
+</table>
+</body>
+</html>
+"""
+
+
+def _rows(rows: list[tuple[str, str]]) -> str:
+    return "\n".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in rows)

@@ -1,0 +1,80 @@
+"""Reopen: a scope that was shredded may have keys again."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from eventseal.erasure.fences import batches
+from eventseal.erasure.ledger_entries import REOPEN
+from eventseal.erasure.shred import own_ledger
+from eventseal.errors import JobError
+from eventseal.rotation.closing import close_and_count
+from eventseal.rotation.results import JobResult
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from eventseal.erasure.ledger import Ledger
+    from eventseal.keys import KeyRecord
+    from eventseal.rotation.sealed_store import SealedStore
+
+
+def reopen(store: SealedStore, scope: str, *, ledger: Ledger | None = None) -> JobResult:
+    """
+    Let a scope that was shredded have keys again. What was shredded stays so.
+
+    First the fences that the shred had to leave open are closed: a transaction that has written under a
+    shredded key, and is open still, would else commit what nobody can read into a scope that is open. Then
+    the ledger is told, so that keys made from now on outlive a restore.
+
+    Args:
+        store: An ``EventSeal``, or any object with its four.
+        scope: One that is closed; nothing is done to one that is not.
+        ledger: ``None``: the store's own, if it has one.
+
+    Returns:
+        ``done`` is 1 if the scope was closed until now, else 0.
+
+    Raises:
+        ConfigurationError: No key of the scope was ever made, or the ledger is gone.
+        IntegrityError: A row of the scope is not what a keyring sealed, or the ledger is not what was
+            written; nothing was done.
+        JobError: A shred of the scope was begun, and is not done.
+        StoreUnavailableError: A transaction that wrote under a shredded key goes on for more than 2 seconds,
+            or a database is away. The scope stays closed.
+        StoreError: The key store or the ledger refused or failed.
+    """
+    started = time.monotonic()
+    ledger = ledger or own_ledger(store)
+    told = False
+
+    def first(shredded: Sequence[KeyRecord]) -> None:
+        nonlocal told
+        for key_ids in batches(shredded):
+            closing = close_and_count(store.datastore.engine, (), key_ids, even_if_needed=True)
+            for error in closing.held.values():
+                raise error
+        if ledger is not None and not told:
+            _tell(store, scope, ledger, shredded)
+            told = True
+
+    freed = store.keyring.reopen(scope, first=first)
+    return JobResult(
+        verb="reopen",
+        complete=True,
+        done=int(bool(freed)),
+        left=0,
+        failed=0,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _tell(store: SealedStore, scope: str, ledger: Ledger, shredded: Sequence[KeyRecord]) -> None:
+    if any(entry.scope == scope for entry in ledger.open_intents(store)):
+        raise JobError(
+            f"a shred of scope {scope!r} was begun and is not done; it stays closed",
+            remedy=f"Finish it first: eventseal shred {scope}",
+        )
+    keys = {record.key_id: record.purpose for record in shredded}
+    ledger.append(store, REOPEN, scope=scope, keys=keys)
