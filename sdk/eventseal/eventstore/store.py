@@ -6,7 +6,7 @@ from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
-from eventseal.errors import ConfigurationError, KeyClosedError
+from eventseal.errors import ConfigurationError, KeyClosedError, KeyDestroyedError
 from eventseal.items.item_fields import field_names
 
 if TYPE_CHECKING:
@@ -95,7 +95,9 @@ class EventStore:
         self.active_record_strategy = active_record_strategy
         self.sequenced_item_mapper = sequenced_item_mapper
         self.owner: object = self
-        self._position_of = attrgetter(field_names(sequenced_item_mapper.sequenced_item_class)[1])
+        place = field_names(sequenced_item_mapper.sequenced_item_class)[:2]
+        self._position_of = attrgetter(place[1])
+        self._place_of = attrgetter(*place)
 
     def append(self, domain_events: Any) -> None:
         """
@@ -129,8 +131,8 @@ class EventStore:
         Raises:
             ItemNotFoundError: There is none.
         """
-        item = self.active_record_strategy.get_item(originator_id, eq)
-        return self.sequenced_item_mapper.from_sequenced_item(item)
+        events = self._events([self.active_record_strategy.get_item(originator_id, eq)])
+        return events[0] if events else None
 
     def get_domain_events(
         self,
@@ -167,7 +169,7 @@ class EventStore:
             query_ascending=is_ascending,
             results_ascending=is_ascending,
         )
-        return self.sequenced_item_mapper.from_sequenced_items(items)
+        return self._events(items)
 
     def get_most_recent_event(self, originator_id: Any, lt: Any = None, lte: Any = None) -> Any:
         """Give the last event of a stream, before or at a position if one is given; else ``None``."""
@@ -175,7 +177,7 @@ class EventStore:
         while items := read(
             originator_id, lt=lt, lte=lte, limit=limit, query_ascending=False, results_ascending=False
         ):
-            events = self.sequenced_item_mapper.from_sequenced_items(items)
+            events = self._events(items)
             if events or len(items) < limit:
                 return events[0] if events else None
             lt, lte, limit = self._position_of(items[-1]), None, PAGE_SIZE  # erased ones, which are skipped
@@ -203,7 +205,7 @@ class EventStore:
         read = self.active_record_strategy.get_items
         while True:
             items = read(originator_id, gt=gt, lt=lt, lte=lte, limit=page_size)
-            yield from self.sequenced_item_mapper.from_sequenced_items(items)
+            yield from self._events(items)
             if len(items) < page_size:
                 return
             gt = self._position_of(items[-1])
@@ -212,7 +214,19 @@ class EventStore:
         """Give the events of all streams, a page at a time; in order within a stream."""
         items = self.active_record_strategy.all_items(page_size=page_size)
         while page := list(islice(items, page_size)):
-            yield from self.sequenced_item_mapper.from_sequenced_items(page)
+            yield from self._events(page)
+
+    def _events(self, items: list[Any]) -> list[Any]:
+        """Map items that were just read."""
+        mapper = self.sequenced_item_mapper
+        try:
+            return mapper.from_sequenced_items(items)
+        except KeyDestroyedError as error:
+            if error.destroyed_by != "retired":
+                raise
+        # Between the reading and the opening they were encrypted again, and their old key was retired.
+        read = self.active_record_strategy.get_item
+        return mapper.from_sequenced_items([read(*self._place_of(item)) for item in items])
 
 
 def _check_pair(strategy: ActiveRecordStrategy, mapper: SequencedItemMapper) -> None:

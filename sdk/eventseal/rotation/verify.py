@@ -24,7 +24,7 @@ from eventseal.errors import (
 from eventseal.keys.states import KeyPurpose
 from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult
 from eventseal.rotation.sealed_store import refuse_unregistered_tables, registered_tables
-from eventseal.storage.item_rows import count_by_key, pages
+from eventseal.storage.item_rows import count_by_key, pages, row_at
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
@@ -162,6 +162,7 @@ class _Verification:
             for row in rows
         ]
         counts = self._by_table[table.table]
+        moved: list[ItemRow] = []
         for row, outcome in zip(rows, self._store.cipher.open_many(items), strict=True):
             if isinstance(outcome, Opened) and outcome.key_id == row.key_id:
                 counts["done"] += 1
@@ -175,9 +176,18 @@ class _Verification:
                 if not self._has_keys:  # then it is the configured name that is wrong, not the item
                     raise outcome
                 counts["foreign"] += 1
+            elif _is_retired(outcome) and (now := self._read_again(table, row)) != row:
+                moved += [now] if now is not None else []
             else:
                 _raise_outage(outcome)
                 self._fail_row(table, row, outcome)
+        if moved:
+            self._check_rows(table, moved)
+
+    def _read_again(self, table: SealedTable, row: ItemRow) -> ItemRow | None:
+        """Read a row whose key was retired after the page was read, perhaps since the item was moved."""
+        look = partial(row_at, table=table, sequence_id=row.sequence_id, position=row.position)
+        return read(self._store.datastore.engine, look, doing=f"reading {table.table}")
 
     def _fail_row(self, table: SealedTable, row: ItemRow, error: EventSealError) -> None:
         place = {"sequence_id": str(row.sequence_id), "position": str(row.position)}
@@ -196,6 +206,10 @@ class _Verification:
                     remedy=error.remedy,
                 )
             )
+
+
+def _is_retired(error: EventSealError) -> bool:
+    return isinstance(error, KeyDestroyedError) and error.destroyed_by == "retired"
 
 
 def _raise_outage(error: EventSealError) -> None:
