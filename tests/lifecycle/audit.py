@@ -89,11 +89,11 @@ class Auditor:
                 Place(name, row.sequence_id, row.position): SequencedItem(
                     row.sequence_id, row.position, row.topic, row.data, row.key_id
                 )
-                for name, record in TABLES.items()
-                for row in connection.execute(select(record.__table__))
+                for name in TABLES
+                for row in connection.execute(_ITEMS[name])
             }
-            fences = {row.key_id: row.state for row in connection.execute(select(key_fences))}
-            outbox = frozenset(connection.execute(select(Outbox.note)).scalars())
+            fences = {row.key_id: row.state for row in connection.execute(_FENCES)}
+            outbox = frozenset(connection.execute(_OUTBOX).scalars())
         return Found(keys, items, fences, outbox, counter)
 
     def opened(self, found: Found) -> dict[Place, Noted | EventSealError]:
@@ -102,6 +102,22 @@ class Auditor:
         if self._opened[0] != seen:
             self._opened = (seen, self._open(found))
         return self._opened[1]
+
+    def check_without(self, kek: int, found: Found) -> None:
+        """
+        Check that every key opens although one KEK is gone.
+
+        Raises:
+            AssertionError: One does not.
+        """
+        keyring = Keyring(
+            [kms for number, kms in enumerate(self._kms) if number != kek],
+            self._store,
+            application=APPLICATION,
+        )
+        live = [row.key_id for row in found.keys.values() if row.purpose == DATA and row.state != DESTROYED]
+        for key_id, outcome in keyring.opening_keys(live).items():
+            assert not isinstance(outcome, Exception), f"key {key_id} needs {self._kms[kek].uri}: {outcome!r}"
 
     def _open(self, found: Found) -> dict[Place, Noted | EventSealError]:
         keyring = Keyring(self._kms, self._store, application=APPLICATION)
@@ -145,28 +161,22 @@ class Auditor:
 
 
 def _keys(connection: Any) -> dict[UUID, KeyRow]:
-    counted = select(key_wrappings.c.key_id, func.count().label("wrappings")).group_by(key_wrappings.c.key_id)
-    wrappings = {row.key_id: row.wrappings for row in connection.execute(counted)}
-    k = encryption_keys.c
-    rows = connection.execute(
-        select(
-            k.key_id,
-            k.scope,
-            k.purpose,
-            k.state,
-            k.active_scope,
-            k.destroyed_by,
-            k.items_reserved,
-            k.row_version,
-        )
-    )
-    return {row.key_id: KeyRow(*row, wrappings.get(row.key_id, 0)) for row in rows}
+    wrappings = {row.key_id: row.wrappings for row in connection.execute(_WRAPPINGS)}
+    return {row.key_id: KeyRow(*row, wrappings.get(row.key_id, 0)) for row in connection.execute(_KEYS)}
 
 
 def _counter(connection: Any) -> int:
-    counter = connection.execute(select(key_changes.c.counter)).scalar_one_or_none()
+    counter = connection.execute(_COUNTER).scalar_one_or_none()
     return -1 if counter is None else counter
 
+
+# Built once: a world is looked at after each step.
+_ITEMS = {name: select(record.__table__) for name, record in TABLES.items()}
+_FENCES = select(key_fences)
+_OUTBOX = select(Outbox.note)
+_COUNTER = select(key_changes.c.counter)
+_WRAPPINGS = select(key_wrappings.c.key_id, func.count().label("wrappings")).group_by(key_wrappings.c.key_id)
+_KEYS = select(*(encryption_keys.c[name] for name in KeyRow._fields[:-1]))
 
 ACTIVE, DEACTIVATED, COMPROMISED, DESTROYED = (str(state) for state in KeyState)
 DATA = str(KeyPurpose.DATA)

@@ -90,7 +90,8 @@ class Client:
 
     Attributes:
         confirmed: The world's step at which its last successful refresh began.
-        unsure: Whether a fault has reached it since its states were last right for certain.
+        shredded: The keys that it shredded itself, with the step.
+        kms: Its ways to the KEKs.
     """
 
     def __init__(
@@ -107,15 +108,17 @@ class Client:
         self.name = "ABC"[slot]
         self.traffic = Traffic()
         self.confirmed = -1
+        self.shredded: dict[UUID, int] = {}
         self.datastore = site.datastore(slot, self.traffic)
         self.key_store: Any = (
             SQLAlchemyKeyStore(self.datastore) if memory is None else WatchedStore(memory, self.traffic)
         )
+        self.kms = [
+            (WatchedBatchKms if isinstance(one, FakeBatchKms) else WatchedKms)(one, self.traffic)
+            for one in kms
+        ]
         self.keyring = Keyring(
-            [
-                (WatchedBatchKms if isinstance(one, FakeBatchKms) else WatchedKms)(one, self.traffic)
-                for one in kms
-            ],
+            self.kms,
             self.key_store,
             application=APPLICATION,
             policy=RotationPolicy(max_age=None, max_items=terms.max_items),

@@ -6,13 +6,27 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from tests.lifecycle.audit import ACTIVE, DATA, DESTROYED
 from tests.lifecycle.client import EVENTS, SNAPSHOTS, Noted, Terms
+from tests.lifecycle.maintenance import (
+    AskForKek,
+    MarkCompromised,
+    Reencrypt,
+    Reopen,
+    Replace,
+    Retire,
+    RewrapKeys,
+    RotateKeys,
+    SealOnly,
+    Shred,
+    Verify,
+    WriteSealed,
+)
 from tests.lifecycle.operations import (
     Append,
     OpenPage,
     Operation,
     Prepare,
-    ReadOne,
     Refresh,
     Replay,
     Rotate,
@@ -22,7 +36,7 @@ from tests.lifecycle.traffic import DATABASE_FAULTS, KMS_FAULTS, Fault
 from tests.lifecycle.world import World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from uuid import UUID
 
     from tests.lifecycle.audit import Place
     from tests.lifecycle.site import Site
@@ -34,17 +48,27 @@ MOST_PLACES = 40
 slots = st.integers(0, 2)
 scopes = st.sampled_from(SCOPES)
 tables = st.sampled_from((EVENTS, EVENTS, SNAPSHOTS))
+MOST_FAR_PLACES = 120
+"""The same for what operators do, which takes longer."""
+
 places = st.integers(0, MOST_PLACES)
 kms_faults = st.sampled_from(KMS_FAULTS)
 database_faults = st.sampled_from(DATABASE_FAULTS)
-faults = st.builds(
-    Fault,
-    at=places,
-    kind=st.sampled_from(("fail", "fail", "fail_on", "crash")),
-    kms=kms_faults,
-    database=database_faults,
-)
-several = st.one_of(st.just(()), st.just(()), st.just(()), st.tuples(faults), st.tuples(faults, faults))
+
+
+def _faults(places: Any) -> Any:
+    one = st.builds(
+        Fault,
+        at=places,
+        kind=st.sampled_from(("fail", "fail", "fail_on", "crash")),
+        kms=kms_faults,
+        database=database_faults,
+    )
+    return st.one_of(st.just(()), st.just(()), st.just(()), st.tuples(one), st.tuples(one, one))
+
+
+several = _faults(places)
+several_far = _faults(st.integers(0, MOST_FAR_PLACES))
 seconds = st.sampled_from((1.0, 6.0, 31.0, 59.0, 61.0, 150.0, 201.0, 301.0))
 terms = st.builds(
     Terms,
@@ -74,6 +98,7 @@ class Lifecycle(RuleBasedStateMachine):
     @initialize(terms=terms)
     def build(self, terms: Terms) -> None:
         self.world = World(self.site, terms)
+        self.sealed: list[SealOnly] = []
 
     def teardown(self) -> None:
         if hasattr(self, "world"):
@@ -95,9 +120,7 @@ class Lifecycle(RuleBasedStateMachine):
         self._do(slot, self._append(scopes, table, with_note=with_note), faults, retry)
 
     @rule(slot=slots, scope=scopes, table=tables, number=st.integers(0, 5), faults=several)
-    def append_where_something_is(
-        self, slot: int, scope: str, table: str, number: int, faults: Any
-    ) -> None:
+    def append_where_something_is(self, slot: int, scope: str, table: str, number: int, faults: Any) -> None:
         taken = self._taken(scope, table)
         if taken:
             place = taken[number % len(taken)]
@@ -128,33 +151,143 @@ class Lifecycle(RuleBasedStateMachine):
     def prepare(self, slot: int, scopes: list[str], faults: Any) -> None:
         self._do(slot, Prepare(tuple(scopes)), faults, retry=True)
 
+    # --- items that wait ---
+
+    @rule(slot=slots, scope=scopes, table=tables)
+    def seal_only(self, slot: int, scope: str, table: str) -> None:
+        operation = SealOnly(self._append([scope], table, with_note=False).events)
+        self._do(slot, operation, (), retry=False)
+        if operation.sealed:
+            self.sealed.append(operation)
+
+    @precondition(lambda self: self.sealed)
+    @rule(slot=slots, number=st.integers(0, 5), faults=several)
+    def write_sealed(self, slot: int, number: int, faults: Any) -> None:
+        operation = self.sealed.pop(number % len(self.sealed))
+        self._do(slot, WriteSealed(operation.events, sealed=operation.sealed), faults, retry=False)
+
+    @rule(slot=slots, scope=scopes, number=st.integers(0, 5), faults=several, retry=st.booleans())
+    def replace_snapshot(self, slot: int, scope: str, number: int, faults: Any, retry: bool) -> None:
+        taken = [p for p in self._taken(scope, SNAPSHOTS) if p in self.world.model.items]
+        if taken and not self.world.running:
+            place = taken[number % len(taken)]
+            self._do(slot, Replace({place: self._event(place, scope)}), faults, retry)
+
+    # --- what operators do ---
+
+    @rule(
+        slot=slots,
+        scope=st.sampled_from((None, *SCOPES)),
+        compromised=st.booleans(),
+        faults=several_far,
+        retry=st.booleans(),
+    )
+    def rotate_keys(self, slot: int, scope: str | None, compromised: bool, faults: Any, retry: bool) -> None:
+        operation = RotateKeys(None if scope is None else (scope,), compromised)
+        self._do(slot, operation, faults, retry)
+
+    @rule(slot=slots, number=st.integers(0, 20), faults=several_far, retry=st.booleans())
+    def mark_compromised(self, slot: int, number: int, faults: Any, retry: bool) -> None:
+        keys = self._keys(DESTROYED)
+        if keys:
+            self._do(slot, MarkCompromised(keys[number % len(keys)]), faults, retry)
+
+    @rule(
+        slot=slots,
+        batch=st.sampled_from((1, 2, 1000)),
+        some=st.booleans(),
+        faults=several_far,
+        retry=st.booleans(),
+    )
+    def reencrypt(self, slot: int, batch: int, some: bool, faults: Any, retry: bool) -> None:
+        operation = self._reencrypt(batch, some=some)
+        if operation is not None:
+            self._do(slot, operation, faults, retry)
+
+    @rule(slot=slots, some=st.booleans(), faults=several_far, retry=st.booleans())
+    def retire(self, slot: int, some: bool, faults: Any, retry: bool) -> None:
+        keys = self._keys(DESTROYED, ACTIVE)
+        self._do(slot, Retire(frozenset(keys) if some and keys else None), faults, retry)
+
+    @rule(slot=slots, scope=st.sampled_from(SCOPES[1:]), faults=several_far, retry=st.booleans())
+    def shred(self, slot: int, scope: str, faults: Any, retry: bool) -> None:
+        self._do(slot, Shred(scope), faults, retry)
+
+    @rule(slot=slots, scope=st.sampled_from(SCOPES[1:]), faults=several_far, retry=st.booleans())
+    def reopen(self, slot: int, scope: str, faults: Any, retry: bool) -> None:
+        self._do(slot, Reopen(scope), faults, retry)
+
+    @rule(slot=slots, to=st.sampled_from((None, 0, 1)), faults=several_far, retry=st.booleans())
+    def rewrap(self, slot: int, to: int | None, faults: Any, retry: bool) -> None:
+        if to is None or self.world.terms.keks > 1:
+            self._do(slot, RewrapKeys(to), faults, retry)
+
+    @precondition(lambda self: self.world.terms.keks > 1)
+    @rule(slot=slots, kek=st.integers(0, 1))
+    def ask_for_kek(self, slot: int, kek: int) -> None:
+        self._do(slot, AskForKek(kek), (), retry=False)
+
+    @rule(slot=slots, faults=several_far)
+    def verify(self, slot: int, faults: Any) -> None:
+        self._do(slot, Verify(), faults, retry=False)
+
     # --- somebody stands still ---
 
     @precondition(lambda self: len(self.world.running) < 2)
     @rule(
         slot=slots,
         at=places,
-        kind=st.sampled_from(("append", "append", "replay", "open", "rotate", "refresh", "prepare")),
-        scopes=st.lists(scopes, min_size=1, max_size=2, unique=True),
+        scopes=st.lists(scopes, min_size=1, max_size=3),
         table=tables,
-        flag=st.booleans(),
-        faults=st.one_of(st.just(()), st.tuples(faults)),
+        with_note=st.sampled_from((False, False, True)),
+        faults=several,
     )
-    def stall(
-        self, slot: int, at: int, kind: str, scopes: list[str], table: str, flag: bool, faults: Any
+    def stall_append(
+        self, slot: int, at: int, scopes: list[str], table: str, with_note: bool, faults: Any
     ) -> None:
-        if slot in self.world.running:
-            return
-        operations: dict[str, Callable[[], Operation]] = {
-            "append": lambda: self._append(scopes, table, with_note=flag),
-            "replay": lambda: Replay(scopes[0], table),
-            "open": lambda: OpenPage(table),
-            "rotate": lambda: Rotate(scopes[0], flag),
-            "refresh": Refresh,
-            "prepare": lambda: Prepare(tuple(scopes)),
+        self._stall(slot, self._append(scopes, table, with_note=with_note), at, faults)
+
+    @precondition(lambda self: len(self.world.running) < 2)
+    @rule(slot=slots, at=places, scope=st.sampled_from((None, *SCOPES)), table=tables, faults=several)
+    def stall_read(self, slot: int, at: int, scope: str | None, table: str, faults: Any) -> None:
+        self._stall(slot, OpenPage(table) if scope is None else Replay(scope, table), at, faults)
+
+    @precondition(lambda self: len(self.world.running) < 2)
+    @rule(
+        slot=slots,
+        at=places,
+        kind=st.sampled_from(("refresh", "prepare", "rotate", "compromise")),
+        scope=scopes,
+        faults=several,
+    )
+    def stall_keyring(self, slot: int, at: int, kind: str, scope: str, faults: Any) -> None:
+        operations: dict[str, Operation] = {
+            "refresh": Refresh(),
+            "prepare": Prepare((scope,)),
+            "rotate": Rotate(scope),
+            "compromise": Rotate(scope, compromised=True),
         }
-        self._count(f"stall {kind}")
-        self.world.stall(slot, operations[kind](), at, *faults)
+        self._stall(slot, operations[kind], at, faults)
+
+    @precondition(lambda self: len(self.world.running) < 2)
+    @rule(
+        slot=slots,
+        at=st.integers(0, MOST_FAR_PLACES),
+        kind=st.sampled_from(("rotate", "re-encrypt", "re-encrypt", "retire", "shred", "rewrap")),
+        scope=st.sampled_from(SCOPES[1:]),
+        flag=st.booleans(),
+        faults=several_far,
+    )
+    def stall_operator(self, slot: int, at: int, kind: str, scope: str, flag: bool, faults: Any) -> None:
+        operations: dict[str, Operation | None] = {
+            "rotate": RotateKeys(compromised=flag),
+            "re-encrypt": self._reencrypt(1000, some=flag),
+            "retire": Retire(),
+            "shred": Shred(scope),
+            "rewrap": RewrapKeys(),
+        }
+        if operations[kind] is not None:
+            self._stall(slot, operations[kind], at, faults)
 
     @precondition(lambda self: self.world.running)
     @rule(slot=slots, crash=st.sampled_from((False, False, False, True)))
@@ -177,7 +310,12 @@ class Lifecycle(RuleBasedStateMachine):
         self._count("advance")
         self.world.advance(seconds)
 
-    @rule(slot=slots, what=st.sampled_from((None, "kms", "kms", "database")), kms=kms_faults, database=database_faults)
+    @rule(
+        slot=slots,
+        what=st.sampled_from((None, "kms", "kms", "database")),
+        kms=kms_faults,
+        database=database_faults,
+    )
     def outage(self, slot: int, what: str | None, kms: Any, database: Any) -> None:
         """Something is away for a client, until it restarts, or all is well again."""
         traffic = self.world.clients[slot].traffic
@@ -211,6 +349,11 @@ class Lifecycle(RuleBasedStateMachine):
         )
         self._count(f"{name} {ended}")
 
+    def _stall(self, slot: int, operation: Any, at: int, faults: Any) -> None:
+        if slot not in self.world.running:
+            stands = self.world.stall(slot, operation, at, *faults)
+            self._count(f"{type(operation).__name__} {'stands still' if stands else 'did not stand still'}")
+
     def _count(self, what: str) -> None:
         type(self).steps += 1
         self.tally[what] = self.tally.get(what, 0) + 1
@@ -221,6 +364,21 @@ class Lifecycle(RuleBasedStateMachine):
             place = self.world.place(table, scope)
             events[place] = self._event(place, scope)
         return Append(events, self.world.text() if with_note else None)
+
+    def _keys(self, *but: str) -> list[UUID]:
+        """Data keys in any state but some."""
+        return sorted(
+            key_id
+            for key_id, life in self.world.model.keys.items()
+            if life.row.purpose == DATA and life.row.state not in but
+        )
+
+    def _reencrypt(self, batch: int, *, some: bool) -> Reencrypt | None:
+        """A job of its own: of a job that somebody has, who stands still, the rest would be waited for."""
+        keys = frozenset(self._keys(DESTROYED, ACTIVE)) if some else None
+        running = [one.operation for one in self.world.running.values()]
+        others = [one.keys for one in running if isinstance(one, Reencrypt)]
+        return None if keys in others or keys == frozenset() else Reencrypt(batch, keys)
 
     def _event(self, place: Place, scope: str) -> Noted:
         return Noted(place.sequence_id, place.position, scope, self.world.text())

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from uuid import UUID
 
+    from eventseal.items import SequencedItem
+
 _ORDER = (ACTIVE, DEACTIVATED, COMPROMISED, DESTROYED)
 
 
@@ -60,6 +62,8 @@ class Model:
         sealed: Every envelope seen under each key.
         unreserved: Items that ended clients had sealed on credit.
         closed: When each scope was closed, and opened again.
+        may_shred: Scopes that somebody began to shred.
+        some_were_deleted: Whether rows were deleted: then nobody can tell what was forged.
     """
 
     items: dict[Place, Noted] = field(default_factory=dict)
@@ -68,11 +72,18 @@ class Model:
     sealed: dict[UUID, set[bytes]] = field(default_factory=lambda: defaultdict(set))
     unreserved: dict[UUID, int] = field(default_factory=lambda: defaultdict(int))
     closed: dict[str, list[tuple[Moment, Moment | None]]] = field(default_factory=lambda: defaultdict(list))
+    may_shred: set[str] = field(default_factory=set)
+    some_were_deleted: bool = False
     found: Found = field(default_factory=Found)
 
-    def observe(self, found: Found, now: Moment) -> None:
+    def observe(self, found: Found, now: Moment, *, moving: bool) -> None:
         """
         Take over what is in the database now, if it may follow from what was there.
+
+        Args:
+            found: All of it.
+            now: The moment.
+            moving: Whether somebody may have moved items to other keys.
 
         Raises:
             Violation: A key's state went back, a fence opened, or something is gone that never goes.
@@ -86,9 +97,8 @@ class Model:
         for key_id, state in self.found.fences.items():
             if state == "closed" and found.fences.get(key_id) != "closed":
                 raise Violation(f"the fence of {key_id} is closed no more")
-        for item in found.items.values():
-            if item.key_id is not None:
-                self.sealed[item.key_id].add(item.data)
+        for place, item in found.items.items():
+            self._observe_item(place, item, moving=moving)
         for scope in {row.scope for row in found.keys.values() if row.purpose == DATA}:
             self._observe_scope(scope, found, now)
         self.found = found
@@ -108,7 +118,19 @@ class Model:
         if before.destroyed_by is not None and row.destroyed_by != before.destroyed_by:
             raise Violation(f"key {key_id} was {before.destroyed_by}, and is {row.destroyed_by}")
         life.row = row
+        if row.destroyed_by == "shredded" and row.purpose == DATA and row.scope not in self.may_shred:
+            raise Violation(f"key {key_id} of {row.scope} was shredded by nobody")
         life.since.setdefault(row.state, now)
+
+    def _observe_item(self, place: Place, item: SequencedItem, *, moving: bool) -> None:
+        before = self.found.items.get(place)
+        if item.key_id is None or (before is not None and before.data == item.data):
+            return
+        self.sealed[item.key_id].add(item.data)
+        if self.found.fences.get(item.key_id) == "closed":
+            raise Violation(f"the item at {place} was written under {item.key_id} behind its closed fence")
+        if before is not None and not moving and not self.some_were_deleted:
+            raise Violation(f"the item at {place} went from {before.key_id} to {item.key_id} by itself")
 
     def _observe_scope(self, scope: str, found: Found, now: Moment) -> None:
         is_closed = any(
@@ -124,6 +146,17 @@ class Model:
             times.append((now, None))
         elif was_closed and not is_closed:
             times[-1] = (times[-1][0], now)
+
+    def closed_keys(self) -> list[UUID]:
+        """Data keys that seal no more, and are not destroyed."""
+        return [
+            key_id
+            for key_id, life in self.keys.items()
+            if life.row.purpose == DATA and life.row.state in {DEACTIVATED, COMPROMISED}
+        ]
+
+    def is_closed(self, scope: str) -> bool:
+        return bool(self.closed[scope]) and self.closed[scope][-1][1] is None
 
     def was_closed(self, scope: str, *, after: float) -> bool:
         """Whether a scope was closed at any moment after one of the clock."""
@@ -159,6 +192,7 @@ class Model:
         opened: Mapping[Place, Noted | EventSealError],
         pending: Collection[frozenset[Place]],
         notes: Collection[str],
+        replacing: Mapping[Place, Noted],
     ) -> None:
         """
         Check that every item is there, and says what it said.
@@ -167,6 +201,7 @@ class Model:
             opened: Each item as a process sees it that starts now.
             pending: The places that operations which have not ended yet may fill, all of one or none.
             notes: What their callers may have put into the outbox.
+            replacing: What they may have put in the place of something else.
         """
         rows = self.found.items
         if lost := self.items.keys() - rows.keys():
@@ -181,13 +216,15 @@ class Model:
         for place, item in rows.items():
             if item.key_id is None or inspect(item.data).key_id != item.key_id:
                 raise Violation(f"the item at {place} stands under {item.key_id}, not under its envelope's")
-            self._check_item(place, item.key_id, opened[place])
+            self._check_item(place, item.key_id, opened[place], replacing.get(place))
         if not self.outbox <= self.found.outbox:
             raise Violation(f"the outbox lost {self.outbox - self.found.outbox}")
         if excess_notes := self.found.outbox - self.outbox - set(notes):
             raise Violation(f"the outbox has {excess_notes} from nobody")
 
-    def _check_item(self, place: Place, key_id: UUID, outcome: Noted | EventSealError) -> None:
+    def _check_item(
+        self, place: Place, key_id: UUID, outcome: Noted | EventSealError, other: Noted | None
+    ) -> None:
         life = self.keys.get(key_id)
         if life is None:
             raise Violation(f"the item at {place} names key {key_id}, which nobody stored")
@@ -196,5 +233,5 @@ class Model:
                 raise Violation(f"the erased item at {place} gives {outcome!r}")
         elif isinstance(outcome, EventSealError):
             raise Violation(f"the item at {place} does not open: {outcome!r}")
-        elif place in self.items and outcome != self.items[place]:
+        elif place in self.items and outcome not in (self.items[place], other):
             raise Violation(f"the item at {place} says {outcome}, not {self.items[place]}")

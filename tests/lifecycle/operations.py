@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import insert
@@ -22,6 +23,7 @@ from eventseal.errors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from uuid import UUID
 
     from tests.lifecycle.client import Client
@@ -35,10 +37,17 @@ class Operation:
     Attributes:
         places: Where items may stand afterwards that did not before: all of them, or none.
         note: What may be in the outbox afterwards.
+        moves: Whether items may be under other keys afterwards.
     """
 
     places: frozenset[Place] = frozenset()
     note: str | None = None
+    moves = False
+
+    @property
+    def replacing(self) -> Mapping[Place, Noted]:
+        """What may stand at a place instead of what stands there."""
+        return {}
 
     def begin(self, world: World) -> None:
         """Remember what is true before it runs."""
@@ -54,7 +63,7 @@ class Operation:
     def judge(self, world: World, client: Client, outcome: Outcome) -> None:
         """Compare the outcome with the model, which has seen the database since."""
 
-    def wants_retry(self, world: World) -> bool:
+    def wants_retry(self, world: World, outcome: Outcome) -> bool:
         """Whether asking again makes sense: not if it had taken effect after all."""
         return True
 
@@ -103,13 +112,15 @@ class Append(Operation):
                     world.model.was_closed(event.scope, after=since) for event in self.events.values()
                 )
             case SequencedItemConflictError():
-                return not self._stored(world) and any(self._is_taken(world, place) for place in self.places)
+                return not self.stored(world, outcome) and any(
+                    self._is_taken(world, place) for place in self.places
+                )
             case StoreUnavailableError():  # first use inside an open SQLite write transaction
                 return self.note is not None and world.site.is_sqlite
         return False
 
     def judge(self, world: World, client: Client, outcome: Outcome) -> None:
-        stored = self._stored(world)
+        stored = self.stored(world, outcome)
         if outcome.error is None and not outcome.crashed and not stored:
             raise Violation(f"{self} was acknowledged, and is not there")
         if stored and outcome.error is not None and "not known" not in str(outcome.error):
@@ -122,12 +133,14 @@ class Append(Operation):
         if self.note is not None:
             world.model.outbox.add(self.note)
         for place in self.places:
-            self._judge_key(world, outcome, place)
+            self.judge_key(world, outcome, place)
 
-    def wants_retry(self, world: World) -> bool:
-        return not self._stored(world) and not any(self._is_taken(world, place) for place in self.places)
+    def wants_retry(self, world: World, outcome: Outcome) -> bool:
+        return not self.stored(world, outcome) and not any(
+            self._is_taken(world, place) for place in self.places
+        )
 
-    def _stored(self, world: World) -> bool:
+    def stored(self, world: World, outcome: Outcome) -> bool:
         """Whether what stands at the places is this very batch; raises if only a part of it does."""
         rows = world.model.found.items
         there = [place for place in self.places if place in rows and self._is_mine(world, place)]
@@ -145,7 +158,7 @@ class Append(Operation):
     def _is_taken(self, world: World, place: Place) -> bool:
         return place in world.model.found.items
 
-    def _judge_key(self, world: World, outcome: Outcome, place: Place) -> None:
+    def judge_key(self, world: World, outcome: Outcome, place: Place) -> None:
         """No key seals that was replaced longer ago than a client may not know."""
         key_id = world.model.found.items[place].key_id
         stopped = world.model.keys[key_id].stopped if key_id in world.model.keys else None
@@ -157,33 +170,6 @@ class Append(Operation):
             raise Violation(f"{place} was sealed under {key_id} that this client had seen replaced")
 
 
-@dataclass
-class Hold:
-    """Sealed items that wait to be written."""
-
-    items: list[Any]
-    scope: str
-
-
-@dataclass
-class SealAndWait(Operation):
-    """Seal events, and give them to *held* instead of writing them."""
-
-    events: dict[Place, Noted]
-    held: list[Any] = field(default_factory=list)
-
-    def run(self, client: Client) -> None:
-        (table,) = {place.table for place in self.events}
-        self.held[:] = client.mappers[table].to_sequenced_items(self.events.values())
-
-    def excuses(self, world: World, client: Client, outcome: Outcome, error: EventSealError) -> bool:
-        return Append(self.events).excuses(world, client, outcome, error)
-
-    def judge(self, world: World, client: Client, outcome: Outcome) -> None:
-        for item in self.held:
-            world.model.sealed[item.key_id].add(item.data)
-
-
 # --- reading ---
 
 
@@ -193,7 +179,9 @@ class _Reading(Operation):
     def begin(self, world: World) -> None:
         self._before = dict(world.model.items)
 
-    def judge_opened(self, world: World, outcome: Outcome, place: Place, key_id: UUID, event: Noted) -> None:
+    def judge_opened(
+        self, world: World, client: Client, outcome: Outcome, place: Place, key_id: UUID, event: Noted
+    ) -> None:
         if place in world.model.items and event != world.model.items[place]:
             raise Violation(f"{place} says {event}, not {world.model.items[place]}")
         life = world.model.keys.get(key_id)
@@ -202,8 +190,8 @@ class _Reading(Operation):
             return
         if shredded.time < outcome.began.time - world.terms.opens_for:
             raise Violation(f"{place} opened at {outcome.began}, and was shredded at {shredded}")
-        if shredded.step < outcome.confirmed:
-            raise Violation(f"{place} opened, and this client had seen at {outcome.confirmed} that it was shredded")
+        if shredded.step < outcome.confirmed or client.shredded.get(key_id, inf) < outcome.began.step:
+            raise Violation(f"{place} opened, and this client had seen that {key_id} was shredded")
 
     def is_erased(self, world: World, error: EventSealError) -> bool:
         life = world.model.keys.get(error.key_id) if isinstance(error, KeyDestroyedError) else None
@@ -239,7 +227,7 @@ class Replay(_Reading):
         if list(found) != sorted(found):
             raise Violation(f"the events of {self.scope} came as {list(found)}")
         for place, event in found.items():
-            self.judge_opened(world, outcome, place, world.model.found.items[place].key_id, event)
+            self.judge_opened(world, client, outcome, place, world.model.found.items[place].key_id, event)
 
 
 @dataclass
@@ -260,7 +248,7 @@ class ReadOne(_Reading):
     def judge(self, world: World, client: Client, outcome: Outcome) -> None:
         if outcome.value is not None:
             key_id = world.model.found.items[self.place].key_id
-            self.judge_opened(world, outcome, self.place, key_id, outcome.value)
+            self.judge_opened(world, client, outcome, self.place, key_id, outcome.value)
 
 
 @dataclass
@@ -292,7 +280,7 @@ class OpenPage(_Reading):
                 if event is not None and event.text.encode() not in opened.plaintext:
                     raise Violation(f"{place} says {opened.plaintext!r}")
                 if event is not None:
-                    self.judge_opened(world, outcome, place, key_id, event)
+                    self.judge_opened(world, client, outcome, place, key_id, event)
             elif isinstance(opened, KmsError | StoreError):
                 if outcome.is_clean:
                     raise Violation(f"{place} gave {opened!r} without any outage")
@@ -362,7 +350,8 @@ class Rotate(Operation):
         old = world.model.keys[self._old]
         if old.row.state == ACTIVE:
             raise Violation(f"{self} left {old.row} active")
-        if self.compromised and old.row.state not in {COMPROMISED, DESTROYED}:
+        # Beside others it may have been replaced before this one looked: then the next one was meant.
+        if self.compromised and not outcome.contended and old.row.state not in {COMPROMISED, DESTROYED}:
             raise Violation(f"{self} left {old.row}")
 
 
@@ -388,7 +377,9 @@ class RotateBranches(Operation):
         if outcome.value is not None:
             for key_id in self._old:
                 row = world.model.keys[key_id].row
-                if row.state == ACTIVE or (self.compromised and row.state != COMPROMISED):
+                if row.state == ACTIVE or (
+                    self.compromised and not outcome.contended and row.state != COMPROMISED
+                ):
                     raise Violation(f"{self} left {row}")
 
 

@@ -19,6 +19,8 @@ from eventseal.storage import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy.engine import Engine
 
 APPLICATION = "lifecycle"
@@ -48,6 +50,9 @@ class Site:
 
     Args:
         url: Of a PostgreSQL database; ``None``: a SQLite file in the fastest folder there is.
+
+    Attributes:
+        rewrite: Makes clients' statements wrong, to see whether that comes out.
     """
 
     def __init__(self, url: str | None = None) -> None:
@@ -59,6 +64,7 @@ class Site:
             )
             url = f"sqlite:///{self._folder / 'store.sqlite'}"
         self.url = url
+        self.rewrite: Callable[[str], str] | None = None
         self.is_sqlite = url.startswith("sqlite")
         self._traffic = [Traffic() for _ in range(CLIENTS)]
         self._engines: list[Engine | None] = [None] * CLIENTS
@@ -111,9 +117,12 @@ class Site:
             engine = self._engines[slot] = datastore.engine
             with engine.connect():  # the first connection asks the server about itself
                 pass
-            watch_engine(engine, lambda: self._traffic[slot])
+            watch_engine(engine, lambda: self._traffic[slot], self._rewritten)
         datastore._engine = engine
         return datastore
+
+    def _rewritten(self, statement: str) -> str:
+        return statement if self.rewrite is None else self.rewrite(statement)
 
     def close(self) -> None:
         self.empty()

@@ -216,8 +216,15 @@ class WatchedBatchKms(WatchedKms):
 # --- databases ---
 
 
-def watch_engine(engine: Engine, traffic_of: Callable[[], Traffic]) -> None:
-    """Have every statement and COMMIT of *engine* pass the traffic that is its client's at the moment."""
+def watch_engine(engine: Engine, traffic_of: Callable[[], Traffic], rewrite: Callable[[str], str]) -> None:
+    """
+    Have every statement and COMMIT of *engine* pass the traffic that is its client's at the moment.
+
+    Args:
+        engine: A client's.
+        traffic_of: Gives the traffic.
+        rewrite: Gives the statement that is executed instead of one.
+    """
     dialect = engine.dialect
     fail = _fail_on_sqlite if dialect.name == "sqlite" else _fail_on_postgresql
 
@@ -226,7 +233,7 @@ def watch_engine(engine: Engine, traffic_of: Callable[[], Traffic]) -> None:
             with _abandoned_on_crash(cursor.connection, cursor):
                 return traffic_of().database(
                     _short(statement),
-                    lambda: method(cursor, statement, *arguments),
+                    lambda: method(cursor, rewrite(statement), *arguments),
                     lambda fault, _done: fail(fault, cursor.connection, commit=False),
                 )
 

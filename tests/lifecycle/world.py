@@ -12,7 +12,7 @@ from uuid import UUID
 from tests.lifecycle.audit import Auditor, Place
 from tests.lifecycle.client import Client, Terms, stream_of
 from tests.lifecycle.model import Model, Moment, Violation
-from tests.lifecycle.site import APPLICATION, CLIENTS
+from tests.lifecycle.site import CLIENTS
 from tests.lifecycle.traffic import DATABASE_FAULTS, PATIENCE, Crash, Fault, Watch
 
 from eventseal.errors import (
@@ -43,12 +43,14 @@ class Outcome:
         confirmed: The step of the client's last refresh before that: what had happened by then, it knows.
         fired: The faults that it met.
         contended: Whether another client stood still meanwhile, perhaps with a lock.
+        places: Where it met the KMS and the databases.
     """
 
     began: Moment
     confirmed: int
     fired: list[str]
     contended: bool
+    places: list[str] = field(default_factory=list)
     value: Any = None
     error: Exception | None = None
     crashed: bool = False
@@ -85,9 +87,7 @@ class World:
         self.terms = terms = terms or Terms()
         self.clock = ManualClock()
         self.kms = [(FakeBatchKms if terms.batches else FakeKms)(f"kek-{n}") for n in range(terms.keks)]
-        self.memory = (
-            InMemoryKeyStore(refresh_interval=terms.refresh_interval) if terms.in_memory else None
-        )
+        self.memory = InMemoryKeyStore(refresh_interval=terms.refresh_interval) if terms.in_memory else None
         self.model = Model()
         self.auditor = Auditor(site, self.kms, self.memory)
         self.step = 0
@@ -98,6 +98,8 @@ class World:
             # In the order in which they are made, so that a world can be run again.
             patch("eventseal.keys.making.new_key_id", _numbered_ids()),
             patch("eventseal.storage.transactions._LONGEST_PAUSE", 0.0),
+            # Who holds a fence stands still, so that nobody need wait for it.
+            patch("eventseal.storage.fences.PATIENCE", 0.02),
         ]
         for each in self._patches:
             each.start()
@@ -142,7 +144,7 @@ class World:
         outcome = self._end(running)
         if retry and not self.running and (outcome.error is not None or outcome.crashed):
             self.clients[slot].traffic.heal()
-            if operation.wants_retry(self):
+            if operation.wants_retry(self, outcome):
                 again = self._begin(slot, operation, ())
                 self._run(again)
                 outcome = self._end(again)
@@ -237,7 +239,7 @@ class World:
         outcome = Outcome(self.now, client.confirmed, [], contended=bool(self.running))
         for other in self.running.values():
             other.outcome.contended = True
-        return Running(client, operation, outcome, Watch(faults, fired=outcome.fired))
+        return Running(client, operation, outcome, Watch(faults, outcome.places, outcome.fired))
 
     def _run(self, running: Running) -> None:
         client, outcome = running.client, running.outcome
@@ -278,7 +280,7 @@ class World:
         if outcome.crashed or client.traffic.dead:
             outcome.crashed = True
             self._replace(client.slot)
-        self.model.observe(self.auditor.found(), self.now)
+        self._observe(operation)
         self._judge_error(operation, client, outcome)
         operation.judge(self, client, outcome)
         self._check()
@@ -292,8 +294,13 @@ class World:
             beside = " beside others" if outcome.contended else ""
             raise Violation(f"{operation} gave {error!r} after {outcome.fired}{beside}") from error
 
+    def _observe(self, ended: Operation | None = None) -> None:
+        operations = [running.operation for running in self.running.values()]
+        moving = any(operation.moves for operation in (*operations, *([ended] if ended else [])))
+        self.model.observe(self.auditor.found(), self.now, moving=moving)
+
     def _look(self) -> None:
-        self.model.observe(self.auditor.found(), self.now)
+        self._observe()
         self._check()
 
     def _check(self) -> None:
@@ -302,9 +309,16 @@ class World:
             for key_id, count in client.owed().items():
                 owed[key_id] = owed.get(key_id, 0) + count
         self.model.check_keys(owed)
-        pending = [running.operation.places for running in self.running.values()]
+        pending = [
+            running.operation.places for running in self.running.values() if not running.operation.replacing
+        ]
+        replacing = {
+            place: event
+            for running in self.running.values()
+            for place, event in running.operation.replacing.items()
+        }
         notes = [running.operation.note for running in self.running.values() if running.operation.note]
-        self.model.check_items(self.auditor.opened(self.model.found), pending, notes)
+        self.model.check_items(self.auditor.opened(self.model.found), pending, notes, replacing)
 
     def _client(self, slot: int) -> Client:
         return Client(slot, self.site, self.terms, kms=self.kms, clock=self.clock, memory=self.memory)
@@ -340,6 +354,3 @@ def _is_outage(outcome: Outcome, error: Exception) -> bool:
 def _numbered_ids() -> Any:
     numbers = itertools.count(1)
     return lambda: UUID(int=(7 << 76) | (2 << 62) | (next(numbers) << 80))
-
-
-__all__ = ["APPLICATION", "Outcome", "World"]

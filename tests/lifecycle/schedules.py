@@ -1,0 +1,297 @@
+"""Two clients at work at once: one stands still at each of its calls in turn, while the other acts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from tests.lifecycle.audit import Place
+from tests.lifecycle.client import EVENTS, SNAPSHOTS, Noted, stream_of
+from tests.lifecycle.maintenance import Reencrypt, Replace, Retire, RotateKeys, Shred, Verify
+from tests.lifecycle.operations import Append, Operation, Prepare, ReadOne, Refresh, Replay, Rotate
+from tests.lifecycle.traffic import Fault
+from tests.lifecycle.world import World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tests.lifecycle.client import Terms
+    from tests.lifecycle.site import Site
+
+A, B, C = 0, 1, 2
+TENANT = "tenant:acme"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """
+    What happens before one client begins, while it stands still, and after it went on.
+
+    Attributes:
+        before: Makes the state.
+        slot: Who stands still, or meets a fault.
+        operation: What it does then.
+        beside: What others do meanwhile.
+        after: What is done in the end: reads, for the most part.
+        fault: What happens at each of its calls in turn; ``None``: it stands still there.
+    """
+
+    before: Callable[[World], object]
+    slot: int
+    operation: Callable[[World], Operation]
+    beside: Callable[[World], object] = lambda _: None
+    after: Callable[[World], object] = lambda _: None
+    fault: Fault | None = None
+
+
+def places_of(site: Site, schedule: Schedule, terms: Terms | None = None) -> list[str]:
+    """Name the places of a schedule's operation, where nothing comes between."""
+    world = World(site, terms)
+    try:
+        schedule.before(world)
+        outcome = world.do(schedule.slot, schedule.operation(world))
+        return outcome.places
+    finally:
+        world.close()
+
+
+def some(count: int, most: int) -> list[int]:
+    """Give numbers from 0 to *count*, evenly, and not many more than *most*."""
+    return list(range(0, count, max(1, count // most)))
+
+
+def sweep(site: Site, schedule: Schedule, among: Sequence[int], terms: Terms | None = None) -> None:
+    """
+    Play a schedule once for each of some of the operation's places.
+
+    Raises:
+        Violation: At one of them something came out that must never be.
+    """
+    for at in among:
+        world = World(site, terms)
+        try:
+            schedule.before(world)
+            operation = schedule.operation(world)
+            if schedule.fault is None:
+                world.stall(schedule.slot, operation, at)
+            else:
+                world.do(schedule.slot, operation, replace(schedule.fault, at=at))
+                world.clients[schedule.slot].traffic.heal()
+            schedule.beside(world)
+            if schedule.slot in world.running:
+                world.go_on(schedule.slot)
+            schedule.after(world)
+        finally:
+            world.close()
+
+
+def append(slot: int, scope: str = TENANT, table: str = EVENTS) -> Callable[[World], object]:
+    return lambda world: world.do(slot, an_append(scope, table)(world))
+
+
+def an_append(scope: str = TENANT, table: str = EVENTS) -> Callable[[World], Append]:
+    def make(world: World) -> Append:
+        place = world.place(table, scope)
+        return Append({place: Noted(place.sequence_id, place.position, scope, world.text())})
+
+    return make
+
+
+def replace_snapshot(slot: int) -> Callable[[World], object]:
+    def act(world: World) -> object:
+        place = max(place for place in world.model.items if place.table == SNAPSHOTS)
+        event = Noted(place.sequence_id, place.position, TENANT, world.text())
+        return world.do(slot, Replace({place: event}))
+
+    return act
+
+
+def does(slot: int, make: Callable[[], Operation]) -> Callable[[World], object]:
+    return lambda world: world.do(slot, make())
+
+
+def in_turn(*acts: Callable[[World], object]) -> Callable[[World], object]:
+    def act(world: World) -> None:
+        for each in acts:
+            each(world)
+
+    return act
+
+
+def everybody_reads(world: World) -> None:
+    for slot in world.free():
+        for table in (EVENTS, SNAPSHOTS):
+            world.do(slot, Replay(TENANT, table))
+
+
+def _advance(seconds: float) -> Callable[[World], object]:
+    return lambda world: world.advance(seconds)
+
+
+# A has the first key in memory, and does not know that B has replaced it.
+_old_key_in_memory = in_turn(append(A), does(B, lambda: Rotate(TENANT)))
+_old_key_empty = in_turn(_old_key_in_memory, does(B, Reencrypt))
+
+SCHEDULES: dict[str, Schedule] = {
+    "a stale append against a retirement": Schedule(
+        _old_key_empty, A, an_append(), beside=does(C, Retire), after=everybody_reads
+    ),
+    "a retirement against a stale append": Schedule(
+        _old_key_empty, C, lambda _: Retire(), beside=append(A), after=everybody_reads
+    ),
+    "a stale append against a shredding": Schedule(
+        _old_key_in_memory, A, an_append(), beside=does(C, lambda: Shred(TENANT)), after=everybody_reads
+    ),
+    "a shredding against a stale append": Schedule(
+        _old_key_in_memory, C, lambda _: Shred(TENANT), beside=append(A), after=everybody_reads
+    ),
+    "a rotation against a shredding": Schedule(
+        append(A),
+        B,
+        lambda _: Rotate(TENANT),
+        beside=does(C, lambda: Shred(TENANT)),
+        after=in_turn(everybody_reads, append(B)),
+    ),
+    "a first use against a first use": Schedule(
+        append(B, "application"), A, an_append(), beside=append(B), after=in_turn(append(C), everybody_reads)
+    ),
+    "a first use against a shredding": Schedule(
+        in_turn(append(B), does(B, lambda: Shred(TENANT))),
+        A,
+        an_append(),
+        beside=does(C, lambda: Shred(TENANT)),
+        after=everybody_reads,
+    ),
+    "a re-encryption against a snapshot that is replaced": Schedule(
+        in_turn(append(A, table=SNAPSHOTS), does(A, lambda: Rotate(TENANT)), does(A, Refresh)),
+        B,
+        lambda _: Reencrypt(),
+        beside=replace_snapshot(A),
+        after=everybody_reads,
+    ),
+    "a re-encryption against a snapshot that a stale client replaces": Schedule(
+        in_turn(append(A, table=SNAPSHOTS), does(B, lambda: Rotate(TENANT))),
+        B,
+        lambda _: Reencrypt(),
+        beside=replace_snapshot(A),
+        after=everybody_reads,
+    ),
+    "a re-encryption against the retirement of its target": Schedule(
+        _old_key_in_memory,
+        B,
+        lambda _: Reencrypt(),
+        beside=in_turn(does(C, lambda: Rotate(TENANT)), does(C, Retire)),
+        after=everybody_reads,
+    ),
+    "a re-encryption against a shredding": Schedule(
+        _old_key_in_memory,
+        B,
+        lambda _: Reencrypt(),
+        beside=does(C, lambda: Shred(TENANT)),
+        after=everybody_reads,
+    ),
+    "a read against a re-encryption and a retirement": Schedule(
+        _old_key_in_memory,
+        C,
+        lambda _: Replay(TENANT),
+        beside=in_turn(does(B, Reencrypt), does(B, Retire)),
+        after=everybody_reads,
+    ),
+    "a verification against a re-encryption and a retirement": Schedule(
+        _old_key_in_memory,
+        C,
+        lambda _: Verify(),
+        beside=in_turn(does(B, Reencrypt), does(B, Retire)),
+    ),
+    "one item read against a re-encryption and a retirement": Schedule(
+        _old_key_in_memory,
+        C,
+        lambda _: ReadOne(Place(EVENTS, stream_of(TENANT), 0)),
+        beside=in_turn(does(B, Reencrypt), does(B, Retire)),
+        after=everybody_reads,
+    ),
+    "a re-encryption against a re-encryption and a retirement": Schedule(
+        _old_key_in_memory,
+        C,
+        lambda world: Reencrypt(keys=frozenset(world.model.closed_keys())),
+        beside=in_turn(does(B, Reencrypt), does(B, Retire)),
+        after=everybody_reads,
+    ),
+    "a compromised key against a stale append": Schedule(
+        append(A),
+        B,
+        lambda _: RotateKeys(compromised=True),
+        beside=append(A),
+        after=in_turn(does(C, Reencrypt), everybody_reads),
+    ),
+    "a load against a shredding that its process has seen": Schedule(
+        append(B),
+        A,
+        lambda _: Replay(TENANT),
+        beside=in_turn(does(C, lambda: Shred(TENANT)), lambda world: world.refresh_beside(A)),
+        after=everybody_reads,
+    ),
+    "a slow refresh against a rotation": Schedule(
+        in_turn(append(A), does(A, Refresh)),
+        A,
+        lambda _: Refresh(),
+        beside=in_turn(does(B, lambda: Rotate(TENANT)), _advance(50)),
+        after=in_turn(_advance(55), append(A)),
+    ),
+    "a slow refresh against a shredding": Schedule(
+        in_turn(append(A), does(A, Refresh)),
+        A,
+        lambda _: Refresh(),
+        beside=in_turn(does(B, lambda: Shred(TENANT)), _advance(50)),
+        after=in_turn(_advance(55), everybody_reads),
+    ),
+    "a first use that fails once": Schedule(
+        append(B, "application"),
+        A,
+        an_append(),
+        after=in_turn(append(A), everybody_reads),
+        fault=Fault(0, "fail", database="full"),
+    ),
+    "an append whose answers are lost": Schedule(
+        append(A),
+        A,
+        an_append(),
+        after=in_turn(append(A), everybody_reads),
+        fault=Fault(0, "fail", database="lost"),
+    ),
+    "a rotation whose answers are lost": Schedule(
+        append(A),
+        A,
+        lambda _: Rotate(TENANT),
+        after=in_turn(does(A, lambda: Rotate(TENANT)), append(A), everybody_reads),
+        fault=Fault(0, "fail", database="lost"),
+    ),
+    "a re-encryption whose process ends": Schedule(
+        _old_key_in_memory,
+        B,
+        lambda _: Reencrypt(batch=1),
+        after=in_turn(does(B, Reencrypt), does(B, Retire), everybody_reads),
+        fault=Fault(0, "crash"),
+    ),
+    "a retirement whose process ends": Schedule(
+        _old_key_empty,
+        B,
+        lambda _: Retire(),
+        after=in_turn(append(A), does(B, Retire), everybody_reads),
+        fault=Fault(0, "crash"),
+    ),
+    "a shredding whose process ends": Schedule(
+        _old_key_in_memory,
+        B,
+        lambda _: Shred(TENANT),
+        after=in_turn(append(A), does(B, lambda: Shred(TENANT)), everybody_reads),
+        fault=Fault(0, "crash"),
+    ),
+    "keys that are prepared by a process that ends": Schedule(
+        append(B, "application"),
+        A,
+        lambda _: Prepare((TENANT,)),
+        after=in_turn(append(A), append(B), everybody_reads),
+        fault=Fault(0, "crash"),
+    ),
+}
