@@ -5,6 +5,7 @@ from eventseal.erasure.ledger_entries import LedgerEntry
 from eventseal.erasure.receipts import Receipt
 from eventseal.erasure.recording import adopt
 from eventseal.erasure.reopen import reopen
+from eventseal.erasure.restore import RestoredScope, RestoreResult, after_restore
 from eventseal.erasure.shred import HasLedger, ShredResult, shred
 from eventseal.erasure.subject_erased import SubjectErased, erased_subjects
 
@@ -16,9 +17,12 @@ __all__ = [
     "LedgerEntry",
     "LedgerLines",
     "Receipt",
+    "RestoreResult",
+    "RestoredScope",
     "ShredResult",
     "SubjectErased",
     "adopt",
+    "after_restore",
     "erased_subjects",
     "reopen",
     "shred",
