@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 PAUSE_BETWEEN_COMPLETIONS = 10
 """Kills after which a rotation is left to end."""
+FROM_THE_BEGINNING = 20
+"""Of so many kills one may come before the first transaction: nothing is half-way then."""
 BATCH = 10
 _PATIENCE = 3_600  # s
 _STREAMS = 3
@@ -90,7 +92,8 @@ class Killer:
         self._in_child(self._fill)
         longest = self._time_of_one()
         while self.report.kills < kills:
-            if not self._kill_one(self._random.uniform(0, longest)):
+            at_once = self.report.kills % FROM_THE_BEGINNING == FROM_THE_BEGINNING - 1
+            if not self._kill_one(self._random.uniform(0, longest), at_once=at_once):
                 self.report.outran += 1
                 continue
             self.report.kills += 1
@@ -111,13 +114,24 @@ class Killer:
                 for number in range(_STREAMS):
                     shop.append(tenant, 0, self._items // len(TENANTS) // _STREAMS, number=number)
 
-    def _rotate(self, started: Callable[[], None]) -> float:
-        """Do all of it; give the seconds that it took."""
+    def _rotate(self, started: Callable[[], object], *, at_once: bool = True) -> float:
+        """
+        Do all of it.
+
+        Args:
+            started: Called when it begins.
+            at_once: Whether that is before its first transaction, or only behind it.
+
+        Returns:
+            The seconds that it took.
+        """
         with self._shop() as shop:
             shop.keyring.refresh()
-            started()
+            if at_once:
+                started()
             began = time.monotonic()
-            for result in (rotate_keys(shop), rewrap(shop), reencrypt(shop, batch=BATCH), retire(shop)):
+            rotated = rotate_keys(shop, progress=None if at_once else lambda _: started())
+            for result in (rotated, rewrap(shop), reencrypt(shop, batch=BATCH), retire(shop)):
                 assert result.failed == 0, result.failures
             return time.monotonic() - began
 
@@ -145,13 +159,13 @@ class Killer:
     def _time_of_one(self) -> float:
         return min(self._in_child(self._complete_in_child) for _ in range(3))
 
-    def _kill_one(self, delay: float) -> bool:
+    def _kill_one(self, delay: float, *, at_once: bool) -> bool:
         """Start a rotation and kill it *delay* seconds after it began, if it still runs then."""
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
             os.close(read)
-            _be_child(lambda: self._rotate(lambda: os.write(write, b"!") and None), write)
+            _be_child(lambda: self._rotate(lambda: os.write(write, b"!"), at_once=at_once), write)
         os.close(write)
         assert os.read(read, 1) == b"!", "the rotation did not begin"
         ended, _, _ = select.select([read], [], [], delay)  # readable when the child has ended

@@ -173,6 +173,8 @@ class Rewrap(Operation):
 class RewrapTo(Rewrap):
     """Every key moves to a second KEK, and loses its wrapping under the first."""
 
+    makes_many_calls = True
+
     def run(self, shop: SealedShop) -> None:
         to = shop.keyring.keks[1]
         result = rewrap(shop, to=to, batch=2)
@@ -238,6 +240,7 @@ class ReencryptCompromised(Reencrypt):
 class RotateAll(Operation):
     """Every scope's key is replaced."""
 
+    makes_many_calls = True
     compromised = False
 
     def run(self, shop: SealedShop) -> None:
@@ -260,8 +263,6 @@ class RotateAllCompromised(RotateAll):
 class Retire(Reencrypt):
     """Keys that no item names any more are destroyed."""
 
-    makes_many_calls = False
-
     def __init__(self, profile: Profile) -> None:
         super().__init__(profile)
         self.items = min(profile.items, 20)
@@ -281,6 +282,8 @@ class Retire(Reencrypt):
 
 class Shred(Operation):
     """A scope's keys are destroyed for good, and no other's."""
+
+    makes_many_calls = True
 
     def run(self, shop: SealedShop) -> None:
         result = shred(shop, scope_of(ACME))
