@@ -70,18 +70,19 @@ class Auditor:
     """
 
     def __init__(self, site: Site, kms: list[FakeKms], memory: InMemoryKeyStore | None) -> None:
-        self._engine = site.auditor.engine
+        engine = site.auditor.engine
+        self._snapshots = (
+            engine if site.is_sqlite else engine.execution_options(isolation_level="REPEATABLE READ")
+        )
         self._kms = kms
         self._memory = memory
         self._store = memory or SQLAlchemyKeyStore(site.auditor)
         self._opened: tuple[Any, dict[Place, Noted | EventSealError]] = (None, {})
 
     def found(self) -> Found:
-        with self._engine.connect() as connection:
+        with self._snapshots.connect() as connection:
             if connection.dialect.name == "sqlite":
                 connection.exec_driver_sql("BEGIN")
-            else:
-                connection = connection.execution_options(isolation_level="REPEATABLE READ")
             keys, counter = (
                 self._keys_in_memory() if self._memory else (_keys(connection), _counter(connection))
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -89,11 +89,12 @@ class Lifecycle(RuleBasedStateMachine):
     Attributes:
         site: Where its worlds are built.
         steps: How many rules were run, by all machines of the class.
+        tally: What they did, and how often.
     """
 
     site: Site
     steps = 0
-    tally: dict[str, int] = {}
+    tally: ClassVar[dict[str, int]] = {}
 
     @initialize(terms=terms)
     def build(self, terms: Terms) -> None:

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from tests.lifecycle.world import Outcome, World
 
 
+MANY = 1_000
+"""More items than a world has."""
+
 # --- items that were sealed a while ago ---
 
 
@@ -207,7 +210,8 @@ class Reencrypt(Operation):
         if not world.model.some_were_deleted and (suspected or any(result.failures)):
             raise Violation(f"{self} suspects, or could not move, honest items: {result}")
         if not outcome.is_clean or result.left:
-            if outcome.is_clean:
+            # Under a limit of a few items their own moving may end the key that they move to.
+            if outcome.is_clean and world.terms.max_items > MANY:
                 raise Violation(f"{self} left items: {result}")
             return
         for place, item in world.model.found.items.items():
@@ -272,11 +276,9 @@ class Shred(Operation):
             if row.state != DESTROYED:
                 raise Violation(f"{self} left {row}")
             client.shredded[key_id] = outcome.began.step
-            if outcome.value.complete and row.destroyed_by == "shredded":
-                if world.model.found.fences.get(key_id) != "closed":
-                    raise Violation(
-                        f"{self} says that it is complete, and the fence of {key_id} is not closed"
-                    )
+            fence = world.model.found.fences.get(key_id)
+            if outcome.value.complete and row.destroyed_by == "shredded" and fence != "closed":
+                raise Violation(f"{self} says that it is complete, and the fence of {key_id} is {fence}")
         if outcome.is_clean and not outcome.value.complete:
             raise Violation(f"{self} is not complete: {outcome.value}")
         if not world.model.was_closed(self.scope, after=outcome.began.time):

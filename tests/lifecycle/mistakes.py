@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from eventseal.keys import destroying
+from eventseal.keys import endings
 from eventseal.keys.known_states import KnownStates
 from eventseal.keys.refreshing import Refresher
 from eventseal.keys.seating import Seats
@@ -106,18 +106,15 @@ def _fence_is_not_looked_at(_: Site) -> Iterator[None]:
 
 @contextmanager
 def _tombstone_without_slot(_: Site) -> Iterator[None]:
-    ended, following = destroying._ended, destroying._next
-    with ExitStack() as patches:
-        patches.enter_context(
-            patch.object(destroying, "_ended", lambda record, by, *, active_scope=None: ended(record, by))
-        )
-        patches.enter_context(
-            patch.object(
-                destroying,
-                "_next",
-                lambda record, **changes: following(record, **{**changes, "active_scope": None}),
-            )
-        )
+    ended, moved = endings.ended, endings.moved
+
+    def ends(record: Any, by: Any, *, active_scope: str | None = None) -> Any:
+        return ended(record, by)
+
+    def moves(record: Any, **changes: Any) -> Any:
+        return moved(record, **{**changes, "active_scope": None})
+
+    with patch.object(endings, "ended", ends), patch.object(endings, "moved", moves):
         yield
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.lifecycle.audit import ACTIVE, COMPROMISED, DATA, DEACTIVATED, DESTROYED, Found, KeyRow, Place
-from tests.lifecycle.client import Noted
 
 from eventseal.cipher import inspect
 from eventseal.errors import EventSealError, KeyDestroyedError
@@ -16,12 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from uuid import UUID
 
+    from tests.lifecycle.client import Noted
+
     from eventseal.items import SequencedItem
 
 _ORDER = (ACTIVE, DEACTIVATED, COMPROMISED, DESTROYED)
 
 
-class Violation(AssertionError):
+class Violation(AssertionError):  # noqa: N818 - no error of the program's: it is what a checker finds
     """The real code did what must never be."""
 
 

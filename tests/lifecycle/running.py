@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
@@ -38,7 +38,7 @@ def run_lifecycle(
     """
 
     class Run(Lifecycle):
-        tally: dict[str, int] = {}
+        tally: ClassVar[dict[str, int]] = {}
 
     Run.site = site
     Run._hypothesis_internal_use_seed = seed

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Text, create_engine, text
+from sqlalchemy import MetaData, Text, create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from tests.lifecycle.traffic import Traffic, watch_engine
 
@@ -58,7 +58,7 @@ class Site:
     def __init__(self, url: str | None = None) -> None:
         self._folder: Path | None = None
         if url is None:
-            fast = Path("/dev/shm")
+            fast = Path("/dev/shm")  # noqa: S108 - the folder made in it is private
             self._folder = Path(
                 tempfile.mkdtemp(prefix="eventseal-lifecycle-", dir=fast if fast.is_dir() else None)
             )
@@ -75,6 +75,9 @@ class Site:
             shutil.copyfile(self._folder / "store.sqlite", self._folder / "empty.sqlite")
         else:
             self._outside = create_engine(self._url, isolation_level="AUTOCOMMIT")
+            found = MetaData()
+            found.reflect(self._outside)
+            self._tables = [table for table in found.sorted_tables if table.name != "sealed_tables"]
 
     @property
     def _url(self) -> str:
@@ -93,14 +96,8 @@ class Site:
             return
         with self._outside.connect() as connection:
             connection.execute(text("SET lock_timeout = '5s'"))
-            names = connection.execute(
-                text(
-                    "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'sealed_tables'"
-                )
-            ).scalars()
-            for name in list(names):
-                connection.execute(text(f'DELETE FROM "{name}"' if name != "encryption_keys" else "SELECT 1"))
-            connection.execute(text("DELETE FROM encryption_keys"))
+            for table in reversed(self._tables):
+                connection.execute(table.delete())
 
     def datastore(self, slot: int, traffic: Traffic) -> SQLAlchemyDatastore:
         """A client's datastore, on connections of its own that pass *traffic*."""

@@ -10,7 +10,7 @@ from tests.lifecycle.schedules import SCHEDULES, places_of, some, sweep
 if TYPE_CHECKING:
     from tests.lifecycle.site import Site
 
-MOST = {True: 5, False: 2}
+MOST = {True: 3, False: 1}
 """Places that are tried of each operation, on SQLite and on PostgreSQL; the soak tries all."""
 
 

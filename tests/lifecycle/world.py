@@ -248,7 +248,7 @@ class World:
             outcome.value = running.operation.run(client)
         except Crash:
             outcome.crashed = True
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is judged
             outcome.error = error
             if client.traffic.dead:  # some code may have taken the crash for a failure
                 outcome.crashed = True
