@@ -86,6 +86,18 @@ def test_an_item_is_no_field_and_a_field_is_no_item(cipher):
     assert type(cipher.open_fields([(item, PLACE)])[0]) is IntegrityError
 
 
+def test_keys_of_another_purpose_neither_seal_nor_open_fields(keys):
+    wrong = keys.make("subject:c-1")
+    cipher = AESCipher(keys)
+    (sealed,) = seal(cipher, (b"1", PLACE))
+    renamed = sealed[:3] + wrong.key_id.bytes + sealed[19:]
+
+    assert "only field keys" in str(cipher.open_fields([(renamed, PLACE)])[0])
+    keys.by_scope["subject:c-1"] = wrong
+    with pytest.raises(IntegrityError, match="only field keys"):
+        seal(cipher, (b"1", PLACE))
+
+
 def test_the_key_of_another_subject_that_sealed_for_this_one_is_refused(keyring, cipher):
     other = keyring.sealing_keys({"subject:c-2": 1}, purpose=KeyPurpose.FIELD)["subject:c-2"]
 

@@ -15,8 +15,10 @@ from tests.fixtures.personal_entities import (
     Foreign,
     Forgetful,
     Guest,
+    Joined,
     Order,
     Renaming,
+    Ticket,
 )
 
 from eventseal.cipher import AESCipher
@@ -36,7 +38,9 @@ from eventseal.eventstore import (
     SnapshottingPolicy,
     publish,
 )
+from eventseal.eventstore.personal_state import protected_state
 from eventseal.items import Erased, Masked, SequencedItemMapper
+from eventseal.items.personal import Sealed
 from eventseal.keys import InMemoryKeyStore, Keyring
 from eventseal.storage import SnapshotRecord
 from eventseal.testing import FakeKms
@@ -144,6 +148,34 @@ def test_a_snapshot_taken_of_masked_state_stays_masked_also_after_a_reopening(re
     repository.take_snapshot(customer.id)
     assert repository[customer.id]._email == "new@example.org"
     assert b"new@example.org" not in stored(repository, customer).data
+
+
+def test_what_is_empty_needs_no_key_so_an_erased_customer_has_snapshots(repository, keyring):
+    customer = Customer.create(email="ann@example.org", name="Ann")
+    keyring.shred(f"subject:{customer.id}")
+
+    snapshot = repository.take_snapshot(customer.id)
+
+    assert snapshot.state["_phones"] == []
+    assert b'"_phones":[]' in stored(repository, customer).data
+    assert repository[customer.id]._email == "(gone)"
+
+
+def test_a_field_that_is_kept_in_another_form_is_sealed_as_one():
+    shapes = protected_state(Joined, {"_id": 1, "_names": "Ann, Augusta"}, [Joined.Named]).shapes
+    assert type(shapes["_names"]) is Sealed
+    assert shapes["_names"].data.subject == "originator_id"
+
+
+def test_a_snapshot_whose_key_was_retired_is_no_erased_one(repository, monkeypatch):
+    store = repository.snapshot_strategy.event_store
+
+    def retired(*arguments, **options):
+        raise KeyDestroyedError("gone", destroyed_by="retired")
+
+    monkeypatch.setattr(store, "get_most_recent_event", retired)
+    with pytest.raises(KeyDestroyedError):
+        repository.snapshot_strategy.get_snapshot(uuid4())
 
 
 def test_an_entity_in_memory_brings_nothing_back(repository, keyring):
@@ -414,6 +446,17 @@ def test_an_entity_goes_on_where_one_of_its_events_was_erased(shop, keyring):
     assert (found.version, found.holder) == (3, "c-1")
     snapshot = repository.take_snapshot(account.id)
     assert snapshot.key_scope == "subject:c-1"
+
+
+def test_an_erased_event_has_no_time(shop, keyring):
+    repository = shop(always_encrypt=True, on_erased="mask", erased_scope=lambda item: "subject:c-2")
+    ticket = Ticket.create()
+    ticket._trigger_event(Ticket.Held, holder="c-2")
+    keyring.shred("subject:c-2")
+
+    found = repository[ticket.id]
+
+    assert (found.version, found.last_modified) == (2, ticket.created_on)
 
 
 def test_the_most_recent_event_is_the_last_one_that_is_not_skipped(shop, keyring):

@@ -250,6 +250,13 @@ def test_masks_are_checked_against_types_that_are_text():
 # --- masks in shapes ---
 
 
+@pytest.mark.parametrize(("mask", "value"), [(0, False), (1, True), (0, 0.0), ("", b"")], ids=repr)
+def test_a_value_of_another_type_is_not_the_mask(mask, value):
+    assert PersonalData("id", mask).masks(mask)
+    assert not PersonalData("id", mask).masks(value)
+    assert not PersonalData("id").masks(None)
+
+
 @pytest.mark.parametrize(
     ("shape", "value", "expected"),
     [

@@ -14,10 +14,12 @@ from tests.fixtures.personal_events import (
     Bare,
     Contact,
     Noted,
+    Point,
     Quiet,
     Referrer,
     Registered,
     Unannotated,
+    Whole,
     WithList,
 )
 
@@ -451,7 +453,7 @@ def test_a_key_that_is_missing_is_raised(make_mapper, kms, key_store):
 @pytest.mark.parametrize("changes", [{"destroyed_by": "retired"}, {"scope": "subject:c-2"}], ids=str)
 def test_a_tombstone_of_another_kind_or_subject_masks_nothing(make_mapper, keyring, monkeypatch, changes):
     mapper = plain(make_mapper)
-    item = mapper.to_sequenced_item(registered())
+    item = mapper.to_sequenced_item(registered(referrer=None, anything=None))
     facts = {"scope": "subject:c-1", "destroyed_by": "shredded"} | changes
     real = keyring.opening_keys
 
@@ -559,6 +561,7 @@ def test_a_field_does_not_open_in_another_collection(make_mapper):
         (b'["/customer_id",', b'["/plan",'),
         (b'["/customer_id",', b'["/nowhere",'),
         (b'["/customer_id",', b'["customer_id",'),
+        (b'["/customer_id",', b'["x/customer_id",'),
         (b'["/customer_id",', b'["/contacts",'),
         (b'["/customer_id",', b'["/contacts/9",'),
         (b'["/customer_id",', b'["",'),
@@ -736,6 +739,39 @@ def test_a_streams_id_is_no_personal_data(make_mapper):
 
 
 # --- more of what a mapper does ---
+
+
+def test_a_list_that_is_sealed_as_one_is_sealed_also_if_it_is_empty(make_mapper):
+    mapper = plain(make_mapper)
+    event = Whole(uuid4(), 0, "c-1", [])
+
+    item = mapper.to_sequenced_item(event)
+
+    assert len(sealed_in(item)) == 1
+    assert mapper.from_sequenced_item(item) == event
+
+
+def test_encodings_of_ones_own_hold_beside_personal_data(keyring):
+    transcoder = JSONTranscoder()
+    transcoder.register(Point, "point", lambda point: [point.x], lambda stored: Point(*stored))
+    mapper = SequencedItemMapper(cipher=AESCipher(keyring), always_encrypt=False, json=transcoder)
+    event = Whole(uuid4(), 0, "c-1", ["memo"], point=[Point(7)])
+
+    item = mapper.to_sequenced_item(event)
+
+    assert b'"point":[{"$point":[7]}]' in item.data
+    assert mapper.from_sequenced_item(item) == event
+
+
+def test_the_fields_of_a_plain_item_that_is_refused_are_not_opened(make_mapper, keyring, monkeypatch):
+    item = plain(make_mapper).to_sequenced_item(registered())
+    asked = []
+    real = keyring.opening_keys
+    monkeypatch.setattr(keyring, "opening_keys", lambda *a, **o: asked.append(o) or real(*a, **o))
+
+    with pytest.raises(EncryptionRequiredError):
+        make_mapper().from_sequenced_item(item)
+    assert {"purpose": KeyPurpose.FIELD} not in asked
 
 
 def test_large_fields_are_compressed_unless_the_class_forbids_it(make_mapper):

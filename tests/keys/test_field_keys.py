@@ -2,7 +2,7 @@
 
 import pytest
 
-from eventseal.errors import ConfigurationError, IntegrityError, KeyDestroyedError
+from eventseal.errors import ConfigurationError, IntegrityError, KeyDestroyedError, KeyNotFoundError
 from eventseal.keys import InMemoryKeyStore, Keyring
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.testing import FakeKms, ManualClock
@@ -101,6 +101,18 @@ def test_a_refresh_asks_after_the_field_keys_too(make):
     keyring.refresh()
 
     assert key.closed
+
+
+def test_a_refresh_looks_again_for_field_keys_that_were_not_there(make, key_store):
+    key = field_key(make())
+    record = key_store._records.pop(key.key_id)
+    keyring = make()
+    assert type(keyring.opening_keys([key.key_id], purpose=FIELD)[key.key_id]) is KeyNotFoundError
+    key_store._records[key.key_id] = record
+
+    keyring.refresh()
+
+    assert keyring.opening_keys([key.key_id], purpose=FIELD)[key.key_id].key_id == key.key_id
 
 
 def test_a_field_key_is_leased_and_not_rotated_by_age(make, key_store):
