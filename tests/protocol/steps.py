@@ -63,7 +63,7 @@ PUT_WRAPPINGS = "eventseal.storage.key_store.SQLAlchemyKeyStore.put_wrappings"
 DROP_WRAPPINGS = "eventseal.storage.key_store.SQLAlchemyKeyStore.drop_wrappings"
 MARK_VERIFIED = "eventseal.storage.key_store.SQLAlchemyKeyStore.mark_wrappings_verified"
 UNWRAP = "eventseal.keys.verifying.Verifier.note"
-ROTATE_BRANCHES = "eventseal.keys.lifecycle.KeyLifecycle.rotate_branches"
+ROTATE_BRANCHES = "eventseal.keys.keyring.Keyring.rotate_branches"
 REFUSE_NEEDED_KEK = "eventseal.rotation.keks.refuse_needed_kek"
 
 # What no function does
