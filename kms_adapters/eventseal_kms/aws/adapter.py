@@ -9,12 +9,14 @@ from eventseal_kms.aws.arn import KeyArn
 from eventseal_kms.aws.batches import outcome_of_each
 from eventseal_kms.aws.calls import KmsCalls
 from eventseal_kms.aws.connection import ConnectionSource
+from eventseal_kms.aws.deletion import KeyDeletion
 from eventseal_kms.aws.kek import Kek
 from eventseal_kms.aws.outcomes import Outcomes
 from eventseal_kms.aws.permissions import check_permissions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from datetime import datetime
 
     from mypy_boto3_kms import KMSClient
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
         SupportsAliases,
         SupportsBatch,
         SupportsCheck,
+        SupportsDeletion,
         SupportsGeneration,
         SupportsRewrap,
         TellsVersion,
@@ -72,6 +75,7 @@ class AwsKmsAdapter:
         self._calls = KmsCalls(self._connections, grant_tokens)
         self._kek = Kek(configured.in_region(here), self._calls, self._connections)
         self._outcomes = Outcomes(self._kek, self._calls)
+        self._deletion = KeyDeletion(self._kek, self._connections)
 
     @classmethod
     def from_uri(cls, uri: str) -> Self:
@@ -195,6 +199,42 @@ class AwsKmsAdapter:
         """
         return _value(self._outcomes.current_material())
 
+    def created_at(self) -> datetime:
+        """
+        Tell when the KMS key was made; needs ``kms:DescribeKey``.
+
+        Raises:
+            KmsError: KMS refused or failed.
+        """
+        return self._deletion.created_at()
+
+    def deletion_date(self) -> datetime | None:
+        """
+        Tell when KMS will delete the key; ``None``: it is to stay. Needs ``kms:DescribeKey``.
+
+        Raises:
+            KmsError: KMS refused or failed.
+        """
+        return self._deletion.deletion_date()
+
+    def schedule_deletion(self, days: int) -> datetime:
+        """
+        Have KMS delete the key; needs ``kms:DescribeKey`` and ``kms:ScheduleKeyDeletion``.
+
+        It opens nothing from now on. Until it is deleted, ``CancelKeyDeletion`` takes it back.
+
+        Args:
+            days: Until then, 7 to 30.
+
+        Returns:
+            When it will be deleted; what it is already, if it was scheduled before.
+
+        Raises:
+            ConfigurationError: KMS does not take so many days.
+            KmsError: KMS refused or failed.
+        """
+        return self._deletion.schedule(days)
+
     def _each(
         self, items: Sequence[Any], work: Callable[[Any], Value | EventSealError]
     ) -> list[Value | EventSealError]:
@@ -226,6 +266,7 @@ if TYPE_CHECKING:
     _batch: type[SupportsBatch] = AwsKmsAdapter
     _generation: type[SupportsGeneration] = AwsKmsAdapter
     _check: type[SupportsCheck] = AwsKmsAdapter
+    _deletion: type[SupportsDeletion] = AwsKmsAdapter
     _rewrap: type[SupportsRewrap] = AwsKmsAdapter
     _aliases: type[SupportsAliases] = AwsKmsAdapter
     _version: type[TellsVersion] = AwsKmsAdapter

@@ -239,6 +239,16 @@ class VaultTransitAdapter:
         """
         return self._versions.rotate()
 
+    def versions_before(self, version: str) -> list[str]:
+        """
+        Name the versions before *version* that were not deleted; needs ``read`` as above.
+
+        Raises:
+            ConfigurationError: *version* is none.
+            KmsError: Vault refused or failed.
+        """
+        return self._versions.before(version)
+
     def forbid_versions_before(self, version: str) -> None:
         """
         Let no wrapping open, or move, that is of a version before *version*; an earlier one takes it back.

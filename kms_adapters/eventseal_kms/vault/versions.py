@@ -39,6 +39,11 @@ class KeyVersions:
         latest = KeyFacts.of(answer.data).latest_version
         return f"v{latest}" if latest else self.current()  # HashiCorp's Vault answers nothing
 
+    def before(self, version: str) -> list[str]:
+        """Name the versions before *version* that were not trimmed."""
+        oldest = max(1, self._facts().min_available_version)
+        return [f"v{number}" for number in range(oldest, version_number(version))]
+
     def forbid_before(self, version: str) -> None:
         """Let no version before *version* open anything."""
         body = {"min_decryption_version": version_number(version)}

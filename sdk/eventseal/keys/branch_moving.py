@@ -69,6 +69,11 @@ class BranchMover:
             else:
                 self._ended.add(key_id)
 
+    def forget(self) -> None:
+        """Forget which keys are the active ones: one of them turned out destroyed."""
+        self._successors.clear()
+        self._ended.clear()
+
     def has_no_successor(self, record: KeyRecord) -> bool:
         """Whether a key is under a branch that has no active key: it stays where it is."""
         return _branch_of(record) in self._ended

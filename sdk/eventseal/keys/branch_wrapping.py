@@ -73,6 +73,11 @@ def named_branch(wrapped: WrappedKey) -> UUID | None:
     return _branch_id(wrapped.kek_uri)
 
 
+def named_branch_in(kek_uri: str) -> UUID | None:
+    """Read the id of the branch key that a ``kek_uri`` names; ``None`` if it names none in canonical form."""
+    return _branch_id(kek_uri)
+
+
 def wrap_under(branch: DataKey, keys: Sequence[DataKey]) -> list[WrappedKey]:
     """
     Wrap keys under a branch key.

@@ -5,34 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NoReturn
 
 from eventseal.errors import ConfigurationError
-from eventseal.keys.branch_moving import BranchMover
 from eventseal.keys.branch_wrapping import checked_branches
 from eventseal.keys.branches import Branches
 from eventseal.keys.confirmation import Confirmation
 from eventseal.keys.counters import CountedStore, KeyringCounters
 from eventseal.keys.destroying import Destroyer
 from eventseal.keys.forks import renew_in_children
-from eventseal.keys.kek_facts import KekFacts
 from eventseal.keys.ledger_keys import LedgerKeys
 from eventseal.keys.lifecycle import KeyLifecycle
 from eventseal.keys.memory import Memory
-from eventseal.keys.moved import RowChecks
-from eventseal.keys.moving import Mover
 from eventseal.keys.policy import BootClock, CachePolicy, RotationPolicy
 from eventseal.keys.purposes import KeysOfPurpose
 from eventseal.keys.records import checked_application
 from eventseal.keys.refreshing import Refresher
 from eventseal.keys.resources import Resources
-from eventseal.keys.rewrapping import Rewrap, Rewrapper
 from eventseal.keys.states import KeyPurpose
 from eventseal.keys.store import KeyStore
 from eventseal.keys.store_key import StoreKey
+from eventseal.keys.upkeep import KeyUpkeep
 from eventseal.keys.verifying import Verifier
 from eventseal.keys.wrapping import Keks
 from eventseal.kms.adapter import KmsAdapter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from uuid import UUID
 
     from eventseal.errors import EventSealError
@@ -42,7 +38,7 @@ if TYPE_CHECKING:
     from eventseal.keys.source import KeySource
 
 
-class Keyring(KeyLifecycle):
+class Keyring(KeyLifecycle, KeyUpkeep):
     """
     Decides which key seals, and finds the key that opens. It may be shared by threads, and survives a fork.
 
@@ -208,55 +204,6 @@ class Keyring(KeyLifecycle):
         self._branch_keys.opener.look_again()
         self._field_keys.opener.look_again()
         self._opener.look_again()
-
-    def rewrap(
-        self,
-        to: KmsAdapter | None = None,
-        *,
-        batch: int = 100,
-        dry_run: bool = False,
-        progress: Callable[[Rewrap], object] | None = None,
-    ) -> Rewrap:
-        """
-        Wrap every live key where it should be, and drop what that makes superfluous. No item is touched.
-
-        Each key gets a wrapping under the newest version of every KEK of this keyring, those included that it
-        misses; older versions' wrappings go. With *to* it ends under that KEK alone. Data keys under branch
-        keys are wrapped under their branch's active key. Run again, it goes on where it stopped.
-
-        An old wrapping goes once some process has unwrapped the new one: this one does so where keys must be
-        unwrapped anyway and the KEK is one of its own; else processes that open keys do, by and by.
-
-        Args:
-            to: The only KEK that is to remain; it need not be one of this keyring's.
-            batch: Keys read, and at most wrapped in one call, at a time.
-            dry_run: Whether only to count; a KEK is asked for nothing but its newest version.
-            progress: Called after each batch.
-
-        Raises:
-            ConfigurationError: The keyring is closed, or *to* or *batch* is refused.
-            IntegrityError: The store key's row is not what a keyring sealed.
-            KmsError: A KEK refused or failed; what was done before stays.
-            StoreError: The key store refused or failed.
-        """
-        self._memory.check_open()
-        if not isinstance(to, KmsAdapter | None):
-            raise ConfigurationError(f"to= is a {type(to).__name__}, which is no KMS adapter")
-        others = [adapter for adapter in self._kms if to is None or adapter.uri != to.uri]
-        adapters = others if to is None else [*others, to]
-        facts = KekFacts(adapters)
-        keks = Keks(adapters, counters=self.counters, fall_back_on_outage=self._falls_back, clock=self._clock)
-        checks = RowChecks(self._application, self._store_key)
-        opener = self._branch_keys.opener
-        return Rewrapper(
-            self._application,
-            self._store,
-            facts=facts,
-            mover=Mover(keks, facts, checks, trusted=self._kms),
-            branch_mover=BranchMover(self._application, self._store, self._branches, opener, checks),
-            targets=adapters if to is None else [to],
-            exclusive=to is not None,
-        ).run(batch, dry_run=dry_run, progress=progress)
 
     def close(self) -> None:
         """Close every handle and forget every key; the keyring gives none afterwards."""

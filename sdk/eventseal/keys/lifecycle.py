@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eventseal.errors import ConfigurationError
-from eventseal.keys.branch_wrapping import branch_scopes
 from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
 from eventseal.keys.states import KeyPurpose, KeyState
 
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
 class KeyLifecycle:
     """The part of a keyring that moves keys from one state to another."""
 
-    _branch_count: int | None
     _branch_keys: KeysOfPurpose
     _data_keys: KeysOfPurpose
     _destroyer: Destroyer
@@ -78,30 +75,6 @@ class KeyLifecycle:
         return self._data_keys.rotate_many(
             [checked_scope(scope) for scope in scopes], compromised=compromised
         )
-
-    def rotate_branches(self, *, compromised: bool = False) -> list[KeyRecord]:
-        """
-        Give every branch a new key; the old ones unwrap what they have wrapped, and wrap no more.
-
-        Args:
-            compromised: Whether the data keys under the old ones must be wrapped, and items encrypted, again.
-
-        Returns:
-            The rows of the new branch keys.
-
-        Raises:
-            ConfigurationError: The keyring has no ``branches``, or is closed.
-            EventSealError: As :meth:`rotate` raises; the branches before stay rotated.
-        """
-        if self._branch_count is None:
-            raise ConfigurationError(
-                "the keyring has no branches", remedy="Give it branches=, or rotate the key of a scope."
-            )
-        self._memory.check_open()
-        return [
-            self._branch_keys.rotate(scope, compromised=compromised).new
-            for scope in branch_scopes(self._branch_count)
-        ]
 
     def compromise(self, key_ids: Collection[UUID]) -> list[KeyRecord]:
         """

@@ -64,6 +64,36 @@ class Mover:
         self._move_outside(target, moved.untried(records), moved)
         return moved
 
+    def verify(self, target: KmsAdapter, held: Sequence[tuple[KeyRecord, WrappedKey]]) -> Moved:
+        """
+        Unwrap wrappings under *target*, and see whether each holds its key.
+
+        Args:
+            target: Must let this process unwrap.
+            held: Rows, and the wrapping of each.
+
+        Returns:
+            Which do, and why others do not; nothing is made.
+
+        Raises:
+            IntegrityError: The store key's row is not what a keyring sealed.
+            StoreError: The key store refused or failed.
+        """
+        seen = Moved()
+        keys: dict[UUID, DataKey] = {}
+        try:
+            for (record, _), outcome in zip(held, self._keks.calls.unwrap(target, held), strict=True):
+                if isinstance(outcome, EventSealError):
+                    seen.fail(record.key_id, outcome)
+                else:
+                    keys[record.key_id] = outcome
+            self._checks.refuse_edited([record for record, _ in held], keys, seen)
+            seen.verified.update(keys)
+        finally:
+            for key in keys.values():
+                key.close()
+        return seen
+
     def learn_newest(self, target: KmsAdapter, records: Sequence[KeyRecord]) -> None:
         """
         Learn a KEK's newest version from a wrapping of it that comes back from a rewrap; nothing is stored.

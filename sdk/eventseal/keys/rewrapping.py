@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from eventseal.errors import ConfigurationError
+from eventseal.errors import ConfigurationError, KeyDestroyedError
 from eventseal.keys.branch_wrapping import branch_wrapping
 from eventseal.keys.states import KeyPurpose, KeyState
 
@@ -73,6 +73,7 @@ class Rewrapper:
         branch_mover: Wraps data keys under branch keys.
         targets: Every key should be wrapped under the newest version of each.
         exclusive: Whether it should be wrapped under nothing else; else only older versions of them go.
+        verifying: Whether to unwrap each wrapping that nobody has unwrapped yet, so that old ones go at once.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Rewrapper:
         branch_mover: BranchMover,
         targets: Sequence[KmsAdapter],
         exclusive: bool,
+        verifying: bool = False,
     ) -> None:
         self._application = application
         self._store = store
@@ -93,6 +95,7 @@ class Rewrapper:
         self._branch_mover = branch_mover
         self._targets = targets
         self._exclusive = exclusive
+        self._verifying = verifying
         self._counts: Counter[str] = Counter()
         self._added: Counter[str] = Counter()
         self._dropped = 0
@@ -174,6 +177,9 @@ class Rewrapper:
             verified |= moved.verified & held.keys()
             if moved.ended_by is not None:
                 raise moved.ended_by
+        if self._verifying:
+            unseen = [key for key in keys if key.key_id in held.keys() - verified and key.outcome != FAILED]
+            verified |= self._verified(target, unseen, held)
         self._drop(
             {
                 key: (held[key.key_id], self._old(target, key.record))
@@ -182,6 +188,17 @@ class Rewrapper:
             },
             verified,
         )
+
+    def _verified(
+        self, target: KmsAdapter, keys: Sequence[_Key], held: Mapping[UUID, WrappedKey]
+    ) -> set[UUID]:
+        """Unwrap wrappings that nobody has unwrapped; give the keys whose hold what they should."""
+        seen = self._mover.verify(target, [(key.record, held[key.key_id]) for key in keys])
+        self._store.mark_wrappings_verified({key_id: held[key_id] for key_id in seen.verified}, wait=True)
+        self._note_failures(seen, keys)
+        if seen.ended_by is not None:
+            raise seen.ended_by
+        return seen.verified
 
     def _move_branches(self, keys: Sequence[_Key]) -> None:
         """Wrap data keys under the active keys of their branches, and drop what was under older ones."""
@@ -197,7 +214,12 @@ class Rewrapper:
         }
         if moving:
             moved = self._branch_mover.move([key.record for key in moving])
-            held.update(self._kept(moved, moving))
+            try:
+                held.update(self._kept(moved, moving))
+            except KeyDestroyedError:  # of a branch key, which was retired since: the branch has another one
+                self._branch_mover.forget()
+                for key in moving:
+                    key.awaits()
             if moved.ended_by is not None:
                 raise moved.ended_by
         self._drop(
@@ -227,14 +249,18 @@ class Rewrapper:
             if made:
                 stored |= self._store.put_wrappings(made, verified=verified)
         self._added.update(moved.made[key_id].kek_uri for key_id in stored)
+        self._note_failures(moved, keys)
+        for key in keys:
+            if key.key_id not in stored:
+                key.awaits()
+        return {key_id: moved.made[key_id] for key_id in stored}
+
+    def _note_failures(self, moved: Moved, keys: Sequence[_Key]) -> None:
         for key in keys:
             if key.key_id in moved.failed:
                 key.outcome = FAILED
                 if len(self._failures) < MAX_FAILURES:
                     self._failures[key.key_id] = moved.failed[key.key_id]
-            elif key.key_id not in stored:
-                key.awaits()
-        return {key_id: moved.made[key_id] for key_id in stored}
 
     def _old(self, target: KmsAdapter, record: KeyRecord) -> list[WrappedKey]:
         """Give the wrappings that go once there is a verified one under *target*."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from eventseal.errors import EventSealError
     from eventseal.kms.context import EncryptionContext
@@ -206,6 +207,16 @@ class SupportsVersions(Protocol):
         """
         ...
 
+    def versions_before(self, version: str) -> list[str]:
+        """
+        Name the versions before *version* that were not deleted, as ``WrappedKey.kek_version`` has them.
+
+        Raises:
+            ConfigurationError: *version* is none of this KMS's.
+            KmsError: The KMS refused or failed.
+        """
+        ...
+
     def forbid_versions_before(self, version: str) -> None:
         """
         Open nothing more that is wrapped under a version before *version*; an earlier one takes it back.
@@ -223,6 +234,45 @@ class SupportsVersions(Protocol):
         Raises:
             ConfigurationError: *version* is none of this KMS's.
             KmsKeyStateError: Some are not forbidden.
+            KmsError: The KMS refused or failed.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsDeletion(Protocol):
+    """An adapter whose KEK is deleted whole, after a time in which that can be taken back."""
+
+    def created_at(self) -> datetime:
+        """
+        Tell when the KEK was made, UTC: nothing older is wrapped under it.
+
+        Raises:
+            KmsError: The KMS refused or failed.
+        """
+        ...
+
+    def deletion_date(self) -> datetime | None:
+        """
+        Tell when the KEK will be deleted, UTC; ``None``: it is to stay.
+
+        Raises:
+            KmsError: The KMS refused or failed.
+        """
+        ...
+
+    def schedule_deletion(self, days: int) -> datetime:
+        """
+        Have the KEK deleted; from now on it opens nothing, unless that is taken back.
+
+        Args:
+            days: Until then.
+
+        Returns:
+            When it will be, UTC; what it is already, if it was scheduled before.
+
+        Raises:
+            ConfigurationError: The KMS does not take so many days.
             KmsError: The KMS refused or failed.
         """
         ...

@@ -13,6 +13,7 @@ from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.kms.adapter import WrappedKey
 from eventseal.storage.branch_rows import hold_branches
 from eventseal.storage.edited_rows import ReadRow, read_rows
+from eventseal.storage.kek_fences import refuse_closed
 from eventseal.storage.key_tables import UNKNOWN_VERSION, encryption_keys, key_changes, key_wrappings
 from eventseal.storage.types import DatabaseClock
 
@@ -117,7 +118,7 @@ def insert_wrappings(connection: Connection, records: Iterable[KeyRecord]) -> No
     Insert the wrappings of keys that were just inserted.
 
     Raises:
-        KeyDestroyedError: The branch key of one was destroyed meanwhile.
+        KeyDestroyedError: The branch key of one was destroyed meanwhile, or its KEK closed.
     """
     records = list(records)
     hold_branches(connection, [wrapped for record in records for wrapped in record.wrappings])
@@ -134,6 +135,7 @@ def insert_wrappings(connection: Connection, records: Iterable[KeyRecord]) -> No
     if values:
         statement = insert_unless_there(connection, key_wrappings).values(created_at=DatabaseClock())
         connection.execute(statement, values)
+    refuse_closed(connection, [wrapped for record in records for wrapped in record.wrappings])
 
 
 def move_record(connection: Connection, record: KeyRecord, *, change: int, new_state: bool) -> None:

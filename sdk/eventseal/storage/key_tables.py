@@ -23,6 +23,9 @@ EVERY_APPLICATION = ""
 UNKNOWN_VERSION = ""
 """Stands in ``key_wrappings`` for a KEK version that is not known: no part of a primary key is NULL."""
 
+EVERY_VERSION = ""
+"""Stands in ``kek_fences`` for all versions of a KEK."""
+
 key_metadata = MetaData()
 fence_metadata = MetaData()
 
@@ -61,6 +64,22 @@ key_wrappings = Table(
     Column("created_at", UTCTimestamp(), nullable=False),
     Column("verified_at", UTCTimestamp()),
     Index("ix_key_wrappings_kek", "kek_uri", "kek_version"),
+)
+
+kek_fences = Table(
+    "kek_fences",
+    key_metadata,
+    Column("kek_uri", ExactText(), primary_key=True),
+    Column("kek_version", ExactText(), primary_key=True, default=EVERY_VERSION),
+    Column("closed_at", UTCTimestamp(), nullable=False),
+)
+
+epochs = Table(
+    "epochs",
+    key_metadata,
+    Column("application", ExactText(), primary_key=True),
+    Column("begun_at", UTCTimestamp(), nullable=False),
+    Column("kek_versions", JSON(), nullable=False),
 )
 
 key_changes = Table(

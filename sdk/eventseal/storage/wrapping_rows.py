@@ -9,6 +9,7 @@ from sqlalchemy import and_, bindparam, delete, func, select, update
 from eventseal.keys.records import KekUse
 from eventseal.keys.states import KeyState
 from eventseal.storage.branch_rows import hold_branches
+from eventseal.storage.kek_fences import refuse_closed
 from eventseal.storage.key_rows import chunks, insert_unless_there
 from eventseal.storage.key_tables import UNKNOWN_VERSION, encryption_keys, key_wrappings
 from eventseal.storage.types import DatabaseClock
@@ -53,7 +54,8 @@ def add_wrappings(connection: Connection, add: Mapping[UUID, WrappedKey], *, ver
         The ids of the keys that have this very wrapping now.
 
     Raises:
-        KeyDestroyedError: A wrapping is under a branch key that was destroyed meanwhile.
+        KeyDestroyedError: A wrapping is under a branch key that was destroyed meanwhile, or under a KEK, or a
+            version of it, that was closed.
     """
     held: set[UUID] = set()
     for chunk in chunks(sorted(add)):
@@ -64,6 +66,7 @@ def add_wrappings(connection: Connection, add: Mapping[UUID, WrappedKey], *, ver
         if living:
             statement = insert_unless_there(connection, key_wrappings).values(created_at=DatabaseClock())
             connection.execute(statement, [_row_of(key_id, wrapped) for key_id, wrapped in living.items()])
+            refuse_closed(connection, living.values())
         if verified:
             _execute_for_each(connection, _MARK, living)
         stored = select(_columns.key_id, _columns.wrapped).where(_columns.key_id.in_(chunk))

@@ -1,0 +1,261 @@
+"""Roll the epoch: backups of the key tables that were taken until now open nothing any more."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from functools import partial
+from typing import TYPE_CHECKING
+
+from eventseal.erasure.epoch_result import EpochResult
+from eventseal.erasure.kek_ending import KekEndings, in_use_since
+from eventseal.errors import JobError
+from eventseal.keys.branch_wrapping import BRANCH_PREFIX
+from eventseal.rotation.keks import kek_report
+from eventseal.rotation.results import Failure
+from eventseal.rotation.rewrap import WRAPPING_TABLE
+from eventseal.storage.epochs import begin_epoch, finish_epoch, note_version
+from eventseal.storage.kek_closing import close_keks, hanging_on
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from eventseal.erasure.epoch_result import EndedKek
+    from eventseal.keys import Rewrap
+    from eventseal.kms import KmsAdapter
+    from eventseal.rotation.sealed_store import SealedStore
+
+KEY_TABLE = "encryption_keys"
+"""Names the branch keys in ``by_table``."""
+
+ATTEMPTS = 5
+"""How often keys are moved that others have made meanwhile."""
+
+LONGEST_WINDOW = 30
+"""Days until a KEK that is deleted whole is gone, if nobody says another number."""
+
+_BATCH_SIZE = 100
+
+
+def roll_epoch(
+    store: SealedStore,
+    *,
+    to: KmsAdapter | None = None,
+    pending_window_days: int = LONGEST_WINDOW,
+    batch: int = 100,
+    dry_run: bool = False,
+    progress: Callable[[EpochResult], None] | None = None,
+) -> EpochResult:
+    """
+    Make backups of the key tables useless: with them, and all that is left now, nothing is opened any more.
+
+    Every branch gets a new key, the data keys that live are wrapped under those, and the old branch keys are
+    destroyed. Then every KEK makes a new version, or *to* takes the place of all; what KEKs have wrapped
+    moves there and is unwrapped once, and the old wrappings go. Last the older versions, or the old KEKs, are
+    ended. No item is touched. Interrupted anywhere, it is run again, and goes on.
+
+    Take a backup of the key tables right afterwards: there is no other one that opens.
+
+    Args:
+        store: An ``EventSeal``, or any object with its four. Its KEKs must let it unwrap.
+        to: The only KEK that is to remain, one of the store's; every process must have it by now. Needed
+            where the older versions of a KEK cannot be ended alone, as on AWS.
+        pending_window_days: Days until a KEK is gone that its KMS deletes whole.
+        batch: Keys in one call, 1 or more.
+        dry_run: Whether only to count what would be wrapped anew, and by whom.
+        progress: Called after each batch with what was done so far.
+
+    Returns:
+        ``done`` keys are wrapped as they should be; if some ``failed``, nothing was ended. ``by_kek`` counts
+        the wrappings afterwards.
+
+    Raises:
+        ConfigurationError: An argument is refused, or a KEK has no older versions that end alone.
+        IntegrityError: The store key's row is not what a keyring sealed.
+        JobError: Something still needs what was to end: other applications' keys, or keys that others make
+            meanwhile. It stays.
+        KmsError: A KEK refused or failed; what was done stays.
+        StoreError: The key store refused or failed.
+    """
+    endings = KekEndings(store.keyring.keks, to)
+    roll = _Roll(store, endings, to=to, batch=batch, progress=progress)
+    if dry_run:
+        return roll.foreseen()
+    return roll.run(pending_window_days)
+
+
+class _Roll:
+    """One run: what it has done so far, and how it goes on."""
+
+    def __init__(
+        self,
+        store: SealedStore,
+        endings: KekEndings,
+        *,
+        to: KmsAdapter | None,
+        batch: int,
+        progress: Callable[[EpochResult], None] | None,
+    ) -> None:
+        self._store = store
+        self._keyring = store.keyring
+        self._engine = store.datastore.key_engine
+        self._application = store.keyring.application
+        self._endings = endings
+        self._to = to
+        self._batch = batch
+        self._progress = progress
+        self._started = time.monotonic()
+        self._counts: Counter[str] = Counter()
+        self._failures: list[Failure] = []
+        self._total = 0
+        self._passed = 0
+
+    def foreseen(self) -> EpochResult:
+        """Count what would be wrapped anew."""
+        uses = kek_report(self._store).uses
+        names = {use.kek_uri for use in uses}
+        self._endings.refuse_same_kek(names)
+        by_branch = sum(use.wrappings for use in uses if use.kek_uri.startswith(BRANCH_PREFIX))
+        self._counts["under_branch_keys"] = by_branch
+        self._counts["under_keks"] = sum(use.wrappings for use in uses) - by_branch
+        every = dict.fromkeys(uri for uri in names if not uri.startswith(BRANCH_PREFIX))
+        return self._result(
+            complete=True,
+            left=self._counts.total(),
+            others=self._others(hanging_on(self._engine, every)),
+        )
+
+    def run(self, days: int) -> EpochResult:
+        """Take all steps."""
+        report = kek_report(self._store)
+        names = set(report.by_kek)
+        self._endings.refuse_same_kek(names)
+        self._total = 2 * self._store.key_store.count_dependents(self._application, names, elsewhere=())
+        epoch = begin_epoch(self._engine, self._application)
+        if not self._replace_branch_keys(epoch.begun_at):
+            return self._result(complete=False)
+        note = partial(note_version, self._engine, self._application)
+        versions = self._endings.make_versions(epoch.kek_versions, note)
+        if not self._close_old_keks(names, versions):
+            return self._result(complete=False)
+        self._endings.refuse_same_kek(kek_report(self._store).by_kek)
+        covers = in_use_since(self._endings.staying, versions, epoch.begun_at)
+        ended = self._endings.end(versions, days=days)
+        finished_at = finish_epoch(self._engine, self._application)
+        return self._result(complete=True, covers=covers, finished_at=finished_at, ended=ended)
+
+    # --- the steps ---
+
+    def _replace_branch_keys(self, begun_at: datetime) -> bool:
+        """Give branches new keys, wrap data keys under them, and destroy the old ones."""
+        old = [record.key_id for record in self._keyring.renew_branches(begun_at)]
+        self._counts["branch_keys_replaced"] = len(old)
+        for attempt in range(1, ATTEMPTS + 1):
+            if not self._wrapped(self._keyring.rewrap_under_branches, attempt):
+                return False
+            try:
+                self._destroy(old)
+            except JobError:  # somebody who has not noticed yet wraps new keys under an old one
+                if attempt == ATTEMPTS:
+                    raise
+            else:
+                break
+        return True
+
+    def _destroy(self, branch_keys: Sequence[UUID]) -> None:
+        for start in range(0, len(branch_keys), _BATCH_SIZE):
+            self._keyring.retire(branch_keys[start : start + _BATCH_SIZE])
+
+    def _close_old_keks(self, names: set[str], versions: Mapping[str, str]) -> bool:
+        """Move what KEKs have wrapped, and then let nothing more be stored under what ends."""
+        move = partial(self._keyring.rewrap, self._to, verify=True)
+        hanging: dict[str, int] = {}
+        for attempt in range(1, ATTEMPTS + 1):
+            if not self._wrapped(move, attempt):
+                return False
+            names |= set(kek_report(self._store).by_kek)
+            hanging = close_keks(self._engine, self._endings.places(names, versions))
+            if not hanging:
+                return True
+            if self._application not in hanging:
+                break
+        raise self._needed(hanging)
+
+    def _wrapped(self, rewrap: Callable[..., Rewrap], attempt: int) -> bool:
+        """Go through all keys; say whether none of them failed."""
+        before = self._passed
+
+        def tell(rewrapped: Rewrap) -> None:
+            self._passed = before + rewrapped.keys
+            if self._progress is not None:
+                self._progress(self._result(complete=False, left=max(0, self._total - self._passed)))
+
+        rewrapped = rewrap(batch=self._batch, progress=tell)
+        if attempt > 1:
+            self._passed = before  # the same keys once more
+        self._counts["done"] = rewrapped.done
+        self._counts["added"] += sum(rewrapped.added.values())
+        self._counts["dropped"] += rewrapped.dropped
+        self._counts["failed"] = rewrapped.failed
+        self._failures = [
+            Failure.of_key(WRAPPING_TABLE, key_id, error) for key_id, error in rewrapped.failures.items()
+        ]
+        return not rewrapped.failed
+
+    # --- what is told ---
+
+    def _needed(self, hanging: Mapping[str, int]) -> JobError:
+        others = self._others(hanging)
+        if others:
+            named = ", ".join(f"{count} of application {name}" for name, count in sorted(others.items()))
+            target = "" if self._to is None else f" --to {self._to.uri}"
+            return JobError(
+                f"what was to end is needed: {named} are wrapped under it. Nothing was ended",
+                remedy=f"Run `eventseal rewrap{target}` with the settings of each, then `eventseal verify`, "
+                "then the rewrap once more; then run this again, which goes on.",
+                applications=others,
+            )
+        count = sum(hanging.values())
+        return JobError(
+            f"what was to end is needed: {count} keys were wrapped under it meanwhile. Nothing was ended",
+            remedy="A process still wraps new keys under it: let every application list only the KEKs that "
+            "stay, then run this again, which goes on.",
+        )
+
+    def _others(self, hanging: Mapping[str, int]) -> dict[str, int]:
+        return {name: count for name, count in hanging.items() if name != self._application}
+
+    def _result(
+        self,
+        *,
+        complete: bool,
+        left: int = 0,
+        covers: datetime | None = None,
+        finished_at: datetime | None = None,
+        ended: Sequence[EndedKek] = (),
+        others: Mapping[str, int] | None = None,
+    ) -> EpochResult:
+        tables = {
+            WRAPPING_TABLE: ("under_branch_keys", "under_keks", "added", "dropped"),
+            KEY_TABLE: ("branch_keys_replaced",),
+        }
+        return EpochResult(
+            verb="roll-epoch",
+            complete=complete,
+            done=self._counts["done"],
+            left=left,
+            failed=self._counts["failed"],
+            seconds=time.monotonic() - self._started,
+            by_table={
+                table: {name: self._counts[name] for name in names if name in self._counts}
+                for table, names in tables.items()
+            },
+            by_kek=kek_report(self._store).by_kek if complete else {},
+            failures=tuple(self._failures),
+            covers_before=covers,
+            finished_at=finished_at,
+            keks=tuple(ended),
+            others=dict(others or {}),
+        )

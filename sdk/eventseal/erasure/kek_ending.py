@@ -1,0 +1,191 @@
+"""The end of KEKs, and of their older versions: what can be done by which KMS, and how."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from eventseal.erasure.epoch_result import EndedKek, Ending
+from eventseal.errors import ConfigurationError
+from eventseal.keys.kek_facts import is_under
+from eventseal.kms import SupportsDeletion, SupportsVersions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from eventseal.kms import KmsAdapter
+
+_NO_VERSIONS = (
+    "Name the KEK that takes its place: make a new one, list it behind the old one in kms_key everywhere, "
+    "and give it with --to."
+)
+
+
+class KekEndings:
+    """
+    Which KEKs end as a whole, and of which only the older versions.
+
+    Args:
+        keks: Those that are configured.
+        to: The one that replaces them all; ``None``: they stay, under a new version each.
+
+    Attributes:
+        staying: The KEKs that wrap in the end.
+        leaving: Those that end as a whole.
+
+    Raises:
+        ConfigurationError: A KEK that is to stay has no versions that end, or *to* cannot take the place.
+    """
+
+    def __init__(self, keks: Sequence[KmsAdapter], to: KmsAdapter | None) -> None:
+        if to is None:
+            _refuse_without_versions(keks)
+            self.staying = tuple(keks)
+            self.leaving: tuple[KmsAdapter, ...] = ()
+            return
+        if all(adapter.uri != to.uri for adapter in keks):
+            raise ConfigurationError(
+                f"{to.uri} is not among the KEKs of this store",
+                remedy="List it in kms_key, behind the one it replaces, here and in every application: else "
+                "they could not open their keys afterwards.",
+            )
+        self.staying = (to,)
+        self.leaving = tuple([adapter for adapter in keks if adapter.uri != to.uri])
+        if not self.leaving:
+            _refuse_without_versions(keks)
+
+    def refuse_same_kek(self, kek_uris: Collection[str]) -> None:
+        """
+        Refuse to end a KEK that is, under another name, one that is to stay.
+
+        Args:
+            kek_uris: As stored: those of wrappings; what stays is looked for among them.
+
+        Raises:
+            ConfigurationError: Two names are of one KEK.
+            KmsError: An alias could not be resolved.
+        """
+        for staying in self.staying:
+            names = {staying.uri, *[uri for uri in kek_uris if is_under(staying, uri)]}
+            for leaving in self.leaving:
+                if any(is_under(leaving, name) for name in names):
+                    raise ConfigurationError(
+                        f"{leaving.uri} and {staying.uri} are one KEK: to end the one would end the other",
+                        remedy="Name each KEK by its own ARN, and no replica of it; an alias may have been "
+                        "pointed at the new one.",
+                    )
+
+    def make_versions(self, made: Mapping[str, str], note: Callable[[str, str], object]) -> dict[str, str]:
+        """
+        Give each KEK that stays and has versions a new one.
+
+        Args:
+            made: Versions that an interrupted run has made, by KEK: those are kept.
+            note: Called with each KEK and its new version.
+
+        Returns:
+            The version that wraps from now on, by KEK.
+
+        Raises:
+            KmsError: A KEK refused or failed.
+        """
+        versions: dict[str, str] = {}
+        for adapter in self.staying:
+            if not isinstance(adapter, SupportsVersions):
+                continue
+            version = made.get(adapter.uri)
+            if version is None or adapter.current_version() != version:
+                version = adapter.rotate()
+                note(adapter.uri, version)
+            versions[adapter.uri] = version
+        return versions
+
+    def places(
+        self, kek_uris: Collection[str], versions: Mapping[str, str]
+    ) -> dict[str, Collection[str] | None]:
+        """
+        Name what ends as wrappings name it.
+
+        Args:
+            kek_uris: As stored: those that wrappings have, or had.
+            versions: The versions that stay, by KEK.
+
+        Returns:
+            The versions by KEK; ``None``: the whole KEK.
+        """
+        found: dict[str, Collection[str] | None] = {}
+        for adapter in self.staying:
+            if isinstance(adapter, SupportsVersions) and adapter.uri in versions:
+                found[adapter.uri] = adapter.versions_before(versions[adapter.uri])
+        for adapter in self.leaving:
+            found.update(dict.fromkeys((uri for uri in kek_uris if is_under(adapter, uri)), None))
+            found[adapter.uri] = None
+        return found
+
+    def end(self, versions: Mapping[str, str], *, days: int) -> list[EndedKek]:
+        """
+        End them. No key may need what ends.
+
+        Args:
+            versions: The versions that stay, by KEK.
+            days: Until a KEK that is deleted whole is gone.
+
+        Raises:
+            KmsError: A KEK refused or failed; what ended before has ended.
+        """
+        ended = [
+            _end_versions(adapter, adapter.uri, versions[adapter.uri])
+            for adapter in self.staying
+            if isinstance(adapter, SupportsVersions) and adapter.uri in versions
+        ]
+        return ended + [_end_whole(adapter, days) for adapter in self.leaving]
+
+
+def in_use_since(
+    keks: Sequence[KmsAdapter], versions: Mapping[str, str], begun_at: datetime
+) -> datetime | None:
+    """
+    Say since when the KEKs that stay can have wrapped anything, at the earliest.
+
+    Args:
+        keks: That stay.
+        versions: Those of them that were made by this roll, by KEK.
+        begun_at: When that was begun.
+
+    Returns:
+        The moment; ``None`` if a KEK tells none.
+
+    Raises:
+        KmsError: A KEK refused or failed.
+    """
+    earliest = begun_at
+    for adapter in keks:
+        if adapter.uri in versions:
+            continue
+        if not isinstance(adapter, SupportsDeletion):
+            return None
+        earliest = min(earliest, adapter.created_at())
+    return earliest
+
+
+def _refuse_without_versions(keks: Sequence[KmsAdapter]) -> None:
+    for adapter in keks:
+        if not isinstance(adapter, SupportsVersions):
+            raise ConfigurationError(
+                f"{adapter.uri} has no older versions that can be ended alone", remedy=_NO_VERSIONS
+            )
+
+
+def _end_versions(adapter: SupportsVersions, uri: str, version: str) -> EndedKek:
+    adapter.forbid_versions_before(version)
+    adapter.delete_versions_before(version)
+    return EndedKek(kek_uri=uri, before=version, ending=Ending.DELETED, ends_at=datetime.now(UTC))
+
+
+def _end_whole(adapter: KmsAdapter, days: int) -> EndedKek:
+    if isinstance(adapter, SupportsDeletion):
+        ends_at = adapter.schedule_deletion(days)
+        return EndedKek(kek_uri=adapter.uri, before=None, ending=Ending.SCHEDULED, ends_at=ends_at)
+    if isinstance(adapter, SupportsVersions):  # all that has wrapped goes; the empty key stays
+        return _end_versions(adapter, adapter.uri, adapter.rotate())
+    return EndedKek(kek_uri=adapter.uri, before=None, ending=Ending.BY_HAND, ends_at=None)

@@ -1,0 +1,187 @@
+"""Upkeep of all keys of an application: they are wrapped where they should be, and branches get new keys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eventseal.errors import ConfigurationError
+from eventseal.keys.branch_moving import BranchMover
+from eventseal.keys.branch_wrapping import BRANCH_PREFIX, MOST_BRANCHES, branch_scopes, named_branch_in
+from eventseal.keys.kek_facts import KekFacts
+from eventseal.keys.moved import RowChecks
+from eventseal.keys.moving import Mover
+from eventseal.keys.rewrapping import Rewrap, Rewrapper
+from eventseal.keys.states import KeyPurpose, KeyState
+from eventseal.keys.wrapping import Keks
+from eventseal.kms.adapter import KmsAdapter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+
+    from eventseal.keys.branches import Branches
+    from eventseal.keys.counters import CountedStore, KeyringCounters
+    from eventseal.keys.memory import Memory
+    from eventseal.keys.policy import Clock
+    from eventseal.keys.purposes import KeysOfPurpose
+    from eventseal.keys.records import KeyRecord
+    from eventseal.keys.store_key import StoreKey
+
+
+class KeyUpkeep:
+    """The part of a keyring that goes through all keys."""
+
+    counters: KeyringCounters
+    _application: str
+    _branch_count: int | None
+    _branch_keys: KeysOfPurpose
+    _branches: Branches
+    _clock: Clock
+    _falls_back: bool
+    _kms: tuple[KmsAdapter, ...]
+    _memory: Memory
+    _store: CountedStore
+    _store_key: StoreKey
+
+    def rewrap(
+        self,
+        to: KmsAdapter | None = None,
+        *,
+        batch: int = 100,
+        dry_run: bool = False,
+        verify: bool = False,
+        progress: Callable[[Rewrap], object] | None = None,
+    ) -> Rewrap:
+        """
+        Wrap every live key where it should be, and drop what that makes superfluous. No item is touched.
+
+        Each key gets a wrapping under the newest version of every KEK of this keyring, those included that it
+        misses; older versions' wrappings go. With *to* it ends under that KEK alone. Data keys under branch
+        keys are wrapped under their branch's active key. Run again, it goes on where it stopped.
+
+        An old wrapping goes once some process has unwrapped the new one: this one does so where keys must be
+        unwrapped anyway and the KEK is one of its own, and with *verify*; else processes that open keys do,
+        by and by.
+
+        Args:
+            to: The only KEK that is to remain; it need not be one of this keyring's.
+            batch: Keys read, and at most wrapped in one call, at a time.
+            dry_run: Whether only to count; a KEK is asked for nothing but its newest version.
+            verify: Whether to unwrap each wrapping under a KEK that nobody has unwrapped yet: that takes the
+                right to, and one run is enough then.
+            progress: Called after each batch.
+
+        Raises:
+            ConfigurationError: The keyring is closed, or *to* or *batch* is refused.
+            IntegrityError: The store key's row is not what a keyring sealed.
+            KmsError: A KEK refused or failed; what was done before stays.
+            StoreError: The key store refused or failed.
+        """
+        self._memory.check_open()
+        if not isinstance(to, KmsAdapter | None):
+            raise ConfigurationError(f"to= is a {type(to).__name__}, which is no KMS adapter")
+        others = [adapter for adapter in self._kms if to is None or adapter.uri != to.uri]
+        adapters = others if to is None else [*others, to]
+        rewrapper = self._rewrapper(
+            adapters, targets=adapters if to is None else [to], exclusive=to is not None, verify=verify
+        )
+        return rewrapper.run(batch, dry_run=dry_run, progress=progress)
+
+    def rewrap_under_branches(
+        self, *, batch: int = 100, progress: Callable[[Rewrap], object] | None = None
+    ) -> Rewrap:
+        """
+        Wrap data keys that branch keys have wrapped under their branch's active one; others stay as they are.
+
+        Args:
+            batch: Keys read at a time.
+            progress: Called after each batch.
+
+        Raises:
+            EventSealError: As :meth:`rewrap` raises; but a KEK is asked for branch keys alone.
+        """
+        self._memory.check_open()
+        rewrapper = self._rewrapper(self._kms, targets=(), exclusive=False, verify=False)
+        return rewrapper.run(batch, dry_run=False, progress=progress)
+
+    def rotate_branches(self, *, compromised: bool = False) -> list[KeyRecord]:
+        """
+        Give every branch a new key; the old ones unwrap what they have wrapped, and wrap no more.
+
+        Branches that the keyring had before, with another number of them, are among them.
+
+        Args:
+            compromised: Whether the data keys under the old ones must be wrapped, and items encrypted, again.
+
+        Returns:
+            The rows of the new branch keys.
+
+        Raises:
+            ConfigurationError: The keyring has no branches, and never had, or is closed.
+            EventSealError: As :meth:`Keyring.rotate` raises; the branches before stay rotated.
+        """
+        self._memory.check_open()
+        scopes = {**dict.fromkeys(branch_scopes(self._branch_count or 0)), **self._branches_with_keys()}
+        if not scopes:
+            raise ConfigurationError(
+                "the keyring has no branches", remedy="Give it branches=, or rotate the key of a scope."
+            )
+        return [self._branch_keys.rotate(scope, compromised=compromised).new for scope in scopes]
+
+    def renew_branches(self, since: datetime) -> list[KeyRecord]:
+        """
+        Give every branch that has a key a new one, unless it got it after *since*.
+
+        Args:
+            since: By the key store's clock.
+
+        Returns:
+            The branch keys that live still and wrap no more: to be retired when they are not needed.
+
+        Raises:
+            EventSealError: As :meth:`Keyring.rotate` raises; the branches before stay rotated.
+        """
+        self._memory.check_open()
+        replaced: list[KeyRecord] = []
+        for scope, holder in self._branches_with_keys().items():
+            if holder is None or holder.created_at is None or holder.created_at <= since:
+                self._branch_keys.rotate(scope, compromised=False)
+            replaced += [
+                record
+                for record in self._store.of_scope(self._application, scope)
+                if record.purpose is KeyPurpose.BRANCH
+                and record.state in {KeyState.DEACTIVATED, KeyState.COMPROMISED}
+            ]
+        return replaced
+
+    def _branches_with_keys(self) -> dict[str, KeyRecord | None]:
+        """Give the branches that have keys, with the active one of each."""
+        found: dict[str, KeyRecord | None] = {}
+        uses = self._store.kek_uses(self._application)
+        named = {use.kek_uri for use in uses if use.kek_uri.startswith(BRANCH_PREFIX)}
+        ids = {branch_id for uri in named if (branch_id := named_branch_in(uri)) is not None}
+        for record in self._store.get(ids).values() if ids else ():
+            if record.purpose is KeyPurpose.BRANCH and record.application == self._application:
+                found[record.scope] = None
+        every = branch_scopes(MOST_BRANCHES)
+        holders = self._store.active(self._application, every, purpose=KeyPurpose.BRANCH)
+        found.update((s, record) for s, record in holders.items() if record.state is KeyState.ACTIVE)
+        return found
+
+    def _rewrapper(
+        self, adapters: Sequence[KmsAdapter], *, targets: Sequence[KmsAdapter], exclusive: bool, verify: bool
+    ) -> Rewrapper:
+        facts = KekFacts(adapters)
+        keks = Keks(adapters, counters=self.counters, fall_back_on_outage=self._falls_back, clock=self._clock)
+        checks = RowChecks(self._application, self._store_key)
+        opener = self._branch_keys.opener
+        return Rewrapper(
+            self._application,
+            self._store,
+            facts=facts,
+            mover=Mover(keks, facts, checks, trusted=self._kms),
+            branch_mover=BranchMover(self._application, self._store, self._branches, opener, checks),
+            targets=targets,
+            exclusive=exclusive,
+            verifying=verify,
+        )

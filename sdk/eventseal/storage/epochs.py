@@ -1,0 +1,104 @@
+"""The roll of an application's epoch that is under way: from when it is, and which KEK versions it made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from sqlalchemy import delete, func, select, update
+
+from eventseal.storage.key_rows import insert_unless_there
+from eventseal.storage.key_tables import encryption_keys, epochs
+from eventseal.storage.transactions import write
+from eventseal.storage.types import DatabaseClock
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from sqlalchemy.engine import Connection, Engine
+
+
+class Epoch(NamedTuple):
+    """
+    A roll that is under way.
+
+    Attributes:
+        begun_at: By the key store's clock. Keys made since then are the roll's own.
+        kek_versions: By KEK, the version that the roll has made.
+    """
+
+    begun_at: datetime
+    kek_versions: Mapping[str, str]
+
+
+def begin_epoch(engine: Engine, application: str) -> Epoch:
+    """
+    Begin a roll, or go on with one that was interrupted.
+
+    One that was interrupted is begun anew if a key was shredded since: a backup taken after its beginning may
+    hold that key under what the roll had made.
+
+    Args:
+        engine: Of the key tables.
+        application: Whose epoch.
+
+    Raises:
+        StoreError: The database refused or failed.
+    """
+
+    def begin(connection: Connection) -> Epoch:
+        mine = epochs.c.application == application
+        found = connection.execute(select(epochs).where(mine).with_for_update()).first()
+        if found is not None and not _shredded_since(connection, application, found.begun_at):
+            return Epoch(found.begun_at, dict(found.kek_versions))
+        connection.execute(delete(epochs).where(mine))
+        values = {"application": application, "begun_at": DatabaseClock(), "kek_versions": {}}
+        connection.execute(insert_unless_there(connection, epochs).values(values))
+        begun = connection.execute(select(epochs).where(mine)).one()  # maybe another process's
+        return Epoch(begun.begun_at, dict(begun.kek_versions))
+
+    return write(engine, begin, doing="beginning to roll the epoch")
+
+
+def note_version(engine: Engine, application: str, kek_uri: str, version: str) -> None:
+    """
+    Note which version of a KEK the roll has made, so that it makes no other if it goes on.
+
+    Raises:
+        StoreError: The database refused or failed.
+    """
+
+    def note(connection: Connection) -> None:
+        mine = epochs.c.application == application
+        found = connection.execute(select(epochs.c.kek_versions).where(mine).with_for_update()).scalar()
+        if found is not None:
+            made = {**found, kek_uri: version}
+            connection.execute(update(epochs).where(mine).values(kek_versions=made))
+
+    write(engine, note, doing="noting a KEK's new version")
+
+
+def finish_epoch(engine: Engine, application: str) -> datetime:
+    """
+    Forget a roll that is done.
+
+    Returns:
+        The time, by the key store's clock.
+
+    Raises:
+        StoreError: The database refused or failed.
+    """
+
+    def finish(connection: Connection) -> datetime:
+        connection.execute(delete(epochs).where(epochs.c.application == application))
+        return connection.execute(select(DatabaseClock())).scalar_one()
+
+    return write(engine, finish, doing="finishing the roll of the epoch")
+
+
+def _shredded_since(connection: Connection, application: str, moment: datetime) -> bool:
+    newest = select(func.max(encryption_keys.c.destroyed_at)).where(
+        encryption_keys.c.application == application, encryption_keys.c.destroyed_by == "shredded"
+    )
+    last = connection.execute(newest).scalar()
+    return last is not None and last >= moment
