@@ -15,9 +15,11 @@ from eventseal.cli import (
     inspect_command,
     keys_command,
     reencrypt_command,
+    reopen_command,
     retire_command,
     rewrap_command,
     rotate_command,
+    shred_command,
     status_command,
     verify_command,
 )
@@ -90,6 +92,8 @@ app.command(epilog=rewrap_command.EXAMPLES)(rewrap_command.rewrap)
 app.command(epilog=reencrypt_command.EXAMPLES)(reencrypt_command.reencrypt)
 app.command(epilog=retire_command.EXAMPLES)(retire_command.retire)
 app.command(epilog=verify_command.EXAMPLES)(verify_command.verify)
+app.command(epilog=shred_command.EXAMPLES)(shred_command.shred)
+app.command(epilog=reopen_command.EXAMPLES)(reopen_command.reopen)
 app.command(epilog=status_command.EXAMPLES)(status_command.status)
 app.command(epilog=fields_command.EXAMPLES)(fields_command.fields)
 

@@ -87,6 +87,11 @@ def _retire(options: Options, seal: EventSeal, typed: list[str] | None) -> None:
 
 def _ask_for_kek(options: Options, seal: EventSeal, kek: str, version: str | None) -> None:
     left = refuse_needed_kek(seal, kek, version)
+    if seal.ledger is not None and seal.ledger.needs_kek(seal.settings.application, kek, version):
+        raise JobError(
+            f"the key of {seal.ledger.name} is wrapped under {kek} alone: no entry could be verified",
+            remedy="Wrap it elsewhere first: eventseal rewrap",
+        )
     if options.as_json:
         print_json({"verb": "retire", "kek": kek, "kek_version": version, "needed": 0, "wrappings": left})
         return

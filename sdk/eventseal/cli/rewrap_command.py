@@ -54,6 +54,8 @@ def rewrap(
         shown_progress("rewrap", "keys") as progress,
     ):
         result = rewrap_keys(seal, to=target, batch=batch, dry_run=options.dry_run, progress=progress)
+        if seal.ledger is not None and not options.dry_run and seal.ledger.exists(seal.settings.application):
+            seal.ledger.rewrap(seal, to=None if target is None else [target])
     finish(options, result, lambda: _print(result, dry_run=options.dry_run))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -9,12 +10,14 @@ import typer
 from eventseal.cli.options import Config, Json, Options
 from eventseal.cli.output import print_columns, print_json, printable
 from eventseal.configuration.assembly import rotation_policy
+from eventseal.configuration.ledgers import configured_ledger
 from eventseal.rotation.status import status as read_status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
+    from eventseal.configuration.stores import Stores
     from eventseal.rotation.standing import Advice, JobStanding, Status
 
 _NUMBERS = frozenset({"KEYS", "ITEMS", "WRAPPINGS", "VERIFIED", "DONE", "OF"})
@@ -48,12 +51,21 @@ def status(
             stores.settings.application,
             policy=rotation_policy(stores.settings),
         )
+        intents = _open_intents(stores)
     finally:
         stores.close()
     if options.as_json:
-        print_json(_as_json(found))
+        print_json({**_as_json(found), "open_intents": intents})
     else:
         _print(found)
+        _print_intents(intents)
+
+
+def _open_intents(stores: Stores) -> list[dict[str, Any]]:
+    """Read the shreds that were begun and are not done, as the ledger says; no KEK verifies it here."""
+    ledger = configured_ledger(stores.settings)
+    entries = [] if ledger is None else ledger.unverified_open_intents(stores.settings.application)
+    return [{"entry": entry.number, "scope": entry.scope, "at": _time(entry.at)} for entry in entries]
 
 
 def _as_json(found: Status) -> dict[str, Any]:
@@ -139,6 +151,14 @@ def _print_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     if rows:
         print_columns(heading, rows, numbers=_NUMBERS)
         typer.echo()
+
+
+def _print_intents(intents: Sequence[dict[str, Any]]) -> None:
+    for intent in intents:
+        scope = printable(str(intent["scope"]))
+        typer.echo(
+            f"a shred was begun at {intent['at']} and is not done: eventseal shred {shlex.quote(scope)}"
+        )
 
 
 def _print_next(steps: Sequence[Advice]) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventseal.cipher import AESCipher
 from eventseal.cipher.compression import NoCompression, Zlib, Zstd
+from eventseal.configuration.ledgers import configured_ledger
 from eventseal.configuration.loading import load_settings, with_urls_hidden
 from eventseal.configuration.stores import Stores
 from eventseal.errors import ConfigurationError
@@ -33,7 +34,7 @@ or with a variable:
 
 class EventSeal:
     """
-    A store of sealed items as the settings describe it: its databases, its keys, its cipher and its mapper.
+    A store of sealed items as the settings describe it: its databases, keys, cipher, mapper and ledger.
 
     Making one reads no table, calls no KMS and writes nothing: ``eventseal init`` does that, once.
 
@@ -66,6 +67,7 @@ class EventSeal:
             compression=_COMPRESSIONS[settings.compression](),
             max_plaintext=settings.max_plaintext,
         )
+        self.ledger = configured_ledger(settings)
         self.mapper = SequencedItemMapper(cipher=self.cipher, always_encrypt=settings.always_encrypt)
 
     @classmethod

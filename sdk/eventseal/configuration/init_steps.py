@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from sqlalchemy import inspect
 
 from eventseal.configuration.assembly import EventSeal, configured_keks
+from eventseal.configuration.ledgers import configured_ledger
 from eventseal.configuration.stores import Stores
+from eventseal.erasure import adopt
 from eventseal.errors import ConfigurationError, KmsForbiddenError, MissingTableError
 from eventseal.keys.key_ids import new_key_id
 from eventseal.keys.records import DEFAULT_SCOPE, STORE_SCOPE
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from eventseal.configuration.settings import Settings
+    from eventseal.erasure import Ledger
     from eventseal.kms import KmsAdapter
 
 
@@ -38,7 +41,7 @@ class InitStep:
     One thing that was made ready.
 
     Attributes:
-        name: ``settings``, ``kek``, ``kms``, ``columns``, ``tables`` or ``keys``.
+        name: ``settings``, ``kek``, ``kms``, ``columns``, ``tables``, ``keys`` or ``ledger``.
         changed: Whether something was made, or, in a dry run, would be.
         detail: What was made, or was there already.
     """
@@ -78,6 +81,7 @@ class InitSteps:
         self._dry_run = dry_run
         self._kek_classes = [(uri, adapter_class(uri)) for uri in configured_keks(settings)]
         self._stores = Stores(settings)
+        self._ledger = configured_ledger(settings)
         if self._stores.are_in_memory():
             raise ConfigurationError(
                 "a database in memory would be gone with this command",
@@ -96,6 +100,8 @@ class InitSteps:
         yield self._add_columns()
         yield self._make_tables()
         yield self._make_keys(adapters, has_store_key=has_store_key)
+        if self._ledger is not None:
+            yield self._make_ledger(self._ledger, adapters)
 
     def __enter__(self) -> Self:
         return self
@@ -156,6 +162,15 @@ class InitSteps:
         missing = [name for name, is_there in there.items() if not is_there]
         detail = f"{' and '.join(missing or there)} of application {self._settings.application}"
         return InitStep(name="keys", changed=bool(missing), detail=detail)
+
+    def _make_ledger(self, ledger: Ledger, adapters: list[KmsAdapter]) -> InitStep:
+        changed = not ledger.exists(self._settings.application)
+        noted = 0
+        if changed and not self._dry_run:
+            with EventSeal(self._settings, kms=adapters) as seal:
+                noted = adopt(seal, ledger)
+        detail = f"{ledger.name}" + (f", with {noted:,} scopes that were shredded before" if noted else "")
+        return InitStep(name="ledger", changed=changed, detail=detail)
 
     def _has_key(self, scope: str, purpose: KeyPurpose) -> bool:
         if not self._stores.are_present():

@@ -128,6 +128,10 @@ class Settings(BaseSettings):
     key_store_url: SecretStr | None = Field(
         default=None, description="The keys' database, if it is not the items'. Never shown."
     )
+    ledger: SecretStr | None = Field(
+        default=None,
+        description="The erasure ledger: a file's path, or the URL of a database of its own. Never shown.",
+    )
     application: Annotated[str, AfterValidator(checked_application)] = Field(
         default="default",
         description="The application's name; every key and item is bound to it. 1 to 200 bytes.",

@@ -235,6 +235,8 @@ class Ledger:
         """
         Wrap the ledger's key anew, and note the wrappings in a new entry; those before stay as they are.
 
+        Nothing is noted if the key is under these very KEKs and versions already.
+
         Args:
             store: Whose keyring can unwrap the key now.
             to: The KEKs that are to wrap it; ``None``: all of the keyring's.
@@ -245,6 +247,8 @@ class Ledger:
         application, known = store.keyring.application, self._open(store)
         held = self._key_record(known.last, application)
         record = store.keyring.ledger_keys.rewrapped(held, to)
+        if _keks(record) == _keks(held):
+            return known.last
         return self.append(store, WRAPPED, details=key_details(record))
 
     def needs_kek(self, application: str, uri: str, version: str | None = None) -> bool:
@@ -345,6 +349,10 @@ class Ledger:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
+
+
+def _keks(record: KeyRecord) -> set[tuple[str, str | None]]:
+    return {(wrapped.kek_uri, wrapped.kek_version) for wrapped in record.wrappings}
 
 
 class FileLedger(Ledger):

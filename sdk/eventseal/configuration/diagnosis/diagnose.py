@@ -11,6 +11,7 @@ from eventseal.configuration.diagnosis import (
     job_checks,
     key_checks,
     kms_checks,
+    ledger_checks,
     registry_checks,
     settings_checks,
     table_checks,
@@ -101,4 +102,5 @@ def _check_contents(stores: Stores, adapters: list[KmsAdapter]) -> Iterator[Find
     yield from guarded(fence_checks.AREA, partial(fence_checks.check_fences, stores))
     yield from guarded(key_checks.AREA, partial(key_checks.check_keys, stores, adapters))
     yield from guarded(key_checks.AREA, partial(wrapping_checks.check_wrappings, stores, adapters))
+    yield from guarded(ledger_checks.AREA, partial(ledger_checks.check_ledger, stores, adapters))
     yield from guarded(job_checks.AREA, partial(job_checks.check_jobs, stores))

@@ -1,0 +1,76 @@
+"""The erasure ledger that the settings name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+from eventseal.erasure import DatabaseLedger, FileLedger
+from eventseal.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pydantic import SecretStr
+    from sqlalchemy import URL
+
+    from eventseal.configuration.settings import Settings
+    from eventseal.erasure import Ledger
+
+_APART = "Put the ledger elsewhere, where no restore of the keys sets it back too."
+_PORTS = {"postgresql": 5432}
+
+
+def configured_ledger(settings: Settings) -> Ledger | None:
+    """
+    Make the ledger that is configured; nothing is opened or written.
+
+    Args:
+        settings: Name it as a path or as a URL.
+
+    Returns:
+        ``None`` if none is.
+
+    Raises:
+        ConfigurationError: It cannot be one, or would be in a database that holds items or keys.
+    """
+    if settings.ledger is None:
+        return None
+    message, remedy = "", None
+    try:
+        return _ledger(settings, settings.ledger.get_secret_value())
+    except ConfigurationError as error:
+        message, remedy = str(error), error.remedy
+    # A new error: the first one's traceback has frames with the URL among their locals.
+    raise ConfigurationError(f"ledger: {message}", remedy=remedy)
+
+
+def _ledger(settings: Settings, named: str) -> Ledger:
+    places = [_place(url) for url in (settings.store_url, settings.key_store_url) if url is not None]
+    if "://" in named:
+        ledger = DatabaseLedger(named)
+        if _place_of(ledger.settings.url) in places:
+            raise ConfigurationError("it is in the database of the items or the keys", remedy=_APART)
+        return ledger
+    if not named:
+        raise ConfigurationError("it is empty; it is the path of a file, or the URL of a database")
+    if ("sqlite", str(Path(named).resolve())) in places:
+        raise ConfigurationError("it is the database of the items or the keys", remedy=_APART)
+    return FileLedger(named)
+
+
+def _place(url: SecretStr) -> tuple[object, ...] | None:
+    try:
+        return _place_of(make_url(url.get_secret_value()))
+    except ArgumentError:
+        return None  # whoever opens it says so
+
+
+def _place_of(url: URL) -> tuple[object, ...]:
+    """Give what tells one database from another."""
+    backend = "postgresql" if url.drivername == "postgres" else url.get_backend_name()
+    if backend == "sqlite":
+        return backend, str(Path(str(url.database)).resolve())
+    host = url.host or url.query.get("host")
+    return backend, host, url.port or url.query.get("port") or _PORTS.get(backend), url.database
