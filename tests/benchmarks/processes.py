@@ -12,7 +12,7 @@ from uuid import uuid4
 from eventseal.cipher import ItemContext
 from eventseal.configuration import EventSeal
 from eventseal.items import SequencedItem
-from eventseal.rotation import reencrypt, rotate_keys
+from eventseal.rotation import JobResult, reencrypt, rotate_keys
 from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy
 
 DATA = b'{"activity":"A_SUBMITTED","amount":15000,"lifecycle":"COMPLETE","resource":"112"}' * 2
@@ -40,9 +40,11 @@ def append(seal: EventSeal, count: int) -> None:
 
 def rotate(seal: EventSeal) -> None:
     """Rotate and re-encrypt again and again, until a line comes in; print the items moved a second."""
-    done, started = 0, time.perf_counter()
+    done = [0]
+    started = time.perf_counter()
 
-    def stop_if_asked(_: object) -> None:
+    def stop_if_asked(result: JobResult | None) -> None:
+        done[-1] = 0 if result is None else result.done
         if select.select([sys.stdin], [], [], 0)[0]:
             raise KeyboardInterrupt
 
@@ -51,9 +53,10 @@ def rotate(seal: EventSeal) -> None:
         while True:
             stop_if_asked(None)
             rotate_keys(seal)
-            done += reencrypt(seal, progress=stop_if_asked).done
+            stop_if_asked(reencrypt(seal, progress=stop_if_asked))
+            done.append(0)
     except KeyboardInterrupt:
-        print(json.dumps(done / (time.perf_counter() - started)))
+        print(json.dumps(sum(done) / (time.perf_counter() - started)))
 
 
 def main() -> None:

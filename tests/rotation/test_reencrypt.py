@@ -287,6 +287,22 @@ def test_more_keys_than_a_query_can_name_are_told_apart_row_by_row(shop, monkeyp
     assert_all_opens(shop, 19)
 
 
+def test_fitting_items_in_another_compression_are_found_among_many_keys_too(shop, monkeypatch):
+    monkeypatch.setattr(sources, "MOST_LISTED_KEYS", 0)
+    item = sealed_by(shop, Zlib())
+    shop.append(5)
+    assert reencrypt(shop.seal).done == 1
+    assert inspect(stored(shop, item)).compression is CompressionId.ZSTD
+
+
+def test_many_items_are_moved_without_the_index_of_keys(shop, monkeypatch):
+    monkeypatch.setattr(sources, "FEW_ITEMS", 5)
+    shop.append(20)
+    first = active(shop)
+    shop.seal.keyring.rotate()
+    assert reencrypt(shop.seal, keys=[first], batch=3).done == 20
+
+
 def test_a_dry_run_counts_estimates_and_changes_nothing(shop):
     shop.append(50)
     shop.append(2, record=SnapshotRecord)

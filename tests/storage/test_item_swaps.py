@@ -7,7 +7,7 @@ from itertools import pairwise
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import LargeBinary, UniqueConstraint, Uuid, insert, select
+from sqlalchemy import LargeBinary, UniqueConstraint, Uuid, event, insert, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from eventseal.storage import (
@@ -105,7 +105,7 @@ class Table:
 
     def swap(self, page, envelopes):
         with self.engine.begin() as connection:
-            return self.swaps.swap(connection, page, envelopes)
+            return self.swaps.swap(connection, self.swaps.prepare(page, envelopes))
 
     def stored(self):
         with self.engine.connect() as connection:
@@ -130,6 +130,34 @@ def test_pages_give_each_row_once_and_as_it_is_stored(table):
     page = table.page()
     assert page.key_id(0) == OLD
     assert all(isinstance(envelope, bytes) for envelope in page.envelopes)
+
+
+def test_no_page_sorts_the_table_whatever_the_statistics_say(table):
+    table.fill(500)
+    with table.engine.begin() as connection:
+        connection.exec_driver_sql("ANALYZE")
+    page = table.page()
+    table.swap(page, [sealed(NEW) for _ in page.envelopes])  # a key that the statistics do not know
+    asked = []
+
+    def note(_connection, _cursor, statement, parameters, *_):
+        asked.append((statement, parameters))
+
+    with table.engine.connect() as connection:
+        event.listen(connection, "before_cursor_execute", note)
+        rows = table.swaps.page(connection, Selection(keys=(NEW,)), after=page.last_place, upto=None, limit=9)
+        event.remove(connection, "before_cursor_execute", note)
+        statement, parameters = asked[-1]
+        explain = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
+        plan = "\n".join(str(row) for row in connection.exec_driver_sql(f"{explain} {statement}", parameters))
+    assert len(rows) == 0
+    assert "Sort" not in plan
+    assert "TEMP B-TREE" not in plan
+
+
+def test_a_few_rows_are_found_by_their_key(table):
+    table.fill(30)
+    assert table.places(Selection(keys=(OLD,), few=True)) == table.places()
 
 
 def test_ranges_cover_the_table_without_overlap(table):

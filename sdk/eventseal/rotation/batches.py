@@ -91,6 +91,10 @@ class TableMover:
         self._selected: tuple[int, Selection] | None = None
         self._skipped_keys: set[UUID] = set()
 
+    def most_rows(self, batch: int) -> int:
+        """Say how many rows a transaction moves, if *batch* are allowed."""
+        return batch if self._swaps.most_rows is None else min(batch, self._swaps.most_rows)
+
     def page(self, shard: Shard, limit: int, also: Callable[[Connection], None]) -> Page:
         """
         Read the next rows of a range; only an empty page says that it is at its end.
@@ -245,6 +249,7 @@ class TableMover:
         """Swap the rows and move the cursor behind them, in one transaction."""
         targets = {UUID(bytes=raw) for raw in {sealed[KEY_ID_IN_HEADER] for sealed in batch.envelopes}}
         self._make_fences(targets)
+        swap = self._swaps.prepare(batch.page, batch.envelopes) if batch.envelopes else None
         stored: list[Shard] = []
 
         def work(connection: Connection) -> Shard:
@@ -255,7 +260,7 @@ class TableMover:
             if closed:
                 self._fenced -= closed
                 raise _KeysMovedError
-            numbers = self._swaps.swap(connection, batch.page, batch.envelopes) if batch.envelopes else []
+            numbers = [] if swap is None else self._swaps.swap(connection, swap)
             swapped = batch.page.only(numbers)
             moved = {
                 UUID(bytes=raw): count for raw, count in Counter(swapped.key_ids).items() if raw is not None
@@ -318,6 +323,7 @@ def selection_to_json(selection: Selection) -> dict[str, Any]:
     """Give a selection as JSON takes it."""
     return {
         "keys": None if selection.keys is None else [str(key_id) for key_id in selection.keys],
+        "few": selection.few,
         "fitting": [str(key_id) for key_id in selection.fitting],
         "heads": [head.hex() for head in selection.heads],
     }
@@ -327,6 +333,7 @@ def selection_from_json(stored: Any) -> Selection:
     """Undo :func:`selection_to_json`."""
     return Selection(
         keys=None if stored["keys"] is None else tuple(UUID(key_id) for key_id in stored["keys"]),
+        few=stored["few"],
         fitting=tuple(UUID(key_id) for key_id in stored["fitting"]),
         heads=tuple(bytes.fromhex(head) for head in stored["heads"]),
     )

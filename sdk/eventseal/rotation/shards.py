@@ -105,7 +105,8 @@ class ShardWorker:
     def _finish(self, shard: Shard) -> None:
         """Move a range's items, batch by batch, to its end."""
         mover = self._mover(shard.table_name)
-        while page := mover.page(shard, self._pacer.most(self._batch), self._check_running):
+        limit = self._pacer.most(mover.most_rows(self._batch))
+        while page := mover.page(shard, limit, self._check_running):
             self._pacer.wait(len(page), self._show_life)
             shard = mover.move(shard, page, self._worker)
             if self._on_batch is not None:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.registry import SealedTable
 
+FEW_ITEMS = 20_000
+"""So many a page sorts faster than it reads a large table in order."""
+
 _MOST_REMEMBERED = 100_000
 _CHUNK = 1000
 
@@ -127,16 +130,21 @@ class TableSources:
         """
         compromised = self.keys.get(Standing.COMPROMISED, ())
         if compromised:
-            yield 0, Selection(keys=_listed(compromised))
+            yield 0, Selection(keys=_listed(compromised), few=self._are_few(compromised))
         others = (*self.keys.get(Standing.OLD, ()), *self.keys.get(Standing.UNREADABLE, ()))
         fitting = self.keys.get(Standing.FITTING, ()) if heads else ()
         if not others and not fitting:
             return
         listed = _listed(others)
         if listed is None or _listed(fitting) is None:
-            yield 1, Selection(keys=None)
-        else:
+            yield 1, Selection(keys=None, heads=heads)
+        elif fitting:
             yield 1, Selection(keys=listed, fitting=tuple(fitting), heads=heads)
+        else:
+            yield 1, Selection(keys=listed, few=self._are_few(others))
+
+    def _are_few(self, keys: Sequence[UUID]) -> bool:
+        return sum(self.by_key[key_id] for key_id in keys) <= FEW_ITEMS
 
 
 def table_sources(

@@ -80,17 +80,43 @@ class Selection:
 
     Attributes:
         keys: Rows under these; ``None``: under any key.
+        few: Whether there are so few of them that sorting them for each page is cheaper than reading the
+            table in the order of its places.
         fitting: Rows under these too, unless their data begins with one of *heads*.
         heads: Beginnings of envelopes, 3 bytes each.
     """
 
     keys: tuple[UUID, ...] | None
+    few: bool = False
     fitting: tuple[UUID, ...] = ()
     heads: tuple[bytes, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """
+    Rows with their new envelopes, and the statement that swaps them.
+
+    Attributes:
+        page: As it was read.
+        envelopes: The new ones.
+        statement: In the driver's own words.
+        parameters: In the driver's own values.
+    """
+
+    page: Page
+    envelopes: Sequence[bytes]
+    statement: str
+    parameters: Any
+
+
 class ItemSwaps(Protocol):
     """Reads and swaps rows of one table, in the way that its database does best."""
+
+    @property
+    def most_rows(self) -> int | None:
+        """How many rows a transaction should swap at most, for the sake of others that write."""
+        ...
 
     def page(
         self,
@@ -115,14 +141,23 @@ class ItemSwaps(Protocol):
         """
         ...
 
-    def swap(self, connection: Connection, page: Page, envelopes: Sequence[bytes]) -> list[int]:
+    def prepare(self, page: Page, envelopes: Sequence[bytes]) -> Swap:
+        """
+        Make ready what :meth:`swap` sends, so that its transaction takes no longer than it must.
+
+        Args:
+            page: At least one row.
+            envelopes: The new one of each.
+        """
+        ...
+
+    def swap(self, connection: Connection, swap: Swap) -> list[int]:
         """
         Give rows new data, and the key that its header names, each only if its data is still what was read.
 
         Args:
             connection: In a transaction that writes.
-            page: At least one row.
-            envelopes: The new one of each.
+            swap: As prepared.
 
         Returns:
             The numbers of the rows that were changed.

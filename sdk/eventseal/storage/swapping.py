@@ -22,7 +22,7 @@ def item_swaps(engine: Engine, table: SealedTable) -> ItemSwaps:
         ConfigurationError: PostgreSQL is reached by another driver than psycopg.
     """
     if engine.dialect.name == "sqlite":
-        return SQLiteSwaps(table)
+        return SQLiteSwaps(engine.dialect, table)
     if engine.dialect.driver != "psycopg":
         raise ConfigurationError(
             f"the driver {engine.dialect.driver} cannot carry a page of items in binary",

@@ -5,22 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from sqlalchemy import and_, bindparam, func, literal, literal_column, null, or_, select, tuple_, update
+from sqlalchemy import and_, func, literal, literal_column, null, or_, select, tuple_
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import UnaryExpression
 
 from eventseal.storage.item_columns import KEY_ID, comes_after
 from eventseal.storage.item_rows import described_columns
-from eventseal.storage.item_swaps import EMPTY_PAGE, KEY_ID_IN_HEADER, MOST_PAGE_BYTES, Page
+from eventseal.storage.item_swaps import EMPTY_PAGE, KEY_ID_IN_HEADER, MOST_PAGE_BYTES, Page, Swap
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
-    from sqlalchemy import ColumnElement, Update
-    from sqlalchemy.engine import Connection
+    from sqlalchemy import Column, ColumnElement
+    from sqlalchemy.engine import Connection, Dialect
 
     from eventseal.storage.item_swaps import ItemSwaps, Place, Selection
     from eventseal.storage.registry import SealedTable
 
 _HEAD_SIZE = 3
+_PLUS: Any = operators.custom_op("+")
 
 
 class SQLiteSwaps:
@@ -28,13 +31,21 @@ class SQLiteSwaps:
     Reads and swaps rows of one table; a row is found by its place, and swapped if its data is the same.
 
     Args:
+        dialect: Turns values into what the driver takes, and quotes names.
         table: From the registry.
     """
 
-    def __init__(self, table: SealedTable) -> None:
+    most_rows = 100
+    """Nobody else writes meanwhile: what a hundred take, an append can wait."""
+
+    def __init__(self, dialect: Dialect, table: SealedTable) -> None:
         self._columns = described_columns(table)
-        self._table = self._columns[KEY_ID].table
-        self._swap = self._swap_statement()
+        preparer = dialect.identifier_preparer
+        described = preparer.format_table(self._columns[KEY_ID].table)
+        self._swap = self._swap_statement(preparer.quote, described)
+        self._senders = [
+            _sender(self._columns[role], dialect) for role in ("sequence_id", "position", KEY_ID)
+        ]
 
     def page(
         self,
@@ -49,25 +60,23 @@ class SQLiteSwaps:
         """Read a page of a range; see ``ItemSwaps``."""
         columns = self._columns
         place = columns["sequence_id"], columns["position"]
-        size = func.length(columns["data"])
-        page = (
+        query = (
             select(
-                *(columns[role].label(role) for role in ("sequence_id", "position", "topic", "data", KEY_ID)),
+                *(columns[role] for role in ("sequence_id", "position", "topic", "data", KEY_ID)),
                 (literal_column("rowid") if written else null()).label("written"),
-                (func.sum(size).over(order_by=place) - size).label("bytes_before"),
+                func.length(columns["data"]).label("size"),
             )
             .where(self._selected(selection), *self._within(after, upto))
             .order_by(*place)
             .limit(limit)
-            .subquery()
         )
-        given = [page.c[role] for role in ("sequence_id", "position", "topic", "data", KEY_ID)]
-        query = (
-            select(*given, page.c.written)
-            .where(page.c.bytes_before < MOST_PAGE_BYTES)
-            .order_by(page.c.sequence_id, page.c.position)
-        )
-        rows = connection.execute(query).all()
+        rows: list[Any] = []
+        size = 0
+        with connection.execute(query) as result:
+            # SQLite finds the rows as they are fetched: what is not, is not read.
+            while size < MOST_PAGE_BYTES and (row := result.fetchone()):
+                rows.append(row[:-1])
+                size += row.size
         if not rows:
             return EMPTY_PAGE
         ids, positions, topics, envelopes, key_ids, rowids = zip(*rows, strict=True)
@@ -80,53 +89,48 @@ class SQLiteSwaps:
             written=rowids if written else (),
         )
 
-    def swap(self, connection: Connection, page: Page, envelopes: Sequence[bytes]) -> list[int]:
-        """Give rows new data and keys; see ``ItemSwaps``."""
+    def prepare(self, page: Page, envelopes: Sequence[bytes]) -> Swap:
+        """Turn values into what the driver takes; see ``ItemSwaps``."""
+        sent_id, sent_position, sent_key = self._senders
+        key_ids = {raw: sent_key(UUID(bytes=raw)) for raw in {e[KEY_ID_IN_HEADER] for e in envelopes}}
         parameters = [
-            {
-                "at_id": sequence_id,
-                "at_position": position,
-                "old_data": old,
-                "new_data": new,
-                "new_key": UUID(bytes=new[KEY_ID_IN_HEADER]),
-            }
+            (new, key_ids[new[KEY_ID_IN_HEADER]], sent_id(sequence_id), sent_position(position), old)
             for sequence_id, position, old, new in zip(
                 page.sequence_ids, page.positions, page.envelopes, envelopes, strict=True
             )
         ]
-        if connection.execute(self._swap, parameters).rowcount == len(page):
-            return list(range(len(page)))
-        return [number for number, row in enumerate(parameters) if self._holds(connection, row)]
+        return Swap(page, envelopes, self._swap, parameters)
 
-    def _swap_statement(self) -> Update:
-        columns = self._columns
+    def swap(self, connection: Connection, swap: Swap) -> list[int]:
+        """Give rows new data and keys; see ``ItemSwaps``."""
+        if connection.exec_driver_sql(swap.statement, swap.parameters).rowcount == len(swap.page):
+            return list(range(len(swap.page)))
+        places = zip(swap.page.sequence_ids, swap.page.positions, swap.envelopes, strict=True)
+        return [number for number, place in enumerate(places) if self._holds(connection, *place)]
+
+    def _swap_statement(self, quote: Callable[[str], str], table: str) -> str:
+        name = {role: quote(column.name) for role, column in self._columns.items()}
         return (
-            update(self._table)
-            .where(
-                columns["sequence_id"] == bindparam("at_id", type_=columns["sequence_id"].type),
-                columns["position"] == bindparam("at_position", type_=columns["position"].type),
-                columns["data"] == bindparam("old_data", type_=columns["data"].type),
-            )
-            .values(
-                {
-                    columns["data"]: bindparam("new_data", type_=columns["data"].type),
-                    columns[KEY_ID]: bindparam("new_key", type_=columns[KEY_ID].type),
-                }
-            )
+            f"UPDATE {table} SET {name['data']} = ?, {name[KEY_ID]} = ? "  # noqa: S608 - quoted
+            f"WHERE {name['sequence_id']} = ? AND {name['position']} = ? AND {name['data']} = ?"
         )
 
-    def _holds(self, connection: Connection, row: Mapping[str, Any]) -> bool:
+    def _holds(self, connection: Connection, sequence_id: Any, position: Any, envelope: bytes) -> bool:
         """Whether a row holds its new data: it was swapped a moment ago, in this transaction."""
         columns = self._columns
         query = select(columns["data"]).where(
-            columns["sequence_id"] == row["at_id"], columns["position"] == row["at_position"]
+            columns["sequence_id"] == sequence_id, columns["position"] == position
         )
-        return bool(connection.execute(query).scalar_one_or_none() == row["new_data"])
+        return bool(connection.execute(query).scalar_one_or_none() == envelope)
 
     def _selected(self, selection: Selection) -> ColumnElement[bool]:
-        key_id, data = self._columns[KEY_ID], self._columns["data"]
+        data = self._columns["data"]
         if selection.keys is None:
-            return key_id.is_not(None)
+            return self._columns[KEY_ID].is_not(None)
+        key_id: ColumnElement[Any] = self._columns[KEY_ID]
+        if not selection.few:
+            # Behind a plus SQLite uses no index: else it would sort the whole table for each page.
+            key_id = UnaryExpression(key_id, operator=_PLUS, type_=key_id.type)
         wanted: list[ColumnElement[bool]] = [key_id.in_(selection.keys)]
         if selection.fitting:
             head = func.substr(data, 1, _HEAD_SIZE, type_=data.type)
@@ -144,6 +148,14 @@ class SQLiteSwaps:
             ]
             conditions.append(tuple_(*place) <= tuple_(*bounds))
         return conditions
+
+
+def _sender(column: Column[Any], dialect: Dialect) -> Callable[[Any], Any]:
+    return column.type.dialect_impl(dialect).bind_processor(dialect) or _as_it_is
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 if TYPE_CHECKING:
