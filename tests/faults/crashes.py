@@ -41,7 +41,7 @@ def crash_server(server: KillableServer, profile: Profile, folder: Path, *, seed
     kek = LocalKmsAdapter.from_uri(f"local://{key_file}")
     with SealedShop(server.url, kek) as shop:
         shop.set_up().keyring.prepare([scope_of(tenant) for tenant in TENANTS])
-    with Crew(server.url, key_file, ROLES, tolerant=True) as crew:
+    with Crew(server.url, [f"local://{key_file}"], ROLES, tolerant=True) as crew:
         for _ in range(profile.crashes):
             time.sleep(moments.uniform(0, BETWEEN))
             server.kill()

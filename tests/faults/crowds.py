@@ -36,7 +36,7 @@ def work_at_once(url: str, profile: Profile, folder: Path) -> list[dict[str, Any
     kek = LocalKmsAdapter.from_uri(f"local://{key_file}")
     with SealedShop(url, kek) as shop:
         shop.set_up().keyring.prepare([scope_of(tenant) for tenant in TENANTS])
-    with Crew(url, key_file, ROLES) as crew:
+    with Crew(url, [f"local://{key_file}"], ROLES) as crew:
         time.sleep(profile.seconds)
         answers = crew.stop()
     assert all(answer["done"] > 0 and answer["outages"] == 0 for answer in answers), answers

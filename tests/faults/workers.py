@@ -7,6 +7,7 @@ Run as a program it is one of them; :class:`Crew` starts several and gives what 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -19,11 +20,12 @@ from tests.fixtures.sealed_shops import TENANTS, SealedShop, stream_of, text_of
 
 from eventseal.errors import KmsUnavailableError, StoreUnavailableError
 from eventseal.keys import CachePolicy
+from eventseal.kms import adapter_from_uri
 from eventseal.rotation import reencrypt, retire, rotate_keys
-from eventseal_kms.local import DevelopmentKeyWarning, LocalKmsAdapter
+from eventseal_kms.local import DevelopmentKeyWarning
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -52,7 +54,8 @@ class Worker:
         self.number, self.writers = number, writers
         self.seen = [0] * writers
         self.tolerant = tolerant
-        self.done = self.outages = self.position = 0
+        self.done = self.outages = 0
+        self.position = length_of(shop, number) if number < writers else 0
         self._sure = False
 
     def run(self, role: str, stopped: threading.Event) -> dict[str, Any]:
@@ -117,27 +120,39 @@ class Crew:
 
     Args:
         url: Of the store.
-        key_file: Of its KEK.
+        keks: The URIs of its KEKs.
         roles: Of the processes.
         tolerant: Whether they try again after an outage.
+        environment: Variables for them, beside this process's.
     """
 
-    def __init__(self, url: str, key_file: Path, roles: Sequence[str], *, tolerant: bool = False) -> None:
+    def __init__(
+        self,
+        url: str,
+        keks: Sequence[str],
+        roles: Sequence[str],
+        *,
+        tolerant: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         writers = roles.count(WRITER)
         numbers = {role: iter(range(len(roles))) for role in roles}
         self._commands = [
             [
                 *(sys.executable, "-W", "error", "-m", "tests.faults.workers"),
-                *(url, str(key_file), role, str(next(numbers[role])), str(writers), str(int(tolerant))),
+                *(url, ",".join(keks), role, str(next(numbers[role])), str(writers), str(int(tolerant))),
             ]
             for role in roles
         ]
+        self._environment = {**os.environ, **(environment or {})}
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         self.processes = [
-            self._stack.enter_context(subprocess.Popen(command, cwd=ROOT, text=True, **pipes))
+            self._stack.enter_context(
+                subprocess.Popen(command, cwd=ROOT, env=self._environment, text=True, **pipes)
+            )
             for command in self._commands
         ]
         for process in self.processes:
@@ -168,7 +183,7 @@ class Crew:
         self._stack.close()
 
 
-def main(url: str, key_file: str, role: str, number: str, writers: str, tolerant: str) -> None:
+def main(url: str, keks: str, role: str, number: str, writers: str, tolerant: str) -> None:
     """Be one of them."""
     warnings.simplefilter("ignore", DevelopmentKeyWarning)
     stopped = threading.Event()
@@ -177,8 +192,8 @@ def main(url: str, key_file: str, role: str, number: str, writers: str, tolerant
         sys.stdin.read()
         stopped.set()
 
-    kek = LocalKmsAdapter.from_uri(f"local://{key_file}")
-    with SealedShop(url, kek, cache=CachePolicy(refresh_interval=REFRESH)) as shop:
+    adapters = [adapter_from_uri(kek) for kek in keks.split(",")]
+    with SealedShop(url, adapters, cache=CachePolicy(refresh_interval=REFRESH)) as shop:
         worker = Worker(shop, int(number), int(writers), tolerant=tolerant == "1")
         threading.Thread(target=wait_for_the_end, daemon=True).start()
         print("ready", flush=True)
