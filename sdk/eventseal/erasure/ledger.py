@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from eventseal.rotation.sealed_store import SealedStore
 
 
+_LAST = "the last entry"
+
+
 class LedgerLines(Protocol):
     """Where a ledger keeps its lines. It checks none of them, and adds whole ones, durably, or nothing."""
 
@@ -228,7 +231,7 @@ class Ledger:
         last = self._lines.last(application)
         if last is None:
             return []
-        numbers = self._parsed(last, "the last entry", application).open_intents
+        numbers = self._parsed(last, _LAST, application).open_intents
         return [self._parsed(self._lines.line(application, n), f"entry {n}", application) for n in numbers]
 
     def rewrap(self, store: SealedStore, *, to: Sequence[KmsAdapter] | None = None) -> LedgerEntry:
@@ -263,7 +266,7 @@ class Ledger:
         last = self._lines.last(application)
         if last is None:
             return False
-        wrappings = self._key_record(self._parsed(last, "the last entry", application), application).wrappings
+        wrappings = self._key_record(self._parsed(last, _LAST, application), application).wrappings
         return all(wrapped.kek_uri == uri and version in {None, wrapped.kek_version} for wrapped in wrappings)
 
     def _open(self, store: SealedStore) -> _Known:
@@ -272,7 +275,7 @@ class Ledger:
         line = self._lines.last(application)
         known = self._known.get(application)
         if known is None:
-            last = self._parsed(line, "the last entry", application)
+            last = self._parsed(line, _LAST, application)
             key = self._opened_key(store, self._key_record(last, application))
             check(last, key, where=self._where(last.number))
             known = _Known(key, self._note(key, last))
@@ -290,7 +293,7 @@ class Ledger:
 
     def _checked_last(self, known: _Known, line: bytes | None, application: str) -> LedgerEntry:
         """Check a last line against what was seen before; the entry that was seen must be there still."""
-        last = self._parsed(line, "the last entry", application)
+        last = self._parsed(line, _LAST, application)
         check(last, known.key, where=self._where(last.number))
         if last.number < known.last.number:
             raise self._cut(known.last, last)
@@ -327,8 +330,10 @@ class Ledger:
             known = self._known.get(application)
             if known is not None:
                 raise self._cut(known.last, None)
+            if what != _LAST:
+                raise IntegrityError(f"{self.name} has no {what}: it was taken away", remedy=REMEDY)
             raise ConfigurationError(
-                f"{self.name} has no {what} of application {application!r}",
+                f"{self.name} has no entry of application {application!r}",
                 remedy="Put the ledger back from its copy. If there never was one, run `eventseal init`.",
             )
         return parsed(line, where=f"{what} of {self.name}", application=application)
