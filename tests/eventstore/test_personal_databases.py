@@ -8,6 +8,7 @@ from typing import Annotated
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import delete
 from tests.fixtures.sealed_shops import SealedShop
 
 from eventseal.erasure import shred
@@ -15,7 +16,9 @@ from eventseal.errors import KeyDestroyedError
 from eventseal.eventstore import EventStore
 from eventseal.items import Masked, PersonalData, SequencedItemMapper
 from eventseal.keys import CachePolicy
+from eventseal.keys.states import KeyPurpose
 from eventseal.rotation import reencrypt, rotate_keys, verify
+from eventseal.storage.key_tables import key_wrappings
 from eventseal.testing import FakeKms, ManualClock
 
 SCOPE = "subject:c-1"
@@ -94,6 +97,18 @@ def test_reencryption_carries_the_fields_as_they_are(process):
     ]
     shred(shop, SCOPE)
     assert [type(event.name) for event in events.get_domain_events(stream)] == [Masked] * 5
+
+
+def test_verify_notices_a_field_key_that_does_not_unwrap(process):
+    shop, events = process()
+    events.append(introduced(uuid4(), 1))
+    key_id = shop.keyring.sealing_keys({SCOPE: 0}, purpose=KeyPurpose.FIELD)[SCOPE].key_id
+    with shop.datastore.key_engine.begin() as connection:
+        connection.execute(delete(key_wrappings).where(key_wrappings.c.key_id == key_id))
+
+    result = verify(process()[0])
+
+    assert [failure.key_id for failure in result.failures] == [key_id]
 
 
 def test_no_load_in_flight_brings_an_erased_field_back(process):

@@ -223,7 +223,7 @@ def test_a_kms_that_fails_half_way_is_no_failed_item(sqlite_shop):
 def test_a_database_that_fails_ends_it_with_its_own_error(sqlite_shop, monkeypatch):
     sqlite_shop.append(3)
 
-    def away(_key_ids):
+    def away(_key_ids, **_options):
         raise StoreUnavailableError("the database is away")
 
     monkeypatch.setattr(sqlite_shop.seal.keyring, "opening_keys", away)

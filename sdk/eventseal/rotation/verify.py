@@ -108,11 +108,14 @@ class _Verification:
             self._by_table[table.table] = Counter()
 
     def check_keys(self) -> None:
-        """Check the seal, the wrapping and the binding of every data key."""
+        """Check the seal, the wrapping and the binding of every key of items, and of fields inside them."""
         for records in self._key_pages():
             self._has_keys = True
-            wanted = [record.key_id for record in records if record.purpose is KeyPurpose.DATA]
-            for key_id, outcome in self._store.keyring.opening_keys(wanted).items():
+            outcomes: dict[UUID, object] = {}
+            for purpose in (KeyPurpose.DATA, KeyPurpose.FIELD):
+                wanted = [record.key_id for record in records if record.purpose is purpose]
+                outcomes |= self._store.keyring.opening_keys(wanted, purpose=purpose) if wanted else {}
+            for key_id, outcome in outcomes.items():
                 # A tombstone says that it is one, and its seal was checked before: nothing is wrong with it.
                 if isinstance(outcome, EventSealError) and not isinstance(outcome, KeyDestroyedError):
                     _raise_outage(outcome)
