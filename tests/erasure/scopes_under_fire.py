@@ -281,10 +281,11 @@ class Process:
 
     def _judge(self, outcome: Any, settled: bool, what: str) -> None:
         if isinstance(outcome, EventSealError):
-            ended = isinstance(outcome, KeyClosedError) or (
-                isinstance(outcome, KeyDestroyedError) and outcome.destroyed_by in self.world.endings
-            )
-            if not ended:
+            if isinstance(outcome, KeyDestroyedError):
+                is_fair = outcome.destroyed_by in self.world.endings
+            else:
+                is_fair = isinstance(outcome, self.world.fair)
+            if not is_fair:
                 raise CameBackError(f"{what}: {outcome!r}") from outcome
         elif settled:
             raise CameBackError(
@@ -319,6 +320,7 @@ class World:
         shredded_at: When the first shred had returned, by the clock.
         keys_then: Every key that the scope had then.
         endings: How its keys may have ended.
+        fair: What else may keep an actor from a key than its end.
     """
 
     def __init__(self, *, keys: int = 2, branches: int | None = None) -> None:
@@ -333,6 +335,7 @@ class World:
         self.shredded_at: float | None = None
         self.keys_then: set[UUID] = set()
         self.endings = {"shredded"}
+        self.fair: tuple[type[EventSealError], ...] = (KeyClosedError,)
         self._branches = branches
         maker = self.process()
         self.key_ids: list[UUID] = []
