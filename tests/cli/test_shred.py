@@ -245,7 +245,18 @@ def test_a_rewrap_carries_the_ledger_along(shop, run, monkeypatch) -> None:
     assert kinds == ["created", "intent", "done", "wrapped", "wrapped"]
 
 
-def test_a_kek_that_the_ledger_needs_may_not_go(shop, run, run_json) -> None:
+def test_a_kek_that_only_the_ledger_needs_may_not_go(shop, run, monkeypatch) -> None:
+    from eventseal_kms.local import LocalKmsAdapter
+
     uri = json.loads(Path(LEDGER).read_text())["entry"]["details"]["wrappings"][0]["kek_uri"]
-    assert "--kek" in run("retire", "--help").stdout
-    run("retire", "--kek", uri, exits=4)
+    LocalKmsAdapter.create("new.key")
+    monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://dev.key,local://new.key")
+    monkeypatch.delenv("EVENTSEAL_LEDGER")
+    run("rewrap")
+    run("rewrap", "--to", "local://new.key")
+    run("verify")  # every key is opened under the new KEK
+    run("retire", "--kek", uri)
+    monkeypatch.setenv("EVENTSEAL_LEDGER", LEDGER)
+    assert "ledger" in run("retire", "--kek", uri, exits=4).stderr
+    run("rewrap")
+    run("retire", "--kek", uri)

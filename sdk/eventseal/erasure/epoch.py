@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from eventseal.erasure.epoch_result import EpochResult
 from eventseal.erasure.kek_ending import KekEndings, in_use_since
+from eventseal.erasure.ledger_carrying import carry_ledger
 from eventseal.errors import JobError
 from eventseal.keys.branch_wrapping import BRANCH_PREFIX
 from eventseal.rotation.keks import kek_report
@@ -141,6 +142,7 @@ class _Roll:
         if not self._close_old_keks(names, versions):
             return self._result(complete=False)
         self._endings.refuse_same_kek(kek_report(self._store).by_kek)
+        carry_ledger(self._store, self._to)  # its key is in no key table
         covers = in_use_since(self._endings.staying, versions, epoch.begun_at)
         ended = self._endings.end(versions, days=days)
         finished_at = finish_epoch(self._engine, self._application)
