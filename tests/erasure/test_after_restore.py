@@ -10,6 +10,7 @@ from tests.fixtures.ledger_shops import LedgerShop
 
 from eventseal.erasure import after_restore, reopen, shred
 from eventseal.errors import ConfigurationError, IntegrityError, KeyDestroyedError
+from eventseal.keys import KeyPurpose
 from eventseal.rotation import retire, rotate_keys, verify
 from eventseal.testing import FakeKms
 
@@ -188,6 +189,20 @@ def test_slots_that_the_restore_freed_are_taken_again(shop) -> None:
     assert is_settled(shop)
 
 
+def test_one_lost_tombstone_is_enough_although_every_slot_is_taken(shop) -> None:
+    shop.append(SCOPE)
+    shred(shop.seal, SCOPE)
+    shop.back_up()
+    reopen(shop.seal, SCOPE)
+    item = shop.append(SCOPE)
+    shred(shop.seal, SCOPE)
+    shop.restore(keys_only=True)
+    assert shop.slots(SCOPE) == ALL_SLOTS
+    assert after_restore(shop.seal).done == 1
+    assert shop.states(SCOPE)[item.key_id] == "destroyed"
+    assert is_settled(shop)
+
+
 # --- what was begun, what is not known ---
 
 
@@ -303,6 +318,17 @@ def test_a_row_of_a_scope_that_was_edited_fails_alone(shop) -> None:
     shop.restart()
     assert not shop.opens(good)
     assert not shop.opens(bad)  # its row is not what was sealed
+
+
+def test_a_key_of_another_scope_is_not_destroyed_for_this_one(shop) -> None:
+    item, other = shop.append(SCOPE), shop.append(OTHER)
+    shred(shop.seal, SCOPE)
+    shop.ledger.append(shop.seal, "done", scope=SCOPE, keys={other.key_id: KeyPurpose.DATA})
+    shop.restart()
+    result = after_restore(shop.seal)
+    assert (result.failed, result.failures[0].error) == (1, "IntegrityError")
+    assert shop.opens(other)
+    assert not shop.opens(item)
 
 
 def test_a_crash_in_between_is_made_up_for_by_another_run(shop, monkeypatch) -> None:
