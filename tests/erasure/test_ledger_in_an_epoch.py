@@ -5,12 +5,13 @@ from __future__ import annotations
 from uuid import uuid4
 
 from tests.fixtures.ledger_shops import LedgerShop
+from tests.fixtures.openbao import openbao
 
 from eventseal.erasure import after_restore, shred
 from eventseal.erasure.epoch import roll_epoch
 from eventseal_kms.vault import Token, VaultSettings, VaultTransitAdapter
 
-pytest_plugins = ["tests.fixtures.openbao"]
+__all__ = ["openbao"]
 
 SCOPE = "subject:customer-42"
 
