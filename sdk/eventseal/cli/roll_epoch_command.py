@@ -82,12 +82,12 @@ def _sentence(would: EpochResult, target: KmsAdapter | None) -> str:
     others = ""
     if would.others:
         others = (
-            f" The applications {', '.join(sorted(would.others))} have keys in these tables, too: each rewraps "
-            "its own first, or this is refused."
+            f" The applications {', '.join(sorted(would.others))} have keys in these tables, too: each "
+            "rewraps its own first, or this is refused."
         )
     return (
         f"{what} is about to be ended for good, and with it every backup of the key tables.{others} Whatever "
-        "else is wrapped under it, in other databases, by other programs or in ledgers of other applications, "
+        "else is wrapped under it, in other databases, by other programs or in other applications' ledgers, "
         "is lost with it: nobody here can see that."
     )
 

@@ -16,7 +16,7 @@ from eventseal.keys.branch_wrapping import BRANCH_PREFIX
 from eventseal.rotation.keks import kek_report
 from eventseal.rotation.results import Failure
 from eventseal.rotation.rewrap import WRAPPING_TABLE
-from eventseal.storage.epochs import begin_epoch, finish_epoch, note_version
+from eventseal.storage.epochs import begin_epoch, finish_epoch, is_rolling, note_version
 from eventseal.storage.kek_closing import close_keks, hanging_on
 from eventseal.storage.physical_deletion import overwrite_deleted
 
@@ -144,6 +144,8 @@ class _Roll:
         report = kek_report(self._store)
         names = set(report.by_kek)
         self._endings.refuse_same_kek(names)
+        if not is_rolling(self._engine, self._application):
+            self._endings.refuse_ended()
         if self._ledger is not None:
             prepare_ledger(self._store, self._ledger)
         self._total = 2 * self._store.key_store.count_dependents(self._application, names, elsewhere=())
