@@ -174,6 +174,30 @@ def test_interrupted_it_exits_with_130_and_says_how_to_go_on(run_json, old, quer
     assert run_json("verify")["done"] == 200
 
 
+def test_an_interrupt_while_workers_start_is_the_commands_alone(old):
+    words = [sys.executable, "-c", HEEDING, str(EXECUTABLE), "reencrypt", "--workers", "2"]
+    running = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not any(map(is_python_by_now, children_of(running.pid))):
+        assert running.poll() is None
+        select.select([], [], [], 0.005)
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 130, err
+    assert "interrupted" in err
+    assert "Traceback" not in err
+
+
+def children_of(pid: int) -> list[Path]:
+    return [Path("/proc", child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_python_by_now(process: Path) -> bool:
+    """Whether a worker would turn an interrupt into an exception."""
+    caught = re.search(r"SigCgt:\s*(\w+)", (process / "status").read_text())
+    heeds = caught is not None and int(caught[1], 16) & 1 << (signal.SIGINT - 1)
+    return bool(heeds) and "spawn_main" in (process / "cmdline").read_text()
+
+
 def test_killed_its_workers_end_with_it_and_the_next_run_goes_on(run_json, old):
     running = slow("--workers", "2")
     children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()

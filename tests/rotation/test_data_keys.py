@@ -17,7 +17,7 @@ from eventseal.errors import (
 )
 from eventseal.keys import KeyState
 from eventseal.keys.key_ids import new_key_id
-from eventseal.rotation import mark_compromised, reencrypt, retire, rotate_keys
+from eventseal.rotation import JobResult, mark_compromised, reencrypt, retire, rotate_keys
 from eventseal.storage.fences import CLOSED, fence_states
 from eventseal.storage.marks import load_marks
 from eventseal.testing import FakeKms
@@ -114,9 +114,11 @@ def test_every_one_of_many_scopes_is_rotated_once(shop, monkeypatch) -> None:
     scopes = [f"tenant:{number}" for number in range(20)]
     shop.seal.keyring.prepare(scopes)
     olds = {active(shop, scope) for scope in scopes}
-    told: list[int] = []
-    result = rotate_keys(shop.seal, progress=lambda so_far: told.append(so_far.done))
-    assert result.done == 20
+    seen: list[JobResult] = []
+    result = rotate_keys(shop.seal, progress=seen.append)
+    assert (result.done, result.left) == (20, 0)
+    assert {so_far.done + so_far.left for so_far in seen} == {20}
+    told = [so_far.done for so_far in seen]
     assert set(result.by_key) == olds
     assert told == sorted(told)
     assert told[-1] == 20

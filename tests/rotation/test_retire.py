@@ -22,7 +22,7 @@ from eventseal.errors import (
 from eventseal.items import SequencedItem
 from eventseal.keys import KeyPurpose, KeyState
 from eventseal.keys.key_ids import new_key_id
-from eventseal.rotation import closing, mark_compromised, reencrypt, retire, rotate_keys
+from eventseal.rotation import JobResult, closing, mark_compromised, reencrypt, retire, rotate_keys
 from eventseal.storage import TimestampSequencedItemRecord
 from eventseal.storage.fences import CLOSED, OPEN, fence_states
 from eventseal.storage.transactions import begin_writing
@@ -172,10 +172,12 @@ def test_many_keys_are_retired_a_batch_at_a_time(shop) -> None:
     shop.seal.keyring.prepare(scopes)
     kept = shop.append(scope="tenant:7")[0].key_id
     rotate_keys(shop.seal)
-    told: list[int] = []
-    result = retire(shop.seal, progress=lambda so_far: told.append(so_far.done))
+    seen: list[JobResult] = []
+    result = retire(shop.seal, progress=seen.append)
     assert (result.done, result.left) == (129, 1)
     assert result.by_key[kept] == 1
+    assert {so_far.done + so_far.left for so_far in seen} == {130}
+    told = [so_far.done for so_far in seen]
     assert len(told) > 1
     assert told == sorted(told)
     assert told[-1] == 129

@@ -36,6 +36,8 @@ def worker_processes(count: int) -> Iterator[Executor | None]:
     alive, ended = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(alive,))
     try:
+        with _deaf_children():
+            pool.submit(os.getpid)  # the first work starts all processes
         yield pool
     except BaseException:
         ended.close()  # ends the processes, wherever they are: what they have not committed is undone
@@ -47,9 +49,19 @@ def worker_processes(count: int) -> Iterator[Executor | None]:
         alive.close()
 
 
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Keep the terminal's interrupt, which goes to all processes, from those that are started meanwhile."""
+    # Blocked, not ignored: a child keeps the mask from its first instruction, and the command loses none.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin(alive: Connection) -> None:
-    """Heed the command's process alone: the terminal's interrupt goes to all of them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Heed the command's process alone."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     warnings.simplefilter("ignore")  # told by the command already
     sys.path.insert(0, "")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from eventseal.errors import ConfigurationError, EventSealError, KeyDestroyedError
 from eventseal.keys.records import checked_scope
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.rotation.compromised import record_marks
+from eventseal.rotation.key_totals import active_data_keys
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult
+from eventseal.storage.key_store import SQLAlchemyKeyStore
+from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -54,11 +58,13 @@ def rotate_keys(
     """
     run = _Run(store, compromised=compromised, progress=progress)
     if scopes is None:
+        run.expect(0 if progress is None else _active_keys(store))
         for some in _active_scopes(store):
             run.rotate(some)
     else:
         named = list(dict.fromkeys(map(checked_scope, scopes)))
         _refuse_closed(store, named)
+        run.expect(len(named))
         run.rotate(named)
     return run.result(complete=True)
 
@@ -95,6 +101,7 @@ def mark_compromised(
     """
     run = _Run(store, compromised=True, progress=progress)
     records = store.keyring.compromise(list(dict.fromkeys(keys)))
+    run.expect(len(records))
     for start in range(0, len(records), _BATCH_SIZE):
         some = records[start : start + _BATCH_SIZE]
         run.mark([record.key_id for record in some if record.purpose is KeyPurpose.DATA])
@@ -112,9 +119,13 @@ class _Run:
         self._compromised = compromised
         self._progress = progress
         self._started = time.monotonic()
-        self._done = self._failed = 0
+        self._done = self._failed = self._expected = 0
         self._by_key: dict[UUID, int] = {}
         self._failures: list[Failure] = []
+
+    def expect(self, many: int) -> None:
+        """Take it that there are so many scopes or keys: who looks on is told how many are left."""
+        self._expected = many
 
     def rotate(self, scopes: Sequence[str]) -> None:
         """Rotate scopes, a batch of which shares the calls of the KMS."""
@@ -152,7 +163,7 @@ class _Run:
             verb="rotate",
             complete=complete and not self._failed,
             done=self._done,
-            left=0,
+            left=0 if complete else max(0, self._expected - self._done - self._failed),
             failed=self._failed,
             seconds=time.monotonic() - self._started,
             by_key=dict(self._by_key),
@@ -164,6 +175,14 @@ class _Run:
         if len(self._failures) < MAX_FAILURES:
             key_id = getattr(error, "key_id", None)
             self._failures.append(Failure.of_key(KEY_TABLE, key_id, error))
+
+
+def _active_keys(store: SealedStore) -> int:
+    """Count the keys that are to be rotated, where one query does."""
+    if not isinstance(store.key_store, SQLAlchemyKeyStore):
+        return 0
+    look = partial(active_data_keys, application=store.cipher.application)
+    return read(store.datastore.key_engine, look, doing="counting active keys")
 
 
 def _active_scopes(store: SealedStore) -> Iterator[list[str]]:

@@ -200,6 +200,22 @@ def active_data_keys(connection: Connection, *, application: str) -> int:
     return int(connection.execute(query).scalar_one())
 
 
+def replaced_keys(connection: Connection, *, application: str) -> int:
+    """
+    Count the data and branch keys that seal no more and were not destroyed.
+
+    Args:
+        connection: To the database of the keys.
+        application: Whose keys.
+    """
+    query = select(func.count()).where(
+        _KEYS.application == application,
+        _KEYS.purpose.in_([KeyPurpose.DATA, KeyPurpose.BRANCH]),
+        _KEYS.state.in_(_LATER_STATES),
+    )
+    return int(connection.execute(query).scalar_one())
+
+
 def settled_at(connection: Connection, *, application: str) -> datetime | None:
     """
     Tell from when on every process has noticed that keys seal no more: by the database's clock.

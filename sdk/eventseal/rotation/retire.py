@@ -12,9 +12,11 @@ from eventseal.errors import EventSealError, IntegrityError, JobError, KeyNotFou
 from eventseal.keys.endings import refuse_retirement
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.rotation.closing import close_and_count
+from eventseal.rotation.key_totals import replaced_keys
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult
 from eventseal.rotation.sealed_store import refuse_unregistered_tables, registered_tables
 from eventseal.storage.key_counts import count_under
+from eventseal.storage.key_store import SQLAlchemyKeyStore
 from eventseal.storage.physical_deletion import overwrite_deleted
 from eventseal.storage.transactions import read
 
@@ -67,9 +69,12 @@ def retire(
     refuse_unregistered_tables(store)
     run = _Retirement(store, dry_run=dry_run, progress=progress)
     if keys is None:
+        run.expect(0 if progress is None else _closed_key_count(store))
         run.retire_pages()
     else:
-        run.retire_named(_named(store, keys))
+        records = _named(store, keys)
+        run.expect(len(records))
+        run.retire_named(records)
     leftover = overwrite_deleted(store.datastore.key_engine) if run.destroyed_any else ""
     return replace(run.result(complete=True), leftover=leftover)
 
@@ -85,7 +90,7 @@ class _Retirement:
         self._dry_run = dry_run
         self._progress = progress
         self._started = time.monotonic()
-        self._done = self._left = self._failed = 0
+        self._done = self._left = self._failed = self._expected = 0
         self._by_table: dict[str, Counter[str]] = {}
         self._by_key: dict[UUID, int] = {}
         self._failures: list[Failure] = []
@@ -96,6 +101,10 @@ class _Retirement:
     def destroyed_any(self) -> bool:
         """Whether a key was destroyed."""
         return self._done > 0 and not self._dry_run
+
+    def expect(self, many: int) -> None:
+        """Take it that there are so many keys: who looks on is told how many are left."""
+        self._expected = many
 
     def retire_pages(self) -> None:
         """Retire whatever may go: data keys first, since they may be all that a branch key is needed for."""
@@ -236,13 +245,23 @@ class _Retirement:
 
     def _tell(self) -> None:
         if self._progress is not None:
-            self._progress(self.result(complete=False))
+            so_far = self.result(complete=False)
+            unseen = max(0, self._expected - so_far.done - so_far.left - so_far.failed)
+            self._progress(replace(so_far, left=so_far.left + unseen))
 
 
 _REMEDY = (
     "Encrypt again what is under a data key (`eventseal reencrypt`), wrap again what is under a branch key "
     "(`eventseal rewrap`); then retire it. What `reencrypt` reports as a suspected forgery keeps its key."
 )
+
+
+def _closed_key_count(store: SealedStore) -> int:
+    """Count the keys that may go, where one query does."""
+    if not isinstance(store.key_store, SQLAlchemyKeyStore):
+        return 0
+    look = partial(replaced_keys, application=store.cipher.application)
+    return read(store.datastore.key_engine, look, doing="counting keys that seal no more")
 
 
 def _closed_keys(store: SealedStore) -> Iterator[list[KeyRecord]]:
