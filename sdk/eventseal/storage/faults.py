@@ -113,6 +113,11 @@ def store_error(error: SQLAlchemyError, doing: str) -> EventSealError:
     return _server_error(error, doing)
 
 
+def has_no_such_column(error: DBAPIError) -> bool:
+    """Whether SQLite refused a statement for a column that its table has not: nothing failed but that."""
+    return isinstance(error.orig, sqlite3.Error) and bool(_SQLITE_MISSING_COLUMN.search(str(error.orig)))
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether the transaction may succeed if run again: it met another one, or its connection was lost."""
     return isinstance(error, DBAPIError) and (error.connection_invalidated or sqlstate(error) in _RETRY)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import func, literal_column, select, tablesample, text
 from sqlalchemy.exc import OperationalError
 
+from eventseal.storage.faults import has_no_such_column
 from eventseal.storage.item_rows import described_columns
 
 if TYPE_CHECKING:
@@ -63,8 +64,10 @@ def _on_sqlite(connection: Connection, sealed_table: SealedTable) -> list[Place]
     ends: Any = select(func.min(rowid), func.max(rowid)).select_from(described)
     try:
         first, last = connection.execute(ends).one()
-    except OperationalError:  # made WITHOUT ROWID: one range then
-        return []
+    except OperationalError as error:
+        if not has_no_such_column(error):
+            raise
+        return []  # made WITHOUT ROWID: one range then
     if last is None:
         return []
     step = max(1, (last - first) // _SAMPLE_ROWS)

@@ -9,6 +9,7 @@ from sqlalchemy import BigInteger, Integer, func, literal_column, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import OperationalError
 
+from eventseal.storage.faults import has_no_such_column
 from eventseal.storage.item_columns import KEY_ID
 from eventseal.storage.item_rows import described_columns
 from eventseal.storage.job_tables import compromised_marks, replaced_envelopes
@@ -160,5 +161,7 @@ def _highest_rowid(connection: Connection, table: Table) -> int | None:
     highest = func.max(literal_column("rowid", Integer))
     try:
         return connection.execute(select(func.coalesce(highest, 0)).select_from(table)).scalar_one()
-    except OperationalError:  # made WITHOUT ROWID
-        return None
+    except OperationalError as error:
+        if not has_no_such_column(error):
+            raise
+        return None  # made WITHOUT ROWID
