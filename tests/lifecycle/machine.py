@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hypothesis import strategies as st
@@ -43,21 +44,40 @@ if TYPE_CHECKING:
     from tests.lifecycle.site import Site
 
 SCOPES = ("application", "tenant:acme", "subject:7")
-MOST_PLACES = 40
-"""Faults come at one of the first so many places of an operation: few have more."""
+PLACES = {
+    "Append": 8,
+    "WriteSealed": 8,
+    "Replace": 10,
+    "Replay": 8,
+    "OpenPage": 8,
+    "Refresh": 4,
+    "SealOnly": 4,
+    "Prepare": 20,
+    "Rotate": 25,
+    "RotateBranches": 40,
+    "RotateKeys": 50,
+    "MarkCompromised": 30,
+    "Reencrypt": 250,
+    "Retire": 110,
+    "Shred": 90,
+    "Reopen": 20,
+    "RewrapKeys": 60,
+    "AskForKek": 8,
+    "Verify": 80,
+    "WholeWay": 400,
+}
+"""How many places operations have, about; what a world has seen of each counts from then on."""
 
 slots = st.integers(0, 2)
 scopes = st.sampled_from(SCOPES)
 tables = st.sampled_from((EVENTS, EVENTS, SNAPSHOTS))
-MOST_FAR_PLACES = 120
-"""The same for what operators do, which takes longer."""
-
-places = st.one_of(st.integers(0, 7), st.integers(0, MOST_PLACES))
+# Where an operation stands still or meets a fault, in thousandths of its places.
+places = st.integers(0, 1_100)
 kms_faults = st.sampled_from(KMS_FAULTS)
 database_faults = st.sampled_from(DATABASE_FAULTS)
 
 
-def _faults(places: Any) -> Any:
+def _faults() -> Any:
     one = st.builds(
         Fault,
         at=places,
@@ -68,8 +88,7 @@ def _faults(places: Any) -> Any:
     return st.one_of(st.just(()), st.just(()), st.just(()), st.tuples(one), st.tuples(one, one))
 
 
-several = _faults(places)
-several_far = _faults(st.integers(0, MOST_FAR_PLACES))
+several = _faults()
 seconds = st.sampled_from((1.0, 6.0, 31.0, 59.0, 61.0, 150.0, 201.0, 301.0))
 terms = st.builds(
     Terms,
@@ -101,6 +120,7 @@ class Lifecycle(RuleBasedStateMachine):
     def build(self, terms: Terms) -> None:
         self.world = World(self.site, terms)
         self.sealed: list[SealOnly] = []
+        self.places = dict(PLACES)
 
     def teardown(self) -> None:
         if hasattr(self, "world"):
@@ -181,14 +201,14 @@ class Lifecycle(RuleBasedStateMachine):
         slot=slots,
         scope=st.sampled_from((None, *SCOPES)),
         compromised=st.booleans(),
-        faults=several_far,
+        faults=several,
         retry=st.booleans(),
     )
     def rotate_keys(self, slot: int, scope: str | None, compromised: bool, faults: Any, retry: bool) -> None:
         operation = RotateKeys(None if scope is None else (scope,), compromised)
         self._do(slot, operation, faults, retry)
 
-    @rule(slot=slots, number=st.integers(0, 20), faults=several_far, retry=st.booleans())
+    @rule(slot=slots, number=st.integers(0, 20), faults=several, retry=st.booleans())
     def mark_compromised(self, slot: int, number: int, faults: Any, retry: bool) -> None:
         keys = self._keys(DESTROYED)
         if keys:
@@ -198,7 +218,7 @@ class Lifecycle(RuleBasedStateMachine):
         slot=slots,
         batch=st.sampled_from((1, 2, 1000)),
         some=st.booleans(),
-        faults=several_far,
+        faults=several,
         retry=st.booleans(),
     )
     def reencrypt(self, slot: int, batch: int, some: bool, faults: Any, retry: bool) -> None:
@@ -206,25 +226,25 @@ class Lifecycle(RuleBasedStateMachine):
         if operation is not None:
             self._do(slot, operation, faults, retry)
 
-    @rule(slot=slots, some=st.booleans(), faults=several_far, retry=st.booleans())
+    @rule(slot=slots, some=st.booleans(), faults=several, retry=st.booleans())
     def retire(self, slot: int, some: bool, faults: Any, retry: bool) -> None:
         keys = self._keys(DESTROYED, ACTIVE)
         self._do(slot, Retire(frozenset(keys) if some and keys else None), faults, retry)
 
-    @rule(slot=slots, faults=several_far, retry=st.booleans())
+    @rule(slot=slots, faults=several, retry=st.booleans())
     def whole_way(self, slot: int, faults: Any, retry: bool) -> None:
         if self._reencrypt(1000, some=False) is not None:
             self._do(slot, WholeWay(), faults, retry)
 
-    @rule(slot=slots, scope=st.sampled_from(SCOPES[1:]), faults=several_far, retry=st.booleans())
+    @rule(slot=slots, scope=st.sampled_from(SCOPES[1:]), faults=several, retry=st.booleans())
     def shred(self, slot: int, scope: str, faults: Any, retry: bool) -> None:
         self._do(slot, Shred(scope), faults, retry)
 
-    @rule(slot=slots, scope=st.sampled_from(SCOPES[1:]), faults=several_far, retry=st.booleans())
+    @rule(slot=slots, scope=st.sampled_from(SCOPES[1:]), faults=several, retry=st.booleans())
     def reopen(self, slot: int, scope: str, faults: Any, retry: bool) -> None:
         self._do(slot, Reopen(scope), faults, retry)
 
-    @rule(slot=slots, to=st.sampled_from((None, 0, 1)), faults=several_far, retry=st.booleans())
+    @rule(slot=slots, to=st.sampled_from((None, 0, 1)), faults=several, retry=st.booleans())
     def rewrap(self, slot: int, to: int | None, faults: Any, retry: bool) -> None:
         if to is None or self.world.terms.keks > 1:
             self._do(slot, RewrapKeys(to), faults, retry)
@@ -234,7 +254,7 @@ class Lifecycle(RuleBasedStateMachine):
     def ask_for_kek(self, slot: int, kek: int) -> None:
         self._do(slot, AskForKek(kek), (), retry=False)
 
-    @rule(slot=slots, faults=several_far)
+    @rule(slot=slots, faults=several)
     def verify(self, slot: int, faults: Any) -> None:
         self._do(slot, Verify(), faults, retry=False)
 
@@ -279,11 +299,11 @@ class Lifecycle(RuleBasedStateMachine):
     @precondition(lambda self: len(self.world.running) < 2)
     @rule(
         slot=slots,
-        at=st.integers(0, MOST_FAR_PLACES),
+        at=places,
         kind=st.sampled_from(("rotate", "re-encrypt", "re-encrypt", "retire", "shred", "rewrap")),
         scope=st.sampled_from(SCOPES[1:]),
         flag=st.booleans(),
-        faults=several_far,
+        faults=several,
     )
     def stall_operator(self, slot: int, at: int, kind: str, scope: str, flag: bool, faults: Any) -> None:
         operations: dict[str, Operation | None] = {
@@ -345,8 +365,10 @@ class Lifecycle(RuleBasedStateMachine):
     def _do(self, slot: int, operation: Operation, faults: Any, retry: bool) -> None:
         if slot in self.world.running:
             return
-        outcome = self.world.do(slot, operation, *faults, retry=retry)
         name = type(operation).__name__
+        outcome = self.world.do(slot, operation, *self._placed(operation, faults), retry=retry)
+        if outcome.is_clean:
+            self.places[name] = max(2, len(outcome.places))
         ended = (
             "crashed"
             if outcome.crashed
@@ -356,9 +378,15 @@ class Lifecycle(RuleBasedStateMachine):
         )
         self._count(f"{name} {ended}")
 
+    def _placed(self, operation: Operation, faults: Any) -> list[Fault]:
+        """Put faults at places that the operation is likely to have."""
+        count = self.places[type(operation).__name__]
+        return [replace(fault, at=fault.at * count // 1_000) for fault in faults]
+
     def _stall(self, slot: int, operation: Any, at: int, faults: Any) -> None:
         if slot not in self.world.running:
-            stands = self.world.stall(slot, operation, at, *faults)
+            where = at * self.places[type(operation).__name__] // 1_000
+            stands = self.world.stall(slot, operation, where, *self._placed(operation, faults))
             self._count(f"{type(operation).__name__} {'stands still' if stands else 'did not stand still'}")
 
     def _count(self, what: str) -> None:
