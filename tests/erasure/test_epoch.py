@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pkgutil
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -92,11 +94,11 @@ class Shop:
         assert isinstance(outcome, Opened | EventSealError)
         return isinstance(outcome, Opened)
 
-    def backup(self) -> dict[str, list[dict[str, object]]]:
+    def backup(self, *tables: str) -> dict[str, list[dict[str, object]]]:
         with self.seal.datastore.key_engine.connect() as connection:
             return {
                 table: [dict(row) for row in connection.execute(text(f"SELECT * FROM {table}")).mappings()]
-                for table in TABLES
+                for table in tables or TABLES
             }
 
     def restore(self, backup: dict[str, list[dict[str, object]]]) -> None:
@@ -450,6 +452,7 @@ def test_another_application_in_the_same_tables_rewraps_first(shops, store_url, 
         roll_epoch(shop.seal)
     assert "eventseal rewrap" in refused.value.remedy
     assert (kms.forbidden, kms.current) == (set(), "2")
+    assert shop.backup("kek_fences") == {"kek_fences": []}  # nothing is closed halfway
     rewrap(other.seal)
     other.seal.keyring.rewrap(verify=True)
     assert roll_epoch(shop.seal).complete  # goes on
@@ -526,6 +529,79 @@ def test_what_a_branch_key_wraps_meanwhile_is_moved_too(shops, store_url, kms, m
     assert shop.branch_rows() == [("branch:0", "destroyed"), ("branch:0", "active")]
     assert shop.opens(late[0])
     stale.seal.close()
+
+
+def test_no_old_branch_key_is_ever_wrapped_under_what_stays(shops, store_url, monkeypatch) -> None:
+    old, new = FakeKms("old"), FakeKms("new")
+    shop = shops(store_url, old, branches=2)
+    _filled(shop)
+    roller = shop.again([old, new])
+    replaced = {r.key_id: r.wrappings for r in shop.records() if r.purpose is KeyPurpose.BRANCH}
+    assert len(replaced) == 2
+    seen: list[object] = []
+    retire = roller.seal.keyring.retire
+
+    def looked_at(keys, **options):
+        seen.extend(r.wrappings == replaced[r.key_id] for r in shop.records() if r.key_id in replaced)
+        return retire(keys, **options)
+
+    monkeypatch.setattr(roller.seal.keyring, "retire", looked_at)
+    assert roll_epoch(roller.seal, to=new).complete
+    assert seen == [True, True]
+    roller.seal.close()
+
+
+def test_applications_write_on_while_the_epoch_is_rolled(shops, store_url, kms, branches) -> None:
+    shop = shops(store_url, kms, branches=branches)
+    written = _filled(shop)
+    with shop.seal.datastore.key_engine.begin() as connection:
+        connection.execute(text("UPDATE key_changes SET refresh_interval = 0.3"))
+    ended = threading.Event()
+
+    def write(number: int) -> dict[str, SequencedItem]:
+        process = shop.again()
+        mine = {}
+        try:
+            while not ended.is_set() or len(mine) < 5:
+                scope = f"subject:new-{number}-{len(mine)}"
+                mine[scope] = process.append(scope)
+                ended.wait(0.02)  # SQLite has one writer at a time, and no queue
+        finally:
+            process.seal.close()
+        return mine
+
+    with ThreadPoolExecutor() as pool:
+        writers = [pool.submit(write, number) for number in range(2)]
+        try:
+            for _ in range(3):
+                assert roll_epoch(shop.seal).complete
+        finally:
+            ended.set()
+        for writer in writers:
+            written |= writer.result()
+    assert _opened_in(shop, written) == set(written)
+    assert kms.deleted == {"1", "2", "3"}
+
+
+def test_a_process_that_never_notices_keeps_the_old_branch_key_alive(
+    shops, sqlite_url, kms, monkeypatch
+) -> None:
+    shop = shops(sqlite_url, kms, branches=1)
+    shop.append("application")
+    with shop.seal.datastore.key_engine.begin() as connection:
+        connection.execute(text("UPDATE key_changes SET refresh_interval = 0"))
+    monkeypatch.setattr("eventseal.erasure.epoch._LONGEST_PAUSE", 0)
+    destroyed: list[object] = []
+
+    def refused(keys, **options):
+        destroyed.append(keys)
+        raise JobError("it has wrapped other keys")
+
+    monkeypatch.setattr(shop.seal.keyring, "retire", refused)
+    with pytest.raises(JobError, match="has wrapped other keys"):
+        roll_epoch(shop.seal)
+    assert len(destroyed) == 5
+    assert kms.current == "1"
 
 
 def test_branches_of_before_are_renewed_though_the_setting_is_gone(shops, store_url, kms) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING
 
 from eventseal.erasure.epoch_result import EpochResult
@@ -14,11 +15,13 @@ from eventseal.erasure.shred import own_ledger
 from eventseal.errors import JobError
 from eventseal.keys.branch_wrapping import BRANCH_PREFIX
 from eventseal.rotation.keks import kek_report
+from eventseal.rotation.key_totals import refresh_interval
 from eventseal.rotation.results import Failure
 from eventseal.rotation.rewrap import WRAPPING_TABLE
 from eventseal.storage.epochs import begin_epoch, finish_epoch, is_rolling, note_version
 from eventseal.storage.kek_closing import close_keks, hanging_on
 from eventseal.storage.physical_deletion import overwrite_deleted
+from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 
     from eventseal.erasure.epoch_result import EndedKek
     from eventseal.erasure.ledger import Ledger
-    from eventseal.keys import Rewrap
+    from eventseal.keys import KeyRecord, Rewrap
     from eventseal.kms import KmsAdapter
     from eventseal.rotation.sealed_store import SealedStore
 
@@ -38,12 +41,13 @@ EPOCH = "epoch"
 """The kind of the ledger's entry."""
 
 ATTEMPTS = 5
-"""How often keys are moved that others have made meanwhile."""
+"""How often keys are moved that others make, though every process should have noticed by then."""
 
 LONGEST_WINDOW = 30
 """Days until a KEK that is deleted whole is gone, if nobody says another number."""
 
 _BATCH_SIZE = 100
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 
 
 def roll_epoch(
@@ -167,19 +171,30 @@ class _Roll:
 
     def _replace_branch_keys(self, begun_at: datetime) -> bool:
         """Give branches new keys, wrap data keys under them, and destroy the old ones."""
-        old = [record.key_id for record in self._keyring.renew_branches(begun_at)]
+        old = self._keyring.renew_branches(begun_at)
         self._counts["branch_keys_replaced"] = len(old)
-        for attempt in range(1, ATTEMPTS + 1):
+        noticed_at = self._noticed_at(old)
+        late = 0
+        for attempt in count(1):
             if not self._wrapped(self._keyring.rewrap_under_branches, attempt):
                 return False
             try:
-                self._destroy(old)
-            except JobError:  # somebody who has not noticed yet wraps new keys under an old one
-                if attempt == ATTEMPTS:
+                self._destroy([record.key_id for record in old])
+            except JobError:  # who has not noticed yet wraps new keys under an old one
+                late += noticed_at <= self._store.key_store.now()
+                if late == ATTEMPTS:
                     raise
+                time.sleep(min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE))
             else:
                 break
         return True
+
+    def _noticed_at(self, old: Sequence[KeyRecord]) -> datetime:
+        """Say from when on every process has noticed that branch keys wrap no more."""
+        replaced = [moment for record in old if (moment := record.compromised_at or record.deactivated_at)]
+        look = partial(refresh_interval, application=self._application)
+        interval = read(self._engine, look, doing="reading how soon processes notice")
+        return max(replaced, default=self._store.key_store.now()) + interval
 
     def _destroy(self, branch_keys: Sequence[UUID]) -> None:
         for start in range(0, len(branch_keys), _BATCH_SIZE):
@@ -238,7 +253,7 @@ class _Roll:
     def _needed(self, hanging: Mapping[str, int]) -> JobError:
         others = self._others(hanging)
         if others:
-            named = ", ".join(f"{count} of application {name}" for name, count in sorted(others.items()))
+            named = ", ".join(f"{keys} of application {name}" for name, keys in sorted(others.items()))
             target = "" if self._to is None else f" --to {self._to.uri}"
             return JobError(
                 f"what was to end is needed: {named} are wrapped under it; no KEK was ended",
@@ -246,15 +261,15 @@ class _Roll:
                 "then the rewrap once more; then run this again, which goes on.",
                 applications=others,
             )
-        count = sum(hanging.values())
         return JobError(
-            f"what was to end is needed: {count} keys were wrapped under it meanwhile; no KEK was ended",
+            f"what was to end is needed: {sum(hanging.values())} keys were wrapped under it meanwhile; no KEK "
+            "was ended",
             remedy="A process still wraps new keys under it: let every application list only the KEKs that "
             "stay, then run this again, which goes on.",
         )
 
     def _others(self, hanging: Mapping[str, int]) -> dict[str, int]:
-        return {name: count for name, count in hanging.items() if name != self._application}
+        return {name: keys for name, keys in hanging.items() if name != self._application}
 
     def _result(
         self,
