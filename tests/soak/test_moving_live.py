@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
-from tests.faults.workers import READER, WRITER, Crew, length_of
+from tests.faults.workers import READER, WRITER, Crew, length_of, tenant_of
 from tests.fixtures.openbao import openbao
 from tests.fixtures.sealed_shops import TENANTS, SealedShop, assert_sound, places_of, scope_of
 
@@ -93,8 +93,8 @@ def test_a_live_store_moves_from_kms_to_kms_and_no_item_is_touched(
 
     with SealedShop(postgres_url, local) as shop:
         shop.set_up().keyring.prepare([scope_of(tenant) for tenant in TENANTS])
-        for number, tenant in enumerate(TENANTS):
-            shop.append(tenant, 0, 50, number=number)
+        for number in range(len(TENANTS)):
+            shop.append(tenant_of(number), 0, 50, number=number)
         before = shop.rows()
 
     with aws.serve() as endpoint:
@@ -138,7 +138,7 @@ def test_a_live_store_moves_from_kms_to_kms_and_no_item_is_touched(
         after = shop.rows()
         assert {place: after[place] for place in before} == before
         lengths = {number: length_of(shop, number) for number in range(len(TENANTS))}
-        places = {p for n, count in lengths.items() for p in places_of(TENANTS[n], count, number=n)}
+        places = {p for n, count in lengths.items() for p in places_of(tenant_of(n), count, number=n)}
         assert_sound(shop, places)
         assert {(use.kek_uri, use.kek_version) for use in kek_report(shop).uses} == {(vault.uri, "v2")}
         assert len(after) > len(before)
