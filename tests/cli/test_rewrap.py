@@ -60,6 +60,11 @@ def test_a_kek_that_goes_half_way_exits_with_3_and_the_next_run_goes_on(run, run
     assert run_json("rewrap")["by_table"]["key_wrappings"]["added"] == 1
 
 
+@pytest.mark.parametrize("keys", ["0", "99999999999999999999"], ids=["none", "beyond-any-database"])
+def test_a_batch_that_no_database_takes_is_wrong_use(run, store, keys):
+    assert "--batch" in run("rewrap", "--batch", keys, exits=2).stderr
+
+
 def test_a_target_that_is_no_kek_exits_with_2_and_changes_nothing(run, store, query):
     before = query("SELECT * FROM key_wrappings")
     assert "not a key URI" in run("rewrap", "--to", "nowhere", exits=2).stderr

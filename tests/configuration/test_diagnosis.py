@@ -219,6 +219,15 @@ def test_a_closed_fence_of_a_live_key_is_an_interrupted_retire(append, shop):
     assert the_one("a retire was interrupted").remedy == f"eventseal retire --key {key_id}"
 
 
+def test_another_applications_items_in_a_shared_table_are_in_order(append, shop, monkeypatch):
+    append()
+    with monkeypatch.context() as other:
+        other.setenv("EVENTSEAL_APPLICATION", "other")
+        initialise()
+        append()
+    assert amiss() == []
+
+
 def test_the_fence_of_a_compromised_key_is_closed_as_it_should_be(append, shop):
     append()
     with EventSeal.from_settings() as seal:

@@ -33,7 +33,7 @@ def rewrap(
     to: Annotated[
         str | None, typer.Option(metavar="URI", help="The KEK that is to be the only one in the end.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Keys in one call.")] = 100,
+    batch: Annotated[int, typer.Option(min=1, max=100_000, help="Keys in one call.")] = 100,
     config: Config = None,
     as_json: Json = False,
     yes: Yes = False,

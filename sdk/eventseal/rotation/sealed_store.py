@@ -13,7 +13,7 @@ from eventseal.storage.registry import DEFAULT_DATABASE, SealedTable, registered
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from sqlalchemy.engine import Connection
 
@@ -79,7 +79,7 @@ def registered_tables(
         StoreError: The database refused or failed.
     """
     registry = _registry(datastore)
-    mine = _merged(registry, application)
+    mine = tables_of(registry, application)
     if not mine:
         raise _nothing_registered(registry, application)
     if tables is not None:
@@ -120,8 +120,17 @@ def _registry(datastore: SQLAlchemyDatastore) -> list[SealedTable]:
     return read(datastore.key_engine, registered, doing="reading the registry of sealed tables")
 
 
-def _merged(registry: list[SealedTable], application: str) -> list[SealedTable]:
-    """One entry for each table that the application, or every one, registered."""
+def tables_of(registry: Sequence[SealedTable], application: str) -> list[SealedTable]:
+    """
+    Give one entry for each table that an application, or every one, registered.
+
+    Args:
+        registry: All of it.
+        application: Whose items.
+
+    Returns:
+        In order of name; a table that several applications share has ``application=None``.
+    """
     owners: dict[str, set[str | None]] = {}
     mine: dict[str, SealedTable] = {}
     for table in registry:

@@ -9,6 +9,7 @@ from sqlalchemy import inspect
 
 from eventseal.configuration.diagnosis.findings import Finding, Severity
 from eventseal.errors import ConfigurationError, MissingTableError
+from eventseal.rotation.sealed_store import tables_of
 from eventseal.storage.item_columns import sealed_columns
 from eventseal.storage.registry import DEFAULT_DATABASE, SealedTable, registered, unregistered_tables
 from eventseal.storage.transactions import read
@@ -55,14 +56,13 @@ def reachable_tables(stores: Stores) -> list[SealedTable]:
     """
     Give the registered tables that are in the items' database; what is amiss with others is found elsewhere.
 
+    One that applications share has ``application=None``.
+
     Args:
         stores: The databases, and the settings.
     """
-    rows = read(
-        stores.datastore.key_engine,
-        partial(registered, application=stores.settings.application),
-        doing="reading the registry of sealed tables",
-    )
+    registry = read(stores.datastore.key_engine, registered, doing="reading the registry of sealed tables")
+    rows = tables_of(registry, stores.settings.application)
     by_name = {row.table: row for row in rows if row.database == DEFAULT_DATABASE}
     there = read(stores.datastore.engine, partial(_present, names=list(by_name)), doing="looking for tables")
     return [by_name[name] for name in there]
