@@ -207,7 +207,9 @@ class InMemoryKeyStore:
         """Count the live keys that open under a KEK and, as far as anybody has tried, nowhere else."""
 
         def is_under(wrapped: WrappedKey) -> bool:
-            return wrapped.kek_uri in kek_uris and kek_version in {None, wrapped.kek_version}
+            # Of a wrapping that does not say its version, it may be this one.
+            is_of_version = kek_version is None or wrapped.kek_version in {kek_version, None}
+            return wrapped.kek_uri in kek_uris and is_of_version
 
         with self._lock:
             return sum(

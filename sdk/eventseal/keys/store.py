@@ -169,7 +169,7 @@ class KeyStore(Protocol):
         Args:
             application: Whose keys.
             kek_uris: The names that the KEK has in wrappings.
-            kek_version: Only this version of it; ``None``: all of them.
+            kek_version: Only this version of it, and what does not say its version; ``None``: all of them.
             elsewhere: The KEKs under which a verified wrapping counts. With *kek_version*, other versions of
                 the same KEK may be among them.
         """

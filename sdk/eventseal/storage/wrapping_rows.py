@@ -150,11 +150,13 @@ def count_dependents(
     elsewhere: Collection[str],
 ) -> int:
     """Count the keys with a wrapping under a KEK, or one version of it, and no verified one elsewhere."""
+    # Of a wrapping that does not say its version, it may be this one.
+    versions = (kek_version, UNKNOWN_VERSION)
     other = key_wrappings.alias("other")
 
     def is_under(rows: Any) -> ColumnElement[bool]:
         under: ColumnElement[bool] = rows.c.kek_uri.in_(kek_uris)
-        return under if kek_version is None else and_(under, rows.c.kek_version == kek_version)
+        return under if kek_version is None else and_(under, rows.c.kek_version.in_(versions))
 
     has_another = (
         select(other.c.key_id)

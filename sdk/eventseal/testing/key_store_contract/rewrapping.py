@@ -34,8 +34,15 @@ def _wrapping(kek_uri: str = "fake://three", kek_version: str | None = "1") -> W
     return WrappedKey(kek_uri=kek_uri, kek_version=kek_version, ciphertext=os.urandom(60))
 
 
-def _added(store: KeyStore, record: KeyRecord, *, verified: bool, **place: str) -> WrappedKey:
-    wrapped = _wrapping(**place)
+def _added(
+    store: KeyStore,
+    record: KeyRecord,
+    *,
+    verified: bool,
+    kek_uri: str = "fake://three",
+    kek_version: str | None = "1",
+) -> WrappedKey:
+    wrapped = _wrapping(kek_uri, kek_version)
     assert store.put_wrappings({record.key_id: wrapped}, verified=verified) == {record.key_id}
     return wrapped
 
@@ -295,6 +302,22 @@ class RewrappingContract(KeyStoreFixtures):
         assert (dependents("7"), dependents("8"), dependents(None)) == (1, 0, 2)
         store.drop_wrappings({record.key_id: record.wrappings}, keep={record.key_id: newest})
         assert (dependents("7"), dependents("8")) == (1, 1)
+
+    def test_a_wrapping_that_does_not_say_its_version_may_be_of_any(
+        self, store: KeyStore, application: str
+    ) -> None:
+        record = store.add_active([make_record(application, "a")])["a"]
+        unsaid = _added(store, record, verified=True, kek_uri="fake://one", kek_version=None)
+        assert (
+            store.count_dependents(application, {"fake://one"}, kek_version="8", elsewhere={"fake://one"})
+            == 1
+        )
+        store.drop_wrappings({record.key_id: record.wrappings}, keep={record.key_id: unsaid})
+        for version in ("7", "8"):
+            dependents = store.count_dependents(
+                application, {"fake://one"}, kek_version=version, elsewhere={"fake://one"}
+            )
+            assert dependents == (2 if version == "7" else 1)  # with the store key, which says "7"
 
     def test_a_destroyed_key_depends_on_nothing(self, store: KeyStore, application: str) -> None:
         record = store.add_active([make_record(application, "a")])["a"]
