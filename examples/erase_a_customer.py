@@ -97,7 +97,8 @@ class Shop:
             for amount, address in orders:
                 customer.order(amount, address)
             customer.save()
-        return customer.id
+        customer_id: UUID = customer.id
+        return customer_id
 
     def show(self, *customers: UUID) -> list[str]:
         """Replay each customer, and tell what is known of them."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from tests.lifecycle.audit import Place
 from tests.lifecycle.client import EVENTS, SNAPSHOTS, Noted, stream_of
 from tests.lifecycle.maintenance import Reencrypt, Replace, Retire, RotateKeys, Shred, Verify
-from tests.lifecycle.operations import Append, Operation, Prepare, ReadOne, Refresh, Replay, Rotate
+from tests.lifecycle.operations import Append, Operation, Prepare, Refresh, Rotate
+from tests.lifecycle.reading import ReadOne, Replay
 from tests.lifecycle.traffic import Fault
 from tests.lifecycle.world import World
 

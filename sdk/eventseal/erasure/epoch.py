@@ -262,8 +262,8 @@ class _Roll:
                 applications=others,
             )
         return JobError(
-            f"what was to end is needed: {sum(hanging.values())} keys were wrapped under it meanwhile; no KEK "
-            "was ended",
+            f"what was to end is needed: {sum(hanging.values())} keys were wrapped under it meanwhile; no "
+            "KEK was ended",
             remedy="A process still wraps new keys under it: let every application list only the KEKs that "
             "stay, then run this again, which goes on.",
         )
