@@ -26,7 +26,7 @@ def test_the_ledger_verifies_after_the_epoch_was_rolled(openbao, sqlite_url, tmp
     shop.restart()
     assert roll_epoch(shop.seal).complete
     shop.restart()
-    assert shop.kinds() == ["intent", "done", "wrapped"]
+    assert shop.kinds() == ["intent", "done", "wrapped", "epoch"]
     assert after_restore(shop.seal).complete
     shred(shop.seal, "subject:other")
     assert not shop.opens(erased)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 MID_STATE = 0.9
-"""The share of kills that must hit a rotation between its first and its last step."""
+"""The share of kills that must hit a rotation between its first and its last step, if there are many."""
+MANY = 100
 
 
 def kill_rotations(url: str, profile: Profile, folder: Path, *, seed: int | None = None) -> dict[str, int]:
@@ -46,7 +47,8 @@ def kill_rotations(url: str, profile: Profile, folder: Path, *, seed: int | None
     print(report)
     assert report["kills"] == profile.kills
     assert (report["lost"], report["unreadable"]) == (0, 0), report
-    assert report["mid_state"] >= MID_STATE * profile.kills, report
+    share = MID_STATE if profile.kills >= MANY else 0.5  # of a few, chance decides
+    assert report["mid_state"] >= share * profile.kills, report
     assert report["unfinished_items"] > 0, report
     assert report["completed"] >= 1
     return report

@@ -50,6 +50,7 @@ def main() -> None:
 
         transactions._committed = kill_behind
     elif how == "interrupted":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run, it may be ignored
         on_call(jobs, "advance_shard", lambda: signal.raise_signal(signal.SIGINT))
     try:
         result = reencrypt(seal, batch=50)

@@ -339,6 +339,7 @@ def test_a_mark_that_cannot_be_read_was_edited(open_datastore, shop_url, column)
         ("encryption_keys", "change", "'edited'"),
         ("key_wrappings", "wrapped", "'edited'"),
         ("key_wrappings", "verified_at", "'edited'"),
+        ("key_wrappings", "kek_uri", "CAST(x'ff' AS TEXT)"),
     ],
 )
 def test_an_edited_row_that_cannot_be_read_leaves_the_rows_beside_it_alone(

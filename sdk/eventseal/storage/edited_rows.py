@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import select
-from sqlalchemy.exc import OperationalError
 
 from eventseal.errors import IntegrityError
 
@@ -43,9 +42,8 @@ def read_rows(connection: Connection, table: Table, query: Select[Any]) -> list[
     """
     try:
         return [ReadRow(row._asdict()) for row in connection.execute(query)]
-    except (IntegrityError, OperationalError) as error:
-        if not _is_unreadable(error):
-            raise
+    except IntegrityError:
+        pass
     # Rare, and then slow: row by row, and column by column where a row cannot be read.
     keys = list(table.primary_key.columns)
     return [
@@ -60,17 +58,10 @@ def _read_row(connection: Connection, table: Table, place: list[ColumnElement[bo
     for column in table.columns:
         try:
             values[column.name] = _value(connection, column, place)
-        except (IntegrityError, OperationalError) as error:
-            if not _is_unreadable(error):
-                raise
+        except IntegrityError:
             unreadable.append(column.name)
     return ReadRow(values, tuple(unreadable))
 
 
 def _value(connection: Connection, column: Column[Any], place: list[ColumnElement[bool]]) -> Any:
     return connection.execute(select(column).where(*place)).scalar_one()
-
-
-def _is_unreadable(error: IntegrityError | OperationalError) -> bool:
-    # SQLite stores bytes that are no UTF-8 as text, and its driver refuses to read them.
-    return isinstance(error, IntegrityError) or "Could not decode to UTF-8" in str(error.orig)

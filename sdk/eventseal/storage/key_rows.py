@@ -15,7 +15,7 @@ from eventseal.storage.branch_rows import hold_branches
 from eventseal.storage.edited_rows import ReadRow, read_rows
 from eventseal.storage.kek_fences import refuse_closed
 from eventseal.storage.key_tables import UNKNOWN_VERSION, encryption_keys, key_changes, key_wrappings
-from eventseal.storage.types import DatabaseClock
+from eventseal.storage.types import DatabaseClock, is_utf8
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -45,6 +45,7 @@ _AS_STORED = (
     "destroyed_at",
     "destroyed_by",
 )
+_TEXT = ("application", "scope", "active_scope", "destroyed_by", "kek_uri", "kek_version")
 _TIMES = {
     KeyState.ACTIVE: encryption_keys.c.created_at,
     KeyState.DEACTIVATED: encryption_keys.c.deactivated_at,
@@ -217,8 +218,12 @@ def _record(row: ReadRow, wrapped: Sequence[ReadRow]) -> KeyRecord:
     state = _member(KeyState, row.values.get("state"))
     unreadable = [*row.unreadable, *(name for each in wrapped for name in each.unreadable)]
     unreadable += [name for name, value in (("purpose", purpose), ("state", state)) if value is None]
+    unreadable += [
+        name for each in (row, *wrapped) for name in _TEXT if not is_utf8(each.values.get(name) or "")
+    ]
     if unreadable or purpose is None or state is None:
-        return _unreadable(row.values, dict.fromkeys(unreadable), purpose, state)
+        readable = {name: value for name, value in row.values.items() if name not in unreadable}
+        return _unreadable(readable, dict.fromkeys(unreadable), purpose, state)
     verified = [_wrapping(each.values) for each in wrapped if each.values["verified_at"] is not None]
     return KeyRecord(
         **{name: row.values[name] for name in _AS_STORED},

@@ -85,7 +85,7 @@ class ExactText(TypeDecorator[str]):
         text = str(value) if isinstance(value, UUID) else value
         if not isinstance(text, str):
             raise SerializationError(f"a {type(value).__name__} cannot be stored in a text column")
-        if "\0" in text or not _encodable(text):
+        if "\0" in text or not is_utf8(text):
             raise SerializationError("text with a NUL character or a lone surrogate cannot be stored")
         return text
 
@@ -249,7 +249,8 @@ def _uuid_from_text(value: object) -> UUID:
     )
 
 
-def _encodable(text: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Say whether UTF-8 has bytes for the text: it has none for lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
