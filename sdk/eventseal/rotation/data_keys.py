@@ -6,7 +6,6 @@ import time
 from typing import TYPE_CHECKING
 
 from eventseal.errors import ConfigurationError, EventSealError, KeyDestroyedError
-from eventseal.keys.records import checked_scope
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.rotation.compromised import record_marks
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult
@@ -57,7 +56,7 @@ def rotate_keys(
         for some in _active_scopes(store):
             run.rotate(some)
     else:
-        named = list(dict.fromkeys(map(checked_scope, scopes)))
+        named = list(dict.fromkeys(map(store.keyring.scope_named, scopes)))
         _refuse_closed(store, named)
         run.rotate(named)
     return run.result(complete=True)
