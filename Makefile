@@ -32,7 +32,7 @@ check: $(READY)  ## run the linters, the type checker and the layer contracts
 bench: $(READY)  ## measure, side by side
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -p no:xdist
 
-soak: $(READY)  ## run what takes too long for every run, such as a million subject keys
+soak: $(READY)  ## run the long profiles: every fault, hundreds of kills, millions of states (hours)
 	$(BIN)/python -m pytest tests/soak
 
 docs: $(READY)  ## serve the documentation on a loopback port

@@ -19,6 +19,7 @@ from eventseal.configuration import EventSeal
 
 EXECUTABLE = Path(sys.executable).with_name("eventseal")
 ITEMS = "integer_sequenced_items"
+NO_JOB = "0190f3a2-5b1c-7a53-8f2e-8a1f3f6e6f0b"
 # Tests that run in the background hand down that interrupts are ignored.
 HEEDING = """
 import os, signal, sys
@@ -117,9 +118,9 @@ def test_an_unregistered_table_with_a_key_id_stops_it(run, old, query):
 @pytest.mark.parametrize(
     "words",
     [
-        ["--resume", str(uuid4()), "--pause", str(uuid4())],
-        ["--resume", str(uuid4()), "--table", ITEMS],
-        ["--pause", str(uuid4()), "--dry-run"],
+        ["--resume", NO_JOB, "--pause", NO_JOB],
+        ["--resume", NO_JOB, "--table", ITEMS],
+        ["--pause", NO_JOB, "--dry-run"],
         ["--workers", "0"],
         ["--batch", "0"],
         ["--items-per-second", "0"],

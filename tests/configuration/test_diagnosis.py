@@ -15,6 +15,7 @@ from sqlalchemy.pool import NullPool
 from eventseal.configuration import EventSeal
 from eventseal.configuration.diagnosis import Severity, diagnose
 from eventseal.configuration.initialise import initialise
+from eventseal.rotation import rotate_keys
 from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy
 from eventseal.storage.engines import SQLAlchemySettings
 from eventseal.storage.fences import close_fence
@@ -216,6 +217,13 @@ def test_a_closed_fence_of_a_live_key_is_an_interrupted_retire(append, shop):
         seal.keyring.rotate()
         write(seal.datastore.engine, lambda connection: close_fence(connection, key_id), doing="closing")
     assert the_one("a retire was interrupted").remedy == f"eventseal retire --key {key_id}"
+
+
+def test_the_fence_of_a_compromised_key_is_closed_as_it_should_be(append, shop):
+    append()
+    with EventSeal.from_settings() as seal:
+        rotate_keys(seal, compromised=True)
+    assert amiss() == []
 
 
 def test_what_writes_without_a_fence_is_told_with_a_trigger_that_takes_it(append, sql, make_trigger):

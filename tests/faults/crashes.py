@@ -6,7 +6,7 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from tests.faults.workers import LARGEST_BATCH, READER, ROTATOR, WRITER, Crew, Worker, length_of
+from tests.faults.workers import LARGEST_BATCH, READER, ROTATOR, WRITER, Crew, Worker, length_of, tenant_of
 from tests.fixtures.sealed_shops import TENANTS, SealedShop, assert_sound, places_of, scope_of
 
 from eventseal.keys.states import KeyState
@@ -71,7 +71,7 @@ def check_everything_rotates(url: str, kek: LocalKmsAdapter, positions: dict[int
         places = {
             place
             for number, count in stored.items()
-            for place in places_of(TENANTS[number % len(TENANTS)], count, number=number)
+            for place in places_of(tenant_of(number), count, number=number)
         }
         assert_sound(shop, places)
         Worker(shop, 0, len(positions), tolerant=False).rotator()

@@ -37,3 +37,15 @@ def test_a_transaction_that_the_server_ends_is_run_again_and_nobody_hears_of_it(
 ) -> None:
     seen = fail_every_call(operation, SHORT, Fault.ONCE, postgres_url, postgres_copies, sqlstate=sqlstate)
     assert seen.survived == seen.points > 0
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("operation", [Append, Reencrypt])
+def test_a_lock_that_cannot_be_had_is_an_outage_and_a_second_run_completes(
+    operation: type[Operation], postgres_url, postgres_copies
+) -> None:
+    lock_not_available = "55P03"
+    seen = fail_every_call(
+        operation, SHORT, Fault.ONCE, postgres_url, postgres_copies, sqlstate=lock_not_available
+    )
+    assert seen.survived < seen.points

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,7 +35,11 @@ WRITER, READER, ROTATOR = "writer", "reader", "rotator"
 ROOT = Path(__file__).parents[2]
 LARGEST_BATCH = 4
 REFRESH = 0.5
-"""Seconds after which the processes look for changed keys: a rotation waits for it."""
+"""Seconds after which processes look for changed keys."""
+NEVER = 3_600.0
+"""For every other writer: it learns only from a closed fence that its key is gone."""
+_STALE_PAUSE = 3.0
+"""Seconds at most between two of its appends: its key must be idle now and then, to be destroyed under it."""
 _PATIENCE = 120
 
 
@@ -46,15 +52,19 @@ class Worker:
         number: Of the stream that it writes; every one reads those of all *writers*.
         writers: How many there are.
         tolerant: Whether an outage is met by another try.
+        stale: Whether it writes now and then only, and does not look for changed keys.
     """
 
-    def __init__(self, shop: SealedShop, number: int, writers: int, *, tolerant: bool) -> None:
+    def __init__(
+        self, shop: SealedShop, number: int, writers: int, *, tolerant: bool, stale: bool = False
+    ) -> None:
         self.shop = shop
-        self.tenant = TENANTS[number % len(TENANTS)]
+        self.tenant = tenant_of(number)
         self.number, self.writers = number, writers
         self.seen = [0] * writers
         self.tolerant = tolerant
-        self.done = self.outages = 0
+        self.stale = stale
+        self.done = self.outages = self.retired = 0
         self.position = length_of(shop, number) if number < writers else 0
         self._sure = False
 
@@ -76,6 +86,7 @@ class Worker:
             "number": self.number,
             "done": self.done,
             "outages": self.outages,
+            "retired": self.retired,
             "position": self.position,
         }
 
@@ -87,6 +98,8 @@ class Worker:
             assert stored - self.position in {0, count}, (stored, self.position)
             self.position, self._sure = stored, True
             count = 1 + self.position % LARGEST_BATCH
+        if self.stale:
+            time.sleep(random.uniform(0, _STALE_PAUSE))
         self.shop.append(self.tenant, self.position, count, number=self.number)
         self.position += count
 
@@ -100,13 +113,20 @@ class Worker:
     def rotator(self) -> None:
         """Take everything to new keys, and destroy the old ones."""
         rotate_keys(self.shop)
-        for result in (reencrypt(self.shop), retire(self.shop)):
-            assert result.failed == 0, result.failures
+        moved = reencrypt(self.shop)
+        retired = retire(self.shop)
+        assert (moved.failed, retired.failed) == (0, 0), (moved.failures, retired.failures)
+        self.retired += retired.done
+
+
+def tenant_of(number: int) -> str:
+    """Whose stream a writer writes: two after the other write for one tenant."""
+    return TENANTS[number // 2 % len(TENANTS)]
 
 
 def length_of(shop: SealedShop, number: int) -> int:
     """Replay a writer's stream, see that it is whole, and give its length."""
-    stream = stream_of(TENANTS[number % len(TENANTS)], number)
+    stream = stream_of(tenant_of(number), number)
     events = shop.events.get_domain_events(stream)
     assert [event.originator_version for event in events] == list(range(len(events)))
     for event in events:
@@ -193,8 +213,9 @@ def main(url: str, keks: str, role: str, number: str, writers: str, tolerant: st
         stopped.set()
 
     adapters = [adapter_from_uri(kek) for kek in keks.split(",")]
-    with SealedShop(url, adapters, cache=CachePolicy(refresh_interval=REFRESH)) as shop:
-        worker = Worker(shop, int(number), int(writers), tolerant=tolerant == "1")
+    stale = role == WRITER and int(number) % 2 == 1
+    with SealedShop(url, adapters, cache=CachePolicy(refresh_interval=NEVER if stale else REFRESH)) as shop:
+        worker = Worker(shop, int(number), int(writers), tolerant=tolerant == "1", stale=stale)
         threading.Thread(target=wait_for_the_end, daemon=True).start()
         print("ready", flush=True)
         print(json.dumps(worker.run(role, stopped)))

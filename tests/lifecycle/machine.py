@@ -20,6 +20,7 @@ from tests.lifecycle.maintenance import (
     SealOnly,
     Shred,
     Verify,
+    WholeWay,
     WriteSealed,
 )
 from tests.lifecycle.operations import (
@@ -51,7 +52,7 @@ tables = st.sampled_from((EVENTS, EVENTS, SNAPSHOTS))
 MOST_FAR_PLACES = 120
 """The same for what operators do, which takes longer."""
 
-places = st.integers(0, MOST_PLACES)
+places = st.one_of(st.integers(0, 7), st.integers(0, MOST_PLACES))
 kms_faults = st.sampled_from(KMS_FAULTS)
 database_faults = st.sampled_from(DATABASE_FAULTS)
 
@@ -209,6 +210,11 @@ class Lifecycle(RuleBasedStateMachine):
     def retire(self, slot: int, some: bool, faults: Any, retry: bool) -> None:
         keys = self._keys(DESTROYED, ACTIVE)
         self._do(slot, Retire(frozenset(keys) if some and keys else None), faults, retry)
+
+    @rule(slot=slots, faults=several_far, retry=st.booleans())
+    def whole_way(self, slot: int, faults: Any, retry: bool) -> None:
+        if self._reencrypt(1000, some=False) is not None:
+            self._do(slot, WholeWay(), faults, retry)
 
     @rule(slot=slots, scope=st.sampled_from(SCOPES[1:]), faults=several_far, retry=st.booleans())
     def shred(self, slot: int, scope: str, faults: Any, retry: bool) -> None:

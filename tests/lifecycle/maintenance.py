@@ -248,6 +248,21 @@ class Retire(Operation):
 
 
 @dataclass
+class WholeWay(Operation):
+    """Rotate every scope, move all items to the new keys, and retire the old ones."""
+
+    moves = True
+
+    def run(self, client: Client) -> Any:
+        rotate_keys(client)
+        reencrypt(client)
+        return retire(client)
+
+    def judge(self, world: World, client: Client, outcome: Outcome) -> None:
+        Retire().judge(world, client, outcome)
+
+
+@dataclass
 class Shred(Operation):
     """Destroy a scope's keys, and close it."""
 

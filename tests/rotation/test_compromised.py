@@ -64,6 +64,8 @@ def test_what_was_there_moves_and_what_came_later_is_reported_and_stays(shop):
     assert {failure.row["sequence_id"] for failure in result.failures} == set(map(str, forged))
     assert {failure.error for failure in result.failures} == {"IntegrityError"}
     assert all("suspected forgery" in failure.message for failure in result.failures)
+    # Without the key, the command would mark the new ones, of every scope.
+    assert all(failure.remedy.endswith(f"--compromised --key {thief.key_id}") for failure in result.failures)
     rows = shop.execute(f"SELECT count(*) FROM {ITEMS} WHERE key_id = :k", k=shop.raw(thief.key_id))
     assert rows == [(2,)]
 
@@ -137,6 +139,7 @@ def test_items_that_went_below_the_mark_show_as_a_miscount(shop):
     (failure,) = result.failures
     assert failure.row == {"key_id": str(bad)}
     assert "there should be 1" in failure.message
+    assert failure.remedy.endswith(f"--compromised --key {bad}")
 
 
 def test_a_forgery_below_the_mark_shows_as_a_miscount(sqlite_shop):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from uuid import UUID, uuid4
 
 import pytest
@@ -322,14 +323,28 @@ def test_a_dry_run_counts_estimates_and_changes_nothing(shop):
     ("arguments", "said"),
     [
         ({"batch": 0}, "batch is 0"),
+        ({"batch": 100_001}, "from 1 to 100,000"),
         ({"shards": 0}, "shards is 0"),
         ({"items_per_second": 0}, "items_per_second is 0"),
+        ({"items_per_second": math.nan}, "items_per_second is nan"),
+        ({"items_per_second": math.inf}, "items_per_second is inf"),
         ({"tables": ["integer_sequenced_item"]}, "no registered table"),
         ({"keys": [UUID(int=7)]}, "has no key 00000000"),
         ({"resume": UUID(int=7), "dry_run": True}, "its own keys and tables"),
         ({"resume": UUID(int=7), "tables": [ITEMS]}, "its own keys and tables"),
     ],
-    ids=["batch", "shards", "rate", "table", "key", "resume-dry", "resume-tables"],
+    ids=[
+        "batch",
+        "large-batch",
+        "shards",
+        "rate",
+        "no-rate",
+        "endless-rate",
+        "table",
+        "key",
+        "resume-dry",
+        "resume-tables",
+    ],
 )
 def test_wrong_arguments_are_refused(sqlite_shop, arguments, said):
     with pytest.raises(ConfigurationError, match=said):
@@ -372,6 +387,17 @@ def test_what_is_compressed_otherwise_is_compressed_as_the_cipher_does(shop):
     assert (result.done, result.failed) == (1, 0)
     assert inspect(stored(shop, item)).compression is CompressionId.ZSTD
     assert_all_opens(shop, 1)
+
+
+def test_another_compression_is_another_job_also_while_one_settles(shop):
+    item = sealed_by(shop, Zlib())
+    shop.seal.keyring.rotate()
+    settling = reencrypt(shop.seal)
+    assert (settling.done, settling.complete) == (1, False)
+    result = reencrypt(shop.again(compression="zlib").seal)
+    assert (result.done, result.left) == (1, 0)
+    assert inspect(stored(shop, item)).compression is CompressionId.ZLIB
+    assert [job.state for job in list_jobs(shop.seal)] == ["finished", "settling"]
 
 
 def test_what_is_not_compressed_stays_so_for_it_may_be_on_purpose(shop):

@@ -93,7 +93,7 @@ def test_a_job_resumes_by_its_id_with_the_keys_and_tables_it_has(shop, monkeypat
         reencrypt(shop.seal, keys=[old], tables=[ITEMS], batch=50)
     monkeypatch.undo()
     (job,) = list_jobs(shop.seal)
-    assert job.options == {"keys": [str(old)], "tables": [ITEMS]}
+    assert job.options == {"keys": [str(old)], "tables": [ITEMS], "heads": None}
     result = reencrypt(shop.seal, resume=job.job_id)
     assert (result.complete, result.done, result.by_key) == (True, 500, {old: 500})
 
@@ -300,6 +300,17 @@ def test_the_throttle_holds_for_the_whole_job(shop, monkeypatch):
     assert sizes == [10] * 5
     assert waits.slept == pytest.approx(4.0)
     assert list_jobs(shop.seal)[0].items_per_second == 10
+
+
+def test_a_job_that_is_resumed_at_another_pace_does_not_wait_out_the_old_one(shop, monkeypatch):
+    filled(shop, streams=2)
+    stop_behind(shop, monkeypatch, 1)
+    with pytest.raises(KmsUnavailableError):
+        reencrypt(shop.seal, items_per_second=100_000, batch=10)
+    monkeypatch.undo()
+    shop.execute("UPDATE reencryption_jobs SET paced_until = 1e15")
+    result = reencrypt(shop.seal, items_per_second=200_000)
+    assert (result.complete, result.done) == (True, 50)
 
 
 # --- several workers ---

@@ -13,6 +13,7 @@ from eventseal.erasure import shred
 from eventseal.errors import IntegrityError, KmsUnavailableError, StoreUnavailableError
 from eventseal.rotation import reencrypt, retire, rotate_keys, verify
 from eventseal.storage import jobs, transactions
+from eventseal.storage.fences import close_fence
 
 ITEMS = "integer_sequenced_items"
 
@@ -158,6 +159,52 @@ def test_a_scope_that_was_shredded_meanwhile_takes_nothing(shop, meanwhile):
     assert keys_of_items(shop) == {before, active(shop)}
 
 
+def test_nothing_is_written_behind_a_fence_that_closed_meanwhile(shop, meanwhile):
+    """A retire of the target that has come as far as its fence."""
+    shop.append(5)
+    other = shop.again()
+    shop.seal.keyring.rotate()
+    target = active(shop)
+
+    def close():
+        rotate_keys(other.seal)
+        with other.seal.datastore.engine.begin() as connection:
+            close_fence(connection, target)
+
+    meanwhile(close)
+    settle(shop)
+    result = reencrypt(shop.seal)
+    assert (result.complete, result.done) == (True, 5)  # once each: none went to the old target first
+    assert keys_of_items(shop) == {active(shop)}
+
+
+def test_nothing_is_written_of_keys_that_were_destroyed_while_their_fences_are_open(shop, meanwhile):
+    """A shred that has not come to the fences."""
+    shop.append(5, scope="subject:1")
+    other = shop.again()
+    before = active(shop, "subject:1")
+    rotate_keys(shop.seal)
+    meanwhile(lambda: other.seal.keyring.shred("subject:1"))
+    settle(shop)
+    result = reencrypt(shop.seal)
+    assert (result.complete, result.done, result.failed) == (True, 0, 0)
+    assert keys_of_items(shop) == {before}
+
+
+def test_a_worker_that_was_too_slow_writes_nothing_of_a_range_that_another_one_took(shop, meanwhile):
+    shop.append(40)
+    shop.seal.keyring.rotate()
+    settle(shop)
+    long_ago = "2000-01-01 00:00:00.000000" if shop.url.startswith("sqlite") else "2000-01-01T00:00:00Z"
+    take = (
+        "UPDATE reencryption_shards SET worker = 'elsewhere|1|2|3', version = version + 1, "
+        f"seen_at = '{long_ago}' WHERE state = 'open'"
+    )
+    meanwhile(lambda: shop.execute(take), batch=2)
+    result = reencrypt(shop.seal, batch=10)
+    assert (result.complete, result.done, sum(result.by_key.values())) == (True, 40, 40)
+
+
 def test_two_that_move_the_same_rows_do_not_move_them_twice(shop, meanwhile):
     shop.append(30)
     other = shop.again()
@@ -224,7 +271,8 @@ def test_connections_that_are_lost_are_made_again(open_shop, postgres_url, monke
 
 
 def test_a_commit_whose_answer_was_lost_counts_once(shop, monkeypatch):
-    shop.append(40)
+    broken, *_ = shop.append(41)
+    shop.edit(broken, data=broken.data[:-1] + bytes([broken.data[-1] ^ 1]))
     shop.seal.keyring.rotate()
     settle(shop)
     committed, lost = transactions._committed, []
@@ -240,6 +288,7 @@ def test_a_commit_whose_answer_was_lost_counts_once(shop, monkeypatch):
     result = reencrypt(shop.seal, batch=10)
     assert len(lost) == 2
     assert (result.complete, result.done, sum(result.by_key.values())) == (True, 40, 40)
+    assert (result.failed, len(result.failures)) == (1, 1)
 
 
 def test_a_full_disk_stops_it_and_it_resumes(open_shop, sqlite_url):

@@ -64,6 +64,7 @@ def test_a_server_that_is_killed_under_load_loses_nothing(killable_postgres, tmp
 @pytest.mark.postgres
 def test_a_crowd_on_one_store_loses_nothing(postgres_url, tmp_path, capsys) -> None:
     answers = work_at_once(postgres_url, LONG, tmp_path)
+    assert sum(answer["retired"] for answer in answers) > 0
     with capsys.disabled():
         print(f"\n{answers}", end=" ")
 

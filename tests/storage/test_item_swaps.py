@@ -134,8 +134,9 @@ def test_pages_give_each_row_once_and_as_it_is_stored(table):
 
 def test_no_page_sorts_the_table_whatever_the_statistics_say(table):
     table.fill(500)
-    with table.engine.begin() as connection:
-        connection.exec_driver_sql("ANALYZE")
+    if table.engine.dialect.name == "postgresql":  # SQLite without statistics takes the index of keys
+        with table.engine.begin() as connection:
+            connection.exec_driver_sql("ANALYZE")
     page = table.page()
     table.swap(page, [sealed(NEW) for _ in page.envelopes])  # a key that the statistics do not know
     asked = []
@@ -168,7 +169,7 @@ def test_ranges_cover_the_table_without_overlap(table):
     ends = [None, *[place_from_json(place_to_json(bound)) for bound in bounds], None]
     ranges = [table.places(after=after, upto=upto) for after, upto in pairwise(ends)]
     assert [place for found in ranges for place in found] == table.places()
-    assert min(map(len, ranges)) > 20
+    assert min(map(len, ranges)) > 60
 
 
 def test_small_and_empty_tables_are_one_range(table):
@@ -211,6 +212,21 @@ def test_a_row_that_changed_or_went_is_not_swapped(table):
     stored = {topic: (body, key_id) for topic, body, key_id in table.stored()}
     assert stored[changed] == (newer, OLD)
     assert gone not in stored
+
+
+@pytest.mark.parametrize("store_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("table", ["uuid"], indirect=True)
+def test_another_row_in_the_place_of_one_that_went_is_not_swapped(table):
+    table.fill(6)
+    page = table.page()
+    with table.engine.begin() as connection:
+        connection.execute(table.record.__table__.delete())
+    with table.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql(f"VACUUM {table.record.__tablename__}")
+    table.fill(6, OTHER)
+    assert set(table.page(Selection(keys=(OTHER,))).locators) & set(page.locators)
+    assert table.swap(page, [sealed(NEW) for _ in range(6)]) == []
+    assert {key_id for _, _, key_id in table.stored()} == {OTHER}
 
 
 def test_a_page_of_some_rows_is_swapped_alone(table):

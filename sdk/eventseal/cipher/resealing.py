@@ -211,6 +211,12 @@ def _collect(
     outcomes: list[Outcome],
 ) -> None:
     """Add what was opened under one header to its scope; what was not gets its error."""
+    if {*map(type, bodies)} == {bytes}:  # as nearly always
+        opened.numbers += numbers
+        opened.compressions += [compression] * len(numbers)
+        opened.bodies += bodies  # type: ignore[arg-type]
+        opened.places += [aad[HEADER_SIZE:] for _, aad in framed]
+        return
     for number, (_, aad), body in zip(numbers, framed, bodies, strict=True):
         if isinstance(body, bytes):
             opened.numbers.append(number)

@@ -18,6 +18,7 @@ from eventseal.cli import (
     reopen_command,
     retire_command,
     rewrap_command,
+    roll_epoch_command,
     rotate_command,
     shred_command,
     status_command,
@@ -89,6 +90,7 @@ app.command(epilog=keys_command.EXAMPLES)(keys_command.keys)
 app.command(epilog=inspect_command.EXAMPLES)(inspect_command.inspect)
 app.command(epilog=rotate_command.EXAMPLES)(rotate_command.rotate)
 app.command(epilog=rewrap_command.EXAMPLES)(rewrap_command.rewrap)
+app.command(epilog=roll_epoch_command.EXAMPLES)(roll_epoch_command.roll_epoch)
 app.command(epilog=reencrypt_command.EXAMPLES)(reencrypt_command.reencrypt)
 app.command(epilog=retire_command.EXAMPLES)(retire_command.retire)
 app.command(epilog=verify_command.EXAMPLES)(verify_command.verify)

@@ -31,6 +31,8 @@ def tell(options: Options, result: JobResult, print_result: Callable[[], None]) 
         print_json({**result.to_json(), "dry_run": options.dry_run})
     else:
         print_result()
+        if result.leftover:
+            typer.echo(printable(result.leftover))
 
 
 def finish(options: Options, result: JobResult, print_result: Callable[[], None]) -> None:

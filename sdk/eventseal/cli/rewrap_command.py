@@ -11,6 +11,7 @@ from eventseal.cli.options import Config, DryRun, Json, Options, Yes
 from eventseal.cli.output import print_columns
 from eventseal.cli.progress import shown_progress
 from eventseal.cli.results import finish, print_failures
+from eventseal.erasure.ledger_carrying import carry_ledger
 from eventseal.kms import adapter_from_uri
 from eventseal.rotation import rewrap as rewrap_keys
 from eventseal.rotation.rewrap import WRAPPING_TABLE
@@ -54,8 +55,8 @@ def rewrap(
         shown_progress("rewrap", "keys") as progress,
     ):
         result = rewrap_keys(seal, to=target, batch=batch, dry_run=options.dry_run, progress=progress)
-        if seal.ledger is not None and not options.dry_run and seal.ledger.exists(seal.settings.application):
-            seal.ledger.rewrap(seal, to=None if target is None else [target])
+        if not options.dry_run:
+            carry_ledger(seal, target)
     finish(options, result, lambda: _print(result, dry_run=options.dry_run))
 
 

@@ -1,5 +1,7 @@
 """Crypto-shredding: a scope's keys are destroyed, so that its items never open; and the ledger of it."""
 
+from eventseal.erasure.epoch import roll_epoch
+from eventseal.erasure.epoch_result import EndedKek, Ending, EpochResult
 from eventseal.erasure.ledger import DatabaseLedger, FileLedger, Ledger, LedgerLines
 from eventseal.erasure.ledger_entries import LedgerEntry
 from eventseal.erasure.receipts import Receipt
@@ -11,6 +13,9 @@ from eventseal.erasure.subject_erased import SubjectErased, erased_subjects
 
 __all__ = [
     "DatabaseLedger",
+    "EndedKek",
+    "Ending",
+    "EpochResult",
     "FileLedger",
     "HasLedger",
     "Ledger",
@@ -25,5 +30,6 @@ __all__ = [
     "after_restore",
     "erased_subjects",
     "reopen",
+    "roll_epoch",
     "shred",
 ]

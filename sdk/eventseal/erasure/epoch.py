@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 
 from eventseal.erasure.epoch_result import EpochResult
 from eventseal.erasure.kek_ending import KekEndings, in_use_since
+from eventseal.erasure.recording import prepare_ledger
+from eventseal.erasure.shred import own_ledger
 from eventseal.errors import JobError
 from eventseal.keys.branch_wrapping import BRANCH_PREFIX
 from eventseal.rotation.keks import kek_report
 from eventseal.rotation.results import Failure
 from eventseal.rotation.rewrap import WRAPPING_TABLE
-from eventseal.storage.epochs import begin_epoch, finish_epoch, note_version
+from eventseal.storage.epochs import begin_epoch, finish_epoch, is_rolling, note_version
 from eventseal.storage.kek_closing import close_keks, hanging_on
+from eventseal.storage.physical_deletion import overwrite_deleted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,12 +26,16 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from eventseal.erasure.epoch_result import EndedKek
+    from eventseal.erasure.ledger import Ledger
     from eventseal.keys import Rewrap
     from eventseal.kms import KmsAdapter
     from eventseal.rotation.sealed_store import SealedStore
 
 KEY_TABLE = "encryption_keys"
 """Names the branch keys in ``by_table``."""
+
+EPOCH = "epoch"
+"""The kind of the ledger's entry."""
 
 ATTEMPTS = 5
 """How often keys are moved that others have made meanwhile."""
@@ -44,6 +51,7 @@ def roll_epoch(
     *,
     to: KmsAdapter | None = None,
     pending_window_days: int = LONGEST_WINDOW,
+    ledger: Ledger | None = None,
     batch: int = 100,
     dry_run: bool = False,
     progress: Callable[[EpochResult], None] | None = None,
@@ -63,6 +71,8 @@ def roll_epoch(
         to: The only KEK that is to remain, one of the store's; every process must have it by now. Needed
             where the older versions of a KEK cannot be ended alone, as on AWS.
         pending_window_days: Days until a KEK is gone that its KMS deletes whole.
+        ledger: Its key moves along, or nobody could read it any more, and it is told. ``None``: the store's
+            own, if it has one.
         batch: Keys in one call, 1 or more.
         dry_run: Whether only to count what would be wrapped anew, and by whom.
         progress: Called after each batch with what was done so far.
@@ -80,7 +90,7 @@ def roll_epoch(
         StoreError: The key store refused or failed.
     """
     endings = KekEndings(store.keyring.keks, to)
-    roll = _Roll(store, endings, to=to, batch=batch, progress=progress)
+    roll = _Roll(store, endings, ledger or own_ledger(store), to=to, batch=batch, progress=progress)
     if dry_run:
         return roll.foreseen()
     return roll.run(pending_window_days)
@@ -93,6 +103,7 @@ class _Roll:
         self,
         store: SealedStore,
         endings: KekEndings,
+        ledger: Ledger | None,
         *,
         to: KmsAdapter | None,
         batch: int,
@@ -103,6 +114,7 @@ class _Roll:
         self._engine = store.datastore.key_engine
         self._application = store.keyring.application
         self._endings = endings
+        self._ledger = ledger
         self._to = to
         self._batch = batch
         self._progress = progress
@@ -132,19 +144,24 @@ class _Roll:
         report = kek_report(self._store)
         names = set(report.by_kek)
         self._endings.refuse_same_kek(names)
+        if not is_rolling(self._engine, self._application):
+            self._endings.refuse_ended()
+        if self._ledger is not None:
+            prepare_ledger(self._store, self._ledger)
         self._total = 2 * self._store.key_store.count_dependents(self._application, names, elsewhere=())
         epoch = begin_epoch(self._engine, self._application)
         if not self._replace_branch_keys(epoch.begun_at):
             return self._result(complete=False)
         note = partial(note_version, self._engine, self._application)
         versions = self._endings.make_versions(epoch.kek_versions, note)
-        if not self._close_old_keks(names, versions):
+        if not self._move_to_staying_keks(names, versions):
             return self._result(complete=False)
         self._endings.refuse_same_kek(kek_report(self._store).by_kek)
         covers = in_use_since(self._endings.staying, versions, epoch.begun_at)
+        if self._ledger is not None:
+            self._ledger.rewrap(self._store, to=self._endings.staying)
         ended = self._endings.end(versions, days=days)
-        finished_at = finish_epoch(self._engine, self._application)
-        return self._result(complete=True, covers=covers, finished_at=finished_at, ended=ended)
+        return self._finished(covers, ended)
 
     # --- the steps ---
 
@@ -168,7 +185,7 @@ class _Roll:
         for start in range(0, len(branch_keys), _BATCH_SIZE):
             self._keyring.retire(branch_keys[start : start + _BATCH_SIZE])
 
-    def _close_old_keks(self, names: set[str], versions: Mapping[str, str]) -> bool:
+    def _move_to_staying_keks(self, names: set[str], versions: Mapping[str, str]) -> bool:
         """Move what KEKs have wrapped, and then let nothing more be stored under what ends."""
         move = partial(self._keyring.rewrap, self._to, verify=True)
         hanging: dict[str, int] = {}
@@ -204,6 +221,18 @@ class _Roll:
         ]
         return not rewrapped.failed
 
+    def _finished(self, covers: datetime | None, ended: Sequence[EndedKek]) -> EpochResult:
+        """Note that it is done: in the ledger first, since what is told there is told again if that fails."""
+        if self._ledger is not None:
+            told = None if covers is None else covers.isoformat()
+            details = {"covers_before": told, "keks": [kek.to_json() for kek in ended]}
+            self._ledger.append(self._store, EPOCH, details=details)
+        finished_at = finish_epoch(self._engine, self._application)
+        leftover = overwrite_deleted(self._engine)
+        return self._result(
+            complete=True, covers=covers, finished_at=finished_at, ended=ended, leftover=leftover
+        )
+
     # --- what is told ---
 
     def _needed(self, hanging: Mapping[str, int]) -> JobError:
@@ -212,14 +241,14 @@ class _Roll:
             named = ", ".join(f"{count} of application {name}" for name, count in sorted(others.items()))
             target = "" if self._to is None else f" --to {self._to.uri}"
             return JobError(
-                f"what was to end is needed: {named} are wrapped under it. Nothing was ended",
+                f"what was to end is needed: {named} are wrapped under it; no KEK was ended",
                 remedy=f"Run `eventseal rewrap{target}` with the settings of each, then `eventseal verify`, "
                 "then the rewrap once more; then run this again, which goes on.",
                 applications=others,
             )
         count = sum(hanging.values())
         return JobError(
-            f"what was to end is needed: {count} keys were wrapped under it meanwhile. Nothing was ended",
+            f"what was to end is needed: {count} keys were wrapped under it meanwhile; no KEK was ended",
             remedy="A process still wraps new keys under it: let every application list only the KEKs that "
             "stay, then run this again, which goes on.",
         )
@@ -236,6 +265,7 @@ class _Roll:
         finished_at: datetime | None = None,
         ended: Sequence[EndedKek] = (),
         others: Mapping[str, int] | None = None,
+        leftover: str = "",
     ) -> EpochResult:
         tables = {
             WRAPPING_TABLE: ("under_branch_keys", "under_keks", "added", "dropped"),
@@ -254,6 +284,7 @@ class _Roll:
             },
             by_kek=kek_report(self._store).by_kek if complete else {},
             failures=tuple(self._failures),
+            leftover=leftover,
             covers_before=covers,
             finished_at=finished_at,
             keks=tuple(ended),

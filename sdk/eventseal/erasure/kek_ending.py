@@ -54,6 +54,23 @@ class KekEndings:
         if not self.leaving:
             _refuse_without_versions(keks)
 
+    def refuse_ended(self) -> None:
+        """
+        Refuse to begin where a KEK that is to end has an end already: keys could neither open nor be made.
+
+        Raises:
+            ConfigurationError: One is to be deleted.
+            KmsError: A KEK could not be asked.
+        """
+        for adapter in self.leaving:
+            ends_at = adapter.deletion_date() if isinstance(adapter, SupportsDeletion) else None
+            if ends_at is not None:
+                raise ConfigurationError(
+                    f"{adapter.uri} is to be deleted on {ends_at.isoformat(timespec='seconds')} already",
+                    remedy="If the epoch was rolled, all is done: list only the KEK that stays. If not, have "
+                    "its deletion taken back and the KEK enabled, and run this again.",
+                )
+
     def refuse_same_kek(self, kek_uris: Collection[str]) -> None:
         """
         Refuse to end a KEK that is, under another name, one that is to stay.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from eventseal.errors import IntegrityError, WrongApplicationError
-from eventseal.keys.ledger_keys import LEDGER_SCOPE
+from eventseal.keys.ledger_keys import LEDGER_SCOPE, MAC_SIZE
 from eventseal.keys.records import KeyRecord
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.kms import WrappedKey
@@ -25,6 +25,10 @@ CREATED, WRAPPED, INTENT, DONE, REOPEN = "created", "wrapped", "intent", "done",
 REMEDY = (
     "Find out who changed the ledger, and put it back from its copy. Nothing was shredded by what it says."
 )
+
+# What stands around an entry in its line: see _line().
+_BEFORE_BODY = b'{"entry":'
+_BEHIND_BODY = len(b',"mac":""}') + 2 * MAC_SIZE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +109,7 @@ def parsed(line: bytes, *, where: str, application: str) -> LedgerEntry:
             mac=mac,
             line=line,
         )
-        is_exact = _line(_body(entry), mac) == line
+        is_exact = len(mac) == MAC_SIZE and _line(_body(entry), mac) == line
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         is_exact = False
     if not is_exact:
@@ -124,10 +128,16 @@ def check(entry: LedgerEntry, key: LedgerKey, *, where: str) -> None:
     """
     Authenticate an entry by itself.
 
+    Args:
+        entry: As it was read from its line.
+        key: The ledger's.
+        where: The line's place, for messages.
+
     Raises:
         IntegrityError: It was not written under this ledger's key.
     """
-    if entry.ledger_id != key.key_id or not key.authenticates(_canonical(_body(entry)), entry.mac):
+    sealed = entry.line[len(_BEFORE_BODY) : -_BEHIND_BODY]
+    if entry.ledger_id != key.key_id or not key.authenticates(sealed, entry.mac):
         raise IntegrityError(f"{where} does not authenticate: it was changed, or is forged", remedy=REMEDY)
 
 

@@ -11,6 +11,7 @@ from eventseal.erasure.recording import Recording
 from eventseal.erasure.subject_erased import SubjectErased
 from eventseal.rotation.results import JobResult
 from eventseal.rotation.sealed_store import refuse_unregistered_tables, registered_tables
+from eventseal.storage.physical_deletion import overwrite_deleted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,7 +67,8 @@ def shred(
     transaction, every wrapping goes, and tombstones keep the scope's slots, so that nobody makes a key for
     it, on purpose or by a rotation in flight. Other processes stop opening within ``refresh_interval``. Then
     the keys' fences are closed: a stale writer's append is refused, instead of written unreadable. At last
-    the ledger is told that it is done. Interrupted anywhere, it is run again.
+    the ledger is told that it is done. Interrupted anywhere, it is run again. The bytes of the wrappings are
+    overwritten in the database's files at hand, as far as that can be; ``leftover`` says what was in the way.
 
     Args:
         store: An ``EventSeal``, or any object with its four.
@@ -104,6 +106,7 @@ def shred(
             recording.intend(rows)
 
     ended = store.keyring.shred(scope, first=first, even_default=destroy_application_items, dry_run=dry_run)
+    leftover = "" if dry_run else overwrite_deleted(store.datastore.key_engine)
     if dry_run:
         fences = erased_items(store, tables, ended.keys)
     else:
@@ -130,6 +133,7 @@ def shred(
         by_table={table: dict(counts) for table, counts in fences.by_table.items()},
         by_key=fences.by_key,
         failures=tuple(fences.failures),
+        leftover=leftover,
         scope=scope,
         receipt=receipt,
     )

@@ -22,7 +22,7 @@ class Masked(str):
     It is an empty string to whatever takes strings, JSON among them, so it is falsy. But it is equal to no
     string: only to itself, which is the mask of the same field of the same subject.
 
-    Args:
+    Attributes:
         scope: The subject's scope.
         field: The name of the attribute that was erased.
     """
@@ -33,7 +33,13 @@ class Masked(str):
     scope: str
 
     def __new__(cls, scope: str, field: str) -> Self:
-        """Make an empty string that says what it stands for."""
+        """
+        Make an empty string that says what it stands for.
+
+        Args:
+            scope: The subject's scope.
+            field: The name of the attribute that was erased.
+        """
         self = super().__new__(cls)
         self.scope = scope
         self.field = field

@@ -119,7 +119,7 @@ class Keyring(KeyLifecycle, KeyUpkeep):
 
         Args:
             items_by_scope: How many items each scope's key will seal.
-            make: Whether keys may be made; ``False`` leaves a scope without one out, and rotates none by policy.
+            make: Whether keys may be made; ``False`` leaves out a scope without one, and rotates none.
             purpose: ``data`` for items, ``field`` for fields inside them.
 
         Raises:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from eventseal.keys.data_key import DataKey
     from eventseal.keys.records import KeyRecord
     from eventseal.keys.wrapping import Keks
-    from eventseal.kms.adapter import KmsAdapter
+    from eventseal.kms.adapter import KmsAdapter, WrappedKey
 
 LEDGER_SCOPE = "ledger"
 MAC_SIZE = 32
@@ -113,7 +113,7 @@ class LedgerKeys:
             The record with the new wrappings alone.
 
         Raises:
-            EventSealError: As for :meth:`open`; or a target did not wrap it.
+            EventSealError: As for :meth:`open`; or a target did not wrap it, or not unwrap it again.
         """
         key = self._unwrapped(record)
         wrappings = []
@@ -122,12 +122,20 @@ class LedgerKeys:
                 (outcome,) = self._keks.calls.wrap(adapter, [key])
                 if isinstance(outcome, EventSealError):
                     raise outcome
+                self._check_opens(adapter, record, outcome)
                 wrappings.append(outcome)
         finally:
             key.close()
         if not wrappings:
             raise KmsError("no KEK is named that is to wrap the ledger's key")
         return replace(record, wrappings=tuple(wrappings))
+
+    def _check_opens(self, adapter: KmsAdapter, record: KeyRecord, wrapped: WrappedKey) -> None:
+        """Unwrap what was just wrapped: whoever drops the old KEK relies on it."""
+        (again,) = self._keks.calls.unwrap(adapter, [(record, wrapped)])
+        if isinstance(again, EventSealError):
+            raise again
+        again.close()
 
     def _unwrapped(self, record: KeyRecord) -> DataKey:
         # As if all were verified: the key store has no row that could be told which one has opened.

@@ -58,7 +58,7 @@ class Rotated(NamedTuple):
 
 
 class _BranchEndedError(StoreUnavailableError):
-    """The branch key that wrapped a new key was destroyed before the new key was stored: make another."""
+    """What wrapped a new key, a branch key or a KEK, came to its end before that was stored: make another."""
 
 
 class Rotator:
@@ -98,6 +98,7 @@ class Rotator:
             StoreError: The key store refused or failed.
         """
         state = KeyState.COMPROMISED if compromised else KeyState.DEACTIVATED
+        ended: _BranchEndedError | None = None
         self._store_key.made_seals()
         for _ in range(ATTEMPTS):
             self._refresher.confirm_for_sealing()
@@ -113,13 +114,18 @@ class Rotator:
                 continue  # closed or moved meanwhile: read again
             try:
                 replaced = self.replace(old, state, leased=self._resources.first_block, wait=True)
-            except (KeyNotFoundError, _BranchEndedError):
-                continue  # closed meanwhile, without another in its place; or its branch key was
+            except KeyNotFoundError:
+                continue  # closed meanwhile, without another in its place
+            except _BranchEndedError as error:
+                ended = error
+                continue
             if not replaced.won:
                 self._check(replaced.record, scope)
                 if compromised:
                     self._mark_compromised(old.key_id)
             return Rotated(old.key_id, replaced.record)
+        if ended is not None:
+            raise ended
         raise StoreUnavailableError(f"the active key of scope {scope!r} moved {ATTEMPTS} times meanwhile")
 
     def rotate_many(

@@ -124,9 +124,12 @@ class Sealer:
             self._lease(batch)
             if not batch.pending:
                 return batch.outcomes
-        raise StoreUnavailableError(
-            f"the active key of scope {next(iter(batch.pending))!r} moved {ATTEMPTS} times meanwhile"
-        )
+        refusal, scope = batch.refusal, next(iter(batch.pending))
+        if refusal is not None:
+            raise StoreUnavailableError(
+                f"no key was made for scope {scope!r}: {refusal}", remedy=refusal.remedy
+            ) from refusal
+        raise StoreUnavailableError(f"the active key of scope {scope!r} moved {ATTEMPTS} times meanwhile")
 
     # --- rotation by policy ---
 

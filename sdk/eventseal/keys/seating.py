@@ -31,6 +31,7 @@ class ScopeBatch:
         outcomes: Of the others.
         seats: The keys that are about to seal for them, as long as nothing shows that they must not.
         rotated: Scopes whose key was to be replaced by policy: that is tried once.
+        refusal: Why new keys were not stored, the last time, though no other process was first.
     """
 
     def __init__(self, items: Mapping[str, int]) -> None:
@@ -38,6 +39,7 @@ class ScopeBatch:
         self.outcomes: dict[str, CachedKey | EventSealError] = {}
         self.seats: dict[str, CachedKey] = {}
         self.rotated: set[str] = set()
+        self.refusal: KeyDestroyedError | None = None
 
     def settle(self, scope: str, outcome: CachedKey | EventSealError) -> None:
         """Give a scope its outcome."""
@@ -132,7 +134,8 @@ class Seats:
         made = new_keys(self._resources, self._store_key.made_seals(), leases)
         try:
             kept = self._resources.store.add_active([record for _, record in made.values()])
-        except KeyDestroyedError:  # of a branch key, which was retired since it was confirmed
+        except KeyDestroyedError as error:  # a branch key was retired since it was confirmed, or a KEK closed
+            batch.refusal = error
             for key, _ in made.values():
                 key.close()
             self._refresher.refresh()

@@ -31,7 +31,7 @@ class KeySource(Protocol):
 
         Args:
             items_by_scope: How many items each scope's key will seal.
-            make: Whether keys may be made; ``False`` leaves a scope without one out, and rotates none by policy.
+            make: Whether keys may be made; ``False`` leaves out a scope without one, and rotates none.
             purpose: Whether the keys seal items, or fields inside them.
 
         Raises:

@@ -373,7 +373,7 @@ def _counted(shard: Shard, batch: _Batch, done: int) -> Shard:
 def _suspected(key_id: UUID) -> IntegrityError:
     return IntegrityError(
         f"suspected forgery: the item was written after its key {key_id} was marked as compromised",
-        remedy="Find out who wrote the row, and delete it; if a restore or VACUUM FULL wrote it, mark the "
-        "key anew: eventseal rotate --compromised.",
+        remedy="Find out who wrote the row, and delete it; if a restore or an UPDATE wrote it, mark the key "
+        f"anew: eventseal rotate --compromised --key {key_id}",
         key_id=key_id,
     )

@@ -36,7 +36,8 @@ class Miscount(NamedTuple):
             f"{self.found} items of {self.table} are left of those that were under key {self.key_id} when "
             f"it was marked as compromised; there should be {self.expected}",
             remedy="More: somebody wrote below the mark. Fewer: items were deleted, or written again by a "
-            "restore or an UPDATE. Compare with a backup; eventseal rotate --compromised marks the key anew.",
+            "restore or an UPDATE. Compare with a backup, and mark the key anew: "
+            f"eventseal rotate --compromised --key {self.key_id}",
             key_id=self.key_id,
         )
 
@@ -46,7 +47,7 @@ def record_marks(store: SealedStore, key_ids: Collection[UUID]) -> None:
     Close the fences of compromised keys, and record what each registered table holds under them.
 
     Nothing is appended under the keys any more: who still holds one seals again under the new key. Marks that
-    are there are recorded anew: after a restore, or a VACUUM that wrote the rows again, call this once more.
+    are there are recorded anew: after a restore, or an UPDATE of the rows, call this once more.
 
     Args:
         store: Its items' database has the fences and the marks.

@@ -13,7 +13,7 @@ from eventseal.storage.jobs import FINISHED, PAUSED, RUNNING, SETTLING, Job
 from eventseal.storage.transactions import read, write
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
     from uuid import UUID
 
     from sqlalchemy.engine import Connection
@@ -106,17 +106,20 @@ def begun_job(
     options: dict[str, Any] = {
         "keys": None if keys is None else sorted(map(str, keys)),
         "tables": None if tables is None else sorted(tables),
+        # How envelopes begin that may stay: with another suite or compression it is other work.
+        "heads": None if keys is not None else [head.hex() for head in store.cipher.heads],
     }
     new_id = new_key_id()
 
     def begin(connection: Connection) -> Job:
         jobs.one_at_a_time(connection)
         for job in jobs.load_jobs(connection, store.cipher.application):
-            if job.job_id != new_id and (job.layout != jobs.JOB_LAYOUT or job.options != options):
+            if job.layout != jobs.JOB_LAYOUT or not _covers_the_same(job.options, options):
                 continue
-            if job.state == SETTLING and total:  # it had moved all of it: what there is now is another job's
-                jobs.finish_job(connection, job.job_id)
-            elif job.state != FINISHED:
+            same = job.options == options
+            if job.state == SETTLING and (total or not same):
+                jobs.finish_job(connection, job.job_id)  # all was moved: what there is now is another job's
+            elif job.state != FINISHED and same:
                 return _running(connection, job, items_per_second)
         values = {
             "job_id": new_id,
@@ -144,8 +147,15 @@ def _known(connection: Connection, store: SealedStore, job_id: UUID) -> Job:
     )
 
 
+def _covers_the_same(options: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    return all(options[name] == others[name] for name in ("keys", "tables"))
+
+
 def _running(connection: Connection, job: Job, items_per_second: float | None) -> Job:
-    jobs.update_job(connection, job.job_id, state=RUNNING, items_per_second=items_per_second)
+    changed: dict[str, Any] = {"state": RUNNING, "items_per_second": items_per_second}
+    if items_per_second != job.items_per_second:
+        changed["paced_until"] = None  # time that was taken at another pace
+    jobs.update_job(connection, job.job_id, **changed)
     (job,) = jobs.load_jobs(connection, job.application, job_id=job.job_id)
     return job
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
     from eventseal.rotation.results import JobResult
     from eventseal.rotation.sealed_store import SealedStore
+
+MOST_IN_A_BATCH = 100_000
+"""A page is cut by its bytes long before."""
 
 
 def reencrypt(
@@ -50,7 +54,7 @@ def reencrypt(
         keys: Only items under these; ``None``: all that are not under the active key of their scope, or not
             in the cipher's suite, or not in its compression (what is not compressed stays so).
         tables: Only these, by name; ``None``: all that are registered.
-        batch: Items in a transaction at most.
+        batch: Items in a transaction at most, from 1 to 100,000.
         items_per_second: Over all workers; ``None``: as fast as they can.
         shards: Workers to give the *executor*.
         executor: Runs the workers; ``None``: one in this thread.
@@ -117,12 +121,15 @@ def _check(
     executor: Executor | None,
     open_store: Callable[[], SealedStore] | None,
 ) -> None:
-    if batch < 1:
-        raise ConfigurationError(f"batch is {batch}; it must be at least 1")
+    if not 1 <= batch <= MOST_IN_A_BATCH:
+        raise ConfigurationError(f"batch is {batch}; it must be from 1 to {MOST_IN_A_BATCH:,}")
     if shards < 1:
         raise ConfigurationError(f"shards is {shards}; it must be at least 1")
-    if items_per_second is not None and not items_per_second > 0:
-        raise ConfigurationError(f"items_per_second is {items_per_second}; it must be over 0")
+    if items_per_second is not None and not 0 < items_per_second < math.inf:
+        raise ConfigurationError(
+            f"items_per_second is {items_per_second}; it must be over 0, and a finite number",
+            remedy="Leave it out to go as fast as the workers can.",
+        )
     if isinstance(executor, ProcessPoolExecutor) and open_store is None:
         raise ConfigurationError(
             "workers in other processes cannot be given this store: no key travels",

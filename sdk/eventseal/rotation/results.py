@@ -78,6 +78,8 @@ class JobResult:
         settles_at: Until when processes that have not noticed a change of keys may append what this verb did
             not see; run it again then. By the key store's clock; ``None``: all have noticed.
         estimated_seconds: Of a dry run: how long the verb would take here.
+        leftover: Why bytes of what was destroyed may be left in the database's files; empty: none that is
+            known of.
     """
 
     verb: str
@@ -93,9 +95,10 @@ class JobResult:
     failures: Sequence[Failure] = ()
     settles_at: datetime | None = None
     estimated_seconds: float | None = None
+    leftover: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as ``--json`` prints it; the last two fields only where they say something."""
+        """Give it as ``--json`` prints it; the last three fields only where they say something."""
         shown: dict[str, Any] = {
             "verb": self.verb,
             "complete": self.complete,
@@ -113,4 +116,6 @@ class JobResult:
             shown["settles_at"] = self.settles_at.isoformat()
         if self.estimated_seconds is not None:
             shown["estimated_seconds"] = round(self.estimated_seconds, 3)
+        if self.leftover:
+            shown["leftover"] = self.leftover
         return shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from eventseal.rotation.closing import close_and_count
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult
 from eventseal.rotation.sealed_store import refuse_unregistered_tables, registered_tables
 from eventseal.storage.key_counts import count_under
+from eventseal.storage.physical_deletion import overwrite_deleted
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
@@ -68,7 +70,8 @@ def retire(
         run.retire_pages()
     else:
         run.retire_named(_named(store, keys))
-    return run.result(complete=True)
+    leftover = overwrite_deleted(store.datastore.key_engine) if run.destroyed_any else ""
+    return replace(run.result(complete=True), leftover=leftover)
 
 
 class _Retirement:
@@ -88,6 +91,11 @@ class _Retirement:
         self._failures: list[Failure] = []
         self._held: dict[UUID, StoreUnavailableError] = {}
         self._needed: dict[UUID, str] = {}
+
+    @property
+    def destroyed_any(self) -> bool:
+        """Whether a key was destroyed."""
+        return self._done > 0 and not self._dry_run
 
     def retire_pages(self) -> None:
         """Retire whatever may go: data keys first, since they may be all that a branch key is needed for."""

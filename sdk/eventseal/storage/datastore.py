@@ -68,7 +68,7 @@ class SQLAlchemyDatastore:
         """The engine of the items and the fences."""
         with self._lock:
             if self._engine is None:
-                self._engine = make_engine(self.settings)
+                self._engine = make_engine(self.settings, holds_keys=self.key_settings is self.settings)
             return self._engine
 
     @property
@@ -78,7 +78,7 @@ class SQLAlchemyDatastore:
             if self.key_settings is self.settings:
                 return self.engine
             if self._key_engine is None:
-                self._key_engine = make_engine(self.key_settings)
+                self._key_engine = make_engine(self.key_settings, holds_keys=True)
             return self._key_engine
 
     @property

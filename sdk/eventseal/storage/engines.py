@@ -65,9 +65,13 @@ def is_in_memory(url: URL) -> bool:
     return url.database in {None, "", ":memory:", "file::memory:"} or url.query.get("mode") == "memory"
 
 
-def make_engine(settings: SQLAlchemySettings) -> Engine:
+def make_engine(settings: SQLAlchemySettings, *, holds_keys: bool = False) -> Engine:
     """
     Make the engine; no connection is opened.
+
+    Args:
+        settings: Where the database is.
+        holds_keys: Whether SQLite zeroes what is deleted, also pages that are no longer used.
 
     Raises:
         ConfigurationError: An option is unknown.
@@ -92,6 +96,8 @@ def make_engine(settings: SQLAlchemySettings) -> Engine:
         event.listen(engine, "connect", _read_any_text)
     if sqlite and not settings.in_memory:
         event.listen(engine, "connect", _use_write_ahead_log)
+        if holds_keys:
+            event.listen(engine, "connect", _zero_what_is_deleted)
     return engine
 
 
@@ -131,6 +137,10 @@ def _use_write_ahead_log(connection: sqlite3.Connection, _record: object) -> Non
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
             raise
+
+
+def _zero_what_is_deleted(connection: sqlite3.Connection, _record: object) -> None:
+    connection.execute("PRAGMA secure_delete = ON")
 
 
 def _parsed(uri: str) -> URL:

@@ -8,7 +8,7 @@ from sqlalchemy import delete, func, select, update
 
 from eventseal.storage.key_rows import insert_unless_there
 from eventseal.storage.key_tables import encryption_keys, epochs
-from eventseal.storage.transactions import write
+from eventseal.storage.transactions import read, write
 from eventseal.storage.types import DatabaseClock
 
 if TYPE_CHECKING:
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sqlalchemy.engine import Connection, Engine
+
+
+_DOING = "beginning to roll the epoch"
 
 
 class Epoch(NamedTuple):
@@ -29,6 +32,17 @@ class Epoch(NamedTuple):
 
     begun_at: datetime
     kek_versions: Mapping[str, str]
+
+
+def is_rolling(engine: Engine, application: str) -> bool:
+    """
+    Say whether a roll was begun and is not done.
+
+    Raises:
+        StoreError: The database refused or failed.
+    """
+    query = select(epochs.c.application).where(epochs.c.application == application)
+    return read(engine, lambda connection: connection.execute(query).first() is not None, doing=_DOING)
 
 
 def begin_epoch(engine: Engine, application: str) -> Epoch:
@@ -57,7 +71,7 @@ def begin_epoch(engine: Engine, application: str) -> Epoch:
         begun = connection.execute(select(epochs).where(mine)).one()  # maybe another process's
         return Epoch(begun.begun_at, dict(begun.kek_versions))
 
-    return write(engine, begin, doing="beginning to roll the epoch")
+    return write(engine, begin, doing=_DOING)
 
 
 def note_version(engine: Engine, application: str, kek_uri: str, version: str) -> None:

@@ -48,7 +48,7 @@ class Job:
         release: That made it.
         state: ``running`` (a killed one says so too), ``paused``, ``settling`` (all was moved, but others may
             not have noticed the new keys yet) or ``finished``.
-        options: ``keys`` and ``tables``, each a sorted list of text or ``None``.
+        options: ``keys``, ``tables`` and ``heads``, each a list of text or ``None``.
         items_per_second: Over all its workers; ``None``: as fast as they can.
         pass_number: Of the pass over the tables that is going on, from 1.
         total: Items that were to be encrypted again when the job was made.

@@ -59,7 +59,8 @@ def check_fences(stores: Stores) -> Iterator[Finding]:
 def _check_closed(stores: Stores) -> Iterator[Finding]:
     closed = read(stores.datastore.engine, _closed_fences, doing="reading the fences")
     for record in _mine(stores, closed).values():
-        if record.state is not KeyState.DESTROYED:
+        # A compromised key's fence is closed when it is marked, and is to stay so.
+        if record.state in {KeyState.ACTIVE, KeyState.DEACTIVATED}:
             yield Finding(
                 severity=Severity.WARNING,
                 area=AREA,

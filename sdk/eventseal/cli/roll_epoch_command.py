@@ -1,0 +1,137 @@
+"""``eventseal roll-epoch``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eventseal.cli.confirmation import confirm
+from eventseal.cli.interruption import RUN_AGAIN, resumable
+from eventseal.cli.options import Config, DryRun, Json, Options, Yes
+from eventseal.cli.output import print_columns
+from eventseal.cli.progress import shown_progress
+from eventseal.cli.results import finish, print_failures
+from eventseal.erasure import Ending
+from eventseal.erasure import roll_epoch as roll_epoch_of
+from eventseal.kms import adapter_from_uri
+from eventseal.rotation.rewrap import WRAPPING_TABLE
+
+if TYPE_CHECKING:
+    from eventseal.configuration import EventSeal
+    from eventseal.erasure import EndedKek, EpochResult
+    from eventseal.kms import KmsAdapter
+
+EXAMPLES = """\b
+Examples:
+  eventseal roll-epoch --dry-run
+  eventseal roll-epoch
+  eventseal roll-epoch --to aws-kms://arn:aws:kms:eu-west-1:111122223333:key/... --pending-window-days 7
+"""
+
+
+def roll_epoch(
+    context: typer.Context,
+    *,
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="The KEK that takes the place of all, as on AWS; list it before."),
+    ] = None,
+    pending_window_days: Annotated[
+        int, typer.Option(min=7, max=30, help="Days until AWS deletes the old KMS key.")
+    ] = 30,
+    batch: Annotated[int, typer.Option(min=1, help="Keys in one call.")] = 100,
+    config: Config = None,
+    as_json: Json = False,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+) -> None:
+    """
+    Make backups of the key tables useless: they open nothing any more.
+
+    Branches get new keys, KEKs new versions (or --to takes their place), every
+    live key moves there and is unwrapped once; then the old versions, or the old
+    KEKs, are ended for good. No item is touched. Interrupted, it is run again.
+    Take a backup of the key tables right afterwards.
+    """
+    options = Options.of(context, config=config, as_json=as_json, yes=yes, dry_run=dry_run)
+    with options.open_seal() as seal:
+        target = None if to is None else _configured(seal, to)
+        would = roll_epoch_of(seal, to=target, dry_run=True)
+        if options.dry_run:
+            finish(options, would, lambda: _print_foreseen(would))
+            return
+        if not options.as_json and not options.yes:
+            _print_foreseen(would)
+        confirm(options, _sentence(would, target))
+        with resumable(lambda: RUN_AGAIN), shown_progress("roll-epoch", "keys") as progress:
+            result = roll_epoch_of(
+                seal, to=target, pending_window_days=pending_window_days, batch=batch, progress=progress
+            )
+    finish(options, result, lambda: _print(result))
+
+
+def _configured(seal: EventSeal, uri: str) -> KmsAdapter:
+    """Give the adapter that the store has for a KEK; else a new one, which will be refused as not listed."""
+    named = adapter_from_uri(uri)
+    return next((adapter for adapter in seal.keyring.keks if adapter.uri == named.uri), named)
+
+
+def _sentence(would: EpochResult, target: KmsAdapter | None) -> str:
+    what = "every older version of the KEK" if target is None else f"every KEK but {target.uri}"
+    others = ""
+    if would.others:
+        others = (
+            f" The applications {', '.join(sorted(would.others))} have keys in these tables, too: each "
+            "rewraps its own first, or this is refused."
+        )
+    return (
+        f"{what} is about to be ended for good, and with it every backup of the key tables.{others} Whatever "
+        "else is wrapped under it, in other databases, by other programs or in other applications' ledgers, "
+        "is lost with it: nobody here can see that."
+    )
+
+
+def _print_foreseen(would: EpochResult) -> None:
+    counts = would.by_table[WRAPPING_TABLE]
+    print_columns(
+        ("KEK", "WRAPPINGS"),
+        [(kek, f"{count:,}") for kek, count in sorted(would.by_kek.items())],
+        numbers=frozenset({"WRAPPINGS"}),
+    )
+    typer.echo(
+        f"{counts['under_branch_keys']:,} wrappings under branch keys would be made anew here, and "
+        f"{counts['under_keks']:,} by the KMS"
+    )
+    for application, count in sorted(would.others.items()):
+        typer.echo(f"application {application} has {count:,} wrappings under these KEKs: it rewraps first")
+
+
+def _print(result: EpochResult) -> None:
+    print_failures(result.failures)
+    if result.finished_at is None:
+        typer.echo(f"{result.failed:,} keys could not be moved, and no KEK was ended")
+        return
+    counts = result.by_table[WRAPPING_TABLE]
+    typer.echo(
+        f"{result.done:,} keys are wrapped as they should be: {counts['added']:,} wrappings were added, "
+        f"{counts['dropped']:,} keys lost older ones"
+    )
+    for kek in result.keks:
+        typer.echo(_ended(kek))
+    if result.covers_before is None:
+        typer.echo("backups open nothing if they are older than the KEK that stays")
+    else:
+        moment = result.covers_before.isoformat(timespec="seconds")
+        typer.echo(f"backups of the key tables that are older than {moment} open nothing once that is done")
+    typer.echo("take a backup of the key tables now: there is no other one that opens")
+
+
+def _ended(kek: EndedKek) -> str:
+    what = kek.kek_uri if kek.before is None else f"{kek.kek_uri} before version {kek.before}"
+    if kek.ending is Ending.BY_HAND:
+        return f"{what}: no key needs it. Delete it, and every copy of it: it opens old backups until then"
+    moment = "" if kek.ends_at is None else kek.ends_at.isoformat(timespec="seconds")
+    if kek.ending is Ending.SCHEDULED:
+        return f"{what}: opens nothing, and is deleted on {moment}; until then it can be taken back"
+    return f"{what}: deleted for good at {moment}"
