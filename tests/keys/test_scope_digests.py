@@ -101,7 +101,7 @@ def test_scopes_keep_their_kind_and_stay_apart_in_every_process(scopes):
 
     assert len({key.key_id for key in keys.values()}) == len(scopes)
     for scope in scopes:
-        kind, colon, rest = scope.partition(":")
+        kind, colon, _ = scope.partition(":")
         stored = one.stored_scope(scope)
         assert other.stored_scope(scope) == other.scope_named(scope) == other.scope_named(stored) == stored
         assert other.sealing_keys({scope: 1})[scope].key_id == keys[scope].key_id

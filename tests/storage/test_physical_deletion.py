@@ -132,7 +132,9 @@ def test_another_user_than_the_owner_is_told_that_it_could_not_vacuum(open_seal,
     role = f"writer_{UUID(int=0).hex[:4]}_{make_url(postgres_url).database}"
     with seal.datastore.key_engine.begin() as connection:
         connection.execute(text(f"CREATE ROLE {role} LOGIN"))
-        connection.execute(text(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}"))
+        connection.execute(
+            text(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
+        )
     url = make_url(postgres_url).set(username=role)
     engine = create_engine(url.set(drivername="postgresql+psycopg"), poolclass=NullPool)
     assert "does not own key_wrappings" in overwrite_deleted(engine)

@@ -41,8 +41,8 @@ class KeyLifecycle:
             name: The scope, or its stored form, as ``eventseal keys`` lists it.
 
         Raises:
-            ConfigurationError: The scope is refused, or *scope_digest* is not what the application began with,
-                so that its scopes would not be found; or the keyring is closed.
+            ConfigurationError: The scope is refused, or the keyring was told otherwise of digests than the
+                application's first, so that scopes would not be found; or it is closed.
             EventSealError: The application's store key does not open.
         """
         self._memory.check_open()
