@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from sqlalchemy import text
 from tests.fixtures.versioned_kms import VersionedKms
 
 from eventseal.errors import ConfigurationError, JobError
@@ -128,6 +129,17 @@ def test_a_version_may_go_once_a_newer_one_was_opened(under, kek) -> None:
     assert refuse_needed_kek(shop.seal, "fake://kek", "1") == 0
     with pytest.raises(JobError):
         refuse_needed_kek(shop.seal, "fake://kek", "2")
+
+
+@pytest.mark.parametrize("typed", ["1", "V1", ""], ids=["number", "capital", "nothing"])
+def test_a_version_that_is_written_otherwise_is_no_version_that_may_go(under, kek, typed) -> None:
+    shop = under(kek)
+    fill(shop)
+    with shop.seal.datastore.engine.begin() as connection:  # as Vault's are written
+        connection.execute(text("UPDATE key_wrappings SET kek_version = 'v1'"))
+    with pytest.raises(ConfigurationError, match="no key is wrapped under version") as refused:
+        refuse_needed_kek(shop.seal, "fake://kek", typed)
+    assert refused.value.remedy == "Did you mean v1?"
 
 
 def test_a_kek_is_known_by_its_configured_name_and_by_its_stored_one(under, tmp_path) -> None:

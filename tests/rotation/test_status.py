@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
 
 from eventseal.keys import RotationPolicy
@@ -48,6 +49,18 @@ def test_the_oldest_keys_that_are_due_are_named(shop):
     by_items = read(shop, policy=RotationPolicy(max_age=None, max_items=1))
     assert by_items.overdue.keys == 2
     assert read(shop, policy=RotationPolicy(max_age=None)).overdue.keys == 0
+
+
+def test_compromised_items_come_first_although_more_keys_were_replaced_than_are_listed(shop, monkeypatch):
+    monkeypatch.setattr(sys.modules[status.__module__], "MOST_CLOSED_KEYS", 1)
+    for scope in ("tenant:a", "tenant:b", "tenant:c"):
+        shop.append(2, scope=scope)
+    for scope in ("tenant:a", "tenant:b"):
+        shop.seal.keyring.rotate(scope)
+    shop.seal.keyring.rotate("tenant:c", compromised=True)
+    first, second, *_ = read(shop).next_steps
+    assert (first.command, first.reason) == ("eventseal reencrypt", "2 items are under compromised keys")
+    assert second.reason == "4 items are under keys that seal no more"
 
 
 def test_a_retire_is_worth_running_an_interval_after_the_key_was_deactivated(shop):

@@ -96,7 +96,7 @@ def _ask_for_kek(options: Options, seal: EventSeal, kek: str, version: str | Non
         print_json({"verb": "retire", "kek": kek, "kek_version": version, "needed": 0, "wrappings": left})
         return
     what = kek if version is None else f"version {version} of {kek}"
-    typer.echo(f"{what} may go: no live key needs it")
+    typer.echo(f"{what} may go: {'no live key needs it' if left else 'no key is wrapped under it'}")
     if left:
         typer.echo(f"{left:,} wrappings under it are left, each of a key with a verified one elsewhere")
 

@@ -81,16 +81,11 @@ def _jobs(status: Status) -> Iterator[Advice]:
 
 
 def _compromised(status: Status) -> Iterator[Advice]:
-    keys = [
-        key
-        for key in status.closed
-        if key.state == KeyState.COMPROMISED and status.items_by_key.get(key.key_id)
-    ]
-    if keys:
-        items = sum(status.items_by_key[key.key_id] for key in keys)
+    items, keys = _items_under(status, KeyState.COMPROMISED)
+    if items:
         yield Advice(
             command=f"eventseal reencrypt{_named(keys)}",
-            reason=f"{items:,} items are under {len(keys):,} compromised keys",
+            reason=f"{items:,} items are under {_counted(keys)}compromised keys",
         )
 
 
@@ -116,16 +111,11 @@ def _rotate(status: Status) -> Iterator[Advice]:
 
 
 def _reencrypt(status: Status) -> Iterator[Advice]:
-    keys = [
-        key
-        for key in status.closed
-        if key.state == KeyState.DEACTIVATED and status.items_by_key.get(key.key_id)
-    ]
-    if keys:
-        items = sum(status.items_by_key[key.key_id] for key in keys)
+    items, keys = _items_under(status, KeyState.DEACTIVATED)
+    if items:
         yield Advice(
             command="eventseal reencrypt",
-            reason=f"{items:,} items are under {len(keys):,} keys that seal no more",
+            reason=f"{items:,} items are under {_counted(keys)}keys that seal no more",
         )
 
 
@@ -139,6 +129,18 @@ def _retire(status: Status) -> Iterator[Advice]:
             reason=f"{len(settled or empty):,} keys seal no more, and nothing needs them",
             after=None if settled else worth,
         )
+
+
+def _items_under(status: Status, state: KeyState) -> tuple[int, Sequence[ClosedKey]]:
+    """Count the items under keys in a state, and name the keys; none if more were replaced than are listed."""
+    items = sum(counts.get(state, 0) for counts in status.items.values())
+    keys = [key for key in status.closed if key.state == state and status.items_by_key.get(key.key_id)]
+    known = sum(status.items_by_key[key.key_id] for key in keys)
+    return items, keys if known == items else ()
+
+
+def _counted(keys: Sequence[ClosedKey]) -> str:
+    return f"{len(keys):,} " if keys else ""
 
 
 def _needed_by_nothing(status: Status) -> list[ClosedKey]:

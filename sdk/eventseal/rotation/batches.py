@@ -22,7 +22,7 @@ from eventseal.errors import (
 from eventseal.keys.states import KeyState
 from eventseal.rotation.results import MAX_FAILURES
 from eventseal.rotation.sources import Standing
-from eventseal.storage import jobs
+from eventseal.storage import job_counts, jobs
 from eventseal.storage.fences import open_fences
 from eventseal.storage.item_swaps import KEY_ID_IN_HEADER, Selection, place_from_json, place_to_json
 from eventseal.storage.key_store import SQLAlchemyKeyStore
@@ -268,9 +268,9 @@ class TableMover:
             if shard.phase == COMPROMISED_PHASE:
                 add_replaced(connection, self._replaced(swapped))
             counted = _counted(behind, batch, len(numbers))
-            jobs.add_key_counts(connection, shard, moved)
+            job_counts.add_key_counts(connection, shard, moved)
             listed = shard.counts.get("listed", 0)
-            jobs.add_failures(
+            job_counts.add_failures(
                 connection, shard, batch.failures[: max(0, MAX_FAILURES - listed)], first=listed
             )
             advanced = jobs.advance_shard(connection, counted, worker)

@@ -85,13 +85,15 @@ def refuse_needed_kek(store: SealedStore, uri: str, version: str | None = None) 
         How many wrappings are still there under it; none of them is needed.
 
     Raises:
-        ConfigurationError: *uri* names no KEK.
+        ConfigurationError: *uri* names no KEK, or *version* is not written as the key tables write it.
         JobError: Keys need it; the message says how many.
         KmsError: An alias had to be resolved, and could not be.
         StoreError: The key store refused or failed.
     """
     report = kek_report(store)
     named = _names_of(uri, store, report)
+    if version is not None:
+        _refuse_misspelt(version, uri, [use.kek_version for use in report.uses if use.kek_uri in named])
     elsewhere = {use.kek_uri for use in report.uses if _is_configured(store, use.kek_uri)}
     needing = store.key_store.count_dependents(
         report.application, named, kek_version=version, elsewhere=elsewhere
@@ -125,6 +127,16 @@ def _names_of(uri: str, store: SealedStore, report: KekReport) -> set[str]:
             remedy=f"Name one of: {', '.join(sorted(stored)) or 'none, since there are no keys'}.",
         ) from error
     return {kek_uri for kek_uri in stored if is_under(adapter, kek_uri)}
+
+
+def _refuse_misspelt(version: str, uri: str, known: Sequence[str | None]) -> None:
+    """Refuse ``1`` where ``v1`` is meant: nothing is under a version that is not there, and it might go."""
+    typed = version.casefold()
+    for there in known:
+        if there is not None and there != version and there.casefold().endswith(typed):
+            raise ConfigurationError(
+                f"no key is wrapped under version {version!r} of {uri}", remedy=f"Did you mean {there}?"
+            )
 
 
 def _is_configured(store: SealedStore, kek_uri: str) -> bool:

@@ -14,7 +14,7 @@ from eventseal.rotation.batches import failure_to_json
 from eventseal.rotation.compromised import miscounts
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult
 from eventseal.rotation.sources import Standing
-from eventseal.storage import jobs
+from eventseal.storage import job_counts
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.rotation.sources import TableSources
-    from eventseal.storage.jobs import Job, Totals
+    from eventseal.storage.job_counts import Totals
+    from eventseal.storage.jobs import Job
     from eventseal.storage.registry import SealedTable
 
 OUTCOMES = ("done", "failed", "suspected", "skipped", "plain", "foreign", "erased", "left")
@@ -70,7 +71,7 @@ class JobReport:
             settled: When they will have.
         """
         engine = self._store.datastore.engine
-        totals = read(engine, partial(jobs.load_totals, job=job), doing="reading how far a job is")
+        totals = read(engine, partial(job_counts.load_totals, job=job), doing="reading how far a job is")
         failures = self._failures(job)
         done, failed = _sum(totals, "done"), _sum(totals, "failed")
         if self._sources:
@@ -97,7 +98,7 @@ class JobReport:
         )
 
     def _failures(self, job: Job) -> list[Failure]:
-        load = partial(jobs.load_failures, job=job, limit=MAX_FAILURES)
+        load = partial(job_counts.load_failures, job=job, limit=MAX_FAILURES)
         listed = read(self._store.datastore.engine, load, doing="reading the failures of a job")
         return [failure_from_json(said) for said in listed]
 

@@ -15,7 +15,7 @@ from eventseal.rotation.sealed_store import registered_tables
 from eventseal.rotation.settling import settles_at
 from eventseal.rotation.shards import ShardWorker
 from eventseal.rotation.sources import Standing, table_sources
-from eventseal.storage import jobs
+from eventseal.storage import job_counts, jobs
 from eventseal.storage.item_ranges import range_bounds
 from eventseal.storage.item_swaps import place_to_json
 from eventseal.storage.transactions import read, write
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from eventseal.rotation.results import JobResult
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.rotation.sources import TableSources
-    from eventseal.storage.jobs import Job, Totals
+    from eventseal.storage.job_counts import Totals
+    from eventseal.storage.jobs import Job
     from eventseal.storage.registry import SealedTable
 
 MOST_PASSES = 4
@@ -153,7 +154,7 @@ class Passes:
                     for index, (source, phase, selection, after, upto) in enumerate(ranges)
                 ],
             )
-            jobs.drop_old_failures(connection, job.job_id, job.pass_number + 1)
+            job_counts.drop_old_failures(connection, job.job_id, job.pass_number + 1)
             jobs.update_job(connection, job.job_id, pass_number=job.pass_number + 1)
             return True
 
@@ -242,7 +243,9 @@ class Passes:
         return self._job
 
     def _totals(self) -> Totals:
-        return read(self._engine, partial(jobs.load_totals, job=self._job), doing="reading how far a job is")
+        return read(
+            self._engine, partial(job_counts.load_totals, job=self._job), doing="reading how far a job is"
+        )
 
     def _tell(self) -> None:
         now = time.monotonic()

@@ -18,7 +18,7 @@ from eventseal.rotation.key_totals import (
 )
 from eventseal.rotation.sealed_store import registered_tables
 from eventseal.rotation.standing import PLAIN, UNKNOWN, JobStanding, Status
-from eventseal.storage import jobs
+from eventseal.storage import job_counts, jobs
 from eventseal.storage.item_rows import count_by_key
 from eventseal.storage.transactions import read
 
@@ -97,7 +97,7 @@ def _job_standings(connection: Connection, application: str) -> list[JobStanding
     ended = [job for job in every if job.state == jobs.FINISHED]
     standings = []
     for job in (*ended[-1:], *open_jobs):
-        counts = jobs.load_totals(connection, job).by_table.values()
+        counts = job_counts.load_totals(connection, job).by_table.values()
         done, failed = (sum(of_table[outcome] for of_table in counts) for outcome in ("done", "failed"))
         standings.append(JobStanding(job=job, done=done, failed=failed))
     return standings
