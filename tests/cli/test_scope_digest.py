@@ -13,6 +13,7 @@ PLAIN = "subject:zoe@example.org"
 def stored(run, monkeypatch) -> str:
     """A store with keys of two subjects; gives the stored form of the one's scope."""
     monkeypatch.setenv("EVENTSEAL_SCOPE_DIGEST", "true")
+    monkeypatch.setenv("EVENTSEAL_LEDGER", "ledger.jsonl")
     run(
         "init",
         "--kms-key",
@@ -22,15 +23,14 @@ def stored(run, monkeypatch) -> str:
         "--application",
         "shop",
     )
-    with EventSeal.from_settings(ledger="ledger.jsonl") as seal:
+    with EventSeal.from_settings() as seal:
         seal.keyring.prepare([PLAIN, "subject:other@example.org"])
         return seal.keyring.stored_scope(PLAIN)
 
 
-def test_commands_take_the_scope_and_its_digest(run, run_json, stored, monkeypatch) -> None:
-    monkeypatch.setenv("EVENTSEAL_LEDGER", "ledger.jsonl")
+def test_commands_take_the_scope_and_its_digest(run, run_json, stored) -> None:
     for name in (PLAIN, stored):
-        (key,) = run_json("keys", "--scope", name)["keys"]
+        *_, key = run_json("keys", "--scope", name)["keys"]
         assert key["scope"] == stored
         assert run_json("rotate", "--scope", name, "--yes")["done"] == 1
     assert "example.org" not in run("keys").stdout + run("status").stdout + run("doctor").stdout
@@ -42,8 +42,7 @@ def test_commands_take_the_scope_and_its_digest(run, run_json, stored, monkeypat
 
 
 @pytest.mark.parametrize("command", [("shred",), ("reopen",), ("rotate", "--scope")], ids=" ".join)
-def test_no_digest_of_somebody_else_is_suggested(run, stored, command, monkeypatch) -> None:
-    monkeypatch.setenv("EVENTSEAL_LEDGER", "ledger.jsonl")
+def test_no_digest_of_somebody_else_is_suggested(run, stored, command) -> None:
     for unknown in ("subject:zoe@example.com", stored[:-1] + "_"):
         error = run(*command, unknown, "--yes", exits=2).stderr
         assert f"no key of scope '{unknown}'" in error
@@ -51,7 +50,6 @@ def test_no_digest_of_somebody_else_is_suggested(run, stored, command, monkeypat
 
 
 def test_a_command_that_was_told_otherwise_does_nothing(run, stored, monkeypatch) -> None:
-    monkeypatch.setenv("EVENTSEAL_LEDGER", "ledger.jsonl")
     monkeypatch.delenv("EVENTSEAL_SCOPE_DIGEST")
     for words in (("shred", PLAIN, "--yes"), ("rotate", "--scope", PLAIN), ("reopen", stored)):
         assert "Set scope_digest to true" in run(*words, exits=2).stderr

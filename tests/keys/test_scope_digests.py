@@ -73,7 +73,8 @@ def test_a_plain_scope_with_a_colon_is_in_no_row_and_in_no_call_of_the_kms(diges
     kinds = [scope.partition(":")[0] for scope in scopes_in(store) if "~" in scope]
     assert Counter(kinds) == {"subject": 1, "tenant": 1, "stream": 1, "branch": 1, "": 1}
     assert DEFAULT_SCOPE in scopes_in(store)
-    assert ("branch:0" in scopes_in(store)) is (branches is not None)
+    numbered = scopes_in(store) & {f"branch:{number}" for number in range(3)}
+    assert bool(numbered) is (branches is not None)
 
 
 def test_without_it_scopes_are_as_they_were(keyring, store):
@@ -157,7 +158,7 @@ def test_a_key_rotates_is_shredded_and_reopened_by_either_name(digesting, store)
         with pytest.raises(KeyDestroyedError) as caught:
             key_of(ring)
         assert caught.value.scope == stored
-        assert "zoe" not in str(caught.value)
+        assert "zoe@" not in str(caught.value)
     assert keyring.shred(stored).destroyed == ()
     assert len(keyring.reopen(stored)) == 3
     assert keyring.reopen(PLAIN) == []
@@ -170,7 +171,7 @@ def test_a_scope_that_never_had_a_key_is_unknown_and_its_name_is_not_repeated(di
     for end in (lambda keyring: keyring.shred(PLAIN), lambda keyring: keyring.reopen(PLAIN)):
         with pytest.raises(ConfigurationError, match="no key of scope") as caught:
             end(digesting())
-        assert "zoe" not in str(caught.value)
+        assert "zoe@" not in str(caught.value)
 
 
 def test_a_closed_keyring_digests_nothing(digesting):
