@@ -28,6 +28,10 @@ COMMANDS = (
     "retire",
     "verify",
     "status",
+    "fields",
+    "shred",
+    "reopen",
+    "roll-epoch",
 )
 EXECUTABLE = Path(sys.executable).with_name("eventseal")
 

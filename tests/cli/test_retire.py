@@ -129,7 +129,7 @@ def test_whether_a_kek_may_go_is_said_by_the_exit_code(run, run_json, old, monke
     run("verify")
     run("rewrap", "--to", "local://other.key")
     assert run_json("retire", "--kek", "local://dev.key")["needed"] == 0
-    assert "may go: no live key needs it" in run("retire", "--kek", "local://dev.key").stdout
+    assert "may go: no key is wrapped under it" in run("retire", "--kek", "local://dev.key").stdout
     Path("dev.key").unlink()
     run("verify")
 

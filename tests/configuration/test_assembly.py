@@ -23,6 +23,7 @@ from eventseal.storage import (
     TimestampSequencedItemRecord,
 )
 from eventseal.storage.job_tables import job_metadata
+from eventseal.storage.key_tables import key_metadata
 from eventseal.testing import FakeKms
 from eventseal_kms.local import LocalKmsAdapter
 
@@ -323,7 +324,7 @@ def test_keys_can_have_a_database_of_their_own(key):
         "key_fences",
         *job_metadata.tables,
     }
-    assert tables_of("keys.sqlite") == {"encryption_keys", "key_wrappings", "key_changes", "sealed_tables"}
+    assert tables_of("keys.sqlite") == set(key_metadata.tables)
     with EventSeal.from_settings(**elsewhere) as seal:
         found = SQLAlchemyActiveRecordStrategy(IntegerSequencedItemRecord, seal.datastore.session).get_items(
             item.sequence_id

@@ -249,9 +249,9 @@ def test_only_what_the_policy_of_the_page_grants_is_needed(shops, sqlite_url, op
     shop = shops(sqlite_url, make(), branches=2)
     items = _filled(shop)
     page = (Path(__file__).parents[2] / "docs" / "vault.md").read_text()
-    policy = re.search(r"<!-- policy: epoch -->\n```hcl\n(.*?)```", page, re.DOTALL)
+    policy = re.search(r"^```hcl\n# roller\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     assert policy is not None
-    openbao.client().sys.create_or_update_policy(make.name, policy[1].replace("/shop", f"/{make.name}"))
+    openbao.client().sys.create_or_update_policy(make.name, policy[1].replace("/orders", f"/{make.name}"))
     token = openbao.client().auth.token.create(policies=[make.name])["auth"]["client_token"]
     settings = VaultSettings(address=openbao.address, login=Token(token))
     roller = shop.again(VaultTransitAdapter("transit", make.name, settings=settings))
@@ -304,6 +304,31 @@ def test_on_aws_all_moves_to_a_new_key_and_the_old_one_is_deleted_on_a_date(
     }
     shop.restore(stolen)
     assert _opened_in(alone, items) == set()
+    alone.seal.close()
+
+
+def test_on_aws_the_policy_of_the_page_is_enough(shops, sqlite_url, aws) -> None:
+    arns = [aws.create_key() for _ in range(2)]
+    old, new = (AwsKmsAdapter(arn, client=aws.client()) for arn in arns)
+    shop = shops(sqlite_url, old, branches=2)
+    items = _filled(shop)
+    mixed = shops(sqlite_url, [old, new])
+    items["tenant:direct"] = mixed.append("tenant:direct")
+    page = (Path(__file__).parents[2] / "docs" / "aws-kms.md").read_text()
+    found = re.search(r"<!-- policy: roller -->\n```json\n(.*?)```", page, re.DOTALL)
+    assert found is not None
+    policy = found[1]
+    for begins_with, arn in zip(("1234abcd", "5678efab"), arns, strict=True):
+        policy = re.sub(rf"arn:aws:kms:[^\"]*key/{begins_with}[^\"]*", arn, policy)
+    role = "arn:aws:iam::111122223333:role/roller"
+    aws.attach_policy(role, policy)
+    client = aws.client(role)
+    keks = [AwsKmsAdapter(arn, client=client) for arn in arns]
+    roller = shop.again(keks)
+    assert roll_epoch(roller.seal, to=keks[1]).complete
+    roller.seal.close()
+    alone = shop.again(new)
+    assert _opened_in(alone, items) == set(items)
     alone.seal.close()
 
 

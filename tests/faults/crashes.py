@@ -77,5 +77,5 @@ def check_everything_rotates(url: str, kek: LocalKmsAdapter, positions: dict[int
         Worker(shop, 0, len(positions), tolerant=False).rotator()
     with SealedShop(url, kek) as fresh:
         assert_sound(fresh, places)
-        assert fresh.items_by_key().keys() == set(fresh.active_keys().values())
+        assert fresh.items_by_key().keys() <= set(fresh.active_keys().values())
         assert fresh.key_states().keys() <= {KeyState.ACTIVE, KeyState.DESTROYED}

@@ -114,12 +114,19 @@ class Killer:
                 for number in range(_STREAMS):
                     shop.append(tenant, 0, self._items // len(TENANTS) // _STREAMS, number=number)
 
-    def _rotate(self, started: Callable[[], object], *, at_once: bool = True) -> float:
+    def _rotate(
+        self,
+        started: Callable[[], object] = lambda: None,
+        ended: Callable[[], object] = lambda: None,
+        *,
+        at_once: bool = True,
+    ) -> float:
         """
         Do all of it.
 
         Args:
             started: Called when it begins.
+            ended: Called when it is complete.
             at_once: Whether that is before its first transaction, or only behind it.
 
         Returns:
@@ -133,7 +140,9 @@ class Killer:
             rotated = rotate_keys(shop, progress=None if at_once else lambda _: started())
             for result in (rotated, rewrap(shop), reencrypt(shop, batch=BATCH), retire(shop)):
                 assert result.failed == 0, result.failures
-            return time.monotonic() - began
+            seconds = time.monotonic() - began
+            ended()
+            return seconds
 
     def _examine(self) -> tuple[int, int, bool, bool]:
         """Lost, unreadable, whether a rotation is half-way, and whether items are."""
@@ -147,7 +156,7 @@ class Killer:
             return lost, unreadable, half_way, len(items) > len(TENANTS)
 
     def _complete_in_child(self) -> float:
-        seconds = self._rotate(lambda: None)
+        seconds = self._rotate()
         with self._shop() as shop:
             assert shop.places() == self._places
             assert shop.items_by_key().keys() == set(shop.active_keys().values())
@@ -165,17 +174,22 @@ class Killer:
         child = os.fork()
         if child == 0:
             os.close(read)
-            _be_child(lambda: self._rotate(lambda: os.write(write, b"!"), at_once=at_once), write)
+            _be_child(
+                lambda: self._rotate(
+                    lambda: os.write(write, b"!"), lambda: os.write(write, b"."), at_once=at_once
+                ),
+                write,
+            )
         os.close(write)
         assert os.read(read, 1) == b"!", "the rotation did not begin"
-        ended, _, _ = select.select([read], [], [], delay)  # readable when the child has ended
-        os.kill(child, signal.SIGKILL)
-        os.close(read)
+        ended, _, _ = select.select([read], [], [], delay)
+        if not ended:
+            os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
+        os.close(read)
         if os.WIFSIGNALED(status):
             return True
-        assert status == 0, "a rotation failed"
-        assert ended
+        assert status == 0, "a rotation failed; its traceback is above"
         return False
 
     def _look(self) -> None:

@@ -156,6 +156,7 @@ class RotateBranches(Rotate):
 class Rewrap(Operation):
     """Every key is wrapped under a second KEK as well, which was listed later."""
 
+    makes_many_calls = True
     faults = WITHOUT_CLOCK
 
     @classmethod
@@ -172,8 +173,6 @@ class Rewrap(Operation):
 
 class RewrapTo(Rewrap):
     """Every key moves to a second KEK, and loses its wrapping under the first."""
-
-    makes_many_calls = True
 
     def run(self, shop: SealedShop) -> None:
         to = shop.keyring.keks[1]

@@ -132,7 +132,7 @@ def _retire(status: Status) -> Iterator[Advice]:
 
 
 def _items_under(status: Status, state: KeyState) -> tuple[int, Sequence[ClosedKey]]:
-    """Count the items under keys in a state, and name the keys; none if more were replaced than are listed."""
+    """Count the items under keys in a state, and name the keys; none if more were replaced than listed."""
     items = sum(counts.get(state, 0) for counts in status.items.values())
     keys = [key for key in status.closed if key.state == state and status.items_by_key.get(key.key_id)]
     known = sum(status.items_by_key[key.key_id] for key in keys)

@@ -145,6 +145,6 @@ def test_the_example_of_a_test_is_the_file_and_passes():
 
 
 def test_every_policy_is_one_that_aws_would_take():
-    assert set(POLICIES) == {"writer", "reader", "rotator", "rewrapper"}
+    assert set(POLICIES) == {"writer", "reader", "rotator", "rewrapper", "roller"}
     for text in POLICIES.values():
         assert json.loads(text)["Version"] == "2012-10-17"

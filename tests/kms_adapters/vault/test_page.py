@@ -45,6 +45,7 @@ GRANTED = {
     "rotator": {"read the key", "rotate", "rewrap"},
     "rewrapper": {"read the key", "rewrap"},
     "custodian": {"read the key", "config", "trim"},
+    "roller": {"read the key", "encrypt", "decrypt", "rewrap", "rotate", "config", "trim"},
 }
 
 
