@@ -49,6 +49,9 @@ class Keys:
             for key_id in key_ids
         }
 
+    def stored_scope(self, scope):
+        return scope
+
     def refresh(self):
         self.refreshed += 1
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import UUID
 
 import pytest
@@ -24,6 +25,7 @@ from eventseal.items.field_reading import stored_fields
 from eventseal.keys.branch_wrapping import branch_scope
 from eventseal.keys.data_key import DataKey
 from eventseal.keys.records import ChangeMark, KeyRecord, Revocation
+from eventseal.keys.scope_digests import ScopeDigests
 from eventseal.keys.seals import Seals, binding_of
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.static_key import StaticKey
@@ -171,6 +173,10 @@ def test_bindings_and_seals():
         assert binding_of(data_key(case)).hex() == case["binding"]
     store_key = {**found["store_key"], "application": "shop", "scope": "store"}
     seals = Seals(data_key(store_key, purpose=KeyPurpose.STORE))
+    assert len(found["scopes"]) == 4
+    for case in found["scopes"]:
+        digests = ScopeDigests(SimpleNamespace(made_seals=lambda: seals), most=10)
+        assert digests.of(case["scope"]) == case["stored"]
     assert len(found["rows"]) == 2
     for row in found["rows"]:
         record = KeyRecord(

@@ -86,6 +86,10 @@ class AESCipher:
         """The application whose items this cipher seals and opens."""
         return self._binder.application
 
+    def stored_scope(self, scope: str) -> str:
+        """Give a scope as keys name it, to be compared with an opened item's; see ``KeySource``."""
+        return self._keys.stored_scope(scope)
+
     def refresh(self) -> None:
         """Look at once for keys whose state changed."""
         self._keys.refresh()

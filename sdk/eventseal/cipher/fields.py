@@ -152,7 +152,19 @@ class FieldCipher:
             # Closed between being handed out and being used: ask once more, and take that answer.
             again = self._keys.opening_keys([key.key_id], purpose=KeyPurpose.FIELD)[key.key_id]
             return self._open(again, header, fields, last_answer=True)
-        return [_of_subject(outcome, context) for outcome, (_, context) in zip(opened, fields, strict=True)]
+        return [
+            self._of_subject(outcome, context) for outcome, (_, context) in zip(opened, fields, strict=True)
+        ]
+
+    def _of_subject(self, outcome: Opened | EventSealError, context: FieldContext) -> Opened | EventSealError:
+        # The scope is bound, so this is never so unless another subject's key was used to seal for this one.
+        if (
+            isinstance(outcome, Opened)
+            and outcome.scope != context.scope
+            and outcome.scope != self._keys.stored_scope(context.scope)
+        ):
+            return IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
+        return outcome
 
 
 class _FieldBinder:
@@ -169,10 +181,3 @@ class _FieldBinder:
     def bind(self, context: FieldContext) -> bytes:
         item = self._binder.bind(context.item)[_ITEM_DOMAIN_SIZE:]
         return self._domain + item + framed_text("path", context.path) + framed_text("scope", context.scope)
-
-
-def _of_subject(outcome: Opened | EventSealError, context: FieldContext) -> Opened | EventSealError:
-    # The scope is bound, so this is never so unless another subject's key was used to seal for this one.
-    if isinstance(outcome, Opened) and outcome.scope != context.scope:
-        return IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
-    return outcome

@@ -46,8 +46,9 @@ def keys(
     """
     List the keys of the application, with the items that each has sealed.
 
-    It reads the tables and needs no KEK. It says what the rows say: whether they
-    were edited shows `eventseal verify`, which unwraps the keys.
+    It reads the tables and needs no KEK, but where scope_digest is set, to find a
+    scope. It says what the rows say: whether they were edited shows `eventseal
+    verify`, which unwraps the keys.
     """
     options = Options.of(context, config=config, as_json=as_json)
     stores = options.open_stores()
@@ -56,7 +57,7 @@ def keys(
             stores.key_store,
             stores.datastore,
             stores.settings.application,
-            scope=scope,
+            scopes=None if scope is None else _stored(options, scope),
             state=state,
             after=after,
             limit=limit,
@@ -67,6 +68,14 @@ def keys(
         print_json(_as_json(page))
     else:
         _print(page)
+
+
+def _stored(options: Options, scope: str) -> set[str]:
+    """Give what a scope may be called in the key tables; those of branch keys are never digests."""
+    if not options.settings().scope_digest:
+        return {scope}
+    with options.open_seal() as seal:
+        return {scope, seal.keyring.scope_named(scope)}
 
 
 def _as_json(page: KeyPage) -> dict[str, Any]:

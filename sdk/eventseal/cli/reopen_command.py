@@ -37,7 +37,9 @@ def reopen(
     if options.dry_run:
         raise ConfigurationError("reopen has nothing to show before it is done: it destroys nothing")
     with options.open_seal() as seal:
-        refuse_unknown_scopes(seal.datastore, seal.settings.application, [scope])
+        refuse_unknown_scopes(
+            seal.datastore, seal.settings.application, [scope], stored_as=seal.keyring.scope_named
+        )
         result = reopen_scope(seal, scope)
 
     def show() -> None:

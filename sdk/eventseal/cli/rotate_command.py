@@ -93,7 +93,7 @@ def rotate(
     with options.open_seal() as seal:
         application = seal.settings.application
         if scope:
-            refuse_unknown_scopes(seal.datastore, application, scope)
+            refuse_unknown_scopes(seal.datastore, application, scope, stored_as=seal.keyring.scope_named)
         keys = known_keys(seal.datastore, application, key) if key else None
         run = _Run(options, seal, scopes=scope, keys=keys, compromised=compromised, workers=workers)
         with resumable(lambda: run.remedy):

@@ -76,16 +76,16 @@ def shred(
             )
         would = shred_scope(seal, scope, destroy_application_items=destroy_application_items, dry_run=True)
         if options.dry_run:
-            finish(options, would, lambda: _print(would, dry_run=True))
+            finish(options, would, lambda: _print(scope, would, dry_run=True))
             return
         if not options.as_json and not options.yes:
-            _print(would, dry_run=True)
-        confirm(options, _sentence(would))
+            _print(scope, would, dry_run=True)
+        confirm(options, _sentence(scope, would))
         with resumable(lambda: RUN_AGAIN):
             result = shred_scope(seal, scope, destroy_application_items=destroy_application_items)
     if receipt is not None:
         _write(receipt, result.receipt)
-    finish(options, result, lambda: _print(result, dry_run=False))
+    finish(options, result, lambda: _print(scope, result, dry_run=False))
 
 
 def _refuse(seal: EventSeal, scope: str, receipt: Path | None, *, even_application: bool) -> None:
@@ -103,13 +103,15 @@ def _refuse(seal: EventSeal, scope: str, receipt: Path | None, *, even_applicati
             raise ConfigurationError(f"there is no folder {receipt.parent} for the receipt")
         if seal.ledger is None:
             raise ConfigurationError("there is no receipt without a ledger, and none is configured")
-    refuse_unknown_scopes(seal.datastore, seal.settings.application, [scope])
+    refuse_unknown_scopes(
+        seal.datastore, seal.settings.application, [scope], stored_as=seal.keyring.scope_named
+    )
 
 
-def _sentence(would: ShredResult) -> str:
+def _sentence(scope: str, would: ShredResult) -> str:
     items = sum(counts["erased"] for counts in would.by_table.values())
     return (
-        f"{would.done:,} keys of scope {printable(would.scope)} are about to be destroyed for good; "
+        f"{would.done:,} keys of scope {printable(scope)} are about to be destroyed for good; "
         f"{items:,} items name keys of it, beside the fields that are sealed inside of others."
     )
 
@@ -132,7 +134,7 @@ def _write(file: Path, receipt: Receipt | None) -> None:
         ) from error
 
 
-def _print(result: ShredResult, *, dry_run: bool) -> None:
+def _print(scope: str, result: ShredResult, *, dry_run: bool) -> None:
     keys = [(str(key_id), f"{count:,}") for key_id, count in result.by_key.items()]
     if keys:
         print_columns(("KEY", "ITEMS"), keys, numbers=frozenset({"ITEMS"}))
@@ -141,7 +143,7 @@ def _print(result: ShredResult, *, dry_run: bool) -> None:
         print_columns(("TABLE", "ITEMS"), tables, numbers=frozenset({"ITEMS"}))
     print_failures(result.failures)
     did = "would be" if dry_run else "were"
-    typer.echo(f"{result.done:,} keys of scope {printable(result.scope)} {did} destroyed")
+    typer.echo(f"{result.done:,} keys of scope {printable(scope)} {did} destroyed")
     if result.receipt is not None:
         told = result.receipt
         typer.echo(f"{printable(told.ledger)}: entries {told.intent_entry} and {told.done_entry}")

@@ -61,6 +61,7 @@ class EventSeal:
             branches=settings.branches,
             wrap_quorum=settings.wrap_quorum,
             fall_back_on_outage=settings.fall_back_on_outage,
+            scope_digest=settings.scope_digest,
         )
         self.cipher = AESCipher(
             self.keyring,

@@ -122,6 +122,10 @@ class Settings(BaseSettings):
         default=None,
         description="Branch keys that wrap new data keys, 1 to 4096; not set: the KEKs wrap each one.",
     )
+    scope_digest: bool = Field(
+        default=False,
+        description="Keep digests of key scopes, whose ids may be personal; from the first key on, for good.",
+    )
     store_url: SecretStr | None = Field(
         default=None, description="The items' database, as an SQLAlchemy URL. Never shown."
     )

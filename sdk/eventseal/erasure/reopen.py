@@ -46,6 +46,7 @@ def reopen(store: SealedStore, scope: str, *, ledger: Ledger | None = None) -> J
         StoreError: The key store or the ledger refused or failed.
     """
     started = time.monotonic()
+    scope = store.keyring.scope_named(scope)
     ledger = ledger or own_ledger(store)
     told = False
 

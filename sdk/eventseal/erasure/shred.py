@@ -38,7 +38,7 @@ class ShredResult(JobResult):
     What a shred did.
 
     Attributes:
-        scope: The one that was shredded.
+        scope: The one that was shredded, as the key tables have it.
         receipt: For the data subject's file; ``None`` without a ledger, or if the shred is not complete.
     """
 
@@ -98,6 +98,7 @@ def shred(
     started = time.monotonic()
     refuse_unregistered_tables(store)
     tables = registered_tables(store.datastore, store.cipher.application)
+    scope = store.keyring.scope_named(scope)
     recording = None if dry_run else Recording.of(store, scope, ledger or own_ledger(store))
 
     def first(rows: Sequence[KeyRecord]) -> None:

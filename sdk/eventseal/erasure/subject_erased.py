@@ -24,7 +24,8 @@ class SubjectErased:
 
     Attributes:
         application: Whose keys these were.
-        scope: The one that was shredded: ``subject:<id>``, or what else it was.
+        scope: The one that was shredded: ``subject:<id>``, or what else it was. As the key tables have it, so
+            compare it with ``keyring.stored_scope(...)`` if these hold digests.
         key_ids: Its keys and tombstones.
         entry: The number of the ledger's entry that says so; ``None`` without a ledger.
     """

@@ -125,7 +125,7 @@ class PersonalFields:
 
     def _value(self, field: StoredField, outcome: Opened | EventSealError) -> Any:
         if isinstance(outcome, EventSealError):
-            if _is_erased(field, outcome):
+            if self._is_erased(field, outcome):
                 return Masked(field.scope, field.name)
             error = copy(outcome)  # it may be other fields' outcome too
             error.add_note(f"field: {field.name}")
@@ -140,11 +140,10 @@ class PersonalFields:
         place = ItemContext(item.sequence_id, item.position, item.topic, self._collection)
         return FieldContext(place, path, scope)
 
-
-def _is_erased(field: StoredField, error: EventSealError) -> bool:
-    """Whether the field's own subject was erased; the error comes from a tombstone whose seal was checked."""
-    return (
-        isinstance(error, KeyDestroyedError)
-        and error.destroyed_by == "shredded"
-        and error.scope == field.scope
-    )
+    def _is_erased(self, field: StoredField, error: EventSealError) -> bool:
+        """Whether the field's own subject was erased; the error's tombstone had its seal checked."""
+        if not isinstance(error, KeyDestroyedError) or error.destroyed_by != "shredded":
+            return False
+        return error.scope == field.scope or (
+            self._cipher is not None and error.scope == self._cipher.stored_scope(field.scope)
+        )

@@ -282,8 +282,10 @@ class SequencedItemMapper:
                 return self._plain_event(stored, parsed)
             if isinstance(outcome, KeyNotFoundError | KeyDestroyedError) and self._is_beside_another(stored):
                 raise IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
-            if isinstance(outcome, KeyDestroyedError) and self._erased_items.are_erased(item, outcome):
-                return _SKIPPED if self._erased_items.skips else _erased(stored, outcome)
+            if isinstance(outcome, KeyDestroyedError):
+                erased = self._erased_items.scope_of(item, outcome)
+                if erased is not None and self._is_stored_as(erased, outcome.scope):
+                    return _SKIPPED if self._erased_items.skips else _erased(stored, erased)
             if isinstance(outcome, UnknownFormatError) and stored.key_id is not None:
                 raise UnknownFormatError(
                     f"{outcome}; yet its row says that key {stored.key_id} sealed it",
@@ -300,13 +302,17 @@ class SequencedItemMapper:
         if self._fields.has_key_id and stored.key_id != opened.key_id:
             raise IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
         event = self._restored(stored, resolve_topic(stored.topic), opened.plaintext, parsed)
-        if self._scope_of(event) != opened.scope:
+        if not self._is_stored_as(self._scope_of(event), opened.scope):
             raise IntegrityError(
                 f"key {opened.key_id} sealed the item, but is no key of the scope that the event belongs to",
                 remedy="If key_scope, or the class's __key_scope__, was changed, change it back; "
                 "else find out who holds that scope's key.",
             )
         return event
+
+    def _is_stored_as(self, scope: str, stored: str | None) -> bool:
+        """Whether keys name a scope so; mostly they name it as it is."""
+        return stored == scope or (self.cipher is not None and stored == self.cipher.stored_scope(scope))
 
     def _plain_event(self, stored: StoredItem, parsed: Any) -> Any:
         if stored.key_id is not None and self.cipher is None:
@@ -355,13 +361,13 @@ def _check_place(item: StoredItem) -> None:
         raise
 
 
-def _erased(stored: StoredItem, error: KeyDestroyedError) -> Erased:
+def _erased(stored: StoredItem, scope: str) -> Erased:
     return Erased(
         sequence_id=stored.sequence_id,
         position=stored.position,
         topic=stored.topic,
         key_id=UUID(bytes=stored.data[_KEY_ID]),
-        scope=error.scope or "",
+        scope=scope,
     )
 
 

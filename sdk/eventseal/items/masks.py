@@ -73,7 +73,7 @@ class Erased:
         position: Of the item.
         topic: Names the class of the event that it was.
         key_id: The key that was shredded.
-        scope: That key's scope: what was erased.
+        scope: What was erased: that key's scope, as the application has it.
     """
 
     sequence_id: Any
@@ -120,14 +120,16 @@ class ErasedItems:
         self._expected = key_scope if isinstance(key_scope, str) and key_scope != DEFAULT_SCOPE else None
         self._erased_scope = erased_scope
 
-    def are_erased(self, item: Any, error: KeyDestroyedError) -> bool:
+    def scope_of(self, item: Any, error: KeyDestroyedError) -> str | None:
         """
-        Whether *item* is to be shown as erased: its key was shredded, and is of the scope that is expected.
+        Give the scope of which an item's shredded key must be for it to be shown as erased.
 
         The scope ``application`` is expected only where ``erased_scope`` names it. *error* comes from a
         tombstone whose seal was checked.
+
+        Returns:
+            ``None`` if it is not to be shown so: its key was not shredded, or nothing says what is expected.
         """
         if self._raises or error.destroyed_by != "shredded" or error.key_id is None:
-            return False
-        expected = self._expected if self._erased_scope is None else self._erased_scope(item)
-        return expected is not None and error.scope == expected
+            return None
+        return self._expected if self._erased_scope is None else self._erased_scope(item)

@@ -19,6 +19,7 @@ from eventseal.keys.purposes import KeysOfPurpose
 from eventseal.keys.records import checked_application
 from eventseal.keys.refreshing import Refresher
 from eventseal.keys.resources import Resources
+from eventseal.keys.scope_digests import ScopeDigests
 from eventseal.keys.states import KeyPurpose
 from eventseal.keys.store import KeyStore
 from eventseal.keys.store_key import StoreKey
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from eventseal.keys.data_key import DataKey
     from eventseal.keys.policy import Clock
     from eventseal.keys.resources import Wrapping
+    from eventseal.keys.sealing import Sealer
     from eventseal.keys.source import KeySource
 
 
@@ -57,6 +59,8 @@ class Keyring(KeyLifecycle, KeyUpkeep):
         wrap_quorum: How many of several KEKs must wrap a new key for it to be used; ``None``: all of them.
         fall_back_on_outage: Whether a key is unwrapped under the next KEK if one is unavailable. A KEK that
             is disabled, or denies the call, is never passed over.
+        scope_digest: Whether the key tables hold digests in place of the scopes, for those whose ids are
+            personal. It holds for an application from its first key on, and is never changed.
 
     Attributes:
         counters: How often the KMS and the key store were asked.
@@ -80,6 +84,7 @@ class Keyring(KeyLifecycle, KeyUpkeep):
         branches: int | None = None,
         wrap_quorum: int | None = None,
         fall_back_on_outage: bool = False,
+        scope_digest: bool = False,
     ) -> None:
         if not isinstance(key_store, KeyStore):
             raise ConfigurationError(f"key_store= is a {type(key_store).__name__}, which is no key store")
@@ -92,6 +97,7 @@ class Keyring(KeyLifecycle, KeyUpkeep):
         self._branch_count = checked_branches(branches)
         self._wrap_quorum = wrap_quorum
         self._falls_back = fall_back_on_outage
+        self._digests_scopes = scope_digest
         self._start()
         renew_in_children(self)
 
@@ -117,7 +123,8 @@ class Keyring(KeyLifecycle, KeyUpkeep):
             purpose: ``data`` for items, ``field`` for fields inside them.
 
         Raises:
-            ConfigurationError: A scope's name or the purpose is refused, or the keyring is closed.
+            ConfigurationError: A scope's name or the purpose is refused, or *scope_digest* is not what the
+                application began with, or the keyring is closed.
             IntegrityError: A key's row is not what a keyring sealed.
             KeyDestroyedError: A scope was closed.
             KeyLimitError: A key has sealed as many items as one key may, and cannot be rotated.
@@ -125,13 +132,14 @@ class Keyring(KeyLifecycle, KeyUpkeep):
             StoreError: The key store refused or failed.
         """
         if purpose is not KeyPurpose.DATA:
-            return self._for(purpose).sealer.keys(items_by_scope, make=make)
-        memory = self._memory
+            return self._sealing_keys(self._for(purpose).sealer, items_by_scope, make=make)
+        memory, digests = self._memory, self._scope_digests
         now = self._clock.now()
         if now <= self._confirmation.seals_until:
             found: dict[str, DataKey] = {}
             for scope, items in items_by_scope.items():
-                cached = memory.active.get(scope)
+                stored = scope if digests is None else digests.known.get(scope, "")
+                cached = memory.active.get(stored)
                 if (
                     cached is None
                     or now >= cached.seals_until
@@ -145,7 +153,7 @@ class Keyring(KeyLifecycle, KeyUpkeep):
                 memory.uses += 1
                 self.counters.hits += len(found)
                 return found
-        return self._sealer.keys(items_by_scope, make=make)
+        return self._sealing_keys(self._sealer, items_by_scope, make=make)
 
     def opening_keys(
         self, key_ids: Collection[UUID], *, purpose: KeyPurpose = KeyPurpose.DATA
@@ -192,6 +200,26 @@ class Keyring(KeyLifecycle, KeyUpkeep):
         """
         self.sealing_keys(dict.fromkeys(scopes, 0), purpose=purpose)
 
+    def stored_scope(self, scope: str) -> str:
+        """
+        Give a scope as keys, tombstones, ledgers and receipts name it: the same, without ``scope_digest``.
+
+        Args:
+            scope: As the application has it.
+
+        Raises:
+            ConfigurationError: The scope is refused, or the keyring is closed.
+            EventSealError: The application's store key does not open, or cannot be made.
+        """
+        digests = self._scope_digests
+        if digests is None:
+            return scope
+        stored = digests.known.get(scope)
+        if stored is None:
+            self._memory.check_open()
+            stored = digests.of(scope)
+        return stored
+
     def refresh(self) -> None:
         """
         Look at once for keys whose state changed, instead of within ``refresh_interval``.
@@ -231,7 +259,10 @@ class Keyring(KeyLifecycle, KeyUpkeep):
         self._ledger_keys = LedgerKeys(self._application, self._keks)
         # The keyring's own counters do not count hits and misses of branch keys.
         by_keks = self._resources(KeyPurpose.BRANCH, self._keks, KeyringCounters())
-        self._store_key = StoreKey(by_keks)
+        self._store_key = StoreKey(by_keks, scope_digest=self._digests_scopes)
+        self._scope_digests = (
+            ScopeDigests(self._store_key, self._caching.max_keys) if self._digests_scopes else None
+        )
         self._refresher = Refresher(by_keks, memory, self._confirmation, self._store_key)
         self._destroyer = Destroyer(by_keks, memory, self._store_key, self._refresher)
         self._branch_keys = self._keys_of(by_keks)
@@ -245,6 +276,18 @@ class Keyring(KeyLifecycle, KeyUpkeep):
         self._data_keys = self._keys_of(by_branches)
         self._opener, self._sealer = self._data_keys.opener, self._data_keys.sealer
         self._field_keys = self._keys_of(self._resources(KeyPurpose.FIELD, self._branches, self.counters))
+
+    def _sealing_keys(
+        self, sealer: Sealer, items_by_scope: Mapping[str, int], *, make: bool
+    ) -> dict[str, DataKey]:
+        """Give the keys that the fast path has not."""
+        digests = self._scope_digests
+        if digests is None:
+            return sealer.keys(items_by_scope, make=make)
+        self._memory.check_open()
+        stored = digests.to_seal_for(items_by_scope, make=make)
+        found = sealer.keys({stored[scope]: items_by_scope[scope] for scope in stored}, make=make)
+        return {scope: found[held] for scope, held in stored.items() if held in found}
 
     def _for(self, purpose: KeyPurpose) -> KeysOfPurpose:
         if purpose is not KeyPurpose.FIELD:

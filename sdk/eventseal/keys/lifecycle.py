@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from eventseal.keys.purposes import KeysOfPurpose
     from eventseal.keys.records import KeyRecord
     from eventseal.keys.rotating import Rotated
+    from eventseal.keys.scope_digests import ScopeDigests
+    from eventseal.keys.store_key import StoreKey
 
 
 class KeyLifecycle:
@@ -28,6 +30,24 @@ class KeyLifecycle:
     _destroyer: Destroyer
     _ledger_keys: LedgerKeys
     _memory: Memory
+    _scope_digests: ScopeDigests | None
+    _store_key: StoreKey
+
+    def scope_named(self, name: str) -> str:
+        """
+        Give the stored form of a scope that a person names: the same, without ``scope_digest``.
+
+        Args:
+            name: The scope, or its stored form, as ``eventseal keys`` lists it.
+
+        Raises:
+            ConfigurationError: The scope is refused, or the keyring was told otherwise of digests than the
+                application's first, so that scopes would not be found; or it is closed.
+            EventSealError: The application's store key does not open.
+        """
+        self._memory.check_open()
+        self._store_key.seals()
+        return self._stored(name, make=False)
 
     def rotate(self, scope: str = DEFAULT_SCOPE, *, compromised: bool = False) -> KeyRecord:
         """
@@ -48,7 +68,7 @@ class KeyLifecycle:
             StoreError: The key store refused or failed.
         """
         self._memory.check_open()
-        return self._data_keys.rotate(checked_scope(scope), compromised=compromised).new
+        return self._data_keys.rotate(self._stored(scope), compromised=compromised).new
 
     def rotate_many(
         self, scopes: Collection[str], *, compromised: bool = False
@@ -72,9 +92,9 @@ class KeyLifecycle:
             StoreError: The key store refused or failed; the scopes before stay rotated.
         """
         self._memory.check_open()
-        return self._data_keys.rotate_many(
-            [checked_scope(scope) for scope in scopes], compromised=compromised
-        )
+        stored = {scope: self._stored(scope) for scope in scopes}
+        rotated = self._data_keys.rotate_many(dict.fromkeys(stored.values()), compromised=compromised)
+        return {scope: rotated[held] for scope, held in stored.items()}
 
     def compromise(self, key_ids: Collection[UUID]) -> list[KeyRecord]:
         """
@@ -152,7 +172,7 @@ class KeyLifecycle:
         """
         self._memory.check_open()
         return self._destroyer.shred(
-            checked_scope(scope), first=first, even_default=even_default, dry_run=dry_run
+            self._stored(scope), first=first, even_default=even_default, dry_run=dry_run
         )
 
     def shred_again(
@@ -180,7 +200,7 @@ class KeyLifecycle:
             StoreError: The key store refused or failed.
         """
         self._memory.check_open()
-        return self._destroyer.shred_again(checked_scope(scope), erased, closed=closed, dry_run=dry_run)
+        return self._destroyer.shred_again(self._stored(scope), erased, closed=closed, dry_run=dry_run)
 
     def reopen(
         self, scope: str, *, first: Callable[[Sequence[KeyRecord]], object] | None = None
@@ -205,7 +225,7 @@ class KeyLifecycle:
             StoreError: The key store refused or failed.
         """
         self._memory.check_open()
-        return self._destroyer.reopen(checked_scope(scope), first=first)
+        return self._destroyer.reopen(self._stored(scope), first=first)
 
     def branch_uses(self, branch_ids: Collection[UUID]) -> dict[UUID, int]:
         """
@@ -227,3 +247,8 @@ class KeyLifecycle:
         """Makes and opens the keys of erasure ledgers, which are kept outside of the key store."""
         self._memory.check_open()
         return self._ledger_keys
+
+    def _stored(self, name: str, *, make: bool = True) -> str:
+        self._memory.check_open()
+        digests = self._scope_digests
+        return checked_scope(name) if digests is None else digests.named(name, make=make)

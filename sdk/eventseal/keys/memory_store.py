@@ -43,7 +43,7 @@ class InMemoryKeyStore:
         self._lock = threading.Lock()
         self._records: dict[UUID, KeyRecord] = {}
         self._changed: dict[UUID, int] = {}
-        self._slots: dict[tuple[str, KeyPurpose, str], UUID] = {}
+        self._slots: dict[tuple[str, KeyPurpose, str | None], UUID] = {}
         self._marks: dict[str, ChangeMark] = {}
         renew_in_children(self)
 
@@ -86,7 +86,7 @@ class InMemoryKeyStore:
                     self._insert(record)
                     if mark is not None:
                         self._marks.setdefault(mark.application, mark)
-            return {record.scope: self._records[self._slots[_slot(record)]] for record in records}
+            return {str(record.active_scope): self._records[self._slots[_slot(record)]] for record in records}
 
     def replace_active(
         self,
@@ -371,8 +371,8 @@ def _holding(records: Sequence[KeyRecord]) -> list[KeyRecord]:
     return [record for record in records if record.active_scope is not None]
 
 
-def _slot(record: KeyRecord) -> tuple[str, KeyPurpose, str]:
-    return record.application, record.purpose, record.scope
+def _slot(record: KeyRecord) -> tuple[str, KeyPurpose, str | None]:
+    return record.application, record.purpose, record.active_scope
 
 
 def _with_wrapping(record: KeyRecord, wrapped: WrappedKey, *, verified: bool) -> KeyRecord:

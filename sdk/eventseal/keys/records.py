@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 DEFAULT_SCOPE = "application"
 STORE_SCOPE = "store"
+DIGEST_STORE_SCOPE = "store:digest"
+"""The scope of the store key, in the slot of ``store``, where the application's scopes are digests."""
 MAX_SCOPE_BYTES = 200
 MAX_APPLICATION_BYTES = 200
 

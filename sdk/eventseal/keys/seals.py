@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hmac
+from base64 import urlsafe_b64encode
 from dataclasses import replace
-from hashlib import sha512
+from hashlib import sha256, sha512
 from typing import TYPE_CHECKING, NoReturn
 
 from eventseal.errors import IntegrityError
@@ -61,10 +62,10 @@ class Seals:
     Seals and checks the key tables of one application under its store key.
 
     Args:
-        store_key: Three keys are derived from it; the handle itself is not kept.
+        store_key: Four keys are derived from it; the handle itself is not kept.
     """
 
-    __slots__ = ("_application", "_mark_key", "_revoked_key", "_row_key", "key_id")
+    __slots__ = ("_application", "_mark_key", "_revoked_key", "_row_key", "_scope_key", "key_id")
 
     def __init__(self, store_key: DataKey) -> None:
         self.key_id = store_key.key_id
@@ -72,6 +73,7 @@ class Seals:
         self._row_key = store_key.derive(b"eventseal/v1/row seal", _HMAC_KEY_SIZE)
         self._revoked_key = store_key.derive(b"eventseal/v1/revoked", _HMAC_KEY_SIZE)
         self._mark_key = store_key.derive(b"eventseal/v1/change mark", _HMAC_KEY_SIZE)
+        self._scope_key = store_key.derive(b"eventseal/v1/scope digest", _HMAC_KEY_SIZE)
 
     def sealed(self, record: KeyRecord) -> KeyRecord:
         """Give *record* with the seal that belongs to it."""
@@ -126,6 +128,11 @@ class Seals:
                 f"the change mark of {self._application!r} does not match its seal: it was edited",
                 remedy="Find out who changed the key tables, and restore key_changes from a backup.",
             )
+
+    def scope_digest(self, scope: str) -> str:
+        """Give what stands for a scope where scopes are personal: 32 bytes of HMAC in base64url, unpadded."""
+        digest = hmac.digest(self._scope_key, scope.encode(), sha256)
+        return urlsafe_b64encode(digest).rstrip(b"=").decode("ascii")
 
     def set_hash(
         self, total: int = 0, *, added: Iterable[Revocation], removed: Iterable[Revocation] = ()

@@ -58,6 +58,20 @@ class KeySource(Protocol):
         """
         ...
 
+    def stored_scope(self, scope: str) -> str:
+        """
+        Give a scope as keys name it: the same, unless the key tables hold digests of scopes.
+
+        Args:
+            scope: As the application has it.
+
+        Raises:
+            ConfigurationError: The scope is refused.
+            KmsError: The KMS refused or failed.
+            StoreError: The key store refused or failed.
+        """
+        ...
+
     def refresh(self) -> None:
         """Look at once for keys whose state changed."""
         ...

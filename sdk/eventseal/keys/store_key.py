@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from eventseal.errors import EventSealError, IntegrityError
+from eventseal.errors import ConfigurationError, EventSealError, IntegrityError
 from eventseal.keys.making import new_record
-from eventseal.keys.records import STORE_SCOPE
+from eventseal.keys.records import DIGEST_STORE_SCOPE, STORE_SCOPE
 from eventseal.keys.seals import Seals, binding_of, check_readable
 from eventseal.keys.single_flight import SingleFlight
 from eventseal.keys.states import KeyPurpose, KeyState
@@ -25,10 +25,13 @@ class StoreKey:
 
     Args:
         resources: Of the keys that KEKs wrap: a branch key is sealed by the store key, and never wraps it.
+        scope_digest: Whether the application's scopes are stored as digests. The store key's row says so,
+            from the application's first key on: another process that was told otherwise is refused.
     """
 
-    def __init__(self, resources: Resources) -> None:
+    def __init__(self, resources: Resources, *, scope_digest: bool) -> None:
         self._resources = resources
+        self._scope = DIGEST_STORE_SCOPE if scope_digest else STORE_SCOPE
         self._seals: Seals | None = None
         self._flight: SingleFlight[str, Seals] = SingleFlight()
 
@@ -37,6 +40,8 @@ class StoreKey:
         Give the application's seals; ``None`` if it has no store key, hence no key at all.
 
         Raises:
+            ConfigurationError: The application's scopes are stored as digests, and this process was told
+                otherwise; or the other way round.
             IntegrityError: The store key's row is not what a keyring sealed.
             KmsError: The KMS refused or failed.
             StoreError: The key store refused or failed.
@@ -79,7 +84,8 @@ class StoreKey:
         return self._resources.store.changes(self._resources.application, -1, []) is not None
 
     def _made(self) -> Seals:
-        record = new_record(self._resources.application, STORE_SCOPE, KeyPurpose.STORE, leased=0)
+        record = new_record(self._resources.application, self._scope, KeyPurpose.STORE, leased=0)
+        record = replace(record, active_scope=STORE_SCOPE)
         ((key, wrappings),) = self._resources.wrapping.generate([record])
         seals = Seals(key)
         record = seals.sealed(replace(record, binding=binding_of(key), wrappings=wrappings))
@@ -96,7 +102,25 @@ class StoreKey:
         key.close()
         seals.check(record)
         _check_place(record, self._resources.application)
+        self._check_scope(record)
         return seals
+
+    def _check_scope(self, record: KeyRecord) -> None:
+        """Refuse to keep scopes in two forms: one that was shredded in the one would live on in the other."""
+        if record.scope == self._scope:
+            return
+        application = self._resources.application
+        if record.scope == DIGEST_STORE_SCOPE:
+            raise ConfigurationError(
+                f"the scopes of application {application!r} are stored as digests, from its first key on",
+                remedy="Set scope_digest to true for it, in every process.",
+            )
+        raise ConfigurationError(
+            f"scope_digest is set, but the scopes of application {application!r} are stored as they are, "
+            "from its first key on",
+            remedy="Leave scope_digest out for it. To have digests, begin a new application, and copy the "
+            "events into it.",
+        )
 
 
 def _deleted(application: str) -> IntegrityError:
@@ -107,8 +131,9 @@ def _deleted(application: str) -> IntegrityError:
 
 
 def _check_place(record: KeyRecord, application: str) -> None:
-    place = (record.application, record.scope, record.purpose, record.state)
-    if place != (application, STORE_SCOPE, KeyPurpose.STORE, KeyState.ACTIVE):
+    place = (record.application, record.active_scope, record.purpose, record.state)
+    scopes = {STORE_SCOPE, DIGEST_STORE_SCOPE}
+    if place != (application, STORE_SCOPE, KeyPurpose.STORE, KeyState.ACTIVE) or record.scope not in scopes:
         raise IntegrityError(
             f"key {record.key_id} stands in the place of the store key of application {application!r}, "
             f"but is a {record.state} key of purpose {record.purpose} of application {record.application!r}",

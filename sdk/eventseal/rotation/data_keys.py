@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from eventseal.errors import ConfigurationError, EventSealError, KeyDestroyedError
-from eventseal.keys.records import checked_scope
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.rotation.compromised import record_marks
 from eventseal.rotation.key_totals import active_data_keys
@@ -62,7 +61,7 @@ def rotate_keys(
         for some in _active_scopes(store):
             run.rotate(some)
     else:
-        named = list(dict.fromkeys(map(checked_scope, scopes)))
+        named = list(dict.fromkeys(map(store.keyring.scope_named, scopes)))
         _refuse_closed(store, named)
         run.expect(len(named))
         run.rotate(named)

@@ -12,7 +12,7 @@ from eventseal.storage.item_rows import count_by_key
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from uuid import UUID
 
     from eventseal.keys.records import KeyRecord
@@ -62,7 +62,7 @@ def list_keys(
     datastore: SQLAlchemyDatastore,
     application: str,
     *,
-    scope: str | None = None,
+    scopes: Collection[str] | None = None,
     state: KeyState | None = None,
     after: UUID | None = None,
     limit: int = 100,
@@ -74,7 +74,7 @@ def list_keys(
         key_store: Has the keys.
         datastore: Has the items, and the registry of their tables.
         application: Whose keys.
-        scope: Only keys of this scope.
+        scopes: Only keys of these, as the key tables have them.
         state: Only keys in this state.
         after: Begin behind this key.
         limit: Keys at most.
@@ -91,7 +91,7 @@ def list_keys(
     found: list[KeyRecord] = []
     following = None
     for record in _records(key_store, application, state=state, after=after):
-        if scope is not None and record.scope != scope:
+        if scopes is not None and record.scope not in scopes:
             continue
         if len(found) == limit:
             following = found[-1].key_id

@@ -10,12 +10,13 @@ from uuid import UUID
 from sqlalchemy import select
 
 from eventseal.errors import ConfigurationError
+from eventseal.keys.scope_digests import is_digest
 from eventseal.storage.key_rows import chunks
 from eventseal.storage.key_tables import encryption_keys
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from sqlalchemy.engine import Connection
 
@@ -26,7 +27,13 @@ _NEIGHBOURS = 500
 """Looked at on each side in the order of the index: an application may have ten million."""
 
 
-def refuse_unknown_scopes(datastore: SQLAlchemyDatastore, application: str, scopes: Collection[str]) -> None:
+def refuse_unknown_scopes(
+    datastore: SQLAlchemyDatastore,
+    application: str,
+    scopes: Collection[str],
+    *,
+    stored_as: Callable[[str], str] = str,
+) -> None:
     """
     Refuse a scope that never had a key.
 
@@ -34,16 +41,20 @@ def refuse_unknown_scopes(datastore: SQLAlchemyDatastore, application: str, scop
         datastore: Has the key tables.
         application: Whose.
         scopes: As somebody typed them.
+        stored_as: Gives a scope as the key tables have it.
 
     Raises:
-        ConfigurationError: One is unknown; the remedy names the nearest that is known.
+        ConfigurationError: One is unknown; the remedy names the nearest that is known, except of digests.
         StoreError: The database refused or failed.
     """
     for scope in scopes:
-        look = partial(_neighbours, application=application, scope=scope)
+        stored = stored_as(scope)
+        look = partial(_neighbours, application=application, scope=stored)
         known = read(datastore.key_engine, look, doing="looking for scopes")
-        if scope not in known:
-            raise _unknown(f"application {application} has no key of scope {scope!r}", scope, known)
+        if stored not in known:
+            # The digest next to one is anybody's, and one that nobody can tell from the one that is meant.
+            readable = [] if is_digest(stored) else [other for other in known if not is_digest(other)]
+            raise _unknown(f"application {application} has no key of scope {scope!r}", scope, readable)
 
 
 def known_keys(datastore: SQLAlchemyDatastore, application: str, typed: Sequence[str]) -> list[UUID]:

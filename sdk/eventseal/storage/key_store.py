@@ -96,7 +96,7 @@ class SQLAlchemyKeyStore:
         def add(connection: Connection) -> dict[str, KeyRecord]:
             if not records:
                 return {}
-            first, scopes = records[0], [record.scope for record in records]
+            first, scopes = records[0], [str(record.active_scope) for record in records]
             current = load_mark(connection, first.application)
             insert_records(connection, records, change=0 if current is None else current.counter)
             holders = slot_holders(
@@ -106,12 +106,16 @@ class SQLAlchemyKeyStore:
                 scopes=scopes,
                 wrappings=False,
             )
-            for record in records:
-                if record.scope not in holders:
+            for record, scope in zip(records, scopes, strict=True):
+                if scope not in holders:
                     raise StoreError(
                         f"key id {record.key_id} is taken; ids are never used again", key_id=record.key_id
                     )
-            inserted = [record for record in records if holders[record.scope].key_id == record.key_id]
+            inserted = [
+                record
+                for record, scope in zip(records, scopes, strict=True)
+                if holders[scope].key_id == record.key_id
+            ]
             insert_wrappings(connection, inserted)
             if mark is not None and inserted:
                 insert_mark(connection, mark)

@@ -356,6 +356,10 @@ def keys_file() -> dict[str, Any]:
             for scope in ("subject:customer-42", "caf\u00e9") for branches in (1, 16, 1000, 4096)
         ],
         "store_key": {"key": store_key.hex(), "key_id": str(OTHER_KEY_ID)},
+        "scopes": [
+            {"scope": scope, "stored": stored_scope(store_key, scope)}
+            for scope in ("subject:ada@example.org", "stream:a:b", ":caf\u00e9", "application")
+        ],
         "rows": [{**facts, "seal": row_seal(store_key, facts).hex()} for facts in (row, row | gone)],
         "marks": [mark(store_key, counter, ids[:counter]) for counter in (0, 1, 2)],
     }  # fmt: skip
@@ -365,6 +369,13 @@ def branch(application: str, scope: str, branches: int) -> dict[str, Any]:
     digest = sha512(lp(application.encode(), scope.encode())).digest()
     facts = {"application": application, "scope": scope, "branches": branches}
     return {**facts, "branch": f"branch:{int.from_bytes(digest, 'big') % branches}"}
+
+
+def stored_scope(store_key: bytes, scope: str) -> str:
+    kind, colon, _ = scope.partition(":")
+    digest_key = hkdf(store_key, OTHER_KEY_ID.bytes, b"eventseal/v1/scope digest", 64)
+    digest = base64.urlsafe_b64encode(hmac.digest(digest_key, scope.encode(), "sha256")).decode()
+    return f"{kind}:~{digest.rstrip('=')}" if colon else scope
 
 
 def row_seal(store_key: bytes, row: dict[str, Any]) -> bytes:

@@ -72,7 +72,13 @@ def _check_seals(
         raise key
     seals = Seals(key)
     key.close()
-    keyring = Keyring(adapters, stores.key_store, application=stores.settings.application)
+    settings = stores.settings
+    keyring = Keyring(
+        adapters,
+        stores.key_store,
+        application=settings.application,
+        scope_digest=settings.scope_digest,
+    )
     try:
         keyring.refresh()  # the change mark, and that no revoked key is missing
     finally:

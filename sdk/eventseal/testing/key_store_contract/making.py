@@ -37,6 +37,15 @@ class MakingContract(KeyStoreFixtures):
         assert_same(store.get([record.key_id])[record.key_id], record)
         assert_same(store.active(application, ["tenant:acme"])["tenant:acme"], record)
 
+    def test_the_slot_is_that_of_active_scope_whatever_the_scope(
+        self, store: KeyStore, application: str
+    ) -> None:
+        first = replace(make_record(application, "a:digest"), active_scope="a")
+        assert store.add_active([first])["a"].key_id == first.key_id
+        (stored,) = store.active(application, ["a", "a:digest"]).values()
+        assert (stored.key_id, stored.scope, stored.active_scope) == (first.key_id, "a:digest", "a")
+        assert store.add_active([make_record(application, "a")])["a"].key_id == first.key_id
+
     def test_a_new_record_has_the_time_of_the_store_and_no_other(
         self, store: KeyStore, application: str
     ) -> None:
