@@ -14,7 +14,7 @@ from eventseal.errors import IntegrityError
 from eventseal.storage.item_columns import KEY_ID, ROLES, is_text
 from eventseal.storage.job_tables import job_metadata
 from eventseal.storage.key_tables import EVERY_APPLICATION, fence_metadata, key_metadata, sealed_tables
-from eventseal.storage.types import BinaryUUID, ExactDecimal, ExactInteger, ExactText
+from eventseal.storage.types import BinaryUUID, DatabaseText, ExactDecimal, ExactInteger, ExactText
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -34,11 +34,17 @@ _HEX_DIGITS = 32
 
 
 class ColumnKind(StrEnum):
-    """How a column holds its values; the registry's word for a type."""
+    """
+    How a column holds its values; the registry's word for a type.
+
+    ``GENERIC_UUID`` is SQLAlchemy's own: native on PostgreSQL, 32 hexadecimal digits elsewhere.
+    ``DATABASE_TEXT`` is text that is compared byte for byte, but sorted as the database sorts it.
+    """
 
     UUID = "uuid"
     GENERIC_UUID = "generic-uuid"
     TEXT = "text"
+    DATABASE_TEXT = "database-text"
     INTEGER = "integer"
     DECIMAL = "decimal"
     BINARY = "binary"
@@ -64,6 +70,7 @@ _TYPES: Mapping[ColumnKind, TypeEngine[Any]] = MappingProxyType(
         ColumnKind.UUID: BinaryUUID(),
         ColumnKind.GENERIC_UUID: Uuid(),
         ColumnKind.TEXT: ExactText(),
+        ColumnKind.DATABASE_TEXT: DatabaseText(),
         ColumnKind.INTEGER: ExactInteger(),
         ColumnKind.DECIMAL: ExactDecimal(),
         ColumnKind.BINARY: LargeBinary(),
@@ -89,7 +96,9 @@ class SealedTable:
         database: The logical name of the database it is in.
         table: Its name, with its schema before a dot if it has one.
         collection: The logical name that is bound to its items.
-        columns: By role: ``sequence_id``, ``position``, ``topic``, ``data``, ``key_id``.
+        columns: By role: ``sequence_id``, ``position``, ``topic``, ``data``, ``key_id``. A table without the
+            last is one that another program writes: the id of a row's key is read from its envelope's header.
+        old_formats: What its readers accept beside envelopes, while a migration lasts.
     """
 
     application: str | None = None
@@ -97,6 +106,12 @@ class SealedTable:
     table: str
     collection: str
     columns: Mapping[str, SealedColumn] = field(hash=False)
+    old_formats: tuple[str, ...] = ()
+
+    @property
+    def has_key_ids(self) -> bool:
+        """Whether a column names the key of each row; if not, its envelope's header alone does."""
+        return KEY_ID in self.columns
 
     @classmethod
     def of(
@@ -143,7 +158,11 @@ def register(connection: Connection, tables: Iterable[SealedTable]) -> None:
             "table_name": table.table,
         }
         columns = {role: [column.name, column.kind.value] for role, column in table.columns.items()}
-        said = {"collection": table.collection, "columns": columns}
+        said = {
+            "collection": table.collection,
+            "columns": columns,
+            "old_formats": list(table.old_formats) or None,
+        }
         insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
         connection.execute(
             insert(sealed_tables)
@@ -210,6 +229,7 @@ def _sealed_table(row: Row[Any]) -> SealedTable:
         table=row.table_name,
         collection=row.collection,
         columns={role: SealedColumn(name, ColumnKind(kind)) for role, (name, kind) in row.columns.items()},
+        old_formats=tuple(row.old_formats or ()),
     )
 
 

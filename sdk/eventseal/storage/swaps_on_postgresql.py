@@ -10,6 +10,7 @@ from psycopg.adapt import Dumper
 from psycopg.pq import Format
 from sqlalchemy import event
 
+from eventseal.storage.header_key_ids import key_id_in_header
 from eventseal.storage.item_columns import KEY_ID
 from eventseal.storage.item_swaps import EMPTY_PAGE, KEY_ID_IN_HEADER, MOST_PAGE_BYTES, TAG_SIZE, Page, Swap
 from eventseal.storage.registry import ColumnKind
@@ -28,6 +29,7 @@ _TYPES = {
     ColumnKind.UUID: "uuid",
     ColumnKind.GENERIC_UUID: "uuid",
     ColumnKind.TEXT: "text",
+    ColumnKind.DATABASE_TEXT: "text",
     ColumnKind.INTEGER: "bigint",
     ColumnKind.DECIMAL: "numeric",
 }
@@ -59,10 +61,16 @@ class PostgreSQLSwaps:
         quote = preparer.quote
         self._table = ".".join(quote(part) for part in table.table.rsplit(".", 1))
         self._names = {role: quote(column.name) for role, column in table.columns.items()}
+        self._has_key_ids = table.has_key_ids
+        self._key_id = (
+            self._names[KEY_ID] if table.has_key_ids else key_id_in_header(dialect, self._names["data"])
+        )
         self._place_types = [_TYPES[table.columns[role].kind] for role in ("sequence_id", "position")]
         self._has_uuids = self._place_types[0] == "uuid"
-        self._swap_to_one = self._swap_statement("%b::uuid", "", "")
-        self._swap_to_many = self._swap_statement("item.key_id", "%b::uuid[], ", "key_id, ")
+        key_id = f", {self._names[KEY_ID]} = " if table.has_key_ids else ""
+        self._swap_alone = self._swap_statement("", "", "")
+        self._swap_to_one = self._swap_statement(f"{key_id}%b::uuid", "", "")
+        self._swap_to_many = self._swap_statement(f"{key_id}item.key_id", "%b::uuid[], ", "key_id, ")
 
     def page(
         self,
@@ -83,7 +91,7 @@ class PostgreSQLSwaps:
         statement = f"""
             SELECT {sent_id}, place, topic, data, uuid_send(key_id), ctid, xmin FROM (
                 SELECT {name["sequence_id"]} AS sequence_id, {name["position"]} AS place,
-                    {name["topic"]} AS topic, {name["data"]} AS data, {name[KEY_ID]} AS key_id, ctid,
+                    {name["topic"]} AS topic, {name["data"]} AS data, {self._key_id} AS key_id, ctid,
                     {"xmin::text::bigint" if written else "NULL::bigint"} AS xmin,
                     sum({size}) OVER (ORDER BY {place}) - {size} AS bytes_before
                 FROM {self._table} WHERE {" AND ".join(conditions)} ORDER BY {place} LIMIT {limit:d}
@@ -112,17 +120,14 @@ class PostgreSQLSwaps:
 
     def prepare(self, page: Page, envelopes: Sequence[bytes]) -> Swap:
         """Put arrays together; see ``ItemSwaps``."""
-        named = [envelope[KEY_ID_IN_HEADER] for envelope in envelopes]
         tags = [envelope[-TAG_SIZE:] for envelope in page.envelopes]
-        one_key = len(set(named)) == 1
-        parameters = (
-            UUID(bytes=named[0]) if one_key else _Array(_UUID, named),
-            _Array(_TID, page.locators),
-            _Array(_BYTEA, tags),
-            _Array(_BYTEA, envelopes),
-        )
-        statement = self._swap_to_one if one_key else self._swap_to_many
-        return Swap(page, envelopes, statement, parameters)
+        items = _Array(_TID, page.locators), _Array(_BYTEA, tags), _Array(_BYTEA, envelopes)
+        if not self._has_key_ids:
+            return Swap(page, envelopes, self._swap_alone, items)
+        named = [envelope[KEY_ID_IN_HEADER] for envelope in envelopes]
+        if len(set(named)) == 1:
+            return Swap(page, envelopes, self._swap_to_one, (UUID(bytes=named[0]), *items))
+        return Swap(page, envelopes, self._swap_to_many, (_Array(_UUID, named), *items))
 
     def swap(self, connection: Connection, swap: Swap) -> list[int]:
         """Give rows new data and keys; see ``ItemSwaps``."""
@@ -143,10 +148,10 @@ class PostgreSQLSwaps:
         parameters = (list(page.sequence_ids), list(page.positions), list(envelopes))
         return [number - 1 for (number,) in connection.exec_driver_sql(statement, parameters)]
 
-    def _swap_statement(self, key_id: str, arrays: str, columns: str) -> str:
+    def _swap_statement(self, set_key_id: str, arrays: str, columns: str) -> str:
         data = self._names["data"]
         return f"""
-            UPDATE {self._table} AS stored SET {data} = item.data, {self._names[KEY_ID]} = {key_id}
+            UPDATE {self._table} AS stored SET {data} = item.data{set_key_id}
             FROM unnest({arrays}%b::tid[], %b::bytea[], %b::bytea[]) AS item ({columns}locator, tag, data)
             WHERE stored.ctid = item.locator
                 AND substring(stored.{data} FROM greatest(octet_length(stored.{data}) - {TAG_SIZE - 1}, 1))
@@ -155,16 +160,16 @@ class PostgreSQLSwaps:
     def _conditions(
         self, selection: Selection, after: Place | None, upto: Place | None
     ) -> tuple[list[str], list[Any]]:
-        key_id, data = self._names[KEY_ID], self._names["data"]
+        key_id, data = self._key_id, self._names["data"]
         parameters: list[Any] = []
         if selection.keys is None:
-            conditions = [f"{key_id} IS NOT NULL"]
+            conditions = [f"({key_id}) IS NOT NULL"]
         else:
-            wanted = [f"{key_id} = ANY(%b::uuid[])"]
+            wanted = [f"({key_id}) = ANY(%b::uuid[])"]
             parameters.append(list(selection.keys))
             if selection.fitting:
                 wanted.append(
-                    f"{key_id} = ANY(%b::uuid[]) AND substring({data} FROM 1 FOR 3) <> ALL(%b::bytea[])"
+                    f"({key_id}) = ANY(%b::uuid[]) AND substring({data} FROM 1 FOR 3) <> ALL(%b::bytea[])"
                 )
                 parameters += [list(selection.fitting), list(selection.heads)]
             conditions = [f"({' OR '.join(wanted)})"]

@@ -63,6 +63,14 @@ _SMALLEST: dict[bytes, int] = {
 }
 """Bytes of the smallest envelope by the three bytes that it begins with."""
 
+HEADS = tuple(
+    bytes((VERSION, suite, compression)) for suite in sorted(SuiteId) for compression in sorted(CompressionId)
+)
+"""The three bytes that an envelope of version 1 may begin with, also one that only a later release opens."""
+
+SMALLEST_SIZE = HEADER_SIZE + 24 + 16
+"""Bytes that an envelope has at least: one of the reserved suite may be a header, an IV and a tag alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class EnvelopeInfo:
