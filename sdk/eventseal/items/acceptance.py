@@ -185,8 +185,8 @@ class AcceptedFormats:
 def _not_any_more(collection: str) -> EncryptionRequiredError:
     return EncryptionRequiredError(
         f"the item is no envelope, and no older format is accepted in the collection {collection}",
-        remedy="If the migration has not begun, begin it: eventseal migrate --begin; if it has ended, find out "
-        "who wrote the row.",
+        remedy="Begin the migration with `eventseal migrate --begin`; if it has ended, find out who wrote "
+        "the row.",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from sqlalchemy import and_, func, literal, literal_column, null, or_, select, tuple_
+from sqlalchemy import and_, func, literal, literal_column, null, or_, select, true, tuple_
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import UnaryExpression
 
@@ -88,7 +88,7 @@ class SQLiteSwaps:
             written=rowids if written else (),
         )
 
-    def prepare(self, page: Page, envelopes: Sequence[bytes]) -> Swap:
+    def prepare(self, page: Page, envelopes: Sequence[bytes], *, by_tag: bool = True) -> Swap:  # noqa: ARG002
         """Turn values into what the driver takes; see ``ItemSwaps``."""
         sent_id, sent_position, sent_key = self._senders
         named = {e[KEY_ID_IN_HEADER] for e in envelopes} if self._has_key_ids else set()
@@ -127,12 +127,14 @@ class SQLiteSwaps:
     def _selected(self, selection: Selection) -> ColumnElement[bool]:
         data = self._columns["data"]
         if selection.keys is None:
-            return self._columns.key_id.is_not(None)
+            return true() if selection.plain else self._columns.key_id.is_not(None)
         key_id = self._columns.key_id
         if not selection.few:
             # Behind a plus SQLite uses no index: else it would sort the whole table for each page.
             key_id = UnaryExpression(key_id, operator=_PLUS, type_=key_id.type)
         wanted: list[ColumnElement[bool]] = [key_id.in_(selection.keys)]
+        if selection.plain:
+            wanted.append(key_id.is_(None))
         if selection.fitting:
             head = func.substr(data, 1, _HEAD_SIZE, type_=data.type)
             wanted.append(and_(key_id.in_(selection.fitting), head.not_in(selection.heads)))
