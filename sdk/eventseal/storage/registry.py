@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import BINARY, CHAR, VARBINARY, LargeBinary, Uuid, inspect, select
+from sqlalchemy import BINARY, CHAR, VARBINARY, LargeBinary, Uuid, inspect, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from eventseal.errors import IntegrityError
@@ -29,6 +29,11 @@ DEFAULT_DATABASE = "items"
 
 OWN_TABLES = frozenset({*key_metadata.tables, *fence_metadata.tables, *job_metadata.tables})
 """EventSeal's own tables, which have key ids and hold no items."""
+
+EVENTSOURCING_COLUMNS: Mapping[str, str] = MappingProxyType(
+    {"sequence_id": "originator_id", "position": "originator_version", "topic": "topic", "data": "state"}
+)
+"""By role, the columns of the eventsourcing library's tables, which have no ``key_id``."""
 
 _HEX_DIGITS = 32
 
@@ -113,6 +118,11 @@ class SealedTable:
         """Whether a column names the key of each row; if not, its envelope's header alone does."""
         return KEY_ID in self.columns
 
+    @property
+    def may_mislead(self) -> bool:
+        """Whether a row may look like an envelope, under a key that there never was, and be none."""
+        return bool(self.old_formats) and not self.has_key_ids
+
     @classmethod
     def of(
         cls, columns: ItemColumns, application: str | None, *, database: str = DEFAULT_DATABASE
@@ -143,14 +153,16 @@ def register(connection: Connection, tables: Iterable[SealedTable]) -> None:
     """
     Write tables into the registry, where it does not say the same already.
 
+    What readers accept beside envelopes stays as it is there: :func:`set_old_formats` changes it.
+
     Args:
         connection: To the database of the keys, in a transaction.
         tables: Any number.
     """
-    known = registered(connection)
+    known = [replace(table, old_formats=()) for table in registered(connection)]
     # In one order, and as an upsert: other processes may register the same tables at this moment.
     for table in sorted(tables, key=lambda table: (table.database, table.table)):
-        if table in known:
+        if replace(table, old_formats=()) in known:
             continue
         key = {
             "application": EVERY_APPLICATION if table.application is None else table.application,
@@ -158,17 +170,30 @@ def register(connection: Connection, tables: Iterable[SealedTable]) -> None:
             "table_name": table.table,
         }
         columns = {role: [column.name, column.kind.value] for role, column in table.columns.items()}
-        said = {
-            "collection": table.collection,
-            "columns": columns,
-            "old_formats": list(table.old_formats) or None,
-        }
+        said = {"collection": table.collection, "columns": columns}
         insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
         connection.execute(
             insert(sealed_tables)
             .values(**key, **said)
             .on_conflict_do_update(index_elements=list(key), set_=said)
         )
+
+
+def set_old_formats(connection: Connection, table: SealedTable, old_formats: Collection[str]) -> None:
+    """
+    Write down what the readers of a registered table accept beside envelopes.
+
+    Args:
+        connection: To the database of the keys, in a transaction.
+        table: From the registry.
+        old_formats: Their names; none: every row must be an envelope.
+    """
+    columns = sealed_tables.c
+    connection.execute(
+        update(sealed_tables)
+        .where(columns.database_name == table.database, columns.table_name == table.table)
+        .values(old_formats=sorted(old_formats) or None)
+    )
 
 
 def registered(connection: Connection, application: str | None = None) -> list[SealedTable]:
@@ -208,8 +233,8 @@ def unregistered_tables(
         unsealed_tables: Names of tables that are known to hold none.
 
     Returns:
-        The names of tables, not EventSeal's own, with a ``key_id`` of a UUID type beside a binary column;
-        before those outside the default schema stands theirs.
+        The names of tables, not EventSeal's own, with a ``key_id`` of a UUID type beside a binary column, or
+        with the columns of the eventsourcing library; before those outside the default schema stands theirs.
     """
     inspector = inspect(connection)
     default = f"{inspector.default_schema_name}."
@@ -237,8 +262,22 @@ def _is_users(schema: str) -> bool:
     return schema != "information_schema" and not schema.startswith("pg_")
 
 
+def looks_like_eventsourcing(types: Mapping[str, TypeEngine[Any]]) -> bool:
+    """
+    Whether a table has the columns in which the eventsourcing library, from release 8 on, keeps states.
+
+    Args:
+        types: Of its columns, by name.
+    """
+    return types.keys() >= set(EVENTSOURCING_COLUMNS.values()) and _is_binary(
+        types[EVENTSOURCING_COLUMNS["data"]]
+    )
+
+
 def _looks_sealed(columns: Iterable[Any]) -> bool:
     types = {column["name"]: column["type"] for column in columns}
+    if looks_like_eventsourcing(types):
+        return True
     key_id = types.pop(KEY_ID, None)
     return key_id is not None and _may_hold_uuid(key_id) and any(map(_is_binary, types.values()))
 
