@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventsourcing.persistence import EventStore, Notification, PersistenceError, Recording
 
-from eventseal.integrations.eventsourcing.closed_fence import is_closed_fence
+from eventseal.storage.fence_triggers import is_fence_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -91,7 +91,7 @@ class SealedEventStore(_EventStore):
             try:
                 return stored_events, self.recorder.insert_events(stored_events, **kwargs)
             except PersistenceError as error:
-                if not is_closed_fence(error):
+                if not is_fence_refusal(error):
                     raise
             self.mapper.refresh_keys()
         stored_events = self.mapper.to_stored_events(domain_events, collection=self._collection)

@@ -8,7 +8,7 @@ from weakref import WeakSet
 from eventsourcing.utils import resolve_topic
 
 from eventseal.errors import ConfigurationError
-from eventseal.integrations.eventsourcing.collection import ITEMS, SNAPSHOTS
+from eventseal.integrations.eventsourcing.event_class import ITEMS, SNAPSHOTS
 from eventseal.integrations.eventsourcing.event_store import SealedEventStore
 from eventseal.integrations.eventsourcing.mapper import REMEDY_BESIDE, EncryptingMapper
 

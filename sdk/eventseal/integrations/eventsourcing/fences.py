@@ -36,6 +36,10 @@ class KnownFences:
         self._datastore = datastore
         self._known: set[bytes] = set()
 
+    def is_known(self, envelope: bytes) -> bool:
+        """Whether the fence of an envelope's key is known to be there."""
+        return envelope[_KEY_ID] in self._known
+
     def closed_among(self, envelopes: Iterable[bytes]) -> list[UUID]:
         """
         Make the fences that are not known yet.

@@ -9,8 +9,8 @@ from eventsourcing.persistence import Mapper, StoredEvent
 
 from eventseal.cipher import ItemContext, Opened
 from eventseal.errors import ConfigurationError, EventSealError, IntegrityError
-from eventseal.integrations.eventsourcing.collection import ITEMS, SNAPSHOTS, collection_of
 from eventseal.integrations.eventsourcing.erased import ErasedEvent
+from eventseal.integrations.eventsourcing.event_class import ITEMS, SNAPSHOTS, event_class
 from eventseal.integrations.eventsourcing.options import SealingOptions
 from eventseal.integrations.eventsourcing.sealing import Sealing, placed
 from eventseal.items.acceptance import OldItem
@@ -103,11 +103,22 @@ class EncryptingMapper(_Mapper):
 
     def to_stored_event(self, domain_event: Any) -> StoredEvent:
         """Map one event; see :meth:`to_stored_events`."""
-        return self.to_stored_events((domain_event,))[0]
+        stored = super().to_stored_event(domain_event)
+        context = _context(stored, event_class(type(domain_event)).collection)
+        return _with_state(stored, self._sealing.seal_event(domain_event, stored.state, context))
 
     def to_domain_event(self, stored_event: StoredEvent) -> Any:
         """Map one stored event back; see :meth:`to_domain_events`. One that would be skipped is masked."""
-        return self._mapped([stored_event], None)[0]
+        context = _context(stored_event, self._collections.get(stored_event.topic, ITEMS))
+        (outcome,) = self._sealing.open(((stored_event.state, context),))
+        if type(outcome) is not Opened:
+            return self._mapped([stored_event], None)[0]
+        event = super().to_domain_event(_Plain(stored_event, outcome.plaintext))  # type: ignore[arg-type]
+        try:
+            self._sealing.check_scope(event, outcome)
+        except EventSealError as error:
+            raise placed(error, context) from None
+        return event
 
     def to_stored_events(
         self, domain_events: Iterable[Any], *, collection: str | None = None
@@ -129,7 +140,7 @@ class EncryptingMapper(_Mapper):
         envelopes = self._sealing.seal_events(
             events,
             [
-                (stored.state, _context(stored, collection or collection_of(type(event))))
+                (stored.state, _context(stored, collection or event_class(type(event)).collection))
                 for stored, event in zip(plain, events, strict=True)
             ],
         )
@@ -172,15 +183,16 @@ class EncryptingMapper(_Mapper):
         outcomes = self._sealing.open(items)
         if collection is None:
             self._try_others(items, outcomes)
-        restore = super().to_domain_event
+        restore: Callable[[Any], Any] = super().to_domain_event
+        check_scope = self._sealing.check_scope
         events = []
         for stored, (_, context), outcome in zip(stored_events, items, outcomes, strict=True):
             try:
                 if isinstance(outcome, Opened):
-                    event = restore(_with_state(stored, outcome.plaintext))
-                    self._sealing.check_scope(event, outcome)
+                    event = restore(_Plain(stored, outcome.plaintext))
+                    check_scope(event, outcome)
                 elif isinstance(outcome, OldItem):
-                    event = restore(_with_state(stored, outcome.plaintext))
+                    event = restore(_Plain(stored, outcome.plaintext))
                 else:
                     event = self._erased(stored, outcome)
             except EventSealError as error:
@@ -219,6 +231,18 @@ class EncryptingMapper(_Mapper):
         )
 
 
+class _Plain:
+    """A stored event as the library's mapper reads it: in plain, and never handed out."""
+
+    __slots__ = ("originator_id", "originator_version", "state", "topic")
+
+    def __init__(self, stored: StoredEvent, state: bytes) -> None:
+        self.originator_id = stored.originator_id
+        self.originator_version = stored.originator_version
+        self.topic = stored.topic
+        self.state = state
+
+
 def refuse_beside(*, compressor: object, cipher: object) -> None:
     """
     Refuse what the library would put around a state beside the mapper.
@@ -246,9 +270,6 @@ def _context(stored: StoredEvent, collection: str) -> ItemContext:
 
 
 def _with_state(stored: StoredEvent, state: bytes) -> StoredEvent:
-    return StoredEvent(
-        originator_id=stored.originator_id,
-        originator_version=stored.originator_version,
-        topic=stored.topic,
-        state=state,
-    )
+    """Put another state into a stored event that nobody else has seen yet."""
+    object.__setattr__(stored, "state", state)  # it is frozen for those who get it
+    return stored
