@@ -23,8 +23,8 @@ from eventseal.kms.uri import adapter_class
 from eventseal.storage.fence_triggers import has_fence_triggers
 from eventseal.storage.item_columns import KEY_ID, sealed_columns
 from eventseal.storage.key_id_indexes import has_key_id_index
-from eventseal.storage.registry import OWN_TABLES
 from eventseal.storage.transactions import read
+from eventseal.storage.unregistered import OWN_TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

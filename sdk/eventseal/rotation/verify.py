@@ -189,7 +189,7 @@ class _Verification:
     def _is_plain(self, table: SealedTable, row: ItemRow, error: EventSealError) -> bool:
         """Bytes are an envelope only if the key store knows the key that they name."""
         if row.key_id is None:
-            return isinstance(error, UnknownFormatError | KeyNotFoundError)
+            return not table.is_migrated and isinstance(error, UnknownFormatError | KeyNotFoundError)
         if isinstance(error, UnknownFormatError):  # cut, if it is an envelope
             return table.may_mislead and not self._store.key_store.get([row.key_id])
         return table.may_mislead and isinstance(error, KeyNotFoundError)

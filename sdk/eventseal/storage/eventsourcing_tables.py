@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from sqlalchemy import Integer, LargeBinary, String, Uuid, inspect, text
 
 from eventseal.errors import ConfigurationError
-from eventseal.storage.registry import EVENTSOURCING_COLUMNS as COLUMNS
 from eventseal.storage.registry import ColumnKind, SealedColumn, SealedTable
+from eventseal.storage.unregistered import EVENTSOURCING_COLUMNS as COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

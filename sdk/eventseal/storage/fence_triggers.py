@@ -31,7 +31,7 @@ FENCE_CONSTRAINT = "eventseal_key_fence"
 
 _PREFIX = "eventseal_fence"
 _LONGEST_NAME = 63
-_REFUSED = re.compile(r"eventseal: (?:the key|key [0-9a-f-]{36}) is closed")
+_REFUSED = re.compile(r"eventseal: (?:the key|key [0-9a-f-]{36}) is closed:")
 
 # A SECURITY DEFINER: a program that writes items needs no right on the fences, and cannot open a closed one.
 _FUNCTION = """\
@@ -43,9 +43,9 @@ _TAKE_FENCE = """\
       INSERT INTO {fences} (key_id, state) VALUES (id, '{open}') ON CONFLICT DO NOTHING;
       PERFORM FROM {fences} WHERE key_id = id AND state = '{open}' FOR SHARE;
       IF NOT FOUND THEN
-        RAISE EXCEPTION 'eventseal: key % is closed', id USING
-          ERRCODE = 'integrity_constraint_violation', CONSTRAINT = '{constraint}', SCHEMA = TG_TABLE_SCHEMA,
-          TABLE = TG_TABLE_NAME, HINT = 'The key was retired meanwhile. Seal the item again and append it.';
+        RAISE EXCEPTION 'eventseal: key % is closed: seal the item again', id USING
+          ERRCODE = 'integrity_constraint_violation', CONSTRAINT = '{constraint}',
+          SCHEMA = TG_TABLE_SCHEMA, TABLE = TG_TABLE_NAME;
       END IF;
     END IF;"""
 # Keys in order, as whoever closes fences has it: no two of them wait for each other.
@@ -74,7 +74,7 @@ FOR EACH ROW WHEN (NEW.{data} IS DISTINCT FROM OLD.{data}) EXECUTE FUNCTION {fun
 _ON_SQLITE = """\
 CREATE TRIGGER {trigger} BEFORE {event} ON {table}
 BEGIN
-  SELECT RAISE(ABORT, 'eventseal: the key is closed: it was retired meanwhile; seal the item again')
+  SELECT RAISE(ABORT, 'eventseal: the key is closed: seal the item again')
   FROM {fences} WHERE key_id = {new_key_id} AND state = '{closed}';
 END"""
 _FOUND_ON_POSTGRESQL = text(

@@ -7,13 +7,12 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import BINARY, CHAR, VARBINARY, LargeBinary, Uuid, inspect, select, update
+from sqlalchemy import LargeBinary, Uuid, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from eventseal.errors import IntegrityError
 from eventseal.storage.item_columns import KEY_ID, ROLES, is_text
-from eventseal.storage.job_tables import job_metadata
-from eventseal.storage.key_tables import EVERY_APPLICATION, fence_metadata, key_metadata, sealed_tables
+from eventseal.storage.key_tables import EVERY_APPLICATION, sealed_tables
 from eventseal.storage.types import BinaryUUID, DatabaseText, ExactDecimal, ExactInteger, ExactText
 
 if TYPE_CHECKING:
@@ -26,16 +25,6 @@ if TYPE_CHECKING:
 
 DEFAULT_DATABASE = "items"
 """The logical name of the database that is configured for the items."""
-
-OWN_TABLES = frozenset({*key_metadata.tables, *fence_metadata.tables, *job_metadata.tables})
-"""EventSeal's own tables, which have key ids and hold no items."""
-
-EVENTSOURCING_COLUMNS: Mapping[str, str] = MappingProxyType(
-    {"sequence_id": "originator_id", "position": "originator_version", "topic": "topic", "data": "state"}
-)
-"""By role, the columns of the eventsourcing library's tables, which have no ``key_id``."""
-
-_HEX_DIGITS = 32
 
 
 class ColumnKind(StrEnum):
@@ -104,6 +93,7 @@ class SealedTable:
         columns: By role: ``sequence_id``, ``position``, ``topic``, ``data``, ``key_id``. A table without the
             last is one that another program writes: the id of a row's key is read from its envelope's header.
         old_formats: What its readers accept beside envelopes, while a migration lasts.
+        is_migrated: Whether a migration has ended: every row must be an envelope.
     """
 
     application: str | None = None
@@ -112,6 +102,7 @@ class SealedTable:
     collection: str
     columns: Mapping[str, SealedColumn] = field(hash=False)
     old_formats: tuple[str, ...] = ()
+    is_migrated: bool = False
 
     @property
     def has_key_ids(self) -> bool:
@@ -159,10 +150,10 @@ def register(connection: Connection, tables: Iterable[SealedTable]) -> None:
         connection: To the database of the keys, in a transaction.
         tables: Any number.
     """
-    known = [replace(table, old_formats=()) for table in registered(connection)]
+    known = [_as_given(table) for table in registered(connection)]
     # In one order, and as an upsert: other processes may register the same tables at this moment.
     for table in sorted(tables, key=lambda table: (table.database, table.table)):
-        if replace(table, old_formats=()) in known:
+        if _as_given(table) in known:
             continue
         key = {
             "application": EVERY_APPLICATION if table.application is None else table.application,
@@ -192,7 +183,7 @@ def set_old_formats(connection: Connection, table: SealedTable, old_formats: Col
     connection.execute(
         update(sealed_tables)
         .where(columns.database_name == table.database, columns.table_name == table.table)
-        .values(old_formats=sorted(old_formats) or None)
+        .values(old_formats=sorted(old_formats))
     )
 
 
@@ -221,32 +212,6 @@ def registered(connection: Connection, application: str | None = None) -> list[S
         ) from None
 
 
-def unregistered_tables(
-    connection: Connection, registered: Iterable[SealedTable], *, unsealed_tables: Collection[str] = ()
-) -> list[str]:
-    """
-    Find tables that look as if they held sealed items, but that nobody named.
-
-    Args:
-        connection: To a database of items.
-        registered: What the registry says of this database.
-        unsealed_tables: Names of tables that are known to hold none.
-
-    Returns:
-        The names of tables, not EventSeal's own, with a ``key_id`` of a UUID type beside a binary column, or
-        with the columns of the eventsourcing library; before those outside the default schema stands theirs.
-    """
-    inspector = inspect(connection)
-    default = f"{inspector.default_schema_name}."
-    known = {*OWN_TABLES, *unsealed_tables, *(table.table.removeprefix(default) for table in registered)}
-    return sorted(
-        name
-        for schema in filter(_is_users, inspector.get_schema_names())
-        for (_, table), columns in inspector.get_multi_columns(schema=schema).items()
-        if (name := f"{schema}.{table}".removeprefix(default)) not in known and _looks_sealed(columns)
-    )
-
-
 def _sealed_table(row: Row[Any]) -> SealedTable:
     return SealedTable(
         application=None if row.application == EVERY_APPLICATION else row.application,
@@ -255,39 +220,10 @@ def _sealed_table(row: Row[Any]) -> SealedTable:
         collection=row.collection,
         columns={role: SealedColumn(name, ColumnKind(kind)) for role, (name, kind) in row.columns.items()},
         old_formats=tuple(row.old_formats or ()),
+        is_migrated=row.old_formats == [],
     )
 
 
-def _is_users(schema: str) -> bool:
-    return schema != "information_schema" and not schema.startswith("pg_")
-
-
-def looks_like_eventsourcing(types: Mapping[str, TypeEngine[Any]]) -> bool:
-    """
-    Whether a table has the columns in which the eventsourcing library, from release 8 on, keeps states.
-
-    Args:
-        types: Of its columns, by name.
-    """
-    return types.keys() >= set(EVENTSOURCING_COLUMNS.values()) and _is_binary(
-        types[EVENTSOURCING_COLUMNS["data"]]
-    )
-
-
-def _looks_sealed(columns: Iterable[Any]) -> bool:
-    types = {column["name"]: column["type"] for column in columns}
-    if looks_like_eventsourcing(types):
-        return True
-    key_id = types.pop(KEY_ID, None)
-    return key_id is not None and _may_hold_uuid(key_id) and any(map(_is_binary, types.values()))
-
-
-def _may_hold_uuid(kind: TypeEngine[Any]) -> bool:
-    # As SQLite keeps them: BinaryUUID is a BLOB there, SQLAlchemy's own Uuid is CHAR(32).
-    return (
-        isinstance(kind, Uuid) or _is_binary(kind) or (isinstance(kind, CHAR) and kind.length == _HEX_DIGITS)
-    )
-
-
-def _is_binary(kind: TypeEngine[Any]) -> bool:
-    return isinstance(kind, LargeBinary | BINARY | VARBINARY)
+def _as_given(table: SealedTable) -> SealedTable:
+    """Leave out what only the registry knows of a table."""
+    return replace(table, old_formats=(), is_migrated=False)
