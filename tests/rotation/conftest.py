@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text
+from tests.fixtures.eventsourcing_store import LibraryStore
 
 from eventseal.cipher import ItemContext
 from eventseal.configuration import EventSeal, Settings
@@ -124,3 +125,17 @@ def shop(open_shop, store_url) -> Shop:
 def sqlite_shop(open_shop, sqlite_url) -> Shop:
     """An empty store on SQLite, for what has nothing to do with the database."""
     return open_shop(sqlite_url)
+
+
+@pytest.fixture
+def open_library() -> Iterator[Callable[..., LibraryStore]]:
+    """Opens a database of the eventsourcing library; with ``made=False`` its tables are not made yet."""
+    opened: list[LibraryStore] = []
+
+    def open_one(url: str, *, made: bool = True, **options: Any) -> LibraryStore:
+        opened.append(LibraryStore(url, FakeKms(), **options))
+        return opened[-1].make() if made else opened[-1]
+
+    yield open_one
+    for store in opened:
+        store.close()

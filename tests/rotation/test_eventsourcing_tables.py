@@ -3,24 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.fixtures.eventsourcing_store import EVENTS, SECRET, SNAPSHOTS, LibraryStore
+from tests.fixtures.eventsourcing_store import EVENTS, SECRET, SNAPSHOTS
 
 from eventseal.errors import JobError
 from eventseal.rotation import reencrypt, retire, rotate_keys, verify
-from eventseal.testing import FakeKms
-
-
-@pytest.fixture
-def open_library():
-    opened = []
-
-    def open_one(url, **options):
-        opened.append(LibraryStore(url, FakeKms(), **options))
-        return opened[-1].make()
-
-    yield open_one
-    for store in opened:
-        store.close()
 
 
 @pytest.fixture(params=["uuid", "text"])
