@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from eventseal.cipher import AESCipher
 from eventseal.cipher.compression import EventZstd, NoCompression, Zlib
 from eventseal.configuration.ledgers import configured_ledger
 from eventseal.configuration.loading import load_settings, with_urls_hidden
+from eventseal.configuration.old_formats import configured_formats
 from eventseal.configuration.stores import Stores
 from eventseal.errors import ConfigurationError
 from eventseal.items import SequencedItemMapper
+from eventseal.items.acceptance import AcceptedFormats
 from eventseal.keys import CachePolicy, Keyring, RotationPolicy
 from eventseal.kms import adapter_from_uri
+from eventseal.storage.accepted_formats import AcceptedNow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -69,7 +73,33 @@ class EventSeal:
             max_plaintext=settings.max_plaintext,
         )
         self.ledger = configured_ledger(settings)
-        self.mapper = SequencedItemMapper(cipher=self.cipher, always_encrypt=settings.always_encrypt)
+
+    @cached_property
+    def mapper(self) -> SequencedItemMapper:
+        """Maps events to items and back."""
+        return SequencedItemMapper(
+            cipher=self.cipher,
+            always_encrypt=self.settings.always_encrypt,
+            accept=self.accepted_formats,
+        )
+
+    @cached_property
+    def accepted_formats(self) -> AcceptedFormats:
+        """
+        The older formats that are read beside envelopes, while the registry says that they are accepted.
+
+        Raises:
+            ConfigurationError: A key of theirs is not where the settings say.
+        """
+        settings = self.settings
+        return AcceptedFormats(
+            configured_formats(settings.old_formats, max_plaintext=settings.max_plaintext),
+            current=AcceptedNow(
+                self.datastore,
+                settings.application,
+                interval=settings.cache_refresh_interval.total_seconds(),
+            ),
+        )
 
     @classmethod
     def from_settings(cls, path: str | Path | None = None, **overrides: Any) -> Self:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from eventseal.configuration.old_formats import check_entries
 from eventseal.keys.branch_wrapping import MOST_BRANCHES
 from eventseal.keys.records import checked_application
 from eventseal.keys.store import HARD_LIMIT
@@ -159,6 +160,10 @@ class Settings(BaseSettings):
     originator_id_type: Literal["uuid", "text"] | None = Field(
         default=None,
         description="What that library has as ORIGINATOR_ID_TYPE; PostgreSQL's columns say it by themselves.",
+    )
+    old_formats: Annotated[Texts, AfterValidator(check_entries)] = Field(
+        default=(),
+        description="Older formats that are read while they are migrated, each with where its key is.",
     )
     unsealed_tables: Texts = Field(
         default=(),

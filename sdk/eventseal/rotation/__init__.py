@@ -3,6 +3,7 @@
 from eventseal.rotation.data_keys import mark_compromised, rotate_keys
 from eventseal.rotation.jobs import list_jobs, pause_job
 from eventseal.rotation.keks import KekReport, kek_report, refuse_needed_kek
+from eventseal.rotation.migrate import begin_migration, finish_migration, migrate
 from eventseal.rotation.reencrypt import reencrypt
 from eventseal.rotation.results import Failure, JobResult
 from eventseal.rotation.retire import retire
@@ -19,9 +20,12 @@ __all__ = [
     "KekReport",
     "SealedStore",
     "Status",
+    "begin_migration",
+    "finish_migration",
     "kek_report",
     "list_jobs",
     "mark_compromised",
+    "migrate",
     "pause_job",
     "reencrypt",
     "refuse_needed_kek",

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
 from eventseal.errors import (
@@ -57,7 +57,7 @@ class _KeysMovedError(Exception):
 
 
 @dataclass(slots=True)
-class _Batch:
+class Batch:
     """What is to be done with the rows of a page: some swapped, the others counted and listed."""
 
     page: Page
@@ -75,6 +75,9 @@ class TableMover:
         table: From the registry.
         standings: Tell which rows are meant where a query cannot name all keys.
     """
+
+    by_tag: ClassVar[bool] = True
+    """Whether its rows hold envelopes, of which the tags are compared."""
 
     def __init__(self, store: SealedStore, table: SealedTable, standings: KeyStandings) -> None:
         self._store = store
@@ -168,8 +171,8 @@ class TableMover:
             and _is_wanted(standings[named[raw]], page.envelopes[number], selection, compromised=compromised)
         ]
 
-    def _sealed(self, shard: Shard, page: Page, selection: Selection) -> _Batch:
-        batch = _Batch(page)
+    def _sealed(self, shard: Shard, page: Page, selection: Selection) -> Batch:
+        batch = Batch(page)
         if shard.phase == COMPROMISED_PHASE:
             page = page.only(self._below_marks(batch))
         outcomes = self._store.cipher.reseal_many(page, self._table.collection)
@@ -183,7 +186,7 @@ class TableMover:
         batch.page, batch.envelopes = page, envelopes
         return batch
 
-    def _below_marks(self, batch: _Batch) -> list[int]:
+    def _below_marks(self, batch: Batch) -> list[int]:
         """Keep what was there when its key was marked; the rest is reported, and stays as it is."""
         kept: list[int] = []
         for number, written in enumerate(batch.page.written):
@@ -197,7 +200,7 @@ class TableMover:
         return kept
 
     def _sort(
-        self, page: Page, outcomes: Sequence[Outcome], batch: _Batch, *, fitting: frozenset[UUID]
+        self, page: Page, outcomes: Sequence[Outcome], batch: Batch, *, fitting: frozenset[UUID]
     ) -> list[int]:
         """Give the rows that are to be swapped; count and list the others."""
         numbers: list[int] = []
@@ -220,7 +223,7 @@ class TableMover:
                 self._fail(batch, page, number, problem, stuck=stuck)
         return numbers
 
-    def _fail(self, batch: _Batch, page: Page, number: int, error: EventSealError, *, stuck: bool) -> None:
+    def _fail(self, batch: Batch, page: Page, number: int, error: EventSealError, *, stuck: bool) -> None:
         place = {
             "sequence_id": str(page.sequence_ids[number]),
             "position": str(page.positions[number]),
@@ -229,7 +232,7 @@ class TableMover:
         batch.counts["stuck"] += stuck
         batch.failures.append(failure_to_json(self._table.table, place, page.key_id(number), error))
 
-    def _skip(self, batch: _Batch, key_id: UUID | None, *, stuck: bool) -> None:
+    def _skip(self, batch: Batch, key_id: UUID | None, *, stuck: bool) -> None:
         batch.counts["skipped"] += 1
         batch.counts["failed"] += 1
         batch.counts["stuck"] += stuck
@@ -245,11 +248,13 @@ class TableMover:
 
     # --- the transaction ---
 
-    def _write(self, shard: Shard, behind: Shard, batch: _Batch, worker: str) -> Shard:
+    def _write(self, shard: Shard, behind: Shard, batch: Batch, worker: str) -> Shard:
         """Swap the rows and move the cursor behind them, in one transaction."""
         targets = {UUID(bytes=raw) for raw in {sealed[KEY_ID_IN_HEADER] for sealed in batch.envelopes}}
         self._make_fences(targets)
-        swap = self._swaps.prepare(batch.page, batch.envelopes) if batch.envelopes else None
+        swap = None
+        if batch.envelopes:
+            swap = self._swaps.prepare(batch.page, batch.envelopes, by_tag=self.by_tag)
         stored: list[Shard] = []
 
         def work(connection: Connection) -> Shard:
@@ -280,7 +285,7 @@ class TableMover:
             stored.append(advanced)
             return advanced
 
-        return write(self._engine, work, doing=f"re-encrypting items of {self._table.table}")
+        return write(self._engine, work, doing=f"sealing items of {self._table.table} again")
 
     def _replaced(self, swapped: Page) -> list[Replaced]:
         return [
@@ -326,6 +331,7 @@ def selection_to_json(selection: Selection) -> dict[str, Any]:
         "few": selection.few,
         "fitting": [str(key_id) for key_id in selection.fitting],
         "heads": [head.hex() for head in selection.heads],
+        "plain": selection.plain,
     }
 
 
@@ -336,6 +342,7 @@ def selection_from_json(stored: Any) -> Selection:
         few=stored["few"],
         fitting=tuple(UUID(key_id) for key_id in stored["fitting"]),
         heads=tuple(bytes.fromhex(head) for head in stored["heads"]),
+        plain=stored.get("plain", False),  # older releases had no such rows
     )
 
 
@@ -361,7 +368,7 @@ def _is_wanted(standing: Standing, sealed: Any, selection: Selection, *, comprom
     return standing in {Standing.OLD, Standing.UNREADABLE}
 
 
-def _counted(shard: Shard, batch: _Batch, done: int) -> Shard:
+def _counted(shard: Shard, batch: Batch, done: int) -> Shard:
     counts = Counter(shard.counts)
     counts.update(batch.counts)
     counts["done"] += done

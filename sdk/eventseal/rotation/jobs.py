@@ -1,4 +1,4 @@
-"""Jobs of re-encryption: begun, found again, listed, paused."""
+"""Jobs of re-encryption and of migration: begun, found again, listed, paused."""
 
 from __future__ import annotations
 
@@ -13,17 +13,25 @@ from eventseal.storage.jobs import FINISHED, PAUSED, RUNNING, SETTLING, Job
 from eventseal.storage.transactions import read, write
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
     from uuid import UUID
 
     from sqlalchemy.engine import Connection
 
     from eventseal.rotation.sealed_store import SealedStore
 
+REENCRYPT, MIGRATE = "reencrypt", "migrate"
+
+
+def verb_of(options: Mapping[str, Any]) -> str:
+    """Name the verb that a job with these options is of."""
+    verb: str = options.get("verb", REENCRYPT)
+    return verb
+
 
 def list_jobs(store: SealedStore) -> list[Job]:
     """
-    Give the application's jobs of re-encryption, the oldest first.
+    Give the application's jobs, the oldest first.
 
     Raises:
         MissingTableError: The tables of jobs are not there.
@@ -56,23 +64,31 @@ def pause_job(store: SealedStore, job_id: UUID) -> Job:
     return write(store.datastore.engine, pause, doing=f"pausing job {job_id}")
 
 
-def resumed_job(store: SealedStore, job_id: UUID, *, items_per_second: float | None) -> Job:
+def resumed_job(
+    store: SealedStore, job_id: UUID, *, items_per_second: float | None, verb: str = REENCRYPT
+) -> Job:
     """
     Set a job running again; one that is finished is given as it is.
 
     Args:
         store: What the job works on.
         job_id: Under which it was begun.
+        verb: Of the job.
         items_per_second: From now on; ``None``: as before.
 
     Raises:
-        JobError: There is no such job, or a release with other tables of jobs made it.
+        JobError: There is no such job, it is another verb's, or a release with other tables of jobs made it.
         StoreError: The database refused or failed.
     """
 
     def resume(connection: Connection) -> Job:
         job = _known(connection, store, job_id)
         _refuse_other_layout(job)
+        if verb_of(job.options) != verb:
+            raise JobError(
+                f"job {job_id} is no job of {verb}",
+                remedy=f"Go on with it: eventseal {verb_of(job.options)} --resume {job_id}",
+            )
         if job.state == FINISHED:
             return job
         return _running(
@@ -85,8 +101,7 @@ def resumed_job(store: SealedStore, job_id: UUID, *, items_per_second: float | N
 def begun_job(
     store: SealedStore,
     *,
-    keys: Collection[UUID] | None,
-    tables: Collection[str] | None,
+    options: Mapping[str, Any],
     items_per_second: float | None,
     total: int,
 ) -> Job:
@@ -95,20 +110,13 @@ def begun_job(
 
     Args:
         store: What the job works on.
-        keys: As ``reencrypt`` takes them.
-        tables: As ``reencrypt`` takes them.
+        options: ``keys``, ``tables`` and ``heads``, and for a migration ``verb`` and what else it needs.
         items_per_second: From now on.
         total: Items that are to be moved.
 
     Raises:
         StoreError: The database refused or failed.
     """
-    options: dict[str, Any] = {
-        "keys": None if keys is None else sorted(map(str, keys)),
-        "tables": None if tables is None else sorted(tables),
-        # How envelopes begin that may stay: with another suite or compression it is other work.
-        "heads": None if keys is not None else [head.hex() for head in store.cipher.heads],
-    }
     new_id = new_key_id()
 
     def begin(connection: Connection) -> Job:
@@ -127,7 +135,7 @@ def begun_job(
             "layout": jobs.JOB_LAYOUT,
             "release": version("eventseal"),
             "state": RUNNING,
-            "options": options,
+            "options": dict(options),
             "items_per_second": items_per_second,
             "pass_number": 0,
             "total": total,
@@ -148,7 +156,9 @@ def _known(connection: Connection, store: SealedStore, job_id: UUID) -> Job:
 
 
 def _covers_the_same(options: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
-    return all(options[name] == others[name] for name in ("keys", "tables"))
+    return verb_of(options) == verb_of(others) and all(
+        options[name] == others[name] for name in ("keys", "tables")
+    )
 
 
 def _running(connection: Connection, job: Job, items_per_second: float | None) -> Job:

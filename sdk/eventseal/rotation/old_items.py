@@ -19,7 +19,6 @@ from eventseal.errors import (
     StoreError,
     WrongApplicationError,
 )
-from eventseal.items.acceptance import AcceptedFormats, OldItem
 from eventseal.rotation.batches import Batch, TableMover
 from eventseal.rotation.sources import FEW_ITEMS, KeyStandings, Standing, TableSources
 from eventseal.storage.item_rows import NIL_KEY_ID, count_by_key
@@ -29,6 +28,7 @@ from eventseal.storage.transactions import read
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
+    from eventseal.items.acceptance import AcceptedFormats, OldItem
     from eventseal.keys.records import KeyRecord
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.item_swaps import Page
@@ -122,20 +122,18 @@ def foreign(source: OldSources, application: str) -> list[WrongApplicationError]
     ]
 
 
-def old_item(
-    store: SealedStore, accepted: AcceptedFormats, table: SealedTable, page: Page, outcomes: Sequence[Any]
+def old_items(
+    accepted: AcceptedFormats, table: SealedTable, page: Page, outcomes: Sequence[Any]
 ) -> Iterator[OldItem | EventSealError]:
     """
     Open the rows of a page that the cipher did not, each with an outcome of its own.
 
     Args:
-        store: For messages.
         accepted: The formats.
         table: That the page is from.
         page: Rows without a known key.
         outcomes: What the cipher gave for them.
     """
-    del store
     for number, (context, outcome) in enumerate(zip(contexts_of(page, table), outcomes, strict=True)):
         data = page.envelopes[number]
         if isinstance(outcome, Opened):  # it is an envelope, yet its row says that it is none
@@ -190,13 +188,9 @@ class OldItemMover(TableMover):
         if not page:
             return batch
         contexts = contexts_of(page, self._table)
-        items = [
-            (data if isinstance(data, bytes) else b"", context)
-            for data, context in zip(page.envelopes, contexts, strict=True)
-        ]
-        outcomes = self._store.cipher.open_many(items)
+        outcomes = self._store.cipher.open_many(list(zip(page.envelopes, contexts, strict=True)))
         opened: dict[int, tuple[bytes, ItemContext, str]] = {}
-        for number, outcome in enumerate(old_item(self._store, self._accepted, self._table, page, outcomes)):
+        for number, outcome in enumerate(old_items(self._accepted, self._table, page, outcomes)):
             if isinstance(outcome, EventSealError):
                 self._fail(batch, page, number, outcome, stuck=True)
                 continue
@@ -206,7 +200,6 @@ class OldItemMover(TableMover):
                 self._fail(batch, page, number, error, stuck=True)
                 continue
             opened[number] = outcome.plaintext, contexts[number], scope
-            batch.counts[outcome.format.name] += 1
         envelopes = self._sealed_by_scope(batch, page, opened)
         kept = page.only(list(envelopes))
         # The old key is none that is destroyed one day: only the new one is held.
@@ -221,7 +214,7 @@ class OldItemMover(TableMover):
         try:
             return self._sealed_all(opened)
         except KeyDestroyedError as error:
-            if error.destroyed_by != "shredded" and error.key_id is not None:
+            if error.destroyed_by != "shredded":
                 raise
         envelopes: dict[int, bytes] = {}
         for scope in {scope for _, _, scope in opened.values()}:
@@ -229,7 +222,7 @@ class OldItemMover(TableMover):
             try:
                 envelopes.update(self._sealed_all(mine))
             except KeyDestroyedError as error:
-                if error.destroyed_by != "shredded" and error.key_id is not None:
+                if error.destroyed_by != "shredded":
                     raise
                 for number in mine:
                     self._fail(batch, page, number, error, stuck=True)
@@ -247,7 +240,7 @@ class OldItemMover(TableMover):
                 raise outcome
             if outcome.plaintext != plaintext:
                 raise IntegrityError(
-                    f"an item that was just sealed under key {outcome.key_id} does not open to the same bytes",
+                    f"what was just sealed under key {outcome.key_id} does not open to the same bytes",
                     remedy="Nothing of the batch was written. Check this machine's memory and its OpenSSL.",
                     key_id=outcome.key_id,
                 )

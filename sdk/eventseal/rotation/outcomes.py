@@ -12,6 +12,7 @@ from uuid import UUID
 from eventseal.keys.states import KeyState
 from eventseal.rotation.batches import failure_to_json
 from eventseal.rotation.compromised import miscounts
+from eventseal.rotation.jobs import REENCRYPT
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult
 from eventseal.rotation.sources import Standing
 from eventseal.storage import job_counts
@@ -41,9 +42,11 @@ class JobReport:
     Args:
         store: What the job works on.
         tables: Those of the job.
+        verb: Of the job.
     """
 
-    def __init__(self, store: SealedStore, tables: Sequence[SealedTable]) -> None:
+    def __init__(self, store: SealedStore, tables: Sequence[SealedTable], *, verb: str = REENCRYPT) -> None:
+        self._verb = verb
         self._store = store
         self._tables = tables
         self._started = time.monotonic()
@@ -81,10 +84,10 @@ class JobReport:
         else:  # it has only gone on with a pass that was begun before
             left = job.total - done - failed
         miscounted: list[Failure] = []
-        if not totals.open_shards:
+        if not totals.open_shards and self._verb == REENCRYPT:
             miscounted = self._miscounted()
         return JobResult(
-            verb="reencrypt",
+            verb=self._verb,
             complete=complete,
             done=done,
             left=max(0, left),

@@ -12,16 +12,15 @@ from eventseal.errors import JobError
 from eventseal.rotation.batches import selection_to_json
 from eventseal.rotation.compromised import record_missing_marks
 from eventseal.rotation.sealed_store import registered_tables
-from eventseal.rotation.settling import settles_at
 from eventseal.rotation.shards import ShardWorker
-from eventseal.rotation.sources import Standing, table_sources
+from eventseal.rotation.sources import Standing
 from eventseal.storage import job_counts, jobs
 from eventseal.storage.item_ranges import range_bounds
 from eventseal.storage.item_swaps import place_to_json
 from eventseal.storage.transactions import read, write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Sequence
     from concurrent.futures import Executor, Future
     from datetime import datetime
     from uuid import UUID
@@ -51,13 +50,15 @@ _WAIT = 0.1
 
 class Passes:
     """
-    One call of ``reencrypt`` on its job.
+    One call of ``reencrypt``, or of ``migrate``, on its job.
 
     Args:
         store: What the job works on.
         job: Running, or finished.
         tables: Those of the job.
-        keys: Those of the job; ``None``: all that are not active.
+        look: Counts what the tables hold to move.
+        settles: Says until when others may still append what the job is to move; ``None``: nobody does.
+        heads: How envelopes begin that its first pass leaves where they are; none: only their keys decide.
         batch: Items in a transaction at most.
         shards: Workers to give the executor.
         executor: Runs the workers; ``None``: one in this thread.
@@ -73,7 +74,9 @@ class Passes:
         job: Job,
         tables: Sequence[SealedTable],
         *,
-        keys: Collection[UUID] | None,
+        look: Callable[[], Sequence[TableSources]],
+        settles: Callable[[], datetime | None] = lambda: None,
+        heads: tuple[bytes, ...] = (),
         batch: int,
         shards: int,
         executor: Executor | None,
@@ -86,7 +89,9 @@ class Passes:
         self._engine = store.datastore.engine
         self._job = job
         self._tables = tables
-        self._keys = keys
+        self._look = look
+        self._settles = settles
+        self._heads = heads
         self._batch = batch
         self._shards = shards
         self._executor = executor
@@ -104,8 +109,8 @@ class Passes:
             if totals.open_shards:
                 self._work()
                 continue
-            settled = settles_at(self._store, self._keys)
-            sources = table_sources(self._store, self._tables, self._keys)
+            settled = self._settles()
+            sources = self._look()
             left = self._report.counted(sources, totals)
             if self._job.pass_number and not left:
                 return self._ended(settled)
@@ -120,7 +125,7 @@ class Passes:
         """Cut the tables into ranges, unless another rotator has just done so."""
         compromised = [key_id for source in sources for key_id in source.keys.get(Standing.COMPROMISED, ())]
         record_missing_marks(self._store, set(compromised), self._tables)
-        heads = self._store.cipher.heads if self._keys is None and not self._job.pass_number else ()
+        heads = () if self._job.pass_number else self._heads
         planned = [
             (source, phase, selection, read(self._engine, self._bounds_of(source), doing="sampling a table"))
             for source in sources
@@ -262,7 +267,7 @@ def work_in_process(open_store: Callable[[], SealedStore], job_id: UUID, batch: 
         open_store: Opens it.
         job_id: Of a running job.
         batch: Items in a transaction at most.
-        run: Which call of ``reencrypt`` it belongs to.
+        run: Which call of the verb it belongs to.
     """
     store = open_store()
     try:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ProcessPoolExecutor
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from eventseal.errors import ConfigurationError
 from eventseal.keys.states import KeyState
 from eventseal.rotation.estimates import estimate
 from eventseal.rotation.jobs import begun_job, resumed_job
+from eventseal.rotation.movers import keys_of
 from eventseal.rotation.outcomes import JobReport
 from eventseal.rotation.passes import Passes
 from eventseal.rotation.sealed_store import refuse_unregistered_tables, registered_tables
-from eventseal.rotation.shards import keys_of
+from eventseal.rotation.settling import settles_at
 from eventseal.rotation.sources import table_sources
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ def reencrypt(
         KmsError: The KMS refused or failed; the job goes on when this is called again.
         StoreError: The database refused or failed; the job goes on when this is called again.
     """
-    _check(batch, items_per_second, shards, executor, open_store)
+    check_work(batch, items_per_second, shards, executor, open_store)
     if resume is not None and (keys is not None or tables is not None or dry_run):
         raise ConfigurationError("a resumed job has its own keys and tables", remedy="Give resume= alone.")
     refuse_unregistered_tables(store)
@@ -87,10 +89,15 @@ def reencrypt(
         sources = table_sources(store, found, keys)
         if dry_run:
             return estimate(store, sources, workers=shards, items_per_second=items_per_second)
+        options: dict[str, Any] = {
+            "keys": None if keys is None else sorted(map(str, keys)),
+            "tables": None if tables is None else sorted(tables),
+            # How envelopes begin that may stay: with another suite or compression it is other work.
+            "heads": None if keys is not None else [head.hex() for head in store.cipher.heads],
+        }
         job = begun_job(
             store,
-            keys=keys,
-            tables=tables,
+            options=options,
             items_per_second=items_per_second,
             total=sum(source.moving for source in sources),
         )
@@ -98,11 +105,14 @@ def reencrypt(
         job = resumed_job(store, resume, items_per_second=items_per_second)
         found = registered_tables(store.datastore, store.cipher.application, job.options["tables"])
     report = JobReport(store, found)
+    moved_from = keys_of(job)
     passes = Passes(
         store,
         job,
         found,
-        keys=keys_of(job),
+        look=partial(table_sources, store, found, moved_from),
+        settles=partial(settles_at, store, moved_from),
+        heads=store.cipher.heads if moved_from is None else (),
         batch=batch,
         shards=shards,
         executor=executor,
@@ -114,13 +124,19 @@ def reencrypt(
     return passes.run()
 
 
-def _check(
+def check_work(
     batch: int,
     items_per_second: float | None,
     shards: int,
     executor: Executor | None,
     open_store: Callable[[], SealedStore] | None,
 ) -> None:
+    """
+    Refuse arguments of a job that cannot be; those of :func:`reencrypt`.
+
+    Raises:
+        ConfigurationError: One of them is wrong.
+    """
     if not 1 <= batch <= MOST_IN_A_BATCH:
         raise ConfigurationError(f"batch is {batch}; it must be from 1 to {MOST_IN_A_BATCH:,}")
     if shards < 1:

@@ -7,12 +7,11 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 from eventseal.errors import StoreError
-from eventseal.rotation.batches import ShardLostError, TableMover
+from eventseal.rotation.batches import ShardLostError
+from eventseal.rotation.movers import table_movers
 from eventseal.rotation.pacing import Pacer
-from eventseal.rotation.sources import KeyStandings
 from eventseal.rotation.workers import end_worker, is_dead, new_worker
 from eventseal.storage import jobs
 from eventseal.storage.transactions import read, write
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
+    from eventseal.rotation.batches import TableMover
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.jobs import Job, Shard
     from eventseal.storage.registry import SealedTable
@@ -43,7 +43,7 @@ class ShardWorker:
         job: As it was read.
         tables: The registered tables, by name.
         batch: Items in a transaction at most.
-        run: Which call of ``reencrypt`` it belongs to.
+        run: Which call of the verb it belongs to.
         on_batch: Called after each batch.
         sleep: Waits for seconds, where the job is throttled.
         now: The throttle's clock; ``None``: the database's.
@@ -69,7 +69,7 @@ class ShardWorker:
         self._run = run
         self._on_batch = on_batch
         self._pacer = Pacer(self._engine, job, sleep=sleep, now=now)
-        self._standings = KeyStandings(store, keys_of(job))
+        self._new_mover = table_movers(store, job)
         self._movers: dict[str, TableMover] = {}
         self._worker = new_worker()
 
@@ -116,7 +116,7 @@ class ShardWorker:
 
     def _mover(self, table: str) -> TableMover:
         if table not in self._movers:
-            self._movers[table] = TableMover(self._store, self._tables[table], self._standings)
+            self._movers[table] = self._new_mover(self._tables[table])
         return self._movers[table]
 
     def _show_life(self) -> None:
@@ -128,9 +128,3 @@ class ShardWorker:
     def _check_running(self, connection: Connection) -> None:
         if not jobs.may_run(connection, self._job.job_id, self._run):
             raise _Stopped
-
-
-def keys_of(job: Job) -> list[UUID] | None:
-    """Give the keys that a job was asked for; ``None``: all that are not the active one of their scope."""
-    keys = job.options["keys"]
-    return None if keys is None else [UUID(key_id) for key_id in keys]

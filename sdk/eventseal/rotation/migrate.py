@@ -1,0 +1,346 @@
+"""
+Migrate: items in older formats become envelopes, in the rows where they are, while all goes on.
+
+Three steps: ``begin_migration`` lets readers take both, ``migrate`` moves what is old, ``finish_migration``
+proves that nothing old is left and lets readers refuse it from then on.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from eventseal.errors import ConfigurationError, JobError
+from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
+from eventseal.rotation.batches import failure_to_json
+from eventseal.rotation.jobs import MIGRATE, begun_job, resumed_job, verb_of
+from eventseal.rotation.movers import configured_formats, stored_rule
+from eventseal.rotation.old_items import foreign, old_sources
+from eventseal.rotation.old_samples import sampled
+from eventseal.rotation.outcomes import JobReport, failure_from_json
+from eventseal.rotation.passes import Passes
+from eventseal.rotation.reencrypt import check_work
+from eventseal.rotation.results import MAX_FAILURES, JobResult
+from eventseal.rotation.sealed_store import refuse_unregistered_tables, registered_tables
+from eventseal.storage import job_counts, jobs
+from eventseal.storage.registry import set_old_formats
+from eventseal.storage.transactions import read, write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+    from concurrent.futures import Executor
+    from uuid import UUID
+
+    from sqlalchemy.engine import Connection
+
+    from eventseal.items.acceptance import AcceptedFormats
+    from eventseal.rotation.old_items import OldSources, ScopeOf
+    from eventseal.rotation.old_samples import Sample
+    from eventseal.rotation.results import Failure
+    from eventseal.rotation.sealed_store import SealedStore
+    from eventseal.storage.registry import SealedTable
+
+
+def begin_migration(
+    store: SealedStore, *, tables: Collection[str] | None = None, dry_run: bool = False
+) -> JobResult:
+    """
+    Let readers take the older formats that the store is configured with, beside envelopes.
+
+    A sample of the items is opened first, so that no wrong key is found out later. Begun again, it takes the
+    formats that are configured then.
+
+    Args:
+        store: With ``accepted_formats``, as an ``EventSeal`` has them.
+        tables: Only these, by name; ``None``: all that are registered.
+        dry_run: Whether only to look.
+
+    Returns:
+        ``left`` items are to be migrated; ``by_table`` says how many, and how many of a sample are in which
+        format; ``failures`` are rows of the sample that do not open.
+
+    Raises:
+        ConfigurationError: No format is configured, a key is wrong, or a table is not registered.
+        KmsError: The KMS refused or failed.
+        StoreError: The database refused or failed.
+    """
+    started = time.monotonic()
+    accepted = configured_formats(store)
+    refuse_unregistered_tables(store)
+    found = registered_tables(store.datastore, store.cipher.application, tables)
+    sources = old_sources(store, found)
+    samples = sampled(store, sources, accepted, registered=False, check_keys=not _has_moved(store, accepted))
+    if not dry_run:
+        names = [old.name for old in accepted.formats]
+        _accept(store, dict.fromkeys(found, names))
+    return _looked_at(store, sources, samples, started)
+
+
+def migrate(
+    store: SealedStore,
+    *,
+    key_scope: str | ScopeOf = DEFAULT_SCOPE,
+    tables: Collection[str] | None = None,
+    batch: int = 1000,
+    items_per_second: float | None = None,
+    shards: int = 1,
+    executor: Executor | None = None,
+    open_store: Callable[[], SealedStore] | None = None,
+    resume: UUID | None = None,
+    dry_run: bool = False,
+    progress: Callable[[JobResult], None] | None = None,
+) -> JobResult:
+    """
+    Seal the items that are in older formats, each in its row, as a re-encryption moves items.
+
+    It may be interrupted anywhere: the same call goes on with the unfinished job, and two at once share its
+    work. A row that somebody changes meanwhile is looked at again. What does not open stays as it is.
+
+    Args:
+        store: With ``accepted_formats``, as an ``EventSeal`` has them.
+        key_scope: Whose keys seal the items: a scope, or a function of an item's place and its JSON, at the
+            top of a module; it must give what the mapper expects of the item on reading.
+        tables: Only these, by name; ``None``: all that are registered.
+        batch: Items in a transaction at most, from 1 to 100,000.
+        items_per_second: Over all workers; ``None``: as fast as they can.
+        shards: Workers to give the *executor*.
+        executor: Runs the workers; ``None``: one in this thread.
+        open_store: Opens the store in a worker; must be importable there. Other processes need it.
+        resume: Only go on with this job. Its tables and its rule for scopes are those it was begun with.
+        dry_run: Whether only to count, to open a sample, and to guess how long it would take.
+        progress: Called now and then with what was done so far.
+
+    Returns:
+        ``done`` items are envelopes now; ``failed`` ones do not open, or are another application's
+        envelopes; ``left`` are to be migrated still. ``complete`` says that a last look found nothing more,
+        but for what failed.
+
+    Raises:
+        ConfigurationError: An argument is wrong, a table is not registered, or a key is wrong; nothing was
+            written.
+        JobError: The migration has not begun, or *resume* is no job of one.
+        KmsError: The KMS refused or failed; the job goes on when this is called again.
+        StoreError: The database refused or failed; the job goes on when this is called again.
+    """
+    check_work(batch, items_per_second, shards, executor, open_store)
+    if resume is not None and (tables is not None or dry_run):
+        raise ConfigurationError("a resumed job has its own tables", remedy="Give resume= alone.")
+    if isinstance(key_scope, str):
+        checked_scope(key_scope)
+    started = time.monotonic()
+    accepted = configured_formats(store)
+    refuse_unregistered_tables(store)
+    if resume is None:
+        found = _begun(registered_tables(store.datastore, store.cipher.application, tables), accepted)
+        sources = old_sources(store, found)
+        options = {
+            "verb": MIGRATE,
+            "keys": None,
+            "tables": None if tables is None else sorted(tables),
+            "heads": None,
+            "key_scope": stored_rule(key_scope),
+            "formats": _named(accepted),
+        }
+        samples = sampled(
+            store, sources, accepted, registered=True, check_keys=not _has_moved(store, accepted)
+        )
+        if dry_run:
+            estimated = _looked_at(store, sources, samples, started)
+            return _in_time(estimated, sources, samples, workers=shards, items_per_second=items_per_second)
+        total = sum(source.moving for source in sources)
+        job = begun_job(store, options=options, items_per_second=items_per_second, total=total)
+    else:
+        job = resumed_job(store, resume, items_per_second=items_per_second, verb=MIGRATE)
+        found = _begun(
+            registered_tables(store.datastore, store.cipher.application, job.options["tables"]), accepted
+        )
+    passes = Passes(
+        store,
+        job,
+        found,
+        look=partial(old_sources, store, found),
+        batch=batch,
+        shards=shards,
+        executor=executor,
+        open_store=open_store,
+        run=uuid4().hex,
+        progress=progress,
+        report=JobReport(store, found, verb=MIGRATE),
+    )
+    return _with_foreign(store, passes.run(), old_sources(store, found))
+
+
+def finish_migration(
+    store: SealedStore, *, tables: Collection[str] | None = None, dry_run: bool = False
+) -> JobResult:
+    """
+    Prove that nothing old is left, and let readers refuse it from then on.
+
+    Each row must name a key that the key store has. Readers that run notice within ``refresh_interval``, and
+    ``verify`` counts whatever is no envelope as failed.
+
+    Args:
+        store: Its items and keys.
+        tables: Only these, by name; ``None``: all that are registered.
+        dry_run: Whether only to look.
+
+    Returns:
+        ``by_table`` counts the envelopes.
+
+    Raises:
+        ConfigurationError: A table is not registered.
+        JobError: Rows are left that are no envelopes of this application; the message counts and places them.
+        StoreError: The database refused or failed.
+    """
+    started = time.monotonic()
+    refuse_unregistered_tables(store)
+    found = registered_tables(store.datastore, store.cipher.application, tables)
+    _refuse_left(store, found)  # before readers notice anything
+    if not dry_run:
+        _accept(store, dict.fromkeys(found, ()))
+        try:
+            _refuse_left(store, found)  # what was written in between, which nobody reads any more
+        except BaseException:
+            _accept(store, {table: table.old_formats for table in found if table.old_formats})
+            raise
+    return JobResult(
+        verb=MIGRATE,
+        complete=True,
+        done=0,
+        left=0,
+        failed=0,
+        seconds=time.monotonic() - started,
+        by_table={table.table: {"left": 0} for table in found},
+    )
+
+
+def _named(accepted: AcceptedFormats) -> list[list[str | None]]:
+    """Name formats and their keys as a job keeps them."""
+    return [[old.name, None if old.key_id is None else str(old.key_id)] for old in accepted.formats]
+
+
+def _has_moved(store: SealedStore, accepted: AcceptedFormats) -> bool:
+    """
+    Whether a migration with the same formats and keys has moved anything before.
+
+    What it left may well be nothing but what does not open, and says nothing of the keys.
+    """
+    formats = _named(accepted)
+
+    def look(connection: Connection) -> bool:
+        before = [
+            job
+            for job in jobs.load_jobs(connection, store.cipher.application)
+            if verb_of(job.options) == MIGRATE and job.options["formats"] == formats
+        ]
+        return any(
+            counts["done"]
+            for job in before
+            for counts in job_counts.load_totals(connection, job).by_table.values()
+        )
+
+    return read(store.datastore.engine, look, doing="looking for migrations before")
+
+
+def _accept(store: SealedStore, names: Mapping[SealedTable, Collection[str]]) -> None:
+    def work(connection: Connection) -> None:
+        for table, accepted in names.items():
+            set_old_formats(connection, table, accepted)
+
+    write(store.datastore.key_engine, work, doing="saying which formats are accepted")
+
+
+def _begun(tables: list[SealedTable], accepted: AcceptedFormats) -> list[SealedTable]:
+    """Leave out tables that accept no older format; one that accepts what is not configured is refused."""
+    configured = {old.name for old in accepted.formats}
+    found = [table for table in tables if table.old_formats]
+    if not found:
+        raise JobError(
+            "no migration has begun: the registry says that every table holds envelopes only",
+            remedy="Begin it with `eventseal migrate --begin`; then start the processes that read both.",
+        )
+    for table in found:
+        missing = sorted({*table.old_formats} - configured)
+        if missing:
+            raise ConfigurationError(
+                f"{table.table} accepts {', '.join(missing)}, which old_formats does not name",
+                remedy="Configure this process as those that read, or begin the migration anew.",
+            )
+    return found
+
+
+def _refuse_left(store: SealedStore, tables: Sequence[SealedTable]) -> None:
+    sources = old_sources(store, tables)
+    left = {source.table.table: source.moving for source in sources if source.moving}
+    if left:
+        counts = ", ".join([f"{count:,} in {table}" for table, count in left.items()])
+        raise JobError(
+            f"items are left that are no envelopes under a key of {store.cipher.application}: {counts}",
+            remedy="Migrate them with `eventseal migrate`, which names those that it cannot; older formats "
+            "stay accepted until then.",
+        )
+    for source in sources:
+        for error in foreign(source, store.cipher.application):
+            raise JobError(str(error), remedy=error.remedy)
+
+
+def _looked_at(
+    store: SealedStore, sources: Sequence[OldSources], samples: Sequence[Sample], started: float
+) -> JobResult:
+    by_sample = {sample.table.table: sample for sample in samples}
+    by_table: dict[str, dict[str, int]] = {}
+    for source in sources:
+        sample = by_sample.get(source.table.table)
+        found = {"sampled": sample.items, **sample.opened} if sample is not None else {}
+        by_table[source.table.table] = {"left": source.moving, **found}
+    failures = [failure for sample in samples for failure in sample.failures]
+    failures += _foreign_failures(store, sources)
+    return JobResult(
+        verb=MIGRATE,
+        complete=True,
+        done=0,
+        left=sum(source.moving for source in sources),
+        failed=len(failures),
+        seconds=time.monotonic() - started,
+        by_table=by_table,
+        failures=tuple(failures[:MAX_FAILURES]),
+    )
+
+
+def _in_time(
+    result: JobResult,
+    sources: Sequence[OldSources],
+    samples: Sequence[Sample],
+    *,
+    workers: int,
+    items_per_second: float | None,
+) -> JobResult:
+    items = {source.table.table: source.moving for source in sources}
+    seconds = sum(sample.estimated(items[sample.table.table]) for sample in samples)
+    seconds /= min(workers, os.cpu_count() or 1)
+    if items_per_second is not None:
+        seconds = max(seconds, result.left / items_per_second)
+    return replace(result, estimated_seconds=seconds)
+
+
+def _with_foreign(store: SealedStore, result: JobResult, sources: Sequence[OldSources]) -> JobResult:
+    failures = _foreign_failures(store, sources)
+    if not failures:
+        return result
+    return replace(
+        result,
+        failed=result.failed + sum(sum((source.others or {}).values()) for source in sources),
+        failures=(*failures, *result.failures)[:MAX_FAILURES],
+    )
+
+
+def _foreign_failures(store: SealedStore, sources: Sequence[OldSources]) -> list[Failure]:
+    return [
+        failure_from_json(failure_to_json(source.table.table, {"application": str(error.found)}, None, error))
+        for source in sources
+        for error in foreign(source, store.cipher.application)
+    ]

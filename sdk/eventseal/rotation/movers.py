@@ -1,0 +1,137 @@
+"""What moves the items of a job, made from what its row says: any process goes on with any job."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from uuid import UUID
+
+from eventseal.errors import ConfigurationError
+from eventseal.items.acceptance import AcceptedFormats
+from eventseal.rotation.batches import TableMover
+from eventseal.rotation.jobs import MIGRATE, verb_of
+from eventseal.rotation.old_items import OldItemMover
+from eventseal.rotation.sources import KeyStandings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from eventseal.cipher import ItemContext
+    from eventseal.rotation.old_items import ScopeOf
+    from eventseal.rotation.sealed_store import SealedStore
+    from eventseal.storage.jobs import Job
+    from eventseal.storage.registry import SealedTable
+
+
+@runtime_checkable
+class AcceptsOldFormats(Protocol):
+    """A store that also says which older formats its readers accept; ``EventSeal`` does."""
+
+    @property
+    def accepted_formats(self) -> AcceptedFormats:
+        """As they are configured, whether they are still accepted or not."""
+        ...
+
+
+def table_movers(store: SealedStore, job: Job) -> Callable[[SealedTable], TableMover]:
+    """
+    Give what makes the mover of a table.
+
+    Args:
+        store: What the job works on.
+        job: As it was read.
+
+    Raises:
+        ConfigurationError: It is a migration, and its formats or its rule for scopes are not here.
+    """
+    if verb_of(job.options) == MIGRATE:
+        accepted, scope_of = configured_formats(store), scope_rule(job.options["key_scope"])
+        return lambda table: OldItemMover(
+            store, table, accepted=accepted_in(accepted, table), scope_of=scope_of
+        )
+    standings = KeyStandings(store, keys_of(job))
+    return lambda table: TableMover(store, table, standings)
+
+
+def keys_of(job: Job) -> list[UUID] | None:
+    """Give the keys that a job was asked for; ``None``: all that are not the active one of their scope."""
+    keys = job.options["keys"]
+    return None if keys is None else [UUID(key_id) for key_id in keys]
+
+
+def configured_formats(store: SealedStore) -> AcceptedFormats:
+    """
+    Give the older formats that a store is configured with.
+
+    Raises:
+        ConfigurationError: There are none.
+    """
+    # Without what the registry says now: a migration is what changes it.
+    accepted = AcceptedFormats(store.accepted_formats.formats if isinstance(store, AcceptsOldFormats) else ())
+    if not accepted:
+        raise ConfigurationError(
+            "no older format is named, so nothing can be migrated",
+            remedy="Name the formats that the items are in, with their keys: the setting old_formats.",
+        )
+    return accepted
+
+
+def accepted_in(accepted: AcceptedFormats, table: SealedTable) -> AcceptedFormats:
+    """Give the formats that the registry says are accepted in a table."""
+    return AcceptedFormats([old for old in accepted.formats if old.name in table.old_formats])
+
+
+def stored_rule(key_scope: str | ScopeOf) -> dict[str, str]:
+    """
+    Give a rule for scopes as a job keeps it.
+
+    Args:
+        key_scope: A scope, or a function of an item's place and its JSON that can be imported.
+
+    Raises:
+        ConfigurationError: The function cannot be found again by its name.
+    """
+    if isinstance(key_scope, str):
+        return {"scope": key_scope}
+    name = f"{getattr(key_scope, '__module__', '')}:{getattr(key_scope, '__qualname__', '')}"
+    if _function(name) is not key_scope:
+        raise ConfigurationError(
+            f"key_scope {name} cannot be found again by that name, as workers and a resumed job must",
+            remedy="Define the function at the top of a module.",
+        )
+    return {"function": name}
+
+
+def scope_rule(stored: Mapping[str, Any]) -> ScopeOf:
+    """
+    Undo :func:`stored_rule`.
+
+    Raises:
+        ConfigurationError: The function is not there.
+    """
+    if "scope" in stored:
+        return partial(_one_scope, stored["scope"])
+    found = _function(stored["function"])
+    if found is None:
+        raise ConfigurationError(
+            f"there is no function {stored['function']}",
+            remedy="Name it as module:function, and put the module's folder on PYTHONPATH.",
+        )
+    rule: ScopeOf = found
+    return rule
+
+
+def _one_scope(scope: str, _context: ItemContext, _plaintext: bytes) -> str:
+    return scope
+
+
+def _function(name: str) -> Any:
+    module, _, qualified_name = name.partition(":")
+    try:
+        found: Any = import_module(module)
+        for part in qualified_name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError):
+        return None
+    return found if callable(found) else None

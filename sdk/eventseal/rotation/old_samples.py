@@ -1,0 +1,185 @@
+"""A sample of the older items of a table, opened: which formats they are in, and whether keys are right."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from eventseal.errors import ConfigurationError, EventSealError, IntegrityError, KeyNotFoundError
+from eventseal.items.acceptance import OldItem
+from eventseal.rotation.batches import failure_to_json
+from eventseal.rotation.movers import accepted_in
+from eventseal.rotation.old_items import contexts_of, old_items
+from eventseal.rotation.outcomes import failure_from_json
+from eventseal.storage.item_ranges import range_bounds
+from eventseal.storage.swapping import item_swaps
+from eventseal.storage.transactions import read
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sqlalchemy.engine import Connection
+
+    from eventseal.items.acceptance import AcceptedFormats
+    from eventseal.rotation.old_items import OldSources
+    from eventseal.rotation.results import Failure
+    from eventseal.rotation.sealed_store import SealedStore
+    from eventseal.storage.item_swaps import Page
+    from eventseal.storage.registry import SealedTable
+
+_PLACES, _ROWS = 20, 50
+"""From so many places of a table, so many rows each."""
+
+_WHOLE = 4
+"""How often opening an item and reading its row stand for all of the work, as for a re-encryption."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """
+    What a few rows of a table were.
+
+    Attributes:
+        table: From the registry.
+        items: How many rows.
+        opened: By format.
+        refused: Rows that look like a format, or name a key, and do not open.
+        failures: Rows that did not open, with why.
+        seconds: It took for each row.
+    """
+
+    table: SealedTable
+    items: int
+    opened: Mapping[str, int]
+    refused: int
+    failures: Sequence[Failure]
+    seconds: float
+
+    def estimated(self, items: int) -> float:
+        """Guess how many seconds one process takes to migrate so many."""
+        return _WHOLE * self.seconds * items
+
+
+def sample_of(store: SealedStore, source: OldSources, accepted: AcceptedFormats) -> Sample:
+    """
+    Open rows from all over a table; small tables whole.
+
+    Args:
+        store: Its items and keys.
+        source: What the table holds.
+        accepted: The formats.
+
+    Raises:
+        KmsError: The KMS refused or failed.
+        StoreError: The database refused or failed.
+    """
+    table = source.table
+    started = time.perf_counter()
+    opened: Counter[str] = Counter()
+    failures: list[Failure] = []
+    refused = items = 0
+    for page in _pages(store, source):
+        contexts = contexts_of(page, table)
+        outcomes = store.cipher.open_many(list(zip(page.envelopes, contexts, strict=True)))
+        for number, outcome in enumerate(old_items(accepted, table, page, outcomes)):
+            items += 1
+            if isinstance(outcome, OldItem):
+                opened[outcome.format.name] += 1
+            else:
+                refused += isinstance(outcome, IntegrityError | KeyNotFoundError)
+                failures.append(_failure(table, page, number, outcome))
+    seconds = (time.perf_counter() - started) / max(items, 1)
+    return Sample(table, items, opened, refused, failures, seconds)
+
+
+def refuse_wrong_keys(samples: Sequence[Sample], accepted: AcceptedFormats) -> None:
+    """
+    Refuse a key that opens nothing, where rows do not open; nothing was written then.
+
+    Args:
+        samples: Of all tables.
+        accepted: The formats that are configured.
+
+    Raises:
+        ConfigurationError: A key is wrong, or the items are in other formats; the message names it.
+    """
+    opened: Counter[str] = Counter()
+    for sample in samples:
+        opened.update(sample.opened)
+    items, refused = sum(sample.items for sample in samples), sum(sample.refused for sample in samples)
+    for old in accepted.formats if refused else ():
+        if old.key_id is None or any(opened[o.name] for o in accepted.formats if o.key_id == old.key_id):
+            continue
+        raise ConfigurationError(
+            f"the key of {old.name}, whose check value is {old.key_id}, opens nothing: of {items} items that "
+            f"were looked at, {refused} do not open. Nothing was written",
+            remedy="Give the key that the old application encrypted with; if nothing is in this format, take "
+            "it out of old_formats.",
+            key_id=old.key_id,
+        )
+    if items and not opened:
+        names = ", ".join([old.name for old in accepted.formats])
+        raise ConfigurationError(
+            f"of {items} items that were looked at, none is in one of the formats {names}. "
+            "Nothing was written",
+            remedy="Name the formats that the old application wrote, with their keys, in old_formats.",
+        )
+
+
+def sampled(
+    store: SealedStore,
+    sources: Sequence[OldSources],
+    accepted: AcceptedFormats,
+    *,
+    registered: bool,
+    check_keys: bool = True,
+) -> list[Sample]:
+    """
+    Take a sample of each table, and refuse wrong keys.
+
+    Args:
+        store: Its items and keys.
+        sources: What the tables hold.
+        accepted: The formats that are configured.
+        registered: Whether only those count that the registry says are accepted in a table.
+        check_keys: Whether wrong keys are refused.
+
+    Raises:
+        ConfigurationError: A key is wrong, or the items are in other formats.
+        StoreError: The database refused or failed.
+    """
+    samples = [
+        sample_of(store, source, accepted_in(accepted, source.table) if registered else accepted)
+        for source in sources
+        if source.moving
+    ]
+    if check_keys:
+        refuse_wrong_keys(samples, accepted)
+    return samples
+
+
+def _pages(store: SealedStore, source: OldSources) -> list[Page]:
+    engine, table = store.datastore.engine, source.table
+    swaps = item_swaps(engine, table)
+    ((_, selection),) = source.selections(())
+    few = source.moving <= _PLACES * _ROWS
+    bounds: list[Any] = [None]
+    if not few:
+        bounds += read(
+            engine, partial(range_bounds, sealed_table=table, ranges=_PLACES), doing="sampling a table"
+        )
+
+    def look(connection: Connection, after: Any) -> Page:
+        limit = _PLACES * _ROWS if few or len(bounds) == 1 else _ROWS
+        return swaps.page(connection, selection, after=after, upto=None, limit=limit)
+
+    doing = f"reading a sample of {table.table}"
+    return [page for after in bounds if len(page := read(engine, partial(look, after=after), doing=doing))]
+
+
+def _failure(table: SealedTable, page: Page, number: int, error: EventSealError) -> Failure:
+    place = {"sequence_id": str(page.sequence_ids[number]), "position": str(page.positions[number])}
+    return failure_from_json(failure_to_json(table.table, place, page.key_id(number), error))
