@@ -14,6 +14,7 @@ from eventseal.cli import (
     init_command,
     inspect_command,
     keys_command,
+    migrate_command,
     reencrypt_command,
     reopen_command,
     retire_command,
@@ -92,6 +93,7 @@ app.command(epilog=rotate_command.EXAMPLES)(rotate_command.rotate)
 app.command(epilog=rewrap_command.EXAMPLES)(rewrap_command.rewrap)
 app.command(epilog=roll_epoch_command.EXAMPLES)(roll_epoch_command.roll_epoch)
 app.command(epilog=reencrypt_command.EXAMPLES)(reencrypt_command.reencrypt)
+app.command(epilog=migrate_command.EXAMPLES)(migrate_command.migrate)
 app.command(epilog=retire_command.EXAMPLES)(retire_command.retire)
 app.command(epilog=verify_command.EXAMPLES)(verify_command.verify)
 app.command(epilog=shred_command.EXAMPLES)(shred_command.shred)

@@ -52,7 +52,7 @@ def reencrypt_shown(
     Raises:
         VerbInterrupt: It was interrupted; the job resumes.
     """
-    begun = _Begun(resume)
+    begun = BegunJob(resume)
     with (
         resumable(begun.remedy),
         shown_progress("reencrypt", "items") as progress,
@@ -119,14 +119,23 @@ def _estimate(result: JobResult) -> str:
     return f", in about {hours}:{minutes:02}:{seconds:02} by a sample"
 
 
-class _Begun:
-    """What is known of the job while it runs."""
+class BegunJob:
+    """
+    What is known of a job while it runs.
 
-    def __init__(self, job_id: UUID | None) -> None:
+    Args:
+        job_id: If it is resumed.
+        verb: The command that goes on with it.
+    """
+
+    def __init__(self, job_id: UUID | None, verb: str = "reencrypt") -> None:
         self.last: JobResult | None = None
         self._job_id = job_id
+        self._verb = verb
 
     def noting(self, progress: Callable[[JobResult], None]) -> Callable[[JobResult], None]:
+        """Give what notes a result, and shows it."""
+
         def note(result: JobResult) -> None:
             self.last = result
             self._job_id = result.job_id or self._job_id
@@ -135,6 +144,7 @@ class _Begun:
         return note
 
     def remedy(self) -> str:
+        """Say how to go on."""
         if self._job_id is None:
             return RUN_AGAIN
-        return f"What was done stays done. To go on: eventseal reencrypt --resume {self._job_id}"
+        return f"What was done stays done. To go on: eventseal {self._verb} --resume {self._job_id}"

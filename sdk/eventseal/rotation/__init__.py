@@ -1,5 +1,6 @@
 """The maintenance verbs over a store of sealed items, and the one type of their results."""
 
+from eventseal.rotation.copying import copy_items
 from eventseal.rotation.data_keys import mark_compromised, rotate_keys
 from eventseal.rotation.jobs import list_jobs, pause_job
 from eventseal.rotation.keks import KekReport, kek_report, refuse_needed_kek
@@ -21,6 +22,7 @@ __all__ = [
     "SealedStore",
     "Status",
     "begin_migration",
+    "copy_items",
     "finish_migration",
     "kek_report",
     "list_jobs",

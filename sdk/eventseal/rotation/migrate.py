@@ -291,7 +291,7 @@ def _refuse_left(store: SealedStore, tables: Sequence[SealedTable]) -> None:
 def _looked_at(
     store: SealedStore, sources: Sequence[OldSources], samples: Sequence[Sample], started: float
 ) -> JobResult:
-    by_sample = {sample.table.table: sample for sample in samples}
+    by_sample = {sample.table: sample for sample in samples}
     by_table: dict[str, dict[str, int]] = {}
     for source in sources:
         sample = by_sample.get(source.table.table)
@@ -320,7 +320,7 @@ def _in_time(
     items_per_second: float | None,
 ) -> JobResult:
     items = {source.table.table: source.moving for source in sources}
-    seconds = sum(sample.estimated(items[sample.table.table]) for sample in samples)
+    seconds = sum(sample.estimated(items[sample.table]) for sample in samples)
     seconds /= min(workers, os.cpu_count() or 1)
     if items_per_second is not None:
         seconds = max(seconds, result.left / items_per_second)

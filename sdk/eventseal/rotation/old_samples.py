@@ -43,7 +43,7 @@ class Sample:
     What a few rows of a table were.
 
     Attributes:
-        table: From the registry.
+        table: Its name.
         items: How many rows.
         opened: By format.
         refused: Rows that look like a format, or name a key, and do not open.
@@ -51,12 +51,12 @@ class Sample:
         seconds: It took for each row.
     """
 
-    table: SealedTable
+    table: str
     items: int
     opened: Mapping[str, int]
     refused: int
-    failures: Sequence[Failure]
-    seconds: float
+    failures: Sequence[Failure] = ()
+    seconds: float = 0.0
 
     def estimated(self, items: int) -> float:
         """Guess how many seconds one process takes to migrate so many."""
@@ -92,7 +92,7 @@ def sample_of(store: SealedStore, source: OldSources, accepted: AcceptedFormats)
                 refused += isinstance(outcome, IntegrityError | KeyNotFoundError)
                 failures.append(_failure(table, page, number, outcome))
     seconds = (time.perf_counter() - started) / max(items, 1)
-    return Sample(table, items, opened, refused, failures, seconds)
+    return Sample(table.table, items, opened, refused, failures, seconds)
 
 
 def refuse_wrong_keys(samples: Sequence[Sample], accepted: AcceptedFormats) -> None:

@@ -1,0 +1,306 @@
+"""Copy: items of tables that another library made, sealed into a table of the store's own."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import select, tuple_
+
+from eventseal.cipher import ItemContext
+from eventseal.errors import (
+    ConfigurationError,
+    EventSealError,
+    IntegrityError,
+    KeyClosedError,
+    KmsError,
+    SequencedItemConflictError,
+    SerializationError,
+    StoreError,
+    StoreUnavailableError,
+    UnknownFormatError,
+)
+from eventseal.items import SequencedItem
+from eventseal.items.old_json import translated
+from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
+from eventseal.rotation.jobs import MIGRATE
+from eventseal.rotation.movers import configured_formats
+from eventseal.rotation.old_samples import Sample, refuse_wrong_keys
+from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult
+from eventseal.storage.item_columns import item_columns
+from eventseal.storage.item_strategy import SQLAlchemyActiveRecordStrategy
+from eventseal.storage.old_tables import OldTable, text_of, time_of, uuid_of, whole_number_of
+from eventseal.storage.registry import ColumnKind
+from eventseal.storage.transactions import read
+from eventseal.suites.envelope import parse_envelope
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from sqlalchemy.engine import Connection
+
+    from eventseal.items.acceptance import AcceptedFormats
+    from eventseal.rotation.old_items import ScopeOf
+    from eventseal.rotation.sealed_store import SealedStore
+    from eventseal.storage import SQLAlchemyDatastore
+    from eventseal.storage.old_tables import OldRow
+
+ATTEMPTS = 8
+"""How often a batch is sealed anew because keys changed, or another copier wrote some of it."""
+
+MOST_IN_A_BATCH = 5000
+"""So many places a query can name."""
+
+_SAMPLE = 1000
+
+
+def copy_items(
+    store: SealedStore,
+    *,
+    source: SQLAlchemyDatastore,
+    table: str,
+    into: str,
+    columns: Mapping[str, str] | None = None,
+    only: Mapping[str, str] | None = None,
+    key_scope: str | ScopeOf = DEFAULT_SCOPE,
+    batch: int = 500,
+    dry_run: bool = False,
+    progress: Callable[[JobResult], None] | None = None,
+) -> JobResult:
+    """
+    Copy items of the eventsourcing library's releases 1 to 7 into a table of the store's own, sealed.
+
+    The old table is only read. Topics stay what they are: ``register_alias`` says what they are today. JSON
+    is written as the store's own transcoder reads it. It may be interrupted anywhere: run again, it copies
+    what is not there yet, also what the old application has written meanwhile.
+
+    Args:
+        store: With ``accepted_formats``, as an ``EventSeal`` has them.
+        source: The database of the old table.
+        table: The old one, with its schema before a dot if that is not the default one.
+        into: The new one: of a record class that the store lists.
+        columns: By role (``sequence_id``, ``position``, ``topic``, ``data``), what the old one calls them.
+        only: Copies rows alone that have these values, by column.
+        key_scope: Whose keys seal the items: a scope, or a function of an item's place and its JSON.
+        batch: Items in a transaction at most, from 1 to 5,000.
+        dry_run: Whether only to count, and to open a sample.
+        progress: Called after each batch with what was done so far.
+
+    Returns:
+        ``done`` items were copied; ``failed`` ones do not open, or have no place in the new table; ``left``
+        are to be copied still. ``complete`` says that each row was there already, was copied, or failed.
+
+    Raises:
+        ConfigurationError: An argument or a key is wrong; nothing was written.
+        KmsError: The KMS refused or failed; run it again.
+        StoreError: A database refused or failed; run it again.
+    """
+    if not 1 <= batch <= MOST_IN_A_BATCH:
+        raise ConfigurationError(f"batch is {batch}; it must be from 1 to {MOST_IN_A_BATCH:,}")
+    if isinstance(key_scope, str):
+        checked_scope(key_scope)
+    record = _record_class(store.datastore, into)
+    _refuse_itself(store.datastore, source, table, into)
+    old = read(
+        source.engine,
+        partial(OldTable, name=table, columns=columns or {}, only=only or {}),
+        doing=f"looking at {table}",
+    )
+    copying = _Copying(
+        store, source, old, record, key_scope=key_scope, accepted=configured_formats(store), progress=progress
+    )
+    copying.check_keys()
+    return copying.counted() if dry_run else copying.run(batch)
+
+
+class _Copying:
+    """One run: what it has counted so far."""
+
+    def __init__(
+        self,
+        store: SealedStore,
+        source: SQLAlchemyDatastore,
+        old: OldTable,
+        record: type[Any],
+        *,
+        key_scope: str | ScopeOf,
+        accepted: AcceptedFormats,
+        progress: Callable[[JobResult], None] | None,
+    ) -> None:
+        self._store = store
+        self._source = source
+        self._old = old
+        self._columns = item_columns(record, SequencedItem)
+        self._strategy = SQLAlchemyActiveRecordStrategy(record, store.datastore.session)
+        self._key_scope = key_scope
+        self._accepted = accepted
+        self._progress = progress
+        self._started = time.monotonic()
+        self._counts: Counter[str] = Counter()
+        self._failures: list[Failure] = []
+        id_kind = ColumnKind.of(self._columns.sequence_id.type)
+        is_uuid = id_kind in {ColumnKind.UUID, ColumnKind.GENERIC_UUID}
+        self._id_of: Callable[[Any], Any] = uuid_of if is_uuid else text_of
+        is_time = ColumnKind.of(self._columns.position.type) is ColumnKind.DECIMAL
+        self._position_of: Callable[[Any], Any] = time_of if is_time else whole_number_of
+        self._total = read(source.engine, old.count, doing=f"counting {old.name}")
+
+    def check_keys(self) -> None:
+        """Open the first rows, and refuse wrong keys."""
+        look = partial(self._old.page, after=None, limit=_SAMPLE)
+        rows = read(self._source.engine, look, doing=f"reading a sample of {self._old.name}")
+        opened: Counter[str] = Counter()
+        refused = 0
+        for row in rows:
+            try:
+                _, _, name = self._opened(row)
+                opened[name] += 1
+            except IntegrityError:
+                refused += 1
+            except EventSealError:
+                continue
+        self._sampled = {"sampled": len(rows), **opened}
+        refuse_wrong_keys([Sample(self._columns.table.fullname, len(rows), opened, refused)], self._accepted)
+
+    def counted(self) -> JobResult:
+        """Say what would be done."""
+        self._counts.update(self._sampled)
+        return self._result(left=self._total, complete=True)
+
+    def run(self, batch: int) -> JobResult:
+        """Copy page by page."""
+        seen = 0
+        for page in self._pages(batch):
+            self._copy(page)
+            seen += len(page)
+            if self._progress is not None:
+                self._progress(self._result(left=max(0, self._total - seen), complete=False))
+        return self._result(left=0, complete=True)
+
+    def _pages(self, size: int) -> Iterator[list[OldRow]]:
+        after = None
+        while True:
+            look = partial(self._old.page, after=after, limit=size)
+            page = read(self._source.engine, look, doing=f"reading {self._old.name}")
+            if page:
+                yield page
+            if len(page) < size:
+                return
+            after = page[-1][:2]
+
+    def _copy(self, page: Sequence[OldRow]) -> None:
+        opened: list[tuple[bytes, ItemContext, str]] = []
+        for row in page:
+            try:
+                plaintext, context, _ = self._opened(row)
+                scope = (
+                    self._key_scope
+                    if isinstance(self._key_scope, str)
+                    else self._key_scope(context, plaintext)
+                )
+            except EventSealError as error:
+                if isinstance(error, KmsError | StoreError):
+                    raise
+                self._fail(row, error)
+                continue
+            opened.append((plaintext, context, scope))
+        for _ in range(ATTEMPTS):
+            try:
+                there = self._there([context for _, context, _ in opened])
+                missing = [item for item in opened if (item[1].sequence_id, item[1].position) not in there]
+                if missing:
+                    self._strategy.append(self._sealed(missing))
+            except (SequencedItemConflictError, KeyClosedError):
+                self._store.keyring.refresh()
+            else:
+                self._counts["done"] += len(missing)
+                self._counts["there"] += len(opened) - len(missing)
+                return
+        raise StoreUnavailableError(
+            f"a batch of {self._old.name} met others {ATTEMPTS} times",
+            remedy="Run the same command again; it copies what is not there yet.",
+        )
+
+    def _opened(self, row: OldRow) -> tuple[bytes, ItemContext, str]:
+        """Give a row's JSON, its new place and its format."""
+        topic = row.topic
+        if not isinstance(topic, str):
+            raise SerializationError("an item's topic is text")
+        sequence_id, position = self._id_of(row.sequence_id), self._position_of(row.position)
+        context = ItemContext(sequence_id, position, topic, self._columns.collection)
+        data = row.data.encode() if isinstance(row.data, str) else bytes(row.data or b"")
+        found = self._accepted.open(data, context, UnknownFormatError("the item is of an older release"))
+        if isinstance(found, EventSealError):
+            raise found
+        return translated(found.plaintext, sequence_id, position), context, found.format.name
+
+    def _sealed(self, items: Sequence[tuple[bytes, ItemContext, str]]) -> list[SequencedItem]:
+        envelopes = self._store.cipher.encrypt_many(
+            [(plaintext, context) for plaintext, context, _ in items], scopes=[scope for _, _, scope in items]
+        )
+        sealed = zip(envelopes, (context for _, context, _ in items), strict=True)
+        return [
+            SequencedItem(
+                place.sequence_id, place.position, place.topic, envelope, parse_envelope(envelope).key_id
+            )
+            for envelope, place in sealed
+        ]
+
+    def _there(self, contexts: Sequence[ItemContext]) -> set[tuple[Any, Any]]:
+        """Say which of these places are taken: copied before."""
+        if not contexts:
+            return set()
+        place = self._columns.item_key
+        wanted = [(context.sequence_id, context.position) for context in contexts]
+
+        def look(connection: Connection) -> set[tuple[Any, Any]]:
+            query = select(*place).where(tuple_(*place).in_(wanted))
+            return {(row[0], row[1]) for row in connection.execute(query)}
+
+        return read(self._store.datastore.engine, look, doing=f"reading {self._columns.table}")
+
+    def _fail(self, row: OldRow, error: EventSealError) -> None:
+        self._counts["failed"] += 1
+        if len(self._failures) < MAX_FAILURES:
+            shown = row.sequence_id.hex() if isinstance(row.sequence_id, bytes) else str(row.sequence_id)
+            self._failures.append(
+                Failure(
+                    table=self._old.name,
+                    row={"sequence_id": shown, "position": str(row.position)},
+                    key_id=None,
+                    error=type(error).__name__,
+                    message=str(error),
+                    remedy=error.remedy,
+                )
+            )
+
+    def _result(self, *, left: int, complete: bool) -> JobResult:
+        return JobResult(
+            verb=MIGRATE,
+            complete=complete,
+            done=self._counts["done"],
+            left=left,
+            failed=self._counts["failed"],
+            seconds=time.monotonic() - self._started,
+            by_table={self._columns.table.fullname: {"left": left, **self._counts}},
+            failures=tuple(self._failures),
+        )
+
+
+def _record_class(datastore: SQLAlchemyDatastore, into: str) -> type[Any]:
+    by_name = {record.__table__.fullname: record for record in datastore.tables}
+    if into not in by_name:
+        raise ConfigurationError(
+            f"there is no table {into} to copy into", remedy=f"The store has {', '.join(sorted(by_name))}."
+        )
+    return by_name[into]
+
+
+def _refuse_itself(store: SQLAlchemyDatastore, source: SQLAlchemyDatastore, table: str, into: str) -> None:
+    if table == into and source.settings.url == store.settings.url:
+        raise ConfigurationError(
+            f"{table} cannot be copied into itself",
+            remedy="Copy into another database, or into a table of another name: a record class in `tables`.",
+        )
