@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
-from eventseal.storage.fences import CLOSED, OPEN, PATIENCE
+from eventseal.storage.fences import CLOSED, HOLDS_FENCES, OPEN, PATIENCE
 from eventseal.storage.header_key_ids import key_id_in_header
 from eventseal.storage.key_tables import key_fences
 
@@ -70,7 +70,9 @@ CREATE TRIGGER {trigger} AFTER INSERT ON {table} REFERENCING NEW TABLE AS writte
 FOR EACH STATEMENT EXECUTE FUNCTION {function}()"""
 _UPDATE_TRIGGER = """\
 CREATE TRIGGER {trigger} BEFORE UPDATE OF {data} ON {table}
-FOR EACH ROW WHEN (NEW.{data} IS DISTINCT FROM OLD.{data}) EXECUTE FUNCTION {function}()"""
+FOR EACH ROW WHEN (
+  NEW.{data} IS DISTINCT FROM OLD.{data} AND current_setting('{holds_fences}', true) IS DISTINCT FROM 'on'
+) EXECUTE FUNCTION {function}()"""
 _ON_SQLITE = """\
 CREATE TRIGGER {trigger} BEFORE {event} ON {table}
 BEGIN
@@ -114,6 +116,7 @@ class FenceTriggers:
             "new_key_id": key_id_in_header(connection.dialect, f"NEW.{data}"),
             "fences": self._fences(),
             "constraint": FENCE_CONSTRAINT,
+            "holds_fences": HOLDS_FENCES,
             "open": OPEN,
             "closed": CLOSED,
         }

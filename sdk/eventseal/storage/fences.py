@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 OPEN, CLOSED = "open", "closed"
 PATIENCE = 2
 """Seconds for which the closing of a fence waits for transactions that wrote under the key."""
+
+HOLDS_FENCES = "eventseal.holds_fences"
+"""A setting of PostgreSQL: ``on`` in a transaction that holds the fences of all that it changes, so that the
+triggers need not take them again for each row."""
+
 _CHUNK = 500
 
 

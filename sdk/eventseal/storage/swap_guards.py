@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, select, text
 
 from eventseal.keys.states import KeyState
-from eventseal.storage.fences import OPEN
+from eventseal.storage.fences import HOLDS_FENCES, OPEN
 from eventseal.storage.key_rows import chunks
 from eventseal.storage.key_tables import encryption_keys, key_fences
 from eventseal.storage.types import BinaryUUID
@@ -28,6 +28,7 @@ _OPEN_FENCES = (
     .order_by(key_fences.c.key_id)
     .with_for_update(read=True)
 )
+_SAY_THAT_THEY_ARE_HELD = text(f"SELECT set_config('{HOLDS_FENCES}', 'on', true)")
 _LIVE_KEYS = (
     select(encryption_keys.c.key_id)
     .where(encryption_keys.c.key_id.in_(_KEY_IDS), encryption_keys.c.state != KeyState.DESTROYED)
@@ -47,7 +48,10 @@ def share_fences(connection: Connection, key_ids: Collection[UUID]) -> set[UUID]
     Returns:
         The keys whose fence is not open, or not there.
     """
-    return _missing(connection, _OPEN_FENCES, key_ids)
+    missing = _missing(connection, _OPEN_FENCES, key_ids)
+    if not missing and connection.dialect.name == "postgresql":
+        connection.execute(_SAY_THAT_THEY_ARE_HELD)
+    return missing
 
 
 def share_live_keys(connection: Connection, key_ids: Collection[UUID]) -> set[UUID]:
