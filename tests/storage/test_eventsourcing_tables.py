@@ -1,0 +1,266 @@
+"""The eventsourcing library's tables as the registry has them: found, checked, fenced, indexed."""
+
+from __future__ import annotations
+
+from uuid import UUID, uuid4
+
+import pytest
+from eventsourcing.persistence import StoredEvent
+from sqlalchemy import event, text
+from tests.fixtures.eventsourcing_store import EVENTS, SNAPSHOTS, TOPIC, LibraryStore
+
+from eventseal.errors import ConfigurationError
+from eventseal.storage import count_by_key, pages
+from eventseal.storage.header_key_ids import key_id_in_header
+from eventseal.storage.item_ranges import range_bounds
+from eventseal.storage.item_swaps import Selection
+from eventseal.storage.key_id_indexes import has_key_id_index, index_name, make_key_id_index
+from eventseal.storage.registry import SealedTable, registered, set_old_formats
+from eventseal.storage.swapping import item_swaps
+from eventseal.storage.unregistered import unregistered_eventsourcing_tables
+from eventseal.suites.envelope import CompressionId, SuiteId
+from eventseal.testing import FakeKms
+
+
+@pytest.fixture
+def open_library():
+    opened = []
+
+    def open_one(url, *, made=True, **options):
+        opened.append(LibraryStore(url, FakeKms(), **options))
+        return opened[-1].make() if made else opened[-1]
+
+    yield open_one
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def library(open_library, store_url):
+    return open_library(store_url)
+
+
+def tables(library) -> dict[str, SealedTable]:
+    with library.seal.datastore.key_engine.connect() as connection:
+        return {table.table: table for table in registered(connection) if not table.has_key_ids}
+
+
+def test_the_tables_are_registered_as_what_they_hold(library):
+    found = tables(library)
+    assert {name: table.collection for name, table in found.items()} == {
+        EVENTS: "items",
+        SNAPSHOTS: "snapshots",
+    }
+    assert found[EVENTS].application == "shop"
+    assert {role: column.name for role, column in found[EVENTS].columns.items()} == {
+        "sequence_id": "originator_id",
+        "position": "originator_version",
+        "topic": "topic",
+        "data": "state",
+    }
+
+
+def test_setting_up_again_changes_nothing(library):
+    def made():
+        catalog = (
+            "SELECT tgname, xmin::text FROM pg_trigger UNION ALL"
+            " SELECT indexrelid::text, xmin::text FROM pg_index"
+            if library.on_postgresql
+            else "SELECT name, sql FROM sqlite_master"
+        )
+        return sorted(map(tuple, library.execute(catalog)))
+
+    before = made()
+    library.make_ours()
+    assert made() == before
+
+
+def test_a_table_that_is_not_there_yet_is_left_for_later(open_library, store_url):
+    library = open_library(store_url, made=False)
+    library.make_ours()
+    assert tables(library) == {}
+    library.make()
+    assert set(tables(library)) == {EVENTS, SNAPSHOTS}
+
+
+def test_setting_up_again_keeps_what_readers_accept(library):
+    with library.seal.datastore.key_engine.begin() as connection:
+        set_old_formats(connection, tables(library)[EVENTS], ["plaintext"])
+    library.make_ours()
+    found = tables(library)
+    assert (found[EVENTS].old_formats, found[EVENTS].may_mislead) == (("plaintext",), True)
+    assert (found[SNAPSHOTS].old_formats, found[SNAPSHOTS].may_mislead) == ((), False)
+
+
+@pytest.mark.postgres
+def test_tables_in_a_schema_of_their_own(open_library, postgres_url):
+    library = open_library(postgres_url, schema="shop")
+    library.append(2)
+    (table,) = [table for name, table in tables(library).items() if name == f"shop.{EVENTS}"]
+    with library.seal.datastore.engine.connect() as connection:
+        assert count_by_key(connection, table) == {library.active_key(): 2}
+        assert has_key_id_index(connection, table)
+        known = registered(connection)
+        assert unregistered_eventsourcing_tables(connection, known) == []
+        assert unregistered_eventsourcing_tables(connection, []) == [
+            f"shop.{EVENTS}",
+            f"shop.{SNAPSHOTS}",
+        ]
+
+
+# --- ids ---
+
+
+@pytest.mark.parametrize("id_type", ["uuid", "text"])
+def test_ids_come_back_as_they_were_bound(open_library, store_url, id_type):
+    library = open_library(store_url, id_type=id_type)
+    ids = {library.append()[0].originator_id for _ in range(3)}
+    (page,) = pages(library.seal.datastore.engine, tables(library)[EVENTS])
+    assert {row.sequence_id for row in page} == ids
+    assert {type(row.sequence_id) for row in page} == {UUID if id_type == "uuid" else str}
+
+
+def test_a_text_id_of_32_digits_stays_text(open_library, store_url):
+    library = open_library(store_url, id_type="text")
+    originator_id = uuid4().hex
+    library.events.insert_events(library.states(originator_id, [1]))
+    (page,) = pages(library.seal.datastore.engine, tables(library)[EVENTS])
+    assert page[0].sequence_id == originator_id
+
+
+def test_on_sqlite_text_ids_are_not_taken_for_uuids(open_library, sqlite_url):
+    library = open_library(sqlite_url, id_type="text")
+    library.append()
+    for told in (None, "uuid"):
+        with library.open(originator_id_type=told) as other, pytest.raises(ConfigurationError) as refused:
+            other.datastore.setup_tables(application="shop")
+        assert 'originator_id_type = "text"' in refused.value.remedy
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize(("there", "told"), [("uuid", "text"), ("text", "uuid")])
+def test_on_postgresql_the_column_says_the_type_of_ids(open_library, postgres_url, there, told):
+    library = open_library(postgres_url, made=False, id_type=there)
+    library.make_theirs()
+    with (
+        library.open(originator_id_type=told) as other,
+        pytest.raises(ConfigurationError, match=f"is {there}, and originator_id_type says {told}"),
+    ):
+        other.datastore.setup_tables(application="shop")
+
+
+def test_an_id_that_an_edit_put_there_hides_no_other(open_library, sqlite_url):
+    library = open_library(sqlite_url)
+    library.append(2)
+    library.execute(f"UPDATE {EVENTS} SET originator_id = 'no uuid' WHERE originator_version = 1")
+    (page,) = pages(library.seal.datastore.engine, tables(library)[EVENTS])
+    assert [type(row.sequence_id) for row in page] == [UUID, str] or [str, UUID]
+    assert "no uuid" in [row.sequence_id for row in page]
+
+
+@pytest.mark.postgres
+def test_text_ids_are_compared_in_the_order_of_their_column(open_library, postgres_url):
+    """A collation of ours beside the column's own order would skip rows between two pages."""
+    library = open_library(postgres_url, id_type="text")
+    for originator_id in ("B", "a", "a-b", "A", "ab", "\u00e4", "z"):
+        library.events.insert_events(library.states(originator_id, [1]))
+    engine, table = library.seal.datastore.engine, tables(library)[EVENTS]
+    statements = []
+    event.listen(engine, "before_cursor_execute", lambda *words: statements.append(words[2]))
+    found = [row.sequence_id for page in pages(engine, table, size=2) for row in page]
+    assert len(found) == len(set(found)) == 7
+
+    swaps, moved, after = item_swaps(engine, table), [], None
+    with engine.connect() as connection:
+        selection = Selection(keys=(library.active_key(),))
+        while page := swaps.page(connection, selection, after=after, upto=None, limit=2):
+            moved += page.sequence_ids
+            after = page.last_place
+        bounds = range_bounds(connection, table, 4)
+    assert moved == found
+    assert [place[0] for place in bounds] == [name for name in found if name in dict(bounds)]
+    theirs = [statement for statement in statements if EVENTS in statement]
+    assert len(theirs) > 8
+    assert not [statement for statement in theirs if "COLLATE" in statement]
+
+
+# --- what is no table of theirs ---
+
+
+@pytest.mark.parametrize(
+    ("columns", "why"),
+    [
+        (
+            "originator_id TEXT, topic TEXT, state BYTEA, PRIMARY KEY (originator_id)",
+            "no column originator_version",
+        ),
+        (
+            (
+                "originator_id TEXT, originator_version INTEGER, topic TEXT, state TEXT, "
+                "PRIMARY KEY (originator_id, originator_version)"
+            ),
+            "its column state is",
+        ),
+        (
+            "originator_id TEXT, originator_version INTEGER, topic TEXT, state BYTEA",
+            "its primary key is absent",
+        ),
+    ],
+    ids=["column", "type", "key"],
+)
+def test_another_programs_table_is_refused_by_name(open_library, store_url, columns, why):
+    library = open_library(store_url, made=False)
+    binary = "BYTEA" if library.on_postgresql else "BLOB"
+    library.execute(f"CREATE TABLE {EVENTS} ({columns.replace('BYTEA', binary)})")
+    with pytest.raises(
+        ConfigurationError, match=f"{EVENTS} is not a table that the eventsourcing library.*{why}"
+    ):
+        library.make_ours()
+
+
+# --- the expression ---
+
+
+def test_every_envelope_of_version_1_names_its_key_and_nothing_else_does(library):
+    key_id = uuid4()
+    heads = {bytes((1, suite, compression)) for suite in SuiteId for compression in range(16)}
+    assert {compression for _, _, compression in heads} >= set(CompressionId)
+    near = {b"\0\3\0", b"\2\3\0", b"\1\0\0", b"\1\4\0", b"\1\x10\0", b"\1\x12\0", b"\1\3\x10", b"\1\3\xff"}
+    states = [*sorted(heads), *sorted(near)]
+    library.events.insert_events(
+        [StoredEvent(uuid4(), 1, TOPIC, head + key_id.bytes + bytes(40)) for head in states]
+    )
+    library.append_plain(state=bytes((1, 3, 0)) + key_id.bytes + bytes(39))
+    with library.seal.datastore.engine.connect() as connection:
+        counts = count_by_key(connection, tables(library)[EVENTS])
+    assert counts == {key_id: len(heads), None: len(near) + 1}
+
+
+def test_queries_by_key_use_the_index(library):
+    library.append(3)
+    engine, table = library.seal.datastore.engine, tables(library)[EVENTS]
+    expression = key_id_in_header(engine.dialect, "state")
+    with engine.connect() as connection:
+        if library.on_postgresql:
+            connection.execute(text("SET LOCAL enable_seqscan = off"))
+        explain = "EXPLAIN" if library.on_postgresql else "EXPLAIN QUERY PLAN"
+        value = f"'{uuid4()}'" if library.on_postgresql else "x'00'"
+        plan = connection.exec_driver_sql(
+            f"{explain} SELECT count(*) FROM {EVENTS} WHERE ({expression}) = {value}",
+            execution_options={"no_parameters": True},
+        )
+        assert index_name(engine.dialect, table) in " ".join(str(row) for row in plan)
+
+
+@pytest.mark.postgres
+def test_an_index_that_was_left_half_made_is_made_anew(open_library, postgres_url):
+    library = open_library(postgres_url)
+    engine, table = library.seal.datastore.engine, tables(library)[EVENTS]
+    name = index_name(engine.dialect, table)
+    library.execute(f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{name}'::regclass")
+    with engine.connect() as connection:
+        assert not has_key_id_index(connection, table)
+    assert make_key_id_index(engine, table)
+    with engine.connect() as connection:
+        assert has_key_id_index(connection, table)
+    assert not make_key_id_index(engine, table)
