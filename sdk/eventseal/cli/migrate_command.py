@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID  # noqa: TC003 - read at run time, for the options' types
 
 import typer
 
-from eventseal.cli.interruption import resumable
+from eventseal.cli.migrating import (
+    copied,
+    migrated,
+    print_migrated,
+    said_of_beginning,
+    said_of_copy,
+    said_of_end,
+    said_of_migration,
+)
 from eventseal.cli.options import Config, DryRun, Json, Options, Yes
-from eventseal.cli.output import print_columns, print_json
-from eventseal.cli.progress import shown_progress
-from eventseal.cli.reencrypting import BegunJob
-from eventseal.cli.results import finish, print_failures
-from eventseal.cli.worker_processes import worker_processes
-from eventseal.configuration import EventSeal
+from eventseal.cli.results import finish
 from eventseal.errors import ConfigurationError
 from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.rotation import begin_migration, finish_migration
-from eventseal.rotation import migrate as migrate_store
 from eventseal.rotation.movers import scope_rule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from eventseal.rotation import JobResult
-    from eventseal.rotation.old_items import ScopeOf
 
 EXAMPLES = """\b
 Examples:
@@ -35,6 +33,7 @@ Examples:
   eventseal migrate --workers 4 --items-per-second 5000
   eventseal migrate --key-scope-function shop.migration:tenant_of
   eventseal migrate --finish
+  eventseal migrate --copy integer_sequenced_items
 """
 
 
@@ -47,6 +46,21 @@ def migrate(
     finish_it: Annotated[
         bool, typer.Option("--finish", help="Last: prove that nothing old is left, then refuse it.")
     ] = False,
+    copy: Annotated[
+        str | None,
+        typer.Option(metavar="TABLE", help="Copy this table of releases 1 to 7, from old_store_url."),
+    ] = None,
+    into: Annotated[
+        str | None, typer.Option(metavar="TABLE", help="With --copy: a table of the store's own.")
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ROLE=NAME", help="With --copy: what a column is called there; several times."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="With --copy: only rows with this value; several times."),
+    ] = None,
     table: Annotated[
         list[str] | None, typer.Option(metavar="TABLE", help="Only this registered table; several times.")
     ] = None,
@@ -57,7 +71,9 @@ def migrate(
         str | None,
         typer.Option(metavar="MODULE:FUNCTION", help="Gives an item's scope from its place and its JSON."),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Items in a transaction at most.")] = 1000,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Items in a transaction at most; 1000, or 500 with --copy.")
+    ] = None,
     items_per_second: Annotated[
         float | None, typer.Option(metavar="RATE", help="Not faster than this, all workers together.")
     ] = None,
@@ -87,25 +103,48 @@ def migrate(
         "--workers": workers != 1,
         "--resume": resume,
     }
+    of_copies = {"--into": into, "--column": column, "--only": only}
     _refuse_together(begin=begin, finish_it=finish_it, work=work)
+    _check_copying(
+        copy,
+        begin or finish_it,
+        of_copies,
+        {**work, "--table": table, "--key-scope": None, "--key-scope-function": None},
+    )
+    scope = key_scope if key_scope_function is None else scope_rule({"function": key_scope_function})
     with options.open_seal() as seal:
-        if begin:
+        if copy is not None:
+            result = copied(
+                options,
+                seal,
+                table=copy,
+                into=into or copy,
+                columns=_pairs("--column", column),
+                only=_pairs("--only", only),
+                scope=scope,
+                batch=batch or 500,
+            )
+        elif begin:
             result = begin_migration(seal, tables=table, dry_run=options.dry_run)
         elif finish_it:
             result = finish_migration(seal, tables=table, dry_run=options.dry_run)
         else:
-            result = _migrated(
+            result = migrated(
                 options,
                 seal,
                 table=table,
-                scope=key_scope if key_scope_function is None else _function(key_scope_function),
-                batch=batch,
+                scope=scope,
+                batch=batch or 1000,
                 items_per_second=items_per_second,
                 workers=workers,
                 resume=resume,
             )
-    said = _said_of_beginning if begin else _said_of_end if finish_it else _said_of_migration
-    finish(options, result, lambda: _print(result, said(result, dry_run=options.dry_run)))
+    said = said_of_migration
+    if copy is not None:
+        said = said_of_copy
+    elif begin or finish_it:
+        said = said_of_beginning if begin else said_of_end
+    finish(options, result, lambda: print_migrated(result, said(result, dry_run=options.dry_run)))
 
 
 def _refuse_together(*, begin: bool, finish_it: bool, work: Mapping[str, object]) -> None:
@@ -121,90 +160,22 @@ def _refuse_together(*, begin: bool, finish_it: bool, work: Mapping[str, object]
         raise ConfigurationError("--key-scope and --key-scope-function exclude each other")
 
 
-def _function(name: str) -> ScopeOf:
-    return scope_rule({"function": name})
+def _check_copying(
+    copy: str | None, other: bool, of_copies: Mapping[str, object], of_others: Mapping[str, object]
+) -> None:
+    unfit = of_copies if copy is None else of_others
+    named = [name for name, given in unfit.items() if given]
+    if copy is not None and other:
+        named = ["--begin or --finish", *named]
+    if named:
+        raise ConfigurationError(
+            f"{', '.join(named)} {'only goes with' if copy is None else 'does not go with'} --copy"
+        )
 
 
-def _migrated(
-    options: Options,
-    seal: EventSeal,
-    *,
-    table: list[str] | None,
-    scope: str | ScopeOf,
-    batch: int,
-    items_per_second: float | None,
-    workers: int,
-    resume: UUID | None,
-) -> JobResult:
-    begun = BegunJob(resume, "migrate")
-    with (
-        resumable(begun.remedy),
-        shown_progress("migrate", "items") as progress,
-        worker_processes(1 if options.dry_run else workers) as executor,
-    ):
-        try:
-            return migrate_store(
-                seal,
-                key_scope=scope,
-                tables=table,
-                batch=batch,
-                items_per_second=items_per_second,
-                shards=workers,
-                executor=executor,
-                open_store=partial(EventSeal.from_settings, options.config),
-                resume=resume,
-                dry_run=options.dry_run,
-                progress=begun.noting(progress),
-            )
-        except KeyboardInterrupt:
-            if options.as_json and begun.last is not None:
-                print_json(begun.last.to_json())
-            raise
-
-
-def _print(result: JobResult, said: str) -> None:
-    names = dict.fromkeys(name for counts in result.by_table.values() for name in counts)
-    shown = [name for name in names if any(counts.get(name) for counts in result.by_table.values())]
-    if shown:
-        heading = ("TABLE", *(name.upper() for name in shown))
-        rows = [
-            (table, *(f"{counts.get(name, 0):,}" for name in shown))
-            for table, counts in result.by_table.items()
-        ]
-        print_columns(heading, rows, numbers=frozenset(heading[1:]))
-    print_failures(result.failures)
-    typer.echo(said)
-
-
-def _said_of_beginning(result: JobResult, *, dry_run: bool) -> str:
-    left = f"{result.left:,} items are to be migrated"
-    if dry_run:
-        return left
-    return (
-        f"{left}; readers take both now: start the processes that write envelopes, then `eventseal migrate`"
-    )
-
-
-def _said_of_migration(result: JobResult, *, dry_run: bool) -> str:
-    if dry_run:
-        minutes, seconds = divmod(round(result.estimated_seconds or 0), 60)
-        return f"{result.left:,} items would be sealed, in about {minutes}:{seconds:02} minutes by a sample"
-    said = (
-        f"{result.done:,} items were sealed in {result.seconds:.1f} s, {result.failed:,} failed, "
-        f"{result.left:,} are left"
-    )
-    if not result.complete:
-        return f"{said}\nit is not complete; to go on: eventseal migrate --resume {result.job_id}"
-    if result.failed:
-        return f"{said}\nwhat failed stays as it is; mend it, and run this again"
-    return f"{said}\nwhen no process writes the older formats any more: eventseal migrate --finish"
-
-
-def _said_of_end(result: JobResult, *, dry_run: bool) -> str:
-    del result
-    if dry_run:
-        return "nothing old is left"
-    return (
-        "nothing old is left, and readers refuse it from now on: take old_formats out of the settings, "
-        "and destroy the old keys"
-    )
+def _pairs(option: str, given: list[str] | None) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in given or ()]
+    for name, separator, value in pairs:
+        if not (name and separator and value):
+            raise ConfigurationError(f"{option} takes a name and a value with = between them")
+    return {name: value for name, _, value in pairs}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 DEFAULT_FILE = "eventseal.toml"
 FILE_VARIABLE = f"{ENVIRONMENT_PREFIX}CONFIG"
-SECRET_SETTINGS = frozenset({"store_url", "key_store_url", "ledger"})
+SECRET_SETTINGS = frozenset({"store_url", "key_store_url", "old_store_url", "ledger"})
 
 
 def load_settings(path: str | Path | None = None, **overrides: Any) -> Settings:

@@ -165,6 +165,10 @@ class Settings(BaseSettings):
         default=(),
         description="Older formats that are read while they are migrated, each with where its key is.",
     )
+    old_store_url: SecretStr | None = Field(
+        default=None,
+        description="The database of old tables that are copied, if it is not the items'. Never shown.",
+    )
     unsealed_tables: Texts = Field(
         default=(),
         description="Tables that look as if they held sealed items, and hold none.",

@@ -102,6 +102,20 @@ def _record_class(name: str) -> type[Any]:
     return record
 
 
+def old_database(settings: Settings) -> SQLAlchemySettings:
+    """
+    Give the database that old tables are copied from: the items', unless the settings name another one.
+
+    Raises:
+        ConfigurationError: No database is named, or a URL is none.
+    """
+    if settings.old_store_url is not None:
+        return _database("old_store_url", settings.old_store_url)
+    if settings.store_url is None:
+        raise ConfigurationError("no database is configured: store_url is missing", remedy=_NO_STORE)
+    return _database("store_url", settings.store_url)
+
+
 def _database(setting: str, url: SecretStr) -> SQLAlchemySettings:
     try:
         return SQLAlchemySettings(url.get_secret_value())

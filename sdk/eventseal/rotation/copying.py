@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import select, tuple_
 
 from eventseal.cipher import ItemContext
+from eventseal.cipher.context import ItemBinder
 from eventseal.errors import (
     ConfigurationError,
     EventSealError,
@@ -29,6 +30,7 @@ from eventseal.rotation.jobs import MIGRATE
 from eventseal.rotation.movers import configured_formats
 from eventseal.rotation.old_samples import Sample, refuse_wrong_keys
 from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult
+from eventseal.storage.engines import make_engine
 from eventseal.storage.item_columns import item_columns
 from eventseal.storage.item_strategy import SQLAlchemyActiveRecordStrategy
 from eventseal.storage.old_tables import OldTable, text_of, time_of, uuid_of, whole_number_of
@@ -39,12 +41,12 @@ from eventseal.suites.envelope import parse_envelope
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from sqlalchemy.engine import Connection
+    from sqlalchemy.engine import Connection, Engine
 
     from eventseal.items.acceptance import AcceptedFormats
     from eventseal.rotation.old_items import ScopeOf
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage import SQLAlchemyDatastore
+    from eventseal.storage import SQLAlchemyDatastore, SQLAlchemySettings
     from eventseal.storage.old_tables import OldRow
 
 ATTEMPTS = 8
@@ -59,7 +61,7 @@ _SAMPLE = 1000
 def copy_items(
     store: SealedStore,
     *,
-    source: SQLAlchemyDatastore,
+    source: SQLAlchemySettings,
     table: str,
     into: str,
     columns: Mapping[str, str] | None = None,
@@ -103,16 +105,18 @@ def copy_items(
         checked_scope(key_scope)
     record = _record_class(store.datastore, into)
     _refuse_itself(store.datastore, source, table, into)
-    old = read(
-        source.engine,
-        partial(OldTable, name=table, columns=columns or {}, only=only or {}),
-        doing=f"looking at {table}",
-    )
-    copying = _Copying(
-        store, source, old, record, key_scope=key_scope, accepted=configured_formats(store), progress=progress
-    )
-    copying.check_keys()
-    return copying.counted() if dry_run else copying.run(batch)
+    accepted = configured_formats(store)
+    engine = make_engine(source, reads_only=True)
+    try:
+        open_table = partial(OldTable, name=table, columns=columns or {}, only=only or {})
+        old = read(engine, open_table, doing=f"looking at {table}")
+        copying = _Copying(
+            store, engine, old, record, key_scope=key_scope, accepted=accepted, progress=progress
+        )
+        copying.check_keys()
+        return copying.counted() if dry_run else copying.run(batch)
+    finally:
+        engine.dispose()
 
 
 class _Copying:
@@ -121,7 +125,7 @@ class _Copying:
     def __init__(
         self,
         store: SealedStore,
-        source: SQLAlchemyDatastore,
+        source: Engine,
         old: OldTable,
         record: type[Any],
         *,
@@ -134,6 +138,7 @@ class _Copying:
         self._old = old
         self._columns = item_columns(record, SequencedItem)
         self._strategy = SQLAlchemyActiveRecordStrategy(record, store.datastore.session)
+        self._binder = ItemBinder(store.cipher.application)
         self._key_scope = key_scope
         self._accepted = accepted
         self._progress = progress
@@ -145,12 +150,12 @@ class _Copying:
         self._id_of: Callable[[Any], Any] = uuid_of if is_uuid else text_of
         is_time = ColumnKind.of(self._columns.position.type) is ColumnKind.DECIMAL
         self._position_of: Callable[[Any], Any] = time_of if is_time else whole_number_of
-        self._total = read(source.engine, old.count, doing=f"counting {old.name}")
+        self._total = read(source, old.count, doing=f"counting {old.name}")
 
     def check_keys(self) -> None:
         """Open the first rows, and refuse wrong keys."""
         look = partial(self._old.page, after=None, limit=_SAMPLE)
-        rows = read(self._source.engine, look, doing=f"reading a sample of {self._old.name}")
+        rows = read(self._source, look, doing=f"reading a sample of {self._old.name}")
         opened: Counter[str] = Counter()
         refused = 0
         for row in rows:
@@ -183,7 +188,7 @@ class _Copying:
         after = None
         while True:
             look = partial(self._old.page, after=after, limit=size)
-            page = read(self._source.engine, look, doing=f"reading {self._old.name}")
+            page = read(self._source, look, doing=f"reading {self._old.name}")
             if page:
                 yield page
             if len(page) < size:
@@ -230,7 +235,10 @@ class _Copying:
             raise SerializationError("an item's topic is text")
         sequence_id, position = self._id_of(row.sequence_id), self._position_of(row.position)
         context = ItemContext(sequence_id, position, topic, self._columns.collection)
-        data = row.data.encode() if isinstance(row.data, str) else bytes(row.data or b"")
+        self._binder.bind(context)  # a row that has no place in the new table does not stop the others
+        data = row.data.encode(errors="surrogateescape") if isinstance(row.data, str) else row.data
+        if not isinstance(data, bytes):
+            raise SerializationError(f"an item's data are text or bytes, not {type(data).__name__}")
         found = self._accepted.open(data, context, UnknownFormatError("the item is of an older release"))
         if isinstance(found, EventSealError):
             raise found
@@ -298,8 +306,8 @@ def _record_class(datastore: SQLAlchemyDatastore, into: str) -> type[Any]:
     return by_name[into]
 
 
-def _refuse_itself(store: SQLAlchemyDatastore, source: SQLAlchemyDatastore, table: str, into: str) -> None:
-    if table == into and source.settings.url == store.settings.url:
+def _refuse_itself(store: SQLAlchemyDatastore, source: SQLAlchemySettings, table: str, into: str) -> None:
+    if table == into and source.url == store.settings.url:
         raise ConfigurationError(
             f"{table} cannot be copied into itself",
             remedy="Copy into another database, or into a table of another name: a record class in `tables`.",

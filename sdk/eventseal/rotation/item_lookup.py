@@ -25,6 +25,7 @@ _READERS: dict[ColumnKind, Callable[[str], Any]] = {
     ColumnKind.INTEGER: int,
     ColumnKind.DECIMAL: Decimal,
     ColumnKind.TEXT: str,
+    ColumnKind.DATABASE_TEXT: str,
 }
 
 

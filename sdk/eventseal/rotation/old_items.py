@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from eventseal.cipher import ItemContext, Opened
+from eventseal.cipher.context import ItemBinder
 from eventseal.errors import (
     OPAQUE_INTEGRITY_MESSAGE,
     EventSealError,
@@ -173,6 +174,7 @@ class OldItemMover(TableMover):
         self, store: SealedStore, table: SealedTable, *, accepted: AcceptedFormats, scope_of: ScopeOf
     ) -> None:
         super().__init__(store, table, KeyStandings(store, None))
+        self._binder = ItemBinder(store.cipher.application)
         self._accepted = accepted
         self._scope_of = scope_of
 
@@ -195,6 +197,7 @@ class OldItemMover(TableMover):
                 self._fail(batch, page, number, outcome, stuck=True)
                 continue
             try:
+                self._binder.bind(contexts[number])  # one that has no place does not stop the others
                 scope = self._scope_of(contexts[number], outcome.plaintext)
             except EventSealError as error:
                 self._fail(batch, page, number, error, stuck=True)

@@ -65,13 +65,16 @@ def is_in_memory(url: URL) -> bool:
     return url.database in {None, "", ":memory:", "file::memory:"} or url.query.get("mode") == "memory"
 
 
-def make_engine(settings: SQLAlchemySettings, *, holds_keys: bool = False) -> Engine:
+def make_engine(
+    settings: SQLAlchemySettings, *, holds_keys: bool = False, reads_only: bool = False
+) -> Engine:
     """
     Make the engine; no connection is opened.
 
     Args:
         settings: Where the database is.
         holds_keys: Whether SQLite zeroes what is deleted, also pages that are no longer used.
+        reads_only: Whether it is another program's: SQLite leaves every byte of it as it is.
 
     Raises:
         ConfigurationError: An option is unknown.
@@ -94,7 +97,9 @@ def make_engine(settings: SQLAlchemySettings, *, holds_keys: bool = False) -> En
         ) from error
     if sqlite:
         event.listen(engine, "connect", _read_any_text)
-    if sqlite and not settings.in_memory:
+    if sqlite and reads_only:
+        event.listen(engine, "connect", _write_nothing)
+    elif sqlite and not settings.in_memory:
         event.listen(engine, "connect", _use_write_ahead_log)
         if holds_keys:
             event.listen(engine, "connect", _zero_what_is_deleted)
@@ -137,6 +142,10 @@ def _use_write_ahead_log(connection: sqlite3.Connection, _record: object) -> Non
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
             raise
+
+
+def _write_nothing(connection: sqlite3.Connection, _record: object) -> None:
+    connection.execute("PRAGMA query_only = ON")
 
 
 def _zero_what_is_deleted(connection: sqlite3.Connection, _record: object) -> None:

@@ -67,7 +67,9 @@ class OldTable:
             raise ConfigurationError(f"there is no table {name} to copy from")
         self.name = name
         # Without their types: values come and go as the driver has them.
-        found = [Column(found["name"]) for found in inspector.get_columns(table, schema=schema or None)]
+        found: list[Column[Any]] = [
+            Column(column["name"]) for column in inspector.get_columns(table, schema=schema or None)
+        ]
         self._table = Table(table, MetaData(), *found, schema=schema or None)
         self._columns = [self._column(role, columns) for role in OldRow._fields]
         self._only = [self._named(column) == value for column, value in only.items()]

@@ -1,0 +1,184 @@
+"""``eventseal migrate``: three steps, each one command; and the copy of what older releases wrote."""
+
+from __future__ import annotations
+
+import base64
+import os
+import subprocess
+import sys
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from tests.fixtures import legacy
+from tests.fixtures.old_formats import OLD_KEY, WRONG_KEY, cbc, gcm
+
+from eventseal.configuration import EventSeal
+from eventseal.items import SequencedItem
+from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy
+
+EXECUTABLE = Path(sys.executable).with_name("eventseal")
+ITEMS = "integer_sequenced_items"
+PLAIN = b'{"customer":"Ada"}'
+TOPIC = "tests.cli.conftest:Order"
+KEY_64 = base64.b64encode(OLD_KEY).decode()
+
+
+@pytest.fixture
+def old(store, monkeypatch):
+    """A store with 30 older items of three formats, and two envelopes."""
+    monkeypatch.setenv("OLD", KEY_64)
+    monkeypatch.setenv(
+        "EVENTSEAL_OLD_FORMATS", "eventsourcing-cbc key=env:OLD,eventsourcing-gcm key=env:OLD,plain-json"
+    )
+    store(2)
+    stream = uuid4()
+    data = [[cbc(PLAIN), gcm(PLAIN), PLAIN][n % 3] for n in range(30)]
+    with EventSeal.from_settings() as seal:
+        strategy = SQLAlchemyActiveRecordStrategy(IntegerSequencedItemRecord, seal.datastore.session)
+        strategy.append([SequencedItem(stream, n, TOPIC, each) for n, each in enumerate(data)])
+    return stream
+
+
+def test_three_commands_bring_everything_under_the_kek(run_json, run, old, query):
+    begun = run_json("migrate", "--begin")
+    assert (begun["verb"], begun["left"], begun["failed"]) == ("migrate", 30, 0)
+    assert begun["by_table"][ITEMS] == {
+        "left": 30,
+        "sampled": 30,
+        "eventsourcing-cbc": 10,
+        "eventsourcing-gcm": 10,
+        "plain-json": 10,
+    }
+    done = run_json("migrate")
+    assert (done["done"], done["left"], done["complete"]) == (30, 0, True)
+    assert run_json("verify")["done"] == 32
+    run("migrate", "--finish")
+    assert query(f"SELECT count(*) FROM {ITEMS} WHERE key_id IS NULL") == [(0,)]
+    assert "no migration has begun" in run("migrate", exits=4).stderr
+
+
+def test_people_are_told_what_comes_next(run, old):
+    begun = run("migrate", "--begin").stdout
+    assert "30 items are to be migrated; readers take both now" in begun
+    assert "EVENTSOURCING-CBC" in begun
+    assert "30 items would be sealed, in about 0:00 minutes" in run("migrate", "--dry-run").stdout
+    done = run("migrate").stdout
+    assert "30 items were sealed" in done
+    assert done.rstrip().endswith("eventseal migrate --finish")
+    assert "nothing old is left" in run("migrate", "--finish", "--dry-run").stdout
+    assert "destroy the old keys" in run("migrate", "--finish").stdout
+
+
+def test_what_is_left_is_counted_and_refused(run, old):
+    run("migrate", "--begin")
+    refused = run("migrate", "--finish", exits=4).stderr
+    assert "30 in integer_sequenced_items" in refused
+
+
+def test_a_wrong_key_is_named_by_its_check_value_alone(run, old, monkeypatch, query):
+    run("migrate", "--begin")
+    monkeypatch.setenv("OLD", base64.b64encode(WRONG_KEY).decode())
+    refused = run("migrate", exits=2).stderr
+    assert "the key of eventsourcing-cbc, whose check value is" in refused
+    assert base64.b64encode(WRONG_KEY).decode() not in refused
+    assert query(f"SELECT count(*) FROM {ITEMS} WHERE key_id IS NULL") == [(30,)]
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("eventsourcing-cbc", "needs key=env:NAME or key=file:PATH"),
+        (f"eventsourcing-cbc key={KEY_64}", "never a key itself"),
+        ("eventsourcing-xyz key=env:OLD", "begins with none of"),
+        ("plain-json key=env:OLD", "behind plain-json may stand before=..."),
+        ("plain-json plain-json", "behind plain-json may stand"),
+        ("plain-json,plain-json", "listed twice"),
+    ],
+    ids=["no key", "a key itself", "unknown", "a key for plain", "a word", "twice"],
+)
+def test_a_setting_that_is_wrong_is_told_and_never_shown(run, store, monkeypatch, entry, said):
+    monkeypatch.setenv("EVENTSEAL_OLD_FORMATS", entry)
+    refused = run("migrate", "--begin", exits=2).stderr
+    assert said in refused
+    assert KEY_64 not in refused
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("eventsourcing-gcm key=env:NOWHERE", "no such variable"),
+        ("eventsourcing-gcm key=file:nowhere.key", "cannot be read"),
+        ("eventsourcing-gcm key=env:BAD", "is not base64 of 16, 24 or 32 bytes"),
+        ("eventsourcing-gcm key=env:OLD before=never", "is not a number"),
+    ],
+    ids=["no variable", "no file", "no key", "no position"],
+)
+def test_a_key_that_is_not_there_is_told_when_it_is_needed(run, store, monkeypatch, entry, said):
+    monkeypatch.setenv("BAD", "c2hvcnQ=")
+    monkeypatch.setenv("OLD", KEY_64)
+    monkeypatch.setenv("EVENTSEAL_OLD_FORMATS", entry)
+    refused = run("migrate", "--begin", exits=2).stderr
+    assert said in refused
+    assert "c2hvcnQ=" not in refused
+    run("verify")  # needs none of it
+
+
+def test_a_key_may_be_in_a_file(run_json, old, tmp_path, monkeypatch):
+    (tmp_path / "old.key").write_text(f"{KEY_64}\n")
+    monkeypatch.delenv("OLD")
+    monkeypatch.setenv(
+        "EVENTSEAL_OLD_FORMATS",
+        "eventsourcing-cbc key=file:old.key,eventsourcing-gcm key=file:old.key,plain-json",
+    )
+    assert run_json("migrate", "--begin")["failed"] == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--begin", "--finish"),
+        ("--begin", "--workers", "2"),
+        ("--finish", "--resume", "0190f3a2-5b1c-7a53-8f2e-8a1f3f6e6f0b"),
+        ("--key-scope", "tenant:a", "--key-scope-function", "a:b"),
+        ("--copy", "x", "--begin"),
+        ("--copy", "x", "--table", "y"),
+        ("--into", "y"),
+        ("--copy", "x", "--only", "nothing"),
+        ("--key-scope-function", "no.such:function"),
+    ],
+    ids=" ".join,
+)
+def test_words_that_do_not_go_together_are_refused(run, store, words):
+    run("migrate", *words, exits=2)
+
+
+def test_several_workers_share_it(run_json, old, monkeypatch):
+    run_json("migrate", "--begin")
+    result = run_json("migrate", "--workers", "2", "--batch", "5")
+    assert (result["done"], result["failed"], result["complete"]) == (30, 0, True)
+
+
+def test_the_oldest_release_is_copied_and_no_key_is_in_the_arguments(tmp_path, run, monkeypatch):
+    path = legacy.copied(legacy.OLDEST, tmp_path)
+    run(
+        "init",
+        "--kms-key",
+        "local://dev.key",
+        "--store-url",
+        "sqlite:///shop.sqlite",
+        "--application",
+        "shop",
+    )
+    environment = {
+        **os.environ,
+        "OLD": legacy.old_key_64(legacy.OLDEST),
+        "EVENTSEAL_OLD_FORMATS": "eventsourcing-cbc key=env:OLD,plain-json",
+        "EVENTSEAL_OLD_STORE_URL": f"sqlite:///{path}",
+    }
+    command = [str(EXECUTABLE), "migrate", "--copy", ITEMS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert "130 items were copied" in done.stdout
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert "0 items were copied" in again.stdout
+    assert "130" in run("verify").stdout
