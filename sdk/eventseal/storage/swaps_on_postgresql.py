@@ -82,7 +82,7 @@ class PostgreSQLSwaps:
         conditions, parameters = self._conditions(selection, after, upto)
         name = self._names
         place = f"{name['sequence_id']}, {name['position']}"
-        size = f"octet_length({name['data']})"
+        size = f"coalesce(octet_length({name['data']}), 0)"
         sent_id = "uuid_send(sequence_id)" if self._has_uuids else "sequence_id"
         statement = f"""
             SELECT {sent_id}, place, topic, data, uuid_send(key_id), ctid, xmin FROM (

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from sqlalchemy import and_, func, literal, literal_column, null, or_, select, true, tuple_
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import UnaryExpression
 
+from eventseal.storage.faults import has_no_such_column
 from eventseal.storage.item_columns import KEY_ID, comes_after
 from eventseal.storage.item_rows import described
 from eventseal.storage.item_swaps import EMPTY_PAGE, KEY_ID_IN_HEADER, MOST_PAGE_BYTES, Page, Swap
@@ -41,6 +43,7 @@ class SQLiteSwaps:
     def __init__(self, dialect: Dialect, table: SealedTable) -> None:
         self._columns = described(table)
         self._has_key_ids = table.has_key_ids
+        self._has_rowid = True
         preparer = dialect.identifier_preparer
         self._swap = self._swap_statement(preparer.quote, preparer.format_table(self._columns.table))
         self._senders = [
@@ -58,24 +61,14 @@ class SQLiteSwaps:
         written: bool = False,
     ) -> Page:
         """Read a page of a range; see ``ItemSwaps``."""
-        columns = self._columns
-        query = (
-            select(
-                *(columns[role] for role in ("sequence_id", "position", "topic", "data", KEY_ID)),
-                (literal_column("rowid") if written else null()).label("written"),
-                func.length(columns["data"]).label("size"),
-            )
-            .where(self._selected(selection), *self._within(after, upto))
-            .order_by(*columns.place)
-            .limit(limit)
-        )
-        rows: list[Any] = []
-        size = 0
-        with connection.execute(query) as result:
-            # SQLite finds the rows as they are fetched: what is not, is not read.
-            while size < MOST_PAGE_BYTES and (row := result.fetchone()):
-                rows.append(row[:-1])
-                size += row.size
+        conditions = [self._selected(selection), *self._within(after, upto)]
+        try:
+            rows = self._rows(connection, conditions, limit, written=written and self._has_rowid)
+        except OperationalError as error:
+            if not (written and has_no_such_column(error)):
+                raise
+            self._has_rowid = False  # made WITHOUT ROWID: nothing says when a row was written
+            rows = self._rows(connection, conditions, limit, written=False)
         if not rows:
             return EMPTY_PAGE
         ids, positions, topics, envelopes, key_ids, rowids = zip(*rows, strict=True)
@@ -87,6 +80,29 @@ class SQLiteSwaps:
             key_ids=[None if key_id is None else key_id.bytes for key_id in key_ids],
             written=rowids if written else (),
         )
+
+    def _rows(
+        self, connection: Connection, conditions: Sequence[ColumnElement[bool]], limit: int, *, written: bool
+    ) -> list[Any]:
+        columns = self._columns
+        query = (
+            select(
+                *(columns[role] for role in ("sequence_id", "position", "topic", "data", KEY_ID)),
+                (literal_column("rowid") if written else null()).label("written"),
+                func.coalesce(func.length(columns["data"]), 0).label("size"),
+            )
+            .where(*conditions)
+            .order_by(*columns.place)
+            .limit(limit)
+        )
+        rows: list[Any] = []
+        size = 0
+        with connection.execute(query) as result:
+            # SQLite finds the rows as they are fetched: what is not, is not read.
+            while size < MOST_PAGE_BYTES and (row := result.fetchone()):
+                rows.append(row[:-1])
+                size += row.size
+        return rows
 
     def prepare(self, page: Page, envelopes: Sequence[bytes], *, by_tag: bool = True) -> Swap:  # noqa: ARG002
         """Turn values into what the driver takes; see ``ItemSwaps``."""
