@@ -158,14 +158,22 @@ class _Copying:
         rows = read(self._source, look, doing=f"reading a sample of {self._old.name}")
         opened: Counter[str] = Counter()
         refused = 0
+        unfit: SerializationError | None = None
         for row in rows:
             try:
                 _, _, name = self._opened(row)
                 opened[name] += 1
             except IntegrityError:
                 refused += 1
+            except SerializationError as error:
+                unfit = error
             except EventSealError:
                 continue
+        if unfit is not None and not opened and not refused:
+            raise ConfigurationError(
+                f"no item of {self._old.name} fits into {self._columns.table}: {unfit}. Nothing was written",
+                remedy=unfit.remedy,
+            )
         self._sampled = {"sampled": len(rows), **opened}
         refuse_wrong_keys([Sample(self._columns.table.fullname, len(rows), opened, refused)], self._accepted)
 
