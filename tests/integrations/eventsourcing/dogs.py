@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
-from uuid import UUID
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from eventsourcing.application import Application
 from eventsourcing.dispatch import singledispatchmethod
 from eventsourcing.domain import Aggregate, event
 from eventsourcing.system import ProcessApplication
+
+if TYPE_CHECKING:
+    from uuid import UUID
 
 
 class Dog(Aggregate):
@@ -24,7 +26,7 @@ class Dog(Aggregate):
         self.tricks.append(trick)
 
 
-class DogSchool(Application[UUID]):
+class DogSchool(Application):
     is_snapshotting_enabled = True
 
     def register(self, name: str, *tricks: str, owner: str = "nobody") -> UUID:
@@ -49,7 +51,7 @@ class Diploma(Aggregate):
         self.name = name
 
 
-class Diplomas(ProcessApplication[UUID]):
+class Diplomas(ProcessApplication):
     """Writes a diploma for every dog that a school registers."""
 
     @singledispatchmethod

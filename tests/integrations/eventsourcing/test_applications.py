@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from uuid import uuid4
 
 import pytest
 from eventsourcing.application import AggregateNotFoundError, Application
 from eventsourcing.persistence import StoredEvent
 from eventsourcing.system import SingleThreadedRunner, System
-from tests.integrations.eventsourcing.conftest import OURS
+from tests.integrations.eventsourcing.conftest import OURS, knows_mapper_topic
 from tests.integrations.eventsourcing.dogs import BookPut, Diplomas, DogSchool, OldPrice, Price
 
 from eventseal.cipher import ItemContext, inspect
@@ -20,7 +21,7 @@ from eventseal.integrations.eventsourcing.process_seal import process_seal
 
 @pytest.fixture
 def school(environment):
-    with DogSchool(env=environment) as app:
+    with closing(DogSchool(env=environment)) as app:
         yield app
 
 
@@ -79,17 +80,21 @@ def test_a_process_application_follows_the_events_of_another(environment):
         **environment,
         "DIPLOMAS_SQLITE_DBNAME": "diplomas.sqlite",
     }  # elsewhere its tables have other names
-    with SingleThreadedRunner(System(pipes=[[DogSchool, Diplomas]]), env=apart) as runner:
-        school, diplomas = runner.get(DogSchool), runner.get(Diplomas)
-        for name in ("Fido", "Rex"):
-            school.register(name, "roll over")
-        written = diplomas.mapper.to_domain_events(diplomas.notification_log.select(start=1, limit=10))
-        assert [event.name for event in written] == ["Fido", "Rex"]
-        assert isinstance(diplomas.mappers["DogSchool"], EncryptingMapper)
+    runner = SingleThreadedRunner(System(pipes=[[DogSchool, Diplomas]]), env=apart)
+    runner.start()
+    school, diplomas = runner.get(DogSchool), runner.get(Diplomas)
+    for name in ("Fido", "Rex"):
+        school.register(name, "roll over")
+    written = diplomas.mapper.to_domain_events(diplomas.notification_log.select(start=1, limit=10))
+    assert [event.name for event in written] == ["Fido", "Rex"]
+    assert isinstance(diplomas.mappers["DogSchool"], EncryptingMapper)
+    runner.stop()
+    school.close()
+    diplomas.close()
 
 
 def test_an_event_of_an_older_class_is_upcast(environment):
-    with Application(env=environment) as app:
+    with closing(Application(env=environment)) as app:
         old = OldPrice(5)
         app.save(old)
         (stored,) = app.recorder.select_events(old.id)
@@ -106,8 +111,9 @@ def test_an_event_of_an_older_class_is_upcast(environment):
 @pytest.mark.parametrize(
     "database", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True
 )
+@knows_mapper_topic  # nor ids that are text
 def test_ids_may_be_text(environment):
-    with Application(env={**environment, "ORIGINATOR_ID_TYPE": "text"}) as app:
+    with closing(Application(env={**environment, "ORIGINATOR_ID_TYPE": "text"})) as app:
         for shelf in ("shelf-1", str(uuid4()), "ABCDEF01-0000-0000-0000-000000000000"):
             put = [BookPut(shelf, 1, "a book"), BookPut(shelf, 2, "another")]
             app.events.put(put)
@@ -119,20 +125,20 @@ def test_ids_may_be_text(environment):
     "database", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True
 )
 def test_a_forked_process_seals_and_opens_with_what_its_parent_had(environment):
-    with DogSchool(env=environment) as app:
+    with closing(DogSchool(env=environment)) as app:
         dog = app.register("Fido", "roll over")
         assert app.tricks(dog) == ["roll over"]
     seal = process_seal()
     child = os.fork()
     if not child:
         try:
-            with DogSchool(env=environment) as app:
+            with closing(DogSchool(env=environment)) as app:
                 app.teach(dog, "play dead")
                 os._exit(app.tricks(dog) != ["roll over", "play dead"])
         finally:
             os._exit(1)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
-    with DogSchool(env=environment) as app:
+    with closing(DogSchool(env=environment)) as app:
         assert app.tricks(dog) == ["roll over", "play dead"]
     assert process_seal() is seal

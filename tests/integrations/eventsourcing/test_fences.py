@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 from eventsourcing.persistence import PersistenceError
-from tests.integrations.eventsourcing.conftest import LIBRARY, MAPPER, OURS, library_environment
+from tests.integrations.eventsourcing.conftest import (
+    BOTH,
+    LIBRARY,
+    MAPPER,
+    OURS,
+    knows_mapper_topic,
+    library_environment,
+)
 from tests.integrations.eventsourcing.dogs import DogSchool
 
 from eventseal.cipher import inspect
@@ -34,7 +43,7 @@ def library(store_url, sealed_process):
             env={"PERSISTENCE_MODULE": f"{package}.{module}", "MAPPER_TOPIC": MAPPER, **environment}
         )
 
-    with make(LIBRARY):
+    with closing(make(OURS)):
         pass  # its tables are there now
     make.seal = sealed_process(store_url, eventsourcing_tables=TABLES)
     return make
@@ -56,18 +65,18 @@ def keys_of(school, dog):
     return {inspect(stored.state).key_id for stored in school.recorder.select_events(dog)}
 
 
-@pytest.mark.parametrize("package", [LIBRARY, OURS])
+@pytest.mark.parametrize("package", BOTH)
 def test_the_fence_of_a_key_is_there_before_anything_under_it_is_written(library, package):
     seal = library.seal
-    with library(package) as school:
+    with closing(library(package)) as school:
         (stored,) = school.mapper.to_stored_events(_new_dog())
         assert states_of(seal, [inspect(stored.state).key_id]) == {inspect(stored.state).key_id: "open"}
 
 
-@pytest.mark.parametrize("package", [LIBRARY, OURS])
+@pytest.mark.parametrize("package", BOTH)
 def test_a_key_that_was_retired_before_this_process_saw_it_is_not_used(library, package):
     seal = library.seal
-    with library(package) as school:
+    with closing(library(package)) as school:
         process_seal().keyring.sealing_keys({"application": 1})  # in memory, and soon out of date
         old = active_key(seal)
         seal.keyring.rotate("application")
@@ -78,14 +87,14 @@ def test_a_key_that_was_retired_before_this_process_saw_it_is_not_used(library, 
 
 
 def test_a_closed_fence_without_another_key_is_an_error(library):
-    with library(OURS) as school:
+    with closing(library(OURS)) as school:
         close(library.seal, active_key(library.seal))
         with pytest.raises(KeyClosedError):
             school.register("Fido")
 
 
 def test_our_module_writes_again_what_was_sealed_under_a_key_that_was_retired_meanwhile(library):
-    with library(OURS) as school:
+    with closing(library(OURS)) as school:
         first = school.register("Fido", "sit")
         old = active_key(library.seal)
         library.seal.keyring.rotate("application")
@@ -100,8 +109,9 @@ def test_our_module_writes_again_what_was_sealed_under_a_key_that_was_retired_me
         assert [n.id for n in school.notification_log.select(start=1, limit=10)][:2] == [1, 2]
 
 
+@knows_mapper_topic
 def test_under_its_own_module_the_application_gets_its_databases_error_and_tries_again(library):
-    with library(LIBRARY) as school:
+    with closing(library(LIBRARY)) as school:
         first = school.register("Fido", "sit")
         library.seal.keyring.rotate("application")
         close(library.seal, inspect(school.recorder.select_events(first)[0].state).key_id)
@@ -115,7 +125,7 @@ def test_under_its_own_module_the_application_gets_its_databases_error_and_tries
 
 
 def test_any_other_error_of_the_database_is_handed_on(library):
-    with library(OURS) as school:
+    with closing(library(OURS)) as school:
         dog = school.register("Fido")
         with pytest.raises(PersistenceError) as caught:
             school.events.put(list(school.events.get(dog)))

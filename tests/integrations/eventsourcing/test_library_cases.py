@@ -1,5 +1,5 @@
 """
-The library's own reusable test cases, with our mapper, over its three databases and over our modules for them.
+The library's own reusable test cases, with our mapper, over its three databases and our modules for them.
 
 Each case is a subclass made here of one that the library ships in ``eventsourcing.tests``, run as it stands,
 in the environment that an application would have. What must differ is overridden below: a compressor and a

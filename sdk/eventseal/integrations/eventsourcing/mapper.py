@@ -10,8 +10,9 @@ from eventsourcing.persistence import Mapper, StoredEvent
 from eventseal.cipher import ItemContext, Opened
 from eventseal.errors import ConfigurationError, EventSealError, IntegrityError
 from eventseal.integrations.eventsourcing.erased import ErasedEvent
-from eventseal.integrations.eventsourcing.event_class import ITEMS, SNAPSHOTS, event_class
+from eventseal.integrations.eventsourcing.event_class import ITEMS, event_class
 from eventseal.integrations.eventsourcing.options import SealingOptions
+from eventseal.integrations.eventsourcing.places import context_of, otherwise, with_uuid
 from eventseal.integrations.eventsourcing.sealing import Sealing, placed
 from eventseal.items.acceptance import OldItem
 from eventseal.keys.records import DEFAULT_SCOPE
@@ -33,7 +34,6 @@ else:
     _Mapper = Mapper  # not generic before release 9.4
 
 _KEY_ID = slice(3, HEADER_SIZE)
-_OTHER = {ITEMS: SNAPSHOTS, SNAPSHOTS: ITEMS}
 
 REMEDY_BESIDE = (
     "Unset COMPRESSOR_TOPIC, CIPHER_TOPIC and CIPHER_KEY. What was written with them is read by naming its "
@@ -67,6 +67,7 @@ class EncryptingMapper(_Mapper):
         super().__init__(transcoder)
         self._sealing = Sealing(self.options)
         self._collections: dict[str, str] = {}
+        self._ids_are_digits = False
 
     @classmethod
     def using(
@@ -104,12 +105,12 @@ class EncryptingMapper(_Mapper):
     def to_stored_event(self, domain_event: Any) -> StoredEvent:
         """Map one event; see :meth:`to_stored_events`."""
         stored = super().to_stored_event(domain_event)
-        context = _context(stored, event_class(type(domain_event)).collection)
+        context = context_of(stored, event_class(type(domain_event)).collection)
         return _with_state(stored, self._sealing.seal_event(domain_event, stored.state, context))
 
     def to_domain_event(self, stored_event: StoredEvent) -> Any:
         """Map one stored event back; see :meth:`to_domain_events`. One that would be skipped is masked."""
-        context = _context(stored_event, self._collections.get(stored_event.topic, ITEMS))
+        context = self._read_context(stored_event, None)
         (outcome,) = self._sealing.open(((stored_event.state, context),))
         if type(outcome) is not Opened:
             return self._mapped([stored_event], None)[0]
@@ -140,7 +141,7 @@ class EncryptingMapper(_Mapper):
         envelopes = self._sealing.seal_events(
             events,
             [
-                (stored.state, _context(stored, collection or event_class(type(event)).collection))
+                (stored.state, context_of(stored, collection or event_class(type(event)).collection))
                 for stored, event in zip(plain, events, strict=True)
             ],
         )
@@ -175,14 +176,9 @@ class EncryptingMapper(_Mapper):
         self._sealing.refresh()
 
     def _mapped(self, stored_events: list[StoredEvent], collection: str | None) -> list[Any]:
-        known = self._collections
-        items = [
-            (stored.state, _context(stored, collection or known.get(stored.topic, ITEMS)))
-            for stored in stored_events
-        ]
+        items = [(stored.state, self._read_context(stored, collection)) for stored in stored_events]
         outcomes = self._sealing.open(items)
-        if collection is None:
-            self._try_others(items, outcomes)
+        self._try_others(items, outcomes, of_any_collection=collection is None)
         restore: Callable[[Any], Any] = super().to_domain_event
         check_scope = self._sealing.check_scope
         events = []
@@ -200,23 +196,42 @@ class EncryptingMapper(_Mapper):
             events.append(event)
         return events
 
-    def _try_others(self, items: list[tuple[bytes, ItemContext]], outcomes: list[Outcome]) -> None:
-        """
-        Open what did not open as of one collection as of the other: no store said which it is.
+    def _read_context(self, stored: StoredEvent, collection: str | None) -> ItemContext:
+        found = self._collections.get(stored.topic, ITEMS) if collection is None else collection
+        context = context_of(stored, found)
+        return (with_uuid(context) or context) if self._ids_are_digits else context
 
-        A topic is of one of them, and is resolved only after the state has opened.
+    def _try_others(
+        self,
+        items: list[tuple[bytes, ItemContext]],
+        outcomes: list[Outcome],
+        *,
+        of_any_collection: bool,
+    ) -> None:
         """
-        failed = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, IntegrityError)]
-        if not failed:
-            return
-        others = [
-            (state, ItemContext(c.sequence_id, c.position, c.topic, _OTHER[c.collection]))
-            for state, c in (items[index] for index in failed)
-        ]
-        for index, (_, context), outcome in zip(failed, others, self._sealing.open(others), strict=True):
-            if isinstance(outcome, Opened):
-                outcomes[index] = outcome
-                self._collections[context.topic] = context.collection
+        Open what did not open where a recorder left open what it was bound to, and remember the answer.
+
+        That is its collection, where no store says it: a topic is of one of them, and is resolved only after
+        the state has opened. And the id, which the library's own recorder gives back as bare digits on
+        SQLite in releases before 9.5: they are the UUID that was bound.
+        """
+        for other_collection, uuid in ((False, True), (True, False), (True, True)):
+            if other_collection and not of_any_collection:
+                return
+            tried = {
+                index: context
+                for index, outcome in enumerate(outcomes)
+                if isinstance(outcome, IntegrityError)
+                and (context := otherwise(items[index][1], collection=other_collection, uuid=uuid))
+            }
+            if not tried:
+                continue
+            opened = self._sealing.open([(items[index][0], context) for index, context in tried.items()])
+            for (index, context), outcome in zip(tried.items(), opened, strict=True):
+                if isinstance(outcome, Opened):
+                    outcomes[index] = outcome
+                    self._collections[context.topic] = context.collection
+                    self._ids_are_digits |= uuid
 
     def _erased(self, stored: StoredEvent, error: EventSealError) -> ErasedEvent:
         scope = self._sealing.erased_scope(stored, error)
@@ -263,10 +278,6 @@ def refuse_beside(*, compressor: object, cipher: object) -> None:
             f"EncryptingMapper compresses and encrypts itself, and there is {' and '.join(beside)} beside it",
             remedy=REMEDY_BESIDE,
         )
-
-
-def _context(stored: StoredEvent, collection: str) -> ItemContext:
-    return ItemContext(stored.originator_id, stored.originator_version, stored.topic, collection)
 
 
 def _with_state(stored: StoredEvent, state: bytes) -> StoredEvent:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from eventseal.integrations.eventsourcing.places import uuid_of_digits
 from eventseal.items.masks import ErasedItems, OnErased
 from eventseal.items.scopes import KeyScope, ScopeRule
 from eventseal.keys.records import DEFAULT_SCOPE
@@ -57,4 +58,4 @@ def stream_scope(event: Any) -> str:
 
     Takes domain events, snapshots and stored events alike: it is a ``key_scope`` and an ``erased_scope``.
     """
-    return f"stream:{event.originator_id}"
+    return f"stream:{uuid_of_digits(event.originator_id) or event.originator_id}"

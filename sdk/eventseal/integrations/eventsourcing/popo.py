@@ -7,5 +7,5 @@ from eventsourcing import popo
 from eventseal.integrations.eventsourcing import factories
 
 
-class SealedPOPOFactory(factories.SealedInfrastructure, popo.POPOFactory):
+class SealedPOPOFactory(factories.SealedInfrastructure, popo.Factory):
     """The library's factory for plain Python objects; see ``SealedInfrastructure``."""

@@ -7,5 +7,5 @@ from eventsourcing import postgres
 from eventseal.integrations.eventsourcing import factories
 
 
-class SealedPostgresFactory(factories.SealedInfrastructure, postgres.PostgresFactory):
+class SealedPostgresFactory(factories.SealedInfrastructure, postgres.Factory):
     """The library's factory for PostgreSQL; see ``SealedInfrastructure``."""

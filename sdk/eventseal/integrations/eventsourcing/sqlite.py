@@ -7,5 +7,5 @@ from eventsourcing import sqlite
 from eventseal.integrations.eventsourcing import factories
 
 
-class SealedSQLiteFactory(factories.SealedInfrastructure, sqlite.SQLiteFactory):
+class SealedSQLiteFactory(factories.SealedInfrastructure, sqlite.Factory):
     """The library's factory for SQLite; see ``SealedInfrastructure``."""

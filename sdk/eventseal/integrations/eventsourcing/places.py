@@ -1,0 +1,48 @@
+"""Where a stored event stands: what its state is bound to, and what else that may have been."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from eventseal.cipher import ItemContext
+from eventseal.integrations.eventsourcing.event_class import ITEMS, SNAPSHOTS
+
+if TYPE_CHECKING:
+    from eventsourcing.persistence import StoredEvent
+
+_DIGITS = re.compile("[0-9a-f]{32}")
+_OTHER = {ITEMS: SNAPSHOTS, SNAPSHOTS: ITEMS}
+
+
+def context_of(stored: StoredEvent, collection: str) -> ItemContext:
+    """Give the place of a stored event of a collection."""
+    return ItemContext(stored.originator_id, stored.originator_version, stored.topic, collection)
+
+
+def otherwise(context: ItemContext, *, collection: bool, uuid: bool) -> ItemContext | None:
+    """
+    Give a place as it may have been bound instead; ``None``: it cannot.
+
+    Args:
+        context: As it was read.
+        collection: Whether in the other collection.
+        uuid: Whether by the UUID that the id's digits are.
+    """
+    other = with_uuid(context) if uuid else context
+    if other is not None and collection:
+        return replace(other, collection=_OTHER[other.collection])
+    return other
+
+
+def with_uuid(context: ItemContext) -> ItemContext | None:
+    """Give a place whose id is the bare digits of a UUID with that UUID; ``None``: it is no such id."""
+    uuid = uuid_of_digits(context.sequence_id)
+    return None if uuid is None else replace(context, sequence_id=uuid)
+
+
+def uuid_of_digits(an_id: object) -> UUID | None:
+    """Give the UUID whose bare digits an id is; ``None``: it is no such id."""
+    return UUID(an_id) if isinstance(an_id, str) and _DIGITS.fullmatch(an_id) else None
