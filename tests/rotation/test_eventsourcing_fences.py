@@ -229,6 +229,19 @@ def test_a_role_without_rights_on_the_fences_writes_through_them(pg_library):
 
 
 @pytest.mark.postgres
+def test_no_key_is_retired_while_events_by_tags_may_be_under_it(pg_library):
+    library = pg_library
+    library.execute("CREATE TABLE dcb_events (id bigserial, type text, data bytea, tags text[])")
+    library.append()
+    rotate_keys(library.seal)
+    assert reencrypt(library.seal).done == 1
+    with pytest.raises(ConfigurationError, match="dcb_events holds events by tags"):
+        retire(library.seal)
+    with library.open(unsealed_tables=["dcb_events"]) as told:
+        assert retire(told).done == 1
+
+
+@pytest.mark.postgres
 def test_the_triggers_wait_for_whoever_writes_without_them(open_library, postgres_url):
     library = open_library(postgres_url, made=False)
     library.make_theirs()

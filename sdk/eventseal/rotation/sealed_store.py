@@ -13,7 +13,11 @@ from eventseal.errors import ConfigurationError, MissingTableError
 from eventseal.storage.fence_triggers import has_fence_triggers
 from eventseal.storage.registry import DEFAULT_DATABASE, SealedTable, registered
 from eventseal.storage.transactions import read
-from eventseal.storage.unregistered import unregistered_eventsourcing_tables, unregistered_tables
+from eventseal.storage.unregistered import (
+    tables_of_tagged_events,
+    unregistered_eventsourcing_tables,
+    unregistered_tables,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -147,6 +151,28 @@ def refuse_unfenced_tables(store: SealedStore, tables: Sequence[SealedTable]) ->
                 "what it is writing now would be lost with its key",
                 remedy="Run `eventseal init`, which makes the trigger.",
             )
+
+
+def refuse_tagged_events(store: SealedStore) -> None:
+    """
+    Stop where a table holds events by tags: nobody counts what is sealed in it.
+
+    Args:
+        store: Its items' database is looked at.
+
+    Raises:
+        ConfigurationError: There is such a table, and it is not among the store's ``unsealed_tables``.
+        StoreError: The database refused or failed.
+    """
+    unsealed = store.unsealed_tables if isinstance(store, NamesUnsealedTables) else ()
+    look = partial(tables_of_tagged_events, unsealed_tables=unsealed)
+    found = read(store.datastore.engine, look, doing="looking for events by tags")
+    if found:
+        raise ConfigurationError(
+            f"{', '.join(found)} holds events by tags, whose keys nobody counts: they would be lost with them",
+            remedy="Retire no key while it holds sealed events; if it holds none, add its name to "
+            "`unsealed_tables`.",
+        )
 
 
 def _registry(datastore: SQLAlchemyDatastore) -> list[SealedTable]:

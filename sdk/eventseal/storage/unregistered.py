@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import BINARY, CHAR, VARBINARY, LargeBinary, Uuid, inspect
+from sqlalchemy import ARRAY, BINARY, CHAR, VARBINARY, LargeBinary, Uuid, inspect
 
 from eventseal.storage.item_columns import KEY_ID
 from eventseal.storage.job_tables import job_metadata
@@ -66,6 +66,20 @@ def unregistered_eventsourcing_tables(
     return _unnamed(connection, registered, unsealed_tables, _looks_theirs)
 
 
+def tables_of_tagged_events(connection: Connection, *, unsealed_tables: Collection[str] = ()) -> list[str]:
+    """
+    Find tables in which the eventsourcing library keeps events by tags: no registered table is like them.
+
+    Args:
+        connection: To a database of items.
+        unsealed_tables: Names of tables that are known to hold no sealed items.
+
+    Returns:
+        Their names; before those outside the default schema stands theirs.
+    """
+    return _unnamed(connection, (), unsealed_tables, _looks_tagged)
+
+
 def _unnamed(
     connection: Connection,
     registered: Iterable[SealedTable],
@@ -96,6 +110,14 @@ def _looks_sealed(types: dict[str, TypeEngine[Any]]) -> bool:
 def _looks_theirs(types: dict[str, TypeEngine[Any]]) -> bool:
     data = EVENTSOURCING_COLUMNS["data"]
     return types.keys() >= set(EVENTSOURCING_COLUMNS.values()) and _is_binary(types[data])
+
+
+def _looks_tagged(types: dict[str, TypeEngine[Any]]) -> bool:
+    return (
+        types.keys() >= {"type", "data", "tags"}
+        and _is_binary(types["data"])
+        and isinstance(types["tags"], ARRAY)
+    )
 
 
 def _may_hold_uuid(kind: TypeEngine[Any]) -> bool:
