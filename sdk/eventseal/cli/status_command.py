@@ -11,6 +11,7 @@ from eventseal.cli.options import Config, Json, Options
 from eventseal.cli.output import print_columns, print_json, printable
 from eventseal.configuration.assembly import rotation_policy
 from eventseal.configuration.ledgers import configured_ledger
+from eventseal.rotation.jobs import verb_of
 from eventseal.rotation.status import status as read_status
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def _job_as_json(standing: JobStanding) -> dict[str, Any]:
     job = standing.job
     return {
         "job_id": str(job.job_id),
+        "verb": verb_of(job.options),
         "state": job.state,
         "done": standing.done,
         "failed": standing.failed,

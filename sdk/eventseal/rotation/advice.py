@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from eventseal.keys.branch_wrapping import branch_uri
 from eventseal.keys.states import KeyState
+from eventseal.rotation.jobs import MIGRATE, verb_of
 from eventseal.rotation.standing import Advice, JobStanding, Status
 from eventseal.storage.jobs import FINISHED, RUNNING
 
@@ -54,7 +55,7 @@ def retire_is_worth_running(status: Status) -> datetime | None:
 
 def unfinished_job(standing: JobStanding, now: datetime) -> Advice | None:
     """
-    Say how a re-encryption is gone on with.
+    Say how a re-encryption, or a migration, is gone on with.
 
     Args:
         standing: Of the job.
@@ -66,9 +67,11 @@ def unfinished_job(standing: JobStanding, now: datetime) -> Advice | None:
     job = standing.job
     if job.state == FINISHED or (job.state == RUNNING and now - job.updated_at < _AT_IT):
         return None
+    verb = verb_of(job.options)
+    what = "migration" if verb == MIGRATE else "re-encryption"
     return Advice(
-        command=f"eventseal reencrypt --resume {job.job_id}",
-        reason=f"a re-encryption did not end: {standing.done:,} of {job.total:,} items were moved, it is "
+        command=f"eventseal {verb} --resume {job.job_id}",
+        reason=f"a {what} did not end: {standing.done:,} of {job.total:,} items were moved, it is "
         f"{job.state} since {job.updated_at.isoformat(timespec='seconds')}",
     )
 

@@ -169,7 +169,7 @@ def refuse_tagged_events(store: SealedStore) -> None:
     found = read(store.datastore.engine, look, doing="looking for events by tags")
     if found:
         raise ConfigurationError(
-            f"{', '.join(found)} holds events by tags, whose keys nobody counts: they would be lost with them",
+            f"{', '.join(found)} holds events by tags, whose keys nobody counts: they might go with one",
             remedy="Retire no key while it holds sealed events; if it holds none, add its name to "
             "`unsealed_tables`.",
         )
