@@ -20,7 +20,9 @@ from eventseal.configuration import EventSeal
 from eventseal.errors import ConfigurationError, JobError, KmsUnavailableError, MissingTableError
 from eventseal.rotation import list_jobs, passes, pause_job, reencrypt, rotate_keys, verify
 from eventseal.rotation.pacing import Pacer
+from eventseal.rotation.shards import STEP_ASIDE, ShardWorker
 from eventseal.rotation.workers import end_worker, is_dead, new_worker
+from eventseal.storage.other_writers import OtherWriters
 from eventseal.testing import ManualClock
 from eventseal_kms.local import LocalKmsAdapter
 
@@ -311,6 +313,28 @@ def test_a_job_that_is_resumed_at_another_pace_does_not_wait_out_the_old_one(sho
     shop.execute("UPDATE reencryption_jobs SET paced_until = 1e15")
     result = reencrypt(shop.seal, items_per_second=200_000)
     assert (result.complete, result.done) == (True, 50)
+
+
+# --- beside others who write ---
+
+
+@pytest.mark.parametrize("others_write", [True, False], ids=["while others write", "alone"])
+def test_on_sqlite_a_worker_leaves_the_lock_to_others(open_shop, sqlite_url, kms, monkeypatch, others_write):
+    shop = filled(open_shop(sqlite_url, kms), streams=4)
+    waits = Waits()
+    monkeypatch.setattr(
+        "eventseal.rotation.passes.ShardWorker", functools.partial(ShardWorker, sleep=waits.sleep)
+    )
+    begin = OtherWriters.begin
+
+    def begin_and_write(others):
+        begin(others)
+        shop.append(1)
+
+    if others_write:
+        monkeypatch.setattr(OtherWriters, "begin", begin_and_write)
+    assert reencrypt(shop.seal, batch=20).complete
+    assert waits.slept == pytest.approx(STEP_ASIDE * 4 if others_write else 0.0)
 
 
 # --- several workers ---
