@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 LEASE = timedelta(seconds=10)
 """How long a worker whose process cannot be looked at may be silent before others take its range."""
-STEP_ASIDE = 0.05
+STEP_ASIDE = 0.1
 """
 Seconds for which a worker leaves SQLite's one write lock to others between two batches, while they write.
 
@@ -117,10 +117,12 @@ class ShardWorker:
         """Move a range's items, batch by batch, to its end."""
         mover = self._mover(shard.table_name)
         limit = self._pacer.most(mover.most_rows(self._batch))
+        others_write = False
         while page := mover.page(shard, limit, self._check_running):
             self._pacer.wait(len(page), self._show_life)
-            if self._others.wrote():
+            if others_write or self._others.wrote():
                 self._sleep(STEP_ASIDE)
+                others_write = self._others.wrote()
             shard = mover.move(shard, page, self._worker)
             self._others.begin()
             if self._on_batch is not None:
