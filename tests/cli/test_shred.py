@@ -58,6 +58,14 @@ def test_a_scope_is_shredded_and_opened_again(shop, run, run_json) -> None:
     assert "is open again" not in run("reopen", SCOPE).stdout
 
 
+def test_afterwards_the_store_verifies_with_what_was_erased_counted_apart(shop, run) -> None:
+    run("shred", "application", "--yes", "--destroy-application-items")
+    lines = run("verify").stdout.splitlines()
+    assert lines[0].split()[-2:] == ["ERASED", "LEFT"]
+    assert lines[-1].startswith("0 items opened under 0 keys in ")
+    assert lines[-1].endswith(" s, 2 were erased, 0 failed")
+
+
 def test_it_asks_and_shows_what_goes(shop, run, monkeypatch) -> None:
     monkeypatch.setattr("eventseal.cli.confirmation.is_anybody_there", lambda: True)
     refused = run("shred", SCOPE, input="n\n", exits=4)
