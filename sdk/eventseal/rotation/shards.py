@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 LEASE = timedelta(seconds=10)
 """How long a worker whose process cannot be looked at may be silent before others take its range."""
-STEP_ASIDE = 0.1
+STEP_ASIDE = 0.25
 """
 Seconds for which a worker leaves SQLite's one write lock to others between two batches, while they write.
 

@@ -35,8 +35,8 @@ class SQLiteSwaps:
         table: From the registry.
     """
 
-    most_rows = 200
-    """Nobody else writes meanwhile: what two hundred take, an append can wait."""
+    most_rows = 400
+    """Nobody else writes meanwhile: for what so many take, an append can wait."""
 
     def __init__(self, dialect: Dialect, table: SealedTable) -> None:
         self._columns = described_columns(table)
