@@ -99,10 +99,14 @@ def test_everybodys_scope_needs_the_flag_that_names_what_it_destroys(shop, run) 
     assert not is_open("application")
 
 
-def test_an_unknown_scope_is_told_with_the_nearest(shop, run) -> None:
+def test_in_place_of_an_unknown_scope_nobody_else_is_suggested(shop, run) -> None:
     for command in ("shred", "reopen"):
-        refused = run(command, "subject:customer-24", "--yes", exits=2)
-        assert f"Did you mean {SCOPE}?" in refused.stderr
+        for unknown in ("subject:customer-24", "store"):
+            refused = run(command, unknown, "--yes", exits=2)
+            assert f"no key of scope '{unknown}'" in refused.stderr
+            assert SCOPE not in refused.stderr
+            assert "Did you mean" not in refused.stderr
+    assert is_open()
 
 
 def test_without_a_ledger_it_is_refused_unless_told(shop, run, run_json, monkeypatch) -> None:
