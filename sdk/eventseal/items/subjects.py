@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 SUBJECT_KIND = "subject"
 NAME_SUBJECT = (
-    "Give the attribute that PersonalData(subject=...) names the id of whose data it is, a string, an integer "
-    "or a UUID, before the event is stored."
+    "Give the attribute that PersonalData(subject=...) names the id of whose data it is: a string, an "
+    "integer or a UUID."
 )
 
 
