@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from eventseal.cipher import AESCipher, ItemContext, NoCompression, Opened, Zlib, Zstd, inspect
+from eventseal.cipher import AESCipher, EventZstd, ItemContext, NoCompression, Opened, Zlib, Zstd, inspect
 from eventseal.errors import (
     ConfigurationError,
     IntegrityError,
@@ -35,7 +35,9 @@ def places(count, stream="orders"):
 
 
 @pytest.mark.parametrize("suite", SUITES.values(), ids=lambda suite: suite.name)
-@pytest.mark.parametrize("compression", [NoCompression(), Zlib(), Zstd()], ids=["none", "zlib", "zstd"])
+@pytest.mark.parametrize(
+    "compression", [NoCompression(), Zlib(), Zstd(), EventZstd()], ids=["none", "zlib", "zstd", "events"]
+)
 @pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 1000])
 def test_an_item_comes_back(suite, compression, size, place):
     cipher = AESCipher(bytes(range(32)), suite=suite, compression=compression)
@@ -104,12 +106,12 @@ def test_compression_is_off_where_the_caller_says_so(place):
 def test_every_compression_is_opened_whatever_the_cipher_compresses_with(place):
     sealed = [
         AESCipher(bytes(32), compression=method).encrypt(TEXT * 10, place)
-        for method in (NoCompression(), Zlib(), Zstd())
+        for method in (NoCompression(), Zlib(), Zstd(), EventZstd())
     ]
-    assert [item[2] for item in sealed] == [0, 1, 2]
-    for method in (NoCompression(), Zlib(), Zstd()):
+    assert [item[2] for item in sealed] == [0, 1, 2, 4]
+    for method in (NoCompression(), Zlib(), Zstd(), EventZstd()):
         cipher = AESCipher(bytes(32), compression=method)
-        assert [cipher.decrypt(item, place) for item in sealed] == [TEXT * 10] * 3
+        assert [cipher.decrypt(item, place) for item in sealed] == [TEXT * 10] * 4
 
 
 # --- sizes -----------------------------------------------------------------------------------------

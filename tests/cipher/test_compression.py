@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import threading
 import zlib
+from pathlib import Path
 
 import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventseal.cipher import NoCompression, Zlib, Zstd, compression
-from eventseal.cipher.compression import decompress
+from eventseal.cipher import EventZstd, NoCompression, Zlib, Zstd, compression
+from eventseal.cipher.compression import decompress, event_dictionary
 from eventseal.errors import OPAQUE_INTEGRITY_MESSAGE, ConfigurationError, IntegrityError, ItemTooLargeError
 from eventseal.suites import CompressionId
 
 LIMIT = 1000
+EVENT = b'{"timestamp":{"_type_":"datetime_iso","_data_":"2024-05-06T07:08:09.123456+00:00"},"name":"a"}'
 TEXT = b'{"activity":"A_SUBMITTED","resource":"112"}' * 10
-ALL = [NoCompression(), Zlib(), Zstd()]
-NAMES = ["none", "zlib", "zstd"]
+ALL = [NoCompression(), Zlib(), Zstd(), EventZstd()]
+NAMES = ["none", "zlib", "zstd", "events"]
 
 
 def zstd_frame(data, **options):
@@ -48,6 +52,20 @@ def test_the_limit_itself_is_allowed_and_one_byte_more_is_not(method):
     assert refused.limit == LIMIT - 1
 
 
+def test_the_event_dictionary_is_the_one_of_the_format():
+    told = re.search(r"`([0-9a-f]{64})`", (Path(__file__).parents[2] / "docs" / "format.md").read_text())
+    assert hashlib.sha256(event_dictionary().as_bytes()).hexdigest() == told[1]
+
+
+def test_a_small_event_takes_half_as_much_with_the_dictionary():
+    assert len(EventZstd().compress(EVENT)) < 0.5 * len(Zstd().compress(EVENT))
+
+
+def test_what_the_dictionary_helped_with_is_still_bounded():
+    large = EventZstd().compress(EVENT * 100)
+    assert isinstance(decompress(CompressionId.ZSTD_EVENTS, large, limit=LIMIT), ItemTooLargeError)
+
+
 DAMAGED = {
     "zlib, trailing byte": (CompressionId.ZLIB, zlib.compress(TEXT) + b"\0"),
     "zlib, two streams": (CompressionId.ZLIB, zlib.compress(TEXT) * 2),
@@ -58,6 +76,10 @@ DAMAGED = {
     "zlib, raw deflate": (CompressionId.ZLIB, zlib.compress(TEXT, wbits=-15)),
     "zlib, gzip": (CompressionId.ZLIB, zlib.compress(TEXT, wbits=31)),
     "zlib, zstd inside": (CompressionId.ZLIB, zstd_frame(TEXT)),
+    "events, trailing byte": (CompressionId.ZSTD_EVENTS, EventZstd().compress(TEXT) + b"\0"),
+    "events, no declared size": (CompressionId.ZSTD_EVENTS, streamed_zstd(TEXT)),
+    "events, cut": (CompressionId.ZSTD_EVENTS, EventZstd().compress(TEXT)[:-1]),
+    "zstd, needs the dictionary": (CompressionId.ZSTD, EventZstd().compress(EVENT)),
     "zstd, trailing byte": (CompressionId.ZSTD, zstd_frame(TEXT) + b"\0"),
     "zstd, two frames": (CompressionId.ZSTD, zstd_frame(TEXT) * 2),
     "zstd, cut": (CompressionId.ZSTD, zstd_frame(TEXT)[:-1]),
@@ -165,7 +187,10 @@ def test_eight_threads_compress_and_decompress_without_harm():
     assert len(method._idle) <= (os.cpu_count() or 1)
 
 
-@pytest.mark.parametrize(("method", "highest"), [(Zlib, 9), (Zstd, zstandard.MAX_COMPRESSION_LEVEL)])
+@pytest.mark.parametrize(
+    ("method", "highest"),
+    [(Zlib, 9), (Zstd, zstandard.MAX_COMPRESSION_LEVEL), (EventZstd, zstandard.MAX_COMPRESSION_LEVEL)],
+)
 def test_a_level_that_does_not_exist_is_a_wrong_setting(method, highest):
     method(highest)
     for level in (0, -1, highest + 1):

@@ -37,12 +37,12 @@ from eventseal.storage import (
     pages,
     register,
     registered,
-    unregistered_tables,
 )
 from eventseal.storage.item_columns import sealed_columns
 from eventseal.storage.item_rows import row_at
 from eventseal.storage.registry import ColumnKind, SealedColumn, SealedTable
 from eventseal.storage.transactions import read
+from eventseal.storage.unregistered import unregistered_tables
 
 
 class Base(DeclarativeBase):

@@ -14,7 +14,7 @@ from eventseal.suites.envelope import TAG_SIZES, EnvelopeInfo, envelope_problem
 
 KEY_ID = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
 SUITE_IDS = sorted(TAG_SIZES)
-COMPRESSION_IDS = [CompressionId.NONE, CompressionId.ZLIB, CompressionId.ZSTD]
+COMPRESSION_IDS = [CompressionId.NONE, CompressionId.ZLIB, CompressionId.ZSTD, CompressionId.ZSTD_EVENTS]
 
 
 def envelope(suite=SuiteId.A256CBC_HS512, compression=CompressionId.NONE, blocks=1, key_id=KEY_ID):

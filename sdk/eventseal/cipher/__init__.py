@@ -1,7 +1,7 @@
 """Where the two paths meet: bytes and their place in, an envelope out, and back."""
 
 from eventseal.cipher.aes import AESCipher
-from eventseal.cipher.compression import Compression, NoCompression, Zlib, Zstd
+from eventseal.cipher.compression import Compression, EventZstd, NoCompression, Zlib, Zstd
 from eventseal.cipher.context import ItemContext
 from eventseal.cipher.envelopes import Opened
 from eventseal.cipher.fields import FieldContext
@@ -12,6 +12,7 @@ __all__ = [
     "AESCipher",
     "Compression",
     "EnvelopeInfo",
+    "EventZstd",
     "FieldContext",
     "ItemContext",
     "NoCompression",

@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import zlib
 from collections import deque
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import zstandard
@@ -90,7 +92,47 @@ class Zstd:
         return compressed
 
 
+class EventZstd:
+    """
+    Zstandard with the dictionary of the format: it knows what the JSON of most events has in common.
+
+    A small event takes about half of what it takes without. The dictionary is made of events that nobody ever
+    had (``tests/vectors/format/make_dictionary.py``), and comes with EventSeal.
+
+    Args:
+        level: 1 to 22.
+    """
+
+    id = CompressionId.ZSTD_EVENTS
+
+    def __init__(self, level: int = 3) -> None:
+        self._level = _checked_level(level, zstandard.MAX_COMPRESSION_LEVEL)
+        self._idle: deque[zstandard.ZstdCompressor] = deque(maxlen=_KEPT)
+
+    def compress(self, plaintext: bytes) -> bytes:
+        """Compress *plaintext* into one zstd frame, which does not name the dictionary."""
+        try:
+            compressor = self._idle.pop()
+        except IndexError:
+            compressor = zstandard.ZstdCompressor(
+                level=self._level,
+                dict_data=event_dictionary(),
+                write_content_size=True,
+                write_dict_id=False,
+            )
+        compressed = compressor.compress(plaintext)
+        self._idle.append(compressor)
+        return compressed
+
+
+@lru_cache(maxsize=1)
+def event_dictionary() -> zstandard.ZstdCompressionDict:
+    """Give the dictionary of the format; threads may share it."""
+    return zstandard.ZstdCompressionDict(Path(__file__).with_name("events.zdict").read_bytes())
+
+
 _idle_decompressors: deque[zstandard.ZstdDecompressor] = deque(maxlen=_KEPT)
+_idle_event_decompressors: deque[zstandard.ZstdDecompressor] = deque(maxlen=_KEPT)
 
 
 def decompress(compression: int, data: bytes, *, limit: int) -> bytes | IntegrityError | ItemTooLargeError:
@@ -127,6 +169,23 @@ def _as_it_is(data: bytes, limit: int) -> bytes | ItemTooLargeError:
 
 
 def _decompress_zstd(data: bytes, limit: int) -> bytes | IntegrityError | ItemTooLargeError:
+    return _from_frame(data, limit, _idle_decompressors, zstandard.ZstdDecompressor)
+
+
+def _decompress_events(data: bytes, limit: int) -> bytes | IntegrityError | ItemTooLargeError:
+    return _from_frame(data, limit, _idle_event_decompressors, _event_decompressor)
+
+
+def _event_decompressor() -> zstandard.ZstdDecompressor:
+    return zstandard.ZstdDecompressor(dict_data=event_dictionary())
+
+
+def _from_frame(
+    data: bytes,
+    limit: int,
+    idle: deque[zstandard.ZstdDecompressor],
+    make: Callable[[], zstandard.ZstdDecompressor],
+) -> bytes | IntegrityError | ItemTooLargeError:
     try:
         declared = zstandard.frame_content_size(data)
     except zstandard.ZstdError:
@@ -137,14 +196,14 @@ def _decompress_zstd(data: bytes, limit: int) -> bytes | IntegrityError | ItemTo
     if declared > limit:
         return too_large(declared, limit)
     try:
-        decompressor = _idle_decompressors.pop()
+        decompressor = idle.pop()
     except IndexError:
-        decompressor = zstandard.ZstdDecompressor()
+        decompressor = make()
     try:
         plaintext = decompressor.decompress(data, allow_extra_data=False)
     except zstandard.ZstdError:
         return IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
-    _idle_decompressors.append(decompressor)
+    idle.append(decompressor)
     return plaintext
 
 
@@ -165,4 +224,5 @@ _DECOMPRESS: Mapping[int, Callable[[bytes, int], bytes | IntegrityError | ItemTo
     CompressionId.NONE: _as_it_is,
     CompressionId.ZLIB: _decompress_zlib,
     CompressionId.ZSTD: _decompress_zstd,
+    CompressionId.ZSTD_EVENTS: _decompress_events,
 }

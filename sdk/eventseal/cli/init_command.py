@@ -29,6 +29,7 @@ Examples:
   eventseal init --kms-key local://dev.key --store-url sqlite:///shop.sqlite
   eventseal init --kms-key aws-kms://arn:aws:kms:eu-west-1:111122223333:key/... \\
       --store-url postgresql://shop@db/shop --application shop --yes
+
   eventseal init --dry-run --json
 """
 
@@ -54,6 +55,10 @@ def init(
         list[str] | None,
         typer.Option(metavar="MODULE:CLASS", help="A record class of your own; several times."),
     ] = None,
+    eventsourcing_table: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A table of the eventsourcing library; several times."),
+    ] = None,
     config: Config = None,
     as_json: Json = False,
     yes: Yes = False,
@@ -63,7 +68,8 @@ def init(
     Write the settings, check the KMS, make the tables and the first keys.
 
     What is there stays as it is: run again, it changes nothing and says so. It
-    adds a missing key_id column, with its index, to a table of sealed items.
+    adds a missing key_id column, with its index, to a table of sealed items,
+    and triggers and an index to tables of the eventsourcing library.
     """
     options = Options.of(context, config=config, as_json=as_json, yes=yes, dry_run=dry_run)
     given = {
@@ -72,6 +78,7 @@ def init(
         "key_store_url": key_store_url,
         "application": application,
         "tables": table,
+        "eventsourcing_tables": eventsourcing_table,
     }
     settings = {name: value for name, value in given.items() if value}
     steps = initialise(options.config, dry_run=options.dry_run, **_asked(settings, options))

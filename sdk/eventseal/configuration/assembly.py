@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from eventseal.cipher import AESCipher
-from eventseal.cipher.compression import NoCompression, Zlib, Zstd
+from eventseal.cipher.compression import EventZstd, NoCompression, Zlib
 from eventseal.configuration.ledgers import configured_ledger
 from eventseal.configuration.loading import load_settings, with_urls_hidden
 from eventseal.configuration.stores import Stores
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from eventseal.configuration.settings import Settings
     from eventseal.kms import KmsAdapter
 
-_COMPRESSIONS: dict[str, Callable[[], Compression]] = {"zstd": Zstd, "zlib": Zlib, "none": NoCompression}
+_COMPRESSIONS: dict[str, Callable[[], Compression]] = {"zstd": EventZstd, "zlib": Zlib, "none": NoCompression}
 _NO_KEK = """Name one, with a line in eventseal.toml:
     kms_key = "local:///absolute/path/of/dev.key"
 or with a variable:

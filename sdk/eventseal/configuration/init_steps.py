@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from secrets import token_bytes
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -19,12 +20,14 @@ from eventseal.keys.states import KeyPurpose
 from eventseal.kms import SupportsCheck, adapter_from_uri
 from eventseal.kms.context import EncryptionContext
 from eventseal.kms.uri import adapter_class
+from eventseal.storage.fence_triggers import has_fence_triggers
 from eventseal.storage.item_columns import KEY_ID, sealed_columns
-from eventseal.storage.registry import OWN_TABLES
+from eventseal.storage.key_id_indexes import has_key_id_index
 from eventseal.storage.transactions import read
+from eventseal.storage.unregistered import OWN_TABLES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from eventseal.configuration.settings import Settings
     from eventseal.erasure import Ledger
     from eventseal.kms import KmsAdapter
+    from eventseal.storage.registry import SealedTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +45,8 @@ class InitStep:
     One thing that was made ready.
 
     Attributes:
-        name: ``settings``, ``kek``, ``kms``, ``columns``, ``tables``, ``keys`` or ``ledger``.
+        name: ``settings``, ``kek``, ``kms``, ``columns``, ``tables``, ``eventsourcing``, ``keys`` or
+            ``ledger``.
         changed: Whether something was made, or, in a dry run, would be.
         detail: What was made, or was there already.
     """
@@ -98,7 +103,10 @@ class InitSteps:
         for number, adapter in enumerate(adapters):
             yield _checked(adapter, self._settings.application, is_first=number == 0)
         yield self._add_columns()
+        unprepared = self._unprepared_tables()
         yield self._make_tables()
+        if self._settings.eventsourcing_tables:
+            yield self._adopt_tables(unprepared)
         yield self._make_keys(adapters, has_store_key=has_store_key)
         if self._ledger is not None:
             yield self._make_ledger(self._ledger, adapters)
@@ -153,6 +161,24 @@ class InitSteps:
         detail = f"tables {', '.join(missing)}" if missing else f"{len(wanted)} tables"
         return InitStep(name="tables", changed=bool(missing), detail=detail)
 
+    def _unprepared_tables(self) -> list[str]:
+        """List the eventsourcing library's tables that are there without their triggers or their index."""
+        if not self._connects():
+            return []
+        tables = self._stores.datastore.described_eventsourcing_tables()
+        look = partial(_unprepared, tables=tables)
+        return read(self._stores.datastore.engine, look, doing="looking at triggers and indexes")
+
+    def _adopt_tables(self, unprepared: list[str]) -> InitStep:
+        datastore = self._stores.datastore
+        there = datastore.described_eventsourcing_tables() if self._stores.are_present() else []
+        names = [table.table for table in there]
+        absent = [name for name in datastore.eventsourcing_tables if name not in names]
+        said = [f"triggers and index of {', '.join(unprepared or names)}"] if names else []
+        if absent:
+            said.append(f"{', '.join(absent)} not there yet: run init again when its application has made it")
+        return InitStep(name="eventsourcing", changed=bool(unprepared), detail="; ".join(said))
+
     def _make_keys(self, adapters: list[KmsAdapter], *, has_store_key: bool) -> InitStep:
         there = {"store key": has_store_key, "first data key": self._has_key(DEFAULT_SCOPE, KeyPurpose.DATA)}
         if not self._dry_run:
@@ -196,6 +222,14 @@ class InitSteps:
             and KEY_ID
             not in {column["name"] for column in inspector.get_columns(table.name, schema=table.schema)}
         ]
+
+
+def _unprepared(connection: Connection, tables: Sequence[SealedTable]) -> list[str]:
+    return [
+        table.table
+        for table in tables
+        if not (has_key_id_index(connection, table) and has_fence_triggers(connection, table))
+    ]
 
 
 def _table_names(connection: Connection) -> list[str]:

@@ -81,6 +81,15 @@ def _record_names(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _sql_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if name.count(".") > 1 or not all(name.split(".")):
+            raise ValueError(f"{name!r} does not name a table as stored_events or schema.stored_events")
+    if len(set(names)) != len(names):
+        raise ValueError("a table is listed twice")
+    return names
+
+
 Duration: TypeAlias = Annotated[timedelta, BeforeValidator(_duration), AfterValidator(_not_negative)]
 PositiveDuration: TypeAlias = Annotated[timedelta, BeforeValidator(_duration), AfterValidator(_positive)]
 DurationOrNever: TypeAlias = Annotated[
@@ -143,9 +152,17 @@ class Settings(BaseSettings):
     tables: Annotated[Texts, AfterValidator(_record_names)] = Field(
         default=(), description="Record classes of your own beside EventSeal's, each as module:Class."
     )
+    eventsourcing_tables: Annotated[Texts, AfterValidator(_sql_names)] = Field(
+        default=(),
+        description="Tables that the eventsourcing library makes and writes, such as stored_events.",
+    )
+    originator_id_type: Literal["uuid", "text"] | None = Field(
+        default=None,
+        description="What that library has as ORIGINATOR_ID_TYPE; PostgreSQL's columns say it by themselves.",
+    )
     unsealed_tables: Texts = Field(
         default=(),
-        description="Tables with a key_id and a binary column that hold no sealed items even so.",
+        description="Tables that look as if they held sealed items, and hold none.",
     )
     always_encrypt: bool = Field(
         default=True,

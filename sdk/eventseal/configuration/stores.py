@@ -54,6 +54,8 @@ class Stores:
             _database("store_url", settings.store_url),
             tables=tuple(dict.fromkeys((*_OWN_RECORDS, *record_classes(settings.tables)))),
             key_settings=None if elsewhere is None else _database("key_store_url", elsewhere),
+            eventsourcing_tables=settings.eventsourcing_tables,
+            originator_id_type=settings.originator_id_type,
         )
         self.key_store = SQLAlchemyKeyStore(self.datastore)
 

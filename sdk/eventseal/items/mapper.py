@@ -19,6 +19,7 @@ from eventseal.errors import (
     SerializationError,
     UnknownFormatError,
 )
+from eventseal.items.acceptance import AcceptedFormats, OldItem
 from eventseal.items.field_reading import SEALED_BYTES
 from eventseal.items.fields import PersonalFields
 from eventseal.items.item import SequencedItem
@@ -34,10 +35,13 @@ from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.suites.envelope import HEADER_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from eventseal.cipher.aes import AESCipher
     from eventseal.items.field_writing import ItemDraft
+    from eventseal.items.formats import OldFormat
+
+    Outcome = Opened | OldItem | EventSealError | None
 
 
 class SequencedItemMapper:
@@ -65,6 +69,8 @@ class SequencedItemMapper:
         key_scope: Whose key seals an event whose class does not say: a scope, or a function of the event. It
             is worked out again on reading, and an item that another scope's key sealed is refused.
         collection: Which kind of items; bound to each.
+        accept: Older formats that are read too: some of :mod:`eventseal.items.formats`, or an ``EventSeal``'s
+            ``accepted_formats``, which end with the migration. None is ever written.
         on_erased: What an item is on reading whose own key was shredded: ``KeyDestroyedError``, an
             :class:`Erased` in its place, or left out. Fields inside an item come back masked in any case.
         erased_scope: Gives the scope that an erased item must be of, from the item alone, since its event
@@ -87,11 +93,14 @@ class SequencedItemMapper:
         json: JSONTranscoder | None = None,
         key_scope: KeyScope = DEFAULT_SCOPE,
         collection: str = "items",
+        accept: AcceptedFormats | Collection[OldFormat] = (),
         on_erased: OnErased = "raise",
         erased_scope: Callable[[Any], str] | None = None,
     ) -> None:
-        if always_encrypt and cipher is None:
-            raise ConfigurationError("always_encrypt needs a cipher", remedy="Give the mapper a cipher.")
+        self._accepted = AcceptedFormats.of(accept)
+        for name, given in (("always_encrypt", always_encrypt), ("accept", self._accepted)):
+            if given and cipher is None:
+                raise ConfigurationError(f"{name} needs a cipher", remedy="Give the mapper a cipher.")
         if not collection:
             raise ConfigurationError("the collection has no name")
         self.sequenced_item_class = sequenced_item_class
@@ -251,18 +260,30 @@ class SequencedItemMapper:
                 _check_place(draft)  # says which event it was
             raise
 
-    def _open(self, stored: list[StoredItem]) -> Sequence[Opened | EventSealError | None]:
+    def _open(self, stored: list[StoredItem]) -> Sequence[Outcome]:
         if self.cipher is None:
             return [None] * len(stored)
-        return self.cipher.open_many([(item.data, self._context(item)) for item in stored])
+        outcomes = self.cipher.open_many([(item.data, self._context(item)) for item in stored])
+        if not self._accepted or all(isinstance(outcome, Opened) for outcome in outcomes):
+            return outcomes
+        return [
+            outcome if isinstance(outcome, Opened) else self._older(item, outcome)
+            for item, outcome in zip(stored, outcomes, strict=True)
+        ]
 
-    def _with_fields(
-        self, stored: list[StoredItem], outcomes: Sequence[Opened | EventSealError | None]
-    ) -> dict[int, Any]:
+    def _older(self, item: StoredItem, outcome: EventSealError) -> OldItem | EventSealError:
+        """Open an item that is no envelope in a format that is accepted."""
+        older = self._accepted.open(item.data, self._context(item), outcome, key_id=item.key_id)
+        # Where plain items are as good as sealed ones, one in JSON needs no older format.
+        if isinstance(older, OldItem) or self.always_encrypt or item.data[:1] != b"{":
+            return older
+        return outcome
+
+    def _with_fields(self, stored: list[StoredItem], outcomes: Sequence[Outcome]) -> dict[int, Any]:
         """Read those items that hold sealed fields; all their fields are opened together."""
         holding: dict[int, tuple[StoredItem, bytes]] = {}
         for index, (item, outcome) in enumerate(zip(stored, outcomes, strict=True)):
-            if isinstance(outcome, Opened):
+            if isinstance(outcome, Opened | OldItem):
                 data = outcome.plaintext
             elif not self.always_encrypt and (outcome is None or self._is_plain(item, outcome)):
                 data = item.data
@@ -272,12 +293,12 @@ class SequencedItemMapper:
                 holding[index] = (item, data)
         return self._personal.open(holding) if holding else {}
 
-    def _event(
-        self, stored: StoredItem, outcome: Opened | EventSealError | None, item: Any, parsed: Any
-    ) -> Any:
+    def _event(self, stored: StoredItem, outcome: Outcome, item: Any, parsed: Any) -> Any:
         try:
             if isinstance(outcome, Opened):
                 return self._opened_event(stored, outcome, parsed)
+            if isinstance(outcome, OldItem):
+                return self._restored(stored, resolve_topic(stored.topic), outcome.plaintext, parsed)
             if outcome is None or self._is_plain(stored, outcome):
                 return self._plain_event(stored, parsed)
             if isinstance(outcome, KeyNotFoundError | KeyDestroyedError) and self._is_beside_another(stored):

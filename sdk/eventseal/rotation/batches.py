@@ -159,7 +159,7 @@ class TableMover:
         if selection.keys is not None:
             return range(len(page))
         named = {raw: UUID(bytes=raw) for raw in set(page.key_ids) if raw is not None}
-        standings = self._standings.of(list(named.values()), shared=self._table.application is None)
+        standings = self._standings.of(list(named.values()), self._table)
         compromised = shard.phase == COMPROMISED_PHASE
         return [
             number

@@ -132,7 +132,7 @@ def by_table(
     for source in sources:
         counts = shown[source.table.table]
         counts["left"] = left_of(counted, source)
-        counts["plain"] = source.items.get(None, 0)
+        counts["plain"] = source.items.get(None, 0) + source.items.get(Standing.CHANCE, 0)
         counts["foreign"] = source.items.get(Standing.FOREIGN, 0)
         counts["erased"] = source.items.get(Standing.ERASED, 0)
     return {table: {outcome: counts[outcome] for outcome in OUTCOMES} for table, counts in shown.items()}

@@ -14,7 +14,11 @@ from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.rotation.closing import close_and_count
 from eventseal.rotation.key_totals import replaced_keys
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult
-from eventseal.rotation.sealed_store import refuse_unregistered_tables, registered_tables
+from eventseal.rotation.sealed_store import (
+    refuse_unfenced_tables,
+    refuse_unregistered_tables,
+    registered_tables,
+)
 from eventseal.storage.key_counts import count_under
 from eventseal.storage.key_store import SQLAlchemyKeyStore
 from eventseal.storage.physical_deletion import overwrite_deleted
@@ -59,7 +63,8 @@ def retire(
         that are left.
 
     Raises:
-        ConfigurationError: A table that looks sealed is not registered, or a registered one is not there.
+        ConfigurationError: A table that looks sealed is not registered, or a registered one is not there, or
+            lacks the trigger that fences it where another program writes it.
         JobError: A named key is needed still, with the ``result`` of the others; or, before anything is done,
             a named one is active, or of a purpose that is never retired.
         KeyNotFoundError: There is no such key; nothing was done.
@@ -87,6 +92,7 @@ class _Retirement:
     ) -> None:
         self._store = store
         self._tables = registered_tables(store.datastore, store.cipher.application)
+        refuse_unfenced_tables(store, self._tables)
         self._dry_run = dry_run
         self._progress = progress
         self._started = time.monotonic()

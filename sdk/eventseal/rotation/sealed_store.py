@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from sqlalchemy import inspect
 
 from eventseal.errors import ConfigurationError, MissingTableError
-from eventseal.storage.registry import DEFAULT_DATABASE, SealedTable, registered, unregistered_tables
+from eventseal.storage.fence_triggers import has_fence_triggers
+from eventseal.storage.registry import DEFAULT_DATABASE, SealedTable, registered
 from eventseal.storage.transactions import read
+from eventseal.storage.unregistered import unregistered_eventsourcing_tables, unregistered_tables
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -98,22 +101,52 @@ def refuse_unregistered_tables(store: SealedStore) -> None:
         store: Its items' database is looked at.
 
     Raises:
-        ConfigurationError: A table has a ``key_id`` beside a binary column, but is neither registered nor
-            among the store's ``unsealed_tables``, if it has any.
+        ConfigurationError: A table has a ``key_id`` beside a binary column, or the columns of the
+            eventsourcing library, but is neither registered nor among the store's ``unsealed_tables``, if it
+            has any.
         StoreError: The database refused or failed.
     """
-    look = partial(
-        unregistered_tables,
-        registered=_registry(store.datastore),
-        unsealed_tables=store.unsealed_tables if isinstance(store, NamesUnsealedTables) else (),
-    )
-    found = read(store.datastore.engine, look, doing="looking for tables that are not registered")
+    known: dict[str, Any] = {
+        "registered": _registry(store.datastore),
+        "unsealed_tables": store.unsealed_tables if isinstance(store, NamesUnsealedTables) else (),
+    }
+    engine, doing = store.datastore.engine, "looking for tables that are not registered"
+    theirs = read(engine, partial(unregistered_eventsourcing_tables, **known), doing=doing)
+    if theirs:
+        raise ConfigurationError(
+            f"not registered, but with the columns of the eventsourcing library: {', '.join(theirs)}",
+            remedy="Add their names to `eventsourcing_tables` and run `eventseal init`; those that hold no "
+            "sealed items, to `unsealed_tables`.",
+        )
+    found = read(engine, partial(unregistered_tables, **known), doing=doing)
     if found:
         raise ConfigurationError(
             f"not registered, but with a key_id beside a binary column: {', '.join(found)}",
             remedy="Add its record class to `tables` and run `eventseal init`; if it holds no sealed items, "
             "add its name to `unsealed_tables`.",
         )
+
+
+def refuse_unfenced_tables(store: SealedStore, tables: Sequence[SealedTable]) -> None:
+    """
+    Stop where another program writes a table, and no trigger there takes the fences for it.
+
+    Args:
+        store: Has the items' database.
+        tables: From the registry.
+
+    Raises:
+        ConfigurationError: A table without a column of key ids lacks its triggers, or one is disabled.
+        StoreError: The database refused or failed.
+    """
+    for table in tables:
+        look = partial(has_fence_triggers, table=table)
+        if not table.has_key_ids and not read(store.datastore.engine, look, doing="looking for triggers"):
+            raise ConfigurationError(
+                f"table {table.table}, which another program writes, has no trigger that takes the fences: "
+                "what it is writing now would be lost with its key",
+                remedy="Run `eventseal init`, which makes the trigger.",
+            )
 
 
 def _registry(datastore: SQLAlchemyDatastore) -> list[SealedTable]:
@@ -138,13 +171,7 @@ def tables_of(registry: Sequence[SealedTable], application: str) -> list[SealedT
         if table.application in {None, application}:
             mine[table.table] = table
     return [
-        SealedTable(
-            application=application if owners[name] == {application} else None,
-            database=table.database,
-            table=name,
-            collection=table.collection,
-            columns=table.columns,
-        )
+        replace(table, application=application if owners[name] == {application} else None)
         for name, table in sorted(mine.items())
     ]
 

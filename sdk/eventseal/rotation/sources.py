@@ -37,6 +37,7 @@ class Standing(Enum):
     UNREADABLE = "under a key that opens nothing here"
     FOREIGN = "another application's"
     ERASED = "shredded"
+    CHANCE = "an item of an older format that begins like an envelope"
 
 
 MOVING = frozenset({Standing.OLD, Standing.COMPROMISED, Standing.UNREADABLE})
@@ -56,17 +57,18 @@ class KeyStandings:
         self._store = store
         self._application = store.cipher.application
         self._keys = None if keys is None else frozenset(keys)
-        self._known: dict[tuple[UUID, bool], Standing] = {}
+        self._known: dict[tuple[UUID, bool, bool], Standing] = {}
 
-    def of(self, key_ids: Collection[UUID], *, shared: bool) -> Mapping[UUID, Standing]:
+    def of(self, key_ids: Collection[UUID], table: SealedTable) -> Mapping[UUID, Standing]:
         """
         Tell how each key stands.
 
         Args:
             key_ids: Any number.
-            shared: Whether the table holds items of several applications.
+            table: Whose rows name them.
         """
-        unknown = [key_id for key_id in key_ids if (key_id, shared) not in self._known]
+        kind = table.application is None, table.may_mislead
+        unknown = [key_id for key_id in key_ids if (key_id, *kind) not in self._known]
         if len(self._known) + len(unknown) > _MOST_REMEMBERED:
             self._known.clear()
             unknown = list(key_ids)
@@ -74,15 +76,16 @@ class KeyStandings:
         for start in range(0, len(unknown), _CHUNK):
             chunk = unknown[start : start + _CHUNK]
             records = self._store.key_store.get(chunk)
-            found.update(
-                {key_id: self._standing(key_id, records.get(key_id), shared=shared) for key_id in chunk}
-            )
+            found.update({key_id: self._standing(key_id, records.get(key_id), table) for key_id in chunk})
         if len(found) <= _MOST_REMEMBERED:
-            self._known.update({(key_id, shared): standing for key_id, standing in found.items()})
-        return {key_id: found.get(key_id) or self._known[key_id, shared] for key_id in key_ids}
+            self._known.update({(key_id, *kind): standing for key_id, standing in found.items()})
+        return {key_id: found.get(key_id) or self._known[(key_id, *kind)] for key_id in key_ids}
 
-    def _standing(self, key_id: UUID, record: KeyRecord | None, *, shared: bool) -> Standing:
+    def _standing(self, key_id: UUID, record: KeyRecord | None, table: SealedTable) -> Standing:
+        if record is None and table.may_mislead:
+            return Standing.CHANCE
         if record is not None and record.application != self._application:
+            shared = table.application is None
             return Standing.FOREIGN if shared else self._if_asked(key_id, Standing.UNREADABLE)
         if record is None or record.purpose is not KeyPurpose.DATA:
             return self._if_asked(key_id, Standing.UNREADABLE)
@@ -170,7 +173,7 @@ def _sources(store: SealedStore, table: SealedTable, standings: KeyStandings) ->
     items: Counter[Standing | None] = Counter({None: counts.pop(None, 0)})
     keys: dict[Standing, list[UUID]] = {}
     named = {key_id: count for key_id, count in counts.items() if key_id is not None}
-    found = standings.of(named, shared=table.application is None)
+    found = standings.of(named, table)
     for key_id, standing in found.items():
         items[standing] += named[key_id]
         keys.setdefault(standing, []).append(key_id)

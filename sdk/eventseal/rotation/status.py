@@ -117,8 +117,9 @@ def _items(
             doing="reading the states of keys",
         )
         by_state: Counter[str] = Counter()
+        unknown = PLAIN if table.may_mislead else UNKNOWN
         for key_id, count in named.items():
-            by_state[states.get(key_id, UNKNOWN)] += count
+            by_state[states.get(key_id, unknown)] += count
         by_state[PLAIN] += counts.get(None, 0)
         by_table[table.table] = {state: count for state, count in by_state.items() if count}
         by_key.update(named)

@@ -176,8 +176,7 @@ class _Verification:
                 self._by_key[outcome.key_id] += 1
             elif isinstance(outcome, Opened):
                 self._fail_row(table, row, IntegrityError(OPAQUE_INTEGRITY_MESSAGE))
-            elif row.key_id is None and isinstance(outcome, UnknownFormatError | KeyNotFoundError):
-                # Bytes are an envelope only if the key store knows the key that they name.
+            elif self._is_plain(table, row, outcome):
                 counts["plain"] += 1
             elif table.application is None and isinstance(outcome, WrongApplicationError):
                 if not self._has_keys:  # then it is the configured name that is wrong, not the item
@@ -192,6 +191,14 @@ class _Verification:
                 self._fail_row(table, row, outcome)
         if moved:
             self._check_rows(table, moved)
+
+    def _is_plain(self, table: SealedTable, row: ItemRow, error: EventSealError) -> bool:
+        """Bytes are an envelope only if the key store knows the key that they name."""
+        if row.key_id is None:
+            return not table.is_migrated and isinstance(error, UnknownFormatError | KeyNotFoundError)
+        if isinstance(error, UnknownFormatError):  # cut, if it is an envelope
+            return table.may_mislead and not self._store.key_store.get([row.key_id])
+        return table.may_mislead and isinstance(error, KeyNotFoundError)
 
     def _read_again(self, table: SealedTable, row: ItemRow) -> ItemRow | None:
         """Read a row whose key was retired after the page was read, perhaps since the item was moved."""

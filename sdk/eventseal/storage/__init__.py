@@ -14,8 +14,9 @@ from eventseal.storage.item_tables import (
     TimestampSequencedItemRecord,
 )
 from eventseal.storage.key_store import SQLAlchemyKeyStore
-from eventseal.storage.registry import SealedColumn, SealedTable, register, registered, unregistered_tables
+from eventseal.storage.registry import SealedColumn, SealedTable, register, registered
 from eventseal.storage.types import BinaryUUID, ExactDecimal, ExactInteger, ExactText
+from eventseal.storage.unregistered import unregistered_tables
 
 __all__ = [
     "ActiveRecord",

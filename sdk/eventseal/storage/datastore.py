@@ -13,18 +13,23 @@ from sqlalchemy.util import ThreadLocalRegistry
 from eventseal.errors import ConfigurationError
 from eventseal.keys.forks import renew_in_children
 from eventseal.storage.engines import SQLAlchemySettings, make_engine, redacted
+from eventseal.storage.eventsourcing_tables import eventsourcing_table
 from eventseal.storage.faults import translated
+from eventseal.storage.fence_triggers import install_fence_triggers
 from eventseal.storage.item_columns import sealed_columns
 from eventseal.storage.job_tables import job_metadata
+from eventseal.storage.key_id_indexes import make_key_id_index
 from eventseal.storage.key_tables import fence_metadata, key_metadata
 from eventseal.storage.registry import SealedTable, register
 from eventseal.storage.table_setup import add_key_id, create_tables, drop_tables
-from eventseal.storage.transactions import holds_sqlite_lock, write
+from eventseal.storage.transactions import holds_sqlite_lock, read, write
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sqlalchemy.engine import Engine
+
+    from eventseal.storage.eventsourcing_tables import OriginatorIdType
 
 
 class SQLAlchemyDatastore:
@@ -40,6 +45,10 @@ class SQLAlchemyDatastore:
         tables: The record classes whose tables it holds, the user's own among them.
         base: A declarative base; all its record classes are taken if *tables* is empty.
         key_settings: Where the tables beside the keys are, if they have a database of their own.
+        eventsourcing_tables: Names of tables that the eventsourcing library makes and writes in the items'
+            database; a schema that is not the default one stands before a dot.
+        originator_id_type: What that library is told as ``ORIGINATOR_ID_TYPE``; only SQLite's columns do not
+            say it: there ``uuid`` is taken for granted.
     """
 
     def __init__(
@@ -49,6 +58,8 @@ class SQLAlchemyDatastore:
         *,
         base: Any = None,
         key_settings: SQLAlchemySettings | None = None,
+        eventsourcing_tables: Sequence[str] = (),
+        originator_id_type: OriginatorIdType | None = None,
     ) -> None:
         self.settings = settings
         # The session may hold an in-memory database's only connection: its keys are in a private one.
@@ -57,6 +68,8 @@ class SQLAlchemyDatastore:
             shared if key_settings is None or key_settings.url == settings.url else key_settings
         )
         self.tables: Sequence[type[Any]] = tuple(tables) or _classes_of(base)
+        self.eventsourcing_tables = tuple(eventsourcing_tables)
+        self._id_type = originator_id_type
         self._lock = threading.RLock()
         self._engine: Engine | None = None
         self._key_engine: Engine | None = None
@@ -106,7 +119,8 @@ class SQLAlchemyDatastore:
         """
         Make the listed tables, the fences, the jobs, the key tables and the registry; register the listed.
 
-        What is there already is left as it is; its columns are compared with those that are needed.
+        What is there already is left as it is; its columns are compared with those that are needed. Those of
+        the eventsourcing library's tables that are there get their triggers and index.
 
         Args:
             application: Whose items the listed tables hold; ``None``: of every application that writes there.
@@ -121,6 +135,49 @@ class SQLAlchemyDatastore:
         write(self.engine, partial(create_tables, tables=items), doing="making tables")
         write(self.key_engine, partial(create_tables, tables=keys), doing="making the key tables")
         write(self.key_engine, partial(register, tables=sealed), doing="registering tables")
+        self.setup_eventsourcing_tables(application=application)
+
+    def setup_eventsourcing_tables(self, *, application: str | None = None) -> None:
+        """
+        Fence, index and register those of the eventsourcing library's tables that are there.
+
+        Their applications may run meanwhile. On PostgreSQL the index is made without keeping them from
+        writing; on SQLite they wait for it.
+
+        Args:
+            application: Whose items the tables hold; ``None``: of every application that writes there.
+
+        Raises:
+            ConfigurationError: A table is another program's, or holds ids of another type.
+            StoreUnavailableError: The database does not answer, or a transaction that writes a table goes on
+                for more than 2 seconds; run it again.
+            StoreReadOnlyError: It cannot be written.
+        """
+        found = self.described_eventsourcing_tables(application=application)
+        # The triggers first: what is registered may be retired from.
+        for table in found:
+            install = partial(install_fence_triggers, table=table)
+            write(self.engine, install, doing=f"making the triggers of {table.table}")
+            make_key_id_index(self.engine, table)
+        write(self.key_engine, partial(register, tables=found), doing="registering tables")
+
+    def described_eventsourcing_tables(self, *, application: str | None = None) -> list[SealedTable]:
+        """
+        Describe those of the eventsourcing library's tables that are there.
+
+        Raises:
+            ConfigurationError: A table is another program's, or holds ids of another type.
+            StoreUnavailableError: The database does not answer.
+        """
+        tables = [
+            read(
+                self.engine,
+                partial(eventsourcing_table, name=name, application=application, id_type=self._id_type),
+                doing=f"looking at {name}",
+            )
+            for name in self.eventsourcing_tables
+        ]
+        return [table for table in tables if table is not None]
 
     def add_key_id_columns(self) -> list[str]:
         """

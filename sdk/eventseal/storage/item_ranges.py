@@ -8,7 +8,7 @@ from sqlalchemy import func, literal_column, select, tablesample, text
 from sqlalchemy.exc import OperationalError
 
 from eventseal.storage.faults import has_no_such_column
-from eventseal.storage.item_rows import described_columns
+from eventseal.storage.item_rows import described
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
@@ -42,26 +42,24 @@ def range_bounds(connection: Connection, sealed_table: SealedTable, ranges: int)
 
 
 def _on_postgresql(connection: Connection, sealed_table: SealedTable) -> list[Place]:
-    columns = described_columns(sealed_table)
-    described = columns["sequence_id"].table
-    name = connection.dialect.identifier_preparer.format_table(described)
+    found = described(sealed_table).table
+    name = connection.dialect.identifier_preparer.format_table(found)
     size = text(
         "SELECT coalesce((SELECT sum(pg_relation_size(relid)) FROM pg_partition_tree(:name)), "
         "pg_relation_size(:name)) / current_setting('block_size')::bigint"
     )
     pages = int(connection.execute(size, {"name": name}).scalar_one())
     share = min(100.0, 100.0 * _SAMPLE_PAGES / max(pages, 1))
-    sample = tablesample(described, func.system(literal_column(f"{share:f}")))
+    sample = tablesample(found, func.system(literal_column(f"{share:f}")))
     place = [sample.c["sequence_id"], sample.c["position"]]
     return [(row[0], row[1]) for row in connection.execute(select(*place).order_by(*place))]
 
 
 def _on_sqlite(connection: Connection, sealed_table: SealedTable) -> list[Place]:
-    columns = described_columns(sealed_table)
-    place = columns["sequence_id"], columns["position"]
+    found = described(sealed_table)
+    place = found.place
     rowid: ColumnElement[int] = literal_column("rowid")
-    described = place[0].table
-    ends: Any = select(func.min(rowid), func.max(rowid)).select_from(described)
+    ends: Any = select(func.min(rowid), func.max(rowid)).select_from(found.table)
     try:
         first, last = connection.execute(ends).one()
     except OperationalError as error:

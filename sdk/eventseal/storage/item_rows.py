@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Column, MetaData, Table, func, select
+from sqlalchemy import CHAR, Column, MetaData, Table, func, select
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.types import TypeDecorator
 
 from eventseal.errors import IntegrityError, SerializationError
+from eventseal.storage.header_key_ids import KeyIdInHeader
 from eventseal.storage.item_columns import KEY_ID, comes_after
 from eventseal.storage.registry import ColumnKind
 from eventseal.storage.transactions import read
-from eventseal.storage.types import BinaryUUID, ExactDecimal, ExactInteger, ExactText
+from eventseal.storage.types import BinaryUUID, DatabaseText, ExactDecimal, ExactInteger, ExactText
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy import Select
+    from sqlalchemy import ColumnElement, Select
     from sqlalchemy.engine import Connection, Dialect, Engine
     from sqlalchemy.types import TypeEngine
 
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
 NIL_KEY_ID = UUID(int=0)
 """Stands for what is in a column of key ids and is no UUID."""
+
+_HEX_DIGITS = 32
 
 
 class ItemRow(NamedTuple):
@@ -53,7 +58,7 @@ def count_by_key(connection: Connection, table: SealedTable) -> dict[UUID | None
         connection: To the database that the table is in.
         table: From the registry.
     """
-    key_id = described_columns(table)[KEY_ID]
+    key_id = described(table).key_id
     counts: Counter[UUID | None] = Counter()
     for found, count in connection.execute(select(key_id, func.count()).group_by(key_id)):
         counts[found] += count
@@ -70,7 +75,7 @@ def row_at(connection: Connection, table: SealedTable, sequence_id: Any, positio
         sequence_id: In the column's own type, like *position*.
         position: In the sequence.
     """
-    columns = described_columns(table)
+    columns = described(table)
     query = select(*(columns[role] for role in ItemRow._fields)).where(
         columns["sequence_id"] == sequence_id, columns["position"] == position
     )
@@ -89,11 +94,10 @@ def pages(
         size: Rows in a page.
         after: Begin behind this sequence id and position.
     """
-    columns = described_columns(table)
-    place = columns["sequence_id"], columns["position"]
-    query = select(*(columns[role] for role in ItemRow._fields)).order_by(*place).limit(size)
+    columns = described(table)
+    query = select(*(columns[role] for role in ItemRow._fields)).order_by(*columns.place).limit(size)
     while True:
-        rest = query if after is None else query.where(comes_after(place, after))
+        rest = query if after is None else query.where(comes_after(columns.place, after))
         page = read(engine, partial(_page, rest), doing=f"reading {table.table}")
         if page:
             yield page
@@ -106,16 +110,40 @@ def _page(query: Select[Any], connection: Connection) -> list[ItemRow]:
     return [ItemRow._make(row) for row in connection.execute(query)]
 
 
-def described_columns(table: SealedTable) -> dict[str, Column[Any]]:
-    """Give a registered table's columns by role, in types that give what an edit put there as it is."""
+@dataclass(frozen=True, slots=True)
+class DescribedTable:
+    """
+    A registered table for queries, in types that give what an edit put there as it is.
+
+    Attributes:
+        table: With its columns by role.
+        key_id: The id of a row's key: a column, or an expression on the envelope's header.
+    """
+
+    table: Table
+    key_id: ColumnElement[Any]
+
+    def __getitem__(self, role: str) -> Any:
+        """Give what stands for a role."""
+        return self.key_id if role == KEY_ID else self.table.c[role]
+
+    @property
+    def place(self) -> tuple[Column[Any], Column[Any]]:
+        """Sequence id and position."""
+        return self["sequence_id"], self["position"]
+
+
+def described(table: SealedTable) -> DescribedTable:
+    """Describe a registered table. Every query that asks for the keys of its rows begins here."""
     schema, _, name = table.table.rpartition(".")
-    described = Table(
+    found = Table(
         name,
         MetaData(),
         *(Column(column.name, _type(role, column.kind), key=role) for role, column in table.columns.items()),
         schema=schema or None,
     )
-    return dict(described.c)
+    key_id = found.c[KEY_ID] if table.has_key_ids else KeyIdInHeader(found.c["data"], _KeyId())
+    return DescribedTable(found, key_id)
 
 
 def _type(role: str, kind: ColumnKind) -> TypeEngine[Any]:
@@ -152,6 +180,28 @@ class _UUIDAsFound(_AsFound, BinaryUUID):
     cache_ok = True
 
 
+class _GenericUUIDAsFound(_AsFound):
+    impl = CHAR
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(postgresql.UUID(as_uuid=True))
+        return dialect.type_descriptor(CHAR(_HEX_DIGITS))
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        return value.hex if isinstance(value, UUID) and dialect.name != "postgresql" else value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        if dialect.name == "postgresql" or not isinstance(value, str):
+            return value
+        try:
+            found = UUID(value)
+        except ValueError:
+            return value
+        return found if found.hex == value else value
+
+
 class _IntegerAsFound(_AsFound, ExactInteger):
     cache_ok = True
 
@@ -164,11 +214,17 @@ class _TextAsFound(_AsFound, ExactText):
     cache_ok = True
 
 
+class _DatabaseTextAsFound(_AsFound, DatabaseText):
+    cache_ok = True
+
+
 _AS_FOUND: dict[ColumnKind, type[_AsFound]] = {
     ColumnKind.UUID: _UUIDAsFound,
+    ColumnKind.GENERIC_UUID: _GenericUUIDAsFound,
     ColumnKind.INTEGER: _IntegerAsFound,
     ColumnKind.DECIMAL: _DecimalAsFound,
     ColumnKind.TEXT: _TextAsFound,
+    ColumnKind.DATABASE_TEXT: _DatabaseTextAsFound,
 }
 
 

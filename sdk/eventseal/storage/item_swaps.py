@@ -84,12 +84,14 @@ class Selection:
             table in the order of its places.
         fitting: Rows under these too, unless their data begins with one of *heads*.
         heads: Beginnings of envelopes, 3 bytes each.
+        plain: Rows without a key too.
     """
 
     keys: tuple[UUID, ...] | None
     few: bool = False
     fitting: tuple[UUID, ...] = ()
     heads: tuple[bytes, ...] = ()
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +143,15 @@ class ItemSwaps(Protocol):
         """
         ...
 
-    def prepare(self, page: Page, envelopes: Sequence[bytes]) -> Swap:
+    def prepare(self, page: Page, envelopes: Sequence[bytes], *, by_tag: bool = True) -> Swap:
         """
         Make ready what :meth:`swap` sends, so that its transaction takes no longer than it must.
 
         Args:
             page: At least one row.
             envelopes: The new one of each.
+            by_tag: Whether the rows hold envelopes, whose tags alone tell that they are still the same; if
+                not, all of their data is compared.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""What the registered tables hold under some keys, counted by the index on ``key_id``."""
+"""What the registered tables hold under some keys, counted by the index on their ids."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select
 
-from eventseal.storage.item_columns import KEY_ID
-from eventseal.storage.item_rows import described_columns
+from eventseal.storage.item_rows import described
 from eventseal.storage.key_rows import chunks
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def count_under(
     """
     found: dict[UUID, Counter[str]] = {}
     for table in tables:
-        key_id = described_columns(table)[KEY_ID]
+        key_id = described(table).key_id
         for chunk in chunks(sorted(key_ids)):
             query = select(key_id, func.count()).where(key_id.in_(chunk)).group_by(key_id)
             for named, items in connection.execute(query):

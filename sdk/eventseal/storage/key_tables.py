@@ -100,6 +100,7 @@ sealed_tables = Table(
     Column("table_name", ExactText(), primary_key=True),
     Column("collection", ExactText(), nullable=False),
     Column("columns", JSON(), nullable=False),
+    Column("old_formats", JSON(none_as_null=True)),
 )
 
 key_fences = Table(

@@ -10,8 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import OperationalError
 
 from eventseal.storage.faults import has_no_such_column
-from eventseal.storage.item_columns import KEY_ID
-from eventseal.storage.item_rows import described_columns
+from eventseal.storage.item_rows import described
 from eventseal.storage.job_tables import compromised_marks, replaced_envelopes
 from eventseal.storage.types import DatabaseClock
 
@@ -77,15 +76,15 @@ def record_mark(connection: Connection, table: SealedTable, key_id: UUID) -> Non
         table: From the registry.
         key_id: That is compromised.
     """
-    column = described_columns(table)[KEY_ID]
+    found = described(table)
     on_postgresql = connection.dialect.name == "postgresql"
-    count = select(func.count()).select_from(column.table).where(column == key_id)
+    count = select(func.count()).select_from(found.table).where(found.key_id == key_id)
     if on_postgresql:
         # One statement, hence one snapshot: what it does not see is not below the mark.
         horizon = literal_column(f"{_HORIZON} - 1", BigInteger)
         items, high_water = connection.execute(select(count.scalar_subquery(), horizon)).one()
     else:
-        items, high_water = connection.execute(count).scalar_one(), _highest_rowid(connection, column.table)
+        items, high_water = connection.execute(count).scalar_one(), _highest_rowid(connection, found.table)
     replaced = select(func.count()).where(
         replaced_envelopes.c.key_id == key_id, replaced_envelopes.c.table_name == table.table
     )
@@ -105,13 +104,13 @@ def record_mark(connection: Connection, table: SealedTable, key_id: UUID) -> Non
 
 def count_below(connection: Connection, table: SealedTable, mark: Mark) -> int:
     """Count the rows under a marked key that were there when it was marked."""
-    column = described_columns(table)[KEY_ID]
-    conditions = [column == mark.key_id]
+    found = described(table)
+    conditions = [found.key_id == mark.key_id]
     if mark.high_water is not None:
         on_postgresql = connection.dialect.name == "postgresql"
         written: ColumnElement[int] = literal_column(_FULL_XMIN if on_postgresql else "rowid", BigInteger)
         conditions.append(written <= mark.high_water)
-    query = select(func.count()).select_from(column.table).where(*conditions)
+    query = select(func.count()).select_from(found.table).where(*conditions)
     return connection.execute(query).scalar_one()
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import BINARY, CHAR, VARBINARY, LargeBinary, Uuid, inspect, select
+from sqlalchemy import LargeBinary, Uuid, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from eventseal.errors import IntegrityError
 from eventseal.storage.item_columns import KEY_ID, ROLES, is_text
-from eventseal.storage.job_tables import job_metadata
-from eventseal.storage.key_tables import EVERY_APPLICATION, fence_metadata, key_metadata, sealed_tables
-from eventseal.storage.types import BinaryUUID, ExactDecimal, ExactInteger, ExactText
+from eventseal.storage.key_tables import EVERY_APPLICATION, sealed_tables
+from eventseal.storage.types import BinaryUUID, DatabaseText, ExactDecimal, ExactInteger, ExactText
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -27,18 +26,19 @@ if TYPE_CHECKING:
 DEFAULT_DATABASE = "items"
 """The logical name of the database that is configured for the items."""
 
-OWN_TABLES = frozenset({*key_metadata.tables, *fence_metadata.tables, *job_metadata.tables})
-"""EventSeal's own tables, which have key ids and hold no items."""
-
-_HEX_DIGITS = 32
-
 
 class ColumnKind(StrEnum):
-    """How a column holds its values; the registry's word for a type."""
+    """
+    How a column holds its values; the registry's word for a type.
+
+    ``GENERIC_UUID`` is SQLAlchemy's own: native on PostgreSQL, 32 hexadecimal digits elsewhere.
+    ``DATABASE_TEXT`` is text that is compared byte for byte, but sorted as the database sorts it.
+    """
 
     UUID = "uuid"
     GENERIC_UUID = "generic-uuid"
     TEXT = "text"
+    DATABASE_TEXT = "database-text"
     INTEGER = "integer"
     DECIMAL = "decimal"
     BINARY = "binary"
@@ -64,6 +64,7 @@ _TYPES: Mapping[ColumnKind, TypeEngine[Any]] = MappingProxyType(
         ColumnKind.UUID: BinaryUUID(),
         ColumnKind.GENERIC_UUID: Uuid(),
         ColumnKind.TEXT: ExactText(),
+        ColumnKind.DATABASE_TEXT: DatabaseText(),
         ColumnKind.INTEGER: ExactInteger(),
         ColumnKind.DECIMAL: ExactDecimal(),
         ColumnKind.BINARY: LargeBinary(),
@@ -89,7 +90,10 @@ class SealedTable:
         database: The logical name of the database it is in.
         table: Its name, with its schema before a dot if it has one.
         collection: The logical name that is bound to its items.
-        columns: By role: ``sequence_id``, ``position``, ``topic``, ``data``, ``key_id``.
+        columns: By role: ``sequence_id``, ``position``, ``topic``, ``data``, ``key_id``. A table without the
+            last is one that another program writes: the id of a row's key is read from its envelope's header.
+        old_formats: What its readers accept beside envelopes, while a migration lasts.
+        is_migrated: Whether a migration has ended: every row must be an envelope.
     """
 
     application: str | None = None
@@ -97,6 +101,18 @@ class SealedTable:
     table: str
     collection: str
     columns: Mapping[str, SealedColumn] = field(hash=False)
+    old_formats: tuple[str, ...] = ()
+    is_migrated: bool = False
+
+    @property
+    def has_key_ids(self) -> bool:
+        """Whether a column names the key of each row; if not, its envelope's header alone does."""
+        return KEY_ID in self.columns
+
+    @property
+    def may_mislead(self) -> bool:
+        """Whether a row may look like an envelope, under a key that there never was, and be none."""
+        return bool(self.old_formats) and not self.has_key_ids
 
     @classmethod
     def of(
@@ -128,14 +144,16 @@ def register(connection: Connection, tables: Iterable[SealedTable]) -> None:
     """
     Write tables into the registry, where it does not say the same already.
 
+    What readers accept beside envelopes stays as it is there: :func:`set_old_formats` changes it.
+
     Args:
         connection: To the database of the keys, in a transaction.
         tables: Any number.
     """
-    known = registered(connection)
+    known = [_as_given(table) for table in registered(connection)]
     # In one order, and as an upsert: other processes may register the same tables at this moment.
     for table in sorted(tables, key=lambda table: (table.database, table.table)):
-        if table in known:
+        if _as_given(table) in known:
             continue
         key = {
             "application": EVERY_APPLICATION if table.application is None else table.application,
@@ -150,6 +168,23 @@ def register(connection: Connection, tables: Iterable[SealedTable]) -> None:
             .values(**key, **said)
             .on_conflict_do_update(index_elements=list(key), set_=said)
         )
+
+
+def set_old_formats(connection: Connection, table: SealedTable, old_formats: Collection[str]) -> None:
+    """
+    Write down what the readers of a registered table accept beside envelopes.
+
+    Args:
+        connection: To the database of the keys, in a transaction.
+        table: From the registry.
+        old_formats: Their names; none: every row must be an envelope.
+    """
+    columns = sealed_tables.c
+    connection.execute(
+        update(sealed_tables)
+        .where(columns.database_name == table.database, columns.table_name == table.table)
+        .values(old_formats=sorted(old_formats))
+    )
 
 
 def registered(connection: Connection, application: str | None = None) -> list[SealedTable]:
@@ -177,32 +212,6 @@ def registered(connection: Connection, application: str | None = None) -> list[S
         ) from None
 
 
-def unregistered_tables(
-    connection: Connection, registered: Iterable[SealedTable], *, unsealed_tables: Collection[str] = ()
-) -> list[str]:
-    """
-    Find tables that look as if they held sealed items, but that nobody named.
-
-    Args:
-        connection: To a database of items.
-        registered: What the registry says of this database.
-        unsealed_tables: Names of tables that are known to hold none.
-
-    Returns:
-        The names of tables, not EventSeal's own, with a ``key_id`` of a UUID type beside a binary column;
-        before those outside the default schema stands theirs.
-    """
-    inspector = inspect(connection)
-    default = f"{inspector.default_schema_name}."
-    known = {*OWN_TABLES, *unsealed_tables, *(table.table.removeprefix(default) for table in registered)}
-    return sorted(
-        name
-        for schema in filter(_is_users, inspector.get_schema_names())
-        for (_, table), columns in inspector.get_multi_columns(schema=schema).items()
-        if (name := f"{schema}.{table}".removeprefix(default)) not in known and _looks_sealed(columns)
-    )
-
-
 def _sealed_table(row: Row[Any]) -> SealedTable:
     return SealedTable(
         application=None if row.application == EVERY_APPLICATION else row.application,
@@ -210,25 +219,11 @@ def _sealed_table(row: Row[Any]) -> SealedTable:
         table=row.table_name,
         collection=row.collection,
         columns={role: SealedColumn(name, ColumnKind(kind)) for role, (name, kind) in row.columns.items()},
+        old_formats=tuple(row.old_formats or ()),
+        is_migrated=row.old_formats == [],
     )
 
 
-def _is_users(schema: str) -> bool:
-    return schema != "information_schema" and not schema.startswith("pg_")
-
-
-def _looks_sealed(columns: Iterable[Any]) -> bool:
-    types = {column["name"]: column["type"] for column in columns}
-    key_id = types.pop(KEY_ID, None)
-    return key_id is not None and _may_hold_uuid(key_id) and any(map(_is_binary, types.values()))
-
-
-def _may_hold_uuid(kind: TypeEngine[Any]) -> bool:
-    # As SQLite keeps them: BinaryUUID is a BLOB there, SQLAlchemy's own Uuid is CHAR(32).
-    return (
-        isinstance(kind, Uuid) or _is_binary(kind) or (isinstance(kind, CHAR) and kind.length == _HEX_DIGITS)
-    )
-
-
-def _is_binary(kind: TypeEngine[Any]) -> bool:
-    return isinstance(kind, LargeBinary | BINARY | VARBINARY)
+def _as_given(table: SealedTable) -> SealedTable:
+    """Leave out what only the registry knows of a table."""
+    return replace(table, old_formats=(), is_migrated=False)

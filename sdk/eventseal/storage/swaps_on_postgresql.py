@@ -10,6 +10,7 @@ from psycopg.adapt import Dumper
 from psycopg.pq import Format
 from sqlalchemy import event
 
+from eventseal.storage.header_key_ids import key_id_in_header
 from eventseal.storage.item_columns import KEY_ID
 from eventseal.storage.item_swaps import EMPTY_PAGE, KEY_ID_IN_HEADER, MOST_PAGE_BYTES, TAG_SIZE, Page, Swap
 from eventseal.storage.registry import ColumnKind
@@ -28,6 +29,7 @@ _TYPES = {
     ColumnKind.UUID: "uuid",
     ColumnKind.GENERIC_UUID: "uuid",
     ColumnKind.TEXT: "text",
+    ColumnKind.DATABASE_TEXT: "text",
     ColumnKind.INTEGER: "bigint",
     ColumnKind.DECIMAL: "numeric",
 }
@@ -59,10 +61,12 @@ class PostgreSQLSwaps:
         quote = preparer.quote
         self._table = ".".join(quote(part) for part in table.table.rsplit(".", 1))
         self._names = {role: quote(column.name) for role, column in table.columns.items()}
+        self._has_key_ids = table.has_key_ids
+        self._key_id = (
+            self._names[KEY_ID] if table.has_key_ids else key_id_in_header(dialect, self._names["data"])
+        )
         self._place_types = [_TYPES[table.columns[role].kind] for role in ("sequence_id", "position")]
         self._has_uuids = self._place_types[0] == "uuid"
-        self._swap_to_one = self._swap_statement("%b::uuid", "", "")
-        self._swap_to_many = self._swap_statement("item.key_id", "%b::uuid[], ", "key_id, ")
 
     def page(
         self,
@@ -83,7 +87,7 @@ class PostgreSQLSwaps:
         statement = f"""
             SELECT {sent_id}, place, topic, data, uuid_send(key_id), ctid, xmin FROM (
                 SELECT {name["sequence_id"]} AS sequence_id, {name["position"]} AS place,
-                    {name["topic"]} AS topic, {name["data"]} AS data, {name[KEY_ID]} AS key_id, ctid,
+                    {name["topic"]} AS topic, {name["data"]} AS data, {self._key_id} AS key_id, ctid,
                     {"xmin::text::bigint" if written else "NULL::bigint"} AS xmin,
                     sum({size}) OVER (ORDER BY {place}) - {size} AS bytes_before
                 FROM {self._table} WHERE {" AND ".join(conditions)} ORDER BY {place} LIMIT {limit:d}
@@ -110,19 +114,18 @@ class PostgreSQLSwaps:
             written=[_full_xid(xmin, horizon) for xmin in xmins] if written else (),
         )
 
-    def prepare(self, page: Page, envelopes: Sequence[bytes]) -> Swap:
+    def prepare(self, page: Page, envelopes: Sequence[bytes], *, by_tag: bool = True) -> Swap:
         """Put arrays together; see ``ItemSwaps``."""
+        old = [envelope[-TAG_SIZE:] for envelope in page.envelopes] if by_tag else page.envelopes
+        items = _Array(_TID, page.locators), _Array(_BYTEA, old), _Array(_BYTEA, envelopes)
+        if not self._has_key_ids:
+            return Swap(page, envelopes, self._swap_statement("", by_tag=by_tag), items)
         named = [envelope[KEY_ID_IN_HEADER] for envelope in envelopes]
-        tags = [envelope[-TAG_SIZE:] for envelope in page.envelopes]
-        one_key = len(set(named)) == 1
-        parameters = (
-            UUID(bytes=named[0]) if one_key else _Array(_UUID, named),
-            _Array(_TID, page.locators),
-            _Array(_BYTEA, tags),
-            _Array(_BYTEA, envelopes),
-        )
-        statement = self._swap_to_one if one_key else self._swap_to_many
-        return Swap(page, envelopes, statement, parameters)
+        if len(set(named)) == 1:
+            statement = self._swap_statement("%b::uuid", by_tag=by_tag)
+            return Swap(page, envelopes, statement, (UUID(bytes=named[0]), *items))
+        statement = self._swap_statement("item.key_id", by_tag=by_tag)
+        return Swap(page, envelopes, statement, (_Array(_UUID, named), *items))
 
     def swap(self, connection: Connection, swap: Swap) -> list[int]:
         """Give rows new data and keys; see ``ItemSwaps``."""
@@ -143,30 +146,35 @@ class PostgreSQLSwaps:
         parameters = (list(page.sequence_ids), list(page.positions), list(envelopes))
         return [number - 1 for (number,) in connection.exec_driver_sql(statement, parameters)]
 
-    def _swap_statement(self, key_id: str, arrays: str, columns: str) -> str:
+    def _swap_statement(self, key_id: str, *, by_tag: bool) -> str:
+        """Write the UPDATE; *key_id* is what the column of key ids, if there is one, is set to."""
         data = self._names["data"]
+        arrays, columns = ("%b::uuid[], ", "key_id, ") if key_id == "item.key_id" else ("", "")
+        set_key_id = f", {self._names[KEY_ID]} = {key_id}" if key_id else ""
+        tag = f"substring(stored.{data} FROM greatest(octet_length(stored.{data}) - {TAG_SIZE - 1}, 1))"
         return f"""
-            UPDATE {self._table} AS stored SET {data} = item.data, {self._names[KEY_ID]} = {key_id}
-            FROM unnest({arrays}%b::tid[], %b::bytea[], %b::bytea[]) AS item ({columns}locator, tag, data)
+            UPDATE {self._table} AS stored SET {data} = item.data{set_key_id}
+            FROM unnest({arrays}%b::tid[], %b::bytea[], %b::bytea[]) AS item ({columns}locator, old, data)
             WHERE stored.ctid = item.locator
-                AND substring(stored.{data} FROM greatest(octet_length(stored.{data}) - {TAG_SIZE - 1}, 1))
-                    = item.tag"""  # noqa: S608 - names come from the registry, quoted
+                AND {tag if by_tag else f"stored.{data}"} = item.old"""  # noqa: S608 - names come from the registry, quoted
 
     def _conditions(
         self, selection: Selection, after: Place | None, upto: Place | None
     ) -> tuple[list[str], list[Any]]:
-        key_id, data = self._names[KEY_ID], self._names["data"]
+        key_id, data = self._key_id, self._names["data"]
         parameters: list[Any] = []
         if selection.keys is None:
-            conditions = [f"{key_id} IS NOT NULL"]
+            conditions = ["true" if selection.plain else f"({key_id}) IS NOT NULL"]
         else:
-            wanted = [f"{key_id} = ANY(%b::uuid[])"]
+            wanted = [f"({key_id}) = ANY(%b::uuid[])"]
             parameters.append(list(selection.keys))
             if selection.fitting:
                 wanted.append(
-                    f"{key_id} = ANY(%b::uuid[]) AND substring({data} FROM 1 FOR 3) <> ALL(%b::bytea[])"
+                    f"({key_id}) = ANY(%b::uuid[]) AND substring({data} FROM 1 FOR 3) <> ALL(%b::bytea[])"
                 )
                 parameters += [list(selection.fitting), list(selection.heads)]
+            if selection.plain:
+                wanted.append(f"({key_id}) IS NULL")
             conditions = [f"({' OR '.join(wanted)})"]
         for operator, bound in ((">", after), ("<=", upto)):
             if bound is not None:

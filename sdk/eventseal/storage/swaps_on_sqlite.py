@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from sqlalchemy import and_, func, literal, literal_column, null, or_, select, tuple_
+from sqlalchemy import and_, func, literal, literal_column, null, or_, select, true, tuple_
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import UnaryExpression
 
 from eventseal.storage.item_columns import KEY_ID, comes_after
-from eventseal.storage.item_rows import described_columns
+from eventseal.storage.item_rows import described
 from eventseal.storage.item_swaps import EMPTY_PAGE, KEY_ID_IN_HEADER, MOST_PAGE_BYTES, Page, Swap
 
 if TYPE_CHECKING:
@@ -39,10 +39,10 @@ class SQLiteSwaps:
     """Nobody else writes meanwhile: for what so many take, an append can wait."""
 
     def __init__(self, dialect: Dialect, table: SealedTable) -> None:
-        self._columns = described_columns(table)
+        self._columns = described(table)
+        self._has_key_ids = table.has_key_ids
         preparer = dialect.identifier_preparer
-        described = preparer.format_table(self._columns[KEY_ID].table)
-        self._swap = self._swap_statement(preparer.quote, described)
+        self._swap = self._swap_statement(preparer.quote, preparer.format_table(self._columns.table))
         self._senders = [
             _sender(self._columns[role], dialect) for role in ("sequence_id", "position", KEY_ID)
         ]
@@ -59,7 +59,6 @@ class SQLiteSwaps:
     ) -> Page:
         """Read a page of a range; see ``ItemSwaps``."""
         columns = self._columns
-        place = columns["sequence_id"], columns["position"]
         query = (
             select(
                 *(columns[role] for role in ("sequence_id", "position", "topic", "data", KEY_ID)),
@@ -67,7 +66,7 @@ class SQLiteSwaps:
                 func.length(columns["data"]).label("size"),
             )
             .where(self._selected(selection), *self._within(after, upto))
-            .order_by(*place)
+            .order_by(*columns.place)
             .limit(limit)
         )
         rows: list[Any] = []
@@ -89,12 +88,13 @@ class SQLiteSwaps:
             written=rowids if written else (),
         )
 
-    def prepare(self, page: Page, envelopes: Sequence[bytes]) -> Swap:
+    def prepare(self, page: Page, envelopes: Sequence[bytes], *, by_tag: bool = True) -> Swap:  # noqa: ARG002
         """Turn values into what the driver takes; see ``ItemSwaps``."""
         sent_id, sent_position, sent_key = self._senders
-        key_ids = {raw: sent_key(UUID(bytes=raw)) for raw in {e[KEY_ID_IN_HEADER] for e in envelopes}}
+        named = {e[KEY_ID_IN_HEADER] for e in envelopes} if self._has_key_ids else set()
+        key_ids = {raw: (sent_key(UUID(bytes=raw)),) for raw in named}
         parameters = [
-            (new, key_ids[new[KEY_ID_IN_HEADER]], sent_id(sequence_id), sent_position(position), old)
+            (new, *key_ids.get(new[KEY_ID_IN_HEADER], ()), sent_id(sequence_id), sent_position(position), old)
             for sequence_id, position, old, new in zip(
                 page.sequence_ids, page.positions, page.envelopes, envelopes, strict=True
             )
@@ -109,9 +109,10 @@ class SQLiteSwaps:
         return [number for number, place in enumerate(places) if self._holds(connection, *place)]
 
     def _swap_statement(self, quote: Callable[[str], str], table: str) -> str:
-        name = {role: quote(column.name) for role, column in self._columns.items()}
+        name = {column.key: quote(column.name) for column in self._columns.table.columns}
+        set_key_id = f", {name[KEY_ID]} = ?" if self._has_key_ids else ""
         return (
-            f"UPDATE {table} SET {name['data']} = ?, {name[KEY_ID]} = ? "  # noqa: S608 - quoted
+            f"UPDATE {table} SET {name['data']} = ?{set_key_id} "  # noqa: S608 - quoted
             f"WHERE {name['sequence_id']} = ? AND {name['position']} = ? AND {name['data']} = ?"
         )
 
@@ -126,19 +127,21 @@ class SQLiteSwaps:
     def _selected(self, selection: Selection) -> ColumnElement[bool]:
         data = self._columns["data"]
         if selection.keys is None:
-            return self._columns[KEY_ID].is_not(None)
-        key_id: ColumnElement[Any] = self._columns[KEY_ID]
+            return true() if selection.plain else self._columns.key_id.is_not(None)
+        key_id = self._columns.key_id
         if not selection.few:
             # Behind a plus SQLite uses no index: else it would sort the whole table for each page.
             key_id = UnaryExpression(key_id, operator=_PLUS, type_=key_id.type)
         wanted: list[ColumnElement[bool]] = [key_id.in_(selection.keys)]
+        if selection.plain:
+            wanted.append(key_id.is_(None))
         if selection.fitting:
             head = func.substr(data, 1, _HEAD_SIZE, type_=data.type)
             wanted.append(and_(key_id.in_(selection.fitting), head.not_in(selection.heads)))
         return or_(*wanted)
 
     def _within(self, after: Place | None, upto: Place | None) -> list[ColumnElement[bool]]:
-        place = self._columns["sequence_id"], self._columns["position"]
+        place = self._columns.place
         conditions = []
         if after is not None:
             conditions.append(comes_after(place, after))

@@ -96,6 +96,16 @@ class ExactText(TypeDecorator[str]):
         raise _edited("text")
 
 
+class DatabaseText(ExactText):
+    """Text in a column that others made: compared byte for byte, but sorted as the database does it."""
+
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose the column type; a collation of its own would not be that of the column's index."""
+        return dialect.type_descriptor(Text())
+
+
 class ExactInteger(TypeDecorator[int]):
     """A whole number of 64 bits. Takes an int or a Decimal without a fraction, never a float or a bool."""
 

@@ -45,6 +45,7 @@ class CompressionId(IntEnum):
     ZLIB = 1
     ZSTD = 2
     ZSTD_DICTIONARY = 3
+    ZSTD_EVENTS = 4
 
 
 TAG_SIZES: dict[int, int] = {
@@ -54,7 +55,9 @@ TAG_SIZES: dict[int, int] = {
 }
 """Bytes of tag by the suites that this release opens."""
 
-_COMPRESSIONS = frozenset({CompressionId.NONE, CompressionId.ZLIB, CompressionId.ZSTD})
+_COMPRESSIONS = frozenset(
+    {CompressionId.NONE, CompressionId.ZLIB, CompressionId.ZSTD, CompressionId.ZSTD_EVENTS}
+)
 
 _SMALLEST: dict[bytes, int] = {
     bytes((VERSION, suite, compression)): HEADER_SIZE + IV_SIZE + BLOCK_SIZE + tag_size
@@ -62,6 +65,9 @@ _SMALLEST: dict[bytes, int] = {
     for compression in _COMPRESSIONS
 }
 """Bytes of the smallest envelope by the three bytes that it begins with."""
+
+SMALLEST_SIZE = HEADER_SIZE + 24 + 16
+"""Bytes that an envelope has at least: one of the reserved suite may be a header, an IV and a tag alone."""
 
 
 @dataclass(frozen=True, slots=True)

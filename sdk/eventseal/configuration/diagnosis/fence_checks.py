@@ -5,17 +5,15 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sqlalchemy import column as sql_column
 from sqlalchemy import select
-from sqlalchemy import table as sql_table
 
-from eventseal.configuration.diagnosis.fence_triggers import has_trigger, trigger_statement
 from eventseal.configuration.diagnosis.findings import Finding, Severity
 from eventseal.configuration.diagnosis.registry_checks import reachable_tables
 from eventseal.errors import IntegrityError
 from eventseal.keys.states import KeyState
+from eventseal.storage.fence_triggers import FenceTriggers
 from eventseal.storage.fences import CLOSED, fence_states
-from eventseal.storage.item_columns import KEY_ID
+from eventseal.storage.item_rows import described
 from eventseal.storage.key_tables import key_fences
 from eventseal.storage.transactions import read
 
@@ -80,23 +78,41 @@ def _check_table(stores: Stores, table: SealedTable) -> Iterator[Finding]:
     named = read(engine, partial(_named_keys, table=table), doing=f"reading the keys of {table.table}")
     mine = _mine(stores, named)
     yield from _check_keys(table, [key_id for key_id in named if key_id not in mine], mine, stores)
+    missing = read(engine, partial(_missing_triggers, table=table), doing="looking for triggers")
+    if not missing:
+        return
+    if not table.has_key_ids:
+        yield Finding(
+            severity=Severity.WARNING,
+            area=AREA,
+            text=f"table {table.table}, which another program writes, has no trigger that takes the fences: "
+            "no key can be retired",
+            remedy="eventseal init",
+        )
+        return
     active = [key_id for key_id, record in mine.items() if record.state is KeyState.ACTIVE]
     fenced = read(engine, partial(fence_states, key_ids=active), doing="reading the fences")
     unfenced = [key_id for key_id in active if key_id not in fenced]
-    if unfenced and not read(engine, partial(has_trigger, table=table), doing="looking for triggers"):
+    if unfenced:
         yield Finding(
             severity=Severity.WARNING,
             area=AREA,
             text=f"table {table.table} has items under {_listed(unfenced)}, which has no fence, and no "
             "trigger: what writes it takes none, and a retire may lose its items",
-            remedy=trigger_statement(engine.dialect, table),
+            remedy="".join([f"{statement};\n" for statement in missing]),
         )
+
+
+def _missing_triggers(connection: Connection, table: SealedTable) -> list[str]:
+    triggers = FenceTriggers(connection, table)
+    return [] if triggers.are_there() else triggers.statements()
 
 
 def _check_keys(
     table: SealedTable, unknown: Collection[UUID], mine: dict[UUID, KeyRecord], stores: Stores
 ) -> Iterator[Finding]:
-    if unknown and table.application is not None:  # else they may be another application's
+    # They may be another application's, or of an older format that looks like an envelope by chance.
+    if unknown and table.application is not None and not table.may_mislead:
         error = IntegrityError(
             f"items of table {table.table} name {_listed(unknown)}, which application "
             f"{stores.settings.application} does not have",
@@ -120,10 +136,7 @@ def _mine(stores: Stores, key_ids: Collection[UUID]) -> dict[UUID, KeyRecord]:
 
 def _named_keys(connection: Connection, table: SealedTable) -> list[UUID]:
     """Walk along the index from key to key: reading every item would take hours."""
-    schema, _, name = table.table.rpartition(".")
-    described = table.columns[KEY_ID]
-    key_id = sql_column(described.name, described.kind.type)
-    sql_table(name, key_id, schema=schema or None)
+    key_id = described(table).key_id
     first = select(key_id).where(key_id.is_not(None)).order_by(key_id).limit(1).scalar_subquery()
     walk = select(first.label("key_id")).cte("walk", recursive=True)
     following = select(key_id).where(key_id > walk.c.key_id).order_by(key_id).limit(1).scalar_subquery()

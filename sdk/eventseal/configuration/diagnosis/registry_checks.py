@@ -11,8 +11,10 @@ from eventseal.configuration.diagnosis.findings import Finding, Severity
 from eventseal.errors import ConfigurationError, MissingTableError
 from eventseal.rotation.sealed_store import tables_of
 from eventseal.storage.item_columns import sealed_columns
-from eventseal.storage.registry import DEFAULT_DATABASE, SealedTable, registered, unregistered_tables
+from eventseal.storage.key_id_indexes import has_key_id_index
+from eventseal.storage.registry import DEFAULT_DATABASE, SealedTable, registered
 from eventseal.storage.transactions import read
+from eventseal.storage.unregistered import unregistered_eventsourcing_tables, unregistered_tables
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -39,15 +41,15 @@ def check_registry(stores: Stores) -> Iterator[Finding]:
         *_check_listed(stores, mine),
         *read(datastore.engine, partial(_check_there, rows=mine), doing="looking for registered tables"),
         *_check_databases(mine),
+        *read(datastore.engine, partial(_check_indexes, rows=mine), doing="looking at indexes"),
     ]
-    unregistered = read(
+    found += read(
         datastore.engine,
-        partial(unregistered_tables, registered=rows, unsealed_tables=settings.unsealed_tables),
+        partial(_unregistered, rows=rows, unsealed=settings.unsealed_tables),
         doing="looking for tables that are not registered",
     )
-    found += _unregistered(unregistered, settings.unsealed_tables)
     yield from found
-    if not found:
+    if not any(finding.severity.asks_for_action for finding in found):
         names = ", ".join(sorted({row.table for row in mine}))
         yield Finding(severity=Severity.OK, area=AREA, text=f"tables of sealed items: {names}")
 
@@ -71,8 +73,9 @@ def reachable_tables(stores: Stores) -> list[SealedTable]:
 def _check_listed(stores: Stores, mine: Sequence[SealedTable]) -> Iterator[Finding]:
     """What is listed and not registered is passed over by retire and verify: they would not look there."""
     application = stores.settings.application
-    for columns in filter(None, map(sealed_columns, stores.datastore.tables)):
-        wanted = SealedTable.of(columns, application)
+    listed = filter(None, map(sealed_columns, stores.datastore.tables))
+    theirs = stores.datastore.described_eventsourcing_tables(application=application)
+    for wanted in (*(SealedTable.of(columns, application) for columns in listed), *theirs):
         same = [row for row in mine if row.table == wanted.table]
         if not same:
             text = f"table {wanted.table} is listed in the settings and not registered"
@@ -81,6 +84,15 @@ def _check_listed(stores: Stores, mine: Sequence[SealedTable]) -> Iterator[Findi
         else:
             continue
         yield Finding.of(ConfigurationError(text, remedy="eventseal init"), AREA)
+    there = {table.table for table in theirs}
+    absent = [name for name in stores.datastore.eventsourcing_tables if name not in there]
+    if absent:
+        yield Finding(
+            severity=Severity.NOTE,
+            area=AREA,
+            text=f"listed in eventsourcing_tables, and not there yet: {', '.join(absent)}",
+            remedy="When its application has made it: eventseal init",
+        )
 
 
 def _check_there(connection: Connection, rows: Sequence[SealedTable]) -> list[Finding]:
@@ -106,6 +118,20 @@ def _present(connection: Connection, names: Sequence[str]) -> list[str]:
     return [name for name, (schema, _, table) in places.items() if inspector.has_table(table, schema or None)]
 
 
+def _check_indexes(connection: Connection, rows: Sequence[SealedTable]) -> list[Finding]:
+    by_name = {row.table: row for row in rows if row.database == DEFAULT_DATABASE and not row.has_key_ids}
+    return [
+        Finding(
+            severity=Severity.WARNING,
+            area=AREA,
+            text=f"table {name} has no index on the key ids in its envelopes: rotation reads all of it",
+            remedy="eventseal init",
+        )
+        for name in _present(connection, list(by_name))
+        if not has_key_id_index(connection, by_name[name])
+    ]
+
+
 def _check_databases(rows: Sequence[SealedTable]) -> Iterator[Finding]:
     for row in rows:
         if row.database != DEFAULT_DATABASE:
@@ -116,12 +142,28 @@ def _check_databases(rows: Sequence[SealedTable]) -> Iterator[Finding]:
             yield Finding.of(error, AREA)
 
 
-def _unregistered(names: Sequence[str], unsealed: Collection[str]) -> Iterator[Finding]:
+def _unregistered(
+    connection: Connection, rows: Sequence[SealedTable], unsealed: Collection[str]
+) -> list[Finding]:
+    found = []
+    names = unregistered_tables(connection, rows, unsealed_tables=unsealed)
     if names:
-        listed = ", ".join(f'"{name}"' for name in sorted({*names, *unsealed}))
         error = ConfigurationError(
             f"not registered, but with a key_id beside a binary column: {', '.join(names)}",
             remedy="If they hold sealed items, add their record classes to `tables`, then: eventseal init. "
-            f"If they do not: unsealed_tables = [{listed}]",
+            f"If they do not: unsealed_tables = [{_quoted({*names, *unsealed})}]",
         )
-        yield Finding.of(error, AREA)
+        found.append(Finding.of(error, AREA))
+    theirs = unregistered_eventsourcing_tables(connection, rows, unsealed_tables=unsealed)
+    if theirs:
+        error = ConfigurationError(
+            f"not registered, but with the columns of the eventsourcing library: {', '.join(theirs)}",
+            remedy=f"If they are to hold sealed items: eventsourcing_tables = [{_quoted(theirs)}], then: "
+            f"eventseal init. If not: unsealed_tables = [{_quoted({*theirs, *unsealed})}]",
+        )
+        found.append(Finding.of(error, AREA))
+    return found
+
+
+def _quoted(names: Collection[str]) -> str:
+    return ", ".join(f'"{name}"' for name in sorted(names))

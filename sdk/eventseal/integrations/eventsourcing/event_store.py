@@ -1,0 +1,108 @@
+"""An event store that maps pages: a replay opens all its events in one call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from eventsourcing.persistence import EventStore, Notification, PersistenceError, Recording
+
+from eventseal.storage.fence_triggers import is_fence_refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from eventsourcing.persistence import AggregateRecorder, StoredEvent
+
+    from eventseal.integrations.eventsourcing.mapper import EncryptingMapper
+
+    _EventStore = EventStore[Any]
+else:
+    _EventStore = EventStore  # not generic before release 9.4
+
+PAGE = 1000
+"""Events that are opened in one call; more are opened page by page, as they are asked for."""
+
+ATTEMPTS = 3
+"""How often events are sealed and recorded whose key is retired in between."""
+
+
+class SealedEventStore(_EventStore):
+    """
+    The library's event store, knowing which collection its table holds.
+
+    Events that could not be recorded because their key was retired meanwhile are sealed and recorded again:
+    the recorder rolled its transaction back, and nobody else was part of it.
+
+    Args:
+        mapper: Seals and opens.
+        recorder: Of one table.
+        collection: Of that table: ``items`` or ``snapshots``.
+    """
+
+    mapper: EncryptingMapper
+
+    def __init__(self, mapper: EncryptingMapper, recorder: AggregateRecorder, *, collection: str) -> None:
+        super().__init__(mapper, recorder)
+        self._collection = collection
+
+    def put(self, domain_events: Sequence[Any], **kwargs: Any) -> list[Recording[Any]]:
+        """
+        Record events, all or none.
+
+        Args:
+            domain_events: Of any number of aggregates.
+            kwargs: For the recorder.
+
+        Raises:
+            EventSealError: They cannot be sealed; see ``EncryptingMapper.to_stored_events``.
+        """
+        stored_events, notification_ids = self._recorded(domain_events, kwargs)
+        if not notification_ids:
+            return []
+        return [
+            Recording(event, _notification(stored, number))
+            for event, stored, number in zip(domain_events, stored_events, notification_ids, strict=True)
+        ]
+
+    def get(self, originator_id: Any, **selection: Any) -> Iterator[Any]:
+        """
+        Replay the events of one aggregate.
+
+        Args:
+            originator_id: The aggregate's.
+            selection: Leaves some of them: ``gt``, ``lte``, ``desc``, ``limit``.
+
+        Raises:
+            EventSealError: One does not open; see ``EncryptingMapper.to_domain_events``.
+        """
+        stored_events = self.recorder.select_events(originator_id=originator_id, **selection)
+        return self._replayed(stored_events)
+
+    def _replayed(self, stored_events: Sequence[StoredEvent]) -> Iterator[Any]:
+        for start in range(0, len(stored_events), PAGE):
+            page = stored_events[start : start + PAGE]
+            yield from self.mapper.to_domain_events(page, collection=self._collection)
+
+    def _recorded(
+        self, domain_events: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[list[StoredEvent], Sequence[int] | None]:
+        for _ in range(1, ATTEMPTS):
+            stored_events = self.mapper.to_stored_events(domain_events, collection=self._collection)
+            try:
+                return stored_events, self.recorder.insert_events(stored_events, **kwargs)
+            except PersistenceError as error:
+                if not is_fence_refusal(error):
+                    raise
+            self.mapper.refresh_keys()
+        stored_events = self.mapper.to_stored_events(domain_events, collection=self._collection)
+        return stored_events, self.recorder.insert_events(stored_events, **kwargs)
+
+
+def _notification(stored: StoredEvent, number: int) -> Notification:
+    return Notification(
+        originator_id=stored.originator_id,
+        originator_version=stored.originator_version,
+        topic=stored.topic,
+        state=stored.state,
+        id=number,
+    )

@@ -1,0 +1,60 @@
+"""What an application may choose: whose keys seal its events, and what an erased one is on reading."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from eventseal.items.masks import ErasedItems, OnErased
+from eventseal.items.scopes import KeyScope, ScopeRule
+from eventseal.keys.records import DEFAULT_SCOPE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from eventseal.rotation.sealed_store import SealedStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealingOptions:
+    """
+    The choices of ``using()``.
+
+    Attributes:
+        seal: Whose keys and databases are used; ``None``: the process's settings say it.
+        key_scope: Whose key seals an event whose class has no ``__key_scope__``.
+        on_erased: What an event is on reading whose key was shredded.
+        erased_scope: Gives the scope that an erased event must be of, from what was stored alone.
+    """
+
+    seal: SealedStore | None = None
+    key_scope: KeyScope = DEFAULT_SCOPE
+    on_erased: OnErased = "raise"
+    erased_scope: Callable[[Any], str] | None = None
+
+    def scope_rule(self) -> ScopeRule:
+        """
+        Give what says the scope of an event.
+
+        Raises:
+            ConfigurationError: *key_scope* is none.
+        """
+        return ScopeRule(self.key_scope)
+
+    def erased_items(self) -> ErasedItems:
+        """
+        Give what decides over erased events.
+
+        Raises:
+            ConfigurationError: *on_erased* or *erased_scope* is none.
+        """
+        return ErasedItems(self.on_erased, key_scope=self.key_scope, erased_scope=self.erased_scope)
+
+
+def stream_scope(event: Any) -> str:
+    """
+    Give each aggregate keys of its own, so that it can be erased alone.
+
+    Takes domain events, snapshots and stored events alike: it is a ``key_scope`` and an ``erased_scope``.
+    """
+    return f"stream:{event.originator_id}"

@@ -1,0 +1,11 @@
+"""A persistence module: the library's for plain Python objects, with event stores that map pages."""
+
+from __future__ import annotations
+
+from eventsourcing import popo
+
+from eventseal.integrations.eventsourcing import factories
+
+
+class SealedPOPOFactory(factories.SealedInfrastructure, popo.POPOFactory):
+    """The library's factory for plain Python objects; see ``SealedInfrastructure``."""

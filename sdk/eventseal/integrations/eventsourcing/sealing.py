@@ -1,0 +1,158 @@
+"""Between the library's mappers and the cipher: states in, envelopes out, and back."""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from eventseal.errors import EventSealError, IntegrityError, KeyClosedError, KeyDestroyedError
+from eventseal.integrations.eventsourcing.event_class import event_class
+from eventseal.integrations.eventsourcing.fences import KnownFences
+from eventseal.integrations.eventsourcing.process_seal import process_seal
+from eventseal.items.acceptance import NO_FORMATS, AcceptedFormats, OldItem
+from eventseal.keys.records import DEFAULT_SCOPE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from eventseal.cipher import ItemContext, Opened
+    from eventseal.integrations.eventsourcing.options import SealingOptions
+
+Outcome: TypeAlias = "Opened | OldItem | EventSealError"
+"""What a state was, in an envelope or in an older format that is still accepted, or why it does not open."""
+
+
+class Sealing:
+    """
+    Seals and opens for one mapper. Methods may be called from several threads at once.
+
+    Args:
+        options: The application's choices.
+
+    Raises:
+        ConfigurationError: They, or the process's settings, are wrong.
+    """
+
+    def __init__(self, options: SealingOptions) -> None:
+        self._scope_of = options.scope_rule()
+        self._one_scope = options.key_scope if isinstance(options.key_scope, str) else None
+        self._erased_items = options.erased_items()
+        seal = process_seal() if options.seal is None else options.seal
+        self._cipher = seal.cipher
+        self._fences = KnownFences(seal.datastore)
+        self._accepted: AcceptedFormats = getattr(seal, "accepted_formats", NO_FORMATS)
+        self.skips_erased = self._erased_items.skips
+
+    def seal_events(self, events: list[Any], items: Sequence[tuple[bytes, ItemContext]]) -> list[bytes]:
+        """
+        Seal what events were written as; see :meth:`seal`.
+
+        Args:
+            events: Say whose key seals each, and whether it is compressed.
+            items: Plaintext and place of each.
+        """
+        compress = [known.compress for known in map(event_class, map(type, events))]
+        return self.seal(items, scopes=self._scope_of.of_all(events), compress=compress)
+
+    def seal_event(self, event: Any, plaintext: bytes, context: ItemContext) -> bytes:
+        """Seal what one event was written as, with less ado than :meth:`seal_events`."""
+        known = event_class(type(event))
+        scope = self._scope_of(event) if self._one_scope is None or known.has_scope else self._one_scope
+        envelope = self._cipher.encrypt(plaintext, context, scope=scope, compress=known.compress)
+        if self._fences.is_known(envelope):
+            return envelope
+        return self.seal(((plaintext, context),), scopes=scope, compress=known.compress)[0]
+
+    def seal(
+        self,
+        items: Sequence[tuple[bytes, ItemContext]],
+        *,
+        scopes: str | Sequence[str] = DEFAULT_SCOPE,
+        compress: bool | Sequence[bool] = True,
+    ) -> list[bytes]:
+        """
+        Seal states: all, or none.
+
+        Args:
+            items: Plaintext and place of each.
+            scopes: One for all, or one for each.
+            compress: For all, or for each.
+
+        Returns:
+            The envelopes, in order, each under a key whose fence is there.
+
+        Raises:
+            KeyClosedError: A key was retired and still is the scope's.
+            StoreError: The items' database refused or failed.
+            EventSealError: What ``AESCipher.encrypt_many`` raises.
+        """
+        for _ in range(2):
+            envelopes = self._cipher.encrypt_many(items, scopes=scopes, compress=compress)
+            closed = self._fences.closed_among(envelopes)
+            if not closed:
+                return envelopes
+            self.refresh()
+        raise KeyClosedError(
+            f"nothing was sealed: retired meanwhile: {', '.join(map(str, closed))}", key_ids=tuple(closed)
+        )
+
+    def open_envelopes(self, items: Sequence[tuple[bytes, ItemContext]]) -> list[Opened | EventSealError]:
+        """Open envelopes, each with an outcome of its own; see ``AESCipher.open_many``."""
+        return self._cipher.open_many(items)
+
+    def open(self, items: Sequence[tuple[bytes, ItemContext]]) -> list[Outcome]:
+        """
+        Open states, each with an outcome of its own.
+
+        What is no envelope is tried in the older formats that are accepted while a migration lasts.
+        """
+        outcomes: list[Outcome] = [*self._cipher.open_many(items)]
+        if self._accepted:
+            for index, outcome in enumerate(outcomes):
+                if isinstance(outcome, EventSealError):
+                    outcomes[index] = self._accepted.open(*items[index], outcome)
+        return outcomes
+
+    def refresh(self) -> None:
+        """Look at once for keys whose state changed."""
+        self._cipher.refresh()
+
+    def check_scope(self, event: Any, opened: Opened) -> None:
+        """
+        Compare the scope that an event belongs to with that of the key that sealed it.
+
+        Raises:
+            IntegrityError: They differ.
+        """
+        if opened.scope == self._one_scope and not event_class(type(event)).has_scope:
+            return
+        scope = self._scope_of(event)
+        if opened.scope != scope and opened.scope != self._cipher.stored_scope(scope):
+            raise IntegrityError(
+                f"key {opened.key_id} sealed the item, but is no key of the scope that the event belongs to",
+                remedy="If key_scope, or the class's __key_scope__, was changed, change it back; "
+                "else find out who holds that scope's key.",
+            )
+
+    def erased_scope(self, stored: Any, error: EventSealError) -> str | None:
+        """
+        Give the scope that was erased, if what was stored is to be shown as erased.
+
+        Args:
+            stored: As the library stores it.
+            error: Why it does not open.
+        """
+        if not isinstance(error, KeyDestroyedError):
+            return None
+        scope = self._erased_items.scope_of(stored, error)
+        if scope is None or error.scope not in (scope, self._cipher.stored_scope(scope)):
+            return None
+        return scope
+
+
+def placed(error: EventSealError, context: ItemContext) -> EventSealError:
+    """Give a copy of an outcome, which may be other items' too, that says where its item stands."""
+    own = copy(error)
+    own.__dict__.update(sequence_id=context.sequence_id, position=context.position)
+    own.add_note(f"item: position {context.position} of {context.sequence_id}, topic {context.topic!r}")
+    return own

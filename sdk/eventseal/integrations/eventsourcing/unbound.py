@@ -1,0 +1,75 @@
+"""A cipher for those who can set nothing else: it knows no row, so it binds none."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+from eventsourcing.persistence import Cipher
+
+from eventseal.cipher import ItemContext
+from eventseal.errors import EventSealError
+from eventseal.integrations.eventsourcing.options import SealingOptions
+from eventseal.integrations.eventsourcing.sealing import Sealing
+
+if TYPE_CHECKING:
+    from eventsourcing.utils import Environment
+
+UNBOUND = ItemContext(sequence_id="", position=0, topic="", collection="unbound")
+"""What every state is bound to, in place of its row."""
+
+_COMPRESSOR = "COMPRESSOR_TOPIC"
+_WARNING = (
+    "EnvelopeCipher binds no state to its row: whoever writes to the database can swap states unseen. Use "
+    "MAPPER_TOPIC=eventseal.integrations.eventsourcing:EncryptingMapper instead"
+)
+
+
+class UnboundCipherWarning(UserWarning):
+    """States are sealed without their row: whoever writes to the database can swap them unseen."""
+
+
+class EnvelopeCipher(Cipher):
+    """
+    A cipher of the library's form: keys of a KMS and rotation, but no binding. Threads may share it.
+
+    The library hands a cipher nothing but bytes. So a state that is moved to another row opens there, the
+    events of all aggregates are under the keys of one scope, and what was sealed so is neither re-encrypted
+    nor verified in place. :class:`EncryptingMapper` has none of these limits.
+
+    Args:
+        environment: The library's. It says whether a compressor goes before; all else is the process's.
+
+    Raises:
+        ConfigurationError: The settings name no KEK or no database, or are wrong.
+    """
+
+    def __init__(self, environment: Environment) -> None:
+        self._sealing = Sealing(SealingOptions())
+        self._compress = not environment.get(_COMPRESSOR)
+        _warn_once()
+
+    def encrypt(self, plaintext: bytes) -> bytes:
+        """Seal a state."""
+        return self._sealing.seal(((plaintext, UNBOUND),), compress=self._compress)[0]
+
+    def decrypt(self, ciphertext: bytes) -> bytes:
+        """
+        Open a state.
+
+        Raises:
+            EventSealError: It does not open; see ``AESCipher.open_many``.
+        """
+        (outcome,) = self._sealing.open_envelopes(((ciphertext, UNBOUND),))
+        if isinstance(outcome, EventSealError):
+            raise outcome
+        return outcome.plaintext
+
+
+_said: set[str] = set()
+
+
+def _warn_once() -> None:
+    if not _said:
+        _said.add(_WARNING)
+        warnings.warn(_WARNING, UnboundCipherWarning, stacklevel=3)

@@ -1,0 +1,291 @@
+"""
+Older formats of items: what a store may hold while it is migrated to envelopes, each read by its own name.
+
+None of them binds an item to its place, and two do not even authenticate it. So a reader accepts them only if
+it was told to, by name and with their keys, and only until the migration ends.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hmac
+from base64 import b64decode
+from json import JSONDecodeError, loads
+from typing import TYPE_CHECKING, NoReturn, Protocol, runtime_checkable
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from eventseal.cipher.aes import MAX_PLAINTEXT, AESCipher
+from eventseal.cipher.compression import decompress
+from eventseal.errors import (
+    ConfigurationError,
+    EventSealError,
+    IntegrityError,
+    ItemTooLargeError,
+    KeyNotFoundError,
+    UnknownFormatError,
+)
+from eventseal.suites.envelope import CompressionId
+from eventseal.suites.hkdf import key_check_id
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from eventseal.cipher.context import ItemContext
+
+KEY_SIZES = frozenset({16, 24, 32})
+OPAQUE_OLD_MESSAGE = "the item does not open in an older format: its bytes or its key are not those it needs"
+"""The one message for whatever fails behind the key, so that no failure can be told from another."""
+
+_BLOCK = 16
+_NONCE, _TAG = 12, 16
+
+
+@runtime_checkable
+class OldFormat(Protocol):
+    """Reads one older format. Methods may be called from several threads at once."""
+
+    @property
+    def name(self) -> str:
+        """As it is configured, and named in messages."""
+        ...
+
+    @property
+    def key_id(self) -> UUID | None:
+        """A check value of its key; ``None``: it has none."""
+        ...
+
+    def open(self, data: bytes, context: ItemContext) -> bytes:
+        """
+        Give the JSON that an item holds.
+
+        Args:
+            data: As stored; of a column of text, its UTF-8.
+            context: The item's place.
+
+        Raises:
+            UnknownFormatError: It is not of this format: told from what anybody can see, without the key.
+            IntegrityError: It may be, but does not open; the message says nothing more.
+            ItemTooLargeError: What it decompresses to is over the limit.
+        """
+        ...
+
+
+class PlainJSON:
+    """
+    JSON that nobody encrypted, of any release and of our own.
+
+    Args:
+        compressed: Whether it went through zlib.
+        max_plaintext: Bytes that an item may have.
+    """
+
+    key_id: UUID | None = None
+
+    def __init__(self, *, compressed: bool = False, max_plaintext: int = MAX_PLAINTEXT) -> None:
+        self.name = "plain-json+zlib" if compressed else "plain-json"
+        self._compressed = compressed
+        self._limit = max_plaintext
+
+    def open(self, data: bytes, context: ItemContext) -> bytes:  # noqa: ARG002 - it is bound to no place
+        """Check that it is a JSON object; see ``OldFormat``."""
+        plaintext = _unzipped(data, self._limit) if self._compressed else data
+        if plaintext is None or not _is_object(plaintext):
+            raise UnknownFormatError(f"the item is not {self.name}", remedy=_OTHER_FORMAT)
+        return plaintext
+
+
+class EventsourcingCBC:
+    """
+    The eventsourcing library's releases 1 to 3: AES-CBC without a MAC, around base64 of zlib, in base64.
+
+    Nothing authenticates such an item: whoever can write the table can change it, so migrate soon.
+
+    Args:
+        key: 16, 24 or 32 bytes.
+        max_plaintext: Bytes that an item may have in plain.
+    """
+
+    name = "eventsourcing-cbc"
+
+    def __init__(self, key: bytes, *, max_plaintext: int = MAX_PLAINTEXT) -> None:
+        self._key = _checked_key(key)
+        self.key_id: UUID | None = key_check_id(key)
+        self._limit = max_plaintext
+
+    def open(self, data: bytes, context: ItemContext) -> bytes:  # noqa: ARG002 - it is bound to no place
+        """Decrypt in a context of the item's own; see ``OldFormat``."""
+        raw = _from_base64(data)
+        if raw is None or len(raw) < 2 * _BLOCK or len(raw) % _BLOCK:
+            raise UnknownFormatError(f"the item is not {self.name}", remedy=_OTHER_FORMAT)
+        decryptor = Cipher(algorithms.AES(self._key), modes.CBC(raw[:_BLOCK])).decryptor()
+        padded = decryptor.update(raw[_BLOCK:]) + decryptor.finalize()
+        # All of the way, whatever the padding is: how long it took says no more than the error does.
+        size = min(max(padded[-1], 1), _BLOCK)
+        is_padded = hmac.compare_digest(padded[-size:], bytes((size,)) * size) and padded[-1] == size
+        zipped = _from_base64(padded[:-size])
+        plaintext = _unzipped(zipped or b"", self._limit)
+        if not is_padded or plaintext is None or not _is_object(plaintext):
+            _refuse()
+        return plaintext
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} key={self.key_id}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise _no_pickle()
+
+
+class EventsourcingGCM:
+    """
+    The eventsourcing library's releases 8 and 9: AES-GCM, ``nonce | tag | ciphertext``.
+
+    Args:
+        key: 16, 24 or 32 bytes: ``CIPHER_KEY``, out of its base64.
+        compressed: Whether the application had ``ZlibCompressor``.
+        max_plaintext: Bytes that an item may have in plain.
+    """
+
+    def __init__(self, key: bytes, *, compressed: bool = False, max_plaintext: int = MAX_PLAINTEXT) -> None:
+        self.name = "eventsourcing-gcm+zlib" if compressed else "eventsourcing-gcm"
+        self._key = _checked_key(key)
+        self.key_id: UUID | None = key_check_id(key)
+        self._compressed = compressed
+        self._limit = max_plaintext
+
+    def open(self, data: bytes, context: ItemContext) -> bytes:  # noqa: ARG002 - it is bound to no place
+        """Check the tag and decrypt; see ``OldFormat``."""
+        if len(data) <= _NONCE + _TAG:
+            raise UnknownFormatError(f"the item is not {self.name}", remedy=_OTHER_FORMAT)
+        return self._opened(data)
+
+    def _opened(self, raw: bytes) -> bytes:
+        nonce, tag, ciphertext = raw[:_NONCE], raw[_NONCE : _NONCE + _TAG], raw[_NONCE + _TAG :]
+        try:
+            body: bytes | None = AESGCM(self._key).decrypt(nonce, ciphertext + tag, None)
+        except InvalidTag:
+            body = None
+        plaintext = _unzipped(body, self._limit) if self._compressed and body is not None else body
+        if plaintext is None or not _is_object(plaintext):
+            _refuse()
+        return plaintext
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name} key={self.key_id}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise _no_pickle()
+
+
+class EventsourcingGCMText(EventsourcingGCM):
+    """
+    The eventsourcing library's releases 4 to 7: AES-GCM around zlib, in base64.
+
+    Args:
+        key: 16, 24 or 32 bytes: ``CIPHER_KEY``, out of its base64.
+        max_plaintext: Bytes that an item may have in plain.
+    """
+
+    def __init__(self, key: bytes, *, max_plaintext: int = MAX_PLAINTEXT) -> None:
+        super().__init__(key, compressed=True, max_plaintext=max_plaintext)
+        self.name = "eventsourcing-gcm-base64"
+
+    def open(self, data: bytes, context: ItemContext) -> bytes:
+        """Undo base64, check the tag and decrypt; see ``OldFormat``."""
+        raw = _from_base64(data)
+        if raw is None:
+            raise UnknownFormatError(f"the item is not {self.name}", remedy=_OTHER_FORMAT)
+        return super().open(raw, context)
+
+
+class StaticKeyEnvelope:
+    """
+    Envelopes of our own under a static key, as ``AESCipher(key)`` seals them.
+
+    Args:
+        key: The static key.
+        application: What was given to that cipher.
+        max_plaintext: Bytes that an item may have in plain.
+    """
+
+    name = "static-key"
+
+    def __init__(
+        self, key: bytes, *, application: str = "default", max_plaintext: int = MAX_PLAINTEXT
+    ) -> None:
+        self._cipher = AESCipher(key, application=application, max_plaintext=max_plaintext)
+        self.key_id: UUID | None = key_check_id(key)
+
+    def open(self, data: bytes, context: ItemContext) -> bytes:
+        """Open the envelope at its place; see ``OldFormat``."""
+        (outcome,) = self._cipher.open_many([(data, context)])
+        if isinstance(outcome, KeyNotFoundError | UnknownFormatError):
+            raise UnknownFormatError(f"the item is not sealed under the static key {self.key_id}")
+        if isinstance(outcome, EventSealError):
+            raise outcome
+        return outcome.plaintext
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} key={self.key_id}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise _no_pickle()
+
+
+_OTHER_FORMAT = "Name the format that wrote it, with its key."
+
+
+def _refuse() -> NoReturn:
+    raise IntegrityError(
+        OPAQUE_OLD_MESSAGE,
+        remedy="Give the key and the format that wrote it; if others open, find out who changed this one.",
+    )
+
+
+def _no_pickle() -> TypeError:
+    return TypeError("an older format holds a key and is neither pickled nor copied")
+
+
+def _checked_key(key: object) -> bytes:
+    if not isinstance(key, bytes) or len(key) not in KEY_SIZES:
+        size = f"{len(key)} bytes" if isinstance(key, bytes) else type(key).__name__
+        raise ConfigurationError(
+            f"the key of an older format has 16, 24 or 32 bytes, not {size}",
+            remedy="Give the bytes that the old application encrypted with; CIPHER_KEY is base64 of them.",
+        )
+    return key
+
+
+def _from_base64(text: bytes) -> bytes | None:
+    try:
+        return b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+
+
+def _unzipped(data: bytes, limit: int) -> bytes | None:
+    outcome = decompress(CompressionId.ZLIB, data, limit=limit)
+    if isinstance(outcome, ItemTooLargeError):
+        raise outcome
+    return outcome if isinstance(outcome, bytes) else None
+
+
+def _is_object(plaintext: bytes) -> bool:
+    if plaintext.lstrip()[:1] != b"{":
+        return False
+    try:
+        return isinstance(loads(plaintext), dict)
+    except (JSONDecodeError, UnicodeDecodeError, RecursionError):
+        return False
+
+
+__all__ = [
+    "EventsourcingCBC",
+    "EventsourcingGCM",
+    "EventsourcingGCMText",
+    "OldFormat",
+    "PlainJSON",
+    "StaticKeyEnvelope",
+]

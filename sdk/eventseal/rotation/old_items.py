@@ -1,0 +1,254 @@
+"""Items in older formats: which rows hold them, and how they become envelopes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from eventseal.cipher import ItemContext, Opened
+from eventseal.errors import (
+    OPAQUE_INTEGRITY_MESSAGE,
+    EventSealError,
+    IntegrityError,
+    KeyDestroyedError,
+    KmsError,
+    SerializationError,
+    StoreError,
+    WrongApplicationError,
+)
+from eventseal.items.acceptance import AcceptedFormats, OldItem
+from eventseal.rotation.batches import Batch, TableMover
+from eventseal.rotation.sources import FEW_ITEMS, KeyStandings, Standing, TableSources
+from eventseal.storage.item_rows import NIL_KEY_ID, count_by_key
+from eventseal.storage.item_swaps import MOST_LISTED_KEYS, Selection
+from eventseal.storage.transactions import read
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+    from eventseal.keys.records import KeyRecord
+    from eventseal.rotation.sealed_store import SealedStore
+    from eventseal.storage.item_swaps import Page
+    from eventseal.storage.jobs import Shard
+    from eventseal.storage.registry import SealedTable
+
+    ScopeOf = Callable[[ItemContext, bytes], str]
+
+_CHUNK = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class OldSources(TableSources):
+    """
+    A table's items that may be in an older format: rows without a key, or under one that there never was.
+
+    Attributes:
+        unknown: Keys that rows name and no key store has: by chance, a static key's, or another store's.
+        others: Envelopes of other applications, by application, in a table that is this one's alone.
+    """
+
+    unknown: tuple[UUID, ...] = ()
+    others: Mapping[str, int] | None = None
+
+    @property
+    def moving(self) -> int:
+        """Items that a pass looks at."""
+        return self.items.get(Standing.UNREADABLE, 0)
+
+    def selections(self, heads: tuple[bytes, ...]) -> Iterator[tuple[int, Selection]]:  # noqa: ARG002
+        """Give the one phase of a pass."""
+        if self.moving:
+            few = self.moving <= FEW_ITEMS
+            listed = len(self.unknown) <= MOST_LISTED_KEYS and NIL_KEY_ID not in self.unknown
+            yield 1, Selection(keys=self.unknown if listed else None, few=few and listed, plain=True)
+
+
+def old_sources(store: SealedStore, tables: Sequence[SealedTable]) -> list[OldSources]:
+    """
+    Count, on the index of key ids, what may be in an older format.
+
+    Args:
+        store: Its items and keys.
+        tables: From the registry.
+
+    Raises:
+        StoreError: The database refused or failed.
+    """
+    return [_sources(store, table) for table in tables]
+
+
+def _sources(store: SealedStore, table: SealedTable) -> OldSources:
+    counts = read(store.datastore.engine, partial(count_by_key, table=table), doing=f"counting {table.table}")
+    plain = counts.pop(None, 0)
+    named = {key_id: count for key_id, count in counts.items() if key_id is not None}
+    records = known_keys(store, named)
+    unknown = tuple(sorted(key_id for key_id in named if key_id not in records))
+    others: Counter[str] = Counter()
+    for key_id, record in records.items():
+        if record.application != store.cipher.application:
+            others[record.application] += named[key_id]
+    shared = table.application is None
+    items: Counter[Standing | None] = Counter(
+        {
+            Standing.UNREADABLE: plain + sum(named[key_id] for key_id in unknown),
+            Standing.FOREIGN: others.total(),
+        }
+    )
+    return OldSources(table, items, {}, {}, unknown=unknown, others={} if shared else dict(others))
+
+
+def known_keys(store: SealedStore, key_ids: Collection[UUID]) -> dict[UUID, KeyRecord]:
+    """Give those of the keys that the key store has."""
+    wanted, found = sorted(key_ids), {}
+    for start in range(0, len(wanted), _CHUNK):
+        found.update(store.key_store.get(wanted[start : start + _CHUNK]))
+    return found
+
+
+def foreign(source: OldSources, application: str) -> list[WrongApplicationError]:
+    """Name the applications whose envelopes are in a table that is not theirs."""
+    return [
+        WrongApplicationError(
+            f"{count} items of {source.table.table} are envelopes of the application {other!r}, "
+            f"not of {application!r}",
+            expected=application,
+            found=other,
+            remedy="Register the table for every application that writes there, or find out who wrote them.",
+        )
+        for other, count in sorted((source.others or {}).items())
+    ]
+
+
+def old_item(
+    store: SealedStore, accepted: AcceptedFormats, table: SealedTable, page: Page, outcomes: Sequence[Any]
+) -> Iterator[OldItem | EventSealError]:
+    """
+    Open the rows of a page that the cipher did not, each with an outcome of its own.
+
+    Args:
+        store: For messages.
+        accepted: The formats.
+        table: That the page is from.
+        page: Rows without a known key.
+        outcomes: What the cipher gave for them.
+    """
+    del store
+    for number, (context, outcome) in enumerate(zip(contexts_of(page, table), outcomes, strict=True)):
+        data = page.envelopes[number]
+        if isinstance(outcome, Opened):  # it is an envelope, yet its row says that it is none
+            yield IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
+        elif not isinstance(data, bytes):
+            yield SerializationError(
+                f"an item's data are bytes, not {type(data).__name__}",
+                remedy="Items in a column of text are copied: see the page on migration.",
+            )
+        elif isinstance(outcome, KmsError | StoreError):
+            raise outcome
+        else:
+            beside = page.key_id(number) if table.has_key_ids else None
+            yield accepted.open(data, context, outcome, key_id=beside)
+
+
+def contexts_of(page: Page, table: SealedTable) -> list[ItemContext]:
+    """Give the places of a page's rows."""
+    places = zip(page.sequence_ids, page.positions, page.topics, strict=True)
+    return [ItemContext(*place, table.collection) for place in places]
+
+
+class OldItemMover(TableMover):
+    """
+    Turns the older items of one table into envelopes, a page at a time, as a re-encryption moves them.
+
+    Args:
+        store: Its cipher seals.
+        table: From the registry.
+        accepted: The formats that items may be in.
+        scope_of: Gives the key scope of an item from its place and its JSON.
+    """
+
+    by_tag = False
+
+    def __init__(
+        self, store: SealedStore, table: SealedTable, *, accepted: AcceptedFormats, scope_of: ScopeOf
+    ) -> None:
+        super().__init__(store, table, KeyStandings(store, None))
+        self._accepted = accepted
+        self._scope_of = scope_of
+
+    def _wanted(self, shard: Shard, page: Page, selection: Selection) -> Sequence[int]:  # noqa: ARG002
+        if selection.keys is not None:
+            return range(len(page))
+        named = {UUID(bytes=raw) for raw in page.key_ids if raw is not None}
+        known = {key_id.bytes for key_id in known_keys(self._store, named)}
+        return [number for number, raw in enumerate(page.key_ids) if raw not in known]
+
+    def _sealed(self, shard: Shard, page: Page, selection: Selection) -> Batch:  # noqa: ARG002
+        batch = Batch(page)
+        if not page:
+            return batch
+        contexts = contexts_of(page, self._table)
+        items = [
+            (data if isinstance(data, bytes) else b"", context)
+            for data, context in zip(page.envelopes, contexts, strict=True)
+        ]
+        outcomes = self._store.cipher.open_many(items)
+        opened: dict[int, tuple[bytes, ItemContext, str]] = {}
+        for number, outcome in enumerate(old_item(self._store, self._accepted, self._table, page, outcomes)):
+            if isinstance(outcome, EventSealError):
+                self._fail(batch, page, number, outcome, stuck=True)
+                continue
+            try:
+                scope = self._scope_of(contexts[number], outcome.plaintext)
+            except EventSealError as error:
+                self._fail(batch, page, number, error, stuck=True)
+                continue
+            opened[number] = outcome.plaintext, contexts[number], scope
+            batch.counts[outcome.format.name] += 1
+        envelopes = self._sealed_by_scope(batch, page, opened)
+        kept = page.only(list(envelopes))
+        # The old key is none that is destroyed one day: only the new one is held.
+        batch.page = replace(kept, key_ids=[None] * len(kept))
+        batch.envelopes = list(envelopes.values())
+        return batch
+
+    def _sealed_by_scope(
+        self, batch: Batch, page: Page, opened: Mapping[int, tuple[bytes, ItemContext, str]]
+    ) -> dict[int, bytes]:
+        """Seal what was opened; what belongs to a scope that was shredded is listed, and stays."""
+        try:
+            return self._sealed_all(opened)
+        except KeyDestroyedError as error:
+            if error.destroyed_by != "shredded" and error.key_id is not None:
+                raise
+        envelopes: dict[int, bytes] = {}
+        for scope in {scope for _, _, scope in opened.values()}:
+            mine = {number: item for number, item in opened.items() if item[2] == scope}
+            try:
+                envelopes.update(self._sealed_all(mine))
+            except KeyDestroyedError as error:
+                if error.destroyed_by != "shredded" and error.key_id is not None:
+                    raise
+                for number in mine:
+                    self._fail(batch, page, number, error, stuck=True)
+        return dict(sorted(envelopes.items()))
+
+    def _sealed_all(self, opened: Mapping[int, tuple[bytes, ItemContext, str]]) -> dict[int, bytes]:
+        cipher = self._store.cipher
+        items = [(plaintext, context) for plaintext, context, _ in opened.values()]
+        envelopes = cipher.encrypt_many(items, scopes=[scope for _, _, scope in opened.values()])
+        again = cipher.open_many(
+            [(sealed, context) for sealed, (_, context) in zip(envelopes, items, strict=True)]
+        )
+        for outcome, (plaintext, _) in zip(again, items, strict=True):
+            if isinstance(outcome, EventSealError):
+                raise outcome
+            if outcome.plaintext != plaintext:
+                raise IntegrityError(
+                    f"an item that was just sealed under key {outcome.key_id} does not open to the same bytes",
+                    remedy="Nothing of the batch was written. Check this machine's memory and its OpenSSL.",
+                    key_id=outcome.key_id,
+                )
+        return dict(zip(opened, envelopes, strict=True))

@@ -1,0 +1,89 @@
+"""
+The key of a row, read from its envelope's header: for tables that have no column of key ids.
+
+There is one expression a database, so that the index that is made on it serves every query. It holds no
+parameter: databases match an index by the expression's own text. What does not look like an envelope has no
+key; what looks like one by chance (one row of an older cipher in a million does) names a key that no key
+store has. The guard is wider than what this release opens: what a later one has sealed counts, too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+from eventseal.suites.envelope import HEADER_SIZE, SMALLEST_SIZE, VERSION, SuiteId
+
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement
+    from sqlalchemy.engine import Dialect
+    from sqlalchemy.sql.compiler import SQLCompiler
+    from sqlalchemy.types import TypeEngine
+
+_HEADS = [bytes((VERSION, suite)) for suite in sorted(SuiteId)]
+"""The two bytes that an envelope begins with."""
+
+_COMPRESSIONS = b"\x10"
+"""The third byte is below this."""
+
+_ID_SIZE = 16
+_ID_BEGINS = HEADER_SIZE - _ID_SIZE + 1  # SQL counts from 1
+
+_ON_POSTGRESQL = (
+    "CASE WHEN octet_length({data}) >= {size} AND substring({data} FROM 1 FOR 2) IN ({heads}) "
+    "AND substring({data} FROM 3 FOR 1) < {compressions} "
+    "THEN encode(substring({data} FROM {begin} FOR {length}), 'hex')::uuid END"
+)
+_ON_SQLITE = (
+    "CASE WHEN typeof({data}) = 'blob' AND length({data}) >= {size} AND substr({data}, 1, 2) IN ({heads}) "
+    "AND substr({data}, 3, 1) < {compressions} THEN substr({data}, {begin}, {length}) END"
+)
+
+
+def key_id_in_header(dialect: Dialect, data: str) -> str:
+    """
+    Write the expression that gives the key id of an envelope, or NULL for what is none.
+
+    Args:
+        dialect: SQLite's or PostgreSQL's.
+        data: The column, as SQL has it.
+
+    Returns:
+        On PostgreSQL of type ``uuid``, on SQLite a blob of 16 bytes.
+    """
+    on_postgresql = dialect.name == "postgresql"
+    literal = r"'\x{}'::bytea" if on_postgresql else "x'{}'"
+    return (_ON_POSTGRESQL if on_postgresql else _ON_SQLITE).format(
+        data=data,
+        size=SMALLEST_SIZE,
+        heads=", ".join([literal.format(head.hex()) for head in _HEADS]),
+        compressions=literal.format(_COMPRESSIONS.hex()),
+        begin=_ID_BEGINS,
+        length=_ID_SIZE,
+    )
+
+
+class KeyIdInHeader(FunctionElement[UUID | None]):
+    """
+    The same as a SQLAlchemy expression.
+
+    Args:
+        data: The column of envelopes.
+        type_: Reads and writes a key id.
+    """
+
+    inherit_cache = True
+    name = "key_id_in_header"
+
+    def __init__(self, data: ColumnElement[Any], type_: TypeEngine[Any]) -> None:
+        super().__init__(data)
+        self.type = type_
+
+
+@compiles(KeyIdInHeader)
+def _compiled(element: KeyIdInHeader, compiler: SQLCompiler, **options: Any) -> str:
+    (data,) = element.clauses
+    return f"({key_id_in_header(compiler.dialect, compiler.process(data, **options))})"
