@@ -29,6 +29,7 @@ Examples:
   eventseal init --kms-key local://dev.key --store-url sqlite:///shop.sqlite
   eventseal init --kms-key aws-kms://arn:aws:kms:eu-west-1:111122223333:key/... \\
       --store-url postgresql://shop@db/shop --application shop --yes
+  eventseal init --ledger /var/lib/shop/erasures.jsonl --scope-digest
   eventseal init --dry-run --json
 """
 
@@ -54,6 +55,16 @@ def init(
         list[str] | None,
         typer.Option(metavar="MODULE:CLASS", help="A record class of your own; several times."),
     ] = None,
+    ledger: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACE", help="The erasure ledger: a file, or the URL of a database of its own."
+        ),
+    ] = None,
+    scope_digest: Annotated[
+        bool,
+        typer.Option("--scope-digest", help="Keep digests of scopes, which are personal; for good."),
+    ] = False,
     config: Config = None,
     as_json: Json = False,
     yes: Yes = False,
@@ -72,6 +83,8 @@ def init(
         "key_store_url": key_store_url,
         "application": application,
         "tables": table,
+        "ledger": ledger,
+        "scope_digest": scope_digest,
     }
     settings = {name: value for name, value in given.items() if value}
     steps = initialise(options.config, dry_run=options.dry_run, **_asked(settings, options))
