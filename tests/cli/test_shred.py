@@ -99,6 +99,17 @@ def test_everybodys_scope_needs_the_flag_that_names_what_it_destroys(shop, run) 
     assert not is_open("application")
 
 
+def test_init_makes_a_ledger_also_where_everybodys_scope_was_shredded(shop, run, monkeypatch) -> None:
+    monkeypatch.delenv("EVENTSEAL_LEDGER")
+    Path(LEDGER).unlink()
+    run("shred", "application", "--yes", "--destroy-application-items", "--restorable-without-ledger")
+    monkeypatch.setenv("EVENTSEAL_LEDGER", LEDGER)
+    lines = run("init").stdout.splitlines()
+    assert lines[-2].endswith("of application shop, whose scope application was shredded and is closed")
+    assert lines[-1] == f"made   ledger {LEDGER}, with 1 scopes that were shredded before"
+    assert not is_open("application")
+
+
 def test_in_place_of_an_unknown_scope_nobody_else_is_suggested(shop, run) -> None:
     for command in ("shred", "reopen"):
         for unknown in ("subject:customer-24", "store"):

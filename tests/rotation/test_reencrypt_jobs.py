@@ -315,6 +315,47 @@ def test_a_job_that_is_resumed_at_another_pace_does_not_wait_out_the_old_one(sho
     assert (result.complete, result.done) == (True, 50)
 
 
+def test_who_goes_on_with_a_job_keeps_its_pace_unless_he_gives_another(shop, monkeypatch):
+    """Else a second terminal would undo what spares the applications."""
+    filled(shop, streams=2)
+    stop_behind(shop, monkeypatch, 1)
+    for given, kept in ((100_000, 100_000), (None, 100_000), (200_000, 200_000)):
+        with pytest.raises(KmsUnavailableError):
+            reencrypt(shop.seal, items_per_second=given, batch=10)
+        assert [job.items_per_second for job in list_jobs(shop.seal)] == [kept]
+
+
+def test_only_the_newest_finished_jobs_are_kept_with_what_belongs_to_them(shop, monkeypatch):
+    monkeypatch.setattr("eventseal.rotation.jobs.KEPT_JOBS", 2)
+    shop.append(2)
+    settle(shop)
+    made = []
+    for _ in range(4):
+        shop.seal.keyring.rotate()
+        made.append(reencrypt(shop.seal).job_id)
+    assert [job.job_id for job in list_jobs(shop.seal)] == made[1:]
+    for table in ("reencryption_shards", "reencrypted_keys"):
+        assert shop.execute(f"SELECT count(DISTINCT job_id) FROM {table}") == [(3,)]
+    with pytest.raises(JobError, match="there is no job"):
+        reencrypt(shop.seal, resume=made[0])
+
+
+def test_unfinished_jobs_are_never_forgotten(shop, monkeypatch):
+    monkeypatch.setattr("eventseal.rotation.jobs.KEPT_JOBS", 0)
+    filled(shop, streams=2)
+    stop_behind(shop, monkeypatch, 1)
+    with pytest.raises(KmsUnavailableError):
+        reencrypt(shop.seal, batch=10)
+    (unfinished,) = list_jobs(shop.seal)
+    monkeypatch.undo()
+    monkeypatch.setattr("eventseal.rotation.jobs.KEPT_JOBS", 0)
+    assert reencrypt(shop.seal, tables=[ITEMS]).complete
+    assert reencrypt(shop.seal, tables=["snapshots"]).complete
+    kept = [job.job_id for job in list_jobs(shop.seal)]
+    assert kept[0] == unfinished.job_id
+    assert len(kept) == 2
+
+
 # --- beside others who write ---
 
 

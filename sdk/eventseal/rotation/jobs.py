@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from eventseal.rotation.sealed_store import SealedStore
 
+KEPT_JOBS = 10
+"""Finished jobs of an application that are kept; each may have a row for every key and range."""
+
 
 def list_jobs(store: SealedStore) -> list[Job]:
     """
@@ -75,9 +78,7 @@ def resumed_job(store: SealedStore, job_id: UUID, *, items_per_second: float | N
         _refuse_other_layout(job)
         if job.state == FINISHED:
             return job
-        return _running(
-            connection, job, job.items_per_second if items_per_second is None else items_per_second
-        )
+        return _running(connection, job, items_per_second)
 
     return write(store.datastore.engine, resume, doing=f"resuming job {job_id}")
 
@@ -93,11 +94,13 @@ def begun_job(
     """
     Go on with the unfinished job that was begun with the same arguments, or begin one.
 
+    Where one is begun, the oldest of those that are finished are forgotten.
+
     Args:
         store: What the job works on.
         keys: As ``reencrypt`` takes them.
         tables: As ``reencrypt`` takes them.
-        items_per_second: From now on.
+        items_per_second: From now on; ``None``: as before, or as fast as it can where it is begun.
         total: Items that are to be moved.
 
     Raises:
@@ -121,6 +124,7 @@ def begun_job(
                 jobs.finish_job(connection, job.job_id)  # all was moved: what there is now is another job's
             elif job.state != FINISHED and same:
                 return _running(connection, job, items_per_second)
+        jobs.drop_finished_jobs(connection, store.cipher.application, but=KEPT_JOBS)
         values = {
             "job_id": new_id,
             "application": store.cipher.application,
@@ -152,6 +156,10 @@ def _covers_the_same(options: Mapping[str, Any], others: Mapping[str, Any]) -> b
 
 
 def _running(connection: Connection, job: Job, items_per_second: float | None) -> Job:
+    if items_per_second is None:
+        items_per_second = (
+            job.items_per_second
+        )  # who joins unasked must not undo what spares the applications
     changed: dict[str, Any] = {"state": RUNNING, "items_per_second": items_per_second}
     if items_per_second != job.items_per_second:
         changed["paced_until"] = None  # time that was taken at another pace

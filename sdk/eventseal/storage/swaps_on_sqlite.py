@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from sqlalchemy import and_, func, literal, literal_column, null, or_, select, true, tuple_
+from sqlalchemy import and_, func, literal, or_, select, true, tuple_
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import UnaryExpression
 
@@ -55,14 +55,13 @@ class SQLiteSwaps:
         after: Place | None,
         upto: Place | None,
         limit: int,
-        written: bool = False,
+        written: bool = False,  # noqa: ARG002 - rows do not say
     ) -> Page:
         """Read a page of a range; see ``ItemSwaps``."""
         columns = self._columns
         query = (
             select(
                 *(columns[role] for role in ("sequence_id", "position", "topic", "data", KEY_ID)),
-                (literal_column("rowid") if written else null()).label("written"),
                 func.length(columns["data"]).label("size"),
             )
             .where(self._selected(selection), *self._within(after, upto))
@@ -78,14 +77,13 @@ class SQLiteSwaps:
                 size += row.size
         if not rows:
             return EMPTY_PAGE
-        ids, positions, topics, envelopes, key_ids, rowids = zip(*rows, strict=True)
+        ids, positions, topics, envelopes, key_ids = zip(*rows, strict=True)
         return Page(
             sequence_ids=ids,
             positions=positions,
             topics=topics,
             envelopes=envelopes,
             key_ids=[None if key_id is None else key_id.bytes for key_id in key_ids],
-            written=rowids if written else (),
         )
 
     def prepare(self, page: Page, envelopes: Sequence[bytes], *, by_tag: bool = True) -> Swap:  # noqa: ARG002
