@@ -7,7 +7,7 @@ import select
 import sys
 import time
 import warnings
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from eventseal.cipher import ItemContext
 from eventseal.configuration import EventSeal
@@ -39,12 +39,12 @@ def append(seal: EventSeal, count: int) -> None:
 
 
 def rotate(seal: EventSeal) -> None:
-    """Rotate and re-encrypt again and again, until a line comes in; print the items moved a second."""
-    done = [0]
-    started = time.perf_counter()
+    """Rotate and re-encrypt again and again, until a line comes in; print how many items were moved."""
+    done: dict[UUID | None, int] = {}  # by job: each tells its own
 
     def stop_if_asked(result: JobResult | None) -> None:
-        done[-1] = 0 if result is None else result.done
+        if result is not None:
+            done[result.job_id] = result.done
         if select.select([sys.stdin], [], [], 0)[0]:
             raise KeyboardInterrupt
 
@@ -54,9 +54,8 @@ def rotate(seal: EventSeal) -> None:
             stop_if_asked(None)
             rotate_keys(seal)
             stop_if_asked(reencrypt(seal, progress=stop_if_asked))
-            done.append(0)
     except KeyboardInterrupt:
-        print(json.dumps(sum(done) / (time.perf_counter() - started)))
+        print(sum(done.values()))
 
 
 def main() -> None:

@@ -174,12 +174,12 @@ def test_appends_during_a_reencryption(database, log, request, bench, scale, ben
         assert rotator.returncode == 0
         return json.loads(moved)
 
-    moved = benchmark.pedantic(run, rounds=ROUNDS if appends > 40 else 1)
+    assert benchmark.pedantic(run, rounds=ROUNDS if appends > 40 else 1)
     calm, busy = statistics.median(before), statistics.median(during)
     benchmark.extra_info.update(appends=appends, before=before, during=during, ratio=busy / calm)
     report_line(
         f"p99 of {appends:,} appends on {database}: {calm * 1e3:.2f} ms; "
-        f"during a re-encryption: {busy * 1e3:.2f} ms ({busy / calm:.2f} x), at {moved:,.0f} items/s"
+        f"during a re-encryption: {busy * 1e3:.2f} ms ({busy / calm:.2f} x)"
     )
 
 

@@ -1,10 +1,10 @@
 """
 A second reader of the format, written from ``docs/format.md`` alone: the standard library and ``openssl``.
 
-``python -I -S second_reader.py FOLDER`` reads ``items.json``, ``fields.json`` and ``wrapped.json`` there and
-prints, as JSON, what each case gives: the plaintext in hexadecimal, or the words of ``expect``. Of the
-compressions it knows 0 and 1; items of compression 2 it answers with ``zstd``. It shares no code with the
-project.
+``python -I -S second_reader.py FOLDER`` reads ``items.json``, ``fields.json``, ``ledger.json`` and
+``wrapped.json`` there and prints, as JSON, what each case gives: the plaintext in hexadecimal, or the words
+of ``expect``. Of the compressions it knows 0 and 1; items of compression 2 it answers with ``zstd``. It
+shares no code with the project.
 """
 
 import base64
@@ -207,6 +207,45 @@ def open_field(found, text, path):
     return unseal(suite, suite_key, associated_data, body, tag).decode()
 
 
+def read_ledger(found, lines):
+    """Unwrap the ledger's key by what the last entry names, check every line, and give number and kind."""
+    named = json.loads(lines[-1])["entry"]["wrapped_in"]
+    kept = next(
+        (entry for entry in (json.loads(line)["entry"] for line in lines) if entry["number"] == named), None
+    )
+    if kept is None:
+        raise IntegrityError
+    (wrapping,) = [
+        one for one in kept["details"]["wrappings"] if one["kek_uri"] == "local://" + found["kek_id"]
+    ]
+    facts = {
+        "application": found["application"], "purpose": "ledger", "key_id": kept["ledger"],
+        "kek": found["kek"], "kek_id": found["kek_id"],
+        "wrapped": base64.b64decode(wrapping["ciphertext"], validate=True).hex(),
+    }  # fmt: skip
+    key, key_id = bytes.fromhex(unwrap(facts)), bytes.fromhex(kept["ledger"].replace("-", ""))
+    bound = lp(found["application"].encode("utf-8"), b"ledger", b"ledger")
+    if hkdf(key, key_id, b"eventseal/v1/binding" + bound, 32).hex() != kept["details"]["binding"]:
+        raise IntegrityError
+    mac_key = hkdf(key, key_id, b"eventseal/v1/erasure ledger", 64)
+    told, previous = [], ""
+    for number, line in enumerate(lines, 1):
+        whole = json.loads(line)
+        entry = whole["entry"]
+        mac = hmac.new(mac_key, canonical_json(entry), hashlib.sha512).digest()[:32]
+        if canonical_json({"entry": entry, "mac": mac.hex()}) != line.encode("ascii"):
+            raise IntegrityError
+        if (entry["number"], entry["previous"]) != (number, previous):
+            raise IntegrityError
+        told.append([number, entry["kind"]])
+        previous = hashlib.sha256(line.encode("ascii")).hexdigest()
+    return told
+
+
+def canonical_json(value):
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
+
+
 def outcome(opener, *arguments):
     try:
         return opener(*arguments)
@@ -223,10 +262,13 @@ def main():
     items = json.loads((folder / "items.json").read_text())
     wrapped = json.loads((folder / "wrapped.json").read_text())
     fields = json.loads((folder / "fields.json").read_text())
+    ledger = json.loads((folder / "ledger.json").read_text())
     print(json.dumps({
         "items": [outcome(open_item, case, items["limit"]) for case in items["cases"]],
         "fields": [outcome(open_field, fields, fields["item"], case["path"]) for case in fields["fields"]],
         "refused": [outcome(open_field, fields, case["item"], case["path"]) for case in fields["refused"]],
+        "ledger": outcome(read_ledger, ledger, ledger["lines"]),
+        "refused_ledgers": [outcome(read_ledger, ledger, case["lines"]) for case in ledger["refused"]],
         "wrapped": {kind: [outcome(unwrap, case) for case in cases] for kind, cases in wrapped.items()},
         "project": sorted(name for name in sys.modules if "eventseal" in name or "cryptography" in name),
     }))  # fmt: skip

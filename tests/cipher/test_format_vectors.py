@@ -20,8 +20,11 @@ from cryptography.hazmat.primitives.ciphers.modes import ECB
 
 from eventseal.cipher import AESCipher, FieldContext, ItemContext, Opened, inspect
 from eventseal.cipher.context import ItemBinder, canonical_position, canonical_sequence_id
+from eventseal.erasure import FileLedger
+from eventseal.erasure.ledger_entries import key_record, sealed_line
 from eventseal.errors import IntegrityError, ItemTooLargeError, SerializationError, UnknownFormatError
 from eventseal.items.field_reading import stored_fields
+from eventseal.keys import InMemoryKeyStore, Keyring
 from eventseal.keys.branch_wrapping import branch_scope
 from eventseal.keys.data_key import DataKey
 from eventseal.keys.records import ChangeMark, KeyRecord, Revocation
@@ -264,6 +267,30 @@ def test_a_key_wrapped_by_the_local_adapter(tmp_path):
     assert adapter.unwrap(wrapped, context).hex() == case["key"]
 
 
+@pytest.mark.filterwarnings("ignore::eventseal_kms.local.DevelopmentKeyWarning")
+def test_a_ledger_is_read_and_what_is_none_is_refused(tmp_path):
+    found = vectors("ledger.json")
+    path = tmp_path / "kek"
+    path.write_text(base64.b64encode(bytes.fromhex(found["kek"])).decode())
+    path.chmod(0o600)
+    keyring = Keyring(LocalKmsAdapter(path), InMemoryKeyStore(), application=found["application"])
+    store = SimpleNamespace(keyring=keyring)
+
+    def read(name, lines):
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+        return list(FileLedger(tmp_path / name).entries(store))
+
+    entries = read("good", found["lines"])
+    assert [entry.kind for entry in entries] == ["created", "intent", "done", "reopen", "a kind of later"]
+    assert entries[1].scope == "subject:caf\u00e9"
+    assert [sealed_line(entry, keyring.ledger_keys.open(key_record(entries[0], where="entry 1")))
+            for entry in entries] == [line.encode() for line in found["lines"]]  # fmt: skip
+    assert len(found["refused"]) == 7
+    for case in found["refused"]:
+        with pytest.raises(IntegrityError):
+            read(case["comment"], case["lines"])
+
+
 @pytest.mark.skipif(
     shutil.which("openssl") is None, reason="the second reader decrypts with the openssl command"
 )
@@ -282,5 +309,10 @@ def test_a_second_reader_written_from_the_page_alone_reads_the_same():
     assert told["fields"] == [case["plaintext"] for case in fields["fields"]]
     assert told["refused"] == ["integrity error"] * len(fields["refused"])
     assert told["items"].count("zstd") < len(told["items"]) / 5
+    ledger = vectors("ledger.json")
+    assert told["ledger"] == [
+        [n, json.loads(line)["entry"]["kind"]] for n, line in enumerate(ledger["lines"], 1)
+    ]
+    assert told["refused_ledgers"] == ["integrity error"] * len(ledger["refused"])
     for kind, wrapped in vectors("wrapped.json").items():
         assert told["wrapped"][kind] == [case["key"] for case in wrapped]

@@ -177,6 +177,15 @@ def test_what_is_not_there_is_wrong_use(run, name):
     assert name.rpartition(":")[2].split(".")[0] in run("fields", name, exits=2).stderr
 
 
+@pytest.mark.parametrize("text", ["def (", "raise RuntimeError('no settings')"], ids=["syntax", "raises"])
+def test_a_module_that_cannot_be_imported_is_wrong_use(run, tmp_path, monkeypatch, text) -> None:
+    (tmp_path / "broken_events.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    told = run("fields", "broken_events", exits=2).stderr
+    assert "module 'broken_events' cannot be imported" in told
+    assert "cannot be imported" in run("fields", "../broken_events", exits=2).stderr
+
+
 def test_an_annotation_that_contradicts_itself_is_told(run, tmp_path):
     (tmp_path / "shop_for_test" / "wrong.py").write_text(
         "from dataclasses import dataclass\nfrom typing import Annotated\n"

@@ -55,6 +55,20 @@ def test_several_keks_and_tables_are_lists_in_the_file(run):
     assert written["tables"] == ["eventseal.storage:SnapshotRecord"]
 
 
+def test_what_must_be_chosen_before_the_first_key_is_given_at_once(run):
+    lines = run("init", *WORDS, "--ledger", "erasures.jsonl", "--scope-digest").stdout.splitlines()
+    assert lines[-1] == "made   ledger erasures.jsonl"
+    written = tomllib.loads(Path("eventseal.toml").read_text())
+    assert (written["ledger"], written["scope_digest"]) == ("erasures.jsonl", True)
+    assert "store:digest" in run("keys").stdout
+
+
+def test_a_ledger_that_contradicts_the_file_is_refused(run):
+    run("init", *WORDS, "--ledger", "erasures.jsonl")
+    assert "ledger" in run("init", "--ledger", "others.jsonl", exits=2).stderr
+    assert not Path("others.jsonl").exists()
+
+
 def test_without_a_terminal_it_asks_nothing(run):
     assert "no KEK is configured" in run("init", input="local://dev.key\n", exits=2).stderr
 

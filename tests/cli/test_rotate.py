@@ -213,3 +213,11 @@ def test_a_key_that_was_replaced_long_ago_is_marked_by_its_id(run, run_json, sto
     assert "1 keys are marked compromised" in run("rotate", "--compromised", "--key", str(old)).stdout
     assert [state for _, state, _ in states(query)] == ["active", "compromised"]
     assert f"Did you mean {old}?" in run("rotate", "--compromised", "--key", str(old)[:-1], exits=2).stderr
+
+
+def test_the_whole_way_is_refused_before_anything_is_rotated_if_it_would_end_in_the_middle(run, store, query):
+    store(3)
+    query("CREATE TABLE strangers (key_id BLOB, data BLOB)")
+    refused = run("rotate", "--reencrypt", "--retire", "--yes", exits=2)
+    assert "strangers" in refused.stderr
+    assert states(query) == [("application", "active", None)]

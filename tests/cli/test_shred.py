@@ -58,6 +58,14 @@ def test_a_scope_is_shredded_and_opened_again(shop, run, run_json) -> None:
     assert "is open again" not in run("reopen", SCOPE).stdout
 
 
+def test_afterwards_the_store_verifies_with_what_was_erased_counted_apart(shop, run) -> None:
+    run("shred", "application", "--yes", "--destroy-application-items")
+    lines = run("verify").stdout.splitlines()
+    assert lines[0].split()[-2:] == ["ERASED", "LEFT"]
+    assert lines[-1].startswith("0 items opened under 0 keys in ")
+    assert lines[-1].endswith(" s, 2 were erased, 0 failed")
+
+
 def test_it_asks_and_shows_what_goes(shop, run, monkeypatch) -> None:
     monkeypatch.setattr("eventseal.cli.confirmation.is_anybody_there", lambda: True)
     refused = run("shred", SCOPE, input="n\n", exits=4)
@@ -91,10 +99,25 @@ def test_everybodys_scope_needs_the_flag_that_names_what_it_destroys(shop, run) 
     assert not is_open("application")
 
 
-def test_an_unknown_scope_is_told_with_the_nearest(shop, run) -> None:
+def test_init_makes_a_ledger_also_where_everybodys_scope_was_shredded(shop, run, monkeypatch) -> None:
+    monkeypatch.delenv("EVENTSEAL_LEDGER")
+    Path(LEDGER).unlink()
+    run("shred", "application", "--yes", "--destroy-application-items", "--restorable-without-ledger")
+    monkeypatch.setenv("EVENTSEAL_LEDGER", LEDGER)
+    lines = run("init").stdout.splitlines()
+    assert lines[-2].endswith("of application shop, whose scope application was shredded and is closed")
+    assert lines[-1] == f"made   ledger {LEDGER}, with 1 scopes that were shredded before"
+    assert not is_open("application")
+
+
+def test_in_place_of_an_unknown_scope_nobody_else_is_suggested(shop, run) -> None:
     for command in ("shred", "reopen"):
-        refused = run(command, "subject:customer-24", "--yes", exits=2)
-        assert f"Did you mean {SCOPE}?" in refused.stderr
+        for unknown in ("subject:customer-24", "store"):
+            refused = run(command, unknown, "--yes", exits=2)
+            assert f"no key of scope '{unknown}'" in refused.stderr
+            assert SCOPE not in refused.stderr
+            assert "Did you mean" not in refused.stderr
+    assert is_open()
 
 
 def test_without_a_ledger_it_is_refused_unless_told(shop, run, run_json, monkeypatch) -> None:

@@ -17,8 +17,10 @@ ITEMS = "integer_sequenced_items"
 def test_a_whole_store_is_counted_by_table(run, store):
     store(5)
     lines = run("verify").stdout.splitlines()
-    assert lines[0].split() == ["TABLE", "DONE", "FAILED", "PLAIN", "FOREIGN", "LEFT"]
-    assert [line.split() for line in lines if line.startswith(ITEMS)] == [[ITEMS, "5", "0", "0", "0", "0"]]
+    assert lines[0].split() == ["TABLE", "DONE", "FAILED", "PLAIN", "FOREIGN", "ERASED", "LEFT"]
+    assert [line.split() for line in lines if line.startswith(ITEMS)] == [
+        [ITEMS, "5", "0", "0", "0", "0", "0"]
+    ]
     assert lines[-1].startswith("5 items opened under 1 keys in ")
     assert lines[-1].endswith(", 0 failed")
 
@@ -28,7 +30,14 @@ def test_its_json_is_all_of_standard_output(run_json, store):
     shown = run_json("verify")
     assert (shown["verb"], shown["complete"], shown["done"], shown["failed"]) == ("verify", True, 3, 0)
     assert shown["by_key"] == {str(item.key_id): 3}
-    assert shown["by_table"][ITEMS] == {"done": 3, "failed": 0, "plain": 0, "foreign": 0, "left": 0}
+    assert shown["by_table"][ITEMS] == {
+        "done": 3,
+        "failed": 0,
+        "plain": 0,
+        "foreign": 0,
+        "erased": 0,
+        "left": 0,
+    }
     assert shown["failures"] == []
 
 

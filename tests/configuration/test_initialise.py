@@ -332,10 +332,12 @@ def test_processes_that_start_together_make_one_store(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "value", ["plain", 'a "quoted" \\ path', "tab\tnewline\n", "ü😀", "\x7f\x01", "", ["a", 'b"c']]
+    "value",
+    ["plain", 'a "quoted" \\ path', "tab\tnewline\n", "ü😀", "\x7f\x01", "", ["a", 'b"c'], True, False, 16],
 )
-def test_every_text_comes_back_from_the_file(value):
-    assert tomllib.loads(as_toml({"x": value})) == {"x": value}
+def test_every_value_comes_back_from_the_file(value):
+    read = tomllib.loads(as_toml({"x": value}))["x"]
+    assert (type(read), read) == (type(value), value)
 
 
 def test_a_settings_file_is_never_overwritten(tmp_path):

@@ -21,7 +21,6 @@ from eventseal.errors import (
     IntegrityError,
     KekNotConfiguredError,
     KmsUnavailableError,
-    StoreError,
     StoreUnavailableError,
     WrongApplicationError,
 )
@@ -444,8 +443,11 @@ def test_a_place_that_cannot_be_one_is_told(tmp_path, store) -> None:
     for path in (tmp_path / "nowhere" / "ledger", tmp_path):
         with pytest.raises(ConfigurationError):
             FileLedger(path).create(store)
-    with pytest.raises(StoreError):
-        FileLedger("/dev/full").create(store)
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/null"):  # the one would be waited for, the other keeps nothing
+        for use in (lambda ledger: ledger.create(store), lambda ledger: ledger.exists("shop")):
+            with pytest.raises(ConfigurationError, match="no regular file"):
+                use(FileLedger(path))
     with pytest.raises(ConfigurationError, match="in memory"):
         DatabaseLedger("sqlite://")
 

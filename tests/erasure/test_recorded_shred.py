@@ -17,6 +17,7 @@ from eventseal.errors import (
     KeyDestroyedError,
     StoreUnavailableError,
 )
+from eventseal.keys import KeyPurpose
 from eventseal.rotation import retire, rotate_keys
 from eventseal.storage.key_store import SQLAlchemyKeyStore
 from eventseal.testing import FakeKms
@@ -118,6 +119,18 @@ def test_the_receipt_says_what_and_where(file_shop) -> None:
         assert fact in page
     assert "http" not in page
     assert "<script" not in page
+
+
+def test_a_receipts_page_is_for_people(file_shop) -> None:
+    shop = file_shop
+    shop.append(SCOPE)
+    shop.seal.keyring.prepare([SCOPE], purpose=KeyPurpose.FIELD)
+    first, again = (shred(shop.seal, SCOPE).receipt for _ in range(2))
+    assert f"{first.done_at:%Y-%m-%d %H:%M:%S} UTC" in first.to_html()
+    # Three tombstones, and the third never was a key: it keeps one from being made.
+    assert "2 of 3; the others were destroyed before, or were never made" in first.to_html()
+    assert "0 of 3; the others were destroyed before" in again.to_html()
+    assert "field: of single fields inside of items" in first.to_html()
 
 
 def test_a_receipts_page_shows_no_markup_of_a_scope(file_shop) -> None:

@@ -634,14 +634,18 @@ def test_a_subject_that_cannot_be_one_is_refused(mapper, kms, subject, reason):
     assert "email" in str(caught.value)
     assert "ann@example.org" not in str(caught.value)
     assert "xxxx" not in str(caught.value)
+    assert "PersonalData(subject=...)" in caught.value.remedy
     assert kms.calls == []
 
 
 def test_a_subject_that_is_nowhere_is_named(mapper):
     event = Unannotated(originator_id=uuid4(), originator_version=0, held=Contact("555-1", "Rome"))
 
-    with pytest.raises(SerializationError, match=r"held\.phone has no subject: 'customer_id' is not there"):
+    with pytest.raises(
+        SerializationError, match=r"held\.phone has no subject: 'customer_id' is not there"
+    ) as caught:
         mapper.to_sequenced_item(event)
+    assert "PersonalData(subject=...)" in caught.value.remedy
 
 
 def test_the_longest_subject_is_taken(mapper):
@@ -684,6 +688,7 @@ def test_a_value_that_its_annotation_does_not_allow_is_not_written_in_plain(make
     with pytest.raises(SerializationError, match=rf"{where} is a \w+, which its annotation") as caught:
         mapper.to_sequenced_item(registered(**changes))
     assert "Countess" not in str(caught.value)
+    assert "of the type that the annotation says" in caught.value.remedy
 
 
 @pytest.mark.parametrize("held", [{Referrer(7, "Babbage")}, {Referrer(7, "Babbage"): 1}], ids=["set", "key"])
@@ -691,6 +696,7 @@ def test_personal_data_where_they_cannot_be_sealed_are_refused(mapper, held):
     with pytest.raises(SerializationError, match="only a mapper seals") as caught:
         mapper.to_sequenced_item(Unannotated(originator_id=uuid4(), originator_version=0, held=held))
     assert "Babbage" not in str(caught.value)
+    assert "a list, a tuple or a dictionary's values" in caught.value.remedy
 
 
 def test_a_transcoder_alone_writes_no_personal_data():

@@ -22,6 +22,14 @@ class Moved:
     pass
 
 
+class Kept:
+    pass
+
+
+class Heir:
+    pass
+
+
 NOT_A_CLASS = 3
 
 
@@ -122,7 +130,7 @@ def test_a_topic_is_not_given_to_a_second_class():
 
     for register in (register_alias, register_topic):
         with pytest.raises(ConfigurationError, match="belongs to"):
-            register("tests:Taken", Renamed)
+            register("tests:Taken", Kept)
     assert resolve_topic("tests:Taken") is Outer
 
 
@@ -138,7 +146,7 @@ def test_a_class_that_its_own_name_does_not_find_any_more_gives_way():
     register_topic("tests:Gone", first)
     register_topic("tests:Gone", second)
     assert resolve_topic("tests:Gone") is second
-    register_topic("tests:Gone", Renamed)
+    register_topic("tests:Gone", Heir)
     with pytest.raises(ConfigurationError, match="belongs to"):
         register_topic("tests:Gone", first)
 

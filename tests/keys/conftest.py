@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 pytest.register_assert_rewrite("eventseal.testing.key_store_contract")
 
 READS = {"active", "get", "changes", "of_scope"}
-WRITES = {"add_active", "replace_active", "set_states", "reserve"}
+WRITES = {"add_active", "replace_active", "replace_all_active", "set_states", "reserve"}
 
 
 class TestedStore(InMemoryKeyStore):
@@ -95,6 +95,9 @@ class TestedStore(InMemoryKeyStore):
 
     def replace_active(self, *args: Any, **options: Any) -> Any:
         return self._through("replace_active", super().replace_active, *args, **options)
+
+    def replace_all_active(self, *args: Any, **options: Any) -> Any:
+        return self._through("replace_all_active", super().replace_all_active, *args, **options)
 
     def set_states(self, *args: Any, **options: Any) -> Any:
         return self._through("set_states", super().set_states, *args, **options)

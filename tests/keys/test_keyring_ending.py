@@ -410,8 +410,9 @@ def test_keys_whose_items_nobody_can_count_are_only_shredded(keyring, store, sea
     store.set_states([seals().sealed(closed)], next_mark=seals().next_mark)
     with pytest.raises(JobError, match=f"purpose {purpose}"):
         keyring.retire([record.key_id])
-    with pytest.raises(ConfigurationError, match=f"purpose {purpose}"):
+    with pytest.raises(ConfigurationError, match=f"purpose {purpose}") as caught:
         keyring.compromise([record.key_id])
+    assert purpose is not KeyPurpose.FIELD or "eventseal shred" in caught.value.remedy
     assert record.key_id in keyring.shred(SCOPE).destroyed
 
 
@@ -704,19 +705,57 @@ def test_one_scopes_trouble_leaves_the_others_to_be_rotated(keyring, store) -> N
     assert outcomes["new"].old is None
 
 
-def test_many_rotations_give_way_to_another_process(keyring, new_keyring, store) -> None:
-    old = sealing_key(keyring, "a").key_id
-    replace_active = store.replace_active
+def overtake(store, work) -> None:
+    """Do *work* between the next look at active keys and their replacement."""
+    replace_all_active = store.replace_all_active
 
     def overtaken(*args, **options):
-        store.replace_active = replace_active
-        new_keyring().rotate("a")
-        return replace_active(*args, **options)
+        store.replace_all_active = replace_all_active
+        work()
+        return replace_all_active(*args, **options)
 
-    store.replace_active = overtaken
-    (outcome,) = keyring.rotate_many(["a"], compromised=True).values()
-    assert store.record(old).state is not KeyState.ACTIVE
-    assert outcome.new.state is KeyState.ACTIVE
+    store.replace_all_active = overtaken
+
+
+def test_many_rotations_give_way_to_another_process(keyring, new_keyring, store) -> None:
+    olds = {scope: sealing_key(keyring, scope).key_id for scope in ("a", "b")}
+    overtake(store, lambda: new_keyring().rotate("a"))
+    outcomes = keyring.rotate_many(["a", "b"])
+    assert {scope: outcome.old for scope, outcome in outcomes.items()} == olds
+    for scope, outcome in outcomes.items():
+        assert sealing_key(keyring, scope).key_id == outcome.new.key_id
+    assert len(store.data_records()) == 4  # what the other process has done is not done again
+
+
+def test_a_leaked_key_is_marked_although_another_process_replaced_it_first(
+    keyring, new_keyring, store
+) -> None:
+    olds = {scope: sealing_key(keyring, scope).key_id for scope in ("a", "b")}
+    overtake(store, lambda: new_keyring().rotate("a"))
+    outcomes = keyring.rotate_many(["a", "b"], compromised=True)
+    assert {scope: outcome.old for scope, outcome in outcomes.items()} == olds
+    assert {store.record(old).state for old in olds.values()} == {KeyState.COMPROMISED}
+    assert {outcome.new.state for outcome in outcomes.values()} == {KeyState.ACTIVE}
+
+
+def test_a_scope_that_is_shredded_meanwhile_leaves_the_others_to_be_rotated(
+    keyring, new_keyring, store
+) -> None:
+    olds = {scope: sealing_key(keyring, scope).key_id for scope in ("a", "b")}
+    overtake(store, lambda: new_keyring().shred("a"))
+    outcomes = keyring.rotate_many(["a", "b"])
+    assert isinstance(outcomes["a"], KeyDestroyedError)
+    assert outcomes["b"].old == olds["b"]
+    assert store.record(olds["b"]).state is KeyState.DEACTIVATED
+
+
+def test_many_scopes_are_rotated_in_one_transaction(keyring, store) -> None:
+    scopes = [f"tenant:{number}" for number in range(50)]
+    keyring.prepare(scopes)
+    store.calls.clear()
+    assert len(keyring.rotate_many(scopes)) == 50
+    assert store.calls.count("replace_all_active") == 1
+    assert "replace_active" not in store.calls
 
 
 def test_many_rotations_do_not_drive_out_what_a_process_holds(new_keyring) -> None:

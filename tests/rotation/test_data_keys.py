@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import text
 
 from eventseal.errors import (
     ConfigurationError,
@@ -14,6 +15,7 @@ from eventseal.errors import (
     KeyDestroyedError,
     KeyNotFoundError,
     KmsUnavailableError,
+    StoreUnavailableError,
 )
 from eventseal.keys import KeyState
 from eventseal.keys.key_ids import new_key_id
@@ -241,3 +243,33 @@ def test_a_branch_key_is_marked_without_items(open_shop, sqlite_url) -> None:
     assert mark_compromised(shop.seal, [branch.key_id]).by_key == {branch.key_id: 1}
     assert state(shop, branch.key_id) is KeyState.COMPROMISED
     assert fence(shop, branch.key_id) is None
+
+
+def test_a_fence_that_somebody_holds_keeps_no_other_leaked_key_from_its_mark(open_shop, postgres_url) -> None:
+    shop = open_shop(postgres_url)
+    olds = {scope: shop.append(2, scope=scope)[0].key_id for scope in ("a", "b", "c")}
+    with shop.seal.datastore.engine.begin() as writer:
+        hold = text("SELECT 1 FROM key_fences WHERE key_id = :k FOR SHARE")
+        writer.execute(hold, {"k": olds["b"]})
+        result = rotate_keys(shop.seal, compromised=True)
+    assert (result.done, result.failed, result.complete) == (3, 1, False)
+    (failure,) = result.failures
+    assert (failure.table, failure.key_id) == ("key_fences", olds["b"])
+    assert f"eventseal rotate --compromised --key {olds['b']}" in failure.remedy
+    assert {state(shop, old) for old in olds.values()} == {KeyState.COMPROMISED}
+    assert [fence(shop, old) == CLOSED for old in olds.values()] == [True, False, True]
+    assert marked_items(shop, olds["c"]) == 2
+    mark_compromised(shop.seal, [olds["b"]])
+    assert fence(shop, olds["b"]) == CLOSED
+
+
+def test_a_named_key_whose_fence_somebody_holds_is_an_error_after_the_others_were_marked(
+    open_shop, postgres_url
+) -> None:
+    shop = open_shop(postgres_url)
+    olds = [shop.append(2, scope=scope)[0].key_id for scope in ("a", "b")]
+    with shop.seal.datastore.engine.begin() as writer:
+        writer.execute(text("SELECT 1 FROM key_fences WHERE key_id = :k FOR SHARE"), {"k": olds[0]})
+        with pytest.raises(StoreUnavailableError, match=str(olds[0])):
+            mark_compromised(shop.seal, olds)
+    assert marked_items(shop, olds[1]) == 2

@@ -210,7 +210,8 @@ def test_a_table_of_theirs_that_nobody_named_stops_the_verbs(library, verb):
     forgotten = "pets_events"
     binary = "BYTEA" if library.on_postgresql else "BLOB"
     library.execute(
-        f"CREATE TABLE {forgotten} (originator_id TEXT, originator_version BIGINT, topic TEXT, state {binary})"
+        f"CREATE TABLE {forgotten} "
+        f"(originator_id TEXT, originator_version BIGINT, topic TEXT, state {binary})"
     )
     with pytest.raises(
         ConfigurationError, match=f"with the columns of the eventsourcing library: {forgotten}"

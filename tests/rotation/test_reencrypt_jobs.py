@@ -20,7 +20,9 @@ from eventseal.configuration import EventSeal
 from eventseal.errors import ConfigurationError, JobError, KmsUnavailableError, MissingTableError
 from eventseal.rotation import list_jobs, passes, pause_job, reencrypt, rotate_keys, verify
 from eventseal.rotation.pacing import Pacer
+from eventseal.rotation.shards import STEP_ASIDE, ShardWorker
 from eventseal.rotation.workers import end_worker, is_dead, new_worker
+from eventseal.storage.other_writers import OtherWriters
 from eventseal.testing import ManualClock
 from eventseal_kms.local import LocalKmsAdapter
 
@@ -311,6 +313,69 @@ def test_a_job_that_is_resumed_at_another_pace_does_not_wait_out_the_old_one(sho
     shop.execute("UPDATE reencryption_jobs SET paced_until = 1e15")
     result = reencrypt(shop.seal, items_per_second=200_000)
     assert (result.complete, result.done) == (True, 50)
+
+
+def test_who_goes_on_with_a_job_keeps_its_pace_unless_he_gives_another(shop, monkeypatch):
+    """Else a second terminal would undo what spares the applications."""
+    filled(shop, streams=2)
+    stop_behind(shop, monkeypatch, 1)
+    for given, kept in ((100_000, 100_000), (None, 100_000), (200_000, 200_000)):
+        with pytest.raises(KmsUnavailableError):
+            reencrypt(shop.seal, items_per_second=given, batch=10)
+        assert [job.items_per_second for job in list_jobs(shop.seal)] == [kept]
+
+
+def test_only_the_newest_finished_jobs_are_kept_with_what_belongs_to_them(shop, monkeypatch):
+    monkeypatch.setattr("eventseal.rotation.jobs.KEPT_JOBS", 2)
+    shop.append(2)
+    settle(shop)
+    made = []
+    for _ in range(4):
+        shop.seal.keyring.rotate()
+        made.append(reencrypt(shop.seal).job_id)
+    assert [job.job_id for job in list_jobs(shop.seal)] == made[1:]
+    for table in ("reencryption_shards", "reencrypted_keys"):
+        assert shop.execute(f"SELECT count(DISTINCT job_id) FROM {table}") == [(3,)]
+    with pytest.raises(JobError, match="there is no job"):
+        reencrypt(shop.seal, resume=made[0])
+
+
+def test_unfinished_jobs_are_never_forgotten(shop, monkeypatch):
+    monkeypatch.setattr("eventseal.rotation.jobs.KEPT_JOBS", 0)
+    filled(shop, streams=2)
+    stop_behind(shop, monkeypatch, 1)
+    with pytest.raises(KmsUnavailableError):
+        reencrypt(shop.seal, batch=10)
+    (unfinished,) = list_jobs(shop.seal)
+    monkeypatch.undo()
+    monkeypatch.setattr("eventseal.rotation.jobs.KEPT_JOBS", 0)
+    assert reencrypt(shop.seal, tables=[ITEMS]).complete
+    assert reencrypt(shop.seal, tables=["snapshots"]).complete
+    kept = [job.job_id for job in list_jobs(shop.seal)]
+    assert kept[0] == unfinished.job_id
+    assert len(kept) == 2
+
+
+# --- beside others who write ---
+
+
+@pytest.mark.parametrize("others_write", [True, False], ids=["while others write", "alone"])
+def test_on_sqlite_a_worker_leaves_the_lock_to_others(open_shop, sqlite_url, kms, monkeypatch, others_write):
+    shop = filled(open_shop(sqlite_url, kms), streams=4)
+    waits = Waits()
+    monkeypatch.setattr(
+        "eventseal.rotation.passes.ShardWorker", functools.partial(ShardWorker, sleep=waits.sleep)
+    )
+    begin = OtherWriters.begin
+
+    def begin_and_write(others):
+        begin(others)
+        shop.append(1)
+
+    if others_write:
+        monkeypatch.setattr(OtherWriters, "begin", begin_and_write)
+    assert reencrypt(shop.seal, batch=20).complete
+    assert waits.slept == pytest.approx(STEP_ASIDE * 4 if others_write else 0.0)
 
 
 # --- several workers ---

@@ -6,6 +6,7 @@ import sys
 from datetime import timedelta
 
 from eventseal.keys import RotationPolicy
+from eventseal.rotation import reencrypt
 from eventseal.rotation.status import status
 
 
@@ -70,3 +71,25 @@ def test_a_retire_is_worth_running_an_interval_after_the_key_was_deactivated(sho
     (step,) = found.next_steps
     assert step.command == "eventseal retire"
     assert step.after == found.closed[0].since + timedelta(seconds=60)
+
+
+def test_of_more_keys_than_are_listed_it_says_that_there_are_more(shop, monkeypatch):
+    monkeypatch.setattr(sys.modules[status.__module__], "MOST_CLOSED_KEYS", 2)
+    for scope in ("tenant:a", "tenant:b"):
+        shop.seal.keyring.rotate(scope)
+        shop.seal.keyring.rotate(scope)
+    assert read(shop).next_steps[-1].reason == "2 keys seal no more, and nothing needs them"
+    shop.seal.keyring.rotate("tenant:a")
+    assert read(shop).next_steps[-1].reason == "2 or more keys seal no more, and nothing needs them"
+
+
+def test_a_last_look_of_a_job_is_worth_running_when_all_have_noticed_the_new_keys(shop):
+    shop.append(3)
+    shop.seal.keyring.rotate()
+    settles = reencrypt(shop.seal).settles_at
+    step = read(shop).next_steps[0]
+    assert step.command.startswith("eventseal reencrypt --resume ")
+    assert step.after == settles
+    assert step.reason.startswith("a re-encryption has moved all 3 items")
+    shop.execute("UPDATE key_changes SET refresh_interval = 0")
+    assert read(shop).next_steps[0].after is None

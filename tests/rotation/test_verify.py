@@ -196,6 +196,42 @@ def test_items_in_plain_are_counted_apart(shop):
     assert result.by_table[ITEMS]["plain"] == 4
 
 
+def test_what_was_shredded_is_counted_apart_and_fails_nothing(shop):
+    kept = shop.append(2)
+    shop.append(3, scope="subject:1")
+    shop.seal.keyring.shred("subject:1")
+    result = verify(shop.again().seal)
+    assert (result.done, result.failed, result.failures) == (2, 0, ())
+    assert result.by_table[ITEMS] == {
+        "done": 2,
+        "failed": 0,
+        "plain": 0,
+        "foreign": 0,
+        "erased": 3,
+        "left": 0,
+    }
+    assert result.by_key == {kept[0].key_id: 2}
+
+
+def test_a_header_that_names_a_shredded_key_beside_another_key_id_is_no_erasure(shop):
+    kept = shop.append(1)[0]
+    gone = shop.append(1, scope="subject:1")[0]
+    shop.seal.keyring.shred("subject:1")
+    shop.edit(kept, data=kept.data[:3] + gone.key_id.bytes + kept.data[19:])
+    result = verify(shop.seal)
+    assert (result.by_table[ITEMS]["erased"], result.failed) == (1, 1)
+    assert result.failures[0].key_id == kept.key_id
+
+
+def test_a_tombstone_that_was_forged_erases_nothing(shop):
+    item = shop.append(1)[0]
+    shop.execute("UPDATE encryption_keys SET state = 'destroyed', destroyed_by = 'shredded'")
+    result = verify(shop.again().seal)
+    assert result.by_table[ITEMS]["erased"] == 0
+    assert "KeyDestroyedError" not in errors_of(result)
+    assert item.key_id in {failure.key_id for failure in result.failures}
+
+
 @pytest.mark.parametrize(
     ("outage", "error"),
     [(FakeKms.fail_always, KmsUnavailableError), (FakeKms.deny, KmsForbiddenError)],

@@ -14,7 +14,7 @@ from tests.fixtures.commit_proxy import commit_proxy
 
 from eventseal.errors import SequencedItemConflictError, StoreUnavailableError
 from eventseal.items.item import SequencedItem
-from eventseal.keys.records import ChangeMark
+from eventseal.keys.records import ChangeMark, Replacement
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.storage import (
     IntegerSequencedItemRecord,
@@ -271,7 +271,17 @@ class TestOnPostgreSQL:
         proxy.lose_answer()
         (closed,) = key_store.set_states([moved(stored_new, KeyState.DEACTIVATED)], next_mark=next_mark)
         assert (closed.state, closed.row_version) == (KeyState.DEACTIVATED, 2)
+        olds = key_store.add_active([make_record("shop", "b"), make_record("shop", "c")])
+        replacements = [
+            Replacement(old, moved(old, KeyState.DEACTIVATED), make_record("shop", old.scope))
+            for old in olds.values()
+        ]
+        proxy.lose_answer()
+        holders = key_store.replace_all_active(replacements, next_mark=next_mark)
+        assert {scope: record.key_id for scope, record in holders.items()} == {
+            each.old.scope: each.new.key_id for each in replacements
+        }
         changes = key_store.changes("shop", 0, [])
         assert changes is not None
-        assert changes.mark.counter == 2
-        assert proxy.lost == 4
+        assert changes.mark.counter == 3
+        assert proxy.lost == 5

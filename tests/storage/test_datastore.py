@@ -39,6 +39,7 @@ PASSWORD = "correct-horse-battery"
 BESIDE_ITEMS = {
     "key_fences",
     "compromised_marks",
+    "marked_envelopes",
     "reencrypted_keys",
     "reencryption_failures",
     "reencryption_jobs",

@@ -11,6 +11,7 @@ from sqlalchemy.exc import OperationalError
 
 from eventseal.errors import StoreUnavailableError
 from eventseal.storage import transactions
+from eventseal.storage.faults import store_error
 from eventseal.storage.transactions import ATTEMPTS, holds_sqlite_lock, read, write
 
 if TYPE_CHECKING:
@@ -110,3 +111,28 @@ def test_a_commit_that_failed_leaves_no_lock_with_the_connection(sqlite_url, ope
     with pytest.raises(StoreUnavailableError, match="full"):
         write(broken.engine, work, doing="trying", wait=wait)
     write(other.engine, work, doing="trying")
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "remedy"),
+    [
+        (sqlite3.SQLITE_FULL, "database or disk is full", "Make room"),
+        (sqlite3.SQLITE_IOERR | 19 << 8, "disk I/O error", "full, or failing"),  # no room for the -shm file
+    ],
+    ids=["full", "no shared memory"],
+)
+def test_of_a_full_disk_the_remedy_says_so(code, said, remedy) -> None:
+    error = sqlite3.OperationalError(said)
+    error.sqlite_errorcode = code
+    found = store_error(OperationalError("INSERT", None, error), "appending")
+    assert isinstance(found, StoreUnavailableError)
+    assert remedy in found.remedy
+
+
+def test_of_a_servers_full_disk_the_remedy_says_so() -> None:
+    class DiskFullError(Exception):
+        sqlstate = "53100"
+
+    found = store_error(OperationalError("INSERT", None, DiskFullError("no room")), "appending")
+    assert isinstance(found, StoreUnavailableError)
+    assert "Make room" in found.remedy

@@ -29,7 +29,7 @@ Examples:
   eventseal init --kms-key local://dev.key --store-url sqlite:///shop.sqlite
   eventseal init --kms-key aws-kms://arn:aws:kms:eu-west-1:111122223333:key/... \\
       --store-url postgresql://shop@db/shop --application shop --yes
-
+  eventseal init --ledger /var/lib/shop/erasures.jsonl --scope-digest
   eventseal init --dry-run --json
 """
 
@@ -59,6 +59,16 @@ def init(
         list[str] | None,
         typer.Option(metavar="NAME", help="A table of the eventsourcing library; several times."),
     ] = None,
+    ledger: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACE", help="The erasure ledger: a file, or the URL of a database of its own."
+        ),
+    ] = None,
+    scope_digest: Annotated[
+        bool,
+        typer.Option("--scope-digest", help="Keep digests of scopes, which are personal; for good."),
+    ] = False,
     config: Config = None,
     as_json: Json = False,
     yes: Yes = False,
@@ -79,6 +89,8 @@ def init(
         "application": application,
         "tables": table,
         "eventsourcing_tables": eventsourcing_table,
+        "ledger": ledger,
+        "scope_digest": scope_digest,
     }
     settings = {name: value for name, value in given.items() if value}
     steps = initialise(options.config, dry_run=options.dry_run, **_asked(settings, options))

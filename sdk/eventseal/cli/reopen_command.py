@@ -38,7 +38,11 @@ def reopen(
         raise ConfigurationError("reopen has nothing to show before it is done: it destroys nothing")
     with options.open_seal() as seal:
         refuse_unknown_scopes(
-            seal.datastore, seal.settings.application, [scope], stored_as=seal.keyring.scope_named
+            seal.datastore,
+            seal.settings.application,
+            [scope],
+            stored_as=seal.keyring.scope_named,
+            guess=False,
         )
         result = reopen_scope(seal, scope)
 

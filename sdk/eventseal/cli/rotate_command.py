@@ -21,6 +21,7 @@ from eventseal.rotation import mark_compromised, rotate_keys
 from eventseal.rotation import retire as retire_keys
 from eventseal.rotation.key_totals import active_data_keys, settled_at
 from eventseal.rotation.nearest import known_keys, refuse_unknown_scopes
+from eventseal.rotation.sealed_store import refuse_unregistered_tables
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
@@ -135,6 +136,8 @@ class _Run:
         if self._options.dry_run:
             self._tell_what_would_be_done(reencrypt=reencrypt)
             return
+        if reencrypt:
+            refuse_unregistered_tables(self._seal)  # before anything is rotated, not after it
         if retire:
             many = self._count_scopes()
             what = "old keys" if self._keys is None else "keys"
@@ -151,7 +154,7 @@ class _Run:
 
     def _rotate(self) -> Collection[UUID] | None:
         """Give the keys that were replaced; ``None``: more than can be named."""
-        self.remedy = "Scopes that were rotated stay so. Run it again for the others."
+        self.remedy = "Scopes that were rotated stay so. Run again, it rotates all of them, these once more."
         with shown_progress("rotate", "scopes") as progress:
             if self._keys is not None:
                 result = mark_compromised(self._seal, self._keys, progress=progress)

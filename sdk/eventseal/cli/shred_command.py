@@ -104,7 +104,11 @@ def _refuse(seal: EventSeal, scope: str, receipt: Path | None, *, even_applicati
         if seal.ledger is None:
             raise ConfigurationError("there is no receipt without a ledger, and none is configured")
     refuse_unknown_scopes(
-        seal.datastore, seal.settings.application, [scope], stored_as=seal.keyring.scope_named
+        seal.datastore,
+        seal.settings.application,
+        [scope],
+        stored_as=seal.keyring.scope_named,
+        guess=False,
     )
 
 

@@ -53,7 +53,7 @@ def verify(
     It changes nothing, except with --after-restore: that compares the key tables
     with the erasure ledger, shows what a restore has undone, asks, and shreds it
     again. Every data key is checked too, whether items name it or
-    not. Items in plain are counted apart. The exit code is 1 if anything does not
+    not. Items in plain, and erased ones, are counted apart. The exit code is 1 if anything does not
     open; an outage of the KMS or the database is 3, and says nothing about items.
     """
     options = Options.of(context, config=config, as_json=as_json, yes=yes, dry_run=dry_run)
@@ -90,4 +90,8 @@ def _print(result: JobResult) -> None:
     print_columns(heading, rows, numbers=frozenset(heading[1:]))
     print_failures(result.failures)
     keys = f"under {len(result.by_key):,} keys"
-    typer.echo(f"{result.done:,} items opened {keys} in {result.seconds:.1f} s, {result.failed:,} failed")
+    erased = sum(counts["erased"] for counts in result.by_table.values())
+    beside = f"{erased:,} were erased, " if erased else ""
+    typer.echo(
+        f"{result.done:,} items opened {keys} in {result.seconds:.1f} s, {beside}{result.failed:,} failed"
+    )

@@ -13,7 +13,7 @@ from eventseal.configuration.assembly import EventSeal, configured_keks
 from eventseal.configuration.ledgers import configured_ledger
 from eventseal.configuration.stores import Stores
 from eventseal.erasure import adopt
-from eventseal.errors import ConfigurationError, KmsForbiddenError, MissingTableError
+from eventseal.errors import ConfigurationError, KeyDestroyedError, KmsForbiddenError, MissingTableError
 from eventseal.keys.key_ids import new_key_id
 from eventseal.keys.records import DEFAULT_SCOPE, STORE_SCOPE
 from eventseal.keys.states import KeyPurpose
@@ -181,12 +181,16 @@ class InitSteps:
 
     def _make_keys(self, adapters: list[KmsAdapter], *, has_store_key: bool) -> InitStep:
         there = {"store key": has_store_key, "first data key": self._has_key(DEFAULT_SCOPE, KeyPurpose.DATA)}
+        closed = ""
         if not self._dry_run:
             # Also if both are there: that the KMS unwraps them is what no question for permissions shows.
             with EventSeal(self._settings, kms=adapters) as seal:
-                seal.keyring.prepare([DEFAULT_SCOPE])
+                try:
+                    seal.keyring.prepare([DEFAULT_SCOPE])
+                except KeyDestroyedError:  # by somebody who meant it: whatever else is missing is made
+                    closed = f", whose scope {DEFAULT_SCOPE} was shredded and is closed"
         missing = [name for name, is_there in there.items() if not is_there]
-        detail = f"{' and '.join(missing or there)} of application {self._settings.application}"
+        detail = f"{' and '.join(missing or there)} of application {self._settings.application}{closed}"
         return InitStep(name="keys", changed=bool(missing), detail=detail)
 
     def _make_ledger(self, ledger: Ledger, adapters: list[KmsAdapter]) -> InitStep:

@@ -36,7 +36,7 @@ def initialise(path: str | Path | None = None, *, dry_run: bool = False, **optio
     Args:
         path: The settings file; ``None``: ``EVENTSEAL_CONFIG``, else ``eventseal.toml``.
         dry_run: Only tell what would be made.
-        options: Settings by name: texts, or lists of texts.
+        options: Settings by name: texts, whole numbers, yes or no, or lists of texts.
 
     Returns:
         The steps, in order.

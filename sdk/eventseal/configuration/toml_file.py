@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from eventseal.errors import ConfigurationError
 
@@ -12,19 +12,21 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+Value: TypeAlias = "str | int | bool | Sequence[str]"
+
 _HEADING = """\
 # Settings of EventSeal. EVENTSEAL_* variables win over this file; it may hold passwords, so it is for
 # its owner alone.
 """
 
 
-def write_settings_file(path: Path, values: Mapping[str, str | Sequence[str]]) -> None:
+def write_settings_file(path: Path, values: Mapping[str, Value]) -> None:
     """
     Write a new settings file, mode 0600.
 
     Args:
         path: Must not exist; its folder must.
-        values: Texts and lists of texts by name, in the order in which they are written.
+        values: As of :func:`as_toml`, in the order in which they are written.
 
     Raises:
         ConfigurationError: The path is taken, or cannot be written.
@@ -40,17 +42,19 @@ def write_settings_file(path: Path, values: Mapping[str, str | Sequence[str]]) -
         file.write(as_toml(values))
 
 
-def as_toml(values: Mapping[str, str | Sequence[str]]) -> str:
+def as_toml(values: Mapping[str, Value]) -> str:
     """
     Give the text of a settings file.
 
     Args:
-        values: Texts and lists of texts by name.
+        values: Texts, whole numbers, yes or no, and lists of texts, by name.
     """
     return _HEADING + "".join([f"{name} = {_as_toml(value)}\n" for name, value in values.items()])
 
 
-def _as_toml(value: str | Sequence[str]) -> str:
+def _as_toml(value: Value) -> str:
+    if isinstance(value, int):
+        return json.dumps(value)  # also true and false
     if isinstance(value, str):
         # JSON's strings are TOML's, but for DEL.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

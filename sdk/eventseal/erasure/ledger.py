@@ -144,6 +144,7 @@ class Ledger:
         keys: Mapping[UUID, KeyPurpose] | None = None,
         details: Mapping[str, Any] | None = None,
         closes: Collection[int] = (),
+        judge: Callable[[LedgerEntry], object] | None = None,
     ) -> LedgerEntry:
         """
         Add an entry, durably: when this returns, it is there.
@@ -155,6 +156,7 @@ class Ledger:
             keys: The keys of which it tells, with their purposes.
             details: What else there is to say, as JSON has it.
             closes: The numbers of the intents that are done by it.
+            judge: Called with the last entry, while nobody adds another; if it raises, nothing is added.
 
         Raises:
             ConfigurationError: There is no ledger.
@@ -166,6 +168,8 @@ class Ledger:
 
         def make(line: bytes | None) -> bytes:
             last = self._checked_last(known, line, application)
+            if judge is not None:
+                judge(last)
             number = last.number + 1
             still_open = [intent for intent in last.open_intents if intent not in closes]
             entry = LedgerEntry(

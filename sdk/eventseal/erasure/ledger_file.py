@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import stat
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ _PATIENCE = 10.0
 """Seconds to wait for another process that is writing."""
 
 _PAUSE = 0.01
+_CORRECT_PATH = "Correct the path of the ledger; its folder must be there."
 _READ_ONLY = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _AWAY = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENOLCK})
 
@@ -149,11 +151,12 @@ class LedgerFile:
     def _reading(self) -> Iterator[int | None]:
         with self._translated("reading"):
             try:
-                descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+                descriptor = self._opened(os.O_RDONLY)
             except FileNotFoundError:
                 yield None
                 return
             try:
+                self._refuse_other_than_file(descriptor)
                 yield descriptor
             finally:
                 os.close(descriptor)
@@ -162,15 +165,29 @@ class LedgerFile:
     def _locked(self, *, create: bool) -> Iterator[int]:
         deadline = time.monotonic() + _PATIENCE
         while True:
-            flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
-            descriptor = os.open(self.path, flags, 0o600)
+            descriptor = self._opened(os.O_RDWR | (os.O_CREAT if create else 0))
             try:
+                self._refuse_other_than_file(descriptor)
                 self._lock(descriptor, deadline)
                 if self._is_still(descriptor):
                     yield descriptor
                     return
             finally:
                 os.close(descriptor)  # with the lock
+
+    def _opened(self, flags: int) -> int:
+        # Without O_NONBLOCK a pipe would be waited for until somebody opens its other end.
+        return os.open(self.path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+
+    def _refuse_other_than_file(self, descriptor: int) -> None:
+        """Refuse what keeps nothing: a device, a pipe."""
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(mode):
+            raise ConfigurationError(
+                f"{self.name} is no regular file: what is written there is not kept", remedy=_CORRECT_PATH
+            )
 
     def _lock(self, descriptor: int, deadline: float) -> None:
         while True:
@@ -204,10 +221,10 @@ class LedgerFile:
             if error.errno in _AWAY:
                 raise StoreUnavailableError(said) from error
             if error.errno in {errno.ENOENT, errno.EISDIR, errno.ENOTDIR}:
-                raise ConfigurationError(
-                    said, remedy="Correct the path of the ledger; its folder must be there."
-                ) from error
-            raise StoreError(said) from error
+                raise ConfigurationError(said, remedy=_CORRECT_PATH) from error
+            raise StoreError(
+                said, remedy="Look at the path of the ledger, and at the operating system's log."
+            ) from error
 
 
 def _end_of_lines(descriptor: int) -> int:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC
 from html import escape
 from typing import TYPE_CHECKING, Any
+
+from eventseal.keys.states import KeyPurpose
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,17 +99,21 @@ class Receipt:
 
     def to_html(self) -> str:
         """Give it as a page that needs nothing else, for people."""
+        before = len(self.keys) - self.destroyed
         facts = [
             ("Application", self.application),
             ("Erased", self.scope),
-            ("Begun", self.intended_at.isoformat(sep=" ", timespec="seconds")),
-            ("Done", self.done_at.isoformat(sep=" ", timespec="seconds")),
-            ("Keys destroyed in this run", str(self.destroyed)),
-            ("Ledger", f"{self.ledger}, key {self.ledger_id}"),
+            ("Begun", _moment(self.intended_at)),
+            ("Done", _moment(self.done_at)),
+            (
+                "Keys that this run has destroyed",
+                f"{self.destroyed} of {len(self.keys)}{_BEFORE if before else ''}",
+            ),
+            ("Recorded in", f"{self.ledger}, key {self.ledger_id}"),
             ("Entry of the intent", f"{self.intent_entry}, MAC {self.intent_mac}"),
             ("Entry of its end", f"{self.done_entry}, MAC {self.done_mac}"),
         ]
-        keys = [(str(key_id), purpose) for key_id, purpose in self.keys.items()]
+        keys = [(str(key_id), _SEALED.get(purpose, purpose)) for key_id, purpose in self.keys.items()]
         items = [(table, f"{count:,}") for table, count in self.items.items()]
         return _PAGE.format(
             scope=escape(self.scope),
@@ -114,6 +121,14 @@ class Receipt:
             keys=_rows(keys),
             items=_rows(items) or "<tr><td>No item was stored under these keys by itself.</td></tr>",
         )
+
+
+_BEFORE = "; the others were destroyed before, or were never made and only keep new ones from being made"
+_SEALED: dict[str, str] = {
+    KeyPurpose.DATA: "data: of whole items",
+    KeyPurpose.FIELD: "field: of single fields inside of items",
+    KeyPurpose.INDEX: "index: of search values",
+}
 
 
 _PAGE = """<!doctype html>
@@ -130,8 +145,9 @@ td {{ border-top: 1px solid #ccc; padding: .3rem .6rem .3rem 0; overflow-wrap: a
 <body>
 <h1>Receipt of an erasure</h1>
 <p>The keys below were destroyed. What was encrypted under them cannot be read any more, in any copy of the
-event store. This receipt holds none of it. Backups may hold copies of the keys until they expire; the ledger
-lists the keys, so that they are destroyed again when a backup is restored.</p>
+event store. This receipt holds none of it. Backups from before may hold copies of the keys until they expire
+or are made useless; the ledger lists the keys, so that they are destroyed again when a backup is restored.
+What the application has copied elsewhere in plain is not covered.</p>
 <table>
 {facts}
 </table>
@@ -143,9 +159,15 @@ lists the keys, so that they are destroyed again when a backup is restored.</p>
 <table>
 {items}
 </table>
+<p>Fields inside of other items that were sealed under these keys are unreadable as well. They are not
+counted: the items around them stay.</p>
 </body>
 </html>
 """
+
+
+def _moment(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _rows(rows: list[tuple[str, str]]) -> str:

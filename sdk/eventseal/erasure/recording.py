@@ -45,7 +45,10 @@ class Recording:
 
     def intend(self, rows: Sequence[KeyRecord]) -> None:
         """
-        Note durably which keys are meant, unless that is noted.
+        Note durably which keys are meant.
+
+        Each time that the rows were read: an intent of this erasure may be done with by now, since another
+        erasure of the scope was, and the scope may have been reopened behind it.
 
         Args:
             rows: Every key that the scope ever had.
@@ -55,10 +58,8 @@ class Recording:
         """
         if not self._intents:
             prepare_ledger(self._store, self._ledger)
-        named = {key_id for intent in self._intents for key_id in intent.keys}
-        if not named or any(record.key_id not in named for record in rows):
-            entry = self._ledger.append(self._store, INTENT, scope=self._scope, keys=_purposes(rows))
-            self._intents.append(entry)
+        entry = self._ledger.append(self._store, INTENT, scope=self._scope, keys=_purposes(rows))
+        self._intents.append(entry)
 
     def finish(
         self, rows: Iterable[KeyRecord], *, destroyed: int, by_table: Mapping[str, Mapping[str, int]]
@@ -75,7 +76,8 @@ class Recording:
             EventSealError: It cannot be noted; run the shred again.
         """
         keys = _purposes(rows)
-        open_intents = self._ledger.open_intents(self._store)
+        last = self._intents[-1].number  # what was meant later is not what this has destroyed
+        open_intents = [entry for entry in self._ledger.open_intents(self._store) if entry.number <= last]
         done = self._ledger.append(
             self._store,
             DONE,

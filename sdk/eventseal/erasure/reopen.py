@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from eventseal.erasure.fences import batches
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from eventseal.erasure.ledger import Ledger
+    from eventseal.erasure.ledger_entries import LedgerEntry
     from eventseal.keys import KeyRecord
     from eventseal.rotation.sealed_store import SealedStore
 
@@ -48,17 +50,14 @@ def reopen(store: SealedStore, scope: str, *, ledger: Ledger | None = None) -> J
     started = time.monotonic()
     scope = store.keyring.scope_named(scope)
     ledger = ledger or own_ledger(store)
-    told = False
 
     def first(shredded: Sequence[KeyRecord]) -> None:
-        nonlocal told
         for key_ids in batches(shredded):
             closing = close_and_count(store.datastore.engine, (), key_ids, even_if_needed=True)
             for error in closing.held.values():
                 raise error
-        if ledger is not None and not told:
+        if ledger is not None:  # again if the rows had to be read again: it may have been shredded since
             _tell(store, scope, ledger, shredded)
-            told = True
 
     freed = store.keyring.reopen(scope, first=first)
     return JobResult(
@@ -71,11 +70,28 @@ def reopen(store: SealedStore, scope: str, *, ledger: Ledger | None = None) -> J
     )
 
 
+class _IntentTold(Exception):  # noqa: N818 - says that somebody was quicker, and is caught where it is met
+    """An intent was told since the open ones were looked at."""
+
+
 def _tell(store: SealedStore, scope: str, ledger: Ledger, shredded: Sequence[KeyRecord]) -> None:
-    if any(entry.scope == scope for entry in ledger.open_intents(store)):
-        raise JobError(
-            f"a shred of scope {scope!r} was begun and is not done; it stays closed",
-            remedy=f"Finish it first: eventseal shred {scope}",
-        )
     keys = {record.key_id: record.purpose for record in shredded}
-    ledger.append(store, REOPEN, scope=scope, keys=keys)
+    while True:
+        begun = ledger.open_intents(store)
+        if any(entry.scope == scope for entry in begun):
+            raise JobError(
+                f"a shred of scope {scope!r} was begun and is not done; it stays closed",
+                remedy=f"Finish it first: eventseal shred {scope}",
+            )
+        judge = partial(_refuse_others, {entry.number for entry in begun})
+        try:
+            ledger.append(store, REOPEN, scope=scope, keys=keys, judge=judge)
+        except _IntentTold:
+            continue
+        return
+
+
+def _refuse_others(begun: set[int], last: LedgerEntry) -> None:
+    """Refuse intents that were not open when they were looked at: one may be of this very scope."""
+    if not begun.issuperset(last.open_intents):
+        raise _IntentTold

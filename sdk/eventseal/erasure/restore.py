@@ -16,6 +16,7 @@ from eventseal.errors import ConfigurationError, EventSealError, IntegrityError,
 from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult
 from eventseal.rotation.sealed_store import refuse_unregistered_tables, registered_tables
+from eventseal.storage.physical_deletion import overwrite_deleted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -105,7 +106,8 @@ def after_restore(
     Returns:
         ``done`` counts keys that were destroyed again, or whose tombstones were put back; ``by_table`` the
         items under them. ``failed`` counts scopes that could not be dealt with, live keys of closed scopes
-        that the ledger does not know, and scopes shredded without its knowledge.
+        that the ledger does not know, and scopes shredded without its knowledge. ``leftover`` says what was
+        in the way of overwriting the bytes of the wrappings.
 
     Raises:
         ConfigurationError: There is no ledger, or a table that looks sealed is not registered.
@@ -142,6 +144,7 @@ def after_restore(
     for scope in sorted(undone):
         work.take(undone[scope])
     work.complain_of_unrecorded()
+    leftover = "" if dry_run else overwrite_deleted(store.datastore.key_engine)
     return RestoreResult(
         verb="verify",
         complete=not work.failed,
@@ -151,6 +154,7 @@ def after_restore(
         seconds=time.monotonic() - started,
         by_table={table: dict(counts) for table, counts in work.by_table.items()},
         failures=tuple(work.failures),
+        leftover=leftover,
         entries=reading.entries,
         scopes=tuple(work.scopes),
     )

@@ -94,7 +94,8 @@ def survey(
         The event classes and dataclasses that are defined there, and the dataclasses that these hold.
 
     Raises:
-        ConfigurationError: There is no such class, or an annotation contradicts itself.
+        ConfigurationError: There is no such class, a module raises something, or an annotation contradicts
+            itself.
         ImportError: There is no such module.
     """
     known = PERSONAL_WORDS | {word.lower() for word in words}
@@ -111,7 +112,7 @@ def survey(
 
 def _classes(name: str) -> Iterator[type[Any]]:
     module_name, _, qualified = name.partition(":")
-    module = import_module(module_name)
+    module = _imported(module_name)
     if qualified:
         found: Any = module
         for part in qualified.split("."):
@@ -123,7 +124,19 @@ def _classes(name: str) -> Iterator[type[Any]]:
     yield from _defined_in(module)
     for inner in pkgutil.walk_packages(getattr(module, "__path__", ()), f"{module_name}."):
         if not inner.name.endswith(".__main__"):
-            yield from _defined_in(import_module(inner.name))
+            yield from _defined_in(_imported(inner.name))
+
+
+def _imported(name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except ImportError:
+        raise
+    except Exception as error:  # whatever the module's own code raises
+        raise ConfigurationError(
+            f"module {name!r} cannot be imported: {type(error).__name__}: {error}",
+            remedy=f"Give its dotted name, and see that `python -c 'import {name}'` runs here.",
+        ) from error
 
 
 def _defined_in(holder: ModuleType | type[Any]) -> Iterator[type[Any]]:

@@ -14,7 +14,7 @@ from eventseal.items.masks import Masked
 from eventseal.items.objects import attributes_of
 from eventseal.items.personal import Choice, Elements, Positions, Sealed, Values, chosen, fits, plan_of
 from eventseal.items.pointers import joined
-from eventseal.items.subjects import Enclosing, find_subject, subject_scope
+from eventseal.items.subjects import NAME_SUBJECT, Enclosing, find_subject, subject_scope
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -202,7 +202,7 @@ class FieldWriter:
             if value is None:
                 return None  # nobody's, and nothing
             is_none = "is None" if subject is not None else "is not there"
-            raise _refused(f"has no subject: {data.subject!r} {is_none}", where)
+            raise _refused(f"has no subject: {data.subject!r} {is_none}", where, NAME_SUBJECT)
         try:
             scope = subject_scope(subject.value)
             if data.masks(value):
@@ -226,11 +226,13 @@ def _is_erased(value: Any) -> bool:
 
 def _misfit(value: object, where: _Where) -> Refused:
     return _refused(
-        f"is a {type(value).__name__}, which its annotation, with personal data inside, does not allow", where
+        f"is a {type(value).__name__}, which its annotation, with personal data inside, does not allow",
+        where,
+        "Give it a value of the type that the annotation says, or correct the annotation.",
     )
 
 
-def _refused(reason: str, where: _Where) -> Refused:
-    refused = Refused(reason)
+def _refused(reason: str, where: _Where, remedy: str) -> Refused:
+    refused = Refused(reason, remedy=remedy)
     refused.path.append(where.shown)
     return refused

@@ -214,7 +214,10 @@ def _written(write: Callable[[], T], root: str) -> T:
     # Raised here: a cause would hold the frames that hold the plaintext.
     path = root + "".join(reversed(refused.path))
     raise SerializationError(
-        f"{path} {refused.reason}", path=path, holds_personal_data=isinstance(refused, HoldsPersonalData)
+        f"{path} {refused.reason}",
+        remedy=refused.remedy,
+        path=path,
+        holds_personal_data=isinstance(refused, HoldsPersonalData),
     )
 
 

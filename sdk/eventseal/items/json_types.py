@@ -18,11 +18,13 @@ class Refused(Exception):  # noqa: N818 - never leaves the package: it collects 
 
     Args:
         reason: Why, without the value: continues a sentence that begins with the path.
+        remedy: What to do, if it is not an encoding that is missing.
     """
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, remedy: str | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.remedy = remedy
         self.path: list[str] = []
 
 

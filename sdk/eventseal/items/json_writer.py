@@ -222,7 +222,11 @@ def _write_placeholder(value: Placeholder) -> str:
 
 
 def _refuse_personal(value: object) -> NoReturn:
-    raise HoldsPersonalData(f"is a {type(value).__qualname__}, whose personal data only a mapper seals")
+    raise HoldsPersonalData(
+        f"is a {type(value).__qualname__}, whose personal data only a mapper seals",
+        remedy="Keep it where a mapper finds it: in an attribute, a list, a tuple or a dictionary's values, "
+        "not in a set, a dictionary's keys or an encoding of your own.",
+    )
 
 
 def _topic(kind: type[Any]) -> str:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SUBJECT_KIND = "subject"
+NAME_SUBJECT = (
+    "Give the attribute that PersonalData(subject=...) names the id of whose data it is: a string, an "
+    "integer or a UUID."
+)
 
 
 class Enclosing(NamedTuple):
@@ -68,12 +72,13 @@ def subject_scope(value: object) -> str:
         kind = type(value)
         raise Refused(
             f"is of a subject that is a {kind.__module__}.{kind.__qualname__}, "
-            "neither a string nor an integer nor a UUID"
+            "neither a string nor an integer nor a UUID",
+            remedy=NAME_SUBJECT,
         )
     if not text:
-        raise Refused("is of a subject that is empty")
+        raise Refused("is of a subject that is empty", remedy=NAME_SUBJECT)
     try:
         return checked_scope(f"{SUBJECT_KIND}:{text}")
     except ConfigurationError as exc:
         reason = str(exc)
-    raise Refused(f"is of a subject that cannot be one: {reason}")
+    raise Refused(f"is of a subject that cannot be one: {reason}", remedy=NAME_SUBJECT)

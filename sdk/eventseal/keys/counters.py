@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from uuid import UUID
 
-    from eventseal.keys.records import ChangeMark, Changes, KekUse, KeyRecord, NextMark
+    from eventseal.keys.records import ChangeMark, Changes, KekUse, KeyRecord, NextMark, Replacement
     from eventseal.keys.states import KeyPurpose
     from eventseal.keys.store import KeyStore
     from eventseal.kms.adapter import WrappedKey
@@ -98,6 +98,13 @@ class CountedStore:
         """Close a scope's active key and make another."""
         self._counters.count_store_query()
         return self._store.replace_active(old, closed, new, next_mark=next_mark, wait=wait)
+
+    def replace_all_active(
+        self, replacements: Sequence[Replacement], *, next_mark: NextMark
+    ) -> dict[str, KeyRecord]:
+        """Close the active keys of scopes and make others."""
+        self._counters.count_store_query()
+        return self._store.replace_all_active(replacements, next_mark=next_mark)
 
     def of_scope(self, application: str, scope: str) -> list[KeyRecord]:
         """Give every key and tombstone of a scope."""

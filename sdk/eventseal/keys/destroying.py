@@ -40,6 +40,12 @@ if TYPE_CHECKING:
     from eventseal.keys.store_key import StoreKey
 
 
+_NEVER_COMPROMISED = {
+    KeyPurpose.FIELD: "What it has sealed is nested inside of items and cannot be sealed again: whoever has "
+    "the key and a copy of the items reads it. Only `eventseal shred` of its scope takes that away.",
+}
+
+
 class ShreddedScope(NamedTuple):
     """
     A scope that is closed.
@@ -93,7 +99,8 @@ class Destroyer:
                 raise destroyed(record)
             if record.purpose not in RETIRED_PURPOSES:
                 raise ConfigurationError(
-                    f"key {record.key_id} is of purpose {record.purpose} and cannot be marked compromised"
+                    f"key {record.key_id} is of purpose {record.purpose} and cannot be marked compromised",
+                    remedy=_NEVER_COMPROMISED.get(record.purpose),
                 )
         return rows
 

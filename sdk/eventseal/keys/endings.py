@@ -56,6 +56,10 @@ def end_of_scope(
     """
     Say how the keys of a scope end.
 
+    A shred moves tombstones, too, that stay as they are: whoever has read the scope before it, to reopen it
+    or to shred it as well, has to read it again, and tells the ledger again. Else the ledger could have the
+    scope as open although this has closed it, or the other way round.
+
     Args:
         application: Whose keys.
         scope: The one that is shredded.
@@ -80,7 +84,7 @@ def end_of_scope(
             slot = scope if record is holder else None
             if record.state.opens:
                 keys.append((record, ended(record, "shredded", active_scope=slot)))
-            elif takes_slot and slot != record.active_scope:
+            elif erased is None or (takes_slot and slot != record.active_scope):
                 keys.append((record, moved(record, active_scope=slot)))
         tombstones += [replace(record, active_scope=scope if record is holder else None) for record in lost]
     return Moves(keys, tombstones)

@@ -8,10 +8,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from eventseal.errors import KeyDestroyedError, KeyNotFoundError, StoreError
+from eventseal.errors import KeyDestroyedError, StoreError
 from eventseal.keys.branch_wrapping import branch_uri, named_branch
 from eventseal.keys.forks import renew_in_children
-from eventseal.keys.records import Changes, KekUse
+from eventseal.keys.records import Changes, KekUse, Replacement
 from eventseal.keys.states import SUBJECT_PURPOSES, KeyPurpose, KeyState
 from eventseal.keys.store import HARD_LIMIT
 
@@ -98,14 +98,27 @@ class InMemoryKeyStore:
         wait: bool = True,  # noqa: ARG002 (the lock is never held long)
     ) -> KeyRecord:
         """Close a scope's active key and make another, unless somebody was first; give the holder."""
+        replacement = Replacement(old, closed, new)
+        return replacement.holder(self.replace_all_active([replacement], next_mark=next_mark))
+
+    def replace_all_active(
+        self, replacements: Sequence[Replacement], *, next_mark: NextMark
+    ) -> dict[str, KeyRecord]:
+        """Close the active keys of scopes and make others, all or none; give the holders."""
         with self._lock:
-            if not self._follows(closed) or self._slots.get(_slot(old)) != old.key_id:
-                return self._holder(old)
-            self._refuse_taken(new)
-            self._hold_branches(new.wrappings)
-            self._move(closed, next_mark(self._marks[old.application]))
-            self._insert(new)
-            return self._records[new.key_id]
+            if replacements and all(
+                self._follows(each.closed) and self._slots.get(_slot(each.old)) == each.old.key_id
+                for each in replacements
+            ):
+                for each in replacements:
+                    self._refuse_taken(each.new)
+                    self._hold_branches(each.new.wrappings)
+                mark = next_mark(self._marks[replacements[0].old.application])
+                for each in replacements:
+                    self._move(each.closed, mark)
+                    self._insert(each.new)
+            held = {each.old.scope: self._slots.get(_slot(each.old)) for each in replacements}
+            return {scope: self._records[key_id] for scope, key_id in held.items() if key_id is not None}
 
     def set_states(
         self,
@@ -344,14 +357,6 @@ class InMemoryKeyStore:
         self._records[record.key_id] = moved
         self._changed[record.key_id] = mark.counter
         self._marks[record.application] = mark
-
-    def _holder(self, old: KeyRecord) -> KeyRecord:
-        holder = self._slots.get(_slot(old))
-        if holder is None:
-            raise KeyNotFoundError(
-                f"scope {old.scope!r} lost its active key {old.key_id} and has no other", key_id=old.key_id
-            )
-        return self._records[holder]
 
 
 def _timed(record: KeyRecord, now: datetime) -> KeyRecord:

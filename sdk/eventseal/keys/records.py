@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 from uuid import UUID  # noqa: TC003 - the fields of a NamedTuple
 
-from eventseal.errors import ConfigurationError
+from eventseal.errors import ConfigurationError, KeyNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     from eventseal.keys.states import KeyPurpose, KeyState
@@ -22,6 +22,35 @@ DIGEST_STORE_SCOPE = "store:digest"
 """The scope of the store key, in the slot of ``store``, where the application's scopes are digests."""
 MAX_SCOPE_BYTES = 200
 MAX_APPLICATION_BYTES = 200
+
+
+class Replacement(NamedTuple):
+    """
+    An active key that is to give its scope's slot to another.
+
+    Attributes:
+        old: The active record as it was read; ``row_version`` and the slot must still be its own.
+        closed: The same key with its new state, version and seal.
+        new: The new active record, of the same scope and purpose.
+    """
+
+    old: KeyRecord
+    closed: KeyRecord
+    new: KeyRecord
+
+    def holder(self, holders: Mapping[str, KeyRecord]) -> KeyRecord:
+        """
+        Give the record that holds the slot now, from those of all scopes.
+
+        Raises:
+            KeyNotFoundError: There is none.
+        """
+        if self.old.scope not in holders:
+            raise KeyNotFoundError(
+                f"scope {self.old.scope!r} lost its active key {self.old.key_id} and has no other",
+                key_id=self.old.key_id,
+            )
+        return holders[self.old.scope]
 
 
 class Revocation(NamedTuple):

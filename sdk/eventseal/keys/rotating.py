@@ -15,11 +15,12 @@ from eventseal.errors import (
 from eventseal.keys.making import new_keys
 from eventseal.keys.marks import Marks
 from eventseal.keys.opening import ATTEMPTS
+from eventseal.keys.records import Replacement
 from eventseal.keys.rows import why_not_sealing
 from eventseal.keys.states import KeyState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping
     from uuid import UUID
 
     from eventseal.keys.destroying import Destroyer
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from eventseal.keys.records import KeyRecord
     from eventseal.keys.refreshing import Refresher
     from eventseal.keys.resources import Resources
+    from eventseal.keys.seals import Seals
     from eventseal.keys.store_key import StoreKey
 
 
@@ -146,23 +148,15 @@ class Rotator:
             KmsError: The KMS refused or failed; none of the scopes was rotated.
             StoreError: The key store refused or failed; those before stay rotated.
         """
-        state = KeyState.COMPROMISED if compromised else KeyState.DEACTIVATED
         outcomes: dict[str, Rotated | EventSealError] = {}
         self._store_key.made_seals()
-        self._refresher.confirm_for_sealing()
-        since = self._memory.moment()
-        rows = self._resources.store.active(self._resources.application, scopes, purpose=self._purpose)
-        fit = {scope: old for scope, old in rows.items() if self._is_fit(old, scope, since)}
-        made = new_keys(self._resources, self._store_key.made_seals(), dict.fromkeys(fit, 0)) if fit else {}
-        for scope, (key, new) in made.items():
-            key.close()  # who seals for the scope loads it: this process may rotate more than it can hold
-            old = fit[scope]
-            try:
-                replaced = self._replaced(old, state, new, since=since, wait=True)
-            except (KeyNotFoundError, _BranchEndedError):
-                continue
-            if replaced.won:
-                outcomes[scope] = Rotated(old.key_id, replaced.record)
+        for _ in range(ATTEMPTS):
+            self._refresher.confirm_for_sealing()
+            since = self._memory.moment()
+            fit = self._fit([scope for scope in scopes if scope not in outcomes], since)
+            if not fit:
+                break
+            outcomes |= self._rotated_together(fit, compromised=compromised, since=since)
         for scope in scopes:
             if scope not in outcomes:
                 outcomes[scope] = self._rotated_alone(scope, compromised=compromised, make=make)
@@ -204,7 +198,7 @@ class Rotator:
     ) -> Replaced:
         """Store a new key in the place of *old*."""
         seals = self._store_key.made_seals()
-        closed = seals.sealed(replace(old, state=state, active_scope=None, row_version=old.row_version + 1))
+        closed = _closed(old, state, seals)
         marks = Marks(self._memory, seals, [(old, closed)], since)
         try:
             kept = self._resources.store.replace_active(old, closed, new, next_mark=marks, wait=wait)
@@ -217,14 +211,56 @@ class Rotator:
         self._memory.moved(closed, counter=marks.written)
         return Replaced(kept, won=True)
 
+    def _fit(self, scopes: Collection[str], since: Moment) -> dict[str, KeyRecord]:
+        """Read active keys whose rows are in order; what is wrong with others shows when they are alone."""
+        if not scopes:
+            return {}
+        rows = self._resources.store.active(self._resources.application, scopes, purpose=self._purpose)
+        return {scope: old for scope, old in rows.items() if self._is_fit(old, scope, since)}
+
     def _is_fit(self, old: KeyRecord, scope: str, since: Moment) -> bool:
-        """Whether the row is in order; what is wrong with another one shows when it is rotated alone."""
-        application, seals = self._resources.application, self._store_key.made_seals()
-        refusal = why_not_sealing(old, scope, application=application, seals=seals, purpose=self._purpose)
         try:
-            return refusal is None and self._memory.admit(old, since=since)
+            return self._refusal(old, scope) is None and self._memory.admit(old, since=since)
         except IntegrityError:
             return False
+
+    def _rotated_together(
+        self, fit: Mapping[str, KeyRecord], *, compromised: bool, since: Moment
+    ) -> dict[str, Rotated]:
+        """
+        Replace the keys of scopes in one transaction; give those that are not to be read again.
+
+        Args:
+            fit: The active rows, checked.
+            compromised: Whether the old keys' items must be encrypted again.
+            since: The moment before they were read.
+        """
+        state = KeyState.COMPROMISED if compromised else KeyState.DEACTIVATED
+        seals = self._store_key.made_seals()
+        made = new_keys(self._resources, seals, dict.fromkeys(fit, 0))
+        for key, _ in made.values():
+            key.close()  # who seals for the scope loads it: this process may rotate more than it can hold
+        replacements = [
+            Replacement(old, _closed(old, state, seals), made[scope][1]) for scope, old in fit.items()
+        ]
+        marks = Marks(self._memory, seals, [(old, closed) for old, closed, _ in replacements], since)
+        try:
+            holders = self._resources.store.replace_all_active(replacements, next_mark=marks)
+        except KeyDestroyedError:
+            self._refresher.refresh()  # learns of the branch's new key
+            return {}
+        rotated: dict[str, Rotated] = {}
+        for old, closed, new in replacements:
+            self._memory.unseat(old.scope, self._purpose)
+            holder = holders.get(old.scope, old)
+            if holder.key_id == new.key_id:
+                self._memory.moved(closed, counter=marks.written)
+            elif holder.key_id == old.key_id or self._refusal(holder, old.scope) is not None:
+                continue
+            elif compromised:  # another process was first, and may have deactivated it only
+                self._mark_compromised(old.key_id)
+            rotated[old.scope] = Rotated(old.key_id, holder)
+        return rotated
 
     def _rotated_alone(
         self, scope: str, *, compromised: bool, make: Callable[[str], object]
@@ -242,10 +278,13 @@ class Rotator:
         return record
 
     def _check(self, record: KeyRecord, scope: str) -> None:
-        application, seals = self._resources.application, self._store_key.made_seals()
-        refusal = why_not_sealing(record, scope, application=application, seals=seals, purpose=self._purpose)
+        refusal = self._refusal(record, scope)
         if refusal is not None:
             raise refusal
+
+    def _refusal(self, record: KeyRecord, scope: str) -> EventSealError | None:
+        application, seals = self._resources.application, self._store_key.made_seals()
+        return why_not_sealing(record, scope, application=application, seals=seals, purpose=self._purpose)
 
     def _mark_compromised(self, key_id: UUID) -> None:
         """Move a key, which another process has deactivated meanwhile, on to where it was meant to go."""
@@ -253,3 +292,8 @@ class Rotator:
             self._destroyer.mark_compromised([key_id])
         except (KeyDestroyedError, KeyNotFoundError):
             return  # it opens nothing any more: there is nothing left to be encrypted again
+
+
+def _closed(old: KeyRecord, state: KeyState, seals: Seals) -> KeyRecord:
+    """Make the record of a key that gave its slot up."""
+    return seals.sealed(replace(old, state=state, active_scope=None, row_version=old.row_version + 1))

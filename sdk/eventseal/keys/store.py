@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from eventseal.keys.records import ChangeMark, Changes, KekUse, KeyRecord, NextMark
+    from eventseal.keys.records import ChangeMark, Changes, KekUse, KeyRecord, NextMark, Replacement
     from eventseal.keys.states import KeyState
     from eventseal.kms.adapter import WrappedKey
 
@@ -81,6 +81,25 @@ class KeyStore(Protocol):
 
         Raises:
             KeyNotFoundError: *old* moved on and no record holds the slot.
+            KeyDestroyedError: A wrapping is under a branch key that was destroyed meanwhile.
+        """
+        ...
+
+    def replace_all_active(
+        self, replacements: Sequence[Replacement], *, next_mark: NextMark
+    ) -> dict[str, KeyRecord]:
+        """
+        Close the active keys of scopes and make others, all or none, in one transaction.
+
+        Args:
+            replacements: All of one application and purpose, each of another scope.
+            next_mark: Gives the mark to store, from the locked current one.
+
+        Returns:
+            By scope the record that holds the slot now: every new one as stored, or, if one of the old ones
+            had moved on, what held the slots before. A scope whose slot is free is left out.
+
+        Raises:
             KeyDestroyedError: A wrapping is under a branch key that was destroyed meanwhile.
         """
         ...

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from eventseal.keys.branch_wrapping import branch_uri
-from eventseal.keys.states import KeyState
+from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.rotation.jobs import MIGRATE, verb_of
 from eventseal.rotation.standing import Advice, JobStanding, Status
-from eventseal.storage.jobs import FINISHED, RUNNING
+from eventseal.storage.jobs import FINISHED, RUNNING, SETTLING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -69,6 +70,12 @@ def unfinished_job(standing: JobStanding, now: datetime) -> Advice | None:
         return None
     verb = verb_of(job.options)
     what = "migration" if verb == MIGRATE else "re-encryption"
+    if job.state == SETTLING:
+        return Advice(
+            command=f"eventseal {verb} --resume {job.job_id}",
+            reason=f"a {what} has moved all {standing.done:,} items, and is to look once more when "
+            "every process has noticed the new keys",
+        )
     return Advice(
         command=f"eventseal {verb} --resume {job.job_id}",
         reason=f"a {what} did not end: {standing.done:,} of {job.total:,} items were moved, it is "
@@ -80,7 +87,8 @@ def _jobs(status: Status) -> Iterator[Advice]:
     for standing in status.jobs:
         step = unfinished_job(standing, status.now)
         if step is not None:
-            yield step
+            settles = _noticed_at(status) if standing.job.state == SETTLING else status.now
+            yield step if settles <= status.now else replace(step, after=settles)
 
 
 def _compromised(status: Status) -> Iterator[Advice]:
@@ -129,7 +137,7 @@ def _retire(status: Status) -> Iterator[Advice]:
         worth = retire_is_worth_running(status)
         yield Advice(
             command="eventseal retire",
-            reason=f"{len(settled or empty):,} keys seal no more, and nothing needs them",
+            reason=f"{len(settled or empty):,}{_or_more(status)} keys seal no more, and nothing needs them",
             after=None if settled else worth,
         )
 
@@ -154,6 +162,22 @@ def _needed_by_nothing(status: Status) -> list[ClosedKey]:
         for key in status.closed
         if not status.items_by_key.get(key.key_id) and branch_uri(key.key_id) not in wrapping
     ]
+
+
+def _or_more(status: Status) -> str:
+    """Say so where there are more keys that seal no more than were looked at."""
+    listed = KeyPurpose.DATA, KeyPurpose.BRANCH
+    there = sum(
+        total.keys
+        for total in status.keys
+        if total.purpose in listed and total.state in (KeyState.DEACTIVATED, KeyState.COMPROMISED)
+    )
+    return " or more" if there > len(status.closed) else ""
+
+
+def _noticed_at(status: Status) -> datetime:
+    """When the last process has noticed the last replacement of a key, as far as those were looked at."""
+    return max([_settled_at(status, key) for key in status.closed], default=status.now)
 
 
 def _settled_at(status: Status, key: ClosedKey) -> datetime:

@@ -26,7 +26,8 @@ from eventseal.storage import job_counts, jobs
 from eventseal.storage.fences import open_fences
 from eventseal.storage.item_swaps import KEY_ID_IN_HEADER, Selection, place_from_json, place_to_json
 from eventseal.storage.key_store import SQLAlchemyKeyStore
-from eventseal.storage.marks import Replaced, add_replaced, load_marks
+from eventseal.storage.marked_envelopes import forget_replaced
+from eventseal.storage.marks import Replaced, add_replaced, load_marks, were_there
 from eventseal.storage.swap_guards import share_fences, share_live_keys
 from eventseal.storage.swapping import item_swaps
 from eventseal.storage.transactions import read, write
@@ -188,16 +189,14 @@ class TableMover:
 
     def _below_marks(self, batch: Batch) -> list[int]:
         """Keep what was there when its key was marked; the rest is reported, and stays as it is."""
-        kept: list[int] = []
-        for number, written in enumerate(batch.page.written):
+        look = partial(were_there, table=self._table.table, marks=self._marks, page=batch.page)
+        there = read(self._engine, look, doing="reading the marks of compromised keys")
+        for number in sorted(set(range(len(batch.page))).difference(there)):
             key_id = batch.page.key_id(number)
-            mark = None if key_id is None else self._marks.get(key_id)
-            if mark is None or mark.covers(written):
-                kept.append(number)
-            else:
+            if key_id is not None:
                 batch.counts["suspected"] += 1
-                self._fail(batch, batch.page, number, _suspected(mark.key_id), stuck=True)
-        return kept
+                self._fail(batch, batch.page, number, _suspected(key_id), stuck=True)
+        return there
 
     def _sort(
         self, page: Page, outcomes: Sequence[Outcome], batch: Batch, *, fitting: frozenset[UUID]
@@ -272,6 +271,7 @@ class TableMover:
             }
             if shard.phase == COMPROMISED_PHASE:
                 add_replaced(connection, self._replaced(swapped))
+                forget_replaced(connection, self._table.table, swapped)
             counted = _counted(behind, batch, len(numbers))
             job_counts.add_key_counts(connection, shard, moved)
             listed = shard.counts.get("listed", 0)

@@ -73,13 +73,13 @@ def close_and_count(
             result.needed.update(needed.items)
             pending = [key_id for key_id in pending if key_id not in needed.items]
         except StoreUnavailableError as error:
-            if not _is_lock_timeout(error):
+            if not is_lock_timeout(error):
                 raise
             if len(pending) > 1:  # find out whose fence it is
                 for key_id in pending:
                     _merge(result, close_and_count(engine, tables, [key_id], even_if_needed=even_if_needed))
             else:
-                result.held[pending[0]] = _held(pending[0], error)
+                result.held[pending[0]] = held_fence(pending[0], error)
             return result
         else:
             result.closed.update({key_id: items.get(key_id, Counter()) for key_id in pending})
@@ -108,12 +108,14 @@ def _doing(key_ids: Sequence[UUID]) -> str:
     return f"closing the fence of key {key_ids[0]}" + (f" and {len(key_ids) - 1} more" * (len(key_ids) > 1))
 
 
-def _is_lock_timeout(error: StoreUnavailableError) -> bool:
+def is_lock_timeout(error: StoreUnavailableError) -> bool:
+    """Whether somebody held a fence for too long."""
     cause = error.__cause__
     return isinstance(cause, DBAPIError) and sqlstate(cause) == _LOCK_NOT_AVAILABLE
 
 
-def _held(key_id: UUID, error: StoreUnavailableError) -> StoreUnavailableError:
+def held_fence(key_id: UUID, error: StoreUnavailableError) -> StoreUnavailableError:
+    """Say whose fence somebody held for too long."""
     held = StoreUnavailableError(
         f"a transaction that wrote under key {key_id} is still open after {PATIENCE} s",
         remedy="Run it again when the transaction has ended; pg_stat_activity shows the ones that stay open.",

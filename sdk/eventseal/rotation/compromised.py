@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from eventseal.errors import IntegrityError
+from eventseal.errors import IntegrityError, StoreUnavailableError
+from eventseal.rotation.closing import held_fence, is_lock_timeout
 from eventseal.rotation.sealed_store import registered_tables
 from eventseal.storage.fences import close_fences
-from eventseal.storage.marks import count_below, count_replaced, load_marks, record_mark
+from eventseal.storage.key_counts import count_under
+from eventseal.storage.key_rows import chunks
+from eventseal.storage.marks import count_below, load_marks
+from eventseal.storage.marks import record_marks as mark_table
 from eventseal.storage.transactions import read, write
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from uuid import UUID
 
     from sqlalchemy.engine import Connection
 
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.marks import Mark
     from eventseal.storage.registry import SealedTable
+
+_BATCH_SIZE = 100
+_BATCH_ITEMS = 50_000
 
 
 class Miscount(NamedTuple):
@@ -55,13 +62,26 @@ def record_marks(store: SealedStore, key_ids: Collection[UUID]) -> None:
 
     Raises:
         ConfigurationError: A registered table is not there, or no table is.
-        StoreUnavailableError: A transaction that writes under a key goes on for more than 2 seconds.
+        StoreUnavailableError: A transaction that writes under a key goes on for more than 2 seconds; the
+            others are marked.
         StoreError: The database refused or failed.
     """
-    tables = registered_tables(store.datastore, store.cipher.application)
-    for key_id in sorted(key_ids):
-        mark = partial(_mark, key_id=key_id, tables=tables)
-        write(store.datastore.engine, mark, doing=f"marking what is under the compromised key {key_id}")
+    for error in record_free_marks(store, key_ids).values():
+        raise error
+
+
+def record_free_marks(store: SealedStore, key_ids: Collection[UUID]) -> dict[UUID, StoreUnavailableError]:
+    """
+    Do what :func:`record_marks` does, but go on where somebody holds the fence of a key.
+
+    Returns:
+        The keys that were not marked, with the error.
+
+    Raises:
+        ConfigurationError: As there.
+        StoreError: As there.
+    """
+    return _mark_free(store, key_ids, registered_tables(store.datastore, store.cipher.application))
 
 
 def record_missing_marks(
@@ -73,12 +93,14 @@ def record_missing_marks(
     Raises:
         StoreError: As :func:`record_marks` does.
     """
-    marks = {table.table: _marks_of(store, table.table) for table in tables}
-    for key_id in sorted(key_ids):
-        missing = [table for table in tables if key_id not in marks[table.table]]
-        if missing:
-            mark = partial(_mark, key_id=key_id, tables=missing)
-            write(store.datastore.engine, mark, doing=f"marking what is under the compromised key {key_id}")
+    for table in tables:
+        marks = read(
+            store.datastore.engine,
+            partial(load_marks, table=table.table),
+            doing="reading the marks of compromised keys",
+        )
+        for error in _mark_free(store, set(key_ids) - marks.keys(), [table]).values():
+            raise error
 
 
 def miscounts(store: SealedStore, tables: Sequence[SealedTable]) -> list[Miscount]:
@@ -92,34 +114,71 @@ def miscounts(store: SealedStore, tables: Sequence[SealedTable]) -> list[Miscoun
     Raises:
         StoreError: The database refused or failed.
     """
-
-    def compare(connection: Connection, table: SealedTable) -> list[Miscount]:
-        replaced = count_replaced(connection, table.table)
-        found: list[Miscount] = []
-        for key_id, mark in sorted(load_marks(connection, table.table).items()):
-            expected = mark.items - (replaced.get(key_id, 0) - mark.replaced_before)
-            there = count_below(connection, table, mark)
-            if there != expected:
-                found.append(Miscount(table.table, key_id, expected, there))
-        return found
-
     engine = store.datastore.engine
     return [
-        miscount
+        Miscount(table.table, key_id, counts.expected, counts.found)
         for table in tables
-        for miscount in read(engine, partial(compare, table=table), doing=f"counting {table.table}")
+        for key_id, counts in sorted(
+            read(engine, partial(count_below, table=table), doing=f"counting {table.table}").items()
+        )
+        if counts.expected != counts.found
     ]
 
 
-def _marks_of(store: SealedStore, table: str) -> dict[UUID, Mark]:
-    return read(
-        store.datastore.engine,
-        partial(load_marks, table=table),
-        doing="reading the marks of compromised keys",
-    )
+def _mark_free(
+    store: SealedStore, key_ids: Collection[UUID], tables: Sequence[SealedTable]
+) -> dict[UUID, StoreUnavailableError]:
+    held: dict[UUID, StoreUnavailableError] = {}
+    for some in _batches(store, sorted(key_ids), tables):
+        if not _is_marked(store, some, tables, held):
+            for key_id in some:  # find out whose fence it is
+                _is_marked(store, [key_id], tables, held)
+    return held
 
 
-def _mark(connection: Connection, key_id: UUID, tables: Sequence[SealedTable]) -> None:
-    close_fences(connection, [key_id])
-    for table in tables:
-        record_mark(connection, table, key_id)
+def _batches(
+    store: SealedStore, key_ids: Sequence[UUID], tables: Sequence[SealedTable]
+) -> Iterator[list[UUID]]:
+    """Cut keys into batches that are marked in a moment: on SQLite nobody else writes meanwhile."""
+    for chunk in chunks(key_ids):
+        count = partial(count_under, tables=tables, key_ids=chunk)
+        counts = read(store.datastore.engine, count, doing="counting the items of keys")
+        batch: list[UUID] = []
+        items = 0
+        for key_id in chunk:
+            its_items = counts.get(key_id, Counter()).total()
+            if batch and (len(batch) == _BATCH_SIZE or items + its_items > _BATCH_ITEMS):
+                yield batch
+                batch, items = [], 0
+            batch.append(key_id)
+            items += its_items
+        yield batch
+
+
+def _is_marked(
+    store: SealedStore,
+    key_ids: Sequence[UUID],
+    tables: Sequence[SealedTable],
+    held: dict[UUID, StoreUnavailableError],
+) -> bool:
+    """Mark keys in one transaction; note a single one whose fence somebody holds."""
+    others = f" and {len(key_ids) - 1} more" * (len(key_ids) > 1)
+
+    def mark(connection: Connection) -> None:
+        close_fences(connection, key_ids)
+        for table in tables:
+            mark_table(connection, table, key_ids)
+
+    try:
+        write(
+            store.datastore.engine,
+            mark,
+            doing=f"marking what is under the compromised key {key_ids[0]}{others}",
+        )
+    except StoreUnavailableError as error:
+        if not is_lock_timeout(error):
+            raise
+        if len(key_ids) == 1:
+            held[key_ids[0]] = held_fence(key_ids[0], error)
+        return False
+    return True

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from eventseal.errors import ConfigurationError, EventSealError, KeyDestroyedError
 from eventseal.keys.states import KeyPurpose, KeyState
-from eventseal.rotation.compromised import record_marks
+from eventseal.rotation.compromised import record_free_marks
 from eventseal.rotation.key_totals import active_data_keys
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult
 from eventseal.storage.key_store import SQLAlchemyKeyStore
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
     from uuid import UUID
 
+    from eventseal.errors import StoreUnavailableError
     from eventseal.keys.rotating import Rotated
     from eventseal.rotation.sealed_store import SealedStore
 
-KEY_TABLE = "encryption_keys"
+KEY_TABLE, FENCE_TABLE = "encryption_keys", "key_fences"
 
 _PAGE_SIZE = 1000
 _BATCH_SIZE = 100
@@ -46,8 +47,9 @@ def rotate_keys(
         progress: Called after each batch with what was done so far.
 
     Returns:
-        ``done`` counts the scopes that have a new key, ``failed`` those whose row is not in order. ``by_key``
-        names the keys that were replaced.
+        ``done`` counts the scopes that have a new key, ``failed`` those whose row is not in order, and leaked
+        keys that are to be marked once more: a transaction that writes under one went on for more than 2
+        seconds. ``by_key`` names the keys that were replaced.
 
     Raises:
         ConfigurationError: No key of a named scope was ever made; nothing was done.
@@ -96,15 +98,18 @@ def mark_compromised(
         KeyNotFoundError: There is no such key; nothing was done.
         KmsError: The KMS refused or failed.
         StoreError: The database refused or failed, or a transaction that writes under a key goes on for more
-            than 2 seconds; run it again.
+            than 2 seconds: the other keys are marked, run it again for this one.
     """
     run = _Run(store, compromised=True, progress=progress)
     records = store.keyring.compromise(list(dict.fromkeys(keys)))
     run.expect(len(records))
+    held: dict[UUID, StoreUnavailableError] = {}
     for start in range(0, len(records), _BATCH_SIZE):
         some = records[start : start + _BATCH_SIZE]
-        run.mark([record.key_id for record in some if record.purpose is KeyPurpose.DATA])
+        held |= record_free_marks(store, [each.key_id for each in some if each.purpose is KeyPurpose.DATA])
         run.count([record.key_id for record in some], done=len(some))
+    for error in held.values():
+        raise error
     return run.result(complete=True)
 
 
@@ -143,9 +148,10 @@ class _Run:
             self.count(replaced, done=len(rotated))
 
     def mark(self, key_ids: Collection[UUID]) -> None:
-        """Record what is under compromised keys."""
-        if key_ids:
-            record_marks(self._store, key_ids)
+        """Record what is under compromised keys; a fence that somebody holds keeps no other key from it."""
+        for key_id, error in record_free_marks(self._store, key_ids).items():
+            error.remedy = f"{error.remedy} The command: eventseal rotate --compromised --key {key_id}"
+            self._fail(error, FENCE_TABLE)
 
     def count(self, key_ids: Collection[UUID], *, done: int) -> None:
         """Count keys, and scopes or keys, that are done with."""
@@ -169,11 +175,11 @@ class _Run:
             failures=tuple(self._failures),
         )
 
-    def _fail(self, error: EventSealError) -> None:
+    def _fail(self, error: EventSealError, table: str = KEY_TABLE) -> None:
         self._failed += 1
         if len(self._failures) < MAX_FAILURES:
             key_id = getattr(error, "key_id", None)
-            self._failures.append(Failure.of_key(KEY_TABLE, key_id, error))
+            self._failures.append(Failure.of_key(table, key_id, error))
 
 
 def _active_keys(store: SealedStore) -> int:

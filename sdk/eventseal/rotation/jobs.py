@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 REENCRYPT, MIGRATE = "reencrypt", "migrate"
 
+KEPT_JOBS = 10
+"""Finished jobs of an application that are kept; each may have a row for every key and range."""
+
 
 def verb_of(options: Mapping[str, Any]) -> str:
     """Name the verb that a job with these options is of."""
@@ -91,9 +94,7 @@ def resumed_job(
             )
         if job.state == FINISHED:
             return job
-        return _running(
-            connection, job, job.items_per_second if items_per_second is None else items_per_second
-        )
+        return _running(connection, job, items_per_second)
 
     return write(store.datastore.engine, resume, doing=f"resuming job {job_id}")
 
@@ -108,10 +109,12 @@ def begun_job(
     """
     Go on with the unfinished job that was begun with the same arguments, or begin one.
 
+    Where one is begun, the oldest of those that are finished are forgotten.
+
     Args:
         store: What the job works on.
         options: ``keys``, ``tables`` and ``heads``, and for a migration ``verb`` and what else it needs.
-        items_per_second: From now on.
+        items_per_second: From now on; ``None``: as before, or as fast as it can where it is begun.
         total: Items that are to be moved.
 
     Raises:
@@ -129,6 +132,7 @@ def begun_job(
                 jobs.finish_job(connection, job.job_id)  # all was moved: what there is now is another job's
             elif job.state != FINISHED and same:
                 return _running(connection, job, items_per_second)
+        jobs.drop_finished_jobs(connection, store.cipher.application, but=KEPT_JOBS)
         values = {
             "job_id": new_id,
             "application": store.cipher.application,
@@ -162,6 +166,10 @@ def _covers_the_same(options: Mapping[str, Any], others: Mapping[str, Any]) -> b
 
 
 def _running(connection: Connection, job: Job, items_per_second: float | None) -> Job:
+    if items_per_second is None:
+        items_per_second = (
+            job.items_per_second
+        )  # who joins unasked must not undo what spares the applications
     changed: dict[str, Any] = {"state": RUNNING, "items_per_second": items_per_second}
     if items_per_second != job.items_per_second:
         changed["paced_until"] = None  # time that was taken at another pace

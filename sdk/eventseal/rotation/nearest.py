@@ -11,6 +11,7 @@ from sqlalchemy import select
 
 from eventseal.errors import ConfigurationError
 from eventseal.keys.scope_digests import is_digest
+from eventseal.keys.states import SUBJECT_PURPOSES
 from eventseal.storage.key_rows import chunks
 from eventseal.storage.key_tables import encryption_keys
 from eventseal.storage.transactions import read
@@ -33,6 +34,7 @@ def refuse_unknown_scopes(
     scopes: Collection[str],
     *,
     stored_as: Callable[[str], str] = str,
+    guess: bool = True,
 ) -> None:
     """
     Refuse a scope that never had a key.
@@ -42,6 +44,8 @@ def refuse_unknown_scopes(
         application: Whose.
         scopes: As somebody typed them.
         stored_as: Gives a scope as the key tables have it.
+        guess: Whether the remedy names the nearest scope that is known; not where it would be taken for
+            somebody who is to be erased.
 
     Raises:
         ConfigurationError: One is unknown; the remedy names the nearest that is known, except of digests.
@@ -52,9 +56,17 @@ def refuse_unknown_scopes(
         look = partial(_neighbours, application=application, scope=stored)
         known = read(datastore.key_engine, look, doing="looking for scopes")
         if stored not in known:
+            message = f"application {application} has no key of scope {scope!r}"
+            if not guess:
+                raise ConfigurationError(
+                    message,
+                    remedy="Check how it is spelled, letter for letter: the next one is somebody else. "
+                    "`eventseal keys` lists the scopes that have keys. A subject without keys has nothing "
+                    "sealed under one.",
+                )
             # The digest next to one is anybody's, and one that nobody can tell from the one that is meant.
             readable = [] if is_digest(stored) else [other for other in known if not is_digest(other)]
-            raise _unknown(f"application {application} has no key of scope {scope!r}", scope, readable)
+            raise _unknown(message, scope, readable)
 
 
 def known_keys(datastore: SQLAlchemyDatastore, application: str, typed: Sequence[str]) -> list[UUID]:
@@ -98,7 +110,8 @@ def _key_id(text: str) -> UUID | None:
 
 
 def _neighbours(connection: Connection, *, application: str, scope: str) -> list[str]:
-    ours = select(_COLUMNS.scope).where(_COLUMNS.application == application).distinct()
+    of_items = _COLUMNS.purpose.in_(SUBJECT_PURPOSES)  # and not those of branches and of the store key
+    ours = select(_COLUMNS.scope).where(_COLUMNS.application == application, of_items).distinct()
     behind = ours.where(_COLUMNS.scope >= scope).order_by(_COLUMNS.scope)
     before = ours.where(_COLUMNS.scope < scope).order_by(_COLUMNS.scope.desc())
     return [

@@ -57,7 +57,8 @@ def reencrypt(
             in the cipher's suite, or not in its compression (what is not compressed stays so).
         tables: Only these, by name; ``None``: all that are registered.
         batch: Items in a transaction at most, from 1 to 100,000.
-        items_per_second: Over all workers; ``None``: as fast as they can.
+        items_per_second: Over all workers; ``None``: as fast as they can, or, where an unfinished job is gone
+            on with, as before.
         shards: Workers to give the *executor*.
         executor: Runs the workers; ``None``: one in this thread.
         open_store: Opens the store in a worker; must be importable there. Other processes need it.

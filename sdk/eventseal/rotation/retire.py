@@ -22,8 +22,9 @@ from eventseal.rotation.sealed_store import (
 )
 from eventseal.storage.key_counts import count_under
 from eventseal.storage.key_store import SQLAlchemyKeyStore
+from eventseal.storage.marks import drop_marks
 from eventseal.storage.physical_deletion import overwrite_deleted
-from eventseal.storage.transactions import read
+from eventseal.storage.transactions import read, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -213,7 +214,11 @@ class _Retirement:
         return self._each_if_not_all(key_ids, lambda some: self._store.keyring.retire(some, dry_run=True))
 
     def _destroy(self, key_ids: Sequence[UUID]) -> None:
-        self._count_done(self._each_if_not_all(key_ids, self._store.keyring.retire))
+        destroyed = self._each_if_not_all(key_ids, self._store.keyring.retire)
+        if destroyed:
+            forget = partial(drop_marks, key_ids=destroyed)
+            write(self._store.datastore.engine, forget, doing="forgetting the marks of destroyed keys")
+        self._count_done(destroyed)
 
     def _each_if_not_all(
         self, key_ids: Sequence[UUID], work: Callable[[Sequence[UUID]], object]

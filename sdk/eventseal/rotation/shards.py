@@ -14,6 +14,7 @@ from eventseal.rotation.movers import table_movers
 from eventseal.rotation.pacing import Pacer
 from eventseal.rotation.workers import end_worker, is_dead, new_worker
 from eventseal.storage import jobs
+from eventseal.storage.other_writers import OtherWriters
 from eventseal.storage.transactions import read, write
 
 if TYPE_CHECKING:
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
 
 LEASE = timedelta(seconds=10)
 """How long a worker whose process cannot be looked at may be silent before others take its range."""
+STEP_ASIDE = 0.25
+"""
+Seconds for which a worker leaves SQLite's one write lock to others between two batches, while they write.
+
+An append that meets the lock waits for milliseconds; so long a pause keeps those under one in a hundred,
+however fast they come.
+"""
 
 
 class _Stopped(Exception):  # noqa: N818 - no error: the job was paused, or the run is to end
@@ -69,6 +77,8 @@ class ShardWorker:
         self._run = run
         self._on_batch = on_batch
         self._pacer = Pacer(self._engine, job, sleep=sleep, now=now)
+        self._others = OtherWriters(self._engine)
+        self._sleep = sleep
         self._new_mover = table_movers(store, job)
         self._movers: dict[str, TableMover] = {}
         self._worker = new_worker()
@@ -86,6 +96,7 @@ class ShardWorker:
                 self._work()
         finally:
             end_worker(self._worker)
+            self._others.close()
             with suppress(StoreError):  # others see that this worker has ended
                 release = partial(jobs.release_shards, worker=self._worker)
                 write(self._engine, release, doing="giving up a range of a job")
@@ -106,9 +117,14 @@ class ShardWorker:
         """Move a range's items, batch by batch, to its end."""
         mover = self._mover(shard.table_name)
         limit = self._pacer.most(mover.most_rows(self._batch))
+        others_write = False
         while page := mover.page(shard, limit, self._check_running):
             self._pacer.wait(len(page), self._show_life)
+            if others_write or self._others.wrote():
+                self._sleep(STEP_ASIDE)
+                others_write = self._others.wrote()
             shard = mover.move(shard, page, self._worker)
+            self._others.begin()
             if self._on_batch is not None:
                 self._on_batch()
         end = partial(jobs.advance_shard, shard=shard, worker=self._worker, done=True)

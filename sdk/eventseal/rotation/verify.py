@@ -37,8 +37,11 @@ if TYPE_CHECKING:
     from eventseal.storage.registry import SealedTable
 
 KEY_TABLE = "encryption_keys"
-OUTCOMES = ("done", "failed", "plain", "foreign", "left")
-"""What ``by_table`` counts: opened, not opened, in plain, another application's, outside the sample."""
+OUTCOMES = ("done", "failed", "plain", "foreign", "erased", "left")
+"""
+What ``by_table`` counts: opened; not opened; in plain; another application's; under a key that was shredded;
+outside the sample.
+"""
 
 _PAGE_SIZE = 1000
 
@@ -61,8 +64,9 @@ def verify(
 
     Returns:
         ``done`` counts the items that opened, ``failed`` the items and keys that did not, ``left`` those
-        outside the sample. ``by_table`` says the same for each table, and how many of its items are in plain
-        or, in a table that applications share, another's. ``by_key`` counts the items that opened.
+        outside the sample. ``by_table`` says the same for each table, and how many of its items are in plain,
+        are of a key that was shredded, or, in a table that applications share, another's. ``by_key`` counts
+        the items that opened.
 
     Raises:
         ConfigurationError: A table that looks sealed is not registered, or a registered one is not there.
@@ -178,6 +182,8 @@ class _Verification:
                 if not self._has_keys:  # then it is the configured name that is wrong, not the item
                     raise outcome
                 counts["foreign"] += 1
+            elif _is_shredded(outcome, row):
+                counts["erased"] += 1
             elif _is_retired(outcome) and (now := self._read_again(table, row)) != row:
                 moved += [now] if now is not None else []
             else:
@@ -216,6 +222,15 @@ class _Verification:
                     remedy=error.remedy,
                 )
             )
+
+
+def _is_shredded(error: EventSealError, row: ItemRow) -> bool:
+    """Whether the key that the envelope and the row name was shredded: its tombstone's seal was checked."""
+    return (
+        isinstance(error, KeyDestroyedError)
+        and error.destroyed_by == "shredded"
+        and error.key_id == row.key_id
+    )
 
 
 def _is_retired(error: EventSealError) -> bool:

@@ -40,6 +40,11 @@ _END_TRANSACTION = (
     "Try again; end long transactions. A process that forked inside a write transaction locks out its own "
     "children until it ends the transaction: fork outside of transactions."
 )
+_MAKE_ROOM = "Make room on the disk that the database is on, then run it again: what was written is whole."
+_LOOK_AT_DISK = (
+    "See whether the disk that the SQLite file is on is full, or failing; then run it again: what was "
+    "written is whole."
+)
 
 _PRIMARY_CODE = 0xFF
 _SQLITE_UNAVAILABLE = frozenset(
@@ -57,6 +62,8 @@ _SQLITE_REMEDIES = {
     sqlite3.SQLITE_BUSY: _END_TRANSACTION,
     sqlite3.SQLITE_LOCKED: _END_TRANSACTION,
     sqlite3.SQLITE_CANTOPEN: _MAKE_FOLDER,
+    sqlite3.SQLITE_FULL: _MAKE_ROOM,
+    sqlite3.SQLITE_IOERR: _LOOK_AT_DISK,  # a full disk is one, where SQLite makes a file beside its own
 }
 _SQLITE_MISSING_TABLE = re.compile(r"no such table: (?:\w+\.)?(.+)")
 _SQLITE_MISSING_COLUMN = re.compile(r"no such column: |has no column named ")
@@ -68,7 +75,7 @@ _RETRY = frozenset({"40001", "40P01"})
 _UNAVAILABLE = _RETRY | {"55P03", "25P03", "3D000", "28000", "28P01"}
 _OUTCOME_UNKNOWN = frozenset({"40003", "57P01", "57P02", "57P03"})
 _SHOW_THE_ROW = frozenset({"22", "23"})
-_READ_ONLY, _FORBIDDEN = "25006", "42501"
+_READ_ONLY, _FORBIDDEN, _DISK_FULL = "25006", "42501", "53100"
 _UNDEFINED_TABLE, _UNDEFINED_COLUMN = "42P01", "42703"
 
 _BAD_OPTION = re.compile(r"^(?:connection is bad: |invalid dsn: )*(?:invalid |bad value for )")
@@ -169,7 +176,7 @@ def _server_error(error: DBAPIError, doing: str) -> EventSealError:
         unreachable = error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
         return StoreUnavailableError(said) if unreachable else StoreError(said)
     if state in _UNAVAILABLE or state[:2] in {_CONNECTION, _RESOURCES, _INTERVENTION}:
-        return StoreUnavailableError(said)
+        return StoreUnavailableError(said, remedy=_MAKE_ROOM if state == _DISK_FULL else None)
     if state == _READ_ONLY:
         return StoreReadOnlyError(said)
     if state == _FORBIDDEN:

@@ -38,7 +38,7 @@ class Page:
         key_ids: What stands in their column of key ids, as 16 bytes; ``None``: the row is in plain.
         locators: Where the database finds the rows quickly, if it has that.
         written: Rises from one written row to the next in the database's own order, as marks have it; empty
-            if it was not asked for.
+            if it was not asked for, or the database has none.
     """
 
     sequence_ids: Sequence[Any]

@@ -80,6 +80,17 @@ compromised_marks = Table(
     Column("recorded_at", UTCTimestamp(), nullable=False),
 )
 
+marked_envelopes = Table(
+    "marked_envelopes",
+    job_metadata,
+    Column("key_id", BinaryUUID(), primary_key=True),
+    Column("table_name", ExactText(), primary_key=True),
+    Column("tag", ExactBytes(), primary_key=True),
+    # The key is all there is: without a second copy of it a row takes half the room.
+    sqlite_with_rowid=False,
+)
+"""Filled on SQLite only; on PostgreSQL rows say themselves when they were written."""
+
 replaced_envelopes = Table(
     "replaced_envelopes",
     job_metadata,

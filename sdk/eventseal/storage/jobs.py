@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, func, insert, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, update
 
 from eventseal.storage.job_tables import (
     JOB_LAYOUT,
+    reencrypted_keys,
+    reencryption_failures,
     reencryption_jobs,
     reencryption_shards,
 )
@@ -297,6 +299,19 @@ def finish_job(connection: Connection, job_id: UUID) -> None:
     update_job(connection, job_id, state=FINISHED, finished_at=DatabaseClock())
 
 
+def drop_finished_jobs(connection: Connection, application: str, *, but: int) -> None:
+    """Forget finished jobs of an application, with all that belongs to them, but the *but* newest."""
+    columns = reencryption_jobs.c
+    finished = (
+        select(columns.job_id)
+        .where(columns.application == application, columns.state == FINISHED)
+        .order_by(columns.finished_at.desc(), columns.job_id.desc())
+    )
+    for job_id in list(connection.execute(finished).scalars())[but:]:
+        for table in (reencryption_shards, reencrypted_keys, reencryption_failures, reencryption_jobs):
+            connection.execute(delete(table).where(table.c.job_id == job_id))
+
+
 def _claimed(connection: Connection, row: Row[Any], worker: str) -> Shard | None:
     changed = connection.execute(
         _versioned(row.job_id, row.number, row.version).values(
@@ -356,6 +371,7 @@ __all__ = [
     "Shard",
     "advance_shard",
     "claim_shard",
+    "drop_finished_jobs",
     "finish_job",
     "insert_job",
     "insert_shards",

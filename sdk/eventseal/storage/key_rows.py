@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from eventseal.keys.records import ChangeMark, KeyRecord
@@ -139,31 +139,40 @@ def insert_wrappings(connection: Connection, records: Iterable[KeyRecord]) -> No
     refuse_closed(connection, [wrapped for record in records for wrapped in record.wrappings])
 
 
-def move_record(connection: Connection, record: KeyRecord, *, change: int, new_state: bool) -> None:
+def move_records(
+    connection: Connection, records: Sequence[KeyRecord], *, change: int, new_state: bool
+) -> None:
     """
-    Write a key's new state; a destroyed key loses its wrappings.
+    Write the new state of keys; destroyed keys lose their wrappings.
 
     Args:
-        connection: In the caller's transaction, which has locked the row and found the version just before.
-        record: With the new state, version and seal.
+        connection: In the caller's transaction, which has locked the rows and found the versions just before.
+        records: At least one, all of one new state, each with its version and seal.
         change: The application's counter of this change.
         new_state: Whether the state is another than before; the database's clock is then noted.
     """
-    values: dict[str, Any] = {
-        "state": record.state,
-        "active_scope": record.active_scope,
-        "destroyed_by": record.destroyed_by,
-        "row_version": record.row_version,
-        "change": change,
-        "seal": record.seal,
-    }
-    if new_state:
-        values[_TIMES[record.state].name] = DatabaseClock()
+    ids = encryption_keys.c.key_id
+    state = records[0].state
+    times = {_TIMES[state].name: DatabaseClock()} if new_state else {}
+    statement = update(encryption_keys).where(ids == bindparam("of_key", type_=ids.type)).values(times)
     connection.execute(
-        update(encryption_keys).where(encryption_keys.c.key_id == record.key_id).values(values)
+        statement,
+        [
+            {
+                "of_key": record.key_id,
+                "state": record.state,
+                "active_scope": record.active_scope,
+                "destroyed_by": record.destroyed_by,
+                "row_version": record.row_version,
+                "change": change,
+                "seal": record.seal,
+            }
+            for record in records
+        ],
     )
-    if record.state is KeyState.DESTROYED:
-        connection.execute(delete(key_wrappings).where(key_wrappings.c.key_id == record.key_id))
+    if state is KeyState.DESTROYED:
+        for chunk in chunks(record.key_id for record in records):
+            connection.execute(delete(key_wrappings).where(key_wrappings.c.key_id.in_(chunk)))
 
 
 def load_mark(connection: Connection, application: str, *, lock: bool = False) -> ChangeMark | None:

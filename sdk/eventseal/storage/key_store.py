@@ -8,26 +8,21 @@ from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import select, update
 
-from eventseal.errors import KeyNotFoundError, StoreError, StoreUnavailableError
+from eventseal.errors import StoreError, StoreUnavailableError
+from eventseal.keys.records import Replacement
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.store import HARD_LIMIT
 from eventseal.storage.changed_keys import changes_since
-from eventseal.storage.key_queries import (
-    locked_mark,
-    locked_records,
-    records_by_id,
-    slot_holders,
-)
+from eventseal.storage.key_queries import records_by_id, slot_holders
 from eventseal.storage.key_rows import (
     insert_mark,
     insert_records,
     insert_wrappings,
     load_mark,
     load_records,
-    move_record,
-    store_mark,
 )
 from eventseal.storage.key_tables import encryption_keys
+from eventseal.storage.replacements import replace_active_keys
 from eventseal.storage.state_changes import change_states
 from eventseal.storage.transactions import read, write
 from eventseal.storage.types import DatabaseClock
@@ -129,29 +124,16 @@ class SQLAlchemyKeyStore:
         self, old: KeyRecord, closed: KeyRecord, new: KeyRecord, *, next_mark: NextMark, wait: bool = True
     ) -> KeyRecord:
         """Close a scope's active key and make another, unless somebody was first; give the holder."""
+        replacement = Replacement(old, closed, new)
+        work = partial(replace_active_keys, replacements=[replacement], next_mark=next_mark)
+        return replacement.holder(self._write(work, f"replacing key {old.key_id}", wait=wait))
 
-        def change(connection: Connection) -> KeyRecord:
-            mark = locked_mark(connection, old.application)
-            stored = locked_records(connection, [old.key_id]).get(old.key_id)
-            if stored is not None and stored.active_scope == old.scope and _follows(closed, stored):
-                following = next_mark(mark)
-                move_record(
-                    connection, closed, change=following.counter, new_state=stored.state is not closed.state
-                )
-                insert_records(connection, [new], change=following.counter)
-                insert_wrappings(connection, [new])
-                store_mark(connection, following)
-            found = slot_holders(
-                connection, application=old.application, purpose=old.purpose, scopes=[old.scope]
-            )
-            if old.scope not in found:
-                raise KeyNotFoundError(
-                    f"scope {old.scope!r} lost its active key {old.key_id} and has no other",
-                    key_id=old.key_id,
-                )
-            return found[old.scope]
-
-        return self._write(change, f"replacing key {old.key_id}", wait=wait)
+    def replace_all_active(
+        self, replacements: Sequence[Replacement], *, next_mark: NextMark
+    ) -> dict[str, KeyRecord]:
+        """Close the active keys of scopes and make others, all or none; give the holders."""
+        work = partial(replace_active_keys, replacements=replacements, next_mark=next_mark)
+        return self._write(work, f"replacing {len(replacements)} keys") if replacements else {}
 
     def set_states(
         self,
@@ -278,10 +260,6 @@ class SQLAlchemyKeyStore:
             if engine.dialect.name == "sqlite":
                 error.remedy = f"{error.remedy} {_PREPARE}"
             raise
-
-
-def _follows(record: KeyRecord, stored: KeyRecord | None) -> bool:
-    return stored is not None and not stored.unreadable and stored.row_version == record.row_version - 1
 
 
 if TYPE_CHECKING:

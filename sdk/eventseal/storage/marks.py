@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import BigInteger, Integer, func, literal_column, select
+from sqlalchemy import BigInteger, cast, delete, func, literal, literal_column, null, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import OperationalError
 
-from eventseal.storage.faults import has_no_such_column
+from eventseal.storage.item_columns import KEY_ID
 from eventseal.storage.item_rows import described
 from eventseal.storage.job_tables import compromised_marks, replaced_envelopes
+from eventseal.storage.key_rows import chunks
+from eventseal.storage.marked_envelopes import (
+    Envelopes,
+    count_envelopes,
+    drop_envelopes,
+    keep_envelopes,
+    kept_envelopes,
+)
 from eventseal.storage.types import DatabaseClock
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
-    from sqlalchemy import ColumnElement, Table
     from sqlalchemy.engine import Connection
 
+    from eventseal.storage.item_swaps import Page
     from eventseal.storage.registry import SealedTable
 
 _HORIZON = "pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
@@ -39,7 +47,7 @@ class Mark:
         table: The table.
         items: Rows under the key.
         high_water: In the database's own order of writing: what was there is not above it, what comes later
-            is. ``None`` where a table has no such order.
+            is. ``None`` where the database has no such order: there the envelopes are noted.
         replaced_before: Envelopes of the key and the table that had been replaced by then.
         recorded_at: By the database's clock.
     """
@@ -66,52 +74,98 @@ class Replaced(NamedTuple):
     position: str
 
 
-def record_mark(connection: Connection, table: SealedTable, key_id: UUID) -> None:
+def record_marks(connection: Connection, table: SealedTable, key_ids: Collection[UUID]) -> None:
     """
-    Record what a table holds under a key, in place of an earlier mark.
+    Record what a table holds under some keys, in place of earlier marks.
 
     Args:
-        connection: In a READ COMMITTED transaction that closed the key's fence in an earlier statement; on
+        connection: In a READ COMMITTED transaction that closed the keys' fences in an earlier statement; on
             SQLite in one that holds the write lock.
         table: From the registry.
-        key_id: That is compromised.
+        key_ids: That are compromised; a few hundred at most.
     """
-    found = described(table)
     on_postgresql = connection.dialect.name == "postgresql"
-    count = select(func.count()).select_from(found.table).where(found.key_id == key_id)
-    if on_postgresql:
-        # One statement, hence one snapshot: what it does not see is not below the mark.
-        horizon = literal_column(f"{_HORIZON} - 1", BigInteger)
-        items, high_water = connection.execute(select(count.scalar_subquery(), horizon)).one()
-    else:
-        items, high_water = connection.execute(count).scalar_one(), _highest_rowid(connection, found.table)
-    replaced = select(func.count()).where(
-        replaced_envelopes.c.key_id == key_id, replaced_envelopes.c.table_name == table.table
-    )
-    values = {
-        "items_found": items,
-        "high_water": high_water,
-        "replaced_before": connection.execute(replaced).scalar_one(),
-        "recorded_at": DatabaseClock(),
-    }
+    high_water, items = (_items_below if on_postgresql else _items)(connection, table, key_ids)
+    if not on_postgresql:
+        keep_envelopes(connection, table, key_ids)
+    replaced = count_replaced(connection, table.table, key_ids)
     insertion: Any = (postgresql if on_postgresql else sqlite).insert(compromised_marks)
+    noted = ("items_found", "high_water", "replaced_before", "recorded_at")
     connection.execute(
-        insertion.values(key_id=key_id, table_name=table.table, **values).on_conflict_do_update(
-            index_elements=["key_id", "table_name"], set_=values
-        )
+        insertion.values(recorded_at=DatabaseClock()).on_conflict_do_update(
+            index_elements=["key_id", "table_name"],
+            set_={name: insertion.excluded[name] for name in noted},
+        ),
+        [
+            {
+                "key_id": key_id,
+                "table_name": table.table,
+                "items_found": items.get(key_id, 0),
+                "high_water": high_water,
+                "replaced_before": replaced.get(key_id, 0),
+            }
+            for key_id in sorted(key_ids)
+        ],
     )
 
 
-def count_below(connection: Connection, table: SealedTable, mark: Mark) -> int:
-    """Count the rows under a marked key that were there when it was marked."""
-    found = described(table)
-    conditions = [found.key_id == mark.key_id]
-    if mark.high_water is not None:
-        on_postgresql = connection.dialect.name == "postgresql"
-        written: ColumnElement[int] = literal_column(_FULL_XMIN if on_postgresql else "rowid", BigInteger)
-        conditions.append(written <= mark.high_water)
-    query = select(func.count()).select_from(found.table).where(*conditions)
-    return connection.execute(query).scalar_one()
+def drop_marks(connection: Connection, key_ids: Collection[UUID]) -> None:
+    """Forget the marks of keys that are destroyed: nothing is ever moved from under them any more."""
+    for chunk in chunks(key_ids):
+        connection.execute(delete(compromised_marks).where(compromised_marks.c.key_id.in_(chunk)))
+    drop_envelopes(connection, key_ids)
+
+
+def were_there(connection: Connection, table: str, marks: Mapping[UUID, Mark], page: Page) -> list[int]:
+    """
+    Tell which rows were there, as they are, when their keys were marked; those of unmarked keys too.
+
+    Args:
+        connection: In a transaction.
+        table: The table's name.
+        marks: Of the table.
+        page: With the rows' order of writing, where the database has one.
+
+    Returns:
+        Their numbers.
+    """
+    of_rows = [
+        None if (key_id := page.key_id(number)) is None else marks.get(key_id) for number in range(len(page))
+    ]
+    if page.written:
+        by_order = zip(of_rows, page.written, strict=True)
+        return [number for number, (mark, at) in enumerate(by_order) if mark is None or mark.covers(at)]
+    kept = set(kept_envelopes(connection, table, page))
+    return [number for number, mark in enumerate(of_rows) if mark is None or number in kept]
+
+
+def count_below(connection: Connection, table: SealedTable) -> dict[UUID, Envelopes]:
+    """
+    Compare, for each marked key, what is left of what was there then with what should be.
+
+    Args:
+        connection: In a transaction.
+        table: From the registry.
+    """
+    if connection.dialect.name != "postgresql":
+        return dict(count_envelopes(connection, table))
+    marks = load_marks(connection, table.table)
+    replaced = count_replaced(connection, table.table)
+    together: dict[int | None, list[UUID]] = defaultdict(list)  # a hundred that were marked at once
+    for key_id, mark in marks.items():
+        together[mark.high_water].append(key_id)
+    column = described(table)[KEY_ID]
+    written = literal_column(_FULL_XMIN, BigInteger)
+    counting = select(column, func.count()).group_by(column)
+    found: dict[UUID, int] = {}
+    for high_water, key_ids in together.items():
+        for chunk in chunks(key_ids):
+            below = counting.where(column.in_(chunk), written <= high_water)
+            found.update({row[0]: row[1] for row in connection.execute(below)})
+    return {
+        key_id: Envelopes(each.items - (replaced.get(key_id, 0) - each.replaced_before), found.get(key_id, 0))
+        for key_id, each in marks.items()
+    }
 
 
 def load_marks(connection: Connection, table: str) -> dict[UUID, Mark]:
@@ -149,18 +203,32 @@ def add_replaced(connection: Connection, replaced: Sequence[Replaced]) -> None:
         connection.execute(insertion.values(replaced_at=DatabaseClock()).on_conflict_do_nothing(), rows)
 
 
-def count_replaced(connection: Connection, table: str) -> dict[UUID, int]:
-    """Count the envelopes of a table that were replaced, by key."""
+def count_replaced(
+    connection: Connection, table: str, key_ids: Collection[UUID] | None = None
+) -> dict[UUID, int]:
+    """Count the envelopes of a table that were replaced, by key; ``None``: of every key."""
     columns = replaced_envelopes.c
     query = select(columns.key_id, func.count()).where(columns.table_name == table).group_by(columns.key_id)
+    if key_ids is not None:
+        query = query.where(columns.key_id.in_(key_ids))
     return {row[0]: row[1] for row in connection.execute(query)}
 
 
-def _highest_rowid(connection: Connection, table: Table) -> int | None:
-    highest = func.max(literal_column("rowid", Integer))
-    try:
-        return connection.execute(select(func.coalesce(highest, 0)).select_from(table)).scalar_one()
-    except OperationalError as error:
-        if not has_no_such_column(error):
-            raise
-        return None  # made WITHOUT ROWID
+def _items(
+    connection: Connection, table: SealedTable, key_ids: Collection[UUID]
+) -> tuple[int | None, dict[UUID, int]]:
+    column = described(table)[KEY_ID]
+    query = select(column, func.count()).where(column.in_(key_ids)).group_by(column)
+    return None, {row[0]: row[1] for row in connection.execute(query)}
+
+
+def _items_below(
+    connection: Connection, table: SealedTable, key_ids: Collection[UUID]
+) -> tuple[int | None, dict[UUID, int]]:
+    """Count rows, and read the horizon, in one statement, hence one snapshot: what is later is above it."""
+    column = described(table)[KEY_ID]
+    horizon = literal_column(f"{_HORIZON} - 1", BigInteger)
+    counted = select(column, func.count(), horizon).where(column.in_(key_ids)).group_by(column)
+    alone = select(cast(null(), column.type), literal(0), horizon)
+    (*_, high_water), *counts = connection.execute(alone.union_all(counted)).all()
+    return high_water, {row[0]: row[1] for row in counts}

@@ -42,7 +42,7 @@ def overwrite_deleted(engine: Engine) -> str:
         return f"the database refused to clear what was deleted: {type(error).__name__}. {_AGAIN}"
 
 
-_AGAIN = "Run it again when nobody else holds the database, or clear it as docs/erasure.md tells."
+_AGAIN = "Run it again when nobody else holds the database, or clear it as docs/epoch.md tells."
 
 
 def _empty_log(connection: Connection) -> str:

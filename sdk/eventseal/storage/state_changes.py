@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError as ConstraintError
 from eventseal.keys.branch_wrapping import branch_uri
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.storage.key_queries import locked_mark, locked_records, others_live, records_in_order
-from eventseal.storage.key_rows import chunks, insert_tombstones, move_record, store_mark
+from eventseal.storage.key_rows import chunks, insert_tombstones, move_records, store_mark
 from eventseal.storage.key_tables import key_wrappings
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _write(
 ) -> None:
     for record in sorted(records, key=lambda record: record.key_id):
         new_state = stored[record.key_id].state is not record.state
-        move_record(connection, record, change=change, new_state=new_state)
+        move_records(connection, [record], change=change, new_state=new_state)
     insert_tombstones(connection, tombstones, change=change)
 
 

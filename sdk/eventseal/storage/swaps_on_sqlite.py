@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from sqlalchemy import and_, func, literal, literal_column, null, or_, select, true, tuple_
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import and_, func, literal, or_, select, true, tuple_
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import UnaryExpression
 
-from eventseal.storage.faults import has_no_such_column
 from eventseal.storage.item_columns import KEY_ID, comes_after
 from eventseal.storage.item_rows import described
 from eventseal.storage.item_swaps import EMPTY_PAGE, KEY_ID_IN_HEADER, MOST_PAGE_BYTES, Page, Swap
@@ -37,13 +35,12 @@ class SQLiteSwaps:
         table: From the registry.
     """
 
-    most_rows = 100
-    """Nobody else writes meanwhile: what a hundred take, an append can wait."""
+    most_rows = 400
+    """Nobody else writes meanwhile: for what so many take, an append can wait."""
 
     def __init__(self, dialect: Dialect, table: SealedTable) -> None:
         self._columns = described(table)
         self._has_key_ids = table.has_key_ids
-        self._has_rowid = True
         preparer = dialect.identifier_preparer
         self._swap = self._swap_statement(preparer.quote, preparer.format_table(self._columns.table))
         self._senders = [
@@ -58,40 +55,16 @@ class SQLiteSwaps:
         after: Place | None,
         upto: Place | None,
         limit: int,
-        written: bool = False,
+        written: bool = False,  # noqa: ARG002 - rows do not say
     ) -> Page:
         """Read a page of a range; see ``ItemSwaps``."""
-        conditions = [self._selected(selection), *self._within(after, upto)]
-        try:
-            rows = self._rows(connection, conditions, limit, written=written and self._has_rowid)
-        except OperationalError as error:
-            if not (written and has_no_such_column(error)):
-                raise
-            self._has_rowid = False  # made WITHOUT ROWID: nothing says when a row was written
-            rows = self._rows(connection, conditions, limit, written=False)
-        if not rows:
-            return EMPTY_PAGE
-        ids, positions, topics, envelopes, key_ids, rowids = zip(*rows, strict=True)
-        return Page(
-            sequence_ids=ids,
-            positions=positions,
-            topics=topics,
-            envelopes=envelopes,
-            key_ids=[None if key_id is None else key_id.bytes for key_id in key_ids],
-            written=rowids if written else (),
-        )
-
-    def _rows(
-        self, connection: Connection, conditions: Sequence[ColumnElement[bool]], limit: int, *, written: bool
-    ) -> list[Any]:
         columns = self._columns
         query = (
             select(
                 *(columns[role] for role in ("sequence_id", "position", "topic", "data", KEY_ID)),
-                (literal_column("rowid") if written else null()).label("written"),
                 func.coalesce(func.length(columns["data"]), 0).label("size"),
             )
-            .where(*conditions)
+            .where(self._selected(selection), *self._within(after, upto))
             .order_by(*columns.place)
             .limit(limit)
         )
@@ -102,7 +75,16 @@ class SQLiteSwaps:
             while size < MOST_PAGE_BYTES and (row := result.fetchone()):
                 rows.append(row[:-1])
                 size += row.size
-        return rows
+        if not rows:
+            return EMPTY_PAGE
+        ids, positions, topics, envelopes, key_ids = zip(*rows, strict=True)
+        return Page(
+            sequence_ids=ids,
+            positions=positions,
+            topics=topics,
+            envelopes=envelopes,
+            key_ids=[None if key_id is None else key_id.bytes for key_id in key_ids],
+        )
 
     def prepare(self, page: Page, envelopes: Sequence[bytes], *, by_tag: bool = True) -> Swap:  # noqa: ARG002
         """Turn values into what the driver takes; see ``ItemSwaps``."""

@@ -11,7 +11,7 @@ import hmac
 import json
 import zlib
 from decimal import Decimal
-from hashlib import sha512
+from hashlib import sha256, sha512
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -397,6 +397,72 @@ def mark(store_key: bytes, counter: int, ids: list[UUID]) -> dict[str, Any]:
     return {**facts, "revoked": revoked.hex(), "seal": seal.hex()}
 
 
+# --- the erasure ledger ------------------------------------------------------------------------------
+
+MOMENT = "2023-11-14T22:13:20+00:00"
+
+
+def ledger_file() -> dict[str, Any]:
+    key, kek = pattern(0x6D, 32), pattern(0xE3, 32)
+    kek_id = static_key_id(kek)
+    context = lp(
+        b"eventseal:application", b"shop", b"eventseal:key-id", str(OTHER_KEY_ID).encode(),
+        b"eventseal:purpose", b"ledger",
+    )  # fmt: skip
+    binding_info = b"eventseal/v1/binding" + lp(b"shop", b"ledger", b"ledger")
+    ciphertext = wrapped(kek, kek_id, lp(b"wrapped-key", context), key)
+    wrapping = {
+        "kek_uri": f"local://{kek_id}", "kek_version": None,
+        "ciphertext": base64.b64encode(ciphertext).decode(),
+    }  # fmt: skip
+    created = {
+        "binding": hkdf(key, OTHER_KEY_ID.bytes, binding_info, 32).hex(),
+        "wrappings": [wrapping],
+    }
+    scope, keys = "subject:caf\u00e9", {str(DATA_KEY_ID): "data"}
+    done = {"destroyed": 1, "intents": [2], "items": {"items": {"erased": 3}}}
+    lines: list[str] = []
+    for entry in (
+        {"kind": "created", "details": created},
+        {"kind": "intent", "scope": scope, "keys": keys, "open": [2]},
+        {"kind": "done", "scope": scope, "keys": keys, "details": done},
+        {"kind": "reopen", "scope": scope, "keys": keys},
+        {"kind": "a kind of later", "details": {"text": 'a "quoted" \x01\n\x7f \U0001f511'}},
+    ):
+        lines.append(ledger_line(key, lines, **entry))
+    forged = ledger_line(pattern(0x11, 32), lines[:2], kind="reopen", scope=scope)
+    refused = [
+        ("an entry was edited", [*lines[:2], lines[2].replace('"destroyed":1', '"destroyed":0')]),
+        ("an entry was left out", [lines[0], *lines[2:]]),
+        ("the first entry was left out", lines[1:]),
+        ("two entries changed places", [*lines[:2], lines[3], lines[2]]),
+        ("an entry under another key", [*lines[:2], forged]),
+        ("an entry that is written otherwise", [lines[0], lines[1].replace('":', '": ', 1)]),
+        ("an entry twice", [*lines[:2], lines[1]]),
+    ]
+    return {
+        "application": "shop", "key_id": str(OTHER_KEY_ID), "key": key.hex(),
+        "kek": kek.hex(), "kek_id": str(kek_id), "lines": lines,
+        "refused": [{"comment": comment, "lines": changed} for comment, changed in refused],
+    }  # fmt: skip
+
+
+def ledger_line(key: bytes, before: list[str], **changed: Any) -> str:
+    entry = {
+        "number": len(before) + 1, "application": "shop", "ledger": str(OTHER_KEY_ID), "at": MOMENT,
+        "scope": None, "keys": {}, "details": {}, "open": [], "wrapped_in": 1,
+        "previous": sha256(before[-1].encode()).hexdigest() if before else "",
+        **changed,
+    }  # fmt: skip
+    mac_key = hkdf(key, OTHER_KEY_ID.bytes, b"eventseal/v1/erasure ledger", 64)
+    mac = hmac.digest(mac_key, compact(entry).encode(), "sha512")[:32]
+    return compact({"entry": entry, "mac": mac.hex()})
+
+
+def compact(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
 def wrapped_file() -> dict[str, Any]:
     key = pattern(0x21, 32)
     facts = {"key": key.hex(), "key_id": str(DATA_KEY_ID), "application": "shop", "purpose": "data"}
@@ -431,6 +497,7 @@ def files() -> dict[str, str]:
         "fields.json": fields_file(),
         "items.json": items_file(),
         "keys.json": keys_file(),
+        "ledger.json": ledger_file(),
         "wrapped.json": wrapped_file(),
     }
     return {name: json.dumps(content, indent=1) + "\n" for name, content in contents.items()}
