@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import pytest
 from typer.testing import CliRunner
 
-from eventseal.cli import app
+from eventseal.cli.app import app
 from eventseal.configuration import EventSeal
 from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy
 

@@ -14,7 +14,7 @@ import pytest
 import typer.main
 
 from eventseal import errors
-from eventseal.cli import app
+from eventseal.cli.app import app
 from eventseal.cli.exit_codes import ExitCode, exit_code
 
 COMMANDS = (
@@ -250,3 +250,28 @@ def test_an_interrupt_from_the_keyboard_exits_with_130(tmp_path):
     assert running.stderr is not None
     with running.stderr:
         assert "eventseal: error: interrupted" in running.stderr.read()
+
+
+_INTERRUPTED_WHILE_IT_IS_READ = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+from eventseal.cli import main
+main()
+"""
+
+
+def test_an_interrupt_before_the_command_begins_shows_no_traceback():
+    code = [sys.executable, "-c", _INTERRUPTED_WHILE_IT_IS_READ, "status"]
+    done = subprocess.run(code, capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr.splitlines() == [
+        "eventseal: error: interrupted",
+        "eventseal: remedy: Run it again: nothing was done.",
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import pty
 import re
@@ -15,6 +16,7 @@ from uuid import uuid4
 
 import pytest
 
+from eventseal.cli.worker_processes import worker_processes
 from eventseal.configuration import EventSeal
 
 EXECUTABLE = Path(sys.executable).with_name("eventseal")
@@ -185,6 +187,24 @@ def test_an_interrupt_while_workers_start_is_the_commands_alone(old):
     assert running.returncode == 130, err
     assert "interrupted" in err
     assert "Traceback" not in err
+
+
+def test_no_worker_heeds_the_terminals_interrupt():
+    with worker_processes(4) as executor:
+        assert executor is not None
+        # Where the executor started them one by one, with the work, those would come later.
+        before = {child.pid for child in multiprocessing.active_children()}
+        assert len(before) == 4
+        assert len(set(executor.map(blocks_interrupts, range(40)))) == 1
+        assert {child.pid for child in multiprocessing.active_children()} == before
+        for pid in before:
+            blocked = re.search(r"SigBlk:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+            assert blocked is not None
+            assert int(blocked[1], 16) & 1 << (signal.SIGINT - 1)
+
+
+def blocks_interrupts(_number: int) -> bool:
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def children_of(pid: int) -> list[Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from eventseal.cli import app
+from eventseal.cli.app import app
 from eventseal.cli.exit_codes import ExitCode
 from eventseal.eventstore.field_survey import PERSONAL_WORDS
 

@@ -179,3 +179,13 @@ def test_under_aws_a_bare_arn_and_an_alias_name_the_key(under, monkeypatch) -> N
     with pytest.raises(JobError, match="5 live keys"):  # by the configured adapter, with its own client
         refuse_needed_kek(shop.seal, shop.seal.keyring.keks[0].uri)
     assert key.startswith("aws-kms://arn:aws:kms:")
+
+
+def test_a_key_file_that_is_gone_is_asked_for_by_the_name_that_the_tables_had(under, kek) -> None:
+    shop = under(kek)
+    fill(shop)
+    gone = "local://8c6a7c07-54a9-824d-bf34-7091987b9c7d"
+    assert refuse_needed_kek(shop.seal, gone) == 0
+    for name in (gone.upper().replace("LOCAL", "local"), gone.replace("-824d-", "-424d-")):
+        with pytest.raises(ConfigurationError, match="names no KEK"):
+            refuse_needed_kek(shop.seal, name)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from datetime import timedelta
 
+from eventseal.configuration import EventSeal, Settings
 from eventseal.keys import RotationPolicy
-from eventseal.rotation import reencrypt
+from eventseal.rotation import reencrypt, rewrap
 from eventseal.rotation.status import status
+from eventseal.testing import FakeKms
 
 
 def read(shop, **named):
@@ -93,3 +96,18 @@ def test_a_last_look_of_a_job_is_worth_running_when_all_have_noticed_the_new_key
     assert step.reason.startswith("a re-encryption has moved all 3 items")
     shop.execute("UPDATE key_changes SET refresh_interval = 0")
     assert read(shop).next_steps[0].after is None
+
+
+def test_keys_that_a_move_between_keks_has_not_reached_are_worth_a_rewrap(open_shop, store_url):
+    old, new = FakeKms("old"), FakeKms("new")
+    shop = open_shop(store_url, old)
+    shop.append(1)
+    assert read(shop).next_steps == ()
+    both = EventSeal(Settings(store_url=store_url, application="shop"), kms=[old, new])
+    with closing(both):
+        both.keyring.prepare(["tenant:a"])
+        (step,) = read(shop).next_steps
+        assert step.command == "eventseal rewrap"
+        assert step.reason.endswith(f"KEKs in use: {new.uri}, {old.uri}")
+        rewrap(both)
+        assert read(shop).next_steps == ()

@@ -1,5 +1,24 @@
 """The ``eventseal`` command: a thin shell over the library."""
 
-from eventseal.cli.app import app, main
+from __future__ import annotations
 
-__all__ = ["app", "main"]
+import sys
+
+from eventseal.cli.interruption import heed_termination
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command; what ``pyproject.toml`` installs as ``eventseal``."""
+    heed_termination()
+    try:
+        # Not above: it takes a moment, and who interrupts it is to see no traceback.
+        from eventseal.cli.app import run  # noqa: PLC0415
+
+        run()
+    except KeyboardInterrupt:  # before the command began
+        sys.stderr.write(
+            "eventseal: error: interrupted\neventseal: remedy: Run it again: nothing was done.\n"
+        )
+        sys.exit(130)

@@ -26,7 +26,6 @@ from eventseal.cli import (
     verify_command,
 )
 from eventseal.cli.group import EventSealGroup
-from eventseal.cli.interruption import heed_termination
 from eventseal.cli.options import Config, DryRun, Json, Options, Yes
 
 _HELP = """Seal event stores under keys of a KMS, and look after the keys.
@@ -102,9 +101,8 @@ app.command(epilog=status_command.EXAMPLES)(status_command.status)
 app.command(epilog=fields_command.EXAMPLES)(fields_command.fields)
 
 
-def main() -> None:
-    """Run the command; what ``pyproject.toml`` installs as ``eventseal``."""
+def run() -> None:
+    """Run the command."""
     # As with `python -m`: record classes of the application in the working directory can be imported.
     sys.path.insert(0, "")
-    heed_termination()
     app()

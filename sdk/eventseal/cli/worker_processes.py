@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from concurrent.futures import Executor
     from multiprocessing.connection import Connection
+    from multiprocessing.synchronize import Event
 
 
 @contextmanager
@@ -34,10 +35,13 @@ def worker_processes(count: int) -> Iterator[Executor | None]:
     # Not forked: threads and connections of this process would come along.
     context = get_context("spawn")
     alive, ended = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(alive,))
+    all_started = context.Event()
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(alive, all_started))
     try:
         with _deaf_children():
-            pool.submit(os.getpid)  # the first work starts all processes
+            for _ in range(count):  # each starts one process, as long as none of the others is idle
+                pool.submit(os.getpid)
+        all_started.set()
         yield pool
     except BaseException:
         ended.close()  # ends the processes, wherever they are: what they have not committed is undone
@@ -60,12 +64,13 @@ def _deaf_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin(alive: Connection) -> None:
-    """Heed the command's process alone."""
+def _begin(alive: Connection, all_started: Event) -> None:
+    """Heed the command's process alone; begin with the others."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     warnings.simplefilter("ignore")  # told by the command already
     sys.path.insert(0, "")
     threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
+    all_started.wait()
 
 
 def _end_with(alive: Connection) -> None:

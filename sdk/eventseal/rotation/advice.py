@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from eventseal.keys.branch_wrapping import branch_uri
+from eventseal.keys.branch_wrapping import BRANCH_PREFIX, branch_uri
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.rotation.jobs import MIGRATE, verb_of
 from eventseal.rotation.standing import Advice, JobStanding, Status
@@ -102,12 +103,21 @@ def _compromised(status: Status) -> Iterator[Advice]:
 
 def _rewrap(status: Status) -> Iterator[Advice]:
     versions: dict[str, set[str | None]] = {}
+    wrappings: Counter[str] = Counter()
     for use in status.keks:
+        if use.kek_uri.startswith(BRANCH_PREFIX):
+            continue
         versions.setdefault(use.kek_uri, set()).add(use.kek_version)
+        wrappings[use.kek_uri] += use.wrappings
     several = [uri for uri, found in versions.items() if len(found) > 1]
     if several:
         yield Advice(
             command="eventseal rewrap", reason=f"several versions are in use of {', '.join(sorted(several))}"
+        )
+    elif len(set(wrappings.values())) > 1:
+        yield Advice(
+            command="eventseal rewrap",
+            reason=f"not every key is under each of the KEKs in use: {', '.join(sorted(wrappings))}",
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from eventseal.errors import ConfigurationError, JobError
 from eventseal.keys.kek_facts import is_under
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     from eventseal.keys import KekUse
     from eventseal.rotation.sealed_store import SealedStore
+
+_CHECK_VALUE = 8
+"""The version of a UUID that is computed from a key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +122,8 @@ def _names_of(uri: str, store: SealedStore, report: KekReport) -> set[str]:
     stored = {use.kek_uri for use in report.uses}
     if uri in stored:
         return {uri}
+    if _is_of_a_key_file(uri):
+        return set()
     configured = [adapter for adapter in store.keyring.keks if adapter.uri == uri]
     try:
         adapter = configured[0] if configured else adapter_from_uri(uri)
@@ -127,6 +133,15 @@ def _names_of(uri: str, store: SealedStore, report: KekReport) -> set[str]:
             remedy=f"Name one of: {', '.join(sorted(stored)) or 'none, since there are no keys'}.",
         ) from error
     return {kek_uri for kek_uri in stored if is_under(adapter, kek_uri)}
+
+
+def _is_of_a_key_file(uri: str) -> bool:
+    """Whether the key tables name a key file so: by a check value of its key, and not by its path."""
+    scheme, _, name = uri.partition("://")
+    try:
+        return scheme == "local" and str(UUID(name)) == name and UUID(name).version == _CHECK_VALUE
+    except ValueError:
+        return False
 
 
 def _refuse_misspelt(version: str, uri: str, known: Sequence[str | None]) -> None:
