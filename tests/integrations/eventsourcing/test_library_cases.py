@@ -219,6 +219,16 @@ class ExampleApplication(InEnvironment, application_cases.ExampleApplicationTest
             assert inspect(stored.state).version == 1
 
 
+@pytest.mark.filterwarnings("default:'log' is deprecated")  # which the case looks for
+class Application(InEnvironment, application_cases.ApplicationTestCase):
+    pass
+
+
+class NonInterleaving(OfFactory, persistence_cases.NonInterleavingNotificationIDsBaseCase):
+    def create_recorder(self) -> Any:
+        return self.factory.application_recorder()
+
+
 class EventSourcedProjection(InEnvironment, projection_cases.EventSourcedProjectionTestCase):
     pass
 
@@ -227,7 +237,7 @@ class AggregateProjection(InEnvironment, projection_cases.AggregateEventCounters
     view_class = Counters
 
 
-RECORDING = (AggregateRecorder, ApplicationRecorder, ProcessRecorder, Tracking)
+RECORDING = (AggregateRecorder, ApplicationRecorder, ProcessRecorder, Tracking, NonInterleaving)
 SUBSCRIBING = (EventSourcedProjection, AggregateProjection)
 CASES = (
     Factory,
@@ -235,7 +245,9 @@ CASES = (
     ApplicationRecorder,
     ProcessRecorder,
     Tracking,
+    NonInterleaving,
     ExampleApplication,
+    Application,
     *SUBSCRIBING,
 )
 
@@ -260,7 +272,9 @@ del (
     ApplicationRecorder,
     ProcessRecorder,
     Tracking,
+    NonInterleaving,
     ExampleApplication,
+    Application,
     EventSourcedProjection,
     AggregateProjection,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from importlib import import_module
 
 import pytest
 from tests.integrations.eventsourcing.conftest import MAPPER
@@ -12,7 +13,8 @@ from eventseal.cipher import inspect
 from eventseal.integrations import eventsourcing
 from eventseal.rotation import reencrypt, retire, rotate_keys, verify
 
-factory = pytest.importorskip("eventsourcing_sqlalchemy.factory", reason="not here: see `make eventsourcing`")
+pytest.importorskip("eventsourcing_sqlalchemy", reason="not here: see `make eventsourcing`")
+factory = import_module("eventsourcing_sqlalchemy.factory")
 
 
 class Factory(eventsourcing.SealedInfrastructure, factory.SQLAlchemyFactory):
