@@ -22,6 +22,9 @@ OURS = "eventseal.integrations.eventsourcing"
 knows_mapper_topic = pytest.mark.skipif(
     version("eventsourcing").startswith("9.3."), reason="release 9.3 does not know MAPPER_TOPIC"
 )
+knows_text_ids = pytest.mark.skipif(
+    version("eventsourcing").startswith(("9.3.", "9.4.")), reason="ids are UUIDs before release 9.5"
+)
 BOTH = [pytest.param(LIBRARY, marks=knows_mapper_topic), OURS]
 
 

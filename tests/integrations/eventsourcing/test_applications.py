@@ -10,7 +10,7 @@ import pytest
 from eventsourcing.application import AggregateNotFoundError, Application
 from eventsourcing.persistence import StoredEvent
 from eventsourcing.system import SingleThreadedRunner, System
-from tests.integrations.eventsourcing.conftest import OURS, knows_mapper_topic
+from tests.integrations.eventsourcing.conftest import OURS, knows_text_ids
 from tests.integrations.eventsourcing.dogs import BookPut, Diplomas, DogSchool, OldPrice, Price
 
 from eventseal.cipher import ItemContext, inspect
@@ -111,7 +111,7 @@ def test_an_event_of_an_older_class_is_upcast(environment):
 @pytest.mark.parametrize(
     "database", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True
 )
-@knows_mapper_topic  # nor ids that are text
+@knows_text_ids
 def test_ids_may_be_text(environment):
     with closing(Application(env={**environment, "ORIGINATOR_ID_TYPE": "text"})) as app:
         for shelf in ("shelf-1", str(uuid4()), "ABCDEF01-0000-0000-0000-000000000000"):
