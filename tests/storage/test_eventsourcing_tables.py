@@ -205,8 +205,15 @@ def test_text_ids_are_compared_in_the_order_of_their_column(open_library, postgr
             "originator_id TEXT, originator_version INTEGER, topic TEXT, state BYTEA",
             "its primary key is absent",
         ),
+        (
+            (
+                "id INTEGER PRIMARY KEY, name TEXT, originator_id TEXT, originator_version INTEGER, "
+                "topic TEXT, state BYTEA, UNIQUE (name, originator_id, originator_version)"
+            ),
+            "its primary key is id",
+        ),
     ],
-    ids=["column", "type", "key"],
+    ids=["column", "type", "key", "several applications"],
 )
 def test_another_programs_table_is_refused_by_name(open_library, store_url, columns, why):
     library = open_library(store_url, made=False)
@@ -216,6 +223,20 @@ def test_another_programs_table_is_refused_by_name(open_library, store_url, colu
         ConfigurationError, match=f"{EVENTS} is not a table that the eventsourcing library.*{why}"
     ):
         library.make_ours()
+
+
+def test_places_may_be_unique_beside_another_primary_key(open_library, store_url):
+    """As eventsourcing-sqlalchemy makes its tables."""
+    library = open_library(store_url, made=False)
+    library.execute(
+        f"CREATE TABLE {EVENTS} (id INTEGER PRIMARY KEY, originator_id CHAR(32), originator_version INTEGER, "
+        f"topic TEXT, state {'BYTEA' if library.on_postgresql else 'BLOB'})"
+    )
+    with pytest.raises(ConfigurationError, match="its primary key is id"):
+        library.make_ours()
+    library.execute(f"CREATE UNIQUE INDEX places ON {EVENTS} (originator_id, originator_version)")
+    library.make_ours()
+    assert set(tables(library)) == {EVENTS}
 
 
 # --- the expression ---

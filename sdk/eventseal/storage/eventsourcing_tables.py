@@ -13,7 +13,7 @@ from eventseal.storage.unregistered import EVENTSOURCING_COLUMNS as COLUMNS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sqlalchemy.engine import Connection
+    from sqlalchemy.engine import Connection, Inspector
     from sqlalchemy.types import TypeEngine
 
 OriginatorIdType: TypeAlias = Literal["uuid", "text"]
@@ -55,9 +55,7 @@ def eventsourcing_table(
     if missing:
         raise _not_theirs(name, f"it has no column {', '.join(missing)}")
     _check_types(name, types)
-    key = inspector.get_pk_constraint(table, schema=schema or None)["constrained_columns"]
-    if set(key) != {COLUMNS["sequence_id"], COLUMNS["position"]}:
-        raise _not_theirs(name, f"its primary key is {', '.join(key) or 'absent'}")
+    _check_places(inspector, name)
     kind = _id_kind(connection, name, types[COLUMNS["sequence_id"]], id_type)
     return SealedTable(
         application=application,
@@ -83,6 +81,18 @@ def _check_types(name: str, types: Mapping[str, TypeEngine[Any]]) -> None:
         found = types[COLUMNS[role]]
         if not isinstance(found, kinds):
             raise _not_theirs(name, f"its column {COLUMNS[role]} is {found!r}")
+
+
+def _check_places(inspector: Inspector, name: str) -> None:
+    """Refuse a table in which a place may be taken twice; eventsourcing-sqlalchemy says so by an index."""
+    schema, _, table = name.rpartition(".")
+    place = {COLUMNS["sequence_id"], COLUMNS["position"]}
+    key = inspector.get_pk_constraint(table, schema=schema or None)["constrained_columns"]
+    if set(key) == place:
+        return
+    indexes = inspector.get_indexes(table, schema=schema or None)
+    if not any(index["unique"] and set(index["column_names"]) == place for index in indexes):
+        raise _not_theirs(name, f"its primary key is {', '.join(key) or 'absent'}")
 
 
 def _id_kind(
