@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import LargeBinary, UniqueConstraint, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from eventseal.cipher import AESCipher, ItemContext, NoCompression, Zlib, Zstd, inspect
+from eventseal.cipher import AESCipher, EventZstd, ItemContext, NoCompression, Zlib, Zstd, inspect
 from eventseal.errors import ConfigurationError
 from eventseal.items import SequencedItem
 from eventseal.rotation import batches, list_jobs, reencrypt, sources, verify
@@ -293,7 +293,7 @@ def test_fitting_items_in_another_compression_are_found_among_many_keys_too(shop
     item = sealed_by(shop, Zlib())
     shop.append(5)
     assert reencrypt(shop.seal).done == 1
-    assert inspect(stored(shop, item)).compression is CompressionId.ZSTD
+    assert inspect(stored(shop, item)).compression is CompressionId.ZSTD_EVENTS
 
 
 def test_many_items_are_moved_without_the_index_of_keys(shop, monkeypatch):
@@ -381,11 +381,12 @@ def stored(shop, item):
     return found.data
 
 
-def test_what_is_compressed_otherwise_is_compressed_as_the_cipher_does(shop):
-    item = sealed_by(shop, Zlib())
+@pytest.mark.parametrize("other", [Zlib(), Zstd()], ids=["zlib", "zstd-without-the-dictionary"])
+def test_what_is_compressed_otherwise_is_compressed_as_the_cipher_does(shop, other):
+    item = sealed_by(shop, other)
     result = reencrypt(shop.seal)
     assert (result.done, result.failed) == (1, 0)
-    assert inspect(stored(shop, item)).compression is CompressionId.ZSTD
+    assert inspect(stored(shop, item)).compression is CompressionId.ZSTD_EVENTS
     assert_all_opens(shop, 1)
 
 
@@ -417,14 +418,14 @@ def test_without_compression_the_old_one_goes(open_shop, store_url):
 
 
 def test_compressed_bytes_are_sealed_as_they_are(shop, monkeypatch):
-    sealed_by(shop, Zstd())
+    sealed_by(shop, EventZstd())
     shop.seal.keyring.rotate()
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise AssertionError("compressed anew")
 
     monkeypatch.setattr("eventseal.cipher.resealing.decompress", refuse)
-    monkeypatch.setattr(Zstd, "compress", refuse)
+    monkeypatch.setattr(EventZstd, "compress", refuse)
     assert reencrypt(shop.seal).done == 1
 
 
