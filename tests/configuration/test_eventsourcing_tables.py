@@ -92,12 +92,23 @@ def test_doctor_tells_tables_that_nobody_listed(library, monkeypatch):
     assert amiss() == []
 
 
+def test_doctor_tells_the_one_that_was_forgotten_beside_those_that_are_listed(library, monkeypatch):
+    library.make_theirs()
+    monkeypatch.setenv("EVENTSEAL_EVENTSOURCING_TABLES", EVENTS)
+    initialise()
+    (finding,) = amiss()
+    assert finding.text.endswith(f"library: {SNAPSHOTS}")
+    assert f'eventsourcing_tables = ["{EVENTS}", "{SNAPSHOTS}"]' in finding.remedy
+
+
 def test_doctor_tells_tables_that_are_listed_and_not_registered(library, monkeypatch):
     library.make_theirs()
     monkeypatch.setenv("EVENTSEAL_UNSEALED_TABLES", SNAPSHOTS)
     initialise()
     monkeypatch.setenv("EVENTSEAL_EVENTSOURCING_TABLES", EVENTS)
-    assert the_one("is listed in the settings and not registered").remedy == "eventseal init"
+    (finding,) = amiss()
+    assert finding.text == f"table {EVENTS} is listed in the settings and not registered"
+    assert finding.remedy == "eventseal init"
     initialise()
     assert amiss() == []
 

@@ -45,7 +45,12 @@ def check_registry(stores: Stores) -> Iterator[Finding]:
     ]
     found += read(
         datastore.engine,
-        partial(_unregistered, rows=rows, unsealed=settings.unsealed_tables),
+        partial(
+            _unregistered,
+            rows=rows,
+            unsealed=settings.unsealed_tables,
+            listed=datastore.eventsourcing_tables,
+        ),
         doing="looking for tables that are not registered",
     )
     yield from found
@@ -143,7 +148,10 @@ def _check_databases(rows: Sequence[SealedTable]) -> Iterator[Finding]:
 
 
 def _unregistered(
-    connection: Connection, rows: Sequence[SealedTable], unsealed: Collection[str]
+    connection: Connection,
+    rows: Sequence[SealedTable],
+    unsealed: Collection[str],
+    listed: Collection[str],
 ) -> list[Finding]:
     found = []
     names = unregistered_tables(connection, rows, unsealed_tables=unsealed)
@@ -154,11 +162,13 @@ def _unregistered(
             f"If they do not: unsealed_tables = [{_quoted({*names, *unsealed})}]",
         )
         found.append(Finding.of(error, AREA))
-    theirs = unregistered_eventsourcing_tables(connection, rows, unsealed_tables=unsealed)
+    # What is listed and not registered has been told already.
+    theirs = unregistered_eventsourcing_tables(connection, rows, unsealed_tables={*unsealed, *listed})
     if theirs:
         error = ConfigurationError(
             f"not registered, but with the columns of the eventsourcing library: {', '.join(theirs)}",
-            remedy=f"If they are to hold sealed items: eventsourcing_tables = [{_quoted(theirs)}], then: "
+            remedy="If they are to hold sealed items: "
+            f"eventsourcing_tables = [{_quoted({*theirs, *listed})}], then: "
             f"eventseal init. If not: unsealed_tables = [{_quoted({*theirs, *unsealed})}]",
         )
         found.append(Finding.of(error, AREA))
