@@ -38,9 +38,9 @@ def library(store_url, sealed_process):
     module = "postgres" if "postgres" in store_url else "sqlite"
     environment = library_environment(store_url)
 
-    def make(package):
+    def make(package, **env):
         return School(
-            env={"PERSISTENCE_MODULE": f"{package}.{module}", "MAPPER_TOPIC": MAPPER, **environment}
+            env={"PERSISTENCE_MODULE": f"{package}.{module}", "MAPPER_TOPIC": MAPPER, **environment, **env}
         )
 
     with closing(make(OURS)):
@@ -93,8 +93,9 @@ def test_a_closed_fence_without_another_key_is_an_error(library):
             school.register("Fido")
 
 
-def test_our_module_writes_again_what_was_sealed_under_a_key_that_was_retired_meanwhile(library):
-    with closing(library(OURS)) as school:
+@pytest.mark.parametrize("functions", ["n", "y"], ids=["by statements", "by its function"])
+def test_our_module_writes_again_what_was_sealed_under_a_key_that_was_retired_meanwhile(library, functions):
+    with closing(library(OURS, POSTGRES_ENABLE_DB_FUNCTIONS=functions)) as school:
         first = school.register("Fido", "sit")
         old = active_key(library.seal)
         library.seal.keyring.rotate("application")
@@ -110,8 +111,9 @@ def test_our_module_writes_again_what_was_sealed_under_a_key_that_was_retired_me
 
 
 @knows_mapper_topic
-def test_under_its_own_module_the_application_gets_its_databases_error_and_tries_again(library):
-    with closing(library(LIBRARY)) as school:
+@pytest.mark.parametrize("functions", ["n", "y"], ids=["by statements", "by its function"])
+def test_under_its_own_module_the_application_gets_its_databases_error_and_tries_again(library, functions):
+    with closing(library(LIBRARY, POSTGRES_ENABLE_DB_FUNCTIONS=functions)) as school:
         first = school.register("Fido", "sit")
         library.seal.keyring.rotate("application")
         close(library.seal, inspect(school.recorder.select_events(first)[0].state).key_id)
