@@ -70,6 +70,40 @@ def test_people_are_told_what_comes_next(run, old):
     assert "destroy the old keys" in run("migrate", "--finish").stdout
 
 
+def test_status_tells_the_next_step_until_nothing_old_is_read_any_more(run, run_json, old):
+    def steps():
+        return [step["command"] for step in run_json("status")["next"]]
+
+    assert steps() == []  # nothing was begun
+    run("migrate", "--begin")
+    (step,) = run_json("status")["next"]
+    assert step["command"] == "eventseal migrate"
+    assert step["reason"].startswith("30 items are to be migrated from eventsourcing-cbc, eventsourcing-gcm,")
+    assert run_json("status")["old_formats"][ITEMS] == [
+        "eventsourcing-cbc",
+        "eventsourcing-gcm",
+        "plain-json",
+    ]
+    run("migrate")
+    assert steps() == ["eventseal migrate --finish"]
+    (job,) = run_json("status")["jobs"]
+    assert (job["verb"], job["state"], job["done"]) == ("migrate", "finished", 30)
+    assert "  migrate  finished" in run("status").stdout
+    run("migrate", "--finish")
+    assert (steps(), run_json("status")["old_formats"]) == ([], {})
+
+
+def test_of_a_migration_that_stopped_status_tells_how_it_goes_on(run, run_json, old, query):
+    run("migrate", "--begin")
+    run("migrate")
+    query("UPDATE reencryption_jobs SET state = 'running', updated_at = '2020-01-01 00:00:00.000000'")
+    (step,) = run_json("status")["next"]
+    assert step["command"].startswith("eventseal migrate --resume ")
+    assert step["reason"].startswith("a migration did not end: 30 of 30 items were moved")
+    run(*step["command"].split()[1:])
+    assert [step["command"] for step in run_json("status")["next"]] == ["eventseal migrate --finish"]
+
+
 def test_what_is_left_is_counted_and_refused(run, old):
     run("migrate", "--begin")
     refused = run("migrate", "--finish", exits=4).stderr

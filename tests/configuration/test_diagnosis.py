@@ -15,7 +15,7 @@ from sqlalchemy.pool import NullPool
 from eventseal.configuration import EventSeal
 from eventseal.configuration.diagnosis import Severity, diagnose
 from eventseal.configuration.initialise import initialise
-from eventseal.rotation import rotate_keys
+from eventseal.rotation import begin_migration, finish_migration, rotate_keys
 from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy
 from eventseal.storage.engines import SQLAlchemySettings
 from eventseal.storage.fences import close_fence
@@ -103,7 +103,8 @@ def test_a_store_that_is_ready_has_nothing_amiss_in_any_area(append):
     append(3)
     assert amiss() == []
     areas = {finding.area for finding in diagnose() if finding.severity is Severity.OK}
-    assert areas == {"settings", "kms", "database", "clock", "tables", "registry", "fences", "keys", "jobs"}
+    places = {"settings", "kms", "database", "clock", "tables", "registry"}
+    assert areas == places | {"fences", "keys", "migration", "jobs"}
 
 
 def test_nothing_is_changed(append, sql, shop):
@@ -320,6 +321,52 @@ def test_keys_that_are_due_for_rotation_are_a_note_with_the_command(shop, monkey
     monkeypatch.setenv("EVENTSEAL_ROTATION_MAX_AGE", "1ms")
     (note,) = [finding for finding in diagnose() if "due for rotation" in finding.text]
     assert (note.severity, note.remedy) == (Severity.NOTE, "eventseal rotate --scope application")
+
+
+def of_migration():
+    found = [finding for finding in diagnose() if finding.area == "migration"]
+    return [(finding.severity, finding.text, finding.remedy) for finding in found]
+
+
+def test_what_stands_of_a_migration_is_told_at_each_step(shop, monkeypatch):
+    ((severity, text, _),) = of_migration()
+    assert (severity, text) == (Severity.OK, "no older format is accepted, and none is named")
+    monkeypatch.setenv("EVENTSEAL_OLD_FORMATS", "plain-json")
+    ((severity, text, remedy),) = of_migration()
+    assert severity is Severity.NOTE
+    assert text == "old_formats names plain-json, which no table accepts yet"
+    assert remedy.endswith("eventseal migrate --begin")
+    with EventSeal.from_settings() as seal:
+        begin_migration(seal)
+        ((severity, text, remedy),) = of_migration()
+        assert severity is Severity.NOTE
+        assert "begun and is not finished: beside envelopes, plain-json is accepted in" in text
+        assert remedy.endswith("eventseal migrate --finish")
+        finish_migration(seal)
+    ((severity, text, remedy),) = of_migration()
+    assert severity is Severity.WARNING
+    assert remedy.startswith("Take old_formats out of the settings")
+    monkeypatch.delenv("EVENTSEAL_OLD_FORMATS")
+    assert [severity for severity, _, _ in of_migration()] == [Severity.OK]
+
+
+def test_a_process_that_cannot_read_what_it_is_to_accept_is_told(shop, monkeypatch):
+    monkeypatch.setenv("OLD", "MDEyMzQ1Njc4OWFiY2RlZg==")
+    monkeypatch.setenv("EVENTSEAL_OLD_FORMATS", "eventsourcing-gcm key=env:OLD")
+    with EventSeal.from_settings() as seal:
+        begin_migration(seal)
+    monkeypatch.delenv("OLD")
+    (refused,) = amiss()
+    assert (refused.area, refused.severity) == ("migration", Severity.ERROR)
+    assert "env:OLD, is not there" in refused.text
+    monkeypatch.delenv("EVENTSEAL_OLD_FORMATS")
+    found = amiss()
+    assert {finding.severity for finding in found} == {Severity.WARNING}
+    assert {finding.text for finding in found} == {
+        f"the readers of {table} are to accept eventsourcing-gcm, which old_formats does not name here: "
+        "this process refuses such items"
+        for table in (ITEMS, "snapshots", "timestamp_sequenced_items")
+    }
 
 
 def test_a_clock_that_is_off_is_told(shop, monkeypatch):

@@ -80,6 +80,7 @@ def _as_json(found: Status) -> dict[str, Any]:
             for total in found.keys
         ],
         "items": {table: dict(counts) for table, counts in found.items.items()},
+        "old_formats": {table: list(names) for table, names in found.old_formats.items()},
         "keks": [
             {
                 "kek": use.kek_uri,
@@ -138,6 +139,7 @@ def _print(found: Status) -> None:
     jobs = [
         (
             str(standing.job.job_id),
+            verb_of(standing.job.options),
             standing.job.state,
             f"{standing.done:,}",
             f"{standing.job.total:,}",
@@ -145,7 +147,7 @@ def _print(found: Status) -> None:
         )
         for standing in found.jobs
     ]
-    _print_table(("JOB", "STATE", "DONE", "OF", "LAST SEEN"), jobs)
+    _print_table(("JOB", "VERB", "STATE", "DONE", "OF", "LAST SEEN"), jobs)
     _print_next(found.next_steps)
 
 

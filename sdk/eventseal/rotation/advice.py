@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from eventseal.keys.branch_wrapping import BRANCH_PREFIX, branch_uri
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.rotation.jobs import MIGRATE, verb_of
-from eventseal.rotation.standing import Advice, JobStanding, Status
+from eventseal.rotation.standing import PLAIN, UNKNOWN, Advice, JobStanding, Status
 from eventseal.storage.jobs import FINISHED, RUNNING, SETTLING
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def advice(status: Status) -> tuple[Advice, ...]:
     return (
         *_jobs(status),
         *_compromised(status),
+        *_migrate(status),
         *_rewrap(status),
         *_rotate(status),
         *_reencrypt(status),
@@ -98,6 +99,27 @@ def _compromised(status: Status) -> Iterator[Advice]:
         yield Advice(
             command=f"eventseal reencrypt{_named(keys)}",
             reason=f"{items:,} items are under {_counted(keys)}compromised keys",
+        )
+
+
+def _migrate(status: Status) -> Iterator[Advice]:
+    """A migration that was begun is to be finished: until then, readers take what nothing authenticates."""
+    accepting = status.old_formats
+    jobs = [standing.job for standing in status.jobs]
+    if not accepting or any(verb_of(job.options) == MIGRATE and job.state != FINISHED for job in jobs):
+        return  # of a job that did not end, its own step tells
+    formats = ", ".join(sorted({name for names in accepting.values() for name in names}))
+    old = [status.items.get(table, {}).get(state, 0) for table in accepting for state in (PLAIN, UNKNOWN)]
+    if any(old):
+        yield Advice(
+            command="eventseal migrate",
+            reason=f"{sum(old):,} items are to be migrated from {formats}, which readers accept until then",
+        )
+    else:
+        yield Advice(
+            command="eventseal migrate --finish",
+            reason=f"every item is an envelope, and readers of {len(accepting):,} tables accept {formats} "
+            "still; stop what writes it first",
         )
 
 

@@ -260,7 +260,7 @@ def _begun(tables: list[SealedTable], accepted: AcceptedFormats) -> list[SealedT
     found = [table for table in tables if table.old_formats]
     if not found:
         raise JobError(
-            "no migration has begun: the registry says that every table holds envelopes only",
+            "no migration has begun: the registry says of no table that it may hold older formats",
             remedy="Begin it with `eventseal migrate --begin`; then start the processes that read both.",
         )
     for table in found:

@@ -23,12 +23,14 @@ from eventseal.storage.item_rows import count_by_key
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from uuid import UUID
 
     from sqlalchemy.engine import Connection
 
     from eventseal.keys.store import KeyStore
     from eventseal.storage import SQLAlchemyDatastore
+    from eventseal.storage.registry import SealedTable
 
 MOST_CLOSED_KEYS = 1000
 """Keys that seal no more which are looked at one by one."""
@@ -57,7 +59,8 @@ def status(
     engine, now = datastore.key_engine, key_store.now()
     due = partial(overdue_keys, application=application, policy=policy or RotationPolicy(), now=now)
     closed = partial(closed_keys, application=application, limit=MOST_CLOSED_KEYS)
-    items, items_by_key = _items(datastore, application)
+    tables = registered_tables(datastore, application)
+    items, items_by_key = _items(datastore, application, tables)
     found = Status(
         application=application,
         now=now,
@@ -69,6 +72,7 @@ def status(
         overdue=read(engine, due, doing="looking for keys that are to be rotated"),
         items=items,
         items_by_key=items_by_key,
+        old_formats={table.table: table.old_formats for table in tables if table.old_formats},
         keks=tuple(key_store.kek_uses(application)),
         jobs=tuple(job_standings(datastore, application)),
     )
@@ -104,11 +108,11 @@ def _job_standings(connection: Connection, application: str) -> list[JobStanding
 
 
 def _items(
-    datastore: SQLAlchemyDatastore, application: str
+    datastore: SQLAlchemyDatastore, application: str, tables: Sequence[SealedTable]
 ) -> tuple[dict[str, dict[str, int]], Counter[UUID]]:
     by_table: dict[str, dict[str, int]] = {}
     by_key: Counter[UUID] = Counter()
-    for table in registered_tables(datastore, application):
+    for table in tables:
         counts = read(datastore.engine, partial(count_by_key, table=table), doing=f"counting {table.table}")
         named = {key_id: count for key_id, count in counts.items() if key_id is not None}
         states = read(

@@ -12,6 +12,7 @@ from eventseal.configuration.diagnosis import (
     key_checks,
     kms_checks,
     ledger_checks,
+    migration_checks,
     registry_checks,
     settings_checks,
     table_checks,
@@ -103,4 +104,5 @@ def _check_contents(stores: Stores, adapters: list[KmsAdapter]) -> Iterator[Find
     yield from guarded(key_checks.AREA, partial(key_checks.check_keys, stores, adapters))
     yield from guarded(key_checks.AREA, partial(wrapping_checks.check_wrappings, stores, adapters))
     yield from guarded(ledger_checks.AREA, partial(ledger_checks.check_ledger, stores, adapters))
+    yield from guarded(migration_checks.AREA, partial(migration_checks.check_migration, stores))
     yield from guarded(job_checks.AREA, partial(job_checks.check_jobs, stores))

@@ -39,7 +39,7 @@ class Finding:
     Attributes:
         severity: How bad it is.
         area: Where: ``settings``, ``database``, ``tables``, ``registry``, ``fences``, ``clock``, ``kms``,
-            ``keys``, ``ledger`` or ``jobs``.
+            ``keys``, ``ledger``, ``migration`` or ``jobs``.
         text: What was found, on one line; never a secret.
         remedy: What to do, with the statement or the command to paste; empty if there is nothing to do.
         cause: The error that using it would end in, if there is one; says what a script does next.

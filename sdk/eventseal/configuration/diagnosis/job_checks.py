@@ -1,4 +1,4 @@
-"""Checks of the jobs: that every re-encryption that was begun has ended."""
+"""Checks of the jobs: that every re-encryption and migration that was begun has ended."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AREA = "jobs"
 
 def check_jobs(stores: Stores) -> Iterator[Finding]:
     """
-    Look for re-encryptions that did not end, and that nobody is at.
+    Look for re-encryptions and migrations that did not end, and that nobody is at.
 
     Args:
         stores: The databases, and the settings.
@@ -29,4 +29,6 @@ def check_jobs(stores: Stores) -> Iterator[Finding]:
     for step in left:
         yield Finding(severity=Severity.WARNING, area=AREA, text=step.reason, remedy=step.command)
     if not left:
-        yield Finding(severity=Severity.OK, area=AREA, text="no re-encryption was left half done")
+        yield Finding(
+            severity=Severity.OK, area=AREA, text="no re-encryption or migration was left half done"
+        )

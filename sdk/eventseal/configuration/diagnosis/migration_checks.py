@@ -1,0 +1,83 @@
+"""Checks of a migration: what readers accept, what they can read of it, and what is left in the settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eventseal.configuration.diagnosis.findings import Finding, Severity
+from eventseal.configuration.diagnosis.registry_checks import reachable_tables
+from eventseal.configuration.old_formats import configured_formats
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from eventseal.configuration.stores import Stores
+    from eventseal.storage.registry import SealedTable
+
+AREA = "migration"
+
+
+def check_migration(stores: Stores) -> Iterator[Finding]:
+    """
+    Compare the older formats that the settings name with those that the registry says are accepted.
+
+    Args:
+        stores: The databases, and the settings.
+
+    Raises:
+        ConfigurationError: A key of an older format is not where the settings say.
+    """
+    tables = reachable_tables(stores)
+    accepting = [table for table in tables if table.old_formats]
+    named = [entry.split()[0] for entry in stores.settings.old_formats]
+    if accepting:
+        yield from _check_accepted(accepting, named)
+    elif named:
+        yield from _check_named(tables, named)
+    else:
+        yield Finding(severity=Severity.OK, area=AREA, text="no older format is accepted, and none is named")
+        return
+    settings = stores.settings
+    configured_formats(settings.old_formats, max_plaintext=settings.max_plaintext)  # have the keys read
+
+
+def _check_accepted(accepting: Sequence[SealedTable], named: Sequence[str]) -> Iterator[Finding]:
+    for table in accepting:
+        unnamed = sorted({*table.old_formats} - {*named})
+        if unnamed:
+            yield Finding(
+                severity=Severity.WARNING,
+                area=AREA,
+                text=f"the readers of {table.table} are to accept {', '.join(unnamed)}, which "
+                "old_formats does not name here: this process refuses such items",
+                remedy="Name them in old_formats, with where their keys are; or, if none is left: "
+                "eventseal migrate --finish",
+            )
+    formats = sorted({name for table in accepting for name in table.old_formats})
+    tables = ", ".join(table.table for table in accepting)
+    yield Finding(
+        severity=Severity.NOTE,
+        area=AREA,
+        text=f"a migration was begun and is not finished: beside envelopes, {', '.join(formats)} is accepted "
+        f"in {tables}",
+        remedy="eventseal status tells what is left; last: eventseal migrate --finish",
+    )
+
+
+def _check_named(tables: Sequence[SealedTable], named: Sequence[str]) -> Iterator[Finding]:
+    formats = ", ".join(dict.fromkeys(named))
+    if tables and all(table.is_migrated for table in tables):
+        yield Finding(
+            severity=Severity.WARNING,
+            area=AREA,
+            text=f"old_formats names {formats}, and the migration has ended: a line in the registry "
+            "would have it accepted again",
+            remedy="Take old_formats out of the settings, and destroy the old keys.",
+        )
+    else:
+        yield Finding(
+            severity=Severity.NOTE,
+            area=AREA,
+            text=f"old_formats names {formats}, which no table accepts yet",
+            remedy="To migrate items in their rows: eventseal migrate --begin",
+        )
