@@ -25,6 +25,7 @@ COMMANDS = (
     "rotate",
     "rewrap",
     "reencrypt",
+    "migrate",
     "retire",
     "verify",
     "status",
