@@ -15,6 +15,7 @@ from eventseal.rotation.closing import close_and_count
 from eventseal.rotation.key_totals import replaced_keys
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult
 from eventseal.rotation.sealed_store import (
+    refuse_absent_tables,
     refuse_tagged_events,
     refuse_unfenced_tables,
     refuse_unregistered_tables,
@@ -67,7 +68,7 @@ def retire(
     Raises:
         ConfigurationError: A table that looks sealed is not registered, or a registered one is not there, or
             lacks the trigger that fences it where another program writes it; or a table holds events by
-            tags, which nobody counts.
+            tags, which nobody counts; or none of the eventsourcing library's listed tables is there.
         JobError: A named key is needed still, with the ``result`` of the others; or, before anything is done,
             a named one is active, or of a purpose that is never retired.
         KeyNotFoundError: There is no such key; nothing was done.
@@ -76,6 +77,7 @@ def retire(
     """
     refuse_unregistered_tables(store)
     refuse_tagged_events(store)
+    refuse_absent_tables(store)
     run = _Retirement(store, dry_run=dry_run, progress=progress)
     if keys is None:
         run.expect(0 if progress is None else _closed_key_count(store))

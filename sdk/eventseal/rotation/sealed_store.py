@@ -175,6 +175,27 @@ def refuse_tagged_events(store: SealedStore) -> None:
         )
 
 
+def refuse_absent_tables(store: SealedStore) -> None:
+    """
+    Stop where none of the eventsourcing library's listed tables is there: its application writes elsewhere.
+
+    Args:
+        store: Its items' database is looked at. That some of the tables are absent is well, such as one for
+            snapshots that nobody takes.
+
+    Raises:
+        ConfigurationError: Tables are listed, and none is in the database.
+        StoreError: The database refused or failed.
+    """
+    listed = store.datastore.eventsourcing_tables
+    if listed and not store.datastore.described_eventsourcing_tables():
+        raise ConfigurationError(
+            f"none of the tables in eventsourcing_tables is there: {', '.join(listed)}; what is sealed "
+            "elsewhere is not counted, and its key might go",
+            remedy="Let store_url name the database that the application writes to.",
+        )
+
+
 def _registry(datastore: SQLAlchemyDatastore) -> list[SealedTable]:
     return read(datastore.key_engine, registered, doing="reading the registry of sealed tables")
 

@@ -10,7 +10,7 @@ from tests.integrations.eventsourcing.conftest import MAPPER, OURS, library_envi
 from tests.integrations.eventsourcing.dogs import DogSchool
 
 from eventseal.erasure import shred
-from eventseal.errors import KeyDestroyedError
+from eventseal.errors import ConfigurationError, KeyDestroyedError
 from eventseal.integrations.eventsourcing.process_seal import process_seal
 from eventseal.rotation import reencrypt, retire, rotate_keys, verify
 
@@ -118,6 +118,17 @@ def test_snapshots_are_moved_with_the_events(schools):
         process_seal().keyring.refresh()
         assert school.tricks(dog) == ["sit", "roll over"]
     assert verify(schools.seal).failed == 0
+
+
+def test_no_key_is_retired_where_the_application_writes_to_another_database(store_url, sealed_process):
+    seal = sealed_process(store_url, eventsourcing_tables=TABLES)
+    with closing(School(env={"PERSISTENCE_MODULE": f"{OURS}.popo"})) as school:
+        dog = school.register("Fido", "sit")
+        rotate_keys(seal)
+        with pytest.raises(ConfigurationError, match=r"none of the tables in eventsourcing_tables is there"):
+            retire(seal)
+        process_seal().keyring.refresh()
+        assert school.tricks(dog) == ["sit"]
 
 
 def test_the_events_of_a_shredded_scope_open_nowhere(schools):
