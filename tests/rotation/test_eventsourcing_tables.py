@@ -6,14 +6,19 @@ from uuid import uuid4
 
 import eventsourcing.persistence
 import pytest
+from sqlalchemy import delete, insert, select
 from tests.fixtures.eventsourcing_store import EVENTS, SECRET, SNAPSHOTS, TOPIC
 
-from eventseal.erasure import shred
+from eventseal.cipher import ItemContext
+from eventseal.erasure import after_restore, shred
 from eventseal.errors import ConfigurationError, JobError, KeyDestroyedError
 from eventseal.rotation import reencrypt, retire, rotate_keys, status, verify
 from eventseal.rotation.item_lookup import find_item
 from eventseal.rotation.key_listing import list_keys
+from eventseal.storage.key_tables import key_metadata
 from eventseal.storage.registry import registered, set_old_formats
+
+KEY_TABLES = key_metadata.sorted_tables
 
 
 @pytest.fixture(params=["uuid", "text"])
@@ -200,6 +205,33 @@ def test_a_shredded_scope_counts_its_items_and_refuses_late_ones(library):
         library.read(events[0].originator_id)
     moved = reencrypt(library.seal)
     assert (moved.failed, moved.by_table[EVENTS]["erased"]) == (0, 2)
+
+
+def test_a_restore_of_the_keys_brings_no_erased_state_of_theirs_back(open_library, store_url, tmp_path):
+    library = open_library(store_url, ledger=str(tmp_path / "erasures.jsonl"))
+    erased = library.append(2, scope="subject:ada")
+    kept = library.append(1)
+    with library.seal.datastore.key_engine.begin() as connection:
+        backup = [(table, connection.execute(select(table)).mappings().all()) for table in KEY_TABLES]
+    shred(library.seal, "subject:ada")
+    with library.seal.datastore.key_engine.begin() as connection:
+        for table in reversed(KEY_TABLES):
+            connection.execute(delete(table))
+        for table, rows in backup:
+            if rows:
+                connection.execute(insert(table), [dict(row) for row in rows])
+    with library.open() as restored:
+        place = ItemContext(erased[0].originator_id, erased[0].originator_version, TOPIC)
+        assert restored.cipher.decrypt(erased[0].state, place) == SECRET
+        result = after_restore(restored)
+        assert (result.failed, result.by_table) == (0, {EVENTS: {"erased": 2}})
+    with library.open() as later:
+        with pytest.raises(KeyDestroyedError):
+            later.cipher.decrypt(erased[0].state, place)
+        found = verify(later)
+        assert (found.done, found.failed, found.by_table[EVENTS]["erased"]) == (1, 0, 2)
+        assert after_restore(later).done == 0
+    assert library.read(kept[0].originator_id) == [SECRET]
 
 
 # --- tables that nobody named ---
