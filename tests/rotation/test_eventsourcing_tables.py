@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import eventsourcing.persistence
 import pytest
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, insert, select, text
 from tests.fixtures.eventsourcing_store import EVENTS, SECRET, SNAPSHOTS, TOPIC
 
 from eventseal.cipher import ItemContext
@@ -155,29 +155,39 @@ def test_one_item_is_found_by_what_a_person_types(library):
 # --- compromised keys, and shredded ones ---
 
 
-@pytest.fixture
-def pg_library(open_library, postgres_url):
-    return open_library(postgres_url)
-
-
-@pytest.mark.postgres
-def test_a_forgery_under_a_compromised_key_is_reported(pg_library):
+@pytest.mark.parametrize("table", [EVENTS, SNAPSHOTS])
+def test_a_forgery_under_a_compromised_key_is_reported(open_library, store_url, table):
     """The trigger refuses it; who gets around the trigger meets the mark."""
-    library = pg_library
+    library = open_library(store_url)
     library.append(3)
+    library.take_snapshot()
     old = library.active_key()
-    forged = library.states(uuid4(), [1])
+    collection = "items" if table == EVENTS else "snapshots"
+    forged = library.states(library.new_id(), [1], collection=collection)
     rotate_keys(library.seal, compromised=True)
+    recorder = library.events if table == EVENTS else library.snapshots
     with pytest.raises(eventsourcing.persistence.IntegrityError, match="is closed"):
-        library.events.insert_events(forged)
+        recorder.insert_events(forged)
     with library.seal.datastore.engine.begin() as connection:
-        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
-        connection.exec_driver_sql(
-            f"INSERT INTO {EVENTS} VALUES (%s, 1, %s, %s)", (forged[0].originator_id, TOPIC, forged[0].state)
+        if library.on_postgresql:
+            connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+        else:
+            for event in ("insert", "update"):
+                connection.exec_driver_sql(f"DROP TRIGGER eventseal_fence_{event}_{table}")
+        columns = "(originator_id, originator_version, topic, state)"
+        connection.execute(
+            text(f"INSERT INTO {table} {columns} VALUES (:id, 1, :topic, :state)"),
+            {
+                "id": forged[0].originator_id if library.on_postgresql else forged[0].originator_id.hex,
+                "topic": TOPIC,
+                "state": forged[0].state,
+            },
         )
+    library.make_ours()
     moved = reencrypt(library.seal)
-    assert (moved.done, moved.by_table[EVENTS]["suspected"]) == (3, 1)
-    with pytest.raises(JobError):
+    assert (moved.done, moved.by_table[table]["suspected"]) == (4, 1)
+    assert moved.failures[0].row["sequence_id"] == str(forged[0].originator_id)
+    with pytest.raises(JobError, match=str(old)):
         retire(library.seal, keys=[old])
 
 
