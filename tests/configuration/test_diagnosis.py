@@ -360,13 +360,12 @@ def test_a_process_that_cannot_read_what_it_is_to_accept_is_told(shop, monkeypat
     assert (refused.area, refused.severity) == ("migration", Severity.ERROR)
     assert "env:OLD, is not there" in refused.text
     monkeypatch.delenv("EVENTSEAL_OLD_FORMATS")
-    found = amiss()
-    assert {finding.severity for finding in found} == {Severity.WARNING}
-    assert {finding.text for finding in found} == {
-        f"the readers of {table} are to accept eventsourcing-gcm, which old_formats does not name here: "
-        "this process refuses such items"
-        for table in (ITEMS, "snapshots", "timestamp_sequenced_items")
-    }
+    (found,) = amiss()
+    assert (found.area, found.severity) == ("migration", Severity.WARNING)
+    assert found.text == (
+        f"the readers of {ITEMS}, snapshots, timestamp_sequenced_items are to accept eventsourcing-gcm, "
+        "which old_formats does not name here: this process refuses such items"
+    )
 
 
 def test_a_clock_that_is_off_is_told(shop, monkeypatch):

@@ -42,18 +42,18 @@ def check_migration(stores: Stores) -> Iterator[Finding]:
 
 
 def _check_accepted(accepting: Sequence[SealedTable], named: Sequence[str]) -> Iterator[Finding]:
-    for table in accepting:
-        unnamed = sorted({*table.old_formats} - {*named})
-        if unnamed:
-            yield Finding(
-                severity=Severity.WARNING,
-                area=AREA,
-                text=f"the readers of {table.table} are to accept {', '.join(unnamed)}, which "
-                "old_formats does not name here: this process refuses such items",
-                remedy="Name them in old_formats, with where their keys are; or, if none is left: "
-                "eventseal migrate --finish",
-            )
     formats = sorted({name for table in accepting for name in table.old_formats})
+    unnamed = [name for name in formats if name not in named]
+    if unnamed:
+        tables = ", ".join(table.table for table in accepting if {*table.old_formats} & {*unnamed})
+        yield Finding(
+            severity=Severity.WARNING,
+            area=AREA,
+            text=f"the readers of {tables} are to accept {', '.join(unnamed)}, which old_formats does not "
+            "name here: this process refuses such items",
+            remedy="Name them in old_formats, with where their keys are; or, if none is left: "
+            "eventseal migrate --finish",
+        )
     tables = ", ".join(table.table for table in accepting)
     yield Finding(
         severity=Severity.NOTE,
