@@ -3,8 +3,8 @@ A second reader of the format, written from ``docs/format.md`` alone: the standa
 
 ``python -I -S second_reader.py FOLDER`` reads ``items.json``, ``fields.json``, ``ledger.json`` and
 ``wrapped.json`` there and prints, as JSON, what each case gives: the plaintext in hexadecimal, or the words
-of ``expect``. Of the compressions it knows 0 and 1; items of compression 2 it answers with ``zstd``. It
-shares no code with the project.
+of ``expect``. Of the compressions it knows 0 and 1; items of compressions 2 and 4 it answers with ``zstd``.
+It shares no code with the project.
 """
 
 import base64
@@ -87,7 +87,7 @@ def split(envelope):
     if len(envelope) < HEADER_SIZE:
         raise UnknownFormatError
     version, suite, compression = envelope[:3]
-    if version != 1 or suite not in SUITES or compression not in {0, 1, 2}:
+    if version != 1 or suite not in SUITES or compression not in {0, 1, 2, 4}:
         raise UnknownFormatError
     tag_size = SUITES[suite][1]
     body = envelope[HEADER_SIZE:-tag_size]
@@ -149,7 +149,7 @@ def open_item(case, limit):
     name, half, _ = SUITES[suite]
     suite_key = hkdf(key, key_id, b"eventseal/v1/" + name.encode(), 2 * half)
     plaintext = unseal(suite, suite_key, associated_data, body, tag)
-    if compression == 2:
+    if compression in {2, 4}:
         return "zstd"
     return decompress(compression, plaintext, limit).hex()
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eventseal.cipher import AESCipher, ItemContext, NoCompression, Opened, Zlib, Zstd, inspect
+from eventseal.cipher import AESCipher, EventZstd, ItemContext, NoCompression, Opened, Zlib, Zstd, inspect
 from eventseal.errors import OPAQUE_INTEGRITY_MESSAGE, IntegrityError, KeyNotFoundError, UnknownFormatError
 from eventseal.suites import SUITES, build_header
 
@@ -26,14 +26,18 @@ def opaque(outcome):
 
 def expected_of_header(offset, value):
     """The documented error of a header's field that was changed to *value*."""
-    known = ({1}, {1, 2, 3}, {0, 1, 2})
+    known = ({1}, {1, 2, 3}, {0, 1, 2, 4})
     if offset < 3:
         return UnknownFormatError if value not in known[offset] else (IntegrityError, UnknownFormatError)
     return KeyNotFoundError
 
 
 @EACH_SUITE
-@pytest.mark.parametrize("compression", [NoCompression(), Zlib(), Zstd()], ids=["none", "zlib", "zstd"])
+@pytest.mark.parametrize(
+    "compression",
+    [NoCompression(), Zlib(), Zstd(), EventZstd()],
+    ids=["none", "zlib", "zstd", "event-dictionary"],
+)
 def test_every_bit_flip_is_refused_with_the_documented_error(suite, compression):
     cipher = AESCipher(KEY, suite=suite, compression=compression)
     sealed = cipher.encrypt(TEXT * 3, PLACE)
@@ -77,7 +81,7 @@ def test_bytes_put_in_anywhere_are_refused(suite):
 def test_the_suite_and_the_compression_in_the_header_are_bound(suite):
     cipher = AESCipher(KEY, suite=suite, compression=NoCompression())
     sealed = cipher.encrypt(TEXT, PLACE)
-    for other, compression in itertools.product(SUITES, (0, 1, 2)):
+    for other, compression in itertools.product(SUITES, (0, 1, 2, 4)):
         if (other, compression) == (suite.id, 0):
             continue
         longer = max(0, SUITES[other].tag_size - suite.tag_size)

@@ -39,6 +39,12 @@ TEXT_ZSTD = bytes.fromhex(
     "3a22313132222c22616d6f756e745f726571756573746564223a32303030307d010044f2a04214"
 )
 
+TEXT_EVENTS = bytes.fromhex(
+    "28b52ffd601000950100b87b6976415f5355424d4954547265223131325f223a307d08fcc943c585f5bbfe84a33f6b57"
+    "43d23b2098e49cdb22382007"
+)
+"""Made with the event dictionary."""
+
 
 def pattern(start: int, size: int) -> bytes:
     """Bytes that look like nothing else in these files."""
@@ -210,6 +216,8 @@ def good_items(items: Items) -> None:
         items.good(f"data key, suite {suite}", TEXT, **data)
         items.good(f"data key, suite {suite}, zlib", TEXT, compression=1, body=TEXT_ZLIB, **data)
         items.good(f"data key, suite {suite}, zstd", TEXT, compression=2, body=TEXT_ZSTD, **data)
+        events = f"data key, suite {suite}, event dictionary"
+        items.good(events, TEXT, compression=4, body=TEXT_EVENTS, **data)
     data = {"key": data_key, "key_id": DATA_KEY_ID, "suite": 3}
     for pair in SEQUENCE_IDS:
         items.good(f"sequence id {pair[1]!a} as {pair[0]}", TEXT[:20], sequence_id=pair, **data)
@@ -241,7 +249,7 @@ def items_that_must_not_open(items: Items) -> None:
     bad("one bit of the tag", "integrity error", flipped(whole, len(whole) - 1))
     bad("one block less", "integrity error", whole[:35] + whole[51:])
     bad("compression changed", "integrity error", whole[:2] + b"\x01" + whole[3:])
-    for offset, value in ((0, 0), (0, 2), (1, 0), (1, 4), (1, 0x11), (2, 3), (2, 4)):
+    for offset, value in ((0, 0), (0, 2), (1, 0), (1, 4), (1, 0x11), (2, 3), (2, 5), (2, 0x10)):
         changed = whole[:offset] + bytes([value]) + whole[offset + 1 :]
         bad(f"byte {offset} is {value:02x}", "unknown format", changed)
     for size in (0, 1, 18, 19, 35, 66, 82, len(whole) - 1, len(whole) - 15):
@@ -255,10 +263,15 @@ def items_that_must_not_open(items: Items) -> None:
         ("zstd, cut", 2, TEXT_ZSTD[:-1]),
         ("zstd, no declared size", 2, bytes.fromhex("28b52ffd0058310000616263646566")),
         ("zstd, nothing in it", 2, bytes.fromhex("28b52ffd2000010000")),
+        ("zstd, made with the event dictionary", 2, TEXT_EVENTS),
+        ("event dictionary, a byte behind", 4, TEXT_EVENTS + b"\0"),
+        ("event dictionary, cut", 4, TEXT_EVENTS[:-1]),
     ):
         bad(comment, "integrity error", items.compose(**facts, compression=compression, body=body)[0])
     declared = bytes.fromhex("28b52ffda0") + (2**24 + 1).to_bytes(4, "little") + bytes.fromhex("010000")
     bad("zstd, declares too much", "too large", items.compose(**facts, compression=2, body=declared)[0])
+    too_much = items.compose(**facts, compression=4, body=declared)[0]
+    bad("event dictionary, declares too much", "too large", too_much)
 
 
 # --- fields ------------------------------------------------------------------------------------------
