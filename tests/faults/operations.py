@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import select
 from tests.fixtures.dependencies import Fault
+from tests.fixtures.old_formats import OLD_KEY, gcm
 from tests.fixtures.sealed_shops import TENANTS, SealedShop, assert_sound, places_of, scope_of, stream_of
 
+from eventseal.cipher import ItemContext
 from eventseal.erasure import shred
 from eventseal.errors import KeyDestroyedError
+from eventseal.eventstore import EventStore
+from eventseal.items import SequencedItemMapper
+from eventseal.items.acceptance import AcceptedFormats
+from eventseal.items.formats import EventsourcingGCM
 from eventseal.keys.states import KeyState
-from eventseal.rotation import reencrypt, retire, rewrap, rotate_keys, verify
+from eventseal.rotation import (
+    begin_migration,
+    finish_migration,
+    migrate,
+    reencrypt,
+    retire,
+    rewrap,
+    rotate_keys,
+    verify,
+)
 from eventseal.rotation.jobs import FINISHED, list_jobs
 from eventseal.rotation.keks import kek_report
+from eventseal.storage import IntegerSequencedItemRecord
 from eventseal.storage.jobs import SETTLING
+from eventseal.storage.registry import registered
 
 if TYPE_CHECKING:
     from tests.fixtures.profiles import Profile
@@ -313,6 +332,58 @@ class Shred(Operation):
         return record.state is KeyState.DESTROYED
 
 
+class Migrate(Operation):
+    """Items of another program's cipher come under the keys of their scopes; then nothing older is read."""
+
+    makes_many_calls = True
+
+    def prepare(self, shop: SealedShop) -> None:
+        super().prepare(shop)
+        record = IntegerSequencedItemRecord
+        with shop.datastore.session() as session, session.begin():
+            for row in session.scalars(select(record)):
+                place = ItemContext(row.sequence_id, row.position, row.topic)
+                row.data, row.key_id = gcm(shop.cipher.decrypt(row.data, place), zipped=True), None
+
+    def run(self, shop: SealedShop) -> None:
+        _accept(shop)
+        begin_migration(shop)
+        result = migrate(shop, key_scope=scope_of_old_item, batch=max(6, self.items // 4))
+        assert (result.complete, result.failed, result.left) == (True, 0, 0), result
+        finish_migration(shop)
+
+    def assert_sound(self, shop: SealedShop) -> None:
+        _accept(shop)
+        found = {(event.originator_id, event.originator_version) for event in shop.events.all_domain_events()}
+        assert found == self.places(shop)
+        result = verify(shop)
+        assert result.failed == 0, result.failures
+        assert result.done + sum(counts["plain"] for counts in result.by_table.values()) == len(found)
+
+    def check(self, shop: SealedShop) -> None:
+        assert shop.items_by_key().keys() == set(shop.active_keys().values())
+        assert all(job.state == FINISHED for job in list_jobs(shop))
+        with shop.datastore.key_engine.connect() as connection:
+            assert all(table.is_migrated for table in registered(connection))
+
+
+def scope_of_old_item(_context: ItemContext, plaintext: bytes) -> str:
+    """The scope that the shop's mapper gives an event."""
+    return scope_of(json.loads(plaintext)["tenant"])
+
+
+def _accept(shop: SealedShop) -> None:
+    """Configure a process with the older format, as the settings would."""
+    accepted = AcceptedFormats([EventsourcingGCM(OLD_KEY, compressed=True)])
+    shop.accepted_formats = accepted
+    shop.events = EventStore(
+        shop.strategy,
+        SequencedItemMapper(
+            cipher=shop.cipher, key_scope=lambda event: scope_of(event.tenant), accept=accepted
+        ),
+    )
+
+
 OPERATIONS: tuple[type[Operation], ...] = (
     Append,
     AppendBatch,
@@ -328,4 +399,5 @@ OPERATIONS: tuple[type[Operation], ...] = (
     ReencryptCompromised,
     Retire,
     Shred,
+    Migrate,
 )

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 from tests.faults.fault_loop import fail_every_call
-from tests.faults.operations import Append, Operation, Read, Reencrypt, Retire, RewrapTo, Rotate, Shred
+from tests.faults.operations import (
+    Append,
+    Migrate,
+    Operation,
+    Read,
+    Reencrypt,
+    Retire,
+    RewrapTo,
+    Rotate,
+    Shred,
+)
 from tests.faults.parameters import every_fault_of_every_operation, every_refusal
 from tests.fixtures.dependencies import ALL, Fault
 from tests.fixtures.profiles import SHORT
@@ -22,7 +32,7 @@ def test_a_fault_loses_nothing_and_a_second_run_completes(
 
 
 @pytest.mark.postgres
-@pytest.mark.parametrize("operation", [Append, Read, Rotate, RewrapTo, Reencrypt, Retire, Shred])
+@pytest.mark.parametrize("operation", [Append, Read, Rotate, RewrapTo, Reencrypt, Retire, Shred, Migrate])
 def test_a_fault_loses_nothing_on_a_server_and_a_second_run_completes(
     operation: type[Operation], postgres_url, postgres_copies
 ) -> None:
