@@ -143,12 +143,12 @@ def test_each_item_of_cbc_has_a_context_of_its_own():
     assert [old.open(data, PLACE) for data in (first, second, first)] == [PLAIN, b'{"other":1}', PLAIN]
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in WRITTEN if n not in {"static-key", "plain-json", "eventsourcing-gcm"}]
-)
-def test_nothing_is_decompressed_over_the_limit(name):
+@pytest.mark.parametrize("name", [n for n in WRITTEN if n != "static-key"])
+def test_nothing_is_opened_over_the_limit(name):
     bomb = b'{"a":"' + b"a" * 5000 + b'"}'
     kinds = {
+        "plain-json": (PlainJSON(max_plaintext=1000), bomb),
+        "eventsourcing-gcm": (EventsourcingGCM(KEY, max_plaintext=1000), gcm(bomb)),
         "plain-json+zlib": (PlainJSON(compressed=True, max_plaintext=1000), zlib.compress(bomb)),
         "eventsourcing-cbc": (EventsourcingCBC(KEY, max_plaintext=1000), cbc(bomb)),
         "eventsourcing-gcm+zlib": (
@@ -163,6 +163,21 @@ def test_nothing_is_decompressed_over_the_limit(name):
     old, data = kinds[name]
     with pytest.raises(ItemTooLargeError):
         old.open(data, PLACE)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b'{"a":' + b"1" * 5000 + b"}", b'{"a":' * 100_000, b'{"\xff":1}', b"{"],
+    ids=["a-long-number", "deep", "no-utf-8", "cut"],
+)
+def test_json_that_python_does_not_read_is_refused_like_any_other(data):
+    for old, stored, refusal in (
+        (PlainJSON(), data, UnknownFormatError),
+        (EventsourcingGCM(KEY), gcm(data), IntegrityError),
+        (EventsourcingCBC(KEY), cbc(data), IntegrityError),
+    ):
+        with pytest.raises(refusal):
+            old.open(stored, PLACE)
 
 
 # --- acceptance ---

@@ -10,7 +10,7 @@ from __future__ import annotations
 import binascii
 import hmac
 from base64 import b64decode
-from json import JSONDecodeError, loads
+from json import loads
 from typing import TYPE_CHECKING, NoReturn, Protocol, runtime_checkable
 
 from cryptography.exceptions import InvalidTag
@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from eventseal.cipher.aes import MAX_PLAINTEXT, AESCipher
-from eventseal.cipher.compression import decompress
+from eventseal.cipher.compression import decompress, too_large
 from eventseal.errors import (
     ConfigurationError,
     EventSealError,
@@ -68,7 +68,7 @@ class OldFormat(Protocol):
         Raises:
             UnknownFormatError: It is not of this format: told from what anybody can see, without the key.
             IntegrityError: It may be, but does not open; the message says nothing more.
-            ItemTooLargeError: What it decompresses to is over the limit.
+            ItemTooLargeError: Its JSON is over the limit.
         """
         ...
 
@@ -94,7 +94,7 @@ class PlainJSON:
         plaintext = _unzipped(data, self._limit) if self._compressed else data
         if plaintext is None or not _is_object(plaintext):
             raise UnknownFormatError(f"the item is not {self.name}", remedy=_OTHER_FORMAT)
-        return plaintext
+        return _within(self._limit, plaintext)
 
 
 class EventsourcingCBC:
@@ -170,7 +170,7 @@ class EventsourcingGCM:
         plaintext = _unzipped(body, self._limit) if self._compressed and body is not None else body
         if plaintext is None or not _is_object(plaintext):
             _refuse()
-        return plaintext
+        return _within(self._limit, plaintext)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name} key={self.key_id}>"
@@ -272,12 +272,19 @@ def _unzipped(data: bytes, limit: int) -> bytes | None:
     return outcome if isinstance(outcome, bytes) else None
 
 
+def _within(limit: int, plaintext: bytes) -> bytes:
+    # What is over the limit could not be sealed either, and would stop the others of its batch.
+    if len(plaintext) > limit:
+        raise too_large(len(plaintext), limit)
+    return plaintext
+
+
 def _is_object(plaintext: bytes) -> bool:
     if plaintext.lstrip()[:1] != b"{":
         return False
     try:
         return isinstance(loads(plaintext), dict)
-    except (JSONDecodeError, UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # also a number of more digits than Python reads
         return False
 
 
