@@ -194,6 +194,23 @@ def test_the_scope_of_each_item_is_worked_out_from_it(open_shop, store_url):
     assert scopes == {"tenant:acme", "tenant:globex"}
 
 
+def test_an_item_whose_scope_cannot_be_worked_out_stops_no_others(open_shop, store_url):
+    shop = open_shop(store_url, old_formats=["plain-json"])
+    written = [plaintext(0), b'{"name":"no tenant"}', plaintext(2, ""), plaintext(3, "n" * 200), plaintext(4)]
+    stream = uuid4()
+    shop.strategy().append([SequencedItem(stream, n, TOPIC, data) for n, data in enumerate(written)])
+    begin_migration(shop.seal)
+    moved = migrate(shop.seal, key_scope=tenant_of)
+    assert (moved.done, moved.failed, moved.complete) == (3, 2, True)
+    assert {(failure.row["position"], failure.error) for failure in moved.failures} == {
+        ("1", "SerializationError"),
+        ("3", "ConfigurationError"),
+    }
+    assert "tenant" not in next(
+        failure.message for failure in moved.failures if failure.row["position"] == "1"
+    )
+
+
 def test_items_of_a_shredded_scope_stay_and_are_named(open_shop, store_url):
     from eventseal.erasure import shred
 

@@ -28,6 +28,7 @@ from eventseal.items.old_json import translated
 from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
 from eventseal.rotation.jobs import MIGRATE
 from eventseal.rotation.movers import configured_formats
+from eventseal.rotation.old_items import scope_given
 from eventseal.rotation.old_samples import Sample, refuse_wrong_keys
 from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult
 from eventseal.storage.engines import make_engine
@@ -211,7 +212,7 @@ class _Copying:
                 scope = (
                     self._key_scope
                     if isinstance(self._key_scope, str)
-                    else self._key_scope(context, plaintext)
+                    else scope_given(self._key_scope, context, plaintext)
                 )
             except EventSealError as error:
                 if isinstance(error, KmsError | StoreError):

@@ -20,6 +20,7 @@ from eventseal.errors import (
     StoreError,
     WrongApplicationError,
 )
+from eventseal.keys.records import checked_scope
 from eventseal.rotation.batches import Batch, TableMover
 from eventseal.rotation.sources import FEW_ITEMS, KeyStandings, Standing, TableSources
 from eventseal.storage.item_rows import NIL_KEY_ID, count_by_key
@@ -157,6 +158,33 @@ def contexts_of(page: Page, table: SealedTable) -> list[ItemContext]:
     return [ItemContext(*place, table.collection) for place in places]
 
 
+def scope_given(scope_of: ScopeOf, context: ItemContext, plaintext: bytes) -> str:
+    """
+    Ask the application's rule for the scope of one item: what it does not know stops no others.
+
+    Args:
+        scope_of: The rule.
+        context: The item's place.
+        plaintext: Its JSON, which whoever writes to the old table chooses.
+
+    Raises:
+        SerializationError: The rule failed; the message does not repeat why, which may be the plaintext.
+        ConfigurationError: What it gave is no scope.
+    """
+    try:
+        scope = scope_of(context, plaintext)
+    except EventSealError:
+        raise
+    except Exception as error:  # noqa: BLE001 - of a function that is not ours
+        failed = type(error).__name__
+    else:
+        return checked_scope(scope)
+    raise SerializationError(
+        f"the key scope's function failed with {failed} for the item",
+        remedy="Let it give such items a scope, too; if this is no item of yours, find out who wrote it.",
+    )
+
+
 class OldItemMover(TableMover):
     """
     Turns the older items of one table into envelopes, a page at a time, as a re-encryption moves them.
@@ -198,7 +226,7 @@ class OldItemMover(TableMover):
                 continue
             try:
                 self._binder.bind(contexts[number])  # one that has no place does not stop the others
-                scope = self._scope_of(contexts[number], outcome.plaintext)
+                scope = scope_given(self._scope_of, contexts[number], outcome.plaintext)
             except EventSealError as error:
                 self._fail(batch, page, number, error, stuck=True)
                 continue
