@@ -248,9 +248,12 @@ def test_a_selection_takes_other_beginnings_of_fitting_keys_too(table):
     assert len(table.places(Selection(keys=None))) == 4
 
 
-def test_rows_tell_in_which_order_they_were_written(table):
+def test_rows_tell_in_which_order_they_were_written_where_the_database_knows_it(table):
     table.fill(3)
     first = table.page(written=True).written
+    if table.engine.dialect.name == "sqlite":  # a row's number proves nothing there
+        assert first == ()
+        return
     with table.engine.begin() as connection:
         stream, place = table.place_of(10)
         connection.execute(
