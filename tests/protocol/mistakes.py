@@ -7,6 +7,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tests.protocol.configurations import ONE, branch_keys, opposite_rewraps, rewraps
 from tests.protocol.ending import Marker, Reopener, Retirer, Rotator, Shredder
+from tests.protocol.erasures import (
+    meeting_reopenings,
+    meeting_shreds,
+    recorded_shred,
+    restore_and_forger,
+    restore_and_rotation,
+    restore_of_keys,
+)
 from tests.protocol.memory import Refreshes
 from tests.protocol.reading import Reader
 from tests.protocol.reencrypting import Reencrypter
@@ -28,9 +36,9 @@ class Seeded(NamedTuple):
     setup: Callable[[], World] | Callable[[], WrappingWorld]
     breaks: str
 
-    def world(self, *, mistaken: bool) -> World | WrappingWorld:
-        """Make the set-up, with the mistake or without."""
-        return replace(self.setup(), mistake=self.mistake if mistaken else None)  # type: ignore[arg-type]
+    def mistaken(self) -> World | WrappingWorld:
+        """Make the set-up, with the mistake."""
+        return replace(self.setup(), mistake=self.mistake)  # type: ignore[arg-type]
 
 
 def _rotation() -> World:
@@ -112,6 +120,9 @@ def _emergency() -> World:
 
 RETIRED = "item 0 is lost: its key was retired"
 PLAINTEXT = "a read that began after the refresh bound got shredded plaintext"
+UNTOLD = "scope 0 is shredded, and the ledger has it as open"
+TOLD_AS_CLOSED = "the ledger has scope 0 as closed, and key "
+BEGUN = "the restore was checked, and a shred of scope 0 is begun"
 
 SEEDED = (
     Seeded(Mistake.NO_FENCE_LOCK, _one_append, RETIRED),
@@ -143,6 +154,27 @@ SEEDED = (
         _emergency,
         "item 0 is honest, and was committed behind its compromised key's mark",
     ),
+    Seeded(Mistake.SHRED_BEFORE_INTENT, recorded_shred, UNTOLD),
+    Seeded(Mistake.DONE_BEFORE_SHRED, recorded_shred, TOLD_AS_CLOSED),
+    Seeded(Mistake.INTENT_WITHOUT_NEW_KEY, recorded_shred, "key 1 is destroyed, and no intent names it"),
+    Seeded(Mistake.INTENT_USED_AGAIN, meeting_shreds, UNTOLD),
+    Seeded(Mistake.DONE_CLOSES_LATER, meeting_shreds, UNTOLD),
+    Seeded(Mistake.CLOSED_SCOPE_LEFT_ALONE, meeting_shreds, UNTOLD),
+    Seeded(Mistake.HOLDER_MOVED_ALONE, meeting_shreds, UNTOLD),
+    Seeded(Mistake.REOPEN_NOT_TOLD, recorded_shred, TOLD_AS_CLOSED),
+    Seeded(Mistake.REOPEN_TOLD_LATE, recorded_shred, TOLD_AS_CLOSED),
+    Seeded(Mistake.REOPEN_TOLD_ONCE, meeting_reopenings, TOLD_AS_CLOSED),
+    Seeded(Mistake.REOPEN_BESIDE_INTENT, meeting_shreds, UNTOLD),
+    Seeded(Mistake.CHECK_TAKES_FORGED, restore_and_forger, "is destroyed, and no verified entry names it"),
+    Seeded(Mistake.CHECK_BY_SCOPE, restore_and_rotation, "is destroyed, and no verified entry names it"),
+    Seeded(Mistake.CHECK_WITHOUT_TOMBSTONES, restore_and_rotation, BEGUN),
+    Seeded(Mistake.CHECK_LEAVES_INTENTS, restore_of_keys, BEGUN),
+    Seeded(
+        Mistake.CHECK_LEAVES_SLOTS,
+        restore_of_keys,
+        "scope 0 was closed, and the restore's check leaves it open",
+    ),
+    Seeded(Mistake.CHECK_OF_DONE_ALONE, restore_of_keys, BEGUN),
     Seeded(WrappingMistake.DROPPED_BEFORE_VERIFIED, rewraps, "key 0 lost its last verified wrapping"),
     Seeded(WrappingMistake.DROPPED_WITHOUT_LOOKING, opposite_rewraps, "lives, and no wrapping opens it"),
     Seeded(WrappingMistake.BRANCH_NOT_HELD, branch_keys, "lives, and no wrapping opens it"),

@@ -110,6 +110,16 @@ def finish_epoch(engine: Engine, application: str) -> datetime:
     return write(engine, finish, doing="finishing the roll of the epoch")
 
 
+def is_shredded_since(engine: Engine, application: str, moment: datetime) -> bool:
+    """
+    Say whether a key was shredded since a moment of the key store's clock.
+
+    Raises:
+        StoreError: The database refused or failed.
+    """
+    return read(engine, lambda connection: _shredded_since(connection, application, moment), doing=_DOING)
+
+
 def _shredded_since(connection: Connection, application: str, moment: datetime) -> bool:
     newest = select(func.max(encryption_keys.c.destroyed_at)).where(
         encryption_keys.c.application == application, encryption_keys.c.destroyed_by == "shredded"
