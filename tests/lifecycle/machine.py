@@ -22,17 +22,16 @@ from tests.lifecycle.choices import (
     terms,
 )
 from tests.lifecycle.client import SNAPSHOTS, Noted, Terms
+from tests.lifecycle.erasing import Reopen, RollEpoch, Shred
 from tests.lifecycle.maintenance import (
     AskForKek,
     MarkCompromised,
     Reencrypt,
-    Reopen,
     Replace,
     Retire,
     RewrapKeys,
     RotateKeys,
     SealOnly,
-    Shred,
     Verify,
     WholeWay,
     WriteSealed,
@@ -198,6 +197,27 @@ class Lifecycle(RuleBasedStateMachine):
     def reopen(self, slot: int, scope: str, faults: Any, retry: bool) -> None:
         self._do(slot, Reopen(scope), faults, retry)
 
+    @precondition(lambda self: not self.world.running and not self.world.terms.in_memory)
+    @rule()
+    def back_up(self) -> None:
+        self._count("back up")
+        self.world.back_up()
+
+    @precondition(lambda self: not self.world.running and self.world.backups)
+    @rule(slot=slots, number=st.integers(0, 5), faults=several)
+    def restore(self, slot: int, number: int, faults: Any) -> None:
+        backups = self.world.restorable()
+        self._count("restore" if backups else "no backup opens")
+        if backups:
+            self.sealed.clear()
+            where = [replace(fault, at=fault.at * self.places["AfterRestore"] // 1_000) for fault in faults]
+            self.world.restore(backups[number % len(backups)], slot, *where)
+
+    @precondition(lambda self: self.world.can_roll)
+    @rule(slot=slots, faults=several, retry=st.booleans())
+    def roll_epoch(self, slot: int, faults: Any, retry: bool) -> None:
+        self._do(slot, RollEpoch(), faults, retry)
+
     @rule(slot=slots, to=st.sampled_from((None, 0, 1)), faults=several, retry=st.booleans())
     def rewrap(self, slot: int, to: int | None, faults: Any, retry: bool) -> None:
         if to is None or self.world.terms.keks > 1:
@@ -254,7 +274,9 @@ class Lifecycle(RuleBasedStateMachine):
     @rule(
         slot=slots,
         at=places,
-        kind=st.sampled_from(("rotate", "re-encrypt", "re-encrypt", "retire", "shred", "rewrap")),
+        kind=st.sampled_from(
+            ("rotate", "re-encrypt", "re-encrypt", "retire", "shred", "reopen", "rewrap", "roll")
+        ),
         scope=st.sampled_from(SCOPES[1:]),
         flag=st.booleans(),
         faults=several,
@@ -265,7 +287,9 @@ class Lifecycle(RuleBasedStateMachine):
             "re-encrypt": self._reencrypt(1000, some=flag),
             "retire": Retire(),
             "shred": Shred(scope),
+            "reopen": Reopen(scope),
             "rewrap": RewrapKeys(),
+            "roll": RollEpoch() if self.world.can_roll else None,
         }
         if operations[kind] is not None:
             self._stall(slot, operations[kind], at, faults)

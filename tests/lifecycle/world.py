@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 from uuid import UUID
 
-from tests.lifecycle.audit import Auditor, Place
+from tests.fixtures.ending_kms import EndingKms
+from tests.lifecycle.audit import ACTIVE, BRANCH, DATA, DESTROYED, Auditor, Place
+from tests.lifecycle.backups import Backup
 from tests.lifecycle.client import Client, Terms, stream_of
+from tests.lifecycle.erasing import AfterRestore
+from tests.lifecycle.ledgers import Told, lines_of
 from tests.lifecycle.model import Model, Moment, Violation
-from tests.lifecycle.site import CLIENTS
+from tests.lifecycle.site import APPLICATION, CLIENTS
 from tests.lifecycle.traffic import DATABASE_FAULTS, PATIENCE, Crash, Fault, Watch
 
 from eventseal.errors import (
@@ -28,6 +32,7 @@ from eventseal.testing import FakeBatchKms, FakeKms, ManualClock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
 
     from tests.lifecycle.operations import Operation
     from tests.lifecycle.site import Site
@@ -86,10 +91,14 @@ class World:
         self.site = site
         self.terms = terms = terms or Terms()
         self.clock = ManualClock()
-        self.kms = [(FakeBatchKms if terms.batches else FakeKms)(f"kek-{n}") for n in range(terms.keks)]
+        kind = EndingKms if terms.versions else FakeBatchKms if terms.batches else FakeKms
+        self.kms: list[Any] = [kind(f"kek-{n}") for n in range(terms.keks)]
         self.memory = InMemoryKeyStore(refresh_interval=terms.refresh_interval) if terms.in_memory else None
         self.model = Model()
         self.auditor = Auditor(site, self.kms, self.memory)
+        self.told = Told(lines_of(site.folder, terms.ledger), self.kms, self.auditor.store)
+        self.backups: list[Backup] = []
+        self.is_restoring = False
         self.step = 0
         self.running: dict[int, Running] = {}
         self._positions: dict[tuple[str, str], Iterator[int]] = {}
@@ -100,6 +109,7 @@ class World:
             patch("eventseal.storage.transactions._LONGEST_PAUSE", 0.0),
             # Who holds a fence stands still, so that nobody need wait for it.
             patch("eventseal.storage.fences.PATIENCE", 0.02),
+            patch("eventseal.erasure.epoch._LONGEST_PAUSE", 0.0),
         ]
         for each in self._patches:
             each.start()
@@ -198,6 +208,79 @@ class World:
     def advance(self, seconds: float) -> None:
         self.step += 1
         self.clock.advance(seconds)
+
+    def back_up(self) -> None:
+        """Take a backup of the whole database."""
+        assert not self.running
+        self.step += 1
+        self._look()
+        model = self.model.copied()
+        for client in self.clients:  # is gone when it is restored, and so is what it knows alone
+            for key_id, owed in client.owed().items():
+                model.unreserved[key_id] += owed
+        records = self.auditor.store.page(APPLICATION, limit=1_000_000)
+        copy = self.site.copy()
+        self.backups.append(Backup(copy, model, records, self.auditor.store.now()))
+
+    @property
+    def can_roll(self) -> bool:
+        """Whether the epoch can be rolled."""
+        return self.terms.versions and self.memory is None
+
+    def restorable(self) -> list[Backup]:
+        """The backups whose keys the KMS opens still."""
+        return [backup for backup in self.backups if backup.is_whole(self.kms)]
+
+    def put_back(self, backup: Backup) -> AfterRestore:
+        """
+        Restore a backup, and start all clients anew.
+
+        Returns:
+            What is to be done before any of them does anything else.
+        """
+        assert not self.running
+        self.step += 1
+        before, self.model = self.model, backup.model.copied()
+        for client in self.clients:
+            client.end()
+        self.site.put_back(backup.copy)
+        self.is_restoring = True
+        self.model.may_shred |= before.may_shred
+        self.clients = [self._client(each) for each in range(CLIENTS)]
+        self._look()
+        return AfterRestore.expected(before, self.model, self.told)
+
+    def restore(self, backup: Backup, slot: int, *faults: Fault) -> None:
+        """
+        Restore a backup, and have a client compare it with the ledger.
+
+        Args:
+            backup: One of :meth:`restorable`.
+            slot: Whose client; it is interrupted by *faults*, and run again.
+            faults: None of which lets it stand still.
+        """
+        operation = self.put_back(backup)
+        outcome = self.do(slot, operation, *faults)
+        if outcome.error is not None or outcome.crashed or not outcome.is_clean:
+            self.clients[slot].traffic.heal()
+            self.do(slot, operation)
+        self.is_restoring = False
+
+    def cover_backups(self, before: datetime) -> None:
+        """
+        Check that backups from before a moment open nothing, with all that is left now.
+
+        Raises:
+            Violation: One of them does.
+        """
+        branches = {
+            key_id
+            for key_id, life in self.model.keys.items()
+            if life.row.purpose == BRANCH and life.row.state != DESTROYED
+        }
+        for backup in self.backups:
+            if backup.taken_at < before and (opened := backup.opened(self.kms, branches)):
+                raise Violation(f"a backup of {backup.taken_at} opens {opened} though the epoch is rolled")
 
     def restart(self, slot: int, *, crash: bool = False) -> None:
         """End a client's process, in order or not, and start another."""
@@ -303,7 +386,24 @@ class World:
         self._observe()
         self._check()
 
+    def _check_told(self) -> None:
+        """The ledger verifies, and nothing was shredded, or opened again, of which it was not told before."""
+        self.told.look()
+        meant = self.told.meant()
+        for key_id, life in self.model.keys.items():
+            is_ended = life.shredded is not None and life.row.purpose == DATA and len(life.since) > 1
+            if is_ended and key_id not in meant:
+                raise Violation(f"key {key_id} was shredded, and the ledger was not told before")
+        if self.is_restoring:
+            return
+        closed = self.told.closed_scopes() - self.told.open_scopes()
+        for life in self.model.keys.values():
+            row = life.row
+            if row.scope in closed and row.purpose == DATA and row.state == ACTIVE:
+                raise Violation(f"{row} is active, and the ledger has its scope as closed")
+
     def _check(self) -> None:
+        self._check_told()
         owed: dict[UUID, int] = {}
         for client in self.clients:
             for key_id, count in client.owed().items():
