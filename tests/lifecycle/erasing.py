@@ -194,4 +194,4 @@ class RollEpoch(Operation):
         entry = world.told.entries[result.receipt.recorded.number - 1]
         if (entry.kind, entry.mac.hex()) != ("epoch", result.receipt.recorded.mac):
             raise Violation(f"{self} gave {result.receipt}, and the ledger says {entry}")
-        world.cover_backups(result.covers_before)
+        world.backups.cover(result.covers_before)

@@ -23,6 +23,7 @@ from tests.lifecycle.choices import (
 )
 from tests.lifecycle.client import SNAPSHOTS, Noted, Terms
 from tests.lifecycle.erasing import Reopen, RollEpoch, Shred
+from tests.lifecycle.erasing_rules import ErasingRules
 from tests.lifecycle.maintenance import (
     AskForKek,
     MarkCompromised,
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from tests.lifecycle.traffic import Fault
 
 
-class Lifecycle(RuleBasedStateMachine):
+class Lifecycle(ErasingRules, RuleBasedStateMachine):
     """
     Rules are thin: a world does and judges everything.
 
@@ -188,35 +189,6 @@ class Lifecycle(RuleBasedStateMachine):
     def whole_way(self, slot: int, faults: Any, retry: bool) -> None:
         if self._reencrypt(1000, some=False) is not None:
             self._do(slot, WholeWay(), faults, retry)
-
-    @rule(slot=slots, scope=st.sampled_from(SCOPES[1:]), faults=several, retry=st.booleans())
-    def shred(self, slot: int, scope: str, faults: Any, retry: bool) -> None:
-        self._do(slot, Shred(scope), faults, retry)
-
-    @rule(slot=slots, scope=st.sampled_from(SCOPES[1:]), faults=several, retry=st.booleans())
-    def reopen(self, slot: int, scope: str, faults: Any, retry: bool) -> None:
-        self._do(slot, Reopen(scope), faults, retry)
-
-    @precondition(lambda self: not self.world.running and not self.world.terms.in_memory)
-    @rule()
-    def back_up(self) -> None:
-        self._count("back up")
-        self.world.back_up()
-
-    @precondition(lambda self: not self.world.running and self.world.backups)
-    @rule(slot=slots, number=st.integers(0, 5), faults=several)
-    def restore(self, slot: int, number: int, faults: Any) -> None:
-        backups = self.world.restorable()
-        self._count("restore" if backups else "no backup opens")
-        if backups:
-            self.sealed.clear()
-            where = [replace(fault, at=fault.at * self.places["AfterRestore"] // 1_000) for fault in faults]
-            self.world.restore(backups[number % len(backups)], slot, *where)
-
-    @precondition(lambda self: self.world.can_roll)
-    @rule(slot=slots, faults=several, retry=st.booleans())
-    def roll_epoch(self, slot: int, faults: Any, retry: bool) -> None:
-        self._do(slot, RollEpoch(), faults, retry)
 
     @rule(slot=slots, to=st.sampled_from((None, 0, 1)), faults=several, retry=st.booleans())
     def rewrap(self, slot: int, to: int | None, faults: Any, retry: bool) -> None:

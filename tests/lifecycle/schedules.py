@@ -132,20 +132,20 @@ def _advance(seconds: float) -> Callable[[World], object]:
 
 
 def _restores(number: int) -> Callable[[World], object]:
-    return lambda world: world.restore(world.backups[number], C)
+    return lambda world: world.backups.restore(world.backups[number], C)
 
 
 def _back_up(world: World) -> None:
-    world.back_up()
+    world.backups.take()
 
 
 def _restored(world: World) -> Operation:
     """Put the first backup back; who looks at it then is interrupted, and looks at it again."""
-    return world.put_back(world.backups[0])
+    return world.backups.put_back(world.backups[0])
 
 
 def _check_again(world: World) -> None:
-    world.restore(world.backups[0], C)
+    world.backups.restore(world.backups[0], C)
 
 
 _ROLLS = Terms(versions=True, branches=2)

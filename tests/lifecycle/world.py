@@ -10,13 +10,12 @@ from unittest.mock import patch
 from uuid import UUID
 
 from tests.fixtures.ending_kms import EndingKms
-from tests.lifecycle.audit import ACTIVE, BRANCH, DATA, DESTROYED, Auditor, Place
-from tests.lifecycle.backups import Backup
+from tests.lifecycle.audit import ACTIVE, DATA, Auditor, Place
+from tests.lifecycle.backups import Backups
 from tests.lifecycle.client import Client, Terms, stream_of
-from tests.lifecycle.erasing import AfterRestore
 from tests.lifecycle.ledgers import Told, lines_of
 from tests.lifecycle.model import Model, Moment, Violation
-from tests.lifecycle.site import APPLICATION, CLIENTS
+from tests.lifecycle.site import CLIENTS
 from tests.lifecycle.traffic import DATABASE_FAULTS, PATIENCE, Crash, Fault, Watch
 
 from eventseal.errors import (
@@ -32,7 +31,6 @@ from eventseal.testing import FakeBatchKms, FakeKms, ManualClock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import datetime
 
     from tests.lifecycle.operations import Operation
     from tests.lifecycle.site import Site
@@ -97,8 +95,7 @@ class World:
         self.model = Model()
         self.auditor = Auditor(site, self.kms, self.memory)
         self.told = Told(lines_of(site.folder, terms.ledger), self.kms, self.auditor.store)
-        self.backups: list[Backup] = []
-        self.is_restoring = False
+        self.backups = Backups(self)
         self.step = 0
         self.running: dict[int, Running] = {}
         self._positions: dict[tuple[str, str], Iterator[int]] = {}
@@ -202,85 +199,12 @@ class World:
                 raise Violation(f"refreshing gave {error!r}") from error
         else:
             client.confirmed = began.step
-        self._look()
+        self.look()
         return True
 
     def advance(self, seconds: float) -> None:
         self.step += 1
         self.clock.advance(seconds)
-
-    def back_up(self) -> None:
-        """Take a backup of the whole database."""
-        assert not self.running
-        self.step += 1
-        self._look()
-        model = self.model.copied()
-        for client in self.clients:  # is gone when it is restored, and so is what it knows alone
-            for key_id, owed in client.owed().items():
-                model.unreserved[key_id] += owed
-        records = self.auditor.store.page(APPLICATION, limit=1_000_000)
-        copy = self.site.copy()
-        self.backups.append(Backup(copy, model, records, self.auditor.store.now()))
-
-    @property
-    def can_roll(self) -> bool:
-        """Whether the epoch can be rolled."""
-        return self.terms.versions and self.memory is None
-
-    def restorable(self) -> list[Backup]:
-        """The backups whose keys the KMS opens still."""
-        return [backup for backup in self.backups if backup.is_whole(self.kms)]
-
-    def put_back(self, backup: Backup) -> AfterRestore:
-        """
-        Restore a backup, and start all clients anew.
-
-        Returns:
-            What is to be done before any of them does anything else.
-        """
-        assert not self.running
-        self.step += 1
-        before, self.model = self.model, backup.model.copied()
-        for client in self.clients:
-            client.end()
-        self.site.put_back(backup.copy)
-        self.is_restoring = True
-        self.model.may_shred |= before.may_shred
-        self.clients = [self._client(each) for each in range(CLIENTS)]
-        self._look()
-        return AfterRestore.expected(before, self.model, self.told)
-
-    def restore(self, backup: Backup, slot: int, *faults: Fault) -> None:
-        """
-        Restore a backup, and have a client compare it with the ledger.
-
-        Args:
-            backup: One of :meth:`restorable`.
-            slot: Whose client; it is interrupted by *faults*, and run again.
-            faults: None of which lets it stand still.
-        """
-        operation = self.put_back(backup)
-        outcome = self.do(slot, operation, *faults)
-        if outcome.error is not None or outcome.crashed or not outcome.is_clean:
-            self.clients[slot].traffic.heal()
-            self.do(slot, operation)
-        self.is_restoring = False
-
-    def cover_backups(self, before: datetime) -> None:
-        """
-        Check that backups from before a moment open nothing, with all that is left now.
-
-        Raises:
-            Violation: One of them does.
-        """
-        branches = {
-            key_id
-            for key_id, life in self.model.keys.items()
-            if life.row.purpose == BRANCH and life.row.state != DESTROYED
-        }
-        for backup in self.backups:
-            if backup.taken_at < before and (opened := backup.opened(self.kms, branches)):
-                raise Violation(f"a backup of {backup.taken_at} opens {opened} though the epoch is rolled")
 
     def restart(self, slot: int, *, crash: bool = False) -> None:
         """End a client's process, in order or not, and start another."""
@@ -292,7 +216,7 @@ class World:
             client.keyring.close()
             client.datastore.close()
         self._replace(slot)
-        self._look()
+        self.look()
 
     def close(self) -> None:
         """Let everybody end, and judge what they did to the last."""
@@ -301,7 +225,7 @@ class World:
                 self.go_on(slot)
             for client in self.clients:
                 client.traffic.heal()
-            self._look()
+            self.look()
         finally:
             for slot in list(self.running):  # after a violation
                 running = self.running.pop(slot)
@@ -312,6 +236,15 @@ class World:
                 client.end()
             for each in self._patches:
                 each.stop()
+
+    def start_anew(self) -> None:
+        """Start all processes; those before have ended."""
+        self.clients = [self._client(slot) for slot in range(CLIENTS)]
+
+    @property
+    def can_roll(self) -> bool:
+        """Whether the epoch can be rolled."""
+        return self.terms.versions and self.memory is None
 
     # --- inside ---
 
@@ -350,7 +283,7 @@ class World:
     def _wait(self, running: Running) -> bool:
         assert running.watch.stopped.wait(PATIENCE), "a client waits for something that does not come"
         if running.watch.stalled_at is not None:
-            self._look()
+            self.look()
             return True
         running.thread.join(PATIENCE)
         del self.running[running.client.slot]
@@ -382,7 +315,8 @@ class World:
         moving = any(operation.moves for operation in (*operations, *([ended] if ended else [])))
         self.model.observe(self.auditor.found(), self.now, moving=moving)
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Judge what is there now."""
         self._observe()
         self._check()
 
@@ -394,7 +328,7 @@ class World:
             is_ended = life.shredded is not None and life.row.purpose == DATA and len(life.since) > 1
             if is_ended and key_id not in meant:
                 raise Violation(f"key {key_id} was shredded, and the ledger was not told before")
-        if self.is_restoring:
+        if self.backups.is_restoring:
             return
         closed = self.told.closed_scopes() - self.told.open_scopes()
         for life in self.model.keys.values():
