@@ -118,9 +118,8 @@ class Roller(_Actor):
         if hand.target.number < state.closed:
             begun = hand._replace(at="begun", key=NONE, target=None)
             return self._to(state, steps.REPLACE_ACTIVE, begun, "the version was closed: once more")
-        rows = put(state.rows, hand.key, state.rows[hand.key]._replace(state=DEACTIVATED))
-        rows = (*rows, Row(True, (hand.target,), born=state.begun))
-        return self._to(state._replace(rows=rows), steps.REPLACE_ACTIVE, moved, f"key {hand.key}")
+        after = _with_new_branch(state, hand.key, hand.target)
+        return self._to(after, steps.REPLACE_ACTIVE, moved, f"key {hand.key}")
 
     def _old_read(self, world: EpochWorld, state: Epochs, hand: Hand) -> tuple[Label, Epochs]:
         old = tuple(n for n, row in enumerate(state.rows) if row.is_branch and row.state == DEACTIVATED)
@@ -302,6 +301,26 @@ class LazyMaker(_Actor):
         return self._to(state._replace(budget=budget), step, Hand(), "the key is made again")
 
 
+class BranchOperator(_Actor):
+    """Rotates the branch key beside a roll, which knows nothing of it."""
+
+    def moves(self, world: EpochWorld, state: Epochs) -> Moves:
+        """Wrap a new key, and replace the active one, unless another was first or the version was closed."""
+        hand = state.hands[self.index]
+        if hand.at == IDLE:
+            if state.budget.rotations:
+                budget = state.budget._replace(rotations=state.budget.rotations - 1)
+                made = Hand("made", key=_active_branch(state), target=Home(KEK, state.newest))
+                yield self._to(state._replace(budget=budget), steps.ROTATE_BRANCHES, made)
+            return
+        assert hand.target is not None
+        if state.rows[hand.key].state != ACTIVE or hand.target.number < state.closed:
+            yield self._to(state, steps.REPLACE_ACTIVE, Hand(), "refused")
+        else:
+            after = _with_new_branch(state, hand.key, hand.target)
+            yield self._to(after, steps.REPLACE_ACTIVE, Hand(), f"key {hand.key}")
+
+
 class DataShredder(_Actor):
     """Shreds data keys."""
 
@@ -339,6 +358,11 @@ class KeyBackups(_Actor):
 def _active_branch(state: Epochs) -> int:
     active = (n for n, row in enumerate(state.rows) if row.is_branch and row.state == ACTIVE)
     return next(active, NONE)
+
+
+def _with_new_branch(state: Epochs, old: int, home: Home) -> Epochs:
+    rows = put(state.rows, old, state.rows[old]._replace(state=DEACTIVATED))
+    return state._replace(rows=(*rows, Row(True, (home,), born=state.begun)))
 
 
 def _old_versions(row: Row, version: int) -> bool:

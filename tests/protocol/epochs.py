@@ -71,6 +71,7 @@ class EpochBudget(NamedTuple):
     """How often what would otherwise go on for ever may still happen."""
 
     rolls: int = 1
+    rotations: int = 0
     new_keys: int = 0
     shreds: int = 0
     backups: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.protocol.epoch_actors import DataShredder, KeyBackups, LazyMaker, Roller
+from tests.protocol.epoch_actors import BranchOperator, DataShredder, KeyBackups, LazyMaker, Roller
 from tests.protocol.epochs import BRANCH, KEK, EpochBudget, EpochWorld, Home, Row
 
 if TYPE_CHECKING:
@@ -40,6 +40,31 @@ def interrupted_roll() -> EpochWorld:
 def long_roll() -> EpochWorld:
     """More of all that."""
     return _rolled("long roll", EpochBudget(new_keys=2, shreds=1, backups=1, crashes=1))
+
+
+def _rotated(name: str, budget: EpochBudget) -> EpochWorld:
+    return EpochWorld(
+        name=name,
+        actors=(
+            Roller("roller"),
+            BranchOperator("operator of branch keys"),
+            LazyMaker("writer", BRANCH),
+            DataShredder("shredder"),
+            KeyBackups("operator"),
+        ),
+        budget=budget,
+    )
+
+
+def roll_beside_a_rotation() -> EpochWorld:
+    """The branch key is rotated beside the roll."""
+    return _rotated("roll beside a rotation", EpochBudget(rotations=1, new_keys=1))
+
+
+def long_roll_beside_a_rotation() -> EpochWorld:
+    """The same with a shred, a backup and a crash."""
+    budget = EpochBudget(rotations=1, new_keys=1, shreds=1, backups=1, crashes=1)
+    return _rotated("long roll beside a rotation", budget)
 
 
 def two_backups() -> EpochWorld:
@@ -78,11 +103,18 @@ def meeting_rolls_with_branches() -> EpochWorld:
     return _two_rolls("meeting rolls with branches", EpochBudget(shreds=1, backups=1), first)
 
 
-SHORT: tuple[Callable[[], Model], ...] = (roll, interrupted_roll, two_backups, meeting_rolls)
+SHORT: tuple[Callable[[], Model], ...] = (
+    roll,
+    interrupted_roll,
+    roll_beside_a_rotation,
+    two_backups,
+    meeting_rolls,
+)
 """For every run of the tests."""
 
 LONG: tuple[Callable[[], Model], ...] = (
     long_roll,
+    long_roll_beside_a_rotation,
     two_backups_of_new_keys,
     meeting_rolls_with_branches,
 )
