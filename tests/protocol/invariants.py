@@ -83,7 +83,7 @@ def committed(state: State, place: int, item: Item, database: int) -> State:
     erased = old is not None and old.erased and old.content == item.content
     if item.key != PENDING:
         key = state.keys[item.key]
-        if key.state == SHREDDED and state.closed & bit(key.scope):
+        if key.state == SHREDDED and _is_being_closed(state, key.scope):
             erased = True  # written while its scope was being closed: erased with the others
         elif key.state == SHREDDED:
             what = f"item {place} was committed under a shredded key, and its scope is open again"
@@ -93,3 +93,9 @@ def committed(state: State, place: int, item: Item, database: int) -> State:
         what = f"item {place} was overwritten by an older content"
     items = (*state.items[:place], item._replace(erased=erased), *state.items[place + 1 :])
     return state._replace(items=items, broken=what or state.broken)
+
+
+def _is_being_closed(state: State, scope: int) -> bool:
+    """Whether a scope is closed, or is being closed by a restore's check, which takes named keys first."""
+    carried = state.erasures.unchecked and open_intents(state, scope)
+    return bool(state.closed & bit(scope) or carried)

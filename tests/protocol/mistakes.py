@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tests.protocol.configurations import ONE, branch_keys, opposite_rewraps, rewraps
 from tests.protocol.ending import Marker, Reopener, Retirer, Rotator, Shredder
+from tests.protocol.epochs import EpochMistake
 from tests.protocol.erasures import (
-    meeting_reopenings,
     meeting_shreds,
     recorded_shred,
     restore_and_forger,
@@ -18,6 +18,7 @@ from tests.protocol.erasures import (
 from tests.protocol.memory import Refreshes
 from tests.protocol.reading import Reader
 from tests.protocol.reencrypting import Reencrypter
+from tests.protocol.rolls import meeting_rolls, roll, two_backups
 from tests.protocol.state import Budget
 from tests.protocol.world import Crashes, Mistake, Time, World
 from tests.protocol.wrappings import WrappingMistake
@@ -26,17 +27,18 @@ from tests.protocol.writing import Writer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.protocol.epochs import EpochWorld
     from tests.protocol.wrappings import WrappingWorld
 
 
 class Seeded(NamedTuple):
     """A set-up for a mistake, right but for that, and the invariant that the mistake breaks."""
 
-    mistake: Mistake | WrappingMistake
-    setup: Callable[[], World] | Callable[[], WrappingWorld]
+    mistake: Mistake | WrappingMistake | EpochMistake
+    setup: Callable[[], World] | Callable[[], WrappingWorld] | Callable[[], EpochWorld]
     breaks: str
 
-    def mistaken(self) -> World | WrappingWorld:
+    def mistaken(self) -> World | WrappingWorld | EpochWorld:
         """Make the set-up, with the mistake."""
         return replace(self.setup(), mistake=self.mistake)  # type: ignore[arg-type]
 
@@ -163,7 +165,7 @@ SEEDED = (
     Seeded(Mistake.HOLDER_MOVED_ALONE, meeting_shreds, UNTOLD),
     Seeded(Mistake.REOPEN_NOT_TOLD, recorded_shred, TOLD_AS_CLOSED),
     Seeded(Mistake.REOPEN_TOLD_LATE, recorded_shred, TOLD_AS_CLOSED),
-    Seeded(Mistake.REOPEN_TOLD_ONCE, meeting_reopenings, TOLD_AS_CLOSED),
+    Seeded(Mistake.REOPEN_TOLD_ONCE, meeting_shreds, TOLD_AS_CLOSED),
     Seeded(Mistake.REOPEN_BESIDE_INTENT, meeting_shreds, UNTOLD),
     Seeded(Mistake.CHECK_TAKES_FORGED, restore_and_forger, "is destroyed, and no verified entry names it"),
     Seeded(Mistake.CHECK_BY_SCOPE, restore_and_rotation, "is destroyed, and no verified entry names it"),
@@ -180,4 +182,14 @@ SEEDED = (
     Seeded(WrappingMistake.BRANCH_NOT_HELD, branch_keys, "lives, and no wrapping opens it"),
     Seeded(WrappingMistake.GUARD_TAKES_UNVERIFIED, rewraps, "key 0 lives, and no wrapping opens it"),
     Seeded(WrappingMistake.DESTROYED_TAKES_WRAPPINGS, rewraps, "key 0 was destroyed and has a wrapping"),
+    Seeded(EpochMistake.OLD_BRANCHES_FIRST, roll, "key 1 lives, and no wrapping opens it"),
+    Seeded(EpochMistake.OLD_BRANCH_NOT_HELD, roll, "key 3 lives, and no wrapping opens it"),
+    Seeded(EpochMistake.OLD_BRANCHES_LIVE, roll, "is in a useless backup, and opens from it"),
+    Seeded(EpochMistake.KEK_BEFORE_BRANCHES, two_backups, "is in a useless backup, and opens from it"),
+    Seeded(EpochMistake.VERSION_OF_BEFORE, roll, "is in a useless backup, and opens from it"),
+    Seeded(EpochMistake.ENDED_BEFORE_GUARD, roll, "key 3 lives, and no wrapping opens it"),
+    Seeded(EpochMistake.ENDED_UNCLOSED, roll, "key 3 lives, and no wrapping opens it"),
+    Seeded(EpochMistake.LEDGER_LEFT_BEHIND, roll, "nobody can read the ledger any more"),
+    Seeded(EpochMistake.NOT_BEGUN_ANEW, meeting_rolls, "key 0 was shredded, and opens from it"),
+    Seeded(EpochMistake.NOTED_IN_ANOTHER_ROLL, meeting_rolls, "key 0 was shredded, and opens from it"),
 )

@@ -335,6 +335,7 @@ def closed(state: State, scope: int) -> State:
 
 
 def open_fences(world: World, state: State, scope: int) -> tuple[tuple[int, int], ...]:
+    """Give the fences of a scope's shredded keys that are not closed, by database and key."""
     return tuple(
         (database, number)
         for number, key in keys_of(state, scope)

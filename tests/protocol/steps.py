@@ -75,6 +75,17 @@ MARK_VERIFIED = "eventseal.storage.key_store.SQLAlchemyKeyStore.mark_wrappings_v
 UNWRAP = "eventseal.keys.verifying.Verifier.note"
 ROTATE_BRANCHES = "eventseal.keys.keyring.Keyring.rotate_branches"
 REFUSE_NEEDED_KEK = "eventseal.rotation.keks.refuse_needed_kek"
+# The roll of the epoch
+BEGIN_EPOCH = "eventseal.storage.epochs.begin_epoch"
+RENEW_BRANCHES = "eventseal.keys.upkeep.KeyUpkeep.renew_branches"
+OF_SCOPE = "eventseal.storage.key_store.SQLAlchemyKeyStore.of_scope"
+MAKE_VERSIONS = "eventseal.erasure.kek_ending.KekEndings.make_versions"
+NOTE_VERSION = "eventseal.storage.epochs.note_version"
+CLOSE_KEKS = "eventseal.storage.kek_closing.close_keks"
+REFUSE_CLOSED = "eventseal.storage.kek_fences.refuse_closed"
+REWRAP_LEDGER = "eventseal.erasure.ledger.Ledger.rewrap"
+END_VERSIONS = "eventseal.erasure.kek_ending.KekEndings.end"
+FINISH_EPOCH = "eventseal.storage.epochs.finish_epoch"
 
 # What no function does
 CRASH = "the process is killed"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tests.protocol.checker import explore, explored
+from tests.protocol.epochs import EpochMistake
 from tests.protocol.mistakes import SEEDED, Seeded
 from tests.protocol.world import Mistake
 from tests.protocol.wrappings import WrappingMistake
@@ -30,4 +31,4 @@ def test_without_the_mistake_the_same_set_up_holds(setup: str) -> None:
 
 
 def test_every_mistake_is_tried() -> None:
-    assert {seeded.mistake for seeded in SEEDED} == {*Mistake, *WrappingMistake}
+    assert {seeded.mistake for seeded in SEEDED} == {*Mistake, *WrappingMistake, *EpochMistake}

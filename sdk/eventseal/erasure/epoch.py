@@ -170,7 +170,7 @@ class _Roll:
         epoch = begin_epoch(self._engine, self._application)
         if not self._replace_branch_keys(epoch.begun_at):
             return self._result(complete=False)
-        note = partial(note_version, self._engine, self._application)
+        note = partial(note_version, self._engine, self._application, epoch.begun_at)
         versions = self._endings.make_versions(epoch.kek_versions, note)
         if not self._move_to_staying_keks(names, versions):
             return self._result(complete=False)
@@ -270,7 +270,7 @@ class _Roll:
         if self._ledger is not None:
             entry = self._ledger.append(self._store, EPOCH, details=receipt.details)
             receipt = EpochReceipt.of(self._ledger.name, entry)
-        finished_at = finish_epoch(self._engine, self._application)
+        finished_at = finish_epoch(self._engine, self._application, begun_at)
         leftover = overwrite_deleted(self._engine)
         return self._result(complete=True, receipt=receipt, finished_at=finished_at, leftover=leftover)
 
