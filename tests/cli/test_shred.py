@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from eventseal.configuration import EventSeal
 from eventseal.erasure import FileLedger, shred
+from eventseal.erasure.fences import ErasedItems
+from eventseal.errors import StoreUnavailableError
 from eventseal.keys import KeyState
+from eventseal.rotation.results import Failure
 
 SCOPE = "subject:customer-42"
 LEDGER = "erasures.jsonl"
@@ -172,7 +176,30 @@ def test_a_receipt_that_cannot_be_written_is_told_before_anything_is_destroyed(
     run("shred", SCOPE, "--yes", "--receipt", "nowhere/one.json", exits=2)
     monkeypatch.delenv("EVENTSEAL_LEDGER")
     run("shred", SCOPE, "--yes", "--restorable-without-ledger", "--receipt", "one.json", exits=2)
+    monkeypatch.setenv("EVENTSEAL_LEDGER", LEDGER)
+    with monkeypatch.context() as patch:
+
+        def refused(**_):
+            raise PermissionError(13, "Permission denied")
+
+        patch.setattr("eventseal.cli.receipt_files.tempfile.TemporaryFile", refused)
+        run("shred", SCOPE, "--yes", "--receipt", "one.json", exits=2)
     assert is_open()
+
+
+def test_while_a_fence_is_open_there_is_no_receipt_and_the_result_is_told(shop, run, monkeypatch) -> None:
+    def held(store, _tables, shredded):
+        error = StoreUnavailableError("the fence is held")
+        return ErasedItems(failures=[Failure.of_key("key_fences", shredded[0].key_id, error)])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(import_module("eventseal.erasure.shred"), "close_scope_fences", held)
+        shown = run("shred", SCOPE, "--yes", "--receipt", "one.json", exits=1)
+    assert "keys of scope subject:customer-42 were destroyed" in shown.stdout
+    assert "no receipt was written to one.json: run it again" in shown.stderr
+    assert not Path("one.json").exists()
+    run("shred", SCOPE, "--yes", "--receipt", "one.json")
+    assert json.loads(Path("one.json").read_text())["scope"] == SCOPE
 
 
 def test_after_a_restore_what_came_back_is_shown_asked_for_and_shredded(shop, run, run_json) -> None:

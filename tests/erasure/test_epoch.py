@@ -36,7 +36,7 @@ from eventseal.keys.handles import unwrapped_key
 from eventseal.kms import EncryptionContext
 from eventseal.rotation import rewrap
 from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy
-from eventseal.storage.epochs import finish_epoch
+from eventseal.storage.epochs import begin_epoch, finish_epoch, is_rolling, note_version
 from eventseal.storage.kek_closing import close_keks
 from eventseal.testing import FakeKms
 from eventseal_kms.aws import AwsKmsAdapter
@@ -732,6 +732,51 @@ def test_an_interrupted_roll_is_begun_anew_if_somebody_was_erased_since(
     shred(shop.seal, ERASED[0])
     assert roll_epoch(shop.seal).complete
     assert items[ERASED[0]].key_id not in _reachable([*stolen, *shop.records()], [kms])
+
+
+def test_a_version_is_not_noted_in_a_roll_that_was_begun_anew_meanwhile(
+    shops, store_url, kms, monkeypatch
+) -> None:
+    shop = shops(store_url, kms)
+    _filled(shop)
+    late: list[UUID] = []
+    stolen: list[KeyRecord] = []
+
+    def stalling(engine, application, *noted) -> None:
+        item = shop.append("tenant:late")  # under the version that was just made
+        late.append(item.key_id)
+        stolen.extend(shop.records())
+        shred(shop.seal, "tenant:late")
+        begin_epoch(engine, application)  # another run begins, anew
+        note_version(engine, application, *noted)
+        raise _Killed
+
+    with monkeypatch.context() as patch, pytest.raises(_Killed):
+        patch.setattr("eventseal.erasure.epoch.note_version", stalling)
+        roll_epoch(shop.seal)
+    assert _reachable(stolen, [kms]) >= {*late}
+    assert roll_epoch(shop.seal).complete
+    assert not _reachable([*stolen, *shop.records()], [kms]) & {*late}
+    assert _reachable(stolen, [kms]) == set()
+
+
+def test_a_run_that_is_done_leaves_the_roll_that_another_one_has_begun_anew(
+    shops, store_url, kms, monkeypatch
+) -> None:
+    shop = shops(store_url, kms)
+    _filled(shop)
+
+    def stalling(engine, application, begun_at) -> datetime:
+        shred(shop.seal, ERASED[0])
+        assert begin_epoch(engine, application).begun_at > begun_at
+        return finish_epoch(engine, application, begun_at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("eventseal.erasure.epoch.finish_epoch", stalling)
+        assert roll_epoch(shop.seal).complete
+    assert is_rolling(shop.seal.datastore.key_engine, "shop")
+    assert roll_epoch(shop.seal).complete
+    assert not is_rolling(shop.seal.datastore.key_engine, "shop")
 
 
 def test_an_outage_in_the_middle_ends_it_and_the_next_run_goes_on(shops, store_url, kms) -> None:

@@ -10,6 +10,7 @@ import pytest
 from tests.fixtures.ledger_shops import LedgerShop
 
 from eventseal.erasure import DatabaseLedger, FileLedger, adopt, erased_subjects, reopen, shred
+from eventseal.erasure.recording import shredded_keys
 from eventseal.errors import (
     ConfigurationError,
     IntegrityError,
@@ -193,6 +194,25 @@ def test_where_the_ledger_is_gone_nothing_is_shredded(shop) -> None:
         shred(shop.seal, SCOPE)
     assert shop.opens(item)
     assert not shop.place.exists()
+
+
+def test_of_two_first_erasures_at_once_the_one_makes_the_ledger_and_both_are_in_it(shop, monkeypatch) -> None:
+    items = [shop.append(SCOPE), shop.append("subject:other")]
+    other = LedgerShop.__new__(LedgerShop)
+    other.__dict__.update(shop.__dict__)
+    other.start()
+
+    def looked_at_late(store):
+        monkeypatch.undo()
+        assert shred(other.seal, "subject:other").complete  # since there was no ledger a moment ago
+        return shredded_keys(store)
+
+    monkeypatch.setattr("eventseal.erasure.recording.shredded_keys", looked_at_late)
+    assert shred(shop.seal, SCOPE).receipt is not None
+    other.stop()
+    shop.restart()
+    assert shop.kinds() == ["intent", "done", "intent", "done"]
+    assert not any(map(shop.opens, items))
 
 
 def test_what_was_shredded_before_there_was_a_ledger_is_noted_in_a_new_one(shop) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import func, select
 from tests.lifecycle.client import TABLES, Noted
+from tests.lifecycle.ledgers import ended_versions
 from tests.lifecycle.site import APPLICATION, Outbox
 
 from eventseal.cipher import AESCipher, ItemContext, Opened
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from tests.lifecycle.site import Site
 
     from eventseal.errors import EventSealError
-    from eventseal.keys import InMemoryKeyStore
+    from eventseal.keys import InMemoryKeyStore, KeyStore
     from eventseal.testing import FakeKms
 
 
@@ -76,7 +77,7 @@ class Auditor:
         )
         self._kms = kms
         self._memory = memory
-        self._store = memory or SQLAlchemyKeyStore(site.auditor)
+        self.store: KeyStore = memory or SQLAlchemyKeyStore(site.auditor)
         self._opened: tuple[Any, dict[Place, Noted | EventSealError]] = (None, {})
 
     def found(self) -> Found:
@@ -99,7 +100,7 @@ class Auditor:
 
     def opened(self, found: Found) -> dict[Place, Noted | EventSealError]:
         """What each item says to somebody who starts now, or why it says nothing."""
-        seen = (found.keys, found.items)
+        seen = (found.keys, found.items, ended_versions(self._kms))
         if self._opened[0] != seen:
             self._opened = (seen, self._open(found))
         return self._opened[1]
@@ -113,7 +114,7 @@ class Auditor:
         """
         keyring = Keyring(
             [kms for number, kms in enumerate(self._kms) if number != kek],
-            self._store,
+            self.store,
             application=APPLICATION,
         )
         live = [row.key_id for row in found.keys.values() if row.purpose == DATA and row.state != DESTROYED]
@@ -121,7 +122,7 @@ class Auditor:
             assert not isinstance(outcome, Exception), f"key {key_id} needs {self._kms[kek].uri}: {outcome!r}"
 
     def _open(self, found: Found) -> dict[Place, Noted | EventSealError]:
-        keyring = Keyring(self._kms, self._store, application=APPLICATION)
+        keyring = Keyring(self._kms, self.store, application=APPLICATION)
         cipher = AESCipher(keyring)
         contexts = [
             ItemContext(place.sequence_id, place.position, item.topic, TABLES[place.table].__collection__)
@@ -181,3 +182,4 @@ _KEYS = select(*(encryption_keys.c[name] for name in KeyRow._fields[:-1]))
 
 ACTIVE, DEACTIVATED, COMPROMISED, DESTROYED = (str(state) for state in KeyState)
 DATA = str(KeyPurpose.DATA)
+BRANCH = str(KeyPurpose.BRANCH)

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
+from tests.fixtures.ending_kms import EndingKms
+from tests.lifecycle.ledgers import LedgerKind, WatchedLines, lines_of
 from tests.lifecycle.site import APPLICATION
-from tests.lifecycle.traffic import Traffic, WatchedBatchKms, WatchedKms, WatchedStore
+from tests.lifecycle.traffic import Traffic, WatchedBatchKms, WatchedEndingKms, WatchedKms, WatchedStore
 
 from eventseal.cipher import AESCipher
+from eventseal.erasure import Ledger
 from eventseal.eventstore import EventStore
 from eventseal.items import SequencedItemMapper
 from eventseal.keys import CachePolicy, Keyring, RotationPolicy
@@ -63,6 +66,8 @@ class Terms:
         keks: How many wrap each key; the second alone may be away if the quorum is lower.
         wrap_quorum: As the keyring takes it.
         in_memory: Whether the keys are in an ``InMemoryKeyStore``.
+        versions: Whether the older versions of the KEKs can be ended, so that the epoch can be rolled.
+        ledger: Where the erasure ledger is.
     """
 
     branches: int | None = None
@@ -75,6 +80,8 @@ class Terms:
     keks: int = 1
     wrap_quorum: int | None = None
     in_memory: bool = False
+    versions: bool = False
+    ledger: LedgerKind = "file"
 
     refresh_interval = 60.0
 
@@ -113,10 +120,8 @@ class Client:
         self.key_store: Any = (
             SQLAlchemyKeyStore(self.datastore) if memory is None else WatchedStore(memory, self.traffic)
         )
-        self.kms = [
-            (WatchedBatchKms if isinstance(one, FakeBatchKms) else WatchedKms)(one, self.traffic)
-            for one in kms
-        ]
+        self.kms = [_watched(one, self.traffic) for one in kms]
+        self.ledger = Ledger(WatchedLines(lines_of(site.folder, terms.ledger), self.traffic))
         self.keyring = Keyring(
             self.kms,
             self.key_store,
@@ -168,3 +173,9 @@ class Client:
         if self.datastore._session is not None:
             self.datastore._session.remove()
         self.datastore.engine.dispose()
+
+
+def _watched(kms: FakeKms, traffic: Traffic) -> WatchedKms:
+    if isinstance(kms, EndingKms):
+        return WatchedEndingKms(kms, traffic)
+    return (WatchedBatchKms if isinstance(kms, FakeBatchKms) else WatchedKms)(kms, traffic)

@@ -22,17 +22,17 @@ from tests.lifecycle.choices import (
     terms,
 )
 from tests.lifecycle.client import SNAPSHOTS, Noted, Terms
+from tests.lifecycle.erasing import Reopen, RollEpoch, Shred
+from tests.lifecycle.erasing_rules import ErasingRules
 from tests.lifecycle.maintenance import (
     AskForKek,
     MarkCompromised,
     Reencrypt,
-    Reopen,
     Replace,
     Retire,
     RewrapKeys,
     RotateKeys,
     SealOnly,
-    Shred,
     Verify,
     WholeWay,
     WriteSealed,
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from tests.lifecycle.traffic import Fault
 
 
-class Lifecycle(RuleBasedStateMachine):
+class Lifecycle(ErasingRules, RuleBasedStateMachine):
     """
     Rules are thin: a world does and judges everything.
 
@@ -190,14 +190,6 @@ class Lifecycle(RuleBasedStateMachine):
         if self._reencrypt(1000, some=False) is not None:
             self._do(slot, WholeWay(), faults, retry)
 
-    @rule(slot=slots, scope=st.sampled_from(SCOPES[1:]), faults=several, retry=st.booleans())
-    def shred(self, slot: int, scope: str, faults: Any, retry: bool) -> None:
-        self._do(slot, Shred(scope), faults, retry)
-
-    @rule(slot=slots, scope=st.sampled_from(SCOPES[1:]), faults=several, retry=st.booleans())
-    def reopen(self, slot: int, scope: str, faults: Any, retry: bool) -> None:
-        self._do(slot, Reopen(scope), faults, retry)
-
     @rule(slot=slots, to=st.sampled_from((None, 0, 1)), faults=several, retry=st.booleans())
     def rewrap(self, slot: int, to: int | None, faults: Any, retry: bool) -> None:
         if to is None or self.world.terms.keks > 1:
@@ -254,7 +246,9 @@ class Lifecycle(RuleBasedStateMachine):
     @rule(
         slot=slots,
         at=places,
-        kind=st.sampled_from(("rotate", "re-encrypt", "re-encrypt", "retire", "shred", "rewrap")),
+        kind=st.sampled_from(
+            ("rotate", "re-encrypt", "re-encrypt", "retire", "shred", "reopen", "rewrap", "roll")
+        ),
         scope=st.sampled_from(SCOPES[1:]),
         flag=st.booleans(),
         faults=several,
@@ -265,7 +259,9 @@ class Lifecycle(RuleBasedStateMachine):
             "re-encrypt": self._reencrypt(1000, some=flag),
             "retire": Retire(),
             "shred": Shred(scope),
+            "reopen": Reopen(scope),
             "rewrap": RewrapKeys(),
+            "roll": RollEpoch() if self.world.can_roll else None,
         }
         if operations[kind] is not None:
             self._stall(slot, operations[kind], at, faults)

@@ -1,4 +1,4 @@
-"""What operators do: they rotate all, re-encrypt, rewrap, retire, shred, reopen, verify."""
+"""What operators do: they rotate all, re-encrypt, rewrap, retire, verify."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from tests.lifecycle.client import TABLES, Client, Noted
 from tests.lifecycle.model import Violation
 from tests.lifecycle.operations import Append, Operation
 
-from eventseal.erasure import reopen, shred
 from eventseal.errors import (
     ConfigurationError,
     EventSealError,
@@ -260,61 +259,6 @@ class WholeWay(Operation):
 
     def judge(self, world: World, client: Client, outcome: Outcome) -> None:
         Retire().judge(world, client, outcome)
-
-
-@dataclass
-class Shred(Operation):
-    """Destroy a scope's keys, and close it."""
-
-    scope: str
-    _old: frozenset[UUID] = frozenset()
-
-    def begin(self, world: World) -> None:
-        self._old = frozenset(
-            key_id
-            for key_id, life in world.model.keys.items()
-            if life.row.scope == self.scope and life.row.purpose == DATA and life.row.state != DESTROYED
-        )
-        world.model.may_shred.add(self.scope)
-
-    def run(self, client: Client) -> Any:
-        return shred(client, self.scope)
-
-    def excuses(self, world: World, client: Client, outcome: Outcome, error: EventSealError) -> bool:
-        return isinstance(error, ConfigurationError) and "was ever made" in str(error) and not self._old
-
-    def judge(self, world: World, client: Client, outcome: Outcome) -> None:
-        if outcome.value is None:
-            return
-        for key_id in self._old:
-            row = world.model.keys[key_id].row
-            if row.state != DESTROYED:
-                raise Violation(f"{self} left {row}")
-            client.shredded[key_id] = outcome.began.step
-            fence = world.model.found.fences.get(key_id)
-            if outcome.value.complete and row.destroyed_by == "shredded" and fence != "closed":
-                raise Violation(f"{self} says that it is complete, and the fence of {key_id} is {fence}")
-        if outcome.is_clean and not outcome.value.complete:
-            raise Violation(f"{self} is not complete: {outcome.value}")
-        if not world.model.was_closed(self.scope, after=outcome.began.time):
-            raise Violation(f"{self} did not close the scope")
-
-
-@dataclass
-class Reopen(Operation):
-    """Let a scope have keys again."""
-
-    scope: str
-
-    def run(self, client: Client) -> Any:
-        return reopen(client, self.scope)
-
-    def excuses(self, world: World, client: Client, outcome: Outcome, error: EventSealError) -> bool:
-        return isinstance(error, ConfigurationError) and "was ever made" in str(error)
-
-    def judge(self, world: World, client: Client, outcome: Outcome) -> None:
-        if outcome.value is not None and outcome.is_clean and world.model.is_closed(self.scope):
-            raise Violation(f"{self} left the scope closed")
 
 
 @dataclass

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+from eventseal.erasure import epoch
+from eventseal.erasure.restore_scan import Reading
 from eventseal.keys import endings
 from eventseal.keys.known_states import KnownStates
+from eventseal.keys.lifecycle import KeyLifecycle
 from eventseal.keys.refreshing import Refresher
 from eventseal.keys.seating import Seats
+from eventseal.keys.upkeep import KeyUpkeep
 from eventseal.rotation import batches, closing
 from eventseal.storage import item_appends
 
@@ -184,6 +188,87 @@ def _lost_answer_is_taken_for_no(_: Site) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _ledger_told_after_the_shred(_: Site) -> Iterator[None]:
+    shred = KeyLifecycle.shred
+
+    def wrong(self: Any, scope: str, *, first: Any = None, **options: Any) -> Any:
+        read: list[Any] = []
+        ended = shred(self, scope, first=read.append, **options)
+        if first is not None:
+            first(read[-1])
+        return ended
+
+    with patch.object(KeyLifecycle, "shred", wrong):
+        yield
+
+
+@contextmanager
+def _ledger_told_once(_: Site) -> Iterator[None]:
+    shred = KeyLifecycle.shred
+
+    def wrong(self: Any, scope: str, *, first: Any = None, **options: Any) -> Any:
+        told: list[Any] = []
+
+        def once(rows: Any) -> None:
+            if first is not None and not told:
+                told.append(first(rows))
+
+        return shred(self, scope, first=once, **options)
+
+    with patch.object(KeyLifecycle, "shred", wrong):
+        yield
+
+
+@contextmanager
+def _ledger_told_after_the_reopening(_: Site) -> Iterator[None]:
+    reopen = KeyLifecycle.reopen
+
+    def wrong(self: Any, scope: str, *, first: Any = None) -> Any:
+        read: list[Any] = []
+        freed = reopen(self, scope, first=read.append)
+        if read:
+            first(read[-1])
+        return freed
+
+    with patch.object(KeyLifecycle, "reopen", wrong):
+        yield
+
+
+@contextmanager
+def _restored_scope_stays_open(_: Site) -> Iterator[None]:
+    shred_again = KeyLifecycle.shred_again
+
+    def wrong(self: Any, scope: str, erased: Any, *, closed: bool, dry_run: bool = False) -> Any:
+        return shred_again(self, scope, erased, closed=False, dry_run=dry_run)
+
+    with patch.object(KeyLifecycle, "shred_again", wrong):
+        yield
+
+
+@contextmanager
+def _begun_is_taken_for_done(_: Site) -> Iterator[None]:
+    of = Reading.of
+
+    def wrong(store: Any, ledger: Any) -> Reading:
+        return replace(of(store, ledger), open_scopes=frozenset())
+
+    with patch.object(Reading, "of", wrong):
+        yield
+
+
+@contextmanager
+def _branch_keys_stay(_: Site) -> Iterator[None]:
+    with patch.object(KeyUpkeep, "renew_branches", lambda *_: []):
+        yield
+
+
+@contextmanager
+def _versions_end_before_all_has_moved(_: Site) -> Iterator[None]:
+    with patch.object(epoch._Roll, "_move_to_staying_keks", lambda *_: True):
+        yield
+
+
 ON_POSTGRESQL, ON_SQLITE = ("postgresql",), ("sqlite",)
 
 MISTAKES: dict[str, Mistake] = {
@@ -225,5 +310,34 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "a lost answer is taken for a no": Mistake(
         _lost_answer_is_taken_for_no, "an append whose answers are lost", "after COMMIT"
+    ),
+    "a shred that tells the ledger afterwards": Mistake(
+        _ledger_told_after_the_shred,
+        "a backup that is restored after a shredding whose process ended",
+        "before ledger.append",
+    ),
+    "a shred that tells the ledger of what it has read first": Mistake(
+        _ledger_told_once, "a shredding against a rotation", "after ledger.append"
+    ),
+    "a reopening that tells the ledger afterwards": Mistake(
+        _ledger_told_after_the_reopening, "a reopening whose process ends", "COMMIT"
+    ),
+    "a check after a restore that leaves scopes open": Mistake(
+        _restored_scope_stays_open,
+        "the look at a restored backup, whose process ends",
+        "before ledger.append",
+    ),
+    "a check after a restore that takes what was begun for done": Mistake(
+        _begun_is_taken_for_done,
+        "a backup that is restored after a shredding whose process ended",
+        "before INSERT INTO key_fences",
+    ),
+    "an epoch that keeps its branch keys": Mistake(
+        _branch_keys_stay, "a roll of the epoch whose process ends", "before kms delete_versions_before"
+    ),
+    "an epoch that ends versions before all has moved": Mistake(
+        _versions_end_before_all_has_moved,
+        "a roll of the epoch whose process ends",
+        "before kms delete_versions_before",
     ),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.lifecycle.audit import ACTIVE, COMPROMISED, DATA, DEACTIVATED, DESTROYED, Found, KeyRow, Place
@@ -76,6 +76,19 @@ class Model:
     may_shred: set[str] = field(default_factory=set)
     some_were_deleted: bool = False
     found: Found = field(default_factory=Found)
+
+    def copied(self) -> Model:
+        """Give one of its own that says the same."""
+        return replace(
+            self,
+            items=dict(self.items),
+            keys={key_id: KeyLife(life.row, dict(life.since)) for key_id, life in self.keys.items()},
+            outbox=set(self.outbox),
+            sealed=defaultdict(set, {key_id: set(data) for key_id, data in self.sealed.items()}),
+            unreserved=self.unreserved.copy(),
+            closed=defaultdict(list, {scope: list(times) for scope, times in self.closed.items()}),
+            may_shred=set(self.may_shred),
+        )
 
     def observe(self, found: Found, now: Moment, *, moving: bool) -> None:
         """

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tests.lifecycle.audit import Place
-from tests.lifecycle.client import EVENTS, SNAPSHOTS, Noted, stream_of
-from tests.lifecycle.maintenance import Reencrypt, Replace, Retire, RotateKeys, Shred, Verify
+from tests.lifecycle.client import EVENTS, SNAPSHOTS, Noted, Terms, stream_of
+from tests.lifecycle.erasing import Reopen, RollEpoch, Shred
+from tests.lifecycle.maintenance import Reencrypt, Replace, Retire, RotateKeys, Verify
 from tests.lifecycle.operations import Append, Operation, Prepare, Refresh, Rotate
 from tests.lifecycle.reading import ReadOne, Replay
 from tests.lifecycle.traffic import Fault
@@ -16,7 +17,6 @@ from tests.lifecycle.world import World
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tests.lifecycle.client import Terms
     from tests.lifecycle.site import Site
 
 A, B, C = 0, 1, 2
@@ -35,6 +35,7 @@ class Schedule:
         beside: What others do meanwhile.
         after: What is done in the end: reads, for the most part.
         fault: What happens at each of its calls in turn; ``None``: it stands still there.
+        terms: What the clients are set to.
     """
 
     before: Callable[[World], object]
@@ -43,11 +44,12 @@ class Schedule:
     beside: Callable[[World], object] = lambda _: None
     after: Callable[[World], object] = lambda _: None
     fault: Fault | None = None
+    terms: Terms | None = None
 
 
-def places_of(site: Site, schedule: Schedule, terms: Terms | None = None) -> list[str]:
+def places_of(site: Site, schedule: Schedule) -> list[str]:
     """Name the places of a schedule's operation, where nothing comes between."""
-    world = World(site, terms)
+    world = World(site, schedule.terms)
     try:
         schedule.before(world)
         outcome = world.do(schedule.slot, schedule.operation(world))
@@ -61,7 +63,7 @@ def some(count: int, most: int) -> list[int]:
     return list(range(0, count, max(1, count // most)))
 
 
-def sweep(site: Site, schedule: Schedule, among: Sequence[int], terms: Terms | None = None) -> None:
+def sweep(site: Site, schedule: Schedule, among: Sequence[int]) -> None:
     """
     Play a schedule once for each of some of the operation's places.
 
@@ -69,7 +71,7 @@ def sweep(site: Site, schedule: Schedule, among: Sequence[int], terms: Terms | N
         Violation: At one of them something came out that must never be.
     """
     for at in among:
-        world = World(site, terms)
+        world = World(site, schedule.terms)
         try:
             schedule.before(world)
             operation = schedule.operation(world)
@@ -128,6 +130,25 @@ def everybody_reads(world: World) -> None:
 def _advance(seconds: float) -> Callable[[World], object]:
     return lambda world: world.advance(seconds)
 
+
+def _restores(number: int) -> Callable[[World], object]:
+    return lambda world: world.backups.restore(world.backups[number], C)
+
+
+def _back_up(world: World) -> None:
+    world.backups.take()
+
+
+def _restored(world: World) -> Operation:
+    """Put the first backup back; who looks at it then is interrupted, and looks at it again."""
+    return world.backups.put_back(world.backups[0])
+
+
+def _check_again(world: World) -> None:
+    world.backups.restore(world.backups[0], C)
+
+
+_ROLLS = Terms(versions=True, branches=2)
 
 # A has the first key in memory, and does not know that B has replaced it.
 _old_key_in_memory = in_turn(append(A), does(B, lambda: Rotate(TENANT)))
@@ -294,5 +315,72 @@ SCHEDULES: dict[str, Schedule] = {
         lambda _: Prepare((TENANT,)),
         after=in_turn(append(A), append(B), everybody_reads),
         fault=Fault(0, "crash"),
+    ),
+    "a shredding against a rotation": Schedule(
+        append(A),
+        C,
+        lambda _: Shred(TENANT),
+        beside=does(B, lambda: Rotate(TENANT)),
+        after=everybody_reads,
+    ),
+    "a reopening against a shredding": Schedule(
+        in_turn(append(A), does(A, lambda: Shred(TENANT))),
+        B,
+        lambda _: Reopen(TENANT),
+        beside=does(C, lambda: Shred(TENANT)),
+        after=in_turn(_back_up, _restores(0), everybody_reads),
+    ),
+    "a reopening whose process ends": Schedule(
+        in_turn(append(A), does(B, lambda: Shred(TENANT)), _back_up),
+        B,
+        lambda _: Reopen(TENANT),
+        after=in_turn(append(B), _back_up, _restores(1), everybody_reads, _restores(0), append(A)),
+        fault=Fault(0, "crash"),
+    ),
+    "a backup that is restored after a shredding whose process ended": Schedule(
+        in_turn(append(A), append(A, "application"), _back_up, append(A)),
+        B,
+        lambda _: Shred(TENANT),
+        after=in_turn(_restores(0), everybody_reads, append(A)),
+        fault=Fault(0, "crash"),
+    ),
+    "the look at a restored backup, whose process ends": Schedule(
+        in_turn(_old_key_in_memory, _back_up, does(B, lambda: Shred(TENANT))),
+        C,
+        _restored,
+        after=in_turn(_check_again, everybody_reads, append(A)),
+        fault=Fault(0, "crash"),
+    ),
+    "a roll of the epoch whose process ends": Schedule(
+        in_turn(append(A), append(B, "application"), _back_up, does(B, lambda: Shred(TENANT))),
+        B,
+        lambda _: RollEpoch(),
+        after=in_turn(append(A, "application"), does(C, RollEpoch), everybody_reads),
+        fault=Fault(0, "crash"),
+        terms=_ROLLS,
+    ),
+    "a roll of the epoch against a first use and a shredding": Schedule(
+        in_turn(append(A), _back_up),
+        B,
+        lambda _: RollEpoch(),
+        beside=in_turn(append(A, "application"), does(C, lambda: Shred(TENANT))),
+        after=in_turn(does(C, RollEpoch), everybody_reads),
+        terms=_ROLLS,
+    ),
+    "a first use against a roll of the epoch": Schedule(
+        in_turn(append(A, "application"), _back_up),
+        A,
+        an_append(),
+        beside=does(B, RollEpoch),
+        after=everybody_reads,
+        terms=_ROLLS,
+    ),
+    "a read against a roll of the epoch": Schedule(
+        in_turn(append(A), _back_up),
+        B,
+        lambda _: Replay(TENANT),
+        beside=does(C, RollEpoch),
+        after=everybody_reads,
+        terms=_ROLLS,
     ),
 }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import MetaData, Text, create_engine, text
+from sqlalchemy import JSON, MetaData, Text, create_engine, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from tests.lifecycle.traffic import Traffic, watch_engine
 
@@ -52,32 +54,34 @@ class Site:
         url: Of a PostgreSQL database; ``None``: a SQLite file in the fastest folder there is.
 
     Attributes:
+        folder: For the ledger and for backups.
         rewrite: Makes clients' statements wrong, to see whether that comes out.
     """
 
     def __init__(self, url: str | None = None) -> None:
-        self._folder: Path | None = None
-        if url is None:
-            fast = Path("/dev/shm")  # noqa: S108 - the folder made in it is private
-            self._folder = Path(
-                tempfile.mkdtemp(prefix="eventseal-lifecycle-", dir=fast if fast.is_dir() else None)
-            )
-            url = f"sqlite:///{self._folder / 'store.sqlite'}"
-        self.url = url
+        fast = Path("/dev/shm")  # noqa: S108 - the folder made in it is private
+        self.folder = Path(
+            tempfile.mkdtemp(prefix="eventseal-lifecycle-", dir=fast if fast.is_dir() else None)
+        )
+        self.url = url = url or f"sqlite:///{self.folder / 'store.sqlite'}"
         self.rewrite: Callable[[str], str] | None = None
+        self._copies = 0
         self.is_sqlite = url.startswith("sqlite")
         self._traffic = [Traffic() for _ in range(CLIENTS)]
         self._engines: list[Engine | None] = [None] * CLIENTS
         self.auditor = SQLAlchemyDatastore(SQLAlchemySettings(self._url), RECORDS)
         self.auditor.setup_tables(application=APPLICATION)
-        if self._folder is not None:
+        if self.is_sqlite:
             self.auditor.close()
-            shutil.copyfile(self._folder / "store.sqlite", self._folder / "empty.sqlite")
+            shutil.copyfile(self.folder / "store.sqlite", self.folder / "empty.sqlite")
         else:
             self._outside = create_engine(self._url, isolation_level="AUTOCOMMIT")
             found = MetaData()
             found.reflect(self._outside)
             self._tables = [table for table in found.sorted_tables if table.name != "sealed_tables"]
+            for column in (column for table in self._tables for column in table.columns):
+                if isinstance(column.type, JSON):
+                    column.type.none_as_null = True
 
     @property
     def _url(self) -> str:
@@ -89,15 +93,50 @@ class Site:
         for engine in self._engines:
             if engine is not None:
                 engine.dispose()
-        if self._folder is not None:
-            for leftover in self._folder.glob("store.sqlite*"):
-                leftover.unlink()
-            shutil.copyfile(self._folder / "empty.sqlite", self._folder / "store.sqlite")
+        for leftover in (*self.folder.glob("ledger*"), *self.folder.glob("backup*")):
+            leftover.unlink()
+        if self.is_sqlite:
+            self._replace_file(self.folder / "empty.sqlite")
             return
         with self._outside.connect() as connection:
             connection.execute(text("SET lock_timeout = '5s'"))
             for table in reversed(self._tables):
                 connection.execute(table.delete())
+
+    def copy(self) -> Any:
+        """Take a backup of all that is committed."""
+        if not self.is_sqlite:
+            with self._outside.execution_options(isolation_level="REPEATABLE READ").begin() as connection:
+                return {
+                    table.name: [dict(row) for row in connection.execute(select(table)).mappings()]
+                    for table in self._tables
+                }
+        self._copies += 1
+        backup = self.folder / f"backup-{self._copies}.sqlite"
+        store, target = (sqlite3.connect(file) for file in (self.folder / "store.sqlite", backup))
+        with closing(store), closing(target):
+            store.backup(target)
+        return backup
+
+    def put_back(self, copy: Any) -> None:
+        """Restore a backup; nobody has the database open."""
+        for engine in (self.auditor.engine, *self._engines):
+            if engine is not None:
+                engine.dispose()
+        if self.is_sqlite:
+            self._replace_file(copy)
+            return
+        with self._outside.execution_options(isolation_level="READ COMMITTED").begin() as connection:
+            for table in reversed(self._tables):
+                connection.execute(table.delete())
+            for table in self._tables:
+                if copy[table.name]:
+                    connection.execute(table.insert(), copy[table.name])
+
+    def _replace_file(self, file: Path) -> None:
+        for leftover in self.folder.glob("store.sqlite*"):
+            leftover.unlink()
+        shutil.copyfile(file, self.folder / "store.sqlite")
 
     def datastore(self, slot: int, traffic: Traffic) -> SQLAlchemyDatastore:
         """A client's datastore, on connections of its own that pass *traffic*."""
@@ -124,7 +163,6 @@ class Site:
     def close(self) -> None:
         self.empty()
         self.auditor.close()
-        if self._folder is not None:
-            shutil.rmtree(self._folder)
-        else:
+        if not self.is_sqlite:
             self._outside.dispose()
+        shutil.rmtree(self.folder)

@@ -213,6 +213,28 @@ class WatchedBatchKms(WatchedKms):
         return self._call("unwrap_many", keys)
 
 
+class WatchedEndingKms(WatchedBatchKms):
+    """The same for one whose older versions can be ended."""
+
+    def rewrap_many(self, keys: Any) -> Any:
+        return self._call("rewrap_many", keys)
+
+    def current_version(self) -> str:
+        return str(self._call("current_version"))
+
+    def rotate(self) -> str:
+        return str(self._call("rotate"))
+
+    def versions_before(self, version: str) -> list[str]:
+        return list(self._call("versions_before", version))
+
+    def forbid_versions_before(self, version: str) -> None:
+        self._call("forbid_versions_before", version)
+
+    def delete_versions_before(self, version: str) -> None:
+        self._call("delete_versions_before", version)
+
+
 # --- databases ---
 
 

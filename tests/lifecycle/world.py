@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 from uuid import UUID
 
-from tests.lifecycle.audit import Auditor, Place
+from tests.fixtures.ending_kms import EndingKms
+from tests.lifecycle.audit import ACTIVE, DATA, Auditor, Place
+from tests.lifecycle.backups import Backups
 from tests.lifecycle.client import Client, Terms, stream_of
+from tests.lifecycle.ledgers import Told, lines_of
 from tests.lifecycle.model import Model, Moment, Violation
 from tests.lifecycle.site import CLIENTS
 from tests.lifecycle.traffic import DATABASE_FAULTS, PATIENCE, Crash, Fault, Watch
@@ -86,10 +89,13 @@ class World:
         self.site = site
         self.terms = terms = terms or Terms()
         self.clock = ManualClock()
-        self.kms = [(FakeBatchKms if terms.batches else FakeKms)(f"kek-{n}") for n in range(terms.keks)]
+        kind = EndingKms if terms.versions else FakeBatchKms if terms.batches else FakeKms
+        self.kms: list[Any] = [kind(f"kek-{n}") for n in range(terms.keks)]
         self.memory = InMemoryKeyStore(refresh_interval=terms.refresh_interval) if terms.in_memory else None
         self.model = Model()
         self.auditor = Auditor(site, self.kms, self.memory)
+        self.told = Told(lines_of(site.folder, terms.ledger), self.kms, self.auditor.store)
+        self.backups = Backups(self)
         self.step = 0
         self.running: dict[int, Running] = {}
         self._positions: dict[tuple[str, str], Iterator[int]] = {}
@@ -100,6 +106,7 @@ class World:
             patch("eventseal.storage.transactions._LONGEST_PAUSE", 0.0),
             # Who holds a fence stands still, so that nobody need wait for it.
             patch("eventseal.storage.fences.PATIENCE", 0.02),
+            patch("eventseal.erasure.epoch._LONGEST_PAUSE", 0.0),
         ]
         for each in self._patches:
             each.start()
@@ -192,7 +199,7 @@ class World:
                 raise Violation(f"refreshing gave {error!r}") from error
         else:
             client.confirmed = began.step
-        self._look()
+        self.look()
         return True
 
     def advance(self, seconds: float) -> None:
@@ -209,7 +216,7 @@ class World:
             client.keyring.close()
             client.datastore.close()
         self._replace(slot)
-        self._look()
+        self.look()
 
     def close(self) -> None:
         """Let everybody end, and judge what they did to the last."""
@@ -218,7 +225,7 @@ class World:
                 self.go_on(slot)
             for client in self.clients:
                 client.traffic.heal()
-            self._look()
+            self.look()
         finally:
             for slot in list(self.running):  # after a violation
                 running = self.running.pop(slot)
@@ -229,6 +236,15 @@ class World:
                 client.end()
             for each in self._patches:
                 each.stop()
+
+    def start_anew(self) -> None:
+        """Start all processes; those before have ended."""
+        self.clients = [self._client(slot) for slot in range(CLIENTS)]
+
+    @property
+    def can_roll(self) -> bool:
+        """Whether the epoch can be rolled."""
+        return self.terms.versions and self.memory is None
 
     # --- inside ---
 
@@ -267,7 +283,7 @@ class World:
     def _wait(self, running: Running) -> bool:
         assert running.watch.stopped.wait(PATIENCE), "a client waits for something that does not come"
         if running.watch.stalled_at is not None:
-            self._look()
+            self.look()
             return True
         running.thread.join(PATIENCE)
         del self.running[running.client.slot]
@@ -299,11 +315,29 @@ class World:
         moving = any(operation.moves for operation in (*operations, *([ended] if ended else [])))
         self.model.observe(self.auditor.found(), self.now, moving=moving)
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Judge what is there now."""
         self._observe()
         self._check()
 
+    def _check_told(self) -> None:
+        """The ledger verifies, and nothing was shredded, or opened again, of which it was not told before."""
+        self.told.look()
+        meant = self.told.meant()
+        for key_id, life in self.model.keys.items():
+            is_ended = life.shredded is not None and life.row.purpose == DATA and len(life.since) > 1
+            if is_ended and key_id not in meant:
+                raise Violation(f"key {key_id} was shredded, and the ledger was not told before")
+        if self.backups.is_restoring:
+            return
+        closed = self.told.closed_scopes() - self.told.open_scopes()
+        for life in self.model.keys.values():
+            row = life.row
+            if row.scope in closed and row.purpose == DATA and row.state == ACTIVE:
+                raise Violation(f"{row} is active, and the ledger has its scope as closed")
+
     def _check(self) -> None:
+        self._check_told()
         owed: dict[UUID, int] = {}
         for client in self.clients:
             for key_id, count in client.owed().items():

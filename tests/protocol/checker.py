@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -213,10 +214,10 @@ class _Explorer:
         return None
 
 
-def explored(model: Model, report: Callable[[str], None] = print) -> Exploration:
-    """Explore a model that has to hold, and fail with the trace if it does not."""
-    found = explore(model)
+@cache
+def explored(setup: Callable[[], Model]) -> Exploration:
+    """Explore what a set-up makes, once, whoever asks; what has to hold and does not fails with the trace."""
+    found = explore(setup())
     if found.violation is not None:
         raise AssertionError(str(found.violation))
-    report(f"{found.states:,} states, {found.transitions:,} transitions, depth {found.depth}")
     return found

@@ -30,6 +30,7 @@ class Refreshes:
     def __init__(self, process: int, *actors: int) -> None:
         self.name = f"refresh of process {process}"
         self.index = NONE
+        self.is_early = True  # who does not run does not refresh
         self._process = process
         self._actors = actors
 

@@ -7,9 +7,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tests.protocol.configurations import ONE, branch_keys, opposite_rewraps, rewraps
 from tests.protocol.ending import Marker, Reopener, Retirer, Rotator, Shredder
+from tests.protocol.epochs import EpochMistake
+from tests.protocol.erasures import (
+    meeting_shreds,
+    recorded_shred,
+    restore_and_forger,
+    restore_and_rotation,
+    restore_of_keys,
+)
 from tests.protocol.memory import Refreshes
 from tests.protocol.reading import Reader
 from tests.protocol.reencrypting import Reencrypter
+from tests.protocol.rolls import meeting_rolls, roll, two_backups
 from tests.protocol.state import Budget
 from tests.protocol.world import Crashes, Mistake, Time, World
 from tests.protocol.wrappings import WrappingMistake
@@ -18,19 +27,20 @@ from tests.protocol.writing import Writer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.protocol.epochs import EpochWorld
     from tests.protocol.wrappings import WrappingWorld
 
 
 class Seeded(NamedTuple):
     """A set-up for a mistake, right but for that, and the invariant that the mistake breaks."""
 
-    mistake: Mistake | WrappingMistake
-    setup: Callable[[], World] | Callable[[], WrappingWorld]
+    mistake: Mistake | WrappingMistake | EpochMistake
+    setup: Callable[[], World] | Callable[[], WrappingWorld] | Callable[[], EpochWorld]
     breaks: str
 
-    def world(self, *, mistaken: bool) -> World | WrappingWorld:
-        """Make the set-up, with the mistake or without."""
-        return replace(self.setup(), mistake=self.mistake if mistaken else None)  # type: ignore[arg-type]
+    def mistaken(self) -> World | WrappingWorld | EpochWorld:
+        """Make the set-up, with the mistake."""
+        return replace(self.setup(), mistake=self.mistake)  # type: ignore[arg-type]
 
 
 def _rotation() -> World:
@@ -112,6 +122,9 @@ def _emergency() -> World:
 
 RETIRED = "item 0 is lost: its key was retired"
 PLAINTEXT = "a read that began after the refresh bound got shredded plaintext"
+UNTOLD = "scope 0 is shredded, and the ledger has it as open"
+TOLD_AS_CLOSED = "the ledger has scope 0 as closed, and key "
+BEGUN = "the restore was checked, and a shred of scope 0 is begun"
 
 SEEDED = (
     Seeded(Mistake.NO_FENCE_LOCK, _one_append, RETIRED),
@@ -143,9 +156,40 @@ SEEDED = (
         _emergency,
         "item 0 is honest, and was committed behind its compromised key's mark",
     ),
+    Seeded(Mistake.SHRED_BEFORE_INTENT, recorded_shred, UNTOLD),
+    Seeded(Mistake.DONE_BEFORE_SHRED, recorded_shred, TOLD_AS_CLOSED),
+    Seeded(Mistake.INTENT_WITHOUT_NEW_KEY, recorded_shred, "key 1 is destroyed, and no intent names it"),
+    Seeded(Mistake.INTENT_USED_AGAIN, meeting_shreds, UNTOLD),
+    Seeded(Mistake.DONE_CLOSES_LATER, meeting_shreds, UNTOLD),
+    Seeded(Mistake.CLOSED_SCOPE_LEFT_ALONE, meeting_shreds, UNTOLD),
+    Seeded(Mistake.HOLDER_MOVED_ALONE, meeting_shreds, UNTOLD),
+    Seeded(Mistake.REOPEN_NOT_TOLD, recorded_shred, TOLD_AS_CLOSED),
+    Seeded(Mistake.REOPEN_TOLD_LATE, recorded_shred, TOLD_AS_CLOSED),
+    Seeded(Mistake.REOPEN_TOLD_ONCE, meeting_shreds, TOLD_AS_CLOSED),
+    Seeded(Mistake.REOPEN_BESIDE_INTENT, meeting_shreds, UNTOLD),
+    Seeded(Mistake.CHECK_TAKES_FORGED, restore_and_forger, "is destroyed, and no verified entry names it"),
+    Seeded(Mistake.CHECK_BY_SCOPE, restore_and_rotation, "is destroyed, and no verified entry names it"),
+    Seeded(Mistake.CHECK_WITHOUT_TOMBSTONES, restore_and_rotation, BEGUN),
+    Seeded(Mistake.CHECK_LEAVES_INTENTS, restore_of_keys, BEGUN),
+    Seeded(
+        Mistake.CHECK_LEAVES_SLOTS,
+        restore_of_keys,
+        "scope 0 was closed, and the restore's check leaves it open",
+    ),
+    Seeded(Mistake.CHECK_OF_DONE_ALONE, restore_of_keys, BEGUN),
     Seeded(WrappingMistake.DROPPED_BEFORE_VERIFIED, rewraps, "key 0 lost its last verified wrapping"),
     Seeded(WrappingMistake.DROPPED_WITHOUT_LOOKING, opposite_rewraps, "lives, and no wrapping opens it"),
     Seeded(WrappingMistake.BRANCH_NOT_HELD, branch_keys, "lives, and no wrapping opens it"),
     Seeded(WrappingMistake.GUARD_TAKES_UNVERIFIED, rewraps, "key 0 lives, and no wrapping opens it"),
     Seeded(WrappingMistake.DESTROYED_TAKES_WRAPPINGS, rewraps, "key 0 was destroyed and has a wrapping"),
+    Seeded(EpochMistake.OLD_BRANCHES_FIRST, roll, "key 1 lives, and no wrapping opens it"),
+    Seeded(EpochMistake.OLD_BRANCH_NOT_HELD, roll, "key 3 lives, and no wrapping opens it"),
+    Seeded(EpochMistake.OLD_BRANCHES_LIVE, roll, "is in a useless backup, and opens from it"),
+    Seeded(EpochMistake.KEK_BEFORE_BRANCHES, two_backups, "is in a useless backup, and opens from it"),
+    Seeded(EpochMistake.VERSION_OF_BEFORE, roll, "is in a useless backup, and opens from it"),
+    Seeded(EpochMistake.ENDED_BEFORE_GUARD, roll, "key 3 lives, and no wrapping opens it"),
+    Seeded(EpochMistake.ENDED_UNCLOSED, roll, "key 3 lives, and no wrapping opens it"),
+    Seeded(EpochMistake.LEDGER_LEFT_BEHIND, roll, "nobody can read the ledger any more"),
+    Seeded(EpochMistake.NOT_BEGUN_ANEW, meeting_rolls, "key 0 was shredded, and opens from it"),
+    Seeded(EpochMistake.NOTED_IN_ANOTHER_ROLL, meeting_rolls, "key 0 was shredded, and opens from it"),
 )

@@ -11,6 +11,7 @@ from tests.protocol.state import (
     ACTIVE,
     CLOSED,
     COMPROMISED,
+    GONE,
     IDLE,
     NO_FENCE,
     NONE,
@@ -68,7 +69,7 @@ class Reencrypter:
             yield self._committed(state, client)
 
     def _is_old(self, world: World, state: State, place: int, item: Item) -> bool:
-        if item.key == PENDING or state.keys[item.key].state == ACTIVE:
+        if item.key == PENDING or state.keys[item.key].state in {ACTIVE, GONE}:
             return False
         _, database = world.places[place]
         needs_mark = state.keys[item.key].state == COMPROMISED
@@ -83,7 +84,7 @@ class Reencrypter:
     def _sealed(self, world: World, state: State, client: Client) -> Moves:
         scope, _ = world.places[client.place]
         for number, key in enumerate(state.keys):
-            if key.scope == scope and number != client.source:
+            if key.scope == scope and number != client.source and key.state != GONE:
                 yield self._to(state, steps.RESEAL, client._replace(at="sealed again", key=number))
         if state.keys[client.source].state not in OPENS:
             yield self._to(state, steps.RESEAL, Client(), "does not open any more")

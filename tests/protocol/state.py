@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
-# The states of a key; the last two are `destroyed`, by what its tombstone says.
+# The states of a key; `retired` and `shredded` are `destroyed`, by what its tombstone says.
 ACTIVE, DEACTIVATED, COMPROMISED, RETIRED, SHREDDED = (
     "active",
     "deactivated",
@@ -18,6 +18,8 @@ ACTIVE, DEACTIVATED, COMPROMISED, RETIRED, SHREDDED = (
     "retired",
     "shredded",
 )
+GONE = "gone"
+"""There is no such row any more: the key tables were restored from a backup that does not have it."""
 OPENS = frozenset({ACTIVE, DEACTIVATED, COMPROMISED})
 RETIRABLE = frozenset({DEACTIVATED, COMPROMISED})
 
@@ -116,6 +118,58 @@ class Budget(NamedTuple):
     shreds: int = 0
     reopens: int = 0
     crashes: int = 0
+    timeouts: int = 0
+    backups: int = 0
+    restores: int = 0
+    forgeries: int = 0
+
+
+class Entry(NamedTuple):
+    """
+    An entry of the erasure ledger; its number is its place, from 1.
+
+    Attributes:
+        kind: ``intent``, ``done`` or ``reopen``.
+        scope: Of what it tells.
+        keys: Of which it tells.
+        told_by: Of a ``done``: its run's own intents.
+        closes: Of a ``done``: the intents that are done by it.
+        forged: It does not authenticate.
+    """
+
+    kind: str
+    scope: int
+    keys: int
+    told_by: tuple[int, ...] = ()
+    closes: tuple[int, ...] = ()
+    forged: bool = False
+
+
+class Backup(NamedTuple):
+    """A copy of the key tables; and of the items and fences, if they are in the same database."""
+
+    keys: tuple[Key, ...]
+    items: tuple[Item | None, ...] = ()
+    fences: tuple[tuple[str, ...], ...] = ()
+
+
+class Erasures(NamedTuple):
+    """
+    What is kept of erasures outside of the key tables, and what nobody keeps.
+
+    Attributes:
+        ledger: Its entries.
+        backup: If one was taken.
+        unchecked: Whether the key tables were restored, and the restore is not checked yet.
+        shredded: The keys that were ever shredded. Nobody stores this, nor what follows.
+        due: Scopes that were closed when the tables were restored.
+    """
+
+    ledger: tuple[Entry, ...] = ()
+    backup: Backup | None = None
+    unchecked: bool = False
+    shredded: int = 0
+    due: int = 0
 
 
 class State(NamedTuple):
@@ -132,6 +186,7 @@ class State(NamedTuple):
         bound: Those for which the refresh bound has passed since.
         budget: What may still happen.
         broken: The invariant that the last step broke.
+        erasures: The ledger, and backups.
         processes: Their memories.
         clients: By the number of the actor.
     """
@@ -145,13 +200,16 @@ class State(NamedTuple):
     bound: int
     budget: Budget
     broken: str
+    erasures: Erasures
     processes: tuple[Process, ...]
     clients: tuple[Client, ...]
 
     def __str__(self) -> str:
         keys = [f"key {n}: {key.state}" + (", slot" if key.slot else "") for n, key in enumerate(self.keys)]
         items = [f"item {n} under key {item.key}" for n, item in enumerate(self.items) if item is not None]
-        return "; ".join([*keys, f"fences {self.fences}", *items])
+        ledger = [f"{n} {entry.kind}" for n, entry in enumerate(self.erasures.ledger, 1)]
+        told = [f"ledger {', '.join(ledger)}"] if ledger else []
+        return "; ".join([*keys, f"fences {self.fences}", *items, *told])
 
 
 def bit(number: int) -> int:
@@ -180,6 +238,11 @@ def holder_of(state: State, scope: int) -> int:
         if key.slot and key.scope == scope:
             return number
     return NONE
+
+
+def keys_of(state: State, scope: int) -> tuple[tuple[int, Key], ...]:
+    """Give the rows of a scope, with their numbers."""
+    return tuple((n, key) for n, key in enumerate(state.keys) if key.scope == scope and key.state != GONE)
 
 
 def with_new_key(state: State, scope: int) -> State:

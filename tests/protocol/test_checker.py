@@ -100,4 +100,4 @@ def test_a_part_of_the_states_is_no_result() -> None:
 
 def test_what_has_to_hold_fails_with_the_trace() -> None:
     with pytest.raises(AssertionError, match=r"(?s)bad.*1\. walker: to 1"):
-        explored(Graph({0: [1]}, {1}, bad={1}))
+        explored(lambda: Graph({0: [1]}, {1}, bad={1}))

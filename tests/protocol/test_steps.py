@@ -6,7 +6,7 @@ from pkgutil import resolve_name
 
 import pytest
 from tests.protocol import steps
-from tests.protocol.checker import explore
+from tests.protocol.checker import explored
 from tests.protocol.configurations import (
     branch_keys,
     compromised_once,
@@ -31,7 +31,7 @@ def test_a_step_is_named_after_a_function_of_the_code(name: str) -> None:
 def test_every_step_is_taken_in_some_set_up_and_has_a_name() -> None:
     small = {branch_keys, compromised_once, one_old_snapshot, small_shred, small_sqlite}
     setups = small | {seeded.setup for seeded in SEEDED}
-    taken = set().union(*(explore(setup()).steps for setup in setups))
+    taken = set().union(*(explored(setup).steps for setup in setups))
     assert taken == set(NAMED.values())
 
 

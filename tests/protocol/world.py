@@ -9,15 +9,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tests.protocol import steps
 from tests.protocol.checker import Label
 from tests.protocol.invariants import violation
+from tests.protocol.ledger import DONE, INTENT, REOPEN, open_intents
 from tests.protocol.state import (
+    CLOSED,
     IDLE,
     NONE,
     RETIRABLE,
+    SHREDDED,
     STALE,
     Budget,
     Client,
+    Entry,
+    Erasures,
+    Key,
     Process,
     State,
+    bit,
     put,
     with_client,
 )
@@ -50,6 +57,23 @@ class Mistake(Enum):
     REOPEN_BEFORE_FENCES = "reopen clears the slot before the fences of the shredded keys are closed"
     MARKS_BEFORE_FENCE = "the high-water mark is recorded without closing the fence first"
     DESTROY_BEFORE_FENCES = "retire deletes the wrappings before every items database has closed its fence"
+    SHRED_BEFORE_INTENT = "the keys are destroyed, and then the ledger is told what is meant"
+    DONE_BEFORE_SHRED = "the ledger is told that it is done before the keys are destroyed"
+    INTENT_WITHOUT_NEW_KEY = "a key that a rotation made meanwhile is destroyed, and no intent names it"
+    INTENT_USED_AGAIN = "a shred that has to read the rows again goes on with an intent that is done with"
+    DONE_CLOSES_LATER = "what is done closes intents that were told after the keys were destroyed"
+    CLOSED_SCOPE_LEFT_ALONE = "a shred of a scope that is closed leaves every row as it is"
+    HOLDER_MOVED_ALONE = "a shred of a scope that is closed moves the tombstone that holds the slot alone"
+    REOPEN_NOT_TOLD = "a reopening is not told to the ledger"
+    REOPEN_TOLD_LATE = "a reopening is told to the ledger when it is done"
+    REOPEN_TOLD_ONCE = "a reopening that has to read the rows again is not told again"
+    REOPEN_BESIDE_INTENT = "a reopening looks for intents first, and is told without looking again"
+    CHECK_TAKES_FORGED = "the restore's check acts by entries that it did not verify"
+    CHECK_BY_SCOPE = "the restore's check destroys every key of a scope that was ever shredded"
+    CHECK_WITHOUT_TOMBSTONES = "the restore's check does not put back tombstones"
+    CHECK_LEAVES_INTENTS = "the restore's check destroys what intents name, and does not carry them through"
+    CHECK_LEAVES_SLOTS = "the restore's check destroys keys, and does not close scopes"
+    CHECK_OF_DONE_ALONE = "the restore's check looks at what was done, and not at intents"
 
 
 class Actor(Protocol):
@@ -79,6 +103,8 @@ class World:
         sqlite: One writer at a time in each database; else PostgreSQL.
         keys_apart: The keys are in a database of their own; else beside the items of the first one.
         retires: Somebody does, so that no key of the past need be left in the end.
+        items_too: Backups are of the items and fences, too; else of the key tables alone.
+        reopened: The first scope was shredded and reopened before: key 0 is a tombstone without a slot.
         mistake: Made on purpose.
     """
 
@@ -92,6 +118,8 @@ class World:
     sqlite: bool = False
     keys_apart: bool = False
     retires: bool = True
+    items_too: bool = False
+    reopened: bool = False
     mistake: Mistake | None = None
 
     def __post_init__(self) -> None:
@@ -101,17 +129,20 @@ class World:
     # --- what the checker asks ---
 
     def initial(self) -> State:
-        """Begin with empty tables and cold caches."""
+        """Begin with empty tables, or those of a scope that was reopened, and cold caches."""
+        past = (Key(0, SHREDDED, slot=False),) if self.reopened else ()
+        told = (Entry(INTENT, 0, bit(0)), Entry(DONE, 0, bit(0), (1,), (1,)), Entry(REOPEN, 0, bit(0)))
         return State(
-            keys=(),
-            fences=((),) * self.databases,
+            keys=past,
+            fences=((CLOSED,) * len(past),) * self.databases,
             marks=(0,) * self.databases,
             items=(None,) * len(self.places),
             closed=0,
-            returned=0,
-            bound=0,
+            returned=len(past),
+            bound=len(past),
             budget=self.budget,
             broken="",
+            erasures=Erasures(told, shredded=bit(0)) if past else Erasures(),
             processes=(Process(STALE, (NONE,) * self.scopes),) * self.processes,
             clients=(Client(),) * len(self.actors),
         )
@@ -119,7 +150,9 @@ class World:
     def moves(self, state: State) -> Iterator[tuple[Label, State]]:
         """Let every actor take its next step."""
         for actor in self.actors:
-            yield from actor.moves(self, state)
+            # Until a restore is checked no application starts; but one may be early.
+            if not state.erasures.unchecked or getattr(actor, "is_early", False):
+                yield from actor.moves(self, state)
 
     def violation(self, state: State) -> str | None:
         """Say which invariant a state breaks."""
@@ -128,6 +161,8 @@ class World:
     def is_done(self, state: State) -> bool:
         """Whether everybody rests and, if somebody retires keys, only active and destroyed ones are left."""
         if any(client.at != IDLE for client in state.clients):
+            return False
+        if state.erasures.unchecked or any(open_intents(state, scope) for scope in range(self.scopes)):
             return False
         return not self.retires or not any(key.state in RETIRABLE for key in state.keys)
 
@@ -138,14 +173,15 @@ class World:
             (state.fences, state.marks),
             state.items,
             (state.closed, state.returned, state.bound, state.budget, state.broken),
+            state.erasures,
             *state.processes,
             *state.clients,
         )
 
     def whole(self, parts: tuple[Any, ...]) -> State:
         """Put a state together again."""
-        keys, (fences, marks), items, (closed, returned, bound, budget, broken) = parts[:4]
-        memories = 4 + self.processes
+        keys, (fences, marks), items, (closed, returned, bound, budget, broken), erasures = parts[:5]
+        memories = 5 + self.processes
         return State(
             keys,
             fences,
@@ -156,7 +192,8 @@ class World:
             bound,
             budget,
             broken,
-            parts[4:memories],
+            erasures,
+            parts[5:memories],
             parts[memories:],
         )
 

@@ -11,6 +11,7 @@ from tests.protocol.memory import buried, kept, vacated
 from tests.protocol.state import (
     ACTIVE,
     DEACTIVATED,
+    GONE,
     IDLE,
     NO_FENCE,
     NONE,
@@ -36,6 +37,29 @@ if TYPE_CHECKING:
     Moves = Iterator[tuple[Label, State]]
 
 
+class FirstUse:
+    """
+    Makes the key of a scope that has none, and seals nothing with it.
+
+    Args:
+        name: For the trace.
+        scope: Whose key.
+    """
+
+    def __init__(self, name: str, scope: int = 0) -> None:
+        self.name = name
+        self.index = NONE
+        self._scope = scope
+
+    def moves(self, world: World, state: State) -> Moves:
+        """Commit the row, whenever the slot is free."""
+        if holder_of(state, self._scope) == NONE and world.can_write_keys(state):
+            yield (
+                Label(self.name, steps.ADD_ACTIVE, f"key {len(state.keys)}"),
+                with_new_key(state, self._scope),
+            )
+
+
 class Writer:
     """
     Appends its items one after the other, each in a transaction.
@@ -47,6 +71,7 @@ class Writer:
             key had been in memory for any time.
         old_snapshot: Its transaction may begin before it seals, in REPEATABLE READ.
         rotates: The policy may ask for a rotation on the write path.
+        is_early: May run before a restore is checked.
     """
 
     def __init__(
@@ -56,8 +81,10 @@ class Writer:
         process: int | None = None,
         old_snapshot: bool = False,
         rotates: bool = False,
+        is_early: bool = False,
     ) -> None:
         self.name = name
+        self.is_early = is_early
         self.index = NONE
         self._places = places
         self._process = process
@@ -102,7 +129,7 @@ class Writer:
                 yield self._step(state, client, steps.CONFIRM_SEALING, at="confirmed")
             return
         for number, key in enumerate(state.keys):
-            if key.scope == scope:
+            if key.scope == scope and key.state != GONE:
                 yield self._seal(state, client, number)
         if holder_of(state, scope) == NONE:
             yield from self._added(world, state, client)

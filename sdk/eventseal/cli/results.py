@@ -43,6 +43,19 @@ def finish(options: Options, result: JobResult, print_result: Callable[[], None]
         typer.Exit: Items or keys failed.
     """
     tell(options, result, print_result)
+    exit_by(result)
+
+
+def exit_by(result: JobResult) -> None:
+    """
+    Exit with what a script needs to know, unless all is well.
+
+    Args:
+        result: Told already.
+
+    Raises:
+        typer.Exit: Items or keys failed.
+    """
     if result.failed:
         raise typer.Exit(ExitCode.FAILED_ITEMS)
 

@@ -11,7 +11,8 @@ from eventseal.cli.interruption import RUN_AGAIN, resumable
 from eventseal.cli.options import Config, DryRun, Json, Options, Yes
 from eventseal.cli.output import print_columns
 from eventseal.cli.progress import shown_progress
-from eventseal.cli.results import finish, print_failures
+from eventseal.cli.receipt_files import ReceiptFile, refuse_receipt_file, write_receipt
+from eventseal.cli.results import exit_by, finish, print_failures, tell
 from eventseal.erasure import Ending
 from eventseal.erasure import roll_epoch as roll_epoch_of
 from eventseal.kms import adapter_from_uri
@@ -25,9 +26,14 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   eventseal roll-epoch --dry-run
-  eventseal roll-epoch
+  eventseal roll-epoch --receipt epoch.html
   eventseal roll-epoch --to aws-kms://arn:aws:kms:eu-west-1:111122223333:key/... --pending-window-days 7
 """
+
+_RECEIPT_AGAIN = (
+    "What was printed has its dates. Run again with another file, it gives the receipt of the next epoch, or "
+    "this one's from the ledger if the old KEK has its date."
+)
 
 
 def roll_epoch(
@@ -41,6 +47,7 @@ def roll_epoch(
         int, typer.Option(min=7, max=30, help="Days until AWS deletes the old KMS key.")
     ] = 30,
     batch: Annotated[int, typer.Option(min=1, help="Keys in one call.")] = 100,
+    receipt: ReceiptFile = None,
     config: Config = None,
     as_json: Json = False,
     yes: Yes = False,
@@ -55,6 +62,7 @@ def roll_epoch(
     Take a backup of the key tables right afterwards.
     """
     options = Options.of(context, config=config, as_json=as_json, yes=yes, dry_run=dry_run)
+    refuse_receipt_file(receipt)
     with options.open_seal() as seal:
         target = None if to is None else _configured(seal, to)
         would = roll_epoch_of(seal, to=target, dry_run=True)
@@ -68,7 +76,9 @@ def roll_epoch(
             result = roll_epoch_of(
                 seal, to=target, pending_window_days=pending_window_days, batch=batch, progress=progress
             )
-    finish(options, result, lambda: _print(result))
+    tell(options, result, lambda: _print(result))
+    write_receipt(receipt, result, done="the epoch is rolled", remedy=_RECEIPT_AGAIN)
+    exit_by(result)
 
 
 def _configured(seal: EventSeal, uri: str) -> KmsAdapter:
@@ -128,10 +138,13 @@ def _print(result: EpochResult) -> None:
 
 
 def _ended(kek: EndedKek) -> str:
-    what = kek.kek_uri if kek.before is None else f"{kek.kek_uri} before version {kek.before}"
     if kek.ending is Ending.BY_HAND:
-        return f"{what}: no key needs it. Delete it, and every copy of it: it opens old backups until then"
-    moment = "" if kek.ends_at is None else kek.ends_at.isoformat(timespec="seconds")
+        return (
+            f"{kek.name}: no key needs it. Delete it, and every copy of it: it opens old backups until then"
+        )
+    since, end = (
+        "" if at is None else at.isoformat(timespec="seconds") for at in (kek.closed_at, kek.ends_at)
+    )
     if kek.ending is Ending.SCHEDULED:
-        return f"{what}: opens nothing, and is deleted on {moment}; until then it can be taken back"
-    return f"{what}: deleted for good at {moment}"
+        return f"{kek.name}: opens nothing since {since}; deleted on {end}, until then it can be taken back"
+    return f"{kek.name}: deleted for good at {end}"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,15 +10,18 @@ from eventseal.cli.confirmation import confirm
 from eventseal.cli.interruption import RUN_AGAIN, resumable
 from eventseal.cli.options import Config, DryRun, Json, Options, Yes
 from eventseal.cli.output import print_columns, printable
-from eventseal.cli.results import finish, print_failures
+from eventseal.cli.receipt_files import ReceiptFile, refuse_receipt_file, write_receipt
+from eventseal.cli.results import exit_by, finish, print_failures, tell
 from eventseal.erasure import shred as shred_scope
 from eventseal.errors import ConfigurationError, JobError
 from eventseal.keys import DEFAULT_SCOPE
 from eventseal.rotation.nearest import refuse_unknown_scopes
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from eventseal.configuration import EventSeal
-    from eventseal.erasure import Receipt, ShredResult
+    from eventseal.erasure import ShredResult
 
 EXAMPLES = """\b
 Examples:
@@ -30,15 +30,14 @@ Examples:
   eventseal shred tenant:acme --yes --json
 """
 
+_RECEIPT_AGAIN = "Run it again with another file: shredding a shredded scope gives a receipt, too."
+
 
 def shred(
     context: typer.Context,
     scope: Annotated[str, typer.Argument(metavar="SCOPE", help="Whose keys, such as subject:customer-42.")],
     *,
-    receipt: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write the receipt: JSON if it ends in .json, else a page."),
-    ] = None,
+    receipt: ReceiptFile = None,
     destroy_application_items: Annotated[
         bool,
         typer.Option(
@@ -83,9 +82,9 @@ def shred(
         confirm(options, _sentence(scope, would))
         with resumable(lambda: RUN_AGAIN):
             result = shred_scope(seal, scope, destroy_application_items=destroy_application_items)
-    if receipt is not None:
-        _write(receipt, result.receipt)
-    finish(options, result, lambda: _print(scope, result, dry_run=False))
+    tell(options, result, lambda: _print(scope, result, dry_run=False))
+    write_receipt(receipt, result, done="all is shredded", remedy=_RECEIPT_AGAIN)
+    exit_by(result)
 
 
 def _refuse(seal: EventSeal, scope: str, receipt: Path | None, *, even_application: bool) -> None:
@@ -96,13 +95,9 @@ def _refuse(seal: EventSeal, scope: str, receipt: Path | None, *, even_applicati
             remedy="Name the scope of a subject or a tenant. If really all is meant: "
             "--destroy-application-items",
         )
-    if receipt is not None:
-        if receipt.exists():
-            raise ConfigurationError(f"{receipt} is there already; a receipt is never overwritten")
-        if not receipt.parent.is_dir():
-            raise ConfigurationError(f"there is no folder {receipt.parent} for the receipt")
-        if seal.ledger is None:
-            raise ConfigurationError("there is no receipt without a ledger, and none is configured")
+    refuse_receipt_file(receipt)
+    if receipt is not None and seal.ledger is None:
+        raise ConfigurationError("there is no receipt without a ledger, and none is configured")
     refuse_unknown_scopes(
         seal.datastore,
         seal.settings.application,
@@ -118,24 +113,6 @@ def _sentence(scope: str, would: ShredResult) -> str:
         f"{would.done:,} keys of scope {printable(scope)} are about to be destroyed for good; "
         f"{items:,} items name keys of it, beside the fields that are sealed inside of others."
     )
-
-
-def _write(file: Path, receipt: Receipt | None) -> None:
-    if receipt is None:
-        raise JobError(
-            f"the shred is not complete, and no receipt was written to {file}",
-            remedy="Run it again: it closes what is open still, and gives the receipt.",
-        )
-    text = json.dumps(receipt.to_json(), indent=2) if file.suffix == ".json" else receipt.to_html()
-    try:
-        descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
-            opened.write(text)
-    except OSError as error:
-        raise JobError(
-            f"all is shredded, but the receipt {file} cannot be written: {error.strerror}",
-            remedy="Run it again with another file: shredding a shredded scope gives a receipt, too.",
-        ) from error
 
 
 def _print(scope: str, result: ShredResult, *, dry_run: bool) -> None:

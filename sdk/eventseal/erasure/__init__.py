@@ -1,7 +1,9 @@
 """Crypto-shredding: a scope's keys are destroyed, so that its items never open; and the ledger of it."""
 
+from eventseal.erasure.ended_keks import EndedKek, Ending
 from eventseal.erasure.epoch import roll_epoch
-from eventseal.erasure.epoch_result import EndedKek, Ending, EpochResult
+from eventseal.erasure.epoch_receipt import EpochReceipt, RecordedEntry
+from eventseal.erasure.epoch_result import EpochResult
 from eventseal.erasure.ledger import DatabaseLedger, FileLedger, Ledger, LedgerLines
 from eventseal.erasure.ledger_entries import LedgerEntry
 from eventseal.erasure.receipts import Receipt
@@ -15,6 +17,7 @@ __all__ = [
     "DatabaseLedger",
     "EndedKek",
     "Ending",
+    "EpochReceipt",
     "EpochResult",
     "FileLedger",
     "HasLedger",
@@ -22,6 +25,7 @@ __all__ = [
     "LedgerEntry",
     "LedgerLines",
     "Receipt",
+    "RecordedEntry",
     "RestoreResult",
     "RestoredScope",
     "ShredResult",

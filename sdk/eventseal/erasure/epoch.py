@@ -8,6 +8,7 @@ from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
 
+from eventseal.erasure.epoch_receipt import EpochReceipt
 from eventseal.erasure.epoch_result import EpochResult
 from eventseal.erasure.kek_ending import KekEndings, in_use_since
 from eventseal.erasure.recording import prepare_ledger
@@ -18,7 +19,13 @@ from eventseal.rotation.keks import kek_report
 from eventseal.rotation.key_totals import refresh_interval
 from eventseal.rotation.results import Failure
 from eventseal.rotation.rewrap import WRAPPING_TABLE
-from eventseal.storage.epochs import begin_epoch, finish_epoch, is_rolling, note_version
+from eventseal.storage.epochs import (
+    begin_epoch,
+    finish_epoch,
+    is_rolling,
+    is_shredded_since,
+    note_version,
+)
 from eventseal.storage.kek_closing import close_keks, hanging_on
 from eventseal.storage.physical_deletion import overwrite_deleted
 from eventseal.storage.transactions import read
@@ -28,7 +35,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from eventseal.erasure.epoch_result import EndedKek
+    from eventseal.erasure.ended_keks import EndedKek
     from eventseal.erasure.ledger import Ledger
     from eventseal.keys import KeyRecord, Rewrap
     from eventseal.kms import KmsAdapter
@@ -66,7 +73,9 @@ def roll_epoch(
     Every branch gets a new key, the data keys that live are wrapped under those, and the old branch keys are
     destroyed. Then every KEK makes a new version, or *to* takes the place of all; what KEKs have wrapped
     moves there and is unwrapped once, and the old wrappings go. Last the older versions, or the old KEKs, are
-    ended. No item is touched. Interrupted anywhere, it is run again, and goes on.
+    ended. No item is touched. Interrupted anywhere, it is run again, and goes on. Run again when all is done,
+    it makes the next epoch; where that cannot be, since the old KEK has its date, the ledger's receipt is
+    given again, as long as nobody was erased since.
 
     Take a backup of the key tables right afterwards: there is no other one that opens.
 
@@ -149,14 +158,19 @@ class _Roll:
         names = set(report.by_kek)
         self._endings.refuse_same_kek(names)
         if not is_rolling(self._engine, self._application):
-            self._endings.refuse_ended()
+            dates = self._endings.deletion_dates()
+            receipt = self._receipt_of_before(dates)
+            if receipt is not None:
+                self._counts.update(added=0, dropped=0)
+                return self._result(complete=True, receipt=receipt)
+            self._endings.refuse_ended(dates)
         if self._ledger is not None:
             prepare_ledger(self._store, self._ledger)
         self._total = 2 * self._store.key_store.count_dependents(self._application, names, elsewhere=())
         epoch = begin_epoch(self._engine, self._application)
         if not self._replace_branch_keys(epoch.begun_at):
             return self._result(complete=False)
-        note = partial(note_version, self._engine, self._application)
+        note = partial(note_version, self._engine, self._application, epoch.begun_at)
         versions = self._endings.make_versions(epoch.kek_versions, note)
         if not self._move_to_staying_keks(names, versions):
             return self._result(complete=False)
@@ -165,7 +179,7 @@ class _Roll:
         if self._ledger is not None:
             self._ledger.rewrap(self._store, to=self._endings.staying)
         ended = self._endings.end(versions, days=days)
-        return self._finished(covers, ended)
+        return self._finished(epoch.begun_at, covers, versions, ended)
 
     # --- the steps ---
 
@@ -236,17 +250,46 @@ class _Roll:
         ]
         return not rewrapped.failed
 
-    def _finished(self, covers: datetime | None, ended: Sequence[EndedKek]) -> EpochResult:
+    def _finished(
+        self,
+        begun_at: datetime,
+        covers: datetime | None,
+        versions: Mapping[str, str],
+        ended: Sequence[EndedKek],
+    ) -> EpochResult:
         """Note that it is done: in the ledger first, since what is told there is told again if that fails."""
-        if self._ledger is not None:
-            told = None if covers is None else covers.isoformat()
-            details = {"covers_before": told, "keks": [kek.to_json() for kek in ended]}
-            self._ledger.append(self._store, EPOCH, details=details)
-        finished_at = finish_epoch(self._engine, self._application)
-        leftover = overwrite_deleted(self._engine)
-        return self._result(
-            complete=True, covers=covers, finished_at=finished_at, ended=ended, leftover=leftover
+        receipt = EpochReceipt(
+            application=self._application,
+            begun_at=begun_at,
+            covers_before=covers,
+            keks=ended,
+            staying={adapter.uri: versions.get(adapter.uri) for adapter in self._endings.staying},
+            keys=self._counts["done"],
+            done_at=self._store.key_store.now(),
         )
+        if self._ledger is not None:
+            entry = self._ledger.append(self._store, EPOCH, details=receipt.details)
+            receipt = EpochReceipt.of(self._ledger.name, entry)
+        finished_at = finish_epoch(self._engine, self._application, begun_at)
+        leftover = overwrite_deleted(self._engine)
+        return self._result(complete=True, receipt=receipt, finished_at=finished_at, leftover=leftover)
+
+    def _receipt_of_before(self, dates: Mapping[str, datetime]) -> EpochReceipt | None:
+        """Give the receipt of the run that has ended these KEKs, if nothing is left for another one."""
+        if self._ledger is None or not dates or not self._ledger.exists(self._application):
+            return None
+        told = [entry for entry in self._ledger.entries(self._store) if entry.kind == EPOCH]
+        if not told:
+            return None
+        receipt = EpochReceipt.of(self._ledger.name, told[-1])
+        is_this = (
+            {kek.kek_uri: kek.ends_at for kek in receipt.keks} == dates
+            and set(dates) == {adapter.uri for adapter in self._endings.leaving}
+            and set(receipt.staying) == {adapter.uri for adapter in self._endings.staying}
+        )
+        if not is_this or is_shredded_since(self._engine, self._application, receipt.begun_at):
+            return None
+        return receipt
 
     # --- what is told ---
 
@@ -276,9 +319,8 @@ class _Roll:
         *,
         complete: bool,
         left: int = 0,
-        covers: datetime | None = None,
+        receipt: EpochReceipt | None = None,
         finished_at: datetime | None = None,
-        ended: Sequence[EndedKek] = (),
         others: Mapping[str, int] | None = None,
         leftover: str = "",
     ) -> EpochResult:
@@ -300,8 +342,9 @@ class _Roll:
             by_kek=kek_report(self._store).by_kek if complete else {},
             failures=tuple(self._failures),
             leftover=leftover,
-            covers_before=covers,
-            finished_at=finished_at,
-            keks=tuple(ended),
+            covers_before=None if receipt is None else receipt.covers_before,
+            finished_at=None if receipt is None else finished_at or receipt.done_at,
+            keks=() if receipt is None else receipt.keks,
             others=dict(others or {}),
+            receipt=receipt,
         )

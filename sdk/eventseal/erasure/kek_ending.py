@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from eventseal.erasure.epoch_result import EndedKek, Ending
+from eventseal.erasure.ended_keks import EndedKek, Ending
 from eventseal.errors import ConfigurationError
 from eventseal.keys.kek_facts import is_under
 from eventseal.kms import SupportsDeletion, SupportsVersions
@@ -54,22 +54,37 @@ class KekEndings:
         if not self.leaving:
             _refuse_without_versions(keks)
 
-    def refuse_ended(self) -> None:
+    def deletion_dates(self) -> dict[str, datetime]:
         """
-        Refuse to begin where a KEK that is to end has an end already: keys could neither open nor be made.
+        Give the KEKs among those that are to end that have an end already, with its date.
 
         Raises:
-            ConfigurationError: One is to be deleted.
             KmsError: A KEK could not be asked.
         """
+        dates: dict[str, datetime] = {}
         for adapter in self.leaving:
             ends_at = adapter.deletion_date() if isinstance(adapter, SupportsDeletion) else None
             if ends_at is not None:
-                raise ConfigurationError(
-                    f"{adapter.uri} is to be deleted on {ends_at.isoformat(timespec='seconds')} already",
-                    remedy="If the epoch was rolled, all is done: list only the KEK that stays. If not, have "
-                    "its deletion taken back and the KEK enabled, and run this again.",
-                )
+                dates[adapter.uri] = ends_at
+        return dates
+
+    def refuse_ended(self, dates: Mapping[str, datetime]) -> None:
+        """
+        Refuse to begin where a KEK that is to end has an end already: keys could neither open nor be made.
+
+        Args:
+            dates: See :meth:`deletion_dates`.
+
+        Raises:
+            ConfigurationError: One is to be deleted.
+        """
+        if dates:
+            uri, ends_at = min(dates.items())
+            raise ConfigurationError(
+                f"{uri} is to be deleted on {ends_at.isoformat(timespec='seconds')} already",
+                remedy="If the epoch was rolled, all is done: list only the KEK that stays. If not, have "
+                "its deletion taken back and the KEK enabled, and run this again.",
+            )
 
     def refuse_same_kek(self, kek_uris: Collection[str]) -> None:
         """
@@ -195,14 +210,27 @@ def _refuse_without_versions(keks: Sequence[KmsAdapter]) -> None:
 
 def _end_versions(adapter: SupportsVersions, uri: str, version: str) -> EndedKek:
     adapter.forbid_versions_before(version)
+    closed_at = datetime.now(UTC)
     adapter.delete_versions_before(version)
-    return EndedKek(kek_uri=uri, before=version, ending=Ending.DELETED, ends_at=datetime.now(UTC))
+    return EndedKek(
+        kek_uri=uri,
+        before=version,
+        ending=Ending.DELETED,
+        closed_at=closed_at,
+        ends_at=datetime.now(UTC),
+    )
 
 
 def _end_whole(adapter: KmsAdapter, days: int) -> EndedKek:
     if isinstance(adapter, SupportsDeletion):
         ends_at = adapter.schedule_deletion(days)
-        return EndedKek(kek_uri=adapter.uri, before=None, ending=Ending.SCHEDULED, ends_at=ends_at)
+        return EndedKek(
+            kek_uri=adapter.uri,
+            before=None,
+            ending=Ending.SCHEDULED,
+            closed_at=datetime.now(UTC),
+            ends_at=ends_at,
+        )
     if isinstance(adapter, SupportsVersions):  # all that has wrapped goes; the empty key stays
         return _end_versions(adapter, adapter.uri, adapter.rotate())
-    return EndedKek(kek_uri=adapter.uri, before=None, ending=Ending.BY_HAND, ends_at=None)
+    return EndedKek(kek_uri=adapter.uri, before=None, ending=Ending.BY_HAND, closed_at=None, ends_at=None)

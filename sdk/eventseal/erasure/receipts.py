@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC
-from html import escape
 from typing import TYPE_CHECKING, Any
 
+from eventseal.erasure.receipt_page import moment, page
 from eventseal.keys.states import KeyPurpose
 
 if TYPE_CHECKING:
@@ -103,8 +102,8 @@ class Receipt:
         facts = [
             ("Application", self.application),
             ("Erased", self.scope),
-            ("Begun", _moment(self.intended_at)),
-            ("Done", _moment(self.done_at)),
+            ("Begun", moment(self.intended_at)),
+            ("Done", moment(self.done_at)),
             (
                 "Keys that this run has destroyed",
                 f"{self.destroyed} of {len(self.keys)}{_BEFORE if before else ''}",
@@ -115,11 +114,15 @@ class Receipt:
         ]
         keys = [(str(key_id), _SEALED.get(purpose, purpose)) for key_id, purpose in self.keys.items()]
         items = [(table, f"{count:,}") for table, count in self.items.items()]
-        return _PAGE.format(
-            scope=escape(self.scope),
-            facts=_rows(facts),
-            keys=_rows(keys),
-            items=_rows(items) or "<tr><td>No item was stored under these keys by itself.</td></tr>",
+        return page(
+            "Receipt of an erasure",
+            self.scope,
+            text=_TEXT,
+            facts=facts,
+            lists=[
+                ("Keys", keys),
+                ("Stored items that are unreadable", items or [(_NO_ITEM, "")]),
+            ],
         )
 
 
@@ -129,46 +132,10 @@ _SEALED: dict[str, str] = {
     KeyPurpose.FIELD: "field: of single fields inside of items",
     KeyPurpose.INDEX: "index: of search values",
 }
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>Receipt of an erasure: {scope}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 48rem; margin: 2rem auto; padding: 0 1rem; }}
-table {{ border-collapse: collapse; width: 100%; }}
-td {{ border-top: 1px solid #ccc; padding: .3rem .6rem .3rem 0; overflow-wrap: anywhere; }}
-</style>
-</head>
-<body>
-<h1>Receipt of an erasure</h1>
-<p>The keys below were destroyed. What was encrypted under them cannot be read any more, in any copy of the
-event store. This receipt holds none of it. Backups from before may hold copies of the keys until they expire
-or are made useless; the ledger lists the keys, so that they are destroyed again when a backup is restored.
-What the application has copied elsewhere in plain is not covered.</p>
-<table>
-{facts}
-</table>
-<h2>Keys</h2>
-<table>
-{keys}
-</table>
-<h2>Stored items that are unreadable</h2>
-<table>
-{items}
-</table>
-<p>Fields inside of other items that were sealed under these keys are unreadable as well. They are not
-counted: the items around them stay.</p>
-</body>
-</html>
-"""
-
-
-def _moment(at: datetime) -> str:
-    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _rows(rows: list[tuple[str, str]]) -> str:
-    return "\n".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in rows)
+_NO_ITEM = "No item was stored under these keys by itself."
+_TEXT = """The keys below were destroyed. What was encrypted under them cannot be read any more, in any copy
+of the event store. This receipt holds none of it. Backups from before may hold copies of the keys until they
+expire or are made useless; the ledger lists the keys, so that they are destroyed again when a backup is
+restored. What the application has copied elsewhere in plain is not covered. Fields inside of other items
+that were sealed under these keys are unreadable as well; they are not counted, since the items around them
+stay."""

@@ -105,6 +105,8 @@ def prepare_ledger(store: SealedStore, ledger: Ledger) -> None:
     if ledger.exists(application):
         return
     if next(shredded_keys(store), None) is not None:
+        if ledger.exists(application):  # made meanwhile, before that key was shredded
+            return
         raise ConfigurationError(
             f"{ledger.name} has no entry of application {application!r}, although keys were shredded before",
             remedy="Put the ledger back from its copy. If there never was one, run `eventseal init`, which "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import and_, delete, func, select, update
 
 from eventseal.storage.key_rows import insert_unless_there
 from eventseal.storage.key_tables import encryption_keys, epochs
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+    from sqlalchemy import ColumnElement
     from sqlalchemy.engine import Connection, Engine
 
 
@@ -74,16 +75,26 @@ def begin_epoch(engine: Engine, application: str) -> Epoch:
     return write(engine, begin, doing=_DOING)
 
 
-def note_version(engine: Engine, application: str, kek_uri: str, version: str) -> None:
+def note_version(engine: Engine, application: str, begun_at: datetime, kek_uri: str, version: str) -> None:
     """
-    Note which version of a KEK the roll has made, so that it makes no other if it goes on.
+    Note which version of a KEK a roll has made, so that it makes no other if it goes on.
+
+    Nothing is noted in a roll that was begun anew meanwhile: to that one the version is as old as any, and a
+    backup from before its beginning may hold keys under it.
+
+    Args:
+        engine: Of the key tables.
+        application: Whose epoch.
+        begun_at: When the roll began that has made it.
+        kek_uri: The KEK.
+        version: Its version.
 
     Raises:
         StoreError: The database refused or failed.
     """
 
     def note(connection: Connection) -> None:
-        mine = epochs.c.application == application
+        mine = _is_roll(application, begun_at)
         found = connection.execute(select(epochs.c.kek_versions).where(mine).with_for_update()).scalar()
         if found is not None:
             made = {**found, kek_uri: version}
@@ -92,9 +103,14 @@ def note_version(engine: Engine, application: str, kek_uri: str, version: str) -
     write(engine, note, doing="noting a KEK's new version")
 
 
-def finish_epoch(engine: Engine, application: str) -> datetime:
+def finish_epoch(engine: Engine, application: str, begun_at: datetime) -> datetime:
     """
-    Forget a roll that is done.
+    Forget a roll that is done; one that was begun anew meanwhile is not.
+
+    Args:
+        engine: Of the key tables.
+        application: Whose epoch.
+        begun_at: When the roll began.
 
     Returns:
         The time, by the key store's clock.
@@ -104,10 +120,24 @@ def finish_epoch(engine: Engine, application: str) -> datetime:
     """
 
     def finish(connection: Connection) -> datetime:
-        connection.execute(delete(epochs).where(epochs.c.application == application))
+        connection.execute(delete(epochs).where(_is_roll(application, begun_at)))
         return connection.execute(select(DatabaseClock())).scalar_one()
 
     return write(engine, finish, doing="finishing the roll of the epoch")
+
+
+def is_shredded_since(engine: Engine, application: str, moment: datetime) -> bool:
+    """
+    Say whether a key was shredded since a moment of the key store's clock.
+
+    Raises:
+        StoreError: The database refused or failed.
+    """
+    return read(engine, lambda connection: _shredded_since(connection, application, moment), doing=_DOING)
+
+
+def _is_roll(application: str, begun_at: datetime) -> ColumnElement[bool]:
+    return and_(epochs.c.application == application, epochs.c.begun_at == begun_at)
 
 
 def _shredded_since(connection: Connection, application: str, moment: datetime) -> bool:

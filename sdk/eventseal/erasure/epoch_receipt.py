@@ -1,0 +1,179 @@
+"""The receipt of a new epoch: which backups open nothing, since when, and from when on for good."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from eventseal.erasure.ended_keks import EndedKek, Ending, as_moment, as_text
+from eventseal.erasure.receipt_page import moment, page
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from uuid import UUID
+
+    from eventseal.erasure.ledger_entries import LedgerEntry
+
+
+class RecordedEntry(NamedTuple):
+    """
+    Where a ledger says it.
+
+    Attributes:
+        ledger: Where the ledger is, without any secret.
+        ledger_id: The id of its key.
+        number: The entry's.
+        mac: Its MAC, in hex.
+    """
+
+    ledger: str
+    ledger_id: UUID
+    number: int
+    mac: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochReceipt:
+    """
+    Which backups of the key tables are useless, by which KEKs' end. It holds no key.
+
+    Attributes:
+        application: Whose key tables.
+        begun_at: When the epoch was begun; the key store's clock, UTC.
+        covers_before: Backups that were taken before this moment are meant; ``None``: those that are older
+            than the KEKs that stay.
+        keks: What has ended.
+        staying: The KEKs that wrap from now on, each with its version, where it has any.
+        keys: How many keys are wrapped as they should be.
+        done_at: When all was done, or told to the ledger; the key store's clock, UTC.
+        recorded: Where the ledger says so, if there is one.
+    """
+
+    application: str
+    begun_at: datetime
+    covers_before: datetime | None
+    keks: Sequence[EndedKek]
+    staying: Mapping[str, str | None]
+    keys: int
+    done_at: datetime
+    recorded: RecordedEntry | None = None
+
+    @classmethod
+    def of(cls, ledger: str, entry: LedgerEntry) -> Self:
+        """
+        Draw it up from the entry of an epoch.
+
+        Args:
+            ledger: Where it is.
+            entry: Whose ``details`` are those of a receipt.
+        """
+        told = entry.details
+        return cls(
+            application=entry.application,
+            begun_at=datetime.fromisoformat(told["begun_at"]),
+            covers_before=as_moment(told["covers_before"]),
+            keks=tuple(map(EndedKek.from_json, told["keks"])),
+            staying=dict(told["staying"]),
+            keys=told["keys"],
+            done_at=entry.at,
+            recorded=RecordedEntry(ledger, entry.ledger_id, entry.number, entry.mac.hex()),
+        )
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What the ledger's entry has beside what every entry has."""
+        return {
+            "begun_at": as_text(self.begun_at),
+            "covers_before": as_text(self.covers_before),
+            "keks": [kek.to_json() for kek in self.keks],
+            "staying": dict(self.staying),
+            "keys": self.keys,
+        }
+
+    @property
+    def open_nothing_since(self) -> datetime | None:
+        """Since when the backups open nothing; ``None``: a person has to delete a KEK first."""
+        return _last([kek.closed_at for kek in self.keks])
+
+    @property
+    def useless_from(self) -> datetime | None:
+        """From when on nobody can take it back; ``None``: from when a person has deleted a KEK."""
+        return _last([kek.ends_at for kek in self.keks])
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as JSON has it."""
+        ledger = None
+        if self.recorded is not None:
+            entry = {"entry": self.recorded.number, "mac": self.recorded.mac}
+            ledger = {"place": self.recorded.ledger, "id": str(self.recorded.ledger_id), "epoch": entry}
+        return {
+            "receipt": "eventseal epoch",
+            "application": self.application,
+            **self.details,
+            "done_at": as_text(self.done_at),
+            "open_nothing_since": as_text(self.open_nothing_since),
+            "useless_from": as_text(self.useless_from),
+            "ledger": ledger,
+        }
+
+    def to_html(self) -> str:
+        """Give it as a page that needs nothing else, for people."""
+        facts = [
+            ("Application", self.application),
+            ("Begun", moment(self.begun_at)),
+            ("Done", moment(self.done_at)),
+            (
+                "The backups that are meant",
+                "those from before the KEK that stays was made; when that was, it does not tell"
+                if self.covers_before is None
+                else f"those that were taken before {moment(self.covers_before)}",
+            ),
+            ("They open nothing since", _or_by_hand(self.open_nothing_since)),
+            ("For good from", _or_by_hand(self.useless_from)),
+            ("Keys that were wrapped anew or found to be", f"{self.keys:,}"),
+        ]
+        if self.recorded is None:
+            facts.append(("Recorded in", "no ledger: none is configured"))
+        else:
+            facts.append(("Recorded in", f"{self.recorded.ledger}, key {self.recorded.ledger_id}"))
+            facts.append(("Entry", f"{self.recorded.number}, MAC {self.recorded.mac}"))
+        return page(
+            "Receipt of a new epoch",
+            self.application,
+            text=_TEXT,
+            facts=facts,
+            lists=[
+                ("What has ended", [(kek.name, _ended(kek)) for kek in self.keks]),
+                (
+                    "What wraps from now on",
+                    [(uri, f"version {version}" if version else "") for uri, version in self.staying.items()],
+                ),
+            ],
+        )
+
+
+_TEXT = """The backups of the key tables that are meant below may hold keys that were destroyed since, wrapped
+under what has ended. From the dates below on, such a backup opens nothing: not alone, and not beside all that
+is left now. The keys that live are wrapped under what stays; backups that were taken later open what they
+hold. This receipt holds no key."""
+
+
+def _ended(kek: EndedKek) -> str:
+    if kek.closed_at is None or kek.ends_at is None:
+        return "No key needs it. It opens old backups until it was deleted by hand, and every copy of it."
+    if kek.ending is Ending.SCHEDULED:
+        return (
+            f"Opens nothing since {moment(kek.closed_at)}. Its KMS deletes it on {moment(kek.ends_at)}; "
+            "until then that can be taken back, and it would open old backups again."
+        )
+    return f"Opens nothing since {moment(kek.closed_at)}. Deleted for good on {moment(kek.ends_at)}."
+
+
+def _or_by_hand(at: datetime | None) -> str:
+    return "the day on which what is named below was deleted by hand" if at is None else moment(at)
+
+
+def _last(moments: Sequence[datetime | None]) -> datetime | None:
+    known = [at for at in moments if at is not None]
+    return max(known) if known and len(known) == len(moments) else None

@@ -1,0 +1,197 @@
+"""What erases: shreds and reopenings by the ledger, the check after a restore, and the roll of the epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tests.lifecycle.audit import DATA, DESTROYED
+from tests.lifecycle.model import Violation
+from tests.lifecycle.operations import Operation
+
+from eventseal.erasure import after_restore, reopen, roll_epoch, shred
+from eventseal.errors import ConfigurationError, EventSealError, JobError, KmsKeyStateError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from uuid import UUID
+
+    from tests.lifecycle.client import Client
+    from tests.lifecycle.ledgers import Told
+    from tests.lifecycle.model import KeyLife, Model
+    from tests.lifecycle.world import Outcome, World
+
+
+@dataclass
+class Shred(Operation):
+    """Destroy a scope's keys, and close it; the ledger is told before and after."""
+
+    scope: str
+    _old: frozenset[UUID] = frozenset()
+
+    def begin(self, world: World) -> None:
+        self._old = frozenset(
+            key_id
+            for key_id, life in world.model.keys.items()
+            if life.row.scope == self.scope and life.row.purpose == DATA and life.row.state != DESTROYED
+        )
+        world.model.may_shred.add(self.scope)
+
+    def run(self, client: Client) -> Any:
+        return shred(client, self.scope)
+
+    def excuses(self, world: World, client: Client, outcome: Outcome, error: EventSealError) -> bool:
+        return isinstance(error, ConfigurationError) and "was ever made" in str(error) and not self._old
+
+    def judge(self, world: World, client: Client, outcome: Outcome) -> None:
+        if outcome.value is None:
+            return
+        for key_id in self._old:
+            row = world.model.keys[key_id].row
+            if row.state != DESTROYED:
+                raise Violation(f"{self} left {row}")
+            client.shredded[key_id] = outcome.began.step
+            fence = world.model.found.fences.get(key_id)
+            if outcome.value.complete and row.destroyed_by == "shredded" and fence != "closed":
+                raise Violation(f"{self} says that it is complete, and the fence of {key_id} is {fence}")
+        if outcome.is_clean and not outcome.value.complete:
+            raise Violation(f"{self} is not complete: {outcome.value}")
+        if not world.model.was_closed(self.scope, after=outcome.began.time):
+            raise Violation(f"{self} did not close the scope")
+        if outcome.value.complete:
+            self._judge_receipt(world, outcome)
+
+    def _judge_receipt(self, world: World, outcome: Outcome) -> None:
+        receipt = outcome.value.receipt
+        world.told.look()
+        if receipt is None or not set(receipt.keys) >= self._old:
+            raise Violation(f"{self} gave the receipt {receipt} for {self._old}")
+        done = world.told.entries[receipt.done_entry - 1]
+        if (done.kind, done.mac.hex()) != ("done", receipt.done_mac):
+            raise Violation(f"{self} gave {receipt}, and the ledger says {done}")
+        if not outcome.contended and self.scope in world.told.open_scopes():
+            raise Violation(f"{self} is done, and the ledger says that it is begun only")
+
+
+@dataclass
+class Reopen(Operation):
+    """Let a scope have keys again."""
+
+    scope: str
+
+    def run(self, client: Client) -> Any:
+        return reopen(client, self.scope)
+
+    def excuses(self, world: World, client: Client, outcome: Outcome, error: EventSealError) -> bool:
+        if isinstance(error, JobError):
+            world.told.look()
+            return outcome.contended or self.scope in world.told.open_scopes()
+        return isinstance(error, ConfigurationError) and "was ever made" in str(error)
+
+    def judge(self, world: World, client: Client, outcome: Outcome) -> None:
+        if outcome.value is None or not outcome.is_clean:
+            return
+        if world.model.is_closed(self.scope):
+            raise Violation(f"{self} left the scope closed")
+        world.told.look()
+        if outcome.value.done and self.scope not in world.told.reopened_scopes():
+            raise Violation(f"{self} did not tell the ledger")
+
+
+@dataclass
+class AfterRestore(Operation):
+    """
+    Shred again what a restored backup brought back, before anybody else begins.
+
+    Attributes:
+        gone: Keys that are to be destroyed: they were, or the ledger says so.
+        begun: Scopes whose shred was begun and not done: all of their keys are to be destroyed.
+        closed: Scopes that are to be closed.
+        open: Scopes that nobody may close.
+        states: The keys of the backup, with their states in it.
+    """
+
+    gone: set[UUID] = field(default_factory=set)
+    begun: set[str] = field(default_factory=set)
+    closed: set[str] = field(default_factory=set)
+    open: set[str] = field(default_factory=set)
+    states: Mapping[UUID, str] = field(default_factory=dict)
+
+    @classmethod
+    def expected(cls, before: Model, restored: Model, told: Told) -> AfterRestore:
+        """
+        Say what is to come out.
+
+        Args:
+            before: What was true before the restore.
+            restored: What the backup has.
+            told: What the ledger says.
+        """
+        shredded = {key_id for key_id, life in before.keys.items() if life.shredded is not None}
+        return cls(
+            gone=told.named() | shredded,
+            begun=told.open_scopes(),
+            closed=told.closed_scopes(),
+            open={scope for scope in told.reopened_scopes() if not restored.is_closed(scope)},
+            states={key_id: life.row.state for key_id, life in restored.keys.items()},
+        )
+
+    def begin(self, world: World) -> None:
+        world.model.may_shred |= self.begun
+
+    def run(self, client: Client) -> Any:
+        return after_restore(client)
+
+    def excuses(self, world: World, client: Client, outcome: Outcome, error: EventSealError) -> bool:
+        return isinstance(error, ConfigurationError) and not world.told.entries  # nothing was ever erased
+
+    def judge(self, world: World, client: Client, outcome: Outcome) -> None:
+        if outcome.value is None:
+            return
+        if not outcome.value.complete:
+            if outcome.is_clean:
+                raise Violation(f"after a restore it gave {outcome.value}")
+            return
+        world.told.look()
+        if world.told.open_scopes():
+            raise Violation(f"the shreds of {world.told.open_scopes()} were not carried through")
+        for life in world.model.keys.values():
+            self._judge_key(life)
+        if wrong := {scope for scope in self.closed if not world.model.is_closed(scope)}:
+            raise Violation(f"the scopes {wrong} were closed, and are open after the restore")
+        if wrong := {scope for scope in self.open if world.model.is_closed(scope)}:
+            raise Violation(f"the scopes {wrong} were open, and are closed after the restore")
+
+    def _judge_key(self, life: KeyLife) -> None:
+        row = life.row
+        if row.key_id in self.gone or row.scope in self.begun:
+            if row.purpose == DATA and row.state != DESTROYED:
+                raise Violation(f"{row} came back by the restore, and stays")
+        elif self.states.get(row.key_id, row.state) != row.state:
+            raise Violation(f"{row} was {self.states[row.key_id]} in the backup, and nobody had shredded it")
+
+
+@dataclass
+class RollEpoch(Operation):
+    """Make the backups of the key tables useless."""
+
+    def run(self, client: Client) -> Any:
+        return roll_epoch(client)
+
+    def excuses(self, world: World, client: Client, outcome: Outcome, error: EventSealError) -> bool:
+        # Of two that roll at once, the one ends what the other has just made; run again, it goes on.
+        return outcome.contended and isinstance(error, JobError | KmsKeyStateError)
+
+    def judge(self, world: World, client: Client, outcome: Outcome) -> None:
+        result = outcome.value
+        if result is None:
+            return
+        if outcome.is_clean and not result.complete:
+            raise Violation(f"{self} is not complete: {result}")
+        if not result.complete:
+            return
+        world.told.look()
+        entry = world.told.entries[result.receipt.recorded.number - 1]
+        if (entry.kind, entry.mac.hex()) != ("epoch", result.receipt.recorded.mac):
+            raise Violation(f"{self} gave {result.receipt}, and the ledger says {entry}")
+        world.backups.cover(result.covers_before)
