@@ -17,6 +17,7 @@ from uuid import uuid4
 from eventseal.errors import ConfigurationError, JobError
 from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
 from eventseal.rotation.batches import failure_to_json
+from eventseal.rotation.id_types import refuse_wrong_id_types
 from eventseal.rotation.jobs import MIGRATE, begun_job, resumed_job, verb_of
 from eventseal.rotation.movers import configured_formats, stored_rule
 from eventseal.rotation.old_items import foreign, old_sources
@@ -120,8 +121,8 @@ def migrate(
         but for what failed.
 
     Raises:
-        ConfigurationError: An argument is wrong, a table is not registered, or a key is wrong; nothing was
-            written.
+        ConfigurationError: An argument is wrong, a table is not registered, a key is wrong, or ids are of
+            another type than ``originator_id_type`` says; nothing was written.
         JobError: The migration has not begun, or *resume* is no job of one.
         KmsError: The KMS refused or failed; the job goes on when this is called again.
         StoreError: The database refused or failed; the job goes on when this is called again.
@@ -137,6 +138,7 @@ def migrate(
     if resume is None:
         found = _begun(registered_tables(store.datastore, store.cipher.application, tables), accepted)
         sources = old_sources(store, found)
+        refuse_wrong_id_types(store, sources)
         options = {
             "verb": MIGRATE,
             "keys": None,
