@@ -29,7 +29,7 @@ from eventseal.rotation import (
     verify,
 )
 from eventseal.rotation import migrate as verb
-from eventseal.storage import SnapshotRecord, TimestampSequencedItemRecord
+from eventseal.storage import SnapshotRecord, TimestampSequencedItemRecord, jobs
 
 ITEMS = "integer_sequenced_items"
 TOPIC = "tests.rotation.test_migrate:Placed"
@@ -406,6 +406,32 @@ def test_a_migration_that_stops_goes_on_and_is_no_other_verbs_job(old_shop, monk
     reencrypt(old_shop.seal)
     result = migrate(old_shop.seal, batch=10, resume=job_id)
     assert (result.job_id, result.complete, result.done) == (job_id, True, 60)
+
+
+def test_what_stopped_and_others_have_done_is_no_job_any_more_at_the_end(old_shop, monkeypatch):
+    fill(old_shop)
+    begin_migration(old_shop.seal)
+
+    class StopError(Exception):
+        pass
+
+    def stop(_):
+        raise StopError
+
+    monkeypatch.setattr("eventseal.rotation.passes._TOLD_EVERY", 0.0)
+    with pytest.raises(StopError):
+        migrate(old_shop.seal, batch=10, progress=stop)
+    migrate(old_shop.seal, tables=[ITEMS])
+    finish_migration(old_shop.seal, dry_run=True)
+    finish_migration(old_shop.seal, tables=["snapshots"])
+    assert unfinished_jobs(old_shop) == 1
+    finish_migration(old_shop.seal)
+    assert unfinished_jobs(old_shop) == 0
+
+
+def unfinished_jobs(shop) -> int:
+    with shop.seal.datastore.engine.connect() as connection:
+        return sum(job.state != jobs.FINISHED for job in jobs.load_jobs(connection, "shop"))
 
 
 def test_rotation_goes_on_beside_it(old_shop):

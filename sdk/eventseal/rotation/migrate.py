@@ -209,6 +209,7 @@ def finish_migration(
         except BaseException:
             _accept(store, {table: table.old_formats for table in found if table.old_formats})
             raise
+        _end_jobs(store)
     return JobResult(
         verb=MIGRATE,
         complete=True,
@@ -254,6 +255,28 @@ def _accept(store: SealedStore, names: Mapping[SealedTable, Collection[str]]) ->
             set_old_formats(connection, table, accepted)
 
     write(store.datastore.key_engine, work, doing="saying which formats are accepted")
+
+
+def _end_jobs(store: SealedStore) -> None:
+    """End migrations that stopped and whose tables others have migrated since: nothing resumes them."""
+    begun = {
+        table.table
+        for table in registered_tables(store.datastore, store.cipher.application, None)
+        if table.old_formats
+    }
+
+    def work(connection: Connection) -> None:
+        jobs.one_at_a_time(connection)
+        for job in jobs.load_jobs(connection, store.cipher.application):
+            tables = job.options["tables"]
+            if (
+                verb_of(job.options) == MIGRATE
+                and job.state != jobs.FINISHED
+                and begun.isdisjoint(begun if tables is None else tables)
+            ):
+                jobs.finish_job(connection, job.job_id)
+
+    write(store.datastore.engine, work, doing="ending jobs")
 
 
 def _begun(tables: list[SealedTable], accepted: AcceptedFormats) -> list[SealedTable]:
