@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import tracemalloc
+from dataclasses import replace
 from decimal import Decimal
 from uuid import uuid4
 
@@ -469,6 +471,30 @@ def test_what_is_written_between_the_looks_keeps_the_formats_accepted(old_shop, 
     assert migrate(old_shop.seal).done == 2
     finish_migration(old_shop.seal)
     assert items
+
+
+def test_a_key_for_each_stream_is_not_kept_in_memory(open_shop, sqlite_url, monkeypatch):
+    shop = open_shop(sqlite_url, old_formats=["plain-json"])
+    shop.seal.cipher.encrypt(plaintext(0), ItemContext(uuid4(), 0, TOPIC))
+    record = next(iter(shop.seal.key_store.active("shop", ["application"]).values()))
+    keys = 20_000
+    monkeypatch.setattr(
+        "eventseal.rotation.old_items.count_by_key",
+        lambda connection, table: {uuid4(): 1 for _ in range(keys if table.table == ITEMS else 0)},
+    )
+    monkeypatch.setattr(
+        type(shop.seal.key_store),
+        "get",
+        lambda self, key_ids: {key_id: replace(record, seal=bytes(2000)) for key_id in key_ids},
+    )
+    begin_migration(shop.seal, dry_run=True)  # what is imported once
+    tracemalloc.start()
+    try:
+        assert begin_migration(shop.seal, dry_run=True).left == 0
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < keys * 1000  # bytes: half of what their records take
 
 
 def test_a_dry_run_counts_estimates_and_writes_nothing(old_shop):
