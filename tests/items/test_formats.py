@@ -295,6 +295,14 @@ def test_what_is_accepted_ends_while_the_mapper_lives():
         both.from_sequenced_item(stored(PLAIN))
 
 
+def test_where_nothing_old_is_accepted_any_more_an_envelope_whose_key_is_missing_says_so():
+    ended = AcceptedFormats([PlainJSON()], current=lambda collection: ())
+    (missing,) = AESCipher(NEW_KEY).open_many([(AESCipher(KEY).encrypt(PLAIN, PLACE), PLACE)])
+    assert isinstance(missing, KeyNotFoundError)
+    assert ended.open(AESCipher(KEY).encrypt(PLAIN, PLACE), PLACE, missing) is missing
+    assert isinstance(ended.open(PLAIN, PLACE, UnknownFormatError("no envelope")), EncryptionRequiredError)
+
+
 def test_where_plain_events_are_allowed_they_need_no_older_format():
     both = mapper(EventsourcingCBC(KEY), always_encrypt=False)
     assert [e.name for e in both.from_sequenced_items([stored(PLAIN), stored(cbc(PLAIN))])] == ["Ada", "Ada"]

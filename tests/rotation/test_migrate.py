@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import tracemalloc
+from dataclasses import replace
 from decimal import Decimal
 from uuid import uuid4
 
@@ -29,7 +31,7 @@ from eventseal.rotation import (
     verify,
 )
 from eventseal.rotation import migrate as verb
-from eventseal.storage import SnapshotRecord, TimestampSequencedItemRecord
+from eventseal.storage import SnapshotRecord, TimestampSequencedItemRecord, jobs
 
 ITEMS = "integer_sequenced_items"
 TOPIC = "tests.rotation.test_migrate:Placed"
@@ -408,6 +410,32 @@ def test_a_migration_that_stops_goes_on_and_is_no_other_verbs_job(old_shop, monk
     assert (result.job_id, result.complete, result.done) == (job_id, True, 60)
 
 
+def test_what_stopped_and_others_have_done_is_no_job_any_more_at_the_end(old_shop, monkeypatch):
+    fill(old_shop)
+    begin_migration(old_shop.seal)
+
+    class StopError(Exception):
+        pass
+
+    def stop(_):
+        raise StopError
+
+    monkeypatch.setattr("eventseal.rotation.passes._TOLD_EVERY", 0.0)
+    with pytest.raises(StopError):
+        migrate(old_shop.seal, batch=10, progress=stop)
+    migrate(old_shop.seal, tables=[ITEMS])
+    finish_migration(old_shop.seal, dry_run=True)
+    finish_migration(old_shop.seal, tables=["snapshots"])
+    assert unfinished_jobs(old_shop) == 1
+    finish_migration(old_shop.seal)
+    assert unfinished_jobs(old_shop) == 0
+
+
+def unfinished_jobs(shop) -> int:
+    with shop.seal.datastore.engine.connect() as connection:
+        return sum(job.state != jobs.FINISHED for job in jobs.load_jobs(connection, "shop"))
+
+
 def test_rotation_goes_on_beside_it(old_shop):
     fill(old_shop)
     old_shop.append(5)
@@ -443,6 +471,30 @@ def test_what_is_written_between_the_looks_keeps_the_formats_accepted(old_shop, 
     assert migrate(old_shop.seal).done == 2
     finish_migration(old_shop.seal)
     assert items
+
+
+def test_a_key_for_each_stream_is_not_kept_in_memory(open_shop, sqlite_url, monkeypatch):
+    shop = open_shop(sqlite_url, old_formats=["plain-json"])
+    shop.seal.cipher.encrypt(plaintext(0), ItemContext(uuid4(), 0, TOPIC))
+    record = next(iter(shop.seal.key_store.active("shop", ["application"]).values()))
+    keys = 20_000
+    monkeypatch.setattr(
+        "eventseal.rotation.old_items.count_by_key",
+        lambda connection, table: {uuid4(): 1 for _ in range(keys if table.table == ITEMS else 0)},
+    )
+    monkeypatch.setattr(
+        type(shop.seal.key_store),
+        "get",
+        lambda self, key_ids: {key_id: replace(record, seal=bytes(2000)) for key_id in key_ids},
+    )
+    begin_migration(shop.seal, dry_run=True)  # what is imported once
+    tracemalloc.start()
+    try:
+        assert begin_migration(shop.seal, dry_run=True).left == 0
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < keys * 1000  # bytes: half of what their records take
 
 
 def test_a_dry_run_counts_estimates_and_writes_nothing(old_shop):

@@ -140,7 +140,10 @@ class AcceptedFormats:
                 return OldItem(accepted.open(data, context), accepted)
             except EventSealError as error:
                 refusals.append(error)
-        return self._refusal(outcome, refusals) if formats else _not_any_more(context.collection)
+        if formats:
+            return self._refusal(outcome, refusals)
+        # Looks like an envelope: that its key is missing is what to find out, not how to accept it again.
+        return outcome if isinstance(outcome, KeyNotFoundError) else _not_any_more(context.collection)
 
     def _accepted_in(self, collection: str) -> tuple[OldFormat, ...]:
         if self._current is None:

@@ -17,6 +17,7 @@ from uuid import uuid4
 from eventseal.errors import ConfigurationError, JobError
 from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
 from eventseal.rotation.batches import failure_to_json
+from eventseal.rotation.id_types import refuse_wrong_id_types
 from eventseal.rotation.jobs import MIGRATE, begun_job, resumed_job, verb_of
 from eventseal.rotation.movers import configured_formats, stored_rule
 from eventseal.rotation.old_items import foreign, old_sources
@@ -120,8 +121,8 @@ def migrate(
         but for what failed.
 
     Raises:
-        ConfigurationError: An argument is wrong, a table is not registered, or a key is wrong; nothing was
-            written.
+        ConfigurationError: An argument is wrong, a table is not registered, a key is wrong, or ids are of
+            another type than ``originator_id_type`` says; nothing was written.
         JobError: The migration has not begun, or *resume* is no job of one.
         KmsError: The KMS refused or failed; the job goes on when this is called again.
         StoreError: The database refused or failed; the job goes on when this is called again.
@@ -137,6 +138,7 @@ def migrate(
     if resume is None:
         found = _begun(registered_tables(store.datastore, store.cipher.application, tables), accepted)
         sources = old_sources(store, found)
+        refuse_wrong_id_types(store, sources)
         options = {
             "verb": MIGRATE,
             "keys": None,
@@ -207,6 +209,7 @@ def finish_migration(
         except BaseException:
             _accept(store, {table: table.old_formats for table in found if table.old_formats})
             raise
+        _end_jobs(store)
     return JobResult(
         verb=MIGRATE,
         complete=True,
@@ -252,6 +255,28 @@ def _accept(store: SealedStore, names: Mapping[SealedTable, Collection[str]]) ->
             set_old_formats(connection, table, accepted)
 
     write(store.datastore.key_engine, work, doing="saying which formats are accepted")
+
+
+def _end_jobs(store: SealedStore) -> None:
+    """End migrations that stopped and whose tables others have migrated since: nothing resumes them."""
+    begun = {
+        table.table
+        for table in registered_tables(store.datastore, store.cipher.application, None)
+        if table.old_formats
+    }
+
+    def work(connection: Connection) -> None:
+        jobs.one_at_a_time(connection)
+        for job in jobs.load_jobs(connection, store.cipher.application):
+            tables = job.options["tables"]
+            if (
+                verb_of(job.options) == MIGRATE
+                and job.state != jobs.FINISHED
+                and begun.isdisjoint(begun if tables is None else tables)
+            ):
+                jobs.finish_job(connection, job.job_id)
+
+    write(store.datastore.engine, work, doing="ending jobs")
 
 
 def _begun(tables: list[SealedTable], accepted: AcceptedFormats) -> list[SealedTable]:

@@ -86,12 +86,17 @@ def _sources(store: SealedStore, table: SealedTable) -> OldSources:
     counts = read(store.datastore.engine, partial(count_by_key, table=table), doing=f"counting {table.table}")
     plain = counts.pop(None, 0)
     named = {key_id: count for key_id, count in counts.items() if key_id is not None}
-    records = known_keys(store, named)
-    unknown = tuple(sorted(key_id for key_id in named if key_id not in records))
+    unknown: list[UUID] = []
     others: Counter[str] = Counter()
-    for key_id, record in records.items():
-        if record.application != store.cipher.application:
-            others[record.application] += named[key_id]
+    # Not all records at once: a scope for each stream makes millions.
+    wanted = sorted(named)
+    for start in range(0, len(wanted), _CHUNK):
+        chunk = wanted[start : start + _CHUNK]
+        records = store.key_store.get(chunk)
+        unknown += [key_id for key_id in chunk if key_id not in records]
+        for key_id, record in records.items():
+            if record.application != store.cipher.application:
+                others[record.application] += named[key_id]
     shared = table.application is None
     items: Counter[Standing | None] = Counter(
         {
@@ -99,7 +104,7 @@ def _sources(store: SealedStore, table: SealedTable) -> OldSources:
             Standing.FOREIGN: others.total(),
         }
     )
-    return OldSources(table, items, {}, {}, unknown=unknown, others={} if shared else dict(others))
+    return OldSources(table, items, {}, {}, unknown=tuple(unknown), others={} if shared else dict(others))
 
 
 def known_keys(store: SealedStore, key_ids: Collection[UUID]) -> dict[UUID, KeyRecord]:
