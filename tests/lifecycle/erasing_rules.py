@@ -42,8 +42,17 @@ class ErasingRules:
         self.world.backups.take()
 
     @precondition(lambda self: not self.world.running and self.world.backups)
-    @rule(slot=slots, number=st.integers(0, 5), faults=several)
-    def restore(self, slot: int, number: int, faults: Any) -> None:
+    @rule(
+        slot=slots,
+        number=st.integers(0, 5),
+        scope=st.sampled_from((None, *SCOPES[1:])),
+        shred_faults=several,
+        faults=several,
+    )
+    def restore(self, slot: int, number: int, scope: str | None, shred_faults: Any, faults: Any) -> None:
+        """Restore a backup, often with an erasure right before it."""
+        if scope is not None:
+            self._do(slot, Shred(scope), shred_faults, retry=False)
         backups = self.world.backups.whole()
         self._count("restore" if backups else "no backup opens")
         if backups:
@@ -52,6 +61,8 @@ class ErasingRules:
             self.world.backups.restore(backups[number % len(backups)], slot, *where)
 
     @precondition(lambda self: self.world.can_roll)
-    @rule(slot=slots, faults=several, retry=st.booleans())
-    def roll_epoch(self, slot: int, faults: Any, retry: bool) -> None:
+    @rule(slot=slots, backed_up=st.booleans(), faults=several, retry=st.booleans())
+    def roll_epoch(self, slot: int, backed_up: bool, faults: Any, retry: bool) -> None:
+        if backed_up and not self.world.running:
+            self.back_up()
         self._do(slot, RollEpoch(), faults, retry)

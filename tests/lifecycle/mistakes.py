@@ -36,12 +36,14 @@ class Mistake:
         schedule: The name of a schedule that shows it.
         where: What is part of the names of the places at which it shows.
         databases: Where it is one: on SQLite there is one writer at a time.
+        shows_at_random: Whether the machine comes upon it by itself, in the time that it is given.
     """
 
     make: Callable[[Site], AbstractContextManager[None]]
     schedule: str
     where: str = ""
     databases: tuple[str, ...] = ("sqlite", "postgresql")
+    shows_at_random: bool = True
 
 
 @contextmanager
@@ -317,10 +319,16 @@ MISTAKES: dict[str, Mistake] = {
         "before ledger.append",
     ),
     "a shred that tells the ledger of what it has read first": Mistake(
-        _ledger_told_once, "a shredding against a rotation", "after ledger.append"
+        _ledger_told_once,
+        "a shredding against a rotation",
+        "after ledger.append",
+        shows_at_random=False,
     ),
     "a reopening that tells the ledger afterwards": Mistake(
-        _ledger_told_after_the_reopening, "a reopening whose process ends", "COMMIT"
+        _ledger_told_after_the_reopening,
+        "a reopening whose process ends",
+        "COMMIT",
+        shows_at_random=False,
     ),
     "a check after a restore that leaves scopes open": Mistake(
         _restored_scope_stays_open,
@@ -331,9 +339,13 @@ MISTAKES: dict[str, Mistake] = {
         _begun_is_taken_for_done,
         "a backup that is restored after a shredding whose process ended",
         "before INSERT INTO key_fences",
+        shows_at_random=False,
     ),
     "an epoch that keeps its branch keys": Mistake(
-        _branch_keys_stay, "a roll of the epoch whose process ends", "before kms delete_versions_before"
+        _branch_keys_stay,
+        "a roll of the epoch whose process ends",
+        "before kms delete_versions_before",
+        shows_at_random=False,
     ),
     "an epoch that ends versions before all has moved": Mistake(
         _versions_end_before_all_has_moved,

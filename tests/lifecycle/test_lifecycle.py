@@ -10,7 +10,7 @@ from tests.lifecycle.running import chosen_seed, run_lifecycle
 if TYPE_CHECKING:
     from tests.lifecycle.site import Site
 
-WORLDS = {True: 25, False: 8}
+WORLDS = {True: 18, False: 6}
 """On SQLite, and on PostgreSQL, where each statement takes longer."""
 
 
