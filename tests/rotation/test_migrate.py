@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 from tests.fixtures.old_formats import OLD_KEY, WRONG_KEY, cbc, gcm, gcm_text
 
-from eventseal.cipher import AESCipher, ItemContext, Opened
+from eventseal.cipher import AESCipher, ItemContext, Opened, inspect
 from eventseal.errors import (
     ConfigurationError,
     EncryptionRequiredError,
@@ -194,6 +194,27 @@ def test_the_scope_of_each_item_is_worked_out_from_it(open_shop, store_url):
         for opened in shop.seal.cipher.open_many([(item.data, ItemContext(*item[:3]))])
     }
     assert scopes == {"tenant:acme", "tenant:globex"}
+
+
+def test_no_scope_is_guessed_where_the_application_has_its_own(open_shop, store_url):
+    shop = open_shop(store_url, old_formats=["plain-json"])
+    stream = uuid4()
+    sealed = shop.seal.cipher.encrypt(plaintext(0), ItemContext(stream, 0, TOPIC), scope="tenant:acme")
+    key_id = inspect(sealed).key_id
+    shop.strategy().append(
+        [
+            SequencedItem(stream, 0, TOPIC, sealed, key_id),
+            SequencedItem(stream, 1, TOPIC, plaintext(1)),
+        ]
+    )
+    begin_migration(shop.seal)
+    for dry_run in (True, False):
+        with pytest.raises(ConfigurationError, match="it was not said whose keys") as refused:
+            migrate(shop.seal, dry_run=dry_run)
+    assert "--key-scope-function" in refused.value.remedy
+    assert shop.strategy().get_items(stream)[1].data == plaintext(1)
+    assert migrate(shop.seal, key_scope="application").done == 1
+    assert migrate(shop.seal).complete  # there is nothing left to guess for
 
 
 def test_an_item_whose_scope_cannot_be_worked_out_stops_no_others(open_shop, store_url):

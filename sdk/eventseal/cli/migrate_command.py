@@ -65,8 +65,9 @@ def migrate(
         list[str] | None, typer.Option(metavar="TABLE", help="Only this registered table; several times.")
     ] = None,
     key_scope: Annotated[
-        str, typer.Option(metavar="SCOPE", help="Whose keys seal the items.")
-    ] = DEFAULT_SCOPE,
+        str | None,
+        typer.Option(metavar="SCOPE", help="Whose keys seal the items; by default those of application."),
+    ] = None,
     key_scope_function: Annotated[
         str | None,
         typer.Option(metavar="MODULE:FUNCTION", help="Gives an item's scope from its place and its JSON."),
@@ -97,7 +98,7 @@ def migrate(
     """
     options = Options.of(context, config=config, as_json=as_json, yes=yes, dry_run=dry_run)
     work = {
-        "--key-scope": key_scope != DEFAULT_SCOPE,
+        "--key-scope": key_scope,
         "--key-scope-function": key_scope_function,
         "--items-per-second": items_per_second,
         "--workers": workers != 1,
@@ -121,7 +122,7 @@ def migrate(
                 into=into or copy,
                 columns=_pairs("--column", column),
                 only=_pairs("--only", only),
-                scope=scope,
+                scope=DEFAULT_SCOPE if scope is None else scope,
                 batch=batch or 500,
             )
         elif begin:

@@ -65,7 +65,7 @@ def migrated(
     seal: EventSeal,
     *,
     table: list[str] | None,
-    scope: str | ScopeOf,
+    scope: str | ScopeOf | None,
     batch: int,
     items_per_second: float | None,
     workers: int,

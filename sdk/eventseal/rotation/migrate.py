@@ -84,7 +84,7 @@ def begin_migration(
 def migrate(
     store: SealedStore,
     *,
-    key_scope: str | ScopeOf = DEFAULT_SCOPE,
+    key_scope: str | ScopeOf | None = None,
     tables: Collection[str] | None = None,
     batch: int = 1000,
     items_per_second: float | None = None,
@@ -104,7 +104,8 @@ def migrate(
     Args:
         store: With ``accepted_formats``, as an ``EventSeal`` has them.
         key_scope: Whose keys seal the items: a scope, or a function of an item's place and its JSON, at the
-            top of a module; it must give what the mapper expects of the item on reading.
+            top of a module; it must give what the mapper expects of the item on reading. ``None``: those of
+            ``application``, unless the application has sealed items there under another scope.
         tables: Only these, by name; ``None``: all that are registered.
         batch: Items in a transaction at most, from 1 to 100,000.
         items_per_second: Over all workers; ``None``: as fast as they can.
@@ -121,8 +122,9 @@ def migrate(
         but for what failed.
 
     Raises:
-        ConfigurationError: An argument is wrong, a table is not registered, a key is wrong, or ids are of
-            another type than ``originator_id_type`` says; nothing was written.
+        ConfigurationError: An argument is wrong, a table is not registered, a key is wrong, ids are of
+            another type than ``originator_id_type`` says, or *key_scope* has to be given; nothing was
+            written.
         JobError: The migration has not begun, or *resume* is no job of one.
         KmsError: The KMS refused or failed; the job goes on when this is called again.
         StoreError: The database refused or failed; the job goes on when this is called again.
@@ -139,6 +141,9 @@ def migrate(
         found = _begun(registered_tables(store.datastore, store.cipher.application, tables), accepted)
         sources = old_sources(store, found)
         refuse_wrong_id_types(store, sources)
+        if key_scope is None:
+            _refuse_other_scopes(sources)
+            key_scope = DEFAULT_SCOPE
         options = {
             "verb": MIGRATE,
             "keys": None,
@@ -296,6 +301,18 @@ def _begun(tables: list[SealedTable], accepted: AcceptedFormats) -> list[SealedT
                 remedy="Configure this process as those that read, or begin the migration anew.",
             )
     return found
+
+
+def _refuse_other_scopes(sources: Sequence[OldSources]) -> None:
+    """Guess no scope where the application has one of its own: its mapper would read none of the items."""
+    for source in sources:
+        if source.moving and source.has_scopes:
+            raise ConfigurationError(
+                f"in {source.table.table} the application seals under other scopes than {DEFAULT_SCOPE}, and "
+                "it was not said whose keys are to seal the older items. Nothing was written",
+                remedy="If its mapper has a key_scope, or its classes have one, give the same rule: "
+                "--key-scope-function MODULE:FUNCTION. If they belong under one scope: --key-scope SCOPE.",
+            )
 
 
 def _refuse_left(store: SealedStore, tables: Sequence[SealedTable]) -> None:

@@ -20,7 +20,7 @@ from eventseal.errors import (
     StoreError,
     WrongApplicationError,
 )
-from eventseal.keys.records import checked_scope
+from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
 from eventseal.rotation.batches import Batch, TableMover
 from eventseal.rotation.sources import FEW_ITEMS, KeyStandings, Standing, TableSources
 from eventseal.storage.item_rows import NIL_KEY_ID, count_by_key
@@ -50,10 +50,12 @@ class OldSources(TableSources):
     Attributes:
         unknown: Keys that rows name and no key store has: by chance, a static key's, or another store's.
         others: Envelopes of other applications, by application, in a table that is this one's alone.
+        has_scopes: Whether items are sealed under keys of other scopes than ``application``.
     """
 
     unknown: tuple[UUID, ...] = ()
     others: Mapping[str, int] | None = None
+    has_scopes: bool = False
 
     @property
     def moving(self) -> int:
@@ -88,6 +90,8 @@ def _sources(store: SealedStore, table: SealedTable) -> OldSources:
     named = {key_id: count for key_id, count in counts.items() if key_id is not None}
     unknown: list[UUID] = []
     others: Counter[str] = Counter()
+    usual = {DEFAULT_SCOPE, store.cipher.stored_scope(DEFAULT_SCOPE)}
+    has_scopes = False
     # Not all records at once: a scope for each stream makes millions.
     wanted = sorted(named)
     for start in range(0, len(wanted), _CHUNK):
@@ -97,6 +101,8 @@ def _sources(store: SealedStore, table: SealedTable) -> OldSources:
         for key_id, record in records.items():
             if record.application != store.cipher.application:
                 others[record.application] += named[key_id]
+            elif record.scope not in usual:
+                has_scopes = True
     shared = table.application is None
     items: Counter[Standing | None] = Counter(
         {
@@ -104,7 +110,15 @@ def _sources(store: SealedStore, table: SealedTable) -> OldSources:
             Standing.FOREIGN: others.total(),
         }
     )
-    return OldSources(table, items, {}, {}, unknown=tuple(unknown), others={} if shared else dict(others))
+    return OldSources(
+        table,
+        items,
+        {},
+        {},
+        unknown=tuple(unknown),
+        others={} if shared else dict(others),
+        has_scopes=has_scopes,
+    )
 
 
 def known_keys(store: SealedStore, key_ids: Collection[UUID]) -> dict[UUID, KeyRecord]:

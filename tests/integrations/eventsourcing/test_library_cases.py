@@ -8,6 +8,7 @@ cipher beside our mapper are refused.
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -181,9 +182,15 @@ class OfFactory(InEnvironment):
     """Gives a case the recorders of the environment's factory."""
 
     def setUp(self) -> None:
+        self.before = set(threading.enumerate())
         self.factory: Any = InfrastructureFactory.construct(Environment(env=self.variables))
 
     def tearDown(self) -> None:
+        # The library's cases tell their readers to end, and do not wait for it. SQLite crashes the process if
+        # a connection is closed that another thread is just reading from.
+        for thread in set(threading.enumerate()) - self.before:
+            if not thread.daemon:
+                thread.join(timeout=60)
         self.factory.close()
 
     def new_originator_id(self) -> UUID:
