@@ -1,4 +1,4 @@
-"""A migration as the command runs it: shown, resumable when it is interrupted, told to people."""
+"""A migration as the command runs it, and as people are told of it."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from eventseal.cli.interruption import resumable
-from eventseal.cli.output import print_columns, print_json
+from eventseal.cli.output import print_columns
 from eventseal.cli.progress import shown_progress
-from eventseal.cli.reencrypting import BegunJob
 from eventseal.cli.results import print_failures
-from eventseal.cli.worker_processes import worker_processes
-from eventseal.configuration import EventSeal
+from eventseal.cli.shown_job import shown_job
 from eventseal.configuration.stores import old_database
 from eventseal.rotation import copy_items
 from eventseal.rotation import migrate as migrate_store
+from eventseal.rotation.jobs import MIGRATE
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from eventseal.cli.options import Options
+    from eventseal.configuration import EventSeal
     from eventseal.rotation import JobResult
     from eventseal.rotation.old_items import ScopeOf
 
@@ -79,30 +78,10 @@ def migrated(
     Raises:
         VerbInterrupt: It was interrupted; the job resumes.
     """
-    begun = BegunJob(resume, "migrate")
-    with (
-        resumable(begun.remedy),
-        shown_progress("migrate", "items") as progress,
-        worker_processes(1 if options.dry_run else workers) as executor,
-    ):
-        try:
-            return migrate_store(
-                seal,
-                key_scope=scope,
-                tables=table,
-                batch=batch,
-                items_per_second=items_per_second,
-                shards=workers,
-                executor=executor,
-                open_store=partial(EventSeal.from_settings, options.config),
-                resume=resume,
-                dry_run=options.dry_run,
-                progress=begun.noting(progress),
-            )
-        except KeyboardInterrupt:
-            if options.as_json and begun.last is not None:
-                print_json(begun.last.to_json())
-            raise
+    verb = partial(
+        migrate_store, seal, key_scope=scope, tables=table, batch=batch, items_per_second=items_per_second
+    )
+    return shown_job(options, MIGRATE, verb, workers=workers, resume=resume)
 
 
 def print_migrated(result: JobResult, said: str) -> None:

@@ -1,4 +1,4 @@
-"""A re-encryption as commands run it: shown, shared by processes, and resumable when it is interrupted."""
+"""A re-encryption as commands run it, and as people are told of it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from eventseal.cli.interruption import RUN_AGAIN, resumable
-from eventseal.cli.output import print_columns, print_json
-from eventseal.cli.progress import shown_progress
+from eventseal.cli.output import print_columns
 from eventseal.cli.results import print_failures
-from eventseal.cli.worker_processes import worker_processes
-from eventseal.configuration import EventSeal
+from eventseal.cli.shown_job import shown_job
 from eventseal.rotation import reencrypt
+from eventseal.rotation.jobs import REENCRYPT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
     from uuid import UUID
 
     from eventseal.cli.options import Options
+    from eventseal.configuration import EventSeal
     from eventseal.rotation import JobResult
 
 _COLUMNS = ("done", "failed", "suspected", "skipped", "plain", "foreign", "erased", "left")
@@ -52,30 +51,8 @@ def reencrypt_shown(
     Raises:
         VerbInterrupt: It was interrupted; the job resumes.
     """
-    begun = BegunJob(resume)
-    with (
-        resumable(begun.remedy),
-        shown_progress("reencrypt", "items") as progress,
-        worker_processes(1 if options.dry_run else workers) as executor,
-    ):
-        try:
-            return reencrypt(
-                seal,
-                keys=keys,
-                tables=tables,
-                batch=batch,
-                items_per_second=items_per_second,
-                shards=workers,
-                executor=executor,
-                open_store=partial(EventSeal.from_settings, options.config),
-                resume=resume,
-                dry_run=options.dry_run,
-                progress=begun.noting(progress),
-            )
-        except KeyboardInterrupt:
-            if options.as_json and begun.last is not None:
-                print_json(begun.last.to_json())
-            raise
+    verb = partial(reencrypt, seal, keys=keys, tables=tables, batch=batch, items_per_second=items_per_second)
+    return shown_job(options, REENCRYPT, verb, workers=workers, resume=resume)
 
 
 def print_reencrypted(result: JobResult, *, dry_run: bool) -> None:
@@ -117,34 +94,3 @@ def _estimate(result: JobResult) -> str:
     minutes, seconds = divmod(round(result.estimated_seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f", in about {hours}:{minutes:02}:{seconds:02} by a sample"
-
-
-class BegunJob:
-    """
-    What is known of a job while it runs.
-
-    Args:
-        job_id: If it is resumed.
-        verb: The command that goes on with it.
-    """
-
-    def __init__(self, job_id: UUID | None, verb: str = "reencrypt") -> None:
-        self.last: JobResult | None = None
-        self._job_id = job_id
-        self._verb = verb
-
-    def noting(self, progress: Callable[[JobResult], None]) -> Callable[[JobResult], None]:
-        """Give what notes a result, and shows it."""
-
-        def note(result: JobResult) -> None:
-            self.last = result
-            self._job_id = result.job_id or self._job_id
-            progress(result)
-
-        return note
-
-    def remedy(self) -> str:
-        """Say how to go on."""
-        if self._job_id is None:
-            return RUN_AGAIN
-        return f"What was done stays done. To go on: eventseal {self._verb} --resume {self._job_id}"
