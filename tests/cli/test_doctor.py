@@ -104,8 +104,14 @@ def findings(run, code):
 def test_of_aws_each_missing_permission_stands_with_its_statement_and_adding_them_is_enough(run, aws):
     shown = [finding for finding in findings(run, 2) if finding["area"] == "kms"]
     denied = [re.search(r"does not grant (\S+?),?( |$)", finding["finding"])[1] for finding in shown]
-    assert denied == ["kms:GenerateDataKey", "kms:Decrypt", "kms:Encrypt", "kms:ReEncrypt*"]
-    assert [finding["severity"] for finding in shown] == ["error", "error", "note", "note"]
+    assert denied == [
+        "kms:GenerateDataKey",
+        "kms:Decrypt",
+        "kms:Encrypt",
+        "kms:ReEncrypt*",
+        "kms:DescribeKey",
+    ]
+    assert [finding["severity"] for finding in shown] == ["error", "error", "note", "note", "note"]
     for _ in range(2):  # ReEncrypt names its two permissions one after the other
         shown = [finding for finding in findings(run, 2 if _ == 0 else 3) if finding["area"] == "kms"]
         statements = [

@@ -58,6 +58,10 @@ def check_permissions(kek: Kek, calls: KmsCalls, application: str) -> Sequence[P
             del request["DryRunModifiers"]
             answer = calls.call(operation, key, context=context, DryRun=True, **request)
         checks.append(_outcome(action, answer, required=required))
+    if not kek.configured.is_alias:
+        # Not for making and opening keys; whoever rewraps or rolls the epoch asks which material wraps now.
+        described = calls.call("DescribeKey", key, KeyId=str(key))
+        checks.append(_outcome("kms:DescribeKey", described, required=False))
     return checks
 
 

@@ -110,7 +110,7 @@ def test_check_finds_in_each_role_what_the_page_says(kms, key, role):
     assert required == {
         "writer": ["kms:GenerateDataKey", "kms:Decrypt"],
         "reader": ["kms:Decrypt"],
-        "rotator": ["kms:ReEncrypt*"],
+        "rotator": ["kms:ReEncrypt*", "kms:DescribeKey"],
     }
 
 
