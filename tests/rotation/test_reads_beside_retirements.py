@@ -67,6 +67,18 @@ def test_events_are_read_although_their_key_is_retired_before_they_are_opened(sh
     assert READS[read](event_store(reader)) == EVENTS
 
 
+def test_events_are_read_although_the_next_key_is_retired_too_before_they_are_opened(shop) -> None:
+    event_store(shop).append(EVENTS)
+    reader = shop.again()
+
+    def twice() -> None:
+        move_and_retire(shop)
+        before_the_next_opening(reader, lambda: move_and_retire(shop))
+
+    before_the_next_opening(reader, twice)
+    assert event_store(reader).get_domain_events(STREAM) == EVENTS
+
+
 def test_an_item_that_names_a_retired_key_for_good_is_an_error(shop) -> None:
     event_store(shop).append(EVENTS)
     (old,) = shop.strategy().get_items(STREAM, limit=1)

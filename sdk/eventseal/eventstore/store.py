@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import groupby, islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from eventseal.items.mapper import SequencedItemMapper
 
 PAGE_SIZE = 1000
+
+READS_AGAIN = 3
+"""How often items are read again whose key was retired between the reading and the opening."""
 
 
 class ActiveRecordStrategy(Protocol):
@@ -97,7 +100,7 @@ class EventStore:
         self.owner: object = self
         place = field_names(sequenced_item_mapper.sequenced_item_class)[:2]
         self._position_of = attrgetter(place[1])
-        self._place_of = attrgetter(*place)
+        self._stream_of = attrgetter(place[0])
 
     def append(self, domain_events: Any) -> None:
         """
@@ -218,15 +221,27 @@ class EventStore:
 
     def _events(self, items: list[Any]) -> list[Any]:
         """Map items that were just read."""
-        mapper = self.sequenced_item_mapper
-        try:
-            return mapper.from_sequenced_items(items)
-        except KeyDestroyedError as error:
-            if error.destroyed_by != "retired":
-                raise
-        # Between the reading and the opening they were encrypted again, and their old key was retired.
-        read = self.active_record_strategy.get_item
-        return mapper.from_sequenced_items([read(*self._place_of(item)) for item in items])
+        for _ in range(READS_AGAIN):
+            try:
+                return self.sequenced_item_mapper.from_sequenced_items(items)
+            except KeyDestroyedError as error:
+                if error.destroyed_by != "retired":
+                    raise
+            # Between the reading and the opening they were encrypted again, and their old key was retired.
+            items = self._read_again(items)
+        return self.sequenced_item_mapper.from_sequenced_items(items)
+
+    def _read_again(self, items: list[Any]) -> list[Any]:
+        """Read items from where they were, with one statement for a stream: the next key may go soon, too."""
+        strategy, found = self.active_record_strategy, []
+        for stream, of_stream in groupby(items, self._stream_of):
+            positions = [self._position_of(item) for item in of_stream]
+            there = {
+                self._position_of(item): item
+                for item in strategy.get_items(stream, gte=min(positions), lte=max(positions))
+            }
+            found += [there.get(position) or strategy.get_item(stream, position) for position in positions]
+        return found
 
 
 def _check_pair(strategy: ActiveRecordStrategy, mapper: SequencedItemMapper) -> None:

@@ -105,6 +105,17 @@ def test_an_application_goes_on_while_keys_come_and_go(schools):
     assert checked.by_table["stored_events"]["plain"] == 0
 
 
+def test_events_are_read_although_their_key_is_retired_before_they_are_opened(schools):
+    with closing(schools.open()) as school:
+        dog = school.register("Fido", "sit")
+        replay = school.events.get(dog)
+        rotate_keys(schools.seal)
+        reencrypt(schools.seal)
+        assert retire(schools.seal).done == 1
+        process_seal().keyring.refresh()
+        assert [event.originator_version for event in replay] == [1, 2]
+
+
 def test_snapshots_are_moved_with_the_events(schools):
     with closing(schools.open(IS_SNAPSHOTTING_ENABLED="y")) as school:
         dog = school.register("Fido", "sit")

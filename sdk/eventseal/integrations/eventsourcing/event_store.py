@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventsourcing.persistence import EventStore, Notification, PersistenceError, Recording
 
+from eventseal.errors import KeyDestroyedError
 from eventseal.storage.fence_triggers import is_fence_refusal
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ PAGE = 1000
 """Events that are opened in one call; more are opened page by page, as they are asked for."""
 
 ATTEMPTS = 3
-"""How often events are sealed and recorded whose key is retired in between."""
+"""How often events are sealed and recorded, or read and opened, whose key is retired in between."""
 
 
 class SealedEventStore(_EventStore):
@@ -81,7 +82,26 @@ class SealedEventStore(_EventStore):
     def _replayed(self, stored_events: Sequence[StoredEvent]) -> Iterator[Any]:
         for start in range(0, len(stored_events), PAGE):
             page = stored_events[start : start + PAGE]
-            yield from self.mapper.to_domain_events(page, collection=self._collection)
+            yield from self._opened(page)
+
+    def _opened(self, page: Sequence[StoredEvent]) -> Sequence[Any]:
+        """Map events of one aggregate that were read before."""
+        for _ in range(1, ATTEMPTS):
+            try:
+                return self.mapper.to_domain_events(page, collection=self._collection)
+            except KeyDestroyedError as error:
+                if error.destroyed_by != "retired":
+                    raise
+            # Since the reading they were encrypted again, and their old key was retired.
+            versions = [stored.originator_version for stored in page]
+            there = {
+                stored.originator_version: stored
+                for stored in self.recorder.select_events(
+                    originator_id=page[0].originator_id, gt=min(versions) - 1, lte=max(versions)
+                )
+            }
+            page = [there.get(stored.originator_version, stored) for stored in page]
+        return self.mapper.to_domain_events(page, collection=self._collection)
 
     def _recorded(
         self, domain_events: Sequence[Any], kwargs: dict[str, Any]
