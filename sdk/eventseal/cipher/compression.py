@@ -86,13 +86,16 @@ class Zstd:
         try:
             compressor = self._idle.pop()
         except IndexError:
-            compressor = zstandard.ZstdCompressor(level=self._level, write_content_size=True)
+            compressor = self._made()
         compressed = compressor.compress(plaintext)
         self._idle.append(compressor)
         return compressed
 
+    def _made(self) -> zstandard.ZstdCompressor:
+        return zstandard.ZstdCompressor(level=self._level, write_content_size=True)
 
-class EventZstd:
+
+class EventZstd(Zstd):
     """
     Zstandard with the dictionary of the format: it knows what the JSON of most events has in common.
 
@@ -105,24 +108,13 @@ class EventZstd:
 
     id = CompressionId.ZSTD_EVENTS
 
-    def __init__(self, level: int = 3) -> None:
-        self._level = _checked_level(level, zstandard.MAX_COMPRESSION_LEVEL)
-        self._idle: deque[zstandard.ZstdCompressor] = deque(maxlen=_KEPT)
-
-    def compress(self, plaintext: bytes) -> bytes:
-        """Compress *plaintext* into one zstd frame, which does not name the dictionary."""
-        try:
-            compressor = self._idle.pop()
-        except IndexError:
-            compressor = zstandard.ZstdCompressor(
-                level=self._level,
-                dict_data=event_dictionary(),
-                write_content_size=True,
-                write_dict_id=False,
-            )
-        compressed = compressor.compress(plaintext)
-        self._idle.append(compressor)
-        return compressed
+    def _made(self) -> zstandard.ZstdCompressor:
+        return zstandard.ZstdCompressor(
+            level=self._level,
+            dict_data=event_dictionary(),
+            write_content_size=True,
+            write_dict_id=False,  # the header's byte names it
+        )
 
 
 @lru_cache(maxsize=1)

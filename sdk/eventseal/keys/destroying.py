@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
 _NEVER_COMPROMISED = {
     KeyPurpose.FIELD: "What it has sealed is nested inside of items and cannot be sealed again: whoever has "
-    "the key and a copy of the items reads it. Only `eventseal shred` of its scope takes that away.",
+    "the key and a copy of the items reads it, and nothing takes that back. `eventseal shred` of its scope "
+    "destroys the key here.",
 }
 
 

@@ -187,8 +187,8 @@ def finish_migration(
     """
     Prove that nothing old is left, and let readers refuse it from then on.
 
-    Each row must name a key that the key store has. Readers that run notice within ``refresh_interval``, and
-    ``verify`` counts whatever is no envelope as failed.
+    Each row must name a key that the key store has. Readers that run notice within
+    ``cache_refresh_interval``, and ``verify`` counts whatever is no envelope as failed.
 
     Args:
         store: Its items and keys.
