@@ -398,7 +398,8 @@ def test_two_rotators_share_one_job(shop):
     assert verify(shop.seal).failed == 0
 
 
-def test_threads_of_an_executor_work_on_the_store_they_are_given(shop):
+def test_threads_of_an_executor_work_on_the_store_they_are_given(shop, monkeypatch):
+    monkeypatch.setattr("eventseal.rotation.passes._TOLD_EVERY", 0.01)  # however fast the machine is
     filled(shop, streams=40)
     told = []
     with ThreadPoolExecutor(3) as executor:

@@ -104,7 +104,9 @@ class Passes:
     def run(self) -> JobResult:
         """Move what there is to move; see ``reencrypt``."""
         begun = 0
-        while self._reread().state not in {jobs.PAUSED, jobs.FINISHED}:
+        if self._reread().state == jobs.FINISHED:
+            return self._report.result(self._job, complete=True)
+        while self._reread().state != jobs.PAUSED:
             totals = self._totals()
             if totals.open_shards:
                 self._work()
@@ -112,12 +114,15 @@ class Passes:
             settled = self._settles()
             sources = self._look()
             left = self._report.counted(sources, totals)
-            if self._job.pass_number and not left:
-                return self._ended(settled)
+            if self._job.state == jobs.FINISHED or (self._job.pass_number and not left):
+                if self._end(settled):
+                    complete = settled is None and not left
+                    return self._report.result(self._job, complete=complete, settled=settled)
+                continue
             if begun == MOST_PASSES:
                 return self._report.result(self._job, settled=settled)
             begun += self._begin_pass(sources)
-        return self._report.result(self._job, complete=self._job.state == jobs.FINISHED)
+        return self._report.result(self._job)
 
     # --- passes ---
 
@@ -134,7 +139,7 @@ class Passes:
 
         def begin(connection: Connection) -> bool:
             job = jobs.lock_job(connection, self._job.job_id)
-            if job.pass_number != self._job.pass_number:
+            if job.pass_number != self._job.pass_number or job.state in {jobs.PAUSED, jobs.FINISHED}:
                 return False
             number = jobs.next_shard_number(connection, job.job_id)
             ranges = (
@@ -160,7 +165,8 @@ class Passes:
                 ],
             )
             job_counts.drop_old_failures(connection, job.job_id, job.pass_number + 1)
-            jobs.update_job(connection, job.job_id, pass_number=job.pass_number + 1)
+            # Another run may call the job settling, by a look that is older than this one.
+            jobs.update_job(connection, job.job_id, pass_number=job.pass_number + 1, state=jobs.RUNNING)
             return True
 
         return write(self._engine, begin, doing="beginning a pass over the tables")
@@ -172,13 +178,25 @@ class Passes:
             ranges = max(_RANGES_PER_WORKER * self._shards, items // _RANGE_ITEMS)
         return lambda connection: range_bounds(connection, source.table, min(ranges, _MOST_RANGES))
 
-    def _ended(self, settled: datetime | None) -> JobResult:
-        if settled is None:
-            end = partial(jobs.finish_job, job_id=self._job.job_id)
-        else:
-            end = partial(jobs.update_job, job_id=self._job.job_id, state=jobs.SETTLING)
-        write(self._engine, end, doing="ending a job")
-        return self._report.result(self._job, complete=settled is None, settled=settled)
+    def _end(self, settled: datetime | None) -> bool:
+        """
+        End the job after a look that found nothing more to move.
+
+        Returns:
+            False if another run joined the job, or changed it, after that look began: you must look again.
+        """
+
+        def end(connection: Connection) -> bool:
+            job = jobs.lock_job(connection, self._job.job_id)
+            if job != self._job:
+                return False
+            if job.state != jobs.FINISHED and settled is None:
+                jobs.finish_job(connection, job.job_id)
+            elif job.state != jobs.FINISHED:
+                jobs.update_job(connection, job.job_id, state=jobs.SETTLING)
+            return True
+
+        return write(self._engine, end, doing="ending a job")
 
     # --- workers ---
 
