@@ -2,38 +2,61 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/ready
+# One stamp for each dependency group of pyproject.toml.
+TEST := $(VENV)/ready-test
+HEAVY := $(VENV)/ready-heavy
+CHECK := $(VENV)/ready-check
+PYTEST := $(BIN)/python -m pytest
+PARALLEL := -n auto --dist worksteal
+# The tests start hundreds of processes: without compiled files each of them would compile everything again.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check bench soak eventsourcing docs format clean
+.PHONY: help demo test test-all pythons check bench soak eventsourcing docs format clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
-$(READY): pyproject.toml constraints.txt
+$(VENV)/ready-%: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "EventSeal needs Python 3.11 or later; set PYTHON=")'
-	$(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --group dev --editable '.[all]'
-	touch $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --group $* --editable '.[all]'
+	touch $@
 
-demo: $(READY)  ## replay a real event log through an encrypted store
+demo: $(TEST)  ## replay a real event log through an encrypted store
 	$(BIN)/python examples/loan_applications.py
 
-test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest -n auto --dist worksteal
+test: $(TEST)  ## run the tests that a change needs (5 minutes)
+	$(PYTEST) $(PARALLEL) -m "not slow" --durations=30 --durations-min=2
 
-check: $(READY)  ## run the linters, the type checker and the layer contracts
+test-all: $(HEAVY)  ## run all tests, the slow ones too; print the slowest
+	$(PYTEST) $(PARALLEL) --durations=30
+
+PYTHONS := python3.12 python3.13 python3.14
+
+pythons:  ## run `make test` on each newer Python that is installed, or on PYTHONS="..."
+	@failed=; found=; \
+	for python in $(PYTHONS); do \
+	    "$$python" -c '' 2> /dev/null || { echo "== $$python is not installed"; continue; }; \
+	    found=1; echo "== $$python"; \
+	    $(MAKE) --no-print-directory test PYTHON="$$python" VENV=".venv-pythons/$$(basename "$$python")" \
+	        || failed="$$failed $$python"; \
+	done; \
+	test -n "$$found" || { echo "make pythons: none of $(PYTHONS) is installed" >&2; exit 1; }; \
+	test -z "$$failed" || { echo "make pythons: tests fail on$$failed" >&2; exit 1; }
+
+check: $(CHECK)  ## run the linters, the type checker and the layer contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site  # quiet would hide the warnings that strict counts
 
-bench: $(READY)  ## measure, side by side
-	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -p no:xdist
+bench: $(HEAVY)  ## measure, side by side
+	$(PYTEST) tests/benchmarks --benchmark-only -p no:xdist
 
-soak: $(READY)  ## run the long profiles: every fault, hundreds of kills, millions of states (hours)
-	$(BIN)/python -m pytest tests/soak
+soak: $(HEAVY)  ## run the long profiles: every fault, hundreds of kills, millions of states (hours)
+	$(PYTEST) tests/soak
 
 # What is wanted there also names the environment; pip finds the release of the library that goes with a package.
 EVENTSOURCING := eventsourcing==9.3.* eventsourcing==9.4.* eventsourcing==9.* eventsourcing-sqlalchemy eventsourcing-django
@@ -54,12 +77,12 @@ eventsourcing:  ## try the releases and packages of the eventsourcing library, e
 	done; \
 	test -z "$$failed" || { echo "make eventsourcing: not all pass: $${failed#, }" >&2; exit 1; }
 
-docs: $(READY)  ## serve the documentation on a loopback port
+docs: $(CHECK)  ## serve the documentation on a loopback port
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
-format: $(READY)  ## format and fix what can be fixed
+format: $(CHECK)  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .venv-eventsourcing site demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	rm -rf $(VENV) .venv-eventsourcing .venv-pythons site demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

@@ -274,7 +274,10 @@ def test_a_writer_that_commits_while_the_key_is_marked_is_honest(open_shop, post
     with shop.seal.datastore.engine.connect() as writer, ThreadPoolExecutor(1) as marker:
         writer.execute(text("SELECT 1 FROM key_fences WHERE key_id = :k FOR SHARE"), {"k": key_id})
         marking = marker.submit(record_marks, shop.seal, [key_id])
-        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
         while shop.execute(waiting) == [(0,)]:
             assert not marking.done()
         writer.execute(
