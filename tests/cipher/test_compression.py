@@ -13,6 +13,7 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.fixtures.untimed import untimed
 
 from eventseal.cipher import EventZstd, NoCompression, Zlib, Zstd, compression
 from eventseal.cipher.compression import decompress, event_dictionary
@@ -37,6 +38,7 @@ def streamed_zstd(data):
 
 
 @pytest.mark.parametrize("method", ALL, ids=NAMES)
+@untimed
 @given(data=st.binary(min_size=1, max_size=LIMIT))
 def test_what_is_compressed_decompresses(method, data):
     assert decompress(method.id, method.compress(data), limit=LIMIT) == data
@@ -125,6 +127,7 @@ def test_a_zstd_frame_is_refused_by_its_declared_size_alone(declared, monkeypatc
     assert refused.size == declared
 
 
+@untimed
 @given(st.binary(max_size=300), st.sampled_from([CompressionId.ZLIB, CompressionId.ZSTD]))
 def test_no_bytes_make_decompression_end_otherwise(data, method):
     for given_data in (data, b"\x28\xb5\x2f\xfd" + data, b"\x78\x9c" + data):
@@ -142,7 +145,7 @@ def test_a_decompressor_that_failed_is_dropped_and_others_serve():
 
 
 def test_no_compressor_and_no_decompressor_is_used_by_two_threads_at_once(monkeypatch):
-    meeting = threading.Barrier(2, timeout=10)
+    meeting = threading.Barrier(2, timeout=60)
     used = []
 
     class Slow:

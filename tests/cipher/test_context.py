@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.fixtures.untimed import untimed
 
 from eventseal.cipher import ItemContext
 from eventseal.cipher.context import ItemBinder, canonical_position, canonical_sequence_id
@@ -220,18 +221,21 @@ def stored(context):
     return sequence_id, Fraction(context.position), context.topic, context.collection
 
 
+@untimed
 @given(CONTEXTS, CONTEXTS, st.sampled_from(["shop", "shops"]), st.sampled_from(["shop", "shops"]))
 def test_two_places_bind_alike_only_if_the_database_cannot_tell_them_apart(left, right, one, other):
     alike = ItemBinder(one).bind(left) == ItemBinder(other).bind(right)
     assert alike == (one == other and stored(left) == stored(right))
 
 
+@untimed
 @given(st.tuples(TEXT, TEXT, TEXT), st.tuples(TEXT, TEXT, TEXT))
 def test_no_text_moves_from_one_part_to_the_next(left, right):
     first, second = (ItemBinder("shop").bind(ItemContext(i, 0, t, c)) for i, t, c in (left, right))
     assert (first == second) == (left == right)
 
 
+@untimed
 @given(POSITIONS)
 def test_a_canonical_position_reads_back_as_the_same_number(position):
     value = canonical_position(position)

@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.fixtures.untimed import untimed
 
 from eventseal.errors import ConfigurationError, SerializationError
 from eventseal.items import JSONTranscoder
@@ -117,11 +118,13 @@ def same(a: Any, b: Any) -> bool:
     return shape(a) == shape(b)
 
 
+@untimed
 @given(VALUES)
 def test_every_value_comes_back_as_it_was(value):
     assert same(transcoder.decode(transcoder.encode(value)), value)
 
 
+@untimed
 @given(st.dictionaries(st.text(), VALUES, max_size=4))
 def test_attributes_come_back_as_they_were(attributes):
     assert same(transcoder.decode(transcoder.encode_attributes(attributes, owner="owner")), attributes)
@@ -134,6 +137,7 @@ def test_attributes_that_look_like_a_stored_type_stay_attributes(attributes):
     assert same(transcoder.decode(transcoder.encode_attributes(attributes, owner="owner")), attributes)
 
 
+@untimed
 @given(VALUES)
 def test_what_is_written_is_compact_json(value):
     written = transcoder.encode(value)
@@ -142,6 +146,7 @@ def test_what_is_written_is_compact_json(value):
     assert written == json.dumps(parsed, separators=(",", ":"), ensure_ascii=False).encode()
 
 
+@untimed
 @given(VALUES)
 def test_equal_values_are_equal_bytes(value):
     assert transcoder.encode(transcoder.decode(transcoder.encode(value))) == transcoder.encode(value)
@@ -161,6 +166,7 @@ def json_values() -> st.SearchStrategy[Any]:
     )
 
 
+@untimed
 @given(json_values())
 def test_a_dictionary_that_looks_like_a_stored_type_stays_a_dictionary(value):
     assert same(transcoder.decode(transcoder.encode(value)), value)

@@ -6,6 +6,7 @@ from uuid import uuid4
 
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.fixtures.untimed import untimed
 
 from eventseal.keys import DataKey, KeyPurpose, KeyState
 from eventseal.keys.cache import CachedKey, KeyCache
@@ -77,6 +78,7 @@ def test_a_large_cache_evicts_a_share_at_once() -> None:
     assert min(entry.used for entry in cache.keys.values()) == 10
 
 
+@untimed
 @given(st.integers(1, 8), st.lists(st.integers(0, 12), max_size=80))
 def test_a_small_cache_is_exactly_least_recently_used(max_keys: int, accesses: list[int]) -> None:
     cache, entries, model = KeyCache(max_keys), {number: cached(number) for number in range(13)}, []

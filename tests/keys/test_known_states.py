@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.fixtures.untimed import untimed
 
 from eventseal.errors import IntegrityError
 from eventseal.keys import KeyPurpose, KeyRecord, KeyState
@@ -69,6 +70,7 @@ def test_what_is_remembered_is_bounded(monkeypatch) -> None:
     assert set(known._seen) == {record.key_id for record in records[2:]}
 
 
+@untimed
 @given(st.lists(st.tuples(st.sampled_from(KeyState), st.integers(1, 6)), min_size=1, max_size=20))
 def test_the_admitted_states_of_a_key_only_rise(rows) -> None:
     known = KnownStates()

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.fixtures.untimed import untimed
 
 from eventseal.keys.leases import FIRST_BLOCK, LARGEST_BLOCK, MOST_CREDIT, Lease
 from eventseal.keys.store import HARD_LIMIT
@@ -92,6 +93,7 @@ def test_credit_counts_towards_the_limits() -> None:
     assert lease.wanted(501, NEVER) == 0
 
 
+@untimed
 @given(
     st.lists(
         st.tuples(st.sampled_from(["take", "lease", "refuse"]), st.integers(0, 5_000)),

@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.fixtures.untimed import untimed
 
 from eventseal.errors import IntegrityError
 from eventseal.keys import ChangeMark, DataKey, KeyPurpose, KeyRecord, KeyState
@@ -134,6 +135,7 @@ sealed_fields = st.fixed_dictionaries(
 )
 
 
+@untimed
 @given(edits=sealed_fields)
 def test_any_edit_of_a_sealed_field_is_caught(edits) -> None:
     seals = Seals(handle())
@@ -177,6 +179,7 @@ def test_the_first_mark_counts_nothing() -> None:
     assert (mark.application, mark.counter, mark.revoked) == ("shop", 0, bytes(64))
 
 
+@untimed
 @given(st.lists(st.uuids(), unique=True, max_size=8), st.randoms())
 def test_the_set_hash_forgets_order_and_undoes_removal(key_ids: list[UUID], random) -> None:
     seals = Seals(handle())

@@ -4,6 +4,7 @@ from uuid import UUID
 
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.fixtures.untimed import untimed
 
 from eventseal.kms import EncryptionContext, WrappedKey
 
@@ -35,6 +36,7 @@ def test_the_canonical_form_is_the_pairs_length_prefixed_in_order_of_their_names
     assert canonical == expected
 
 
+@untimed
 @given(contexts, contexts)
 def test_two_contexts_have_the_same_canonical_form_only_if_they_are_equal(one, other):
     assert (one.canonical() == other.canonical()) == (one == other)

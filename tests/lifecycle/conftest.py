@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.fixtures.quiet_postgres import stop_autovacuum
 from tests.lifecycle.site import Site
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ def sqlite_site() -> Iterator[Site]:
 
 
 @pytest.fixture(scope="session")
-def postgres_site(new_postgres_database: Callable[[], str]) -> Iterator[Site]:
+def postgres_site(postgres_server: str, new_postgres_database: Callable[[], str]) -> Iterator[Site]:
+    stop_autovacuum(postgres_server)  # the clients' lock_timeout is short
     site = Site(new_postgres_database())
     yield site
     site.close()

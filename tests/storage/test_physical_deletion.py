@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import create_engine, delete, insert, make_url, select, text
 from sqlalchemy.pool import NullPool
+from tests.fixtures.quiet_postgres import stop_autovacuum
 
 from eventseal.configuration import EventSeal, Settings
 from eventseal.erasure import after_restore, shred
@@ -23,6 +24,17 @@ if TYPE_CHECKING:
 
 SUBJECTS = [f"subject:customer-{number}" for number in range(60)]
 ERASED = SUBJECTS[::5]
+
+
+@pytest.fixture(autouse=True)
+def _no_autovacuum(request: pytest.FixtureRequest) -> None:
+    """
+    Keep what VACUUM depends on still: it leaves rows that another transaction might see.
+
+    It also leaves a page that the checkpointer is writing. The checkpointer is idle after ``files_of``.
+    """
+    if request.node.get_closest_marker("postgres"):
+        stop_autovacuum(request.getfixturevalue("postgres_server"))
 
 
 @pytest.fixture

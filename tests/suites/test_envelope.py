@@ -7,6 +7,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.fixtures.untimed import untimed
 
 from eventseal.errors import UnknownFormatError
 from eventseal.suites import CompressionId, SuiteId, build_header, parse_envelope
@@ -74,6 +75,7 @@ def test_what_is_not_bytes_is_not_an_envelope(wrong):
         parse_envelope(wrong)
 
 
+@untimed
 @given(st.binary(max_size=200))
 def test_both_readers_agree_on_any_bytes(data):
     problem = envelope_problem(data)
@@ -85,6 +87,7 @@ def test_both_readers_agree_on_any_bytes(data):
             parse_envelope(data)
 
 
+@untimed
 @given(
     st.sampled_from(SUITE_IDS),
     st.sampled_from(COMPRESSION_IDS),

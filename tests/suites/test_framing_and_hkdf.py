@@ -7,6 +7,7 @@ import hmac
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.fixtures.untimed import untimed
 
 from eventseal.suites import hkdf_sha512, key_check_id, length_prefixed
 
@@ -23,6 +24,7 @@ def hkdf_by_hand(key, salt, info, length):
     return derived[:length]
 
 
+@untimed
 @given(PARTS, PARTS)
 def test_two_lists_of_parts_frame_alike_only_if_they_are_equal(left, right):
     assert (length_prefixed(*left) == length_prefixed(*right)) == (left == right)
@@ -32,6 +34,7 @@ def test_parts_stand_behind_four_bytes_of_length():
     assert length_prefixed(b"ab", b"", b"c") == bytes.fromhex("00000002 6162 00000000 00000001 63")
 
 
+@untimed
 @given(
     st.binary(min_size=1, max_size=64), st.binary(max_size=32), st.binary(max_size=64), st.integers(1, 200)
 )
