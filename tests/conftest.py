@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 from tests.fixtures import programs
 from tests.fixtures.postgres_databases import PostgresDatabases
@@ -21,6 +22,12 @@ from tests.fixtures.postgres_servers import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+# No property depends on how fast the machine is.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Name the folder of the run's server, for the workers too; the process that began the run removes it."""
@@ -28,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if FOLDER not in os.environ:
         folder = new_folder()
         os.environ[FOLDER] = str(folder)
-        config.add_cleanup(lambda: end_server(folder))
+        config.add_cleanup(lambda: end_server(Path(os.environ.pop(FOLDER))))
 
 
 @pytest.fixture(scope="session")

@@ -29,12 +29,12 @@ def main() -> None:
     cipher = AESCipher(KEY, max_plaintext=limit)
     cipher.decrypt(cipher.encrypt(b"warm " * 100, PLACE), PLACE)
     before = peak()
-    started = time.perf_counter()
+    started = time.process_time()  # the processor's: others on the machine do not count
     try:
         outcome = f"opened {len(cipher.decrypt(sealed, PLACE))}"
     except EventSealError as error:
         outcome = type(error).__name__
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     print(json.dumps({"outcome": outcome, "grown": peak() - before, "seconds": seconds}))
 
 

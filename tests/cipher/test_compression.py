@@ -142,7 +142,7 @@ def test_a_decompressor_that_failed_is_dropped_and_others_serve():
 
 
 def test_no_compressor_and_no_decompressor_is_used_by_two_threads_at_once(monkeypatch):
-    meeting = threading.Barrier(2, timeout=10)
+    meeting = threading.Barrier(2, timeout=60)
     used = []
 
     class Slow:

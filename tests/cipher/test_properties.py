@@ -30,7 +30,7 @@ CIPHERS = st.sampled_from([
 ])  # fmt: skip
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(CIPHERS, st.lists(st.tuples(PLAINTEXTS, PLACES), max_size=8), st.booleans())
 def test_every_item_comes_back_singly_and_in_a_page(cipher, items, compress):
     sealed = cipher.encrypt_many(items, compress=compress)
@@ -41,7 +41,6 @@ def test_every_item_comes_back_singly_and_in_a_page(cipher, items, compress):
         assert cipher.decrypt(cipher.encrypt(text, place, compress=compress), place) == text
 
 
-@settings(deadline=None)
 @given(CIPHERS, PLAINTEXTS, PLACES)
 def test_what_is_sealed_parses_and_is_built_again_equal(cipher, plaintext, place):
     sealed = cipher.encrypt(plaintext, place)
@@ -50,7 +49,6 @@ def test_what_is_sealed_parses_and_is_built_again_equal(cipher, plaintext, place
     assert info.size == len(sealed) == 19 + 16 + info.ciphertext_size + SUITES[info.suite].tag_size
 
 
-@settings(deadline=None)
 @given(CIPHERS, PLAINTEXTS, st.uuids(), st.integers(-(10**9), 10**9), TEXT)
 def test_an_item_opens_at_every_spelling_of_its_place(cipher, plaintext, stream, position, topic):
     sealed = cipher.encrypt(plaintext, ItemContext(stream, position, topic))

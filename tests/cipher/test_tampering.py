@@ -156,7 +156,7 @@ CIPHERS = [AESCipher(KEY, suite=suite) for suite in SUITES.values()]
 SEALED = [cipher.encrypt(TEXT * 2, PLACE) for cipher in CIPHERS]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data(), st.integers(0, 2))
 def test_no_edit_opens(data, number):
     """Cuts, copies, insertions and overwritten bytes, anywhere."""
@@ -171,7 +171,7 @@ def test_no_edit_opens(data, number):
         assert isinstance(outcome, IntegrityError | UnknownFormatError | KeyNotFoundError)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=400), st.booleans())
 def test_no_bytes_make_a_page_raise(junk, looks_right):
     sealed = SEALED[2][:19] + junk if looks_right else junk

@@ -144,7 +144,9 @@ def test_it_waits_until_every_process_has_noticed_and_moves_what_was_appended_me
     old = late()
     query("UPDATE key_changes SET refresh_interval = 3")
     running = until_it_waits()
+    running.send_signal(signal.SIGSTOP)  # so that it waits for this process, however slow that is
     assert late() == old
+    running.send_signal(signal.SIGCONT)
     out, err = running.communicate(timeout=60)
     assert running.returncode == 0, out + err
     assert "1 keys were destroyed, 0 stay" in out

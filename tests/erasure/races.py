@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 from tests.fixtures.sealed_shops import APPLICATION, Noted, SealedShop, scope_of, stream_of, text_of
 
@@ -26,6 +27,8 @@ SLOTS = {KeyPurpose.DATA, KeyPurpose.FIELD, KeyPurpose.INDEX}
 SETTLED = (KeyDestroyedError, KeyClosedError)
 KEPT = "somebody else"
 MOST_TURNS = 4
+PATIENCE = 60
+"""Seconds that somebody waits for a lock, which others hold for moments."""
 
 
 class Race:
@@ -162,14 +165,15 @@ def race(url: str, count: int) -> None:
         AssertionError: Something of one came back, in a process that ran all the time or in a new one.
     """
     kms, clock = FakeKms(), ManualClock()
+    patient_url = f"{url}?timeout={PATIENCE}" if url.startswith("sqlite") else url
 
     def process() -> SealedShop:
-        return SealedShop(url, kms, clock=clock, cache=CachePolicy(refresh_interval=INTERVAL))
+        return SealedShop(patient_url, kms, clock=clock, cache=CachePolicy(refresh_interval=INTERVAL))
 
     shops = [process().set_up(), process(), process()]
     try:
         shops[0].append(KEPT, 0)
-        with ThreadPoolExecutor(6) as pool, _threads_that_change_often():
+        with ThreadPoolExecutor(6) as pool, _threads_that_change_often(), _patient_locks():
             for number in range(count):
                 one = Race(shops, f"customer {number}")
                 one.run(pool)
@@ -182,6 +186,13 @@ def race(url: str, count: int) -> None:
     finally:
         for shop in shops:
             shop.close()
+
+
+@contextmanager
+def _patient_locks() -> Iterator[None]:
+    """Let nobody give up a lock because the machine is busy: six threads take turns here without a pause."""
+    with patch("eventseal.storage.fences.PATIENCE", PATIENCE):
+        yield
 
 
 @contextmanager

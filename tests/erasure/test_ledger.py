@@ -492,7 +492,8 @@ def _append(place, kms: FakeKms, count: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_processes_append_at_once(place, store, kms) -> None:
+def test_processes_append_at_once(place, store, kms, monkeypatch) -> None:
+    monkeypatch.setattr("eventseal.erasure.ledger_file._PATIENCE", 60.0)  # there is no queue for the file
     place.open().create(store)
     context = multiprocessing.get_context("fork")
     workers = [context.Process(target=_append, args=(place, kms, 10)) for _ in range(4)]

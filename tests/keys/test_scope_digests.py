@@ -94,7 +94,11 @@ def test_a_static_key_stores_no_scope():
         st.from_regex(r"\A[a-z]{0,5}(:[a-zA-Z0-9@.:é]{0,9})?\Z").filter(bool), min_size=1, max_size=20
     )
 )
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 def test_scopes_keep_their_kind_and_stay_apart_in_every_process(scopes):
     kms, store = FakeKms(), InMemoryKeyStore()
     one, other = (Keyring(kms, store, application="shop", scope_digest=True) for _ in range(2))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from eventseal.keys import InMemoryKeyStore
     from eventseal.testing import FakeKms
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds that a thread may take to its next stop: it waits for nothing but its own work."""
 
 KmsFault = Literal["unavailable", "throttled", "denied", "disabled"]

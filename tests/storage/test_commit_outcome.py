@@ -213,8 +213,8 @@ class TestOnPostgreSQL:
 
         def until_somebody_waits() -> None:
             waiting = text(
-                "SELECT count(*) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0"
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+                " AND backend_type = 'client backend' AND cardinality(pg_blocking_pids(pid)) > 0"
             )
             with admin.engine.connect() as connection:
                 while not connection.execute(waiting).scalar_one():

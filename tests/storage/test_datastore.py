@@ -437,7 +437,7 @@ def _end_all_connections(admin: SQLAlchemyDatastore) -> None:
     with admin.engine.begin() as connection:
         connection.execute(
             text(
-                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
         )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from eventseal.storage import SQLAlchemyDatastore
 
-PATIENCE = 30  # s: how long a test waits for a step that comes at once if the code is right
+PATIENCE = 60  # s: how long a test waits for a step that comes at once if the code is right
 
 
 class Base(DeclarativeBase):
@@ -137,8 +137,8 @@ def wait_until_blocked(engine: Engine) -> None:
             connection.exec_driver_sql("PRAGMA busy_timeout = 5000")
             return
         blocked = text(
-            "SELECT count(*) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pg_blocking_pids(pid) <> '{}'"
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND backend_type = 'client backend' AND pg_blocking_pids(pid) <> '{}'"
         )
         deadline = time.monotonic() + PATIENCE
         while not connection.execute(blocked).scalar_one():

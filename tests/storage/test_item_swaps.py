@@ -220,11 +220,11 @@ def test_another_row_in_the_place_of_one_that_went_is_not_swapped(table):
     table.fill(6)
     page = table.page()
     with table.engine.begin() as connection:
-        connection.execute(table.record.__table__.delete())
-    with table.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql(f"VACUUM {table.record.__tablename__}")
+        # After TRUNCATE a table is filled from its first place. VACUUM frees a place only if nobody else
+        # needs the row or uses its page at that moment: autovacuum and the checkpointer do, now and then.
+        connection.exec_driver_sql(f"TRUNCATE {table.record.__tablename__}")
     table.fill(6, OTHER)
-    assert set(table.page(Selection(keys=(OTHER,))).locators) & set(page.locators)
+    assert table.page(Selection(keys=(OTHER,))).locators == page.locators
     assert table.swap(page, [sealed(NEW) for _ in range(6)]) == []
     assert {key_id for _, _, key_id in table.stored()} == {OTHER}
 

@@ -127,7 +127,9 @@ def from_micros(number: int) -> Decimal:
     return Decimal(number).scaleb(-6, decimal.Context(prec=40))
 
 
-many = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(
+    max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 @many
@@ -284,9 +286,9 @@ def test_the_clock_is_of_the_statement_and_not_of_its_transaction(engine):
     with engine.connect() as connection:
         first = connection.execute(select(DatabaseClock())).scalar_one()
         while (second := connection.execute(select(DatabaseClock())).scalar_one()) == first:
-            assert datetime.now(UTC) - first < timedelta(seconds=10)
+            assert datetime.now(UTC) - first < timedelta(minutes=5)
         assert first < second
-        assert abs(second - datetime.now(UTC)) < timedelta(seconds=10)
+        assert abs(second - datetime.now(UTC)) < timedelta(minutes=5)
 
 
 def _uuid_or_none(text: str) -> UUID | None:

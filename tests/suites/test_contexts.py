@@ -72,7 +72,7 @@ def probe_output_length_checked(pool_class, direction):
 
 def probe_used_alone(pool_class, direction):
     pool = pool_class(A256CBC_HS512, KEY)
-    meeting = threading.Barrier(2, timeout=10)
+    meeting = threading.Barrier(2, timeout=60)
     used = []
 
     class Slow(Spy):
@@ -118,7 +118,7 @@ def probe_late_return_is_dropped(pool_class, direction):
 def probe_at_most_one_per_core_is_kept(pool_class, direction):
     pool = pool_class(A256CBC_HS512, KEY)
     count = (os.cpu_count() or 1) + 2
-    meeting = threading.Barrier(count, timeout=10)
+    meeting = threading.Barrier(count, timeout=60)
 
     class Slow(Spy):
         def update(self, blocks):

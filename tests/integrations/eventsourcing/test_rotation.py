@@ -27,6 +27,9 @@ class Schools:
     def __init__(self, url, sealed_process):
         self.module = "postgres" if "postgres" in url else "sqlite"
         self.environment = library_environment(url)
+        if self.module == "sqlite":  # which has no queue of writers: on a busy machine some wait for long
+            self.environment["SQLITE_LOCK_TIMEOUT"] = "60"
+            url += "?timeout=60"
         sealed_process(url)
         with closing(self.open()):
             pass  # its tables are there now
@@ -80,6 +83,8 @@ def at_work(school):
     for thread in threads:
         thread.start()
     try:
+        while not dogs and not errors:  # else all could be over before there is a dog
+            done.wait(0.001)
         yield dogs
     finally:
         done.set()

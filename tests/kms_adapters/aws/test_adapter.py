@@ -446,7 +446,7 @@ class TestProcesses:
                 right = False
                 try:
                     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-                    signal.alarm(20)  # a deadlock ends it
+                    signal.alarm(60)  # a deadlock ends it
                     right = adapter.unwrap(wrapped, context) == data_key
                 finally:
                     os._exit(0 if right and adapter._connections.get() is not before else 1)

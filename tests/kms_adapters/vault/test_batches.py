@@ -19,9 +19,9 @@ def make_keys(make_context):
 
 
 @pytest.fixture
-def make_adapter(client, key_name):
+def make_adapter(client, key_name, patient):
     def make(batch_size=100):
-        return VaultTransitAdapter("transit", key_name, client=client, batch_size=batch_size)
+        return VaultTransitAdapter("transit", key_name, client=client, batch_size=batch_size, retries=patient)
 
     return make
 
