@@ -49,7 +49,8 @@ def test_a_database_that_is_given_back_is_as_new(postgres_databases: PostgresDat
     look = text(
         "SELECT (SELECT count(*) FROM pg_class), (SELECT count(*) FROM pg_proc),"
         " (SELECT array_agg((nspname, nspowner::regrole::text, nspacl)::text ORDER BY nspname)"
-        " FROM pg_namespace WHERE nspname !~ '^pg_t'), (SELECT count(*) FROM pg_db_role_setting), current_setting('jit')"
+        " FROM pg_namespace WHERE nspname !~ '^pg_t'),"
+        " (SELECT count(*) FROM pg_db_role_setting), current_setting('jit')"
     )
     with engine.connect() as connection:
         before = connection.execute(look).one()
