@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING, ClassVar
+from unittest.mock import patch
 
 from hypothesis import HealthCheck, Phase, settings
+from hypothesis.internal.conjecture import providers
 from hypothesis.stateful import run_state_machine_as_test
 from tests.lifecycle.machine import Lifecycle
 
@@ -43,16 +45,23 @@ def run_lifecycle(
     Run.site = site
     Run._hypothesis_internal_use_seed = seed
     phases = [Phase.generate, Phase.shrink] if shrink else [Phase.generate]
-    run_state_machine_as_test(
-        Run,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=steps,
-            deadline=None,
-            database=None,
-            phases=phases,
-            print_blob=True,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    # Hypothesis also draws constants from all modules that are loaded. Without this, what a seed does would
+    # depend on which other tests are in the same process.
+    without_constants = {
+        "_get_local_constants": providers.Constants,
+        "CONSTANTS_CACHE": providers.LRUCache(1024),
+    }
+    with patch.multiple(providers, **without_constants):
+        run_state_machine_as_test(
+            Run,
+            settings=settings(
+                max_examples=examples,
+                stateful_step_count=steps,
+                deadline=None,
+                database=None,
+                phases=phases,
+                print_blob=True,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
     return Run
