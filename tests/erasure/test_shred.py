@@ -279,7 +279,7 @@ class Pause:
         event.listen(process.seal.datastore.key_engine, "after_cursor_execute", self._stop)
 
     def wait_reached(self) -> None:
-        assert self._reached.wait(20)
+        assert self._reached.wait(60)
 
     def go(self) -> None:
         self._go.set()
@@ -288,12 +288,12 @@ class Pause:
         if self._armed and " ".join(statement.split()).startswith(self._statement):
             self._armed = False
             self._reached.set()
-            assert self._go.wait(20)
+            assert self._go.wait(60)
 
 
 def wait_for_lock(process: Process) -> None:
     """Wait until somebody waits for a lock."""
-    for _ in range(1000):
+    for _ in range(3000):
         if process.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")[0][0]:
             return
         threading.Event().wait(0.02)
@@ -312,8 +312,8 @@ def test_a_rotation_that_has_not_committed_is_waited_for_and_shredded_too(postgr
         shredding = pool.submit(shred, one.seal, SCOPE)
         wait_for_lock(one)
         pause.go()
-        late = rotating.result(20)
-        assert shredding.result(20).done == 2
+        late = rotating.result(60)
+        assert shredding.result(60).done == 2
     assert late.key_id in {record.key_id for record in one.rows()}
     assert is_closed(one)
 
@@ -330,9 +330,9 @@ def test_a_rotation_behind_a_shred_that_has_not_committed_is_refused(postgres_pr
         rotating = pool.submit(rotator.seal.keyring.rotate, SCOPE)
         wait_for_lock(rotator)
         pause.go()
-        assert shredding.result(20).done == 1
+        assert shredding.result(60).done == 1
         with pytest.raises(KeyDestroyedError):
-            rotating.result(20)
+            rotating.result(60)
     assert is_closed(one)
 
 
@@ -359,12 +359,12 @@ def test_a_first_use_and_a_shred_that_meet_leave_the_scope_closed(postgres_proce
         following = pool.submit(work[second])
         wait_for_lock(paused)
         pause.go()
-        leading.result(20)
+        leading.result(60)
         if first == "shred":
             with pytest.raises(KeyDestroyedError):
-                following.result(20)
+                following.result(60)
         else:
-            assert following.result(20).done >= 1
+            assert following.result(60).done >= 1
     assert record.key_id in {row.key_id for row in one.rows()}
     assert is_closed(one)
 
@@ -388,7 +388,7 @@ def test_an_item_that_is_being_encrypted_again_is_not_saved_from_the_shred(proce
     barrier = threading.Barrier(2)
 
     def work(verb) -> object:
-        barrier.wait(20)
+        barrier.wait(60)
         return verb()
 
     with ThreadPoolExecutor(2) as pool:

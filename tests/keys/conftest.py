@@ -128,10 +128,10 @@ class Gate:
 
     def stop(self) -> None:
         self._reached.set()
-        assert self._opened.wait(10), "nobody opened the gate"
+        assert self._opened.wait(60), "nobody opened the gate"
 
     def wait_reached(self) -> None:
-        assert self._reached.wait(10), "nobody came to the gate"
+        assert self._reached.wait(60), "nobody came to the gate"
 
     def open(self) -> None:
         self._opened.set()

@@ -73,7 +73,7 @@ def test_threads_of_two_keyrings_that_race_make_one_key_for_each_branch(store) -
     barrier = threading.Barrier(8)
 
     def make(number: int):
-        barrier.wait(30)
+        barrier.wait(60)
         return keyrings[number % 2].sealing_keys({f"{number // 2}:{n}": 1 for n in range(30)})
 
     with ThreadPoolExecutor(8) as pool:

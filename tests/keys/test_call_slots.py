@@ -15,7 +15,7 @@ from eventseal.testing import FakeBatchKms, FakeKms
 
 
 def wait_for_queue(slots: CallSlots, length: int) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(slots._queue) != length:
         assert time.monotonic() < deadline, f"{len(slots._queue)} are waiting, not {length}"
         threading.Event().wait(0.001)
@@ -24,7 +24,7 @@ def wait_for_queue(slots: CallSlots, length: int) -> None:
 def hold(slots: CallSlots, wanted: int, entered: threading.Event, leave: threading.Event) -> None:
     with slots.taken(wanted):
         entered.set()
-        assert leave.wait(10)
+        assert leave.wait(60)
 
 
 def test_no_more_are_in_than_there_are_slots() -> None:
@@ -62,7 +62,7 @@ def test_who_waits_longest_goes_first_even_if_it_wants_more() -> None:
         wait_for_queue(slots, 2)
         assert order == []
     for future in futures:
-        future.result(10)
+        future.result(60)
     assert order == ["batch", "single"]
 
 
@@ -101,7 +101,7 @@ def test_who_is_interrupted_does_not_take_the_place_of_who_came_before() -> None
         with pytest.raises(KeyboardInterrupt), slots.taken(1):
             pass
         assert list(slots._queue) == [ticket]
-    first.result(10)
+    first.result(60)
     assert entered.is_set()
 
 
@@ -122,7 +122,7 @@ def test_fifty_threads_have_twenty_calls_in_flight() -> None:
             wait_for_queue(keyring._keks.calls._slots, 50 - CALLS_IN_FLIGHT)
             assert kms.peak == CALLS_IN_FLIGHT
         for future in futures:
-            future.result(10)
+            future.result(60)
     assert kms.peak <= CALLS_IN_FLIGHT
     assert len(store.page("default")) == 52
 
@@ -148,7 +148,7 @@ def test_the_calls_to_all_keks_share_the_slots() -> None:
             wait_for_queue(keyring._keks.calls._slots, 20)
             assert (first._inside, second._inside) == (10, 10)
         for future in futures:
-            future.result(10)
+            future.result(60)
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -165,7 +165,7 @@ def test_wrapping_under_a_further_kek_takes_slots_too(size: int) -> None:
             wait_for_queue(keyring._keks.calls._slots, 5)
             assert second._inside == most
         for future in futures:
-            future.result(10)
+            future.result(60)
 
 
 def test_a_batch_counts_as_the_calls_that_it_may_make() -> None:
@@ -181,4 +181,4 @@ def test_a_batch_counts_as_the_calls_that_it_may_make() -> None:
             kms.wait_inside(2)
             futures.append(pool.submit(keyring.opening_keys, ids[20:]))
             wait_for_queue(keyring._keks.calls._slots, 1)
-        assert sum(len(future.result(10)) for future in futures) == 40
+        assert sum(len(future.result(60)) for future in futures) == 40

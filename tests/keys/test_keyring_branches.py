@@ -230,7 +230,7 @@ def test_fifty_threads_on_a_cold_branch_cost_one_call(branched, new_keyring, kms
             (flight,) = keyring._branch_keys.opener._flights._flights.values()
             while len(flight.landed._cond._waiters) < 49:
                 threading.Event().wait(0.001)
-        assert all(isinstance(future.result(10), DataKey) for future in futures)
+        assert all(isinstance(future.result(60), DataKey) for future in futures)
     assert [call.operation for call in kms.calls] == ["unwrap"]
 
 
@@ -253,7 +253,7 @@ def test_who_loses_the_race_for_a_branch_wraps_under_the_winners_key(new_keyring
         gate.wait_reached()
         made(first, 1, "winner")
         gate.open()
-        loser.result(10)
+        loser.result(60)
     (branch,) = branch_records(store)
     assert {record.wrappings[0].kek_uri for record in store.data_records()} == {f"branch:{branch.key_id}"}
     found = new_keyring().opening_keys([record.key_id for record in store.data_records()])
@@ -614,9 +614,9 @@ def test_a_closed_branch_is_no_fault_of_a_scope_that_another_thread_waits_for(
         while not flight.landed._cond._waiters:
             threading.Event().wait(0.001)
         gate.open()
-        assert isinstance(waiting.result(10)[existing], DataKey)
+        assert isinstance(waiting.result(60)[existing], DataKey)
         with pytest.raises(KeyDestroyedError):
-            both.result(10)
+            both.result(60)
 
 
 def test_a_refresh_looks_for_an_absent_branch_key_again(two, new_keyring, store) -> None:

@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork"),
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
 ]
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 def in_child(work: Callable[[], Any]) -> Any:
@@ -100,7 +100,7 @@ def test_children_of_a_busy_parent_seal_and_open() -> None:
     finally:
         stop.set()
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
     assert cipher.decrypt(sealed, place) == b"of the parent"
 
 
@@ -127,7 +127,7 @@ def test_a_load_in_flight_at_the_fork_does_not_stop_the_child() -> None:
         loading.start()
         kms.wait_inside(1)
         assert in_child(lambda: keyring.opening_keys([key_id])[key_id].closed) is False
-    loading.join(30)
+    loading.join(60)
 
 
 def test_the_parents_handles_are_closed_in_the_child_and_stay_open_in_the_parent() -> None:

@@ -34,7 +34,7 @@ def together(work, count: int) -> list:
     barrier = threading.Barrier(count)
 
     def run(number: int):
-        barrier.wait(30)
+        barrier.wait(60)
         return work(number)
 
     with ThreadPoolExecutor(count) as pool:
@@ -91,7 +91,7 @@ def test_who_loses_the_race_unwraps_the_winners_key(kms, store, new_keyring) -> 
         gate.wait_reached()
         winner = sealing_key(first)
         gate.open()
-        lost = loser.result(10)
+        lost = loser.result(60)
     assert lost.key_id == winner.key_id
     assert lost.derive(b"x", 8) == winner.derive(b"x", 8)
     assert Counter(call.operation for call in kms.calls) == {"generate_data_key": 2, "unwrap": 1}
@@ -105,7 +105,7 @@ def test_who_loses_the_race_for_the_store_key_unwraps_the_winners(kms, store, ne
         gate.wait_reached()
         winner = sealing_key(first)
         gate.open()
-        assert loser.result(10).key_id == winner.key_id
+        assert loser.result(60).key_id == winner.key_id
     assert len(store.records()) == 2
     assert second.counters.kms_calls == 3  # made a store key in vain, unwrapped both of the winner's
 
@@ -157,7 +157,7 @@ def test_threads_share_a_refresh(new_keyring, store, clock) -> None:
         sealing = [pool.submit(sealing_key, keyring) for _ in range(10)]
         gate.wait_reached()
         gate.open()
-        assert all(future.result(10) is key for future in opening + sealing)
+        assert all(future.result(60) is key for future in opening + sealing)
     assert store.calls == ["changes"]
 
 
@@ -198,7 +198,7 @@ def test_threads_that_come_while_one_refreshes_share_the_next(new_keyring, store
         others = [pool.submit(keyring.refresh) for _ in range(19)]
         lock.wait_for(20)
         gate.open()
-        first.result(10)
+        first.result(60)
         errors = [_outcome(other) for other in others]
     assert store.calls == ["changes"] * 2
     assert {type(error) for error in errors} == {StoreUnavailableError if fails else type(None)}
@@ -222,7 +222,7 @@ def test_an_explicit_refresh_does_not_settle_for_one_that_began_before(new_keyri
         other.rotate("a")
         second = pool.submit(keyring.refresh)
         gate.open()
-        first.result(10), second.result(10)
+        first.result(60), second.result(60)
     assert key.state is KeyState.DEACTIVATED
 
 
@@ -291,7 +291,7 @@ def test_a_store_key_made_while_a_refresh_asks_is_loaded(new_keyring, store) -> 
         gate.wait_reached()  # it saw no store key
         key_id = sealing_key(other).key_id
         gate.open()
-        refreshing.result(10)
+        refreshing.result(60)
     store.calls.clear()
     assert isinstance(opened(keyring, key_id), DataKey)
     assert store.calls == ["get"]
@@ -311,7 +311,7 @@ def test_a_store_key_made_while_a_key_is_looked_for_brings_its_listing(new_keyri
         gate.wait_reached()  # it saw no store key, and nothing to confirm
         store.restore(everything)
         gate.open()
-        assert isinstance(looking.result(10), IntegrityError)
+        assert isinstance(looking.result(60), IntegrityError)
 
 
 # --- a load in flight against the end of its key: a deterministic schedule ---
@@ -340,7 +340,7 @@ def test_a_key_destroyed_while_it_is_loaded_does_not_come_back(
                 kms.wait_inside(1)
                 destroy(key_id, by=by)
                 keyring.refresh()
-        outcome = loading.result(10)
+        outcome = loading.result(60)
     assert isinstance(outcome, KeyDestroyedError)
     assert outcome.destroyed_by == by
     assert key_id not in keyring._memory.keys
@@ -358,7 +358,7 @@ def test_a_key_destroyed_while_it_is_loaded_is_dropped_at_the_next_refresh_at_th
         gate.wait_reached()
         destroy(key_id, by="shredded")  # nobody refreshes: this process cannot know yet
         gate.open()
-        key = loading.result(10)
+        key = loading.result(60)
     assert isinstance(key, DataKey)
     keyring.refresh()
     assert key.closed
@@ -376,7 +376,7 @@ def test_a_scope_shredded_while_its_key_is_loaded_is_not_sealed_for(new_keyring,
         keyring.refresh()
         gate.open()
         with pytest.raises(KeyDestroyedError):
-            sealing.result(10)
+            sealing.result(60)
     assert keyring._memory.active.keys() == {"warm"}
 
 
@@ -391,7 +391,7 @@ def test_a_scope_rotated_by_the_same_process_while_its_key_is_loaded_seals_under
         gate.wait_reached()
         new = keyring.rotate("a").key_id
         gate.open()
-        assert sealing.result(10).key_id == new
+        assert sealing.result(60).key_id == new
     assert sealing_key(keyring).key_id == new
     assert opened(keyring, old).state is KeyState.DEACTIVATED
 
@@ -408,7 +408,7 @@ def test_a_key_loaded_while_states_move_is_not_unwrapped_again(new_keyring, kms,
         kms.calls.clear()
         keyring.refresh()
         gate.open()
-        assert isinstance(loading.result(10), DataKey)
+        assert isinstance(loading.result(60), DataKey)
     assert kms.count("unwrap") == 1
     assert store.calls.count("get") == 2
 
@@ -426,13 +426,13 @@ def test_who_asks_after_the_end_of_a_key_gets_none_from_a_load_that_began_before
     def land_later(mine, outcomes) -> None:
         if key_id in mine and not loaded.is_set():
             loaded.set()
-            assert go.wait(10)
+            assert go.wait(60)
         land(mine, outcomes)
 
     flights._land = land_later
     with ThreadPoolExecutor(2) as pool:
         leader = pool.submit(opened, keyring, key_id)
-        assert loaded.wait(10)  # the key is held, but the flight has not landed
+        assert loaded.wait(60)  # the key is held, but the flight has not landed
         if evicted:
             opened(keyring, other_id)
         destroy(key_id, by="shredded")
@@ -441,8 +441,8 @@ def test_who_asks_after_the_end_of_a_key_gets_none_from_a_load_that_began_before
         while not flights._flights[key_id].landed._cond._waiters:
             threading.Event().wait(0.001)
         go.set()
-        assert isinstance(leader.result(10), DataKey)  # it asked before
-        assert isinstance(follower.result(10), KeyDestroyedError)
+        assert isinstance(leader.result(60), DataKey)  # it asked before
+        assert isinstance(follower.result(60), KeyDestroyedError)
 
 
 def test_a_keyring_closed_while_a_key_is_loaded_keeps_none(new_keyring, kms) -> None:
@@ -454,7 +454,7 @@ def test_a_keyring_closed_while_a_key_is_loaded_keeps_none(new_keyring, kms) -> 
             loading = pool.submit(opened, keyring, key_id)
             kms.wait_inside(1)
             keyring.close()
-        outcome = loading.result(10)
+        outcome = loading.result(60)
     assert isinstance(outcome, ConfigurationError)
     assert keyring._memory.keys == {}
 
@@ -529,7 +529,7 @@ def test_threads_that_wait_for_a_failed_call_share_its_failure_and_the_next_call
             flight = keyring._opener._flights._flights[key_id]
             while len(flight.landed._cond._waiters) < 9:
                 threading.Event().wait(0.001)
-        outcomes = [future.result(10) for future in futures]
+        outcomes = [future.result(60) for future in futures]
     assert {type(outcome) for outcome in outcomes} == {KmsUnavailableError}
     assert len({id(outcome) for outcome in outcomes}) == 10
     assert len(kms.calls) == 1
@@ -574,7 +574,7 @@ def test_a_thread_that_is_interrupted_does_not_stop_the_others(new_keyring, kms)
 
 def _outcome(future: Future) -> object:
     try:
-        return future.result(10)
+        return future.result(60)
     except (EventSealError, KeyboardInterrupt) as error:
         return error
 

@@ -424,7 +424,7 @@ def test_however_many_processes_notice_an_old_key_it_is_replaced_once(new_keyrin
     barrier = threading.Barrier(len(rings))
 
     def seal(ring):
-        barrier.wait(10)
+        barrier.wait(60)
         return sealing_key(ring).key_id
 
     with ThreadPoolExecutor(len(rings)) as pool:

@@ -14,7 +14,7 @@ from eventseal.keys.single_flight import SingleFlight
 def wait_for_followers(flight: SingleFlight, key: str, count: int) -> None:
     """Wait until *count* threads wait for the flight of *key* to land."""
     deadline = threading.Event()
-    for _ in range(10_000):
+    for _ in range(60_000):
         if len(flight._flights[key].landed._cond._waiters) >= count:
             return
         deadline.wait(0.001)
@@ -29,7 +29,7 @@ def test_a_batch_loads_what_nobody_loads_and_waits_for_the_rest() -> None:
     def slowly(claimed: list[str]) -> dict[str, str]:
         claims.append(claimed)
         inside.set()
-        assert go.wait(10)
+        assert go.wait(60)
         return {key: key.upper() for key in claimed}
 
     def at_once(claimed: list[str]) -> dict[str, str]:
@@ -38,12 +38,12 @@ def test_a_batch_loads_what_nobody_loads_and_waits_for_the_rest() -> None:
 
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(flight.run, ["a", "b"], slowly)
-        assert inside.wait(10)
+        assert inside.wait(60)
         second = pool.submit(flight.run, ["b", "c"], at_once)
         wait_for_followers(flight, "b", 1)
         go.set()
-        assert first.result(10) == ({"a": "A", "b": "B"}, {})
-        assert second.result(10) == ({"c": "C"}, {"b": "B"})
+        assert first.result(60) == ({"a": "A", "b": "B"}, {})
+        assert second.result(60) == ({"c": "C"}, {"b": "B"})
     assert claims == [["a", "b"], ["c"]]
 
 
@@ -70,18 +70,18 @@ def test_followers_share_a_failure_each_with_an_error_of_its_own() -> None:
 
     def fail(claimed: list[str]) -> dict[str, str]:
         inside.set()
-        assert go.wait(10)
+        assert go.wait(60)
         raise KmsUnavailableError("away", kek_uri="fake://x", retry_after=2.0) from cause
 
     with ThreadPoolExecutor(4) as pool:
         leader = pool.submit(flight.run, ["a"], fail)
-        assert inside.wait(10)
+        assert inside.wait(60)
         followers = [pool.submit(flight.run, ["a"], fail) for _ in range(3)]
         wait_for_followers(flight, "a", 3)
         go.set()
         with pytest.raises(KmsUnavailableError):
-            leader.result(10)
-        errors = [follower.result(10)[1]["a"] for follower in followers]
+            leader.result(60)
+        errors = [follower.result(60)[1]["a"] for follower in followers]
     assert len({id(error) for error in errors}) == 3
     for error in errors:
         assert isinstance(error, KmsUnavailableError)
@@ -97,18 +97,18 @@ def test_an_interrupted_leader_leaves_its_followers_to_try_themselves(failure: B
 
     def interrupted(claimed: list[str]) -> dict[str, str]:
         inside.set()
-        assert go.wait(10)
+        assert go.wait(60)
         raise failure
 
     with ThreadPoolExecutor(2) as pool:
         leader = pool.submit(flight.run, ["a"], interrupted)
-        assert inside.wait(10)
+        assert inside.wait(60)
         follower = pool.submit(flight.run, ["a"], interrupted)
         wait_for_followers(flight, "a", 1)
         go.set()
         with pytest.raises(type(failure)):
-            leader.result(10)
-        assert follower.result(10) == ({}, {})
+            leader.result(60)
+        assert follower.result(60) == ({}, {})
     assert flight.run(["a"], lambda claimed: {"a": "b"}) == ({"a": "b"}, {})
 
 
@@ -117,7 +117,7 @@ def test_batches_that_want_each_others_keys_do_not_deadlock() -> None:
     both_inside = threading.Barrier(2)
 
     def load(claimed: list[str]) -> dict[str, str]:
-        both_inside.wait(10)
+        both_inside.wait(60)
         return dict.fromkeys(claimed, "loaded")
 
     first_claimed = threading.Event()
@@ -128,7 +128,7 @@ def test_batches_that_want_each_others_keys_do_not_deadlock() -> None:
 
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(flight.run, ["a"], load_first)
-        assert first_claimed.wait(10)
+        assert first_claimed.wait(60)
         second = pool.submit(flight.run, ["b", "a"], load)
-        assert first.result(10) == ({"a": "loaded"}, {})
-        assert second.result(10) == ({"b": "loaded"}, {"a": "loaded"})
+        assert first.result(60) == ({"a": "loaded"}, {})
+        assert second.result(60) == ({"b": "loaded"}, {"a": "loaded"})

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from eventseal.storage import SQLAlchemyDatastore
 
-PATIENCE = 30  # s: how long a test waits for a step that comes at once if the code is right
+PATIENCE = 60  # s: how long a test waits for a step that comes at once if the code is right
 
 
 class Base(DeclarativeBase):

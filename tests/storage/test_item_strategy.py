@@ -310,7 +310,7 @@ def test_of_racing_writers_one_gets_the_place(strategy, datastore):
     sequence_id, barrier = uuid4(), Barrier(6)
 
     def race(number: int) -> bool:
-        barrier.wait(timeout=30)
+        barrier.wait(timeout=60)
         try:
             strategy.append(item(sequence_id, 0, uuid4(), b"%d" % number))
         except SequencedItemConflictError:
