@@ -167,7 +167,7 @@ def test_two_that_rotate_at_once_leave_each_scope_with_one_active_key(shop) -> N
     barrier = threading.Barrier(2)
 
     def rotate(one):
-        barrier.wait(20)
+        barrier.wait(60)
         return rotate_keys(one.seal)
 
     with ThreadPoolExecutor(2) as pool:

@@ -53,13 +53,13 @@ def test_a_run_that_comes_after_the_last_look_of_another_moves_its_own_items(
             if len(looks) == LAST_LOOK:
                 rotate_keys(other.seal)
                 runs.append(pool.submit(reencrypt, other.seal))
-                assert arrived.wait(30)
+                assert arrived.wait(60)
         return found
 
     def hooked_method(self):
         if self._store is other.seal and not arrived.is_set():
             arrived.set()
-            assert ended.wait(30)
+            assert ended.wait(60)
         return method(self)
 
     def waited(seconds):

@@ -263,21 +263,21 @@ def test_a_key_that_is_being_stored_under_the_branch_key_is_waited_for(
         after = "INSERT INTO key_wrappings" if first == "wrapping" else "INSERT INTO encryption_keys"
         if statement.startswith(after):
             paused.set()
-            assert go.wait(20)
+            assert go.wait(60)
 
     with ThreadPoolExecutor(2) as pool:
         making = pool.submit(active, stale, "new")
-        assert paused.wait(20)
+        assert paused.wait(60)
         retiring = pool.submit(retire, shop.seal, keys=[branch])
         if first == "wrapping":
             wait_for_lock(shop)  # the wrapping is there, not committed: the retirement waits for it
             go.set()
             with pytest.raises(JobError, match="wrapped"):
-                retiring.result(20)
+                retiring.result(60)
         else:
-            assert retiring.result(20).done == 1
+            assert retiring.result(60).done == 1
             go.set()
-        key_id = making.result(20)
+        key_id = making.result(60)
     outcome = shop.again(branches=1).seal.keyring.opening_keys([key_id])[key_id]
     assert outcome.key_id == key_id
     assert (record(shop, branch).state is KeyState.DESTROYED) == (first == "retirement")
@@ -286,7 +286,7 @@ def test_a_key_that_is_being_stored_under_the_branch_key_is_waited_for(
 def wait_for_lock(shop) -> None:
     """Wait until somebody waits for a lock."""
     query = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-    for _ in range(1000):
+    for _ in range(3000):
         if shop.execute(query)[0][0]:
             return
         threading.Event().wait(0.02)
@@ -319,7 +319,7 @@ def test_an_open_transaction_that_wrote_under_the_key_is_waited_for(
         retiring = pool.submit(retire, shop.seal)
         wait_for_lock(shop)
         writer.commit()
-        result = retiring.result(20)
+        result = retiring.result(60)
     assert (result.done, result.left) == (0, 1)
     assert record(shop, item.key_id).state is KeyState.DEACTIVATED
     assert fence(shop, item.key_id) == OPEN
@@ -402,7 +402,7 @@ def test_no_append_is_lost_to_retirements_that_go_on(open_shop, request, databas
     written: list[SequencedItem] = []
 
     def write(number: int) -> None:
-        while not stop.is_set():
+        while not stop.wait(0.001):  # SQLite has no queue: without a pause, one writer keeps out all others
             item = sealed_item(writers[number])
             try:
                 writers[number].strategy().append([item])

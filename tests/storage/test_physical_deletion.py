@@ -143,10 +143,10 @@ def test_keys_in_a_file_of_their_own_are_cleared_there(open_seal, tmp_path) -> N
 
 
 def test_a_reader_in_the_way_is_told_and_the_shred_is_done(open_seal, sqlite_url, monkeypatch) -> None:
-    monkeypatch.setattr("eventseal.storage.physical_deletion.PATIENCE", 50)
     seal = open_seal(sqlite_url)
     seal.keyring.prepare(SUBJECTS)
-    with seal.datastore.key_engine.connect() as reader:
+    with monkeypatch.context() as patch, seal.datastore.key_engine.connect() as reader:
+        patch.setattr("eventseal.storage.physical_deletion.PATIENCE", 50)
         reader.exec_driver_sql("BEGIN")
         reader.exec_driver_sql("SELECT count(*) FROM key_wrappings").fetchall()
         result = shred(seal, ERASED[0])
@@ -174,9 +174,9 @@ def test_another_user_than_the_owner_is_told_that_it_could_not_vacuum(open_seal,
 
 @pytest.mark.postgres
 def test_a_table_that_somebody_holds_is_not_waited_for_long(open_seal, postgres_url, monkeypatch) -> None:
-    monkeypatch.setattr("eventseal.storage.physical_deletion.PATIENCE", 50)
     seal = open_seal(postgres_url)
-    with seal.datastore.key_engine.connect() as holder:
+    with monkeypatch.context() as patch, seal.datastore.key_engine.connect() as holder:
+        patch.setattr("eventseal.storage.physical_deletion.PATIENCE", 50)
         holder.execute(text("LOCK TABLE key_wrappings IN SHARE UPDATE EXCLUSIVE MODE"))
         assert "refused to clear" in overwrite_deleted(seal.datastore.key_engine)
         holder.rollback()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 from eventseal.errors import StoreUnavailableError
 from eventseal.storage import transactions
 from eventseal.storage.faults import store_error
-from eventseal.storage.transactions import ATTEMPTS, holds_sqlite_lock, read, write
+from eventseal.storage.transactions import ATTEMPTS, begin_writing, holds_sqlite_lock, read, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +65,45 @@ def test_on_sqlite_the_write_lock_is_taken_before_anything_is_read(sqlite_url, o
     engine = open_datastore(sqlite_url, setup=False).engine
     assert write(engine, holds_sqlite_lock, doing="asking")
     assert write(engine, holds_sqlite_lock, doing="asking", wait=False)
+
+
+def test_sqlites_lock_is_taken_in_a_short_moment_without_a_writer(sqlite_url, open_datastore, monkeypatch):
+    """SQLite's own wait soon sleeps for 100 ms at a time, and misses every shorter moment."""
+    engine = open_datastore(sqlite_url, setup=False, connect_args={"timeout": 1}).engine
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 50:
+            holder.rollback()
+
+    monkeypatch.setattr(transactions, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=sleep))
+    with engine.connect() as holder, engine.connect() as waiting:
+        begin_writing(holder)
+        assert holds_sqlite_lock(begin_writing(waiting))
+        assert waiting.exec_driver_sql("PRAGMA busy_timeout").scalar_one() == 1000
+    assert len(pauses) == 50
+    assert max(pauses) < 0.01
+
+
+def test_sqlites_lock_is_tried_until_the_busy_timeout_is_over(sqlite_url, open_datastore, monkeypatch):
+    engine = open_datastore(sqlite_url, setup=False, connect_args={"timeout": 1}).engine
+    clock = [0.0]
+
+    def sleep(seconds: float) -> None:
+        clock[0] += max(seconds, 1e-3)
+
+    monkeypatch.setattr(transactions, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+    with engine.connect() as holder:
+        begin_writing(holder)
+        with pytest.raises(StoreUnavailableError, match="locked") as refused:
+            write(engine, holds_sqlite_lock, doing="asking")
+        assert "end long transactions" in refused.value.remedy
+        waited = clock[0]
+        assert waited == pytest.approx(1, abs=0.01)
+        with pytest.raises(StoreUnavailableError, match="locked"):
+            write(engine, holds_sqlite_lock, doing="asking", wait=False)
+        assert clock[0] == waited
 
 
 @pytest.mark.parametrize("run", [read, write])

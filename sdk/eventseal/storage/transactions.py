@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from eventseal.storage.faults import is_transient, translated
+from eventseal.storage.faults import is_locked, is_transient, translated
 
 if TYPE_CHECKING:
     import sqlite3
@@ -21,16 +21,25 @@ T = TypeVar("T")
 
 ATTEMPTS = 5
 _LONGEST_PAUSE = 0.05
+_LONGEST_POLL = 0.005
 
 
 def begin_writing(connection: Connection) -> Connection:
     """
     Take SQLite's write lock at once, so that what the transaction reads stays true until it writes.
 
-    Elsewhere nothing is done: rows are locked as they are read.
+    If another connection holds the lock, this waits for at most the connection's busy timeout. On PostgreSQL
+    it does nothing: rows are locked as they are read.
     """
     if connection.dialect.name == "sqlite" and not holds_sqlite_lock(connection):
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        raw = _raw(connection)
+        (patience,) = raw.execute("PRAGMA busy_timeout").fetchone()
+        # SQLite's own wait soon tries only every 100 ms: a writer in a loop keeps it out for seconds.
+        raw.execute("PRAGMA busy_timeout = 0")
+        try:
+            _take_sqlite_lock(connection, time.monotonic() + patience / 1000)
+        finally:
+            raw.execute(f"PRAGMA busy_timeout = {patience}")
     return connection
 
 
@@ -38,7 +47,7 @@ def holds_sqlite_lock(connection: Connection) -> bool:
     """Whether a SQLite connection is in a transaction that has written (a SELECT alone opens none)."""
     if connection.dialect.name != "sqlite":
         return False
-    return cast("sqlite3.Connection", connection.connection.dbapi_connection).in_transaction
+    return _raw(connection).in_transaction
 
 
 def write(engine: Engine, work: Callable[[Connection], T], *, doing: str, wait: bool = True) -> T:
@@ -94,6 +103,24 @@ def read(engine: Engine, work: Callable[[Connection], T], *, doing: str) -> T:
 def pause(attempt: int) -> None:
     """Wait a random moment before running a transaction again, so that two that met do not meet again."""
     time.sleep(random.uniform(0, _LONGEST_PAUSE) * attempt)  # noqa: S311 - jitter, not a secret
+
+
+def _take_sqlite_lock(connection: Connection, deadline: float) -> None:
+    while True:
+        try:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        except DBAPIError as error:
+            left = deadline - time.monotonic()
+            if left <= 0 or not is_locked(error):
+                raise
+            # Random, so that two waiters do not always try at the same time.
+            time.sleep(min(left, random.uniform(0, _LONGEST_POLL)))  # noqa: S311 - jitter, not a secret
+        else:
+            return
+
+
+def _raw(connection: Connection) -> sqlite3.Connection:
+    return cast("sqlite3.Connection", connection.connection.dbapi_connection)
 
 
 def _repeated(attempt: Callable[[], T], doing: str) -> T:

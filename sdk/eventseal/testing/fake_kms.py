@@ -165,7 +165,7 @@ class FakeKms:
                 self._held -= 1
                 self._condition.notify_all()
 
-    def wait_inside(self, count: int, *, timeout: float = 10.0) -> None:
+    def wait_inside(self, count: int, *, timeout: float = 60.0) -> None:
         """
         Wait until *count* calls are inside at once.
 

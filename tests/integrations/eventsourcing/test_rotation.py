@@ -58,7 +58,7 @@ def at_work(school):
 
     def write(teacher):
         for number in range(10_000):
-            if done.is_set():
+            if done.wait(0.001):  # SQLite has no queue: without a pause, one writer keeps out all others
                 return
             dog = school.register(f"{teacher} {number}", "sit")
             school.teach(dog, "roll over")
