@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import event, text
+from tests.fixtures.postgres_databases import wait_until_blocked
 
 from eventseal.cipher import ItemContext, Opened
 from eventseal.configuration import EventSeal, Settings
@@ -291,19 +292,6 @@ class Pause:
             assert self._go.wait(60)
 
 
-def wait_for_lock(process: Process) -> None:
-    """Wait until somebody waits for a lock."""
-    waiting = (
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-        " AND backend_type = 'client backend' AND cardinality(pg_blocking_pids(pid)) > 0"
-    )
-    for _ in range(3000):
-        if process.execute(waiting)[0][0]:
-            return
-        threading.Event().wait(0.02)
-    raise AssertionError("nobody waits")
-
-
 @pytest.mark.postgres
 def test_a_rotation_that_has_not_committed_is_waited_for_and_shredded_too(postgres_processes) -> None:
     one, rotator, _ = postgres_processes
@@ -314,7 +302,7 @@ def test_a_rotation_that_has_not_committed_is_waited_for_and_shredded_too(postgr
         rotating = pool.submit(rotator.seal.keyring.rotate, SCOPE)
         pause.wait_reached()
         shredding = pool.submit(shred, one.seal, SCOPE)
-        wait_for_lock(one)
+        wait_until_blocked(one.seal.datastore.engine)
         pause.go()
         late = rotating.result(60)
         assert shredding.result(60).done == 2
@@ -332,7 +320,7 @@ def test_a_rotation_behind_a_shred_that_has_not_committed_is_refused(postgres_pr
         shredding = pool.submit(shred, one.seal, SCOPE)
         pause.wait_reached()
         rotating = pool.submit(rotator.seal.keyring.rotate, SCOPE)
-        wait_for_lock(rotator)
+        wait_until_blocked(rotator.seal.datastore.engine)
         pause.go()
         assert shredding.result(60).done == 1
         with pytest.raises(KeyDestroyedError):
@@ -361,7 +349,7 @@ def test_a_first_use_and_a_shred_that_meet_leave_the_scope_closed(postgres_proce
         pause.wait_reached()
         (second,) = work.keys() - {first}
         following = pool.submit(work[second])
-        wait_for_lock(paused)
+        wait_until_blocked(paused.seal.datastore.engine)
         pause.go()
         leading.result(60)
         if first == "shred":

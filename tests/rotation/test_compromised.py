@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text
+from tests.fixtures.postgres_databases import wait_until_blocked
 
 from eventseal.cipher import ItemContext
 from eventseal.errors import KeyClosedError, StoreUnavailableError
@@ -274,12 +275,7 @@ def test_a_writer_that_commits_while_the_key_is_marked_is_honest(open_shop, post
     with shop.seal.datastore.engine.connect() as writer, ThreadPoolExecutor(1) as marker:
         writer.execute(text("SELECT 1 FROM key_fences WHERE key_id = :k FOR SHARE"), {"k": key_id})
         marking = marker.submit(record_marks, shop.seal, [key_id])
-        waiting = (
-            "SELECT count(*) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        )
-        while shop.execute(waiting) == [(0,)]:
-            assert not marking.done()
+        wait_until_blocked(shop.seal.datastore.engine)
         writer.execute(
             text(f"INSERT INTO {ITEMS} VALUES (:s, 0, 'shop:Placed', :d, :k)"),
             {"s": place.sequence_id, "d": sealed, "k": key_id},

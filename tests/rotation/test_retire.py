@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import event, text
+from tests.fixtures.postgres_databases import wait_until_blocked
 
 from eventseal.cipher import ItemContext
 from eventseal.errors import (
@@ -270,7 +271,9 @@ def test_a_key_that_is_being_stored_under_the_branch_key_is_waited_for(
         assert paused.wait(60)
         retiring = pool.submit(retire, shop.seal, keys=[branch])
         if first == "wrapping":
-            wait_for_lock(shop)  # the wrapping is there, not committed: the retirement waits for it
+            wait_until_blocked(
+                shop.seal.datastore.engine
+            )  # the wrapping is there, not committed: the retirement waits for it
             go.set()
             with pytest.raises(JobError, match="wrapped"):
                 retiring.result(60)
@@ -281,16 +284,6 @@ def test_a_key_that_is_being_stored_under_the_branch_key_is_waited_for(
     outcome = shop.again(branches=1).seal.keyring.opening_keys([key_id])[key_id]
     assert outcome.key_id == key_id
     assert (record(shop, branch).state is KeyState.DESTROYED) == (first == "retirement")
-
-
-def wait_for_lock(shop) -> None:
-    """Wait until somebody waits for a lock."""
-    query = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-    for _ in range(3000):
-        if shop.execute(query)[0][0]:
-            return
-        threading.Event().wait(0.02)
-    raise AssertionError("nobody waits")
 
 
 # --- what is in flight ---
@@ -317,7 +310,7 @@ def test_an_open_transaction_that_wrote_under_the_key_is_waited_for(
     with engine.connect() as writer, ThreadPoolExecutor(1) as pool:
         insert(writer, item)
         retiring = pool.submit(retire, shop.seal)
-        wait_for_lock(shop)
+        wait_until_blocked(shop.seal.datastore.engine)
         writer.commit()
         result = retiring.result(60)
     assert (result.done, result.left) == (0, 1)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import event
 from tests.fixtures.commit_proxy import commit_proxy
+from tests.fixtures.postgres_databases import wait_until_blocked
 
 from eventseal.errors import SequencedItemConflictError, StoreUnavailableError
 from eventseal.items.item import SequencedItem
@@ -212,13 +213,7 @@ class TestOnPostgreSQL:
         admin, asked = open_datastore(postgres_url, TABLES, setup=False), threading.Event()
 
         def until_somebody_waits() -> None:
-            waiting = text(
-                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-                " AND backend_type = 'client backend' AND cardinality(pg_blocking_pids(pid)) > 0"
-            )
-            with admin.engine.connect() as connection:
-                while not connection.execute(waiting).scalar_one():
-                    connection.rollback()
+            wait_until_blocked(admin.engine)
             asked.set()
 
         proxy.delay_request(until_somebody_waits)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
@@ -12,6 +11,7 @@ import pytest
 from sqlalchemy import Integer, Text, event, func, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from tests.fixtures.postgres_databases import wait_until_blocked
 
 from eventseal.errors import KeyClosedError, SequencedItemConflictError, StoreUnavailableError
 from eventseal.items.item import SequencedItem
@@ -127,23 +127,16 @@ def append(engine: Engine, items: list[SequencedItem], *, known: bool = False) -
         strategy.append(items)
 
 
-def wait_until_blocked(engine: Engine) -> None:
+def see_blocked(engine: Engine) -> None:
     """Wait until a connection of this database waits for another; on SQLite, see that one would."""
+    if engine.dialect.name == "postgresql":
+        wait_until_blocked(engine)
+        return
     with engine.connect() as connection:
-        if engine.dialect.name == "sqlite":
-            connection.exec_driver_sql("PRAGMA busy_timeout = 0")
-            with pytest.raises(OperationalError, match="locked"):
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            connection.exec_driver_sql("PRAGMA busy_timeout = 5000")
-            return
-        blocked = text(
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-            " AND backend_type = 'client backend' AND pg_blocking_pids(pid) <> '{}'"
-        )
-        deadline = time.monotonic() + PATIENCE
-        while not connection.execute(blocked).scalar_one():
-            connection.rollback()
-            assert time.monotonic() < deadline
+        connection.exec_driver_sql("PRAGMA busy_timeout = 0")
+        with pytest.raises(OperationalError, match="locked"):
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection.exec_driver_sql("PRAGMA busy_timeout = 5000")
 
 
 KEY, OTHER = UUID(int=1), UUID(int=2)
@@ -172,7 +165,7 @@ class TestAWriterAndADestruction:
         strategy.append(batch(KEY))  # the key is known and its fence is there
         writer = StalledAppend(pool, datastore.engine, batch(*keys))
         destruction = pool.submit(destroy, datastore.engine, KEY)
-        wait_until_blocked(datastore.engine)
+        see_blocked(datastore.engine)
         assert not destruction.done()
         writer.finish()
         assert destruction.result(PATIENCE) is False
@@ -183,7 +176,7 @@ class TestAWriterAndADestruction:
     def test_a_writer_of_a_new_key_is_waited_for_too(self, strategy, datastore, pool, keys):
         writer = StalledAppend(pool, datastore.engine, batch(*keys))
         destruction = pool.submit(destroy, datastore.engine, KEY)
-        wait_until_blocked(datastore.engine)
+        see_blocked(datastore.engine)
         writer.finish()
         assert destruction.result(PATIENCE) is False
 
@@ -195,7 +188,7 @@ class TestAWriterAndADestruction:
         with datastore.engine.connect() as destruction:
             close_fence(begin_writing(destruction), KEY)
             writer = pool.submit(append, datastore.engine, batch(*keys), known=known)
-            wait_until_blocked(datastore.engine)
+            see_blocked(datastore.engine)
             assert count(destruction, KEY) == 0
             assert not writer.done()
             destruction.commit()
@@ -213,7 +206,7 @@ class TestAWriterAndADestruction:
         with datastore.engine.connect() as destruction:
             close_fence(begin_writing(destruction), KEY)
             writer = pool.submit(append, datastore.engine, batch(*keys), known=known)
-            wait_until_blocked(datastore.engine)
+            see_blocked(datastore.engine)
             destruction.rollback()
         writer.result(PATIENCE)
         assert len(list(strategy.all_items())) == len(keys)
@@ -324,7 +317,7 @@ class TestOnPostgreSQL:
         with datastore.engine.connect() as destruction:
             close_fence(destruction, KEY)
             writer = pool.submit(late.append, batch(KEY))
-            wait_until_blocked(datastore.engine)
+            see_blocked(datastore.engine)
             assert count(destruction, KEY) == 0
             destruction.commit()
         with pytest.raises(KeyClosedError):
@@ -365,7 +358,7 @@ class TestOnPostgreSQL:
         with datastore.engine.connect() as destruction:
             close_fence(destruction, KEY)
             writer = pool.submit(append, datastore.engine, batch(OTHER, KEY), known=True)
-            wait_until_blocked(datastore.engine)
+            see_blocked(datastore.engine)
             close_fence(destruction, OTHER)
             destruction.commit()
         with pytest.raises(KeyClosedError) as closed:
