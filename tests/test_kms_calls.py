@@ -63,6 +63,7 @@ def start(tmp_path):
         process.close()
 
 
+@pytest.mark.slow
 def test_appends_on_a_warmed_store_make_two_calls_and_so_does_a_replay(start):
     """A store key is unwrapped and a data key made, then both are unwrapped, however many items there are."""
     kms, stream = FakeKms(), uuid4()

@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.padding import PKCS7
 
 from eventseal.cipher import AESCipher, NoCompression, Zstd
 
+pytestmark = pytest.mark.slow
+
 KEY = os.urandom(64)
 PAGE = 100
 GCM = AESGCM(KEY[:32])

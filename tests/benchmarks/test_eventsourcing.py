@@ -25,6 +25,8 @@ from eventseal.testing import FakeKms
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.slow
+
 ITS_CIPHERS = {
     "its AESCipher + zlib": "eventsourcing.cipher:AESCipher",
     "its cryptography + zlib": "eventsourcing.cryptography:AESCipher",

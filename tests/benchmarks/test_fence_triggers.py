@@ -17,6 +17,8 @@ from eventseal.storage.fence_triggers import has_fence_triggers
 from eventseal.storage.key_id_indexes import index_name
 from eventseal.testing import FakeKms
 
+pytestmark = pytest.mark.slow
+
 WITHOUT, INDEXED, FENCED = "bare", "indexed", "indexed and fenced"
 
 

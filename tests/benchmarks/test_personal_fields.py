@@ -13,6 +13,8 @@ from eventseal.items import PersonalData, SequencedItemMapper
 from eventseal.keys import InMemoryKeyStore, Keyring
 from eventseal.testing import FakeKms
 
+pytestmark = pytest.mark.slow
+
 EVENTS, SUBJECTS = 500, 100
 OF_CUSTOMER = PersonalData(subject="customer_id")
 

@@ -33,6 +33,8 @@ from eventseal.rotation import reencrypt, rotate_keys, verify
 from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy
 from eventseal_kms.local import LocalKmsAdapter
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = 3
 MOST_MEMORY = 300_000  # kilobytes
 PROCESSES = Path(__file__).with_name("processes.py")

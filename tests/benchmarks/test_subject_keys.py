@@ -10,6 +10,8 @@ from eventseal.keys import DataKey, InMemoryKeyStore, Keyring
 from eventseal.storage import SQLAlchemyDatastore, SQLAlchemyKeyStore, SQLAlchemySettings
 from eventseal_kms.local import LocalKmsAdapter
 
+pytestmark = pytest.mark.slow
+
 PAGE, BRANCHES, SUBJECTS = 100, 16, 2_000
 WITHOUT = "under the KEK itself"
 

@@ -197,6 +197,7 @@ def process(*words: str, check: bool = True, **named) -> subprocess.CompletedPro
     return subprocess.run([EXECUTABLE, *words], capture_output=True, text=True, check=check, **named)
 
 
+@pytest.mark.slow
 def test_a_new_folder_becomes_a_store_with_one_command():
     process("--yes", "init", "--kms-key", "local://dev.key", "--store-url", "sqlite:///shop.sqlite")
     assert {path.name for path in Path.cwd().iterdir()} >= {"eventseal.toml", "dev.key", "shop.sqlite"}
@@ -206,6 +207,7 @@ def test_a_new_folder_becomes_a_store_with_one_command():
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_record_classes_of_the_working_directory_are_found():
     Path("shop_records.py").write_text(
         "from eventseal.storage import ActiveRecord, IntegerSequencedColumns\n"
@@ -224,6 +226,7 @@ def test_record_classes_of_the_working_directory_are_found():
     assert "orders" in json.loads(process("verify", "--json").stdout)["by_table"]
 
 
+@pytest.mark.slow
 def test_output_can_be_cut_short():
     """As with ``| head``: no traceback when the reader goes away."""
     process("--yes", "init", "--kms-key", "local://dev.key", "--store-url", "sqlite:///shop.sqlite")
@@ -239,6 +242,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_an_interrupt_from_the_keyboard_exits_with_130(tmp_path):
     process("--yes", "init", "--kms-key", "local://dev.key", "--store-url", "sqlite:///shop.sqlite")
     os.mkfifo("pipe")

@@ -193,6 +193,7 @@ def test_several_workers_share_it(run_json, old, monkeypatch):
     assert (result["done"], result["failed"], result["complete"]) == (30, 0, True)
 
 
+@pytest.mark.slow
 def test_the_oldest_release_is_copied_and_no_key_is_in_the_arguments(tmp_path, run, monkeypatch):
     path = legacy.copied(legacy.OLDEST, tmp_path)
     run(

@@ -162,6 +162,7 @@ def slow(query):
     return start_slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", ["1", "2"])
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_interrupted_it_exits_with_130_and_says_how_to_go_on(run_json, old, query, slow, sent, processes):
@@ -196,6 +197,7 @@ def test_an_interrupt_while_workers_start_is_the_commands_alone(old):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_no_worker_heeds_the_terminals_interrupt():
     with worker_processes(4) as executor:
         assert executor is not None
@@ -225,6 +227,7 @@ def is_python_by_now(process: Path) -> bool:
     return bool(heeds) and "spawn_main" in (process / "cmdline").read_text()
 
 
+@pytest.mark.slow
 def test_killed_its_workers_end_with_it_and_the_next_run_goes_on(run_json, old, slow):
     running = slow("--workers", "2")
     children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
@@ -240,6 +243,7 @@ def test_killed_its_workers_end_with_it_and_the_next_run_goes_on(run_json, old, 
     assert run_json("verify")["done"] == 200
 
 
+@pytest.mark.slow
 def test_a_job_is_paused_from_elsewhere_and_resumed(run, run_json, old, slow):
     running = slow("--json")
     (job,) = run_json("status")["jobs"]
@@ -256,6 +260,7 @@ def test_a_job_is_paused_from_elsewhere_and_resumed(run, run_json, old, slow):
     run("doctor")
 
 
+@pytest.mark.slow
 def test_a_resumed_job_whose_target_was_rotated_meanwhile_goes_to_the_newest_key(run_json, old, query, slow):
     running = slow("--json")
     running.send_signal(signal.SIGINT)
@@ -267,6 +272,7 @@ def test_a_resumed_job_whose_target_was_rotated_meanwhile_goes_to_the_newest_key
     assert run_json("keys", "--state", "active", "--scope", "application")["keys"][0]["items"] == 200
 
 
+@pytest.mark.slow
 def test_a_job_of_another_release_is_refused_with_what_to_do(run, run_json, old, query, slow):
     running = slow()
     running.send_signal(signal.SIGINT)
@@ -278,6 +284,7 @@ def test_a_job_of_another_release_is_refused_with_what_to_do(run, run_json, old,
     assert run_json("reencrypt")["left"] == 0
 
 
+@pytest.mark.slow
 def test_on_a_terminal_progress_is_a_bar_with_rate_and_time_left(old):
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
@@ -306,6 +313,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
+@pytest.mark.slow
 def test_where_no_file_can_grow_any_more_it_is_told_and_the_job_goes_on_when_there_is_room(run_json, old):
     room = str(Path("shop.sqlite").stat().st_size + 65_536)
     command = [sys.executable, "-c", WITH_LITTLE_ROOM, room, EXECUTABLE, "reencrypt", "--batch", "10"]

@@ -139,6 +139,7 @@ def until_it_waits(*words):
     return running
 
 
+@pytest.mark.slow
 def test_it_waits_until_every_process_has_noticed_and_moves_what_was_appended_meanwhile(store, query, late):
     store(3)
     old = late()

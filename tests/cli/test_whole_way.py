@@ -17,6 +17,8 @@ from eventseal.items import SequencedItemMapper
 from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy
 from eventseal.storage.engines import SQLAlchemySettings
 
+pytestmark = pytest.mark.slow
+
 
 def eventseal(*words: str, exits: int = 0) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "eventseal", *words]

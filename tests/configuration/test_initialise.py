@@ -317,6 +317,7 @@ def test_it_makes_a_store_on_postgresql_once(postgres_url):
     assert changed(initialise()) == set()
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_make_one_store(tmp_path, monkeypatch):
     for name, value in OPTIONS.items():
         monkeypatch.setenv(f"EVENTSEAL_{name.upper()}", value)

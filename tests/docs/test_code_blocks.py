@@ -40,6 +40,7 @@ def test_pages_are_found():
     assert {"README.md", "getting-started.md", "concepts.md"} <= {page.name for page in PAGES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if program(page)], ids=lambda page: page.name)
 def test_every_block_of_the_page_runs(page, tmp_path):
     script = tmp_path / "page.py"

@@ -170,6 +170,7 @@ class Bystander:
         assert self.process.returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::eventseal_kms.local.DevelopmentKeyWarning")
 def test_a_real_process_stops_within_the_bound(store_url: str, tmp_path: Path) -> None:
     """By the system's clock, which all of them read: what began beyond the bound was refused, each time."""

@@ -201,6 +201,7 @@ def _reachable(records: Sequence[KeyRecord], keks: Sequence[KmsAdapter]) -> set[
 # --- Vault and OpenBao ---
 
 
+@pytest.mark.slow
 def test_a_backup_of_before_opens_nothing_after_the_roll_and_every_live_item_opens(
     shops, store_url, vault, branches
 ) -> None:
@@ -616,6 +617,7 @@ def test_branches_of_before_are_renewed_though_the_setting_is_gone(shops, store_
     assert items[ERASED[0]].key_id not in _reachable([*stolen, *without.records()], [kms])
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 def test_closing_waits_for_who_is_storing_a_wrapping(shops, postgres_url, kms) -> None:
     shop = shops(postgres_url, kms)
@@ -657,6 +659,7 @@ class _Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("step", STEPS, ids=[step.rpartition(".")[2] for step in STEPS])
 def test_a_crash_between_any_two_steps_is_harmless(

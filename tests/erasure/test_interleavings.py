@@ -10,6 +10,8 @@ from tests.fixtures.profiles import SHORT
 
 from eventseal.errors import EventSealError
 
+pytestmark = pytest.mark.slow
+
 ORDERS = -(-SHORT.interleavings // len(SCENARIOS))
 ORDERS_TO_A_MISTAKE = 400
 

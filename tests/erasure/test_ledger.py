@@ -491,6 +491,7 @@ def _append(place, kms: FakeKms, count: int) -> None:
         ledger.append(store, DONE, scope=SCOPE, closes=[intent.number])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_processes_append_at_once(place, store, kms, monkeypatch) -> None:
     monkeypatch.setattr("eventseal.erasure.ledger_file._PATIENCE", 60.0)  # there is no queue for the file

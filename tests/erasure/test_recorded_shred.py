@@ -289,6 +289,7 @@ def test_after_a_crash_another_run_completes_it(shop, monkeypatch, point) -> Non
     assert [event.scope for event in heard] == [SCOPE]
 
 
+@pytest.mark.slow
 def test_a_fence_that_is_held_leaves_the_intent_open(request, postgres_url, tmp_path) -> None:
     shop = LedgerShop(postgres_url, FakeKms(), tmp_path)
     item = shop.append(SCOPE)
@@ -376,6 +377,7 @@ def test_a_scope_stays_closed_where_the_ledger_cannot_be_told(shop) -> None:
         shop.key(SCOPE)
 
 
+@pytest.mark.slow
 def test_shredders_of_several_processes_share_a_ledger(shop) -> None:
     from concurrent.futures import ThreadPoolExecutor
 

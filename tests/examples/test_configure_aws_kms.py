@@ -34,6 +34,7 @@ def run(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_without_an_account_it_runs_under_moto(run):
     done = run()
     assert done.returncode == 0, done.stdout + done.stderr
@@ -44,6 +45,7 @@ def test_without_an_account_it_runs_under_moto(run):
     assert "yes  kms:GenerateDataKey" in done.stdout
 
 
+@pytest.mark.slow
 def test_with_a_key_it_uses_the_callers_own_credentials(run):
     fake = FakeAwsKms()
     key = fake.create_key(alias="alias/shop")

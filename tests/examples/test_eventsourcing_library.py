@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "eventsourcing_library.py"
 
 
+@pytest.mark.slow
 def test_an_application_comes_under_eventseal_on_the_tables_it_has(tmp_path):
     done = subprocess.run(
         [sys.executable, str(EXAMPLE)],

@@ -36,6 +36,7 @@ def test_the_log_replays_and_nothing_of_it_is_stored_in_plain(tmp_path):
     assert b"A_SUBMITTED" not in stored
 
 
+@pytest.mark.slow
 def test_run_again_it_starts_afresh(tmp_path):
     log = write_log(tmp_path, 60)
     for _ in range(2):
@@ -43,6 +44,7 @@ def test_run_again_it_starts_afresh(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_database_of_the_users_own_is_still_readable_and_counted_apart_when_run_again(tmp_path):
     log = write_log(tmp_path, 60)
     for _ in range(2):

@@ -40,6 +40,7 @@ def rotate(folder):
     return run(folder, EXAMPLES / "rotate_keys.py", SETTINGS)
 
 
+@pytest.mark.slow
 def test_every_item_is_under_the_new_key_and_the_old_one_is_destroyed(demo):
     done = rotate(demo)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from tests.faults.corrupt_rows import rotate_around_a_corrupt_row
 from tests.fixtures.profiles import SHORT
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_corrupt_row_is_named_and_keeps_its_key_while_all_others_move(store_url, tmp_path) -> None:

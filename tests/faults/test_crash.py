@@ -6,6 +6,8 @@ import pytest
 from tests.faults.crashes import crash_server
 from tests.fixtures.profiles import SHORT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.postgres
 def test_a_server_that_is_killed_under_load_loses_nothing(killable_postgres, tmp_path) -> None:

@@ -6,6 +6,8 @@ import pytest
 from tests.faults.crowds import work_at_once
 from tests.fixtures.profiles import SHORT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.postgres
 def test_a_crowd_on_one_store_loses_nothing(postgres_url, tmp_path) -> None:

@@ -19,6 +19,8 @@ from tests.faults.parameters import every_fault_of_every_operation, every_refusa
 from tests.fixtures.dependencies import ALL, Fault
 from tests.fixtures.profiles import SHORT
 
+pytestmark = pytest.mark.slow
+
 
 @every_fault_of_every_operation
 def test_a_fault_loses_nothing_and_a_second_run_completes(

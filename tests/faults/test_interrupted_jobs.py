@@ -18,6 +18,8 @@ from eventseal.testing import FakeKms
 if TYPE_CHECKING:
     import sqlite3
 
+pytestmark = pytest.mark.slow
+
 EACH = 40
 BATCH = 5
 

@@ -6,6 +6,8 @@ import pytest
 from tests.faults.kills import kill_rotations
 from tests.fixtures.profiles import SHORT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.timeout(600)
 def test_a_killed_rotation_loses_nothing_and_completes_when_run_again(store_url, tmp_path) -> None:

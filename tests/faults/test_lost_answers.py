@@ -6,6 +6,8 @@ import pytest
 from tests.faults.lost_answers import lose_answers
 from tests.fixtures.profiles import SHORT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.postgres
 def test_lost_answers_move_every_item_once_and_retire_every_key(postgres_url) -> None:

@@ -87,6 +87,7 @@ def test_threads_of_two_keyrings_that_race_make_one_key_for_each_branch(store) -
     assert all(isinstance(key, DataKey) for key in found.values())
 
 
+@pytest.mark.slow
 def test_branches_rotate_while_keys_are_made_and_all_keys_open(store) -> None:
     kms = FakeKms()
     maker, rotator = Keyring(kms, store, branches=2), Keyring(kms, store, branches=2)
@@ -118,6 +119,7 @@ def test_branches_rotate_while_keys_are_made_and_all_keys_open(store) -> None:
     assert states[KeyState.COMPROMISED] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store_name", STORES[1:], indirect=True)
 def test_processes_that_race_make_one_key_for_each_branch(store, datastore, tmp_path) -> None:
     key_file = tmp_path / "dev.key"

@@ -6,6 +6,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from uuid import RFC_4122
 
+import pytest
+
 from eventseal.keys.key_ids import new_key_id
 
 
@@ -42,6 +44,7 @@ def test_ids_sort_by_the_time_they_were_made() -> None:
     assert made == sorted(made)
 
 
+@pytest.mark.slow
 def test_threads_never_make_the_same_id() -> None:
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(lambda _: new_key_id(), range(20_000)))

@@ -64,6 +64,7 @@ def context(position: int = 0) -> ItemContext:
     return ItemContext(sequence_id=uuid4(), position=position, topic="t")
 
 
+@pytest.mark.slow
 def test_children_of_a_busy_parent_seal_and_open() -> None:
     store, kms = InMemoryKeyStore(), FakeKms()
     keyring = Keyring(kms, store)
@@ -152,6 +153,7 @@ def test_a_child_of_a_child_starts_anew_too() -> None:
     assert in_child(lambda: in_child(lambda: len(keyring.sealing_keys({"a": 1})))) == 1
 
 
+@pytest.mark.slow
 def test_a_keyring_is_not_kept_alive_for_forks() -> None:
     keyring = Keyring(FakeKms(), InMemoryKeyStore())
     known = weakref.ref(keyring)

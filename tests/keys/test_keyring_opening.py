@@ -191,6 +191,7 @@ def test_a_key_that_was_absent_and_came_is_not_refused_when_it_is_evicted(new_ke
     assert isinstance(opened(small, key_id), DataKey)
 
 
+@pytest.mark.slow
 def test_refusals_are_bounded(keyring) -> None:
     made(keyring, 1)
     keyring.opening_keys([uuid4() for _ in range(25_000)])

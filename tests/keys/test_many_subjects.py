@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from tests.fixtures.subjects import PAGE, replay_subjects, seal_subjects
 
 from eventseal.keys import InMemoryKeyStore, KeyPurpose
@@ -16,6 +17,7 @@ from eventseal.testing import FakeKms
 SUBJECTS, BRANCHES = 20_000, 16
 
 
+@pytest.mark.slow
 def test_subject_keys_cost_a_call_for_each_branch_and_one_for_the_store_key(tmp_path) -> None:
     kms, store = FakeKms(), InMemoryKeyStore()
     made = seal_subjects(SUBJECTS, kms, store, tmp_path / "items", branches=BRANCHES)

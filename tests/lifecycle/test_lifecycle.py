@@ -10,6 +10,8 @@ from tests.lifecycle.running import chosen_seed, run_lifecycle
 if TYPE_CHECKING:
     from tests.lifecycle.site import Site
 
+pytestmark = pytest.mark.slow
+
 WORLDS = {True: 18, False: 6}
 """On SQLite, and on PostgreSQL, where each statement takes longer."""
 

@@ -11,6 +11,8 @@ from tests.lifecycle.schedules import SCHEDULES, places_of, sweep
 if TYPE_CHECKING:
     from tests.lifecycle.site import Site
 
+pytestmark = pytest.mark.slow
+
 CASES = [
     pytest.param(
         name, database, id=f"{name}, {database}", marks=[pytest.mark.postgres] * (database == "postgresql")

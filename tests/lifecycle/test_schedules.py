@@ -10,6 +10,8 @@ from tests.lifecycle.schedules import SCHEDULES, places_of, some, sweep
 if TYPE_CHECKING:
     from tests.lifecycle.site import Site
 
+pytestmark = pytest.mark.slow
+
 MOST = {True: 3, False: 1}
 """Places that are tried of each operation, on SQLite and on PostgreSQL; the soak tries all."""
 

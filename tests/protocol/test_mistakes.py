@@ -9,6 +9,8 @@ from tests.protocol.mistakes import SEEDED, Seeded
 from tests.protocol.world import Mistake
 from tests.protocol.wrappings import WrappingMistake
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("seeded", SEEDED, ids=[seeded.mistake.name for seeded in SEEDED])
 def test_a_mistake_is_found_with_a_trace_to_it(seeded: Seeded) -> None:
@@ -25,6 +27,7 @@ def test_a_mistake_is_found_with_a_trace_to_it(seeded: Seeded) -> None:
 RIGHT = {seeded.setup.__name__: seeded.setup for seeded in SEEDED}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setup", RIGHT)
 def test_without_the_mistake_the_same_set_up_holds(setup: str) -> None:
     assert explored(RIGHT[setup]).violation is None

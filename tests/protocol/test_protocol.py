@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from tests.protocol.checker import Model
 
+pytestmark = pytest.mark.slow
+
 SHORT = (*configurations.SHORT, *erasures.SHORT, *rolls.SHORT)
 
 

@@ -254,6 +254,7 @@ def test_recorded_anew_the_marks_take_in_what_is_there_now(shop):
     assert verify(shop.seal).failed == 0
 
 
+@pytest.mark.slow
 def test_marking_waits_for_writers_but_not_for_long(open_shop, postgres_url):
     shop = open_shop(postgres_url)
     shop.append(1)

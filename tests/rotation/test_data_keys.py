@@ -245,6 +245,7 @@ def test_a_branch_key_is_marked_without_items(open_shop, sqlite_url) -> None:
     assert fence(shop, branch.key_id) is None
 
 
+@pytest.mark.slow
 def test_a_fence_that_somebody_holds_keeps_no_other_leaked_key_from_its_mark(open_shop, postgres_url) -> None:
     shop = open_shop(postgres_url)
     olds = {scope: shop.append(2, scope=scope)[0].key_id for scope in ("a", "b", "c")}
@@ -263,6 +264,7 @@ def test_a_fence_that_somebody_holds_keeps_no_other_leaked_key_from_its_mark(ope
     assert fence(shop, olds["b"]) == CLOSED
 
 
+@pytest.mark.slow
 def test_a_named_key_whose_fence_somebody_holds_is_an_error_after_the_others_were_marked(
     open_shop, postgres_url
 ) -> None:

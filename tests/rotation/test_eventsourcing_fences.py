@@ -43,6 +43,7 @@ def fences(library, *key_ids):
         return fence_states(connection, key_ids)
 
 
+@pytest.mark.slow
 def test_a_key_is_not_retired_while_a_transaction_that_wrote_under_it_is_open(library):
     impatient = "?timeout=0.2" if not library.on_postgresql else ""
     others = library.open(store_url=f"{library.settings['store_url']}{impatient}")
@@ -241,6 +242,7 @@ def test_no_key_is_retired_while_events_by_tags_may_be_under_it(pg_library):
         assert retire(told).done == 1
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 def test_the_triggers_wait_for_whoever_writes_without_them(open_library, postgres_url):
     library = open_library(postgres_url, made=False)
@@ -255,6 +257,7 @@ def test_the_triggers_wait_for_whoever_writes_without_them(open_library, postgre
     assert reencrypt(library.seal).done == 1
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_while_writers_append_and_keys_come_and_go(library):
     rounds, errors, written, done = 4, [], [], threading.Event()
 

@@ -191,6 +191,7 @@ def test_a_forgery_under_a_compromised_key_is_reported(open_library, store_url, 
         retire(library.seal, keys=[old])
 
 
+@pytest.mark.slow
 def test_the_items_of_a_compromised_key_are_moved(library):
     library.append(3)
     library.take_snapshot()

@@ -58,6 +58,7 @@ def test_digits_that_are_said_to_be_text_are_not_sealed_before_the_application_h
     assert library.execute(f"SELECT state FROM {EVENTS}") == [(PLAIN,)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("told", "sealed", "ids"),
     [

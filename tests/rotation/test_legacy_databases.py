@@ -31,6 +31,8 @@ from eventseal.rotation import begin_migration, copy_items, finish_migration, mi
 from eventseal.storage import SQLAlchemySettings
 from eventseal_kms.local import LocalKmsAdapter
 
+pytestmark = pytest.mark.slow
+
 CHILD = Path(__file__).with_name("migrate_child.py")
 MODULES = Path(legacy.__file__).parent / "legacy_modules"
 ITEMS = "integer_sequenced_items"

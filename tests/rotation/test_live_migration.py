@@ -8,6 +8,8 @@ from tests.fixtures.loan_log import streams
 
 from eventseal.testing import FakeKms
 
+pytestmark = pytest.mark.slow
+
 EVENTS = 1200
 
 

@@ -21,6 +21,8 @@ from eventseal_kms.local import LocalKmsAdapter
 from eventseal_kms.testing import FakeAwsKms
 from eventseal_kms.vault import VaultTransitAdapter
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["openbao"]
 
 TENANTS = 5

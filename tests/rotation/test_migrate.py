@@ -255,6 +255,7 @@ def test_items_of_a_shredded_scope_stay_and_are_named(open_shop, store_url):
 # --- bad input ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["eventsourcing-cbc", "eventsourcing-gcm", "eventsourcing-gcm-base64"])
 def test_a_wrong_old_key_is_named_and_nothing_is_written(open_shop, store_url, monkeypatch, name):
     shop = open_shop(store_url, old_formats=[f"{name} key=env:OLD", "plain-json"])
@@ -431,6 +432,7 @@ def test_a_migration_that_stops_goes_on_and_is_no_other_verbs_job(old_shop, monk
     assert (result.job_id, result.complete, result.done) == (job_id, True, 60)
 
 
+@pytest.mark.slow
 def test_what_stopped_and_others_have_done_is_no_job_any_more_at_the_end(old_shop, monkeypatch):
     fill(old_shop)
     begin_migration(old_shop.seal)

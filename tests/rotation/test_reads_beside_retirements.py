@@ -67,6 +67,7 @@ def test_events_are_read_although_their_key_is_retired_before_they_are_opened(sh
     assert READS[read](event_store(reader)) == EVENTS
 
 
+@pytest.mark.slow
 def test_events_are_read_although_the_next_key_is_retired_too_before_they_are_opened(shop) -> None:
     event_store(shop).append(EVENTS)
     reader = shop.again()

@@ -237,6 +237,7 @@ def test_a_key_that_is_due_by_policy_is_not_replaced_by_a_re_encryption(open_sho
     assert len(shop.seal.key_store.page("shop")) == 3  # the store key, the old one, the new one
 
 
+@pytest.mark.slow
 def test_one_corrupt_row_among_many_is_named_and_the_others_move(shop):
     items = [item for _ in range(10) for item in shop.append(1_000)]
     broken = items[4_321]

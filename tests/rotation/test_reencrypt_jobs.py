@@ -114,6 +114,7 @@ def test_a_resumed_job_moves_to_the_key_that_is_active_by_then(shop, monkeypatch
     assert {item.key_id for item in shop.strategy().all_items()} == {active(shop)}
 
 
+@pytest.mark.slow
 def test_another_selection_is_another_job(shop, monkeypatch):
     filled(shop)
     stop_behind(shop, monkeypatch, 0)
@@ -180,6 +181,7 @@ def test_a_store_without_the_tables_of_jobs_says_what_makes_them(shop):
 # --- ended by a signal ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed in a transaction", "killed behind a commit", "interrupted"])
 def test_a_process_that_ends_in_the_middle_leaves_a_job_that_another_one_finishes(
     open_shop, store_url, kms, tmp_path, monkeypatch, how
@@ -317,6 +319,7 @@ def test_a_job_that_is_resumed_at_another_pace_does_not_wait_out_the_old_one(sho
     assert (result.complete, result.done) == (True, 50)
 
 
+@pytest.mark.slow
 def test_who_goes_on_with_a_job_keeps_its_pace_unless_he_gives_another(shop, monkeypatch):
     """Else a second terminal would undo what spares the applications."""
     filled(shop, streams=2)
@@ -412,6 +415,7 @@ def test_threads_of_an_executor_work_on_the_store_they_are_given(shop, monkeypat
     assert lefts == sorted(lefts, reverse=True)
 
 
+@pytest.mark.slow
 def test_processes_open_the_store_themselves(open_shop, store_url, kms, tmp_path):
     shop = filled(open_shop(store_url, kms), streams=40)
     open_store = functools.partial(
@@ -445,6 +449,7 @@ def _die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_an_interruption_stops_the_workers_of_this_call_alone(shop, monkeypatch):
     filled(shop, streams=40)
     seen = []
@@ -465,6 +470,7 @@ def test_an_interruption_stops_the_workers_of_this_call_alone(shop, monkeypatch)
     assert (result.complete, result.done) == (True, 1_000)
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_reaches_the_caller_and_stops_the_others(shop, monkeypatch):
     filled(shop, streams=40)
     stop_behind(shop, monkeypatch, 3)

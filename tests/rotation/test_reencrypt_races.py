@@ -97,6 +97,7 @@ def test_a_row_that_was_deleted_meanwhile_stays_deleted(shop, meanwhile):
     assert shop.execute(f"SELECT count(*) FROM {ITEMS}") == [(4,)]
 
 
+@pytest.mark.slow
 def test_appends_and_reads_go_on_meanwhile(shop, meanwhile):
     items = shop.append(50)
     other = shop.again()

@@ -244,6 +244,7 @@ def branch_of(shop) -> UUID:
     return branch
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 @pytest.mark.parametrize("first", ["wrapping", "retirement"])
 def test_a_key_that_is_being_stored_under_the_branch_key_is_waited_for(
@@ -385,6 +386,7 @@ def test_who_begins_after_the_closing_is_refused_and_seals_again(shop) -> None:
     shop.strategy().append([sealed_item(shop)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
 def test_no_append_is_lost_to_retirements_that_go_on(open_shop, request, database) -> None:
     """Writers of other processes seal under keys that are rotated and retired all the while."""
@@ -432,6 +434,7 @@ def test_no_append_is_lost_to_retirements_that_go_on(open_shop, request, databas
 # --- a crash between the steps ---
 
 
+@pytest.mark.slow
 def test_a_crash_before_the_wrappings_go_leaves_a_key_that_opens(shop, monkeypatch) -> None:
     (item,) = shop.append()
     other = active(shop, "b")

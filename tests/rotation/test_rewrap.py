@@ -135,6 +135,7 @@ def test_rewraps_at_once_with_readers_lose_no_key(under, kek) -> None:
     assert (last.left, last.failed, last.by_kek) == (0, 0, {"fake://kek": 61})
 
 
+@pytest.mark.slow
 def test_many_data_keys_under_branch_keys_cost_a_handful_of_calls(under, kek) -> None:
     shop = under(kek, branches=2)
     key_ids = fill(shop, 1_000)

@@ -152,6 +152,7 @@ def test_what_sqlite_lets_an_edit_put_in_a_column_fails_its_own_row_alone(
     json.dumps(result.to_json())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("column", ["data", "topic", "sequence_id", "key_id"])
 def test_text_that_is_not_utf_8_fails_its_own_row_alone(sqlite_shop, column):
     items = sqlite_shop.append(3)

@@ -92,6 +92,7 @@ def test_setting_up_again_keeps_what_readers_accept(library):
     assert (found[SNAPSHOTS].old_formats, found[SNAPSHOTS].may_mislead) == ((), False)
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 def test_tables_in_a_schema_of_their_own(open_library, postgres_url):
     library = open_library(postgres_url, schema="shop")

@@ -70,6 +70,7 @@ def is_in_files(seal: EventSeal, needle: bytes) -> bool:
     return any(needle in path.read_bytes() for path in files_of(seal))
 
 
+@pytest.mark.slow
 def test_the_wrappings_of_a_shredded_scope_are_gone_from_the_files(open_seal, store_url) -> None:
     seal = open_seal(store_url)
     seal.keyring.prepare(SUBJECTS)

@@ -91,6 +91,7 @@ def test_a_forked_process_uses_connections_of_its_own(store_url):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::eventseal_kms.local.DevelopmentKeyWarning")
 def test_processes_that_race_on_a_cold_scope_make_one_data_key_and_one_store_key(
     store_url, open_datastore, tmp_path

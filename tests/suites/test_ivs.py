@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from eventseal.suites import A256CBC_HS512, ContextPool, seal_many
 
 CENSUS = Path(__file__).parent / "iv_census.py"
@@ -17,6 +19,7 @@ def census(*arguments):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_no_iv_repeats_over_a_million_items_in_threads_and_forks():
     counted = census("1000000")
     assert counted == {"ended": [0, 0, 0, 0], "items": 1_000_500, "repeated": 0}

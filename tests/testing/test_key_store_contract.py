@@ -421,6 +421,7 @@ def run(broken: type[KeyStore], test: str) -> None:
     method(**{name: given[name] for name in wanted})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broken", "test"), BROKEN, ids=[f"{broken.__name__}-{test[5:45]}" for broken, test in BROKEN]
 )

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from unittest import TestCase
 
+pytestmark = pytest.mark.slow
+
 FACTORIES = {
     f"{LIBRARY}.popo": popo.POPOFactory,
     f"{LIBRARY}.sqlite": sqlite.SQLiteFactory,

@@ -220,6 +220,7 @@ def test_a_library_that_is_not_there_is_named_with_its_install_command():
     assert told.stdout == "Run: pip install 'eventseal[eventsourcing]'\n"
 
 
+@pytest.mark.slow
 def test_names_are_loaded_when_they_are_asked_for():
     program = (
         "import sys, eventseal.integrations.eventsourcing as ours\n"

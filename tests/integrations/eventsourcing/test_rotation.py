@@ -93,6 +93,7 @@ def at_work(school):
     assert errors == []
 
 
+@pytest.mark.slow
 def test_an_application_goes_on_while_keys_come_and_go(schools):
     retired = 0
     with closing(schools.open()) as school:
@@ -121,6 +122,7 @@ def test_events_are_read_although_their_key_is_retired_before_they_are_opened(sc
         assert [event.originator_version for event in replay] == [1, 2]
 
 
+@pytest.mark.slow
 def test_snapshots_are_moved_with_the_events(schools):
     with closing(schools.open(IS_SNAPSHOTTING_ENABLED="y")) as school:
         dog = school.register("Fido", "sit")

@@ -95,6 +95,7 @@ def test_one_key_takes_no_thread(kms, adapter, items):
     assert len(new) == 1  # the pool's own
 
 
+@pytest.mark.slow
 def test_a_thousand_keys_over_http(kms, key, served):
     adapter = AwsKmsAdapter(key)
     keys = [(uuid4().bytes * 2, EncryptionContext(uuid4(), "data", "shop")) for _ in range(1000)]

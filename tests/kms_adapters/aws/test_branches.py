@@ -68,6 +68,7 @@ def test_fifty_threads_on_a_cold_cache_make_one_call(kms, keyring):
     assert [call.action for call in kms.calls[before:]] == ["kms:Decrypt"]
 
 
+@pytest.mark.slow
 def test_a_thousand_keys_that_expire_together_have_twenty_calls_in_flight(kms, keyring):
     clock = ManualClock()
     ring = keyring(clock=clock)

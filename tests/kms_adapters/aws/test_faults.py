@@ -108,6 +108,7 @@ class TestOnTheWay:
         proxy.recover()
         unwrap_works(own, wrapped, context)
 
+    @pytest.mark.slow
     def test_with_its_own_time_outs_a_silent_endpoint_costs_seconds(self, own, proxy, wrapped, context):
         proxy.hang()
         # 36 s with SLACK: botocore's own time-outs of 60 s would make it three minutes.
@@ -130,6 +131,7 @@ def unwrap_fails_somehow(adapter, wrapped, context, within):
 class TestInside:
     """KMS answers, and says no."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("code", "tries", "error", "within"),
         [
@@ -156,6 +158,7 @@ class TestInside:
         kms.recover()
         unwrap_works(own, wrapped, context)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("code", ["ThrottlingException", "KMSInternalException"])
     def test_what_passes_is_not_noticed(self, own, kms, wrapped, context, code):
         kms.fail_next(TRIES - 1, code)

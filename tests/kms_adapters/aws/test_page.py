@@ -131,6 +131,7 @@ def test_the_programs_of_the_page_run(served, key):
     assert "yes kms:Decrypt" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_example_of_a_test_is_the_file_and_passes():
     example = ROOT / "examples" / "test_under_moto.py"
     assert f"```python\n{example.read_text()}```" in PAGE

@@ -54,6 +54,7 @@ def test_the_log_of_the_applications_own_calls_stays_as_it_was(kms, key, own, co
     assert "KeyMetadata" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", ["ThrottlingException", "AccessDeniedException", "KMSInternalException"])
 def test_no_error_shows_a_key_not_even_with_the_locals_of_its_traceback(own, kms, context, code):
     kms.fail_always(code, action="kms:Encrypt")

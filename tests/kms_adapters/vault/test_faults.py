@@ -94,6 +94,7 @@ def scene_with_a_token(openbao, counting, context, patient, request):
     return Scene(openbao, counting, context, request.node.name, patient, token=token)
 
 
+@pytest.mark.slow
 def test_1_sealed(persistent_scene):
     scene = persistent_scene
     scene.server.seal()
@@ -158,6 +159,7 @@ def test_5_a_rate_limit(persistent_scene):
     scene.assert_healed()
 
 
+@pytest.mark.slow
 def test_6_a_server_that_hangs(persistent_scene):
     scene = persistent_scene
     scene.adapter = VaultTransitAdapter("transit", scene.key_name, client=scene.client)  # its usual bounds
@@ -212,6 +214,7 @@ def test_10_a_trimmed_version(scene):
     scene.assert_healed()
 
 
+@pytest.mark.slow
 def test_no_outage_is_ever_reported_as_anything_else(persistent_scene, impatient):
     """Every operation, in every outage."""
     scene = persistent_scene

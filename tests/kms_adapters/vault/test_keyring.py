@@ -92,6 +92,7 @@ def test_a_key_made_again_under_its_name_is_no_outage(openbao, keyring, key_name
         AESCipher(keyring()).decrypt(sealed, PLACE)
 
 
+@pytest.mark.slow
 def test_a_sealed_vault_is_served_from_memory_and_never_taken_for_anything_else(
     persistent_openbao, key_store
 ):

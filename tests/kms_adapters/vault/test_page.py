@@ -131,6 +131,7 @@ def test_the_programs_of_the_page_run(server, token_with):
     assert 'no  update transit/rewrap/orders path "transit/rewrap/orders"' in done.stdout
 
 
+@pytest.mark.slow
 def test_an_application_with_the_first_two_policies_can_be_initialised(server, token_with, tmp_path):
     environment = {
         "VAULT_ADDR": server.address,

@@ -124,6 +124,7 @@ def test_a_move_to_another_transit_key_unwraps_and_is_verified_at_once(
     assert opened(keyring(new), key_ids)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_sealed_half_way_is_told_and_the_rewrap_goes_on_later(
     persistent_openbao, key_store, key_name
 ):
