@@ -211,8 +211,8 @@ def test_the_oldest_release_is_copied_and_no_key_is_in_the_arguments(tmp_path, r
         "EVENTSEAL_OLD_STORE_URL": f"sqlite:///{path}",
     }
     command = [str(EXECUTABLE), "migrate", "--copy", ITEMS]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
     assert "130 items were copied" in done.stdout
-    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
     assert "0 items were copied" in again.stdout
     assert "130" in run("verify").stdout

@@ -146,22 +146,28 @@ def start(*words: str, stderr=subprocess.PIPE) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
 
 
-def slow(*words: str) -> subprocess.Popen[str]:
-    """A run that moves fifty items a second, up to where its first tenth is done."""
-    running = start("--items-per-second", "50", *words)
-    assert running.stderr is not None
-    for line in running.stderr:
-        if line.startswith("reencrypt: "):
-            return running
-    raise AssertionError(f"it ended with {running.wait()}")
+@pytest.fixture
+def slow(query):
+    """Starts a run that stands still after a tenth or two, until it is stopped."""
+
+    def start_slow(*words: str) -> subprocess.Popen[str]:
+        running = start("--items-per-second", "20", *words)
+        assert running.stderr is not None
+        for line in running.stderr:
+            if line.startswith("reencrypt: "):
+                query("UPDATE reencryption_jobs SET paced_until = paced_until + 3600")
+                return running
+        raise AssertionError(f"it ended with {running.wait()}")
+
+    return start_slow
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_interrupted_it_exits_with_130_and_says_how_to_go_on(run_json, old, query, sent, processes):
+def test_interrupted_it_exits_with_130_and_says_how_to_go_on(run_json, old, query, slow, sent, processes):
     running = slow("--workers", processes, "--json")
     running.send_signal(sent)
-    out, err = running.communicate(timeout=60)
+    out, err = running.communicate(timeout=120)
     assert running.returncode == 130, err
     partly = json.loads(out)
     assert (partly["complete"], partly["verb"]) == (False, "reencrypt")
@@ -177,13 +183,14 @@ def test_interrupted_it_exits_with_130_and_says_how_to_go_on(run_json, old, quer
 
 
 def test_an_interrupt_while_workers_start_is_the_commands_alone(old):
-    words = [sys.executable, "-c", HEEDING, str(EXECUTABLE), "reencrypt", "--workers", "2"]
+    options = ["--workers", "2", "--items-per-second", "1"]  # so that it does not end first
+    words = [sys.executable, "-c", HEEDING, str(EXECUTABLE), "reencrypt", *options]
     running = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not any(map(is_python_by_now, children_of(running.pid))):
         assert running.poll() is None
         select.select([], [], [], 0.005)
     os.killpg(running.pid, signal.SIGINT)  # as a terminal does: the workers get it too
-    _, err = running.communicate(timeout=60)
+    _, err = running.communicate(timeout=120)
     assert running.returncode == 130, err
     assert "interrupted" in err
     assert "Traceback" not in err
@@ -218,12 +225,12 @@ def is_python_by_now(process: Path) -> bool:
     return bool(heeds) and "spawn_main" in (process / "cmdline").read_text()
 
 
-def test_killed_its_workers_end_with_it_and_the_next_run_goes_on(run_json, old):
+def test_killed_its_workers_end_with_it_and_the_next_run_goes_on(run_json, old, slow):
     running = slow("--workers", "2")
     children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
     assert len(children) >= 2
     running.kill()
-    running.communicate(timeout=60)
+    running.communicate(timeout=120)
     for child in children:
         while (
             Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split()[2]
@@ -233,13 +240,13 @@ def test_killed_its_workers_end_with_it_and_the_next_run_goes_on(run_json, old):
     assert run_json("verify")["done"] == 200
 
 
-def test_a_job_is_paused_from_elsewhere_and_resumed(run, run_json, old):
+def test_a_job_is_paused_from_elsewhere_and_resumed(run, run_json, old, slow):
     running = slow("--json")
     (job,) = run_json("status")["jobs"]
     assert job["state"] == "running"
     paused = run_json("reencrypt", "--pause", job["job_id"])
     assert paused["state"] == "paused"
-    out, err = running.communicate(timeout=60)
+    out, err = running.communicate(timeout=120)
     assert running.returncode == 0, err
     assert json.loads(out)["complete"] is False
     steps = run_json("status")["next"]
@@ -249,10 +256,10 @@ def test_a_job_is_paused_from_elsewhere_and_resumed(run, run_json, old):
     run("doctor")
 
 
-def test_a_resumed_job_whose_target_was_rotated_meanwhile_goes_to_the_newest_key(run_json, old, query):
+def test_a_resumed_job_whose_target_was_rotated_meanwhile_goes_to_the_newest_key(run_json, old, query, slow):
     running = slow("--json")
     running.send_signal(signal.SIGINT)
-    out, _ = running.communicate(timeout=60)
+    out, _ = running.communicate(timeout=120)
     rotate()
     result = run_json("reencrypt", "--resume", json.loads(out)["job_id"], "--items-per-second", "1000000")
     assert result["left"] == 0
@@ -260,10 +267,10 @@ def test_a_resumed_job_whose_target_was_rotated_meanwhile_goes_to_the_newest_key
     assert run_json("keys", "--state", "active", "--scope", "application")["keys"][0]["items"] == 200
 
 
-def test_a_job_of_another_release_is_refused_with_what_to_do(run, run_json, old, query):
+def test_a_job_of_another_release_is_refused_with_what_to_do(run, run_json, old, query, slow):
     running = slow()
     running.send_signal(signal.SIGINT)
-    running.communicate(timeout=60)
+    running.communicate(timeout=120)
     (job,) = run_json("status")["jobs"]
     query("UPDATE reencryption_jobs SET layout = 99, release = '99.0'")
     shown = run("reencrypt", "--resume", job["job_id"], exits=4).stderr
@@ -283,7 +290,7 @@ def test_on_a_terminal_progress_is_a_bar_with_rate_and_time_left(old):
             shown += os.read(ours, 4096)
         except OSError:  # Linux says so at the end of a terminal
             break
-    out, _ = running.communicate(timeout=60)
+    out, _ = running.communicate(timeout=120)
     os.close(ours)
     assert running.returncode == 0
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())

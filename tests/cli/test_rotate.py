@@ -145,7 +145,7 @@ def test_it_waits_until_every_process_has_noticed_and_moves_what_was_appended_me
     query("UPDATE key_changes SET refresh_interval = 3")
     running = until_it_waits()
     assert late() == old
-    out, err = running.communicate(timeout=60)
+    out, err = running.communicate(timeout=120)
     assert running.returncode == 0, out + err
     assert "1 keys were destroyed, 0 stay" in out
     assert query(f"SELECT count(*), count(DISTINCT key_id) FROM {ITEMS}") == [(5, 1)]
@@ -157,7 +157,7 @@ def test_interrupted_while_it_waits_it_says_how_to_go_on(run_json, store, query)
     query("UPDATE key_changes SET refresh_interval = 600")
     running = until_it_waits()
     running.send_signal(signal.SIGTERM)
-    _, err = running.communicate(timeout=60)
+    _, err = running.communicate(timeout=120)
     assert running.returncode == 130
     assert "eventseal reencrypt, then eventseal retire" in err
     query("UPDATE key_changes SET refresh_interval = 0")

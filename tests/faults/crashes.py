@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from typing import TYPE_CHECKING
 
 from tests.faults.workers import LARGEST_BATCH, READER, ROTATOR, WRITER, Crew, Worker, length_of, tenant_of
@@ -19,8 +18,10 @@ if TYPE_CHECKING:
     from tests.fixtures.profiles import Profile
 
 ROLES = (WRITER, WRITER, ROTATOR, READER)
-BETWEEN = 0.6
-"""Seconds at most from a start to the next kill."""
+FIRST = slice(1)
+"""The first writer, whose steps are short."""
+MOST_STEPS = 60
+"""How many of its steps lie between a start and the next kill at most."""
 
 
 def crash_server(server: KillableServer, profile: Profile, folder: Path, *, seed: int | None = None) -> None:
@@ -31,7 +32,7 @@ def crash_server(server: KillableServer, profile: Profile, folder: Path, *, seed
         server: Of the test's own.
         profile: How often.
         folder: For the KEK's file.
-        seed: Of the moments; by default a new one, which is printed.
+        seed: Determines when the kills are. By default it is a new one, which is printed.
     """
     seed = random.randrange(2**32) if seed is None else seed
     print(f"seed {seed}")
@@ -43,10 +44,12 @@ def crash_server(server: KillableServer, profile: Profile, folder: Path, *, seed
         shop.set_up().keyring.prepare([scope_of(tenant) for tenant in TENANTS])
     with Crew(server.url, [f"local://{key_file}"], ROLES, tolerant=True) as crew:
         for _ in range(profile.crashes):
-            time.sleep(moments.uniform(0, BETWEEN))
+            # When the writer has completed these steps, the other processes are in the middle of theirs.
+            crew.wait_for("done", moments.randrange(MOST_STEPS), FIRST)
             server.kill()
+            crew.wait_for("outages", 1, FIRST)
             server.start()
-        time.sleep(BETWEEN)
+        crew.wait_for("done", 1)
         answers = crew.stop()
     assert sum(answer["outages"] for answer in answers) >= profile.crashes
     assert all(answer["done"] > 0 for answer in answers), answers

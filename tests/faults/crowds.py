@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 from tests.faults.crashes import check_everything_rotates
@@ -25,7 +24,7 @@ def work_at_once(url: str, profile: Profile, folder: Path) -> list[dict[str, Any
 
     Args:
         url: An empty database.
-        profile: For how long.
+        profile: How many steps each of them completes.
         folder: For the KEK's file.
 
     Returns:
@@ -37,9 +36,9 @@ def work_at_once(url: str, profile: Profile, folder: Path) -> list[dict[str, Any
     with SealedShop(url, kek) as shop:
         shop.set_up().keyring.prepare([scope_of(tenant) for tenant in TENANTS])
     with Crew(url, [f"local://{key_file}"], ROLES) as crew:
-        time.sleep(profile.seconds)
+        crew.wait_for("done", profile.steps)
         answers = crew.stop()
-    assert all(answer["done"] > 0 and answer["outages"] == 0 for answer in answers), answers
+    assert all(answer["done"] >= profile.steps and answer["outages"] == 0 for answer in answers), answers
     positions = {answer["number"]: answer["position"] for answer in answers if answer["role"] == WRITER}
     assert all(positions.values())
     check_everything_rotates(url, kek, positions)

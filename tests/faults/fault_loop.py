@@ -38,8 +38,8 @@ AND backend_type = 'client backend' AND state <> 'idle' UNION ALL SELECT 'adviso
 WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 
-SERVER_NOTICES = 10.0
-"""Seconds."""
+SERVER_NOTICES = 120.0
+"""Seconds after which something hangs."""
 
 
 class Seen(NamedTuple):

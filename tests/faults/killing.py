@@ -1,8 +1,8 @@
 """
-Kills a rotation at random moments, again and again, and looks at what is left.
+Kills a rotation at random calls of its database, again and again, and looks at what is left.
 
-Run as a program, because a process with threads should not fork: this one has one thread, opens no database,
-and lets children do everything. They inherit its imports, so a kill costs milliseconds.
+Run it as a program, because a process with threads should not fork. This one has one thread, opens no
+database, and lets children do everything. They inherit its imports, so a kill costs milliseconds.
 """
 
 from __future__ import annotations
@@ -11,29 +11,28 @@ import json
 import os
 import pickle
 import random
-import select
 import signal
+import socket
 import sys
-import time
 import traceback
 import warnings
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from tests.fixtures.dependencies import COMMIT, Faults, count_database_calls
 from tests.fixtures.sealed_shops import TENANTS, SealedShop, places_of
 
 from eventseal.keys import CachePolicy
 from eventseal.keys.states import KeyState
 from eventseal.rotation import reencrypt, retire, rewrap, rotate_keys, verify
+from eventseal.testing import ManualClock
 from eventseal_kms.local import DevelopmentKeyWarning, LocalKmsAdapter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PAUSE_BETWEEN_COMPLETIONS = 10
-"""Kills after which a rotation is left to end."""
-FROM_THE_BEGINNING = 20
-"""Of so many kills one may come before the first transaction: nothing is half-way then."""
+ROUND = 10
+"""Kills after which a rotation may end. Each of them hits another of as many equal parts of the rotation."""
 BATCH = 10
 _PATIENCE = 3_600  # s
 _STREAMS = 3
@@ -45,13 +44,13 @@ class Report:
     What happened.
 
     Attributes:
-        seed: Of the moments.
-        kills: SIGKILLs that hit a rotation that was running.
-        mid_state: How many of them left a rotation that had begun and was not complete.
-        unfinished_items: How many of them left items under more than one key of a scope.
-        lost: Events that were not there afterwards, of all looks together.
+        seed: Determines at which calls the kills are.
+        kills: SIGKILLs that hit a running rotation.
+        mid_state: Kills after which a rotation had begun and was not complete.
+        unfinished_items: Kills after which the items of a scope were under several keys.
+        lost: Events that were missing after a kill, the sum of all looks.
         unreadable: Items and keys that did not open.
-        completed: Rotations that were left to end, and ended with everything on the newest keys.
+        completed: Rotations that were not killed, and ended with everything on the newest keys.
         outran: Rotations that ended before their kill.
     """
 
@@ -65,15 +64,47 @@ class Report:
     outran: int = 0
 
 
+class Calls(Faults):
+    """
+    Counts database calls. At one of them it reports to the parent, and it stops before the next.
+
+    Args:
+        at: The number of that call, from 1. By default there is none.
+        parent: A socket to the process that kills this one.
+    """
+
+    def __init__(self, at: int = sys.maxsize, parent: socket.socket | None = None) -> None:
+        super().__init__()
+        self._kill_at, self._parent = at, parent
+
+    def met(self, kind: str) -> None:
+        """Count a call, and let it happen."""
+        self.stop_if_reached()
+        self.calls.append(kind)
+        if len(self.calls) == self._kill_at:
+            self._report()
+
+    def stop_if_reached(self) -> None:
+        """Wait for the kill if the call was made."""
+        if len(self.calls) >= self._kill_at:
+            self._report().recv(1)  # nothing comes: this returns only if the parent has died
+            os._exit(1)
+
+    def _report(self) -> socket.socket:
+        assert self._parent is not None
+        self._parent.send(b"!")
+        return self._parent
+
+
 class Killer:
     """
     One store and its kills.
 
     Args:
         url: An empty database.
-        key_files: Of two KEKs: every rotation rewraps the keys under them.
-        items: That the store holds.
-        seed: Of the moments.
+        key_files: The files of two KEKs. Every rotation re-wraps the keys under them.
+        items: How many items the store holds.
+        seed: Determines at which calls the kills are.
     """
 
     def __init__(self, url: str, key_files: list[str], items: int, seed: int) -> None:
@@ -90,23 +121,27 @@ class Killer:
     def run(self, kills: int) -> Report:
         """Kill so many times."""
         self._in_child(self._fill)
-        longest = self._time_of_one()
+        self._in_child(self._complete)  # the first rotation of a store makes a few calls more than later ones
+        calls = self._in_child(self._complete)
         while self.report.kills < kills:
-            at_once = self.report.kills % FROM_THE_BEGINNING == FROM_THE_BEGINNING - 1
-            if not self._kill_one(self._random.uniform(0, longest), at_once=at_once):
-                self.report.outran += 1
-                continue
-            self.report.kills += 1
-            self._look()
-            if self.report.kills % PAUSE_BETWEEN_COMPLETIONS == 0 or self.report.kills == kills:
-                self._complete()
+            # The last parts come first: a run that resumes a job makes fewer calls, and may end sooner.
+            # The first part begins before the first transaction. It comes last, when the store is half-way.
+            between = self._random.sample(range(1, ROUND - 2), ROUND - 3)
+            for part in [ROUND - 1, ROUND - 2, *between, 0][: kills - self.report.kills]:
+                while not self._kill_one(1 + int(calls * (part + self._random.random()) / ROUND)):
+                    self.report.outran += 1
+                self.report.kills += 1
+                self._look()
+            self._in_child(self._complete)
+            self.report.completed += 1
         return self.report
 
     # --- what children do ---
 
     def _shop(self) -> SealedShop:
         keks = [LocalKmsAdapter.from_uri(f"local://{key_file}") for key_file in self._key_files]
-        return SealedShop(self._url, keks, cache=CachePolicy(refresh_interval=0.01))
+        # Every machine makes the same calls: no time refreshes a key, and a rotation settles at once.
+        return SealedShop(self._url, keks, clock=ManualClock(), cache=CachePolicy(refresh_interval=1e-6))
 
     def _fill(self) -> None:
         with self._shop().set_up() as shop:
@@ -114,35 +149,14 @@ class Killer:
                 for number in range(_STREAMS):
                     shop.append(tenant, 0, self._items // len(TENANTS) // _STREAMS, number=number)
 
-    def _rotate(
-        self,
-        started: Callable[[], object] = lambda: None,
-        ended: Callable[[], object] = lambda: None,
-        *,
-        at_once: bool = True,
-    ) -> float:
-        """
-        Do all of it.
-
-        Args:
-            started: Called when it begins.
-            ended: Called when it is complete.
-            at_once: Whether that is before its first transaction, or only behind it.
-
-        Returns:
-            The seconds that it took.
-        """
+    def _rotate(self, calls: Calls) -> None:
+        """Do all of it."""
         with self._shop() as shop:
             shop.keyring.refresh()
-            if at_once:
-                started()
-            began = time.monotonic()
-            rotated = rotate_keys(shop, progress=None if at_once else lambda _: started())
-            for result in (rotated, rewrap(shop), reencrypt(shop, batch=BATCH), retire(shop)):
+            count_database_calls(shop.datastore.engine, calls)
+            for result in (rotate_keys(shop), rewrap(shop), reencrypt(shop, batch=BATCH), retire(shop)):
                 assert result.failed == 0, result.failures
-            seconds = time.monotonic() - began
-            ended()
-            return seconds
+            calls.stop_if_reached()
 
     def _examine(self) -> tuple[int, int, bool, bool]:
         """Lost, unreadable, whether a rotation is half-way, and whether items are."""
@@ -155,42 +169,36 @@ class Killer:
             half_way = states[KeyState.DEACTIVATED] > 0
             return lost, unreadable, half_way, len(items) > len(TENANTS)
 
-    def _complete_in_child(self) -> float:
-        seconds = self._rotate()
+    def _complete(self) -> int:
+        """Rotate to the end; give the number of calls before the COMMIT that destroys the old keys."""
+        calls = Calls()
+        self._rotate(calls)
         with self._shop() as shop:
             assert shop.places() == self._places
             assert shop.items_by_key().keys() == set(shop.active_keys().values())
             assert shop.key_states().keys() <= {KeyState.ACTIVE, KeyState.DESTROYED}
-        return seconds
+        # The last COMMIT is a later one: it only drops what was noted about those keys.
+        return [number for number, kind in enumerate(calls.calls) if kind == COMMIT][-2]
 
     # --- what the parent does ---
 
-    def _time_of_one(self) -> float:
-        return min(self._in_child(self._complete_in_child) for _ in range(3))
-
-    def _kill_one(self, delay: float, *, at_once: bool) -> bool:
-        """Start a rotation and kill it *delay* seconds after it began, if it still runs then."""
-        read, write = os.pipe()
+    def _kill_one(self, at: int) -> bool:
+        """Start a rotation and kill it in its call number *at* or right after it, if there are so many."""
+        ours, theirs = socket.socketpair()
         child = os.fork()
         if child == 0:
-            os.close(read)
-            _be_child(
-                lambda: self._rotate(
-                    lambda: os.write(write, b"!"), lambda: os.write(write, b"."), at_once=at_once
-                ),
-                write,
-            )
-        os.close(write)
-        assert os.read(read, 1) == b"!", "the rotation did not begin"
-        ended, _, _ = select.select([read], [], [], delay)
-        if not ended:
-            os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        os.close(read)
-        if os.WIFSIGNALED(status):
-            return True
-        assert status == 0, "a rotation failed; its traceback is above"
-        return False
+            ours.close()
+            _be_child(lambda: self._rotate(Calls(at, theirs)))
+        theirs.close()
+        with ours:
+            reached = ours.recv(1)
+            if reached:
+                if self._random.random() < 0.5:
+                    ours.recv(1)  # the call was made, and the child stands before the next
+                os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+        assert status == (signal.SIGKILL if reached else 0), "a rotation failed; its traceback is above"
+        return bool(reached)
 
     def _look(self) -> None:
         lost, unreadable, half_way, items_half_way = self._in_child(self._examine)
@@ -199,17 +207,13 @@ class Killer:
         self.report.mid_state += half_way
         self.report.unfinished_items += items_half_way
 
-    def _complete(self) -> None:
-        self._in_child(self._complete_in_child)
-        self.report.completed += 1
-
     def _in_child(self, work: Callable[[], Any]) -> Any:
         """Have a child do something; give what it gives."""
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
             os.close(read)
-            _be_child(lambda: os.write(write, pickle.dumps(work())), write)
+            _be_child(lambda: os.write(write, pickle.dumps(work())))
         os.close(write)
         with os.fdopen(read, "rb") as pipe:
             answer = pipe.read()
@@ -217,13 +221,12 @@ class Killer:
         return pickle.loads(answer)
 
 
-def _be_child(work: Callable[[], object], pipe: int) -> None:
+def _be_child(work: Callable[[], object]) -> NoReturn:
     try:
         work()
     except BaseException:  # noqa: BLE001 - the parent sees the exit code
         traceback.print_exc()
         os._exit(1)
-    os.close(pipe)
     os._exit(0)
 
 

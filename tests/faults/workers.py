@@ -1,7 +1,8 @@
 """
 Processes that work on one store at once: writers, readers and rotators, until their standard input ends.
 
-Run as a program it is one of them; :class:`Crew` starts several and gives what each says at the end.
+Run as a program it is one of them; :class:`Crew` starts several and gives what each says at the end. A line
+like ``done 5`` on its standard input asks the process to print a line after 5 more completed steps.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,8 @@ NEVER = 3_600.0
 """For every other writer: it learns only from a closed fence that its key is gone."""
 _STALE_PAUSE = 3.0
 """Seconds at most between two of its appends: its key must be idle now and then, to be destroyed under it."""
-_PATIENCE = 120
+_PATIENCE = 240
+"""Seconds after which a process hangs."""
 
 
 class Worker:
@@ -67,6 +69,7 @@ class Worker:
         self.done = self.outages = self.retired = 0
         self.position = length_of(shop, number) if number < writers else 0
         self._sure = False
+        self._counted = threading.Condition()
 
     def run(self, role: str, stopped: threading.Event) -> dict[str, Any]:
         """Work until *stopped*; tell how much, and how often the database or the KMS was away."""
@@ -74,11 +77,15 @@ class Worker:
         while not stopped.is_set():
             try:
                 step()
-                self.done += 1
+                with self._counted:
+                    self.done += 1
+                    self._counted.notify_all()
             except (StoreUnavailableError, KmsUnavailableError):
                 if not self.tolerant:
                     raise
-                self.outages += 1
+                with self._counted:
+                    self.outages += 1
+                    self._counted.notify_all()
                 stopped.wait(0.02)
                 self._sure = False
         return {
@@ -89,6 +96,12 @@ class Worker:
             "retired": self.retired,
             "position": self.position,
         }
+
+    def wait_for(self, what: str, more: int) -> None:
+        """Wait in another thread until ``done`` or ``outages`` is so many more."""
+        with self._counted:
+            target = getattr(self, what) + more
+            self._counted.wait_for(lambda: getattr(self, what) >= target)
 
     def writer(self) -> None:
         """Append an event, or a batch of them; after an outage see first what became of the last ones."""
@@ -176,10 +189,30 @@ class Crew:
             for command in self._commands
         ]
         for process in self.processes:
-            assert process.stdout is not None
-            if process.stdout.readline() != "ready\n":
-                raise AssertionError(process.communicate(timeout=_PATIENCE)[1])
+            self._await(process, "ready\n")
         return self
+
+    def wait_for(self, what: str, more: int, processes: slice = slice(None)) -> None:
+        """
+        Wait until each process has made progress.
+
+        Args:
+            what: ``done`` counts completed steps, ``outages`` those that met an outage.
+            more: How many more there must be.
+            processes: Which processes; by default all.
+        """
+        for process in self.processes[processes]:
+            assert process.stdin is not None
+            with suppress(BrokenPipeError):  # it failed: its error is raised below
+                process.stdin.write(f"{what} {more}\n")
+                process.stdin.flush()
+        for process in self.processes[processes]:
+            self._await(process, "reached\n")
+
+    def _await(self, process: subprocess.Popen[str], word: str) -> None:
+        assert process.stdout is not None
+        if process.stdout.readline() != word:
+            raise AssertionError(process.communicate(timeout=_PATIENCE)[1])
 
     def stop(self) -> list[dict[str, Any]]:
         """End them; give what each says. An error of one is raised here."""
@@ -208,15 +241,18 @@ def main(url: str, keks: str, role: str, number: str, writers: str, tolerant: st
     warnings.simplefilter("ignore", DevelopmentKeyWarning)
     stopped = threading.Event()
 
-    def wait_for_the_end() -> None:
-        sys.stdin.read()
+    def obey() -> None:
+        for line in sys.stdin:
+            what, more = line.split()
+            worker.wait_for(what, int(more))
+            print("reached", flush=True)
         stopped.set()
 
     adapters = [adapter_from_uri(kek) for kek in keks.split(",")]
     stale = role == WRITER and int(number) % 2 == 1
     with SealedShop(url, adapters, cache=CachePolicy(refresh_interval=NEVER if stale else REFRESH)) as shop:
         worker = Worker(shop, int(number), int(writers), tolerant=tolerant == "1", stale=stale)
-        threading.Thread(target=wait_for_the_end, daemon=True).start()
+        threading.Thread(target=obey, daemon=True).start()
         print("ready", flush=True)
         print(json.dumps(worker.run(role, stopped)))
 

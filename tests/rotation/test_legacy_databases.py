@@ -70,7 +70,7 @@ def opened(tmp_path, monkeypatch):
 
 def die(*words: str) -> None:
     child = subprocess.run(
-        [sys.executable, str(CHILD), *words], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, str(CHILD), *words], capture_output=True, text=True, timeout=120, check=False
     )
     assert child.returncode == -9, child.stderr
 

@@ -11,7 +11,7 @@ from eventseal.testing import FakeKms
 EVENTS = 1200
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_writers_and_a_reader_see_no_error_through_all_three_steps(store_url, monkeypatch):
     monkeypatch.setenv("OLD_CIPHER_KEY", "")
     bank = Bank(store_url, FakeKms())

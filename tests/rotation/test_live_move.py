@@ -61,11 +61,12 @@ class Application:
         thread = threading.Thread(target=work)
         thread.start()
         try:
-            assert turned.wait(60)
+            assert turned.wait(120)
             yield
         finally:
             stop.set()
-            thread.join(60)
+            thread.join(120)
+        assert not thread.is_alive()
         assert errors == []
 
     def _append(self, seal, strategy) -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -181,11 +182,13 @@ def test_a_store_without_the_tables_of_jobs_says_what_makes_them(shop):
 
 @pytest.mark.parametrize("how", ["killed in a transaction", "killed behind a commit", "interrupted"])
 def test_a_process_that_ends_in_the_middle_leaves_a_job_that_another_one_finishes(
-    open_shop, store_url, kms, tmp_path, how
+    open_shop, store_url, kms, tmp_path, monkeypatch, how
 ):
+    # A dead worker's range is free at once: a run that waits for the lease hangs here.
+    monkeypatch.setattr("eventseal.rotation.shards.LEASE", timedelta(days=1))
     shop = filled(open_shop(store_url, kms))
     command = [sys.executable, str(CHILD), store_url, str(tmp_path / "dev.key"), how]
-    child = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    child = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert child.returncode == (130 if how == "interrupted" else -9), child.stderr
     (job,) = list_jobs(shop.seal)
     assert job.state == "running"
@@ -195,7 +198,6 @@ def test_a_process_that_ends_in_the_middle_leaves_a_job_that_another_one_finishe
     waits = []
     result = reencrypt(shop.seal, batch=50, progress=waits.append)
     assert (result.complete, result.done, result.job_id) == (True, 500, job.job_id)
-    assert result.seconds < 10  # a dead worker's range is free at once: its lease is not waited for
     assert verify(shop.seal).done == 500
 
 
