@@ -292,6 +292,28 @@ def test_a_commit_whose_answer_was_lost_counts_once(shop, monkeypatch):
     assert (result.failed, len(result.failures)) == (1, 1)
 
 
+@pytest.mark.parametrize("settled", [True, False])
+def test_a_job_ends_although_answers_to_its_commits_are_lost(shop, monkeypatch, settled):
+    shop.append(3)
+    shop.seal.keyring.rotate()
+    if settled:
+        settle(shop)
+    committed, answers = transactions._committed, []
+
+    def losing(connection, work):
+        result = committed(connection, work)
+        answers.append(result is not True or answers[-1] is False)  # never twice in a row
+        assert answers.count(False) < 10, "it does not end"
+        if not answers[-1]:
+            raise OperationalError("COMMIT", {}, ConnectionError("gone"), connection_invalidated=True)
+        return result
+
+    monkeypatch.setattr(transactions, "_committed", losing)
+    result = reencrypt(shop.seal)
+    assert (result.complete, result.done, result.left) == (settled, 3, 0)
+    assert answers.count(False) >= 2
+
+
 def test_a_full_disk_stops_it_and_it_resumes(open_shop, sqlite_url):
     shop = open_shop(sqlite_url)
     for _ in range(20):

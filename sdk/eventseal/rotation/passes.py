@@ -190,9 +190,10 @@ class Passes:
             job = jobs.lock_job(connection, self._job.job_id)
             if job != self._job:
                 return False
-            if job.state != jobs.FINISHED and settled is None:
+            # A state that is right already is not written: after a lost COMMIT, the next look ends here.
+            if settled is None and job.state != jobs.FINISHED:
                 jobs.finish_job(connection, job.job_id)
-            elif job.state != jobs.FINISHED:
+            elif job.state == jobs.RUNNING:
                 jobs.update_job(connection, job.job_id, state=jobs.SETTLING)
             return True
 
