@@ -27,7 +27,7 @@ demo: $(TEST)  ## replay a real event log through an encrypted store
 	$(BIN)/python examples/loan_applications.py
 
 test: $(TEST)  ## run the tests that a change needs (5 minutes)
-	$(PYTEST) $(PARALLEL) -m "not slow" --durations=30 --durations-min=2
+	$(PYTEST) $(PARALLEL) -m "not slow" --durations=30 --durations-min=1
 
 test-all: $(HEAVY)  ## run all tests, the slow ones too; print the slowest
 	$(PYTEST) $(PARALLEL) --durations=30

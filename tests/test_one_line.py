@@ -77,6 +77,7 @@ def vault(monkeypatch, openbao):
     return f"vault-transit://transit/{name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kms", ["local", "aws_fake", "aws_moto", "vault"])
 def test_a_store_goes_under_a_kms_by_one_line(kms, request, tmp_path):
     config = tmp_path / "eventseal.toml"

@@ -71,6 +71,7 @@ def test_a_zstd_bomb_that_hides_its_size_costs_nothing(tmp_path):
     assert told["seconds"] < 10
 
 
+@pytest.mark.slow
 def test_a_zlib_bomb_of_a_quarter_of_a_gigabyte_costs_twice_the_limit_at_most(tmp_path):
     told = opened_in_a_child(tmp_path, CompressionId.ZLIB, zlib_bomb(256))
     assert told["outcome"] == "ItemTooLargeError"

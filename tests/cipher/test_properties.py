@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,6 +31,7 @@ CIPHERS = st.sampled_from([
 ])  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(CIPHERS, st.lists(st.tuples(PLAINTEXTS, PLACES), max_size=8), st.booleans())
 def test_every_item_comes_back_singly_and_in_a_page(cipher, items, compress):

@@ -101,6 +101,7 @@ def findings(run, code):
     return json.loads(run("doctor", "--json", exits=code).stdout)["findings"]
 
 
+@pytest.mark.slow
 def test_of_aws_each_missing_permission_stands_with_its_statement_and_adding_them_is_enough(run, aws):
     shown = [finding for finding in findings(run, 2) if finding["area"] == "kms"]
     denied = [re.search(r"does not grant (\S+?),?( |$)", finding["finding"])[1] for finding in shown]

@@ -187,6 +187,7 @@ def test_words_that_do_not_go_together_are_refused(run, store, words):
     run("migrate", *words, exits=2)
 
 
+@pytest.mark.slow
 def test_several_workers_share_it(run_json, old, monkeypatch):
     run_json("migrate", "--begin")
     result = run_json("migrate", "--workers", "2", "--batch", "5")

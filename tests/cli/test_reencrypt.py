@@ -95,6 +95,7 @@ def test_a_row_that_does_not_open_is_named_and_exits_with_1(run, old, query):
     assert "remedy: " in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", ["2"])
 def test_processes_share_the_work_and_need_nothing_but_the_settings_file(run_json, old, processes):
     Path("eventseal.toml").rename("other.toml")
@@ -183,6 +184,7 @@ def test_interrupted_it_exits_with_130_and_says_how_to_go_on(run_json, old, quer
     assert run_json("verify")["done"] == 200
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_workers_start_is_the_commands_alone(old):
     options = ["--workers", "2", "--items-per-second", "1"]  # so that it does not end first
     words = [sys.executable, "-c", HEEDING, str(EXECUTABLE), "reencrypt", *options]

@@ -28,6 +28,7 @@ def test_keys_get_the_wrappings_that_they_miss(run_json, store, other):
     assert run_json("rewrap")["by_table"]["key_wrappings"]["added"] == 0
 
 
+@pytest.mark.slow
 def test_the_old_kek_goes_and_every_item_opens(run, run_json, store, other, monkeypatch):
     store(3)
     run("rewrap")

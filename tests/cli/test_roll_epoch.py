@@ -120,6 +120,7 @@ def test_the_receipt_is_a_page_or_json(two_keks, run, run_json, monkeypatch) -> 
     assert LocalKmsAdapter("new.key").uri in Path("two.html").read_text()
 
 
+@pytest.mark.slow
 def test_on_aws_the_receipt_has_both_dates_and_is_given_again(run, run_json, aws, monkeypatch) -> None:
     old, new = aws.create_key(), aws.create_key()
     monkeypatch.setenv("EVENTSEAL_KMS_KEY", old)

@@ -155,6 +155,7 @@ def test_it_waits_until_every_process_has_noticed_and_moves_what_was_appended_me
     subprocess.run([EXECUTABLE, "verify"], check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_interrupted_while_it_waits_it_says_how_to_go_on(run_json, store, query):
     store(3)
     query("UPDATE key_changes SET refresh_interval = 600")

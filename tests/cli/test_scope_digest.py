@@ -28,6 +28,7 @@ def stored(run, monkeypatch) -> str:
         return seal.keyring.stored_scope(PLAIN)
 
 
+@pytest.mark.slow
 def test_commands_take_the_scope_and_its_digest(run, run_json, stored) -> None:
     for name in (PLAIN, stored):
         *_, key = run_json("keys", "--scope", name)["keys"]

@@ -118,6 +118,7 @@ def test_a_class_of_failures_behind_many_others_is_shown_and_explained(run, stor
     assert "and 9 more" in shown
 
 
+@pytest.mark.slow
 def test_tables_and_samples_can_be_asked_for(run, run_json, store):
     store(200)
     assert set(run_json("verify", "--table", "snapshots")["by_table"]) == {"snapshots"}

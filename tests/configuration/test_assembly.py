@@ -348,6 +348,7 @@ def test_a_closed_one_has_no_keys_in_memory(key):
     assert handle.closed
 
 
+@pytest.mark.slow
 def test_the_root_package_stays_light_and_finds_it_lazily():
     program = (
         "import sys, eventseal\n"

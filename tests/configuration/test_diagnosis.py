@@ -212,6 +212,7 @@ def test_a_table_that_looks_sealed_and_is_not_registered_is_named(shop, sql, mon
     assert amiss() == []
 
 
+@pytest.mark.slow
 def test_a_closed_fence_of_a_live_key_is_an_interrupted_retire(append, shop):
     key_id = append()
     with EventSeal.from_settings() as seal:
@@ -328,6 +329,7 @@ def of_migration():
     return [(finding.severity, finding.text, finding.remedy) for finding in found]
 
 
+@pytest.mark.slow
 def test_what_stands_of_a_migration_is_told_at_each_step(shop, monkeypatch):
     ((severity, text, _),) = of_migration()
     assert (severity, text) == (Severity.OK, "no older format is accepted, and none is named")
@@ -368,6 +370,7 @@ def test_a_process_that_cannot_read_what_it_is_to_accept_is_told(shop, monkeypat
     )
 
 
+@pytest.mark.slow
 def test_a_clock_that_is_off_is_told(shop, monkeypatch):
     from eventseal.configuration.diagnosis import database_checks
 

@@ -53,6 +53,7 @@ def the_step(*, dry_run=False):
     return step
 
 
+@pytest.mark.slow
 def test_init_makes_triggers_and_index_once(library, listed):
     library.make_theirs()
     assert the_step(dry_run=True).changed
@@ -64,6 +65,7 @@ def test_init_makes_triggers_and_index_once(library, listed):
     assert amiss() == []
 
 
+@pytest.mark.slow
 def test_init_says_which_tables_are_not_there_yet(library, listed):
     step = the_step()
     assert not step.changed
@@ -92,6 +94,7 @@ def test_doctor_tells_tables_that_nobody_listed(library, monkeypatch):
     assert amiss() == []
 
 
+@pytest.mark.slow
 def test_doctor_tells_the_one_that_was_forgotten_beside_those_that_are_listed(library, monkeypatch):
     library.make_theirs()
     monkeypatch.setenv("EVENTSEAL_EVENTSOURCING_TABLES", EVENTS)
@@ -101,6 +104,7 @@ def test_doctor_tells_the_one_that_was_forgotten_beside_those_that_are_listed(li
     assert f'eventsourcing_tables = ["{EVENTS}", "{SNAPSHOTS}"]' in finding.remedy
 
 
+@pytest.mark.slow
 def test_doctor_tells_tables_that_are_listed_and_not_registered(library, monkeypatch):
     library.make_theirs()
     monkeypatch.setenv("EVENTSEAL_UNSEALED_TABLES", SNAPSHOTS)
@@ -125,6 +129,7 @@ def test_doctor_tells_a_trigger_that_is_missing(ready, event):
     assert amiss() == []
 
 
+@pytest.mark.slow
 def test_doctor_tells_an_index_that_is_missing(ready):
     with EventSeal.from_settings() as seal:
         (table, _) = seal.datastore.described_eventsourcing_tables()
@@ -135,6 +140,7 @@ def test_doctor_tells_an_index_that_is_missing(ready):
     assert amiss() == []
 
 
+@pytest.mark.slow
 def test_doctor_finds_items_under_keys_that_are_gone(ready):
     ready.append()
     key = ready.active_key()

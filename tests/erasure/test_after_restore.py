@@ -242,6 +242,7 @@ def test_a_shred_that_was_begun_is_carried_through_where_the_restore_took_all_ro
     assert is_settled(shop)
 
 
+@pytest.mark.slow
 def test_a_key_made_since_the_restore_is_told_and_left_alone(shop) -> None:
     shop.append(OTHER)
     shop.back_up()
@@ -331,6 +332,7 @@ def test_a_key_of_another_scope_is_not_destroyed_for_this_one(shop) -> None:
     assert not shop.opens(item)
 
 
+@pytest.mark.slow
 def test_a_crash_in_between_is_made_up_for_by_another_run(shop, monkeypatch) -> None:
     items = [shop.append(f"subject:{number}") for number in range(3)]
     shop.back_up()
@@ -349,6 +351,7 @@ def test_a_crash_in_between_is_made_up_for_by_another_run(shop, monkeypatch) -> 
     assert is_settled(shop)
 
 
+@pytest.mark.slow
 def test_many_scopes_and_entries_are_compared_in_pages(shop, monkeypatch) -> None:
     monkeypatch.setattr("eventseal.erasure.restore_scan._CHUNK", 3)
     items = [shop.append(f"subject:{number}") for number in range(7)]

@@ -273,6 +273,7 @@ def aws() -> FakeAwsKms:
     return FakeAwsKms()
 
 
+@pytest.mark.slow
 def test_on_aws_all_moves_to_a_new_key_and_the_old_one_is_deleted_on_a_date(
     shops, store_url, aws, branches
 ) -> None:
@@ -445,6 +446,7 @@ def test_nothing_is_ended_if_a_key_cannot_be_moved(shops, store_url, kms, branch
     assert _opened_in(shop, items) == {*SUBJECTS, "application"} - {LIVE[0]}
 
 
+@pytest.mark.slow
 def test_another_application_in_the_same_tables_rewraps_first(shops, store_url, kms) -> None:
     shop, other = shops(store_url, kms), shops(store_url, kms, application="crm")
     items, theirs = _filled(shop), other.append("application")
@@ -552,6 +554,7 @@ def test_no_old_branch_key_is_ever_wrapped_under_what_stays(shops, store_url, mo
     roller.seal.close()
 
 
+@pytest.mark.slow
 def test_applications_write_on_while_the_epoch_is_rolled(shops, store_url, kms, branches) -> None:
     shop = shops(store_url, kms, branches=branches)
     written = _filled(shop)
@@ -723,6 +726,7 @@ def test_an_interrupted_roll_keeps_what_it_has_made(shops, store_url, kms, monke
     assert len(shop.branch_rows()) == len(branches) + 2
 
 
+@pytest.mark.slow
 def test_an_interrupted_roll_is_begun_anew_if_somebody_was_erased_since(
     shops, store_url, kms, monkeypatch
 ) -> None:

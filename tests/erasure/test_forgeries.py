@@ -210,6 +210,7 @@ def test_a_key_whose_row_is_withheld_is_missing_and_not_erased(site: Site, which
     assert site.shows() == {KeyNotFoundError.__name__}
 
 
+@pytest.mark.slow
 def test_an_item_whose_header_names_a_tombstone_is_no_erased_one(site: Site) -> None:
     assert shred(site.owner, OTHERS).complete
     assert shred(site.owner, OTHER_SUBJECT).complete
@@ -265,6 +266,7 @@ def test_wrappings_put_beside_a_tombstone_open_nothing(site: Site, which: str) -
     assert site.shows() == {"erased"}
 
 
+@pytest.mark.slow
 @on_either_key
 def test_a_row_put_back_is_refused_by_whoever_runs_and_whoever_starts(site: Site, which: str) -> None:
     unaware = site.process()

@@ -144,6 +144,7 @@ def test_a_stale_writers_item_is_refused_instead_of_written_unreadable(processes
         stale.append()
 
 
+@pytest.mark.slow
 def test_no_maintenance_brings_the_scope_back(processes) -> None:
     one, other, _ = processes
     item = one.append()

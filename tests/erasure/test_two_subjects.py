@@ -98,6 +98,7 @@ def project(events: Iterable[Referred]) -> dict[str, Any]:
     return json.loads(json.dumps(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("always_encrypt", [True, False], ids=["items too", "fields only"])
 def test_of_two_subjects_one_is_erased_and_the_log_replays(start, always_encrypt: bool) -> None:
     stream = uuid4()

@@ -143,6 +143,7 @@ def test_no_load_in_flight_brings_an_erased_field_back(process):
     assert after == [Masked] * 20
 
 
+@pytest.mark.slow
 def test_a_stale_writers_field_is_erased_with_its_subject(process):
     stream = uuid4()
     shop, events = process()

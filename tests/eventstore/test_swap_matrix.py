@@ -153,6 +153,7 @@ EDITS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edit", EDITS)
 def test_no_field_of_any_row_is_exchanged_with_any_others(matrix, edit):
     tried = 0
@@ -170,6 +171,7 @@ def test_no_field_of_any_row_is_exchanged_with_any_others(matrix, edit):
     assert tried > len(matrix.places)
 
 
+@pytest.mark.slow
 def test_no_row_is_moved_to_any_others_place(matrix):
     """Another position, stream, table, application, or several of these at once."""
     for one, other in permutations(matrix.places, 2):
@@ -185,6 +187,7 @@ def test_no_row_is_copied_to_an_empty_place(matrix):
             assert matrix.refused(moved) is IntegrityError, moved
 
 
+@pytest.mark.slow
 def test_no_two_rows_are_exchanged(matrix):
     for one, other in permutations(matrix.places, 2):
         matrix.write(one, **{name: matrix.rows[other][name] for name in CONTENT})

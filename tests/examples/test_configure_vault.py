@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from tests.fixtures.openbao import program
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "configure_vault.py"
@@ -22,6 +23,7 @@ def run(folder, **variables):
     )
 
 
+@pytest.mark.slow
 def test_it_stores_under_a_key_that_it_may_use_but_not_rotate(tmp_path):
     program()  # skips where there is none
     done = run(tmp_path, VAULT_TOKEN="s.of-another-vault", VAULT_ADDR="https://another.example")
@@ -40,6 +42,7 @@ runpy.run_path(sys.argv[1], run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_without_the_program_it_says_what_to_install(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(EXAMPLE), str(tmp_path / "python")],

@@ -37,6 +37,7 @@ def strategy(datastore):
     )
 
 
+@pytest.mark.slow
 def test_the_example_runs_and_says_what_it_shows():
     done = subprocess.run(
         [sys.executable, "-W", "ignore", EXAMPLE], capture_output=True, text=True, timeout=120, check=False

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "erase_a_customer.py"
 
 
+@pytest.mark.slow
 def test_the_customer_is_gone_everywhere_and_the_rest_replays(tmp_path):
     done = subprocess.run(
         [sys.executable, str(EXAMPLE)],

@@ -24,6 +24,7 @@ def write_log(folder, count):
     return str(log)
 
 
+@pytest.mark.slow
 def test_the_log_replays_and_nothing_of_it_is_stored_in_plain(tmp_path):
     done = run(tmp_path, "--events", write_log(tmp_path, 400))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -54,6 +55,7 @@ def test_a_database_of_the_users_own_is_still_readable_and_counted_apart_when_ru
         assert 60 <= sum(map(int, counts)) < 90  # the lines, and the applications' creations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["", '{"a": 1}\n', "no JSON\n", "[1]\n", "\udcff"])
 def test_a_log_that_is_none_is_told_and_nothing_is_written(tmp_path, content):
     (tmp_path / "odd.jsonl").write_text(content, errors="surrogateescape")
@@ -63,18 +65,21 @@ def test_a_log_that_is_none_is_told_and_nothing_is_written(tmp_path, content):
     assert not (tmp_path / "demo-output" / "loans.sqlite").exists()
 
 
+@pytest.mark.slow
 def test_a_database_in_memory_is_told_with_a_remedy(tmp_path):
     done = run(tmp_path, "--events", write_log(tmp_path, 60), "--store", "sqlite://")
     assert done.returncode == 1
     assert "in memory" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_missing_log_is_told(tmp_path):
     done = run(tmp_path, "--events", "nowhere.jsonl")
     assert done.returncode == 2
     assert "nowhere.jsonl" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_kek_that_is_none_is_told_with_a_remedy(tmp_path):
     done = run(tmp_path, "--kms", "nonsense")
     assert done.returncode == 1

@@ -53,6 +53,7 @@ def test_every_item_is_under_the_new_key_and_the_old_one_is_destroyed(demo):
     assert verified.returncode == 0, verified.stdout + verified.stderr
 
 
+@pytest.mark.slow
 def test_a_row_that_does_not_open_is_named_keeps_its_key_and_makes_the_exit_code_1(demo):
     sql(
         demo,
@@ -66,6 +67,7 @@ def test_a_row_that_does_not_open_is_named_keeps_its_key_and_makes_the_exit_code
     assert "1 old keys are destroyed, 1 stay" in done.stdout
 
 
+@pytest.mark.slow
 def test_without_settings_it_exits_with_2(tmp_path):
     done = rotate(tmp_path)
     assert (done.returncode, done.stdout) == (2, "")

@@ -122,6 +122,7 @@ def test_every_value_comes_back_as_it_was(value):
     assert same(transcoder.decode(transcoder.encode(value)), value)
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(), VALUES, max_size=4))
 def test_attributes_come_back_as_they_were(attributes):
     assert same(transcoder.decode(transcoder.encode_attributes(attributes, owner="owner")), attributes)

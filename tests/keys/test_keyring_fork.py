@@ -163,6 +163,7 @@ def test_a_keyring_is_not_kept_alive_for_forks() -> None:
     assert known() is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("busy", [False, True])
 def test_processes_on_a_cold_scope_make_one_key_with_two_calls_a_key_at_most(
     tmp_path: Path, busy: bool

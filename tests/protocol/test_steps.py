@@ -16,6 +16,8 @@ from tests.protocol.configurations import (
 )
 from tests.protocol.mistakes import SEEDED
 
+pytestmark = pytest.mark.slow
+
 NAMED = {name: value for name, value in vars(steps).items() if name.isupper() and isinstance(value, str)}
 IN_THE_CODE = {name: value for name, value in NAMED.items() if value not in steps.ENVIRONMENT}
 

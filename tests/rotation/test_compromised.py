@@ -71,6 +71,7 @@ def test_what_was_there_moves_and_what_came_later_is_reported_and_stays(shop):
     assert rows == [(2,)]
 
 
+@pytest.mark.slow
 def test_an_edited_row_is_reported_although_it_opens(shop):
     _, victim, _ = shop.append(3)
     thief = Thief(shop)
@@ -193,6 +194,7 @@ def test_the_digest_of_each_replaced_envelope_is_kept(shop):
     assert others
 
 
+@pytest.mark.slow
 def test_items_that_went_below_the_mark_show_as_a_miscount(shop):
     items = shop.append(5)
     bad = active(shop)

@@ -110,6 +110,7 @@ def test_a_scope_that_lost_its_key_gets_one(shop) -> None:
     assert active(shop, "a") != old
 
 
+@pytest.mark.slow
 def test_every_one_of_many_scopes_is_rotated_once(shop, monkeypatch) -> None:
     monkeypatch.setattr("eventseal.rotation.data_keys._PAGE_SIZE", 7)
     monkeypatch.setattr("eventseal.rotation.data_keys._BATCH_SIZE", 3)

@@ -113,6 +113,7 @@ def test_a_fence_that_nobody_made_is_made_and_held_by_the_trigger(pg_library):
     assert fences(library, key) == {key: OPEN}
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 @pytest.mark.parametrize("isolation", ["REPEATABLE READ", "SERIALIZABLE"])
 @pytest.mark.parametrize("had_fence", [True, False], ids=["fenced", "unfenced"])
@@ -229,6 +230,7 @@ def test_a_role_without_rights_on_the_fences_writes_through_them(pg_library):
         insert(connection)
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 def test_no_key_is_retired_while_events_by_tags_may_be_under_it(pg_library):
     library = pg_library

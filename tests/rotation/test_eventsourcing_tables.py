@@ -84,6 +84,7 @@ def by_chance():
     return bytes((1, 3, 0)) + uuid4().bytes + bytes(16 * 6)
 
 
+@pytest.mark.slow
 def test_what_names_a_key_that_there_never_was_fails_where_nothing_old_is_accepted(library):
     library.append_plain(state=by_chance())
     assert verify(library.seal).failed == 1
@@ -155,6 +156,7 @@ def test_one_item_is_found_by_what_a_person_types(library):
 # --- compromised keys, and shredded ones ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", [EVENTS, SNAPSHOTS])
 def test_a_forgery_under_a_compromised_key_is_reported(open_library, store_url, table):
     """The trigger refuses it; who gets around the trigger meets the mark."""
@@ -218,6 +220,7 @@ def test_a_shredded_scope_counts_its_items_and_refuses_late_ones(library):
     assert (moved.failed, moved.by_table[EVENTS]["erased"]) == (0, 2)
 
 
+@pytest.mark.slow
 def test_a_restore_of_the_keys_brings_no_erased_state_of_theirs_back(open_library, store_url, tmp_path):
     library = open_library(store_url, ledger=str(tmp_path / "erasures.jsonl"))
     erased = library.append(2, scope="subject:ada")

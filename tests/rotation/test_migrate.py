@@ -161,6 +161,7 @@ def test_nothing_is_moved_and_nothing_old_is_read_before_it_has_begun(old_shop):
         migrate(old_shop.seal)
 
 
+@pytest.mark.slow
 def test_every_table_and_collection_is_migrated(open_shop, store_url):
     shop = open_shop(store_url, old_formats=EVERY_FORMAT)
     fill(shop, count=7)
@@ -496,6 +497,7 @@ def test_what_is_written_between_the_looks_keeps_the_formats_accepted(old_shop, 
     assert items
 
 
+@pytest.mark.slow
 def test_a_key_for_each_stream_is_not_kept_in_memory(open_shop, sqlite_url, monkeypatch):
     shop = open_shop(sqlite_url, old_formats=["plain-json"])
     shop.seal.cipher.encrypt(plaintext(0), ItemContext(uuid4(), 0, TOPIC))

@@ -67,6 +67,7 @@ def assert_all_opens(shop, done):
     assert (result.done, result.failed) == (done, 0)
 
 
+@pytest.mark.slow
 def test_items_of_every_table_and_scope_move_to_the_active_keys(shop):
     shop.append(2_500)
     shop.append(3, record=SnapshotRecord)
@@ -147,6 +148,7 @@ def test_only_the_named_keys_and_tables_are_moved(shop):
     assert keys_of_items(shop, "snapshots") == {first}
 
 
+@pytest.mark.slow
 def test_plain_items_are_counted_and_left_alone(shop):
     shop.append(1)
     shop.append_plain(3)
@@ -175,6 +177,7 @@ def theirs_old(shop):
     return {record.key_id for record in shop.seal.key_store.page("bank", state="deactivated")}
 
 
+@pytest.mark.slow
 def test_a_custom_table_with_other_names_and_text_ids(open_shop, store_url):
     shop = open_shop(store_url)
     shop.seal.datastore.tables = (Ledger,)
@@ -289,6 +292,7 @@ def test_more_keys_than_a_query_can_name_are_told_apart_row_by_row(shop, monkeyp
     assert_all_opens(shop, 19)
 
 
+@pytest.mark.slow
 def test_fitting_items_in_another_compression_are_found_among_many_keys_too(shop, monkeypatch):
     monkeypatch.setattr(sources, "MOST_LISTED_KEYS", 0)
     item = sealed_by(shop, Zlib())

@@ -203,6 +203,7 @@ def test_a_process_that_ends_in_the_middle_leaves_a_job_that_another_one_finishe
     assert verify(shop.seal).done == 500
 
 
+@pytest.mark.slow
 def test_who_works_on_a_range_is_known_to_be_dead_when_its_process_is():
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
         theirs = executor.submit(new_worker).result()
@@ -289,6 +290,7 @@ def test_batches_take_their_time_at_the_pace_of_the_job(shop):
     assert len(lives) == 6  # a waiting worker shows twice a second that it lives
 
 
+@pytest.mark.slow
 def test_the_throttle_holds_for_the_whole_job(shop, monkeypatch):
     filled(shop, streams=2)
     waits = Waits()
@@ -386,6 +388,7 @@ def test_on_sqlite_a_worker_leaves_the_lock_to_others(open_shop, sqlite_url, kms
 # --- several workers ---
 
 
+@pytest.mark.slow
 def test_two_rotators_share_one_job(shop):
     filled(shop, streams=40)  # enough to be cut into ranges
     other = shop.again()
@@ -403,6 +406,7 @@ def test_two_rotators_share_one_job(shop):
     assert verify(shop.seal).failed == 0
 
 
+@pytest.mark.slow
 def test_threads_of_an_executor_work_on_the_store_they_are_given(shop, monkeypatch):
     monkeypatch.setattr("eventseal.rotation.passes._TOLD_EVERY", 0.01)  # however fast the machine is
     filled(shop, streams=40)
@@ -435,6 +439,7 @@ def test_processes_without_a_way_to_open_the_store_are_refused(sqlite_shop):
         reencrypt(sqlite_shop.seal, executor=executor)
 
 
+@pytest.mark.slow
 def test_a_worker_process_that_is_killed_ends_the_call_but_not_the_job(open_shop, store_url, kms):
     shop = filled(open_shop(store_url, kms))
     with (

@@ -192,6 +192,7 @@ def test_nothing_is_written_of_keys_that_were_destroyed_while_their_fences_are_o
     assert keys_of_items(shop) == {before}
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_too_slow_writes_nothing_of_a_range_that_another_one_took(shop, meanwhile):
     shop.append(40)
     shop.seal.keyring.rotate()
@@ -206,6 +207,7 @@ def test_a_worker_that_was_too_slow_writes_nothing_of_a_range_that_another_one_t
     assert (result.complete, result.done, sum(result.by_key.values())) == (True, 40, 40)
 
 
+@pytest.mark.slow
 def test_two_that_move_the_same_rows_do_not_move_them_twice(shop, meanwhile):
     shop.append(30)
     other = shop.again()

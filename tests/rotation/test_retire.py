@@ -290,6 +290,7 @@ def test_a_key_that_is_being_stored_under_the_branch_key_is_waited_for(
 # --- what is in flight ---
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 @pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
 @pytest.mark.parametrize("default", ["read committed", "serializable"])
@@ -332,6 +333,7 @@ def insert(connection, item) -> None:
     assert inserted.rowcount == 1
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 @pytest.mark.parametrize("named", [True, False])
 def test_a_transaction_that_stays_open_is_an_error_to_try_again(

@@ -109,6 +109,7 @@ def test_a_key_that_does_not_move_is_told_with_its_row(under, kek) -> None:
     assert "x" not in failure.to_json()
 
 
+@pytest.mark.slow
 def test_rewraps_at_once_with_readers_lose_no_key(under, kek) -> None:
     old = FakeBatchKms("old")
     key_ids = fill(under(old), 60)

@@ -243,6 +243,7 @@ class TestOnPostgreSQL:
             strategy.append(item._replace(data=b"another iv"))
         assert stored(postgres_url, open_datastore).count(item) == 1
 
+    @pytest.mark.slow
     def test_fifty_lost_answers_leave_fifty_events(self, strategy, warm, proxy, postgres_url, open_datastore):
         stream = uuid4()
         for position in range(50):

@@ -415,6 +415,7 @@ class TestADatabaseThatDoesNotServe:
         with pytest.raises(ImportError, match=r"pip install 'eventseal\[postgres\]'"):
             datastore.setup_connection()
 
+    @pytest.mark.slow
     @pytest.mark.postgres
     def test_a_server_that_restarted_is_used_again_without_an_error(self, postgres_url, open_datastore):
         datastore = open_datastore(postgres_url)

@@ -132,6 +132,7 @@ def test_a_retirement_vacuums_the_table(open_seal, postgres_url) -> None:
     assert not is_in_files(seal, wrapped[ERASED[0]])
 
 
+@pytest.mark.slow
 def test_keys_in_a_file_of_their_own_are_cleared_there(open_seal, tmp_path) -> None:
     seal = open_seal(
         f"sqlite:///{tmp_path / 'items.sqlite'}", key_store_url=f"sqlite:///{tmp_path / 'keys.sqlite'}"

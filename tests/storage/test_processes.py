@@ -85,6 +85,7 @@ datastore.close()
 """
 
 
+@pytest.mark.slow
 def test_a_forked_process_uses_connections_of_its_own(store_url):
     command = [sys.executable, "-W", "error", "-c", FORK, store_url]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)

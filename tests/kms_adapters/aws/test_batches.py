@@ -33,6 +33,7 @@ def test_no_more_than_twenty_calls_are_in_flight_and_no_fewer(kms, adapter, item
     assert kms.peak == CALLS_IN_FLIGHT == 20
 
 
+@pytest.mark.slow
 def test_batches_of_several_threads_share_the_twenty(kms, adapter, items):
     with ThreadPoolExecutor(5) as pool, kms.hold():
         batches = [pool.submit(adapter.unwrap_many, items) for _ in range(5)]

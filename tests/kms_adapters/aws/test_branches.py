@@ -42,6 +42,7 @@ def subjects(count: int) -> list[str]:
     return [f"subject:{number}" for number in range(count)]
 
 
+@pytest.mark.slow
 def test_two_thousand_subject_keys_cost_a_call_for_each_branch_and_one(kms, keyring):
     scopes = subjects(SUBJECTS)
     writer = AESCipher(keyring(branches=BRANCHES))

@@ -77,6 +77,7 @@ def unwrap_works(adapter, wrapped, context):
 class TestOnTheWay:
     """The endpoint cannot be reached, or something else answers: an outage, and never anything else."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("time_out", "break_", "tries", "within"),
         [
@@ -202,6 +203,7 @@ class TestCredentials:
         unwrap_fails(adapter, wrapped, context, KmsForbiddenError, within=2)
         assert kms.count() - before == 1
 
+    @pytest.mark.slow
     def test_no_credentials_is_a_matter_of_settings_until_there_are_some(
         self, key, served, no_aws_settings, monkeypatch, sign_in, context
     ):

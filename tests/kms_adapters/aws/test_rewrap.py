@@ -71,6 +71,7 @@ def current(kms, key):
     return kms.client().describe_key(KeyId=key)["KeyMetadata"]["CurrentKeyMaterialId"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_may_only_reencrypt_rewraps_everything(kms, key, keyring, key_store, allow):
     key_ids = fill(keyring(key))
     kms.client().rotate_key_on_demand(KeyId=key)
@@ -135,6 +136,7 @@ def test_what_is_current_costs_one_call(kms, key, keyring):
     assert counted(kms, since) == {"kms:DescribeKey": 1}
 
 
+@pytest.mark.slow
 def test_two_thousand_data_keys_under_branch_keys_cost_a_handful_of_calls(kms, key, keyring, key_store):
     key_ids = fill(keyring(key, branches=4), 2_000)
     kms.client().rotate_key_on_demand(KeyId=key)

@@ -106,6 +106,7 @@ def test_the_refused_calls_of_a_halving_are_few(make_adapter, make_keys, countin
     assert len(tries) == 2 + 4
 
 
+@pytest.mark.slow
 def test_a_call_that_fails_as_a_whole_is_the_last_one(openbao, make_keys, key_name, counting, impatient):
     adapter = VaultTransitAdapter(
         "transit", key_name, client=openbao.client(session=counting), batch_size=2, retries=impatient

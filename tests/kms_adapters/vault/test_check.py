@@ -58,6 +58,7 @@ def test_it_changes_nothing(openbao, adapter):
     assert made[0][1] == "sys/capabilities-self"
 
 
+@pytest.mark.slow
 def test_what_could_not_be_asked_is_raised(openbao, key_name, impatient):
     bad = VaultTransitAdapter("transit", key_name, client=openbao.client(token="s.none"))
     with pytest.raises(KmsForbiddenError, match="expired or was revoked"):

@@ -106,6 +106,7 @@ def test_1_sealed(persistent_scene):
     scene.assert_healed()
 
 
+@pytest.mark.slow
 def test_2_an_expired_token(scene, openbao, make_short_token):
     scene.client.token = make_short_token()
     is_a(scene.see(), KmsForbiddenError, tries=1, words="expired or was revoked")
@@ -169,6 +170,7 @@ def test_6_a_server_that_hangs(persistent_scene):
     scene.assert_healed()
 
 
+@pytest.mark.slow
 def test_7_a_server_that_was_killed_and_started_again(persistent_scene):
     scene = persistent_scene
     scene.server.kill()

@@ -51,6 +51,7 @@ def test_a_thousand_items_of_fifty_threads_cost_two_calls_and_another_process_tw
     assert operations(made) == ["decrypt", "decrypt"]
 
 
+@pytest.mark.slow
 def test_a_cold_replay_over_many_scopes_opens_their_keys_a_hundred_a_call(openbao, keyring):
     scopes = [f"tenant:{number}" for number in range(250)]
     places = [ItemContext(sequence_id=uuid4(), position=0, topic="shop:OrderPlaced") for _ in scopes]

@@ -60,6 +60,7 @@ def versions(key_store):
     return {wrapped.kek_version for record in key_store.page("shop") for wrapped in record.wrappings}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [[REWRAP], [REWRAP, READ]], ids=["rewrap-alone", "rewrap-and-read"])
 def test_a_token_that_may_only_rewrap_rewraps_everything(
     openbao, vault, keyring, key_store, worker, key_name, policy

@@ -95,6 +95,7 @@ def failing(openbao, key_name, context, caplog, monkeypatch):
     return lambda: list(in_turn())
 
 
+@pytest.mark.slow
 def test_no_error_leads_to_a_secret(failing):
     errors = failing()
     assert len(errors) == 13
@@ -104,6 +105,7 @@ def test_no_error_leads_to_a_secret(failing):
         assert error.__cause__ is None
 
 
+@pytest.mark.slow
 def test_nothing_is_logged_of_a_secret(failing, caplog):
     failing()
     assert "urllib3.connectionpool" in {record.name for record in caplog.records}

@@ -110,6 +110,7 @@ def test_an_approle_logs_in_once_on_first_use(openbao, make_role, make_adapter, 
     assert paths(made) == [LOGIN, *["transit/decrypt/KEY"] * 3]
 
 
+@pytest.mark.slow
 def test_a_token_is_renewed_when_two_thirds_of_its_lease_have_passed(
     openbao, make_role, make_adapter, wrapped, context, clock
 ):
@@ -153,6 +154,7 @@ def test_a_revoked_token_is_replaced_by_one_new_login(
     assert paths(made) == ["transit/decrypt/KEY", LOOKUP, LOGIN, "transit/decrypt/KEY"]
 
 
+@pytest.mark.slow
 def test_a_token_that_expired_while_nothing_was_called_is_replaced(
     openbao, make_role, make_adapter, wrapped, context
 ):
@@ -319,6 +321,7 @@ def test_two_threads_that_make_a_client_at_once_share_one(
     assert opened == [KEY] * 2
 
 
+@pytest.mark.slow
 def test_a_login_that_hangs_holds_up_each_thread_for_its_own_time_only(
     openbao, make_role, make_adapter, wrapped, context, impatient
 ):
@@ -335,6 +338,7 @@ def test_a_login_that_hangs_holds_up_each_thread_for_its_own_time_only(
 # --- tokens that are given ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_given_token_is_looked_up_once_and_renewed_in_time(
     openbao, make_token, make_adapter, wrapped, context, clock
 ):
@@ -498,6 +502,7 @@ def in_a_fork(work):
     return False
 
 
+@pytest.mark.slow
 def test_a_child_takes_the_token_and_makes_connections_of_its_own(
     openbao, make_role, make_adapter, wrapped, context, patient
 ):
@@ -580,6 +585,7 @@ def test_a_child_needs_no_lock_that_another_thread_held_at_the_fork(
     assert adapter.unwrap(wrapped, context) == KEY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [True, False], ids=["given client", "settings"])
 def test_forks_under_load_neither_hang_nor_share_a_socket(
     openbao, key_name, make_adapter, wrapped, context, patient, given
