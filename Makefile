@@ -11,6 +11,7 @@ PARALLEL := -n auto --dist worksteal
 # The tests start hundreds of processes: without compiled files each of them would compile everything again.
 unexport PYTHONDONTWRITEBYTECODE
 
+.NOTPARALLEL:
 .PHONY: help demo test test-all pythons check bench soak eventsourcing docs format clean
 
 help:  ## list the targets
@@ -18,7 +19,7 @@ help:  ## list the targets
 
 $(VENV)/ready-%: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "EventSeal needs Python 3.11 or later; set PYTHON=")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --group $* --editable '.[all]'
 	touch $@
@@ -32,14 +33,14 @@ test: $(TEST)  ## run the tests that a change needs (5 minutes)
 test-all: $(HEAVY)  ## run all tests, the slow ones too; print the slowest
 	$(PYTEST) $(PARALLEL) --durations=30
 
-PYTHONS := python3.12 python3.13 python3.14
+PYTHONS ?= python3.12 python3.13 python3.14
 
 pythons:  ## run `make test` on each newer Python that is installed, or on PYTHONS="..."
 	@failed=; found=; \
 	for python in $(PYTHONS); do \
 	    "$$python" -c '' 2> /dev/null || { echo "== $$python is not installed"; continue; }; \
 	    found=1; echo "== $$python"; \
-	    $(MAKE) --no-print-directory test PYTHON="$$python" VENV=".venv-pythons/$$(basename "$$python")" \
+	    $(MAKE) --no-print-directory test PYTHON="$$python" VENV=".venv-pythons/$$(echo "$$python" | tr / -)" \
 	        || failed="$$failed $$python"; \
 	done; \
 	test -n "$$found" || { echo "make pythons: none of $(PYTHONS) is installed" >&2; exit 1; }; \

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 from tests.fixtures import programs
-from tests.fixtures.postgres_servers import KillableServer, end_server, new_folder, start_server
+from tests.fixtures.postgres_servers import (
+    end_server,
+    killable_server,
+    new_folder,
+    start_server,
+    wait_until_ended,
+)
 
 if TYPE_CHECKING:
     from tests.fixtures.postgres_databases import PostgresDatabases
@@ -66,22 +74,51 @@ def test_a_database_that_is_given_back_is_as_new(postgres_databases: PostgresDat
         postgres_databases.give_back(url)
         with pytest.raises(Exception, match="terminat"):
             connection.execute(text("SELECT 1"))
-    assert postgres_databases.take() == url
-    with engine.connect() as connection:
+    with pytest.raises(OperationalError, match="does not exist"):
+        engine.connect()
+    emptied = postgres_databases.take()
+    with create_engine(emptied, poolclass=NullPool).connect() as connection:
         assert connection.execute(look).one() == before
+    postgres_databases.give_back(emptied)
+
+
+@pytest.mark.postgres
+def test_a_database_that_cannot_be_emptied_is_not_used_again(postgres_databases: PostgresDatabases) -> None:
+    url = postgres_databases.new()
+    with create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool).connect() as connection:
+        connection.execute(text("ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC"))
+    before = list(postgres_databases._emptied)
     postgres_databases.give_back(url)
+    assert postgres_databases._emptied == before
 
 
 @pytest.mark.postgres
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", [False, True])
-def test_nothing_is_left_of_a_server(killed: bool) -> None:
+def test_nothing_is_left_of_a_server() -> None:
     folder = new_folder()
     server = start_server(folder)
     postmaster = server.get_postmaster_info().process
-    if killed:
-        KillableServer(server).kill()
-        postmaster.wait(60)
     end_server(folder)
-    assert not postmaster.is_running()
-    assert not Path(folder).exists()
+    wait_until_ended(postmaster)
+    assert not folder.exists()
+
+
+@pytest.mark.postgres
+@pytest.mark.slow
+def test_a_run_that_was_killed_is_cleaned_up_by_the_next_one(monkeypatch) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr("os.getpid", lambda: ended.pid)
+        left = new_folder()
+    postmaster = start_server(left).get_postmaster_info().process
+    others = [left.with_name("eventseal-pg-x-y"), left.with_name(f"eventseal-pg-{ended.pid}-link")]
+    others[0].mkdir()
+    others[1].symlink_to(left)
+    try:
+        with killable_server():
+            wait_until_ended(postmaster)
+            assert not left.exists()
+    finally:
+        others[0].rmdir()
+        others[1].unlink()

@@ -94,8 +94,11 @@ def test_a_database_that_goes_half_way_exits_with_3_and_the_job_goes_on(
         connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false"))
         ended = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name")
         connection.execute(ended, {"name": name})
-        _, err = running.communicate(timeout=120)
-        connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true"))
+        try:
+            _, err = running.communicate(timeout=120)
+        finally:
+            running.kill()
+            connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true"))
     server.dispose()
     assert running.returncode == 3, err
     assert "eventseal: remedy: Try again" in err

@@ -79,3 +79,25 @@ def test_a_run_that_comes_after_the_last_look_of_another_moves_its_own_items(
         second = runs[0].result(60)
     assert len(shop.execute("SELECT DISTINCT key_id FROM integer_sequenced_items")) == 1
     assert (first.left, first.complete) == (second.left, second.complete) == (0, settled)
+
+
+def test_a_run_whose_job_another_ends_in_the_middle_of_a_pass_says_what_is_left(shop, monkeypatch) -> None:
+    shop.append(5)
+    rotate_keys(shop.seal)
+    begin_pass, works = Passes._begin_pass, []
+
+    def ended_by_another(self, sources):
+        begun = begin_pass(self, sources)
+        shop.execute("UPDATE reencryption_jobs SET state = 'finished'")
+        return begun
+
+    def counted(self):
+        works.append(self)
+        assert len(works) < MOST_WAITS, "it waits for what nobody does"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Passes, "_begin_pass", ended_by_another)
+        patch.setattr(Passes, "_work", counted)
+        result = reencrypt(shop.seal)
+    assert (result.complete, result.left, result.job_id) == (False, 5, None)
+    assert reencrypt(shop.seal).left == 0

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 
 from eventseal.errors import StoreUnavailableError
@@ -104,6 +104,19 @@ def test_sqlites_lock_is_tried_until_the_busy_timeout_is_over(sqlite_url, open_d
         with pytest.raises(StoreUnavailableError, match="locked"):
             write(engine, holds_sqlite_lock, doing="asking", wait=False)
         assert clock[0] == waited
+
+
+def test_an_interrupt_while_sqlites_lock_is_taken_arrives_as_it_is(sqlite_url, open_datastore):
+    engine = open_datastore(sqlite_url, setup=False).engine
+
+    @event.listens_for(engine, "do_execute")
+    def interrupt(cursor, statement, parameters, context):
+        raise KeyboardInterrupt
+
+    with engine.connect() as connection, pytest.raises(KeyboardInterrupt):
+        begin_writing(connection)
+    event.remove(engine, "do_execute", interrupt)
+    assert write(engine, holds_sqlite_lock, doing="asking")
 
 
 @pytest.mark.parametrize("run", [read, write])

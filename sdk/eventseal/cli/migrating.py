@@ -125,7 +125,8 @@ def said_of_migration(result: JobResult, *, dry_run: bool) -> str:
         f"{result.left:,} are left"
     )
     if not result.complete:
-        return f"{said}\nit is not complete; to go on: eventseal migrate --resume {result.job_id}"
+        resumed = "" if result.job_id is None else f" --resume {result.job_id}"
+        return f"{said}\nit is not complete; to go on: eventseal migrate{resumed}"
     if result.failed:
         return f"{said}\nwhat failed stays as it is; mend it, and run this again"
     return f"{said}\nwhen no process writes the older formats any more: eventseal migrate --finish"

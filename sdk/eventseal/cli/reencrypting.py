@@ -84,8 +84,9 @@ def print_reencrypted(result: JobResult, *, dry_run: bool) -> None:
             f"until {result.settles_at.isoformat(timespec='seconds')} processes that have not noticed the "
             "rotation may append under an old key: run it again then"
         )
-    elif not result.complete and result.job_id is not None:
-        typer.echo(f"it is not complete; to go on: eventseal reencrypt --resume {result.job_id}")
+    elif not result.complete:
+        resumed = "" if result.job_id is None else f" --resume {result.job_id}"
+        typer.echo(f"it is not complete; to go on: eventseal reencrypt{resumed}")
 
 
 def _estimate(result: JobResult) -> str:

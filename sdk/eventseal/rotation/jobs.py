@@ -58,7 +58,7 @@ def pause_job(store: SealedStore, job_id: UUID) -> Job:
     """
 
     def pause(connection: Connection) -> Job:
-        job = _known(connection, store, job_id)
+        job = _locked(connection, store, job_id)
         if job.state == FINISHED:
             raise JobError(f"job {job_id} is finished; there is nothing to pause")
         jobs.update_job(connection, job_id, state=PAUSED)
@@ -85,7 +85,7 @@ def resumed_job(
     """
 
     def resume(connection: Connection) -> Job:
-        job = _known(connection, store, job_id)
+        job = _locked(connection, store, job_id)
         _refuse_other_layout(job)
         if verb_of(job.options) != verb:
             raise JobError(
@@ -127,6 +127,7 @@ def begun_job(
         for job in jobs.load_jobs(connection, store.cipher.application):
             if job.layout != jobs.JOB_LAYOUT or not _covers_the_same(job.options, options):
                 continue
+            job = jobs.lock_job(connection, job.job_id)  # noqa: PLW2901 - a run may have begun a pass, or ended it
             same = job.options == options
             if job.state == SETTLING and (total or not same):
                 jobs.finish_job(connection, job.job_id)  # all was moved: what there is now is another job's
@@ -157,6 +158,10 @@ def _known(connection: Connection, store: SealedStore, job_id: UUID) -> Job:
         f"there is no job {job_id} of application {store.cipher.application}",
         remedy="List the jobs with `eventseal status`, or run the command anew without a job's id.",
     )
+
+
+def _locked(connection: Connection, store: SealedStore, job_id: UUID) -> Job:
+    return jobs.lock_job(connection, _known(connection, store, job_id).job_id)
 
 
 def _covers_the_same(options: Mapping[str, Any], others: Mapping[str, Any]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,10 @@ if TYPE_CHECKING:
     from eventseal.storage.registry import SealedTable
 
 MOST_PASSES = 4
-"""Passes in one call: where keys are rotated again and again, the next call goes on."""
+"""
+Passes in one call, and looks after which others had joined the job: where keys are rotated again and again,
+the next call continues.
+"""
 
 SMALL_TABLE = 10_000
 """Items of a table that is one range."""
@@ -104,24 +108,26 @@ class Passes:
     def run(self) -> JobResult:
         """Move what there is to move; see ``reencrypt``."""
         begun = 0
-        if self._reread().state == jobs.FINISHED:
+        if self._reread().state == jobs.FINISHED:  # before this call: what it says is given again
             return self._report.result(self._job, complete=True)
         while self._reread().state != jobs.PAUSED:
             totals = self._totals()
-            if totals.open_shards:
+            if totals.open_shards and self._job.state == jobs.RUNNING:
                 self._work()
                 continue
             settled = self._settles()
             sources = self._look()
             left = self._report.counted(sources, totals)
-            if self._job.state == jobs.FINISHED or (self._job.pass_number and not left):
-                if self._end(settled):
-                    complete = settled is None and not left
-                    return self._report.result(self._job, complete=complete, settled=settled)
-                continue
+            if self._job.state == jobs.FINISHED:
+                complete = settled is None and not left
+                result = self._report.result(self._job, complete=complete, settled=settled)
+                return replace(result, job_id=None) if left else result  # it cannot be resumed
+            over = self._job.pass_number > 0 and not left
+            if over and self._end(settled):
+                return self._report.result(self._job, complete=settled is None, settled=settled)
             if begun == MOST_PASSES:
                 return self._report.result(self._job, settled=settled)
-            begun += self._begin_pass(sources)
+            begun += over or self._begin_pass(sources)
         return self._report.result(self._job)
 
     # --- passes ---
@@ -190,10 +196,9 @@ class Passes:
             job = jobs.lock_job(connection, self._job.job_id)
             if job != self._job:
                 return False
-            # A state that is right already is not written: after a lost COMMIT, the next look ends here.
-            if settled is None and job.state != jobs.FINISHED:
+            if settled is None:
                 jobs.finish_job(connection, job.job_id)
-            elif job.state == jobs.RUNNING:
+            elif job.state == jobs.RUNNING:  # else nothing is written: so a lost COMMIT is made up for
                 jobs.update_job(connection, job.job_id, state=jobs.SETTLING)
             return True
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from sqlalchemy import text
@@ -12,7 +14,6 @@ from sqlalchemy.exc import DBAPIError
 from eventseal.storage.faults import is_locked, is_transient, translated
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Callable
 
     from sqlalchemy.engine import Connection, Engine
@@ -34,12 +35,13 @@ def begin_writing(connection: Connection) -> Connection:
     if connection.dialect.name == "sqlite" and not holds_sqlite_lock(connection):
         raw = _raw(connection)
         (patience,) = raw.execute("PRAGMA busy_timeout").fetchone()
-        # SQLite's own wait soon tries only every 100 ms: a writer in a loop keeps it out for seconds.
-        raw.execute("PRAGMA busy_timeout = 0")
         try:
+            # SQLite's own wait soon tries only every 100 ms: a writer in a loop keeps it out for seconds.
+            raw.execute("PRAGMA busy_timeout = 0")
             _take_sqlite_lock(connection, time.monotonic() + patience / 1000)
         finally:
-            raw.execute(f"PRAGMA busy_timeout = {patience}")
+            if not connection.invalidated:  # an interrupt has closed it
+                raw.execute(f"PRAGMA busy_timeout = {patience}")
     return connection
 
 
@@ -106,17 +108,18 @@ def pause(attempt: int) -> None:
 
 
 def _take_sqlite_lock(connection: Connection, deadline: float) -> None:
-    while True:
-        try:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-        except DBAPIError as error:
-            left = deadline - time.monotonic()
-            if left <= 0 or not is_locked(error):
-                raise
+    try:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    except DBAPIError as error:
+        if not is_locked(error):
+            raise
+        while (left := deadline - time.monotonic()) > 0:
             # Random, so that two waiters do not always try at the same time.
             time.sleep(min(left, random.uniform(0, _LONGEST_POLL)))  # noqa: S311 - jitter, not a secret
-        else:
-            return
+            with suppress(sqlite3.OperationalError):  # SQLAlchemy's listeners would hear of each of hundreds
+                _raw(connection).execute("BEGIN IMMEDIATE")
+                return
+        raise
 
 
 def _raw(connection: Connection) -> sqlite3.Connection:
