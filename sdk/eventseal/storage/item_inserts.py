@@ -105,7 +105,8 @@ class ItemInserts:
     @cached_property
     def _many(self) -> Insert | None:
         """Several items, on PostgreSQL: locks once. ``None`` if an array would change a column's values."""
-        elements = [_array_element(column.type) for column in self.columns]
+        # Not `column`: Python 3.12.1 then takes the function of that name below for a variable.
+        elements = [_array_element(each.type) for each in self.columns]
         if any(element is None for element in elements):
             return None
         locked = _open_fence(key_fences.c.key_id).with_for_update(read=True)
