@@ -59,7 +59,7 @@ def postgres_databases(postgres_server: str) -> PostgresDatabases:
 
 @pytest.fixture(scope="session")
 def new_postgres_database(postgres_databases: PostgresDatabases) -> Callable[[], str]:
-    """Makes an empty database and gives its URL."""
+    """Creates an empty database and gives its URL."""
     return postgres_databases.new
 
 

@@ -1,9 +1,7 @@
-"""What the tests themselves rest on: programs that may be missing, databases that are used again."""
+"""The fixtures themselves: programs that may be missing, databases that are used again."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,6 +19,10 @@ from tests.fixtures.postgres_servers import (
 
 if TYPE_CHECKING:
     from tests.fixtures.postgres_databases import PostgresDatabases
+
+
+NO_PROCESS = 2**31 - 1
+"""A process id beyond the largest that Linux gives."""
 
 
 @pytest.fixture
@@ -58,7 +60,8 @@ def test_a_database_that_is_given_back_is_as_new(postgres_databases: PostgresDat
         "SELECT (SELECT count(*) FROM pg_class), (SELECT count(*) FROM pg_proc),"
         " (SELECT array_agg((nspname, nspowner::regrole::text, nspacl)::text ORDER BY nspname)"
         " FROM pg_namespace WHERE nspname !~ '^pg_t'),"
-        " (SELECT count(*) FROM pg_db_role_setting), current_setting('jit')"
+        " (SELECT count(*) FROM pg_db_role_setting JOIN pg_database d ON d.oid = setdatabase"
+        " WHERE datname = current_database()), current_setting('jit')"
     )
     with engine.connect() as connection:
         before = connection.execute(look).one()
@@ -83,10 +86,20 @@ def test_a_database_that_is_given_back_is_as_new(postgres_databases: PostgresDat
 
 
 @pytest.mark.postgres
-def test_a_database_that_cannot_be_emptied_is_not_used_again(postgres_databases: PostgresDatabases) -> None:
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC",
+        "ALTER ROLE CURRENT_USER IN DATABASE {} SET jit = off",
+    ],
+)
+def test_a_database_that_cannot_be_emptied_is_not_used_again(
+    postgres_databases: PostgresDatabases, statement
+) -> None:
     url = postgres_databases.new()
-    with create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool).connect() as connection:
-        connection.execute(text("ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC"))
+    engine = create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as connection:
+        connection.execute(text(statement.format(engine.url.database)))
     before = list(postgres_databases._emptied)
     postgres_databases.give_back(url)
     assert postgres_databases._emptied == before
@@ -106,19 +119,20 @@ def test_nothing_is_left_of_a_server() -> None:
 @pytest.mark.postgres
 @pytest.mark.slow
 def test_a_run_that_was_killed_is_cleaned_up_by_the_next_one(monkeypatch) -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
     with monkeypatch.context() as patch:
-        patch.setattr("os.getpid", lambda: ended.pid)
+        patch.setattr("os.getpid", lambda: NO_PROCESS)
         left = new_folder()
-    postmaster = start_server(left).get_postmaster_info().process
-    others = [left.with_name("eventseal-pg-x-y"), left.with_name(f"eventseal-pg-{ended.pid}-link")]
-    others[0].mkdir()
-    others[1].symlink_to(left)
+    others = [left.with_name(f"eventseal-pg-x-{left.name}"), left.with_name(f"{left.name}-link")]
     try:
+        postmaster = start_server(left).get_postmaster_info().process
+        others[0].mkdir()
+        others[1].symlink_to(left)
         with killable_server():
             wait_until_ended(postmaster)
             assert not left.exists()
+            assert others[0].is_dir()
+            assert others[1].is_symlink()
     finally:
+        end_server(left)
         others[0].rmdir()
         others[1].unlink()

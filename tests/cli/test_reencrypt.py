@@ -11,13 +11,17 @@ import select
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
+from eventseal.cli.migrating import said_of_migration
+from eventseal.cli.reencrypting import print_reencrypted
 from eventseal.cli.worker_processes import worker_processes
 from eventseal.configuration import EventSeal
+from eventseal.rotation import JobResult
 
 EXECUTABLE = Path(sys.executable).with_name("eventseal")
 ITEMS = "integer_sequenced_items"
@@ -327,3 +331,18 @@ def test_where_no_file_can_grow_any_more_it_is_told_and_the_job_goes_on_when_the
     assert 0 < job["done"] < 200
     assert run_json("reencrypt")["left"] == 0
     assert run_json("verify")["done"] == 200
+
+
+@pytest.mark.parametrize("job_id", [None, UUID(NO_JOB)])
+def test_where_items_are_left_the_command_that_continues_is_shown(job_id, capsys):
+    """Also if keys settle meanwhile; a job that another run has finished is not named."""
+    result = JobResult(
+        verb="x", complete=False, done=0, left=5, failed=0, seconds=1.0, job_id=job_id,
+        settles_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )  # fmt: skip
+    print_reencrypted(result, dry_run=False)
+    said = [capsys.readouterr().out, said_of_migration(result, dry_run=False)]
+    resumed = "" if job_id is None else f" --resume {job_id}"
+    assert [text.splitlines()[-1] for text in said] == [
+        f"Not complete. To continue: eventseal {verb}{resumed}" for verb in ("reencrypt", "migrate")
+    ]

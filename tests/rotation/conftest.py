@@ -128,6 +128,12 @@ def sqlite_shop(open_shop, sqlite_url) -> Shop:
 
 
 @pytest.fixture
+def postgres_shop(open_shop, postgres_url) -> Shop:
+    """An empty store on PostgreSQL, for tests of its row locks."""
+    return open_shop(postgres_url)
+
+
+@pytest.fixture
 def open_library() -> Iterator[Callable[..., LibraryStore]]:
     """Opens a database of the eventsourcing library; with ``made=False`` its tables are not made yet."""
     opened: list[LibraryStore] = []

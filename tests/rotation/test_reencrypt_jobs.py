@@ -126,13 +126,16 @@ def test_another_selection_is_another_job(shop, monkeypatch):
     assert len({job.job_id for job in list_jobs(shop.seal)}) == 3
 
 
-def test_a_finished_job_gives_its_result_again_and_does_nothing(shop):
+def test_a_finished_job_that_is_resumed_looks_again_and_moves_nothing(shop):
     filled(shop)
     first = reencrypt(shop.seal)
+    again = reencrypt(shop.seal, resume=first.job_id)
+    assert (again.complete, again.done, again.left, again.job_id) == (True, 500, 0, first.job_id)
     shop.append(1)
     rotate_keys(shop.seal)
-    again = reencrypt(shop.seal, resume=first.job_id)
-    assert (again.complete, again.done, again.job_id) == (True, 500, first.job_id)
+    later = reencrypt(shop.seal, resume=first.job_id)
+    assert (later.complete, later.done, later.left, later.job_id) == (False, 500, 501, None)
+    assert reencrypt(shop.seal).left == 0
 
 
 def test_an_unknown_job_is_refused(shop):

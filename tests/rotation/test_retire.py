@@ -272,9 +272,8 @@ def test_a_key_that_is_being_stored_under_the_branch_key_is_waited_for(
         assert paused.wait(60)
         retiring = pool.submit(retire, shop.seal, keys=[branch])
         if first == "wrapping":
-            wait_until_blocked(
-                shop.seal.datastore.engine
-            )  # the wrapping is there, not committed: the retirement waits for it
+            # The wrapping is not committed yet: the retirement waits for it.
+            wait_until_blocked(shop.seal.datastore.engine)
             go.set()
             with pytest.raises(JobError, match="wrapped"):
                 retiring.result(60)

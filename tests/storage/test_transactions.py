@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 
-from eventseal.errors import StoreUnavailableError
+from eventseal.errors import StoreError, StoreUnavailableError
 from eventseal.storage import transactions
 from eventseal.storage.faults import store_error
 from eventseal.storage.transactions import ATTEMPTS, begin_writing, holds_sqlite_lock, read, write
@@ -104,6 +104,68 @@ def test_sqlites_lock_is_tried_until_the_busy_timeout_is_over(sqlite_url, open_d
         with pytest.raises(StoreUnavailableError, match="locked"):
             write(engine, holds_sqlite_lock, doing="asking", wait=False)
         assert clock[0] == waited
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "raised"),
+    [
+        (sqlite3.OperationalError, sqlite3.SQLITE_IOERR, StoreUnavailableError),
+        (sqlite3.DatabaseError, sqlite3.SQLITE_CORRUPT, StoreError),
+    ],
+    ids=["disk", "damage"],
+)
+def test_an_error_while_sqlites_lock_is_tried_is_not_taken_for_a_lock(
+    sqlite_url, open_datastore, error, code, raised
+):
+    class Failing(sqlite3.Connection):
+        """Its BEGINs meet a lock once, and fail from then on."""
+
+        begins = 0
+
+        def execute(self, sql, *parameters):
+            return self._failing(sql) or super().execute(sql, *parameters)
+
+        def cursor(self, *arguments):
+            return FailingCursor(self)
+
+        def _failing(self, sql):
+            if sql == "BEGIN IMMEDIATE":
+                self.begins += 1
+                failure = (
+                    sqlite3.OperationalError("database is locked") if self.begins == 1 else error("broken")
+                )
+                failure.sqlite_errorcode = sqlite3.SQLITE_BUSY if self.begins == 1 else code
+                raise failure
+
+    class FailingCursor(sqlite3.Cursor):
+        def execute(self, sql, *parameters):
+            self.connection._failing(sql)
+            return super().execute(sql, *parameters)
+
+    engine = open_datastore(sqlite_url, setup=False, connect_args={"factory": Failing}).engine
+    with pytest.raises(raised, match=r"broken|DatabaseError") as refused:
+        write(engine, holds_sqlite_lock, doing="asking")
+    assert "lock" not in str(refused.value)
+    with engine.connect() as connection:
+        assert connection.connection.dbapi_connection.begins == 3
+
+
+def test_an_interrupt_while_sqlites_lock_is_tried_leaves_the_busy_timeout(
+    sqlite_url, open_datastore, monkeypatch
+):
+    engine = open_datastore(sqlite_url, setup=False, connect_args={"timeout": 1}).engine
+
+    def sleep(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(transactions, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=sleep))
+    with engine.connect() as holder, engine.connect() as waiting:
+        begin_writing(holder)
+        with pytest.raises(KeyboardInterrupt):
+            begin_writing(waiting)
+        assert waiting.exec_driver_sql("PRAGMA busy_timeout").scalar_one() == 1000
+        holder.rollback()
+        assert holds_sqlite_lock(begin_writing(waiting))
 
 
 def test_an_interrupt_while_sqlites_lock_is_taken_arrives_as_it_is(sqlite_url, open_datastore):

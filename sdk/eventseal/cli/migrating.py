@@ -126,7 +126,7 @@ def said_of_migration(result: JobResult, *, dry_run: bool) -> str:
     )
     if not result.complete:
         resumed = "" if result.job_id is None else f" --resume {result.job_id}"
-        return f"{said}\nit is not complete; to go on: eventseal migrate{resumed}"
+        return f"{said}\nNot complete. To continue: eventseal migrate{resumed}"
     if result.failed:
         return f"{said}\nwhat failed stays as it is; mend it, and run this again"
     return f"{said}\nwhen no process writes the older formats any more: eventseal migrate --finish"

@@ -58,7 +58,7 @@ def pause_job(store: SealedStore, job_id: UUID) -> Job:
     """
 
     def pause(connection: Connection) -> Job:
-        job = _locked(connection, store, job_id)
+        job = _known(connection, store, job_id, locked=True)
         if job.state == FINISHED:
             raise JobError(f"job {job_id} is finished; there is nothing to pause")
         jobs.update_job(connection, job_id, state=PAUSED)
@@ -71,7 +71,7 @@ def resumed_job(
     store: SealedStore, job_id: UUID, *, items_per_second: float | None, verb: str = REENCRYPT
 ) -> Job:
     """
-    Set a job running again; one that is finished is given as it is.
+    Set a job running again; a finished one stays finished.
 
     Args:
         store: What the job works on.
@@ -85,7 +85,7 @@ def resumed_job(
     """
 
     def resume(connection: Connection) -> Job:
-        job = _locked(connection, store, job_id)
+        job = _known(connection, store, job_id, locked=True)
         _refuse_other_layout(job)
         if verb_of(job.options) != verb:
             raise JobError(
@@ -125,14 +125,19 @@ def begun_job(
     def begin(connection: Connection) -> Job:
         jobs.one_at_a_time(connection)
         for job in jobs.load_jobs(connection, store.cipher.application):
-            if job.layout != jobs.JOB_LAYOUT or not _covers_the_same(job.options, options):
+            if (
+                job.state == FINISHED
+                or job.layout != jobs.JOB_LAYOUT
+                or not _covers_the_same(job.options, options)
+            ):
                 continue
-            job = jobs.lock_job(connection, job.job_id)  # noqa: PLW2901 - a run may have begun a pass, or ended it
-            same = job.options == options
-            if job.state == SETTLING and (total or not same):
+            # Another run may have begun a pass since, or ended the job.
+            locked = jobs.lock_job(connection, job.job_id)
+            same = locked.options == options
+            if locked.state == SETTLING and (total or not same):
                 jobs.finish_job(connection, job.job_id)  # all was moved: what there is now is another job's
-            elif job.state != FINISHED and same:
-                return _running(connection, job, items_per_second)
+            elif locked.state != FINISHED and same:
+                return _running(connection, locked, items_per_second)
         jobs.drop_finished_jobs(connection, store.cipher.application, but=KEPT_JOBS)
         values = {
             "job_id": new_id,
@@ -151,17 +156,13 @@ def begun_job(
     return write(store.datastore.engine, begin, doing="beginning a job")
 
 
-def _known(connection: Connection, store: SealedStore, job_id: UUID) -> Job:
-    for job in jobs.load_jobs(connection, store.cipher.application, job_id=job_id):
+def _known(connection: Connection, store: SealedStore, job_id: UUID, *, locked: bool = False) -> Job:
+    for job in jobs.load_jobs(connection, store.cipher.application, job_id=job_id, locked=locked):
         return job
     raise JobError(
         f"there is no job {job_id} of application {store.cipher.application}",
         remedy="List the jobs with `eventseal status`, or run the command anew without a job's id.",
     )
-
-
-def _locked(connection: Connection, store: SealedStore, job_id: UUID) -> Job:
-    return jobs.lock_job(connection, _known(connection, store, job_id).job_id)
 
 
 def _covers_the_same(options: Mapping[str, Any], others: Mapping[str, Any]) -> bool:

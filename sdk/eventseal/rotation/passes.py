@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 
 MOST_PASSES = 4
 """
-Passes in one call, and looks after which others had joined the job: where keys are rotated again and again,
-the next call continues.
+Passes in one call. A look after which another run had joined the job counts as one.
+
+If keys are rotated again and again, the next call continues.
 """
 
 SMALL_TABLE = 10_000
@@ -108,8 +109,6 @@ class Passes:
     def run(self) -> JobResult:
         """Move what there is to move; see ``reencrypt``."""
         begun = 0
-        if self._reread().state == jobs.FINISHED:  # before this call: what it says is given again
-            return self._report.result(self._job, complete=True)
         while self._reread().state != jobs.PAUSED:
             totals = self._totals()
             if totals.open_shards and self._job.state == jobs.RUNNING:
@@ -121,7 +120,7 @@ class Passes:
             if self._job.state == jobs.FINISHED:
                 complete = settled is None and not left
                 result = self._report.result(self._job, complete=complete, settled=settled)
-                return replace(result, job_id=None) if left else result  # it cannot be resumed
+                return replace(result, job_id=None) if left else result  # only a new job moves what is left
             over = self._job.pass_number > 0 and not left
             if over and self._end(settled):
                 return self._report.result(self._job, complete=settled is None, settled=settled)
@@ -171,7 +170,7 @@ class Passes:
                 ],
             )
             job_counts.drop_old_failures(connection, job.job_id, job.pass_number + 1)
-            # Another run may call the job settling, by a look that is older than this one.
+            # Another run may have set the job to settling after an older look.
             jobs.update_job(connection, job.job_id, pass_number=job.pass_number + 1, state=jobs.RUNNING)
             return True
 
@@ -189,7 +188,7 @@ class Passes:
         End the job after a look that found nothing more to move.
 
         Returns:
-            False if another run joined the job, or changed it, after that look began: you must look again.
+            False if another run joined the job, or changed it, after that look began. The caller looks again.
         """
 
         def end(connection: Connection) -> bool:
@@ -198,7 +197,7 @@ class Passes:
                 return False
             if settled is None:
                 jobs.finish_job(connection, job.job_id)
-            elif job.state == jobs.RUNNING:  # else nothing is written: so a lost COMMIT is made up for
+            elif job.state == jobs.RUNNING:  # an attempt after a lost COMMIT must find the row unchanged
                 jobs.update_job(connection, job.job_id, state=jobs.SETTLING)
             return True
 

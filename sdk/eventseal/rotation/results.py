@@ -70,7 +70,8 @@ class JobResult:
         left: Those that it did not get to, or left out of a sample.
         failed: Those that it could not deal with.
         seconds: How long it took.
-        job_id: Under which it resumes; ``None`` for what needs no job.
+        job_id: Under which it resumes. ``None`` for what needs no job, and if another run has finished the
+            job while items are left: run the verb again without an id.
         by_table: Counts by table, and in it by outcome.
         by_key: Counts by data key.
         by_kek: Counts by KEK.

@@ -125,9 +125,9 @@ def has_no_such_column(error: DBAPIError) -> bool:
     return isinstance(error.orig, sqlite3.Error) and bool(_SQLITE_MISSING_COLUMN.search(str(error.orig)))
 
 
-def is_locked(error: DBAPIError) -> bool:
-    """Whether SQLite refused a statement because another connection holds a lock; nothing was done."""
-    return getattr(error.orig, "sqlite_errorcode", 0) & _PRIMARY_CODE == sqlite3.SQLITE_BUSY
+def is_locked(error: BaseException | None) -> bool:
+    """Whether SQLite refused a statement because another connection holds a lock."""
+    return getattr(error, "sqlite_errorcode", 0) & _PRIMARY_CODE == sqlite3.SQLITE_BUSY
 
 
 def is_transient(error: BaseException) -> bool:

@@ -53,7 +53,7 @@ class Job:
         stopped_runs: Runs whose workers are to stop.
         created_at: By the database's clock, UTC, like the other times.
         updated_at: When it last moved on.
-        finished_at: When a last look found nothing more.
+        finished_at: When a last look found nothing more, or another job took over.
     """
 
     job_id: UUID
@@ -115,8 +115,10 @@ def insert_job(connection: Connection, job: Mapping[str, Any]) -> None:
     )
 
 
-def load_jobs(connection: Connection, application: str, *, job_id: UUID | None = None) -> list[Job]:
-    """Read the jobs of an application, or one of them; the oldest first."""
+def load_jobs(
+    connection: Connection, application: str, *, job_id: UUID | None = None, locked: bool = False
+) -> list[Job]:
+    """Read the jobs of an application, or one of them; lock them if asked. The oldest comes first."""
     query = (
         select(reencryption_jobs)
         .where(reencryption_jobs.c.application == application)
@@ -124,6 +126,8 @@ def load_jobs(connection: Connection, application: str, *, job_id: UUID | None =
     )
     if job_id is not None:
         query = query.where(reencryption_jobs.c.job_id == job_id)
+    if locked:
+        query = query.with_for_update()
     return [_job(row) for row in connection.execute(query)]
 
 

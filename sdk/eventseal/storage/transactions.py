@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import sqlite3
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from sqlalchemy import text
@@ -23,6 +22,7 @@ T = TypeVar("T")
 ATTEMPTS = 5
 _LONGEST_PAUSE = 0.05
 _LONGEST_POLL = 0.005
+_BEGIN = "BEGIN IMMEDIATE"
 
 
 def begin_writing(connection: Connection) -> Connection:
@@ -109,17 +109,24 @@ def pause(attempt: int) -> None:
 
 def _take_sqlite_lock(connection: Connection, deadline: float) -> None:
     try:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection.exec_driver_sql(_BEGIN)
     except DBAPIError as error:
-        if not is_locked(error):
+        if not is_locked(error.orig):
             raise
-        while (left := deadline - time.monotonic()) > 0:
-            # Random, so that two waiters do not always try at the same time.
-            time.sleep(min(left, random.uniform(0, _LONGEST_POLL)))  # noqa: S311 - jitter, not a secret
-            with suppress(sqlite3.OperationalError):  # SQLAlchemy's listeners would hear of each of hundreds
-                _raw(connection).execute("BEGIN IMMEDIATE")
-                return
-        raise
+    else:
+        return
+    while (left := deadline - time.monotonic()) > 0:
+        # Random, so that two waiters do not always try at the same time.
+        time.sleep(min(left, random.uniform(0, _LONGEST_POLL)))  # noqa: S311 - jitter, not a secret
+        try:
+            # Not through SQLAlchemy, whose listeners would get hundreds of errors.
+            _raw(connection).execute(_BEGIN)
+        except sqlite3.Error as error:
+            if not is_locked(error):
+                break
+        else:
+            return
+    connection.exec_driver_sql(_BEGIN)  # SQLAlchemy raises what is wrong now
 
 
 def _raw(connection: Connection) -> sqlite3.Connection:
