@@ -180,7 +180,7 @@ def test_a_run_whose_job_another_ends_before_its_first_look_looks_all_the_same(s
 @pytest.mark.postgres
 @pytest.mark.parametrize("does", ["joins", "resumes", "pauses"])
 def test_a_job_that_is_just_being_ended_stays_ended(postgres_shop, does) -> None:
-    """Its row is read again under its lock, behind the transaction that ends it."""
+    """Its row is read again under its lock, after the transaction that ends it."""
     shop = postgres_shop
     shop.append(5)
     rotate_keys(shop.seal)
