@@ -137,6 +137,7 @@ class KeyDestroyedError(EventSealError):
     key_id: UUID | None = None
     scope: str | None = None
     destroyed_by: Literal["retired", "shredded"] | None = None
+    scope_reopened: bool = False
 
 
 class NotMyKeyError(EventSealError):

@@ -12,7 +12,15 @@ from eventseal.cipher.context import ItemBinder
 from eventseal.cipher.envelopes import Opened, open_under, seal_under
 from eventseal.cipher.fields import FieldCipher
 from eventseal.cipher.resealing import Resealer
-from eventseal.errors import ConfigurationError, EventSealError, KeyNotFoundError, SerializationError
+from eventseal.errors import (
+    OPAQUE_INTEGRITY_MESSAGE,
+    ConfigurationError,
+    EventSealError,
+    IntegrityError,
+    KeyDestroyedError,
+    KeyNotFoundError,
+    SerializationError,
+)
 from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.keys.source import KeySource
 from eventseal.keys.static_key import StaticKey
@@ -181,6 +189,15 @@ class AESCipher:
             outcomes.update(zip(of_header, opened, strict=True))
         return [outcomes[index] for index in range(len(items))]
 
+    def bind_many(self, items: Sequence[tuple[bytes, ItemContext]]) -> list[tuple[bytes, bytes]]:
+        """
+        Give the associated data of items, without the header, each with its envelope.
+
+        Raises:
+            SerializationError: A place has no canonical value.
+        """
+        return [(self._binder.bind(context), sealed) for sealed, context in items]
+
     def reseal_many(self, items: StoredItems, collection: str) -> list[Outcome]:
         """
         Seal items again under the active keys of their scopes; no key is made.
@@ -281,6 +298,8 @@ class AESCipher:
         *,
         last_answer: bool = False,
     ) -> list[Opened | EventSealError]:
+        if isinstance(key, KeyDestroyedError) and key.scope_reopened:
+            return self._erased(key, items)
         if isinstance(key, EventSealError):
             return [key] * len(items)
         try:
@@ -289,6 +308,25 @@ class AESCipher:
             # Closed between being handed out and being used: ask once more, and take that answer.
             again = error if last_answer else self._keys.opening_keys([key.key_id])[key.key_id]
         return self._open(again, header, items, last_answer=True)
+
+    def _erased(
+        self, error: KeyDestroyedError, items: Sequence[tuple[bytes, ItemContext]]
+    ) -> list[Opened | EventSealError]:
+        """Tell what was erased in a scope that was reopened since from what somebody put there later."""
+        outcomes: list[Opened | EventSealError] = []
+        bound: list[tuple[bytes, bytes]] = []
+        for sealed, context in items:
+            try:
+                bound.append((self._binder.bind(context), sealed))
+            except SerializationError as problem:
+                outcomes.append(problem)
+            else:
+                outcomes.append(error)
+        listed = iter(self._keys.are_listed_as_erased(bound))
+        return [
+            outcome if outcome is not error or next(listed) else IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
+            for outcome in outcomes
+        ]
 
 
 @lru_cache(maxsize=1024)

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
+from eventseal.cipher import ItemContext
 from eventseal.errors import StoreError
 from eventseal.keys.states import KeyPurpose
 from eventseal.rotation.closing import close_and_count
 from eventseal.rotation.results import Failure
+from eventseal.storage.item_rows import pages_under
 from eventseal.storage.key_counts import count_under
 from eventseal.storage.transactions import read
 
@@ -86,6 +88,34 @@ def erased_items(store: SealedStore, tables: Sequence[SealedTable], keys: Iterab
         counts = read(store.datastore.engine, count, doing="counting items of a scope")
         found.add({key_id: counts.get(key_id, Counter()) for key_id in key_ids})
     return found
+
+
+def list_erased(store: SealedStore, tables: Sequence[SealedTable], keys: Iterable[KeyRecord]) -> int:
+    """
+    Note every item that is under keys as erased: what names them afterwards, and is not listed, is tampering.
+
+    Args:
+        store: Has the items' database and the list.
+        tables: Every one that may hold items under the keys.
+        keys: That were shredded, of a scope that is about to be reopened.
+
+    Returns:
+        How many items.
+
+    Raises:
+        StoreError: A database refused or failed.
+    """
+    listed = 0
+    for key_ids in batches(keys):
+        for table in tables:
+            for page in pages_under(store.datastore.engine, table, key_ids):
+                items = [
+                    (row.data, ItemContext(row.sequence_id, row.position, row.topic, table.collection))
+                    for row in page
+                ]
+                store.keyring.list_erased(store.cipher.bind_many(items))
+                listed += len(items)
+    return listed
 
 
 def batches(records: Iterable[KeyRecord]) -> list[list[UUID]]:

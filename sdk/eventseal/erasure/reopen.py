@@ -6,12 +6,13 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from eventseal.erasure.fences import batches
+from eventseal.erasure.fences import batches, list_erased
 from eventseal.erasure.ledger_entries import REOPEN
 from eventseal.erasure.shred import own_ledger
 from eventseal.errors import JobError
 from eventseal.rotation.closing import close_and_count
 from eventseal.rotation.results import JobResult
+from eventseal.rotation.sealed_store import refuse_unregistered_tables, registered_tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +29,8 @@ def reopen(store: SealedStore, scope: str, *, ledger: Ledger | None = None) -> J
 
     First the fences that the shred had to leave open are closed: a transaction that has written under a
     shredded key, and is open still, would else commit what nobody can read into a scope that is open. Then
-    the ledger is told, so that keys made from now on outlive a restore.
+    every item under those keys is listed: only these read as erased from now on, so that nobody hides a live
+    item behind a destroyed key. Then the ledger is told, so that keys made from now on outlive a restore.
 
     Args:
         store: An ``EventSeal``, or any object with its four.
@@ -39,7 +41,8 @@ def reopen(store: SealedStore, scope: str, *, ledger: Ledger | None = None) -> J
         ``done`` is 1 if the scope was closed until now, else 0.
 
     Raises:
-        ConfigurationError: No key of the scope was ever made, or the ledger is gone.
+        ConfigurationError: No key of the scope was ever made, the ledger is gone, or a table that looks
+            sealed is not registered.
         IntegrityError: A row of the scope is not what a keyring sealed, or the ledger is not what was
             written; nothing was done.
         JobError: A shred of the scope was begun, and is not done.
@@ -50,12 +53,15 @@ def reopen(store: SealedStore, scope: str, *, ledger: Ledger | None = None) -> J
     started = time.monotonic()
     scope = store.keyring.scope_named(scope)
     ledger = ledger or own_ledger(store)
+    refuse_unregistered_tables(store)
+    tables = registered_tables(store.datastore, store.cipher.application)
 
     def first(shredded: Sequence[KeyRecord]) -> None:
         for key_ids in batches(shredded):
             closing = close_and_count(store.datastore.engine, (), key_ids, even_if_needed=True)
             for error in closing.held.values():
                 raise error
+        list_erased(store, tables, shredded)
         if ledger is not None:  # again if the rows had to be read again: it may have been shredded since
             _tell(store, scope, ledger, shredded)
 

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eventseal.erasure.fences import close_scope_fences
+from eventseal.erasure.fences import close_scope_fences, list_erased
 from eventseal.erasure.ledger_entries import DONE
 from eventseal.erasure.restore_scan import Reading, Undone, undone_scopes, unrecorded_keys
 from eventseal.erasure.shred import own_ledger, shred
@@ -235,6 +235,8 @@ class _Work:
             self._count(result.by_table, result.failures)
             return
         fences = close_scope_fences(self._store, self._tables, ended.shredded)
+        if not undone.closed:  # it was reopened, and the list of what was erased in it may be older
+            list_erased(self._store, self._tables, ended.shredded)
         self._count(fences.by_table, fences.failures)
         if is_told:
             return

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from eventseal.keys.branches import Branches
-    from eventseal.keys.counters import CountedStore
+    from eventseal.keys.checked_store import CheckedStore
     from eventseal.keys.data_key import DataKey
     from eventseal.keys.moved import RowChecks
     from eventseal.keys.opening import Opener
@@ -35,7 +35,7 @@ class BranchMover:
     """
 
     def __init__(
-        self, application: str, store: CountedStore, branches: Branches, opener: Opener, checks: RowChecks
+        self, application: str, store: CheckedStore, branches: Branches, opener: Opener, checks: RowChecks
     ) -> None:
         self._application = application
         self._store = store
@@ -58,10 +58,12 @@ class BranchMover:
             return
         scopes = {
             key_id: record.scope
-            for key_id, record in self._store.get(unknown).items()
+            for key_id, record in self._store.get(unknown, check=False).items()
             if record.purpose is KeyPurpose.BRANCH and record.application == self._application
         }
-        holders = self._store.active(self._application, set(scopes.values()), purpose=KeyPurpose.BRANCH)
+        holders = self._store.active(
+            self._application, set(scopes.values()), purpose=KeyPurpose.BRANCH, check=False
+        )
         for key_id, scope in scopes.items():
             holder = holders.get(scope)
             if holder is not None and holder.state is KeyState.ACTIVE:

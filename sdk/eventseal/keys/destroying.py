@@ -20,23 +20,23 @@ from eventseal.keys.endings import (
     moved,
     refuse_active,
     refuse_retirement,
+    slots,
 )
 from eventseal.keys.marks import Marks
 from eventseal.keys.opening import ATTEMPTS
 from eventseal.keys.records import DEFAULT_SCOPE
-from eventseal.keys.rows import check_row, destroyed
+from eventseal.keys.rows import check_row, destroyed, is_set_back
+from eventseal.keys.seals import is_sealed
 from eventseal.keys.states import SUBJECT_PURPOSES, KeyPurpose, KeyState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from uuid import UUID
 
-    from eventseal.keys.known_states import Moment
     from eventseal.keys.memory import Memory
     from eventseal.keys.records import KeyRecord
     from eventseal.keys.refreshing import Refresher
     from eventseal.keys.resources import Resources
-    from eventseal.keys.seals import Seals
     from eventseal.keys.store_key import StoreKey
 
 
@@ -45,6 +45,24 @@ _NEVER_COMPROMISED = {
     "the key and a copy of the items reads it, and nothing takes that back. `eventseal shred` of its scope "
     "destroys the key here.",
 }
+
+
+class _Found(NamedTuple):
+    """
+    Keys as they were read.
+
+    Attributes:
+        rows: Checked.
+        edited: Rows of keys that are destroyed, and that somebody edited: they stay as they are.
+    """
+
+    rows: Sequence[KeyRecord]
+    edited: Sequence[KeyRecord] = ()
+
+    @property
+    def taken(self) -> set[KeyPurpose]:
+        """The purposes whose slot an edited row holds."""
+        return {record.purpose for record in self.edited if record.active_scope is not None}
 
 
 class ShreddedScope(NamedTuple):
@@ -92,10 +110,8 @@ class Destroyer:
             KeyDestroyedError: A key was destroyed.
             KeyNotFoundError: There is no such key.
         """
-        seals = self._store_key.made_seals()
-        rows = self._named(key_ids)
+        rows = list(self._named(key_ids).rows)
         for record in rows:
-            check_row(record, record.key_id, self._application, seals)
             if record.state is KeyState.DESTROYED:
                 raise destroyed(record)
             if record.purpose not in RETIRED_PURPOSES:
@@ -121,15 +137,15 @@ class Destroyer:
             KeyNotFoundError: There is no such key.
         """
 
-        def plan(rows: Sequence[KeyRecord]) -> Moves:
-            for record in rows:
+        def plan(found: _Found) -> Moves:
+            for record in found.rows:
                 refuse_active(record)
                 if record.state is KeyState.DESTROYED:
                     raise destroyed(record)
             return Moves(
                 [
                     (record, moved(record, state=KeyState.COMPROMISED))
-                    for record in rows
+                    for record in found.rows
                     if record.state is KeyState.DEACTIVATED
                 ]
             )
@@ -154,13 +170,13 @@ class Destroyer:
             KeyNotFoundError: There is no such key.
         """
 
-        def plan(rows: Sequence[KeyRecord]) -> Moves:
-            for record in rows:
+        def plan(found: _Found) -> Moves:
+            for record in found.rows:
                 refuse_retirement(record)
             if dry_run:
-                self._refuse_wrapping(rows)
+                self._refuse_wrapping(found.rows)
                 return Moves([])
-            return Moves([(record, ended(record, "retired")) for record in rows if record.state.opens])
+            return Moves([(record, ended(record, "retired")) for record in found.rows if record.state.opens])
 
         return self._change(
             lambda: self._named(key_ids),
@@ -196,18 +212,21 @@ class Destroyer:
             )
         live: list[UUID] = []
 
-        def plan(rows: Sequence[KeyRecord]) -> Moves:
-            if not rows:
+        def plan(found: _Found) -> Moves:
+            if not found.rows and not found.edited:
                 raise _unknown(scope)
-            live[:] = [record.key_id for record in rows if record.state.opens]
+            live[:] = [record.key_id for record in found.rows if record.state.opens]
             if dry_run:
                 return Moves([])
             if first is not None:
-                first(rows)
-            return end_of_scope(self._application, scope, rows)
+                first(found.rows)
+            return end_of_scope(self._application, scope, found.rows, taken=found.taken)
 
         rows = self._change(
-            lambda: self._subject_keys(scope), plan, f"scope {scope!r} was shredded", whole_scope=scope
+            lambda: self._subject_keys(scope),
+            plan,
+            f"scope {scope!r} was shredded",
+            whole_scope=scope,
         )
         shredded = tuple([record for record in rows if record.destroyed_by == "shredded"])
         return ShreddedScope(tuple(live), shredded, tuple(rows))
@@ -229,16 +248,18 @@ class Destroyer:
         """
         live: list[UUID] = []
 
-        def plan(rows: Sequence[KeyRecord]) -> Moves:
-            live[:] = [record.key_id for record in rows if record.key_id in erased and record.state.opens]
-            return (
-                Moves([])
-                if dry_run
-                else end_of_scope(self._application, scope, rows, erased=erased, closed=closed)
+        def plan(found: _Found) -> Moves:
+            live[:] = [r.key_id for r in found.rows if r.key_id in erased and r.state.opens]
+            if dry_run:
+                return Moves([])
+            return end_of_scope(
+                self._application, scope, found.rows, erased=erased, closed=closed, taken=found.taken
             )
 
         rows = self._change(
-            lambda: self._erased_keys(scope, erased), plan, f"keys of scope {scope!r} were shredded again"
+            lambda: self._erased_keys(scope, erased),
+            plan,
+            f"keys of scope {scope!r} were shredded again",
         )
         shredded = tuple([record for record in rows if record.destroyed_by == "shredded"])
         return ShreddedScope(tuple(live), shredded, tuple(rows))
@@ -262,25 +283,26 @@ class Destroyer:
         """
         freed: set[UUID] = set()
 
-        def plan(rows: Sequence[KeyRecord]) -> Moves:
-            if not rows:
+        def plan(found: _Found) -> Moves:
+            if not found.rows:
                 raise _unknown(scope)
-            holding = [
-                record for record in rows if not record.state.opens and record.active_scope is not None
-            ]
+            holding = [r for r in found.rows if not r.state.opens and r.active_scope is not None]
             freed.clear()
             freed.update(record.key_id for record in holding)
-            if holding and first is not None:
-                first([record for record in rows if record.destroyed_by == "shredded"])
-            return Moves([(record, moved(record, active_scope=None)) for record in holding])
+            if not holding and not self._is_closed(scope):
+                return Moves([])
+            if first is not None:
+                first([record for record in found.rows if record.destroyed_by == "shredded"])
+            freeing = [(record, moved(record, active_scope=None)) for record in holding]
+            return Moves(freeing, scopes=slots(scope, closed=False))
 
         rows = self._change(lambda: self._subject_keys(scope), plan, f"scope {scope!r} was reopened")
         return [record for record in rows if record.key_id in freed]
 
     def _change(
         self,
-        read: Callable[[], Sequence[KeyRecord]],
-        plan: Callable[[Sequence[KeyRecord]], Moves],
+        read: Callable[[], _Found],
+        plan: Callable[[_Found], Moves],
         doing: str,
         *,
         whole_scope: str | None = None,
@@ -290,7 +312,7 @@ class Destroyer:
         Read keys and move them, again if one of them moved meanwhile.
 
         Args:
-            read: Gives the rows, not checked yet.
+            read: Gives the rows, checked.
             plan: Says what becomes of them.
             doing: For the message, if they never settle.
             whole_scope: The scope of which no live key may be left out.
@@ -303,33 +325,36 @@ class Destroyer:
         for _ in range(ATTEMPTS):
             self._refresher.confirm_for_sealing()
             since = self._memory.moment()
-            rows = list(read())
-            if not self._are_current(rows, seals, since):
+            found = read()
+            # A row that was put back shows an earlier state, and is destroyed anew.
+            if not all(self._memory.admit(r, since=since) for r in found.rows if not is_set_back(r)):
                 continue
-            moves = plan(rows)
-            if not moves.keys and not moves.tombstones:
-                self._bury(rows)
-                return rows
+            moves = plan(found)
+            if not (moves.keys or moves.tombstones or moves.scopes):
+                self._bury(found.rows)
+                return list(found.rows)
             changed = [seals.sealed(record) for _, record in moves.keys]
             added = [seals.sealed(record) for record in moves.tombstones]
-            marks = Marks(self._memory, seals, [*moves.keys, *((None, record) for record in added)], since)
+            every = [*moves.keys, *((None, record) for record in added)]
+            marks = Marks(self._memory, seals, every, since, scopes=moves.scopes)
+            if not every:
+                self._store.advance(self._application, next_mark=marks)
+                return list(found.rows)
             stored = self._store.set_states(
-                changed, next_mark=marks, whole_scope=whole_scope, tombstones=added
+                changed,
+                next_mark=marks,
+                whole_scope=whole_scope,
+                left_out=[record.key_id for record in found.edited],
+                tombstones=added,
             )
             if stored:
                 for record in stored:
                     self._memory.moved(record, counter=marks.written)
-                now = {record.key_id: record for record in (*rows, *stored)}
+                now = {record.key_id: record for record in (*found.rows, *stored)}
                 return [now[key_id] for key_id in sorted(now)]
             if refused is not None:
-                refused(rows)
+                refused(found.rows)
         raise StoreUnavailableError(f"keys moved {ATTEMPTS} times while {doing}")
-
-    def _are_current(self, rows: Sequence[KeyRecord], seals: Seals, since: Moment) -> bool:
-        """Check rows, and whether each is as late as what was seen of it."""
-        for record in rows:
-            check_row(record, record.key_id, self._application, seals)
-        return all(self._memory.admit(record, since=since) for record in rows)
 
     def _bury(self, rows: Sequence[KeyRecord]) -> None:
         """Forget keys whose end an earlier run may have written without being told so."""
@@ -337,23 +362,39 @@ class Destroyer:
             if record.state is KeyState.DESTROYED:
                 self._memory.bury(record)
 
-    def _named(self, key_ids: Collection[UUID]) -> list[KeyRecord]:
+    def _named(self, key_ids: Collection[UUID]) -> _Found:
+        seals = self._store_key.made_seals()
         found = self._store.get(key_ids)
         for key_id in key_ids:
             if key_id not in found:
                 raise KeyNotFoundError(f"the key store has no key {key_id}", key_id=key_id)
-        return [found[key_id] for key_id in sorted(found)]
+            check_row(found[key_id], key_id, self._application, seals)
+        return _Found([found[key_id] for key_id in sorted(found)])
 
-    def _subject_keys(self, scope: str) -> list[KeyRecord]:
-        rows = self._store.of_scope(self._application, scope)
+    def _subject_keys(self, scope: str) -> _Found:
+        """
+        Read what a shred ends. Nobody keeps a scope from being shredded by editing rows of destroyed keys.
+
+        Raises:
+            IntegrityError: The row of a key that is not destroyed is not what a keyring sealed.
+        """
         seals = self._store_key.made_seals()
-        for record in rows:  # also the others: the purpose may be what was edited
-            check_row(record, record.key_id, self._application, seals)
-        return [record for record in rows if record.purpose in SUBJECT_PURPOSES]
+        rows: list[KeyRecord] = []
+        edited: list[KeyRecord] = []
+        for record in self._store.of_scope(self._application, scope):
+            is_destroyed = record.revoked_as in {"retired", "shredded"}
+            if is_destroyed and not is_sealed(seals, record):
+                edited.append(record)
+                continue
+            if not is_destroyed:  # also the others: the purpose may be what was edited
+                check_row(record, record.key_id, self._application, seals)
+            if record.purpose in SUBJECT_PURPOSES:
+                rows.append(record)
+        return _Found(rows, edited)
 
-    def _erased_keys(self, scope: str, erased: Mapping[UUID, KeyPurpose]) -> list[KeyRecord]:
-        rows = self._subject_keys(scope)
-        purposes = {record.key_id: record.purpose for record in rows}
+    def _erased_keys(self, scope: str, erased: Mapping[UUID, KeyPurpose]) -> _Found:
+        found = self._subject_keys(scope)
+        purposes = {record.key_id: record.purpose for record in found.rows}
         elsewhere = [key_id for key_id in erased if key_id not in purposes]
         for key_id in [*self._store.get(elsewhere), *(k for k in purposes if k in erased)]:
             if purposes.get(key_id) is not erased[key_id]:
@@ -363,7 +404,16 @@ class Destroyer:
                     remedy="Find out who changed the key tables, and restore the key's row from a backup.",
                     key_id=key_id,
                 )
-        return rows
+        return found
+
+    def _is_closed(self, scope: str) -> bool:
+        """Whether the revocation tree has a scope as closed, whatever rows hold its slots."""
+        seals, revocations = self._store_key.made_seals(), self._store.revocations
+        return any(
+            closed is True
+            for purpose in SUBJECT_PURPOSES
+            for closed in revocations.scopes(purpose, [scope], seals).closed.values()
+        )
 
     def wrapped_under(self, branch_ids: Collection[UUID]) -> dict[UUID, int]:
         """Count the wrappings under each of some branch keys; one that has none is left out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from eventseal.errors import JobError
@@ -10,7 +11,7 @@ from eventseal.keys.making import new_tombstone
 from eventseal.keys.states import SUBJECT_PURPOSES, KeyPurpose, KeyState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from uuid import UUID
 
     from eventseal.keys.records import KeyRecord
@@ -27,10 +28,12 @@ class Moves(NamedTuple):
     Attributes:
         keys: Each as it was read, and as it is to be, not sealed yet.
         tombstones: New rows of what is no key any more, or never was, not sealed yet.
+        scopes: By purpose and scope whether it is closed from now on, or open, for those that change.
     """
 
     keys: Sequence[tuple[KeyRecord, KeyRecord]]
     tombstones: Sequence[KeyRecord] = ()
+    scopes: Mapping[tuple[KeyPurpose, str], bool] = MappingProxyType({})
 
 
 def moved(record: KeyRecord, **changes: Any) -> KeyRecord:
@@ -52,6 +55,7 @@ def end_of_scope(
     *,
     erased: Mapping[UUID, KeyPurpose] | None = None,
     closed: bool = True,
+    taken: Collection[KeyPurpose] = (),
 ) -> Moves:
     """
     Say how the keys of a scope end.
@@ -67,6 +71,7 @@ def end_of_scope(
         erased: Only these keys are destroyed, with their purposes; one that has no row gets a tombstone.
             ``None``: all.
         closed: Whether every slot is to be taken by a tombstone; one that a surviving key has stays its own.
+        taken: Purposes whose slot an edited row holds, which nobody can take it from.
     """
     keys: list[tuple[KeyRecord, KeyRecord]] = []
     tombstones: list[KeyRecord] = []
@@ -76,7 +81,8 @@ def end_of_scope(
         dead = [record for key, record in there.items() if key in named or not record.state.opens]
         lost = [_lost(application, scope, purpose, key) for key in sorted(named - set(there))]
         survivors = [record for key, record in there.items() if key not in named and record.state.opens]
-        takes_slot = closed and all(record.active_scope is None for record in survivors)
+        is_free = purpose not in taken and all(record.active_scope is None for record in survivors)
+        takes_slot = closed and is_free
         holder = _slot_holder([*dead, *lost]) if takes_slot else None
         if takes_slot and holder is None:
             tombstones.append(new_tombstone(application, scope, purpose))
@@ -87,7 +93,12 @@ def end_of_scope(
             elif erased is None or (takes_slot and slot != record.active_scope):
                 keys.append((record, moved(record, active_scope=slot)))
         tombstones += [replace(record, active_scope=scope if record is holder else None) for record in lost]
-    return Moves(keys, tombstones)
+    return Moves(keys, tombstones, slots(scope, closed=True) if closed else {})
+
+
+def slots(scope: str, *, closed: bool) -> dict[tuple[KeyPurpose, str], bool]:
+    """Say of every purpose of a subject's keys whether a scope is closed."""
+    return {(purpose, scope): closed for purpose in SUBJECT_PURPOSES}
 
 
 def refuse_retirement(record: KeyRecord) -> None:

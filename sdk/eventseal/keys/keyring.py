@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, NoReturn
 from eventseal.errors import ConfigurationError
 from eventseal.keys.branch_wrapping import checked_branches
 from eventseal.keys.branches import Branches
+from eventseal.keys.checked_store import CheckedStore
 from eventseal.keys.confirmation import Confirmation
-from eventseal.keys.counters import CountedStore, KeyringCounters
+from eventseal.keys.counters import KeyringCounters
 from eventseal.keys.destroying import Destroyer
 from eventseal.keys.forks import renew_in_children
 from eventseal.keys.ledger_keys import LedgerKeys
@@ -19,6 +20,7 @@ from eventseal.keys.purposes import KeysOfPurpose
 from eventseal.keys.records import checked_application
 from eventseal.keys.refreshing import Refresher
 from eventseal.keys.resources import Resources
+from eventseal.keys.revocations import Revocations
 from eventseal.keys.scope_digests import ScopeDigests
 from eventseal.keys.states import KeyPurpose
 from eventseal.keys.store import KeyStore
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from eventseal.keys.policy import Clock
     from eventseal.keys.resources import Wrapping
     from eventseal.keys.sealing import Sealer
+    from eventseal.keys.seals import Seals
     from eventseal.keys.source import KeySource
 
 
@@ -61,6 +64,8 @@ class Keyring(KeyLifecycle, KeyUpkeep):
             is disabled, or denies the call, is never passed over.
         scope_digest: Whether the key tables hold digests in place of the scopes, for those whose ids are
             personal. It holds for an application from its first key on, and is never changed.
+        key_tables: The format that the key tables have at least: 2 once `eventseal init` has brought them up
+            to date, so that an old copy of all of them is refused.
 
     Attributes:
         counters: How often the KMS and the key store were asked.
@@ -85,6 +90,7 @@ class Keyring(KeyLifecycle, KeyUpkeep):
         wrap_quorum: int | None = None,
         fall_back_on_outage: bool = False,
         scope_digest: bool = False,
+        key_tables: int = 1,
     ) -> None:
         if not isinstance(key_store, KeyStore):
             raise ConfigurationError(f"key_store= is a {type(key_store).__name__}, which is no key store")
@@ -98,6 +104,7 @@ class Keyring(KeyLifecycle, KeyUpkeep):
         self._wrap_quorum = wrap_quorum
         self._falls_back = fall_back_on_outage
         self._digests_scopes = scope_digest
+        self._key_tables = key_tables
         self._start()
         renew_in_children(self)
 
@@ -200,6 +207,29 @@ class Keyring(KeyLifecycle, KeyUpkeep):
         """
         self.sealing_keys(dict.fromkeys(scopes, 0), purpose=purpose)
 
+    def are_listed_as_erased(self, items: Sequence[tuple[bytes, bytes]]) -> list[bool]:
+        """
+        Say which items of a scope that was reopened were erased in it before, as :meth:`list_erased` noted.
+
+        Args:
+            items: The associated data of each, without the header, and its envelope.
+
+        Raises:
+            StoreError: The key store refused or failed.
+        """
+        digests = self._erased_digests(items)
+        found = self._store.find_erased(self._application, digests)
+        return [digest in found for digest in digests]
+
+    def list_erased(self, items: Sequence[tuple[bytes, bytes]]) -> None:
+        """
+        Note that items are erased, before their scope is reopened; arguments and errors as above.
+
+        Afterwards anything else that names a destroyed key of the scope is tampering.
+        """
+        if items:
+            self._store.list_erased(self._application, self._erased_digests(items))
+
     def stored_scope(self, scope: str) -> str:
         """
         Give a scope as keys, tombstones, ledgers and receipts name it: the same, without ``scope_digest``.
@@ -247,7 +277,14 @@ class Keyring(KeyLifecycle, KeyUpkeep):
         self.counters = KeyringCounters()
         self._confirmation = Confirmation(self._caching, self._policy)
         self._memory = memory = Memory(self._caching, self._confirmation)
-        self._store = CountedStore(self._key_store, self.counters)
+        revocations = Revocations(
+            self._application,
+            self._key_store,
+            memory,
+            key_tables=self._key_tables,
+            count_query=self.counters.count_store_query,
+        )
+        self._store = CheckedStore(self._key_store, self.counters, revocations, self._seals)
         self._keks = Keks(
             self._kms,
             counters=self.counters,
@@ -288,6 +325,13 @@ class Keyring(KeyLifecycle, KeyUpkeep):
         stored = digests.to_seal_for(items_by_scope, make=make)
         found = sealer.keys({stored[scope]: items_by_scope[scope] for scope in stored}, make=make)
         return {scope: found[held] for scope, held in stored.items() if held in found}
+
+    def _seals(self) -> Seals | None:
+        return self._store_key.seals()
+
+    def _erased_digests(self, items: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
+        seals = self._store_key.made_seals()
+        return [seals.erased_digest(place, envelope) for place, envelope in items]
 
     def _for(self, purpose: KeyPurpose) -> KeysOfPurpose:
         if purpose is not KeyPurpose.FIELD:

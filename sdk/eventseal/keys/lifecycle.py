@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from eventseal.keys.old_key_tables import Upgrade, read_old_rows, refuse_edited_shreds
 from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
 from eventseal.keys.states import KeyPurpose, KeyState
 
@@ -12,25 +13,33 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from eventseal.errors import EventSealError
+    from eventseal.keys.checked_store import CheckedStore
     from eventseal.keys.destroying import Destroyer, ShreddedScope
     from eventseal.keys.ledger_keys import LedgerKeys
     from eventseal.keys.memory import Memory
+    from eventseal.keys.old_key_tables import OldRows
     from eventseal.keys.purposes import KeysOfPurpose
     from eventseal.keys.records import KeyRecord
+    from eventseal.keys.refreshing import Refresher
     from eventseal.keys.rotating import Rotated
     from eventseal.keys.scope_digests import ScopeDigests
+    from eventseal.keys.store import KeyStore
     from eventseal.keys.store_key import StoreKey
 
 
 class KeyLifecycle:
     """The part of a keyring that moves keys from one state to another."""
 
+    _application: str
     _branch_keys: KeysOfPurpose
     _data_keys: KeysOfPurpose
     _destroyer: Destroyer
+    _key_store: KeyStore
     _ledger_keys: LedgerKeys
     _memory: Memory
+    _refresher: Refresher
     _scope_digests: ScopeDigests | None
+    _store: CheckedStore
     _store_key: StoreKey
 
     def scope_named(self, name: str) -> str:
@@ -241,6 +250,32 @@ class KeyLifecycle:
             StoreError: The key store refused or failed.
         """
         return self._destroyer.wrapped_under(branch_ids)
+
+    def upgrade_key_tables(self) -> OldRows | None:
+        """
+        Bring key tables of a release before the revocation tree up to date, once.
+
+        The processes of that release must be stopped: one that meets the new change mark ends with an error.
+
+        Returns:
+            What was taken into the tree; ``None`` if there was nothing to do.
+
+        Raises:
+            IntegrityError: The rows are not what the old change mark counts, or that of a shredded key was
+                edited.
+            StoreError: The key store refused or failed, or the tables changed meanwhile; run it again.
+        """
+        self._memory.check_open()
+        seals = self._store_key.seals()
+        found = None if seals is None else self._key_store.revocations(self._application, ())
+        if seals is None or found is None or not seals.is_old(found[0]):
+            return None
+        mark = found[0]
+        rows = read_old_rows(self._key_store, mark, seals)
+        refuse_edited_shreds(rows)
+        self._store.advance(self._application, next_mark=Upgrade(mark, rows, seals))
+        self._refresher.refresh()
+        return rows
 
     @property
     def ledger_keys(self) -> LedgerKeys:

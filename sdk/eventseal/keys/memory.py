@@ -5,17 +5,19 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from eventseal.errors import ConfigurationError, IntegrityError
 from eventseal.keys.branch_wrapping import MOST_BRANCHES, branch_wrapping, named_branch
 from eventseal.keys.cache import CachedKey, KeyCache
 from eventseal.keys.confirmation import RETRY_SECONDS
 from eventseal.keys.known_states import KnownStates
+from eventseal.keys.revocation_tree import least_state
+from eventseal.keys.rows import check_row
 from eventseal.keys.states import KeyPurpose, KeyState
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
     from uuid import UUID
 
     from eventseal.keys.confirmation import Confirmation
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from eventseal.keys.known_states import Moment
     from eventseal.keys.policy import CachePolicy
     from eventseal.keys.records import ChangeMark, Changes, KeyRecord
+    from eventseal.keys.revocation_tree import HowRevoked
     from eventseal.keys.seals import Seals
 
 MOST_BRANCH_KEYS = 2 * MOST_BRANCHES
@@ -93,41 +96,35 @@ class Memory:
             return self._known.counter, asked, self._known.moment()
 
     def learn(
-        self, changes: Changes, seals: Seals, since: Moment, asked: Collection[UUID], *, whole: bool
-    ) -> bool:
+        self,
+        changes: Changes,
+        seals: Seals,
+        since: Moment,
+        asked: Collection[UUID],
+        *,
+        revoked: Mapping[UUID, HowRevoked | Literal["unproven"] | None],
+    ) -> None:
         """
         Take over what a refresh read; called by one thread at a time.
 
         Args:
-            changes: As read after *since*.
-            seals: Check the mark and the rows.
+            changes: As read after *since*; its mark was checked.
+            seals: Check the rows.
             since: The moment before the query.
             asked: The ids that were held then. What was kept since is not among *changes*: it is read again.
-            whole: Whether *changes* list everything that is revoked, not only what came since the last time.
-
-        Returns:
-            ``False``, with nothing learnt, if what is revoked is not what the mark counts.
-
-        Raises:
-            IntegrityError: The mark is not what a keyring sealed, or earlier than one seen.
+            revoked: Of keys that are held what the revocation tree says now, where it may have changed.
         """
-        mark = changes.mark
-        seals.check_mark(mark)
-        self.check_mark(mark, since)
-        if mark.counter == self._known.counter:
-            return True
         with self._lock:
+            if changes.mark.counter == self._known.counter:
+                return
             # Rows are learnt before the mark moves: afterwards all that was read before counts as stale.
-            moves = self._known.moves_to(changes, seals, whole=whole)
-            if moves is None:
-                return False
             for record in changes.records:
-                self._learn_row(record, seals, since)
+                self._learn_row(replace(record, revoked_as=revoked.get(record.key_id)), seals, since)
             for cache in self._caches.values():
                 for key_id in cache.keys.keys() - set(asked):
                     cache.drop(key_id, close=False)
-            self._known.move(mark, moves)
-            return True
+            self._end_revoked(revoked)
+            self._known.move(changes.mark)
 
     def check_mark(self, mark: ChangeMark, since: Moment) -> None:
         """
@@ -285,7 +282,7 @@ class Memory:
     def _learn_row(self, record: KeyRecord, seals: Seals, since: Moment) -> None:
         cached = self._held(record.key_id)
         try:
-            seals.check(record)
+            check_row(record, record.key_id, record.application, seals)
             current = self._known.admit(record, since)
         except IntegrityError:
             # It is that row's error alone, and who asks for the key next gets it.
@@ -298,6 +295,17 @@ class Memory:
             self._end(record)
         elif cached is not None:
             self._renew(cached, replace(record, wrappings=cached.record.wrappings))
+
+    def _end_revoked(self, revoked: Mapping[UUID, HowRevoked | Literal["unproven"] | None]) -> None:
+        """Hold no key, whatever its row says, that the revocation tree has in a later state."""
+        for key_id, how in revoked.items():
+            cached = self._held(key_id)
+            if cached is None or (how != "unproven" and least_state(how).may_become(cached.record.state)):
+                continue
+            if how in {"retired", "shredded"}:
+                self._end(cached.record)
+            else:  # who asks for the key next reads its row again, and gets the error
+                self._caches[cached.record.purpose].drop(key_id, close=False)
 
     def _end(self, record: KeyRecord) -> None:
         """Close the handle of a destroyed key at once, and those of the keys that it had opened."""

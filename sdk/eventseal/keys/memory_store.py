@@ -12,6 +12,7 @@ from eventseal.errors import KeyDestroyedError, StoreError
 from eventseal.keys.branch_wrapping import branch_uri, named_branch
 from eventseal.keys.forks import renew_in_children
 from eventseal.keys.records import Changes, KekUse, Replacement
+from eventseal.keys.revocation_tree import ROOT
 from eventseal.keys.states import SUBJECT_PURPOSES, KeyPurpose, KeyState
 from eventseal.keys.store import HARD_LIMIT
 
@@ -45,6 +46,8 @@ class InMemoryKeyStore:
         self._changed: dict[UUID, int] = {}
         self._slots: dict[tuple[str, KeyPurpose, str | None], UUID] = {}
         self._marks: dict[str, ChangeMark] = {}
+        self._nodes: dict[tuple[str, bytes], bytes] = {}
+        self._erased: set[tuple[str, bytes]] = set()
         renew_in_children(self)
 
     def renew_in_child(self) -> None:
@@ -75,10 +78,12 @@ class InMemoryKeyStore:
         return sorted(found, key=lambda record: record.key_id)
 
     def add_active(
-        self, records: Sequence[KeyRecord], *, mark: ChangeMark | None = None
+        self, records: Sequence[KeyRecord], *, mark: ChangeMark | None = None, as_of: bytes | None = None
     ) -> dict[str, KeyRecord]:
         """Insert new active keys, each unless its scope's slot is taken; give the holders."""
         with self._lock:
+            if as_of is not None and records and self._marks[records[0].application].revoked != as_of:
+                return {}
             free = [record for record in records if _slot(record) not in self._slots]
             self._hold_branches([wrapped for record in free for wrapped in record.wrappings])
             for record in free:
@@ -113,7 +118,7 @@ class InMemoryKeyStore:
                 for each in replacements:
                     self._refuse_taken(each.new)
                     self._hold_branches(each.new.wrappings)
-                mark = next_mark(self._marks[replacements[0].old.application])
+                mark = self._next(replacements[0].old.application, next_mark)
                 for each in replacements:
                     self._move(each.closed, mark)
                     self._insert(each.new)
@@ -126,6 +131,7 @@ class InMemoryKeyStore:
         *,
         next_mark: NextMark,
         whole_scope: str | None = None,
+        left_out: Collection[UUID] = (),
         tombstones: Sequence[KeyRecord] = (),
     ) -> list[KeyRecord]:
         """Move keys to the states that *records* carry, and insert *tombstones*, all or none."""
@@ -136,7 +142,7 @@ class InMemoryKeyStore:
             given = {record.key_id for record in wanted}
             application = wanted[0].application
             if any(
-                self._is_left_out(record, whole_scope, application, given)
+                self._is_left_out(record, whole_scope, application, given.union(left_out))
                 for record in self._records.values()
             ):
                 return []
@@ -144,15 +150,37 @@ class InMemoryKeyStore:
                 return []
             if any(map(self._wraps_others, records)):
                 return []
-            mark = next_mark(self._marks[application])
+            mark = self._next(application, next_mark)
             for record in records:
                 self._move(record, mark)
             for record in tombstones:
                 self._insert(record)
                 self._records[record.key_id] = replace(self._records[record.key_id], destroyed_at=self._now())
                 self._changed[record.key_id] = mark.counter
-            self._marks[application] = mark
             return [self._records[record.key_id] for record in wanted]
+
+    def advance(self, application: str, *, next_mark: NextMark) -> None:
+        """Store the next mark, with the nodes that go with it and no key moved."""
+        with self._lock:
+            self._next(application, next_mark)
+
+    def revocations(
+        self, application: str, paths: Collection[bytes]
+    ) -> tuple[ChangeMark, dict[bytes, bytes]] | None:
+        """Read an application's mark and nodes of its revocation tree, as of one moment."""
+        with self._lock:
+            mark = self._marks.get(application)
+            return None if mark is None else (mark, self._nodes_at(application, paths))
+
+    def list_erased(self, application: str, digests: Collection[bytes]) -> None:
+        """Add digests of items that were erased in a scope that is about to be reopened."""
+        with self._lock:
+            self._erased.update((application, digest) for digest in digests)
+
+    def find_erased(self, application: str, digests: Collection[bytes]) -> set[bytes]:
+        """Say which of some digests are listed."""
+        with self._lock:
+            return {digest for digest in digests if (application, digest) in self._erased}
 
     def put_wrappings(self, add: Mapping[UUID, WrappedKey], *, verified: bool = False) -> set[UUID]:
         """Add a wrapping to each key that lives and has none of that KEK and version; give their ids."""
@@ -258,11 +286,6 @@ class InMemoryKeyStore:
             if mark.counter == since:
                 return Changes(mark=mark, refresh_interval=interval, now=now)
             asked = [self._records[key_id] for key_id in key_ids if self._changed.get(key_id, -1) > since]
-            moved = [
-                record
-                for key_id, record in self._records.items()
-                if record.application == application and self._changed[key_id] > since
-            ]
             return Changes(
                 mark=mark,
                 refresh_interval=interval,
@@ -270,10 +293,7 @@ class InMemoryKeyStore:
                 records=tuple(
                     replace(record, wrappings=()) for record in asked if record.application == application
                 ),
-                revoked=tuple(record.revocation for record in moved if record.revocation is not None),
-                retired=tuple(
-                    record.key_id for record in moved if since >= 0 and record.destroyed_by == "retired"
-                ),
+                root=self._nodes_at(application, [ROOT]).get(ROOT, b""),
             )
 
     def page(
@@ -293,6 +313,17 @@ class InMemoryKeyStore:
     def now(self) -> datetime:
         """Read the store's clock, UTC."""
         return self._now()
+
+    def _next(self, application: str, next_mark: NextMark) -> ChangeMark:
+        """Store the mark that follows, and give it."""
+        mark, changed = next_mark(self._marks[application], self._nodes_at(application, next_mark.paths))
+        self._marks[application] = mark
+        self._nodes.update({(application, path): content for path, content in changed.items()})
+        return mark
+
+    def _nodes_at(self, application: str, paths: Collection[bytes]) -> dict[bytes, bytes]:
+        at = {path: self._nodes.get((application, path)) for path in paths}
+        return {path: content for path, content in at.items() if content is not None}
 
     def _refuse_taken(self, record: KeyRecord) -> None:
         if record.key_id in self._records:
@@ -356,7 +387,6 @@ class InMemoryKeyStore:
             self._slots[_slot(moved)] = moved.key_id
         self._records[record.key_id] = moved
         self._changed[record.key_id] = mark.counter
-        self._marks[record.application] = mark
 
 
 def _timed(record: KeyRecord, now: datetime) -> KeyRecord:

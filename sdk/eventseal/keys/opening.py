@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from eventseal.keys.records import KeyRecord
     from eventseal.keys.refreshing import Refresher
     from eventseal.keys.resources import Resources
+    from eventseal.keys.seals import Seals
     from eventseal.keys.store_key import StoreKey
 
 ATTEMPTS = 8
@@ -174,23 +175,49 @@ class Opener:
         if seals is not None:
             self._refresher.confirm_for_opening()  # the store key may have been made after the caller looked
         now = self._resources.clock.now()
-        for key_id in list(batch.pending):
-            record = rows.records.get(key_id)
+        refused: dict[UUID, EventSealError] = {}
+        for key_id in batch.pending:
             refusal = why_not(
-                record,
+                rows.records.get(key_id),
                 key_id,
                 application=self._resources.application,
                 seals=seals,
                 purpose=self._resources.purpose,
             )
             if refusal is not None:
-                self._refuse(batch, key_id, record, refusal)
+                refused[key_id] = refusal
+        if seals is not None:
+            self._note_reopened(refused, seals)
+        for key_id, refusal in refused.items():
+            self._refuse(batch, key_id, rows.records.get(key_id), refusal)
         records = [rows.records[key_id] for key_id in batch.pending]
         self._unwrap(batch, [record for record in records if not batch.has_opened(record)])
         for record in records:
             key = batch.opened.get(record.key_id)
             if key is not None and record.key_id in batch.pending:
                 self._keep(batch, key, record, rows.since, now)
+
+    def _note_reopened(self, refused: dict[UUID, EventSealError], seals: Seals) -> None:
+        """Note on errors of erased keys whether their scopes were reopened: then an item may be forged."""
+        revocations = self._resources.store.revocations
+        erased = {
+            key_id: error
+            for key_id, error in refused.items()
+            if isinstance(error, KeyDestroyedError) and error.destroyed_by == "shredded"
+        }
+        if not erased or revocations.old_mark is not None:
+            return
+        scopes = {error.scope for error in erased.values() if error.scope is not None}
+        states = revocations.scopes(self._resources.purpose, scopes, seals)
+        if not all(states.closed.values()):  # maybe shredded since the last refresh
+            self._refresher.refresh()
+            states = revocations.scopes(self._resources.purpose, scopes, seals)
+        for key_id, error in erased.items():
+            closed = states.closed[error.scope] if error.scope is not None else True
+            if isinstance(closed, IntegrityError):
+                refused[key_id] = closed
+            else:
+                error.scope_reopened = not closed
 
     def _unwrap(self, batch: _Batch, records: Sequence[KeyRecord]) -> None:
         for record, outcome in zip(records, self._resources.wrapping.unwrap(records), strict=True):

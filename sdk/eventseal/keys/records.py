@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 from uuid import UUID  # noqa: TC003 - the fields of a NamedTuple
 
 from eventseal.errors import ConfigurationError, KeyNotFoundError
+from eventseal.keys.revocation_tree import NODE_DIGEST_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Collection, Mapping
     from datetime import datetime
 
+    from eventseal.keys.revocation_tree import HowRevoked
     from eventseal.keys.states import KeyPurpose, KeyState
     from eventseal.kms.adapter import WrappedKey
 
@@ -53,19 +55,6 @@ class Replacement(NamedTuple):
         return holders[self.old.scope]
 
 
-class Revocation(NamedTuple):
-    """
-    Why the application's change mark counts a key.
-
-    Attributes:
-        key_id: The key's.
-        how: A compromised key that was shredded is counted as shredded, and no longer as compromised.
-    """
-
-    key_id: UUID
-    how: Literal["compromised", "shredded"]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyRecord:
     """
@@ -86,6 +75,8 @@ class KeyRecord:
         created_at: And the other times: set by the store, from its database's clock, in UTC.
         unreadable: The columns that hold what none of their kind does. No seal fits such a record, and its
             other fields are what could be read, or stand-ins; it lets an edited row fail alone.
+        revoked_as: Why the revocation tree has the key; ``None``: it has not. ``"unproven"``: its leaf does
+            not match the change mark. A key store leaves it out; a keyring sets it when it reads a row.
     """
 
     key_id: UUID
@@ -106,13 +97,12 @@ class KeyRecord:
     destroyed_at: datetime | None = None
     destroyed_by: Literal["retired", "shredded"] | None = None
     unreadable: tuple[str, ...] = ()
+    revoked_as: HowRevoked | Literal["unproven"] | None = field(default=None, compare=False)
 
     @property
-    def revocation(self) -> Revocation | None:
-        """Why the application's change mark counts the key; ``None`` if it does not."""
-        if self.destroyed_by == "shredded":
-            return Revocation(self.key_id, "shredded")
-        return Revocation(self.key_id, "compromised") if self.state == "compromised" else None
+    def how_revoked(self) -> HowRevoked | None:
+        """Why the revocation tree has the key, by its row; ``None`` if it has not."""
+        return self.destroyed_by or ("compromised" if self.state == "compromised" else None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +113,8 @@ class ChangeMark:
     Attributes:
         application: Whose keys it counts.
         counter: Raised by every change of a key's state; making a key leaves it.
-        revoked: 64 bytes, a keyed set hash over the keys that are compromised or shredded, so that one old
-            row put back alone is noticed.
+        revoked: 32 bytes, the digest of the root of the application's revocation tree, so that one old row
+            put back alone is noticed. 64 bytes in key tables of the release before that tree.
         seal: 32 bytes of HMAC under the store key over the three above.
     """
 
@@ -133,13 +123,35 @@ class ChangeMark:
     revoked: bytes = field(repr=False)
     seal: bytes = field(repr=False)
 
+    @property
+    def has_tree(self) -> bool:
+        """Whether it is of the format that has a revocation tree; the seal says whether that is true."""
+        return len(self.revoked) == NODE_DIGEST_SIZE
 
-NextMark: TypeAlias = "Callable[[ChangeMark], ChangeMark]"
-"""
-Checks the mark that a store holds locked and gives the next one.
 
-Called inside the transaction, each time it is run; what it raises undoes the transaction.
-"""
+class NextMark(Protocol):
+    """
+    Checks the mark that a store holds locked and gives the next one.
+
+    Called inside the transaction, each time it is run; what it raises undoes the transaction.
+
+    Attributes:
+        paths: The nodes of the revocation tree that it needs.
+    """
+
+    paths: Collection[bytes]
+
+    def __call__(
+        self, mark: ChangeMark, nodes: Mapping[bytes, bytes]
+    ) -> tuple[ChangeMark, Mapping[bytes, bytes]]:
+        """
+        Give the next mark, and the nodes that are to be stored with it.
+
+        Args:
+            mark: Locked.
+            nodes: By path the contents of those of ``paths`` that are there.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,18 +165,14 @@ class Changes:
         now: The database's clock, UTC.
         records: Those of the asked-for keys whose state changed after the asked-for counter, without
             wrappings.
-        revoked: The keys that are compromised or shredded since the asked-for counter, hence all of them if
-            that is below 0.
-        retired: Those that were retired since then, and may have been compromised before; not listed if the
-            asked-for counter is below 0.
+        root: The content of the revocation tree's root, if the counter is not the asked-for one.
     """
 
     mark: ChangeMark
     refresh_interval: float
     now: datetime
     records: tuple[KeyRecord, ...] = ()
-    revoked: tuple[Revocation, ...] = ()
-    retired: tuple[UUID, ...] = ()
+    root: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,15 +9,11 @@ from eventseal.errors import EventSealError, IntegrityError, StoreUnavailableErr
 from eventseal.keys.single_flight import copied
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-    from uuid import UUID
+    from collections.abc import Callable
 
     from eventseal.keys.confirmation import Confirmation
-    from eventseal.keys.known_states import Moment
     from eventseal.keys.memory import Memory
-    from eventseal.keys.records import Changes
     from eventseal.keys.resources import Resources
-    from eventseal.keys.seals import Seals
     from eventseal.keys.store_key import StoreKey
 
 
@@ -41,7 +37,7 @@ class Refresher:
 
         Raises:
             StoreUnavailableError: The key store has been away for longer than keys open without it.
-            IntegrityError: The mark, or the set of revoked keys, is not what a keyring sealed.
+            IntegrityError: The mark, or the root of the revocation tree, is not what a keyring sealed.
         """
         clock, confirmation = self._resources.clock, self._confirmation
         try:
@@ -56,7 +52,7 @@ class Refresher:
 
         Raises:
             StoreUnavailableError: The key store is away.
-            IntegrityError: The mark, or the set of revoked keys, is not what a keyring sealed.
+            IntegrityError: The mark, or the root of the revocation tree, is not what a keyring sealed.
         """
         clock, confirmation = self._resources.clock, self._confirmation
         self._share(self._begun, done=lambda: clock.now() <= confirmation.seals_until)
@@ -104,24 +100,11 @@ class Refresher:
                 f"application {application!r} has a change mark but no store key: somebody deleted it",
                 remedy="Find out who changed the key tables, and restore the store key from a backup.",
             )
-        if not self._memory.learn(changes, seals, since, held, whole=counter < 0):
-            changes = self._listed_anew(seals, since, held)
+        revocations = self._resources.store.revocations
+        if not seals.is_old(changes.mark):
+            seals.check_mark(changes.mark)
+        self._memory.check_mark(changes.mark, since)
+        if changes.mark.counter != counter:
+            revoked = revocations.learn(changes.mark, changes.root, held, seals)
+            self._memory.learn(changes, seals, since, held, revoked=revoked)
         self._confirmation.confirm(began, interval=changes.refresh_interval, store_time=changes.now)
-
-    def _listed_anew(self, seals: Seals, since: Moment, held: Collection[UUID]) -> Changes:
-        """
-        Read everything that is revoked: what came since the last time does not lead to what the mark counts.
-
-        Raises:
-            IntegrityError: Nor is that.
-        """
-        application = self._resources.application
-        changes = self._resources.store.changes(application, -1, held)
-        if changes is None or not self._memory.learn(changes, seals, since, held, whole=True):
-            raise IntegrityError(
-                f"the keys of application {application!r} that are compromised or shredded "
-                "are not those that its change mark counts: a row was put back or taken away",
-                remedy="Find out who changed the key tables, or which backup was restored; "
-                "destroyed keys stay destroyed.",
-            )
-        return changes

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from eventseal.errors import EventSealError
-    from eventseal.keys.counters import CountedStore, KeyringCounters
+    from eventseal.keys.checked_store import CheckedStore
+    from eventseal.keys.counters import KeyringCounters
     from eventseal.keys.data_key import DataKey
     from eventseal.keys.policy import CachePolicy, Clock, RotationPolicy
     from eventseal.keys.records import KeyRecord
@@ -50,7 +51,7 @@ class Resources:
     application: str
     purpose: KeyPurpose
     wrapping: Wrapping
-    store: CountedStore
+    store: CheckedStore
     rotation: RotationPolicy
     caching: CachePolicy
     clock: Clock

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from eventseal.errors import EventSealError
     from eventseal.keys.branch_moving import BranchMover
-    from eventseal.keys.counters import CountedStore
+    from eventseal.keys.checked_store import CheckedStore
     from eventseal.keys.kek_facts import KekFacts
     from eventseal.keys.moved import Moved
     from eventseal.keys.moving import Mover
@@ -79,7 +79,7 @@ class Rewrapper:
     def __init__(
         self,
         application: str,
-        store: CountedStore,
+        store: CheckedStore,
         *,
         facts: KekFacts,
         mover: Mover,

@@ -11,6 +11,9 @@ from eventseal.errors import (
     KeyNotFoundError,
     WrongApplicationError,
 )
+from eventseal.keys.known_states import set_back
+from eventseal.keys.revocation_tree import least_state
+from eventseal.keys.revocations import REMEDY
 from eventseal.keys.states import KeyPurpose, KeyState
 
 if TYPE_CHECKING:
@@ -97,6 +100,29 @@ def destroyed(record: KeyRecord) -> KeyDestroyedError:
     )
 
 
+def is_set_back(record: KeyRecord) -> bool:
+    """Whether a row shows an earlier state than the revocation tree says."""
+    how = record.revoked_as
+    return how != "unproven" and not least_state(how).may_become(record.state)
+
+
+def closed_scope(scope: str) -> KeyDestroyedError:
+    """The error of a scope that the revocation tree has as closed, and whose slot no tombstone holds."""
+    return KeyDestroyedError(
+        f"scope {scope!r} was shredded, and is closed", scope=scope, destroyed_by="shredded"
+    )
+
+
+def tombstone_of_open_scope(record: KeyRecord) -> IntegrityError:
+    """The error of a slot that a tombstone holds, although the revocation tree has the scope as open."""
+    return IntegrityError(
+        f"the tombstone {record.key_id} holds the slot of scope {record.scope!r}, which is not closed: "
+        "an old row was put back",
+        remedy=_REMEDY,
+        key_id=record.key_id,
+    )
+
+
 def check_row(record: KeyRecord, key_id: UUID, application: str, seals: Seals | None) -> None:
     """
     Check whose row it is, and that it is as a keyring sealed it.
@@ -124,6 +150,14 @@ def check_row(record: KeyRecord, key_id: UUID, application: str, seals: Seals | 
             key_id=key_id,
         )
     seals.check(record)
+    if record.revoked_as == "unproven":
+        raise IntegrityError(
+            f"the leaf of key {key_id} in the revocation tree does not match the change mark: it was edited",
+            remedy=REMEDY,
+            key_id=key_id,
+        )
+    if record.revoked_as is not None and is_set_back(record):
+        raise set_back(record, least_state(record.revoked_as))
     if record.key_id != key_id:
         raise IntegrityError(
             f"the key store gave the row of key {record.key_id} for key {key_id}",

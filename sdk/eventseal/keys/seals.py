@@ -10,18 +10,22 @@ from typing import TYPE_CHECKING, NoReturn
 
 from eventseal.errors import IntegrityError
 from eventseal.keys.records import ChangeMark
+from eventseal.keys.revocation_tree import ROOT, SCOPE_NAME_SIZE
 from eventseal.suites.framing import length_prefixed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from uuid import UUID
 
     from eventseal.keys.data_key import DataKey
-    from eventseal.keys.records import KeyRecord, Revocation
+    from eventseal.keys.records import KeyRecord
+    from eventseal.keys.revocation_tree import HowRevoked
+    from eventseal.keys.states import KeyPurpose
 
 BINDING_SIZE = 32
 SEAL_SIZE = 32
-REVOKED_SIZE = 64
-_MODULUS = 1 << 8 * REVOKED_SIZE
+_OLD_REVOKED_SIZE = 64
+_OLD_MODULUS = 1 << 8 * _OLD_REVOKED_SIZE
 _HMAC_KEY_SIZE = 64
 
 
@@ -57,22 +61,42 @@ def check_readable(record: KeyRecord) -> None:
         )
 
 
+def is_sealed(seals: Seals, record: KeyRecord) -> bool:
+    """Whether a row is as a keyring sealed it."""
+    try:
+        seals.check(record)
+    except IntegrityError:
+        return False
+    return True
+
+
 class Seals:
     """
     Seals and checks the key tables of one application under its store key.
 
     Args:
-        store_key: Four keys are derived from it; the handle itself is not kept.
+        store_key: Six keys are derived from it; the handle itself is not kept.
     """
 
-    __slots__ = ("_application", "_mark_key", "_revoked_key", "_row_key", "_scope_key", "key_id")
+    __slots__ = (
+        "_application",
+        "_mark_key",
+        "_old_mark_key",
+        "_old_revoked_key",
+        "_row_key",
+        "_scope_key",
+        "_tree_key",
+        "key_id",
+    )
 
     def __init__(self, store_key: DataKey) -> None:
         self.key_id = store_key.key_id
         self._application = store_key.application
         self._row_key = store_key.derive(b"eventseal/v1/row seal", _HMAC_KEY_SIZE)
-        self._revoked_key = store_key.derive(b"eventseal/v1/revoked", _HMAC_KEY_SIZE)
-        self._mark_key = store_key.derive(b"eventseal/v1/change mark", _HMAC_KEY_SIZE)
+        self._tree_key = store_key.derive(b"eventseal/v2/revocation tree", _HMAC_KEY_SIZE)
+        self._mark_key = store_key.derive(b"eventseal/v2/change mark", _HMAC_KEY_SIZE)
+        self._old_revoked_key = store_key.derive(b"eventseal/v1/revoked", _HMAC_KEY_SIZE)
+        self._old_mark_key = store_key.derive(b"eventseal/v1/change mark", _HMAC_KEY_SIZE)
         self._scope_key = store_key.derive(b"eventseal/v1/scope digest", _HMAC_KEY_SIZE)
 
     def sealed(self, record: KeyRecord) -> KeyRecord:
@@ -96,62 +120,70 @@ class Seals:
 
     def first_mark(self) -> ChangeMark:
         """Make the mark that is stored together with the store key."""
-        return self._sealed_mark(0, bytes(REVOKED_SIZE))
+        return self._sealed_mark(0, self.node_digest(ROOT, b""))
 
-    def next_mark(
-        self, mark: ChangeMark, *, added: Iterable[Revocation] = (), removed: Iterable[Revocation] = ()
-    ) -> ChangeMark:
+    def next_mark(self, mark: ChangeMark, root: bytes | None = None) -> ChangeMark:
         """
-        Check *mark* and give the one that follows it.
+        Give the mark that follows *mark*, which was checked.
 
         Args:
             mark: As the store holds it locked.
-            added: What this change revokes.
-            removed: What was revoked before, and is not any more, or in another way.
-
-        Raises:
-            IntegrityError: *mark* is not what a keyring sealed.
+            root: The new content of the revocation tree's root; ``None``: it stays.
         """
-        self.check_mark(mark)
-        total = self.set_hash(int.from_bytes(mark.revoked), added=added, removed=removed)
-        return self._sealed_mark(mark.counter + 1, total.to_bytes(REVOKED_SIZE))
+        revoked = mark.revoked if root is None else self.node_digest(ROOT, root)
+        return self._sealed_mark(mark.counter + 1, revoked)
 
     def check_mark(self, mark: ChangeMark) -> None:
         """
         Check a change mark's seal.
 
         Raises:
-            IntegrityError: The mark is not what a keyring sealed.
+            IntegrityError: The mark is not what a keyring sealed, or of the format before that tree.
         """
-        if not hmac.compare_digest(self._mark_seal(mark), mark.seal):
+        if not hmac.compare_digest(self._mark_seal(self._mark_key, mark), mark.seal):
             raise IntegrityError(
                 f"the change mark of {self._application!r} does not match its seal: it was edited",
                 remedy="Find out who changed the key tables, and restore key_changes from a backup.",
             )
 
+    def is_old(self, mark: ChangeMark) -> bool:
+        """Whether a mark is one of the format before the revocation tree, as a keyring sealed it."""
+        return hmac.compare_digest(self._mark_seal(self._old_mark_key, mark), mark.seal)
+
+    def counts_old(self, mark: ChangeMark, revoked: Iterable[tuple[UUID, HowRevoked]]) -> bool:
+        """Whether an old mark counts these keys: a sum of keyed hashes modulo 2**512, in any order."""
+        total = sum(
+            int.from_bytes(hmac.digest(self._old_revoked_key, key_id.bytes + suffix, sha512))
+            for key_id, how in revoked
+            for suffix in (b"shredded" if how == "shredded" else b"",)
+        )
+        return (total % _OLD_MODULUS).to_bytes(_OLD_REVOKED_SIZE) == mark.revoked
+
+    def node_digest(self, path: bytes, content: bytes) -> bytes:
+        """Give the digest of a node of the revocation tree: 32 bytes."""
+        framed = length_prefixed(self._application.encode(), path, content)
+        return hmac.digest(self._tree_key, framed, sha256)
+
+    def erased_digest(self, place: bytes, envelope: bytes) -> bytes:
+        """
+        Give what stands for an item that was erased before its scope was reopened: 32 bytes.
+
+        Args:
+            place: Its associated data, without the header.
+            envelope: As it is stored.
+        """
+        framed = length_prefixed(b"erased", place, sha256(envelope).digest())
+        return hmac.digest(self._tree_key, framed, sha256)
+
+    def scope_name(self, purpose: KeyPurpose, scope: str) -> bytes:
+        """Give the name under which the revocation tree has a scope: 16 bytes."""
+        framed = length_prefixed(b"scope", purpose.encode(), scope.encode())
+        return hmac.digest(self._tree_key, framed, sha256)[:SCOPE_NAME_SIZE]
+
     def scope_digest(self, scope: str) -> str:
         """Give what stands for a scope where scopes are personal: 32 bytes of HMAC in base64url, unpadded."""
         digest = hmac.digest(self._scope_key, scope.encode(), sha256)
         return urlsafe_b64encode(digest).rstrip(b"=").decode("ascii")
-
-    def set_hash(
-        self, total: int = 0, *, added: Iterable[Revocation], removed: Iterable[Revocation] = ()
-    ) -> int:
-        """
-        Sum the keyed hashes of revocations, modulo 2**512: the same for any order.
-
-        Args:
-            total: The sum so far.
-            added: Those that are not in it.
-            removed: Those that are.
-        """
-        change = sum(map(self._hash, added)) - sum(map(self._hash, removed))
-        return (total + change) % _MODULUS
-
-    def _hash(self, revocation: Revocation) -> int:
-        # Told apart, so that the row of a compromised key does not stand in for the tombstone of its erasure.
-        suffix = b"shredded" if revocation.how == "shredded" else b""
-        return int.from_bytes(hmac.digest(self._revoked_key, revocation.key_id.bytes + suffix, sha512))
 
     def _row_seal(self, record: KeyRecord) -> bytes:
         sealed = length_prefixed(
@@ -169,13 +201,13 @@ class Seals:
 
     def _sealed_mark(self, counter: int, revoked: bytes) -> ChangeMark:
         mark = ChangeMark(application=self._application, counter=counter, revoked=revoked, seal=b"")
-        return replace(mark, seal=self._mark_seal(mark))
+        return replace(mark, seal=self._mark_seal(self._mark_key, mark))
 
-    def _mark_seal(self, mark: ChangeMark) -> bytes:
+    def _mark_seal(self, key: bytes, mark: ChangeMark) -> bytes:
         sealed = length_prefixed(
             mark.application.encode(), mark.counter.to_bytes(8, signed=True), mark.revoked
         )
-        return hmac.digest(self._mark_key, sealed, sha512)[:SEAL_SIZE]
+        return hmac.digest(key, sealed, sha512)[:SEAL_SIZE]
 
     def __repr__(self) -> str:
         return f"<Seals of {self._application!r} under store key {self.key_id}>"

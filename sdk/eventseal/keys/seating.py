@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eventseal.errors import EventSealError, KeyDestroyedError
+from eventseal.errors import EventSealError, IntegrityError, KeyDestroyedError
 from eventseal.keys.making import new_keys
+from eventseal.keys.marks import refuse_old_mark
 from eventseal.keys.opening import Rows
-from eventseal.keys.rows import why_not_sealing
+from eventseal.keys.rows import closed_scope, tombstone_of_open_scope, why_not_sealing
+from eventseal.keys.states import SUBJECT_PURPOSES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -82,10 +84,11 @@ class Seats:
         application = self._resources.application
         try:
             rows = self._resources.store.active(application, missing, purpose=self._purpose)
-            self._seat_rows(batch, rows, since)
-            absent = [scope for scope in missing if scope not in rows]
+            as_of = self._settle_closed(batch, missing, rows)
+            self._seat_rows(batch, {s: row for s, row in rows.items() if s in batch.pending}, since)
+            absent = [scope for scope in missing if scope not in rows and scope in batch.pending]
             if absent and make:
-                self._make(batch, absent)
+                self._make(batch, absent, as_of)
         except EventSealError as error:
             for scope in missing:  # the other scopes of the batch, and who waits for them, need none of this
                 if scope in batch.pending and scope not in batch.seats:
@@ -107,6 +110,36 @@ class Seats:
                 missing.append(scope)
         return missing
 
+    def _settle_closed(
+        self, batch: ScopeBatch, scopes: Collection[str], rows: Mapping[str, KeyRecord]
+    ) -> bytes | None:
+        """
+        Settle the scopes that the revocation tree has as closed, whatever rows hold their slots.
+
+        Args:
+            batch: Has the scopes.
+            scopes: To be looked at.
+            rows: Those that hold slots, not checked yet.
+
+        Returns:
+            The digest of the tree's root that says so; ``None`` for keys that are never shredded.
+        """
+        if self._purpose not in SUBJECT_PURPOSES:
+            return None
+        seals, revocations = self._store_key.made_seals(), self._resources.store.revocations
+        states = revocations.scopes(self._purpose, scopes, seals)
+        if any(closed != _holds_tombstone(rows, scope) for scope, closed in states.closed.items()):
+            self._refresher.refresh()  # maybe shredded or reopened since the last one
+            states = revocations.scopes(self._purpose, scopes, seals)
+        for scope, closed in states.closed.items():
+            if isinstance(closed, IntegrityError):
+                batch.settle(scope, closed)
+            elif closed and not _holds_tombstone(rows, scope):
+                batch.settle(scope, closed_scope(scope))
+            elif _holds_tombstone(rows, scope) and not closed and revocations.old_mark is None:
+                batch.settle(scope, tombstone_of_open_scope(rows[scope]))
+        return states.as_of
+
     def _seat_rows(self, batch: ScopeBatch, rows: Mapping[str, KeyRecord], since: Moment) -> None:
         application, seals = self._resources.application, self._store_key.made_seals()
         good: list[KeyRecord] = []
@@ -127,19 +160,26 @@ class Seats:
             else:
                 self._seat(batch, outcome, by_id[key_id], since)
 
-    def _make(self, batch: ScopeBatch, scopes: Collection[str]) -> None:
+    def _make(self, batch: ScopeBatch, scopes: Collection[str], as_of: bytes | None) -> None:
+        if (old := self._resources.store.revocations.old_mark) is not None:
+            refuse_old_mark(old, self._store_key.made_seals())
         first_block = self._resources.first_block
         leases = {scope: max(batch.pending[scope], first_block) for scope in scopes}
         since = self._memory.moment()
         made = new_keys(self._resources, self._store_key.made_seals(), leases)
         try:
-            kept = self._resources.store.add_active([record for _, record in made.values()])
+            kept = self._resources.store.add_active([record for _, record in made.values()], as_of=as_of)
         except KeyDestroyedError as error:  # a branch key was retired since it was confirmed, or a KEK closed
             batch.refusal = error
             for key, _ in made.values():
                 key.close()
             self._refresher.refresh()
             return  # the scopes are looked at again, and their keys made under the branch's new key
+        if not kept:  # something was revoked since the scopes were looked at, maybe one of them
+            for key, _ in made.values():
+                key.close()
+            self._refresher.refresh()
+            return
         now = self._resources.clock.now()
         winners: dict[str, KeyRecord] = {}
         for scope, (key, record) in made.items():
@@ -156,3 +196,7 @@ class Seats:
     def _seat(self, batch: ScopeBatch, cached: CachedKey, record: KeyRecord, since: Moment) -> None:
         if self._memory.seat(cached, record, since=since):
             batch.seats[record.scope] = cached
+
+
+def _holds_tombstone(rows: Mapping[str, KeyRecord], scope: str) -> bool:
+    return scope in rows and not rows[scope].state.opens

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from eventseal.keys.states import KeyPurpose
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
     from uuid import UUID
 
     from eventseal.errors import EventSealError
@@ -52,6 +52,18 @@ class KeySource(Protocol):
         Args:
             key_ids: As envelopes name them.
             purpose: Whether those are of items, or of fields inside them.
+
+        Raises:
+            StoreError: The key store refused or failed.
+        """
+        ...
+
+    def are_listed_as_erased(self, items: Sequence[tuple[bytes, bytes]]) -> list[bool]:
+        """
+        Say which items of a scope that was reopened were erased in it before.
+
+        Args:
+            items: The associated data of each, without the header, and its envelope.
 
         Raises:
             StoreError: The key store refused or failed.

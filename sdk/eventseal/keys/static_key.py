@@ -12,7 +12,7 @@ from eventseal.suites.cbc_hmac import A128CBC_HS256, A192CBC_HS384, A256CBC_HS51
 from eventseal.suites.hkdf import key_check_id
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
     from uuid import UUID
 
     from eventseal.errors import EventSealError
@@ -99,6 +99,10 @@ class StaticKey:
         """Give the key for its own id, and an error for every other, and for those of fields."""
         own = self._key.key_id if purpose is KeyPurpose.DATA else None
         return {key_id: self._key if key_id == own else _not_this(key_id) for key_id in key_ids}
+
+    def are_listed_as_erased(self, items: Sequence[tuple[bytes, bytes]]) -> list[bool]:
+        """Say of every item that it was not erased: nothing ever is."""
+        return [False] * len(items)
 
     def stored_scope(self, scope: str) -> str:
         """Give the scope as it is."""

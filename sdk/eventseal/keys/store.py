@@ -45,7 +45,7 @@ class KeyStore(Protocol):
         ...
 
     def add_active(
-        self, records: Sequence[KeyRecord], *, mark: ChangeMark | None = None
+        self, records: Sequence[KeyRecord], *, mark: ChangeMark | None = None, as_of: bytes | None = None
     ) -> dict[str, KeyRecord]:
         """
         Insert new active keys, all of one application and purpose, each unless its scope's slot is taken.
@@ -53,9 +53,12 @@ class KeyStore(Protocol):
         Args:
             records: With their wrappings and the first leased block in ``items_reserved``.
             mark: The application's first mark; comes with its store key, stored if that was inserted.
+            as_of: What the application's mark has in ``revoked``, as the caller knows it. If it has something
+                else once the keys are inserted, they are taken back.
 
         Returns:
-            By scope the record that holds the slot now: the given one, or the winner's of a race.
+            By scope the record that holds the slot now: the given one, or the winner's of a race. Nothing, if
+            the mark had something else than *as_of*.
 
         Raises:
             StoreError: A key of this id is there already; ids are never used again.
@@ -110,6 +113,7 @@ class KeyStore(Protocol):
         *,
         next_mark: NextMark,
         whole_scope: str | None = None,
+        left_out: Collection[UUID] = (),
         tombstones: Sequence[KeyRecord] = (),
     ) -> list[KeyRecord]:
         """
@@ -121,6 +125,7 @@ class KeyStore(Protocol):
             next_mark: Gives the mark to store, from the locked current one.
             whole_scope: If given, nothing is done while a live key of this scope, of a purpose that a shred
                 ends, is not among *records*.
+            left_out: Keys that may be missing among them, whatever their rows say.
             tombstones: New rows of destroyed keys that never were, to hold slots.
 
         Returns:
@@ -128,6 +133,35 @@ class KeyStore(Protocol):
             another key holds a slot that one of the given ones is to hold, or a branch key that is to be
             destroyed has wrapped other keys.
         """
+        ...
+
+    def advance(self, application: str, *, next_mark: NextMark) -> None:
+        """
+        Store the next mark of an application, with the nodes that go with it and no key moved.
+
+        Args:
+            application: It has a mark.
+            next_mark: Gives both, from the locked current mark.
+        """
+        ...
+
+    def revocations(
+        self, application: str, paths: Collection[bytes]
+    ) -> tuple[ChangeMark, Mapping[bytes, bytes]] | None:
+        """
+        Read an application's mark and nodes of its revocation tree, as of one moment.
+
+        Returns:
+            The nodes' contents by path, without those that are not there; ``None`` if there is no mark.
+        """
+        ...
+
+    def list_erased(self, application: str, digests: Collection[bytes]) -> None:
+        """Add digests of items that were erased in a scope that is about to be reopened; 32 bytes each."""
+        ...
+
+    def find_erased(self, application: str, digests: Collection[bytes]) -> set[bytes]:
+        """Say which of some digests are listed."""
         ...
 
     def put_wrappings(self, add: Mapping[UUID, WrappedKey], *, verified: bool = False) -> set[UUID]:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from eventseal.keys.branches import Branches
-    from eventseal.keys.counters import CountedStore, KeyringCounters
+    from eventseal.keys.checked_store import CheckedStore
+    from eventseal.keys.counters import KeyringCounters
     from eventseal.keys.memory import Memory
     from eventseal.keys.policy import Clock
     from eventseal.keys.purposes import KeysOfPurpose
@@ -40,7 +41,7 @@ class KeyUpkeep:
     _falls_back: bool
     _kms: tuple[KmsAdapter, ...]
     _memory: Memory
-    _store: CountedStore
+    _store: CheckedStore
     _store_key: StoreKey
 
     def rewrap(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from uuid import UUID
 
-    from eventseal.keys.counters import CountedStore
+    from eventseal.keys.checked_store import CheckedStore
     from eventseal.keys.records import KeyRecord
     from eventseal.kms.adapter import WrappedKey
 
@@ -33,7 +33,7 @@ class Verifier:
         store: Holds the keys.
     """
 
-    def __init__(self, store: CountedStore) -> None:
+    def __init__(self, store: CheckedStore) -> None:
         self._store = store
         self._lock = threading.Lock()
         self._pending: dict[UUID, WrappedKey] = {}

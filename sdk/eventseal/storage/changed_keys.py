@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sqlalchemy import or_, select
+from sqlalchemy import select
 
-from eventseal.keys.records import Changes, Revocation
-from eventseal.keys.states import KeyState
+from eventseal.keys.records import Changes
+from eventseal.keys.revocation_tree import ROOT
 from eventseal.storage.key_rows import chunks, load_records, mark_of
 from eventseal.storage.key_tables import encryption_keys, key_changes
+from eventseal.storage.revocation_rows import load_nodes
 from eventseal.storage.types import DatabaseClock
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def changes_since(
     Args:
         connection: In one snapshot.
         application: Whose keys.
-        since: A counter; below 0 everything that is revoked is listed.
+        since: A counter.
         key_ids: Whose records are given if they changed.
 
     Returns:
@@ -42,34 +43,12 @@ def changes_since(
     found = Changes(mark=mark_of(row), refresh_interval=row.refresh_interval, now=row.now)
     if row.counter == since:
         return found
-    revoked, retired = _ended(connection, application, since)
     moved = encryption_keys.c.application == application, encryption_keys.c.change > since
     records = [
         record
         for chunk in chunks(sorted(key_ids))
         for record in load_records(connection, *moved, encryption_keys.c.key_id.in_(chunk), wrappings=False)
     ]
-    return replace(found, records=tuple(records), revoked=revoked, retired=retired)
-
-
-def _ended(
-    connection: Connection, application: str, since: int
-) -> tuple[tuple[Revocation, ...], tuple[UUID, ...]]:
-    """List the keys that were revoked after a counter, and those that were retired."""
-    # Compared in the database: nothing but the id need be readable, whatever somebody made of the row.
-    is_compromised = (encryption_keys.c.state == KeyState.COMPROMISED).label("is_compromised")
-    is_shredded = (encryption_keys.c.destroyed_by == "shredded").label("is_shredded")
-    wanted = [is_compromised, is_shredded]
-    if since >= 0:
-        wanted.append((encryption_keys.c.destroyed_by == "retired").label("is_retired"))
-    query = select(encryption_keys.c.key_id, is_compromised, is_shredded).where(
-        encryption_keys.c.application == application, encryption_keys.c.change > since, or_(*wanted)
-    )
-    revoked: list[Revocation] = []
-    retired: list[UUID] = []
-    for row in connection.execute(query):
-        if row.is_shredded or row.is_compromised:
-            revoked.append(Revocation(row.key_id, "shredded" if row.is_shredded else "compromised"))
-        else:
-            retired.append(row.key_id)
-    return tuple(revoked), tuple(retired)
+    # Tables of the release before the tree may lack its table.
+    nodes = load_nodes(connection, application, [ROOT]) if found.mark.has_tree else {}
+    return replace(found, records=tuple(records), root=nodes.get(ROOT, b""))

@@ -20,7 +20,7 @@ from eventseal.storage.transactions import read
 from eventseal.storage.types import BinaryUUID, DatabaseText, ExactDecimal, ExactInteger, ExactText
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from sqlalchemy import ColumnElement, Select
     from sqlalchemy.engine import Connection, Dialect, Engine
@@ -96,14 +96,45 @@ def pages(
     """
     columns = described(table)
     query = select(*(columns[role] for role in ItemRow._fields)).order_by(*columns.place).limit(size)
+    yield from _read_pages(engine, table, query, columns.place, size, after)
+
+
+def _read_pages(
+    engine: Engine,
+    table: SealedTable,
+    query: Select[Any],
+    place: tuple[Column[Any], Column[Any]],
+    size: int,
+    after: tuple[Any, Any] | None = None,
+) -> Iterator[list[ItemRow]]:
     while True:
-        rest = query if after is None else query.where(comes_after(columns.place, after))
+        rest = query if after is None else query.where(comes_after(place, after))
         page = read(engine, partial(_page, rest), doing=f"reading {table.table}")
         if page:
             yield page
         if len(page) < size:
             return
         after = page[-1][:2]
+
+
+def pages_under(
+    engine: Engine, table: SealedTable, key_ids: Collection[UUID], *, size: int = 1000
+) -> Iterator[list[ItemRow]]:
+    """
+    Read the rows whose envelopes name some keys, each page in a short transaction of its own.
+
+    Args:
+        engine: Of the database that the table is in.
+        table: From the registry.
+        key_ids: A few hundred at most.
+        size: Rows in a page.
+    """
+    columns = described(table)
+    named = KeyIdInHeader(columns["data"], _KeyId()).in_(list(key_ids))
+    query = (
+        select(*(columns[role] for role in ItemRow._fields)).where(named).order_by(*columns.place).limit(size)
+    )
+    yield from _read_pages(engine, table, query, columns.place, size)
 
 
 def _page(query: Select[Any], connection: Connection) -> list[ItemRow]:

@@ -89,7 +89,7 @@ def insert_records(connection: Connection, records: Sequence[KeyRecord], *, chan
     Args:
         connection: In the caller's transaction.
         records: Without regard to their times.
-        change: The application's counter now.
+        change: The application's counter of a change that made them; 0 if none did.
     """
     ordered = sorted(records, key=lambda record: record.scope)  # so that no two calls deadlock
     statement = insert_unless_there(connection, encryption_keys).values(created_at=DatabaseClock())

@@ -13,7 +13,7 @@ from eventseal.keys.records import Replacement
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.store import HARD_LIMIT
 from eventseal.storage.changed_keys import changes_since
-from eventseal.storage.key_queries import records_by_id, slot_holders
+from eventseal.storage.key_queries import locked_mark, records_by_id, slot_holders
 from eventseal.storage.key_rows import (
     insert_mark,
     insert_records,
@@ -23,6 +23,7 @@ from eventseal.storage.key_rows import (
 )
 from eventseal.storage.key_tables import encryption_keys
 from eventseal.storage.replacements import replace_active_keys
+from eventseal.storage.revocation_rows import find_erased, list_erased, load_nodes, store_next_mark
 from eventseal.storage.state_changes import change_states
 from eventseal.storage.transactions import read, write
 from eventseal.storage.types import DatabaseClock
@@ -84,7 +85,7 @@ class SQLAlchemyKeyStore:
         )
 
     def add_active(
-        self, records: Sequence[KeyRecord], *, mark: ChangeMark | None = None
+        self, records: Sequence[KeyRecord], *, mark: ChangeMark | None = None, as_of: bytes | None = None
     ) -> dict[str, KeyRecord]:
         """Insert new active keys, each unless its scope's slot is taken; give the holders."""
 
@@ -92,8 +93,7 @@ class SQLAlchemyKeyStore:
             if not records:
                 return {}
             first, scopes = records[0], [str(record.active_scope) for record in records]
-            current = load_mark(connection, first.application)
-            insert_records(connection, records, change=0 if current is None else current.counter)
+            insert_records(connection, records, change=0)
             holders = slot_holders(
                 connection,
                 application=first.application,
@@ -114,6 +114,9 @@ class SQLAlchemyKeyStore:
             insert_wrappings(connection, inserted)
             if mark is not None and inserted:
                 insert_mark(connection, mark)
+            if as_of is not None and not _is_as_of(load_mark(connection, first.application), as_of):
+                connection.rollback()
+                return {}
             return slot_holders(
                 connection, application=first.application, purpose=first.purpose, scopes=scopes
             )
@@ -141,6 +144,7 @@ class SQLAlchemyKeyStore:
         *,
         next_mark: NextMark,
         whole_scope: str | None = None,
+        left_out: Collection[UUID] = (),
         tombstones: Sequence[KeyRecord] = (),
     ) -> list[KeyRecord]:
         """Move keys to the states that *records* carry, and insert *tombstones*, all or none."""
@@ -156,10 +160,42 @@ class SQLAlchemyKeyStore:
                 tombstones=tombstones,
                 next_mark=next_mark,
                 whole_scope=whole_scope,
+                left_out=left_out,
                 again=next(attempts) > 0,
             )
 
         return self._write(change, "changing the states of keys")
+
+    def advance(self, application: str, *, next_mark: NextMark) -> None:
+        """Store the next mark, with the nodes that go with it and no key moved."""
+
+        def advance(connection: Connection) -> None:
+            store_next_mark(connection, locked_mark(connection, application), next_mark)
+
+        self._write(advance, "storing the change mark")
+
+    def revocations(
+        self, application: str, paths: Collection[bytes]
+    ) -> tuple[ChangeMark, dict[bytes, bytes]] | None:
+        """Read an application's mark and nodes of its revocation tree, in one snapshot."""
+
+        def look(connection: Connection) -> tuple[ChangeMark, dict[bytes, bytes]] | None:
+            mark = load_mark(connection, application)
+            if mark is None:
+                return None
+            return mark, load_nodes(connection, application, paths) if mark.has_tree else {}
+
+        return self._read(look, "reading what is revoked")
+
+    def list_erased(self, application: str, digests: Collection[bytes]) -> None:
+        """Add digests of items that were erased in a scope that is about to be reopened."""
+        work = partial(list_erased, application=application, digests=digests)
+        self._write(work, "listing erased items")
+
+    def find_erased(self, application: str, digests: Collection[bytes]) -> set[bytes]:
+        """Say which of some digests are listed as those of erased items."""
+        work = partial(find_erased, application=application, digests=digests)
+        return self._read(work, "looking for erased items")
 
     def put_wrappings(self, add: Mapping[UUID, WrappedKey], *, verified: bool = False) -> set[UUID]:
         """Add a wrapping to each key that lives and has none of that KEK and version; give their ids."""
@@ -260,6 +296,10 @@ class SQLAlchemyKeyStore:
             if engine.dialect.name == "sqlite":
                 error.remedy = f"{error.remedy} {_PREPARE}"
             raise
+
+
+def _is_as_of(mark: ChangeMark | None, as_of: bytes) -> bool:
+    return mark is not None and mark.revoked == as_of
 
 
 if TYPE_CHECKING:

@@ -92,6 +92,21 @@ key_changes = Table(
     Column("refresh_interval", Seconds(), nullable=False, default=DEFAULT_REFRESH_INTERVAL),
 )
 
+revocation_nodes = Table(
+    "revocation_nodes",
+    key_metadata,
+    Column("application", ExactText(), primary_key=True),
+    Column("path", ExactBytes(), primary_key=True),
+    Column("content", ExactBytes(), nullable=False),
+)
+
+erased_items = Table(
+    "erased_items",
+    key_metadata,
+    Column("application", ExactText(), primary_key=True),
+    Column("digest", ExactBytes(), primary_key=True),
+)
+
 sealed_tables = Table(
     "sealed_tables",
     key_metadata,

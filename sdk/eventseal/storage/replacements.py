@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from eventseal.storage.key_queries import locked_mark, locked_records, slot_holders
-from eventseal.storage.key_rows import insert_records, insert_wrappings, move_records, store_mark
+from eventseal.storage.key_rows import insert_records, insert_wrappings, move_records
+from eventseal.storage.revocation_rows import store_next_mark
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,12 +40,11 @@ def replace_active_keys(
     mark = locked_mark(connection, application)
     stored = locked_records(connection, [record.key_id for record in old])
     if all(_is_active(each, stored.get(each.old.key_id)) for each in replacements):
-        following = next_mark(mark)
+        following = store_next_mark(connection, mark, next_mark)
         closed = [each.closed for each in replacements]
         move_records(connection, closed, change=following.counter, new_state=True)
         insert_records(connection, new, change=following.counter)
         insert_wrappings(connection, new)
-        store_mark(connection, following)
     scopes = [record.scope for record in old]
     return slot_holders(connection, application=application, purpose=purpose, scopes=scopes)
 

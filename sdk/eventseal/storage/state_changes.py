@@ -10,11 +10,12 @@ from sqlalchemy.exc import IntegrityError as ConstraintError
 from eventseal.keys.branch_wrapping import branch_uri
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.storage.key_queries import locked_mark, locked_records, others_live, records_in_order
-from eventseal.storage.key_rows import chunks, insert_tombstones, move_records, store_mark
+from eventseal.storage.key_rows import chunks, insert_tombstones, move_records
 from eventseal.storage.key_tables import key_wrappings
+from eventseal.storage.revocation_rows import store_next_mark
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from uuid import UUID
 
     from sqlalchemy.engine import Connection
@@ -30,6 +31,7 @@ def change_states(
     tombstones: Sequence[KeyRecord],
     next_mark: NextMark,
     whole_scope: str | None,
+    left_out: Collection[UUID],
     again: bool,
 ) -> list[KeyRecord]:
     """
@@ -42,6 +44,7 @@ def change_states(
         tombstones: New rows that were never keys.
         next_mark: Gives the mark to store.
         whole_scope: The scope of which no live key may be left out.
+        left_out: Keys that may be, whatever their rows say.
         again: Whether an earlier attempt may have done it all, although its COMMIT was not answered.
 
     Returns:
@@ -55,17 +58,16 @@ def change_states(
         return records_in_order(connection, key_ids)
     if not all(_follows(record, stored.get(record.key_id)) for record in records):
         return []
-    if whole_scope is not None and others_live(connection, application, whole_scope, key_ids):
+    if whole_scope is not None and others_live(connection, application, whole_scope, [*key_ids, *left_out]):
         return []
     if _wraps_others(connection, records):
         return []
-    following = next_mark(mark)
+    following = store_next_mark(connection, mark, next_mark)
     try:
         _write(connection, records, tombstones, stored, change=following.counter)
     except ConstraintError:  # another key has taken a slot that one of them was to keep
         connection.rollback()
         return []
-    store_mark(connection, following)
     return records_in_order(connection, key_ids)
 
 

@@ -7,6 +7,7 @@ from eventseal.testing.key_store_contract.making import MakingContract
 from eventseal.testing.key_store_contract.pages import PagesContract
 from eventseal.testing.key_store_contract.racing import RacingContract
 from eventseal.testing.key_store_contract.replacing import ReplacingContract
+from eventseal.testing.key_store_contract.revocations import RevocationsContract
 from eventseal.testing.key_store_contract.rewrapping import RewrappingContract
 from eventseal.testing.key_store_contract.states import StatesContract
 from eventseal.testing.key_store_contract.wrapping import WrappingContract
@@ -20,6 +21,7 @@ class KeyStoreContract(
     EndingContract,
     LeasesContract,
     ChangesContract,
+    RevocationsContract,
     PagesContract,
     WrappingContract,
     RewrappingContract,

@@ -7,10 +7,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from eventseal.keys.records import STORE_SCOPE, ChangeMark, Revocation
-from eventseal.keys.states import KeyPurpose, KeyState
+from eventseal.keys.states import KeyState
 from eventseal.testing.key_store_contract.fixtures import KeyStoreFixtures
 from eventseal.testing.key_store_contract.records import (
+    GivenMark,
     assert_same,
     make_record,
     moved,
@@ -32,7 +32,7 @@ class ChangesContract(KeyStoreFixtures):
         record = store.add_active([make_record(application, "a")])["a"]
         changes = the_changes(store, application, 0, [record.key_id])
         assert changes.mark.counter == 0
-        assert (changes.records, changes.revoked, changes.retired) == ((), (), ())
+        assert (changes.records, changes.root) == ((), b"")
         assert changes.refresh_interval > 0
         assert abs(changes.now - store.now()) < timedelta(minutes=1)
 
@@ -40,14 +40,9 @@ class ChangesContract(KeyStoreFixtures):
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
         record = store.add_active([make_record(application, "a")])["a"]
-        given: list[ChangeMark] = []
-
-        def keep(mark: ChangeMark) -> ChangeMark:
-            given.append(next_mark(mark))
-            return given[-1]
-
+        keep = GivenMark()
         store.set_states([moved(record, KeyState.DEACTIVATED)], next_mark=keep)
-        assert the_changes(other_store, application, 0).mark == given[-1]
+        assert the_changes(other_store, application, 0).mark == keep.given
 
     def test_a_change_gives_the_asked_for_keys_that_moved_without_wrappings(
         self, store: KeyStore, other_store: KeyStore, application: str
@@ -67,46 +62,14 @@ class ChangesContract(KeyStoreFixtures):
         everything = the_changes(other_store, application, 0, list(ids.values()))
         assert {record.key_id for record in everything.records} == {ids["a"], ids["b"]}
 
-    def test_a_change_lists_what_is_compromised_or_shredded_and_what_was_retired_since(
-        self, store: KeyStore, application: str
+    def test_a_change_gives_the_root_of_the_revocation_tree(
+        self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
-        scopes = ("compromised", "shredded", "retired", "deactivated", "active")
-        stored = store.add_active([make_record(application, scope) for scope in scopes])
-        moves = [
-            moved(stored["compromised"], KeyState.COMPROMISED),
-            moved(stored["shredded"], KeyState.DESTROYED, destroyed_by="shredded"),
-            moved(stored["retired"], KeyState.DESTROYED, destroyed_by="retired"),
-            moved(stored["deactivated"], KeyState.DEACTIVATED),
-        ]
-        store.set_states(moves, next_mark=next_mark)
-        other = f"{application}-other"
-        store_key = make_record(other, STORE_SCOPE, purpose=KeyPurpose.STORE)
-        mark = ChangeMark(application=other, counter=0, revoked=bytes(64), seal=bytes(32))
-        store.add_active([store_key], mark=mark)
-        theirs = store.add_active([make_record(other, "a")])["a"]
-        store.set_states([moved(theirs, KeyState.COMPROMISED)], next_mark=next_mark)
-        expected = {
-            Revocation(stored["compromised"].key_id, "compromised"),
-            Revocation(stored["shredded"].key_id, "shredded"),
-        }
-        for since, retired in ((-1, ()), (0, (stored["retired"].key_id,))):
-            changes = the_changes(store, application, since)
-            assert len(changes.revoked) == len(expected)
-            assert set(changes.revoked) == expected
-            assert changes.retired == retired
-
-    def test_a_change_lists_only_what_came_after_the_counter(self, store: KeyStore, application: str) -> None:
-        stored = store.add_active([make_record(application, scope) for scope in ("a", "b", "c")])
-        for end in (
-            moved(stored["a"], KeyState.DESTROYED, destroyed_by="shredded"),
-            moved(stored["b"], KeyState.DESTROYED, destroyed_by="shredded"),
-            moved(stored["c"], KeyState.DESTROYED, destroyed_by="retired"),
-        ):
-            store.set_states([end], next_mark=next_mark)
-        changes = the_changes(store, application, 1)
-        assert changes.revoked == (Revocation(stored["b"].key_id, "shredded"),)
-        assert changes.retired == (stored["c"].key_id,)
-        assert the_changes(store, application, 2).revoked == ()
+        record = store.add_active([make_record(application, "a")])["a"]
+        rooted = GivenMark({b"": b"the root\0", b"\xff": b"a node"})
+        store.set_states([moved(record, KeyState.DEACTIVATED)], next_mark=rooted)
+        assert the_changes(other_store, application, 0).root == b"the root\0"
+        assert the_changes(other_store, application, 1).root == b""  # nothing has changed since
 
     def test_a_change_gives_no_key_of_another_application(self, store: KeyStore, application: str) -> None:
         theirs = store.add_active([make_record(f"{application}-other", "a")])["a"]

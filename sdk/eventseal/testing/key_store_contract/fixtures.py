@@ -34,6 +34,6 @@ class KeyStoreFixtures:
         """An application of the test's own, with its store key and first mark."""
         name = f"contract-{uuid4().hex[:12]}"
         record = make_record(name, STORE_SCOPE, purpose=KeyPurpose.STORE)
-        mark = ChangeMark(application=name, counter=0, revoked=bytes(64), seal=os.urandom(32))
+        mark = ChangeMark(application=name, counter=0, revoked=bytes(32), seal=os.urandom(32))
         store.add_active([record], mark=mark)
         return name

@@ -53,7 +53,7 @@ class RacingContract(KeyStoreFixtures):
         def make(number: int) -> tuple[KeyRecord, ChangeMark]:
             handle = store if number % 2 else other_store
             record = make_record(name, STORE_SCOPE, purpose=KeyPurpose.STORE)
-            mark = ChangeMark(application=name, counter=0, revoked=bytes(64), seal=record.seal)
+            mark = ChangeMark(application=name, counter=0, revoked=bytes(32), seal=record.seal)
             return handle.add_active([record], mark=mark)[STORE_SCOPE], mark
 
         assert store.changes(name, -1, []) is None

@@ -14,7 +14,7 @@ from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.kms.adapter import WrappedKey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from typing import Literal
     from uuid import UUID
 
@@ -69,14 +69,48 @@ def moved(
     )
 
 
-def next_mark(mark: ChangeMark) -> ChangeMark:
-    """Give a mark with the next counter and values of its own."""
-    return replace(mark, counter=mark.counter + 1, revoked=os.urandom(64), seal=os.urandom(32))
+class GivenMark:
+    """
+    A ``next_mark`` that stores given nodes.
+
+    Args:
+        changed: By path the contents to store.
+        paths: The nodes to read before.
+
+    Attributes:
+        found: The nodes that were there when it was called last.
+        given: The mark that it gave last.
+    """
+
+    def __init__(
+        self, changed: Mapping[bytes, bytes] | None = None, *, paths: Collection[bytes] = ()
+    ) -> None:
+        self.paths = paths
+        self.found: Mapping[bytes, bytes] = {}
+        self.given: ChangeMark | None = None
+        self._changed = changed or {}
+
+    def __call__(
+        self, mark: ChangeMark, nodes: Mapping[bytes, bytes]
+    ) -> tuple[ChangeMark, Mapping[bytes, bytes]]:
+        """Give a mark with the next counter and values of its own."""
+        self.found = nodes
+        self.given = replace(mark, counter=mark.counter + 1, revoked=os.urandom(32), seal=os.urandom(32))
+        return self.given, self._changed
 
 
-def refuse_mark(mark: ChangeMark) -> ChangeMark:
-    """Refuse *mark*, as a keyring does that finds it edited."""
-    raise RefusedMarkError(f"mark {mark.counter} of {mark.application}")
+class RefusedMark(GivenMark):
+    """A ``next_mark`` that refuses, as a keyring does that finds a mark edited."""
+
+    def __call__(
+        self, mark: ChangeMark, nodes: Mapping[bytes, bytes]
+    ) -> tuple[ChangeMark, Mapping[bytes, bytes]]:
+        """Refuse *mark*."""
+        raise RefusedMarkError(f"mark {mark.counter} of {mark.application}, {len(nodes)} nodes")
+
+
+next_mark = GivenMark()
+refuse_mark = RefusedMark()
 
 
 def in_threads(work: Callable[[int], _Result], count: int = THREADS) -> list[_Result]:

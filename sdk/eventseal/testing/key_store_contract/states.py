@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from eventseal.keys.records import ChangeMark, KeyRecord
+from eventseal.keys.records import KeyRecord
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.testing.key_store_contract.fixtures import KeyStoreFixtures
 from eventseal.testing.key_store_contract.records import (
     THREADS,
+    GivenMark,
     RefusedMarkError,
     assert_same,
     in_threads,
@@ -23,7 +24,7 @@ from eventseal.testing.key_store_contract.records import (
 )
 
 if TYPE_CHECKING:
-    from eventseal.keys.records import ChangeMark, KeyRecord
+    from eventseal.keys.records import KeyRecord
     from eventseal.keys.store import KeyStore
 
 
@@ -103,6 +104,13 @@ class StatesContract(KeyStoreFixtures):
         shredded = moved(late, KeyState.DESTROYED, destroyed_by="shredded")
         assert len(store.set_states([shredded], next_mark=next_mark, whole_scope="a")) == 1
 
+    def test_a_live_key_may_be_left_out_by_name(self, store: KeyStore, application: str) -> None:
+        stored = store.add_active([make_record(application, "a")])["a"]
+        field = store.add_active([make_record(application, "a", purpose=KeyPurpose.FIELD)])["a"]
+        ended = moved(stored, KeyState.DESTROYED, destroyed_by="shredded", keep_slot=True)
+        assert store.set_states([ended], next_mark=next_mark, whole_scope="a") == []
+        assert store.set_states([ended], next_mark=next_mark, whole_scope="a", left_out=[field.key_id])
+
     def test_a_refused_mark_undoes_a_change_of_states(self, store: KeyStore, application: str) -> None:
         record = store.add_active([make_record(application, "a")])["a"]
         with pytest.raises(RefusedMarkError):
@@ -115,18 +123,14 @@ class StatesContract(KeyStoreFixtures):
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
         records = store.add_active([make_record(application, str(number)) for number in range(THREADS)])
-        seen: list[int] = []
-
-        def mark_after(mark: ChangeMark) -> ChangeMark:
-            seen.append(mark.counter)
-            return next_mark(mark)
+        marks = [GivenMark() for _ in range(THREADS)]
 
         def close(number: int) -> list[KeyRecord]:
             handle = store if number % 2 else other_store
             return handle.set_states(
-                [moved(records[str(number)], KeyState.DEACTIVATED)], next_mark=mark_after
+                [moved(records[str(number)], KeyState.DEACTIVATED)], next_mark=marks[number]
             )
 
         assert all(len(closed) == 1 for closed in in_threads(close))
         assert the_changes(store, application, -1).mark.counter == THREADS
-        assert set(seen) == set(range(THREADS))
+        assert {each.given.counter for each in marks if each.given} == set(range(1, THREADS + 1))

@@ -1,0 +1,144 @@
+"""Key tables of a release before the revocation tree: their rows give the tree, in memory or for good."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from eventseal.errors import IntegrityError, StoreUnavailableError
+from eventseal.keys.revocation_tree import ROOT, RevocationTree, ScopeState
+from eventseal.keys.seals import is_sealed
+from eventseal.keys.states import KeyState
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+    from uuid import UUID
+
+    from eventseal.keys.records import ChangeMark, KeyRecord, NextMark
+    from eventseal.keys.revocation_tree import HowRevoked
+    from eventseal.keys.seals import Seals
+    from eventseal.keys.store import KeyStore
+
+_PAGE_SIZE = 1000
+
+
+class OldRows(NamedTuple):
+    """
+    What the rows of an earlier release say is revoked.
+
+    Attributes:
+        nodes: The revocation tree of it, by path.
+        keys: How many keys are compromised or destroyed.
+        closed: How many scopes were shredded and are closed, each counted once a purpose.
+        reopened: How many were reopened, counted alike.
+        edited: Keys whose rows do not match their seals, with how they claim to be revoked.
+    """
+
+    nodes: Mapping[bytes, bytes]
+    keys: int
+    closed: int
+    reopened: int
+    edited: Mapping[UUID, HowRevoked]
+
+
+def read_old_rows(store: KeyStore, mark: ChangeMark, seals: Seals) -> OldRows:
+    """
+    Make the revocation tree from rows.
+
+    A retired key is not counted by an old mark: its row's own seal must fit, or the row is left out.
+
+    Args:
+        store: Whose rows are read.
+        mark: Of the old format, its seal checked.
+        seals: Check the rows.
+
+    Raises:
+        IntegrityError: The mark counts other keys than those that rows show as compromised or shredded.
+        StoreError: The key store refused or failed.
+    """
+    revoked: dict[UUID, HowRevoked] = {}
+    edited: dict[UUID, HowRevoked] = {}
+    scopes: dict[bytes, ScopeState] = {}
+    for record in _revoked_rows(store, mark.application):
+        how = record.how_revoked
+        if how is None:
+            continue
+        if not is_sealed(seals, record):
+            edited[record.key_id] = how
+            if how == "retired":
+                continue
+        elif how == "shredded":
+            name = seals.scope_name(record.purpose, record.scope)
+            closed = record.active_scope is not None or (name in scopes and scopes[name].closed)
+            scopes[name] = ScopeState(closed, 1)
+        revoked[record.key_id] = how
+    if not seals.counts_old(mark, ((key_id, how) for key_id, how in revoked.items() if how != "retired")):
+        raise IntegrityError(
+            f"the keys of application {mark.application!r} that are compromised or shredded "
+            "are not those that its change mark counts: a row was put back or taken away",
+            remedy="Find out who changed the key tables, or which backup was restored; "
+            "destroyed keys stay destroyed.",
+        )
+    empty = RevocationTree({}, seals.node_digest(ROOT, b""), seals.node_digest)
+    many_closed = sum(state.closed for state in scopes.values())
+    nodes = empty.changed(revoked.items(), scopes)
+    return OldRows(nodes, len(revoked), many_closed, len(scopes) - many_closed, edited)
+
+
+class Upgrade:
+    """
+    Stores the tree that was made from rows, with the first mark of the new format.
+
+    Args:
+        mark: The old mark under which the rows were read.
+        rows: What they say.
+        seals: Seal the new mark.
+    """
+
+    def __init__(self, mark: ChangeMark, rows: OldRows, seals: Seals) -> None:
+        self._mark = mark
+        self._rows = rows
+        self._seals = seals
+        self.paths: Collection[bytes] = ()
+
+    def __call__(
+        self,
+        mark: ChangeMark,
+        nodes: Mapping[bytes, bytes],  # noqa: ARG002 (there are none yet)
+    ) -> tuple[ChangeMark, Mapping[bytes, bytes]]:
+        """Give the new mark and every node of the tree."""
+        if mark != self._mark:
+            raise StoreUnavailableError(
+                f"the key tables of application {mark.application!r} changed while they were upgraded",
+                remedy="Stop the processes of the earlier release, then run `eventseal init` again.",
+            )
+        root = self._rows.nodes.get(ROOT, b"")
+        return self._seals.next_mark(mark, root), self._rows.nodes
+
+
+def refuse_edited_shreds(rows: OldRows) -> None:
+    """
+    Refuse to bring tables up to date where nobody can tell which scope a shredded key was of.
+
+    Raises:
+        IntegrityError: The row of a shredded key does not match its seal.
+    """
+    for key_id, how in rows.edited.items():
+        if how == "shredded":
+            raise IntegrityError(
+                f"the row of key {key_id}, which was shredded, does not match its seal: it was edited, and "
+                "the scope that it closes is not known",
+                remedy="Restore this row from a backup, then run `eventseal init` again.",
+                key_id=key_id,
+            )
+
+
+def _revoked_rows(store: KeyStore, application: str) -> Iterator[KeyRecord]:
+    for state in (KeyState.COMPROMISED, KeyState.DESTROYED):
+        after: UUID | None = None
+        while page := store.page(application, after=after, limit=_PAGE_SIZE, state=state):
+            yield from page
+            after = page[-1].key_id
+
+
+if TYPE_CHECKING:
+    _: type[NextMark] = Upgrade

@@ -1,0 +1,231 @@
+"""
+The revocation tree: which keys are compromised or destroyed, and which scopes were shredded. No I/O.
+
+A tree of three levels and 256 branches (after the certificate revocation trees of P. Kocher, 1998), with
+HMACs: each node lists the digests of the nodes below it, and the change mark holds the digest of the root. One
+short path proves what is revoked, and what is not, however many keys were ever destroyed. A node that does
+not exist is one that its parent does not list.
+"""
+
+from __future__ import annotations
+
+import hmac
+from bisect import bisect_left
+from struct import Struct
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+from eventseal.keys.states import KeyState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from uuid import UUID
+
+HowRevoked: TypeAlias = Literal["compromised", "retired", "shredded"]
+"""Why a key is in the tree; a compromised key that is destroyed is there twice."""
+
+ROOT = b""
+"""The path of the root; a node has the path of its parent and one byte more, and a leaf has two bytes."""
+
+NODE_DIGEST_SIZE = 32
+SCOPE_NAME_SIZE = 16
+
+_CHILD = 1 + NODE_DIGEST_SIZE
+_COUNT = Struct(">I")
+_KEY_SIZE = 17
+_SCOPE = Struct(f">{SCOPE_NAME_SIZE}scQ32s")
+_HOW: Mapping[bytes, HowRevoked] = {b"c": "compromised", b"r": "retired", b"s": "shredded"}
+_NO_LIST = bytes(32)
+
+
+def least_state(how: HowRevoked | None) -> KeyState:
+    """Give the earliest state that a key may show that is revoked for a reason."""
+    if how is None:
+        return KeyState.ACTIVE
+    return KeyState.COMPROMISED if how == "compromised" else KeyState.DESTROYED
+
+
+class ScopeState(NamedTuple):
+    """
+    What the tree says of a scope that was ever shredded.
+
+    Attributes:
+        closed: Whether it is closed; else it was reopened.
+        number: How often that changed; from 1 on.
+        listed: 32 bytes of SHA-256 over what was erased in it when it was reopened; else zeros.
+    """
+
+    closed: bool
+    number: int
+    listed: bytes = _NO_LIST
+
+
+class UnprovenError(Exception):
+    """
+    A node is not the one that its parent lists.
+
+    Args:
+        path: The node's.
+    """
+
+    def __init__(self, path: bytes) -> None:
+        super().__init__(path)
+        self.path = path
+
+
+def leaf_of_key(key_id: UUID) -> bytes:
+    """Give the path of the leaf that would hold a key: the end of its id, which is random (RFC 9562)."""
+    return key_id.bytes[-2:]
+
+
+def leaf_of_scope(name: bytes) -> bytes:
+    """Give the path of the leaf that would hold a scope, by its name in the tree."""
+    return name[-2:]
+
+
+def paths_to(leaves: Iterable[bytes]) -> list[bytes]:
+    """Give the paths of some leaves and of every node above them, the root's first."""
+    return sorted({leaf[:size] for leaf in leaves for size in range(len(leaf) + 1)})
+
+
+class RevocationTree:
+    """
+    A part of the tree, as its nodes were read; each is checked before it is believed.
+
+    Args:
+        nodes: By path the contents that were read; what is not there may be a node that there never was.
+        root_digest: What the change mark holds, its seal checked.
+        digest: Gives a node's digest, 32 bytes, from its path and content.
+
+    Attributes:
+        root_digest: As given.
+    """
+
+    def __init__(
+        self, nodes: Mapping[bytes, bytes], root_digest: bytes, digest: Callable[[bytes, bytes], bytes]
+    ) -> None:
+        self._nodes = nodes
+        self.root_digest = root_digest
+        self._digest = digest
+        self._proven: dict[bytes, bytes] = {}
+
+    def node(self, path: bytes) -> bytes:
+        """
+        Give a node's content, empty if there is no such node.
+
+        Raises:
+            UnprovenError: It, or a node above it, is not what its parent lists.
+        """
+        content = self._proven.get(path)
+        if content is not None:
+            return content
+        expected = self.root_digest if path == ROOT else _child(self.node(path[:-1]), path[-1])
+        if expected is None:
+            content = b""
+        else:
+            content = self._nodes.get(path, b"")
+            if not hmac.compare_digest(self._digest(path, content), expected):
+                raise UnprovenError(path)
+        self._proven[path] = content
+        return content
+
+    def how_revoked(self, key_id: UUID) -> HowRevoked | None:
+        """Say why a key is revoked, the last reason of two; ``None``: it is not. Raises as :meth:`node`."""
+        found = _find_key(self.node(leaf_of_key(key_id)), key_id.bytes)
+        return _HOW[found[-1:]] if found else None
+
+    def scope_state(self, name: bytes) -> ScopeState | None:
+        """Say what became of a scope; ``None`` for one that was never shredded. Raises as :meth:`node`."""
+        _, scopes = _entries(self.node(leaf_of_scope(name)))
+        return scopes.get(name)
+
+    def changed(
+        self, keys: Iterable[tuple[UUID, HowRevoked]], scopes: Mapping[bytes, ScopeState]
+    ) -> dict[bytes, bytes]:
+        """
+        Give the nodes that are to be stored after a change.
+
+        Args:
+            keys: That are revoked now.
+            scopes: By name, as they are now.
+
+        Returns:
+            By path the contents that are new; the root's is among them, if anything is.
+
+        Raises:
+            UnprovenError: A node is not what its parent lists.
+        """
+        added: dict[bytes, tuple[set[bytes], dict[bytes, ScopeState]]] = {}
+        for key_id, how in keys:
+            added.setdefault(leaf_of_key(key_id), (set(), {}))[0].add(key_id.bytes + how[0].encode())
+        for name, state in scopes.items():
+            added.setdefault(leaf_of_scope(name), (set(), {}))[1][name] = state
+        new: dict[bytes, bytes] = {}
+        for path, (new_keys, new_scopes) in added.items():
+            there, states = _entries(self.node(path))
+            content = _leaf(there | new_keys, states | new_scopes)
+            if content != self.node(path):
+                new[path] = content
+        for size in (1, 0):
+            above: dict[bytes, dict[int, bytes]] = {}
+            for path, content in new.items():
+                if len(path) == size + 1:
+                    above.setdefault(path[:-1], {})[path[-1]] = self._digest(path, content)
+            for path, children in above.items():
+                new[path] = _with_children(self.node(path), children)
+        return new
+
+
+def changed_branches(before: bytes, after: bytes) -> set[int]:
+    """Say which nodes below the root differ between two contents of it."""
+    old, new = _children(before), _children(after)
+    return {index for index in old.keys() | new.keys() if old.get(index) != new.get(index)}
+
+
+def _child(content: bytes, index: int) -> bytes | None:
+    count = len(content) // _CHILD
+    at = bisect_left(range(count), index, key=lambda number: content[number * _CHILD]) * _CHILD
+    return content[at + 1 : at + _CHILD] if at < len(content) and content[at] == index else None
+
+
+def _children(content: bytes) -> dict[int, bytes]:
+    return {content[at]: content[at + 1 : at + _CHILD] for at in range(0, len(content), _CHILD)}
+
+
+def _with_children(content: bytes, children: Mapping[int, bytes]) -> bytes:
+    every = {**_children(content), **children}
+    return b"".join([bytes((index,)) + every[index] for index in sorted(every)])
+
+
+def _find_key(leaf: bytes, key_id: bytes) -> bytes:
+    """Find the last entry of a key, the one that says the most; they are sorted, and all of one size."""
+    if not leaf:
+        return b""
+    begin = _COUNT.size
+    end = begin + _COUNT.unpack_from(leaf)[0] * _KEY_SIZE
+    found, at = b"", leaf.find(key_id, begin, end)
+    while at >= 0:
+        if (at - begin) % _KEY_SIZE == 0:
+            found = leaf[at : at + _KEY_SIZE]
+        at = leaf.find(key_id, at + 1, end)
+    return found
+
+
+def _entries(leaf: bytes) -> tuple[set[bytes], dict[bytes, ScopeState]]:
+    if not leaf:
+        return set(), {}
+    begin = _COUNT.size
+    end = begin + _COUNT.unpack_from(leaf)[0] * _KEY_SIZE
+    keys = {leaf[at : at + _KEY_SIZE] for at in range(begin, end, _KEY_SIZE)}
+    scopes = {
+        name: ScopeState(closed == b"c", number, listed)
+        for name, closed, number, listed in _SCOPE.iter_unpack(leaf[end:])
+    }
+    return keys, scopes
+
+
+def _leaf(keys: set[bytes], scopes: Mapping[bytes, ScopeState]) -> bytes:
+    packed = [
+        _SCOPE.pack(name, b"c" if state.closed else b"o", state.number, state.listed)
+        for name, state in sorted(scopes.items())
+    ]
+    return b"".join([_COUNT.pack(len(keys)), *sorted(keys), *packed])

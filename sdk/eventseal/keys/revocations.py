@@ -1,0 +1,249 @@
+"""What is revoked, as the store's revocation tree says: read where needed, and checked against the mark."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from eventseal.errors import IntegrityError
+from eventseal.keys.old_key_tables import read_old_rows
+from eventseal.keys.revocation_tree import (
+    ROOT,
+    RevocationTree,
+    UnprovenError,
+    changed_branches,
+    leaf_of_key,
+    leaf_of_scope,
+    paths_to,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping
+    from uuid import UUID
+
+    from eventseal.keys.memory import Memory
+    from eventseal.keys.records import ChangeMark
+    from eventseal.keys.revocation_tree import HowRevoked
+    from eventseal.keys.seals import Seals
+    from eventseal.keys.states import KeyPurpose
+    from eventseal.keys.store import KeyStore
+
+NEW_KEY_TABLES = 2
+"""The format of key tables with the revocation tree."""
+
+REMEDY = (
+    "Find out who changed the key tables. Restore revocation_nodes together with key_changes from the newest "
+    "backup of both."
+)
+
+
+class _Known(NamedTuple):
+    """The newest root that was read, and the nodes below it: 256 of some 8 KB at most."""
+
+    root_digest: bytes
+    nodes: dict[bytes, bytes]
+
+
+class ScopeStates(NamedTuple):
+    """
+    What became of scopes.
+
+    Attributes:
+        closed: By scope whether it was shredded and is closed; or, for this scope alone, that its leaf does
+            not match the mark.
+        as_of: The digest of the tree's root that says so.
+    """
+
+    closed: Mapping[str, bool | IntegrityError]
+    as_of: bytes
+
+
+class Revocations:
+    """
+    Says what is revoked.
+
+    It is as late as the last refresh, at least: what that has shown to be absent is not looked up again.
+
+    Args:
+        application: Whose keys.
+        store: Holds the tree.
+        memory: Has seen earlier marks.
+        key_tables: The format that the key tables have at least: 1, or 2 with the revocation tree.
+        count_query: Counts the calls to the store.
+    """
+
+    def __init__(
+        self,
+        application: str,
+        store: KeyStore,
+        memory: Memory,
+        *,
+        key_tables: int,
+        count_query: Callable[[], None],
+    ) -> None:
+        self._application = application
+        self._key_tables = key_tables
+        self._is_new = False
+        self._old_mark: ChangeMark | None = None
+        self._store = store
+        self._memory = memory
+        self._count_query = count_query
+        self._known: _Known | None = None
+
+    def learn(
+        self, mark: ChangeMark, root: bytes, held: Collection[UUID], seals: Seals
+    ) -> dict[UUID, HowRevoked | Literal["unproven"] | None]:
+        """
+        Take over the root that a refresh has read.
+
+        Args:
+            mark: Read with it, its seal checked; or one of the format before the tree.
+            root: The root's content.
+            held: The keys that the process holds.
+            seals: Check the root.
+
+        Returns:
+            What :meth:`of_keys` says of the held keys below the nodes that have changed.
+
+        Raises:
+            IntegrityError: The root is not what the mark covers, or the mark is an old one put back.
+            StoreError: The key store refused or failed.
+        """
+        if seals.is_old(mark):
+            self._learn_old(mark, seals)
+            return self.of_keys(held, seals)
+        self._note_new()
+        self._check_root(mark, root, seals)
+        before = self._known
+        if before is not None and before.root_digest == mark.revoked:
+            return {}
+        moved = set(range(256)) if before is None else changed_branches(before.nodes[ROOT], root)
+        kept = {} if before is None else before.nodes
+        kept = {path: node for path, node in kept.items() if len(path) == 1 and path[0] not in moved}
+        self._known = _Known(mark.revoked, {ROOT: root, **kept})
+        return self.of_keys([key_id for key_id in held if leaf_of_key(key_id)[0] in moved], seals)
+
+    @property
+    def old_mark(self) -> ChangeMark | None:
+        """The mark that was read last, if it is of the format before the tree."""
+        return self._old_mark
+
+    def of_keys(
+        self, key_ids: Collection[UUID], seals: Seals
+    ) -> dict[UUID, HowRevoked | Literal["unproven"] | None]:
+        """
+        Say why each key is revoked: as :attr:`eventseal.keys.KeyRecord.revoked_as` has it.
+
+        Raises:
+            IntegrityError: The mark is not what a keyring sealed, or earlier than one seen.
+            StoreError: The key store refused or failed.
+        """
+        tree = self._tree({leaf_of_key(key_id) for key_id in key_ids}, seals)
+        found: dict[UUID, HowRevoked | Literal["unproven"] | None] = {}
+        for key_id in key_ids:
+            try:
+                found[key_id] = tree.how_revoked(key_id)
+            except UnprovenError:
+                found[key_id] = "unproven"
+        return found
+
+    def scopes(self, purpose: KeyPurpose, scopes: Iterable[str], seals: Seals) -> ScopeStates:
+        """
+        Say what became of scopes.
+
+        Raises:
+            IntegrityError: The mark is not what a keyring sealed, or earlier than one seen.
+            StoreError: The key store refused or failed.
+        """
+        names = {scope: seals.scope_name(purpose, scope) for scope in scopes}
+        tree = self._tree({leaf_of_scope(name) for name in names.values()}, seals)
+        closed: dict[str, bool | IntegrityError] = {}
+        for scope, name in names.items():
+            try:
+                state = tree.scope_state(name)
+            except UnprovenError:
+                closed[scope] = _edited(f"the leaf of scope {scope!r} in the revocation tree")
+            else:
+                closed[scope] = state is not None and state.closed
+        return ScopeStates(closed, tree.root_digest)
+
+    def _tree(self, leaves: Collection[bytes], seals: Seals) -> RevocationTree:
+        """Give a tree that knows *leaves*, or shows that they are not what they should be."""
+        known = self._known
+        if known is not None:
+            missing = self._unknown(known, leaves, seals)
+            if not missing:
+                return RevocationTree(known.nodes, known.root_digest, seals.node_digest)
+            _, nodes = self._read(missing)
+            tree = RevocationTree({**known.nodes, **nodes}, known.root_digest, seals.node_digest)
+            if _is_proven(tree, leaves):
+                known.nodes.update({path: node for path, node in nodes.items() if len(path) == 1})
+                return tree
+        since = self._memory.moment()
+        mark, nodes = self._read(paths_to(leaves))
+        if seals.is_old(mark):
+            self._learn_old(mark, seals)
+            return self._tree(leaves, seals)
+        seals.check_mark(mark)
+        self._memory.check_mark(mark, since)
+        self._note_new()
+        tree = RevocationTree(nodes, mark.revoked, seals.node_digest)
+        self._check_root(mark, nodes.get(ROOT, b""), seals)
+        if known is None:
+            self._known = _Known(mark.revoked, {ROOT: nodes.get(ROOT, b"")})
+        return tree
+
+    def _note_new(self) -> None:
+        self._is_new = True
+        self._old_mark = None
+
+    def _check_root(self, mark: ChangeMark, root: bytes, seals: Seals) -> None:
+        try:
+            RevocationTree({ROOT: root}, mark.revoked, seals.node_digest).node(ROOT)
+        except UnprovenError:
+            raise _edited(f"the root of the revocation tree of application {self._application!r}") from None
+
+    def _learn_old(self, mark: ChangeMark, seals: Seals) -> None:
+        """Make the tree from the rows of key tables of an earlier release, and hold all of it."""
+        if self._is_new or self._key_tables >= NEW_KEY_TABLES:
+            raise IntegrityError(
+                f"the change mark of application {self._application!r} has the format of an earlier release, "
+                "but the key tables were upgraded before: old tables were put back",
+                remedy="Find out who changed the key tables, or which backup was restored; use the newest.",
+            )
+        nodes = read_old_rows(self._store, mark, seals).nodes
+        self._old_mark = mark
+        self._known = _Known(seals.node_digest(ROOT, nodes.get(ROOT, b"")), {ROOT: b"", **nodes})
+
+    def _unknown(self, known: _Known, leaves: Collection[bytes], seals: Seals) -> list[bytes]:
+        """Give the nodes that must be read; none if what is known shows that there are no such leaves."""
+        tree = RevocationTree(known.nodes, known.root_digest, seals.node_digest)
+        missing: set[bytes] = set()
+        for leaf in leaves:
+            try:
+                tree.node(leaf)
+            except UnprovenError as error:
+                missing |= {leaf[: len(error.path)], leaf}
+        return sorted(missing)
+
+    def _read(self, paths: Collection[bytes]) -> tuple[ChangeMark, Mapping[bytes, bytes]]:
+        self._count_query()
+        found = self._store.revocations(self._application, paths)
+        if found is None:
+            raise IntegrityError(
+                f"application {self._application!r} has a store key but no change mark: somebody deleted it",
+                remedy="Find out who changed the key tables, and restore key_changes from a backup.",
+            )
+        return found
+
+
+def _is_proven(tree: RevocationTree, leaves: Iterable[bytes]) -> bool:
+    try:
+        for leaf in leaves:
+            tree.node(leaf)
+    except UnprovenError:
+        return False
+    return True
+
+
+def _edited(what: str) -> IntegrityError:
+    return IntegrityError(f"{what} does not match the change mark: it was edited", remedy=REMEDY)
