@@ -21,6 +21,7 @@ class Keys:
         self.asked = []
         self.by_scope = {}
         self.by_id = {}
+        self.erased = set()
         self.refreshed = 0
 
     def make(self, scope, *, purpose=KeyPurpose.DATA, application=None, material=None, key_id=None):
@@ -48,6 +49,9 @@ class Keys:
             key_id: self.by_id.get(key_id) or KeyNotFoundError(f"no key {key_id}", key_id=key_id)
             for key_id in key_ids
         }
+
+    def are_listed_as_erased(self, items):
+        return [item in self.erased for item in items]
 
     def stored_scope(self, scope):
         return scope

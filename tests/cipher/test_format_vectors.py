@@ -27,7 +27,8 @@ from eventseal.items.field_reading import stored_fields
 from eventseal.keys import InMemoryKeyStore, Keyring
 from eventseal.keys.branch_wrapping import branch_scope
 from eventseal.keys.data_key import DataKey
-from eventseal.keys.records import ChangeMark, KeyRecord, Revocation
+from eventseal.keys.records import ChangeMark, KeyRecord
+from eventseal.keys.revocation_tree import RevocationTree, ScopeState
 from eventseal.keys.scope_digests import ScopeDigests
 from eventseal.keys.seals import Seals, binding_of
 from eventseal.keys.states import KeyPurpose, KeyState
@@ -174,8 +175,7 @@ def test_bindings_and_seals():
     found = vectors("keys.json")
     for case in found["bindings"]:
         assert binding_of(data_key(case)).hex() == case["binding"]
-    store_key = {**found["store_key"], "application": "shop", "scope": "store"}
-    seals = Seals(data_key(store_key, purpose=KeyPurpose.STORE))
+    seals = seals_of_vectors()
     assert len(found["scopes"]) == 4
     for case in found["scopes"]:
         digests = ScopeDigests(SimpleNamespace(made_seals=lambda: seals), most=10)
@@ -195,19 +195,48 @@ def test_bindings_and_seals():
             seal=b"",
         )
         assert seals.sealed(record).seal.hex() == row["seal"]
-    assert [mark["counter"] for mark in found["marks"]] == [0, 1, 2]
-    for mark in found["marks"]:
-        revoked = [Revocation(UUID(key_id), "compromised") for key_id in mark["revoked_ids"]]
-        total = seals.set_hash(added=revoked)
-        assert total.to_bytes(64, "big").hex() == mark["revoked"]
-        seals.check_mark(
-            ChangeMark(
-                application=mark["application"],
-                counter=mark["counter"],
-                revoked=bytes.fromhex(mark["revoked"]),
-                seal=bytes.fromhex(mark["seal"]),
-            )
-        )
+
+
+def seals_of_vectors():
+    store_key = {**vectors("keys.json")["store_key"], "application": "shop", "scope": "store"}
+    return Seals(data_key(store_key, purpose=KeyPurpose.STORE))
+
+
+def mark_of_vector(case):
+    return ChangeMark(
+        application=case["application"],
+        counter=case["counter"],
+        revoked=bytes.fromhex(case["revoked"]),
+        seal=bytes.fromhex(case["seal"]),
+    )
+
+
+def test_change_marks_and_revocation_trees():
+    seals, found = seals_of_vectors(), vectors("keys.json")["marks"]
+    assert [(mark["counter"], len(mark["nodes"])) for mark in found] == [(0, 0), (1, 6), (2, 10)]
+    for case in found:
+        mark = mark_of_vector(case)
+        seals.check_mark(mark)
+        keys = [(UUID(key_id), how) for key_id, how in case["keys"]]
+        scopes = {
+            seals.scope_name(KeyPurpose(purpose), scope): ScopeState(closed, number, bytes.fromhex(listed))
+            for purpose, scope, closed, number, listed in case["scopes"]
+        }
+        nodes = {bytes.fromhex(path): bytes.fromhex(node) for path, node in case["nodes"].items()}
+        empty = RevocationTree({}, seals.node_digest(b"", b""), seals.node_digest)
+        assert empty.changed(keys, scopes) == nodes
+        tree = RevocationTree(nodes, mark.revoked, seals.node_digest)
+        assert {key_id: tree.how_revoked(key_id) for key_id, _ in keys} == dict(keys)
+        assert {name: tree.scope_state(name) for name in scopes} == scopes
+
+
+def test_change_marks_of_earlier_releases():
+    seals, found = seals_of_vectors(), vectors("keys.json")["old_marks"]
+    assert [len(mark["keys"]) for mark in found] == [0, 1, 2]
+    for case in found:
+        mark = mark_of_vector(case)
+        assert seals.is_old(mark)
+        assert seals.counts_old(mark, [(UUID(key_id), how) for key_id, how in case["keys"]])
 
 
 def test_fields_are_found_and_opened_by_the_page(make_keys):

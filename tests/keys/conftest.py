@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.fixtures.key_marks import mark_of
 
 from eventseal.errors import EventSealError, StoreUnavailableError
 from eventseal.keys import CachePolicy, InMemoryKeyStore, KeyRecord, Keyring, KeyState, RotationPolicy
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 pytest.register_assert_rewrite("eventseal.testing.key_store_contract")
 
-READS = {"active", "get", "changes", "of_scope"}
-WRITES = {"add_active", "replace_active", "replace_all_active", "set_states", "reserve"}
+READS = {"active", "get", "changes", "of_scope", "revocations"}
+WRITES = {"add_active", "replace_active", "replace_all_active", "set_states", "advance", "reserve"}
 
 
 class TestedStore(InMemoryKeyStore):
@@ -73,10 +74,12 @@ class TestedStore(InMemoryKeyStore):
         return [record for record in self.records(application) if record.purpose is KeyPurpose.DATA]
 
     def snapshot(self) -> tuple[Any, ...]:
-        return (dict(self._records), dict(self._changed), dict(self._slots), dict(self._marks))
+        tables = self._records, self._changed, self._slots, self._marks, self._nodes
+        return tuple([dict(table) for table in tables])
 
     def restore(self, snapshot: tuple[Any, ...]) -> None:
-        self._records, self._changed, self._slots, self._marks = (dict(part) for part in snapshot)
+        tables = [dict(table) for table in snapshot]
+        self._records, self._changed, self._slots, self._marks, self._nodes = tables
 
     def active(self, *args: Any, **options: Any) -> Any:
         return self._through("active", super().active, *args, **options)
@@ -101,6 +104,12 @@ class TestedStore(InMemoryKeyStore):
 
     def set_states(self, *args: Any, **options: Any) -> Any:
         return self._through("set_states", super().set_states, *args, **options)
+
+    def advance(self, *args: Any, **options: Any) -> Any:
+        return self._through("advance", super().advance, *args, **options)
+
+    def revocations(self, *args: Any, **options: Any) -> Any:
+        return self._through("revocations", super().revocations, *args, **options)
 
     def reserve(self, *args: Any, **options: Any) -> Any:
         return self._through("reserve", super().reserve, *args, **options)
@@ -192,12 +201,12 @@ def destroy(store: TestedStore, kms: FakeKms) -> Callable[..., KeyRecord]:
                 row_version=record.row_version + 1,
             )
         )
-        added, removed = ([found] if found else [] for found in (tombstone.revocation, record.revocation))
+        closed = {(record.purpose, record.scope): True} if keep_slot else {}
         with nothing_is_wrapped_under_branches():
             (stored,) = InMemoryKeyStore.set_states(
                 store,
                 [tombstone],
-                next_mark=lambda mark: seals.next_mark(mark, added=added, removed=removed),
+                next_mark=mark_of(seals, [tombstone], scopes=closed),
             )
         return stored
 

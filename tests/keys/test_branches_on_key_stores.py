@@ -13,6 +13,7 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import event
+from tests.fixtures.key_marks import mark_of
 
 from eventseal.errors import IntegrityError, KeyDestroyedError
 from eventseal.keys import DataKey, InMemoryKeyStore, KeyPurpose, Keyring, KeyState
@@ -213,4 +214,4 @@ def _destroy(store, kms, record, needed_branches_end) -> None:
         )
     )
     with needed_branches_end():
-        assert store.set_states([tombstone], next_mark=seals.next_mark)
+        assert store.set_states([tombstone], next_mark=mark_of(seals, [tombstone]))

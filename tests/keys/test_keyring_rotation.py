@@ -50,14 +50,16 @@ def test_the_new_key_comes_with_its_first_block(keyring, store) -> None:
     assert "reserve" not in store.calls
 
 
-def test_rotation_moves_the_counter_once_and_only_compromise_changes_the_set(keyring, store) -> None:
+def test_rotation_moves_the_counter_once_and_only_compromise_changes_the_tree(keyring, store) -> None:
     sealing_key(keyring)
+    first = store._marks["default"].revoked
     keyring.rotate("a")
     mark = store._marks["default"]
-    assert (mark.counter, mark.revoked) == (1, bytes(64))
+    assert (mark.counter, mark.revoked, store._nodes) == (1, first, {})
     keyring.rotate("a", compromised=True)
     assert store._marks["default"].counter == 2
-    assert store._marks["default"].revoked != bytes(64)
+    assert store._marks["default"].revoked != first
+    assert len(store._nodes) == 3  # from the root to a leaf
 
 
 def test_one_scopes_rotation_leaves_others_alone(keyring) -> None:

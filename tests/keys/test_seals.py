@@ -12,10 +12,10 @@ from uuid import UUID, uuid4
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.fixtures.key_marks import mark_of
 
-from eventseal.errors import IntegrityError
+from eventseal.errors import IntegrityError, StoreReadOnlyError
 from eventseal.keys import ChangeMark, DataKey, KeyPurpose, KeyRecord, KeyState
-from eventseal.keys.records import Revocation
 from eventseal.keys.seals import Seals, binding_of, is_bound
 
 KEY = bytes(range(32))
@@ -160,39 +160,34 @@ def test_a_seal_of_another_store_key_is_refused() -> None:
 
 def test_the_change_mark_is_the_documented_formula() -> None:
     seals = Seals(handle())
-    one, two = Revocation(uuid4(), "compromised"), Revocation(uuid4(), "shredded")
-    set_key = hkdf(KEY, KEY_ID.bytes, b"eventseal/v1/revoked", 64)
-    counted = (one.key_id.bytes, two.key_id.bytes + b"shredded")
-    total = sum(int.from_bytes(hmac.digest(set_key, each, "sha512"), "big") for each in counted) % 2**512
-    mark = seals.next_mark(seals.next_mark(seals.first_mark(), added=[one]), added=[two])
-    assert mark.revoked == total.to_bytes(64, "big")
+    tree_key = hkdf(KEY, KEY_ID.bytes, b"eventseal/v2/revocation tree", 64)
+    mark = seals.next_mark(seals.next_mark(seals.first_mark(), b"the root"))
+    assert mark.revoked == hmac.digest(tree_key, framed(b"shop", b"", b"the root"), "sha256")
     assert mark.counter == 2
-    mark_key = hkdf(KEY, KEY_ID.bytes, b"eventseal/v1/change mark", 64)
+    mark_key = hkdf(KEY, KEY_ID.bytes, b"eventseal/v2/change mark", 64)
     sealed = framed(b"shop", (2).to_bytes(8, "big"), mark.revoked)
     assert mark.seal == hmac.digest(mark_key, sealed, "sha512")[:32]
+    seals.check_mark(mark)
 
 
-def test_the_first_mark_counts_nothing() -> None:
-    mark = Seals(handle()).first_mark()
-    assert (mark.application, mark.counter, mark.revoked) == ("shop", 0, bytes(64))
-
-
-@given(st.lists(st.uuids(), unique=True, max_size=8), st.randoms())
-def test_the_set_hash_forgets_order_and_undoes_removal(key_ids: list[UUID], random) -> None:
+def test_the_first_mark_covers_an_empty_tree() -> None:
     seals = Seals(handle())
-    ids = [Revocation(key_id, random.choice(["compromised", "shredded"])) for key_id in key_ids]
-    shuffled = list(ids)
-    random.shuffle(shuffled)
-    total = seals.set_hash(added=ids)
-    assert seals.set_hash(added=shuffled) == total
-    half = len(ids) // 2
-    assert seals.set_hash(total, added=(), removed=shuffled[:half]) == seals.set_hash(added=shuffled[half:])
-    assert (total == 0) == (not ids)
+    mark = seals.first_mark()
+    assert (mark.application, mark.counter, mark.revoked) == ("shop", 0, seals.node_digest(b"", b""))
+
+
+def test_nodes_and_scopes_have_the_documented_names_and_digests() -> None:
+    seals = Seals(handle())
+    tree_key = hkdf(KEY, KEY_ID.bytes, b"eventseal/v2/revocation tree", 64)
+    node = hmac.digest(tree_key, framed(b"shop", b"\1\2", b"a leaf"), "sha256")
+    assert seals.node_digest(b"\1\2", b"a leaf") == node
+    named = hmac.digest(tree_key, framed(b"scope", b"field", b"subject:7"), "sha256")[:16]
+    assert seals.scope_name(KeyPurpose.FIELD, "subject:7") == named
 
 
 @pytest.mark.parametrize(
     "edit",
-    [{"application": "shop2"}, {"counter": 5}, {"counter": -1}, {"revoked": b"\1" * 64}, {"seal": bytes(32)}],
+    [{"application": "shop2"}, {"counter": 5}, {"counter": -1}, {"revoked": b"\1" * 32}, {"seal": bytes(32)}],
 )
 def test_an_edited_mark_is_refused_and_never_followed(edit) -> None:
     seals = Seals(handle())
@@ -201,7 +196,37 @@ def test_an_edited_mark_is_refused_and_never_followed(edit) -> None:
     with pytest.raises(IntegrityError):
         seals.check_mark(edited)
     with pytest.raises(IntegrityError):
-        seals.next_mark(edited)
+        mark_of(seals)(edited, {})
+
+
+# --- marks of an earlier release ---
+
+
+def old_mark(revoked: bytes, counter: int = 2) -> ChangeMark:
+    """Make a mark by the formula of the release before the revocation tree."""
+    mark_key = hkdf(KEY, KEY_ID.bytes, b"eventseal/v1/change mark", 64)
+    sealed = framed(b"shop", counter.to_bytes(8, "big"), revoked)
+    seal = hmac.digest(mark_key, sealed, "sha512")[:32]
+    return ChangeMark(application="shop", counter=counter, revoked=revoked, seal=seal)
+
+
+def test_an_old_mark_is_known_for_what_it_counts_and_is_never_followed() -> None:
+    seals, one, two = Seals(handle()), uuid4(), uuid4()
+    set_key = hkdf(KEY, KEY_ID.bytes, b"eventseal/v1/revoked", 64)
+    counted = (one.bytes, two.bytes + b"shredded")
+    total = sum(int.from_bytes(hmac.digest(set_key, each, "sha512"), "big") for each in counted) % 2**512
+    mark = old_mark(total.to_bytes(64, "big"))
+    assert seals.is_old(mark)
+    assert not seals.is_old(replace(mark, counter=3))
+    assert not seals.is_old(seals.first_mark())
+    assert seals.counts_old(mark, [(two, "shredded"), (one, "compromised")])
+    assert not seals.counts_old(mark, [(one, "compromised")])
+    assert not seals.counts_old(mark, [(one, "compromised"), (two, "compromised")])
+    with pytest.raises(IntegrityError):
+        seals.check_mark(mark)
+    with pytest.raises(StoreReadOnlyError) as caught:
+        mark_of(seals)(mark, {})
+    assert "eventseal init" in caught.value.remedy
 
 
 def test_seals_show_and_travel_nothing() -> None:

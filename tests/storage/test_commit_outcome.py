@@ -254,7 +254,7 @@ class TestOnPostgreSQL:
 
     def test_a_lost_answer_to_the_key_store_gives_the_same_as_an_answer(self, behind_proxy, proxy):
         key_store = SQLAlchemyKeyStore(behind_proxy)
-        mark = ChangeMark(application="shop", counter=0, revoked=bytes(64), seal=bytes(32))
+        mark = ChangeMark(application="shop", counter=0, revoked=bytes(32), seal=bytes(32))
         proxy.lose_answer()
         store_key = make_record("shop", "store", purpose=KeyPurpose.STORE)
         assert key_store.add_active([store_key], mark=mark)["store"].key_id == store_key.key_id

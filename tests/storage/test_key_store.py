@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import delete, event, make_url, select, update
 
 from eventseal.errors import IntegrityError, StoreUnavailableError
-from eventseal.keys.records import STORE_SCOPE, ChangeMark, Revocation
+from eventseal.keys.records import STORE_SCOPE, ChangeMark
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyDatastore, SQLAlchemyKeyStore
 from eventseal.storage.key_tables import encryption_keys, key_changes, key_wrappings
@@ -21,7 +21,7 @@ from eventseal.storage.transactions import begin_writing
 from eventseal.testing.key_store_contract import KeyStoreContract
 from eventseal.testing.key_store_contract.leases import LeasesContract
 from eventseal.testing.key_store_contract.racing import RacingContract
-from eventseal.testing.key_store_contract.records import make_record, moved, next_mark
+from eventseal.testing.key_store_contract.records import GivenMark, make_record, moved, next_mark
 from eventseal.testing.key_store_contract.replacing import ReplacingContract
 from eventseal.testing.key_store_contract.states import StatesContract
 
@@ -101,7 +101,7 @@ def key_store(datastore) -> SQLAlchemyKeyStore:
 @pytest.fixture
 def active(key_store) -> KeyRecord:
     """An active key of an application with its store key."""
-    mark = ChangeMark(application="shop", counter=0, revoked=bytes(64), seal=bytes(32))
+    mark = ChangeMark(application="shop", counter=0, revoked=bytes(32), seal=bytes(32))
     key_store.add_active([make_record("shop", STORE_SCOPE, purpose=KeyPurpose.STORE)], mark=mark)
     return key_store.add_active([make_record("shop", "a")])["a"]
 
@@ -142,7 +142,7 @@ class TestInsideAnotherTransaction:
     ):
         datastore = open_datastore(sqlite_url, connect_args={"timeout": BUSY_TIMEOUT})
         key_store = SQLAlchemyKeyStore(datastore)
-        mark = ChangeMark(application="shop", counter=0, revoked=bytes(64), seal=bytes(32))
+        mark = ChangeMark(application="shop", counter=0, revoked=bytes(32), seal=bytes(32))
         store_key = make_record("shop", STORE_SCOPE, purpose=KeyPurpose.STORE)
         key_store.add_active([store_key], mark=mark)
         active = key_store.add_active([make_record("shop", "a")])["a"]
@@ -212,7 +212,7 @@ class TestInsideAnotherTransaction:
     def test_sqlite_waits_again_after_a_write_that_did_not(self, sqlite_url, open_datastore):
         datastore = open_datastore(sqlite_url, pool_size=1, max_overflow=0)
         key_store = SQLAlchemyKeyStore(datastore)
-        mark = ChangeMark(application="shop", counter=0, revoked=bytes(64), seal=bytes(32))
+        mark = ChangeMark(application="shop", counter=0, revoked=bytes(32), seal=bytes(32))
         store_key = make_record("shop", STORE_SCOPE, purpose=KeyPurpose.STORE)
         key_store.add_active([store_key], mark=mark)
         old = key_store.add_active([make_record("shop", "a")])["a"]
@@ -239,19 +239,31 @@ class TestSnapshots:
         """Somebody closes a key between the statements of the refresh: all of it is seen, or nothing."""
         other = SQLAlchemyKeyStore(open_datastore(store_url, setup=False))
         second = other.add_active([make_record("shop", "b")])["b"]
-        other.set_states([moved(second, KeyState.COMPROMISED)], next_mark=next_mark)
+        first, late = GivenMark({b"": b"first"}), GivenMark({b"": b"late"})
+        other.set_states([moved(second, KeyState.COMPROMISED)], next_mark=first)
 
         with after_statement(datastore.key_engine, "FROM key_changes") as once:
-            once(lambda: other.set_states([moved(active, KeyState.COMPROMISED)], next_mark=next_mark))
+            once(lambda: other.set_states([moved(active, KeyState.COMPROMISED)], next_mark=late))
             changes = key_store.changes("shop", 0, [active.key_id, second.key_id])
         assert changes is not None
         assert changes.mark.counter == 1
         assert [record.key_id for record in changes.records] == [second.key_id]
-        assert changes.revoked == (Revocation(second.key_id, "compromised"),)
+        assert changes.root == b"first"
         later = key_store.changes("shop", 1, [active.key_id, second.key_id])
         assert later is not None
         assert [record.key_id for record in later.records] == [active.key_id]
-        assert later.revoked == (Revocation(active.key_id, "compromised"),)
+        assert later.root == b"late"
+
+    def test_the_mark_and_the_nodes_are_of_one_moment(
+        self, datastore, key_store, active, store_url, open_datastore
+    ):
+        other = SQLAlchemyKeyStore(open_datastore(store_url, setup=False))
+        first, late = GivenMark({b"": b"first"}), GivenMark({b"": b"late"})
+        other.advance("shop", next_mark=first)
+        with after_statement(datastore.key_engine, "FROM key_changes") as once:
+            once(lambda: other.advance("shop", next_mark=late))
+            assert key_store.revocations("shop", [b""]) == (first.given, {b"": b"first"})
+        assert key_store.revocations("shop", [b""]) == (late.given, {b"": b"late"})
 
     def test_a_record_and_its_wrappings_are_of_one_moment(
         self, datastore, key_store, active, store_url, open_datastore
@@ -310,7 +322,7 @@ def after_statement(engine: Engine, part: str) -> Iterator[Callable[[Callable[[]
 def shop_url(sqlite_url, open_datastore) -> str:
     """A database in which an application has its store key and the active keys of scopes a and b."""
     store = SQLAlchemyKeyStore(open_datastore(sqlite_url))
-    mark = ChangeMark(application="shop", counter=0, revoked=bytes(64), seal=bytes(32))
+    mark = ChangeMark(application="shop", counter=0, revoked=bytes(32), seal=bytes(32))
     store.add_active([make_record("shop", STORE_SCOPE, purpose=KeyPurpose.STORE)], mark=mark)
     store.add_active([make_record("shop", "a"), make_record("shop", "b")])
     return sqlite_url

@@ -349,7 +349,6 @@ def keys_file() -> dict[str, Any]:
         "binding": binding.hex(),
     }  # fmt: skip
     gone = {"active_scope": None, "state": "destroyed", "destroyed_by": "retired", "row_version": 3}
-    ids = [DATA_KEY_ID, OTHER_KEY_ID]
     return {
         "static_keys": [
             {"key": pattern(size, size).hex(), "key_id": str(static_key_id(pattern(size, size)))}
@@ -374,7 +373,11 @@ def keys_file() -> dict[str, Any]:
             for scope in ("subject:ada@example.org", "stream:a:b", ":caf\u00e9", "application")
         ],
         "rows": [{**facts, "seal": row_seal(store_key, facts).hex()} for facts in (row, row | gone)],
-        "marks": [mark(store_key, counter, ids[:counter]) for counter in (0, 1, 2)],
+        "marks": [
+            mark(store_key, counter, REVOKED_KEYS[: 2 * counter], REVOKED_SCOPES[:counter])
+            for counter in (0, 1, 2)
+        ],
+        "old_marks": [old_mark(store_key, counter, REVOKED_KEYS[:counter]) for counter in (0, 1, 2)],
     }  # fmt: skip
 
 
@@ -400,13 +403,59 @@ def row_seal(store_key: bytes, row: dict[str, Any]) -> bytes:
     return hmac.digest(seal_key, message, sha512)[:32]
 
 
-def mark(store_key: bytes, counter: int, ids: list[UUID]) -> dict[str, Any]:
+REVOKED_KEYS = [
+    (DATA_KEY_ID, "compromised"), (OTHER_KEY_ID, "shredded"),
+    (DATA_KEY_ID, "retired"), (UUID("018bcfe5-687f-7fff-8fff-00000000cdab"), "compromised"),
+]  # fmt: skip
+REVOKED_SCOPES = [
+    ("data", "subject:caf\u00e9", True, 1, bytes(32)),
+    ("field", "subject:caf\u00e9", False, 2, pattern(0x33, 32)),
+]
+
+
+def mark(
+    store_key: bytes,
+    counter: int,
+    keys: list[tuple[UUID, str]],
+    scopes: list[tuple[str, str, bool, int, bytes]],
+) -> dict[str, Any]:
+    tree_key = hkdf(store_key, OTHER_KEY_ID.bytes, b"eventseal/v2/revocation tree", 64)
+    mark_key = hkdf(store_key, OTHER_KEY_ID.bytes, b"eventseal/v2/change mark", 64)
+    leaves: dict[bytes, tuple[set[bytes], set[bytes]]] = {}
+    for key_id, how in keys:
+        leaves.setdefault(key_id.bytes[14:], (set(), set()))[0].add(key_id.bytes + how[:1].encode())
+    for purpose, scope, closed, number, listed in scopes:
+        name = hmac.digest(tree_key, lp(b"scope", purpose.encode(), scope.encode()), sha256)[:16]
+        entry = name + (b"c" if closed else b"o") + number.to_bytes(8, "big") + listed
+        leaves.setdefault(name[14:], (set(), set()))[1].add(entry)
+    nodes: dict[bytes, bytes] = {
+        path: len(in_leaf).to_bytes(4, "big") + b"".join(sorted(in_leaf)) + b"".join(sorted(entries))
+        for path, (in_leaf, entries) in leaves.items()
+    }
+    for size in (2, 1):
+        for path in sorted(path for path in nodes if len(path) == size):
+            digest = hmac.digest(tree_key, lp(b"shop", path, nodes[path]), sha256)
+            nodes[path[:-1]] = nodes.get(path[:-1], b"") + path[-1:] + digest
+    revoked = hmac.digest(tree_key, lp(b"shop", b"", nodes.get(b"", b"")), sha256)
+    seal = hmac.digest(mark_key, lp(b"shop", counter.to_bytes(8, "big"), revoked), "sha512")[:32]
+    return {
+        "application": "shop", "counter": counter,
+        "keys": [[str(key_id), how] for key_id, how in keys],
+        "scopes": [[*names, listed.hex()] for *names, listed in scopes],
+        "nodes": {path.hex(): nodes[path].hex() for path in sorted(nodes)},
+        "revoked": revoked.hex(), "seal": seal.hex(),
+    }  # fmt: skip
+
+
+def old_mark(store_key: bytes, counter: int, keys: list[tuple[UUID, str]]) -> dict[str, Any]:
+    """Make a mark of the releases before the revocation tree."""
     revoked_key = hkdf(store_key, OTHER_KEY_ID.bytes, b"eventseal/v1/revoked", 64)
     mark_key = hkdf(store_key, OTHER_KEY_ID.bytes, b"eventseal/v1/change mark", 64)
-    total = sum(int.from_bytes(hmac.digest(revoked_key, key_id.bytes, "sha512"), "big") for key_id in ids)
+    members = [key_id.bytes + (b"shredded" if how == "shredded" else b"") for key_id, how in keys]
+    total = sum(int.from_bytes(hmac.digest(revoked_key, member, "sha512"), "big") for member in members)
     revoked = (total % 2**512).to_bytes(64, "big")
     seal = hmac.digest(mark_key, lp(b"shop", counter.to_bytes(8, "big"), revoked), "sha512")[:32]
-    facts = {"application": "shop", "counter": counter, "revoked_ids": [str(key_id) for key_id in ids]}
+    facts = {"application": "shop", "counter": counter, "keys": [[str(key_id), how] for key_id, how in keys]}
     return {**facts, "revoked": revoked.hex(), "seal": seal.hex()}
 
 
