@@ -100,7 +100,7 @@ def test_run_again_it_changes_nothing(tmp_path):
 def test_the_file_holds_what_was_given_for_its_owner_alone(tmp_path):
     initialise(**OPTIONS)
     file = tmp_path / "eventseal.toml"
-    assert tomllib.loads(file.read_text()) == OPTIONS
+    assert tomllib.loads(file.read_text()) == {**OPTIONS, "key_tables": 2}
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
@@ -116,7 +116,11 @@ def test_the_file_goes_where_the_variable_says(tmp_path, monkeypatch):
 def test_what_the_environment_gives_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setenv("EVENTSEAL_STORE_URL", OPTIONS["store_url"])
     initialise(**OPTIONS)
-    assert set(tomllib.loads((tmp_path / "eventseal.toml").read_text())) == {"kms_key", "application"}
+    assert set(tomllib.loads((tmp_path / "eventseal.toml").read_text())) == {
+        "kms_key",
+        "application",
+        "key_tables",
+    }
 
 
 def test_settings_from_the_environment_need_no_file(tmp_path, monkeypatch):

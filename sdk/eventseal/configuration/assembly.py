@@ -66,6 +66,7 @@ class EventSeal:
             wrap_quorum=settings.wrap_quorum,
             fall_back_on_outage=settings.fall_back_on_outage,
             scope_digest=settings.scope_digest,
+            key_tables=settings.key_tables,
         )
         self.cipher = AESCipher(
             self.keyring,

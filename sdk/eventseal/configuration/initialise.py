@@ -17,6 +17,7 @@ from eventseal.configuration.loading import (
 )
 from eventseal.configuration.toml_file import write_settings_file
 from eventseal.errors import ConfigurationError
+from eventseal.keys.revocations import NEW_KEY_TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,6 +69,8 @@ def _settings(file: Path, options: Mapping[str, Any]) -> tuple[Settings, dict[st
                 remedy=f"Correct {fixed_by}, or leave the option out: `eventseal init` changes no setting.",
             )
     to_write = {} if present else {name: value for name, value in options.items() if name not in variables}
+    if to_write:
+        to_write.setdefault("key_tables", NEW_KEY_TABLES)  # they are, once this run has ended
     return settings, to_write
 
 

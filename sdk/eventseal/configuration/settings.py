@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from eventseal.configuration.old_formats import check_entries
 from eventseal.keys.branch_wrapping import MOST_BRANCHES
 from eventseal.keys.records import checked_application
+from eventseal.keys.revocations import NEW_KEY_TABLES
 from eventseal.keys.store import HARD_LIMIT
 
 ENVIRONMENT_PREFIX = "EVENTSEAL_"
@@ -135,6 +136,10 @@ class Settings(BaseSettings):
     scope_digest: bool = Field(
         default=False,
         description="Keep digests of key scopes, whose ids may be personal; from the first key on, for good.",
+    )
+    key_tables: Annotated[WholeNumber, Field(ge=1, le=NEW_KEY_TABLES)] = Field(
+        default=1,
+        description="Set it to 2 once `eventseal init` has upgraded the key tables: old copies are refused.",
     )
     store_url: SecretStr | None = Field(
         default=None, description="The items' database, as an SQLAlchemy URL. Never shown."

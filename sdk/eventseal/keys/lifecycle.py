@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from eventseal.keys.old_key_tables import Upgrade, read_old_rows, refuse_edited_shreds
+from eventseal.keys.old_key_tables import Upgrade, read_old_rows, refuse_edited_shreds, upgrade_name
 from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
 from eventseal.keys.states import KeyPurpose, KeyState
 
@@ -251,11 +251,36 @@ class KeyLifecycle:
         """
         return self._destroyer.wrapped_under(branch_ids)
 
-    def upgrade_key_tables(self) -> OldRows | None:
+    def key_tables(self) -> Literal["old", "upgraded", "new"] | None:
         """
-        Bring key tables of a release before the revocation tree up to date, once.
+        Say whether the key tables are of a release before the revocation tree, were upgraded, or never were.
+
+        Returns:
+            ``None`` if the application has no key yet.
+
+        Raises:
+            EventSealError: The store key does not open, or the mark is not what a keyring sealed.
+            StoreError: The key store refused or failed.
+        """
+        self._memory.check_open()
+        seals = self._store_key.seals()
+        if seals is None:
+            return None
+        self._refresher.refresh()
+        revocations = self._store.revocations
+        if revocations.old_mark is not None:
+            return "old"
+        return "upgraded" if revocations.has_entry(upgrade_name(seals), seals) else "new"
+
+    def upgrade_key_tables(self, *, first: Callable[[OldRows], object] | None = None) -> OldRows | None:
+        """
+        Upgrade key tables of a release before the revocation tree, once.
 
         The processes of that release must be stopped: one that meets the new change mark ends with an error.
+
+        Args:
+            first: Called with what was read before anything is changed; what it raises keeps the tables as
+                they are.
 
         Returns:
             What was taken into the tree; ``None`` if there was nothing to do.
@@ -273,6 +298,8 @@ class KeyLifecycle:
         mark = found[0]
         rows = read_old_rows(self._key_store, mark, seals)
         refuse_edited_shreds(rows)
+        if first is not None:
+            first(rows)
         self._store.advance(self._application, next_mark=Upgrade(mark, rows, seals))
         self._refresher.refresh()
         return rows

@@ -39,7 +39,7 @@ def refuse_old_mark(mark: ChangeMark, seals: Seals) -> None:
         raise StoreReadOnlyError(
             f"the key tables of application {mark.application!r} are of an earlier release: keys can be "
             "used, but not created, rotated, marked or destroyed",
-            remedy="Stop all processes of the earlier release. Then run `eventseal init` to upgrade the tables.",
+            remedy="Stop all processes of the earlier release. Then upgrade the tables: `eventseal init`.",
         )
 
 

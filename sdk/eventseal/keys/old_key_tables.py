@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from eventseal.errors import IntegrityError, StoreUnavailableError
 from eventseal.keys.revocation_tree import ROOT, RevocationTree, ScopeState
 from eventseal.keys.seals import is_sealed
-from eventseal.keys.states import KeyState
+from eventseal.keys.states import KeyPurpose, KeyState
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from uuid import UUID
 
     from eventseal.keys.records import ChangeMark, KeyRecord, NextMark
@@ -29,15 +29,20 @@ class OldRows(NamedTuple):
         nodes: The revocation tree of it, by path.
         keys: How many keys are compromised or destroyed.
         closed: How many scopes were shredded and are closed, each counted once a purpose.
-        reopened: How many were reopened, counted alike.
+        reopened: The shredded keys, whose items are erased, of scopes that were reopened.
         edited: Keys whose rows do not match their seals, with how they claim to be revoked.
     """
 
     nodes: Mapping[bytes, bytes]
     keys: int
     closed: int
-    reopened: int
+    reopened: Sequence[KeyRecord]
     edited: Mapping[UUID, HowRevoked]
+
+
+def upgrade_name(seals: Seals) -> bytes:
+    """Give the name of the entry that says that the tree was made from rows: a scope that no key can have."""
+    return seals.scope_name(KeyPurpose.STORE, "upgraded")
 
 
 def read_old_rows(store: KeyStore, mark: ChangeMark, seals: Seals) -> OldRows:
@@ -68,8 +73,8 @@ def read_old_rows(store: KeyStore, mark: ChangeMark, seals: Seals) -> OldRows:
                 continue
         elif how == "shredded":
             name = seals.scope_name(record.purpose, record.scope)
-            closed = record.active_scope is not None or (name in scopes and scopes[name].closed)
-            scopes[name] = ScopeState(closed, 1)
+            was_closed = name in scopes and scopes[name].closed
+            scopes[name] = ScopeState(was_closed or record.active_scope is not None, 1)
         revoked[record.key_id] = how
     if not seals.counts_old(mark, ((key_id, how) for key_id, how in revoked.items() if how != "retired")):
         raise IntegrityError(
@@ -79,9 +84,16 @@ def read_old_rows(store: KeyStore, mark: ChangeMark, seals: Seals) -> OldRows:
             "destroyed keys stay destroyed.",
         )
     empty = RevocationTree({}, seals.node_digest(ROOT, b""), seals.node_digest)
-    many_closed = sum(state.closed for state in scopes.values())
-    nodes = empty.changed(revoked.items(), scopes)
-    return OldRows(nodes, len(revoked), many_closed, len(scopes) - many_closed, edited)
+    closed = sum(state.closed for state in scopes.values())
+    reopened = [
+        record
+        for record in (_revoked_rows(store, mark.application) if closed < len(scopes) else ())
+        if record.how_revoked == "shredded"
+        and record.key_id not in edited
+        and not scopes[seals.scope_name(record.purpose, record.scope)].closed
+    ]
+    nodes = empty.changed(revoked.items(), {**scopes, upgrade_name(seals): ScopeState(closed=True, number=1)})
+    return OldRows(nodes, len(revoked), closed, reopened, edited)
 
 
 class Upgrade:

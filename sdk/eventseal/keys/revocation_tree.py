@@ -2,7 +2,7 @@
 The revocation tree: which keys are compromised or destroyed, and which scopes were shredded. No I/O.
 
 A tree of three levels and 256 branches (after the certificate revocation trees of P. Kocher, 1998), with
-HMACs: each node lists the digests of the nodes below it, and the change mark holds the digest of the root. One
+HMACs: each node lists the digests of the nodes below it, and the change mark holds the root's digest. One
 short path proves what is revoked, and what is not, however many keys were ever destroyed. A node that does
 not exist is one that its parent does not list.
 """
@@ -95,18 +95,24 @@ class RevocationTree:
         nodes: By path the contents that were read; what is not there may be a node that there never was.
         root_digest: What the change mark holds, its seal checked.
         digest: Gives a node's digest, 32 bytes, from its path and content.
+        proven: By path the contents of nodes that were checked to this very root.
 
     Attributes:
         root_digest: As given.
     """
 
     def __init__(
-        self, nodes: Mapping[bytes, bytes], root_digest: bytes, digest: Callable[[bytes, bytes], bytes]
+        self,
+        nodes: Mapping[bytes, bytes],
+        root_digest: bytes,
+        digest: Callable[[bytes, bytes], bytes],
+        *,
+        proven: Mapping[bytes, bytes] | None = None,
     ) -> None:
         self._nodes = nodes
         self.root_digest = root_digest
         self._digest = digest
-        self._proven: dict[bytes, bytes] = {}
+        self._proven = dict(proven or {})
 
     def node(self, path: bytes) -> bytes:
         """
@@ -123,7 +129,7 @@ class RevocationTree:
             content = b""
         else:
             content = self._nodes.get(path, b"")
-            if not hmac.compare_digest(self._digest(path, content), expected):
+            if (path and not content) or not hmac.compare_digest(self._digest(path, content), expected):
                 raise UnprovenError(path)
         self._proven[path] = content
         return content

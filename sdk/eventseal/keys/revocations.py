@@ -166,15 +166,22 @@ class Revocations:
                 closed[scope] = state is not None and state.closed
         return ScopeStates(closed, tree.root_digest)
 
+    def has_entry(self, name: bytes, seals: Seals) -> bool:
+        """Whether the tree has an entry, by its name; raises as :meth:`scopes`."""
+        try:
+            return self._tree([leaf_of_scope(name)], seals).scope_state(name) is not None
+        except UnprovenError:
+            raise _edited("a leaf of the revocation tree") from None
+
     def _tree(self, leaves: Collection[bytes], seals: Seals) -> RevocationTree:
         """Give a tree that knows *leaves*, or shows that they are not what they should be."""
         known = self._known
         if known is not None:
             missing = self._unknown(known, leaves, seals)
             if not missing:
-                return RevocationTree(known.nodes, known.root_digest, seals.node_digest)
+                return _tree_of(known, {}, seals)
             _, nodes = self._read(missing)
-            tree = RevocationTree({**known.nodes, **nodes}, known.root_digest, seals.node_digest)
+            tree = _tree_of(known, nodes, seals)
             if _is_proven(tree, leaves):
                 known.nodes.update({path: node for path, node in nodes.items() if len(path) == 1})
                 return tree
@@ -216,7 +223,7 @@ class Revocations:
 
     def _unknown(self, known: _Known, leaves: Collection[bytes], seals: Seals) -> list[bytes]:
         """Give the nodes that must be read; none if what is known shows that there are no such leaves."""
-        tree = RevocationTree(known.nodes, known.root_digest, seals.node_digest)
+        tree = _tree_of(known, {}, seals)
         missing: set[bytes] = set()
         for leaf in leaves:
             try:
@@ -234,6 +241,10 @@ class Revocations:
                 remedy="Find out who changed the key tables, and restore key_changes from a backup.",
             )
         return found
+
+
+def _tree_of(known: _Known, nodes: Mapping[bytes, bytes], seals: Seals) -> RevocationTree:
+    return RevocationTree(nodes, known.root_digest, seals.node_digest, proven=known.nodes)
 
 
 def _is_proven(tree: RevocationTree, leaves: Iterable[bytes]) -> bool:

@@ -80,6 +80,7 @@ class Seals:
 
     __slots__ = (
         "_application",
+        "_framed_application",
         "_mark_key",
         "_old_mark_key",
         "_old_revoked_key",
@@ -92,6 +93,7 @@ class Seals:
     def __init__(self, store_key: DataKey) -> None:
         self.key_id = store_key.key_id
         self._application = store_key.application
+        self._framed_application = length_prefixed(store_key.application.encode())
         self._row_key = store_key.derive(b"eventseal/v1/row seal", _HMAC_KEY_SIZE)
         self._tree_key = store_key.derive(b"eventseal/v2/revocation tree", _HMAC_KEY_SIZE)
         self._mark_key = store_key.derive(b"eventseal/v2/change mark", _HMAC_KEY_SIZE)
@@ -161,8 +163,7 @@ class Seals:
 
     def node_digest(self, path: bytes, content: bytes) -> bytes:
         """Give the digest of a node of the revocation tree: 32 bytes."""
-        framed = length_prefixed(self._application.encode(), path, content)
-        return hmac.digest(self._tree_key, framed, sha256)
+        return hmac.digest(self._tree_key, self._framed_application + length_prefixed(path, content), sha256)
 
     def erased_digest(self, place: bytes, envelope: bytes) -> bytes:
         """

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from eventseal.configuration.assembly import rotation_policy
 from eventseal.configuration.diagnosis.findings import Finding, Severity
-from eventseal.errors import EventSealError, IntegrityError
+from eventseal.errors import ConfigurationError, EventSealError, IntegrityError
 from eventseal.keys import Keyring
 from eventseal.keys.counters import KeyringCounters
 from eventseal.keys.records import STORE_SCOPE
+from eventseal.keys.revocations import NEW_KEY_TABLES
 from eventseal.keys.seals import Seals
 from eventseal.keys.states import KeyPurpose
 from eventseal.keys.wrapping import Keks
@@ -78,9 +79,10 @@ def _check_seals(
         stores.key_store,
         application=settings.application,
         scope_digest=settings.scope_digest,
+        key_tables=settings.key_tables,
     )
     try:
-        keyring.refresh()  # the change mark, and that no revoked key is missing
+        yield from _check_format(keyring, settings.key_tables)
     finally:
         keyring.close()
     checked, broken = _broken_seals(stores, seals)
@@ -93,6 +95,23 @@ def _check_seals(
         which = f"the first {checked:,}" if checked >= MOST_SEALS else f"all {checked:,}"
         text = f"the store key opens, and the seals of {which} keys fit"
         yield Finding(severity=Severity.OK, area=AREA, text=text)
+
+
+def _check_format(keyring: Keyring, expected: int) -> Iterator[Finding]:
+    """Check the change mark, and whether an old copy of the key tables would be refused."""
+    found = keyring.key_tables()
+    if found == "old":
+        error = ConfigurationError(
+            "the key tables are of an earlier release: keys can be used, but not created or changed",
+            remedy="Stop all processes of the earlier release. Then upgrade the tables: `eventseal init`.",
+        )
+        yield Finding.of(error, AREA)
+    elif found == "upgraded" and expected < NEW_KEY_TABLES:
+        error = ConfigurationError(
+            "the key tables were upgraded, but an old copy of them would still be accepted",
+            remedy="Set key_tables = 2 in eventseal.toml, or EVENTSEAL_KEY_TABLES=2, for every process.",
+        )
+        yield Finding.of(error, AREA)
 
 
 def _broken_seals(stores: Stores, seals: Seals) -> tuple[int, list[EventSealError]]:
