@@ -20,10 +20,11 @@ from eventseal.errors import (
     StoreUnavailableError,
 )
 from eventseal.keys.states import KeyState
+from eventseal.rotation.compromised import suspected, unreadable_mark
 from eventseal.rotation.results import MAX_FAILURES
 from eventseal.rotation.sources import Standing
 from eventseal.storage import job_counts, jobs
-from eventseal.storage.fences import open_fences
+from eventseal.storage.fences import open_fences, refuse_unreadable
 from eventseal.storage.item_swaps import KEY_ID_IN_HEADER, Selection, place_from_json, place_to_json
 from eventseal.storage.key_store import SQLAlchemyKeyStore
 from eventseal.storage.marked_envelopes import forget_replaced
@@ -114,8 +115,8 @@ class TableMover:
             return self._swaps.page(
                 connection,
                 self._selection(shard),
-                after=None if shard.cursor is None else place_from_json(shard.cursor),
-                upto=None if shard.upto is None else place_from_json(shard.upto),
+                after=self._stored(shard, "cursor", place_from_json),
+                upto=self._stored(shard, "upto", place_from_json),
                 limit=limit,
                 written=shard.phase == COMPROMISED_PHASE,
             )
@@ -135,6 +136,7 @@ class TableMover:
             The range behind the page, as it is stored.
 
         Raises:
+            IntegrityError: The range's row was edited so that it cannot be read.
             ShardLostError: Another worker holds the range; nothing was written.
             KmsError: The KMS refused or failed.
             StoreError: The database refused or failed.
@@ -155,8 +157,17 @@ class TableMover:
     def _selection(self, shard: Shard) -> Selection:
         """Parse a range's selection once: it may name a thousand keys."""
         if self._selected is None or self._selected[0] != shard.number:
-            self._selected = shard.number, selection_from_json(shard.selection)
+            selection = self._stored(shard, "selection", selection_from_json)
+            self._selected = shard.number, selection
         return self._selected[1]
+
+    def _stored(self, shard: Shard, column: str, parse: Callable[[Any], Any]) -> Any:
+        """Parse what a range's row holds; an edited one is refused by name."""
+        stored = getattr(shard, column)
+        try:
+            return None if stored is None else parse(stored)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            raise jobs.unreadable_shard(self._engine, shard.job_id, shard.number, [column]) from None
 
     def _wanted(self, shard: Shard, page: Page, selection: Selection) -> Sequence[int]:
         """Leave out what a query that cannot name all keys found too much."""
@@ -195,7 +206,9 @@ class TableMover:
             key_id = batch.page.key_id(number)
             if key_id is not None:
                 batch.counts["suspected"] += 1
-                self._fail(batch, batch.page, number, _suspected(key_id), stuck=True)
+                mark = self._marks[key_id]
+                error = unreadable_mark(mark) if mark.unreadable else suspected(key_id)
+                self._fail(batch, batch.page, number, error, stuck=True)
         return there
 
     def _sort(
@@ -262,6 +275,7 @@ class TableMover:
                 return stored[-1]
             closed = share_fences(connection, targets)
             if closed:
+                refuse_unreadable(connection, closed)
                 self._fenced -= closed
                 raise _KeysMovedError
             numbers = [] if swap is None else self._swaps.swap(connection, swap)
@@ -375,12 +389,3 @@ def _counted(shard: Shard, batch: Batch, done: int) -> Shard:
     counts["changed"] += len(batch.page) - done
     counts["listed"] += len(batch.failures)
     return replace(shard, counts=dict(counts))
-
-
-def _suspected(key_id: UUID) -> IntegrityError:
-    return IntegrityError(
-        f"suspected forgery: the item was written after its key {key_id} was marked as compromised",
-        remedy="Find out who wrote the row, and delete it; if a restore or an UPDATE wrote it, mark the key "
-        f"anew: eventseal rotate --compromised --key {key_id}",
-        key_id=key_id,
-    )

@@ -9,9 +9,9 @@ from sqlalchemy import or_, select
 
 from eventseal.keys.records import Changes, Revocation
 from eventseal.keys.states import KeyState
-from eventseal.storage.key_rows import chunks, load_records, mark_of
+from eventseal.storage.key_rows import chunks, load_records, mark_of, read_mark
 from eventseal.storage.key_tables import encryption_keys, key_changes
-from eventseal.storage.types import DatabaseClock
+from eventseal.storage.types import DatabaseClock, HoldsUUID
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -36,11 +36,11 @@ def changes_since(
         ``None`` if the application has no mark, hence no store key.
     """
     query = select(key_changes, DatabaseClock().label("now")).where(key_changes.c.application == application)
-    row = connection.execute(query).one_or_none()
+    row = read_mark(connection, application, query)
     if row is None:
         return None
-    found = Changes(mark=mark_of(row), refresh_interval=row.refresh_interval, now=row.now)
-    if row.counter == since:
+    found = Changes(mark=mark_of(row), refresh_interval=row["refresh_interval"], now=row["now"])
+    if row["counter"] == since:
         return found
     revoked, retired = _ended(connection, application, since)
     moved = encryption_keys.c.application == application, encryption_keys.c.change > since
@@ -56,14 +56,17 @@ def _ended(
     connection: Connection, application: str, since: int
 ) -> tuple[tuple[Revocation, ...], tuple[UUID, ...]]:
     """List the keys that were revoked after a counter, and those that were retired."""
-    # Compared in the database: nothing but the id need be readable, whatever somebody made of the row.
+    # Compared in the database: nothing need be readable, whatever somebody made of the row. One whose id is
+    # none is no key's; if it was a revoked key's, the mark counts one more than are found.
     is_compromised = (encryption_keys.c.state == KeyState.COMPROMISED).label("is_compromised")
     is_shredded = (encryption_keys.c.destroyed_by == "shredded").label("is_shredded")
     wanted = [is_compromised, is_shredded]
     if since >= 0:
         wanted.append((encryption_keys.c.destroyed_by == "retired").label("is_retired"))
-    query = select(encryption_keys.c.key_id, is_compromised, is_shredded).where(
-        encryption_keys.c.application == application, encryption_keys.c.change > since, or_(*wanted)
+    query = (
+        select(encryption_keys.c.key_id, is_compromised, is_shredded)
+        .where(encryption_keys.c.application == application, encryption_keys.c.change > since, or_(*wanted))
+        .where(HoldsUUID(encryption_keys.c.key_id))
     )
     revoked: list[Revocation] = []
     retired: list[UUID] = []

@@ -7,6 +7,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from uuid import UUID
 
+from eventseal.storage.types import INT64_MAX, INT64_MIN
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -201,4 +203,7 @@ def _value_from_json(kind: str, text: str) -> Any:
         "bytes": bytes.fromhex,
         "float": float.fromhex,
     }
-    return readers[kind](text)
+    value = readers[kind](text)
+    if kind == "int" and not INT64_MIN <= value <= INT64_MAX:
+        raise ValueError(kind)
+    return value
