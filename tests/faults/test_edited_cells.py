@@ -63,9 +63,12 @@ def test_a_keys_row_costs_the_key(shop, again, store_url, kms, table: Table):
     again.keyring.refresh()
     assert events(again, BESIDE) == 1
     fill(again, [BESIDE], 1)
-    for tenant in edited:
+    for tenant, cell in edited.items():
         typed(partial(events, again, tenant))
-        typed(partial(fill, again, [tenant], 1))
+        appended = typed(partial(fill, again, [tenant], 1))
+        if (cell.table, cell.column) == ("key_fences", "state"):
+            assert isinstance(appended, IntegrityError)
+            assert f"fence of key {keys[scope_of(tenant)]} in key_fences" in str(appended)
     assert status(again.key_store, again.datastore, APPLICATION).items[ITEMS]
     list_keys(again.key_store, again.datastore, APPLICATION)
     doctor(store_url, kms)
@@ -79,12 +82,29 @@ def test_a_keys_row_costs_the_key(shop, again, store_url, kms, table: Table):
         assert named.count(None) == len(unreadable) - len(by_id)
     rotated = rotate_keys(again)
     assert keys[scope_of(BESIDE)] in rotated.by_key
-    if table is not key_fences:
-        rewrap(again)
-        moved = reencrypt(again)
-        assert moved.by_key[keys[scope_of(BESIDE)]] == 2
-    assert retire(again).by_key[keys[scope_of(BESIDE)]] == (2 if table is key_fences else 0)
+    rewrap(again)
+    moved = reencrypt(again)
+    assert moved.by_key[keys[scope_of(BESIDE)]] == 2
+    assert retire(again).by_key[keys[scope_of(BESIDE)]] == 0
     assert events(again, BESIDE) == 2
+
+
+def test_a_fences_row_costs_the_items_of_its_key(shop, again):
+    fill(shop, ["edited", BESIDE])
+    old = shop.active_keys()
+    rotate_keys(shop)
+    new = shop.active_keys()[scope_of("edited")]
+    with shop.datastore.engine.begin() as connection:
+        connection.execute(key_fences.insert().values(key_id=new, state="edited"))
+    moved = reencrypt(again)
+    assert (moved.done, moved.failed, moved.left) == (1, 1, 0)
+    assert moved.by_key == {old[scope_of(BESIDE)]: 1}
+    (failure,) = moved.failures
+    assert f"fence of key {new} in key_fences was edited" in failure.message
+    statement = failure.remedy[failure.remedy.index("DELETE") :]
+    with shop.datastore.engine.begin() as connection:
+        connection.exec_driver_sql(statement)
+    assert reencrypt(again).done == 1
 
 
 def test_the_change_marks_row_stops_everything_by_name(shop, again):

@@ -10,14 +10,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from eventseal.errors import JobError
-from eventseal.rotation.batches import selection_to_json
 from eventseal.rotation.compromised import record_missing_marks
 from eventseal.rotation.sealed_store import registered_tables
 from eventseal.rotation.shards import ShardWorker
 from eventseal.rotation.sources import Standing
 from eventseal.storage import job_counts, jobs
 from eventseal.storage.item_ranges import range_bounds
-from eventseal.storage.item_swaps import place_to_json
+from eventseal.storage.item_swaps import place_to_json, selection_to_json
 from eventseal.storage.transactions import read, write
 
 if TYPE_CHECKING:

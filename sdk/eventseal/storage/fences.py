@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-OPEN, CLOSED = "open", "closed"
+OPEN, CLOSED = _STATES = "open", "closed"
 PATIENCE = 2
 """Seconds for which the closing of a fence waits for transactions that wrote under the key."""
 
@@ -85,22 +85,19 @@ def fence_states(connection: Connection, key_ids: Collection[UUID]) -> dict[UUID
     return states
 
 
-def refuse_unreadable(connection: Connection, key_ids: Collection[UUID]) -> None:
-    """
-    Refuse keys whose fence was edited so that it is neither open nor closed.
-
-    Raises:
-        IntegrityError: There is one; the message names the key.
-    """
-    for key_id, state in sorted(fence_states(connection, key_ids).items()):
-        if state not in {OPEN, CLOSED}:
-            raise IntegrityError(
-                f"the fence of key {key_id} in {key_fences.name} was edited: its state cannot be read",
-                remedy=f"Find out who changed {key_fences.name}. If `eventseal keys` shows the key as active "
-                "or deactivated, delete the fence, so that the next append makes another: "
-                f"{deletion(key_fences, f'key_id = {as_sql(connection, key_id)}')}",
-                key_id=key_id,
-            )
+def unreadable_fences(connection: Connection, key_ids: Collection[UUID]) -> dict[UUID, IntegrityError]:
+    """Say of each fence that was edited so that it is neither open nor closed what to do."""
+    edited = [key_id for key_id, state in fence_states(connection, key_ids).items() if state not in _STATES]
+    return {
+        key_id: IntegrityError(
+            f"the fence of key {key_id} in {key_fences.name} was edited: its state cannot be read",
+            remedy=f"Find out who changed {key_fences.name}. If `eventseal keys` shows the key as active "
+            "or deactivated, delete the fence, so that the next append makes another: "
+            f"{deletion(key_fences, f'key_id = {as_sql(connection, key_id)}')}",
+            key_id=key_id,
+        )
+        for key_id in edited
+    }
 
 
 def _insert(connection: Connection) -> postgresql.Insert | sqlite.Insert:

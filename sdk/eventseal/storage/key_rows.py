@@ -214,12 +214,11 @@ def read_mark(connection: Connection, application: str, query: Select[Any]) -> M
     if not rows:
         return None
     (row,) = rows
-    unreadable = [*row.unreadable, *["refresh_interval"] * (row.values.get("refresh_interval") == 0)]
-    if unreadable:
-        only_interval = unreadable == ["refresh_interval"]
+    if row.unreadable:
+        only_interval = row.unreadable == ("refresh_interval",)
         raise IntegrityError(
             f"the row of application {application!r} in key_changes was edited: its "
-            f"{', '.join(unreadable)} cannot be read",
+            f"{', '.join(row.unreadable)} cannot be read",
             remedy=_SET_INTERVAL + f"{as_sql(connection, application)};" if only_interval else _RESTORE_MARK,
         )
     return row.values
