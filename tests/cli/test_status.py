@@ -101,3 +101,24 @@ def test_it_needs_no_kek(run, store):
     store()
     Path("dev.key").unlink()
     run("status")
+
+
+def test_rows_that_were_edited_are_shown_and_hide_nothing(run, run_json, store, query):
+    store(3)
+    rotate()
+    run_json("reencrypt", "--yes")
+    query("UPDATE sealed_tables SET columns = '{}' WHERE table_name = 'snapshots'")
+    query("UPDATE reencryption_jobs SET options = '[]'")
+    shown = run_json("status")
+    assert shown["items"]["integer_sequenced_items"] == {"active": 3}
+    (problem,) = shown["unreadable"]
+    assert "table snapshots in database items was edited: its columns" in problem["message"]
+    (job,) = shown["jobs"]
+    assert job["state"] == "unreadable"
+    (step,) = [step for step in shown["next"] if job["job_id"] in step["reason"]]
+    assert "DELETE FROM reencryption_jobs WHERE job_id = X'" in step["reason"]
+    text = run("status").stdout
+    assert "table snapshots in database items was edited" in text
+    assert "unreadable" in text
+    assert "table snapshots" in run("keys").stdout
+    assert len(run_json("keys")["unreadable"]) == 1

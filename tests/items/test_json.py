@@ -3,7 +3,9 @@
 import enum
 import json
 import math
+import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 
 from eventseal.errors import ConfigurationError, SerializationError
 from eventseal.items import JSONTranscoder
+from eventseal.items.json_types import MOST_NESTED
 
 
 class Colour(enum.Enum):
@@ -294,6 +297,47 @@ def test_what_holds_itself_is_refused():
     loop.append(loop)
     with pytest.raises(SerializationError, match="nested too deeply, or holds itself"):
         transcoder.encode(loop)
+
+
+def nested(levels: int, wrap: Callable[[Any], Any]) -> Any:
+    value: Any = "[" * 500 + '\\"' + "{" * 500  # brackets in strings are no levels
+    for _ in range(levels):
+        value = wrap(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("wrap", "levels"),
+    [
+        (lambda value: [value], 1),
+        (lambda value: {"a": value}, 1),
+        (lambda value: (value,), 2),
+        (lambda value: {1: value}, 3),
+        (lambda value: Point(value, 0), 3),
+    ],
+)
+def test_what_is_written_can_be_read_and_what_is_deeper_is_refused(wrap, levels):
+    most = MOST_NESTED // levels
+    deepest = nested(most, wrap)
+    written = transcoder.encode(deepest)
+    assert transcoder.decode(written) == deepest
+    assert transcoder.build(transcoder.parse(written)) == deepest
+    with pytest.raises(SerializationError, match="nested too deeply") as caught:
+        transcoder.encode(nested(most + 1, wrap))
+    assert "flatter form" in caught.value.remedy
+
+
+@pytest.mark.parametrize("levels", [sys.getrecursionlimit() - 10, 100_000])
+@pytest.mark.parametrize(("before", "behind"), [(b"[", b"]"), (b'{"a":', b"}")])
+def test_json_of_more_levels_than_the_stack_has_is_named_as_such(levels, before, behind):
+    data = before * levels + b"1" + behind * levels
+    with pytest.raises(SerializationError, match="nested too deeply"):
+        transcoder.build(transcoder.parse(data))
+
+
+def test_json_of_more_levels_than_the_parser_has_is_named_as_such():
+    with pytest.raises(SerializationError, match="nested too deeply"):
+        transcoder.decode(b"[" * 100_000 + b"]" * 100_000)
 
 
 def test_an_enumeration_that_cannot_be_found_again_is_refused():

@@ -5,6 +5,7 @@ import copy
 import json
 import pickle
 import re
+import sys
 from dataclasses import replace
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
@@ -43,6 +44,7 @@ from eventseal.items import (
     register_alias,
     register_topic,
 )
+from eventseal.items.json_types import MOST_NESTED
 from eventseal.items.subjects import subject_scope
 from eventseal.keys import Keyring
 from eventseal.keys.states import KeyPurpose
@@ -810,3 +812,36 @@ def test_a_scope_of_the_whole_item_and_subjects_of_fields_go_together(make_mappe
 def test_scopes_of_subjects_have_one_form():
     assert subject_scope(UUID(int=7)) == f"subject:{UUID(int=7)}"
     assert subject_scope(42) == subject_scope("42") == "subject:42"
+
+
+@pytest.mark.parametrize(("before", "behind"), [(b"[", b"]"), (b'{"a":', b"}")])
+def test_json_that_is_nested_too_deeply_beside_a_field_costs_its_item(make_mapper, before, behind):
+    levels = sys.getrecursionlimit() - 10
+    deep = before * levels + b"1" + behind * levels
+    mapper = make_mapper(always_encrypt=False)
+    good, other = mapper.to_sequenced_items([registered(), registered()])
+    bad = other._replace(data=b'{"deep":' + deep + b"," + other.data[1:])
+    with pytest.raises(SerializationError, match="nested too deeply") as caught:
+        mapper.from_sequenced_items([good, bad])
+    assert caught.value.sequence_id == bad.sequence_id
+    assert len(mapper.from_sequenced_items([good])) == 1
+
+
+def test_deep_json_beside_a_field_takes_no_more_of_the_stack_than_it_must(make_mapper):
+    mapper = make_mapper(always_encrypt=False)
+    item = mapper.to_sequenced_item(registered())
+    levels = sys.getrecursionlimit() * 6 // 10
+    deep = b"[" * levels + b"]" * levels
+    restored = mapper.from_sequenced_item(item._replace(data=b'{"deep":' + deep + b"," + item.data[1:]))
+    assert restored.email == "ann@example.org"
+
+
+def test_an_event_that_no_reader_could_follow_is_refused_before_anything_is_sealed(make_mapper, kms):
+    deep: Any = 1
+    for _ in range(MOST_NESTED):
+        deep = {1: deep}
+    calls = len(kms.calls)
+    for event in (registered(anything=deep), registered(aliases=deep)):
+        with pytest.raises(SerializationError):
+            make_mapper().to_sequenced_items([event])
+    assert len(kms.calls) == calls

@@ -7,7 +7,7 @@ import time
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import delete, event, make_url, select, update
@@ -392,9 +392,32 @@ def test_what_cannot_be_read_is_not_written_over(open_datastore, shop_url):
     assert store.get([active.key_id])[active.key_id].unreadable == ("state",)
 
 
-def test_a_row_whose_very_id_cannot_be_read_stops_the_listing(open_datastore, shop_url):
+@pytest.mark.parametrize("key_id", ["'edited'", "7", "x''", "x'01'", "zeroblob(17)", "x'{id}00'"])
+def test_a_row_whose_very_id_cannot_be_read_is_listed_first_and_hides_no_other(
+    open_datastore, shop_url, key_id
+):
+    store = SQLAlchemyKeyStore(open_datastore(shop_url))
+    before = store.page("shop")
+    active = store.active("shop", ["a", "b"])
+    key_id = key_id.format(id=active["b"].key_id.hex)  # also one that begins like another's
+    run_sql(shop_url, "DELETE FROM key_wrappings")
+    run_sql(shop_url, f"UPDATE encryption_keys SET key_id = {key_id} WHERE scope = 'a'")
+    first = store.page("shop", limit=1)
+    assert [record.unreadable for record in first] == [("key_id",), ()]
+    assert (first[0].scope, first[0].key_id) == ("a", UUID(int=0))
+    rest = store.page("shop", after=first[-1].key_id)
+    others = {record.key_id for record in before} - {active["a"].key_id}
+    assert {record.key_id for record in (*first[1:], *rest)} == others
+    assert store.active("shop", ["a", "b"])["a"].unreadable == ("key_id",)
+    assert store.get([active["b"].key_id]).keys() == {active["b"].key_id}
+    assert store.changes("shop", -1, list(others)) is not None
+
+
+def test_of_revoked_keys_one_whose_id_cannot_be_read_is_left_out(open_datastore, shop_url):
     store = SQLAlchemyKeyStore(open_datastore(shop_url))
     run_sql(shop_url, "DELETE FROM key_wrappings")
-    run_sql(shop_url, "UPDATE encryption_keys SET key_id = 'edited' WHERE scope = 'a'")
-    with pytest.raises(IntegrityError, match="edited"):
-        store.page("shop")
+    run_sql(shop_url, "UPDATE encryption_keys SET key_id = 'edited', state = 'compromised' WHERE scope = 'a'")
+    run_sql(shop_url, "UPDATE encryption_keys SET state = 'compromised' WHERE scope = 'b'")
+    changes = store.changes("shop", -1, [])
+    assert changes is not None
+    assert [revocation.key_id for revocation in changes.revoked] == [store.active("shop", ["b"])["b"].key_id]

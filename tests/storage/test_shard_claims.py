@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from uuid import uuid4
 
 import pytest
 
+from eventseal.rotation.workers import is_dead, new_worker
 from eventseal.storage import jobs
+from eventseal.storage.job_tables import reencryption_shards
 from eventseal.storage.transactions import read, write
 
 LEASE = timedelta(hours=1)
@@ -28,7 +30,7 @@ def job(datastore) -> jobs.Job:
                 "layout": jobs.JOB_LAYOUT,
                 "release": "0",
                 "state": jobs.RUNNING,
-                "options": {"keys": None, "tables": None},
+                "options": {"keys": None, "tables": None, "heads": None},
                 "items_per_second": None,
                 "pass_number": 1,
                 "total": 2,
@@ -74,3 +76,21 @@ def test_each_worker_gets_a_range_of_its_own(claim) -> None:
 def test_a_worker_that_never_heard_of_its_range_is_given_it_again(claim) -> None:
     """As after a COMMIT without an answer: else it would take a second one, and nobody the first."""
     assert (claim("one"), claim("one"), claim("two"), claim("one")) == (0, 0, 1, 0)
+
+
+@pytest.mark.parametrize("seen_at", ["2900-01-01 00:00:00.000000", None])
+def test_a_range_whose_worker_was_seen_at_no_time_that_can_be_is_free(datastore, claim, seen_at) -> None:
+    """Somebody edited it: else the job would wait for that worker for ever."""
+    assert claim("one") == 0
+    with datastore.engine.begin() as connection:
+        shards = reencryption_shards
+        moment = None if seen_at is None else datetime.fromisoformat(seen_at).replace(tzinfo=UTC)
+        connection.execute(shards.update().where(shards.c.number == 0).values(seen_at=moment))
+    assert claim("two") == 0
+
+
+@pytest.mark.parametrize("worker", ["", "one", "a|b", "a|b|c|d", "a|1|2|3|4", "a|\u0661|2|3", "a|-1|2|3"])
+def test_of_a_worker_whose_name_was_edited_nothing_is_known(worker) -> None:
+    machine = new_worker().partition("|")[0]
+    assert not is_dead(worker)
+    assert not is_dead(f"{machine}{worker.removeprefix('a')}") or worker == "a|1|2|3"

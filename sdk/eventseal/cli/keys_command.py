@@ -8,9 +8,11 @@ from uuid import UUID  # noqa: TC003 - read at run time, for the options' types
 import typer
 
 from eventseal.cli.options import Config, Json, Options
-from eventseal.cli.output import print_columns, print_json
+from eventseal.cli.output import print_columns, print_json, printable
+from eventseal.keys.seals import unreadable_row
 from eventseal.keys.states import KeyState  # noqa: TC001 - read at run time, for the options' types
 from eventseal.rotation.key_listing import KeyPage, list_keys
+from eventseal.storage.edited_rows import UNREADABLE
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from eventseal.keys.records import KeyRecord
     from eventseal.rotation.key_listing import ListedKey
 
-UNREADABLE = "unreadable"
 """Stands for the state of a key whose row was edited so that it cannot be read."""
 
 _HEADING = ("KEY", "PURPOSE", "SCOPE", "STATE", "ITEMS", "RESERVED", "MADE", "WRAPPED BY")
@@ -85,6 +86,7 @@ def _as_json(page: KeyPage) -> dict[str, Any]:
         "keys": [_key_as_json(listed) for listed in page.keys],
         "next": None if page.next is None else str(page.next),
         "plain_items": page.plain_items,
+        "unreadable": [{"message": str(problem), "remedy": problem.remedy} for problem in page.unreadable],
         "items_by_unknown_key": {str(key_id): count for key_id, count in page.unknown_keys.items()},
     }
 
@@ -132,10 +134,9 @@ def _print(page: KeyPage) -> None:
     print_columns(_HEADING, rows, numbers=frozenset({"ITEMS", "RESERVED"}))
     if page.plain_items:
         typer.echo(f"\n{page.plain_items:,} items are in plain")
-    for listed in page.keys:
-        if listed.record.unreadable:
-            columns = ", ".join(listed.record.unreadable)
-            typer.echo(f"\nthe row of key {listed.record.key_id} was edited: its {columns} cannot be read")
+    problems = [unreadable_row(listed.record) for listed in page.keys if listed.record.unreadable]
+    for problem in (*problems, *page.unreadable):
+        typer.echo(f"\n{printable(str(problem))}")
     for key_id, count in page.unknown_keys.items():
         typer.echo(f"\n{count:,} items name key {key_id}, which application {page.application} does not have")
     if page.next is not None:

@@ -90,6 +90,7 @@ def _as_json(found: Status) -> dict[str, Any]:
             }
             for use in found.keks
         ],
+        "unreadable": [{"message": str(problem), "remedy": problem.remedy} for problem in found.unreadable],
         "jobs": [_job_as_json(standing) for standing in found.jobs],
         "next": [_advice_as_json(advice) for advice in found.next_steps],
     }
@@ -147,6 +148,8 @@ def _print(found: Status) -> None:
         )
         for standing in found.jobs
     ]
+    for problem in found.unreadable:
+        typer.echo(f"{printable(str(problem))}\n  {printable(problem.remedy)}\n")
     _print_table(("JOB", "VERB", "STATE", "DONE", "OF", "LAST SEEN"), jobs)
     _print_next(found.next_steps)
 

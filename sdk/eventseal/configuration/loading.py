@@ -133,7 +133,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 def _parsed(content: str) -> dict[str, Any] | str:
     try:
         return tomllib.loads(content)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of too many digits, or lists in lists
         return str(error)
 
 

@@ -110,7 +110,7 @@ def parsed(line: bytes, *, where: str, application: str) -> LedgerEntry:
             line=line,
         )
         is_exact = len(mac) == MAC_SIZE and _line(_body(entry), mac) == line
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
         is_exact = False
     if not is_exact:
         raise IntegrityError(f"{where} is no entry of an erasure ledger", remedy=REMEDY)

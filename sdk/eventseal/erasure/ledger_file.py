@@ -141,7 +141,7 @@ class LedgerFile:
     def _number(self, line: bytes) -> int:
         try:
             return int(json.loads(line)["entry"]["number"])
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ArithmeticError, KeyError, RecursionError, TypeError, ValueError):
             raise IntegrityError(
                 f"{self.name} has a line that is no entry of an erasure ledger",
                 remedy="Find out who changed the ledger, and put it back from its copy.",

@@ -11,9 +11,10 @@ from sqlalchemy.pool import NullPool
 
 from eventseal.errors import ConfigurationError, MissingTableError
 from eventseal.storage.engines import SQLAlchemySettings, make_engine, redacted
+from eventseal.storage.stored_types import StoredText
 from eventseal.storage.table_setup import create_tables
 from eventseal.storage.transactions import read, write
-from eventseal.storage.types import ExactBytes, ExactInteger, ExactText
+from eventseal.storage.types import ExactBytes, ExactInteger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ ledger_metadata = MetaData()
 erasure_ledger = Table(
     "erasure_ledger",
     ledger_metadata,
-    Column("application", ExactText(), primary_key=True),
+    Column("application", StoredText(), primary_key=True),
     Column("number", ExactInteger(), primary_key=True, autoincrement=False),
     Column("line", ExactBytes(), nullable=False),
 )

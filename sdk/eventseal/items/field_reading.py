@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eventseal.errors import OPAQUE_INTEGRITY_MESSAGE, IntegrityError
 from eventseal.items.field_values import SEALED_MARKER, STATE_MARKER
-from eventseal.items.json_types import Refused
+from eventseal.items.json_types import Refused, nested_too_deeply
 from eventseal.items.pointers import found_at, joined
 from eventseal.items.subjects import subject_scope
 
@@ -49,10 +49,13 @@ def stored_fields(raw: dict[str, Any], whole: dict[str, Any]) -> list[StoredFiel
 
     Raises:
         IntegrityError: One of them is not in the form in which they are written.
+        SerializationError: The JSON is nested too deeply to be read here.
     """
     try:
         return [_field(*found, whole) for found in _marked(raw, "", "", is_object=True)]
-    except (LookupError, Refused, ValueError, RecursionError):
+    except RecursionError:
+        raise nested_too_deeply() from None
+    except (LookupError, Refused, ValueError):
         raise IntegrityError(OPAQUE_INTEGRITY_MESSAGE) from None
 
 

@@ -8,7 +8,7 @@ from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eventseal.items.field_values import STATE_MARKER, ObjectState, Placeholder, Rewritten
-from eventseal.items.json_types import Refused
+from eventseal.items.json_types import Refused, shallow
 from eventseal.items.json_writer import is_written_as_pairs
 from eventseal.items.masks import Masked
 from eventseal.items.objects import attributes_of
@@ -119,7 +119,7 @@ class FieldWriter:
             Refused: Something has no encoding, or no subject.
         """
         rewritten = self._attributes(attributes, plan_of(cls).fields, _Where(), [Enclosing("", whole)])
-        return ItemDraft(self._writer.write_attributes(rewritten), self._fields, compress)
+        return ItemDraft(shallow(self._writer.write_attributes(rewritten)), self._fields, compress)
 
     def _attributes(
         self,
@@ -207,7 +207,7 @@ class FieldWriter:
             scope = subject_scope(subject.value)
             if data.masks(value):
                 return Masked(scope, where.name.lstrip("_"))
-            plaintext = self._writer.write(value).encode()
+            plaintext = shallow(self._writer.write(value)).encode()
         except Refused as exc:
             exc.path.append(where.shown)
             raise

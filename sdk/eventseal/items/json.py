@@ -8,6 +8,7 @@ What JSON has stands as it is. Everything else is an object with one key that be
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import is_dataclass
 from enum import Enum, Flag
 from json.decoder import JSONDecoder
@@ -16,7 +17,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from eventseal.errors import ConfigurationError, EventSealError, SerializationError
 from eventseal.items.field_values import MASK_MARKER, SEALED_MARKER, STATE_MARKER
 from eventseal.items.field_writing import FieldWriter
-from eventseal.items.json_types import STANDARD_TYPES, HoldsPersonalData, Refused
+from eventseal.items.json_types import (
+    STANDARD_TYPES,
+    HoldsPersonalData,
+    Refused,
+    nested_too_deeply,
+    shallow,
+)
 from eventseal.items.json_writer import JSONWriter
 from eventseal.items.masks import Masked
 from eventseal.items.objects import restore
@@ -156,9 +163,23 @@ class JSONTranscoder:
         Raises:
             SerializationError: It names a type that is not known here, or cannot be read.
         """
+        with suppress(RecursionError):
+            return self._build(raw)
+        raise nested_too_deeply()  # here: the cause would hold the plaintext
+
+    def _build(self, raw: Any) -> Any:
+        # Loops, since a comprehension takes a level of the stack of its own on Python 3.11.
         if type(raw) is dict:
-            return self._read_object({key: self.build(value) for key, value in raw.items()})
-        return [self.build(value) for value in raw] if type(raw) is list else raw
+            built = {}
+            for key, value in raw.items():
+                built[key] = self._build(value)
+            return self._read_object(built)
+        if type(raw) is list:
+            elements = []
+            for value in raw:
+                elements.append(self._build(value))  # noqa: PERF401
+            return elements
+        return raw
 
     def _read_object(self, value: dict[str, Any]) -> Any:
         if len(value) != 1:
@@ -185,6 +206,7 @@ _CHANGED_REMEDY = "If the class was changed, register an encoding that reads bot
 
 
 def _decoded(decoder: JSONDecoder, data: bytes) -> Any:
+    is_deep = False
     try:
         text = str(data, "utf-8").strip()
         value, end = decoder.raw_decode(text)
@@ -192,8 +214,12 @@ def _decoded(decoder: JSONDecoder, data: bytes) -> Any:
             return value
     except EventSealError:
         raise
-    except (ValueError, RecursionError):
+    except RecursionError:
+        is_deep = True
+    except ValueError:
         pass  # raised below: the cause would hold the plaintext
+    if is_deep:
+        raise nested_too_deeply()
     raise SerializationError(
         f"{len(data)} bytes are not the JSON of an event",
         remedy="Read the item with the cipher that sealed it, or restore the row from a backup.",
@@ -201,7 +227,7 @@ def _decoded(decoder: JSONDecoder, data: bytes) -> Any:
 
 
 def _encoded(write: Callable[[Any], str], value: Any, root: str) -> bytes:
-    return _written(lambda: write(value), root).encode()
+    return _written(lambda: shallow(write(value)), root).encode()
 
 
 def _written(write: Callable[[], T], root: str) -> T:

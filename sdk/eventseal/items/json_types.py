@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from array import array
 from base64 import b64decode, b64encode
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
+
+from eventseal.errors import SerializationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +35,44 @@ class Refused(Exception):  # noqa: N818 - never leaves the package: it collects 
 
 class HoldsPersonalData(Refused):
     """A value may be written only after its personal data were sealed."""
+
+
+MOST_NESTED = 200
+"""Arrays and objects inside one another that are written: so any reader has room for them on its stack."""
+
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"')
+_OPENING, _CLOSING = b"[{", b"]}"
+_STEPS = bytes.maketrans(_OPENING + _CLOSING, b"\x01\x01\xff\xff")
+_OTHERS = bytes(set(range(256)) - {*_OPENING, *_CLOSING})
+
+
+def shallow(text: str) -> str:
+    """
+    Give JSON whose arrays and objects every reader can follow.
+
+    Args:
+        text: Valid JSON.
+
+    Raises:
+        Refused: More than :data:`MOST_NESTED` of them are inside one another.
+    """
+    if text.count("[") + text.count("{") > MOST_NESTED:  # rare, so that most texts are only counted
+        steps = array("b", _STRINGS.sub(b"", text.encode()).translate(_STEPS, _OTHERS))
+        if max(accumulate(steps), default=0) > MOST_NESTED:
+            raise Refused(
+                f"is nested too deeply: as JSON over {MOST_NESTED} levels",
+                remedy="Keep such a value in a flatter form, such as a list of pairs.",
+            )
+    return text
+
+
+def nested_too_deeply() -> SerializationError:
+    """Say that JSON has more levels than can be followed here; it may be what was sealed all the same."""
+    return SerializationError(
+        "the item's JSON is nested too deeply to be read here",
+        remedy="If an earlier release of the application wrote it, read it with a higher "
+        "sys.setrecursionlimit(). Else find out who changed the database, and restore the row from a backup.",
+    )
 
 
 def _encode_moment(value: datetime | time) -> str | list[str | int]:

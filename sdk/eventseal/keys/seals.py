@@ -54,11 +54,18 @@ def check_readable(record: KeyRecord) -> None:
         IntegrityError: A column holds what none of its kind does.
     """
     if record.unreadable:
-        raise IntegrityError(
-            f"the row of key {record.key_id} was edited: its {', '.join(record.unreadable)} cannot be read",
-            remedy="Find out who changed the key tables, and restore this row from a backup.",
-            key_id=record.key_id,
-        )
+        raise unreadable_row(record)
+
+
+def unreadable_row(record: KeyRecord) -> IntegrityError:
+    """Say which row was made unreadable, and what of it."""
+    has_id = "key_id" not in record.unreadable
+    whose = f"key {record.key_id}" if has_id else f"a key of scope {record.scope!r}"
+    return IntegrityError(
+        f"the row of {whose} was edited: its {', '.join(record.unreadable)} cannot be read",
+        remedy="Find out who changed the key tables, and restore this row from a backup.",
+        key_id=record.key_id if has_id else None,
+    )
 
 
 def is_sealed(seals: Seals, record: KeyRecord) -> bool:

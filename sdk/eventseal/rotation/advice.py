@@ -68,6 +68,11 @@ def unfinished_job(standing: JobStanding, now: datetime) -> Advice | None:
         ``None`` if it ended, or has moved on within the last minute: then somebody is at it.
     """
     job = standing.job
+    if standing.problem is not None:
+        return Advice(
+            command=f"eventseal {verb_of(job.options)}",
+            reason=f"{standing.problem}; the command begins a job anew. {standing.problem.remedy}",
+        )
     if job.state == FINISHED or (job.state == RUNNING and now - job.updated_at < _AT_IT):
         return None
     verb = verb_of(job.options)

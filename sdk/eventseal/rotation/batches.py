@@ -20,11 +20,17 @@ from eventseal.errors import (
     StoreUnavailableError,
 )
 from eventseal.keys.states import KeyState
+from eventseal.rotation.compromised import suspected, unreadable_mark
 from eventseal.rotation.results import MAX_FAILURES
 from eventseal.rotation.sources import Standing
 from eventseal.storage import job_counts, jobs
-from eventseal.storage.fences import open_fences
-from eventseal.storage.item_swaps import KEY_ID_IN_HEADER, Selection, place_from_json, place_to_json
+from eventseal.storage.fences import open_fences, unreadable_fences
+from eventseal.storage.item_swaps import (
+    KEY_ID_IN_HEADER,
+    place_from_json,
+    place_to_json,
+    selection_from_json,
+)
 from eventseal.storage.key_store import SQLAlchemyKeyStore
 from eventseal.storage.marked_envelopes import forget_replaced
 from eventseal.storage.marks import Replaced, add_replaced, load_marks, were_there
@@ -40,7 +46,7 @@ if TYPE_CHECKING:
     from eventseal.cipher.resealing import Outcome
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.rotation.sources import KeyStandings
-    from eventseal.storage.item_swaps import Page
+    from eventseal.storage.item_swaps import Page, Selection
     from eventseal.storage.jobs import Shard
     from eventseal.storage.registry import SealedTable
 
@@ -114,8 +120,8 @@ class TableMover:
             return self._swaps.page(
                 connection,
                 self._selection(shard),
-                after=None if shard.cursor is None else place_from_json(shard.cursor),
-                upto=None if shard.upto is None else place_from_json(shard.upto),
+                after=self._stored(shard, "cursor", place_from_json),
+                upto=self._stored(shard, "upto", place_from_json),
                 limit=limit,
                 written=shard.phase == COMPROMISED_PHASE,
             )
@@ -135,6 +141,7 @@ class TableMover:
             The range behind the page, as it is stored.
 
         Raises:
+            IntegrityError: The range's row was edited so that it cannot be read.
             ShardLostError: Another worker holds the range; nothing was written.
             KmsError: The KMS refused or failed.
             StoreError: The database refused or failed.
@@ -155,8 +162,17 @@ class TableMover:
     def _selection(self, shard: Shard) -> Selection:
         """Parse a range's selection once: it may name a thousand keys."""
         if self._selected is None or self._selected[0] != shard.number:
-            self._selected = shard.number, selection_from_json(shard.selection)
+            selection = self._stored(shard, "selection", selection_from_json)
+            self._selected = shard.number, selection
         return self._selected[1]
+
+    def _stored(self, shard: Shard, column: str, parse: Callable[[Any], Any]) -> Any:
+        """Parse what a range's row holds; an edited one is refused by name."""
+        stored = getattr(shard, column)
+        try:
+            return None if stored is None else parse(stored)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            raise jobs.unreadable_shard(self._engine, shard.job_id, shard.number, [column]) from None
 
     def _wanted(self, shard: Shard, page: Page, selection: Selection) -> Sequence[int]:
         """Leave out what a query that cannot name all keys found too much."""
@@ -195,7 +211,9 @@ class TableMover:
             key_id = batch.page.key_id(number)
             if key_id is not None:
                 batch.counts["suspected"] += 1
-                self._fail(batch, batch.page, number, _suspected(key_id), stuck=True)
+                mark = self._marks[key_id]
+                error = unreadable_mark(mark) if mark.unreadable else suspected(key_id)
+                self._fail(batch, batch.page, number, error, stuck=True)
         return there
 
     def _sort(
@@ -250,7 +268,9 @@ class TableMover:
     def _write(self, shard: Shard, behind: Shard, batch: Batch, worker: str) -> Shard:
         """Swap the rows and move the cursor behind them, in one transaction."""
         targets = {UUID(bytes=raw) for raw in {sealed[KEY_ID_IN_HEADER] for sealed in batch.envelopes}}
-        self._make_fences(targets)
+        if edited := self._make_fences(targets):
+            batch = self._without(edited, batch)
+            targets -= edited.keys()
         swap = None
         if batch.envelopes:
             swap = self._swaps.prepare(batch.page, batch.envelopes, by_tag=self.by_tag)
@@ -296,12 +316,30 @@ class TableMover:
             if (key_id := swapped.key_id(number)) is not None
         ]
 
-    def _make_fences(self, key_ids: Collection[UUID]) -> None:
+    def _make_fences(self, key_ids: Collection[UUID]) -> Mapping[UUID, EventSealError]:
+        """Make fences that are not there; give those that were edited."""
         unknown = set(key_ids) - self._fenced
-        if unknown:
-            # Committed before the items: else whoever waits for this row waits for a whole batch.
-            write(self._engine, partial(open_fences, key_ids=unknown), doing="making the fences of keys")
-            self._fenced |= unknown
+        if not unknown:
+            return {}
+        # Committed before the items: else whoever waits for this row waits for a whole batch.
+        write(self._engine, partial(open_fences, key_ids=unknown), doing="making the fences of keys")
+        look = partial(unreadable_fences, key_ids=unknown)
+        edited = read(self._engine, look, doing="reading the fences of keys")
+        self._fenced |= unknown - edited.keys()
+        return edited
+
+    def _without(self, edited: Mapping[UUID, EventSealError], batch: Batch) -> Batch:
+        """Leave rows where they are whose new key has an edited fence."""
+        kept: list[int] = []
+        for number, sealed in enumerate(batch.envelopes):
+            error = edited.get(UUID(bytes=sealed[KEY_ID_IN_HEADER]))
+            if error is None:
+                kept.append(number)
+            else:
+                self._fail(batch, batch.page, number, error, stuck=True)
+        batch.envelopes = [batch.envelopes[number] for number in kept]
+        batch.page = batch.page.only(kept)
+        return batch
 
     def _check_keys(self, connection: Connection, key_ids: Collection[UUID]) -> None:
         """Roll back if a key was destroyed meanwhile: asked last, and held until COMMIT where that goes."""
@@ -322,28 +360,6 @@ class TableMover:
         return datastore.key_engine is datastore.engine and isinstance(
             self._store.key_store, SQLAlchemyKeyStore
         )
-
-
-def selection_to_json(selection: Selection) -> dict[str, Any]:
-    """Give a selection as JSON takes it."""
-    return {
-        "keys": None if selection.keys is None else [str(key_id) for key_id in selection.keys],
-        "few": selection.few,
-        "fitting": [str(key_id) for key_id in selection.fitting],
-        "heads": [head.hex() for head in selection.heads],
-        "plain": selection.plain,
-    }
-
-
-def selection_from_json(stored: Any) -> Selection:
-    """Undo :func:`selection_to_json`."""
-    return Selection(
-        keys=None if stored["keys"] is None else tuple(UUID(key_id) for key_id in stored["keys"]),
-        few=stored["few"],
-        fitting=tuple(UUID(key_id) for key_id in stored["fitting"]),
-        heads=tuple(bytes.fromhex(head) for head in stored["heads"]),
-        plain=stored.get("plain", False),  # older releases had no such rows
-    )
 
 
 def failure_to_json(
@@ -375,12 +391,3 @@ def _counted(shard: Shard, batch: Batch, done: int) -> Shard:
     counts["changed"] += len(batch.page) - done
     counts["listed"] += len(batch.failures)
     return replace(shard, counts=dict(counts))
-
-
-def _suspected(key_id: UUID) -> IntegrityError:
-    return IntegrityError(
-        f"suspected forgery: the item was written after its key {key_id} was marked as compromised",
-        remedy="Find out who wrote the row, and delete it; if a restore or an UPDATE wrote it, mark the key "
-        f"anew: eventseal rotate --compromised --key {key_id}",
-        key_id=key_id,
-    )

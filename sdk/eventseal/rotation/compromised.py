@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from eventseal.rotation.sealed_store import SealedStore
+    from eventseal.storage.marks import Mark
     from eventseal.storage.registry import SealedTable
 
 _BATCH_SIZE = 100
@@ -123,6 +124,27 @@ def miscounts(store: SealedStore, tables: Sequence[SealedTable]) -> list[Miscoun
         )
         if counts.expected != counts.found
     ]
+
+
+def suspected(key_id: UUID) -> IntegrityError:
+    """Say of an item under a compromised key that it came after the key was marked."""
+    return IntegrityError(
+        f"suspected forgery: the item was written after its key {key_id} was marked as compromised",
+        remedy="Find out who wrote the row, and delete it; if a restore or an UPDATE wrote it, mark the key "
+        f"anew: eventseal rotate --compromised --key {key_id}",
+        key_id=key_id,
+    )
+
+
+def unreadable_mark(mark: Mark) -> IntegrityError:
+    """Say of an item under a compromised key that nobody knows when it came."""
+    return IntegrityError(
+        f"the mark of key {mark.key_id} for {mark.table} in compromised_marks was edited: "
+        f"its {', '.join(mark.unreadable)} cannot be read, so nobody knows which items are forged",
+        remedy="Find out who changed it. If you trust the items that are there now, mark the key anew: "
+        f"eventseal rotate --compromised --key {mark.key_id}",
+        key_id=mark.key_id,
+    )
 
 
 def _mark_free(

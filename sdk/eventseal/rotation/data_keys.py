@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from eventseal.errors import ConfigurationError, EventSealError, KeyDestroyedError
+from eventseal.keys.records import checked_scope
+from eventseal.keys.seals import unreadable_row
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.rotation.compromised import record_free_marks
 from eventseal.rotation.key_totals import active_data_keys
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from eventseal.errors import StoreUnavailableError
+    from eventseal.keys.records import KeyRecord
     from eventseal.keys.rotating import Rotated
     from eventseal.rotation.sealed_store import SealedStore
 
@@ -60,8 +64,8 @@ def rotate_keys(
     run = _Run(store, compromised=compromised, progress=progress)
     if scopes is None:
         run.expect(0 if progress is None else _active_keys(store))
-        for some in _active_scopes(store):
-            run.rotate(some)
+        for records in _active_keys_now(store):
+            run.rotate(run.scopes_of(records))
     else:
         named = list(dict.fromkeys(map(store.keyring.scope_named, scopes)))
         _refuse_closed(store, named)
@@ -147,6 +151,16 @@ class _Run:
                 self.mark(replaced)
             self.count(replaced, done=len(rotated))
 
+    def scopes_of(self, records: Sequence[KeyRecord]) -> list[str]:
+        """Give the scopes of keys; a key whose row says none that there can be is listed as failed."""
+        scopes: list[str] = []
+        for record in records:
+            try:
+                scopes.append(checked_scope(record.scope))
+            except ConfigurationError:
+                self._fail(unreadable_row(replace(record, unreadable=record.unreadable or ("scope",))))
+        return scopes
+
     def mark(self, key_ids: Collection[UUID]) -> None:
         """Record what is under compromised keys; a fence that somebody holds keeps no other key from it."""
         for key_id, error in record_free_marks(self._store, key_ids).items():
@@ -190,15 +204,15 @@ def _active_keys(store: SealedStore) -> int:
     return read(store.datastore.key_engine, look, doing="counting active keys")
 
 
-def _active_scopes(store: SealedStore) -> Iterator[list[str]]:
-    """Give the scopes whose key was made before now: those that this run makes are new enough."""
+def _active_keys_now(store: SealedStore) -> Iterator[list[KeyRecord]]:
+    """Give the active data keys that were made before now: those that this run makes are new enough."""
     began = store.key_store.now()
     after: UUID | None = None
     while page := store.key_store.page(
         store.cipher.application, after=after, limit=_PAGE_SIZE, state=KeyState.ACTIVE
     ):
         yield [
-            record.scope
+            record
             for record in page
             if record.purpose is KeyPurpose.DATA and (record.created_at is None or record.created_at <= began)
         ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from eventseal.errors import JobError
 from eventseal.keys.key_ids import new_key_id
 from eventseal.storage import jobs
-from eventseal.storage.jobs import FINISHED, PAUSED, RUNNING, SETTLING, Job
+from eventseal.storage.jobs import FINISHED, PAUSED, RUNNING, SETTLING, UNREADABLE, Job
 from eventseal.storage.transactions import read, write
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def verb_of(options: Mapping[str, Any]) -> str:
 
 def list_jobs(store: SealedStore) -> list[Job]:
     """
-    Give the application's jobs, the oldest first.
+    Give the application's jobs, the oldest first; one whose row was edited so has the state ``unreadable``.
 
     Raises:
         MissingTableError: The tables of jobs are not there.
@@ -53,6 +53,7 @@ def pause_job(store: SealedStore, job_id: UUID) -> Job:
         job_id: Of an unfinished job; a paused one stays so.
 
     Raises:
+        IntegrityError: The job's row was edited so that it cannot be read.
         JobError: There is no such job, or it is finished.
         StoreError: The database refused or failed.
     """
@@ -80,6 +81,7 @@ def resumed_job(
         items_per_second: From now on; ``None``: as before.
 
     Raises:
+        IntegrityError: The job's row was edited so that it cannot be read.
         JobError: There is no such job, it is another verb's, or a release with other tables of jobs made it.
         StoreError: The database refused or failed.
     """
@@ -126,7 +128,7 @@ def begun_job(
         jobs.one_at_a_time(connection)
         for job in jobs.load_jobs(connection, store.cipher.application):
             if (
-                job.state == FINISHED
+                job.state in {FINISHED, UNREADABLE}
                 or job.layout != jobs.JOB_LAYOUT
                 or not _covers_the_same(job.options, options)
             ):
@@ -157,7 +159,8 @@ def begun_job(
 
 
 def _known(connection: Connection, store: SealedStore, job_id: UUID, *, locked: bool = False) -> Job:
-    for job in jobs.load_jobs(connection, store.cipher.application, job_id=job_id, locked=locked):
+    job = jobs.load_job(connection, store.cipher.application, job_id, locked=locked)
+    if job is not None:
         return job
     raise JobError(
         f"there is no job {job_id} of application {store.cipher.application}",
@@ -180,8 +183,7 @@ def _running(connection: Connection, job: Job, items_per_second: float | None) -
     if items_per_second != job.items_per_second:
         changed["paced_until"] = None  # time that was taken at another pace
     jobs.update_job(connection, job.job_id, **changed)
-    (job,) = jobs.load_jobs(connection, job.application, job_id=job.job_id)
-    return job
+    return jobs.lock_job(connection, job.job_id)
 
 
 def _refuse_other_layout(job: Job) -> None:

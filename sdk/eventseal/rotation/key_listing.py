@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
     from uuid import UUID
 
+    from eventseal.errors import IntegrityError
     from eventseal.keys.records import KeyRecord
     from eventseal.keys.states import KeyState
     from eventseal.keys.store import KeyStore
@@ -48,6 +49,7 @@ class KeyPage:
         next: Behind which key the next page begins; ``None``: there is none.
         plain_items: Rows of the registered tables that name no key.
         unknown_keys: Rows by the key that they name, for keys that the application does not have.
+        unreadable: Rows of the registry that were edited: nobody counts the items of their tables.
     """
 
     application: str
@@ -55,6 +57,7 @@ class KeyPage:
     next: UUID | None
     plain_items: int
     unknown_keys: Mapping[UUID, int] = field(default_factory=dict)
+    unreadable: tuple[IntegrityError, ...] = ()
 
 
 def list_keys(
@@ -84,7 +87,8 @@ def list_keys(
         StoreError: The database refused or failed.
     """
     counts: Counter[UUID | None] = Counter()
-    for table in registered_tables(datastore, application):
+    unreadable: list[IntegrityError] = []
+    for table in registered_tables(datastore, application, unreadable=unreadable):
         counts.update(
             read(datastore.engine, partial(count_by_key, table=table), doing=f"counting {table.table}")
         )
@@ -104,6 +108,7 @@ def list_keys(
         keys=tuple([ListedKey(record=record, items=counts[record.key_id]) for record in found]),
         next=following,
         plain_items=counts[None],
+        unreadable=tuple(unreadable),
         unknown_keys={key_id: counts[key_id] for key_id in named if key_id not in known},
     )
 

@@ -10,7 +10,8 @@ from sqlalchemy import func, literal, select
 
 from eventseal.keys.branch_wrapping import BRANCH_PREFIX
 from eventseal.keys.states import KeyPurpose, KeyState
-from eventseal.storage.key_rows import chunks
+from eventseal.storage.edited_rows import UNREADABLE, read_rows
+from eventseal.storage.key_rows import chunks, read_mark
 from eventseal.storage.key_tables import (
     DEFAULT_REFRESH_INTERVAL,
     UNKNOWN_VERSION,
@@ -18,6 +19,7 @@ from eventseal.storage.key_tables import (
     key_changes,
     key_wrappings,
 )
+from eventseal.storage.types import HoldsUUID
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -93,11 +95,13 @@ def key_totals(connection: Connection, *, application: str) -> list[KeyTotal]:
         connection: To the database of the keys.
         application: Whose keys.
     """
-    kind = _kind(connection)
-    columns = _KEYS.purpose, kind, _KEYS.state
-    query = select(*columns, func.count()).where(_KEYS.application == application)
-    rows = connection.execute(query.group_by(*columns).order_by(*columns))
-    return [KeyTotal(purpose=row[0], kind=row[1], state=row[2], keys=row[3]) for row in rows]
+    columns = _KEYS.purpose, _kind(connection).label("kind"), _KEYS.state
+    query = select(*columns, func.count().label("keys")).where(_KEYS.application == application)
+    rows = read_rows(connection, query.group_by(*columns).order_by(*columns))
+    return [
+        KeyTotal(**{name: row.values.get(name, UNREADABLE) for name in ("purpose", "kind", "state", "keys")})
+        for row in rows
+    ]
 
 
 def closed_keys(connection: Connection, *, application: str, limit: int) -> list[ClosedKey]:
@@ -113,13 +117,19 @@ def closed_keys(connection: Connection, *, application: str, limit: int) -> list
     query = (
         select(_KEYS.key_id, _KEYS.purpose, _KEYS.scope, _KEYS.state, left)
         .where(_KEYS.application == application, _KEYS.state.in_(_LATER_STATES))
-        .where(_KEYS.purpose.in_([KeyPurpose.DATA, KeyPurpose.BRANCH]))
+        .where(_KEYS.purpose.in_([KeyPurpose.DATA, KeyPurpose.BRANCH]), HoldsUUID(_KEYS.key_id))
         .order_by(_KEYS.key_id)
         .limit(limit)
     )
     return [
-        ClosedKey(key_id=row.key_id, purpose=row.purpose, scope=row.scope, state=row.state, since=row.since)
-        for row in connection.execute(query)
+        ClosedKey(
+            key_id=row["key_id"],
+            purpose=row["purpose"],
+            scope=row.get("scope", UNREADABLE),
+            state=row["state"],
+            since=row.get("since"),
+        )
+        for row in (found.values for found in read_rows(connection, query))
     ]
 
 
@@ -146,8 +156,9 @@ def overdue_keys(
         overdue,
     )
     count = connection.execute(select(func.count()).where(*conditions)).scalar_one()
-    scopes = connection.execute(select(_KEYS.scope).where(*conditions).order_by(_KEYS.key_id).limit(shown))
-    return OverdueKeys(keys=count, scopes=tuple(scopes.scalars()))
+    named = select(_KEYS.scope).where(*conditions).order_by(_KEYS.key_id).limit(shown)
+    scopes = [row.values["scope"] for row in read_rows(connection, named) if not row.unreadable]
+    return OverdueKeys(keys=count, scopes=tuple(scopes))
 
 
 def keys_without_wrapping(connection: Connection, *, application: str, kek_uris: Collection[str]) -> int:
@@ -181,8 +192,8 @@ def key_states(connection: Connection, *, application: str, key_ids: Collection[
     states: dict[UUID, str] = {}
     for chunk in chunks(key_ids):
         query = select(_KEYS.key_id, _KEYS.state).where(_KEYS.key_id.in_(chunk))
-        rows = connection.execute(query.where(_KEYS.application == application))
-        states.update({row.key_id: row.state for row in rows})
+        rows = read_rows(connection, query.where(_KEYS.application == application))
+        states.update({row.values["key_id"]: row.values.get("state", UNREADABLE) for row in rows})
     return states
 
 
@@ -227,13 +238,30 @@ def settled_at(connection: Connection, *, application: str) -> datetime | None:
     Returns:
         ``None`` if no data key was replaced, or those that were are destroyed.
     """
-    query = select(func.max(_KEYS.deactivated_at), func.max(_KEYS.compromised_at)).where(
+    stopped = last_stop(connection, application=application)
+    return None if stopped is None else stopped + refresh_interval(connection, application=application)
+
+
+def last_stop(connection: Connection, *, application: str) -> datetime | None:
+    """
+    Tell when a data key stopped sealing last, of those that are not destroyed: by the database's clock.
+
+    Args:
+        connection: To the database of the keys.
+        application: Whose keys.
+    """
+    closed = (
         _KEYS.application == application,
         _KEYS.purpose == KeyPurpose.DATA,
         _KEYS.state.in_(_LATER_STATES),
     )
-    times = [time for time in connection.execute(query).one() if time is not None]
-    return max(times) + refresh_interval(connection, application=application) if times else None
+    columns = _KEYS.deactivated_at, _KEYS.compromised_at
+    rows = read_rows(
+        connection, select(*(func.max(column).label(column.name) for column in columns)).where(*closed)
+    )
+    if rows[0].unreadable:  # one of them was edited, and hides the others
+        rows = read_rows(connection, select(*columns).where(*closed))
+    return max((time for row in rows for time in row.values.values() if time is not None), default=None)
 
 
 def refresh_interval(connection: Connection, *, application: str) -> timedelta:
@@ -243,10 +271,13 @@ def refresh_interval(connection: Connection, *, application: str) -> timedelta:
     Args:
         connection: To the database of the keys.
         application: Whose processes.
+
+    Raises:
+        IntegrityError: It was edited so that it cannot be read.
     """
     query = select(key_changes.c.refresh_interval).where(key_changes.c.application == application)
-    seconds = connection.execute(query).scalar_one_or_none()
-    return timedelta(seconds=DEFAULT_REFRESH_INTERVAL if seconds is None else seconds)
+    row = read_mark(connection, application, query)
+    return timedelta(seconds=DEFAULT_REFRESH_INTERVAL if row is None else row["refresh_interval"])
 
 
 def key_under(
@@ -264,7 +295,7 @@ def key_under(
     query = (
         select(_KEYS.key_id)
         .join(key_wrappings, key_wrappings.c.key_id == _KEYS.key_id)
-        .where(_KEYS.application == application, _KEYS.state != KeyState.DESTROYED)
+        .where(_KEYS.application == application, _KEYS.state != KeyState.DESTROYED, HoldsUUID(_KEYS.key_id))
         .where(key_wrappings.c.kek_uri == kek_uri)
         .where(key_wrappings.c.kek_version == (UNKNOWN_VERSION if kek_version is None else kek_version))
         .order_by(_KEYS.key_id.desc())

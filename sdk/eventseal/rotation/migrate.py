@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from eventseal.errors import ConfigurationError, JobError
+from eventseal.errors import ConfigurationError, IntegrityError, JobError
 from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
 from eventseal.rotation.batches import failure_to_json
 from eventseal.rotation.id_types import refuse_wrong_id_types
@@ -243,15 +243,19 @@ def _has_moved(store: SealedStore, accepted: AcceptedFormats) -> bool:
         before = [
             job
             for job in jobs.load_jobs(connection, store.cipher.application)
-            if verb_of(job.options) == MIGRATE and job.options["formats"] == formats
+            if not job.unreadable and verb_of(job.options) == MIGRATE and job.options["formats"] == formats
         ]
-        return any(
-            counts["done"]
-            for job in before
-            for counts in job_counts.load_totals(connection, job).by_table.values()
-        )
+        return any(_has_done(connection, job) for job in before)
 
     return read(store.datastore.engine, look, doing="looking for migrations before")
+
+
+def _has_done(connection: Connection, job: jobs.Job) -> bool:
+    try:
+        totals = job_counts.load_totals(connection, job)
+    except IntegrityError:  # of a range of a job that is not this one's
+        return False
+    return any(counts["done"] for counts in totals.by_table.values())
 
 
 def _accept(store: SealedStore, names: Mapping[SealedTable, Collection[str]]) -> None:
@@ -275,7 +279,8 @@ def _end_jobs(store: SealedStore) -> None:
         for job in jobs.load_jobs(connection, store.cipher.application):
             tables = job.options["tables"]
             if (
-                verb_of(job.options) == MIGRATE
+                not job.unreadable
+                and verb_of(job.options) == MIGRATE
                 and job.state != jobs.FINISHED
                 and begun.isdisjoint(begun if tables is None else tables)
             ):

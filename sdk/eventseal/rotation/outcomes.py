@@ -9,13 +9,15 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from eventseal.errors import IntegrityError
 from eventseal.keys.states import KeyState
 from eventseal.rotation.batches import failure_to_json
 from eventseal.rotation.compromised import miscounts
-from eventseal.rotation.jobs import REENCRYPT
+from eventseal.rotation.jobs import REENCRYPT, verb_of
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult
 from eventseal.rotation.sources import Standing
 from eventseal.storage import job_counts
+from eventseal.storage.job_tables import reencryption_failures
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
@@ -103,7 +105,7 @@ class JobReport:
     def _failures(self, job: Job) -> list[Failure]:
         load = partial(job_counts.load_failures, job=job, limit=MAX_FAILURES)
         listed = read(self._store.datastore.engine, load, doing="reading the failures of a job")
-        return [failure_from_json(said) for said in listed]
+        return [_failure(said, job) for said in listed]
 
     def _miscounted(self) -> list[Failure]:
         """Compare the marks of keys that are compromised still with what is left of their items."""
@@ -146,10 +148,31 @@ def left_of(counted: Mapping[str, Counter[str]], source: TableSources) -> int:
     return max(0, source.moving - counted.get(source.table.table, Counter())["stuck"])
 
 
+def _failure(said: Any, job: Job) -> Failure:
+    """Give a failure as a job keeps it; an edited one says so, and costs no other."""
+    try:
+        return failure_from_json(said)
+    except (AttributeError, TypeError, ValueError, LookupError):
+        error = IntegrityError(
+            f"a failure that job {job.job_id} has listed was edited: its said cannot be read",
+            remedy=f"Run `eventseal {verb_of(job.options)}` again: it finds what still fails.",
+        )
+        return Failure(
+            table=reencryption_failures.name,
+            row={"job_id": str(job.job_id)},
+            key_id=None,
+            error=type(error).__name__,
+            message=str(error),
+            remedy=error.remedy,
+        )
+
+
 def failure_from_json(said: Mapping[str, Any]) -> Failure:
     """Give a failure as a job keeps it, for people."""
     key_id = said["key_id"]
-    return Failure(**{**said, "key_id": None if key_id is None else UUID(key_id)})
+    texts = {name: str(said[name]) for name in ("table", "error", "message", "remedy")}
+    row = {str(name): str(value) for name, value in said["row"].items()}
+    return Failure(**texts, row=row, key_id=None if key_id is None else UUID(key_id))
 
 
 def _sum(totals: Totals, outcome: str) -> int:

@@ -10,14 +10,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from eventseal.errors import JobError
-from eventseal.rotation.batches import selection_to_json
 from eventseal.rotation.compromised import record_missing_marks
 from eventseal.rotation.sealed_store import registered_tables
 from eventseal.rotation.shards import ShardWorker
 from eventseal.rotation.sources import Standing
 from eventseal.storage import job_counts, jobs
 from eventseal.storage.item_ranges import range_bounds
-from eventseal.storage.item_swaps import place_to_json
+from eventseal.storage.item_swaps import place_to_json, selection_to_json
 from eventseal.storage.transactions import read, write
 
 if TYPE_CHECKING:
@@ -263,12 +262,12 @@ class Passes:
     # --- results ---
 
     def _reread(self) -> Job:
-        (self._job,) = read(
-            self._engine,
-            partial(jobs.load_jobs, application=self._job.application, job_id=self._job.job_id),
-            doing="reading a job",
-        )
-        return self._job
+        load = partial(jobs.load_job, application=self._job.application, job_id=self._job.job_id)
+        job = read(self._engine, load, doing="reading a job")
+        if job is None:
+            raise _deleted(self._job.job_id)
+        self._job = job
+        return job
 
     def _totals(self) -> Totals:
         return read(
@@ -294,11 +293,20 @@ def work_in_process(open_store: Callable[[], SealedStore], job_id: UUID, batch: 
     """
     store = open_store()
     try:
-        load = partial(jobs.load_jobs, application=store.cipher.application, job_id=job_id)
-        (job,) = read(store.datastore.engine, load, doing="reading a job")
+        load = partial(jobs.load_job, application=store.cipher.application, job_id=job_id)
+        job = read(store.datastore.engine, load, doing="reading a job")
+        if job is None:
+            raise _deleted(job_id)
         tables = registered_tables(store.datastore, store.cipher.application, job.options["tables"])
         ShardWorker(store, job, {table.table: table for table in tables}, batch=batch, run=run).work()
     finally:
         close = getattr(store, "close", None)
         if close is not None:
             close()
+
+
+def _deleted(job_id: UUID) -> JobError:
+    return JobError(
+        f"somebody deleted job {job_id} while it ran",
+        remedy="Run the command again, without the job's id: what was moved stays moved.",
+    )

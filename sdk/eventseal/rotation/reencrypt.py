@@ -18,6 +18,7 @@ from eventseal.rotation.passes import Passes
 from eventseal.rotation.sealed_store import refuse_unregistered_tables, registered_tables
 from eventseal.rotation.settling import settles_at
 from eventseal.rotation.sources import table_sources
+from eventseal.storage.stored_types import LEAST_RATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -57,8 +58,8 @@ def reencrypt(
             in the cipher's suite, or not in its compression (what is not compressed stays so).
         tables: Only these, by name; ``None``: all that are registered.
         batch: Items in a transaction at most, from 1 to 100,000.
-        items_per_second: Over all workers; ``None``: as fast as they can, or, where an unfinished job is gone
-            on with, as before.
+        items_per_second: Over all workers, at least 0.001; ``None``: as fast as they can, or, where an
+            unfinished job is gone on with, as before.
         shards: Workers to give the *executor*.
         executor: Runs the workers; ``None``: one in this thread.
         open_store: Opens the store in a worker; must be importable there. Other processes need it.
@@ -142,9 +143,9 @@ def check_work(
         raise ConfigurationError(f"batch is {batch}; it must be from 1 to {MOST_IN_A_BATCH:,}")
     if shards < 1:
         raise ConfigurationError(f"shards is {shards}; it must be at least 1")
-    if items_per_second is not None and not 0 < items_per_second < math.inf:
+    if items_per_second is not None and not LEAST_RATE <= items_per_second < math.inf:
         raise ConfigurationError(
-            f"items_per_second is {items_per_second}; it must be over 0, and a finite number",
+            f"items_per_second is {items_per_second}; it must be {LEAST_RATE} or more, and a finite number",
             remedy="Leave it out to go as fast as the workers can.",
         )
     if isinstance(executor, ProcessPoolExecutor) and open_store is None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from eventseal.errors import EventSealError, IntegrityError, JobError, KeyNotFoundError
 from eventseal.keys.endings import refuse_retirement
+from eventseal.keys.seals import unreadable_row
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.rotation.closing import close_and_count
 from eventseal.rotation.key_totals import replaced_keys
@@ -122,6 +123,10 @@ class _Retirement:
         """Retire whatever may go: data keys first, since they may be all that a branch key is needed for."""
         branches: list[UUID] = []
         for page in _closed_keys(self._store):
+            for record in page:
+                if "key_id" in record.unreadable:
+                    self._fail("encryption_keys", None, unreadable_row(record))
+            page = [record for record in page if "key_id" not in record.unreadable]  # noqa: PLW2901
             branches += [record.key_id for record in page if record.purpose is KeyPurpose.BRANCH]
             self._retire_data_keys([record.key_id for record in page if record.purpose is KeyPurpose.DATA])
         self._retire_branch_keys(branches)
@@ -254,7 +259,7 @@ class _Retirement:
         if len(self._by_key) < MAX_KEYS_LISTED:
             self._by_key[key_id] = items
 
-    def _fail(self, table: str, key_id: UUID, error: EventSealError) -> None:
+    def _fail(self, table: str, key_id: UUID | None, error: EventSealError) -> None:
         self._failed += 1
         if len(self._failures) < MAX_FAILURES:
             self._failures.append(Failure.of_key(table, key_id, error))

@@ -11,7 +11,7 @@ from sqlalchemy import inspect
 
 from eventseal.errors import ConfigurationError, MissingTableError
 from eventseal.storage.fence_triggers import has_fence_triggers
-from eventseal.storage.registry import DEFAULT_DATABASE, SealedTable, registered
+from eventseal.storage.registry import DEFAULT_DATABASE, Registry, SealedTable, read_registry
 from eventseal.storage.transactions import read
 from eventseal.storage.unregistered import (
     tables_of_tagged_events,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from eventseal.cipher import AESCipher
+    from eventseal.errors import IntegrityError
     from eventseal.keys import Keyring
     from eventseal.keys.store import KeyStore
     from eventseal.storage import SQLAlchemyDatastore
@@ -66,7 +67,11 @@ class NamesUnsealedTables(Protocol):
 
 
 def registered_tables(
-    datastore: SQLAlchemyDatastore, application: str, tables: Collection[str] | None = None
+    datastore: SQLAlchemyDatastore,
+    application: str,
+    tables: Collection[str] | None = None,
+    *,
+    unreadable: list[IntegrityError] | None = None,
 ) -> list[SealedTable]:
     """
     Give the registered tables that may hold items of an application.
@@ -75,6 +80,9 @@ def registered_tables(
         datastore: Its registry is read.
         application: Whose items.
         tables: Only these, by name; ``None``: all.
+        unreadable: For those who only look: gets what is wrong with rows of the registry that were edited,
+            and their tables are left out. ``None``: one such row is raised, unless it is that of a table
+            that *tables* does not name, since nobody knows what its table holds.
 
     Returns:
         One entry a table, in order of name; one that several applications share has ``application=None``.
@@ -82,12 +90,18 @@ def registered_tables(
     Raises:
         ConfigurationError: A name, or any table of the application, is not registered, or a registered table
             is in a database that is not configured.
+        IntegrityError: A row of the registry was edited so that it cannot be read.
         MissingTableError: A registered table is not in the database, or there is no registry.
         StoreError: The database refused or failed.
     """
-    registry = _registry(datastore)
+    found = _registry(datastore)
+    if unreadable is not None:
+        unreadable += [row.problem for row in found.unreadable]
+    elif tables is None or any(row.table is None or row.table in tables for row in found.unreadable):
+        found.complete()
+    registry = found.tables
     mine = tables_of(registry, application)
-    if not mine:
+    if not mine and not found.unreadable:
         raise _nothing_registered(registry, application)
     if tables is not None:
         _refuse_unknown(tables, mine)
@@ -108,12 +122,16 @@ def refuse_unregistered_tables(store: SealedStore) -> None:
         ConfigurationError: A table has a ``key_id`` beside a binary column, or the columns of the
             eventsourcing library, but is neither registered nor among the store's ``unsealed_tables``, if it
             has any.
+        IntegrityError: A row of the registry was edited so that not even its table's name can be read.
         StoreError: The database refused or failed.
     """
-    known: dict[str, Any] = {
-        "registered": _registry(store.datastore),
-        "unsealed_tables": store.unsealed_tables if isinstance(store, NamesUnsealedTables) else (),
-    }
+    registry = _registry(store.datastore)
+    unsealed = set(store.unsealed_tables if isinstance(store, NamesUnsealedTables) else ())
+    for row in registry.unreadable:
+        if row.table is None:  # it may be that of any table that looks unregistered
+            raise row.problem
+        unsealed.add(row.table)  # it is registered, and whoever needs its columns is told
+    known: dict[str, Any] = {"registered": registry.tables, "unsealed_tables": unsealed}
     engine, doing = store.datastore.engine, "looking for tables that are not registered"
     theirs = read(engine, partial(unregistered_eventsourcing_tables, **known), doing=doing)
     if theirs:
@@ -196,8 +214,8 @@ def refuse_absent_tables(store: SealedStore) -> None:
         )
 
 
-def _registry(datastore: SQLAlchemyDatastore) -> list[SealedTable]:
-    return read(datastore.key_engine, registered, doing="reading the registry of sealed tables")
+def _registry(datastore: SQLAlchemyDatastore) -> Registry:
+    return read(datastore.key_engine, read_registry, doing="reading the registry of sealed tables")
 
 
 def tables_of(registry: Sequence[SealedTable], application: str) -> list[SealedTable]:

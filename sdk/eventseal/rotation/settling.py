@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
-from sqlalchemy import func, select
-
-from eventseal.keys.states import KeyPurpose, KeyState
+from eventseal.keys.states import KeyState
+from eventseal.rotation.key_totals import last_stop
 from eventseal.storage.key_store import SQLAlchemyKeyStore
-from eventseal.storage.key_tables import encryption_keys
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
     from datetime import datetime
     from uuid import UUID
-
-    from sqlalchemy.engine import Connection
 
     from eventseal.keys.records import KeyRecord
     from eventseal.rotation.sealed_store import SealedStore
@@ -54,22 +51,12 @@ def _last_stop(store: SealedStore, keys: Collection[UUID] | None) -> datetime | 
     if keys is None and isinstance(store.key_store, SQLAlchemyKeyStore):
         return read(
             store.datastore.key_engine,
-            lambda connection: _queried(connection, store.cipher.application),
+            partial(last_stop, application=store.cipher.application),
             doing="reading when keys were rotated",
         )
     records = _closed_keys(store) if keys is None else _records(store, keys)
     times = [time for record in records for time in (record.deactivated_at, record.compromised_at) if time]
     return max(times, default=None)
-
-
-def _queried(connection: Connection, application: str) -> datetime | None:
-    columns = encryption_keys.c
-    query = select(func.max(columns.deactivated_at), func.max(columns.compromised_at)).where(
-        columns.application == application,
-        columns.purpose == KeyPurpose.DATA,
-        columns.state.in_([KeyState.DEACTIVATED, KeyState.COMPROMISED]),
-    )
-    return max((time for time in connection.execute(query).one() if time is not None), default=None)
 
 
 def _records(store: SealedStore, keys: Collection[UUID]) -> Iterable[KeyRecord]:

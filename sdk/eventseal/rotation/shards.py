@@ -88,6 +88,7 @@ class ShardWorker:
         Work until no range is free, or until the job is paused or the run is ended.
 
         Raises:
+            IntegrityError: The job's row, or one of its ranges', was edited so that it cannot be read.
             KmsError: The KMS refused or failed; what was moved stays so.
             StoreError: The database refused or failed.
         """
@@ -115,7 +116,7 @@ class ShardWorker:
 
     def _finish(self, shard: Shard) -> None:
         """Move a range's items, batch by batch, to its end."""
-        mover = self._mover(shard.table_name)
+        mover = self._mover(shard)
         limit = self._pacer.most(mover.most_rows(self._batch))
         others_write = False
         while page := mover.page(shard, limit, self._check_running):
@@ -130,7 +131,10 @@ class ShardWorker:
         end = partial(jobs.advance_shard, shard=shard, worker=self._worker, done=True)
         write(self._engine, end, doing="ending a range of a job")
 
-    def _mover(self, table: str) -> TableMover:
+    def _mover(self, shard: Shard) -> TableMover:
+        table = shard.table_name
+        if table not in self._tables:
+            raise jobs.unreadable_shard(self._engine, shard.job_id, shard.number, ["table_name"])
         if table not in self._movers:
             self._movers[table] = self._new_mover(self._tables[table])
         return self._movers[table]

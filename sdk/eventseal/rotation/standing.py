@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from uuid import UUID
 
+    from eventseal.errors import IntegrityError
     from eventseal.keys.records import KekUse
     from eventseal.rotation.key_totals import ClosedKey, KeyTotal, OverdueKeys
     from eventseal.storage.jobs import Job
@@ -40,14 +41,16 @@ class JobStanding:
     A re-encryption, and how far it is.
 
     Attributes:
-        job: As its row says.
+        job: As its row says, as far as it can be read.
         done: Items that were moved.
         failed: Items that could not be, in its last pass.
+        problem: Why neither is known: the job's row, or one of its ranges', was edited.
     """
 
     job: Job
     done: int
     failed: int
+    problem: IntegrityError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +70,8 @@ class Status:
         old_formats: What readers accept beside envelopes while a migration lasts, by table.
         keks: What hangs on which KEK and version.
         jobs: Re-encryptions that did not end, and the last one that did.
+        unreadable: Rows of the registry that were edited so that they cannot be read: *items* lack their
+            tables.
         next_steps: What is worth running, the most urgent first.
     """
 
@@ -81,4 +86,5 @@ class Status:
     old_formats: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     keks: tuple[KekUse, ...]
     jobs: tuple[JobStanding, ...]
+    unreadable: tuple[IntegrityError, ...] = ()
     next_steps: tuple[Advice, ...] = ()

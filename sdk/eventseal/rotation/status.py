@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from eventseal.errors import IntegrityError
 from eventseal.keys.policy import RotationPolicy
 from eventseal.rotation.advice import advice
 from eventseal.rotation.key_totals import (
@@ -59,7 +60,8 @@ def status(
     engine, now = datastore.key_engine, key_store.now()
     due = partial(overdue_keys, application=application, policy=policy or RotationPolicy(), now=now)
     closed = partial(closed_keys, application=application, limit=MOST_CLOSED_KEYS)
-    tables = registered_tables(datastore, application)
+    unreadable: list[IntegrityError] = []
+    tables = registered_tables(datastore, application, unreadable=unreadable)
     items, items_by_key = _items(datastore, application, tables)
     found = Status(
         application=application,
@@ -75,6 +77,7 @@ def status(
         old_formats={table.table: table.old_formats for table in tables if table.old_formats},
         keks=tuple(key_store.kek_uses(application)),
         jobs=tuple(job_standings(datastore, application)),
+        unreadable=tuple(unreadable),
     )
     return replace(found, next_steps=advice(found))
 
@@ -82,6 +85,8 @@ def status(
 def job_standings(datastore: SQLAlchemyDatastore, application: str) -> list[JobStanding]:
     """
     Tell how far re-encryptions are that did not end, and the last one that did.
+
+    One that was edited so that nobody can tell has the state ``unreadable``.
 
     Args:
         datastore: Has the jobs beside the items.
@@ -101,9 +106,15 @@ def _job_standings(connection: Connection, application: str) -> list[JobStanding
     ended = [job for job in every if job.state == jobs.FINISHED]
     standings = []
     for job in (*ended[-1:], *open_jobs):
-        counts = job_counts.load_totals(connection, job).by_table.values()
-        done, failed = (sum(of_table[outcome] for of_table in counts) for outcome in ("done", "failed"))
-        standings.append(JobStanding(job=job, done=done, failed=failed))
+        try:
+            jobs.refuse_unreadable(connection, job)
+            counts = job_counts.load_totals(connection, job).by_table.values()
+        except IntegrityError as problem:
+            standing = JobStanding(job=replace(job, state=jobs.UNREADABLE), done=0, failed=0, problem=problem)
+        else:
+            done, failed = (sum(of_table[outcome] for of_table in counts) for outcome in ("done", "failed"))
+            standing = JobStanding(job=job, done=done, failed=failed)
+        standings.append(standing)
     return standings
 
 

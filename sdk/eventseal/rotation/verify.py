@@ -21,6 +21,7 @@ from eventseal.errors import (
     UnknownFormatError,
     WrongApplicationError,
 )
+from eventseal.keys.seals import unreadable_row
 from eventseal.keys.states import KeyPurpose
 from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult
 from eventseal.rotation.sealed_store import refuse_unregistered_tables, registered_tables
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from eventseal.storage.item_rows import ItemRow
     from eventseal.storage.registry import SealedTable
 
-KEY_TABLE = "encryption_keys"
+KEY_TABLE, REGISTRY = "encryption_keys", "sealed_tables"
 OUTCOMES = ("done", "failed", "plain", "foreign", "erased", "left")
 """
 What ``by_table`` counts: opened; not opened; in plain; another application's; under a key that was shredded;
@@ -78,8 +79,10 @@ def verify(
         raise ConfigurationError(f"sample is {sample}; it must be over 0 and at most 1")
     run = _Verification(store, sample=sample, progress=progress)
     refuse_unregistered_tables(store)
-    found = registered_tables(store.datastore, store.cipher.application, tables)
+    unreadable: list[IntegrityError] = []
+    found = registered_tables(store.datastore, store.cipher.application, tables, unreadable=unreadable)
     run.count(found)
+    run.fail_registry(unreadable)
     run.check_keys()
     for table in found:
         run.check_table(table)
@@ -111,13 +114,22 @@ class _Verification:
             self._total += sum(counts.values())
             self._by_table[table.table] = Counter()
 
+    def fail_registry(self, unreadable: list[IntegrityError]) -> None:
+        """Count rows of the registry that were edited: nobody knows what their tables hold."""
+        for problem in unreadable:
+            self._fail(REGISTRY, {"table_name": str(problem.__dict__["table"])}, None, problem)
+
     def check_keys(self) -> None:
         """Check the seal, the wrapping and the binding of every key of items, and of fields inside them."""
         for records in self._key_pages():
             self._has_keys = True
             outcomes: dict[UUID, object] = {}
+            for record in records:
+                if "key_id" in record.unreadable:  # no question for it by its id finds it
+                    self._fail(KEY_TABLE, {}, None, unreadable_row(record))
+            readable = [record for record in records if "key_id" not in record.unreadable]
             for purpose in (KeyPurpose.DATA, KeyPurpose.FIELD):
-                wanted = [record.key_id for record in records if record.purpose is purpose]
+                wanted = [record.key_id for record in readable if record.purpose is purpose]
                 outcomes |= self._store.keyring.opening_keys(wanted, purpose=purpose) if wanted else {}
             for key_id, outcome in outcomes.items():
                 # A tombstone says that it is one, and its seal was checked before: nothing is wrong with it.

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from uuid import uuid4
 
+_PARTS = 3
 _live: set[str] = set()
 """The workers of this process that work."""
 
@@ -28,15 +29,17 @@ def is_dead(worker: str) -> bool:
     """
     Whether a worker is known to have ended: its process did, or, within this process, it did itself.
 
-    Of another machine's, or where processes cannot be told apart, nothing is known.
+    Of another machine's, where processes cannot be told apart, or of an edited name, nothing is known.
     """
-    machine, _, rest = worker.partition("|")
-    pid, start, _ = rest.split("|")
-    if machine != _machine() or not start:
+    machine, *rest = worker.split("|")
+    if machine != _machine() or len(rest) != _PARTS or not (rest[0].isdecimal() and rest[0].isascii()):
         return False
-    if int(pid) == os.getpid() and start == _start_of(os.getpid()):
+    pid, start, _ = rest
+    if not start:
+        return False
+    if pid == str(os.getpid()) and start == _start_of(os.getpid()):
         return worker not in _live
-    return _start_of(int(pid)) != start
+    return _start_of(pid) != start
 
 
 @lru_cache(maxsize=1)
@@ -50,7 +53,7 @@ def _machine() -> str:
     return f"{socket.gethostname()}/{booted}/{namespace}".replace("|", "")
 
 
-def _start_of(pid: int) -> str:
+def _start_of(pid: int | str) -> str:
     """Say when a process began, in the kernel's ticks; empty if there is none, or nothing tells."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")

@@ -6,7 +6,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from eventseal.storage.registry import registered
+from eventseal.storage.registry import read_registry
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
@@ -56,8 +56,10 @@ class AcceptedNow:
         return known[1].get(collection, frozenset())
 
     def _read(self) -> Mapping[str, frozenset[str]]:
-        look = partial(registered, application=self._application)
+        look = partial(read_registry, application=self._application)
         accepted: dict[str, frozenset[str]] = {}
-        for table in read(self._datastore.key_engine, look, doing="reading which formats are accepted"):
+        # A table whose row was edited accepts no older format; its envelopes open all the same.
+        registry = read(self._datastore.key_engine, look, doing="reading which formats are accepted")
+        for table in registry.tables:
             accepted[table.collection] = accepted.get(table.collection, frozenset()) | {*table.old_formats}
         return accepted

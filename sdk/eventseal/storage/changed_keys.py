@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from eventseal.keys.records import Changes
 from eventseal.keys.revocation_tree import ROOT
-from eventseal.storage.key_rows import chunks, load_records, mark_of
+from eventseal.storage.key_rows import chunks, load_records, mark_of, read_mark
 from eventseal.storage.key_tables import encryption_keys, key_changes
 from eventseal.storage.revocation_rows import load_nodes
 from eventseal.storage.types import DatabaseClock
@@ -37,11 +37,11 @@ def changes_since(
         ``None`` if the application has no mark, hence no store key.
     """
     query = select(key_changes, DatabaseClock().label("now")).where(key_changes.c.application == application)
-    row = connection.execute(query).one_or_none()
+    row = read_mark(connection, application, query)
     if row is None:
         return None
-    found = Changes(mark=mark_of(row), refresh_interval=row.refresh_interval, now=row.now)
-    if row.counter == since:
+    found = Changes(mark=mark_of(row), refresh_interval=row["refresh_interval"], now=row["now"])
+    if row["counter"] == since:
         return found
     moved = encryption_keys.c.application == application, encryption_keys.c.change > since
     records = [

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import and_, delete, func, select, update
+from sqlalchemy import and_, delete, select, update
 
+from eventseal.errors import IntegrityError, StoreError
+from eventseal.storage.edited_rows import as_sql, deletion, read_rows
 from eventseal.storage.key_rows import insert_unless_there
 from eventseal.storage.key_tables import encryption_keys, epochs
 from eventseal.storage.transactions import read, write
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from sqlalchemy import ColumnElement
+    from sqlalchemy import ColumnElement, Select
     from sqlalchemy.engine import Connection, Engine
 
 
@@ -58,19 +60,22 @@ def begin_epoch(engine: Engine, application: str) -> Epoch:
         application: Whose epoch.
 
     Raises:
+        IntegrityError: The row of the roll was edited so that it cannot be read.
         StoreError: The database refused or failed.
     """
 
     def begin(connection: Connection) -> Epoch:
         mine = epochs.c.application == application
-        found = connection.execute(select(epochs).where(mine).with_for_update()).first()
+        found = _read(connection, select(epochs).where(mine).with_for_update(), application)
         if found is not None and not _shredded_since(connection, application, found.begun_at):
-            return Epoch(found.begun_at, dict(found.kek_versions))
+            return found
         connection.execute(delete(epochs).where(mine))
         values = {"application": application, "begun_at": DatabaseClock(), "kek_versions": {}}
         connection.execute(insert_unless_there(connection, epochs).values(values))
-        begun = connection.execute(select(epochs).where(mine)).one()  # maybe another process's
-        return Epoch(begun.begun_at, dict(begun.kek_versions))
+        begun = _read(connection, select(epochs).where(mine), application)  # maybe another process's
+        if begun is None:
+            raise StoreError("the roll of the epoch that was just begun is gone")
+        return begun
 
     return write(engine, begin, doing=_DOING)
 
@@ -95,9 +100,9 @@ def note_version(engine: Engine, application: str, begun_at: datetime, kek_uri: 
 
     def note(connection: Connection) -> None:
         mine = _is_roll(application, begun_at)
-        found = connection.execute(select(epochs.c.kek_versions).where(mine).with_for_update()).scalar()
+        found = _read(connection, select(epochs).where(mine).with_for_update(), application)
         if found is not None:
-            made = {**found, kek_uri: version}
+            made = {**found.kek_versions, kek_uri: version}
             connection.execute(update(epochs).where(mine).values(kek_versions=made))
 
     write(engine, note, doing="noting a KEK's new version")
@@ -140,9 +145,29 @@ def _is_roll(application: str, begun_at: datetime) -> ColumnElement[bool]:
     return and_(epochs.c.application == application, epochs.c.begun_at == begun_at)
 
 
+def _read(connection: Connection, query: Select[Any], application: str) -> Epoch | None:
+    rows = read_rows(connection, query)
+    if not rows:
+        return None
+    unreadable = [*rows[0].unreadable]
+    versions = rows[0].values.get("kek_versions", {})
+    if type(versions) is not dict or not all(type(version) is str for version in versions.values()):
+        unreadable.append("kek_versions")
+    if unreadable:
+        raise IntegrityError(
+            f"the row of application {application!r} in epochs was edited: its {', '.join(unreadable)} "
+            "cannot be read",
+            remedy="Find out who changed the key tables, then delete the row, so that the roll begins anew: "
+            f"{deletion(epochs, f'application = {as_sql(connection, application)}')}",
+        )
+    return Epoch(rows[0].values["begun_at"], versions)
+
+
 def _shredded_since(connection: Connection, application: str, moment: datetime) -> bool:
-    newest = select(func.max(encryption_keys.c.destroyed_at)).where(
-        encryption_keys.c.application == application, encryption_keys.c.destroyed_by == "shredded"
+    # Compared in the database: a time that was edited counts as late there, or is left out.
+    shredded = select(encryption_keys.c.application).where(
+        encryption_keys.c.application == application,
+        encryption_keys.c.destroyed_by == "shredded",
+        encryption_keys.c.destroyed_at >= moment,
     )
-    last = connection.execute(newest).scalar()
-    return last is not None and last >= moment
+    return connection.execute(shredded.limit(1)).first() is not None

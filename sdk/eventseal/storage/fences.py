@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select, text
 from sqlalchemy.dialects import postgresql, sqlite
 
+from eventseal.errors import IntegrityError
+from eventseal.storage.edited_rows import UNREADABLE, as_sql, deletion, read_rows
 from eventseal.storage.key_tables import key_fences
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-OPEN, CLOSED = "open", "closed"
+OPEN, CLOSED = _STATES = "open", "closed"
 PATIENCE = 2
 """Seconds for which the closing of a fence waits for transactions that wrote under the key."""
 
@@ -73,13 +75,29 @@ def close_fences(connection: Connection, key_ids: Collection[UUID]) -> None:
 
 
 def fence_states(connection: Connection, key_ids: Collection[UUID]) -> dict[UUID, str]:
-    """Give ``open`` or ``closed`` for each key; one without a fence is left out."""
+    """Give ``open`` or ``closed`` for each key, or ``unreadable``; one without a fence is left out."""
     ids, states = sorted(key_ids), {}
     for start in range(0, len(ids), _CHUNK):
         chunk = ids[start : start + _CHUNK]
-        rows = connection.execute(select(key_fences).where(key_fences.c.key_id.in_(chunk)))
-        states.update({row.key_id: row.state for row in rows})
+        rows = read_rows(connection, select(key_fences).where(key_fences.c.key_id.in_(chunk)))
+        # One that was edited is not open, so nothing is written under its key.
+        states.update({row.values["key_id"]: row.values.get("state", UNREADABLE) for row in rows})
     return states
+
+
+def unreadable_fences(connection: Connection, key_ids: Collection[UUID]) -> dict[UUID, IntegrityError]:
+    """Say of each fence that was edited so that it is neither open nor closed what to do."""
+    edited = [key_id for key_id, state in fence_states(connection, key_ids).items() if state not in _STATES]
+    return {
+        key_id: IntegrityError(
+            f"the fence of key {key_id} in {key_fences.name} was edited: its state cannot be read",
+            remedy=f"Find out who changed {key_fences.name}. If `eventseal keys` shows the key as active "
+            "or deactivated, delete the fence, so that the next append makes another: "
+            f"{deletion(key_fences, f'key_id = {as_sql(connection, key_id)}')}",
+            key_id=key_id,
+        )
+        for key_id in edited
+    }
 
 
 def _insert(connection: Connection) -> postgresql.Insert | sqlite.Insert:

@@ -17,7 +17,7 @@ from eventseal.errors import (
     UnknownFormatError,
 )
 from eventseal.storage.faults import is_outcome_known, is_transient, translated
-from eventseal.storage.fences import CLOSED, fence_states, open_fences
+from eventseal.storage.fences import CLOSED, fence_states, open_fences, unreadable_fences
 from eventseal.storage.item_columns import KEY_ID
 from eventseal.storage.item_inserts import ItemInserts
 from eventseal.storage.item_outcome import violates_item_key, was_committed
@@ -137,6 +137,8 @@ class ItemAppends:
                 f"nothing was appended to {self._columns.table}: retired meanwhile: {named}",
                 key_ids=tuple(closed),
             )
+        for edited in unreadable_fences(connection, key_ids).values():
+            raise edited
 
     def _commit(self, session: Session, batch: RowsByKey) -> None:
         try:

@@ -7,6 +7,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from uuid import UUID
 
+from eventseal.storage.types import INT64_MAX, INT64_MIN
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -187,6 +189,28 @@ def place_from_json(stored: Any) -> Place:
     return first, second
 
 
+def selection_to_json(selection: Selection) -> dict[str, Any]:
+    """Give a selection as JSON takes it."""
+    return {
+        "keys": None if selection.keys is None else [str(key_id) for key_id in selection.keys],
+        "few": selection.few,
+        "fitting": [str(key_id) for key_id in selection.fitting],
+        "heads": [head.hex() for head in selection.heads],
+        "plain": selection.plain,
+    }
+
+
+def selection_from_json(stored: Any) -> Selection:
+    """Undo :func:`selection_to_json`."""
+    return Selection(
+        keys=None if stored["keys"] is None else tuple(UUID(key_id) for key_id in stored["keys"]),
+        few=stored["few"],
+        fitting=tuple(UUID(key_id) for key_id in stored["fitting"]),
+        heads=tuple(bytes.fromhex(head) for head in stored["heads"]),
+        plain=stored.get("plain", False),  # older releases had no such rows
+    )
+
+
 def _value_to_json(value: Any) -> list[str]:
     kind = _WRITERS.get(type(value), "float")
     return [kind, value.hex() if kind in {"bytes", "float"} else str(value)]
@@ -201,4 +225,7 @@ def _value_from_json(kind: str, text: str) -> Any:
         "bytes": bytes.fromhex,
         "float": float.fromhex,
     }
-    return readers[kind](text)
+    value = readers[kind](text)
+    if kind == "int" and not INT64_MIN <= value <= INT64_MAX:
+        raise ValueError(kind)
+    return value

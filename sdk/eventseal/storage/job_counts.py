@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Numeric, delete, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from eventseal.storage.edited_rows import read_rows
+from eventseal.storage.job_rows import OPEN, read_shards
 from eventseal.storage.job_tables import reencrypted_keys, reencryption_failures, reencryption_shards
-from eventseal.storage.jobs import OPEN
+from eventseal.storage.types import HoldsUUID
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from eventseal.storage.jobs import Job, Shard
+
+
+_MOST_COUNTED = 2**40
+"""Items of a key in a range: many of these fit into 64 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +80,8 @@ def add_failures(
         connection.execute(insert(reencryption_failures), rows)
 
 
-def load_failures(connection: Connection, job: Job, *, limit: int) -> list[Mapping[str, Any]]:
-    """Read the failures of a job's last pass, in order."""
+def load_failures(connection: Connection, job: Job, *, limit: int) -> list[Any]:
+    """Read the failures of a job's last pass, in order; what cannot be read is no mapping."""
     columns = reencryption_failures.c
     query = (
         select(columns.said)
@@ -83,7 +89,7 @@ def load_failures(connection: Connection, job: Job, *, limit: int) -> list[Mappi
         .order_by(columns.number, columns.failure)
         .limit(limit)
     )
-    return list(connection.execute(query).scalars())
+    return [row.values.get("said") for row in read_rows(connection, query)]
 
 
 def drop_old_failures(connection: Connection, job_id: UUID, pass_number: int) -> None:
@@ -95,20 +101,26 @@ def drop_old_failures(connection: Connection, job_id: UUID, pass_number: int) ->
 
 
 def load_totals(connection: Connection, job: Job) -> Totals:
-    """Add up what a job's ranges have counted."""
+    """
+    Add up what a job's ranges have counted.
+
+    Raises:
+        IntegrityError: A range was edited so that it cannot be read.
+    """
     columns = reencryption_shards.c
     by_table: dict[str, Counter[str]] = {}
     open_shards = 0
-    query = select(columns.table_name, columns.pass_number, columns.state, columns.counts)
-    for row in connection.execute(query.where(columns.job_id == job.job_id)):
-        counts = by_table.setdefault(row.table_name, Counter())
-        last = row.pass_number == job.pass_number
-        counts.update(row.counts if last else {"done": row.counts.get("done", 0)})
-        open_shards += last and row.state == OPEN
+    query = select(columns.number, columns.table_name, columns.pass_number, columns.state, columns.counts)
+    for row in read_shards(connection, query.where(columns.job_id == job.job_id), job.job_id):
+        counts, table_counts = row["counts"], by_table.setdefault(row["table_name"], Counter())
+        last = row["pass_number"] == job.pass_number
+        table_counts.update(counts if last else {"done": counts.get("done", 0)})
+        open_shards += last and row["state"] == OPEN
     keys = reencrypted_keys.c
     by_key = (
         select(keys.key_id, func.sum(keys.moved, type_=Numeric()))
-        .where(keys.job_id == job.job_id)
+        # An edited row counts for nothing: these counts are shown, and nothing rests on them.
+        .where(keys.job_id == job.job_id, HoldsUUID(keys.key_id), keys.moved.between(0, _MOST_COUNTED))
         .group_by(keys.key_id)
     )
     moved = {key_id: int(count) for key_id, count in connection.execute(by_key)}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, Column, Index, MetaData, Table
+from sqlalchemy import Column, Index, MetaData, Table
 
-from eventseal.storage.types import BinaryUUID, ExactBytes, ExactInteger, ExactText, Seconds, UTCTimestamp
+from eventseal.storage.stored_types import Rate, Seconds, StoredJSON, StoredText
+from eventseal.storage.types import BinaryUUID, ExactBytes, ExactInteger, UTCTimestamp
 
 JOB_LAYOUT = 1
 """Raised whenever these tables mean something else: a job of another layout is not gone on with."""
@@ -15,16 +16,16 @@ reencryption_jobs = Table(
     "reencryption_jobs",
     job_metadata,
     Column("job_id", BinaryUUID(), primary_key=True),
-    Column("application", ExactText(), nullable=False),
+    Column("application", StoredText(), nullable=False),
     Column("layout", ExactInteger(), nullable=False),
-    Column("release", ExactText(), nullable=False),
-    Column("state", ExactText(), nullable=False),
-    Column("options", JSON(), nullable=False),
-    Column("items_per_second", Seconds()),
+    Column("release", StoredText(), nullable=False),
+    Column("state", StoredText(), nullable=False),
+    Column("options", StoredJSON(), nullable=False),
+    Column("items_per_second", Rate()),
     Column("paced_until", Seconds()),
     Column("pass_number", ExactInteger(), nullable=False),
     Column("total", ExactInteger(), nullable=False),
-    Column("stopped_runs", JSON(), nullable=False),
+    Column("stopped_runs", StoredJSON(), nullable=False),
     Column("created_at", UTCTimestamp(), nullable=False),
     Column("updated_at", UTCTimestamp(), nullable=False),
     Column("finished_at", UTCTimestamp()),
@@ -38,15 +39,15 @@ reencryption_shards = Table(
     Column("number", ExactInteger(), primary_key=True, autoincrement=False),
     Column("pass_number", ExactInteger(), nullable=False),
     Column("phase", ExactInteger(), nullable=False),
-    Column("table_name", ExactText(), nullable=False),
-    Column("selection", JSON(), nullable=False),
-    Column("upto", JSON()),
-    Column("cursor", JSON()),
-    Column("state", ExactText(), nullable=False),
-    Column("worker", ExactText()),
+    Column("table_name", StoredText(), nullable=False),
+    Column("selection", StoredJSON(), nullable=False),
+    Column("upto", StoredJSON()),
+    Column("cursor", StoredJSON()),
+    Column("state", StoredText(), nullable=False),
+    Column("worker", StoredText()),
     Column("seen_at", UTCTimestamp()),
     Column("version", ExactInteger(), nullable=False),
-    Column("counts", JSON(), nullable=False),
+    Column("counts", StoredJSON(), nullable=False),
 )
 
 reencrypted_keys = Table(
@@ -66,14 +67,14 @@ reencryption_failures = Table(
     Column("number", ExactInteger(), primary_key=True, autoincrement=False),
     Column("failure", ExactInteger(), primary_key=True, autoincrement=False),
     Column("pass_number", ExactInteger(), nullable=False),
-    Column("said", JSON(), nullable=False),
+    Column("said", StoredJSON(), nullable=False),
 )
 
 compromised_marks = Table(
     "compromised_marks",
     job_metadata,
     Column("key_id", BinaryUUID(), primary_key=True),
-    Column("table_name", ExactText(), primary_key=True),
+    Column("table_name", StoredText(), primary_key=True),
     Column("items_found", ExactInteger(), nullable=False),
     Column("high_water", ExactInteger()),
     Column("replaced_before", ExactInteger(), nullable=False),
@@ -84,7 +85,7 @@ marked_envelopes = Table(
     "marked_envelopes",
     job_metadata,
     Column("key_id", BinaryUUID(), primary_key=True),
-    Column("table_name", ExactText(), primary_key=True),
+    Column("table_name", StoredText(), primary_key=True),
     Column("tag", ExactBytes(), primary_key=True),
     # The key is all there is: without a second copy of it a row takes half the room.
     sqlite_with_rowid=False,
@@ -95,9 +96,9 @@ replaced_envelopes = Table(
     "replaced_envelopes",
     job_metadata,
     Column("key_id", BinaryUUID(), primary_key=True),
-    Column("table_name", ExactText(), primary_key=True),
+    Column("table_name", StoredText(), primary_key=True),
     Column("sha256", ExactBytes(), primary_key=True),
-    Column("sequence_id", ExactText(), primary_key=True),
-    Column("position", ExactText(), primary_key=True),
+    Column("sequence_id", StoredText(), primary_key=True),
+    Column("position", StoredText(), primary_key=True),
     Column("replaced_at", UTCTimestamp(), nullable=False),
 )

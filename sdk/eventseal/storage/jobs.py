@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 
+from eventseal.storage.edited_rows import UNREADABLE, read_rows
+from eventseal.storage.job_rows import (
+    DONE,
+    FINISHED,
+    OPEN,
+    PAUSED,
+    RUNNING,
+    SETTLING,
+    Job,
+    Shard,
+    read_jobs,
+    read_shards,
+    refuse_unreadable,
+    shard_of,
+    unreadable_job,
+    unreadable_shard,
+)
 from eventseal.storage.job_tables import (
     JOB_LAYOUT,
     reencrypted_keys,
@@ -14,91 +31,22 @@ from eventseal.storage.job_tables import (
     reencryption_jobs,
     reencryption_shards,
 )
-from eventseal.storage.types import DatabaseClock
+from eventseal.storage.types import DatabaseClock, HoldsUUID
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-    from datetime import datetime, timedelta
+    from collections.abc import Callable, Iterable, Mapping
+    from datetime import timedelta
     from uuid import UUID
 
-    from sqlalchemy import Row
     from sqlalchemy.engine import Connection
 
-RUNNING, PAUSED, SETTLING, FINISHED = "running", "paused", "settling", "finished"
-OPEN, DONE = "open", "done"
 _CANDIDATES = 16
 _BEGIN_LOCK = 0x6A6F_6273_6561  # any number, the same for all who begin jobs
 
-_STATE = select(reencryption_jobs.c.state, reencryption_jobs.c.stopped_runs).where(
-    reencryption_jobs.c.job_id == bindparam("of_job", type_=reencryption_jobs.c.job_id.type)
-)
+_STATE = select(reencryption_jobs.c.state, reencryption_jobs.c.stopped_runs)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """
-    A job as it was read.
-
-    Attributes:
-        job_id: Under which it resumes.
-        application: Whose items.
-        layout: Of these tables, when the job was made.
-        release: That made it.
-        state: ``running`` (a killed one says so too), ``paused``, ``settling`` (all was moved, but others may
-            not have noticed the new keys yet) or ``finished``.
-        options: ``keys``, ``tables`` and ``heads``, each a list of text or ``None``.
-        items_per_second: Over all its workers; ``None``: as fast as they can.
-        pass_number: Of the pass over the tables that is going on, from 1.
-        total: Items that were to be encrypted again when the job was made.
-        stopped_runs: Runs whose workers are to stop.
-        created_at: By the database's clock, UTC, like the other times.
-        updated_at: When it last moved on.
-        finished_at: When a last look found nothing more, or another job took over.
-    """
-
-    job_id: UUID
-    application: str
-    layout: int
-    release: str
-    state: str
-    options: Mapping[str, Any]
-    items_per_second: float | None
-    pass_number: int
-    total: int
-    stopped_runs: Sequence[str]
-    created_at: datetime
-    updated_at: datetime
-    finished_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shard:
-    """
-    A range of one table in one pass, and how far it is.
-
-    Attributes:
-        job_id: Of its job.
-        number: In the job.
-        pass_number: Of the job.
-        phase: Lower ones first.
-        table_name: The registered table.
-        selection: Which rows, as JSON.
-        upto: The last place of the range as JSON; ``None``: the table's end.
-        cursor: The place behind which the rest begins, as JSON; ``None``: the table's beginning.
-        version: Moves with every change.
-        counts: Of its items, by outcome.
-    """
-
-    job_id: UUID
-    number: int
-    pass_number: int
-    phase: int
-    table_name: str
-    selection: Mapping[str, Any]
-    upto: Any
-    cursor: Any
-    version: int = 0
-    counts: Mapping[str, int]
+_MOST_AHEAD = 86_400
+"""Seconds that workers take in advance at most: a batch each, which at the slowest rate is one item."""
 
 
 def one_at_a_time(connection: Connection) -> None:
@@ -118,7 +66,11 @@ def insert_job(connection: Connection, job: Mapping[str, Any]) -> None:
 def load_jobs(
     connection: Connection, application: str, *, job_id: UUID | None = None, locked: bool = False
 ) -> list[Job]:
-    """Read the jobs of an application, or one of them; lock them if asked. The oldest comes first."""
+    """
+    Read the jobs of an application, or one of them; lock them if asked. The oldest comes first.
+
+    One that was edited is among them, see ``Job.unreadable``: :func:`load_job` refuses it.
+    """
     query = (
         select(reencryption_jobs)
         .where(reencryption_jobs.c.application == application)
@@ -128,13 +80,30 @@ def load_jobs(
         query = query.where(reencryption_jobs.c.job_id == job_id)
     if locked:
         query = query.with_for_update()
-    return [_job(row) for row in connection.execute(query)]
+    return read_jobs(connection, query)
+
+
+def load_job(connection: Connection, application: str, job_id: UUID, *, locked: bool = False) -> Job | None:
+    """
+    Read a job of an application, if it is there; lock it if asked.
+
+    Raises:
+        IntegrityError: Its row was edited so that it cannot be read.
+    """
+    for job in load_jobs(connection, application, job_id=job_id, locked=locked):
+        return refuse_unreadable(connection, job)
+    return None
 
 
 def may_run(connection: Connection, job_id: UUID, run: str) -> bool:
     """Whether a job goes on, and this run of it too: asked with each batch."""
-    state, stopped_runs = connection.execute(_STATE, {"of_job": job_id}).one()
-    return state == RUNNING and run not in stopped_runs
+    rows = read_rows(connection, _STATE.where(reencryption_jobs.c.job_id == job_id))
+    for row in rows:
+        stopped_runs = row.values.get("stopped_runs")
+        if row.unreadable or type(stopped_runs) is not list:
+            raise unreadable_job(connection, job_id, row.unreadable or ["stopped_runs"])
+        return row.values["state"] == RUNNING and run not in stopped_runs
+    return False  # somebody deleted the job
 
 
 def update_job(connection: Connection, job_id: UUID, **values: Any) -> None:
@@ -147,17 +116,32 @@ def update_job(connection: Connection, job_id: UUID, **values: Any) -> None:
 
 
 def lock_job(connection: Connection, job_id: UUID) -> Job:
-    """Lock a job's row until the transaction ends, and read it."""
+    """
+    Lock a job's row until the transaction ends, and read it.
+
+    Raises:
+        IntegrityError: It was edited so that it cannot be read.
+    """
     query = select(reencryption_jobs).where(reencryption_jobs.c.job_id == job_id).with_for_update()
-    return _job(connection.execute(query).one())
+    (job,) = read_jobs(connection, query)
+    return refuse_unreadable(connection, job)
 
 
 def lock_job_pace(connection: Connection, job_id: UUID) -> tuple[float | None, float]:
-    """Lock a job's row; give until when its workers have taken time, and the database's clock, in seconds."""
+    """
+    Lock a job's row; give until when its workers have taken time, and the database's clock, in seconds.
+
+    Raises:
+        IntegrityError: Until when was edited: it cannot be read, or is over a day away.
+    """
     columns = reencryption_jobs.c
     query = select(columns.paced_until, DatabaseClock().label("now")).where(columns.job_id == job_id)
-    row = connection.execute(query.with_for_update()).one()
-    return row.paced_until, row.now.timestamp()
+    (row,) = read_rows(connection, query.with_for_update())
+    now = row.values["now"].timestamp()
+    paced_until = row.values.get("paced_until")
+    if row.unreadable or (paced_until is not None and paced_until > now + _MOST_AHEAD):
+        raise unreadable_job(connection, job_id, ["paced_until"])
+    return paced_until, now
 
 
 def store_job_pace(connection: Connection, job_id: UUID, paced_until: float) -> None:
@@ -219,6 +203,9 @@ def claim_shard(
 
     Returns:
         ``None`` if there is none now.
+
+    Raises:
+        IntegrityError: One was edited so that it cannot be read.
     """
     mine = (
         reencryption_shards.c.job_id == job.job_id,
@@ -232,11 +219,11 @@ def claim_shard(
     )
     free = ordered.where(reencryption_shards.c.worker.is_(None)).limit(_CANDIDATES)
     taken = ordered.where(reencryption_shards.c.worker.is_not(None))
-    for row in connection.execute(taken).all():
-        is_free = row.worker == worker or row.now - row.seen_at > lease or is_dead(row.worker)
+    for row in read_shards(connection, taken, job.job_id):
+        is_free = row["worker"] == worker or _is_silent(row, lease) or is_dead(row["worker"])
         if is_free and (shard := _claimed(connection, row, worker)):
             return shard
-    for row in connection.execute(free).all():
+    for row in read_shards(connection, free, job.job_id):
         if shard := _claimed(connection, row, worker):
             return shard
     return None
@@ -308,7 +295,7 @@ def drop_finished_jobs(connection: Connection, application: str, *, but: int) ->
     columns = reencryption_jobs.c
     finished = (
         select(columns.job_id)
-        .where(columns.application == application, columns.state == FINISHED)
+        .where(columns.application == application, columns.state == FINISHED, HoldsUUID(columns.job_id))
         .order_by(columns.finished_at.desc(), columns.job_id.desc())
     )
     for job_id in list(connection.execute(finished).scalars())[but:]:
@@ -316,50 +303,25 @@ def drop_finished_jobs(connection: Connection, application: str, *, but: int) ->
             connection.execute(delete(table).where(table.c.job_id == job_id))
 
 
-def _claimed(connection: Connection, row: Row[Any], worker: str) -> Shard | None:
+def _is_silent(row: Mapping[str, Any], lease: timedelta) -> bool:
+    """Whether a worker was not seen for a while; one that was seen in the future was never seen then."""
+    return row["seen_at"] is None or abs(row["now"] - row["seen_at"]) > lease
+
+
+def _claimed(connection: Connection, row: Mapping[str, Any], worker: str) -> Shard | None:
+    shard = shard_of(row, version=row["version"] + 1)
     changed = connection.execute(
-        _versioned(row.job_id, row.number, row.version).values(
-            worker=worker, version=row.version + 1, seen_at=DatabaseClock()
+        _versioned(shard.job_id, shard.number, row["version"]).values(
+            worker=worker, version=shard.version, seen_at=DatabaseClock()
         )
     )
-    if not changed.rowcount:
-        return None
-    return Shard(
-        job_id=row.job_id,
-        number=row.number,
-        pass_number=row.pass_number,
-        phase=row.phase,
-        table_name=row.table_name,
-        selection=row.selection,
-        upto=row.upto,
-        cursor=row.cursor,
-        version=row.version + 1,
-        counts=row.counts,
-    )
+    return shard if changed.rowcount else None
 
 
 def _versioned(job_id: UUID, number: int, version: int) -> Any:
     columns = reencryption_shards.c
     return update(reencryption_shards).where(
         columns.job_id == job_id, columns.number == number, columns.version == version, columns.state == OPEN
-    )
-
-
-def _job(row: Row[Any]) -> Job:
-    return Job(
-        job_id=row.job_id,
-        application=row.application,
-        layout=row.layout,
-        release=row.release,
-        state=row.state,
-        options=row.options,
-        items_per_second=row.items_per_second,
-        pass_number=row.pass_number,
-        total=row.total,
-        stopped_runs=row.stopped_runs,
-        created_at=row.created_at,
-        updated_at=row.updated_at,
-        finished_at=row.finished_at,
     )
 
 
@@ -371,6 +333,7 @@ __all__ = [
     "PAUSED",
     "RUNNING",
     "SETTLING",
+    "UNREADABLE",
     "Job",
     "Shard",
     "advance_shard",
@@ -380,14 +343,17 @@ __all__ = [
     "insert_job",
     "insert_shards",
     "is_shard_at",
+    "load_job",
     "load_jobs",
     "lock_job",
     "lock_job_pace",
     "may_run",
     "next_shard_number",
     "one_at_a_time",
+    "refuse_unreadable",
     "release_shards",
     "see_worker",
     "store_job_pace",
+    "unreadable_shard",
     "update_job",
 ]

@@ -8,21 +8,28 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from eventseal.errors import IntegrityError
 from eventseal.keys.records import ChangeMark, KeyRecord
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.kms.adapter import WrappedKey
 from eventseal.storage.branch_rows import hold_branches
-from eventseal.storage.edited_rows import ReadRow, read_rows
+from eventseal.storage.edited_rows import ReadRow, as_sql, read_rows
+from eventseal.storage.item_rows import NIL_KEY_ID
 from eventseal.storage.kek_fences import refuse_closed
-from eventseal.storage.key_tables import UNKNOWN_VERSION, encryption_keys, key_changes, key_wrappings
-from eventseal.storage.types import DatabaseClock, is_utf8
+from eventseal.storage.key_tables import (
+    UNKNOWN_VERSION,
+    encryption_keys,
+    key_changes,
+    key_wrappings,
+)
+from eventseal.storage.types import DatabaseClock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from uuid import UUID
 
-    from sqlalchemy import ColumnElement, Table
-    from sqlalchemy.engine import Connection, Row
+    from sqlalchemy import ColumnElement, Select, Table
+    from sqlalchemy.engine import Connection
 
 T = TypeVar("T")
 E = TypeVar("E", KeyPurpose, KeyState)
@@ -45,13 +52,18 @@ _AS_STORED = (
     "destroyed_at",
     "destroyed_by",
 )
-_TEXT = ("application", "scope", "active_scope", "destroyed_by", "kek_uri", "kek_version")
 _TIMES = {
     KeyState.ACTIVE: encryption_keys.c.created_at,
     KeyState.DEACTIVATED: encryption_keys.c.deactivated_at,
     KeyState.COMPROMISED: encryption_keys.c.compromised_at,
     KeyState.DESTROYED: encryption_keys.c.destroyed_at,
 }
+
+_RESTORE_MARK = "Find out who changed the key tables, and restore this row from a backup."
+_SET_INTERVAL = (
+    "Find out who changed the key tables, then set the interval, in seconds: "
+    "UPDATE key_changes SET refresh_interval = 60 WHERE application = "
+)
 
 
 def chunks(values: Iterable[T]) -> Iterator[list[T]]:
@@ -77,9 +89,10 @@ def load_records(
         wrappings: Whether they come with them.
     """
     query = select(encryption_keys).where(*conditions).order_by(encryption_keys.c.key_id).limit(limit)
-    rows = read_rows(connection, encryption_keys, query)
-    wrapped = _load_wrappings(connection, [row.values["key_id"] for row in rows]) if wrappings else {}
-    return [_record(row, wrapped.get(row.values["key_id"], [])) for row in rows]
+    rows = read_rows(connection, query)
+    ids = [row.values["key_id"] for row in rows if "key_id" in row.values]
+    wrapped = _load_wrappings(connection, ids) if wrappings else {}
+    return [_record(row, wrapped.get(row.values.get("key_id", NIL_KEY_ID), [])) for row in rows]
 
 
 def insert_records(connection: Connection, records: Sequence[KeyRecord], *, change: int) -> None:
@@ -178,13 +191,42 @@ def move_records(
 def load_mark(connection: Connection, application: str, *, lock: bool = False) -> ChangeMark | None:
     """Read an application's mark, and lock its row until the transaction ends if asked to."""
     query = select(key_changes).where(key_changes.c.application == application)
-    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
-    return None if row is None else mark_of(row)
+    values = read_mark(connection, application, query.with_for_update() if lock else query)
+    return None if values is None else mark_of(values)
 
 
-def mark_of(row: Row[Any]) -> ChangeMark:
+def read_mark(connection: Connection, application: str, query: Select[Any]) -> Mapping[str, Any] | None:
+    """
+    Read an application's row of ``key_changes``.
+
+    Args:
+        connection: In the caller's transaction.
+        application: Whose.
+        query: Selects the row, maybe with more.
+
+    Returns:
+        ``None`` if there is none.
+
+    Raises:
+        IntegrityError: A cell of it cannot be read. No process can go on without it.
+    """
+    rows = read_rows(connection, query)
+    if not rows:
+        return None
+    (row,) = rows
+    if row.unreadable:
+        only_interval = row.unreadable == ("refresh_interval",)
+        raise IntegrityError(
+            f"the row of application {application!r} in key_changes was edited: its "
+            f"{', '.join(row.unreadable)} cannot be read",
+            remedy=_SET_INTERVAL + f"{as_sql(connection, application)};" if only_interval else _RESTORE_MARK,
+        )
+    return row.values
+
+
+def mark_of(values: Mapping[str, Any]) -> ChangeMark:
     """Make the mark of a row of ``key_changes``."""
-    return ChangeMark(application=row.application, counter=row.counter, revoked=row.revoked, seal=row.seal)
+    return ChangeMark(**{name: values[name] for name in ("application", "counter", "revoked", "seal")})
 
 
 def insert_mark(connection: Connection, mark: ChangeMark) -> None:
@@ -217,8 +259,8 @@ def _load_wrappings(connection: Connection, key_ids: Sequence[UUID]) -> dict[UUI
             columns.kek_uri,
             columns.kek_version,
         )
-        for row in read_rows(connection, key_wrappings, query.order_by(*order)):
-            found[row.values["key_id"]].append(row)
+        for row in read_rows(connection, query.order_by(*order)):
+            found[row.values["key_id"]].append(row)  # readable, since it was found by it
     return found
 
 
@@ -227,9 +269,6 @@ def _record(row: ReadRow, wrapped: Sequence[ReadRow]) -> KeyRecord:
     state = _member(KeyState, row.values.get("state"))
     unreadable = [*row.unreadable, *(name for each in wrapped for name in each.unreadable)]
     unreadable += [name for name, value in (("purpose", purpose), ("state", state)) if value is None]
-    unreadable += [
-        name for each in (row, *wrapped) for name in _TEXT if not is_utf8(each.values.get(name) or "")
-    ]
     if unreadable or purpose is None or state is None:
         readable = {name: value for name, value in row.values.items() if name not in unreadable}
         return _unreadable(readable, dict.fromkeys(unreadable), purpose, state)
@@ -248,7 +287,7 @@ def _unreadable(
 ) -> KeyRecord:
     """Make a record that no seal fits: what can be read of the row says whose it is."""
     return KeyRecord(
-        key_id=values["key_id"],
+        key_id=values.get("key_id", NIL_KEY_ID),
         application=values.get("application", ""),
         scope=values.get("scope", ""),
         active_scope=values.get("active_scope"),

@@ -26,7 +26,7 @@ from eventseal.storage.replacements import replace_active_keys
 from eventseal.storage.revocation_rows import find_erased, list_erased, load_nodes, store_next_mark
 from eventseal.storage.state_changes import change_states
 from eventseal.storage.transactions import read, write
-from eventseal.storage.types import DatabaseClock
+from eventseal.storage.types import DatabaseClock, HoldsUUID
 from eventseal.storage.wrapping_rows import (
     add_wrappings,
     count_dependents,
@@ -265,15 +265,24 @@ class SQLAlchemyKeyStore:
     def page(
         self, application: str, *, after: UUID | None = None, limit: int = 1000, state: KeyState | None = None
     ) -> list[KeyRecord]:
-        """Give up to *limit* records in order of id, those behind *after*."""
+        """
+        Give up to *limit* records in order of id, those behind *after*.
+
+        The first page begins with the rows, however many, whose very id was edited: no order places them.
+        """
         conditions = [encryption_keys.c.application == application]
-        if after is not None:
-            conditions.append(encryption_keys.c.key_id > after)
         if state is not None:
             conditions.append(encryption_keys.c.state == state)
-        return self._read(
-            lambda connection: load_records(connection, *conditions, limit=limit), "listing keys"
-        )
+        has_id = HoldsUUID(encryption_keys.c.key_id)
+
+        def load(connection: Connection) -> list[KeyRecord]:
+            if after is not None:
+                behind = encryption_keys.c.key_id > after
+                return load_records(connection, *conditions, has_id, behind, limit=limit)
+            edited = load_records(connection, *conditions, ~has_id)
+            return edited + load_records(connection, *conditions, has_id, limit=limit)
+
+        return self._read(load, "listing keys")
 
     def now(self) -> datetime:
         """Read the database's clock, UTC."""

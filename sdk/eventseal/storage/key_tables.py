@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from sqlalchemy import (
-    JSON,
     Column,
     ForeignKey,
     Index,
@@ -12,7 +11,8 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from eventseal.storage.types import BinaryUUID, ExactBytes, ExactInteger, ExactText, Seconds, UTCTimestamp
+from eventseal.storage.stored_types import Seconds, StoredJSON, StoredText
+from eventseal.storage.types import BinaryUUID, ExactBytes, ExactInteger, UTCTimestamp
 
 DEFAULT_REFRESH_INTERVAL = 60.0
 """Seconds: what a new application's row of ``key_changes`` holds."""
@@ -33,18 +33,18 @@ encryption_keys = Table(
     "encryption_keys",
     key_metadata,
     Column("key_id", BinaryUUID(), primary_key=True),
-    Column("application", ExactText(), nullable=False),
-    Column("scope", ExactText(), nullable=False),
-    Column("purpose", ExactText(), nullable=False),
-    Column("state", ExactText(), nullable=False),
-    Column("active_scope", ExactText()),
+    Column("application", StoredText(), nullable=False),
+    Column("scope", StoredText(), nullable=False),
+    Column("purpose", StoredText(), nullable=False),
+    Column("state", StoredText(), nullable=False),
+    Column("active_scope", StoredText()),
     Column("binding", ExactBytes(), nullable=False),
     Column("items_reserved", ExactInteger(), nullable=False),
     Column("created_at", UTCTimestamp(), nullable=False),
     Column("deactivated_at", UTCTimestamp()),
     Column("compromised_at", UTCTimestamp()),
     Column("destroyed_at", UTCTimestamp()),
-    Column("destroyed_by", ExactText()),
+    Column("destroyed_by", StoredText()),
     Column("row_version", ExactInteger(), nullable=False),
     Column("change", ExactInteger(), nullable=False),
     Column("seal", ExactBytes(), nullable=False),
@@ -58,8 +58,8 @@ key_wrappings = Table(
     "key_wrappings",
     key_metadata,
     Column("key_id", BinaryUUID(), ForeignKey(encryption_keys.c.key_id), primary_key=True),
-    Column("kek_uri", ExactText(), primary_key=True),
-    Column("kek_version", ExactText(), primary_key=True, default=UNKNOWN_VERSION),
+    Column("kek_uri", StoredText(), primary_key=True),
+    Column("kek_version", StoredText(), primary_key=True, default=UNKNOWN_VERSION),
     Column("wrapped", ExactBytes(), nullable=False),
     Column("created_at", UTCTimestamp(), nullable=False),
     Column("verified_at", UTCTimestamp()),
@@ -69,23 +69,23 @@ key_wrappings = Table(
 kek_fences = Table(
     "kek_fences",
     key_metadata,
-    Column("kek_uri", ExactText(), primary_key=True),
-    Column("kek_version", ExactText(), primary_key=True, default=EVERY_VERSION),
+    Column("kek_uri", StoredText(), primary_key=True),
+    Column("kek_version", StoredText(), primary_key=True, default=EVERY_VERSION),
     Column("closed_at", UTCTimestamp(), nullable=False),
 )
 
 epochs = Table(
     "epochs",
     key_metadata,
-    Column("application", ExactText(), primary_key=True),
+    Column("application", StoredText(), primary_key=True),
     Column("begun_at", UTCTimestamp(), nullable=False),
-    Column("kek_versions", JSON(), nullable=False),
+    Column("kek_versions", StoredJSON(), nullable=False),
 )
 
 key_changes = Table(
     "key_changes",
     key_metadata,
-    Column("application", ExactText(), primary_key=True),
+    Column("application", StoredText(), primary_key=True),
     Column("counter", ExactInteger(), nullable=False),
     Column("revoked", ExactBytes(), nullable=False),
     Column("seal", ExactBytes(), nullable=False),
@@ -110,17 +110,17 @@ erased_items = Table(
 sealed_tables = Table(
     "sealed_tables",
     key_metadata,
-    Column("application", ExactText(), primary_key=True, default=EVERY_APPLICATION),
-    Column("database_name", ExactText(), primary_key=True),
-    Column("table_name", ExactText(), primary_key=True),
-    Column("collection", ExactText(), nullable=False),
-    Column("columns", JSON(), nullable=False),
-    Column("old_formats", JSON(none_as_null=True)),
+    Column("application", StoredText(), primary_key=True, default=EVERY_APPLICATION),
+    Column("database_name", StoredText(), primary_key=True),
+    Column("table_name", StoredText(), primary_key=True),
+    Column("collection", StoredText(), nullable=False),
+    Column("columns", StoredJSON(), nullable=False),
+    Column("old_formats", StoredJSON(none_as_null=True)),
 )
 
 key_fences = Table(
     "key_fences",
     fence_metadata,
     Column("key_id", BinaryUUID(), primary_key=True),
-    Column("state", ExactText(), nullable=False),
+    Column("state", StoredText(), nullable=False),
 )

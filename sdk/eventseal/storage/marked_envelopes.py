@@ -17,6 +17,7 @@ from eventseal.storage.item_rows import described
 from eventseal.storage.item_swaps import TAG_SIZE
 from eventseal.storage.job_tables import marked_envelopes
 from eventseal.storage.key_rows import chunks
+from eventseal.storage.types import HoldsUUID
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -110,7 +111,8 @@ def drop_envelopes(connection: Connection, key_ids: Collection[UUID], *, table: 
 def count_envelopes(connection: Connection, table: SealedTable) -> Mapping[UUID, Envelopes]:
     """Compare the envelopes that were noted, and not replaced since, with those that a table holds."""
     of_table = _COLUMNS.table_name == table.table
-    noted = select(_COLUMNS.key_id, func.count()).where(of_table).group_by(_COLUMNS.key_id)
+    has_id = HoldsUUID(_COLUMNS.key_id)
+    noted = select(_COLUMNS.key_id, func.count()).where(of_table, has_id).group_by(_COLUMNS.key_id)
     expected = {row[0]: row[1] for row in connection.execute(noted)}
     columns = described(table)
     is_noted = (

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import BigInteger, cast, delete, func, literal, literal_column, null, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from eventseal.storage.edited_rows import read_rows
 from eventseal.storage.item_columns import KEY_ID
 from eventseal.storage.item_rows import described
 from eventseal.storage.job_tables import compromised_marks, replaced_envelopes
@@ -20,7 +21,7 @@ from eventseal.storage.marked_envelopes import (
     keep_envelopes,
     kept_envelopes,
 )
-from eventseal.storage.types import DatabaseClock
+from eventseal.storage.types import DatabaseClock, HoldsUUID
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -50,6 +51,8 @@ class Mark:
             is. ``None`` where the database has no such order: there the envelopes are noted.
         replaced_before: Envelopes of the key and the table that had been replaced by then.
         recorded_at: By the database's clock.
+        unreadable: The columns that somebody edited. Then the other fields are stand-ins, and nothing was
+            there for certain.
     """
 
     key_id: UUID
@@ -57,10 +60,13 @@ class Mark:
     items: int
     high_water: int | None
     replaced_before: int
-    recorded_at: datetime
+    recorded_at: datetime | None
+    unreadable: tuple[str, ...] = ()
 
     def covers(self, written: int | None) -> bool:
         """Whether a row was there, by when it was written."""
+        if self.unreadable:
+            return False
         return self.high_water is None or written is None or written <= self.high_water
 
 
@@ -136,7 +142,11 @@ def were_there(connection: Connection, table: str, marks: Mapping[UUID, Mark], p
         by_order = zip(of_rows, page.written, strict=True)
         return [number for number, (mark, at) in enumerate(by_order) if mark is None or mark.covers(at)]
     kept = set(kept_envelopes(connection, table, page))
-    return [number for number, mark in enumerate(of_rows) if mark is None or number in kept]
+    return [
+        number
+        for number, mark in enumerate(of_rows)
+        if mark is None or (not mark.unreadable and number in kept)
+    ]
 
 
 def count_below(connection: Connection, table: SealedTable) -> dict[UUID, Envelopes]:
@@ -153,6 +163,8 @@ def count_below(connection: Connection, table: SealedTable) -> dict[UUID, Envelo
     replaced = count_replaced(connection, table.table)
     together: dict[int | None, list[UUID]] = defaultdict(list)  # a hundred that were marked at once
     for key_id, mark in marks.items():
+        if mark.unreadable:
+            continue  # each of its items is reported
         together[mark.high_water].append(key_id)
     column = described(table)[KEY_ID]
     written = literal_column(_FULL_XMIN, BigInteger)
@@ -165,22 +177,26 @@ def count_below(connection: Connection, table: SealedTable) -> dict[UUID, Envelo
     return {
         key_id: Envelopes(each.items - (replaced.get(key_id, 0) - each.replaced_before), found.get(key_id, 0))
         for key_id, each in marks.items()
+        if not each.unreadable
     }
 
 
 def load_marks(connection: Connection, table: str) -> dict[UUID, Mark]:
     """Read the marks of a table, by key."""
-    query = select(compromised_marks).where(compromised_marks.c.table_name == table)
+    query = select(compromised_marks).where(
+        compromised_marks.c.table_name == table, HoldsUUID(compromised_marks.c.key_id)
+    )
     return {
-        row.key_id: Mark(
-            key_id=row.key_id,
-            table=row.table_name,
-            items=row.items_found,
-            high_water=row.high_water,
-            replaced_before=row.replaced_before,
-            recorded_at=row.recorded_at,
+        row.values["key_id"]: Mark(
+            key_id=row.values["key_id"],
+            table=table,
+            items=row.values.get("items_found", 0),
+            high_water=row.values.get("high_water"),
+            replaced_before=row.values.get("replaced_before", 0),
+            recorded_at=row.values.get("recorded_at"),
+            unreadable=row.unreadable,
         )
-        for row in connection.execute(query)
+        for row in read_rows(connection, query)
     }
 
 
@@ -208,7 +224,11 @@ def count_replaced(
 ) -> dict[UUID, int]:
     """Count the envelopes of a table that were replaced, by key; ``None``: of every key."""
     columns = replaced_envelopes.c
-    query = select(columns.key_id, func.count()).where(columns.table_name == table).group_by(columns.key_id)
+    query = (
+        select(columns.key_id, func.count())
+        .where(columns.table_name == table, HoldsUUID(columns.key_id))
+        .group_by(columns.key_id)
+    )
     if key_ids is not None:
         query = query.where(columns.key_id.in_(key_ids))
     return {row[0]: row[1] for row in connection.execute(query)}

@@ -5,20 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import LargeBinary, Uuid, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from eventseal.errors import IntegrityError
+from eventseal.storage.edited_rows import as_sql, read_rows
 from eventseal.storage.item_columns import KEY_ID, ROLES, is_text
 from eventseal.storage.key_tables import EVERY_APPLICATION, sealed_tables
-from eventseal.storage.types import BinaryUUID, DatabaseText, ExactDecimal, ExactInteger, ExactText
+from eventseal.storage.types import (
+    BinaryUUID,
+    DatabaseText,
+    ExactDecimal,
+    ExactInteger,
+    ExactText,
+    is_utf8,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-    from sqlalchemy.engine import Connection, Row
+    from sqlalchemy.engine import Connection
     from sqlalchemy.types import TypeEngine
 
     from eventseal.storage.item_columns import ItemColumns
@@ -150,7 +158,8 @@ def register(connection: Connection, tables: Iterable[SealedTable]) -> None:
         connection: To the database of the keys, in a transaction.
         tables: Any number.
     """
-    known = [_as_given(table) for table in registered(connection)]
+    # What was edited is known to nobody: it is written anew, as far as this writes.
+    known = [_as_given(table) for table in read_registry(connection).tables]
     # In one order, and as an upsert: other processes may register the same tables at this moment.
     for table in sorted(tables, key=lambda table: (table.database, table.table)):
         if _as_given(table) in known:
@@ -187,41 +196,142 @@ def set_old_formats(connection: Connection, table: SealedTable, old_formats: Col
     )
 
 
-def registered(connection: Connection, application: str | None = None) -> list[SealedTable]:
+class UnreadableTable(NamedTuple):
+    """
+    A row of the registry that somebody edited so that it says nothing of its table.
+
+    Attributes:
+        table: The table's name, if that can be read.
+        problem: Names the row.
+    """
+
+    table: str | None
+    problem: IntegrityError
+
+
+class Registry(NamedTuple):
+    """
+    The registry, as far as it can be read.
+
+    Attributes:
+        tables: In order of database and table.
+        unreadable: The rows that were edited. Nobody knows what their tables hold.
+    """
+
+    tables: list[SealedTable]
+    unreadable: list[UnreadableTable]
+
+    def complete(self) -> list[SealedTable]:
+        """
+        Give all tables, for those who may pass over none.
+
+        Raises:
+            IntegrityError: A row was edited; the message names its database and its table.
+        """
+        for row in self.unreadable:
+            raise row.problem
+        return self.tables
+
+
+def read_registry(connection: Connection, application: str | None = None) -> Registry:
     """
     Read the registry, in order of database and table.
 
     Args:
         connection: To the database of the keys.
         application: Only what may hold its items; ``None``: everything.
-
-    Raises:
-        IntegrityError: A row is not one that was registered.
     """
     query = select(sealed_tables).order_by(
         sealed_tables.c.database_name, sealed_tables.c.table_name, sealed_tables.c.application
     )
     if application is not None:
         query = query.where(sealed_tables.c.application.in_([application, EVERY_APPLICATION]))
-    try:
-        return [_sealed_table(row) for row in connection.execute(query)]
-    except (AttributeError, TypeError, ValueError):
-        raise IntegrityError(
-            "a row of sealed_tables says nothing that can be read of its table: it was edited",
-            remedy="Restore the row from a backup, or delete it and run `eventseal init`.",
-        ) from None
+    found = Registry([], [])
+    for row in read_rows(connection, query):
+        unfit = [name for name, fits in _CHECKS.items() if name in row.values and not fits(row.values[name])]
+        unreadable = [*row.unreadable, *unfit]
+        if unreadable:
+            known = {name: value for name, value in row.values.items() if name not in unfit}
+            found.unreadable.append(
+                UnreadableTable(known.get("table_name"), _problem(connection, known, unreadable))
+            )
+        else:
+            found.tables.append(_sealed_table(row.values))
+    return found
 
 
-def _sealed_table(row: Row[Any]) -> SealedTable:
+def registered(connection: Connection, application: str | None = None) -> list[SealedTable]:
+    """
+    Read the whole registry; see :func:`read_registry`.
+
+    Raises:
+        IntegrityError: A row was edited so that it cannot be read; the message names it.
+    """
+    return read_registry(connection, application).complete()
+
+
+def _sealed_table(values: Mapping[str, Any]) -> SealedTable:
+    old_formats = values["old_formats"]
     return SealedTable(
-        application=None if row.application == EVERY_APPLICATION else row.application,
-        database=row.database_name,
-        table=row.table_name,
-        collection=row.collection,
-        columns={role: SealedColumn(name, ColumnKind(kind)) for role, (name, kind) in row.columns.items()},
-        old_formats=tuple(row.old_formats or ()),
-        is_migrated=row.old_formats == [],
+        application=None if values["application"] == EVERY_APPLICATION else values["application"],
+        database=values["database_name"],
+        table=values["table_name"],
+        collection=values["collection"],
+        columns={
+            role: SealedColumn(name, ColumnKind(kind)) for role, (name, kind) in values["columns"].items()
+        },
+        old_formats=tuple(old_formats or ()),
+        is_migrated=old_formats == [],
     )
+
+
+def _problem(connection: Connection, known: Mapping[str, Any], unreadable: Sequence[str]) -> IntegrityError:
+    table = known.get("table_name")
+    rows = "the row"
+    if table is not None:
+        rows = f"the row whose table_name is {as_sql(connection, table)}"
+    return IntegrityError(
+        f"the row of sealed_tables for table {table or '?'} in database {known.get('database_name', '?')} "
+        f"was edited: its {', '.join(unreadable)} cannot be read",
+        remedy="Find out who changed the key tables, and restore this row from a backup. If you have none, "
+        f"delete {rows} from sealed_tables, and run `eventseal init`, which writes it anew.",
+        table=table,
+    )
+
+
+def _are_columns(value: Any) -> bool:
+    """Whether a row names a column and its kind for each role of an item's table, and for no other."""
+    if type(value) is not dict or not {*ROLES} <= value.keys() <= {*ROLES, KEY_ID}:
+        return False
+    return all(
+        type(column) is list
+        and [type(each) for each in column] == [str, str]
+        and _is_name(column[0])
+        and column[1] in list(ColumnKind)
+        for column in value.values()
+    )
+
+
+def _are_names(value: Any) -> bool:
+    return type(value) is list and all(type(each) is str and _is_name(each) for each in value)
+
+
+def _is_name(value: Any) -> bool:
+    return bool(value) and "\0" not in value and is_utf8(value)
+
+
+_CHECKS: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
+    {
+        "database_name": _is_name,
+        "table_name": _is_name,
+        "collection": _is_name,
+        "columns": _are_columns,
+        "old_formats": lambda value: (
+            value is None
+            or (type(value) is list and all(type(each) is str and _is_name(each) for each in value))
+        ),
+    }
+)
 
 
 def _as_given(table: SealedTable) -> SealedTable:

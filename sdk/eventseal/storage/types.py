@@ -9,12 +9,12 @@ type cannot hold so is refused before anything is written.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Context, Decimal
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, DateTime, Float, LargeBinary, Numeric, String, Text
+from sqlalchemy import BigInteger, Boolean, DateTime, LargeBinary, Numeric, String, Text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
@@ -23,6 +23,7 @@ from sqlalchemy.types import TypeDecorator
 from eventseal.errors import IntegrityError, SerializationError
 
 if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement
     from sqlalchemy.engine import Dialect
     from sqlalchemy.sql.compiler import SQLCompiler
     from sqlalchemy.types import TypeEngine
@@ -31,6 +32,8 @@ INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 DECIMAL_PLACES = 6
 _UUID_SIZE = 16
 _SQLITE_TIMESTAMP = "%Y-%m-%d %H:%M:%S.%f"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST_TIME = datetime(3000, 1, 1, tzinfo=UTC)
 _EXACT = Context(prec=40)
 """Wide enough for 64 bits of microseconds, whatever the caller's own decimal context is."""
 
@@ -59,7 +62,7 @@ class BinaryUUID(TypeDecorator[UUID]):
         if value is None or isinstance(value, UUID):
             return value
         if not isinstance(value, bytes) or len(value) != _UUID_SIZE:
-            raise _edited("UUIDs")
+            raise edited("UUIDs")
         return UUID(bytes=value)
 
 
@@ -93,7 +96,7 @@ class ExactText(TypeDecorator[str]):
         """Give the text, if it is one."""
         if value is None or isinstance(value, str):
             return value
-        raise _edited("text")
+        raise edited("text")
 
 
 class DatabaseText(ExactText):
@@ -122,7 +125,7 @@ class ExactInteger(TypeDecorator[int]):
         """Give the number, if it is one."""
         if value is None or isinstance(value, int):
             return value
-        raise _edited("integers")
+        raise edited("integers")
 
 
 class ExactBytes(TypeDecorator[bytes]):
@@ -135,7 +138,7 @@ class ExactBytes(TypeDecorator[bytes]):
         """Give the bytes, if they are some."""
         if value is None or isinstance(value, bytes):
             return value
-        raise _edited("bytes")
+        raise edited("bytes")
 
 
 class ExactDecimal(TypeDecorator[Decimal]):
@@ -175,7 +178,7 @@ class ExactDecimal(TypeDecorator[Decimal]):
         if value is None or isinstance(value, Decimal):
             return value
         if not isinstance(value, int):
-            raise _edited("decimals")
+            raise edited("decimals")
         return _from_micros(value)
 
 
@@ -196,29 +199,63 @@ class UTCTimestamp(TypeDecorator[datetime]):
             return value
         return value.astimezone(UTC).strftime(_SQLITE_TIMESTAMP)
 
+    def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        """Ask PostgreSQL for a number, which the driver can read whatever the time is."""
+        return _TimeAsStored(column)
+
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
-        """Give an aware datetime in UTC."""
+        """Give an aware datetime in UTC; no other than from 1970 until 2999 was ever stored."""
         if value is None:
             return None
-        if isinstance(value, datetime):
-            return value.astimezone(UTC)
         try:
-            return datetime.strptime(value, _SQLITE_TIMESTAMP).replace(tzinfo=UTC)
-        except (TypeError, ValueError):
-            raise _edited("times") from None
+            if isinstance(value, Decimal):
+                found = _EPOCH + timedelta(microseconds=int(value.scaleb(6, _EXACT)))
+            else:
+                found = datetime.strptime(value, _SQLITE_TIMESTAMP).replace(tzinfo=UTC)
+        except (ArithmeticError, TypeError, ValueError):
+            raise edited("times") from None
+        if not _EPOCH <= found < _LAST_TIME:
+            raise edited("times")
+        return found
 
 
-class Seconds(TypeDecorator[float]):
-    """A length of time."""
+class _TimeAsStored(FunctionElement[Any]):
+    """A time as its database has it: infinity and the years beyond 9999 are no dates to the driver."""
 
-    impl = Float
-    cache_ok = True
+    inherit_cache = True
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> float | None:
-        """Give the number, if it is one."""
-        if value is None or isinstance(value, float | int):
-            return value
-        raise _edited("seconds")
+    def __init__(self, column: ColumnElement[Any]) -> None:
+        super().__init__(column)
+        self.type = column.type
+
+
+@compiles(_TimeAsStored, "postgresql")
+def _seconds_since_1970(element: _TimeAsStored, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"CAST(EXTRACT(EPOCH FROM {compiler.process(element.clauses, **kw)}) AS NUMERIC)"
+
+
+@compiles(_TimeAsStored)
+def _as_it_is(element: _TimeAsStored, compiler: SQLCompiler, **kw: Any) -> str:
+    return compiler.process(element.clauses, **kw)
+
+
+class HoldsUUID(FunctionElement[bool]):
+    """Whether a column of :class:`BinaryUUID` holds a UUID in a row: a SQL condition."""
+
+    name = "holds_uuid"
+    inherit_cache = True
+    type = Boolean()
+
+
+@compiles(HoldsUUID, "postgresql")
+def _always_on_postgresql(element: HoldsUUID, compiler: SQLCompiler, **kw: Any) -> str:
+    return "true"
+
+
+@compiles(HoldsUUID)
+def _size_of_blob(element: HoldsUUID, compiler: SQLCompiler, **kw: Any) -> str:
+    column = compiler.process(element.clauses, **kw)
+    return f"(typeof({column}) = 'blob' AND length({column}) = {_UUID_SIZE})"
 
 
 class DatabaseClock(FunctionElement[datetime]):
@@ -239,7 +276,8 @@ def _clock_on_sqlite(element: DatabaseClock, compiler: SQLCompiler, **kw: Any) -
     return "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
 
 
-def _edited(what: str) -> IntegrityError:
+def edited(what: str) -> IntegrityError:
+    """Say that a column holds none of *what*; whoever knows the row says which it is."""
     # SQLite stores anything in any column, but nothing that goes through these types writes this.
     return IntegrityError(f"a column of {what} holds something else: the row was edited")
 

@@ -9,6 +9,7 @@ from sqlalchemy import and_, bindparam, delete, func, select, update
 from eventseal.keys.records import KekUse
 from eventseal.keys.states import KeyState
 from eventseal.storage.branch_rows import hold_branches
+from eventseal.storage.edited_rows import UNREADABLE, read_rows
 from eventseal.storage.kek_fences import refuse_closed
 from eventseal.storage.key_rows import chunks, insert_unless_there
 from eventseal.storage.key_tables import UNKNOWN_VERSION, encryption_keys, key_wrappings
@@ -117,7 +118,7 @@ def drop_wrappings(
 
 
 def count_uses(connection: Connection, application: str) -> list[KekUse]:
-    """Count an application's wrappings by KEK and version; a destroyed key has none."""
+    """Count an application's wrappings by KEK and version, an edited one too; a destroyed key has none."""
     query = (
         select(
             _columns.kek_uri,
@@ -131,12 +132,12 @@ def count_uses(connection: Connection, application: str) -> list[KekUse]:
     )
     uses = [
         KekUse(
-            kek_uri=row.kek_uri,
-            kek_version=None if row.kek_version == UNKNOWN_VERSION else row.kek_version,
-            wrappings=row.wrappings,
-            verified=row.verified,
+            kek_uri=row.get("kek_uri", UNREADABLE),
+            kek_version=row.get("kek_version", UNREADABLE) or None,  # UNKNOWN_VERSION is empty
+            wrappings=row["wrappings"],
+            verified=row["verified"],
         )
-        for row in connection.execute(query)
+        for row in (found.values for found in read_rows(connection, query))
     ]
     return sorted(uses, key=lambda use: (use.kek_uri, use.kek_version or ""))
 

@@ -16,6 +16,7 @@ from eventseal.storage.fences import CLOSED, fence_states
 from eventseal.storage.item_rows import described
 from eventseal.storage.key_tables import key_fences
 from eventseal.storage.transactions import read
+from eventseal.storage.types import HoldsUUID
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -69,7 +70,7 @@ def _check_closed(stores: Stores) -> Iterator[Finding]:
 
 def _closed_fences(connection: Connection) -> list[UUID]:
     """The newest ones: a key that was retired long ago has its tombstone for sure."""
-    query = select(key_fences.c.key_id).where(key_fences.c.state == CLOSED)
+    query = select(key_fences.c.key_id).where(key_fences.c.state == CLOSED, HoldsUUID(key_fences.c.key_id))
     return list(connection.execute(query.order_by(key_fences.c.key_id.desc()).limit(MOST_KEYS)).scalars())
 
 

@@ -25,10 +25,14 @@ def check_jobs(stores: Stores) -> Iterator[Finding]:
     """
     now = stores.key_store.now()
     standings = job_standings(stores.datastore, stores.settings.application)
-    left = [step for standing in standings if (step := unfinished_job(standing, now))]
+    problems = [standing.problem for standing in standings if standing.problem is not None]
+    for problem in problems:
+        yield Finding.of(problem, AREA)
+    in_order = [standing for standing in standings if standing.problem is None]
+    left = [step for standing in in_order if (step := unfinished_job(standing, now))]
     for step in left:
         yield Finding(severity=Severity.WARNING, area=AREA, text=step.reason, remedy=step.command)
-    if not left:
+    if not left and not problems:
         yield Finding(
             severity=Severity.OK, area=AREA, text="no re-encryption or migration was left half done"
         )

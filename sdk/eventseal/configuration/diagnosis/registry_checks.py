@@ -12,7 +12,7 @@ from eventseal.errors import ConfigurationError, MissingTableError
 from eventseal.rotation.sealed_store import tables_of
 from eventseal.storage.item_columns import sealed_columns
 from eventseal.storage.key_id_indexes import has_key_id_index
-from eventseal.storage.registry import DEFAULT_DATABASE, SealedTable, registered
+from eventseal.storage.registry import DEFAULT_DATABASE, SealedTable, read_registry
 from eventseal.storage.transactions import read
 from eventseal.storage.unregistered import unregistered_eventsourcing_tables, unregistered_tables
 
@@ -35,10 +35,13 @@ def check_registry(stores: Stores) -> Iterator[Finding]:
         stores: The databases, and the settings.
     """
     settings, datastore = stores.settings, stores.datastore
-    rows = read(datastore.key_engine, registered, doing="reading the registry of sealed tables")
+    registry = read(datastore.key_engine, read_registry, doing="reading the registry of sealed tables")
+    rows = registry.tables
+    unreadable = {row.table for row in registry.unreadable if row.table is not None}
     mine = [row for row in rows if row.application in {None, settings.application}]
     found = [
-        *_check_listed(stores, mine),
+        *(Finding.of(row.problem, AREA) for row in registry.unreadable),
+        *_check_listed(stores, mine, unreadable),
         *read(datastore.engine, partial(_check_there, rows=mine), doing="looking for registered tables"),
         *_check_databases(mine),
         *read(datastore.engine, partial(_check_indexes, rows=mine), doing="looking at indexes"),
@@ -48,7 +51,7 @@ def check_registry(stores: Stores) -> Iterator[Finding]:
         partial(
             _unregistered,
             rows=rows,
-            unsealed=settings.unsealed_tables,
+            unsealed={*settings.unsealed_tables, *unreadable},
             listed=datastore.eventsourcing_tables,
         ),
         doing="looking for tables that are not registered",
@@ -68,20 +71,24 @@ def reachable_tables(stores: Stores) -> list[SealedTable]:
     Args:
         stores: The databases, and the settings.
     """
-    registry = read(stores.datastore.key_engine, registered, doing="reading the registry of sealed tables")
-    rows = tables_of(registry, stores.settings.application)
+    registry = read(stores.datastore.key_engine, read_registry, doing="reading the registry of sealed tables")
+    rows = tables_of(registry.tables, stores.settings.application)
     by_name = {row.table: row for row in rows if row.database == DEFAULT_DATABASE}
     there = read(stores.datastore.engine, partial(_present, names=list(by_name)), doing="looking for tables")
     return [by_name[name] for name in there]
 
 
-def _check_listed(stores: Stores, mine: Sequence[SealedTable]) -> Iterator[Finding]:
+def _check_listed(
+    stores: Stores, mine: Sequence[SealedTable], unreadable: Collection[str]
+) -> Iterator[Finding]:
     """What is listed and not registered is passed over by retire and verify: they would not look there."""
     application = stores.settings.application
     listed = filter(None, map(sealed_columns, stores.datastore.tables))
     theirs = stores.datastore.described_eventsourcing_tables(application=application)
     for wanted in (*(SealedTable.of(columns, application) for columns in listed), *theirs):
         same = [row for row in mine if row.table == wanted.table]
+        if wanted.table in unreadable:
+            continue  # what is wrong with it has been told
         if not same:
             text = f"table {wanted.table} is listed in the settings and not registered"
         elif all(row.columns != wanted.columns or row.collection != wanted.collection for row in same):
