@@ -84,7 +84,7 @@ def print_reencrypted(result: JobResult, *, dry_run: bool) -> None:
             f"until {result.settles_at.isoformat(timespec='seconds')} processes that have not noticed the "
             "rotation may append under an old key: run it again then"
         )
-    if result.left or not (result.complete or result.settles_at):
+    if result.unfinished:
         resumed = "" if result.job_id is None else f" --resume {result.job_id}"
         typer.echo(f"Not complete. To continue: eventseal reencrypt{resumed}")
 
