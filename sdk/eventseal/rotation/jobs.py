@@ -179,6 +179,7 @@ def _takes_over(options: Mapping[str, Any], others: Mapping[str, Any], gone: Col
     return (
         verb_of(options) == verb_of(others) == REENCRYPT
         and (keys is None or (others["keys"] is not None and {*others["keys"]} <= {*keys, *gone}))
+        and others.get("collection") in {None, options.get("collection")}
         and (tables is None or (others["tables"] is not None and {*others["tables"]} <= {*tables}))
     )
 

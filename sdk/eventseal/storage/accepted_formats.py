@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import TYPE_CHECKING
-
-from eventseal.storage.registry import registered
-from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -56,8 +52,7 @@ class AcceptedNow:
         return known[1].get(collection, frozenset())
 
     def _read(self) -> Mapping[str, frozenset[str]]:
-        look = partial(registered, application=self._application)
         accepted: dict[str, frozenset[str]] = {}
-        for table in read(self._datastore.key_engine, look, doing="reading which formats are accepted"):
+        for table in self._datastore.registered_tables(self._application):
             accepted[table.collection] = accepted.get(table.collection, frozenset()) | {*table.old_formats}
         return accepted
