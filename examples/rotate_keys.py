@@ -2,8 +2,8 @@
 Rotate every data key of a store through the library, while its applications run.
 
 Run it: ``python examples/rotate_keys.py demo-output/eventseal.toml`` (made by ``make demo``).
-It may be stopped anywhere, and run again. It exits with 1 if an item or a key failed, with 3 if it is worth
-trying again, and with 2 if something is to be corrected first.
+It may be stopped anywhere, and run again. It exits with 1 if an item or a key failed or is left, with 3 if it
+is worth trying again, and with 2 if something is to be corrected first.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ def run(seal: EventSeal) -> int:
         time.sleep(max(0.0, (moved.settles_at - seal.key_store.now()).total_seconds()))
         moved = reencrypt(seal, progress=show)
     print(f"{moved.done:,} items are under the new keys, {moved.failed:,} could not be moved")
+    if moved.left:
+        print(f"{moved.left:,} items are left: run it again")
     for failure in moved.failures:
         print(f"  {failure.error}: {failure.table} {dict(failure.row)}: {failure.remedy}")
     retired = retire(seal, progress=show)
     print(f"{retired.done:,} old keys are destroyed, {retired.left:,} stay")
-    return 1 if moved.failed or retired.failed else 0
+    return 1 if moved.failed or moved.unfinished or retired.failed else 0
 
 
 def main() -> int:

@@ -45,6 +45,30 @@ def test_a_finding_that_is_nobodys_outage_exits_with_1(run, store, query):
     assert shown.endswith("0 errors, 1 warnings\n")
 
 
+def test_a_table_that_shares_its_collection_is_named_with_the_command_that_moves_it(run, store, query):
+    query("UPDATE sealed_tables SET collection = 'items' WHERE table_name = 'timestamp_sequenced_items'")
+    move = "eventseal reencrypt --table timestamp_sequenced_items --to-collection timestamp_items"
+    shown = run("doctor", exits=2).stdout
+    assert "may be bound to 'items' still" in shown
+    assert f"remedy: {move}" in shown
+    run(*move.split()[1:])
+    run("doctor")
+    assert "former" not in run("verify").stdout
+
+
+def test_two_tables_of_ones_own_with_one_collection_are_named(run, store, query):
+    query("CREATE TABLE orders AS SELECT * FROM integer_sequenced_items")
+    query(
+        "INSERT INTO sealed_tables SELECT application, database_name, 'orders', collection, columns, "
+        "old_formats FROM sealed_tables WHERE table_name = 'integer_sequenced_items'"
+    )
+    shown = run("doctor", exits=2).stdout
+    assert "table orders has the collection 'items', like integer_sequenced_items" in shown
+    assert "Then: eventseal reencrypt --table orders --to-collection orders" in shown
+    refused = run("reencrypt", "--table", "orders", "--to-collection", "orders", exits=2).stderr
+    assert "Set __collection__ = 'orders'" in refused
+
+
 def test_wrong_settings_exit_with_2_and_are_told_in_json_too(run, monkeypatch):
     monkeypatch.setenv("EVENTSEAL_KMSKEY", "local://dev.key")
     shown = json.loads(run("doctor", "--json", exits=2).stdout)

@@ -47,6 +47,19 @@ def test_its_json_lists_the_steps(run, run_json):
     assert run_json("--dry-run", "init")["dry_run"] is True
 
 
+def test_a_table_with_a_taken_collection_is_refused_before_anything_is_made(run, tmp_path, monkeypatch):
+    (tmp_path / "logs.py").write_text(
+        "from eventseal.storage import ActiveRecord, IntegerSequencedColumns\n"
+        "class LogRecord(IntegerSequencedColumns, ActiveRecord):\n"
+        "    __tablename__ = 'logs'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["--kms-key", "local://dev.key", "--store-url", "sqlite:///shop.sqlite", "--application", "shop"]
+    refused = run("init", *words, "--table", "logs:LogRecord", exits=2).stderr
+    assert "the table logs cannot be registered" in refused
+    assert not (tmp_path / "dev.key").exists()
+
+
 def test_several_keks_and_tables_are_lists_in_the_file(run):
     words = [*WORDS, "--kms-key", "local://other.key", "--table", "eventseal.storage:SnapshotRecord"]
     run("init", *words)

@@ -15,6 +15,7 @@ from tests.fixtures.old_formats import OLD_KEY, WRONG_KEY, cbc, gcm
 
 from eventseal.configuration import EventSeal
 from eventseal.items import SequencedItem
+from eventseal.rotation import passes
 from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy
 
 EXECUTABLE = Path(sys.executable).with_name("eventseal")
@@ -56,6 +57,14 @@ def test_three_commands_bring_everything_under_the_kek(run_json, run, old, query
     run("migrate", "--finish")
     assert query(f"SELECT count(*) FROM {ITEMS} WHERE key_id IS NULL") == [(0,)]
     assert "no migration has begun" in run("migrate", exits=4).stderr
+
+
+def test_items_that_are_left_make_the_exit_code_1(run, run_json, old, monkeypatch):
+    run("migrate", "--begin")
+    with monkeypatch.context() as patched:
+        patched.setattr(passes, "MOST_PASSES", 0)
+        assert "Not complete. To continue: eventseal migrate" in run("migrate", exits=1).stdout
+    assert run_json("migrate")["left"] == 0
 
 
 def test_people_are_told_what_comes_next(run, old):

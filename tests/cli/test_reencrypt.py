@@ -21,7 +21,7 @@ from eventseal.cli.migrating import said_of_migration
 from eventseal.cli.reencrypting import print_reencrypted
 from eventseal.cli.worker_processes import worker_processes
 from eventseal.configuration import EventSeal
-from eventseal.rotation import JobResult
+from eventseal.rotation import JobResult, passes
 
 EXECUTABLE = Path(sys.executable).with_name("eventseal")
 ITEMS = "integer_sequenced_items"
@@ -97,6 +97,15 @@ def test_a_row_that_does_not_open_is_named_and_exits_with_1(run, old, query):
     shown = run("reencrypt", exits=1).stdout
     assert "position=7" in shown
     assert "remedy: " in shown
+
+
+def test_items_that_are_left_make_the_exit_code_1(run, run_json, old, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(passes, "MOST_PASSES", 0)  # as if keys were rotated again and again
+        shown = run("reencrypt", exits=1).stdout
+        assert "200 are left" in shown
+        assert "Not complete. To continue: eventseal reencrypt --resume" in shown
+    assert run_json("reencrypt")["left"] == 0
 
 
 @pytest.mark.slow
@@ -257,7 +266,7 @@ def test_a_job_is_paused_from_elsewhere_and_resumed(run, run_json, old, slow):
     paused = run_json("reencrypt", "--pause", job["job_id"])
     assert paused["state"] == "paused"
     out, err = running.communicate(timeout=120)
-    assert running.returncode == 0, err
+    assert running.returncode == 1, err
     assert json.loads(out)["complete"] is False
     steps = run_json("status")["next"]
     assert steps[0]["command"] == f"eventseal reencrypt --resume {job['job_id']}"

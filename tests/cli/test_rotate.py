@@ -15,8 +15,10 @@ from tests.cli.conftest import Order
 
 from eventseal.cipher import AESCipher
 from eventseal.configuration import EventSeal
+from eventseal.errors import KmsUnavailableError
 from eventseal.items import SequencedItemMapper
 from eventseal.keys import Keyring
+from eventseal.rotation import passes
 from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy
 from eventseal.testing import ManualClock
 from eventseal_kms.local import LocalKmsAdapter
@@ -176,6 +178,76 @@ def test_a_row_that_cannot_be_moved_keeps_its_key_and_exits_with_1(run, store, s
     result = json.loads(run("rotate", "--reencrypt", "--retire", "--yes", "--json", exits=1).stdout)
     assert (result["reencrypt"]["done"], result["reencrypt"]["failed"]) == (19, 1)
     assert (result["retire"]["done"], result["retire"]["left"]) == (0, 1)
+    assert [state for _, state, _ in states(query)] == ["active", "deactivated"]
+
+
+@pytest.fixture
+def cut_short(run, monkeypatch):
+    """Runs ``rotate --reencrypt`` until its first batch, where an outage ends it as a kill would."""
+
+    def is_out(*_arguments):
+        raise KmsUnavailableError("the KMS went away")
+
+    def run_cut_short(*words):
+        with monkeypatch.context() as patched:
+            patched.setattr(AESCipher, "reseal_many", is_out)
+            run("rotate", "--reencrypt", *words, exits=3)
+
+    return run_cut_short
+
+
+def append_in(scope, many):
+    with EventSeal.from_settings() as seal:
+        strategy = SQLAlchemyActiveRecordStrategy(IntegerSequencedItemRecord, seal.datastore.session)
+        mapper = SequencedItemMapper(cipher=seal.cipher, key_scope=scope)
+        strategy.append(mapper.to_sequenced_items([Order(uuid4(), n, "Ada") for n in range(many)]))
+
+
+def unfinished(status):
+    return [job for job in status["jobs"] if job["state"] != "finished"]
+
+
+def test_run_again_after_runs_that_were_cut_short_it_moves_what_they_left(
+    run_json, store, settled, query, cut_short
+):
+    for _ in range(3):
+        store(10)
+        cut_short()
+    result = run_json("rotate", "--reencrypt", "--retire", "--yes")
+    assert (result["reencrypt"]["done"], result["reencrypt"]["left"]) == (30, 0)
+    assert (result["retire"]["done"], result["retire"]["left"]) == (4, 0)
+    assert query(f"SELECT count(*), count(DISTINCT key_id) FROM {ITEMS}") == [(30, 1)]
+    status = run_json("status")
+    assert (unfinished(status), status["next"]) == ([], [])
+
+
+def test_a_scope_that_is_rotated_again_takes_what_was_left_of_it_and_no_other_scopes(
+    run_json, store, settled, query, cut_short
+):
+    for _ in range(2):
+        append_in("tenant:a", 10)
+        append_in("tenant:b", 10)
+        cut_short("--scope", "tenant:a")
+    cut_short("--scope", "tenant:b")
+    result = run_json("rotate", "--scope", "tenant:a", "--reencrypt", "--retire", "--yes")
+    assert (result["reencrypt"]["done"], result["reencrypt"]["left"]) == (20, 0)
+    assert (result["retire"]["done"], result["retire"]["left"]) == (3, 0)
+    status = run_json("status")
+    assert status["items"][ITEMS] == {"active": 20, "deactivated": 20}
+    (job,) = unfinished(status)
+    assert job["done"] == 0
+    run_json("rotate", "--scope", "tenant:b", "--reencrypt", "--retire", "--yes")
+    assert unfinished(run_json("status")) == []
+
+
+def test_where_items_are_left_no_key_is_destroyed_and_the_exit_code_is_1(
+    run, store, settled, query, monkeypatch
+):
+    store(5)
+    monkeypatch.setattr(passes, "MOST_PASSES", 0)
+    shown = run("rotate", "--reencrypt", "--retire", "--yes", exits=1).stdout
+    assert "5 are left" in shown
+    assert "destroyed" not in shown
     assert [state for _, state, _ in states(query)] == ["active", "deactivated"]
 
 

@@ -6,6 +6,7 @@ import base64
 import json
 import pickle
 import zlib
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 import pytest
@@ -94,6 +95,16 @@ def test_another_key_opens_nothing_and_a_handle_shows_and_travels_nothing(name):
     assert str(old.key_id) in shown
     with pytest.raises(TypeError):
         pickle.dumps(old)
+
+
+def test_static_envelopes_of_the_table_of_events_in_time_may_be_bound_to_its_former_collection():
+    place = replace(PLACE, collection="timestamp_items")
+    for collection in ("items", "timestamp_items"):
+        sealed = AESCipher(KEY).encrypt(PLAIN, replace(PLACE, collection=collection))
+        assert StaticKeyEnvelope(KEY).open(sealed, place) == PLAIN
+    for collection in ("items", "snapshots"):
+        with pytest.raises(IntegrityError):
+            StaticKeyEnvelope(KEY).open(sealed, replace(PLACE, collection=collection))
 
 
 @pytest.mark.parametrize("key", [b"", b"short", b"x" * 33, "0123456789abcdef", None], ids=repr)

@@ -19,7 +19,7 @@ import pytest
 
 from eventseal.configuration import EventSeal
 from eventseal.errors import ConfigurationError, JobError, KmsUnavailableError, MissingTableError
-from eventseal.rotation import list_jobs, passes, pause_job, reencrypt, rotate_keys, verify
+from eventseal.rotation import list_jobs, passes, pause_job, reencrypt, retire, rotate_keys, verify
 from eventseal.rotation.pacing import Pacer
 from eventseal.rotation.shards import STEP_ASIDE, ShardWorker
 from eventseal.rotation.workers import end_worker, is_dead, new_worker
@@ -124,6 +124,49 @@ def test_another_selection_is_another_job(shop, monkeypatch):
         except KmsUnavailableError:
             continue
     assert len({job.job_id for job in list_jobs(shop.seal)}) == 3
+
+
+def begun(shop, monkeypatch, **selection):
+    """Begin a job that an outage stops before its first batch."""
+    with monkeypatch.context() as patched:
+        stop_behind(shop, patched, 0)
+        with pytest.raises(KmsUnavailableError):
+            reencrypt(shop.seal, **selection)
+    return list_jobs(shop.seal)[-1].job_id
+
+
+def unfinished(shop):
+    return {job.job_id for job in list_jobs(shop.seal) if job.state != "finished"}
+
+
+def test_a_job_takes_over_those_whose_items_are_all_its_own(shop, monkeypatch):
+    (old,) = {item.key_id for item in shop.append(5)}
+    (other,) = {item.key_id for item in shop.append(5, scope="tenant:a")}
+    rotate_keys(shop.seal)
+    settle(shop)
+    both = begun(shop, monkeypatch, keys=[old, other])
+    one = begun(shop, monkeypatch, keys=[old])
+    assert unfinished(shop) == {both, one}
+    here = begun(shop, monkeypatch, tables=[ITEMS])
+    assert unfinished(shop) == {both, one, here}
+    begun(shop, monkeypatch, keys=[old, other])
+    assert unfinished(shop) == {both, here}
+    assert reencrypt(shop.seal).done == 10
+    assert unfinished(shop) == set()
+
+
+def test_what_a_job_has_left_under_destroyed_keys_is_nothing(shop, monkeypatch):
+    (old,) = {item.key_id for item in shop.append(5)}
+    rotate_keys(shop.seal)
+    settle(shop)
+    begun(shop, monkeypatch, keys=[old])
+    shop.execute(f"DELETE FROM {ITEMS}")
+    assert retire(shop.seal, keys=[old]).done == 1
+    newer = active(shop)
+    shop.append(5)
+    rotate_keys(shop.seal)
+    assert reencrypt(shop.seal, keys=[newer]).done == 5
+    assert unfinished(shop) == set()
 
 
 def test_a_finished_job_that_is_resumed_looks_again_and_moves_nothing(shop):

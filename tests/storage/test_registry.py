@@ -18,6 +18,7 @@ from sqlalchemy import (
     UniqueConstraint,
     Uuid,
     insert,
+    inspect,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -173,6 +174,61 @@ class TestTheRegistry:
 
         with pytest.raises(ConfigurationError, match="Attachment"):
             sealed_columns(Attachment)
+
+
+class SharingBase(DeclarativeBase):
+    pass
+
+
+class LogRecord(IntegerSequencedColumns, SharingBase):
+    """Says no collection, so it has that of EventSeal's own events."""
+
+    __tablename__ = "logs"
+
+
+class TestCollections:
+    def test_a_table_with_a_taken_collection_is_refused_and_nothing_is_written(
+        self, store_url, open_datastore
+    ):
+        datastore = open_datastore(store_url, [IntegerSequencedItemRecord, LogRecord], setup=False)
+        with pytest.raises(ConfigurationError, match="'items'") as caught:
+            datastore.setup_tables(application="shop")
+        assert "__collection__ = '" in caught.value.remedy
+        assert inspect(datastore.engine).get_table_names() == []
+
+    def test_a_collection_that_the_registry_has_is_taken_too(self, sqlite_url, open_datastore):
+        open_datastore(sqlite_url, [IntegerSequencedItemRecord], setup=False).setup_tables(application="shop")
+        later = open_datastore(sqlite_url, [LogRecord], setup=False)
+        with pytest.raises(ConfigurationError, match="logs cannot be registered"):
+            later.setup_tables(application="shop")
+        assert not inspect(later.engine).has_table("logs")
+        later.setup_tables(application="warehouse")  # whose items do not open as another application's
+        with pytest.raises(ConfigurationError, match="logs cannot be registered"):
+            later.setup_tables()  # for every application, so for that one too
+
+    def test_two_that_register_at_once_do_not_both_get_it(self, datastore):
+        later = SealedTable(
+            table="logs", collection="items", columns={"key_id": SealedColumn("key_id", ColumnKind.UUID)}
+        )
+        with (
+            datastore.key_engine.begin() as connection,
+            pytest.raises(ConfigurationError, match="logs cannot be registered"),
+        ):
+            register(connection, [later])
+        assert "logs" not in the_registry(datastore)
+
+    def test_tables_that_share_one_already_are_registered_again(self, sqlite_url, open_datastore):
+        datastore = open_datastore(sqlite_url, [IntegerSequencedItemRecord], setup=False)
+        datastore.setup_tables(application="shop")
+        with datastore.key_engine.begin() as connection:  # as earlier releases did
+            connection.exec_driver_sql(
+                "INSERT INTO sealed_tables SELECT application, database_name, 'logs', collection, columns, "
+                "old_formats FROM sealed_tables"
+            )
+        open_datastore(sqlite_url, [IntegerSequencedItemRecord, LogRecord], setup=False).setup_tables(
+            application="shop"
+        )
+        assert {table.collection for table in the_registry(datastore).values()} == {"items"}
 
 
 class TestUnregisteredTables:

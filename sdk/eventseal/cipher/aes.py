@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from eventseal.cipher.context import ItemContext
     from eventseal.cipher.envelopes import Ready
     from eventseal.cipher.fields import FieldContext
-    from eventseal.cipher.resealing import Outcome, StoredItems
+    from eventseal.cipher.resealing import Moved, Outcome, StoredItems
     from eventseal.keys.data_key import DataKey
     from eventseal.suites.cbc_hmac import Suite
 
@@ -198,7 +198,9 @@ class AESCipher:
         """
         return [(self._binder.bind(context), sealed) for sealed, context in items]
 
-    def reseal_many(self, items: StoredItems, collection: str) -> list[Outcome]:
+    def reseal_many(
+        self, items: StoredItems, collection: str, *, moved: Moved | None = None
+    ) -> list[Outcome]:
         """
         Seal items again under the active keys of their scopes; no key is made.
 
@@ -208,6 +210,7 @@ class AESCipher:
         Args:
             items: Their places and envelopes, column by column.
             collection: Of all of them.
+            moved: What an item is bound to that comes from another collection; ``None``: none does.
 
         Returns:
             For each item, in order, its new envelope, ``None`` if its scope has no active key, or why it does
@@ -218,7 +221,7 @@ class AESCipher:
             KeyNotFoundError: A key was closed while it sealed.
             EventSealError: ``KeySource.sealing_keys`` says why there is no key to seal with.
         """
-        return self._resealer.reseal_many(items, collection)
+        return self._resealer.reseal_many(items, collection, moved)
 
     @property
     def heads(self) -> tuple[bytes, ...]:

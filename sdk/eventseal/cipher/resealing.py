@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from uuid import UUID
 
@@ -18,7 +19,7 @@ from eventseal.suites.envelope import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from eventseal.cipher.compression import Compression
     from eventseal.cipher.context import ItemBinder
@@ -54,6 +55,21 @@ class StoredItems(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """
+    Where items were before that are being moved to another collection.
+
+    Attributes:
+        collection: What an item is bound to that does not open in the one it is moved to.
+        rewritten: Gives what an item says there: what is bound to the collection inside of it, too. Takes its
+            number and its plaintext.
+    """
+
+    collection: str
+    rewritten: Callable[[int, bytes], bytes | EventSealError]
+
+
 class _Opened:
     """Items of one scope between their keys, column by column."""
 
@@ -87,13 +103,14 @@ class Resealer:
         self._binder = binder
         self._limit = limit
 
-    def reseal_many(self, items: StoredItems, collection: str) -> list[Outcome]:
+    def reseal_many(self, items: StoredItems, collection: str, moved: Moved | None = None) -> list[Outcome]:
         """Give each item under its scope's active key, or why not; see ``AESCipher.reseal_many``."""
         outcomes: list[Outcome] = [None] * len(items.envelopes)
         by_header = _by_header(items.envelopes, outcomes)
         if not by_header:
             return outcomes
         places = self._binder.bind_many(items, collection)
+        former = None if moved is None else self._binder.bind_many(items, moved.collection)
         key_ids = {header: UUID(bytes=header[3:]) for header in by_header}
         keys = self._keys.opening_keys(set(key_ids.values()))
         by_scope: dict[str, _Opened] = {}
@@ -113,7 +130,18 @@ class Resealer:
                     outcomes[number] = opened
                 continue
             scope, bodies = opened
-            _collect(by_scope.setdefault(scope, _Opened()), header[2], bound, framed, bodies, outcomes)
+            into = by_scope.setdefault(scope, _Opened())
+            if moved is None or former is None:
+                _collect(into, header[2], bound, framed, bodies, outcomes)
+                continue
+            refused = [index for index, body in enumerate(bodies) if isinstance(body, IntegrityError)]
+            # A place has a value in both collections or in none.
+            again = [(framed[index][0], header + former[bound[index]]) for index in refused]  # type: ignore[operator]
+            opened = self._open(keys[key_ids[header]], header, again, last_answer=False)
+            if not isinstance(opened, EventSealError):
+                for index, body in zip(refused, opened[1], strict=True):
+                    bodies[index] = body
+            self._collect_moved(into, header[2], bound, framed, bodies, outcomes, moved)
         self._seal_scopes(by_scope, outcomes)
         return outcomes
 
@@ -136,6 +164,28 @@ class Resealer:
         except KeyNotFoundError as error:  # closed between being handed out and being used: ask once more
             again = error if last_answer else self._keys.opening_keys([key.key_id])[key.key_id]
         return self._open(again, header, framed, last_answer=True)
+
+    def _collect_moved(
+        self,
+        into: _Opened,
+        compression: int,
+        numbers: list[int],
+        framed: list[tuple[bytes, bytes]],
+        bodies: list[bytes | IntegrityError],
+        outcomes: list[Outcome],
+        moved: Moved,
+    ) -> None:
+        """Add what was opened to its scope, each as it is written in the collection that it is moved to."""
+        for number, frame, body in zip(numbers, framed, bodies, strict=True):
+            plaintext = decompress(compression, body, limit=self._limit) if isinstance(body, bytes) else body
+            written = moved.rewritten(number, plaintext) if isinstance(plaintext, bytes) else plaintext
+            if isinstance(written, EventSealError):
+                outcomes[number] = written
+            elif written is plaintext and isinstance(body, bytes):
+                _collect(into, compression, [number], [frame], [body], outcomes)
+            else:
+                kept, packed = self._compressed(written, tried=compression != CompressionId.NONE)
+                _collect(into, kept, [number], [frame], [packed], outcomes)
 
     def _seal_scopes(self, by_scope: dict[str, _Opened], outcomes: list[Outcome]) -> None:
         wanted = {scope: len(opened.numbers) for scope, opened in by_scope.items() if opened.numbers}
@@ -180,7 +230,10 @@ class Resealer:
         plaintext = decompress(compression, body, limit=self._limit)
         if not isinstance(plaintext, bytes):
             return plaintext
-        if self._compression.id is not CompressionId.NONE:
+        return self._compressed(plaintext, tried=True)
+
+    def _compressed(self, plaintext: bytes, *, tried: bool) -> tuple[CompressionId, bytes]:
+        if tried and self._compression.id is not CompressionId.NONE:
             compressed = self._compression.compress(plaintext)
             if len(compressed) // BLOCK_SIZE < len(plaintext) // BLOCK_SIZE:
                 return self._compression.id, compressed

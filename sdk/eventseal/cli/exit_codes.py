@@ -21,9 +21,9 @@ class ExitCode(IntEnum):
     """
     What a script does next.
 
-    ``DONE``: nothing. ``FAILED_ITEMS``: look at the items or keys that failed. ``USAGE``: correct the
-    command, the settings or the rights. ``TRY_AGAIN``: the KMS or the database is away. ``REFUSED``: a guard
-    says what still needs what was to go. ``INTERRUPTED``: run it again, it goes on.
+    ``DONE``: nothing. ``FAILED_ITEMS``: look at the items or keys that failed or are left. ``USAGE``: correct
+    the command, the settings or the rights. ``TRY_AGAIN``: the KMS or the database is away. ``REFUSED``: a
+    guard says what still needs what was to go. ``INTERRUPTED``: run it again, it goes on.
     """
 
     DONE = 0

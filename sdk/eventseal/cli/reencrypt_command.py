@@ -24,6 +24,7 @@ Examples:
   eventseal reencrypt --dry-run
   eventseal reencrypt --workers 4 --items-per-second 5000
   eventseal reencrypt --key 0190f3a2-5b1c-7a53-8f2e-8a1f3f6e6f0a
+  eventseal reencrypt --table timestamp_sequenced_items --to-collection timestamp_items
   eventseal reencrypt --pause 0190f3a2-5b1c-7a53-8f2e-8a1f3f6e6f0b
   eventseal reencrypt --resume 0190f3a2-5b1c-7a53-8f2e-8a1f3f6e6f0b
 """
@@ -37,6 +38,10 @@ def reencrypt(
     ] = None,
     table: Annotated[
         list[str] | None, typer.Option(metavar="TABLE", help="Only this registered table; several times.")
+    ] = None,
+    to_collection: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Move the table to the collection that its record class says."),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Items in a transaction at most.")] = 1000,
     items_per_second: Annotated[
@@ -63,7 +68,7 @@ def reencrypt(
     replaced. A row that does not open stays, is named, and makes the exit code 1.
     """
     options = Options.of(context, config=config, as_json=as_json, yes=yes, dry_run=dry_run)
-    _refuse_both(resume, pause, key=key, table=table, dry_run=options.dry_run)
+    _refuse_both(resume, pause, key=key, table=table, to=to_collection, dry_run=options.dry_run)
     with options.open_seal() as seal:
         if pause is not None:
             _pause(options, seal, pause)
@@ -73,6 +78,7 @@ def reencrypt(
             seal,
             keys=known_keys(seal.datastore, seal.settings.application, key) if key else None,
             tables=table,
+            to_collection=to_collection,
             batch=batch,
             items_per_second=items_per_second,
             workers=workers,
@@ -87,9 +93,10 @@ def _refuse_both(
     *,
     key: list[str] | None,
     table: list[str] | None,
+    to: str | None,
     dry_run: bool,
 ) -> None:
-    given = {"--key": key, "--table": table, "--dry-run": dry_run}
+    given = {"--key": key, "--table": table, "--to-collection": to, "--dry-run": dry_run}
     named = [name for name, value in given.items() if value]
     if resume is not None and pause is not None:
         raise ConfigurationError("--resume and --pause exclude each other")

@@ -30,6 +30,7 @@ def reencrypt_shown(
     *,
     keys: Collection[UUID] | None = None,
     tables: Collection[str] | None = None,
+    to_collection: str | None = None,
     batch: int = 1000,
     items_per_second: float | None = None,
     workers: int = 1,
@@ -43,6 +44,7 @@ def reencrypt_shown(
         seal: The store.
         keys: Only items under these.
         tables: Only these.
+        to_collection: What the one table is moved to.
         batch: Items in a transaction at most.
         items_per_second: Over all workers.
         workers: Processes that share the work.
@@ -51,7 +53,15 @@ def reencrypt_shown(
     Raises:
         VerbInterrupt: It was interrupted; the job resumes.
     """
-    verb = partial(reencrypt, seal, keys=keys, tables=tables, batch=batch, items_per_second=items_per_second)
+    verb = partial(
+        reencrypt,
+        seal,
+        keys=keys,
+        tables=tables,
+        to_collection=to_collection,
+        batch=batch,
+        items_per_second=items_per_second,
+    )
     return shown_job(options, REENCRYPT, verb, workers=workers, resume=resume)
 
 
@@ -84,7 +94,7 @@ def print_reencrypted(result: JobResult, *, dry_run: bool) -> None:
             f"until {result.settles_at.isoformat(timespec='seconds')} processes that have not noticed the "
             "rotation may append under an old key: run it again then"
         )
-    if result.left or not (result.complete or result.settles_at):
+    if result.unfinished:
         resumed = "" if result.job_id is None else f" --resume {result.job_id}"
         typer.echo(f"Not complete. To continue: eventseal reencrypt{resumed}")
 

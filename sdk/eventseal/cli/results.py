@@ -40,7 +40,7 @@ def finish(options: Options, result: JobResult, print_result: Callable[[], None]
     Tell what a verb did, and exit with what a script needs to know; the arguments are those of :func:`tell`.
 
     Raises:
-        typer.Exit: Items or keys failed.
+        typer.Exit: Items or keys failed, or are left.
     """
     tell(options, result, print_result)
     exit_by(result)
@@ -54,9 +54,9 @@ def exit_by(result: JobResult) -> None:
         result: Told already.
 
     Raises:
-        typer.Exit: Items or keys failed.
+        typer.Exit: Items or keys failed, or are left.
     """
-    if result.failed:
+    if result.failed or result.unfinished:
         raise typer.Exit(ExitCode.FAILED_ITEMS)
 
 

@@ -19,7 +19,7 @@ from eventseal.cli.results import print_failures
 from eventseal.errors import ConfigurationError, JobError
 from eventseal.rotation import mark_compromised, rotate_keys
 from eventseal.rotation import retire as retire_keys
-from eventseal.rotation.key_totals import active_data_keys, settled_at
+from eventseal.rotation.key_totals import active_data_keys, replaced_data_keys, settled_at
 from eventseal.rotation.nearest import known_keys, refuse_unknown_scopes
 from eventseal.rotation.sealed_store import refuse_unregistered_tables
 from eventseal.storage.transactions import read
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from eventseal.rotation import JobResult
 
 MOST_NAMED = 10_000
-"""Replaced keys that the later steps are given by name; if there are more, they take every old key."""
+"""Replaced keys of all scopes that are retired by name; if there are more, every old key is."""
 
 _LONGEST_SLEEP = 1.0
 
@@ -61,7 +61,10 @@ def rotate(
         bool, typer.Option("--compromised", help="The old keys leaked: mark them, and refuse late items.")
     ] = False,
     reencrypt: Annotated[
-        bool, typer.Option("--reencrypt", help="Then seal again what is under the old keys.")
+        bool,
+        typer.Option(
+            "--reencrypt", help="Then seal again all of their items that are not under the new keys."
+        ),
     ] = False,
     retire: Annotated[
         bool, typer.Option("--retire", help="Then wait until every process has noticed, and destroy them.")
@@ -75,8 +78,9 @@ def rotate(
     """
     Give every scope a new active key. No item is touched, unless it is asked for.
 
-    The old keys open what they sealed. With --reencrypt their items are sealed
-    again under the new ones; with --retire the old keys are then destroyed, which
+    The old keys open what they sealed. With --reencrypt all items of these scopes
+    are sealed again under the new ones, also what earlier runs have left under
+    older keys. With --retire all old keys of the scopes are then destroyed, which
     cannot be undone. Without --retire it tells from when on `retire` is worth
     running.
     """
@@ -99,7 +103,7 @@ def rotate(
         run = _Run(options, seal, scopes=scope, keys=keys, compromised=compromised, workers=workers)
         with resumable(lambda: run.remedy):
             run.take(reencrypt=reencrypt, retire=retire)
-    if run.failed:
+    if run.failed or run.unfinished:
         raise typer.Exit(ExitCode.FAILED_ITEMS)
 
 
@@ -120,6 +124,7 @@ class _Run:
         self._seal = seal
         self._scopes = scopes
         self._keys = keys
+        self._of_every_scope = scopes is None and keys is None
         self._compromised = compromised
         self._workers = workers
         self._steps: dict[str, JobResult] = {}
@@ -131,6 +136,11 @@ class _Run:
         """Whether a step could not deal with some item or key."""
         return any(result.failed for result in self._steps.values())
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether the re-encryption has left items: it was paused, or another run took it over."""
+        return "reencrypt" in self._steps and self._steps["reencrypt"].unfinished
+
     def take(self, *, reencrypt: bool, retire: bool) -> None:
         """Take the steps that are asked for."""
         if self._options.dry_run:
@@ -139,21 +149,22 @@ class _Run:
         if reencrypt:
             refuse_unregistered_tables(self._seal)  # before anything is rotated, not after it
         if retire:
-            many = self._count_scopes()
+            many = self._count_scopes() + (len(self._old_keys()) if self._keys is None else 0)
             what = "old keys" if self._keys is None else "keys"
             confirm(self._options, f"{many:,} {what} are about to be destroyed for good.")
-        replaced = self._rotate()
-        if reencrypt and replaced != []:
-            self._reencrypt(replaced)
-            if retire:
+        self._rotate()
+        old = self._old_keys()  # also those of earlier runs that did not get to the end
+        if reencrypt and old:
+            self._reencrypt()
+            if retire and not self.unfinished:
                 self._wait()
                 if self._steps["reencrypt"].settles_at is not None:
-                    self._reencrypt(replaced)  # what was appended under an old key meanwhile
-                self._retire(replaced)
+                    self._reencrypt()  # what was appended under an old key meanwhile
+                if not self.unfinished:
+                    self._retire(old)
         self._tell()
 
-    def _rotate(self) -> Collection[UUID] | None:
-        """Give the keys that were replaced; ``None``: more than can be named."""
+    def _rotate(self) -> None:
         self.remedy = "Scopes that were rotated stay so. Run again, it rotates all of them, these once more."
         with shown_progress("rotate", "scopes") as progress:
             if self._keys is not None:
@@ -168,10 +179,18 @@ class _Run:
         self._retire_after = read(
             self._seal.datastore.key_engine, look, doing="reading when keys were rotated"
         )
-        return None if len(result.by_key) > MOST_NAMED else list(result.by_key)
 
-    def _reencrypt(self, replaced: Collection[UUID] | None) -> None:
-        result = reencrypt_shown(self._options, self._seal, keys=replaced, workers=self._workers)
+    def _old_keys(self) -> Collection[UUID]:
+        """Give the keys that seal no more: of the scopes, or those that were named."""
+        if self._keys is not None:
+            return self._keys
+        scopes = None if self._scopes is None else {*map(self._seal.keyring.scope_named, self._scopes)}
+        look = partial(replaced_data_keys, application=self._seal.settings.application, scopes=scopes)
+        return read(self._seal.datastore.key_engine, look, doing="looking for keys that seal no more")
+
+    def _reencrypt(self) -> None:
+        keys = None if self._of_every_scope else self._old_keys()
+        result = reencrypt_shown(self._options, self._seal, keys=keys, workers=self._workers)
         self._show("reencrypt", result)
 
     def _wait(self) -> None:
@@ -186,11 +205,12 @@ class _Run:
             time.sleep(min(left, _LONGEST_SLEEP))
             left = (self._retire_after - store.now()).total_seconds()
 
-    def _retire(self, replaced: Collection[UUID] | None) -> None:
+    def _retire(self, old: Collection[UUID]) -> None:
+        named = None if self._of_every_scope and len(old) > MOST_NAMED else old
         self.remedy = "Keys that were destroyed stay so. To go on: eventseal retire"
         with shown_progress("retire", "keys") as progress:
             try:
-                result = retire_keys(self._seal, keys=replaced, progress=progress)
+                result = retire_keys(self._seal, keys=named, progress=progress)
             except JobError as error:
                 # Where a row could not be moved, its key stays: the row has been named, and is what failed.
                 if not self.failed or not hasattr(error, "result"):
@@ -202,7 +222,8 @@ class _Run:
     def _tell_what_would_be_done(self, *, reencrypt: bool) -> None:
         scopes = self._count_scopes()
         if reencrypt:  # of what is under old keys already; what is under the active ones now would be added
-            result = reencrypt_shown(self._options, self._seal, workers=self._workers)
+            keys = None if self._scopes is None else self._old_keys()
+            result = reencrypt_shown(self._options, self._seal, keys=keys, workers=self._workers)
             self._steps["reencrypt"] = result
         if self._options.as_json:
             steps = {name: result.to_json() for name, result in self._steps.items()}

@@ -15,7 +15,7 @@ from eventseal.cli.restore_checking import shred_after_restore
 from eventseal.cli.results import print_failures
 from eventseal.errors import ConfigurationError
 from eventseal.rotation import verify as verify_store
-from eventseal.rotation.verify import OUTCOMES
+from eventseal.rotation.verify import FORMER, OUTCOMES
 
 if TYPE_CHECKING:
     from eventseal.rotation import JobResult
@@ -90,6 +90,11 @@ def _print(result: JobResult) -> None:
     print_columns(heading, rows, numbers=frozenset(heading[1:]))
     print_failures(result.failures)
     keys = f"under {len(result.by_key):,} keys"
+    former = sum(counts.get(FORMER, 0) for counts in result.by_table.values())
+    if former:
+        typer.echo(
+            f"{former:,} of them are bound to a former collection of their table: see `eventseal doctor`"
+        )
     erased = sum(counts["erased"] for counts in result.by_table.values())
     beside = f"{erased:,} were erased, " if erased else ""
     typer.echo(

@@ -99,7 +99,10 @@ class InitSteps:
 
     def take(self) -> Iterator[InitStep]:
         """Take one step after the other."""
-        has_store_key = self._connects() and self._has_key(STORE_SCOPE, KeyPurpose.STORE)
+        connects = self._connects()
+        if connects:  # before anything is made, and said by a dry run too
+            self._stores.datastore.tables_to_register(self._settings.application)
+        has_store_key = connects and self._has_key(STORE_SCOPE, KeyPurpose.STORE)
         missing = [] if has_store_key else self._missing_keks()
         yield from self._make_keks(missing)
         adapters = [] if missing and self._dry_run else self._adapters()

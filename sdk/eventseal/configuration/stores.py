@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from eventseal.configuration.settings import Settings
 
-_OWN_RECORDS: tuple[type[Any], ...] = (
+OWN_RECORDS: tuple[type[Any], ...] = (
     IntegerSequencedItemRecord,
     TimestampSequencedItemRecord,
     SnapshotRecord,
@@ -52,7 +52,7 @@ class Stores:
         elsewhere = settings.key_store_url
         self.datastore = SQLAlchemyDatastore(
             _database("store_url", settings.store_url),
-            tables=tuple(dict.fromkeys((*_OWN_RECORDS, *record_classes(settings.tables)))),
+            tables=tuple(dict.fromkeys((*OWN_RECORDS, *record_classes(settings.tables)))),
             key_settings=None if elsewhere is None else _database("key_store_url", elsewhere),
             eventsourcing_tables=settings.eventsourcing_tables,
             originator_id_type=settings.originator_id_type,

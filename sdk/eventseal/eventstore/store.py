@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from itertools import groupby, islice
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from eventseal.errors import ConfigurationError, KeyClosedError, KeyDestroyedError
+from eventseal.errors import ConfigurationError, IntegrityError, KeyClosedError, KeyDestroyedError
 from eventseal.items.item_fields import field_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from eventseal.items.mapper import SequencedItemMapper
 
@@ -76,6 +76,15 @@ class ActiveRecordStrategy(Protocol):
         ...
 
 
+@runtime_checkable
+class KnowsOtherCollections(Protocol):
+    """A strategy whose table was given another collection; ``SQLAlchemyActiveRecordStrategy`` is one."""
+
+    def other_collections(self, application: str) -> Collection[str]:
+        """Name the collections that items of the table may be bound to until they are moved."""
+        ...
+
+
 class EventStore:
     """
     Stores domain events as sequenced items.
@@ -94,9 +103,10 @@ class EventStore:
     def __init__(
         self, active_record_strategy: ActiveRecordStrategy, sequenced_item_mapper: SequencedItemMapper
     ) -> None:
-        _check_pair(active_record_strategy, sequenced_item_mapper)
+        mapper = sequenced_item_mapper.over(active_record_strategy.collection)
+        _check_pair(active_record_strategy, mapper)
         self.active_record_strategy = active_record_strategy
-        self.sequenced_item_mapper = sequenced_item_mapper
+        self.sequenced_item_mapper = mapper
         self.owner: object = self
         place = field_names(sequenced_item_mapper.sequenced_item_class)[:2]
         self._position_of = attrgetter(place[1])
@@ -223,13 +233,26 @@ class EventStore:
         """Map items that were just read."""
         for _ in range(READS_AGAIN):
             try:
-                return self.sequenced_item_mapper.from_sequenced_items(items)
+                return self._mapped(items)
             except KeyDestroyedError as error:
                 if error.destroyed_by != "retired":
                     raise
             # Between the reading and the opening they were encrypted again, and their old key was retired.
             items = self._read_again(items)
-        return self.sequenced_item_mapper.from_sequenced_items(items)
+        return self._mapped(items)
+
+    def _mapped(self, items: list[Any]) -> list[Any]:
+        """Map items; only if one does not open, ask whether the table's are bound to another name still."""
+        mapper, strategy = self.sequenced_item_mapper, self.active_record_strategy
+        try:
+            return mapper.from_sequenced_items(items)
+        except IntegrityError:
+            if mapper.cipher is None or not isinstance(strategy, KnowsOtherCollections):
+                raise
+            others = strategy.other_collections(mapper.cipher.application)
+            if not others:
+                raise
+        return mapper.from_sequenced_items(items, other_collections=others)
 
     def _read_again(self, items: list[Any]) -> list[Any]:
         """Read items from where they were, with one statement for a stream: the next key may go soon, too."""

@@ -11,6 +11,7 @@ from eventseal.errors import (
     ConfigurationError,
     EncryptionRequiredError,
     EventSealError,
+    IntegrityError,
     KeyDestroyedError,
     SerializationError,
 )
@@ -18,7 +19,7 @@ from eventseal.items.field_reading import stored_fields
 from eventseal.items.masks import Masked
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from eventseal.cipher.aes import AESCipher
     from eventseal.cipher.envelopes import Opened
@@ -77,29 +78,29 @@ class PersonalFields:
             for item, draft in drafts
         ]
 
-    def open(self, items: Mapping[int, tuple[StoredItem, bytes]]) -> dict[int, Any | EventSealError]:
+    def open(
+        self, items: Mapping[int, tuple[StoredItem, bytes]], other_collections: Collection[str] = ()
+    ) -> dict[int, Any | EventSealError]:
         """
         Read the JSON of items that hold sealed fields, with each field opened or masked.
 
         Args:
             items: By index, each with its JSON.
+            other_collections: Names that the items may be bound to instead.
 
         Returns:
             By index the parsed JSON, or why a field of it does not open.
         """
         outcomes: dict[int, Any | EventSealError] = {}
         wanted: list[tuple[int, StoredField]] = []
-        sealed: list[tuple[bytes, FieldContext]] = []
         for index, (item, data) in items.items():
             try:
                 outcomes[index], fields = self._parsed(item, data)
             except EventSealError as error:
                 outcomes[index] = error
                 continue
-            for field in fields:
-                wanted.append((index, field))
-                sealed.append((field.envelope, self._context(item, field.path, field.scope)))
-        opened = self._cipher.open_fields(sealed) if self._cipher is not None and sealed else ()
+            wanted += [(index, field) for field in fields]
+        opened = self._opened([(items[index][0], field) for index, field in wanted], other_collections)
         for (index, field), outcome in zip(wanted, opened, strict=True):
             if isinstance(outcomes[index], EventSealError):
                 continue
@@ -108,6 +109,24 @@ class PersonalFields:
             except EventSealError as error:
                 outcomes[index] = error
         return outcomes
+
+    def _opened(
+        self, fields: Sequence[tuple[StoredItem, StoredField]], other_collections: Collection[str]
+    ) -> Sequence[Opened | EventSealError]:
+        if self._cipher is None or not fields:
+            return ()
+        outcomes: dict[int, Opened | EventSealError] = {}
+        refused = list(range(len(fields)))
+        for collection in (self._collection, *other_collections):
+            sealed = [
+                (field.envelope, self._context(item, field.path, field.scope, collection))
+                for item, field in map(fields.__getitem__, refused)
+            ]
+            outcomes.update(zip(refused, self._cipher.open_fields(sealed), strict=True))
+            refused = [index for index in refused if isinstance(outcomes[index], IntegrityError)]
+            if not refused:
+                break
+        return [outcomes[index] for index in range(len(fields))]
 
     def _parsed(self, item: StoredItem, data: bytes) -> tuple[Any, list[StoredField]]:
         raw = self._json.parse(data)
@@ -136,8 +155,10 @@ class PersonalFields:
             exc.add_note(f"field: {field.name}")
             raise
 
-    def _context(self, item: StoredItem, path: str, scope: str) -> FieldContext:
-        place = ItemContext(item.sequence_id, item.position, item.topic, self._collection)
+    def _context(
+        self, item: StoredItem, path: str, scope: str, collection: str | None = None
+    ) -> FieldContext:
+        place = ItemContext(item.sequence_id, item.position, item.topic, collection or self._collection)
         return FieldContext(place, path, scope)
 
     def _is_erased(self, field: StoredField, error: EventSealError) -> bool:

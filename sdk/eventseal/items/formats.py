@@ -10,6 +10,7 @@ from __future__ import annotations
 import binascii
 import hmac
 from base64 import b64decode
+from dataclasses import replace
 from json import loads
 from typing import TYPE_CHECKING, NoReturn, Protocol, runtime_checkable
 
@@ -27,6 +28,7 @@ from eventseal.errors import (
     KeyNotFoundError,
     UnknownFormatError,
 )
+from eventseal.items.item import EVENTS, TIMED_EVENTS
 from eventseal.suites.envelope import CompressionId
 from eventseal.suites.hkdf import key_check_id
 
@@ -221,6 +223,9 @@ class StaticKeyEnvelope:
     def open(self, data: bytes, context: ItemContext) -> bytes:
         """Open the envelope at its place; see ``OldFormat``."""
         (outcome,) = self._cipher.open_many([(data, context)])
+        if isinstance(outcome, IntegrityError) and context.collection == TIMED_EVENTS:
+            # Earlier releases gave both tables of events one collection.
+            (outcome,) = self._cipher.open_many([(data, replace(context, collection=EVENTS))])
         if isinstance(outcome, KeyNotFoundError | UnknownFormatError):
             raise UnknownFormatError(f"the item is not sealed under the static key {self.key_id}")
         if isinstance(outcome, EventSealError):

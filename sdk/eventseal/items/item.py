@@ -8,6 +8,10 @@ if TYPE_CHECKING:
     from uuid import UUID
 
 
+EVENTS, TIMED_EVENTS = "items", "timestamp_items"
+"""The collections of EventSeal's own tables of events: by version, and in order of time."""
+
+
 class SequencedItem(NamedTuple):
     """
     A stored event.

@@ -7,6 +7,7 @@ from dataclasses import is_dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from eventseal.cipher.context import canonical_position, canonical_sequence_id
 from eventseal.errors import (
     OPAQUE_INTEGRITY_MESSAGE,
     ConfigurationError,
@@ -32,6 +33,20 @@ class StoredItem(NamedTuple):
     topic: str
     data: bytes
     key_id: UUID | None = None
+
+    def check_place(self) -> None:
+        """
+        Refuse a place that has no canonical value.
+
+        Raises:
+            SerializationError: Which event it is, says a note.
+        """
+        try:
+            canonical_sequence_id(self.sequence_id)
+            canonical_position(self.position)
+        except SerializationError as exc:
+            exc.add_note(f"event: {self.topic}")
+            raise
 
 
 class ItemFields:

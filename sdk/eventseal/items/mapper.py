@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from eventseal.cipher import Opened
-from eventseal.cipher.context import ItemContext, canonical_position, canonical_sequence_id
+from eventseal.cipher.context import ItemContext
 from eventseal.errors import (
     OPAQUE_INTEGRITY_MESSAGE,
     ConfigurationError,
@@ -22,7 +22,7 @@ from eventseal.errors import (
 from eventseal.items.acceptance import AcceptedFormats, OldItem
 from eventseal.items.field_reading import SEALED_BYTES
 from eventseal.items.fields import PersonalFields
-from eventseal.items.item import SequencedItem
+from eventseal.items.item import EVENTS, TIMED_EVENTS, SequencedItem
 from eventseal.items.item_fields import ItemFields, StoredItem
 from eventseal.items.json import JSONTranscoder
 from eventseal.items.masks import Erased, ErasedItems, OnErased
@@ -68,7 +68,8 @@ class SequencedItemMapper:
         json: Turns attributes into bytes and back.
         key_scope: Whose key seals an event whose class does not say: a scope, or a function of the event. It
             is worked out again on reading, and an item that another scope's key sealed is refused.
-        collection: Which kind of items; bound to each.
+        collection: Which kind of items; bound to each. ``None``: ``items``, or ``timestamp_items`` in an
+            event store over the table of events in order of time.
         accept: Older formats that are read too: some of :mod:`eventseal.items.formats`, or an ``EventSeal``'s
             ``accepted_formats``, which end with the migration. None is ever written.
         on_erased: What an item is on reading whose own key was shredded: ``KeyDestroyedError``, an
@@ -92,7 +93,7 @@ class SequencedItemMapper:
         other_attr_names: Sequence[str] = (),
         json: JSONTranscoder | None = None,
         key_scope: KeyScope = DEFAULT_SCOPE,
-        collection: str = "items",
+        collection: str | None = None,
         accept: AcceptedFormats | Collection[OldFormat] = (),
         on_erased: OnErased = "raise",
         erased_scope: Callable[[Any], str] | None = None,
@@ -101,19 +102,29 @@ class SequencedItemMapper:
         for name, given in (("always_encrypt", always_encrypt), ("accept", self._accepted)):
             if given and cipher is None:
                 raise ConfigurationError(f"{name} needs a cipher", remedy="Give the mapper a cipher.")
-        if not collection:
+        if collection == "":
             raise ConfigurationError("the collection has no name")
         self.sequenced_item_class = sequenced_item_class
         self.cipher = cipher
         self.always_encrypt = cipher is not None if always_encrypt is None else always_encrypt
-        self.collection = collection
+        self.collection = EVENTS if collection is None else collection
+        self._has_collection = collection is not None
         self._fields = ItemFields(sequenced_item_class, other_attr_names)
         self._places = PlaceNames(self._fields.names, sequence_id_attr_name, position_attr_name)
         self._json = JSONTranscoder() if json is None else json
         self._scope_of = ScopeRule(key_scope)
         self._erased_items = ErasedItems(on_erased, key_scope=key_scope, erased_scope=erased_scope)
-        self._personal = PersonalFields(cipher, self._json, self._places, collection)
+        self._personal = PersonalFields(cipher, self._json, self._places, self.collection)
         self._with_personal_data: set[type[Any]] = set()
+
+    def over(self, collection: str) -> SequencedItemMapper:
+        """Give the mapper for a table: a copy where it was told no collection, and these are timed events."""
+        if self._has_collection or collection != TIMED_EVENTS:
+            return self
+        mapper = copy(self)
+        personal = PersonalFields(self.cipher, self._json, self._places, collection)
+        mapper.__dict__.update(collection=collection, _personal=personal)
+        return mapper
 
     def key_scope_of(self, domain_event: Any) -> str:
         """
@@ -159,12 +170,15 @@ class SequencedItemMapper:
             for event, draft, (data, key_id) in zip(events, drafts, self._sealed(events, drafts), strict=True)
         ]
 
-    def from_sequenced_items(self, items: Iterable[Any]) -> list[Any]:
+    def from_sequenced_items(
+        self, items: Iterable[Any], *, other_collections: Collection[str] = ()
+    ) -> list[Any]:
         """
         Map items back to events; the first item that cannot be is raised, with its place.
 
         Args:
             items: Of the mapper's item class.
+            other_collections: Names that the items may be bound to instead, as a record strategy says.
 
         Returns:
             Their events, in order; erased items are masked or left out if the mapper was told so.
@@ -180,8 +194,8 @@ class SequencedItemMapper:
         """
         given = list(items)
         stored = [self._fields.read(item) for item in given]
-        outcomes = self._open(stored)
-        parsed = self._with_fields(stored, outcomes)
+        outcomes = self._open(stored, other_collections)
+        parsed = self._with_fields(stored, outcomes, other_collections)
         events = [
             self._event(item, outcome, given[index], parsed.get(index))
             for index, (item, outcome) in enumerate(zip(stored, outcomes, strict=True))
@@ -230,7 +244,7 @@ class SequencedItemMapper:
             if self.is_sealed(type(event)):
                 wanted.append(index)
             else:
-                _check_place(drafts[index])
+                drafts[index].check_place()
         if not wanted:
             return data
         envelopes = self._encrypt([events[index] for index in wanted], [drafts[index] for index in wanted])
@@ -257,13 +271,18 @@ class SequencedItemMapper:
             )
         except SerializationError:
             for draft in drafts:
-                _check_place(draft)  # says which event it was
+                draft.check_place()  # says which event it was
             raise
 
-    def _open(self, stored: list[StoredItem]) -> Sequence[Outcome]:
+    def _open(self, stored: list[StoredItem], other_collections: Collection[str]) -> Sequence[Outcome]:
         if self.cipher is None:
             return [None] * len(stored)
         outcomes = self.cipher.open_many([(item.data, self._context(item)) for item in stored])
+        for collection in other_collections:
+            refused = [index for index, found in enumerate(outcomes) if isinstance(found, IntegrityError)]
+            items = [(stored[index].data, self._context(stored[index], collection)) for index in refused]
+            for index, outcome in zip(refused, self.cipher.open_many(items), strict=True):
+                outcomes[index] = outcome
         if not self._accepted or all(isinstance(outcome, Opened) for outcome in outcomes):
             return outcomes
         return [
@@ -279,7 +298,9 @@ class SequencedItemMapper:
             return older
         return outcome
 
-    def _with_fields(self, stored: list[StoredItem], outcomes: Sequence[Outcome]) -> dict[int, Any]:
+    def _with_fields(
+        self, stored: list[StoredItem], outcomes: Sequence[Outcome], other_collections: Collection[str]
+    ) -> dict[int, Any]:
         """Read those items that hold sealed fields; all their fields are opened together."""
         holding: dict[int, tuple[StoredItem, bytes]] = {}
         for index, (item, outcome) in enumerate(zip(stored, outcomes, strict=True)):
@@ -291,7 +312,7 @@ class SequencedItemMapper:
                 continue
             if SEALED_BYTES in data:
                 holding[index] = (item, data)
-        return self._personal.open(holding) if holding else {}
+        return self._personal.open(holding, other_collections) if holding else {}
 
     def _event(self, stored: StoredItem, outcome: Outcome, item: Any, parsed: Any) -> Any:
         try:
@@ -306,7 +327,11 @@ class SequencedItemMapper:
             if isinstance(outcome, KeyDestroyedError):
                 erased = self._erased_items.scope_of(item, outcome)
                 if erased is not None and self._is_stored_as(erased, outcome.scope):
-                    return _SKIPPED if self._erased_items.skips else _erased(stored, erased)
+                    return (
+                        _SKIPPED
+                        if self._erased_items.skips
+                        else Erased.of(stored, UUID(bytes=stored.data[_KEY_ID]), erased)
+                    )
             if isinstance(outcome, UnknownFormatError) and stored.key_id is not None:
                 raise UnknownFormatError(
                     f"{outcome}; yet its row says that key {stored.key_id} sealed it",
@@ -369,27 +394,8 @@ class SequencedItemMapper:
     def _is_beside_another(self, stored: StoredItem) -> bool:
         return self._fields.has_key_id and stored.key_id != UUID(bytes=stored.data[_KEY_ID])
 
-    def _context(self, item: StoredItem) -> ItemContext:
-        return ItemContext(item.sequence_id, item.position, item.topic, self.collection)
-
-
-def _check_place(item: StoredItem) -> None:
-    try:
-        canonical_sequence_id(item.sequence_id)
-        canonical_position(item.position)
-    except SerializationError as exc:
-        exc.add_note(f"event: {item.topic}")
-        raise
-
-
-def _erased(stored: StoredItem, scope: str) -> Erased:
-    return Erased(
-        sequence_id=stored.sequence_id,
-        position=stored.position,
-        topic=stored.topic,
-        key_id=UUID(bytes=stored.data[_KEY_ID]),
-        scope=scope,
-    )
+    def _context(self, item: StoredItem, collection: str | None = None) -> ItemContext:
+        return ItemContext(item.sequence_id, item.position, item.topic, collection or self.collection)
 
 
 _SKIPPED = object()

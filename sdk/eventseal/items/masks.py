@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from uuid import UUID
 
+    from eventseal.items.item_fields import StoredItem
+
 OnErased: TypeAlias = Literal["raise", "mask", "skip"]
 
 
@@ -81,6 +83,11 @@ class Erased:
     topic: str
     key_id: UUID
     scope: str
+
+    @classmethod
+    def of(cls, item: StoredItem, key_id: UUID, scope: str) -> Self:
+        """Let it stand for an item."""
+        return cls(item.sequence_id, item.position, item.topic, key_id, scope)
 
     @property
     def originator_id(self) -> Any:

@@ -21,6 +21,7 @@ from eventseal.errors import (
 )
 from eventseal.keys.states import KeyState
 from eventseal.rotation.compromised import suspected, unreadable_mark
+from eventseal.rotation.moved_collections import moved
 from eventseal.rotation.results import MAX_FAILURES
 from eventseal.rotation.sources import Standing
 from eventseal.storage import job_counts, jobs
@@ -192,7 +193,7 @@ class TableMover:
         batch = Batch(page)
         if shard.phase == COMPROMISED_PHASE:
             page = page.only(self._below_marks(batch))
-        outcomes = self._store.cipher.reseal_many(page, self._table.collection)
+        outcomes = self._resealed(page)
         envelopes = [outcome for outcome in outcomes if isinstance(outcome, bytes)]
         # Of the envelope that was opened, the header names the key; the row must say the same.
         named = [sealed[KEY_ID_IN_HEADER] for sealed in page.envelopes]
@@ -202,6 +203,12 @@ class TableMover:
             page = page.only(numbers)
         batch.page, batch.envelopes = page, envelopes
         return batch
+
+    def _resealed(self, page: Page) -> list[Outcome]:
+        reseal_many, collection = self._store.cipher.reseal_many, self._table.collection
+        if self._table.former_collection is None:
+            return reseal_many(page, collection)
+        return reseal_many(page, collection, moved=moved(self._store, self._table, page))
 
     def _below_marks(self, batch: Batch) -> list[int]:
         """Keep what was there when its key was marked; the rest is reported, and stays as it is."""

@@ -5,16 +5,17 @@ from __future__ import annotations
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from eventseal.errors import JobError
 from eventseal.keys.key_ids import new_key_id
+from eventseal.keys.states import KeyState
 from eventseal.storage import jobs
 from eventseal.storage.jobs import FINISHED, PAUSED, RUNNING, SETTLING, UNREADABLE, Job
 from eventseal.storage.transactions import read, write
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from uuid import UUID
+    from collections.abc import Collection, Mapping
 
     from sqlalchemy.engine import Connection
 
@@ -111,6 +112,7 @@ def begun_job(
     """
     Go on with the unfinished job that was begun with the same arguments, or begin one.
 
+    It takes over every unfinished re-encryption whose items are all among its own: those jobs are finished.
     Where one is begun, the oldest of those that are finished are forgotten.
 
     Args:
@@ -123,23 +125,29 @@ def begun_job(
         StoreError: The database refused or failed.
     """
     new_id = new_key_id()
+    gone = _destroyed_keys(store)
 
     def begin(connection: Connection) -> Job:
         jobs.one_at_a_time(connection)
+        mine = None
         for job in jobs.load_jobs(connection, store.cipher.application):
             if (
                 job.state in {FINISHED, UNREADABLE}
                 or job.layout != jobs.JOB_LAYOUT
-                or not _covers_the_same(job.options, options)
+                or not (job.options == options or _takes_over(options, job.options, gone))
             ):
                 continue
             # Another run may have begun a pass since, or ended the job.
             locked = jobs.lock_job(connection, job.job_id)
-            same = locked.options == options
-            if locked.state == SETTLING and (total or not same):
-                jobs.finish_job(connection, job.job_id)  # all was moved: what there is now is another job's
-            elif locked.state != FINISHED and same:
-                return _running(connection, locked, items_per_second)
+            if locked.state == FINISHED:
+                continue
+            # Of one that settles all was moved: what there is now is another job's.
+            if locked.options == options and not (locked.state == SETTLING and total):
+                mine = locked
+            else:
+                jobs.finish_job(connection, job.job_id)
+        if mine is not None:
+            return _running(connection, mine, items_per_second)
         jobs.drop_finished_jobs(connection, store.cipher.application, but=KEPT_JOBS)
         values = {
             "job_id": new_id,
@@ -168,10 +176,27 @@ def _known(connection: Connection, store: SealedStore, job_id: UUID, *, locked: 
     )
 
 
-def _covers_the_same(options: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
-    return verb_of(options) == verb_of(others) and all(
-        options[name] == others[name] for name in ("keys", "tables")
+def _takes_over(options: Mapping[str, Any], others: Mapping[str, Any], gone: Collection[str]) -> bool:
+    """Whether a re-encryption moves all that another one has left; what is under keys that are gone, none."""
+    keys, tables = options["keys"], options["tables"]
+    return (
+        verb_of(options) == verb_of(others) == REENCRYPT
+        and (keys is None or (others["keys"] is not None and {*others["keys"]} <= {*keys, *gone}))
+        and others.get("collection") in {None, options.get("collection")}
+        and (tables is None or (others["tables"] is not None and {*others["tables"]} <= {*tables}))
     )
+
+
+def _destroyed_keys(store: SealedStore) -> set[str]:
+    """Name the keys of unfinished jobs that are destroyed by now: those never have items to move again."""
+    named = {
+        UUID(key_id)
+        for job in list_jobs(store)
+        if job.state != FINISHED
+        for key_id in job.options["keys"] or ()
+    }
+    records = store.key_store.get(named)
+    return {str(key_id) for key_id, record in records.items() if record.state is KeyState.DESTROYED}
 
 
 def _running(connection: Connection, job: Job, items_per_second: float | None) -> Job:

@@ -227,6 +227,26 @@ def replaced_keys(connection: Connection, *, application: str) -> int:
     return int(connection.execute(query).scalar_one())
 
 
+def replaced_data_keys(
+    connection: Connection, *, application: str, scopes: Collection[str] | None
+) -> list[UUID]:
+    """
+    List the data keys that seal no more and were not destroyed.
+
+    Args:
+        connection: To the database of the keys.
+        application: Whose keys.
+        scopes: Only keys of these, as the key tables name them; ``None``: of every scope.
+    """
+    query = select(_KEYS.key_id).where(
+        _KEYS.application == application,
+        _KEYS.purpose == KeyPurpose.DATA,
+        _KEYS.state.in_(_LATER_STATES),
+    )
+    queries = [query] if scopes is None else [query.where(_KEYS.scope.in_(some)) for some in chunks(scopes)]
+    return [key_id for each in queries for key_id in connection.execute(each).scalars()]
+
+
 def settled_at(connection: Connection, *, application: str) -> datetime | None:
     """
     Tell from when on every process has noticed that keys seal no more: by the database's clock.

@@ -9,18 +9,20 @@ from uuid import UUID
 
 from eventseal.errors import ConfigurationError
 from eventseal.items.acceptance import AcceptedFormats
-from eventseal.rotation.batches import TableMover
+from eventseal.rotation.batches import COMPROMISED_PHASE, TableMover
 from eventseal.rotation.jobs import MIGRATE, verb_of
+from eventseal.rotation.moved_collections import in_place
 from eventseal.rotation.old_items import OldItemMover
-from eventseal.rotation.sources import KeyStandings
+from eventseal.rotation.sources import KeyStandings, Standing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from eventseal.cipher import ItemContext
     from eventseal.rotation.old_items import ScopeOf
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.jobs import Job
+    from eventseal.storage.item_swaps import Page, Selection
+    from eventseal.storage.jobs import Job, Shard
     from eventseal.storage.registry import SealedTable
 
 
@@ -32,6 +34,24 @@ class AcceptsOldFormats(Protocol):
     def accepted_formats(self) -> AcceptedFormats:
         """As they are configured, whether they are still accepted or not."""
         ...
+
+
+class CollectionMover(TableMover):
+    """Moves the items of one table that are not bound to its collection yet, whatever their key."""
+
+    def _wanted(self, shard: Shard, page: Page, selection: Selection) -> Sequence[int]:
+        if shard.phase == COMPROMISED_PHASE:
+            return super()._wanted(shard, page, selection)
+        named = {raw: UUID(bytes=raw) for raw in set(page.key_ids) if raw is not None}
+        standings = self._standings.of(list(named.values()), self._table)
+        wanted = {Standing.FITTING, Standing.OLD, Standing.UNREADABLE}
+        numbers = [
+            number
+            for number, raw in enumerate(page.key_ids)
+            if raw is not None and standings[named[raw]] in wanted
+        ]
+        there = in_place(self._store, self._table, page.only(numbers))
+        return [number for index, number in enumerate(numbers) if index not in there]
 
 
 def table_movers(store: SealedStore, job: Job) -> Callable[[SealedTable], TableMover]:
@@ -51,13 +71,20 @@ def table_movers(store: SealedStore, job: Job) -> Callable[[SealedTable], TableM
             store, table, accepted=accepted_in(accepted, table), scope_of=scope_of
         )
     standings = KeyStandings(store, keys_of(job))
-    return lambda table: TableMover(store, table, standings)
+    mover = TableMover if collection_of(job) is None else CollectionMover
+    return lambda table: mover(store, table, standings)
 
 
 def keys_of(job: Job) -> list[UUID] | None:
     """Give the keys that a job was asked for; ``None``: all that are not the active one of their scope."""
     keys = job.options["keys"]
     return None if keys is None else [UUID(key_id) for key_id in keys]
+
+
+def collection_of(job: Job) -> str | None:
+    """Give the collection that a job moves its table to; ``None``: items stay in theirs."""
+    collection: str | None = job.options.get("collection")
+    return collection
 
 
 def configured_formats(store: SealedStore) -> AcceptedFormats:

@@ -12,7 +12,8 @@ from eventseal.errors import ConfigurationError
 from eventseal.keys.states import KeyState
 from eventseal.rotation.estimates import estimate
 from eventseal.rotation.jobs import begun_job, resumed_job
-from eventseal.rotation.movers import keys_of
+from eventseal.rotation.moved_collections import finish_move, moved_sources, refuse_move
+from eventseal.rotation.movers import collection_of, keys_of
 from eventseal.rotation.outcomes import JobReport
 from eventseal.rotation.passes import Passes
 from eventseal.rotation.sealed_store import refuse_unregistered_tables, registered_tables
@@ -21,12 +22,13 @@ from eventseal.rotation.sources import table_sources
 from eventseal.storage.stored_types import LEAST_RATE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
     from concurrent.futures import Executor
     from uuid import UUID
 
     from eventseal.rotation.results import JobResult
     from eventseal.rotation.sealed_store import SealedStore
+    from eventseal.rotation.sources import TableSources
 
 MOST_IN_A_BATCH = 100_000
 """A page is cut by its bytes long before."""
@@ -37,6 +39,7 @@ def reencrypt(
     *,
     keys: Collection[UUID] | None = None,
     tables: Collection[str] | None = None,
+    to_collection: str | None = None,
     batch: int = 1000,
     items_per_second: float | None = None,
     shards: int = 1,
@@ -57,6 +60,9 @@ def reencrypt(
         keys: Only items under these; ``None``: all that are not under the active key of their scope, or not
             in the cipher's suite, or not in its compression (what is not compressed stays so).
         tables: Only these, by name; ``None``: all that are registered.
+        to_collection: Moves the one table that is named to this collection, which its record class says by
+            now: every item that is bound to its former one is sealed again. If none failed, readers accept
+            the new name alone from then on.
         batch: Items in a transaction at most, from 1 to 100,000.
         items_per_second: Over all workers, at least 0.001; ``None``: as fast as they can, or, where an
             unfinished job is gone on with, as before.
@@ -81,22 +87,38 @@ def reencrypt(
         StoreError: The database refused or failed; the job goes on when this is called again.
     """
     check_work(batch, items_per_second, shards, executor, open_store)
-    if resume is not None and (keys is not None or tables is not None or dry_run):
+    if resume is not None and (
+        keys is not None or tables is not None or to_collection is not None or dry_run
+    ):
         raise ConfigurationError("a resumed job has its own keys and tables", remedy="Give resume= alone.")
+    if to_collection is not None and (keys is not None or tables is None or len(tables) != 1):
+        raise ConfigurationError(
+            "one table is moved to another collection at a time, with all of its keys",
+            remedy="Name one table, and no keys.",
+        )
     refuse_unregistered_tables(store)
     if resume is None:
         found = registered_tables(store.datastore, store.cipher.application, tables)
         if keys is not None:
             _refuse_keys(store, keys)
-        sources = table_sources(store, found, keys)
+        sources: Sequence[TableSources]
+        if to_collection is not None:
+            refuse_move(store, found[0], to_collection)
+            sources = moved_sources(store, found[0], None)
+        else:
+            sources = table_sources(store, found, keys)
         if dry_run:
             return estimate(store, sources, workers=shards, items_per_second=items_per_second)
         options: dict[str, Any] = {
             "keys": None if keys is None else sorted(map(str, keys)),
             "tables": None if tables is None else sorted(tables),
             # How envelopes begin that may stay: with another suite or compression it is other work.
-            "heads": None if keys is not None else [head.hex() for head in store.cipher.heads],
+            "heads": None
+            if keys is not None or to_collection is not None
+            else [head.hex() for head in store.cipher.heads],
         }
+        if to_collection is not None:
+            options["collection"] = to_collection
         job = begun_job(
             store,
             options=options,
@@ -108,13 +130,18 @@ def reencrypt(
         found = registered_tables(store.datastore, store.cipher.application, job.options["tables"])
     report = JobReport(store, found)
     moved_from = keys_of(job)
+    moves = (collection := collection_of(job)) is not None
+    if collection is not None:
+        refuse_move(store, found[0], collection)
     passes = Passes(
         store,
         job,
         found,
-        look=partial(table_sources, store, found, moved_from),
-        settles=partial(settles_at, store, moved_from),
-        heads=store.cipher.heads if moved_from is None else (),
+        look=partial(moved_sources, store, found[0], job)
+        if moves
+        else partial(table_sources, store, found, moved_from),
+        settles=(lambda: None) if moves else partial(settles_at, store, moved_from),
+        heads=store.cipher.heads if moved_from is None and not moves else (),
         batch=batch,
         shards=shards,
         executor=executor,
@@ -123,7 +150,8 @@ def reencrypt(
         progress=progress,
         report=report,
     )
-    return passes.run()
+    result = passes.run()
+    return finish_move(store, found[0], result) if moves else result
 
 
 def check_work(

@@ -98,6 +98,11 @@ class JobResult:
     estimated_seconds: float | None = None
     leftover: str = ""
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether the verb has more to do now, and not only when processes have noticed a change of keys."""
+        return not self.complete and (self.left > 0 or self.settles_at is None)
+
     def to_json(self) -> dict[str, Any]:
         """Give it as ``--json`` prints it; the last three fields only where they say something."""
         shown: dict[str, Any] = {

@@ -11,7 +11,7 @@ from sqlalchemy import inspect
 
 from eventseal.errors import ConfigurationError, MissingTableError
 from eventseal.storage.fence_triggers import has_fence_triggers
-from eventseal.storage.registry import DEFAULT_DATABASE, Registry, SealedTable, read_registry
+from eventseal.storage.registry import DEFAULT_DATABASE, Registry, SealedTable
 from eventseal.storage.transactions import read
 from eventseal.storage.unregistered import (
     tables_of_tagged_events,
@@ -215,7 +215,7 @@ def refuse_absent_tables(store: SealedStore) -> None:
 
 
 def _registry(datastore: SQLAlchemyDatastore) -> Registry:
-    return read(datastore.key_engine, read_registry, doing="reading the registry of sealed tables")
+    return datastore.registry()
 
 
 def tables_of(registry: Sequence[SealedTable], application: str) -> list[SealedTable]:

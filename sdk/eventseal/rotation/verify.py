@@ -23,6 +23,7 @@ from eventseal.errors import (
 )
 from eventseal.keys.seals import unreadable_row
 from eventseal.keys.states import KeyPurpose
+from eventseal.rotation.moved_collections import open_former
 from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult
 from eventseal.rotation.sealed_store import refuse_unregistered_tables, registered_tables
 from eventseal.storage.item_rows import count_by_key, pages, row_at
@@ -41,8 +42,10 @@ KEY_TABLE, REGISTRY = "encryption_keys", "sealed_tables"
 OUTCOMES = ("done", "failed", "plain", "foreign", "erased", "left")
 """
 What ``by_table`` counts: opened; not opened; in plain; another application's; under a key that was shredded;
-outside the sample.
+outside the sample. Where a table has such items, :data:`FORMER` counts those that opened, too.
 """
+FORMER = "former"
+"""Opened, and bound to the collection that the table is to be moved from."""
 
 _PAGE_SIZE = 1000
 
@@ -155,12 +158,14 @@ class _Verification:
         return JobResult(
             verb="verify",
             complete=complete,
-            done=sum(counts["done"] for counts in self._by_table.values()),
+            done=sum(counts["done"] + counts[FORMER] for counts in self._by_table.values()),
             left=left_out if complete else max(0, self._total - looked_at),
             failed=sum(counts["failed"] for counts in self._by_table.values()),
             seconds=time.monotonic() - self._started,
             by_table={
-                table: {outcome: counts[outcome] for outcome in OUTCOMES}
+                table: {
+                    outcome: counts[outcome] for outcome in (*OUTCOMES, *([FORMER] * bool(counts[FORMER])))
+                }
                 for table, counts in self._by_table.items()
             },
             by_key=dict(self._by_key),
@@ -182,9 +187,11 @@ class _Verification:
         ]
         counts = self._by_table[table.table]
         moved: list[ItemRow] = []
-        for row, outcome in zip(rows, self._store.cipher.open_many(items), strict=True):
+        outcomes = self._store.cipher.open_many(items)
+        former = open_former(self._store, table, items, outcomes)
+        for number, (row, outcome) in enumerate(zip(rows, outcomes, strict=True)):
             if isinstance(outcome, Opened) and outcome.key_id == row.key_id:
-                counts["done"] += 1
+                counts[FORMER if number in former else "done"] += 1
                 self._by_key[outcome.key_id] += 1
             elif isinstance(outcome, Opened):
                 self._fail_row(table, row, IntegrityError(OPAQUE_INTEGRITY_MESSAGE))

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import TYPE_CHECKING
-
-from eventseal.storage.registry import read_registry
-from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -56,10 +52,8 @@ class AcceptedNow:
         return known[1].get(collection, frozenset())
 
     def _read(self) -> Mapping[str, frozenset[str]]:
-        look = partial(read_registry, application=self._application)
         accepted: dict[str, frozenset[str]] = {}
         # A table whose row was edited accepts no older format; its envelopes open all the same.
-        registry = read(self._datastore.key_engine, look, doing="reading which formats are accepted")
-        for table in registry.tables:
+        for table in self._datastore.registry(self._application).tables:
             accepted[table.collection] = accepted.get(table.collection, frozenset()) | {*table.old_formats}
         return accepted

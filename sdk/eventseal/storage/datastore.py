@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Table, literal, select
+from sqlalchemy import Table, inspect, literal, select
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.util import ThreadLocalRegistry
 
@@ -19,15 +20,22 @@ from eventseal.storage.fence_triggers import install_fence_triggers
 from eventseal.storage.item_columns import sealed_columns
 from eventseal.storage.job_tables import job_metadata
 from eventseal.storage.key_id_indexes import make_key_id_index
-from eventseal.storage.key_tables import fence_metadata, key_metadata
-from eventseal.storage.registry import SealedTable, register
+from eventseal.storage.key_tables import fence_metadata, key_metadata, sealed_tables
+from eventseal.storage.registry import (
+    Registry,
+    SealedTable,
+    entry_of,
+    read_registry,
+    refuse_taken_collections,
+    register,
+)
 from eventseal.storage.table_setup import add_key_id, create_tables, drop_tables
 from eventseal.storage.transactions import holds_sqlite_lock, read, write
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy.engine import Engine
+    from sqlalchemy.engine import Connection, Engine
 
     from eventseal.storage.eventsourcing_tables import OriginatorIdType
 
@@ -99,7 +107,8 @@ class SQLAlchemyDatastore:
         """A session for each thread."""
         with self._lock:
             if self._session is None:
-                self._session = scoped_session(sessionmaker(self.engine))
+                # By its session a record strategy finds the registry, which may be in another database.
+                self._session = scoped_session(sessionmaker(self.engine, info={DATASTORE: self}))
             return self._session
 
     def setup_connection(self) -> None:
@@ -126,16 +135,60 @@ class SQLAlchemyDatastore:
             application: Whose items the listed tables hold; ``None``: of every application that writes there.
 
         Raises:
-            ConfigurationError: A table of the same name lacks a column that is needed; the message names it.
+            ConfigurationError: A table of the same name lacks a column that is needed, or two tables would
+                have one collection; the message names them. Nothing was written.
             StoreUnavailableError: The database does not answer.
             StoreReadOnlyError: It cannot be written.
         """
         items, keys = [*self._listed(), *_BESIDE_ITEMS], key_metadata.sorted_tables
-        sealed = [SealedTable.of(found, application) for found in map(sealed_columns, self.tables) if found]
+        sealed = self.tables_to_register(application)
         write(self.engine, partial(create_tables, tables=items), doing="making tables")
         write(self.key_engine, partial(create_tables, tables=keys), doing="making the key tables")
         write(self.key_engine, partial(register, tables=sealed), doing="registering tables")
         self.setup_eventsourcing_tables(application=application)
+
+    def tables_to_register(self, application: str | None) -> list[SealedTable]:
+        """
+        Describe the listed tables as the registry is to have them.
+
+        Where a table has items and the registry another collection than its record class, the registry's
+        stays: items that were sealed under it are bound to it until they are moved.
+
+        Args:
+            application: Whose items the tables hold; ``None``: of every application that writes there.
+
+        Raises:
+            ConfigurationError: Two tables would have one collection.
+            StoreUnavailableError: The database does not answer.
+        """
+        known = read(self.key_engine, _registered_if_there, doing="reading the registry of sealed tables")
+        tables = []
+        for found in filter(None, map(sealed_columns, self.tables)):
+            table = SealedTable.of(found, application)
+            there = entry_of(known, table.table, application)
+            if there is not None and there.collection != table.collection:
+                holds_items = partial(_holds_rows, table=found.table)
+                if read(self.engine, holds_items, doing=f"looking for items in {table.table}"):
+                    table = replace(table, collection=there.collection)
+            tables.append(table)
+        refuse_taken_collections(known, tables)
+        return tables
+
+    def registry(self, application: str | None = None) -> Registry:
+        """
+        Read the registry, each table with the collection that its record class says, if that is listed.
+
+        Args:
+            application: Only what may hold its items; ``None``: everything.
+
+        Raises:
+            StoreError: The database refused or failed.
+        """
+        look = partial(read_registry, application=application)
+        found = read(self.key_engine, look, doing="reading the registry of sealed tables")
+        said = {each.table.fullname: each for each in map(sealed_columns, self.tables) if each}
+        tables = [row.bound_to(said[row.table]) if row.table in said else row for row in found.tables]
+        return found._replace(tables=tables)
 
     def setup_eventsourcing_tables(self, *, application: str | None = None) -> None:
         """
@@ -233,11 +286,24 @@ class SQLAlchemyDatastore:
         return [_table_of(record_class) for record_class in self.tables]
 
 
+DATASTORE = "eventseal.datastore"
+"""Where a session's ``info`` names its datastore."""
+
 _BESIDE_ITEMS = (*fence_metadata.sorted_tables, *job_metadata.sorted_tables)
 """EventSeal's own tables in the database of the items."""
 
 _left_to_parent: list[object] = []
 """Kept, in a forked process, so that no destructor speaks to the database on the parent's connections."""
+
+
+def _registered_if_there(connection: Connection) -> list[SealedTable]:
+    return read_registry(connection).tables if inspect(connection).has_table(sealed_tables.name) else []
+
+
+def _holds_rows(connection: Connection, table: Table) -> bool:
+    if not inspect(connection).has_table(table.name, schema=table.schema):
+        return False
+    return connection.execute(select(literal(1)).select_from(table).limit(1)).first() is not None
 
 
 def _classes_of(base: Any) -> tuple[type[Any], ...]:

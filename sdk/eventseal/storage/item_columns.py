@@ -38,6 +38,7 @@ class ItemColumns:
         columns: One for each of them.
         key_id: The column that stands beside ``data``, if there is one.
         collection: The record class's logical name.
+        former_collection: The name that it had before, if it says one.
     """
 
     table: Table
@@ -45,6 +46,7 @@ class ItemColumns:
     columns: tuple[Column[Any], ...]
     key_id: Column[Any] | None
     collection: str
+    former_collection: str | None = None
 
     @property
     def sequence_id(self) -> Column[Any]:
@@ -180,7 +182,8 @@ def _checked(
 ) -> ItemColumns:
     name = record_class.__qualname__
     collection = getattr(record_class, "__collection__", DEFAULT_COLLECTION)
-    found = ItemColumns(record_class.__table__, fields, tuple(columns), key_id, collection)
+    former = getattr(record_class, "__former_collection__", None)
+    found = ItemColumns(record_class.__table__, fields, tuple(columns), key_id, collection, former)
     _require(
         name, found.sequence_id, _holds_sequence_id(found.sequence_id.type), "a UUID, an integer or text"
     )

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, scoped_session
 
-from eventseal.errors import ConfigurationError, ItemNotFoundError
+from eventseal.errors import ConfigurationError, ItemNotFoundError, MissingTableError
 from eventseal.items.item import SequencedItem
+from eventseal.storage.datastore import DATASTORE
 from eventseal.storage.faults import is_transient, translated
 from eventseal.storage.item_appends import ItemAppends
 from eventseal.storage.item_columns import comes_after, item_columns
+from eventseal.storage.registry import entry_of, registered
+from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,6 +63,32 @@ class SQLAlchemyActiveRecordStrategy:
     def collection(self) -> str:
         """The logical name that is bound to each item."""
         return self._columns.collection
+
+    def other_collections(self, application: str) -> list[str]:
+        """
+        Name the collections beside :attr:`collection` that items of the table may still be bound to.
+
+        It is the record class's ``__former_collection__``, as long as the registry has that name: until
+        ``eventseal reencrypt --to-collection`` has moved the items. A session that is no datastore's knows of
+        none.
+
+        Args:
+            application: Whose items.
+
+        Raises:
+            StoreError: The database refused or failed.
+        """
+        former = self._columns.former_collection
+        datastore = self._current_session().info.get(DATASTORE)
+        if former is None or datastore is None:
+            return []
+        look = partial(registered, application=application)
+        try:
+            known = read(datastore.key_engine, look, doing="reading the registry of sealed tables")
+        except MissingTableError:
+            return []
+        entry = entry_of(known, self._columns.table.fullname, application)
+        return [former] if entry is not None and entry.collection == former != self.collection else []
 
     def append(self, items: Any) -> None:
         """

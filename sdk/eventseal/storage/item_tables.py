@@ -9,6 +9,7 @@ from uuid import UUID  # noqa: TC003 - SQLAlchemy reads the annotations
 from sqlalchemy import LargeBinary
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from eventseal.items.item import EVENTS, TIMED_EVENTS
 from eventseal.storage.types import BinaryUUID, ExactDecimal, ExactInteger, ExactText
 
 
@@ -21,10 +22,13 @@ class SealedColumns:
     The columns that every table of sealed items has; a mixin.
 
     ``__collection__`` is the table's logical name, bound to each item: a renamed table opens, an item moved
-    to another collection does not.
+    to another collection does not. Give each class a name of its own: two tables cannot have the same one.
+    If you rename it, say the name before as ``__former_collection__``: items that are bound to that one open
+    until ``eventseal reencrypt --to-collection`` has moved them.
     """
 
-    __collection__: ClassVar[str] = "items"
+    __collection__: ClassVar[str] = EVENTS
+    __former_collection__: ClassVar[str | None] = None
 
     topic: Mapped[str] = mapped_column(ExactText())
     data: Mapped[bytes] = mapped_column(LargeBinary())
@@ -59,6 +63,8 @@ class TimestampSequencedItemRecord(TimestampSequencedColumns, ActiveRecord):
     """Events by their time, in seconds with 6 places."""
 
     __tablename__ = "timestamp_sequenced_items"
+    __collection__ = TIMED_EVENTS
+    __former_collection__ = EVENTS
 
 
 class SnapshotRecord(IntegerSequencedColumns, ActiveRecord):

@@ -95,7 +95,7 @@ key_changes = Table(
 revocation_nodes = Table(
     "revocation_nodes",
     key_metadata,
-    Column("application", ExactText(), primary_key=True),
+    Column("application", StoredText(), primary_key=True),
     Column("path", ExactBytes(), primary_key=True),
     Column("content", ExactBytes(), nullable=False),
 )
@@ -103,7 +103,7 @@ revocation_nodes = Table(
 erased_items = Table(
     "erased_items",
     key_metadata,
-    Column("application", ExactText(), primary_key=True),
+    Column("application", StoredText(), primary_key=True),
     Column("digest", ExactBytes(), primary_key=True),
 )
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import LargeBinary, Uuid, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from eventseal.errors import IntegrityError
+from eventseal.errors import ConfigurationError, IntegrityError
 from eventseal.storage.edited_rows import as_sql, read_rows
 from eventseal.storage.item_columns import KEY_ID, ROLES, is_text
 from eventseal.storage.key_tables import EVERY_APPLICATION, sealed_tables
+from eventseal.storage.table_setup import one_setup_at_a_time
 from eventseal.storage.types import (
     BinaryUUID,
     DatabaseText,
@@ -102,6 +103,8 @@ class SealedTable:
             last is one that another program writes: the id of a row's key is read from its envelope's header.
         old_formats: What its readers accept beside envelopes, while a migration lasts.
         is_migrated: Whether a migration has ended: every row must be an envelope.
+        former_collection: Another name that items of this table may still be bound to. The record class says
+            it, and the registry has it until they are moved; what is sealed now is bound to ``collection``.
     """
 
     application: str | None = None
@@ -111,6 +114,7 @@ class SealedTable:
     columns: Mapping[str, SealedColumn] = field(hash=False)
     old_formats: tuple[str, ...] = ()
     is_migrated: bool = False
+    former_collection: str | None = None
 
     @property
     def has_key_ids(self) -> bool:
@@ -121,6 +125,23 @@ class SealedTable:
     def may_mislead(self) -> bool:
         """Whether a row may look like an envelope, under a key that there never was, and be none."""
         return bool(self.old_formats) and not self.has_key_ids
+
+    def bound_to(self, columns: ItemColumns) -> SealedTable:
+        """Describe it with the collection that its record class says, and the one that it says it had."""
+        # The registry alone accepts no other name: whoever can edit it would choose which.
+        still = self.collection if self.collection == columns.former_collection else None
+        former = None if still == columns.collection else still
+        return replace(self, collection=columns.collection, former_collection=former)
+
+    def shares_collection_with(self, other: SealedTable) -> bool:
+        """Whether an item of one application that is copied from the one table to the other would open."""
+        return (
+            self.collection == other.collection
+            and (self.database, self.table) != (other.database, other.table)
+            and self.has_key_ids
+            and other.has_key_ids
+            and (self.application == other.application or None in {self.application, other.application})
+        )
 
     @classmethod
     def of(
@@ -157,9 +178,15 @@ def register(connection: Connection, tables: Iterable[SealedTable]) -> None:
     Args:
         connection: To the database of the keys, in a transaction.
         tables: Any number.
+
+    Raises:
+        ConfigurationError: Another table has the collection of one of them; nothing was written.
     """
+    one_setup_at_a_time(connection)
+    tables = list(tables)
     # What was edited is known to nobody: it is written anew, as far as this writes.
     known = [_as_given(table) for table in read_registry(connection).tables]
+    refuse_taken_collections(known, tables)
     # In one order, and as an upsert: other processes may register the same tables at this moment.
     for table in sorted(tables, key=lambda table: (table.database, table.table)):
         if _as_given(table) in known:
@@ -177,6 +204,54 @@ def register(connection: Connection, tables: Iterable[SealedTable]) -> None:
             .values(**key, **said)
             .on_conflict_do_update(index_elements=list(key), set_=said)
         )
+
+
+def refuse_taken_collections(known: Sequence[SealedTable], tables: Sequence[SealedTable]) -> None:
+    """
+    Refuse a table with the collection of another one: a row copied from one to the other would open.
+
+    Tables that share one in the registry already may be registered again. Those of other libraries are left
+    out: what their items are bound to is not the table's own name.
+
+    Args:
+        known: The registry.
+        tables: That are to be registered.
+
+    Raises:
+        ConfigurationError: Two tables would share a collection.
+    """
+    for number, table in enumerate(tables):
+        there = entry_of(known, table.table, table.application)
+        if there is not None and there.collection == table.collection:
+            continue
+        for other in (*known, *tables[:number]):
+            if table.shares_collection_with(other):
+                raise ConfigurationError(
+                    f"the table {table.table} cannot be registered: its collection {table.collection!r} is "
+                    f"that of {other.table}, and a row copied from there would open. Nothing was written",
+                    remedy=f"Give the record class of {table.table} a name of its own, such as "
+                    f"__collection__ = {table.table!r}; then run this again.",
+                )
+
+
+def entry_of(known: Sequence[SealedTable], table: str, application: str | None) -> SealedTable | None:
+    """Give what the registry says of a table: the application's own entry before that of all."""
+    mine = {entry.application: entry for entry in known if entry.table == table}
+    return mine.get(application) or mine.get(None)
+
+
+def move_collection(connection: Connection, table: SealedTable, application: str) -> None:
+    """
+    Write down that every item of a table is bound to its collection: readers accept no other name any more.
+
+    Args:
+        connection: To the database of the keys, in a transaction.
+        table: As its record class describes it.
+        application: Whose items were moved.
+    """
+    register(connection, [replace(table, application=application, former_collection=None)])
+    if table.old_formats or table.is_migrated:
+        set_old_formats(connection, table, table.old_formats)
 
 
 def set_old_formats(connection: Connection, table: SealedTable, old_formats: Collection[str]) -> None:
@@ -336,4 +411,4 @@ _CHECKS: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
 
 def _as_given(table: SealedTable) -> SealedTable:
     """Leave out what only the registry knows of a table."""
-    return replace(table, old_formats=(), is_migrated=False)
+    return replace(table, old_formats=(), is_migrated=False, former_collection=None)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from eventseal.storage.edited_rows import read_rows
 from eventseal.storage.key_rows import chunks, insert_unless_there, store_mark
 from eventseal.storage.key_tables import erased_items, revocation_nodes
 
@@ -22,13 +23,15 @@ def load_nodes(connection: Connection, application: str, paths: Collection[bytes
     """Read nodes by path; absent ones are left out."""
     columns = revocation_nodes.c
     return {
-        row.path: row.content
+        row.values["path"]: row.values["content"]
         for chunk in chunks(sorted(paths))
-        for row in connection.execute(
+        for row in read_rows(
+            connection,
             select(columns.path, columns.content).where(
                 columns.application == application, columns.path.in_(chunk)
-            )
+            ),
         )
+        if not row.unreadable  # like a node that is gone: it does not match what lists it
     }
 
 

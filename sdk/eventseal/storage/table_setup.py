@@ -30,7 +30,7 @@ def create_tables(connection: Connection, tables: Iterable[Table]) -> None:
     Raises:
         ConfigurationError: A table is there without a column that is needed. Nothing is made then.
     """
-    _one_at_a_time(connection)
+    one_setup_at_a_time(connection)
     inspector = inspect(connection)
     missing = []
     for table in tables:
@@ -58,7 +58,7 @@ def add_key_id(connection: Connection, table: Table) -> bool:
     Returns:
         Whether there was anything to add; a table that is not there has nothing.
     """
-    _one_at_a_time(connection)
+    one_setup_at_a_time(connection)
     inspector = inspect(connection)
     if not inspector.has_table(table.name, schema=table.schema):
         return False
@@ -80,12 +80,13 @@ def add_key_id(connection: Connection, table: Table) -> bool:
 
 def drop_tables(connection: Connection, tables: Iterable[Table]) -> None:
     """Drop the tables, whether they are there or not."""
-    _one_at_a_time(connection)
+    one_setup_at_a_time(connection)
     for table in tables:
         connection.execute(DropTable(table, if_exists=True))
 
 
-def _one_at_a_time(connection: Connection) -> None:
+def one_setup_at_a_time(connection: Connection) -> None:
+    """Let no other process set tables up before this transaction ends; on SQLite the write lock does."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _SETUP_LOCK})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from contextlib import closing
 from uuid import uuid4
 
@@ -64,6 +65,44 @@ def test_a_store_takes_no_snapshot_for_an_event_nor_an_event_for_a_snapshot(scho
     for stored, wrong in ((snapshot, "items"), (event, "snapshots")):
         with pytest.raises(IntegrityError):
             school.mapper.to_domain_events([stored], collection=wrong)
+
+
+def copied_over(school, wrong_way=False):
+    """Give a dog whose snapshot was copied over its last event, or the other way round, behind all backs."""
+    dog = school.register("Fido", "roll over")
+    school.take_snapshot(dog)
+    tables = [school.recorder.events_table_name, school.snapshots.recorder.events_table_name]
+    into, source = reversed(tables) if wrong_way else tables
+    here = f"{source}.originator_id = {into}.originator_id AND {source}.originator_version = 2"
+    with (
+        closing(sqlite3.connect(os.environ["EVENTSEAL_STORE_URL"].partition("///")[2])) as database,
+        database,
+    ):
+        changed = database.execute(
+            f"UPDATE {into} SET (topic, state) = (SELECT topic, state FROM {source} WHERE {here}) "
+            "WHERE originator_version = 2"
+        )
+        assert changed.rowcount == 1
+    return dog
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_snapshot_that_is_copied_over_its_event_is_refused(school):
+    dog = copied_over(school)
+    for read in (
+        lambda: list(school.events.get(dog)),
+        lambda: list(map(school.mapper.to_domain_event, school.notification_log.select(start=2, limit=1))),
+        lambda: school.mapper.to_domain_events(school.notification_log.select(start=2, limit=1)),
+    ):
+        with pytest.raises(IntegrityError):
+            read()
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_an_event_that_is_copied_over_its_snapshot_is_refused(school):
+    dog = copied_over(school, wrong_way=True)
+    with pytest.raises(IntegrityError):
+        school.tricks(dog)
 
 
 def test_notifications_are_read_one_by_one_and_as_a_page(school):

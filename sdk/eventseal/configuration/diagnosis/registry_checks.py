@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from sqlalchemy import inspect
 
 from eventseal.configuration.diagnosis.findings import Finding, Severity
+from eventseal.configuration.stores import OWN_RECORDS
 from eventseal.errors import ConfigurationError, MissingTableError
 from eventseal.rotation.sealed_store import tables_of
 from eventseal.storage.item_columns import sealed_columns
 from eventseal.storage.key_id_indexes import has_key_id_index
-from eventseal.storage.registry import DEFAULT_DATABASE, SealedTable, read_registry
+from eventseal.storage.registry import DEFAULT_DATABASE, SealedTable, entry_of, read_registry
 from eventseal.storage.transactions import read
 from eventseal.storage.unregistered import unregistered_eventsourcing_tables, unregistered_tables
 
@@ -35,6 +36,7 @@ def check_registry(stores: Stores) -> Iterator[Finding]:
         stores: The databases, and the settings.
     """
     settings, datastore = stores.settings, stores.datastore
+    # As it stands, without what record classes say: that is compared below.
     registry = read(datastore.key_engine, read_registry, doing="reading the registry of sealed tables")
     rows = registry.tables
     unreadable = {row.table for row in registry.unreadable if row.table is not None}
@@ -71,8 +73,7 @@ def reachable_tables(stores: Stores) -> list[SealedTable]:
     Args:
         stores: The databases, and the settings.
     """
-    registry = read(stores.datastore.key_engine, read_registry, doing="reading the registry of sealed tables")
-    rows = tables_of(registry.tables, stores.settings.application)
+    rows = tables_of(stores.datastore.registry().tables, stores.settings.application)
     by_name = {row.table: row for row in rows if row.database == DEFAULT_DATABASE}
     there = read(stores.datastore.engine, partial(_present, names=list(by_name)), doing="looking for tables")
     return [by_name[name] for name in there]
@@ -91,11 +92,12 @@ def _check_listed(
             continue  # what is wrong with it has been told
         if not same:
             text = f"table {wanted.table} is listed in the settings and not registered"
-        elif all(row.columns != wanted.columns or row.collection != wanted.collection for row in same):
-            text = f"table {wanted.table} is registered with other columns, or another collection"
+        elif all(row.columns != wanted.columns for row in same):
+            text = f"table {wanted.table} is registered with other columns"
         else:
             continue
         yield Finding.of(ConfigurationError(text, remedy="eventseal init"), AREA)
+    yield from _check_collections(stores, mine)
     there = {table.table for table in theirs}
     absent = [name for name in stores.datastore.eventsourcing_tables if name not in there]
     if absent:
@@ -105,6 +107,45 @@ def _check_listed(
             text=f"listed in eventsourcing_tables, and not there yet: {', '.join(absent)}",
             remedy="When its application has made it: eventseal init",
         )
+
+
+def _check_collections(stores: Stores, mine: Sequence[SealedTable]) -> Iterator[Finding]:
+    """Two tables with one collection: a row that is copied from the one to the other opens there."""
+    datastore, application = stores.datastore, stores.settings.application
+    own = {record.__table__.fullname for record in OWN_RECORDS}
+    tables = tables_of(datastore.registry().tables, application)
+    # EventSeal's own come first: the class of another one can be given another name.
+    tables.sort(key=lambda table: (table.table not in own, table.table))
+    for number, table in enumerate(tables):
+        entry = entry_of(mine, table.table, application)
+        sharing = [other.table for other in tables[:number] if table.shares_collection_with(other)]
+        if table.former_collection is not None:
+            text = (
+                f"items of {table.table} may be bound to {table.former_collection!r} still, and not to "
+                f"{table.collection!r}: until they are moved, it accepts both"
+            )
+            remedy = ""
+        elif entry is not None and entry.collection != table.collection:
+            text = (
+                f"items of {table.table} may be bound to {entry.collection!r}, and its record class says "
+                f"{table.collection!r}: they do not open"
+            )
+            remedy = f"Set __former_collection__ = {entry.collection!r} in its record class"
+        elif sharing:
+            text = (
+                f"table {table.table} has the collection {table.collection!r}, like {', '.join(sharing)}: "
+                "a row that is copied from there opens"
+            )
+            remedy = (
+                f"Set __collection__ = {table.table!r} and __former_collection__ = {table.collection!r} in "
+                "its record class"
+            )
+        else:
+            continue
+        name = table.table if sharing else table.collection
+        restart = f"{remedy}, and restart every process that uses it. Then: " if remedy else ""
+        command = f"eventseal reencrypt --table {table.table} --to-collection {name}"
+        yield Finding.of(ConfigurationError(text, remedy=f"{restart}{command}"), AREA)
 
 
 def _check_there(connection: Connection, rows: Sequence[SealedTable]) -> list[Finding]:

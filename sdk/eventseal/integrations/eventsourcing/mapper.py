@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
-from eventsourcing.persistence import Mapper, StoredEvent
+from eventsourcing.persistence import Mapper, Notification, StoredEvent
 
 from eventseal.cipher import ItemContext, Opened
 from eventseal.errors import ConfigurationError, EventSealError, IntegrityError
 from eventseal.integrations.eventsourcing.erased import ErasedEvent
 from eventseal.integrations.eventsourcing.event_class import ITEMS, event_class
 from eventseal.integrations.eventsourcing.options import SealingOptions
-from eventseal.integrations.eventsourcing.places import context_of, otherwise, with_uuid
+from eventseal.integrations.eventsourcing.places import context_of, otherwise, tell_collections, with_uuid
 from eventseal.integrations.eventsourcing.sealing import Sealing, placed
 from eventseal.items.acceptance import OldItem
 from eventseal.keys.records import DEFAULT_SCOPE
@@ -66,6 +67,7 @@ class EncryptingMapper(_Mapper):
         refuse_beside(compressor=compressor, cipher=cipher)
         super().__init__(transcoder)
         self._sealing = Sealing(self.options)
+        self._collection: str | None = None
         self._collections: dict[str, str] = {}
         self._ids_are_digits = False
 
@@ -102,15 +104,21 @@ class EncryptingMapper(_Mapper):
         options.erased_items()
         return type(cls.__name__, (cls,), {"options": options, "__doc__": cls.__doc__})
 
+    def over(self, collection: str) -> Self:
+        """Give a mapper for one event store's table: it refuses what is bound to the other collection."""
+        mapper = copy(self)
+        mapper.__dict__["_collection"] = collection
+        return mapper
+
     def to_stored_event(self, domain_event: Any) -> StoredEvent:
         """Map one event; see :meth:`to_stored_events`."""
         stored = super().to_stored_event(domain_event)
-        context = context_of(stored, event_class(type(domain_event)).collection)
+        context = context_of(stored, self._collection or event_class(type(domain_event)).collection)
         return _with_state(stored, self._sealing.seal_event(domain_event, stored.state, context))
 
     def to_domain_event(self, stored_event: StoredEvent) -> Any:
         """Map one stored event back; see :meth:`to_domain_events`. One that would be skipped is masked."""
-        context = self._read_context(stored_event, None)
+        context = self._read_context(stored_event, self._collection_of(stored_event))
         (outcome,) = self._sealing.open(((stored_event.state, context),))
         if type(outcome) is not Opened:
             return self._mapped([stored_event], None)[0]
@@ -136,6 +144,7 @@ class EncryptingMapper(_Mapper):
                 ``AESCipher.encrypt_many``.
         """
         events = list(domain_events)
+        collection = collection or self._collection
         to_plain = super().to_stored_event
         plain = [to_plain(event) for event in events]
         envelopes = self._sealing.seal_events(
@@ -155,7 +164,8 @@ class EncryptingMapper(_Mapper):
 
         Args:
             stored_events: As a recorder gives them.
-            collection: Of the table that they come from; ``None``: found out for each topic.
+            collection: Of the table that they come from; ``None``: what the event store said, else that of
+                events for notifications, else found out for each topic.
 
         Returns:
             Their events, in order; erased ones are masked or left out if the mapper was told so.
@@ -176,9 +186,13 @@ class EncryptingMapper(_Mapper):
         self._sealing.refresh()
 
     def _mapped(self, stored_events: list[StoredEvent], collection: str | None) -> list[Any]:
-        items = [(stored.state, self._read_context(stored, collection)) for stored in stored_events]
+        said = [collection or self._collection_of(stored) for stored in stored_events]
+        items = [
+            (stored.state, self._read_context(stored, of))
+            for stored, of in zip(stored_events, said, strict=True)
+        ]
         outcomes = self._sealing.open(items)
-        self._try_others(items, outcomes, of_any_collection=collection is None)
+        self._try_others(items, outcomes, said)
         restore: Callable[[Any], Any] = super().to_domain_event
         check_scope = self._sealing.check_scope
         events = []
@@ -196,6 +210,10 @@ class EncryptingMapper(_Mapper):
             events.append(event)
         return events
 
+    def _collection_of(self, stored: StoredEvent) -> str | None:
+        """Say which collection a stored event must be of: no snapshot is ever notified of."""
+        return self._collection or (ITEMS if isinstance(stored, Notification) else None)
+
     def _read_context(self, stored: StoredEvent, collection: str | None) -> ItemContext:
         found = self._collections.get(stored.topic, ITEMS) if collection is None else collection
         context = context_of(stored, found)
@@ -205,23 +223,21 @@ class EncryptingMapper(_Mapper):
         self,
         items: list[tuple[bytes, ItemContext]],
         outcomes: list[Outcome],
-        *,
-        of_any_collection: bool,
+        said: list[str | None],
     ) -> None:
         """
         Open what did not open where a recorder left open what it was bound to, and remember the answer.
 
-        That is its collection, where no store says it: a topic is of one of them, and is resolved only after
+        That is its collection, where nothing says it: a topic is of one of them, and is resolved only after
         the state has opened. And the id, which the library's own recorder gives back as bare digits on
         SQLite in releases before 9.5: they are the UUID that was bound.
         """
         for other_collection, uuid in ((False, True), (True, False), (True, True)):
-            if other_collection and not of_any_collection:
-                return
             tried = {
                 index: context
                 for index, outcome in enumerate(outcomes)
                 if isinstance(outcome, IntegrityError)
+                and not (other_collection and said[index])
                 and (context := otherwise(items[index][1], collection=other_collection, uuid=uuid))
             }
             if not tried:
@@ -256,6 +272,9 @@ class _Plain:
         self.originator_version = stored.originator_version
         self.topic = stored.topic
         self.state = state
+
+
+tell_collections(EncryptingMapper)
 
 
 def refuse_beside(*, compressor: object, cipher: object) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import wraps
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
+
+from eventsourcing.persistence import ApplicationRecorder, EventStore
 
 from eventseal.cipher import ItemContext
 from eventseal.integrations.eventsourcing.event_class import ITEMS, SNAPSHOTS
@@ -46,3 +49,31 @@ def with_uuid(context: ItemContext) -> ItemContext | None:
 def uuid_of_digits(an_id: object) -> UUID | None:
     """Give the UUID whose bare digits an id is; ``None``: it is no such id."""
     return UUID(an_id) if isinstance(an_id, str) and _DIGITS.fullmatch(an_id) else None
+
+
+def tell_collections(mapper_class: type[Any]) -> None:
+    """
+    Let each of the library's event stores tell such a mapper which collection its table holds.
+
+    A stored event does not say which table it comes from, and the library gives one mapper to the store of
+    events and to that of snapshots: without this, the one would pass for the other.
+
+    Args:
+        mapper_class: Whose mappers are told, and those of its subclasses: ``over()`` gives one for a table.
+    """
+    make = EventStore.__init__
+
+    @wraps(make)
+    def told(self: Any, mapper: Any, recorder: Any, *rest: Any, **named: Any) -> None:
+        collection = _collection_of(recorder) if isinstance(mapper, mapper_class) else None
+        make(self, mapper if collection is None else mapper.over(collection), recorder, *rest, **named)
+
+    EventStore.__init__ = told  # type: ignore[method-assign]
+
+
+def _collection_of(recorder: Any) -> str | None:
+    """Say what a recorder's table holds; ``None``: it does not say."""
+    if isinstance(recorder, ApplicationRecorder):
+        return ITEMS
+    name = getattr(recorder, "events_table_name", "")
+    return SNAPSHOTS if isinstance(name, str) and name.strip('"').endswith(SNAPSHOTS) else None
