@@ -51,6 +51,7 @@ def status(
             stores.datastore,
             stores.settings.application,
             policy=rotation_policy(stores.settings),
+            always_encrypt=stores.settings.always_encrypt,
         )
         intents = _open_intents(stores)
     finally:
@@ -80,6 +81,7 @@ def _as_json(found: Status) -> dict[str, Any]:
             for total in found.keys
         ],
         "items": {table: dict(counts) for table, counts in found.items.items()},
+        "unreadable": dict(found.unreadable),
         "old_formats": {table: list(names) for table, names in found.old_formats.items()},
         "keks": [
             {

@@ -20,6 +20,7 @@ from eventseal.errors import (
     StoreUnavailableError,
 )
 from eventseal.keys.states import KeyState
+from eventseal.rotation.compromised import suspected_forgery
 from eventseal.rotation.results import MAX_FAILURES
 from eventseal.rotation.sources import Standing
 from eventseal.storage import job_counts, jobs
@@ -195,7 +196,7 @@ class TableMover:
             key_id = batch.page.key_id(number)
             if key_id is not None:
                 batch.counts["suspected"] += 1
-                self._fail(batch, batch.page, number, _suspected(key_id), stuck=True)
+                self._fail(batch, batch.page, number, suspected_forgery(key_id), stuck=True)
         return there
 
     def _sort(
@@ -375,12 +376,3 @@ def _counted(shard: Shard, batch: Batch, done: int) -> Shard:
     counts["changed"] += len(batch.page) - done
     counts["listed"] += len(batch.failures)
     return replace(shard, counts=dict(counts))
-
-
-def _suspected(key_id: UUID) -> IntegrityError:
-    return IntegrityError(
-        f"suspected forgery: the item was written after its key {key_id} was marked as compromised",
-        remedy="Find out who wrote the row, and delete it; if a restore or an UPDATE wrote it, mark the key "
-        f"anew: eventseal rotate --compromised --key {key_id}",
-        key_id=key_id,
-    )

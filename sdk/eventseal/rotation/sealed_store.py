@@ -11,6 +11,7 @@ from sqlalchemy import inspect
 
 from eventseal.errors import ConfigurationError, MissingTableError
 from eventseal.storage.fence_triggers import has_fence_triggers
+from eventseal.storage.item_columns import sealed_columns
 from eventseal.storage.registry import DEFAULT_DATABASE, SealedTable, registered
 from eventseal.storage.transactions import read
 from eventseal.storage.unregistered import (
@@ -65,6 +66,21 @@ class NamesUnsealedTables(Protocol):
         ...
 
 
+@runtime_checkable
+class SaysWhatIsEncrypted(Protocol):
+    """A store that also says whether every event is encrypted; any other one encrypts every event."""
+
+    @property
+    def always_encrypt(self) -> bool:
+        """The setting."""
+        ...
+
+
+def encrypts_everything(store: SealedStore) -> bool:
+    """Whether every event of a store is encrypted; one that does not say so is taken to do that."""
+    return store.always_encrypt if isinstance(store, SaysWhatIsEncrypted) else True
+
+
 def registered_tables(
     datastore: SQLAlchemyDatastore, application: str, tables: Collection[str] | None = None
 ) -> list[SealedTable]:
@@ -99,7 +115,7 @@ def registered_tables(
 
 def refuse_unregistered_tables(store: SealedStore) -> None:
     """
-    Stop where a table looks as if it held sealed items, and nobody named it.
+    Stop where a table looks as if it held sealed items, and nobody named it, or a listed one was not made.
 
     Args:
         store: Its items' database is looked at.
@@ -107,11 +123,19 @@ def refuse_unregistered_tables(store: SealedStore) -> None:
     Raises:
         ConfigurationError: A table has a ``key_id`` beside a binary column, or the columns of the
             eventsourcing library, but is neither registered nor among the store's ``unsealed_tables``, if it
-            has any.
+            has any. Or the table of a record class of the store is not registered.
         StoreError: The database refused or failed.
     """
+    registry = _registry(store.datastore)
+    listed = [columns.table.fullname for columns in map(sealed_columns, store.datastore.tables) if columns]
+    missing = sorted({*listed} - {table.table for table in registry})
+    if missing:
+        raise ConfigurationError(
+            f"tables of sealed items that are not registered: {', '.join(missing)}",
+            remedy="Run `eventseal init`, which creates and registers the tables of all record classes.",
+        )
     known: dict[str, Any] = {
-        "registered": _registry(store.datastore),
+        "registered": registry,
         "unsealed_tables": store.unsealed_tables if isinstance(store, NamesUnsealedTables) else (),
     }
     engine, doing = store.datastore.engine, "looking for tables that are not registered"
@@ -153,6 +177,21 @@ def refuse_unfenced_tables(store: SealedStore, tables: Sequence[SealedTable]) ->
             )
 
 
+def uncounted_tables(store: SealedStore) -> list[str]:
+    """
+    Name the tables that hold events by tags, which no verb reads.
+
+    Args:
+        store: Its items' database is looked at.
+
+    Raises:
+        StoreError: The database refused or failed.
+    """
+    unsealed = store.unsealed_tables if isinstance(store, NamesUnsealedTables) else ()
+    look = partial(tables_of_tagged_events, unsealed_tables=unsealed)
+    return read(store.datastore.engine, look, doing="looking for events by tags")
+
+
 def refuse_tagged_events(store: SealedStore) -> None:
     """
     Stop where a table holds events by tags: nobody counts what is sealed in it.
@@ -164,9 +203,7 @@ def refuse_tagged_events(store: SealedStore) -> None:
         ConfigurationError: There is such a table, and it is not among the store's ``unsealed_tables``.
         StoreError: The database refused or failed.
     """
-    unsealed = store.unsealed_tables if isinstance(store, NamesUnsealedTables) else ()
-    look = partial(tables_of_tagged_events, unsealed_tables=unsealed)
-    found = read(store.datastore.engine, look, doing="looking for events by tags")
+    found = uncounted_tables(store)
     if found:
         raise ConfigurationError(
             f"{', '.join(found)} holds events by tags, whose keys nobody counts: they might go with one",
@@ -175,20 +212,29 @@ def refuse_tagged_events(store: SealedStore) -> None:
         )
 
 
-def refuse_absent_tables(store: SealedStore) -> None:
+def refuse_absent_tables(store: SealedStore, *, every: bool = False) -> None:
     """
     Stop where none of the eventsourcing library's listed tables is there: its application writes elsewhere.
 
     Args:
         store: Its items' database is looked at. That some of the tables are absent is well, such as one for
             snapshots that nobody takes.
+        every: Whether each of the listed tables must be there.
 
     Raises:
-        ConfigurationError: Tables are listed, and none is in the database.
+        ConfigurationError: Tables are listed, and none is in the database; or, with *every*, one is not.
         StoreError: The database refused or failed.
     """
     listed = store.datastore.eventsourcing_tables
-    if listed and not store.datastore.described_eventsourcing_tables():
+    there = {table.table for table in store.datastore.described_eventsourcing_tables()} if listed else set()
+    absent = [name for name in listed if name not in there]
+    if every and there and absent:
+        raise ConfigurationError(
+            f"tables in eventsourcing_tables that are not there: {', '.join(absent)}; what is old in them, "
+            "wherever they are, would never be read again",
+            remedy="Let store_url name the database that has them, or take them out of eventsourcing_tables.",
+        )
+    if listed and not there:
         raise ConfigurationError(
             f"none of the tables in eventsourcing_tables is there: {', '.join(listed)}; what is sealed "
             "elsewhere is not counted, and its key might go",

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import CHAR, Column, MetaData, Table, func, select
+from sqlalchemy import CHAR, Column, MetaData, Table, func, or_, select
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.types import TypeDecorator
 
 from eventseal.errors import IntegrityError, SerializationError
 from eventseal.storage.header_key_ids import KeyIdInHeader
-from eventseal.storage.item_columns import KEY_ID, comes_after
+from eventseal.storage.item_columns import KEY_ID
 from eventseal.storage.registry import ColumnKind
-from eventseal.storage.transactions import read
 from eventseal.storage.types import BinaryUUID, DatabaseText, ExactDecimal, ExactInteger, ExactText
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from sqlalchemy import ColumnElement, Select
-    from sqlalchemy.engine import Connection, Dialect, Engine
+    from sqlalchemy import ColumnElement
+    from sqlalchemy.engine import Connection, Dialect
     from sqlalchemy.types import TypeEngine
 
     from eventseal.storage.registry import SealedTable
@@ -65,6 +61,43 @@ def count_by_key(connection: Connection, table: SealedTable) -> dict[UUID | None
     return dict(counts)
 
 
+def count_plain(connection: Connection, table: SealedTable) -> int:
+    """
+    Count the items of a table that name no key, on the index of key ids.
+
+    Args:
+        connection: To the database that the table is in.
+        table: From the registry.
+    """
+    key_id = described(table).key_id
+    return int(connection.execute(select(func.count()).where(key_id.is_(None))).scalar_one())
+
+
+def count_without_envelope(connection: Connection, table: SealedTable) -> int:
+    """
+    Count the rows that begin like no envelope, whatever their column of key ids says. It reads all rows.
+
+    Args:
+        connection: To the database that the table is in.
+        table: From the registry.
+    """
+    header = KeyIdInHeader(described(table)["data"], _KeyId())
+    return int(connection.execute(select(func.count()).where(header.is_(None))).scalar_one())
+
+
+def count_without_place(connection: Connection, table: SealedTable) -> int:
+    """
+    Count the rows that no range of places has, since a part of theirs is NULL.
+
+    Args:
+        connection: To the database that the table is in.
+        table: From the registry.
+    """
+    sequence_id, position = described(table).place
+    query = select(func.count()).where(or_(sequence_id.is_(None), position.is_(None)))
+    return int(connection.execute(query).scalar_one())
+
+
 def row_at(connection: Connection, table: SealedTable, sequence_id: Any, position: Any) -> ItemRow | None:
     """
     Read one item of a table, if it is there.
@@ -79,35 +112,7 @@ def row_at(connection: Connection, table: SealedTable, sequence_id: Any, positio
     query = select(*(columns[role] for role in ItemRow._fields)).where(
         columns["sequence_id"] == sequence_id, columns["position"] == position
     )
-    return next(iter(_page(query, connection)), None)
-
-
-def pages(
-    engine: Engine, table: SealedTable, *, size: int = 1000, after: tuple[Any, Any] | None = None
-) -> Iterator[list[ItemRow]]:
-    """
-    Read a table in order of sequence id and position, each page in a short transaction of its own.
-
-    Args:
-        engine: Of the database that the table is in.
-        table: From the registry.
-        size: Rows in a page.
-        after: Begin behind this sequence id and position.
-    """
-    columns = described(table)
-    query = select(*(columns[role] for role in ItemRow._fields)).order_by(*columns.place).limit(size)
-    while True:
-        rest = query if after is None else query.where(comes_after(columns.place, after))
-        page = read(engine, partial(_page, rest), doing=f"reading {table.table}")
-        if page:
-            yield page
-        if len(page) < size:
-            return
-        after = page[-1][:2]
-
-
-def _page(query: Select[Any], connection: Connection) -> list[ItemRow]:
-    return [ItemRow._make(row) for row in connection.execute(query)]
+    return next(map(ItemRow._make, connection.execute(query)), None)
 
 
 @dataclass(frozen=True, slots=True)
