@@ -111,7 +111,7 @@ def test_rows_that_were_edited_are_shown_and_hide_nothing(run, run_json, store, 
     query("UPDATE reencryption_jobs SET options = '[]'")
     shown = run_json("status")
     assert shown["items"]["integer_sequenced_items"] == {"active": 3}
-    (problem,) = shown["unreadable"]
+    (problem,) = shown["edited"]
     assert "table snapshots in database items was edited: its columns" in problem["message"]
     (job,) = shown["jobs"]
     assert job["state"] == "unreadable"

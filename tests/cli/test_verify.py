@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
 from eventseal.cli import verify_command
@@ -17,9 +15,9 @@ ITEMS = "integer_sequenced_items"
 def test_a_whole_store_is_counted_by_table(run, store):
     store(5)
     lines = run("verify").stdout.splitlines()
-    assert lines[0].split() == ["TABLE", "DONE", "FAILED", "PLAIN", "FOREIGN", "ERASED", "LEFT"]
+    assert lines[0].split() == ["TABLE", "DONE", "FAILED", "PLAIN", "UNMIGRATED", "FOREIGN", "ERASED", "LEFT"]
     assert [line.split() for line in lines if line.startswith(ITEMS)] == [
-        [ITEMS, "5", "0", "0", "0", "0", "0"]
+        [ITEMS, "5", "0", "0", "0", "0", "0", "0"]
     ]
     assert lines[-1].startswith("5 items opened under 1 keys in ")
     assert lines[-1].endswith(", 0 failed")
@@ -34,6 +32,7 @@ def test_its_json_is_all_of_standard_output(run_json, store):
         "done": 3,
         "failed": 0,
         "plain": 0,
+        "unmigrated": 0,
         "foreign": 0,
         "erased": 0,
         "left": 0,
@@ -92,19 +91,18 @@ def test_many_failures_are_cut_short_for_people(run, run_json, store, query):
     assert len(run_json("verify", exits=1)["failures"]) == 30
 
 
-def test_another_kek_is_named_with_what_to_do_once_and_in_json_by_class_only(
-    run, run_json, store, query, monkeypatch
-):
-    store(3)
+def test_a_wrong_or_a_missing_kek_is_one_line_and_no_failed_item(run, run_json, store, monkeypatch):
+    store(30)
     (kek,) = {key["wrapped_by"][0] for key in run_json("keys")["keys"]}
     LocalKmsAdapter.create("other.key")
     monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://other.key")
-    shown = run("verify", exits=1).stdout
-    assert "KekNotConfiguredError: encryption_keys key_id=" in shown
-    assert shown.count(f"wrapped under {kek}") == 1
-    assert shown.count("remedy: Add the KEK to kms=") == 1
-    failures = run_json("verify", exits=1)["failures"]
-    assert {tuple(failure) for failure in failures} == {("table", "row", "key_id", "error")}
+    result = run("verify", exits=2)
+    assert result.stdout == ""
+    error, remedy = result.stderr.splitlines()
+    assert f"wrapped under {kek}" in error
+    assert remedy.startswith("eventseal: remedy: Add the KEK to kms=")
+    monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://no.key")
+    assert "no.key" in run("verify", exits=2).stderr
 
 
 def test_a_class_of_failures_behind_many_others_is_shown_and_explained(run, store, query):
@@ -137,14 +135,22 @@ def test_what_an_edit_put_in_a_row_does_not_reach_the_terminal(run, store, query
     assert not {"\x1b", "\x9b"} & set(shown)
 
 
-def test_plain_items_are_told_and_do_not_fail(run_json, store, query):
+def test_plain_items_fail_unless_the_settings_say_that_there_are_some(
+    run, run_json, store, query, monkeypatch
+):
     store(2)
     query("UPDATE integer_sequenced_items SET key_id = NULL, data = CAST('{}' AS BLOB) WHERE position = 0")
+    assert f"EncryptionRequiredError: {ITEMS}" in run("verify", exits=1).stdout
+    assert "not encrypted" in run("doctor", exits=1).stdout
+    assert run_json("status")["unreadable"] == {ITEMS: 1}
+    monkeypatch.setenv("EVENTSEAL_ALWAYS_ENCRYPT", "false")
     assert run_json("verify")["by_table"][ITEMS]["plain"] == 1
+    run("doctor")
+    assert run_json("status")["unreadable"] == {}
 
 
 def test_without_a_terminal_progress_is_a_line_for_each_tenth(run, store, monkeypatch):
-    monkeypatch.setattr(sys.modules["eventseal.rotation.verify"], "_PAGE_SIZE", 10)
+    monkeypatch.setattr("eventseal.rotation.item_checks.PAGE_SIZE", 10)
     store(200)
     result = run("verify")
     told = [line for line in result.stderr.splitlines() if line.startswith("verify: ")]

@@ -454,3 +454,32 @@ def test_keys_in_a_database_of_their_own_are_looked_at_there(tmp_path, monkeypat
     texts = [finding.text for finding in diagnose() if finding.area == "database"]
     assert [text.split(":")[0] for text in texts] == ["items", "keys"]
     assert amiss() == []
+
+
+# --- what is not encrypted ---
+
+
+def test_items_that_are_not_encrypted_are_an_error_until_a_migration_begins(append, sql, monkeypatch):
+    append(3)
+    sql(f"UPDATE {ITEMS} SET key_id = NULL WHERE position > 0")
+    finding = the_one("not encrypted")
+    assert (finding.severity, finding.area) == (Severity.ERROR, "migration")
+    assert finding.text.startswith(f"2 items of {ITEMS} are")
+    assert "eventseal migrate --begin" in finding.remedy
+    monkeypatch.setenv("EVENTSEAL_ALWAYS_ENCRYPT", "false")
+    assert amiss() == []
+    monkeypatch.delenv("EVENTSEAL_ALWAYS_ENCRYPT")
+    monkeypatch.setenv("EVENTSEAL_OLD_FORMATS", "plain-json")
+    sql("UPDATE sealed_tables SET old_formats = '[\"plain-json\"]'")
+    assert amiss() == []
+
+
+@pytest.mark.postgres
+def test_tables_of_events_by_tags_are_a_warning(append, sql, shop, monkeypatch):
+    if shop.startswith("sqlite"):
+        pytest.skip("SQLite has no arrays, hence none of these tables")
+    sql("CREATE TABLE dcb_events (id BIGSERIAL, type TEXT, data BYTEA, tags TEXT[])")
+    finding = the_one("dcb_events")
+    assert finding.severity is Severity.WARNING
+    monkeypatch.setenv("EVENTSEAL_UNSEALED_TABLES", "dcb_events")
+    assert amiss() == []

@@ -186,7 +186,7 @@ def test_a_registry_row_costs_its_table_and_what_destroys_refuses(shop, again, s
         cell.put(engine, "table_name = :name", name=f"other_{number}")
     found = status(again.key_store, again.datastore, APPLICATION)
     assert found.items[ITEMS]
-    unreadable = [str(problem) for problem in found.unreadable]
+    unreadable = [str(problem) for problem in found.edited]
     assert any("table other_" in said and "its columns" in said for said in unreadable)
     assert list_keys(again.key_store, again.datastore, APPLICATION).unreadable
     assert events(again, BESIDE) == 1

@@ -35,7 +35,6 @@ from eventseal.storage import (
     SQLAlchemyActiveRecordStrategy,
     TimestampSequencedItemRecord,
     count_by_key,
-    pages,
     register,
     registered,
 )
@@ -286,9 +285,9 @@ class TestUnregisteredTables:
         assert look_for_unregistered(datastore) == []
         item = SequencedItem(uuid4(), 0, "t", b"d", uuid4())
         SQLAlchemyActiveRecordStrategy(Archived, datastore.session).append(item)
-        assert list(pages(datastore.engine, the_registry(datastore)["archive.archived"])) == [
-            [ItemRow(*item)]
-        ]
+        with datastore.engine.connect() as connection:
+            table = the_registry(datastore)["archive.archived"]
+            assert row_at(connection, table, item.sequence_id, 0) == ItemRow(*item)
 
 
 class TestItemRows:
@@ -329,29 +328,11 @@ class TestItemRows:
         with datastore.engine.connect() as connection:
             assert count_by_key(connection, table) == {UUID(int=1): 4, UUID(int=2): 4, None: 4}
 
-    @pytest.mark.parametrize("size", [1, 4, 5, 12, 100])
-    def test_pages_hold_every_row_once_in_order_of_its_place(self, table, rows, datastore, size):
-        found = list(pages(datastore.engine, table, size=size))
-        assert [row for page in found for row in page] == rows
-        assert {len(page) for page in found[:-1]} <= {size}
-        assert all(found)
-
-    def test_pages_go_on_behind_a_place(self, table, rows, datastore):
-        after = rows[6].sequence_id, rows[6].position
-        assert [row for page in pages(datastore.engine, table, size=2, after=after) for row in page] == rows[
-            7:
-        ]
-
-    def test_no_transaction_stays_open_between_pages(self, table, rows, datastore):
-        for _ in pages(datastore.engine, table, size=3):
-            assert datastore.engine.pool.checkedout() == 0
-
     def test_a_row_is_found_by_its_place(self, table, rows, datastore):
         with datastore.engine.connect() as connection:
             assert row_at(connection, table, rows[3].sequence_id, rows[3].position) == rows[3]
             assert row_at(connection, table, rows[3].sequence_id, 999) is None
 
-    def test_an_empty_table_has_no_pages(self, table, datastore):
-        assert list(pages(datastore.engine, table)) == []
+    def test_of_an_empty_table_nothing_is_counted(self, table, datastore):
         with datastore.engine.connect() as connection:
             assert count_by_key(connection, table) == {}

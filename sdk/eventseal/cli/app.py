@@ -15,6 +15,7 @@ from eventseal.cli import (
     inspect_command,
     keys_command,
     migrate_command,
+    receipt_command,
     reencrypt_command,
     reopen_command,
     retire_command,
@@ -99,6 +100,7 @@ app.command(epilog=shred_command.EXAMPLES)(shred_command.shred)
 app.command(epilog=reopen_command.EXAMPLES)(reopen_command.reopen)
 app.command(epilog=status_command.EXAMPLES)(status_command.status)
 app.command(epilog=fields_command.EXAMPLES)(fields_command.fields)
+app.add_typer(receipt_command.receipt)
 
 
 def run() -> None:

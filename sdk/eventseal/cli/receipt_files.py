@@ -32,11 +32,6 @@ class Receipt(Protocol):
         ...
 
 
-class _Receipted(Protocol):
-    @property
-    def receipt(self) -> Receipt | None: ...
-
-
 def refuse_receipt_file(file: Path | None) -> None:
     """
     Refuse a place where no receipt can be written, before there is anything to tell in it.
@@ -62,13 +57,13 @@ def refuse_receipt_file(file: Path | None) -> None:
         ) from error
 
 
-def write_receipt(file: Path | None, result: _Receipted, *, done: str, remedy: str) -> None:
+def write_receipt(file: Path | None, receipt: Receipt | None, *, done: str, remedy: str) -> None:
     """
     Write the receipt of what was done, for its owner alone to read; where there is none, say so.
 
     Args:
         file: As it was named, if it was.
-        result: Of the command.
+        receipt: Of what was done; ``None`` if it is not complete.
         done: What stays done if the receipt cannot be written.
         remedy: How to come by it then.
 
@@ -77,7 +72,6 @@ def write_receipt(file: Path | None, result: _Receipted, *, done: str, remedy: s
     """
     if file is None:
         return
-    receipt = result.receipt
     if receipt is None:
         typer.echo(f"it is not complete, and no receipt was written to {file}: run it again", err=True)
         return

@@ -77,7 +77,7 @@ def roll_epoch(
                 seal, to=target, pending_window_days=pending_window_days, batch=batch, progress=progress
             )
     tell(options, result, lambda: _print(result))
-    write_receipt(receipt, result, done="the epoch is rolled", remedy=_RECEIPT_AGAIN)
+    write_receipt(receipt, result.receipt, done="the epoch is rolled", remedy=_RECEIPT_AGAIN)
     exit_by(result)
 
 

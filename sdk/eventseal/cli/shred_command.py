@@ -83,7 +83,7 @@ def shred(
         with resumable(lambda: RUN_AGAIN):
             result = shred_scope(seal, scope, destroy_application_items=destroy_application_items)
     tell(options, result, lambda: _print(scope, result, dry_run=False))
-    write_receipt(receipt, result, done="all is shredded", remedy=_RECEIPT_AGAIN)
+    write_receipt(receipt, result.receipt, done="all is shredded", remedy=_RECEIPT_AGAIN)
     exit_by(result)
 
 

@@ -51,6 +51,7 @@ def status(
             stores.datastore,
             stores.settings.application,
             policy=rotation_policy(stores.settings),
+            always_encrypt=stores.settings.always_encrypt,
         )
         intents = _open_intents(stores)
     finally:
@@ -80,6 +81,7 @@ def _as_json(found: Status) -> dict[str, Any]:
             for total in found.keys
         ],
         "items": {table: dict(counts) for table, counts in found.items.items()},
+        "unreadable": dict(found.unreadable),
         "old_formats": {table: list(names) for table, names in found.old_formats.items()},
         "keks": [
             {
@@ -90,7 +92,7 @@ def _as_json(found: Status) -> dict[str, Any]:
             }
             for use in found.keks
         ],
-        "unreadable": [{"message": str(problem), "remedy": problem.remedy} for problem in found.unreadable],
+        "edited": [{"message": str(problem), "remedy": problem.remedy} for problem in found.edited],
         "jobs": [_job_as_json(standing) for standing in found.jobs],
         "next": [_advice_as_json(advice) for advice in found.next_steps],
     }
@@ -148,7 +150,7 @@ def _print(found: Status) -> None:
         )
         for standing in found.jobs
     ]
-    for problem in found.unreadable:
+    for problem in found.edited:
         typer.echo(f"{printable(str(problem))}\n  {printable(problem.remedy)}\n")
     _print_table(("JOB", "VERB", "STATE", "DONE", "OF", "LAST SEEN"), jobs)
     _print_next(found.next_steps)

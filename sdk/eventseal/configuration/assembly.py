@@ -118,6 +118,11 @@ class EventSeal:
         return cls(load_settings(path, **overrides))
 
     @property
+    def always_encrypt(self) -> bool:
+        """Whether every event is encrypted, and anything else refused."""
+        return self.settings.always_encrypt
+
+    @property
     def unsealed_tables(self) -> tuple[str, ...]:
         """Tables that look as if they held sealed items, and do not."""
         return self.settings.unsealed_tables

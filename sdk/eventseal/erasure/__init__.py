@@ -6,14 +6,17 @@ from eventseal.erasure.epoch_receipt import EpochReceipt, RecordedEntry
 from eventseal.erasure.epoch_result import EpochResult
 from eventseal.erasure.ledger import DatabaseLedger, FileLedger, Ledger, LedgerLines
 from eventseal.erasure.ledger_entries import LedgerEntry
+from eventseal.erasure.receipt_checks import CheckedReceipt, check_receipt
 from eventseal.erasure.receipts import Receipt
 from eventseal.erasure.recording import adopt
 from eventseal.erasure.reopen import reopen
 from eventseal.erasure.restore import RestoredScope, RestoreResult, after_restore
 from eventseal.erasure.shred import HasLedger, ShredResult, shred
 from eventseal.erasure.subject_erased import SubjectErased, erased_subjects
+from eventseal.erasure.verify_receipt import VerifyReceipt
 
 __all__ = [
+    "CheckedReceipt",
     "DatabaseLedger",
     "EndedKek",
     "Ending",
@@ -30,8 +33,10 @@ __all__ = [
     "RestoredScope",
     "ShredResult",
     "SubjectErased",
+    "VerifyReceipt",
     "adopt",
     "after_restore",
+    "check_receipt",
     "erased_subjects",
     "reopen",
     "roll_epoch",

@@ -270,6 +270,8 @@ class _Roll:
         if self._ledger is not None:
             entry = self._ledger.append(self._store, EPOCH, details=receipt.details)
             receipt = EpochReceipt.of(self._ledger.name, entry)
+        else:
+            receipt = receipt.authenticated(self._keyring)
         finished_at = finish_epoch(self._engine, self._application, begun_at)
         leftover = overwrite_deleted(self._engine)
         return self._result(complete=True, receipt=receipt, finished_at=finished_at, leftover=leftover)

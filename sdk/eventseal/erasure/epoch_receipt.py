@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from eventseal.erasure.ledger_entries import LedgerEntry
+    from eventseal.keys import Keyring
+
+
+EPOCH_RECEIPT = "eventseal epoch"
 
 
 class RecordedEntry(NamedTuple):
@@ -48,6 +52,7 @@ class EpochReceipt:
         keys: How many keys are wrapped as they should be.
         done_at: When all was done, or told to the ledger; the key store's clock, UTC.
         recorded: Where the ledger says so, if there is one.
+        mac: Else a MAC over all of its facts, under a key that is derived from the store key, in hex.
     """
 
     application: str
@@ -58,6 +63,11 @@ class EpochReceipt:
     keys: int
     done_at: datetime
     recorded: RecordedEntry | None = None
+    mac: str = ""
+
+    def authenticated(self, keyring: Keyring) -> Self:
+        """Give it with a MAC, for where no ledger says the same."""
+        return replace(self, mac=keyring.receipt_mac(self._facts))
 
     @classmethod
     def of(cls, ledger: str, entry: LedgerEntry) -> Self:
@@ -102,13 +112,17 @@ class EpochReceipt:
         return _last([kek.ends_at for kek in self.keks])
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as JSON has it."""
+        """Give it as JSON has it; with a MAC where there is no ledger."""
+        return {**self._facts, "mac": self.mac} if self.recorded is None else self._facts
+
+    @property
+    def _facts(self) -> dict[str, Any]:
         ledger = None
         if self.recorded is not None:
             entry = {"entry": self.recorded.number, "mac": self.recorded.mac}
             ledger = {"place": self.recorded.ledger, "id": str(self.recorded.ledger_id), "epoch": entry}
         return {
-            "receipt": "eventseal epoch",
+            "receipt": EPOCH_RECEIPT,
             "application": self.application,
             **self.details,
             "done_at": as_text(self.done_at),
@@ -135,6 +149,7 @@ class EpochReceipt:
         ]
         if self.recorded is None:
             facts.append(("Recorded in", "no ledger: none is configured"))
+            facts.append(("MAC", self.mac))
         else:
             facts.append(("Recorded in", f"{self.recorded.ledger}, key {self.recorded.ledger_id}"))
             facts.append(("Entry", f"{self.recorded.number}, MAC {self.recorded.mac}"))

@@ -225,6 +225,13 @@ class Ledger:
         """Give the last entry, verified by itself; raises as :meth:`entries` does."""
         return self._open(store).last
 
+    def entry(self, store: SealedStore, number: int) -> LedgerEntry | None:
+        """Give an entry, verified by itself; ``None`` if there is none of that number; raises as above."""
+        known = self._open(store)
+        if not 1 <= number <= known.last.number:
+            return None
+        return self._entry(known.key, number, store.keyring.application)
+
     def open_intents(self, store: SealedStore) -> list[LedgerEntry]:
         """Give the intents that are not done, each verified by itself; raises as :meth:`entries` does."""
         application, known = store.keyring.application, self._open(store)

@@ -15,6 +15,7 @@ from eventseal.keys.ledger_keys import LEDGER_SCOPE, MAC_SIZE
 from eventseal.keys.records import KeyRecord
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.kms import WrappedKey
+from eventseal.suites.framing import canonical_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,7 +76,7 @@ class LedgerEntry:
 def sealed_line(entry: LedgerEntry, key: LedgerKey) -> bytes:
     """Give the line of an entry, without the end of the line."""
     body = _body(entry)
-    return _line(body, key.mac(_canonical(body)))
+    return _line(body, key.mac(canonical_json(body)))
 
 
 def parsed(line: bytes, *, where: str, application: str) -> LedgerEntry:
@@ -220,9 +221,5 @@ def _body(entry: LedgerEntry) -> dict[str, Any]:
     }
 
 
-def _canonical(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
 def _line(body: Mapping[str, Any], mac: bytes) -> bytes:
-    return _canonical({"entry": body, "mac": mac.hex()})
+    return canonical_json({"entry": body, "mac": mac.hex()})

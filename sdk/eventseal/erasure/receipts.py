@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from eventseal.erasure.ledger_entries import LedgerEntry
 
 
+ERASURE_RECEIPT = "eventseal erasure"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
     """
@@ -80,7 +83,7 @@ class Receipt:
     def to_json(self) -> dict[str, Any]:
         """Give it as JSON has it."""
         return {
-            "receipt": "eventseal erasure",
+            "receipt": ERASURE_RECEIPT,
             "application": self.application,
             "scope": self.scope,
             "keys": {str(key_id): purpose for key_id, purpose in self.keys.items()},

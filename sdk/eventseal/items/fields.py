@@ -132,8 +132,7 @@ class PersonalFields:
         raw = self._json.parse(data)
         if type(raw) is not dict:
             return raw, []
-        whole = dict(raw)
-        self._places.put(whole, item.sequence_id, item.position, item.topic)
+        whole = self._places.whole(raw, item.sequence_id, item.position, item.topic)
         fields = stored_fields(raw, whole)
         if fields and self._cipher is None:
             raise ConfigurationError(

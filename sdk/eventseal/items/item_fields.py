@@ -12,8 +12,13 @@ from eventseal.errors import (
     OPAQUE_INTEGRITY_MESSAGE,
     ConfigurationError,
     IntegrityError,
+    KekNotConfiguredError,
+    KeyDestroyedError,
+    KeyNotFoundError,
     SerializationError,
+    WrongApplicationError,
 )
+from eventseal.suites.envelope import HEADER_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -47,6 +52,23 @@ class StoredItem(NamedTuple):
         except SerializationError as exc:
             exc.add_note(f"event: {self.topic}")
             raise
+
+
+def names_another_key(data: bytes, key_id: UUID | None, outcome: EventSealError) -> bool:
+    """
+    Whether an envelope that did not open names another key than its row, whatever became of either.
+
+    Args:
+        data: As stored.
+        key_id: That stands beside it.
+        outcome: What opening gave.
+    """
+    return isinstance(outcome, _OF_THE_KEY) and data[_KEY_ID_IN_HEADER] != (key_id.bytes if key_id else None)
+
+
+_KEY_ID_IN_HEADER = slice(3, HEADER_SIZE)
+_OF_THE_KEY = (KeyNotFoundError, KeyDestroyedError, WrongApplicationError, KekNotConfiguredError)
+"""What says something of the key in the header, and nothing of the rest: no outage, and no other bytes."""
 
 
 class ItemFields:

@@ -23,7 +23,7 @@ from eventseal.items.acceptance import AcceptedFormats, OldItem
 from eventseal.items.field_reading import SEALED_BYTES
 from eventseal.items.fields import PersonalFields
 from eventseal.items.item import EVENTS, TIMED_EVENTS, SequencedItem
-from eventseal.items.item_fields import ItemFields, StoredItem
+from eventseal.items.item_fields import ItemFields, StoredItem, names_another_key
 from eventseal.items.json import JSONTranscoder
 from eventseal.items.masks import Erased, ErasedItems, OnErased
 from eventseal.items.objects import attributes_of, restore
@@ -322,7 +322,7 @@ class SequencedItemMapper:
                 return self._restored(stored, resolve_topic(stored.topic), outcome.plaintext, parsed)
             if outcome is None or self._is_plain(stored, outcome):
                 return self._plain_event(stored, parsed)
-            if isinstance(outcome, KeyNotFoundError | KeyDestroyedError) and self._is_beside_another(stored):
+            if self._fields.has_key_id and names_another_key(stored.data, stored.key_id, outcome):
                 raise IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
             if isinstance(outcome, KeyDestroyedError):
                 erased = self._erased_items.scope_of(item, outcome)
@@ -390,9 +390,6 @@ class SequencedItemMapper:
         if isinstance(outcome, KeyNotFoundError):
             return self._fields.has_key_id
         return isinstance(outcome, UnknownFormatError)
-
-    def _is_beside_another(self, stored: StoredItem) -> bool:
-        return self._fields.has_key_id and stored.key_id != UUID(bytes=stored.data[_KEY_ID])
 
     def _context(self, item: StoredItem, collection: str | None = None) -> ItemContext:
         return ItemContext(item.sequence_id, item.position, item.topic, collection or self.collection)

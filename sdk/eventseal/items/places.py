@@ -109,6 +109,14 @@ class PlaceNames:
         attributes[names[0]] = sequence_id
         attributes[names[1]] = position
 
+    def whole(
+        self, attributes: dict[str, Any], sequence_id: Any, position: Any, owner: str
+    ) -> dict[str, Any]:
+        """Give *attributes* with an item's place, where the subjects of its fields are looked for."""
+        whole = dict(attributes)
+        self.put(whole, sequence_id, position, owner)
+        return whole
+
     def _take_found(self, attributes: dict[str, Any], owner: str) -> tuple[Any, Any]:
         names = _first_in(attributes, self._written)
         if names is None:
@@ -121,6 +129,29 @@ class PlaceNames:
             return attributes[names[0]], attributes[names[1]]
         _check_version(attributes[names[1]], owner)
         return attributes.pop(names[0]), attributes.pop(names[1])
+
+
+class UnknownPlaceNames(PlaceNames):
+    """For who reads the items of any application: it may call their place what it likes."""
+
+    def __init__(self) -> None:
+        super().__init__(VERSIONED, None, None)
+
+    def whole(
+        self, attributes: dict[str, Any], sequence_id: Any, position: Any, owner: str
+    ) -> dict[str, Any]:
+        """Give *attributes* with an item's place; whatever they lack is the sequence id by another name."""
+        return _WithSequenceId(super().whole(attributes, sequence_id, position, owner), sequence_id)
+
+
+class _WithSequenceId(dict[str, Any]):
+    # A wrong guess opens nothing: the field is bound to its subject.
+    def __init__(self, attributes: dict[str, Any], sequence_id: Any) -> None:
+        super().__init__(attributes)
+        self._sequence_id = sequence_id
+
+    def __missing__(self, name: str) -> Any:
+        return self._sequence_id
 
 
 def _first_in(attributes: dict[str, Any], pairs: Sequence[Pair]) -> Pair | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from eventseal.errors import ConfigurationError
 from eventseal.keys.old_key_tables import Upgrade, read_old_rows, refuse_edited_shreds, upgrade_name
 from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
 from eventseal.keys.states import KeyPurpose, KeyState
@@ -309,6 +310,29 @@ class KeyLifecycle:
         """Makes and opens the keys of erasure ledgers, which are kept outside of the key store."""
         self._memory.check_open()
         return self._ledger_keys
+
+    def receipt_mac(self, facts: Mapping[str, Any]) -> str:
+        """
+        Authenticate a receipt under a key that is derived from the application's store key.
+
+        Args:
+            facts: As JSON has them.
+
+        Returns:
+            The MAC in hex: 64 digits.
+
+        Raises:
+            ConfigurationError: The application has no store key, or the keyring is closed.
+            EventSealError: The store key does not open.
+        """
+        self._memory.check_open()
+        seals = self._store_key.seals()
+        if seals is None:
+            raise ConfigurationError(
+                "the application has no store key, which receipts are authenticated with",
+                remedy="Run `eventseal init`, which creates it.",
+            )
+        return seals.receipt_mac(facts).hex()
 
     def _stored(self, name: str, *, make: bool = True) -> str:
         self._memory.check_open()

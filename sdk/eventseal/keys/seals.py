@@ -6,15 +6,15 @@ import hmac
 from base64 import urlsafe_b64encode
 from dataclasses import replace
 from hashlib import sha256, sha512
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from eventseal.errors import IntegrityError
 from eventseal.keys.records import ChangeMark
 from eventseal.keys.revocation_tree import ROOT, SCOPE_NAME_SIZE
-from eventseal.suites.framing import length_prefixed
+from eventseal.suites.framing import canonical_json, length_prefixed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from uuid import UUID
 
     from eventseal.keys.data_key import DataKey
@@ -82,7 +82,7 @@ class Seals:
     Seals and checks the key tables of one application under its store key.
 
     Args:
-        store_key: Six keys are derived from it; the handle itself is not kept.
+        store_key: Seven keys are derived from it; the handle itself is not kept.
     """
 
     __slots__ = (
@@ -91,6 +91,7 @@ class Seals:
         "_mark_key",
         "_old_mark_key",
         "_old_revoked_key",
+        "_receipt_key",
         "_row_key",
         "_scope_key",
         "_tree_key",
@@ -107,6 +108,7 @@ class Seals:
         self._old_revoked_key = store_key.derive(b"eventseal/v1/revoked", _HMAC_KEY_SIZE)
         self._old_mark_key = store_key.derive(b"eventseal/v1/change mark", _HMAC_KEY_SIZE)
         self._scope_key = store_key.derive(b"eventseal/v1/scope digest", _HMAC_KEY_SIZE)
+        self._receipt_key = store_key.derive(b"eventseal/v1/receipt", _HMAC_KEY_SIZE)
 
     def sealed(self, record: KeyRecord) -> KeyRecord:
         """Give *record* with the seal that belongs to it."""
@@ -192,6 +194,10 @@ class Seals:
         """Give what stands for a scope where scopes are personal: 32 bytes of HMAC in base64url, unpadded."""
         digest = hmac.digest(self._scope_key, scope.encode(), sha256)
         return urlsafe_b64encode(digest).rstrip(b"=").decode("ascii")
+
+    def receipt_mac(self, facts: Mapping[str, Any]) -> bytes:
+        """Give 32 bytes of HMAC-SHA-512 over the canonical JSON of a receipt's facts."""
+        return hmac.digest(self._receipt_key, canonical_json(facts), sha512)[:SEAL_SIZE]
 
     def _row_seal(self, record: KeyRecord) -> bytes:
         sealed = length_prefixed(

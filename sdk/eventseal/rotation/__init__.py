@@ -12,7 +12,7 @@ from eventseal.rotation.rewrap import rewrap
 from eventseal.rotation.sealed_store import SealedStore
 from eventseal.rotation.standing import Advice, Status
 from eventseal.rotation.status import status
-from eventseal.rotation.verify import verify
+from eventseal.rotation.verify import VerifyResult, verify
 
 __all__ = [
     "Advice",
@@ -21,6 +21,7 @@ __all__ = [
     "KekReport",
     "SealedStore",
     "Status",
+    "VerifyResult",
     "begin_migration",
     "copy_items",
     "finish_migration",

@@ -33,6 +33,7 @@ def advice(status: Status) -> tuple[Advice, ...]:
         status: Of the application.
     """
     return (
+        *_unreadable(status),
         *_jobs(status),
         *_compromised(status),
         *_migrate(status),
@@ -88,6 +89,16 @@ def unfinished_job(standing: JobStanding, now: datetime) -> Advice | None:
         reason=f"a {what} did not end: {standing.done:,} of {job.total:,} items were moved, it is "
         f"{job.state} since {job.updated_at.isoformat(timespec='seconds')}",
     )
+
+
+def _unreadable(status: Status) -> Iterator[Advice]:
+    if status.unreadable:
+        counts = ", ".join(f"{count:,} items of {table}" for table, count in status.unreadable.items())
+        yield Advice(
+            command="eventseal verify",
+            reason=f"{counts} are not encrypted, or their key is not there: no reader takes them, and verify "
+            "names each",
+        )
 
 
 def _jobs(status: Status) -> Iterator[Advice]:

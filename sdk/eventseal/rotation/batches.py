@@ -20,7 +20,7 @@ from eventseal.errors import (
     StoreUnavailableError,
 )
 from eventseal.keys.states import KeyState
-from eventseal.rotation.compromised import suspected, unreadable_mark
+from eventseal.rotation.compromised import suspected_forgery, unreadable_mark
 from eventseal.rotation.moved_collections import moved
 from eventseal.rotation.results import MAX_FAILURES
 from eventseal.rotation.sources import Standing
@@ -219,7 +219,7 @@ class TableMover:
             if key_id is not None:
                 batch.counts["suspected"] += 1
                 mark = self._marks[key_id]
-                error = unreadable_mark(mark) if mark.unreadable else suspected(key_id)
+                error = unreadable_mark(mark) if mark.unreadable else suspected_forgery(key_id)
                 self._fail(batch, batch.page, number, error, stuck=True)
         return there
 

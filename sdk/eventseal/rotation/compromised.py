@@ -50,6 +50,16 @@ class Miscount(NamedTuple):
         )
 
 
+def suspected_forgery(key_id: UUID) -> IntegrityError:
+    """Say what an item may be that was not there, as it is, when its key was marked as compromised."""
+    return IntegrityError(
+        f"suspected forgery: the item was written after its key {key_id} was marked as compromised",
+        remedy="Find out who wrote the row, and delete it; if a restore or an UPDATE wrote it, mark the key "
+        f"anew: eventseal rotate --compromised --key {key_id}",
+        key_id=key_id,
+    )
+
+
 def record_marks(store: SealedStore, key_ids: Collection[UUID]) -> None:
     """
     Close the fences of compromised keys, and record what each registered table holds under them.
@@ -124,16 +134,6 @@ def miscounts(store: SealedStore, tables: Sequence[SealedTable]) -> list[Miscoun
         )
         if counts.expected != counts.found
     ]
-
-
-def suspected(key_id: UUID) -> IntegrityError:
-    """Say of an item under a compromised key that it came after the key was marked."""
-    return IntegrityError(
-        f"suspected forgery: the item was written after its key {key_id} was marked as compromised",
-        remedy="Find out who wrote the row, and delete it; if a restore or an UPDATE wrote it, mark the key "
-        f"anew: eventseal rotate --compromised --key {key_id}",
-        key_id=key_id,
-    )
 
 
 def unreadable_mark(mark: Mark) -> IntegrityError:

@@ -26,8 +26,13 @@ from eventseal.rotation.outcomes import JobReport, failure_from_json
 from eventseal.rotation.passes import Passes
 from eventseal.rotation.reencrypt import check_work
 from eventseal.rotation.results import MAX_FAILURES, JobResult
-from eventseal.rotation.sealed_store import refuse_unregistered_tables, registered_tables
+from eventseal.rotation.sealed_store import (
+    refuse_absent_tables,
+    refuse_unregistered_tables,
+    registered_tables,
+)
 from eventseal.storage import job_counts, jobs
+from eventseal.storage.item_rows import count_without_envelope
 from eventseal.storage.registry import set_old_formats
 from eventseal.storage.transactions import read, write
 
@@ -199,12 +204,13 @@ def finish_migration(
         ``by_table`` counts the envelopes.
 
     Raises:
-        ConfigurationError: A table is not registered.
+        ConfigurationError: A table is not registered, or one that the settings list is not there.
         JobError: Rows are left that are no envelopes of this application; the message counts and places them.
         StoreError: The database refused or failed.
     """
     started = time.monotonic()
     refuse_unregistered_tables(store)
+    refuse_absent_tables(store, every=True)
     found = registered_tables(store.datastore, store.cipher.application, tables)
     _refuse_left(store, found)  # before readers notice anything
     if not dry_run:
@@ -333,6 +339,16 @@ def _refuse_left(store: SealedStore, tables: Sequence[SealedTable]) -> None:
     for source in sources:
         for error in foreign(source, store.cipher.application):
             raise JobError(str(error), remedy=error.remedy)
+    for table in tables:
+        # A database writer can set the column, and the old keys go by what is proved here.
+        count = partial(count_without_envelope, table=table)
+        hidden = read(store.datastore.engine, count, doing=f"reading {table.table}")
+        if hidden:
+            raise JobError(
+                f"items of {table.table} name a key in their column and are no envelopes: {hidden:,}",
+                remedy="Run `eventseal verify`, which names them. Find out who changed the rows, and restore "
+                "them from a backup.",
+            )
 
 
 def _looked_at(

@@ -11,6 +11,7 @@ from sqlalchemy import inspect
 
 from eventseal.errors import ConfigurationError, MissingTableError
 from eventseal.storage.fence_triggers import has_fence_triggers
+from eventseal.storage.item_columns import sealed_columns
 from eventseal.storage.registry import DEFAULT_DATABASE, Registry, SealedTable
 from eventseal.storage.transactions import read
 from eventseal.storage.unregistered import (
@@ -66,6 +67,21 @@ class NamesUnsealedTables(Protocol):
         ...
 
 
+@runtime_checkable
+class SaysWhatIsEncrypted(Protocol):
+    """A store that also says whether every event is encrypted; any other one encrypts every event."""
+
+    @property
+    def always_encrypt(self) -> bool:
+        """The setting."""
+        ...
+
+
+def encrypts_everything(store: SealedStore) -> bool:
+    """Whether every event of a store is encrypted; one that does not say so is taken to do that."""
+    return store.always_encrypt if isinstance(store, SaysWhatIsEncrypted) else True
+
+
 def registered_tables(
     datastore: SQLAlchemyDatastore,
     application: str,
@@ -113,7 +129,7 @@ def registered_tables(
 
 def refuse_unregistered_tables(store: SealedStore) -> None:
     """
-    Stop where a table looks as if it held sealed items, and nobody named it.
+    Stop where a table looks as if it held sealed items, and nobody named it, or a listed one was not made.
 
     Args:
         store: Its items' database is looked at.
@@ -121,17 +137,25 @@ def refuse_unregistered_tables(store: SealedStore) -> None:
     Raises:
         ConfigurationError: A table has a ``key_id`` beside a binary column, or the columns of the
             eventsourcing library, but is neither registered nor among the store's ``unsealed_tables``, if it
-            has any.
+            has any. Or the table of a record class of the store is not registered.
         IntegrityError: A row of the registry was edited so that not even its table's name can be read.
         StoreError: The database refused or failed.
     """
     registry = _registry(store.datastore)
     unsealed = set(store.unsealed_tables if isinstance(store, NamesUnsealedTables) else ())
+    edited: set[str] = set()
     for row in registry.unreadable:
         if row.table is None:  # it may be that of any table that looks unregistered
             raise row.problem
-        unsealed.add(row.table)  # it is registered, and whoever needs its columns is told
-    known: dict[str, Any] = {"registered": registry.tables, "unsealed_tables": unsealed}
+        edited.add(row.table)  # it is registered, and whoever needs its columns is told
+    listed = [columns.table.fullname for columns in map(sealed_columns, store.datastore.tables) if columns]
+    missing = sorted({*listed} - {table.table for table in registry.tables} - edited)
+    if missing:
+        raise ConfigurationError(
+            f"tables of sealed items that are not registered: {', '.join(missing)}",
+            remedy="Run `eventseal init`, which creates and registers the tables of all record classes.",
+        )
+    known: dict[str, Any] = {"registered": registry.tables, "unsealed_tables": unsealed | edited}
     engine, doing = store.datastore.engine, "looking for tables that are not registered"
     theirs = read(engine, partial(unregistered_eventsourcing_tables, **known), doing=doing)
     if theirs:
@@ -171,6 +195,21 @@ def refuse_unfenced_tables(store: SealedStore, tables: Sequence[SealedTable]) ->
             )
 
 
+def uncounted_tables(store: SealedStore) -> list[str]:
+    """
+    Name the tables that hold events by tags, which no verb reads.
+
+    Args:
+        store: Its items' database is looked at.
+
+    Raises:
+        StoreError: The database refused or failed.
+    """
+    unsealed = store.unsealed_tables if isinstance(store, NamesUnsealedTables) else ()
+    look = partial(tables_of_tagged_events, unsealed_tables=unsealed)
+    return read(store.datastore.engine, look, doing="looking for events by tags")
+
+
 def refuse_tagged_events(store: SealedStore) -> None:
     """
     Stop where a table holds events by tags: nobody counts what is sealed in it.
@@ -182,9 +221,7 @@ def refuse_tagged_events(store: SealedStore) -> None:
         ConfigurationError: There is such a table, and it is not among the store's ``unsealed_tables``.
         StoreError: The database refused or failed.
     """
-    unsealed = store.unsealed_tables if isinstance(store, NamesUnsealedTables) else ()
-    look = partial(tables_of_tagged_events, unsealed_tables=unsealed)
-    found = read(store.datastore.engine, look, doing="looking for events by tags")
+    found = uncounted_tables(store)
     if found:
         raise ConfigurationError(
             f"{', '.join(found)} holds events by tags, whose keys nobody counts: they might go with one",
@@ -193,20 +230,29 @@ def refuse_tagged_events(store: SealedStore) -> None:
         )
 
 
-def refuse_absent_tables(store: SealedStore) -> None:
+def refuse_absent_tables(store: SealedStore, *, every: bool = False) -> None:
     """
     Stop where none of the eventsourcing library's listed tables is there: its application writes elsewhere.
 
     Args:
         store: Its items' database is looked at. That some of the tables are absent is well, such as one for
             snapshots that nobody takes.
+        every: Whether each of the listed tables must be there.
 
     Raises:
-        ConfigurationError: Tables are listed, and none is in the database.
+        ConfigurationError: Tables are listed, and none is in the database; or, with *every*, one is not.
         StoreError: The database refused or failed.
     """
     listed = store.datastore.eventsourcing_tables
-    if listed and not store.datastore.described_eventsourcing_tables():
+    there = {table.table for table in store.datastore.described_eventsourcing_tables()} if listed else set()
+    absent = [name for name in listed if name not in there]
+    if every and there and absent:
+        raise ConfigurationError(
+            f"tables in eventsourcing_tables that are not there: {', '.join(absent)}; what is old in them, "
+            "wherever they are, would never be read again",
+            remedy="Let store_url name the database that has them, or take them out of eventsourcing_tables.",
+        )
+    if listed and not there:
         raise ConfigurationError(
             f"none of the tables in eventsourcing_tables is there: {', '.join(listed)}; what is sealed "
             "elsewhere is not counted, and its key might go",

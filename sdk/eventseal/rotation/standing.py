@@ -67,10 +67,12 @@ class Status:
         overdue: Active data keys that are due for rotation.
         items: By table, and in it by the state of their keys, or ``plain``, or ``unknown``.
         items_by_key: Items by key.
+        unreadable: By table, items that no reader takes: they are not encrypted where they must be, or their
+            key is not there.
         old_formats: What readers accept beside envelopes while a migration lasts, by table.
         keks: What hangs on which KEK and version.
         jobs: Re-encryptions that did not end, and the last one that did.
-        unreadable: Rows of the registry that were edited so that they cannot be read: *items* lack their
+        edited: Rows of the registry that were edited so that they cannot be read: *items* lack their
             tables.
         next_steps: What is worth running, the most urgent first.
     """
@@ -83,8 +85,9 @@ class Status:
     overdue: OverdueKeys
     items: Mapping[str, Mapping[str, int]]
     items_by_key: Mapping[UUID, int] = field(repr=False)
+    unreadable: Mapping[str, int] = field(default_factory=dict)
     old_formats: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     keks: tuple[KekUse, ...]
     jobs: tuple[JobStanding, ...]
-    unreadable: tuple[IntegrityError, ...] = ()
+    edited: tuple[IntegrityError, ...] = ()
     next_steps: tuple[Advice, ...] = ()

@@ -24,7 +24,7 @@ from eventseal.storage.item_rows import count_by_key
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from uuid import UUID
 
     from sqlalchemy.engine import Connection
@@ -43,6 +43,7 @@ def status(
     application: str,
     *,
     policy: RotationPolicy | None = None,
+    always_encrypt: bool = True,
 ) -> Status:
     """
     Read where everything stands.
@@ -52,6 +53,7 @@ def status(
         datastore: Has the items, the registry of their tables, and the key tables.
         application: Whose.
         policy: Says which keys are due for rotation.
+        always_encrypt: Whether every event is encrypted, as the setting says.
 
     Raises:
         ConfigurationError: A registered table is not there, or no table is.
@@ -60,8 +62,8 @@ def status(
     engine, now = datastore.key_engine, key_store.now()
     due = partial(overdue_keys, application=application, policy=policy or RotationPolicy(), now=now)
     closed = partial(closed_keys, application=application, limit=MOST_CLOSED_KEYS)
-    unreadable: list[IntegrityError] = []
-    tables = registered_tables(datastore, application, unreadable=unreadable)
+    edited: list[IntegrityError] = []
+    tables = registered_tables(datastore, application, unreadable=edited)
     items, items_by_key = _items(datastore, application, tables)
     found = Status(
         application=application,
@@ -74,10 +76,11 @@ def status(
         overdue=read(engine, due, doing="looking for keys that are to be rotated"),
         items=items,
         items_by_key=items_by_key,
+        unreadable=_unreadable(tables, items, always_encrypt=always_encrypt),
         old_formats={table.table: table.old_formats for table in tables if table.old_formats},
         keks=tuple(key_store.kek_uses(application)),
         jobs=tuple(job_standings(datastore, application)),
-        unreadable=tuple(unreadable),
+        edited=tuple(edited),
     )
     return replace(found, next_steps=advice(found))
 
@@ -139,3 +142,17 @@ def _items(
         by_table[table.table] = {state: count for state, count in by_state.items() if count}
         by_key.update(named)
     return by_table, by_key
+
+
+def _unreadable(
+    tables: Sequence[SealedTable], items: Mapping[str, Mapping[str, int]], *, always_encrypt: bool
+) -> dict[str, int]:
+    """Count by table what no reader takes, as far as the key ids alone tell."""
+    found: Counter[str] = Counter()
+    for table in tables:
+        if not table.accepts_plain(always_encrypt=always_encrypt):
+            found[table.table] += items[table.table].get(PLAIN, 0)
+        # In a shared table the key may be another application's; while one migrates, a static key.
+        if table.application is not None and not table.old_formats:
+            found[table.table] += items[table.table].get(UNKNOWN, 0)
+    return {table: count for table, count in found.items() if count}

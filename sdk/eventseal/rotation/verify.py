@@ -2,52 +2,77 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections import Counter
+from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from eventseal.cipher import ItemContext, Opened
 from eventseal.errors import (
-    OPAQUE_INTEGRITY_MESSAGE,
     ConfigurationError,
     EventSealError,
     IntegrityError,
+    JobError,
     KeyDestroyedError,
-    KeyNotFoundError,
-    KmsError,
-    StoreError,
     UnknownFormatError,
-    WrongApplicationError,
 )
 from eventseal.keys.seals import unreadable_row
 from eventseal.keys.states import KeyPurpose
-from eventseal.rotation.moved_collections import open_former
-from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult
-from eventseal.rotation.sealed_store import refuse_unregistered_tables, registered_tables
-from eventseal.storage.item_rows import count_by_key, pages, row_at
+from eventseal.rotation.item_checks import FORMER, OUTCOMES, PAGE_SIZE, ItemChecks, Tally, raise_if_outage
+from eventseal.rotation.reencrypt import check_work
+from eventseal.rotation.results import JobResult
+from eventseal.rotation.sealed_store import (
+    encrypts_everything,
+    refuse_absent_tables,
+    refuse_unregistered_tables,
+    registered_tables,
+    uncounted_tables,
+)
+from eventseal.rotation.verify_state import Range, VerifyState, covered
+from eventseal.storage.item_ranges import range_bounds
+from eventseal.storage.item_rows import count_by_key, count_without_place
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from concurrent.futures import Executor, Future
+    from datetime import datetime
+    from typing import Any
     from uuid import UUID
 
     from eventseal.keys.records import KeyRecord
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.item_rows import ItemRow
     from eventseal.storage.registry import SealedTable
 
 KEY_TABLE, REGISTRY = "encryption_keys", "sealed_tables"
-OUTCOMES = ("done", "failed", "plain", "foreign", "erased", "left")
-"""
-What ``by_table`` counts: opened; not opened; in plain; another application's; under a key that was shredded;
-outside the sample. Where a table has such items, :data:`FORMER` counts those that opened, too.
-"""
-FORMER = "former"
-"""Opened, and bound to the collection that the table is to be moved from."""
 
-_PAGE_SIZE = 1000
+RANGE_ITEMS = 50_000
+"""Items of a range: what an interrupted verification does again, and what a worker takes at a time."""
+
+_MOST_RANGES = 4096
+_KEPT_EVERY = 5.0
+"""Seconds between two states that the caller is given to keep."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyResult(JobResult):
+    """
+    What a verification found.
+
+    Attributes:
+        begun_at: By the key store's clock, UTC; of one that was resumed, when its first run began.
+        ended_at: When it had looked at everything; ``None`` while it goes on.
+        asked_tables: The only tables that were asked for; ``None``: all.
+        sample: The share of items that were opened.
+    """
+
+    begun_at: datetime
+    ended_at: datetime | None = None
+    asked_tables: Sequence[str] | None = None
+    sample: float = 1.0
 
 
 def verify(
@@ -55,208 +80,290 @@ def verify(
     *,
     tables: Collection[str] | None = None,
     sample: float = 1.0,
-    progress: Callable[[JobResult], None] | None = None,
-) -> JobResult:
+    shards: int = 1,
+    executor: Executor | None = None,
+    open_store: Callable[[], SealedStore] | None = None,
+    resume: Mapping[str, Any] | None = None,
+    keep: Callable[[dict[str, Any]], None] | None = None,
+    progress: Callable[[VerifyResult], None] | None = None,
+) -> VerifyResult:
     """
-    Check every data key of the application and open every item of its tables. Nothing is changed.
+    Check every data key of the application and open every item of its tables. Nothing is written.
+
+    A database that takes no writes can be verified too. How far a run is stands in no table, where an
+    attacker could change it, but is given to *keep*.
 
     Args:
-        store: An ``EventSeal``, or any object with its four.
+        store: An ``EventSeal``, or any object with its four. One that has no ``always_encrypt`` is taken to
+            encrypt every event.
         tables: Only these, by name; ``None``: all that are registered.
         sample: The share of items to open, chosen at random, over 0 and up to 1. All keys are checked anyway.
-        progress: Called after each page with what was found so far.
+        shards: How many ranges the *executor* gets at a time, 1 or more.
+        executor: Checks ranges of tables; ``None``: one after the other in this thread.
+        open_store: Opens the store in a worker; must be importable there. Other processes need it.
+        resume: The last state that *keep* was given, to go on from.
+        keep: Called every 5 seconds, and when the run is interrupted, with a state that JSON can take. It is
+            authenticated, and holds no key and nothing that was encrypted.
+        progress: Called after each page or range with what was found so far.
 
     Returns:
-        ``done`` counts the items that opened, ``failed`` the items and keys that did not, ``left`` those
-        outside the sample. ``by_table`` says the same for each table, and how many of its items are in plain,
-        are of a key that was shredded, or, in a table that applications share, another's. ``by_key`` counts
-        the items that opened.
+        ``done`` counts the items that opened, ``failed`` the items, keys and tables that did not. ``left``
+        counts those outside the sample. ``by_table`` says the same for each table. It also counts items that
+        are not encrypted where that is allowed (``plain``), items whose migration has begun
+        (``unmigrated``), those whose key was shredded, and, in shared tables, other applications'. ``by_key``
+        counts the items that opened, for the first 100,000 keys.
 
     Raises:
-        ConfigurationError: A table that looks sealed is not registered, or a registered one is not there.
+        ConfigurationError: A table that looks sealed is not registered, or a registered or listed one is not
+            there. Or *resume* is of another verification.
+        IntegrityError: *resume* was changed.
+        KekNotConfiguredError: A key is wrapped only under a KEK that this store was not given.
         WrongApplicationError: There are items of another application and no keys of this one.
+        JobError: A worker process ended in the middle of its work.
         KmsError: The KMS refused or failed: that says nothing about the items.
         StoreError: The database refused or failed.
     """
     if not 0 < sample <= 1:
         raise ConfigurationError(f"sample is {sample}; it must be over 0 and at most 1")
-    run = _Verification(store, sample=sample, progress=progress)
+    check_work(PAGE_SIZE, None, shards, executor, open_store)
     refuse_unregistered_tables(store)
+    refuse_absent_tables(store)
     unreadable: list[IntegrityError] = []
     found = registered_tables(store.datastore, store.cipher.application, tables, unreadable=unreadable)
-    run.count(found)
+    with suppress(IntegrityError):  # each key and item that stands under what was changed is named below
+        store.keyring.refresh()  # a KEK that is missing or away is one error, and not one of each item
+    state = _begun(store, found, asked=tables, sample=sample, shards=shards)
+    if resume is not None:
+        state = VerifyState.resumed(store, resume, state)
+    run = _Run(store, state, found, keep=keep, progress=progress)
     run.fail_registry(unreadable)
     run.check_keys()
-    for table in found:
-        run.check_table(table)
-    return run.result(complete=True)
+    if tables is None:
+        run.name_uncounted_tables()
+    return run.check_items(executor, shards, open_store)
 
 
-class _Verification:
-    """One run: what it has counted so far, and how it goes on."""
+class _Run:
+    """One run: what it has found so far, and how it goes on."""
 
     def __init__(
-        self, store: SealedStore, *, sample: float, progress: Callable[[JobResult], None] | None
+        self,
+        store: SealedStore,
+        state: VerifyState,
+        tables: Sequence[SealedTable],
+        *,
+        keep: Callable[[dict[str, Any]], None] | None,
+        progress: Callable[[VerifyResult], None] | None,
     ) -> None:
         self._store = store
-        self._sample = sample
+        self._state = state
+        self._tables = {table.table: table for table in tables}
+        self._keep = keep
         self._progress = progress
-        self._random = random.Random()  # noqa: S311 - which items are in the sample is no secret
-        self._started = time.monotonic()
-        self._total = 0
-        self._has_keys = False
-        self._by_table: dict[str, Counter[str]] = {}
-        self._by_key: Counter[UUID] = Counter()
-        self._failures: list[Failure] = []
+        self._started = self._kept = time.monotonic()
+        self._of_this_run = Tally()
+        """Found anew by each run: keys, and tables that cannot be read."""
 
-    def count(self, tables: list[SealedTable]) -> None:
-        """Count the items, so that the progress has an end."""
-        engine = self._store.datastore.engine
-        for table in tables:
-            counts = read(engine, partial(count_by_key, table=table), doing=f"counting {table.table}")
-            self._total += sum(counts.values())
-            self._by_table[table.table] = Counter()
-
-    def fail_registry(self, unreadable: list[IntegrityError]) -> None:
+    def fail_registry(self, unreadable: Sequence[IntegrityError]) -> None:
         """Count rows of the registry that were edited: nobody knows what their tables hold."""
         for problem in unreadable:
-            self._fail(REGISTRY, {"table_name": str(problem.__dict__["table"])}, None, problem)
+            row = {"table_name": str(problem.__dict__["table"])}
+            self._of_this_run.fail(REGISTRY, row, None, problem)
 
     def check_keys(self) -> None:
         """Check the seal, the wrapping and the binding of every key of items, and of fields inside them."""
         for records in self._key_pages():
-            self._has_keys = True
             outcomes: dict[UUID, object] = {}
             for record in records:
                 if "key_id" in record.unreadable:  # no question for it by its id finds it
-                    self._fail(KEY_TABLE, {}, None, unreadable_row(record))
+                    self._of_this_run.fail(KEY_TABLE, {}, None, unreadable_row(record))
             readable = [record for record in records if "key_id" not in record.unreadable]
             for purpose in (KeyPurpose.DATA, KeyPurpose.FIELD):
                 wanted = [record.key_id for record in readable if record.purpose is purpose]
                 outcomes |= self._store.keyring.opening_keys(wanted, purpose=purpose) if wanted else {}
-            for key_id, outcome in outcomes.items():
+            for record in readable:
+                outcome = outcomes.get(record.key_id)
                 # A tombstone says that it is one, and its seal was checked before: nothing is wrong with it.
                 if isinstance(outcome, EventSealError) and not isinstance(outcome, KeyDestroyedError):
-                    _raise_outage(outcome)
-                    self._fail(KEY_TABLE, {"key_id": str(key_id)}, key_id, outcome)
+                    raise_if_outage(outcome)
+                    key_id = record.key_id
+                    self._of_this_run.fail(KEY_TABLE, {"key_id": str(key_id)}, key_id, outcome)
 
-    def check_table(self, table: SealedTable) -> None:
-        """Open a table's items, page by page."""
-        for page in pages(self._store.datastore.engine, table, size=_PAGE_SIZE):
-            rows = (
-                page if self._sample == 1 else [row for row in page if self._random.random() < self._sample]
-            )
-            self._by_table[table.table]["left"] += len(page) - len(rows)
-            self._check_rows(table, rows)
-            if self._progress is not None:
-                self._progress(self.result(complete=False))
+    def name_uncounted_tables(self) -> None:
+        """Count each table that holds items and cannot be read here as one failure."""
+        for name in uncounted_tables(self._store):
+            self._of_this_run.fail(name, {}, None, _tagged(name))
+        for table in self._tables.values():
+            look = partial(count_without_place, table=table)
+            items = read(self._store.datastore.engine, look, doing=f"counting {table.table}")
+            if items:
+                self._of_this_run.fail(table.table, {}, None, _without_place(table.table, items))
 
-    def result(self, *, complete: bool) -> JobResult:
-        """Give what was found so far."""
-        looked_at = sum(counts.total() - counts["left"] for counts in self._by_table.values())
-        left_out = sum(counts["left"] for counts in self._by_table.values())
-        return JobResult(
+    def check_items(
+        self, executor: Executor | None, shards: int, open_store: Callable[[], SealedStore] | None
+    ) -> VerifyResult:
+        """Check what is left of the ranges, and give the result."""
+        try:
+            if executor is None:
+                self._check_here()
+            else:
+                self._check_elsewhere(executor, shards, open_store)
+        except BaseException:
+            self._keep_state()
+            raise
+        return self._result(self._state.tally, complete=True)
+
+    def _check_here(self) -> None:
+        for each in list(self._state.ranges):
+            tally = Tally()
+            checks = ItemChecks(self._store, self._tables[each.table], sample=self._state.sample)
+            for page in checks.run(each.after, each.upto):
+                tally.add(page)
+                self._tell(tally)
+            self._done(each, tally)
+
+    def _check_elsewhere(
+        self, executor: Executor, shards: int, open_store: Callable[[], SealedStore] | None
+    ) -> None:
+        waiting = list(self._state.ranges)
+        working: dict[Future[Tally], Range] = {}
+        try:
+            while waiting or working:
+                # Not all at once: what is submitted cannot be taken back from a process.
+                while waiting and len(working) < 2 * shards:
+                    each = waiting.pop(0)
+                    working[self._submitted(executor, each, open_store)] = each
+                for future in wait(working, return_when=FIRST_COMPLETED).done:
+                    self._done(working.pop(future), future.result())
+                    self._tell(Tally())
+        except BrokenProcessPool:
+            raise JobError(
+                "a worker process ended in the middle of its work",
+                remedy="Run the same command again.",
+            ) from None
+        finally:
+            for future in working:
+                future.cancel()
+
+    def _submitted(
+        self, executor: Executor, each: Range, open_store: Callable[[], SealedStore] | None
+    ) -> Future[Tally]:
+        sample = self._state.sample
+        if open_store is None:
+            return executor.submit(_checked, self._store, self._tables[each.table], each, sample)
+        return executor.submit(_checked_in_process, open_store, each, sample)
+
+    def _done(self, each: Range, tally: Tally) -> None:
+        self._state.ranges.remove(each)
+        self._state.tally.add(tally)
+        if time.monotonic() - self._kept >= _KEPT_EVERY:
+            self._keep_state()
+
+    def _keep_state(self) -> None:
+        if self._keep is not None:
+            self._kept = time.monotonic()
+            self._keep(self._state.to_json(self._store))
+
+    def _tell(self, of_range: Tally) -> None:
+        if self._progress is not None:
+            so_far = Tally()
+            so_far.add(self._state.tally)
+            so_far.add(of_range)
+            self._progress(self._result(so_far, complete=False))
+
+    def _result(self, items: Tally, *, complete: bool) -> VerifyResult:
+        found = Tally({table: Counter() for table in self._tables})
+        found.add(self._of_this_run)
+        found.add(items)
+        looked_at = sum(counts.total() - counts["left"] for counts in items.by_table.values())
+        left_out = sum(counts["left"] for counts in items.by_table.values())
+        return VerifyResult(
             verb="verify",
             complete=complete,
-            done=sum(counts["done"] + counts[FORMER] for counts in self._by_table.values()),
-            left=left_out if complete else max(0, self._total - looked_at),
-            failed=sum(counts["failed"] for counts in self._by_table.values()),
+            done=sum(counts["done"] + counts[FORMER] for counts in found.by_table.values()),
+            left=left_out if complete else max(0, self._state.total - looked_at),
+            failed=sum(counts["failed"] for counts in found.by_table.values()),
             seconds=time.monotonic() - self._started,
             by_table={
                 table: {
                     outcome: counts[outcome] for outcome in (*OUTCOMES, *([FORMER] * bool(counts[FORMER])))
                 }
-                for table, counts in self._by_table.items()
+                for table, counts in found.by_table.items()
             },
-            by_key=dict(self._by_key),
-            failures=tuple(self._failures),
+            by_key=dict(found.by_key),
+            failures=tuple(found.failures),
+            begun_at=self._state.begun_at,
+            ended_at=self._store.key_store.now() if complete else None,
+            asked_tables=self._state.asked,
+            sample=self._state.sample,
         )
 
     def _key_pages(self) -> Iterator[list[KeyRecord]]:
         last = None
-        while page := self._store.key_store.page(
-            self._store.cipher.application, after=last, limit=_PAGE_SIZE
-        ):
+        while page := self._store.key_store.page(self._store.cipher.application, after=last, limit=PAGE_SIZE):
             yield page
             last = page[-1].key_id
 
-    def _check_rows(self, table: SealedTable, rows: list[ItemRow]) -> None:
-        items = [
-            (row.data, ItemContext(row.sequence_id, row.position, row.topic, table.collection))
-            for row in rows
-        ]
-        counts = self._by_table[table.table]
-        moved: list[ItemRow] = []
-        outcomes = self._store.cipher.open_many(items)
-        former = open_former(self._store, table, items, outcomes)
-        for number, (row, outcome) in enumerate(zip(rows, outcomes, strict=True)):
-            if isinstance(outcome, Opened) and outcome.key_id == row.key_id:
-                counts[FORMER if number in former else "done"] += 1
-                self._by_key[outcome.key_id] += 1
-            elif isinstance(outcome, Opened):
-                self._fail_row(table, row, IntegrityError(OPAQUE_INTEGRITY_MESSAGE))
-            elif self._is_plain(table, row, outcome):
-                counts["plain"] += 1
-            elif table.application is None and isinstance(outcome, WrongApplicationError):
-                if not self._has_keys:  # then it is the configured name that is wrong, not the item
-                    raise outcome
-                counts["foreign"] += 1
-            elif _is_shredded(outcome, row):
-                counts["erased"] += 1
-            elif _is_retired(outcome) and (now := self._read_again(table, row)) != row:
-                moved += [now] if now is not None else []
-            else:
-                _raise_outage(outcome)
-                self._fail_row(table, row, outcome)
-        if moved:
-            self._check_rows(table, moved)
 
-    def _is_plain(self, table: SealedTable, row: ItemRow, error: EventSealError) -> bool:
-        """Bytes are an envelope only if the key store knows the key that they name."""
-        if row.key_id is None:
-            return not table.is_migrated and isinstance(error, UnknownFormatError | KeyNotFoundError)
-        if isinstance(error, UnknownFormatError):  # cut, if it is an envelope
-            return table.may_mislead and not self._store.key_store.get([row.key_id])
-        return table.may_mislead and isinstance(error, KeyNotFoundError)
-
-    def _read_again(self, table: SealedTable, row: ItemRow) -> ItemRow | None:
-        """Read a row whose key was retired after the page was read, perhaps since the item was moved."""
-        look = partial(row_at, table=table, sequence_id=row.sequence_id, position=row.position)
-        return read(self._store.datastore.engine, look, doing=f"reading {table.table}")
-
-    def _fail_row(self, table: SealedTable, row: ItemRow, error: EventSealError) -> None:
-        place = {"sequence_id": str(row.sequence_id), "position": str(row.position)}
-        self._fail(table.table, place, row.key_id, error)
-
-    def _fail(self, table: str, row: dict[str, str], key_id: UUID | None, error: EventSealError) -> None:
-        self._by_table.setdefault(table, Counter())["failed"] += 1
-        if len(self._failures) < MAX_FAILURES:
-            self._failures.append(
-                Failure(
-                    table=table,
-                    row=row,
-                    key_id=key_id,
-                    error=type(error).__name__,
-                    message=str(error),
-                    remedy=error.remedy,
-                )
-            )
-
-
-def _is_shredded(error: EventSealError, row: ItemRow) -> bool:
-    """Whether the key that the envelope and the row name was shredded: its tombstone's seal was checked."""
-    return (
-        isinstance(error, KeyDestroyedError)
-        and error.destroyed_by == "shredded"
-        and error.key_id == row.key_id
+def _begun(
+    store: SealedStore,
+    tables: Sequence[SealedTable],
+    *,
+    asked: Collection[str] | None,
+    sample: float,
+    shards: int,
+) -> VerifyState:
+    """Cut the tables into ranges."""
+    engine, begun_at = store.datastore.engine, store.key_store.now()
+    total = 0
+    ranges: list[Range] = []
+    for table in tables:
+        counts = read(engine, partial(count_by_key, table=table), doing=f"counting {table.table}")
+        items = sum(counts.values())
+        total += items
+        # Several for each worker of a small table, too; of few items a range takes no time.
+        wanted = min(max(items // RANGE_ITEMS, min(4 * (shards - 1), items // PAGE_SIZE), 1), _MOST_RANGES)
+        cut = partial(range_bounds, sealed_table=table, ranges=wanted)
+        bounds = read(engine, cut, doing=f"sampling {table.table}")
+        ends = zip([None, *bounds], [*bounds, None], strict=True)
+        ranges += [Range(table.table, after, upto) for after, upto in ends]
+    return VerifyState(
+        begun_at=begun_at,
+        sample=sample,
+        asked=None if asked is None else sorted(asked),
+        covered=covered(tables, always_encrypt=encrypts_everything(store)),
+        total=total,
+        ranges=ranges,
     )
 
 
-def _is_retired(error: EventSealError) -> bool:
-    return isinstance(error, KeyDestroyedError) and error.destroyed_by == "retired"
+def _checked(store: SealedStore, table: SealedTable, each: Range, sample: float) -> Tally:
+    tally = Tally()
+    for page in ItemChecks(store, table, sample=sample).run(each.after, each.upto):
+        tally.add(page)
+    return tally
 
 
-def _raise_outage(error: EventSealError) -> None:
-    """Raise what says nothing about the item or the key: the KMS or the database was away, or said no."""
-    if isinstance(error, KmsError | StoreError):
-        raise error
+def _checked_in_process(open_store: Callable[[], SealedStore], each: Range, sample: float) -> Tally:
+    store = open_store()
+    try:
+        (table,) = registered_tables(store.datastore, store.cipher.application, [each.table])
+        return _checked(store, table, each, sample)
+    finally:
+        close = getattr(store, "close", None)
+        if close is not None:
+            close()
+
+
+def _tagged(table: str) -> UnknownFormatError:
+    return UnknownFormatError(
+        f"{table} holds events by tags, which verify cannot read yet: nothing is proved of them",
+        remedy="If it holds no encrypted events, add its name to unsealed_tables.",
+    )
+
+
+def _without_place(table: str, items: int) -> IntegrityError:
+    return IntegrityError(
+        f"{items:,} rows of {table} have no sequence id or no position, so that no reader finds them",
+        remedy="Find out who changed the table, and restore the rows from a backup.",
+    )

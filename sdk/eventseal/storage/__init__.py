@@ -2,7 +2,7 @@
 
 from eventseal.storage.datastore import SQLAlchemyDatastore
 from eventseal.storage.engines import SQLAlchemySettings
-from eventseal.storage.item_rows import ItemRow, count_by_key, pages
+from eventseal.storage.item_rows import ItemRow, count_by_key
 from eventseal.storage.item_strategy import SQLAlchemyActiveRecordStrategy
 from eventseal.storage.item_tables import (
     ActiveRecord,
@@ -38,7 +38,6 @@ __all__ = [
     "TimestampSequencedColumns",
     "TimestampSequencedItemRecord",
     "count_by_key",
-    "pages",
     "register",
     "registered",
     "unregistered_tables",

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import CHAR, Column, MetaData, Table, func, select
+from sqlalchemy import CHAR, Column, MetaData, Table, func, or_, select
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.types import TypeDecorator
 
@@ -65,6 +65,43 @@ def count_by_key(connection: Connection, table: SealedTable) -> dict[UUID | None
     return dict(counts)
 
 
+def count_plain(connection: Connection, table: SealedTable) -> int:
+    """
+    Count the items of a table that name no key, on the index of key ids.
+
+    Args:
+        connection: To the database that the table is in.
+        table: From the registry.
+    """
+    key_id = described(table).key_id
+    return int(connection.execute(select(func.count()).where(key_id.is_(None))).scalar_one())
+
+
+def count_without_envelope(connection: Connection, table: SealedTable) -> int:
+    """
+    Count the rows that begin like no envelope, whatever their column of key ids says. It reads all rows.
+
+    Args:
+        connection: To the database that the table is in.
+        table: From the registry.
+    """
+    header = KeyIdInHeader(described(table)["data"], _KeyId())
+    return int(connection.execute(select(func.count()).where(header.is_(None))).scalar_one())
+
+
+def count_without_place(connection: Connection, table: SealedTable) -> int:
+    """
+    Count the rows that no range of places has, since a part of theirs is NULL.
+
+    Args:
+        connection: To the database that the table is in.
+        table: From the registry.
+    """
+    sequence_id, position = described(table).place
+    query = select(func.count()).where(or_(sequence_id.is_(None), position.is_(None)))
+    return int(connection.execute(query).scalar_one())
+
+
 def row_at(connection: Connection, table: SealedTable, sequence_id: Any, position: Any) -> ItemRow | None:
     """
     Read one item of a table, if it is there.
@@ -79,42 +116,7 @@ def row_at(connection: Connection, table: SealedTable, sequence_id: Any, positio
     query = select(*(columns[role] for role in ItemRow._fields)).where(
         columns["sequence_id"] == sequence_id, columns["position"] == position
     )
-    return next(iter(_page(query, connection)), None)
-
-
-def pages(
-    engine: Engine, table: SealedTable, *, size: int = 1000, after: tuple[Any, Any] | None = None
-) -> Iterator[list[ItemRow]]:
-    """
-    Read a table in order of sequence id and position, each page in a short transaction of its own.
-
-    Args:
-        engine: Of the database that the table is in.
-        table: From the registry.
-        size: Rows in a page.
-        after: Begin behind this sequence id and position.
-    """
-    columns = described(table)
-    query = select(*(columns[role] for role in ItemRow._fields)).order_by(*columns.place).limit(size)
-    yield from _read_pages(engine, table, query, columns.place, size, after)
-
-
-def _read_pages(
-    engine: Engine,
-    table: SealedTable,
-    query: Select[Any],
-    place: tuple[Column[Any], Column[Any]],
-    size: int,
-    after: tuple[Any, Any] | None = None,
-) -> Iterator[list[ItemRow]]:
-    while True:
-        rest = query if after is None else query.where(comes_after(place, after))
-        page = read(engine, partial(_page, rest), doing=f"reading {table.table}")
-        if page:
-            yield page
-        if len(page) < size:
-            return
-        after = page[-1][:2]
+    return next(map(ItemRow._make, connection.execute(query)), None)
 
 
 def pages_under(
@@ -131,10 +133,17 @@ def pages_under(
     """
     columns = described(table)
     named = KeyIdInHeader(columns["data"], _KeyId()).in_(list(key_ids))
-    query = (
-        select(*(columns[role] for role in ItemRow._fields)).where(named).order_by(*columns.place).limit(size)
-    )
-    yield from _read_pages(engine, table, query, columns.place, size)
+    query = select(*(columns[role] for role in ItemRow._fields)).where(named)
+    query = query.order_by(*columns.place).limit(size)
+    after: tuple[Any, Any] | None = None
+    while True:
+        rest = query if after is None else query.where(comes_after(columns.place, after))
+        page = read(engine, partial(_page, rest), doing=f"reading {table.table}")
+        if page:
+            yield page
+        if len(page) < size:
+            return
+        after = page[-1][:2]
 
 
 def _page(query: Select[Any], connection: Connection) -> list[ItemRow]:

@@ -143,6 +143,26 @@ class SealedTable:
             and (self.application == other.application or None in {self.application, other.application})
         )
 
+    def takes_plain(self, *, always_encrypt: bool) -> bool:
+        """
+        Whether readers take rows that are not encrypted, whatever is left to be migrated.
+
+        Another program's mapper never does, and none does after a migration has ended.
+
+        Args:
+            always_encrypt: The setting.
+        """
+        return self.has_key_ids and not always_encrypt and not self.is_migrated
+
+    def accepts_plain(self, *, always_encrypt: bool) -> bool:
+        """
+        Whether a row that is no envelope may be here: as it is, or since a migration of it has begun.
+
+        Args:
+            always_encrypt: The setting.
+        """
+        return bool(self.old_formats) or self.takes_plain(always_encrypt=always_encrypt)
+
     @classmethod
     def of(
         cls, columns: ItemColumns, application: str | None, *, database: str = DEFAULT_DATABASE

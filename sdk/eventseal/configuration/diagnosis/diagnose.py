@@ -105,4 +105,5 @@ def _check_contents(stores: Stores, adapters: list[KmsAdapter]) -> Iterator[Find
     yield from guarded(key_checks.AREA, partial(wrapping_checks.check_wrappings, stores, adapters))
     yield from guarded(ledger_checks.AREA, partial(ledger_checks.check_ledger, stores, adapters))
     yield from guarded(migration_checks.AREA, partial(migration_checks.check_migration, stores))
+    yield from guarded(migration_checks.AREA, partial(migration_checks.check_encrypted, stores))
     yield from guarded(job_checks.AREA, partial(job_checks.check_jobs, stores))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from eventseal.configuration.diagnosis.findings import Finding, Severity
 from eventseal.configuration.diagnosis.registry_checks import reachable_tables
 from eventseal.configuration.old_formats import configured_formats
+from eventseal.errors import EncryptionRequiredError
+from eventseal.storage.item_rows import count_plain
+from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,6 +43,27 @@ def check_migration(stores: Stores) -> Iterator[Finding]:
         return
     settings = stores.settings
     configured_formats(settings.old_formats, max_plaintext=settings.max_plaintext)  # have the keys read
+
+
+def check_encrypted(stores: Stores) -> Iterator[Finding]:
+    """
+    Count the items that are not encrypted where no reader takes them; `verify` opens the others.
+
+    Args:
+        stores: The databases, and the settings.
+    """
+    for table in reachable_tables(stores):
+        if table.accepts_plain(always_encrypt=stores.settings.always_encrypt):
+            continue
+        look = partial(count_plain, table=table)
+        items = read(stores.datastore.engine, look, doing=f"counting {table.table}")
+        if items:
+            error = EncryptionRequiredError(
+                f"{items:,} items of {table.table} are not encrypted, and no reader takes them",
+                remedy="If an older application wrote them, name their format in old_formats, then: "
+                "eventseal migrate --begin. Else find out who wrote them: eventseal verify names each.",
+            )
+            yield Finding.of(error, AREA)
 
 
 def _check_accepted(accepting: Sequence[SealedTable], named: Sequence[str]) -> Iterator[Finding]:

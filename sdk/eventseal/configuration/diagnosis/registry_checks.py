@@ -15,7 +15,11 @@ from eventseal.storage.item_columns import sealed_columns
 from eventseal.storage.key_id_indexes import has_key_id_index
 from eventseal.storage.registry import DEFAULT_DATABASE, SealedTable, entry_of, read_registry
 from eventseal.storage.transactions import read
-from eventseal.storage.unregistered import unregistered_eventsourcing_tables, unregistered_tables
+from eventseal.storage.unregistered import (
+    tables_of_tagged_events,
+    unregistered_eventsourcing_tables,
+    unregistered_tables,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -220,6 +224,14 @@ def _unregistered(
             f"eventseal init. If not: unsealed_tables = [{_quoted({*theirs, *unsealed})}]",
         )
         found.append(Finding.of(error, AREA))
+    tagged = tables_of_tagged_events(connection, unsealed_tables=unsealed)
+    if tagged:
+        error = ConfigurationError(
+            f"with events by tags, which verify cannot read: {', '.join(tagged)}",
+            remedy=f"If they hold no encrypted events: unsealed_tables = [{_quoted({*tagged, *unsealed})}]. "
+            "Else nothing is proved of them, and no key is retired.",
+        )
+        found.append(Finding.of(error, AREA, severity=Severity.WARNING))
     return found
 
 

@@ -1,0 +1,362 @@
+"""What a check of items finds: each row of a range is opened, with the fields inside of it, and counted."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from eventseal.cipher import ItemContext, Opened
+from eventseal.errors import (
+    OPAQUE_INTEGRITY_MESSAGE,
+    EncryptionRequiredError,
+    EventSealError,
+    IntegrityError,
+    KekNotConfiguredError,
+    KeyDestroyedError,
+    KeyNotFoundError,
+    KmsError,
+    SerializationError,
+    StoreError,
+    UnknownFormatError,
+    WrongApplicationError,
+)
+from eventseal.items.acceptance import AcceptedFormats, OldItem
+from eventseal.items.field_reading import SEALED_BYTES
+from eventseal.items.fields import PersonalFields
+from eventseal.items.item_fields import StoredItem, names_another_key
+from eventseal.items.json import JSONTranscoder
+from eventseal.items.places import UnknownPlaceNames
+from eventseal.rotation.compromised import suspected_forgery, unreadable_mark
+from eventseal.rotation.moved_collections import open_former
+from eventseal.rotation.movers import AcceptsOldFormats, accepted_in
+from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure
+from eventseal.rotation.sealed_store import encrypts_everything
+from eventseal.storage.item_rows import ItemRow, row_at
+from eventseal.storage.item_swaps import Selection
+from eventseal.storage.marks import load_marks, were_there
+from eventseal.storage.swapping import item_swaps
+from eventseal.storage.transactions import read
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sqlalchemy.engine import Connection
+
+    from eventseal.rotation.sealed_store import SealedStore
+    from eventseal.storage.item_swaps import Page, Place
+    from eventseal.storage.registry import SealedTable
+
+OUTCOMES = ("done", "failed", "plain", "unmigrated", "foreign", "erased", "left")
+"""
+What is counted of a table: opened; not opened; not encrypted, where that is allowed; in an older format,
+whose migration has begun; another application's; under a key that was shredded; outside the sample.
+"""
+
+FORMER = "former"
+"""Counted only where there are such items: opened, and bound to the collection that the table is moved from."""
+
+PAGE_SIZE = 1000
+
+_EVERY_ROW = Selection(keys=None, plain=True)
+
+
+@dataclass(slots=True)
+class Tally:
+    """
+    What was found so far. Its size has a bound, whatever the number of items.
+
+    Attributes:
+        by_table: Counts by table and outcome.
+        by_key: Items that opened, by key; the first 100,000 keys.
+        failures: The first 1,000.
+    """
+
+    by_table: dict[str, Counter[str]] = field(default_factory=dict)
+    by_key: Counter[UUID] = field(default_factory=Counter)
+    failures: list[Failure] = field(default_factory=list)
+
+    def count(self, table: str, outcome: str, items: int = 1) -> None:
+        """Count items of a table."""
+        self.by_table.setdefault(table, Counter())[outcome] += items
+
+    def count_key(self, key_id: UUID, items: int = 1) -> None:
+        """Count items that opened under a key."""
+        if key_id in self.by_key or len(self.by_key) < MAX_KEYS_LISTED:
+            self.by_key[key_id] += items
+
+    def fail(self, table: str, row: dict[str, str], key_id: UUID | None, error: EventSealError) -> None:
+        """Count a failure, and list it if there is room."""
+        self.count(table, "failed")
+        if len(self.failures) < MAX_FAILURES:
+            said = {"error": type(error).__name__, "message": str(error), "remedy": error.remedy}
+            self.failures.append(Failure(table=table, row=row, key_id=key_id, **said))
+
+    def add(self, other: Tally) -> None:
+        """Add what was found elsewhere."""
+        for table, counts in other.by_table.items():
+            self.by_table.setdefault(table, Counter()).update(counts)
+        for key_id, items in other.by_key.items():
+            self.count_key(key_id, items)
+        self.failures += other.failures[: MAX_FAILURES - len(self.failures)]
+
+
+class ItemChecks:
+    """
+    Checks the items of one table, a page at a time. Nothing is written.
+
+    Args:
+        store: Its cipher opens them.
+        table: From the registry.
+        sample: The share of rows to look at, over 0 and up to 1.
+    """
+
+    def __init__(self, store: SealedStore, table: SealedTable, *, sample: float = 1.0) -> None:
+        self._store = store
+        self._engine = store.datastore.engine
+        self._table = table
+        self._sample = sample
+        self._random = random.Random()  # noqa: S311 - which items are in the sample is no secret
+        self._rows = item_swaps(self._engine, table)
+        self._marks = read(
+            self._engine,
+            partial(load_marks, table=table.table),
+            doing="reading the marks of compromised keys",
+        )
+        self._json = JSONTranscoder()
+        self._fields = PersonalFields(store.cipher, self._json, UnknownPlaceNames(), table.collection)
+        self._accepted = AcceptedFormats()
+        if table.old_formats and isinstance(store, AcceptsOldFormats):
+            # As the registry was read with the table: what it says is asked for once, not for each item.
+            self._accepted = accepted_in(AcceptedFormats(store.accepted_formats.formats), table)
+        self._takes_plain = table.takes_plain(always_encrypt=encrypts_everything(store))
+        self._has_keys: bool | None = None
+
+    def run(self, after: Place | None, upto: Place | None) -> Iterator[Tally]:
+        """
+        Check a range of the table.
+
+        Args:
+            after: It begins behind this place; ``None``: with the first row.
+            upto: It ends with this place; ``None``: with the last row.
+
+        Returns:
+            What was found, for each page.
+
+        Raises:
+            KekNotConfiguredError: A key is wrapped only under a KEK that this store was not given.
+            KmsError: The KMS refused or failed: that says nothing about the items.
+            StoreError: The database refused or failed.
+            WrongApplicationError: There are items of another application and no keys of this one.
+        """
+        while True:
+            page, suspects = read(
+                self._engine,
+                partial(self._page, after=after, upto=upto),
+                doing=f"reading {self._table.table}",
+            )
+            if not page:
+                return
+            tally = Tally()
+            self._check(tally, self._sampled(tally, _rows(page)), suspects)
+            yield tally
+            after = page.last_place
+
+    def _page(
+        self, connection: Connection, *, after: Place | None, upto: Place | None
+    ) -> tuple[Page, frozenset[Place]]:
+        """Read a page, and tell which of its rows came after their compromised keys were marked."""
+        page = self._rows.page(
+            connection, _EVERY_ROW, after=after, upto=upto, limit=PAGE_SIZE, written=bool(self._marks)
+        )
+        if not self._marks or not page:
+            return page, frozenset()
+        there = were_there(connection, self._table.table, self._marks, page)
+        later = set(range(len(page))).difference(there)
+        return page, frozenset((page.sequence_ids[number], page.positions[number]) for number in later)
+
+    def _sampled(self, tally: Tally, rows: Sequence[ItemRow]) -> Sequence[ItemRow]:
+        if self._sample == 1:
+            return rows
+        chosen = [row for row in rows if self._random.random() < self._sample]
+        tally.count(self._table.table, "left", len(rows) - len(chosen))
+        return chosen
+
+    def _check(self, tally: Tally, rows: Sequence[ItemRow], suspects: frozenset[Place]) -> None:
+        items = [(row.data, self._context(row)) for row in rows]
+        opened = self._store.cipher.open_many(items)
+        former = open_former(self._store, self._table, items, opened)
+        moved: list[ItemRow] = []
+        verdicts: list[_Verdict] = []
+        done: Counter[UUID] = Counter()
+        for number, (row, outcome) in enumerate(zip(rows, opened, strict=True)):
+            if (
+                isinstance(outcome, Opened)
+                and number not in former
+                and outcome.key_id == row.key_id
+                and not suspects
+                and SEALED_BYTES not in outcome.plaintext
+            ):
+                done[outcome.key_id] += 1  # nearly all items: nothing else is to be asked of them
+                continue
+            verdict = _Verdict(row, *self._judged(row, outcome))
+            if number in former:
+                verdict.outcome = FORMER
+            is_late = row[:2] in suspects and row.key_id is not None
+            # A re-encryption may have moved the item, and its old key be gone, since the page was read.
+            if is_late or _is_retired(verdict.error):
+                now = self._read_again(row)
+                if now is None or now.data != row.data:
+                    moved += [now] if now is not None else []
+                    continue
+                if is_late and row.key_id is not None:
+                    mark = self._marks[row.key_id]
+                    verdict.error = (
+                        unreadable_mark(mark) if mark.unreadable else suspected_forgery(row.key_id)
+                    )
+            verdicts.append(verdict)
+        tally.count(self._table.table, "done", done.total())
+        for key_id, items in done.items():
+            tally.count_key(key_id, items)
+        self._open_fields(verdicts)
+        for verdict in verdicts:
+            self._count(tally, verdict)
+        if moved:
+            self._check(tally, moved, frozenset())
+
+    def _count(self, tally: Tally, verdict: _Verdict) -> None:
+        row, error = verdict.row, verdict.error
+        if error is not None:
+            raise_if_outage(error)
+            place = {"sequence_id": str(row.sequence_id), "position": str(row.position)}
+            tally.fail(self._table.table, place, row.key_id, error)
+            return
+        tally.count(self._table.table, verdict.outcome)
+        if verdict.outcome in {"done", FORMER} and row.key_id is not None:
+            tally.count_key(row.key_id)
+
+    def _judged(
+        self, row: ItemRow, outcome: Opened | EventSealError
+    ) -> tuple[str, bytes, EventSealError | None]:
+        """Say what a row counts as, with its plaintext; or what is wrong with it."""
+        if isinstance(outcome, Opened):
+            wrong = None if outcome.key_id == row.key_id else IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
+            return "done", outcome.plaintext, wrong
+        data: Any = row.data
+        if not isinstance(data, bytes):  # only an edit puts anything else there
+            return "", b"", outcome
+        if row.key_id is None and isinstance(outcome, UnknownFormatError | KeyNotFoundError):
+            return self._without_envelope(row, outcome)
+        if names_another_key(data, row.key_id, outcome):
+            return "", b"", IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
+        if self._table.application is None and isinstance(outcome, WrongApplicationError):
+            if not self._application_has_keys():  # then it is the configured name that is wrong, not the item
+                raise outcome
+            return "foreign", b"", None
+        if isinstance(outcome, KeyDestroyedError) and outcome.destroyed_by == "shredded":
+            return "erased", b"", None  # its tombstone's seal was checked
+        return self._in_older_format(row, outcome)
+
+    def _without_envelope(
+        self, row: ItemRow, outcome: EventSealError
+    ) -> tuple[str, bytes, EventSealError | None]:
+        """Judge a row that names no key: bytes are an envelope only if the key store has the key."""
+        name, plaintext, error = self._in_older_format(row, outcome)
+        if error is None or not self._table.has_key_ids:
+            return name, plaintext, error
+        if self._takes_plain:
+            return "plain", row.data, self._why_no_event(row.data)
+        return name, plaintext, error if self._table.old_formats else _not_encrypted()
+
+    def _in_older_format(
+        self, row: ItemRow, outcome: EventSealError
+    ) -> tuple[str, bytes, EventSealError | None]:
+        """Try the older formats that the table's readers accept while a migration lasts."""
+        key_id = row.key_id if self._table.has_key_ids else None
+        older = self._accepted.open(row.data, self._context(row), outcome, key_id=key_id)
+        if isinstance(older, OldItem):
+            return "unmigrated", older.plaintext, None
+        return "", b"", older
+
+    def _why_no_event(self, data: Any) -> EventSealError | None:
+        """Say why no mapper makes an event of bytes that are not encrypted, if so."""
+        try:
+            is_object = type(self._json.parse(data)) is dict
+        except SerializationError as error:
+            return error
+        return None if is_object else SerializationError("the data are not an object's attributes")
+
+    def _open_fields(self, verdicts: Sequence[_Verdict]) -> None:
+        """Open the fields of all rows together; erased ones are as they should be."""
+        if not self._table.has_key_ids:  # the mapper of another program's table opens no fields
+            return
+        holding = {
+            number: (_stored(verdict.row), verdict.plaintext)
+            for number, verdict in enumerate(verdicts)
+            if verdict.error is None and SEALED_BYTES in verdict.plaintext
+        }
+        former = self._table.former_collection
+        others = () if former is None else (former,)
+        for number, outcome in (self._fields.open(holding, others) if holding else {}).items():
+            if isinstance(outcome, EventSealError):
+                verdicts[number].error = outcome
+
+    def _application_has_keys(self) -> bool:
+        if self._has_keys is None:
+            keys = self._store.key_store.page(self._store.cipher.application, after=None, limit=1)
+            self._has_keys = bool(keys)
+        return self._has_keys
+
+    def _read_again(self, row: ItemRow) -> ItemRow | None:
+        look = partial(row_at, table=self._table, sequence_id=row.sequence_id, position=row.position)
+        return read(self._engine, look, doing=f"reading {self._table.table}")
+
+    def _context(self, row: ItemRow) -> ItemContext:
+        return ItemContext(row.sequence_id, row.position, row.topic, self._table.collection)
+
+
+@dataclass(slots=True)
+class _Verdict:
+    """A row, with what it counts as and its plaintext; or, if there is an error, with that alone."""
+
+    row: ItemRow
+    outcome: str
+    plaintext: bytes
+    error: EventSealError | None
+
+
+def raise_if_outage(error: EventSealError) -> None:
+    """Raise what says nothing about an item or a key: an outage, a refusal, or a KEK that is missing here."""
+    if isinstance(error, KmsError | StoreError | KekNotConfiguredError):
+        raise error
+
+
+def _rows(page: Page) -> list[ItemRow]:
+    key_ids: dict[bytes | None, UUID | None] = {
+        raw: None if raw is None else UUID(bytes=raw) for raw in set(page.key_ids)
+    }
+    return [
+        ItemRow(sequence_id, position, topic, data, key_ids[raw])
+        for sequence_id, position, topic, data, raw in zip(
+            page.sequence_ids, page.positions, page.topics, page.envelopes, page.key_ids, strict=True
+        )
+    ]
+
+
+def _stored(row: ItemRow) -> StoredItem:
+    return StoredItem(row.sequence_id, row.position, row.topic, row.data, row.key_id)
+
+
+def _is_retired(error: EventSealError | None) -> bool:
+    return isinstance(error, KeyDestroyedError) and error.destroyed_by == "retired"
+
+
+def _not_encrypted() -> EncryptionRequiredError:
+    return EncryptionRequiredError(
+        "the item is not encrypted, and always_encrypt is set",
+        remedy="If an older application wrote it, name its format in old_formats, and run `eventseal migrate "
+        "--begin`. Else find out who wrote the row, and restore it from a backup.",
+    )
