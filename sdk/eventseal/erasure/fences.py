@@ -12,7 +12,7 @@ from eventseal.errors import StoreError
 from eventseal.keys.states import KeyPurpose
 from eventseal.rotation.closing import close_and_count
 from eventseal.rotation.results import Failure
-from eventseal.storage.item_rows import pages_under
+from eventseal.storage.item_rows import pages
 from eventseal.storage.key_counts import count_under
 from eventseal.storage.transactions import read
 
@@ -108,7 +108,7 @@ def list_erased(store: SealedStore, tables: Sequence[SealedTable], keys: Iterabl
     listed = 0
     for key_ids in batches(keys):
         for table in tables:
-            for page in pages_under(store.datastore.engine, table, key_ids):
+            for page in pages(store.datastore.engine, table, key_ids=key_ids):
                 items = [
                     (row.data, ItemContext(row.sequence_id, row.position, row.topic, table.collection))
                     for row in page

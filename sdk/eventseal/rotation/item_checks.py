@@ -57,7 +57,7 @@ whose migration has begun; another application's; under a key that was shredded;
 """
 
 FORMER = "former"
-"""Counted only where there are such items: opened, and bound to the collection that the table is moved from."""
+"""Counted only where there are such items: opened, and bound to the collection that its table had."""
 
 PAGE_SIZE = 1000
 
@@ -219,8 +219,8 @@ class ItemChecks:
                     )
             verdicts.append(verdict)
         tally.count(self._table.table, "done", done.total())
-        for key_id, items in done.items():
-            tally.count_key(key_id, items)
+        for key_id, opened_items in done.items():
+            tally.count_key(key_id, opened_items)
         self._open_fields(verdicts)
         for verdict in verdicts:
             self._count(tally, verdict)

@@ -119,22 +119,22 @@ def row_at(connection: Connection, table: SealedTable, sequence_id: Any, positio
     return next(map(ItemRow._make, connection.execute(query)), None)
 
 
-def pages_under(
-    engine: Engine, table: SealedTable, key_ids: Collection[UUID], *, size: int = 1000
+def pages(
+    engine: Engine, table: SealedTable, *, key_ids: Collection[UUID] | None = None, size: int = 1000
 ) -> Iterator[list[ItemRow]]:
     """
-    Read the rows whose envelopes name some keys, each page in a short transaction of its own.
+    Read a table in order of sequence id and position, each page in a short transaction of its own.
 
     Args:
         engine: Of the database that the table is in.
         table: From the registry.
-        key_ids: A few hundred at most.
+        key_ids: Only rows whose envelopes name one of these, a few hundred at most; ``None``: all rows.
         size: Rows in a page.
     """
     columns = described(table)
-    named = KeyIdInHeader(columns["data"], _KeyId()).in_(list(key_ids))
-    query = select(*(columns[role] for role in ItemRow._fields)).where(named)
-    query = query.order_by(*columns.place).limit(size)
+    query = select(*(columns[role] for role in ItemRow._fields)).order_by(*columns.place).limit(size)
+    if key_ids is not None:
+        query = query.where(KeyIdInHeader(columns["data"], _KeyId()).in_(list(key_ids)))
     after: tuple[Any, Any] | None = None
     while True:
         rest = query if after is None else query.where(comes_after(columns.place, after))
