@@ -14,7 +14,7 @@ from eventseal.erasure.kek_ending import KekEndings, in_use_since
 from eventseal.erasure.recording import prepare_ledger
 from eventseal.erasure.shred import own_ledger
 from eventseal.errors import JobError
-from eventseal.keys.branch_wrapping import BRANCH_PREFIX
+from eventseal.keys.branch_wrapping import BRANCH_PREFIX, branch_uri
 from eventseal.rotation.keks import kek_report
 from eventseal.rotation.key_totals import refresh_interval
 from eventseal.rotation.results import Failure
@@ -26,7 +26,7 @@ from eventseal.storage.epochs import (
     is_shredded_since,
     note_version,
 )
-from eventseal.storage.kek_closing import close_keks, hanging_on
+from eventseal.storage.kek_closing import NO_KEY, close_keks, hanging_on
 from eventseal.storage.physical_deletion import overwrite_deleted
 from eventseal.storage.transactions import read
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from eventseal.erasure.ended_keks import EndedKek
     from eventseal.erasure.ledger import Ledger
+    from eventseal.errors import EventSealError
     from eventseal.keys import KeyRecord, Rewrap
     from eventseal.kms import KmsAdapter
     from eventseal.rotation.sealed_store import SealedStore
@@ -166,7 +167,7 @@ class _Roll:
             self._endings.refuse_ended(dates)
         if self._ledger is not None:
             prepare_ledger(self._store, self._ledger)
-        self._total = 2 * self._store.key_store.count_dependents(self._application, names, elsewhere=())
+        self._total = 2 * self._store.key_store.count_wrapped_keys(self._application)
         epoch = begin_epoch(self._engine, self._application)
         if not self._replace_branch_keys(epoch.begun_at):
             return self._result(complete=False)
@@ -192,6 +193,8 @@ class _Roll:
         for attempt in count(1):
             if not self._wrapped(self._keyring.rewrap_under_branches, attempt):
                 return False
+            if not self._opens_without(old):
+                return False
             try:
                 self._destroy([record.key_id for record in old])
             except JobError:  # who has not noticed yet wraps new keys under an old one
@@ -202,6 +205,19 @@ class _Roll:
             else:
                 break
         return True
+
+    def _opens_without(self, branch_keys: Sequence[KeyRecord]) -> bool:
+        """Say whether every key was seen to open without these branch keys."""
+        if not branch_keys:
+            return True
+        ending = [record.key_id for record in branch_keys]
+        uris = set(map(branch_uri, ending))
+        proof = self._keyring.prove_without(
+            lambda wrapped: wrapped.kek_uri in uris, ending=ending, batch=self._batch
+        )
+        self._counts["failed"] = proof.failed
+        self._note(proof.failures)
+        return not proof.failed
 
     def _noticed_at(self, old: Sequence[KeyRecord]) -> datetime:
         """Say from when on every process has noticed that branch keys wrap no more."""
@@ -245,10 +261,11 @@ class _Roll:
         self._counts["added"] += sum(rewrapped.added.values())
         self._counts["dropped"] += rewrapped.dropped
         self._counts["failed"] = rewrapped.failed
-        self._failures = [
-            Failure.of_key(WRAPPING_TABLE, key_id, error) for key_id, error in rewrapped.failures.items()
-        ]
+        self._note(rewrapped.failures)
         return not rewrapped.failed
+
+    def _note(self, failures: Mapping[UUID, EventSealError]) -> None:
+        self._failures = [Failure.of_key(WRAPPING_TABLE, key_id, error) for key_id, error in failures.items()]
 
     def _finished(
         self,
@@ -294,6 +311,13 @@ class _Roll:
     # --- what is told ---
 
     def _needed(self, hanging: Mapping[str, int]) -> JobError:
+        if NO_KEY in hanging:
+            return JobError(
+                f"what was to end is needed: {hanging[NO_KEY]} wrappings under it are of keys that have no "
+                "row in encryption_keys; no KEK was ended",
+                remedy="Find out who deleted rows of encryption_keys, and restore those rows from a backup. "
+                "Then run this again, which continues.",
+            )
         others = self._others(hanging)
         if others:
             named = ", ".join(f"{keys} of application {name}" for name, keys in sorted(others.items()))

@@ -80,18 +80,7 @@ class Mover:
             StoreError: The key store refused or failed.
         """
         seen = Moved()
-        keys: dict[UUID, DataKey] = {}
-        try:
-            for (record, _), outcome in zip(held, self._keks.calls.unwrap(target, held), strict=True):
-                if isinstance(outcome, EventSealError):
-                    seen.fail(record.key_id, outcome)
-                else:
-                    keys[record.key_id] = outcome
-            self._checks.refuse_edited([record for record, _ in held], keys, seen)
-            seen.verified.update(keys)
-        finally:
-            for key in keys.values():
-                key.close()
+        self._checks.prove([record for record, _ in held], self._keks.calls.unwrap(target, held), seen)
         return seen
 
     def learn_newest(self, target: KmsAdapter, records: Sequence[KeyRecord]) -> None:
@@ -153,14 +142,8 @@ class Mover:
 
     def _move_outside(self, target: KmsAdapter, records: Sequence[KeyRecord], moved: Moved) -> None:
         """Unwrap keys and wrap them again; what was edited is not wrapped again."""
-        keys: dict[UUID, DataKey] = {}
+        keys = self._checks.opened(records, self._keks.unwrap(records), moved)
         try:
-            for record, outcome in zip(records, self._keks.unwrap(records), strict=True):
-                if isinstance(outcome, EventSealError):
-                    moved.fail(record.key_id, outcome)
-                else:
-                    keys[record.key_id] = outcome
-            self._checks.refuse_edited(records, keys, moved)
             if keys and moved.ended_by is None:
                 self._wrap(target, {r.key_id: r for r in records}, keys, moved)
         finally:
