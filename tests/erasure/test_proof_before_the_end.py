@@ -27,10 +27,6 @@ SCOPES = ("subject:a", "subject:b")
 class EditedShop(LedgerShop):
     """A shop whose key tables somebody edits who has no KMS."""
 
-    def execute(self, statement) -> None:
-        with self.seal.datastore.key_engine.begin() as connection:
-            connection.execute(statement)
-
     def forge(self, key_id, kek_uri, version="1", *, verified=True) -> None:
         """Add a wrapping that opens nothing, and say that somebody has seen it open."""
         now = datetime.now(UTC)

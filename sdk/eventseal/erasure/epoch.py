@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from eventseal.erasure.epoch_receipt import EpochReceipt
 from eventseal.erasure.epoch_result import EpochResult
 from eventseal.erasure.kek_ending import KekEndings, in_use_since
+from eventseal.erasure.ledger_entries import DONE, INTENT
 from eventseal.erasure.recording import prepare_ledger
 from eventseal.erasure.shred import own_ledger
 from eventseal.errors import JobError
@@ -23,7 +24,6 @@ from eventseal.storage.epochs import (
     begin_epoch,
     finish_epoch,
     is_rolling,
-    is_shredded_since,
     note_version,
 )
 from eventseal.storage.kek_closing import NO_KEY, close_keks, hanging_on
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from eventseal.erasure.ended_keks import EndedKek
     from eventseal.erasure.ledger import Ledger
+    from eventseal.erasure.ledger_entries import LedgerEntry
     from eventseal.errors import EventSealError
     from eventseal.keys import KeyRecord, Rewrap
     from eventseal.kms import KmsAdapter
@@ -168,10 +169,11 @@ class _Roll:
         if self._ledger is not None:
             prepare_ledger(self._store, self._ledger)
         self._total = 2 * self._store.key_store.count_wrapped_keys(self._application)
-        epoch = begin_epoch(self._engine, self._application)
+        seals = self._keyring.table_seals()
+        epoch = begin_epoch(self._engine, self._application, seals)
         if not self._replace_branch_keys(epoch.begun_at):
             return self._result(complete=False)
-        note = partial(note_version, self._engine, self._application, epoch.begun_at)
+        note = partial(note_version, self._engine, self._application, seals, epoch.number)
         versions = self._endings.make_versions(epoch.kek_versions, note)
         if not self._move_to_staying_keks(names, versions):
             return self._result(complete=False)
@@ -179,8 +181,12 @@ class _Roll:
         covers = in_use_since(self._endings.staying, versions, epoch.begun_at)
         if self._ledger is not None:
             self._ledger.rewrap(self._store, to=self._endings.staying)
-        ended = self._endings.end(versions, days=days)
-        return self._finished(epoch.begun_at, covers, versions, ended)
+        ended = self._endings.end(versions, made_before=epoch.kek_versions.keys(), days=days)
+        finish = partial(finish_epoch, self._engine, self._application, seals, epoch.number)
+        if not ended:
+            finish()
+            raise self._endings.nothing_ended()
+        return self._finished(epoch.begun_at, covers, versions, ended, finish)
 
     # --- the steps ---
 
@@ -193,9 +199,9 @@ class _Roll:
         for attempt in count(1):
             if not self._wrapped(self._keyring.rewrap_under_branches, attempt):
                 return False
-            if not self._opens_without(old):
-                return False
             try:
+                if not self._opens_without(old):
+                    return False
                 self._destroy([record.key_id for record in old])
             except JobError:  # who has not noticed yet wraps new keys under an old one
                 late += noticed_at <= self._store.key_store.now()
@@ -207,7 +213,12 @@ class _Roll:
         return True
 
     def _opens_without(self, branch_keys: Sequence[KeyRecord]) -> bool:
-        """Say whether every key was seen to open without these branch keys."""
+        """
+        Say whether every key was seen to open without these branch keys.
+
+        Raises:
+            JobError: Nothing failed, but a process that has not noticed yet wrapped keys under one of them.
+        """
         if not branch_keys:
             return True
         ending = [record.key_id for record in branch_keys]
@@ -215,6 +226,8 @@ class _Roll:
         proof = self._keyring.prove_without(
             lambda wrapped: wrapped.kek_uri in uris, ending=ending, batch=self._batch
         )
+        if proof.failures and all(isinstance(error, JobError) for error in proof.failures.values()):
+            raise next(iter(proof.failures.values()))
         self._counts["failed"] = proof.failed
         self._note(proof.failures)
         return not proof.failed
@@ -273,6 +286,7 @@ class _Roll:
         covers: datetime | None,
         versions: Mapping[str, str],
         ended: Sequence[EndedKek],
+        finish: Callable[[], datetime],
     ) -> EpochResult:
         """Note that it is done: in the ledger first, since what is told there is told again if that fails."""
         receipt = EpochReceipt(
@@ -287,7 +301,7 @@ class _Roll:
         if self._ledger is not None:
             entry = self._ledger.append(self._store, EPOCH, details=receipt.details)
             receipt = EpochReceipt.of(self._ledger.name, entry)
-        finished_at = finish_epoch(self._engine, self._application, begun_at)
+        finished_at = finish()
         leftover = overwrite_deleted(self._engine)
         return self._result(complete=True, receipt=receipt, finished_at=finished_at, leftover=leftover)
 
@@ -295,18 +309,24 @@ class _Roll:
         """Give the receipt of the run that has ended these KEKs, if nothing is left for another one."""
         if self._ledger is None or not dates or not self._ledger.exists(self._application):
             return None
-        told = [entry for entry in self._ledger.entries(self._store) if entry.kind == EPOCH]
-        if not told:
+        told: LedgerEntry | None = None
+        erased_at: datetime | None = None
+        for entry in self._ledger.entries(self._store):
+            if entry.kind == EPOCH:
+                told = entry
+            elif entry.kind in {INTENT, DONE}:
+                erased_at = entry.at
+        if told is None:
             return None
-        receipt = EpochReceipt.of(self._ledger.name, told[-1])
+        receipt = EpochReceipt.of(self._ledger.name, told)
         is_this = (
             {kek.kek_uri: kek.ends_at for kek in receipt.keks} == dates
             and set(dates) == {adapter.uri for adapter in self._endings.leaving}
             and set(receipt.staying) == {adapter.uri for adapter in self._endings.staying}
         )
-        if not is_this or is_shredded_since(self._engine, self._application, receipt.begun_at):
-            return None
-        return receipt
+        # By the ledger's authenticated times: the key tables' columns can be set by whoever writes them.
+        is_erased_since = erased_at is not None and erased_at >= receipt.begun_at
+        return receipt if is_this and not is_erased_since else None
 
     # --- what is told ---
 

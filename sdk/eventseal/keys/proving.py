@@ -28,7 +28,8 @@ class Proof:
 
     Attributes:
         failed: Keys that do not, and keys whose row is not what a keyring sealed.
-        failures: Why; the first 1,000.
+        failures: Why; the first 1,000. A ``JobError`` stands for a key that has no wrapping but under what is
+            about to end.
     """
 
     failed: int = 0
@@ -89,6 +90,6 @@ class Prover:
                 # That some process has seen one open is what a row says: none comes first because of it.
                 staying.append(replace(record, wrappings=wrappings, verified=frozenset()))
             else:
-                seen.fail(record.key_id, JobError(f"key {record.key_id} has no wrapping that stays"))
+                seen.fail(record.key_id, JobError(f"key {record.key_id} is wrapped nowhere else"))
         self._checks.prove(staying, self._wrapping.unwrap(staying), seen)
         return seen

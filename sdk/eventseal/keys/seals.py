@@ -62,10 +62,18 @@ class Seals:
     Seals and checks the key tables of one application under its store key.
 
     Args:
-        store_key: Four keys are derived from it; the handle itself is not kept.
+        store_key: Five keys are derived from it; the handle itself is not kept.
     """
 
-    __slots__ = ("_application", "_mark_key", "_revoked_key", "_row_key", "_scope_key", "key_id")
+    __slots__ = (
+        "_application",
+        "_epoch_key",
+        "_mark_key",
+        "_revoked_key",
+        "_row_key",
+        "_scope_key",
+        "key_id",
+    )
 
     def __init__(self, store_key: DataKey) -> None:
         self.key_id = store_key.key_id
@@ -73,6 +81,7 @@ class Seals:
         self._row_key = store_key.derive(b"eventseal/v1/row seal", _HMAC_KEY_SIZE)
         self._revoked_key = store_key.derive(b"eventseal/v1/revoked", _HMAC_KEY_SIZE)
         self._mark_key = store_key.derive(b"eventseal/v1/change mark", _HMAC_KEY_SIZE)
+        self._epoch_key = store_key.derive(b"eventseal/v1/epoch", _HMAC_KEY_SIZE)
         self._scope_key = store_key.derive(b"eventseal/v1/scope digest", _HMAC_KEY_SIZE)
 
     def sealed(self, record: KeyRecord) -> KeyRecord:
@@ -128,6 +137,15 @@ class Seals:
                 f"the change mark of {self._application!r} does not match its seal: it was edited",
                 remedy="Find out who changed the key tables, and restore key_changes from a backup.",
             )
+
+    def epoch_seal(self, *parts: bytes) -> bytes:
+        """Give the seal of the application's row in ``epochs``: 32 bytes of HMAC over the row's *parts*."""
+        sealed = length_prefixed(self._application.encode(), *parts)
+        return hmac.digest(self._epoch_key, sealed, sha512)[:SEAL_SIZE]
+
+    def fits_epoch(self, seal: bytes, *parts: bytes) -> bool:
+        """Whether *seal* is that of a row in ``epochs``; compared in constant time."""
+        return hmac.compare_digest(self.epoch_seal(*parts), seal)
 
     def scope_digest(self, scope: str) -> str:
         """Give what stands for a scope where scopes are personal: 32 bytes of HMAC in base64url, unpadded."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from eventseal.keys.policy import Clock
     from eventseal.keys.purposes import KeysOfPurpose
     from eventseal.keys.records import KeyRecord
+    from eventseal.keys.seals import Seals
     from eventseal.keys.store_key import StoreKey
     from eventseal.kms.adapter import WrappedKey
 
@@ -45,6 +46,19 @@ class KeyUpkeep:
     _memory: Memory
     _store: CountedStore
     _store_key: StoreKey
+
+    def table_seals(self) -> Seals:
+        """
+        Give what authenticates the application's rows in the key tables; make its store key if it has none.
+
+        Raises:
+            ConfigurationError: The keyring is closed.
+            IntegrityError: The store key's row is not what a keyring sealed.
+            KmsError: A KEK refused or failed.
+            StoreError: The key store refused or failed.
+        """
+        self._memory.check_open()
+        return self._store_key.made_seals()
 
     def rewrap(
         self,

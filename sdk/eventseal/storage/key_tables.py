@@ -12,6 +12,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
+from eventseal.storage.table_setup import ADDED
 from eventseal.storage.types import BinaryUUID, ExactBytes, ExactInteger, ExactText, Seconds, UTCTimestamp
 
 DEFAULT_REFRESH_INTERVAL = 60.0
@@ -80,6 +81,11 @@ epochs = Table(
     Column("application", ExactText(), primary_key=True),
     Column("begun_at", UTCTimestamp(), nullable=False),
     Column("kek_versions", JSON(), nullable=False),
+    # NULL in a row that the first release has written.
+    Column("number", ExactInteger(), info=ADDED),
+    Column("revoked", ExactBytes(), info=ADDED),
+    Column("finished_at", UTCTimestamp(), info=ADDED),
+    Column("seal", ExactBytes(), info=ADDED),
 )
 
 key_changes = Table(
