@@ -92,19 +92,17 @@ class BranchMover:
 
     def move(self, records: Sequence[KeyRecord]) -> Moved:
         """
-        Make a wrapping under the active branch key for each of *records*, and unwrap it again.
+        Make a wrapping under the active branch key for each of *records*, which can be read, and unwrap it.
 
         Raises:
             IntegrityError: The store key's row is not what a keyring sealed.
             StoreError: The key store refused or failed.
         """
         moved = Moved()
-        self._checks.refuse_unreadable(records, moved)
-        good = moved.untried(records)
-        keys = self._checks.opened(good, self._branches.unwrap(good), moved)
+        keys = self._checks.opened(records, self._branches.unwrap(records), moved)
         try:
             if moved.ended_by is None:
-                self._wrap({r.key_id: r for r in good if r.key_id in keys}, keys, moved)
+                self._wrap({r.key_id: r for r in records if r.key_id in keys}, keys, moved)
         finally:
             for key in keys.values():
                 key.close()

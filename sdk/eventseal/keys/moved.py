@@ -69,10 +69,12 @@ class RowChecks:
         self._store_key = store_key
 
     def refuse_unreadable(self, records: Sequence[KeyRecord], moved: Moved) -> None:
-        """Fail the keys whose row holds what none does."""
+        """Fail the keys whose row holds what none does, and those with more wrappings than are read."""
         for record in records:
             try:
                 check_readable(record)
+                if record.more_wrappings:
+                    raise _flooded(record)
             except IntegrityError as error:
                 moved.fail(record.key_id, error)
 
@@ -143,3 +145,12 @@ class RowChecks:
             if refusal is not None:
                 moved.fail(record.key_id, refusal)
                 keys.pop(record.key_id).close()
+
+
+def _flooded(record: KeyRecord) -> IntegrityError:
+    count = len(record.wrappings) + record.more_wrappings
+    return IntegrityError(
+        f"key {record.key_id} has {count:,} wrappings: somebody added rows to key_wrappings",
+        remedy="Find out who did, and restore the rows of this key from a backup.",
+        key_id=record.key_id,
+    )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from eventseal.errors import EventSealError, NotMyKeyError
 from eventseal.keys.kek_facts import concerns_the_kek
 from eventseal.keys.moved import Moved
+from eventseal.keys.unwrapping import few_of_each
 from eventseal.kms.adapter import SupportsRewrap
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Mover:
 
     def move(self, target: KmsAdapter, records: Sequence[KeyRecord]) -> Moved:
         """
-        Make a wrapping under *target* for each of *records*.
+        Make a wrapping under *target* for each of *records*, which can be read.
 
         A key is unwrapped only if the KMS of *target* cannot move any of its wrappings by itself.
 
@@ -58,7 +59,6 @@ class Mover:
             StoreError: The key store refused or failed.
         """
         moved = Moved()
-        self._checks.refuse_unreadable(records, moved)
         if isinstance(target, SupportsRewrap):
             self._move_inside(target, target, moved.untried(records), moved)
         self._move_outside(target, moved.untried(records), moved)
@@ -91,7 +91,7 @@ class Mover:
             KmsError: The KMS refused or failed.
         """
         for record in records:
-            for wrapped in record.wrappings:
+            for wrapped in few_of_each(record.wrappings):
                 if (
                     self._facts.knows_newest(target)
                     or not isinstance(target, SupportsRewrap)
@@ -130,7 +130,7 @@ class Mover:
     def _candidates(self, target: KmsAdapter, record: KeyRecord) -> Iterator[WrappedKey]:
         """Give the wrappings that may be sent: the KEK's own first, and those that somebody has verified."""
         configured = [wrapped for wrapped in record.wrappings if self._facts.is_configured(wrapped)]
-        return iter(
+        return few_of_each(
             sorted(
                 configured,
                 key=lambda wrapped: (

@@ -130,8 +130,12 @@ class Rewrapper:
         return self._result()
 
     def _settle(self, keys: Sequence[_Key], *, dry_run: bool) -> None:
-        under_branches = [key for key in keys if _is_under_a_branch(key.record)]
-        under_keks = [key for key in keys if not _is_under_a_branch(key.record)]
+        unreadable = Moved()
+        self._checks.refuse_unreadable([key.record for key in keys], unreadable)
+        self._note_failures(unreadable, keys)
+        readable = [key for key in keys if key.outcome != FAILED]
+        under_branches = [key for key in readable if _is_under_a_branch(key.record)]
+        under_keks = [key for key in readable if not _is_under_a_branch(key.record)]
         self._branch_mover.learn([key.record for key in under_branches])
         for target in self._targets:
             self._settle_version(target, [key.record for key in under_keks])
