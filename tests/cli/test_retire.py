@@ -123,13 +123,17 @@ def test_whether_a_kek_may_go_is_said_by_the_exit_code(run, run_json, old, monke
     monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://dev.key,local://other.key")
     first = LocalKmsAdapter("dev.key").uri
     shown = run("retire", "--kek", first, exits=4).stderr
-    assert "3 live keys have no verified wrapping elsewhere" in shown
+    assert "3 live keys do not open without it" in shown
     run("rewrap")
-    monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://other.key")
-    run("verify")
-    run("rewrap", "--to", "local://other.key")
     assert run_json("retire", "--kek", "local://dev.key")["needed"] == 0
+    assert "3 wrappings under it are left" in run("retire", "--kek", "local://dev.key").stdout
+    run("rewrap", "--to", "local://other.key")
     assert "may go: no key is wrapped under it" in run("retire", "--kek", "local://dev.key").stdout
+    monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://other.key")
+    shown = run("retire", "--kek", "local://dev.key", exits=2).stderr
+    assert "no key is wrapped under local://dev.key, and it is not configured" in shown
+    shown = run("retire", "--kek", "local://other.key", "--kek-version", "9", exits=2).stderr
+    assert "no key is wrapped under version '9' of local://other.key" in shown
     Path("dev.key").unlink()
     run("verify")
 

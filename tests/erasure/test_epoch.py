@@ -514,20 +514,21 @@ def test_who_still_wraps_under_a_kek_that_ended_is_told(shops, store_url) -> Non
         process.seal.close()
 
 
-def test_what_a_branch_key_wraps_meanwhile_is_moved_too(shops, store_url, kms, monkeypatch) -> None:
+@pytest.mark.parametrize("step", ["prove_without", "retire"])
+def test_what_a_branch_key_wraps_meanwhile_is_moved_too(shops, store_url, kms, monkeypatch, step) -> None:
     shop = shops(store_url, kms, branches=1)
     shop.append("application")
     stale = shop.again()
     stale.append("subject:before")  # it has the old branch key at hand
     late: list[SequencedItem] = []
-    retire = shop.seal.keyring.retire
+    take = getattr(shop.seal.keyring, step)
 
-    def with_a_stale_writer(keys, **options):
+    def with_a_stale_writer(*given, **options):
         if not late:
             late.append(stale.append("subject:late"))
-        return retire(keys, **options)
+        return take(*given, **options)
 
-    monkeypatch.setattr(shop.seal.keyring, "retire", with_a_stale_writer)
+    monkeypatch.setattr(shop.seal.keyring, step, with_a_stale_writer)
     assert roll_epoch(shop.seal).complete
     assert shop.branch_rows() == [("branch:0", "destroyed"), ("branch:0", "active")]
     assert shop.opens(late[0])
@@ -749,13 +750,13 @@ def test_a_version_is_not_noted_in_a_roll_that_was_begun_anew_meanwhile(
     late: list[UUID] = []
     stolen: list[KeyRecord] = []
 
-    def stalling(engine, application, *noted) -> None:
+    def stalling(engine, application, seals, *noted) -> None:
         item = shop.append("tenant:late")  # under the version that was just made
         late.append(item.key_id)
         stolen.extend(shop.records())
         shred(shop.seal, "tenant:late")
-        begin_epoch(engine, application)  # another run begins, anew
-        note_version(engine, application, *noted)
+        begin_epoch(engine, application, seals)  # another run begins, anew
+        note_version(engine, application, seals, *noted)
         raise _Killed
 
     with monkeypatch.context() as patch, pytest.raises(_Killed):
@@ -773,10 +774,10 @@ def test_a_run_that_is_done_leaves_the_roll_that_another_one_has_begun_anew(
     shop = shops(store_url, kms)
     _filled(shop)
 
-    def stalling(engine, application, begun_at) -> datetime:
+    def stalling(engine, application, seals, number) -> datetime:
         shred(shop.seal, ERASED[0])
-        assert begin_epoch(engine, application).begun_at > begun_at
-        return finish_epoch(engine, application, begun_at)
+        assert begin_epoch(engine, application, seals).number == number + 1
+        return finish_epoch(engine, application, seals, number)
 
     with monkeypatch.context() as patch:
         patch.setattr("eventseal.erasure.epoch.finish_epoch", stalling)

@@ -527,9 +527,12 @@ def test_processes_make_one_ledger(place, kms) -> None:
 def test_the_key_is_wrapped_anew_and_opens_without_the_old_kek(place, store, kms) -> None:
     ledger, other = place.open(), FakeKms()
     write(ledger, store)
-    assert ledger.needs_kek("shop", kms.uri)
-    ledger.rewrap(store_of(kms, other))
-    assert not ledger.needs_kek("shop", kms.uri)
+    assert not ledger.opens_without(store, ledger.wrappings(store))
+    both = store_of(kms, other)
+    ledger.rewrap(both)
+    leaving = [wrapped for wrapped in ledger.wrappings(both) if wrapped.kek_uri == kms.uri]
+    assert ledger.opens_without(both, leaving)
+    assert not ledger.opens_without(store, leaving)  # the other KEK is not configured there
     moved = store_of(other)
     assert kinds(place.open(), moved) == ["created", "intent", "done", "intent", "done", "wrapped"]
     place.open().append(moved, REOPEN, scope=SCOPE)
@@ -540,7 +543,7 @@ def test_the_key_moves_to_one_kek_that_the_keyring_has_not(place, store) -> None
     write(place.open(), store)
     other = FakeKms()
     place.open().rewrap(store, to=[other])
-    assert place.open().needs_kek("shop", other.uri)
+    assert {wrapped.kek_uri for wrapped in place.open().wrappings(store_of(other))} == {other.uri}
     assert len(kinds(place.open(), store_of(other))) == 6
 
 

@@ -170,6 +170,16 @@ def test_the_change_mark_is_the_documented_formula() -> None:
     seals.check_mark(mark)
 
 
+def test_the_seal_of_an_epoch_is_over_the_application_and_every_part() -> None:
+    seals = Seals(handle())
+    epoch_key = hkdf(KEY, KEY_ID.bytes, b"eventseal/v1/epoch", 64)
+    seal = seals.epoch_seal(b"one", b"", b"two")
+    assert seal == hmac.digest(epoch_key, framed(b"shop", b"one", b"", b"two"), "sha512")[:32]
+    assert seals.fits_epoch(seal, b"one", b"", b"two")
+    for parts in ([b"one", b"two"], [b"one", b"two", b""], [b"onetwo"], [b"one", b"", b"two", b""]):
+        assert not seals.fits_epoch(seal, *parts)
+
+
 def test_the_first_mark_covers_an_empty_tree() -> None:
     seals = Seals(handle())
     mark = seals.first_mark()

@@ -6,14 +6,15 @@ import sqlite3
 import time
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import delete, event, make_url, select, update
+from sqlalchemy import delete, event, insert, make_url, select, update
 
 from eventseal.errors import IntegrityError, StoreUnavailableError
-from eventseal.keys.records import STORE_SCOPE, ChangeMark
+from eventseal.keys.records import MOST_WRAPPINGS, STORE_SCOPE, ChangeMark
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyDatastore, SQLAlchemyKeyStore
 from eventseal.storage.key_tables import encryption_keys, key_changes, key_wrappings
@@ -127,6 +128,29 @@ def at_once() -> Iterator[None]:
     begun = time.monotonic()
     yield
     assert time.monotonic() - begun < AT_ONCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("many", [70, 2_000], ids=["read-and-left-out", "never-read"])
+def test_of_a_key_with_thousands_of_wrappings_the_newest_are_read_and_the_others_counted(
+    store_url, open_datastore, many
+) -> None:
+    datastore = open_datastore(store_url)
+    key_store = SQLAlchemyKeyStore(datastore)
+    stored = {scope: key_store.add_active([make_record("shop", scope)])[scope] for scope in "abc"}
+    flooded, other = stored["a"], stored["b"]
+    with datastore.key_engine.begin() as connection:
+        rows = [
+            {"key_id": flooded.key_id, "kek_uri": "fake://x", "kek_version": f"{n}", "wrapped": b"x"}
+            for n in range(many)
+        ]
+        later = datetime(2100, 1, 1, tzinfo=UTC)
+        connection.execute(insert(key_wrappings).values(created_at=later), rows)
+    found = key_store.get([record.key_id for record in stored.values()])
+    assert len(found[flooded.key_id].wrappings) == MOST_WRAPPINGS
+    assert {wrapped.kek_uri for wrapped in found[flooded.key_id].wrappings} == {"fake://x"}
+    assert found[flooded.key_id].more_wrappings == many + len(flooded.wrappings) - MOST_WRAPPINGS
+    assert (found[other.key_id].wrappings, found[other.key_id].more_wrappings) == (other.wrappings, 0)
 
 
 class TestInsideAnotherTransaction:

@@ -12,6 +12,7 @@ from eventseal.cli.options import Config, DryRun, Json, Options, Yes
 from eventseal.cli.output import print_columns, print_json
 from eventseal.cli.progress import shown_progress
 from eventseal.cli.results import finish, print_failures, tell
+from eventseal.erasure.ledger_carrying import refuse_needed_by_ledger
 from eventseal.errors import ConfigurationError, JobError, StoreUnavailableError
 from eventseal.rotation import refuse_needed_kek
 from eventseal.rotation import retire as retire_keys
@@ -52,8 +53,8 @@ def retire(
 
     A key that is needed stays, and is counted; if it was named, the exit code is
     4. It asks before it destroys; --dry-run only counts. With --kek it destroys
-    nothing, and says by its exit code whether a KMS key, or a version of it, may
-    go: 0 if no live key needs it, else 4.
+    nothing: it opens every live key without that KMS key, or version of it, and
+    says by its exit code whether it may go: 0 if all opened, else 4.
     """
     options = Options.of(context, config=config, as_json=as_json, yes=yes, dry_run=dry_run)
     if kek is not None and key:
@@ -87,18 +88,14 @@ def _retire(options: Options, seal: EventSeal, typed: list[str] | None) -> None:
 
 def _ask_for_kek(options: Options, seal: EventSeal, kek: str, version: str | None) -> None:
     left = refuse_needed_kek(seal, kek, version)
-    if seal.ledger is not None and seal.ledger.needs_kek(seal.settings.application, kek, version):
-        raise JobError(
-            f"the key of {seal.ledger.name} is wrapped under {kek} alone: no entry could be verified",
-            remedy="Wrap it elsewhere first: eventseal rewrap",
-        )
+    refuse_needed_by_ledger(seal, kek, version)
     if options.as_json:
         print_json({"verb": "retire", "kek": kek, "kek_version": version, "needed": 0, "wrappings": left})
         return
     what = kek if version is None else f"version {version} of {kek}"
     typer.echo(f"{what} may go: {'no live key needs it' if left else 'no key is wrapped under it'}")
     if left:
-        typer.echo(f"{left:,} wrappings under it are left, each of a key with a verified one elsewhere")
+        typer.echo(f"{left:,} wrappings under it are left; every key was just opened without it")
 
 
 def _print(result: JobResult, *, dry_run: bool) -> None:

@@ -45,7 +45,7 @@ def rewrap(
     Keys move to the newest version of every configured KEK, and get the wrappings
     that they miss; data keys under branch keys move to the branch's active one.
     An old wrapping goes once a process has unwrapped the new one: run it again
-    after that. Interrupted, it is run again and goes on.
+    after that, with the right to unwrap. Interrupted, it is run again.
     """
     options = Options.of(context, config=config, as_json=as_json, yes=yes, dry_run=dry_run)
     target = None if to is None else adapter_from_uri(to)
@@ -79,5 +79,6 @@ def _print(result: JobResult, *, dry_run: bool) -> None:
     if counts["awaiting"]:
         typer.echo(
             f"{counts['awaiting']:,} keys keep old wrappings until a process has unwrapped the new one: "
-            "run it again after the applications, or `eventseal verify`, have opened them"
+            "run it again, with the right to unwrap, after the applications, or `eventseal verify`, have "
+            "opened them"
         )

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from eventseal.erasure.epoch_receipt import EpochReceipt
 from eventseal.erasure.epoch_result import EpochResult
 from eventseal.erasure.kek_ending import KekEndings, in_use_since
+from eventseal.erasure.ledger_entries import DONE, INTENT
 from eventseal.erasure.recording import prepare_ledger
 from eventseal.erasure.shred import own_ledger
 from eventseal.errors import JobError
-from eventseal.keys.branch_wrapping import BRANCH_PREFIX
+from eventseal.keys.branch_wrapping import BRANCH_PREFIX, branch_uri
 from eventseal.rotation.keks import kek_report
 from eventseal.rotation.key_totals import refresh_interval
 from eventseal.rotation.results import Failure
@@ -23,10 +24,9 @@ from eventseal.storage.epochs import (
     begin_epoch,
     finish_epoch,
     is_rolling,
-    is_shredded_since,
     note_version,
 )
-from eventseal.storage.kek_closing import close_keks, hanging_on
+from eventseal.storage.kek_closing import NO_KEY, close_keks, hanging_on
 from eventseal.storage.physical_deletion import overwrite_deleted
 from eventseal.storage.transactions import read
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     from eventseal.erasure.ended_keks import EndedKek
     from eventseal.erasure.ledger import Ledger
+    from eventseal.erasure.ledger_entries import LedgerEntry
+    from eventseal.errors import EventSealError
     from eventseal.keys import KeyRecord, Rewrap
     from eventseal.kms import KmsAdapter
     from eventseal.rotation.sealed_store import SealedStore
@@ -166,11 +168,12 @@ class _Roll:
             self._endings.refuse_ended(dates)
         if self._ledger is not None:
             prepare_ledger(self._store, self._ledger)
-        self._total = 2 * self._store.key_store.count_dependents(self._application, names, elsewhere=())
-        epoch = begin_epoch(self._engine, self._application)
+        self._total = 2 * self._store.key_store.count_wrapped_keys(self._application)
+        seals = self._keyring.table_seals()
+        epoch = begin_epoch(self._engine, self._application, seals)
         if not self._replace_branch_keys(epoch.begun_at):
             return self._result(complete=False)
-        note = partial(note_version, self._engine, self._application, epoch.begun_at)
+        note = partial(note_version, self._engine, self._application, seals, epoch.number)
         versions = self._endings.make_versions(epoch.kek_versions, note)
         if not self._move_to_staying_keks(names, versions):
             return self._result(complete=False)
@@ -178,8 +181,12 @@ class _Roll:
         covers = in_use_since(self._endings.staying, versions, epoch.begun_at)
         if self._ledger is not None:
             self._ledger.rewrap(self._store, to=self._endings.staying)
-        ended = self._endings.end(versions, days=days)
-        return self._finished(epoch.begun_at, covers, versions, ended)
+        ended = self._endings.end(versions, made_before=epoch.kek_versions.keys(), days=days)
+        finish = partial(finish_epoch, self._engine, self._application, seals, epoch.number)
+        if not ended:
+            finish()
+            raise self._endings.nothing_ended()
+        return self._finished(epoch.begun_at, covers, versions, ended, finish)
 
     # --- the steps ---
 
@@ -193,6 +200,8 @@ class _Roll:
             if not self._wrapped(self._keyring.rewrap_under_branches, attempt):
                 return False
             try:
+                if not self._opens_without(old):
+                    return False
                 self._destroy([record.key_id for record in old])
             except JobError:  # who has not noticed yet wraps new keys under an old one
                 late += noticed_at <= self._store.key_store.now()
@@ -202,6 +211,26 @@ class _Roll:
             else:
                 break
         return True
+
+    def _opens_without(self, branch_keys: Sequence[KeyRecord]) -> bool:
+        """
+        Say whether every key was seen to open without these branch keys.
+
+        Raises:
+            JobError: Nothing failed, but a process that has not noticed yet wrapped keys under one of them.
+        """
+        if not branch_keys:
+            return True
+        ending = [record.key_id for record in branch_keys]
+        uris = set(map(branch_uri, ending))
+        proof = self._keyring.prove_without(
+            lambda wrapped: wrapped.kek_uri in uris, ending=ending, batch=self._batch
+        )
+        if proof.failures and all(isinstance(error, JobError) for error in proof.failures.values()):
+            raise next(iter(proof.failures.values()))
+        self._counts["failed"] = proof.failed
+        self._note(proof.failures)
+        return not proof.failed
 
     def _noticed_at(self, old: Sequence[KeyRecord]) -> datetime:
         """Say from when on every process has noticed that branch keys wrap no more."""
@@ -245,10 +274,11 @@ class _Roll:
         self._counts["added"] += sum(rewrapped.added.values())
         self._counts["dropped"] += rewrapped.dropped
         self._counts["failed"] = rewrapped.failed
-        self._failures = [
-            Failure.of_key(WRAPPING_TABLE, key_id, error) for key_id, error in rewrapped.failures.items()
-        ]
+        self._note(rewrapped.failures)
         return not rewrapped.failed
+
+    def _note(self, failures: Mapping[UUID, EventSealError]) -> None:
+        self._failures = [Failure.of_key(WRAPPING_TABLE, key_id, error) for key_id, error in failures.items()]
 
     def _finished(
         self,
@@ -256,6 +286,7 @@ class _Roll:
         covers: datetime | None,
         versions: Mapping[str, str],
         ended: Sequence[EndedKek],
+        finish: Callable[[], datetime],
     ) -> EpochResult:
         """Note that it is done: in the ledger first, since what is told there is told again if that fails."""
         receipt = EpochReceipt(
@@ -272,7 +303,7 @@ class _Roll:
             receipt = EpochReceipt.of(self._ledger.name, entry)
         else:
             receipt = receipt.authenticated(self._keyring)
-        finished_at = finish_epoch(self._engine, self._application, begun_at)
+        finished_at = finish()
         leftover = overwrite_deleted(self._engine)
         return self._result(complete=True, receipt=receipt, finished_at=finished_at, leftover=leftover)
 
@@ -280,22 +311,35 @@ class _Roll:
         """Give the receipt of the run that has ended these KEKs, if nothing is left for another one."""
         if self._ledger is None or not dates or not self._ledger.exists(self._application):
             return None
-        told = [entry for entry in self._ledger.entries(self._store) if entry.kind == EPOCH]
-        if not told:
+        told: LedgerEntry | None = None
+        erased_at: datetime | None = None
+        for entry in self._ledger.entries(self._store):
+            if entry.kind == EPOCH:
+                told = entry
+            elif entry.kind in {INTENT, DONE}:
+                erased_at = entry.at
+        if told is None:
             return None
-        receipt = EpochReceipt.of(self._ledger.name, told[-1])
+        receipt = EpochReceipt.of(self._ledger.name, told)
         is_this = (
             {kek.kek_uri: kek.ends_at for kek in receipt.keks} == dates
             and set(dates) == {adapter.uri for adapter in self._endings.leaving}
             and set(receipt.staying) == {adapter.uri for adapter in self._endings.staying}
         )
-        if not is_this or is_shredded_since(self._engine, self._application, receipt.begun_at):
-            return None
-        return receipt
+        # By the ledger's authenticated times: the key tables' columns can be set by whoever writes them.
+        is_erased_since = erased_at is not None and erased_at >= receipt.begun_at
+        return receipt if is_this and not is_erased_since else None
 
     # --- what is told ---
 
     def _needed(self, hanging: Mapping[str, int]) -> JobError:
+        if NO_KEY in hanging:
+            return JobError(
+                f"what was to end is needed: {hanging[NO_KEY]} wrappings under it are of keys that have no "
+                "row in encryption_keys; no KEK was ended",
+                remedy="Find out who deleted rows of encryption_keys, and restore those rows from a backup. "
+                "Then run this again, which continues.",
+            )
         others = self._others(hanging)
         if others:
             named = ", ".join(f"{keys} of application {name}" for name, keys in sorted(others.items()))

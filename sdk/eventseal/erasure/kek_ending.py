@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from eventseal.erasure.ended_keks import EndedKek, Ending
-from eventseal.errors import ConfigurationError
+from eventseal.errors import ConfigurationError, JobError
 from eventseal.keys.kek_facts import is_under
 from eventseal.kms import SupportsDeletion, SupportsVersions
 
@@ -154,13 +154,18 @@ class KekEndings:
             found[adapter.uri] = None
         return found
 
-    def end(self, versions: Mapping[str, str], *, days: int) -> list[EndedKek]:
+    def end(self, versions: Mapping[str, str], *, made_before: Collection[str], days: int) -> list[EndedKek]:
         """
         End them. No key may need what ends.
 
         Args:
             versions: The versions that stay, by KEK.
+            made_before: The KEKs whose version an interrupted run of the same roll made: it may have ended
+                the older ones, too.
             days: Until a KEK that is deleted whole is gone.
+
+        Returns:
+            What ended; a KEK of which there was nothing to end is left out.
 
         Raises:
             KmsError: A KEK refused or failed; what ended before has ended.
@@ -168,9 +173,20 @@ class KekEndings:
         ended = [
             _end_versions(adapter, adapter.uri, versions[adapter.uri])
             for adapter in self.staying
-            if isinstance(adapter, SupportsVersions) and adapter.uri in versions
+            if isinstance(adapter, SupportsVersions)
+            and adapter.uri in versions
+            and (adapter.uri in made_before or adapter.versions_before(versions[adapter.uri]))
         ]
         return ended + [_end_whole(adapter, days) for adapter in self.leaving]
+
+    def nothing_ended(self) -> JobError:
+        """Say that :meth:`end` has ended nothing."""
+        names = ", ".join(adapter.uri for adapter in self.staying)
+        return JobError(
+            f"no KEK was ended, and there is no receipt: {names} has no version from before this roll",
+            remedy="Look in the KMS which versions the key has, then run `eventseal roll-epoch` again: it "
+            "begins a new roll.",
+        )
 
 
 def in_use_since(

@@ -21,7 +21,7 @@ from eventseal.erasure.ledger_entries import (
 )
 from eventseal.erasure.ledger_file import LedgerFile
 from eventseal.erasure.ledger_table import LedgerTable
-from eventseal.errors import ConfigurationError, IntegrityError
+from eventseal.errors import ConfigurationError, IntegrityError, KekNotConfiguredError
 
 if TYPE_CHECKING:
     import os
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from eventseal.keys import KeyPurpose, KeyRecord
     from eventseal.keys.ledger_keys import LedgerKey
-    from eventseal.kms import KmsAdapter
+    from eventseal.kms import KmsAdapter, WrappedKey
     from eventseal.rotation.sealed_store import SealedStore
 
 
@@ -259,26 +259,39 @@ class Ledger:
             EventSealError: As for :meth:`entries`; or a KEK did not wrap the key.
         """
         application, known = store.keyring.application, self._open(store)
-        held = self._key_record(known.last, application)
+        held = self._held_key(known, application)
         record = store.keyring.ledger_keys.rewrapped(held, to)
         if _keks(record) == _keks(held):
             return known.last
         return self.append(store, WRAPPED, details=key_details(record))
 
-    def needs_kek(self, application: str, uri: str, version: str | None = None) -> bool:
+    def wrappings(self, store: SealedStore) -> tuple[WrappedKey, ...]:
+        """Give the wrappings of the ledger's key; raises as :meth:`entries` does."""
+        return self._held_key(self._open(store), store.keyring.application).wrappings
+
+    def opens_without(self, store: SealedStore, leaving: Collection[WrappedKey]) -> bool:
         """
-        Tell whether the ledger's key is wrapped under a KEK, or a version of it, and under no other.
+        Unwrap the ledger's key without some of its wrappings, and say whether it was seen to open.
 
         Args:
-            application: Whose ledger.
-            uri: The KEK's, as wrappings name it.
-            version: Of the KEK; ``None``: any.
+            store: Whose application and KEKs.
+            leaving: The wrappings that are about to lose their KEK.
+
+        Raises:
+            KmsError: A KEK refused or failed: nothing is proved.
+            EventSealError: As for :meth:`entries`.
         """
-        last = self._lines.last(application)
-        if last is None:
+        application, known = store.keyring.application, self._open(store)
+        held = self._held_key(known, application)
+        staying = tuple(wrapped for wrapped in held.wrappings if wrapped not in leaving)
+        if not staying:
             return False
-        wrappings = self._key_record(self._parsed(last, _LAST, application), application).wrappings
-        return all(wrapped.kek_uri == uri and version in {None, wrapped.kek_version} for wrapped in wrappings)
+        try:
+            key = store.keyring.ledger_keys.open(replace(held, wrappings=staying))
+            check(known.last, key, where=self._where(known.last.number))
+        except (IntegrityError, KekNotConfiguredError):
+            return False
+        return True
 
     def _open(self, store: SealedStore) -> _Known:
         """Check the last entry, and what this process has seen of the ledger before."""
@@ -330,6 +343,10 @@ class Ledger:
         if entry.number != number:
             raise self._exchanged(entry)
         return entry
+
+    def _held_key(self, known: _Known, application: str) -> KeyRecord:
+        entry = self._entry(known.key, known.last.wrapped_in, application)
+        return key_record(entry, where=self._where(entry.number))
 
     def _key_record(self, last: LedgerEntry, application: str) -> KeyRecord:
         where = f"entry {last.wrapped_in}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from eventseal.errors import EventSealError
@@ -81,8 +82,10 @@ class BranchMover:
         return _branch_of(record) in self._ended
 
     def current(self, record: KeyRecord) -> WrappedKey | None:
-        """Give a key's wrapping under its branch's active key, if it has one."""
+        """Give a key's wrapping under its branch's active key; without a successor, the one that stays."""
         branch_id = _branch_of(record)
+        if branch_id in self._ended:
+            return branch_wrapping(record)
         successor = None if branch_id is None else self._successors.get(branch_id)
         if successor is None:
             return None
@@ -91,29 +94,40 @@ class BranchMover:
 
     def move(self, records: Sequence[KeyRecord]) -> Moved:
         """
-        Make a wrapping under the active branch key for each of *records*, and unwrap it again.
+        Make a wrapping under the active branch key for each of *records*, which can be read, and unwrap it.
 
         Raises:
             IntegrityError: The store key's row is not what a keyring sealed.
             StoreError: The key store refused or failed.
         """
         moved = Moved()
-        self._checks.refuse_unreadable(records, moved)
-        keys: dict[UUID, DataKey] = {}
+        keys = self._checks.opened(records, self._branches.unwrap(records), moved)
         try:
-            good = moved.untried(records)
-            for record, outcome in zip(good, self._branches.unwrap(good), strict=True):
-                if isinstance(outcome, EventSealError):
-                    moved.fail(record.key_id, outcome)
-                else:
-                    keys[record.key_id] = outcome
-            self._checks.refuse_edited(good, keys, moved)
             if moved.ended_by is None:
-                self._wrap({r.key_id: r for r in good if r.key_id in keys}, keys, moved)
+                self._wrap({r.key_id: r for r in records if r.key_id in keys}, keys, moved)
         finally:
             for key in keys.values():
                 key.close()
         return moved
+
+    def verify(self, held: Sequence[tuple[KeyRecord, WrappedKey]]) -> Moved:
+        """
+        Unwrap wrappings under branch keys, and see whether each holds its key.
+
+        Args:
+            held: Rows, and the wrapping of each.
+
+        Returns:
+            Which do, and why others do not; nothing is made.
+
+        Raises:
+            IntegrityError: The store key's row is not what a keyring sealed.
+            StoreError: The key store refused or failed.
+        """
+        seen = Moved()
+        records = [replace(record, wrappings=(wrapped,)) for record, wrapped in held]
+        self._checks.prove(records, self._branches.unwrap(records), seen)
+        return seen
 
     def _wrap(self, records: Mapping[UUID, KeyRecord], keys: Mapping[UUID, DataKey], moved: Moved) -> None:
         by_successor: dict[UUID, list[KeyRecord]] = {}

@@ -134,10 +134,13 @@ class CheckedStore:
         self._counters.count_store_query()
         return self._store.kek_uses(application)
 
-    def page(self, application: str, *, after: UUID | None, limit: int) -> list[KeyRecord]:
-        """Give records in order of id."""
+    def page(
+        self, application: str, *, after: UUID | None, limit: int, check: bool = False
+    ) -> list[KeyRecord]:
+        """Give records in order of id; unchecked, as of :meth:`get`, unless asked for."""
         self._counters.count_store_query()
-        return self._store.page(application, after=after, limit=limit)
+        found = self._store.page(application, after=after, limit=limit)
+        return list(self._checked(found).values()) if check else found
 
     def reserve(self, items: Mapping[UUID, int]) -> dict[UUID, int]:
         """Lease items under active keys."""

@@ -211,12 +211,12 @@ class InMemoryKeyStore:
     def drop_wrappings(
         self, drop: Mapping[UUID, Collection[WrappedKey]], *, keep: Mapping[UUID, WrappedKey]
     ) -> set[UUID]:
-        """Delete wrappings of keys that have a better one, which was verified."""
+        """Delete wrappings of keys that have a better one still."""
         with self._lock:
             better = {
                 key_id
                 for key_id in drop
-                if key_id in self._records and keep[key_id] in self._records[key_id].verified
+                if key_id in self._records and keep[key_id] in self._records[key_id].wrappings
             }
             for key_id in better:
                 record, gone = self._records[key_id], set(drop[key_id]) - {keep[key_id]}
@@ -237,28 +237,11 @@ class InMemoryKeyStore:
             )
         ]
 
-    def count_dependents(
-        self,
-        application: str,
-        kek_uris: Collection[str],
-        *,
-        kek_version: str | None = None,
-        elsewhere: Collection[str],
-    ) -> int:
-        """Count the live keys that open under a KEK and, as far as anybody has tried, nowhere else."""
-
-        def is_under(wrapped: WrappedKey) -> bool:
-            # Of a wrapping that does not say its version, it may be this one.
-            is_of_version = kek_version is None or wrapped.kek_version in {kek_version, None}
-            return wrapped.kek_uri in kek_uris and is_of_version
-
+    def count_wrapped_keys(self, application: str) -> int:
+        """Count an application's keys that have a wrapping."""
         with self._lock:
-            return sum(
-                any(map(is_under, record.wrappings))
-                and not any(w.kek_uri in elsewhere and not is_under(w) for w in record.verified)
-                for record in self._records.values()
-                if record.application == application
-            )
+            records = list(self._records.values())
+        return sum(record.application == application and bool(record.wrappings) for record in records)
 
     def reserve(self, items: Mapping[UUID, int], *, limit: int = HARD_LIMIT) -> dict[UUID, int]:
         """Lease items under active keys; gives the new totals of those that were granted."""

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from eventseal.errors import EventSealError, IntegrityError
 from eventseal.keys.kek_facts import concerns_the_kek
-from eventseal.keys.rows import why_not
+from eventseal.keys.rows import check_row, why_not
 from eventseal.keys.seals import check_readable
+from eventseal.keys.states import KeyState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from eventseal.keys.records import KeyRecord
     from eventseal.keys.store_key import StoreKey
     from eventseal.kms.adapter import WrappedKey
+
+MAX_FAILURES = 1000
+"""Failures that a run over all keys lists; the count goes on."""
 
 
 @dataclass(slots=True)
@@ -65,22 +69,70 @@ class RowChecks:
         self._store_key = store_key
 
     def refuse_unreadable(self, records: Sequence[KeyRecord], moved: Moved) -> None:
-        """Fail the keys whose row holds what none does."""
+        """Fail the keys whose row holds what none does, and those with more wrappings than are read."""
         for record in records:
             try:
                 check_readable(record)
+                if record.more_wrappings:
+                    raise _flooded(record)
             except IntegrityError as error:
                 moved.fail(record.key_id, error)
 
-    def refuse_edited(self, records: Sequence[KeyRecord], keys: dict[UUID, DataKey], moved: Moved) -> None:
+    def refuse_forged_tombstones(self, records: Sequence[KeyRecord], moved: Moved) -> None:
         """
-        Fail the keys whose row does not match its seal, and take them out of *keys*.
+        Fail the keys that are called destroyed by a row that no keyring sealed: a backup may need what ends.
+
+        Raises:
+            EventSealError: As :meth:`opened` raises.
+        """
+        tombstones = [record for record in records if record.state is KeyState.DESTROYED]
+        seals = self._store_key.seals() if tombstones else None
+        for record in tombstones:
+            try:
+                check_row(record, record.key_id, self._application, seals)
+            except EventSealError as error:
+                moved.fail(record.key_id, error)
+
+    def opened(
+        self, records: Sequence[KeyRecord], outcomes: Sequence[DataKey | EventSealError], moved: Moved
+    ) -> dict[UUID, DataKey]:
+        """
+        Give the keys that were unwrapped and whose row matches its seal; fail the others.
+
+        Args:
+            records: The rows.
+            outcomes: What unwrapping each of them gave.
+            moved: Takes the failures.
 
         Raises:
             IntegrityError: The store key's row is not what a keyring sealed.
             KmsError: The store key could not be unwrapped.
             StoreError: The key store refused or failed.
         """
+        keys: dict[UUID, DataKey] = {}
+        for record, outcome in zip(records, outcomes, strict=True):
+            if isinstance(outcome, EventSealError):
+                moved.fail(record.key_id, outcome)
+            else:
+                keys[record.key_id] = outcome
+        try:
+            self._refuse_edited(records, keys, moved)
+        except BaseException:
+            for key in keys.values():
+                key.close()
+            raise
+        return keys
+
+    def prove(
+        self, records: Sequence[KeyRecord], outcomes: Sequence[DataKey | EventSealError], moved: Moved
+    ) -> None:
+        """Note as verified the keys that :meth:`opened` gives, and close them; raises as that does."""
+        for key_id, key in self.opened(records, outcomes, moved).items():
+            key.close()
+            moved.verified.add(key_id)
+
+    def _refuse_edited(self, records: Sequence[KeyRecord], keys: dict[UUID, DataKey], moved: Moved) -> None:
+        """Fail the keys whose row does not match its seal, and take them out of *keys*."""
         if not keys:
             return
         seals = self._store_key.seals()
@@ -93,3 +145,12 @@ class RowChecks:
             if refusal is not None:
                 moved.fail(record.key_id, refusal)
                 keys.pop(record.key_id).close()
+
+
+def _flooded(record: KeyRecord) -> IntegrityError:
+    count = len(record.wrappings) + record.more_wrappings
+    return IntegrityError(
+        f"key {record.key_id} has {count:,} wrappings: somebody added rows to key_wrappings",
+        remedy="Find out who did, and restore the rows of this key from a backup.",
+        key_id=record.key_id,
+    )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from eventseal.errors import EventSealError, NotMyKeyError
 from eventseal.keys.kek_facts import concerns_the_kek
 from eventseal.keys.moved import Moved
+from eventseal.keys.unwrapping import few_of_each
 from eventseal.kms.adapter import SupportsRewrap
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Mover:
 
     def move(self, target: KmsAdapter, records: Sequence[KeyRecord]) -> Moved:
         """
-        Make a wrapping under *target* for each of *records*.
+        Make a wrapping under *target* for each of *records*, which can be read.
 
         A key is unwrapped only if the KMS of *target* cannot move any of its wrappings by itself.
 
@@ -58,7 +59,6 @@ class Mover:
             StoreError: The key store refused or failed.
         """
         moved = Moved()
-        self._checks.refuse_unreadable(records, moved)
         if isinstance(target, SupportsRewrap):
             self._move_inside(target, target, moved.untried(records), moved)
         self._move_outside(target, moved.untried(records), moved)
@@ -80,18 +80,7 @@ class Mover:
             StoreError: The key store refused or failed.
         """
         seen = Moved()
-        keys: dict[UUID, DataKey] = {}
-        try:
-            for (record, _), outcome in zip(held, self._keks.calls.unwrap(target, held), strict=True):
-                if isinstance(outcome, EventSealError):
-                    seen.fail(record.key_id, outcome)
-                else:
-                    keys[record.key_id] = outcome
-            self._checks.refuse_edited([record for record, _ in held], keys, seen)
-            seen.verified.update(keys)
-        finally:
-            for key in keys.values():
-                key.close()
+        self._checks.prove([record for record, _ in held], self._keks.calls.unwrap(target, held), seen)
         return seen
 
     def learn_newest(self, target: KmsAdapter, records: Sequence[KeyRecord]) -> None:
@@ -102,7 +91,7 @@ class Mover:
             KmsError: The KMS refused or failed.
         """
         for record in records:
-            for wrapped in record.wrappings:
+            for wrapped in few_of_each(record.wrappings):
                 if (
                     self._facts.knows_newest(target)
                     or not isinstance(target, SupportsRewrap)
@@ -141,7 +130,7 @@ class Mover:
     def _candidates(self, target: KmsAdapter, record: KeyRecord) -> Iterator[WrappedKey]:
         """Give the wrappings that may be sent: the KEK's own first, and those that somebody has verified."""
         configured = [wrapped for wrapped in record.wrappings if self._facts.is_configured(wrapped)]
-        return iter(
+        return few_of_each(
             sorted(
                 configured,
                 key=lambda wrapped: (
@@ -153,14 +142,8 @@ class Mover:
 
     def _move_outside(self, target: KmsAdapter, records: Sequence[KeyRecord], moved: Moved) -> None:
         """Unwrap keys and wrap them again; what was edited is not wrapped again."""
-        keys: dict[UUID, DataKey] = {}
+        keys = self._checks.opened(records, self._keks.unwrap(records), moved)
         try:
-            for record, outcome in zip(records, self._keks.unwrap(records), strict=True):
-                if isinstance(outcome, EventSealError):
-                    moved.fail(record.key_id, outcome)
-                else:
-                    keys[record.key_id] = outcome
-            self._checks.refuse_edited(records, keys, moved)
             if keys and moved.ended_by is None:
                 self._wrap(target, {r.key_id: r for r in records}, keys, moved)
         finally:

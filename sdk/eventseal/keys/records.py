@@ -24,6 +24,8 @@ DIGEST_STORE_SCOPE = "store:digest"
 """The scope of the store key, in the slot of ``store``, where the application's scopes are digests."""
 MAX_SCOPE_BYTES = 200
 MAX_APPLICATION_BYTES = 200
+MOST_WRAPPINGS = 64
+"""Wrappings that are read of a key; in a sound store it has a few for each KEK."""
 
 
 class Replacement(NamedTuple):
@@ -70,6 +72,7 @@ class KeyRecord:
         row_version: Moves with the state only; a write names the version that it read.
         seal: 32 bytes of HMAC under the store key over everything that must not be edited.
         wrappings: The key under each KEK, the newest first; empty for a destroyed key.
+        more_wrappings: How many older ones there are that were not read, since somebody added thousands.
         verified: Those of the wrappings that some process has unwrapped since they were made, and found to
             hold this key; not part of the seal.
         created_at: And the other times: set by the store, from its database's clock, in UTC.
@@ -90,6 +93,7 @@ class KeyRecord:
     row_version: int = 1
     seal: bytes = field(repr=False)
     wrappings: tuple[WrappedKey, ...] = ()
+    more_wrappings: int = 0
     verified: frozenset[WrappedKey] = frozenset()
     created_at: datetime | None = None
     deactivated_at: datetime | None = None

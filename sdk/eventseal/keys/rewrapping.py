@@ -6,8 +6,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from eventseal.errors import ConfigurationError, KeyDestroyedError
+from eventseal.errors import ConfigurationError, KeyDestroyedError, KmsForbiddenError
 from eventseal.keys.branch_wrapping import branch_wrapping
+from eventseal.keys.moved import MAX_FAILURES, Moved
 from eventseal.keys.states import KeyPurpose, KeyState
 
 if TYPE_CHECKING:
@@ -18,13 +19,10 @@ if TYPE_CHECKING:
     from eventseal.keys.branch_moving import BranchMover
     from eventseal.keys.checked_store import CheckedStore
     from eventseal.keys.kek_facts import KekFacts
-    from eventseal.keys.moved import Moved
+    from eventseal.keys.moved import RowChecks
     from eventseal.keys.moving import Mover
     from eventseal.keys.records import KeyRecord
     from eventseal.kms.adapter import KmsAdapter, WrappedKey
-
-MAX_FAILURES = 1000
-"""Failures that a rewrap lists; the count goes on."""
 
 _UNDER_KEKS_ONLY = frozenset({KeyPurpose.STORE, KeyPurpose.BRANCH})
 
@@ -39,8 +37,9 @@ class Rewrap:
     Attributes:
         done: Keys that are wrapped as they should be, and not otherwise.
         to_move: Of a dry run: keys that a rewrap would wrap anew.
-        awaiting: Keys whose old wrappings stay until some process has unwrapped the new one; or that another
-            process was rewrapping at the same time. Run it again later.
+        awaiting: Keys whose old wrappings stay until some process has unwrapped the new one, and then a
+            rewrap with the right to unwrap has; or that another process was rewrapping at the same time. Run
+            it again later.
         failed: Keys that could not be wrapped anew.
         added: New wrappings, by KEK or branch key.
         dropped: Keys that lost old wrappings.
@@ -71,9 +70,10 @@ class Rewrapper:
         facts: Which wrappings are whose, and which are current.
         mover: Wraps keys under KEKs.
         branch_mover: Wraps data keys under branch keys.
+        checks: Says whether a row was edited.
         targets: Every key should be wrapped under the newest version of each.
         exclusive: Whether it should be wrapped under nothing else; else only older versions of them go.
-        verifying: Whether to unwrap each wrapping that nobody has unwrapped yet, so that old ones go at once.
+        verifying: Whether to unwrap every wrapping that stays, and to check the rows of destroyed keys too.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class Rewrapper:
         facts: KekFacts,
         mover: Mover,
         branch_mover: BranchMover,
+        checks: RowChecks,
         targets: Sequence[KmsAdapter],
         exclusive: bool,
         verifying: bool = False,
@@ -93,9 +94,11 @@ class Rewrapper:
         self._facts = facts
         self._mover = mover
         self._branch_mover = branch_mover
+        self._checks = checks
         self._targets = targets
         self._exclusive = exclusive
         self._verifying = verifying
+        self._denied: set[str] = set()
         self._counts: Counter[str] = Counter()
         self._added: Counter[str] = Counter()
         self._dropped = 0
@@ -119,14 +122,20 @@ class Rewrapper:
         while page := self._store.page(self._application, after=after, limit=batch):
             live = [record for record in page if record.state is not KeyState.DESTROYED]
             self._settle([_Key(record) for record in live], dry_run=dry_run)
+            if self._verifying and not dry_run:
+                self._check_tombstones(page)
             after = page[-1].key_id
             if progress is not None:
                 progress(self._result())
         return self._result()
 
     def _settle(self, keys: Sequence[_Key], *, dry_run: bool) -> None:
-        under_branches = [key for key in keys if _is_under_a_branch(key.record)]
-        under_keks = [key for key in keys if not _is_under_a_branch(key.record)]
+        unreadable = Moved()
+        self._checks.refuse_unreadable([key.record for key in keys], unreadable)
+        self._note_failures(unreadable, keys)
+        readable = [key for key in keys if key.outcome != FAILED]
+        under_branches = [key for key in readable if _is_under_a_branch(key.record)]
+        under_keks = [key for key in readable if not _is_under_a_branch(key.record)]
         self._branch_mover.learn([key.record for key in under_branches])
         for target in self._targets:
             self._settle_version(target, [key.record for key in under_keks])
@@ -138,6 +147,13 @@ class Rewrapper:
             self._move_branches(under_branches)
         for key in keys:
             self._counts[key.outcome] += 1
+
+    def _check_tombstones(self, page: Sequence[KeyRecord]) -> None:
+        seen = Moved()
+        self._checks.refuse_forged_tombstones(page, seen)
+        forged = [_Key(record) for record in page if record.key_id in seen.failed]
+        self._note_failures(seen, forged)
+        self._counts[FAILED] += len(forged)
 
     def _settle_version(self, target: KmsAdapter, records: Sequence[KeyRecord]) -> None:
         self._facts.ask_newest(target)
@@ -162,7 +178,7 @@ class Rewrapper:
     def _move_to(self, target: KmsAdapter, keys: Sequence[_Key]) -> None:
         """Wrap keys under a KEK where they are not yet, and drop what that makes superfluous."""
         held: dict[UUID, WrappedKey] = {}
-        verified: set[UUID] = set()
+        proven: set[UUID] = set()
         lacking: list[_Key] = []
         for key in keys:
             current = self._facts.current(target, key.record)
@@ -170,48 +186,74 @@ class Rewrapper:
                 lacking.append(key)
             else:
                 held[key.key_id] = current
-                verified.update([key.key_id] if current in key.record.verified else [])
         if open_keys := [key for key in lacking if key.outcome != FAILED]:
             moved = self._mover.move(target, [key.record for key in open_keys])
             held.update(self._kept(moved, open_keys))
-            verified |= moved.verified & held.keys()
+            proven |= moved.verified & held.keys()
             if moved.ended_by is not None:
                 raise moved.ended_by
-        if self._verifying:
-            unseen = [key for key in keys if key.key_id in held.keys() - verified and key.outcome != FAILED]
-            verified |= self._verified(target, unseen, held)
+        old = {key: self._old(target, key.record) for key in keys if key.key_id in held}
+        doubted = [
+            key
+            for key in old
+            if key.key_id not in proven
+            and key.outcome != FAILED
+            and (self._verifying or (old[key] and held[key.key_id] in key.record.verified))
+        ]
+        proven |= self._proven(target, doubted, held)
         self._drop(
-            {
-                key: (held[key.key_id], self._old(target, key.record))
-                for key in keys
-                if key.key_id in held and key.outcome != FAILED
-            },
-            verified,
+            {key: (held[key.key_id], gone) for key, gone in old.items() if key.outcome != FAILED}, proven
         )
 
-    def _verified(
-        self, target: KmsAdapter, keys: Sequence[_Key], held: Mapping[UUID, WrappedKey]
-    ) -> set[UUID]:
-        """Unwrap wrappings that nobody has unwrapped; give the keys whose hold what they should."""
-        seen = self._mover.verify(target, [(key.record, held[key.key_id]) for key in keys])
-        self._store.mark_wrappings_verified({key_id: held[key_id] for key_id in seen.verified}, wait=True)
-        self._note_failures(seen, keys)
-        if seen.ended_by is not None:
-            raise seen.ended_by
+    def _proven(self, target: KmsAdapter, keys: Sequence[_Key], held: Mapping[UUID, WrappedKey]) -> set[UUID]:
+        """
+        Unwrap the wrappings for whose sake others are to go; give the keys whose hold what they should.
+
+        That a row says it was verified is a reason to try, and no more: whoever writes the tables can say so.
+        Who may add wrappings, but not unwrap, drops none.
+        """
+        if not keys or target.uri in self._denied:
+            return set()
+        try:
+            seen = self._mover.verify(target, [(key.record, held[key.key_id]) for key in keys])
+            self._mark(seen, keys, held)
+            if seen.ended_by is not None:
+                raise seen.ended_by
+        except KmsForbiddenError:  # by this KEK, or by the one that should open the store key
+            if self._verifying:
+                raise
+            self._denied.add(target.uri)
+            return set()
         return seen.verified
+
+    def _mark(self, seen: Moved, keys: Sequence[_Key], held: Mapping[UUID, WrappedKey]) -> None:
+        """Note which wrappings opened that nobody had opened before, and why others did not."""
+        first = {
+            key.key_id: held[key.key_id]
+            for key in keys
+            if key.key_id in seen.verified and held[key.key_id] not in key.record.verified
+        }
+        if first:
+            self._store.mark_wrappings_verified(first, wait=True)
+        self._note_failures(seen, keys)
 
     def _move_branches(self, keys: Sequence[_Key]) -> None:
         """Wrap data keys under the active keys of their branches, and drop what was under older ones."""
-        open_keys = [key for key in keys if not self._is_settled(key.record)]
-        moving = [
-            key for key in open_keys if self._branch_mover.current(key.record) not in key.record.verified
-        ]
-        held = {
-            key.key_id: wrapped
-            for key in open_keys
-            if (wrapped := self._branch_mover.current(key.record)) is not None
-            and wrapped in key.record.verified
-        }
+        open_keys = [key for key in keys if self._verifying or not self._is_settled(key.record)]
+        held: dict[UUID, WrappedKey] = {}
+        moving: list[_Key] = []
+        for key in open_keys:
+            current = self._branch_mover.current(key.record)
+            if current is None:
+                moving.append(key)
+            else:
+                held[key.key_id] = current
+        there = [key for key in open_keys if key.key_id in held]
+        seen = self._branch_mover.verify([(key.record, held[key.key_id]) for key in there])
+        self._mark(seen, there, held)
+        proven = seen.verified
+        if seen.ended_by is not None:
+            raise seen.ended_by
         if moving:
             moved = self._branch_mover.move([key.record for key in moving])
             try:
@@ -222,6 +264,7 @@ class Rewrapper:
                     key.awaits()
             if moved.ended_by is not None:
                 raise moved.ended_by
+            proven |= moved.verified & held.keys()
         self._drop(
             {
                 key: (
@@ -229,9 +272,9 @@ class Rewrapper:
                     [w for w in key.record.wrappings if w.kek_uri != held[key.key_id].kek_uri],
                 )
                 for key in open_keys
-                if key.key_id in held
+                if key.key_id in proven and not self._branch_mover.has_no_successor(key.record)
             },
-            set(held),
+            proven,
         )
 
     def _is_settled(self, record: KeyRecord) -> bool:

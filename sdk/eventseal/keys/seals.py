@@ -82,11 +82,12 @@ class Seals:
     Seals and checks the key tables of one application under its store key.
 
     Args:
-        store_key: Seven keys are derived from it; the handle itself is not kept.
+        store_key: Eight keys are derived from it; the handle itself is not kept.
     """
 
     __slots__ = (
         "_application",
+        "_epoch_key",
         "_framed_application",
         "_mark_key",
         "_old_mark_key",
@@ -107,6 +108,7 @@ class Seals:
         self._mark_key = store_key.derive(b"eventseal/v2/change mark", _HMAC_KEY_SIZE)
         self._old_revoked_key = store_key.derive(b"eventseal/v1/revoked", _HMAC_KEY_SIZE)
         self._old_mark_key = store_key.derive(b"eventseal/v1/change mark", _HMAC_KEY_SIZE)
+        self._epoch_key = store_key.derive(b"eventseal/v1/epoch", _HMAC_KEY_SIZE)
         self._scope_key = store_key.derive(b"eventseal/v1/scope digest", _HMAC_KEY_SIZE)
         self._receipt_key = store_key.derive(b"eventseal/v1/receipt", _HMAC_KEY_SIZE)
 
@@ -189,6 +191,15 @@ class Seals:
         """Give the name under which the revocation tree has a scope: 16 bytes."""
         framed = length_prefixed(b"scope", purpose.encode(), scope.encode())
         return hmac.digest(self._tree_key, framed, sha256)[:SCOPE_NAME_SIZE]
+
+    def epoch_seal(self, *parts: bytes) -> bytes:
+        """Give the seal of the application's row in ``epochs``: 32 bytes of HMAC over the row's *parts*."""
+        sealed = length_prefixed(self._application.encode(), *parts)
+        return hmac.digest(self._epoch_key, sealed, sha512)[:SEAL_SIZE]
+
+    def fits_epoch(self, seal: bytes, *parts: bytes) -> bool:
+        """Whether *seal* is that of a row in ``epochs``; compared in constant time."""
+        return hmac.compare_digest(self.epoch_seal(*parts), seal)
 
     def scope_digest(self, scope: str) -> str:
         """Give what stands for a scope where scopes are personal: 32 bytes of HMAC in base64url, unpadded."""

@@ -196,11 +196,11 @@ class KeyStore(Protocol):
 
         Args:
             drop: By the key's id. What is stored otherwise by now, to the byte, stays.
-            keep: The wrapping for whose sake the others go. If a key does not have it any more, or nobody has
-                verified it, nothing of that key is deleted.
+            keep: The wrapping for whose sake the others go: the caller has just unwrapped it. If a key does
+                not have it any more, to the byte, nothing of that key is deleted.
 
         Returns:
-            The ids of the keys that have ``keep`` verified, and none of ``drop`` any more.
+            The ids of the keys that have ``keep``, and none of ``drop`` any more.
         """
         ...
 
@@ -208,24 +208,8 @@ class KeyStore(Protocol):
         """Count the wrappings of an application's live keys by KEK and version, in order of both."""
         ...
 
-    def count_dependents(
-        self,
-        application: str,
-        kek_uris: Collection[str],
-        *,
-        kek_version: str | None = None,
-        elsewhere: Collection[str],
-    ) -> int:
-        """
-        Count the live keys that open under a KEK and, as far as anybody has tried, nowhere else.
-
-        Args:
-            application: Whose keys.
-            kek_uris: The names that the KEK has in wrappings.
-            kek_version: Only this version of it, and what does not say its version; ``None``: all of them.
-            elsewhere: The KEKs under which a verified wrapping counts. With *kek_version*, other versions of
-                the same KEK may be among them.
-        """
+    def count_wrapped_keys(self, application: str) -> int:
+        """Count an application's keys that have a wrapping: the live ones, in a sound store."""
         ...
 
     def reserve(self, items: Mapping[UUID, int], *, limit: int = HARD_LIMIT) -> dict[UUID, int]:

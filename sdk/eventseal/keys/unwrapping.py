@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,7 +11,7 @@ from eventseal.errors import EventSealError, IntegrityError, KmsKeyStateError, N
 from eventseal.keys.kek_facts import concerns_the_kek
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from eventseal.keys.data_key import DataKey
     from eventseal.keys.kek_calls import KekCalls
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from eventseal.keys.records import KeyRecord
     from eventseal.keys.verifying import Verifier
     from eventseal.kms.adapter import KmsAdapter, WrappedKey
+
+MOST_TRIED = 3
+"""Wrappings of one key that are sent to one KEK: somebody may have added thousands that open nothing."""
 
 _log = logging.getLogger(__name__)
 
@@ -57,10 +61,13 @@ class Unwrapper:
         """
         Have one KEK unwrap keys: of several wrappings under it by one to be tried, else by the newest.
 
+        At most 3 wrappings of a key are sent to it.
+
         Returns:
             One answer a record, in order.
         """
         answers: dict[int, Answer] = {}
+        tried: Counter[int] = Counter()
         order = [
             record.wrappings if self._verifier is None else self._verifier.in_order(record)
             for record in records
@@ -69,7 +76,7 @@ class Unwrapper:
             asked = [
                 index
                 for index, wrappings in enumerate(order)
-                if place < len(wrappings) and _goes_on(answers.get(index))
+                if place < len(wrappings) and tried[index] < MOST_TRIED and _goes_on(answers.get(index))
             ]
             addressed = [(records[index], order[index][place]) for index in asked]
             for index, pair, outcome in zip(
@@ -77,6 +84,10 @@ class Unwrapper:
             ):
                 given = Answer(outcome, pair[1], self._is_doubtful(*pair, outcome))
                 answers[index] = _weightier(answers.get(index), given)
+                tried[index] += not isinstance(outcome, NotMyKeyError)
+        for index, count in tried.items():
+            if count == MOST_TRIED and answers[index].is_doubtful:
+                answers[index] = _given_up(records[index], answers[index])
         self._health.note(adapter, [answer.outcome for answer in answers.values()])
         return [answers[index] for index in range(len(records))]
 
@@ -156,6 +167,30 @@ class Unwrapper:
         )
         if self._verifier is not None:
             self._verifier.give_up(record, wrapped)
+
+
+def few_of_each(wrappings: Iterable[WrappedKey]) -> Iterator[WrappedKey]:
+    """Give at most 3 of the wrappings under each KEK, in their order."""
+    given: Counter[str] = Counter()
+    for wrapped in wrappings:
+        given[wrapped.kek_uri] += 1
+        if given[wrapped.kek_uri] <= MOST_TRIED:
+            yield wrapped
+
+
+def _given_up(record: KeyRecord, answer: Answer) -> Answer:
+    """Say how many wrappings under a KEK were not tried, if there are any."""
+    uri = answer.wrapped.kek_uri
+    left = sum(wrapped.kek_uri == uri for wrapped in record.wrappings) - MOST_TRIED + record.more_wrappings
+    if left <= 0:
+        return answer
+    error = IntegrityError(
+        f"key {record.key_id}: {MOST_TRIED} of its wrappings under {uri} do not open, the newest first; "
+        f"{left:,} more were not tried",
+        remedy="Find out who added rows to key_wrappings, and restore the rows of this key from a backup.",
+        key_id=record.key_id,
+    )
+    return answer._replace(outcome=error)
 
 
 def _goes_on(answer: Answer | None) -> bool:

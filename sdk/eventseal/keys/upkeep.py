@@ -7,26 +7,30 @@ from typing import TYPE_CHECKING
 from eventseal.errors import ConfigurationError
 from eventseal.keys.branch_moving import BranchMover
 from eventseal.keys.branch_wrapping import BRANCH_PREFIX, MOST_BRANCHES, branch_scopes, named_branch_in
+from eventseal.keys.branches import Branches
 from eventseal.keys.kek_facts import KekFacts
 from eventseal.keys.moved import RowChecks
 from eventseal.keys.moving import Mover
+from eventseal.keys.proving import Proof, Prover
 from eventseal.keys.rewrapping import Rewrap, Rewrapper
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.wrapping import Keks
 from eventseal.kms.adapter import KmsAdapter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from datetime import datetime
+    from uuid import UUID
 
-    from eventseal.keys.branches import Branches
     from eventseal.keys.checked_store import CheckedStore
     from eventseal.keys.counters import KeyringCounters
     from eventseal.keys.memory import Memory
     from eventseal.keys.policy import Clock
     from eventseal.keys.purposes import KeysOfPurpose
     from eventseal.keys.records import KeyRecord
+    from eventseal.keys.seals import Seals
     from eventseal.keys.store_key import StoreKey
+    from eventseal.kms.adapter import WrappedKey
 
 
 class KeyUpkeep:
@@ -44,6 +48,19 @@ class KeyUpkeep:
     _store: CheckedStore
     _store_key: StoreKey
 
+    def table_seals(self) -> Seals:
+        """
+        Give what authenticates the application's rows in the key tables; make its store key if it has none.
+
+        Raises:
+            ConfigurationError: The keyring is closed.
+            IntegrityError: The store key's row is not what a keyring sealed.
+            KmsError: A KEK refused or failed.
+            StoreError: The key store refused or failed.
+        """
+        self._memory.check_open()
+        return self._store_key.made_seals()
+
     def rewrap(
         self,
         to: KmsAdapter | None = None,
@@ -60,16 +77,17 @@ class KeyUpkeep:
         misses; older versions' wrappings go. With *to* it ends under that KEK alone. Data keys under branch
         keys are wrapped under their branch's active key. Run again, it goes on where it stopped.
 
-        An old wrapping goes once some process has unwrapped the new one: this one does so where keys must be
-        unwrapped anyway and the KEK is one of its own, and with *verify*; else processes that open keys do,
-        by and by.
+        An old wrapping goes in the run that has unwrapped the new one. That is the run which makes it, where
+        keys must be unwrapped anyway and the KEK is one of its own, and with *verify*; else a later one, once
+        the rows say that a process which opens keys has unwrapped it.
 
         Args:
             to: The only KEK that is to remain; it need not be one of this keyring's.
             batch: Keys read, and at most wrapped in one call, at a time.
             dry_run: Whether only to count; a KEK is asked for nothing but its newest version.
-            verify: Whether to unwrap each wrapping under a KEK that nobody has unwrapped yet: that takes the
-                right to, and one run is enough then.
+            verify: Whether to unwrap every wrapping that stays, under a KEK or a branch key, and to check the
+                rows of destroyed keys: whoever ends a KEK afterwards relies on it. It takes the right to
+                unwrap, and one run is enough then.
             progress: Called after each batch.
 
         Raises:
@@ -104,6 +122,35 @@ class KeyUpkeep:
         self._memory.check_open()
         rewrapper = self._rewrapper(self._kms, targets=(), exclusive=False, verify=False)
         return rewrapper.run(batch, dry_run=False, progress=progress)
+
+    def prove_without(
+        self, leaving: Callable[[WrappedKey], bool], *, ending: Collection[UUID] = (), batch: int = 100
+    ) -> Proof:
+        """
+        Unwrap every live key without the wrappings that are about to lose their KEK or branch key.
+
+        It takes one unwrap call a key that a KEK has wrapped, and none for those that branch keys have. The
+        rows of destroyed keys are checked too: what only says that it was destroyed may be in a backup.
+
+        Args:
+            leaving: Says whether a wrapping is under what is about to end.
+            ending: Keys that end themselves, and need not open.
+            batch: Keys that are read, and at most unwrapped in one call, at a time.
+
+        Raises:
+            ConfigurationError: The keyring is closed.
+            IntegrityError: The store key's row is not what a keyring sealed.
+            KmsError: A KEK refused or failed: nothing is proved.
+            StoreError: The key store refused or failed.
+        """
+        self._memory.check_open()
+        keks = Keks(
+            self._kms, counters=self.counters, fall_back_on_outage=self._falls_back, clock=self._clock
+        )
+        branch_keys = self._branch_keys
+        branches = Branches(None, keks, sealer=branch_keys.sealer, opener=branch_keys.opener)
+        checks = RowChecks(self._application, self._store_key)
+        return Prover(self._application, self._store, branches, checks).run(leaving, ending, batch=batch)
 
     def rotate_branches(self, *, compromised: bool = False) -> list[KeyRecord]:
         """
@@ -182,6 +229,7 @@ class KeyUpkeep:
             facts=facts,
             mover=Mover(keks, facts, checks, trusted=self._kms),
             branch_mover=BranchMover(self._application, self._store, self._branches, opener, checks),
+            checks=checks,
             targets=targets,
             exclusive=exclusive,
             verifying=verify,

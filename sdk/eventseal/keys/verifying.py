@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from eventseal.errors import EventSealError
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 MOST_REMEMBERED = 100_000
 """Wrappings that a process remembers to have tried; when there are more, it begins anew."""
+
+_OLD_AND_NEW = 2
 
 _log = logging.getLogger(__name__)
 
@@ -52,13 +55,15 @@ class Verifier:
         Give, of a key that opens elsewhere for sure, a wrapping under each KEK that has one to be tried.
 
         Returns:
-            None where no wrapping was verified yet: then any one that opens is as good.
+            None where no wrapping was verified yet: then any one that opens is as good. None either under a
+            KEK that has more than an old one and a new one: those in its turn are all that it is sent.
         """
         if not record.verified or len(record.verified) == len(record.wrappings):
             return []
+        counts = Counter(wrapped.kek_uri for wrapped in record.wrappings)
         first: dict[str, WrappedKey] = {}
         for wrapped in record.wrappings:
-            if self.is_due(record, wrapped):
+            if counts[wrapped.kek_uri] <= _OLD_AND_NEW and self.is_due(record, wrapped):
                 first.setdefault(wrapped.kek_uri, wrapped)
         return list(first.values())
 

@@ -12,10 +12,11 @@ from eventseal.keys.kek_facts import is_under
 from eventseal.kms import adapter_from_uri
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from typing import Any
 
     from eventseal.keys import KekUse
+    from eventseal.kms import KmsAdapter, WrappedKey
     from eventseal.rotation.sealed_store import SealedStore
 
 _CHECK_VALUE = 8
@@ -77,11 +78,12 @@ def refuse_needed_kek(store: SealedStore, uri: str, version: str | None = None) 
     """
     Refuse that a KEK, or one version of it, is taken away while keys need it.
 
-    A key needs it if it has a wrapping there, and none that was verified under another KEK that the store is
-    configured with; for a version, also none under another version.
+    Every live key is unwrapped without it, under another KEK that the store is configured with; for a
+    version, maybe under another version of the same KEK. A key that does not open so needs it. What the key
+    tables say about wrappings is no proof.
 
     Args:
-        store: Whose keyring has the KEKs that are to stay.
+        store: Whose keyring has the KEKs that are to stay; they must let it unwrap.
         uri: The KEK: as it is configured, or as the key tables name it.
         version: As the report tells it; ``None``: the whole KEK.
 
@@ -89,50 +91,83 @@ def refuse_needed_kek(store: SealedStore, uri: str, version: str | None = None) 
         How many wrappings are still there under it; none of them is needed.
 
     Raises:
-        ConfigurationError: *uri* names no KEK, or *version* is not written as the key tables write it.
-        JobError: Keys need it; the message says how many.
-        KmsError: An alias had to be resolved, and could not be.
+        ConfigurationError: *uri* names no KEK that is configured or in the key tables, or *version* is none
+            of its versions there.
+        JobError: Keys need it; the message says how many, and names the first.
+        IntegrityError: The store key's row is not what a keyring sealed.
+        KmsError: An alias could not be resolved, or a KEK that is to stay refused or failed.
         StoreError: The key store refused or failed.
     """
     report = kek_report(store)
-    named = _names_of(uri, store, report)
-    if version is not None:
-        _refuse_misspelt(version, uri, [use.kek_version for use in report.uses if use.kek_uri in named])
-    elsewhere = {use.kek_uri for use in report.uses if _is_configured(store, use.kek_uri)}
-    needing = store.key_store.count_dependents(
-        report.application, named, kek_version=version, elsewhere=elsewhere
-    )
-    if needing:
+    stored = {use.kek_uri for use in report.uses}
+    known = ", ".join(sorted(stored)) or "none, since there are no keys"
+    try:
+        named = kek_names(store, uri, stored)
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"no key is wrapped under {uri}, and it names no KEK: {error}", remedy=f"Name one of: {known}."
+        ) from error
+    if not named and not _is_configured(store, uri):
+        raise ConfigurationError(
+            f"no key is wrapped under {uri}, and it is not configured: a spelling mistake looks the same",
+            remedy=f"Name one of: {known}. Or list it in kms_key, to ask about a KEK that wraps no key now.",
+        )
+    versions = [use.kek_version for use in report.uses if use.kek_uri in named]
+    if version is not None and version not in versions:
+        raise _no_such_version(version, uri, versions)
+
+    def is_leaving(wrapped: WrappedKey) -> bool:
+        # Of a wrapping that does not say its version, it may be this one.
+        return wrapped.kek_uri in named and (version is None or wrapped.kek_version in {version, None})
+
+    proof = store.keyring.prove_without(is_leaving)
+    if proof.failed:
         what = uri if version is None else f"version {version} of {uri}"
+        key_id, reason = next(iter(proof.failures.items()))
         raise JobError(
-            f"{what} is needed: {needing} live keys have no verified wrapping elsewhere",
-            remedy="Run `eventseal rewrap`, then `eventseal verify`, which opens every key, then `eventseal "
-            "rewrap` once more; then ask again.",
+            f"{what} is needed: {proof.failed} live keys do not open without it. The first: {reason}",
+            remedy="Run `eventseal rewrap`, then ask again. If it reports failures, find out who changed the "
+            "key tables, and restore the rows of those keys from a backup.",
             kek_uri=uri,
             kek_version=version,
-            keys=needing,
+            keys=proof.failed,
+            key_id=key_id,
         )
     return sum(
         use.wrappings for use in report.uses if use.kek_uri in named and version in {None, use.kek_version}
     )
 
 
-def _names_of(uri: str, store: SealedStore, report: KekReport) -> set[str]:
-    """Give the names that a KEK has in the key tables; none if nothing hangs on it."""
-    stored = {use.kek_uri for use in report.uses}
+def kek_names(store: SealedStore, uri: str, stored: Collection[str]) -> set[str]:
+    """
+    Give the names that a KEK has among those of wrappings.
+
+    Args:
+        store: Whose configured KEKs are looked at first.
+        uri: The KEK: as it is configured, or as wrappings name it.
+        stored: The names that wrappings have.
+
+    Raises:
+        ConfigurationError: *uri* names no KEK.
+        KmsError: An alias had to be resolved, and could not be.
+    """
     if uri in stored:
         return {uri}
-    if _is_of_a_key_file(uri):
-        return set()
-    configured = [adapter for adapter in store.keyring.keks if adapter.uri == uri]
-    try:
-        adapter = configured[0] if configured else adapter_from_uri(uri)
-    except ConfigurationError as error:
-        raise ConfigurationError(
-            f"no key is wrapped under {uri}, and it names no KEK: {error}",
-            remedy=f"Name one of: {', '.join(sorted(stored)) or 'none, since there are no keys'}.",
-        ) from error
-    return {kek_uri for kek_uri in stored if is_under(adapter, kek_uri)}
+    adapter = _adapter_of(store, uri)
+    return set() if adapter is None else {name for name in stored if is_under(adapter, name)}
+
+
+def _is_configured(store: SealedStore, uri: str) -> bool:
+    adapter = _adapter_of(store, uri)
+    return adapter is not None and any(kek.uri == adapter.uri for kek in store.keyring.keks)
+
+
+def _adapter_of(store: SealedStore, uri: str) -> KmsAdapter | None:
+    """Give the KEK's adapter; ``None`` for a key file that is named by its key, and not by its path."""
+    configured = next((kek for kek in store.keyring.keks if kek.uri == uri), None)
+    if configured is None and not _is_of_a_key_file(uri):
+        return adapter_from_uri(uri)
+    return configured
 
 
 def _is_of_a_key_file(uri: str) -> bool:
@@ -144,15 +179,11 @@ def _is_of_a_key_file(uri: str) -> bool:
         return False
 
 
-def _refuse_misspelt(version: str, uri: str, known: Sequence[str | None]) -> None:
-    """Refuse ``1`` where ``v1`` is meant: nothing is under a version that is not there, and it might go."""
-    typed = version.casefold()
-    for there in known:
-        if there is not None and there != version and there.casefold().endswith(typed):
-            raise ConfigurationError(
-                f"no key is wrapped under version {version!r} of {uri}", remedy=f"Did you mean {there}?"
-            )
-
-
-def _is_configured(store: SealedStore, kek_uri: str) -> bool:
-    return any(is_under(adapter, kek_uri) for adapter in store.keyring.keks)
+def _no_such_version(version: str, uri: str, known: Sequence[str | None]) -> ConfigurationError:
+    """Refuse ``1`` where ``v1`` is meant, and every other version under which nothing is."""
+    there = sorted({told for told in known if told is not None})
+    near = [told for told in there if told.casefold().endswith(version.casefold())]
+    return ConfigurationError(
+        f"no key is wrapped under version {version!r} of {uri}",
+        remedy=f"Did you mean {near[0]}?" if near else f"Name one of: {', '.join(there) or 'none is named'}.",
+    )

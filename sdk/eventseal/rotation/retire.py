@@ -9,12 +9,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from eventseal.errors import EventSealError, IntegrityError, JobError, KeyNotFoundError
+from eventseal.keys.branch_wrapping import branch_uri
 from eventseal.keys.endings import refuse_retirement
 from eventseal.keys.seals import unreadable_row
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.rotation.closing import close_and_count
 from eventseal.rotation.key_totals import replaced_keys
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult
+from eventseal.rotation.rewrap import WRAPPING_TABLE
 from eventseal.rotation.sealed_store import (
     refuse_absent_tables,
     refuse_tagged_events,
@@ -205,9 +207,29 @@ class _Retirement:
         free = self._checked([key_id for key_id in key_ids if key_id not in uses])
         if self._dry_run:
             self._count_done(free)
-        else:
+        elif free and self._opens_without(free):
             self._destroy(free)
         self._tell()
+
+    def _opens_without(self, branch_ids: Sequence[UUID]) -> bool:
+        """
+        Say whether every key was seen to open without these branch keys; if not, all of them stay.
+
+        That no wrapping names a branch key is no proof: somebody may have deleted the rows that did.
+        """
+        uris = set(map(branch_uri, branch_ids))
+        proof = self._store.keyring.prove_without(
+            lambda wrapped: wrapped.kek_uri in uris, ending=branch_ids, batch=_BATCH_SIZE
+        )
+        # A JobError stands for a key that a stale writer has wrapped meanwhile: nothing is amiss with it.
+        broken = {k: error for k, error in proof.failures.items() if not isinstance(error, JobError)}
+        self._failed += len(broken)
+        self._failures += [Failure.of_key(WRAPPING_TABLE, *failure) for failure in broken.items()]
+        for branch_id in branch_ids if proof.failed else ():
+            self._left += 1
+            self._list(branch_id, proof.failed)
+            self._needed[branch_id] = f"{proof.failed} keys do not open without it"
+        return not proof.failed
 
     def _keep_branch(self, branch_id: UUID, wrappings: int) -> None:
         self._left += 1
@@ -273,7 +295,8 @@ class _Retirement:
 
 _REMEDY = (
     "Encrypt again what is under a data key (`eventseal reencrypt`), wrap again what is under a branch key "
-    "(`eventseal rewrap`); then retire it. What `reencrypt` reports as a suspected forgery keeps its key."
+    "(`eventseal rewrap`); then retire it. What `reencrypt` reports as a suspected forgery keeps its key. If "
+    "keys do not open without a branch key, restore their rows of key_wrappings from a backup."
 )
 
 

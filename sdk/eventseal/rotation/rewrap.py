@@ -36,7 +36,8 @@ def rewrap(
     goes on.
 
     Inside one KMS service no key is seen, and no right to decrypt is needed. The old wrapping then stays
-    until a process that opens keys has unwrapped the new one; run it again after that.
+    until a process that opens keys has unwrapped the new one. Run it again after that, with the right to
+    decrypt: a wrapping goes only in a run that has itself unwrapped the one that stays.
 
     Args:
         store: Whose keyring has the KEKs.
@@ -57,7 +58,7 @@ def rewrap(
         StoreError: The key store refused or failed.
     """
     started = time.monotonic()
-    total = 0 if progress is None else _live_keys(store)
+    total = 0 if progress is None else store.key_store.count_wrapped_keys(store.keyring.application)
 
     def report(rewrapped: Rewrap, *, complete: bool, uses: Mapping[str, int]) -> JobResult:
         unseen = 0 if complete else max(0, total - rewrapped.keys)
@@ -69,12 +70,6 @@ def rewrap(
 
     rewrapped = store.keyring.rewrap(to, batch=batch, dry_run=dry_run, progress=tell)
     return report(rewrapped, complete=True, uses=kek_report(store).by_kek)
-
-
-def _live_keys(store: SealedStore) -> int:
-    """Count the keys that are not destroyed: those that have wrappings."""
-    report = kek_report(store)
-    return store.key_store.count_dependents(report.application, report.by_kek.keys(), elsewhere=())
 
 
 def _result(

@@ -1,15 +1,19 @@
-"""The roll of an application's epoch that is under way: from when it is, and which KEK versions it made."""
+"""
+The newest roll of an application's epoch: when it began, and which KEK versions it made.
+
+The row is authenticated under the store key. It stays when the roll is done, for its number.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import and_, delete, select, update
+from sqlalchemy import select, update
 
-from eventseal.errors import IntegrityError, StoreError
+from eventseal.errors import IntegrityError
 from eventseal.storage.edited_rows import as_sql, deletion, read_rows
-from eventseal.storage.key_rows import insert_unless_there
-from eventseal.storage.key_tables import encryption_keys, epochs
+from eventseal.storage.key_rows import insert_unless_there, load_mark
+from eventseal.storage.key_tables import epochs
 from eventseal.storage.transactions import read, write
 from eventseal.storage.types import DatabaseClock
 
@@ -17,70 +21,87 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from sqlalchemy import ColumnElement, Select
     from sqlalchemy.engine import Connection, Engine
+
+    from eventseal.keys.seals import Seals
 
 
 _DOING = "beginning to roll the epoch"
+_NUMBER_SIZE = 8
 
 
 class Epoch(NamedTuple):
     """
-    A roll that is under way.
+    A roll.
 
     Attributes:
+        number: Goes up by 1 when a roll begins and when it is done, so no two states of the row share one.
         begun_at: By the key store's clock. Keys made since then are the roll's own.
         kek_versions: By KEK, the version that the roll has made.
+        revoked: What the application's change mark said about revoked keys when the roll began. Every shred
+            changes it, and no clock has a say in it.
+        finished_at: By the key store's clock; ``None`` while the roll is under way.
     """
 
+    number: int
     begun_at: datetime
     kek_versions: Mapping[str, str]
+    revoked: bytes
+    finished_at: datetime | None = None
 
 
 def is_rolling(engine: Engine, application: str) -> bool:
     """
-    Say whether a roll was begun and is not done.
+    Say whether a roll was begun and is not done, as the row says: :func:`begin_epoch` checks the row.
 
     Raises:
         StoreError: The database refused or failed.
     """
-    query = select(epochs.c.application).where(epochs.c.application == application)
+    mine = epochs.c.application == application, epochs.c.finished_at.is_(None)
+    query = select(epochs.c.application).where(*mine)
     return read(engine, lambda connection: connection.execute(query).first() is not None, doing=_DOING)
 
 
-def begin_epoch(engine: Engine, application: str) -> Epoch:
+def begin_epoch(engine: Engine, application: str, seals: Seals) -> Epoch:
     """
     Begin a roll, or go on with one that was interrupted.
 
     One that was interrupted is begun anew if a key was shredded since: a backup taken after its beginning may
-    hold that key under what the roll had made.
+    hold that key under what the roll had made. The change mark says so. It also moves when a key is marked
+    compromised, or such a key is retired, also by the roll itself: then a roll does too much.
 
     Args:
         engine: Of the key tables.
-        application: Whose epoch.
+        application: Whose epoch; it has a store key.
+        seals: The application's.
 
     Raises:
-        IntegrityError: The row of the roll was edited so that it cannot be read.
+        IntegrityError: The row, or the change mark, is not what was written.
         StoreError: The database refused or failed.
     """
 
     def begin(connection: Connection) -> Epoch:
-        mine = epochs.c.application == application
-        found = _read(connection, select(epochs).where(mine).with_for_update(), application)
-        if found is not None and not _shredded_since(connection, application, found.begun_at):
+        found = _newest(connection, application, seals, lock=True)
+        mark = load_mark(connection, application)
+        if mark is None:
+            raise IntegrityError(
+                f"application {application!r} has no change mark: somebody deleted it",
+                remedy="Find out who changed the key tables, and restore key_changes from a backup.",
+            )
+        seals.check_mark(mark)
+        if found is not None and found.finished_at is None and found.revoked == mark.revoked:
             return found
-        connection.execute(delete(epochs).where(mine))
-        values = {"application": application, "begun_at": DatabaseClock(), "kek_versions": {}}
-        connection.execute(insert_unless_there(connection, epochs).values(values))
-        begun = _read(connection, select(epochs).where(mine), application)  # maybe another process's
-        if begun is None:
-            raise StoreError("the roll of the epoch that was just begun is gone")
-        return begun
+        number = 1 if found is None else found.number + 1
+        begun = Epoch(number, _now(connection), {}, mark.revoked)
+        _store(connection, application, seals, begun)
+        return _newest(connection, application, seals) or begun  # maybe another process's, which was first
 
     return write(engine, begin, doing=_DOING)
 
 
-def note_version(engine: Engine, application: str, begun_at: datetime, kek_uri: str, version: str) -> None:
+def note_version(
+    engine: Engine, application: str, seals: Seals, number: int, kek_uri: str, version: str
+) -> None:
     """
     Note which version of a KEK a roll has made, so that it makes no other if it goes on.
 
@@ -90,84 +111,106 @@ def note_version(engine: Engine, application: str, begun_at: datetime, kek_uri: 
     Args:
         engine: Of the key tables.
         application: Whose epoch.
-        begun_at: When the roll began that has made it.
+        seals: The application's.
+        number: Of the roll that has made it.
         kek_uri: The KEK.
         version: Its version.
 
     Raises:
+        IntegrityError: The row is not what a roll has written.
         StoreError: The database refused or failed.
     """
 
     def note(connection: Connection) -> None:
-        mine = _is_roll(application, begun_at)
-        found = _read(connection, select(epochs).where(mine).with_for_update(), application)
-        if found is not None:
+        found = _newest(connection, application, seals, lock=True)
+        if found is not None and found.number == number:
             made = {**found.kek_versions, kek_uri: version}
-            connection.execute(update(epochs).where(mine).values(kek_versions=made))
+            _store(connection, application, seals, found._replace(kek_versions=made))
 
     write(engine, note, doing="noting a KEK's new version")
 
 
-def finish_epoch(engine: Engine, application: str, begun_at: datetime) -> datetime:
+def finish_epoch(engine: Engine, application: str, seals: Seals, number: int) -> datetime:
     """
-    Forget a roll that is done; one that was begun anew meanwhile is not.
+    Note that a roll is done; one that was begun anew meanwhile is not.
 
     Args:
         engine: Of the key tables.
         application: Whose epoch.
-        begun_at: When the roll began.
+        seals: The application's.
+        number: Of the roll.
 
     Returns:
         The time, by the key store's clock.
 
     Raises:
+        IntegrityError: The row is not what a roll has written.
         StoreError: The database refused or failed.
     """
 
     def finish(connection: Connection) -> datetime:
-        connection.execute(delete(epochs).where(_is_roll(application, begun_at)))
-        return connection.execute(select(DatabaseClock())).scalar_one()
+        found, now = _newest(connection, application, seals, lock=True), _now(connection)
+        if found is not None and found.number == number:
+            _store(connection, application, seals, found._replace(number=number + 1, finished_at=now))
+        return now
 
     return write(engine, finish, doing="finishing the roll of the epoch")
 
 
-def is_shredded_since(engine: Engine, application: str, moment: datetime) -> bool:
+def _newest(connection: Connection, application: str, seals: Seals, *, lock: bool = False) -> Epoch | None:
     """
-    Say whether a key was shredded since a moment of the key store's clock.
+    Read the row and check it: the one place that says whether a row counts.
 
-    Raises:
-        StoreError: The database refused or failed.
+    A row of a release that did not seal it counts as none, so its roll is begun anew.
     """
-    return read(engine, lambda connection: _shredded_since(connection, application, moment), doing=_DOING)
-
-
-def _is_roll(application: str, begun_at: datetime) -> ColumnElement[bool]:
-    return and_(epochs.c.application == application, epochs.c.begun_at == begun_at)
-
-
-def _read(connection: Connection, query: Select[Any], application: str) -> Epoch | None:
-    rows = read_rows(connection, query)
+    query = select(epochs).where(epochs.c.application == application)
+    rows = read_rows(connection, query.with_for_update() if lock else query)
     if not rows:
         return None
-    unreadable = [*rows[0].unreadable]
-    versions = rows[0].values.get("kek_versions", {})
-    if type(versions) is not dict or not all(type(version) is str for version in versions.values()):
-        unreadable.append("kek_versions")
-    if unreadable:
-        raise IntegrityError(
-            f"the row of application {application!r} in epochs was edited: its {', '.join(unreadable)} "
-            "cannot be read",
-            remedy="Find out who changed the key tables, then delete the row, so that the roll begins anew: "
-            f"{deletion(epochs, f'application = {as_sql(connection, application)}')}",
-        )
-    return Epoch(rows[0].values["begun_at"], versions)
-
-
-def _shredded_since(connection: Connection, application: str, moment: datetime) -> bool:
-    # Compared in the database: a time that was edited counts as late there, or is left out.
-    shredded = select(encryption_keys.c.application).where(
-        encryption_keys.c.application == application,
-        encryption_keys.c.destroyed_by == "shredded",
-        encryption_keys.c.destroyed_at >= moment,
+    row = rows[0].values
+    if not rows[0].unreadable:
+        if row["number"] is None and row["seal"] is None:
+            return None
+        found = Epoch(*[row[name] for name in Epoch._fields])
+        if _is_whole(found) and seals.fits_epoch(row["seal"] or b"", *_parts(found)):
+            return found
+    columns = ", ".join(rows[0].unreadable)
+    raise IntegrityError(
+        f"the row of application {application!r} in epochs was edited: "
+        + (f"its {columns} cannot be read" if columns else "it does not match its seal"),
+        remedy="Find out who changed the key tables, then delete the row, so that the roll begins anew: "
+        f"{deletion(epochs, f'application = {as_sql(connection, application)}')}",
     )
-    return connection.execute(shredded.limit(1)).first() is not None
+
+
+def _is_whole(epoch: Epoch) -> bool:
+    """Whether a row has all that a roll writes; only an edit leaves anything out."""
+    versions: Any = epoch.kek_versions
+    return (
+        type(epoch.number) is int
+        and epoch.number >= 0
+        and type(epoch.revoked) is bytes
+        and type(versions) is dict
+        and all(type(version) is str for version in versions.values())
+    )
+
+
+def _store(connection: Connection, application: str, seals: Seals, epoch: Epoch) -> None:
+    values: dict[str, Any] = {**epoch._asdict(), "seal": seals.epoch_seal(*_parts(epoch))}
+    mine = update(epochs).where(epochs.c.application == application)
+    if not connection.execute(mine.values(values)).rowcount:
+        connection.execute(insert_unless_there(connection, epochs).values(application=application, **values))
+
+
+def _parts(epoch: Epoch) -> list[bytes]:
+    """Give what the seal is over, in one order."""
+    begun, ended = (
+        "" if moment is None else moment.isoformat(timespec="microseconds")
+        for moment in (epoch.begun_at, epoch.finished_at)
+    )
+    versions = [text.encode() for made in sorted(epoch.kek_versions.items()) for text in made]
+    return [epoch.number.to_bytes(_NUMBER_SIZE), begun.encode(), ended.encode(), epoch.revoked, *versions]
+
+
+def _now(connection: Connection) -> datetime:
+    return connection.execute(select(DatabaseClock())).scalar_one()

@@ -81,7 +81,10 @@ _UNDEFINED_TABLE, _UNDEFINED_COLUMN = "42P01", "42703"
 _BAD_OPTION = re.compile(r"^(?:connection is bad: |invalid dsn: )*(?:invalid |bad value for )")
 """What libpq says before it connects: no server was asked, so asking again does not help."""
 
-_ADD_COLUMN = "Run `eventseal init`, which adds a missing key_id column; migrate the table for any other."
+_ADD_COLUMN = (
+    "Run `eventseal init`, which adds a missing key_id column, and what this release added to EventSeal's "
+    "own tables; migrate the table for any other."
+)
 
 
 @contextmanager

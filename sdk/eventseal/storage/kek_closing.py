@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 PATIENCE = "2s"
 """How long a closing waits for those who store wrappings at that moment."""
 
+NO_KEY = "(no row in encryption_keys)"
+"""Stands for the application of wrappings whose key has no row."""
+
 
 def close_keks(engine: Engine, places: Places) -> dict[str, int]:
     """
@@ -32,7 +35,8 @@ def close_keks(engine: Engine, places: Places) -> dict[str, int]:
         places: The versions to close by the KEK's name in wrappings; ``None``: all of its versions.
 
     Returns:
-        By application, the wrappings that hang there: then nothing was closed. Empty: all is closed.
+        By application, the wrappings that hang there: then nothing was closed; under :data:`NO_KEY` those of
+        keys that have no row. Empty: all is closed.
 
     Raises:
         StoreUnavailableError: Somebody stores wrappings for longer than 2 seconds.
@@ -77,10 +81,11 @@ def _insert(connection: Connection, places: Places) -> None:
 
 
 def _count(connection: Connection, places: Places) -> dict[str, int]:
-    applications = encryption_keys.c.application
+    # Also those whose key has no row: a backup may have it.
+    applications = func.coalesce(encryption_keys.c.application, NO_KEY)
     query = (
         select(applications, func.count())
-        .join_from(key_wrappings, encryption_keys)
+        .join_from(key_wrappings, encryption_keys, isouter=True)
         .where(or_(*[_is_under(uri, versions) for uri, versions in places.items()]))
         .group_by(applications)
     )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from eventseal.errors import IntegrityError
-from eventseal.keys.records import ChangeMark, KeyRecord
+from eventseal.keys.records import MOST_WRAPPINGS, ChangeMark, KeyRecord
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.kms.adapter import WrappedKey
 from eventseal.storage.branch_rows import hold_branches
@@ -92,7 +92,12 @@ def load_records(
     rows = read_rows(connection, query)
     ids = [row.values["key_id"] for row in rows if "key_id" in row.values]
     wrapped = _load_wrappings(connection, ids) if wrappings else {}
-    return [_record(row, wrapped.get(row.values.get("key_id", NIL_KEY_ID), [])) for row in rows]
+    records: list[KeyRecord] = []
+    for row in rows:
+        key_id = row.values.get("key_id", NIL_KEY_ID)
+        its = wrapped.get(key_id, [])
+        records.append(_record(row, its[:MOST_WRAPPINGS], more=_unread(connection, key_id, its)))
+    return records
 
 
 def insert_records(connection: Connection, records: Sequence[KeyRecord], *, change: int) -> None:
@@ -248,23 +253,42 @@ def insert_unless_there(connection: Connection, table: Table) -> postgresql.Inse
 
 
 def _load_wrappings(connection: Connection, key_ids: Sequence[UUID]) -> dict[UUID, list[ReadRow]]:
+    """Read the wrappings of keys; of a key to which somebody added thousands, one more than count."""
     found: dict[UUID, list[ReadRow]] = defaultdict(list)
     for chunk in chunks(key_ids):
-        query = select(key_wrappings).where(key_wrappings.c.key_id.in_(chunk))
-        columns = key_wrappings.c
-        # The newest first; of those of one moment the one that nobody has tried, or nobody ever would.
-        order = (
-            columns.created_at.desc(),
-            columns.verified_at.is_not(None),
-            columns.kek_uri,
-            columns.kek_version,
-        )
-        for row in read_rows(connection, query.order_by(*order)):
+        most = len(chunk) * MOST_WRAPPINGS
+        rows = _newest_wrappings(connection, chunk, most + 1)
+        if len(rows) > most:  # those of one key may have left no room for the others'
+            rows = [
+                r for key_id in chunk for r in _newest_wrappings(connection, [key_id], MOST_WRAPPINGS + 1)
+            ]
+        for row in rows:
             found[row.values["key_id"]].append(row)  # readable, since it was found by it
     return found
 
 
-def _record(row: ReadRow, wrapped: Sequence[ReadRow]) -> KeyRecord:
+def _newest_wrappings(connection: Connection, key_ids: Sequence[UUID], limit: int) -> list[ReadRow]:
+    columns = key_wrappings.c
+    # The newest first; of those of one moment the one that nobody has tried, or nobody ever would.
+    order = (
+        columns.created_at.desc(),
+        columns.verified_at.is_not(None),
+        columns.kek_uri,
+        columns.kek_version,
+    )
+    query = select(key_wrappings).where(columns.key_id.in_(key_ids)).order_by(*order).limit(limit)
+    return read_rows(connection, query)
+
+
+def _unread(connection: Connection, key_id: UUID, rows: Sequence[ReadRow]) -> int:
+    """Count the wrappings that are left out of a key's record: none, unless somebody added thousands."""
+    if len(rows) <= MOST_WRAPPINGS:
+        return 0
+    query = select(func.count()).select_from(key_wrappings).where(key_wrappings.c.key_id == key_id)
+    return connection.execute(query).scalar_one() - MOST_WRAPPINGS
+
+
+def _record(row: ReadRow, wrapped: Sequence[ReadRow], *, more: int) -> KeyRecord:
     purpose = _member(KeyPurpose, row.values.get("purpose"))
     state = _member(KeyState, row.values.get("state"))
     unreadable = [*row.unreadable, *(name for each in wrapped for name in each.unreadable)]
@@ -278,6 +302,7 @@ def _record(row: ReadRow, wrapped: Sequence[ReadRow]) -> KeyRecord:
         purpose=purpose,
         state=state,
         wrappings=tuple([_wrapping(each.values) for each in wrapped]),
+        more_wrappings=more,
         verified=frozenset(verified),
     )
 

@@ -29,8 +29,8 @@ from eventseal.storage.transactions import read, write
 from eventseal.storage.types import DatabaseClock, HoldsUUID
 from eventseal.storage.wrapping_rows import (
     add_wrappings,
-    count_dependents,
     count_uses,
+    count_wrapped_keys,
     drop_wrappings,
     mark_verified,
 )
@@ -210,7 +210,7 @@ class SQLAlchemyKeyStore:
     def drop_wrappings(
         self, drop: Mapping[UUID, Collection[WrappedKey]], *, keep: Mapping[UUID, WrappedKey]
     ) -> set[UUID]:
-        """Delete wrappings of keys that have a better one, which was verified; give the ids of those keys."""
+        """Delete wrappings of keys that have a better one still, to the byte; give the ids of those keys."""
         work = partial(drop_wrappings, drop=drop, keep=keep)
         return self._write(work, "dropping wrappings of keys") if drop else set()
 
@@ -218,23 +218,9 @@ class SQLAlchemyKeyStore:
         """Count the wrappings of live keys by KEK and version."""
         return self._read(partial(count_uses, application=application), "counting wrappings")
 
-    def count_dependents(
-        self,
-        application: str,
-        kek_uris: Collection[str],
-        *,
-        kek_version: str | None = None,
-        elsewhere: Collection[str],
-    ) -> int:
-        """Count the live keys that open under a KEK and, as far as anybody has tried, nowhere else."""
-        count = partial(
-            count_dependents,
-            application=application,
-            kek_uris=kek_uris,
-            kek_version=kek_version,
-            elsewhere=elsewhere,
-        )
-        return self._read(count, "counting what hangs on a KEK")
+    def count_wrapped_keys(self, application: str) -> int:
+        """Count an application's keys that have a wrapping."""
+        return self._read(partial(count_wrapped_keys, application=application), "counting keys")
 
     def reserve(self, items: Mapping[UUID, int], *, limit: int = HARD_LIMIT) -> dict[UUID, int]:
         """Lease items under active keys; gives the new totals of those that were granted."""

@@ -12,6 +12,7 @@ from sqlalchemy import (
 )
 
 from eventseal.storage.stored_types import Seconds, StoredJSON, StoredText
+from eventseal.storage.table_setup import ADDED
 from eventseal.storage.types import BinaryUUID, ExactBytes, ExactInteger, UTCTimestamp
 
 DEFAULT_REFRESH_INTERVAL = 60.0
@@ -80,6 +81,11 @@ epochs = Table(
     Column("application", StoredText(), primary_key=True),
     Column("begun_at", UTCTimestamp(), nullable=False),
     Column("kek_versions", StoredJSON(), nullable=False),
+    # NULL in a row that the first release has written.
+    Column("number", ExactInteger(), info=ADDED),
+    Column("revoked", ExactBytes(), info=ADDED),
+    Column("finished_at", UTCTimestamp(), info=ADDED),
+    Column("seal", ExactBytes(), info=ADDED),
 )
 
 key_changes = Table(

@@ -18,10 +18,15 @@ if TYPE_CHECKING:
 
 _SETUP_LOCK = 0x6576_7365_616C  # any number, the same for all who set tables up
 
+ADDED: dict[Any, Any] = {"eventseal": "added"}
+"""Marks, as ``info``, a column that tables of an earlier release lack: it may be NULL, and is added."""
+
 
 def create_tables(connection: Connection, tables: Iterable[Table]) -> None:
     """
     Make the tables that are missing, with their indexes, and compare the columns of those that are there.
+
+    Columns that an earlier release did not have are added.
 
     Args:
         connection: In a transaction; on SQLite one that holds the write lock.
@@ -33,14 +38,19 @@ def create_tables(connection: Connection, tables: Iterable[Table]) -> None:
     one_setup_at_a_time(connection)
     inspector = inspect(connection)
     missing = []
+    added: list[str] = []
     for table in tables:
         if not inspector.has_table(table.name, schema=table.schema):
             missing.append(table)
             continue
         found = {column["name"] for column in inspector.get_columns(table.name, schema=table.schema)}
         for column in table.columns:
-            if column.name not in found:
+            if column.name not in found and column.info == ADDED:
+                added.append(_add_column(connection, table, column))
+            elif column.name not in found:
                 raise _missing_column(connection, table, column)
+    for statement in added:
+        connection.execute(text(statement))
     for table in missing:
         connection.execute(CreateTable(table))
         for index in sorted(table.indexes, key=lambda index: str(index.name)):

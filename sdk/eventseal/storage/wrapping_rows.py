@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from uuid import UUID
 
-    from sqlalchemy import ColumnElement
     from sqlalchemy.engine import Connection
 
     from eventseal.kms.adapter import WrappedKey
@@ -86,12 +85,12 @@ def drop_wrappings(
     connection: Connection, drop: Mapping[UUID, Collection[WrappedKey]], keep: Mapping[UUID, WrappedKey]
 ) -> set[UUID]:
     """
-    Delete wrappings of the keys whose wrapping in *keep* is there and verified.
+    Delete wrappings of the keys whose wrapping in *keep* is there, to the byte.
 
     Args:
         connection: In the caller's transaction.
         drop: What goes, by the key's id.
-        keep: For whose sake, by the key's id.
+        keep: For whose sake, by the key's id; the caller has unwrapped it. That a row says so is no reason.
 
     Returns:
         The ids of the keys that have the better wrapping.
@@ -100,7 +99,7 @@ def drop_wrappings(
     for chunk in chunks(sorted(drop)):
         # Looked at after the keys are locked: nobody else drops the better one meanwhile.
         locked = set(_locked_living(connection, chunk))
-        query = select(key_wrappings).where(_columns.key_id.in_(chunk), _columns.verified_at.is_not(None))
+        query = select(key_wrappings).where(_columns.key_id.in_(chunk))
         for row in connection.execute(query).all():
             kept = keep[row.key_id]
             place = (kept.kek_uri, kept.kek_version or UNKNOWN_VERSION, kept.ciphertext)
@@ -142,33 +141,12 @@ def count_uses(connection: Connection, application: str) -> list[KekUse]:
     return sorted(uses, key=lambda use: (use.kek_uri, use.kek_version or ""))
 
 
-def count_dependents(
-    connection: Connection,
-    application: str,
-    kek_uris: Collection[str],
-    *,
-    kek_version: str | None,
-    elsewhere: Collection[str],
-) -> int:
-    """Count the keys with a wrapping under a KEK, or one version of it, and no verified one elsewhere."""
-    # Of a wrapping that does not say its version, it may be this one.
-    versions = (kek_version, UNKNOWN_VERSION)
-    other = key_wrappings.alias("other")
-
-    def is_under(rows: Any) -> ColumnElement[bool]:
-        under: ColumnElement[bool] = rows.c.kek_uri.in_(kek_uris)
-        return under if kek_version is None else and_(under, rows.c.kek_version.in_(versions))
-
-    has_another = (
-        select(other.c.key_id)
-        .where(other.c.key_id == _columns.key_id, other.c.verified_at.is_not(None))
-        .where(other.c.kek_uri.in_(elsewhere), ~is_under(other))
-        .exists()
-    )
+def count_wrapped_keys(connection: Connection, application: str) -> int:
+    """Count an application's keys that have a wrapping."""
     query = (
         select(func.count(_columns.key_id.distinct()))
         .join_from(key_wrappings, encryption_keys)
-        .where(encryption_keys.c.application == application, is_under(key_wrappings), ~has_another)
+        .where(encryption_keys.c.application == application)
     )
     return connection.execute(query).scalar_one()
 

@@ -13,6 +13,7 @@ from eventseal.errors import ConfigurationError, MissingTableError, StoreError
 from eventseal.storage.item_columns import KEY_ID
 from eventseal.storage.job_tables import job_metadata
 from eventseal.storage.key_tables import fence_metadata, key_metadata
+from eventseal.storage.table_setup import ADDED
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def _missing_columns(connection: Connection, inspector: Inspector, table: Table)
     there = {column["name"] for column in inspector.get_columns(table.name, schema=table.schema)}
     for column in table.columns:
         if column.name not in there:
-            remedy = _INIT if column.name == KEY_ID else _add_column(connection, table, column)
+            is_added = column.name == KEY_ID or column.info == ADDED
+            remedy = _INIT if is_added else _add_column(connection, table, column)
             error = ConfigurationError(f"table {table.fullname} has no column {column.name}", remedy=remedy)
             yield Finding.of(error, AREA)
 
