@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import re
 import uuid
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 from tests.fixtures.openbao import openbao
 
+from eventseal.cipher import ItemContext, inspect
 from eventseal.cli import doctor_command
+from eventseal.configuration import EventSeal
 from eventseal.configuration.diagnosis import Finding, Severity
 from eventseal.errors import KmsForbiddenError, KmsUnavailableError, StoreUnavailableError
+from eventseal.items import SequencedItem
+from eventseal.storage import SQLAlchemyActiveRecordStrategy, TimestampSequencedItemRecord
 from eventseal_kms.testing import FakeAwsKms
 
 __all__ = ["openbao"]
@@ -46,7 +51,13 @@ def test_a_finding_that_is_nobodys_outage_exits_with_1(run, store, query):
 
 
 def test_a_table_that_shares_its_collection_is_named_with_the_command_that_moves_it(run, store, query):
+    with EventSeal.from_settings() as seal:
+        place = ItemContext(uuid.uuid4(), Decimal(1), "shop:Noted", "items")
+        data = seal.cipher.encrypt(b"{}", place)
+        item = SequencedItem(place.sequence_id, place.position, place.topic, data, inspect(data).key_id)
+        SQLAlchemyActiveRecordStrategy(TimestampSequencedItemRecord, seal.datastore.session).append(item)
     query("UPDATE sealed_tables SET collection = 'items' WHERE table_name = 'timestamp_sequenced_items'")
+    assert "1 of them are bound to a former collection" in run("verify").stdout
     move = "eventseal reencrypt --table timestamp_sequenced_items --to-collection timestamp_items"
     shown = run("doctor", exits=2).stdout
     assert "may be bound to 'items' still" in shown

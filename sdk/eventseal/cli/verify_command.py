@@ -135,13 +135,13 @@ def _print(result: JobResult) -> None:
     print_columns(heading, rows, numbers=frozenset(heading[1:]))
     print_failures(result.failures)
     keys = f"under {len(result.by_key):,} keys"
-    former = sum(counts.get(FORMER, 0) for counts in result.by_table.values())
-    if former:
-        typer.echo(
-            f"{former:,} of them are bound to a former collection of their table: see `eventseal doctor`"
-        )
     erased = sum(counts["erased"] for counts in result.by_table.values())
     beside = f"{erased:,} were erased, " if erased else ""
     typer.echo(
         f"{result.done:,} items opened {keys} in {result.seconds:.1f} s, {beside}{result.failed:,} failed"
     )
+    former = sum(counts.get(FORMER, 0) for counts in result.by_table.values())
+    if former:
+        typer.echo(
+            f"{former:,} of them are bound to a former collection of their table: see `eventseal doctor`"
+        )
