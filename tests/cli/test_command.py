@@ -33,6 +33,7 @@ COMMANDS = (
     "shred",
     "reopen",
     "roll-epoch",
+    "receipt",
 )
 EXECUTABLE = Path(sys.executable).with_name("eventseal")
 

@@ -226,6 +226,17 @@ def test_the_entries_of_two_erasures_do_not_make_one_receipt(run, erased):
     assert "ledger" in run("receipt", "check", str(file), exits=1).stdout
 
 
+def test_nor_do_those_of_two_erasures_of_one_scope(run, erased):
+    run("shred", "subject:c-1", "--yes", "--receipt", "again.json")
+    first = json.loads(erased.read_text())
+    mixed = json.loads(Path("again.json").read_text())
+    assert checked(Path("again.json")).is_authentic
+    mixed["ledger"]["intent"] = first["ledger"]["intent"]
+    mixed["intended_at"] = first["intended_at"]
+    Path("again.json").write_text(json.dumps(mixed))
+    assert checked(Path("again.json")).differs == ("ledger",)
+
+
 def test_a_changed_ledger_proves_no_receipt(run, erased):
     lines = Path("ledger.jsonl").read_text()
     Path("ledger.jsonl").write_text(lines.replace("subject:c-1", "subject:c-3"))

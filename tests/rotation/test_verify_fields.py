@@ -12,7 +12,12 @@ from tests.fixtures.personal_events import Noted, Registered
 
 from eventseal.cipher import ItemContext
 from eventseal.erasure import shred
-from eventseal.errors import IntegrityError, KmsUnavailableError, SerializationError
+from eventseal.errors import (
+    EncryptionRequiredError,
+    IntegrityError,
+    KmsUnavailableError,
+    SerializationError,
+)
 from eventseal.items import PersonalData, SequencedItem, SequencedItemMapper
 from eventseal.keys import KeyPurpose
 from eventseal.rotation import verify
@@ -134,11 +139,22 @@ def test_what_looks_like_a_field_in_another_programs_state_is_left_to_that_progr
     assert verify(library.seal).failed == 0
 
 
-@pytest.mark.parametrize("column", ["known", "none"])
-def test_readers_refuse_an_envelope_of_an_unknown_key_beside_another_key_id(open_shop, sqlite_url, column):
+@pytest.mark.parametrize("beside", ["known", "unknown", "none"])
+@pytest.mark.parametrize("header", ["unknown", "another application's", "of no KEK that is here"])
+def test_readers_refuse_an_envelope_beside_the_id_of_another_key(open_shop, sqlite_url, header, beside):
     shop = open_shop(sqlite_url)
     (item,) = append(shop, [registered("c-1")])
-    data = item.data[:3] + uuid4().bytes + item.data[19:]
-    other = uuid4() if column == "none" else item.key_id
-    with pytest.raises(IntegrityError):
-        shop.seal.mapper.from_sequenced_item(SequencedItem(*item[:3], data, other))
+    named = uuid4()
+    if header == "another application's":
+        (of_billing,) = shop.again(application="billing").append(1)
+        named = of_billing.key_id
+    elif header == "of no KEK that is here":
+        (of_tenant,) = shop.append(1, scope="tenant:a")
+        named = of_tenant.key_id
+        statement = "UPDATE key_wrappings SET kek_uri = 'fake://gone' WHERE key_id = :key"
+        assert shop.execute(statement, key=named.bytes) == 1
+    data = item.data[:3] + named.bytes + item.data[19:]
+    key_id = {"known": item.key_id, "unknown": uuid4(), "none": None}[beside]
+    expected = EncryptionRequiredError if (header, beside) == ("unknown", "none") else IntegrityError
+    with pytest.raises(expected):  # bytes are an envelope only if a row, or the key store, says so
+        shop.again().seal.mapper.from_sequenced_item(SequencedItem(*item[:3], data, key_id))

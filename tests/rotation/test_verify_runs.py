@@ -199,6 +199,30 @@ def test_an_outage_in_a_worker_ends_the_run_which_goes_on_afterwards(sqlite_shop
     assert facts(verify(other.seal, resume=kept[-1])) == facts(whole)
 
 
+@pytest.mark.parametrize("branches", [None, 2])
+def test_no_key_that_the_kms_does_not_unwrap_is_a_failed_item(open_shop, sqlite_url, monkeypatch, branches):
+    shop = open_shop(sqlite_url, branches=branches)
+    for number in range(3):
+        shop.append(1, scope=f"tenant:{number}")
+    opened, asked = shop.kms._opened, []
+
+    def fail_once(wrapped, context):
+        asked.append(context)
+        if len(asked) == fails:
+            raise KmsUnavailableError("the KMS did not answer")
+        return opened(wrapped, context)
+
+    monkeypatch.setattr(shop.kms, "_opened", fail_once)
+    fails = 0
+    assert verify(shop.again().seal).failed == 0
+    for number in range(1, len(asked) + 1):
+        fails = number
+        asked.clear()
+        with pytest.raises(KmsUnavailableError):
+            verify(shop.again().seal)
+    assert fails > 1
+
+
 @pytest.mark.usefixtures("_small_ranges")
 def test_a_state_is_kept_now_and_then(sqlite_shop, monkeypatch):
     monkeypatch.setattr(VERIFY, "_KEPT_EVERY", 0.0)

@@ -98,6 +98,14 @@ def test_old_items_fail_until_their_migration_begins_and_are_counted_apart_until
     assert verify(shop.seal).failed == 1
 
 
+def test_after_a_migration_every_row_is_an_envelope_whatever_the_setting(mixed_shop):
+    mixed_shop.append(1)
+    finish_migration(mixed_shop.seal)
+    mixed_shop.append_plain(1)
+    assert verify(mixed_shop.seal).failed == 1
+    assert steps(mixed_shop, always_encrypt=False) == ["eventseal verify"]
+
+
 @pytest.mark.parametrize("column", [True, False], ids=["another key id", "no key id"])
 def test_a_row_whose_column_and_envelope_disagree_is_tampered_whatever_became_of_the_key(shop, column):
     kept, other = shop.append(2)

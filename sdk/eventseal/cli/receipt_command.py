@@ -25,6 +25,7 @@ Examples:
 receipt = typer.Typer(
     name="receipt",
     help="Check the receipts that other commands write.",
+    epilog=EXAMPLES,
     rich_markup_mode=None,
     add_completion=False,
     no_args_is_help=True,

@@ -104,7 +104,7 @@ def verify(
         resume: The last state that *keep* was given, to go on from.
         keep: Called every 5 seconds, and when the run is interrupted, with a state that JSON can take. It is
             authenticated, and holds no key and nothing that was encrypted.
-        progress: Called after each page or range with what was found so far.
+        progress: Called after each page or range with the counts so far, but for those by key.
 
     Returns:
         ``done`` counts the items that opened, ``failed`` the items, keys and tables that did not. ``left``
@@ -267,8 +267,8 @@ class _Run:
     def _tell(self, of_range: Tally) -> None:
         if self._progress is not None:
             so_far = Tally()
-            so_far.add(self._state.tally)
-            so_far.add(of_range)
+            for part in (self._state.tally, of_range):
+                so_far.add(Tally(part.by_table))  # not the keys: there may be 100,000, for each page
             self._progress(self._result(so_far, complete=False))
 
     def _result(self, items: Tally, *, complete: bool) -> VerifyResult:
