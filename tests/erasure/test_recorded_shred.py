@@ -286,6 +286,27 @@ def test_what_was_shredded_before_there_was_a_ledger_is_noted_in_a_new_one(shop)
     assert shred(shop.seal, SCOPE).receipt is not None
 
 
+@pytest.mark.slow
+def test_a_new_ledger_names_no_key_that_lives_or_was_retired(file_shop) -> None:
+    shop = file_shop
+    retired = shop.key(SCOPE)
+    rotate_keys(shop.seal, scopes=[SCOPE])
+    retire(shop.seal, keys=[retired])
+    shredded = shop.key(SCOPE)
+    shred(shop.seal, SCOPE)
+    reopen(shop.seal, SCOPE)
+    item = shop.append(SCOPE)
+    shop.place.unlink()
+    shop.restart()
+    assert adopt(shop.seal, shop.ledger) == 1
+    _, intent, done = shop.ledger.entries(shop.seal)
+    assert shredded in intent.keys
+    assert not {retired, item.key_id} & {*intent.keys, *done.keys}
+    after_restore(shop.seal)
+    shop.restart()
+    assert shop.opens(item)
+
+
 def test_an_unknown_scope_leaves_no_entry(shop) -> None:
     with pytest.raises(ConfigurationError, match="no key of scope"):
         shred(shop.seal, SCOPE)
