@@ -274,7 +274,8 @@ def test_of_two_first_erasures_at_once_the_one_makes_the_ledger_and_both_are_in_
     assert not any(map(shop.opens, items))
 
 
-def test_what_was_shredded_before_there_was_a_ledger_is_noted_in_a_new_one(shop) -> None:
+def test_what_was_shredded_before_there_was_a_ledger_is_noted_in_a_new_one(shop, monkeypatch) -> None:
+    monkeypatch.setattr("eventseal.erasure.recording._PAGE", 1)
     for scope in ("subject:1", "subject:2"):
         shop.key(scope)
         shop.seal.keyring.shred(scope)
