@@ -9,6 +9,7 @@ from sqlalchemy import text
 from tests.fixtures.ledger_shops import LedgerShop
 
 from eventseal.erasure import after_restore, reopen, shred
+from eventseal.erasure.restore_scan import Reading, undone_scopes
 from eventseal.errors import ConfigurationError, IntegrityError, KeyDestroyedError
 from eventseal.keys import KeyPurpose
 from eventseal.rotation import retire, rotate_keys, verify
@@ -225,6 +226,39 @@ def test_a_shred_that_was_begun_is_carried_through(shop, monkeypatch) -> None:
     assert not shop.opens(newer)
     assert shop.ledger.open_intents(shop.seal) == []
     assert is_settled(shop)
+
+
+def test_a_shred_that_was_done_but_not_noted_is_noted(shop, monkeypatch) -> None:
+    shop.append(SCOPE)
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr("eventseal.erasure.recording.Recording.finish", lambda *_, **__: 1 / 0)
+        shred(shop.seal, SCOPE)
+    shop.restart()
+    (scope,) = after_restore(shop.seal, dry_run=True).scopes
+    assert (scope.intent_open, scope.alive) == (True, ())
+    assert after_restore(shop.seal).complete
+    assert shop.ledger.open_intents(shop.seal) == []
+
+
+def test_a_reopened_scope_that_is_as_it_should_be_is_none_to_look_at(shop) -> None:
+    shop.append(SCOPE)
+    shred(shop.seal, SCOPE)
+    reopen(shop.seal, SCOPE)
+    shop.append(SCOPE)
+    assert after_restore(shop.seal, dry_run=True).scopes == ()
+
+
+def test_what_an_overtaken_shred_notes_does_not_open_a_scope_that_is_to_be_closed(shop) -> None:
+    first = shop.append(SCOPE).key_id
+    shred(shop.seal, SCOPE)
+    reopen(shop.seal, SCOPE)
+    keys = {first: KeyPurpose.DATA}
+    begun = shop.ledger.append(shop.seal, "intent", scope=SCOPE, keys=keys)
+    shop.ledger.append(shop.seal, "done", scope=SCOPE, keys=keys, details={"intents": [2]})
+    reading = Reading.of(shop.seal, shop.ledger)
+    undone = undone_scopes(shop.seal, shop.ledger, reading, progress=lambda _: None)[SCOPE]
+    assert (undone.closed, undone.intent_open) == (True, True)
+    assert begun.number > reading.reopened[SCOPE] > 2
 
 
 def test_a_shred_that_was_begun_is_carried_through_where_the_restore_took_all_rows(shop, monkeypatch) -> None:

@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.fixtures.ledger_shops import LedgerShop
 
-from eventseal.erasure import DatabaseLedger, FileLedger, adopt, erased_subjects, reopen, shred
-from eventseal.erasure.recording import shredded_keys
+from eventseal.erasure import (
+    DatabaseLedger,
+    FileLedger,
+    adopt,
+    after_restore,
+    erased_subjects,
+    reopen,
+    shred,
+)
+from eventseal.erasure.recording import closed_by, shredded_keys
 from eventseal.errors import (
     ConfigurationError,
     IntegrityError,
@@ -100,6 +108,57 @@ def test_a_key_made_while_the_intent_is_written_is_named_before_it_is_destroyed(
     assert set(two.keys) == {first, *made}
     assert done.details["intents"] == [2, 3]
     assert done.open_intents == ()
+
+
+@pytest.mark.slow
+def test_an_intent_that_names_a_key_more_stays_open(file_shop, monkeypatch) -> None:
+    shop = file_shop
+    first = shop.append(SCOPE).key_id
+    shop.back_up()
+    rotate_keys(shop.seal, scopes=[SCOPE])
+    second = shop.append(SCOPE).key_id
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(SQLAlchemyKeyStore, "set_states", crash)
+        shred(shop.seal, SCOPE)
+    shop.restore(keys_only=True)  # the second key has no row now, and lives in later backups
+    shred(shop.seal, SCOPE)
+    _, begun, again, done = shop.ledger.entries(shop.seal)
+    assert (set(begun.keys), set(again.keys)) == ({first, second}, {first})
+    assert done.open_intents == (begun.number,)
+    assert after_restore(shop.seal).complete
+    assert shop.ledger.open_intents(shop.seal) == []
+    assert shop.states(SCOPE)[second] == "destroyed"
+
+
+def test_an_intent_of_another_scope_stays_open(file_shop) -> None:
+    shop = file_shop
+    keys = {shop.key(SCOPE): KeyPurpose.DATA}
+    shred(shop.seal, SCOPE)
+    for scope, named in ((SCOPE, keys), ("subject:other", keys), ("subject:other", {}), (SCOPE, {})):
+        shop.ledger.append(shop.seal, "intent", scope=scope, keys=named)
+    mine, *_, also_mine = intents = shop.ledger.open_intents(shop.seal)
+    assert closed_by(SCOPE, keys, intents) == [mine.number, also_mine.number]
+    assert closed_by(SCOPE, {}, intents) == [also_mine.number]
+
+
+def test_a_ledger_that_is_gone_between_two_intents_is_not_made_anew(file_shop, monkeypatch) -> None:
+    shop = file_shop
+    item = shop.append(SCOPE)
+    recorded = FileLedger.append
+
+    def take_away(ledger, store, kind, **named):
+        entry = recorded(ledger, store, kind, **named)
+        monkeypatch.undo()
+        shop.place.unlink()
+        shop.seal.keyring.rotate(SCOPE)  # so the rows are read again, and meant again
+        return entry
+
+    monkeypatch.setattr(FileLedger, "append", take_away)
+    with pytest.raises(IntegrityError, match="entries were taken away"):
+        shred(shop.seal, SCOPE)
+    assert not shop.place.exists()
+    shop.restart()
+    assert shop.opens(item)
 
 
 def test_the_receipt_says_what_and_where(file_shop) -> None:
@@ -215,7 +274,8 @@ def test_of_two_first_erasures_at_once_the_one_makes_the_ledger_and_both_are_in_
     assert not any(map(shop.opens, items))
 
 
-def test_what_was_shredded_before_there_was_a_ledger_is_noted_in_a_new_one(shop) -> None:
+def test_what_was_shredded_before_there_was_a_ledger_is_noted_in_a_new_one(shop, monkeypatch) -> None:
+    monkeypatch.setattr("eventseal.erasure.recording._PAGE", 1)
     for scope in ("subject:1", "subject:2"):
         shop.key(scope)
         shop.seal.keyring.shred(scope)
@@ -225,6 +285,27 @@ def test_what_was_shredded_before_there_was_a_ledger_is_noted_in_a_new_one(shop)
     assert shop.ledger.last(shop.seal).open_intents == ()
     shop.key(SCOPE)
     assert shred(shop.seal, SCOPE).receipt is not None
+
+
+@pytest.mark.slow
+def test_a_new_ledger_names_no_key_that_lives_or_was_retired(file_shop) -> None:
+    shop = file_shop
+    retired = shop.key(SCOPE)
+    rotate_keys(shop.seal, scopes=[SCOPE])
+    retire(shop.seal, keys=[retired])
+    shredded = shop.key(SCOPE)
+    shred(shop.seal, SCOPE)
+    reopen(shop.seal, SCOPE)
+    item = shop.append(SCOPE)
+    shop.place.unlink()
+    shop.restart()
+    assert adopt(shop.seal, shop.ledger) == 1
+    _, intent, done = shop.ledger.entries(shop.seal)
+    assert shredded in intent.keys
+    assert not {retired, item.key_id} & {*intent.keys, *done.keys}
+    after_restore(shop.seal)
+    shop.restart()
+    assert shop.opens(item)
 
 
 def test_an_unknown_scope_leaves_no_entry(shop) -> None:

@@ -76,6 +76,13 @@ def test_old_versions_are_left_in_two_runs_and_no_key_is_seen_before_something_g
     assert worker.rewrap() == Rewrap(done=6)
 
 
+def test_who_ends_a_kek_afterwards_is_told_that_it_may_not_unwrap(new_keyring, kek) -> None:
+    fill(new_keyring, kek)
+    kek.denied |= {"unwrap", "unwrap_many"}
+    with pytest.raises(KmsForbiddenError):
+        new_keyring(kms=kek).rewrap(verify=True)
+
+
 def test_what_is_current_is_found_with_one_call(new_keyring, store, kek) -> None:
     fill(new_keyring, kek, 50)
     kek.calls.clear()
