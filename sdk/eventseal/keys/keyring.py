@@ -200,6 +200,15 @@ class Keyring(KeyLifecycle, KeyUpkeep):
         """
         self.sealing_keys(dict.fromkeys(scopes, 0), purpose=purpose)
 
+    def add_place(self, name: str, collection: str) -> None:
+        """
+        Note that a place beside the registered tables holds items: no key is retired while it is not counted.
+
+        Raises:
+            StoreError: The key store refused or failed.
+        """
+        self._key_store.add_place(self._application, name, collection)
+
     def stored_scope(self, scope: str) -> str:
         """
         Give a scope as keys, tombstones, ledgers and receipts name it: the same, without ``scope_digest``.

@@ -100,6 +100,9 @@ class StaticKey:
         own = self._key.key_id if purpose is KeyPurpose.DATA else None
         return {key_id: self._key if key_id == own else _not_this(key_id) for key_id in key_ids}
 
+    def add_place(self, name: str, collection: str) -> None:
+        """Do nothing: nobody retires a static key."""
+
     def stored_scope(self, scope: str) -> str:
         """Give the scope as it is."""
         return scope

@@ -19,12 +19,13 @@ from eventseal.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from eventseal.items.sealed_places import Selection
 from eventseal.keys.states import KeyState
 from eventseal.rotation.results import MAX_FAILURES
 from eventseal.rotation.sources import Standing
 from eventseal.storage import job_counts, jobs
 from eventseal.storage.fences import open_fences
-from eventseal.storage.item_swaps import KEY_ID_IN_HEADER, Selection, place_from_json, place_to_json
+from eventseal.storage.item_swaps import KEY_ID_IN_HEADER, place_from_json, place_to_json
 from eventseal.storage.key_store import SQLAlchemyKeyStore
 from eventseal.storage.marked_envelopes import forget_replaced
 from eventseal.storage.marks import Replaced, add_replaced, load_marks, were_there
@@ -38,9 +39,9 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from eventseal.cipher.resealing import Outcome
+    from eventseal.items.sealed_places import Page
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.rotation.sources import KeyStandings
-    from eventseal.storage.item_swaps import Page
     from eventseal.storage.jobs import Shard
     from eventseal.storage.registry import SealedTable
 
@@ -179,8 +180,7 @@ class TableMover:
         outcomes = self._store.cipher.reseal_many(page, self._table.collection)
         envelopes = [outcome for outcome in outcomes if isinstance(outcome, bytes)]
         # Of the envelope that was opened, the header names the key; the row must say the same.
-        named = [sealed[KEY_ID_IN_HEADER] for sealed in page.envelopes]
-        if len(envelopes) < len(page) or named != list(page.key_ids):
+        if len(envelopes) < len(page) or any(map(page.differs, range(len(page)))):
             numbers = self._sort(page, outcomes, batch, fitting=frozenset(selection.fitting))
             envelopes = [outcome for number in numbers if isinstance(outcome := outcomes[number], bytes)]
             page = page.only(numbers)
@@ -207,7 +207,7 @@ class TableMover:
             key_id = page.key_id(number)
             problem = outcome
             if isinstance(outcome, bytes):
-                if page.envelopes[number][KEY_ID_IN_HEADER] == page.key_ids[number]:
+                if not page.differs(number):
                     numbers.append(number)
                     continue
                 problem = IntegrityError(OPAQUE_INTEGRITY_MESSAGE)

@@ -84,10 +84,12 @@ def list_keys(
         StoreError: The database refused or failed.
     """
     counts: Counter[UUID | None] = Counter()
+    theirs: Counter[UUID | None] = Counter()
     for table in registered_tables(datastore, application):
-        counts.update(
-            read(datastore.engine, partial(count_by_key, table=table), doing=f"counting {table.table}")
+        found_there = read(
+            datastore.engine, partial(count_by_key, table=table), doing=f"counting {table.table}"
         )
+        (theirs if table.is_others else counts).update(found_there)
     found: list[KeyRecord] = []
     following = None
     for record in _records(key_store, application, state=state, after=after):
@@ -101,7 +103,12 @@ def list_keys(
     known = {key_id for key_id, record in key_store.get(named).items() if record.application == application}
     return KeyPage(
         application=application,
-        keys=tuple([ListedKey(record=record, items=counts[record.key_id]) for record in found]),
+        keys=tuple(
+            [
+                ListedKey(record=record, items=counts[record.key_id] + theirs[record.key_id])
+                for record in found
+            ]
+        ),
         next=following,
         plain_items=counts[None],
         unknown_keys={key_id: counts[key_id] for key_id in named if key_id not in known},

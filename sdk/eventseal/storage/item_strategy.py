@@ -13,6 +13,8 @@ from eventseal.items.item import SequencedItem
 from eventseal.storage.faults import is_transient, translated
 from eventseal.storage.item_appends import ItemAppends
 from eventseal.storage.item_columns import comes_after, item_columns
+from eventseal.storage.registry import SealedTable
+from eventseal.storage.table_places import TablePlace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,6 +61,12 @@ class SQLAlchemyActiveRecordStrategy:
     def collection(self) -> str:
         """The logical name that is bound to each item."""
         return self._columns.collection
+
+    @property
+    def place(self) -> TablePlace:
+        """The table, as whoever destroys keys sees it."""
+        engine = self._current_session().get_bind(mapper=self.active_record_class).engine
+        return TablePlace(engine, SealedTable.of(self._columns, None))
 
     def append(self, items: Any) -> None:
         """

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from eventseal.storage.item_columns import ItemColumns
 
+ELSEWHERE = "elsewhere"
+"""Stands in place of a database for places that are no tables of one."""
+
 DEFAULT_DATABASE = "items"
 """The logical name of the database that is configured for the items."""
 
@@ -94,6 +97,7 @@ class SealedTable:
             last is one that another program writes: the id of a row's key is read from its envelope's header.
         old_formats: What its readers accept beside envelopes, while a migration lasts.
         is_migrated: Whether a migration has ended: every row must be an envelope.
+        is_others: Whether only other applications registered it.
     """
 
     application: str | None = None
@@ -103,6 +107,7 @@ class SealedTable:
     columns: Mapping[str, SealedColumn] = field(hash=False)
     old_formats: tuple[str, ...] = ()
     is_migrated: bool = False
+    is_others: bool = False
 
     @property
     def has_key_ids(self) -> bool:
@@ -140,6 +145,10 @@ class SealedTable:
         )
 
 
+_ANY_COLUMNS = {role: SealedColumn(role, ColumnKind.BINARY) for role in ROLES}
+"""What the registry says of the columns of a place that is no table."""
+
+
 def register(connection: Connection, tables: Iterable[SealedTable]) -> None:
     """
     Write tables into the registry, where it does not say the same already.
@@ -170,6 +179,48 @@ def register(connection: Connection, tables: Iterable[SealedTable]) -> None:
         )
 
 
+def forget_statement(table: SealedTable) -> str:
+    """Write the statement that takes a table out of the registry, for somebody who dropped it on purpose."""
+    name, database = (text.replace("'", "''") for text in (table.table, table.database))
+    return f"DELETE FROM sealed_tables WHERE table_name = '{name}' AND database_name = '{database}';"  # noqa: S608
+
+
+def register_place(connection: Connection, application: str, name: str, collection: str) -> None:
+    """
+    Write a place that is no table of the items' database into the registry, if it is not there.
+
+    Args:
+        connection: To the database of the keys, in a transaction.
+        application: Whose items it holds.
+        name: Of the place.
+        collection: The logical name that is bound to its items.
+    """
+    register(
+        connection,
+        [
+            SealedTable(
+                application=application,
+                database=ELSEWHERE,
+                table=name,
+                collection=collection,
+                columns=_ANY_COLUMNS,
+            )
+        ],
+    )
+
+
+def registered_places(connection: Connection) -> list[str]:
+    """
+    Name the places of every application that are no tables of the items' database, in order.
+
+    Args:
+        connection: To the database of the keys.
+    """
+    columns = sealed_tables.c
+    query = select(columns.table_name).where(columns.database_name == ELSEWHERE).distinct()
+    return list(connection.execute(query.order_by(columns.table_name)).scalars())
+
+
 def set_old_formats(connection: Connection, table: SealedTable, old_formats: Collection[str]) -> None:
     """
     Write down what the readers of a registered table accept beside envelopes.
@@ -198,8 +249,10 @@ def registered(connection: Connection, application: str | None = None) -> list[S
     Raises:
         IntegrityError: A row is not one that was registered.
     """
-    query = select(sealed_tables).order_by(
-        sealed_tables.c.database_name, sealed_tables.c.table_name, sealed_tables.c.application
+    query = (
+        select(sealed_tables)
+        .where(sealed_tables.c.database_name != ELSEWHERE)
+        .order_by(sealed_tables.c.database_name, sealed_tables.c.table_name, sealed_tables.c.application)
     )
     if application is not None:
         query = query.where(sealed_tables.c.application.in_([application, EVERY_APPLICATION]))
