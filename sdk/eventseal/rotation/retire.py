@@ -25,17 +25,19 @@ from eventseal.rotation.sealed_store import (
     refuse_unregistered_tables,
     registered_tables,
 )
-from eventseal.storage.key_counts import count_needed, differing_rows
+from eventseal.storage.key_counts import differing_rows
 from eventseal.storage.key_store import SQLAlchemyKeyStore
 from eventseal.storage.marks import drop_marks
 from eventseal.storage.physical_deletion import overwrite_deleted
+from eventseal.storage.table_places import TablePlace
 from eventseal.storage.transactions import read, write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from uuid import UUID
 
     from eventseal.errors import StoreUnavailableError
+    from eventseal.items.sealed_places import SealedPlace
     from eventseal.keys.records import KeyRecord
     from eventseal.rotation.sealed_store import SealedStore
 
@@ -109,6 +111,7 @@ class _Retirement:
         self._tables = registered_tables(store.datastore, store.cipher.application)
         refuse_unfenced_tables(store, self._tables)
         refuse_damaged_rows(store, self._tables)
+        self._table_places = [TablePlace(store.datastore.engine, table) for table in self._tables]
         self._places = places_beside_tables(store)
         self._dry_run = dry_run
         self._progress = progress
@@ -197,17 +200,11 @@ class _Retirement:
 
     def _retire_batch(self, key_ids: Sequence[UUID]) -> None:
         """Leave out what is needed, before any fence is closed; it is counted again afterwards."""
-        engine = self._store.datastore.engine
-        items = read(
-            engine,
-            partial(count_needed, tables=self._tables, key_ids=key_ids),
-            doing="counting the items of keys",
-        )
-        self._keep(items)
-        free = self._checked(self._without_items_elsewhere([key for key in key_ids if key not in items]))
+        free = self._checked(self._unneeded([*self._table_places, *self._places], key_ids))
         if self._dry_run:
             self._count_done(free)
             return
+        engine = self._store.datastore.engine
         closing = close_and_count(engine, self._tables, free, even_if_needed=False)
         self._keep(closing.needed)
         for key_id, error in closing.held.items():
@@ -216,16 +213,17 @@ class _Retirement:
         closed = list(closing.closed)
         for place in self._places if closed else ():
             place.close_fence(closed)
-        self._destroy(self._without_items_elsewhere(closed))
+        self._destroy(self._unneeded(self._places, closed))
 
-    def _without_items_elsewhere(self, key_ids: Sequence[UUID]) -> list[UUID]:
-        """Leave out keys that a place beside the tables needs."""
+    def _unneeded(self, places: Iterable[SealedPlace], key_ids: Sequence[UUID]) -> list[UUID]:
+        """Leave out keys that items of places need."""
         items: dict[UUID, Counter[str]] = {}
-        for place in self._places if key_ids else ():
+        for place in places if key_ids else ():
             for key_id, count in place.count_by_key(key_ids, purpose=KeyPurpose.DATA).items():
-                items.setdefault(key_id, Counter())[place.name] += count
-        self._keep({key_id: counts for key_id, counts in items.items() if counts.total()})
-        return [key_id for key_id in key_ids if not items.get(key_id, Counter()).total()]
+                if count:
+                    items.setdefault(key_id, Counter())[place.name] += count
+        self._keep(items)
+        return [key_id for key_id in key_ids if key_id not in items]
 
     def _keep(self, items: Mapping[UUID, Counter[str]]) -> None:
         for key_id, by_table in items.items():
