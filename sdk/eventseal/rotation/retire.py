@@ -15,6 +15,7 @@ from eventseal.rotation.closing import close_and_count
 from eventseal.rotation.key_totals import replaced_keys
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult
 from eventseal.rotation.sealed_store import (
+    differing_items,
     places_beside_tables,
     refuse_absent_tables,
     refuse_copies,
@@ -25,7 +26,6 @@ from eventseal.rotation.sealed_store import (
     refuse_unregistered_tables,
     registered_tables,
 )
-from eventseal.storage.key_counts import differing_rows
 from eventseal.storage.key_store import SQLAlchemyKeyStore
 from eventseal.storage.marks import drop_marks
 from eventseal.storage.physical_deletion import overwrite_deleted
@@ -173,9 +173,8 @@ class _Retirement:
     def _list_differing(self) -> None:
         """List the rows whose column and envelope name different keys: nobody knows which one they need."""
         for table in self._tables:
-            look = partial(differing_rows, table=table, limit=MAX_FAILURES)
-            count, rows = read(
-                self._store.datastore.engine, look, doing=f"comparing the key ids of {table.table}"
+            count, rows = differing_items(
+                self._store.datastore, self._store.key_store, table, limit=MAX_FAILURES
             )
             self._failed += count
             for row in rows[: MAX_FAILURES - len(self._failures)]:

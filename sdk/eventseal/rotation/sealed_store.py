@@ -11,7 +11,7 @@ from sqlalchemy import inspect
 
 from eventseal.errors import ConfigurationError, IntegrityError, MissingTableError
 from eventseal.storage.fence_triggers import has_fence_triggers
-from eventseal.storage.key_counts import rows_without_envelope
+from eventseal.storage.key_counts import count_differing, differing_rows, rows_without_envelope
 from eventseal.storage.registry import DEFAULT_DATABASE, SealedTable, forget_statement, registered
 from eventseal.storage.transactions import read
 from eventseal.storage.unregistered import (
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from eventseal.keys import Keyring
     from eventseal.keys.store import KeyStore
     from eventseal.storage import SQLAlchemyDatastore
+    from eventseal.storage.item_rows import ItemRow
 
 
 _SHOWN = 3
@@ -196,6 +197,33 @@ def places_beside_tables(store: SealedStore) -> list[SealedPlace]:
             remedy="Call it from a program whose EventSeal is made with them: places=[...].",
         )
     return list(known.values())
+
+
+def differing_items(
+    datastore: SQLAlchemyDatastore, key_store: KeyStore, table: SealedTable, *, limit: int
+) -> tuple[int, list[ItemRow]]:
+    """
+    Find the items whose column and envelope name different keys: nobody knows which of them they need.
+
+    Args:
+        datastore: Has the items.
+        key_store: Says which keys there are. While a migration lasts, an older item may begin like an
+            envelope by chance; it names a key that there never was, and is left out.
+        table: From the registry.
+        limit: Items at most.
+
+    Returns:
+        How many there are, and some of them, with the key of their header.
+    """
+    engine, doing = datastore.engine, f"comparing the key ids of {table.table}"
+    count, rows = read(engine, partial(differing_rows, table=table, limit=limit), doing=doing)
+    if not count or not table.old_formats:
+        return count, rows
+    by_key = read(engine, partial(count_differing, table=table), doing=doing)
+    named = {key_id for key_id in by_key if key_id is not None}
+    by_chance = named - key_store.get(named).keys()
+    found = count - sum(by_key[key_id] for key_id in by_chance)
+    return found, [row for row in rows if row.key_id not in by_chance]
 
 
 def refuse_damaged_rows(store: SealedStore, tables: Sequence[SealedTable]) -> None:

@@ -11,10 +11,10 @@ from eventseal.configuration.diagnosis.findings import Finding, Severity
 from eventseal.configuration.diagnosis.registry_checks import reachable_tables
 from eventseal.errors import IntegrityError
 from eventseal.keys.states import KeyState
+from eventseal.rotation.sealed_store import differing_items
 from eventseal.storage.fence_triggers import FenceTriggers
 from eventseal.storage.fences import CLOSED, fence_states
 from eventseal.storage.item_rows import described
-from eventseal.storage.key_counts import differing_rows
 from eventseal.storage.key_tables import key_fences
 from eventseal.storage.transactions import read
 
@@ -79,9 +79,7 @@ def _check_table(stores: Stores, table: SealedTable) -> Iterator[Finding]:
     named = read(engine, partial(_named_keys, table=table), doing=f"reading the keys of {table.table}")
     mine = _mine(stores, named)
     yield from _check_keys(table, [key_id for key_id in named if key_id not in mine], mine, stores)
-    differing, _ = read(
-        engine, partial(differing_rows, table=table, limit=0), doing=f"comparing the key ids of {table.table}"
-    )
+    differing, _ = differing_items(stores.datastore, stores.key_store, table, limit=0)
     if differing:
         items = "1 item" if differing == 1 else f"{differing:,} items"
         name = "names" if differing == 1 else "name"
