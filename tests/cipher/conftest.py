@@ -56,6 +56,9 @@ class Keys:
     def stored_scope(self, scope):
         return scope
 
+    def add_place(self, name, collection):
+        pass
+
     def refresh(self):
         self.refreshed += 1
 

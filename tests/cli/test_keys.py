@@ -91,8 +91,11 @@ def test_it_needs_no_kek(run, store):
 def test_plain_items_and_unknown_keys_are_told(run, run_json, store, query):
     items = store(3)
     stranger = uuid4()
-    query("UPDATE integer_sequenced_items SET key_id = NULL WHERE position = 0")
-    query("UPDATE integer_sequenced_items SET key_id = ? WHERE position = 1", stranger.bytes)
+    query("UPDATE integer_sequenced_items SET data = x'7b7d', key_id = NULL WHERE position = 0")
+    sealed = b"\1\3\0" + stranger.bytes + bytes(40)
+    query(
+        "UPDATE integer_sequenced_items SET data = ?, key_id = ? WHERE position = 1", sealed, stranger.bytes
+    )
     shown = run_json("keys")
     assert shown["plain_items"] == 1
     assert shown["items_by_unknown_key"] == {str(stranger): 1}

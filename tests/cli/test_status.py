@@ -35,8 +35,8 @@ def test_everything_is_counted(run_json, store):
 
 def test_plain_items_and_unknown_keys_are_told(run_json, store, query):
     store(3)
-    query("UPDATE integer_sequenced_items SET key_id = NULL WHERE position = 0")
-    query("UPDATE integer_sequenced_items SET key_id = zeroblob(16) WHERE position = 1")
+    query("UPDATE integer_sequenced_items SET data = x'7b7d', key_id = NULL WHERE position = 0")
+    query("UPDATE integer_sequenced_items SET data = ? WHERE position = 1", b"\1\3\0" + bytes(56))
     assert run_json("status")["items"]["integer_sequenced_items"] == {"active": 1, "plain": 1, "unknown": 1}
 
 

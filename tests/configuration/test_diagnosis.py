@@ -167,9 +167,20 @@ def test_missing_tables_send_to_init(shop, sql):
     assert amiss() == []
 
 
-def test_a_missing_index_is_told_with_the_statement_that_makes_it(shop, sql):
-    sql("DROP INDEX ix_integer_sequenced_items_key_id")
-    remedy = the_one("has no index on key_id").remedy
+def test_a_missing_index_on_key_ids_sends_to_init(shop, sql):
+    catalogue = "sqlite_master" if shop.startswith("sqlite") else "pg_indexes"
+    name = "name" if shop.startswith("sqlite") else "indexname"
+    ((index,),) = sql(f"SELECT {name} FROM {catalogue} WHERE {name} LIKE 'eventseal_differ_%_{ITEMS}'")
+    sql(f"DROP INDEX {index}")
+    assert the_one("lacks an index on the key ids").remedy == "eventseal init"
+    assert [step.name for step in initialise(dry_run=True) if step.changed] == ["columns"]
+    initialise()
+    assert amiss() == []
+
+
+def test_a_missing_index_beside_the_items_is_told_with_the_statement_that_makes_it(shop, sql):
+    sql("DROP INDEX ix_reencryption_jobs_state")
+    remedy = the_one("has no index on application, state").remedy
     assert remedy.startswith("CREATE INDEX")
     sql(remedy.replace("CONCURRENTLY ", ""))
     assert amiss() == []
@@ -262,8 +273,18 @@ def test_what_writes_without_a_fence_is_told_with_a_trigger_that_takes_it(append
 def test_items_of_keys_that_are_not_there_are_told(append, sql, shop):
     append()
     stranger = uuid4()
-    sql(f"UPDATE {ITEMS} SET key_id = :k", k=stranger.bytes if shop.startswith("sqlite") else stranger)
+    sql(
+        f"UPDATE {ITEMS} SET data = :d, key_id = :k",
+        d=b"\1\3\0" + stranger.bytes + bytes(40),
+        k=stranger.bytes if shop.startswith("sqlite") else stranger,
+    )
     assert str(stranger) in the_one("does not have").text
+
+
+def test_items_whose_column_names_another_key_than_their_envelope_are_told(append, sql):
+    append()
+    sql(f"UPDATE {ITEMS} SET key_id = NULL")
+    assert "eventseal verify" in the_one(f"1 item of {ITEMS} names another key").remedy
 
 
 def test_an_edited_row_of_a_key_is_found_by_its_seal(shop, sql):

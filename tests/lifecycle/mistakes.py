@@ -88,12 +88,12 @@ def _swap_on_key_id_alone(site: Site) -> AbstractContextManager[None]:
 
 @contextmanager
 def _count_before_closing(_: Site) -> Iterator[None]:
-    close_fences, count_under = closing.close_fences, closing.count_under
+    close_fences, count_needed = closing.close_fences, closing.count_needed
     counted: list[Any] = []
 
     def first_count(connection: Any, key_ids: Any, tables: Any, *, even_if_needed: bool) -> Any:
-        counted[:] = [count_under(connection, tables, key_ids)]
-        with patch.object(closing, "count_under", lambda *_: counted[0]):
+        counted[:] = [count_needed(connection, tables, key_ids)]
+        with patch.object(closing, "count_needed", lambda *_: counted[0]):
             return close(connection, key_ids, tables, even_if_needed=even_if_needed)
 
     close = closing._close

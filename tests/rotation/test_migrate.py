@@ -335,7 +335,10 @@ def test_envelopes_of_another_key_store_are_named(open_shop, store_url, tmp_path
     assert (result.failures[0].error, result.failures[0].key_id) == ("KeyNotFoundError", strange.key_id)
 
 
-def test_an_envelope_without_its_key_id_is_no_old_item(old_shop):
+@pytest.mark.parametrize("listed", [True, False])
+def test_an_envelope_without_its_key_id_is_no_old_item(old_shop, monkeypatch, listed):
+    if not listed:  # as where rows name more keys than a query can
+        monkeypatch.setattr("eventseal.rotation.old_items.MOST_LISTED_KEYS", -1)
     fill(old_shop)
     item = old_shop.append(1)[0]
     old_shop.edit(item, key_id=None)

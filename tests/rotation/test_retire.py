@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from uuid import UUID, uuid4
 
 import pytest
@@ -14,6 +15,7 @@ from tests.fixtures.postgres_databases import wait_until_blocked
 from eventseal.cipher import ItemContext
 from eventseal.errors import (
     ConfigurationError,
+    IntegrityError,
     JobError,
     KeyClosedError,
     KeyNotFoundError,
@@ -496,3 +498,167 @@ def test_a_sqlite_writer_that_holds_the_lock_is_an_error_to_try_again(open_shop,
             retire(shop.seal)
         writer.rollback()
     assert retire(shop.seal).done == 1
+
+
+# --- what a database writer can set hides no item ---
+
+
+@pytest.mark.parametrize("edited", ["absent", "unknown", "of another key", "in hexadecimal"])
+def test_a_key_that_an_envelope_names_stays_whatever_the_column_says(shop, edited) -> None:
+    if edited == "in hexadecimal" and not shop.url.startswith("sqlite"):
+        pytest.skip("PostgreSQL's column takes nothing but ids")
+    (item,) = shop.append()
+    other, empty = active(shop, "b"), active(shop, "c")
+    column = {"absent": None, "unknown": uuid4(), "of another key": other, "in hexadecimal": item.key_id.hex}
+    shop.edit(item, key_id=column[edited])
+    rotate_keys(shop.seal)
+    moved = reencrypt(shop.seal)
+    assert (moved.done, moved.failed) == (0, 1)
+    for dry_run in (True, False):
+        result = retire(shop.seal, dry_run=dry_run)
+        kept = {item.key_id, other} if edited == "of another key" else {item.key_id}
+        assert {key_id for key_id, items in result.by_key.items() if items} == kept
+        assert (result.left, result.failed, result.complete) == (len(kept), 1, False)
+        (failure,) = result.failures
+        assert (failure.error, failure.key_id) == ("IntegrityError", item.key_id)
+        assert failure.row == {"sequence_id": str(item.sequence_id), "position": "0"}
+    assert record(shop, item.key_id).state is KeyState.DEACTIVATED
+    assert (record(shop, other).state is KeyState.DEACTIVATED) == (edited == "of another key")
+    assert record(shop, empty).destroyed_by == "retired"
+    shop.edit(item, key_id=item.key_id)
+    assert reencrypt(shop.seal).done == 1
+    retire(shop.seal)
+    assert record(shop, item.key_id).destroyed_by == "retired"
+
+
+def test_counts_are_right_without_the_indexes(shop) -> None:
+    first, second = shop.append(2)
+    shop.edit(first, key_id=active(shop, "b"))
+    for (name,) in shop.execute(INDEX_NAMES[shop.seal.datastore.engine.dialect.name]):
+        shop.execute(f"DROP INDEX {name}")
+    rotate_keys(shop.seal)
+    result = retire(shop.seal)
+    assert result.by_key == {second.key_id: 2, active_before(shop, "b"): 1}
+
+
+INDEX_NAMES = {
+    "sqlite": "SELECT name FROM sqlite_master WHERE type = 'index' AND name LIKE 'eventseal_key_id%'",
+    "postgresql": "SELECT indexname FROM pg_indexes WHERE indexname LIKE 'eventseal_key_id%'",
+}
+
+
+def active_before(shop, scope: str) -> UUID:
+    (closed,) = [
+        found.key_id
+        for found in shop.seal.key_store.of_scope("shop", scope)
+        if found.state is KeyState.DEACTIVATED
+    ]
+    return closed
+
+
+@pytest.mark.parametrize("tables", ["one", "all"])
+def test_a_table_counts_whoever_the_registry_says_it_belongs_to(shop, tables) -> None:
+    (item,) = shop.append()
+    rotate_keys(shop.seal)
+    where = " WHERE table_name = 'integer_sequenced_items'" * (tables == "one")
+    shop.execute(f"UPDATE sealed_tables SET application = 'other'{where}")
+    if tables == "all":
+        with pytest.raises(ConfigurationError, match="no table is registered"):
+            retire(shop.seal)
+    else:
+        assert retire(shop.seal).by_key == {item.key_id: 1}
+        assert reencrypt(shop.seal).done == 1
+        assert retire(shop.seal).done == 1
+
+
+def test_a_table_that_only_another_application_registered_counts(open_shop, store_url) -> None:
+    """Application b writes into the table that a registered, and retires its key."""
+    first = open_shop(store_url, application="a")
+    first.append()
+    first.append_plain()  # what a keeps there in plain is none of b's concern
+    first.execute("UPDATE sealed_tables SET application = 'b' WHERE table_name = 'snapshots'")
+    second = first.again(application="b")
+    (item,) = second.append()
+    rotate_keys(second.seal)
+    assert retire(second.seal).by_key == {item.key_id: 1}
+    assert record(second, item.key_id).state is KeyState.DEACTIVATED
+    assert reencrypt(second.seal).done == 1
+    assert retire(second.seal).done == 1
+
+
+def test_a_table_of_another_application_that_is_not_there_is_named(shop) -> None:
+    empty = active(shop)
+    rotate_keys(shop.seal)
+    shop.execute(
+        "INSERT INTO sealed_tables (application, database_name, table_name, collection, columns) "
+        "SELECT 'other', database_name, 'archive', collection, columns FROM sealed_tables "
+        "WHERE table_name = 'snapshots'"
+    )
+    with pytest.raises(ConfigurationError, match=r"archive.*another application registered it") as caught:
+        retire(shop.seal)
+    assert "DELETE FROM sealed_tables" in caught.value.remedy
+    assert record(shop, empty).state is KeyState.DEACTIVATED
+
+
+@pytest.mark.parametrize("columns", ["*", "data AS what"])
+def test_a_copy_without_types_is_found_by_what_it_holds(open_shop, sqlite_url, columns) -> None:
+    shop = open_shop(sqlite_url)
+    (item,) = shop.append()
+    shop.execute(f"CREATE TABLE copy AS SELECT {columns} FROM integer_sequenced_items")
+    shop.execute("CREATE TABLE pictures (id, picture BLOB)")
+    shop.execute("INSERT INTO pictures VALUES (1, x'89504e47'), ('two', zeroblob(100)), (3, NULL)")
+    rotate_keys(shop.seal)
+    reencrypt(shop.seal)
+    with pytest.raises(ConfigurationError, match="copy") as caught:
+        retire(shop.seal)
+    assert "pictures" not in str(caught.value)
+    assert record(shop, item.key_id).state is KeyState.DEACTIVATED
+    assert retire(shop.again(unsealed_tables=("copy",)).seal).done == 1
+
+
+@pytest.mark.parametrize("data", [b'{"amount":5}', b"", "cut", "one bit"], ids=repr)
+def test_a_row_that_is_no_envelope_blocks_every_retire_until_it_is_restored(shop, data) -> None:
+    (first, _) = shop.append(2)
+    empty = active(shop, "b")
+    rotate_keys(shop.seal)
+    damaged = {"cut": first.data[:40], "one bit": bytes([first.data[0] ^ 4]) + first.data[1:]}
+    shop.edit(first, data=damaged.get(data, data))
+    for call in (retire, partial(retire, keys=[empty]), partial(retire, dry_run=True)):
+        with pytest.raises(IntegrityError) as caught:
+            call(shop.seal)
+        assert f"1 item of integer_sequenced_items: {first.sequence_id}, 0" in str(caught.value)
+        assert "backup" in caught.value.remedy
+    assert record(shop, empty).state is KeyState.DEACTIVATED
+    shop.edit(first, data=first.data)
+    assert retire(shop.seal).done == 1
+
+
+def test_rows_that_are_no_envelopes_are_counted_and_a_few_are_named(shop) -> None:
+    shop.append_plain(5)
+    rotate_keys(shop.seal)
+    with pytest.raises(
+        IntegrityError, match=r"5 items of integer_sequenced_items: .*, 0; .*, 1; .*, 2; \.\.\."
+    ):
+        retire(shop.seal)
+
+
+@pytest.mark.parametrize("accepted", ["by setting", "by migration"])
+def test_what_may_be_in_plain_blocks_nothing(shop, accepted) -> None:
+    shop.append_plain()
+    empty = active(shop, "b")
+    rotate_keys(shop.seal)
+    if accepted == "by migration":
+        shop.execute("""UPDATE sealed_tables SET old_formats = '["plaintext"]'""")
+        shop.append_plain(data=b"\1\3\0" + uuid4().bytes + bytes(40))  # an old item that looks like one
+    other = shop.again(always_encrypt=accepted != "by setting")
+    result = retire(other.seal, keys=[empty])
+    assert (result.done, result.failed, result.complete) == (1, 0, True)
+
+
+def test_keys_of_fields_are_never_retired(shop) -> None:
+    key_id = shop.seal.keyring.sealing_keys({"b": 0}, purpose=KeyPurpose.FIELD)["b"].key_id
+    shop.execute("UPDATE encryption_keys SET state = 'deactivated' WHERE key_id = :key", key=shop.raw(key_id))
+    with pytest.raises(JobError, match="of purpose field, and such keys are never retired"):
+        retire(shop.seal, keys=[key_id])
+    assert retire(shop.seal).by_key == {}
+    assert record(shop, key_id).state is KeyState.DEACTIVATED

@@ -6,9 +6,13 @@ import sys
 from contextlib import closing
 from datetime import timedelta
 
+import pytest
+
 from eventseal.configuration import EventSeal, Settings
-from eventseal.keys import RotationPolicy
+from eventseal.errors import ConfigurationError
+from eventseal.keys import InMemoryKeyStore, RotationPolicy
 from eventseal.rotation import reencrypt, rewrap
+from eventseal.rotation.key_listing import list_keys
 from eventseal.rotation.status import status
 from eventseal.testing import FakeKms
 
@@ -111,3 +115,27 @@ def test_keys_that_a_move_between_keks_has_not_reached_are_worth_a_rewrap(open_s
         assert step.reason.endswith(f"KEKs in use: {new.uri}, {old.uri}")
         rewrap(both)
         assert read(shop).next_steps == ()
+
+
+def test_a_key_store_that_is_no_database_is_refused_and_not_shown_as_empty(sqlite_shop):
+    with pytest.raises(ConfigurationError, match="InMemoryKeyStore has none"):
+        status(InMemoryKeyStore(), sqlite_shop.seal.datastore, "shop")
+
+
+def test_what_another_application_registered_is_shown_as_far_as_it_is_this_ones(open_shop, store_url):
+    first = open_shop(store_url, application="a")
+    first.append(3)
+    first.append_plain()
+    first.execute("UPDATE sealed_tables SET application = 'b' WHERE table_name = 'snapshots'")
+    second = first.again(application="b")
+    second.append(2)
+    found = status(second.seal.key_store, second.seal.datastore, "b")
+    assert found.items == {
+        "integer_sequenced_items": {"active": 2},
+        "snapshots": {},
+        "timestamp_sequenced_items": {},
+    }
+    assert sum(found.items_by_key.values()) == 2
+    page = list_keys(second.seal.key_store, second.seal.datastore, "b")
+    assert (page.plain_items, page.unknown_keys) == (0, {})
+    assert [listed.items for listed in page.keys if listed.record.purpose == "data"] == [2]

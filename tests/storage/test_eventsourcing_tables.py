@@ -10,11 +10,11 @@ from sqlalchemy import event, text
 from tests.fixtures.eventsourcing_store import EVENTS, SNAPSHOTS, TOPIC, LibraryStore
 
 from eventseal.errors import ConfigurationError
+from eventseal.items.sealed_places import Selection
 from eventseal.storage import count_by_key
 from eventseal.storage.header_key_ids import key_id_in_header
 from eventseal.storage.item_ranges import range_bounds
-from eventseal.storage.item_swaps import Selection
-from eventseal.storage.key_id_indexes import has_key_id_index, index_name, make_key_id_index
+from eventseal.storage.key_id_indexes import has_key_id_indexes, index_name, make_key_id_indexes
 from eventseal.storage.registry import SealedTable, registered, set_old_formats
 from eventseal.storage.swapping import item_swaps
 from eventseal.storage.unregistered import unregistered_eventsourcing_tables
@@ -100,7 +100,7 @@ def test_tables_in_a_schema_of_their_own(open_library, postgres_url):
     (table,) = [table for name, table in tables(library).items() if name == f"shop.{EVENTS}"]
     with library.seal.datastore.engine.connect() as connection:
         assert count_by_key(connection, table) == {library.active_key(): 2}
-        assert has_key_id_index(connection, table)
+        assert has_key_id_indexes(connection, table)
         known = registered(connection)
         assert unregistered_eventsourcing_tables(connection, known) == []
         assert unregistered_eventsourcing_tables(connection, []) == [
@@ -292,8 +292,8 @@ def test_an_index_that_was_left_half_made_is_made_anew(open_library, postgres_ur
     name = index_name(engine.dialect, table)
     library.execute(f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{name}'::regclass")
     with engine.connect() as connection:
-        assert not has_key_id_index(connection, table)
-    assert make_key_id_index(engine, table)
+        assert not has_key_id_indexes(connection, table)
+    assert make_key_id_indexes(engine, table)
     with engine.connect() as connection:
-        assert has_key_id_index(connection, table)
-    assert not make_key_id_index(engine, table)
+        assert has_key_id_indexes(connection, table)
+    assert not make_key_id_indexes(engine, table)

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import LargeBinary, UniqueConstraint, Uuid, event, insert, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from eventseal.items.sealed_places import Selection
 from eventseal.storage import (
     BinaryUUID,
     ExactDecimal,
@@ -20,7 +21,7 @@ from eventseal.storage import (
 )
 from eventseal.storage.item_columns import sealed_columns
 from eventseal.storage.item_ranges import range_bounds
-from eventseal.storage.item_swaps import Selection, place_from_json, place_to_json
+from eventseal.storage.item_swaps import place_from_json, place_to_json
 from eventseal.storage.registry import SealedTable
 from eventseal.storage.swapping import item_swaps
 

@@ -300,12 +300,13 @@ class TestItemRows:
         """Twelve items of two sequences under two keys and none, as the table has them."""
         keys = [UUID(int=1), UUID(int=2), None]
         half = Decimal("0.5") if table.table.startswith("timestamp") else 0
+        heads = [b"\1\3\0" + key_id.bytes + bytes(40) if key_id else b"" for key_id in keys]
         rows = [
             ItemRow(
                 UUID(int=number % 2 + 1),
                 number // 2 + half,
                 f"topic {number}",
-                b"%d" % number,
+                heads[number % 3] + b"%d" % number,
                 keys[number % 3],
             )
             for number in range(12)

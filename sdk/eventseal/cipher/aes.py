@@ -98,6 +98,15 @@ class AESCipher:
         """Give a scope as keys name it, to be compared with an opened item's; see ``KeySource``."""
         return self._keys.stored_scope(scope)
 
+    @property
+    def has_keyring(self) -> bool:
+        """Whether its keys come and go; if not, one static key seals everything."""
+        return not isinstance(self._keys, StaticKey)
+
+    def add_place(self, name: str, collection: str) -> None:
+        """Note that a place beside the registered tables holds items; see ``KeySource``."""
+        self._keys.add_place(name, collection)
+
     def refresh(self) -> None:
         """Look at once for keys whose state changed."""
         self._keys.refresh()

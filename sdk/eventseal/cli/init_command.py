@@ -78,8 +78,8 @@ def init(
     Write the settings, check the KMS, make the tables and the first keys.
 
     What is there stays as it is: run again, it changes nothing and says so. It
-    adds a missing key_id column, with its index, to a table of sealed items,
-    and triggers and an index to tables of the eventsourcing library.
+    adds a missing key_id column and indexes to tables of sealed items, and
+    triggers to tables of the eventsourcing library.
     """
     options = Options.of(context, config=config, as_json=as_json, yes=yes, dry_run=dry_run)
     given = {

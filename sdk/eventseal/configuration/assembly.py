@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from eventseal.cipher.compression import Compression
     from eventseal.configuration.settings import Settings
+    from eventseal.items.sealed_places import SealedPlace
     from eventseal.kms import KmsAdapter
 
 _COMPRESSIONS: dict[str, Callable[[], Compression]] = {"zstd": EventZstd, "zlib": Zlib, "none": NoCompression}
@@ -45,13 +46,22 @@ class EventSeal:
     Args:
         settings: From :func:`eventseal.configuration.load_settings`.
         kms: Ready adapters in place of those that ``kms_key`` names.
+        places: What holds sealed items beside the registered tables: the ``place`` of each record strategy of
+            your own.
 
     Raises:
         ConfigurationError: No KEK or no database is configured, or what is configured cannot be built.
     """
 
-    def __init__(self, settings: Settings, *, kms: KmsAdapter | Sequence[KmsAdapter] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        kms: KmsAdapter | Sequence[KmsAdapter] | None = None,
+        places: Sequence[SealedPlace] = (),
+    ) -> None:
         self.settings = settings
+        self.places = tuple(places)
         adapters = [adapter_from_uri(uri) for uri in configured_keks(settings)] if kms is None else kms
         self.stores = Stores(settings)
         self.datastore = self.stores.datastore

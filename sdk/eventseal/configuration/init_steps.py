@@ -24,7 +24,7 @@ from eventseal.kms.uri import adapter_class
 from eventseal.rotation.sealed_store import registered_tables
 from eventseal.storage.fence_triggers import has_fence_triggers
 from eventseal.storage.item_columns import KEY_ID, sealed_columns
-from eventseal.storage.key_id_indexes import has_key_id_index
+from eventseal.storage.key_id_indexes import has_key_id_indexes
 from eventseal.storage.transactions import read
 from eventseal.storage.unregistered import OWN_TABLES
 
@@ -151,14 +151,17 @@ class InitSteps:
         return [adapter_from_uri(uri) for uri, _ in self._kek_classes]
 
     def _add_columns(self) -> InitStep:
+        datastore = self._stores.datastore
+        added: list[str] = []
+        indexed: list[str] = []
         if not self._dry_run:
-            changed = self._stores.datastore.add_key_id_columns()
+            added, indexed = datastore.add_key_id_columns(), datastore.index_key_ids()
         elif self._stores.are_present():
-            changed = read(self._stores.datastore.engine, self._without_key_id, doing="comparing columns")
-        else:
-            changed = []
-        detail = f"column key_id and its index in {', '.join(changed)}" if changed else "columns"
-        return InitStep(name="columns", changed=bool(changed), detail=detail)
+            added = read(datastore.engine, self._without_key_id, doing="comparing columns")
+            indexed = [table.table for table in datastore.unindexed_tables()]
+        said = [f"column key_id in {', '.join(added)}"] if added else []
+        said += [f"indexes on the key ids of {', '.join(indexed)}"] if indexed else []
+        return InitStep(name="columns", changed=bool(said), detail="; ".join(said) or "columns")
 
     def _make_tables(self) -> InitStep:
         datastore = self._stores.datastore
@@ -262,7 +265,7 @@ def _unprepared(connection: Connection, tables: Sequence[SealedTable]) -> list[s
     return [
         table.table
         for table in tables
-        if not (has_key_id_index(connection, table) and has_fence_triggers(connection, table))
+        if not (has_key_id_indexes(connection, table) and has_fence_triggers(connection, table))
     ]
 
 

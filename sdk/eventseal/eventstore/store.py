@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import groupby, islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from eventseal.errors import ConfigurationError, IntegrityError, KeyClosedError, KeyDestroyedError
 from eventseal.items.item_fields import field_names
+from eventseal.items.sealed_places import SealedPlace
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -31,6 +33,11 @@ class ActiveRecordStrategy(Protocol):
     @property
     def collection(self) -> str:
         """Which kind of items its record class holds."""
+        ...
+
+    @property
+    def place(self) -> SealedPlace:
+        """Where it writes: what ``eventseal.rotation.retire`` closes and counts before it destroys a key."""
         ...
 
     def append(self, items: Any) -> None:
@@ -97,7 +104,8 @@ class EventStore:
         owner: In whose name the events of its entities are published: the store itself, or its application.
 
     Raises:
-        ConfigurationError: The two are not of one item class and one collection.
+        ConfigurationError: The two are not of one item class and one collection, or the mapper seals, and
+            nobody could count what the strategy stores.
     """
 
     def __init__(
@@ -105,6 +113,7 @@ class EventStore:
     ) -> None:
         mapper = sequenced_item_mapper.over(active_record_strategy.collection)
         _check_pair(active_record_strategy, mapper)
+        self._new_place = _place_beside_tables(active_record_strategy, mapper)
         self.active_record_strategy = active_record_strategy
         self.sequenced_item_mapper = mapper
         self.owner: object = self
@@ -128,6 +137,10 @@ class EventStore:
         if not events:
             return
         mapper = self.sequenced_item_mapper
+        if self._new_place is not None and mapper.cipher is not None:
+            # Before the first item is there: from now on no key is retired unless the place is counted.
+            mapper.cipher.add_place(self._new_place.name, self._new_place.collection)
+            self._new_place = None
         try:
             self.active_record_strategy.append(mapper.to_sequenced_items(events))
         except KeyClosedError:
@@ -265,6 +278,23 @@ class EventStore:
             }
             found += [there.get(position) or strategy.get_item(stream, position) for position in positions]
         return found
+
+
+def _place_beside_tables(strategy: ActiveRecordStrategy, mapper: SequencedItemMapper) -> SealedPlace | None:
+    """Give the place that sealed items go to, unless it is a table, which the registry has."""
+    # Looked up, not imported: a strategy of SQLAlchemy's needs the module, and others need no SQLAlchemy.
+    storage = sys.modules.get("eventseal.storage.item_strategy")
+    is_table = storage is not None and isinstance(strategy, storage.SQLAlchemyActiveRecordStrategy)
+    if mapper.cipher is None or not mapper.cipher.has_keyring or is_table:
+        return None
+    place = getattr(strategy, "place", None)
+    if not isinstance(place, SealedPlace):
+        raise ConfigurationError(
+            f"{type(strategy).__qualname__} has no place that can be counted: keys that its items need would "
+            "be destroyed",
+            remedy="Give it a property `place` that is a SealedPlace; docs/testing.md names the suite.",
+        )
+    return place
 
 
 def _check_pair(strategy: ActiveRecordStrategy, mapper: SequencedItemMapper) -> None:

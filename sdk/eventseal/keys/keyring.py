@@ -207,6 +207,15 @@ class Keyring(KeyLifecycle, KeyUpkeep):
         """
         self.sealing_keys(dict.fromkeys(scopes, 0), purpose=purpose)
 
+    def add_place(self, name: str, collection: str) -> None:
+        """
+        Note that a place beside the registered tables holds items: no key is retired while it is not counted.
+
+        Raises:
+            StoreError: The key store refused or failed.
+        """
+        self._key_store.add_place(self._application, name, collection)
+
     def are_listed_as_erased(self, items: Sequence[tuple[bytes, bytes]]) -> list[bool]:
         """
         Say which items of a scope that was reopened were erased in it before, as :meth:`list_erased` noted.

@@ -41,6 +41,7 @@ class InMemoryKeyStore:
     def __init__(self, *, refresh_interval: float = 60.0, now: Callable[[], datetime] = _utc_now) -> None:
         self._refresh_interval = refresh_interval
         self._now = now
+        self._places: set[str] = set()
         self._lock = threading.Lock()
         self._records: dict[UUID, KeyRecord] = {}
         self._changed: dict[UUID, int] = {}
@@ -292,6 +293,16 @@ class InMemoryKeyStore:
                 and (state is None or record.state is state)
             ]
         return sorted(found, key=lambda record: record.key_id)[:limit]
+
+    def add_place(self, application: str, name: str, collection: str) -> None:  # noqa: ARG002
+        """Note that a place beside the registered tables holds items."""
+        with self._lock:
+            self._places.add(name)
+
+    def places(self) -> list[str]:
+        """Name the places that were noted."""
+        with self._lock:
+            return sorted(self._places)
 
     def now(self) -> datetime:
         """Read the store's clock, UTC."""

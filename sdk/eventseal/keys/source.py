@@ -84,6 +84,15 @@ class KeySource(Protocol):
         """
         ...
 
+    def add_place(self, name: str, collection: str) -> None:
+        """
+        Note that a place beside the registered tables holds items; see ``KeyStore``.
+
+        Raises:
+            StoreError: The key store refused or failed.
+        """
+        ...
+
     def refresh(self) -> None:
         """Look at once for keys whose state changed."""
         ...

@@ -104,6 +104,9 @@ class StaticKey:
         """Say of every item that it was not erased: nothing ever is."""
         return [False] * len(items)
 
+    def add_place(self, name: str, collection: str) -> None:
+        """Do nothing: nobody retires a static key."""
+
     def stored_scope(self, scope: str) -> str:
         """Give the scope as it is."""
         return scope

@@ -231,6 +231,21 @@ class KeyStore(Protocol):
         """Give up to *limit* records in order of id, those behind *after*."""
         ...
 
+    def add_place(self, application: str, name: str, collection: str) -> None:
+        """
+        Note, before the first item is written there, that a place beside the registered tables holds items.
+
+        Args:
+            application: Under whose keys.
+            name: Of the place; one that is there already is left as it is.
+            collection: The logical name that is bound to its items.
+        """
+        ...
+
+    def places(self) -> list[str]:
+        """Name the places that were noted, whatever application did, in order."""
+        ...
+
     def now(self) -> datetime:
         """Read the database's clock, UTC: the only one that is compared with the times of records."""
         ...

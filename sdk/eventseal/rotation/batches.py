@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from eventseal.cipher.resealing import Outcome
+    from eventseal.items.sealed_places import Page, Selection
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.rotation.sources import KeyStandings
-    from eventseal.storage.item_swaps import Page, Selection
     from eventseal.storage.jobs import Shard
     from eventseal.storage.registry import SealedTable
 
@@ -196,8 +196,7 @@ class TableMover:
         outcomes = self._resealed(page)
         envelopes = [outcome for outcome in outcomes if isinstance(outcome, bytes)]
         # Of the envelope that was opened, the header names the key; the row must say the same.
-        named = [sealed[KEY_ID_IN_HEADER] for sealed in page.envelopes]
-        if len(envelopes) < len(page) or named != list(page.key_ids):
+        if len(envelopes) < len(page) or any(map(page.differs, range(len(page)))):
             numbers = self._sort(page, outcomes, batch, fitting=frozenset(selection.fitting))
             envelopes = [outcome for number in numbers if isinstance(outcome := outcomes[number], bytes)]
             page = page.only(numbers)
@@ -232,7 +231,7 @@ class TableMover:
             key_id = page.key_id(number)
             problem = outcome
             if isinstance(outcome, bytes):
-                if page.envelopes[number][KEY_ID_IN_HEADER] == page.key_ids[number]:
+                if not page.differs(number):
                     numbers.append(number)
                     continue
                 problem = IntegrityError(OPAQUE_INTEGRITY_MESSAGE)

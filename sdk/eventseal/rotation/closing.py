@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from eventseal.errors import StoreUnavailableError
 from eventseal.storage.faults import sqlstate
 from eventseal.storage.fences import PATIENCE, close_fences
-from eventseal.storage.key_counts import count_under
+from eventseal.storage.key_counts import count_needed, count_under
 from eventseal.storage.transactions import write
 
 if TYPE_CHECKING:
@@ -92,10 +92,12 @@ def _close(
 ) -> dict[UUID, Counter[str]]:
     close_fences(connection, key_ids)
     # A new statement, hence a new snapshot: it sees whatever the closing has waited for.
-    items = count_under(connection, tables, key_ids)
-    if items and not even_if_needed:
+    if even_if_needed:
+        return count_under(connection, tables, key_ids)
+    items = count_needed(connection, tables, key_ids)
+    if items:
         raise _StillNeeded(items)
-    return items
+    return {}
 
 
 def _merge(result: Closing, one: Closing) -> None:

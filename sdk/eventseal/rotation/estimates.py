@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
+    from eventseal.items.sealed_places import Page
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.rotation.sources import TableSources
-    from eventseal.storage.item_swaps import Page
 
 _SAMPLE = 1000
 _WHOLE = 4

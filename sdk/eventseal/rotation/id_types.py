@@ -15,7 +15,7 @@ from uuid import UUID
 
 from eventseal.cipher import ItemContext, Opened
 from eventseal.errors import ConfigurationError
-from eventseal.storage.item_swaps import Selection
+from eventseal.items.sealed_places import Selection
 from eventseal.storage.registry import ColumnKind
 from eventseal.storage.swapping import item_swaps
 from eventseal.storage.transactions import read
@@ -23,9 +23,9 @@ from eventseal.storage.transactions import read
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from eventseal.items.sealed_places import Page
     from eventseal.rotation.old_items import OldSources
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.item_swaps import Page
     from eventseal.storage.registry import SealedTable
 
 _ROWS = 100

@@ -30,13 +30,13 @@ from eventseal.items.fields import PersonalFields
 from eventseal.items.item_fields import StoredItem, names_another_key
 from eventseal.items.json import JSONTranscoder
 from eventseal.items.places import UnknownPlaceNames
+from eventseal.items.sealed_places import Selection
 from eventseal.rotation.compromised import suspected_forgery, unreadable_mark
 from eventseal.rotation.moved_collections import open_former
 from eventseal.rotation.movers import AcceptsOldFormats, accepted_in
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure
 from eventseal.rotation.sealed_store import encrypts_everything
 from eventseal.storage.item_rows import ItemRow, row_at
-from eventseal.storage.item_swaps import Selection
 from eventseal.storage.marks import load_marks, were_there
 from eventseal.storage.swapping import item_swaps
 from eventseal.storage.transactions import read
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
+    from eventseal.items.sealed_places import Page, Place
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.item_swaps import Page, Place
     from eventseal.storage.registry import SealedTable
 
 OUTCOMES = ("done", "failed", "plain", "unmigrated", "foreign", "erased", "left")
@@ -264,6 +264,8 @@ class ItemChecks:
         self, row: ItemRow, outcome: EventSealError
     ) -> tuple[str, bytes, EventSealError | None]:
         """Judge a row that names no key: bytes are an envelope only if the key store has the key."""
+        if self._table.is_others:
+            return "foreign", b"", None  # what others alone have registered is theirs to judge
         name, plaintext, error = self._in_older_format(row, outcome)
         if error is None or not self._table.has_key_ids:
             return name, plaintext, error
@@ -335,13 +337,14 @@ def raise_if_outage(error: EventSealError) -> None:
 
 
 def _rows(page: Page) -> list[ItemRow]:
+    named = page.named or page.key_ids  # what readers take: the column, where there is one
     key_ids: dict[bytes | None, UUID | None] = {
-        raw: None if raw is None else UUID(bytes=raw) for raw in set(page.key_ids)
+        raw: None if raw is None else UUID(bytes=raw) for raw in set(named)
     }
     return [
         ItemRow(sequence_id, position, topic, data, key_ids[raw])
         for sequence_id, position, topic, data, raw in zip(
-            page.sequence_ids, page.positions, page.topics, page.envelopes, page.key_ids, strict=True
+            page.sequence_ids, page.positions, page.topics, page.envelopes, named, strict=True
         )
     ]
 

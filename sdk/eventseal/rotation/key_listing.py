@@ -88,10 +88,12 @@ def list_keys(
     """
     counts: Counter[UUID | None] = Counter()
     unreadable: list[IntegrityError] = []
+    theirs: Counter[UUID | None] = Counter()
     for table in registered_tables(datastore, application, unreadable=unreadable):
-        counts.update(
-            read(datastore.engine, partial(count_by_key, table=table), doing=f"counting {table.table}")
+        found_there = read(
+            datastore.engine, partial(count_by_key, table=table), doing=f"counting {table.table}"
         )
+        (theirs if table.is_others else counts).update(found_there)
     found: list[KeyRecord] = []
     following = None
     for record in _records(key_store, application, state=state, after=after):
@@ -105,7 +107,12 @@ def list_keys(
     known = {key_id for key_id, record in key_store.get(named).items() if record.application == application}
     return KeyPage(
         application=application,
-        keys=tuple([ListedKey(record=record, items=counts[record.key_id]) for record in found]),
+        keys=tuple(
+            [
+                ListedKey(record=record, items=counts[record.key_id] + theirs[record.key_id])
+                for record in found
+            ]
+        ),
         next=following,
         plain_items=counts[None],
         unreadable=tuple(unreadable),

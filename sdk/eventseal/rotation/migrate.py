@@ -26,13 +26,9 @@ from eventseal.rotation.outcomes import JobReport, failure_from_json
 from eventseal.rotation.passes import Passes
 from eventseal.rotation.reencrypt import check_work
 from eventseal.rotation.results import MAX_FAILURES, JobResult
-from eventseal.rotation.sealed_store import (
-    refuse_absent_tables,
-    refuse_unregistered_tables,
-    registered_tables,
-)
+from eventseal.rotation.sealed_store import own_tables, refuse_absent_tables, refuse_unregistered_tables
 from eventseal.storage import job_counts, jobs
-from eventseal.storage.item_rows import count_without_envelope
+from eventseal.storage.item_rows import count_plain
 from eventseal.storage.registry import set_old_formats
 from eventseal.storage.transactions import read, write
 
@@ -77,7 +73,7 @@ def begin_migration(
     started = time.monotonic()
     accepted = configured_formats(store)
     refuse_unregistered_tables(store)
-    found = registered_tables(store.datastore, store.cipher.application, tables)
+    found = own_tables(store.datastore, store.cipher.application, tables)
     sources = old_sources(store, found)
     samples = sampled(store, sources, accepted, registered=False, check_keys=not _has_moved(store, accepted))
     if not dry_run:
@@ -143,7 +139,7 @@ def migrate(
     accepted = configured_formats(store)
     refuse_unregistered_tables(store)
     if resume is None:
-        found = _begun(registered_tables(store.datastore, store.cipher.application, tables), accepted)
+        found = _begun(own_tables(store.datastore, store.cipher.application, tables), accepted)
         sources = old_sources(store, found)
         refuse_wrong_id_types(store, sources)
         if key_scope is None:
@@ -167,9 +163,7 @@ def migrate(
         job = begun_job(store, options=options, items_per_second=items_per_second, total=total)
     else:
         job = resumed_job(store, resume, items_per_second=items_per_second, verb=MIGRATE)
-        found = _begun(
-            registered_tables(store.datastore, store.cipher.application, job.options["tables"]), accepted
-        )
+        found = _begun(own_tables(store.datastore, store.cipher.application, job.options["tables"]), accepted)
     passes = Passes(
         store,
         job,
@@ -211,7 +205,7 @@ def finish_migration(
     started = time.monotonic()
     refuse_unregistered_tables(store)
     refuse_absent_tables(store, every=True)
-    found = registered_tables(store.datastore, store.cipher.application, tables)
+    found = own_tables(store.datastore, store.cipher.application, tables)
     _refuse_left(store, found)  # before readers notice anything
     if not dry_run:
         _accept(store, dict.fromkeys(found, ()))
@@ -276,7 +270,7 @@ def _end_jobs(store: SealedStore) -> None:
     """End migrations that stopped and whose tables others have migrated since: nothing resumes them."""
     begun = {
         table.table
-        for table in registered_tables(store.datastore, store.cipher.application, None)
+        for table in own_tables(store.datastore, store.cipher.application, None)
         if table.old_formats
     }
 
@@ -341,7 +335,7 @@ def _refuse_left(store: SealedStore, tables: Sequence[SealedTable]) -> None:
             raise JobError(str(error), remedy=error.remedy)
     for table in tables:
         # A database writer can set the column, and the old keys go by what is proved here.
-        count = partial(count_without_envelope, table=table)
+        count = partial(count_plain, table=table)
         hidden = read(store.datastore.engine, count, doing=f"reading {table.table}")
         if hidden:
             raise JobError(

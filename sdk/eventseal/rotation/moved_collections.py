@@ -21,11 +21,11 @@ from eventseal.errors import (
 )
 from eventseal.items.field_reading import SEALED_BYTES, stored_fields
 from eventseal.items.json import JSONTranscoder
+from eventseal.items.sealed_places import Selection
 from eventseal.rotation.results import MAX_FAILURES, Failure
 from eventseal.rotation.sources import MOVING, Standing, TableSources, table_sources
 from eventseal.storage import job_counts, jobs
 from eventseal.storage.item_rows import pages
-from eventseal.storage.item_swaps import Selection
 from eventseal.storage.registry import move_collection, refuse_taken_collections
 from eventseal.storage.transactions import read, write
 from eventseal.suites.envelope import CompressionId

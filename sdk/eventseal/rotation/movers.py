@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from eventseal.cipher import ItemContext
+    from eventseal.items.sealed_places import Page, Selection
     from eventseal.rotation.old_items import ScopeOf
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.item_swaps import Page, Selection
     from eventseal.storage.jobs import Job, Shard
     from eventseal.storage.registry import SealedTable
 

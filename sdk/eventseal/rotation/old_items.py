@@ -20,20 +20,22 @@ from eventseal.errors import (
     StoreError,
     WrongApplicationError,
 )
+from eventseal.items.sealed_places import Selection
 from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
 from eventseal.rotation.batches import Batch, TableMover
 from eventseal.rotation.sources import FEW_ITEMS, KeyStandings, Standing, TableSources
 from eventseal.storage.item_rows import NIL_KEY_ID, count_by_key
-from eventseal.storage.item_swaps import MOST_LISTED_KEYS, Selection
+from eventseal.storage.item_swaps import MOST_LISTED_KEYS
+from eventseal.storage.key_counts import count_differing
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from eventseal.items.acceptance import AcceptedFormats, OldItem
+    from eventseal.items.sealed_places import Page
     from eventseal.keys.records import KeyRecord
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.item_swaps import Page
     from eventseal.storage.jobs import Shard
     from eventseal.storage.registry import SealedTable
 
@@ -45,7 +47,7 @@ _CHUNK = 1000
 @dataclass(frozen=True, slots=True)
 class OldSources(TableSources):
     """
-    A table's items that may be in an older format: rows without a key, or under one that there never was.
+    A table's items that may be in an older format: rows that are no envelopes, or name no key that there is.
 
     Attributes:
         unknown: Keys that rows name and no key store has: by chance, a static key's, or another store's.
@@ -72,7 +74,7 @@ class OldSources(TableSources):
 
 def old_sources(store: SealedStore, tables: Sequence[SealedTable]) -> list[OldSources]:
     """
-    Count, on the index of key ids, what may be in an older format.
+    Count what may be in an older format; the rows whose column and header differ are reported with it.
 
     Args:
         store: Its items and keys.
@@ -86,6 +88,9 @@ def old_sources(store: SealedStore, tables: Sequence[SealedTable]) -> list[OldSo
 
 def _sources(store: SealedStore, table: SealedTable) -> OldSources:
     counts = read(store.datastore.engine, partial(count_by_key, table=table), doing=f"counting {table.table}")
+    differing = read(
+        store.datastore.engine, partial(count_differing, table=table), doing=f"counting {table.table}"
+    )
     plain = counts.pop(None, 0)
     named = {key_id: count for key_id, count in counts.items() if key_id is not None}
     unknown: list[UUID] = []
@@ -99,6 +104,7 @@ def _sources(store: SealedStore, table: SealedTable) -> OldSources:
         records = store.key_store.get(chunk)
         unknown += [key_id for key_id in chunk if key_id not in records]
         for key_id, record in records.items():
+            plain += differing.get(key_id, 0)
             if record.application != store.cipher.application:
                 others[record.application] += named[key_id]
             elif record.scope not in usual:
@@ -167,8 +173,9 @@ def old_items(
         elif isinstance(outcome, KmsError | StoreError):
             raise outcome
         else:
-            beside = page.key_id(number) if table.has_key_ids else None
-            yield accepted.open(data, context, outcome, key_id=beside)
+            beside = page.named[number] if page.named else None
+            named = None if beside is None else UUID(bytes=beside)
+            yield accepted.open(data, context, outcome, key_id=named)
 
 
 def contexts_of(page: Page, table: SealedTable) -> list[ItemContext]:
@@ -230,7 +237,7 @@ class OldItemMover(TableMover):
             return range(len(page))
         named = {UUID(bytes=raw) for raw in page.key_ids if raw is not None}
         known = {key_id.bytes for key_id in known_keys(self._store, named)}
-        return [number for number, raw in enumerate(page.key_ids) if raw not in known]
+        return [number for number, raw in enumerate(page.key_ids) if raw not in known or page.differs(number)]
 
     def _sealed(self, shard: Shard, page: Page, selection: Selection) -> Batch:  # noqa: ARG002
         batch = Batch(page)

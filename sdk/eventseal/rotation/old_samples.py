@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from eventseal.items.acceptance import AcceptedFormats
+    from eventseal.items.sealed_places import Page
     from eventseal.rotation.old_items import OldSources
     from eventseal.rotation.results import Failure
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.item_swaps import Page
     from eventseal.storage.registry import SealedTable
 
 _PLACES, _ROWS = 20, 50

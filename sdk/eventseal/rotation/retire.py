@@ -18,23 +18,29 @@ from eventseal.rotation.key_totals import replaced_keys
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult
 from eventseal.rotation.rewrap import WRAPPING_TABLE
 from eventseal.rotation.sealed_store import (
+    differing_items,
+    places_beside_tables,
     refuse_absent_tables,
+    refuse_copies,
+    refuse_damaged_rows,
     refuse_tagged_events,
     refuse_unfenced_tables,
+    refuse_unreachable_tables,
     refuse_unregistered_tables,
     registered_tables,
 )
-from eventseal.storage.key_counts import count_under
 from eventseal.storage.key_store import SQLAlchemyKeyStore
 from eventseal.storage.marks import drop_marks
 from eventseal.storage.physical_deletion import overwrite_deleted
+from eventseal.storage.table_places import TablePlace
 from eventseal.storage.transactions import read, write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from uuid import UUID
 
     from eventseal.errors import StoreUnavailableError
+    from eventseal.items.sealed_places import SealedPlace
     from eventseal.keys.records import KeyRecord
     from eventseal.rotation.sealed_store import SealedStore
 
@@ -64,14 +70,17 @@ def retire(
 
     Returns:
         ``done`` counts the keys that were destroyed, or would be, ``left`` those that are needed still and
-        ``failed`` those whose fence somebody held or whose row is not in order. ``by_key`` gives the items
-        under each, or for a branch key the keys: 0 for one that was destroyed. ``by_table`` gives the items
-        that are left.
+        ``failed`` those whose fence somebody held or whose row is not in order, and the items whose column of
+        key ids and envelope name different keys: those keep both. ``by_key`` gives the items under each, or
+        for a branch key the keys: 0 for one that was destroyed. ``by_table`` gives the items that are left.
 
     Raises:
-        ConfigurationError: A table that looks sealed is not registered, or a registered one is not there, or
-            lacks the trigger that fences it where another program writes it; or a table holds events by
-            tags, which nobody counts; or none of the eventsourcing library's listed tables is there.
+        ConfigurationError: A table that looks sealed, or on SQLite holds envelopes, is not registered; or a
+            registered one is not there, whoever registered it, or lacks the trigger that fences it where
+            another program writes it; or a table holds events by tags, which nobody counts; or none of the
+            eventsourcing library's listed tables is there; or items are sealed in a place that the store
+            does not have.
+        IntegrityError: A row is neither an envelope nor what its table accepts; nothing was done.
         JobError: A named key is needed still, with the ``result`` of the others; or, before anything is done,
             a named one is active, or of a purpose that is never retired.
         KeyNotFoundError: There is no such key; nothing was done.
@@ -79,8 +88,10 @@ def retire(
         StoreError: The database refused or failed.
     """
     refuse_unregistered_tables(store)
+    refuse_copies(store)
     refuse_tagged_events(store)
     refuse_absent_tables(store)
+    refuse_unreachable_tables(store.datastore, store.cipher.application)
     run = _Retirement(store, dry_run=dry_run, progress=progress)
     if keys is None:
         run.expect(0 if progress is None else _closed_key_count(store))
@@ -102,6 +113,9 @@ class _Retirement:
         self._store = store
         self._tables = registered_tables(store.datastore, store.cipher.application)
         refuse_unfenced_tables(store, self._tables)
+        refuse_damaged_rows(store, self._tables)
+        self._table_places = [TablePlace(store.datastore.engine, table) for table in self._tables]
+        self._places = places_beside_tables(store)
         self._dry_run = dry_run
         self._progress = progress
         self._started = time.monotonic()
@@ -111,6 +125,7 @@ class _Retirement:
         self._failures: list[Failure] = []
         self._held: dict[UUID, StoreUnavailableError] = {}
         self._needed: dict[UUID, str] = {}
+        self._list_differing()
 
     @property
     def destroyed_any(self) -> bool:
@@ -162,6 +177,26 @@ class _Retirement:
             failures=tuple(self._failures),
         )
 
+    def _list_differing(self) -> None:
+        """List the rows whose column and envelope name different keys: nobody knows which one they need."""
+        for table in self._tables:
+            count, rows = differing_items(
+                self._store.datastore, self._store.key_store, table, limit=MAX_FAILURES
+            )
+            self._failed += count
+            for row in rows[: MAX_FAILURES - len(self._failures)]:
+                place = {"sequence_id": str(row.sequence_id), "position": str(row.position)}
+                self._failures.append(
+                    Failure(
+                        table=table.table,
+                        row=place,
+                        key_id=row.key_id,
+                        error=IntegrityError.__name__,
+                        message="the key id beside the item is not the one in its envelope; both keys stay",
+                        remedy="Restore the row from a backup.",
+                    )
+                )
+
     # --- data keys ---
 
     def _retire_data_keys(self, key_ids: Sequence[UUID]) -> None:
@@ -171,30 +206,37 @@ class _Retirement:
 
     def _retire_batch(self, key_ids: Sequence[UUID]) -> None:
         """Leave out what is needed, before any fence is closed; it is counted again afterwards."""
-        engine = self._store.datastore.engine
-        items = read(
-            engine,
-            partial(count_under, tables=self._tables, key_ids=key_ids),
-            doing="counting the items of keys",
-        )
-        self._keep(items)
-        free = self._checked([key_id for key_id in key_ids if key_id not in items])
+        free = self._checked(self._unneeded([*self._table_places, *self._places], key_ids))
         if self._dry_run:
             self._count_done(free)
             return
+        engine = self._store.datastore.engine
         closing = close_and_count(engine, self._tables, free, even_if_needed=False)
         self._keep(closing.needed)
         for key_id, error in closing.held.items():
             self._held[key_id] = error
             self._fail("key_fences", key_id, error)
-        self._destroy(list(closing.closed))
+        closed = list(closing.closed)
+        for place in self._places if closed else ():
+            place.close_fence(closed)
+        self._destroy(self._unneeded(self._places, closed))
+
+    def _unneeded(self, places: Iterable[SealedPlace], key_ids: Sequence[UUID]) -> list[UUID]:
+        """Leave out keys that items of places need."""
+        items: dict[UUID, Counter[str]] = {}
+        for place in places if key_ids else ():
+            for key_id, count in place.count_by_key(key_ids, purpose=KeyPurpose.DATA).items():
+                if count:
+                    items.setdefault(key_id, Counter())[place.name] += count
+        self._keep(items)
+        return [key_id for key_id in key_ids if key_id not in items]
 
     def _keep(self, items: Mapping[UUID, Counter[str]]) -> None:
         for key_id, by_table in items.items():
             self._left += 1
             self._list(key_id, by_table.total())
             said = ", ".join(f"{count} items of {table}" for table, count in by_table.items())
-            self._needed[key_id] = f"{said} are sealed under it"
+            self._needed[key_id] = f"{said} are sealed under it, or name it"
             for table, count in by_table.items():
                 self._by_table.setdefault(table, Counter())["left"] += count
 

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from sqlalchemy import inspect
 
-from eventseal.errors import ConfigurationError, MissingTableError
+from eventseal.errors import ConfigurationError, IntegrityError, MissingTableError
 from eventseal.storage.fence_triggers import has_fence_triggers
 from eventseal.storage.item_columns import sealed_columns
-from eventseal.storage.registry import DEFAULT_DATABASE, Registry, SealedTable
+from eventseal.storage.key_counts import count_differing, differing_rows, rows_without_envelope
+from eventseal.storage.registry import DEFAULT_DATABASE, Registry, SealedTable, forget_statement
 from eventseal.storage.transactions import read
 from eventseal.storage.unregistered import (
+    copies_of_items,
     tables_of_tagged_events,
     unregistered_eventsourcing_tables,
     unregistered_tables,
@@ -26,10 +28,15 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from eventseal.cipher import AESCipher
-    from eventseal.errors import IntegrityError
+    from eventseal.errors import EventSealError
+    from eventseal.items.sealed_places import SealedPlace
     from eventseal.keys import Keyring
     from eventseal.keys.store import KeyStore
     from eventseal.storage import SQLAlchemyDatastore
+    from eventseal.storage.item_rows import ItemRow
+
+
+_SHOWN = 3
 
 
 @runtime_checkable
@@ -68,6 +75,16 @@ class NamesUnsealedTables(Protocol):
 
 
 @runtime_checkable
+class HasPlaces(Protocol):
+    """A store that keeps sealed items in places beside the registered tables, too."""
+
+    @property
+    def places(self) -> Collection[SealedPlace]:
+        """The places."""
+        ...
+
+
+@runtime_checkable
 class SaysWhatIsEncrypted(Protocol):
     """A store that also says whether every event is encrypted; any other one encrypts every event."""
 
@@ -82,6 +99,17 @@ def encrypts_everything(store: SealedStore) -> bool:
     return store.always_encrypt if isinstance(store, SaysWhatIsEncrypted) else True
 
 
+def accepts_plain(store: SealedStore, table: SealedTable) -> bool:
+    """
+    Whether a row of a table may be something else than an envelope.
+
+    Args:
+        store: May say that its items need not be encrypted.
+        table: From the registry. What others alone have registered is theirs to judge.
+    """
+    return table.is_others or table.accepts_plain(always_encrypt=encrypts_everything(store))
+
+
 def registered_tables(
     datastore: SQLAlchemyDatastore,
     application: str,
@@ -90,7 +118,7 @@ def registered_tables(
     unreadable: list[IntegrityError] | None = None,
 ) -> list[SealedTable]:
     """
-    Give the registered tables that may hold items of an application.
+    Give the registered tables that may hold items of an application: whoever registered them.
 
     Args:
         datastore: Its registry is read.
@@ -101,7 +129,9 @@ def registered_tables(
             that *tables* does not name, since nobody knows what its table holds.
 
     Returns:
-        One entry a table, in order of name; one that several applications share has ``application=None``.
+        One entry a table, in order of name; one that other applications registered, too or alone, has
+        ``application=None``. What others alone registered is left out if it cannot be reached:
+        :func:`refuse_unreachable_tables` names it.
 
     Raises:
         ConfigurationError: A name, or any table of the application, is not registered, or a registered table
@@ -110,21 +140,136 @@ def registered_tables(
         MissingTableError: A registered table is not in the database, or there is no registry.
         StoreError: The database refused or failed.
     """
-    found = _registry(datastore)
+    everything = _registry(datastore)
     if unreadable is not None:
-        unreadable += [row.problem for row in found.unreadable]
-    elif tables is None or any(row.table is None or row.table in tables for row in found.unreadable):
-        found.complete()
-    registry = found.tables
-    mine = tables_of(registry, application)
-    if not mine and not found.unreadable:
+        unreadable += [row.problem for row in everything.unreadable]
+    elif tables is None or any(row.table is None or row.table in tables for row in everything.unreadable):
+        everything.complete()
+    registry = everything.tables
+    found = tables_of(registry, application)
+    if all(table.is_others for table in found) and not everything.unreadable:
         raise _nothing_registered(registry, application)
     if tables is not None:
-        _refuse_unknown(tables, mine)
-        mine = [table for table in mine if table.table in tables]
-    for table in mine:
-        _refuse_unreachable(datastore, table)
-    return mine
+        _refuse_unknown(tables, found)
+        found = [table for table in found if table.table in tables]
+    reachable = []
+    for table in found:
+        error = _unreachable(datastore, table)
+        if error is None:
+            reachable.append(table)
+        elif not table.is_others:
+            raise error
+    return reachable
+
+
+def own_tables(
+    datastore: SQLAlchemyDatastore, application: str, tables: Collection[str] | None = None
+) -> list[SealedTable]:
+    """
+    Give only the tables that an application registered, alone or beside others: what it may migrate.
+
+    Arguments and errors are those of :func:`registered_tables`.
+    """
+    return [table for table in registered_tables(datastore, application, tables) if not table.is_others]
+
+
+def refuse_unreachable_tables(datastore: SQLAlchemyDatastore, application: str) -> None:
+    """
+    Stop where a table of another application cannot be counted: this one may write there, too.
+
+    Args:
+        datastore: Its registry is read.
+        application: Whose keys are to go; that its own tables are there is looked at elsewhere.
+
+    Raises:
+        ConfigurationError: A registered table is not in the items' database.
+        IntegrityError: A row of the registry was edited so that it cannot be read.
+        StoreError: The database refused or failed.
+    """
+    for table in tables_of(_registry(datastore).complete(), application):
+        error = _unreachable(datastore, table) if table.is_others else None
+        if error is not None:
+            raise ConfigurationError(
+                f"{error}; another application registered it, and what is sealed there cannot be counted",
+                remedy="Run this where that table is; if it was dropped on purpose: "
+                f"{forget_statement(table)}",
+            )
+
+
+def places_beside_tables(store: SealedStore) -> list[SealedPlace]:
+    """
+    Give the places of a store that are no tables of its items' database.
+
+    Args:
+        store: Its key store remembers every such place in which an item was sealed.
+
+    Raises:
+        ConfigurationError: The store does not have one that the key store remembers.
+        StoreError: The key store refused or failed.
+    """
+    known = {place.name: place for place in store.places} if isinstance(store, HasPlaces) else {}
+    missing = [name for name in store.key_store.places() if name not in known]
+    if missing:
+        raise ConfigurationError(
+            f"items are sealed in {', '.join(missing)}, which this store lacks: they cannot be counted",
+            remedy="Call it from a program whose EventSeal is made with them: places=[...].",
+        )
+    return list(known.values())
+
+
+def differing_items(
+    datastore: SQLAlchemyDatastore, key_store: KeyStore, table: SealedTable, *, limit: int
+) -> tuple[int, list[ItemRow]]:
+    """
+    Find the items whose column and envelope name different keys: nobody knows which of them they need.
+
+    Args:
+        datastore: Has the items.
+        key_store: Says which keys there are. While a migration lasts, an older item may begin like an
+            envelope by chance; it names a key that there never was, and is left out.
+        table: From the registry.
+        limit: Items at most.
+
+    Returns:
+        How many there are, and some of them, with the key of their header.
+    """
+    engine, doing = datastore.engine, f"comparing the key ids of {table.table}"
+    count, rows = read(engine, partial(differing_rows, table=table, limit=limit), doing=doing)
+    if not count or not table.old_formats:
+        return count, rows
+    by_key = read(engine, partial(count_differing, table=table), doing=doing)
+    named = {key_id for key_id in by_key if key_id is not None}
+    by_chance = named - key_store.get(named).keys()
+    found = count - sum(by_key[key_id] for key_id in by_chance)
+    return found, [row for row in rows if row.key_id not in by_chance]
+
+
+def refuse_damaged_rows(store: SealedStore, tables: Sequence[SealedTable]) -> None:
+    """
+    Stop where a row is neither an envelope nor what its table accepts: its key may be any that is to go.
+
+    Args:
+        store: Has the items' database, and may say that its items need not be sealed.
+        tables: From the registry.
+
+    Raises:
+        IntegrityError: There are such rows; it names the first three of a table.
+        StoreError: The database refused or failed.
+    """
+    damaged = []
+    for table in tables:
+        if accepts_plain(store, table):
+            continue
+        look = partial(rows_without_envelope, table=table, limit=_SHOWN)
+        count, some = read(store.datastore.engine, look, doing=f"looking for damaged rows of {table.table}")
+        if count:
+            places = [f"{row.sequence_id}, {row.position}" for row in some] + ["..."] * (count > _SHOWN)
+            damaged.append(f"{count:,} item{'s' * (count > 1)} of {table.table}: {'; '.join(places)}")
+    if damaged:
+        raise IntegrityError(
+            f"{'. '.join(damaged)}. These rows are not sealed, or damaged: nobody knows which key they need",
+            remedy="Restore them from a backup. Rows that are no items, delete. Then run it again.",
+        )
 
 
 def refuse_unregistered_tables(store: SealedStore) -> None:
@@ -170,6 +315,33 @@ def refuse_unregistered_tables(store: SealedStore) -> None:
             f"not registered, but with a key_id beside a binary column: {', '.join(found)}",
             remedy="Add its record class to `tables` and run `eventseal init`; if it holds no sealed items, "
             "add its name to `unsealed_tables`.",
+        )
+
+
+def refuse_copies(store: SealedStore) -> None:
+    """
+    Stop where a table that nobody named holds envelopes, whatever its columns are called and declared.
+
+    Only SQLite copies a table without the types of its columns. Its tables that nobody named are read up to
+    the first envelope.
+
+    Args:
+        store: Its items' database is looked at.
+
+    Raises:
+        ConfigurationError: There is such a table, and it is not among the store's ``unsealed_tables``.
+        StoreError: The database refused or failed.
+    """
+    look = partial(
+        copies_of_items,
+        registered=_registry(store.datastore).complete(),
+        unsealed_tables=store.unsealed_tables if isinstance(store, NamesUnsealedTables) else (),
+    )
+    found = read(store.datastore.engine, look, doing="looking for tables that hold envelopes")
+    if found:
+        raise ConfigurationError(
+            f"not registered, but with sealed items in it: {', '.join(found)}; they might be lost with a key",
+            remedy="Drop the table; or add its name to `unsealed_tables`, if what is in it need not open.",
         )
 
 
@@ -266,25 +438,30 @@ def _registry(datastore: SQLAlchemyDatastore) -> Registry:
 
 def tables_of(registry: Sequence[SealedTable], application: str) -> list[SealedTable]:
     """
-    Give one entry for each table that an application, or every one, registered.
+    Give one entry for each registered table: a row of the registry adds a table, and hides none.
 
     Args:
         registry: All of it.
         application: Whose items.
 
     Returns:
-        In order of name; a table that several applications share has ``application=None``.
+        In order of name and database; a table that others registered, too or alone, has ``application=None``.
     """
-    owners: dict[str, set[str | None]] = {}
-    mine: dict[str, SealedTable] = {}
+    rows: dict[tuple[str, str], list[SealedTable]] = {}
     for table in registry:
-        owners.setdefault(table.table, set()).add(table.application)
-        if table.application in {None, application}:
-            mine[table.table] = table
-    return [
-        replace(table, application=application if owners[name] == {application} else None)
-        for name, table in sorted(mine.items())
-    ]
+        rows.setdefault((table.table, table.database), []).append(table)
+    found = []
+    for _, same in sorted(rows.items()):
+        mine = [table for table in same if table.application in {None, application}]
+        owners = {table.application for table in same}
+        found.append(
+            replace(
+                (mine or same)[-1],
+                application=application if owners == {application} else None,
+                is_others=not mine,
+            )
+        )
+    return found
 
 
 def _refuse_unknown(names: Collection[str], mine: list[SealedTable]) -> None:
@@ -306,17 +483,19 @@ def _nothing_registered(registry: list[SealedTable], application: str) -> Config
     )
 
 
-def _refuse_unreachable(datastore: SQLAlchemyDatastore, table: SealedTable) -> None:
+def _unreachable(datastore: SQLAlchemyDatastore, table: SealedTable) -> EventSealError | None:
+    """Say why the rows of a registered table cannot be read, if that is so."""
     if table.database != DEFAULT_DATABASE:
-        raise ConfigurationError(
+        return ConfigurationError(
             f"the registered table {table.table} is in a database {table.database!r} that is not configured"
         )
-    if not read(datastore.engine, partial(_has_table, table=table.table), doing=f"looking for {table.table}"):
-        raise MissingTableError(
-            f"the registered table {table.table} is not in the items' database",
-            table=table.table,
-            remedy="Make it with `eventseal init`, or point store_url to the database that has it.",
-        )
+    if read(datastore.engine, partial(_has_table, table=table.table), doing=f"looking for {table.table}"):
+        return None
+    return MissingTableError(
+        f"the registered table {table.table} is not in the items' database",
+        table=table.table,
+        remedy="Make it with `eventseal init`, or point store_url to the database that has it.",
+    )
 
 
 def _has_table(connection: Connection, table: str) -> bool:

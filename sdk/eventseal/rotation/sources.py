@@ -8,9 +8,10 @@ from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING
 
+from eventseal.items.sealed_places import Selection
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.storage.item_rows import NIL_KEY_ID, count_by_key
-from eventseal.storage.item_swaps import MOST_LISTED_KEYS, Selection
+from eventseal.storage.item_swaps import MOST_LISTED_KEYS
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class KeyStandings:
             key_ids: Any number.
             table: Whose rows name them.
         """
-        kind = table.application is None, table.may_mislead
+        kind = table.application is None, bool(table.old_formats)
         unknown = [key_id for key_id in key_ids if (key_id, *kind) not in self._known]
         if len(self._known) + len(unknown) > _MOST_REMEMBERED:
             self._known.clear()
@@ -82,7 +83,7 @@ class KeyStandings:
         return {key_id: found.get(key_id) or self._known[(key_id, *kind)] for key_id in key_ids}
 
     def _standing(self, key_id: UUID, record: KeyRecord | None, table: SealedTable) -> Standing:
-        if record is None and table.may_mislead:
+        if record is None and table.old_formats:
             return Standing.CHANCE
         if record is not None and record.application != self._application:
             shared = table.application is None
@@ -105,7 +106,7 @@ class KeyStandings:
 @dataclass(frozen=True, slots=True)
 class TableSources:
     """
-    A table's items by how their keys stand, counted on the index of its key ids.
+    A table's items by how their keys stand, counted by the keys in their headers.
 
     Attributes:
         table: From the registry.

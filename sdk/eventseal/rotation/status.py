@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from eventseal.errors import IntegrityError
+from eventseal.errors import ConfigurationError, IntegrityError
 from eventseal.keys.policy import RotationPolicy
 from eventseal.rotation.advice import advice
 from eventseal.rotation.key_totals import (
@@ -21,6 +21,7 @@ from eventseal.rotation.sealed_store import registered_tables
 from eventseal.rotation.standing import PLAIN, UNKNOWN, JobStanding, Status
 from eventseal.storage import job_counts, jobs
 from eventseal.storage.item_rows import count_by_key
+from eventseal.storage.key_store import SQLAlchemyKeyStore
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
@@ -56,9 +57,16 @@ def status(
         always_encrypt: Whether every event is encrypted, as the setting says.
 
     Raises:
-        ConfigurationError: A registered table is not there, or no table is.
+        ConfigurationError: A registered table is not there, or no table is; or the key store is not the
+            datastore's: what is counted are rows of the key tables.
         StoreError: The database refused or failed.
     """
+    if not isinstance(key_store, SQLAlchemyKeyStore):
+        raise ConfigurationError(
+            f"status counts the rows of key tables, and a {type(key_store).__name__} has none",
+            remedy="Give it the SQLAlchemyKeyStore of the datastore. A key store of your own lists its keys "
+            "by page().",
+        )
     engine, now = datastore.key_engine, key_store.now()
     due = partial(overdue_keys, application=application, policy=policy or RotationPolicy(), now=now)
     closed = partial(closed_keys, application=application, limit=MOST_CLOSED_KEYS)
@@ -134,8 +142,11 @@ def _items(
             partial(key_states, application=application, key_ids=list(named)),
             doing="reading the states of keys",
         )
+        if table.is_others:  # of what is theirs, nobody here can say how it stands
+            named = {key_id: count for key_id, count in named.items() if key_id in states}
+            counts.pop(None, None)
         by_state: Counter[str] = Counter()
-        unknown = PLAIN if table.may_mislead else UNKNOWN
+        unknown = PLAIN if table.old_formats else UNKNOWN
         for key_id, count in named.items():
             by_state[states.get(key_id, unknown)] += count
         by_state[PLAIN] += counts.get(None, 0)

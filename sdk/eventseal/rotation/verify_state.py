@@ -18,9 +18,9 @@ from eventseal.storage.item_swaps import place_from_json, place_to_json
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from eventseal.items.sealed_places import Place
     from eventseal.rotation.results import Failure
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.item_swaps import Place
     from eventseal.storage.registry import SealedTable
 
 _KIND = "eventseal verification, not finished"

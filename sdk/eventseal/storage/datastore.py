@@ -19,7 +19,7 @@ from eventseal.storage.faults import translated
 from eventseal.storage.fence_triggers import install_fence_triggers
 from eventseal.storage.item_columns import sealed_columns
 from eventseal.storage.job_tables import job_metadata
-from eventseal.storage.key_id_indexes import make_key_id_index
+from eventseal.storage.key_id_indexes import create_key_id_indexes, is_unindexed, make_key_id_indexes
 from eventseal.storage.key_tables import fence_metadata, key_metadata, sealed_tables
 from eventseal.storage.registry import (
     Registry,
@@ -129,7 +129,8 @@ class SQLAlchemyDatastore:
         Make the listed tables, the fences, the jobs, the key tables and the registry; register the listed.
 
         What is there already is left as it is; its columns are compared with those that are needed. Those of
-        the eventsourcing library's tables that are there get their triggers and index.
+        the eventsourcing library's tables that are there get their triggers and index. An earlier release's
+        tables get their indexes by :meth:`index_key_ids`.
 
         Args:
             application: Whose items the listed tables hold; ``None``: of every application that writes there.
@@ -142,7 +143,14 @@ class SQLAlchemyDatastore:
         """
         items, keys = [*self._listed(), *_BESIDE_ITEMS], key_metadata.sorted_tables
         sealed = self.tables_to_register(application)
-        write(self.engine, partial(create_tables, tables=items), doing="making tables")
+
+        def make(connection: Connection) -> None:
+            made = create_tables(connection, items)
+            for table in sealed:
+                if table.table in made:
+                    create_key_id_indexes(connection, table)
+
+        write(self.engine, make, doing="making tables")
         write(self.key_engine, partial(create_tables, tables=keys), doing="making the key tables")
         write(self.key_engine, partial(register, tables=sealed), doing="registering tables")
         self.setup_eventsourcing_tables(application=application)
@@ -211,7 +219,7 @@ class SQLAlchemyDatastore:
         for table in found:
             install = partial(install_fence_triggers, table=table)
             write(self.engine, install, doing=f"making the triggers of {table.table}")
-            make_key_id_index(self.engine, table)
+            make_key_id_indexes(self.engine, table)
         write(self.key_engine, partial(register, tables=found), doing="registering tables")
 
     def described_eventsourcing_tables(self, *, application: str | None = None) -> list[SealedTable]:
@@ -234,7 +242,7 @@ class SQLAlchemyDatastore:
 
     def add_key_id_columns(self) -> list[str]:
         """
-        Add the column ``key_id`` and its index to listed tables that were made without them.
+        Add the column ``key_id`` to listed tables that were made without it.
 
         Returns:
             The names of the tables that were changed.
@@ -245,6 +253,46 @@ class SQLAlchemyDatastore:
             for table in sealed
             if write(self.engine, partial(add_key_id, table=table), doing=f"adding key_id to {table}")
         ]
+
+    def index_key_ids(self) -> list[str]:
+        """
+        Index the key ids in the headers of listed tables that an earlier release made.
+
+        The index on their column goes, unless their record class declares one. On PostgreSQL applications
+        write meanwhile.
+
+        Returns:
+            The names of the tables that were changed.
+
+        Raises:
+            StoreError: The database refused or failed; run it again.
+        """
+        return [
+            table.table
+            for table, keeps in self.unindexed_tables().items()
+            if make_key_id_indexes(self.engine, table, keeps=keeps)
+        ]
+
+    def unindexed_tables(self) -> dict[SealedTable, bool]:
+        """
+        Find the listed tables that :meth:`index_key_ids` changes.
+
+        Returns:
+            Whether the record class of each declares an index on the column itself.
+        """
+        listed = {
+            SealedTable.of(found, None): any(
+                index.columns.keys() == [found.key_id.key] for index in found.table.indexes
+            )
+            for found in map(sealed_columns, self.tables)
+            if found and found.key_id is not None
+        }
+
+        def look(connection: Connection) -> list[SealedTable]:
+            return [table for table, keeps in listed.items() if is_unindexed(connection, table, keeps=keeps)]
+
+        found = read(self.engine, look, doing="looking at indexes")
+        return {table: listed[table] for table in found}
 
     def drop_tables(self) -> None:
         """Drop the listed tables, the fences, the jobs, the key tables and the registry, with all in them."""

@@ -8,6 +8,7 @@ from sqlalchemy import Integer, LargeBinary, String, Uuid, inspect, text
 
 from eventseal.errors import ConfigurationError
 from eventseal.storage.registry import ColumnKind, SealedColumn, SealedTable
+from eventseal.storage.table_setup import column_indexes
 from eventseal.storage.unregistered import EVENTSOURCING_COLUMNS as COLUMNS
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def eventsourcing_table(
     if missing:
         raise _not_theirs(name, f"it has no column {', '.join(missing)}")
     _check_types(name, types)
-    _check_places(inspector, name)
+    _check_places(connection, inspector, name)
     kind = _id_kind(connection, name, types[COLUMNS["sequence_id"]], id_type)
     return SealedTable(
         application=application,
@@ -83,15 +84,15 @@ def _check_types(name: str, types: Mapping[str, TypeEngine[Any]]) -> None:
             raise _not_theirs(name, f"its column {COLUMNS[role]} is {found!r}")
 
 
-def _check_places(inspector: Inspector, name: str) -> None:
+def _check_places(connection: Connection, inspector: Inspector, name: str) -> None:
     """Refuse a table in which a place may be taken twice; eventsourcing-sqlalchemy says so by an index."""
     schema, _, table = name.rpartition(".")
     place = {COLUMNS["sequence_id"], COLUMNS["position"]}
     key = inspector.get_pk_constraint(table, schema=schema or None)["constrained_columns"]
     if set(key) == place:
         return
-    indexes = inspector.get_indexes(table, schema=schema or None)
-    if not any(index["unique"] and set(index["column_names"]) == place for index in indexes):
+    indexes = column_indexes(connection, table, schema or None)
+    if not any(index.unique and set(index.columns) == place for index in indexes):
         raise _not_theirs(name, f"its primary key is {', '.join(key) or 'absent'}")
 
 

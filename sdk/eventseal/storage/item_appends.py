@@ -186,7 +186,7 @@ class ItemAppends:
         if key_id is not None and self._columns.key_id is None:
             raise ConfigurationError(
                 f"{self._record_class.__qualname__} has no column key_id, and its items are sealed",
-                remedy="Add `key_id: Mapped[UUID | None] = mapped_column(BinaryUUID(), index=True)` to it.",
+                remedy="Add `key_id: Mapped[UUID | None] = mapped_column(BinaryUUID())` to it.",
             )
         return key_id
 

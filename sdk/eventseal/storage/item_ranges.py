@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
     from sqlalchemy.engine import Connection
 
-    from eventseal.storage.item_swaps import Place
+    from eventseal.items.sealed_places import Place
     from eventseal.storage.registry import SealedTable
 
 _SAMPLE_PAGES = 200

@@ -8,12 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import CHAR, Column, MetaData, Table, func, or_, select
+from sqlalchemy import CHAR, Column, MetaData, Table, false, func, or_, select
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.types import TypeDecorator
 
 from eventseal.errors import IntegrityError, SerializationError
-from eventseal.storage.header_key_ids import KeyIdInHeader
+from eventseal.storage.header_key_ids import KeyIdInHeader, KeyIdsDiffer
 from eventseal.storage.item_columns import KEY_ID, comes_after
 from eventseal.storage.registry import ColumnKind
 from eventseal.storage.transactions import read
@@ -52,7 +52,9 @@ class ItemRow(NamedTuple):
 
 def count_by_key(connection: Connection, table: SealedTable) -> dict[UUID | None, int]:
     """
-    Count a table's items by their key; plain ones stand under ``None``.
+    Count a table's items by the key in their header; what is no envelope stands under ``None``.
+
+    It reads the whole table.
 
     Args:
         connection: To the database that the table is in.
@@ -67,7 +69,7 @@ def count_by_key(connection: Connection, table: SealedTable) -> dict[UUID | None
 
 def count_plain(connection: Connection, table: SealedTable) -> int:
     """
-    Count the items of a table that name no key, on the index of key ids.
+    Count the rows of a table that begin like no envelope, by the index on the headers' key ids.
 
     Args:
         connection: To the database that the table is in.
@@ -75,18 +77,6 @@ def count_plain(connection: Connection, table: SealedTable) -> int:
     """
     key_id = described(table).key_id
     return int(connection.execute(select(func.count()).where(key_id.is_(None))).scalar_one())
-
-
-def count_without_envelope(connection: Connection, table: SealedTable) -> int:
-    """
-    Count the rows that begin like no envelope, whatever their column of key ids says. It reads all rows.
-
-    Args:
-        connection: To the database that the table is in.
-        table: From the registry.
-    """
-    header = KeyIdInHeader(described(table)["data"], _KeyId())
-    return int(connection.execute(select(func.count()).where(header.is_(None))).scalar_one())
 
 
 def count_without_place(connection: Connection, table: SealedTable) -> int:
@@ -157,15 +147,20 @@ class DescribedTable:
 
     Attributes:
         table: With its columns by role.
-        key_id: The id of a row's key: a column, or an expression on the envelope's header.
+        key_id: The id of a row's key, read from its envelope's header; NULL for what is no envelope.
     """
 
     table: Table
     key_id: ColumnElement[Any]
 
     def __getitem__(self, role: str) -> Any:
-        """Give what stands for a role."""
-        return self.key_id if role == KEY_ID else self.table.c[role]
+        """Give what readers take for a role: for a key id the column, if there is one, which may differ."""
+        return self.key_id if role == KEY_ID and KEY_ID not in self.table.c else self.table.c[role]
+
+    @property
+    def differs(self) -> ColumnElement[bool]:
+        """Whether the column of key ids, if there is one, says something else than the header."""
+        return KeyIdsDiffer(self["data"], self[KEY_ID]) if KEY_ID in self.table.c else false()
 
     @property
     def place(self) -> tuple[Column[Any], Column[Any]]:
@@ -182,8 +177,7 @@ def described(table: SealedTable) -> DescribedTable:
         *(Column(column.name, _type(role, column.kind), key=role) for role, column in table.columns.items()),
         schema=schema or None,
     )
-    key_id = found.c[KEY_ID] if table.has_key_ids else KeyIdInHeader(found.c["data"], _KeyId())
-    return DescribedTable(found, key_id)
+    return DescribedTable(found, KeyIdInHeader(found.c["data"], _KeyId()))
 
 
 def _type(role: str, kind: ColumnKind) -> TypeEngine[Any]:

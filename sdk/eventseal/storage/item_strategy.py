@@ -15,7 +15,8 @@ from eventseal.storage.datastore import DATASTORE
 from eventseal.storage.faults import is_transient, translated
 from eventseal.storage.item_appends import ItemAppends
 from eventseal.storage.item_columns import comes_after, item_columns
-from eventseal.storage.registry import entry_of, registered
+from eventseal.storage.registry import SealedTable, entry_of, registered
+from eventseal.storage.table_places import TablePlace
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
@@ -89,6 +90,12 @@ class SQLAlchemyActiveRecordStrategy:
             return []
         entry = entry_of(known, self._columns.table.fullname, application)
         return [former] if entry is not None and entry.collection == former != self.collection else []
+
+    @property
+    def place(self) -> TablePlace:
+        """The table, as whoever destroys keys sees it."""
+        engine = self._current_session().get_bind(mapper=self.active_record_class).engine
+        return TablePlace(engine, SealedTable.of(self._columns, None))
 
     def append(self, items: Any) -> None:
         """

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
+from eventseal.items.sealed_places import Page, Selection
 from eventseal.storage.types import INT64_MAX, INT64_MIN
 
 if TYPE_CHECKING:
@@ -14,8 +15,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-Place: TypeAlias = "tuple[Any, Any]"
-"""Sequence id and position."""
+    from eventseal.items.sealed_places import Place
 
 MOST_LISTED_KEYS = 1000
 """Keys that a query names; more are told apart by whoever reads the rows."""
@@ -25,75 +25,6 @@ MOST_PAGE_BYTES = 2**23
 
 TAG_SIZE = 32
 """Bytes at the end of an envelope that no other envelope has: in every suite its whole tag."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
-    """
-    Rows of a range, in order of their places, column by column: thousands a second go through here.
-
-    Attributes:
-        sequence_ids: One for each row, like all others; neighbours of one stream share the object.
-        positions: In their sequences.
-        topics: Of their events.
-        envelopes: Their data.
-        key_ids: What stands in their column of key ids, as 16 bytes; ``None``: the row is in plain.
-        locators: Where the database finds the rows quickly, if it has that.
-        written: Rises from one written row to the next in the database's own order, as marks have it; empty
-            if it was not asked for, or the database has none.
-    """
-
-    sequence_ids: Sequence[Any]
-    positions: Sequence[Any]
-    topics: Sequence[Any]
-    envelopes: Sequence[Any]
-    key_ids: Sequence[bytes | None]
-    locators: Sequence[Any] = ()
-    written: Sequence[int | None] = ()
-
-    def __len__(self) -> int:
-        return len(self.envelopes)
-
-    @property
-    def last_place(self) -> Place:
-        """Of the last row."""
-        return self.sequence_ids[-1], self.positions[-1]
-
-    def key_id(self, number: int) -> UUID | None:
-        """Give the key that a row names."""
-        key_id = self.key_ids[number]
-        return None if key_id is None else UUID(bytes=key_id)
-
-    def only(self, numbers: Sequence[int]) -> Page:
-        """Give a page of these rows alone."""
-        if len(numbers) == len(self):
-            return self
-        columns = {
-            name: [column[number] for number in numbers] if (column := getattr(self, name)) else ()
-            for name in self.__slots__
-        }
-        return Page(**columns)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
-    """
-    Which rows a page gives.
-
-    Attributes:
-        keys: Rows under these; ``None``: under any key.
-        few: Whether there are so few of them that sorting them for each page is cheaper than reading the
-            table in the order of its places.
-        fitting: Rows under these too, unless their data begins with one of *heads*.
-        heads: Beginnings of envelopes, 3 bytes each.
-        plain: Rows without a key too.
-    """
-
-    keys: tuple[UUID, ...] | None
-    few: bool = False
-    fitting: tuple[UUID, ...] = ()
-    heads: tuple[bytes, ...] = ()
-    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)

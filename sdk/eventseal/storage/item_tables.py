@@ -32,7 +32,7 @@ class SealedColumns:
 
     topic: Mapped[str] = mapped_column(ExactText())
     data: Mapped[bytes] = mapped_column(LargeBinary())
-    key_id: Mapped[UUID | None] = mapped_column(BinaryUUID(), index=True)
+    key_id: Mapped[UUID | None] = mapped_column(BinaryUUID())
 
 
 class IntegerSequencedColumns(SealedColumns):

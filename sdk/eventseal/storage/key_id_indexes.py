@@ -1,18 +1,23 @@
-"""The index on the key ids in headers, of tables that have no column of them."""
+"""The indexes on the key ids in headers, and on the rows whose column of key ids says something else."""
 
 from __future__ import annotations
 
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from sqlalchemy import text
+from sqlalchemy import inspect, text
 
 from eventseal.storage.faults import translated
 from eventseal.storage.fence_triggers import fitting_name
-from eventseal.storage.header_key_ids import key_id_in_header
+from eventseal.storage.header_key_ids import key_id_in_header, key_ids_differ
+from eventseal.storage.item_columns import KEY_ID
+from eventseal.storage.registry import ColumnKind
+from eventseal.storage.table_setup import column_indexes
 from eventseal.storage.transactions import write
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlalchemy.engine import Connection, Dialect, Engine
 
     from eventseal.storage.registry import SealedTable
@@ -22,85 +27,180 @@ _IS_VALID = text(
     " WHERE indrelid = to_regclass(:table) AND relname = :name"
 )
 _IS_THERE = text("SELECT 1 FROM sqlite_master WHERE type = 'index' AND name = :name AND tbl_name = :table")
+_ALL_ON_SERVER = text(
+    "SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid"
+    " WHERE indrelid = to_regclass(:table)"
+)
+_ALL_IN_FILE = text("SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = :table")
+_IN_HEADER, _DIFFER = "eventseal_key_id_", "eventseal_differ_"
+_IS_PARTITIONED = text("SELECT relkind = 'p' FROM pg_class WHERE oid = to_regclass(:table)")
 
 
-def has_key_id_index(connection: Connection, table: SealedTable) -> bool:
+def has_key_id_indexes(connection: Connection, table: SealedTable) -> bool:
     """
-    Whether queries by key find an index: one on this release's expression, and whole.
+    Whether queries by key find their indexes: on this release's expressions, and whole.
 
     Args:
         connection: To the items' database.
-        table: From the registry, without a column of key ids.
+        table: From the registry.
     """
-    return bool(_found(connection, table))
+    return all(_found(connection, table, name) for name in _definitions(connection.dialect, table))
 
 
-def make_key_id_index(engine: Engine, table: SealedTable) -> bool:
+def is_unindexed(connection: Connection, table: SealedTable, *, keeps: bool) -> bool:
     """
-    Make the index, if it is not there. On PostgreSQL others write meanwhile; on SQLite they wait.
+    Whether :func:`make_key_id_indexes` would change a table; one that is not there it cannot.
 
     Args:
-        engine: Of the items' database.
-        table: From the registry, without a column of key ids.
+        connection: To the items' database.
+        table: From the registry.
+        keeps: Whether the table's record class declares an index on the column itself.
+    """
+    schema, _, name = table.table.rpartition(".")
+    return inspect(connection).has_table(name, schema=schema or None) and (
+        not has_key_id_indexes(connection, table) or bool(_obsolete(connection, table, keeps=keeps))
+    )
+
+
+def create_key_id_indexes(connection: Connection, table: SealedTable) -> bool:
+    """
+    Make the indexes that are not there, while others wait: for a table that was just made, and on SQLite.
+
+    Args:
+        connection: To the items' database, in a transaction.
+        table: From the registry.
 
     Returns:
         Whether there was anything to make.
+    """
+    missing = [
+        definition
+        for name, definition in _definitions(connection.dialect, table).items()
+        if not _found(connection, table, name)
+    ]
+    for definition in missing:
+        connection.exec_driver_sql(f"CREATE INDEX {definition}")
+    return bool(missing)
+
+
+def make_key_id_indexes(engine: Engine, table: SealedTable, *, keeps: bool = False) -> bool:
+    """
+    Make the indexes, if they are not there, and drop those of earlier releases that they replace.
+
+    On PostgreSQL others write meanwhile, unless the table is partitioned; on SQLite they wait.
+
+    Args:
+        engine: Of the items' database.
+        table: From the registry.
+        keeps: Whether the table's record class declares an index on the column itself.
+
+    Returns:
+        Whether there was anything to make or to drop.
 
     Raises:
         StoreError: The database refused or failed; run it again.
     """
-    doing = f"making the index on the key ids of {table.table}"
+    doing = f"making the indexes on the key ids of {table.table}"
     if engine.dialect.name == "sqlite":
-        return write(engine, lambda connection: _make_in_file(connection, table), doing=doing)
+        return write(engine, lambda connection: _make_in_file(connection, table, keeps=keeps), doing=doing)
     # Not in a transaction: CONCURRENTLY is several of them.
     autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
     with translated(doing), autocommit.connect() as connection:
-        found = _found(connection, table)
-        if found:
-            return False
-        quote = engine.dialect.identifier_preparer.quote
-        schema, _, _ = table.table.rpartition(".")
-        name = quote(index_name(engine.dialect, table))
-        if found is not None:  # what an interrupted attempt has left
-            place = f"{quote(schema)}.{name}" if schema else name
-            connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY {place}")
-        connection.exec_driver_sql(_create(engine.dialect, table, "INDEX CONCURRENTLY"))
-        # The planner knows nothing of an expression before.
-        connection.exec_driver_sql(f"ANALYZE {_quoted(engine.dialect, table)}")
-    return True
+        return _make_on_server(connection, table, keeps=keeps)
 
 
 def index_name(dialect: Dialect, table: SealedTable) -> str:
-    """Name the index by its expression: a release with another one makes its own."""
-    expression = _expression(dialect, table)
-    _, _, name = table.table.rpartition(".")
-    return fitting_name("eventseal_key_id", sha256(expression.encode()).hexdigest()[:8], name)
+    """Name the index on the key ids in headers by its expression: a release with another makes its own."""
+    return next(iter(_definitions(dialect, table)))
 
 
-def _make_in_file(connection: Connection, table: SealedTable) -> bool:
-    if _found(connection, table):
-        return False
-    connection.exec_driver_sql(_create(connection.dialect, table, "INDEX"))
-    return True
+def _make_in_file(connection: Connection, table: SealedTable, *, keeps: bool) -> bool:
+    made = create_key_id_indexes(connection, table)
+    obsolete = _obsolete(connection, table, keeps=keeps)
+    for name in obsolete:
+        connection.exec_driver_sql(f"DROP INDEX {connection.dialect.identifier_preparer.quote(name)}")
+    return made or bool(obsolete)
 
 
-def _found(connection: Connection, table: SealedTable) -> bool | None:
-    """Whether the index is whole; ``None``: there is none."""
-    named = {"name": index_name(connection.dialect, table)}
+def _make_on_server(connection: Connection, table: SealedTable, *, keeps: bool) -> bool:
+    quoted = _quoted(connection.dialect, table)
+    # PostgreSQL cannot do that with the index of a partitioned table.
+    alone = connection.execute(_IS_PARTITIONED, {"table": quoted}).scalar()
+    concurrently = "" if alone else "CONCURRENTLY "
+    made = False
+    for name, definition in _definitions(connection.dialect, table).items():
+        found = _found(connection, table, name)
+        if found:
+            continue
+        if found is not None:  # what an interrupted attempt has left
+            connection.exec_driver_sql(f"DROP INDEX {concurrently}{_beside(connection.dialect, table, name)}")
+        connection.exec_driver_sql(f"CREATE INDEX {concurrently}{definition}")
+        made = True
+    if made:  # the planner knows nothing of an expression before
+        connection.exec_driver_sql(f"ANALYZE {quoted}")
+    obsolete = _obsolete(connection, table, keeps=keeps)
+    for name in obsolete:
+        connection.exec_driver_sql(f"DROP INDEX {concurrently}{_beside(connection.dialect, table, name)}")
+    return made or bool(obsolete)
+
+
+def _obsolete(connection: Connection, table: SealedTable, *, keeps: bool) -> list[str]:
+    """Name the indexes that earlier releases made: on the column alone, or on another expression."""
+    schema, _, name = table.table.rpartition(".")
+    on_column = (table.columns[KEY_ID].name,) if table.has_key_ids and not keeps else None
+    query, named = _ALL_IN_FILE, table.table
+    if connection.dialect.name == "postgresql":
+        query, named = _ALL_ON_SERVER, _quoted(connection.dialect, table)
+    wanted = _definitions(connection.dialect, table)
+    return [
+        index.name
+        for index in column_indexes(connection, name, schema or None)
+        if index.name.startswith("ix_") and index.columns == on_column
+    ] + [
+        index
+        for index in connection.execute(query, {"table": named}).scalars()
+        if index.startswith((_IN_HEADER, _DIFFER)) and index not in wanted
+    ]
+
+
+def _found(connection: Connection, table: SealedTable, name: str) -> bool | None:
+    """Whether an index is whole; ``None``: there is none."""
     if connection.dialect.name == "sqlite":
-        found = connection.execute(_IS_THERE, {**named, "table": table.table}).scalar()
+        found = connection.execute(_IS_THERE, {"name": name, "table": table.table}).scalar()
     else:
-        found = connection.execute(_IS_VALID, {**named, "table": _quoted(connection.dialect, table)}).scalar()
+        quoted = _quoted(connection.dialect, table)
+        found = connection.execute(_IS_VALID, {"name": name, "table": quoted}).scalar()
     return None if found is None else bool(found)
 
 
-def _create(dialect: Dialect, table: SealedTable, what: str) -> str:
-    name = dialect.identifier_preparer.quote(index_name(dialect, table))
-    return f"CREATE {what} {name} ON {_quoted(dialect, table)} (({_expression(dialect, table)}))"
+def _definitions(dialect: Dialect, table: SealedTable) -> dict[str, str]:
+    """Give by name what follows CREATE INDEX, the index on the key ids in headers first."""
+    return dict(_indexes(dialect, table))
 
 
-def _expression(dialect: Dialect, table: SealedTable) -> str:
-    return key_id_in_header(dialect, dialect.identifier_preparer.quote(table.columns["data"].name))
+def _indexes(dialect: Dialect, table: SealedTable) -> Iterator[tuple[str, str]]:
+    quote = dialect.identifier_preparer.quote
+    data, quoted = quote(table.columns["data"].name), _quoted(dialect, table)
+    header = key_id_in_header(dialect, data)
+    name = _named(_IN_HEADER, header, table)
+    yield name, f"{quote(name)} ON {quoted} (({header}))"
+    if table.has_key_ids:
+        column = table.columns[KEY_ID]
+        key_id = quote(column.name)
+        differ = key_ids_differ(dialect, data, key_id, as_text=column.kind is ColumnKind.GENERIC_UUID)
+        name = _named(_DIFFER, differ, table)
+        yield name, f"{quote(name)} ON {quoted} ({key_id}) WHERE {differ}"
+
+
+def _named(prefix: str, expression: str, table: SealedTable) -> str:
+    _, _, name = table.table.rpartition(".")
+    return fitting_name(prefix.rstrip("_"), sha256(expression.encode()).hexdigest()[:8], name)
+
+
+def _beside(dialect: Dialect, table: SealedTable, index: str) -> str:
+    """Quote the name of an index, which is in the schema of its table."""
+    schema, _, _ = table.table.rpartition(".")
+    return ".".join(dialect.identifier_preparer.quote(part) for part in (schema, index) if part)
 
 
 def _quoted(dialect: Dialect, table: SealedTable) -> str:

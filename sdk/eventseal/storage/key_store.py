@@ -22,6 +22,7 @@ from eventseal.storage.key_rows import (
     load_records,
 )
 from eventseal.storage.key_tables import encryption_keys
+from eventseal.storage.registry import register_place, registered_places
 from eventseal.storage.replacements import replace_active_keys
 from eventseal.storage.revocation_rows import find_erased, list_erased, load_nodes, store_next_mark
 from eventseal.storage.state_changes import change_states
@@ -269,6 +270,16 @@ class SQLAlchemyKeyStore:
             return edited + load_records(connection, *conditions, has_id, limit=limit)
 
         return self._read(load, "listing keys")
+
+    def add_place(self, application: str, name: str, collection: str) -> None:
+        """Note that a place beside the registered tables holds items."""
+        if name not in self.places():  # no write where it is known: every process asks once
+            note = partial(register_place, application=application, name=name, collection=collection)
+            self._write(note, f"registering {name}")
+
+    def places(self) -> list[str]:
+        """Name the places that were noted."""
+        return self._read(registered_places, "reading the registry of places")
 
     def now(self) -> datetime:
         """Read the database's clock, UTC."""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import LargeBinary, bindparam, cast, delete, func, insert, literal, select
 
-from eventseal.storage.item_columns import KEY_ID
 from eventseal.storage.item_rows import described
 from eventseal.storage.item_swaps import TAG_SIZE
 from eventseal.storage.job_tables import marked_envelopes
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
     from sqlalchemy.engine import Connection
 
-    from eventseal.storage.item_swaps import Page
+    from eventseal.items.sealed_places import Page
     from eventseal.storage.registry import SealedTable
 
 _COLUMNS = marked_envelopes.c
@@ -56,7 +55,7 @@ def keep_envelopes(connection: Connection, table: SealedTable, key_ids: Collecti
     """
     drop_envelopes(connection, key_ids, table=table.table)
     columns = described(table)
-    key_id, tag = columns[KEY_ID], _tag(columns["data"])
+    key_id, tag = columns.key_id, _tag(columns["data"])
     # In the order of the primary key: out of it a million rows take ten times as long.
     there = select(key_id, literal(table.table), tag).where(key_id.in_(key_ids)).order_by(key_id, tag)
     noting = insert(marked_envelopes).prefix_with("OR IGNORE")  # a copied row is there twice
@@ -117,13 +116,13 @@ def count_envelopes(connection: Connection, table: SealedTable) -> Mapping[UUID,
     columns = described(table)
     is_noted = (
         select(literal(1))
-        .where(of_table, _COLUMNS.key_id == columns[KEY_ID], _COLUMNS.tag == _tag(columns["data"]))
+        .where(of_table, _COLUMNS.key_id == columns.key_id, _COLUMNS.tag == _tag(columns["data"]))
         .exists()
     )
     found: dict[UUID, int] = {}
     for chunk in chunks(expected):
-        there = select(columns[KEY_ID], func.count()).where(columns[KEY_ID].in_(chunk), is_noted)
-        found.update({row[0]: row[1] for row in connection.execute(there.group_by(columns[KEY_ID]))})
+        there = select(columns.key_id, func.count()).where(columns.key_id.in_(chunk), is_noted)
+        found.update({row[0]: row[1] for row in connection.execute(there.group_by(columns.key_id))})
     return {key_id: Envelopes(number, found.get(key_id, 0)) for key_id, number in expected.items()}
 
 

@@ -10,7 +10,6 @@ from sqlalchemy import BigInteger, cast, delete, func, literal, literal_column, 
 from sqlalchemy.dialects import postgresql, sqlite
 
 from eventseal.storage.edited_rows import read_rows
-from eventseal.storage.item_columns import KEY_ID
 from eventseal.storage.item_rows import described
 from eventseal.storage.job_tables import compromised_marks, replaced_envelopes
 from eventseal.storage.key_rows import chunks
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from eventseal.storage.item_swaps import Page
+    from eventseal.items.sealed_places import Page
     from eventseal.storage.registry import SealedTable
 
 _HORIZON = "pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
@@ -166,7 +165,7 @@ def count_below(connection: Connection, table: SealedTable) -> dict[UUID, Envelo
         if mark.unreadable:
             continue  # each of its items is reported
         together[mark.high_water].append(key_id)
-    column = described(table)[KEY_ID]
+    column = described(table).key_id
     written = literal_column(_FULL_XMIN, BigInteger)
     counting = select(column, func.count()).group_by(column)
     found: dict[UUID, int] = {}
@@ -237,7 +236,7 @@ def count_replaced(
 def _items(
     connection: Connection, table: SealedTable, key_ids: Collection[UUID]
 ) -> tuple[int | None, dict[UUID, int]]:
-    column = described(table)[KEY_ID]
+    column = described(table).key_id
     query = select(column, func.count()).where(column.in_(key_ids)).group_by(column)
     return None, {row[0]: row[1] for row in connection.execute(query)}
 
@@ -246,7 +245,7 @@ def _items_below(
     connection: Connection, table: SealedTable, key_ids: Collection[UUID]
 ) -> tuple[int | None, dict[UUID, int]]:
     """Count rows, and read the horizon, in one statement, hence one snapshot: what is later is above it."""
-    column = described(table)[KEY_ID]
+    column = described(table).key_id
     horizon = literal_column(f"{_HORIZON} - 1", BigInteger)
     counted = select(column, func.count(), horizon).where(column.in_(key_ids)).group_by(column)
     alone = select(cast(null(), column.type), literal(0), horizon)

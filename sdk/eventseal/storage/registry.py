@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
     from eventseal.storage.item_columns import ItemColumns
 
+ELSEWHERE = "elsewhere"
+"""Stands in place of a database for places that are no tables of one."""
+
 DEFAULT_DATABASE = "items"
 """The logical name of the database that is configured for the items."""
 
@@ -105,6 +108,7 @@ class SealedTable:
         is_migrated: Whether a migration has ended: every row must be an envelope.
         former_collection: Another name that items of this table may still be bound to. The record class says
             it, and the registry has it until they are moved; what is sealed now is bound to ``collection``.
+        is_others: Whether only other applications registered it.
     """
 
     application: str | None = None
@@ -115,6 +119,7 @@ class SealedTable:
     old_formats: tuple[str, ...] = ()
     is_migrated: bool = False
     former_collection: str | None = None
+    is_others: bool = False
 
     @property
     def has_key_ids(self) -> bool:
@@ -218,12 +223,14 @@ def register(connection: Connection, tables: Iterable[SealedTable]) -> None:
         }
         columns = {role: [column.name, column.kind.value] for role, column in table.columns.items()}
         said = {"collection": table.collection, "columns": columns}
-        insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-        connection.execute(
-            insert(sealed_tables)
-            .values(**key, **said)
-            .on_conflict_do_update(index_elements=list(key), set_=said)
-        )
+        insertion = _insert(connection).values(**key, **said)
+        connection.execute(insertion.on_conflict_do_update(index_elements=list(key), set_=said))
+
+
+def _insert(connection: Connection) -> postgresql.Insert | sqlite.Insert:
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(sealed_tables)
+    return sqlite.insert(sealed_tables)
 
 
 def refuse_taken_collections(known: Sequence[SealedTable], tables: Sequence[SealedTable]) -> None:
@@ -272,6 +279,39 @@ def move_collection(connection: Connection, table: SealedTable, application: str
     register(connection, [replace(table, application=application, former_collection=None)])
     if table.old_formats or table.is_migrated:
         set_old_formats(connection, table, table.old_formats)
+
+
+def forget_statement(table: SealedTable) -> str:
+    """Write the statement that takes a table out of the registry, for somebody who dropped it on purpose."""
+    name, database = (text.replace("'", "''") for text in (table.table, table.database))
+    return f"DELETE FROM sealed_tables WHERE table_name = '{name}' AND database_name = '{database}';"  # noqa: S608
+
+
+def register_place(connection: Connection, application: str, name: str, collection: str) -> None:
+    """
+    Write a place that is no table of the items' database into the registry, if it is not there.
+
+    Args:
+        connection: To the database of the keys, in a transaction.
+        application: Whose items it holds.
+        name: Of the place.
+        collection: The logical name that is bound to its items.
+    """
+    place = {"application": application, "database_name": ELSEWHERE, "table_name": name}
+    said = {"collection": collection, "columns": {}}
+    connection.execute(_insert(connection).values(**place, **said).on_conflict_do_nothing())
+
+
+def registered_places(connection: Connection) -> list[str]:
+    """
+    Name the places of every application that are no tables of the items' database, in order.
+
+    Args:
+        connection: To the database of the keys.
+    """
+    columns = sealed_tables.c
+    query = select(columns.table_name).where(columns.database_name == ELSEWHERE).distinct()
+    return list(connection.execute(query.order_by(columns.table_name)).scalars())
 
 
 def set_old_formats(connection: Connection, table: SealedTable, old_formats: Collection[str]) -> None:
@@ -336,8 +376,10 @@ def read_registry(connection: Connection, application: str | None = None) -> Reg
         connection: To the database of the keys.
         application: Only what may hold its items; ``None``: everything.
     """
-    query = select(sealed_tables).order_by(
-        sealed_tables.c.database_name, sealed_tables.c.table_name, sealed_tables.c.application
+    query = (
+        select(sealed_tables)
+        .where(sealed_tables.c.database_name != ELSEWHERE)
+        .order_by(sealed_tables.c.database_name, sealed_tables.c.table_name, sealed_tables.c.application)
     )
     if application is not None:
         query = query.where(sealed_tables.c.application.in_([application, EVERY_APPLICATION]))

@@ -10,9 +10,10 @@ from psycopg.adapt import Dumper
 from psycopg.pq import Format
 from sqlalchemy import event
 
-from eventseal.storage.header_key_ids import key_id_in_header
+from eventseal.items.sealed_places import Page
+from eventseal.storage.header_key_ids import key_id_in_header, key_ids_differ
 from eventseal.storage.item_columns import KEY_ID
-from eventseal.storage.item_swaps import EMPTY_PAGE, KEY_ID_IN_HEADER, MOST_PAGE_BYTES, TAG_SIZE, Page, Swap
+from eventseal.storage.item_swaps import EMPTY_PAGE, KEY_ID_IN_HEADER, MOST_PAGE_BYTES, TAG_SIZE, Swap
 from eventseal.storage.registry import ColumnKind
 from eventseal.suites.framing import length_prefixed
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from sqlalchemy import CursorResult
     from sqlalchemy.engine import Connection, Dialect
 
-    from eventseal.storage.item_swaps import ItemSwaps, Place, Selection
+    from eventseal.items.sealed_places import Place, Selection
+    from eventseal.storage.item_swaps import ItemSwaps
     from eventseal.storage.registry import SealedTable
 
 _TYPES = {
@@ -59,12 +61,11 @@ class PostgreSQLSwaps:
     def __init__(self, dialect: Dialect, table: SealedTable) -> None:
         preparer = dialect.identifier_preparer
         quote = preparer.quote
+        self._dialect = dialect
         self._table = ".".join(quote(part) for part in table.table.rsplit(".", 1))
         self._names = {role: quote(column.name) for role, column in table.columns.items()}
         self._has_key_ids = table.has_key_ids
-        self._key_id = (
-            self._names[KEY_ID] if table.has_key_ids else key_id_in_header(dialect, self._names["data"])
-        )
+        self._key_id = key_id_in_header(dialect, self._names["data"])
         self._place_types = [_TYPES[table.columns[role].kind] for role in ("sequence_id", "position")]
         self._has_uuids = self._place_types[0] == "uuid"
 
@@ -85,9 +86,10 @@ class PostgreSQLSwaps:
         size = f"coalesce(octet_length({name['data']}), 0)"
         sent_id = "uuid_send(sequence_id)" if self._has_uuids else "sequence_id"
         statement = f"""
-            SELECT {sent_id}, place, topic, data, uuid_send(key_id), ctid, xmin FROM (
+            SELECT {sent_id}, place, topic, data, uuid_send(key_id), uuid_send(named), ctid, xmin FROM (
                 SELECT {name["sequence_id"]} AS sequence_id, {name["position"]} AS place,
-                    {name["topic"]} AS topic, {name["data"]} AS data, {self._key_id} AS key_id, ctid,
+                    {name["topic"]} AS topic, {name["data"]} AS data, {self._key_id} AS key_id,
+                    {self._names.get(KEY_ID, "NULL::uuid")} AS named, ctid,
                     {"xmin::text::bigint" if written else "NULL::bigint"} AS xmin,
                     sum({size}) OVER (ORDER BY {place}) - {size} AS bytes_before
                 FROM {self._table} WHERE {" AND ".join(conditions)} ORDER BY {place} LIMIT {limit:d}
@@ -99,7 +101,7 @@ class PostgreSQLSwaps:
         rows = _binary(connection, statement, tuple(parameters)).cursor.fetchall()
         if not rows:
             return EMPTY_PAGE
-        ids, positions, topics, envelopes, key_ids, locators, xmins = zip(*rows, strict=True)
+        ids, positions, topics, envelopes, key_ids, named, locators, xmins = zip(*rows, strict=True)
         if self._has_uuids:
             known = {raw: UUID(bytes=raw) for raw in set(ids)}
             ids = tuple([known[raw] for raw in ids])
@@ -110,6 +112,7 @@ class PostgreSQLSwaps:
             topics=topics,
             envelopes=envelopes,
             key_ids=key_ids,
+            named=named if self._has_key_ids else (),
             locators=locators,
             written=[_full_xid(xmin, horizon) for xmin in xmins] if written else (),
         )
@@ -175,6 +178,8 @@ class PostgreSQLSwaps:
                 parameters += [list(selection.fitting), list(selection.heads)]
             if selection.plain:
                 wanted.append(f"({key_id}) IS NULL")
+                if self._has_key_ids:
+                    wanted.append(key_ids_differ(self._dialect, data, self._names[KEY_ID], as_text=False))
             conditions = [f"({' OR '.join(wanted)})"]
         for operator, bound in ((">", after), ("<=", upto)):
             if bound is not None:

@@ -9,9 +9,10 @@ from sqlalchemy import and_, func, literal, or_, select, true, tuple_
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import UnaryExpression
 
+from eventseal.items.sealed_places import Page
 from eventseal.storage.item_columns import KEY_ID, comes_after
-from eventseal.storage.item_rows import described
-from eventseal.storage.item_swaps import EMPTY_PAGE, KEY_ID_IN_HEADER, MOST_PAGE_BYTES, Page, Swap
+from eventseal.storage.item_rows import NIL_KEY_ID, described
+from eventseal.storage.item_swaps import EMPTY_PAGE, KEY_ID_IN_HEADER, MOST_PAGE_BYTES, Swap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Column, ColumnElement
     from sqlalchemy.engine import Connection, Dialect
 
-    from eventseal.storage.item_swaps import ItemSwaps, Place, Selection
+    from eventseal.items.sealed_places import Place, Selection
+    from eventseal.storage.item_swaps import ItemSwaps
     from eventseal.storage.registry import SealedTable
 
 _HEAD_SIZE = 3
@@ -61,7 +63,9 @@ class SQLiteSwaps:
         columns = self._columns
         query = (
             select(
-                *(columns[role] for role in ("sequence_id", "position", "topic", "data", KEY_ID)),
+                *(columns[role] for role in ("sequence_id", "position", "topic", "data")),
+                columns.key_id,
+                columns[KEY_ID],
                 func.coalesce(func.length(columns["data"]), 0).label("size"),
             )
             .where(self._selected(selection), *self._within(after, upto))
@@ -77,13 +81,14 @@ class SQLiteSwaps:
                 size += row.size
         if not rows:
             return EMPTY_PAGE
-        ids, positions, topics, envelopes, key_ids = zip(*rows, strict=True)
+        ids, positions, topics, envelopes, key_ids, named = zip(*rows, strict=True)
         return Page(
             sequence_ids=ids,
             positions=positions,
             topics=topics,
             envelopes=envelopes,
-            key_ids=[None if key_id is None else key_id.bytes for key_id in key_ids],
+            key_ids=[_bytes_of(key_id) for key_id in key_ids],
+            named=[_bytes_of(key_id) for key_id in named] if self._has_key_ids else (),
         )
 
     def prepare(self, page: Page, envelopes: Sequence[bytes], *, by_tag: bool = True) -> Swap:  # noqa: ARG002
@@ -132,7 +137,7 @@ class SQLiteSwaps:
             key_id = UnaryExpression(key_id, operator=_PLUS, type_=key_id.type)
         wanted: list[ColumnElement[bool]] = [key_id.in_(selection.keys)]
         if selection.plain:
-            wanted.append(key_id.is_(None))
+            wanted += [key_id.is_(None), self._columns.differs]
         if selection.fitting:
             head = func.substr(data, 1, _HEAD_SIZE, type_=data.type)
             wanted.append(and_(key_id.in_(selection.fitting), head.not_in(selection.heads)))
@@ -149,6 +154,11 @@ class SQLiteSwaps:
             ]
             conditions.append(tuple_(*place) <= tuple_(*bounds))
         return conditions
+
+
+def _bytes_of(key_id: Any) -> bytes | None:
+    """Give the bytes of a key id; an edit may have put anything into the column."""
+    return None if key_id is None else key_id.bytes if isinstance(key_id, UUID) else NIL_KEY_ID.bytes
 
 
 def _sender(column: Column[Any], dialect: Dialect) -> Callable[[Any], Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import inspect, text
 from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
@@ -16,13 +16,52 @@ if TYPE_CHECKING:
     from sqlalchemy import Column, Table
     from sqlalchemy.engine import Connection
 
+_SQLITE_INDEXES = text(
+    'SELECT list.name, list."unique", info.name FROM pragma_index_list(:table) AS list, '
+    "pragma_index_info(list.name) AS info WHERE NOT list.partial ORDER BY list.seq, info.seqno"
+)
 _SETUP_LOCK = 0x6576_7365_616C  # any number, the same for all who set tables up
 
 ADDED: dict[Any, Any] = {"eventseal": "added"}
 """Marks, as ``info``, a column that tables of an earlier release lack: it may be NULL, and is added."""
 
 
-def create_tables(connection: Connection, tables: Iterable[Table]) -> None:
+class ColumnIndex(NamedTuple):
+    """An index on columns of a table, or what keeps them unique."""
+
+    name: str
+    columns: tuple[str, ...]
+    unique: bool
+
+
+def column_indexes(connection: Connection, table: str, schema: str | None = None) -> list[ColumnIndex]:
+    """
+    List the indexes of all rows on columns alone: of SQLite's others, SQLAlchemy warns whoever looks.
+
+    Args:
+        connection: To the database that the table is in.
+        table: Its name.
+        schema: Its schema; ``None``: the default one.
+    """
+    if connection.dialect.name == "sqlite":
+        parts: dict[tuple[str, bool], list[str | None]] = {}
+        for name, unique, column in connection.execute(_SQLITE_INDEXES, {"table": table}):
+            parts.setdefault((name, bool(unique)), []).append(column)
+        found = [(name, columns, unique) for (name, unique), columns in parts.items()]
+    else:
+        found = [
+            (str(index["name"]), index["column_names"], bool(index["unique"]))
+            for index in inspect(connection).get_indexes(table, schema=schema)
+            if "postgresql_where" not in index.get("dialect_options", {})
+        ]
+    return [
+        ColumnIndex(name, tuple(map(str, columns)), unique)
+        for name, columns, unique in found
+        if None not in columns
+    ]
+
+
+def create_tables(connection: Connection, tables: Iterable[Table]) -> set[str]:
     """
     Make the tables that are missing, with their indexes, and compare the columns of those that are there.
 
@@ -31,6 +70,9 @@ def create_tables(connection: Connection, tables: Iterable[Table]) -> None:
     Args:
         connection: In a transaction; on SQLite one that holds the write lock.
         tables: In an order in which they can be made.
+
+    Returns:
+        The full names of those that were made.
 
     Raises:
         ConfigurationError: A table is there without a column that is needed. Nothing is made then.
@@ -55,11 +97,12 @@ def create_tables(connection: Connection, tables: Iterable[Table]) -> None:
         connection.execute(CreateTable(table))
         for index in sorted(table.indexes, key=lambda index: str(index.name)):
             connection.execute(CreateIndex(index))
+    return {table.fullname for table in missing}
 
 
 def add_key_id(connection: Connection, table: Table) -> bool:
     """
-    Add the column ``key_id`` and its indexes to a table that was made without them.
+    Add the column ``key_id`` to a table that was made without it, with the indexes that its class declares.
 
     Args:
         connection: In a transaction; on SQLite one that holds the write lock.
@@ -77,9 +120,7 @@ def add_key_id(connection: Connection, table: Table) -> bool:
     if column.name not in {found["name"] for found in inspector.get_columns(table.name, schema=table.schema)}:
         connection.execute(text(_add_column(connection, table, column)))
         added = True
-    indexed = {
-        tuple(found["column_names"]) for found in inspector.get_indexes(table.name, schema=table.schema)
-    }
+    indexed = {found.columns for found in column_indexes(connection, table.name, table.schema)}
     for index in table.indexes:
         names = tuple(part.name for part in index.columns)
         if column.name in names and names not in indexed:
@@ -105,7 +146,7 @@ def _missing_column(connection: Connection, table: Table, column: Column[Any]) -
     migrate = f"migrate the table: {_add_column(connection, table, column)}"
     return ConfigurationError(
         f"the table {table} is there, but has no column {column.name}",
-        remedy=f"Run `eventseal init`, which adds it and its index, or {migrate}"
+        remedy=f"Run `eventseal init`, which adds it, or {migrate}"
         if column.name == KEY_ID
         else f"Another program's table has the name; rename one of them, or {migrate}",
     )

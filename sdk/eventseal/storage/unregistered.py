@@ -6,7 +6,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ARRAY, BINARY, CHAR, VARBINARY, LargeBinary, Uuid, inspect
+from sqlalchemy.types import NullType
 
+from eventseal.storage.header_key_ids import key_id_in_header
 from eventseal.storage.item_columns import KEY_ID
 from eventseal.storage.job_tables import job_metadata
 from eventseal.storage.key_tables import fence_metadata, key_metadata
@@ -64,6 +66,42 @@ def unregistered_eventsourcing_tables(
         default schema stands theirs.
     """
     return _unnamed(connection, registered, unsealed_tables, _looks_theirs)
+
+
+def copies_of_items(
+    connection: Connection, registered: Iterable[SealedTable], *, unsealed_tables: Collection[str] = ()
+) -> list[str]:
+    """
+    Find tables that hold envelopes and that nobody named, by what is in them.
+
+    On PostgreSQL a copy has the types of the original, and :func:`unregistered_tables` finds it. On SQLite
+    ``CREATE TABLE ... AS`` drops them. There every column that is declared binary, or as nothing, is read, of
+    these tables alone, and up to the first envelope.
+
+    Args:
+        connection: To a database of items.
+        registered: What the registry says of this database.
+        unsealed_tables: Names of tables of which nobody needs the envelopes.
+
+    Returns:
+        The names of tables.
+    """
+    if connection.dialect.name != "sqlite":
+        return []
+    quote = connection.dialect.identifier_preparer.quote
+    unnamed = _unnamed(
+        connection, registered, unsealed_tables, lambda types: any(map(_is_blob, types.values()))
+    )
+    found = []
+    for table in unnamed:
+        for column in inspect(connection).get_columns(table):
+            if _is_blob(column["type"]):
+                header = key_id_in_header(connection.dialect, quote(column["name"]))
+                query = f"SELECT 1 FROM {quote(table)} WHERE {header} IS NOT NULL LIMIT 1"  # noqa: S608 - quoted
+                if connection.exec_driver_sql(query).first():
+                    found.append(table)
+                    break
+    return found
 
 
 def tables_of_tagged_events(connection: Connection, *, unsealed_tables: Collection[str] = ()) -> list[str]:
@@ -125,6 +163,14 @@ def _may_hold_uuid(kind: TypeEngine[Any]) -> bool:
     return (
         isinstance(kind, Uuid) or _is_binary(kind) or (isinstance(kind, CHAR) and kind.length == _HEX_DIGITS)
     )
+
+
+def _may_hold_envelopes(types: dict[str, TypeEngine[Any]]) -> bool:
+    return any(map(_is_blob, types.values()))
+
+
+def _is_blob(kind: TypeEngine[Any]) -> bool:
+    return isinstance(kind, NullType) or _is_binary(kind)
 
 
 def _is_binary(kind: TypeEngine[Any]) -> bool:

@@ -25,12 +25,17 @@ import pytest
 from eventseal.errors import (
     ConfigurationError,
     ItemNotFoundError,
+    KeyClosedError,
     SequencedItemConflictError,
     SerializationError,
 )
 from eventseal.items.item import SequencedItem
+from eventseal.items.sealed_places import Change, SealedPlace, Selection
+from eventseal.keys.states import KeyPurpose
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from eventseal.eventstore.store import ActiveRecordStrategy
 
 TOPIC = "contract:Happened"
@@ -57,6 +62,20 @@ def _item(
     sequence_id: UUID, position: int, *, data: bytes = b"data", key_id: UUID | None = None
 ) -> SequencedItem:
     return SequencedItem(sequence_id, position, TOPIC, data, key_id)
+
+
+def _envelope(key_id: UUID, number: int = 0) -> bytes:
+    """Something that is an envelope as far as its header says."""
+    return bytes((1, 3, 0)) + key_id.bytes + number.to_bytes(8, "big") + bytes(32) + number.to_bytes(8, "big")
+
+
+def _sealed(stream: UUID, position: int, key_id: UUID, *, said: UUID | None = None) -> SequencedItem:
+    """An item under a key; its row may name another one."""
+    return _item(stream, position, data=_envelope(key_id, position), key_id=said or key_id)
+
+
+def _all_live(_transaction: Any, _numbers: Sequence[int]) -> None:
+    """No source is gone."""
 
 
 class RecordStrategyContract:
@@ -179,6 +198,138 @@ class RecordStrategyContract:
         assert sorted(position for positions in won for position in positions) == list(range(ROUNDS))
         stored = {item.position: int(item.data) for item in strategy.get_items(stream)}
         assert stored == {position: number for number, positions in enumerate(won) for position in positions}
+
+    # --- its place: what a retire asks ---
+
+    @pytest.fixture
+    def place(self, strategy: ActiveRecordStrategy) -> SealedPlace:
+        """Where the strategy writes."""
+        return strategy.place
+
+    def test_its_place_is_one_and_has_its_collection(
+        self, strategy: ActiveRecordStrategy, place: SealedPlace, other_strategy: ActiveRecordStrategy
+    ) -> None:
+        assert isinstance(place, SealedPlace)
+        assert place.name
+        assert place.name == other_strategy.place.name
+        assert place.collection == strategy.collection
+
+    def test_items_are_counted_by_the_header_of_their_envelope(
+        self, strategy: ActiveRecordStrategy, place: SealedPlace
+    ) -> None:
+        """What a row says beside the envelope, anybody may edit who can write there."""
+        stream, key_id, none = uuid4(), uuid4(), uuid4()
+        strategy.append([_sealed(stream, n, key_id, said=uuid4() if n == 2 else None) for n in range(3)])
+        assert place.count_by_key([key_id, none]) == {key_id: 3}
+
+    @pytest.mark.parametrize("purpose", [each for each in KeyPurpose if each is not KeyPurpose.DATA], ids=str)
+    def test_keys_of_other_purposes_are_not_counted_as_0(
+        self, place: SealedPlace, purpose: KeyPurpose
+    ) -> None:
+        with pytest.raises(ConfigurationError):
+            place.count_by_key([uuid4()], purpose=purpose)
+
+    def test_nothing_is_appended_under_a_key_whose_fence_is_closed(
+        self, strategy: ActiveRecordStrategy, place: SealedPlace, other_strategy: ActiveRecordStrategy
+    ) -> None:
+        stream, used, unused, free = uuid4(), uuid4(), uuid4(), uuid4()
+        strategy.append(_sealed(stream, 0, used))
+        place.close_fence([used, unused])
+        for handle in (strategy, other_strategy):
+            for closed in (used, unused):
+                with pytest.raises(KeyClosedError) as caught:
+                    handle.append([_sealed(stream, 1, free), _sealed(stream, 2, closed)])
+                assert set(caught.value.key_ids) == {closed}
+        strategy.append(_sealed(stream, 1, free))
+        assert place.count_by_key([used, unused, free]) == {used: 1, free: 1}
+
+    def test_a_fence_that_is_closed_has_waited_for_every_writer(
+        self, strategy: ActiveRecordStrategy, place: SealedPlace, other_strategy: ActiveRecordStrategy
+    ) -> None:
+        """Else an item would be committed after the count by which its key was destroyed."""
+        key_id, writing = uuid4(), threading.Barrier(WRITERS + 1)
+
+        def write(number: int) -> int:
+            stream, handle = uuid4(), (strategy, other_strategy)[number % 2]
+            handle.append(_sealed(stream, 0, key_id))
+            writing.wait()
+            for position in range(1, 1000):
+                try:
+                    handle.append(_sealed(stream, position, key_id))
+                except KeyClosedError:
+                    return position
+            return 1000
+
+        with ThreadPoolExecutor(WRITERS) as pool:
+            writers = [pool.submit(write, number) for number in range(WRITERS)]
+            writing.wait()
+            place.close_fence([key_id])
+            counted = place.count_by_key([key_id])
+            assert counted == {key_id: sum(writer.result() for writer in writers)}
+
+    @pytest.mark.parametrize("limit", [1, 2, 100])
+    def test_pages_give_each_item_of_the_keys_once(
+        self, strategy: ActiveRecordStrategy, place: SealedPlace, limit: int
+    ) -> None:
+        key_id, other = uuid4(), uuid4()
+        streams = [uuid4(), uuid4()]
+        items = [_sealed(stream, n, key_id) for stream in streams for n in range(3)]
+        strategy.append([*items, _sealed(streams[0], 3, other), _item(streams[1], 3)])
+        after: Any = None
+        found: list[Any] = []
+        while page := place.pages(Selection(keys=(key_id,)), after, limit):
+            assert len(page) <= limit
+            assert set(page.key_ids) == {key_id.bytes}
+            found += zip(page.sequence_ids, page.positions, page.topics, page.envelopes, strict=True)
+            after = page.last_place
+        assert sorted(found) == sorted(item[:4] for item in items)
+
+    def test_items_are_swapped_only_if_they_are_as_they_were_read(
+        self, strategy: ActiveRecordStrategy, place: SealedPlace
+    ) -> None:
+        stream, old, new = uuid4(), uuid4(), uuid4()
+        strategy.append([_sealed(stream, n, old) for n in range(3)])
+        page = place.pages(Selection(keys=(old,)), None, 10)
+        seen: list[list[int]] = []
+        first = Change(page=page.only([1]), envelopes=[_envelope(new, 1)], fences=[new], sources=_all_live)
+        assert list(place.swap(first)) == [0]
+        rest = Change(
+            page=page,
+            envelopes=[_envelope(new, 10 + n) for n in range(3)],
+            fences=[new],
+            sources=_all_live,
+            cursor=lambda _, numbers: seen.append(list(numbers)),
+        )
+        assert list(place.swap(rest)) == [0, 2]
+        assert seen == [[0, 2]]
+        stored = [item.data for item in strategy.get_items(stream)]
+        assert stored == [_envelope(new, 10), _envelope(new, 1), _envelope(new, 12)]
+        assert {item.key_id for item in strategy.get_items(stream)} == {new}
+        assert place.count_by_key([old, new]) == {new: 3}
+
+    @pytest.mark.parametrize("why", ["the fence is closed", "a source is gone", "the job was taken"])
+    def test_nothing_is_swapped_where_one_part_of_the_change_fails(
+        self, strategy: ActiveRecordStrategy, place: SealedPlace, why: str
+    ) -> None:
+        stream, old, new = uuid4(), uuid4(), uuid4()
+        items = [_sealed(stream, n, old) for n in range(2)]
+        strategy.append(items)
+
+        def fail(_transaction: Any, _numbers: Sequence[int]) -> None:
+            raise KeyClosedError("as said")
+
+        if why == "the fence is closed":
+            place.close_fence([new])
+        change = Change(
+            page=place.pages(Selection(keys=(old,)), None, 10),
+            envelopes=[_envelope(new, n) for n in range(2)],
+            fences=[new],
+            sources=fail if why == "a source is gone" else _all_live,
+            cursor=fail if why == "the job was taken" else None,
+        )
+        with pytest.raises(KeyClosedError):
+            place.swap(change)
+        assert strategy.get_items(stream) == items
 
 
 __all__ = ["RecordStrategyContract"]

@@ -11,6 +11,7 @@ from eventseal.configuration.diagnosis.findings import Finding, Severity
 from eventseal.configuration.diagnosis.registry_checks import reachable_tables
 from eventseal.errors import IntegrityError
 from eventseal.keys.states import KeyState
+from eventseal.rotation.sealed_store import differing_items
 from eventseal.storage.fence_triggers import FenceTriggers
 from eventseal.storage.fences import CLOSED, fence_states
 from eventseal.storage.item_rows import described
@@ -79,6 +80,15 @@ def _check_table(stores: Stores, table: SealedTable) -> Iterator[Finding]:
     named = read(engine, partial(_named_keys, table=table), doing=f"reading the keys of {table.table}")
     mine = _mine(stores, named)
     yield from _check_keys(table, [key_id for key_id in named if key_id not in mine], mine, stores)
+    differing, _ = differing_items(stores.datastore, stores.key_store, table, limit=0)
+    if differing:
+        items = "1 item" if differing == 1 else f"{differing:,} items"
+        name = "names" if differing == 1 else "name"
+        error = IntegrityError(
+            f"{items} of {table.table} {name} another key in the column than in the envelope",
+            remedy="Restore the rows from a backup; to find them: eventseal verify",
+        )
+        yield Finding.of(error, AREA)
     missing = read(engine, partial(_missing_triggers, table=table), doing="looking for triggers")
     if not missing:
         return
@@ -113,7 +123,7 @@ def _check_keys(
     table: SealedTable, unknown: Collection[UUID], mine: dict[UUID, KeyRecord], stores: Stores
 ) -> Iterator[Finding]:
     # They may be another application's, or of an older format that looks like an envelope by chance.
-    if unknown and table.application is not None and not table.may_mislead:
+    if unknown and table.application is not None and not table.old_formats:
         error = IntegrityError(
             f"items of table {table.table} name {_listed(unknown)}, which application "
             f"{stores.settings.application} does not have",

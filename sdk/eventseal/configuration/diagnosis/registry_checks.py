@@ -10,12 +10,19 @@ from sqlalchemy import inspect
 from eventseal.configuration.diagnosis.findings import Finding, Severity
 from eventseal.configuration.stores import OWN_RECORDS
 from eventseal.errors import ConfigurationError, MissingTableError
-from eventseal.rotation.sealed_store import tables_of
+from eventseal.rotation.sealed_store import refuse_unreachable_tables, tables_of
 from eventseal.storage.item_columns import sealed_columns
-from eventseal.storage.key_id_indexes import has_key_id_index
-from eventseal.storage.registry import DEFAULT_DATABASE, SealedTable, entry_of, read_registry
+from eventseal.storage.key_id_indexes import has_key_id_indexes
+from eventseal.storage.registry import (
+    DEFAULT_DATABASE,
+    SealedTable,
+    entry_of,
+    forget_statement,
+    read_registry,
+)
 from eventseal.storage.transactions import read
 from eventseal.storage.unregistered import (
+    copies_of_items,
     tables_of_tagged_events,
     unregistered_eventsourcing_tables,
     unregistered_tables,
@@ -29,7 +36,6 @@ if TYPE_CHECKING:
     from eventseal.configuration.stores import Stores
 
 AREA = "registry"
-_FORGET = "DELETE FROM sealed_tables WHERE table_name ="
 
 
 def check_registry(stores: Stores) -> Iterator[Finding]:
@@ -50,6 +56,7 @@ def check_registry(stores: Stores) -> Iterator[Finding]:
         *_check_listed(stores, mine, unreadable),
         *read(datastore.engine, partial(_check_there, rows=mine), doing="looking for registered tables"),
         *_check_databases(mine),
+        *_check_others(stores),
         *read(datastore.engine, partial(_check_indexes, rows=mine), doing="looking at indexes"),
     ]
     found += read(
@@ -153,18 +160,18 @@ def _check_collections(stores: Stores, mine: Sequence[SealedTable]) -> Iterator[
 
 
 def _check_there(connection: Connection, rows: Sequence[SealedTable]) -> list[Finding]:
-    names = [row.table for row in rows if row.database == DEFAULT_DATABASE]
-    there = _present(connection, names)
+    by_name = {row.table: row for row in rows if row.database == DEFAULT_DATABASE}
+    there = _present(connection, list(by_name))
     return [
         Finding.of(
             MissingTableError(
                 f"table {name} is registered, and not there",
-                remedy=f"Restore it; if it was dropped on purpose: {_FORGET} '{name}';",
+                remedy=f"Restore it; if it was dropped on purpose: {forget_statement(by_name[name])}",
                 table=name,
             ),
             AREA,
         )
-        for name in dict.fromkeys(names)
+        for name in by_name
         if name not in there
     ]
 
@@ -176,16 +183,16 @@ def _present(connection: Connection, names: Sequence[str]) -> list[str]:
 
 
 def _check_indexes(connection: Connection, rows: Sequence[SealedTable]) -> list[Finding]:
-    by_name = {row.table: row for row in rows if row.database == DEFAULT_DATABASE and not row.has_key_ids}
+    by_name = {row.table: row for row in rows if row.database == DEFAULT_DATABASE}
     return [
         Finding(
             severity=Severity.WARNING,
             area=AREA,
-            text=f"table {name} has no index on the key ids in its envelopes: rotation reads all of it",
+            text=f"table {name} lacks an index on the key ids in its envelopes: every count reads all of it",
             remedy="eventseal init",
         )
         for name in _present(connection, list(by_name))
-        if not has_key_id_index(connection, by_name[name])
+        if not has_key_id_indexes(connection, by_name[name])
     ]
 
 
@@ -197,6 +204,13 @@ def _check_databases(rows: Sequence[SealedTable]) -> Iterator[Finding]:
                 remedy="Run maintenance where that database is configured.",
             )
             yield Finding.of(error, AREA)
+
+
+def _check_others(stores: Stores) -> Iterator[Finding]:
+    try:
+        refuse_unreachable_tables(stores.datastore, stores.settings.application)
+    except ConfigurationError as error:  # no key can be retired
+        yield Finding.of(error, AREA)
 
 
 def _unregistered(
@@ -212,6 +226,14 @@ def _unregistered(
             f"not registered, but with a key_id beside a binary column: {', '.join(names)}",
             remedy="If they hold sealed items, add their record classes to `tables`, then: eventseal init. "
             f"If they do not: unsealed_tables = [{_quoted({*names, *unsealed})}]",
+        )
+        found.append(Finding.of(error, AREA))
+    copies = copies_of_items(connection, rows, unsealed_tables={*unsealed, *names})
+    if copies:
+        error = ConfigurationError(
+            f"not registered, but with sealed items in it: {', '.join(copies)}",
+            remedy="Drop the table; if what is in it need not open: "
+            f"unsealed_tables = [{_quoted({*copies, *unsealed})}]",
         )
         found.append(Finding.of(error, AREA))
     # What is listed and not registered has been told already.

@@ -13,7 +13,7 @@ from eventseal.errors import ConfigurationError, MissingTableError, StoreError
 from eventseal.storage.item_columns import KEY_ID
 from eventseal.storage.job_tables import job_metadata
 from eventseal.storage.key_tables import fence_metadata, key_metadata
-from eventseal.storage.table_setup import ADDED
+from eventseal.storage.table_setup import ADDED, column_indexes
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ def _differences(connection: Connection, tables: Sequence[Table]) -> list[Findin
             found.append(Finding.of(error, AREA))
             continue
         found += _missing_columns(connection, inspector, table)
-        found += _missing_keys(inspector, table)
-        found += _missing_indexes(connection, inspector, table)
+        found += _missing_keys(connection, inspector, table)
+        found += _missing_indexes(connection, table)
         if connection.dialect.name == "postgresql":
             found += _missing_rights(connection, table)
     return found
@@ -83,9 +83,9 @@ def _missing_columns(connection: Connection, inspector: Inspector, table: Table)
             yield Finding.of(error, AREA)
 
 
-def _missing_keys(inspector: Inspector, table: Table) -> Iterator[Finding]:
+def _missing_keys(connection: Connection, inspector: Inspector, table: Table) -> Iterator[Finding]:
     """That one of two writers loses, whatever both believe, rests on these alone."""
-    unique = _unique_columns(inspector, table)
+    unique = _unique_columns(connection, inspector, table)
     wanted = [table.primary_key, *(c for c in table.constraints if isinstance(c, UniqueConstraint))]
     for constraint in wanted:
         names = [column.name for column in constraint.columns]
@@ -97,20 +97,19 @@ def _missing_keys(inspector: Inspector, table: Table) -> Iterator[Finding]:
             yield Finding.of(error, AREA)
 
 
-def _unique_columns(inspector: Inspector, table: Table) -> set[frozenset[str | None]]:
+def _unique_columns(connection: Connection, inspector: Inspector, table: Table) -> set[frozenset[str | None]]:
     name, schema = table.name, table.schema
     found: list[Sequence[str | None]] = [
         inspector.get_pk_constraint(name, schema=schema)["constrained_columns"],
-        *(entry["column_names"] for entry in inspector.get_unique_constraints(name, schema=schema)),
-        *(entry["column_names"] for entry in inspector.get_indexes(name, schema=schema) if entry["unique"]),
+        *(index.columns for index in column_indexes(connection, name, schema) if index.unique),
     ]
     return {frozenset(names) for names in found}
 
 
-def _missing_indexes(connection: Connection, inspector: Inspector, table: Table) -> Iterator[Finding]:
-    there = [entry["column_names"] for entry in inspector.get_indexes(table.name, schema=table.schema)]
+def _missing_indexes(connection: Connection, table: Table) -> Iterator[Finding]:
+    there = [index.columns for index in column_indexes(connection, table.name, table.schema)]
     for index in sorted(table.indexes, key=lambda index: str(index.name)):
-        names = [column.name for column in index.columns]
+        names = tuple(column.name for column in index.columns)
         if not any(found[: len(names)] == names for found in there):
             yield Finding(
                 severity=Severity.WARNING,

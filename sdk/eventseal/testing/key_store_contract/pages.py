@@ -1,4 +1,4 @@
-"""Pages of records, and the clock."""
+"""Pages of records, places beside tables, and the clock."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class PagesContract(KeyStoreFixtures):
-    """Pages of records, and the clock."""
+    """Pages of records, places beside tables, and the clock."""
 
     def test_pages_come_in_order_of_id(self, store: KeyStore, application: str) -> None:
         records = [replace(make_record(application, str(number)), key_id=uuid4()) for number in range(25)]
@@ -52,3 +52,13 @@ class PagesContract(KeyStoreFixtures):
         first, second = store.now(), other_store.now()
         assert first.utcoffset() == second.utcoffset() == timedelta(0)
         assert second >= first - timedelta(seconds=1)
+
+    def test_a_place_is_remembered_once_and_by_every_handle(
+        self, store: KeyStore, other_store: KeyStore, application: str
+    ) -> None:
+        """No program may retire a key while it does not know where its items are."""
+        names = [f"{application}-{which}" for which in ("b", "a")]
+        for name in [*names, *names]:
+            store.add_place(application, name, "items")
+        other_store.add_place(f"{application}-other", names[0], "items")
+        assert [name for name in other_store.places() if name in names] == sorted(names)
