@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -57,6 +58,10 @@ class OldStore:
         shop = self.process().set_up()
         assert upgrade(shop) is not None
         return shop
+
+    def execute(self, statement: str, *values: Any) -> None:
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            connection.execute(statement, values)
 
     def put_back(self, tenant: str) -> UUID:
         """Put the row and the wrappings of a key back that was destroyed."""
@@ -262,6 +267,19 @@ def test_an_old_copy_is_refused_by_whoever_is_told_or_has_seen_the_upgrade(old: 
     check_everything(old.process())  # a process that is told nothing cannot tell
 
 
+def test_an_old_copy_that_was_worked_on_is_refused_by_whoever_has_seen_the_upgrade(old: OldStore) -> None:
+    """A process of the earlier release has moved its counter past the new mark's."""
+    running = old.upgrade()
+    put_old_copy_back(old)
+    seals, mark = running.keyring._store_key.made_seals(), running.key_store.changes("shop", -1, []).mark
+    later = replace(mark, counter=mark.counter + 100)
+    seal = seals._mark_seal(seals._old_mark_key, later)
+    old.execute("UPDATE key_changes SET counter = ?, seal = ?", later.counter, seal)
+    old.process().keyring.refresh()
+    with pytest.raises(IntegrityError, match="old tables were put back"):
+        running.keyring.refresh()
+
+
 def test_a_running_process_goes_on_through_the_upgrade(old: OldStore) -> None:
     running = old.process()
     check_everything(running)
@@ -272,22 +290,22 @@ def test_a_running_process_goes_on_through_the_upgrade(old: OldStore) -> None:
     assert running.keyring.key_tables() == "upgraded"
 
 
-def test_a_retired_row_that_was_edited_is_left_out_and_said(old: OldStore) -> None:
-    key_id = old.first_keys["retired"]
-    with closing(sqlite3.connect(old.path)) as connection, connection:
-        connection.execute("UPDATE encryption_keys SET row_version = 9 WHERE key_id = ?", [key_id.bytes])
-    shop = old.process().set_up()
-    rows = upgrade(shop)
+def test_a_live_key_that_was_made_to_look_retired_is_left_out_of_the_tree(old: OldStore) -> None:
+    """Else the upgrade would destroy it for good: no old mark counts what was retired."""
+    key_id = old.first_keys["active"]
+    edit = "UPDATE encryption_keys SET state = ?, destroyed_by = ? WHERE key_id = ?"
+    old.execute(edit, "destroyed", "retired", key_id.bytes)
+    rows = upgrade(old.process().set_up())
     assert rows is not None
     assert rows.edited == {key_id: "retired"}
     assert isinstance(key_of(old.process(), key_id), IntegrityError)
+    old.execute(edit, "active", None, key_id.bytes)
     check_everything(old.process())
 
 
 def test_a_shredded_row_that_was_edited_stops_the_upgrade(old: OldStore) -> None:
     key_id = old.first_keys["gone"]
-    with closing(sqlite3.connect(old.path)) as connection, connection:
-        connection.execute("UPDATE encryption_keys SET scope = 'x' WHERE key_id = ?", [key_id.bytes])
+    old.execute("UPDATE encryption_keys SET scope = 'x' WHERE key_id = ?", key_id.bytes)
     shop = old.process().set_up()
     with pytest.raises(EventSealError) as caught:
         upgrade(shop)
