@@ -221,7 +221,16 @@ def test_a_folder_is_no_settings_file(tmp_path):
     assert "cannot be read" in str(refusal(tmp_path))
 
 
-@pytest.mark.parametrize("content", [b"kms_key = local://x", b"a = 1\na = 2", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"kms_key = local://x",
+        b"a = 1\na = 2",
+        b"\xff\xfe",
+        b"a = " + b"9" * 5000,
+        b"a = " + b"[" * 5000 + b"]" * 5000,
+    ],
+)
 def test_a_file_that_is_not_toml_is_an_error_that_names_it(tmp_path, content):
     (tmp_path / "eventseal.toml").write_bytes(content)
     assert "eventseal.toml is not TOML" in str(refusal())

@@ -130,8 +130,13 @@ def _confirmed_when_answered() -> AbstractContextManager[Any]:
     return patch.object(Refresher, "_refresh", wrong)
 
 
-def _winners_row_is_not_looked_at() -> AbstractContextManager[Any]:
-    return patch.object(seating, "why_not_sealing", lambda *_, **__: None)
+@contextmanager
+def _closed_scope_is_not_looked_at() -> Iterator[None]:
+    with (
+        patch.object(seating, "why_not_sealing", lambda *_, **__: None),
+        patch.object(seating.Seats, "_settle_closed", lambda *_: None),
+    ):
+        yield
 
 
 def _outage_outlives_the_end() -> AbstractContextManager[Any]:
@@ -178,8 +183,8 @@ MISTAKES: dict[str, Mistake] = {
     "a key replaced without a look at its row": Mistake(_replaced_without_looking_at_its_row, "a rotation"),
     "a wrapping put beside a tombstone": Mistake(_wrapping_put_beside_a_tombstone, "a rewrap"),
     "confirmed when it was answered": Mistake(_confirmed_when_answered, "a slow refresh"),
-    "a winner's row that is not looked at": Mistake(
-        _winners_row_is_not_looked_at, "first uses of the fields' key"
+    "a scope that is closed, and neither row nor tree is looked at": Mistake(
+        _closed_scope_is_not_looked_at, "first uses of the fields' key"
     ),
     "an outage that outlives the end": Mistake(_outage_outlives_the_end, "a load in an outage"),
 }

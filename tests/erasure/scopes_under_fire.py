@@ -62,6 +62,8 @@ _STORE_CALLS = (
     "page",
     "reserve",
     "changes",
+    "revocations",
+    "advance",
 )
 _REMEMBERED = ("moment", "asked", "learn", "keep", "admit", "seat", "unseat", "bury", "moved", "outlives_kms")
 _KMS_CALLS = ("generate_data_key", "wrap", "unwrap")

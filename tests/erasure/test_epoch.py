@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = ["openbao"]
 
-TABLES = ("encryption_keys", "key_wrappings", "key_changes")
+TABLES = ("encryption_keys", "key_wrappings", "key_changes", "revocation_nodes")
 SUBJECTS = [f"subject:customer-{number}" for number in range(6)]
 ERASED, LIVE = SUBJECTS[:3], SUBJECTS[3:]
 

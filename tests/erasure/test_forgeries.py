@@ -16,7 +16,7 @@ from eventseal.eventstore import EventStore
 from eventseal.items import Erased, Masked, PersonalData, SequencedItemMapper
 from eventseal.keys import CachePolicy, KeyPurpose
 from eventseal.storage import IntegerSequencedItemRecord
-from eventseal.storage.key_tables import encryption_keys, key_changes, key_wrappings
+from eventseal.storage.key_tables import encryption_keys, key_changes, key_wrappings, revocation_nodes
 from eventseal.testing import FakeKms, ManualClock
 
 if TYPE_CHECKING:
@@ -165,9 +165,7 @@ def test_a_forged_tombstone_is_refused_and_shown_as_no_erasure(site: Site, which
     assert site.read(site.process()) == "IntegrityError"
     site.clock.advance(AFTER_TTL)
     assert site.shows() == {"IntegrityError"}
-    # Who runs goes on with other keys; who starts finds that the mark counts no such erasure, and stops.
-    assert site.read(site.owner, OTHERS) == "Ann"
-    assert site.read(site.process(), OTHERS) == "IntegrityError"
+    assert site.shows(OTHERS) == {"Ann"}  # other keys are in order
 
 
 @on_either_key
@@ -237,21 +235,37 @@ def test_an_item_whose_header_names_a_tombstone_is_no_erased_one(site: Site) -> 
 
 @dataclass(frozen=True)
 class Copy:
-    """The rows of a key, and the change mark, as they were once."""
+    """The rows of a key, the change mark and the revocation tree, as they were once."""
 
     row: dict[str, Any]
     wrappings: list[dict[str, Any]]
     mark: dict[str, Any]
+    nodes: list[dict[str, Any]]
 
     @classmethod
     def of(cls, site: Site, which: str) -> Copy:
         row = site.key_row(which)
-        return cls(row, site.wrappings(row["key_id"]), site.mark())
+        nodes = site.execute(select(revocation_nodes))
+        return cls(row, site.wrappings(row["key_id"]), site.mark(), nodes)
 
     def put_back(self, site: Site) -> None:
         values = {name: value for name, value in self.row.items() if name != "key_id"}
         site.edit_key(self.row["key_id"], **values)
         self.put_wrappings_back(site)
+
+    def put_set_back(self, site: Site) -> None:
+        """Put all of it back, and take away what is newer."""
+        columns = encryption_keys.c
+        site.execute(
+            delete(encryption_keys).where(
+                columns.scope == self.row["scope"], columns.key_id != self.row["key_id"]
+            )
+        )
+        self.put_back(site)
+        site.set_mark(**{name: value for name, value in self.mark.items() if name != "application"})
+        site.execute(delete(revocation_nodes))
+        if self.nodes:
+            site.execute(insert(revocation_nodes).values(self.nodes))
 
     def put_wrappings_back(self, site: Site) -> None:
         site.execute(insert(key_wrappings).values(self.wrappings))
@@ -296,13 +310,7 @@ def test_an_older_set_put_back_is_refused_by_whoever_saw_a_later_one(site: Site,
     purpose, scope, _ = SCOPES[which]
     assert shred(site.owner, scope).complete
     assert site.read(witness) == "erased"
-    site.execute(
-        delete(encryption_keys).where(
-            encryption_keys.c.scope == scope, encryption_keys.c.key_id != copy.row["key_id"]
-        )
-    )
-    copy.put_back(site)
-    site.set_mark(**{name: value for name, value in copy.mark.items() if name != "application"})
+    copy.put_set_back(site)
     site.clock.advance(INTERVAL + 1)
     for shop in (site.owner, witness):
         assert site.read(shop) == "IntegrityError"
@@ -316,13 +324,7 @@ def test_what_a_new_process_cannot_tell_the_ledger_does(site: Site, which: str, 
     copy = Copy.of(site, which)
     scope = SCOPES[which][1]
     assert shred(site.owner, scope, ledger=ledger).complete
-    site.execute(
-        delete(encryption_keys).where(
-            encryption_keys.c.scope == scope, encryption_keys.c.key_id != copy.row["key_id"]
-        )
-    )
-    copy.put_back(site)
-    site.set_mark(**{name: value for name, value in copy.mark.items() if name != "application"})
+    copy.put_set_back(site)
     started = site.process()
     assert site.read(started) == "Ann"  # nothing in the tables tells that they are old
     after = site.process()

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import event, text
+from tests.fixtures.key_marks import mark_of
 from tests.fixtures.postgres_databases import wait_until_blocked
 
 from eventseal.cipher import ItemContext, Opened
@@ -371,7 +372,7 @@ def free_the_slot(process: Process) -> None:
     closed = replace(
         active, state=KeyState.DEACTIVATED, active_scope=None, row_version=active.row_version + 1
     )
-    assert process.seal.key_store.set_states([seals.sealed(closed)], next_mark=seals.next_mark)
+    assert process.seal.key_store.set_states([seals.sealed(closed)], next_mark=mark_of(seals))
 
 
 def test_an_item_that_is_being_encrypted_again_is_not_saved_from_the_shred(processes) -> None:

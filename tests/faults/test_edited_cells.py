@@ -15,6 +15,7 @@ from eventseal.erasure.ledger_table import LedgerTable, erasure_ledger
 from eventseal.errors import EventSealError, IntegrityError
 from eventseal.rotation import reencrypt, retire, rewrap, rotate_keys, status, verify
 from eventseal.rotation.key_listing import list_keys
+from eventseal.rotation.settling import settles_at
 from eventseal.storage.epochs import begin_epoch
 from eventseal.storage.job_tables import (
     compromised_marks,
@@ -150,9 +151,25 @@ def test_the_epochs_row_costs_the_roll(shop):
         begin_epoch(engine, APPLICATION)
         cell.put(engine, "true")
         found = typed(partial(begin_epoch, engine, APPLICATION))
+        assert isinstance(found, EventSealError) or (cell.column, cell.junk) != ("kek_versions", "'[]'")
         if isinstance(found, EventSealError):
             assert isinstance(found, IntegrityError)
             assert f"in epochs was edited: its {cell.column}" in str(found)
+
+
+def test_a_stop_that_was_edited_hides_no_other(shop, again):
+    fill(shop, ["edited", BESIDE])
+    old = shop.active_keys()
+    rotate_keys(shop)
+    Cell("encryption_keys", "deactivated_at", "'9999-12-31 23:59:59.999999'").put(
+        shop.datastore.engine, "key_id = :key_id", key_id=old[scope_of("edited")]
+    )
+    stopped = again.key_store.get([old[scope_of(BESIDE)]])[old[scope_of(BESIDE)]].deactivated_at
+    settled = settles_at(again, None)
+    assert stopped is not None
+    assert settled is not None
+    assert (settled - stopped).total_seconds() == 60
+    assert reencrypt(again).done == 1
 
 
 def test_a_kek_fences_row_stops_nobody(shop, again):
@@ -188,6 +205,9 @@ def test_a_registry_row_costs_its_table_and_what_destroys_refuses(shop, again, s
     assert found.items[ITEMS]
     unreadable = [str(problem) for problem in found.edited]
     assert any("table other_" in said and "its columns" in said for said in unreadable)
+    if engine.dialect.name == "sqlite":
+        texts = [said for said in unreadable if "its application" in said]
+        assert len(texts) == 3  # bytes, what is not UTF-8, and NUL; none is every application's
     assert list_keys(again.key_store, again.datastore, APPLICATION).unreadable
     assert events(again, BESIDE) == 1
     doctor(store_url, kms)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from eventseal.errors import ConfigurationError, SerializationError
 from eventseal.items import JSONTranscoder
+from eventseal.items.field_reading import stored_fields
 from eventseal.items.json_types import MOST_NESTED
 
 
@@ -333,6 +334,16 @@ def test_json_of_more_levels_than_the_stack_has_is_named_as_such(levels, before,
     data = before * levels + b"1" + behind * levels
     with pytest.raises(SerializationError, match="nested too deeply"):
         transcoder.build(transcoder.parse(data))
+
+
+def test_what_was_parsed_and_is_too_deep_to_be_built_is_named_as_such():
+    raw: Any = 1
+    for _ in range(sys.getrecursionlimit()):
+        raw = [raw]
+    with pytest.raises(SerializationError, match="nested too deeply"):
+        transcoder.build(raw)
+    with pytest.raises(SerializationError, match="nested too deeply"):
+        stored_fields({"a": raw}, {})
 
 
 def test_json_of_more_levels_than_the_parser_has_is_named_as_such():

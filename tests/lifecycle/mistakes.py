@@ -128,17 +128,17 @@ def _tombstone_without_slot(_: Site) -> Iterator[None]:
 def _key_cached_before_its_row(_: Site) -> Iterator[None]:
     make = Seats._make
 
-    def wrong(self: Any, batch: Any, scopes: Any) -> None:
+    def wrong(self: Any, batch: Any, scopes: Any, as_of: Any) -> None:
         store = self._resources.store
         since, now = self._memory.moment(), self._resources.clock.now()
 
-        def add_active(records: Any) -> Any:
+        def add_active(records: Any, **options: Any) -> Any:
             for record in records:
                 key = handles[record.key_id]
                 cached = self._memory.keep(key, record, since=since, now=now, leased=record.items_reserved)
                 if cached is not None:
                     self._seat(batch, cached, record, since)
-            return store.__class__.add_active(store, records)
+            return store.__class__.add_active(store, records, **options)
 
         def new_keys(*arguments: Any) -> Any:
             made = making(*arguments)
@@ -150,7 +150,7 @@ def _key_cached_before_its_row(_: Site) -> Iterator[None]:
             patch("eventseal.keys.seating.new_keys", new_keys),
             patch.object(store, "add_active", add_active),
         ):
-            make(self, batch, scopes)
+            make(self, batch, scopes, as_of)
 
     from eventseal.keys.seating import new_keys as making
 
@@ -305,7 +305,7 @@ MISTAKES: dict[str, Mistake] = {
         _key_cached_before_its_row, "a first use that fails once", "INSERT INTO encryption_keys"
     ),
     "a load in flight kept over a refresh": Mistake(
-        _load_kept_over_a_refresh, "a load against a shredding that its process has seen", "key_wrappings"
+        _load_kept_over_a_refresh, "a load against a shredding that its process has seen", "kms unwrap"
     ),
     "confirmed when it was answered": Mistake(
         _confirmed_when_answered, "a slow refresh against a rotation", "SELECT from key_changes"

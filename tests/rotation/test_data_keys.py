@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import text
+from tests.fixtures.key_marks import mark_of
 
 from eventseal.errors import (
     ConfigurationError,
@@ -104,7 +105,7 @@ def test_a_scope_that_lost_its_key_gets_one(shop) -> None:
     from dataclasses import replace
 
     closed = replace(record, state=KeyState.DEACTIVATED, active_scope=None, row_version=2)
-    shop.seal.key_store.set_states([seals.sealed(closed)], next_mark=seals.next_mark)
+    shop.seal.key_store.set_states([seals.sealed(closed)], next_mark=mark_of(seals))
     result = rotate_keys(shop.seal, scopes=["a"])
     assert (result.done, result.by_key) == (1, {})
     assert active(shop, "a") != old

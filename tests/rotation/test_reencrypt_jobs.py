@@ -362,7 +362,7 @@ def test_a_job_that_is_resumed_at_another_pace_does_not_wait_out_the_old_one(sho
     with pytest.raises(KmsUnavailableError):
         reencrypt(shop.seal, items_per_second=100_000, batch=10)
     monkeypatch.undo()
-    shop.execute("UPDATE reencryption_jobs SET paced_until = 1e15")
+    shop.execute("UPDATE reencryption_jobs SET paced_until = 9e9")
     result = reencrypt(shop.seal, items_per_second=200_000)
     assert (result.complete, result.done) == (True, 50)
 

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import text
+from tests.fixtures.key_marks import mark_of
 
 from eventseal.errors import (
     ConfigurationError,
@@ -448,7 +449,7 @@ def test_destroyed_keys_are_no_failures(sqlite_shop):
         active_scope=None,
         row_version=record.row_version + 1,
     )
-    store.set_states([seals.sealed(destroyed)], next_mark=seals.next_mark)
+    store.set_states([seals.sealed(destroyed)], next_mark=mark_of(seals, [destroyed]))
     result = verify(sqlite_shop.again().seal)
     assert (result.complete, result.failed) == (True, 0)
 

@@ -1,0 +1,437 @@
+"""What an attacker gains who edits the key tables of every key store, and cannot call the KMS: nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.fixtures.edited_key_tables import EditedDatabase, EditedMemory
+
+from eventseal.errors import IntegrityError, KeyDestroyedError, KeyNotFoundError
+from eventseal.keys import DataKey, KeyPurpose, Keyring, KeyState
+from eventseal.keys.revocation_tree import ROOT, leaf_of_key, leaf_of_scope
+from eventseal.keys.states import SUBJECT_PURPOSES
+from eventseal.storage import SQLAlchemyDatastore, SQLAlchemySettings
+from eventseal.testing import FakeKms
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from uuid import UUID
+
+SCOPE = "subject:7"
+
+
+@pytest.fixture(params=["memory", "sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def tables(request: pytest.FixtureRequest) -> Iterator[Any]:
+    if request.param == "memory":
+        yield EditedMemory()
+        return
+    url = request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
+    datastore = SQLAlchemyDatastore(SQLAlchemySettings(url))
+    datastore.setup_tables()
+    yield EditedDatabase(datastore)
+    datastore.close()
+
+
+@pytest.fixture
+def process(tables) -> Callable[[], Keyring]:
+    """Make a keyring as a process has it that starts now."""
+    kms = FakeKms()
+    return lambda: Keyring(kms, tables.store)
+
+
+@pytest.fixture
+def keyring(process) -> Keyring:
+    return process()
+
+
+def sealing_key(ring: Keyring, scope: str = SCOPE, purpose: KeyPurpose = KeyPurpose.DATA) -> DataKey:
+    return ring.sealing_keys({scope: 1}, purpose=purpose)[scope]
+
+
+def opened(ring: Keyring, key_id: UUID) -> object:
+    ring.refresh()
+    return ring.opening_keys([key_id])[key_id]
+
+
+def rows_of(tables, scope: str = SCOPE) -> list:
+    return [tables.row(record.key_id) for record in tables.store.of_scope("default", scope)]
+
+
+def free_slots(tables, scope: str = SCOPE) -> None:
+    for record in tables.store.of_scope("default", scope):
+        tables.edit(record.key_id, active_scope=None)
+
+
+def refuse_alone(key_id: UUID, other: UUID, *rings: Keyring) -> None:
+    """See that a key is refused by name as tampered with, and another one is not."""
+    for ring in rings:
+        error = opened(ring, key_id)
+        assert isinstance(error, IntegrityError), error
+        assert error.key_id == key_id
+        assert isinstance(opened(ring, other), DataKey)
+
+
+# --- (a) keys that were destroyed do not come back ---
+
+
+@pytest.mark.parametrize(
+    ("state", "end"),
+    [
+        ("deactivated", "compromised and retired"),
+        ("compromised", "compromised and retired"),
+        ("active", "retired"),
+        ("deactivated", "retired"),
+        ("compromised", "shredded"),
+    ],
+)
+def test_a_destroyed_key_does_not_come_back_with_an_old_row(tables, keyring, process, state, end) -> None:
+    key, other, witness, running = (
+        sealing_key(keyring),
+        sealing_key(keyring, "b").key_id,
+        process(),
+        process(),
+    )
+    assert isinstance(opened(running, key.key_id), DataKey)
+    copies = {"active": tables.row(key.key_id)}
+    new = keyring.rotate(SCOPE)
+    copies["deactivated"] = tables.row(key.key_id)
+    if end != "retired":
+        keyring.compromise([key.key_id])
+        copies["compromised"] = tables.row(key.key_id)
+    if end == "shredded":
+        keyring.shred(SCOPE)
+    else:
+        keyring.retire([key.key_id])
+    assert isinstance(opened(witness, key.key_id), KeyDestroyedError)
+    if state == "active":
+        free_slots(tables)
+    tables.put_row(copies[state])
+    refuse_alone(key.key_id, other, process(), running, keyring)
+    assert not isinstance(opened(witness, key.key_id), DataKey)
+    if state == "active":
+        ring = process()
+        with pytest.raises((IntegrityError, KeyDestroyedError)):
+            sealing_key(ring)
+        assert sealing_key(ring, "b").key_id == other
+    elif end != "shredded":
+        assert sealing_key(process()).key_id == new.key_id
+
+
+def test_a_compromised_key_does_not_pass_for_a_merely_deactivated_one(tables, keyring, process) -> None:
+    key, other, running = sealing_key(keyring), sealing_key(keyring, "b").key_id, process()
+    assert isinstance(opened(running, key.key_id), DataKey)
+    keyring.rotate(SCOPE)
+    deactivated = tables.row(key.key_id)
+    keyring.compromise([key.key_id])
+    tables.put_row(deactivated)
+    refuse_alone(key.key_id, other, process(), running, keyring)
+
+
+# --- (b) to (d) a closed scope stays closed, and can be shredded and reopened whatever was edited ---
+
+
+def refuse_to_seal(*rings: Keyring) -> None:
+    for ring in rings:
+        ring.refresh()
+        for purpose in (KeyPurpose.DATA, KeyPurpose.FIELD):
+            with pytest.raises(KeyDestroyedError) as caught:
+                sealing_key(ring, purpose=purpose)
+            assert (caught.value.scope, caught.value.destroyed_by) == (SCOPE, "shredded")
+
+
+def test_a_closed_scope_does_not_open_with_its_slots_freed(tables, keyring, process) -> None:
+    key_id, running = sealing_key(keyring).key_id, process()
+    sealing_key(running)
+    keyring.shred(SCOPE)
+    count = len(rows_of(tables))
+    free_slots(tables)
+    refuse_to_seal(process(), running, keyring)
+    assert len(rows_of(tables)) == count
+    with pytest.raises(KeyDestroyedError):
+        process().rotate(SCOPE)
+    assert process().shred(SCOPE).destroyed == ()
+    refuse_to_seal(process())
+    process().reopen(SCOPE)
+    new = sealing_key(process())
+    assert new.key_id == sealing_key(process()).key_id != key_id
+
+
+def test_a_closed_scope_is_reopened_although_its_slots_were_freed(tables, keyring, process) -> None:
+    sealing_key(keyring)
+    keyring.shred(SCOPE)
+    free_slots(tables)
+    process().reopen(SCOPE)
+    assert sealing_key(process()).key_id == sealing_key(process()).key_id
+
+
+def test_a_closed_scope_does_not_open_with_its_tombstones_deleted(tables, keyring, process) -> None:
+    key_id = sealing_key(keyring).key_id
+    keyring.shred(SCOPE)
+    for record in tables.store.of_scope("default", SCOPE):
+        tables.drop_row(record.key_id)
+    refuse_to_seal(process(), keyring)
+    assert isinstance(opened(process(), key_id), KeyNotFoundError)
+
+
+def test_a_closed_scope_does_not_open_with_older_tombstones(tables, keyring, process) -> None:
+    """Sealed ones, of the time when it was open again."""
+    key_id = sealing_key(keyring).key_id
+    keyring.shred(SCOPE)
+    keyring.reopen(SCOPE)
+    reopened = rows_of(tables)
+    running = process()
+    running.refresh()
+    keyring.shred(SCOPE)
+    for row in reopened:
+        tables.put_row(row)
+    refuse_to_seal(process(), running)
+    assert key_id in {record.key_id for record in process().shred(SCOPE).keys}
+    refuse_to_seal(process())
+    process().reopen(SCOPE)
+    assert sealing_key(process()).key_id != key_id
+
+
+def test_a_shredded_key_that_is_put_back_into_the_slot_is_refused_and_shredded_again(
+    tables, keyring, process
+) -> None:
+    key_id, other, running = sealing_key(keyring).key_id, sealing_key(keyring, "b").key_id, process()
+    live = tables.row(key_id)
+    assert isinstance(opened(running, key_id), DataKey)
+    keyring.shred(SCOPE)
+    free_slots(tables)
+    tables.put_row(live)
+    refuse_alone(key_id, other, process(), running)
+    for ring in (process(), running):
+        with pytest.raises((IntegrityError, KeyDestroyedError)):
+            sealing_key(ring)
+    again = process().shred(SCOPE)
+    assert key_id in {record.key_id for record in again.shredded}
+    record = tables.store.get([key_id])[key_id]
+    assert (record.state, record.destroyed_by, record.wrappings) == (KeyState.DESTROYED, "shredded", ())
+    refuse_to_seal(process())
+    assert isinstance(opened(process(), key_id), KeyDestroyedError)
+
+
+def test_a_scope_is_shredded_although_rows_of_its_destroyed_keys_were_edited(
+    tables, keyring, process
+) -> None:
+    key_id = sealing_key(keyring).key_id
+    keyring.rotate(SCOPE)
+    new = sealing_key(keyring).key_id
+    keyring.retire([key_id])
+    tables.edit(key_id, state=KeyState.ACTIVE)
+    assert process().shred(SCOPE).destroyed == (new,)
+    refuse_to_seal(process())
+
+
+def test_a_live_key_whose_row_was_edited_is_not_left_out_of_a_shred(tables, keyring, process) -> None:
+    key_id = sealing_key(keyring).key_id
+    tables.edit(key_id, state=KeyState.DESTROYED, destroyed_by="shredded")
+    with pytest.raises(IntegrityError) as caught:
+        process().shred(SCOPE)
+    assert caught.value.key_id == key_id
+
+
+# --- (e) the tree itself ---
+
+
+def two_revoked(tables, keyring) -> tuple[UUID, UUID, UUID]:
+    """Make three keys, none below a node of another: one is retired, then another; the third is live."""
+    keys: dict[int, UUID] = {}
+    number = 0
+    while len(keys) < 3:
+        number += 1
+        scope = f"b:{number}"
+        key_id = sealing_key(keyring, scope).key_id
+        if leaf_of_key(key_id)[0] not in keys:
+            keys[leaf_of_key(key_id)[0]] = key_id
+            if len(keys) < 3:
+                keyring.rotate(scope)
+    first, second, live = keys.values()
+    keyring.retire([first])
+    return first, second, live
+
+
+IN_MEMORY = pytest.mark.parametrize(
+    "tables", ["memory"], indirect=True
+)  # what follows is no matter of tables
+
+
+@IN_MEMORY
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("edit", ["deleted", "changed"])
+def test_an_edited_node_takes_its_own_keys_alone(tables, keyring, process, depth, edit) -> None:
+    first, second, live = two_revoked(tables, keyring)
+    nodes = tables.nodes()
+    path = leaf_of_key(first)[:depth]
+    content = nodes.pop(path)
+    tables.put_nodes(nodes if edit == "deleted" else {**nodes, path: content[:-1] + b"x"})
+    refuse_alone(first, live, process())
+    with pytest.raises(IntegrityError) as caught:
+        process().retire([first, second])
+    assert caught.value.key_id == first
+    assert isinstance(opened(process(), second), DataKey)
+
+
+@IN_MEMORY
+@pytest.mark.parametrize("edit", ["deleted", "changed"])
+def test_an_edited_leaf_takes_its_own_scopes_alone(tables, keyring, process, edit) -> None:
+    sealing_key(keyring), keyring.shred(SCOPE)
+    seals, nodes, purpose = keyring._store_key.made_seals(), tables.nodes(), KeyPurpose.DATA
+    path = leaf_of_scope(seals.scope_name(purpose, SCOPE))
+    taken = [each for each in SUBJECT_PURPOSES if leaf_of_scope(seals.scope_name(each, SCOPE)) == path]
+    content = nodes.pop(path)
+    tables.put_nodes(nodes if edit == "deleted" else {**nodes, path: content[:-1] + b"x"})
+    for each in (KeyPurpose.DATA, KeyPurpose.FIELD):
+        with pytest.raises(IntegrityError if each in taken else KeyDestroyedError, match=SCOPE):
+            sealing_key(process(), purpose=each)
+    for change in (process().shred, process().reopen):
+        with pytest.raises(IntegrityError):
+            change(SCOPE)
+    assert len(tables.nodes()) == len(nodes) + (edit == "changed")
+
+
+def test_an_older_node_does_not_bring_a_key_back(tables, keyring, process) -> None:
+    first, second, live = two_revoked(tables, keyring)
+    before, row = tables.nodes(), tables.row(second)
+    keyring.retire([second])
+    after = tables.nodes()
+    tables.put_row(row)
+    below = {leaf_of_key(second)[:size] for size in (1, 2)}
+    older = {path: content for path, content in after.items() if path not in below}
+    tables.put_nodes({**older, **{path: before[path] for path in below & before.keys()}})
+    refuse_alone(second, live, process())
+    assert isinstance(opened(process(), first), KeyDestroyedError)
+
+
+@pytest.mark.parametrize("root", ["older", "deleted"])
+def test_an_older_root_stops_everything(tables, keyring, process, root) -> None:
+    first, second, live = two_revoked(tables, keyring)
+    running = process()
+    assert isinstance(opened(running, live), DataKey)
+    before = tables.nodes()
+    keyring.retire([second])
+    after = tables.nodes()
+    after.pop(ROOT)
+    tables.put_nodes(after if root == "deleted" else {**after, ROOT: before[ROOT]})
+    for ring in (process(), running):
+        with pytest.raises(IntegrityError, match="root"):
+            ring.refresh()
+    for key_id in (first, second, live):
+        assert isinstance(process().opening_keys([key_id])[key_id], IntegrityError)
+    with pytest.raises(IntegrityError):
+        sealing_key(process(), "new")
+    assert tables.store.of_scope("default", "new") == []
+
+
+def test_an_older_mark_under_the_newest_tree_stops_everything(tables, keyring, process) -> None:
+    _, second, live = two_revoked(tables, keyring)
+    mark = tables.mark()
+    keyring.retire([second])
+    tables.put_mark(mark)
+    with pytest.raises(IntegrityError, match="went back"):
+        keyring.refresh()
+    error = process().opening_keys([live])[live]
+    assert isinstance(error, IntegrityError)
+    assert "root" in str(error)
+
+
+def test_an_older_mark_and_tree_are_refused_by_whoever_saw_later_ones(tables, keyring, process) -> None:
+    _, second, live = two_revoked(tables, keyring)
+    running = process()
+    mark, nodes, row = tables.mark(), tables.nodes(), tables.row(second)
+    keyring.retire([second])
+    running.refresh()
+    tables.put_mark(mark)
+    tables.put_nodes(nodes)
+    tables.put_row(row)
+    with pytest.raises(IntegrityError, match="went back"):
+        running.refresh()
+    with pytest.raises(IntegrityError):
+        running.retire([second])
+    assert isinstance(opened(process(), live), DataKey)  # a process that starts now cannot tell
+
+
+# --- (f) an open scope is not made to look erased ---
+
+
+def test_an_old_tombstone_in_the_slot_of_a_reopened_scope_is_no_erasure(tables, keyring, process) -> None:
+    sealing_key(keyring)
+    keyring.shred(SCOPE)
+    closed = rows_of(tables)
+    keyring.reopen(SCOPE)
+    new = sealing_key(keyring).key_id
+    live = tables.row(new)
+    tables.drop_row(new)
+    for row in closed:
+        tables.put_row(row)
+    for purpose in (KeyPurpose.DATA, KeyPurpose.FIELD):
+        with pytest.raises(IntegrityError, match="is not closed"):
+            sealing_key(process(), purpose=purpose)
+    assert isinstance(opened(process(), new), KeyNotFoundError)
+    free_slots(tables)
+    tables.put_row(live)
+    assert sealing_key(process()).key_id == new
+
+
+# --- (g) a first use that meets a change ---
+
+
+def before_adding(tables, act: Callable[[], object]) -> None:
+    """Have somebody act just before the next keys are stored."""
+    add_active = tables.store.add_active
+
+    def acts_first(records, **options):
+        tables.store.add_active = add_active
+        act()
+        return add_active(records, **options)
+
+    tables.store.add_active = acts_first
+
+
+def test_a_first_use_that_meets_a_shred_makes_no_key_although_the_slots_were_freed(
+    tables, keyring, process
+) -> None:
+    other = process()
+    sealing_key(other, purpose=KeyPurpose.FIELD)
+    keyring.refresh()
+
+    def shred() -> None:
+        other.shred(SCOPE)
+        free_slots(tables)
+
+    before_adding(tables, shred)
+    with pytest.raises(KeyDestroyedError) as caught:
+        sealing_key(keyring)
+    assert (caught.value.scope, caught.value.destroyed_by) == (SCOPE, "shredded")
+    purposes = [record.purpose for record in tables.store.of_scope("default", SCOPE)]
+    assert sorted(purposes) == sorted(SUBJECT_PURPOSES)  # what the field had, and two tombstones
+
+
+@pytest.mark.parametrize("scope", [SCOPE, "b"])
+def test_a_first_use_that_meets_another_change_makes_its_key_all_the_same(
+    tables, keyring, process, scope
+) -> None:
+    other = process()
+    sealing_key(other, "a")
+    keyring.refresh()
+    before_adding(tables, lambda: other.rotate("a", compromised=True))
+    made = keyring.sealing_keys({SCOPE: 1, "b": 1})
+    assert process().sealing_keys({scope: 0})[scope].key_id == made[scope].key_id
+    assert len(tables.store.of_scope("default", scope)) == 1
+
+
+def test_a_first_use_that_meets_a_reopening_makes_its_key(tables, keyring, process) -> None:
+    other = process()
+    sealing_key(other, purpose=KeyPurpose.FIELD)
+    other.shred(SCOPE)
+    other.reopen(SCOPE)
+
+    def shred_and_reopen() -> None:
+        other.shred(SCOPE)
+        other.reopen(SCOPE)
+
+    before_adding(tables, shred_and_reopen)
+    made = sealing_key(keyring)
+    assert sealing_key(process()).key_id == made.key_id

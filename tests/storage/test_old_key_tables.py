@@ -1,0 +1,313 @@
+"""A store that the release before the revocation tree wrote: it opens, and is upgraded once."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import pytest
+from tests.fixtures import legacy
+from tests.fixtures.sealed_shops import SealedShop, scope_of, stream_of, text_of
+
+from eventseal.erasure import FileLedger, reopen, shred
+from eventseal.erasure.fences import list_erased
+from eventseal.errors import (
+    EventSealError,
+    IntegrityError,
+    KeyDestroyedError,
+    StoreReadOnlyError,
+)
+from eventseal.keys import DataKey, KeyPurpose, KeyState
+from eventseal.rotation import reencrypt, retire, rotate_keys, verify
+from eventseal.rotation.sealed_store import registered_tables
+from eventseal_kms.local import LocalKmsAdapter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from eventseal.keys.old_key_tables import OldRows
+
+NAME = "key-tables-1"
+READABLE = {"active": 2, "rotated": 3, "compromised": 3, "retired": 2, "leaked": 2, "back": 3}
+"""Events of each tenant; the first two of ``back`` are erased."""
+
+
+class OldStore:
+    """A copy of the store's database and key file, and processes of an application over it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = legacy.copied(NAME, folder)
+        self.key_file = Path(shutil.copy(legacy.FOLDER / f"{NAME}.key", folder))
+        self.key_file.chmod(0o600)
+        said: dict[str, Any] = legacy.expected(NAME)
+        self.first_keys = {tenant: UUID(key_id) for tenant, key_id in said["first_keys"].items()}
+        self.copies = said["copies"]
+        self._shops: list[SealedShop] = []
+
+    def process(self, **keyring: Any) -> SealedShop:
+        kms = LocalKmsAdapter.from_uri(f"local://{self.key_file}")
+        self._shops.append(SealedShop(f"sqlite:///{self.path}", kms, **keyring))
+        return self._shops[-1]
+
+    def upgrade(self) -> SealedShop:
+        shop = self.process().set_up()
+        assert upgrade(shop) is not None
+        return shop
+
+    def execute(self, statement: str, *values: Any) -> None:
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            connection.execute(statement, values)
+
+    def put_back(self, tenant: str) -> UUID:
+        """Put the row and the wrappings of a key back that was destroyed."""
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            for table, rows in self.copies[tenant].items():
+                key_id = bytes.fromhex(rows[0]["key_id"])
+                if table == "key_wrappings":
+                    connection.execute("DELETE FROM key_wrappings WHERE key_id = ?", [key_id])
+                for row in rows:
+                    kinds = {"key_id", "binding", "seal", "wrapped"}
+                    values = {
+                        name: bytes.fromhex(value) if name in kinds else value for name, value in row.items()
+                    }
+                    names, marks = ", ".join(values), ", ".join("?" * len(values))
+                    connection.execute(
+                        f"INSERT OR REPLACE INTO {table} ({names}) VALUES ({marks})", list(values.values())
+                    )
+        return self.first_keys[tenant]
+
+    def close(self) -> None:
+        for shop in self._shops:
+            shop.close()
+
+
+def upgrade(shop: SealedShop) -> OldRows | None:
+    """Upgrade the key tables as `eventseal init` does."""
+    tables = registered_tables(shop.datastore, "shop")
+    return shop.keyring.upgrade_key_tables(first=lambda rows: list_erased(shop, tables, rows.reopened))
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Iterator[OldStore]:
+    store = OldStore(tmp_path)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def upgraded(old: OldStore) -> OldStore:
+    old.upgrade()
+    return old
+
+
+def key_of(shop: SealedShop, key_id: UUID) -> object:
+    return shop.keyring.opening_keys([key_id])[key_id]
+
+
+def check_everything(shop: SealedShop, more: int = 0) -> None:
+    """See that every event reads as it did, and what was erased stays so."""
+    for tenant, count in READABLE.items():
+        stream, start = stream_of(tenant), 2 if tenant == "back" else 0
+        for position in range(start, count + (more if tenant == "active" else 0)):
+            assert shop.events.get_domain_event(stream, position).text == text_of(stream, position)
+    for tenant in ("gone", "back"):
+        with pytest.raises(KeyDestroyedError):
+            shop.events.get_domain_event(stream_of(tenant), 0)
+
+
+def rotated_key(shop: SealedShop) -> UUID:
+    """Give the key that opens only, and is not compromised."""
+    (found,) = [
+        record.key_id
+        for record in shop.key_store.page("shop")
+        if (record.purpose, record.state) == (KeyPurpose.DATA, KeyState.DEACTIVATED)
+    ]
+    return found
+
+
+CHANGES: dict[str, Callable[[SealedShop], object]] = {
+    "a new key": lambda shop: shop.append("new", 0),
+    "a new key for fields": lambda shop: shop.keyring.prepare(["tenant:new"], purpose=KeyPurpose.FIELD),
+    "rotate": lambda shop: shop.keyring.rotate(scope_of("active")),
+    "rotate a compromised key": lambda shop: shop.keyring.rotate(scope_of("active"), compromised=True),
+    "compromise": lambda shop: shop.keyring.compromise([rotated_key(shop)]),
+    "retire": lambda shop: shop.keyring.retire([rotated_key(shop)]),
+    "shred": lambda shop: shred(shop, scope_of("active")),
+    "shred again": lambda shop: shred(shop, scope_of("gone")),
+    "reopen": lambda shop: reopen(shop, scope_of("gone")),
+}
+
+
+@pytest.mark.parametrize("set_up", [False, True], ids=["untouched", "with new tables"])
+def test_an_old_store_is_read_and_appended_to_under_its_keys(old: OldStore, set_up: bool) -> None:
+    if set_up:
+        old.process().set_up()
+    shop = old.process()
+    check_everything(shop)
+    shop.append("active", 2)
+    check_everything(old.process(), more=1)
+    running = old.process()
+    check_everything(running, more=1)
+    running.keyring.refresh()
+    check_everything(running, more=1)
+    assert shop.keyring.key_tables() == "old"
+
+
+@pytest.mark.parametrize("set_up", [False, True], ids=["untouched", "with new tables"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_no_key_of_an_old_store_is_made_or_changed(old: OldStore, change: str, set_up: bool) -> None:
+    shop = old.process()
+    if set_up:
+        shop.set_up()
+    before = shop.key_store.page("shop")
+    with pytest.raises(StoreReadOnlyError) as caught:
+        CHANGES[change](shop)
+    assert "`eventseal init`" in caught.value.remedy
+    assert shop.key_store.page("shop") == before
+    check_everything(old.process())
+
+
+@pytest.mark.parametrize(("verb", "tenant"), [(shred, "active"), (reopen, "gone")])
+def test_the_ledger_is_told_of_no_change_of_an_old_store(
+    old: OldStore, tmp_path: Path, verb: Callable[..., object], tenant: str
+) -> None:
+    shop, ledger = old.process().set_up(), FileLedger(tmp_path / "erasures.jsonl")
+    with pytest.raises(StoreReadOnlyError):
+        verb(shop, scope_of(tenant), ledger=ledger)
+    told = ledger.path.read_text() if ledger.path.exists() else ""
+    assert scope_of(tenant) not in told
+
+
+def test_an_old_store_refuses_what_its_mark_shows_to_be_put_back(old: OldStore) -> None:
+    key_id = old.put_back("gone")
+    error = key_of(old.process(), key_id)
+    assert isinstance(error, IntegrityError)
+    upgrader = old.process().set_up()
+    with pytest.raises(IntegrityError, match="not those that its change mark counts"):
+        upgrade(upgrader)
+
+
+def test_the_upgrade_is_made_once_and_leaves_everything_as_it_was(old: OldStore) -> None:
+    shop = old.process().set_up()
+    before = shop.key_store.page("shop")
+    rows = upgrade(shop)
+    assert rows is not None
+    assert shop.keyring.key_tables() == "upgraded"
+    assert upgrade(shop) is None
+    assert upgrade(old.process()) is None
+    assert shop.key_store.page("shop") == before
+    for each in (shop, old.process(), old.process(key_tables=2)):
+        check_everything(each)
+        for tenant in ("gone", "retired", "leaked"):
+            assert isinstance(key_of(each, old.first_keys[tenant]), KeyDestroyedError)
+
+
+def test_an_upgraded_store_works_as_a_new_one(upgraded: OldStore) -> None:
+    shop = upgraded.process(branches=2, key_tables=2)
+    shop.append("new", 0)
+    with pytest.raises(KeyDestroyedError):
+        shop.append("gone", 2)
+    rotate_keys(shop)
+    assert reencrypt(shop).left == 0
+    assert verify(shop).failed == 0
+    retire(shop)
+    assert shred(shop, scope_of("back")).complete
+    assert reopen(shop, scope_of("gone")).complete
+    upgraded.process().append("gone", 2)
+
+
+@pytest.mark.parametrize("tenant", ["retired", "leaked", "gone"])
+def test_a_key_that_ended_before_the_upgrade_does_not_come_back_after_it(
+    upgraded: OldStore, tenant: str
+) -> None:
+    running = upgraded.process()
+    assert isinstance(key_of(running, upgraded.first_keys[tenant]), KeyDestroyedError)
+    key_id = upgraded.put_back(tenant)
+    error = key_of(upgraded.process(), key_id)
+    assert isinstance(error, IntegrityError)
+    assert error.key_id == key_id
+    assert not isinstance(key_of(running, key_id), DataKey)
+    other = upgraded.process().events.get_domain_event(stream_of("active"), 0)
+    assert other.text == text_of(stream_of("active"), 0)
+
+
+def put_old_copy_back(old: OldStore) -> None:
+    """Put the database of before the upgrade back, with the tables that it has not."""
+    before = legacy.FOLDER / f"{NAME}.sqlite"
+    tables = ("key_wrappings", "encryption_keys", "key_changes")
+    with closing(sqlite3.connect(old.path)) as connection, connection:
+        connection.execute("ATTACH ? AS old", [str(before)])
+        for table in tables:
+            connection.execute(f"DELETE FROM main.{table}")
+        for table in reversed(tables):
+            connection.execute(f"INSERT INTO main.{table} SELECT * FROM old.{table}")
+        connection.execute("DELETE FROM main.revocation_nodes")
+        connection.commit()
+        connection.execute("DETACH old")
+
+
+def test_an_old_copy_is_refused_by_whoever_is_told_or_has_seen_the_upgrade(old: OldStore) -> None:
+    unaware, running = old.process(), old.upgrade()
+    for shop in (unaware, running):
+        check_everything(shop)
+    put_old_copy_back(old)
+    told = old.process(key_tables=2)
+    for shop in (running, unaware, told):
+        with pytest.raises(IntegrityError, match=r"old tables were put back|went back"):
+            shop.keyring.refresh()
+    with pytest.raises(IntegrityError):
+        told.append("active", 2)
+    error = key_of(old.process(key_tables=2), old.first_keys["active"])
+    assert isinstance(error, IntegrityError)
+    check_everything(old.process())  # a process that is told nothing cannot tell
+
+
+def test_an_old_copy_that_was_worked_on_is_refused_by_whoever_has_seen_the_upgrade(old: OldStore) -> None:
+    """A process of the earlier release has moved its counter past the new mark's."""
+    running = old.upgrade()
+    put_old_copy_back(old)
+    seals, mark = running.keyring._store_key.made_seals(), running.key_store.changes("shop", -1, []).mark
+    later = replace(mark, counter=mark.counter + 100)
+    seal = seals._mark_seal(seals._old_mark_key, later)
+    old.execute("UPDATE key_changes SET counter = ?, seal = ?", later.counter, seal)
+    old.process().keyring.refresh()
+    with pytest.raises(IntegrityError, match="old tables were put back"):
+        running.keyring.refresh()
+
+
+def test_a_running_process_goes_on_through_the_upgrade(old: OldStore) -> None:
+    running = old.process()
+    check_everything(running)
+    old.upgrade()
+    running.keyring.refresh()
+    check_everything(running)
+    running.append("new", 0)
+    assert running.keyring.key_tables() == "upgraded"
+
+
+def test_a_live_key_that_was_made_to_look_retired_is_left_out_of_the_tree(old: OldStore) -> None:
+    """Else the upgrade would destroy it for good: no old mark counts what was retired."""
+    key_id = old.first_keys["active"]
+    edit = "UPDATE encryption_keys SET state = ?, destroyed_by = ? WHERE key_id = ?"
+    old.execute(edit, "destroyed", "retired", key_id.bytes)
+    rows = upgrade(old.process().set_up())
+    assert rows is not None
+    assert rows.edited == {key_id: "retired"}
+    assert isinstance(key_of(old.process(), key_id), IntegrityError)
+    old.execute(edit, "active", None, key_id.bytes)
+    check_everything(old.process())
+
+
+def test_a_shredded_row_that_was_edited_stops_the_upgrade(old: OldStore) -> None:
+    key_id = old.first_keys["gone"]
+    old.execute("UPDATE encryption_keys SET scope = 'x' WHERE key_id = ?", key_id.bytes)
+    shop = old.process().set_up()
+    with pytest.raises(EventSealError) as caught:
+        upgrade(shop)
+    assert str(key_id) in str(caught.value)
+    assert old.process().keyring.key_tables() == "old"
