@@ -12,8 +12,7 @@ from sqlalchemy import inspect
 from eventseal.configuration.assembly import EventSeal, configured_keks
 from eventseal.configuration.ledgers import configured_ledger
 from eventseal.configuration.stores import Stores
-from eventseal.erasure import adopt
-from eventseal.erasure.fences import list_erased
+from eventseal.erasure import adopt, upgrade_key_tables
 from eventseal.errors import ConfigurationError, KeyDestroyedError, KmsForbiddenError, MissingTableError
 from eventseal.keys.key_ids import new_key_id
 from eventseal.keys.records import DEFAULT_SCOPE, STORE_SCOPE
@@ -21,7 +20,6 @@ from eventseal.keys.states import KeyPurpose
 from eventseal.kms import SupportsCheck, adapter_from_uri
 from eventseal.kms.context import EncryptionContext
 from eventseal.kms.uri import adapter_class
-from eventseal.rotation.sealed_store import registered_tables
 from eventseal.storage.fence_triggers import has_fence_triggers
 from eventseal.storage.item_columns import KEY_ID, sealed_columns
 from eventseal.storage.key_id_indexes import has_key_id_indexes
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
 
     from eventseal.configuration.settings import Settings
     from eventseal.erasure import Ledger
-    from eventseal.keys.old_key_tables import OldRows
     from eventseal.kms import KmsAdapter
     from eventseal.storage.registry import SealedTable
 
@@ -113,7 +110,7 @@ class InitSteps:
         yield self._make_tables()
         if self._settings.eventsourcing_tables:
             yield self._adopt_tables(unprepared)
-        if has_store_key and not self._dry_run:
+        if has_store_key:
             yield from self._upgrade_keys(adapters)
         yield self._make_keys(adapters, has_store_key=has_store_key)
         if self._ledger is not None:
@@ -192,24 +189,23 @@ class InitSteps:
 
     def _upgrade_keys(self, adapters: list[KmsAdapter]) -> Iterator[InitStep]:
         """Upgrade the key tables of a release before the revocation tree."""
+        if self._dry_run:
+            changes = self._stores.key_store.changes(self._settings.application, -1, [])
+            if changes is not None and not changes.mark.has_tree:
+                yield InitStep(name="upgrade", changed=True, detail="key tables of an earlier release")
+            return
         with EventSeal(self._settings, kms=adapters) as seal:
-            tables = registered_tables(seal.datastore, self._settings.application)
-            erased = 0
-
-            def first(rows: OldRows) -> None:
-                nonlocal erased
-                erased = list_erased(seal, tables, rows.reopened)
-
-            rows = seal.keyring.upgrade_key_tables(first=first)
-            if rows is None:
-                return
-        listed = f"; {erased:,} items of reopened scopes were taken for erased, unproven" if erased else ""
-        edited = f"; {len(rows.edited):,} edited rows were left out" if rows.edited else ""
+            upgraded = upgrade_key_tables(seal)
+        if upgraded is None:
+            return
+        listed = f"; {upgraded.erased:,} items of reopened scopes were taken for erased, unproven"
+        edited = f"; {upgraded.edited:,} edited rows were left out"
         yield InitStep(
             name="upgrade",
             changed=True,
-            detail=f"key tables, with {rows.keys:,} keys that are compromised or destroyed and "
-            f"{rows.closed:,} closed scopes{listed}{edited}. To refuse old copies, set key_tables = 2",
+            detail=f"key tables, with {upgraded.keys:,} keys that are compromised or destroyed"
+            f"{listed * bool(upgraded.erased)}{edited * bool(upgraded.edited)}. "
+            "To refuse old copies, set key_tables = 2",
         )
 
     def _make_keys(self, adapters: list[KmsAdapter], *, has_store_key: bool) -> InitStep:

@@ -4,6 +4,7 @@ from eventseal.erasure.ended_keks import EndedKek, Ending
 from eventseal.erasure.epoch import roll_epoch
 from eventseal.erasure.epoch_receipt import EpochReceipt, RecordedEntry
 from eventseal.erasure.epoch_result import EpochResult
+from eventseal.erasure.key_table_upgrade import Upgraded, upgrade_key_tables
 from eventseal.erasure.ledger import DatabaseLedger, FileLedger, Ledger, LedgerLines
 from eventseal.erasure.ledger_entries import LedgerEntry
 from eventseal.erasure.receipt_checks import CheckedReceipt, check_receipt
@@ -33,6 +34,7 @@ __all__ = [
     "RestoredScope",
     "ShredResult",
     "SubjectErased",
+    "Upgraded",
     "VerifyReceipt",
     "adopt",
     "after_restore",
@@ -41,4 +43,5 @@ __all__ = [
     "reopen",
     "roll_epoch",
     "shred",
+    "upgrade_key_tables",
 ]

@@ -182,6 +182,7 @@ class Destroyer:
             lambda: self._named(key_ids),
             plan,
             f"{len(key_ids)} keys were retired",
+            dry_run=dry_run,
             refused=self._refuse_wrapping,
         )
 
@@ -213,7 +214,7 @@ class Destroyer:
         live: list[UUID] = []
 
         def plan(found: _Found) -> Moves:
-            if not found.rows and not found.edited:
+            if not found.rows and not found.edited and not self._is_closed(scope):
                 raise _unknown(scope)
             live[:] = [record.key_id for record in found.rows if record.state.opens]
             if dry_run:
@@ -226,6 +227,7 @@ class Destroyer:
             lambda: self._subject_keys(scope),
             plan,
             f"scope {scope!r} was shredded",
+            dry_run=dry_run,
             whole_scope=scope,
         )
         shredded = tuple([record for record in rows if record.destroyed_by == "shredded"])
@@ -260,6 +262,7 @@ class Destroyer:
             lambda: self._erased_keys(scope, erased),
             plan,
             f"keys of scope {scope!r} were shredded again",
+            dry_run=dry_run,
         )
         shredded = tuple([record for record in rows if record.destroyed_by == "shredded"])
         return ShreddedScope(tuple(live), shredded, tuple(rows))
@@ -284,12 +287,13 @@ class Destroyer:
         freed: set[UUID] = set()
 
         def plan(found: _Found) -> Moves:
-            if not found.rows:
+            is_closed = self._is_closed(scope)  # whatever somebody made of the rows
+            if not found.rows and not found.edited and not is_closed:
                 raise _unknown(scope)
             holding = [r for r in found.rows if not r.state.opens and r.active_scope is not None]
             freed.clear()
             freed.update(record.key_id for record in holding)
-            if not holding and not self._is_closed(scope):
+            if not holding and not is_closed:
                 return Moves([])
             if first is not None:
                 first([record for record in found.rows if record.destroyed_by == "shredded"])
@@ -305,6 +309,7 @@ class Destroyer:
         plan: Callable[[_Found], Moves],
         doing: str,
         *,
+        dry_run: bool = False,
         whole_scope: str | None = None,
         refused: Callable[[Sequence[KeyRecord]], None] | None = None,
     ) -> list[KeyRecord]:
@@ -315,6 +320,7 @@ class Destroyer:
             read: Gives the rows, checked.
             plan: Says what becomes of them.
             doing: For the message, if they never settle.
+            dry_run: Whether nothing is to be changed.
             whole_scope: The scope of which no live key may be left out.
             refused: Asked after the store has refused, with the rows as they were read: raises what it knows.
 
@@ -324,6 +330,8 @@ class Destroyer:
         seals = self._store_key.made_seals()
         for _ in range(ATTEMPTS):
             self._refresher.confirm_for_sealing()
+            if not dry_run:
+                self._store.revocations.refuse_old()
             since = self._memory.moment()
             found = read()
             # A row that was put back shows an earlier state, and is destroyed anew.

@@ -269,15 +269,13 @@ class KeyLifecycle:
             return None
         self._refresher.refresh()
         revocations = self._store.revocations
-        if revocations.old_mark is not None:
+        if revocations.are_old:
             return "old"
         return "upgraded" if revocations.has_entry(upgrade_name(seals), seals) else "new"
 
-    def upgrade_key_tables(self, *, first: Callable[[OldRows], object] | None = None) -> OldRows | None:
+    def upgrade_key_tables(self, *, first: Callable[[OldRows], object]) -> OldRows | None:
         """
-        Upgrade key tables of a release before the revocation tree, once.
-
-        The processes of that release must be stopped: one that meets the new change mark ends with an error.
+        Upgrade key tables of a release before the revocation tree, once; see ``eventseal.erasure``.
 
         Args:
             first: Called with what was read before anything is changed; what it raises keeps the tables as
@@ -293,14 +291,16 @@ class KeyLifecycle:
         """
         self._memory.check_open()
         seals = self._store_key.seals()
-        found = None if seals is None else self._key_store.revocations(self._application, ())
-        if seals is None or found is None or not seals.is_old(found[0]):
+        if seals is None:
+            return None
+        self._refresher.refresh()  # refuses old tables that were put back
+        found = self._key_store.revocations(self._application, ())
+        if found is None or not seals.is_old(found[0]):
             return None
         mark = found[0]
         rows = read_old_rows(self._key_store, mark, seals)
         refuse_edited_shreds(rows)
-        if first is not None:
-            first(rows)
+        first(rows)
         self._store.advance(self._application, next_mark=Upgrade(mark, rows, seals))
         self._refresher.refresh()
         return rows

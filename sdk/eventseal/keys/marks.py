@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eventseal.errors import IntegrityError, StoreReadOnlyError
+from eventseal.errors import IntegrityError
 from eventseal.keys.revocation_tree import (
     ROOT,
     RevocationTree,
@@ -14,7 +14,7 @@ from eventseal.keys.revocation_tree import (
     leaf_of_scope,
     paths_to,
 )
-from eventseal.keys.revocations import REMEDY
+from eventseal.keys.revocations import REMEDY, old_key_tables
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -26,21 +26,6 @@ if TYPE_CHECKING:
     from eventseal.keys.revocation_tree import HowRevoked
     from eventseal.keys.seals import Seals
     from eventseal.keys.states import KeyPurpose
-
-
-def refuse_old_mark(mark: ChangeMark, seals: Seals) -> None:
-    """
-    Refuse to change key tables that were made before the revocation tree, and were not brought up to date.
-
-    Raises:
-        StoreReadOnlyError: They are such tables.
-    """
-    if seals.is_old(mark):
-        raise StoreReadOnlyError(
-            f"the key tables of application {mark.application!r} are of an earlier release: keys can be "
-            "used, but not created, rotated, marked or destroyed",
-            remedy="Stop all processes of the earlier release. Then upgrade the tables: `eventseal init`.",
-        )
 
 
 class Marks:
@@ -87,7 +72,8 @@ class Marks:
         self, mark: ChangeMark, nodes: Mapping[bytes, bytes]
     ) -> tuple[ChangeMark, Mapping[bytes, bytes]]:
         """Check *mark* and *nodes*, and give what follows them."""
-        refuse_old_mark(mark, self._seals)
+        if self._seals.is_old(mark):
+            raise old_key_tables(mark.application)
         self._seals.check_mark(mark)
         self._memory.check_mark(mark, self._since)
         tree = RevocationTree(nodes, mark.revoked, self._seals.node_digest)

@@ -205,7 +205,7 @@ class Opener:
             for key_id, error in refused.items()
             if isinstance(error, KeyDestroyedError) and error.destroyed_by == "shredded"
         }
-        if not erased or revocations.old_mark is not None:
+        if not erased or revocations.are_old:
             return
         scopes = {error.scope for error in erased.values() if error.scope is not None}
         states = revocations.scopes(self._resources.purpose, scopes, seals)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from eventseal.errors import IntegrityError
+from eventseal.errors import IntegrityError, StoreReadOnlyError
 from eventseal.keys.old_key_tables import read_old_rows
 from eventseal.keys.revocation_tree import (
     ROOT,
@@ -69,6 +69,9 @@ class Revocations:
         memory: Has seen earlier marks.
         key_tables: The format that the key tables have at least: 1, or 2 with the revocation tree.
         count_query: Counts the calls to the store.
+
+    Attributes:
+        are_old: Whether the mark that was read last is of the format before the tree.
     """
 
     def __init__(
@@ -83,7 +86,7 @@ class Revocations:
         self._application = application
         self._key_tables = key_tables
         self._is_new = False
-        self._old_mark: ChangeMark | None = None
+        self.are_old = False
         self._store = store
         self._memory = memory
         self._count_query = count_query
@@ -122,10 +125,15 @@ class Revocations:
         self._known = _Known(mark.revoked, {ROOT: root, **kept})
         return self.of_keys([key_id for key_id in held if leaf_of_key(key_id)[0] in moved], seals)
 
-    @property
-    def old_mark(self) -> ChangeMark | None:
-        """The mark that was read last, if it is of the format before the tree."""
-        return self._old_mark
+    def refuse_old(self) -> None:
+        """
+        Refuse to change key tables that are of the release before the tree.
+
+        Raises:
+            StoreReadOnlyError: They are.
+        """
+        if self.are_old:
+            raise old_key_tables(self._application)
 
     def of_keys(
         self, key_ids: Collection[UUID], seals: Seals
@@ -201,7 +209,7 @@ class Revocations:
 
     def _note_new(self) -> None:
         self._is_new = True
-        self._old_mark = None
+        self.are_old = False
 
     def _check_root(self, mark: ChangeMark, root: bytes, seals: Seals) -> None:
         try:
@@ -218,7 +226,7 @@ class Revocations:
                 remedy="Find out who changed the key tables, or which backup was restored; use the newest.",
             )
         nodes = read_old_rows(self._store, mark, seals).nodes
-        self._old_mark = mark
+        self.are_old = True
         self._known = _Known(seals.node_digest(ROOT, nodes.get(ROOT, b"")), {ROOT: b"", **nodes})
 
     def _unknown(self, known: _Known, leaves: Collection[bytes], seals: Seals) -> list[bytes]:
@@ -258,3 +266,12 @@ def _is_proven(tree: RevocationTree, leaves: Iterable[bytes]) -> bool:
 
 def _edited(what: str) -> IntegrityError:
     return IntegrityError(f"{what} does not match the change mark: it was edited", remedy=REMEDY)
+
+
+def old_key_tables(application: str) -> StoreReadOnlyError:
+    """The error of a change to key tables that are of the release before the tree."""
+    return StoreReadOnlyError(
+        f"the key tables of application {application!r} are of an earlier release: keys can be used, but not "
+        "created, rotated, marked or destroyed",
+        remedy="Stop all processes of the earlier release. Then upgrade the tables: `eventseal init`.",
+    )

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from eventseal.errors import EventSealError, IntegrityError, KeyDestroyedError
 from eventseal.keys.making import new_keys
-from eventseal.keys.marks import refuse_old_mark
 from eventseal.keys.opening import Rows
 from eventseal.keys.rows import closed_scope, tombstone_of_open_scope, why_not_sealing
 from eventseal.keys.states import SUBJECT_PURPOSES
@@ -136,7 +135,7 @@ class Seats:
                 batch.settle(scope, closed)
             elif closed and not _holds_tombstone(rows, scope):
                 batch.settle(scope, closed_scope(scope))
-            elif _holds_tombstone(rows, scope) and not closed and revocations.old_mark is None:
+            elif _holds_tombstone(rows, scope) and not closed and not revocations.are_old:
                 batch.settle(scope, tombstone_of_open_scope(rows[scope]))
         return states.as_of
 
@@ -161,8 +160,7 @@ class Seats:
                 self._seat(batch, outcome, by_id[key_id], since)
 
     def _make(self, batch: ScopeBatch, scopes: Collection[str], as_of: bytes | None) -> None:
-        if (old := self._resources.store.revocations.old_mark) is not None:
-            refuse_old_mark(old, self._store_key.made_seals())
+        self._resources.store.revocations.refuse_old()
         first_block = self._resources.first_block
         leases = {scope: max(batch.pending[scope], first_block) for scope in scopes}
         since = self._memory.moment()

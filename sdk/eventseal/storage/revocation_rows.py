@@ -66,7 +66,9 @@ def store_next_mark(connection: Connection, mark: ChangeMark, next_mark: NextMar
     Returns:
         The mark that was written.
     """
-    nodes = load_nodes(connection, mark.application, next_mark.paths) if next_mark.paths else {}
+    # Tables of the release before the tree may lack its table; *next_mark* refuses their mark.
+    wanted = next_mark.paths if mark.has_tree else ()
+    nodes = load_nodes(connection, mark.application, wanted) if wanted else {}
     following, changed = next_mark(mark, nodes)
     if changed:
         on_postgresql = connection.dialect.name == "postgresql"
