@@ -118,7 +118,8 @@ def test_on_a_terminal_it_asks_for_what_is_not_given(run, terminal, monkeypatch)
     monkeypatch.setenv("EVENTSEAL_APPLICATION", "shop")
     run("init", input="local://asked.key\n\n")
     written = tomllib.loads(Path("eventseal.toml").read_text())
-    assert written == {"kms_key": "local://asked.key", "store_url": "sqlite:///events.sqlite"}
+    asked = {"kms_key": "local://asked.key", "store_url": "sqlite:///events.sqlite"}
+    assert written == {**asked, "key_tables": 2}
     assert Path("asked.key").exists()
 
 

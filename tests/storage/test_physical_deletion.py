@@ -14,7 +14,7 @@ from eventseal.configuration import EventSeal, Settings
 from eventseal.erasure import after_restore, shred
 from eventseal.keys import KeyState
 from eventseal.rotation import retire, rotate_keys
-from eventseal.storage.key_tables import encryption_keys, key_changes, key_wrappings
+from eventseal.storage.key_tables import encryption_keys, key_changes, key_wrappings, revocation_nodes
 from eventseal.storage.physical_deletion import overwrite_deleted
 from eventseal.testing import FakeKms
 
@@ -100,7 +100,7 @@ def test_the_wrappings_that_a_restore_brought_back_are_gone_from_the_files_again
     seal = open_seal(store_url, ledger=str(tmp_path / "erasures.jsonl"))
     seal.keyring.prepare(SUBJECTS)
     wrapped = wrapped_bytes(seal)
-    tables = (key_changes, encryption_keys, key_wrappings)
+    tables = (key_changes, revocation_nodes, encryption_keys, key_wrappings)
     with seal.datastore.key_engine.begin() as connection:
         backup = [(table, connection.execute(select(table)).mappings().all()) for table in tables]
     for scope in erased:
@@ -109,7 +109,8 @@ def test_the_wrappings_that_a_restore_brought_back_are_gone_from_the_files_again
         for table, _ in reversed(backup):
             connection.execute(delete(table))
         for table, rows in backup:
-            connection.execute(insert(table), [dict(row) for row in rows])
+            if rows:
+                connection.execute(insert(table), [dict(row) for row in rows])
     assert all(is_in_files(seal, wrapped[scope]) for scope in erased)
     restarted = open_seal(store_url, ledger=str(tmp_path / "erasures.jsonl"))
     assert after_restore(restarted, dry_run=True).leftover == ""
