@@ -161,7 +161,7 @@ class Killer:
     def _examine(self) -> tuple[int, int, bool, bool]:
         """Lost, unreadable, whether a rotation is half-way, and whether items are."""
         with self._shop() as shop:
-            lost = len(self._places - shop.places())
+            lost = len(self._places - shop.readable_places())
             unreadable = verify(shop).failed
             states = shop.key_states()
             items = shop.items_by_key()
@@ -174,7 +174,7 @@ class Killer:
         calls = Calls()
         self._rotate(calls)
         with self._shop() as shop:
-            assert shop.places() == self._places
+            assert shop.readable_places() == self._places
             assert shop.items_by_key().keys() == set(shop.active_keys().values())
             assert shop.key_states().keys() <= {KeyState.ACTIVE, KeyState.DESTROYED}
         # The last COMMIT is a later one: it only drops what was noted about those keys.

@@ -128,7 +128,7 @@ def _tombstone_without_slot(_: Site) -> Iterator[None]:
 def _key_cached_before_its_row(_: Site) -> Iterator[None]:
     make = Seats._make
 
-    def wrong(self: Any, batch: Any, scopes: Any, as_of: Any) -> None:
+    def wrong(self: Any, batch: Any, scopes: Any, admission: Any) -> None:
         store = self._resources.store
         since, now = self._memory.moment(), self._resources.clock.now()
 
@@ -150,7 +150,7 @@ def _key_cached_before_its_row(_: Site) -> Iterator[None]:
             patch("eventseal.keys.seating.new_keys", new_keys),
             patch.object(store, "add_active", add_active),
         ):
-            make(self, batch, scopes, as_of)
+            make(self, batch, scopes, admission)
 
     from eventseal.keys.seating import new_keys as making
 

@@ -38,6 +38,7 @@ class OrderRecord(IntegerSequencedColumns, Base):
     """Ids as SQLAlchemy keeps them: hexadecimal digits on SQLite; and an index that the class declares."""
 
     __tablename__ = "orders"
+    __collection__ = "orders"
 
     key_id: Mapped[UUID | None] = mapped_column(Uuid, index=True)
 

@@ -435,13 +435,3 @@ def test_a_row_whose_very_id_cannot_be_read_is_listed_first_and_hides_no_other(
     assert store.active("shop", ["a", "b"])["a"].unreadable == ("key_id",)
     assert store.get([active["b"].key_id]).keys() == {active["b"].key_id}
     assert store.changes("shop", -1, list(others)) is not None
-
-
-def test_of_revoked_keys_one_whose_id_cannot_be_read_is_left_out(open_datastore, shop_url):
-    store = SQLAlchemyKeyStore(open_datastore(shop_url))
-    run_sql(shop_url, "DELETE FROM key_wrappings")
-    run_sql(shop_url, "UPDATE encryption_keys SET key_id = 'edited', state = 'compromised' WHERE scope = 'a'")
-    run_sql(shop_url, "UPDATE encryption_keys SET state = 'compromised' WHERE scope = 'b'")
-    changes = store.changes("shop", -1, [])
-    assert changes is not None
-    assert [revocation.key_id for revocation in changes.revoked] == [store.active("shop", ["b"])["b"].key_id]

@@ -14,8 +14,7 @@ import pytest
 from tests.fixtures import legacy
 from tests.fixtures.sealed_shops import SealedShop, scope_of, stream_of, text_of
 
-from eventseal.erasure import FileLedger, reopen, shred
-from eventseal.erasure.fences import list_erased
+from eventseal.erasure import FileLedger, reopen, shred, upgrade_key_tables
 from eventseal.errors import (
     EventSealError,
     IntegrityError,
@@ -24,13 +23,10 @@ from eventseal.errors import (
 )
 from eventseal.keys import DataKey, KeyPurpose, KeyState
 from eventseal.rotation import reencrypt, retire, rotate_keys, verify
-from eventseal.rotation.sealed_store import registered_tables
 from eventseal_kms.local import LocalKmsAdapter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from eventseal.keys.old_key_tables import OldRows
 
 NAME = "key-tables-1"
 READABLE = {"active": 2, "rotated": 3, "compromised": 3, "retired": 2, "leaked": 2, "back": 3}
@@ -56,7 +52,7 @@ class OldStore:
 
     def upgrade(self) -> SealedShop:
         shop = self.process().set_up()
-        assert upgrade(shop) is not None
+        assert upgrade_key_tables(shop) is not None
         return shop
 
     def execute(self, statement: str, *values: Any) -> None:
@@ -84,12 +80,6 @@ class OldStore:
     def close(self) -> None:
         for shop in self._shops:
             shop.close()
-
-
-def upgrade(shop: SealedShop) -> OldRows | None:
-    """Upgrade the key tables as `eventseal init` does."""
-    tables = registered_tables(shop.datastore, "shop")
-    return shop.keyring.upgrade_key_tables(first=lambda rows: list_erased(shop, tables, rows.reopened))
 
 
 @pytest.fixture
@@ -176,10 +166,11 @@ def test_no_key_of_an_old_store_is_made_or_changed(old: OldStore, change: str, s
 def test_the_ledger_is_told_of_no_change_of_an_old_store(
     old: OldStore, tmp_path: Path, verb: Callable[..., object], tenant: str
 ) -> None:
-    shop, ledger = old.process().set_up(), FileLedger(tmp_path / "erasures.jsonl")
+    shop, path = old.process().set_up(), tmp_path / "erasures.jsonl"
+    ledger = FileLedger(path)
     with pytest.raises(StoreReadOnlyError):
         verb(shop, scope_of(tenant), ledger=ledger)
-    told = ledger.path.read_text() if ledger.path.exists() else ""
+    told = path.read_text() if path.exists() else ""
     assert scope_of(tenant) not in told
 
 
@@ -189,17 +180,17 @@ def test_an_old_store_refuses_what_its_mark_shows_to_be_put_back(old: OldStore) 
     assert isinstance(error, IntegrityError)
     upgrader = old.process().set_up()
     with pytest.raises(IntegrityError, match="not those that its change mark counts"):
-        upgrade(upgrader)
+        upgrade_key_tables(upgrader)
 
 
 def test_the_upgrade_is_made_once_and_leaves_everything_as_it_was(old: OldStore) -> None:
     shop = old.process().set_up()
     before = shop.key_store.page("shop")
-    rows = upgrade(shop)
+    rows = upgrade_key_tables(shop)
     assert rows is not None
     assert shop.keyring.key_tables() == "upgraded"
-    assert upgrade(shop) is None
-    assert upgrade(old.process()) is None
+    assert upgrade_key_tables(shop) is None
+    assert upgrade_key_tables(old.process()) is None
     assert shop.key_store.page("shop") == before
     for each in (shop, old.process(), old.process(key_tables=2)):
         check_everything(each)
@@ -295,7 +286,7 @@ def test_a_live_key_that_was_made_to_look_retired_is_left_out_of_the_tree(old: O
     key_id = old.first_keys["active"]
     edit = "UPDATE encryption_keys SET state = ?, destroyed_by = ? WHERE key_id = ?"
     old.execute(edit, "destroyed", "retired", key_id.bytes)
-    rows = upgrade(old.process().set_up())
+    rows = upgrade_key_tables(old.process().set_up())
     assert rows is not None
     assert rows.edited == {key_id: "retired"}
     assert isinstance(key_of(old.process(), key_id), IntegrityError)
@@ -308,6 +299,6 @@ def test_a_shredded_row_that_was_edited_stops_the_upgrade(old: OldStore) -> None
     old.execute("UPDATE encryption_keys SET scope = 'x' WHERE key_id = ?", key_id.bytes)
     shop = old.process().set_up()
     with pytest.raises(EventSealError) as caught:
-        upgrade(shop)
+        upgrade_key_tables(shop)
     assert str(key_id) in str(caught.value)
     assert old.process().keyring.key_tables() == "old"

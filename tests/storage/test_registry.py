@@ -40,7 +40,7 @@ from eventseal.storage import (
 )
 from eventseal.storage.item_columns import sealed_columns
 from eventseal.storage.item_rows import row_at
-from eventseal.storage.registry import ColumnKind, SealedColumn, SealedTable
+from eventseal.storage.registry import ColumnKind, Registry, SealedColumn, SealedTable
 from eventseal.storage.transactions import read
 from eventseal.storage.unregistered import unregistered_tables
 
@@ -141,7 +141,8 @@ class TestTheRegistry:
 
         with datastore.key_engine.begin() as connection:
             there = registered(connection)
-            monkeypatch.setattr(registry, "registered", lambda connection: [])  # as read a moment before
+            before = Registry([], [])  # as read a moment before
+            monkeypatch.setattr(registry, "read_registry", lambda _: before)
             register(connection, reversed(there))
         with datastore.key_engine.connect() as connection:
             assert registered(connection) == there
@@ -150,7 +151,7 @@ class TestTheRegistry:
         changed = SealedTable(
             table="stored events",
             collection="renamed",
-            columns={"key_id": SealedColumn("key_id", ColumnKind.UUID)},
+            columns=the_registry(datastore)["stored events"].columns,
         )
         with datastore.key_engine.begin() as connection:
             register(connection, [changed])

@@ -207,6 +207,10 @@ class AESCipher:
         """
         return [(self._binder.bind(context), sealed) for sealed, context in items]
 
+    def bind_fields(self, fields: Sequence[tuple[bytes, FieldContext]]) -> list[tuple[bytes, bytes]]:
+        """Give the associated data of fields, as :meth:`bind_many` does that of items."""
+        return self._fields.bind_many(fields)
+
     def reseal_many(
         self, items: StoredItems, collection: str, *, moved: Moved | None = None
     ) -> list[Outcome]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from eventseal.cipher.compression import too_large
 from eventseal.cipher.context import DOMAIN, framed_text
 from eventseal.cipher.envelopes import Opened, open_under, seal_under
-from eventseal.errors import OPAQUE_INTEGRITY_MESSAGE, EventSealError, IntegrityError, KeyNotFoundError
+from eventseal.errors import (
+    OPAQUE_INTEGRITY_MESSAGE,
+    EventSealError,
+    IntegrityError,
+    KeyDestroyedError,
+    KeyNotFoundError,
+)
 from eventseal.keys.states import KeyPurpose
 from eventseal.suites.envelope import BLOCK_SIZE, HEADER_SIZE, CompressionId, envelope_problem
 from eventseal.suites.framing import length_prefixed
@@ -40,11 +46,13 @@ class FieldContext:
         item: The place of the item that holds it.
         path: Where it stands in the item: a JSON Pointer.
         scope: The subject whose key seals it, as a key scope.
+        item_is_plain: Whether the item is not encrypted, so that only the field is authenticated.
     """
 
     item: ItemContext
     path: str
     scope: str
+    item_is_plain: bool = field(default=False, compare=False)
 
 
 class FieldCipher:
@@ -140,6 +148,8 @@ class FieldCipher:
         *,
         last_answer: bool = False,
     ) -> list[Opened | EventSealError]:
+        if isinstance(key, KeyDestroyedError) and key.scope_reopened:
+            return self._erased(key, fields)
         if isinstance(key, EventSealError):
             return [key] * len(fields)
         try:
@@ -154,6 +164,22 @@ class FieldCipher:
             return self._open(again, header, fields, last_answer=True)
         return [
             self._of_subject(outcome, context) for outcome, (_, context) in zip(opened, fields, strict=True)
+        ]
+
+    def bind_many(self, fields: Sequence[tuple[bytes, FieldContext]]) -> list[tuple[bytes, bytes]]:
+        """Give the associated data of fields, without the header; see ``AESCipher.bind_many``."""
+        return [(self._binder.bind(context), sealed) for sealed, context in fields]
+
+    def _erased(
+        self, error: KeyDestroyedError, fields: Sequence[tuple[bytes, FieldContext]]
+    ) -> list[Opened | EventSealError]:
+        """Tell what was erased in a scope that was reopened since from what somebody put there later."""
+        # An encrypted item vouches for its fields.
+        alone = [each for each in fields if each[1].item_is_plain]
+        listed = iter(self._keys.are_listed_as_erased(self.bind_many(alone)) if alone else ())
+        return [
+            error if not context.item_is_plain or next(listed) else IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
+            for _, context in fields
         ]
 
     def _of_subject(self, outcome: Opened | EventSealError, context: FieldContext) -> Opened | EventSealError:

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from eventseal.cipher import ItemContext
-from eventseal.errors import StoreError
+from eventseal.errors import IntegrityError, SerializationError, StoreError
+from eventseal.items.field_reading import SEALED_BYTES
+from eventseal.items.fields import PersonalFields
+from eventseal.items.item_fields import StoredItem
+from eventseal.items.json import JSONTranscoder
+from eventseal.items.places import UnknownPlaceNames
 from eventseal.keys.states import KeyPurpose
 from eventseal.rotation.closing import close_and_count
 from eventseal.rotation.results import Failure
 from eventseal.storage.item_rows import pages
 from eventseal.storage.key_counts import count_under
 from eventseal.storage.transactions import read
+from eventseal.suites.envelope import HEADER_SIZE, envelope_problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from uuid import UUID
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
+    from eventseal.cipher.fields import FieldContext
     from eventseal.keys import KeyRecord
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.registry import SealedTable
@@ -94,18 +102,21 @@ def list_erased(store: SealedStore, tables: Sequence[SealedTable], keys: Iterabl
     """
     Note every item that is under keys as erased: what names them afterwards, and is not listed, is tampering.
 
+    So it does with fields in items that are not encrypted.
+
     Args:
         store: Has the items' database and the list.
         tables: Every one that may hold items under the keys.
         keys: That were shredded, of a scope that is about to be reopened.
 
     Returns:
-        How many items.
+        How many items and fields.
 
     Raises:
         StoreError: A database refused or failed.
     """
-    listed = 0
+    keys = list(keys)
+    listed = _list_fields(store, tables, {key.key_id for key in keys if key.purpose is KeyPurpose.FIELD})
     for key_ids in batches(keys):
         for table in tables:
             for page in pages(store.datastore.engine, table, key_ids=key_ids):
@@ -115,6 +126,24 @@ def list_erased(store: SealedStore, tables: Sequence[SealedTable], keys: Iterabl
                 ]
                 store.keyring.list_erased(store.cipher.bind_many(items))
                 listed += len(items)
+    return listed
+
+
+def _list_fields(store: SealedStore, tables: Sequence[SealedTable], key_ids: Collection[UUID]) -> int:
+    """List the fields under erased keys in items that are not encrypted: of those nothing else tells."""
+    listed = 0
+    for table in tables if key_ids else ():
+        fields = PersonalFields(store.cipher, JSONTranscoder(), UnknownPlaceNames(), table.collection)
+        for page in pages(store.datastore.engine, table, key_ids=[None]) if table.has_key_ids else ():
+            found: list[tuple[bytes, FieldContext]] = []
+            for row in page:
+                if SEALED_BYTES in row.data:
+                    with suppress(IntegrityError, SerializationError):  # no reader takes such an item
+                        found += fields.sealed_in(StoredItem(*row), row.data)
+            whole = [each for each in found if envelope_problem(each[0]) is None]
+            erased = [each for each in whole if UUID(bytes=each[0][3:HEADER_SIZE]) in key_ids]
+            store.keyring.list_erased(store.cipher.bind_fields(erased))
+            listed += len(erased)
     return listed
 
 

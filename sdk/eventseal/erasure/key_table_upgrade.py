@@ -44,7 +44,7 @@ def upgrade_key_tables(store: SealedStore) -> Upgraded | None:
 
     Raises:
         ConfigurationError: A registered table is not there.
-        IntegrityError: The rows are not what the old change mark counts, or that of a shredded key was edited.
+        IntegrityError: The rows are not what the old mark counts, or that of a shredded key was edited.
         StoreError: A database refused or failed, or the key tables changed meanwhile; run it again.
     """
     erased = 0

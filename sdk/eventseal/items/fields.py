@@ -93,6 +93,7 @@ class PersonalFields:
         """
         outcomes: dict[int, Any | EventSealError] = {}
         wanted: list[tuple[int, StoredField]] = []
+        plain = {index for index, (item, data) in items.items() if item.data == data}
         for index, (item, data) in items.items():
             try:
                 outcomes[index], fields = self._parsed(item, data)
@@ -100,7 +101,8 @@ class PersonalFields:
                 outcomes[index] = error
                 continue
             wanted += [(index, field) for field in fields]
-        opened = self._opened([(items[index][0], field) for index, field in wanted], other_collections)
+        placed = [(items[index][0], field, index in plain) for index, field in wanted]
+        opened = self._opened(placed, other_collections)
         for (index, field), outcome in zip(wanted, opened, strict=True):
             if isinstance(outcomes[index], EventSealError):
                 continue
@@ -110,8 +112,23 @@ class PersonalFields:
                 outcomes[index] = error
         return outcomes
 
+    def sealed_in(self, item: StoredItem, data: bytes) -> list[tuple[bytes, FieldContext]]:
+        """
+        Give the sealed fields of an item, each with its place, none of them opened.
+
+        Args:
+            item: As it is stored.
+            data: Its JSON.
+
+        Raises:
+            IntegrityError: A field is not in the form in which fields are written.
+            SerializationError: The data are no JSON.
+        """
+        _, fields = self._parsed(item, data)
+        return [(field.envelope, self._context(item, field.path, field.scope)) for field in fields]
+
     def _opened(
-        self, fields: Sequence[tuple[StoredItem, StoredField]], other_collections: Collection[str]
+        self, fields: Sequence[tuple[StoredItem, StoredField, bool]], other_collections: Collection[str]
     ) -> Sequence[Opened | EventSealError]:
         if self._cipher is None or not fields:
             return ()
@@ -119,8 +136,11 @@ class PersonalFields:
         refused = list(range(len(fields)))
         for collection in (self._collection, *other_collections):
             sealed = [
-                (field.envelope, self._context(item, field.path, field.scope, collection))
-                for item, field in map(fields.__getitem__, refused)
+                (
+                    field.envelope,
+                    self._context(item, field.path, field.scope, collection, item_is_plain=is_plain),
+                )
+                for item, field, is_plain in map(fields.__getitem__, refused)
             ]
             outcomes.update(zip(refused, self._cipher.open_fields(sealed), strict=True))
             refused = [index for index in refused if isinstance(outcomes[index], IntegrityError)]
@@ -155,10 +175,16 @@ class PersonalFields:
             raise
 
     def _context(
-        self, item: StoredItem, path: str, scope: str, collection: str | None = None
+        self,
+        item: StoredItem,
+        path: str,
+        scope: str,
+        collection: str | None = None,
+        *,
+        item_is_plain: bool = False,
     ) -> FieldContext:
         place = ItemContext(item.sequence_id, item.position, item.topic, collection or self._collection)
-        return FieldContext(place, path, scope)
+        return FieldContext(place, path, scope, item_is_plain)
 
     def _is_erased(self, field: StoredField, error: EventSealError) -> bool:
         """Whether the field's own subject was erased; the error's tombstone had its seal checked."""

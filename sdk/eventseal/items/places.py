@@ -138,10 +138,14 @@ class UnknownPlaceNames(PlaceNames):
         super().__init__(VERSIONED, None, None)
 
     def whole(
-        self, attributes: dict[str, Any], sequence_id: Any, position: Any, owner: str
+        self,
+        attributes: dict[str, Any],
+        sequence_id: Any,
+        position: Any,  # noqa: ARG002 (no subject)
+        owner: str,  # noqa: ARG002 (nothing is refused)
     ) -> dict[str, Any]:
         """Give *attributes* with an item's place; whatever they lack is the sequence id by another name."""
-        return _WithSequenceId(super().whole(attributes, sequence_id, position, owner), sequence_id)
+        return _WithSequenceId(attributes, sequence_id)
 
 
 class _WithSequenceId(dict[str, Any]):

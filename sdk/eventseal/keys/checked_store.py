@@ -13,7 +13,15 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from eventseal.keys.counters import KeyringCounters
-    from eventseal.keys.records import ChangeMark, Changes, KekUse, KeyRecord, NextMark, Replacement
+    from eventseal.keys.records import (
+        Admission,
+        ChangeMark,
+        Changes,
+        KekUse,
+        KeyRecord,
+        NextMark,
+        Replacement,
+    )
     from eventseal.keys.revocations import Revocations
     from eventseal.keys.seals import Seals
     from eventseal.keys.store import KeyStore
@@ -62,11 +70,11 @@ class CheckedStore:
         return {key_id: checked.get(record.key_id, record) for key_id, record in found.items()}
 
     def add_active(
-        self, records: Sequence[KeyRecord], *, mark: ChangeMark | None = None, as_of: bytes | None = None
+        self, records: Sequence[KeyRecord], *, mark: ChangeMark | None = None, admit: Admission | None = None
     ) -> dict[str, KeyRecord]:
         """Insert new active keys, each unless its scope's slot is taken."""
         self._counters.count_store_query()
-        return self._store.add_active(records, mark=mark, as_of=as_of)
+        return self._store.add_active(records, mark=mark, admit=admit)
 
     def replace_active(
         self, old: KeyRecord, closed: KeyRecord, new: KeyRecord, *, next_mark: NextMark, wait: bool

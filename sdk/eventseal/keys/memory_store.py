@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from uuid import UUID
 
-    from eventseal.keys.records import ChangeMark, KeyRecord, NextMark
+    from eventseal.keys.records import Admission, ChangeMark, KeyRecord, NextMark
     from eventseal.keys.store import KeyStore
     from eventseal.kms.adapter import WrappedKey
 
@@ -79,11 +79,11 @@ class InMemoryKeyStore:
         return sorted(found, key=lambda record: record.key_id)
 
     def add_active(
-        self, records: Sequence[KeyRecord], *, mark: ChangeMark | None = None, as_of: bytes | None = None
+        self, records: Sequence[KeyRecord], *, mark: ChangeMark | None = None, admit: Admission | None = None
     ) -> dict[str, KeyRecord]:
         """Insert new active keys, each unless its scope's slot is taken; give the holders."""
         with self._lock:
-            if as_of is not None and records and self._marks[records[0].application].revoked != as_of:
+            if admit is not None and records and not self._admits(records[0].application, admit):
                 return {}
             free = [record for record in records if _slot(record) not in self._slots]
             self._hold_branches([wrapped for record in free for wrapped in record.wrappings])
@@ -307,6 +307,10 @@ class InMemoryKeyStore:
     def now(self) -> datetime:
         """Read the store's clock, UTC."""
         return self._now()
+
+    def _admits(self, application: str, admit: Admission) -> bool:
+        mark = self._marks[application]
+        return mark.revoked == admit.revoked or admit(mark, self._nodes_at(application, admit.paths))
 
     def _next(self, application: str, next_mark: NextMark) -> ChangeMark:
         """Store the mark that follows, and give it."""

@@ -133,6 +133,29 @@ class ChangeMark:
         return len(self.revoked) == NODE_DIGEST_SIZE
 
 
+class Admission(Protocol):
+    """
+    Says whether new keys may stay that were just inserted: whether their scopes are open still.
+
+    Attributes:
+        revoked: What a mark has in ``revoked`` under which that is known: then nothing is asked.
+        paths: The nodes of the revocation tree that it needs under another mark.
+    """
+
+    revoked: bytes
+    paths: Collection[bytes]
+
+    def __call__(self, mark: ChangeMark, nodes: Mapping[bytes, bytes]) -> bool:
+        """
+        Decide, inside the transaction.
+
+        Args:
+            mark: As it is after the insert.
+            nodes: By path the contents of those of ``paths`` that are there; maybe a moment after *mark*.
+        """
+        ...
+
+
 class NextMark(Protocol):
     """
     Checks the mark that a store holds locked and gives the next one.

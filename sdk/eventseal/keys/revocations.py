@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from eventseal.keys.memory import Memory
-    from eventseal.keys.records import ChangeMark
+    from eventseal.keys.records import Admission, ChangeMark
     from eventseal.keys.revocation_tree import HowRevoked
     from eventseal.keys.seals import Seals
     from eventseal.keys.states import KeyPurpose
@@ -50,11 +50,31 @@ class ScopeStates(NamedTuple):
     Attributes:
         closed: By scope whether it was shredded and is closed; or, for this scope alone, that its leaf does
             not match the mark.
-        as_of: The digest of the tree's root that says so.
+        admission: Admits keys of these scopes while they are not closed.
     """
 
     closed: Mapping[str, bool | IntegrityError]
-    as_of: bytes
+    admission: Admission
+
+
+class _OpenScopes:
+    """Admits new keys while the revocation tree has none of their scopes as closed."""
+
+    def __init__(self, names: Collection[bytes], revoked: bytes, seals: Seals) -> None:
+        self._names = names
+        self._seals = seals
+        self.revoked = revoked
+        self.paths: Collection[bytes] = paths_to(map(leaf_of_scope, names))
+
+    def __call__(self, mark: ChangeMark, nodes: Mapping[bytes, bytes]) -> bool:
+        """Look at the scopes under another mark."""
+        self._seals.check_mark(mark)
+        tree = RevocationTree(nodes, mark.revoked, self._seals.node_digest)
+        try:
+            states = [tree.scope_state(name) for name in self._names]
+        except UnprovenError:  # the nodes may be later than the mark: the caller looks again
+            return False
+        return not any(state is not None and state.closed for state in states)
 
 
 class Revocations:
@@ -172,7 +192,7 @@ class Revocations:
                 closed[scope] = _edited(f"the leaf of scope {scope!r} in the revocation tree")
             else:
                 closed[scope] = state is not None and state.closed
-        return ScopeStates(closed, tree.root_digest)
+        return ScopeStates(closed, _OpenScopes(list(names.values()), tree.root_digest, seals))
 
     def has_entry(self, name: bytes, seals: Seals) -> bool:
         """Whether the tree has an entry, by its name; raises as :meth:`scopes`."""
@@ -275,3 +295,7 @@ def old_key_tables(application: str) -> StoreReadOnlyError:
         "created, rotated, marked or destroyed",
         remedy="Stop all processes of the earlier release. Then upgrade the tables: `eventseal init`.",
     )
+
+
+if TYPE_CHECKING:
+    _: type[Admission] = _OpenScopes

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from eventseal.keys.known_states import Moment
     from eventseal.keys.memory import Memory
     from eventseal.keys.opening import Opener
-    from eventseal.keys.records import KeyRecord
+    from eventseal.keys.records import Admission, KeyRecord
     from eventseal.keys.refreshing import Refresher
     from eventseal.keys.resources import Resources
     from eventseal.keys.store_key import StoreKey
@@ -83,11 +83,11 @@ class Seats:
         application = self._resources.application
         try:
             rows = self._resources.store.active(application, missing, purpose=self._purpose)
-            as_of = self._settle_closed(batch, missing, rows)
+            admission = self._settle_closed(batch, missing, rows)
             self._seat_rows(batch, {s: row for s, row in rows.items() if s in batch.pending}, since)
             absent = [scope for scope in missing if scope not in rows and scope in batch.pending]
             if absent and make:
-                self._make(batch, absent, as_of)
+                self._make(batch, absent, admission)
         except EventSealError as error:
             for scope in missing:  # the other scopes of the batch, and who waits for them, need none of this
                 if scope in batch.pending and scope not in batch.seats:
@@ -111,7 +111,7 @@ class Seats:
 
     def _settle_closed(
         self, batch: ScopeBatch, scopes: Collection[str], rows: Mapping[str, KeyRecord]
-    ) -> bytes | None:
+    ) -> Admission | None:
         """
         Settle the scopes that the revocation tree has as closed, whatever rows hold their slots.
 
@@ -121,7 +121,7 @@ class Seats:
             rows: Those that hold slots, not checked yet.
 
         Returns:
-            The digest of the tree's root that says so; ``None`` for keys that are never shredded.
+            What admits new keys of the scopes; ``None`` for keys that are never shredded.
         """
         if self._purpose not in SUBJECT_PURPOSES:
             return None
@@ -137,7 +137,7 @@ class Seats:
                 batch.settle(scope, closed_scope(scope))
             elif _holds_tombstone(rows, scope) and not closed and not revocations.are_old:
                 batch.settle(scope, tombstone_of_open_scope(rows[scope]))
-        return states.as_of
+        return states.admission
 
     def _seat_rows(self, batch: ScopeBatch, rows: Mapping[str, KeyRecord], since: Moment) -> None:
         application, seals = self._resources.application, self._store_key.made_seals()
@@ -159,14 +159,14 @@ class Seats:
             else:
                 self._seat(batch, outcome, by_id[key_id], since)
 
-    def _make(self, batch: ScopeBatch, scopes: Collection[str], as_of: bytes | None) -> None:
+    def _make(self, batch: ScopeBatch, scopes: Collection[str], admission: Admission | None) -> None:
         self._resources.store.revocations.refuse_old()
         first_block = self._resources.first_block
         leases = {scope: max(batch.pending[scope], first_block) for scope in scopes}
         since = self._memory.moment()
         made = new_keys(self._resources, self._store_key.made_seals(), leases)
         try:
-            kept = self._resources.store.add_active([record for _, record in made.values()], as_of=as_of)
+            kept = self._resources.store.add_active([record for _, record in made.values()], admit=admission)
         except KeyDestroyedError as error:  # a branch key was retired since it was confirmed, or a KEK closed
             batch.refusal = error
             for key, _ in made.values():

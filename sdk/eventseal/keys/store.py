@@ -11,7 +11,15 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from eventseal.keys.records import ChangeMark, Changes, KekUse, KeyRecord, NextMark, Replacement
+    from eventseal.keys.records import (
+        Admission,
+        ChangeMark,
+        Changes,
+        KekUse,
+        KeyRecord,
+        NextMark,
+        Replacement,
+    )
     from eventseal.keys.states import KeyState
     from eventseal.kms.adapter import WrappedKey
 
@@ -45,7 +53,7 @@ class KeyStore(Protocol):
         ...
 
     def add_active(
-        self, records: Sequence[KeyRecord], *, mark: ChangeMark | None = None, as_of: bytes | None = None
+        self, records: Sequence[KeyRecord], *, mark: ChangeMark | None = None, admit: Admission | None = None
     ) -> dict[str, KeyRecord]:
         """
         Insert new active keys, all of one application and purpose, each unless its scope's slot is taken.
@@ -53,12 +61,12 @@ class KeyStore(Protocol):
         Args:
             records: With their wrappings and the first leased block in ``items_reserved``.
             mark: The application's first mark; comes with its store key, stored if that was inserted.
-            as_of: What the application's mark has in ``revoked``, as the caller knows it. If it has something
-                else once the keys are inserted, they are taken back.
+            admit: Asked once the keys are inserted, in a later statement of the same transaction, unless the
+                mark's ``revoked`` is its own. If it does not admit them, they are taken back.
 
         Returns:
             By scope the record that holds the slot now: the given one, or the winner's of a race. Nothing, if
-            the mark had something else than *as_of*.
+            they were not admitted.
 
         Raises:
             StoreError: A key of this id is there already; ids are never used again.

@@ -21,6 +21,7 @@ from eventseal.errors import (
 )
 from eventseal.items.field_reading import SEALED_BYTES, stored_fields
 from eventseal.items.json import JSONTranscoder
+from eventseal.items.places import UnknownPlaceNames
 from eventseal.items.sealed_places import Selection
 from eventseal.rotation.results import MAX_FAILURES, Failure
 from eventseal.rotation.sources import MOVING, Standing, TableSources, table_sources
@@ -32,7 +33,6 @@ from eventseal.suites.envelope import CompressionId
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from uuid import UUID
 
     from sqlalchemy.engine import Connection
 
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from eventseal.storage.registry import SealedTable
 
 _JSON = JSONTranscoder()
+_PLACES = UnknownPlaceNames()
 
 
 def refuse_move(store: SealedStore, table: SealedTable, collection: str) -> None:
@@ -185,7 +186,7 @@ def rewritten(
         return plaintext
     try:
         raw = _JSON.parse(plaintext)
-        fields = stored_fields(raw, _Whole(raw, place[0])) if type(raw) is dict else []
+        fields = stored_fields(raw, _PLACES.whole(raw, *place)) if type(raw) is dict else []
         found, old = (
             store.cipher.open_fields([(field.envelope, _context(field, place, name)) for field in fields])
             for name in (table.collection, table.former_collection)
@@ -318,14 +319,3 @@ def _context(field: StoredField, place: tuple[Any, Any, Any], collection: str) -
 
 def _is_erased(outcome: Opened | EventSealError) -> bool:
     return isinstance(outcome, KeyDestroyedError) and outcome.destroyed_by == "shredded"
-
-
-class _Whole(dict[str, Any]):
-    """An item's JSON with its place: a subject that is not among the attributes is the stream itself."""
-
-    def __init__(self, raw: dict[str, Any], sequence_id: UUID | str) -> None:
-        super().__init__(raw)
-        self._sequence_id = sequence_id
-
-    def __missing__(self, _name: str) -> UUID | str:
-        return self._sequence_id

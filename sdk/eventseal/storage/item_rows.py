@@ -110,7 +110,7 @@ def row_at(connection: Connection, table: SealedTable, sequence_id: Any, positio
 
 
 def pages(
-    engine: Engine, table: SealedTable, *, key_ids: Collection[UUID] | None = None, size: int = 1000
+    engine: Engine, table: SealedTable, *, key_ids: Collection[UUID | None] | None = None, size: int = 1000
 ) -> Iterator[list[ItemRow]]:
     """
     Read a table in order of sequence id and position, each page in a short transaction of its own.
@@ -118,13 +118,15 @@ def pages(
     Args:
         engine: Of the database that the table is in.
         table: From the registry.
-        key_ids: Only rows whose envelopes name one of these, a few hundred at most; ``None``: all rows.
+        key_ids: Only rows whose envelopes name one of these, a few hundred at most; a ``None`` among them
+            stands for rows that are no envelopes. ``None``: all rows.
         size: Rows in a page.
     """
     columns = described(table)
     query = select(*(columns[role] for role in ItemRow._fields)).order_by(*columns.place).limit(size)
     if key_ids is not None:
-        query = query.where(KeyIdInHeader(columns["data"], _KeyId()).in_(list(key_ids)))
+        named = columns.key_id.in_([key_id for key_id in key_ids if key_id is not None])
+        query = query.where(named | columns.key_id.is_(None) if None in key_ids else named)
     after: tuple[Any, Any] | None = None
     while True:
         rest = query if after is None else query.where(comes_after(columns.place, after))

@@ -24,7 +24,13 @@ from eventseal.storage.key_rows import (
 from eventseal.storage.key_tables import encryption_keys
 from eventseal.storage.registry import register_place, registered_places
 from eventseal.storage.replacements import replace_active_keys
-from eventseal.storage.revocation_rows import find_erased, list_erased, load_nodes, store_next_mark
+from eventseal.storage.revocation_rows import (
+    find_erased,
+    is_admitted,
+    list_erased,
+    load_nodes,
+    store_next_mark,
+)
 from eventseal.storage.state_changes import change_states
 from eventseal.storage.transactions import read, write
 from eventseal.storage.types import DatabaseClock, HoldsUUID
@@ -43,7 +49,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from eventseal.keys.records import ChangeMark, Changes, KekUse, KeyRecord, NextMark
+    from eventseal.keys.records import Admission, ChangeMark, Changes, KekUse, KeyRecord, NextMark
     from eventseal.keys.store import KeyStore
     from eventseal.kms.adapter import WrappedKey
     from eventseal.storage.datastore import SQLAlchemyDatastore
@@ -86,7 +92,7 @@ class SQLAlchemyKeyStore:
         )
 
     def add_active(
-        self, records: Sequence[KeyRecord], *, mark: ChangeMark | None = None, as_of: bytes | None = None
+        self, records: Sequence[KeyRecord], *, mark: ChangeMark | None = None, admit: Admission | None = None
     ) -> dict[str, KeyRecord]:
         """Insert new active keys, each unless its scope's slot is taken; give the holders."""
 
@@ -115,7 +121,7 @@ class SQLAlchemyKeyStore:
             insert_wrappings(connection, inserted)
             if mark is not None and inserted:
                 insert_mark(connection, mark)
-            if as_of is not None and not _is_as_of(load_mark(connection, first.application), as_of):
+            if admit is not None and not is_admitted(connection, first.application, admit):
                 connection.rollback()
                 return {}
             return slot_holders(
@@ -302,10 +308,6 @@ class SQLAlchemyKeyStore:
             if engine.dialect.name == "sqlite":
                 error.remedy = f"{error.remedy} {_PREPARE}"
             raise
-
-
-def _is_as_of(mark: ChangeMark | None, as_of: bytes) -> bool:
-    return mark is not None and mark.revoked == as_of
 
 
 if TYPE_CHECKING:

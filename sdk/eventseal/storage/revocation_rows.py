@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from eventseal.storage.edited_rows import read_rows
-from eventseal.storage.key_rows import chunks, insert_unless_there, store_mark
+from eventseal.storage.key_rows import chunks, insert_unless_there, load_mark, store_mark
 from eventseal.storage.key_tables import erased_items, revocation_nodes
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from eventseal.keys.records import ChangeMark, NextMark
+    from eventseal.keys.records import Admission, ChangeMark, NextMark
 
 
 def load_nodes(connection: Connection, application: str, paths: Collection[bytes]) -> dict[bytes, bytes]:
@@ -33,6 +33,14 @@ def load_nodes(connection: Connection, application: str, paths: Collection[bytes
         )
         if not row.unreadable  # like a node that is gone: it does not match what lists it
     }
+
+
+def is_admitted(connection: Connection, application: str, admit: Admission) -> bool:
+    """Whether keys that this transaction has inserted may stay, by what is revoked now."""
+    mark = load_mark(connection, application)
+    if mark is None:
+        return False
+    return mark.revoked == admit.revoked or admit(mark, load_nodes(connection, application, admit.paths))
 
 
 def list_erased(connection: Connection, application: str, digests: Collection[bytes]) -> None:

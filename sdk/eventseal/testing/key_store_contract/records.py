@@ -99,6 +99,31 @@ class GivenMark:
         return self.given, self._changed
 
 
+class GivenAdmission:
+    """
+    An ``admit`` with a given answer.
+
+    Args:
+        revoked: What a mark has under which it is not asked.
+        admits: The answer.
+        paths: The nodes to read.
+
+    Attributes:
+        asked: What it was called with last.
+    """
+
+    def __init__(self, revoked: bytes, *, admits: bool, paths: Collection[bytes] = ()) -> None:
+        self.revoked = revoked
+        self.paths = paths
+        self.asked: tuple[ChangeMark, Mapping[bytes, bytes]] | None = None
+        self._admits = admits
+
+    def __call__(self, mark: ChangeMark, nodes: Mapping[bytes, bytes]) -> bool:
+        """Give the answer."""
+        self.asked = mark, nodes
+        return self._admits
+
+
 class RefusedMark(GivenMark):
     """A ``next_mark`` that refuses, as a keyring does that finds a mark edited."""
 

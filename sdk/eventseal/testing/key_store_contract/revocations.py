@@ -10,11 +10,11 @@ import pytest
 from eventseal.keys.states import KeyState
 from eventseal.testing.key_store_contract.fixtures import KeyStoreFixtures
 from eventseal.testing.key_store_contract.records import (
+    GivenAdmission,
     GivenMark,
     RefusedMarkError,
     make_record,
     moved,
-    next_mark,
     refuse_mark,
     the_changes,
 )
@@ -79,13 +79,25 @@ class RevocationsContract(KeyStoreFixtures):
         assert store.find_erased(f"{application}-other", [first]) == set()
         assert store.find_erased(application, []) == set()
 
-    def test_keys_are_made_only_if_nothing_was_revoked_since(
-        self, store: KeyStore, other_store: KeyStore, application: str
+    def test_keys_are_admitted_without_a_question_while_nothing_was_revoked(
+        self, store: KeyStore, application: str
     ) -> None:
-        as_of = the_changes(store, application, -1).mark.revoked
-        assert store.add_active([make_record(application, "a")], as_of=as_of)["a"].scope == "a"
-        other_store.advance(application, next_mark=next_mark)
+        admission = GivenAdmission(the_changes(store, application, -1).mark.revoked, admits=False)
+        assert store.add_active([make_record(application, "a")], admit=admission)["a"].scope == "a"
+        assert admission.asked is None
+
+    @pytest.mark.parametrize("admits", [True, False])
+    def test_else_it_is_asked_with_the_mark_and_the_nodes_as_they_are_now(
+        self, store: KeyStore, other_store: KeyStore, application: str, admits: bool
+    ) -> None:
+        admission = GivenAdmission(
+            the_changes(store, application, -1).mark.revoked, admits=admits, paths=[b"", b"\x07"]
+        )
+        following = GivenMark(_NODES)
+        other_store.advance(application, next_mark=following)
         late = make_record(application, "b")
-        assert store.add_active([late], as_of=as_of) == {}
-        assert store.get([late.key_id]) == {}
-        assert store.active(application, ["b"]) == {}
+        kept = store.add_active([late], admit=admission)
+        assert admission.asked == (following.given, {b"": b"root"})
+        assert list(kept) == (["b"] if admits else [])
+        assert list(store.get([late.key_id])) == ([late.key_id] if admits else [])
+        assert list(store.active(application, ["b"])) == (["b"] if admits else [])
