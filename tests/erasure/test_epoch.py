@@ -755,7 +755,8 @@ def test_a_version_is_not_noted_in_a_roll_that_was_begun_anew_meanwhile(
         late.append(item.key_id)
         stolen.extend(shop.records())
         shred(shop.seal, "tenant:late")
-        begin_epoch(engine, application, seals)  # another run begins, anew
+        shreds = shop.seal.keyring.count_shreds()
+        begin_epoch(engine, application, seals, shreds=shreds)  # another run begins, anew
         note_version(engine, application, seals, *noted)
         raise _Killed
 
@@ -776,7 +777,8 @@ def test_a_run_that_is_done_leaves_the_roll_that_another_one_has_begun_anew(
 
     def stalling(engine, application, seals, number) -> datetime:
         shred(shop.seal, ERASED[0])
-        assert begin_epoch(engine, application, seals).number == number + 1
+        shreds = shop.seal.keyring.count_shreds()
+        assert begin_epoch(engine, application, seals, shreds=shreds).number == number + 1
         return finish_epoch(engine, application, seals, number)
 
     with monkeypatch.context() as patch:

@@ -92,12 +92,12 @@ EDITS = [
     {"kek_versions": {"fake://kek": 2}},
     {"number": 7},
     {"number": -(2**63)},
-    {"revoked": bytes(63) + b"1"},
+    {"shreds": 7},
     {"finished_at": LONG_AGO},
     {"seal": bytes(32)},
     {"seal": b""},
 ]
-JUNK = ["kek_versions = '{'", "begun_at = 'soon'", "number = 'one'", "revoked = 'text'", "seal = 1.5"]
+JUNK = ["kek_versions = '{'", "begun_at = 'soon'", "number = 'one'", "shreds = 'text'", "seal = 1.5"]
 
 
 @pytest.mark.slow
@@ -163,7 +163,7 @@ def test_a_run_that_ended_nothing_says_so_and_writes_no_receipt(shop, kms, monke
 
 # --- stores of the previous release ---
 
-ADDED = ("number", "revoked", "finished_at", "seal")
+ADDED = ("number", "shreds", "finished_at", "seal")
 
 
 @pytest.mark.slow

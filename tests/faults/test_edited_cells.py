@@ -148,7 +148,7 @@ def test_the_epochs_row_costs_the_roll(shop):
     for cell in cells(epochs, engine):
         with engine.begin() as connection:
             connection.execute(epochs.delete())
-        begin_epoch(engine, APPLICATION)
+        begin_epoch(engine, APPLICATION, again.keyring.table_seals(), shreds=0)
         cell.put(engine, "true")
         found = typed(partial(begin_epoch, engine, APPLICATION))
         assert isinstance(found, EventSealError) or (cell.column, cell.junk) != ("kek_versions", "'[]'")

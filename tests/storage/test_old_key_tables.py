@@ -288,7 +288,7 @@ def test_a_live_key_that_was_made_to_look_retired_is_left_out_of_the_tree(old: O
     old.execute(edit, "destroyed", "retired", key_id.bytes)
     rows = upgrade_key_tables(old.process().set_up())
     assert rows is not None
-    assert rows.edited == {key_id: "retired"}
+    assert rows.edited == 1
     assert isinstance(key_of(old.process(), key_id), IntegrityError)
     old.execute(edit, "active", None, key_id.bytes)
     check_everything(old.process())

@@ -142,8 +142,9 @@ class TestTheRegistry:
         with datastore.key_engine.begin() as connection:
             there = registered(connection)
             before = Registry([], [])  # as read a moment before
-            monkeypatch.setattr(registry, "read_registry", lambda _: before)
-            register(connection, reversed(there))
+            with monkeypatch.context() as patch:
+                patch.setattr(registry, "read_registry", lambda *_: before)
+                register(connection, reversed(there))
         with datastore.key_engine.connect() as connection:
             assert registered(connection) == there
 

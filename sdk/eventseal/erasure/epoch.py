@@ -170,7 +170,8 @@ class _Roll:
             prepare_ledger(self._store, self._ledger)
         self._total = 2 * self._store.key_store.count_wrapped_keys(self._application)
         seals = self._keyring.table_seals()
-        epoch = begin_epoch(self._engine, self._application, seals)
+        shreds = self._keyring.count_shreds()
+        epoch = begin_epoch(self._engine, self._application, seals, shreds=shreds)
         if not self._replace_branch_keys(epoch.begun_at):
             return self._result(complete=False)
         note = partial(note_version, self._engine, self._application, seals, epoch.number)

@@ -338,7 +338,7 @@ class Destroyer:
             if not all(self._memory.admit(r, since=since) for r in found.rows if not is_set_back(r)):
                 continue
             moves = plan(found)
-            if not (moves.keys or moves.tombstones or moves.scopes):
+            if not (moves.keys or moves.tombstones or self._differ(moves.scopes)):
                 self._bury(found.rows)
                 return list(found.rows)
             changed = [seals.sealed(record) for _, record in moves.keys]
@@ -413,6 +413,14 @@ class Destroyer:
                     key_id=key_id,
                 )
         return found
+
+    def _differ(self, scopes: Mapping[tuple[KeyPurpose, str], bool]) -> bool:
+        """Whether the revocation tree says of a scope something else than it is to say."""
+        seals, revocations = self._store_key.made_seals(), self._store.revocations
+        return any(
+            revocations.scopes(purpose, [scope], seals).closed[scope] is not closed
+            for (purpose, scope), closed in scopes.items()
+        )
 
     def _is_closed(self, scope: str) -> bool:
         """Whether the revocation tree has a scope as closed, whatever rows hold its slots."""

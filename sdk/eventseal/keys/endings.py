@@ -93,7 +93,12 @@ def end_of_scope(
             elif erased is None or (takes_slot and slot != record.active_scope):
                 keys.append((record, moved(record, active_scope=slot)))
         tombstones += [replace(record, active_scope=scope if record is holder else None) for record in lost]
-    return Moves(keys, tombstones, slots(scope, closed=True) if closed else {})
+    scopes = slots(scope, closed=True) if closed else {}
+    return Moves(keys, tombstones, {**scopes, SHREDS: True} if keys or tombstones else scopes)
+
+
+SHREDS = (KeyPurpose.STORE, "shreds")
+"""The entry of the revocation tree whose number counts shreds: of a scope that no key can have."""
 
 
 def slots(scope: str, *, closed: bool) -> dict[tuple[KeyPurpose, str], bool]:

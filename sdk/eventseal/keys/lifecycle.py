@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from eventseal.errors import ConfigurationError
+from eventseal.keys.endings import SHREDS
 from eventseal.keys.old_key_tables import Upgrade, read_old_rows, refuse_edited_shreds, upgrade_name
 from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
 from eventseal.keys.states import KeyPurpose, KeyState
@@ -252,6 +253,20 @@ class KeyLifecycle:
         """
         return self._destroyer.wrapped_under(branch_ids)
 
+    def count_shreds(self) -> int:
+        """
+        Say how often keys of the application were shredded, as the revocation tree counts it.
+
+        Raises:
+            EventSealError: The store key does not open, or the mark is not what a keyring sealed.
+            StoreError: The key store refused or failed.
+        """
+        self._memory.check_open()
+        seals = self._store_key.made_seals()
+        self._refresher.refresh()
+        state = self._store.revocations.entry(seals.scope_name(*SHREDS), seals)
+        return 0 if state is None else state.number
+
     def key_tables(self) -> Literal["old", "upgraded", "new"] | None:
         """
         Say whether the key tables are of a release before the revocation tree, were upgraded, or never were.
@@ -271,7 +286,7 @@ class KeyLifecycle:
         revocations = self._store.revocations
         if revocations.are_old:
             return "old"
-        return "upgraded" if revocations.has_entry(upgrade_name(seals), seals) else "new"
+        return "upgraded" if revocations.entry(upgrade_name(seals), seals) else "new"
 
     def upgrade_key_tables(self, *, first: Callable[[OldRows], object]) -> OldRows | None:
         """

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from eventseal.keys.memory import Memory
     from eventseal.keys.records import Admission, ChangeMark
-    from eventseal.keys.revocation_tree import HowRevoked
+    from eventseal.keys.revocation_tree import HowRevoked, ScopeState
     from eventseal.keys.seals import Seals
     from eventseal.keys.states import KeyPurpose
     from eventseal.keys.store import KeyStore
@@ -194,10 +194,10 @@ class Revocations:
                 closed[scope] = state is not None and state.closed
         return ScopeStates(closed, _OpenScopes(list(names.values()), tree.root_digest, seals))
 
-    def has_entry(self, name: bytes, seals: Seals) -> bool:
-        """Whether the tree has an entry, by its name; raises as :meth:`scopes`."""
+    def entry(self, name: bytes, seals: Seals) -> ScopeState | None:
+        """Give an entry of the tree by its name, if there is one; raises as :meth:`scopes`."""
         try:
-            return self._tree([leaf_of_scope(name)], seals).scope_state(name) is not None
+            return self._tree([leaf_of_scope(name)], seals).scope_state(name)
         except UnprovenError:
             raise _edited("a leaf of the revocation tree") from None
 

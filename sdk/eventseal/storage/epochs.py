@@ -12,7 +12,7 @@ from sqlalchemy import select, update
 
 from eventseal.errors import IntegrityError
 from eventseal.storage.edited_rows import as_sql, deletion, read_rows
-from eventseal.storage.key_rows import insert_unless_there, load_mark
+from eventseal.storage.key_rows import insert_unless_there
 from eventseal.storage.key_tables import epochs
 from eventseal.storage.transactions import read, write
 from eventseal.storage.types import DatabaseClock
@@ -38,15 +38,15 @@ class Epoch(NamedTuple):
         number: Goes up by 1 when a roll begins and when it is done, so no two states of the row share one.
         begun_at: By the key store's clock. Keys made since then are the roll's own.
         kek_versions: By KEK, the version that the roll has made.
-        revoked: What the application's change mark said about revoked keys when the roll began. Every shred
-            changes it, and no clock has a say in it.
+        shreds: How often keys of the application had been shredded when the roll began, as the revocation
+            tree counts it: no clock has a say in it.
         finished_at: By the key store's clock; ``None`` while the roll is under way.
     """
 
     number: int
     begun_at: datetime
     kek_versions: Mapping[str, str]
-    revoked: bytes
+    shreds: int
     finished_at: datetime | None = None
 
 
@@ -62,37 +62,30 @@ def is_rolling(engine: Engine, application: str) -> bool:
     return read(engine, lambda connection: connection.execute(query).first() is not None, doing=_DOING)
 
 
-def begin_epoch(engine: Engine, application: str, seals: Seals) -> Epoch:
+def begin_epoch(engine: Engine, application: str, seals: Seals, *, shreds: int) -> Epoch:
     """
     Begin a roll, or go on with one that was interrupted.
 
     One that was interrupted is begun anew if a key was shredded since: a backup taken after its beginning may
-    hold that key under what the roll had made. The change mark says so. It also moves when a key is marked
-    compromised, or such a key is retired, also by the roll itself: then a roll does too much.
+    hold that key under what the roll had made.
 
     Args:
         engine: Of the key tables.
         application: Whose epoch; it has a store key.
         seals: The application's.
+        shreds: How often its keys were shredded by now: ``Keyring.count_shreds()``.
 
     Raises:
-        IntegrityError: The row, or the change mark, is not what was written.
+        IntegrityError: The row is not what was written.
         StoreError: The database refused or failed.
     """
 
     def begin(connection: Connection) -> Epoch:
         found = _newest(connection, application, seals, lock=True)
-        mark = load_mark(connection, application)
-        if mark is None:
-            raise IntegrityError(
-                f"application {application!r} has no change mark: somebody deleted it",
-                remedy="Find out who changed the key tables, and restore key_changes from a backup.",
-            )
-        seals.check_mark(mark)
-        if found is not None and found.finished_at is None and found.revoked == mark.revoked:
+        if found is not None and found.finished_at is None and found.shreds == shreds:
             return found
         number = 1 if found is None else found.number + 1
-        begun = Epoch(number, _now(connection), {}, mark.revoked)
+        begun = Epoch(number, _now(connection), {}, shreds)
         _store(connection, application, seals, begun)
         return _newest(connection, application, seals) or begun  # maybe another process's, which was first
 
@@ -189,7 +182,8 @@ def _is_whole(epoch: Epoch) -> bool:
     return (
         type(epoch.number) is int
         and epoch.number >= 0
-        and type(epoch.revoked) is bytes
+        and type(epoch.shreds) is int
+        and epoch.shreds >= 0
         and type(versions) is dict
         and all(type(version) is str for version in versions.values())
     )
@@ -208,8 +202,9 @@ def _parts(epoch: Epoch) -> list[bytes]:
         "" if moment is None else moment.isoformat(timespec="microseconds")
         for moment in (epoch.begun_at, epoch.finished_at)
     )
+    numbers = [number.to_bytes(_NUMBER_SIZE) for number in (epoch.number, epoch.shreds)]
     versions = [text.encode() for made in sorted(epoch.kek_versions.items()) for text in made]
-    return [epoch.number.to_bytes(_NUMBER_SIZE), begun.encode(), ended.encode(), epoch.revoked, *versions]
+    return [*numbers, begun.encode(), ended.encode(), *versions]
 
 
 def _now(connection: Connection) -> datetime:

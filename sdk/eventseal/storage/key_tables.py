@@ -83,7 +83,7 @@ epochs = Table(
     Column("kek_versions", StoredJSON(), nullable=False),
     # NULL in a row that the first release has written.
     Column("number", ExactInteger(), info=ADDED),
-    Column("revoked", ExactBytes(), info=ADDED),
+    Column("shreds", ExactInteger(), info=ADDED),
     Column("finished_at", UTCTimestamp(), info=ADDED),
     Column("seal", ExactBytes(), info=ADDED),
 )
