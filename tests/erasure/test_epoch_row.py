@@ -109,7 +109,7 @@ def test_an_edited_row_is_refused_by_name_and_nothing_is_ended(shop, kms) -> Non
         shop.execute(edit)
         with pytest.raises(IntegrityError, match="the row of application 'shop' in epochs") as refused:
             roll_epoch(shop.seal)
-        assert "delete this row" in refused.value.remedy
+        assert "delete the row" in refused.value.remedy
     assert (kms.current, kms.deleted, epoch_entries(shop)) == ("2", set(), 0)
     shop.execute(text("DELETE FROM epochs"))
     assert roll_epoch(shop.seal).complete

@@ -10,6 +10,7 @@ from sqlalchemy import select
 from tests.faults.edited_cells import BESIDE, ITEMS, Cell, cells, doctor, events, fill, tenants_of, typed
 from tests.fixtures.sealed_shops import APPLICATION, SealedShop, datastore_at, scope_of
 
+from eventseal.erasure import reopen, shred
 from eventseal.erasure.ledger_entries import parsed
 from eventseal.erasure.ledger_table import LedgerTable, erasure_ledger
 from eventseal.errors import EventSealError, IntegrityError
@@ -30,12 +31,14 @@ from eventseal.storage.job_tables import (
 from eventseal.storage.key_tables import (
     encryption_keys,
     epochs,
+    erased_items,
     fence_metadata,
     kek_fences,
     key_changes,
     key_fences,
     key_metadata,
     key_wrappings,
+    revocation_nodes,
     sealed_tables,
 )
 from eventseal.storage.types import DatabaseClock
@@ -49,7 +52,7 @@ pytestmark = pytest.mark.slow
 def test_every_table_is_among_these():
     tested = {encryption_keys, key_wrappings, kek_fences, epochs, key_changes, sealed_tables, key_fences}
     tested |= {reencryption_jobs, reencryption_shards, reencrypted_keys, reencryption_failures}
-    tested |= {compromised_marks, marked_envelopes, replaced_envelopes}
+    tested |= {compromised_marks, marked_envelopes, replaced_envelopes, revocation_nodes, erased_items}
     assert tested == {*key_metadata.sorted_tables, *fence_metadata.sorted_tables, *job_metadata.sorted_tables}
 
 
@@ -143,18 +146,43 @@ def test_the_remedy_for_the_interval_works_as_it_stands(shop, again):
     assert events(again, BESIDE) == 1
 
 
-def test_the_epochs_row_costs_the_roll(shop):
+@pytest.mark.parametrize("table", [revocation_nodes, erased_items], ids=str)
+def test_a_row_about_what_was_erased_costs_its_own_keys(shop, store_url, kms, table: Table):
+    fill(shop, ["gone", BESIDE])
+    leaf = shop.active_keys()[scope_of("gone")].bytes[-2:]
+    shred(shop, scope_of("gone"))
+    reopen(shop, scope_of("gone"))
+    engine = shop.datastore.engine
+    for cell in cells(table, engine):
+        if (cell.column, cell.junk) in {("path", "''"), ("path", "x''")}:
+            continue  # the root's own
+        with engine.begin() as connection:
+            there = connection.execute(select(table)).all()
+        if table is revocation_nodes:
+            cell.put(engine, "path = :path", path=leaf)
+        else:
+            cell.put(engine, "true")
+        with SealedShop(store_url, kms) as fresh:
+            assert events(fresh, BESIDE) == 1
+            assert isinstance(typed(partial(events, fresh, "gone")), EventSealError)
+        with engine.begin() as connection:
+            connection.execute(table.delete())
+            connection.execute(table.insert(), [row._asdict() for row in there])
+
+
+def test_the_epochs_row_costs_the_roll(shop, again):
     engine = shop.datastore.engine
     for cell in cells(epochs, engine):
         with engine.begin() as connection:
             connection.execute(epochs.delete())
-        begin_epoch(engine, APPLICATION, again.keyring.table_seals(), shreds=0)
+        begin = partial(begin_epoch, engine, APPLICATION, again.keyring.table_seals(), shreds=0)
+        begin()
         cell.put(engine, "true")
-        found = typed(partial(begin_epoch, engine, APPLICATION))
+        found = typed(begin)
         assert isinstance(found, EventSealError) or (cell.column, cell.junk) != ("kek_versions", "'[]'")
         if isinstance(found, EventSealError):
             assert isinstance(found, IntegrityError)
-            assert f"in epochs was edited: its {cell.column}" in str(found)
+            assert "in epochs was edited: it" in str(found)
 
 
 def test_a_stop_that_was_edited_hides_no_other(shop, again):

@@ -5,11 +5,13 @@ from __future__ import annotations
 from uuid import uuid4
 
 import pytest
+from sqlalchemy.orm import DeclarativeBase
 from tests.fixtures.eventsourcing_store import EVENTS
 
 from eventseal.errors import ConfigurationError, JobError
 from eventseal.rotation import begin_migration, finish_migration, migrate, reencrypt, status, verify
 from eventseal.rotation.sealed_store import registered_tables
+from eventseal.storage.item_tables import IntegerSequencedColumns
 from eventseal.storage.registry import set_old_formats
 
 ITEMS = "integer_sequenced_items"
@@ -214,11 +216,17 @@ def test_a_migration_does_not_end_while_an_old_item_hides_behind_a_key_id(open_s
 
 
 def test_a_record_class_whose_table_was_never_made_is_named(open_shop, sqlite_url, shop):
+    class Base(DeclarativeBase):
+        pass
+
+    class InvoiceRecord(IntegerSequencedColumns, Base):
+        __tablename__ = "invoices"
+        __collection__ = "invoices"
+
     shop = open_shop(sqlite_url)
-    shop.execute("DROP TABLE snapshots")
-    shop.execute("DELETE FROM sealed_tables WHERE table_name = 'snapshots'")
+    shop.seal.datastore.tables = (*shop.seal.datastore.tables, InvoiceRecord)
     for verb in (verify, finish_migration):
-        with pytest.raises(ConfigurationError, match="snapshots") as refused:
+        with pytest.raises(ConfigurationError, match="invoices") as refused:
             verb(shop.seal)
         assert "eventseal init" in refused.value.remedy
 

@@ -7,14 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eventseal.errors import ConfigurationError
-from eventseal.storage import (
-    IntegerSequencedItemRecord,
-    SnapshotRecord,
-    SQLAlchemyDatastore,
-    SQLAlchemyKeyStore,
-    SQLAlchemySettings,
-    TimestampSequencedItemRecord,
-)
+from eventseal.storage import SQLAlchemyDatastore, SQLAlchemyKeyStore, SQLAlchemySettings
+from eventseal.storage.item_tables import OWN_RECORDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,11 +17,6 @@ if TYPE_CHECKING:
 
     from eventseal.configuration.settings import Settings
 
-OWN_RECORDS: tuple[type[Any], ...] = (
-    IntegerSequencedItemRecord,
-    TimestampSequencedItemRecord,
-    SnapshotRecord,
-)
 _NO_STORE = """Say where the items are, with a line in eventseal.toml:
     store_url = "sqlite:///events.sqlite"
 or with a variable:

@@ -15,7 +15,6 @@ from eventseal.errors import (
     EncryptionRequiredError,
     EventSealError,
     IntegrityError,
-    KekNotConfiguredError,
     KeyDestroyedError,
     KeyNotFoundError,
     KmsError,
@@ -147,7 +146,6 @@ class ItemChecks:
             What was found, for each page.
 
         Raises:
-            KekNotConfiguredError: A key is wrapped only under a KEK that this store was not given.
             KmsError: The KMS refused or failed: that says nothing about the items.
             StoreError: The database refused or failed.
             WrongApplicationError: There are items of another application and no keys of this one.
@@ -331,8 +329,8 @@ class _Verdict:
 
 
 def raise_if_outage(error: EventSealError) -> None:
-    """Raise what says nothing about an item or a key: an outage, a refusal, or a KEK that is missing here."""
-    if isinstance(error, KmsError | StoreError | KekNotConfiguredError):
+    """Raise what says nothing about an item or a key: an outage, or a refusal."""
+    if isinstance(error, KmsError | StoreError):
         raise error
 
 

@@ -12,6 +12,7 @@ from sqlalchemy import inspect
 from eventseal.errors import ConfigurationError, IntegrityError, MissingTableError
 from eventseal.storage.fence_triggers import has_fence_triggers
 from eventseal.storage.item_columns import sealed_columns
+from eventseal.storage.item_tables import OWN_RECORDS
 from eventseal.storage.key_counts import count_differing, differing_rows, rows_without_envelope
 from eventseal.storage.registry import DEFAULT_DATABASE, Registry, SealedTable, forget_statement
 from eventseal.storage.transactions import read
@@ -293,7 +294,9 @@ def refuse_unregistered_tables(store: SealedStore) -> None:
         if row.table is None:  # it may be that of any table that looks unregistered
             raise row.problem
         edited.add(row.table)  # it is registered, and whoever needs its columns is told
-    listed = [columns.table.fullname for columns in map(sealed_columns, store.datastore.tables) if columns]
+    # Nobody need have made all of EventSeal's own; one that is there and not registered is found below.
+    theirs_own = [record for record in store.datastore.tables if record not in OWN_RECORDS]
+    listed = [columns.table.fullname for columns in map(sealed_columns, theirs_own) if columns]
     missing = sorted({*listed} - {table.table for table in registry.tables} - edited)
     if missing:
         raise ConfigurationError(

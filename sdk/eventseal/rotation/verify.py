@@ -16,6 +16,7 @@ from eventseal.errors import (
     EventSealError,
     IntegrityError,
     JobError,
+    KekNotConfiguredError,
     KeyDestroyedError,
     UnknownFormatError,
 )
@@ -117,7 +118,8 @@ def verify(
         ConfigurationError: A table that looks sealed is not registered, or a registered or listed one is not
             there. Or *resume* is of another verification.
         IntegrityError: *resume* was changed.
-        KekNotConfiguredError: A key is wrapped only under a KEK that this store was not given.
+        KekNotConfiguredError: Several keys are wrapped only under a KEK that this store was not given. Of one
+            key alone that is a failure.
         WrongApplicationError: There are items of another application and no keys of this one.
         JobError: A worker process ended in the middle of its work.
         KmsError: The KMS refused or failed: that says nothing about the items.
@@ -172,6 +174,8 @@ class _Run:
 
     def check_keys(self) -> None:
         """Check the seal, the wrapping and the binding of every key of items, and of fields inside them."""
+        missing: dict[str | None, list[tuple[UUID, KekNotConfiguredError]]] = {}
+        opened = 0
         for records in self._key_pages():
             outcomes: dict[UUID, object] = {}
             for record in records:
@@ -184,10 +188,21 @@ class _Run:
             for record in readable:
                 outcome = outcomes.get(record.key_id)
                 # A tombstone says that it is one, and its seal was checked before: nothing is wrong with it.
-                if isinstance(outcome, EventSealError) and not isinstance(outcome, KeyDestroyedError):
+                if isinstance(outcome, KekNotConfiguredError):
+                    missing.setdefault(outcome.kek_uri, []).append((record.key_id, outcome))
+                elif isinstance(outcome, EventSealError) and not isinstance(outcome, KeyDestroyedError):
                     raise_if_outage(outcome)
-                    key_id = record.key_id
-                    self._of_this_run.fail(KEY_TABLE, {"key_id": str(key_id)}, key_id, outcome)
+                    self._fail_key(record.key_id, outcome)
+                else:
+                    opened += outcome is not None
+        for refused in missing.values():
+            # A KEK that is missing here, and not a row in which somebody edited the name of one.
+            if len(refused) > 1 or not opened:
+                raise refused[0][1]
+            self._fail_key(*refused[0])
+
+    def _fail_key(self, key_id: UUID, error: EventSealError) -> None:
+        self._of_this_run.fail(KEY_TABLE, {"key_id": str(key_id)}, key_id, error)
 
     def name_uncounted_tables(self) -> None:
         """Count each table that holds items and cannot be read here as one failure."""

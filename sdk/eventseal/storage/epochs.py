@@ -160,33 +160,31 @@ def _newest(connection: Connection, application: str, seals: Seals, *, lock: boo
     rows = read_rows(connection, query.with_for_update() if lock else query)
     if not rows:
         return None
-    row = rows[0].values
-    if not rows[0].unreadable:
+    row, unreadable = rows[0].values, [*rows[0].unreadable]
+    if not unreadable:
         if row["number"] is None and row["seal"] is None:
             return None
         found = Epoch(*[row[name] for name in Epoch._fields])
-        if _is_whole(found) and seals.fits_epoch(row["seal"] or b"", *_parts(found)):
+        unreadable = _unfit(found)
+        if not unreadable and seals.fits_epoch(row["seal"] or b"", *_parts(found)):
             return found
-    columns = ", ".join(rows[0].unreadable)
     raise IntegrityError(
         f"the row of application {application!r} in epochs was edited: "
-        + (f"its {columns} cannot be read" if columns else "it does not match its seal"),
+        + (f"its {', '.join(unreadable)} cannot be read" if unreadable else "it does not match its seal"),
         remedy="Find out who changed the key tables, then delete the row, so that the roll begins anew: "
         f"{deletion(epochs, f'application = {as_sql(connection, application)}')}",
     )
 
 
-def _is_whole(epoch: Epoch) -> bool:
-    """Whether a row has all that a roll writes; only an edit leaves anything out."""
+def _unfit(epoch: Epoch) -> list[str]:
+    """Name the columns that hold what no roll writes."""
     versions: Any = epoch.kek_versions
-    return (
-        type(epoch.number) is int
-        and epoch.number >= 0
-        and type(epoch.shreds) is int
-        and epoch.shreds >= 0
-        and type(versions) is dict
-        and all(type(version) is str for version in versions.values())
-    )
+    fits = {
+        "number": type(epoch.number) is int and epoch.number >= 0,
+        "shreds": type(epoch.shreds) is int and epoch.shreds >= 0,
+        "kek_versions": type(versions) is dict and all(type(version) is str for version in versions.values()),
+    }
+    return [name for name, fit in fits.items() if not fit]
 
 
 def _store(connection: Connection, application: str, seals: Seals, epoch: Epoch) -> None:

@@ -72,3 +72,11 @@ class SnapshotRecord(IntegerSequencedColumns, ActiveRecord):
 
     __tablename__ = "snapshots"
     __collection__ = "snapshots"
+
+
+OWN_RECORDS: tuple[type[Any], ...] = (
+    IntegerSequencedItemRecord,
+    TimestampSequencedItemRecord,
+    SnapshotRecord,
+)
+"""EventSeal's own record classes."""

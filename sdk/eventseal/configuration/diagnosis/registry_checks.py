@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from sqlalchemy import inspect
 
 from eventseal.configuration.diagnosis.findings import Finding, Severity
-from eventseal.configuration.stores import OWN_RECORDS
-from eventseal.errors import ConfigurationError, MissingTableError
+from eventseal.errors import ConfigurationError, IntegrityError, MissingTableError
 from eventseal.rotation.sealed_store import refuse_unreachable_tables, tables_of
 from eventseal.storage.item_columns import sealed_columns
+from eventseal.storage.item_tables import OWN_RECORDS
 from eventseal.storage.key_id_indexes import has_key_id_indexes
 from eventseal.storage.registry import (
     DEFAULT_DATABASE,
@@ -211,6 +211,8 @@ def _check_others(stores: Stores) -> Iterator[Finding]:
         refuse_unreachable_tables(stores.datastore, stores.settings.application)
     except ConfigurationError as error:  # no key can be retired
         yield Finding.of(error, AREA)
+    except IntegrityError:
+        return  # rows that cannot be read are told apart
 
 
 def _unregistered(
