@@ -237,6 +237,16 @@ def test_a_kek_may_not_go_because_of_wrappings_that_only_say_they_open(moving, o
         refuse_needed_kek(moving.seal, old.uri)
 
 
+def test_a_kek_may_not_go_that_a_key_needs_which_only_says_it_was_destroyed(moving, old) -> None:
+    rewrap(moving.seal)
+    key_id = moving.key(SCOPES[0])
+    moving.execute(delete(key_wrappings).where(key_wrappings.c.key_id == key_id))
+    forged = {"state": KeyState.DESTROYED, "destroyed_by": "retired", "active_scope": None}
+    moving.execute(update(encryption_keys).where(encryption_keys.c.key_id == key_id).values(**forged))
+    with pytest.raises(JobError, match="1 live key"):
+        refuse_needed_kek(moving.seal, old.uri)
+
+
 def test_whether_a_kek_may_go_is_not_said_without_the_right_to_unwrap(moving, old, new) -> None:
     rewrap(moving.seal)
     moving.restart()

@@ -339,6 +339,15 @@ def test_a_changed_wrapping_under_a_branch_key_is_a_failure_of_its_own(new_keyri
     assert len(store.record(damaged).wrappings) == 1
 
 
+def test_who_ends_a_kek_afterwards_hears_of_data_keys_that_do_not_open(new_keyring, store, old) -> None:
+    key_ids = fill(new_keyring, old, 3, branches=1)
+    (wrapped,) = store.record(key_ids[0]).wrappings
+    changed = replace(wrapped, ciphertext=wrapped.ciphertext[:-1] + b"x")
+    store.edit(key_ids[0], wrappings=(changed,), verified=frozenset([changed]))
+    assert new_keyring(kms=old).rewrap().failed == 0  # where it should be, and nothing is to go
+    assert list(new_keyring(kms=old).rewrap(verify=True).failures) == [key_ids[0]]
+
+
 def test_data_keys_of_a_branch_without_an_active_key_stay(new_keyring, store, kms, destroy) -> None:
     key_ids = fill(new_keyring, kms, 5, branches=1)
     keyring = new_keyring(kms=kms, branches=1)
