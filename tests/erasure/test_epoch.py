@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import text, update
 from tests.fixtures.ending_kms import EndingKms
 from tests.fixtures.openbao import openbao
 
@@ -30,7 +30,7 @@ from eventseal.errors import (
     StoreUnavailableError,
 )
 from eventseal.items import SequencedItem
-from eventseal.keys import DataKey, KeyPurpose
+from eventseal.keys import DataKey, KeyPurpose, KeyState
 from eventseal.keys.branch_wrapping import named_branch, unwrap_under
 from eventseal.keys.handles import unwrapped_key
 from eventseal.kms import EncryptionContext
@@ -38,6 +38,7 @@ from eventseal.rotation import rewrap
 from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy
 from eventseal.storage.epochs import begin_epoch, finish_epoch, is_rolling, note_version
 from eventseal.storage.kek_closing import close_keks
+from eventseal.storage.key_tables import encryption_keys
 from eventseal.testing import FakeKms
 from eventseal_kms.aws import AwsKmsAdapter
 from eventseal_kms.local import LocalKmsAdapter
@@ -740,6 +741,20 @@ def test_an_interrupted_roll_is_begun_anew_if_somebody_was_erased_since(
     shred(shop.seal, ERASED[0])
     assert roll_epoch(shop.seal).complete
     assert items[ERASED[0]].key_id not in _reachable([*stolen, *shop.records()], [kms])
+
+
+def test_the_time_in_a_row_spares_no_branch_key(shops, store_url, kms) -> None:
+    shop = shops(store_url, kms, branches=2)
+    _filled(shop)
+    old = {record.key_id for record in shop.records() if record.purpose is KeyPurpose.BRANCH}
+    assert old
+    stolen = shop.records()
+    with shop.seal.datastore.key_engine.begin() as connection:
+        connection.execute(update(encryption_keys).values(created_at=datetime(2998, 1, 1, tzinfo=UTC)))
+    assert roll_epoch(shop.seal).complete
+    states = {record.key_id: record.state for record in shop.records()}
+    assert {states[key_id] for key_id in old} == {KeyState.DESTROYED}
+    assert _reachable(stolen, [kms]) == set()
 
 
 def test_a_version_is_not_noted_in_a_roll_that_was_begun_anew_meanwhile(

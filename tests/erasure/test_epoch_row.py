@@ -163,7 +163,7 @@ def test_a_run_that_ended_nothing_says_so_and_writes_no_receipt(shop, kms, monke
 
 # --- stores of the previous release ---
 
-ADDED = ("number", "shreds", "finished_at", "seal")
+ADDED = ("number", "shreds", "branch_keys", "finished_at", "seal")
 
 
 @pytest.mark.slow

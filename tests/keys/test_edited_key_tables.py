@@ -157,6 +157,17 @@ def test_a_closed_scope_does_not_open_with_its_slots_freed(tables, keyring, proc
     assert new.key_id == sealing_key(process()).key_id != key_id
 
 
+def test_a_process_that_knows_of_no_shred_yet_shreds_again_beside_edited_tombstones(
+    tables, keyring, process
+) -> None:
+    running = process()
+    sealing_key(running)
+    keyring.shred(SCOPE)
+    free_slots(tables)
+    assert running.shred(SCOPE).destroyed == ()
+    refuse_to_seal(process(), running)
+
+
 def test_a_closed_scope_is_reopened_although_its_slots_were_freed(tables, keyring, process) -> None:
     sealing_key(keyring)
     keyring.shred(SCOPE)

@@ -15,7 +15,7 @@ from eventseal.keys.known_states import KnownStates
 from eventseal.keys.lifecycle import KeyLifecycle
 from eventseal.keys.refreshing import Refresher
 from eventseal.keys.seating import Seats
-from eventseal.keys.upkeep import KeyUpkeep
+from eventseal.keys.upkeep import KeyUpkeep, RenewedBranches
 from eventseal.rotation import batches, closing
 from eventseal.storage import item_appends
 
@@ -261,7 +261,7 @@ def _begun_is_taken_for_done(_: Site) -> Iterator[None]:
 
 @contextmanager
 def _branch_keys_stay(_: Site) -> Iterator[None]:
-    with patch.object(KeyUpkeep, "renew_branches", lambda *_: []):
+    with patch.object(KeyUpkeep, "renew_branches", lambda *_: RenewedBranches([], [])):
         yield
 
 

@@ -66,6 +66,14 @@ def test_every_scope_gets_a_new_key_and_no_item_is_touched(shop) -> None:
     assert {bytes(row.data) for row in rows} == {item.data for item in items}
 
 
+def test_no_key_is_passed_over_because_of_the_time_in_its_row(shop) -> None:
+    a, b = active(shop, "a"), active(shop, "b")
+    shop.execute("UPDATE encryption_keys SET created_at = '2998-01-01 00:00:00.000000' WHERE scope = 'a'")
+    result = rotate_keys(shop.seal, compromised=True)
+    assert result.by_key == {a: 1, b: 1}
+    assert state(shop, a) is KeyState.COMPROMISED
+
+
 def test_named_scopes_alone_are_rotated(shop) -> None:
     a, b = active(shop, "a"), active(shop, "b")
     result = rotate_keys(shop.seal, scopes=["a", "a"])

@@ -7,6 +7,7 @@ from collections import Counter
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from eventseal.erasure.epoch_receipt import EpochReceipt
 from eventseal.erasure.epoch_result import EpochResult
@@ -24,6 +25,7 @@ from eventseal.storage.epochs import (
     begin_epoch,
     finish_epoch,
     is_rolling,
+    note_branch_keys,
     note_version,
 )
 from eventseal.storage.kek_closing import NO_KEY, close_keks, hanging_on
@@ -33,15 +35,16 @@ from eventseal.storage.transactions import read
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
-    from uuid import UUID
 
     from eventseal.erasure.ended_keks import EndedKek
     from eventseal.erasure.ledger import Ledger
     from eventseal.erasure.ledger_entries import LedgerEntry
     from eventseal.errors import EventSealError
     from eventseal.keys import KeyRecord, Rewrap
+    from eventseal.keys.seals import Seals
     from eventseal.kms import KmsAdapter
     from eventseal.rotation.sealed_store import SealedStore
+    from eventseal.storage.epochs import Epoch
 
 KEY_TABLE = "encryption_keys"
 """Names the branch keys in ``by_table``."""
@@ -172,7 +175,7 @@ class _Roll:
         seals = self._keyring.table_seals()
         shreds = self._keyring.count_shreds()
         epoch = begin_epoch(self._engine, self._application, seals, shreds=shreds)
-        if not self._replace_branch_keys(epoch.begun_at):
+        if not self._replace_branch_keys(epoch, seals):
             return self._result(complete=False)
         note = partial(note_version, self._engine, self._application, seals, epoch.number)
         versions = self._endings.make_versions(epoch.kek_versions, note)
@@ -191,9 +194,10 @@ class _Roll:
 
     # --- the steps ---
 
-    def _replace_branch_keys(self, begun_at: datetime) -> bool:
+    def _replace_branch_keys(self, epoch: Epoch, seals: Seals) -> bool:
         """Give branches new keys, wrap data keys under them, and destroy the old ones."""
-        old = self._keyring.renew_branches(begun_at)
+        old, made = self._keyring.renew_branches(set(map(UUID, epoch.branch_keys)))
+        note_branch_keys(self._engine, self._application, seals, epoch.number, made)
         self._counts["branch_keys_replaced"] = len(old)
         noticed_at = self._noticed_at(old)
         late = 0

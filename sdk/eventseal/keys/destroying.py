@@ -327,13 +327,21 @@ class Destroyer:
         Returns:
             The rows as they are now, in order of id.
         """
-        seals = self._store_key.made_seals()
+        seals, is_fresh = self._store_key.made_seals(), False
         for _ in range(ATTEMPTS):
             self._refresher.confirm_for_sealing()
             if not dry_run:
                 self._store.revocations.refuse_old()
             since = self._memory.moment()
-            found = read()
+            try:
+                found = read()
+            except IntegrityError:
+                if is_fresh:
+                    raise
+                # What was destroyed by another process since the last refresh may be edited as one likes.
+                is_fresh = True
+                self._refresher.refresh()
+                continue
             # A row that was put back shows an earlier state, and is destroyed anew.
             if not all(self._memory.admit(r, since=since) for r in found.rows if not is_set_back(r)):
                 continue

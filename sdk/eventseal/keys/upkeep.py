@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from eventseal.errors import ConfigurationError
 from eventseal.keys.branch_moving import BranchMover
@@ -19,7 +19,6 @@ from eventseal.kms.adapter import KmsAdapter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
-    from datetime import datetime
     from uuid import UUID
 
     from eventseal.keys.checked_store import CheckedStore
@@ -31,6 +30,19 @@ if TYPE_CHECKING:
     from eventseal.keys.seals import Seals
     from eventseal.keys.store_key import StoreKey
     from eventseal.kms.adapter import WrappedKey
+
+
+class RenewedBranches(NamedTuple):
+    """
+    Branches that were given new keys.
+
+    Attributes:
+        replaced: The branch keys that live still and wrap no more: to be retired when they are not needed.
+        made: The ids of the new ones.
+    """
+
+    replaced: Sequence[KeyRecord]
+    made: Sequence[UUID]
 
 
 class KeyUpkeep:
@@ -176,31 +188,33 @@ class KeyUpkeep:
             )
         return [self._branch_keys.rotate(scope, compromised=compromised).new for scope in scopes]
 
-    def renew_branches(self, since: datetime) -> list[KeyRecord]:
+    def renew_branches(self, made: Collection[UUID]) -> RenewedBranches:
         """
-        Give every branch that has a key a new one, unless it got it after *since*.
+        Give every branch that has a key a new one, unless that is one of *made*.
 
         Args:
-            since: By the key store's clock.
+            made: New branch keys of an earlier, interrupted call.
 
         Returns:
-            The branch keys that live still and wrap no more: to be retired when they are not needed.
+            What was replaced, and what was made.
 
         Raises:
             EventSealError: As :meth:`Keyring.rotate` raises; the branches before stay rotated.
         """
         self._memory.check_open()
         replaced: list[KeyRecord] = []
+        active: list[UUID] = []
         for scope, holder in self._branches_with_keys().items():
-            if holder is None or holder.created_at is None or holder.created_at <= since:
-                self._branch_keys.rotate(scope, compromised=False)
+            if holder is None or holder.key_id not in made:
+                holder = self._branch_keys.rotate(scope, compromised=False).new  # noqa: PLW2901
+            active.append(holder.key_id)
             replaced += [
                 record
                 for record in self._store.of_scope(self._application, scope)
                 if record.purpose is KeyPurpose.BRANCH
                 and record.state in {KeyState.DEACTIVATED, KeyState.COMPROMISED}
             ]
-        return replaced
+        return RenewedBranches(replaced, active)
 
     def _branches_with_keys(self) -> dict[str, KeyRecord | None]:
         """Give the branches that have keys, with the active one of each."""

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from eventseal.errors import ConfigurationError, EventSealError, KeyDestroyedError
+from eventseal.keys.key_ids import new_key_id
 from eventseal.keys.records import checked_scope
 from eventseal.keys.seals import unreadable_row
 from eventseal.keys.states import KeyPurpose, KeyState
@@ -205,17 +206,26 @@ def _active_keys(store: SealedStore) -> int:
 
 
 def _active_keys_now(store: SealedStore) -> Iterator[list[KeyRecord]]:
-    """Give the active data keys that were made before now: those that this run makes are new enough."""
-    began = store.key_store.now()
-    after: UUID | None = None
-    while page := store.key_store.page(
-        store.cipher.application, after=after, limit=_PAGE_SIZE, state=KeyState.ACTIVE
-    ):
+    """
+    Give the active data keys that are there now: those that this run makes are new enough.
+
+    Their ids tell them apart, which say when they were made. A database writer can set ``created_at``.
+    """
+    newest = new_key_id()
+    # Made by processes whose clocks are ahead; mostly there are none.
+    ahead = {record.key_id for page in _active_pages(store, newest) for record in page}
+    for page in _active_pages(store, None):
         yield [
             record
             for record in page
-            if record.purpose is KeyPurpose.DATA and (record.created_at is None or record.created_at <= began)
+            if record.purpose is KeyPurpose.DATA and (record.key_id <= newest or record.key_id in ahead)
         ]
+
+
+def _active_pages(store: SealedStore, after: UUID | None) -> Iterator[list[KeyRecord]]:
+    application = store.cipher.application
+    while page := store.key_store.page(application, after=after, limit=_PAGE_SIZE, state=KeyState.ACTIVE):
+        yield page
         after = page[-1].key_id
 
 

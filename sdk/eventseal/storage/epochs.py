@@ -18,8 +18,9 @@ from eventseal.storage.transactions import read, write
 from eventseal.storage.types import DatabaseClock
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
+    from uuid import UUID
 
     from sqlalchemy.engine import Connection, Engine
 
@@ -40,6 +41,7 @@ class Epoch(NamedTuple):
         kek_versions: By KEK, the version that the roll has made.
         shreds: How often keys of the application had been shredded when the roll began, as the revocation
             tree counts it: no clock has a say in it.
+        branch_keys: The ids of the branch keys that the roll has made, as text.
         finished_at: By the key store's clock; ``None`` while the roll is under way.
     """
 
@@ -47,6 +49,7 @@ class Epoch(NamedTuple):
     begun_at: datetime
     kek_versions: Mapping[str, str]
     shreds: int
+    branch_keys: Sequence[str] = ()
     finished_at: datetime | None = None
 
 
@@ -85,7 +88,7 @@ def begin_epoch(engine: Engine, application: str, seals: Seals, *, shreds: int) 
         if found is not None and found.finished_at is None and found.shreds == shreds:
             return found
         number = 1 if found is None else found.number + 1
-        begun = Epoch(number, _now(connection), {}, shreds)
+        begun = Epoch(number, _now(connection), {}, shreds, [])
         _store(connection, application, seals, begun)
         return _newest(connection, application, seals) or begun  # maybe another process's, which was first
 
@@ -121,6 +124,24 @@ def note_version(
             _store(connection, application, seals, found._replace(kek_versions=made))
 
     write(engine, note, doing="noting a KEK's new version")
+
+
+def note_branch_keys(
+    engine: Engine, application: str, seals: Seals, number: int, made: Sequence[UUID]
+) -> None:
+    """
+    Note which branch keys a roll has made, so that it makes no others if it goes on.
+
+    No time tells them apart: a database writer can set ``created_at``. Arguments and errors are those of
+    :func:`note_version`.
+    """
+
+    def note(connection: Connection) -> None:
+        found = _newest(connection, application, seals, lock=True)
+        if found is not None and found.number == number:
+            _store(connection, application, seals, found._replace(branch_keys=sorted(map(str, made))))
+
+    write(engine, note, doing="noting new branch keys")
 
 
 def finish_epoch(engine: Engine, application: str, seals: Seals, number: int) -> datetime:
@@ -179,10 +200,12 @@ def _newest(connection: Connection, application: str, seals: Seals, *, lock: boo
 def _unfit(epoch: Epoch) -> list[str]:
     """Name the columns that hold what no roll writes."""
     versions: Any = epoch.kek_versions
+    branch_keys: Any = epoch.branch_keys
     fits = {
         "number": type(epoch.number) is int and epoch.number >= 0,
         "shreds": type(epoch.shreds) is int and epoch.shreds >= 0,
         "kek_versions": type(versions) is dict and all(type(version) is str for version in versions.values()),
+        "branch_keys": type(branch_keys) is list and all(type(key_id) is str for key_id in branch_keys),
     }
     return [name for name, fit in fits.items() if not fit]
 
@@ -200,9 +223,11 @@ def _parts(epoch: Epoch) -> list[bytes]:
         "" if moment is None else moment.isoformat(timespec="microseconds")
         for moment in (epoch.begun_at, epoch.finished_at)
     )
-    numbers = [number.to_bytes(_NUMBER_SIZE) for number in (epoch.number, epoch.shreds)]
+    many = len(epoch.branch_keys)
+    numbers = [number.to_bytes(_NUMBER_SIZE) for number in (epoch.number, epoch.shreds, many)]
+    branch_keys = [key_id.encode() for key_id in epoch.branch_keys]
     versions = [text.encode() for made in sorted(epoch.kek_versions.items()) for text in made]
-    return [*numbers, begun.encode(), ended.encode(), *versions]
+    return [*numbers, begun.encode(), ended.encode(), *branch_keys, *versions]
 
 
 def _now(connection: Connection) -> datetime:

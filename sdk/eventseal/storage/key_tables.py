@@ -84,6 +84,7 @@ epochs = Table(
     # NULL in a row that the first release has written.
     Column("number", ExactInteger(), info=ADDED),
     Column("shreds", ExactInteger(), info=ADDED),
+    Column("branch_keys", StoredJSON(), info=ADDED),
     Column("finished_at", UTCTimestamp(), info=ADDED),
     Column("seal", ExactBytes(), info=ADDED),
 )
