@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from tests.protocol.attacked import AttackMistake
+from tests.protocol.attacks import closed_scope, counted, old_rows, reopened_scope, shredded_again, upgraded
 from tests.protocol.configurations import ONE, branch_keys, opposite_rewraps, rewraps
 from tests.protocol.ending import Marker, Reopener, Retirer, Rotator, Shredder
 from tests.protocol.epochs import EpochMistake
@@ -27,18 +29,21 @@ from tests.protocol.writing import Writer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.protocol.attacked import AttackedWorld
     from tests.protocol.epochs import EpochWorld
     from tests.protocol.wrappings import WrappingWorld
+
+    Setup = World | WrappingWorld | EpochWorld | AttackedWorld
 
 
 class Seeded(NamedTuple):
     """A set-up for a mistake, right but for that, and the invariant that the mistake breaks."""
 
-    mistake: Mistake | WrappingMistake | EpochMistake
-    setup: Callable[[], World] | Callable[[], WrappingWorld] | Callable[[], EpochWorld]
+    mistake: Mistake | WrappingMistake | EpochMistake | AttackMistake
+    setup: Callable[[], Setup]
     breaks: str
 
-    def mistaken(self) -> World | WrappingWorld | EpochWorld:
+    def mistaken(self) -> Setup:
         """Make the set-up, with the mistake."""
         return replace(self.setup(), mistake=self.mistake)  # type: ignore[arg-type]
 
@@ -124,6 +129,10 @@ RETIRED = "item 0 is lost: its key was retired"
 PLAINTEXT = "a read that began after the refresh bound got shredded plaintext"
 UNTOLD = "scope 0 is shredded, and the ledger has it as open"
 TOLD_AS_CLOSED = "the ledger has scope 0 as closed, and key "
+OPENS_AGAIN = "key 0 is destroyed, and opens again"
+MADE_IN_CLOSED = "was made in a scope that is closed"
+READS_AS_ERASED = "item 1 was sealed after a reopening, and reads as erased"
+STUCK = "the work cannot be completed any more"
 BEGUN = "the restore was checked, and a shred of scope 0 is begun"
 
 SEEDED = (
@@ -192,4 +201,19 @@ SEEDED = (
     Seeded(EpochMistake.LEDGER_LEFT_BEHIND, roll, "nobody can read the ledger any more"),
     Seeded(EpochMistake.NOT_BEGUN_ANEW, meeting_rolls, "key 0 was shredded, and opens from it"),
     Seeded(EpochMistake.NOTED_IN_ANOTHER_ROLL, meeting_rolls, "key 0 was shredded, and opens from it"),
+    Seeded(AttackMistake.ROWS_BELIEVED, old_rows, OPENS_AGAIN),
+    Seeded(AttackMistake.RETIRED_NOT_LISTED, old_rows, OPENS_AGAIN),
+    Seeded(AttackMistake.REFRESH_BY_ROWS, old_rows, OPENS_AGAIN),
+    Seeded(AttackMistake.EARLIER_MARK_TAKEN, old_rows, OPENS_AGAIN),
+    Seeded(AttackMistake.LEAVES_BELIEVED, upgraded, OPENS_AGAIN),
+    Seeded(AttackMistake.OLD_FORMAT_TAKEN, upgraded, OPENS_AGAIN),
+    Seeded(AttackMistake.OPEN_BY_SLOT, closed_scope, MADE_IN_CLOSED),
+    Seeded(AttackMistake.LOOKED_AT_ONCE, closed_scope, MADE_IN_CLOSED),
+    Seeded(AttackMistake.SHRED_ONCE, closed_scope, STUCK),
+    Seeded(AttackMistake.STOPPED_BY_EDITS, shredded_again, STUCK),
+    Seeded(AttackMistake.LISTED_LATE, reopened_scope, READS_AS_ERASED),
+    Seeded(AttackMistake.ERASED_UNLISTED, reopened_scope, READS_AS_ERASED),
+    Seeded(AttackMistake.COUNT_BY_COLUMN, counted, RETIRED),
+    Seeded(AttackMistake.OWN_TABLES_ALONE, counted, RETIRED),
+    Seeded(AttackMistake.REGISTRY_BELIEVED, counted, RETIRED),
 )

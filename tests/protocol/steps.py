@@ -86,6 +86,13 @@ REFUSE_CLOSED = "eventseal.storage.kek_fences.refuse_closed"
 REWRAP_LEDGER = "eventseal.erasure.ledger.Ledger.rewrap"
 END_VERSIONS = "eventseal.erasure.kek_ending.KekEndings.end"
 FINISH_EPOCH = "eventseal.storage.epochs.finish_epoch"
+# Key tables that somebody edits
+LEARN_TREE = "eventseal.keys.revocations.Revocations.learn"
+SETTLE_CLOSED = "eventseal.keys.seating.Seats._settle_closed"
+INSERT_KEY = "eventseal.storage.key_rows.insert_records"
+IS_AS_OF = "eventseal.storage.key_store._is_as_of"
+LIST_ERASED = "eventseal.erasure.fences.list_erased"
+READ_ERASED = "eventseal.cipher.aes.AESCipher._erased"
 
 # What no function does
 CRASH = "the process is killed"
@@ -97,4 +104,40 @@ BACK_UP = "a backup is taken"
 RESTORE = "the backup is restored"
 FORGE = "somebody who has no KMS adds an entry to the ledger"
 PUT_BACK = "the ledger is put back from its copy"
-ENVIRONMENT = frozenset({CRASH, TIME, BEGIN, LOCK_TIMEOUT, DELETE_KEK, BACK_UP, RESTORE, FORGE, PUT_BACK})
+COPY_TABLES = "the attacker keeps a copy of the key tables"
+PUT_ROW_BACK = "the old row of a key is put back, with its wrapping"
+FREE_TOMBSTONE = "the slot of a tombstone is freed"
+PUT_LEAF_BACK = "an old leaf of the tree is put back"
+DELETE_LEAF = "a leaf of the tree is deleted"
+PUT_OLD_MARK_BACK = "the mark of the format before the tree is put back"
+PUT_TABLES_BACK = "all key tables are put back"
+EDIT_REGISTRY = "a table's row in the registry is edited"
+SET_COLUMN = "an item's column is set to another key"
+WRITE_JUNK = "an item is overwritten with bytes that name a destroyed key"
+REPAIR = "the remedies of the errors are followed"
+EDITS = frozenset(
+    {
+        PUT_ROW_BACK,
+        FREE_TOMBSTONE,
+        PUT_LEAF_BACK,
+        DELETE_LEAF,
+        PUT_OLD_MARK_BACK,
+        PUT_TABLES_BACK,
+        EDIT_REGISTRY,
+        SET_COLUMN,
+        WRITE_JUNK,
+    }
+)
+ENVIRONMENT = EDITS | {
+    CRASH,
+    TIME,
+    BEGIN,
+    LOCK_TIMEOUT,
+    DELETE_KEK,
+    BACK_UP,
+    RESTORE,
+    FORGE,
+    PUT_BACK,
+    COPY_TABLES,
+    REPAIR,
+}

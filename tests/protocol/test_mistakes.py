@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.protocol.attacked import AttackMistake
 from tests.protocol.checker import explore, explored
 from tests.protocol.epochs import EpochMistake
 from tests.protocol.mistakes import SEEDED, Seeded
@@ -34,4 +35,9 @@ def test_without_the_mistake_the_same_set_up_holds(setup: str) -> None:
 
 
 def test_every_mistake_is_tried() -> None:
-    assert {seeded.mistake for seeded in SEEDED} == {*Mistake, *WrappingMistake, *EpochMistake}
+    assert {seeded.mistake for seeded in SEEDED} == {
+        *Mistake,
+        *WrappingMistake,
+        *EpochMistake,
+        *AttackMistake,
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.protocol import configurations, erasures, rolls
+from tests.protocol import attacks, configurations, erasures, rolls
 from tests.protocol.checker import explored
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-SHORT = (*configurations.SHORT, *erasures.SHORT, *rolls.SHORT)
+SHORT = (*configurations.SHORT, *erasures.SHORT, *rolls.SHORT, *attacks.SHORT)
 
 
 @pytest.mark.parametrize("setup", SHORT, ids=[setup.__name__ for setup in SHORT])
@@ -28,7 +28,11 @@ def test_no_state_breaks_an_invariant_and_the_work_completes_from_every_state(
     print(f"{found.states:,} states, {found.transitions:,} transitions, depth {found.depth}")
 
 
-@pytest.mark.parametrize("module", [configurations, erasures, rolls], ids=["keys", "erasures", "rolls"])
+@pytest.mark.parametrize(
+    "module",
+    [configurations, erasures, rolls, attacks],
+    ids=["keys", "erasures", "rolls", "attacks"],
+)
 def test_every_set_up_is_run_somewhere(module: ModuleType) -> None:
     setups = {
         name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from tests.protocol import configurations, erasures, rolls
+from tests.protocol import attacks, configurations, erasures, rolls
 from tests.protocol.checker import explore
 
 
@@ -13,7 +13,7 @@ from tests.protocol.checker import explore
 @pytest.mark.timeout(7_200)
 def test_a_million_states_break_no_invariant_and_the_work_completes_from_all_of_them(capsys) -> None:
     states = 0
-    for setup in (*configurations.LONG, *erasures.LONG, *rolls.LONG):
+    for setup in (*configurations.LONG, *erasures.LONG, *rolls.LONG, *attacks.LONG):
         began = time.perf_counter()
         found = explore(setup())
         assert found.violation is None, f"{setup.__name__}: {found.violation}"
