@@ -290,7 +290,7 @@ class TreeShredder:
         """Read the scope's rows, or destroy them."""
         stand, mark = state.stands[self.index], state.tables.mark
         if stand.at == "read":
-            if not is_being_taken(state):
+            if stand.leaves_slot or not is_being_taken(state):  # on the slot, first use and shred meet
                 yield self._destroyed(world, state, stand)
             return
         put_back = is_closed(state.truth.mark) and any(
@@ -314,7 +314,9 @@ class TreeShredder:
                 return None  # an error that names the row, or the leaf
             else:
                 rows.append((key, row.version))
-        return Stand("read", rows=tuple(rows), edited=tuple(edited))
+        held = any(state.tables.rows[key].slot for key in edited)
+        leaves_slot = held and world.mistake is AttackMistake.SLOT_LEFT
+        return Stand("read", rows=tuple(rows), edited=tuple(edited), leaves_slot=leaves_slot)
 
     def _destroyed(self, world: AttackedWorld, state: Attacked, stand: Stand) -> tuple[Label, Attacked]:
         idle, tables = with_stand(state, self.index, Stand()), state.tables
@@ -327,18 +329,19 @@ class TreeShredder:
             return Label(self.name, steps.SET_STATES, "refused, or once more"), idle
         ends = [key for key in keys if tables.rows[key].state != RETIRED]
         held = [key for key in ends if tables.rows[key].slot]
-        holder = max(held or ends, default=NONE)
-        rows = {}
+        holder = NONE if stand.leaves_slot else max(held or ends, default=NONE)
+        rows, fenced = {}, state.fenced
+        if not stand.leaves_slot:  # whatever edited row holds it
+            left = [row._replace(slot=row.slot and n in keys) for n, row in enumerate(tables.rows)]
+            idle = idle._replace(tables=tables._replace(rows=tuple(left)))
         for key in keys:
             row = tables.rows[key]
             state_after = row.state if row.state in ENDED else SHREDDED
+            fenced |= bit(key)
             rows[key] = Row(state_after, slot=key == holder, version=row.version + 1)
         entries = {key: SHREDDED for key in keys if tables.rows[key].state in OPENS}
         after = spent(changed(idle, rows, entries=entries, closed=True), "shreds")
         items = tuple(item and item._replace(late=False) for item in after.items)
-        fenced = after.fenced
-        for key in keys:
-            fenced |= bit(key)
         after = after._replace(items=items, fenced=fenced)
         return Label(self.name, steps.SET_STATES, f"keys {list(entries)}"), after
 

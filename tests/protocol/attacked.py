@@ -53,6 +53,7 @@ class AttackMistake(Enum):
     OPEN_BY_SLOT = "first use takes a scope as open whose slot is free"
     LOOKED_AT_ONCE = "first use does not read the mark again after its INSERT"
     STOPPED_BY_EDITS = "a shred stops at an edited row of a destroyed key"
+    SLOT_LEFT = "a shred leaves the slot to an edited row that holds it"
     SHRED_ONCE = "a scope that is closed cannot be shredded again"
     LISTED_LATE = "a scope is reopened, and then its erased items are listed"
     ERASED_UNLISTED = "in a reopened scope, whatever names a destroyed key reads as erased"
@@ -143,7 +144,8 @@ class Stand(NamedTuple):
         key: It counts.
         place: Of the item that it writes.
         rows: The rows that it has read, by number with their versions.
-        edited: Those that it leaves as they are.
+        edited: Those that it leaves as they are, but for their slot.
+        leaves_slot: Whether one of these holds it, and keeps it: only by mistake.
         tree: As of which it has looked at the scope; ``None``: it has not.
     """
 
@@ -152,6 +154,7 @@ class Stand(NamedTuple):
     place: int = NONE
     rows: tuple[tuple[int, int], ...] = ()
     edited: tuple[int, ...] = ()
+    leaves_slot: bool = False
     tree: tuple[Any, ...] | None = None
 
 

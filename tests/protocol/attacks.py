@@ -78,7 +78,7 @@ def _closed(name: str, budget: AttackBudget) -> AttackedWorld:
             Process(0),
             TreeShredder(),
             TreeReopener(),
-            Attacker(*_ON_KEYS, steps.FREE_TOMBSTONE),
+            Attacker(*_ON_KEYS, steps.FREE_TOMBSTONE, steps.GIVE_SLOT),
             Repair(),
         ),
         budget=budget,

@@ -65,6 +65,12 @@ def _slots_freed(_: AttackedWorld, state: Attacked) -> Iterator[tuple[str, Attac
             yield f"key {number}", _with_row(state, number, row._replace(slot=False, sealed=False))
 
 
+def _slots_given(_: AttackedWorld, state: Attacked) -> Iterator[tuple[str, Attacked]]:
+    for number, row in enumerate(state.tables.rows):
+        if row.state in ENDED and _is_free(state):
+            yield f"key {number}", _with_row(state, number, row._replace(slot=True, sealed=False))
+
+
 def _leaves_put_back(_: AttackedWorld, state: Attacked) -> Iterator[tuple[str, Attacked]]:
     for number, old in enumerate(state.copy.leaves if state.copy else ()):
         if old != state.tables.leaves[number]:
@@ -114,6 +120,7 @@ def _junk_written(_: AttackedWorld, state: Attacked) -> Iterator[tuple[str, Atta
 _EDITS = {
     steps.PUT_ROW_BACK: _rows_put_back,
     steps.FREE_TOMBSTONE: _slots_freed,
+    steps.GIVE_SLOT: _slots_given,
     steps.PUT_LEAF_BACK: _leaves_put_back,
     steps.DELETE_LEAF: _leaves_deleted,
     steps.PUT_OLD_MARK_BACK: _old_mark_put_back,

@@ -105,7 +105,9 @@ class Roller(_Actor):
         holder = _active_branch(state)
         if holder == NONE:
             return self._to(state, steps.RENEW_BRANCHES, hand._replace(at="to make a version"), "none")
-        if state.rows[holder].born >= hand.roll.number:
+        row = state.rows[holder]
+        born = row.dated if world.mistake is EpochMistake.BORN_BY_COLUMN else row.born
+        if born >= hand.roll.number:
             return self._to(state, steps.RENEW_BRANCHES, hand._replace(at="replaced"), "has a new one")
         wrapped = hand._replace(at="replacing", key=holder, target=Home(KEK, state.newest))
         return self._to(state, steps.RENEW_BRANCHES, wrapped, f"key {holder}")
@@ -355,6 +357,22 @@ class KeyBackups(_Actor):
             )
 
 
+class DateEditor(_Actor):
+    """Writes to the database, and cannot call the KMS."""
+
+    def moves(self, world: EpochWorld, state: Epochs) -> Moves:
+        """Set the date of a branch key to the past, or to the future."""
+        if not state.budget.dates:
+            return
+        budget = state.budget._replace(dates=state.budget.dates - 1)
+        for number, row in enumerate(state.rows):
+            for dated, when in ((0, "the past"), (99, "the future")):
+                if row.is_branch and dated != row.dated:
+                    rows = put(state.rows, number, row._replace(dated=dated))
+                    label = Label(self.name, steps.SET_CREATED_AT, f"key {number}: {when}", fault=True)
+                    yield label, state._replace(rows=rows, budget=budget)
+
+
 def _active_branch(state: Epochs) -> int:
     active = (n for n, row in enumerate(state.rows) if row.is_branch and row.state == ACTIVE)
     return next(active, NONE)
@@ -362,7 +380,7 @@ def _active_branch(state: Epochs) -> int:
 
 def _with_new_branch(state: Epochs, old: int, home: Home) -> Epochs:
     rows = put(state.rows, old, state.rows[old]._replace(state=DEACTIVATED))
-    return state._replace(rows=(*rows, Row(True, (home,), born=state.begun)))
+    return state._replace(rows=(*rows, Row(True, (home,), born=state.begun, dated=state.begun)))
 
 
 def _old_versions(row: Row, version: int) -> bool:

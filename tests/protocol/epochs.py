@@ -35,6 +35,7 @@ class EpochMistake(Enum):
     LEDGER_LEFT_BEHIND = "the ledger's key stays under a version that ends"
     NOT_BEGUN_ANEW = "an interrupted roll goes on although a key was shredded since"
     NOTED_IN_ANOTHER_ROLL = "a version is noted in whatever roll is under way"
+    BORN_BY_COLUMN = "a branch key counts as the roll's own by its created_at"
 
 
 class Home(NamedTuple):
@@ -45,12 +46,13 @@ class Home(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A key with its wrappings; ``born`` is how many rolls had begun when it was made."""
+    """A key with its wrappings; ``born`` and ``dated`` (created_at) are how many rolls had begun then."""
 
     is_branch: bool
     homes: tuple[Home, ...]
     state: str = ACTIVE
     born: int = 0
+    dated: int = 0
 
 
 class Roll(NamedTuple):
@@ -76,6 +78,7 @@ class EpochBudget(NamedTuple):
     shreds: int = 0
     backups: int = 0
     crashes: int = 0
+    dates: int = 0
 
 
 class Hand(NamedTuple):

@@ -20,7 +20,7 @@ from tests.protocol.erasures import (
 from tests.protocol.memory import Refreshes
 from tests.protocol.reading import Reader
 from tests.protocol.reencrypting import Reencrypter
-from tests.protocol.rolls import meeting_rolls, roll, two_backups
+from tests.protocol.rolls import edited_dates, meeting_rolls, roll, two_backups
 from tests.protocol.state import Budget
 from tests.protocol.world import Crashes, Mistake, Time, World
 from tests.protocol.wrappings import WrappingMistake
@@ -201,6 +201,7 @@ SEEDED = (
     Seeded(EpochMistake.LEDGER_LEFT_BEHIND, roll, "nobody can read the ledger any more"),
     Seeded(EpochMistake.NOT_BEGUN_ANEW, meeting_rolls, "key 0 was shredded, and opens from it"),
     Seeded(EpochMistake.NOTED_IN_ANOTHER_ROLL, meeting_rolls, "key 0 was shredded, and opens from it"),
+    Seeded(EpochMistake.BORN_BY_COLUMN, edited_dates, "is in a useless backup, and opens from it"),
     Seeded(AttackMistake.ROWS_BELIEVED, old_rows, OPENS_AGAIN),
     Seeded(AttackMistake.RETIRED_NOT_LISTED, old_rows, OPENS_AGAIN),
     Seeded(AttackMistake.REFRESH_BY_ROWS, old_rows, OPENS_AGAIN),
@@ -209,6 +210,7 @@ SEEDED = (
     Seeded(AttackMistake.OLD_FORMAT_TAKEN, upgraded, OPENS_AGAIN),
     Seeded(AttackMistake.OPEN_BY_SLOT, closed_scope, MADE_IN_CLOSED),
     Seeded(AttackMistake.LOOKED_AT_ONCE, closed_scope, MADE_IN_CLOSED),
+    Seeded(AttackMistake.SLOT_LEFT, closed_scope, MADE_IN_CLOSED),
     Seeded(AttackMistake.SHRED_ONCE, closed_scope, STUCK),
     Seeded(AttackMistake.STOPPED_BY_EDITS, shredded_again, STUCK),
     Seeded(AttackMistake.LISTED_LATE, reopened_scope, READS_AS_ERASED),

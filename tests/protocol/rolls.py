@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.protocol.epoch_actors import BranchOperator, DataShredder, KeyBackups, LazyMaker, Roller
+from tests.protocol.epoch_actors import (
+    BranchOperator,
+    DataShredder,
+    DateEditor,
+    KeyBackups,
+    LazyMaker,
+    Roller,
+)
 from tests.protocol.epochs import BRANCH, KEK, EpochBudget, EpochWorld, Home, Row
 
 if TYPE_CHECKING:
@@ -103,12 +110,27 @@ def meeting_rolls_with_branches() -> EpochWorld:
     return _two_rolls("meeting rolls with branches", EpochBudget(shreds=1, backups=1), first)
 
 
+def edited_dates() -> EpochWorld:
+    """Somebody sets ``created_at`` of a branch key; the roll is killed, too, and another run takes it up."""
+    return EpochWorld(
+        name="edited dates",
+        actors=(
+            Roller("roller"),
+            DataShredder("shredder"),
+            KeyBackups("operator"),
+            DateEditor("attacker"),
+        ),
+        budget=EpochBudget(shreds=1, backups=1, crashes=1, dates=1),
+    )
+
+
 SHORT: tuple[Callable[[], Model], ...] = (
     roll,
     interrupted_roll,
     roll_beside_a_rotation,
     two_backups,
     meeting_rolls,
+    edited_dates,
 )
 """For every run of the tests."""
 

@@ -107,24 +107,28 @@ PUT_BACK = "the ledger is put back from its copy"
 COPY_TABLES = "the attacker keeps a copy of the key tables"
 PUT_ROW_BACK = "the old row of a key is put back, with its wrapping"
 FREE_TOMBSTONE = "the slot of a tombstone is freed"
+GIVE_SLOT = "the slot is given to a tombstone"
 PUT_LEAF_BACK = "an old leaf of the tree is put back"
 DELETE_LEAF = "a leaf of the tree is deleted"
 PUT_OLD_MARK_BACK = "the mark of the format before the tree is put back"
 PUT_TABLES_BACK = "all key tables are put back"
 EDIT_REGISTRY = "a table's row in the registry is edited"
 SET_COLUMN = "an item's column is set to another key"
+SET_CREATED_AT = "the date of a branch key is edited"
 WRITE_JUNK = "an item is overwritten with bytes that name a destroyed key"
 REPAIR = "the remedies of the errors are followed"
 EDITS = frozenset(
     {
         PUT_ROW_BACK,
         FREE_TOMBSTONE,
+        GIVE_SLOT,
         PUT_LEAF_BACK,
         DELETE_LEAF,
         PUT_OLD_MARK_BACK,
         PUT_TABLES_BACK,
         EDIT_REGISTRY,
         SET_COLUMN,
+        SET_CREATED_AT,
         WRITE_JUNK,
     }
 )

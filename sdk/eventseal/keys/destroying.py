@@ -53,16 +53,12 @@ class _Found(NamedTuple):
 
     Attributes:
         rows: Checked.
-        edited: Rows of keys that are destroyed, and that somebody edited: they stay as they are.
+        edited: Rows of keys that are destroyed, and that somebody edited: they lose their slots, and stay as
+            they are otherwise.
     """
 
     rows: Sequence[KeyRecord]
     edited: Sequence[KeyRecord] = ()
-
-    @property
-    def taken(self) -> set[KeyPurpose]:
-        """The purposes whose slot an edited row holds."""
-        return {record.purpose for record in self.edited if record.active_scope is not None}
 
 
 class ShreddedScope(NamedTuple):
@@ -221,7 +217,7 @@ class Destroyer:
                 return Moves([])
             if first is not None:
                 first(found.rows)
-            return end_of_scope(self._application, scope, found.rows, taken=found.taken)
+            return end_of_scope(self._application, scope, found.rows)
 
         rows = self._change(
             lambda: self._subject_keys(scope),
@@ -254,9 +250,7 @@ class Destroyer:
             live[:] = [r.key_id for r in found.rows if r.key_id in erased and r.state.opens]
             if dry_run:
                 return Moves([])
-            return end_of_scope(
-                self._application, scope, found.rows, erased=erased, closed=closed, taken=found.taken
-            )
+            return end_of_scope(self._application, scope, found.rows, erased=erased, closed=closed)
 
         rows = self._change(
             lambda: self._erased_keys(scope, erased),
@@ -327,21 +321,13 @@ class Destroyer:
         Returns:
             The rows as they are now, in order of id.
         """
-        seals, is_fresh = self._store_key.made_seals(), False
+        seals = self._store_key.made_seals()
         for _ in range(ATTEMPTS):
-            self._refresher.confirm_for_sealing()
+            self._refresher.refresh()  # what is revoked may have been edited as one likes since the last one
             if not dry_run:
                 self._store.revocations.refuse_old()
             since = self._memory.moment()
-            try:
-                found = read()
-            except IntegrityError:
-                if is_fresh:
-                    raise
-                # What was destroyed by another process since the last refresh may be edited as one likes.
-                is_fresh = True
-                self._refresher.refresh()
-                continue
+            found = read()
             # A row that was put back shows an earlier state, and is destroyed anew.
             if not all(self._memory.admit(r, since=since) for r in found.rows if not is_set_back(r)):
                 continue

@@ -11,7 +11,7 @@ from eventseal.keys.making import new_tombstone
 from eventseal.keys.states import SUBJECT_PURPOSES, KeyPurpose, KeyState
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from uuid import UUID
 
     from eventseal.keys.records import KeyRecord
@@ -55,7 +55,6 @@ def end_of_scope(
     *,
     erased: Mapping[UUID, KeyPurpose] | None = None,
     closed: bool = True,
-    taken: Collection[KeyPurpose] = (),
 ) -> Moves:
     """
     Say how the keys of a scope end.
@@ -71,7 +70,6 @@ def end_of_scope(
         erased: Only these keys are destroyed, with their purposes; one that has no row gets a tombstone.
             ``None``: all.
         closed: Whether every slot is to be taken by a tombstone; one that a surviving key has stays its own.
-        taken: Purposes whose slot an edited row holds, which nobody can take it from.
     """
     keys: list[tuple[KeyRecord, KeyRecord]] = []
     tombstones: list[KeyRecord] = []
@@ -81,8 +79,7 @@ def end_of_scope(
         dead = [record for key, record in there.items() if key in named or not record.state.opens]
         lost = [_lost(application, scope, purpose, key) for key in sorted(named - set(there))]
         survivors = [record for key, record in there.items() if key not in named and record.state.opens]
-        is_free = purpose not in taken and all(record.active_scope is None for record in survivors)
-        takes_slot = closed and is_free
+        takes_slot = closed and all(record.active_scope is None for record in survivors)
         holder = _slot_holder([*dead, *lost]) if takes_slot else None
         if takes_slot and holder is None:
             tombstones.append(new_tombstone(application, scope, purpose))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from eventseal.errors import IntegrityError
 from eventseal.keys.revocation_tree import (
+    REMEDY,
     ROOT,
     RevocationTree,
     ScopeState,
@@ -14,7 +15,7 @@ from eventseal.keys.revocation_tree import (
     leaf_of_scope,
     paths_to,
 )
-from eventseal.keys.revocations import REMEDY, old_key_tables
+from eventseal.keys.revocations import old_key_tables
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping

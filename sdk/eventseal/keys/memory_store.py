@@ -147,11 +147,14 @@ class InMemoryKeyStore:
                 for record in self._records.values()
             ):
                 return []
-            if any(self._slots.get(_slot(record), record.key_id) not in given for record in _holding(wanted)):
+            free = given.union(left_out)
+            if any(self._slots.get(_slot(record), record.key_id) not in free for record in _holding(wanted)):
                 return []
             if any(map(self._wraps_others, records)):
                 return []
             mark = self._next(application, next_mark)
+            for key_id in left_out:
+                self._free(key_id)
             for record in records:
                 self._move(record, mark)
             for record in tombstones:
@@ -322,6 +325,13 @@ class InMemoryKeyStore:
     def _nodes_at(self, application: str, paths: Collection[bytes]) -> dict[bytes, bytes]:
         at = {path: self._nodes.get((application, path)) for path in paths}
         return {path: content for path, content in at.items() if content is not None}
+
+    def _free(self, key_id: UUID) -> None:
+        """Let a key hold no slot."""
+        for slot in [slot for slot, holder in self._slots.items() if holder == key_id]:
+            del self._slots[slot]
+        if (record := self._records.get(key_id)) is not None:
+            self._records[key_id] = replace(record, active_scope=None)
 
     def _refuse_taken(self, record: KeyRecord) -> None:
         if record.key_id in self._records:

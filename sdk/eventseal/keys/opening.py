@@ -61,6 +61,7 @@ class Opener:
         self._held = memory.of(resources.purpose).keys
         self._flights: SingleFlight[UUID, CachedKey] = SingleFlight()
         self._refusals = Refusals()
+        self._moves = 0
 
     def look_again(self) -> None:
         """Look again for keys that were absent or destroyed a moment ago."""
@@ -86,6 +87,9 @@ class Opener:
         memory, counters = self._memory, self._resources.counters
         memory.uses += 1
         self._refresher.confirm_for_opening()
+        if (moves := memory.moment().moves) != self._moves:  # a scope may have been reopened
+            self._moves = moves
+            self._refusals.clear()
         found: dict[UUID, DataKey | EventSealError] = {}
         missing: list[UUID] = []
         now = self._resources.clock.now()

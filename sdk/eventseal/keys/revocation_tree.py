@@ -26,6 +26,11 @@ HowRevoked: TypeAlias = Literal["compromised", "retired", "shredded"]
 ROOT = b""
 """The path of the root; a node has the path of its parent and one byte more, and a leaf has two bytes."""
 
+REMEDY = (
+    "Find out who changed the key tables. Restore revocation_nodes together with key_changes from the newest "
+    "backup of both."
+)
+
 NODE_DIGEST_SIZE = 32
 SCOPE_NAME_SIZE = 16
 

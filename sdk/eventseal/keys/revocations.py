@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from eventseal.errors import IntegrityError, StoreReadOnlyError
 from eventseal.keys.old_key_tables import read_old_rows
 from eventseal.keys.revocation_tree import (
+    REMEDY,
     ROOT,
     RevocationTree,
     UnprovenError,
@@ -29,11 +30,6 @@ if TYPE_CHECKING:
 
 NEW_KEY_TABLES = 2
 """The format of key tables with the revocation tree."""
-
-REMEDY = (
-    "Find out who changed the key tables. Restore revocation_nodes together with key_changes from the newest "
-    "backup of both."
-)
 
 
 class _Known(NamedTuple):

@@ -12,8 +12,7 @@ from eventseal.errors import (
     WrongApplicationError,
 )
 from eventseal.keys.known_states import set_back
-from eventseal.keys.revocation_tree import least_state
-from eventseal.keys.revocations import REMEDY
+from eventseal.keys.revocation_tree import REMEDY, least_state
 from eventseal.keys.states import KeyPurpose, KeyState
 
 if TYPE_CHECKING:

@@ -133,7 +133,7 @@ class KeyStore(Protocol):
             next_mark: Gives the mark to store, from the locked current one.
             whole_scope: If given, nothing is done while a live key of this scope, of a purpose that a shred
                 ends, is not among *records*.
-            left_out: Keys that may be missing among them, whatever their rows say.
+            left_out: Keys that may be missing among them, whatever their rows say; they lose their slots.
             tombstones: New rows of destroyed keys that never were, to hold slots.
 
         Returns:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError as ConstraintError
 
 from eventseal.keys.branch_wrapping import branch_uri
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.storage.key_queries import locked_mark, locked_records, others_live, records_in_order
 from eventseal.storage.key_rows import chunks, insert_tombstones, move_records
-from eventseal.storage.key_tables import key_wrappings
+from eventseal.storage.key_tables import encryption_keys, key_wrappings
 from eventseal.storage.revocation_rows import store_next_mark
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def change_states(
         tombstones: New rows that were never keys.
         next_mark: Gives the mark to store.
         whole_scope: The scope of which no live key may be left out.
-        left_out: Keys that may be, whatever their rows say.
+        left_out: Keys that may be, whatever their rows say; they lose their slots.
         again: Whether an earlier attempt may have done it all, although its COMMIT was not answered.
 
     Returns:
@@ -63,6 +63,9 @@ def change_states(
     if _wraps_others(connection, records):
         return []
     following = store_next_mark(connection, mark, next_mark)
+    for chunk in chunks(left_out):
+        ids = encryption_keys.c.key_id
+        connection.execute(update(encryption_keys).where(ids.in_(chunk)).values(active_scope=None))
     try:
         _write(connection, records, tombstones, stored, change=following.counter)
     except ConstraintError:  # another key has taken a slot that one of them was to keep

@@ -110,6 +110,8 @@ class StatesContract(KeyStoreFixtures):
         ended = moved(stored, KeyState.DESTROYED, destroyed_by="shredded", keep_slot=True)
         assert store.set_states([ended], next_mark=next_mark, whole_scope="a") == []
         assert store.set_states([ended], next_mark=next_mark, whole_scope="a", left_out=[field.key_id])
+        assert store.active(application, ["a"], purpose=KeyPurpose.FIELD) == {}  # it has lost its slot
+        assert store.get([field.key_id])[field.key_id].active_scope is None
 
     def test_a_refused_mark_undoes_a_change_of_states(self, store: KeyStore, application: str) -> None:
         record = store.add_active([make_record(application, "a")])["a"]
