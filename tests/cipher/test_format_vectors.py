@@ -219,8 +219,8 @@ def test_change_marks_and_revocation_trees():
         seals.check_mark(mark)
         keys = [(UUID(key_id), how) for key_id, how in case["keys"]]
         scopes = {
-            seals.scope_name(KeyPurpose(purpose), scope): ScopeState(closed, number, bytes.fromhex(listed))
-            for purpose, scope, closed, number, listed in case["scopes"]
+            seals.scope_name(KeyPurpose(purpose), scope): ScopeState(closed, number)
+            for purpose, scope, closed, number in case["scopes"]
         }
         nodes = {bytes.fromhex(path): bytes.fromhex(node) for path, node in case["nodes"].items()}
         empty = RevocationTree({}, seals.node_digest(b"", b""), seals.node_digest)

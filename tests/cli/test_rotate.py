@@ -117,6 +117,15 @@ def test_the_whole_way_in_one_go(run_json, store, settled, query):
     assert run_json("status")["next"] == []
 
 
+def test_a_damaged_row_stops_a_retire_before_anything_is_rotated(run, store, query):
+    store(3)
+    query(f"UPDATE {ITEMS} SET data = x'00' WHERE position = 1")
+    before = states(query)
+    shown = run("rotate", "--reencrypt", "--retire", "--yes", exits=1).stderr
+    assert f"1 item of {ITEMS}" in shown
+    assert states(query) == before
+
+
 @pytest.fixture
 def late(store):
     """A process that notices nothing, since its clock stands still: it appends, and gives the key's id."""

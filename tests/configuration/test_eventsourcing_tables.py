@@ -135,7 +135,7 @@ def test_doctor_tells_an_index_that_is_missing(ready):
         (table, _) = seal.datastore.described_eventsourcing_tables()
         ready.execute(f"DROP INDEX {index_name(seal.datastore.engine.dialect, table)}")
     (finding,) = amiss()
-    assert f"table {EVENTS} has no index on the key ids in its envelopes" in finding.text
+    assert f"table {EVENTS} lacks an index on the key ids in its envelopes" in finding.text
     initialise()
     assert amiss() == []
 

@@ -153,5 +153,5 @@ def test_what_a_job_has_counted_costs_no_job(shop, again, table: Table):
     result = reencrypt(again, resume=job_id)
     if table is reencryption_failures:
         assert any(failure.table == "t" for failure in result.failures)  # such as one of an odd number
-        assert any("its said cannot be read" in failure.message for failure in result.failures)
+        assert any("was edited and cannot be read" in failure.message for failure in result.failures)
     assert status(again.key_store, again.datastore, APPLICATION).jobs

@@ -54,7 +54,7 @@ def test_a_key_is_not_retired_while_a_transaction_that_wrote_under_it_is_open(li
     reencrypt(others)
     with long_append(library, events), pytest.raises(StoreUnavailableError):
         retire(others, keys=[old])
-    with pytest.raises(JobError, match=f"2 items of {EVENTS} are sealed under it"):
+    with pytest.raises(JobError, match=f"2 items of {EVENTS} need it"):
         retire(others, keys=[old])
     reencrypt(others)
     assert retire(others, keys=[old]).done == 1

@@ -21,7 +21,11 @@ from eventseal.rotation import mark_compromised, rotate_keys
 from eventseal.rotation import retire as retire_keys
 from eventseal.rotation.key_totals import active_data_keys, replaced_data_keys, settled_at
 from eventseal.rotation.nearest import known_keys, refuse_unknown_scopes
-from eventseal.rotation.sealed_store import refuse_unregistered_tables
+from eventseal.rotation.sealed_store import (
+    refuse_damaged_rows,
+    refuse_unregistered_tables,
+    registered_tables,
+)
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
@@ -149,6 +153,8 @@ class _Run:
         if reencrypt:
             refuse_unregistered_tables(self._seal)  # before anything is rotated, not after it
         if retire:
+            tables = registered_tables(self._seal.datastore, self._seal.cipher.application)
+            refuse_damaged_rows(self._seal, tables)  # it would stop the last step, after the wait
             many = self._count_scopes() + (len(self._old_keys()) if self._keys is None else 0)
             what = "old keys" if self._keys is None else "keys"
             confirm(self._options, f"{many:,} {what} are about to be destroyed for good.")

@@ -18,14 +18,12 @@ class Upgraded(NamedTuple):
 
     Attributes:
         keys: Keys that are compromised or destroyed.
-        closed: Scopes that were shredded and are closed, each counted once a purpose.
         erased: Items of scopes that were reopened, which are taken for erased as they were found: nothing
             proves that they were.
         edited: Rows that do not match their seals, and were left out.
     """
 
     keys: int
-    closed: int
     erased: int
     edited: int
 
@@ -56,4 +54,4 @@ def upgrade_key_tables(store: SealedStore) -> Upgraded | None:
             erased = list_erased(store, tables, rows.reopened)
 
     rows = store.keyring.upgrade_key_tables(first=first)
-    return None if rows is None else Upgraded(rows.keys, rows.closed, erased, len(rows.edited))
+    return None if rows is None else Upgraded(rows.keys, erased, len(rows.edited))

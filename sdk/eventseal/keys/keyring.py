@@ -264,7 +264,7 @@ class Keyring(KeyLifecycle, KeyUpkeep):
         Look at once for keys whose state changed, instead of within ``refresh_interval``.
 
         Raises:
-            IntegrityError: The change mark, or the set of revoked keys, is not what a keyring sealed.
+            IntegrityError: The change mark, or the root of the revocation tree, is not what a keyring sealed.
             StoreError: The key store refused or failed.
         """
         self._refresher.refresh()

@@ -28,14 +28,12 @@ class OldRows(NamedTuple):
     Attributes:
         nodes: The revocation tree of it, by path.
         keys: How many keys are compromised or destroyed.
-        closed: How many scopes were shredded and are closed, each counted once a purpose.
         reopened: The shredded keys, whose items are erased, of scopes that were reopened.
         edited: Keys whose rows do not match their seals, with how they claim to be revoked.
     """
 
     nodes: Mapping[bytes, bytes]
     keys: int
-    closed: int
     reopened: Sequence[KeyRecord]
     edited: Mapping[UUID, HowRevoked]
 
@@ -93,7 +91,7 @@ def read_old_rows(store: KeyStore, mark: ChangeMark, seals: Seals) -> OldRows:
         and not scopes[seals.scope_name(record.purpose, record.scope)].closed
     ]
     nodes = empty.changed(revoked.items(), {**scopes, upgrade_name(seals): ScopeState(closed=True, number=1)})
-    return OldRows(nodes, len(revoked), closed, reopened, edited)
+    return OldRows(nodes, len(revoked), reopened, edited)
 
 
 class Upgrade:

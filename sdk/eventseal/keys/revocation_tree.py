@@ -37,9 +37,8 @@ SCOPE_NAME_SIZE = 16
 _CHILD = 1 + NODE_DIGEST_SIZE
 _COUNT = Struct(">I")
 _KEY_SIZE = 17
-_SCOPE = Struct(f">{SCOPE_NAME_SIZE}scQ32s")
+_SCOPE = Struct(f">{SCOPE_NAME_SIZE}scQ")
 _HOW: Mapping[bytes, HowRevoked] = {b"c": "compromised", b"r": "retired", b"s": "shredded"}
-_NO_LIST = bytes(32)
 
 
 def least_state(how: HowRevoked | None) -> KeyState:
@@ -56,12 +55,10 @@ class ScopeState(NamedTuple):
     Attributes:
         closed: Whether it is closed; else it was reopened.
         number: How often that changed; from 1 on.
-        listed: 32 bytes of SHA-256 over what was erased in it when it was reopened; else zeros.
     """
 
     closed: bool
     number: int
-    listed: bytes = _NO_LIST
 
 
 class UnprovenError(Exception):
@@ -228,15 +225,14 @@ def _entries(leaf: bytes) -> tuple[set[bytes], dict[bytes, ScopeState]]:
     end = begin + _COUNT.unpack_from(leaf)[0] * _KEY_SIZE
     keys = {leaf[at : at + _KEY_SIZE] for at in range(begin, end, _KEY_SIZE)}
     scopes = {
-        name: ScopeState(closed == b"c", number, listed)
-        for name, closed, number, listed in _SCOPE.iter_unpack(leaf[end:])
+        name: ScopeState(closed == b"c", number) for name, closed, number in _SCOPE.iter_unpack(leaf[end:])
     }
     return keys, scopes
 
 
 def _leaf(keys: set[bytes], scopes: Mapping[bytes, ScopeState]) -> bytes:
     packed = [
-        _SCOPE.pack(name, b"c" if state.closed else b"o", state.number, state.listed)
+        _SCOPE.pack(name, b"c" if state.closed else b"o", state.number)
         for name, state in sorted(scopes.items())
     ]
     return b"".join([_COUNT.pack(len(keys)), *sorted(keys), *packed])

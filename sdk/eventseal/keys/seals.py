@@ -151,7 +151,8 @@ class Seals:
         Check a change mark's seal.
 
         Raises:
-            IntegrityError: The mark is not what a keyring sealed, or of the format before that tree.
+            IntegrityError: The mark is not what a keyring sealed, or of the format before the
+                revocation tree.
         """
         if not hmac.compare_digest(self._mark_seal(self._mark_key, mark), mark.seal):
             raise IntegrityError(

@@ -154,7 +154,7 @@ def _failure(said: Any, job: Job) -> Failure:
         return failure_from_json(said)
     except (AttributeError, TypeError, ValueError, LookupError):
         error = IntegrityError(
-            f"a failure that job {job.job_id} has listed was edited: its said cannot be read",
+            f"an entry of reencryption_failures for job {job.job_id} was edited and cannot be read",
             remedy=f"Run `eventseal {verb_of(job.options)}` again: it finds what still fails.",
         )
         return Failure(

@@ -236,7 +236,7 @@ class _Retirement:
             self._left += 1
             self._list(key_id, by_table.total())
             said = ", ".join(f"{count} items of {table}" for table, count in by_table.items())
-            self._needed[key_id] = f"{said} are sealed under it, or name it"
+            self._needed[key_id] = f"{said} need it"
             for table, count in by_table.items():
                 self._by_table.setdefault(table, Counter())["left"] += count
 

@@ -106,9 +106,9 @@ def accepts_plain(store: SealedStore, table: SealedTable) -> bool:
 
     Args:
         store: May say that its items need not be encrypted.
-        table: From the registry. What others alone have registered is theirs to judge.
+        table: From the registry.
     """
-    return table.is_others or table.accepts_plain(always_encrypt=encrypts_everything(store))
+    return table.accepts_plain(always_encrypt=encrypts_everything(store))
 
 
 def registered_tables(
@@ -191,7 +191,8 @@ def refuse_unreachable_tables(datastore: SQLAlchemyDatastore, application: str) 
         error = _unreachable(datastore, table) if table.is_others else None
         if error is not None:
             raise ConfigurationError(
-                f"{error}; another application registered it, and what is sealed there cannot be counted",
+                f"{error}. Another application registered it, and what is sealed there cannot be counted. "
+                "No key was destroyed",
                 remedy="Run this where that table is; if it was dropped on purpose: "
                 f"{forget_statement(table)}",
             )

@@ -111,7 +111,8 @@ def verify(
         ``done`` counts the items that opened, ``failed`` the items, keys and tables that did not. ``left``
         counts those outside the sample. ``by_table`` says the same for each table. It also counts items that
         are not encrypted where that is allowed (``plain``), items whose migration has begun
-        (``unmigrated``), those whose key was shredded, and, in shared tables, other applications'. ``by_key``
+        (``unmigrated``), those under a former collection (``former``), those whose key was shredded, and, in
+        shared tables, other applications'. ``by_key``
         counts the items that opened, for the first 100,000 keys.
 
     Raises:

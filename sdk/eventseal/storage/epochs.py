@@ -1,5 +1,5 @@
 """
-The newest roll of an application's epoch: when it began, and which KEK versions it made.
+The newest roll of an application's epoch: when it began, and which branch keys and KEK versions it made.
 
 The row is authenticated under the store key. It stays when the roll is done, for its number.
 """
@@ -37,7 +37,7 @@ class Epoch(NamedTuple):
 
     Attributes:
         number: Goes up by 1 when a roll begins and when it is done, so no two states of the row share one.
-        begun_at: By the key store's clock. Keys made since then are the roll's own.
+        begun_at: By the key store's clock.
         kek_versions: By KEK, the version that the roll has made.
         shreds: How often keys of the application had been shredded when the roll began, as the revocation
             tree counts it: no clock has a say in it.

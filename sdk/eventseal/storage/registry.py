@@ -126,11 +126,6 @@ class SealedTable:
         """Whether a column names the key of each row; if not, its envelope's header alone does."""
         return KEY_ID in self.columns
 
-    @property
-    def may_mislead(self) -> bool:
-        """Whether a row may look like an envelope, under a key that there never was, and be none."""
-        return bool(self.old_formats) and not self.has_key_ids
-
     def bound_to(self, columns: ItemColumns) -> SealedTable:
         """Describe it with the collection that its record class says, and the one that it says it had."""
         # The registry alone accepts no other name: whoever can edit it would choose which.
@@ -163,10 +158,12 @@ class SealedTable:
         """
         Whether a row that is no envelope may be here: as it is, or since a migration of it has begun.
 
+        What other applications alone have registered is theirs to judge.
+
         Args:
             always_encrypt: The setting.
         """
-        return bool(self.old_formats) or self.takes_plain(always_encrypt=always_encrypt)
+        return self.is_others or bool(self.old_formats) or self.takes_plain(always_encrypt=always_encrypt)
 
     @classmethod
     def of(
@@ -463,10 +460,7 @@ _CHECKS: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
         "table_name": _is_name,
         "collection": _is_name,
         "columns": _are_columns,
-        "old_formats": lambda value: (
-            value is None
-            or (type(value) is list and all(type(each) is str and _is_name(each) for each in value))
-        ),
+        "old_formats": lambda value: value is None or _are_names(value),
     }
 )
 

@@ -165,10 +165,6 @@ def _may_hold_uuid(kind: TypeEngine[Any]) -> bool:
     )
 
 
-def _may_hold_envelopes(types: dict[str, TypeEngine[Any]]) -> bool:
-    return any(map(_is_blob, types.values()))
-
-
 def _is_blob(kind: TypeEngine[Any]) -> bool:
     return isinstance(kind, NullType) or _is_binary(kind)
 

@@ -408,8 +408,8 @@ REVOKED_KEYS = [
     (DATA_KEY_ID, "retired"), (UUID("018bcfe5-687f-7fff-8fff-00000000cdab"), "compromised"),
 ]  # fmt: skip
 REVOKED_SCOPES = [
-    ("data", "subject:caf\u00e9", True, 1, bytes(32)),
-    ("field", "subject:caf\u00e9", False, 2, pattern(0x33, 32)),
+    ("data", "subject:caf\u00e9", True, 1),
+    ("field", "subject:caf\u00e9", False, 2),
 ]
 
 
@@ -417,16 +417,16 @@ def mark(
     store_key: bytes,
     counter: int,
     keys: list[tuple[UUID, str]],
-    scopes: list[tuple[str, str, bool, int, bytes]],
+    scopes: list[tuple[str, str, bool, int]],
 ) -> dict[str, Any]:
     tree_key = hkdf(store_key, OTHER_KEY_ID.bytes, b"eventseal/v2/revocation tree", 64)
     mark_key = hkdf(store_key, OTHER_KEY_ID.bytes, b"eventseal/v2/change mark", 64)
     leaves: dict[bytes, tuple[set[bytes], set[bytes]]] = {}
     for key_id, how in keys:
         leaves.setdefault(key_id.bytes[14:], (set(), set()))[0].add(key_id.bytes + how[:1].encode())
-    for purpose, scope, closed, number, listed in scopes:
+    for purpose, scope, closed, number in scopes:
         name = hmac.digest(tree_key, lp(b"scope", purpose.encode(), scope.encode()), sha256)[:16]
-        entry = name + (b"c" if closed else b"o") + number.to_bytes(8, "big") + listed
+        entry = name + (b"c" if closed else b"o") + number.to_bytes(8, "big")
         leaves.setdefault(name[14:], (set(), set()))[1].add(entry)
     nodes: dict[bytes, bytes] = {
         path: len(in_leaf).to_bytes(4, "big") + b"".join(sorted(in_leaf)) + b"".join(sorted(entries))
@@ -441,7 +441,7 @@ def mark(
     return {
         "application": "shop", "counter": counter,
         "keys": [[str(key_id), how] for key_id, how in keys],
-        "scopes": [[*names, listed.hex()] for *names, listed in scopes],
+        "scopes": [list(entry) for entry in scopes],
         "nodes": {path.hex(): nodes[path].hex() for path in sorted(nodes)},
         "revoked": revoked.hex(), "seal": seal.hex(),
     }  # fmt: skip
