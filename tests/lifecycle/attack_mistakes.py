@@ -15,6 +15,8 @@ from sqlalchemy import func, select
 from eventseal.keys import Keyring, revocation_tree, rows
 from eventseal.keys.seals import Seals
 from eventseal.keys.seating import ScopeBatch, Seats
+from eventseal.keys.upkeep import KeyUpkeep
+from eventseal.rotation import data_keys
 from eventseal.storage import key_counts, types
 from eventseal.storage.item_columns import KEY_ID
 from eventseal.storage.item_rows import described
@@ -103,4 +105,29 @@ def any_time_is_read(_: Site) -> Iterator[None]:
 @contextmanager
 def rolls_need_no_seal(_: Site) -> Iterator[None]:
     with patch.object(Seals, "fits_epoch", lambda *_: True):
+        yield
+
+
+@contextmanager
+def rotations_believe_times(_: Site) -> Iterator[None]:
+    active_pages = data_keys._active_pages
+
+    def wrong(*arguments: Any) -> Iterator[list[Any]]:
+        for page in active_pages(*arguments):
+            yield [record for record in page if record.created_at <= datetime.now(UTC)]
+
+    with patch.object(data_keys, "_active_pages", wrong):
+        yield
+
+
+@contextmanager
+def rolls_believe_times(_: Site) -> Iterator[None]:
+    renew_branches = KeyUpkeep.renew_branches
+
+    def wrong(self: Any, made: Any) -> Any:
+        holders = [holder for holder in self._branches_with_keys().values() if holder is not None]
+        later = {holder.key_id for holder in holders if holder.created_at > datetime.now(UTC)}
+        return renew_branches(self, made | later)
+
+    with patch.object(KeyUpkeep, "renew_branches", wrong):
         yield

@@ -9,6 +9,7 @@ from hypothesis.stateful import precondition, rule
 from tests.lifecycle.attacker import play
 from tests.lifecycle.attacks import (
     AFTER_ALL,
+    AHEAD,
     LONG_AGO,
     BringBack,
     DateKey,
@@ -19,7 +20,7 @@ from tests.lifecycle.attacks import (
 )
 from tests.lifecycle.choices import SCOPES, slots
 from tests.lifecycle.client import TABLES
-from tests.lifecycle.erasing import RollOverEditedRow
+from tests.lifecycle.erasing import RollBesideDatedKeys, RollOverEditedRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +39,7 @@ attacks = st.one_of(
     st.builds(HideTable, scopes, st.sampled_from(sorted(TABLES)), st.booleans()),
     st.builds(MisleadColumn, scopes, st.booleans()),
     st.builds(JunkOverItem, scopes),
-    st.builds(DateKey, st.integers(0, 20), st.sampled_from((LONG_AGO, AFTER_ALL))),
+    st.builds(DateKey, st.integers(0, 20), st.sampled_from((LONG_AGO, AHEAD, AFTER_ALL))),
 )
 
 
@@ -62,3 +63,9 @@ class AttackRules:
     def roll_over_an_edited_row(self, slot: int, number: int, forged: bool) -> None:
         self.world.clients[slot].traffic.heal()
         self._do(slot, RollOverEditedRow(number, forged), (), retry=False)
+
+    @precondition(lambda self: not self.world.running and self.world.can_roll)
+    @rule(slot=slots)
+    def roll_beside_dated_keys(self, slot: int) -> None:
+        self.world.clients[slot].traffic.heal()
+        self._do(slot, RollBesideDatedKeys(), (), retry=False)

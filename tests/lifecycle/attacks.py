@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
     from tests.lifecycle.client import Client
 
-LONG_AGO, AFTER_ALL = datetime(1971, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)
-"""Times of a key that somebody may set: one that is read, and one that is not."""
+LONG_AGO, AHEAD = datetime(1971, 1, 1, tzinfo=UTC), datetime(2998, 1, 1, tzinfo=UTC)
+AFTER_ALL = datetime(9999, 12, 31, tzinfo=UTC)
+"""Times of a key that somebody may set: two that are read, and one that is not."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,6 @@ class FreeSlots:
             process.keyring.refresh()
             self._refuse(scene, process, keys)
         for process in reversed(scene.processes):
-            process.keyring.refresh()
             again = attempt(lambda client=process: shred(client, self.scope))
             if isinstance(again, EventSealError) or not again.complete:
                 raise Violation(f"{self}: a second shred gave {again!r}")

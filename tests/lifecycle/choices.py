@@ -29,6 +29,7 @@ PLACES = {
     "AfterRestore": 60,
     "RollEpoch": 150,
     "RollOverEditedRow": 150,
+    "RollBesideDatedKeys": 150,
     "RewrapKeys": 60,
     "AskForKek": 8,
     "Verify": 80,

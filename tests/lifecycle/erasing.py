@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from tests.lifecycle.audit import DATA, DESTROYED
@@ -18,7 +18,7 @@ from eventseal.errors import (
     JobError,
     KmsKeyStateError,
 )
-from eventseal.storage.key_tables import epochs
+from eventseal.storage.key_tables import encryption_keys, epochs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -248,3 +248,21 @@ class RollOverEditedRow(RollEpoch):
             world.attacker.put(epochs, self._there)
             if self._ended != [kek.deleted for kek in world.kms]:
                 raise Violation(f"{self} was refused, and ended {[kek.deleted for kek in world.kms]}")
+
+
+@dataclass
+class RollBesideDatedKeys(RollEpoch):
+    """Roll the epoch while all keys are said to be made later; it is judged as any roll."""
+
+    _there: Sequence[Row] = ()
+
+    def begin(self, world: World) -> None:
+        super().begin(world)
+        self._there = world.attacker.copied(encryption_keys)
+        world.attacker.edit(encryption_keys, {"created_at": datetime(2998, 1, 1, tzinfo=UTC)})
+
+    def judge(self, world: World, client: Client, outcome: Outcome) -> None:
+        super().judge(world, client, outcome)
+        for row in self._there:
+            created_at = {"created_at": row["created_at"]}
+            world.attacker.edit(encryption_keys, created_at, key_id=row["key_id"])

@@ -355,17 +355,13 @@ MISTAKES: dict[str, Mistake] = {
         "before kms delete_versions_before",
     ),
     "a destroyed key's old row passes the revocation tree": Mistake(
-        attacked.old_rows_pass, "old rows of a key after its retirement", "before UPDATE key_changes"
+        attacked.old_rows_pass, "old rows of a retired key", "before UPDATE key_changes"
     ),
     "a node of the revocation tree is believed unchecked": Mistake(
-        attacked.old_nodes_pass,
-        "old nodes of the revocation tree after a shredding",
-        "before UPDATE key_changes",
+        attacked.old_nodes_pass, "old nodes after a shredding", "before UPDATE key_changes"
     ),
     "a first use that goes by the slots": Mistake(
-        attacked.first_use_goes_by_the_slots,
-        "the slots of a scope whose shredding was interrupted",
-        "before UPDATE key_changes",
+        attacked.first_use_goes_by_the_slots, "the slots of a closed scope", "before UPDATE key_changes"
     ),
     "tables that others registered do not count": Mistake(
         attacked.tables_of_others_do_not_count, "the registry after a re-encryption", "before UPDATE integer"
@@ -382,17 +378,19 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "whatever names a destroyed key of a reopened scope is erased": Mistake(
         attacked.whatever_names_a_destroyed_key_is_erased,
-        "an item of a scope whose reopening was interrupted",
+        "an item of a reopened scope",
         "before INSERT INTO erased_items",
     ),
     "any time of a key is read": Mistake(
-        attacked.any_time_is_read,
-        "the time of a key whose rotation was interrupted",
-        "before INSERT INTO encryption_keys",
+        attacked.any_time_is_read, "the time of a rotated key", "before INSERT INTO encryption_keys"
     ),
     "a roll of the epoch whose row needs no seal": Mistake(
-        attacked.rolls_need_no_seal,
-        "the row of a roll of the epoch that was interrupted",
-        "before kms delete_versions_before",
+        attacked.rolls_need_no_seal, "the row of a roll", "before kms delete_versions_before"
+    ),
+    "a rotation that believes the times of keys": Mistake(
+        attacked.rotations_believe_times, "the time of a rotated key", "before INSERT INTO encryption_keys"
+    ),
+    "a roll of the epoch that believes the times of branch keys": Mistake(
+        attacked.rolls_believe_times, "the times of branch keys", "before INSERT INTO epochs"
     ),
 }

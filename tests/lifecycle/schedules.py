@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tests.lifecycle.attacker import play
 from tests.lifecycle.attacks import (
     AFTER_ALL,
+    AHEAD,
     LONG_AGO,
     BringBack,
     DateKey,
@@ -17,7 +18,7 @@ from tests.lifecycle.attacks import (
 )
 from tests.lifecycle.audit import Place
 from tests.lifecycle.client import EVENTS, SNAPSHOTS, Noted, Terms, stream_of
-from tests.lifecycle.erasing import Reopen, RollEpoch, RollOverEditedRow, Shred
+from tests.lifecycle.erasing import Reopen, RollBesideDatedKeys, RollEpoch, RollOverEditedRow, Shred
 from tests.lifecycle.maintenance import Reencrypt, Replace, Retire, RotateKeys, Verify
 from tests.lifecycle.operations import Operation, Prepare, Refresh, Rotate
 from tests.lifecycle.playing import TENANT, Schedule, an_append, append, does, in_turn
@@ -314,14 +315,14 @@ SCHEDULES: dict[str, Schedule] = {
         after=everybody_reads,
         terms=_ROLLS,
     ),
-    "old rows of a key after its retirement": Schedule(
+    "old rows of a retired key": Schedule(
         _old_key_empty,
         B,
         lambda _: Retire(),
         after=_attacks(BringBack(TENANT, "retired"), BringBack(TENANT, "shredded")),
         fault=Fault(0, "crash"),
     ),
-    "old nodes of the revocation tree after a shredding": Schedule(
+    "old nodes after a shredding": Schedule(
         in_turn(_old_key_empty, does(B, Retire), does(B, lambda: Rotate(TENANT))),
         B,
         lambda _: Shred(TENANT),
@@ -331,7 +332,7 @@ SCHEDULES: dict[str, Schedule] = {
         ),
         fault=Fault(0, "crash"),
     ),
-    "the slots of a scope whose shredding was interrupted": Schedule(
+    "the slots of a closed scope": Schedule(
         append(A), B, lambda _: Shred(TENANT), after=_attacks(FreeSlots(TENANT)), fault=Fault(0, "crash")
     ),
     "the registry after a re-encryption": Schedule(
@@ -348,21 +349,29 @@ SCHEDULES: dict[str, Schedule] = {
         after=_attacks(MisleadColumn(TENANT, null=True), MisleadColumn(TENANT, null=False)),
         fault=Fault(0, "crash"),
     ),
-    "an item of a scope whose reopening was interrupted": Schedule(
+    "an item of a reopened scope": Schedule(
         in_turn(append(A), does(B, lambda: Shred(TENANT))),
         B,
         lambda _: Reopen(TENANT),
         after=_attacks(JunkOverItem(TENANT)),
         fault=Fault(0, "crash"),
     ),
-    "the time of a key whose rotation was interrupted": Schedule(
+    "the time of a rotated key": Schedule(
         append(A),
         B,
         lambda _: Rotate(TENANT),
-        after=_attacks(DateKey(0, LONG_AGO), DateKey(0, AFTER_ALL)),
+        after=_attacks(DateKey(0, LONG_AGO), DateKey(1, AHEAD), DateKey(0, AFTER_ALL)),
         fault=Fault(0, "crash"),
     ),
-    "the row of a roll of the epoch that was interrupted": Schedule(
+    "the times of branch keys": Schedule(
+        in_turn(append(A), _back_up),
+        B,
+        lambda _: RollEpoch(),
+        after=in_turn(append(A), _back_up, does(C, RollBesideDatedKeys), everybody_reads),
+        fault=Fault(0, "crash"),
+        terms=_ROLLS,
+    ),
+    "the row of a roll": Schedule(
         append(A),
         B,
         lambda _: RollEpoch(),

@@ -102,9 +102,10 @@ class World:
         self.running: dict[int, Running] = {}
         self._positions: dict[tuple[str, str], Iterator[int]] = {}
         self._texts = itertools.count(1)
+        new_key_id = _numbered_ids()  # in the order in which they are made, so that a world can be run again
         self._patches = [
-            # In the order in which they are made, so that a world can be run again.
-            patch("eventseal.keys.making.new_key_id", _numbered_ids()),
+            patch("eventseal.keys.making.new_key_id", new_key_id),
+            patch("eventseal.rotation.data_keys.new_key_id", new_key_id),
             patch("eventseal.storage.transactions._LONGEST_PAUSE", 0.0),
             # Who holds a fence stands still, so that nobody need wait for it.
             patch("eventseal.storage.fences.PATIENCE", 0.02),
