@@ -102,7 +102,7 @@ class Auditor:
         """What each item says to somebody who starts now, or why it says nothing."""
         seen = (found.keys, found.items, ended_versions(self._kms))
         if self._opened[0] != seen:
-            self._opened = (seen, self._open(found))
+            self._opened = (seen, self.open_anew(found))
         return self._opened[1]
 
     def check_without(self, kek: int, found: Found) -> None:
@@ -121,7 +121,8 @@ class Auditor:
         for key_id, outcome in keyring.opening_keys(live).items():
             assert not isinstance(outcome, Exception), f"key {key_id} needs {self._kms[kek].uri}: {outcome!r}"
 
-    def _open(self, found: Found) -> dict[Place, Noted | EventSealError]:
+    def open_anew(self, found: Found) -> dict[Place, Noted | EventSealError]:
+        """What each item says to somebody who starts now, whatever it said before."""
         keyring = Keyring(self._kms, self.store, application=APPLICATION)
         cipher = AESCipher(keyring)
         contexts = [

@@ -28,6 +28,8 @@ PLACES = {
     "Reopen": 30,
     "AfterRestore": 60,
     "RollEpoch": 150,
+    "RollOverEditedRow": 150,
+    "RollBesideDatedKeys": 150,
     "RewrapKeys": 60,
     "AskForKek": 8,
     "Verify": 80,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 EVENTS, SNAPSHOTS = "integer_sequenced_items", "snapshots"
 TABLES = {EVENTS: IntegerSequencedItemRecord, SNAPSHOTS: SnapshotRecord}
+YEAR = timedelta(days=365)
+"""No key of a world is that old by the database's clock, unless somebody edits its row."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +124,12 @@ class Client:
             SQLAlchemyKeyStore(self.datastore) if memory is None else WatchedStore(memory, self.traffic)
         )
         self.kms = [_watched(one, self.traffic) for one in kms]
-        self.ledger = Ledger(WatchedLines(lines_of(site.folder, terms.ledger), self.traffic))
+        self.ledger: Ledger | None = Ledger(WatchedLines(lines_of(site.folder, terms.ledger), self.traffic))
         self.keyring = Keyring(
             self.kms,
             self.key_store,
             application=APPLICATION,
-            policy=RotationPolicy(max_age=None, max_items=terms.max_items),
+            policy=RotationPolicy(max_age=YEAR, max_items=terms.max_items),
             cache=CachePolicy(
                 max_keys=terms.max_keys,
                 ttl=terms.ttl,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from tests.lifecycle.audit import DATA, DESTROYED
@@ -10,12 +11,20 @@ from tests.lifecycle.model import Violation
 from tests.lifecycle.operations import Operation
 
 from eventseal.erasure import after_restore, reopen, roll_epoch, shred
-from eventseal.errors import ConfigurationError, EventSealError, JobError, KmsKeyStateError
+from eventseal.errors import (
+    ConfigurationError,
+    EventSealError,
+    IntegrityError,
+    JobError,
+    KmsKeyStateError,
+)
+from eventseal.storage.key_tables import encryption_keys, epochs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from uuid import UUID
 
+    from tests.lifecycle.attacker import Row
     from tests.lifecycle.client import Client
     from tests.lifecycle.ledgers import Told
     from tests.lifecycle.model import KeyLife, Model
@@ -175,6 +184,9 @@ class AfterRestore(Operation):
 class RollEpoch(Operation):
     """Make the backups of the key tables useless."""
 
+    def begin(self, world: World) -> None:
+        world.attacker.keep_epoch()
+
     def run(self, client: Client) -> Any:
         return roll_epoch(client)
 
@@ -195,3 +207,62 @@ class RollEpoch(Operation):
         if (entry.kind, entry.mac.hex()) != ("epoch", result.receipt.recorded.mac):
             raise Violation(f"{self} gave {result.receipt}, and the ledger says {entry}")
         world.backups.cover(result.covers_before)
+
+
+@dataclass
+class RollOverEditedRow(RollEpoch):
+    """
+    Roll the epoch over an older row of ``epochs``, or over a forged one; it is judged as any roll.
+
+    Attributes:
+        number: Which of the older rows.
+        forged: Whether the newest row is edited: a later roll has made the versions that are there.
+    """
+
+    number: int = 0
+    forged: bool = True
+    _there: Sequence[Row] = ()
+    _ended: Sequence[set[str]] = ()
+
+    def begin(self, world: World) -> None:
+        super().begin(world)
+        attacker = world.attacker
+        if not attacker.epoch_rows:
+            return
+        self._there = attacker.copied(epochs)
+        self._ended = [set(kek.deleted) for kek in world.kms]
+        old = attacker.epoch_rows[self.number % len(attacker.epoch_rows) :][:1]
+        if self.forged:
+            later = world.auditor.store.now() + timedelta(hours=1)
+            versions = {kek.uri: kek.current for kek in world.kms}
+            is_done = {"begun_at": later, "kek_versions": versions, "finished_at": None}
+            old = [{**row, **is_done} for row in self._there]
+        attacker.put(epochs, old)
+
+    def excuses(self, world: World, client: Client, outcome: Outcome, error: EventSealError) -> bool:
+        return self.forged and isinstance(error, IntegrityError) and "epochs" in str(error)
+
+    def judge(self, world: World, client: Client, outcome: Outcome) -> None:
+        super().judge(world, client, outcome)
+        if isinstance(outcome.error, IntegrityError):
+            world.attacker.put(epochs, self._there)
+            if self._ended != [kek.deleted for kek in world.kms]:
+                raise Violation(f"{self} was refused, and ended {[kek.deleted for kek in world.kms]}")
+
+
+@dataclass
+class RollBesideDatedKeys(RollEpoch):
+    """Roll the epoch while all keys are said to be made later; it is judged as any roll."""
+
+    _there: Sequence[Row] = ()
+
+    def begin(self, world: World) -> None:
+        super().begin(world)
+        self._there = world.attacker.copied(encryption_keys)
+        world.attacker.edit(encryption_keys, {"created_at": datetime(2998, 1, 1, tzinfo=UTC)})
+
+    def judge(self, world: World, client: Client, outcome: Outcome) -> None:
+        super().judge(world, client, outcome)
+        for row in self._there:
+            created_at = {"created_at": row["created_at"]}
+            world.attacker.edit(encryption_keys, created_at, key_id=row["key_id"])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from tests.lifecycle.attack_rules import AttackRules
 from tests.lifecycle.audit import ACTIVE, DATA, DESTROYED
 from tests.lifecycle.choices import (
     PLACES,
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from tests.lifecycle.traffic import Fault
 
 
-class Lifecycle(ErasingRules, RuleBasedStateMachine):
+class Lifecycle(AttackRules, ErasingRules, RuleBasedStateMachine):
     """
     Rules are thin: a world does and judges everything.
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+from tests.lifecycle import attack_mistakes as attacked
+
 from eventseal.erasure import epoch
 from eventseal.erasure.restore_scan import Reading
 from eventseal.keys import endings
@@ -351,5 +353,44 @@ MISTAKES: dict[str, Mistake] = {
         _versions_end_before_all_has_moved,
         "a roll of the epoch whose process ends",
         "before kms delete_versions_before",
+    ),
+    "a destroyed key's old row passes the revocation tree": Mistake(
+        attacked.old_rows_pass, "old rows of a retired key", "before UPDATE key_changes"
+    ),
+    "a node of the revocation tree is believed unchecked": Mistake(
+        attacked.old_nodes_pass, "old nodes after a shredding", "before UPDATE key_changes"
+    ),
+    "a first use that goes by the slots": Mistake(
+        attacked.first_use_goes_by_the_slots, "the slots of a closed scope", "before UPDATE key_changes"
+    ),
+    "tables that others registered do not count": Mistake(
+        attacked.tables_of_others_do_not_count, "the registry after a re-encryption", "before UPDATE integer"
+    ),
+    "tables that nobody registered do not count": Mistake(
+        attacked.unregistered_tables_do_not_count,
+        "the registry after a re-encryption",
+        "before UPDATE integer",
+    ),
+    "items count by their column": Mistake(
+        attacked.items_count_by_their_column,
+        "the column of key ids after a re-encryption",
+        "before UPDATE integer",
+    ),
+    "whatever names a destroyed key of a reopened scope is erased": Mistake(
+        attacked.whatever_names_a_destroyed_key_is_erased,
+        "an item of a reopened scope",
+        "before INSERT INTO erased_items",
+    ),
+    "any time of a key is read": Mistake(
+        attacked.any_time_is_read, "the time of a rotated key", "before INSERT INTO encryption_keys"
+    ),
+    "a roll of the epoch whose row needs no seal": Mistake(
+        attacked.rolls_need_no_seal, "the row of a roll", "before kms delete_versions_before"
+    ),
+    "a rotation that believes the times of keys": Mistake(
+        attacked.rotations_believe_times, "the time of a rotated key", "before INSERT INTO encryption_keys"
+    ),
+    "a roll of the epoch that believes the times of branch keys": Mistake(
+        attacked.rolls_believe_times, "the times of branch keys", "before INSERT INTO epochs"
     ),
 }

@@ -2,102 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from tests.lifecycle.attacker import play
+from tests.lifecycle.attacks import (
+    AFTER_ALL,
+    AHEAD,
+    LONG_AGO,
+    BringBack,
+    DateKey,
+    FreeSlots,
+    HideTable,
+    JunkOverItem,
+    MisleadColumn,
+)
 from tests.lifecycle.audit import Place
 from tests.lifecycle.client import EVENTS, SNAPSHOTS, Noted, Terms, stream_of
-from tests.lifecycle.erasing import Reopen, RollEpoch, Shred
+from tests.lifecycle.erasing import Reopen, RollBesideDatedKeys, RollEpoch, RollOverEditedRow, Shred
 from tests.lifecycle.maintenance import Reencrypt, Replace, Retire, RotateKeys, Verify
-from tests.lifecycle.operations import Append, Operation, Prepare, Refresh, Rotate
+from tests.lifecycle.operations import Operation, Prepare, Refresh, Rotate
+from tests.lifecycle.playing import TENANT, Schedule, an_append, append, does, in_turn
 from tests.lifecycle.reading import ReadOne, Replay
 from tests.lifecycle.traffic import Fault
-from tests.lifecycle.world import World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from tests.lifecycle.site import Site
+    from tests.lifecycle.attacker import Scene
+    from tests.lifecycle.world import World
 
 A, B, C = 0, 1, 2
-TENANT = "tenant:acme"
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """
-    What happens before one client begins, while it stands still, and after it went on.
-
-    Attributes:
-        before: Makes the state.
-        slot: Who stands still, or meets a fault.
-        operation: What it does then.
-        beside: What others do meanwhile.
-        after: What is done in the end: reads, for the most part.
-        fault: What happens at each of its calls in turn; ``None``: it stands still there.
-        terms: What the clients are set to.
-    """
-
-    before: Callable[[World], object]
-    slot: int
-    operation: Callable[[World], Operation]
-    beside: Callable[[World], object] = lambda _: None
-    after: Callable[[World], object] = lambda _: None
-    fault: Fault | None = None
-    terms: Terms | None = None
-
-
-def places_of(site: Site, schedule: Schedule) -> list[str]:
-    """Name the places of a schedule's operation, where nothing comes between."""
-    world = World(site, schedule.terms)
-    try:
-        schedule.before(world)
-        outcome = world.do(schedule.slot, schedule.operation(world))
-        return outcome.places
-    finally:
-        world.close()
-
-
-def some(count: int, most: int) -> list[int]:
-    """Give numbers from 0 to *count*, evenly, and not many more than *most*."""
-    return list(range(0, count, max(1, count // most)))
-
-
-def sweep(site: Site, schedule: Schedule, among: Sequence[int]) -> None:
-    """
-    Play a schedule once for each of some of the operation's places.
-
-    Raises:
-        Violation: At one of them something came out that must never be.
-    """
-    for at in among:
-        world = World(site, schedule.terms)
-        try:
-            schedule.before(world)
-            operation = schedule.operation(world)
-            if schedule.fault is None:
-                world.stall(schedule.slot, operation, at)
-            else:
-                world.do(schedule.slot, operation, replace(schedule.fault, at=at))
-                world.clients[schedule.slot].traffic.heal()
-            schedule.beside(world)
-            if schedule.slot in world.running:
-                world.go_on(schedule.slot)
-            schedule.after(world)
-        finally:
-            world.close()
-
-
-def append(slot: int, scope: str = TENANT, table: str = EVENTS) -> Callable[[World], object]:
-    return lambda world: world.do(slot, an_append(scope, table)(world))
-
-
-def an_append(scope: str = TENANT, table: str = EVENTS) -> Callable[[World], Append]:
-    def make(world: World) -> Append:
-        place = world.place(table, scope)
-        return Append({place: Noted(place.sequence_id, place.position, scope, world.text())})
-
-    return make
 
 
 def replace_snapshot(slot: int) -> Callable[[World], object]:
@@ -105,18 +39,6 @@ def replace_snapshot(slot: int) -> Callable[[World], object]:
         place = max(place for place in world.model.items if place.table == SNAPSHOTS)
         event = Noted(place.sequence_id, place.position, TENANT, world.text())
         return world.do(slot, Replace({place: event}))
-
-    return act
-
-
-def does(slot: int, make: Callable[[], Operation]) -> Callable[[World], object]:
-    return lambda world: world.do(slot, make())
-
-
-def in_turn(*acts: Callable[[World], object]) -> Callable[[World], object]:
-    def act(world: World) -> None:
-        for each in acts:
-            each(world)
 
     return act
 
@@ -146,6 +68,16 @@ def _restored(world: World) -> Operation:
 
 def _check_again(world: World) -> None:
     world.backups.restore(world.backups[0], C)
+
+
+def _attacks(*attacks: Callable[[Scene], None]) -> Callable[[World], object]:
+    """Attack before a client that has seen what went before, and before one that has seen nothing."""
+
+    def act(world: World) -> None:
+        for number, attack in enumerate(attacks):
+            play(world, (A, C)[number % 2], attack)
+
+    return act
 
 
 _ROLLS = Terms(versions=True, branches=2)
@@ -382,5 +314,74 @@ SCHEDULES: dict[str, Schedule] = {
         beside=does(C, RollEpoch),
         after=everybody_reads,
         terms=_ROLLS,
+    ),
+    "old rows of a retired key": Schedule(
+        _old_key_empty,
+        B,
+        lambda _: Retire(),
+        after=_attacks(BringBack(TENANT, "retired"), BringBack(TENANT, "shredded")),
+        fault=Fault(0, "crash"),
+    ),
+    "old nodes after a shredding": Schedule(
+        in_turn(_old_key_empty, does(B, Retire), does(B, lambda: Rotate(TENANT))),
+        B,
+        lambda _: Shred(TENANT),
+        after=_attacks(
+            BringBack(TENANT, "compromised", nodes="older", depth=1),
+            BringBack(TENANT, "retired", rows=False, nodes="deleted"),
+        ),
+        fault=Fault(0, "crash"),
+    ),
+    "the slots of a closed scope": Schedule(
+        append(A), B, lambda _: Shred(TENANT), after=_attacks(FreeSlots(TENANT)), fault=Fault(0, "crash")
+    ),
+    "the registry after a re-encryption": Schedule(
+        _old_key_in_memory,
+        B,
+        lambda _: Reencrypt(batch=1),
+        after=_attacks(HideTable(TENANT, EVENTS, delete=False), HideTable(TENANT, EVENTS, delete=True)),
+        fault=Fault(0, "crash"),
+    ),
+    "the column of key ids after a re-encryption": Schedule(
+        _old_key_in_memory,
+        B,
+        lambda _: Reencrypt(batch=1),
+        after=_attacks(MisleadColumn(TENANT, null=True), MisleadColumn(TENANT, null=False)),
+        fault=Fault(0, "crash"),
+    ),
+    "an item of a reopened scope": Schedule(
+        in_turn(append(A), does(B, lambda: Shred(TENANT))),
+        B,
+        lambda _: Reopen(TENANT),
+        after=_attacks(JunkOverItem(TENANT)),
+        fault=Fault(0, "crash"),
+    ),
+    "the time of a rotated key": Schedule(
+        append(A),
+        B,
+        lambda _: Rotate(TENANT),
+        after=_attacks(DateKey(0, LONG_AGO), DateKey(1, AHEAD), DateKey(0, AFTER_ALL)),
+        fault=Fault(0, "crash"),
+    ),
+    "the times of branch keys": Schedule(
+        in_turn(append(A), _back_up),
+        B,
+        lambda _: RollEpoch(),
+        after=in_turn(append(A), _back_up, does(C, RollBesideDatedKeys), everybody_reads),
+        fault=Fault(0, "crash"),
+        terms=_ROLLS,
+    ),
+    "the row of a roll": Schedule(
+        append(A),
+        B,
+        lambda _: RollEpoch(),
+        after=in_turn(
+            does(B, RollEpoch),
+            _back_up,
+            does(C, lambda: RollOverEditedRow(forged=True)),
+            does(C, lambda: RollOverEditedRow(number=1, forged=False)),
+        ),
+        fault=Fault(0, "crash"),
+        terms=Terms(versions=True),
     ),
 }

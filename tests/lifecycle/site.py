@@ -78,7 +78,7 @@ class Site:
             self._outside = create_engine(self._url, isolation_level="AUTOCOMMIT")
             found = MetaData()
             found.reflect(self._outside)
-            self._tables = [table for table in found.sorted_tables if table.name != "sealed_tables"]
+            self._tables = found.sorted_tables
             for column in (column for table in self._tables for column in table.columns):
                 if isinstance(column.type, JSON):
                     column.type.none_as_null = True
@@ -101,7 +101,8 @@ class Site:
         with self._outside.connect() as connection:
             connection.execute(text("SET lock_timeout = '5s'"))
             for table in reversed(self._tables):
-                connection.execute(table.delete())
+                if table.name != "sealed_tables":
+                    connection.execute(table.delete())
 
     def copy(self) -> Any:
         """Take a backup of all that is committed."""

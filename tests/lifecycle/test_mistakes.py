@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.lifecycle.mistakes import MISTAKES, ON_POSTGRESQL, ON_SQLITE
-from tests.lifecycle.schedules import SCHEDULES, places_of, sweep
+from tests.lifecycle.playing import places_of, sweep
+from tests.lifecycle.schedules import SCHEDULES
 
 if TYPE_CHECKING:
     from tests.lifecycle.site import Site

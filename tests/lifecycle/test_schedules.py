@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.lifecycle.schedules import SCHEDULES, places_of, some, sweep
+from tests.lifecycle.playing import places_of, some, sweep
+from tests.lifecycle.schedules import SCHEDULES
 
 if TYPE_CHECKING:
     from tests.lifecycle.site import Site

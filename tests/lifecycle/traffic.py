@@ -256,7 +256,12 @@ def watch_engine(engine: Engine, traffic_of: Callable[[], Traffic], rewrite: Cal
                 return traffic_of().database(
                     _short(statement),
                     lambda: method(cursor, rewrite(statement), *arguments),
-                    lambda fault, _done: fail(fault, cursor.connection, commit=False),
+                    lambda fault, done: (
+                        # A BEGIN that has answered holds its lock: nobody is in its way any more.
+                        None
+                        if done and fault in {"busy", "serialization"} and statement.startswith("BEGIN")
+                        else fail(fault, cursor.connection, commit=False)
+                    ),
                 )
 
         return execute

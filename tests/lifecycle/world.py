@@ -10,6 +10,7 @@ from unittest.mock import patch
 from uuid import UUID
 
 from tests.fixtures.ending_kms import EndingKms
+from tests.lifecycle.attacker import Attacker
 from tests.lifecycle.audit import ACTIVE, DATA, Auditor, Place
 from tests.lifecycle.backups import Backups
 from tests.lifecycle.client import Client, Terms, stream_of
@@ -96,13 +97,15 @@ class World:
         self.auditor = Auditor(site, self.kms, self.memory)
         self.told = Told(lines_of(site.folder, terms.ledger), self.kms, self.auditor.store)
         self.backups = Backups(self)
+        self.attacker = Attacker(site)
         self.step = 0
         self.running: dict[int, Running] = {}
         self._positions: dict[tuple[str, str], Iterator[int]] = {}
         self._texts = itertools.count(1)
+        new_key_id = _numbered_ids()  # in the order in which they are made, so that a world can be run again
         self._patches = [
-            # In the order in which they are made, so that a world can be run again.
-            patch("eventseal.keys.making.new_key_id", _numbered_ids()),
+            patch("eventseal.keys.making.new_key_id", new_key_id),
+            patch("eventseal.rotation.data_keys.new_key_id", new_key_id),
             patch("eventseal.storage.transactions._LONGEST_PAUSE", 0.0),
             # Who holds a fence stands still, so that nobody need wait for it.
             patch("eventseal.storage.fences.PATIENCE", 0.02),
@@ -110,7 +113,7 @@ class World:
         ]
         for each in self._patches:
             each.start()
-        self.clients = [self._client(slot) for slot in range(CLIENTS)]
+        self.clients = [self.process(slot) for slot in range(CLIENTS)]
 
     # --- what a rule asks ---
 
@@ -212,7 +215,7 @@ class World:
         self.step += 1
         client = self.clients[slot]
         if not crash:
-            self._forget(client)
+            self.forget(client)
             client.keyring.close()
             client.datastore.close()
         self._replace(slot)
@@ -239,7 +242,16 @@ class World:
 
     def start_anew(self) -> None:
         """Start all processes; those before have ended."""
-        self.clients = [self._client(slot) for slot in range(CLIENTS)]
+        self.clients = [self.process(slot) for slot in range(CLIENTS)]
+
+    def process(self, slot: int) -> Client:
+        """A process that starts now; its slot is one of the world's."""
+        return Client(slot, self.site, self.terms, kms=self.kms, clock=self.clock, memory=self.memory)
+
+    def forget(self, client: Client) -> None:
+        """Note what a client has sealed on credit: its process ends."""
+        for key_id, owed in client.owed().items():
+            self.model.unreserved[key_id] += owed
 
     @property
     def can_roll(self) -> bool:
@@ -354,18 +366,11 @@ class World:
         notes = [running.operation.note for running in self.running.values() if running.operation.note]
         self.model.check_items(self.auditor.opened(self.model.found), pending, notes, replacing)
 
-    def _client(self, slot: int) -> Client:
-        return Client(slot, self.site, self.terms, kms=self.kms, clock=self.clock, memory=self.memory)
-
     def _replace(self, slot: int) -> None:
         client = self.clients[slot]
-        self._forget(client)
+        self.forget(client)
         client.end()
-        self.clients[slot] = self._client(slot)
-
-    def _forget(self, client: Client) -> None:
-        for key_id, owed in client.owed().items():
-            self.model.unreserved[key_id] += owed
+        self.clients[slot] = self.process(slot)
 
 
 def _is_outage(outcome: Outcome, error: Exception) -> bool:
@@ -387,4 +392,9 @@ def _is_outage(outcome: Outcome, error: Exception) -> bool:
 
 def _numbered_ids() -> Any:
     numbers = itertools.count(1)
-    return lambda: UUID(int=(7 << 76) | (2 << 62) | (next(numbers) << 80))
+    # In order, as real ones are. Their ends choose the leaf of the revocation tree: each of two has some.
+    return lambda: _numbered_id(next(numbers))
+
+
+def _numbered_id(number: int) -> UUID:
+    return UUID(int=(number << 80) | (7 << 76) | (2 << 62) | (number % 2 * 0x0101))

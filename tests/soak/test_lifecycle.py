@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.lifecycle.mistakes import MISTAKES
+from tests.lifecycle.playing import places_of, sweep
 from tests.lifecycle.running import chosen_seed, run_lifecycle
-from tests.lifecycle.schedules import SCHEDULES, places_of, sweep
+from tests.lifecycle.schedules import SCHEDULES
 from tests.lifecycle.site import Site
 
 if TYPE_CHECKING:

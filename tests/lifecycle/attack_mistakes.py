@@ -1,0 +1,133 @@
+"""Mistakes that only an attack shows: each drops one of the rules by which edited rows are refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import import_module
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from sqlalchemy import func, select
+
+from eventseal.keys import Keyring, revocation_tree, rows
+from eventseal.keys.seals import Seals
+from eventseal.keys.seating import ScopeBatch, Seats
+from eventseal.keys.upkeep import KeyUpkeep
+from eventseal.rotation import data_keys
+from eventseal.storage import key_counts, types
+from eventseal.storage.item_columns import KEY_ID
+from eventseal.storage.item_rows import described
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.lifecycle.site import Site
+
+retire = import_module("eventseal.rotation.retire")  # the package has a function of this name
+
+
+@contextmanager
+def old_rows_pass(_: Site) -> Iterator[None]:
+    with patch.object(rows, "is_set_back", lambda _: False):
+        yield
+
+
+@contextmanager
+def old_nodes_pass(_: Site) -> Iterator[None]:
+    with patch.object(revocation_tree, "hmac", SimpleNamespace(compare_digest=lambda *_: True)):
+        yield
+
+
+@contextmanager
+def first_use_goes_by_the_slots(_: Site) -> Iterator[None]:
+    settle_closed = Seats._settle_closed
+
+    def wrong(self: Any, batch: Any, scopes: Any, found: Any) -> Any:
+        return settle_closed(self, ScopeBatch({}), scopes, found)
+
+    with patch.object(Seats, "_settle_closed", wrong):
+        yield
+
+
+@contextmanager
+def tables_of_others_do_not_count(_: Site) -> Iterator[None]:
+    registered_tables = retire.registered_tables
+
+    def own_tables(*arguments: Any) -> list[Any]:
+        return [table for table in registered_tables(*arguments) if not table.is_others]
+
+    with patch.object(retire, "registered_tables", own_tables):
+        yield
+
+
+@contextmanager
+def unregistered_tables_do_not_count(_: Site) -> Iterator[None]:
+    with (
+        patch.object(retire, "refuse_unregistered_tables", lambda _: None),
+        patch.object(retire, "refuse_copies", lambda _: None),
+    ):
+        yield
+
+
+@contextmanager
+def items_count_by_their_column(_: Site) -> Iterator[None]:
+    def by_column(connection: Any, tables: Any, key_ids: Any) -> dict[Any, Counter[str]]:
+        found: dict[Any, Counter[str]] = {}
+        for table in tables:
+            column = described(table)[KEY_ID]
+            query = select(column, func.count()).where(column.in_(sorted(key_ids))).group_by(column)
+            for named, items in connection.execute(query):
+                found.setdefault(named, Counter())[table.table] += items
+        return found
+
+    with (
+        patch.object(key_counts, "count_under", by_column),
+        patch.object(key_counts, "count_misnamed", lambda *_: {}),
+    ):
+        yield
+
+
+@contextmanager
+def whatever_names_a_destroyed_key_is_erased(_: Site) -> Iterator[None]:
+    with patch.object(Keyring, "are_listed_as_erased", lambda _, items: [True] * len(items)):
+        yield
+
+
+@contextmanager
+def any_time_is_read(_: Site) -> Iterator[None]:
+    with patch.object(types, "_LAST_TIME", datetime.max.replace(tzinfo=UTC)):
+        yield
+
+
+@contextmanager
+def rolls_need_no_seal(_: Site) -> Iterator[None]:
+    with patch.object(Seals, "fits_epoch", lambda *_: True):
+        yield
+
+
+@contextmanager
+def rotations_believe_times(_: Site) -> Iterator[None]:
+    active_pages = data_keys._active_pages
+
+    def wrong(*arguments: Any) -> Iterator[list[Any]]:
+        for page in active_pages(*arguments):
+            yield [record for record in page if record.created_at <= datetime.now(UTC)]
+
+    with patch.object(data_keys, "_active_pages", wrong):
+        yield
+
+
+@contextmanager
+def rolls_believe_times(_: Site) -> Iterator[None]:
+    renew_branches = KeyUpkeep.renew_branches
+
+    def wrong(self: Any, made: Any) -> Any:
+        holders = [holder for holder in self._branches_with_keys().values() if holder is not None]
+        later = {holder.key_id for holder in holders if holder.created_at > datetime.now(UTC)}
+        return renew_branches(self, made | later)
+
+    with patch.object(KeyUpkeep, "renew_branches", wrong):
+        yield
