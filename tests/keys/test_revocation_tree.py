@@ -31,7 +31,7 @@ KEY_IDS = st.builds(
     lambda start, leaf: UUID(bytes=bytes(13) + bytes([start]) + leaf), st.integers(0, 9), LEAVES
 )
 NAMES = st.builds(lambda start, leaf: bytes(13) + bytes([start]) + leaf, st.integers(0, 9), LEAVES)
-STATES = st.builds(ScopeState, st.booleans(), st.integers(1, 2**64 - 1), st.binary(min_size=32, max_size=32))
+STATES = st.builds(ScopeState, st.booleans(), st.integers(1, 2**64 - 1))
 KEYS = st.lists(st.tuples(KEY_IDS, HOW), max_size=25)
 SCOPES = st.dictionaries(NAMES, STATES, max_size=8)
 
