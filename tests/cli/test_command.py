@@ -214,6 +214,7 @@ def test_record_classes_of_the_working_directory_are_found():
         "from eventseal.storage import ActiveRecord, IntegerSequencedColumns\n"
         "class OrderRecord(IntegerSequencedColumns, ActiveRecord):\n"
         "    __tablename__ = 'orders'\n"
+        "    __collection__ = 'orders'\n"
     )
     words = [
         "--kms-key",

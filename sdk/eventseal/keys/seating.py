@@ -165,15 +165,12 @@ class Seats:
         leases = {scope: max(batch.pending[scope], first_block) for scope in scopes}
         since = self._memory.moment()
         made = new_keys(self._resources, self._store_key.made_seals(), leases)
+        kept: Mapping[str, KeyRecord] = {}
         try:
             kept = self._resources.store.add_active([record for _, record in made.values()], admit=admission)
         except KeyDestroyedError as error:  # a branch key was retired since it was confirmed, or a KEK closed
             batch.refusal = error
-            for key, _ in made.values():
-                key.close()
-            self._refresher.refresh()
-            return  # the scopes are looked at again, and their keys made under the branch's new key
-        if not kept:  # something was revoked since the scopes were looked at, maybe one of them
+        if not kept:  # that, or something was revoked: look at the scopes again, under the branch's new key
             for key, _ in made.values():
                 key.close()
             self._refresher.refresh()

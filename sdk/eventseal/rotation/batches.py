@@ -20,7 +20,7 @@ from eventseal.errors import (
     StoreUnavailableError,
 )
 from eventseal.keys.states import KeyState
-from eventseal.rotation.compromised import suspected_forgery, unreadable_mark
+from eventseal.rotation.compromised import late_item
 from eventseal.rotation.moved_collections import moved
 from eventseal.rotation.results import MAX_FAILURES
 from eventseal.rotation.sources import Standing
@@ -217,9 +217,7 @@ class TableMover:
             key_id = batch.page.key_id(number)
             if key_id is not None:
                 batch.counts["suspected"] += 1
-                mark = self._marks[key_id]
-                error = unreadable_mark(mark) if mark.unreadable else suspected_forgery(key_id)
-                self._fail(batch, batch.page, number, error, stuck=True)
+                self._fail(batch, batch.page, number, late_item(self._marks[key_id]), stuck=True)
         return there
 
     def _sort(

@@ -50,13 +50,21 @@ class Miscount(NamedTuple):
         )
 
 
-def suspected_forgery(key_id: UUID) -> IntegrityError:
+def late_item(mark: Mark) -> IntegrityError:
     """Say what an item may be that was not there, as it is, when its key was marked as compromised."""
+    if mark.unreadable:
+        return IntegrityError(
+            f"the mark of key {mark.key_id} for {mark.table} in compromised_marks was edited: "
+            f"its {', '.join(mark.unreadable)} cannot be read, so nobody knows which items are forged",
+            remedy="Find out who changed it. If you trust the items that are there now, mark the key anew: "
+            f"eventseal rotate --compromised --key {mark.key_id}",
+            key_id=mark.key_id,
+        )
     return IntegrityError(
-        f"suspected forgery: the item was written after its key {key_id} was marked as compromised",
+        f"suspected forgery: the item was written after its key {mark.key_id} was marked as compromised",
         remedy="Find out who wrote the row, and delete it; if a restore or an UPDATE wrote it, mark the key "
-        f"anew: eventseal rotate --compromised --key {key_id}",
-        key_id=key_id,
+        f"anew: eventseal rotate --compromised --key {mark.key_id}",
+        key_id=mark.key_id,
     )
 
 
@@ -134,17 +142,6 @@ def miscounts(store: SealedStore, tables: Sequence[SealedTable]) -> list[Miscoun
         )
         if counts.expected != counts.found
     ]
-
-
-def unreadable_mark(mark: Mark) -> IntegrityError:
-    """Say of an item under a compromised key that nobody knows when it came."""
-    return IntegrityError(
-        f"the mark of key {mark.key_id} for {mark.table} in compromised_marks was edited: "
-        f"its {', '.join(mark.unreadable)} cannot be read, so nobody knows which items are forged",
-        remedy="Find out who changed it. If you trust the items that are there now, mark the key anew: "
-        f"eventseal rotate --compromised --key {mark.key_id}",
-        key_id=mark.key_id,
-    )
 
 
 def _mark_free(

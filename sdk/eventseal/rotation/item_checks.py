@@ -30,7 +30,7 @@ from eventseal.items.item_fields import StoredItem, names_another_key
 from eventseal.items.json import JSONTranscoder
 from eventseal.items.places import UnknownPlaceNames
 from eventseal.items.sealed_places import Selection
-from eventseal.rotation.compromised import suspected_forgery, unreadable_mark
+from eventseal.rotation.compromised import late_item
 from eventseal.rotation.moved_collections import open_former
 from eventseal.rotation.movers import AcceptsOldFormats, accepted_in
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure
@@ -211,10 +211,7 @@ class ItemChecks:
                     moved += [now] if now is not None else []
                     continue
                 if is_late and row.key_id is not None:
-                    mark = self._marks[row.key_id]
-                    verdict.error = (
-                        unreadable_mark(mark) if mark.unreadable else suspected_forgery(row.key_id)
-                    )
+                    verdict.error = late_item(self._marks[row.key_id])
             verdicts.append(verdict)
         tally.count(self._table.table, "done", done.total())
         for key_id, opened_items in done.items():

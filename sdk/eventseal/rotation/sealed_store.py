@@ -14,7 +14,7 @@ from eventseal.storage.fence_triggers import has_fence_triggers
 from eventseal.storage.item_columns import sealed_columns
 from eventseal.storage.item_tables import OWN_RECORDS
 from eventseal.storage.key_counts import count_differing, differing_rows, rows_without_envelope
-from eventseal.storage.registry import DEFAULT_DATABASE, Registry, SealedTable, forget_statement
+from eventseal.storage.registry import DEFAULT_DATABASE, SealedTable, forget_statement
 from eventseal.storage.transactions import read
 from eventseal.storage.unregistered import (
     copies_of_items,
@@ -141,7 +141,7 @@ def registered_tables(
         MissingTableError: A registered table is not in the database, or there is no registry.
         StoreError: The database refused or failed.
     """
-    everything = _registry(datastore)
+    everything = datastore.registry()
     if unreadable is not None:
         unreadable += [row.problem for row in everything.unreadable]
     elif tables is None or any(row.table is None or row.table in tables for row in everything.unreadable):
@@ -187,7 +187,7 @@ def refuse_unreachable_tables(datastore: SQLAlchemyDatastore, application: str) 
         IntegrityError: A row of the registry was edited so that it cannot be read.
         StoreError: The database refused or failed.
     """
-    for table in tables_of(_registry(datastore).complete(), application):
+    for table in tables_of(datastore.registry().complete(), application):
         error = _unreachable(datastore, table) if table.is_others else None
         if error is not None:
             raise ConfigurationError(
@@ -288,7 +288,7 @@ def refuse_unregistered_tables(store: SealedStore) -> None:
         IntegrityError: A row of the registry was edited so that not even its table's name can be read.
         StoreError: The database refused or failed.
     """
-    registry = _registry(store.datastore)
+    registry = store.datastore.registry()
     unsealed = set(store.unsealed_tables if isinstance(store, NamesUnsealedTables) else ())
     edited: set[str] = set()
     for row in registry.unreadable:
@@ -338,7 +338,7 @@ def refuse_copies(store: SealedStore) -> None:
     """
     look = partial(
         copies_of_items,
-        registered=_registry(store.datastore).complete(),
+        registered=store.datastore.registry().complete(),
         unsealed_tables=store.unsealed_tables if isinstance(store, NamesUnsealedTables) else (),
     )
     found = read(store.datastore.engine, look, doing="looking for tables that hold envelopes")
@@ -434,10 +434,6 @@ def refuse_absent_tables(store: SealedStore, *, every: bool = False) -> None:
             "elsewhere is not counted, and its key might go",
             remedy="Let store_url name the database that the application writes to.",
         )
-
-
-def _registry(datastore: SQLAlchemyDatastore) -> Registry:
-    return datastore.registry()
 
 
 def tables_of(registry: Sequence[SealedTable], application: str) -> list[SealedTable]:

@@ -79,9 +79,8 @@ class SQLAlchemyActiveRecordStrategy:
         Raises:
             StoreError: The database refused or failed.
         """
-        former = self._columns.former_collection
         datastore = self._current_session().info.get(DATASTORE)
-        if former is None or datastore is None:
+        if self._columns.former_collection is None or datastore is None:
             return []
         look = partial(registered, application=application)
         try:
@@ -89,7 +88,8 @@ class SQLAlchemyActiveRecordStrategy:
         except MissingTableError:
             return []
         entry = entry_of(known, self._columns.table.fullname, application)
-        return [former] if entry is not None and entry.collection == former != self.collection else []
+        still = None if entry is None else entry.bound_to(self._columns).former_collection
+        return [] if still is None else [still]
 
     @property
     def place(self) -> TablePlace:
