@@ -32,9 +32,9 @@ from eventseal.items.places import UnknownPlaceNames
 from eventseal.items.sealed_places import Selection
 from eventseal.rotation.compromised import late_item
 from eventseal.rotation.moved_collections import open_former
-from eventseal.rotation.movers import AcceptsOldFormats, accepted_in
+from eventseal.rotation.movers import accepted_in
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure
-from eventseal.rotation.sealed_store import encrypts_everything
+from eventseal.rotation.sealed_store import AcceptsOldFormats, encrypts_everything
 from eventseal.storage.item_rows import ItemRow, row_at
 from eventseal.storage.marks import load_marks, were_there
 from eventseal.storage.swapping import item_swaps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from eventseal.errors import ConfigurationError
@@ -13,6 +13,7 @@ from eventseal.rotation.batches import COMPROMISED_PHASE, TableMover
 from eventseal.rotation.jobs import MIGRATE, verb_of
 from eventseal.rotation.moved_collections import in_place
 from eventseal.rotation.old_items import OldItemMover
+from eventseal.rotation.sealed_store import AcceptsOldFormats
 from eventseal.rotation.sources import KeyStandings, Standing
 
 if TYPE_CHECKING:
@@ -24,16 +25,6 @@ if TYPE_CHECKING:
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.jobs import Job, Shard
     from eventseal.storage.registry import SealedTable
-
-
-@runtime_checkable
-class AcceptsOldFormats(Protocol):
-    """A store that also says which older formats its readers accept; ``EventSeal`` does."""
-
-    @property
-    def accepted_formats(self) -> AcceptedFormats:
-        """As they are configured, whether they are still accepted or not."""
-        ...
 
 
 class CollectionMover(TableMover):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from eventseal.cipher import AESCipher
     from eventseal.errors import EventSealError
+    from eventseal.items.acceptance import AcceptedFormats
     from eventseal.items.sealed_places import SealedPlace
     from eventseal.keys import Keyring
     from eventseal.keys.store import KeyStore
@@ -95,6 +96,16 @@ class SaysWhatIsEncrypted(Protocol):
         ...
 
 
+@runtime_checkable
+class AcceptsOldFormats(Protocol):
+    """A store that also says which older formats its readers accept; ``EventSeal`` does."""
+
+    @property
+    def accepted_formats(self) -> AcceptedFormats:
+        """As they are configured, whether they are still accepted or not."""
+        ...
+
+
 def encrypts_everything(store: SealedStore) -> bool:
     """Whether every event of a store is encrypted; one that does not say so is taken to do that."""
     return store.always_encrypt if isinstance(store, SaysWhatIsEncrypted) else True
@@ -105,10 +116,12 @@ def accepts_plain(store: SealedStore, table: SealedTable) -> bool:
     Whether a row of a table may be something else than an envelope.
 
     Args:
-        store: May say that its items need not be encrypted.
-        table: From the registry.
+        store: May say that its items need not be encrypted, and which older formats its readers accept.
+        table: From the registry. A format that it names, and the store does not, is accepted by no reader.
     """
-    return table.accepts_plain(always_encrypt=encrypts_everything(store))
+    known = store.accepted_formats.formats if isinstance(store, AcceptsOldFormats) else ()
+    named = {old.name for old in known}.intersection(table.old_formats)
+    return replace(table, old_formats=tuple(named)).accepts_plain(always_encrypt=encrypts_everything(store))
 
 
 def registered_tables(
@@ -150,6 +163,7 @@ def registered_tables(
     found = tables_of(registry, application)
     if all(table.is_others for table in found) and not everything.unreadable:
         raise _nothing_registered(registry, application)
+    found = [as_listed(datastore, table) for table in found]
     if tables is not None:
         _refuse_unknown(tables, found)
         found = [table for table in found if table.table in tables]
@@ -171,7 +185,20 @@ def own_tables(
 
     Arguments and errors are those of :func:`registered_tables`.
     """
-    return [table for table in registered_tables(datastore, application, tables) if not table.is_others]
+    found = registered_tables(datastore, application, tables)
+    mine = {table.table for table in datastore.registry().tables if table.application in {None, application}}
+    for table in found:
+        if not table.is_others and table.table not in mine:
+            raise ConfigurationError(
+                f"the listed table {table.table} is registered for other applications only",
+                remedy="Run `eventseal init`, which registers it for this one.",
+            )
+    return [table for table in found if not table.is_others]
+
+
+def as_listed(datastore: SQLAlchemyDatastore, table: SealedTable) -> SealedTable:
+    """Take the table of a listed record class for the application's own, whoever the registry says it is."""
+    return replace(table, is_others=False) if table.table in datastore.listed_tables else table
 
 
 def refuse_unreachable_tables(datastore: SQLAlchemyDatastore, application: str) -> None:
@@ -270,7 +297,8 @@ def refuse_damaged_rows(store: SealedStore, tables: Sequence[SealedTable]) -> No
     if damaged:
         raise IntegrityError(
             f"{'. '.join(damaged)}. These rows are not sealed, or damaged: nobody knows which key they need",
-            remedy="Restore them from a backup. Rows that are no items, delete. Then run it again.",
+            remedy="Restore them from a backup. Rows that are no items, delete. If they are in an "
+            "older format, name it in the setting old_formats. Then run it again.",
         )
 
 
@@ -494,7 +522,8 @@ def _unreachable(datastore: SQLAlchemyDatastore, table: SealedTable) -> EventSea
     return MissingTableError(
         f"the registered table {table.table} is not in the items' database",
         table=table.table,
-        remedy="Make it with `eventseal init`, or point store_url to the database that has it.",
+        remedy="Make it with `eventseal init`, or point store_url to the database that has it. "
+        f"If it was dropped on purpose: {forget_statement(table)}",
     )
 
 

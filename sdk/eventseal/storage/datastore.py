@@ -25,12 +25,14 @@ from eventseal.storage.registry import (
     Registry,
     SealedTable,
     entry_of,
+    other_columns,
     read_registry,
     refuse_taken_collections,
     register,
 )
 from eventseal.storage.table_setup import add_key_id, create_tables, drop_tables
 from eventseal.storage.transactions import holds_sqlite_lock, read, write
+from eventseal.storage.unregistered import EVENTSOURCING_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,6 +113,11 @@ class SQLAlchemyDatastore:
                 self._session = scoped_session(sessionmaker(self.engine, info={DATASTORE: self}))
             return self._session
 
+    @property
+    def listed_tables(self) -> set[str]:
+        """The names of the tables whose record classes are listed."""
+        return {columns.table.fullname for columns in map(sealed_columns, self.tables) if columns}
+
     def setup_connection(self) -> None:
         """
         Check that the database answers, and that of the keys.
@@ -186,6 +193,8 @@ class SQLAlchemyDatastore:
         """
         Read the registry, each table with the collection that its record class says, if that is listed.
 
+        A row with other columns than a listed table has was edited.
+
         Args:
             application: Only what may hold its items; ``None``: everything.
 
@@ -195,8 +204,18 @@ class SQLAlchemyDatastore:
         look = partial(read_registry, application=application)
         found = read(self.key_engine, look, doing="reading the registry of sealed tables")
         said = {each.table.fullname: each for each in map(sealed_columns, self.tables) if each}
-        tables = [row.bound_to(said[row.table]) if row.table in said else row for row in found.tables]
-        return found._replace(tables=tables)
+        registry = Registry([], list(found.unreadable))
+        for row in found.tables:
+            if row.table in said:
+                fits = row.columns == SealedTable.of(said[row.table], None).columns
+            else:
+                names = {role: column.name for role, column in row.columns.items()}
+                fits = row.table not in self.eventsourcing_tables or names == EVENTSOURCING_COLUMNS
+            if fits:
+                registry.tables.append(row.bound_to(said[row.table]) if row.table in said else row)
+            else:
+                registry.unreadable.append(other_columns(row))
+        return registry
 
     def setup_eventsourcing_tables(self, *, application: str | None = None) -> None:
         """

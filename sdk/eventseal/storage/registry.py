@@ -433,8 +433,20 @@ def _problem(connection: Connection, known: Mapping[str, Any], unreadable: Seque
     )
 
 
+def other_columns(table: SealedTable) -> UnreadableTable:
+    """Say of a row that can be read that its columns are not those of the table that the store describes."""
+    problem = IntegrityError(
+        f"the row of sealed_tables for table {table.table} of application {table.application or 'all'} was "
+        "edited: its columns are not those of the table's record class",
+        remedy="Find out who changed the key tables. Then run `eventseal init` for that application, which "
+        "writes the row anew.",
+        table=table.table,
+    )
+    return UnreadableTable(table.table, problem)
+
+
 def _are_columns(value: Any) -> bool:
-    """Whether a row names a column and its kind for each role of an item's table, and for no other."""
+    """Whether a row names a column and its kind for each role of an item's table, each another one."""
     if type(value) is not dict or not {*ROLES} <= value.keys() <= {*ROLES, KEY_ID}:
         return False
     return all(
@@ -443,7 +455,7 @@ def _are_columns(value: Any) -> bool:
         and _is_name(column[0])
         and column[1] in list(ColumnKind)
         for column in value.values()
-    )
+    ) and len({column[0] for column in value.values()}) == len(value)
 
 
 def _are_names(value: Any) -> bool:

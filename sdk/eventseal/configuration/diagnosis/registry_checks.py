@@ -9,7 +9,7 @@ from sqlalchemy import inspect
 
 from eventseal.configuration.diagnosis.findings import Finding, Severity
 from eventseal.errors import ConfigurationError, IntegrityError, MissingTableError
-from eventseal.rotation.sealed_store import refuse_unreachable_tables, tables_of
+from eventseal.rotation.sealed_store import as_listed, refuse_unreachable_tables, tables_of
 from eventseal.storage.item_columns import sealed_columns
 from eventseal.storage.item_tables import OWN_RECORDS
 from eventseal.storage.key_id_indexes import has_key_id_indexes
@@ -85,6 +85,7 @@ def reachable_tables(stores: Stores) -> list[SealedTable]:
         stores: The databases, and the settings.
     """
     rows = tables_of(stores.datastore.registry().tables, stores.settings.application)
+    rows = [as_listed(stores.datastore, row) for row in rows]
     by_name = {row.table: row for row in rows if row.database == DEFAULT_DATABASE}
     there = read(stores.datastore.engine, partial(_present, names=list(by_name)), doing="looking for tables")
     return [by_name[name] for name in there]
