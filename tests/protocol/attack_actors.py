@@ -160,8 +160,8 @@ class Process:
         if stand.at == "inserted":
             moved = state.tables.mark.tree != stand.tree
             if moved and world.mistake is not AttackMistake.LOOKED_AT_ONCE:
-                return Label(self.name, steps.IS_AS_OF, "something was revoked: rolled back"), idle
-            return Label(self.name, steps.IS_AS_OF), with_stand(
+                return Label(self.name, steps.IS_ADMITTED, "something was revoked: rolled back"), idle
+            return Label(self.name, steps.IS_ADMITTED), with_stand(
                 state, self.index, stand._replace(at="looked again")
             )
         key = len(state.tables.rows)

@@ -90,7 +90,7 @@ FINISH_EPOCH = "eventseal.storage.epochs.finish_epoch"
 LEARN_TREE = "eventseal.keys.revocations.Revocations.learn"
 SETTLE_CLOSED = "eventseal.keys.seating.Seats._settle_closed"
 INSERT_KEY = "eventseal.storage.key_rows.insert_records"
-IS_AS_OF = "eventseal.storage.key_store._is_as_of"
+IS_ADMITTED = "eventseal.storage.revocation_rows.is_admitted"
 LIST_ERASED = "eventseal.erasure.fences.list_erased"
 READ_ERASED = "eventseal.cipher.aes.AESCipher._erased"
 

@@ -489,7 +489,7 @@ def with_store_key(store: KeyStore) -> str:
 def run(broken: type[KeyStore], test: str) -> None:
     store = broken()
     method = getattr(KeyStoreContract(), test)
-    given = {"store": store, "other_store": store, "scopes": ("tenant:a", "tenant:A")}
+    given = {"store": store, "other_store": store, "scopes": ("tenant:a", "tenant:A"), "admits": False}
     wanted = inspect.signature(method).parameters
     if "application" in wanted:
         given["application"] = with_store_key(store)
