@@ -342,3 +342,26 @@ def test_an_erased_item_is_shown_as_such_only_to_who_expects_its_scope(site: Sit
     site.streams = {OTHERS: site.streams[MINE], MINE: site.streams[OTHERS]}  # another scope is expected of it
     with pytest.raises(KeyDestroyedError):
         site.reader(site.owner).get_domain_event(site.streams[OTHERS], 0)
+
+
+# --- a row that was hidden while its scope was shredded ---
+
+
+@pytest.mark.parametrize("column", ["application", "scope"])
+def test_a_key_that_was_hidden_from_a_shred_opens_nothing_until_the_next_one_destroys_it(
+    site: Site, column: str
+) -> None:
+    key_id = site.key_row(ITEM)["key_id"]
+    site.owner.keyring.rotate(MINE)
+    site.edit_key(key_id, **{column: "elsewhere"})
+    shred(site.owner, MINE)
+    site.edit_key(key_id, **{column: {"application": site.owner.keyring.application, "scope": MINE}[column]})
+    newcomer = site.process()
+    assert site.read(newcomer) == "IntegrityError"
+    refusal = newcomer.keyring.opening_keys([key_id])[key_id]
+    assert isinstance(refusal, IntegrityError)
+    assert refusal.key_id == key_id
+    assert f"eventseal shred {MINE}" in refusal.remedy
+    assert site.read(newcomer, OTHERS) == "Ann"
+    shred(newcomer, MINE)
+    assert site.read(site.process()) == "erased"
