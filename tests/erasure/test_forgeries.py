@@ -365,3 +365,21 @@ def test_a_key_that_was_hidden_from_a_shred_opens_nothing_until_the_next_one_des
     assert site.read(newcomer, OTHERS) == "Ann"
     shred(newcomer, MINE)
     assert site.read(site.process()) == "erased"
+
+
+def test_a_process_that_has_not_noticed_a_reopening_opens_the_new_key(site: Site) -> None:
+    shred(site.owner, MINE)
+    stale = site.process()
+    assert site.read(stale) == "erased"
+    site.owner.keyring.reopen(MINE)
+    key = site.owner.keyring.sealing_keys({MINE: 1})[MINE]
+    assert not isinstance(stale.keyring.opening_keys([key.key_id])[key.key_id], EventSealError)
+
+
+def test_a_key_that_was_made_after_a_restore_opens_again_when_its_closed_scope_is_reopened(
+    site: Site,
+) -> None:
+    site.owner.keyring.shred_again(MINE, {}, closed=True)  # the ledger knows nothing of the key
+    assert site.read(site.process()) == "IntegrityError"
+    site.owner.keyring.reopen(MINE)
+    assert site.read(site.process()) == "Ann"

@@ -96,7 +96,7 @@ def _unreadable(status: Status) -> Iterator[Advice]:
         yield Advice(
             command="eventseal verify",
             reason=f"rows that were edited so that they cannot be read: {len(status.edited):,}. Restore them "
-            "from a backup first: rotate and retire pass over such keys",
+            "from a backup first, as said above",
         )
     if status.unreadable:
         counts = ", ".join(f"{count:,} items of {table}" for table, count in status.unreadable.items())
