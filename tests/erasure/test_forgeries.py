@@ -342,3 +342,44 @@ def test_an_erased_item_is_shown_as_such_only_to_who_expects_its_scope(site: Sit
     site.streams = {OTHERS: site.streams[MINE], MINE: site.streams[OTHERS]}  # another scope is expected of it
     with pytest.raises(KeyDestroyedError):
         site.reader(site.owner).get_domain_event(site.streams[OTHERS], 0)
+
+
+# --- a row that was hidden while its scope was shredded ---
+
+
+@pytest.mark.parametrize("column", ["application", "scope"])
+def test_a_key_that_was_hidden_from_a_shred_opens_nothing_until_the_next_one_destroys_it(
+    site: Site, column: str
+) -> None:
+    key_id = site.key_row(ITEM)["key_id"]
+    site.owner.keyring.rotate(MINE)
+    site.edit_key(key_id, **{column: "elsewhere"})
+    shred(site.owner, MINE)
+    site.edit_key(key_id, **{column: {"application": site.owner.keyring.application, "scope": MINE}[column]})
+    newcomer = site.process()
+    assert site.read(newcomer) == "IntegrityError"
+    refusal = newcomer.keyring.opening_keys([key_id])[key_id]
+    assert isinstance(refusal, IntegrityError)
+    assert refusal.key_id == key_id
+    assert f"eventseal shred {MINE}" in refusal.remedy
+    assert site.read(newcomer, OTHERS) == "Ann"
+    shred(newcomer, MINE)
+    assert site.read(site.process()) == "erased"
+
+
+def test_a_process_that_has_not_noticed_a_reopening_opens_the_new_key(site: Site) -> None:
+    shred(site.owner, MINE)
+    stale = site.process()
+    assert site.read(stale) == "erased"
+    site.owner.keyring.reopen(MINE)
+    key = site.owner.keyring.sealing_keys({MINE: 1})[MINE]
+    assert not isinstance(stale.keyring.opening_keys([key.key_id])[key.key_id], EventSealError)
+
+
+def test_a_key_that_was_made_after_a_restore_opens_again_when_its_closed_scope_is_reopened(
+    site: Site,
+) -> None:
+    site.owner.keyring.shred_again(MINE, {}, closed=True)  # the ledger knows nothing of the key
+    assert site.read(site.process()) == "IntegrityError"
+    site.owner.keyring.reopen(MINE)
+    assert site.read(site.process()) == "Ann"

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import delete, insert, update
+from sqlalchemy import delete, insert, text, update
 from tests.fixtures.ending_kms import EndingKms
 from tests.fixtures.ledger_shops import LedgerShop
 
@@ -134,6 +134,26 @@ def test_no_kek_ends_for_the_sake_of_wrappings_that_only_say_they_open(moving, o
     assert (result.complete, result.failed, result.keks, result.receipt) == (False, 2, (), None)
     moving.restart()
     assert all(moving.opens(item) for item in moving.items.values())
+
+
+@pytest.mark.parametrize("state", ["deactivated", "weird"])
+def test_no_kek_ends_that_a_key_needs_whose_row_was_hidden_and_wrapping_deleted(
+    moving, old, new, state
+) -> None:
+    lost = moving.key(SCOPES[0])
+    moving.seal.keyring.rotate(SCOPES[0])
+    rewrap(moving.seal, to=new)
+    columns = encryption_keys.c
+    hidden = update(encryption_keys).where(columns.key_id == lost)
+    moving.execute(hidden.values(application="ghost"))
+    moving.execute(text(f"UPDATE encryption_keys SET state = '{state}' WHERE application = 'ghost'"))
+    moving.lose(lost, new.uri)
+    moving.lose(lost, old.uri)
+    result = roll_epoch(moving.seal, to=new)
+    assert (result.complete, result.failed, result.keks, result.receipt) == (False, 1, (), None)
+    assert [failure.key_id for failure in result.failures] == [lost]
+    with pytest.raises(JobError, match=f"1 live keys do not open without it. The first: key {lost}"):
+        refuse_needed_kek(moving.seal, old.uri)
 
 
 def test_no_kek_ends_that_a_backup_needs_for_a_key_whose_wrapping_was_replaced(moving, old, new) -> None:

@@ -20,7 +20,7 @@ from eventseal.errors import (
 )
 from eventseal.keys import KeyState
 from eventseal.keys.key_ids import new_key_id
-from eventseal.rotation import JobResult, mark_compromised, reencrypt, retire, rotate_keys
+from eventseal.rotation import JobResult, mark_compromised, reencrypt, retire, rotate_keys, status
 from eventseal.storage.fences import CLOSED, fence_states
 from eventseal.storage.marks import load_marks
 from eventseal.testing import FakeKms
@@ -72,6 +72,21 @@ def test_no_key_is_passed_over_because_of_the_time_in_its_row(shop) -> None:
     result = rotate_keys(shop.seal, compromised=True)
     assert result.by_key == {a: 1, b: 1}
     assert state(shop, a) is KeyState.COMPROMISED
+
+
+@pytest.mark.parametrize("column", ["state", "purpose"])
+def test_a_key_whose_state_or_purpose_there_is_not_is_a_failure_and_named(shop, column) -> None:
+    edited, other = active(shop, "a"), active(shop, "b")
+    shop.execute(f"UPDATE encryption_keys SET {column} = 'weird' WHERE scope = 'a'")
+    for result in (rotate_keys(shop.seal, compromised=True), retire(shop.seal)):
+        (failure,) = result.failures
+        assert (result.complete, result.failed) == (False, 1)
+        assert (failure.key_id, failure.error) == (edited, "IntegrityError")
+        assert f"{column} cannot be read" in failure.message
+        assert other in result.by_key
+    found = status(shop.seal.key_store, shop.seal.datastore, shop.seal.keyring.application)
+    assert [problem.key_id for problem in found.edited] == [edited]
+    assert found.next_steps[0].command == "eventseal verify"
 
 
 def test_named_scopes_alone_are_rotated(shop) -> None:

@@ -237,6 +237,13 @@ class _Roll:
         self._note(proof.failures)
         return not proof.failed
 
+    def _each_has_a_wrapping(self) -> bool:
+        """Say whether no live key, of whatever application, lost its wrappings: a backup may have them."""
+        unwrapped = self._keyring.unwrapped_keys()
+        self._counts["failed"] += len(unwrapped)
+        self._note(unwrapped)
+        return not unwrapped
+
     def _noticed_at(self, old: Sequence[KeyRecord]) -> datetime:
         """Say from when on every process has noticed that branch keys wrap no more."""
         replaced = [moment for record in old if (moment := record.compromised_at or record.deactivated_at)]
@@ -254,6 +261,8 @@ class _Roll:
         hanging: dict[str, int] = {}
         for attempt in range(1, ATTEMPTS + 1):
             if not self._wrapped(move, attempt):
+                return False
+            if not self._each_has_a_wrapping():
                 return False
             names |= set(kek_report(self._store).by_kek)
             hanging = close_keks(self._engine, self._endings.places(names, versions))

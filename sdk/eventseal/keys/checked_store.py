@@ -142,6 +142,11 @@ class CheckedStore:
         self._counters.count_store_query()
         return self._store.kek_uses(application)
 
+    def live_without_wrapping(self, *, limit: int) -> list[KeyRecord]:
+        """Give live keys, of whatever application, that have no wrapping; unchecked."""
+        self._counters.count_store_query()
+        return self._store.live_without_wrapping(limit=limit)
+
     def page(
         self, application: str, *, after: UUID | None, limit: int, check: bool = False
     ) -> list[KeyRecord]:

@@ -247,6 +247,13 @@ class InMemoryKeyStore:
             records = list(self._records.values())
         return sum(record.application == application and bool(record.wrappings) for record in records)
 
+    def live_without_wrapping(self, *, limit: int = 1000) -> list[KeyRecord]:
+        """Give live keys, of whatever application, that have no wrapping."""
+        with self._lock:
+            records = list(self._records.values())
+        found = [record for record in records if record.state.opens and not record.wrappings]
+        return sorted(found, key=lambda record: record.key_id)[:limit]
+
     def reserve(self, items: Mapping[UUID, int], *, limit: int = HARD_LIMIT) -> dict[UUID, int]:
         """Lease items under active keys; gives the new totals of those that were granted."""
         totals: dict[UUID, int] = {}

@@ -13,9 +13,10 @@ from eventseal.errors import (
     StoreUnavailableError,
 )
 from eventseal.keys.refusals import Refusals
-from eventseal.keys.rows import why_not
+from eventseal.keys.rows import lives_in_closed_scope, why_not
 from eventseal.keys.seals import is_bound
 from eventseal.keys.single_flight import SingleFlight
+from eventseal.keys.states import SUBJECT_PURPOSES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -192,6 +193,8 @@ class Opener:
                 refused[key_id] = refusal
         if seals is not None:
             self._note_reopened(refused, seals)
+            if not self._refuse_closed(batch, rows, refused, seals):
+                return  # states moved since the rows were read
         for key_id, refusal in refused.items():
             self._refuse(batch, key_id, rows.records.get(key_id), refusal)
         records = [rows.records[key_id] for key_id in batch.pending]
@@ -222,6 +225,39 @@ class Opener:
                 refused[key_id] = closed
             else:
                 error.scope_reopened = not closed
+
+    def _refuse_closed(
+        self, batch: _Batch, rows: Rows, refused: dict[UUID, EventSealError], seals: Seals
+    ) -> bool:
+        """
+        Refuse the live keys of closed scopes: their rows were hidden while the scope was shredded.
+
+        Returns:
+            ``False`` if states moved since the rows were read, so that they must be read again.
+        """
+        revocations, purpose = self._resources.store.revocations, self._resources.purpose
+        live = [rows.records[key_id] for key_id in batch.pending if key_id not in refused]
+        if not live or purpose not in SUBJECT_PURPOSES or revocations.are_old:
+            return True
+        scopes = {record.scope for record in live}
+        try:
+            states = revocations.scopes(purpose, scopes, seals)
+        except StoreUnavailableError:
+            if all(record.key_id in self._held for record in live):
+                return True  # looked at when they were loaded, and they serve on without the store
+            raise
+        if any(states.closed.values()):  # maybe shredded, or reopened, since the last refresh
+            self._refresher.refresh()
+            if self._memory.moment().moves != rows.since.moves:
+                return False
+            states = revocations.scopes(purpose, scopes, seals)
+        for record in live:
+            closed = states.closed[record.scope]
+            if closed:
+                refused[record.key_id] = (
+                    closed if isinstance(closed, IntegrityError) else lives_in_closed_scope(record)
+                )
+        return True
 
     def _unwrap(self, batch: _Batch, records: Sequence[KeyRecord]) -> None:
         for record, outcome in zip(records, self._resources.wrapping.unwrap(records), strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from eventseal.errors import JobError
+from eventseal.errors import IntegrityError, JobError
 from eventseal.keys.moved import MAX_FAILURES, Moved
 from eventseal.keys.states import KeyState
 
@@ -65,11 +65,14 @@ class Prover:
         Raises:
             EventSealError: A KEK or the key store refused or failed: then nothing is proved.
         """
-        failed = 0
-        failures: dict[UUID, EventSealError] = {}
+        failures: dict[UUID, EventSealError] = {
+            key_id: error for key_id, error in unwrapped_keys(self._store).items() if key_id not in ending
+        }
+        skipped = {*ending, *failures}
+        failed = len(failures)
         after: UUID | None = None
         while page := self._store.page(self._application, after=after, limit=batch, check=True):
-            seen = self._tried([record for record in page if record.key_id not in ending], leaving)
+            seen = self._tried([record for record in page if record.key_id not in skipped], leaving)
             if seen.ended_by is not None:
                 raise seen.ended_by
             failed += len(seen.failed)
@@ -93,3 +96,25 @@ class Prover:
                 seen.fail(record.key_id, JobError(f"key {record.key_id} is wrapped nowhere else"))
         self._checks.prove(staying, self._wrapping.unwrap(staying), seen)
         return seen
+
+
+def unwrapped_keys(store: CheckedStore) -> dict[UUID, IntegrityError]:
+    """
+    Say which keys live and have no wrapping at all, the first 1,000.
+
+    The application that a row names decides nothing: somebody may have changed it to hide the key.
+    """
+    return {
+        record.key_id: IntegrityError(
+            f"key {record.key_id} of application {record.application!r} is {_state_of(record)}, but has no "
+            "wrapping: somebody deleted it",
+            remedy="Find out who changed the key tables. Restore this key's row, and its rows of "
+            "key_wrappings, from a backup. Until then, keep every KEK.",
+            key_id=record.key_id,
+        )
+        for record in store.live_without_wrapping(limit=MAX_FAILURES)
+    }
+
+
+def _state_of(record: KeyRecord) -> str:
+    return "in an unknown state" if "state" in record.unreadable else str(record.state)

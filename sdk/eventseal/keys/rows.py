@@ -112,6 +112,17 @@ def closed_scope(scope: str) -> KeyDestroyedError:
     )
 
 
+def lives_in_closed_scope(record: KeyRecord) -> IntegrityError:
+    """The error of a live key in a scope that the revocation tree has as closed: no shred leaves one."""
+    return IntegrityError(
+        f"key {record.key_id} is {record.state}, but its scope {record.scope!r} was shredded and closed: "
+        "the key's row was hidden from the shred, or an old row was put back",
+        remedy=f"Run `eventseal shred {record.scope}` again: it destroys this key. If the key was made after "
+        f"a backup was restored, and is to stay: `eventseal reopen {record.scope}`.",
+        key_id=record.key_id,
+    )
+
+
 def tombstone_of_open_scope(record: KeyRecord) -> IntegrityError:
     """The error of a slot that a tombstone holds, although the revocation tree has the scope as open."""
     return IntegrityError(

@@ -220,6 +220,15 @@ class KeyStore(Protocol):
         """Count an application's keys that have a wrapping: the live ones, in a sound store."""
         ...
 
+    def live_without_wrapping(self, *, limit: int = 1000) -> list[KeyRecord]:
+        """
+        Give up to *limit* keys that have no wrapping and are not destroyed, of whatever application.
+
+        A sound store has none. A key that lives so had its wrappings deleted: a backup may have them still,
+        under a KEK that is about to end.
+        """
+        ...
+
     def reserve(self, items: Mapping[UUID, int], *, limit: int = HARD_LIMIT) -> dict[UUID, int]:
         """Lease items under active keys; give the new totals of those that are active and within *limit*."""
         ...

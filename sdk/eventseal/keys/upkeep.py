@@ -11,7 +11,7 @@ from eventseal.keys.branches import Branches
 from eventseal.keys.kek_facts import KekFacts
 from eventseal.keys.moved import RowChecks
 from eventseal.keys.moving import Mover
-from eventseal.keys.proving import Proof, Prover
+from eventseal.keys.proving import Proof, Prover, unwrapped_keys
 from eventseal.keys.rewrapping import Rewrap, Rewrapper
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.wrapping import Keks
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from uuid import UUID
 
+    from eventseal.errors import IntegrityError
     from eventseal.keys.checked_store import CheckedStore
     from eventseal.keys.counters import KeyringCounters
     from eventseal.keys.memory import Memory
@@ -163,6 +164,19 @@ class KeyUpkeep:
         branches = Branches(None, keks, sealer=branch_keys.sealer, opener=branch_keys.opener)
         checks = RowChecks(self._application, self._store_key)
         return Prover(self._application, self._store, branches, checks).run(leaving, ending, batch=batch)
+
+    def unwrapped_keys(self) -> dict[UUID, IntegrityError]:
+        """
+        Say which keys live and have no wrapping, of whatever application; the first 1,000.
+
+        No KEK may end while there are any: a backup may have their wrappings.
+
+        Raises:
+            ConfigurationError: The keyring is closed.
+            StoreError: The key store refused or failed.
+        """
+        self._memory.check_open()
+        return unwrapped_keys(self._store)
 
     def rotate_branches(self, *, compromised: bool = False) -> list[KeyRecord]:
         """

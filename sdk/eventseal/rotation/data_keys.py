@@ -15,6 +15,7 @@ from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.rotation.compromised import record_free_marks
 from eventseal.rotation.key_totals import active_data_keys
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult
+from eventseal.storage.key_queries import of_unknown_kind
 from eventseal.storage.key_store import SQLAlchemyKeyStore
 from eventseal.storage.transactions import read
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
     from uuid import UUID
 
-    from eventseal.errors import StoreUnavailableError
+    from eventseal.errors import IntegrityError, StoreUnavailableError
     from eventseal.keys.records import KeyRecord
     from eventseal.keys.rotating import Rotated
     from eventseal.rotation.sealed_store import SealedStore
@@ -65,6 +66,8 @@ def rotate_keys(
     run = _Run(store, compromised=compromised, progress=progress)
     if scopes is None:
         run.expect(0 if progress is None else _active_keys(store))
+        for error in unknown_rows(store):
+            run.fail(error)
         for records in _active_keys_now(store):
             run.rotate(run.scopes_of(records))
     else:
@@ -144,7 +147,7 @@ class _Run:
             outcomes = self._store.keyring.rotate_many(some, compromised=self._compromised)
             for outcome in outcomes.values():
                 if isinstance(outcome, EventSealError):
-                    self._fail(outcome)
+                    self.fail(outcome)
                 else:
                     rotated.append(outcome)
             replaced = [outcome.old for outcome in rotated if outcome.old is not None]
@@ -159,14 +162,14 @@ class _Run:
             try:
                 scopes.append(checked_scope(record.scope))
             except ConfigurationError:
-                self._fail(unreadable_row(replace(record, unreadable=record.unreadable or ("scope",))))
+                self.fail(unreadable_row(replace(record, unreadable=record.unreadable or ("scope",))))
         return scopes
 
     def mark(self, key_ids: Collection[UUID]) -> None:
         """Record what is under compromised keys; a fence that somebody holds keeps no other key from it."""
         for key_id, error in record_free_marks(self._store, key_ids).items():
             error.remedy = f"{error.remedy} The command: eventseal rotate --compromised --key {key_id}"
-            self._fail(error, FENCE_TABLE)
+            self.fail(error, FENCE_TABLE)
 
     def count(self, key_ids: Collection[UUID], *, done: int) -> None:
         """Count keys, and scopes or keys, that are done with."""
@@ -176,6 +179,13 @@ class _Run:
                 self._by_key[key_id] = 1
         if self._progress is not None:
             self._progress(self.result(complete=False))
+
+    def fail(self, error: EventSealError, table: str = KEY_TABLE) -> None:
+        """List what failed."""
+        self._failed += 1
+        if len(self._failures) < MAX_FAILURES:
+            key_id = getattr(error, "key_id", None)
+            self._failures.append(Failure.of_key(table, key_id, error))
 
     def result(self, *, complete: bool) -> JobResult:
         """Give what was done so far."""
@@ -190,11 +200,14 @@ class _Run:
             failures=tuple(self._failures),
         )
 
-    def _fail(self, error: EventSealError, table: str = KEY_TABLE) -> None:
-        self._failed += 1
-        if len(self._failures) < MAX_FAILURES:
-            key_id = getattr(error, "key_id", None)
-            self._failures.append(Failure.of_key(table, key_id, error))
+
+def unknown_rows(store: SealedStore) -> list[IntegrityError]:
+    """Name the keys whose row has a state or a purpose that there is none: nothing lists them."""
+    if not isinstance(store.key_store, SQLAlchemyKeyStore):
+        return []
+    look = partial(of_unknown_kind, application=store.cipher.application)
+    rows = read(store.datastore.key_engine, look, doing="looking for rows of unknown kinds")
+    return [unreadable_row(record) for record in rows]
 
 
 def _active_keys(store: SealedStore) -> int:
@@ -218,7 +231,9 @@ def _active_keys_now(store: SealedStore) -> Iterator[list[KeyRecord]]:
         yield [
             record
             for record in page
-            if record.purpose is KeyPurpose.DATA and (record.key_id <= newest or record.key_id in ahead)
+            if record.purpose is KeyPurpose.DATA
+            and "purpose" not in record.unreadable
+            and (record.key_id <= newest or record.key_id in ahead)
         ]
 
 

@@ -14,6 +14,7 @@ from eventseal.keys.endings import refuse_retirement
 from eventseal.keys.seals import unreadable_row
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.rotation.closing import close_and_count
+from eventseal.rotation.data_keys import unknown_rows
 from eventseal.rotation.key_totals import replaced_keys
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult
 from eventseal.rotation.rewrap import WRAPPING_TABLE
@@ -138,12 +139,14 @@ class _Retirement:
 
     def retire_pages(self) -> None:
         """Retire whatever may go: data keys first, since they may be all that a branch key is needed for."""
+        for error in unknown_rows(self._store):
+            self._fail("encryption_keys", getattr(error, "key_id", None), error)
         branches: list[UUID] = []
         for page in _closed_keys(self._store):
             for record in page:
-                if "key_id" in record.unreadable:
+                if "key_id" in record.unreadable and "purpose" not in record.unreadable:
                     self._fail("encryption_keys", None, unreadable_row(record))
-            page = [record for record in page if "key_id" not in record.unreadable]  # noqa: PLW2901
+            page = [r for r in page if not {"key_id", "purpose"} & set(r.unreadable)]  # noqa: PLW2901
             branches += [record.key_id for record in page if record.purpose is KeyPurpose.BRANCH]
             self._retire_data_keys([record.key_id for record in page if record.purpose is KeyPurpose.DATA])
         self._retire_branch_keys(branches)

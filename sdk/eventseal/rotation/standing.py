@@ -72,8 +72,8 @@ class Status:
         old_formats: What readers accept beside envelopes while a migration lasts, by table.
         keks: What hangs on which KEK and version.
         jobs: Re-encryptions that did not end, and the last one that did.
-        edited: Rows of the registry that were edited so that they cannot be read: *items* lack their
-            tables.
+        edited: Rows that were edited so that they cannot be read. Of the registry: *items* lack their tables.
+            Of keys: their state or purpose is none that there is.
         next_steps: What is worth running, the most urgent first.
     """
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from eventseal.errors import ConfigurationError, IntegrityError
 from eventseal.keys.policy import RotationPolicy
+from eventseal.keys.seals import unreadable_row
 from eventseal.rotation.advice import advice
 from eventseal.rotation.key_totals import (
     closed_keys,
@@ -21,6 +22,7 @@ from eventseal.rotation.sealed_store import registered_tables
 from eventseal.rotation.standing import PLAIN, UNKNOWN, JobStanding, Status
 from eventseal.storage import job_counts, jobs
 from eventseal.storage.item_rows import count_by_key
+from eventseal.storage.key_queries import of_unknown_kind
 from eventseal.storage.key_store import SQLAlchemyKeyStore
 from eventseal.storage.transactions import read
 
@@ -72,6 +74,8 @@ def status(
     closed = partial(closed_keys, application=application, limit=MOST_CLOSED_KEYS)
     edited: list[IntegrityError] = []
     tables = registered_tables(datastore, application, unreadable=edited)
+    look = partial(of_unknown_kind, application=application)
+    unknown = read(engine, look, doing="looking for rows of unknown kinds")
     items, items_by_key = _items(datastore, application, tables)
     found = Status(
         application=application,
@@ -88,7 +92,7 @@ def status(
         old_formats={table.table: table.old_formats for table in tables if table.old_formats},
         keks=tuple(key_store.kek_uses(application)),
         jobs=tuple(job_standings(datastore, application)),
-        edited=tuple(edited),
+        edited=(*edited, *map(unreadable_row, unknown)),
     )
     return replace(found, next_steps=advice(found))
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 
 from eventseal.errors import IntegrityError
-from eventseal.keys.states import SUBJECT_PURPOSES, KeyState
+from eventseal.keys.states import SUBJECT_PURPOSES, KeyPurpose, KeyState
 from eventseal.storage.key_rows import chunks, load_mark, load_records
-from eventseal.storage.key_tables import encryption_keys
+from eventseal.storage.key_tables import encryption_keys, key_wrappings
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from eventseal.keys.records import ChangeMark, KeyRecord
-    from eventseal.keys.states import KeyPurpose
 
 
 def slot_holders(
@@ -91,3 +90,28 @@ def others_live(connection: Connection, application: str, scope: str, key_ids: C
         encryption_keys.c.state != KeyState.DESTROYED,
     )
     return not set(key_ids).issuperset(connection.execute(live).scalars())
+
+
+def live_without_wrapping(connection: Connection, *, limit: int) -> list[KeyRecord]:
+    """Give keys, of whatever application, whose state is not destroyed and that nothing wraps."""
+    its_wrappings = select(key_wrappings.c.key_id).where(key_wrappings.c.key_id == encryption_keys.c.key_id)
+    return load_records(
+        connection,
+        encryption_keys.c.state != KeyState.DESTROYED,
+        ~its_wrappings.exists(),
+        limit=limit,
+        wrappings=False,
+    )
+
+
+def of_unknown_kind(connection: Connection, *, application: str) -> list[KeyRecord]:
+    """Give the rows of an application whose state or purpose is none that there is: no listing has them."""
+    return load_records(
+        connection,
+        encryption_keys.c.application == application,
+        or_(
+            encryption_keys.c.state.not_in(list(KeyState)),
+            encryption_keys.c.purpose.not_in(list(KeyPurpose)),
+        ),
+        wrappings=False,
+    )

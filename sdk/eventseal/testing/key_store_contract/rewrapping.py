@@ -273,3 +273,18 @@ class RewrappingContract(KeyStoreFixtures):
         gone = moved(stored["a"], KeyState.DESTROYED, destroyed_by="retired")
         store.set_states([gone], next_mark=next_mark)
         assert store.count_wrapped_keys(application) == 2
+
+    def test_live_keys_without_a_wrapping_are_found_whatever_application_they_name(
+        self, store: KeyStore, application: str
+    ) -> None:
+        stored = store.add_active([make_record(application, scope) for scope in ("a", "b")])
+        bare = [
+            replace(make_record(name, "c"), wrappings=()) for name in (application, f"other-{uuid4().hex}")
+        ]
+        for record in bare:
+            store.add_active([record])
+        gone = moved(stored["a"], KeyState.DESTROYED, destroyed_by="retired")
+        store.set_states([gone], next_mark=next_mark)
+        found = [record.key_id for record in store.live_without_wrapping()]
+        assert found == sorted(record.key_id for record in bare)
+        assert [record.key_id for record in store.live_without_wrapping(limit=1)] == found[:1]
