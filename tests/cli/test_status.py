@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+
+import pytest
+from tests.fixtures import legacy
 
 from eventseal.configuration import EventSeal
 
@@ -122,3 +126,28 @@ def test_rows_that_were_edited_are_shown_and_hide_nothing(run, run_json, store, 
     assert "unreadable" in text
     assert "table snapshots" in run("keys").stdout
     assert len(run_json("keys")["unreadable"]) == 1
+
+
+@pytest.mark.parametrize("scope", [b"\xff", b"tenant:a", b"\xff:a", 5, 2.5])
+def test_a_scope_that_was_edited_hides_nothing(run, run_json, store, query, scope):
+    store(3)
+    rotate()
+    query("UPDATE encryption_keys SET scope = ? WHERE state = 'deactivated'", scope)
+    kinds = {(total["kind"], total["state"]) for total in run_json("status")["keys"]}
+    kind = str(scope) if isinstance(scope, int | float) else "unreadable"
+    assert kinds == {(kind, "deactivated"), ("application", "active"), ("store", "active")}
+    assert kind in run("status").stdout
+
+
+def test_what_an_earlier_release_s_key_tables_need_first_is_the_upgrade(run, run_json):
+    key = shutil.copy(legacy.FOLDER / "key-tables-1.key", "dev.key")
+    Path(key).chmod(0o600)
+    shutil.copy(legacy.FOLDER / "key-tables-1.sqlite", "shop.sqlite")
+    Path("eventseal.toml").write_text(
+        'kms_key = "local://dev.key"\nstore_url = "sqlite:///shop.sqlite"\napplication = "shop"\n'
+    )
+    first, *later = [step["command"] for step in run_json("status")["next"]]
+    assert first == "eventseal init"
+    assert later
+    run("init")
+    assert [step["command"] for step in run_json("status")["next"]] == later

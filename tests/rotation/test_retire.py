@@ -616,6 +616,28 @@ def test_a_copy_without_types_is_found_by_what_it_holds(open_shop, sqlite_url, c
     assert retire(shop.again(unsealed_tables=("copy",)).seal).done == 1
 
 
+@pytest.mark.parametrize(
+    ("columns", "name"),
+    [
+        *((f"(d {kind})", "d") for kind in ("", "TEXT", "BYTEA", "VARBINARY(200)", "NUM", "JSON", "INTEGER")),
+        ("(d ANY) STRICT", "d"),
+        ("(id INTEGER DEFAULT 1, d VARCHAR PRIMARY KEY) WITHOUT ROWID", "d"),
+        ('("d "" % x" DATE)', '"d "" % x"'),
+        (f"({', '.join([f'c{number} INT' for number in range(150)])}, d INT)", "d"),
+    ],
+)
+def test_a_copy_is_found_whatever_its_column_is_declared_as(open_shop, sqlite_url, columns, name) -> None:
+    shop = open_shop(sqlite_url)
+    (item,) = shop.append()
+    shop.execute(f"CREATE TABLE copy {columns}")
+    shop.execute(f"INSERT INTO copy ({name}) SELECT data FROM integer_sequenced_items")
+    shop.execute("DELETE FROM integer_sequenced_items")
+    rotate_keys(shop.seal)
+    with pytest.raises(ConfigurationError, match="sealed items in it: copy;"):
+        retire(shop.seal)
+    assert record(shop, item.key_id).state is KeyState.DEACTIVATED
+
+
 @pytest.mark.parametrize("data", [b'{"amount":5}', b"", "cut", "one bit"], ids=repr)
 def test_a_row_that_is_no_envelope_blocks_every_retire_until_it_is_restored(shop, data) -> None:
     (first, _) = shop.append(2)

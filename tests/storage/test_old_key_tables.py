@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 from uuid import UUID
 
 import pytest
@@ -19,10 +20,21 @@ from eventseal.errors import (
     EventSealError,
     IntegrityError,
     KeyDestroyedError,
+    KmsForbiddenError,
     StoreReadOnlyError,
 )
 from eventseal.keys import DataKey, KeyPurpose, KeyState
-from eventseal.rotation import reencrypt, retire, rotate_keys, verify
+from eventseal.rotation import (
+    begin_migration,
+    finish_migration,
+    migrate,
+    reencrypt,
+    retire,
+    rewrap,
+    rotate_keys,
+    verify,
+)
+from eventseal.testing import FakeKms
 from eventseal_kms.local import LocalKmsAdapter
 
 if TYPE_CHECKING:
@@ -130,6 +142,12 @@ CHANGES: dict[str, Callable[[SealedShop], object]] = {
     "shred": lambda shop: shred(shop, scope_of("active")),
     "shred again": lambda shop: shred(shop, scope_of("gone")),
     "reopen": lambda shop: reopen(shop, scope_of("gone")),
+    "rewrap": rewrap,
+    "rewrap to another KEK": lambda shop: rewrap(shop, to=FakeKms()),
+    "reencrypt": reencrypt,
+    "begin a migration": begin_migration,
+    "migrate": migrate,
+    "finish a migration": finish_migration,
 }
 
 
@@ -159,6 +177,55 @@ def test_no_key_of_an_old_store_is_made_or_changed(old: OldStore, change: str, s
         CHANGES[change](shop)
     assert "`eventseal init`" in caught.value.remedy
     assert shop.key_store.page("shop") == before
+    check_everything(old.process())
+
+
+def test_a_dry_run_looks_at_an_old_store_and_changes_nothing(old: OldStore) -> None:
+    shop = old.process().set_up()
+    before = shop.rows(), shop.key_store.page("shop")
+    assert rewrap(shop, dry_run=True).failed == 0
+    assert reencrypt(shop, dry_run=True).failed == 0
+    assert (shop.rows(), shop.key_store.page("shop")) == before
+
+
+def test_a_worker_without_the_right_to_unwrap_rewraps_no_old_store(old: OldStore) -> None:
+    shop = old.process()
+    with (
+        patch.object(type(shop.keyring), "key_tables", side_effect=KmsForbiddenError("no unwrap")),
+        pytest.raises(StoreReadOnlyError),
+    ):
+        rewrap(shop)
+
+
+@pytest.mark.parametrize("verb", [rewrap, reencrypt, finish_migration])
+def test_an_old_copy_that_was_put_back_is_told_as_that(old: OldStore, verb: Callable[..., object]) -> None:
+    old.upgrade()
+    put_old_copy_back(old)
+    with pytest.raises(IntegrityError, match="old tables were put back"):
+        verb(old.process(key_tables=2))
+
+
+@pytest.mark.parametrize("key_of_row", [None, "gone", "back"])
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("data", 'plain text {"$sealed":'),
+        ("data", 5),
+        ("topic", b"\xff"),
+        ("topic", 5),
+        ("position", "x"),
+        ("sequence_id", "x"),
+    ],
+)
+def test_one_edited_item_does_not_stop_the_upgrade(
+    old: OldStore, key_of_row: str | None, column: str, value: object
+) -> None:
+    row = {"data": b'plain {"$sealed":', "topic": "t", "position": 77, "sequence_id": bytes(16)}
+    if key_of_row:
+        row["data"] = b"\1\3\0" + old.first_keys[key_of_row].bytes + bytes(56)
+    row |= {column: value}
+    old.execute(f"INSERT INTO integer_sequenced_items ({', '.join(row)}) VALUES (?, ?, ?, ?)", *row.values())
+    assert upgrade_key_tables(old.process().set_up()) is not None
     check_everything(old.process())
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from eventseal.cipher import ItemContext
@@ -27,7 +27,6 @@ from eventseal.suites.envelope import HEADER_SIZE, envelope_problem
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from eventseal.cipher.fields import FieldContext
     from eventseal.keys import KeyRecord
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.registry import SealedTable
@@ -120,11 +119,12 @@ def list_erased(store: SealedStore, tables: Sequence[SealedTable], keys: Iterabl
     for key_ids in batches(keys):
         for table in tables:
             for page in pages(store.datastore.engine, table, key_ids=key_ids):
-                items = [
-                    (row.data, ItemContext(row.sequence_id, row.position, row.topic, table.collection))
-                    for row in page
-                ]
-                store.keyring.list_erased(store.cipher.bind_many(items))
+                items: list[tuple[bytes, bytes]] = []
+                for row in page:
+                    context = ItemContext(row.sequence_id, row.position, row.topic, table.collection)
+                    with suppress(SerializationError):  # no reader takes an item in such a place
+                        items += store.cipher.bind_many([(row.data, context)])
+                store.keyring.list_erased(items)
                 listed += len(items)
     return listed
 
@@ -135,15 +135,17 @@ def _list_fields(store: SealedStore, tables: Sequence[SealedTable], key_ids: Col
     for table in tables if key_ids else ():
         fields = PersonalFields(store.cipher, JSONTranscoder(), UnknownPlaceNames(), table.collection)
         for page in pages(store.datastore.engine, table, key_ids=[None]) if table.has_key_ids else ():
-            found: list[tuple[bytes, FieldContext]] = []
+            found: list[tuple[bytes, bytes]] = []
             for row in page:
-                if SEALED_BYTES in row.data:
+                data: Any = row.data  # an edit may have put anything there
+                if isinstance(data, bytes) and SEALED_BYTES in data:
                     with suppress(IntegrityError, SerializationError):  # no reader takes such an item
-                        found += fields.sealed_in(StoredItem(*row), row.data)
-            whole = [each for each in found if envelope_problem(each[0]) is None]
-            erased = [each for each in whole if UUID(bytes=each[0][3:HEADER_SIZE]) in key_ids]
-            store.keyring.list_erased(store.cipher.bind_fields(erased))
-            listed += len(erased)
+                        sealed = fields.sealed_in(StoredItem(*row), data)
+                        whole = [each for each in sealed if envelope_problem(each[0]) is None]
+                        erased = [each for each in whole if UUID(bytes=each[0][3:HEADER_SIZE]) in key_ids]
+                        found += store.cipher.bind_fields(erased)
+            store.keyring.list_erased(found)
+            listed += len(found)
     return listed
 
 

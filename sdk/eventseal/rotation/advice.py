@@ -44,6 +44,21 @@ def advice(status: Status) -> tuple[Advice, ...]:
     )
 
 
+def with_upgrade_first(status: Status) -> Status:
+    """
+    Put the upgrade of key tables of an earlier release before all other advice, which is refused until then.
+
+    Args:
+        status: Of an application with such key tables.
+    """
+    upgrade = Advice(
+        command="eventseal init",
+        reason="the key tables are of an earlier release: until they are upgraded, nothing changes keys or "
+        "encrypts items again. Stop all processes of that release first",
+    )
+    return replace(status, next_steps=(upgrade, *status.next_steps))
+
+
 def retire_is_worth_running(status: Status) -> datetime | None:
     """
     Tell from when on ``retire`` finds keys that no process seals under any more.

@@ -328,4 +328,4 @@ def _kind(connection: Connection) -> ColumnElement[Any]:
     """What stands before the colon of a scope, in either database's words."""
     marked = _KEYS.scope + ":"
     find = func.strpos if connection.dialect.name == "postgresql" else func.instr
-    return func.substr(_KEYS.scope, 1, find(marked, ":") - 1)
+    return func.substr(_KEYS.scope, 1, find(marked, ":") - 1, type_=_KEYS.scope.type)

@@ -21,6 +21,7 @@ from eventseal.rotation.id_types import refuse_wrong_id_types
 from eventseal.rotation.jobs import MIGRATE, begun_job, resumed_job, verb_of
 from eventseal.rotation.movers import configured_formats, stored_rule
 from eventseal.rotation.old_items import foreign, old_sources
+from eventseal.rotation.old_key_tables import refuse_old_key_tables
 from eventseal.rotation.old_samples import sampled
 from eventseal.rotation.outcomes import JobReport, failure_from_json
 from eventseal.rotation.passes import Passes
@@ -68,8 +69,11 @@ def begin_migration(
         ConfigurationError: No format is configured, a key is wrong, or a table is not registered.
         KmsError: The KMS refused or failed.
         StoreError: The database refused or failed.
+        StoreReadOnlyError: The key tables are of an earlier release: run `eventseal init` first.
     """
     started = time.monotonic()
+    if not dry_run:
+        refuse_old_key_tables(store)
     accepted = configured_formats(store)
     refuse_unregistered_tables(store)
     found = own_tables(store.datastore, store.cipher.application, tables)
@@ -128,6 +132,7 @@ def migrate(
         JobError: The migration has not begun, or *resume* is no job of one.
         KmsError: The KMS refused or failed; the job goes on when this is called again.
         StoreError: The database refused or failed; the job goes on when this is called again.
+        StoreReadOnlyError: The key tables are of an earlier release: run `eventseal init` first.
     """
     check_work(batch, items_per_second, shards, executor, open_store)
     if resume is not None and (tables is not None or dry_run):
@@ -135,6 +140,8 @@ def migrate(
     if isinstance(key_scope, str):
         checked_scope(key_scope)
     started = time.monotonic()
+    if not dry_run:
+        refuse_old_key_tables(store)
     accepted = configured_formats(store)
     refuse_unregistered_tables(store)
     if resume is None:
@@ -200,8 +207,11 @@ def finish_migration(
         ConfigurationError: A table is not registered, or one that the settings list is not there.
         JobError: Rows are left that are no envelopes of this application; the message counts and places them.
         StoreError: The database refused or failed.
+        StoreReadOnlyError: The key tables are of an earlier release: run `eventseal init` first.
     """
     started = time.monotonic()
+    if not dry_run:
+        refuse_old_key_tables(store)
     refuse_unregistered_tables(store)
     refuse_absent_tables(store, every=True)
     found = own_tables(store.datastore, store.cipher.application, tables)

@@ -14,6 +14,7 @@ from eventseal.rotation.estimates import estimate
 from eventseal.rotation.jobs import begun_job, resumed_job
 from eventseal.rotation.moved_collections import finish_move, moved_sources, refuse_move
 from eventseal.rotation.movers import collection_of, keys_of
+from eventseal.rotation.old_key_tables import refuse_old_key_tables
 from eventseal.rotation.outcomes import JobReport
 from eventseal.rotation.passes import Passes
 from eventseal.rotation.sealed_store import refuse_unregistered_tables, registered_tables
@@ -85,6 +86,7 @@ def reencrypt(
         JobError: *resume* is no job, or one of a release that keeps jobs in another way.
         KmsError: The KMS refused or failed; the job goes on when this is called again.
         StoreError: The database refused or failed; the job goes on when this is called again.
+        StoreReadOnlyError: The key tables are of an earlier release: run `eventseal init` first.
     """
     check_work(batch, items_per_second, shards, executor, open_store)
     if resume is not None and (
@@ -96,6 +98,8 @@ def reencrypt(
             "one table is moved to another collection at a time, with all of its keys",
             remedy="Name one table, and no keys.",
         )
+    if not dry_run:
+        refuse_old_key_tables(store)
     refuse_unregistered_tables(store)
     if resume is None:
         found = registered_tables(store.datastore, store.cipher.application, tables)

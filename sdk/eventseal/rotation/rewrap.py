@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from eventseal.rotation.keks import kek_report
+from eventseal.rotation.old_key_tables import refuse_old_key_tables
 from eventseal.rotation.results import Failure, JobResult
 
 if TYPE_CHECKING:
@@ -56,7 +57,10 @@ def rewrap(
         IntegrityError: The store key's row is not what a keyring sealed.
         KmsError: A KEK refused or failed; what was done stays.
         StoreError: The key store refused or failed.
+        StoreReadOnlyError: The key tables are of an earlier release: run `eventseal init` first.
     """
+    if not dry_run:
+        refuse_old_key_tables(store)
     started = time.monotonic()
     total = 0 if progress is None else store.key_store.count_wrapped_keys(store.keyring.application)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import ARRAY, BINARY, CHAR, VARBINARY, LargeBinary, Uuid, inspect
-from sqlalchemy.types import NullType
 
 from eventseal.storage.header_key_ids import key_id_in_header
 from eventseal.storage.item_columns import KEY_ID
@@ -14,7 +13,7 @@ from eventseal.storage.job_tables import job_metadata
 from eventseal.storage.key_tables import fence_metadata, key_metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from sqlalchemy.engine import Connection
     from sqlalchemy.types import TypeEngine
@@ -30,6 +29,18 @@ EVENTSOURCING_COLUMNS: Mapping[str, str] = MappingProxyType(
 """By role, the columns of the eventsourcing library's tables, which have no ``key_id``."""
 
 _HEX_DIGITS = 32
+
+_COLUMNS_AT_ONCE = 100
+"""SQLite takes no expression that is nested more than 1,000 deep, and a table may have 2,000 columns."""
+
+
+class _Unnamed(NamedTuple):
+    """A table that nobody named: as it is shown, where it is, and its columns."""
+
+    name: str
+    schema: str
+    table: str
+    columns: Sequence[str]
 
 
 def unregistered_tables(
@@ -47,7 +58,7 @@ def unregistered_tables(
         The names of tables, not EventSeal's own, with a ``key_id`` of a UUID type beside a binary column;
         before those outside the default schema stands theirs.
     """
-    return _unnamed(connection, registered, unsealed_tables, _looks_sealed)
+    return _names(_unnamed(connection, registered, unsealed_tables, _looks_sealed))
 
 
 def unregistered_eventsourcing_tables(
@@ -65,7 +76,7 @@ def unregistered_eventsourcing_tables(
         The names of tables in which that library, from release 8 on, keeps states; before those outside the
         default schema stands theirs.
     """
-    return _unnamed(connection, registered, unsealed_tables, _looks_theirs)
+    return _names(_unnamed(connection, registered, unsealed_tables, _looks_theirs))
 
 
 def copies_of_items(
@@ -74,9 +85,9 @@ def copies_of_items(
     """
     Find tables that hold envelopes and that nobody named, by what is in them.
 
-    On PostgreSQL a copy has the types of the original, and :func:`unregistered_tables` finds it. On SQLite
-    ``CREATE TABLE ... AS`` drops them. There every column that is declared binary, or as nothing, is read, of
-    these tables alone, and up to the first envelope.
+    On PostgreSQL a copy has the types of the original, and :func:`unregistered_tables` finds it. On SQLite a
+    column of any declared type may hold a blob. There every column of these tables is read, up to the first
+    envelope.
 
     Args:
         connection: To a database of items.
@@ -88,20 +99,8 @@ def copies_of_items(
     """
     if connection.dialect.name != "sqlite":
         return []
-    quote = connection.dialect.identifier_preparer.quote
-    unnamed = _unnamed(
-        connection, registered, unsealed_tables, lambda types: any(map(_is_blob, types.values()))
-    )
-    found = []
-    for table in unnamed:
-        for column in inspect(connection).get_columns(table):
-            if _is_blob(column["type"]):
-                header = key_id_in_header(connection.dialect, quote(column["name"]))
-                query = f"SELECT 1 FROM {quote(table)} WHERE {header} IS NOT NULL LIMIT 1"  # noqa: S608 - quoted
-                if connection.exec_driver_sql(query).first():
-                    found.append(table)
-                    break
-    return found
+    unnamed = _unnamed(connection, registered, unsealed_tables, bool)
+    return [table.name for table in unnamed if _holds_envelopes(connection, table)]
 
 
 def tables_of_tagged_events(connection: Connection, *, unsealed_tables: Collection[str] = ()) -> list[str]:
@@ -115,7 +114,7 @@ def tables_of_tagged_events(connection: Connection, *, unsealed_tables: Collecti
     Returns:
         Their names; before those outside the default schema stands theirs.
     """
-    return _unnamed(connection, (), unsealed_tables, _looks_tagged)
+    return _names(_unnamed(connection, (), unsealed_tables, _looks_tagged))
 
 
 def _unnamed(
@@ -123,17 +122,33 @@ def _unnamed(
     registered: Iterable[SealedTable],
     unsealed_tables: Collection[str],
     looks_so: Callable[[dict[str, TypeEngine[Any]]], bool],
-) -> list[str]:
+) -> list[_Unnamed]:
     inspector = inspect(connection)
     default = f"{inspector.default_schema_name}."
     known = {*OWN_TABLES, *unsealed_tables, *(table.table.removeprefix(default) for table in registered)}
     return sorted(
-        name
+        _Unnamed(name, schema, table, tuple(column["name"] for column in columns))
         for schema in filter(_is_users, inspector.get_schema_names())
         for (_, table), columns in inspector.get_multi_columns(schema=schema).items()
         if (name := f"{schema}.{table}".removeprefix(default)) not in known
         and looks_so({column["name"]: column["type"] for column in columns})
     )
+
+
+def _names(tables: Iterable[_Unnamed]) -> list[str]:
+    return [table.name for table in tables]
+
+
+def _holds_envelopes(connection: Connection, table: _Unnamed) -> bool:
+    quote = connection.dialect.identifier_preparer.quote_identifier
+    place = f"{quote(table.schema)}.{quote(table.table)}"
+    for start in range(0, len(table.columns), _COLUMNS_AT_ONCE):
+        columns = map(quote, table.columns[start : start + _COLUMNS_AT_ONCE])
+        headers = [key_id_in_header(connection.dialect, column) for column in columns]
+        is_one = " OR ".join([f"{header} IS NOT NULL" for header in headers])
+        if connection.exec_driver_sql(f"SELECT 1 FROM {place} WHERE {is_one} LIMIT 1").first():  # noqa: S608
+            return True
+    return False
 
 
 def _is_users(schema: str) -> bool:
@@ -163,10 +178,6 @@ def _may_hold_uuid(kind: TypeEngine[Any]) -> bool:
     return (
         isinstance(kind, Uuid) or _is_binary(kind) or (isinstance(kind, CHAR) and kind.length == _HEX_DIGITS)
     )
-
-
-def _is_blob(kind: TypeEngine[Any]) -> bool:
-    return isinstance(kind, NullType) or _is_binary(kind)
 
 
 def _is_binary(kind: TypeEngine[Any]) -> bool:
