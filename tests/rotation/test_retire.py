@@ -594,7 +594,7 @@ def test_a_table_of_another_application_that_is_not_there_is_named(shop) -> None
         "SELECT 'other', database_name, 'archive', collection, columns FROM sealed_tables "
         "WHERE table_name = 'snapshots'"
     )
-    with pytest.raises(ConfigurationError, match=r"archive.*another application registered it") as caught:
+    with pytest.raises(ConfigurationError, match=r"archive.*Another application registered it") as caught:
         retire(shop.seal)
     assert "DELETE FROM sealed_tables" in caught.value.remedy
     assert record(shop, empty).state is KeyState.DEACTIVATED
