@@ -14,6 +14,7 @@ from eventseal.keys import InMemoryKeyStore, RotationPolicy
 from eventseal.rotation import reencrypt, rewrap
 from eventseal.rotation.key_listing import list_keys
 from eventseal.rotation.status import status
+from eventseal.storage import SnapshotRecord, SQLAlchemyDatastore, SQLAlchemyKeyStore, SQLAlchemySettings
 from eventseal.testing import FakeKms
 
 
@@ -129,13 +130,17 @@ def test_what_another_application_registered_is_shown_as_far_as_it_is_this_ones(
     first.execute("UPDATE sealed_tables SET application = 'b' WHERE table_name = 'snapshots'")
     second = first.again(application="b")
     second.append(2)
-    found = status(second.seal.key_store, second.seal.datastore, "b")
+    found = status(second.seal.key_store, second.seal.datastore, "b")  # whose record classes list the table
+    assert found.items["integer_sequenced_items"] == {"active": 2, "unknown": 3, "plain": 1}
+    datastore = SQLAlchemyDatastore(SQLAlchemySettings(store_url), [SnapshotRecord])
+    with closing(datastore):
+        found = status(SQLAlchemyKeyStore(datastore), datastore, "b")
+        page = list_keys(SQLAlchemyKeyStore(datastore), datastore, "b")
     assert found.items == {
         "integer_sequenced_items": {"active": 2},
         "snapshots": {},
         "timestamp_sequenced_items": {},
     }
     assert sum(found.items_by_key.values()) == 2
-    page = list_keys(second.seal.key_store, second.seal.datastore, "b")
     assert (page.plain_items, page.unknown_keys) == (0, {})
     assert [listed.items for listed in page.keys if listed.record.purpose == "data"] == [2]

@@ -15,7 +15,7 @@ import pytest
 from tests.fixtures import legacy
 from tests.fixtures.sealed_shops import SealedShop, scope_of, stream_of, text_of
 
-from eventseal.erasure import FileLedger, reopen, shred, upgrade_key_tables
+from eventseal.erasure import FileLedger, reopen, roll_epoch, shred, upgrade_key_tables
 from eventseal.errors import (
     EventSealError,
     IntegrityError,
@@ -143,6 +143,7 @@ CHANGES: dict[str, Callable[[SealedShop], object]] = {
     "shred again": lambda shop: shred(shop, scope_of("gone")),
     "reopen": lambda shop: reopen(shop, scope_of("gone")),
     "rewrap": rewrap,
+    "roll-epoch": roll_epoch,
     "rewrap to another KEK": lambda shop: rewrap(shop, to=FakeKms()),
     "reencrypt": reencrypt,
     "begin a migration": begin_migration,

@@ -11,9 +11,7 @@ from eventseal.cli.options import Config, Json, Options
 from eventseal.cli.output import print_columns, print_json, printable
 from eventseal.configuration.assembly import rotation_policy
 from eventseal.configuration.ledgers import configured_ledger
-from eventseal.rotation.advice import with_upgrade_first
 from eventseal.rotation.jobs import verb_of
-from eventseal.rotation.old_key_tables import has_old_key_tables
 from eventseal.rotation.status import status as read_status
 
 if TYPE_CHECKING:
@@ -55,8 +53,6 @@ def status(
             policy=rotation_policy(stores.settings),
             always_encrypt=stores.settings.always_encrypt,
         )
-        if has_old_key_tables(stores.key_store, stores.settings.application):
-            found = with_upgrade_first(found)
         intents = _open_intents(stores)
     finally:
         stores.close()

@@ -19,6 +19,7 @@ from eventseal.errors import JobError
 from eventseal.keys.branch_wrapping import BRANCH_PREFIX, branch_uri
 from eventseal.rotation.keks import kek_report
 from eventseal.rotation.key_totals import refresh_interval
+from eventseal.rotation.old_key_tables import refuse_old_key_tables
 from eventseal.rotation.results import Failure
 from eventseal.rotation.rewrap import WRAPPING_TABLE
 from eventseal.storage.epochs import (
@@ -106,7 +107,10 @@ def roll_epoch(
             meanwhile. It stays.
         KmsError: A KEK refused or failed; what was done stays.
         StoreError: The key store refused or failed.
+        StoreReadOnlyError: The key tables are of an earlier release; run `eventseal init`.
     """
+    if not dry_run:
+        refuse_old_key_tables(store)
     endings = KekEndings(store.keyring.keks, to)
     roll = _Roll(store, endings, ledger or own_ledger(store), to=to, batch=batch, progress=progress)
     if dry_run:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from eventseal.errors import ConfigurationError, IntegrityError
 from eventseal.keys.policy import RotationPolicy
 from eventseal.keys.seals import unreadable_row
-from eventseal.rotation.advice import advice
+from eventseal.rotation.advice import advice, with_upgrade_first
 from eventseal.rotation.key_totals import (
     closed_keys,
     key_states,
@@ -18,6 +18,7 @@ from eventseal.rotation.key_totals import (
     overdue_keys,
     refresh_interval,
 )
+from eventseal.rotation.old_key_tables import has_old_key_tables
 from eventseal.rotation.sealed_store import registered_tables
 from eventseal.rotation.standing import PLAIN, UNKNOWN, JobStanding, Status
 from eventseal.storage import job_counts, jobs
@@ -94,7 +95,8 @@ def status(
         jobs=tuple(job_standings(datastore, application)),
         edited=(*edited, *map(unreadable_row, unknown)),
     )
-    return replace(found, next_steps=advice(found))
+    found = replace(found, next_steps=advice(found))
+    return with_upgrade_first(found) if has_old_key_tables(key_store, application) else found
 
 
 def job_standings(datastore: SQLAlchemyDatastore, application: str) -> list[JobStanding]:
