@@ -56,8 +56,11 @@ def first_use_goes_by_the_slots(_: Site) -> Iterator[None]:
 def tables_of_others_do_not_count(_: Site) -> Iterator[None]:
     registered_tables = retire.registered_tables
 
-    def own_tables(*arguments: Any) -> list[Any]:
-        return [table for table in registered_tables(*arguments) if not table.is_others]
+    def own_tables(datastore: Any, application: str, *arguments: Any) -> list[Any]:
+        rows = datastore.registry().tables
+        mine = {row.table for row in rows if row.application in {None, application}}
+        found = registered_tables(datastore, application, *arguments)
+        return [table for table in found if table.table in mine]
 
     with patch.object(retire, "registered_tables", own_tables):
         yield
