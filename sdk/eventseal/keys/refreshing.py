@@ -101,7 +101,7 @@ class Refresher:
                 remedy="Find out who changed the key tables, and restore the store key from a backup.",
             )
         revocations = self._resources.store.revocations
-        if not seals.is_old(changes.mark):
+        if changes.mark.has_tree or not seals.is_old(changes.mark):
             seals.check_mark(changes.mark)
         self._memory.check_mark(changes.mark, since)
         if changes.mark.counter != counter:

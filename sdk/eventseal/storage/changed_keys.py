@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from uuid import UUID
 
+    from sqlalchemy import Select
     from sqlalchemy.engine import Connection
 
 
@@ -36,8 +38,7 @@ def changes_since(
     Returns:
         ``None`` if the application has no mark, hence no store key.
     """
-    query = select(key_changes, DatabaseClock().label("now")).where(key_changes.c.application == application)
-    row = read_mark(connection, application, query)
+    row = read_mark(connection, application, _mark_of(application))
     if row is None:
         return None
     found = Changes(mark=mark_of(row), refresh_interval=row["refresh_interval"], now=row["now"])
@@ -52,3 +53,8 @@ def changes_since(
     # Tables of the release before the tree may lack its table.
     nodes = load_nodes(connection, application, [ROOT]) if found.mark.has_tree else {}
     return replace(found, records=tuple(records), root=nodes.get(ROOT, b""))
+
+
+@lru_cache(maxsize=16)  # every refresh asks it
+def _mark_of(application: str) -> Select[Any]:
+    return select(key_changes, DatabaseClock().label("now")).where(key_changes.c.application == application)
