@@ -143,8 +143,7 @@ class RevocationTree:
 
     def scope_state(self, name: bytes) -> ScopeState | None:
         """Say what became of a scope; ``None`` for one that was never shredded. Raises as :meth:`node`."""
-        _, scopes = _entries(self.node(leaf_of_scope(name)))
-        return scopes.get(name)
+        return _scopes(self.node(leaf_of_scope(name))).get(name)
 
     def changed(
         self, keys: Iterable[tuple[UUID, HowRevoked]], scopes: Mapping[bytes, ScopeState]
@@ -169,9 +168,9 @@ class RevocationTree:
             added.setdefault(leaf_of_scope(name), (set(), {}))[1][name] = state
         new: dict[bytes, bytes] = {}
         for path, (new_keys, new_scopes) in added.items():
-            there, states = _entries(self.node(path))
-            content = _leaf(there | new_keys, states | new_scopes)
-            if content != self.node(path):
+            there = self.node(path)
+            content = _leaf(_keys(there) | new_keys, _scopes(there) | new_scopes)
+            if content != there:
                 new[path] = content
         for size in (1, 0):
             above: dict[bytes, dict[int, bytes]] = {}
@@ -208,8 +207,7 @@ def _find_key(leaf: bytes, key_id: bytes) -> bytes:
     """Find the last entry of a key, the one that says the most; they are sorted, and all of one size."""
     if not leaf:
         return b""
-    begin = _COUNT.size
-    end = begin + _COUNT.unpack_from(leaf)[0] * _KEY_SIZE
+    begin, end = _COUNT.size, _end_of_keys(leaf)
     found, at = b"", leaf.find(key_id, begin, end)
     while at >= 0:
         if (at - begin) % _KEY_SIZE == 0:
@@ -218,16 +216,17 @@ def _find_key(leaf: bytes, key_id: bytes) -> bytes:
     return found
 
 
-def _entries(leaf: bytes) -> tuple[set[bytes], dict[bytes, ScopeState]]:
-    if not leaf:
-        return set(), {}
-    begin = _COUNT.size
-    end = begin + _COUNT.unpack_from(leaf)[0] * _KEY_SIZE
-    keys = {leaf[at : at + _KEY_SIZE] for at in range(begin, end, _KEY_SIZE)}
-    scopes = {
-        name: ScopeState(closed == b"c", number) for name, closed, number in _SCOPE.iter_unpack(leaf[end:])
-    }
-    return keys, scopes
+def _keys(leaf: bytes) -> set[bytes]:
+    return {leaf[at : at + _KEY_SIZE] for at in range(_COUNT.size, _end_of_keys(leaf), _KEY_SIZE)}
+
+
+def _scopes(leaf: bytes) -> dict[bytes, ScopeState]:
+    entries = _SCOPE.iter_unpack(leaf[_end_of_keys(leaf) :])
+    return {name: ScopeState(closed == b"c", number) for name, closed, number in entries}
+
+
+def _end_of_keys(leaf: bytes) -> int:
+    return _COUNT.size + _COUNT.unpack_from(leaf)[0] * _KEY_SIZE if leaf else 0
 
 
 def _leaf(keys: set[bytes], scopes: Mapping[bytes, ScopeState]) -> bytes:
