@@ -277,7 +277,7 @@ def test_an_edited_node_takes_its_own_keys_alone(tables, keyring, process, depth
     nodes = tables.nodes()
     path = leaf_of_key(first)[:depth]
     content = nodes.pop(path)
-    tables.put_nodes(nodes if edit == "deleted" else {**nodes, path: content[:-1] + b"x"})
+    tables.put_nodes(nodes if edit == "deleted" else {**nodes, path: content[:-1] + bytes([content[-1] ^ 1])})
     refuse_alone(first, live, process())
     with pytest.raises(IntegrityError) as caught:
         process().retire([first, second])
@@ -293,7 +293,7 @@ def test_an_edited_leaf_takes_its_own_scopes_alone(tables, keyring, process, edi
     path = leaf_of_scope(seals.scope_name(purpose, SCOPE))
     taken = [each for each in SUBJECT_PURPOSES if leaf_of_scope(seals.scope_name(each, SCOPE)) == path]
     content = nodes.pop(path)
-    tables.put_nodes(nodes if edit == "deleted" else {**nodes, path: content[:-1] + b"x"})
+    tables.put_nodes(nodes if edit == "deleted" else {**nodes, path: content[:-1] + bytes([content[-1] ^ 1])})
     for each in (KeyPurpose.DATA, KeyPurpose.FIELD):
         with pytest.raises(IntegrityError if each in taken else KeyDestroyedError, match=SCOPE):
             sealing_key(process(), purpose=each)

@@ -538,7 +538,7 @@ def test_a_branch_key_whose_wrapping_was_edited_is_refused(two, new_keyring, sto
     (first, second), (branch, other) = two
     (mine,), (theirs,) = store.record(branch).wrappings, store.record(other).wrappings
     for wrappings in (
-        (replace(mine, ciphertext=mine.ciphertext[:-1] + b"x"),),
+        (replace(mine, ciphertext=mine.ciphertext[:-1] + bytes([mine.ciphertext[-1] ^ 1])),),
         (theirs,),
         (),
         store.record(second).wrappings,

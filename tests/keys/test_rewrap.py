@@ -326,7 +326,12 @@ def test_a_changed_wrapping_under_a_branch_key_is_a_failure_of_its_own(new_keyri
     new_keyring(kms=old, branches=1).rotate_branches()
     damaged, edited, lost, *good = key_ids
     (wrapped,) = store.record(damaged).wrappings
-    store.edit(damaged, wrappings=(replace(wrapped, ciphertext=wrapped.ciphertext[:-1] + b"x"),))
+    store.edit(
+        damaged,
+        wrappings=(
+            replace(wrapped, ciphertext=wrapped.ciphertext[:-1] + bytes([wrapped.ciphertext[-1] ^ 1])),
+        ),
+    )
     store.edit(edited, seal=bytes(32))
     nowhere = "branch:00000000-0000-7000-8000-000000000000"
     store.edit(lost, wrappings=(replace(wrapped, kek_uri=nowhere),))
@@ -342,7 +347,7 @@ def test_a_changed_wrapping_under_a_branch_key_is_a_failure_of_its_own(new_keyri
 def test_who_ends_a_kek_afterwards_hears_of_data_keys_that_do_not_open(new_keyring, store, old) -> None:
     key_ids = fill(new_keyring, old, 3, branches=1)
     (wrapped,) = store.record(key_ids[0]).wrappings
-    changed = replace(wrapped, ciphertext=wrapped.ciphertext[:-1] + b"x")
+    changed = replace(wrapped, ciphertext=wrapped.ciphertext[:-1] + bytes([wrapped.ciphertext[-1] ^ 1]))
     store.edit(key_ids[0], wrappings=(changed,), verified=frozenset([changed]))
     assert new_keyring(kms=old).rewrap().failed == 0  # where it should be, and nothing is to go
     assert list(new_keyring(kms=old).rewrap(verify=True).failures) == [key_ids[0]]

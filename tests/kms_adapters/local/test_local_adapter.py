@@ -182,7 +182,9 @@ def test_a_batch_gives_each_key_its_own_outcome(adapter, tmp_path):
     keys = [bytes([number]) * 32 for number in range(4)]
     wrapped = adapter.wrap_many(list(zip(keys, contexts, strict=True)))
     foreign = LocalKmsAdapter.create(tmp_path / "other.key").wrap(keys[1], contexts[1])
-    edited = replace(wrapped[2], ciphertext=wrapped[2].ciphertext[:-1] + b"?")
+    edited = replace(
+        wrapped[2], ciphertext=wrapped[2].ciphertext[:-1] + bytes([wrapped[2].ciphertext[-1] ^ 1])
+    )
     outcomes = adapter.unwrap_many(
         list(zip([wrapped[0], foreign, edited, wrapped[3]], contexts, strict=True))
     )
