@@ -69,10 +69,12 @@ def end_of_scope(
         rows: All of its keys and tombstones, of the purposes that a shred ends.
         erased: Only these keys are destroyed, with their purposes; one that has no row gets a tombstone.
             ``None``: all.
-        closed: Whether every slot is to be taken by a tombstone; one that a surviving key has stays its own.
+        closed: Whether every slot is to be taken by a tombstone, and the scope to be closed for its purpose;
+            a slot that a surviving key has stays its own, and open.
     """
     keys: list[tuple[KeyRecord, KeyRecord]] = []
     tombstones: list[KeyRecord] = []
+    scopes: dict[tuple[KeyPurpose, str], bool] = {}
     for purpose in SUBJECT_PURPOSES:
         there = {record.key_id: record for record in rows if record.purpose is purpose}
         named = set(there) if erased is None else {key for key, its in erased.items() if its is purpose}
@@ -80,6 +82,8 @@ def end_of_scope(
         lost = [_lost(application, scope, purpose, key) for key in sorted(named - set(there))]
         survivors = [record for key, record in there.items() if key not in named and record.state.opens]
         takes_slot = closed and all(record.active_scope is None for record in survivors)
+        if takes_slot:
+            scopes[purpose, scope] = True
         holder = _slot_holder([*dead, *lost]) if takes_slot else None
         if takes_slot and holder is None:
             tombstones.append(new_tombstone(application, scope, purpose))
@@ -90,7 +94,6 @@ def end_of_scope(
             elif erased is None or (takes_slot and slot != record.active_scope):
                 keys.append((record, moved(record, active_scope=slot)))
         tombstones += [replace(record, active_scope=scope if record is holder else None) for record in lost]
-    scopes = slots(scope, closed=True) if closed else {}
     return Moves(keys, tombstones, {**scopes, SHREDS: True} if keys or tombstones else scopes)
 
 
