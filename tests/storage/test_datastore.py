@@ -35,7 +35,7 @@ from eventseal.storage import (
 from eventseal.storage.item_columns import sealed_columns
 from eventseal.storage.key_id_indexes import has_key_id_indexes
 from eventseal.storage.key_tables import key_metadata
-from eventseal.storage.registry import SealedTable
+from eventseal.storage.sealed_table import SealedTable
 
 PASSWORD = "correct-horse-battery"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import pytest
@@ -15,11 +16,14 @@ from eventseal.storage import count_by_key
 from eventseal.storage.header_key_ids import key_id_in_header
 from eventseal.storage.item_ranges import range_bounds
 from eventseal.storage.key_id_indexes import has_key_id_indexes, index_name, make_key_id_indexes
-from eventseal.storage.registry import SealedTable, registered, set_old_formats
+from eventseal.storage.registry import registered, set_old_formats
 from eventseal.storage.swapping import item_swaps
 from eventseal.storage.unregistered import unregistered_eventsourcing_tables
 from eventseal.suites.envelope import CompressionId, SuiteId
 from eventseal.testing import FakeKms
+
+if TYPE_CHECKING:
+    from eventseal.storage.sealed_table import SealedTable
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from eventseal.storage import (
 from eventseal.storage.item_columns import sealed_columns
 from eventseal.storage.item_ranges import range_bounds
 from eventseal.storage.item_swaps import place_from_json, place_to_json
-from eventseal.storage.registry import SealedTable
+from eventseal.storage.sealed_table import SealedTable
 from eventseal.storage.swapping import item_swaps
 
 OLD, NEW, OTHER = UUID(int=1), UUID(int=2), UUID(int=3)

@@ -25,7 +25,7 @@ from eventseal.storage.key_counts import (
     rows_without_envelope,
 )
 from eventseal.storage.key_id_indexes import has_key_id_indexes
-from eventseal.storage.registry import SealedTable
+from eventseal.storage.sealed_table import SealedTable
 
 KEY, OTHER = uuid4(), uuid4()
 

@@ -40,7 +40,8 @@ from eventseal.storage import (
 )
 from eventseal.storage.item_columns import sealed_columns
 from eventseal.storage.item_rows import row_at
-from eventseal.storage.registry import ColumnKind, Registry, SealedColumn, SealedTable
+from eventseal.storage.registry import Registry
+from eventseal.storage.sealed_table import ColumnKind, SealedColumn, SealedTable
 from eventseal.storage.transactions import read
 from eventseal.storage.unregistered import unregistered_tables
 

@@ -11,7 +11,7 @@ from sqlalchemy.exc import OperationalError
 from eventseal.storage import IntegerSequencedItemRecord
 from eventseal.storage.item_columns import sealed_columns
 from eventseal.storage.item_ranges import range_bounds
-from eventseal.storage.registry import SealedTable
+from eventseal.storage.sealed_table import SealedTable
 
 TABLE = "integer_sequenced_items"
 

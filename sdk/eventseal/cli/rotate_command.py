@@ -21,11 +21,8 @@ from eventseal.rotation import mark_compromised, rotate_keys
 from eventseal.rotation import retire as retire_keys
 from eventseal.rotation.key_totals import active_data_keys, replaced_data_keys, settled_at
 from eventseal.rotation.nearest import known_keys, refuse_unknown_scopes
-from eventseal.rotation.sealed_store import (
-    refuse_damaged_rows,
-    refuse_unregistered_tables,
-    registered_tables,
-)
+from eventseal.rotation.sealed_store import registered_tables
+from eventseal.rotation.table_checks import refuse_damaged_rows, refuse_unregistered_tables
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:

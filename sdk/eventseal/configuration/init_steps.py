@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from eventseal.configuration.settings import Settings
     from eventseal.erasure import Ledger
     from eventseal.kms import KmsAdapter
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from eventseal.keys import KeyRecord
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 _BATCH_SIZE = 100
 

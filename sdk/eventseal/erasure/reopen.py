@@ -12,7 +12,8 @@ from eventseal.erasure.shred import own_ledger
 from eventseal.errors import JobError
 from eventseal.rotation.closing import close_and_count
 from eventseal.rotation.results import JobResult
-from eventseal.rotation.sealed_store import refuse_unregistered_tables, registered_tables
+from eventseal.rotation.sealed_store import registered_tables
+from eventseal.rotation.table_checks import refuse_unregistered_tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

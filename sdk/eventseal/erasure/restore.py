@@ -15,7 +15,8 @@ from eventseal.erasure.subject_erased import SubjectErased
 from eventseal.errors import ConfigurationError, EventSealError, IntegrityError, JobError
 from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult
-from eventseal.rotation.sealed_store import refuse_unregistered_tables, registered_tables
+from eventseal.rotation.sealed_store import registered_tables
+from eventseal.rotation.table_checks import refuse_unregistered_tables
 from eventseal.storage.physical_deletion import overwrite_deleted
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from eventseal.erasure.ledger import Ledger
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 _KEYS_TABLE = "encryption_keys"
 

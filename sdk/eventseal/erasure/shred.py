@@ -10,7 +10,8 @@ from eventseal.erasure.fences import close_scope_fences, erased_items
 from eventseal.erasure.recording import Recording
 from eventseal.erasure.subject_erased import SubjectErased
 from eventseal.rotation.results import JobResult
-from eventseal.rotation.sealed_store import refuse_unregistered_tables, registered_tables
+from eventseal.rotation.sealed_store import registered_tables
+from eventseal.rotation.table_checks import refuse_unregistered_tables
 from eventseal.storage.physical_deletion import overwrite_deleted
 
 if TYPE_CHECKING:

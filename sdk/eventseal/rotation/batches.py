@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.rotation.sources import KeyStandings
     from eventseal.storage.jobs import Shard
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 COMPROMISED_PHASE, OTHERS_PHASE = 0, 1
 ATTEMPTS = 8

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection, Engine
 
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 _LOCK_NOT_AVAILABLE = "55P03"
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.marks import Mark
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 _BATCH_SIZE = 100
 _BATCH_ITEMS = 50_000

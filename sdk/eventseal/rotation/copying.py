@@ -35,7 +35,7 @@ from eventseal.storage.engines import make_engine
 from eventseal.storage.item_columns import item_columns
 from eventseal.storage.item_strategy import SQLAlchemyActiveRecordStrategy
 from eventseal.storage.old_tables import OldTable, text_of, time_of, uuid_of, whole_number_of
-from eventseal.storage.registry import ColumnKind
+from eventseal.storage.sealed_table import ColumnKind
 from eventseal.storage.transactions import read
 from eventseal.suites.envelope import parse_envelope
 

@@ -16,7 +16,7 @@ from uuid import UUID
 from eventseal.cipher import ItemContext, Opened
 from eventseal.errors import ConfigurationError
 from eventseal.items.sealed_places import Selection
-from eventseal.storage.registry import ColumnKind
+from eventseal.storage.sealed_table import ColumnKind
 from eventseal.storage.swapping import item_swaps
 from eventseal.storage.transactions import read
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from eventseal.items.sealed_places import Page
     from eventseal.rotation.old_items import OldSources
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 _ROWS = 100
 _DIGITS = re.compile("[0-9a-f]{32}")

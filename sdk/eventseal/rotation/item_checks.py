@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from eventseal.items.sealed_places import Page, Place
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 OUTCOMES = ("done", "failed", "plain", "unmigrated", "foreign", "erased", "left")
 """

@@ -9,7 +9,7 @@ from uuid import UUID
 from eventseal.errors import ConfigurationError, ItemNotFoundError
 from eventseal.rotation.sealed_store import registered_tables
 from eventseal.storage.item_rows import ItemRow, row_at
-from eventseal.storage.registry import ColumnKind, SealedColumn
+from eventseal.storage.sealed_table import ColumnKind, SealedColumn
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:

@@ -27,7 +27,8 @@ from eventseal.rotation.outcomes import JobReport, failure_from_json
 from eventseal.rotation.passes import Passes
 from eventseal.rotation.reencrypt import check_work
 from eventseal.rotation.results import MAX_FAILURES, JobResult
-from eventseal.rotation.sealed_store import own_tables, refuse_absent_tables, refuse_unregistered_tables
+from eventseal.rotation.sealed_store import own_tables
+from eventseal.rotation.table_checks import refuse_absent_tables, refuse_unregistered_tables
 from eventseal.storage import job_counts, jobs
 from eventseal.storage.registry import set_old_formats
 from eventseal.storage.transactions import read, write
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from eventseal.rotation.old_samples import Sample
     from eventseal.rotation.results import Failure
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 
 def begin_migration(

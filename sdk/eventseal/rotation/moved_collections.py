@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from eventseal.rotation.results import JobResult
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.jobs import Job
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 _JSON = JSONTranscoder()
 _PLACES = UnknownPlaceNames()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from eventseal.rotation.old_items import ScopeOf
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.jobs import Job, Shard
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 
 class CollectionMover(TableMover):

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from eventseal.keys.records import KeyRecord
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.jobs import Shard
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
     ScopeOf = Callable[[ItemContext, bytes], str]
 

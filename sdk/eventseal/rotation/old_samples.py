@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from eventseal.rotation.old_items import OldSources
     from eventseal.rotation.results import Failure
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 _PLACES, _ROWS = 20, 50
 """From so many places of a table, so many rows each."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from eventseal.rotation.sources import TableSources
     from eventseal.storage.job_counts import Totals
     from eventseal.storage.jobs import Job
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 OUTCOMES = ("done", "failed", "suspected", "skipped", "plain", "foreign", "erased", "left")
 """

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from eventseal.rotation.sources import TableSources
     from eventseal.storage.job_counts import Totals
     from eventseal.storage.jobs import Job
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 MOST_PASSES = 4
 """

@@ -17,9 +17,10 @@ from eventseal.rotation.movers import collection_of, keys_of
 from eventseal.rotation.old_key_tables import refuse_old_key_tables
 from eventseal.rotation.outcomes import JobReport
 from eventseal.rotation.passes import Passes
-from eventseal.rotation.sealed_store import refuse_unregistered_tables, registered_tables
+from eventseal.rotation.sealed_store import registered_tables
 from eventseal.rotation.settling import settles_at
 from eventseal.rotation.sources import table_sources
+from eventseal.rotation.table_checks import refuse_unregistered_tables
 from eventseal.storage.stored_types import LEAST_RATE
 
 if TYPE_CHECKING:

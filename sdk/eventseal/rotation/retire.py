@@ -18,17 +18,15 @@ from eventseal.rotation.data_keys import unknown_rows
 from eventseal.rotation.key_totals import replaced_keys
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult
 from eventseal.rotation.rewrap import WRAPPING_TABLE
-from eventseal.rotation.sealed_store import (
+from eventseal.rotation.sealed_store import places_beside_tables, refuse_unreachable_tables, registered_tables
+from eventseal.rotation.table_checks import (
     differing_items,
-    places_beside_tables,
     refuse_absent_tables,
     refuse_copies,
     refuse_damaged_rows,
     refuse_tagged_events,
     refuse_unfenced_tables,
-    refuse_unreachable_tables,
     refuse_unregistered_tables,
-    registered_tables,
 )
 from eventseal.storage.key_store import SQLAlchemyKeyStore
 from eventseal.storage.marks import drop_marks

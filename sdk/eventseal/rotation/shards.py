@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from eventseal.rotation.batches import TableMover
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.jobs import Job, Shard
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 LEASE = timedelta(seconds=10)
 """How long a worker whose process cannot be looked at may be silent before others take its range."""

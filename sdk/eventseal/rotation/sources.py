@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from eventseal.keys.records import KeyRecord
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 FEW_ITEMS = 20_000
 """So many a page sorts faster than it reads a large table in order."""

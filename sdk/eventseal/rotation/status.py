@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from eventseal.keys.store import KeyStore
     from eventseal.storage import SQLAlchemyDatastore
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 MOST_CLOSED_KEYS = 1000
 """Keys that seal no more which are looked at one by one."""

@@ -25,13 +25,8 @@ from eventseal.keys.states import KeyPurpose
 from eventseal.rotation.item_checks import FORMER, OUTCOMES, PAGE_SIZE, ItemChecks, Tally, raise_if_outage
 from eventseal.rotation.reencrypt import check_work
 from eventseal.rotation.results import JobResult
-from eventseal.rotation.sealed_store import (
-    encrypts_everything,
-    refuse_absent_tables,
-    refuse_unregistered_tables,
-    registered_tables,
-    uncounted_tables,
-)
+from eventseal.rotation.sealed_store import encrypts_everything, registered_tables
+from eventseal.rotation.table_checks import refuse_absent_tables, refuse_unregistered_tables, uncounted_tables
 from eventseal.rotation.verify_state import Range, VerifyState, covered
 from eventseal.storage.item_ranges import range_bounds
 from eventseal.storage.item_rows import count_by_key, count_without_place
@@ -46,7 +41,7 @@ if TYPE_CHECKING:
 
     from eventseal.keys.records import KeyRecord
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 KEY_TABLE, REGISTRY = "encryption_keys", "sealed_tables"
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from eventseal.items.sealed_places import Place
     from eventseal.rotation.results import Failure
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 _KIND = "eventseal verification, not finished"
 

@@ -14,7 +14,8 @@ from eventseal.storage.item_tables import (
     TimestampSequencedItemRecord,
 )
 from eventseal.storage.key_store import SQLAlchemyKeyStore
-from eventseal.storage.registry import SealedColumn, SealedTable, register, registered
+from eventseal.storage.registry import register, registered
+from eventseal.storage.sealed_table import SealedColumn, SealedTable
 from eventseal.storage.types import BinaryUUID, ExactDecimal, ExactInteger, ExactText
 from eventseal.storage.unregistered import unregistered_tables
 

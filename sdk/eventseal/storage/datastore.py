@@ -23,13 +23,13 @@ from eventseal.storage.key_id_indexes import create_key_id_indexes, is_unindexed
 from eventseal.storage.key_tables import fence_metadata, key_metadata, sealed_tables
 from eventseal.storage.registry import (
     Registry,
-    SealedTable,
     entry_of,
     other_columns,
     read_registry,
     refuse_taken_collections,
     register,
 )
+from eventseal.storage.sealed_table import SealedTable
 from eventseal.storage.table_setup import add_key_id, create_tables, drop_tables
 from eventseal.storage.transactions import holds_sqlite_lock, read, write
 from eventseal.storage.unregistered import EVENTSOURCING_COLUMNS

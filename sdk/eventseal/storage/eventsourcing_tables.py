@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from sqlalchemy import Integer, LargeBinary, String, Uuid, inspect, text
 
 from eventseal.errors import ConfigurationError
-from eventseal.storage.registry import ColumnKind, SealedColumn, SealedTable
+from eventseal.storage.sealed_table import ColumnKind, SealedColumn, SealedTable
 from eventseal.storage.table_setup import column_indexes
 from eventseal.storage.unregistered import EVENTSOURCING_COLUMNS as COLUMNS
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 FENCE_CONSTRAINT = "eventseal_key_fence"
 """What a refusal on PostgreSQL names as the violated constraint."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from eventseal.items.sealed_places import Place
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 _SAMPLE_PAGES = 200
 _SAMPLE_ROWS = 1000

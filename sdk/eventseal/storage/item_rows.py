@@ -15,7 +15,7 @@ from sqlalchemy.types import TypeDecorator
 from eventseal.errors import IntegrityError, SerializationError
 from eventseal.storage.header_key_ids import KeyIdInHeader, KeyIdsDiffer
 from eventseal.storage.item_columns import KEY_ID, comes_after
-from eventseal.storage.registry import ColumnKind
+from eventseal.storage.sealed_table import ColumnKind
 from eventseal.storage.transactions import read
 from eventseal.storage.types import BinaryUUID, DatabaseText, ExactDecimal, ExactInteger, ExactText
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Dialect, Engine
     from sqlalchemy.types import TypeEngine
 
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 
 NIL_KEY_ID = UUID(int=0)

@@ -15,7 +15,8 @@ from eventseal.storage.datastore import DATASTORE
 from eventseal.storage.faults import is_transient, translated
 from eventseal.storage.item_appends import ItemAppends
 from eventseal.storage.item_columns import comes_after, item_columns
-from eventseal.storage.registry import SealedTable, entry_of, registered
+from eventseal.storage.registry import entry_of, registered
+from eventseal.storage.sealed_table import SealedTable
 from eventseal.storage.table_places import TablePlace
 from eventseal.storage.transactions import read
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from eventseal.storage.item_rows import DescribedTable
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 
 def count_under(

@@ -11,7 +11,7 @@ from eventseal.storage.faults import translated
 from eventseal.storage.fence_triggers import fitting_name
 from eventseal.storage.header_key_ids import key_id_in_header, key_ids_differ
 from eventseal.storage.item_columns import KEY_ID
-from eventseal.storage.registry import ColumnKind
+from eventseal.storage.sealed_table import ColumnKind
 from eventseal.storage.table_setup import column_indexes
 from eventseal.storage.transactions import write
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection, Dialect, Engine
 
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 _IS_VALID = text(
     "SELECT indisvalid FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid"

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from eventseal.keys.records import ChangeMark, KeyRecord
 
 
+_MOST_SHOWN = 1000
+
+
 def slot_holders(
     connection: Connection,
     *,
@@ -105,7 +108,7 @@ def live_without_wrapping(connection: Connection, *, limit: int) -> list[KeyReco
 
 
 def of_unknown_kind(connection: Connection, *, application: str) -> list[KeyRecord]:
-    """Give the rows of an application whose state or purpose is none that there is: no listing has them."""
+    """Give the first 1,000 rows of an application whose state or purpose is none that there is."""
     return load_records(
         connection,
         encryption_keys.c.application == application,
@@ -113,5 +116,6 @@ def of_unknown_kind(connection: Connection, *, application: str) -> list[KeyReco
             encryption_keys.c.state.not_in(list(KeyState)),
             encryption_keys.c.purpose.not_in(list(KeyPurpose)),
         ),
+        limit=_MOST_SHOWN,
         wrappings=False,
     )

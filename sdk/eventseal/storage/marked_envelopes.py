@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from eventseal.items.sealed_places import Page
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 _COLUMNS = marked_envelopes.c
 _FORGET = delete(marked_envelopes).where(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from eventseal.items.sealed_places import Page
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 _HORIZON = "pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
 _FULL_XMIN = f"({_HORIZON} - mod({_HORIZON} - xmin::text::bigint, 4294967296))"

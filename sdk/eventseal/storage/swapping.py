@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
     from eventseal.storage.item_swaps import ItemSwaps
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 
 def item_swaps(engine: Engine, table: SealedTable) -> ItemSwaps:

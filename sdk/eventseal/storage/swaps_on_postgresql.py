@@ -14,7 +14,7 @@ from eventseal.items.sealed_places import Page
 from eventseal.storage.header_key_ids import key_id_in_header, key_ids_differ
 from eventseal.storage.item_columns import KEY_ID
 from eventseal.storage.item_swaps import EMPTY_PAGE, KEY_ID_IN_HEADER, MOST_PAGE_BYTES, TAG_SIZE, Swap
-from eventseal.storage.registry import ColumnKind
+from eventseal.storage.sealed_table import ColumnKind
 from eventseal.suites.framing import length_prefixed
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from eventseal.items.sealed_places import Place, Selection
     from eventseal.storage.item_swaps import ItemSwaps
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 _TYPES = {
     ColumnKind.UUID: "uuid",

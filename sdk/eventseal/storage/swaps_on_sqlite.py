@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from eventseal.items.sealed_places import Place, Selection
     from eventseal.storage.item_swaps import ItemSwaps
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 _HEAD_SIZE = 3
 _PLUS: Any = operators.custom_op("+")

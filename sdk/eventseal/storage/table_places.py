@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
     from eventseal.items.sealed_places import Change, Page, Place, SealedPlace, Selection
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 
 class TablePlace:

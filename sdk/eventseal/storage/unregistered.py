@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
     from sqlalchemy.types import TypeEngine
 
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 OWN_TABLES = frozenset({*key_metadata.tables, *fence_metadata.tables, *job_metadata.tables})
 """EventSeal's own tables, which have key ids and hold no items."""

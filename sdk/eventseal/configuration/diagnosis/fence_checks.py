@@ -11,7 +11,7 @@ from eventseal.configuration.diagnosis.findings import Finding, Severity
 from eventseal.configuration.diagnosis.registry_checks import reachable_tables
 from eventseal.errors import IntegrityError
 from eventseal.keys.states import KeyState
-from eventseal.rotation.sealed_store import differing_items
+from eventseal.rotation.table_checks import differing_items
 from eventseal.storage.fence_triggers import FenceTriggers
 from eventseal.storage.fences import CLOSED, fence_states
 from eventseal.storage.item_rows import described
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from eventseal.configuration.stores import Stores
     from eventseal.keys.records import KeyRecord
-    from eventseal.storage.registry import SealedTable
+    from eventseal.storage.sealed_table import SealedTable
 
 AREA = "fences"
 MOST_KEYS = 1000

@@ -13,13 +13,8 @@ from eventseal.rotation.sealed_store import as_listed, refuse_unreachable_tables
 from eventseal.storage.item_columns import sealed_columns
 from eventseal.storage.item_tables import OWN_RECORDS
 from eventseal.storage.key_id_indexes import has_key_id_indexes
-from eventseal.storage.registry import (
-    DEFAULT_DATABASE,
-    SealedTable,
-    entry_of,
-    forget_statement,
-    read_registry,
-)
+from eventseal.storage.registry import entry_of, forget_statement, read_registry
+from eventseal.storage.sealed_table import DEFAULT_DATABASE, SealedTable
 from eventseal.storage.transactions import read
 from eventseal.storage.unregistered import (
     copies_of_items,
