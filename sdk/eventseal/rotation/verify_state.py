@@ -92,7 +92,10 @@ class VerifyState:
         """
         facts = {name: value for name, value in stored.items() if name != "mac"}
         if facts.get("state") != _KIND:
-            raise ConfigurationError("this is no state of a verification", remedy=_ANEW)
+            raise ConfigurationError(
+                "what --resume names is no state of a verification, but another file",
+                remedy="Name the file that an interrupted `eventseal verify --resume` wrote, or a new one.",
+            )
         if facts.get("application") != store.cipher.application:
             raise ConfigurationError(
                 f"this verification was begun for another application than {store.cipher.application!r}",
@@ -121,7 +124,7 @@ class VerifyState:
         )
 
 
-_ANEW = "Delete the file, and verify from the beginning."
+_ANEW = "Name a new file, so that the verification begins anew."
 
 
 def covered(tables: Sequence[SealedTable], *, always_encrypt: bool) -> str:
