@@ -30,8 +30,8 @@ LEAVES = st.builds(lambda a, b: bytes([a, b]), st.sampled_from([0, 1, 255]), st.
 KEY_IDS = st.builds(
     lambda start, leaf: UUID(bytes=bytes(13) + bytes([start]) + leaf), st.integers(0, 9), LEAVES
 )
-NAMES = st.builds(lambda start, leaf: bytes(13) + bytes([start]) + leaf, st.integers(0, 9), LEAVES)
-STATES = st.builds(ScopeState, st.booleans(), st.integers(1, 2**64 - 1))
+NAMES = st.builds(lambda start, leaf: bytes(9) + bytes([start]) + leaf, st.integers(0, 9), LEAVES)
+STATES = st.builds(ScopeState, st.booleans(), st.integers(1, 2**32 - 1))
 KEYS = st.lists(st.tuples(KEY_IDS, HOW), max_size=25)
 SCOPES = st.dictionaries(NAMES, STATES, max_size=8)
 
@@ -112,7 +112,7 @@ def test_the_branches_that_a_change_touches_are_told_from_the_roots(before, adde
 def test_an_empty_tree_says_that_nothing_is_revoked() -> None:
     tree = tree_of({})
     assert tree.how_revoked(key_in(b"\0\0")) is None
-    assert tree.scope_state(bytes(16)) is None
+    assert tree.scope_state(bytes(12)) is None
 
 
 def test_an_id_across_two_entries_is_not_found() -> None:
@@ -137,10 +137,12 @@ def test_an_entry_that_begins_inside_an_earlier_match_is_found() -> None:
 
 
 def test_keys_are_not_found_among_scopes() -> None:
-    name = key_in(b"ab", 7).bytes
-    tree = tree_of(grown({}, scopes={name: ScopeState(closed=True, number=1)}))
-    assert tree.scope_state(name) is not None
-    assert tree.how_revoked(UUID(bytes=name)) is None
+    name = b"a name of 12"
+    nodes = grown({}, scopes={name: ScopeState(closed=True, number=1)})
+    assert tree_of(nodes).scope_state(name) is not None
+    key_id = UUID(bytes=nodes[leaf_of_scope(name)][:14] + name[-2:])
+    assert tree_of(nodes).how_revoked(key_id) is None
+    assert leaf_of_key(key_id) not in nodes
 
 
 @pytest.mark.parametrize(
@@ -205,8 +207,10 @@ def test_an_edited_node_takes_what_lies_below_it_and_nothing_else(tree, key_ids,
 def test_nothing_is_built_on_an_edited_node(tree) -> None:
     nodes, path, edited_nodes = tree
     edited = tree_of(edited_nodes, digest(ROOT, nodes[ROOT]))
+    leaf = (path + bytes(2))[:2]
+    scopes = {bytes(10) + leaf: ScopeState(closed=True, number=1)} if leaf[0] >= 128 else {}
     with pytest.raises(UnprovenError):
-        edited.changed([(key_in((path + bytes(2))[:2]), "shredded")], {})
+        edited.changed([] if scopes else [(key_in(leaf), "shredded")], scopes)
 
 
 def test_a_node_that_no_parent_lists_says_nothing() -> None:

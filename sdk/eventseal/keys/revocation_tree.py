@@ -10,7 +10,6 @@ not exist is one that its parent does not list.
 from __future__ import annotations
 
 import hmac
-from bisect import bisect_left
 from struct import Struct
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
@@ -32,12 +31,11 @@ REMEDY = (
 )
 
 NODE_DIGEST_SIZE = 32
-SCOPE_NAME_SIZE = 16
+SCOPE_NAME_SIZE = 12
 
 _CHILD = 1 + NODE_DIGEST_SIZE
-_COUNT = Struct(">I")
-_KEY_SIZE = 17
-_SCOPE = Struct(f">{SCOPE_NAME_SIZE}scQ")
+_ENTRY_SIZE = 17
+_SCOPE = Struct(f">{SCOPE_NAME_SIZE}scI")  # of the same size
 _HOW: Mapping[bytes, HowRevoked] = {b"c": "compromised", b"r": "retired", b"s": "shredded"}
 
 
@@ -75,13 +73,19 @@ class UnprovenError(Exception):
 
 
 def leaf_of_key(key_id: UUID) -> bytes:
-    """Give the path of the leaf that would hold a key: the end of its id, which is random (RFC 9562)."""
-    return key_id.bytes[-2:]
+    """
+    Give the path of the leaf that would hold a key, by the end of its id, which is random (RFC 9562).
+
+    Keys are in one half of the tree and scopes in the other: who asks for both reads no leaf twice as long.
+    """
+    branch, leaf = key_id.bytes[-2:]
+    return bytes((branch & 0x7F, leaf))
 
 
 def leaf_of_scope(name: bytes) -> bytes:
-    """Give the path of the leaf that would hold a scope, by its name in the tree."""
-    return name[-2:]
+    """Give the path of the leaf that would hold a scope, by the end of its name in the tree."""
+    branch, leaf = name[-2:]
+    return bytes((branch | 0x80, leaf))
 
 
 def paths_to(leaves: Iterable[bytes]) -> list[bytes]:
@@ -123,27 +127,39 @@ class RevocationTree:
         Raises:
             UnprovenError: It, or a node above it, is not what its parent lists.
         """
-        content = self._proven.get(path)
-        if content is not None:
+        proven = self._proven
+        if (content := proven.get(path)) is not None:
             return content
-        expected = self.root_digest if path == ROOT else _child(self.node(path[:-1]), path[-1])
+        expected = _child(self.node(path[:-1]), path[-1]) if path else self.root_digest
         if expected is None:
             content = b""
         else:
             content = self._nodes.get(path, b"")
             if (path and not content) or not hmac.compare_digest(self._digest(path, content), expected):
                 raise UnprovenError(path)
-        self._proven[path] = content
+        proven[path] = content
         return content
+
+    def unread(self, leaves: Iterable[bytes]) -> set[bytes]:
+        """Give the paths below the root, itself proven, that must be read to say what is in *leaves*."""
+        paths: set[bytes] = set()
+        for leaf in leaves:
+            above = self._proven.get(leaf[:1])
+            if above is None:
+                if _child(self._proven[ROOT], leaf[0]) is not None:
+                    paths |= {leaf[:1], leaf}
+            elif leaf not in self._proven and _child(above, leaf[1]) is not None:
+                paths.add(leaf)
+        return paths
 
     def how_revoked(self, key_id: UUID) -> HowRevoked | None:
         """Say why a key is revoked, the last reason of two; ``None``: it is not. Raises as :meth:`node`."""
-        found = _find_key(self.node(leaf_of_key(key_id)), key_id.bytes)
+        found = _find(self.node(leaf_of_key(key_id)), key_id.bytes)
         return _HOW[found[-1:]] if found else None
 
     def scope_state(self, name: bytes) -> ScopeState | None:
         """Say what became of a scope; ``None`` for one that was never shredded. Raises as :meth:`node`."""
-        return _scopes(self.node(leaf_of_scope(name))).get(name)
+        return _scopes(_find(self.node(leaf_of_scope(name)), name)).get(name)
 
     def changed(
         self, keys: Iterable[tuple[UUID, HowRevoked]], scopes: Mapping[bytes, ScopeState]
@@ -161,17 +177,15 @@ class RevocationTree:
         Raises:
             UnprovenError: A node is not what its parent lists.
         """
-        added: dict[bytes, tuple[set[bytes], dict[bytes, ScopeState]]] = {}
+        new_keys: dict[bytes, set[bytes]] = {}
         for key_id, how in keys:
-            added.setdefault(leaf_of_key(key_id), (set(), {}))[0].add(key_id.bytes + how[0].encode())
+            new_keys.setdefault(leaf_of_key(key_id), set()).add(key_id.bytes + how[0].encode())
+        new_scopes: dict[bytes, dict[bytes, ScopeState]] = {}
         for name, state in scopes.items():
-            added.setdefault(leaf_of_scope(name), (set(), {}))[1][name] = state
-        new: dict[bytes, bytes] = {}
-        for path, (new_keys, new_scopes) in added.items():
-            there = self.node(path)
-            content = _leaf(_keys(there) | new_keys, _scopes(there) | new_scopes)
-            if content != there:
-                new[path] = content
+            new_scopes.setdefault(leaf_of_scope(name), {})[name] = state
+        new = {path: _of_keys(_keys(self.node(path)) | added) for path, added in new_keys.items()}
+        new |= {path: _of_scopes(_scopes(self.node(path)) | added) for path, added in new_scopes.items()}
+        new = {path: content for path, content in new.items() if content != self.node(path)}
         for size in (1, 0):
             above: dict[bytes, dict[int, bytes]] = {}
             for path, content in new.items():
@@ -189,9 +203,8 @@ def changed_branches(before: bytes, after: bytes) -> set[int]:
 
 
 def _child(content: bytes, index: int) -> bytes | None:
-    count = len(content) // _CHILD
-    at = bisect_left(range(count), index, key=lambda number: content[number * _CHILD]) * _CHILD
-    return content[at + 1 : at + _CHILD] if at < len(content) and content[at] == index else None
+    at = content[::_CHILD].find(index) * _CHILD
+    return content[at + 1 : at + _CHILD] if at >= 0 else None
 
 
 def _children(content: bytes) -> dict[int, bytes]:
@@ -203,35 +216,33 @@ def _with_children(content: bytes, children: Mapping[int, bytes]) -> bytes:
     return b"".join([bytes((index,)) + every[index] for index in sorted(every)])
 
 
-def _find_key(leaf: bytes, key_id: bytes) -> bytes:
-    """Find the last entry of a key, the one that says the most; they are sorted, and all of one size."""
-    if not leaf:
-        return b""
-    begin, end = _COUNT.size, _end_of_keys(leaf)
-    found, at = b"", leaf.find(key_id, begin, end)
+def _find(leaf: bytes, wanted: bytes) -> bytes:
+    """Find the last entry that begins with something, the one that says the most; entries are sorted."""
+    at = leaf.rfind(wanted)
     while at >= 0:
-        if (at - begin) % _KEY_SIZE == 0:
-            found = leaf[at : at + _KEY_SIZE]
-        at = leaf.find(key_id, at + 1, end)
-    return found
+        if at % _ENTRY_SIZE == 0:
+            return leaf[at : at + _ENTRY_SIZE]
+        at = leaf.rfind(wanted, 0, at + len(wanted) - 1)
+    return b""
 
 
 def _keys(leaf: bytes) -> set[bytes]:
-    return {leaf[at : at + _KEY_SIZE] for at in range(_COUNT.size, _end_of_keys(leaf), _KEY_SIZE)}
+    return {leaf[at : at + _ENTRY_SIZE] for at in range(0, len(leaf), _ENTRY_SIZE)}
 
 
 def _scopes(leaf: bytes) -> dict[bytes, ScopeState]:
-    entries = _SCOPE.iter_unpack(leaf[_end_of_keys(leaf) :])
+    entries = _SCOPE.iter_unpack(leaf)
     return {name: ScopeState(closed == b"c", number) for name, closed, number in entries}
 
 
-def _end_of_keys(leaf: bytes) -> int:
-    return _COUNT.size + _COUNT.unpack_from(leaf)[0] * _KEY_SIZE if leaf else 0
+def _of_keys(entries: set[bytes]) -> bytes:
+    return b"".join(sorted(entries))
 
 
-def _leaf(keys: set[bytes], scopes: Mapping[bytes, ScopeState]) -> bytes:
-    packed = [
-        _SCOPE.pack(name, b"c" if state.closed else b"o", state.number)
-        for name, state in sorted(scopes.items())
-    ]
-    return b"".join([_COUNT.pack(len(keys)), *sorted(keys), *packed])
+def _of_scopes(scopes: Mapping[bytes, ScopeState]) -> bytes:
+    return b"".join(
+        [
+            _SCOPE.pack(name, b"c" if state.closed else b"o", state.number)
+            for name, state in sorted(scopes.items())
+        ]
+    )

@@ -201,9 +201,10 @@ class Revocations:
         """Give a tree that knows *leaves*, or shows that they are not what they should be."""
         known = self._known
         if known is not None:
-            missing = self._unknown(known, leaves, seals)
+            tree = _tree_of(known, {}, seals)
+            missing = tree.unread(leaves)
             if not missing:
-                return _tree_of(known, {}, seals)
+                return tree
             _, nodes = self._read(missing)
             tree = _tree_of(known, nodes, seals)
             if _is_proven(tree, leaves):
@@ -244,17 +245,6 @@ class Revocations:
         nodes = read_old_rows(self._store, mark, seals).nodes
         self.are_old = True
         self._known = _Known(seals.node_digest(ROOT, nodes.get(ROOT, b"")), {ROOT: b"", **nodes})
-
-    def _unknown(self, known: _Known, leaves: Collection[bytes], seals: Seals) -> list[bytes]:
-        """Give the nodes that must be read; none if what is known shows that there are no such leaves."""
-        tree = _tree_of(known, {}, seals)
-        missing: set[bytes] = set()
-        for leaf in leaves:
-            try:
-                tree.node(leaf)
-            except UnprovenError as error:
-                missing |= {leaf[: len(error.path)], leaf}
-        return sorted(missing)
 
     def _read(self, paths: Collection[bytes]) -> tuple[ChangeMark, Mapping[bytes, bytes]]:
         self._count_query()

@@ -189,7 +189,7 @@ class Seals:
         return hmac.digest(self._tree_key, framed, sha256)
 
     def scope_name(self, purpose: KeyPurpose, scope: str) -> bytes:
-        """Give the name under which the revocation tree has a scope: 16 bytes."""
+        """Give the name under which the revocation tree has a scope: 12 bytes."""
         framed = length_prefixed(b"scope", purpose.encode(), scope.encode())
         return hmac.digest(self._tree_key, framed, sha256)[:SCOPE_NAME_SIZE]
 

@@ -32,7 +32,7 @@ class ReadRow(NamedTuple):
         unreadable: The names of the columns that hold what none of their kind does.
     """
 
-    values: Mapping[str, Any]
+    values: Mapping[Any, Any]
     unreadable: tuple[str, ...] = ()
 
 
@@ -45,7 +45,7 @@ def read_rows(connection: Connection, query: Select[Any]) -> list[ReadRow]:
         query: Selects columns, each under a name of its own.
     """
     try:
-        return [ReadRow(row._asdict()) for row in connection.execute(query)]
+        return list(map(ReadRow, connection.execute(query).mappings().all()))
     except IntegrityError:
         # Rare: the types give no other error for what was stored. So all is read once more.
         lenient = query.with_only_columns(*map(_as_far_as_readable, query.selected_columns))

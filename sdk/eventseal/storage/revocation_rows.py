@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select
+from sqlalchemy import select, type_coerce
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.types import NullType
 
-from eventseal.storage.edited_rows import read_rows
 from eventseal.storage.key_rows import chunks, insert_unless_there, load_mark, store_mark
 from eventseal.storage.key_tables import erased_items, revocation_nodes
 
@@ -22,17 +22,14 @@ if TYPE_CHECKING:
 def load_nodes(connection: Connection, application: str, paths: Collection[bytes]) -> dict[bytes, bytes]:
     """Read nodes by path; absent ones are left out."""
     columns = revocation_nodes.c
-    return {
-        row.values["path"]: row.values["content"]
-        for chunk in chunks(sorted(paths))
-        for row in read_rows(
-            connection,
-            select(columns.path, columns.content).where(
-                columns.application == application, columns.path.in_(chunk)
-            ),
-        )
-        if not row.unreadable  # like a node that is gone: it does not match what lists it
-    }
+    query = select(type_coerce(columns.path, NullType), type_coerce(columns.content, NullType)).where(
+        columns.application == application
+    )
+    nodes: dict[Any, Any] = {}
+    for chunk in chunks(sorted(paths)):
+        nodes.update(connection.execute(query.where(columns.path.in_(chunk))).all())
+    # What somebody edited into no bytes is like a node that is gone: it does not match what lists it.
+    return {path: content for path, content in nodes.items() if isinstance(content, bytes)}
 
 
 def is_admitted(connection: Connection, application: str, admit: Admission) -> bool:

@@ -211,7 +211,10 @@ class UTCTimestamp(TypeDecorator[datetime]):
             if isinstance(value, Decimal):
                 found = _EPOCH + timedelta(microseconds=int(value.scaleb(6, _EXACT)))
             else:
-                found = datetime.strptime(value, _SQLITE_TIMESTAMP).replace(tzinfo=UTC)
+                found = datetime.fromisoformat(value)  # also reads what is never written here
+                if found.isoformat(" ", "microseconds") != value:
+                    raise edited("times")
+                found = found.replace(tzinfo=UTC)
         except (ArithmeticError, TypeError, ValueError):
             raise edited("times") from None
         if not _EPOCH <= found < _LAST_TIME:
