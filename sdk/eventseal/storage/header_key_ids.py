@@ -41,10 +41,12 @@ _ON_POSTGRESQL = (
     "AND substring({data} FROM 3 FOR 1) < {compressions} "
     "THEN encode(substring({data} FROM {begin} FOR {length}), 'hex')::uuid END"
 )
+# Not IN: SQLite would fill a table with the heads for each row that it writes, which takes 5 µs.
 _ON_SQLITE = (
-    "CASE WHEN typeof({data}) = 'blob' AND length({data}) >= {size} AND ({heads}) "
-    "AND substr({data}, 3, 1) < {compressions} THEN substr({data}, {begin}, {length}) END"
+    "CASE WHEN typeof({data}) = 'blob' AND length({data}) >= {size} "
+    "AND substr({data}, 3, 1) < {compressions} THEN CASE substr({data}, 1, 2) {heads} END END"
 )
+_ON_SQLITE_BY_HEAD = "WHEN {head} THEN substr({data}, {begin}, {length})"
 
 
 def key_id_in_header(dialect: Dialect, data: str) -> str:
@@ -62,12 +64,14 @@ def key_id_in_header(dialect: Dialect, data: str) -> str:
     literal = r"'\x{}'::bytea" if on_postgresql else "x'{}'"
     heads = [literal.format(head.hex()) for head in _HEADS]
     if not on_postgresql:
-        # Not IN: SQLite would fill a table with the heads for each row that it writes, which takes 5 µs.
-        heads = [f"substr({data}, 1, 2) = {head}" for head in heads]
+        heads = [
+            _ON_SQLITE_BY_HEAD.format(head=head, data=data, begin=_ID_BEGINS, length=_ID_SIZE)
+            for head in heads
+        ]
     return (_ON_POSTGRESQL if on_postgresql else _ON_SQLITE).format(
         data=data,
         size=SMALLEST_SIZE,
-        heads=(", " if on_postgresql else " OR ").join(heads),
+        heads=(", " if on_postgresql else " ").join(heads),
         compressions=literal.format(_COMPRESSIONS.hex()),
         begin=_ID_BEGINS,
         length=_ID_SIZE,

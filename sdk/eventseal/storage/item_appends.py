@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -52,7 +53,7 @@ class ItemAppends:
         self._columns = columns
         self._record_class = record_class
         self._inserts = ItemInserts(columns)
-        self._names = [n for n in columns.fields if n != KEY_ID]
+        self._row_of = attrgetter(*(name for name in columns.fields if name != KEY_ID))
         self._fenced: set[UUID] = set()
 
     def append(self, session: Session, items: Sequence[Any]) -> None:
@@ -166,7 +167,7 @@ class ItemAppends:
         batch: dict[UUID | None, list[Row]] = {}
         for item in items:
             try:
-                row = tuple(getattr(item, name) for name in self._names)
+                row = self._row_of(item)
             except AttributeError as error:
                 raise ConfigurationError(
                     f"a {type(item).__name__} has no {error.name}, which {self._columns.table} needs",

@@ -54,6 +54,7 @@ class ItemInserts:
         self.table = columns.table
         self.columns: tuple[Column[Any], ...] = tuple(c for c in columns.columns if c is not columns.key_id)
         self._key_id = columns.key_id
+        self._names = [*map(_name, range(len(self.columns))), *([] if self._key_id is None else [_KEY])]
 
     def execute(self, connection: Connection, rows_by_key: RowsByKey) -> bool:
         """
@@ -139,8 +140,7 @@ class ItemInserts:
         return self._key_id
 
     def _parameters(self, values: Sequence[Any], key_id: UUID | None) -> dict[str, Any]:
-        named = {_name(number): value for number, value in enumerate(values)}
-        return named if self._key_id is None else {**named, _KEY: key_id}
+        return dict(zip(self._names, [*values, key_id], strict=False))  # a table of plain rows has no key
 
 
 def _name(number: int) -> str:

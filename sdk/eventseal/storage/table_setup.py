@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import inspect, text
+from sqlalchemy.engine.reflection import ObjectKind
 from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
 
 from eventseal.errors import ConfigurationError
@@ -79,13 +81,17 @@ def create_tables(connection: Connection, tables: Iterable[Table]) -> set[str]:
     """
     one_setup_at_a_time(connection)
     inspector = inspect(connection)
+    there: dict[Any, Any] = {}
+    for schema, named in groupby(tables := list(tables), key=lambda table: table.schema):
+        names = [table.name for table in named]
+        there |= inspector.get_multi_columns(schema, filter_names=names, kind=ObjectKind.ANY)
     missing = []
     added: list[str] = []
     for table in tables:
-        if not inspector.has_table(table.name, schema=table.schema):
+        if (table.schema, table.name) not in there:
             missing.append(table)
             continue
-        found = {column["name"] for column in inspector.get_columns(table.name, schema=table.schema)}
+        found = {column["name"] for column in there[table.schema, table.name]}
         for column in table.columns:
             if column.name not in found and column.info == ADDED:
                 added.append(_add_column(connection, table, column))
