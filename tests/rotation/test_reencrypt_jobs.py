@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
@@ -74,6 +75,7 @@ def kms(tmp_path):
 # --- going on ---
 
 
+@pytest.mark.slow
 def test_the_same_call_goes_on_where_an_outage_stopped_it(shop, monkeypatch):
     filled(shop)
     stop_behind(shop, monkeypatch, 3)
@@ -101,6 +103,7 @@ def test_a_job_resumes_by_its_id_with_the_keys_and_tables_it_has(shop, monkeypat
     assert (result.complete, result.done, result.by_key) == (True, 500, {old: 500})
 
 
+@pytest.mark.slow
 def test_a_resumed_job_moves_to_the_key_that_is_active_by_then(shop, monkeypatch):
     filled(shop)
     stop_behind(shop, monkeypatch, 3)
@@ -139,6 +142,7 @@ def unfinished(shop):
     return {job.job_id for job in list_jobs(shop.seal) if job.state != "finished"}
 
 
+@pytest.mark.slow
 def test_a_job_takes_over_those_whose_items_are_all_its_own(shop, monkeypatch):
     (old,) = {item.key_id for item in shop.append(5)}
     (other,) = {item.key_id for item in shop.append(5, scope="tenant:a")}
@@ -155,6 +159,7 @@ def test_a_job_takes_over_those_whose_items_are_all_its_own(shop, monkeypatch):
     assert unfinished(shop) == set()
 
 
+@pytest.mark.slow
 def test_what_a_job_has_left_under_destroyed_keys_is_nothing(shop, monkeypatch):
     (old,) = {item.key_id for item in shop.append(5)}
     rotate_keys(shop.seal)
@@ -169,6 +174,7 @@ def test_what_a_job_has_left_under_destroyed_keys_is_nothing(shop, monkeypatch):
     assert unfinished(shop) == set()
 
 
+@pytest.mark.slow
 def test_a_finished_job_that_is_resumed_looks_again_and_moves_nothing(shop):
     filled(shop)
     first = reencrypt(shop.seal)
@@ -188,6 +194,7 @@ def test_an_unknown_job_is_refused(shop):
         pause_job(shop.seal, uuid4())
 
 
+@pytest.mark.slow
 def test_a_job_of_another_application_is_unknown(open_shop, store_url, monkeypatch):
     ours, theirs = open_shop(store_url), open_shop(store_url, application="bank")
     filled(ours)
@@ -197,6 +204,7 @@ def test_a_job_of_another_application_is_unknown(open_shop, store_url, monkeypat
     assert list_jobs(theirs.seal) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [0, 2], ids=["older", "newer"])
 def test_a_job_that_another_release_keeps_otherwise_is_refused_and_a_new_one_finishes(
     shop, monkeypatch, layout
@@ -277,6 +285,7 @@ def test_the_range_of_a_silent_worker_elsewhere_is_taken_when_its_lease_ends(sho
 # --- pausing ---
 
 
+@pytest.mark.slow
 def test_a_job_is_paused_by_another_process_and_resumes(shop, monkeypatch):
     filled(shop)
     other = shop.again()
@@ -356,6 +365,7 @@ def test_the_throttle_holds_for_the_whole_job(shop, monkeypatch):
     assert list_jobs(shop.seal)[0].items_per_second == 10
 
 
+@pytest.mark.slow
 def test_a_job_that_is_resumed_at_another_pace_does_not_wait_out_the_old_one(shop, monkeypatch):
     filled(shop, streams=2)
     stop_behind(shop, monkeypatch, 1)
@@ -378,6 +388,7 @@ def test_who_goes_on_with_a_job_keeps_its_pace_unless_he_gives_another(shop, mon
         assert [job.items_per_second for job in list_jobs(shop.seal)] == [kept]
 
 
+@pytest.mark.slow
 def test_only_the_newest_finished_jobs_are_kept_with_what_belongs_to_them(shop, monkeypatch):
     monkeypatch.setattr("eventseal.rotation.jobs.KEPT_JOBS", 2)
     shop.append(2)
@@ -456,9 +467,16 @@ def test_two_rotators_share_one_job(shop):
 def test_threads_of_an_executor_work_on_the_store_they_are_given(shop, monkeypatch):
     monkeypatch.setattr("eventseal.rotation.passes._TOLD_EVERY", 0.01)  # however fast the machine is
     filled(shop, streams=40)
-    told = []
+    told, telling = [], threading.Lock()
+
+    def progress(result):
+        assert telling.acquire(blocking=False), "two threads tell at once"
+        time.sleep(0.02)  # so that the others have something to tell meanwhile
+        told.append(result)
+        telling.release()
+
     with ThreadPoolExecutor(3) as executor:
-        result = reencrypt(shop.seal, shards=3, executor=executor, batch=100, progress=told.append)
+        result = reencrypt(shop.seal, shards=3, executor=executor, batch=20, progress=progress)
     assert (result.complete, result.done) == (True, 1_000)
     assert told
     lefts = [each.left for each in told]

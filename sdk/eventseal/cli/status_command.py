@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from eventseal.cli.exit_codes import ExitCode
 from eventseal.cli.options import Config, Json, Options
 from eventseal.cli.output import print_columns, print_json, printable
 from eventseal.configuration.assembly import rotation_policy
@@ -41,7 +42,8 @@ def status(
 
     It reads the tables and needs no KEK. Keys are counted by purpose, by the kind
     of their scope (what stands before the colon) and by state, items by the state
-    of their keys, wrappings by KEK and version.
+    of their keys, wrappings by KEK and version. It exits with 1 if items cannot be
+    read or rows were edited, as far as that shows without a key: `verify` opens all.
     """
     options = Options.of(context, config=config, as_json=as_json)
     stores = options.open_stores()
@@ -61,6 +63,8 @@ def status(
     else:
         _print(found)
         _print_intents(intents)
+    if not found.is_sound:
+        raise typer.Exit(ExitCode.FAILED_ITEMS)
 
 
 def _open_intents(stores: Stores) -> list[dict[str, Any]]:

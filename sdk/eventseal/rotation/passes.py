@@ -7,6 +7,7 @@ from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from eventseal.errors import JobError
@@ -103,6 +104,7 @@ class Passes:
         self._run = run
         self._progress = progress
         self._told = time.monotonic()
+        self._telling = Lock()
         self._report = report
 
     def run(self) -> JobResult:
@@ -275,10 +277,15 @@ class Passes:
         )
 
     def _tell(self) -> None:
-        now = time.monotonic()
-        if self._progress is not None and now - self._told >= _TOLD_EVERY:
-            self._told = now
-            self._progress(self._report.result(self._job))
+        """Tell how far the job is, now and then: one thread at a time, so that no older count comes after."""
+        if self._progress is None or not self._telling.acquire(blocking=False):
+            return
+        try:
+            if (now := time.monotonic()) - self._told >= _TOLD_EVERY:
+                self._told = now
+                self._progress(self._report.result(self._job))
+        finally:
+            self._telling.release()
 
 
 def work_in_process(open_store: Callable[[], SealedStore], job_id: UUID, batch: int, run: str) -> None:

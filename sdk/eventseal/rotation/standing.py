@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from eventseal.storage.edited_rows import UNREADABLE
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime, timedelta
@@ -67,8 +69,8 @@ class Status:
         overdue: Active data keys that are due for rotation.
         items: By table, and in it by the state of their keys, or ``plain``, or ``unknown``.
         items_by_key: Items by key.
-        unreadable: By table, items that no reader takes: they are not encrypted where they must be, or their
-            key is not there.
+        unreadable: By table, items that no reader takes: they are not encrypted where they must be, their
+            key is not there, or their column names another key than their envelope.
         old_formats: What readers accept beside envelopes while a migration lasts, by table.
         keks: What hangs on which KEK and version.
         jobs: Re-encryptions that did not end, and the last one that did.
@@ -91,3 +93,10 @@ class Status:
     jobs: tuple[JobStanding, ...]
     edited: tuple[IntegrityError, ...] = ()
     next_steps: tuple[Advice, ...] = ()
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether every item can be read as far as its key id tells, and no row that was read was edited."""
+        jobs_read = all(standing.problem is None for standing in self.jobs)
+        keys_read = all(UNREADABLE not in {total.kind, total.state, total.purpose} for total in self.keys)
+        return jobs_read and keys_read and not self.unreadable and not self.edited

@@ -23,6 +23,7 @@ from eventseal.rotation.sealed_store import registered_tables
 from eventseal.rotation.standing import PLAIN, UNKNOWN, JobStanding, Status
 from eventseal.storage import job_counts, jobs
 from eventseal.storage.item_rows import count_by_key
+from eventseal.storage.key_counts import count_differing
 from eventseal.storage.key_queries import of_unknown_kind
 from eventseal.storage.key_store import SQLAlchemyKeyStore
 from eventseal.storage.transactions import read
@@ -77,7 +78,7 @@ def status(
     tables = registered_tables(datastore, application, unreadable=edited)
     look = partial(of_unknown_kind, application=application)
     unknown = read(engine, look, doing="looking for rows of unknown kinds")
-    items, items_by_key = _items(datastore, application, tables)
+    items, items_by_key, misnamed = _items(datastore, application, tables)
     found = Status(
         application=application,
         now=now,
@@ -89,7 +90,7 @@ def status(
         overdue=read(engine, due, doing="looking for keys that are to be rotated"),
         items=items,
         items_by_key=items_by_key,
-        unreadable=_unreadable(tables, items, always_encrypt=always_encrypt),
+        unreadable=_unreadable(tables, items, misnamed, always_encrypt=always_encrypt),
         old_formats={table.table: table.old_formats for table in tables if table.old_formats},
         keks=tuple(key_store.kek_uses(application)),
         jobs=tuple(job_standings(datastore, application)),
@@ -137,11 +138,15 @@ def _job_standings(connection: Connection, application: str) -> list[JobStanding
 
 def _items(
     datastore: SQLAlchemyDatastore, application: str, tables: Sequence[SealedTable]
-) -> tuple[dict[str, dict[str, int]], Counter[UUID]]:
+) -> tuple[dict[str, dict[str, int]], Counter[UUID], Counter[str]]:
+    """Count items by table and state, by key, and by table those whose column names another key."""
     by_table: dict[str, dict[str, int]] = {}
     by_key: Counter[UUID] = Counter()
+    misnamed: Counter[str] = Counter()
     for table in tables:
-        counts = read(datastore.engine, partial(count_by_key, table=table), doing=f"counting {table.table}")
+        doing = f"counting {table.table}"
+        counts = read(datastore.engine, partial(count_by_key, table=table), doing=doing)
+        differing = read(datastore.engine, partial(count_differing, table=table), doing=doing)
         named = {key_id: count for key_id, count in counts.items() if key_id is not None}
         states = read(
             datastore.key_engine,
@@ -158,14 +163,19 @@ def _items(
         by_state[PLAIN] += counts.get(None, 0)
         by_table[table.table] = {state: count for state, count in by_state.items() if count}
         by_key.update(named)
-    return by_table, by_key
+        misnamed[table.table] = sum(count for key_id, count in differing.items() if key_id in states)
+    return by_table, by_key, misnamed
 
 
 def _unreadable(
-    tables: Sequence[SealedTable], items: Mapping[str, Mapping[str, int]], *, always_encrypt: bool
+    tables: Sequence[SealedTable],
+    items: Mapping[str, Mapping[str, int]],
+    misnamed: Counter[str],
+    *,
+    always_encrypt: bool,
 ) -> dict[str, int]:
     """Count by table what no reader takes, as far as the key ids alone tell."""
-    found: Counter[str] = Counter()
+    found = Counter(misnamed)
     for table in tables:
         if not table.accepts_plain(always_encrypt=always_encrypt):
             found[table.table] += items[table.table].get(PLAIN, 0)

@@ -157,7 +157,9 @@ def refuse_copies(store: SealedStore) -> None:
     if found:
         raise ConfigurationError(
             f"not registered, but with sealed items in it: {', '.join(found)}; they might be lost with a key",
-            remedy="Drop the table; or add its name to `unsealed_tables`, if what is in it need not open.",
+            remedy="If somebody needs the items, put them back into their table, or add the record class to "
+            "`tables` and run `eventseal init`. If not, drop the table; or, if what is in it need not open, "
+            "add its name to `unsealed_tables`.",
         )
 
 

@@ -230,7 +230,8 @@ def _unregistered(
     if copies:
         error = ConfigurationError(
             f"not registered, but with sealed items in it: {', '.join(copies)}",
-            remedy="Drop the table; if what is in it need not open: "
+            remedy="If somebody needs the items, put them back into their table, or add the record class to "
+            "`tables`, then: eventseal init. If not, drop the table; if what is in it need not open: "
             f"unsealed_tables = [{_quoted({*copies, *unsealed})}]",
         )
         found.append(Finding.of(error, AREA))
