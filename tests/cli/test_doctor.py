@@ -51,6 +51,7 @@ def test_a_finding_that_is_nobodys_outage_exits_with_1(run, store, query):
     assert shown.endswith("0 errors, 1 warnings\n")
 
 
+@pytest.mark.slow
 def test_a_table_that_shares_its_collection_is_named_with_the_command_that_moves_it(run, store, query):
     with EventSeal.from_settings() as seal:
         place = ItemContext(uuid.uuid4(), Decimal(1), "shop:Noted", "items")
@@ -166,6 +167,7 @@ def test_an_outage_of_aws_exits_with_3(run, aws, monkeypatch):
     assert "KmsUnavailableError" in {finding["error"] for finding in shown}
 
 
+@pytest.mark.slow
 def test_of_openbao_each_missing_right_stands_with_its_policy_and_adding_them_is_enough(
     run, openbao, monkeypatch
 ):

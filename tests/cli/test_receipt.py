@@ -134,6 +134,7 @@ def test_a_failed_verification_says_so_in_its_receipt(run, run_json, verified):
     assert json.loads(run("--json", "receipt", "check", str(file), exits=1).stdout)["authentic"] is True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [("--table", ITEMS), ("--sample", "0.5")], ids=["table", "sample"])
 def test_a_part_is_called_partial(run, run_json, verified, options):
     file = verified(*options)
@@ -179,6 +180,7 @@ def erased(run, store, with_ledger):
     return Path("erasure.json")
 
 
+@pytest.mark.slow
 def test_an_erasure_is_compared_with_its_entries_of_the_ledger(run, run_json, erased, monkeypatch):
     found = run_json("receipt", "check", str(erased))
     assert (found["authentic"], found["by"], found["receipt"]) == (True, "ledger", "eventseal erasure")
@@ -219,6 +221,7 @@ def test_whatever_is_changed_in_an_erasures_receipt_shows(run, erased):
     assert (shown["authentic"], shown["differs"]) == (False, ["ledger"])
 
 
+@pytest.mark.slow
 def test_the_entries_of_two_erasures_do_not_make_one_receipt(run, erased):
     run("shred", "subject:c-2", "--yes", "--receipt", "other.json")
     other = json.loads(Path("other.json").read_text())
@@ -324,6 +327,7 @@ def test_without_a_file_it_says_how_to_have_one(run, store, monkeypatch):
     assert issubclass(VerbInterrupt, KeyboardInterrupt)
 
 
+@pytest.mark.slow
 def test_a_file_that_holds_something_else_is_refused_before_anything_is_done(run, store):
     store()
     Path("settings").write_text("no JSON")

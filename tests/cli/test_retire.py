@@ -118,6 +118,7 @@ def test_an_unregistered_table_with_a_key_id_stops_it(run, old, query):
     assert destroyed(query) == 0
 
 
+@pytest.mark.slow
 def test_whether_a_kek_may_go_is_said_by_the_exit_code(run, run_json, old, monkeypatch):
     LocalKmsAdapter.create("other.key")
     monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://dev.key,local://other.key")

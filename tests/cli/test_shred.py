@@ -202,6 +202,7 @@ def test_while_a_fence_is_open_there_is_no_receipt_and_the_result_is_told(shop, 
     assert json.loads(Path("one.json").read_text())["scope"] == SCOPE
 
 
+@pytest.mark.slow
 def test_after_a_restore_what_came_back_is_shown_asked_for_and_shredded(shop, run, run_json) -> None:
     shutil.copyfile("shop.sqlite", "backup")
     run("shred", SCOPE, "--yes")
@@ -241,6 +242,7 @@ def test_after_a_restore_failures_make_the_exit_code(shop, run, run_json) -> Non
     run("verify", "--after-restore", "--sample", "0.5", exits=2)
 
 
+@pytest.mark.slow
 def test_status_and_doctor_tell_what_was_begun_and_not_done(shop, run, run_json, monkeypatch) -> None:
     assert run_json("status")["open_intents"] == []
     with monkeypatch.context() as patch:
@@ -254,6 +256,7 @@ def test_status_and_doctor_tell_what_was_begun_and_not_done(shop, run, run_json,
     assert any(f["severity"] == "warning" and SCOPE in f["finding"] for f in findings)
 
 
+@pytest.mark.slow
 def test_doctor_asks_for_a_ledger_where_there_are_subjects(shop, run, run_json, monkeypatch) -> None:
     def found() -> list[tuple[str, str]]:
         shown = json.loads(run("--json", "doctor", exits=code).stdout)
@@ -295,6 +298,7 @@ def test_a_rewrap_carries_the_ledger_along(shop, run, monkeypatch) -> None:
     assert kinds == ["created", "intent", "done", "wrapped", "wrapped"]
 
 
+@pytest.mark.slow
 def test_a_kek_that_only_the_ledger_needs_may_not_go(shop, run, monkeypatch) -> None:
     from eventseal_kms.local import LocalKmsAdapter
 

@@ -99,6 +99,7 @@ def the_one(word: str):
     return finding
 
 
+@pytest.mark.slow
 def test_a_store_that_is_ready_has_nothing_amiss_in_any_area(append):
     append(3)
     assert amiss() == []
@@ -160,6 +161,7 @@ def test_a_file_that_is_not_there_is_not_made(shop, monkeypatch):
     assert not Path("elsewhere.sqlite").exists()
 
 
+@pytest.mark.slow
 def test_missing_tables_send_to_init(shop, sql):
     sql("DROP TABLE key_fences")
     assert the_one("there is no table key_fences").remedy == "eventseal init"
@@ -167,6 +169,7 @@ def test_missing_tables_send_to_init(shop, sql):
     assert amiss() == []
 
 
+@pytest.mark.slow
 def test_a_missing_index_on_key_ids_sends_to_init(shop, sql):
     catalogue = "sqlite_master" if shop.startswith("sqlite") else "pg_indexes"
     name = "name" if shop.startswith("sqlite") else "indexname"
@@ -178,6 +181,7 @@ def test_a_missing_index_on_key_ids_sends_to_init(shop, sql):
     assert amiss() == []
 
 
+@pytest.mark.slow
 def test_a_missing_index_beside_the_items_is_told_with_the_statement_that_makes_it(shop, sql):
     sql("DROP INDEX ix_reencryption_jobs_state")
     remedy = the_one("has no index on application, state").remedy
@@ -198,6 +202,7 @@ def test_a_missing_unique_key_is_an_error(shop, sql):
     assert the_one("table snapshots does not keep").severity is Severity.ERROR
 
 
+@pytest.mark.slow
 def test_a_column_that_was_dropped_is_named(shop, sql):
     sql("ALTER TABLE key_wrappings DROP COLUMN verified_at")
     finding = the_one("key_wrappings has no column verified_at")
@@ -213,6 +218,7 @@ def test_a_registered_table_that_is_gone_is_named(shop, sql):
     assert texts["table snapshots is listed in the settings and not registered"] == "eventseal init"
 
 
+@pytest.mark.slow
 def test_a_table_that_looks_sealed_and_is_not_registered_is_named(shop, sql, monkeypatch):
     kind = "BLOB" if shop.startswith("sqlite") else "uuid"
     data = "BLOB" if shop.startswith("sqlite") else "bytea"
@@ -232,6 +238,7 @@ def test_a_closed_fence_of_a_live_key_is_an_interrupted_retire(append, shop):
     assert the_one("a retire was interrupted").remedy == f"eventseal retire --key {key_id}"
 
 
+@pytest.mark.slow
 def test_another_applications_items_in_a_shared_table_are_in_order(append, shop, monkeypatch):
     append()
     with monkeypatch.context() as other:
@@ -248,6 +255,7 @@ def test_the_fence_of_a_compromised_key_is_closed_as_it_should_be(append, shop):
     assert amiss() == []
 
 
+@pytest.mark.slow
 def test_what_writes_without_a_fence_is_told_with_a_trigger_that_takes_it(append, sql, make_trigger, shop):
     key_id = append()
     sql("DELETE FROM key_fences")
@@ -281,6 +289,7 @@ def test_items_of_keys_that_are_not_there_are_told(append, sql, shop):
     assert str(stranger) in the_one("does not have").text
 
 
+@pytest.mark.slow
 def test_items_whose_column_names_another_key_than_their_envelope_are_told(append, sql):
     append()
     sql(f"UPDATE {ITEMS} SET key_id = NULL")
@@ -303,6 +312,7 @@ def test_tables_without_keys_send_to_init(shop, sql):
     assert the_one("has no keys yet").remedy == "eventseal init"
 
 
+@pytest.mark.slow
 def test_a_wrapping_under_a_kek_that_is_not_configured_is_told_and_so_are_keys_without_another(
     shop, monkeypatch
 ):
@@ -326,6 +336,7 @@ def test_a_wrapping_that_was_changed_is_found_by_trying_it(shop, sql):
     assert any(finding.area == "keys" and finding.severity == "error" for finding in amiss())
 
 
+@pytest.mark.slow
 def test_branch_keys_that_are_gone_are_an_error(shop, sql, monkeypatch):
     monkeypatch.setenv("EVENTSEAL_BRANCHES", "2")
     with EventSeal.from_settings() as seal:
@@ -373,6 +384,7 @@ def test_what_stands_of_a_migration_is_told_at_each_step(shop, monkeypatch):
     assert [severity for severity, _, _ in of_migration()] == [Severity.OK]
 
 
+@pytest.mark.slow
 def test_a_process_that_cannot_read_what_it_is_to_accept_is_told(shop, monkeypatch):
     monkeypatch.setenv("OLD", "MDEyMzQ1Njc4OWFiY2RlZg==")
     monkeypatch.setenv("EVENTSEAL_OLD_FORMATS", "eventsourcing-gcm key=env:OLD")
@@ -427,6 +439,7 @@ def test_a_role_without_rights_is_told_with_its_grant(postgres_url, monkeypatch)
     engine.dispose()
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 def test_a_server_that_may_lose_keys_or_cannot_be_written_is_told(postgres_url, monkeypatch):
     monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://dev.key")
@@ -480,6 +493,7 @@ def test_keys_in_a_database_of_their_own_are_looked_at_there(tmp_path, monkeypat
 # --- what is not encrypted ---
 
 
+@pytest.mark.slow
 def test_items_that_are_not_encrypted_are_an_error_until_a_migration_begins(append, sql, monkeypatch):
     append(3)
     sql(f"UPDATE {ITEMS} SET key_id = NULL, data = substr(data, 2) WHERE position > 0")
@@ -495,6 +509,7 @@ def test_items_that_are_not_encrypted_are_an_error_until_a_migration_begins(appe
     assert amiss() == []
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 def test_tables_of_events_by_tags_are_a_warning(append, sql, shop, monkeypatch):
     if shop.startswith("sqlite"):

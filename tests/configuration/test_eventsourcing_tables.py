@@ -84,6 +84,7 @@ def test_init_says_nothing_of_them_where_none_is_listed(library):
     assert "eventsourcing" not in {step.name for step in initialise()}
 
 
+@pytest.mark.slow
 def test_doctor_tells_tables_that_nobody_listed(library, monkeypatch):
     library.make_theirs()
     initialise()
@@ -117,6 +118,7 @@ def test_doctor_tells_tables_that_are_listed_and_not_registered(library, monkeyp
     assert amiss() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("event", ["insert", "update"])
 def test_doctor_tells_a_trigger_that_is_missing(ready, event):
     ready.execute(
@@ -155,6 +157,7 @@ def test_doctor_finds_items_under_keys_that_are_gone(ready):
     assert f"items of table {EVENTS} name key {key}, which was retired" in the_one("was retired").text
 
 
+@pytest.mark.slow
 def test_the_commands_work_on_them_by_the_environment_alone(ready):
     ready.append(3)
     with EventSeal.from_settings() as seal:

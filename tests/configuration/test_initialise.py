@@ -305,6 +305,7 @@ def test_a_read_only_database_is_told_apart(tmp_path):
         initialise(**(OPTIONS | {"store_url": url}))
 
 
+@pytest.mark.slow
 def test_it_makes_a_store_on_postgresql_once(postgres_url):
     options = OPTIONS | {"store_url": postgres_url}
     assert changed(initialise(**options)) == {"settings", "kek", "tables", "keys"}

@@ -36,6 +36,7 @@ def is_settled(shop: LedgerShop) -> bool:
     return (again.done, again.failed, again.scopes) == (0, 0, ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys_only", [False, True], ids=["everything", "keys-only"])
 @pytest.mark.parametrize("branches", [None, 2], ids=["keks", "branches"])
 def test_a_restore_from_before_the_shred_brings_nothing_back(
@@ -142,6 +143,7 @@ def test_keys_made_after_a_reopening_outlive_the_restore(shop) -> None:
     assert not shop.opens(erased)
 
 
+@pytest.mark.slow
 def test_the_active_key_of_a_reopened_scope_that_came_back_is_destroyed_and_the_scope_stays_open(
     shop,
 ) -> None:
@@ -161,6 +163,7 @@ def test_the_active_key_of_a_reopened_scope_that_came_back_is_destroyed_and_the_
     assert is_settled(shop)
 
 
+@pytest.mark.slow
 def test_a_scope_that_was_shredded_again_after_its_reopening_is_closed(shop) -> None:
     first = shop.append(SCOPE)
     shred(shop.seal, SCOPE)
@@ -176,6 +179,7 @@ def test_a_scope_that_was_shredded_again_after_its_reopening_is_closed(shop) -> 
     assert is_settled(shop)
 
 
+@pytest.mark.slow
 def test_slots_that_the_restore_freed_are_taken_again(shop) -> None:
     shop.append(SCOPE)
     shred(shop.seal, SCOPE)
@@ -190,6 +194,7 @@ def test_slots_that_the_restore_freed_are_taken_again(shop) -> None:
     assert is_settled(shop)
 
 
+@pytest.mark.slow
 def test_one_lost_tombstone_is_enough_although_every_slot_is_taken(shop) -> None:
     shop.append(SCOPE)
     shred(shop.seal, SCOPE)
@@ -228,6 +233,7 @@ def test_a_shred_that_was_begun_is_carried_through(shop, monkeypatch) -> None:
     assert is_settled(shop)
 
 
+@pytest.mark.slow
 def test_a_shred_that_was_done_but_not_noted_is_noted(shop, monkeypatch) -> None:
     shop.append(SCOPE)
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
@@ -298,6 +304,7 @@ def test_a_key_made_since_the_restore_is_told_and_left_alone(shop) -> None:
     assert is_settled(shop)
 
 
+@pytest.mark.slow
 def test_a_ledger_whose_last_entries_are_gone_is_told_from_the_tombstones(shop) -> None:
     for scope in (SCOPE, OTHER):
         shop.append(scope)
@@ -338,6 +345,7 @@ def test_without_a_ledger_nothing_can_be_told(shop) -> None:
         after_restore(shop.seal)
 
 
+@pytest.mark.slow
 def test_a_row_of_a_scope_that_was_edited_fails_alone(shop) -> None:
     bad, good = shop.append(SCOPE), shop.append(OTHER)
     shop.back_up()

@@ -237,6 +237,7 @@ def test_a_backup_of_before_opens_nothing_after_the_roll_and_every_live_item_ope
     assert everything >= {items[scope].key_id for scope in LIVE}
 
 
+@pytest.mark.slow
 def test_with_branches_the_calls_of_the_kms_do_not_grow_with_the_data_keys(
     shops, sqlite_url, openbao
 ) -> None:
@@ -312,6 +313,7 @@ def test_on_aws_all_moves_to_a_new_key_and_the_old_one_is_deleted_on_a_date(
     alone.seal.close()
 
 
+@pytest.mark.slow
 def test_on_aws_the_policy_of_the_page_is_enough(shops, sqlite_url, aws) -> None:
     arns = [aws.create_key() for _ in range(2)]
     old, new = (AwsKmsAdapter(arn, client=aws.client()) for arn in arns)
@@ -515,6 +517,7 @@ def test_who_still_wraps_under_a_kek_that_ended_is_told(shops, store_url) -> Non
         process.seal.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["prove_without", "retire"])
 def test_what_a_branch_key_wraps_meanwhile_is_moved_too(shops, store_url, kms, monkeypatch, step) -> None:
     shop = shops(store_url, kms, branches=1)
@@ -536,6 +539,7 @@ def test_what_a_branch_key_wraps_meanwhile_is_moved_too(shops, store_url, kms, m
     stale.seal.close()
 
 
+@pytest.mark.slow
 def test_no_old_branch_key_is_ever_wrapped_under_what_stays(shops, store_url, monkeypatch) -> None:
     old, new = FakeKms("old"), FakeKms("new")
     shop = shops(store_url, old, branches=2)
@@ -610,6 +614,7 @@ def test_a_process_that_never_notices_keeps_the_old_branch_key_alive(
     assert kms.current == "1"
 
 
+@pytest.mark.slow
 def test_branches_of_before_are_renewed_though_the_setting_is_gone(shops, store_url, kms) -> None:
     shop = shops(store_url, kms, branches=3)
     items = _filled(shop)
@@ -712,6 +717,7 @@ def _dying(step: Callable[..., object], when: str) -> Callable[..., object]:
     return die
 
 
+@pytest.mark.slow
 def test_an_interrupted_roll_keeps_what_it_has_made(shops, store_url, kms, monkeypatch) -> None:
     shop = shops(store_url, kms, branches=2)
     _filled(shop)
@@ -743,6 +749,7 @@ def test_an_interrupted_roll_is_begun_anew_if_somebody_was_erased_since(
     assert items[ERASED[0]].key_id not in _reachable([*stolen, *shop.records()], [kms])
 
 
+@pytest.mark.slow
 def test_the_time_in_a_row_spares_no_branch_key(shops, store_url, kms) -> None:
     shop = shops(store_url, kms, branches=2)
     _filled(shop)
@@ -784,6 +791,7 @@ def test_a_version_is_not_noted_in_a_roll_that_was_begun_anew_meanwhile(
     assert _reachable(stolen, [kms]) == set()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_done_leaves_the_roll_that_another_one_has_begun_anew(
     shops, store_url, kms, monkeypatch
 ) -> None:
@@ -804,6 +812,7 @@ def test_a_run_that_is_done_leaves_the_roll_that_another_one_has_begun_anew(
     assert not is_rolling(shop.seal.datastore.key_engine, "shop")
 
 
+@pytest.mark.slow
 def test_an_outage_in_the_middle_ends_it_and_the_next_run_goes_on(shops, store_url, kms) -> None:
     shop = shops(store_url, kms)
     items = _filled(shop)

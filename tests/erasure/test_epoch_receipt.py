@@ -124,6 +124,7 @@ def test_run_again_after_an_erasure_it_is_refused(shop) -> None:
         shop.roll()
 
 
+@pytest.mark.slow
 def test_of_another_kek_it_gives_no_receipt(shop, aws) -> None:
     shop.roll()
     old, _ = shop.kms
@@ -146,6 +147,7 @@ def test_where_the_deletion_was_taken_back_and_ordered_anew_it_is_refused(shop, 
 # --- Vault and OpenBao ---
 
 
+@pytest.mark.slow
 def test_on_vault_it_has_the_date_and_the_version(openbao, sqlite_url, tmp_path) -> None:
     name = f"key-{uuid4().hex}"
     openbao.client().write_data(f"transit/keys/{name}", data={"type": "aes256-gcm96", "derived": True})

@@ -179,6 +179,7 @@ def test_no_more_so_with_a_change_of_the_counter(site: Site, which: str) -> None
     assert site.shows() == {"IntegrityError"}
 
 
+@pytest.mark.slow
 @on_either_key
 @pytest.mark.parametrize("with_its_scope", [False, True])
 def test_the_tombstone_of_another_scope_put_in_its_place_is_refused(
@@ -347,6 +348,7 @@ def test_an_erased_item_is_shown_as_such_only_to_who_expects_its_scope(site: Sit
 # --- a row that was hidden while its scope was shredded ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("column", ["application", "scope"])
 def test_a_key_that_was_hidden_from_a_shred_opens_nothing_until_the_next_one_destroys_it(
     site: Site, column: str

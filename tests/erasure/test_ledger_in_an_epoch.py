@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from uuid import uuid4
 
+import pytest
 from tests.fixtures.ledger_shops import LedgerShop
 from tests.fixtures.openbao import openbao
 
@@ -16,6 +17,7 @@ __all__ = ["openbao"]
 SCOPE = "subject:customer-42"
 
 
+@pytest.mark.slow
 def test_the_ledger_verifies_after_the_epoch_was_rolled(openbao, sqlite_url, tmp_path) -> None:
     name = f"key-{uuid4().hex}"
     openbao.client().write_data(f"transit/keys/{name}", data={"type": "aes256-gcm96", "derived": True})

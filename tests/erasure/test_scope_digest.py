@@ -115,6 +115,7 @@ def shop(start) -> Shop:
     return shop
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Skipped unsupported reflection of expression-based index")
 def test_nothing_but_sealed_items_holds_the_id(shop, start, kms, store_url, tmp_path, caplog) -> None:
     caplog.set_level(logging.DEBUG)

@@ -419,6 +419,7 @@ def test_a_reopened_scope_is_written_again_and_what_was_erased_stays_so(processe
     assert is_closed(other)
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 def test_a_scope_stays_closed_while_somebody_can_still_commit_under_its_shredded_key(
     postgres_processes, monkeypatch

@@ -57,7 +57,8 @@ def test_every_item_is_under_the_new_key_and_the_old_one_is_destroyed(demo):
 def test_a_row_that_does_not_open_is_named_keeps_its_key_and_makes_the_exit_code_1(demo):
     sql(
         demo,
-        "UPDATE integer_sequenced_items SET data = CAST(substr(data, 1, length(data) - 1) || x'00' AS BLOB)"
+        "UPDATE integer_sequenced_items SET data = "
+        "CAST(substr(data, 1, length(data) - 1) || iif(substr(data, -1) = x'00', x'01', x'00') AS BLOB)"
         " WHERE rowid = (SELECT min(rowid) FROM integer_sequenced_items)",
     )
     done = rotate(demo)

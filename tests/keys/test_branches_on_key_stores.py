@@ -52,6 +52,7 @@ def branches_of(store) -> list:
     return list(store.active("default", branch_scopes(64), purpose=KeyPurpose.BRANCH).values())
 
 
+@pytest.mark.slow
 def test_data_keys_are_made_and_open_elsewhere(store) -> None:
     kms = FakeBatchKms()
     keyring = Keyring(kms, store, branches=8)

@@ -53,6 +53,7 @@ class Thief:
         return place.sequence_id
 
 
+@pytest.mark.slow
 def test_what_was_there_moves_and_what_came_later_is_reported_and_stays(shop):
     shop.append(20)
     thief = Thief(shop)
@@ -144,6 +145,7 @@ def test_on_sqlite_a_table_without_rowid_has_its_forgeries_reported_too(sqlite_s
     assert (result.done, result.failed, result.by_table[ITEMS]["suspected"]) == (3, 1, 1)
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_of_the_marks_of_a_key_that_was_retired(shop):
     shop.append(3)
     rotate_keys(shop.seal, compromised=True)
@@ -226,6 +228,7 @@ def test_on_sqlite_a_forgery_with_the_number_of_a_deleted_row_is_reported(sqlite
     assert result.failures[0].row["sequence_id"] == str(forged)
 
 
+@pytest.mark.slow
 def test_a_mark_that_was_recorded_is_kept_by_a_re_encryption(shop):
     shop.append(2)
     thief = Thief(shop)
@@ -271,6 +274,7 @@ def test_marking_waits_for_writers_but_not_for_long(open_shop, postgres_url):
     record_marks(shop.seal, [key_id])
 
 
+@pytest.mark.slow
 def test_a_writer_that_commits_while_the_key_is_marked_is_honest(open_shop, postgres_url):
     shop = open_shop(postgres_url)
     shop.append(1)

@@ -74,6 +74,7 @@ def test_no_key_is_passed_over_because_of_the_time_in_its_row(shop) -> None:
     assert state(shop, a) is KeyState.COMPROMISED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("column", ["state", "purpose"])
 def test_a_key_whose_state_or_purpose_there_is_not_is_a_failure_and_named(shop, column) -> None:
     edited, other = active(shop, "a"), active(shop, "b")
@@ -153,6 +154,7 @@ def test_every_one_of_many_scopes_is_rotated_once(shop, monkeypatch) -> None:
     assert len(keys) == 40
 
 
+@pytest.mark.slow
 def test_with_branches_ten_thousand_scopes_would_cost_no_call_each(open_shop, sqlite_url) -> None:
     kms = FakeKms()
     shop = open_shop(sqlite_url, kms, branches=2)
@@ -185,6 +187,7 @@ def test_an_outage_of_the_kms_stops_it_and_it_is_run_again(open_shop, sqlite_url
     assert rotate_keys(shop.seal).done == 2
 
 
+@pytest.mark.slow
 def test_two_that_rotate_at_once_leave_each_scope_with_one_active_key(shop) -> None:
     scopes = [f"tenant:{number}" for number in range(20)]
     shop.seal.keyring.prepare(scopes)

@@ -62,6 +62,7 @@ def test_a_key_is_not_retired_while_a_transaction_that_wrote_under_it_is_open(li
     others.close()
 
 
+@pytest.mark.slow
 def test_a_late_writer_is_refused_and_its_retry_succeeds(library):
     library.append()
     old, originator_id = library.active_key(), uuid4()
@@ -138,6 +139,7 @@ def test_a_writer_with_an_older_snapshot_fails_rather_than_writing_under_a_retir
         assert sqlstate(refused.value) == "40001"
 
 
+@pytest.mark.slow
 def test_a_state_is_not_changed_to_one_under_a_closed_key(library):
     (event,) = library.append()
     key = library.active_key()
@@ -167,6 +169,7 @@ def test_what_is_no_envelope_passes_and_takes_no_fence(library, state):
     assert verify(library.seal).failed == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["insert", "update"])
 def test_no_key_is_retired_where_a_trigger_is_missing(library, which):
     library.append()
@@ -204,6 +207,7 @@ def test_a_trigger_that_does_something_else_is_put_right(pg_library, change):
         library.append()
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 def test_a_role_without_rights_on_the_fences_writes_through_them(pg_library):
     library = pg_library
@@ -306,6 +310,7 @@ def test_nothing_is_lost_while_writers_append_and_keys_come_and_go(library):
     assert library.read(written[-1]) == [SECRET] * 2
 
 
+@pytest.mark.slow
 def test_an_envelope_of_a_later_release_is_fenced_and_counted(library):
     library.append()
     key = library.active_key()

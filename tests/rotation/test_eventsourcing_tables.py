@@ -27,6 +27,7 @@ def library(request, open_library, store_url):
     return open_library(store_url, id_type=request.param)
 
 
+@pytest.mark.slow
 def test_a_whole_rotation_of_their_tables(library):
     events = library.append(7)
     snapshot = library.take_snapshot()
@@ -68,6 +69,7 @@ def test_keys_are_listed_with_their_items(library):
     assert page.plain_items == 2
 
 
+@pytest.mark.slow
 def test_items_in_plain_are_left_alone(library):
     library.append(1)
     (plain,) = library.append_plain(1)
@@ -93,6 +95,7 @@ def test_what_names_a_key_that_there_never_was_fails_where_nothing_old_is_accept
     assert (moved.done, moved.failed) == (0, 1)
 
 
+@pytest.mark.slow
 def test_what_begins_like_an_envelope_is_left_alone_while_older_formats_are_accepted(library):
     library.append()
     (odd,) = library.append_plain(state=by_chance())
@@ -110,6 +113,7 @@ def test_what_begins_like_an_envelope_is_left_alone_while_older_formats_are_acce
     assert found.items[EVENTS] == {"active": 1, "plain": 1}
 
 
+@pytest.mark.slow
 def test_an_envelope_that_was_cut_fails_also_while_older_formats_are_accepted(library):
     (event,) = library.append()
     accept_old_formats(library)
@@ -135,6 +139,7 @@ def accept_old_formats(library):
 # --- rows that somebody moved ---
 
 
+@pytest.mark.slow
 def test_states_that_were_swapped_between_two_aggregates_are_reported_and_keep_their_key(library):
     (first,), (second,) = library.append(), library.append()
     old = library.active_key()
@@ -155,6 +160,7 @@ def test_states_that_were_swapped_between_two_aggregates_are_reported_and_keep_t
         retire(library.seal, keys=[old])
 
 
+@pytest.mark.slow
 def test_one_item_is_found_by_what_a_person_types(library):
     (event,) = library.append()
     row = find_item(library.seal.datastore, "shop", EVENTS, str(event.originator_id), "1")
@@ -216,6 +222,7 @@ def test_the_items_of_a_compromised_key_are_moved(library):
     assert retire(library.seal, keys=[old]).done == 1
 
 
+@pytest.mark.slow
 def test_a_shredded_scope_counts_its_items_and_refuses_late_ones(library):
     events = library.append(2, scope="subject:ada")
     library.append(1)

@@ -42,6 +42,7 @@ def begun(request, open_library, sqlite_url):
     return begin
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("told", "bound"), [("text", "uuid"), ("uuid", "text")])
 def test_what_the_application_has_sealed_says_that_the_setting_is_wrong(begun, told, bound):
     library = begun(told, sealed=bound)

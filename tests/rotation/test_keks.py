@@ -43,6 +43,7 @@ def uses(shop) -> list[tuple]:
     return [(use.kek_uri, use.kek_version, use.wrappings, use.verified) for use in kek_report(shop.seal).uses]
 
 
+@pytest.mark.slow
 def test_the_report_counts_by_kek_and_version_and_asks_no_kek(under, kek) -> None:
     key_ids = fill(under(kek))
     kek.rotate()
@@ -83,6 +84,7 @@ def test_a_kek_that_opens_keys_nothing_else_opens_may_not_go(under, kek) -> None
     assert caught.value.keys == 5
 
 
+@pytest.mark.slow
 def test_a_kek_may_go_if_every_key_is_seen_to_open_without_it(under, kek) -> None:
     old = FakeBatchKms("old")
     fill(under(old, kek))
@@ -99,6 +101,7 @@ def test_a_kek_may_go_if_every_key_is_seen_to_open_without_it(under, kek) -> Non
     assert refuse_needed_kek(shop.seal, "fake://kek") == 4
 
 
+@pytest.mark.slow
 def test_a_kek_that_is_not_configured_stands_in_for_none(under, kek) -> None:
     old = FakeBatchKms("old")
     key_ids = fill(under(old, kek))
@@ -116,6 +119,7 @@ def test_a_kek_may_go_once_everything_is_rewrapped(under, kek) -> None:
     assert uses(shop) == [("fake://kek", "1", 5, 5)]
 
 
+@pytest.mark.slow
 def test_a_version_may_go_once_a_newer_one_was_opened(under, kek) -> None:
     key_ids = fill(under(kek))
     kek.rotate()
@@ -132,6 +136,7 @@ def test_a_version_may_go_once_a_newer_one_was_opened(under, kek) -> None:
         refuse_needed_kek(shop.seal, "fake://kek", "2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["needed", "proved", "gone"])
 def test_a_version_that_is_not_there_is_refused_by_name_in_every_state(under, kek, state) -> None:
     key_ids = fill(under(kek))
@@ -151,6 +156,7 @@ def test_a_version_that_is_not_there_is_refused_by_name_in_every_state(under, ke
         )
 
 
+@pytest.mark.slow
 def test_a_kek_that_is_not_there_may_go_only_if_it_is_configured(under, kek) -> None:
     fill(under(kek))
     with pytest.raises(ConfigurationError, match="no key is wrapped under fake://old"):
@@ -169,6 +175,7 @@ def test_a_version_that_is_written_otherwise_is_no_version_that_may_go(under, ke
     assert refused.value.remedy == "Did you mean v1?"
 
 
+@pytest.mark.slow
 def test_a_kek_is_known_by_its_configured_name_and_by_its_stored_one(under, tmp_path) -> None:
     path = tmp_path / "dev.key"
     local = LocalKmsAdapter.create(path)
@@ -184,6 +191,7 @@ def test_a_kek_is_known_by_its_configured_name_and_by_its_stored_one(under, tmp_
     assert refuse_needed_kek(under(local, LocalKmsAdapter(other)).seal, LocalKmsAdapter(other).uri) == 0
 
 
+@pytest.mark.slow
 def test_what_names_no_kek_is_refused_with_those_in_use(under, kek) -> None:
     fill(under(kek))
     for name in ("fake://", "kek", "local:///no/such/file", "nothing://x"):
@@ -192,6 +200,7 @@ def test_what_names_no_kek_is_refused_with_those_in_use(under, kek) -> None:
         assert "fake://kek" in caught.value.remedy
 
 
+@pytest.mark.slow
 def test_under_aws_a_bare_arn_and_an_alias_name_the_key(under, monkeypatch) -> None:
     aws = FakeAwsKms()
     arn = aws.create_key(alias="alias/shop")

@@ -107,6 +107,7 @@ def names(shop, stream):
     return [event.name for event in shop.seal.mapper.from_sequenced_items(shop.strategy().get_items(stream))]
 
 
+@pytest.mark.slow
 def test_every_format_becomes_an_envelope_and_nothing_old_is_read_afterwards(old_shop):
     items = fill(old_shop)
     stream = items[0].sequence_id
@@ -218,6 +219,7 @@ def test_no_scope_is_guessed_where_the_application_has_its_own(open_shop, store_
     assert migrate(shop.seal).complete  # there is nothing left to guess for
 
 
+@pytest.mark.slow
 def test_an_item_whose_scope_cannot_be_worked_out_stops_no_others(open_shop, store_url):
     shop = open_shop(store_url, old_formats=["plain-json"])
     written = [plaintext(0), b'{"name":"no tenant"}', plaintext(2, ""), plaintext(3, "n" * 200), plaintext(4)]
@@ -286,6 +288,7 @@ def test_formats_that_nothing_is_in_are_refused(open_shop, store_url):
         begin_migration(shop.seal)
 
 
+@pytest.mark.slow
 def test_what_is_in_no_format_stays_and_is_named_while_the_rest_moves(old_shop):
     items = fill(old_shop)
     stray = uuid4()
@@ -310,6 +313,7 @@ def test_what_is_in_no_format_stays_and_is_named_while_the_rest_moves(old_shop):
     assert names(old_shop, items[0].sequence_id)[0] == "name 0"
 
 
+@pytest.mark.slow
 def test_envelopes_of_another_application_are_named(open_shop, store_url):
     shop = open_shop(store_url, old_formats=["plain-json"])
     bank = shop.again(application="bank")
@@ -372,6 +376,7 @@ def test_a_process_that_is_configured_otherwise_does_not_go_on(open_shop, store_
 # --- while all goes on ---
 
 
+@pytest.mark.slow
 def test_a_row_that_is_written_meanwhile_is_not_overwritten(old_shop, monkeypatch):
     items = fill(old_shop, WRITERS[4:5], count=3)
     begin_migration(old_shop.seal)
@@ -412,6 +417,7 @@ def test_equal_ends_are_no_reason_to_overwrite_a_row(old_shop, monkeypatch):
     assert names(old_shop, items[0].sequence_id) == ["NAME 0"]
 
 
+@pytest.mark.slow
 def test_a_migration_that_stops_goes_on_and_is_no_other_verbs_job(old_shop, monkeypatch):
     fill(old_shop, count=60)
     begin_migration(old_shop.seal)
@@ -463,6 +469,7 @@ def unfinished_jobs(shop) -> int:
         return sum(job.state != jobs.FINISHED for job in jobs.load_jobs(connection, "shop"))
 
 
+@pytest.mark.slow
 def test_rotation_goes_on_beside_it(old_shop):
     fill(old_shop)
     old_shop.append(5)
@@ -476,6 +483,7 @@ def test_rotation_goes_on_beside_it(old_shop):
     assert verify(old_shop.seal).done == 26
 
 
+@pytest.mark.slow
 def test_what_is_written_between_the_looks_keeps_the_formats_accepted(old_shop, monkeypatch):
     items = fill(old_shop)
     begin_migration(old_shop.seal)
@@ -525,6 +533,7 @@ def test_a_key_for_each_stream_is_not_kept_in_memory(open_shop, sqlite_url, monk
     assert most < keys * 1000  # bytes: half of what their records take
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_estimates_and_writes_nothing(old_shop):
     fill(old_shop)
     begin_migration(old_shop.seal)

@@ -142,6 +142,7 @@ def test_setting_up_again_leaves_the_name_that_items_are_bound_to(sqlite_shop):
     assert collection_of(sqlite_shop) == NEW
 
 
+@pytest.mark.slow
 def test_a_moved_table_accepts_the_new_name_alone(shop):
     events = append_old(shop)
     before = shop.strategy(TimestampSequencedItemRecord).get_items(events[0].originator_id)
@@ -161,6 +162,7 @@ def test_a_moved_table_accepts_the_new_name_alone(shop):
     assert (counts["done"], counts.get("former", 0), counts["failed"]) == (5, 0, 1)
 
 
+@pytest.mark.slow
 def test_a_move_that_was_stopped_goes_on_and_both_names_are_accepted_meanwhile(shop, monkeypatch):
     events = append_old(shop)
     reseal_many, calls = shop.seal.cipher.reseal_many, []
@@ -228,6 +230,7 @@ def test_a_re_encryption_beside_a_move_binds_to_the_new_name(sqlite_shop):
     assert read_again(sqlite_shop, events) == events
 
 
+@pytest.mark.slow
 def test_a_forgery_under_a_compromised_key_is_not_moved(sqlite_shop):
     events = append_old(sqlite_shop)
     (old,) = sqlite_shop.strategy(TimestampSequencedItemRecord).get_items(events[0].originator_id)[:1]

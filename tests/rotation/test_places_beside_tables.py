@@ -172,6 +172,7 @@ def test_a_strategy_that_nobody_can_count_is_refused_before_it_seals(shop) -> No
     EventStore(PlacelessStrategy(Shelf()), SequencedItemMapper(cipher=AESCipher(bytes(32))))
 
 
+@pytest.mark.slow
 def test_no_key_goes_while_a_place_is_not_counted(shop) -> None:
     """Also from a process that never heard of the place, such as the command."""
     shelf = Shelf()
@@ -185,6 +186,7 @@ def test_no_key_goes_while_a_place_is_not_counted(shop) -> None:
     assert shop.seal.key_store.get([key_id])[key_id].state is KeyState.DEACTIVATED
 
 
+@pytest.mark.slow
 def test_a_place_that_is_known_keeps_the_keys_that_its_items_need(shop) -> None:
     shelf, seal = Shelf(), shop.seal
     seal.places = (shelf,)
@@ -204,6 +206,7 @@ def test_a_place_that_is_known_keeps_the_keys_that_its_items_need(shop) -> None:
     assert shelf.closed == {unused, needed}
 
 
+@pytest.mark.slow
 def test_what_was_written_there_before_the_fence_closed_keeps_its_key(shop) -> None:
     shelf, seal = Shelf(), shop.seal
     seal.places = (shelf,)
@@ -236,6 +239,7 @@ def test_a_key_store_in_memory_remembers_places_too(shop) -> None:
         retire(seal)
 
 
+@pytest.mark.slow
 def test_a_place_hides_no_table_of_its_name(shop) -> None:
     shelf = Shelf()
     shelf.name = "integer_sequenced_items"

@@ -59,6 +59,7 @@ READS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read", READS)
 def test_events_are_read_although_their_key_is_retired_before_they_are_opened(shop, read: str) -> None:
     event_store(shop).append(EVENTS)
@@ -80,6 +81,7 @@ def test_events_are_read_although_the_next_key_is_retired_too_before_they_are_op
     assert event_store(reader).get_domain_events(STREAM) == EVENTS
 
 
+@pytest.mark.slow
 def test_an_item_that_names_a_retired_key_for_good_is_an_error(shop) -> None:
     event_store(shop).append(EVENTS)
     (old,) = shop.strategy().get_items(STREAM, limit=1)
@@ -90,6 +92,7 @@ def test_an_item_that_names_a_retired_key_for_good_is_an_error(shop) -> None:
     assert caught.value.destroyed_by == "retired"
 
 
+@pytest.mark.slow
 def test_a_verification_finds_nothing_wrong_with_items_that_moved_meanwhile(shop) -> None:
     event_store(shop).append(EVENTS)
     verifier = shop.again()
@@ -98,6 +101,7 @@ def test_a_verification_finds_nothing_wrong_with_items_that_moved_meanwhile(shop
     assert (result.done, result.failed) == (3, 0)
 
 
+@pytest.mark.slow
 def test_a_verification_names_an_item_whose_retired_key_stays(shop) -> None:
     event_store(shop).append(EVENTS)
     (old,) = shop.strategy().get_items(STREAM, limit=1)

@@ -158,6 +158,7 @@ def test_plain_items_are_counted_and_left_alone(shop):
     assert shop.execute(f"SELECT count(*) FROM {ITEMS} WHERE key_id IS NULL") == [(3,)]
 
 
+@pytest.mark.slow
 def test_another_applications_items_in_a_shared_table_are_left_alone(open_shop, store_url):
     ours = open_shop(store_url)
     theirs = open_shop(store_url, ours.kms, application="bank")
@@ -229,6 +230,7 @@ def test_a_scope_without_an_active_key_is_skipped_and_reported_and_gets_none(sho
     assert "Rotate the scope" in failure.remedy
 
 
+@pytest.mark.slow
 def test_a_key_that_is_due_by_policy_is_not_replaced_by_a_re_encryption(open_shop, store_url):
     shop = open_shop(store_url)
     shop.append(30)
@@ -279,6 +281,7 @@ def test_rows_whose_key_id_is_none_at_all_are_reported(sqlite_shop):
     assert (result.complete, result.done, result.failed) == (True, 2, 1)
 
 
+@pytest.mark.slow
 def test_more_keys_than_a_query_can_name_are_told_apart_row_by_row(shop, monkeypatch):
     monkeypatch.setattr(sources, "MOST_LISTED_KEYS", 2)
     for number in range(5):

@@ -23,6 +23,7 @@ LAST_LOOK = 3
 MOST_WAITS = 50
 
 
+@pytest.mark.slow
 def test_items_go_to_the_key_that_another_process_has_just_made(shop) -> None:
     other = shop.again()
     items = shop.append(3)
@@ -35,6 +36,7 @@ def test_items_go_to_the_key_that_another_process_has_just_made(shop) -> None:
     assert {item.key_id for item in stored} == {active}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settled", [True, False])
 @pytest.mark.parametrize("until", ["run", "_work"], ids=["joins", "begins a pass"])
 def test_a_run_that_comes_after_the_last_look_of_another_moves_its_own_items(
@@ -177,6 +179,7 @@ def test_a_run_whose_job_another_ends_before_its_first_look_looks_all_the_same(s
         pause_job(shop.seal, list_jobs(shop.seal)[0].job_id)
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 @pytest.mark.parametrize("does", ["joins", "resumes", "pauses"])
 def test_a_job_that_is_just_being_ended_stays_ended(postgres_shop, does) -> None:

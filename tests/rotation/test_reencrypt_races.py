@@ -66,6 +66,7 @@ def test_a_row_that_changed_meanwhile_keeps_what_it_was_given(shop, meanwhile):
     assert stored.data == newer
 
 
+@pytest.mark.slow
 def test_a_row_that_was_sealed_again_under_the_old_key_meanwhile_is_moved_in_the_next_pass(shop, meanwhile):
     items = shop.append(5)
     late = shop.again()
@@ -116,6 +117,7 @@ def test_appends_and_reads_go_on_meanwhile(shop, meanwhile):
     assert verify(shop.seal).done == 70
 
 
+@pytest.mark.slow
 def test_a_target_that_was_rotated_meanwhile_is_followed(shop, meanwhile):
     shop.append(30)
     other = shop.again()
@@ -128,6 +130,7 @@ def test_a_target_that_was_rotated_meanwhile_is_followed(shop, meanwhile):
     assert verify(shop.seal).done == 30
 
 
+@pytest.mark.slow
 def test_a_target_that_was_retired_meanwhile_takes_nothing(shop, meanwhile):
     shop.append(5)
     other = shop.again()
@@ -146,6 +149,7 @@ def test_a_target_that_was_retired_meanwhile_takes_nothing(shop, meanwhile):
     assert verify(shop.seal).failed == 0
 
 
+@pytest.mark.slow
 def test_a_scope_that_was_shredded_meanwhile_takes_nothing(shop, meanwhile):
     shop.append(5, scope="subject:1")
     shop.append(3)
@@ -179,6 +183,7 @@ def test_nothing_is_written_behind_a_fence_that_closed_meanwhile(shop, meanwhile
     assert keys_of_items(shop) == {active(shop)}
 
 
+@pytest.mark.slow
 def test_nothing_is_written_of_keys_that_were_destroyed_while_their_fences_are_open(shop, meanwhile):
     """A shred that has not come to the fences."""
     shop.append(5, scope="subject:1")
@@ -239,6 +244,7 @@ def test_what_does_not_open_to_the_same_bytes_is_not_written(shop, monkeypatch):
     assert shop.execute(f"SELECT * FROM {ITEMS}") == before
 
 
+@pytest.mark.slow
 def test_an_outage_of_the_kms_is_no_failure_of_items(open_shop, store_url):
     shop = open_shop(store_url)
     shop.append(3)
@@ -253,6 +259,7 @@ def test_an_outage_of_the_kms_is_no_failure_of_items(open_shop, store_url):
     assert (result.complete, result.done, result.failed) == (True, 3, 0)
 
 
+@pytest.mark.slow
 def test_connections_that_are_lost_are_made_again(open_shop, postgres_url, monkeypatch):
     shop = open_shop(postgres_url)
     shop.append(60)
@@ -273,6 +280,7 @@ def test_connections_that_are_lost_are_made_again(open_shop, postgres_url, monke
     assert (result.complete, result.done, result.failed) == (True, 60, 0)
 
 
+@pytest.mark.slow
 def test_a_commit_whose_answer_was_lost_counts_once(shop, monkeypatch):
     broken, *_ = shop.append(41)
     shop.edit(broken, data=broken.data[:-1] + bytes([broken.data[-1] ^ 1]))
@@ -294,6 +302,7 @@ def test_a_commit_whose_answer_was_lost_counts_once(shop, monkeypatch):
     assert (result.failed, len(result.failures)) == (1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settled", [True, False])
 def test_a_job_ends_although_answers_to_its_commits_are_lost(shop, monkeypatch, settled):
     shop.append(3)
@@ -316,6 +325,7 @@ def test_a_job_ends_although_answers_to_its_commits_are_lost(shop, monkeypatch, 
     assert answers.count(False) >= 2
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_it_and_it_resumes(open_shop, sqlite_url):
     shop = open_shop(sqlite_url)
     for _ in range(20):

@@ -148,6 +148,7 @@ def test_a_dry_run_changes_nothing(shop) -> None:
         retire(shop.seal, keys=[needed], dry_run=True)
 
 
+@pytest.mark.slow
 def test_a_compromised_key_goes_when_its_items_are_gone_and_stays_with_a_forgery(shop) -> None:
     (item,) = shop.append()
     mark_compromised(shop.seal, [item.key_id])
@@ -170,6 +171,7 @@ def test_a_compromised_key_goes_when_its_items_are_gone_and_stays_with_a_forgery
     shop.again().seal.keyring.refresh()  # the mark still counts what is revoked
 
 
+@pytest.mark.slow
 def test_many_keys_are_retired_a_batch_at_a_time(shop) -> None:
     scopes = [f"tenant:{number}" for number in range(130)]
     shop.seal.keyring.prepare(scopes)
@@ -218,6 +220,7 @@ def test_an_edited_row_keeps_its_key_and_its_fence_and_the_others_go(shop) -> No
 # --- branch keys ---
 
 
+@pytest.mark.slow
 def test_branch_keys_go_after_the_data_keys_that_they_wrapped(open_shop, store_url) -> None:
     shop = open_shop(store_url, branches=1)
     (item,) = shop.append()
@@ -364,6 +367,7 @@ def test_a_transaction_that_stays_open_is_an_error_to_try_again(
     assert retire(shop.seal).done == 1
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 def test_a_writer_whose_snapshot_is_older_than_the_closing_is_refused(open_shop, postgres_url) -> None:
     shop = open_shop(postgres_url)
@@ -479,6 +483,7 @@ def test_what_was_written_between_the_two_counts_keeps_its_key(shop, monkeypatch
     assert (fence(shop, late.key_id), fence(shop, empty)) == (OPEN, CLOSED)
 
 
+@pytest.mark.slow
 def test_a_key_destroyed_by_somebody_else_meanwhile_is_none_of_its_concern(shop) -> None:
     empty = active(shop, "a")
     rotate_keys(shop.seal)
@@ -503,6 +508,7 @@ def test_a_sqlite_writer_that_holds_the_lock_is_an_error_to_try_again(open_shop,
 # --- what a database writer can set hides no item ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edited", ["absent", "unknown", "of another key", "in hexadecimal"])
 def test_a_key_that_an_envelope_names_stays_whatever_the_column_says(shop, edited) -> None:
     if edited == "in hexadecimal" and not shop.url.startswith("sqlite"):
@@ -531,6 +537,7 @@ def test_a_key_that_an_envelope_names_stays_whatever_the_column_says(shop, edite
     assert record(shop, item.key_id).destroyed_by == "retired"
 
 
+@pytest.mark.slow
 def test_counts_are_right_without_the_indexes(shop) -> None:
     first, second = shop.append(2)
     shop.edit(first, key_id=active(shop, "b"))
@@ -556,6 +563,7 @@ def active_before(shop, scope: str) -> UUID:
     return closed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tables", ["one", "all"])
 def test_a_table_counts_whoever_the_registry_says_it_belongs_to(shop, tables) -> None:
     (item,) = shop.append()
@@ -571,6 +579,7 @@ def test_a_table_counts_whoever_the_registry_says_it_belongs_to(shop, tables) ->
         assert retire(shop.seal).done == 1
 
 
+@pytest.mark.slow
 def test_a_table_that_only_another_application_registered_counts(open_shop, store_url) -> None:
     """Application b writes into the table that a registered, and retires its key."""
     first = open_shop(store_url, application="a")
@@ -585,6 +594,7 @@ def test_a_table_that_only_another_application_registered_counts(open_shop, stor
     assert retire(second.seal).done == 1
 
 
+@pytest.mark.slow
 def test_a_table_of_another_application_that_is_not_there_is_named(shop) -> None:
     empty = active(shop)
     rotate_keys(shop.seal)
@@ -637,6 +647,7 @@ def test_a_copy_is_found_whatever_its_column_is_declared_as(open_shop, sqlite_ur
     assert record(shop, item.key_id).state is KeyState.DEACTIVATED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [b'{"amount":5}', b"", "cut", "one bit"], ids=repr)
 def test_a_row_that_is_no_envelope_blocks_every_retire_until_it_is_restored(shop, data) -> None:
     (first, _) = shop.append(2)
@@ -663,6 +674,7 @@ def test_rows_that_are_no_envelopes_are_counted_and_a_few_are_named(shop) -> Non
         retire(shop.seal)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accepted", ["by setting", "by migration"])
 def test_what_may_be_in_plain_blocks_nothing(shop, accepted) -> None:
     shop.append_plain()
@@ -677,6 +689,7 @@ def test_what_may_be_in_plain_blocks_nothing(shop, accepted) -> None:
     assert (result.done, result.failed, result.complete) == (1, 0, True)
 
 
+@pytest.mark.slow
 def test_keys_of_fields_are_never_retired(shop) -> None:
     key_id = shop.seal.keyring.sealing_keys({"b": 0}, purpose=KeyPurpose.FIELD)["b"].key_id
     shop.execute("UPDATE encryption_keys SET state = 'deactivated' WHERE key_id = :key", key=shop.raw(key_id))

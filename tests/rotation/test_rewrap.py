@@ -42,6 +42,7 @@ def under(open_shop, store_url):
     return under
 
 
+@pytest.mark.slow
 def test_wrappings_move_to_the_newest_version_in_two_runs(under, kek) -> None:
     key_ids = fill(under(kek))
     kek.rotate()
@@ -60,6 +61,7 @@ def test_wrappings_move_to_the_newest_version_in_two_runs(under, kek) -> None:
     assert opened(under(kek), key_ids)
 
 
+@pytest.mark.slow
 def test_verify_opens_what_nobody_reads(under, kek) -> None:
     fill(under(kek))
     kek.rotate()
@@ -169,6 +171,7 @@ def verified(shop) -> int:
     return shop.execute("SELECT count(*) FROM key_wrappings WHERE verified_at IS NOT NULL")[0][0]
 
 
+@pytest.mark.slow
 def test_inside_the_callers_open_write_transaction_keys_open_and_the_mark_comes_later(under, kek) -> None:
     key_ids = fill(under(kek))
     kek.rotate()
@@ -184,6 +187,7 @@ def test_inside_the_callers_open_write_transaction_keys_open_and_the_mark_comes_
     assert verified(shop) == 31
 
 
+@pytest.mark.slow
 def test_another_processs_lock_is_not_waited_for(under, kek) -> None:
     key_ids = fill(under(kek))
     kek.rotate()
@@ -211,6 +215,7 @@ def test_one_wrapping_a_key_costs_a_reader_no_write(under, kek) -> None:
     assert verified(shop) == 0
 
 
+@pytest.mark.slow
 def test_a_kek_that_is_away_ends_a_rewrap_and_the_next_one_goes_on(under, kek) -> None:
     key_ids = fill(under(kek))
     kek.rotate()

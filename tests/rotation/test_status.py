@@ -123,6 +123,7 @@ def test_a_key_store_that_is_no_database_is_refused_and_not_shown_as_empty(sqlit
         status(InMemoryKeyStore(), sqlite_shop.seal.datastore, "shop")
 
 
+@pytest.mark.slow
 def test_what_another_application_registered_is_shown_as_far_as_it_is_this_ones(open_shop, store_url):
     first = open_shop(store_url, application="a")
     first.append(3)

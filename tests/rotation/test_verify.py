@@ -37,6 +37,7 @@ def errors_of(result) -> list[str]:
     return [failure.error for failure in result.failures]
 
 
+@pytest.mark.slow
 def test_every_item_of_every_table_is_opened_and_counted(shop):
     first = shop.append(5)[0].key_id
     shop.append(3, record=SnapshotRecord)
@@ -80,6 +81,7 @@ def test_it_checks_the_keys_page_after_page(shop, monkeypatch):
     assert verify(shop.again().seal).failed == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("column", ["state", "purpose"])
 def test_a_key_row_that_cannot_be_read_fails_alone(shop, column):
     good, bad = shop.append(2)[0].key_id, shop.append(3, scope="tenant:a")[0].key_id
@@ -374,6 +376,7 @@ def test_without_tables_it_says_what_makes_them(open_shop, sqlite_url, shop):
     assert "eventseal init" in caught.value.remedy
 
 
+@pytest.mark.slow
 def test_items_of_another_application_in_a_shared_table_are_not_its_business(shop):
     shop.append(2)
     billing = shop.again(application="billing")
@@ -393,6 +396,7 @@ def test_items_of_another_application_in_its_own_table_are_failures(shop):
     assert set(errors_of(result)) == {"WrongApplicationError"}
 
 
+@pytest.mark.slow
 def test_the_wrong_application_opens_nothing_of_the_first(shop):
     shop.append(2)
     other = shop.again(application="shop2")

@@ -70,6 +70,7 @@ def test_ranges_cover_every_row_once(shop):
     assert sum(result.by_key.values()) == 108
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_small_ranges")
 def test_an_interrupted_run_goes_on_where_it_was(shop, monkeypatch):
     whole = verify(filled(shop).seal)
@@ -149,6 +150,7 @@ def test_a_table_that_was_registered_meanwhile_is_not_passed_over(sqlite_shop):
         verify(sqlite_shop.seal, resume=state)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_small_ranges")
 def test_threads_find_what_one_finds(shop):
     whole = verify(filled(shop).seal)
@@ -249,12 +251,14 @@ def read_only(shop):
     return shop
 
 
+@pytest.mark.slow
 def test_a_database_that_takes_no_writes_is_verified(shop):
     filled(shop)
     result = verify(read_only(shop.again()).seal)
     assert facts(result)[:3] == (108, 1, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pages", [1, 1000])
 def test_a_forgery_that_a_reencryption_names_fails_here_too(shop, monkeypatch, pages):
     monkeypatch.setattr("eventseal.rotation.item_checks.PAGE_SIZE", pages)

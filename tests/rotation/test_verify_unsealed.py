@@ -80,6 +80,7 @@ def test_a_store_that_does_not_say_is_one_that_seals_everything(mixed_shop):
     assert verify(FourThings()).failed == 1
 
 
+@pytest.mark.slow
 def test_old_items_fail_until_their_migration_begins_and_are_counted_apart_until_it_ends(
     open_shop, store_url
 ):
@@ -100,6 +101,7 @@ def test_old_items_fail_until_their_migration_begins_and_are_counted_apart_until
     assert verify(shop.seal).failed == 1
 
 
+@pytest.mark.slow
 def test_after_a_migration_every_row_is_an_envelope_whatever_the_setting(mixed_shop):
     mixed_shop.append(1)
     finish_migration(mixed_shop.seal)
@@ -108,6 +110,7 @@ def test_after_a_migration_every_row_is_an_envelope_whatever_the_setting(mixed_s
     assert steps(mixed_shop, always_encrypt=False) == ["eventseal verify"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("column", [True, False], ids=["another key id", "no key id"])
 def test_a_row_whose_column_and_envelope_disagree_is_tampered_whatever_became_of_the_key(shop, column):
     kept, other = shop.append(2)
@@ -137,6 +140,7 @@ def test_a_flipped_bit_of_the_first_byte_is_a_failure(open_library, sqlite_url, 
     assert (result.done, errors_of(result)) == (2, ["UnknownFormatError"])
 
 
+@pytest.mark.slow
 def test_states_that_were_emptied_are_failures(library):
     library.append(20)
     library.execute(f"UPDATE {EVENTS} SET state = :nothing", nothing=b"")
@@ -144,6 +148,7 @@ def test_states_that_were_emptied_are_failures(library):
     assert (result.done, result.failed) == (0, 20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("always_encrypt", [True, False])
 def test_events_in_plain_are_failures_until_a_migration_begins(open_library, store_url, always_encrypt):
     """The mapper for the library's tables reads nothing in plain, whatever the setting."""
@@ -165,6 +170,7 @@ def library_status(library, always_encrypt):
     return status(seal.key_store, seal.datastore, "shop", always_encrypt=always_encrypt)
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 def test_tables_of_events_by_tags_are_named_as_not_verified(postgres_shop):
     postgres_shop.append(2)
@@ -181,6 +187,7 @@ def test_tables_of_events_by_tags_are_named_as_not_verified(postgres_shop):
 # --- what is not there ---
 
 
+@pytest.mark.slow
 def test_where_no_configured_table_of_the_library_is_there_nothing_is_proved(open_library, store_url):
     library = open_library(store_url, made=False, old_formats=("plain-json",))
     library.make_ours()
@@ -190,6 +197,7 @@ def test_where_no_configured_table_of_the_library_is_there_nothing_is_proved(ope
         finish_migration(library.seal)
 
 
+@pytest.mark.slow
 def test_a_migration_does_not_end_while_one_of_the_configured_tables_is_missing(open_library, store_url):
     library = open_library(store_url, old_formats=("plain-json",))
     begin_migration(library.seal)
@@ -202,6 +210,7 @@ def test_a_migration_does_not_end_while_one_of_the_configured_tables_is_missing(
     assert finish_migration(library.seal).complete
 
 
+@pytest.mark.slow
 def test_a_migration_does_not_end_while_an_old_item_hides_behind_a_key_id(open_shop, store_url):
     shop = open_shop(store_url, old_formats=("plain-json",))
     kept = shop.append(1)[0]
@@ -252,6 +261,7 @@ def accept(shop, *names):
             set_old_formats(connection, table, names)
 
 
+@pytest.mark.slow
 def test_reencryption_leaves_rows_in_plain_to_verify(shop):
     shop.append_plain(2)
     assert (reencrypt(shop.seal).failed, verify(shop.seal).failed) == (0, 2)

@@ -266,6 +266,7 @@ def test_the_upgrade_is_made_once_and_leaves_everything_as_it_was(old: OldStore)
             assert isinstance(key_of(each, old.first_keys[tenant]), KeyDestroyedError)
 
 
+@pytest.mark.slow
 def test_an_upgraded_store_works_as_a_new_one(upgraded: OldStore) -> None:
     shop = upgraded.process(branches=2, key_tables=2)
     shop.append("new", 0)

@@ -92,6 +92,7 @@ def test_the_wrappings_of_retired_keys_are_gone_from_the_file(open_seal, sqlite_
     assert not [scope for scope in ERASED if is_in_files(seal, wrapped[scope])]
 
 
+@pytest.mark.slow
 def test_the_wrappings_that_a_restore_brought_back_are_gone_from_the_files_again(
     open_seal, store_url, tmp_path
 ) -> None:

@@ -144,8 +144,8 @@ def test_text_ids_are_one_to_the_database_exactly_when_they_are_bound_as_one(eng
 @given(pair=spelled_ids())
 def test_uuids_are_one_to_the_database_exactly_when_they_are_bound_as_one(engine, pair):
     first, second = pair
-    canonical = [isinstance(value, UUID) or value == str(_uuid_or_none(value)) for value in pair]
-    if not all(canonical):
+    uuids_of = [value if isinstance(value, UUID) else _uuid_or_none(value) for value in pair]
+    if not all(of is not None and value in {of, str(of)} for value, of in zip(pair, uuids_of, strict=True)):
         with pytest.raises(SerializationError):
             same_to_database(engine, "uuid", first, second)
     else:

@@ -159,6 +159,7 @@ def test_ids_may_be_text(environment):
             assert list(app.events.get(shelf)) == put
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.parametrize(
     "database", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True

@@ -73,6 +73,7 @@ def test_the_fence_of_a_key_is_there_before_anything_under_it_is_written(library
         assert states_of(seal, [inspect(stored.state).key_id]) == {inspect(stored.state).key_id: "open"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", BOTH)
 def test_a_key_that_was_retired_before_this_process_saw_it_is_not_used(library, package):
     seal = library.seal

@@ -171,6 +171,7 @@ def test_one_that_starts_while_the_kms_is_down_says_so_writes_nothing_and_recove
 # --- a server that forks its workers ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_forked_workers_seal_with_the_mapper_that_their_parent_made(environment, store_url, sealed_process):
     sealed_process(store_url)

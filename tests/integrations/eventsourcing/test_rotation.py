@@ -111,6 +111,7 @@ def test_an_application_goes_on_while_keys_come_and_go(schools):
     assert checked.by_table["stored_events"]["plain"] == 0
 
 
+@pytest.mark.slow
 def test_events_are_read_although_their_key_is_retired_before_they_are_opened(schools):
     with closing(schools.open()) as school:
         dog = school.register("Fido", "sit")

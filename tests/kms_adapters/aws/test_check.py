@@ -117,6 +117,7 @@ def test_there_is_nothing_to_ask_without_credentials(key, no_aws_settings):
         AwsKmsAdapter(key).check()
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_does_not_know_dry_runs_is_asked_too(moto_key):
     checks = AwsKmsAdapter(moto_key).check()
     assert [(check.action, check.granted) for check in checks] == [(action, True) for action in ALL]

@@ -191,6 +191,7 @@ class TestCredentials:
         sign_in()
         unwrap_works(own, wrapped, context)
 
+    @pytest.mark.slow
     def test_unknown_credentials_are_forbidden(self, own, proxy, wrapped, context, monkeypatch, sign_in, kms):
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIANOBODY")
         with pytest.raises(KmsForbiddenError, match="UnrecognizedClientException"):

@@ -85,6 +85,7 @@ def test_a_batch_of_only_foreign_wrappings_calls_nothing(make_adapter, context, 
     assert counting.tries == []
 
 
+@pytest.mark.slow
 def test_a_batch_that_the_server_finds_too_complex_is_halved_and_the_size_kept(
     openbao, make_adapter, make_keys
 ):

@@ -148,6 +148,7 @@ def test_4_a_policy_denial(scene_with_a_token):
     scene.assert_healed()
 
 
+@pytest.mark.slow
 def test_5_a_rate_limit(persistent_scene):
     scene = persistent_scene
     path = "/v1/sys/quotas/rate-limit/tight"

@@ -35,6 +35,7 @@ def operations(made):
     return [path.split("/")[1] for _, path in made]
 
 
+@pytest.mark.slow
 def test_a_thousand_items_of_fifty_threads_cost_two_calls_and_another_process_two_more(openbao, keyring):
     writer, barrier = AESCipher(keyring()), threading.Barrier(50)
 

@@ -105,6 +105,7 @@ def token_with(server):
     return make
 
 
+@pytest.mark.slow
 def test_the_page_has_the_blocks_that_are_tested_here():
     assert len(blocks("console")) == 1
     assert len(blocks("python")) == 2

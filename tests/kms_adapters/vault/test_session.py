@@ -283,6 +283,7 @@ def test_one_thread_renews_while_the_others_go_on(
     assert paths(made) == [RENEW]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ended", [False, True], ids=["first use", "revoked"])
 def test_fifty_threads_make_one_login(
     openbao, root, make_role, make_adapter, wrapped, context, patient, ended
