@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 
 from eventseal.errors import StoreError, StoreUnavailableError
@@ -169,21 +169,15 @@ def test_an_interrupt_while_sqlites_lock_is_tried_leaves_the_busy_timeout(
 
 
 def test_an_interrupt_while_sqlites_lock_is_taken_arrives_as_it_is(sqlite_url, open_datastore):
-    class Interrupted(sqlite3.Connection):
-        """Its first BEGIN is interrupted."""
+    engine = open_datastore(sqlite_url, setup=False).engine
 
-        begins = 0
+    @event.listens_for(engine, "do_execute")
+    def interrupt(cursor, statement, parameters, context):
+        raise KeyboardInterrupt
 
-        def execute(self, sql, *parameters):
-            if sql == "BEGIN IMMEDIATE":
-                self.begins += 1
-                if self.begins == 1:
-                    raise KeyboardInterrupt
-            return super().execute(sql, *parameters)
-
-    engine = open_datastore(sqlite_url, setup=False, connect_args={"factory": Interrupted}).engine
     with engine.connect() as connection, pytest.raises(KeyboardInterrupt):
         begin_writing(connection)
+    event.remove(engine, "do_execute", interrupt)
     assert write(engine, holds_sqlite_lock, doing="asking")
 
 

@@ -33,14 +33,12 @@ def begin_writing(connection: Connection) -> Connection:
     it does nothing: rows are locked as they are read.
     """
     if connection.dialect.name == "sqlite" and not holds_sqlite_lock(connection):
-        if not connection.in_transaction():
-            connection.begin()
         raw = _raw(connection)
         (patience,) = raw.execute("PRAGMA busy_timeout").fetchone()
         try:
             # SQLite's own wait soon tries only every 100 ms: a writer in a loop keeps it out for seconds.
             raw.execute("PRAGMA busy_timeout = 0")
-            _take_sqlite_lock(connection, raw, time.monotonic() + patience / 1000)
+            _take_sqlite_lock(connection, time.monotonic() + patience / 1000)
         finally:
             if not connection.invalidated:  # an interrupt has closed it
                 raw.execute(f"PRAGMA busy_timeout = {patience}")
@@ -109,18 +107,25 @@ def pause(attempt: int) -> None:
     time.sleep(random.uniform(0, _LONGEST_PAUSE) * attempt)  # noqa: S311 - jitter, not a secret
 
 
-def _take_sqlite_lock(connection: Connection, raw: sqlite3.Connection, deadline: float) -> None:
-    while True:
+def _take_sqlite_lock(connection: Connection, deadline: float) -> None:
+    try:
+        connection.exec_driver_sql(_BEGIN)
+    except DBAPIError as error:
+        if not is_locked(error.orig):
+            raise
+    else:
+        return
+    while (left := deadline - time.monotonic()) > 0:
+        # Random, so that two waiters do not always try at the same time.
+        time.sleep(min(left, random.uniform(0, _LONGEST_POLL)))  # noqa: S311 - jitter, not a secret
         try:
-            # Not through SQLAlchemy, which takes longer, and whose listeners would get hundreds of errors.
-            raw.execute(_BEGIN)
+            # Not through SQLAlchemy, whose listeners would get hundreds of errors.
+            _raw(connection).execute(_BEGIN)
         except sqlite3.Error as error:
-            if not is_locked(error) or (left := deadline - time.monotonic()) <= 0:
+            if not is_locked(error):
                 break
         else:
             return
-        # Random, so that two waiters do not always try at the same time.
-        time.sleep(min(left, random.uniform(0, _LONGEST_POLL)))  # noqa: S311 - jitter, not a secret
     connection.exec_driver_sql(_BEGIN)  # SQLAlchemy raises what is wrong now
 
 

@@ -421,17 +421,16 @@ def mark(
 ) -> dict[str, Any]:
     tree_key = hkdf(store_key, OTHER_KEY_ID.bytes, b"eventseal/v2/revocation tree", 64)
     mark_key = hkdf(store_key, OTHER_KEY_ID.bytes, b"eventseal/v2/change mark", 64)
-    leaves: dict[bytes, tuple[set[bytes], set[bytes]]] = {}
+    leaves: dict[bytes, set[bytes]] = {}
     for key_id, how in keys:
-        leaves.setdefault(key_id.bytes[14:], (set(), set()))[0].add(key_id.bytes + how[:1].encode())
+        branch, leaf = key_id.bytes[14:]
+        leaves.setdefault(bytes([branch % 128, leaf]), set()).add(key_id.bytes + how[:1].encode())
     for purpose, scope, closed, number in scopes:
-        name = hmac.digest(tree_key, lp(b"scope", purpose.encode(), scope.encode()), sha256)[:16]
-        entry = name + (b"c" if closed else b"o") + number.to_bytes(8, "big")
-        leaves.setdefault(name[14:], (set(), set()))[1].add(entry)
-    nodes: dict[bytes, bytes] = {
-        path: len(in_leaf).to_bytes(4, "big") + b"".join(sorted(in_leaf)) + b"".join(sorted(entries))
-        for path, (in_leaf, entries) in leaves.items()
-    }
+        name = hmac.digest(tree_key, lp(b"scope", purpose.encode(), scope.encode()), sha256)[:12]
+        branch, leaf = name[10:]
+        entry = name + (b"c" if closed else b"o") + number.to_bytes(4, "big")
+        leaves.setdefault(bytes([branch % 128 + 128, leaf]), set()).add(entry)
+    nodes = {path: b"".join(sorted(entries)) for path, entries in leaves.items()}
     for size in (2, 1):
         for path in sorted(path for path in nodes if len(path) == size):
             digest = hmac.digest(tree_key, lp(b"shop", path, nodes[path]), sha256)
