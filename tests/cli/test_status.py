@@ -56,6 +56,17 @@ def test_items_whose_column_names_another_key_are_told(run_json, store, query, k
     assert shown["unreadable"] == {"integer_sequenced_items": 1}
 
 
+def test_an_item_that_is_not_encrypted_and_names_a_key_is_told_where_plain_ones_are_allowed(
+    run, run_json, store, query, monkeypatch
+):
+    store(3)
+    query("UPDATE integer_sequenced_items SET data = CAST('{}' AS BLOB) WHERE position = 1")
+    for always in ("true", "false"):
+        monkeypatch.setenv("EVENTSEAL_ALWAYS_ENCRYPT", always)
+        run("verify", exits=1)
+        assert run_json("status", exits=1)["unreadable"] == {"integer_sequenced_items": 1}
+
+
 def test_a_store_in_which_nothing_is_to_do_says_so(run, run_json, store):
     store(3)
     assert run_json("status")["next"] == []

@@ -76,7 +76,7 @@ def leaf_of_key(key_id: UUID) -> bytes:
     """
     Give the path of the leaf that would hold a key, by the end of its id, which is random (RFC 9562).
 
-    Keys are in one half of the tree and scopes in the other: who asks for both reads no leaf twice as long.
+    Keys are in one half of the tree and scopes in the other, so that each leaf holds entries of one kind.
     """
     branch, leaf = key_id.bytes[-2:]
     return bytes((branch & 0x7F, leaf))

@@ -29,7 +29,7 @@ from eventseal.storage.key_store import SQLAlchemyKeyStore
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Container, Mapping, Sequence
     from uuid import UUID
 
     from sqlalchemy.engine import Connection
@@ -78,7 +78,7 @@ def status(
     tables = registered_tables(datastore, application, unreadable=edited)
     look = partial(of_unknown_kind, application=application)
     unknown = read(engine, look, doing="looking for rows of unknown kinds")
-    items, items_by_key, misnamed = _items(datastore, application, tables)
+    items, items_by_key, unreadable = _items(datastore, application, tables, always_encrypt=always_encrypt)
     found = Status(
         application=application,
         now=now,
@@ -90,7 +90,7 @@ def status(
         overdue=read(engine, due, doing="looking for keys that are to be rotated"),
         items=items,
         items_by_key=items_by_key,
-        unreadable=_unreadable(tables, items, misnamed, always_encrypt=always_encrypt),
+        unreadable=unreadable,
         old_formats={table.table: table.old_formats for table in tables if table.old_formats},
         keks=tuple(key_store.kek_uses(application)),
         jobs=tuple(job_standings(datastore, application)),
@@ -137,12 +137,12 @@ def _job_standings(connection: Connection, application: str) -> list[JobStanding
 
 
 def _items(
-    datastore: SQLAlchemyDatastore, application: str, tables: Sequence[SealedTable]
-) -> tuple[dict[str, dict[str, int]], Counter[UUID], Counter[str]]:
-    """Count items by table and state, by key, and by table those whose column names another key."""
+    datastore: SQLAlchemyDatastore, application: str, tables: Sequence[SealedTable], *, always_encrypt: bool
+) -> tuple[dict[str, dict[str, int]], Counter[UUID], dict[str, int]]:
+    """Count items by table and state, by key, and by table those that no reader takes."""
     by_table: dict[str, dict[str, int]] = {}
     by_key: Counter[UUID] = Counter()
-    misnamed: Counter[str] = Counter()
+    unreadable: dict[str, int] = {}
     for table in tables:
         doing = f"counting {table.table}"
         counts = read(datastore.engine, partial(count_by_key, table=table), doing=doing)
@@ -153,6 +153,9 @@ def _items(
             partial(key_states, application=application, key_ids=list(named)),
             doing="reading the states of keys",
         )
+        wrong = _unreadable(table, counts, differing, states, always_encrypt=always_encrypt)
+        if wrong:
+            unreadable[table.table] = wrong
         if table.is_others:  # of what is theirs, nobody here can say how it stands
             named = {key_id: count for key_id, count in named.items() if key_id in states}
             counts.pop(None, None)
@@ -163,23 +166,28 @@ def _items(
         by_state[PLAIN] += counts.get(None, 0)
         by_table[table.table] = {state: count for state, count in by_state.items() if count}
         by_key.update(named)
-        misnamed[table.table] = sum(count for key_id, count in differing.items() if key_id in states)
-    return by_table, by_key, misnamed
+    return by_table, by_key, unreadable
 
 
 def _unreadable(
-    tables: Sequence[SealedTable],
-    items: Mapping[str, Mapping[str, int]],
-    misnamed: Counter[str],
+    table: SealedTable,
+    counts: Mapping[UUID | None, int],
+    differing: Mapping[UUID | None, int],
+    known: Container[UUID | None],
     *,
     always_encrypt: bool,
-) -> dict[str, int]:
-    """Count by table what no reader takes, as far as the key ids alone tell."""
-    found = Counter(misnamed)
-    for table in tables:
-        if not table.accepts_plain(always_encrypt=always_encrypt):
-            found[table.table] += items[table.table].get(PLAIN, 0)
-        # In a shared table the key may be another application's; while one migrates, a static key.
-        if table.application is not None and not table.old_formats:
-            found[table.table] += items[table.table].get(UNKNOWN, 0)
-    return {table: count for table, count in found.items() if count}
+) -> int:
+    """Count what no reader takes, as far as the key ids alone tell."""
+    # Another application's key, or, while a migration lasts, what an older item has at that place by chance.
+    may_be_no_key = table.is_others or bool(table.old_formats)
+    wrong = {
+        key_id: count
+        for key_id, count in differing.items()
+        if key_id in known or not may_be_no_key or (key_id is None and not table.is_others)
+    }
+    if not table.accepts_plain(always_encrypt=always_encrypt):
+        wrong[None] = counts.get(None, 0)
+    # In a shared table the key may be another application's, too.
+    if table.application is not None and not may_be_no_key:
+        wrong |= {key_id: count for key_id, count in counts.items() if key_id and key_id not in known}
+    return sum(wrong.values())
