@@ -136,9 +136,10 @@ def test_no_kek_ends_for_the_sake_of_wrappings_that_only_say_they_open(moving, o
     assert all(moving.opens(item) for item in moving.items.values())
 
 
-@pytest.mark.parametrize("state", ["deactivated", "weird"])
-def test_no_kek_ends_that_a_key_needs_whose_row_was_hidden_and_wrapping_deleted(
-    moving, old, new, state
+@pytest.mark.parametrize("state", ["deactivated", "weird", "destroyed"])
+@pytest.mark.parametrize("wrapping", ["deleted", "replaced"])
+def test_no_kek_ends_that_a_key_needs_whose_row_was_hidden_and_wrapping_lost(
+    moving, old, new, state, wrapping
 ) -> None:
     lost = moving.key(SCOPES[0])
     moving.seal.keyring.rotate(SCOPES[0])
@@ -149,6 +150,8 @@ def test_no_kek_ends_that_a_key_needs_whose_row_was_hidden_and_wrapping_deleted(
     moving.execute(text(f"UPDATE encryption_keys SET state = '{state}' WHERE application = 'ghost'"))
     moving.lose(lost, new.uri)
     moving.lose(lost, old.uri)
+    if wrapping == "replaced":
+        moving.forge(lost, "fake://elsewhere")
     result = roll_epoch(moving.seal, to=new)
     assert (result.complete, result.failed, result.keks, result.receipt) == (False, 1, (), None)
     assert [failure.key_id for failure in result.failures] == [lost]
@@ -224,6 +227,15 @@ def test_no_branch_key_is_retired_that_a_backup_needs(rotated) -> None:
     with pytest.raises(JobError, match="1 key") as refused:
         retire(rotated.seal, keys=[old_branch])
     assert "key_wrappings" in refused.value.remedy
+
+
+@pytest.mark.parametrize("state", ["deactivated", "destroyed"])
+def test_no_branch_key_is_retired_that_a_key_needs_whose_row_was_hidden(rotated, state) -> None:
+    hidden = update(encryption_keys).where(encryption_keys.c.key_id == rotated.item.key_id)
+    rotated.execute(hidden.values(application="ghost", state=state))
+    result = retire(rotated.seal)
+    assert (result.done, result.failed) == (0, 1)
+    assert branch_states(rotated) == ["deactivated", "active"]
 
 
 def test_a_roll_does_not_end_it_either(rotated, old) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.fixtures.edited_key_tables import EditedDatabase, EditedMemory
 
-from eventseal.errors import IntegrityError, KeyDestroyedError, KeyNotFoundError
+from eventseal.errors import IntegrityError, KeyDestroyedError, KeyNotFoundError, WrongApplicationError
 from eventseal.keys import DataKey, KeyPurpose, Keyring, KeyState
 from eventseal.keys.revocation_tree import ROOT, leaf_of_key, leaf_of_scope
 from eventseal.keys.states import SUBJECT_PURPOSES
@@ -116,6 +117,32 @@ def test_a_destroyed_key_does_not_come_back_with_an_old_row(tables, keyring, pro
         assert sealing_key(ring, "b").key_id == other
     elif end != "shredded":
         assert sealing_key(process()).key_id == new.key_id
+
+
+@pytest.mark.parametrize("edit", [{"scope": "b"}, {"purpose": KeyPurpose.FIELD}, {"application": "other"}])
+def test_an_old_row_does_not_pass_for_one_of_a_scope_where_nothing_was_revoked(
+    tables, keyring, process, edit
+) -> None:
+    """There the leaf of the key is not read."""
+    key_id, other = sealing_key(keyring).key_id, sealing_key(keyring, "b").key_id
+    keyring.rotate(SCOPE)
+    row = tables.row(key_id)
+    keyring.retire([key_id])
+    tables.put_row(row)
+    tables.edit(key_id, **edit)
+    for ring in (process(), keyring):
+        assert isinstance(opened(ring, key_id), IntegrityError | WrongApplicationError)
+        assert isinstance(opened(ring, other), DataKey)
+
+
+def test_a_destroyed_key_whose_row_was_moved_to_a_scope_does_not_keep_it_from_a_shred(
+    tables, keyring, process
+) -> None:
+    key_id, other = sealing_key(keyring).key_id, sealing_key(keyring, "b").key_id
+    keyring.rotate(SCOPE)
+    keyring.retire([key_id])
+    tables.edit(key_id, scope="b", state=KeyState.DEACTIVATED)
+    assert process().shred("b").destroyed == (other,)
 
 
 def test_a_compromised_key_does_not_pass_for_a_merely_deactivated_one(tables, keyring, process) -> None:
@@ -303,6 +330,22 @@ def test_an_edited_leaf_takes_its_own_scopes_alone(tables, keyring, process, edi
     assert len(tables.nodes()) == len(nodes) + (edit == "changed")
 
 
+@IN_MEMORY
+def test_a_leaf_that_no_node_lists_says_nothing_however_often_it_is_read(tables, keyring, process) -> None:
+    """It is read together with the node above it, of which nobody knows yet that it does not list it."""
+    key_id, seals = sealing_key(keyring).key_id, keyring._store_key.made_seals()
+    name = seals.scope_name(KeyPurpose.DATA, SCOPE)
+    leaf, scopes = leaf_of_scope(name), (f"x:{n}" for n in count())
+    while leaf[:1] not in tables.nodes():
+        if leaf_of_scope(seals.scope_name(KeyPurpose.DATA, scope := next(scopes)))[:1] == leaf[:1]:
+            sealing_key(keyring, scope), keyring.shred(scope)
+    assert leaf not in tables.nodes()
+    tables.put_nodes({**tables.nodes(), leaf: name[:8] + bytes([0, 0, 0, 3])})  # "closed"
+    ring = process()
+    assert isinstance(opened(ring, key_id), DataKey)
+    assert sealing_key(ring).key_id == key_id
+
+
 def test_an_older_node_does_not_bring_a_key_back(tables, keyring, process) -> None:
     first, second, live = two_revoked(tables, keyring)
     before, row = tables.nodes(), tables.row(second)
@@ -314,6 +357,35 @@ def test_an_older_node_does_not_bring_a_key_back(tables, keyring, process) -> No
     tables.put_nodes({**older, **{path: before[path] for path in below & before.keys()}})
     refuse_alone(second, live, process())
     assert isinstance(opened(process(), first), KeyDestroyedError)
+
+
+@IN_MEMORY
+def test_only_what_may_be_revoked_is_looked_up_and_nothing_twice(
+    tables, keyring, process, monkeypatch
+) -> None:
+    busy, quiet = "b:busy", [f"q:{number}" for number in range(40)]
+    first = sealing_key(keyring, busy).key_id
+    ended = [keyring.rotate(busy).key_id for _ in range(200)][:-1]
+    keyring.retire([first, *ended])
+    keyring.prepare([*quiet, SCOPE])
+    keyring.shred(SCOPE)
+    asked: list[bytes] = []
+    read = tables.store.revocations
+
+    def revocations(application, paths):
+        asked.extend(path for path in paths if path != ROOT)
+        return read(application, paths)
+
+    monkeypatch.setattr(tables.store, "revocations", revocations)
+    ring = process()
+    live = [key.key_id for key in keyring.sealing_keys(dict.fromkeys(quiet, 1)).values()]
+    assert all(isinstance(key, DataKey) for key in ring.opening_keys(live).values())
+    assert not [path for path in asked if path[0] < 128]
+    live = [sealing_key(keyring, busy).key_id]
+    assert all(isinstance(key, DataKey) for key in ring.opening_keys(live).values())
+    assert len(asked) == len(set(asked))
+    assert isinstance(ring.opening_keys([first])[first], KeyDestroyedError)
+    assert leaf_of_key(first) in asked
 
 
 @pytest.mark.parametrize("root", ["older", "deleted"])

@@ -59,7 +59,7 @@ def test_rotation_moves_the_counter_once_and_only_compromise_changes_the_tree(ke
     keyring.rotate("a", compromised=True)
     assert store._marks["default"].counter == 2
     assert store._marks["default"].revoked != first
-    assert len(store._nodes) == 3  # from the root to a leaf
+    assert len(store._nodes) == 5  # from the root to a leaf of keys, and to one of scopes
 
 
 def test_one_scopes_rotation_leaves_others_alone(keyring) -> None:

@@ -363,8 +363,11 @@ def test_a_live_key_that_was_made_to_look_retired_is_left_out_of_the_tree(old: O
     check_everything(old.process())
 
 
-def test_a_shredded_row_that_was_edited_stops_the_upgrade(old: OldStore) -> None:
-    key_id = old.first_keys["gone"]
+@pytest.mark.parametrize("tenant", ["gone", "compromised"])
+def test_a_row_that_was_edited_stops_the_upgrade_if_its_key_must_be_in_the_tree(
+    old: OldStore, tenant: str
+) -> None:
+    key_id = old.first_keys[tenant]
     old.execute("UPDATE encryption_keys SET scope = 'x' WHERE key_id = ?", key_id.bytes)
     shop = old.process().set_up()
     with pytest.raises(EventSealError) as caught:

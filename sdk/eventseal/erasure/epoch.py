@@ -241,12 +241,12 @@ class _Roll:
         self._note(proof.failures)
         return not proof.failed
 
-    def _each_has_a_wrapping(self) -> bool:
-        """Say whether no live key, of whatever application, lost its wrappings: a backup may have them."""
-        unwrapped = self._keyring.unwrapped_keys()
-        self._counts["failed"] += len(unwrapped)
-        self._note(unwrapped)
-        return not unwrapped
+    def _none_is_orphaned(self) -> bool:
+        """Say whether no key, of whatever application, lost what opens it: a backup may have that."""
+        orphaned = self._keyring.orphaned_keys()
+        self._counts["failed"] += len(orphaned)
+        self._note(orphaned)
+        return not orphaned
 
     def _noticed_at(self, old: Sequence[KeyRecord]) -> datetime:
         """Say from when on every process has noticed that branch keys wrap no more."""
@@ -266,7 +266,7 @@ class _Roll:
         for attempt in range(1, ATTEMPTS + 1):
             if not self._wrapped(move, attempt):
                 return False
-            if not self._each_has_a_wrapping():
+            if not self._none_is_orphaned():
                 return False
             names |= set(kek_report(self._store).by_kek)
             hanging = close_keks(self._engine, self._endings.places(names, versions))

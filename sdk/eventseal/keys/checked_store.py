@@ -93,7 +93,7 @@ class CheckedStore:
     def of_scope(self, application: str, scope: str) -> list[KeyRecord]:
         """Give every key and tombstone of a scope."""
         self._counters.count_store_query()
-        return list(self._checked(self._store.of_scope(application, scope)).values())
+        return list(self._checked(self._store.of_scope(application, scope), by_scope=False).values())
 
     def set_states(
         self,
@@ -142,10 +142,10 @@ class CheckedStore:
         self._counters.count_store_query()
         return self._store.kek_uses(application)
 
-    def live_without_wrapping(self, *, limit: int) -> list[KeyRecord]:
-        """Give live keys, of whatever application, that have no wrapping; unchecked."""
+    def orphans(self, *, limit: int) -> list[KeyRecord]:
+        """Give keys, of all applications, that lost what opens them; unchecked."""
         self._counters.count_store_query()
-        return self._store.live_without_wrapping(limit=limit)
+        return self._store.orphans(limit=limit)
 
     def page(
         self, application: str, *, after: UUID | None, limit: int, check: bool = False
@@ -170,13 +170,20 @@ class CheckedStore:
         self._counters.count_store_query()
         self._store.advance(application, next_mark=next_mark)
 
-    def _checked(self, records: Iterable[KeyRecord]) -> dict[UUID, KeyRecord]:
-        """Give records with what the revocation tree says of their keys, in their order."""
+    def _checked(self, records: Iterable[KeyRecord], *, by_scope: bool = True) -> dict[UUID, KeyRecord]:
+        """
+        Give records with what the revocation tree says of their keys, in their order.
+
+        Args:
+            records: As the key store gave them.
+            by_scope: Whether the caller believes ``revoked_as`` only of rows whose seals it has checked.
+        """
         found = {record.key_id: record for record in records}
         seals = self._seals() if found else None
         if seals is None:
             return found
-        revoked = self.revocations.of_keys(found, seals)
+        revocations = self.revocations
+        revoked = revocations.of_rows(found, seals) if by_scope else revocations.of_keys(found, seals)
         told = {key_id: replace(found[key_id], revoked_as=how) for key_id, how in revoked.items() if how}
         earlier = [record.key_id for record in told.values() if is_set_back(record)]
         if earlier:  # maybe read a moment before their keys were revoked

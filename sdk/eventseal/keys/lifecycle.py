@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from eventseal.errors import ConfigurationError
 from eventseal.keys.endings import SHREDS
-from eventseal.keys.old_key_tables import Upgrade, read_old_rows, refuse_edited_shreds, upgrade_name
+from eventseal.keys.old_key_tables import Upgrade, read_old_rows, refuse_edited_rows, upgrade_name
 from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
 from eventseal.keys.states import KeyPurpose, KeyState
 
@@ -300,8 +300,8 @@ class KeyLifecycle:
             What was taken into the tree; ``None`` if there was nothing to do.
 
         Raises:
-            IntegrityError: The rows are not what the old change mark counts, or that of a shredded key was
-                edited.
+            IntegrityError: The rows are not what the old change mark counts, or that of a compromised or
+                shredded key was edited.
             StoreError: The key store refused or failed, or the tables changed meanwhile; run it again.
         """
         self._memory.check_open()
@@ -314,7 +314,7 @@ class KeyLifecycle:
             return None
         mark = found[0]
         rows = read_old_rows(self._key_store, mark, seals)
-        refuse_edited_shreds(rows)
+        refuse_edited_rows(rows)
         first(rows)
         self._store.advance(self._application, next_mark=Upgrade(mark, rows, seals))
         self._refresher.refresh()

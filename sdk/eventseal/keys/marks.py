@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from eventseal.errors import IntegrityError
 from eventseal.keys.revocation_tree import (
+    NEVER_SHREDDED,
     REMEDY,
     ROOT,
     RevocationTree,
@@ -57,15 +58,18 @@ class Marks:
         self._memory = memory
         self._seals = seals
         self._since = since
-        self._keys: list[tuple[UUID, HowRevoked]] = [
-            (new.key_id, new.how_revoked)
-            for old, new in moves
-            if new.how_revoked is not None and (old is None or old.how_revoked != new.how_revoked)
-        ]
+        self._keys: list[tuple[UUID, HowRevoked]] = []
+        self._touched: set[bytes] = set()
+        for old, new in moves:
+            how = new.how_revoked
+            if how is not None and (old is None or old.how_revoked != how):
+                self._keys.append((new.key_id, how))
+                self._touched.add(seals.scope_name(new.purpose, new.scope))
         self._scopes = {
             seals.scope_name(purpose, scope): closed for (purpose, scope), closed in (scopes or {}).items()
         }
-        leaves = {leaf_of_key(key_id) for key_id, _ in self._keys} | set(map(leaf_of_scope, self._scopes))
+        self._touched.update(self._scopes)
+        leaves = {leaf_of_key(key_id) for key_id, _ in self._keys} | set(map(leaf_of_scope, self._touched))
         self.paths: Collection[bytes] = paths_to(leaves)
         self.written = -1
 
@@ -77,11 +81,11 @@ class Marks:
             raise old_key_tables(mark.application)
         self._seals.check_mark(mark)
         self._memory.check_mark(mark, self._since)
-        tree = RevocationTree(nodes, mark.revoked, self._seals.node_digest)
+        tree = RevocationTree(nodes, mark.revoked)
         try:
-            scopes = {
-                name: self._next(tree.scope_state(name), closed) for name, closed in self._scopes.items()
-            }
+            scopes = {name: tree.scope_state(name) or NEVER_SHREDDED for name in self._touched}
+            for name, closed in self._scopes.items():
+                scopes[name] = ScopeState(closed, scopes[name].number + 1)
             changed = tree.changed(self._keys, scopes)
         except UnprovenError:
             raise IntegrityError(
@@ -92,9 +96,6 @@ class Marks:
         following = self._seals.next_mark(mark, changed.get(ROOT))
         self.written = following.counter
         return following, changed
-
-    def _next(self, state: ScopeState | None, closed: bool) -> ScopeState:
-        return ScopeState(closed, 1 if state is None else state.number + 1)
 
 
 if TYPE_CHECKING:

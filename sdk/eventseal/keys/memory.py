@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from math import inf
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from eventseal.errors import ConfigurationError, IntegrityError
 from eventseal.keys.branch_wrapping import MOST_BRANCHES, branch_wrapping, named_branch
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from eventseal.keys.known_states import Moment
     from eventseal.keys.policy import CachePolicy
     from eventseal.keys.records import ChangeMark, Changes, KeyRecord
-    from eventseal.keys.revocation_tree import HowRevoked
+    from eventseal.keys.revocation_tree import RevokedAs
     from eventseal.keys.seals import Seals
 
 MOST_BRANCH_KEYS = 2 * MOST_BRANCHES
@@ -102,7 +102,7 @@ class Memory:
         since: Moment,
         asked: Collection[UUID],
         *,
-        revoked: Mapping[UUID, HowRevoked | Literal["unproven"] | None],
+        revoked: Mapping[UUID, RevokedAs],
     ) -> None:
         """
         Take over what a refresh read; called by one thread at a time.
@@ -296,7 +296,7 @@ class Memory:
         elif cached is not None:
             self._renew(cached, replace(record, wrappings=cached.record.wrappings))
 
-    def _end_revoked(self, revoked: Mapping[UUID, HowRevoked | Literal["unproven"] | None]) -> None:
+    def _end_revoked(self, revoked: Mapping[UUID, RevokedAs]) -> None:
         """Hold no key, whatever its row says, that the revocation tree has in a later state."""
         for key_id, how in revoked.items():
             cached = self._held(key_id)

@@ -247,11 +247,16 @@ class InMemoryKeyStore:
             records = list(self._records.values())
         return sum(record.application == application and bool(record.wrappings) for record in records)
 
-    def live_without_wrapping(self, *, limit: int = 1000) -> list[KeyRecord]:
-        """Give live keys, of whatever application, that have no wrapping."""
+    def orphans(self, *, limit: int = 1000) -> list[KeyRecord]:
+        """Give live keys that have no wrapping, and keys of applications that have no store key."""
         with self._lock:
             records = list(self._records.values())
-        found = [record for record in records if record.state.opens and not record.wrappings]
+        applications = {record.application for record in records if record.purpose is KeyPurpose.STORE}
+        found = [
+            record
+            for record in records
+            if (record.state.opens and not record.wrappings) or record.application not in applications
+        ]
         return sorted(found, key=lambda record: record.key_id)[:limit]
 
     def reserve(self, items: Mapping[UUID, int], *, limit: int = HARD_LIMIT) -> dict[UUID, int]:

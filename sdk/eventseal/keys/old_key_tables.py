@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from eventseal.errors import IntegrityError, StoreUnavailableError
-from eventseal.keys.revocation_tree import ROOT, RevocationTree, ScopeState
+from eventseal.keys.revocation_tree import NEVER_SHREDDED, ROOT, RevocationTree, ScopeState, node_digest
 from eventseal.keys.seals import is_sealed
 from eventseal.keys.states import KeyPurpose, KeyState
 
@@ -61,7 +61,7 @@ def read_old_rows(store: KeyStore, mark: ChangeMark, seals: Seals) -> OldRows:
     revoked: dict[UUID, HowRevoked] = {}
     edited: dict[UUID, HowRevoked] = {}
     scopes: dict[bytes, ScopeState] = {}
-    for record in _revoked_rows(store, mark.application):
+    for record in _rows(store, mark.application, KeyState.COMPROMISED, KeyState.DESTROYED):
         how = record.how_revoked
         if how is None:
             continue
@@ -69,10 +69,12 @@ def read_old_rows(store: KeyStore, mark: ChangeMark, seals: Seals) -> OldRows:
             edited[record.key_id] = how
             if how == "retired":
                 continue
-        elif how == "shredded":
+        else:
             name = seals.scope_name(record.purpose, record.scope)
-            was_closed = name in scopes and scopes[name].closed
-            scopes[name] = ScopeState(was_closed or record.active_scope is not None, 1)
+            state = scopes.get(name, NEVER_SHREDDED)
+            if how == "shredded":
+                state = ScopeState(state.closed or record.active_scope is not None, 1)
+            scopes[name] = state
         revoked[record.key_id] = how
     if not seals.counts_old(mark, ((key_id, how) for key_id, how in revoked.items() if how != "retired")):
         raise IntegrityError(
@@ -81,14 +83,14 @@ def read_old_rows(store: KeyStore, mark: ChangeMark, seals: Seals) -> OldRows:
             remedy="Find out who changed the key tables, or which backup was restored; "
             "destroyed keys stay destroyed.",
         )
-    empty = RevocationTree({}, seals.node_digest(ROOT, b""), seals.node_digest)
-    closed = sum(state.closed for state in scopes.values())
+    empty = RevocationTree({}, node_digest(b""))
+    have_reopened = any(state.number and not state.closed for state in scopes.values())
     reopened = [
         record
-        for record in (_revoked_rows(store, mark.application) if closed < len(scopes) else ())
+        for record in (_rows(store, mark.application, KeyState.DESTROYED) if have_reopened else ())
         if record.how_revoked == "shredded"
         and record.key_id not in edited
-        and not scopes[seals.scope_name(record.purpose, record.scope)].closed
+        and not scopes.get(seals.scope_name(record.purpose, record.scope), NEVER_SHREDDED).closed
     ]
     nodes = empty.changed(revoked.items(), {**scopes, upgrade_name(seals): ScopeState(closed=True, number=1)})
     return OldRows(nodes, len(revoked), reopened, edited)
@@ -125,25 +127,25 @@ class Upgrade:
         return self._seals.next_mark(mark, root), self._rows.nodes
 
 
-def refuse_edited_shreds(rows: OldRows) -> None:
+def refuse_edited_rows(rows: OldRows) -> None:
     """
-    Refuse to bring tables up to date where nobody can tell which scope a shredded key was of.
+    Refuse the upgrade if the row of a compromised or shredded key was edited.
 
     Raises:
-        IntegrityError: The row of a shredded key does not match its seal.
+        IntegrityError: Such a row does not match its seal, so nobody can tell the key's scope.
     """
     for key_id, how in rows.edited.items():
-        if how == "shredded":
+        if how != "retired":
             raise IntegrityError(
-                f"the row of key {key_id}, which was shredded, does not match its seal: it was edited, and "
-                "the scope that it closes is not known",
+                f"the row of key {key_id}, which is {how}, does not match its seal: it was edited, so "
+                "nobody can tell the key's scope. Nothing was upgraded",
                 remedy="Restore this row from a backup, then run `eventseal init` again.",
                 key_id=key_id,
             )
 
 
-def _revoked_rows(store: KeyStore, application: str) -> Iterator[KeyRecord]:
-    for state in (KeyState.COMPROMISED, KeyState.DESTROYED):
+def _rows(store: KeyStore, application: str, *states: KeyState) -> Iterator[KeyRecord]:
+    for state in states:
         after: UUID | None = None
         while page := store.page(application, after=after, limit=_PAGE_SIZE, state=state):
             yield from page

@@ -27,7 +27,8 @@ class Proof:
     Whether every live key opens by what stays.
 
     Attributes:
-        failed: Keys that do not, and keys whose row is not what a keyring sealed.
+        failed: Keys that do not, and keys whose row is not what a keyring sealed; and keys of
+            any application that lost what opens them.
         failures: Why; the first 1,000. A ``JobError`` stands for a key that has no wrapping but under what is
             about to end.
     """
@@ -66,7 +67,7 @@ class Prover:
             EventSealError: A KEK or the key store refused or failed: then nothing is proved.
         """
         failures: dict[UUID, EventSealError] = {
-            key_id: error for key_id, error in unwrapped_keys(self._store).items() if key_id not in ending
+            key_id: error for key_id, error in orphaned_keys(self._store).items() if key_id not in ending
         }
         skipped = {*ending, *failures}
         failed = len(failures)
@@ -98,21 +99,21 @@ class Prover:
         return seen
 
 
-def unwrapped_keys(store: CheckedStore) -> dict[UUID, IntegrityError]:
+def orphaned_keys(store: CheckedStore) -> dict[UUID, IntegrityError]:
     """
-    Say which keys live and have no wrapping at all, the first 1,000.
+    Say which keys lost what opens them, the first 1,000: their wrappings, or their application's store key.
 
     The application that a row names decides nothing: somebody may have changed it to hide the key.
     """
     return {
         record.key_id: IntegrityError(
-            f"key {record.key_id} of application {record.application!r} is {_state_of(record)}, but has no "
-            "wrapping: somebody deleted it",
+            f"key {record.key_id} of application {record.application!r}, {_state_of(record)}, lost what "
+            "opens it: it has no wrapping, or its application no store key. Somebody edited or deleted rows",
             remedy="Find out who changed the key tables. Restore this key's row, and its rows of "
-            "key_wrappings, from a backup. Until then, keep every KEK.",
+            "key_wrappings, from a backup. Until then, keep every KEK and branch key.",
             key_id=record.key_id,
         )
-        for record in store.live_without_wrapping(limit=MAX_FAILURES)
+        for record in store.orphans(limit=MAX_FAILURES)
     }
 
 

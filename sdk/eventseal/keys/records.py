@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from datetime import datetime
 
-    from eventseal.keys.revocation_tree import HowRevoked
+    from eventseal.keys.revocation_tree import HowRevoked, RevokedAs
     from eventseal.keys.states import KeyPurpose, KeyState
     from eventseal.kms.adapter import WrappedKey
 
@@ -78,8 +78,8 @@ class KeyRecord:
         created_at: And the other times: set by the store, from its database's clock, in UTC.
         unreadable: The columns that hold what none of their kind does. No seal fits such a record, and its
             other fields are what could be read, or stand-ins; it lets an edited row fail alone.
-        revoked_as: Why the revocation tree has the key; ``None``: it has not. ``"unproven"``: its leaf does
-            not match the change mark. A key store leaves it out; a keyring sets it when it reads a row.
+        revoked_as: What the revocation tree says of the key, if the row's seal fits. A key store leaves it
+            out; a keyring sets it when it reads a row.
     """
 
     key_id: UUID
@@ -101,7 +101,7 @@ class KeyRecord:
     destroyed_at: datetime | None = None
     destroyed_by: Literal["retired", "shredded"] | None = None
     unreadable: tuple[str, ...] = ()
-    revoked_as: HowRevoked | Literal["unproven"] | None = field(default=None, compare=False)
+    revoked_as: RevokedAs = field(default=None, compare=False)
 
     @property
     def how_revoked(self) -> HowRevoked | None:
@@ -139,11 +139,14 @@ class Admission(Protocol):
 
     Attributes:
         revoked: What a mark has in ``revoked`` under which that is known: then nothing is asked.
-        paths: The nodes of the revocation tree that it needs under another mark.
     """
 
     revoked: bytes
-    paths: Collection[bytes]
+
+    @property
+    def paths(self) -> Collection[bytes]:
+        """The nodes of the revocation tree that it needs under another mark."""
+        ...
 
     def __call__(self, mark: ChangeMark, nodes: Mapping[bytes, bytes]) -> bool:
         """

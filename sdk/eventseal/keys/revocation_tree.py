@@ -1,26 +1,29 @@
 """
 The revocation tree: which keys are compromised or destroyed, and which scopes were shredded. No I/O.
 
-A tree of three levels and 256 branches (after the certificate revocation trees of P. Kocher, 1998), with
-HMACs: each node lists the digests of the nodes below it, and the change mark holds the root's digest. One
+A Merkle tree of three levels and 256 branches (after the certificate revocation trees of P. Kocher, 1998):
+each node lists the digests of the nodes below it, and the change mark, which is sealed, holds the root's. One
 short path proves what is revoked, and what is not, however many keys were ever destroyed. A node that does
 not exist is one that its parent does not list.
 """
 
 from __future__ import annotations
 
-import hmac
+from hashlib import sha256
 from struct import Struct
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from eventseal.keys.states import KeyState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
     from uuid import UUID
 
 HowRevoked: TypeAlias = Literal["compromised", "retired", "shredded"]
 """Why a key is in the tree; a compromised key that is destroyed is there twice."""
+
+RevokedAs: TypeAlias = HowRevoked | Literal["unproven"] | None
+"""What is known of a key: why it is in the tree, that it is not, or that its leaf does not match the mark."""
 
 ROOT = b""
 """The path of the root; a node has the path of its parent and one byte more, and a leaf has two bytes."""
@@ -31,11 +34,15 @@ REMEDY = (
 )
 
 NODE_DIGEST_SIZE = 32
-SCOPE_NAME_SIZE = 12
+SCOPE_NAME_SIZE = 10
+"""In bytes: 8 in the entry, and 2 for the path of the leaf."""
 
 _CHILD = 1 + NODE_DIGEST_SIZE
-_ENTRY_SIZE = 17
-_SCOPE = Struct(f">{SCOPE_NAME_SIZE}scI")  # of the same size
+_SCOPE = Struct(">8sI")
+_ENTRY_SIZE = _SCOPE.size
+_IN_ENTRY = slice(3, 14)
+"""The bytes of a key's id that its entry has; the leaf's path has the last two, without their first bit."""
+
 _HOW: Mapping[bytes, HowRevoked] = {b"c": "compromised", b"r": "retired", b"s": "shredded"}
 
 
@@ -48,28 +55,22 @@ def least_state(how: HowRevoked | None) -> KeyState:
 
 class ScopeState(NamedTuple):
     """
-    What the tree says of a scope that was ever shredded.
+    What the tree says of a scope in which a key was ever revoked.
 
     Attributes:
-        closed: Whether it is closed; else it was reopened.
-        number: How often that changed; from 1 on.
+        closed: Whether it was shredded, and not reopened.
+        number: How often it was shredded or reopened; each counts 1, and all before an upgrade together 1.
     """
 
     closed: bool
     number: int
 
 
+NEVER_SHREDDED = ScopeState(closed=False, number=0)
+
+
 class UnprovenError(Exception):
-    """
-    A node is not the one that its parent lists.
-
-    Args:
-        path: The node's.
-    """
-
-    def __init__(self, path: bytes) -> None:
-        super().__init__(path)
-        self.path = path
+    """A node is not the one that its parent lists; the argument is its path."""
 
 
 def leaf_of_key(key_id: UUID) -> bytes:
@@ -88,6 +89,11 @@ def leaf_of_scope(name: bytes) -> bytes:
     return bytes((branch | 0x80, leaf))
 
 
+def node_digest(content: bytes) -> bytes:
+    """Give a node's digest: SHA-256. The sealed mark, and the parents that list it, say where it stands."""
+    return sha256(content).digest()
+
+
 def paths_to(leaves: Iterable[bytes]) -> list[bytes]:
     """Give the paths of some leaves and of every node above them, the root's first."""
     return sorted({leaf[:size] for leaf in leaves for size in range(len(leaf) + 1)})
@@ -100,8 +106,7 @@ class RevocationTree:
     Args:
         nodes: By path the contents that were read; what is not there may be a node that there never was.
         root_digest: What the change mark holds, its seal checked.
-        digest: Gives a node's digest, 32 bytes, from its path and content.
-        proven: By path the contents of nodes that were checked to this very root.
+        proven: By path the contents of nodes that were checked to this very root; others are added to them.
 
     Attributes:
         root_digest: As given.
@@ -111,14 +116,12 @@ class RevocationTree:
         self,
         nodes: Mapping[bytes, bytes],
         root_digest: bytes,
-        digest: Callable[[bytes, bytes], bytes],
         *,
-        proven: Mapping[bytes, bytes] | None = None,
+        proven: dict[bytes, bytes] | None = None,
     ) -> None:
         self._nodes = nodes
         self.root_digest = root_digest
-        self._digest = digest
-        self._proven = dict(proven or {})
+        self._proven = {} if proven is None else proven
 
     def node(self, path: bytes) -> bytes:
         """
@@ -132,11 +135,10 @@ class RevocationTree:
             return content
         expected = _child(self.node(path[:-1]), path[-1]) if path else self.root_digest
         if expected is None:
-            content = b""
-        else:
-            content = self._nodes.get(path, b"")
-            if (path and not content) or not hmac.compare_digest(self._digest(path, content), expected):
-                raise UnprovenError(path)
+            return b""
+        content = self._nodes.get(path, b"")
+        if (path and not content) or node_digest(content) != expected:
+            raise UnprovenError(path)
         proven[path] = content
         return content
 
@@ -154,12 +156,13 @@ class RevocationTree:
 
     def how_revoked(self, key_id: UUID) -> HowRevoked | None:
         """Say why a key is revoked, the last reason of two; ``None``: it is not. Raises as :meth:`node`."""
-        found = _find(self.node(leaf_of_key(key_id)), key_id.bytes)
+        found = _find(self.node(leaf_of_key(key_id)), key_id.bytes[_IN_ENTRY])
         return _HOW[found[-1:]] if found else None
 
     def scope_state(self, name: bytes) -> ScopeState | None:
-        """Say what became of a scope; ``None`` for one that was never shredded. Raises as :meth:`node`."""
-        return _scopes(_find(self.node(leaf_of_scope(name)), name)).get(name)
+        """Say what became of a scope; ``None`` if no key of it was ever revoked. Raises as :meth:`node`."""
+        entry = name[:-2]
+        return _scopes(_find(self.node(leaf_of_scope(name)), entry)).get(entry)
 
     def changed(
         self, keys: Iterable[tuple[UUID, HowRevoked]], scopes: Mapping[bytes, ScopeState]
@@ -179,10 +182,10 @@ class RevocationTree:
         """
         new_keys: dict[bytes, set[bytes]] = {}
         for key_id, how in keys:
-            new_keys.setdefault(leaf_of_key(key_id), set()).add(key_id.bytes + how[0].encode())
+            new_keys.setdefault(leaf_of_key(key_id), set()).add(key_id.bytes[_IN_ENTRY] + how[0].encode())
         new_scopes: dict[bytes, dict[bytes, ScopeState]] = {}
         for name, state in scopes.items():
-            new_scopes.setdefault(leaf_of_scope(name), {})[name] = state
+            new_scopes.setdefault(leaf_of_scope(name), {})[name[:-2]] = state
         new = {path: _of_keys(_keys(self.node(path)) | added) for path, added in new_keys.items()}
         new |= {path: _of_scopes(_scopes(self.node(path)) | added) for path, added in new_scopes.items()}
         new = {path: content for path, content in new.items() if content != self.node(path)}
@@ -190,7 +193,7 @@ class RevocationTree:
             above: dict[bytes, dict[int, bytes]] = {}
             for path, content in new.items():
                 if len(path) == size + 1:
-                    above.setdefault(path[:-1], {})[path[-1]] = self._digest(path, content)
+                    above.setdefault(path[:-1], {})[path[-1]] = node_digest(content)
             for path, children in above.items():
                 new[path] = _with_children(self.node(path), children)
         return new
@@ -232,7 +235,7 @@ def _keys(leaf: bytes) -> set[bytes]:
 
 def _scopes(leaf: bytes) -> dict[bytes, ScopeState]:
     entries = _SCOPE.iter_unpack(leaf)
-    return {name: ScopeState(closed == b"c", number) for name, closed, number in entries}
+    return {name: ScopeState(bool(number & 1), number >> 1) for name, number in entries}
 
 
 def _of_keys(entries: set[bytes]) -> bytes:
@@ -241,8 +244,5 @@ def _of_keys(entries: set[bytes]) -> bytes:
 
 def _of_scopes(scopes: Mapping[bytes, ScopeState]) -> bytes:
     return b"".join(
-        [
-            _SCOPE.pack(name, b"c" if state.closed else b"o", state.number)
-            for name, state in sorted(scopes.items())
-        ]
+        [_SCOPE.pack(name, state.number << 1 | state.closed) for name, state in sorted(scopes.items())]
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from eventseal.errors import IntegrityError, StoreReadOnlyError
 from eventseal.keys.old_key_tables import read_old_rows
@@ -14,6 +16,7 @@ from eventseal.keys.revocation_tree import (
     changed_branches,
     leaf_of_key,
     leaf_of_scope,
+    node_digest,
     paths_to,
 )
 
@@ -22,8 +25,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from eventseal.keys.memory import Memory
-    from eventseal.keys.records import Admission, ChangeMark
-    from eventseal.keys.revocation_tree import HowRevoked, ScopeState
+    from eventseal.keys.records import Admission, ChangeMark, KeyRecord
+    from eventseal.keys.revocation_tree import RevokedAs, ScopeState
     from eventseal.keys.seals import Seals
     from eventseal.keys.states import KeyPurpose
     from eventseal.keys.store import KeyStore
@@ -32,11 +35,22 @@ NEW_KEY_TABLES = 2
 """The format of key tables with the revocation tree."""
 
 
-class _Known(NamedTuple):
-    """The newest root that was read, and the nodes below it: 256 of some 8 KB at most."""
+_MOST_NODES = 2304
+"""When more are known, the leaves among them are dropped: some 8 MB at 10,000,000 destroyed keys."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """
+    The newest tree, as far as it was read.
+
+    Attributes:
+        root_digest: Its root's.
+        proven: The root and nodes below it, each checked to it; the next question is often about the same.
+    """
 
     root_digest: bytes
-    nodes: dict[bytes, bytes]
+    proven: dict[bytes, bytes]
 
 
 class ScopeStates(NamedTuple):
@@ -60,12 +74,16 @@ class _OpenScopes:
         self._names = names
         self._seals = seals
         self.revoked = revoked
-        self.paths: Collection[bytes] = paths_to(map(leaf_of_scope, names))
+
+    @property
+    def paths(self) -> Collection[bytes]:
+        """The leaves of the scopes, and what is above them."""
+        return paths_to(map(leaf_of_scope, self._names))
 
     def __call__(self, mark: ChangeMark, nodes: Mapping[bytes, bytes]) -> bool:
         """Look at the scopes under another mark."""
         self._seals.check_mark(mark)
-        tree = RevocationTree(nodes, mark.revoked, self._seals.node_digest)
+        tree = RevocationTree(nodes, mark.revoked)
         try:
             states = [tree.scope_state(name) for name in self._names]
         except UnprovenError:  # the nodes may be later than the mark: the caller looks again
@@ -106,11 +124,12 @@ class Revocations:
         self._store = store
         self._memory = memory
         self._count_query = count_query
+        self._publishing = threading.Lock()
         self._known: _Known | None = None
 
     def learn(
         self, mark: ChangeMark, root: bytes, held: Collection[UUID], seals: Seals
-    ) -> dict[UUID, HowRevoked | Literal["unproven"] | None]:
+    ) -> dict[UUID, RevokedAs]:
         """
         Take over the root that a refresh has read.
 
@@ -130,15 +149,16 @@ class Revocations:
         if seals.is_old(mark):
             self._learn_old(mark, seals)
             return self.of_keys(held, seals)
-        self._note_new()
-        self._check_root(mark, root, seals)
-        before = self._known
-        if before is not None and before.root_digest == mark.revoked:
-            return {}
-        moved = set(range(256)) if before is None else changed_branches(before.nodes[ROOT], root)
-        kept = {} if before is None else before.nodes
-        kept = {path: node for path, node in kept.items() if len(path) == 1 and path[0] not in moved}
-        self._known = _Known(mark.revoked, {ROOT: root, **kept})
+        self._check_root(mark, root)
+        with self._publishing:
+            self._note_new()
+            before = self._known or _Known(b"", {ROOT: b""})
+            if before.root_digest == mark.revoked:
+                return {}
+            moved = changed_branches(before.proven[ROOT], root)
+            known = dict(before.proven).items()  # copied at once: other threads add to it
+            kept = {path: node for path, node in known if len(path) == 1 and path[0] not in moved}
+            self._known = _Known(mark.revoked, {ROOT: root, **kept})
         return self.of_keys([key_id for key_id in held if leaf_of_key(key_id)[0] in moved], seals)
 
     def refuse_old(self) -> None:
@@ -151,9 +171,7 @@ class Revocations:
         if self.are_old:
             raise old_key_tables(self._application)
 
-    def of_keys(
-        self, key_ids: Collection[UUID], seals: Seals
-    ) -> dict[UUID, HowRevoked | Literal["unproven"] | None]:
+    def of_keys(self, key_ids: Collection[UUID], seals: Seals) -> dict[UUID, RevokedAs]:
         """
         Say why each key is revoked: as :attr:`eventseal.keys.KeyRecord.revoked_as` has it.
 
@@ -162,13 +180,29 @@ class Revocations:
             StoreError: The key store refused or failed.
         """
         tree = self._tree({leaf_of_key(key_id) for key_id in key_ids}, seals)
-        found: dict[UUID, HowRevoked | Literal["unproven"] | None] = {}
+        found: dict[UUID, RevokedAs] = {}
         for key_id in key_ids:
             try:
                 found[key_id] = tree.how_revoked(key_id)
             except UnprovenError:
                 found[key_id] = "unproven"
         return found
+
+    def of_rows(self, rows: Mapping[UUID, KeyRecord], seals: Seals) -> dict[UUID, RevokedAs]:
+        """
+        Say the same of keys whose rows were read, and whose seals are checked next.
+
+        The tree has an entry for each scope in which a key was ever revoked; without one, no leaf of its keys
+        is read. A row whose scope or purpose somebody edited is judged wrongly here; its seal does not fit.
+        """
+        scope_of = {key_id: (row.purpose, row.scope) for key_id, row in rows.items()}
+        names = {scope: seals.scope_name(*scope) for scope in set(scope_of.values())}
+        tree = self._tree(set(map(leaf_of_scope, names.values())), seals)
+        if self.are_old:  # such a tree lacks the scopes of rows that were edited
+            return self.of_keys(rows, seals)
+        untouched = {scope for scope, name in names.items() if _is_untouched(tree, name)}
+        touched = [key_id for key_id, scope in scope_of.items() if scope not in untouched]
+        return {**dict.fromkeys(rows), **self.of_keys(touched, seals)}
 
     def scopes(self, purpose: KeyPurpose, scopes: Iterable[str], seals: Seals) -> ScopeStates:
         """
@@ -201,14 +235,15 @@ class Revocations:
         """Give a tree that knows *leaves*, or shows that they are not what they should be."""
         known = self._known
         if known is not None:
-            tree = _tree_of(known, {}, seals)
+            tree = RevocationTree({}, known.root_digest, proven=known.proven)
             missing = tree.unread(leaves)
             if not missing:
                 return tree
             _, nodes = self._read(missing)
-            tree = _tree_of(known, nodes, seals)
+            tree = RevocationTree(nodes, known.root_digest, proven=known.proven)
             if _is_proven(tree, leaves):
-                known.nodes.update({path: node for path, node in nodes.items() if len(path) == 1})
+                if len(known.proven) > _MOST_NODES:  # a new dict: whoever reads the old one keeps it
+                    known.proven = {p: node for p, node in dict(known.proven).items() if len(p) <= 1}
                 return tree
         since = self._memory.moment()
         mark, nodes = self._read(paths_to(leaves))
@@ -217,22 +252,21 @@ class Revocations:
             return self._tree(leaves, seals)
         seals.check_mark(mark)
         self._memory.check_mark(mark, since)
-        self._note_new()
-        tree = RevocationTree(nodes, mark.revoked, seals.node_digest)
-        self._check_root(mark, nodes.get(ROOT, b""), seals)
-        if known is None:
-            self._known = _Known(mark.revoked, {ROOT: nodes.get(ROOT, b"")})
-        return tree
+        root = nodes.get(ROOT, b"")
+        self._check_root(mark, root)
+        with self._publishing:
+            self._note_new()
+            if self._known is None:  # else a refresh may have read a later one
+                self._known = _Known(mark.revoked, {ROOT: root})
+        return RevocationTree(nodes, mark.revoked)
 
     def _note_new(self) -> None:
         self._is_new = True
         self.are_old = False
 
-    def _check_root(self, mark: ChangeMark, root: bytes, seals: Seals) -> None:
-        try:
-            RevocationTree({ROOT: root}, mark.revoked, seals.node_digest).node(ROOT)
-        except UnprovenError:
-            raise _edited(f"the root of the revocation tree of application {self._application!r}") from None
+    def _check_root(self, mark: ChangeMark, root: bytes) -> None:
+        if node_digest(root) != mark.revoked:
+            raise _edited(f"the root of the revocation tree of application {self._application!r}")
 
     def _learn_old(self, mark: ChangeMark, seals: Seals) -> None:
         """Make the tree from the rows of key tables of an earlier release, and hold all of it."""
@@ -243,8 +277,10 @@ class Revocations:
                 remedy="Find out who changed the key tables, or which backup was restored; use the newest.",
             )
         nodes = read_old_rows(self._store, mark, seals).nodes
-        self.are_old = True
-        self._known = _Known(seals.node_digest(ROOT, nodes.get(ROOT, b"")), {ROOT: b"", **nodes})
+        with self._publishing:
+            if not self._is_new:  # upgraded meanwhile
+                self.are_old = True
+                self._known = _Known(node_digest(nodes.get(ROOT, b"")), {ROOT: b"", **nodes})
 
     def _read(self, paths: Collection[bytes]) -> tuple[ChangeMark, Mapping[bytes, bytes]]:
         self._count_query()
@@ -257,8 +293,11 @@ class Revocations:
         return found
 
 
-def _tree_of(known: _Known, nodes: Mapping[bytes, bytes], seals: Seals) -> RevocationTree:
-    return RevocationTree(nodes, known.root_digest, seals.node_digest, proven=known.nodes)
+def _is_untouched(tree: RevocationTree, name: bytes) -> bool:
+    try:
+        return tree.scope_state(name) is None
+    except UnprovenError:
+        return False  # then the leaf of the key says what became of it
 
 
 def _is_proven(tree: RevocationTree, leaves: Iterable[bytes]) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from eventseal.errors import IntegrityError
 from eventseal.keys.records import ChangeMark
-from eventseal.keys.revocation_tree import ROOT, SCOPE_NAME_SIZE
+from eventseal.keys.revocation_tree import SCOPE_NAME_SIZE, node_digest
 from eventseal.suites.framing import canonical_json, length_prefixed
 
 if TYPE_CHECKING:
@@ -88,7 +88,6 @@ class Seals:
     __slots__ = (
         "_application",
         "_epoch_key",
-        "_framed_application",
         "_mark_key",
         "_old_mark_key",
         "_old_revoked_key",
@@ -102,7 +101,6 @@ class Seals:
     def __init__(self, store_key: DataKey) -> None:
         self.key_id = store_key.key_id
         self._application = store_key.application
-        self._framed_application = length_prefixed(store_key.application.encode())
         self._row_key = store_key.derive(b"eventseal/v1/row seal", _HMAC_KEY_SIZE)
         self._tree_key = store_key.derive(b"eventseal/v2/revocation tree", _HMAC_KEY_SIZE)
         self._mark_key = store_key.derive(b"eventseal/v2/change mark", _HMAC_KEY_SIZE)
@@ -133,7 +131,7 @@ class Seals:
 
     def first_mark(self) -> ChangeMark:
         """Make the mark that is stored together with the store key."""
-        return self._sealed_mark(0, self.node_digest(ROOT, b""))
+        return self._sealed_mark(0, node_digest(b""))
 
     def next_mark(self, mark: ChangeMark, root: bytes | None = None) -> ChangeMark:
         """
@@ -143,7 +141,7 @@ class Seals:
             mark: As the store holds it locked.
             root: The new content of the revocation tree's root; ``None``: it stays.
         """
-        revoked = mark.revoked if root is None else self.node_digest(ROOT, root)
+        revoked = mark.revoked if root is None else node_digest(root)
         return self._sealed_mark(mark.counter + 1, revoked)
 
     def check_mark(self, mark: ChangeMark) -> None:
@@ -173,10 +171,6 @@ class Seals:
         )
         return (total % _OLD_MODULUS).to_bytes(_OLD_REVOKED_SIZE) == mark.revoked
 
-    def node_digest(self, path: bytes, content: bytes) -> bytes:
-        """Give the digest of a node of the revocation tree: 32 bytes."""
-        return hmac.digest(self._tree_key, self._framed_application + length_prefixed(path, content), sha256)
-
     def erased_digest(self, place: bytes, envelope: bytes) -> bytes:
         """
         Give what stands for an item that was erased before its scope was reopened: 32 bytes.
@@ -189,7 +183,7 @@ class Seals:
         return hmac.digest(self._tree_key, framed, sha256)
 
     def scope_name(self, purpose: KeyPurpose, scope: str) -> bytes:
-        """Give the name under which the revocation tree has a scope: 12 bytes."""
+        """Give the name under which the revocation tree has a scope: 10 bytes."""
         framed = length_prefixed(b"scope", purpose.encode(), scope.encode())
         return hmac.digest(self._tree_key, framed, sha256)[:SCOPE_NAME_SIZE]
 

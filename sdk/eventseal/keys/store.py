@@ -220,12 +220,13 @@ class KeyStore(Protocol):
         """Count an application's keys that have a wrapping: the live ones, in a sound store."""
         ...
 
-    def live_without_wrapping(self, *, limit: int = 1000) -> list[KeyRecord]:
+    def orphans(self, *, limit: int = 1000) -> list[KeyRecord]:
         """
-        Give up to *limit* keys that have no wrapping and are not destroyed, of whatever application.
+        Give up to *limit* keys, of all applications, that lost what opens them.
 
-        A sound store has none. A key that lives so had its wrappings deleted: a backup may have them still,
-        under a KEK that is about to end.
+        They are not destroyed and have no wrapping, or their application has no store key. A sound store has
+        none: somebody edited rows, or deleted some. A backup may have them still, and need a KEK that is
+        about to end.
         """
         ...
 

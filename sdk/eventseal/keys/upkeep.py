@@ -11,7 +11,7 @@ from eventseal.keys.branches import Branches
 from eventseal.keys.kek_facts import KekFacts
 from eventseal.keys.moved import RowChecks
 from eventseal.keys.moving import Mover
-from eventseal.keys.proving import Proof, Prover, unwrapped_keys
+from eventseal.keys.proving import Proof, Prover, orphaned_keys
 from eventseal.keys.rewrapping import Rewrap, Rewrapper
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.wrapping import Keks
@@ -165,18 +165,19 @@ class KeyUpkeep:
         checks = RowChecks(self._application, self._store_key)
         return Prover(self._application, self._store, branches, checks).run(leaving, ending, batch=batch)
 
-    def unwrapped_keys(self) -> dict[UUID, IntegrityError]:
+    def orphaned_keys(self) -> dict[UUID, IntegrityError]:
         """
-        Say which keys live and have no wrapping, of whatever application; the first 1,000.
+        Say which keys, of all applications, lost what opens them; the first 1,000.
 
-        No KEK may end while there are any: a backup may have their wrappings.
+        They live without a wrapping, or are of an application that has no store key. No KEK may end while
+        there are any: a backup may have what is missing.
 
         Raises:
             ConfigurationError: The keyring is closed.
             StoreError: The key store refused or failed.
         """
         self._memory.check_open()
-        return unwrapped_keys(self._store)
+        return orphaned_keys(self._store)
 
     def rotate_branches(self, *, compromised: bool = False) -> list[KeyRecord]:
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import or_, select
+from sqlalchemy import and_, or_, select
 
 from eventseal.errors import IntegrityError
 from eventseal.keys.states import SUBJECT_PURPOSES, KeyPurpose, KeyState
@@ -95,13 +95,17 @@ def others_live(connection: Connection, application: str, scope: str, key_ids: C
     return not set(key_ids).issuperset(connection.execute(live).scalars())
 
 
-def live_without_wrapping(connection: Connection, *, limit: int) -> list[KeyRecord]:
-    """Give keys, of whatever application, whose state is not destroyed and that nothing wraps."""
+def orphans(connection: Connection, *, limit: int) -> list[KeyRecord]:
+    """Give keys that live and that nothing wraps, and those of applications that have no store key."""
     its_wrappings = select(key_wrappings.c.key_id).where(key_wrappings.c.key_id == encryption_keys.c.key_id)
+    theirs = encryption_keys.alias()
+    applications = select(theirs.c.application).where(theirs.c.purpose == KeyPurpose.STORE)
     return load_records(
         connection,
-        encryption_keys.c.state != KeyState.DESTROYED,
-        ~its_wrappings.exists(),
+        or_(
+            and_(encryption_keys.c.state != KeyState.DESTROYED, ~its_wrappings.exists()),
+            encryption_keys.c.application.not_in(applications),
+        ),
         limit=limit,
         wrappings=False,
     )

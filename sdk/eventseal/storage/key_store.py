@@ -13,7 +13,7 @@ from eventseal.keys.records import Replacement
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.store import HARD_LIMIT
 from eventseal.storage.changed_keys import changes_since
-from eventseal.storage.key_queries import live_without_wrapping, locked_mark, records_by_id, slot_holders
+from eventseal.storage.key_queries import locked_mark, orphans, records_by_id, slot_holders
 from eventseal.storage.key_rows import (
     insert_mark,
     insert_records,
@@ -229,9 +229,9 @@ class SQLAlchemyKeyStore:
         """Count an application's keys that have a wrapping."""
         return self._read(partial(count_wrapped_keys, application=application), "counting keys")
 
-    def live_without_wrapping(self, *, limit: int = 1000) -> list[KeyRecord]:
-        """Give live keys, of whatever application, that have no wrapping."""
-        return self._read(partial(live_without_wrapping, limit=limit), "looking for keys without wrappings")
+    def orphans(self, *, limit: int = 1000) -> list[KeyRecord]:
+        """Give live keys that have no wrapping, and keys of applications that have no store key."""
+        return self._read(partial(orphans, limit=limit), "looking for keys that lost what opens them")
 
     def reserve(self, items: Mapping[UUID, int], *, limit: int = HARD_LIMIT) -> dict[UUID, int]:
         """Lease items under active keys; gives the new totals of those that were granted."""

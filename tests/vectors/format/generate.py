@@ -374,7 +374,7 @@ def keys_file() -> dict[str, Any]:
         ],
         "rows": [{**facts, "seal": row_seal(store_key, facts).hex()} for facts in (row, row | gone)],
         "marks": [
-            mark(store_key, counter, REVOKED_KEYS[: 2 * counter], REVOKED_SCOPES[:counter])
+            mark(store_key, counter, REVOKED_KEYS[: 2 * counter], REVOKED_SCOPES[: 3 * counter // 2])
             for counter in (0, 1, 2)
         ],
         "old_marks": [old_mark(store_key, counter, REVOKED_KEYS[:counter]) for counter in (0, 1, 2)],
@@ -410,6 +410,7 @@ REVOKED_KEYS = [
 REVOKED_SCOPES = [
     ("data", "subject:caf\u00e9", True, 1),
     ("field", "subject:caf\u00e9", False, 2),
+    ("data", "", False, 0),
 ]
 
 
@@ -424,18 +425,17 @@ def mark(
     leaves: dict[bytes, set[bytes]] = {}
     for key_id, how in keys:
         branch, leaf = key_id.bytes[14:]
-        leaves.setdefault(bytes([branch % 128, leaf]), set()).add(key_id.bytes + how[:1].encode())
+        leaves.setdefault(bytes([branch % 128, leaf]), set()).add(key_id.bytes[3:14] + how[:1].encode())
     for purpose, scope, closed, number in scopes:
-        name = hmac.digest(tree_key, lp(b"scope", purpose.encode(), scope.encode()), sha256)[:12]
-        branch, leaf = name[10:]
-        entry = name + (b"c" if closed else b"o") + number.to_bytes(4, "big")
+        name = hmac.digest(tree_key, lp(b"scope", purpose.encode(), scope.encode()), sha256)[:10]
+        branch, leaf = name[8:]
+        entry = name[:8] + (2 * number + closed).to_bytes(4, "big")
         leaves.setdefault(bytes([branch % 128 + 128, leaf]), set()).add(entry)
     nodes = {path: b"".join(sorted(entries)) for path, entries in leaves.items()}
     for size in (2, 1):
         for path in sorted(path for path in nodes if len(path) == size):
-            digest = hmac.digest(tree_key, lp(b"shop", path, nodes[path]), sha256)
-            nodes[path[:-1]] = nodes.get(path[:-1], b"") + path[-1:] + digest
-    revoked = hmac.digest(tree_key, lp(b"shop", b"", nodes.get(b"", b"")), sha256)
+            nodes[path[:-1]] = nodes.get(path[:-1], b"") + path[-1:] + sha256(nodes[path]).digest()
+    revoked = sha256(nodes.get(b"", b"")).digest()
     seal = hmac.digest(mark_key, lp(b"shop", counter.to_bytes(8, "big"), revoked), "sha512")[:32]
     return {
         "application": "shop", "counter": counter,

@@ -274,7 +274,7 @@ class RewrappingContract(KeyStoreFixtures):
         store.set_states([gone], next_mark=next_mark)
         assert store.count_wrapped_keys(application) == 2
 
-    def test_live_keys_without_a_wrapping_are_found_whatever_application_they_name(
+    def test_keys_that_lost_what_opens_them_are_found_whatever_application_they_name(
         self, store: KeyStore, application: str
     ) -> None:
         stored = store.add_active([make_record(application, scope) for scope in ("a", "b")])
@@ -283,8 +283,10 @@ class RewrappingContract(KeyStoreFixtures):
         ]
         for record in bare:
             store.add_active([record])
+        strange = make_record(f"other-{uuid4().hex}", "d")
+        store.add_active([strange])
         gone = moved(stored["a"], KeyState.DESTROYED, destroyed_by="retired")
         store.set_states([gone], next_mark=next_mark)
-        found = [record.key_id for record in store.live_without_wrapping()]
-        assert found == sorted(record.key_id for record in bare)
-        assert [record.key_id for record in store.live_without_wrapping(limit=1)] == found[:1]
+        found = [record.key_id for record in store.orphans()]
+        assert found == sorted(record.key_id for record in [*bare, strange])
+        assert [record.key_id for record in store.orphans(limit=1)] == found[:1]
