@@ -100,6 +100,25 @@ def test_a_row_that_does_not_open_is_named_and_exits_with_1(run, old, query):
     assert "remedy: " in shown
 
 
+@pytest.mark.parametrize("words", [["reencrypt"], ["reencrypt", "--dry-run"], ["rotate", "--reencrypt"]])
+@pytest.mark.parametrize("always_encrypt", ["true", "false"])
+def test_a_row_that_is_no_envelope_any_more_is_named_and_exits_with_1(
+    run, run_json, store, query, monkeypatch, always_encrypt, words
+):
+    store(4)
+    monkeypatch.setenv("EVENTSEAL_ALWAYS_ENCRYPT", always_encrypt)
+    query(f"UPDATE {ITEMS} SET data = CAST(data AS TEXT) WHERE position = 0")
+    query(f"UPDATE {ITEMS} SET data = X'' WHERE position = 1")
+    query(f"UPDATE {ITEMS} SET data = CAST(X'FF' || substr(data, 2) AS BLOB) WHERE position = 2")
+    result = run_json(*words, exits=1)
+    result = result.get("reencrypt", result)
+    assert (result["failed"], result["by_table"][ITEMS]["plain"]) == (3, 0)
+    assert [failure["row"]["position"] for failure in result["failures"]] == ["0", "1", "2"]
+    shown = run(*words, exits=1).stdout
+    assert all(f"position={number}" in shown for number in range(3))
+    assert "remedy: " in shown
+
+
 @pytest.mark.slow
 def test_items_that_are_left_make_the_exit_code_1(run, run_json, old, monkeypatch):
     with monkeypatch.context() as patched:

@@ -157,11 +157,25 @@ def test_a_scope_that_was_edited_hides_nothing(run, run_json, store, query, scop
     store(3)
     rotate()
     query("UPDATE encryption_keys SET scope = ? WHERE state = 'deactivated'", scope)
-    kind = str(scope) if isinstance(scope, int | float) else "unreadable"
-    exits = int(kind == "unreadable")
-    kinds = {(total["kind"], total["state"]) for total in run_json("status", exits=exits)["keys"]}
+    kind = str(scope) if isinstance(scope, int | float) else ":unreadable"
+    exits = int(kind == ":unreadable")
+    shown, text = run_json("status", exits=exits), run("status", exits=exits).stdout
+    kinds = {(total["kind"], total["state"]) for total in shown["keys"]}
     assert kinds == {(kind, "deactivated"), ("application", "active"), ("store", "active")}
-    assert kind in run("status", exits=exits).stdout
+    assert kind in text
+    said = [problem["message"] for problem in shown["edited"]]
+    assert said == ["the scope of 1 deactivated data key was edited and cannot be read"] * exits
+    assert all(message in text for message in said)
+
+
+def test_a_scope_may_be_called_unreadable(run, run_json, store):
+    store(1)
+    with EventSeal.from_settings() as seal:
+        seal.keyring.prepare(["unreadable", "unreadable:customer-1"])
+    shown = run_json("status")
+    assert {total["kind"]: total["keys"] for total in shown["keys"]}["unreadable"] == 2
+    assert shown["edited"] == shown["next"] == []
+    run("status")
 
 
 def test_what_an_earlier_release_s_key_tables_need_first_is_the_upgrade(run, run_json):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 
 import pytest
 
@@ -183,8 +184,14 @@ class CountedLock:
             assert self._condition.wait_for(lambda: self._came >= count, 60)
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_threads_that_come_while_one_refreshes_share_the_next(new_keyring, store, clock, fails: bool) -> None:
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [(None, 1), (StoreUnavailableError("the key store is away"), 1), (RuntimeError("a fault"), 19)],
+    ids=["done", "shared", "not understood"],
+)
+def test_threads_that_come_while_one_refreshes_share_the_next_if_it_is_understood(
+    new_keyring, store, clock, error: Exception | None, tries: int
+) -> None:
     keyring = new_keyring()
     sealing_key(keyring)
     clock.advance(61)
@@ -193,22 +200,22 @@ def test_threads_that_come_while_one_refreshes_share_the_next(new_keyring, store
     with ThreadPoolExecutor(20) as pool, store.gate("changes", after=False) as gate:
         first = pool.submit(keyring.refresh)
         gate.wait_reached()
-        if fails:
-            store.changes = _away(store)
+        if error is not None:
+            store.changes = _failing(store, error)
         others = [pool.submit(keyring.refresh) for _ in range(19)]
         lock.wait_for(20)
         gate.open()
         first.result(60)
         errors = [_outcome(other) for other in others]
-    assert store.calls == ["changes"] * 2
-    assert {type(error) for error in errors} == {StoreUnavailableError if fails else type(None)}
-    assert len({id(error) for error in errors}) == (19 if fails else 1)
+    assert store.calls == ["changes"] * (1 + tries)
+    assert {type(each) for each in errors} == {type(error)}
+    assert len({id(each) for each in errors}) == (1 if error is None else 19)
 
 
-def _away(store):
+def _failing(store, error: Exception):
     def changes(*args):
         store.calls.append("changes")
-        raise StoreUnavailableError("the key store is away")
+        raise copy(error)
 
     return changes
 
@@ -575,7 +582,7 @@ def test_a_thread_that_is_interrupted_does_not_stop_the_others(new_keyring, kms)
 def _outcome(future: Future) -> object:
     try:
         return future.result(60)
-    except (EventSealError, KeyboardInterrupt) as error:
+    except (EventSealError, KeyboardInterrupt, RuntimeError) as error:
         return error
 
 

@@ -267,9 +267,17 @@ def test_a_field_whose_subject_was_erased_stays_a_mask(sqlite_shop):
 def test_fields_inside_items_in_plain_keep_the_table_from_being_moved(sqlite_shop):
     events = append_old(sqlite_shop, always_encrypt=False)
     assert read_again(sqlite_shop, events, always_encrypt=False) == events
-    result = move(sqlite_shop)
+    result = move(sqlite_shop.again(always_encrypt=False))
     assert (result.done, result.failed) == (0, 6)
     assert "are bound to 'items' still" in result.failures[0].message
+    assert collection_of(sqlite_shop) == OLD
+
+
+def test_a_damaged_row_keeps_the_table_from_being_moved(sqlite_shop):
+    append_old(sqlite_shop)  # restored from a backup, it is bound to the former name
+    sqlite_shop.execute(f"UPDATE {LOGGED} SET data = x'' WHERE rowid = 1")
+    result = move(sqlite_shop)
+    assert (result.done, result.failed) == (5, 1)
     assert collection_of(sqlite_shop) == OLD
 
 

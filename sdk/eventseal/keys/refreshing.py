@@ -28,7 +28,8 @@ class Refresher:
         self._confirmation = confirmation
         self._store_key = store_key
         self._lock = threading.Lock()
-        self._begun = 0
+        # Numbers of refreshes: the last that began, and the last that succeeded or gave the failure below.
+        self._begun = self._ended = 0
         self._failure: EventSealError | None = None
 
     def confirm_for_opening(self) -> None:
@@ -62,24 +63,29 @@ class Refresher:
         self._share(self._begun, done=lambda: False)
 
     def _share(self, begun: int, *, done: Callable[[], bool]) -> None:
-        """Refresh, unless one that began after the caller asked, as *begun* shows, has ended meanwhile."""
+        """
+        Refresh, unless one that began after the caller asked, as *begun* shows, has ended meanwhile.
+
+        Raises:
+            EventSealError: It failed, or that one did. One that any other error ended counts for nobody else.
+        """
         self._memory.check_open()
         if done():
             return
         with self._lock:
             if done():
                 return
-            if self._begun > begun:
+            if self._ended > begun:
                 if self._failure is not None:
                     raise copied(self._failure)
                 return
             self._begun += 1
-            self._failure = None
             try:
                 self._refresh()
             except EventSealError as error:
-                self._failure = error
+                self._failure, self._ended = error, self._begun
                 raise
+            self._failure, self._ended = None, self._begun
 
     def _refresh(self) -> None:
         application = self._resources.application

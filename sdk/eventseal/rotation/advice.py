@@ -110,8 +110,8 @@ def _unreadable(status: Status) -> Iterator[Advice]:
     if status.edited:
         yield Advice(
             command="eventseal verify",
-            reason=f"rows that were edited so that they cannot be read: {len(status.edited):,}. Restore them "
-            "from a backup first, as said above",
+            reason="rows were edited so that they cannot be read. Restore them from a backup first, as said "
+            "above",
         )
     if status.unreadable:
         counts = ", ".join(f"{count:,} items of {table}" for table, count in status.unreadable.items())

@@ -111,13 +111,17 @@ class ItemChecks:
         store: Its cipher opens them.
         table: From the registry.
         sample: The share of rows to look at, over 0 and up to 1.
+        only: Only these rows, by the keys in their headers, without the fields inside; ``None``: all rows.
     """
 
-    def __init__(self, store: SealedStore, table: SealedTable, *, sample: float = 1.0) -> None:
+    def __init__(
+        self, store: SealedStore, table: SealedTable, *, sample: float = 1.0, only: Selection | None = None
+    ) -> None:
         self._store = store
         self._engine = store.datastore.engine
         self._table = table
         self._sample = sample
+        self._only = only
         self._random = random.Random()  # noqa: S311 - which items are in the sample is no secret
         self._rows = item_swaps(self._engine, table)
         self._marks = read(
@@ -159,7 +163,7 @@ class ItemChecks:
             if not page:
                 return
             tally = Tally()
-            self._check(tally, self._sampled(tally, _rows(page)), suspects)
+            self._check(tally, self._sampled(tally, _rows(self._asked(page))), suspects)
             yield tally
             after = page.last_place
 
@@ -168,13 +172,25 @@ class ItemChecks:
     ) -> tuple[Page, frozenset[Place]]:
         """Read a page, and tell which of its rows came after their compromised keys were marked."""
         page = self._rows.page(
-            connection, _EVERY_ROW, after=after, upto=upto, limit=PAGE_SIZE, written=bool(self._marks)
+            connection,
+            self._only or _EVERY_ROW,
+            after=after,
+            upto=upto,
+            limit=PAGE_SIZE,
+            written=bool(self._marks),
         )
         if not self._marks or not page:
             return page, frozenset()
         there = were_there(connection, self._table.table, self._marks, page)
         later = set(range(len(page))).difference(there)
         return page, frozenset((page.sequence_ids[number], page.positions[number]) for number in later)
+
+    def _asked(self, page: Page) -> Page:
+        """Leave out what a query for plain rows finds for the sake of its column alone."""
+        if self._only is None or self._only.keys is None:
+            return page
+        wanted = {None, *(key_id.bytes for key_id in self._only.keys)}
+        return page.only([number for number, named in enumerate(page.key_ids) if named in wanted])
 
     def _sampled(self, tally: Tally, rows: Sequence[ItemRow]) -> Sequence[ItemRow]:
         if self._sample == 1:
@@ -288,7 +304,8 @@ class ItemChecks:
 
     def _open_fields(self, verdicts: Sequence[_Verdict]) -> None:
         """Open the fields of all rows together; erased ones are as they should be."""
-        if not self._table.has_key_ids:  # the mapper of another program's table opens no fields
+        # The mapper of another program's table opens no fields.
+        if self._only is not None or not self._table.has_key_ids:
             return
         holding = {
             number: (_stored(verdict.row), verdict.plaintext)

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
     from eventseal.keys.policy import RotationPolicy
 
+UNREADABLE_KIND = f":{UNREADABLE}"
+"""Stands for the kind of a scope that cannot be read. No scope has it: a kind ends before the first colon."""
+
 _KEYS = encryption_keys.c
 _LATER_STATES = (KeyState.DEACTIVATED, KeyState.COMPROMISED)
 
@@ -42,7 +45,7 @@ class KeyTotal:
 
     Attributes:
         purpose: As the rows say, as do the others.
-        kind: Of their scopes: what stands before the colon.
+        kind: Of their scopes: what stands before the colon, or :data:`UNREADABLE_KIND`.
         state: Of the keys.
         keys: How many.
     """
@@ -98,10 +101,8 @@ def key_totals(connection: Connection, *, application: str) -> list[KeyTotal]:
     columns = _KEYS.purpose, _kind(connection).label("kind"), _KEYS.state
     query = select(*columns, func.count().label("keys")).where(_KEYS.application == application)
     rows = read_rows(connection, query.group_by(*columns).order_by(*columns))
-    return [
-        KeyTotal(**{name: row.values.get(name, UNREADABLE) for name in ("purpose", "kind", "state", "keys")})
-        for row in rows
-    ]
+    unreadable = {"purpose": UNREADABLE, "kind": UNREADABLE_KIND, "state": UNREADABLE}
+    return [KeyTotal(**{**unreadable, **row.values}) for row in rows]
 
 
 def closed_keys(connection: Connection, *, application: str, limit: int) -> list[ClosedKey]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from eventseal.errors import IntegrityError
 from eventseal.keys.states import KeyState
 from eventseal.rotation.batches import failure_to_json
 from eventseal.rotation.compromised import miscounts
+from eventseal.rotation.item_checks import ItemChecks, Tally
 from eventseal.rotation.jobs import REENCRYPT, verb_of
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult
 from eventseal.rotation.sources import Standing
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
 OUTCOMES = ("done", "failed", "suspected", "skipped", "plain", "foreign", "erased", "left")
 """
 What ``by_table`` counts: moved; not moved, for whatever reason, among them suspected forgeries and those
-whose scope has no active key; in plain; another application's; shredded; still to be moved.
+whose scope has no active key; in plain, where readers take that; another application's; shredded; still to
+be moved.
 """
 
 
@@ -52,7 +55,8 @@ class JobReport:
         self._store = store
         self._tables = tables
         self._started = time.monotonic()
-        self._sources: Sequence[TableSources] = ()
+        self.sources: Sequence[TableSources] = ()
+        """What the tables held at the last look; empty before one."""
         self._done_then = 0
 
     def counted(self, sources: Sequence[TableSources], totals: Totals) -> int:
@@ -62,7 +66,7 @@ class JobReport:
         Returns:
             How many items a pass could move.
         """
-        self._sources = sources
+        self.sources = sources
         self._done_then = _sum(totals, "done")
         return sum(left_of(totals.by_table, source) for source in sources)
 
@@ -79,10 +83,8 @@ class JobReport:
         totals = read(engine, partial(job_counts.load_totals, job=job), doing="reading how far a job is")
         failures = self._failures(job)
         done, failed = _sum(totals, "done"), _sum(totals, "failed")
-        if self._sources:
-            left = sum(left_of(totals.by_table, source) for source in self._sources) - (
-                done - self._done_then
-            )
+        if self.sources:
+            left = sum(left_of(totals.by_table, source) for source in self.sources) - (done - self._done_then)
         else:  # it has only gone on with a pass that was begun before
             left = job.total - done - failed
         miscounted: list[Failure] = []
@@ -96,7 +98,7 @@ class JobReport:
             failed=failed + len(miscounted),
             seconds=time.monotonic() - self._started,
             job_id=job.job_id,
-            by_table=by_table(totals.by_table, self._tables, self._sources),
+            by_table=by_table(totals.by_table, self._tables, self.sources),
             by_key=dict(islice(totals.by_key.items(), MAX_KEYS_LISTED)),
             failures=tuple([*miscounted, *failures][:MAX_FAILURES]),
             settles_at=settled,
@@ -141,6 +143,36 @@ def by_table(
         counts["foreign"] = source.items.get(Standing.FOREIGN, 0)
         counts["erased"] = source.items.get(Standing.ERASED, 0)
     return {table: {outcome: counts[outcome] for outcome in OUTCOMES} for table, counts in shown.items()}
+
+
+def with_unsealed(store: SealedStore, sources: Sequence[TableSources], result: JobResult) -> JobResult:
+    """
+    Add to a result, as failures, the rows that were counted as plain and that ``verify`` does not take so.
+
+    Args:
+        store: Whose readers they are.
+        sources: What each table held at the last look.
+        result: Of a re-encryption, or of its dry run.
+
+    Raises:
+        StoreError: The database refused or failed.
+    """
+    found = Tally()
+    for source in sources:
+        for selection in source.unsealed():
+            for page in ItemChecks(store, source.table, only=selection).run(None, None):
+                found.add(page)
+    shown = {table: dict(counts) for table, counts in result.by_table.items()}
+    failed = {table: counts["failed"] for table, counts in found.by_table.items()}
+    for table, items in failed.items():
+        shown[table]["failed"] += items
+        shown[table]["plain"] = max(0, shown[table]["plain"] - items)
+    return replace(
+        result,
+        failed=result.failed + sum(failed.values()),
+        by_table=shown,
+        failures=tuple([*result.failures, *found.failures][:MAX_FAILURES]),
+    )
 
 
 def left_of(counted: Mapping[str, Counter[str]], source: TableSources) -> int:

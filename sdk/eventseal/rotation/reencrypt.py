@@ -15,7 +15,7 @@ from eventseal.rotation.jobs import begun_job, resumed_job
 from eventseal.rotation.moved_collections import finish_move, moved_sources, refuse_move
 from eventseal.rotation.movers import collection_of, keys_of
 from eventseal.rotation.old_key_tables import refuse_old_key_tables
-from eventseal.rotation.outcomes import JobReport
+from eventseal.rotation.outcomes import JobReport, with_unsealed
 from eventseal.rotation.passes import Passes
 from eventseal.rotation.sealed_store import registered_tables
 from eventseal.rotation.settling import settles_at
@@ -76,11 +76,11 @@ def reencrypt(
         progress: Called now and then with what was done so far.
 
     Returns:
-        ``done`` items were moved, ``failed`` ones do not open, are suspected forgeries, or are of a scope
-        without an active key; ``left`` are to be moved still. ``complete`` says that a look at all key ids
-        that began when every process had noticed the last rotation found nothing more to move; until that
-        time, ``settles_at``, processes may append under an old key. ``by_table`` counts by outcome,
-        ``by_key`` by the key that items had.
+        ``done`` items were moved, ``failed`` ones do not open, are suspected forgeries, are of a scope
+        without an active key, or are neither envelopes nor what readers take for plain; ``left`` are to be
+        moved still. ``complete`` says that a look at all key ids that began when every process had noticed
+        the last rotation found nothing more to move; until that time, ``settles_at``, processes may append
+        under an old key. ``by_table`` counts by outcome, ``by_key`` by the key that items had.
 
     Raises:
         ConfigurationError: An argument is wrong, a table is not registered, or a key is not one to move from.
@@ -113,7 +113,8 @@ def reencrypt(
         else:
             sources = table_sources(store, found, keys)
         if dry_run:
-            return estimate(store, sources, workers=shards, items_per_second=items_per_second)
+            would = estimate(store, sources, workers=shards, items_per_second=items_per_second)
+            return with_unsealed(store, sources, would)
         options: dict[str, Any] = {
             "keys": None if keys is None else sorted(map(str, keys)),
             "tables": None if tables is None else sorted(tables),
@@ -156,6 +157,7 @@ def reencrypt(
         report=report,
     )
     result = passes.run()
+    result = with_unsealed(store, report.sources, result)
     return finish_move(store, found[0], result) if moves else result
 
 

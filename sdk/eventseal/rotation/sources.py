@@ -147,6 +147,15 @@ class TableSources:
         else:
             yield 1, Selection(keys=listed, few=self._are_few(others))
 
+    def unsealed(self) -> Iterator[Selection]:
+        """Select the rows that no pass looks at: no envelopes, and what begins like one by chance."""
+        if plain := self.items.get(None, 0):
+            yield Selection(keys=(), few=plain <= FEW_ITEMS, plain=True)
+        keys = self.keys.get(Standing.CHANCE, ())
+        few = self.items.get(Standing.CHANCE, 0) <= FEW_ITEMS
+        for start in range(0, len(keys), _CHUNK):
+            yield Selection(keys=tuple(keys[start : start + _CHUNK]), few=few)
+
     def _are_few(self, keys: Sequence[UUID]) -> bool:
         return sum(self.by_key[key_id] for key_id in keys) <= FEW_ITEMS
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from eventseal.storage.edited_rows import UNREADABLE
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime, timedelta
@@ -75,7 +73,8 @@ class Status:
         keks: What hangs on which KEK and version.
         jobs: Re-encryptions that did not end, and the last one that did.
         edited: Rows that were edited so that they cannot be read. Of the registry: *items* lack their tables.
-            Of keys: their state or purpose is none that there is.
+            Of keys: their state or purpose is none that there is, or their scope cannot be read; the latter
+            are counted together.
         next_steps: What is worth running, the most urgent first.
     """
 
@@ -98,5 +97,4 @@ class Status:
     def is_sound(self) -> bool:
         """Whether every item can be read as far as its key id tells, and no row that was read was edited."""
         jobs_read = all(standing.problem is None for standing in self.jobs)
-        keys_read = all(UNREADABLE not in {total.kind, total.state, total.purpose} for total in self.keys)
-        return jobs_read and keys_read and not self.unreadable and not self.edited
+        return jobs_read and not self.unreadable and not self.edited

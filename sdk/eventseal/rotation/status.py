@@ -12,6 +12,7 @@ from eventseal.keys.policy import RotationPolicy
 from eventseal.keys.seals import unreadable_row
 from eventseal.rotation.advice import advice, with_upgrade_first
 from eventseal.rotation.key_totals import (
+    UNREADABLE_KIND,
     closed_keys,
     key_states,
     key_totals,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from eventseal.keys.store import KeyStore
+    from eventseal.rotation.key_totals import KeyTotal
     from eventseal.storage import SQLAlchemyDatastore
     from eventseal.storage.sealed_table import SealedTable
 
@@ -78,6 +80,7 @@ def status(
     tables = registered_tables(datastore, application, unreadable=edited)
     look = partial(of_unknown_kind, application=application)
     unknown = read(engine, look, doing="looking for rows of unknown kinds")
+    totals = read(engine, partial(key_totals, application=application), doing="counting keys")
     items, items_by_key, unreadable = _items(datastore, application, tables, always_encrypt=always_encrypt)
     found = Status(
         application=application,
@@ -85,7 +88,7 @@ def status(
         refresh_interval=read(
             engine, partial(refresh_interval, application=application), doing="reading the refresh interval"
         ),
-        keys=tuple(read(engine, partial(key_totals, application=application), doing="counting keys")),
+        keys=tuple(totals),
         closed=tuple(read(engine, closed, doing="looking for keys that seal no more")),
         overdue=read(engine, due, doing="looking for keys that are to be rotated"),
         items=items,
@@ -94,7 +97,11 @@ def status(
         old_formats={table.table: table.old_formats for table in tables if table.old_formats},
         keks=tuple(key_store.kek_uses(application)),
         jobs=tuple(job_standings(datastore, application)),
-        edited=(*edited, *map(unreadable_row, unknown)),
+        edited=(
+            *edited,
+            *map(unreadable_row, unknown),
+            *(_unreadable_scope(total) for total in totals if total.kind == UNREADABLE_KIND),
+        ),
     )
     found = replace(found, next_steps=advice(found))
     return with_upgrade_first(found) if has_old_key_tables(key_store, application) else found
@@ -134,6 +141,14 @@ def _job_standings(connection: Connection, application: str) -> list[JobStanding
             standing = JobStanding(job=job, done=done, failed=failed)
         standings.append(standing)
     return standings
+
+
+def _unreadable_scope(total: KeyTotal) -> IntegrityError:
+    keys = f"{total.keys:,} {total.state} {total.purpose} key{'s' * (total.keys > 1)}"
+    return IntegrityError(
+        f"the scope of {keys} was edited and cannot be read",
+        remedy="Find the rows with `eventseal keys`, and restore them from a backup.",
+    )
 
 
 def _items(
