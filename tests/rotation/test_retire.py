@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import sqlite3
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing as closing_file
 from functools import partial
 from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import event, text
+from sqlalchemy.orm import DeclarativeBase
 from tests.fixtures.postgres_databases import wait_until_blocked
 
 from eventseal.cipher import ItemContext
@@ -26,7 +30,7 @@ from eventseal.items import SequencedItem
 from eventseal.keys import KeyPurpose, KeyState
 from eventseal.keys.key_ids import new_key_id
 from eventseal.rotation import JobResult, closing, mark_compromised, reencrypt, retire, rotate_keys
-from eventseal.storage import TimestampSequencedItemRecord
+from eventseal.storage import IntegerSequencedColumns, TimestampSequencedItemRecord
 from eventseal.storage.fences import CLOSED, OPEN, fence_states
 from eventseal.storage.transactions import begin_writing
 
@@ -561,6 +565,48 @@ def active_before(shop, scope: str) -> UUID:
         if found.state is KeyState.DEACTIVATED
     ]
     return closed
+
+
+def forge_index(shop, table: str) -> None:
+    """Let an index on nothing pass for the one on the key ids in headers."""
+    with closing_file(sqlite3.connect(shop.url.removeprefix("sqlite:///"))) as file:
+        file.execute("PRAGMA writable_schema = 1")
+        find = "SELECT name, sql FROM sqlite_master WHERE name LIKE 'eventseal_key_id%' AND tbl_name = ?"
+        name, sql = file.execute(find, (table,)).fetchone()
+        file.execute(f'DROP INDEX "{name}"')
+        file.execute(f"""CREATE INDEX "{name}" ON "{table}" (hex(''))""")
+        file.execute("UPDATE sqlite_master SET sql = ? WHERE name = ?", (sql, name))
+        file.execute("PRAGMA schema_version = 1000")  # other connections read the schema again
+        file.commit()
+
+
+@pytest.mark.parametrize("table", ["integer_sequenced_items", "it's an order"])
+def test_an_index_that_hides_items_stops_it_until_the_index_is_made_again(sqlite_shop, table) -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    class Order(IntegerSequencedColumns, Base):
+        __tablename__ = "it's an order"
+        __collection__ = "orders"
+
+    shop = sqlite_shop
+    shop.seal.datastore.tables = (*shop.seal.datastore.tables, Order)
+    shop.seal.datastore.setup_tables(application="shop")
+    own = shop.seal.datastore.tables
+    (item,) = shop.append(record=next(found for found in own if found.__tablename__ == table))
+    rotate_keys(shop.seal)
+    forge_index(shop, table)
+    # Somebody writes meanwhile: the check waits for nobody.
+    with shop.again().seal.datastore.engine.connect() as writer:
+        begin_writing(writer)
+        with pytest.raises(IntegrityError, match=f"{table}.*row 1 missing from index") as caught:
+            retire(shop.seal, dry_run=True)
+    with pytest.raises(IntegrityError):
+        retire(shop.seal)
+    assert record(shop, item.key_id).state is KeyState.DEACTIVATED
+    (statement,) = re.findall(r"`(REINDEX .*?)`", caught.value.remedy)
+    shop.execute(statement)
+    assert retire(shop.seal).by_key == {item.key_id: 1}
 
 
 @pytest.mark.slow

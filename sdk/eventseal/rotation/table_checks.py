@@ -11,6 +11,7 @@ from eventseal.storage.fence_triggers import has_fence_triggers
 from eventseal.storage.item_columns import sealed_columns
 from eventseal.storage.item_tables import OWN_RECORDS
 from eventseal.storage.key_counts import count_differing, differing_rows, rows_without_envelope
+from eventseal.storage.key_id_indexes import damage, reindex_statement
 from eventseal.storage.transactions import read
 from eventseal.storage.unregistered import (
     copies_of_items,
@@ -55,6 +56,32 @@ def differing_items(
     by_chance = named - key_store.get(named).keys()
     found = count - sum(by_key[key_id] for key_id in by_chance)
     return found, [row for row in rows if row.key_id not in by_chance]
+
+
+def refuse_damaged_indexes(store: SealedStore, tables: Sequence[SealedTable]) -> None:
+    """
+    Stop where an index on SQLite does not have every row of its table: the counts of items go by it.
+
+    Args:
+        store: Has the items' database.
+        tables: From the registry.
+
+    Raises:
+        IntegrityError: There is such an index.
+        StoreError: The database refused or failed.
+    """
+    engine = store.datastore.engine
+    for table in tables:
+        doing = f"comparing the indexes of {table.table} with its rows"
+        found = read(engine, partial(damage, table=table), doing=doing)
+        if found is not None:
+            raise IntegrityError(
+                f"table {table.table} and its indexes do not agree, so its items cannot be counted. SQLite "
+                f"says: {found}",
+                remedy="Find out who changed the file. To create the indexes anew, run "
+                f"`{reindex_statement(engine.dialect, table)}` with sqlite3. Then run it again. If that does "
+                "not help, restore the file from a backup.",
+            )
 
 
 def refuse_damaged_rows(store: SealedStore, tables: Sequence[SealedTable]) -> None:
