@@ -12,11 +12,13 @@ from functools import partial
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import create_engine, event, make_url, text
 from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.pool import NullPool
 from tests.fixtures.postgres_databases import wait_until_blocked
 
 from eventseal.cipher import ItemContext
+from eventseal.erasure import shred
 from eventseal.errors import (
     ConfigurationError,
     IntegrityError,
@@ -24,12 +26,22 @@ from eventseal.errors import (
     KeyClosedError,
     KeyNotFoundError,
     MissingTableError,
+    StoreError,
     StoreUnavailableError,
 )
 from eventseal.items import SequencedItem
 from eventseal.keys import KeyPurpose, KeyState
 from eventseal.keys.key_ids import new_key_id
-from eventseal.rotation import JobResult, closing, mark_compromised, reencrypt, retire, rotate_keys
+from eventseal.rotation import (
+    JobResult,
+    closing,
+    mark_compromised,
+    reencrypt,
+    retire,
+    rotate_keys,
+    status,
+    verify,
+)
 from eventseal.storage import IntegerSequencedColumns, TimestampSequencedItemRecord
 from eventseal.storage.fences import CLOSED, OPEN, fence_states
 from eventseal.storage.transactions import begin_writing
@@ -607,6 +619,82 @@ def test_an_index_that_hides_items_stops_it_until_the_index_is_made_again(sqlite
     (statement,) = re.findall(r"`(REINDEX .*?)`", caught.value.remedy)
     shop.execute(statement)
     assert retire(shop.seal).by_key == {item.key_id: 1}
+
+
+VERBS_THAT_COUNT = {
+    "retire": retire,
+    "retire --dry-run": partial(retire, dry_run=True),
+    "reencrypt": reencrypt,
+    "verify": verify,
+    "shred --dry-run": partial(shred, scope="a", dry_run=True),
+    "status": lambda seal: status(seal.key_store, seal.datastore, "shop"),
+}
+
+
+@pytest.fixture
+def owned_shop(open_shop, postgres_url):
+    """A store whose tables belong to a role that is no superuser: policies of row-level security bind it."""
+    url = make_url(postgres_url)
+    role = f"owner_{url.database}"
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.begin() as connection:
+        connection.execute(text(f"CREATE ROLE {role} LOGIN"))
+        connection.execute(text(f"GRANT CREATE ON SCHEMA public TO {role}"))
+    yield open_shop(url.set(username=role).render_as_string(hide_password=False))
+    with engine.begin() as connection:
+        connection.execute(text(f"DROP OWNED BY {role} CASCADE"))
+        connection.execute(text(f"DROP ROLE {role}"))
+
+
+def hide_rows(shop, table: str, *, unless: str = "false") -> None:
+    for statement in ("ENABLE ROW LEVEL SECURITY", "FORCE ROW LEVEL SECURITY"):
+        shop.execute(f"ALTER TABLE {table} {statement}")
+    shop.execute(f"CREATE POLICY hides ON {table} USING ({unless}) WITH CHECK (true)")
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("verb", VERBS_THAT_COUNT.values(), ids=VERBS_THAT_COUNT)
+def test_a_policy_that_hides_items_stops_what_counts_them(owned_shop, verb) -> None:
+    shop = owned_shop
+    (item,) = shop.append(scope="a")
+    rotate_keys(shop.seal)
+    hide_rows(shop, "integer_sequenced_items")
+    with pytest.raises(StoreError, match=r"row-level security policy .*integer_sequenced_items") as caught:
+        verb(shop.seal)
+    assert "NO FORCE ROW LEVEL SECURITY" in caught.value.remedy
+    assert record(shop, item.key_id).state is KeyState.DEACTIVATED
+    shop.execute("ALTER TABLE integer_sequenced_items NO FORCE ROW LEVEL SECURITY")
+    assert retire(shop.seal).by_key == {item.key_id: 1}
+
+
+@pytest.mark.postgres
+def test_a_policy_that_hides_keys_keeps_the_branch_key_that_wraps_them(owned_shop) -> None:
+    shop = owned_shop.again(branches=1)
+    shop.append(scope="a")
+    branch = branch_of(shop)
+    shop.seal.keyring.rotate_branches()
+    hide_rows(shop, "key_wrappings")
+    hide_rows(shop, "encryption_keys", unless="purpose <> 'data'")
+    for call in (retire, partial(retire, keys=[branch])):
+        with pytest.raises(StoreError, match="row-level security policy"):
+            call(shop.seal)
+
+
+@pytest.mark.postgres
+def test_an_application_appends_and_reads_what_its_policies_allow(owned_shop) -> None:
+    shop = owned_shop
+    (seen,) = shop.append()
+    hide_rows(shop, "integer_sequenced_items", unless=f"sequence_id = '{seen.sequence_id}'")
+    for table in ("encryption_keys", "key_wrappings", "key_fences", "sealed_tables"):
+        hide_rows(shop, table, unless="true")
+    other = shop.again()
+    (hidden,) = other.append()
+    other.append(scope="b")
+    assert [len(other.strategy().get_items(item.sequence_id)) for item in (seen, hidden)] == [1, 0]
+    assert (
+        other.seal.cipher.decrypt(seen.data, ItemContext(seen.sequence_id, 0, "shop:Placed"))
+        == b"the-secret-of-the-item"
+    )
 
 
 @pytest.mark.slow
