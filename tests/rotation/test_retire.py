@@ -35,11 +35,13 @@ from eventseal.keys.key_ids import new_key_id
 from eventseal.rotation import (
     JobResult,
     closing,
+    item_checks,
     mark_compromised,
     reencrypt,
     retire,
     rotate_keys,
     status,
+    table_checks,
     verify,
 )
 from eventseal.storage import IntegerSequencedColumns, TimestampSequencedItemRecord
@@ -821,6 +823,39 @@ def test_what_may_be_in_plain_blocks_nothing(shop, accepted) -> None:
     other = shop.again(always_encrypt=accepted != "by setting", old_formats=formats)
     result = retire(other.seal, keys=[empty])
     assert (result.done, result.failed, result.complete) == (1, 0, True)
+
+
+FIRST_BYTES = {"masked": b"\xff", "like JSON": b"{"}
+
+
+@pytest.mark.parametrize("how", ["masked", "like JSON", "as text"])
+@pytest.mark.parametrize("accepted", ["by setting", "by migration"])
+def test_what_no_reader_takes_blocks_every_retire_where_plain_items_are_allowed(
+    shop, accepted, how, monkeypatch
+) -> None:
+    for module in (item_checks, table_checks):  # a few rows are sorted for each page, many are not
+        monkeypatch.setattr(module, "PAGE_SIZE", 2 if accepted == "by setting" else 4)
+    items = shop.append(3)
+    shop.append_plain()
+    rotate_keys(shop.seal)
+    if accepted == "by migration":
+        shop.execute("""UPDATE sealed_tables SET old_formats = '["plain-json"]'""")
+    formats = ["plain-json"] if accepted == "by migration" else []
+    other = shop.again(always_encrypt=accepted != "by setting", old_formats=formats)
+    if how == "as text":
+        if not shop.url.startswith("sqlite"):
+            pytest.skip("PostgreSQL's column holds nothing but bytes")
+        shop.execute("UPDATE integer_sequenced_items SET data = CAST(data AS TEXT) WHERE key_id IS NOT NULL")
+    else:
+        for item in items:
+            shop.edit(item, data=FIRST_BYTES[how] + item.data[1:])
+    shop.execute("UPDATE integer_sequenced_items SET key_id = NULL")
+    for call in (retire, partial(retire, dry_run=True)):
+        with pytest.raises(IntegrityError, match=r"3 items of .*_items: .*, 0; .*, 1; .*, 2\."):
+            call(other.seal)
+    for item in items:
+        shop.edit(item, data=item.data, key_id=item.key_id)
+    assert retire(other.seal).by_key == {items[0].key_id: 3}
 
 
 @pytest.mark.slow

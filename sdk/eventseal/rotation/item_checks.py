@@ -163,6 +163,32 @@ class ItemChecks:
             yield tally
             after = page.last_place
 
+    def refused(self, *, few: bool) -> Iterator[ItemRow]:
+        """
+        Give the rows that are no envelopes and that no reader takes. No fields are opened.
+
+        Args:
+            few: Whether so few rows are no envelopes that sorting them for each page is cheap.
+
+        Raises:
+            StoreError: The database refused or failed.
+        """
+        look = partial(self._rows.page, selection=Selection(keys=(), few=few, plain=True), upto=None)
+        after: Place | None = None
+        while page := read(
+            self._engine,
+            partial(look, after=after, limit=PAGE_SIZE),
+            doing=f"reading {self._table.table}",
+        ):
+            rows = [row for row, named in zip(_rows(page), page.key_ids, strict=True) if named is None]
+            opened = self._store.cipher.open_many([(row.data, self._context(row)) for row in rows])
+            for row, outcome in zip(rows, opened, strict=True):
+                *_, error = self._judged(row, outcome)
+                if error is not None:
+                    raise_if_outage(error)
+                    yield row
+            after = page.last_place
+
     def _page(
         self, connection: Connection, *, after: Place | None, upto: Place | None
     ) -> tuple[Page, frozenset[Place]]:

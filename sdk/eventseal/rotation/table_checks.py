@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from eventseal.errors import ConfigurationError, IntegrityError
+from eventseal.rotation.item_checks import PAGE_SIZE, ItemChecks
 from eventseal.rotation.sealed_store import NamesUnsealedTables, SealedStore, accepts_plain
 from eventseal.storage.fence_triggers import has_fence_triggers
 from eventseal.storage.item_columns import sealed_columns
+from eventseal.storage.item_rows import count_without_place
 from eventseal.storage.item_tables import OWN_RECORDS
 from eventseal.storage.key_counts import count_differing, differing_rows, rows_without_envelope
 from eventseal.storage.key_id_indexes import damage, reindex_statement
@@ -98,12 +101,9 @@ def refuse_damaged_rows(store: SealedStore, tables: Sequence[SealedTable]) -> No
     """
     damaged = []
     for table in tables:
-        if accepts_plain(store, table):
-            continue
-        look = partial(rows_without_envelope, table=table, limit=_SHOWN)
-        count, some = read(store.datastore.engine, look, doing=f"looking for damaged rows of {table.table}")
+        count, some = _damaged_rows(store, table)
         if count:
-            places = [f"{row.sequence_id}, {row.position}" for row in some] + ["..."] * (count > _SHOWN)
+            places = [f"{row.sequence_id}, {row.position}" for row in some] + ["..."] * (count > len(some))
             damaged.append(f"{count:,} item{'s' * (count > 1)} of {table.table}: {'; '.join(places)}")
     if damaged:
         raise IntegrityError(
@@ -111,6 +111,22 @@ def refuse_damaged_rows(store: SealedStore, tables: Sequence[SealedTable]) -> No
             remedy="Restore them from a backup. Rows that are no items, delete. If they are in an "
             "older format, name it in the setting old_formats. Then run it again.",
         )
+
+
+def _damaged_rows(store: SealedStore, table: SealedTable) -> tuple[int, list[ItemRow]]:
+    """Count the rows that are no envelopes and that no reader takes, and give some of them."""
+    engine, doing = store.datastore.engine, f"looking for damaged rows of {table.table}"
+    look = partial(rows_without_envelope, table=table, limit=_SHOWN)
+    count, some = read(engine, look, doing=doing)
+    if not count or not accepts_plain(store, table):
+        return count, some
+    if table.is_others:  # theirs to judge
+        return 0, []
+    rows = ItemChecks(store, table).refused(few=count <= PAGE_SIZE)
+    some = list(islice(rows, _SHOWN))
+    # A row without a place is in no page.
+    lost = read(engine, partial(count_without_place, table=table), doing=doing)
+    return len(some) + sum(1 for _ in rows) + lost, some
 
 
 def refuse_unregistered_tables(store: SealedStore) -> None:
