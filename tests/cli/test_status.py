@@ -67,6 +67,21 @@ def test_an_item_that_is_not_encrypted_and_names_a_key_is_told_where_plain_ones_
         assert run_json("status", exits=1)["unreadable"] == {"integer_sequenced_items": 1}
 
 
+@pytest.mark.parametrize("edited", ["x'ff' || substr(data, 2)", "CAST(data AS TEXT)", "x''"])
+def test_what_no_reader_takes_is_told_where_plain_items_are_allowed(
+    run, run_json, store, query, monkeypatch, edited
+):
+    monkeypatch.setenv("EVENTSEAL_ALWAYS_ENCRYPT", "false")
+    store(2)
+    query("UPDATE integer_sequenced_items SET data = x'207b7d', key_id = NULL WHERE position = 0")
+    run("doctor")
+    assert run_json("status")["unreadable"] == {}
+    query(f"UPDATE integer_sequenced_items SET data = {edited}, key_id = NULL WHERE position = 1")
+    assert run_json("status", exits=1)["unreadable"] == {"integer_sequenced_items": 1}
+    assert "1 items of integer_sequenced_items are not encrypted" in run("doctor", exits=1).stdout
+    run("verify", exits=1)
+
+
 def test_a_store_in_which_nothing_is_to_do_says_so(run, run_json, store):
     store(3)
     assert run_json("status")["next"] == []

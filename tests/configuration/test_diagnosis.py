@@ -496,7 +496,8 @@ def test_keys_in_a_database_of_their_own_are_looked_at_there(tmp_path, monkeypat
 @pytest.mark.slow
 def test_items_that_are_not_encrypted_are_an_error_until_a_migration_begins(append, sql, monkeypatch):
     append(3)
-    sql(f"UPDATE {ITEMS} SET key_id = NULL, data = substr(data, 2) WHERE position > 0")
+    edit = f"UPDATE {ITEMS} SET key_id = NULL, data = :data WHERE position > 0"
+    sql(edit, data=b"{}")
     finding = the_one("not encrypted")
     assert (finding.severity, finding.area) == (Severity.ERROR, "migration")
     assert finding.text.startswith(f"2 items of {ITEMS} are")
@@ -507,6 +508,10 @@ def test_items_that_are_not_encrypted_are_an_error_until_a_migration_begins(appe
     monkeypatch.setenv("EVENTSEAL_OLD_FORMATS", "plain-json")
     sql("UPDATE sealed_tables SET old_formats = '[\"plain-json\"]'")
     assert amiss() == []
+    sql(edit, data=b"\xff, which no reader takes")
+    for allowed in ("true", "false"):
+        monkeypatch.setenv("EVENTSEAL_ALWAYS_ENCRYPT", allowed)
+        assert the_one("not encrypted").text.startswith(f"2 items of {ITEMS} are")
 
 
 @pytest.mark.slow

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
+import sqlite3
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing as closing_file
 from functools import partial
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import create_engine, event, make_url, text
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.pool import NullPool
 from tests.fixtures.postgres_databases import wait_until_blocked
 
 from eventseal.cipher import ItemContext
+from eventseal.erasure import shred
 from eventseal.errors import (
     ConfigurationError,
     IntegrityError,
@@ -20,13 +26,25 @@ from eventseal.errors import (
     KeyClosedError,
     KeyNotFoundError,
     MissingTableError,
+    StoreError,
     StoreUnavailableError,
 )
 from eventseal.items import SequencedItem
 from eventseal.keys import KeyPurpose, KeyState
 from eventseal.keys.key_ids import new_key_id
-from eventseal.rotation import JobResult, closing, mark_compromised, reencrypt, retire, rotate_keys
-from eventseal.storage import TimestampSequencedItemRecord
+from eventseal.rotation import (
+    JobResult,
+    closing,
+    item_checks,
+    mark_compromised,
+    reencrypt,
+    retire,
+    rotate_keys,
+    status,
+    table_checks,
+    verify,
+)
+from eventseal.storage import IntegerSequencedColumns, TimestampSequencedItemRecord
 from eventseal.storage.fences import CLOSED, OPEN, fence_states
 from eventseal.storage.transactions import begin_writing
 
@@ -563,6 +581,124 @@ def active_before(shop, scope: str) -> UUID:
     return closed
 
 
+def forge_index(shop, table: str) -> None:
+    """Let an index on nothing pass for the one on the key ids in headers."""
+    with closing_file(sqlite3.connect(shop.url.removeprefix("sqlite:///"))) as file:
+        file.execute("PRAGMA writable_schema = 1")
+        find = "SELECT name, sql FROM sqlite_master WHERE name LIKE 'eventseal_key_id%' AND tbl_name = ?"
+        name, sql = file.execute(find, (table,)).fetchone()
+        file.execute(f'DROP INDEX "{name}"')
+        file.execute(f"""CREATE INDEX "{name}" ON "{table}" (hex(''))""")
+        file.execute("UPDATE sqlite_master SET sql = ? WHERE name = ?", (sql, name))
+        file.execute("PRAGMA schema_version = 1000")  # other connections read the schema again
+        file.commit()
+
+
+@pytest.mark.parametrize("table", ["integer_sequenced_items", "it's an order"])
+def test_an_index_that_hides_items_stops_it_until_the_index_is_made_again(sqlite_shop, table) -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    class Order(IntegerSequencedColumns, Base):
+        __tablename__ = "it's an order"
+        __collection__ = "orders"
+
+    shop = sqlite_shop
+    shop.seal.datastore.tables = (*shop.seal.datastore.tables, Order)
+    shop.seal.datastore.setup_tables(application="shop")
+    own = shop.seal.datastore.tables
+    (item,) = shop.append(record=next(found for found in own if found.__tablename__ == table))
+    rotate_keys(shop.seal)
+    forge_index(shop, table)
+    # Somebody writes meanwhile: the check waits for nobody.
+    with shop.again().seal.datastore.engine.connect() as writer:
+        begin_writing(writer)
+        with pytest.raises(IntegrityError, match=f"{table}.*row 1 missing from index") as caught:
+            retire(shop.seal, dry_run=True)
+    with pytest.raises(IntegrityError):
+        retire(shop.seal)
+    assert record(shop, item.key_id).state is KeyState.DEACTIVATED
+    (statement,) = re.findall(r"`(REINDEX .*?)`", caught.value.remedy)
+    shop.execute(statement)
+    assert retire(shop.seal).by_key == {item.key_id: 1}
+
+
+VERBS_THAT_COUNT = {
+    "retire": retire,
+    "retire --dry-run": partial(retire, dry_run=True),
+    "reencrypt": reencrypt,
+    "verify": verify,
+    "shred --dry-run": partial(shred, scope="a", dry_run=True),
+    "status": lambda seal: status(seal.key_store, seal.datastore, "shop"),
+}
+
+
+@pytest.fixture
+def owned_shop(open_shop, postgres_url):
+    """A store whose tables belong to a role that is no superuser: policies of row-level security bind it."""
+    url = make_url(postgres_url)
+    role = f"owner_{url.database}"
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.begin() as connection:
+        connection.execute(text(f"CREATE ROLE {role} LOGIN"))
+        connection.execute(text(f"GRANT CREATE ON SCHEMA public TO {role}"))
+    yield open_shop(url.set(username=role).render_as_string(hide_password=False))
+    with engine.begin() as connection:
+        connection.execute(text(f"DROP OWNED BY {role} CASCADE"))
+        connection.execute(text(f"DROP ROLE {role}"))
+
+
+def hide_rows(shop, table: str, *, unless: str = "false") -> None:
+    for statement in ("ENABLE ROW LEVEL SECURITY", "FORCE ROW LEVEL SECURITY"):
+        shop.execute(f"ALTER TABLE {table} {statement}")
+    shop.execute(f"CREATE POLICY hides ON {table} USING ({unless}) WITH CHECK (true)")
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("verb", VERBS_THAT_COUNT.values(), ids=VERBS_THAT_COUNT)
+def test_a_policy_that_hides_items_stops_what_counts_them(owned_shop, verb) -> None:
+    shop = owned_shop
+    (item,) = shop.append(scope="a")
+    rotate_keys(shop.seal)
+    hide_rows(shop, "integer_sequenced_items")
+    with pytest.raises(StoreError, match=r"row-level security policy .*integer_sequenced_items") as caught:
+        verb(shop.seal)
+    assert "NO FORCE ROW LEVEL SECURITY" in caught.value.remedy
+    assert record(shop, item.key_id).state is KeyState.DEACTIVATED
+    shop.execute("ALTER TABLE integer_sequenced_items NO FORCE ROW LEVEL SECURITY")
+    assert retire(shop.seal).by_key == {item.key_id: 1}
+
+
+@pytest.mark.postgres
+def test_a_policy_that_hides_keys_keeps_the_branch_key_that_wraps_them(owned_shop) -> None:
+    shop = owned_shop.again(branches=1)
+    shop.append(scope="a")
+    branch = branch_of(shop)
+    shop.seal.keyring.rotate_branches()
+    hide_rows(shop, "key_wrappings")
+    hide_rows(shop, "encryption_keys", unless="purpose <> 'data'")
+    for call in (retire, partial(retire, keys=[branch])):
+        with pytest.raises(StoreError, match="row-level security policy"):
+            call(shop.seal)
+
+
+@pytest.mark.postgres
+def test_an_application_appends_and_reads_what_its_policies_allow(owned_shop) -> None:
+    shop = owned_shop
+    (seen,) = shop.append()
+    hide_rows(shop, "integer_sequenced_items", unless=f"sequence_id = '{seen.sequence_id}'")
+    for table in ("encryption_keys", "key_wrappings", "key_fences", "sealed_tables"):
+        hide_rows(shop, table, unless="true")
+    other = shop.again()
+    (hidden,) = other.append()
+    other.append(scope="b")
+    assert [len(other.strategy().get_items(item.sequence_id)) for item in (seen, hidden)] == [1, 0]
+    assert (
+        other.seal.cipher.decrypt(seen.data, ItemContext(seen.sequence_id, 0, "shop:Placed"))
+        == b"the-secret-of-the-item"
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("tables", ["one", "all"])
 def test_a_table_counts_whoever_the_registry_says_it_belongs_to(shop, tables) -> None:
@@ -687,6 +823,40 @@ def test_what_may_be_in_plain_blocks_nothing(shop, accepted) -> None:
     other = shop.again(always_encrypt=accepted != "by setting", old_formats=formats)
     result = retire(other.seal, keys=[empty])
     assert (result.done, result.failed, result.complete) == (1, 0, True)
+
+
+FIRST_BYTES = {"masked": b"\xff", "like JSON": b"{"}
+
+
+@pytest.mark.parametrize("how", ["masked", "like JSON", "as text"])
+@pytest.mark.parametrize("accepted", ["by setting", "by migration"])
+def test_what_no_reader_takes_blocks_every_retire_where_plain_items_are_allowed(
+    shop, accepted, how, monkeypatch
+) -> None:
+    monkeypatch.setattr(item_checks, "PAGE_SIZE", 2)
+    # Few rows are sorted for each page, many are not.
+    monkeypatch.setattr(table_checks, "FEW_ITEMS", 2 if accepted == "by setting" else 4)
+    items = shop.append(3)
+    shop.append_plain()
+    rotate_keys(shop.seal)
+    if accepted == "by migration":
+        shop.execute("""UPDATE sealed_tables SET old_formats = '["plain-json"]'""")
+    formats = ["plain-json"] if accepted == "by migration" else []
+    other = shop.again(always_encrypt=accepted != "by setting", old_formats=formats)
+    if how == "as text":
+        if not shop.url.startswith("sqlite"):
+            pytest.skip("PostgreSQL's column holds nothing but bytes")
+        shop.execute("UPDATE integer_sequenced_items SET data = CAST(data AS TEXT) WHERE key_id IS NOT NULL")
+    else:
+        for item in items:
+            shop.edit(item, data=FIRST_BYTES[how] + item.data[1:])
+    shop.execute("UPDATE integer_sequenced_items SET key_id = NULL")
+    for call in (retire, partial(retire, dry_run=True)):
+        with pytest.raises(IntegrityError, match=r"3 items of .*_items: .*, 0; .*, 1; .*, 2\."):
+            call(other.seal)
+    for item in items:
+        shop.edit(item, data=item.data, key_id=item.key_id)
+    assert retire(other.seal).by_key == {items[0].key_id: 3}
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from uuid import uuid4
 
 import pytest
@@ -252,6 +253,30 @@ def test_status_says_that_rows_in_plain_are_taken_by_no_reader(shop):
     assert steps(shop, always_encrypt=False) == []
     accept(shop, "plain-json")
     assert steps(shop) == ["eventseal migrate"]
+
+
+@pytest.mark.parametrize(
+    ("names", "data", "wrong"),
+    [
+        (["plain-json"], b'\n {"amount":5}', 0),
+        (["plain-json"], b"\xff", 1),
+        (["plain-json+zlib"], zlib.compress(b"{}"), 0),
+        (["plain-json", "eventsourcing-gcm"], b"\xff in any bytes", 0),
+    ],
+    ids=["json", "no json", "zlib", "ciphertext"],
+)
+def test_status_counts_no_old_item_that_its_format_may_begin_like(shop, names, data, wrong):
+    shop.append_plain(data=data)
+    accept(shop, *names)
+    assert read_status(shop).unreadable == ({ITEMS: wrong} if wrong else {})
+
+
+@pytest.mark.parametrize("edited", ["CAST(data AS TEXT)", "CAST('{}' AS TEXT)"])
+def test_status_counts_text_where_every_format_is_accepted(sqlite_shop, edited):
+    sqlite_shop.append(1)
+    accept(sqlite_shop, "eventsourcing-gcm")
+    sqlite_shop.execute(f"UPDATE {ITEMS} SET data = {edited}, key_id = NULL")
+    assert read_status(sqlite_shop).unreadable == {ITEMS: 1}
 
 
 def accept(shop, *names):

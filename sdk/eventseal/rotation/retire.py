@@ -23,6 +23,7 @@ from eventseal.rotation.table_checks import (
     differing_items,
     refuse_absent_tables,
     refuse_copies,
+    refuse_damaged_indexes,
     refuse_damaged_rows,
     refuse_tagged_events,
     refuse_unfenced_tables,
@@ -79,7 +80,8 @@ def retire(
             another program writes it; or a table holds events by tags, which nobody counts; or none of the
             eventsourcing library's listed tables is there; or items are sealed in a place that the store
             does not have.
-        IntegrityError: A row is neither an envelope nor what its table accepts; nothing was done.
+        IntegrityError: A row is neither an envelope nor what its table accepts; or, on SQLite, an index does
+            not have every row of its table; nothing was done.
         JobError: A named key is needed still, with the ``result`` of the others; or, before anything is done,
             a named one is active, or of a purpose that is never retired.
         KeyNotFoundError: There is no such key; nothing was done.
@@ -112,6 +114,7 @@ class _Retirement:
         self._store = store
         self._tables = registered_tables(store.datastore, store.cipher.application)
         refuse_unfenced_tables(store, self._tables)
+        refuse_damaged_indexes(store, self._tables)  # before whatever goes by an index
         refuse_damaged_rows(store, self._tables)
         self._table_places = [TablePlace(store.datastore.engine, table) for table in self._tables]
         self._places = places_beside_tables(store)

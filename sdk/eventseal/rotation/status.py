@@ -24,7 +24,7 @@ from eventseal.rotation.sealed_store import registered_tables
 from eventseal.rotation.standing import PLAIN, UNKNOWN, JobStanding, Status
 from eventseal.storage import job_counts, jobs
 from eventseal.storage.item_rows import count_by_key
-from eventseal.storage.key_counts import count_differing
+from eventseal.storage.key_counts import count_differing, count_unreadable
 from eventseal.storage.key_queries import of_unknown_kind
 from eventseal.storage.key_store import SQLAlchemyKeyStore
 from eventseal.storage.transactions import read
@@ -162,13 +162,16 @@ def _items(
         doing = f"counting {table.table}"
         counts = read(datastore.engine, partial(count_by_key, table=table), doing=doing)
         differing = read(datastore.engine, partial(count_differing, table=table), doing=doing)
+        without = counts.get(None, 0)
+        if without and table.accepts_plain(always_encrypt=always_encrypt):
+            without = read(datastore.engine, partial(count_unreadable, table=table), doing=doing)
         named = {key_id: count for key_id, count in counts.items() if key_id is not None}
         states = read(
             datastore.key_engine,
             partial(key_states, application=application, key_ids=list(named)),
             doing="reading the states of keys",
         )
-        wrong = _unreadable(table, counts, differing, states, always_encrypt=always_encrypt)
+        wrong = _unreadable(table, counts, differing, states, without=without)
         if wrong:
             unreadable[table.table] = wrong
         if table.is_others:  # of what is theirs, nobody here can say how it stands
@@ -190,18 +193,14 @@ def _unreadable(
     differing: Mapping[UUID | None, int],
     known: Container[UUID | None],
     *,
-    always_encrypt: bool,
+    without: int,
 ) -> int:
-    """Count what no reader takes, as far as the key ids alone tell."""
+    """Count what no reader takes, as far as the key ids alone tell; *without* an envelope are so many."""
     # Another application's key, or, while a migration lasts, what an older item has at that place by chance.
     may_be_no_key = table.is_others or bool(table.old_formats)
-    wrong = {
-        key_id: count
-        for key_id, count in differing.items()
-        if key_id in known or not may_be_no_key or (key_id is None and not table.is_others)
-    }
-    if not table.accepts_plain(always_encrypt=always_encrypt):
-        wrong[None] = counts.get(None, 0)
+    wrong = {key_id: count for key_id, count in differing.items() if key_id in known or not may_be_no_key}
+    if not table.is_others:
+        wrong[None] = without
     # In a shared table the key may be another application's, too.
     if table.application is not None and not may_be_no_key:
         wrong |= {key_id: count for key_id, count in counts.items() if key_id and key_id not in known}

@@ -6,11 +6,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from eventseal.errors import ConfigurationError, IntegrityError
+from eventseal.items.sealed_places import Selection
+from eventseal.rotation.item_checks import ItemChecks, Tally
 from eventseal.rotation.sealed_store import NamesUnsealedTables, SealedStore, accepts_plain
+from eventseal.rotation.sources import FEW_ITEMS
 from eventseal.storage.fence_triggers import has_fence_triggers
 from eventseal.storage.item_columns import sealed_columns
+from eventseal.storage.item_rows import count_without_place
 from eventseal.storage.item_tables import OWN_RECORDS
 from eventseal.storage.key_counts import count_differing, differing_rows, rows_without_envelope
+from eventseal.storage.key_id_indexes import damage, reindex_statement
 from eventseal.storage.transactions import read
 from eventseal.storage.unregistered import (
     copies_of_items,
@@ -57,6 +62,32 @@ def differing_items(
     return found, [row for row in rows if row.key_id not in by_chance]
 
 
+def refuse_damaged_indexes(store: SealedStore, tables: Sequence[SealedTable]) -> None:
+    """
+    Stop where an index on SQLite does not have every row of its table: the counts of items go by it.
+
+    Args:
+        store: Has the items' database.
+        tables: From the registry.
+
+    Raises:
+        IntegrityError: There is such an index.
+        StoreError: The database refused or failed.
+    """
+    engine = store.datastore.engine
+    for table in tables:
+        doing = f"comparing the indexes of {table.table} with its rows"
+        found = read(engine, partial(damage, table=table), doing=doing)
+        if found is not None:
+            raise IntegrityError(
+                f"table {table.table} and its indexes do not agree, so its items cannot be counted. SQLite "
+                f"says: {found}",
+                remedy="Find out who changed the file. To create the indexes anew, run "
+                f"`{reindex_statement(engine.dialect, table)}` with sqlite3. Then run it again. If that does "
+                "not help, restore the file from a backup.",
+            )
+
+
 def refuse_damaged_rows(store: SealedStore, tables: Sequence[SealedTable]) -> None:
     """
     Stop where a row is neither an envelope nor what its table accepts: its key may be any that is to go.
@@ -71,19 +102,34 @@ def refuse_damaged_rows(store: SealedStore, tables: Sequence[SealedTable]) -> No
     """
     damaged = []
     for table in tables:
-        if accepts_plain(store, table):
-            continue
-        look = partial(rows_without_envelope, table=table, limit=_SHOWN)
-        count, some = read(store.datastore.engine, look, doing=f"looking for damaged rows of {table.table}")
+        count, some = _damaged_rows(store, table)
         if count:
-            places = [f"{row.sequence_id}, {row.position}" for row in some] + ["..."] * (count > _SHOWN)
-            damaged.append(f"{count:,} item{'s' * (count > 1)} of {table.table}: {'; '.join(places)}")
+            places = "; ".join([*some, *["..."] * (count > len(some))])
+            damaged.append(f"{count:,} item{'s' * (count > 1)} of {table.table}: {places}")
     if damaged:
         raise IntegrityError(
             f"{'. '.join(damaged)}. These rows are not sealed, or damaged: nobody knows which key they need",
             remedy="Restore them from a backup. Rows that are no items, delete. If they are in an "
             "older format, name it in the setting old_formats. Then run it again.",
         )
+
+
+def _damaged_rows(store: SealedStore, table: SealedTable) -> tuple[int, list[str]]:
+    """Count the rows that are no envelopes and that no reader takes, and say where some of them are."""
+    engine, doing = store.datastore.engine, f"looking for damaged rows of {table.table}"
+    look = partial(rows_without_envelope, table=table, limit=_SHOWN)
+    count, some = read(engine, look, doing=doing)
+    if not count or not accepts_plain(store, table):
+        return count, [f"{row.sequence_id}, {row.position}" for row in some]
+    if table.is_others:  # theirs to judge
+        return 0, []
+    found, plain = Tally(), Selection(keys=(), few=count <= FEW_ITEMS, plain=True)
+    for page in ItemChecks(store, table, only=plain).run(None, None):
+        found.add(page)
+    # A row without a place is in no page.
+    lost = read(engine, partial(count_without_place, table=table), doing=doing)
+    failed = sum(counts["failed"] for counts in found.by_table.values())
+    return failed + lost, [", ".join(failure.row.values()) for failure in found.failures[:_SHOWN]]
 
 
 def refuse_unregistered_tables(store: SealedStore) -> None:

@@ -202,7 +202,7 @@ class SQLAlchemyDatastore:
             StoreError: The database refused or failed.
         """
         look = partial(read_registry, application=application)
-        found = read(self.key_engine, look, doing="reading the registry of sealed tables")
+        found = read(self.key_engine, look, doing="reading the registry of sealed tables", filtered=True)
         said = {each.table.fullname: each for each in map(sealed_columns, self.tables) if each}
         registry = Registry([], list(found.unreadable))
         for row in found.tables:

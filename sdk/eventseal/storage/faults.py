@@ -45,6 +45,12 @@ _LOOK_AT_DISK = (
     "See whether the disk that the SQLite file is on is full, or failing; then run it again: what was "
     "written is whole."
 )
+_GRANT = "Grant this user the privilege on the table that the message names."
+_SHOW_EVERY_ROW = (
+    "Run it as a role that sees every row: a superuser can give a role BYPASSRLS with ALTER ROLE. Or, as the "
+    "table's owner, run ALTER TABLE ... NO FORCE ROW LEVEL SECURITY, then run it again. If you did not "
+    "create the policy, find out who did: pg_policies lists it."
+)
 
 _PRIMARY_CODE = 0xFF
 _SQLITE_UNAVAILABLE = frozenset(
@@ -77,6 +83,8 @@ _OUTCOME_UNKNOWN = frozenset({"40003", "57P01", "57P02", "57P03"})
 _SHOW_THE_ROW = frozenset({"22", "23"})
 _READ_ONLY, _FORBIDDEN, _DISK_FULL = "25006", "42501", "53100"
 _UNDEFINED_TABLE, _UNDEFINED_COLUMN = "42P01", "42703"
+_HIDES_ROWS = "check_enable_rls"
+"""The function of PostgreSQL that refuses a query because a policy would hide rows from it."""
 
 _BAD_OPTION = re.compile(r"^(?:connection is bad: |invalid dsn: )*(?:invalid |bad value for )")
 """What libpq says before it connects: no server was asked, so asking again does not help."""
@@ -188,7 +196,9 @@ def _server_error(error: DBAPIError, doing: str) -> EventSealError:
     if state == _READ_ONLY:
         return StoreReadOnlyError(said)
     if state == _FORBIDDEN:
-        return StoreError(said, remedy="Grant this user the privilege on the table that the message names.")
+        diagnosis = getattr(error.orig, "diag", None)
+        hides_rows = getattr(diagnosis, "source_function", None) == _HIDES_ROWS
+        return StoreError(said, remedy=_SHOW_EVERY_ROW if hides_rows else _GRANT)
     if state == _UNDEFINED_TABLE:
         found = _QUOTED.search(text)
         return MissingTableError(said, table=found[1] if found else None)

@@ -114,6 +114,7 @@ class ItemAppends:
                 self._engine(session),
                 lambda own: open_fences(own, unknown),
                 doing="making the fences of keys",
+                filtered=True,
             )
         connection = begin_writing(session.connection(bind_arguments={"mapper": self._record_class}))
         if unknown and not on_postgresql:

@@ -85,7 +85,8 @@ class SQLAlchemyActiveRecordStrategy:
             return []
         look = partial(registered, application=application)
         try:
-            known = read(datastore.key_engine, look, doing="reading the registry of sealed tables")
+            doing = "reading the registry of sealed tables"
+            known = read(datastore.key_engine, look, doing=doing, filtered=True)
         except MissingTableError:
             return []
         entry = entry_of(known, self._columns.table.fullname, application)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 
 from eventseal.storage.item_columns import KEY_ID
 from eventseal.storage.item_rows import ItemRow, described
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
     from eventseal.storage.item_rows import DescribedTable
     from eventseal.storage.sealed_table import SealedTable
+
+
+_JSON_FORMATS = frozenset({"plain-json"})
+_BEFORE_JSON = [bytes([byte]) for byte in b"{ \t\n\v\f\r"]
+"""What JSON of an object may begin with: white space, too."""
 
 
 def count_under(
@@ -131,6 +136,26 @@ def rows_without_envelope(
     """
     columns = described(table)
     return _count_and_some(connection, columns, columns.key_id.is_(None), limit)
+
+
+def count_unreadable(connection: Connection, table: SealedTable) -> int:
+    """
+    Count rows that no reader takes, of a table that accepts items in plain or in an older format.
+
+    They are no envelopes, and begin like no item that is accepted, or name a key in their column. It opens
+    nothing: `verify` finds more.
+
+    Args:
+        connection: To the database that the table is in.
+        table: From the registry.
+    """
+    columns = described(table)
+    data = columns["data"]
+    fits: ColumnElement[bool] = func.substr(data, 1, 1, type_=data.type).in_(_BEFORE_JSON)
+    if not _JSON_FORMATS.issuperset(table.old_formats):  # the others begin with any byte
+        fits = func.typeof(data) == "blob" if connection.dialect.name == "sqlite" else data.is_not(None)
+    query = select(func.count()).where(columns.key_id.is_(None), or_(fits.is_not(True), columns.differs))
+    return int(connection.execute(query).scalar_one())
 
 
 def _count_and_some(

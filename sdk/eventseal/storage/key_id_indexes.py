@@ -109,6 +109,33 @@ def make_key_id_indexes(engine: Engine, table: SealedTable, *, keeps: bool = Fal
         return _make_on_server(connection, table, keeps=keeps)
 
 
+def damage(connection: Connection, table: SealedTable) -> str | None:
+    """
+    Compare a SQLite table with all of its indexes. An attacker who can write the file can forge them.
+
+    It reads the whole table, and takes no lock that keeps others from writing.
+
+    Args:
+        connection: To the items' database.
+        table: From the registry.
+
+    Returns:
+        The first difference, in SQLite's words; ``None``: there is none, or the database is PostgreSQL,
+        where nobody but a superuser can forge an index.
+    """
+    if connection.dialect.name != "sqlite":
+        return None
+    *schema, name = (connection.dialect.identifier_preparer.quote(p) for p in table.table.rsplit(".", 1))
+    check = f"{'.'.join([*schema, 'integrity_check'])}({name})"
+    said = connection.exec_driver_sql(f"PRAGMA {check}").scalars().first()
+    return None if said == "ok" else str(said)
+
+
+def reindex_statement(dialect: Dialect, table: SealedTable) -> str:
+    """Write the statement with which SQLite makes all indexes of a table anew."""
+    return f"REINDEX {_quoted(dialect, table)}"
+
+
 def index_name(dialect: Dialect, table: SealedTable) -> str:
     """Name the index on the key ids in headers by its expression: a release with another makes its own."""
     return next(iter(_definitions(dialect, table)))

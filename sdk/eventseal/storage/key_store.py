@@ -171,7 +171,7 @@ class SQLAlchemyKeyStore:
                 again=next(attempts) > 0,
             )
 
-        return self._write(change, "changing the states of keys")
+        return self._write(change, "changing the states of keys", filtered=False)
 
     def advance(self, application: str, *, next_mark: NextMark) -> None:
         """Store the next mark, with the nodes that go with it and no key moved."""
@@ -231,7 +231,8 @@ class SQLAlchemyKeyStore:
 
     def orphans(self, *, limit: int = 1000) -> list[KeyRecord]:
         """Give live keys that have no wrapping, and keys of applications that have no store key."""
-        return self._read(partial(orphans, limit=limit), "looking for keys that lost what opens them")
+        look = partial(orphans, limit=limit)
+        return self._read(look, "looking for keys that lost what opens them", filtered=False)
 
     def reserve(self, items: Mapping[UUID, int], *, limit: int = HARD_LIMIT) -> dict[UUID, int]:
         """Lease items under active keys; gives the new totals of those that were granted."""
@@ -279,7 +280,7 @@ class SQLAlchemyKeyStore:
             edited = load_records(connection, *conditions, ~has_id)
             return edited + load_records(connection, *conditions, has_id, limit=limit)
 
-        return self._read(load, "listing keys")
+        return self._read(load, "listing keys", filtered=False)
 
     def add_place(self, application: str, name: str, collection: str) -> None:
         """Note that a place beside the registered tables holds items."""
@@ -297,17 +298,19 @@ class SQLAlchemyKeyStore:
             lambda connection: connection.execute(select(DatabaseClock())).scalar_one(), "asking the time"
         )
 
-    def _read(self, work: Callable[[Connection], T], doing: str) -> T:
-        return read(self._datastore.key_engine, work, doing=doing)
+    def _read(self, work: Callable[[Connection], T], doing: str, *, filtered: bool = True) -> T:
+        return read(self._datastore.key_engine, work, doing=doing, filtered=filtered)
 
-    def _write(self, work: Callable[[Connection], T], doing: str, *, wait: bool = True) -> T:
+    def _write(
+        self, work: Callable[[Connection], T], doing: str, *, wait: bool = True, filtered: bool = True
+    ) -> T:
         engine = self._datastore.key_engine
         if engine is self._datastore.engine and self._datastore.holds_write_lock():
             raise StoreUnavailableError(
                 f"{doing} inside the session's open write transaction", remedy=_PREPARE
             )
         try:
-            return write(engine, work, doing=doing, wait=wait)
+            return write(engine, work, doing=doing, wait=wait, filtered=filtered)
         except StoreUnavailableError as error:
             if engine.dialect.name == "sqlite":
                 error.remedy = f"{error.remedy} {_PREPARE}"

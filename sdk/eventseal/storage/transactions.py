@@ -23,6 +23,8 @@ ATTEMPTS = 5
 _LONGEST_PAUSE = 0.05
 _LONGEST_POLL = 0.005
 _BEGIN = "BEGIN IMMEDIATE"
+_SEE_EVERY_ROW = text("SET LOCAL row_security = off")
+"""From here on, PostgreSQL raises an error where a policy would hide a row."""
 
 
 def begin_writing(connection: Connection) -> Connection:
@@ -52,7 +54,9 @@ def holds_sqlite_lock(connection: Connection) -> bool:
     return _raw(connection).in_transaction
 
 
-def write(engine: Engine, work: Callable[[Connection], T], *, doing: str, wait: bool = True) -> T:
+def write(
+    engine: Engine, work: Callable[[Connection], T], *, doing: str, wait: bool = True, filtered: bool = False
+) -> T:
     """
     Run *work* in a transaction of its own that decides by what it reads, and commit it.
 
@@ -64,6 +68,7 @@ def write(engine: Engine, work: Callable[[Connection], T], *, doing: str, wait: 
         work: Gets the connection; must not commit.
         doing: For messages.
         wait: Whether to wait for another transaction's locks.
+        filtered: Whether a policy of row-level security may hide rows; see :func:`read`.
 
     Raises:
         StoreError: Or one of its subclasses, or MissingTableError.
@@ -72,6 +77,8 @@ def write(engine: Engine, work: Callable[[Connection], T], *, doing: str, wait: 
 
     def attempt() -> T:
         with isolated.connect() as connection:
+            if _is_server(engine) and not filtered:
+                connection.execute(_SEE_EVERY_ROW)
             if wait:
                 return _committed(begin_writing(connection), work)
             return _without_waiting(connection, work)
@@ -79,7 +86,7 @@ def write(engine: Engine, work: Callable[[Connection], T], *, doing: str, wait: 
     return _repeated(attempt, doing)
 
 
-def read(engine: Engine, work: Callable[[Connection], T], *, doing: str) -> T:
+def read(engine: Engine, work: Callable[[Connection], T], *, doing: str, filtered: bool = False) -> T:
     """
     Run *work*, which only reads, in one snapshot of its own.
 
@@ -87,6 +94,8 @@ def read(engine: Engine, work: Callable[[Connection], T], *, doing: str) -> T:
         engine: SQLite or PostgreSQL.
         work: Gets the connection.
         doing: For messages.
+        filtered: Whether a policy of row-level security may hide rows. An application reads and appends what
+            its policies allow. Whatever counts or proves must see every row: a hidden row is an error.
 
     Raises:
         StoreError: Or one of its subclasses, or MissingTableError.
@@ -95,8 +104,10 @@ def read(engine: Engine, work: Callable[[Connection], T], *, doing: str) -> T:
 
     def attempt() -> T:
         with isolated.connect() as connection:
-            if connection.dialect.name == "sqlite":
+            if not _is_server(engine):
                 connection.exec_driver_sql("BEGIN")
+            elif not filtered:
+                connection.execute(_SEE_EVERY_ROW)
             return work(connection)
 
     return _repeated(attempt, doing)

@@ -10,6 +10,7 @@ from eventseal.configuration.diagnosis.registry_checks import reachable_tables
 from eventseal.configuration.old_formats import configured_formats
 from eventseal.errors import EncryptionRequiredError
 from eventseal.storage.item_rows import count_plain
+from eventseal.storage.key_counts import count_unreadable
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
@@ -53,9 +54,10 @@ def check_encrypted(stores: Stores) -> Iterator[Finding]:
         stores: The databases, and the settings.
     """
     for table in reachable_tables(stores):
-        if table.accepts_plain(always_encrypt=stores.settings.always_encrypt):
+        if table.is_others:
             continue
-        look = partial(count_plain, table=table)
+        accepts_plain = table.accepts_plain(always_encrypt=stores.settings.always_encrypt)
+        look = partial(count_unreadable if accepts_plain else count_plain, table=table)
         items = read(stores.datastore.engine, look, doing=f"counting {table.table}")
         if items:
             error = EncryptionRequiredError(

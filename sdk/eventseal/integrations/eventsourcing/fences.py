@@ -55,7 +55,10 @@ class KnownFences:
             return []
         key_ids = [UUID(bytes=raw) for raw in unknown]
         states = write(
-            self._datastore.engine, lambda own: _opened(own, key_ids), doing="making the fences of keys"
+            self._datastore.engine,
+            lambda own: _opened(own, key_ids),
+            doing="making the fences of keys",
+            filtered=True,
         )
         closed = sorted(key_id for key_id, state in states.items() if state == CLOSED)
         if len(self._known) + len(unknown) > MOST_REMEMBERED:
