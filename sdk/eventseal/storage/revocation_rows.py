@@ -28,7 +28,7 @@ def load_nodes(connection: Connection, application: str, paths: Collection[bytes
     nodes: dict[Any, Any] = {}
     for chunk in chunks(sorted(paths)):
         nodes.update(connection.execute(query.where(columns.path.in_(chunk))).all())
-    # What somebody edited into no bytes is like a node that is gone: it does not match what lists it.
+    # Untyped columns are read faster. What somebody edited into no bytes is like a node that is gone.
     return {path: content for path, content in nodes.items() if isinstance(content, bytes)}
 
 
