@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import delete, insert, text, update
+from sqlalchemy import delete, insert, select, text, update
 from tests.fixtures.ending_kms import EndingKms
 from tests.fixtures.ledger_shops import LedgerShop
 
-from eventseal.erasure import roll_epoch
+from eventseal.erasure import roll_epoch, shred
 from eventseal.errors import JobError, KmsForbiddenError, KmsUnavailableError
 from eventseal.keys import KeyPurpose, KeyState
 from eventseal.keys.branch_wrapping import branch_uri
@@ -33,6 +33,10 @@ class EditedShop(LedgerShop):
         values = {"key_id": key_id, "kek_uri": kek_uri, "kek_version": version, "wrapped": bytes(60)}
         verified_at = now if verified else None
         self.execute(insert(key_wrappings).values(**values, created_at=now, verified_at=verified_at))
+
+    def rows(self, query) -> list[dict]:
+        with self.seal.datastore.key_engine.connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
 
     def lose(self, key_id, kek_uri) -> None:
         """Take a wrapping away."""
@@ -138,15 +142,16 @@ def test_no_kek_ends_for_the_sake_of_wrappings_that_only_say_they_open(moving, o
 
 @pytest.mark.parametrize("state", ["deactivated", "weird", "destroyed"])
 @pytest.mark.parametrize("wrapping", ["deleted", "replaced"])
+@pytest.mark.parametrize("purpose", ["data", "store"])
 def test_no_kek_ends_that_a_key_needs_whose_row_was_hidden_and_wrapping_lost(
-    moving, old, new, state, wrapping
+    moving, old, new, state, wrapping, purpose
 ) -> None:
     lost = moving.key(SCOPES[0])
     moving.seal.keyring.rotate(SCOPES[0])
     rewrap(moving.seal, to=new)
     columns = encryption_keys.c
     hidden = update(encryption_keys).where(columns.key_id == lost)
-    moving.execute(hidden.values(application="ghost"))
+    moving.execute(hidden.values(application="ghost", purpose=purpose))
     moving.execute(text(f"UPDATE encryption_keys SET state = '{state}' WHERE application = 'ghost'"))
     moving.lose(lost, new.uri)
     moving.lose(lost, old.uri)
@@ -176,6 +181,24 @@ def test_no_kek_ends_that_a_key_needs_which_only_says_it_was_destroyed(moving, o
     moving.execute(update(encryption_keys).where(encryption_keys.c.key_id == key_id).values(**forged))
     result = roll_epoch(moving.seal, to=new)
     assert (result.complete, [failure.key_id for failure in result.failures]) == (False, [key_id])
+
+
+def test_no_new_epoch_has_a_key_that_was_erased_and_whose_old_row_was_put_back(shops, old, new) -> None:
+    shop = shops(old)
+    item = shop.append(SCOPES[0])
+    (row,), wrapped = (
+        shop.rows(select(table).where(table.c.key_id == item.key_id))
+        for table in (encryption_keys, key_wrappings)
+    )
+    shred(shop.seal, SCOPES[0])
+    shop.execute(update(encryption_keys).where(encryption_keys.c.key_id == item.key_id).values(row))
+    shop.execute(insert(key_wrappings).values(wrapped))
+    shop.kms = [old, new]
+    shop.restart()
+    result = roll_epoch(shop.seal, to=new)
+    assert (result.complete, result.receipt) == (False, None)
+    assert [failure.key_id for failure in result.failures] == [item.key_id]
+    assert new.uri not in {wrapped.kek_uri for wrapped in shop.wrappings(item.key_id)}
 
 
 def test_a_wrapping_without_a_key_counts_as_needed(moving, old, new) -> None:

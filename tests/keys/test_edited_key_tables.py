@@ -197,6 +197,16 @@ def test_a_process_that_knows_of_no_shred_yet_shreds_again_beside_edited_tombsto
     refuse_to_seal(process(), running)
 
 
+def test_a_process_that_holds_a_key_which_was_hidden_from_a_shred_drops_it(tables, keyring, process) -> None:
+    running, hidden = process(), sealing_key(keyring)
+    assert sealing_key(running).key_id == hidden.key_id
+    tables.edit(hidden.key_id, application="ghost", active_scope=None)
+    sealing_key(keyring, purpose=KeyPurpose.FIELD)
+    process().shred(SCOPE)
+    assert not isinstance(opened(running, hidden.key_id), DataKey)
+    refuse_to_seal(running)
+
+
 def test_a_closed_scope_is_reopened_although_its_slots_were_freed(tables, keyring, process) -> None:
     sealing_key(keyring)
     keyring.shred(SCOPE)

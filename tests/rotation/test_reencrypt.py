@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from eventseal.cipher import AESCipher, EventZstd, ItemContext, NoCompression, Zlib, Zstd, inspect
 from eventseal.errors import ConfigurationError
 from eventseal.items import SequencedItem
-from eventseal.rotation import batches, begin_migration, list_jobs, reencrypt, sources, verify
+from eventseal.rotation import batches, begin_migration, list_jobs, reencrypt, rotate_keys, sources, verify
 from eventseal.storage import (
     BinaryUUID,
     ExactInteger,
@@ -312,6 +312,19 @@ def test_rows_that_name_another_key_or_none_that_is_known_are_reported(shop):
     result = reencrypt(shop.seal)
     assert (result.done, result.failed) == (2, 2)
     assert {failure.error for failure in result.failures} == {"IntegrityError"}
+
+
+@pytest.mark.parametrize("state", ["destroyed", "active"])
+def test_items_of_a_key_whose_row_was_edited_fail_whatever_the_row_says(shop, state):
+    items = shop.append(2)
+    rotate_keys(shop.seal, compromised=True)
+    edit = "UPDATE encryption_keys SET state = :state, destroyed_by = 'shredded' WHERE state = 'compromised'"
+    shop.execute(edit, state=state)
+    for options in ({"dry_run": True}, {}):
+        result = reencrypt(shop.again().seal, **options)
+        assert (result.done, result.by_table["integer_sequenced_items"]["erased"]) == (0, 0)
+    assert result.failed >= 2
+    assert {failure.key_id for failure in result.failures} == {items[0].key_id}
 
 
 def test_rows_whose_key_id_is_none_at_all_are_reported(sqlite_shop):

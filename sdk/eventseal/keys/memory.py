@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from eventseal.errors import ConfigurationError, IntegrityError
 from eventseal.keys.branch_wrapping import MOST_BRANCHES, branch_wrapping, named_branch
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from eventseal.keys.records import ChangeMark, Changes, KeyRecord
     from eventseal.keys.revocation_tree import RevokedAs
     from eventseal.keys.seals import Seals
+
+Held: TypeAlias = "dict[UUID, tuple[KeyPurpose, str] | None]"
+"""Keys by id, with the purpose and the scope of those that are held."""
 
 MOST_BRANCH_KEYS = 2 * MOST_BRANCHES
 """Branch keys held at most: those that wrap, and as many that were rotated."""
@@ -86,14 +89,14 @@ class Memory:
 
     # --- what a refresh asks and learns ---
 
-    def asked(self) -> tuple[int, list[UUID], Moment]:
-        """Give what a refresh asks with: the counter, the ids that are held, and the moment."""
+    def asked(self) -> tuple[int, Held, Moment]:
+        """Give what a refresh asks with: the counter, the keys that are held, and the moment."""
         with self._lock:
             # Of a branch key that went for another one, the keys that it opened may be held still.
-            branches = {cached.branch for cached in self._all() if cached.branch is not None}
-            held = {key_id for cache in self._caches.values() for key_id in cache.keys}
-            asked = list(held.union(branches))
-            return self._known.counter, asked, self._known.moment()
+            held: Held = {cached.branch: None for cached in self._all() if cached.branch is not None}
+            for cached in self._all():
+                held[cached.record.key_id] = cached.record.purpose, cached.record.scope
+            return self._known.counter, held, self._known.moment()
 
     def learn(
         self,

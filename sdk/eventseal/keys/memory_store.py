@@ -248,14 +248,13 @@ class InMemoryKeyStore:
         return sum(record.application == application and bool(record.wrappings) for record in records)
 
     def orphans(self, *, limit: int = 1000) -> list[KeyRecord]:
-        """Give live keys that have no wrapping, and keys of applications that have no store key."""
+        """Give live keys that have no wrapping, and keys of applications that have no change mark."""
         with self._lock:
             records = list(self._records.values())
-        applications = {record.application for record in records if record.purpose is KeyPurpose.STORE}
         found = [
             record
             for record in records
-            if (record.state.opens and not record.wrappings) or record.application not in applications
+            if (record.state.opens and not record.wrappings) or record.application not in self._marks
         ]
         return sorted(found, key=lambda record: record.key_id)[:limit]
 

@@ -101,14 +101,14 @@ class Prover:
 
 def orphaned_keys(store: CheckedStore) -> dict[UUID, IntegrityError]:
     """
-    Say which keys lost what opens them, the first 1,000: their wrappings, or their application's store key.
+    Say which keys lost what opens them, the first 1,000: their wrappings, or their application's change mark.
 
     The application that a row names decides nothing: somebody may have changed it to hide the key.
     """
     return {
         record.key_id: IntegrityError(
             f"key {record.key_id} of application {record.application!r}, {_state_of(record)}, lost what "
-            "opens it: it has no wrapping, or its application no store key. Somebody edited or deleted rows",
+            "opens it: it has no wrapping, or its application no change mark. Rows were edited or deleted",
             remedy="Find out who changed the key tables. Restore this key's row, and its rows of "
             "key_wrappings, from a backup. Until then, keep every KEK and branch key.",
             key_id=record.key_id,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
     from uuid import UUID
 
-    from eventseal.keys.memory import Memory
+    from eventseal.keys.memory import Held, Memory
     from eventseal.keys.records import Admission, ChangeMark, KeyRecord
     from eventseal.keys.revocation_tree import RevokedAs, ScopeState
     from eventseal.keys.seals import Seals
@@ -127,20 +127,19 @@ class Revocations:
         self._publishing = threading.Lock()
         self._known: _Known | None = None
 
-    def learn(
-        self, mark: ChangeMark, root: bytes, held: Collection[UUID], seals: Seals
-    ) -> dict[UUID, RevokedAs]:
+    def learn(self, mark: ChangeMark, root: bytes, held: Held, seals: Seals) -> dict[UUID, RevokedAs]:
         """
         Take over the root that a refresh has read.
 
         Args:
             mark: Read with it, its seal checked; or one of the format before the tree.
             root: The root's content.
-            held: The keys that the process holds.
+            held: The keys that the process holds, and their scopes.
             seals: Check the root.
 
         Returns:
-            What :meth:`of_keys` says of the held keys below the nodes that have changed.
+            What :meth:`of_keys` says of the held keys below the nodes that have changed. A key whose scope is
+            closed counts as shredded: its row may have been hidden from the shred.
 
         Raises:
             IntegrityError: The root is not what the mark covers, or the mark is an old one put back.
@@ -157,9 +156,21 @@ class Revocations:
                 return {}
             moved = changed_branches(before.proven[ROOT], root)
             known = dict(before.proven).items()  # copied at once: other threads add to it
-            kept = {path: node for path, node in known if len(path) == 1 and path[0] not in moved}
+            kept = {path: node for path, node in known if path and path[0] not in moved}
             self._known = _Known(mark.revoked, {ROOT: root, **kept})
-        return self.of_keys([key_id for key_id in held if leaf_of_key(key_id)[0] in moved], seals)
+        names = {key_id: seals.scope_name(*scope) for key_id, scope in held.items() if scope}
+        names = {key_id: name for key_id, name in names.items() if leaf_of_scope(name)[0] in moved}
+        tree = self._tree(set(map(leaf_of_scope, names.values())), seals)
+        found = self.of_keys([key_id for key_id in held if leaf_of_key(key_id)[0] in moved], seals)
+        for key_id, name in names.items():
+            try:
+                state = tree.scope_state(name)
+            except UnprovenError:
+                found[key_id] = "unproven"
+            else:
+                if state is not None and state.closed:
+                    found[key_id] = "shredded"
+        return found
 
     def refuse_old(self) -> None:
         """

@@ -73,7 +73,8 @@ class Rewrapper:
         checks: Says whether a row was edited.
         targets: Every key should be wrapped under the newest version of each.
         exclusive: Whether it should be wrapped under nothing else; else only older versions of them go.
-        verifying: Whether to unwrap every wrapping that stays, and to check the rows of destroyed keys too.
+        verifying: Whether to unwrap every wrapping that stays, to check the rows of destroyed keys too, and
+            to fail old rows of keys that were revoked.
     """
 
     def __init__(
@@ -119,10 +120,11 @@ class Rewrapper:
         if type(batch) is not int or batch < 1:
             raise ConfigurationError(f"batch is {batch}; it must be at least 1")
         after: UUID | None = None
-        while page := self._store.page(self._application, after=after, limit=batch):
+        verifying = self._verifying and not dry_run
+        while page := self._store.page(self._application, after=after, limit=batch, check=verifying):
             live = [record for record in page if record.state is not KeyState.DESTROYED]
             self._settle([_Key(record) for record in live], dry_run=dry_run)
-            if self._verifying and not dry_run:
+            if verifying:
                 self._check_tombstones(page)
             after = page[-1].key_id
             if progress is not None:

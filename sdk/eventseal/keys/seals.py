@@ -27,6 +27,7 @@ SEAL_SIZE = 32
 _OLD_REVOKED_SIZE = 64
 _OLD_MODULUS = 1 << 8 * _OLD_REVOKED_SIZE
 _HMAC_KEY_SIZE = 64
+_MOST_NAMES = 65_536
 
 
 def binding_of(key: DataKey) -> bytes:
@@ -89,6 +90,7 @@ class Seals:
         "_application",
         "_epoch_key",
         "_mark_key",
+        "_names",
         "_old_mark_key",
         "_old_revoked_key",
         "_receipt_key",
@@ -100,6 +102,7 @@ class Seals:
 
     def __init__(self, store_key: DataKey) -> None:
         self.key_id = store_key.key_id
+        self._names: dict[tuple[KeyPurpose, str], bytes] = {}
         self._application = store_key.application
         self._row_key = store_key.derive(b"eventseal/v1/row seal", _HMAC_KEY_SIZE)
         self._tree_key = store_key.derive(b"eventseal/v2/revocation tree", _HMAC_KEY_SIZE)
@@ -184,8 +187,14 @@ class Seals:
 
     def scope_name(self, purpose: KeyPurpose, scope: str) -> bytes:
         """Give the name under which the revocation tree has a scope: 10 bytes."""
-        framed = length_prefixed(b"scope", purpose.encode(), scope.encode())
-        return hmac.digest(self._tree_key, framed, sha256)[:SCOPE_NAME_SIZE]
+        name = self._names.get((purpose, scope))
+        if name is None:
+            if len(self._names) >= _MOST_NAMES:
+                self._names.clear()
+            framed = length_prefixed(b"scope", purpose.encode(), scope.encode())
+            name = hmac.digest(self._tree_key, framed, sha256)[:SCOPE_NAME_SIZE]
+            self._names[purpose, scope] = name
+        return name
 
     def epoch_seal(self, *parts: bytes) -> bytes:
         """Give the seal of the application's row in ``epochs``: 32 bytes of HMAC over the row's *parts*."""

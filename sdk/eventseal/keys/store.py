@@ -224,9 +224,9 @@ class KeyStore(Protocol):
         """
         Give up to *limit* keys, of all applications, that lost what opens them.
 
-        They are not destroyed and have no wrapping, or their application has no store key. A sound store has
-        none: somebody edited rows, or deleted some. A backup may have them still, and need a KEK that is
-        about to end.
+        They are not destroyed and have no wrapping, or their application has no change mark. A sound store
+        has none: somebody edited rows, or deleted some. A backup may have them still, and need a KEK that
+        is about to end.
         """
         ...
 

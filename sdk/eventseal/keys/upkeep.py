@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from eventseal.errors import ConfigurationError
+from eventseal.errors import ConfigurationError, IntegrityError, WrongApplicationError
 from eventseal.keys.branch_moving import BranchMover
 from eventseal.keys.branch_wrapping import BRANCH_PREFIX, MOST_BRANCHES, branch_scopes, named_branch_in
 from eventseal.keys.branches import Branches
@@ -13,6 +13,7 @@ from eventseal.keys.moved import RowChecks
 from eventseal.keys.moving import Mover
 from eventseal.keys.proving import Proof, Prover, orphaned_keys
 from eventseal.keys.rewrapping import Rewrap, Rewrapper
+from eventseal.keys.rows import check_row
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.wrapping import Keks
 from eventseal.kms.adapter import KmsAdapter
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from uuid import UUID
 
-    from eventseal.errors import IntegrityError
     from eventseal.keys.checked_store import CheckedStore
     from eventseal.keys.counters import KeyringCounters
     from eventseal.keys.memory import Memory
@@ -165,11 +165,35 @@ class KeyUpkeep:
         checks = RowChecks(self._application, self._store_key)
         return Prover(self._application, self._store, branches, checks).run(leaving, ending, batch=batch)
 
+    def edited_keys(self, key_ids: Collection[UUID]) -> set[UUID]:
+        """
+        Say which of some keys have a row that is not what a keyring sealed, or an older one put back.
+
+        Keys that are not there, and those of other applications, are left out. No key is unwrapped but the
+        store key.
+
+        Raises:
+            ConfigurationError: The keyring is closed.
+            EventSealError: The store key does not open, or the mark is not what a keyring sealed.
+            StoreError: The key store refused or failed.
+        """
+        self._memory.check_open()
+        seals = self._store_key.seals()
+        edited: set[UUID] = set()
+        for key_id, record in self._store.get(key_ids).items():
+            try:
+                check_row(record, key_id, self._application, seals)
+            except WrongApplicationError:
+                continue
+            except IntegrityError:
+                edited.add(key_id)
+        return edited
+
     def orphaned_keys(self) -> dict[UUID, IntegrityError]:
         """
         Say which keys, of all applications, lost what opens them; the first 1,000.
 
-        They live without a wrapping, or are of an application that has no store key. No KEK may end while
+        They live without a wrapping, or are of an application that has no change mark. No KEK may end while
         there are any: a backup may have what is missing.
 
         Raises:

@@ -47,7 +47,7 @@ MOVING = frozenset({Standing.OLD, Standing.COMPROMISED, Standing.UNREADABLE})
 
 class KeyStandings:
     """
-    Tells how keys stand, from their rows, and remembers it for one pass.
+    Tells how keys stand, from their rows, whose seals it checks, and remembers it for one pass.
 
     Args:
         store: Its keys.
@@ -78,6 +78,9 @@ class KeyStandings:
             chunk = unknown[start : start + _CHUNK]
             records = self._store.key_store.get(chunk)
             found.update({key_id: self._standing(key_id, records.get(key_id), table) for key_id in chunk})
+            # What such a row says is not true: each of its items is looked at.
+            for key_id in self._store.keyring.edited_keys(chunk):
+                found[key_id] = self._if_asked(key_id, Standing.UNREADABLE)
         if len(found) <= _MOST_REMEMBERED:
             self._known.update({(key_id, *kind): standing for key_id, standing in found.items()})
         return {key_id: found.get(key_id) or self._known[(key_id, *kind)] for key_id in key_ids}

@@ -9,7 +9,7 @@ from sqlalchemy import and_, or_, select
 from eventseal.errors import IntegrityError
 from eventseal.keys.states import SUBJECT_PURPOSES, KeyPurpose, KeyState
 from eventseal.storage.key_rows import chunks, load_mark, load_records
-from eventseal.storage.key_tables import encryption_keys, key_wrappings
+from eventseal.storage.key_tables import encryption_keys, key_changes, key_wrappings
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -96,15 +96,13 @@ def others_live(connection: Connection, application: str, scope: str, key_ids: C
 
 
 def orphans(connection: Connection, *, limit: int) -> list[KeyRecord]:
-    """Give keys that live and that nothing wraps, and those of applications that have no store key."""
+    """Give keys that live and that nothing wraps, and those of applications that have no change mark."""
     its_wrappings = select(key_wrappings.c.key_id).where(key_wrappings.c.key_id == encryption_keys.c.key_id)
-    theirs = encryption_keys.alias()
-    applications = select(theirs.c.application).where(theirs.c.purpose == KeyPurpose.STORE)
     return load_records(
         connection,
         or_(
             and_(encryption_keys.c.state != KeyState.DESTROYED, ~its_wrappings.exists()),
-            encryption_keys.c.application.not_in(applications),
+            encryption_keys.c.application.not_in(select(key_changes.c.application)),
         ),
         limit=limit,
         wrappings=False,

@@ -230,7 +230,7 @@ class SQLAlchemyKeyStore:
         return self._read(partial(count_wrapped_keys, application=application), "counting keys")
 
     def orphans(self, *, limit: int = 1000) -> list[KeyRecord]:
-        """Give live keys that have no wrapping, and keys of applications that have no store key."""
+        """Give live keys that have no wrapping, and keys of applications that have no change mark."""
         look = partial(orphans, limit=limit)
         return self._read(look, "looking for keys that lost what opens them", filtered=False)
 
