@@ -6,13 +6,13 @@ from collections import Counter
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import import_module
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from sqlalchemy import func, select
 
 from eventseal.keys import Keyring, revocation_tree, rows
+from eventseal.keys.marks import Marks
 from eventseal.keys.seals import Seals
 from eventseal.keys.seating import ScopeBatch, Seats
 from eventseal.keys.upkeep import KeyUpkeep
@@ -37,7 +37,24 @@ def old_rows_pass(_: Site) -> Iterator[None]:
 
 @contextmanager
 def old_nodes_pass(_: Site) -> Iterator[None]:
-    with patch.object(revocation_tree, "hmac", SimpleNamespace(compare_digest=lambda *_: True)):
+    class Fitting(bytes):
+        def __ne__(self, _: object) -> bool:
+            return False
+
+    digest = revocation_tree.node_digest
+    with patch.object(revocation_tree, "node_digest", lambda content: Fitting(digest(content))):
+        yield
+
+
+@contextmanager
+def scopes_get_no_entry(_: Site) -> Iterator[None]:
+    make = Marks.__init__
+
+    def wrong(self: Any, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **kwargs)
+        self._touched = set(self._scopes)
+
+    with patch.object(Marks, "__init__", wrong):
         yield
 
 

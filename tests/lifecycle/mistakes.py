@@ -357,6 +357,9 @@ MISTAKES: dict[str, Mistake] = {
     "a destroyed key's old row passes the revocation tree": Mistake(
         attacked.old_rows_pass, "old rows of a retired key", "before UPDATE key_changes"
     ),
+    "a key is revoked, and its scope gets no entry": Mistake(
+        attacked.scopes_get_no_entry, "old rows of a retired key", "before UPDATE key_changes"
+    ),
     "a node of the revocation tree is believed unchecked": Mistake(
         attacked.old_nodes_pass, "old nodes after a shredding", "before UPDATE key_changes"
     ),

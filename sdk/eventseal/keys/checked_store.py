@@ -81,14 +81,18 @@ class CheckedStore:
     ) -> KeyRecord:
         """Close a scope's active key and make another."""
         self._counters.count_store_query()
-        return self._store.replace_active(old, closed, new, next_mark=next_mark, wait=wait)
+        holder = self._store.replace_active(old, closed, new, next_mark=next_mark, wait=wait)
+        self.revocations.has_changed()
+        return holder
 
     def replace_all_active(
         self, replacements: Sequence[Replacement], *, next_mark: NextMark
     ) -> dict[str, KeyRecord]:
         """Close the active keys of scopes and make others."""
         self._counters.count_store_query()
-        return self._store.replace_all_active(replacements, next_mark=next_mark)
+        holders = self._store.replace_all_active(replacements, next_mark=next_mark)
+        self.revocations.has_changed()
+        return holders
 
     def of_scope(self, application: str, scope: str) -> list[KeyRecord]:
         """Give every key and tombstone of a scope."""
@@ -106,9 +110,11 @@ class CheckedStore:
     ) -> list[KeyRecord]:
         """Move keys to the states that *records* carry, and insert *tombstones*."""
         self._counters.count_store_query()
-        return self._store.set_states(
+        stored = self._store.set_states(
             records, next_mark=next_mark, whole_scope=whole_scope, left_out=left_out, tombstones=tombstones
         )
+        self.revocations.has_changed()
+        return stored
 
     def list_erased(self, application: str, digests: Collection[bytes]) -> None:
         """Add digests of items that were erased."""
@@ -169,6 +175,7 @@ class CheckedStore:
         """Store the next mark, with no key moved."""
         self._counters.count_store_query()
         self._store.advance(application, next_mark=next_mark)
+        self.revocations.has_changed()
 
     def _checked(self, records: Iterable[KeyRecord], *, by_scope: bool = True) -> dict[UUID, KeyRecord]:
         """

@@ -52,6 +52,10 @@ class _Known:
     root_digest: bytes
     proven: dict[bytes, bytes]
 
+    def drop_leaves(self) -> None:
+        """Know the inner nodes alone. Whoever reads the dictionary of before keeps it."""
+        self.proven = {path: node for path, node in dict(self.proven).items() if len(path) <= 1}
+
 
 class ScopeStates(NamedTuple):
     """
@@ -172,6 +176,11 @@ class Revocations:
                     found[key_id] = "shredded"
         return found
 
+    def has_changed(self) -> None:
+        """Note that this process has changed the tree: its leaves are read again, and show that at once."""
+        if self._known is not None:
+            self._known.drop_leaves()
+
     def refuse_old(self) -> None:
         """
         Refuse to change key tables that are of the release before the tree.
@@ -253,8 +262,8 @@ class Revocations:
             _, nodes = self._read(missing)
             tree = RevocationTree(nodes, known.root_digest, proven=known.proven)
             if _is_proven(tree, leaves):
-                if len(known.proven) > _MOST_NODES:  # a new dict: whoever reads the old one keeps it
-                    known.proven = {p: node for p, node in dict(known.proven).items() if len(p) <= 1}
+                if len(known.proven) > _MOST_NODES:
+                    known.drop_leaves()
                 return tree
         since = self._memory.moment()
         mark, nodes = self._read(paths_to(leaves))
