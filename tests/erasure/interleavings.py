@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from itertools import count
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, TypeAlias
 from unittest.mock import patch
 
@@ -286,7 +288,11 @@ def play(name: str, choices: Sequence[int]) -> list[Choice]:
         AssertionError: Something came back, or an actor got what nobody may get.
     """
     # The same keys and ids each time: where they lie in the revocation tree decides what must be read of it.
-    with patch("os.urandom", random.Random(1).randbytes):
+    ticks = SimpleNamespace(time_ns=count(10**18, 10**6).__next__)
+    with (
+        patch("os.urandom", random.Random(1).randbytes),
+        patch("eventseal.keys.key_ids.time", ticks),  # the store key's id is in the names of scopes
+    ):
         world, actors = SCENARIOS[name]()
         schedule = Schedule(actors, choices)
         try:
@@ -300,7 +306,7 @@ def play(name: str, choices: Sequence[int]) -> list[Choice]:
     return schedule.history
 
 
-def play_many(name: str, count: int, *, seed: int = 1) -> int:
-    """Play up to *count* orders of a scenario; gives how many there were, no two of them alike."""
+def play_many(name: str, orders: int, *, seed: int = 1) -> int:
+    """Play up to *orders* of a scenario; gives how many there were, no two of them alike."""
     with scheduled_primitives(), stepping():
-        return explore(lambda choices: play(name, choices), count=count, seed=seed)
+        return explore(lambda choices: play(name, choices), count=orders, seed=seed)

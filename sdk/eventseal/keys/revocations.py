@@ -162,10 +162,11 @@ class Revocations:
             known = dict(before.proven).items()  # copied at once: other threads add to it
             kept = {path: node for path, node in known if path and path[0] not in moved}
             self._known = _Known(mark.revoked, {ROOT: root, **kept})
+        keys = [key_id for key_id in held if leaf_of_key(key_id)[0] in moved]
         names = {key_id: seals.scope_name(*scope) for key_id, scope in held.items() if scope}
         names = {key_id: name for key_id, name in names.items() if leaf_of_scope(name)[0] in moved}
-        tree = self._tree(set(map(leaf_of_scope, names.values())), seals)
-        found = self.of_keys([key_id for key_id in held if leaf_of_key(key_id)[0] in moved], seals)
+        tree = self._tree({*map(leaf_of_key, keys), *map(leaf_of_scope, names.values())}, seals)
+        found = _revoked_as(tree, keys)
         for key_id, name in names.items():
             try:
                 state = tree.scope_state(name)
@@ -199,14 +200,7 @@ class Revocations:
             IntegrityError: The mark is not what a keyring sealed, or earlier than one seen.
             StoreError: The key store refused or failed.
         """
-        tree = self._tree({leaf_of_key(key_id) for key_id in key_ids}, seals)
-        found: dict[UUID, RevokedAs] = {}
-        for key_id in key_ids:
-            try:
-                found[key_id] = tree.how_revoked(key_id)
-            except UnprovenError:
-                found[key_id] = "unproven"
-        return found
+        return _revoked_as(self._tree(set(map(leaf_of_key, key_ids)), seals), key_ids)
 
     def of_rows(self, rows: Mapping[UUID, KeyRecord], seals: Seals) -> dict[UUID, RevokedAs]:
         """
@@ -311,6 +305,16 @@ class Revocations:
                 remedy="Find out who changed the key tables, and restore key_changes from a backup.",
             )
         return found
+
+
+def _revoked_as(tree: RevocationTree, key_ids: Iterable[UUID]) -> dict[UUID, RevokedAs]:
+    found: dict[UUID, RevokedAs] = {}
+    for key_id in key_ids:
+        try:
+            found[key_id] = tree.how_revoked(key_id)
+        except UnprovenError:
+            found[key_id] = "unproven"
+    return found
 
 
 def _is_untouched(tree: RevocationTree, name: bytes) -> bool:
