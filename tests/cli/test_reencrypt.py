@@ -100,6 +100,7 @@ def test_a_row_that_does_not_open_is_named_and_exits_with_1(run, old, query):
     assert "remedy: " in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["reencrypt"], ["reencrypt", "--dry-run"], ["rotate", "--reencrypt"]])
 @pytest.mark.parametrize("always_encrypt", ["true", "false"])
 def test_a_row_that_is_no_envelope_any_more_is_named_and_exits_with_1(

@@ -67,6 +67,7 @@ def test_an_item_that_is_not_encrypted_and_names_a_key_is_told_where_plain_ones_
         assert run_json("status", exits=1)["unreadable"] == {"integer_sequenced_items": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edited", ["x'ff' || substr(data, 2)", "CAST(data AS TEXT)", "x''"])
 def test_what_no_reader_takes_is_told_where_plain_items_are_allowed(
     run, run_json, store, query, monkeypatch, edited

@@ -140,6 +140,7 @@ def test_no_kek_ends_for_the_sake_of_wrappings_that_only_say_they_open(moving, o
     assert all(moving.opens(item) for item in moving.items.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["deactivated", "weird", "destroyed"])
 @pytest.mark.parametrize("wrapping", ["deleted", "replaced"])
 @pytest.mark.parametrize("purpose", ["data", "store"])

@@ -162,6 +162,7 @@ def test_plain_items_are_counted_and_left_alone_where_they_may_be(open_shop, sto
     assert reencrypt(shop.again(always_encrypt=True).seal).failed == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("always_encrypt", [True, False])
 def test_damaged_rows_fail_as_they_fail_verify_and_the_others_go_on(open_shop, store_url, always_encrypt):
     shop = open_shop(store_url, always_encrypt=always_encrypt)

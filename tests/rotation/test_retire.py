@@ -828,6 +828,7 @@ def test_what_may_be_in_plain_blocks_nothing(shop, accepted) -> None:
 FIRST_BYTES = {"masked": b"\xff", "like JSON": b"{"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["masked", "like JSON", "as text"])
 @pytest.mark.parametrize("accepted", ["by setting", "by migration"])
 def test_what_no_reader_takes_blocks_every_retire_where_plain_items_are_allowed(
