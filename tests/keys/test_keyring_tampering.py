@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 from tests.fixtures.key_marks import mark_of
@@ -13,6 +14,7 @@ from eventseal.errors import (
     IntegrityError,
     KeyDestroyedError,
     KeyNotFoundError,
+    StoreUnavailableError,
     WrongApplicationError,
 )
 from eventseal.keys import DataKey, KeyPurpose, KeyState
@@ -384,6 +386,21 @@ def test_a_refresh_reads_no_more_of_the_tree_than_moved_and_is_held(keyring, new
     new_keyring().compromise([key.key_id])
     assert reads() == ["changes", "revocations"]
     assert reads() == ["changes"]
+    assert opened(running, key.key_id).state is KeyState.COMPROMISED
+
+
+def test_a_refresh_that_breaks_off_asks_again_what_was_revoked(
+    keyring, new_keyring, store, monkeypatch
+) -> None:
+    key, running = sealing_key(keyring, "a"), new_keyring()
+    opened(running, key.key_id)
+    keyring.rotate("a", compromised=True)
+    store._changed[key.key_id] = 0  # so that the tree alone tells
+    broken = StoreUnavailableError("away")
+    with monkeypatch.context() as patched, pytest.raises(StoreUnavailableError):
+        patched.setattr(store, "revocations", Mock(side_effect=broken))
+        running.refresh()
+    running.refresh()
     assert opened(running, key.key_id).state is KeyState.COMPROMISED
 
 

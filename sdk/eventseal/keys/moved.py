@@ -9,7 +9,6 @@ from eventseal.errors import EventSealError, IntegrityError
 from eventseal.keys.kek_facts import concerns_the_kek
 from eventseal.keys.rows import check_row, why_not
 from eventseal.keys.seals import check_readable
-from eventseal.keys.states import KeyState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,16 +77,17 @@ class RowChecks:
             except IntegrityError as error:
                 moved.fail(record.key_id, error)
 
-    def refuse_forged_tombstones(self, records: Sequence[KeyRecord], moved: Moved) -> None:
+    def refuse_edited(self, records: Sequence[KeyRecord], moved: Moved) -> None:
         """
-        Fail the keys that are called destroyed by a row that no keyring sealed: a backup may need what ends.
+        Fail the keys whose row no keyring sealed, and those of old rows that were put back.
+
+        That a row calls its key destroyed, although it is not, matters too: a backup may need what ends.
 
         Raises:
             EventSealError: As :meth:`opened` raises.
         """
-        tombstones = [record for record in records if record.state is KeyState.DESTROYED]
-        seals = self._store_key.seals() if tombstones else None
-        for record in tombstones:
+        seals = self._store_key.seals() if records else None
+        for record in records:
             try:
                 check_row(record, record.key_id, self._application, seals)
             except EventSealError as error:

@@ -85,7 +85,7 @@ class Prover:
 
     def _tried(self, page: Sequence[KeyRecord], leaving: Callable[[WrappedKey], bool]) -> Moved:
         seen = Moved()
-        self._checks.refuse_forged_tombstones(page, seen)
+        self._checks.refuse_edited([record for record in page if record.state is KeyState.DESTROYED], seen)
         self._checks.refuse_unreadable(page, seen)
         staying: list[KeyRecord] = []
         for record in seen.untried([record for record in page if record.state is not KeyState.DESTROYED]):

@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from eventseal.errors import IntegrityError, StoreReadOnlyError
+from eventseal.errors import EventSealError, IntegrityError, StoreReadOnlyError
 from eventseal.keys.old_key_tables import read_old_rows
 from eventseal.keys.revocation_tree import (
     REMEDY,
@@ -155,13 +155,24 @@ class Revocations:
         self._check_root(mark, root)
         with self._publishing:
             self._note_new()
-            before = self._known or _Known(b"", {ROOT: b""})
+            known_before = self._known
+            before = known_before or _Known(b"", {ROOT: b""})
             if before.root_digest == mark.revoked:
                 return {}
             moved = changed_branches(before.proven[ROOT], root)
-            known = dict(before.proven).items()  # copied at once: other threads add to it
-            kept = {path: node for path, node in known if path and path[0] not in moved}
-            self._known = _Known(mark.revoked, {ROOT: root, **kept})
+            nodes = dict(before.proven).items()  # copied at once: other threads add to it
+            kept = {path: node for path, node in nodes if path and path[0] not in moved}
+            self._known = known = _Known(mark.revoked, {ROOT: root, **kept})
+        try:
+            return self._below(moved, held, seals)
+        except EventSealError:
+            with self._publishing:
+                if self._known is known:  # the next refresh asks again what has changed
+                    self._known = known_before
+            raise
+
+    def _below(self, moved: Collection[int], held: Held, seals: Seals) -> dict[UUID, RevokedAs]:
+        """Say what became of the held keys below some nodes, and of the keys whose scopes are there."""
         keys = [key_id for key_id in held if leaf_of_key(key_id)[0] in moved]
         names = {key_id: seals.scope_name(*scope) for key_id, scope in held.items() if scope}
         names = {key_id: name for key_id, name in names.items() if leaf_of_scope(name)[0] in moved}
@@ -178,7 +189,7 @@ class Revocations:
         return found
 
     def has_changed(self) -> None:
-        """Note that this process has changed the tree: its leaves are read again, and show that at once."""
+        """Note that this process has changed the tree: leaves are read again. A new leaf takes a refresh."""
         if self._known is not None:
             self._known.drop_leaves()
 

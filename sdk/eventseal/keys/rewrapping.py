@@ -73,8 +73,8 @@ class Rewrapper:
         checks: Says whether a row was edited.
         targets: Every key should be wrapped under the newest version of each.
         exclusive: Whether it should be wrapped under nothing else; else only older versions of them go.
-        verifying: Whether to unwrap every wrapping that stays, to check the rows of destroyed keys too, and
-            to fail old rows of keys that were revoked.
+        verifying: Whether to unwrap every wrapping that stays, and to fail every row that was edited or put
+            back, those of destroyed keys among them, before its key is moved.
     """
 
     def __init__(
@@ -122,10 +122,9 @@ class Rewrapper:
         after: UUID | None = None
         verifying = self._verifying and not dry_run
         while page := self._store.page(self._application, after=after, limit=batch, check=verifying):
+            edited = self._edited(page) if verifying else set()
             live = [record for record in page if record.state is not KeyState.DESTROYED]
-            self._settle([_Key(record) for record in live], dry_run=dry_run)
-            if verifying:
-                self._check_tombstones(page)
+            self._settle([_Key(r) for r in live if r.key_id not in edited], dry_run=dry_run)
             after = page[-1].key_id
             if progress is not None:
                 progress(self._result())
@@ -150,12 +149,13 @@ class Rewrapper:
         for key in keys:
             self._counts[key.outcome] += 1
 
-    def _check_tombstones(self, page: Sequence[KeyRecord]) -> None:
+    def _edited(self, page: Sequence[KeyRecord]) -> set[UUID]:
+        """Fail edited rows before a KEK moves their keys, which it may do by itself."""
         seen = Moved()
-        self._checks.refuse_forged_tombstones(page, seen)
-        forged = [_Key(record) for record in page if record.key_id in seen.failed]
-        self._note_failures(seen, forged)
-        self._counts[FAILED] += len(forged)
+        self._checks.refuse_edited(page, seen)
+        self._note_failures(seen, [_Key(record) for record in page if record.key_id in seen.failed])
+        self._counts[FAILED] += len(seen.failed)
+        return set(seen.failed)
 
     def _settle_version(self, target: KmsAdapter, records: Sequence[KeyRecord]) -> None:
         self._facts.ask_newest(target)

@@ -1,4 +1,4 @@
-"""Which keys' items are encrypted again, and what the others are: told from the keys' rows alone."""
+"""Which keys' items are encrypted again, and what the others are: told from the keys' rows."""
 
 from __future__ import annotations
 
