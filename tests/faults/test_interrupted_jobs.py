@@ -56,7 +56,7 @@ def interrupted(url: str, kms: FakeKms) -> None:
     faults = Faults()
     with closing(datastore_at(url)) as datastore, SealedShop(datastore, kms) as shop:
         count_database_calls(datastore.engine, faults)
-        faults.arm(Fault.FROM_THEN_ON, 150)
+        faults.arm(Fault.FROM_THEN_ON, 180)
         with pytest.raises(StoreUnavailableError):
             reencrypt(shop, batch=BATCH)
 
