@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from eventseal.errors import ConfigurationError, IntegrityError, WrongApplicationError
+from eventseal.errors import ConfigurationError, WrongApplicationError
 from eventseal.keys.branch_moving import BranchMover
 from eventseal.keys.branch_wrapping import BRANCH_PREFIX, MOST_BRANCHES, branch_scopes, named_branch_in
 from eventseal.keys.branches import Branches
 from eventseal.keys.kek_facts import KekFacts
-from eventseal.keys.moved import RowChecks
+from eventseal.keys.moved import Moved, RowChecks
 from eventseal.keys.moving import Mover
 from eventseal.keys.proving import Proof, Prover, orphaned_keys
 from eventseal.keys.rewrapping import Rewrap, Rewrapper
-from eventseal.keys.rows import check_row
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.wrapping import Keks
 from eventseal.kms.adapter import KmsAdapter
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from uuid import UUID
 
+    from eventseal.errors import IntegrityError
     from eventseal.keys.checked_store import CheckedStore
     from eventseal.keys.counters import KeyringCounters
     from eventseal.keys.memory import Memory
@@ -178,16 +178,10 @@ class KeyUpkeep:
             StoreError: The key store refused or failed.
         """
         self._memory.check_open()
-        seals = self._store_key.seals()
-        edited: set[UUID] = set()
-        for key_id, record in self._store.get(key_ids).items():
-            try:
-                check_row(record, key_id, self._application, seals)
-            except WrongApplicationError:
-                continue
-            except IntegrityError:
-                edited.add(key_id)
-        return edited
+        seen = Moved()
+        checks = RowChecks(self._application, self._store_key)
+        checks.refuse_edited(list(self._store.get(key_ids).values()), seen)
+        return {key for key, error in seen.failed.items() if not isinstance(error, WrongApplicationError)}
 
     def orphaned_keys(self) -> dict[UUID, IntegrityError]:
         """
