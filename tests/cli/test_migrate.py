@@ -18,6 +18,7 @@ from eventseal.items import SequencedItem
 from eventseal.rotation import passes
 from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy
 
+ROOT = Path(__file__).parents[2]
 EXECUTABLE = Path(sys.executable).with_name("eventseal")
 ITEMS = "integer_sequenced_items"
 PLAIN = b'{"customer":"Ada"}'
@@ -200,6 +201,8 @@ def test_words_that_do_not_go_together_are_refused(run, store, words):
 
 @pytest.mark.slow
 def test_several_workers_share_it(run_json, old, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setenv("EVENTSEAL_EVENT_MODULES", "tests.cli.conftest")
     run_json("migrate", "--begin")
     result = run_json("migrate", "--workers", "2", "--batch", "5")
     assert (result["done"], result["failed"], result["complete"]) == (30, 0, True)
@@ -222,6 +225,8 @@ def test_the_oldest_release_is_copied_and_no_key_is_in_the_arguments(tmp_path, r
         "OLD": legacy.old_key_64(legacy.OLDEST),
         "EVENTSEAL_OLD_FORMATS": "eventsourcing-cbc key=env:OLD,plain-json",
         "EVENTSEAL_OLD_STORE_URL": f"sqlite:///{path}",
+        "EVENTSEAL_EVENT_MODULES": "tests.fixtures.old_example",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
     command = [str(EXECUTABLE), "migrate", "--copy", ITEMS]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)

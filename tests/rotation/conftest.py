@@ -8,11 +8,11 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text
-from tests.fixtures.eventsourcing_store import LibraryStore
+from tests.fixtures.eventsourcing_store import LibraryStore, Placed
 
 from eventseal.cipher import ItemContext
 from eventseal.configuration import EventSeal, Settings
-from eventseal.items import SequencedItem
+from eventseal.items import SequencedItem, register_alias
 from eventseal.storage import (
     IntegerSequencedItemRecord,
     SQLAlchemyActiveRecordStrategy,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 SECRET = "the-secret-of-the-item"
+register_alias("shop:Placed", Placed)
 
 
 class Shop:
@@ -40,6 +41,10 @@ class Shop:
         other = Shop(self.url, self.kms, **settings)
         self.others.append(other)
         return other
+
+    def again_open(self) -> EventSeal:
+        """What a worker opens: it closes it."""
+        return EventSeal(self.seal.settings, kms=self.kms)
 
     def close(self) -> None:
         for shop in (self, *self.others):

@@ -12,13 +12,20 @@ from tests.fixtures.old_formats import OLD_KEY, cbc, gcm_text
 
 from eventseal.cipher import ItemContext
 from eventseal.errors import ConfigurationError, KeyClosedError, SequencedItemConflictError
-from eventseal.items import SequencedItem
+from eventseal.items import SequencedItem, register_alias
 from eventseal.rotation import copy_items, verify
 from eventseal.storage import SQLAlchemyActiveRecordStrategy, SQLAlchemySettings, TimestampSequencedItemRecord
 
 ITEMS, TIMES = "integer_sequenced_items", "timestamp_sequenced_items"
 FORMATS = ["eventsourcing-cbc key=env:OLD", "eventsourcing-gcm-base64 key=env:OLD", "plain-json"]
 TOPIC = "old.shop#Bought"
+
+
+class Bought:
+    pass
+
+
+register_alias(TOPIC, Bought)
 
 
 class Source:
@@ -122,7 +129,7 @@ def test_applications_that_share_a_table_are_told_apart(shop, source):
 
 def test_columns_with_other_names_are_said(shop, source):
     source.execute("CREATE TABLE odd (stream TEXT, number BIGINT, topic TEXT, body TEXT)")
-    source.execute("INSERT INTO odd VALUES (:s, 0, 't', '{}')", s=str(UUID(int=5)))
+    source.execute("INSERT INTO odd VALUES (:s, 0, :t, '{}')", s=str(UUID(int=5)), t=TOPIC)
     copy = {"source": source.settings, "table": "odd", "into": ITEMS}
     with pytest.raises(ConfigurationError, match="no column sequence_id or originator_id") as refused:
         copy_items(shop.seal, **copy)

@@ -34,6 +34,7 @@ from eventseal_kms.local import LocalKmsAdapter
 pytestmark = pytest.mark.slow
 
 CHILD = Path(__file__).with_name("migrate_child.py")
+ROOT = Path(__file__).parents[2]
 MODULES = Path(legacy.__file__).parent / "legacy_modules"
 ITEMS = "integer_sequenced_items"
 EVENTS, SNAPSHOTS = "stored_events", "stored_snapshots"
@@ -49,6 +50,9 @@ def _surroundings(tmp_path, monkeypatch):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(MODULES))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(MODULES), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    )
 
 
 @pytest.fixture
@@ -86,14 +90,15 @@ def oldest(tmp_path, monkeypatch, opened):
     path = legacy.copied(legacy.OLDEST, tmp_path)
     monkeypatch.setenv("OLD", legacy.old_key_64(legacy.OLDEST))
     seal = opened(
-        store_url=f"sqlite:///{tmp_path}/new.sqlite", old_formats="eventsourcing-cbc key=env:OLD,plain-json"
+        store_url=f"sqlite:///{tmp_path}/new.sqlite",
+        old_formats="eventsourcing-cbc key=env:OLD,plain-json",
+        event_modules="tests.fixtures.old_example",
     )
     seal.datastore.setup_tables(application="shop")
     return seal, SQLAlchemySettings(f"sqlite:///{path}"), path
 
 
 def check_examples(seal: EventSeal) -> None:
-    old_example.register_old_topics()
     found = old_example.repository(seal)
     for entity in legacy.expected(legacy.OLDEST)["entities"]:
         example = found[UUID(entity["id"])]
@@ -217,6 +222,7 @@ def newest(newest_url, monkeypatch, opened):
     seal = opened(
         store_url=newest_url,
         old_formats="eventsourcing-gcm+zlib key=env:OLD",
+        event_modules="dogschool",
         eventsourcing_tables=",".join(tables_of(newest_url)),
         cache_refresh_interval="1ms",
     )

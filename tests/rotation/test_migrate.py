@@ -35,6 +35,7 @@ from eventseal.storage import SnapshotRecord, TimestampSequencedItemRecord, jobs
 
 ITEMS = "integer_sequenced_items"
 TOPIC = "tests.rotation.test_migrate:Placed"
+MODULES = ["tests.rotation.test_migrate"]
 KEY_64 = base64.b64encode(OLD_KEY).decode()
 EVERY_FORMAT = (
     "eventsourcing-cbc key=env:OLD",
@@ -96,7 +97,7 @@ def fill(shop, writers=WRITERS, count=None, record=None, decimal=False):
 @pytest.fixture
 def old_shop(open_shop, store_url):
     """A store that accepts everything old."""
-    return open_shop(store_url, old_formats=EVERY_FORMAT)
+    return open_shop(store_url, event_modules=MODULES, old_formats=EVERY_FORMAT)
 
 
 def rows(shop, table=ITEMS):
@@ -142,7 +143,7 @@ def test_every_format_becomes_an_envelope_and_nothing_old_is_read_afterwards(old
 
     finish_migration(old_shop.seal)
     late = fill(old_shop, WRITERS[4:5], count=1)[0]
-    fresh = old_shop.again(old_formats=EVERY_FORMAT)
+    fresh = old_shop.again(event_modules=MODULES, old_formats=EVERY_FORMAT)
     with pytest.raises(EncryptionRequiredError):
         names(fresh, late.sequence_id)
     checked = verify(fresh.seal)
@@ -164,7 +165,7 @@ def test_nothing_is_moved_and_nothing_old_is_read_before_it_has_begun(old_shop):
 
 @pytest.mark.slow
 def test_every_table_and_collection_is_migrated(open_shop, store_url):
-    shop = open_shop(store_url, old_formats=EVERY_FORMAT)
+    shop = open_shop(store_url, event_modules=MODULES, old_formats=EVERY_FORMAT)
     fill(shop, count=7)
     fill(shop, count=7, record=SnapshotRecord)
     fill(shop, count=7, record=TimestampSequencedItemRecord, decimal=True)
@@ -180,7 +181,7 @@ def test_every_table_and_collection_is_migrated(open_shop, store_url):
 
 
 def test_the_scope_of_each_item_is_worked_out_from_it(open_shop, store_url):
-    shop = open_shop(store_url, old_formats=["plain-json"])
+    shop = open_shop(store_url, event_modules=MODULES, old_formats=["plain-json"])
     stream = uuid4()
     tenants = ["acme", "globex", "acme"]
     shop.strategy().append(
@@ -199,7 +200,7 @@ def test_the_scope_of_each_item_is_worked_out_from_it(open_shop, store_url):
 
 
 def test_no_scope_is_guessed_where_the_application_has_its_own(open_shop, store_url):
-    shop = open_shop(store_url, old_formats=["plain-json"])
+    shop = open_shop(store_url, event_modules=MODULES, old_formats=["plain-json"])
     stream = uuid4()
     sealed = shop.seal.cipher.encrypt(plaintext(0), ItemContext(stream, 0, TOPIC), scope="tenant:acme")
     key_id = inspect(sealed).key_id
@@ -221,7 +222,7 @@ def test_no_scope_is_guessed_where_the_application_has_its_own(open_shop, store_
 
 @pytest.mark.slow
 def test_an_item_whose_scope_cannot_be_worked_out_stops_no_others(open_shop, store_url):
-    shop = open_shop(store_url, old_formats=["plain-json"])
+    shop = open_shop(store_url, event_modules=MODULES, old_formats=["plain-json"])
     written = [plaintext(0), b'{"name":"no tenant"}', plaintext(2, ""), plaintext(3, "n" * 200), plaintext(4)]
     stream = uuid4()
     shop.strategy().append([SequencedItem(stream, n, TOPIC, data) for n, data in enumerate(written)])
@@ -240,7 +241,7 @@ def test_an_item_whose_scope_cannot_be_worked_out_stops_no_others(open_shop, sto
 def test_items_of_a_shredded_scope_stay_and_are_named(open_shop, store_url):
     from eventseal.erasure import shred
 
-    shop = open_shop(store_url, old_formats=["plain-json"])
+    shop = open_shop(store_url, event_modules=MODULES, old_formats=["plain-json"])
     stream = uuid4()
     shop.strategy().append(
         [SequencedItem(stream, n, TOPIC, plaintext(n, tenant)) for n, tenant in enumerate(["acme", "gone"])]
@@ -261,14 +262,14 @@ def test_items_of_a_shredded_scope_stay_and_are_named(open_shop, store_url):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["eventsourcing-cbc", "eventsourcing-gcm", "eventsourcing-gcm-base64"])
 def test_a_wrong_old_key_is_named_and_nothing_is_written(open_shop, store_url, monkeypatch, name):
-    shop = open_shop(store_url, old_formats=[f"{name} key=env:OLD", "plain-json"])
+    shop = open_shop(store_url, event_modules=MODULES, old_formats=[f"{name} key=env:OLD", "plain-json"])
     write = {"eventsourcing-cbc": cbc, "eventsourcing-gcm": gcm, "eventsourcing-gcm-base64": gcm_text}[name]
     stream = uuid4()
     data = [write(plaintext(n)) if n % 3 else plaintext(n) for n in range(9)]
     shop.strategy().append([SequencedItem(stream, n, TOPIC, each) for n, each in enumerate(data)])
     assert shop.seal.accepted_formats
     monkeypatch.setenv("OLD", base64.b64encode(WRONG_KEY).decode())
-    wrong = shop.again(old_formats=[f"{name} key=env:OLD", "plain-json"])
+    wrong = shop.again(event_modules=MODULES, old_formats=[f"{name} key=env:OLD", "plain-json"])
     with pytest.raises(ConfigurationError, match=f"key of {name}.*{StaticKey(WRONG_KEY).key_id}") as refused:
         begin_migration(wrong.seal)
     assert base64.b64encode(WRONG_KEY).decode() not in str(refused.value)
@@ -282,7 +283,7 @@ def test_a_wrong_old_key_is_named_and_nothing_is_written(open_shop, store_url, m
 
 
 def test_formats_that_nothing_is_in_are_refused(open_shop, store_url):
-    shop = open_shop(store_url, old_formats=["plain-json"])
+    shop = open_shop(store_url, event_modules=MODULES, old_formats=["plain-json"])
     fill(shop, WRITERS[:1])
     with pytest.raises(ConfigurationError, match="none is in one of the formats plain-json"):
         begin_migration(shop.seal)
@@ -315,7 +316,7 @@ def test_what_is_in_no_format_stays_and_is_named_while_the_rest_moves(old_shop):
 
 @pytest.mark.slow
 def test_envelopes_of_another_application_are_named(open_shop, store_url):
-    shop = open_shop(store_url, old_formats=["plain-json"])
+    shop = open_shop(store_url, event_modules=MODULES, old_formats=["plain-json"])
     bank = shop.again(application="bank")
     bank.append(2)
     fill(shop, WRITERS[4:5])
@@ -328,7 +329,7 @@ def test_envelopes_of_another_application_are_named(open_shop, store_url):
 
 
 def test_envelopes_of_another_key_store_are_named(open_shop, store_url, tmp_path):
-    shop = open_shop(store_url, old_formats=["plain-json"])
+    shop = open_shop(store_url, event_modules=MODULES, old_formats=["plain-json"])
     elsewhere = open_shop(f"sqlite:///{tmp_path / 'elsewhere.sqlite'}")
     strange = elsewhere.append(1)[0]
     shop.strategy().append([strange])
@@ -352,7 +353,7 @@ def test_an_envelope_without_its_key_id_is_no_old_item(old_shop, monkeypatch, li
 
 
 def test_positions_behind_the_migration_are_not_migrated(open_shop, store_url):
-    shop = open_shop(store_url, old_formats=["plain-json before=10"])
+    shop = open_shop(store_url, event_modules=MODULES, old_formats=["plain-json before=10"])
     stream = uuid4()
     shop.strategy().append([SequencedItem(stream, n, TOPIC, plaintext(n)) for n in range(12)])
     begin_migration(shop.seal)
@@ -364,11 +365,11 @@ def test_positions_behind_the_migration_are_not_migrated(open_shop, store_url):
 
 
 def test_a_process_that_is_configured_otherwise_does_not_go_on(open_shop, store_url):
-    shop = open_shop(store_url, old_formats=EVERY_FORMAT)
+    shop = open_shop(store_url, event_modules=MODULES, old_formats=EVERY_FORMAT)
     fill(shop)
     begin_migration(shop.seal)
     with pytest.raises(ConfigurationError, match="old_formats does not name"):
-        migrate(shop.again(old_formats=["plain-json"]).seal)
+        migrate(shop.again(event_modules=MODULES, old_formats=["plain-json"]).seal)
     with pytest.raises(ConfigurationError, match="no older format is named"):
         migrate(shop.again().seal)
 
@@ -500,7 +501,7 @@ def test_what_is_written_between_the_looks_keeps_the_formats_accepted(old_shop, 
     with pytest.raises(JobError, match=f"1 in {ITEMS}"):
         finish_migration(old_shop.seal)
     assert len(looks) == 2
-    fresh = old_shop.again(old_formats=EVERY_FORMAT)
+    fresh = old_shop.again(event_modules=MODULES, old_formats=EVERY_FORMAT)
     late = fill(fresh, WRITERS[4:5], count=1)[0]
     assert names(fresh, late.sequence_id) == ["name 0"]
     assert migrate(old_shop.seal).done == 2
@@ -510,7 +511,7 @@ def test_what_is_written_between_the_looks_keeps_the_formats_accepted(old_shop, 
 
 @pytest.mark.slow
 def test_a_key_for_each_stream_is_not_kept_in_memory(open_shop, sqlite_url, monkeypatch):
-    shop = open_shop(sqlite_url, old_formats=["plain-json"])
+    shop = open_shop(sqlite_url, event_modules=MODULES, old_formats=["plain-json"])
     shop.seal.cipher.encrypt(plaintext(0), ItemContext(uuid4(), 0, TOPIC))
     record = next(iter(shop.seal.key_store.active("shop", ["application"]).values()))
     keys = 20_000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from importlib.metadata import version
 from typing import Annotated
 
@@ -105,6 +105,6 @@ app.add_typer(receipt_command.receipt)
 
 def run() -> None:
     """Run the command."""
-    # As with `python -m`: record classes of the application in the working directory can be imported.
-    sys.path.insert(0, "")
+    # Workers begin with `python -c`, which would look for every module in the working directory first.
+    os.environ["PYTHONSAFEPATH"] = "1"
     app()

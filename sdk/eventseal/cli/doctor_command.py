@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -10,6 +11,7 @@ from eventseal.cli.exit_codes import ExitCode, exit_code
 from eventseal.cli.options import Config, Json, Options
 from eventseal.cli.output import print_json, printable
 from eventseal.configuration.diagnosis import Finding, Severity, diagnose
+from eventseal.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,6 +42,8 @@ def doctor(
     the database is away, 1 for everything else.
     """
     options = Options.of(context, config=config, as_json=as_json)
+    with suppress(ConfigurationError):  # which is a finding
+        options.settings()
     found: list[Finding] = []
     for finding in diagnose(options.config):
         found.append(finding)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eventseal.cli.application_modules import working_directory_last
 from eventseal.cli.exit_codes import ExitCode
 from eventseal.cli.options import Config, Json, Options
 from eventseal.cli.output import print_columns, print_json, printable
@@ -49,7 +50,8 @@ def fields(
     PersonalData, or with NotPersonal and a reason.
     """
     options = Options.of(context, config=config, as_json=as_json)
-    classes = survey(modules, words=word or (), always_encrypt=always_encrypt)
+    with working_directory_last():
+        classes = survey(modules, words=word or (), always_encrypt=always_encrypt)
     suspects = sum(len(one.suspects) for one in classes)
     if options.as_json:
         print_json(_as_json(classes, suspects))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eventseal.cli.application_modules import load_modules
 from eventseal.cli.options import Config, DryRun, Json, Options, Yes
 from eventseal.cli.output import print_json, printable
 from eventseal.configuration.initialise import initialise
 from eventseal.configuration.loading import DEFAULT_FILE, environment_names, settings_file
+from eventseal.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from eventseal.configuration.init_steps import InitStep
@@ -93,6 +96,9 @@ def init(
         "scope_digest": scope_digest,
     }
     settings = {name: value for name, value in given.items() if value}
+    load_modules(tables=table or ())
+    with suppress(ConfigurationError):  # of the file, which is checked with the options
+        options.settings()
     steps = initialise(options.config, dry_run=options.dry_run, **_asked(settings, options))
     if options.as_json:
         print_json(_as_json(steps, dry_run=options.dry_run))

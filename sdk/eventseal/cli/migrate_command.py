@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID  # noqa: TC003 - read at run time, for the options' types
 
 import typer
 
+from eventseal.cli.application_modules import working_directory_last
 from eventseal.cli.migrating import (
     copied,
     migrated,
@@ -21,10 +23,12 @@ from eventseal.cli.results import finish
 from eventseal.errors import ConfigurationError
 from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.rotation import begin_migration, finish_migration
-from eventseal.rotation.movers import scope_rule
+from eventseal.rotation.movers import function_named
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from eventseal.rotation.old_items import ScopeOf
 
 EXAMPLES = """\b
 Examples:
@@ -112,8 +116,11 @@ def migrate(
         of_copies,
         {**work, "--table": table, "--key-scope": None, "--key-scope-function": None},
     )
-    scope = key_scope if key_scope_function is None else scope_rule({"function": key_scope_function})
-    with options.open_seal() as seal:
+    scope: str | ScopeOf | None = key_scope
+    if key_scope_function is not None:
+        with working_directory_last():
+            scope = function_named(key_scope_function)
+    with options.open_seal(event_modules=not finish_it) as seal:
         if copy is not None:
             result = copied(
                 options,
@@ -139,8 +146,9 @@ def migrate(
                 items_per_second=items_per_second,
                 workers=workers,
                 resume=resume,
+                function=key_scope_function,
             )
-    said = said_of_migration
+    said: Callable[..., str] = partial(said_of_migration, function=key_scope_function)
     if copy is not None:
         said = said_of_copy
     elif begin or finish_it:

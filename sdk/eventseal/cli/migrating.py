@@ -69,11 +69,13 @@ def migrated(
     items_per_second: float | None,
     workers: int,
     resume: UUID | None,
+    function: str | None,
 ) -> JobResult:
     """
     Migrate, show how far it is, and if it is interrupted say how to go on.
 
-    The arguments are those of ``eventseal.rotation.migrate``.
+    The arguments are those of ``eventseal.rotation.migrate``, and the function for scopes as the command
+    line names it.
 
     Raises:
         VerbInterrupt: It was interrupted; the job resumes.
@@ -81,7 +83,7 @@ def migrated(
     verb = partial(
         migrate_store, seal, key_scope=scope, tables=table, batch=batch, items_per_second=items_per_second
     )
-    return shown_job(options, MIGRATE, verb, workers=workers, resume=resume)
+    return shown_job(options, MIGRATE, verb, workers=workers, resume=resume, function=function)
 
 
 def print_migrated(result: JobResult, said: str) -> None:
@@ -115,8 +117,8 @@ def said_of_beginning(result: JobResult, *, dry_run: bool) -> str:
     )
 
 
-def said_of_migration(result: JobResult, *, dry_run: bool) -> str:
-    """Sum a migration up."""
+def said_of_migration(result: JobResult, *, dry_run: bool, function: str | None = None) -> str:
+    """Sum a migration up, whose function for key scopes must be given again."""
     if dry_run:
         minutes, seconds = divmod(round(result.estimated_seconds or 0), 60)
         return f"{result.left:,} items would be sealed, in about {minutes}:{seconds:02} minutes by a sample"
@@ -126,7 +128,8 @@ def said_of_migration(result: JobResult, *, dry_run: bool) -> str:
     )
     if not result.complete:
         resumed = "" if result.job_id is None else f" --resume {result.job_id}"
-        return f"{said}\nNot complete. To continue: eventseal migrate{resumed}"
+        option = "" if function is None else f" --key-scope-function {function}"
+        return f"{said}\nNot complete. To continue: eventseal migrate{resumed}{option}"
     if result.failed:
         return f"{said}\nwhat failed stays as it is; mend it, and run this again"
     return f"{said}\nwhen no process writes the older formats any more: eventseal migrate --finish"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eventseal.cli.application_modules import load_modules
 from eventseal.configuration import EventSeal, load_settings
 from eventseal.configuration.stores import Stores
 from eventseal.errors import StoreUnavailableError
@@ -64,8 +65,15 @@ class Options:
         )
 
     def settings(self) -> Settings:
-        """Read the settings."""
-        return load_settings(self.config)
+        """
+        Read the settings, and import their record classes.
+
+        Raises:
+            ConfigurationError: A setting is missing or wrong, or a class is not there.
+        """
+        settings = load_settings(self.config)
+        load_modules(tables=settings.tables)
+        return settings
 
     def open_stores(self) -> Stores:
         """
@@ -76,16 +84,28 @@ class Options:
         """
         return _present(Stores(self.settings()))
 
-    def open_seal(self) -> EventSeal:
+    def open_seal(self, *, event_modules: bool = False) -> EventSeal:
         """
         Open the databases and the keys.
 
+        Args:
+            event_modules: Whether the application's event modules are needed, and imported.
+
         Raises:
+            ConfigurationError: A module is not there.
             StoreUnavailableError: A SQLite file is not there; connecting would make an empty one.
         """
-        seal = EventSeal(self.settings())
+        settings = self.settings()
+        if event_modules:
+            load_modules(event_modules=settings.event_modules)
+        seal = EventSeal(settings)
         _present(seal.stores)
         return seal
+
+
+def opened_in_worker(config: Path | None, *, event_modules: bool = False) -> EventSeal:
+    """Open the databases and the keys in a process that shares the work; see :meth:`Options.open_seal`."""
+    return Options(config=config).open_seal(event_modules=event_modules)
 
 
 def _present(stores: Stores) -> Stores:

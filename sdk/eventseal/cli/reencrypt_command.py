@@ -13,7 +13,7 @@ from eventseal.cli.reencrypting import print_reencrypted, reencrypt_shown
 from eventseal.cli.results import finish
 from eventseal.errors import ConfigurationError
 from eventseal.rotation import pause_job
-from eventseal.rotation.jobs import verb_of
+from eventseal.rotation.jobs import resume_command, verb_of
 from eventseal.rotation.nearest import known_keys
 
 if TYPE_CHECKING:
@@ -113,4 +113,4 @@ def _pause(options: Options, seal: EventSeal, job_id: UUID) -> None:
     if options.as_json:
         print_json({"verb": verb_of(job.options), "job_id": str(job.job_id), "state": job.state})
         return
-    typer.echo(f"job {job_id} is {job.state}; to go on: eventseal {verb_of(job.options)} --resume {job_id}")
+    typer.echo(f"job {job_id} is {job.state}; to go on: {resume_command(job)}")

@@ -6,10 +6,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from eventseal.cli.interruption import RUN_AGAIN, resumable
+from eventseal.cli.options import opened_in_worker
 from eventseal.cli.output import print_json
 from eventseal.cli.progress import shown_progress
 from eventseal.cli.worker_processes import worker_processes
-from eventseal.configuration import EventSeal
+from eventseal.rotation.jobs import MIGRATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +21,13 @@ if TYPE_CHECKING:
 
 
 def shown_job(
-    options: Options, name: str, verb: Callable[..., JobResult], *, workers: int, resume: UUID | None
+    options: Options,
+    name: str,
+    verb: Callable[..., JobResult],
+    *,
+    workers: int,
+    resume: UUID | None,
+    function: str | None = None,
 ) -> JobResult:
     """
     Run a job, show how far it is, and if it is interrupted say how to go on.
@@ -31,21 +38,22 @@ def shown_job(
         verb: Of ``eventseal.rotation``, with the arguments that are its own.
         workers: Processes that share the work.
         resume: Only go on with this job.
+        function: The one for key scopes, as the command line names it.
 
     Raises:
         VerbInterrupt: It was interrupted; the job resumes.
     """
-    begun = _BegunJob(resume, name)
+    begun = _BegunJob(resume, name, function)
     with (
         resumable(begun.remedy),
         shown_progress(name, "items") as progress,
-        worker_processes(1 if options.dry_run else workers) as executor,
+        worker_processes(1 if options.dry_run else workers, function=function) as executor,
     ):
         try:
             return verb(
                 shards=workers,
                 executor=executor,
-                open_store=partial(EventSeal.from_settings, options.config),
+                open_store=partial(opened_in_worker, options.config, event_modules=name == MIGRATE),
                 resume=resume,
                 dry_run=options.dry_run,
                 progress=begun.noting(progress),
@@ -63,12 +71,14 @@ class _BegunJob:
     Args:
         job_id: If it is resumed.
         verb: The command that goes on with it.
+        function: That it must be given again.
     """
 
-    def __init__(self, job_id: UUID | None, verb: str) -> None:
+    def __init__(self, job_id: UUID | None, verb: str, function: str | None) -> None:
         self.last: JobResult | None = None
         self._job_id = job_id
         self._verb = verb
+        self._option = "" if function is None else f" --key-scope-function {function}"
 
     def noting(self, progress: Callable[[JobResult], None]) -> Callable[[JobResult], None]:
         """Give what notes a result, and shows it."""
@@ -84,4 +94,5 @@ class _BegunJob:
         """Say how to go on."""
         if self._job_id is None:
             return RUN_AGAIN
-        return f"What was done stays done. To go on: eventseal {self._verb} --resume {self._job_id}"
+        command = f"eventseal {self._verb} --resume {self._job_id}{self._option}"
+        return f"What was done stays done. To go on: {command}"

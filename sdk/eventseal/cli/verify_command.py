@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eventseal.cli.interruption import resumable
-from eventseal.cli.options import Config, DryRun, Json, Options, Yes
+from eventseal.cli.options import Config, DryRun, Json, Options, Yes, opened_in_worker
 from eventseal.cli.output import print_columns, print_json
 from eventseal.cli.progress import shown_progress
 from eventseal.cli.receipt_files import ReceiptFile, refuse_receipt_file, write_receipt
@@ -17,7 +17,6 @@ from eventseal.cli.restore_checking import shred_after_restore
 from eventseal.cli.results import exit_by, print_failures
 from eventseal.cli.state_files import StateFile
 from eventseal.cli.worker_processes import worker_processes
-from eventseal.configuration import EventSeal
 from eventseal.erasure.verify_receipt import VerifyReceipt
 from eventseal.errors import ConfigurationError
 from eventseal.rotation import verify as verify_store
@@ -96,7 +95,7 @@ def verify(
                 sample=sample,
                 shards=workers,
                 executor=executor,
-                open_store=partial(EventSeal.from_settings, options.config),
+                open_store=partial(opened_in_worker, options.config),
                 resume=stored,
                 keep=None if state is None else state.keep,
                 progress=progress,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import warnings
 from concurrent.futures import ProcessPoolExecutor
@@ -12,7 +11,9 @@ from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
+from eventseal.cli.application_modules import working_directory_last
 from eventseal.cli.exit_codes import ExitCode
+from eventseal.rotation.movers import function_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def worker_processes(count: int) -> Iterator[Executor | None]:
+def worker_processes(count: int, *, function: str | None = None) -> Iterator[Executor | None]:
     """
     Give processes that share the work, or ``None`` for this one alone.
 
     Args:
         count: Processes, 1 or more; 1: this one.
+        function: One of the application's that they are given, as ``module:function``.
     """
     if count == 1:
         yield None
@@ -36,7 +38,9 @@ def worker_processes(count: int) -> Iterator[Executor | None]:
     context = get_context("spawn")
     alive, ended = context.Pipe(duplex=False)
     all_started = context.Event()
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(alive, all_started))
+    pool = ProcessPoolExecutor(
+        count, mp_context=context, initializer=_begin, initargs=(alive, all_started, function)
+    )
     try:
         with _deaf_children():
             for _ in range(count):  # each starts one process, as long as none of the others is idle
@@ -64,11 +68,13 @@ def _deaf_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin(alive: Connection, all_started: Event) -> None:
+def _begin(alive: Connection, all_started: Event, function: str | None) -> None:
     """Heed the command's process alone; begin with the others."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     warnings.simplefilter("ignore")  # told by the command already
-    sys.path.insert(0, "")
+    if function is not None:
+        with working_directory_last():
+            function_named(function)  # the work that arrives names it
     threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
     all_started.wait()
 

@@ -92,6 +92,7 @@ class EventSeal:
             cipher=self.cipher,
             always_encrypt=self.settings.always_encrypt,
             accept=self.accepted_formats,
+            event_modules=self.event_modules,
         )
 
     @cached_property
@@ -131,6 +132,11 @@ class EventSeal:
     def always_encrypt(self) -> bool:
         """Whether every event is encrypted, and anything else refused."""
         return self.settings.always_encrypt
+
+    @property
+    def event_modules(self) -> tuple[str, ...]:
+        """Modules whose classes an item may name that is not authenticated."""
+        return self.settings.event_modules
 
     @property
     def unsealed_tables(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from eventseal.configuration.old_formats import check_entries
+from eventseal.items.topics import is_module_name
 from eventseal.keys.branch_wrapping import MOST_BRANCHES
 from eventseal.keys.records import checked_application
 from eventseal.keys.revocations import NEW_KEY_TABLES
@@ -80,6 +81,13 @@ def _record_names(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if _TABLE.fullmatch(name) is None:
             raise ValueError(f"{name!r} does not name a record class as module:Class")
+    return names
+
+
+def _module_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if not is_module_name(name):
+            raise ValueError(f"{name!r} does not name a module")
     return names
 
 
@@ -157,6 +165,10 @@ class Settings(BaseSettings):
     )
     tables: Annotated[Texts, AfterValidator(_record_names)] = Field(
         default=(), description="Record classes of your own beside EventSeal's, each as module:Class."
+    )
+    event_modules: Annotated[Texts, AfterValidator(_module_names)] = Field(
+        default=(),
+        description="Modules that define your events: what nobody authenticated names no other class.",
     )
     eventsourcing_tables: Annotated[Texts, AfterValidator(_sql_names)] = Field(
         default=(),

@@ -13,7 +13,7 @@ from eventseal.eventstore.store import EventStore
 from eventseal.items.mapper import SequencedItemMapper
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from eventseal.cipher import AESCipher
     from eventseal.eventstore.store import ActiveRecordStrategy
@@ -31,6 +31,8 @@ class ApplicationWithEventStores:
         snapshot_active_record_strategy: Of snapshots.
         always_encrypt: Whether every item is sealed, and all else refused; ``None``: if there is a cipher.
         cipher: Seals and opens the items; ``None`` for items in plain.
+        event_modules: Modules whose classes an item may name that is not authenticated; see
+            :class:`~eventseal.items.SequencedItemMapper`.
     """
 
     def __init__(
@@ -41,9 +43,11 @@ class ApplicationWithEventStores:
         snapshot_active_record_strategy: ActiveRecordStrategy | None = None,
         always_encrypt: bool | None = None,
         cipher: AESCipher | None = None,
+        event_modules: Collection[str] = (),
     ) -> None:
         self.always_encrypt = always_encrypt
         self.cipher = cipher
+        self.event_modules = event_modules
         self._event_stores: dict[str, EventStore] = {}
         for name, strategy, position in (
             ("entity", entity_active_record_strategy, "originator_version"),
@@ -87,6 +91,7 @@ class ApplicationWithEventStores:
             sequence_id_attr_name="originator_id",
             position_attr_name=position_attr_name,
             collection=strategy.collection,
+            event_modules=self.event_modules,
         )
 
     @contextmanager
@@ -126,6 +131,8 @@ class ApplicationWithPersistencePolicies(ApplicationWithEventStores):
         snapshot_active_record_strategy: Of snapshots.
         always_encrypt: Whether every item is sealed, and all else refused; ``None``: if there is a cipher.
         cipher: Seals and opens the items; ``None`` for items in plain.
+        event_modules: Modules whose classes an item may name that is not authenticated; see
+            :class:`~eventseal.items.SequencedItemMapper`.
     """
 
     def __init__(
@@ -136,6 +143,7 @@ class ApplicationWithPersistencePolicies(ApplicationWithEventStores):
         snapshot_active_record_strategy: ActiveRecordStrategy | None = None,
         always_encrypt: bool | None = None,
         cipher: AESCipher | None = None,
+        event_modules: Collection[str] = (),
     ) -> None:
         super().__init__(
             entity_active_record_strategy=entity_active_record_strategy,
@@ -143,6 +151,7 @@ class ApplicationWithPersistencePolicies(ApplicationWithEventStores):
             snapshot_active_record_strategy=snapshot_active_record_strategy,
             always_encrypt=always_encrypt,
             cipher=cipher,
+            event_modules=event_modules,
         )
         types = {"entity": EventWithOriginatorVersion, "log": Logged}
         self._policies = [

@@ -12,7 +12,7 @@ from eventseal.eventstore.personal_state import personal_names
 from eventseal.eventstore.publishing import current_owner, owned_by, publish
 from eventseal.items.masks import Erased
 from eventseal.items.personal import plan_of
-from eventseal.items.topics import resolve_topic, topic_of
+from eventseal.items.topics import resolve_topic, topic_of, with_known_subclasses
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,6 +27,7 @@ TRANSIENT = frozenset({"_owner", "_is_stale", "_pending_events"})
 _ARGUMENTS = {"originator_id": "id", "originator_version": "version"}
 
 
+@with_known_subclasses
 class EventSourcedEntity:
     """
     A thing with an identity, changed by events alone.

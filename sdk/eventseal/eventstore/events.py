@@ -7,10 +7,13 @@ import time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from eventseal.items.topics import with_known_subclasses
+
 if TYPE_CHECKING:
     from uuid import UUID
 
 
+@with_known_subclasses
 class DomainEvent:
     """
     Something that happened. Its attributes are the arguments of its constructor, and do not change.

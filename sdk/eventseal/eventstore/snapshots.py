@@ -43,6 +43,7 @@ class Snapshot(EventWithTimestamp, EventWithOriginatorVersion, EventWithOriginat
     """
 
     __keeps_key_scope__ = True
+    __names_classes__ = ("topic", "personal_topics")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import is_dataclass
 from enum import Enum, Flag
+from functools import partial
 from json.decoder import JSONDecoder
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -28,14 +29,16 @@ from eventseal.items.json_writer import JSONWriter
 from eventseal.items.masks import Masked
 from eventseal.items.objects import restore
 from eventseal.items.personal import plan_of, read_plan
-from eventseal.items.topics import resolve_topic, topic_of
+from eventseal.items.topics import EventModules, topic_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from eventseal.items.field_writing import ItemDraft
+    from eventseal.items.topics import Resolve
 
 T = TypeVar("T")
+_NO_MODULES = EventModules().resolve
 
 
 class JSONTranscoder:
@@ -55,13 +58,11 @@ class JSONTranscoder:
             "$tuple": tuple,
             "$set": set,
             "$frozenset": frozenset,
-            "$enum": _read_enum,
-            "$dataclass": _read_dataclass,
             MASK_MARKER: lambda value: Masked(*value),
             SEALED_MARKER: _refuse_sealed,
             STATE_MARKER: lambda value: value,
         }
-        self._decoder = JSONDecoder(object_hook=self._read_object, parse_constant=_refuse_constant)
+        self._decoders: dict[Resolve, JSONDecoder] = {}
         self._parser = JSONDecoder(parse_constant=_refuse_constant)
         for cls, name, encode, decode in STANDARD_TYPES:
             self.register(cls, name, encode, decode)
@@ -88,7 +89,7 @@ class JSONTranscoder:
                 "would write in plain",
                 remedy="Leave its encoding to the transcoder: make it a dataclass.",
             )
-        if self._writer.knows(cls) or marker in self._readers:
+        if self._writer.knows(cls) or marker in self._readers or marker in CLASS_READERS:
             raise ConfigurationError(
                 f"{cls.__module__}.{cls.__qualname__} as {name!r}: the type or the name is registered already"
             )
@@ -117,14 +118,23 @@ class JSONTranscoder:
         """
         return _encoded(self._writer.write_attributes, attributes, owner)
 
-    def decode(self, data: bytes) -> Any:
+    def decode(self, data: bytes, *, resolve: Resolve = _NO_MODULES) -> Any:
         """
         Read what was written.
+
+        Args:
+            data: As :meth:`encode` gives it.
+            resolve: Gives the class of a topic. For data that were authenticated, :func:`resolve_topic` may.
 
         Raises:
             SerializationError: It is not JSON of this form, or names a type that is not known here.
         """
-        return _decoded(self._decoder, data)
+        decoder = self._decoders.get(resolve)
+        if decoder is None:
+            read = partial(self._read_object, resolve)
+            decoder = JSONDecoder(object_hook=read, parse_constant=_refuse_constant)
+            self._decoders[resolve] = decoder
+        return _decoded(decoder, data)
 
     def draft(
         self, cls: type[Any], attributes: dict[str, Any], whole: dict[str, Any], *, compress: bool
@@ -153,41 +163,43 @@ class JSONTranscoder:
         """
         return _decoded(self._parser, data)
 
-    def build(self, raw: Any) -> Any:
+    def build(self, raw: Any, *, resolve: Resolve = _NO_MODULES) -> Any:
         """
         Make the value that parsed JSON stands for.
 
         Args:
             raw: As :meth:`parse` gives it; whatever JSON does not have in it stays as it is.
+            resolve: As for :meth:`decode`.
 
         Raises:
             SerializationError: It names a type that is not known here, or cannot be read.
         """
         with suppress(RecursionError):
-            return self._build(raw)
+            return self._build(raw, resolve)
         raise nested_too_deeply()  # here: the cause would hold the plaintext
 
-    def _build(self, raw: Any) -> Any:
+    def _build(self, raw: Any, resolve: Resolve) -> Any:
         # Loops, since a comprehension takes a level of the stack of its own on Python 3.11.
         if type(raw) is dict:
             built = {}
             for key, value in raw.items():
-                built[key] = self._build(value)
-            return self._read_object(built)
+                built[key] = self._build(value, resolve)
+            return self._read_object(resolve, built)
         if type(raw) is list:
             elements = []
             for value in raw:
-                elements.append(self._build(value))  # noqa: PERF401
+                elements.append(self._build(value, resolve))  # noqa: PERF401
             return elements
         return raw
 
-    def _read_object(self, value: dict[str, Any]) -> Any:
+    def _read_object(self, resolve: Resolve, value: dict[str, Any]) -> Any:
         if len(value) != 1:
             return value
         (marker,) = value
         if not marker.startswith("$"):
             return value
-        read = self._readers.get(marker)
+        of_class = CLASS_READERS.get(marker)
+        read = self._readers.get(marker) if of_class is None else partial(_read_of_class, of_class, resolve)
         if read is None:
             raise SerializationError(
                 f"no type is registered under {marker[1:]!r}",
@@ -247,20 +259,45 @@ def _written(write: Callable[[], T], root: str) -> T:
     )
 
 
-def _read_enum(stored: list[Any]) -> Enum:
-    topic, member = stored
-    cls = resolve_topic(topic)
+def class_named_in(stored: object) -> str:
+    """
+    Give the topic in what stands behind a marker of :data:`CLASS_READERS`.
+
+    Raises:
+        SerializationError: It is not of the form in which it is written.
+    """
+    if type(stored) is not list or len(stored) != _TOPIC_AND_VALUE or type(stored[0]) is not str:
+        raise SerializationError("a stored type does not name its class", remedy=_CHANGED_REMEDY)
+    return stored[0]
+
+
+def _read_of_class(read: Callable[[type[Any], Any], Any], resolve: Resolve, stored: list[Any]) -> Any:
+    return read(resolve(class_named_in(stored)), stored[1])
+
+
+def _read_enum(cls: type[Any], member: Any) -> Enum:
     if not issubclass(cls, Enum):
-        raise SerializationError(f"topic {topic!r} does not name an enumeration", remedy=_CHANGED_REMEDY)
+        raise SerializationError(
+            f"{cls.__module__}:{cls.__qualname__} is not an enumeration", remedy=_CHANGED_REMEDY
+        )
     return cls(member) if issubclass(cls, Flag) else cls[member]
 
 
-def _read_dataclass(stored: list[Any]) -> Any:
-    topic, attributes = stored
-    cls = resolve_topic(topic)
+def _read_dataclass(cls: type[Any], attributes: Any) -> Any:
     if not is_dataclass(cls):
-        raise SerializationError(f"topic {topic!r} does not name a dataclass", remedy=_CHANGED_REMEDY)
+        raise SerializationError(
+            f"{cls.__module__}:{cls.__qualname__} is not a dataclass", remedy=_CHANGED_REMEDY
+        )
     return restore(cls, plan_of(cls).masked(attributes))
+
+
+CLASS_READERS: dict[str, Callable[[type[Any], Any], Any]] = {
+    "$enum": _read_enum,
+    "$dataclass": _read_dataclass,
+}
+"""By marker: what stands behind it is the topic of a class and a value."""
+
+_TOPIC_AND_VALUE = 2
 
 
 def _refuse_sealed(_: object) -> NoReturn:

@@ -30,7 +30,7 @@ from eventseal.items.objects import attributes_of, restore
 from eventseal.items.personal import plan_of
 from eventseal.items.places import PlaceNames
 from eventseal.items.scopes import KeyScope, ScopeRule
-from eventseal.items.topics import resolve_topic, topic_of
+from eventseal.items.topics import EventModules, resolve_topic, topic_of
 from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.suites.envelope import HEADER_SIZE
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from eventseal.cipher.aes import AESCipher
     from eventseal.items.field_writing import ItemDraft
     from eventseal.items.formats import OldFormat
+    from eventseal.items.topics import Resolve
 
     Outcome = Opened | OldItem | EventSealError | None
 
@@ -77,6 +78,9 @@ class SequencedItemMapper:
         erased_scope: Gives the scope that an erased item must be of, from the item alone, since its event
             cannot be read any more. If not given, it is *key_scope*, where that is a string other than
             ``application``; without any, erased items are always raised.
+        event_modules: Modules in which events and the types inside them are defined; a package covers its
+            submodules. An item that is not authenticated names no class of another module, unless that is
+            registered, was stored by this process, or is an event's or an entity's that is imported.
 
     Raises:
         ConfigurationError: The arguments do not go together.
@@ -97,7 +101,9 @@ class SequencedItemMapper:
         accept: AcceptedFormats | Collection[OldFormat] = (),
         on_erased: OnErased = "raise",
         erased_scope: Callable[[Any], str] | None = None,
+        event_modules: Collection[str] = (),
     ) -> None:
+        self._event_modules = EventModules(event_modules)
         self._accepted = AcceptedFormats.of(accept)
         for name, given in (("always_encrypt", always_encrypt), ("accept", self._accepted)):
             if given and cipher is None:
@@ -319,7 +325,8 @@ class SequencedItemMapper:
             if isinstance(outcome, Opened):
                 return self._opened_event(stored, outcome, parsed)
             if isinstance(outcome, OldItem):
-                return self._restored(stored, resolve_topic(stored.topic), outcome.plaintext, parsed)
+                cls = self._event_modules.resolve(stored.topic)
+                return self._unauthenticated(stored, cls, outcome.plaintext, parsed)
             if outcome is None or self._is_plain(stored, outcome):
                 return self._plain_event(stored, parsed)
             if self._fields.has_key_id and names_another_key(stored.data, stored.key_id, outcome):
@@ -347,7 +354,8 @@ class SequencedItemMapper:
     def _opened_event(self, stored: StoredItem, opened: Opened, parsed: Any) -> Any:
         if self._fields.has_key_id and stored.key_id != opened.key_id:
             raise IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
-        event = self._restored(stored, resolve_topic(stored.topic), opened.plaintext, parsed)
+        attributes = self._attributes(stored, opened.plaintext, parsed, resolve_topic)
+        event = self._restored(stored, resolve_topic(stored.topic), attributes)
         if not self._is_stored_as(self._scope_of(event), opened.scope):
             raise IntegrityError(
                 f"key {opened.key_id} sealed the item, but is no key of the scope that the event belongs to",
@@ -368,17 +376,28 @@ class SequencedItemMapper:
             )
         if self.always_encrypt:
             raise EncryptionRequiredError("the item is not sealed, and the mapper requires encryption")
-        cls = resolve_topic(stored.topic)
+        cls = self._event_modules.resolve(stored.topic)
         if self.is_sealed(cls):
             raise EncryptionRequiredError(f"the item is not sealed, and {stored.topic} requires encryption")
-        return self._restored(stored, cls, stored.data, parsed)
+        return self._unauthenticated(stored, cls, stored.data, parsed)
 
-    def _restored(self, stored: StoredItem, cls: type[Any], data: bytes, parsed: Any) -> Any:
+    def _unauthenticated(self, stored: StoredItem, cls: type[Any], data: bytes, parsed: Any) -> Any:
+        attributes = self._attributes(stored, data, parsed, self._event_modules.resolve)
+        self._event_modules.check_attributes(cls, attributes)
+        return self._restored(stored, cls, attributes)
+
+    def _attributes(self, stored: StoredItem, data: bytes, parsed: Any, resolve: Resolve) -> dict[str, Any]:
         if isinstance(parsed, EventSealError):
             raise parsed
-        attributes = self._json.decode(data) if parsed is None else self._json.build(parsed)
+        json = self._json
+        attributes = (
+            json.decode(data, resolve=resolve) if parsed is None else json.build(parsed, resolve=resolve)
+        )
         if type(attributes) is not dict:
             raise SerializationError(f"the data of {stored.topic} are not an object's attributes")
+        return attributes
+
+    def _restored(self, stored: StoredItem, cls: type[Any], attributes: dict[str, Any]) -> Any:
         self._places.put(attributes, stored.sequence_id, stored.position, stored.topic)
         return restore(cls, plan_of(cls).masked(attributes))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from eventseal.keys.branch_wrapping import BRANCH_PREFIX, branch_uri
 from eventseal.keys.states import KeyPurpose, KeyState
-from eventseal.rotation.jobs import MIGRATE, verb_of
+from eventseal.rotation.jobs import MIGRATE, resume_command, verb_of
 from eventseal.rotation.standing import PLAIN, UNKNOWN, Advice, JobStanding, Status
 from eventseal.storage.jobs import FINISHED, RUNNING, SETTLING
 
@@ -93,17 +93,21 @@ def unfinished_job(standing: JobStanding, now: datetime) -> Advice | None:
         return None
     verb = verb_of(job.options)
     what = "migration" if verb == MIGRATE else "re-encryption"
+    reminder = _REMINDER if "function" in job.options.get("key_scope", {}) else ""
     if job.state == SETTLING:
         return Advice(
-            command=f"eventseal {verb} --resume {job.job_id}",
+            command=resume_command(job),
             reason=f"a {what} has moved all {standing.done:,} items, and is to look once more when "
             "every process has noticed the new keys",
         )
     return Advice(
-        command=f"eventseal {verb} --resume {job.job_id}",
+        command=resume_command(job),
         reason=f"a {what} did not end: {standing.done:,} of {job.total:,} items were moved, it is "
-        f"{job.state} since {job.updated_at.isoformat(timespec='seconds')}",
+        f"{job.state} since {job.updated_at.isoformat(timespec='seconds')}{reminder}",
     )
+
+
+_REMINDER = ". Check that the function is yours: its name is from the job's row, which is not authenticated"
 
 
 def _unreadable(status: Status) -> Iterator[Advice]:

@@ -28,7 +28,7 @@ from eventseal.items.old_json import translated
 from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
 from eventseal.rotation.jobs import MIGRATE
 from eventseal.rotation.movers import configured_formats
-from eventseal.rotation.old_items import scope_given
+from eventseal.rotation.old_items import class_checks, scope_given
 from eventseal.rotation.old_samples import Sample, refuse_wrong_keys
 from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult
 from eventseal.storage.engines import make_engine
@@ -142,6 +142,7 @@ class _Copying:
         self._binder = ItemBinder(store.cipher.application)
         self._key_scope = key_scope
         self._accepted = accepted
+        self._classes = class_checks(store, is_library=False)
         self._progress = progress
         self._started = time.monotonic()
         self._counts: Counter[str] = Counter()
@@ -160,9 +161,10 @@ class _Copying:
         opened: Counter[str] = Counter()
         refused = 0
         unfit: SerializationError | None = None
+        self._refused: list[tuple[OldRow, EventSealError]] = []
         for row in rows:
             try:
-                _, _, name = self._opened(row)
+                plaintext, context, name = self._opened(row)
                 opened[name] += 1
             except IntegrityError:
                 refused += 1
@@ -170,6 +172,11 @@ class _Copying:
                 unfit = error
             except EventSealError:
                 continue
+            else:
+                try:
+                    self._classes.check(context.topic, plaintext)
+                except EventSealError as error:
+                    self._refused.append((row, error))
         if unfit is not None and not opened and not refused:
             raise ConfigurationError(
                 f"no item of {self._old.name} fits into {self._columns.table}: {unfit}. Nothing was written",
@@ -181,6 +188,8 @@ class _Copying:
     def counted(self) -> JobResult:
         """Say what would be done."""
         self._counts.update(self._sampled)
+        for row, error in self._refused:
+            self._fail(row, error)
         return self._result(left=self._total, complete=True)
 
     def run(self, batch: int) -> JobResult:
@@ -209,6 +218,7 @@ class _Copying:
         for row in page:
             try:
                 plaintext, context, _ = self._opened(row)
+                self._classes.check(context.topic, plaintext)
                 scope = (
                     self._key_scope
                     if isinstance(self._key_scope, str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from eventseal.storage.jobs import FINISHED, PAUSED, RUNNING, SETTLING, UNREADAB
 from eventseal.storage.transactions import read, write
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from sqlalchemy.engine import Connection
 
@@ -31,6 +32,23 @@ def verb_of(options: Mapping[str, Any]) -> str:
     """Name the verb that a job with these options is of."""
     verb: str = options.get("verb", REENCRYPT)
     return verb
+
+
+def resume_command(job: Job) -> str:
+    """
+    Write the command that goes on with a job.
+
+    A migration's function is only shown, as its row has it: what runs is what the command line names.
+    """
+    rule = job.options.get("key_scope", {})
+    function = ""
+    if "function" in rule:
+        fits = _FUNCTION.fullmatch(rule["function"])
+        function = f" --key-scope-function {rule['function'] if fits else 'MODULE:FUNCTION'}"
+    return f"eventseal {verb_of(job.options)} --resume {job.job_id}{function}"
+
+
+_FUNCTION = re.compile(r"[\w.]+:[\w.]+")
 
 
 def list_jobs(store: SealedStore) -> list[Job]:
@@ -70,7 +88,12 @@ def pause_job(store: SealedStore, job_id: UUID) -> Job:
 
 
 def resumed_job(
-    store: SealedStore, job_id: UUID, *, items_per_second: float | None, verb: str = REENCRYPT
+    store: SealedStore,
+    job_id: UUID,
+    *,
+    items_per_second: float | None,
+    verb: str = REENCRYPT,
+    check: Callable[[Job], object] = lambda _: None,
 ) -> Job:
     """
     Set a job running again; a finished one stays finished.
@@ -80,6 +103,7 @@ def resumed_job(
         job_id: Under which it was begun.
         verb: Of the job.
         items_per_second: From now on; ``None``: as before.
+        check: Is given the job before it is set running, and may refuse it.
 
     Raises:
         IntegrityError: The job's row was edited so that it cannot be read.
@@ -93,8 +117,9 @@ def resumed_job(
         if verb_of(job.options) != verb:
             raise JobError(
                 f"job {job_id} is no job of {verb}",
-                remedy=f"Go on with it: eventseal {verb_of(job.options)} --resume {job_id}",
+                remedy=f"Go on with it: {resume_command(job)}",
             )
+        check(job)
         if job.state == FINISHED:
             return job
         return _running(connection, job, items_per_second)

@@ -18,8 +18,8 @@ from eventseal.errors import ConfigurationError, IntegrityError, JobError
 from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
 from eventseal.rotation.batches import failure_to_json
 from eventseal.rotation.id_types import refuse_wrong_id_types
-from eventseal.rotation.jobs import MIGRATE, begun_job, resumed_job, verb_of
-from eventseal.rotation.movers import configured_formats, stored_rule
+from eventseal.rotation.jobs import MIGRATE, begun_job, list_jobs, resumed_job, verb_of
+from eventseal.rotation.movers import configured_formats, scope_rule, stored_rule
 from eventseal.rotation.old_items import foreign, old_sources
 from eventseal.rotation.old_key_tables import refuse_old_key_tables
 from eventseal.rotation.old_samples import sampled
@@ -117,7 +117,8 @@ def migrate(
         shards: Workers to give the *executor*.
         executor: Runs the workers; ``None``: one in this thread.
         open_store: Opens the store in a worker; must be importable there. Other processes need it.
-        resume: Only go on with this job. Its tables and its rule for scopes are those it was begun with.
+        resume: Only go on with this job. Its tables and its scope are those it was begun with. If that was a
+            function, give the same one again: nothing that the job's row names is imported.
         dry_run: Whether only to count, to open a sample, and to guess how long it would take.
         progress: Called now and then with what was done so far.
 
@@ -151,13 +152,13 @@ def migrate(
         refuse_wrong_id_types(store, sources)
         if key_scope is None:
             _refuse_other_scopes(sources)
-            key_scope = DEFAULT_SCOPE
+        rule = stored_rule(DEFAULT_SCOPE if key_scope is None else key_scope)
         options = {
             "verb": MIGRATE,
             "keys": None,
             "tables": None if tables is None else sorted(tables),
             "heads": None,
-            "key_scope": stored_rule(key_scope),
+            "key_scope": rule,
             "formats": _named(accepted),
         }
         samples = sampled(
@@ -166,16 +167,25 @@ def migrate(
         if dry_run:
             estimated = _looked_at(store, sources, samples, started)
             return _in_time(estimated, sources, samples, workers=shards, items_per_second=items_per_second)
+        if key_scope is None:
+            _refuse_other_rules(store, options)
         total = sum(source.moving for source in sources)
         job = begun_job(store, options=options, items_per_second=items_per_second, total=total)
     else:
-        job = resumed_job(store, resume, items_per_second=items_per_second, verb=MIGRATE)
+        job = resumed_job(
+            store,
+            resume,
+            items_per_second=items_per_second,
+            verb=MIGRATE,
+            check=partial(scope_rule, key_scope=key_scope),
+        )
         found = _begun(own_tables(store.datastore, store.cipher.application, job.options["tables"]), accepted)
     passes = Passes(
         store,
         job,
         found,
         look=partial(old_sources, store, found),
+        scope_of=scope_rule(job, key_scope),
         batch=batch,
         shards=shards,
         executor=executor,
@@ -328,6 +338,14 @@ def _refuse_other_scopes(sources: Sequence[OldSources]) -> None:
                 remedy="If its mapper has a key_scope, or its classes have one, give the same rule: "
                 "--key-scope-function MODULE:FUNCTION. If they belong under one scope: --key-scope SCOPE.",
             )
+
+
+def _refuse_other_rules(store: SealedStore, options: Mapping[str, object]) -> None:
+    """Begin no second migration of the same tables, under another rule, where none was given."""
+    for job in list_jobs(store):
+        is_same = {**job.options, "key_scope": None} == {**options, "key_scope": None}
+        if is_same and job.state not in {jobs.FINISHED, jobs.UNREADABLE}:
+            scope_rule(job, None)  # refuses a function
 
 
 def _refuse_left(store: SealedStore, tables: Sequence[SealedTable]) -> None:

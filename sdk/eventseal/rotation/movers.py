@@ -1,4 +1,4 @@
-"""What moves the items of a job, made from what its row says: any process goes on with any job."""
+"""What moves the items of a job: any process goes on with any job, and brings the code that it runs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from uuid import UUID
 from eventseal.errors import ConfigurationError
 from eventseal.items.acceptance import AcceptedFormats
 from eventseal.rotation.batches import COMPROMISED_PHASE, TableMover
-from eventseal.rotation.jobs import MIGRATE, verb_of
+from eventseal.rotation.jobs import resume_command
 from eventseal.rotation.moved_collections import in_place
 from eventseal.rotation.old_items import OldItemMover
 from eventseal.rotation.sealed_store import AcceptsOldFormats
 from eventseal.rotation.sources import KeyStandings, Standing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from eventseal.cipher import ItemContext
     from eventseal.items.sealed_places import Page, Selection
@@ -45,19 +45,22 @@ class CollectionMover(TableMover):
         return [number for index, number in enumerate(numbers) if index not in there]
 
 
-def table_movers(store: SealedStore, job: Job) -> Callable[[SealedTable], TableMover]:
+def table_movers(
+    store: SealedStore, job: Job, scope_of: ScopeOf | None
+) -> Callable[[SealedTable], TableMover]:
     """
     Give what makes the mover of a table.
 
     Args:
         store: What the job works on.
         job: As it was read.
+        scope_of: The rule for scopes, if it is a migration.
 
     Raises:
-        ConfigurationError: It is a migration, and its formats or its rule for scopes are not here.
+        ConfigurationError: It is a migration, and its formats or its event modules are not here.
     """
-    if verb_of(job.options) == MIGRATE:
-        accepted, scope_of = configured_formats(store), scope_rule(job.options["key_scope"])
+    if scope_of is not None:
+        accepted = configured_formats(store)
         return lambda table: OldItemMover(
             store, table, accepted=accepted_in(accepted, table), scope_of=scope_of
         )
@@ -121,19 +124,47 @@ def stored_rule(key_scope: str | ScopeOf) -> dict[str, str]:
     return {"function": name}
 
 
-def scope_rule(stored: Mapping[str, Any]) -> ScopeOf:
+def scope_rule(job: Job, key_scope: str | ScopeOf | None) -> ScopeOf:
     """
-    Undo :func:`stored_rule`.
+    Give the rule for scopes of a migration, of which the job's row says only which it was.
+
+    Nothing in the row is imported: whoever writes to the database would choose what runs.
+
+    Args:
+        job: Of the migration.
+        key_scope: What the caller gives; ``None`` for the scope that the job was begun with.
+
+    Raises:
+        ConfigurationError: The job was begun with a function that the caller does not give, or with another
+            rule.
+    """
+    stored = job.options["key_scope"]
+    if key_scope is None and "scope" in stored:
+        key_scope = stored["scope"]
+    if key_scope is None or stored_rule(key_scope) != stored:
+        raise ConfigurationError(
+            f"job {job.job_id} was begun with another rule for scopes. Nothing was written",
+            remedy=f"If this is your rule, run: {resume_command(job)}"
+            if key_scope is None or "function" in stored
+            else f"Run it without another scope: {resume_command(job)}",
+        )
+    return partial(_one_scope, key_scope) if isinstance(key_scope, str) else key_scope
+
+
+def function_named(name: str) -> ScopeOf:
+    """
+    Import a function that somebody named on the command line.
+
+    Args:
+        name: As ``module:function``.
 
     Raises:
         ConfigurationError: The function is not there.
     """
-    if "scope" in stored:
-        return partial(_one_scope, stored["scope"])
-    found = _function(stored["function"])
+    found = _function(name)
     if found is None:
         raise ConfigurationError(
-            f"there is no function {stored['function']}",
+            f"there is no function {name}",
             remedy="Name it as module:function, and put the module's folder on PYTHONPATH.",
         )
     rule: ScopeOf = found

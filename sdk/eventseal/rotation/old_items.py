@@ -20,9 +20,12 @@ from eventseal.errors import (
     StoreError,
     WrongApplicationError,
 )
+from eventseal.items.class_checks import ClassChecks
 from eventseal.items.sealed_places import Selection
+from eventseal.items.topics import EventModules
 from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
 from eventseal.rotation.batches import Batch, TableMover
+from eventseal.rotation.sealed_store import event_modules_of
 from eventseal.rotation.sources import FEW_ITEMS, KeyStandings, Standing, TableSources
 from eventseal.storage.item_rows import NIL_KEY_ID, count_by_key
 from eventseal.storage.item_swaps import MOST_LISTED_KEYS
@@ -184,6 +187,22 @@ def contexts_of(page: Page, table: SealedTable) -> list[ItemContext]:
     return [ItemContext(*place, table.collection) for place in places]
 
 
+def class_checks(store: SealedStore, *, is_library: bool) -> ClassChecks:
+    """
+    Give what refuses items that name classes of other modules than a store's.
+
+    Args:
+        store: May name its event modules, which are imported.
+        is_library: Whether the items stay in a table of the eventsourcing library.
+
+    Raises:
+        ConfigurationError: A module is not there.
+    """
+    modules = EventModules(event_modules_of(store))
+    modules.load()
+    return ClassChecks(modules, is_library=is_library)
+
+
 def scope_given(scope_of: ScopeOf, context: ItemContext, plaintext: bytes) -> str:
     """
     Ask the application's rule for the scope of one item: what it does not know stops no others.
@@ -231,6 +250,7 @@ class OldItemMover(TableMover):
         self._binder = ItemBinder(store.cipher.application)
         self._accepted = accepted
         self._scope_of = scope_of
+        self._classes = class_checks(store, is_library=not table.has_key_ids)
 
     def _wanted(self, shard: Shard, page: Page, selection: Selection) -> Sequence[int]:  # noqa: ARG002
         if selection.keys is not None:
@@ -252,6 +272,7 @@ class OldItemMover(TableMover):
                 continue
             try:
                 self._binder.bind(contexts[number])  # one that has no place does not stop the others
+                self._classes.check(contexts[number].topic, outcome.plaintext)
                 scope = scope_given(self._scope_of, contexts[number], outcome.plaintext)
             except EventSealError as error:
                 self._fail(batch, page, number, error, stuck=True)

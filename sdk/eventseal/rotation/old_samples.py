@@ -12,7 +12,7 @@ from eventseal.errors import ConfigurationError, EventSealError, IntegrityError,
 from eventseal.items.acceptance import OldItem
 from eventseal.rotation.batches import failure_to_json
 from eventseal.rotation.movers import accepted_in
-from eventseal.rotation.old_items import contexts_of, old_items
+from eventseal.rotation.old_items import class_checks, contexts_of, old_items
 from eventseal.rotation.outcomes import failure_from_json
 from eventseal.storage.item_ranges import range_bounds
 from eventseal.storage.swapping import item_swaps
@@ -47,7 +47,7 @@ class Sample:
         items: How many rows.
         opened: By format.
         refused: Rows that look like a format, or name a key, and do not open.
-        failures: Rows that did not open, with why.
+        failures: Rows that did not open, or name classes that they may not name, with why.
         seconds: It took for each row.
     """
 
@@ -81,6 +81,7 @@ def sample_of(store: SealedStore, source: OldSources, accepted: AcceptedFormats)
     opened: Counter[str] = Counter()
     failures: list[Failure] = []
     refused = items = 0
+    classes = class_checks(store, is_library=not table.has_key_ids)
     for page in _pages(store, source):
         contexts = contexts_of(page, table)
         outcomes = store.cipher.open_many(list(zip(page.envelopes, contexts, strict=True)))
@@ -88,6 +89,10 @@ def sample_of(store: SealedStore, source: OldSources, accepted: AcceptedFormats)
             items += 1
             if isinstance(outcome, OldItem):
                 opened[outcome.format.name] += 1
+                try:
+                    classes.check(contexts[number].topic, outcome.plaintext)
+                except EventSealError as error:
+                    failures.append(_failure(table, page, number, error))
             else:
                 refused += isinstance(outcome, IntegrityError | KeyNotFoundError)
                 failures.append(_failure(table, page, number, outcome))

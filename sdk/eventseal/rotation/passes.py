@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
+    from eventseal.rotation.old_items import ScopeOf
     from eventseal.rotation.outcomes import JobReport
     from eventseal.rotation.results import JobResult
     from eventseal.rotation.sealed_store import SealedStore
@@ -63,6 +64,7 @@ class Passes:
         tables: Those of the job.
         look: Counts what the tables hold to move.
         settles: Says until when others may still append what the job is to move; ``None``: nobody does.
+        scope_of: Gives an item's scope where the job is a migration; must be importable in other processes.
         heads: How envelopes begin that its first pass leaves where they are; none: only their keys decide.
         batch: Items in a transaction at most.
         shards: Workers to give the executor.
@@ -81,6 +83,7 @@ class Passes:
         *,
         look: Callable[[], Sequence[TableSources]],
         settles: Callable[[], datetime | None] = lambda: None,
+        scope_of: ScopeOf | None = None,
         heads: tuple[bytes, ...] = (),
         batch: int,
         shards: int,
@@ -96,6 +99,7 @@ class Passes:
         self._tables = tables
         self._look = look
         self._settles = settles
+        self._scope_of = scope_of
         self._heads = heads
         self._batch = batch
         self._shards = shards
@@ -223,6 +227,7 @@ class Passes:
             {table.table: table for table in self._tables},
             batch=self._batch,
             run=self._run,
+            scope_of=self._scope_of,
             on_batch=self._tell,
         )
 
@@ -230,7 +235,9 @@ class Passes:
         if self._open_store is None:
             work: Callable[[], None] = lambda: self._worker().work()  # noqa: E731
         else:
-            work = partial(work_in_process, self._open_store, self._job.job_id, self._batch, self._run)
+            work = partial(
+                work_in_process, self._open_store, self._job.job_id, self._batch, self._run, self._scope_of
+            )
         workers: set[Future[None]] = set()
         try:
             workers |= {executor.submit(work) for _ in range(self._shards)}
@@ -288,7 +295,9 @@ class Passes:
             self._telling.release()
 
 
-def work_in_process(open_store: Callable[[], SealedStore], job_id: UUID, batch: int, run: str) -> None:
+def work_in_process(
+    open_store: Callable[[], SealedStore], job_id: UUID, batch: int, run: str, scope_of: ScopeOf | None
+) -> None:
     """
     Be one worker of a job, with a store of its own.
 
@@ -297,6 +306,7 @@ def work_in_process(open_store: Callable[[], SealedStore], job_id: UUID, batch: 
         job_id: Of a running job.
         batch: Items in a transaction at most.
         run: Which call of the verb it belongs to.
+        scope_of: Gives an item's scope where the job is a migration.
     """
     store = open_store()
     try:
@@ -305,7 +315,8 @@ def work_in_process(open_store: Callable[[], SealedStore], job_id: UUID, batch: 
         if job is None:
             raise _deleted(job_id)
         tables = registered_tables(store.datastore, store.cipher.application, job.options["tables"])
-        ShardWorker(store, job, {table.table: table for table in tables}, batch=batch, run=run).work()
+        by_name = {table.table: table for table in tables}
+        ShardWorker(store, job, by_name, batch=batch, run=run, scope_of=scope_of).work()
     finally:
         close = getattr(store, "close", None)
         if close is not None:

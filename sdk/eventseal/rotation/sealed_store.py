@@ -93,6 +93,21 @@ class AcceptsOldFormats(Protocol):
         ...
 
 
+@runtime_checkable
+class NamesEventModules(Protocol):
+    """A store that also says in which modules events are defined; ``EventSeal`` does."""
+
+    @property
+    def event_modules(self) -> Collection[str]:
+        """Modules whose classes an item may name that is not authenticated."""
+        ...
+
+
+def event_modules_of(store: SealedStore) -> tuple[str, ...]:
+    """Name a store's event modules; one that does not say so has none."""
+    return tuple(store.event_modules) if isinstance(store, NamesEventModules) else ()
+
+
 def encrypts_everything(store: SealedStore) -> bool:
     """Whether every event of a store is encrypted; one that does not say so is taken to do that."""
     return store.always_encrypt if isinstance(store, SaysWhatIsEncrypted) else True

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from eventseal.rotation.batches import TableMover
+    from eventseal.rotation.old_items import ScopeOf
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.jobs import Job, Shard
     from eventseal.storage.sealed_table import SealedTable
@@ -52,6 +53,7 @@ class ShardWorker:
         tables: The registered tables, by name.
         batch: Items in a transaction at most.
         run: Which call of the verb it belongs to.
+        scope_of: Gives an item's scope where the job is a migration: from the caller, never from the row.
         on_batch: Called after each batch.
         sleep: Waits for seconds, where the job is throttled.
         now: The throttle's clock; ``None``: the database's.
@@ -65,6 +67,7 @@ class ShardWorker:
         *,
         batch: int,
         run: str,
+        scope_of: ScopeOf | None = None,
         on_batch: Callable[[], None] | None = None,
         sleep: Callable[[float], None] = time.sleep,
         now: Callable[[], float] | None = None,
@@ -79,7 +82,7 @@ class ShardWorker:
         self._pacer = Pacer(self._engine, job, sleep=sleep, now=now)
         self._others = OtherWriters(self._engine)
         self._sleep = sleep
-        self._new_mover = table_movers(store, job)
+        self._new_mover = table_movers(store, job, scope_of)
         self._movers: dict[str, TableMover] = {}
         self._worker = new_worker()
 

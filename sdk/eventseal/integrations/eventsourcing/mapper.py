@@ -20,7 +20,7 @@ from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.suites.envelope import HEADER_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
     from typing import Self
 
     from eventsourcing.persistence import Cipher, Compressor, Transcoder
@@ -79,6 +79,7 @@ class EncryptingMapper(_Mapper):
         key_scope: KeyScope = DEFAULT_SCOPE,
         on_erased: OnErased = "raise",
         erased_scope: Callable[[StoredEvent], str] | None = None,
+        event_modules: Collection[str] | None = None,
     ) -> type[Self]:
         """
         Give a mapper class with choices of its own, for ``factory.mapper(mapper_class=...)`` or a topic.
@@ -93,12 +94,18 @@ class EncryptingMapper(_Mapper):
             erased_scope: Gives the scope that an erased event must be of, from the stored event alone. If
                 not given, it is *key_scope*, where that is a string other than ``application``; without any,
                 erased events are always raised.
+            event_modules: Modules whose classes an event in an older format may name, while a migration
+                lasts; ``None``: those of the seal.
 
         Raises:
             ConfigurationError: A choice is none.
         """
         options = SealingOptions(
-            seal=seal, key_scope=key_scope, on_erased=on_erased, erased_scope=erased_scope
+            seal=seal,
+            key_scope=key_scope,
+            on_erased=on_erased,
+            erased_scope=erased_scope,
+            event_modules=event_modules,
         )
         options.scope_rule()
         options.erased_items()
@@ -202,7 +209,9 @@ class EncryptingMapper(_Mapper):
                     event = restore(_Plain(stored, outcome.plaintext))
                     check_scope(event, outcome)
                 elif isinstance(outcome, OldItem):
+                    self._sealing.event_modules.resolve(stored.topic)
                     event = restore(_Plain(stored, outcome.plaintext))
+                    self._sealing.event_modules.check_attributes(type(event), vars(event))
                 else:
                     event = self._erased(stored, outcome)
             except EventSealError as error:

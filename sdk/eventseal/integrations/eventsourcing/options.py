@@ -11,7 +11,7 @@ from eventseal.items.scopes import KeyScope, ScopeRule
 from eventseal.keys.records import DEFAULT_SCOPE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from eventseal.rotation.sealed_store import SealedStore
 
@@ -26,12 +26,14 @@ class SealingOptions:
         key_scope: Whose key seals an event whose class has no ``__key_scope__``.
         on_erased: What an event is on reading whose key was shredded.
         erased_scope: Gives the scope that an erased event must be of, from what was stored alone.
+        event_modules: Whose classes an event in an older format may name; ``None``: those of the seal.
     """
 
     seal: SealedStore | None = None
     key_scope: KeyScope = DEFAULT_SCOPE
     on_erased: OnErased = "raise"
     erased_scope: Callable[[Any], str] | None = None
+    event_modules: Collection[str] | None = None
 
     def scope_rule(self) -> ScopeRule:
         """

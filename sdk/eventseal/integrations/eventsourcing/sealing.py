@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from copy import copy
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from eventsourcing.utils import TopicError, register_topic
 
 from eventseal.errors import EventSealError, IntegrityError, KeyClosedError, KeyDestroyedError
 from eventseal.integrations.eventsourcing.event_class import event_class
 from eventseal.integrations.eventsourcing.fences import KnownFences
 from eventseal.integrations.eventsourcing.process_seal import process_seal
 from eventseal.items.acceptance import NO_FORMATS, AcceptedFormats, OldItem
+from eventseal.items.topics import EventModules
 from eventseal.keys.records import DEFAULT_SCOPE
+from eventseal.rotation.sealed_store import event_modules_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +25,17 @@ if TYPE_CHECKING:
 
 Outcome: TypeAlias = "Opened | OldItem | EventSealError"
 """What a state was, in an envelope or in an older format that is still accepted, or why it does not open."""
+
+
+class LibraryEventModules(EventModules):
+    """Looks up classes as its base does, and has the library find the very same ones."""
+
+    def resolve(self, topic: str) -> type[Any]:
+        """Find the class that *topic* names; see the base."""
+        found = super().resolve(topic)
+        with suppress(TopicError):  # the library knows the topic, and keeps what it knows
+            register_topic(topic, found)
+        return found
 
 
 class Sealing:
@@ -40,6 +56,8 @@ class Sealing:
         seal = process_seal() if options.seal is None else options.seal
         self._cipher = seal.cipher
         self._fences = KnownFences(seal.datastore)
+        names = event_modules_of(seal) if options.event_modules is None else options.event_modules
+        self.event_modules = LibraryEventModules(names)
         self._accepted: AcceptedFormats = getattr(seal, "accepted_formats", NO_FORMATS)
         self.skips_erased = self._erased_items.skips
 

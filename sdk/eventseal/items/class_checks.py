@@ -1,0 +1,66 @@
+"""Which classes an item names, in its topic and in its JSON: looked up before it is sealed."""
+
+from __future__ import annotations
+
+from json.decoder import JSONDecoder
+from typing import TYPE_CHECKING, Any
+
+from eventseal.errors import SerializationError
+from eventseal.items.json import CLASS_READERS, class_named_in
+
+if TYPE_CHECKING:
+    from eventseal.items.topics import EventModules
+
+
+class ClassChecks:
+    """
+    Refuses items that name classes which they may not name: to seal such an item is to vouch for it.
+
+    Args:
+        modules: Look up the classes.
+        is_library: Whether the eventsourcing library reads the items: its JSON has no marker of a class.
+    """
+
+    def __init__(self, modules: EventModules, *, is_library: bool = False) -> None:
+        self._modules = modules
+        # It takes what any reader takes: NaN, control characters, numbers that are too long for an int.
+        hook = None if is_library else self._checked
+        self._decoder = JSONDecoder(object_hook=hook, parse_int=float, strict=False)
+
+    def check(self, topic: str, plaintext: bytes) -> None:
+        """
+        Look up all classes that an item names.
+
+        Args:
+            topic: Of the item.
+            plaintext: Its JSON. What is none names no classes.
+
+        Raises:
+            ConfigurationError: A module is not there.
+            SerializationError: The item may not name a class, or nobody can say what it names.
+        """
+        cls = self._modules.resolve(topic)
+        is_deep = False
+        raw: Any = None
+        try:
+            raw = self._decoder.raw_decode(str(plaintext, "utf-8").strip())[0]
+        except SerializationError:
+            raise
+        except RecursionError:
+            is_deep = True
+        except ValueError:
+            return
+        if is_deep:  # raised here: the cause would hold the plaintext
+            raise SerializationError(
+                "the item's JSON is nested too deeply to look for the classes that it names",
+                remedy="Migrate with a higher sys.setrecursionlimit(), or find out who wrote the row.",
+            )
+        if type(raw) is dict:
+            self._modules.check_attributes(cls, raw)
+
+    def _checked(self, value: dict[str, Any]) -> dict[str, Any]:
+        if len(value) == 1:
+            ((marker, stored),) = value.items()
+            if marker in CLASS_READERS:
+                self._modules.resolve(class_named_in(stored))
+        return value
