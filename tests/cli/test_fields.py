@@ -24,7 +24,6 @@ from eventseal.items import NotPersonal, PersonalData
 from shop_for_test.values import Address
 if TYPE_CHECKING:
     from shop_for_test.kinds import Email, IPv4Address, PhoneNumber
-    from nowhere import Gone
 
 class Kind(enum.Enum):
     A = 1
@@ -53,7 +52,6 @@ class Customer(VersionedEntity):
 
     class Called(VersionedEntity.Event):
         by: PhoneNumber | None
-        since: Gone
         host: list[IPv4Address]
 
     class Sealed(VersionedEntity.Event):
@@ -106,7 +104,6 @@ def test_fields_are_listed_by_protection(run_json):
         ("Customer.Registered", "shipment"): "plain",
         ("Customer.Renamed", "surname"): "plain",
         ("Customer.Called", "by"): "plain",
-        ("Customer.Called", "since"): "plain",
         ("Customer.Called", "host"): "plain",
         ("Customer.Sealed", "workEmail"): "sealed item",
         ("Line", "sku"): "plain",
@@ -120,8 +117,8 @@ def test_fields_are_listed_by_protection(run_json):
     assert (printed["verb"], printed["complete"], printed["done"], printed["failed"]) == (
         "fields",
         True,
-        16,
-        4,
+        15,
+        3,
     )
 
 
@@ -131,7 +128,6 @@ def test_a_build_fails_on_what_looks_personal_and_is_plain(run_json):
     assert {key[1]: field["suspicion"] for key, field in fields.items() if field["suspicion"]} == {
         "surname": "its name says 'surname'",
         "by": "its type PhoneNumber says 'phone'",
-        "since": "nobody can tell what 'Gone' in its annotation is",
         "host": "its type IPv4Address says 'address'",
     }
 
@@ -167,7 +163,7 @@ def test_people_get_a_table(run):
     assert "! its name says 'surname'" in shown
     assert "not personal: products have names, too" in shown
     assert "of originator_id" in shown
-    assert shown.splitlines()[-1] == "16 fields of 6 classes, 4 plain that look personal"
+    assert shown.splitlines()[-1] == "15 fields of 6 classes, 3 plain that look personal"
 
 
 @pytest.mark.parametrize(
@@ -192,4 +188,84 @@ def test_an_annotation_that_contradicts_itself_is_told(run, tmp_path):
         "from eventseal.items import PersonalData\n"
         "@dataclass\nclass A:\n    b: Annotated[str, PersonalData('c', mask=7)]\n"
     )
-    assert "its mask is a int" in run("fields", "shop_for_test.wrong", exits=2).stderr
+    shown = run("fields", "shop_for_test.wrong", exits=1).stdout
+    assert "shop_for_test.wrong:A is refused: shop_for_test.wrong:A.b: its mask is a int" in shown
+    assert shown.splitlines()[-1] == "0 fields of 1 classes, 0 plain that look personal, classes refused: 1"
+
+
+REFUSED = """
+from __future__ import annotations
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+from eventseal.eventstore import DomainEvent
+from eventseal.items import PersonalData
+if TYPE_CHECKING:
+    from nowhere import Gone
+Email = Annotated[str, PersonalData(subject="originator_id")]
+
+class Unknown(DomainEvent):
+    since: Gone
+
+class Contact:
+    email: Email
+
+class Holds(DomainEvent):
+    contact: Contact
+
+class Constructed(DomainEvent):
+    def __init__(self, *, email: Email, **rest):
+        super().__init__(email=email, **rest)
+
+class Service:
+    def __init__(self, email: Email, gone: Gone):
+        pass
+
+@dataclass
+class Fine:
+    originator_id: str
+    email: Email
+"""
+
+
+def test_what_a_mapper_refuses_is_listed_as_refused(run_json, tmp_path, monkeypatch):
+    (tmp_path / "refused_for_test.py").write_text(REFUSED)
+    monkeypatch.delitem(sys.modules, "refused_for_test", raising=False)
+    printed = run_json("fields", "refused_for_test", exits=1)
+    refused = {one["class"].partition(":")[2]: one["refused"] for one in printed["classes"]}
+
+    assert printed["failed"] == 3
+    assert refused["Fine"] is refused["Contact"] is None
+    assert "Service" not in refused
+    assert "Gone in its annotation cannot be resolved" in refused["Unknown"]
+    assert "Contact.email is personal data, which nothing would seal there. Make Contact" in refused["Holds"]
+    assert "no annotation of an attribute in the body of the class says the same" in refused["Constructed"]
+
+
+LIBRARY = """
+from dataclasses import dataclass
+from typing import Annotated
+from eventsourcing.domain import Aggregate, event
+from eventseal.items import PersonalData
+Email = Annotated[str, PersonalData(subject="originator_id")]
+
+class Plain(Aggregate):
+    @event("Named")
+    def name(self, name: str) -> None: ...
+
+class Customer(Aggregate):
+    @event("Registered")
+    def __init__(self, email: Email) -> None:
+        self.email = email
+"""
+
+
+def test_markers_under_the_eventsourcing_library_are_listed_as_refused(run_json, tmp_path, monkeypatch):
+    (tmp_path / "library_for_test.py").write_text(LIBRARY)
+    monkeypatch.delitem(sys.modules, "library_for_test", raising=False)
+    printed = run_json("fields", "library_for_test", exits=1)
+    classes = {one["class"].partition(":")[2]: one for one in printed["classes"]}
+
+    assert {one["protection"] for one in classes["Plain.Named"]["fields"]} == {"sealed item"}
+    assert classes["Plain.Named"]["refused"] is None
+    for name in ("Customer", "Customer.Registered"):
+        assert "seal no fields one by one" in classes[name]["refused"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from uuid import uuid4
 
@@ -38,9 +39,11 @@ from eventseal.eventstore import (
     SnapshottingPolicy,
     publish,
 )
+from eventseal.eventstore.entities import state_of
 from eventseal.eventstore.personal_state import protected_state
-from eventseal.items import Erased, Masked, SequencedItemMapper
-from eventseal.items.personal import Sealed
+from eventseal.items import Erased, Masked, SequencedItemMapper, register_topic, topics
+from eventseal.items.shapes import Sealed
+from eventseal.items.topics import topic_of
 from eventseal.keys import InMemoryKeyStore, Keyring
 from eventseal.storage import SnapshotRecord
 from eventseal.testing import FakeKms
@@ -119,6 +122,48 @@ def test_after_an_erasure_a_snapshot_is_masked_as_the_events_are(repository, key
     assert found.addresses == [Address("c-2", "1 Row", "London")]
     without = EventSourcedRepository(repository.event_store)[customer.id]
     assert (found._email, found.name) == (without._email, without.name)
+
+
+class Second(Customer):
+    """The second form of the class."""
+
+    class_version = 2
+
+    @staticmethod
+    def upcast_v1_v2(state):
+        state["tariff"] = state.pop("plan")
+        state["addresses"].append(type(state["_email"]).__name__)
+
+
+def test_a_snapshot_of_an_older_form_of_its_class_is_upcast_before_masks_are_put_in(
+    repository, keyring, monkeypatch
+):
+    customer = a_customer()
+    repository.take_snapshot(customer.id)
+    assert b"class_version" not in stored(repository, customer).data
+    monkeypatch.setitem(topics._classes, topic_of(Customer), Second)
+
+    found = repository[customer.id]
+    assert (type(found), found.tariff, found.addresses[1:]) == (Second, "free", ["str"])
+    assert state_of(found)["class_version"] == 2
+
+    keyring.shred(f"subject:{customer.id}")
+    found = repository[customer.id]
+    assert (found._email, found.addresses[1:]) == ("(gone)", ["Masked"])
+
+
+def test_what_an_entity_computes_is_not_in_its_snapshot(repository):
+    class Counting(Customer):
+        @functools.cached_property
+        def domain(self):
+            return self._email.partition("@")[2]
+
+    register_topic("tests:Counting", Counting)
+    customer = a_customer(Counting)
+    assert customer.domain == "example.org"
+    assert "domain" not in state_of(customer)
+    repository.take_snapshot(customer.id)
+    assert b"example.org" not in stored(repository, customer).data
 
 
 def test_each_subject_in_a_snapshot_is_erased_alone(repository, keyring):

@@ -650,3 +650,46 @@ def test_a_keyring_in_another_process_opens_what_the_first_sealed():
         == event
     )
     assert replace(event, customer="x") != event
+
+
+# --- subclasses ---
+
+
+class Loud:
+    def to_sequenced_items(self, domain_events):
+        return list(domain_events)
+
+
+class LoudFirst(Loud, SequencedItemMapper):
+    pass
+
+
+class Lenient(SequencedItemMapper):
+    def is_sealed(self, event_class):
+        return False
+
+
+class Private(SequencedItemMapper):
+    def _sealed(self, events, drafts):
+        return [(draft.data, None) for draft in drafts]
+
+
+class Extended(SequencedItemMapper):
+    def __init__(self, **options):
+        super().__init__(**options)
+
+    def counted(self):
+        return 1
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"), [(LoudFirst, "to_sequenced_items"), (Lenient, "is_sealed"), (Private, "_sealed")]
+)
+def test_a_mapper_whose_methods_are_replaced_is_refused(cls, name):
+    with pytest.raises(ConfigurationError, match=f"replaces {name} of SequencedItemMapper") as caught:
+        cls()
+    assert "methods of other names" in caught.value.remedy
+
+
+def test_a_mapper_with_a_constructor_and_methods_of_its_own_is_fine():
+    assert Extended().over("timestamp_items").counted() == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+import typing
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass
 from typing import (
@@ -25,7 +26,8 @@ from tests.fixtures.personal_events import Noted, Registered
 from eventseal.errors import ConfigurationError
 from eventseal.items import NotPersonal, PersonalData
 from eventseal.items.masks import Masked
-from eventseal.items.personal import Choice, Elements, Positions, Sealed, Values, plan_of, with_masks
+from eventseal.items.personal import plan_of
+from eventseal.items.shapes import Choice, Elements, Positions, Sealed, Values, with_masks
 
 if TYPE_CHECKING:
     from datetime import date
@@ -58,8 +60,7 @@ def test_a_class_is_read_whose_module_imports_names_for_type_checkers_only():
 
 class Dated:
     date: date
-    odd: nowhere.Odd
-    older: list[nowhere.Odd] | None
+    unknown: Annotated[nowhere.Odd, NotPersonal("a library's own")]
     email: Annotated[str, OF_ID]
 
 
@@ -83,9 +84,13 @@ class Dated:
         (dict[str, list[Annotated[str, OF_ID]]], Values(Elements(Sealed(OF_ID)))),
         (list[Annotated[str, OF_ID]] | None, Choice((Elements(Sealed(OF_ID)),), may_be_plain=False)),
         (list[Annotated[str, OF_ID]] | str, Choice((Elements(Sealed(OF_ID)),), may_be_plain=True)),
-        (ClassVar[Annotated[str, OF_ID]], None),
+        (ClassVar[str], None),
+        ("ClassVar[Missing]", None),
         ("InitVar[str]", None),
         (InitVar[str], None),
+        (list, None),
+        (typing.List, None),  # noqa: UP006 - without an argument
+        (typing.Dict, None),  # noqa: UP006
         (Literal["Annotated[str, OF_ID]"], None),
         (Annotated[str, NotPersonal("a product")], None),
         (list[str], None),
@@ -288,6 +293,9 @@ def test_a_module_without_source_is_read_as_far_as_it_can_be():
             (),
             {"__module__": module.__name__, "__annotations__": {"a": "Gone", "b": "Annotated[str, OF_ID]"}},
         )
+        with pytest.raises(ConfigurationError, match="Gone in its annotation cannot be resolved"):
+            plan_of(cls)
+        del cls.__annotations__["a"]
         assert set(plan_of(cls).fields) == {"b"}
     finally:
         del sys.modules[module.__name__]

@@ -10,10 +10,10 @@ from eventseal.cli.application_modules import working_directory_last
 from eventseal.cli.exit_codes import ExitCode
 from eventseal.cli.options import Config, Json, Options
 from eventseal.cli.output import print_columns, print_json, printable
-from eventseal.eventstore.field_survey import survey
+from eventseal.eventstore.field_survey import stored_by_default, survey
 
 if TYPE_CHECKING:
-    from eventseal.eventstore.field_survey import SurveyedClass, SurveyedField
+    from eventseal.eventstore.field_survey import Mapper, SurveyedClass, SurveyedField
 
 EXAMPLES = """\b
 Examples:
@@ -47,18 +47,27 @@ def fields(
 
     It imports the modules, and reads neither settings nor databases. The exit code
     is 1 if a field is plain whose name or type says personal data: annotate it with
-    PersonalData, or with NotPersonal and a reason.
+    PersonalData, or with NotPersonal and a reason. The exit code is also 1 if a
+    mapper would refuse a class.
     """
     options = Options.of(context, config=config, as_json=as_json)
     with working_directory_last():
-        classes = survey(modules, words=word or (), always_encrypt=always_encrypt)
-    suspects = sum(len(one.suspects) for one in classes)
+        classes = survey(modules, words=word or (), always_encrypt=always_encrypt, mapper_of=_mapper_of)
+    suspects = sum(len(one.suspects) + (one.refused is not None) for one in classes)
     if options.as_json:
         print_json(_as_json(classes, suspects))
     else:
         _print(classes, suspects)
     if suspects:
         raise typer.Exit(ExitCode.FAILED_ITEMS)
+
+
+def _mapper_of(cls: type[Any]) -> type[Mapper]:
+    if any(base.__module__.partition(".")[0] == "eventsourcing" for base in cls.__mro__):
+        from eventseal.integrations.eventsourcing import EncryptingMapper  # noqa: PLC0415 - an extra of its own
+
+        return EncryptingMapper
+    return stored_by_default(cls)
 
 
 def _as_json(classes: list[SurveyedClass], suspects: int) -> dict[str, Any]:
@@ -68,7 +77,12 @@ def _as_json(classes: list[SurveyedClass], suspects: int) -> dict[str, Any]:
         "done": sum(len(one.fields) for one in classes),
         "failed": suspects,
         "classes": [
-            {"class": one.name, "fields": [_field_as_json(field) for field in one.fields]} for one in classes
+            {
+                "class": one.name,
+                "fields": [_field_as_json(field) for field in one.fields],
+                "refused": one.refused,
+            }
+            for one in classes
         ],
     }
 
@@ -88,9 +102,14 @@ def _print(classes: list[SurveyedClass], suspects: int) -> None:
     rows = [(one.name, field.name, field.protection, _note(field)) for one in classes for field in one.fields]
     print_columns(("CLASS", "FIELD", "PROTECTION", "NOTE"), rows)
     for one in classes:
-        if not one.fields:
+        if one.refused is not None:
+            typer.echo(printable(f"{one.name} is refused: {one.refused}"))
+        elif not one.fields:
             typer.echo(printable(f"{one.name} declares no field"))
-    typer.echo(f"{len(rows):,} fields of {len(classes):,} classes, {suspects:,} plain that look personal")
+    refused = sum(one.refused is not None for one in classes)
+    ending = f", classes refused: {refused:,}" if refused else ""
+    suspicious = f"{suspects - refused:,} plain that look personal"
+    typer.echo(f"{len(rows):,} fields of {len(classes):,} classes, {suspicious}{ending}")
 
 
 def _note(field: SurveyedField) -> str:

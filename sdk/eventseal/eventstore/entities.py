@@ -11,6 +11,7 @@ from eventseal.eventstore.decorators import mutator
 from eventseal.eventstore.personal_state import personal_names
 from eventseal.eventstore.publishing import current_owner, owned_by, publish
 from eventseal.items.masks import Erased
+from eventseal.items.objects import attributes_of
 from eventseal.items.personal import plan_of
 from eventseal.items.topics import resolve_topic, topic_of, with_known_subclasses
 
@@ -158,7 +159,7 @@ class EventSourcedEntity:
 
 def state_of(entity: object) -> dict[str, Any]:
     """Copy an entity's attributes, but for those that are no part of its state."""
-    return {name: value for name, value in vars(entity).items() if name not in TRANSIENT}
+    return {name: value for name, value in attributes_of(entity).items() if name not in TRANSIENT}
 
 
 class VersionedEntity(EventSourcedEntity):

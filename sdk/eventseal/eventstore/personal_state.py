@@ -17,13 +17,14 @@ from eventseal.items.field_values import ObjectState
 from eventseal.items.json_types import Refused
 from eventseal.items.masks import Masked
 from eventseal.items.objects import attributes_of
-from eventseal.items.personal import PersonalData, Sealed, fits, personal_data_in, plan_of, with_masks
+from eventseal.items.personal import plan_of
+from eventseal.items.shapes import PersonalData, Sealed, fits, personal_data_in, with_masks
 from eventseal.items.subjects import Enclosing, find_subject, subject_scope
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-    from eventseal.items.personal import Shape
+    from eventseal.items.shapes import Shape
 
 DECLARATION = "__personal_data__"
 """The attribute of an entity class that says where it keeps the personal data of its events."""

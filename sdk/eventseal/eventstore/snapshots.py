@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +16,7 @@ from eventseal.eventstore.personal_state import (
     subjects_of,
     with_personal_masks,
 )
+from eventseal.items.evolution import CLASS_VERSION, current, form_of
 from eventseal.items.masks import Erased
 from eventseal.items.objects import restore
 from eventseal.items.personal import plan_of
@@ -80,7 +82,7 @@ class Chronicle:
             self._key_scopes.add(snapshot.key_scope)
             self._event_classes.update(map(resolve_topic, snapshot.personal_topics))
             cls = resolve_topic(snapshot.topic)
-            self._subjects |= subjects_of(cls, snapshot.state, self._event_classes)
+            self._subjects |= subjects_of(cls, _current_state(cls, snapshot), self._event_classes)
 
     def noting(self, events: Iterable[Any]) -> Iterator[Any]:
         """Give events on, noting each."""
@@ -250,4 +252,13 @@ def entity_from_snapshot(snapshot: Snapshot) -> Any:
         return None
     cls = resolve_topic(snapshot.topic)
     classes = map(resolve_topic, vars(snapshot).get("personal_topics", ()))
-    return restore(cls, with_personal_masks(cls, snapshot.state, list(classes)))
+    return restore(cls, with_personal_masks(cls, _current_state(cls, snapshot), list(classes)))
+
+
+def _current_state(cls: type[Any], snapshot: Snapshot) -> dict[str, Any]:
+    """Give a copy of the state in the form that the entity's class has today, which it names if it has to."""
+    version = form_of(cls).version
+    if version == 1:
+        return current(cls, dict(snapshot.state))
+    state = current(cls, deepcopy(snapshot.state))  # an upcast may change what is inside
+    return state | {CLASS_VERSION: version}

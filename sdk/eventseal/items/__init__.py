@@ -4,7 +4,7 @@ from eventseal.items.item import SequencedItem
 from eventseal.items.json import JSONTranscoder
 from eventseal.items.mapper import SequencedItemMapper
 from eventseal.items.masks import Erased, Masked
-from eventseal.items.personal import NotPersonal, PersonalData
+from eventseal.items.shapes import NotPersonal, PersonalData
 from eventseal.items.topics import register_alias, register_topic, resolve_topic, topic_of
 
 __all__ = [

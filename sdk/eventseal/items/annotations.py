@@ -8,20 +8,22 @@ data must not depend on that, so each annotation is resolved by itself, and a na
 
 from __future__ import annotations
 
-import ast
 import builtins
-import inspect
 import sys
-from functools import lru_cache
+from copy import copy
 from importlib import import_module
-from importlib.util import resolve_name
-from typing import TYPE_CHECKING, Any, ForwardRef, NamedTuple
+from typing import TYPE_CHECKING, Any, ForwardRef, NamedTuple, get_args
 
 from eventseal.errors import ConfigurationError
+from eventseal.items.sources import source_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from types import ModuleType
+    from types import FunctionType, ModuleType
+
+
+_IS_LAZY = sys.version_info >= (3, 14)
+"""Whether Python evaluates annotations only when they are asked for."""
 
 
 class Annotation(NamedTuple):
@@ -29,84 +31,193 @@ class Annotation(NamedTuple):
     What a class says about one of its attributes.
 
     Attributes:
-        owner: The class whose body says it.
-        hint: The annotation as an object; parts of it may be text or :class:`Unresolved` still.
+        where: The attribute, or the parameter, for messages.
+        name: The attribute.
+        hint: The annotation as an object; parts of it may still be text or :class:`Unresolved`.
         names: Finds what the text in it means.
-        unknown: The names that nothing is known by.
-        text: As it is written, as far as that is known.
+        text: The annotation as it is written, as far as that is known.
     """
 
-    owner: type[Any]
+    where: str
+    name: str
     hint: Any
     names: Names
-    unknown: list[str]
     text: str
 
-    def resolved(self, part: Any) -> Any:
-        """Give a part of the hint, which may be text, as an object."""
-        if isinstance(part, ForwardRef):
-            part = part.__forward_arg__
-        return _evaluated(part, self.names, self.unknown) if isinstance(part, str) else part
 
+class Unresolved(type):
+    """The type of what stands for a name that nothing is known by: a class of that name."""
 
-class _UnresolvedType(type):
-    def __getattr__(cls, name: str) -> type[Unresolved]:
+    def __getattr__(cls, name: str) -> Unresolved:
         if name.startswith("__"):
             raise AttributeError(name)
-        return Unresolved
-
-
-class Unresolved(metaclass=_UnresolvedType):
-    """Stands for a name that nothing is known by."""
-
-    def __class_getitem__(cls, item: object) -> type[Unresolved]:
         return cls
+
+    def __getitem__(cls, item: object) -> Unresolved:
+        return cls
+
+    def __call__(cls, *_: Any, **__: Any) -> Unresolved:
+        """Give the same for whatever it would make."""
+        return cls
+
+
+def unresolved(name: str) -> Unresolved:
+    """Give what stands for *name*."""
+    return type.__call__(Unresolved, name, (), {"__module__": __name__})  # type: ignore[no-any-return]
 
 
 class Names:
     """
-    What names mean in the body of a class.
+    What names mean in the body of a class, or in one of its methods.
 
     Args:
         cls: The class.
+        function: The method.
     """
 
-    def __init__(self, cls: type[Any]) -> None:
-        module = sys.modules.get(cls.__module__)
-        self._module = module
+    def __init__(self, cls: type[Any], function: FunctionType | None = None) -> None:
+        self._module = sys.modules.get(cls.__module__)
+        self._alias_module: ModuleType | None = None
+        inner = dict(vars(cls))
+        # A field's default, or its slot, is not what the name means outside of the class.
+        fields = {name: inner.pop(name) for name in raw_annotations(cls) if name in inner}
         self._scopes: tuple[Mapping[str, Any], ...] = (
-            vars(cls),
-            {} if module is None else vars(module),
+            {} if function is None else _closure(function),
+            inner,
+            {parameter.__name__: parameter for parameter in getattr(cls, "__type_params__", ())},
+            {} if function is None else function.__globals__,
+            {} if self._module is None else vars(self._module),
             vars(builtins),
             {cls.__name__: cls},
+            fields,
         )
+
+    def inside(self, alias: Any) -> Names:
+        """Give the names for the value of an alias, which may be another module's."""
+        module = sys.modules.get(getattr(alias, "__module__", None) or "")
+        if module is None or module is self._module:
+            return self
+        names = copy(self)
+        names._alias_module = module  # noqa: SLF001 - its own
+        return names
 
     def find(self, name: str) -> Any:
         """
         Find what *name* means.
 
         Raises:
-            KeyError: Nothing.
+            KeyError: Nothing, or not the same in the class's module and in the alias's.
         """
-        for scope in self._scopes:
-            if name in scope:
-                return scope[name]
-        if self._module is None:
+        found = _found(name, self._scopes, self._module)
+        if self._alias_module is None:
+            if found:
+                return found[0]
             raise KeyError(name)
-        return _imported(_for_type_checkers(self._module)[name])
+        found += _found(name, (vars(self._alias_module),), self._alias_module)
+        if not found or found[0] is not found[-1]:
+            raise KeyError(name)
+        return found[0]
+
+    def resolved(self, part: Any) -> Any:
+        """Give a part of an annotation, which may be text, as an object."""
+        if isinstance(part, ForwardRef):
+            part = part.__forward_arg__
+        return self._evaluated(part) if isinstance(part, str) else part
+
+    def _evaluated(self, text: str) -> Any:
+        try:
+            return eval(text, {}, _Lookup(self))  # noqa: S307 - the program's own source
+        except ConfigurationError:  # of what the annotation makes, such as PersonalData
+            raise
+        except Exception:  # noqa: BLE001 - whatever the text does, it is no type
+            return unresolved(text)
 
 
-def annotations_of(cls: type[Any]) -> Iterator[tuple[str, Annotation]]:
+class _Lookup(dict[str, Any]):
+    def __init__(self, names: Names) -> None:
+        super().__init__()
+        self._names = names
+
+    def __missing__(self, name: str) -> Any:
+        try:
+            return self._names.find(name)
+        except KeyError:
+            return unresolved(name)
+
+
+def _found(name: str, scopes: tuple[Mapping[str, Any], ...], module: ModuleType | None) -> list[Any]:
+    for scope in scopes:
+        if name in scope:
+            return [scope[name]]
+    origin = None if module is None else source_of(module).imports.get(name)
+    if origin is None:
+        return []
+    try:
+        imported = import_module(origin[0])
+        return [imported if origin[1] is None else getattr(imported, origin[1])]
+    except Exception:  # noqa: BLE001 - a module for type checkers need not be there, nor be importable
+        return []
+
+
+def _closure(function: FunctionType) -> dict[str, Any]:
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    return {name: cell.cell_contents for name, cell in cells if _is_filled(cell)}
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
+def raw_annotations(holder: Any) -> Mapping[str, Any]:
+    """
+    Give the annotations of a class's own body, or of a function, as they are kept.
+
+    Raises:
+        ConfigurationError: Python cannot work them out.
+    """
+    if not _IS_LAZY:
+        found = vars(holder).get("__annotations__") if isinstance(holder, type) else holder.__annotations__
+        return found if isinstance(found, dict) else {}
+    annotationlib: Any = import_module("annotationlib")
+    try:
+        found = annotationlib.get_annotations(holder, format=annotationlib.Format.FORWARDREF)
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(
+            f"the annotations of {holder.__module__}:{holder.__qualname__} cannot be evaluated: "
+            f"{type(error).__name__}",
+            remedy="Correct them, or write them as text.",
+        ) from error
+    return found  # type: ignore[no-any-return]
+
+
+def annotations_of(cls: type[Any]) -> Iterator[Annotation]:
     """Give the annotations of a class and its bases, those of a base before those of its subclasses."""
     for base in reversed(cls.__mro__):
-        texts = vars(base).get("__annotations__")
-        if not isinstance(texts, dict):
-            continue
-        names = Names(base)
-        for name, text in texts.items():
-            unknown: list[str] = []
-            hint = _evaluated(text, names, unknown) if isinstance(text, str) else text
-            yield name, Annotation(base, hint, names, unknown, _text(text))
+        annotations = raw_annotations(base)
+        names = Names(base) if annotations else None
+        for name, kept in annotations.items():
+            yield annotation(base, f".{name}", name, kept, names)
+
+
+def annotation(owner: type[Any], where: str, name: str, kept: Any, names: Names | None) -> Annotation:
+    """
+    Resolve an annotation.
+
+    Args:
+        owner: The class that says it.
+        where: Where in the class.
+        name: The attribute.
+        kept: What the class or the function keeps: an object or text.
+        names: What text means there; if not given, what it means in the body of the class.
+    """
+    names = Names(owner) if names is None else names
+    place = f"{owner.__module__}:{owner.__qualname__}{where}"
+    return Annotation(place, name, names.resolved(kept), names, _text(kept))
 
 
 def _text(annotation: Any) -> str:
@@ -115,58 +226,38 @@ def _text(annotation: Any) -> str:
     return annotation.__name__ if type(annotation) is type else str(annotation)
 
 
-class _Lookup(dict[str, Any]):
-    def __init__(self, names: Names, unknown: list[str]) -> None:
-        super().__init__()
-        self._names = names
-        self._unknown = unknown
-
-    def __missing__(self, name: str) -> Any:
-        try:
-            return self._names.find(name)
-        except KeyError:
-            self._unknown.append(name)
-            return Unresolved
+def is_alias(hint: Any) -> bool:
+    """Whether *hint* is what a ``type`` statement, or ``TypeAliasType``, makes."""
+    kind = type(hint)
+    return kind.__name__ == "TypeAliasType" and kind.__module__ in {"typing", "typing_extensions"}
 
 
-def _evaluated(text: str, names: Names, unknown: list[str]) -> Any:
+def alias_value(alias: Any, hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """
+    Say what an alias stands for.
+
+    Args:
+        alias: The alias.
+        hint: The alias, or the alias with arguments.
+
+    Returns:
+        Its value with the arguments put in, and the arguments that have no place in it.
+    """
     try:
-        return eval(text, {"__builtins__": {}}, _Lookup(names, unknown))  # noqa: S307 - the program's own source
-    except ConfigurationError:  # of what the annotation makes, such as PersonalData
-        raise
-    except Exception:  # noqa: BLE001 - whatever the text does, it is no type
-        unknown.append(text)
-        return Unresolved
-
-
-@lru_cache(maxsize=1024)
-def _for_type_checkers(module: ModuleType) -> dict[str, tuple[str, str | None]]:
-    """Give what a module imports under ``TYPE_CHECKING``: by name the module, and the name in it."""
+        value = alias.__value__
+    except Exception:  # noqa: BLE001 - it is evaluated only now
+        return unresolved(alias.__name__), ()
+    arguments = () if hint is alias else get_args(hint)
+    parameters = alias.__type_params__
+    if len(arguments) > len(parameters):  # of a TypeVarTuple
+        return value, arguments
+    given = dict(zip(parameters, arguments, strict=False))
+    for parameter, argument in given.items():
+        if value is parameter:
+            return argument, tuple(one for one in arguments if one is not argument)
+    there = getattr(value, "__parameters__", ())
     try:
-        tree = ast.parse(inspect.getsource(module))
-    except (OSError, TypeError, SyntaxError):
-        return {}
-    found: dict[str, tuple[str, str | None]] = {}
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.If) or not ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            continue
-        for statement in node.body:
-            if isinstance(statement, ast.ImportFrom):
-                origin = "." * statement.level + (statement.module or "")
-                if statement.level:
-                    origin = resolve_name(origin, module.__package__ or "")
-                found |= {alias.asname or alias.name: (origin, alias.name) for alias in statement.names}
-            elif isinstance(statement, ast.Import):
-                for alias in statement.names:
-                    name = alias.asname or alias.name.partition(".")[0]
-                    found[name] = (alias.name if alias.asname else name, None)
-    return found
-
-
-def _imported(origin: tuple[str, str | None]) -> Any:
-    module, name = origin
-    try:
-        found = import_module(module)
-        return found if name is None else getattr(found, name)
-    except Exception:  # noqa: BLE001 - a module for type checkers need not be there, nor be importable
-        raise KeyError(name) from None
+        filled = value[tuple(given.get(one, one) for one in there)] if given and there else value
+    except (TypeError, KeyError):  # such as of a ParamSpec
+        return value, arguments
+    return filled, tuple(argument for parameter, argument in given.items() if parameter not in there)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from eventseal.items.personal import Shape
+    from eventseal.items.shapes import Shape
 
 SEALED_MARKER = "$sealed"
 MASK_MARKER = "$mask"

@@ -12,15 +12,16 @@ from eventseal.items.json_types import Refused, shallow
 from eventseal.items.json_writer import is_written_as_pairs
 from eventseal.items.masks import Masked
 from eventseal.items.objects import attributes_of
-from eventseal.items.personal import Choice, Elements, Positions, Sealed, Values, chosen, fits, plan_of
+from eventseal.items.personal import plan_of
 from eventseal.items.pointers import joined
+from eventseal.items.shapes import Choice, Elements, Positions, Sealed, Values, chosen, fits
 from eventseal.items.subjects import NAME_SUBJECT, Enclosing, find_subject, subject_scope
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from eventseal.items.json_writer import JSONWriter
-    from eventseal.items.personal import PersonalData, Shape
+    from eventseal.items.shapes import PersonalData, Shape
 
 _SIMPLE = {str, int, float, bool, type(None), bytes, Masked}
 _PLACEHOLDER = re.compile(r"\0(\d+)\0")

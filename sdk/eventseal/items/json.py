@@ -25,10 +25,10 @@ from eventseal.items.json_types import (
     nested_too_deeply,
     shallow,
 )
-from eventseal.items.json_writer import JSONWriter
+from eventseal.items.json_writer import REFUSED_ENCODING, JSONWriter
 from eventseal.items.masks import Masked
 from eventseal.items.objects import restore
-from eventseal.items.personal import plan_of, read_plan
+from eventseal.items.personal import refuse_personal
 from eventseal.items.topics import EventModules, topic_of
 
 if TYPE_CHECKING:
@@ -83,12 +83,7 @@ class JSONTranscoder:
             ConfigurationError: The type or the name is taken.
         """
         marker = f"${name}"
-        if read_plan(cls).fields:
-            raise ConfigurationError(
-                f"{cls.__module__}.{cls.__qualname__} has personal-data fields, which an encoding of its own "
-                "would write in plain",
-                remedy="Leave its encoding to the transcoder: make it a dataclass.",
-            )
+        refuse_personal(cls, *REFUSED_ENCODING, lenient=True)  # its module may still be being imported
         if self._writer.knows(cls) or marker in self._readers or marker in CLASS_READERS:
             raise ConfigurationError(
                 f"{cls.__module__}.{cls.__qualname__} as {name!r}: the type or the name is registered already"
@@ -288,7 +283,7 @@ def _read_dataclass(cls: type[Any], attributes: Any) -> Any:
         raise SerializationError(
             f"{cls.__module__}:{cls.__qualname__} is not a dataclass", remedy=_CHANGED_REMEDY
         )
-    return restore(cls, plan_of(cls).masked(attributes))
+    return restore(cls, attributes)
 
 
 CLASS_READERS: dict[str, Callable[[type[Any], Any], Any]] = {

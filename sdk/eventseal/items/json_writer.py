@@ -20,11 +20,18 @@ from eventseal.items.field_values import (
 from eventseal.items.json_types import HoldsPersonalData, Refused
 from eventseal.items.masks import Masked
 from eventseal.items.objects import attributes_of
-from eventseal.items.personal import plan_of
+from eventseal.items.personal import plan_of, refuse_personal
 from eventseal.items.topics import topic_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+
+REFUSED_ENCODING = (
+    "an encoding of the type's own would write it as plaintext",
+    "Leave its encoding to the transcoder: make it a dataclass.",
+)
+"""Why a type that holds personal data cannot be registered, and what to do instead."""
 
 
 class JSONWriter:
@@ -56,7 +63,16 @@ class JSONWriter:
     def register(self, cls: type[Any], marker: str, encode: Callable[[Any], Any]) -> None:
         """Write objects of *cls* as an object whose one key is *marker*."""
         head = f"{{{write_string(marker)}:"
-        self._writers[cls] = lambda value: f"{head}{self.write(encode(value))}}}"
+
+        def write(value: Any) -> str:
+            return f"{head}{self.write(encode(value))}}}"
+
+        def write_first(value: Any) -> str:
+            refuse_personal(cls, *REFUSED_ENCODING, lenient=True)  # its annotations can be resolved by now
+            self._writers[cls] = write
+            return write(value)
+
+        self._writers[cls] = write_first
         self._registered.add(cls)
 
     def knows(self, cls: type[Any]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
 from eventseal.cipher import Opened
@@ -27,8 +27,10 @@ from eventseal.items.item_fields import ItemFields, StoredItem, names_another_ke
 from eventseal.items.json import JSONTranscoder
 from eventseal.items.masks import Erased, ErasedItems, OnErased
 from eventseal.items.objects import attributes_of, restore
+from eventseal.items.own_methods import refuse_replaced_methods
 from eventseal.items.personal import plan_of
 from eventseal.items.places import PlaceNames
+from eventseal.items.protection import ProtectedField, protected_fields
 from eventseal.items.scopes import KeyScope, ScopeRule
 from eventseal.items.topics import EventModules, resolve_topic, topic_of
 from eventseal.keys.records import DEFAULT_SCOPE
@@ -85,6 +87,11 @@ class SequencedItemMapper:
     Raises:
         ConfigurationError: The arguments do not go together.
     """
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """Make one only of a class whose methods seal."""
+        refuse_replaced_methods(cls, SequencedItemMapper)
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -143,7 +150,21 @@ class SequencedItemMapper:
 
     def is_sealed(self, event_class: type[Any]) -> bool:
         """Whether the events of a class are sealed as a whole."""
-        return self.always_encrypt or bool(getattr(event_class, "__always_encrypt__", False))
+        return _is_sealed(event_class, always_encrypt=self.always_encrypt)
+
+    @classmethod
+    def protections(cls, event_class: type[Any], *, always_encrypt: bool = False) -> list[ProtectedField]:
+        """
+        Say what becomes of each field of a class, as ``eventseal fields`` lists it.
+
+        Args:
+            event_class: A class of events, or of objects in them.
+            always_encrypt: Whether the mapper seals every item.
+
+        Raises:
+            ConfigurationError: The class is refused at its first use.
+        """
+        return protected_fields(event_class, is_sealed=_is_sealed(event_class, always_encrypt=always_encrypt))
 
     def to_sequenced_item(self, domain_event: Any) -> Any:
         """Map one event; see :meth:`to_sequenced_items`."""
@@ -399,7 +420,7 @@ class SequencedItemMapper:
 
     def _restored(self, stored: StoredItem, cls: type[Any], attributes: dict[str, Any]) -> Any:
         self._places.put(attributes, stored.sequence_id, stored.position, stored.topic)
-        return restore(cls, plan_of(cls).masked(attributes))
+        return restore(cls, attributes)
 
     def _is_plain(self, stored: StoredItem, outcome: EventSealError) -> bool:
         # Bytes are an envelope only if their key is known: an older format may begin with any byte. A key id
@@ -412,6 +433,10 @@ class SequencedItemMapper:
 
     def _context(self, item: StoredItem, collection: str | None = None) -> ItemContext:
         return ItemContext(item.sequence_id, item.position, item.topic, collection or self.collection)
+
+
+def _is_sealed(event_class: type[Any], *, always_encrypt: bool) -> bool:
+    return always_encrypt or bool(getattr(event_class, "__always_encrypt__", False))
 
 
 _SKIPPED = object()

@@ -2,48 +2,102 @@
 
 from __future__ import annotations
 
-from types import MemberDescriptorType
-from typing import Any
+from dataclasses import fields, is_dataclass
+from inspect import getattr_static
+from types import FunctionType, MemberDescriptorType, MethodType
+from typing import Any, NamedTuple, get_args
 
 from eventseal.errors import SerializationError
+from eventseal.items.annotation_reading import Reader
+from eventseal.items.annotations import Names
+from eventseal.items.evolution import CLASS_VERSION, Form, current, form_of
+from eventseal.items.personal import plan_of
 
-_known_slots: dict[type[Any], tuple[str, ...]] = {}
+_ARGUMENTS = "__orig_class__"
+_METHODS = (FunctionType, MethodType, classmethod, staticmethod)
+
+
+class _Layout(NamedTuple):
+    """
+    Where the objects of a class keep their state.
+
+    Attributes:
+        slots: The slots that hold some.
+        computed: Attributes that the class computes, and that are not stored.
+        form: What the class is today.
+        is_versioned: Whether its version is stored with them.
+    """
+
+    slots: tuple[str, ...]
+    computed: tuple[str, ...]
+    form: Form
+    is_versioned: bool
+
+
+_layouts: dict[type[Any], _Layout] = {}
 
 
 def attributes_of(obj: object) -> dict[str, Any]:
     """
     Copy an object's attributes: its ``__dict__``, and its slots that are set.
 
+    What a property or another descriptor of the class keeps there is computed, and left out.
+
     Args:
         obj: A domain event, or a dataclass inside one.
 
     Raises:
-        SerializationError: Its class keeps state elsewhere, so that it could not come back whole.
+        SerializationError: Its class keeps state elsewhere, so that it could not come back whole, or it has
+            an attribute ``class_version`` and its class has none.
+        ConfigurationError: It was made as ``Class[Argument](...)``, and the argument is personal data.
     """
     cls = type(obj)
-    slots = _known_slots.get(cls)
-    if slots is None:
-        slots = _known_slots[cls] = _slots(cls)
+    layout = _layouts.get(cls) or _read_layout(cls)
     state = getattr(obj, "__dict__", None)
     attributes = {} if state is None else dict(state)
-    for name in slots:
+    for name in layout.slots:
         try:
             attributes[name] = getattr(obj, name)
         except AttributeError:  # a slot that was never set
             continue
+    for name in layout.computed:
+        attributes.pop(name, None)
+    if _ARGUMENTS in attributes:
+        arguments = get_args(attributes.pop(_ARGUMENTS))
+        Reader(Names(cls), f"{cls.__module__}:{cls.__qualname__}").refuse_inside(arguments, "its arguments")
+    if layout.is_versioned:
+        attributes[CLASS_VERSION] = layout.form.version
+    elif CLASS_VERSION in attributes and layout.form.is_counted:
+        raise SerializationError(
+            f"a {cls.__module__}:{cls.__qualname__} has an attribute {CLASS_VERSION!r}, which would be taken "
+            "for the version of its class",
+            remedy=f"Annotate {CLASS_VERSION!r} in the body of the class, or give it another name.",
+        )
     return attributes
 
 
 def restore(cls: type[Any], attributes: dict[str, Any]) -> Any:
     """
-    Make an object of *cls* with these *attributes*, frozen or not, without calling its ``__init__``.
+    Make an object of *cls*, frozen or not, without calling its ``__init__``.
+
+    Args:
+        cls: The class.
+        attributes: What was stored. They are brought into today's form, and masks are put in; the dictionary
+            is changed.
 
     Raises:
-        SerializationError: *cls* keeps state elsewhere, or has no place for an attribute.
+        SerializationError: *cls* keeps state elsewhere, or has no place for an attribute, or they cannot be
+            brought into its form.
+        ConfigurationError: *cls* has no upcast for them, or its annotations are refused.
     """
-    slots = _known_slots.get(cls)
-    if slots is None:
-        slots = _known_slots[cls] = _slots(cls)
+    slots, computed, form, is_versioned = _layouts.get(cls) or _read_layout(cls)
+    if is_versioned or CLASS_VERSION in attributes or form.fields.difference(attributes):
+        current(cls, attributes)
+    plan = plan_of(cls)
+    if plan.has_masks:
+        plan.masked(attributes)
+    for name in computed:  # an earlier release stored them
+        attributes.pop(name, None)
     obj = object.__new__(cls)
     if not slots:
         obj.__dict__.update(attributes)
@@ -53,12 +107,13 @@ def restore(cls: type[Any], attributes: dict[str, Any]) -> Any:
             object.__setattr__(obj, name, value)
         except (AttributeError, TypeError):
             raise SerializationError(
-                f"{cls.__module__}.{cls.__qualname__} has no attribute {name!r} today"
+                f"{cls.__module__}.{cls.__qualname__} has no attribute {name!r} today",
+                remedy="Give the class the attribute again, or take it away in an upcast.",
             ) from None
     return obj
 
 
-def _slots(cls: type[Any]) -> tuple[str, ...]:
+def _read_layout(cls: type[Any]) -> _Layout:
     try:
         probe = object.__new__(cls)
     except TypeError:  # a class with a built-in base, such as a named tuple, or an abstract one
@@ -75,4 +130,24 @@ def _slots(cls: type[Any]) -> tuple[str, ...]:
             f"{cls.__module__}.{cls.__qualname__} does not keep its state in attributes",
             remedy="Use a plain class or a dataclass, or register an encoding for the type.",
         )
-    return slots
+    names = {name: None for base in cls.__mro__ for name in vars(base) if not name.startswith("__")}
+    for field in fields(cls) if is_dataclass(cls) else ():
+        names.pop(field.name, None)  # whatever stands there is its default
+    computed = tuple(name for name in names if _is_computed(cls, name))
+    form = form_of(cls)
+    layout = _layouts[cls] = _Layout(
+        tuple(name for name in slots if name not in computed),
+        computed,
+        form,
+        form.version > 1,
+    )
+    return layout
+
+
+def _is_computed(cls: type[Any], name: str) -> bool:
+    """Whether what an object keeps under a name is what the class worked out, such as a cached property."""
+    member = getattr_static(cls, name)
+    if isinstance(member, property):
+        return member.fset is None
+    kind = type(member)
+    return hasattr(kind, "__get__") and not hasattr(kind, "__set__") and not isinstance(member, _METHODS)

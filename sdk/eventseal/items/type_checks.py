@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import types
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NewType, Union, get_args, get_origin
+
+from eventseal.items.annotations import Unresolved, alias_value, is_alias
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +24,11 @@ def conforms(value: object, hint: Any, resolved: Callable[[Any], Any]) -> bool:
         Whether it is; ``True`` where nobody can tell, such as of a protocol.
     """
     hint = resolved(hint)
-    hint = getattr(hint, "__supertype__", hint)
+    if isinstance(hint, NewType):
+        return conforms(value, hint.__supertype__, resolved)
+    if is_alias(hint) or is_alias(get_origin(hint)):
+        alias = hint if is_alias(hint) else get_origin(hint)
+        return conforms(value, alias_value(alias, hint)[0], resolved)
     if hint is None:
         hint = type(None)
     origin, arguments = get_origin(hint), get_args(hint)
@@ -38,7 +44,7 @@ def conforms(value: object, hint: Any, resolved: Callable[[Any], Any]) -> bool:
 
 
 def _is_instance(value: object, cls: Any) -> bool:
-    if not isinstance(cls, type) or cls.__module__ == "eventseal.items.annotations":
+    if not isinstance(cls, type) or isinstance(cls, Unresolved):
         return True
     if isinstance(value, bool) and cls in (int, float):
         return False

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from types import SimpleNamespace
+from typing import Annotated
 from uuid import uuid4
 
 import pytest
@@ -14,6 +15,7 @@ from eventsourcing.dcb.api import DCBEvent
 from eventsourcing.dcb.application import DCBApplication
 from eventsourcing.dcb.domain import EnduringObject, Tagged
 from eventsourcing.dcb.msgpack import Decision, InitialDecision, MessagePackMapper
+from eventsourcing.domain import event
 from eventsourcing.persistence import StoredEvent
 from eventsourcing.tests.projection import TaggedDecisionCountersProjectionTestCase
 from tests.integrations.eventsourcing.conftest import library_environment
@@ -30,9 +32,13 @@ from eventseal.integrations.eventsourcing import (
     releases,
     unbound,
 )
+from eventseal.items import PersonalData
 from eventseal.testing import FakeKms
 
 DCB = "eventseal.integrations.eventsourcing:EncryptingDCBMapper"
+
+
+Email = Annotated[str, PersonalData(subject="person_id")]
 
 
 class Course(EnduringObject[Decision, str]):
@@ -43,6 +49,27 @@ class Course(EnduringObject[Decision, str]):
 
 class Renamed(Decision):
     title: str
+
+
+class Marked(Decision):
+    email: Email
+
+
+class MarkedInTheMethod(Decision):
+    email: str
+
+
+class Person(EnduringObject[Decision, str]):
+    class Registered(InitialDecision):
+        person_id: str
+
+    @event(Registered)
+    def __init__(self, *, person_id: str) -> None:
+        self.id = person_id
+
+    @event(MarkedInTheMethod)
+    def move(self, email: Email) -> None:
+        self.email = email
 
 
 @pytest.fixture
@@ -129,6 +156,22 @@ def test_a_function_chooses_the_scope_of_a_decision(seal):
     other = EncryptingDCBMapper.using(seal)()
     with pytest.raises(IntegrityError, match="no key of the scope"):
         other.to_domain_event(event)
+
+
+@pytest.mark.parametrize("cls", [Marked, MarkedInTheMethod], ids=lambda cls: cls.__name__)
+def test_a_decision_that_says_personal_data_is_refused(seal, cls):
+    mapper = EncryptingDCBMapper.using(seal)()
+    with pytest.raises(ConfigurationError, match="seal no fields one by one"):
+        mapper.to_dcb_event(Tagged(tags=["a"], decision=cls(email="ann@example.org")))
+
+
+def test_a_mapper_of_decisions_whose_methods_are_replaced_is_refused(seal):
+    class Plain(EncryptingDCBMapper):
+        def to_dcb_event(self, event):
+            return self._inner.to_dcb_event(event)
+
+    with pytest.raises(ConfigurationError, match="replaces to_dcb_event of EncryptingDCBMapper"):
+        Plain.using(seal)()
 
 
 def test_another_mapper_may_be_inside(seal):

@@ -16,6 +16,7 @@ from eventseal.cipher import ItemContext
 from eventseal.errors import ConfigurationError, EventSealError
 from eventseal.integrations.eventsourcing.options import SealingOptions
 from eventseal.integrations.eventsourcing.sealing import Sealing, placed
+from eventseal.items.own_methods import refuse_replaced_methods
 from eventseal.keys.records import DEFAULT_SCOPE
 
 try:
@@ -52,6 +53,11 @@ class EncryptingDCBMapper(DCBMapper[Any]):
 
     options: ClassVar[SealingOptions] = SealingOptions()
     inner: ClassVar[tuple[Inner]] = ("eventsourcing.dcb.msgpack:MessagePackMapper",)
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """Make one only of a class whose methods seal."""
+        refuse_replaced_methods(cls, EncryptingDCBMapper)
+        return super().__new__(cls)
 
     def __init__(self) -> None:
         self._sealing = Sealing(self.options)

@@ -13,9 +13,12 @@ from eventseal.errors import ConfigurationError, EventSealError, IntegrityError
 from eventseal.integrations.eventsourcing.erased import ErasedEvent
 from eventseal.integrations.eventsourcing.event_class import ITEMS, event_class
 from eventseal.integrations.eventsourcing.options import SealingOptions
+from eventseal.integrations.eventsourcing.personal import refuse_marked_class, refuse_marked_types
 from eventseal.integrations.eventsourcing.places import context_of, otherwise, tell_collections, with_uuid
 from eventseal.integrations.eventsourcing.sealing import Sealing, placed
 from eventseal.items.acceptance import OldItem
+from eventseal.items.own_methods import refuse_replaced_methods
+from eventseal.items.protection import ProtectedField, protected_fields
 from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.suites.envelope import HEADER_SIZE
 
@@ -61,6 +64,11 @@ class EncryptingMapper(_Mapper):
 
     options: ClassVar[SealingOptions] = SealingOptions()
 
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """Make one only of a class whose methods seal."""
+        refuse_replaced_methods(cls, EncryptingMapper)
+        return super().__new__(cls)
+
     def __init__(
         self, transcoder: Transcoder, compressor: Compressor | None = None, cipher: Cipher | None = None
     ) -> None:
@@ -70,6 +78,7 @@ class EncryptingMapper(_Mapper):
         self._collection: str | None = None
         self._collections: dict[str, str] = {}
         self._ids_are_digits = False
+        self._known_types = 0
 
     @classmethod
     def using(
@@ -111,6 +120,21 @@ class EncryptingMapper(_Mapper):
         options.erased_items()
         return type(cls.__name__, (cls,), {"options": options, "__doc__": cls.__doc__})
 
+    @classmethod
+    def protections(cls, event_class: type[Any], *, always_encrypt: bool = True) -> list[ProtectedField]:  # noqa: ARG003 - as other mappers have it
+        """
+        Say what becomes of each field of a class: all of it is sealed with the state.
+
+        Args:
+            event_class: A class of events, of decisions, or of aggregates.
+            always_encrypt: Has no effect, since every state is sealed.
+
+        Raises:
+            ConfigurationError: The class is refused at its first use.
+        """
+        refuse_marked_class(event_class)
+        return protected_fields(event_class, is_sealed=True)
+
     def over(self, collection: str) -> Self:
         """Give a mapper for one event store's table: it refuses what is bound to the other collection."""
         mapper = copy(self)
@@ -119,6 +143,7 @@ class EncryptingMapper(_Mapper):
 
     def to_stored_event(self, domain_event: Any) -> StoredEvent:
         """Map one event; see :meth:`to_stored_events`."""
+        self._check_types()
         stored = super().to_stored_event(domain_event)
         context = context_of(stored, self._collection or event_class(type(domain_event)).collection)
         return _with_state(stored, self._sealing.seal_event(domain_event, stored.state, context))
@@ -150,6 +175,7 @@ class EncryptingMapper(_Mapper):
             EventSealError: There is no key to seal with, or a place has no canonical value; see
                 ``AESCipher.encrypt_many``.
         """
+        self._check_types()
         events = list(domain_events)
         collection = collection or self._collection
         to_plain = super().to_stored_event
@@ -191,6 +217,13 @@ class EncryptingMapper(_Mapper):
     def refresh_keys(self) -> None:
         """Look at once for keys whose state changed: what is mapped next is sealed under keys that seal."""
         self._sealing.refresh()
+
+    def _check_types(self) -> None:
+        """Look at types that were registered with the transcoder meanwhile."""
+        types = getattr(self.transcoder, "types", ())
+        if len(types) != self._known_types:
+            refuse_marked_types(list(types))
+            self._known_types = len(types)
 
     def _mapped(self, stored_events: list[StoredEvent], collection: str | None) -> list[Any]:
         said = [collection or self._collection_of(stored) for stored in stored_events]

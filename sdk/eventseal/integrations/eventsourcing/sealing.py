@@ -11,6 +11,7 @@ from eventsourcing.utils import TopicError, register_topic
 from eventseal.errors import EventSealError, IntegrityError, KeyClosedError, KeyDestroyedError
 from eventseal.integrations.eventsourcing.event_class import event_class
 from eventseal.integrations.eventsourcing.fences import KnownFences
+from eventseal.integrations.eventsourcing.personal import refuse_marked_event
 from eventseal.integrations.eventsourcing.process_seal import process_seal
 from eventseal.items.acceptance import NO_FORMATS, AcceptedFormats, OldItem
 from eventseal.items.topics import EventModules
@@ -69,11 +70,14 @@ class Sealing:
             events: Say whose key seals each, and whether it is compressed.
             items: Plaintext and place of each.
         """
+        for event in events:
+            refuse_marked_event(event)
         compress = [known.compress for known in map(event_class, map(type, events))]
         return self.seal(items, scopes=self._scope_of.of_all(events), compress=compress)
 
     def seal_event(self, event: Any, plaintext: bytes, context: ItemContext) -> bytes:
         """Seal what one event was written as, with less ado than :meth:`seal_events`."""
+        refuse_marked_event(event)
         known = event_class(type(event))
         scope = self._scope_of(event) if self._one_scope is None or known.has_scope else self._one_scope
         envelope = self._cipher.encrypt(plaintext, context, scope=scope, compress=known.compress)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from functools import wraps
+from typing import TYPE_CHECKING, Any
 
-from eventsourcing.persistence import Cipher
+from eventsourcing.persistence import Cipher, Mapper
 
 from eventseal.cipher import ItemContext
 from eventseal.errors import EventSealError
 from eventseal.integrations.eventsourcing.options import SealingOptions
+from eventseal.integrations.eventsourcing.personal import refuse_marked_event
 from eventseal.integrations.eventsourcing.sealing import Sealing
 
 if TYPE_CHECKING:
@@ -27,6 +29,19 @@ _WARNING = (
 
 class UnboundCipherWarning(UserWarning):
     """States are sealed without their row: whoever writes to the database can swap them unseen."""
+
+
+def _look_at_events() -> None:
+    """Let the library's mappers refuse what this cipher cannot see: it is given bytes, and no event."""
+    to_stored_event = Mapper.to_stored_event
+
+    @wraps(to_stored_event)
+    def checked(self: Any, domain_event: Any) -> Any:
+        if isinstance(self.cipher, EnvelopeCipher):
+            refuse_marked_event(domain_event)
+        return to_stored_event(self, domain_event)
+
+    Mapper.to_stored_event = checked  # type: ignore[method-assign]
 
 
 class EnvelopeCipher(Cipher):
@@ -65,6 +80,8 @@ class EnvelopeCipher(Cipher):
             raise outcome
         return outcome.plaintext
 
+
+_look_at_events()
 
 _said: set[str] = set()
 

@@ -1,0 +1,142 @@
+"""
+Attributes that were stored under an older form of their class, brought into today's form.
+
+A class counts its forms by ``class_version``, and has a static method ``upcast_v1_v2(state)`` for each step
+between them. A field that a dataclass has got since, and that has a default, needs neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields, is_dataclass
+from inspect import getattr_static
+from types import MemberDescriptorType
+from typing import Any, NamedTuple
+
+from eventseal.errors import ConfigurationError, EventSealError, SerializationError
+from eventseal.items.annotations import raw_annotations
+
+CLASS_VERSION = "class_version"
+
+
+class Form(NamedTuple):
+    """
+    What a class is today.
+
+    Attributes:
+        version: Its ``class_version``.
+        is_counted: Whether a stored ``class_version`` is the version, and not an attribute of its own.
+        fields: Those of a dataclass that are kept as attributes of the same name.
+    """
+
+    version: int
+    is_counted: bool
+    fields: frozenset[str]
+
+
+_forms: dict[type[Any], Form] = {}
+
+
+def form_of(cls: type[Any]) -> Form:
+    """
+    Say what a class is today.
+
+    Raises:
+        ConfigurationError: Its ``class_version`` is not a whole number from 1.
+    """
+    form = _forms.get(cls)
+    if form is None:
+        form = _forms[cls] = _read_form(cls)
+    return form
+
+
+def current(cls: type[Any], attributes: dict[str, Any]) -> dict[str, Any]:
+    """
+    Bring stored attributes into the form that their class has today.
+
+    Args:
+        cls: The class.
+        attributes: What was stored; it is changed, and given back.
+
+    Raises:
+        SerializationError: They are of a later version than the class, an upcast fails, or a field is missing
+            that has no default.
+        ConfigurationError: The class has no upcast from their version.
+    """
+    form = form_of(cls)
+    if form.is_counted and (form.version > 1 or CLASS_VERSION in attributes):
+        upcast(cls, attributes)
+    if not attributes.keys() >= form.fields:
+        _fill(cls, form, attributes)
+    return attributes
+
+
+def upcast(cls: type[Any], attributes: dict[str, Any]) -> None:
+    """Do the steps of :func:`current` that the class itself defines; with its errors."""
+    form = form_of(cls)
+    stored: Any = attributes.pop(CLASS_VERSION, 1)
+    name = f"{cls.__module__}:{cls.__qualname__}"
+    if type(stored) is not int or not 1 <= stored <= form.version:
+        shown = stored if type(stored) is int else f"a {type(stored).__name__}"
+        raise SerializationError(
+            f"a stored {name} is of version {shown}, and the class is of version {form.version}",
+            remedy="Read it with the release of your application that wrote it, or a later one.",
+        )
+    for version in range(stored, form.version):
+        step = f"upcast_v{version}_v{version + 1}"
+        function = getattr(cls, step, None)
+        if function is None:
+            raise ConfigurationError(
+                f"{name} is of version {form.version}, and has no {step}()",
+                remedy=f"Define the static method {step}(state), which changes the stored attributes.",
+            )
+        try:
+            function(attributes)
+        except EventSealError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the application's own code
+            kind = type(error).__name__
+        else:
+            continue
+        # Raised here: the cause would hold the plaintext.
+        raise SerializationError(
+            f"{name}.{step}() raised a {kind} on a stored state of version {version}",
+            remedy="Correct the function: personal data in the state may be masks.",
+        )
+
+
+def _fill(cls: type[Any], form: Form, attributes: dict[str, Any]) -> None:
+    for field in fields(cls):
+        if field.name not in form.fields or field.name in attributes:
+            continue
+        if field.default is not MISSING:
+            attributes[field.name] = field.default
+        elif field.default_factory is not MISSING:
+            attributes[field.name] = field.default_factory()
+        elif field.init:
+            raise SerializationError(
+                f"a stored {cls.__module__}:{cls.__qualname__} has no {field.name!r}, "
+                "a field that has no default",
+                remedy=f"Give {field.name!r} a default, or raise {CLASS_VERSION} and define an upcast.",
+            )
+
+
+def _read_form(cls: type[Any]) -> Form:
+    said = getattr_static(cls, CLASS_VERSION, None)
+    is_own = said is None or hasattr(type(said), "__get__")  # at most an attribute of its objects
+    if not is_own and (type(said) is not int or said < 1):
+        raise ConfigurationError(
+            f"{CLASS_VERSION} of {cls.__module__}:{cls.__qualname__} is {said!r}",
+            remedy="Set it to a whole number from 1.",
+        )
+    annotated = any(CLASS_VERSION in raw_annotations(base) for base in cls.__mro__)
+    kept = (field.name for field in fields(cls)) if is_dataclass(cls) else ()
+    return Form(
+        1 if is_own else said,
+        not (is_own and annotated),
+        frozenset(name for name in kept if _is_kept(getattr_static(cls, name, None))),
+    )
+
+
+def _is_kept(member: object) -> bool:
+    """Whether objects keep a field under its name: not where a property or another descriptor has it."""
+    return isinstance(member, MemberDescriptorType) or not hasattr(type(member), "__set__")

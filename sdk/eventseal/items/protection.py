@@ -1,0 +1,73 @@
+"""What becomes of each field of a class when a mapper stores its objects."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, is_dataclass
+from typing import Any, Literal, TypeAlias
+
+from eventseal.items.evolution import form_of
+from eventseal.items.personal import Declared, plan_of
+from eventseal.items.shapes import personal_data_in
+
+Protection: TypeAlias = Literal["sealed field", "object", "sealed item", "plain"]
+
+_UNDECLARED = Declared("", (), None)
+
+
+@dataclass(frozen=True, slots=True)
+class ProtectedField:
+    """
+    A field, and what a mapper does with it.
+
+    Attributes:
+        name: The attribute.
+        declared: What its annotation says.
+        protection: ``sealed field`` under its subject's key; ``object``, whose own fields are sealed or not;
+            ``sealed item`` as a part of the whole; or ``plain``.
+        subjects: The attributes that name its subjects.
+    """
+
+    name: str
+    declared: Declared
+    protection: Protection
+    subjects: tuple[str, ...] = ()
+
+
+def protected_fields(cls: type[Any], *, is_sealed: bool) -> list[ProtectedField]:
+    """
+    Say what becomes of the fields that a class declares, by annotations or by its constructor.
+
+    Args:
+        cls: An event class, or a class whose objects events hold.
+        is_sealed: Whether the item that holds the object is sealed as a whole.
+
+    Raises:
+        ConfigurationError: The class is refused at its first use.
+    """
+    plan = plan_of(cls)
+    form_of(cls)
+    found: list[ProtectedField] = []
+    for name, declared in {**dict.fromkeys(_parameters(cls), _UNDECLARED), **plan.declared}.items():
+        if name in plan.fields:
+            subjects = dict.fromkeys(data.subject for data in personal_data_in(plan.fields[name]))
+            found.append(ProtectedField(name, declared, "sealed field", tuple(subjects)))
+        elif any(is_dataclass(one) for one in declared.classes):
+            found.append(ProtectedField(name, declared, "object"))
+        else:
+            found.append(ProtectedField(name, declared, "sealed item" if is_sealed else "plain"))
+    return found
+
+
+def _parameters(cls: type[Any]) -> list[str]:
+    """Name the arguments of constructors that event classes define: such a class need not annotate."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    found: list[str] = []
+    for base in cls.__mro__:
+        constructor = vars(base).get("__init__")
+        is_own = not is_dataclass(base) and not base.__module__.startswith("eventseal.")
+        if not is_own or not inspect.isfunction(constructor):
+            continue
+        parameters = list(inspect.signature(constructor).parameters.values())[1:]
+        found += [one.name for one in parameters if one.kind in named]
+    return found

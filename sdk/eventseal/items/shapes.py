@@ -1,0 +1,164 @@
+"""Personal data in annotations: the markers, and where in a value of the annotated type they apply."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from eventseal.errors import ConfigurationError
+from eventseal.items.masks import Masked
+
+
+class _NoMask:
+    def __repr__(self) -> str:
+        return "<no mask>"
+
+
+NO_MASK: Final = _NoMask()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PersonalData:
+    """
+    Says in an annotation that an attribute holds personal data.
+
+    ::
+
+        email: Annotated[str, PersonalData(subject="customer_id")]
+
+    Args:
+        subject: The attribute that says whose they are, by a string, an integer or a UUID: one of the same
+            object, or else of the nearest object around it that has it.
+        mask: What stands in its place after the subject was erased, of the attribute's own type; if not
+            given, a value that is falsy and equal to itself alone. A value that is equal to the mask is
+            stored as the mask.
+
+    Raises:
+        ConfigurationError: *subject* is no attribute's name.
+    """
+
+    subject: str
+    mask: Any = NO_MASK
+
+    def __post_init__(self) -> None:
+        subject: Any = self.subject
+        if not isinstance(subject, str) or not subject.isidentifier():
+            raise ConfigurationError(f"PersonalData(subject=) names an attribute; {subject!r} does not")
+
+    def masks(self, value: object) -> bool:
+        """Whether *value* is the mask, and nobody's data."""
+        return self.mask is not NO_MASK and type(value) is type(self.mask) and bool(value == self.mask)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NotPersonal:
+    """
+    Says in an annotation that an attribute holds no personal data, although its name suggests it.
+
+    Args:
+        reason: Why; ``eventseal fields`` lists it.
+
+    Raises:
+        ConfigurationError: No reason is given.
+    """
+
+    reason: str
+
+    def __post_init__(self) -> None:
+        reason: Any = self.reason
+        if not isinstance(reason, str) or not reason.strip():
+            raise ConfigurationError("NotPersonal() needs a reason")
+
+
+class Sealed(NamedTuple):
+    """The value is personal data."""
+
+    data: PersonalData
+
+
+class Elements(NamedTuple):
+    """The elements of the list, or of the tuple, hold personal data."""
+
+    inner: Shape
+
+
+class Positions(NamedTuple):
+    """Some elements of the tuple do, by position."""
+
+    inner: tuple[Shape | None, ...]
+
+
+class Values(NamedTuple):
+    """The values of the dictionary do."""
+
+    inner: Shape
+
+
+class Choice(NamedTuple):
+    """The value is of one of several types, some of which do."""
+
+    among: tuple[Shape, ...]
+    may_be_plain: bool
+
+
+Shape: TypeAlias = "Sealed | Elements | Positions | Values | Choice"
+
+
+def personal_data_in(shape: Shape) -> list[PersonalData]:
+    """List what a shape says of personal data."""
+    if isinstance(shape, Sealed):
+        return [shape.data]
+    if isinstance(shape, Elements | Values):
+        return personal_data_in(shape.inner)
+    inner = shape.among if isinstance(shape, Choice) else shape.inner
+    return [data for one in inner if one is not None for data in personal_data_in(one)]
+
+
+def chosen(shape: Choice, value: object) -> Shape | None:
+    """
+    Choose the shape that fits a value; ``None`` if it is of a type that holds no personal data.
+
+    Raises:
+        TypeError: It is of none of the types.
+    """
+    for one in shape.among:
+        if fits(one, value):
+            return one
+    if value is None or shape.may_be_plain:
+        return None
+    raise TypeError
+
+
+def fits(shape: Shape, value: object) -> bool:
+    """Whether *value* is of the type that the shape was made from."""
+    if isinstance(shape, Elements):
+        return type(value) in {list, tuple}
+    if isinstance(shape, Positions):
+        return type(value) is tuple and len(value) == len(shape.inner)
+    if isinstance(shape, Values):
+        return type(value) is dict
+    return True
+
+
+def with_masks(shape: Shape, value: Any) -> Any:
+    """Put the shape's masks where something was erased."""
+    if isinstance(shape, Sealed):
+        erased = type(value) is Masked and shape.data.mask is not NO_MASK
+        return deepcopy(shape.data.mask) if erased else value
+    if isinstance(shape, Choice):
+        try:
+            one = chosen(shape, value)
+        except TypeError:  # of an event from before the annotation
+            return value
+        return value if one is None else with_masks(one, value)
+    if not fits(shape, value):
+        return value
+    if isinstance(shape, Values):
+        return {key: with_masks(shape.inner, inner) for key, inner in value.items()}
+    if isinstance(shape, Elements):
+        return type(value)([with_masks(shape.inner, inner) for inner in value])
+    return tuple(
+        inner if one is None else with_masks(one, inner)
+        for one, inner in zip(shape.inner, value, strict=True)
+    )
