@@ -82,6 +82,14 @@ def store(run) -> Callable[..., list[SequencedItem]]:
 
 
 @pytest.fixture
+def with_ledger(store, run, monkeypatch) -> Callable[..., list[SequencedItem]]:
+    """The store with an erasure ledger, so that `doctor` has nothing to say."""
+    monkeypatch.setenv("EVENTSEAL_LEDGER", "erasures.jsonl")
+    run("init")
+    return store
+
+
+@pytest.fixture
 def query() -> Callable[..., list[tuple[Any, ...]]]:
     """Runs SQL on the SQLite file, behind everybody's back."""
 

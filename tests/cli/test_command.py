@@ -34,6 +34,7 @@ COMMANDS = (
     "reopen",
     "roll-epoch",
     "receipt",
+    "set-aside",
 )
 EXECUTABLE = Path(sys.executable).with_name("eventseal")
 

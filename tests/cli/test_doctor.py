@@ -25,8 +25,15 @@ __all__ = ["openbao"]
 ROLE = "arn:aws:iam::111122223333:role/shop"
 
 
-def test_a_healthy_store_exits_with_0_and_says_so(run, store):
-    store(3)
+def test_a_store_without_a_ledger_is_told(run):
+    run("init", "--kms-key", "local://dev.key", "--store-url", "sqlite:///shop.sqlite")
+    shown = run("doctor", exits=1).stdout
+    assert "warning  ledger    no erasure ledger is configured" in shown
+    assert 'ledger = "erasures.jsonl" in eventseal.toml' in shown
+
+
+def test_a_healthy_store_exits_with_0_and_says_so(run, with_ledger):
+    with_ledger(3)
     lines = run("doctor").stdout.splitlines()
     assert lines[-1] == "nothing has to be done"
     assert {line.split()[0] for line in lines if line and not line.startswith(" ")} <= {
@@ -36,13 +43,13 @@ def test_a_healthy_store_exits_with_0_and_says_so(run, store):
     }
 
 
-def test_its_json_is_all_of_standard_output(run_json, store):
+def test_its_json_is_all_of_standard_output(run_json, with_ledger):
     shown = run_json("doctor")
     assert (shown["verb"], shown["healthy"]) == ("doctor", True)
     assert set(shown["findings"][0]) == {"severity", "area", "finding", "remedy", "error"}
 
 
-def test_a_finding_that_is_nobodys_outage_exits_with_1(run, store, query):
+def test_a_finding_that_is_nobodys_outage_exits_with_1(run, with_ledger, query):
     ((name,),) = query("SELECT name FROM sqlite_master WHERE name LIKE 'eventseal_key_id_%_snapshots'")
     query(f"DROP INDEX {name}")
     shown = run("doctor", exits=1).stdout
@@ -52,7 +59,7 @@ def test_a_finding_that_is_nobodys_outage_exits_with_1(run, store, query):
 
 
 @pytest.mark.slow
-def test_a_table_that_shares_its_collection_is_named_with_the_command_that_moves_it(run, store, query):
+def test_a_table_that_shares_its_collection_is_named_with_the_command_that_moves_it(run, with_ledger, query):
     with EventSeal.from_settings() as seal:
         place = ItemContext(uuid.uuid4(), Decimal(1), "shop:Noted", "items")
         data = seal.cipher.encrypt(b"{}", place)
@@ -129,6 +136,7 @@ def aws(monkeypatch, tmp_path):
         monkeypatch.setenv(name.upper(), value)
     monkeypatch.setenv("EVENTSEAL_STORE_URL", "sqlite:///shop.sqlite")
     monkeypatch.setenv("EVENTSEAL_KMS_KEY", kms.create_key())
+    monkeypatch.setenv("EVENTSEAL_LEDGER", "erasures.jsonl")
     with kms.serve() as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL_KMS", url)
         yield kms
@@ -177,6 +185,7 @@ def test_of_openbao_each_missing_right_stands_with_its_policy_and_adding_them_is
     monkeypatch.setenv("EVENTSEAL_STORE_URL", "sqlite:///shop.sqlite")
     monkeypatch.setenv("EVENTSEAL_KMS_KEY", f"vault-transit://transit/{name}")
     monkeypatch.setenv("VAULT_ADDR", openbao.address)
+    monkeypatch.setenv("EVENTSEAL_LEDGER", "erasures.jsonl")
     token = root.auth.token.create(policies=["default", f"told-{name}"])["auth"]["client_token"]
     monkeypatch.setenv("VAULT_TOKEN", token)
     shown = [finding for finding in findings(run, 2) if finding["area"] == "kms"]

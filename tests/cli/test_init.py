@@ -7,6 +7,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
+
+from eventseal.configuration.ledgers import default_ledger
+from eventseal.configuration.loading import settings_from
 
 WORDS = ("--kms-key", "local://dev.key", "--store-url", "sqlite:///shop.sqlite", "--application", "shop")
 
@@ -116,11 +120,13 @@ def terminal(monkeypatch):
 
 def test_on_a_terminal_it_asks_for_what_is_not_given(run, terminal, monkeypatch):
     monkeypatch.setenv("EVENTSEAL_APPLICATION", "shop")
-    run("init", input="local://asked.key\n\n")
+    shown = run("init", input="local://asked.key\n\n\n")
     written = tomllib.loads(Path("eventseal.toml").read_text())
     asked = {"kms_key": "local://asked.key", "store_url": "sqlite:///events.sqlite"}
-    assert written == {**asked, "key_tables": 2}
+    assert written == {**asked, "ledger": "erasures.jsonl", "key_tables": 2}
     assert Path("asked.key").exists()
+    assert Path("erasures.jsonl").exists()
+    assert "no erasure ledger" not in shown.stderr
 
 
 @pytest.mark.parametrize("word", ["--yes", "--json"])
@@ -130,8 +136,50 @@ def test_it_asks_nothing_when_told_so(run, terminal, word):
 
 
 def test_with_a_file_it_asks_nothing(run, terminal):
-    run("init", *WORDS)
+    run("init", *WORDS, input="\n")
     run("init", input="")
+
+
+def test_a_ledger_is_declined_by_a_word(run, terminal):
+    shown = run("init", *WORDS, input="none\n").stderr
+    assert "ledger" not in tomllib.loads(Path("eventseal.toml").read_text())
+    assert 'Add a line to eventseal.toml: ledger = "erasures.jsonl"' in shown
+
+
+def test_yes_takes_a_ledger_beside_the_store(run, tmp_path):
+    (tmp_path / "var").mkdir()
+    words = [*WORDS[:3], f"sqlite:///{tmp_path}/var/shop.sqlite", "--application", "shop"]
+    run("init", *words, "--yes")
+    written = tomllib.loads(Path("eventseal.toml").read_text())
+    assert written["ledger"] == f"{tmp_path}/var/erasures.jsonl"
+    assert Path(written["ledger"]).exists()
+
+
+def test_yes_takes_a_ledger_beside_the_settings_file_if_the_store_is_a_server():
+    settings = settings_from(None, store_url=SecretStr("postgresql://shop@db/shop"))
+    assert default_ledger(settings, Path("/etc/shop/eventseal.toml")) == "/etc/shop/erasures.jsonl"
+
+
+def test_another_applications_ledger_is_not_taken(run):
+    run("init", *WORDS, "--ledger", "erasures.jsonl")
+    Path("eventseal.toml").unlink()
+    shown = run("init", *WORDS[:-1], "other", "--yes").stderr
+    assert "ledger" not in tomllib.loads(Path("eventseal.toml").read_text())
+    assert "no erasure ledger is configured" in shown
+
+
+def test_with_all_settings_in_the_environment_yes_writes_no_file(run, monkeypatch):
+    for name, value in (("KMS_KEY", "local://dev.key"), ("STORE_URL", "sqlite:///shop.sqlite")):
+        monkeypatch.setenv(f"EVENTSEAL_{name}", value)
+    run("init", "--yes")
+    assert not Path("eventseal.toml").exists()
+    assert not Path("erasures.jsonl").exists()
+
+
+def test_without_a_terminal_it_configures_no_ledger_and_says_how(run):
+    shown = run("init", *WORDS).stderr
+    assert "ledger" not in tomllib.loads(Path("eventseal.toml").read_text())
+    assert 'Add a line to eventseal.toml: ledger = "erasures.jsonl"' in shown
 
 
 def test_leaving_at_a_question_makes_nothing(run, terminal):

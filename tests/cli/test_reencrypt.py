@@ -294,7 +294,7 @@ def test_a_job_is_paused_from_elsewhere_and_resumed(run, run_json, old, slow):
     assert steps[0]["command"] == f"eventseal reencrypt --resume {job['job_id']}"
     assert "a re-encryption did not end" in run("doctor", exits=1).stdout
     assert run_json("reencrypt", "--resume", job["job_id"], "--items-per-second", "1000000")["left"] == 0
-    run("doctor")
+    assert "jobs" not in {f["area"] for f in run_json("doctor", exits=1)["findings"] if f["remedy"]}
 
 
 @pytest.mark.slow

@@ -70,10 +70,10 @@ def test_an_item_that_is_not_encrypted_and_names_a_key_is_told_where_plain_ones_
 @pytest.mark.slow
 @pytest.mark.parametrize("edited", ["x'ff' || substr(data, 2)", "CAST(data AS TEXT)", "x''"])
 def test_what_no_reader_takes_is_told_where_plain_items_are_allowed(
-    run, run_json, store, query, monkeypatch, edited
+    run, run_json, with_ledger, query, monkeypatch, edited
 ):
     monkeypatch.setenv("EVENTSEAL_ALWAYS_ENCRYPT", "false")
-    store(2)
+    with_ledger(2)
     query("UPDATE integer_sequenced_items SET data = x'207b7d', key_id = NULL WHERE position = 0")
     run("doctor")
     assert run_json("status")["unreadable"] == {}

@@ -137,9 +137,9 @@ def test_what_an_edit_put_in_a_row_does_not_reach_the_terminal(run, store, query
 
 @pytest.mark.slow
 def test_plain_items_fail_unless_the_settings_say_that_there_are_some(
-    run, run_json, store, query, monkeypatch
+    run, run_json, with_ledger, query, monkeypatch
 ):
-    store(2)
+    with_ledger(2)
     query("UPDATE integer_sequenced_items SET key_id = NULL, data = CAST('{}' AS BLOB) WHERE position = 0")
     assert f"EncryptionRequiredError: {ITEMS}" in run("verify", exits=1).stdout
     assert "not encrypted" in run("doctor", exits=1).stdout

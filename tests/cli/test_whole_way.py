@@ -46,6 +46,7 @@ def filled_shop(monkeypatch):
         monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://dev.key")
         monkeypatch.setenv("EVENTSEAL_STORE_URL", store_url)
         monkeypatch.setenv("EVENTSEAL_APPLICATION", "shop")
+        monkeypatch.setenv("EVENTSEAL_LEDGER", "erasures.jsonl")
         eventseal("init", "--yes")
         with EventSeal.from_settings() as seal:
             strategy = SQLAlchemyActiveRecordStrategy(IntegerSequencedItemRecord, seal.datastore.session)

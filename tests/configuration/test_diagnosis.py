@@ -37,6 +37,7 @@ def shop(store_url, monkeypatch):
     monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://dev.key")
     monkeypatch.setenv("EVENTSEAL_STORE_URL", store_url)
     monkeypatch.setenv("EVENTSEAL_APPLICATION", "shop")
+    monkeypatch.setenv("EVENTSEAL_LEDGER", "erasures.jsonl")
     initialise()
     return store_url
 
@@ -105,7 +106,15 @@ def test_a_store_that_is_ready_has_nothing_amiss_in_any_area(append):
     assert amiss() == []
     areas = {finding.area for finding in diagnose() if finding.severity is Severity.OK}
     places = {"settings", "kms", "database", "clock", "tables", "registry"}
-    assert areas == places | {"fences", "keys", "migration", "jobs"}
+    assert areas == places | {"fences", "keys", "ledger", "migration", "jobs"}
+
+
+def test_a_store_without_a_ledger_is_warned(shop, monkeypatch):
+    monkeypatch.delenv("EVENTSEAL_LEDGER")
+    (finding,) = amiss()
+    assert (finding.severity, finding.area) == (Severity.WARNING, "ledger")
+    assert finding.text.startswith("no erasure ledger is configured")
+    assert 'ledger = "erasures.jsonl" in eventseal.toml' in finding.remedy
 
 
 def test_nothing_is_changed(append, sql, shop):
@@ -456,6 +465,7 @@ def test_a_server_that_may_lose_keys_or_cannot_be_written_is_told(postgres_url, 
 def test_a_file_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://dev.key")
     monkeypatch.setenv("EVENTSEAL_STORE_URL", "sqlite:///shop.sqlite")
+    monkeypatch.setenv("EVENTSEAL_LEDGER", "erasures.jsonl")
     initialise()
     monkeypatch.setenv("EVENTSEAL_STORE_URL", f"sqlite:///file:{tmp_path}/shop.sqlite?mode=ro&uri=true")
     (finding,) = amiss()
@@ -484,6 +494,7 @@ def test_keys_in_a_database_of_their_own_are_looked_at_there(tmp_path, monkeypat
     monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://dev.key")
     monkeypatch.setenv("EVENTSEAL_STORE_URL", "sqlite:///items.sqlite")
     monkeypatch.setenv("EVENTSEAL_KEY_STORE_URL", "sqlite:///keys.sqlite")
+    monkeypatch.setenv("EVENTSEAL_LEDGER", "erasures.jsonl")
     initialise()
     texts = [finding.text for finding in diagnose() if finding.area == "database"]
     assert [text.split(":")[0] for text in texts] == ["items", "keys"]

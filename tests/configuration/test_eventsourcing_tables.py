@@ -20,6 +20,7 @@ def library(store_url, monkeypatch):
     monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://dev.key")
     monkeypatch.setenv("EVENTSEAL_STORE_URL", store_url)
     monkeypatch.setenv("EVENTSEAL_APPLICATION", "shop")
+    monkeypatch.setenv("EVENTSEAL_LEDGER", "erasures.jsonl")
     LocalKmsAdapter.create("dev.key")
     store = LibraryStore(store_url, LocalKmsAdapter("dev.key"))
     yield store

@@ -41,7 +41,7 @@ from eventseal.rotation import (
     retire,
     rotate_keys,
     status,
-    table_checks,
+    uncertain_rows,
     verify,
 )
 from eventseal.storage import IntegerSequencedColumns, TimestampSequencedItemRecord
@@ -488,10 +488,10 @@ def test_what_was_written_between_the_two_counts_keeps_its_key(shop, monkeypatch
     close = closing.close_and_count
     calls: list[object] = []
 
-    def overtaken(engine, tables, key_ids, *, even_if_needed):
+    def overtaken(engine, tables, key_ids, **named):
         if not calls:
             calls.append(shop.again().strategy().append([late]))
-        return close(engine, tables, key_ids, even_if_needed=even_if_needed)
+        return close(engine, tables, key_ids, **named)
 
     # Not by its path: the package gives the function of this name, not the module.
     monkeypatch.setattr(sys.modules["eventseal.rotation.retire"], "close_and_count", overtaken)
@@ -836,7 +836,7 @@ def test_what_no_reader_takes_blocks_every_retire_where_plain_items_are_allowed(
 ) -> None:
     monkeypatch.setattr(item_checks, "PAGE_SIZE", 2)
     # Few rows are sorted for each page, many are not.
-    monkeypatch.setattr(table_checks, "FEW_ITEMS", 2 if accepted == "by setting" else 4)
+    monkeypatch.setattr(uncertain_rows, "FEW_ITEMS", 2 if accepted == "by setting" else 4)
     items = shop.append(3)
     shop.append_plain()
     rotate_keys(shop.seal)

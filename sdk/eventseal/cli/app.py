@@ -22,6 +22,7 @@ from eventseal.cli import (
     rewrap_command,
     roll_epoch_command,
     rotate_command,
+    set_aside_command,
     shred_command,
     status_command,
     verify_command,
@@ -96,6 +97,7 @@ app.command(epilog=reencrypt_command.EXAMPLES)(reencrypt_command.reencrypt)
 app.command(epilog=migrate_command.EXAMPLES)(migrate_command.migrate)
 app.command(epilog=retire_command.EXAMPLES)(retire_command.retire)
 app.command(epilog=verify_command.EXAMPLES)(verify_command.verify)
+app.command("set-aside", epilog=set_aside_command.EXAMPLES)(set_aside_command.set_aside_rows)
 app.command(epilog=shred_command.EXAMPLES)(shred_command.shred)
 app.command(epilog=reopen_command.EXAMPLES)(reopen_command.reopen)
 app.command(epilog=status_command.EXAMPLES)(status_command.status)

@@ -13,7 +13,15 @@ from eventseal.cli.application_modules import load_modules
 from eventseal.cli.options import Config, DryRun, Json, Options, Yes
 from eventseal.cli.output import print_json, printable
 from eventseal.configuration.initialise import initialise
-from eventseal.configuration.loading import DEFAULT_FILE, environment_names, settings_file
+from eventseal.configuration.ledgers import DEFAULT_NAME, default_ledger
+from eventseal.configuration.loading import (
+    DEFAULT_FILE,
+    environment_names,
+    load_settings,
+    settings_file,
+    settings_from,
+    with_urls_hidden,
+)
 from eventseal.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -25,6 +33,9 @@ _QUESTIONS = {
     "store_url": ("The items' database, as an SQLAlchemy URL", "sqlite:///events.sqlite"),
     "application": ("The application's name", "default"),
 }
+
+_LEDGER_QUESTION = 'The erasure ledger: a file, or the URL of a database of its own; "none" for none'
+_NO_LEDGER = "none"
 
 EXAMPLES = """\b
 Examples:
@@ -104,20 +115,38 @@ def init(
         print_json(_as_json(steps, dry_run=options.dry_run))
     else:
         _print(steps, dry_run=options.dry_run)
+    _tell_of_ledger(options)
 
 
 def _asked(settings: dict[str, Any], options: Options) -> dict[str, Any]:
-    """Ask a person for what a new settings file lacks."""
+    """Ask a person for what a new settings file lacks; of the ledger, --yes takes the default."""
     file = settings_file(options.config) or Path(DEFAULT_FILE)
-    if file.exists() or options.yes or options.as_json or not sys.stdin.isatty():
+    if file.exists() or options.as_json:
         return settings
-    known = settings.keys() | environment_names().keys()
-    asked = {
-        name: typer.prompt(question, default=default, err=True)
-        for name, (question, default) in _QUESTIONS.items()
-        if name not in known
-    }
-    return settings | asked
+    in_environment = environment_names().keys()
+    asks = not options.yes and sys.stdin.isatty()
+    for name, (question, default) in _QUESTIONS.items() if asks else ():
+        if name not in {*settings, *in_environment}:
+            settings[name] = typer.prompt(question, default=default, err=True)
+    is_written = bool(settings.keys() - in_environment)  # else all is in the environment, and so is a ledger
+    if is_written and (asks or options.yes) and "ledger" not in {*settings, *in_environment}:
+        place = default_ledger(settings_from(None, **with_urls_hidden(settings)), file)
+        if asks:
+            place = typer.prompt(_LEDGER_QUESTION, default=place or _NO_LEDGER, err=True)
+        if place not in {None, _NO_LEDGER}:
+            settings["ledger"] = place
+    return settings
+
+
+def _tell_of_ledger(options: Options) -> None:
+    """Say how to configure a ledger where there is none."""
+    file = settings_file(options.config) or Path(DEFAULT_FILE)
+    if not options.dry_run and load_settings(options.config).ledger is None:
+        typer.echo(
+            "no erasure ledger is configured: no erasure outlives a restore of the keys, and no damaged row "
+            f'can be set aside. Add a line to {file}: ledger = "{DEFAULT_NAME}". Then run init again',
+            err=True,
+        )
 
 
 def _as_json(steps: list[InitStep], *, dry_run: bool) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from eventseal.cli.results import print_failures
 from eventseal.cli.shown_job import shown_job
 from eventseal.rotation import reencrypt
 from eventseal.rotation.jobs import REENCRYPT
+from eventseal.rotation.set_aside import SET_ASIDE
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from eventseal.configuration import EventSeal
     from eventseal.rotation import JobResult
 
-_COLUMNS = ("done", "failed", "suspected", "skipped", "plain", "foreign", "erased", "left")
+_COLUMNS = ("done", "failed", "suspected", "skipped", "plain", "foreign", "erased", SET_ASIDE, "left")
 
 
 def reencrypt_shown(
@@ -75,7 +76,7 @@ def print_reencrypted(result: JobResult, *, dry_run: bool) -> None:
     """
     shown = [name for name in _COLUMNS if any(counts.get(name) for counts in result.by_table.values())]
     if shown:
-        heading = ("TABLE", *(name.upper() for name in shown))
+        heading = ("TABLE", *(name.replace("_", " ").upper() for name in shown))
         rows = [
             (table, *(f"{counts.get(name, 0):,}" for name in shown))
             for table, counts in result.by_table.items()

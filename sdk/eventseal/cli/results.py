@@ -8,12 +8,14 @@ import typer
 
 from eventseal.cli.exit_codes import ExitCode
 from eventseal.cli.output import print_json, printable
+from eventseal.rotation.uncertain_rows import GIVE_UP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from eventseal.cli.options import Options
     from eventseal.rotation import Failure, JobResult
+    from eventseal.rotation.set_aside import SetAside
 
 _SHOWN_FAILURES = 20
 
@@ -80,6 +82,36 @@ def print_failures(failures: Sequence[Failure]) -> None:
             typer.echo(f"  {printable(failure.message)}\n  remedy: {printable(failure.remedy)}")
     if unseen:
         typer.echo(f"and {unseen:,} more; --json lists up to 1,000")
+
+
+def print_rows_set_aside(rows: Sequence[SetAside]) -> None:
+    """
+    Show the first rows that are set aside, each with its reason.
+
+    Args:
+        rows: As the ledger says.
+    """
+    for row in rows[:_SHOWN_FAILURES]:
+        place = " ".join([f"{name}={value}" for name, value in row.row.items()])
+        since = row.at.isoformat(timespec="seconds")
+        typer.echo(printable(f"set aside: {row.table} {place}, since {since}: {row.reason}"))
+    if len(rows) > _SHOWN_FAILURES:
+        typer.echo(f"and {len(rows) - _SHOWN_FAILURES:,} more; `eventseal set-aside --list --json` has all")
+
+
+def print_retired_rows(result: JobResult, *, did: str) -> None:
+    """
+    Show the rows that are set aside and that a retire met.
+
+    Args:
+        result: Of the retire.
+        did: ``were``, or ``would be``.
+    """
+    print_rows_set_aside(result.given_up or result.set_aside)
+    if result.given_up:
+        typer.echo(f"{len(result.given_up):,} rows that are set aside {did} given up with their keys")
+    if result.set_aside:
+        typer.echo(f"{len(result.set_aside):,} rows that are set aside keep keys. {GIVE_UP}")
 
 
 def _line(failure: Failure) -> str:

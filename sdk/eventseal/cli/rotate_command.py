@@ -15,14 +15,16 @@ from eventseal.cli.options import Config, DryRun, Json, Options, Yes
 from eventseal.cli.output import print_json
 from eventseal.cli.progress import shown_progress
 from eventseal.cli.reencrypting import print_reencrypted, reencrypt_shown
-from eventseal.cli.results import print_failures
+from eventseal.cli.results import print_failures, print_retired_rows
 from eventseal.errors import ConfigurationError, JobError
 from eventseal.rotation import mark_compromised, rotate_keys
 from eventseal.rotation import retire as retire_keys
 from eventseal.rotation.key_totals import active_data_keys, replaced_data_keys, settled_at
 from eventseal.rotation.nearest import known_keys, refuse_unknown_scopes
 from eventseal.rotation.sealed_store import registered_tables
-from eventseal.rotation.table_checks import refuse_damaged_rows, refuse_unregistered_tables
+from eventseal.rotation.set_aside import AsideRows
+from eventseal.rotation.table_checks import refuse_unregistered_tables
+from eventseal.rotation.uncertain_rows import refuse_damaged_rows
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
@@ -70,6 +72,10 @@ def rotate(
     retire: Annotated[
         bool, typer.Option("--retire", help="Then wait until every process has noticed, and destroy them.")
     ] = False,
+    give_up_set_aside: Annotated[
+        bool,
+        typer.Option("--give-up-set-aside", help="With --retire: rows that are set aside keep no key."),
+    ] = False,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that share the re-encryption.")] = 1,
     config: Config = None,
     as_json: Json = False,
@@ -91,6 +97,8 @@ def rotate(
             "--retire needs --reencrypt: a key with items cannot be destroyed",
             remedy="Give both, or run `eventseal retire` for the keys that have no items.",
         )
+    if give_up_set_aside and not retire:
+        raise ConfigurationError("--give-up-set-aside needs --retire: without it no key is destroyed")
     if key and (scope or not compromised):
         raise ConfigurationError(
             "--key needs --compromised, and excludes --scope",
@@ -101,7 +109,15 @@ def rotate(
         if scope:
             refuse_unknown_scopes(seal.datastore, application, scope, stored_as=seal.keyring.scope_named)
         keys = known_keys(seal.datastore, application, key) if key else None
-        run = _Run(options, seal, scopes=scope, keys=keys, compromised=compromised, workers=workers)
+        run = _Run(
+            options,
+            seal,
+            scopes=scope,
+            keys=keys,
+            compromised=compromised,
+            give_up=give_up_set_aside,
+            workers=workers,
+        )
         with resumable(lambda: run.remedy):
             run.take(reencrypt=reencrypt, retire=retire)
     if run.failed or run.unfinished:
@@ -119,6 +135,7 @@ class _Run:
         scopes: Collection[str] | None,
         keys: Collection[UUID] | None,
         compromised: bool,
+        give_up: bool,
         workers: int,
     ) -> None:
         self._options = options
@@ -127,6 +144,7 @@ class _Run:
         self._keys = keys
         self._of_every_scope = scopes is None and keys is None
         self._compromised = compromised
+        self._give_up = give_up
         self._workers = workers
         self._steps: dict[str, JobResult] = {}
         self._retire_after: datetime | None = None
@@ -151,7 +169,9 @@ class _Run:
             refuse_unregistered_tables(self._seal)  # before anything is rotated, not after it
         if retire:
             tables = registered_tables(self._seal.datastore, self._seal.cipher.application)
-            refuse_damaged_rows(self._seal, tables)  # it would stop the last step, after the wait
+            aside = AsideRows(self._seal.datastore.engine, tables, self._seal.rows_set_aside)
+            # It would stop the last step, after the wait.
+            refuse_damaged_rows(self._seal, tables, aside, give_up=self._give_up)
             many = self._count_scopes() + (len(self._old_keys()) if self._keys is None else 0)
             what = "old keys" if self._keys is None else "keys"
             confirm(self._options, f"{many:,} {what} are about to be destroyed for good.")
@@ -213,10 +233,13 @@ class _Run:
         self.remedy = "Keys that were destroyed stay so. To go on: eventseal retire"
         with shown_progress("retire", "keys") as progress:
             try:
-                result = retire_keys(self._seal, keys=named, progress=progress)
+                result = retire_keys(
+                    self._seal, keys=named, give_up_set_aside=self._give_up, progress=progress
+                )
             except JobError as error:
                 # Where a row could not be moved, its key stays: the row has been named, and is what failed.
-                if not self.failed or not hasattr(error, "result"):
+                # So does the key of a row that is set aside.
+                if not hasattr(error, "result") or not (self.failed or hasattr(error, "set_aside")):
                     raise
                 result = error.result
         self._retire_after = None
@@ -260,6 +283,7 @@ class _Run:
         else:
             print_failures(result.failures)
             typer.echo(f"{result.done:,} keys were destroyed, {result.left:,} stay, {result.failed:,} failed")
+            print_retired_rows(result, did="were")
 
     def _tell(self) -> None:
         if self._options.as_json:

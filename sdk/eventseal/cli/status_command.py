@@ -10,8 +10,11 @@ import typer
 from eventseal.cli.exit_codes import ExitCode
 from eventseal.cli.options import Config, Json, Options
 from eventseal.cli.output import print_columns, print_json, printable
+from eventseal.cli.results import print_rows_set_aside
 from eventseal.configuration.assembly import rotation_policy
 from eventseal.configuration.ledgers import configured_ledger
+from eventseal.erasure.ledger_entries import INTENT
+from eventseal.erasure.set_aside import unverified_rows
 from eventseal.rotation.jobs import verb_of
 from eventseal.rotation.status import status as read_status
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from eventseal.configuration.stores import Stores
+    from eventseal.rotation.set_aside import SetAside
     from eventseal.rotation.standing import Advice, JobStanding, Status
 
 _NUMBERS = frozenset({"KEYS", "ITEMS", "WRAPPINGS", "VERIFIED", "DONE", "OF"})
@@ -48,20 +52,24 @@ def status(
     options = Options.of(context, config=config, as_json=as_json)
     stores = options.open_stores()
     try:
+        said = _said(stores)
         found = read_status(
             stores.key_store,
             stores.datastore,
             stores.settings.application,
             policy=rotation_policy(stores.settings),
             always_encrypt=stores.settings.always_encrypt,
+            said=said,
         )
         intents = _open_intents(stores)
     finally:
         stores.close()
     if options.as_json:
-        print_json({**_as_json(found), "open_intents": intents})
+        rows = [row.to_json() for row in said]
+        print_json({**_as_json(found), "open_intents": intents, "set_aside": rows})
     else:
         _print(found)
+        print_rows_set_aside(said)
         _print_intents(intents)
     if not found.is_sound:
         raise typer.Exit(ExitCode.FAILED_ITEMS)
@@ -70,8 +78,14 @@ def status(
 def _open_intents(stores: Stores) -> list[dict[str, Any]]:
     """Read the shreds that were begun and are not done, as the ledger says; no KEK verifies it here."""
     ledger = configured_ledger(stores.settings)
-    entries = [] if ledger is None else ledger.unverified_open_intents(stores.settings.application)
+    entries = [] if ledger is None else ledger.unverified_open_entries(stores.settings.application, INTENT)
     return [{"entry": entry.number, "scope": entry.scope, "at": _time(entry.at)} for entry in entries]
+
+
+def _said(stores: Stores) -> Sequence[SetAside]:
+    """Read which rows the ledger excuses, as it says; no KEK verifies it here."""
+    ledger = configured_ledger(stores.settings)
+    return () if ledger is None else unverified_rows(ledger, stores.settings.application)
 
 
 def _as_json(found: Status) -> dict[str, Any]:

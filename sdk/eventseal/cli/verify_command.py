@@ -21,6 +21,7 @@ from eventseal.erasure.verify_receipt import VerifyReceipt
 from eventseal.errors import ConfigurationError
 from eventseal.rotation import verify as verify_store
 from eventseal.rotation.item_checks import FORMER, OUTCOMES
+from eventseal.rotation.set_aside import SET_ASIDE
 
 if TYPE_CHECKING:
     from eventseal.rotation import JobResult
@@ -139,6 +140,9 @@ def _print(result: JobResult) -> None:
     typer.echo(
         f"{result.done:,} items opened {keys} in {result.seconds:.1f} s, {beside}{result.failed:,} failed"
     )
+    aside = sum(counts.get(SET_ASIDE, 0) for counts in result.by_table.values())
+    if aside:
+        typer.echo(f"{aside:,} damaged rows are set aside: see `eventseal set-aside --list`")
     former = sum(counts.get(FORMER, 0) for counts in result.by_table.values())
     if former:
         typer.echo(

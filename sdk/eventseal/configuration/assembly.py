@@ -11,6 +11,7 @@ from eventseal.configuration.ledgers import configured_ledger
 from eventseal.configuration.loading import load_settings, with_urls_hidden
 from eventseal.configuration.old_formats import configured_formats
 from eventseal.configuration.stores import Stores
+from eventseal.erasure.set_aside import rows_in_force
 from eventseal.errors import ConfigurationError
 from eventseal.items import SequencedItemMapper
 from eventseal.items.acceptance import AcceptedFormats
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from eventseal.configuration.settings import Settings
     from eventseal.items.sealed_places import SealedPlace
     from eventseal.kms import KmsAdapter
+    from eventseal.rotation.set_aside import SetAside
 
 _COMPRESSIONS: dict[str, Callable[[], Compression]] = {"zstd": EventZstd, "zlib": Zlib, "none": NoCompression}
 _NO_KEK = """Name one, with a line in eventseal.toml:
@@ -142,6 +144,15 @@ class EventSeal:
     def unsealed_tables(self) -> tuple[str, ...]:
         """Tables that look as if they held sealed items, and do not."""
         return self.settings.unsealed_tables
+
+    def rows_set_aside(self) -> list[SetAside]:
+        """
+        Give the damaged rows that the ledger excuses, verified; none without a ledger.
+
+        Raises:
+            EventSealError: The ledger is not what was written, or cannot be read.
+        """
+        return [] if self.ledger is None else rows_in_force(self, self.ledger)
 
     def close(self) -> None:
         """Forget the keys and close the connections."""

@@ -9,7 +9,8 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from eventseal.erasure import DatabaseLedger, FileLedger
-from eventseal.errors import ConfigurationError
+from eventseal.erasure.ledger_entries import INTENT
+from eventseal.errors import ConfigurationError, EventSealError
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from eventseal.configuration.settings import Settings
     from eventseal.erasure import Ledger
 
+DEFAULT_NAME = "erasures.jsonl"
 _APART = "Put the ledger elsewhere, where no restore of the keys sets it back too."
 _PORTS = {"postgresql": 5432}
 
@@ -46,6 +48,29 @@ def configured_ledger(settings: Settings) -> Ledger | None:
     raise ConfigurationError(f"ledger: {message}", remedy=remedy)
 
 
+def default_ledger(settings: Settings, file: Path) -> str | None:
+    """
+    Give the path of a ledger that fits these settings: beside a SQLite store, else beside the settings file.
+
+    Args:
+        settings: Those of a new settings file.
+        file: Where that is written.
+
+    Returns:
+        ``None`` if another application has its ledger there.
+    """
+    folder = file.parent
+    url = None if settings.store_url is None else _parsed(settings.store_url)
+    if url is not None and url.get_backend_name() == "sqlite":
+        folder = Path(str(url.database)).parent
+    path = str(folder / DEFAULT_NAME)
+    try:
+        FileLedger(path).unverified_open_entries(settings.application, INTENT)
+    except EventSealError:
+        return None
+    return path
+
+
 def _ledger(settings: Settings, named: str) -> Ledger:
     places = [_place(url) for url in (settings.store_url, settings.key_store_url) if url is not None]
     if "://" in named:
@@ -61,8 +86,13 @@ def _ledger(settings: Settings, named: str) -> Ledger:
 
 
 def _place(url: SecretStr) -> tuple[object, ...] | None:
+    parsed = _parsed(url)
+    return None if parsed is None else _place_of(parsed)
+
+
+def _parsed(url: SecretStr) -> URL | None:
     try:
-        return _place_of(make_url(url.get_secret_value()))
+        return make_url(url.get_secret_value())
     except ArgumentError:
         return None  # whoever opens it says so
 

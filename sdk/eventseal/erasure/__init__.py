@@ -12,6 +12,7 @@ from eventseal.erasure.receipts import Receipt
 from eventseal.erasure.recording import adopt
 from eventseal.erasure.reopen import reopen
 from eventseal.erasure.restore import RestoredScope, RestoreResult, after_restore
+from eventseal.erasure.set_aside import set_aside, take_back
 from eventseal.erasure.shred import HasLedger, ShredResult, shred
 from eventseal.erasure.subject_erased import SubjectErased, erased_subjects
 from eventseal.erasure.verify_receipt import VerifyReceipt
@@ -42,6 +43,8 @@ __all__ = [
     "erased_subjects",
     "reopen",
     "roll_epoch",
+    "set_aside",
     "shred",
+    "take_back",
     "upgrade_key_tables",
 ]

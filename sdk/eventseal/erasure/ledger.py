@@ -10,6 +10,7 @@ from eventseal.erasure.ledger_entries import (
     CREATED,
     INTENT,
     REMEDY,
+    STAY_OPEN,
     WRAPPED,
     LedgerEntry,
     check,
@@ -151,11 +152,11 @@ class Ledger:
 
         Args:
             store: Whose application, KEKs and clock.
-            kind: ``intent``, ``done``, ``reopen``, or another word.
+            kind: ``intent``, ``done``, ``reopen``, ``set_aside``, or another word.
             scope: Of what it tells.
             keys: The keys of which it tells, with their purposes.
             details: What else there is to say, as JSON has it.
-            closes: The numbers of the intents that are done by it.
+            closes: The numbers of the entries that are no longer open by it.
             judge: Called with the last entry, while nobody adds another; if it raises, nothing is added.
 
         Raises:
@@ -171,7 +172,7 @@ class Ledger:
             if judge is not None:
                 judge(last)
             number = last.number + 1
-            still_open = [intent for intent in last.open_intents if intent not in closes]
+            still_open = tuple(other for other in last.open_intents if other not in closes)
             entry = LedgerEntry(
                 number=number,
                 kind=kind,
@@ -181,7 +182,7 @@ class Ledger:
                 scope=scope,
                 keys=dict(keys or {}),
                 details=dict(details or {}),
-                open_intents=(*still_open, number) if kind == INTENT else tuple(still_open),
+                open_intents=(*still_open, number) if kind in STAY_OPEN else still_open,
                 wrapped_in=number if kind == WRAPPED else last.wrapped_in,
                 previous=last.digest,
             )
@@ -234,16 +235,22 @@ class Ledger:
 
     def open_intents(self, store: SealedStore) -> list[LedgerEntry]:
         """Give the intents that are not done, each verified by itself; raises as :meth:`entries` does."""
-        application, known = store.keyring.application, self._open(store)
-        return [self._entry(known.key, number, application) for number in known.last.open_intents]
+        return self.open_entries(store, INTENT)
 
-    def unverified_open_intents(self, application: str) -> list[LedgerEntry]:
-        """Give the intents that are not done as the ledger says, without any KEK: to show, not to act by."""
+    def open_entries(self, store: SealedStore, kind: str) -> list[LedgerEntry]:
+        """Give the open entries of a kind, each verified by itself; raises as :meth:`entries` does."""
+        application, known = store.keyring.application, self._open(store)
+        found = [self._entry(known.key, number, application) for number in known.last.open_intents]
+        return [entry for entry in found if entry.kind == kind]
+
+    def unverified_open_entries(self, application: str, kind: str) -> list[LedgerEntry]:
+        """Give the open entries of a kind as the ledger says, without any KEK: to show, not to act by."""
         last = self._lines.last(application)
         if last is None:
             return []
         numbers = self._parsed(last, _LAST, application).open_intents
-        return [self._parsed(self._lines.line(application, n), f"entry {n}", application) for n in numbers]
+        found = [self._parsed(self._lines.line(application, n), f"entry {n}", application) for n in numbers]
+        return [entry for entry in found if entry.kind == kind]
 
     def rewrap(self, store: SealedStore, *, to: Sequence[KmsAdapter] | None = None) -> LedgerEntry:
         """

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from eventseal.keys.ledger_keys import LedgerKey
 
 CREATED, WRAPPED, INTENT, DONE, REOPEN = "created", "wrapped", "intent", "done", "reopen"
+SET_ASIDE, TAKEN_BACK = "set_aside", "taken_back"
+STAY_OPEN = frozenset({INTENT, SET_ASIDE})
+"""Kinds whose entries are in force until a later one closes them."""
+
 REMEDY = (
     "Find out who changed the ledger, and put it back from its copy. Nothing was shredded by what it says."
 )
@@ -39,14 +43,16 @@ class LedgerEntry:
 
     Attributes:
         number: From 1, without a gap.
-        kind: ``created``, ``wrapped``, ``intent``, ``done``, ``reopen``, or what a later release adds.
+        kind: ``created``, ``wrapped``, ``intent``, ``done``, ``reopen``, ``set_aside``, ``taken_back``, or
+            what a later release adds.
         application: Whose ledger it is.
         ledger_id: The id of the ledger's key.
         at: The key store's clock, UTC.
         scope: What was shredded or reopened, as the key tables have it.
         keys: The keys that are meant, with their purposes.
         details: What else there is to say, as JSON has it.
-        open_intents: The numbers of the intents that are not done as of this entry, its own included.
+        open_intents: The numbers of the intents that are not done and of the statements on rows that are in
+            force, as of this entry, its own included.
         wrapped_in: The number of the entry that has the newest wrappings of the ledger's key.
         previous: SHA-256 of the line before, in hex; empty for the first.
         mac: 32 bytes under the ledger's key, over everything above.

@@ -84,13 +84,13 @@ class _IntentTold(Exception):  # noqa: N818 - says that somebody was quicker, an
 def _tell(store: SealedStore, scope: str, ledger: Ledger, shredded: Sequence[KeyRecord]) -> None:
     keys = {record.key_id: record.purpose for record in shredded}
     while True:
-        begun = ledger.open_intents(store)
-        if any(entry.scope == scope for entry in begun):
+        seen = ledger.last(store).open_intents
+        if any(entry.scope == scope for entry in ledger.open_intents(store)):
             raise JobError(
                 f"a shred of scope {scope!r} was begun and is not done; it stays closed",
                 remedy=f"Finish it first: eventseal shred {scope}",
             )
-        judge = partial(_refuse_others, {entry.number for entry in begun})
+        judge = partial(_refuse_others, frozenset(seen))
         try:
             ledger.append(store, REOPEN, scope=scope, keys=keys, judge=judge)
         except _IntentTold:
@@ -98,7 +98,7 @@ def _tell(store: SealedStore, scope: str, ledger: Ledger, shredded: Sequence[Key
         return
 
 
-def _refuse_others(begun: set[int], last: LedgerEntry) -> None:
-    """Refuse intents that were not open when they were looked at: one may be of this very scope."""
-    if not begun.issuperset(last.open_intents):
+def _refuse_others(seen: frozenset[int], last: LedgerEntry) -> None:
+    """Refuse entries that were not open before intents were looked at: one may be of this very scope."""
+    if not seen.issuperset(last.open_intents):
         raise _IntentTold

@@ -1,6 +1,7 @@
 """The maintenance verbs over a store of sealed items, and the one type of their results."""
 
 from eventseal.rotation.copying import copy_items
+from eventseal.rotation.damaged_rows import DamagedRows, damaged_row, damaged_rows
 from eventseal.rotation.data_keys import mark_compromised, rotate_keys
 from eventseal.rotation.jobs import list_jobs, pause_job
 from eventseal.rotation.keks import KekReport, kek_report, refuse_needed_kek
@@ -16,6 +17,7 @@ from eventseal.rotation.verify import VerifyResult, verify
 
 __all__ = [
     "Advice",
+    "DamagedRows",
     "Failure",
     "JobResult",
     "KekReport",
@@ -24,6 +26,8 @@ __all__ = [
     "VerifyResult",
     "begin_migration",
     "copy_items",
+    "damaged_row",
+    "damaged_rows",
     "finish_migration",
     "kek_report",
     "list_jobs",

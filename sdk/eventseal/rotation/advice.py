@@ -233,7 +233,9 @@ def _needed_by_nothing(status: Status) -> list[ClosedKey]:
     return [
         key
         for key in status.closed
-        if not status.items_by_key.get(key.key_id) and branch_uri(key.key_id) not in wrapping
+        if not status.items_by_key.get(key.key_id)
+        and key.key_id not in status.keys_set_aside
+        and branch_uri(key.key_id) not in wrapping
     ]
 
 

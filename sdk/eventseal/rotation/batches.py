@@ -23,6 +23,7 @@ from eventseal.keys.states import KeyState
 from eventseal.rotation.compromised import late_item
 from eventseal.rotation.moved_collections import moved
 from eventseal.rotation.results import MAX_FAILURES
+from eventseal.rotation.set_aside import SET_ASIDE, AsideRows, rows_set_aside
 from eventseal.rotation.sources import Standing
 from eventseal.storage import job_counts, jobs
 from eventseal.storage.fences import open_fences, unreadable_fences
@@ -101,6 +102,7 @@ class TableMover:
         self._fenced: set[UUID] = set()
         self._selected: tuple[int, Selection] | None = None
         self._skipped_keys: set[UUID] = set()
+        self._aside = AsideRows(self._engine, [table], partial(rows_set_aside, store))
 
     def most_rows(self, batch: int) -> int:
         """Say how many rows a transaction moves, if *batch* are allowed."""
@@ -216,8 +218,8 @@ class TableMover:
         for number in sorted(set(range(len(batch.page))).difference(there)):
             key_id = batch.page.key_id(number)
             if key_id is not None:
-                batch.counts["suspected"] += 1
-                self._fail(batch, batch.page, number, late_item(self._marks[key_id]), stuck=True)
+                failed = self._fail(batch, batch.page, number, late_item(self._marks[key_id]), stuck=True)
+                batch.counts["suspected"] += failed
         return there
 
     def _sort(
@@ -244,14 +246,17 @@ class TableMover:
                 self._fail(batch, page, number, problem, stuck=stuck)
         return numbers
 
-    def _fail(self, batch: Batch, page: Page, number: int, error: EventSealError, *, stuck: bool) -> None:
-        place = {
-            "sequence_id": str(page.sequence_ids[number]),
-            "position": str(page.positions[number]),
-        }
-        batch.counts["failed"] += 1
+    def _fail(self, batch: Batch, page: Page, number: int, error: EventSealError, *, stuck: bool) -> bool:
+        """Count a row that stays as it is; say whether that is a failure, and not set aside."""
+        sequence_id, position = page.sequence_ids[number], page.positions[number]
         batch.counts["stuck"] += stuck
+        if self._aside.at(self._table.table, (sequence_id, position)):
+            batch.counts[SET_ASIDE] += 1
+            return False
+        place = {"sequence_id": str(sequence_id), "position": str(position)}
+        batch.counts["failed"] += 1
         batch.failures.append(failure_to_json(self._table.table, place, page.key_id(number), error))
+        return True
 
     def _skip(self, batch: Batch, key_id: UUID | None, *, stuck: bool) -> None:
         batch.counts["skipped"] += 1

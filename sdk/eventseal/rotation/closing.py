@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import DBAPIError
 
@@ -16,12 +16,14 @@ from eventseal.storage.key_counts import count_needed, count_under
 from eventseal.storage.transactions import write
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from uuid import UUID
 
     from sqlalchemy.engine import Connection, Engine
 
     from eventseal.storage.sealed_table import SealedTable
+
+    Excused = Callable[[Connection, Collection[UUID]], Mapping[UUID, Counter[str]]]
 
 _LOCK_NOT_AVAILABLE = "55P03"
 
@@ -49,7 +51,12 @@ class _StillNeeded(Exception):  # noqa: N818 - undoes the transaction, and is ca
 
 
 def close_and_count(
-    engine: Engine, tables: Sequence[SealedTable], key_ids: Collection[UUID], *, even_if_needed: bool
+    engine: Engine,
+    tables: Sequence[SealedTable],
+    key_ids: Collection[UUID],
+    *,
+    even_if_needed: bool,
+    excused: Excused | None = None,
 ) -> Closing:
     """
     Close the fences of keys, in one transaction that waits for every one that wrote under them; then count.
@@ -59,13 +66,15 @@ def close_and_count(
         tables: Every one that may hold items under the keys.
         key_ids: A hundred at a time: their fences are held together.
         even_if_needed: Whether the fence of a key is closed although it has items.
+        excused: Counts, in the same transaction, those of them for whose sake no key stays.
 
     Raises:
         StoreError: The database refused or failed, otherwise than by a lock that somebody holds.
     """
     result = Closing()
     pending = sorted(key_ids)
-    work = partial(_close, tables=tables, even_if_needed=even_if_needed)
+    kind: dict[str, Any] = {"even_if_needed": even_if_needed, "excused": excused}
+    work = partial(_close, tables=tables, **kind)
     while pending:
         try:
             items = write(engine, partial(work, key_ids=pending), doing=_doing(pending))
@@ -77,7 +86,7 @@ def close_and_count(
                 raise
             if len(pending) > 1:  # find out whose fence it is
                 for key_id in pending:
-                    _merge(result, close_and_count(engine, tables, [key_id], even_if_needed=even_if_needed))
+                    _merge(result, close_and_count(engine, tables, [key_id], **kind))
             else:
                 result.held[pending[0]] = held_fence(pending[0], error)
             return result
@@ -88,16 +97,31 @@ def close_and_count(
 
 
 def _close(
-    connection: Connection, key_ids: Sequence[UUID], tables: Sequence[SealedTable], *, even_if_needed: bool
+    connection: Connection,
+    key_ids: Sequence[UUID],
+    tables: Sequence[SealedTable],
+    *,
+    even_if_needed: bool,
+    excused: Excused | None,
 ) -> dict[UUID, Counter[str]]:
     close_fences(connection, key_ids)
     # A new statement, hence a new snapshot: it sees whatever the closing has waited for.
     if even_if_needed:
         return count_under(connection, tables, key_ids)
     items = count_needed(connection, tables, key_ids)
+    if items and excused is not None:
+        items = without(items, excused(connection, list(items)))
     if items:
         raise _StillNeeded(items)
     return {}
+
+
+def without(
+    items: Mapping[UUID, Counter[str]], excused: Mapping[UUID, Counter[str]]
+) -> dict[UUID, Counter[str]]:
+    """Subtract counts by key and table; a key of which nothing is left is left out."""
+    left = {key_id: counts - excused.get(key_id, Counter()) for key_id, counts in items.items()}
+    return {key_id: counts for key_id, counts in left.items() if counts}
 
 
 def _merge(result: Closing, one: Closing) -> None:

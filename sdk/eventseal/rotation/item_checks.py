@@ -35,18 +35,20 @@ from eventseal.rotation.moved_collections import open_former
 from eventseal.rotation.movers import accepted_in
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure
 from eventseal.rotation.sealed_store import AcceptsOldFormats, encrypts_everything
+from eventseal.rotation.set_aside import SET_ASIDE
 from eventseal.storage.item_rows import ItemRow, row_at
 from eventseal.storage.marks import load_marks, were_there
 from eventseal.storage.swapping import item_swaps
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy.engine import Connection
 
     from eventseal.items.sealed_places import Page, Place
     from eventseal.rotation.sealed_store import SealedStore
+    from eventseal.rotation.set_aside import AsideRows
     from eventseal.storage.sealed_table import SealedTable
 
 OUTCOMES = ("done", "failed", "plain", "unmigrated", "foreign", "erased", "left")
@@ -112,16 +114,27 @@ class ItemChecks:
         table: From the registry.
         sample: The share of rows to look at, over 0 and up to 1.
         only: Only these rows, by the keys in their headers, without the fields inside; ``None``: all rows.
+        aside: The rows that are set aside: they count as that and not as failures.
+        on_failure: Called with each row that fails, and its error.
     """
 
     def __init__(
-        self, store: SealedStore, table: SealedTable, *, sample: float = 1.0, only: Selection | None = None
+        self,
+        store: SealedStore,
+        table: SealedTable,
+        *,
+        sample: float = 1.0,
+        only: Selection | None = None,
+        aside: AsideRows | None = None,
+        on_failure: Callable[[ItemRow, EventSealError], object] = lambda _row, _error: None,
     ) -> None:
         self._store = store
         self._engine = store.datastore.engine
         self._table = table
         self._sample = sample
         self._only = only
+        self._aside = aside
+        self._on_failure = on_failure
         self._random = random.Random()  # noqa: S311 - which items are in the sample is no secret
         self._rows = item_swaps(self._engine, table)
         self._marks = read(
@@ -166,6 +179,12 @@ class ItemChecks:
             self._check(tally, self._sampled(tally, _rows(self._asked(page))), suspects)
             yield tally
             after = page.last_place
+
+    def check(self, rows: Sequence[ItemRow]) -> Tally:
+        """Check rows that were read; raises as :meth:`run` does."""
+        tally = Tally({self._table.table: Counter()})
+        self._check(tally, rows, frozenset())
+        return tally
 
     def _page(
         self, connection: Connection, *, after: Place | None, upto: Place | None
@@ -242,6 +261,10 @@ class ItemChecks:
         row, error = verdict.row, verdict.error
         if error is not None:
             raise_if_outage(error)
+            if self._aside is not None and self._aside.at(self._table.table, row[:2]):
+                tally.count(self._table.table, SET_ASIDE)
+                return
+            self._on_failure(row, error)
             place = {"sequence_id": str(row.sequence_id), "position": str(row.position)}
             tally.fail(self._table.table, place, row.key_id, error)
             return

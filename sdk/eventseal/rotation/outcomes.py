@@ -17,6 +17,7 @@ from eventseal.rotation.compromised import miscounts
 from eventseal.rotation.item_checks import ItemChecks, Tally
 from eventseal.rotation.jobs import REENCRYPT, verb_of
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult
+from eventseal.rotation.set_aside import SET_ASIDE, AsideRows, rows_set_aside
 from eventseal.rotation.sources import Standing
 from eventseal.storage import job_counts
 from eventseal.storage.job_tables import reencryption_failures
@@ -36,7 +37,7 @@ OUTCOMES = ("done", "failed", "suspected", "skipped", "plain", "foreign", "erase
 """
 What ``by_table`` counts: moved; not moved, for whatever reason, among them suspected forgeries and those
 whose scope has no active key; in plain, where readers take that; another application's; shredded; still to
-be moved.
+be moved. Rows that are set aside are counted only where there are some.
 """
 
 
@@ -83,10 +84,11 @@ class JobReport:
         totals = read(engine, partial(job_counts.load_totals, job=job), doing="reading how far a job is")
         failures = self._failures(job)
         done, failed = _sum(totals, "done"), _sum(totals, "failed")
+        aside = _sum(totals, SET_ASIDE)
         if self.sources:
             left = sum(left_of(totals.by_table, source) for source in self.sources) - (done - self._done_then)
         else:  # it has only gone on with a pass that was begun before
-            left = job.total - done - failed
+            left = job.total - done - failed - aside
         miscounted: list[Failure] = []
         if not totals.open_shards and self._verb == REENCRYPT:
             miscounted = self._miscounted()
@@ -142,12 +144,15 @@ def by_table(
         counts["plain"] = source.items.get(None, 0) + source.items.get(Standing.CHANCE, 0)
         counts["foreign"] = source.items.get(Standing.FOREIGN, 0)
         counts["erased"] = source.items.get(Standing.ERASED, 0)
-    return {table: {outcome: counts[outcome] for outcome in OUTCOMES} for table, counts in shown.items()}
+    return {
+        table: {outcome: counts[outcome] for outcome in (*OUTCOMES, *[SET_ASIDE] * bool(counts[SET_ASIDE]))}
+        for table, counts in shown.items()
+    }
 
 
 def with_unsealed(store: SealedStore, sources: Sequence[TableSources], result: JobResult) -> JobResult:
     """
-    Add to a result, as failures, the rows that were counted as plain and that ``verify`` does not take so.
+    Count rows of a result that were counted as plain as ``verify`` does: they may fail, or be set aside.
 
     Args:
         store: Whose readers they are.
@@ -158,18 +163,21 @@ def with_unsealed(store: SealedStore, sources: Sequence[TableSources], result: J
         StoreError: The database refused or failed.
     """
     found = Tally()
+    tables = [source.table for source in sources]
+    aside = AsideRows(store.datastore.engine, tables, partial(rows_set_aside, store))
     for source in sources:
         for selection in source.unsealed():
-            for page in ItemChecks(store, source.table, only=selection).run(None, None):
+            for page in ItemChecks(store, source.table, only=selection, aside=aside).run(None, None):
                 found.add(page)
     shown = {table: dict(counts) for table, counts in result.by_table.items()}
-    failed = {table: counts["failed"] for table, counts in found.by_table.items()}
-    for table, items in failed.items():
-        shown[table]["failed"] += items
-        shown[table]["plain"] = max(0, shown[table]["plain"] - items)
+    for name, counts in found.by_table.items():
+        for outcome in ("failed", SET_ASIDE):
+            if items := counts[outcome]:
+                shown[name][outcome] = shown[name].get(outcome, 0) + items
+                shown[name]["plain"] = max(0, shown[name]["plain"] - items)
     return replace(
         result,
-        failed=result.failed + sum(failed.values()),
+        failed=result.failed + sum(counts["failed"] for counts in found.by_table.values()),
         by_table=shown,
         failures=tuple([*result.failures, *found.failures][:MAX_FAILURES]),
     )

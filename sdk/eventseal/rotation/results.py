@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from eventseal.errors import EventSealError
+    from eventseal.rotation.set_aside import SetAside
 
 MAX_FAILURES = 1000
 """Failures that a result lists; the count goes on."""
@@ -81,6 +82,9 @@ class JobResult:
         estimated_seconds: Of a dry run: how long the verb would take here.
         leftover: Why bytes of what was destroyed may be left in the database's files; empty: none that is
             known of.
+        set_aside: Rows that are set aside and for whose sake keys stay. Of ``set-aside`` itself: the rows
+            that it dealt with.
+        given_up: Rows that are set aside and whose keys were destroyed, or would be.
     """
 
     verb: str
@@ -97,6 +101,8 @@ class JobResult:
     settles_at: datetime | None = None
     estimated_seconds: float | None = None
     leftover: str = ""
+    set_aside: Sequence[SetAside] = ()
+    given_up: Sequence[SetAside] = ()
 
     @property
     def unfinished(self) -> bool:
@@ -104,7 +110,7 @@ class JobResult:
         return not self.complete and (self.left > 0 or self.settles_at is None)
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as ``--json`` prints it; the last three fields only where they say something."""
+        """Give it as ``--json`` prints it; the last five fields only where they say something."""
         shown: dict[str, Any] = {
             "verb": self.verb,
             "complete": self.complete,
@@ -124,4 +130,7 @@ class JobResult:
             shown["estimated_seconds"] = round(self.estimated_seconds, 3)
         if self.leftover:
             shown["leftover"] = self.leftover
+        for name, rows in (("set_aside", self.set_aside), ("given_up", self.given_up)):
+            if rows:
+                shown[name] = [row.to_json() for row in rows]
         return shown

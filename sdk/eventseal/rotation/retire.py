@@ -6,29 +6,29 @@ import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eventseal.errors import EventSealError, IntegrityError, JobError, KeyNotFoundError
 from eventseal.keys.branch_wrapping import branch_uri
 from eventseal.keys.endings import refuse_retirement
 from eventseal.keys.seals import unreadable_row
 from eventseal.keys.states import KeyPurpose, KeyState
-from eventseal.rotation.closing import close_and_count
+from eventseal.rotation.closing import close_and_count, without
 from eventseal.rotation.data_keys import unknown_rows
 from eventseal.rotation.key_totals import replaced_keys
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult
 from eventseal.rotation.rewrap import WRAPPING_TABLE
 from eventseal.rotation.sealed_store import places_beside_tables, refuse_unreachable_tables, registered_tables
+from eventseal.rotation.set_aside import SET_ASIDE, AsideRows, rows_set_aside
 from eventseal.rotation.table_checks import (
-    differing_items,
     refuse_absent_tables,
     refuse_copies,
     refuse_damaged_indexes,
-    refuse_damaged_rows,
     refuse_tagged_events,
     refuse_unfenced_tables,
     refuse_unregistered_tables,
 )
+from eventseal.rotation.uncertain_rows import GIVE_UP, differing_failures, named_rows, refuse_damaged_rows
 from eventseal.storage.key_store import SQLAlchemyKeyStore
 from eventseal.storage.marks import drop_marks
 from eventseal.storage.physical_deletion import overwrite_deleted
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from eventseal.items.sealed_places import SealedPlace
     from eventseal.keys.records import KeyRecord
     from eventseal.rotation.sealed_store import SealedStore
+    from eventseal.rotation.set_aside import SetAside
 
 _PAGE_SIZE = 1000
 _BATCH_SIZE = 100
@@ -52,6 +53,7 @@ def retire(
     store: SealedStore,
     *,
     keys: Collection[UUID] | None = None,
+    give_up_set_aside: bool = False,
     dry_run: bool = False,
     progress: Callable[[JobResult], None] | None = None,
 ) -> JobResult:
@@ -65,6 +67,7 @@ def retire(
     Args:
         store: An ``EventSeal``, or any object with its four.
         keys: Only these; ``None``: every data key and branch key that is deactivated or compromised.
+        give_up_set_aside: Whether rows that are set aside, and are still what they were, keep no key.
         dry_run: Whether to count only.
         progress: Called after each batch with what was done so far.
 
@@ -82,8 +85,9 @@ def retire(
             does not have.
         IntegrityError: A row is neither an envelope nor what its table accepts; or, on SQLite, an index does
             not have every row of its table; nothing was done.
-        JobError: A named key is needed still, with the ``result`` of the others; or, before anything is done,
-            a named one is active, or of a purpose that is never retired.
+        JobError: A named key is needed still, with the ``result`` of the others; if only rows that are set
+            aside need it, with those as ``set_aside``. Or, before anything is done, a named one is active, or
+            of a purpose that is never retired; or rows that are set aside may need any key.
         KeyNotFoundError: There is no such key; nothing was done.
         StoreUnavailableError: Somebody held the fence of a named key, with the ``result`` of the others.
         StoreError: The database refused or failed.
@@ -93,7 +97,7 @@ def retire(
     refuse_tagged_events(store)
     refuse_absent_tables(store)
     refuse_unreachable_tables(store.datastore, store.cipher.application)
-    run = _Retirement(store, dry_run=dry_run, progress=progress)
+    run = _Retirement(store, give_up=give_up_set_aside, dry_run=dry_run, progress=progress)
     if keys is None:
         run.expect(0 if progress is None else _closed_key_count(store))
         run.retire_pages()
@@ -109,13 +113,20 @@ class _Retirement:
     """One run: what it has done so far, and how it goes on."""
 
     def __init__(
-        self, store: SealedStore, *, dry_run: bool, progress: Callable[[JobResult], None] | None
+        self,
+        store: SealedStore,
+        *,
+        give_up: bool,
+        dry_run: bool,
+        progress: Callable[[JobResult], None] | None,
     ) -> None:
         self._store = store
         self._tables = registered_tables(store.datastore, store.cipher.application)
         refuse_unfenced_tables(store, self._tables)
         refuse_damaged_indexes(store, self._tables)  # before whatever goes by an index
-        refuse_damaged_rows(store, self._tables)
+        self._aside = AsideRows(store.datastore.engine, self._tables, partial(rows_set_aside, store))
+        self._give_up = give_up
+        refuse_damaged_rows(store, self._tables, self._aside, give_up=give_up)
         self._table_places = [TablePlace(store.datastore.engine, table) for table in self._tables]
         self._places = places_beside_tables(store)
         self._dry_run = dry_run
@@ -127,7 +138,13 @@ class _Retirement:
         self._failures: list[Failure] = []
         self._held: dict[UUID, StoreUnavailableError] = {}
         self._needed: dict[UUID, str] = {}
-        self._list_differing()
+        self._destroyed: set[UUID] = set()
+        self._set_aside: set[UUID] = set()
+        """Keys that stay for the sake of rows that are set aside, and of nothing else."""
+        for table in self._tables:
+            count, listed = differing_failures(store, table, self._aside, give_up=give_up)
+            self._failed += count
+            self._failures += listed[: MAX_FAILURES - len(self._failures)]
 
     @property
     def destroyed_any(self) -> bool:
@@ -159,10 +176,20 @@ class _Retirement:
             (KeyPurpose.BRANCH, self._retire_branch_keys),
         ):
             work([record.key_id for record in records if record.purpose is purpose])
-        facts = {"result": self.result(complete=False)}
-        for key_id, what in self._needed.items():
+        facts: dict[str, Any] = {"result": self.result(complete=False)}
+        needed = {k: what for k, what in self._needed.items() if k not in self._set_aside}
+        for key_id, what in needed.items():
             others = f", and {len(self._needed) - 1} more keys are needed" * (len(self._needed) > 1)
             raise JobError(f"key {key_id} stays: {what}{others}", remedy=_REMEDY, key_id=key_id, **facts)
+        for key_id in self._set_aside:
+            rows = self._aside.of_keys([key_id])
+            raise JobError(
+                f"key {key_id} stays: only rows that are set aside need it: {named_rows(rows)}",
+                remedy=GIVE_UP,
+                key_id=key_id,
+                set_aside=tuple(here.said for here in rows),
+                **facts,
+            )
         for error in self._held.values():
             error.__dict__.update(facts)
             raise error
@@ -179,27 +206,24 @@ class _Retirement:
             by_table={table: dict(counts) for table, counts in self._by_table.items()},
             by_key=dict(self._by_key),
             failures=tuple(self._failures),
+            set_aside=self._said_of(self._set_aside),
+            given_up=self._given_up(),
         )
 
-    def _list_differing(self) -> None:
-        """List the rows whose column and envelope name different keys: nobody knows which one they need."""
-        for table in self._tables:
-            count, rows = differing_items(
-                self._store.datastore, self._store.key_store, table, limit=MAX_FAILURES
-            )
-            self._failed += count
-            for row in rows[: MAX_FAILURES - len(self._failures)]:
-                place = {"sequence_id": str(row.sequence_id), "position": str(row.position)}
-                self._failures.append(
-                    Failure(
-                        table=table.table,
-                        row=place,
-                        key_id=row.key_id,
-                        error=IntegrityError.__name__,
-                        message="the key id beside the item is not the one in its envelope; both keys stay",
-                        remedy="Restore the row from a backup.",
-                    )
-                )
+    def _said_of(self, key_ids: Collection[UUID]) -> tuple[SetAside, ...]:
+        return tuple(here.said for here in self._aside.of_keys(key_ids)[:MAX_FAILURES]) if key_ids else ()
+
+    def _given_up(self) -> tuple[SetAside, ...]:
+        """Give the rows that lost their key, and those of which nobody knows whether they did."""
+        if not self._destroyed or not self._give_up:
+            return ()
+        rows = [
+            here.said
+            for table in self._tables
+            for here in self._aside.of(table.table)
+            if not here.stored.header_key or here.stored.keys & self._destroyed
+        ]
+        return tuple(rows[:MAX_FAILURES])
 
     # --- data keys ---
 
@@ -215,7 +239,8 @@ class _Retirement:
             self._count_done(free)
             return
         engine = self._store.datastore.engine
-        closing = close_and_count(engine, self._tables, free, even_if_needed=False)
+        excused = self._aside.count_needed if self._give_up else None
+        closing = close_and_count(engine, self._tables, free, even_if_needed=False, excused=excused)
         self._keep(closing.needed)
         for key_id, error in closing.held.items():
             self._held[key_id] = error
@@ -232,17 +257,28 @@ class _Retirement:
             for key_id, count in place.count_by_key(key_ids, purpose=KeyPurpose.DATA).items():
                 if count:
                     items.setdefault(key_id, Counter())[place.name] += count
+        if self._give_up:
+            items = without(items, self._count_aside(list(items)))
         self._keep(items)
         return [key_id for key_id in key_ids if key_id not in items]
 
+    def _count_aside(self, key_ids: Collection[UUID]) -> Mapping[UUID, Counter[str]]:
+        count = partial(self._aside.count_needed, key_ids=key_ids)
+        return read(self._store.datastore.engine, count, doing="reading rows that are set aside")
+
     def _keep(self, items: Mapping[UUID, Counter[str]]) -> None:
+        aside = self._count_aside(items) if items and not self._give_up else {}
         for key_id, by_table in items.items():
+            outcome = "left"
+            if by_table == aside.get(key_id):
+                self._set_aside.add(key_id)
+                outcome = SET_ASIDE
             self._left += 1
             self._list(key_id, by_table.total())
             said = ", ".join(f"{count} items of {table}" for table, count in by_table.items())
             self._needed[key_id] = f"{said} need it"
             for table, count in by_table.items():
-                self._by_table.setdefault(table, Counter())["left"] += count
+                self._by_table.setdefault(table, Counter())[outcome] += count
 
     # --- branch keys ---
 
@@ -320,6 +356,7 @@ class _Retirement:
 
     def _count_done(self, key_ids: Sequence[UUID]) -> None:
         self._done += len(key_ids)
+        self._destroyed.update(key_ids)
         for key_id in key_ids:
             self._list(key_id, 0)
 

@@ -65,8 +65,9 @@ class Status:
         keys: How many, by purpose, kind of scope and state.
         closed: The first thousand keys that seal no more and were not destroyed.
         overdue: Active data keys that are due for rotation.
-        items: By table, and in it by the state of their keys, or ``plain``, or ``unknown``.
-        items_by_key: Items by key.
+        items: By table, and in it by the state of their keys, or ``plain``, or ``unknown``, or ``set_aside``.
+        items_by_key: Items by key, without those that are set aside.
+        keys_set_aside: Keys that rows need which are set aside.
         unreadable: By table, items that no reader takes: they are not encrypted where they must be, their
             key is not there, or their column names another key than their envelope.
         old_formats: What readers accept beside envelopes while a migration lasts, by table.
@@ -86,6 +87,7 @@ class Status:
     overdue: OverdueKeys
     items: Mapping[str, Mapping[str, int]]
     items_by_key: Mapping[UUID, int] = field(repr=False)
+    keys_set_aside: frozenset[UUID] = frozenset()
     unreadable: Mapping[str, int] = field(default_factory=dict)
     old_formats: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     keks: tuple[KekUse, ...]

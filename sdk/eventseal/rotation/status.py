@@ -21,6 +21,7 @@ from eventseal.rotation.key_totals import (
 )
 from eventseal.rotation.old_key_tables import has_old_key_tables
 from eventseal.rotation.sealed_store import registered_tables
+from eventseal.rotation.set_aside import SET_ASIDE, AsideRows
 from eventseal.rotation.standing import PLAIN, UNKNOWN, JobStanding, Status
 from eventseal.storage import job_counts, jobs
 from eventseal.storage.item_rows import count_by_key
@@ -30,13 +31,14 @@ from eventseal.storage.key_store import SQLAlchemyKeyStore
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping, Sequence
+    from collections.abc import Collection, Container, Mapping, Sequence
     from uuid import UUID
 
     from sqlalchemy.engine import Connection
 
     from eventseal.keys.store import KeyStore
     from eventseal.rotation.key_totals import KeyTotal
+    from eventseal.rotation.set_aside import SetAside
     from eventseal.storage import SQLAlchemyDatastore
     from eventseal.storage.sealed_table import SealedTable
 
@@ -51,6 +53,7 @@ def status(
     *,
     policy: RotationPolicy | None = None,
     always_encrypt: bool = True,
+    said: Collection[SetAside] = (),
 ) -> Status:
     """
     Read where everything stands.
@@ -61,6 +64,7 @@ def status(
         application: Whose.
         policy: Says which keys are due for rotation.
         always_encrypt: Whether every event is encrypted, as the setting says.
+        said: The rows that the ledger excuses: those that are still what they were are counted by themselves.
 
     Raises:
         ConfigurationError: A registered table is not there, or no table is; or the key store is not the
@@ -81,7 +85,10 @@ def status(
     look = partial(of_unknown_kind, application=application)
     unknown = read(engine, look, doing="looking for rows of unknown kinds")
     totals = read(engine, partial(key_totals, application=application), doing="counting keys")
-    items, items_by_key, unreadable = _items(datastore, application, tables, always_encrypt=always_encrypt)
+    aside = AsideRows(datastore.engine, tables, lambda: said)
+    items, items_by_key, unreadable = _items(
+        datastore, application, tables, aside, always_encrypt=always_encrypt
+    )
     found = Status(
         application=application,
         now=now,
@@ -93,6 +100,9 @@ def status(
         overdue=read(engine, due, doing="looking for keys that are to be rotated"),
         items=items,
         items_by_key=items_by_key,
+        keys_set_aside=frozenset(
+            key_id for table in tables for here in aside.of(table.table) for key_id in here.stored.keys
+        ),
         unreadable=unreadable,
         old_formats={table.table: table.old_formats for table in tables if table.old_formats},
         keks=tuple(key_store.kek_uses(application)),
@@ -152,7 +162,12 @@ def _unreadable_scope(total: KeyTotal) -> IntegrityError:
 
 
 def _items(
-    datastore: SQLAlchemyDatastore, application: str, tables: Sequence[SealedTable], *, always_encrypt: bool
+    datastore: SQLAlchemyDatastore,
+    application: str,
+    tables: Sequence[SealedTable],
+    aside: AsideRows,
+    *,
+    always_encrypt: bool,
 ) -> tuple[dict[str, dict[str, int]], Counter[UUID], dict[str, int]]:
     """Count items by table and state, by key, and by table those that no reader takes."""
     by_table: dict[str, dict[str, int]] = {}
@@ -160,11 +175,18 @@ def _items(
     unreadable: dict[str, int] = {}
     for table in tables:
         doing = f"counting {table.table}"
-        counts = read(datastore.engine, partial(count_by_key, table=table), doing=doing)
-        differing = read(datastore.engine, partial(count_differing, table=table), doing=doing)
-        without = counts.get(None, 0)
-        if without and table.accepts_plain(always_encrypt=always_encrypt):
+        counts = Counter(read(datastore.engine, partial(count_by_key, table=table), doing=doing))
+        differing = Counter(read(datastore.engine, partial(count_differing, table=table), doing=doing))
+        set_aside = aside.of(table.table)
+        has_plain = counts[None] > 0
+        counts -= Counter(here.stored.header_key for here in set_aside)
+        differing -= Counter(here.stored.header_key for here in set_aside if here.stored.differs)
+        without = counts[None]
+        if has_plain and table.accepts_plain(always_encrypt=always_encrypt):
             without = read(datastore.engine, partial(count_unreadable, table=table), doing=doing)
+            for here in set_aside:
+                look = partial(count_unreadable, table=table, place=here.said.place)
+                without -= read(datastore.engine, look, doing=doing)
         named = {key_id: count for key_id, count in counts.items() if key_id is not None}
         states = read(
             datastore.key_engine,
@@ -181,7 +203,8 @@ def _items(
         unknown = PLAIN if table.old_formats else UNKNOWN
         for key_id, count in named.items():
             by_state[states.get(key_id, unknown)] += count
-        by_state[PLAIN] += counts.get(None, 0)
+        by_state[PLAIN] += counts[None]
+        by_state[SET_ASIDE] += len(set_aside)
         by_table[table.table] = {state: count for state, count in by_state.items() if count}
         by_key.update(named)
     return by_table, by_key, unreadable

@@ -1,4 +1,4 @@
-"""What keeps a verb from running: tables that nobody named, copies, and rows that nobody can judge."""
+"""What keeps a verb from running: tables that nobody named, copies, and indexes that do not agree."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from eventseal.errors import ConfigurationError, IntegrityError
-from eventseal.items.sealed_places import Selection
-from eventseal.rotation.item_checks import ItemChecks, Tally
-from eventseal.rotation.sealed_store import NamesUnsealedTables, SealedStore, accepts_plain
-from eventseal.rotation.sources import FEW_ITEMS
+from eventseal.rotation.sealed_store import NamesUnsealedTables, SealedStore
 from eventseal.storage.fence_triggers import has_fence_triggers
 from eventseal.storage.item_columns import sealed_columns
-from eventseal.storage.item_rows import count_without_place
 from eventseal.storage.item_tables import OWN_RECORDS
-from eventseal.storage.key_counts import count_differing, differing_rows, rows_without_envelope
+from eventseal.storage.key_counts import count_differing, differing_rows
 from eventseal.storage.key_id_indexes import damage, reindex_statement
 from eventseal.storage.transactions import read
 from eventseal.storage.unregistered import (
@@ -31,8 +27,6 @@ if TYPE_CHECKING:
     from eventseal.storage import SQLAlchemyDatastore
     from eventseal.storage.item_rows import ItemRow
     from eventseal.storage.sealed_table import SealedTable
-
-_SHOWN = 3
 
 
 def differing_items(
@@ -86,50 +80,6 @@ def refuse_damaged_indexes(store: SealedStore, tables: Sequence[SealedTable]) ->
                 f"`{reindex_statement(engine.dialect, table)}` with sqlite3. Then run it again. If that does "
                 "not help, restore the file from a backup.",
             )
-
-
-def refuse_damaged_rows(store: SealedStore, tables: Sequence[SealedTable]) -> None:
-    """
-    Stop where a row is neither an envelope nor what its table accepts: its key may be any that is to go.
-
-    Args:
-        store: Has the items' database, and may say that its items need not be sealed.
-        tables: From the registry.
-
-    Raises:
-        IntegrityError: There are such rows; it names the first three of a table.
-        StoreError: The database refused or failed.
-    """
-    damaged = []
-    for table in tables:
-        count, some = _damaged_rows(store, table)
-        if count:
-            places = "; ".join([*some, *["..."] * (count > len(some))])
-            damaged.append(f"{count:,} item{'s' * (count > 1)} of {table.table}: {places}")
-    if damaged:
-        raise IntegrityError(
-            f"{'. '.join(damaged)}. These rows are not sealed, or damaged: nobody knows which key they need",
-            remedy="Restore them from a backup. Rows that are no items, delete. If they are in an "
-            "older format, name it in the setting old_formats. Then run it again.",
-        )
-
-
-def _damaged_rows(store: SealedStore, table: SealedTable) -> tuple[int, list[str]]:
-    """Count the rows that are no envelopes and that no reader takes, and say where some of them are."""
-    engine, doing = store.datastore.engine, f"looking for damaged rows of {table.table}"
-    look = partial(rows_without_envelope, table=table, limit=_SHOWN)
-    count, some = read(engine, look, doing=doing)
-    if not count or not accepts_plain(store, table):
-        return count, [f"{row.sequence_id}, {row.position}" for row in some]
-    if table.is_others:  # theirs to judge
-        return 0, []
-    found, plain = Tally(), Selection(keys=(), few=count <= FEW_ITEMS, plain=True)
-    for page in ItemChecks(store, table, only=plain).run(None, None):
-        found.add(page)
-    # A row without a place is in no page.
-    lost = read(engine, partial(count_without_place, table=table), doing=doing)
-    failed = sum(counts["failed"] for counts in found.by_table.values())
-    return failed + lost, [", ".join(failure.row.values()) for failure in found.failures[:_SHOWN]]
 
 
 def refuse_unregistered_tables(store: SealedStore) -> None:

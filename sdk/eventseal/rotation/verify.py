@@ -9,7 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eventseal.errors import (
     ConfigurationError,
@@ -26,6 +26,7 @@ from eventseal.rotation.item_checks import FORMER, OUTCOMES, PAGE_SIZE, ItemChec
 from eventseal.rotation.reencrypt import check_work
 from eventseal.rotation.results import JobResult
 from eventseal.rotation.sealed_store import encrypts_everything, registered_tables
+from eventseal.rotation.set_aside import SET_ASIDE, AsideRows, gone_rows, rows_set_aside
 from eventseal.rotation.table_checks import refuse_absent_tables, refuse_unregistered_tables, uncounted_tables
 from eventseal.rotation.verify_state import Range, VerifyState, covered
 from eventseal.storage.item_ranges import range_bounds
@@ -36,14 +37,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from concurrent.futures import Executor, Future
     from datetime import datetime
-    from typing import Any
     from uuid import UUID
 
     from eventseal.keys.records import KeyRecord
     from eventseal.rotation.sealed_store import SealedStore
+    from eventseal.rotation.set_aside import SetAside
     from eventseal.storage.sealed_table import SealedTable
 
-KEY_TABLE, REGISTRY = "encryption_keys", "sealed_tables"
+KEY_TABLE, REGISTRY, LEDGER = "encryption_keys", "sealed_tables", "erasure_ledger"
+
+_WHERE_THERE_ARE_SOME = (FORMER, SET_ASIDE)
 
 RANGE_ITEMS = 50_000
 """Items of a range: what an interrupted verification does again, and what a worker takes at a time."""
@@ -106,8 +109,8 @@ def verify(
         ``done`` counts the items that opened, ``failed`` the items, keys and tables that did not. ``left``
         counts those outside the sample. ``by_table`` says the same for each table. It also counts items that
         are not encrypted where that is allowed (``plain``), items whose migration has begun
-        (``unmigrated``), those under a former collection (``former``), those whose key was shredded, and, in
-        shared tables, other applications'. ``by_key``
+        (``unmigrated``), those under a former collection (``former``), those whose key was shredded, damaged
+        ones that are set aside (``set_aside``), and, in shared tables, other applications'. ``by_key``
         counts the items that opened, for the first 100,000 keys.
 
     Raises:
@@ -136,6 +139,7 @@ def verify(
     run = _Run(store, state, found, keep=keep, progress=progress)
     run.fail_registry(unreadable)
     run.check_keys()
+    run.check_rows_set_aside()
     if tables is None:
         run.name_uncounted_tables()
     return run.check_items(executor, shards, open_store)
@@ -160,7 +164,8 @@ class _Run:
         self._progress = progress
         self._started = self._kept = time.monotonic()
         self._of_this_run = Tally()
-        """Found anew by each run: keys, and tables that cannot be read."""
+        """Found anew by each run: keys, tables that cannot be read, and rows that are gone."""
+        self._said: Sequence[SetAside] = ()
 
     def fail_registry(self, unreadable: Sequence[IntegrityError]) -> None:
         """Count rows of the registry that were edited: nobody knows what their tables hold."""
@@ -200,6 +205,17 @@ class _Run:
     def _fail_key(self, key_id: UUID, error: EventSealError) -> None:
         self._of_this_run.fail(KEY_TABLE, {"key_id": str(key_id)}, key_id, error)
 
+    def check_rows_set_aside(self) -> None:
+        """Load what the ledger excuses, and count each row of it that is gone as a failure."""
+        try:
+            self._said = rows_set_aside(self._store)
+        except IntegrityError as changed:  # then it excuses nothing
+            self._of_this_run.fail(LEDGER, {}, None, changed)
+        asked = self._state.asked
+        said = [row for row in self._said if asked is None or row.table in asked]
+        for row, error in gone_rows(self._store.datastore.engine, self._tables, said):
+            self._of_this_run.fail(row.table, row.row, None, error)
+
     def name_uncounted_tables(self) -> None:
         """Count each table that holds items and cannot be read here as one failure."""
         for name in uncounted_tables(self._store):
@@ -227,7 +243,9 @@ class _Run:
     def _check_here(self) -> None:
         for each in list(self._state.ranges):
             tally = Tally()
-            checks = ItemChecks(self._store, self._tables[each.table], sample=self._state.sample)
+            table = self._tables[each.table]
+            aside = AsideRows(self._store.datastore.engine, [table], lambda: self._said)
+            checks = ItemChecks(self._store, table, sample=self._state.sample, aside=aside)
             for page in checks.run(each.after, each.upto):
                 tally.add(page)
                 self._tell(tally)
@@ -259,10 +277,11 @@ class _Run:
     def _submitted(
         self, executor: Executor, each: Range, open_store: Callable[[], SealedStore] | None
     ) -> Future[Tally]:
-        sample = self._state.sample
+        said = [row for row in self._said if row.table == each.table]
+        work: dict[str, Any] = {"each": each, "sample": self._state.sample, "said": said}
         if open_store is None:
-            return executor.submit(_checked, self._store, self._tables[each.table], each, sample)
-        return executor.submit(_checked_in_process, open_store, each, sample)
+            return executor.submit(_checked, self._store, self._tables[each.table], **work)
+        return executor.submit(_checked_in_process, open_store, **work)
 
     def _done(self, each: Range, tally: Tally) -> None:
         self._state.ranges.remove(each)
@@ -297,7 +316,8 @@ class _Run:
             seconds=time.monotonic() - self._started,
             by_table={
                 table: {
-                    outcome: counts[outcome] for outcome in (*OUTCOMES, *([FORMER] * bool(counts[FORMER])))
+                    outcome: counts[outcome]
+                    for outcome in (*OUTCOMES, *filter(counts.__getitem__, _WHERE_THERE_ARE_SOME))
                 }
                 for table, counts in found.by_table.items()
             },
@@ -348,18 +368,23 @@ def _begun(
     )
 
 
-def _checked(store: SealedStore, table: SealedTable, each: Range, sample: float) -> Tally:
+def _checked(
+    store: SealedStore, table: SealedTable, *, each: Range, sample: float, said: Sequence[SetAside]
+) -> Tally:
     tally = Tally()
-    for page in ItemChecks(store, table, sample=sample).run(each.after, each.upto):
+    aside = AsideRows(store.datastore.engine, [table], lambda: said)
+    for page in ItemChecks(store, table, sample=sample, aside=aside).run(each.after, each.upto):
         tally.add(page)
     return tally
 
 
-def _checked_in_process(open_store: Callable[[], SealedStore], each: Range, sample: float) -> Tally:
+def _checked_in_process(
+    open_store: Callable[[], SealedStore], *, each: Range, sample: float, said: Sequence[SetAside]
+) -> Tally:
     store = open_store()
     try:
         (table,) = registered_tables(store.datastore, store.cipher.application, [each.table])
-        return _checked(store, table, each, sample)
+        return _checked(store, table, each=each, sample=sample, said=said)
     finally:
         close = getattr(store, "close", None)
         if close is not None:

@@ -20,7 +20,7 @@ from eventseal.storage.transactions import read
 from eventseal.storage.types import BinaryUUID, DatabaseText, ExactDecimal, ExactInteger, ExactText
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from sqlalchemy import ColumnElement, Select
     from sqlalchemy.engine import Connection, Dialect, Engine
@@ -214,6 +214,11 @@ class _AsFound(TypeDecorator[Any]):
 
 class _UUIDAsFound(_AsFound, BinaryUUID):
     cache_ok = True
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
+        """Let text pass that an edit put there: the driver's way of binding bytes would refuse it."""
+        bind = super().bind_processor(dialect)
+        return lambda value: value if bind is None or isinstance(value, str) else bind(value)
 
 
 class _GenericUUIDAsFound(_AsFound):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
     from sqlalchemy.engine import Connection
 
+    from eventseal.items.sealed_places import Place
     from eventseal.storage.item_rows import DescribedTable
     from eventseal.storage.sealed_table import SealedTable
 
@@ -138,7 +139,7 @@ def rows_without_envelope(
     return _count_and_some(connection, columns, columns.key_id.is_(None), limit)
 
 
-def count_unreadable(connection: Connection, table: SealedTable) -> int:
+def count_unreadable(connection: Connection, table: SealedTable, *, place: Place | None = None) -> int:
     """
     Count rows that no reader takes, of a table that accepts items in plain or in an older format.
 
@@ -148,6 +149,7 @@ def count_unreadable(connection: Connection, table: SealedTable) -> int:
     Args:
         connection: To the database that the table is in.
         table: From the registry.
+        place: Only the row there; ``None``: all rows.
     """
     columns = described(table)
     data = columns["data"]
@@ -155,6 +157,8 @@ def count_unreadable(connection: Connection, table: SealedTable) -> int:
     if not _JSON_FORMATS.issuperset(table.old_formats):  # the others begin with any byte
         fits = func.typeof(data) == "blob" if connection.dialect.name == "sqlite" else data.is_not(None)
     query = select(func.count()).where(columns.key_id.is_(None), or_(fits.is_not(True), columns.differs))
+    if place is not None:
+        query = query.where(columns["sequence_id"] == place[0], columns["position"] == place[1])
     return int(connection.execute(query).scalar_one())
 
 

@@ -43,13 +43,14 @@ def check_ledger(stores: Stores, adapters: Sequence[KmsAdapter]) -> Iterator[Fin
 def _without_ledger(stores: Stores) -> Iterator[Finding]:
     look = partial(key_totals, application=stores.settings.application)
     kinds = {total.kind for total in read(stores.datastore.key_engine, look, doing="counting keys")}
-    if _SUBJECT in kinds:
-        yield Finding(
-            severity=Severity.WARNING,
-            area=AREA,
-            text="there are subjects to erase, and no ledger: a restore would bring erased keys back",
-            remedy=f'Name a file or a database: ledger = "erasures.jsonl" in eventseal.toml, then: {_INIT}',
-        )
+    subjects = "there are subjects to erase, and no ledger: a restore would bring erased keys back"
+    nobody = "no erasure ledger is configured: no erasure outlives a restore, and no damaged row is set aside"
+    yield Finding(
+        severity=Severity.WARNING,
+        area=AREA,
+        text=subjects if _SUBJECT in kinds else nobody,
+        remedy=f'Name a file or a database: ledger = "erasures.jsonl" in eventseal.toml, then: {_INIT}',
+    )
 
 
 def _check(seal: EventSeal, ledger: Ledger) -> Iterator[Finding]:

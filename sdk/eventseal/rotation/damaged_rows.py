@@ -1,0 +1,224 @@
+"""Damaged rows that may be set aside: they do not open, and that is not for want of a key or a KMS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from eventseal.errors import (
+    EventSealError,
+    IntegrityError,
+    JobError,
+    KekNotConfiguredError,
+    KeyDestroyedError,
+    KeyNotFoundError,
+    WrongApplicationError,
+)
+from eventseal.rotation.item_checks import PAGE_SIZE, ItemChecks, raise_if_outage
+from eventseal.rotation.item_lookup import find_item
+from eventseal.rotation.results import Failure
+from eventseal.rotation.sealed_store import registered_tables
+from eventseal.rotation.set_aside import SET_ASIDE, AsideRows, rows_set_aside
+from eventseal.storage.stored_rows import stored_row
+from eventseal.storage.transactions import read
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from eventseal.items.sealed_places import Place
+    from eventseal.rotation.item_checks import Tally
+    from eventseal.rotation.sealed_store import SealedStore
+    from eventseal.storage.item_rows import ItemRow
+    from eventseal.storage.sealed_table import SealedTable
+    from eventseal.storage.stored_rows import StoredRow
+
+_OF_A_KEY = (KeyNotFoundError, KekNotConfiguredError, WrongApplicationError)
+"""What says that only a key is missing here, and nothing of the row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DamagedRow:
+    """
+    A row that does not open, and why.
+
+    Attributes:
+        table: From the registry.
+        place: Sequence id and position, as pages give them.
+        sha256: The digest of the row as it is; see ``StoredRow.digest``.
+        error: What opening it ended in.
+    """
+
+    table: SealedTable
+    place: Place
+    sha256: str
+    error: EventSealError
+
+    def failure(self, error: EventSealError) -> Failure:
+        """Describe an error of the row."""
+        return _failure(self.table, self.place, error)
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedRows:
+    """
+    What was found.
+
+    Attributes:
+        rows: Those that may be set aside, in order.
+        refused: Rows that fail and may not, each with the reason.
+        already: How many are set aside.
+    """
+
+    rows: Sequence[DamagedRow]
+    refused: Sequence[Failure] = ()
+    already: int = 0
+
+
+def damaged_row(store: SealedStore, table: str, sequence_id: str, position: str) -> DamagedRows:
+    """
+    Try to open one row, as ``verify`` does.
+
+    Args:
+        store: An ``EventSeal``, or any object with its four.
+        table: A registered table.
+        sequence_id: As text.
+        position: As text.
+
+    Returns:
+        The row, or nothing if it is set aside already.
+
+    Raises:
+        ConfigurationError: The table is not registered, or a text is not of the column's kind.
+        ItemNotFoundError: There is no such row.
+        JobError: It opens, or is erased, or only a key is missing.
+        KmsError: The KMS refused or failed: that says nothing about the row.
+        StoreError: The database refused or failed.
+    """
+    row = find_item(store.datastore, store.cipher.application, table, sequence_id, position)
+    judge = _Judge(store, table)
+    counts = judge.look([row]).by_table[table]
+    if counts[SET_ASIDE]:
+        return DamagedRows((), already=1)
+    if not judge.rows and not judge.refusals:
+        what, why = next((said for outcome, said in _WHAT_IT_IS.items() if counts[outcome]), _OPENS)
+        raise JobError(f"the item at position {position} of {sequence_id} in {table} {what}", remedy=why)
+    for refusal in judge.refusals.values():
+        raise refusal
+    return DamagedRows(tuple(judge.rows))
+
+
+def damaged_rows(
+    store: SealedStore, table: str, *, progress: Callable[[Tally], None] | None = None
+) -> DamagedRows:
+    """
+    Try to open every row of a table, as ``verify`` does.
+
+    Args:
+        store: An ``EventSeal``, or any object with its four.
+        table: A registered table.
+        progress: Called after each page with what was found so far.
+
+    Raises:
+        ConfigurationError: The table is not registered.
+        KmsError: The KMS refused or failed: that says nothing about the rows.
+        StoreError: The database refused or failed.
+    """
+    judge = _Judge(store, table)
+    found = judge.look_at_all(progress)
+    refused = [_failure(judge.table, place, error) for place, error in judge.refusals.items()]
+    return DamagedRows(tuple(judge.rows), tuple(refused), found.by_table[table][SET_ASIDE])
+
+
+class _Judge:
+    """Parts the rows of a table that fail into those that are damaged and those that a key may save."""
+
+    def __init__(self, store: SealedStore, table: str) -> None:
+        self._store = store
+        (self.table,) = registered_tables(store.datastore, store.cipher.application, [table])
+        self._aside = AsideRows(store.datastore.engine, [self.table], partial(rows_set_aside, store))
+        self.rows: list[DamagedRow] = []
+        self.refusals: dict[Place, JobError] = {}
+
+    def look(self, rows: Sequence[ItemRow]) -> Tally:
+        """Open rows that were read, and part those that fail."""
+        checks = ItemChecks(self._store, self.table, aside=self._aside, on_failure=self._part)
+        return checks.check(rows)
+
+    def look_at_all(self, progress: Callable[[Tally], None] | None) -> Tally:
+        """Open all rows, and part those that fail."""
+        failing: list[ItemRow] = []
+        checks = ItemChecks(
+            self._store, self.table, aside=self._aside, on_failure=lambda row, _: failing.append(row)
+        )
+        found = checks.check(())
+        for page in checks.run(None, None):
+            found.add(page)
+            if progress is not None:
+                progress(found)
+        # Once more without the marks of compromised keys: a suspected forgery may open.
+        for start in range(0, len(failing), PAGE_SIZE):
+            self.look(failing[start : start + PAGE_SIZE])
+        parted = {*self.refusals, *(row.place for row in self.rows)}
+        for row in failing:
+            if row[:2] not in parted:
+                self.refusals[row[:2]] = JobError(f"the item {_OPENS[0]}", remedy=_OPENS[1])
+        return found
+
+    def _part(self, row: ItemRow, error: EventSealError) -> None:
+        place = row[:2]
+        look = partial(stored_row, table=self.table, place=place)
+        stored = read(self._store.datastore.engine, look, doing=f"reading {self.table.table}")
+        if stored is None or (stored.topic, stored.data, stored.named_key) != (
+            row.topic,
+            row.data,
+            row.key_id,
+        ):
+            self.refusals[place] = JobError("the row is being changed right now", remedy="Run it again.")
+            return
+        refusal = self._refusal(stored, error)
+        if refusal is not None:
+            self.refusals[place] = refusal
+        else:
+            self.rows.append(DamagedRow(table=self.table, place=place, sha256=stored.digest, error=error))
+
+    def _refusal(self, stored: StoredRow, error: EventSealError) -> JobError | None:
+        """Refuse a row that may be sound, since its key does not open here."""
+        if isinstance(error, _OF_A_KEY):
+            return _needs_key(error)
+        key_id = stored.header_key
+        if key_id is None or not isinstance(error, IntegrityError):
+            return None
+        outcome = self._store.keyring.opening_keys([key_id])[key_id]
+        # A header that was overwritten names a key that there never was: then the row is damaged.
+        if not isinstance(outcome, EventSealError) or isinstance(
+            outcome, KeyDestroyedError | KeyNotFoundError
+        ):
+            return None
+        raise_if_outage(outcome)
+        return _needs_key(outcome)
+
+
+def _needs_key(error: EventSealError) -> JobError:
+    return JobError(f"the row may be sound, but its key is not there: {error}", remedy=error.remedy)
+
+
+def _failure(table: SealedTable, place: Any, error: EventSealError) -> Failure:
+    return Failure(
+        table=table.table,
+        row=dict(zip(("sequence_id", "position"), map(str, place), strict=True)),
+        key_id=None,
+        error=type(error).__name__,
+        message=str(error),
+        remedy=error.remedy,
+    )
+
+
+_OPENS = (
+    "opens",
+    "There is nothing to set aside. If `eventseal verify` names the row, follow the remedy there.",
+)
+_WHAT_IT_IS = {
+    "erased": ("is erased: its key was shredded", "Nothing has to be done."),
+    "foreign": ("is another application's", "Run it with that application's settings."),
+}

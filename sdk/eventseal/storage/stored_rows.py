@@ -1,0 +1,100 @@
+"""Rows exactly as their database has them: what tells a row that nobody can open from every other."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import bindparam, select, type_coerce
+from sqlalchemy.types import NullType
+
+from eventseal.storage.item_columns import KEY_ID
+from eventseal.storage.item_rows import described
+from eventseal.suites.framing import length_prefixed
+
+if TYPE_CHECKING:
+    from sqlalchemy import Select
+    from sqlalchemy.engine import Connection
+
+    from eventseal.items.sealed_places import Place
+    from eventseal.storage.sealed_table import SealedTable
+
+
+_PLACE = ("sequence_id", "position")
+
+
+class StoredRow(NamedTuple):
+    """
+    One row. The first three values are the driver's own, since an edit may have put anything there.
+
+    Attributes:
+        topic: Of its event.
+        data: Its envelope, or whatever is there.
+        key_id: What is in the column of key ids; ``None`` where there is no such column.
+        header_key: The key that the envelope's header names; ``None``: the data is no envelope.
+        named_key: The key that readers take: the column's, where there is one.
+        differs: Whether the column says something else than the header.
+    """
+
+    topic: Any
+    data: Any
+    key_id: Any
+    header_key: UUID | None
+    named_key: UUID | None
+    differs: bool
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over topic, data and key id with their types, in hex: any change of them changes it."""
+        values = (self.topic, self.data, self.key_id)
+        framed = length_prefixed(b"eventseal row", *(part for value in values for part in _typed(value)))
+        return sha256(framed).hexdigest()
+
+    @property
+    def keys(self) -> frozenset[UUID]:
+        """The keys for whose sake ``count_needed`` counts the row."""
+        named = {self.header_key, self.named_key} if self.differs else {self.header_key}
+        return frozenset(key_id for key_id in named if key_id is not None)
+
+
+def stored_row(connection: Connection, table: SealedTable, place: Place) -> StoredRow | None:
+    """
+    Read one row, if it is there.
+
+    Args:
+        connection: To the database that the table is in.
+        table: From the registry.
+        place: As pages give it.
+    """
+    sequence_id, position = place
+    parameters = {"at_sequence_id": sequence_id, "at_position": position}
+    found = connection.execute(_query(table), parameters).first()
+    if found is None:
+        return None
+    row = StoredRow._make(found)
+    return row if table.has_key_ids else row._replace(key_id=None)
+
+
+@lru_cache(maxsize=64)
+def _query(table: SealedTable) -> Select[Any]:
+    """Write the query of a table once: to compile it takes longer than to read a row."""
+    columns = described(table)
+    wanted: list[Any] = [type_coerce(columns[role], NullType()) for role in ("topic", "data", KEY_ID)]
+    wanted += [columns.key_id, columns[KEY_ID], columns.differs]
+    places = [columns[role] == bindparam(f"at_{role}", type_=columns[role].type) for role in _PLACE]
+    return select(*wanted).where(*places)
+
+
+def _typed(value: Any) -> tuple[bytes, bytes]:
+    """Give a value with its type. A UUID is its 16 bytes, so that a row is the same on each database."""
+    if value is None:
+        return b"null", b""
+    if isinstance(value, UUID):
+        return b"bytes", value.bytes
+    if isinstance(value, bytes | memoryview):
+        return b"bytes", bytes(value)
+    if isinstance(value, str):
+        return b"text", value.encode("utf-8", "surrogatepass")
+    return b"number", repr(value).encode()  # of SQLite: a whole number, or one with a point
