@@ -26,6 +26,7 @@ COMMANDS = (
     "rewrap",
     "reencrypt",
     "migrate",
+    "repair",
     "retire",
     "verify",
     "status",

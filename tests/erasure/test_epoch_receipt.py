@@ -135,7 +135,7 @@ def test_of_another_kek_it_gives_no_receipt(shop, aws) -> None:
         roll_epoch(shop.seal, to=third, ledger=DatabaseLedger(f"sqlite:///{shop.folder / 'other.sqlite'}"))
 
 
-def test_where_the_deletion_was_taken_back_and_ordered_anew_it_is_refused(shop, aws) -> None:
+def test_where_the_deletion_was_withdrawn_and_ordered_anew_it_is_refused(shop, aws) -> None:
     shop.roll(pending_window_days=30)
     old, _ = shop.kms
     aws.client().cancel_key_deletion(KeyId=str(old.uri).removeprefix("aws-kms://"))

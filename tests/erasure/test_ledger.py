@@ -415,7 +415,7 @@ def test_a_ledger_whose_making_a_crash_cut_off_is_made_again(tmp_path, store, co
 
 
 @pytest.mark.parametrize("call", ["fsync", "pwrite"])
-def test_an_entry_that_is_not_durable_is_taken_back(tmp_path, store, monkeypatch, call) -> None:
+def test_an_entry_that_is_not_durable_is_withdrawn(tmp_path, store, monkeypatch, call) -> None:
     place = FilePlace(tmp_path)
     ledger = place.open()
     write(ledger, store)

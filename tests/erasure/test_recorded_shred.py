@@ -300,9 +300,9 @@ def test_a_new_ledger_names_no_key_that_lives_or_was_retired(file_shop) -> None:
     shop.place.unlink()
     shop.restart()
     assert adopt(shop.seal, shop.ledger) == 1
-    _, intent, done = shop.ledger.entries(shop.seal)
+    _, intent, done, reopened = shop.ledger.entries(shop.seal)
     assert shredded in intent.keys
-    assert not {retired, item.key_id} & {*intent.keys, *done.keys}
+    assert not {retired, item.key_id} & {*intent.keys, *done.keys, *reopened.keys}
     after_restore(shop.seal)
     shop.restart()
     assert shop.opens(item)
@@ -480,3 +480,16 @@ def test_no_key_and_no_plaintext_is_in_the_ledger(file_shop) -> None:
     assert b"personal" not in written
     assert re.findall(rb'"ciphertext":"([^"]+)"', written)  # of the ledger's own key alone
     assert written.count(b"ciphertext") == 1
+
+
+def test_a_scope_that_was_reopened_without_a_ledger_is_noted_as_open(shop):
+    """Else the next look after a restore would shred what was written since the reopening."""
+    shop.append(SCOPE)
+    shop.seal.keyring.shred(SCOPE)
+    shop.seal.keyring.reopen(SCOPE)
+    item = shop.append(SCOPE)
+    assert adopt(shop.seal, shop.ledger) == 1
+    assert shop.kinds() == ["intent", "done", "reopen"]
+    found = after_restore(shop.seal)
+    assert (found.done, found.failed, found.scopes) == (0, 0, ())
+    assert shop.opens(item)

@@ -15,7 +15,7 @@ from tests.fixtures.ledger_shops import APPLICATION, LedgerShop
 
 from eventseal.cipher import ItemContext
 from eventseal.configuration import EventSeal, Settings
-from eventseal.erasure import VerifyReceipt, set_aside, shred, take_back
+from eventseal.erasure import VerifyReceipt, set_aside, shred, withdraw
 from eventseal.erasure.set_aside import rows_in_force
 from eventseal.errors import (
     ConfigurationError,
@@ -375,15 +375,15 @@ def test_undo_of_one_row_leaves_the_others_with_their_reason_and_time(damaged) -
         damaged.break_tag(number)
     first = damaged.set_all_aside().set_aside
     leaving = [row for row in first if row.place[0] == damaged.items[1].sequence_id]
-    assert take_back(damaged.seal, leaving).done == 1
+    assert withdraw(damaged.seal, leaving).done == 1
     staying = damaged.seal.rows_set_aside()
     assert {(row.sha256, row.reason, row.at) for row in staying} == {
         (row.sha256, row.reason, row.at) for row in first if row not in leaving
     }
     assert damaged.failed() == 1
-    assert take_back(damaged.seal, staying).done == 2
+    assert withdraw(damaged.seal, staying).done == 2
     assert damaged.failed() == 3
-    assert damaged.shop.kinds() == ["set_aside", "set_aside", "taken_back"]
+    assert damaged.shop.kinds() == ["set_aside", "set_aside", "withdrawn"]
     assert damaged.shop.ledger.last(damaged.seal).open_intents == ()
 
 
@@ -422,12 +422,12 @@ def test_two_that_withdraw_at_once_do_not_bring_back_what_the_other_took(damaged
         found = read_entries(self, store, kind)
         if not came:
             came.append(None)
-            take_back(store, rows[:1], ledger=damaged.shop.ledger)
+            withdraw(store, rows[:1], ledger=damaged.shop.ledger)
         return found
 
     monkeypatch.setattr(type(ledger), "open_entries", overtaken)
     with pytest.raises(JobError, match="somebody else"):
-        take_back(damaged.seal, rows[1:2], ledger=ledger)
+        withdraw(damaged.seal, rows[1:2], ledger=ledger)
     assert len(damaged.seal.rows_set_aside()) == 2
 
 

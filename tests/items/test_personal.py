@@ -114,7 +114,7 @@ class Inherits(Base):
     street: Annotated[str, OF_ID]
 
 
-def test_annotations_are_inherited_and_taken_back_by_saying_so():
+def test_annotations_are_inherited_and_withdrawn_by_saying_so():
     assert set(plan_of(Inherits).fields) == {"email", "street"}
     assert set(plan_of(Noted).fields) == {"text"}
 

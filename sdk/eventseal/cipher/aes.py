@@ -89,6 +89,10 @@ class AESCipher:
             limit=max_plaintext,
         )
 
+    def with_keys(self, keys: KeySource) -> AESCipher:
+        """Give a cipher that differs in its keys alone."""
+        return AESCipher(keys, compression=self._compression, max_plaintext=self._max_plaintext)
+
     @property
     def application(self) -> str:
         """The application whose items this cipher seals and opens."""

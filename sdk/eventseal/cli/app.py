@@ -18,6 +18,7 @@ from eventseal.cli import (
     receipt_command,
     reencrypt_command,
     reopen_command,
+    repair_command,
     retire_command,
     rewrap_command,
     roll_epoch_command,
@@ -97,6 +98,7 @@ app.command(epilog=reencrypt_command.EXAMPLES)(reencrypt_command.reencrypt)
 app.command(epilog=migrate_command.EXAMPLES)(migrate_command.migrate)
 app.command(epilog=retire_command.EXAMPLES)(retire_command.retire)
 app.command(epilog=verify_command.EXAMPLES)(verify_command.verify)
+app.command(epilog=repair_command.EXAMPLES)(repair_command.repair)
 app.command("set-aside", epilog=set_aside_command.EXAMPLES)(set_aside_command.set_aside_rows)
 app.command(epilog=shred_command.EXAMPLES)(shred_command.shred)
 app.command(epilog=reopen_command.EXAMPLES)(reopen_command.reopen)

@@ -11,7 +11,7 @@ from eventseal.cli.interruption import RUN_AGAIN, resumable
 from eventseal.cli.options import Config, DryRun, Json, Options, Yes
 from eventseal.cli.output import print_json
 from eventseal.cli.results import finish, print_failures, print_rows_set_aside
-from eventseal.erasure.set_aside import required_ledger, set_aside, take_back
+from eventseal.erasure.set_aside import required_ledger, set_aside, withdraw
 from eventseal.errors import ConfigurationError, JobError
 from eventseal.rotation.damaged_rows import damaged_row, damaged_rows
 
@@ -147,7 +147,7 @@ def _undo(options: Options, seal: EventSeal, table: str, place: tuple[str, str] 
     if not options.dry_run:
         confirm(options, f"{_rows(len(rows))} about to be failures again, unless they open.")
     with resumable(lambda: RUN_AGAIN):
-        result = take_back(seal, rows, dry_run=options.dry_run)
+        result = withdraw(seal, rows, dry_run=options.dry_run)
     did = "would be" if options.dry_run else "were"
     finish(options, result, lambda: typer.echo(f"{result.done:,} rows {did} withdrawn"))
 

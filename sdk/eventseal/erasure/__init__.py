@@ -1,5 +1,6 @@
 """Crypto-shredding: a scope's keys are destroyed, so that its items never open; and the ledger of it."""
 
+from eventseal.erasure.backup import Backup
 from eventseal.erasure.ended_keks import EndedKek, Ending
 from eventseal.erasure.epoch import roll_epoch
 from eventseal.erasure.epoch_receipt import EpochReceipt, RecordedEntry
@@ -11,13 +12,15 @@ from eventseal.erasure.receipt_checks import CheckedReceipt, check_receipt
 from eventseal.erasure.receipts import Receipt
 from eventseal.erasure.recording import adopt
 from eventseal.erasure.reopen import reopen
+from eventseal.erasure.repair import RepairResult, repair
 from eventseal.erasure.restore import RestoredScope, RestoreResult, after_restore
-from eventseal.erasure.set_aside import set_aside, take_back
+from eventseal.erasure.set_aside import set_aside, withdraw
 from eventseal.erasure.shred import HasLedger, ShredResult, shred
 from eventseal.erasure.subject_erased import SubjectErased, erased_subjects
 from eventseal.erasure.verify_receipt import VerifyReceipt
 
 __all__ = [
+    "Backup",
     "CheckedReceipt",
     "DatabaseLedger",
     "EndedKek",
@@ -31,6 +34,7 @@ __all__ = [
     "LedgerLines",
     "Receipt",
     "RecordedEntry",
+    "RepairResult",
     "RestoreResult",
     "RestoredScope",
     "ShredResult",
@@ -42,9 +46,10 @@ __all__ = [
     "check_receipt",
     "erased_subjects",
     "reopen",
+    "repair",
     "roll_epoch",
     "set_aside",
     "shred",
-    "take_back",
     "upgrade_key_tables",
+    "withdraw",
 ]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from eventseal.keys.ledger_keys import LedgerKey
 
 CREATED, WRAPPED, INTENT, DONE, REOPEN = "created", "wrapped", "intent", "done", "reopen"
-SET_ASIDE, TAKEN_BACK = "set_aside", "taken_back"
+REPAIR, SET_ASIDE, WITHDRAWN = "repair", "set_aside", "withdrawn"
 STAY_OPEN = frozenset({INTENT, SET_ASIDE})
 """Kinds whose entries are in force until a later one closes them."""
 
@@ -43,8 +43,8 @@ class LedgerEntry:
 
     Attributes:
         number: From 1, without a gap.
-        kind: ``created``, ``wrapped``, ``intent``, ``done``, ``reopen``, ``set_aside``, ``taken_back``, or
-            what a later release adds.
+        kind: ``created``, ``wrapped``, ``intent``, ``done``, ``reopen``, ``repair``, ``set_aside``,
+            ``withdrawn``, or what a later release adds.
         application: Whose ledger it is.
         ledger_id: The id of the ledger's key.
         at: The key store's clock, UTC.

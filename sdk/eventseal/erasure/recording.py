@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eventseal.erasure.ledger_entries import DONE, INTENT
+from eventseal.erasure.ledger_entries import DONE, INTENT, REOPEN
 from eventseal.erasure.receipts import Receipt
 from eventseal.errors import ConfigurationError
 from eventseal.keys.states import KeyState
@@ -138,6 +138,8 @@ def adopt(store: SealedStore, ledger: Ledger) -> int:
         intent = ledger.append(store, INTENT, scope=scope, keys=keys)
         details = {"destroyed": 0, "items": {}, "intents": [intent.number], "before_the_ledger": True}
         ledger.append(store, DONE, scope=scope, keys=keys, details=details, closes=[intent.number])
+        if not any(row.active_scope is not None and not row.state.opens for row in rows):
+            ledger.append(store, REOPEN, scope=scope, keys=keys)  # it was reopened without a ledger, too
     return len(scopes)
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from eventseal.erasure.ledger_entries import SET_ASIDE, TAKEN_BACK
+from eventseal.erasure.ledger_entries import SET_ASIDE, WITHDRAWN
 from eventseal.erasure.recording import prepare_ledger
 from eventseal.erasure.shred import own_ledger
 from eventseal.errors import ConfigurationError, IntegrityError, JobError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from eventseal.erasure.ledger import Ledger
     from eventseal.erasure.ledger_entries import LedgerEntry
+    from eventseal.items.sealed_places import Place
     from eventseal.rotation.damaged_rows import DamagedRow, DamagedRows
     from eventseal.rotation.sealed_store import SealedStore
 
@@ -66,7 +67,7 @@ def set_aside(
     written: list[SetAside] = []
     if still and not dry_run:
         prepare_ledger(store, ledger)
-        _take_back(store, ledger, {(row.table.table, row.place) for row in still})
+        withdraw_places(store, ledger, {(row.table.table, row.place) for row in still})
         for start in range(0, len(still), ROWS_IN_AN_ENTRY):
             some = still[start : start + ROWS_IN_AN_ENTRY]
             rows = [_row_to_json(row.table.table, row.place, row.sha256) for row in some]
@@ -83,7 +84,7 @@ def set_aside(
     )
 
 
-def take_back(
+def withdraw(
     store: SealedStore, rows: Sequence[SetAside], *, ledger: Ledger | None = None, dry_run: bool = False
 ) -> JobResult:
     """
@@ -106,7 +107,9 @@ def take_back(
     """
     started = time.monotonic()
     ledger = required_ledger(store, ledger)
-    taken = list(rows) if dry_run else _take_back(store, ledger, {(row.table, row.place) for row in rows})
+    taken = (
+        list(rows) if dry_run else withdraw_places(store, ledger, {(row.table, row.place) for row in rows})
+    )
     return JobResult(
         verb="set-aside",
         complete=True,
@@ -146,7 +149,8 @@ def required_ledger(store: SealedStore, ledger: Ledger | None = None) -> Ledger:
     ledger = ledger or own_ledger(store)
     if ledger is None:
         raise ConfigurationError(
-            "rows are set aside in the erasure ledger, and none is configured", remedy=NO_LEDGER
+            "no erasure ledger is configured, and nothing else keeps what becomes of damaged rows",
+            remedy=NO_LEDGER,
         )
     return ledger
 
@@ -183,8 +187,24 @@ class _OthersCameError(Exception):
     """An entry that is to be closed is closed by now."""
 
 
-def _take_back(store: SealedStore, ledger: Ledger, places: Iterable[tuple[str, Any]]) -> list[SetAside]:
-    """Close each entry that names one of these places, and say the rest of it again, in one entry."""
+def withdraw_places(
+    store: SealedStore, ledger: Ledger, places: Iterable[tuple[str, Place]]
+) -> list[SetAside]:
+    """
+    Close each entry that names one of these places, and say the rest of it again, in one entry.
+
+    Args:
+        store: Whose application and KEKs.
+        ledger: It exists.
+        places: Tables, and places in them.
+
+    Returns:
+        What was withdrawn.
+
+    Raises:
+        JobError: Somebody else has just changed what is set aside.
+        EventSealError: The ledger is not what was written, or cannot be written.
+    """
     wanted = set(places)
     taken: list[SetAside] = []
     for entry in ledger.open_entries(store, SET_ASIDE):
@@ -203,7 +223,7 @@ def _take_back(store: SealedStore, ledger: Ledger, places: Iterable[tuple[str, A
         try:
             ledger.append(
                 store,
-                SET_ASIDE if staying else TAKEN_BACK,
+                SET_ASIDE if staying else WITHDRAWN,
                 details=details,
                 closes=[entry.number],
                 judge=partial(_refuse_closed, entry.number),

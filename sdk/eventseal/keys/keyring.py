@@ -259,6 +259,23 @@ class Keyring(KeyLifecycle, KeyUpkeep):
             stored = digests.of(scope)
         return stored
 
+    def over(self, key_store: KeyStore) -> Keyring:
+        """
+        Give a keyring of the same application and KEKs over other key tables, such as a backup's.
+
+        Args:
+            key_store: Has the tables, of this release or an earlier one.
+        """
+        return Keyring(
+            self._kms,
+            key_store,
+            application=self._application,
+            cache=self._caching,
+            clock=self._clock,
+            fall_back_on_outage=self._falls_back,
+            scope_digest=self._digests_scopes,
+        )
+
     def refresh(self) -> None:
         """
         Look at once for keys whose state changed, instead of within ``refresh_interval``.

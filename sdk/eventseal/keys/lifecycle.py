@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from eventseal.errors import ConfigurationError
 from eventseal.keys.endings import SHREDS
 from eventseal.keys.old_key_tables import Upgrade, read_old_rows, refuse_edited_rows, upgrade_name
 from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
+from eventseal.keys.rows import check_row
 from eventseal.keys.states import KeyPurpose, KeyState
 
 if TYPE_CHECKING:
@@ -27,6 +28,21 @@ if TYPE_CHECKING:
     from eventseal.keys.scope_digests import ScopeDigests
     from eventseal.keys.store import KeyStore
     from eventseal.keys.store_key import StoreKey
+
+
+class RetiredKey(NamedTuple):
+    """
+    A data key that was retired.
+
+    Attributes:
+        record: Its tombstone, which was checked.
+        was_compromised: Whether it was marked as compromised before.
+        scope_was_shredded: Whether its scope was ever shredded, also if that was reopened.
+    """
+
+    record: KeyRecord
+    was_compromised: bool
+    scope_was_shredded: bool
 
 
 class KeyLifecycle:
@@ -59,6 +75,36 @@ class KeyLifecycle:
         self._memory.check_open()
         self._store_key.seals()
         return self._stored(name, make=False)
+
+    def retired_keys(self, key_ids: Collection[UUID]) -> dict[UUID, RetiredKey]:
+        """
+        Give the tombstones of data keys that were retired, and what happened to the keys before that.
+
+        Args:
+            key_ids: Any number; those of other keys are left out.
+
+        Raises:
+            IntegrityError: A row, or what the revocation tree says of it, is not what a keyring sealed.
+            StoreError: The key store refused or failed.
+        """
+        seals = self._store_key.seals()
+        if seals is None or not key_ids:
+            return {}
+        rows = []
+        for key_id, record in self._store.get(key_ids).items():
+            check_row(record, key_id, self._application, seals)
+            if record.purpose is KeyPurpose.DATA and record.destroyed_by == "retired":
+                rows.append(record)
+        pasts = self._store.revocations.pasts(rows, seals)
+        return {
+            record.key_id: RetiredKey(
+                record,
+                # The time is not sealed. Key tables that were upgraded may have nothing else.
+                was_compromised=pasts[record.key_id].was_compromised or record.compromised_at is not None,
+                scope_was_shredded=pasts[record.key_id].scope_was_shredded,
+            )
+            for record in rows
+        }
 
     def rotate(self, scope: str = DEFAULT_SCOPE, *, compromised: bool = False) -> KeyRecord:
         """

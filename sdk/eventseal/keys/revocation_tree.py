@@ -159,6 +159,10 @@ class RevocationTree:
         found = _find(self.node(leaf_of_key(key_id)), key_id.bytes[_IN_ENTRY])
         return _HOW[found[-1:]] if found else None
 
+    def was_compromised(self, key_id: UUID) -> bool:
+        """Say whether a key was ever marked as compromised, also if it is destroyed by now."""
+        return bool(_find(self.node(leaf_of_key(key_id)), key_id.bytes[_IN_ENTRY] + b"c"))
+
     def scope_state(self, name: bytes) -> ScopeState | None:
         """Say what became of a scope; ``None`` if no key of it was ever revoked. Raises as :meth:`node`."""
         entry = name[:-2]

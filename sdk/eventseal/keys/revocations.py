@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from eventseal.errors import EventSealError, IntegrityError, StoreReadOnlyError
 from eventseal.keys.old_key_tables import read_old_rows
 from eventseal.keys.revocation_tree import (
+    NEVER_SHREDDED,
     REMEDY,
     ROOT,
     RevocationTree,
@@ -69,6 +70,19 @@ class ScopeStates(NamedTuple):
 
     closed: Mapping[str, bool | IntegrityError]
     admission: Admission
+
+
+class Past(NamedTuple):
+    """
+    What the revocation tree remembers of a key beside its state.
+
+    Attributes:
+        was_compromised: Whether it was ever marked as compromised.
+        scope_was_shredded: Whether its scope was ever shredded, also if that is open again.
+    """
+
+    was_compromised: bool
+    scope_was_shredded: bool
 
 
 class _OpenScopes:
@@ -248,6 +262,30 @@ class Revocations:
             else:
                 closed[scope] = state is not None and state.closed
         return ScopeStates(closed, _OpenScopes(list(names.values()), tree.root_digest, seals))
+
+    def pasts(self, rows: Iterable[KeyRecord], seals: Seals) -> dict[UUID, Past]:
+        """
+        Say what happened to keys, and to their scopes, before they became what their rows say.
+
+        Args:
+            rows: Whose seals were checked.
+            seals: Name their scopes.
+
+        Raises:
+            IntegrityError: A leaf or the mark is not what a keyring sealed.
+            StoreError: The key store refused or failed.
+        """
+        names = {row.key_id: seals.scope_name(row.purpose, row.scope) for row in rows}
+        tree = self._tree({*map(leaf_of_key, names), *map(leaf_of_scope, names.values())}, seals)
+        try:
+            return {
+                key_id: Past(
+                    tree.was_compromised(key_id), bool((tree.scope_state(name) or NEVER_SHREDDED).number)
+                )
+                for key_id, name in names.items()
+            }
+        except UnprovenError:
+            raise _edited("a leaf of the revocation tree") from None
 
     def entry(self, name: bytes, seals: Seals) -> ScopeState | None:
         """Give an entry of the tree by its name, if there is one; raises as :meth:`scopes`."""

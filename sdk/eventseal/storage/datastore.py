@@ -59,6 +59,7 @@ class SQLAlchemyDatastore:
             database; a schema that is not the default one stands before a dot.
         originator_id_type: What that library is told as ``ORIGINATOR_ID_TYPE``; only SQLite's columns do not
             say it: there ``uuid`` is taken for granted.
+        reads_only: Whether nothing is ever written, as in a backup.
     """
 
     def __init__(
@@ -70,8 +71,10 @@ class SQLAlchemyDatastore:
         key_settings: SQLAlchemySettings | None = None,
         eventsourcing_tables: Sequence[str] = (),
         originator_id_type: OriginatorIdType | None = None,
+        reads_only: bool = False,
     ) -> None:
         self.settings = settings
+        self._reads_only = reads_only
         # The session may hold an in-memory database's only connection: its keys are in a private one.
         shared = SQLAlchemySettings() if settings.in_memory else settings
         self.key_settings = (
@@ -91,7 +94,11 @@ class SQLAlchemyDatastore:
         """The engine of the items and the fences."""
         with self._lock:
             if self._engine is None:
-                self._engine = make_engine(self.settings, holds_keys=self.key_settings is self.settings)
+                self._engine = make_engine(
+                    self.settings,
+                    holds_keys=self.key_settings is self.settings,
+                    reads_only=self._reads_only,
+                )
             return self._engine
 
     @property
@@ -101,7 +108,9 @@ class SQLAlchemyDatastore:
             if self.key_settings is self.settings:
                 return self.engine
             if self._key_engine is None:
-                self._key_engine = make_engine(self.key_settings, holds_keys=True)
+                self._key_engine = make_engine(
+                    self.key_settings, holds_keys=True, reads_only=self._reads_only
+                )
             return self._key_engine
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from sqlalchemy import URL, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
@@ -74,7 +75,8 @@ def make_engine(
     Args:
         settings: Where the database is.
         holds_keys: Whether SQLite zeroes what is deleted, also pages that are no longer used.
-        reads_only: Whether it is another program's: SQLite leaves every byte of it as it is.
+        reads_only: Whether nothing may be written there. SQLite leaves every byte of the file as it is, and
+            creates none.
 
     Raises:
         ConfigurationError: An option is unknown.
@@ -82,11 +84,13 @@ def make_engine(
     """
     # Parameters may be items in plain: they stay out of logs and messages.
     options: dict[str, Any] = {"hide_parameters": True, **settings.engine_options}
-    sqlite = settings.url.get_backend_name() == "sqlite"
+    url = settings.url
+    sqlite = url.get_backend_name() == "sqlite"
     if sqlite:
-        options = _sqlite_options(settings.url, options)
+        options = _sqlite_options(url, options)
+        url = _read_only_file(url) if reads_only else url
     try:
-        engine = create_engine(settings.url, **options)
+        engine = create_engine(url, **options)
     except (TypeError, ArgumentError) as error:
         raise ConfigurationError(f"the database's options do not fit: {error}") from None
     except ModuleNotFoundError as error:
@@ -97,8 +101,8 @@ def make_engine(
         ) from error
     if sqlite:
         event.listen(engine, "connect", _read_any_text)
-    if sqlite and reads_only:
-        event.listen(engine, "connect", _write_nothing)
+    if reads_only:
+        event.listen(engine, "connect", _write_nothing if sqlite else _only_read)
     elif sqlite and not settings.in_memory:
         event.listen(engine, "connect", _use_write_ahead_log)
         if holds_keys:
@@ -146,6 +150,20 @@ def _use_write_ahead_log(connection: sqlite3.Connection, _record: object) -> Non
 
 def _write_nothing(connection: sqlite3.Connection, _record: object) -> None:
     connection.execute("PRAGMA query_only = ON")
+
+
+def _read_only_file(url: URL) -> URL:
+    """Name a file so that SQLite neither creates nor changes it; a URI says by itself how it is opened."""
+    if is_in_memory(url) or "uri" in url.query:
+        return url
+    name = quote(str(url.database))
+    return url.set(database=f"file:{name}").update_query_dict({"mode": "ro", "uri": "true"})
+
+
+def _only_read(connection: Any, _record: object) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
+    connection.commit()
 
 
 def _zero_what_is_deleted(connection: sqlite3.Connection, _record: object) -> None:

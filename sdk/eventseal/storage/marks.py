@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import BigInteger, cast, delete, func, literal, literal_column, null, select
@@ -146,6 +147,34 @@ def were_there(connection: Connection, table: str, marks: Mapping[UUID, Mark], p
         for number, mark in enumerate(of_rows)
         if mark is None or (not mark.unreadable and number in kept)
     ]
+
+
+def recorded(connection: Connection, table: str, page: Page) -> list[int]:
+    """
+    Tell which envelopes of compromised keys are known to be older than the mark of their key.
+
+    Their digest was kept when they were replaced, or, on SQLite, their tag was noted when the key was marked.
+
+    Args:
+        connection: In a transaction.
+        table: The table's name.
+        page: Rows under compromised keys, of this table or of a backup of it.
+
+    Returns:
+        Their numbers.
+    """
+    numbers: dict[tuple[UUID | None, bytes], list[int]] = defaultdict(list)
+    for number, sealed in enumerate(page.envelopes):
+        numbers[page.key_id(number), sha256(sealed).digest()].append(number)
+    columns = replaced_envelopes.c
+    found = set(kept_envelopes(connection, table, page))
+    for chunk in chunks({digest for _, digest in numbers}):
+        query = select(columns.key_id, columns.sha256).where(
+            columns.table_name == table, columns.sha256.in_(chunk), HoldsUUID(columns.key_id)
+        )
+        for key_id, digest in connection.execute(query):
+            found.update(numbers.get((key_id, digest), ()))
+    return sorted(found)
 
 
 def count_below(connection: Connection, table: SealedTable) -> dict[UUID, Envelopes]:

@@ -48,9 +48,7 @@ class StoredRow(NamedTuple):
     @property
     def digest(self) -> str:
         """SHA-256 over topic, data and key id with their types, in hex: any change of them changes it."""
-        values = (self.topic, self.data, self.key_id)
-        framed = length_prefixed(b"eventseal row", *(part for value in values for part in _typed(value)))
-        return sha256(framed).hexdigest()
+        return digest_of(self.topic, self.data, self.key_id)
 
     @property
     def keys(self) -> frozenset[UUID]:
@@ -59,7 +57,15 @@ class StoredRow(NamedTuple):
         return frozenset(key_id for key_id in named if key_id is not None)
 
 
-def stored_row(connection: Connection, table: SealedTable, place: Place) -> StoredRow | None:
+def digest_of(topic: Any, data: Any, key_id: Any) -> str:
+    """Give the digest of a row that has these values; see :attr:`StoredRow.digest`."""
+    parts = [part for value in (topic, data, key_id) for part in _typed(value)]
+    return sha256(length_prefixed(b"eventseal row", *parts)).hexdigest()
+
+
+def stored_row(
+    connection: Connection, table: SealedTable, place: Place, *, lock: bool = False
+) -> StoredRow | None:
     """
     Read one row, if it is there.
 
@@ -67,10 +73,12 @@ def stored_row(connection: Connection, table: SealedTable, place: Place) -> Stor
         connection: To the database that the table is in.
         table: From the registry.
         place: As pages give it.
+        lock: Whether nobody else changes it before the transaction ends. SQLite's write lock sees to that.
     """
     sequence_id, position = place
     parameters = {"at_sequence_id": sequence_id, "at_position": position}
-    found = connection.execute(_query(table), parameters).first()
+    query = _query(table).with_for_update() if lock else _query(table)
+    found = connection.execute(query, parameters).first()
     if found is None:
         return None
     row = StoredRow._make(found)

@@ -1,0 +1,147 @@
+"""A backup of the items and the key tables: only read, and believed where it authenticates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import inspect
+
+from eventseal.errors import ConfigurationError
+from eventseal.storage import SQLAlchemyDatastore, SQLAlchemyKeyStore, SQLAlchemySettings
+from eventseal.storage.engines import redacted
+from eventseal.storage.item_columns import sealed_columns
+from eventseal.storage.item_rows import row_at
+from eventseal.storage.transactions import read
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from sqlalchemy.engine import Connection
+
+    from eventseal.items.sealed_places import Place
+    from eventseal.rotation.sealed_store import SealedStore
+    from eventseal.storage.item_rows import ItemRow
+    from eventseal.storage.sealed_table import SealedTable
+
+
+class Backup:
+    """
+    A backup of a store. It is never written to, and a context manager that closes its connections.
+
+    Args:
+        store: The store that it is a backup of. Its KEKs unwrap the backup's keys.
+        url: The database with the backup's items, as SQLAlchemy has it. A secret.
+        keys_url: The database with the backup's key tables; ``None``: that of the items.
+        renamed: What tables are called in the backup, by the names that they have today.
+
+    Raises:
+        ConfigurationError: A URL is none, or names the store's own database.
+    """
+
+    def __init__(
+        self,
+        store: SealedStore,
+        url: str,
+        *,
+        keys_url: str | None = None,
+        renamed: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        items = SQLAlchemySettings(url)
+        if items.url == store.datastore.settings.url:
+            raise ConfigurationError(
+                "the backup is the store's own database", remedy="Name the database that holds the backup."
+            )
+        keys = None if keys_url is None else SQLAlchemySettings(keys_url)
+        self.name = redacted(items.url)
+        self._renamed = dict(renamed)
+        self._tables: dict[str, SealedTable] = {}
+        self._datastore = SQLAlchemyDatastore(items, key_settings=keys, reads_only=True)
+        self._key_store = SQLAlchemyKeyStore(self._datastore)
+        self._application = store.keyring.application
+        self._former = {
+            columns.table.fullname: columns.former_collection
+            for columns in map(sealed_columns, store.datastore.tables)
+            if columns
+        }
+        self.keyring = store.keyring.over(self._key_store)
+
+    def identity(self) -> dict[str, Any]:
+        """
+        Give what tells this backup from others: its database, and how often its keys had changed by then.
+
+        Raises:
+            StoreError: The database refused or failed.
+        """
+        try:
+            changes = self._key_store.changes(self._application, -1, [])
+        except ConfigurationError:  # a backup of the items alone
+            changes = None
+        return {"database": self.name, "key_changes": None if changes is None else changes.mark.counter}
+
+    def former_collection(self, table: SealedTable) -> str | None:
+        """Give the name that the items of a table may have been bound to when the backup was taken."""
+        return table.former_collection or self._former.get(table.table)
+
+    def rows(self, table: SealedTable, places: Sequence[Place]) -> list[ItemRow | None]:
+        """
+        Read the rows at some places of a table; ``None`` stands for one that is not there.
+
+        Args:
+            table: From today's registry.
+            places: Sequence ids and positions.
+
+        Raises:
+            ConfigurationError: The backup has no such table.
+            StoreError: The database refused or failed.
+        """
+        if table.table not in self._tables:
+            self._tables[table.table] = self._table(table)
+        there = self._tables[table.table]
+
+        def look(connection: Connection) -> list[ItemRow | None]:
+            return [row_at(connection, there, *place) for place in places]
+
+        return read(self._datastore.engine, look, doing=f"reading {there.table} of the backup")
+
+    def _table(self, table: SealedTable) -> SealedTable:
+        there = replace(table, table=self._renamed.get(table.table, table.table))
+        engine, doing = self._datastore.engine, "looking for the tables of the backup"
+        if not read(engine, partial(_has_table, table=there.table), doing=doing):
+            names = sorted(read(engine, _table_names, doing=doing))
+            others = ", ".join(names[:_SHOWN_TABLES]) or "none"
+            raise ConfigurationError(
+                f"the backup has no table {there.table}; it has: {others}",
+                remedy=f"If the table had another name: --renamed {table.table}=NAME. To repair other tables "
+                "only, name them with --table.",
+            )
+        return there
+
+    def close(self) -> None:
+        """Forget the keys and close the connections."""
+        self.keyring.close()
+        self._datastore.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+_SHOWN_TABLES = 10
+
+
+def _has_table(connection: Connection, table: str) -> bool:
+    schema, _, name = table.rpartition(".")
+    return inspect(connection).has_table(name, schema=schema or None)
+
+
+def _table_names(connection: Connection) -> list[str]:
+    return inspect(connection).get_table_names()

@@ -1,0 +1,244 @@
+"""What a backup has in place of rows that do not open: what may be used, and how it is encrypted now."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+
+from eventseal.cipher import ItemContext, Opened
+from eventseal.cipher.resealing import Moved
+from eventseal.erasure.backup_keys import BackupKeys
+from eventseal.errors import (
+    OPAQUE_INTEGRITY_MESSAGE,
+    EventSealError,
+    IntegrityError,
+    KeyDestroyedError,
+    KeyNotFoundError,
+    KmsError,
+    StoreError,
+)
+from eventseal.items.field_reading import SEALED_BYTES
+from eventseal.items.sealed_places import Page
+from eventseal.storage.item_swaps import KEY_ID_IN_HEADER
+from eventseal.storage.marks import recorded
+from eventseal.storage.transactions import read
+from eventseal.suites.envelope import envelope_problem
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from eventseal.erasure.backup import Backup
+    from eventseal.items.sealed_places import Place
+    from eventseal.rotation.sealed_store import SealedStore
+    from eventseal.storage.item_rows import ItemRow
+    from eventseal.storage.sealed_table import SealedTable
+
+SNAPSHOTS = "snapshots"
+"""The collection of tables whose rows are rebuilt, not repaired."""
+
+
+class Encrypted(NamedTuple):
+    """
+    A row of the backup, and what it is under today's keys.
+
+    Attributes:
+        found: As the backup has it.
+        new: As it is to be.
+        is_suspect: Whether the key of *found* was ever compromised.
+    """
+
+    found: ItemRow
+    new: ItemRow
+    is_suspect: bool
+
+
+class BackupRows:
+    """
+    Says what may come from a backup, and encrypts it under today's keys.
+
+    Args:
+        store: Its items and keys of today.
+        backup: Of it.
+    """
+
+    def __init__(self, store: SealedStore, backup: Backup) -> None:
+        self._engine = store.datastore.engine
+        self._backup = backup
+        self._keys = BackupKeys(store.keyring, backup.keyring)
+        self._cipher = store.cipher.with_keys(self._keys)
+
+    def open(self, table: SealedTable, places: Sequence[Place]) -> list[EventSealError | None]:
+        """
+        Say of each row why the backup cannot repair it; ``None``: it can. Nothing is encrypted.
+
+        Args:
+            table: From today's registry.
+            places: Of rows that do not open.
+
+        Raises:
+            KmsError: The KMS refused or failed.
+            StoreError: A database refused or failed.
+        """
+        usable = self._usable(table, places)
+        envelopes = [row for row in usable if not isinstance(row, EventSealError)]
+        outcomes = self._opened(envelopes, table.collection)
+        former = self._backup.former_collection(table)
+        for number, outcome in enumerate(self._opened(envelopes, former) if former else ()):
+            if isinstance(outcomes[number], IntegrityError) and isinstance(outcome, Opened):
+                copied = _without_fields(outcome.plaintext)
+                outcomes[number] = copied if isinstance(copied, EventSealError) else outcome
+        opened = iter(outcomes)
+        return [row if isinstance(row, EventSealError) else _why_not(next(opened)) for row in usable]
+
+    def encrypt(self, table: SealedTable, places: Sequence[Place]) -> list[Encrypted | EventSealError]:
+        """
+        Encrypt what the backup has in place of each row; arguments and errors as above.
+
+        Returns:
+            For each row what is to replace it, or why nothing does.
+        """
+        usable = self._usable(table, places)
+        envelopes = [row for row in usable if not isinstance(row, EventSealError)]
+        former = self._backup.former_collection(table)
+        moved = Moved(former, lambda _, plaintext: _without_fields(plaintext)) if former else None
+        encrypted = iter(self._cipher.reseal_many(page_of(envelopes), table.collection, moved=moved))
+        changes: list[Encrypted | EventSealError] = []
+        for found in usable:
+            if isinstance(found, EventSealError):
+                changes.append(found)
+                continue
+            outcome = next(encrypted)
+            if isinstance(outcome, bytes):
+                new = found._replace(data=outcome, key_id=UUID(bytes=outcome[KEY_ID_IN_HEADER]))
+                changes.append(Encrypted(found, new, self._keys.is_suspect(_key_of(found))))
+            else:
+                changes.append(_why_not(outcome) or _no_active_key())
+        return changes
+
+    def _opened(self, rows: Sequence[ItemRow], collection: str) -> list[Opened | EventSealError]:
+        contexts = [ItemContext(row.sequence_id, row.position, row.topic, collection) for row in rows]
+        return self._cipher.open_many([(row.data, at) for row, at in zip(rows, contexts, strict=True)])
+
+    def _usable(self, table: SealedTable, places: Sequence[Place]) -> list[ItemRow | EventSealError]:
+        """Give what the backup has in place of rows, or why that may not be used."""
+        if table.collection == SNAPSHOTS:
+            return [_snapshot() for _ in places]
+        found = [_envelope_in(row) for row in self._backup.rows(table, places)]
+        named = {_key_of(row) for row in found if not isinstance(row, EventSealError)}
+        keys = self._keys.opening_keys(named) if named else {}
+        usable: list[ItemRow | EventSealError] = []
+        suspect: dict[int, ItemRow] = {}
+        for number, row in enumerate(found):
+            key = row if isinstance(row, EventSealError) else keys[_key_of(row)]
+            if isinstance(key, EventSealError):
+                usable.append(_of_key(key))
+                continue
+            usable.append(row)
+            if not isinstance(row, EventSealError) and self._keys.is_suspect(key.key_id):
+                suspect[number] = row
+        if suspect:
+            look = partial(recorded, table=table.table, page=page_of(list(suspect.values())))
+            kept = read(self._engine, look, doing="reading the digests of replaced envelopes")
+            for index, (number, row) in enumerate(suspect.items()):
+                if index not in kept:
+                    usable[number] = _suspected(_key_of(row))
+        return usable
+
+
+def page_of(rows: Sequence[ItemRow]) -> Page:
+    """Give rows that hold envelopes column by column."""
+    return Page(
+        sequence_ids=[row.sequence_id for row in rows],
+        positions=[row.position for row in rows],
+        topics=[row.topic for row in rows],
+        envelopes=[row.data for row in rows],
+        key_ids=[row.data[KEY_ID_IN_HEADER] for row in rows],
+    )
+
+
+def _key_of(row: ItemRow) -> UUID:
+    return UUID(bytes=row.data[KEY_ID_IN_HEADER])
+
+
+def _envelope_in(row: ItemRow | None) -> ItemRow | EventSealError:
+    """Give a row of the backup whose data are an envelope, or say why it is of no use."""
+    if row is None:
+        return IntegrityError(
+            "the backup has no row in this place",
+            remedy=f"Use a backup that was taken after the event was written. {_GIVE_UP}",
+        )
+    data: Any = row.data
+    if not isinstance(data, bytes) or envelope_problem(data) is not None:
+        return IntegrityError(
+            "the row of the backup is no envelope: it is damaged too, or was not encrypted then",
+            remedy=f"Use another backup. {_GIVE_UP}",
+        )
+    return row
+
+
+def _of_key(error: EventSealError) -> EventSealError:
+    """Raise what says nothing about a key; of all else say what to do next."""
+    if isinstance(error, KmsError | StoreError):
+        raise error
+    if isinstance(error, KeyDestroyedError) and error.destroyed_by == "shredded":
+        return KeyDestroyedError(
+            f"{error}: what the backup holds was erased",
+            remedy=f"Nothing brings erased data back. {_GIVE_UP}",
+            key_id=error.key_id,
+            scope=error.scope,
+            destroyed_by="shredded",
+        )
+    return error
+
+
+def _why_not(outcome: object) -> EventSealError | None:
+    """Say why a row of the backup does not open; ``None``: it does."""
+    if not isinstance(outcome, EventSealError):
+        return None
+    if isinstance(outcome, IntegrityError) and str(outcome) != OPAQUE_INTEGRITY_MESSAGE:
+        return outcome
+    return _damaged_too() if isinstance(outcome, IntegrityError) else _of_key(outcome)
+
+
+def _damaged_too() -> IntegrityError:
+    return IntegrityError(
+        "the row of the backup does not open either: it is damaged too, or is of another place",
+        remedy=f"Use an older backup. {_GIVE_UP}",
+    )
+
+
+def _without_fields(plaintext: bytes) -> bytes | EventSealError:
+    """Refuse an item of a former collection whose fields are bound to it: a repair opens no field."""
+    if SEALED_BYTES not in plaintext:
+        return plaintext
+    return IntegrityError(
+        "the item of the backup holds encrypted fields that are bound to a former collection of its table",
+        remedy=f"Use a backup that was taken after the table was moved to its collection. {_GIVE_UP}",
+    )
+
+
+def _suspected(key_id: UUID) -> IntegrityError:
+    return IntegrityError(
+        f"the row of the backup is under key {key_id}, which was compromised, and no digest shows that the "
+        "row is older than that: it may be forged",
+        remedy=f"Use a backup in which the row is under another key. {_GIVE_UP}",
+        key_id=key_id,
+    )
+
+
+def _snapshot() -> IntegrityError:
+    return IntegrityError(
+        "a snapshot does not open; snapshots are not repaired",
+        remedy="Delete the row: the application reads the events instead, and takes a new snapshot.",
+    )
+
+
+def _no_active_key() -> KeyNotFoundError:
+    return KeyNotFoundError(
+        "the row's scope has no active key to encrypt it with",
+        remedy="Run `eventseal rotate`, which creates one. Then run the repair again.",
+    )
+
+
+_GIVE_UP = "If no backup has the row, `eventseal set-aside` lets the other checks pass without it."

@@ -1,0 +1,365 @@
+"""
+Repair: rows that do not open give way to what a backup has in their place, encrypted under today's keys.
+
+It lives beside the erasures, since it must not undo one: the ledger says what was erased, and notes each row
+that is replaced.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+
+from eventseal.cipher import ItemContext, Opened
+from eventseal.erasure.backup_rows import BackupRows, Encrypted, page_of
+from eventseal.erasure.ledger_entries import REPAIR
+from eventseal.erasure.recording import prepare_ledger
+from eventseal.erasure.restore_scan import Reading, undone_scopes, unrecorded_keys
+from eventseal.erasure.set_aside import required_ledger, withdraw_places
+from eventseal.erasure.shred import own_ledger
+from eventseal.errors import EventSealError, JobError, KeyClosedError, KeyNotFoundError
+from eventseal.rotation.item_checks import ItemChecks
+from eventseal.rotation.moved_collections import open_former
+from eventseal.rotation.old_key_tables import refuse_old_key_tables
+from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult
+from eventseal.rotation.sealed_store import own_tables
+from eventseal.rotation.table_checks import refuse_unregistered_tables
+from eventseal.storage.fences import open_fences
+from eventseal.storage.item_rows import count_by_key
+from eventseal.storage.item_swaps import KEY_ID_IN_HEADER, place_to_json
+from eventseal.storage.marked_envelopes import forget_replaced
+from eventseal.storage.marks import Replaced, add_replaced
+from eventseal.storage.row_repairs import RowChange, replace_rows
+from eventseal.storage.stored_rows import stored_row
+from eventseal.storage.swap_guards import share_fences
+from eventseal.storage.transactions import read, write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+
+    from sqlalchemy.engine import Connection
+
+    from eventseal.erasure.backup import Backup
+    from eventseal.erasure.ledger import Ledger
+    from eventseal.items.sealed_places import Place
+    from eventseal.rotation.item_checks import Tally
+    from eventseal.rotation.sealed_store import SealedStore
+    from eventseal.storage.item_rows import ItemRow
+    from eventseal.storage.sealed_table import SealedTable
+    from eventseal.storage.stored_rows import StoredRow
+
+_BATCH = 100
+"""Rows of a transaction, and of an entry of the ledger."""
+
+_ATTEMPTS = 3
+"""How often a batch is encrypted anew because a key was closed meanwhile."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairResult(JobResult):
+    """
+    What a repair did, or would do.
+
+    Attributes:
+        backup: What tells the backup from others.
+        places: The first 1,000 rows that were repaired, or can be: table, sequence id and position.
+    """
+
+    backup: dict[str, Any]
+    places: Sequence[tuple[str, str, str]] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as ``--json`` prints it."""
+        places = [
+            {"table": table, "sequence_id": sequence_id, "position": position}
+            for table, sequence_id, position in self.places
+        ]
+        return {**super(RepairResult, self).to_json(), "backup": dict(self.backup), "rows": places}
+
+
+def repair(
+    store: SealedStore,
+    backup: Backup,
+    *,
+    ledger: Ledger | None = None,
+    tables: Collection[str] | None = None,
+    dry_run: bool = False,
+    confirm: Callable[[RepairResult], object] | None = None,
+    progress: Callable[[JobResult], object] | None = None,
+) -> RepairResult:
+    """
+    Replace every row that does not open by what a backup has in its place, encrypted under today's keys.
+
+    A row that opens is never touched. What a key may open, today's key tables and the ledger say, and never
+    the backup: nothing opens there under a key that was shredded. Under a key that was ever compromised, only
+    envelopes open whose digest was kept when the key was marked, or when they were replaced. Fields inside of
+    an item are copied as they are. Snapshots are not repaired: the application takes them anew.
+
+    Each row is written to the ledger before it is replaced. Interrupted anywhere, it is run again.
+
+    Args:
+        store: An ``EventSeal``, or any object with its four.
+        backup: Of its items, and of the keys as they were then.
+        ledger: Created if it is not there and nothing was ever shredded; ``None``: the store's own.
+        tables: Only these, by name; ``None``: all that the application has registered.
+        dry_run: Whether only to look. It needs no ledger.
+        confirm: Called with what would be done before anything is written; what it raises ends the repair.
+        progress: Called now and then, with how many items were looked at.
+
+    Returns:
+        ``done`` counts the rows that were repaired, ``left`` those that can be, or that somebody changed
+        meanwhile, and ``failed`` those for which the backup has nothing that may be used.
+
+    Raises:
+        ConfigurationError: There is no ledger; or a table is not registered, or not in the backup.
+        IntegrityError: The ledger is not what was written.
+        JobError: Key tables that were restored show keys as alive that the ledger says were shredded.
+        KmsError: The KMS refused or failed.
+        StoreError: A database refused or failed.
+        StoreReadOnlyError: The key tables are of an earlier release: run `eventseal init` first.
+    """
+    started = time.monotonic()
+    ledger = (ledger or own_ledger(store)) if dry_run else required_ledger(store, ledger)
+    if not dry_run:
+        refuse_old_key_tables(store)
+    refuse_unregistered_tables(store)
+    found = own_tables(store.datastore, store.cipher.application, tables)
+    if ledger is not None:
+        _refuse_undone_erasures(store, ledger)
+    run = _Run(store, backup, found, started=started)
+    run.look(progress)
+    if dry_run or not run.damaged:
+        return run.result()
+    if confirm is not None:
+        confirm(run.result())
+    if ledger is not None:
+        prepare_ledger(store, ledger)
+        run.replace(ledger)
+    return run.result()
+
+
+def _refuse_undone_erasures(store: SealedStore, ledger: Ledger) -> None:
+    """Refuse to go by key tables that a restore has set back: they show erased keys as alive."""
+    if not ledger.exists(store.keyring.application):
+        return
+    undone = undone_scopes(store, ledger, Reading.of(store, ledger), progress=lambda _: None)
+    if undone or unrecorded_keys(store, ledger):
+        raise JobError(
+            f"the key tables and {ledger.name} do not agree on what was shredded. Nothing was changed",
+            remedy="Run `eventseal verify --after-restore`, which shows and shreds it again. Then run this "
+            "again.",
+        )
+
+
+class _Damaged(NamedTuple):
+    """
+    A row that can be repaired.
+
+    Attributes:
+        table: From today's registry.
+        place: Its sequence id and position.
+        digest: Of the row as it was read.
+    """
+
+    table: SealedTable
+    place: Place
+    digest: str
+
+
+class _Run:
+    """One repair: what it has found, and how far it is."""
+
+    def __init__(
+        self, store: SealedStore, backup: Backup, tables: Sequence[SealedTable], *, started: float
+    ) -> None:
+        self._store = store
+        self._engine = store.datastore.engine
+        self._tables = tables
+        self._started = started
+        self._identity = backup.identity()
+        self._rows = BackupRows(store, backup)
+        self._counts: dict[str, Counter[str]] = {table.table: Counter() for table in tables}
+        self._failures: list[Failure] = []
+        self._places: list[tuple[str, str, str]] = []
+        self.damaged: list[_Damaged] = []
+
+    def look(self, progress: Callable[[JobResult], object] | None) -> None:
+        """Open every item, and find out of each that does not open whether the backup can repair it."""
+        total = looked_at = 0
+        for table in self._tables if progress is not None else ():
+            count = partial(count_by_key, table=table)
+            total += sum(read(self._engine, count, doing=f"counting {table.table}").values())
+        for table in self._tables:
+            for tally in self._check(table):
+                looked_at += sum(counts.total() for counts in tally.by_table.values())
+                if progress is not None:
+                    left = max(0, total - looked_at)
+                    progress(_looked(looked_at, left, time.monotonic() - self._started))
+
+    def _check(self, table: SealedTable) -> Iterator[Tally]:
+        failing: list[ItemRow] = []
+        checks = ItemChecks(self._store, table, on_failure=lambda row, _: failing.append(row))
+        for tally in checks.run(None, None):
+            if failing:
+                self._judge(table, self._unopened(table, failing))
+                failing.clear()
+            yield tally
+
+    def _unopened(self, table: SealedTable, rows: Sequence[ItemRow]) -> list[ItemRow]:
+        """Leave out rows that open and failed otherwise: by a field inside, or suspected of being forged."""
+        contexts = [ItemContext(*row[:3], table.collection) for row in rows]
+        items = [(row.data, context) for row, context in zip(rows, contexts, strict=True)]
+        outcomes = self._store.cipher.open_many(items)
+        open_former(self._store, table, items, outcomes)
+        return [
+            row
+            for row, outcome in zip(rows, outcomes, strict=True)
+            if not isinstance(outcome, Opened) or outcome.key_id != row.key_id
+        ]
+
+    def _judge(self, table: SealedTable, rows: Sequence[ItemRow]) -> None:
+        places = [row[:2] for row in rows]
+        stored = self._stored(table, places)
+        for row, now, error in zip(rows, stored, self._rows.open(table, places), strict=True):
+            if error is not None:
+                self._fail(table, row[:2], row.key_id, error)
+            elif now is not None:
+                self.damaged.append(_Damaged(table, row[:2], now.digest))
+                self._counts[table.table]["left"] += 1
+                if len(self._places) < MAX_FAILURES:
+                    self._places.append((table.table, str(row.sequence_id), str(row.position)))
+
+    def _stored(self, table: SealedTable, places: Sequence[Place]) -> list[StoredRow | None]:
+        def look(connection: Connection) -> list[StoredRow | None]:
+            return [stored_row(connection, table, place) for place in places]
+
+        return read(self._engine, look, doing=f"reading {table.table}")
+
+    def replace(self, ledger: Ledger) -> None:
+        """Replace what can be repaired, a batch at a time."""
+        for table in self._tables:
+            damaged = [each for each in self.damaged if each.table is table]
+            for start in range(0, len(damaged), _BATCH):
+                self._replace(ledger, table, damaged[start : start + _BATCH])
+
+    def _replace(self, ledger: Ledger, table: SealedTable, damaged: Sequence[_Damaged]) -> None:
+        for _ in range(_ATTEMPTS):
+            stored = self._stored(table, [each.place for each in damaged])
+            still = [
+                each
+                for each, now in zip(damaged, stored, strict=True)
+                if now is not None and now.digest == each.digest
+            ]
+            try:
+                outcomes = self._rows.encrypt(table, [each.place for each in still])
+                done = self._write(ledger, table, still, outcomes)
+            except (KeyClosedError, KeyNotFoundError):
+                self._store.keyring.refresh()
+                continue
+            self._counts[table.table]["done"] += done
+            self._counts[table.table]["left"] -= done
+            for each, outcome in zip(still, outcomes, strict=True):
+                if isinstance(outcome, EventSealError):
+                    self._counts[table.table]["left"] -= 1
+                    self._fail(table, each.place, None, outcome)
+            return
+        raise JobError(
+            f"the keys of {table.table} changed {_ATTEMPTS} times while rows were repaired",
+            remedy="Run the same command again.",
+        )
+
+    def _write(
+        self,
+        ledger: Ledger,
+        table: SealedTable,
+        damaged: Sequence[_Damaged],
+        outcomes: Sequence[Encrypted | EventSealError],
+    ) -> int:
+        """Write the ledger, then the rows; give how many were still as they were read."""
+        pairs = [
+            (each, outcome)
+            for each, outcome in zip(damaged, outcomes, strict=True)
+            if isinstance(outcome, Encrypted)
+        ]
+        if not pairs:
+            return 0
+        changes = [RowChange(each.place, each.digest, outcome.new) for each, outcome in pairs]
+        targets = {change.new.key_id for change in changes if change.new.key_id is not None}
+        # Committed before the items: else whoever waits for such a row waits for all of them.
+        write(self._engine, partial(open_fences, key_ids=targets), doing="making the fences of keys")
+        rows = [_as_json(table, change) for change in changes]
+        ledger.append(self._store, REPAIR, details={"backup": self._identity, "rows": rows})
+        suspect = [outcome.found for _, outcome in pairs if outcome.is_suspect]
+
+        def work(connection: Connection) -> int:
+            closed = share_fences(connection, targets)
+            if closed:
+                raise KeyClosedError(
+                    f"nothing was changed in {table.table}: retired meanwhile: {', '.join(map(str, closed))}",
+                    key_ids=tuple(sorted(closed)),
+                )
+            replaced = replace_rows(connection, table, changes)
+            # What was counted when the key was marked is not missing: it has been replaced.
+            add_replaced(connection, [_replaced(table, row) for row in suspect])
+            forget_replaced(connection, table.table, page_of(suspect))
+            return len(replaced)
+
+        done = write(self._engine, work, doing=f"repairing items of {table.table}")
+        withdraw_places(self._store, ledger, {(table.table, change.place) for change in changes})
+        return done
+
+    def result(self) -> RepairResult:
+        """Give what was found and done so far."""
+        done, left, failed = (
+            sum(counts[outcome] for counts in self._counts.values()) for outcome in ("done", "left", "failed")
+        )
+        return RepairResult(
+            verb="repair",
+            complete=not left,
+            done=done,
+            left=left,
+            failed=failed,
+            seconds=time.monotonic() - self._started,
+            by_table={table: dict(counts) for table, counts in self._counts.items()},
+            failures=tuple(self._failures),
+            backup=self._identity,
+            places=tuple(self._places),
+        )
+
+    def _fail(self, table: SealedTable, place: Place, key_id: UUID | None, error: EventSealError) -> None:
+        self._counts[table.table]["failed"] += 1
+        if len(self._failures) < MAX_FAILURES:
+            self._failures.append(
+                Failure(
+                    table=table.table,
+                    row=dict(zip(("sequence_id", "position"), map(str, place), strict=True)),
+                    key_id=key_id,
+                    error=type(error).__name__,
+                    message=str(error),
+                    remedy=error.remedy,
+                )
+            )
+
+
+def _looked(looked_at: int, left: int, seconds: float) -> JobResult:
+    return JobResult(verb="repair", complete=False, done=looked_at, left=left, failed=0, seconds=seconds)
+
+
+def _as_json(table: SealedTable, change: RowChange) -> dict[str, Any]:
+    return {
+        "table": table.table,
+        "place": place_to_json(change.place),
+        "old": change.old,
+        "new": change.new_digest(table),
+    }
+
+
+def _replaced(table: SealedTable, row: ItemRow) -> Replaced:
+    key_id = UUID(bytes=row.data[KEY_ID_IN_HEADER])
+    digest = sha256(row.data).digest()
+    return Replaced(key_id, table.table, digest, str(row.sequence_id), str(row.position))

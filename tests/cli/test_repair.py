@@ -1,0 +1,94 @@
+"""``eventseal repair``: what it asks, what it lists, and what it exits with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from eventseal.cli import confirmation
+
+ITEMS = "integer_sequenced_items"
+
+
+@pytest.fixture
+def damaged(store, query, tmp_path):
+    """Five events with a backup in ``backup.sqlite``, of which two do not open any more."""
+    items = store(5)
+    query("PRAGMA wal_checkpoint(TRUNCATE)")
+    shutil.copy("shop.sqlite", "backup.sqlite")
+    query(f"UPDATE {ITEMS} SET data = x'00' WHERE position IN (1, 3)")
+    with (tmp_path / "eventseal.toml").open("a") as settings:
+        settings.write('ledger = "erasures.jsonl"\n')
+    return items
+
+
+def test_it_lists_the_rows_and_repairs_them(run, damaged):
+    run("verify", exits=1)
+    shown = run("repair", "--from-backup", "sqlite:///backup.sqlite", "--yes").stdout
+    assert "2 rows were repaired, 0 cannot be repaired" in shown
+    assert str(damaged[1].sequence_id) in shown
+    assert shown.rstrip().endswith("Next: eventseal verify")
+    run("verify")
+    assert "0 rows were repaired" in run("repair", "--from-backup", "sqlite:///backup.sqlite").stdout
+
+
+def test_a_dry_run_changes_nothing(run_json, run, damaged, query):
+    before = query(f"SELECT * FROM {ITEMS}")
+    shown = run_json("--dry-run", "repair", "--from-backup", "sqlite:///backup.sqlite", exits=1)
+    assert (shown["verb"], shown["done"], shown["left"], shown["dry_run"]) == ("repair", 0, 2, True)
+    assert [row["position"] for row in shown["rows"]] == ["1", "3"]
+    assert query(f"SELECT * FROM {ITEMS}") == before
+    assert (
+        "2 rows can be repaired, 0 cannot"
+        in run("repair", "--dry-run", "--from-backup", "sqlite:///backup.sqlite", exits=1).stdout
+    )
+
+
+def test_without_a_terminal_it_needs_yes(run, damaged, query):
+    before = query(f"SELECT * FROM {ITEMS}")
+    said = run("repair", "--from-backup", "sqlite:///backup.sqlite", exits=2)
+    assert "2 rows are about to be replaced by those of sqlite:///backup.sqlite." in said.stderr
+    assert query(f"SELECT * FROM {ITEMS}") == before
+
+
+def test_who_says_no_gets_nothing_changed(run, damaged, query, monkeypatch):
+    monkeypatch.setattr(confirmation, "is_anybody_there", lambda: True)
+    before = query(f"SELECT * FROM {ITEMS}")
+    said = run("repair", "--from-backup", "sqlite:///backup.sqlite", exits=4, input="n\n")
+    assert ITEMS in said.stdout
+    assert query(f"SELECT * FROM {ITEMS}") == before
+
+
+def test_without_a_ledger_it_refuses_and_says_which_line_to_add(run, damaged, tmp_path):
+    settings = tmp_path / "eventseal.toml"
+    settings.write_text(settings.read_text().replace('ledger = "erasures.jsonl"\n', ""))
+    said = run("repair", "--from-backup", "sqlite:///backup.sqlite", "--yes", exits=2)
+    assert 'ledger = "erasures.jsonl"' in said.stderr
+    run("repair", "--from-backup", "sqlite:///backup.sqlite", "--dry-run", exits=1)
+
+
+def test_rows_that_cannot_be_repaired_are_failures(run, damaged, query):
+    query(f"UPDATE {ITEMS} SET data = x'00' WHERE position = 0")
+    shutil.copy("shop.sqlite", "later.sqlite")
+    said = run("repair", "--from-backup", "sqlite:///later.sqlite", "--yes", exits=1)
+    assert "0 rows were repaired, 3 cannot be repaired" in said.stdout
+    assert "eventseal set-aside" in said.stdout
+    assert "3 more" not in said.stdout
+
+
+def test_a_password_in_the_url_is_shown_nowhere(run):
+    said = run("repair", "--from-backup", "postgresql://somebody:hunter2@localhost:1/shop", exits=2)
+    assert "hunter2" not in said.stdout + said.stderr
+
+
+def test_renamed_takes_pairs(run, damaged):
+    said = run("repair", "--from-backup", "sqlite:///backup.sqlite", "--renamed", "orders", exits=2)
+    assert "--renamed takes two names" in said.stderr
+    assert (
+        json.loads(run("--json", "repair", "--yes", "--from-backup", "sqlite:///backup.sqlite").stdout)[
+            "done"
+        ]
+        == 2
+    )
