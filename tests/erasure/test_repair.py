@@ -16,6 +16,7 @@ from eventseal.cipher import ItemContext
 from eventseal.configuration import EventSeal, Settings
 from eventseal.erasure import Backup, reopen, repair, set_aside, shred
 from eventseal.erasure.backup_rows import BackupRows
+from eventseal.erasure.repair import _Run
 from eventseal.errors import ConfigurationError, IntegrityError, JobError
 from eventseal.items import PersonalData, SequencedItem
 from eventseal.rotation import mark_compromised, reencrypt, retire, rotate_keys, verify
@@ -268,6 +269,24 @@ def test_a_key_that_is_closed_meanwhile_is_not_sealed_under(shop, repaired, monk
     now = shop.stored(item)
     assert now.key_id != first
     assert shop.opens(now)
+
+
+def test_a_row_that_opens_again_before_its_digest_is_taken_is_not_touched(shop, repaired, monkeypatch):
+    item = shop.append(SCOPE)
+    shop.back_up()
+    rotate_keys(shop.seal, scopes=[SCOPE])
+    shop.edit(item, data=damaged(item))
+    stored = _Run._stored
+
+    def mended_before(self: Any, *arguments: Any) -> Any:
+        monkeypatch.undo()
+        shop.edit(item, data=item.data)
+        return stored(self, *arguments)
+
+    monkeypatch.setattr(_Run, "_stored", mended_before)
+    result = repaired()
+    assert (result.done, result.left) == (0, 0)
+    assert shop.stored(item) == item
 
 
 def test_a_row_that_was_set_aside_is_repaired_and_no_longer_set_aside(shop, repaired):

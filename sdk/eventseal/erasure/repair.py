@@ -228,7 +228,7 @@ class _Run:
         for row, now, error in zip(rows, stored, self._rows.open(table, places), strict=True):
             if error is not None:
                 self._fail(table, row[:2], row.key_id, error)
-            elif now is not None:
+            elif now is not None and now.is_still(row):
                 self.damaged.append(_Damaged(table, row[:2], now.digest))
                 self._counts[table.table]["left"] += 1
                 if len(self._places) < MAX_FAILURES:

@@ -169,11 +169,7 @@ class _Judge:
         place = row[:2]
         look = partial(stored_row, table=self.table, place=place)
         stored = read(self._store.datastore.engine, look, doing=f"reading {self.table.table}")
-        if stored is None or (stored.topic, stored.data, stored.named_key) != (
-            row.topic,
-            row.data,
-            row.key_id,
-        ):
+        if stored is None or not stored.is_still(row):
             self.refusals[place] = JobError("the row is being changed right now", remedy="Run it again.")
             return
         refusal = self._refusal(stored, error)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from eventseal.items.sealed_places import Place
+    from eventseal.storage.item_rows import ItemRow
     from eventseal.storage.sealed_table import SealedTable
 
 
@@ -49,6 +50,10 @@ class StoredRow(NamedTuple):
     def digest(self) -> str:
         """SHA-256 over topic, data and key id with their types, in hex: any change of them changes it."""
         return digest_of(self.topic, self.data, self.key_id)
+
+    def is_still(self, row: ItemRow) -> bool:
+        """Whether it says what it said when *row* was read."""
+        return (self.topic, self.data, self.named_key) == (row.topic, row.data, row.key_id)
 
     @property
     def keys(self) -> frozenset[UUID]:
