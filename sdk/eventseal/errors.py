@@ -41,6 +41,13 @@ if TYPE_CHECKING:
     from uuid import UUID
 
 
+REPAIR_ROW = (
+    "Find out who changed the database. Then run `eventseal repair --from-backup URL`, or `eventseal "
+    "set-aside` if no backup has the row."
+)
+"""What to do about a row that is damaged."""
+
+
 class EventSealError(Exception):
     """
     The root: ``except EventSealError`` catches everything that EventSeal raises.
@@ -97,7 +104,7 @@ class IntegrityError(EventSealError):
     One class and, for items, one message, whatever was changed: see :data:`OPAQUE_INTEGRITY_MESSAGE`.
     """
 
-    default_remedy = "Do not use the item. Find out who changed the database; restore the row from a backup."
+    default_remedy = f"Do not use the item. {REPAIR_ROW}"
 
 
 OPAQUE_INTEGRITY_MESSAGE = "the item does not authenticate: its bytes, its header or its place were changed"
@@ -107,7 +114,10 @@ OPAQUE_INTEGRITY_MESSAGE = "the item does not authenticate: its bytes, its heade
 class UnknownFormatError(EventSealError):
     """The bytes are not an envelope, or one of a version, suite or compression that is not known here."""
 
-    default_remedy = "Open it with the release that wrote it, or name the older format while you migrate."
+    default_remedy = (
+        "Open it with the release that wrote it, or name the older format while you migrate. If the row is "
+        "damaged: `eventseal repair --from-backup URL`."
+    )
     offset: int | None = None
 
 
@@ -236,6 +246,7 @@ class JobError(EventSealError):
 
 __all__ = [
     "OPAQUE_INTEGRITY_MESSAGE",
+    "REPAIR_ROW",
     "ConfigurationError",
     "EncryptionRequiredError",
     "EventSealError",

@@ -15,7 +15,7 @@ from functools import partial
 from json.decoder import JSONDecoder
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from eventseal.errors import ConfigurationError, EventSealError, SerializationError
+from eventseal.errors import REPAIR_ROW, ConfigurationError, EventSealError, SerializationError
 from eventseal.items.field_values import MASK_MARKER, SEALED_MARKER, STATE_MARKER
 from eventseal.items.field_writing import FieldWriter
 from eventseal.items.json_types import (
@@ -229,7 +229,7 @@ def _decoded(decoder: JSONDecoder, data: bytes) -> Any:
         raise nested_too_deeply()
     raise SerializationError(
         f"{len(data)} bytes are not the JSON of an event",
-        remedy="Read the item with the cipher that sealed it, or restore the row from a backup.",
+        remedy=f"Read the item with the cipher that encrypted it. If the row was edited: {REPAIR_ROW}",
     )
 
 

@@ -11,7 +11,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from eventseal.errors import SerializationError
+from eventseal.errors import REPAIR_ROW, SerializationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,7 +71,7 @@ def nested_too_deeply() -> SerializationError:
     return SerializationError(
         "the item's JSON is nested too deeply to be read here",
         remedy="If an earlier release of the application wrote it, read it with a higher "
-        "sys.setrecursionlimit(). Else find out who changed the database, and restore the row from a backup.",
+        f"sys.setrecursionlimit(). {REPAIR_ROW}",
     )
 
 

@@ -10,6 +10,7 @@ from eventseal.cipher import Opened
 from eventseal.cipher.context import ItemContext
 from eventseal.errors import (
     OPAQUE_INTEGRITY_MESSAGE,
+    REPAIR_ROW,
     ConfigurationError,
     EncryptionRequiredError,
     EventSealError,
@@ -443,5 +444,5 @@ _SKIPPED = object()
 _KEY_ID = slice(3, HEADER_SIZE)
 _NO_ENVELOPE = (
     "If a later release wrote the item, open it with that one. Else the row was edited, or the key id does "
-    "not belong to it: find out who changed the database, and restore the row from a backup."
+    f"not belong to it. {REPAIR_ROW}"
 )

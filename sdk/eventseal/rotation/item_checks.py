@@ -12,6 +12,7 @@ from uuid import UUID
 from eventseal.cipher import ItemContext, Opened
 from eventseal.errors import (
     OPAQUE_INTEGRITY_MESSAGE,
+    REPAIR_ROW,
     EncryptionRequiredError,
     EventSealError,
     IntegrityError,
@@ -396,5 +397,5 @@ def _not_encrypted() -> EncryptionRequiredError:
     return EncryptionRequiredError(
         "the item is not encrypted, and always_encrypt is set",
         remedy="If an older application wrote it, name its format in old_formats, and run `eventseal migrate "
-        "--begin`. Else find out who wrote the row, and restore it from a backup.",
+        f"--begin`. Else: {REPAIR_ROW}",
     )

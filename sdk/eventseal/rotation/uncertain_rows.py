@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from eventseal.errors import IntegrityError, JobError
+from eventseal.errors import REPAIR_ROW, IntegrityError, JobError
 from eventseal.items.sealed_places import Selection
 from eventseal.rotation.item_checks import ItemChecks, Tally
 from eventseal.rotation.results import MAX_FAILURES, Failure
@@ -63,7 +63,7 @@ def differing_failures(
             key_id=row.key_id,
             error=IntegrityError.__name__,
             message="the key id beside the item is not the one in its envelope; both keys stay",
-            remedy=GIVE_UP if row[:2] in set_aside else "Restore the row from a backup.",
+            remedy=GIVE_UP if row[:2] in set_aside else REPAIR_ROW,
         )
         for row in rows[:MAX_FAILURES]
     ]
@@ -97,9 +97,8 @@ def refuse_damaged_rows(
     if damaged:
         raise IntegrityError(
             f"{'. '.join(damaged)}. These rows are not sealed, or damaged: nobody knows which key they need",
-            remedy="Restore them from a backup. Rows that are no items, delete. If they are in an "
-            "older format, name it in the setting old_formats. Then run it again. If nothing can save them: "
-            "eventseal set-aside",
+            remedy=f"{REPAIR_ROW} Delete rows that are no items. If they are in an older format, name it in "
+            "the setting old_formats. Then run it again.",
         )
     if given_up and not give_up:
         raise JobError(

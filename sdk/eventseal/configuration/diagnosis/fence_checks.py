@@ -86,7 +86,7 @@ def _check_table(stores: Stores, table: SealedTable) -> Iterator[Finding]:
         name = "names" if differing == 1 else "name"
         error = IntegrityError(
             f"{items} of {table.table} {name} another key in the column than in the envelope",
-            remedy="Restore the rows from a backup; to find them: eventseal verify",
+            remedy="To find them: `eventseal verify`. To repair them: `eventseal repair --from-backup URL`.",
         )
         yield Finding.of(error, AREA)
     missing = read(engine, partial(_missing_triggers, table=table), doing="looking for triggers")
