@@ -13,7 +13,8 @@ from eventseal.errors import ConfigurationError
 from eventseal.storage import SQLAlchemyDatastore, SQLAlchemyKeyStore, SQLAlchemySettings
 from eventseal.storage.engines import redacted
 from eventseal.storage.item_columns import sealed_columns
-from eventseal.storage.item_rows import row_at
+from eventseal.storage.item_rows import ItemRow
+from eventseal.storage.stored_rows import stored_row
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from eventseal.items.sealed_places import Place
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.item_rows import ItemRow
     from eventseal.storage.sealed_table import SealedTable
 
 
@@ -104,7 +104,11 @@ class Backup:
         there = self._tables[table.table]
 
         def look(connection: Connection) -> list[ItemRow | None]:
-            return [row_at(connection, there, *place) for place in places]
+            found = [(place, stored_row(connection, there, place)) for place in places]
+            return [
+                None if row is None else ItemRow(*place, row.topic, row.data, row.header_key)
+                for place, row in found
+            ]
 
         return read(self._datastore.engine, look, doing=f"reading {there.table} of the backup")
 
