@@ -1,4 +1,4 @@
-"""The application's own modules: the only ones that the command also looks for in the working directory."""
+"""Imports the application's own modules: only these may also be in the working directory."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 @contextmanager
 def working_directory_last() -> Iterator[None]:
     """
-    Let modules be found in the working directory, behind all others, while the block runs.
+    Let modules be found in the working directory, after all other places, while the block runs.
 
-    Not longer: an optional package that is not installed would be taken from there by whoever writes there.
+    Not longer: an attacker who can write there could put a module in place of an optional package.
     """
     here = str(Path.cwd())
     if here in sys.path or "" in sys.path:  # `python -m eventseal`
@@ -34,7 +34,7 @@ def working_directory_last() -> Iterator[None]:
 
 def load_modules(*, tables: Sequence[str] = (), event_modules: Sequence[str] = ()) -> None:
     """
-    Import the modules that settings of these names list.
+    Import the modules that the settings of these names list.
 
     Raises:
         ConfigurationError: A module or a class is not there.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,10 +11,14 @@ from eventseal.cli.application_modules import working_directory_last
 from eventseal.cli.exit_codes import ExitCode
 from eventseal.cli.options import Config, Json, Options
 from eventseal.cli.output import print_columns, print_json, printable
-from eventseal.eventstore.field_survey import stored_by_default, survey
+from eventseal.eventstore.field_survey import survey
+from eventseal.items.mapper import SequencedItemMapper
 
 if TYPE_CHECKING:
-    from eventseal.eventstore.field_survey import Mapper, SurveyedClass, SurveyedField
+    from eventseal.eventstore.field_survey import Mapper, SurveyedClass
+    from eventseal.items.protection import ProtectedField
+
+_MARKED = re.compile(r"Annotated\[(.*?), *(?:\w+\.)*(?:PersonalData|NotPersonal)\(.*\)\]")
 
 EXAMPLES = """\b
 Examples:
@@ -53,7 +58,7 @@ def fields(
     options = Options.of(context, config=config, as_json=as_json)
     with working_directory_last():
         classes = survey(modules, words=word or (), always_encrypt=always_encrypt, mapper_of=_mapper_of)
-    suspects = sum(len(one.suspects) + (one.refused is not None) for one in classes)
+    suspects = sum(len(one.suspicions) + (one.refused is not None) for one in classes)
     if options.as_json:
         print_json(_as_json(classes, suspects))
     else:
@@ -67,7 +72,7 @@ def _mapper_of(cls: type[Any]) -> type[Mapper]:
         from eventseal.integrations.eventsourcing import EncryptingMapper  # noqa: PLC0415 - an extra of its own
 
         return EncryptingMapper
-    return stored_by_default(cls)
+    return SequencedItemMapper
 
 
 def _as_json(classes: list[SurveyedClass], suspects: int) -> dict[str, Any]:
@@ -79,7 +84,7 @@ def _as_json(classes: list[SurveyedClass], suspects: int) -> dict[str, Any]:
         "classes": [
             {
                 "class": one.name,
-                "fields": [_field_as_json(field) for field in one.fields],
+                "fields": [_field_as_json(one, field) for field in one.fields],
                 "refused": one.refused,
             }
             for one in classes
@@ -87,19 +92,23 @@ def _as_json(classes: list[SurveyedClass], suspects: int) -> dict[str, Any]:
     }
 
 
-def _field_as_json(field: SurveyedField) -> dict[str, Any]:
+def _field_as_json(cls: SurveyedClass, field: ProtectedField) -> dict[str, Any]:
+    text = field.declared.text
+    marked = _MARKED.fullmatch(text)
     return {
         "name": field.name,
-        "type": field.type,
+        "type": text if marked is None else marked[1],
         "protection": field.protection,
         "subjects": list(field.subjects),
-        "suspicion": field.suspicion,
-        "not_personal": field.not_personal,
+        "suspicion": cls.suspicions.get(field.name),
+        "not_personal": field.declared.not_personal,
     }
 
 
 def _print(classes: list[SurveyedClass], suspects: int) -> None:
-    rows = [(one.name, field.name, field.protection, _note(field)) for one in classes for field in one.fields]
+    rows = [
+        (one.name, field.name, field.protection, _note(one, field)) for one in classes for field in one.fields
+    ]
     print_columns(("CLASS", "FIELD", "PROTECTION", "NOTE"), rows)
     for one in classes:
         if one.refused is not None:
@@ -112,9 +121,10 @@ def _print(classes: list[SurveyedClass], suspects: int) -> None:
     typer.echo(f"{len(rows):,} fields of {len(classes):,} classes, {suspicious}{ending}")
 
 
-def _note(field: SurveyedField) -> str:
+def _note(cls: SurveyedClass, field: ProtectedField) -> str:
     if field.subjects:
         return f"of {', '.join(field.subjects)}"
-    if field.suspicion is not None:
-        return f"! {field.suspicion}"
-    return "" if field.not_personal is None else f"not personal: {field.not_personal}"
+    if field.name in cls.suspicions:
+        return f"! {cls.suspicions[field.name]}"
+    reason = field.declared.not_personal
+    return "" if reason is None else f"not personal: {reason}"

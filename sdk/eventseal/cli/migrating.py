@@ -14,7 +14,7 @@ from eventseal.cli.shown_job import shown_job
 from eventseal.configuration.stores import old_database
 from eventseal.rotation import copy_items
 from eventseal.rotation import migrate as migrate_store
-from eventseal.rotation.jobs import MIGRATE
+from eventseal.rotation.jobs import MIGRATE, verb_command
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -118,7 +118,7 @@ def said_of_beginning(result: JobResult, *, dry_run: bool) -> str:
 
 
 def said_of_migration(result: JobResult, *, dry_run: bool, function: str | None = None) -> str:
-    """Sum a migration up, whose function for key scopes must be given again."""
+    """Sum a migration up; the command that resumes it must name its function for key scopes."""
     if dry_run:
         minutes, seconds = divmod(round(result.estimated_seconds or 0), 60)
         return f"{result.left:,} items would be sealed, in about {minutes}:{seconds:02} minutes by a sample"
@@ -127,9 +127,7 @@ def said_of_migration(result: JobResult, *, dry_run: bool, function: str | None 
         f"{result.left:,} are left"
     )
     if not result.complete:
-        resumed = "" if result.job_id is None else f" --resume {result.job_id}"
-        option = "" if function is None else f" --key-scope-function {function}"
-        return f"{said}\nNot complete. To continue: eventseal migrate{resumed}{option}"
+        return f"{said}\nNot complete. To continue: {verb_command(MIGRATE, result.job_id, function)}"
     if result.failed:
         return f"{said}\nwhat failed stays as it is; mend it, and run this again"
     return f"{said}\nwhen no process writes the older formats any more: eventseal migrate --finish"

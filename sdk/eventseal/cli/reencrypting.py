@@ -11,7 +11,7 @@ from eventseal.cli.output import print_columns
 from eventseal.cli.results import print_failures
 from eventseal.cli.shown_job import shown_job
 from eventseal.rotation import reencrypt
-from eventseal.rotation.jobs import REENCRYPT
+from eventseal.rotation.jobs import REENCRYPT, verb_command
 from eventseal.rotation.set_aside import SET_ASIDE
 
 if TYPE_CHECKING:
@@ -96,8 +96,7 @@ def print_reencrypted(result: JobResult, *, dry_run: bool) -> None:
             "rotation may append under an old key: run it again then"
         )
     if result.unfinished:
-        resumed = "" if result.job_id is None else f" --resume {result.job_id}"
-        typer.echo(f"Not complete. To continue: eventseal reencrypt{resumed}")
+        typer.echo(f"Not complete. To continue: {verb_command(REENCRYPT, result.job_id)}")
 
 
 def _estimate(result: JobResult) -> str:

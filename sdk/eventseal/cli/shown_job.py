@@ -10,7 +10,7 @@ from eventseal.cli.options import opened_in_worker
 from eventseal.cli.output import print_json
 from eventseal.cli.progress import shown_progress
 from eventseal.cli.worker_processes import worker_processes
-from eventseal.rotation.jobs import MIGRATE
+from eventseal.rotation.jobs import MIGRATE, verb_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +38,7 @@ def shown_job(
         verb: Of ``eventseal.rotation``, with the arguments that are its own.
         workers: Processes that share the work.
         resume: Only go on with this job.
-        function: The one for key scopes, as the command line names it.
+        function: The function for key scopes, as the command line names it.
 
     Raises:
         VerbInterrupt: It was interrupted; the job resumes.
@@ -71,14 +71,14 @@ class _BegunJob:
     Args:
         job_id: If it is resumed.
         verb: The command that goes on with it.
-        function: That it must be given again.
+        function: The function for key scopes, which the command must name again.
     """
 
     def __init__(self, job_id: UUID | None, verb: str, function: str | None) -> None:
         self.last: JobResult | None = None
         self._job_id = job_id
         self._verb = verb
-        self._option = "" if function is None else f" --key-scope-function {function}"
+        self._function = function
 
     def noting(self, progress: Callable[[JobResult], None]) -> Callable[[JobResult], None]:
         """Give what notes a result, and shows it."""
@@ -94,5 +94,5 @@ class _BegunJob:
         """Say how to go on."""
         if self._job_id is None:
             return RUN_AGAIN
-        command = f"eventseal {self._verb} --resume {self._job_id}{self._option}"
+        command = verb_command(self._verb, self._job_id, self._function)
         return f"What was done stays done. To go on: {command}"

@@ -29,7 +29,7 @@ def worker_processes(count: int, *, function: str | None = None) -> Iterator[Exe
 
     Args:
         count: Processes, 1 or more; 1: this one.
-        function: One of the application's that they are given, as ``module:function``.
+        function: A function of the application that their work needs, as ``module:function``.
     """
     if count == 1:
         yield None

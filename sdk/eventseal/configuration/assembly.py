@@ -137,7 +137,7 @@ class EventSeal:
 
     @property
     def event_modules(self) -> tuple[str, ...]:
-        """Modules whose classes an item may name that is not authenticated."""
+        """Modules whose classes an unauthenticated item may name."""
         return self.settings.event_modules
 
     @property

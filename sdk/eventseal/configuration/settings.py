@@ -168,7 +168,7 @@ class Settings(BaseSettings):
     )
     event_modules: Annotated[Texts, AfterValidator(_module_names)] = Field(
         default=(),
-        description="Modules that define your events: what nobody authenticated names no other class.",
+        description="Modules that define your events: unauthenticated items name no other class.",
     )
     eventsourcing_tables: Annotated[Texts, AfterValidator(_sql_names)] = Field(
         default=(),

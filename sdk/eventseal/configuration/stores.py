@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eventseal.errors import ConfigurationError
+from eventseal.items.topics import import_listed
 from eventseal.storage import SQLAlchemyDatastore, SQLAlchemyKeyStore, SQLAlchemySettings
 from eventseal.storage.item_tables import OWN_RECORDS
 
@@ -76,15 +76,7 @@ def record_classes(names: Sequence[str]) -> list[type[Any]]:
 
 def _record_class(name: str) -> type[Any]:
     module_name, _, class_name = name.partition(":")
-    try:
-        module = import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
-        raise ConfigurationError(
-            f"tables: there is no module {error.name} for {name}",
-            remedy="Correct the setting, or put the module's folder on PYTHONPATH.",
-        ) from None
+    module = import_listed(module_name, "tables")
     record = getattr(module, class_name, None)
     if not isinstance(record, type):
         raise ConfigurationError(f"tables: module {module_name} has no class {class_name}")

@@ -31,7 +31,7 @@ class ApplicationWithEventStores:
         snapshot_active_record_strategy: Of snapshots.
         always_encrypt: Whether every item is sealed, and all else refused; ``None``: if there is a cipher.
         cipher: Seals and opens the items; ``None`` for items in plain.
-        event_modules: Modules whose classes an item may name that is not authenticated; see
+        event_modules: Modules whose classes an unauthenticated item may name; see
             :class:`~eventseal.items.SequencedItemMapper`.
     """
 
@@ -131,7 +131,7 @@ class ApplicationWithPersistencePolicies(ApplicationWithEventStores):
         snapshot_active_record_strategy: Of snapshots.
         always_encrypt: Whether every item is sealed, and all else refused; ``None``: if there is a cipher.
         cipher: Seals and opens the items; ``None`` for items in plain.
-        event_modules: Modules whose classes an item may name that is not authenticated; see
+        event_modules: Modules whose classes an unauthenticated item may name; see
             :class:`~eventseal.items.SequencedItemMapper`.
     """
 

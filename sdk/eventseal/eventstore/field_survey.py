@@ -1,25 +1,26 @@
-"""Which fields of event classes are protected how, and which plain ones look like personal data."""
+"""How the fields of event classes are protected, and which plain ones look like personal data."""
 
 from __future__ import annotations
 
 import pkgutil
 import re
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
 from enum import Enum
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from eventseal.errors import ConfigurationError
 from eventseal.eventstore.events import DomainEvent
 from eventseal.items.mapper import SequencedItemMapper
 from eventseal.items.personal import annotates_personal
 from eventseal.items.scopes import CLASS_RULE
+from eventseal.items.topics import class_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from types import ModuleType
 
-    from eventseal.items.protection import ProtectedField, Protection
+    from eventseal.items.protection import ProtectedField
 
 PERSONAL_WORDS = frozenset({
     "address", "addresses", "age", "birth", "birthdate", "birthday", "birthplace", "born", "dob", "email",
@@ -28,68 +29,36 @@ PERSONAL_WORDS = frozenset({
     "passport", "phone", "phones", "photo", "portrait", "postal", "postcode", "religion", "salutation", "sex",
     "ssn", "street", "surname", "telephone", "username", "zip", "zipcode",
 })  # fmt: skip
-"""Words that say personal data where a name has them: ``email`` in ``work_email`` and ``EmailStr``."""
+"""Words that suggest personal data in a name: ``email`` in ``work_email`` and ``EmailStr``."""
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _PLAIN_MODULES = frozenset({"builtins", "datetime", "decimal", "types", "typing", "uuid"})
 
 
 class Mapper(Protocol):
-    """A mapper class, that says what becomes of the fields of a class."""
+    """A mapper class that lists how it protects the fields of a class."""
 
     @classmethod
     def protections(cls, event_class: type[Any], *, always_encrypt: bool = ...) -> list[ProtectedField]:
-        """Say it, or raise ``ConfigurationError`` if it refuses the class."""
+        """List the fields, or raise ``ConfigurationError`` if the mapper would refuse the class."""
         ...
 
 
-def stored_by_default(_: type[Any]) -> type[Mapper]:
-    """Give the mapper of EventSeal's own event store, for any class."""
-    return SequencedItemMapper
-
-
-@dataclass(frozen=True, slots=True)
-class SurveyedField:
-    """
-    A field of an event class, or of an object in one.
-
-    Attributes:
-        name: The attribute.
-        type: Its annotation, or nothing.
-        protection: ``sealed field`` under its subject's key; ``object``, whose own fields are listed apart;
-            ``sealed item`` as a part of the whole; or ``plain``.
-        subjects: The attributes that name its subjects.
-        suspicion: Why it looks like personal data, if it does and is plain.
-        not_personal: The reason that ``NotPersonal`` gives.
-    """
-
-    name: str
-    type: str
-    protection: Protection
-    subjects: tuple[str, ...] = ()
-    suspicion: str | None = None
-    not_personal: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SurveyedClass:
+class SurveyedClass(NamedTuple):
     """
     An event class, or a dataclass that events hold.
 
     Attributes:
         name: ``module:Qualified.Name``.
-        fields: Those that it declares, by annotations or by its constructor; none if it is refused.
-        refused: Why its mapper refuses it, and what to do about it, if it does.
+        fields: The fields that it declares, by annotations or by its constructor; none if it is refused.
+        suspicions: By field that is plain and looks like personal data, why it does.
+        refused: If its mapper refuses it, why, and what to do about it.
     """
 
     name: str
-    fields: tuple[SurveyedField, ...]
+    fields: Sequence[ProtectedField]
+    suspicions: Mapping[str, str]
     refused: str | None = None
-
-    @property
-    def suspects(self) -> list[SurveyedField]:
-        """The plain fields that look like personal data."""
-        return [field for field in self.fields if field.suspicion is not None]
 
 
 def survey(
@@ -97,14 +66,14 @@ def survey(
     *,
     words: Collection[str] = (),
     always_encrypt: bool = False,
-    mapper_of: Callable[[type[Any]], type[Mapper]] = stored_by_default,
+    mapper_of: Callable[[type[Any]], type[Mapper]],
 ) -> list[SurveyedClass]:
     """
     Survey modules.
 
     Args:
         names: Modules, packages with all their modules, or classes as ``module:Qualified.Name``.
-        words: Further ones that say personal data, beside :data:`PERSONAL_WORDS`.
+        words: More words that suggest personal data, besides :data:`PERSONAL_WORDS`.
         always_encrypt: Whether the mapper seals every item, also those whose class does not ask for it.
         mapper_of: Gives the mapper class that stores the objects of a class.
 
@@ -116,14 +85,14 @@ def survey(
         ImportError: There is no such module.
     """
     known = PERSONAL_WORDS | {word.lower() for word in words}
-    wanted = dict.fromkeys(cls for name in names for cls in _classes(name, mapper_of))
+    wanted = [cls for name in names for cls in _classes(name, mapper_of)]
     surveyed: dict[type[Any], SurveyedClass] = {}
     while wanted:
-        cls = next(iter(wanted))
-        del wanted[cls]
-        held: list[type[Any]] = []
-        surveyed[cls] = _surveyed(cls, known, held, mapper_of(cls), always_encrypt=always_encrypt)
-        wanted |= dict.fromkeys(one for one in held if one not in surveyed)
+        cls = wanted.pop()
+        if cls not in surveyed:
+            surveyed[cls] = _surveyed(cls, known, mapper_of(cls), always_encrypt=always_encrypt)
+            objects = [field for field in surveyed[cls].fields if field.protection == "object"]
+            wanted += [one for field in objects for one in field.declared.classes if is_dataclass(one)]
     return sorted(surveyed.values(), key=lambda one: one.name)
 
 
@@ -178,7 +147,7 @@ def _is_stored(cls: type[Any], mapper: type[Mapper]) -> bool:
 
 
 def _is_marked(cls: type[Any], mapper: type[Mapper]) -> bool:
-    """Whether a class that may be no event says personal data, so that it is listed all the same."""
+    """Whether a class marks personal data, so that it is listed even if it may not be an event."""
     if mapper is SequencedItemMapper:
         return annotates_personal(cls)
     try:
@@ -189,44 +158,25 @@ def _is_marked(cls: type[Any], mapper: type[Mapper]) -> bool:
 
 
 def _surveyed(
-    cls: type[Any],
-    words: frozenset[str],
-    held: list[type[Any]],
-    mapper: type[Mapper],
-    *,
-    always_encrypt: bool,
+    cls: type[Any], words: frozenset[str], mapper: type[Mapper], *, always_encrypt: bool
 ) -> SurveyedClass:
-    name = f"{cls.__module__}:{cls.__qualname__}"
+    name = class_name(cls)
     try:
-        protected = mapper.protections(cls, always_encrypt=always_encrypt)
+        fields = mapper.protections(cls, always_encrypt=always_encrypt)
     except ConfigurationError as error:
-        return SurveyedClass(name, (), f"{error}. {error.remedy}")
-    fields: list[SurveyedField] = []
-    for field in protected:
-        declared = field.declared
-        held.extend(one for one in declared.classes if field.protection == "object" and is_dataclass(one))
-        suspicion = None
-        is_told = declared.not_personal is not None or set(declared.classes) == {bool}
-        if field.protection == "plain" and not is_told:
-            suspicion = _suspicion(field, words)
-        fields.append(
-            SurveyedField(
-                field.name,
-                _shown(declared.text),
-                field.protection,
-                field.subjects,
-                suspicion,
-                declared.not_personal,
-            )
-        )
-    return SurveyedClass(name, tuple(fields))
+        return SurveyedClass(name, (), {}, f"{error}. {error.remedy}")
+    found = {field.name: _suspicion(field, words) for field in fields}
+    return SurveyedClass(name, fields, {field: why for field, why in found.items() if why is not None})
 
 
 def _suspicion(field: ProtectedField, words: frozenset[str]) -> str | None:
+    declared = field.declared
+    if field.protection != "plain" or declared.not_personal is not None or set(declared.classes) == {bool}:
+        return None
     said = _words(field.name) & words
     if said:
         return f"its name says {min(said)!r}"
-    for one in field.declared.classes:
+    for one in declared.classes:
         said = set() if one.__module__ in _PLAIN_MODULES else _words(one.__name__) & words
         if said:
             return f"its type {one.__name__} says {min(said)!r}"
@@ -235,7 +185,3 @@ def _suspicion(field: ProtectedField, words: frozenset[str]) -> str | None:
 
 def _words(name: str) -> set[str]:
     return {word.lower() for word in _WORD.findall(name)}
-
-
-def _shown(text: str) -> str:
-    return re.sub(r"^Annotated\[(.*?), *(?:\w+\.)*(?:PersonalData|NotPersonal)\(.*\)\]$", r"\1", text)

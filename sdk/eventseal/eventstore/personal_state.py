@@ -20,6 +20,7 @@ from eventseal.items.objects import attributes_of
 from eventseal.items.personal import plan_of
 from eventseal.items.shapes import PersonalData, Sealed, fits, personal_data_in, with_masks
 from eventseal.items.subjects import Enclosing, find_subject, subject_scope
+from eventseal.items.topics import class_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -140,7 +141,7 @@ def _kept(
 ) -> list[_Kept]:
     declared: Mapping[str, str | None] = getattr(cls, DECLARATION, {})
     kept: dict[str, _Kept] = {}
-    for event_class in sorted({*event_classes_of(cls), *event_classes}, key=_name):
+    for event_class in sorted({*event_classes_of(cls), *event_classes}, key=class_name):
         for field, shape in plan_of(event_class).fields.items():
             attribute = declared[field] if field in declared else _attribute(field, state)
             if attribute is None and field in declared:
@@ -154,7 +155,7 @@ def _kept(
             other = kept.get(attribute)
             if other is not None and attribute not in own and _subjects(other.shape) != _subjects(shape):
                 raise ConfigurationError(
-                    f"the attribute {attribute!r} of {_name(cls)} is of several subjects, by its events",
+                    f"the attribute {attribute!r} of {class_name(cls)} is of several subjects, by its events",
                     remedy="Annotate the attribute itself, in the body of the entity's class.",
                 )
             kept.setdefault(attribute, _Kept(field, attribute, shape))
@@ -204,7 +205,7 @@ def _check_subject(cls: type[Any], one: _Kept, scope: str, state: ObjectState) -
     now = _scope_in(shape, Enclosing("", state))
     if now is not None and now != scope:
         raise ConfigurationError(
-            f"{one.attribute!r} of {_name(cls)} is of another subject than the event that gave it, "
+            f"{one.attribute!r} of {class_name(cls)} is of another subject than the event that gave it, "
             "so its erasure would not reach the snapshot",
             remedy="Keep the id of the subject beside the data, and annotate the attribute with it.",
         )
@@ -215,11 +216,7 @@ def _unexplained(
 ) -> ConfigurationError:
     where = repr(field) if attribute is None else f"{field!r} as {attribute!r}"
     return ConfigurationError(
-        f"{_name(cls)} does not keep {where}, the personal data of {_name(event_class)}, "
+        f"{class_name(cls)} does not keep {where}, the personal data of {class_name(event_class)}, "
         "so nothing tells which attribute a snapshot must seal",
         remedy=f"Say where it is kept: {DECLARATION} = {{{field!r}: '_attribute'}}, or None if nowhere.",
     )
-
-
-def _name(cls: type[Any]) -> str:
-    return f"{cls.__module__}:{cls.__qualname__}"

@@ -256,7 +256,7 @@ def entity_from_snapshot(snapshot: Snapshot) -> Any:
 
 
 def _current_state(cls: type[Any], snapshot: Snapshot) -> dict[str, Any]:
-    """Give a copy of the state in the form that the entity's class has today, which it names if it has to."""
+    """Copy the state into the form that the entity's class has today, with its version if that is above 1."""
     version = form_of(cls).version
     if version == 1:
         return current(cls, dict(snapshot.state))

@@ -1,9 +1,10 @@
-"""Reads an annotation: a marker of personal data in it is understood or refused, wherever it is."""
+"""Reads an annotation. A marker of personal data in it is honoured or refused, never ignored."""
 
 from __future__ import annotations
 
 import collections.abc
 import types
+from copy import copy
 from dataclasses import InitVar, is_dataclass
 from enum import Enum
 from typing import (
@@ -24,12 +25,12 @@ from typing import (
 from eventseal.errors import ConfigurationError
 from eventseal.items.annotations import (
     Unresolved,
+    alias_of,
     alias_value,
     annotations_of,
-    is_alias,
     unresolved,
 )
-from eventseal.items.class_members import OF_NO_USER, annotations_elsewhere
+from eventseal.items.class_members import UNMARKED_PACKAGES, annotations_elsewhere
 from eventseal.items.shapes import (
     NO_MASK,
     Choice,
@@ -59,7 +60,7 @@ _UNPACKED = "a tuple with an unpacked part"
 
 
 class UnresolvedAnnotationError(ConfigurationError):
-    """A name in an annotation is nothing that can be found."""
+    """A name in an annotation cannot be found."""
 
 
 class Reader:
@@ -68,11 +69,11 @@ class Reader:
 
     Args:
         names: Finds what text in it means.
-        where: Begins messages.
+        where: The annotated place, with which messages begin.
         seen: Classes, aliases and type variables that are being read.
-        through_dataclasses: Whether dataclasses in it are read too. Otherwise they are not, since their
-            objects are sealed by what they say themselves.
-        lenient: Whether a name that is unknown counts as not personal.
+        through_dataclasses: Whether dataclasses in it are read too. It is not needed where their own
+            annotations seal their objects.
+        lenient: Whether an unknown name counts as not personal.
     """
 
     def __init__(
@@ -97,12 +98,13 @@ class Reader:
         Say where a value of this type holds personal data; ``None``: nowhere.
 
         Raises:
-            ConfigurationError: It holds some in a place that cannot be sealed, or a name is unknown.
+            ConfigurationError: It holds some where it cannot be sealed, or a name is unknown.
         """
         hint = self._names.resolved(hint)
         self._check(hint)
-        if is_alias(hint) or is_alias(get_origin(hint)):
-            return self._alias(hint)
+        alias = alias_of(hint)
+        if alias is not None:
+            return self._alias(alias, hint)
         if isinstance(hint, NewType):
             return self._inside(hint, hint.__supertype__, entered=hint)
         if type(hint).__name__ in _PARAMETERS:
@@ -141,7 +143,7 @@ class Reader:
         if isinstance(hint, Unresolved) and not self._lenient:
             raise UnresolvedAnnotationError(
                 f"{self._where}: {hint.__name__} in its annotation cannot be resolved, "
-                "so nobody can tell which personal data it holds",
+                "so it may hold personal data unseen",
                 remedy="Import or define the name at the top of the module, "
                 "or write Annotated[..., NotPersonal('why')].",
             )
@@ -152,7 +154,7 @@ class Reader:
             )
 
     def _plain(self, hint: Any) -> None:
-        """Look into what is no generic type: a list of parameters, an InitVar, a class."""
+        """Look into a part that is not generic: a list of parameters, an InitVar, a class."""
         if isinstance(hint, list | tuple):
             self.refuse_inside(hint, _ARGUMENTS)
         elif isinstance(hint, InitVar):
@@ -164,7 +166,7 @@ class Reader:
 
     def _class(self, cls: type[Any]) -> None:
         module = cls.__module__.partition(".")[0]
-        if cls in self._seen or issubclass(cls, Enum) or module in OF_NO_USER:
+        if cls in self._seen or issubclass(cls, Enum) or module in UNMARKED_PACKAGES:
             return
         for said in annotations_of(cls):
             if self._reader(cls, said.names).shape(said.hint) is not None:
@@ -180,13 +182,12 @@ class Reader:
             remedy=f"Make {cls.__qualname__} a dataclass, and store it with a SequencedItemMapper.",
         )
 
-    def _alias(self, hint: Any) -> Shape | None:
-        alias = hint if is_alias(hint) else get_origin(hint)
+    def _alias(self, alias: Any, hint: Any) -> Shape | None:
         if hint in self._seen:
             self._again.append(hint)
             self.refuse_inside(get_args(hint), _RECURSIVE)
             return None
-        # With other arguments each time, nobody can tell where it ends.
+        # An alias that gives itself other arguments each time never ends.
         shape, is_endless = None, len(self._seen) > _DEEPEST
         if not is_endless:
             value, unused = alias_value(alias, hint)
@@ -204,14 +205,8 @@ class Reader:
         return self._reader(entered, self._names.inside(alias)).shape(value)
 
     def _reader(self, entered: Any, names: Names, *, lenient: bool = False) -> Reader:
-        reader = Reader(
-            names,
-            self._where,
-            (*self._seen, entered),
-            through_dataclasses=self._through,
-            lenient=lenient or self._lenient,
-        )
-        reader._again, reader.classes = self._again, self.classes
+        reader = copy(self)  # with the same lists
+        vars(reader).update(_names=names, _seen=(*self._seen, entered), _lenient=lenient or self._lenient)
         return reader
 
     def _type_parameter(self, parameter: TypeVar | ParamSpec) -> None:
@@ -237,11 +232,11 @@ class Reader:
             raise ConfigurationError(
                 f"{self._where} is annotated as personal data more than once, or is and is not"
             )
-        # What nobody knows in it is sealed with the whole.
+        # Lenient: whatever an unknown name in it means is sealed with the whole.
         if self._reader(hint, self._names, lenient=True).shape(inner) is not None:
             raise ConfigurationError(
                 f"{self._where}: there is personal data inside of personal data",
-                remedy="Annotate the whole, or its parts; a value is sealed under one subject's key.",
+                remedy="Annotate either the whole or its parts. A value is sealed under one subject's key.",
             )
         data = said[0]
         if data.mask is not NO_MASK and not conforms(data.mask, inner, self._names.resolved):
@@ -255,7 +250,7 @@ class Reader:
         among = tuple(shape for shape in shapes if shape is not None)
         sealed = [shape for shape in among if isinstance(shape, Sealed)]
         if not among or (sealed and len(among) == 1):
-            # Sealed whatever it is: also None, or whether there is any would show.
+            # None is sealed too: otherwise an item would show whether there is a value.
             return sealed[0] if sealed else None
         if sealed:
             raise ConfigurationError(
@@ -281,7 +276,7 @@ class Reader:
             what: What holds them, for the message.
 
         Raises:
-            ConfigurationError: There is some.
+            ConfigurationError: A part holds personal data.
         """
         if any([self.shape(one) is not None for one in arguments]):  # noqa: C419 - all are looked at
             raise ConfigurationError(
@@ -295,7 +290,7 @@ def _is_unpacked(hint: Any) -> bool:
 
 
 def _limits(parameter: Any) -> list[Any]:
-    """Give what a type variable may stand for."""
+    """List what a type variable may stand for."""
     try:
         bound = getattr(parameter, "__bound__", None)
         return [bound, *getattr(parameter, "__constraints__", ()), getattr(parameter, "__default__", None)]

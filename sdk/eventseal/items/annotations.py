@@ -1,5 +1,5 @@
 """
-The annotations of a class as objects, also where they are text and name what only type checkers import.
+The annotations of a class as objects, also if they are text, or use names that only type checkers import.
 
 ``typing.get_type_hints`` gives up on a whole class for one unknown name. Whether an attribute holds personal
 data must not depend on that, so each annotation is resolved by itself, and a name that a module imports under
@@ -12,10 +12,11 @@ import builtins
 import sys
 from copy import copy
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ForwardRef, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, ForwardRef, NamedTuple, get_args, get_origin
 
 from eventseal.errors import ConfigurationError
-from eventseal.items.sources import source_of
+from eventseal.items.source_text import source_of
+from eventseal.items.topics import class_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,14 +29,14 @@ _IS_LAZY = sys.version_info >= (3, 14)
 
 class Annotation(NamedTuple):
     """
-    What a class says about one of its attributes.
+    An annotation in a class.
 
     Attributes:
         where: The attribute, or the parameter, for messages.
         name: The attribute.
         hint: The annotation as an object; parts of it may still be text or :class:`Unresolved`.
         names: Finds what the text in it means.
-        text: The annotation as it is written, as far as that is known.
+        text: The annotation as it is written, if Python kept that.
     """
 
     where: str
@@ -46,7 +47,7 @@ class Annotation(NamedTuple):
 
 
 class Unresolved(type):
-    """The type of what stands for a name that nothing is known by: a class of that name."""
+    """The type of placeholders for names that cannot be found: each is a class of that name."""
 
     def __getattr__(cls, name: str) -> Unresolved:
         if name.startswith("__"):
@@ -57,12 +58,12 @@ class Unresolved(type):
         return cls
 
     def __call__(cls, *_: Any, **__: Any) -> Unresolved:
-        """Give the same for whatever it would make."""
+        """Stand for its objects too."""
         return cls
 
 
 def unresolved(name: str) -> Unresolved:
-    """Give what stands for *name*."""
+    """Create the placeholder for *name*."""
     return type.__call__(Unresolved, name, (), {"__module__": __name__})  # type: ignore[no-any-return]
 
 
@@ -93,7 +94,7 @@ class Names:
         )
 
     def inside(self, alias: Any) -> Names:
-        """Give the names for the value of an alias, which may be another module's."""
+        """Give the names for the value of an alias, which another module may define."""
         module = sys.modules.get(getattr(alias, "__module__", None) or "")
         if module is None or module is self._module:
             return self
@@ -101,48 +102,25 @@ class Names:
         names._alias_module = module  # noqa: SLF001 - its own
         return names
 
-    def find(self, name: str) -> Any:
-        """
-        Find what *name* means.
-
-        Raises:
-            KeyError: Nothing, or not the same in the class's module and in the alias's.
-        """
+    def __getitem__(self, name: str) -> Any:
+        """Find what *name* means; it is unresolved if the class's module and the alias's disagree."""
         found = _found(name, self._scopes, self._module)
-        if self._alias_module is None:
-            if found:
-                return found[0]
-            raise KeyError(name)
-        found += _found(name, (vars(self._alias_module),), self._alias_module)
-        if not found or found[0] is not found[-1]:
-            raise KeyError(name)
-        return found[0]
+        if self._alias_module is not None:
+            found += _found(name, (vars(self._alias_module),), self._alias_module)
+        return found[0] if found and found[0] is found[-1] else unresolved(name)
 
     def resolved(self, part: Any) -> Any:
-        """Give a part of an annotation, which may be text, as an object."""
+        """Give a part of an annotation as an object, also if it is text."""
         if isinstance(part, ForwardRef):
             part = part.__forward_arg__
-        return self._evaluated(part) if isinstance(part, str) else part
-
-    def _evaluated(self, text: str) -> Any:
+        if not isinstance(part, str):
+            return part
         try:
-            return eval(text, {}, _Lookup(self))  # noqa: S307 - the program's own source
+            return eval(part, {}, self)  # type: ignore[arg-type]  # noqa: S307 - the program's own source
         except ConfigurationError:  # of what the annotation makes, such as PersonalData
             raise
         except Exception:  # noqa: BLE001 - whatever the text does, it is no type
-            return unresolved(text)
-
-
-class _Lookup(dict[str, Any]):
-    def __init__(self, names: Names) -> None:
-        super().__init__()
-        self._names = names
-
-    def __missing__(self, name: str) -> Any:
-        try:
-            return self._names.find(name)
-        except KeyError:
-            return unresolved(name)
+            return unresolved(part)
 
 
 def _found(name: str, scopes: tuple[Mapping[str, Any], ...], module: ModuleType | None) -> list[Any]:
@@ -173,10 +151,10 @@ def _is_filled(cell: Any) -> bool:
 
 def raw_annotations(holder: Any) -> Mapping[str, Any]:
     """
-    Give the annotations of a class's own body, or of a function, as they are kept.
+    Give the annotations of a class's own body, or of a function, as Python keeps them.
 
     Raises:
-        ConfigurationError: Python cannot work them out.
+        ConfigurationError: Python cannot evaluate them.
     """
     if not _IS_LAZY:
         found = vars(holder).get("__annotations__") if isinstance(holder, type) else holder.__annotations__
@@ -209,14 +187,14 @@ def annotation(owner: type[Any], where: str, name: str, kept: Any, names: Names 
     Resolve an annotation.
 
     Args:
-        owner: The class that says it.
-        where: Where in the class.
+        owner: The class that has it.
+        where: Its place in the class, for messages.
         name: The attribute.
-        kept: What the class or the function keeps: an object or text.
-        names: What text means there; if not given, what it means in the body of the class.
+        kept: The annotation as Python keeps it: an object or text.
+        names: Finds what text means there; ``None``: as in the body of the class.
     """
     names = Names(owner) if names is None else names
-    place = f"{owner.__module__}:{owner.__qualname__}{where}"
+    place = f"{class_name(owner)}{where}"
     return Annotation(place, name, names.resolved(kept), names, _text(kept))
 
 
@@ -226,19 +204,22 @@ def _text(annotation: Any) -> str:
     return annotation.__name__ if type(annotation) is type else str(annotation)
 
 
-def is_alias(hint: Any) -> bool:
-    """Whether *hint* is what a ``type`` statement, or ``TypeAliasType``, makes."""
-    kind = type(hint)
-    return kind.__name__ == "TypeAliasType" and kind.__module__ in {"typing", "typing_extensions"}
+def alias_of(hint: Any) -> Any:
+    """Give the alias type that *hint* is, alone or with arguments; ``None`` if it is another type."""
+    for one in (hint, get_origin(hint)):
+        kind = type(one)
+        if kind.__name__ == "TypeAliasType" and kind.__module__ in {"typing", "typing_extensions"}:
+            return one
+    return None
 
 
 def alias_value(alias: Any, hint: Any) -> tuple[Any, tuple[Any, ...]]:
     """
-    Say what an alias stands for.
+    Give what an alias type stands for.
 
     Args:
-        alias: The alias.
-        hint: The alias, or the alias with arguments.
+        alias: The alias type.
+        hint: The alias type, alone or with arguments.
 
     Returns:
         Its value with the arguments put in, and the arguments that have no place in it.

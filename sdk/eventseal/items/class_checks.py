@@ -1,4 +1,4 @@
-"""Which classes an item names, in its topic and in its JSON: looked up before it is sealed."""
+"""Looks up the classes that an item names, in its topic and its JSON, before it is sealed."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 class ClassChecks:
     """
-    Refuses items that name classes which they may not name: to seal such an item is to vouch for it.
+    Refuses items that name other classes than the application's: once sealed, an item counts as authentic.
 
     Args:
-        modules: Look up the classes.
+        modules: Looks up the classes.
         is_library: Whether the eventsourcing library reads the items: its JSON has no marker of a class.
     """
 
     def __init__(self, modules: EventModules, *, is_library: bool = False) -> None:
         self._modules = modules
-        # It takes what any reader takes: NaN, control characters, numbers that are too long for an int.
+        # It accepts whatever a reader accepts: NaN, control characters, numbers that are too long for an int.
         hook = None if is_library else self._checked
         self._decoder = JSONDecoder(object_hook=hook, parse_int=float, strict=False)
 
@@ -32,12 +32,12 @@ class ClassChecks:
         Look up all classes that an item names.
 
         Args:
-            topic: Of the item.
-            plaintext: Its JSON. What is none names no classes.
+            topic: The item's.
+            plaintext: Its JSON. Bytes that are not JSON name no classes.
 
         Raises:
             ConfigurationError: A module is not there.
-            SerializationError: The item may not name a class, or nobody can say what it names.
+            SerializationError: A class is not the application's, or the JSON is nested too deeply to look.
         """
         cls = self._modules.resolve(topic)
         is_deep = False

@@ -1,4 +1,4 @@
-"""Where else than in its body a class annotates what its objects hold: constructors, properties, methods."""
+"""Annotations of a class outside of its body: in constructors, properties and methods."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from eventseal.items.annotations import Names, annotation, raw_annotations
 from eventseal.items.shapes import PersonalData
-from eventseal.items.sources import source_of
+from eventseal.items.source_text import source_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from eventseal.items.annotations import Annotation
 
-OF_NO_USER = sys.stdlib_module_names | {"eventseal"}
+UNMARKED_PACKAGES = sys.stdlib_module_names | {"eventseal"}
 """Packages whose classes annotate no personal data."""
 
 _CONSTRUCTORS = ("__init__", "__new__", "__post_init__")
@@ -27,11 +27,12 @@ def annotations_elsewhere(cls: type[Any]) -> Iterator[Annotation]:
     """
     Give what a class and its bases annotate outside of their bodies.
 
-    That is the arguments of generic base classes, the parameters of constructors, what properties and other
-    descriptors give and take, ``self.name: ... = ...`` in methods, and the metadata of a dataclass's fields.
+    A class can annotate the arguments of generic base classes, and the parameters of constructors. It can
+    annotate what properties and other descriptors take and return, and ``self.name: ...`` in methods.
+    The metadata of a dataclass's fields may have markers too.
     """
     for base in reversed(cls.__mro__):
-        if base.__module__.partition(".")[0] in OF_NO_USER:
+        if base.__module__.partition(".")[0] in UNMARKED_PACKAGES:
             continue
         for generic in vars(base).get("__orig_bases__", ()):
             for argument in get_args(generic):
@@ -51,7 +52,7 @@ def parameters_of(cls: type[Any], member: object) -> Iterator[Annotation]:
     function = unwrap(getattr(member, "__func__", member))  # type: ignore[arg-type]  # it may be anything
     if isinstance(function, FunctionType):
         names = Names(cls, function)
-        # What a decorator such as ``dataclass`` wrote repeats the bodies, whose modules know what text means.
+        # A function that ``dataclass`` wrote repeats the bodies, whose modules say what text means.
         bodies = [raw_annotations(base) for base in cls.__mro__] if _is_generated(function) else []
         for name, kept in raw_annotations(function).items():
             if name != "return" and not any(name in body and body[name] == kept for body in bodies):

@@ -1,8 +1,8 @@
 """
-Attributes that were stored under an older form of their class, brought into today's form.
+Brings stored attributes into the form that their class has today.
 
 A class counts its forms by ``class_version``, and has a static method ``upcast_v1_v2(state)`` for each step
-between them. A field that a dataclass has got since, and that has a default, needs neither.
+between them. A new field of a dataclass needs neither if it has a default.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from typing import Any, NamedTuple
 
 from eventseal.errors import ConfigurationError, EventSealError, SerializationError
 from eventseal.items.annotations import raw_annotations
+from eventseal.items.topics import class_name
 
 CLASS_VERSION = "class_version"
 
 
 class Form(NamedTuple):
     """
-    What a class is today.
+    The form that a class has today.
 
     Attributes:
         version: Its ``class_version``.
         is_counted: Whether a stored ``class_version`` is the version, and not an attribute of its own.
-        fields: Those of a dataclass that are kept as attributes of the same name.
+        fields: The fields of a dataclass that objects keep under the same name.
     """
 
     version: int
@@ -38,7 +39,7 @@ _forms: dict[type[Any], Form] = {}
 
 def form_of(cls: type[Any]) -> Form:
     """
-    Say what a class is today.
+    Give the form that a class has today.
 
     Raises:
         ConfigurationError: Its ``class_version`` is not a whole number from 1.
@@ -55,7 +56,7 @@ def current(cls: type[Any], attributes: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         cls: The class.
-        attributes: What was stored; it is changed, and given back.
+        attributes: The stored attributes. The dictionary is changed, and returned.
 
     Raises:
         SerializationError: They are of a later version than the class, an upcast fails, or a field is missing
@@ -64,29 +65,27 @@ def current(cls: type[Any], attributes: dict[str, Any]) -> dict[str, Any]:
     """
     form = form_of(cls)
     if form.is_counted and (form.version > 1 or CLASS_VERSION in attributes):
-        upcast(cls, attributes)
-    if not attributes.keys() >= form.fields:
+        _upcast(cls, form.version, attributes)
+    if form.fields.difference(attributes):
         _fill(cls, form, attributes)
     return attributes
 
 
-def upcast(cls: type[Any], attributes: dict[str, Any]) -> None:
-    """Do the steps of :func:`current` that the class itself defines; with its errors."""
-    form = form_of(cls)
+def _upcast(cls: type[Any], current_version: int, attributes: dict[str, Any]) -> None:
     stored: Any = attributes.pop(CLASS_VERSION, 1)
-    name = f"{cls.__module__}:{cls.__qualname__}"
-    if type(stored) is not int or not 1 <= stored <= form.version:
+    name = class_name(cls)
+    if type(stored) is not int or not 1 <= stored <= current_version:
         shown = stored if type(stored) is int else f"a {type(stored).__name__}"
         raise SerializationError(
-            f"a stored {name} is of version {shown}, and the class is of version {form.version}",
+            f"a stored {name} is of version {shown}, and the class is of version {current_version}",
             remedy="Read it with the release of your application that wrote it, or a later one.",
         )
-    for version in range(stored, form.version):
+    for version in range(stored, current_version):
         step = f"upcast_v{version}_v{version + 1}"
         function = getattr(cls, step, None)
         if function is None:
             raise ConfigurationError(
-                f"{name} is of version {form.version}, and has no {step}()",
+                f"{name} is of version {current_version}, and has no {step}()",
                 remedy=f"Define the static method {step}(state), which changes the stored attributes.",
             )
         try:
@@ -114,8 +113,7 @@ def _fill(cls: type[Any], form: Form, attributes: dict[str, Any]) -> None:
             attributes[field.name] = field.default_factory()
         elif field.init:
             raise SerializationError(
-                f"a stored {cls.__module__}:{cls.__qualname__} has no {field.name!r}, "
-                "a field that has no default",
+                f"a stored {class_name(cls)} has no {field.name!r}, a field that has no default",
                 remedy=f"Give {field.name!r} a default, or raise {CLASS_VERSION} and define an upcast.",
             )
 
@@ -125,7 +123,7 @@ def _read_form(cls: type[Any]) -> Form:
     is_own = said is None or hasattr(type(said), "__get__")  # at most an attribute of its objects
     if not is_own and (type(said) is not int or said < 1):
         raise ConfigurationError(
-            f"{CLASS_VERSION} of {cls.__module__}:{cls.__qualname__} is {said!r}",
+            f"{CLASS_VERSION} of {class_name(cls)} is {said!r}",
             remedy="Set it to a whole number from 1.",
         )
     annotated = any(CLASS_VERSION in raw_annotations(base) for base in cls.__mro__)

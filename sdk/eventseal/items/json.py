@@ -29,7 +29,7 @@ from eventseal.items.json_writer import REFUSED_ENCODING, JSONWriter
 from eventseal.items.masks import Masked
 from eventseal.items.objects import restore
 from eventseal.items.personal import refuse_personal
-from eventseal.items.topics import EventModules, topic_of
+from eventseal.items.topics import EventModules, class_name, topic_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,7 +86,7 @@ class JSONTranscoder:
         refuse_personal(cls, *REFUSED_ENCODING, lenient=True)  # its module may still be being imported
         if self._writer.knows(cls) or marker in self._readers or marker in CLASS_READERS:
             raise ConfigurationError(
-                f"{cls.__module__}.{cls.__qualname__} as {name!r}: the type or the name is registered already"
+                f"{class_name(cls)} as {name!r}: the type or the name is registered already"
             )
         self._writer.register(cls, marker, encode)
         self._readers[marker] = decode
@@ -119,7 +119,7 @@ class JSONTranscoder:
 
         Args:
             data: As :meth:`encode` gives it.
-            resolve: Gives the class of a topic. For data that were authenticated, :func:`resolve_topic` may.
+            resolve: Finds the class of a topic. For authenticated data, give :func:`resolve_topic`.
 
         Raises:
             SerializationError: It is not JSON of this form, or names a type that is not known here.
@@ -256,10 +256,10 @@ def _written(write: Callable[[], T], root: str) -> T:
 
 def class_named_in(stored: object) -> str:
     """
-    Give the topic in what stands behind a marker of :data:`CLASS_READERS`.
+    Give the topic in the value of a marker of :data:`CLASS_READERS`.
 
     Raises:
-        SerializationError: It is not of the form in which it is written.
+        SerializationError: The value is not a topic with a value.
     """
     if type(stored) is not list or len(stored) != _TOPIC_AND_VALUE or type(stored[0]) is not str:
         raise SerializationError("a stored type does not name its class", remedy=_CHANGED_REMEDY)
@@ -272,17 +272,13 @@ def _read_of_class(read: Callable[[type[Any], Any], Any], resolve: Resolve, stor
 
 def _read_enum(cls: type[Any], member: Any) -> Enum:
     if not issubclass(cls, Enum):
-        raise SerializationError(
-            f"{cls.__module__}:{cls.__qualname__} is not an enumeration", remedy=_CHANGED_REMEDY
-        )
+        raise SerializationError(f"{class_name(cls)} is not an enumeration", remedy=_CHANGED_REMEDY)
     return cls(member) if issubclass(cls, Flag) else cls[member]
 
 
 def _read_dataclass(cls: type[Any], attributes: Any) -> Any:
     if not is_dataclass(cls):
-        raise SerializationError(
-            f"{cls.__module__}:{cls.__qualname__} is not a dataclass", remedy=_CHANGED_REMEDY
-        )
+        raise SerializationError(f"{class_name(cls)} is not a dataclass", remedy=_CHANGED_REMEDY)
     return restore(cls, attributes)
 
 
@@ -290,7 +286,7 @@ CLASS_READERS: dict[str, Callable[[type[Any], Any], Any]] = {
     "$enum": _read_enum,
     "$dataclass": _read_dataclass,
 }
-"""By marker: what stands behind it is the topic of a class and a value."""
+"""Reads what a marker stands for, from a class and a value; its topic is stored with the value."""
 
 _TOPIC_AND_VALUE = 2
 

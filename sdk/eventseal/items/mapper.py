@@ -81,16 +81,16 @@ class SequencedItemMapper:
         erased_scope: Gives the scope that an erased item must be of, from the item alone, since its event
             cannot be read any more. If not given, it is *key_scope*, where that is a string other than
             ``application``; without any, erased items are always raised.
-        event_modules: Modules in which events and the types inside them are defined; a package covers its
-            submodules. An item that is not authenticated names no class of another module, unless that is
-            registered, was stored by this process, or is an event's or an entity's that is imported.
+        event_modules: Modules in which events and the types inside them are defined. A package covers its
+            submodules. An unauthenticated item may name only classes of these modules, and classes that are
+            registered, that this process has stored, or that are imported events and entities.
 
     Raises:
         ConfigurationError: The arguments do not go together.
     """
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
-        """Make one only of a class whose methods seal."""
+        """Refuse a class that replaces EventSeal's methods."""
         refuse_replaced_methods(cls, SequencedItemMapper)
         return super().__new__(cls)
 
@@ -156,14 +156,14 @@ class SequencedItemMapper:
     @classmethod
     def protections(cls, event_class: type[Any], *, always_encrypt: bool = False) -> list[ProtectedField]:
         """
-        Say what becomes of each field of a class, as ``eventseal fields`` lists it.
+        List the fields of a class with their protection, as ``eventseal fields`` does.
 
         Args:
             event_class: A class of events, or of objects in them.
             always_encrypt: Whether the mapper seals every item.
 
         Raises:
-            ConfigurationError: The class is refused at its first use.
+            ConfigurationError: The class would be refused at its first use.
         """
         return protected_fields(event_class, is_sealed=_is_sealed(event_class, always_encrypt=always_encrypt))
 

@@ -12,6 +12,7 @@ from eventseal.items.annotation_reading import Reader
 from eventseal.items.annotations import Names
 from eventseal.items.evolution import CLASS_VERSION, Form, current, form_of
 from eventseal.items.personal import plan_of
+from eventseal.items.topics import class_name
 
 _ARGUMENTS = "__orig_class__"
 _METHODS = (FunctionType, MethodType, classmethod, staticmethod)
@@ -24,14 +25,12 @@ class _Layout(NamedTuple):
     Attributes:
         slots: The slots that hold some.
         computed: Attributes that the class computes, and that are not stored.
-        form: What the class is today.
-        is_versioned: Whether its version is stored with them.
+        form: The form that the class has today.
     """
 
     slots: tuple[str, ...]
     computed: tuple[str, ...]
     form: Form
-    is_versioned: bool
 
 
 _layouts: dict[type[Any], _Layout] = {}
@@ -49,7 +48,7 @@ def attributes_of(obj: object) -> dict[str, Any]:
     Raises:
         SerializationError: Its class keeps state elsewhere, so that it could not come back whole, or it has
             an attribute ``class_version`` and its class has none.
-        ConfigurationError: It was made as ``Class[Argument](...)``, and the argument is personal data.
+        ConfigurationError: It was created as ``Class[Argument](...)``, and the argument is personal data.
     """
     cls = type(obj)
     layout = _layouts.get(cls) or _read_layout(cls)
@@ -64,12 +63,12 @@ def attributes_of(obj: object) -> dict[str, Any]:
         attributes.pop(name, None)
     if _ARGUMENTS in attributes:
         arguments = get_args(attributes.pop(_ARGUMENTS))
-        Reader(Names(cls), f"{cls.__module__}:{cls.__qualname__}").refuse_inside(arguments, "its arguments")
-    if layout.is_versioned:
+        Reader(Names(cls), class_name(cls)).refuse_inside(arguments, "its arguments")
+    if layout.form.version > 1:
         attributes[CLASS_VERSION] = layout.form.version
     elif CLASS_VERSION in attributes and layout.form.is_counted:
         raise SerializationError(
-            f"a {cls.__module__}:{cls.__qualname__} has an attribute {CLASS_VERSION!r}, which would be taken "
+            f"a {class_name(cls)} has an attribute {CLASS_VERSION!r}, which would be taken "
             "for the version of its class",
             remedy=f"Annotate {CLASS_VERSION!r} in the body of the class, or give it another name.",
         )
@@ -82,20 +81,16 @@ def restore(cls: type[Any], attributes: dict[str, Any]) -> Any:
 
     Args:
         cls: The class.
-        attributes: What was stored. They are brought into today's form, and masks are put in; the dictionary
-            is changed.
+        attributes: The stored attributes. The dictionary is changed: it gets today's form, and masks.
 
     Raises:
-        SerializationError: *cls* keeps state elsewhere, or has no place for an attribute, or they cannot be
-            brought into its form.
+        SerializationError: *cls* keeps state elsewhere, has no place for an attribute, or has a form that
+            they cannot be brought into.
         ConfigurationError: *cls* has no upcast for them, or its annotations are refused.
     """
-    slots, computed, form, is_versioned = _layouts.get(cls) or _read_layout(cls)
-    if is_versioned or CLASS_VERSION in attributes or form.fields.difference(attributes):
-        current(cls, attributes)
-    plan = plan_of(cls)
-    if plan.has_masks:
-        plan.masked(attributes)
+    slots, computed, _ = _layouts.get(cls) or _read_layout(cls)
+    current(cls, attributes)
+    plan_of(cls).put_masks(attributes)
     for name in computed:  # an earlier release stored them
         attributes.pop(name, None)
     obj = object.__new__(cls)
@@ -107,8 +102,8 @@ def restore(cls: type[Any], attributes: dict[str, Any]) -> Any:
             object.__setattr__(obj, name, value)
         except (AttributeError, TypeError):
             raise SerializationError(
-                f"{cls.__module__}.{cls.__qualname__} has no attribute {name!r} today",
-                remedy="Give the class the attribute again, or take it away in an upcast.",
+                f"{class_name(cls)} has no attribute {name!r} today",
+                remedy="Give the class the attribute again, or remove it in an upcast.",
             ) from None
     return obj
 
@@ -127,25 +122,20 @@ def _read_layout(cls: type[Any]) -> _Layout:
     )
     if probe is None or not (slots or hasattr(probe, "__dict__")):
         raise SerializationError(
-            f"{cls.__module__}.{cls.__qualname__} does not keep its state in attributes",
+            f"{class_name(cls)} does not keep its state in attributes",
             remedy="Use a plain class or a dataclass, or register an encoding for the type.",
         )
     names = {name: None for base in cls.__mro__ for name in vars(base) if not name.startswith("__")}
     for field in fields(cls) if is_dataclass(cls) else ():
         names.pop(field.name, None)  # whatever stands there is its default
     computed = tuple(name for name in names if _is_computed(cls, name))
-    form = form_of(cls)
-    layout = _layouts[cls] = _Layout(
-        tuple(name for name in slots if name not in computed),
-        computed,
-        form,
-        form.version > 1,
-    )
+    stored = tuple(name for name in slots if name not in computed)
+    layout = _layouts[cls] = _Layout(stored, computed, form_of(cls))
     return layout
 
 
 def _is_computed(cls: type[Any], name: str) -> bool:
-    """Whether what an object keeps under a name is what the class worked out, such as a cached property."""
+    """Whether the class computes what its objects keep under a name, such as a cached property."""
     member = getattr_static(cls, name)
     if isinstance(member, property):
         return member.fset is None

@@ -1,4 +1,4 @@
-"""A mapper seals only if its methods are EventSeal's own."""
+"""Refuses mapper classes that replace EventSeal's methods."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from inspect import getattr_static
 from types import FunctionType
 
 from eventseal.errors import ConfigurationError
+from eventseal.items.topics import class_name
 
 _ALLOWED = {"__init__", "__new__"}
 
 
 def refuse_replaced_methods(cls: type, own: type) -> None:
     """
-    Refuse a mapper class that replaces a method of EventSeal's, and so may store plaintext.
+    Refuse a mapper class that replaces a method of EventSeal's: it could store plaintext.
 
     Args:
-        cls: The class of the mapper that is being made.
+        cls: The class of the mapper that is being created.
         own: EventSeal's class.
 
     Raises:
@@ -29,8 +30,8 @@ def refuse_replaced_methods(cls: type, own: type) -> None:
     ]
     if replaced:
         raise ConfigurationError(
-            f"{cls.__module__}:{cls.__qualname__} replaces {', '.join(sorted(replaced))} "
-            f"of {own.__qualname__}, so nobody can tell whether it seals",
+            f"{class_name(cls)} replaces {', '.join(sorted(replaced))} "
+            f"of {own.__qualname__}, so it could store plaintext",
             remedy=f"Use {own.__qualname__} as it is, or call it from a class of your own. "
             "A subclass may have a constructor and methods of other names.",
         )

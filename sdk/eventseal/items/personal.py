@@ -1,4 +1,4 @@
-"""Which attributes of a class hold personal data, and whose: what its annotations say."""
+"""Which attributes of a class hold personal data, and whose, by its annotations."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_origin
 
 from eventseal.errors import ConfigurationError
 from eventseal.items.annotation_reading import Reader, UnresolvedAnnotationError
-from eventseal.items.annotations import alias_value, annotations_of, is_alias
+from eventseal.items.annotations import alias_of, alias_value, annotations_of
 from eventseal.items.class_members import annotations_elsewhere, parameters_of
 from eventseal.items.shapes import NO_MASK, NotPersonal, Sealed, personal_data_in, with_masks
+from eventseal.items.topics import class_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -26,7 +27,7 @@ class Declared:
 
     Attributes:
         text: Its annotation as it is written.
-        classes: The classes that the annotation is made of.
+        classes: The classes that the annotation names.
         not_personal: The reason that ``NotPersonal`` gives.
     """
 
@@ -41,7 +42,7 @@ class Plan:
     The personal data of a class.
 
     Attributes:
-        fields: Where they are, by attribute.
+        fields: The places of personal data, by attribute.
         has_masks: Whether an attribute has a mask of its own.
         declared: All attributes that the class and its bases annotate in their bodies.
     """
@@ -50,13 +51,12 @@ class Plan:
     has_masks: bool = False
     declared: dict[str, Declared] = field(default_factory=dict)
 
-    def masked(self, attributes: dict[str, Any]) -> dict[str, Any]:
-        """Put the masks of the class where something was erased, and give *attributes* back."""
+    def put_masks(self, attributes: dict[str, Any]) -> None:
+        """Put the masks of the class where something was erased."""
         if self.has_masks:
             for name, shape in self.fields.items():
                 if name in attributes:
                     attributes[name] = with_masks(shape, attributes[name])
-        return attributes
 
 
 _plans: dict[type[Any], Plan] = {}
@@ -67,8 +67,8 @@ def plan_of(cls: type[Any]) -> Plan:
     Say where the objects of *cls* hold personal data.
 
     Raises:
-        ConfigurationError: Its annotations contradict themselves, cannot be resolved, or say personal data in
-            a place where nothing would seal them.
+        ConfigurationError: Its annotations contradict themselves, cannot be resolved, or mark personal data
+            that nothing would seal.
     """
     plan = _plans.get(cls)
     if plan is None:
@@ -92,9 +92,8 @@ def _read_plan(cls: type[Any]) -> Plan:
             said.setdefault(name, []).append(shape)
         elif name in fields and reason is None:
             raise ConfigurationError(
-                f"{annotation.where} is annotated anew, without the personal data that a base class says it "
-                "holds",
-                remedy="Repeat PersonalData in the annotation, or say NotPersonal.",
+                f"{annotation.where} is annotated anew, without the PersonalData of a base class",
+                remedy="Repeat PersonalData in the annotation, or add NotPersonal.",
             )
         else:
             fields.pop(name, None)
@@ -109,9 +108,9 @@ def _check_subjects(cls: type[Any], fields: Mapping[str, Shape]) -> None:
         for data in personal_data_in(shape):
             if data.subject in fields:
                 raise ConfigurationError(
-                    f"{cls.__module__}:{cls.__qualname__}.{name}: its subject, {data.subject!r}, is personal "
-                    "data itself, so nobody could read whose they are after an erasure",
-                    remedy="Name the subject by an id that says nothing by itself.",
+                    f"{class_name(cls)}.{name}: its subject, {data.subject!r}, is personal "
+                    "data itself, so after an erasure nothing would say whose data it was",
+                    remedy="Name the subject by an id that identifies no person by itself.",
                 )
 
 
@@ -130,7 +129,7 @@ def _check_elsewhere(cls: type[Any], said: Mapping[str, list[Shape]]) -> None:
 
 
 def _meaning(shape: Shape) -> tuple[Any, ...]:
-    """Give what two annotations that say the same have in common."""
+    """Give what two annotations have in common if they mark the same data."""
     return type(shape) is Sealed, [(data.subject, data.mask) for data in personal_data_in(shape)]
 
 
@@ -138,17 +137,17 @@ def refuse_personal(
     cls: type[Any], why: str, remedy: str, *, functions: Iterable[object] = (), lenient: bool = False
 ) -> None:
     """
-    Refuse a class that says personal data, or whose attributes hold objects of one that does.
+    Refuse a class that marks personal data, or whose attributes hold objects of such a class.
 
     Args:
         cls: The class.
-        why: What would become of them: continues "... is personal data, and ...".
+        why: Why it is refused: the message continues "... is personal data, and ...".
         remedy: What to do about it.
         functions: Functions whose parameters become the class's attributes.
         lenient: Whether a name that cannot be resolved counts as not personal.
 
     Raises:
-        ConfigurationError: It does, or a name in an annotation cannot be resolved.
+        ConfigurationError: It marks some, or a name in an annotation cannot be resolved.
     """
     said = chain(
         annotations_of(cls), annotations_elsewhere(cls), *(parameters_of(cls, one) for one in functions)
@@ -180,9 +179,9 @@ def _exception(annotation: Annotation) -> str | None:
     """Give the reason of a ``NotPersonal``, also if an alias has it."""
     hint = annotation.hint
     seen = []
-    while (is_alias(hint) or is_alias(get_origin(hint))) and hint not in seen:
+    while (alias := alias_of(hint)) is not None and hint not in seen:
         seen.append(hint)
-        hint = alias_value(hint if is_alias(hint) else get_origin(hint), hint)[0]
+        hint = alias_value(alias, hint)[0]
     if get_origin(hint) is not Annotated:
         return None
     return next((one.reason for one in hint.__metadata__ if isinstance(one, NotPersonal)), None)

@@ -1,4 +1,4 @@
-"""What becomes of each field of a class when a mapper stores its objects."""
+"""How a mapper protects each field of a class when it stores its objects."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _UNDECLARED = Declared("", (), None)
 @dataclass(frozen=True, slots=True)
 class ProtectedField:
     """
-    A field, and what a mapper does with it.
+    A field, and how a mapper protects it.
 
     Attributes:
         name: The attribute.
         declared: What its annotation says.
-        protection: ``sealed field`` under its subject's key; ``object``, whose own fields are sealed or not;
+        protection: ``sealed field`` under its subject's key; ``object``, whose own fields are listed apart;
             ``sealed item`` as a part of the whole; or ``plain``.
         subjects: The attributes that name its subjects.
     """
@@ -36,14 +36,14 @@ class ProtectedField:
 
 def protected_fields(cls: type[Any], *, is_sealed: bool) -> list[ProtectedField]:
     """
-    Say what becomes of the fields that a class declares, by annotations or by its constructor.
+    List the fields that a class declares, by annotations or by its constructor, with their protection.
 
     Args:
         cls: An event class, or a class whose objects events hold.
         is_sealed: Whether the item that holds the object is sealed as a whole.
 
     Raises:
-        ConfigurationError: The class is refused at its first use.
+        ConfigurationError: The class would be refused at its first use.
     """
     plan = plan_of(cls)
     form_of(cls)
@@ -60,7 +60,7 @@ def protected_fields(cls: type[Any], *, is_sealed: bool) -> list[ProtectedField]
 
 
 def _parameters(cls: type[Any]) -> list[str]:
-    """Name the arguments of constructors that event classes define: such a class need not annotate."""
+    """Name the parameters of the application's own constructors: their classes need no annotations."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     found: list[str] = []
     for base in cls.__mro__:

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from eventseal.errors import ConfigurationError
+from eventseal.items.topics import class_name
 from eventseal.keys.records import checked_scope
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def _scope_by(rule: object, event: object) -> str:
     else:
         cls = type(event)
         raise ConfigurationError(
-            f"{CLASS_RULE} of {cls.__module__}:{cls.__qualname__} is a {type(rule).__name__}, "
+            f"{CLASS_RULE} of {class_name(cls)} is a {type(rule).__name__}, "
             "neither a string nor a function of the event"
         )
     try:

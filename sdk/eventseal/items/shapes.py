@@ -28,11 +28,11 @@ class PersonalData:
         email: Annotated[str, PersonalData(subject="customer_id")]
 
     Args:
-        subject: The attribute that says whose they are, by a string, an integer or a UUID: one of the same
-            object, or else of the nearest object around it that has it.
-        mask: What stands in its place after the subject was erased, of the attribute's own type; if not
-            given, a value that is falsy and equal to itself alone. A value that is equal to the mask is
-            stored as the mask.
+        subject: The attribute that names the person, by a string, an integer or a UUID. It belongs to the
+            same object, or else to the nearest object around it that has it.
+        mask: The value that replaces it after the subject was erased, of the attribute's own type. If not
+            given, a value that is falsy and equals only itself. A value that equals the mask is stored as the
+            mask.
 
     Raises:
         ConfigurationError: *subject* is no attribute's name.
@@ -84,19 +84,19 @@ class Elements(NamedTuple):
 
 
 class Positions(NamedTuple):
-    """Some elements of the tuple do, by position."""
+    """Some elements of the tuple hold personal data, by position."""
 
     inner: tuple[Shape | None, ...]
 
 
 class Values(NamedTuple):
-    """The values of the dictionary do."""
+    """The values of the dictionary hold personal data."""
 
     inner: Shape
 
 
 class Choice(NamedTuple):
-    """The value is of one of several types, some of which do."""
+    """The value is of one of several types, some of which hold personal data."""
 
     among: tuple[Shape, ...]
     may_be_plain: bool
@@ -106,7 +106,7 @@ Shape: TypeAlias = "Sealed | Elements | Positions | Values | Choice"
 
 
 def personal_data_in(shape: Shape) -> list[PersonalData]:
-    """List what a shape says of personal data."""
+    """List the markers in a shape."""
     if isinstance(shape, Sealed):
         return [shape.data]
     if isinstance(shape, Elements | Values):

@@ -2,8 +2,8 @@
 Topics: the names under which classes are stored, ``module:Qualified.Name`` unless registered otherwise.
 
 A renamed or moved class is a fact of the program, like its imports, so registrations hold for the process. A
-topic in the database is never rewritten: it is part of what a sealed item authenticates. Where an item is not
-authenticated, anybody who can write the table chooses its topics: :class:`EventModules` looks those up.
+topic in the database is never rewritten: it is part of what a sealed item authenticates. An attacker who can
+write to a table chooses the topics of unauthenticated items: :class:`EventModules` looks those up.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MAX_TOPIC_LENGTH = 255
 NAMES_CLASSES = "__names_classes__"
-"""A class of events says here which of their attributes name classes, beside ``originator_topic``."""
+"""An event class lists here the attributes that name classes, besides ``originator_topic``."""
 
 _classes: dict[str, type[Any]] = {}
 _stored_names: dict[type[Any], str] = {}
@@ -48,7 +48,7 @@ def register_topic(topic: str, cls: type[Any]) -> None:
     stored = _stored_names.get(cls, topic)
     if stored != topic:
         raise ConfigurationError(
-            f"{_name(cls)} is stored under {stored!r}, so it cannot be stored under {topic!r} too",
+            f"{class_name(cls)} is stored under {stored!r}, so it cannot be stored under {topic!r} too",
             remedy="Register the older name with register_alias().",
         )
     register_alias(topic, cls)
@@ -72,9 +72,14 @@ def register_alias(topic: str, cls: type[Any]) -> None:
     # A class that its own name does not find, since its module was loaded again, gives way.
     if known is not None and known is not cls and _is_loaded(known):
         raise ConfigurationError(
-            f"topic {topic!r} belongs to {_name(known)}, so it cannot be {_name(cls)} too"
+            f"topic {topic!r} belongs to {class_name(known)}, so it cannot be {class_name(cls)} too"
         )
     _classes[topic] = cls
+
+
+def class_name(cls: type[Any]) -> str:
+    """Name a class as messages show it, and as its topic does unless another one is registered."""
+    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def topic_of(cls: type[Any]) -> str:
@@ -90,7 +95,7 @@ def topic_of(cls: type[Any]) -> str:
     known = _stored_names.get(cls) or _names.get(cls)
     if known is not None:
         return known
-    topic = _name(cls)
+    topic = class_name(cls)
     try:
         # Not from the known ones: a module that was loaded again has new classes.
         found = _import(topic) if len(topic) <= MAX_TOPIC_LENGTH else None
@@ -111,8 +116,8 @@ def resolve_topic(topic: str) -> type[Any]:
     Find the class that *topic* names, importing its module if need be.
 
     Args:
-        topic: From an item that was authenticated. Whoever chooses it has any module imported: give one from
-            elsewhere to :meth:`EventModules.resolve`.
+        topic: From an authenticated item, since it decides which module is imported. For other topics, call
+            :meth:`EventModules.resolve`.
 
     Raises:
         SerializationError: It names no class.
@@ -124,24 +129,23 @@ def resolve_topic(topic: str) -> type[Any]:
 
 
 def with_known_subclasses(cls: _Class) -> _Class:
-    """Let items that are not authenticated name the class, and its subclasses that are imported."""
+    """Let unauthenticated items name the class, and its subclasses that are imported."""
     _bases.add(cls)
     return cls
 
 
 class EventModules:
     """
-    Looks up the classes that items name which are not authenticated.
+    Looks up the classes that unauthenticated items name.
 
-    The program says which there are, not the item: those that are registered, those that this process has
-    stored, and those of events and entities that it has imported. Any other class must be defined in one of
-    the modules.
+    The program decides which classes these are, not the item: classes that are registered, that this process
+    has stored, or that are imported events and entities. One of the modules must define any other class.
 
     Args:
         names: The modules. A package covers its submodules, which a topic may import.
 
     Raises:
-        ConfigurationError: A name is no module's.
+        ConfigurationError: A name is not a module's.
     """
 
     def __init__(self, names: Collection[str] = ()) -> None:
@@ -156,7 +160,7 @@ class EventModules:
 
     def load(self) -> None:
         """
-        Import the modules, once: what they register counts from then on.
+        Import the modules once, so that their registrations count.
 
         Raises:
             ConfigurationError: A module is not there.
@@ -164,20 +168,12 @@ class EventModules:
         if self._is_loaded:
             return
         for name in self._names:
-            try:
-                import_module(name)
-            except ModuleNotFoundError as error:
-                if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                    raise
-                raise ConfigurationError(
-                    f"event_modules: there is no module {error.name}",
-                    remedy="Correct the name, or put the module's folder on PYTHONPATH.",
-                ) from None
+            import_listed(name, "event_modules")
         self._is_loaded = True
 
     def resolve(self, topic: str) -> type[Any]:
         """
-        Find the class that *topic* names, if an item may name it that is not authenticated.
+        Find the class that *topic* names, if an unauthenticated item may name it.
 
         Raises:
             ConfigurationError: A module is not there.
@@ -191,14 +187,14 @@ class EventModules:
 
     def check_attributes(self, cls: type[Any], attributes: Mapping[str, Any]) -> None:
         """
-        Look up the classes that an event's attributes name, before replaying it looks them up unasked.
+        Look up the classes that an event's attributes name, before a replay of the event imports them.
 
         Args:
             cls: The event's.
             attributes: By name.
 
         Raises:
-            SerializationError: An attribute names another class, or is no name.
+            SerializationError: An attribute names a class that it may not name, or is not a name.
         """
         names = ["originator_topic", *getattr(cls, NAMES_CLASSES, ())]
         if _of_library("domain", "CanSnapshotAggregate") in cls.__mro__:
@@ -207,7 +203,7 @@ class EventModules:
             named = attributes.get(name)
             for topic in named if type(named) is list else () if named is None else (named,):
                 if type(topic) is not str:
-                    raise SerializationError(f"{name} of {_name(cls)} is not the name of a class")
+                    raise SerializationError(f"{name} of {class_name(cls)} is not the name of a class")
                 self.resolve(topic)
 
     def _found(self, topic: str) -> type[Any]:
@@ -240,6 +236,25 @@ class EventModules:
 
     def _cover(self, module: str) -> bool:
         return any(module == name or module.startswith(f"{name}.") for name in self._names)
+
+
+def import_listed(name: str, setting: str) -> ModuleType:
+    """
+    Import a module that a setting lists.
+
+    Raises:
+        ConfigurationError: It is not there.
+        ModuleNotFoundError: A module that it imports is not there.
+    """
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        raise ConfigurationError(
+            f"{setting}: there is no module {error.name}",
+            remedy="Correct the setting, or put the module's folder on PYTHONPATH.",
+        ) from None
 
 
 def is_module_name(name: object) -> bool:
@@ -332,7 +347,3 @@ def _member(module: object, qualified_name: str) -> Any:
     for name in qualified_name.split("."):
         found = getattr(found, name)
     return found
-
-
-def _name(cls: type[Any]) -> str:
-    return f"{cls.__module__}:{cls.__qualname__}"

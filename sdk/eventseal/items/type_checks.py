@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NewType, Union, get_args, get_origin
 
-from eventseal.items.annotations import Unresolved, alias_value, is_alias
+from eventseal.items.annotations import Unresolved, alias_of, alias_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,8 +26,8 @@ def conforms(value: object, hint: Any, resolved: Callable[[Any], Any]) -> bool:
     hint = resolved(hint)
     if isinstance(hint, NewType):
         return conforms(value, hint.__supertype__, resolved)
-    if is_alias(hint) or is_alias(get_origin(hint)):
-        alias = hint if is_alias(hint) else get_origin(hint)
+    alias = alias_of(hint)
+    if alias is not None:
         return conforms(value, alias_value(alias, hint)[0], resolved)
     if hint is None:
         hint = type(None)

@@ -107,7 +107,9 @@ def unfinished_job(standing: JobStanding, now: datetime) -> Advice | None:
     )
 
 
-_REMINDER = ". Check that the function is yours: its name is from the job's row, which is not authenticated"
+_REMINDER = (
+    ". Check that the function is yours: its name comes from the job's row, which is not authenticated"
+)
 
 
 def _unreadable(status: Status) -> Iterator[Advice]:

@@ -34,18 +34,29 @@ def verb_of(options: Mapping[str, Any]) -> str:
     return verb
 
 
+def verb_command(verb: str, job_id: UUID | None, function: str | None = None) -> str:
+    """
+    Write the command that resumes a job.
+
+    Args:
+        verb: The job's verb.
+        job_id: The job; ``None``: the command looks for an unfinished job itself.
+        function: The function for key scopes, which a migration must be given again.
+    """
+    resume = "" if job_id is None else f" --resume {job_id}"
+    return f"eventseal {verb}{resume}" + ("" if function is None else f" --key-scope-function {function}")
+
+
 def resume_command(job: Job) -> str:
     """
-    Write the command that goes on with a job.
+    Write the command that resumes a job, as its row describes it.
 
-    A migration's function is only shown, as its row has it: what runs is what the command line names.
+    The row's function is only shown: the command line decides which function runs.
     """
-    rule = job.options.get("key_scope", {})
-    function = ""
-    if "function" in rule:
-        fits = _FUNCTION.fullmatch(rule["function"])
-        function = f" --key-scope-function {rule['function'] if fits else 'MODULE:FUNCTION'}"
-    return f"eventseal {verb_of(job.options)} --resume {job.job_id}{function}"
+    function = job.options.get("key_scope", {}).get("function")
+    if function is not None and not _FUNCTION.fullmatch(function):
+        function = "MODULE:FUNCTION"
+    return verb_command(verb_of(job.options), job.job_id, function)
 
 
 _FUNCTION = re.compile(r"[\w.]+:[\w.]+")

@@ -117,8 +117,8 @@ def migrate(
         shards: Workers to give the *executor*.
         executor: Runs the workers; ``None``: one in this thread.
         open_store: Opens the store in a worker; must be importable there. Other processes need it.
-        resume: Only go on with this job. Its tables and its scope are those it was begun with. If that was a
-            function, give the same one again: nothing that the job's row names is imported.
+        resume: Only continue this job, with its own tables and scope. If it was begun with a function, give
+            the same one again: nothing that the job's row names is imported.
         dry_run: Whether only to count, to open a sample, and to guess how long it would take.
         progress: Called now and then with what was done so far.
 
@@ -152,13 +152,12 @@ def migrate(
         refuse_wrong_id_types(store, sources)
         if key_scope is None:
             _refuse_other_scopes(sources)
-        rule = stored_rule(DEFAULT_SCOPE if key_scope is None else key_scope)
         options = {
             "verb": MIGRATE,
             "keys": None,
             "tables": None if tables is None else sorted(tables),
             "heads": None,
-            "key_scope": rule,
+            "key_scope": stored_rule(DEFAULT_SCOPE if key_scope is None else key_scope),
             "formats": _named(accepted),
         }
         samples = sampled(
@@ -341,7 +340,7 @@ def _refuse_other_scopes(sources: Sequence[OldSources]) -> None:
 
 
 def _refuse_other_rules(store: SealedStore, options: Mapping[str, object]) -> None:
-    """Begin no second migration of the same tables, under another rule, where none was given."""
+    """Begin no second migration of the same tables if the first has a function, and none is given."""
     for job in list_jobs(store):
         is_same = {**job.options, "key_scope": None} == {**options, "key_scope": None}
         if is_same and job.state not in {jobs.FINISHED, jobs.UNREADABLE}:

@@ -1,9 +1,9 @@
-"""What moves the items of a job: any process goes on with any job, and brings the code that it runs."""
+"""Moves the items of a job. Any process can continue any job, and brings its own code."""
 
 from __future__ import annotations
 
 from functools import partial
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -49,15 +49,15 @@ def table_movers(
     store: SealedStore, job: Job, scope_of: ScopeOf | None
 ) -> Callable[[SealedTable], TableMover]:
     """
-    Give what makes the mover of a table.
+    Give a function that creates the mover of a table.
 
     Args:
         store: What the job works on.
         job: As it was read.
-        scope_of: The rule for scopes, if it is a migration.
+        scope_of: The rule for scopes, if the job is a migration.
 
     Raises:
-        ConfigurationError: It is a migration, and its formats or its event modules are not here.
+        ConfigurationError: The job is a migration, and its formats or its event modules are not here.
     """
     if scope_of is not None:
         accepted = configured_formats(store)
@@ -126,49 +126,44 @@ def stored_rule(key_scope: str | ScopeOf) -> dict[str, str]:
 
 def scope_rule(job: Job, key_scope: str | ScopeOf | None) -> ScopeOf:
     """
-    Give the rule for scopes of a migration, of which the job's row says only which it was.
+    Check the caller's rule for scopes against the one that a migration was begun with.
 
-    Nothing in the row is imported: whoever writes to the database would choose what runs.
+    Nothing that the job's row names is imported: an attacker who can write to the database would choose what
+    runs.
 
     Args:
-        job: Of the migration.
-        key_scope: What the caller gives; ``None`` for the scope that the job was begun with.
+        job: The migration's job.
+        key_scope: The caller's rule; ``None`` for the scope that the job was begun with.
 
     Raises:
-        ConfigurationError: The job was begun with a function that the caller does not give, or with another
-            rule.
+        ConfigurationError: The job was begun with another rule, or with a function and the caller gives none.
     """
     stored = job.options["key_scope"]
     if key_scope is None and "scope" in stored:
         key_scope = stored["scope"]
     if key_scope is None or stored_rule(key_scope) != stored:
+        what = "If this is your rule, run" if "function" in stored else "Run it without another scope"
         raise ConfigurationError(
             f"job {job.job_id} was begun with another rule for scopes. Nothing was written",
-            remedy=f"If this is your rule, run: {resume_command(job)}"
-            if key_scope is None or "function" in stored
-            else f"Run it without another scope: {resume_command(job)}",
+            remedy=f"{what}: {resume_command(job)}",
         )
     return partial(_one_scope, key_scope) if isinstance(key_scope, str) else key_scope
 
 
 def function_named(name: str) -> ScopeOf:
     """
-    Import a function that somebody named on the command line.
-
-    Args:
-        name: As ``module:function``.
+    Import a function that the command line names as ``module:function``.
 
     Raises:
         ConfigurationError: The function is not there.
     """
-    found = _function(name)
+    found: ScopeOf | None = _function(name)
     if found is None:
         raise ConfigurationError(
             f"there is no function {name}",
             remedy="Name it as module:function, and put the module's folder on PYTHONPATH.",
         )
-    rule: ScopeOf = found
-    return rule
+    return found
 
 
 def _one_scope(scope: str, _context: ItemContext, _plaintext: bytes) -> str:
@@ -176,11 +171,8 @@ def _one_scope(scope: str, _context: ItemContext, _plaintext: bytes) -> str:
 
 
 def _function(name: str) -> Any:
-    module, _, qualified_name = name.partition(":")
     try:
-        found: Any = import_module(module)
-        for part in qualified_name.split("."):
-            found = getattr(found, part)
+        found = resolve_name(name) if ":" in name else None
     except (ImportError, AttributeError, ValueError):
         return None
     return found if callable(found) else None

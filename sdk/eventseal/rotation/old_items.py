@@ -189,10 +189,10 @@ def contexts_of(page: Page, table: SealedTable) -> list[ItemContext]:
 
 def class_checks(store: SealedStore, *, is_library: bool) -> ClassChecks:
     """
-    Give what refuses items that name classes of other modules than a store's.
+    Give the check of the classes that items name, by a store's event modules.
 
     Args:
-        store: May name its event modules, which are imported.
+        store: May name event modules, which are imported.
         is_library: Whether the items stay in a table of the eventsourcing library.
 
     Raises:

@@ -47,7 +47,7 @@ class Sample:
         items: How many rows.
         opened: By format.
         refused: Rows that look like a format, or name a key, and do not open.
-        failures: Rows that did not open, or name classes that they may not name, with why.
+        failures: Rows that did not open, or name a class that they may not name, with the reason.
         seconds: It took for each row.
     """
 

@@ -95,16 +95,16 @@ class AcceptsOldFormats(Protocol):
 
 @runtime_checkable
 class NamesEventModules(Protocol):
-    """A store that also says in which modules events are defined; ``EventSeal`` does."""
+    """A store that also names the modules that define events, such as ``EventSeal``."""
 
     @property
     def event_modules(self) -> Collection[str]:
-        """Modules whose classes an item may name that is not authenticated."""
+        """Modules whose classes an unauthenticated item may name."""
         ...
 
 
 def event_modules_of(store: SealedStore) -> tuple[str, ...]:
-    """Name a store's event modules; one that does not say so has none."""
+    """List a store's event modules; a store that names none has none."""
     return tuple(store.event_modules) if isinstance(store, NamesEventModules) else ()
 
 

@@ -55,7 +55,7 @@ class EncryptingDCBMapper(DCBMapper[Any]):
     inner: ClassVar[tuple[Inner]] = ("eventsourcing.dcb.msgpack:MessagePackMapper",)
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
-        """Make one only of a class whose methods seal."""
+        """Refuse a class that replaces EventSeal's methods."""
         refuse_replaced_methods(cls, EncryptingDCBMapper)
         return super().__new__(cls)
 

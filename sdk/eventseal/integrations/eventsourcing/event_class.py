@@ -9,6 +9,7 @@ from eventsourcing.domain import CanSnapshotAggregate
 
 from eventseal.errors import ConfigurationError
 from eventseal.items.scopes import CLASS_RULE, KEEPS_SCOPE
+from eventseal.items.topics import class_name
 
 ITEMS, SNAPSHOTS = "items", "snapshots"
 
@@ -58,7 +59,6 @@ def _collection_of(cls: type[Any]) -> str:
         return SNAPSHOTS if takes or issubclass(cls, CanSnapshotAggregate) else ITEMS
     if said not in (ITEMS, SNAPSHOTS):
         raise ConfigurationError(
-            f"{_COLLECTION} of {cls.__module__}:{cls.__qualname__} is {said!r}; "
-            f"it can be {ITEMS!r} or {SNAPSHOTS!r}"
+            f"{_COLLECTION} of {class_name(cls)} is {said!r}; it can be {ITEMS!r} or {SNAPSHOTS!r}"
         )
     return str(said)

@@ -65,7 +65,7 @@ class EncryptingMapper(_Mapper):
     options: ClassVar[SealingOptions] = SealingOptions()
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
-        """Make one only of a class whose methods seal."""
+        """Refuse a class that replaces EventSeal's methods."""
         refuse_replaced_methods(cls, EncryptingMapper)
         return super().__new__(cls)
 
@@ -78,7 +78,6 @@ class EncryptingMapper(_Mapper):
         self._collection: str | None = None
         self._collections: dict[str, str] = {}
         self._ids_are_digits = False
-        self._known_types = 0
 
     @classmethod
     def using(
@@ -123,14 +122,14 @@ class EncryptingMapper(_Mapper):
     @classmethod
     def protections(cls, event_class: type[Any], *, always_encrypt: bool = True) -> list[ProtectedField]:  # noqa: ARG003 - as other mappers have it
         """
-        Say what becomes of each field of a class: all of it is sealed with the state.
+        List the fields of a class: all of them are sealed with the state.
 
         Args:
             event_class: A class of events, of decisions, or of aggregates.
             always_encrypt: Has no effect, since every state is sealed.
 
         Raises:
-            ConfigurationError: The class is refused at its first use.
+            ConfigurationError: The class would be refused at its first use.
         """
         refuse_marked_class(event_class)
         return protected_fields(event_class, is_sealed=True)
@@ -219,11 +218,8 @@ class EncryptingMapper(_Mapper):
         self._sealing.refresh()
 
     def _check_types(self) -> None:
-        """Look at types that were registered with the transcoder meanwhile."""
-        types = getattr(self.transcoder, "types", ())
-        if len(types) != self._known_types:
-            refuse_marked_types(list(types))
-            self._known_types = len(types)
+        """Look at the types that are registered with the transcoder by now."""
+        refuse_marked_types(list(getattr(self.transcoder, "types", ())))
 
     def _mapped(self, stored_events: list[StoredEvent], collection: str | None) -> list[Any]:
         said = [collection or self._collection_of(stored) for stored in stored_events]

@@ -1,8 +1,8 @@
 """
-Refuses classes that say personal data: under the library, a state is sealed as a whole and not by its fields.
+Refuses classes that mark personal data: the library's states are sealed as a whole, not by their fields.
 
-The library makes event classes from the methods that ``@event`` decorates, and an annotation of such a method
-may be lost on the way. So the aggregates that an event class belongs to are looked at too.
+The library creates event classes from the methods that ``@event`` decorates, and may lose an annotation of
+such a method. So EventSeal looks at the aggregates of an event class too.
 """
 
 from __future__ import annotations
@@ -21,39 +21,34 @@ if TYPE_CHECKING:
 
 _WHY = "the eventsourcing library's mappers seal no fields one by one, so it could not be erased alone"
 _REMEDY = (
-    "Store such events with a SequencedItemMapper. Or take PersonalData away, and seal whole events under "
+    "Store such events with a SequencedItemMapper. Or remove PersonalData, and seal whole events under "
     "the key of their person: see __key_scope__."
 )
 
 _FUNCTION, _METHOD = "decorated_func", "decorated_method"  # the latter in release 9.3
 
 _unmarked: set[type[Any]] = set()
-_snapshots: set[type[Any]] = set()
 
 
 def refuse_marked_event(event: Any) -> None:
     """
-    Refuse an event, or a snapshot, whose class says personal data.
+    Refuse an event, or a snapshot, whose class marks personal data.
 
     Raises:
-        ConfigurationError: It does, or its aggregate does, or a class that is held by annotation.
+        ConfigurationError: The class marks some, or its aggregate does, or a class in an annotation.
     """
     cls = type(event)
-    if cls in _unmarked and cls not in _snapshots:
-        return
     refuse_marked_class(cls)
-    if event_class(cls).collection == SNAPSHOTS:
-        _snapshots.add(cls)
-        if isinstance(getattr(event, "topic", None), str):
-            refuse_marked_class(resolve_topic(event.topic))
+    if event_class(cls).collection == SNAPSHOTS and isinstance(getattr(event, "topic", None), str):
+        refuse_marked_class(resolve_topic(event.topic))
 
 
 def refuse_marked_class(cls: type[Any]) -> None:
     """
-    Refuse a class of events, of decisions, or of aggregates that says personal data.
+    Refuse a class of events, of decisions, or of aggregates that marks personal data.
 
     Raises:
-        ConfigurationError: It does, or an aggregate that it belongs to.
+        ConfigurationError: It marks some, or an aggregate that it belongs to does.
     """
     if cls in _unmarked:
         return
@@ -67,7 +62,7 @@ def refuse_marked_types(types: Iterable[type[Any]]) -> None:
     Refuse types that a transcoder has an encoding for.
 
     Raises:
-        ConfigurationError: One of them says personal data.
+        ConfigurationError: One of them marks personal data.
     """
     for cls in types:
         if cls not in _unmarked:
@@ -76,7 +71,7 @@ def refuse_marked_types(types: Iterable[type[Any]]) -> None:
 
 
 def _owners(cls: type[Any]) -> Iterator[type[Any]]:
-    """Give the application's aggregates whose events are of a class."""
+    """Find the application's aggregates that have a class of events."""
     tagged = sys.modules.get("eventsourcing.dcb.domain")
     roots = [getattr(domain, "BaseAggregate", domain.Aggregate), *([tagged.Perspective] if tagged else ())]
     for owner in (one for root in roots for one in _subclasses(root)):

@@ -29,7 +29,7 @@ Outcome: TypeAlias = "Opened | OldItem | EventSealError"
 
 
 class LibraryEventModules(EventModules):
-    """Looks up classes as its base does, and has the library find the very same ones."""
+    """Looks up classes, and registers them with the library, so that it finds the very same ones."""
 
     def resolve(self, topic: str) -> type[Any]:
         """Find the class that *topic* names; see the base."""

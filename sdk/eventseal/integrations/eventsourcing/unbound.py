@@ -1,4 +1,4 @@
-"""A cipher for those who can set nothing else: it knows no row, so it binds none."""
+"""A cipher for applications that can set nothing else: it knows no row, so it binds none."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ UNBOUND = ItemContext(sequence_id="", position=0, topic="", collection="unbound"
 
 _COMPRESSOR = "COMPRESSOR_TOPIC"
 _WARNING = (
-    "EnvelopeCipher binds no state to its row: whoever writes to the database can swap states unseen. Use "
-    "MAPPER_TOPIC=eventseal.integrations.eventsourcing:EncryptingMapper instead"
+    "EnvelopeCipher binds no state to its row: an attacker who can write to the database can swap states. "
+    "Use MAPPER_TOPIC=eventseal.integrations.eventsourcing:EncryptingMapper instead"
 )
 
 
 class UnboundCipherWarning(UserWarning):
-    """States are sealed without their row: whoever writes to the database can swap them unseen."""
+    """States are sealed without their row: an attacker who can write to the database can swap them."""
 
 
 def _look_at_events() -> None:
-    """Let the library's mappers refuse what this cipher cannot see: it is given bytes, and no event."""
+    """Have the library's mappers look at events, since this cipher is given only bytes."""
     to_stored_event = Mapper.to_stored_event
 
     @wraps(to_stored_event)

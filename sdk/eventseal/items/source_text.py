@@ -1,4 +1,4 @@
-"""What only the source of a module says: imports for type checkers, and annotations inside methods."""
+"""Reads what only the source of a module has: imports for type checkers, and annotations in methods."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WORTH_PARSING = re.compile(r"TYPE_CHECKING|^\s+\w+\.\w+\s*:", re.MULTILINE)
 
 class Source(NamedTuple):
     """
-    What a module's source says.
+    What was found in a module's source.
 
     Attributes:
         imports: By name, the module and the name in it that ``if TYPE_CHECKING:`` imports.
