@@ -36,13 +36,13 @@ def test_it_lists_the_rows_and_repairs_them(run, damaged):
 
 def test_a_dry_run_changes_nothing(run_json, run, damaged, query):
     before = query(f"SELECT * FROM {ITEMS}")
-    shown = run_json("--dry-run", "repair", "--from-backup", "sqlite:///backup.sqlite", exits=1)
+    shown = run_json("--dry-run", "repair", "--from-backup", "sqlite:///backup.sqlite")
     assert (shown["verb"], shown["done"], shown["left"], shown["dry_run"]) == ("repair", 0, 2, True)
     assert [row["position"] for row in shown["rows"]] == ["1", "3"]
     assert query(f"SELECT * FROM {ITEMS}") == before
     assert (
         "2 rows can be repaired, 0 cannot"
-        in run("repair", "--dry-run", "--from-backup", "sqlite:///backup.sqlite", exits=1).stdout
+        in run("repair", "--dry-run", "--from-backup", "sqlite:///backup.sqlite").stdout
     )
 
 
@@ -66,7 +66,7 @@ def test_without_a_ledger_it_refuses_and_says_which_line_to_add(run, damaged, tm
     settings.write_text(settings.read_text().replace('ledger = "erasures.jsonl"\n', ""))
     said = run("repair", "--from-backup", "sqlite:///backup.sqlite", "--yes", exits=2)
     assert 'ledger = "erasures.jsonl"' in said.stderr
-    run("repair", "--from-backup", "sqlite:///backup.sqlite", "--dry-run", exits=1)
+    run("repair", "--from-backup", "sqlite:///backup.sqlite", "--dry-run")
 
 
 def test_rows_that_cannot_be_repaired_are_failures(run, damaged, query):
@@ -92,3 +92,22 @@ def test_renamed_takes_pairs(run, damaged):
         ]
         == 2
     )
+
+
+def test_without_a_backup_only_key_ids_are_put_right(run, damaged, query):
+    query(f"UPDATE {ITEMS} SET key_id = NULL WHERE position = 0")
+    said = run("repair", "--yes", exits=1)
+    assert "1 rows were repaired, 2 cannot be repaired" in said.stdout
+    assert "no backup was named" in said.stdout
+    assert query(f"SELECT count(*) FROM {ITEMS} WHERE key_id IS NULL") == [(0,)]
+    refused = run("repair", "--backup-keys", "sqlite:///keys.sqlite", exits=2)
+    assert "--from-backup" in refused.stderr
+
+
+def test_a_backup_that_is_not_there_or_is_the_store_itself_is_named(run, damaged):
+    said = run("repair", "--from-backup", "sqlite:///nowhere.sqlite", exits=2)
+    assert "there is no backup nowhere.sqlite" in said.stderr
+    for same in ("sqlite:///./shop.sqlite", "sqlite+pysqlite:///shop.sqlite"):
+        assert "own database" in run("repair", "--from-backup", same, exits=2).stderr
+    words = ["repair", "--from-backup", "sqlite:///backup.sqlite", "--renamed", "orders=x"]
+    assert "no registered table orders" in run(*words, exits=2).stderr

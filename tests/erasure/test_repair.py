@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import sys
 from contextlib import closing
+from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import uuid4
 
@@ -22,6 +23,7 @@ from eventseal.items import PersonalData, SequencedItem
 from eventseal.rotation import mark_compromised, reencrypt, retire, rotate_keys, verify
 from eventseal.rotation.damaged_rows import damaged_rows
 from eventseal.rotation.sealed_store import registered_tables
+from eventseal.storage import SQLAlchemyActiveRecordStrategy, TimestampSequencedItemRecord
 from eventseal.storage.fences import close_fences
 from eventseal.storage.item_rows import ItemRow
 from eventseal.storage.row_repairs import RowChange, replace_rows
@@ -285,8 +287,45 @@ def test_a_row_that_opens_again_before_its_digest_is_taken_is_not_touched(shop, 
 
     monkeypatch.setattr(_Run, "_stored", mended_before)
     result = repaired()
-    assert (result.done, result.left) == (0, 0)
+    assert (result.done, result.left, result.complete) == (0, 1, False)
     assert shop.stored(item) == item
+
+
+def test_a_key_id_is_put_right_without_a_backup_and_the_envelope_stays(shop):
+    item = shop.append(SCOPE)
+    rotate_keys(shop.seal, scopes=[SCOPE])
+    shop.edit(item, key_id=None)
+    assert verify(shop.seal).failed == 1
+    assert repair(shop.seal).done == 1
+    assert shop.stored(item) == item
+    assert verify(shop.seal).failed == 0
+
+
+def test_a_row_of_another_table_is_not_adopted(shop, repaired):
+    """Copied there, and into an honest backup, it is still bound to the table that it is from."""
+    item = shop.append(SCOPE)
+    records = SQLAlchemyActiveRecordStrategy(TimestampSequencedItemRecord, shop.seal.datastore.session)
+    records.append([item._replace(position=Decimal(0))])
+    shop.back_up()
+    result = repaired()
+    assert (result.done, result.failed) == (0, 1)
+    assert verify(shop.seal).failed == 1
+
+
+def test_a_row_that_is_overwritten_is_not_missed_when_its_key_was_marked(shop, repaired):
+    """The backup has it under an earlier key than the one that was marked since."""
+    item, other = shop.append(SCOPE), shop.append(SCOPE)
+    shop.back_up()
+    move_on(shop)
+    leaked = shop.stored(item).key_id
+    rotate_keys(shop.seal, scopes=[SCOPE])
+    mark_compromised(shop.seal, [leaked])
+    now = shop.stored(item)
+    shop.edit(now, data=now.data[:40] + bytes([now.data[40] ^ 1]) + now.data[41:])
+    assert repaired().done == 1
+    settle(shop)
+    assert reencrypt(shop.seal).failed == 0
+    assert shop.opens(shop.stored(other))
 
 
 def test_a_row_that_was_set_aside_is_repaired_and_no_longer_set_aside(shop, repaired):
@@ -543,16 +582,9 @@ def test_the_backup_is_not_changed_by_a_byte(sqlite_url, tmp_path):
 
 
 def test_a_backup_that_is_not_there_is_not_created(sqlite_url, tmp_path):
-    from eventseal.errors import StoreUnavailableError
-
     shop = LedgerShop(sqlite_url, FakeKms(), tmp_path)
-    item = shop.append(SCOPE)
-    shop.edit(item, data=damaged(item))
-    with (
-        pytest.raises(StoreUnavailableError),
-        Backup(shop.seal, f"sqlite:///{tmp_path / 'nowhere.sqlite'}") as backup,
-    ):
-        repair(shop.seal, backup)
+    with pytest.raises(ConfigurationError, match="there is no backup"):
+        Backup(shop.seal, f"sqlite:///{tmp_path / 'nowhere.sqlite'}")
     assert not (tmp_path / "nowhere.sqlite").exists()
     with pytest.raises(ConfigurationError, match="own database"):
         Backup(shop.seal, sqlite_url)

@@ -10,7 +10,7 @@ import typer
 from eventseal.cli.confirmation import confirm
 from eventseal.cli.interruption import RUN_AGAIN, resumable
 from eventseal.cli.options import Config, DryRun, Json, Options, Yes
-from eventseal.cli.output import print_columns, printable
+from eventseal.cli.output import print_columns
 from eventseal.cli.progress import shown_progress
 from eventseal.cli.results import finish, print_failures
 from eventseal.erasure import Backup
@@ -34,9 +34,8 @@ def repair(
     context: typer.Context,
     *,
     from_backup: Annotated[
-        str,
-        typer.Option("--from-backup", metavar="URL", help="The database with the backup's items and keys."),
-    ],
+        str | None, typer.Option(metavar="URL", help="The database with the backup's items and keys.")
+    ] = None,
     backup_keys: Annotated[
         str | None,
         typer.Option("--backup-keys", metavar="URL", help="The backup's key tables, if they are elsewhere."),
@@ -56,28 +55,38 @@ def repair(
     """
     Replace rows that do not open by those of a backup.
 
-    It opens every item, and looks in the backup for those that do not open. Only
-    today's key tables and the erasure ledger say what a key may open there: nothing
-    that was erased comes back. It lists the rows and asks. The ledger notes each
-    row before it is replaced; without a ledger, only --dry-run works. The backup is
-    only read. Do not put a password into the URL, where other users of the machine
-    see it: PostgreSQL takes it from PGPASSWORD or ~/.pgpass.
+    It opens every item, and looks in the backup for those that do not open. Where
+    only the key id beside an item is wrong, it puts that right without a backup.
+    Only today's key tables and the erasure ledger say what a key may open in the
+    backup: nothing that was erased comes back. It lists the rows and asks. The
+    ledger notes each row before it is replaced; without a ledger, only --dry-run
+    works. The backup is only read. Do not put a password into the URL, where other
+    users of the machine see it: PostgreSQL takes it from PGPASSWORD or ~/.pgpass.
     """
     options = Options.of(context, config=config, as_json=as_json, yes=yes, dry_run=dry_run)
     names = _renamed(renamed)
+    if from_backup is None and (backup_keys or names):
+        raise ConfigurationError(
+            "--backup-keys and --renamed say something of a backup: name it, --from-backup"
+        )
     with (
         options.open_seal() as seal,
-        Backup(seal, from_backup, keys_url=backup_keys, renamed=names) as backup,
         resumable(lambda: RUN_AGAIN),
+        ExitStack() as opened,
         ExitStack() as shown,
     ):
+        backup = None
+        if from_backup is not None:
+            backup = Backup(seal, from_backup, keys_url=backup_keys, renamed=names)
+            opened.enter_context(backup)
         progress = shown.enter_context(shown_progress("repair", "items"))
 
         def ask(would: RepairResult) -> None:
             shown.close()
             if not options.as_json and not options.yes:
                 _print(would, dry_run=True)
-            confirm(options, f"{would.left:,} rows are about to be replaced by those of {backup.name}.")
+            by = "" if backup is None else f" by those of {backup.name}"
+            confirm(options, f"{would.left:,} rows are about to be replaced{by}.")
 
         result = repair_store(
             seal, backup, tables=table, dry_run=options.dry_run, confirm=ask, progress=progress
@@ -107,4 +116,4 @@ def _print(result: RepairResult, *, dry_run: bool) -> None:
     changed = f", {result.left:,} were changed meanwhile: run it again" if result.left else ""
     typer.echo(f"{result.done:,} rows were repaired, {result.failed:,} cannot be repaired{changed}")
     if result.done:
-        typer.echo(f"backup: {printable(str(result.backup['database']))}. Next: eventseal verify")
+        typer.echo("Next: eventseal verify")

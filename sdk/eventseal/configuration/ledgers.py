@@ -11,6 +11,7 @@ from sqlalchemy.exc import ArgumentError
 from eventseal.erasure import DatabaseLedger, FileLedger
 from eventseal.erasure.ledger_entries import INTENT
 from eventseal.errors import ConfigurationError, EventSealError
+from eventseal.storage.engines import database_place
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 DEFAULT_NAME = "erasures.jsonl"
 _APART = "Put the ledger elsewhere, where no restore of the keys sets it back too."
-_PORTS = {"postgresql": 5432}
 
 
 def configured_ledger(settings: Settings) -> Ledger | None:
@@ -75,7 +75,7 @@ def _ledger(settings: Settings, named: str) -> Ledger:
     places = [_place(url) for url in (settings.store_url, settings.key_store_url) if url is not None]
     if "://" in named:
         ledger = DatabaseLedger(named)
-        if _place_of(ledger.settings.url) in places:
+        if database_place(ledger.settings.url) in places:
             raise ConfigurationError("it is in the database of the items or the keys", remedy=_APART)
         return ledger
     if not named:
@@ -87,7 +87,7 @@ def _ledger(settings: Settings, named: str) -> Ledger:
 
 def _place(url: SecretStr) -> tuple[object, ...] | None:
     parsed = _parsed(url)
-    return None if parsed is None else _place_of(parsed)
+    return None if parsed is None else database_place(parsed)
 
 
 def _parsed(url: SecretStr) -> URL | None:
@@ -95,12 +95,3 @@ def _parsed(url: SecretStr) -> URL | None:
         return make_url(url.get_secret_value())
     except ArgumentError:
         return None  # whoever opens it says so
-
-
-def _place_of(url: URL) -> tuple[object, ...]:
-    """Give what tells one database from another."""
-    backend = "postgresql" if url.drivername == "postgres" else url.get_backend_name()
-    if backend == "sqlite":
-        return backend, str(Path(str(url.database)).resolve())
-    host = url.host or url.query.get("host")
-    return backend, host, url.port or url.query.get("port") or _PORTS.get(backend), url.database

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from sqlalchemy import inspect
 
-from eventseal.errors import ConfigurationError
+from eventseal.errors import ConfigurationError, StoreError
 from eventseal.storage import SQLAlchemyDatastore, SQLAlchemyKeyStore, SQLAlchemySettings
-from eventseal.storage.engines import redacted
-from eventseal.storage.item_columns import sealed_columns
+from eventseal.storage.engines import database_place, redacted
+from eventseal.storage.item_columns import KEY_ID
 from eventseal.storage.item_rows import ItemRow
 from eventseal.storage.stored_rows import stored_row
 from eventseal.storage.transactions import read
@@ -52,22 +54,25 @@ class Backup:
         renamed: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         items = SQLAlchemySettings(url)
-        if items.url == store.datastore.settings.url:
+        if database_place(items.url) == database_place(store.datastore.settings.url):
             raise ConfigurationError(
                 "the backup is the store's own database", remedy="Name the database that holds the backup."
             )
-        keys = None if keys_url is None else SQLAlchemySettings(keys_url)
+        known = {table.table for table in store.datastore.registry().tables}
+        for name in renamed:
+            if name not in known:
+                raise ConfigurationError(
+                    f"there is no registered table {name}, so it has no other name in the backup",
+                    remedy="Give the name that the table has today first: --renamed TABLE=NAME",
+                )
         self.name = redacted(items.url)
+        keys = None if keys_url is None else _at_rest(SQLAlchemySettings(keys_url))
+        items = _at_rest(items)
         self._renamed = dict(renamed)
         self._tables: dict[str, SealedTable] = {}
         self._datastore = SQLAlchemyDatastore(items, key_settings=keys, reads_only=True)
         self._key_store = SQLAlchemyKeyStore(self._datastore)
         self._application = store.keyring.application
-        self._former = {
-            columns.table.fullname: columns.former_collection
-            for columns in map(sealed_columns, store.datastore.tables)
-            if columns
-        }
         self.keyring = store.keyring.over(self._key_store)
 
     def identity(self) -> dict[str, Any]:
@@ -81,11 +86,12 @@ class Backup:
             changes = self._key_store.changes(self._application, -1, [])
         except ConfigurationError:  # a backup of the items alone
             changes = None
+        except StoreError as error:
+            raise type(error)(
+                f"the backup {self.name} cannot be read: {error}",
+                remedy="Name a database that this user may read. Nothing was changed.",
+            ) from error
         return {"database": self.name, "key_changes": None if changes is None else changes.mark.counter}
-
-    def former_collection(self, table: SealedTable) -> str | None:
-        """Give the name that the items of a table may have been bound to when the backup was taken."""
-        return table.former_collection or self._former.get(table.table)
 
     def rows(self, table: SealedTable, places: Sequence[Place]) -> list[ItemRow | None]:
         """
@@ -113,7 +119,9 @@ class Backup:
         return read(self._datastore.engine, look, doing=f"reading {there.table} of the backup")
 
     def _table(self, table: SealedTable) -> SealedTable:
-        there = replace(table, table=self._renamed.get(table.table, table.table))
+        # The envelope's header names the key: nobody needs a column beside it, which the backup may lack.
+        columns = {role: column for role, column in table.columns.items() if role != KEY_ID}
+        there = replace(table, table=self._renamed.get(table.table, table.table), columns=columns)
         engine, doing = self._datastore.engine, "looking for the tables of the backup"
         if not read(engine, partial(_has_table, table=there.table), doing=doing):
             names = sorted(read(engine, _table_names, doing=doing))
@@ -140,6 +148,31 @@ class Backup:
 
 
 _SHOWN_TABLES = 10
+
+
+def _at_rest(settings: SQLAlchemySettings) -> SQLAlchemySettings:
+    """
+    Name a SQLite file so that reading it leaves no file beside it, and works in a folder that is read-only.
+
+    A write-ahead log beside the file is part of the backup. Only then SQLite may need to write there.
+
+    Raises:
+        ConfigurationError: There is no such file.
+    """
+    url = settings.url
+    if url.get_backend_name() != "sqlite" or settings.in_memory or "uri" in url.query:
+        return settings
+    file = Path(str(url.database))
+    if not file.is_file():
+        raise ConfigurationError(
+            f"there is no backup {file}", remedy="Correct the URL of the backup. Nothing was changed."
+        )
+    log = file.with_name(f"{file.name}-wal")
+    if log.exists() and log.stat().st_size:
+        return settings
+    query = {"mode": "ro", "immutable": "1", "uri": "true"}
+    uri = url.set(database=f"file:{quote(str(file))}").update_query_dict(query)
+    return SQLAlchemySettings(uri.render_as_string(hide_password=False))
 
 
 def _has_table(connection: Connection, table: str) -> bool:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING
 
-from eventseal.errors import EventSealError, IntegrityError, KeyDestroyedError
+from eventseal.errors import (
+    EventSealError,
+    IntegrityError,
+    KekNotConfiguredError,
+    KeyDestroyedError,
+    KmsError,
+)
 from eventseal.keys.seals import is_bound
 from eventseal.keys.states import KeyPurpose, KeyState
 
@@ -93,9 +100,12 @@ class BackupKeys:
         }
         wanted = [key_id for key_id in tombstones if key_id not in found]
         for key_id, outcome in self._backup.opening_keys(wanted).items() if wanted else ():
-            if not isinstance(outcome, EventSealError) and not is_bound(outcome, tombstones[key_id].record):
-                outcome = _another_key(key_id)  # noqa: PLW2901
-            found[key_id] = outcome
+            if isinstance(outcome, EventSealError):
+                found[key_id] = _of_backup(outcome)
+            elif is_bound(outcome, tombstones[key_id].record):
+                found[key_id] = outcome
+            else:
+                found[key_id] = _another_key(key_id)
             if tombstones[key_id].was_compromised:
                 self._suspect.add(key_id)
         return found
@@ -103,6 +113,16 @@ class BackupKeys:
 
 def _is_retired(outcome: DataKey | EventSealError) -> bool:
     return isinstance(outcome, KeyDestroyedError) and outcome.destroyed_by == "retired"
+
+
+def _of_backup(error: EventSealError) -> EventSealError:
+    """Say that it is the backup's key tables that are not in order, if it is they."""
+    if isinstance(error, KmsError | KekNotConfiguredError):
+        return error
+    told = copy(error)
+    told.args = (f"in the backup: {error}",)
+    told.remedy = "Use another backup, and find out who changed this one."
+    return told
 
 
 def _erased(scope: str, key_id: UUID) -> KeyDestroyedError:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from eventseal.cipher import ItemContext, Opened
-from eventseal.cipher.resealing import Moved
 from eventseal.erasure.backup_keys import BackupKeys
 from eventseal.errors import (
     OPAQUE_INTEGRITY_MESSAGE,
@@ -18,7 +17,6 @@ from eventseal.errors import (
     KmsError,
     StoreError,
 )
-from eventseal.items.field_reading import SEALED_BYTES
 from eventseal.items.sealed_places import Page
 from eventseal.storage.item_swaps import KEY_ID_IN_HEADER
 from eventseal.storage.marks import recorded
@@ -26,13 +24,16 @@ from eventseal.storage.transactions import read
 from eventseal.suites.envelope import envelope_problem
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from eventseal.cipher.resealing import Outcome
     from eventseal.erasure.backup import Backup
     from eventseal.items.sealed_places import Place
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.item_rows import ItemRow
     from eventseal.storage.sealed_table import SealedTable
+
+T = TypeVar("T")
 
 SNAPSHOTS = "snapshots"
 """The collection of tables whose rows are rebuilt, not repaired."""
@@ -59,13 +60,13 @@ class BackupRows:
 
     Args:
         store: Its items and keys of today.
-        backup: Of it.
+        backup: Of it; ``None``: there is none, and nothing may come from it.
     """
 
-    def __init__(self, store: SealedStore, backup: Backup) -> None:
+    def __init__(self, store: SealedStore, backup: Backup | None) -> None:
         self._engine = store.datastore.engine
         self._backup = backup
-        self._keys = BackupKeys(store.keyring, backup.keyring)
+        self._keys = BackupKeys(store.keyring, store.keyring if backup is None else backup.keyring)
         self._cipher = store.cipher.with_keys(self._keys)
 
     def open(self, table: SealedTable, places: Sequence[Place]) -> list[EventSealError | None]:
@@ -82,14 +83,13 @@ class BackupRows:
         """
         usable = self._usable(table, places)
         envelopes = [row for row in usable if not isinstance(row, EventSealError)]
-        outcomes = self._opened(envelopes, table.collection)
-        former = self._backup.former_collection(table)
-        for number, outcome in enumerate(self._opened(envelopes, former) if former else ()):
-            if isinstance(outcomes[number], IntegrityError) and isinstance(outcome, Opened):
-                copied = _without_fields(outcome.plaintext)
-                outcomes[number] = copied if isinstance(copied, EventSealError) else outcome
-        opened = iter(outcomes)
-        return [row if isinstance(row, EventSealError) else _why_not(next(opened)) for row in usable]
+
+        def opened(rows: Sequence[ItemRow], collection: str) -> list[Opened | EventSealError]:
+            contexts = [ItemContext(row.sequence_id, row.position, row.topic, collection) for row in rows]
+            return self._cipher.open_many([(row.data, at) for row, at in zip(rows, contexts, strict=True)])
+
+        outcomes = iter(_in_collections(table, envelopes, opened))
+        return [row if isinstance(row, EventSealError) else _why_not(next(outcomes)) for row in usable]
 
     def encrypt(self, table: SealedTable, places: Sequence[Place]) -> list[Encrypted | EventSealError]:
         """
@@ -100,9 +100,11 @@ class BackupRows:
         """
         usable = self._usable(table, places)
         envelopes = [row for row in usable if not isinstance(row, EventSealError)]
-        former = self._backup.former_collection(table)
-        moved = Moved(former, lambda _, plaintext: _without_fields(plaintext)) if former else None
-        encrypted = iter(self._cipher.reseal_many(page_of(envelopes), table.collection, moved=moved))
+
+        def resealed(rows: Sequence[ItemRow], collection: str) -> list[Outcome]:
+            return self._cipher.reseal_many(page_of(rows), collection)
+
+        encrypted = iter(_in_collections(table, envelopes, resealed))
         changes: list[Encrypted | EventSealError] = []
         for found in usable:
             if isinstance(found, EventSealError):
@@ -116,14 +118,10 @@ class BackupRows:
                 changes.append(_why_not(outcome) or _no_active_key())
         return changes
 
-    def _opened(self, rows: Sequence[ItemRow], collection: str) -> list[Opened | EventSealError]:
-        contexts = [ItemContext(row.sequence_id, row.position, row.topic, collection) for row in rows]
-        return self._cipher.open_many([(row.data, at) for row, at in zip(rows, contexts, strict=True)])
-
     def _usable(self, table: SealedTable, places: Sequence[Place]) -> list[ItemRow | EventSealError]:
         """Give what the backup has in place of rows, or why that may not be used."""
-        if table.collection == SNAPSHOTS:
-            return [_snapshot() for _ in places]
+        if table.collection == SNAPSHOTS or self._backup is None:
+            return [_snapshot() if table.collection == SNAPSHOTS else _no_backup() for _ in places]
         found = [_envelope_in(row) for row in self._backup.rows(table, places)]
         named = {_key_of(row) for row in found if not isinstance(row, EventSealError)}
         keys = self._keys.opening_keys(named) if named else {}
@@ -144,6 +142,25 @@ class BackupRows:
                 if index not in kept:
                     usable[number] = _suspected(_key_of(row))
         return usable
+
+
+def _in_collections(
+    table: SealedTable,
+    rows: Sequence[ItemRow],
+    work: Callable[[Sequence[ItemRow], str], list[T]],
+) -> list[T]:
+    """
+    Do *work* with rows bound to a table's collection, and with those that are not, bound to its former one.
+
+    What is bound to the former name stays so: whoever moves the table moves it.
+    """
+    outcomes = work(rows, table.collection)
+    if table.former_collection is not None:
+        refused = [number for number, outcome in enumerate(outcomes) if isinstance(outcome, IntegrityError)]
+        again = work([rows[number] for number in refused], table.former_collection)
+        for number, outcome in zip(refused, again, strict=True):
+            outcomes[number] = outcome
+    return outcomes
 
 
 def page_of(rows: Sequence[ItemRow]) -> Page:
@@ -208,22 +225,19 @@ def _damaged_too() -> IntegrityError:
     )
 
 
-def _without_fields(plaintext: bytes) -> bytes | EventSealError:
-    """Refuse an item of a former collection whose fields are bound to it: a repair opens no field."""
-    if SEALED_BYTES not in plaintext:
-        return plaintext
-    return IntegrityError(
-        "the item of the backup holds encrypted fields that are bound to a former collection of its table",
-        remedy=f"Use a backup that was taken after the table was moved to its collection. {_GIVE_UP}",
-    )
-
-
 def _suspected(key_id: UUID) -> IntegrityError:
     return IntegrityError(
         f"the row of the backup is under key {key_id}, which was compromised, and no digest shows that the "
         "row is older than that: it may be forged",
         remedy=f"Use a backup in which the row is under another key. {_GIVE_UP}",
         key_id=key_id,
+    )
+
+
+def _no_backup() -> IntegrityError:
+    return IntegrityError(
+        "the row does not open, and no backup was named",
+        remedy="Name the database that holds a backup: eventseal repair --from-backup URL",
     )
 
 

@@ -30,17 +30,17 @@ from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult
 from eventseal.rotation.sealed_store import own_tables
 from eventseal.rotation.table_checks import refuse_unregistered_tables
 from eventseal.storage.fences import open_fences
-from eventseal.storage.item_rows import count_by_key
+from eventseal.storage.item_rows import ItemRow, count_by_key
 from eventseal.storage.item_swaps import KEY_ID_IN_HEADER, place_to_json
 from eventseal.storage.marked_envelopes import forget_replaced
-from eventseal.storage.marks import Replaced, add_replaced
+from eventseal.storage.marks import Replaced, add_replaced, load_marks
 from eventseal.storage.row_repairs import RowChange, replace_rows
 from eventseal.storage.stored_rows import stored_row
 from eventseal.storage.swap_guards import share_fences
 from eventseal.storage.transactions import read, write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from sqlalchemy.engine import Connection
 
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from eventseal.items.sealed_places import Place
     from eventseal.rotation.item_checks import Tally
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.item_rows import ItemRow
+    from eventseal.storage.marks import Mark
     from eventseal.storage.sealed_table import SealedTable
     from eventseal.storage.stored_rows import StoredRow
 
@@ -66,11 +66,11 @@ class RepairResult(JobResult):
     What a repair did, or would do.
 
     Attributes:
-        backup: What tells the backup from others.
+        backup: What tells the backup from others; ``None``: there is none.
         places: The first 1,000 rows that were repaired, or can be: table, sequence id and position.
     """
 
-    backup: dict[str, Any]
+    backup: dict[str, Any] | None
     places: Sequence[tuple[str, str, str]] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -79,12 +79,12 @@ class RepairResult(JobResult):
             {"table": table, "sequence_id": sequence_id, "position": position}
             for table, sequence_id, position in self.places
         ]
-        return {**super(RepairResult, self).to_json(), "backup": dict(self.backup), "rows": places}
+        return {**super(RepairResult, self).to_json(), "backup": self.backup, "rows": places}
 
 
 def repair(
     store: SealedStore,
-    backup: Backup,
+    backup: Backup | None = None,
     *,
     ledger: Ledger | None = None,
     tables: Collection[str] | None = None,
@@ -95,6 +95,8 @@ def repair(
     """
     Replace every row that does not open by what a backup has in its place, encrypted under today's keys.
 
+    Where only the key id beside an envelope is wrong, it is put right, which takes no backup.
+
     A row that opens is never touched. What a key may open, today's key tables and the ledger say, and never
     the backup: nothing opens there under a key that was shredded. Under a key that was ever compromised, only
     envelopes open whose digest was kept when the key was marked, or when they were replaced. Fields inside of
@@ -104,7 +106,7 @@ def repair(
 
     Args:
         store: An ``EventSeal``, or any object with its four.
-        backup: Of its items, and of the keys as they were then.
+        backup: Of its items, and of the keys as they were then; ``None``: only key ids are put right.
         ledger: Created if it is not there and nothing was ever shredded; ``None``: the store's own.
         tables: Only these, by name; ``None``: all that the application has registered.
         dry_run: Whether only to look. It needs no ledger.
@@ -134,13 +136,13 @@ def repair(
     run = _Run(store, backup, found, started=started)
     run.look(progress)
     if dry_run or not run.damaged:
-        return run.result()
+        return run.result(dry_run=dry_run)
     if confirm is not None:
-        confirm(run.result())
+        confirm(run.result(dry_run=True))
     if ledger is not None:
         prepare_ledger(store, ledger)
         run.replace(ledger)
-    return run.result()
+    return run.result(dry_run=False)
 
 
 def _refuse_undone_erasures(store: SealedStore, ledger: Ledger) -> None:
@@ -164,24 +166,28 @@ class _Damaged(NamedTuple):
         table: From today's registry.
         place: Its sequence id and position.
         digest: Of the row as it was read.
+        key_id: The key whose id stands beside the item.
+        mended: The row, if its own envelope opens, and only the key id beside it is wrong.
     """
 
     table: SealedTable
     place: Place
     digest: str
+    key_id: UUID | None
+    mended: ItemRow | None
 
 
 class _Run:
     """One repair: what it has found, and how far it is."""
 
     def __init__(
-        self, store: SealedStore, backup: Backup, tables: Sequence[SealedTable], *, started: float
+        self, store: SealedStore, backup: Backup | None, tables: Sequence[SealedTable], *, started: float
     ) -> None:
         self._store = store
         self._engine = store.datastore.engine
         self._tables = tables
         self._started = started
-        self._identity = backup.identity()
+        self._identity = None if backup is None else backup.identity()
         self._rows = BackupRows(store, backup)
         self._counts: dict[str, Counter[str]] = {table.table: Counter() for table in tables}
         self._failures: list[Failure] = []
@@ -198,41 +204,48 @@ class _Run:
             for tally in self._check(table):
                 looked_at += sum(counts.total() for counts in tally.by_table.values())
                 if progress is not None:
-                    left = max(0, total - looked_at)
-                    progress(_looked(looked_at, left, time.monotonic() - self._started))
+                    progress(self._looked(looked_at, total))
 
     def _check(self, table: SealedTable) -> Iterator[Tally]:
         failing: list[ItemRow] = []
         checks = ItemChecks(self._store, table, on_failure=lambda row, _: failing.append(row))
         for tally in checks.run(None, None):
             if failing:
-                self._judge(table, self._unopened(table, failing))
+                self._judge(table, failing)
                 failing.clear()
             yield tally
 
-    def _unopened(self, table: SealedTable, rows: Sequence[ItemRow]) -> list[ItemRow]:
-        """Leave out rows that open and failed otherwise: by a field inside, or suspected of being forged."""
+    def _judge(self, table: SealedTable, rows: Sequence[ItemRow]) -> None:
         contexts = [ItemContext(*row[:3], table.collection) for row in rows]
         items = [(row.data, context) for row, context in zip(rows, contexts, strict=True)]
         outcomes = self._store.cipher.open_many(items)
         open_former(self._store, table, items, outcomes)
-        return [
-            row
-            for row, outcome in zip(rows, outcomes, strict=True)
-            if not isinstance(outcome, Opened) or outcome.key_id != row.key_id
-        ]
-
-    def _judge(self, table: SealedTable, rows: Sequence[ItemRow]) -> None:
-        places = [row[:2] for row in rows]
-        stored = self._stored(table, places)
-        for row, now, error in zip(rows, stored, self._rows.open(table, places), strict=True):
-            if error is not None:
+        closed: list[ItemRow] = []
+        found: list[tuple[ItemRow, ItemRow | None]] = []
+        for row, outcome in zip(rows, outcomes, strict=True):
+            if not isinstance(outcome, Opened):
+                closed.append(row)
+            elif (
+                outcome.key_id != row.key_id
+            ):  # else a field inside fails, or it is suspected of being forged
+                found.append((row, row._replace(key_id=outcome.key_id)))
+        for row, error in zip(closed, self._rows.open(table, [row[:2] for row in closed]), strict=True):
+            if error is None:
+                found.append((row, None))
+            else:
                 self._fail(table, row[:2], row.key_id, error)
-            elif now is not None and now.is_still(row):
-                self.damaged.append(_Damaged(table, row[:2], now.digest))
-                self._counts[table.table]["left"] += 1
-                if len(self._places) < MAX_FAILURES:
-                    self._places.append((table.table, str(row.sequence_id), str(row.position)))
+        self._note(table, found)
+
+    def _note(self, table: SealedTable, found: Sequence[tuple[ItemRow, ItemRow | None]]) -> None:
+        """Note rows that can be repaired; what was changed since it was found not to open is only counted."""
+        self._counts[table.table]["left"] += len(found)
+        stored = self._stored(table, [row[:2] for row, _ in found])
+        for (row, mended), now in zip(found, stored, strict=True):
+            if now is None or not now.is_still(row):
+                continue
+            self.damaged.append(_Damaged(table, row[:2], now.digest, row.key_id, mended))
+            if len(self._places) < MAX_FAILURES:
+                self._places.append((table.table, str(row.sequence_id), str(row.position)))
 
     def _stored(self, table: SealedTable, places: Sequence[Place]) -> list[StoredRow | None]:
         def look(connection: Connection) -> list[StoredRow | None]:
@@ -242,12 +255,16 @@ class _Run:
 
     def replace(self, ledger: Ledger) -> None:
         """Replace what can be repaired, a batch at a time."""
+        replaced: list[_Damaged] = []
         for table in self._tables:
             damaged = [each for each in self.damaged if each.table is table]
             for start in range(0, len(damaged), _BATCH):
-                self._replace(ledger, table, damaged[start : start + _BATCH])
+                replaced += self._replace(ledger, table, damaged[start : start + _BATCH])
+        if replaced:
+            withdraw_places(self._store, ledger, {(each.table.table, each.place) for each in replaced})
 
-    def _replace(self, ledger: Ledger, table: SealedTable, damaged: Sequence[_Damaged]) -> None:
+    def _replace(self, ledger: Ledger, table: SealedTable, damaged: Sequence[_Damaged]) -> list[_Damaged]:
+        """Replace a batch; give the rows that were still as they were read."""
         for _ in range(_ATTEMPTS):
             stored = self._stored(table, [each.place for each in damaged])
             still = [
@@ -256,22 +273,30 @@ class _Run:
                 if now is not None and now.digest == each.digest
             ]
             try:
-                outcomes = self._rows.encrypt(table, [each.place for each in still])
-                done = self._write(ledger, table, still, outcomes)
+                outcomes = self._encrypted(table, still)
+                numbers = self._write(ledger, table, still, outcomes)
             except (KeyClosedError, KeyNotFoundError):
                 self._store.keyring.refresh()
                 continue
-            self._counts[table.table]["done"] += done
-            self._counts[table.table]["left"] -= done
+            self._counts[table.table]["done"] += len(numbers)
+            self._counts[table.table]["left"] -= len(numbers)
             for each, outcome in zip(still, outcomes, strict=True):
                 if isinstance(outcome, EventSealError):
                     self._counts[table.table]["left"] -= 1
-                    self._fail(table, each.place, None, outcome)
-            return
+                    self._fail(table, each.place, each.key_id, outcome)
+            return [still[number] for number in numbers]
         raise JobError(
             f"the keys of {table.table} changed {_ATTEMPTS} times while rows were repaired",
             remedy="Run the same command again.",
         )
+
+    def _encrypted(self, table: SealedTable, damaged: Sequence[_Damaged]) -> list[Encrypted | EventSealError]:
+        wanted = [each.place for each in damaged if each.mended is None]
+        encrypted = iter(self._rows.encrypt(table, wanted) if wanted else ())
+        return [
+            next(encrypted) if each.mended is None else Encrypted(each.mended, each.mended, is_suspect=False)
+            for each in damaged
+        ]
 
     def _write(
         self,
@@ -279,48 +304,61 @@ class _Run:
         table: SealedTable,
         damaged: Sequence[_Damaged],
         outcomes: Sequence[Encrypted | EventSealError],
-    ) -> int:
-        """Write the ledger, then the rows; give how many were still as they were read."""
-        pairs = [
-            (each, outcome)
-            for each, outcome in zip(damaged, outcomes, strict=True)
-            if isinstance(outcome, Encrypted)
+    ) -> list[int]:
+        """Write the ledger, then the rows; give the numbers of those that were still as they were read."""
+        given = [(n, outcome) for n, outcome in enumerate(outcomes) if isinstance(outcome, Encrypted)]
+        if not given:
+            return []
+        changes = [RowChange(damaged[n].place, damaged[n].digest, outcome.new) for n, outcome in given]
+        # The fence of a key does not matter to a row that stays under it.
+        new = [
+            change.new.key_id for change, (n, _) in zip(changes, given, strict=True) if not damaged[n].mended
         ]
-        if not pairs:
-            return 0
-        changes = [RowChange(each.place, each.digest, outcome.new) for each, outcome in pairs]
-        targets = {change.new.key_id for change in changes if change.new.key_id is not None}
+        targets = {key_id for key_id in new if key_id is not None}
         # Committed before the items: else whoever waits for such a row waits for all of them.
         write(self._engine, partial(open_fences, key_ids=targets), doing="making the fences of keys")
         rows = [_as_json(table, change) for change in changes]
         ledger.append(self._store, REPAIR, details={"backup": self._identity, "rows": rows})
-        suspect = [outcome.found for _, outcome in pairs if outcome.is_suspect]
 
-        def work(connection: Connection) -> int:
+        def work(connection: Connection) -> list[int]:
             closed = share_fences(connection, targets)
             if closed:
                 raise KeyClosedError(
                     f"nothing was changed in {table.table}: retired meanwhile: {', '.join(map(str, closed))}",
                     key_ids=tuple(sorted(closed)),
                 )
-            replaced = replace_rows(connection, table, changes)
-            # What was counted when the key was marked is not missing: it has been replaced.
-            add_replaced(connection, [_replaced(table, row) for row in suspect])
-            forget_replaced(connection, table.table, page_of(suspect))
-            return len(replaced)
+            marks = load_marks(connection, table.table)
+            gone = [_overwritten(connection, table, change.place, marks) for change in changes]
+            numbers = replace_rows(connection, table, changes)
+            # What was counted when a key was marked is not missing: it has been replaced.
+            lost = [row for number in numbers if (row := gone[number]) is not None]
+            lost += [given[number][1].found for number in numbers if given[number][1].is_suspect]
+            lost = list({(row[:2], row.key_id): row for row in lost}.values())
+            add_replaced(connection, [_replaced(table, row) for row in lost])
+            forget_replaced(connection, table.table, page_of(lost))
+            return numbers
 
-        done = write(self._engine, work, doing=f"repairing items of {table.table}")
-        withdraw_places(self._store, ledger, {(table.table, change.place) for change in changes})
-        return done
+        numbers = write(self._engine, work, doing=f"repairing items of {table.table}")
+        return [given[number][0] for number in numbers]
 
-    def result(self) -> RepairResult:
+    def _looked(self, looked_at: int, total: int) -> JobResult:
+        return JobResult(
+            verb="repair",
+            complete=False,
+            done=looked_at,
+            left=max(0, total - looked_at),
+            failed=sum(counts["failed"] + counts["left"] for counts in self._counts.values()),
+            seconds=time.monotonic() - self._started,
+        )
+
+    def result(self, *, dry_run: bool) -> RepairResult:
         """Give what was found and done so far."""
         done, left, failed = (
             sum(counts[outcome] for counts in self._counts.values()) for outcome in ("done", "left", "failed")
         )
         return RepairResult(
             verb="repair",
-            complete=not left,
+            complete=dry_run or not left,
             done=done,
             left=left,
             failed=failed,
@@ -346,10 +384,6 @@ class _Run:
             )
 
 
-def _looked(looked_at: int, left: int, seconds: float) -> JobResult:
-    return JobResult(verb="repair", complete=False, done=looked_at, left=left, failed=0, seconds=seconds)
-
-
 def _as_json(table: SealedTable, change: RowChange) -> dict[str, Any]:
     return {
         "table": table.table,
@@ -357,6 +391,16 @@ def _as_json(table: SealedTable, change: RowChange) -> dict[str, Any]:
         "old": change.old,
         "new": change.new_digest(table),
     }
+
+
+def _overwritten(
+    connection: Connection, table: SealedTable, place: Place, marks: Mapping[UUID, Mark]
+) -> ItemRow | None:
+    """Give a damaged row whose header names a marked key still: it was counted when the key was marked."""
+    now = stored_row(connection, table, place)
+    if now is None or now.header_key not in marks:
+        return None
+    return ItemRow(*place, now.topic, now.data, now.header_key)
 
 
 def _replaced(table: SealedTable, row: ItemRow) -> Replaced:

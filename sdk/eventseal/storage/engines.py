@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -20,6 +21,7 @@ SQLITE_BUSY_TIMEOUT = 5.0
 """Seconds that a statement waits for another connection's write lock."""
 
 SUPPORTED_DIALECTS = ("sqlite", "postgresql")
+_PORTS = {"postgresql": 5432}
 
 
 class SQLAlchemySettings:
@@ -64,6 +66,15 @@ def is_in_memory(url: URL) -> bool:
     if url.get_backend_name() != "sqlite":
         return False
     return url.database in {None, "", ":memory:", "file::memory:"} or url.query.get("mode") == "memory"
+
+
+def database_place(url: URL) -> tuple[object, ...]:
+    """Give what tells one database from another, however their URLs are written."""
+    backend = "postgresql" if url.drivername == "postgres" else url.get_backend_name()
+    if backend == "sqlite":
+        return backend, str(Path(str(url.database)).resolve())
+    host = url.host or url.query.get("host")
+    return backend, host, url.port or url.query.get("port") or _PORTS.get(backend), url.database
 
 
 def make_engine(
