@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
     from eventseal.erasure import RepairResult
 
+pytestmark = pytest.mark.slow
+
 ITEMS = "integer_sequenced_items"
 SCOPE, OTHER = "subject:customer-42", "subject:other"
 

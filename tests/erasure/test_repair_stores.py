@@ -26,6 +26,8 @@ from eventseal_kms.local import LocalKmsAdapter
 if TYPE_CHECKING:
     from eventseal.rotation.sealed_store import SealedStore
 
+pytestmark = pytest.mark.slow
+
 SCOPE = "subject:customer-42"
 
 
