@@ -371,7 +371,21 @@ def of_migration():
 
 
 @pytest.mark.slow
+def test_a_migration_without_event_modules_is_a_warning_with_the_line_to_add(shop, monkeypatch):
+    monkeypatch.setenv("EVENTSEAL_OLD_FORMATS", "plain-json")
+    with EventSeal.from_settings() as seal:
+        begin_migration(seal)
+    (found,) = amiss()
+    assert (found.area, found.severity) == ("migration", Severity.WARNING)
+    assert "event_modules is not set" in found.text
+    assert found.remedy.endswith('event_modules = ["shop"]')
+    monkeypatch.setenv("EVENTSEAL_EVENT_MODULES", "shop")  # which is not imported here
+    assert amiss() == []
+
+
+@pytest.mark.slow
 def test_what_stands_of_a_migration_is_told_at_each_step(shop, monkeypatch):
+    monkeypatch.setenv("EVENTSEAL_EVENT_MODULES", "shop")
     ((severity, text, _),) = of_migration()
     assert (severity, text) == (Severity.OK, "no older format is accepted, and none is named")
     monkeypatch.setenv("EVENTSEAL_OLD_FORMATS", "plain-json")
@@ -395,6 +409,7 @@ def test_what_stands_of_a_migration_is_told_at_each_step(shop, monkeypatch):
 
 @pytest.mark.slow
 def test_a_process_that_cannot_read_what_it_is_to_accept_is_told(shop, monkeypatch):
+    monkeypatch.setenv("EVENTSEAL_EVENT_MODULES", "shop")
     monkeypatch.setenv("OLD", "MDEyMzQ1Njc4OWFiY2RlZg==")
     monkeypatch.setenv("EVENTSEAL_OLD_FORMATS", "eventsourcing-gcm key=env:OLD")
     with EventSeal.from_settings() as seal:
@@ -506,6 +521,7 @@ def test_keys_in_a_database_of_their_own_are_looked_at_there(tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_items_that_are_not_encrypted_are_an_error_until_a_migration_begins(append, sql, monkeypatch):
+    monkeypatch.setenv("EVENTSEAL_EVENT_MODULES", "shop")
     append(3)
     edit = f"UPDATE {ITEMS} SET key_id = NULL, data = :data WHERE position > 0"
     sql(edit, data=b"{}")

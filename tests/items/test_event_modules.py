@@ -14,8 +14,9 @@ import pytest
 
 from eventseal.cipher import AESCipher, ItemContext
 from eventseal.errors import ConfigurationError, SerializationError
-from eventseal.eventstore import EventSourcedEntity, Snapshot
+from eventseal.eventstore import EventSourcedEntity, Snapshot, VersionedEntity
 from eventseal.eventstore.application import ApplicationWithEventStores
+from eventseal.eventstore.entities import WithReflexiveMutator
 from eventseal.eventstore.events import DomainEvent
 from eventseal.items import (
     JSONTranscoder,
@@ -26,8 +27,8 @@ from eventseal.items import (
     resolve_topic,
     topic_of,
 )
+from eventseal.items.event_modules import EventModules
 from eventseal.items.formats import PlainJSON, StaticKeyEnvelope
-from eventseal.items.topics import EventModules
 from eventseal.suites.envelope import parse_envelope
 
 OLD_KEY = b"o" * 32
@@ -202,6 +203,10 @@ def test_a_package_covers_its_submodules_and_no_other_that_begins_like_it(make_m
         ".events.__main__:Placed",
         ".nothing:Placed",
         "..events:Placed",
+        ".__init__:Placed",  # would run it again
+        ".events.__init__:Placed",
+        "." + ".".join("a" * 2000) + ":Placed",
+        ":" + ".".join("a" * 2000),
     ],
 )
 def test_what_is_no_class_of_the_modules_own_is_not_found_in_them(folder, name):
@@ -332,3 +337,203 @@ def test_what_names_no_module_is_refused_at_once(names):
 def test_a_module_that_is_not_there_is_named():
     with pytest.raises(ConfigurationError, match="no module no_such_shop"):
         SequencedItemMapper(event_modules=["no_such_shop"]).from_sequenced_item(plain("no_such_shop:Placed"))
+
+
+# --- modules that cannot be imported ---
+
+FAILING = {
+    "SyntaxError": "x = = 1",
+    "RuntimeError": "raise RuntimeError('password=hunter2')",
+    "ImportError": "raise ImportError('password=hunter2')",
+    "SystemExit": "import sys; sys.exit('password=hunter2')",
+    "GeneratorExit": "raise GeneratorExit('password=hunter2')",
+}
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_a_module_that_cannot_be_imported_refuses_its_row_and_shows_no_secret(make_mapper, folder, name):
+    (folder.path / folder.shop / "failing.py").write_text(FAILING[name])
+    topic = f"{folder.shop}.failing:Placed"
+    for read in (
+        lambda: make_mapper(event_modules=[folder.shop]).from_sequenced_item(plain(topic)),
+        lambda: resolve_topic(topic),
+    ):
+        with pytest.raises(SerializationError, match=rf"{folder.shop}\.failing.* raised {name}\b") as refused:
+            read()
+        assert "hunter2" not in str(refused.value) + refused.value.remedy
+        assert refused.value.__cause__ is refused.value.__context__ is None
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_a_listed_module_that_cannot_be_imported_is_an_error_of_the_setting(folder, name):
+    (folder.path / folder.shop / "__init__.py").write_text(FAILING[name])
+    with pytest.raises(ConfigurationError, match=f"module {folder.shop} raised {name}$") as refused:
+        EventModules([folder.shop]).load()
+    assert "hunter2" not in str(refused.value) + refused.value.remedy
+    assert refused.value.__cause__ is refused.value.__context__ is None
+
+
+def test_a_module_that_a_listed_one_imports_and_that_is_not_there_is_named(folder):
+    (folder.path / folder.shop / "__init__.py").write_text("import no_such_dependency")
+    with pytest.raises(
+        ConfigurationError, match=f"no module no_such_dependency, which {folder.shop} imports"
+    ):
+        EventModules([folder.shop]).load()
+
+
+def test_an_interruption_from_the_keyboard_ends_the_import(folder):
+    (folder.path / folder.shop / "failing.py").write_text("raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        EventModules([folder.shop]).resolve(f"{folder.shop}.failing:Placed")
+
+
+# --- classes under another name ---
+
+
+def test_a_name_gets_another_class_when_one_is_registered_after_all(folder):
+    modules, topic = EventModules([folder.shop]), f"{folder.shop}:Placed"
+    assert modules.resolve(topic).__module__ == folder.shop
+    register_alias(topic, Renamed)
+    assert modules.resolve(topic) is Renamed
+    assert EventModules([folder.shop]).resolve(topic) is Renamed
+
+
+def test_what_is_advised_is_only_a_module_that_is_there(folder, tmp_path, monkeypatch):
+    for module, is_advised in ((folder.shop, True), ("no_such_shop", False), ("in_working_directory", True)):
+        (tmp_path / "cwd").mkdir(exist_ok=True)
+        (tmp_path / "cwd" / "in_working_directory.py").touch()
+        monkeypatch.chdir(tmp_path / "cwd")
+        with pytest.raises(SerializationError) as refused:
+            EventModules().resolve(f"{module}:Placed")
+        assert ("event_modules = " in refused.value.remedy) is is_advised
+    assert folder.ran() == []
+
+
+# --- attributes in place of methods ---
+
+
+@dataclass
+class Command:
+    arg: str
+
+    def __call__(self, *_: object) -> None:
+        raise AssertionError("called")
+
+
+@dataclass(frozen=True)
+class Rule:
+    limit: int = 3
+
+    def __call__(self) -> int:
+        return self.limit
+
+
+class Done(DomainEvent):
+    rule: Rule = Rule()
+
+    def mutate(self, entity):
+        return entity
+
+    @classmethod
+    def of(cls):
+        return cls()
+
+    @property
+    def shown(self):
+        return "shown"
+
+    class Inside:
+        pass
+
+
+@dataclass
+class Line:
+    sku: str
+    rule: Rule = Rule()
+
+    def total(self):
+        return 1
+
+
+class Versioned(DomainEvent):
+    class_version = 2
+
+    def total(self):
+        return 2
+
+    @staticmethod
+    def upcast_v1_v2(state):
+        state["amount"] = state.pop("total")
+
+
+def topic_here(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+COMMAND = f'{{"$dataclass":["{topic_here(Command)}",{{"arg":"x"}}]}}'
+
+
+@pytest.mark.parametrize("name", ["mutate", "of", "Inside", "__reduce_ex__", "__init__"])
+def test_an_attribute_stands_before_no_method(make_mapper, name):
+    mapper = make_mapper(event_modules=[__name__])
+    with pytest.raises(SerializationError, match=f"attribute {name!r}"):
+        mapper.from_sequenced_item(plain(topic_here(Done), f'{{"{name}":{COMMAND}}}'))
+
+
+@pytest.mark.parametrize("nesting", ["%s", '[{"$tuple":[{"a":%s}]}]'])
+def test_nor_does_one_of_an_object_inside(make_mapper, nesting):
+    line = f'{{"$dataclass":["{topic_here(Line)}",{{"sku":"a","total":{COMMAND}}}]}}'
+    mapper = make_mapper(event_modules=[__name__])
+    with pytest.raises(SerializationError, match="attribute 'total'"):
+        mapper.from_sequenced_item(plain(topic_here(Done), f'{{"x":{nesting % line}}}'))
+
+
+class Box(WithReflexiveMutator, VersionedEntity):
+    class Bare(VersionedEntity.Event):
+        pass
+
+    def weight(self):
+        return 1
+
+
+def test_nor_one_of_an_entity_in_a_snapshot(make_mapper):
+    data = f'{{"topic":"{topic_here(Box)}","state":{{"weight":{COMMAND}}},"personal_topics":[]}}'
+    with pytest.raises(SerializationError, match="attribute 'weight'"):
+        make_mapper(event_modules=[__name__]).from_sequenced_item(plain(topic_here(Snapshot), data))
+
+
+def test_nor_one_that_an_entity_sets(make_mapper):
+    item = plain(topic_here(Box.AttributeChanged), f'{{"name":"weight","value":{COMMAND}}}')
+    event = make_mapper(event_modules=[__name__]).from_sequenced_item(item)
+    box = Box(id=event.originator_id)
+    with pytest.raises(SerializationError, match="attribute 'weight'"):
+        Box._mutate(box, event)
+
+
+def test_an_event_is_its_own_mutator_only_if_its_class_says_so(make_mapper):
+    item = plain(topic_here(Box.Bare), f'{{"mutate":{COMMAND}}}')
+    event = make_mapper(event_modules=[__name__]).from_sequenced_item(item)
+    with pytest.raises(ConfigurationError, match="no mutator function"):
+        Box._mutate(Box(id=event.originator_id), event)
+
+
+def test_fields_that_are_declared_may_have_something_to_call_as_their_default(make_mapper):
+    mapper = make_mapper(event_modules=[__name__])
+    rule = f'{{"$dataclass":["{topic_here(Rule)}",{{"limit":5}}]}}'
+    line = f'{{"$dataclass":["{topic_here(Line)}",{{"sku":"a","rule":{rule}}}]}}'
+    event = mapper.from_sequenced_item(plain(topic_here(Done), f'{{"rule":{rule},"line":{line},"shown":1}}'))
+    assert event.rule() == event.line.rule() == 5
+    assert event.shown == "shown"
+
+
+def test_an_attribute_that_an_upcast_replaces_is_none(make_mapper):
+    mapper = make_mapper(event_modules=[__name__])
+    assert mapper.from_sequenced_item(plain(topic_here(Versioned), '{"total":5}')).amount == 5
+
+
+def test_what_is_authenticated_keeps_its_attributes():
+    cipher = AESCipher(b"k" * 32)
+    stream, topic = uuid4(), topic_here(Done)
+    data = cipher.encrypt(b'{"mutate":1}', ItemContext(stream, 0, topic))
+    item = SequencedItem(stream, 0, topic, data, parse_envelope(data).key_id)
+    assert SequencedItemMapper(cipher=cipher).from_sequenced_item(item).mutate == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from uuid import uuid4
 
@@ -17,13 +18,28 @@ from eventseal.errors import ConfigurationError, SerializationError
 from eventseal.eventstore import Snapshot
 from eventseal.items import SequencedItem
 from eventseal.items.class_checks import ClassChecks
-from eventseal.items.topics import EventModules
+from eventseal.items.event_modules import EventModules
 from eventseal.rotation import begin_migration, copy_items, list_jobs, migrate, passes, reencrypt
+from eventseal.rotation.movers import function_named
 from eventseal.rotation.passes import work_in_process
 from eventseal.storage import SQLAlchemySettings
 
 ITEMS = "integer_sequenced_items"
 SNAPSHOT = f"{Snapshot.__module__}:{Snapshot.__qualname__}"
+
+
+@dataclass
+class Done:
+    def mutate(self, entity):
+        return entity
+
+
+def exits(context, data):
+    sys.exit("hunter2")
+
+
+def lacks_a_module(context, data):
+    raise ModuleNotFoundError("hunter2", name="hunter2")
 
 
 def other_rule(context, data):
@@ -60,6 +76,8 @@ def hostile(trap: str) -> list[tuple[str, str]]:
         (TOPIC, f'{{"originator_topic":{{"$state":"{trap}:Placed"}}}}'),
         (SNAPSHOT, f'{{"topic":"{trap}:Placed","state":{{}},"personal_topics":[]}}'),
         (SNAPSHOT, f'{{"topic":null,"state":null,"personal_topics":["{trap}:Placed"]}}'),
+        (TOPIC, f'{{"$dict":[["originator_topic","{trap}:Placed"]]}}'),
+        (TOPIC, f'{{"a":[{{"$dict":[[[],1]]}}],"originator_topic":"{trap}:Placed"}}'),
         (TOPIC, f'{{"n":NaN,"a":{{"$enum":["{trap}:Placed","A"]}}}}'),
         (TOPIC, f'{{"n":{"9" * 5000},"a":{{"$enum":["{trap}:Placed","A"]}}}}'),
     ]
@@ -81,7 +99,7 @@ def test_what_names_other_code_is_listed_and_never_sealed(old_shop, trap):
         assert [failure.row["position"] for failure in looked.failures] == expected
     result = migrate(old_shop.seal)
     assert (result.done, result.failed, result.complete) == (1, len(expected), True)
-    assert sorted(failure.row["position"] for failure in result.failures) == expected
+    assert sorted((failure.row["position"] for failure in result.failures), key=int) == expected
     assert {failure.error for failure in result.failures} == {"SerializationError"}
     assert f'event_modules = ["{trap}"]' in str([failure.remedy for failure in result.failures])
     left = old_shop.execute(f"SELECT data FROM {ITEMS} WHERE key_id IS NULL")
@@ -115,6 +133,49 @@ def test_the_librarys_json_has_no_markers_but_names_aggregates(trap):
         checks.check(OF_LIBRARY, f'{{"n":NaN,"originator_topic":"{trap}:Placed"}}'.encode())
     with pytest.raises(SerializationError):
         checks.check("eventsourcing.domain:Snapshot", f'{{"topic":"{trap}:Placed","state":{{}}}}'.encode())
+
+
+@pytest.mark.parametrize(
+    ("topic", "data"),
+    [
+        (SNAPSHOT, '{"topic":null,"__init__":1}'),
+        (f"{__name__}:Done", '{"mutate":1}'),
+        (f"{__name__}:Done", '{"$dict":[["mutate",1]]}'),
+        (f"{__name__}:Done", '{"$state":{"mutate":1}}'),
+        (SNAPSHOT, f'{{"topic":"{__name__}:Done","state":{{"mutate":1}}}}'),
+        (SNAPSHOT, f'{{"topic":"{__name__}:Done","state":{{"$state":{{"mutate":1}}}}}}'),
+        (TOPIC, f'{{"x":{{"$dataclass":["{__name__}:Done",{{"$dict":[["mutate",1]]}}]}}}}'),
+        (TOPIC, f'{{"x":[{{"$dataclass":["{__name__}:Done",{{"mutate":1}}]}}]}}'),
+    ],
+)
+def test_an_attribute_in_place_of_a_method_is_refused(topic, data):
+    checks = ClassChecks(EventModules([*MODULES, __name__]))
+    with pytest.raises(SerializationError, match="something to call"):
+        checks.check(topic, data.encode())
+
+
+def test_a_module_that_fails_stops_no_other_item(open_shop, sqlite_url, tmp_path, monkeypatch):
+    name = f"failing_{uuid4().hex}"
+    (tmp_path / name).mkdir()
+    fails = {
+        "manage": "import sys; sys.exit('hunter2')",
+        "syntax": "x = = 1",
+        "setup": "raise RuntimeError('hunter2')",
+    }
+    for module, source in {"__init__": "class Placed: ...", **fails}.items():
+        (tmp_path / name / f"{module}.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    shop = open_shop(sqlite_url, event_modules=[name], old_formats=["plain-json"])
+    rows = [f"{name}.{module}:Placed" for module in fails] + [f"{name}.__init__:Placed", f"{name}:Placed"]
+    shop.strategy().append([SequencedItem(uuid4(), n, topic, b"{}") for n, topic in enumerate(rows)])
+    for looked in (begin_migration(shop.seal), migrate(shop.seal)):
+        assert looked.failed == 4
+        assert {failure.error for failure in looked.failures} == {"SerializationError"}
+        assert "hunter2" not in str(looked.failures)
+        assert "SystemExit" in str(looked.failures)
+    assert looked.done == 1
+    assert f"{name}.__init__" not in sys.modules
+    sys.modules.pop(name)
 
 
 def test_a_module_that_is_not_there_stops_a_migration_before_it_writes(open_shop, sqlite_url):
@@ -167,6 +228,30 @@ def test_a_copy_lists_them_as_well(old_shop, trap, tmp_path, dry_run):
 
 
 # --- the rule for key scopes: from the caller, never from the job's row ---
+
+
+@pytest.mark.parametrize("rule", [exits, lacks_a_module])
+def test_a_rule_that_fails_stops_no_other_item(old_shop, rule):
+    old_shop.strategy().append([SequencedItem(uuid4(), 0, TOPIC, plaintext(0))])
+    result = migrate(old_shop.seal, key_scope=rule)
+    (failure,) = result.failures
+    assert "hunter2" not in str(failure)
+    assert ("PYTHONPATH" in failure.remedy) is (rule is lacks_a_module)
+
+
+@pytest.mark.parametrize("source", ["import sys; sys.exit('hunter2')", "raise RuntimeError('hunter2')"])
+def test_a_function_whose_module_fails_is_an_error_of_the_option(tmp_path, monkeypatch, source):
+    name = f"rule_{uuid4().hex}"
+    (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(
+        ConfigurationError, match=f"--key-scope-function: the import of module {name}"
+    ) as refused:
+        function_named(f"{name}:scope")
+    assert "hunter2" not in str(refused.value)
+    for missing in (f"{__name__}:nothing", "no_colon", "a-b:c", ":f"):
+        with pytest.raises(ConfigurationError, match="there is no function"):
+            function_named(missing)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eventseal.configuration.stores import record_classes
-from eventseal.items.topics import EventModules
+from eventseal.items.event_modules import EventModules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from eventseal.configuration.old_formats import check_entries
-from eventseal.items.topics import is_module_name
+from eventseal.items.event_modules import is_module_name
 from eventseal.keys.branch_wrapping import MOST_BRANCHES
 from eventseal.keys.records import checked_application
 from eventseal.keys.revocations import NEW_KEY_TABLES

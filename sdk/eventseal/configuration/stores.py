@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eventseal.errors import ConfigurationError
-from eventseal.items.topics import import_listed
+from eventseal.items.event_modules import import_listed
 from eventseal.storage import SQLAlchemyDatastore, SQLAlchemyKeyStore, SQLAlchemySettings
 from eventseal.storage.item_tables import OWN_RECORDS
 

@@ -10,6 +10,7 @@ from eventseal.eventstore import events
 from eventseal.eventstore.decorators import mutator
 from eventseal.eventstore.personal_state import personal_names
 from eventseal.eventstore.publishing import current_owner, owned_by, publish
+from eventseal.items.attribute_names import refuse_methods
 from eventseal.items.masks import Erased
 from eventseal.items.objects import attributes_of
 from eventseal.items.personal import plan_of
@@ -276,7 +277,8 @@ class WithReflexiveMutator(EventSourcedEntity):
 
     @classmethod
     def _mutate(cls, initial: Any, event: DomainEvent) -> Any:
-        mutate = getattr(event, "mutate", None)
+        # Of its class: an attribute may come from an item that nobody authenticated.
+        mutate = getattr(event, "mutate", None) if hasattr(type(event), "mutate") else None
         if not callable(mutate):
             return super()._mutate(initial, event)
         changed = mutate(cls if initial is None else initial)
@@ -305,6 +307,8 @@ def _(cls: type[EventSourcedEntity], event: DomainEvent) -> EventSourcedEntity:
 @mutate_entity.register(events.AttributeChanged)
 def _(self: EventSourcedEntity, event: DomainEvent) -> EventSourcedEntity:
     self._validate_originator(event)
+    if callable(event.value):
+        refuse_methods(type(self), (event.name,))
     setattr(self, event.name, event.value)
     self._event_applied(event)
     return self

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from json.decoder import JSONDecoder
 from typing import TYPE_CHECKING, Any
 
 from eventseal.errors import SerializationError
+from eventseal.items.attribute_names import refuse_methods
+from eventseal.items.field_values import STATE_MARKER
 from eventseal.items.json import CLASS_READERS, class_named_in
 
 if TYPE_CHECKING:
-    from eventseal.items.topics import EventModules
+    from eventseal.items.event_modules import EventModules
 
 
 class ClassChecks:
     """
-    Refuses items that name other classes than the application's: once sealed, an item counts as authentic.
+    Refuses items that name other classes than the application's, or replace a method of theirs.
+
+    Once sealed, an item counts as authentic.
 
     Args:
         modules: Looks up the classes.
@@ -29,7 +34,7 @@ class ClassChecks:
 
     def check(self, topic: str, plaintext: bytes) -> None:
         """
-        Look up all classes that an item names.
+        Look up all classes that an item names, and the names of their attributes.
 
         Args:
             topic: The item's.
@@ -37,7 +42,8 @@ class ClassChecks:
 
         Raises:
             ConfigurationError: A module is not there.
-            SerializationError: A class is not the application's, or the JSON is nested too deeply to look.
+            SerializationError: A class is not the application's, an attribute has the name of a method, or
+                the JSON is nested too deeply to look.
         """
         cls = self._modules.resolve(topic)
         is_deep = False
@@ -58,9 +64,17 @@ class ClassChecks:
         if type(raw) is dict:
             self._modules.check_attributes(cls, raw)
 
-    def _checked(self, value: dict[str, Any]) -> dict[str, Any]:
+    def _checked(self, value: dict[str, Any]) -> Any:
         if len(value) == 1:
             ((marker, stored),) = value.items()
             if marker in CLASS_READERS:
-                self._modules.resolve(class_named_in(stored))
+                cls = self._modules.resolve(class_named_in(stored))
+                if type(stored[1]) is dict:
+                    refuse_methods(cls, stored[1])
+            elif marker == STATE_MARKER:
+                return stored
+            elif marker == "$dict":  # whose keys a reader takes as the names of attributes
+                with suppress(TypeError, ValueError):
+                    return dict(stored)
+                raise SerializationError("a stored 'dict' cannot be read")
         return value

@@ -63,10 +63,10 @@ def current(cls: type[Any], attributes: dict[str, Any]) -> dict[str, Any]:
             that has no default.
         ConfigurationError: The class has no upcast from their version.
     """
-    form = form_of(cls)
+    form = _forms.get(cls) or form_of(cls)
     if form.is_counted and (form.version > 1 or CLASS_VERSION in attributes):
         _upcast(cls, form.version, attributes)
-    if form.fields.difference(attributes):
+    if form.fields and form.fields.difference(attributes):
         _fill(cls, form, attributes)
     return attributes
 

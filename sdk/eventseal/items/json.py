@@ -16,6 +16,8 @@ from json.decoder import JSONDecoder
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from eventseal.errors import REPAIR_ROW, ConfigurationError, EventSealError, SerializationError
+from eventseal.items.attribute_names import refuse_methods
+from eventseal.items.event_modules import EventModules
 from eventseal.items.field_values import MASK_MARKER, SEALED_MARKER, STATE_MARKER
 from eventseal.items.field_writing import FieldWriter
 from eventseal.items.json_types import (
@@ -29,13 +31,15 @@ from eventseal.items.json_writer import REFUSED_ENCODING, JSONWriter
 from eventseal.items.masks import Masked
 from eventseal.items.objects import restore
 from eventseal.items.personal import refuse_personal
-from eventseal.items.topics import EventModules, class_name, topic_of
+from eventseal.items.topics import class_name, resolve_topic, topic_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from eventseal.items.field_writing import ItemDraft
     from eventseal.items.topics import Resolve
+
+    Readers = dict[str, Callable[[Any], Any]]
 
 T = TypeVar("T")
 _NO_MODULES = EventModules().resolve
@@ -53,7 +57,7 @@ class JSONTranscoder:
 
     def __init__(self) -> None:
         self._writer = JSONWriter()
-        self._readers: dict[str, Callable[[Any], Any]] = {
+        self._readers: Readers = {
             "$dict": dict,
             "$tuple": tuple,
             "$set": set,
@@ -62,7 +66,7 @@ class JSONTranscoder:
             SEALED_MARKER: _refuse_sealed,
             STATE_MARKER: lambda value: value,
         }
-        self._decoders: dict[Resolve, JSONDecoder] = {}
+        self._decoders: dict[Resolve, tuple[JSONDecoder, Readers]] = {}
         self._parser = JSONDecoder(parse_constant=_refuse_constant)
         for cls, name, encode, decode in STANDARD_TYPES:
             self.register(cls, name, encode, decode)
@@ -90,6 +94,7 @@ class JSONTranscoder:
             )
         self._writer.register(cls, marker, encode)
         self._readers[marker] = decode
+        self._decoders.clear()
 
     def encode(self, value: Any) -> bytes:
         """
@@ -124,11 +129,7 @@ class JSONTranscoder:
         Raises:
             SerializationError: It is not JSON of this form, or names a type that is not known here.
         """
-        decoder = self._decoders.get(resolve)
-        if decoder is None:
-            read = partial(self._read_object, resolve)
-            decoder = JSONDecoder(object_hook=read, parse_constant=_refuse_constant)
-            self._decoders[resolve] = decoder
+        decoder, _ = self._decoders.get(resolve) or self._decoder(resolve)
         return _decoded(decoder, data)
 
     def draft(
@@ -169,61 +170,72 @@ class JSONTranscoder:
         Raises:
             SerializationError: It names a type that is not known here, or cannot be read.
         """
+        _, readers = self._decoders.get(resolve) or self._decoder(resolve)
         with suppress(RecursionError):
-            return self._build(raw, resolve)
+            return _built(readers, raw)
         raise nested_too_deeply()  # here: the cause would hold the plaintext
 
-    def _build(self, raw: Any, resolve: Resolve) -> Any:
-        # Loops, since a comprehension takes a level of the stack of its own on Python 3.11.
-        if type(raw) is dict:
-            built = {}
-            for key, value in raw.items():
-                built[key] = self._build(value, resolve)
-            return self._read_object(resolve, built)
-        if type(raw) is list:
-            elements = []
-            for value in raw:
-                elements.append(self._build(value, resolve))  # noqa: PERF401
-            return elements
-        return raw
-
-    def _read_object(self, resolve: Resolve, value: dict[str, Any]) -> Any:
-        if len(value) != 1:
-            return value
-        (marker,) = value
-        if not marker.startswith("$"):
-            return value
-        of_class = CLASS_READERS.get(marker)
-        read = self._readers.get(marker) if of_class is None else partial(_read_of_class, of_class, resolve)
-        if read is None:
-            raise SerializationError(
-                f"no type is registered under {marker[1:]!r}",
-                remedy="Register it with JSONTranscoder.register().",
-            )
-        try:
-            return read(value[marker])
-        except EventSealError:
-            raise
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-            pass  # raised below: the cause may hold the plaintext
-        raise SerializationError(f"a stored {marker[1:]!r} cannot be read", remedy=_CHANGED_REMEDY)
+    def _decoder(self, resolve: Resolve) -> tuple[JSONDecoder, Readers]:
+        readers = dict(self._readers)
+        for marker, read in CLASS_READERS.items():
+            readers[marker] = partial(_read_of_class, read, resolve)
+        hook = partial(_read_object, readers)
+        decoder = JSONDecoder(object_hook=hook, parse_constant=_refuse_constant), readers
+        self._decoders[resolve] = decoder
+        return decoder
 
 
 _CHANGED_REMEDY = "If the class was changed, register an encoding that reads both forms."
+
+
+def _built(readers: Readers, raw: Any) -> Any:
+    # Loops, since a comprehension takes a level of the stack of its own on Python 3.11.
+    if type(raw) is dict:
+        built = {}
+        for key, value in raw.items():
+            built[key] = _built(readers, value)
+        return _read_object(readers, built)
+    if type(raw) is list:
+        elements = []
+        for value in raw:
+            elements.append(_built(readers, value))  # noqa: PERF401
+        return elements
+    return raw
+
+
+def _read_object(readers: Readers, value: dict[str, Any]) -> Any:
+    if len(value) != 1:
+        return value
+    (marker,) = value
+    if not marker.startswith("$"):
+        return value
+    read = readers.get(marker)
+    if read is None:
+        raise SerializationError(
+            f"no type is registered under {marker[1:]!r}",
+            remedy="Register it with JSONTranscoder.register().",
+        )
+    try:
+        return read(value[marker])
+    except EventSealError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        pass  # raised below: the cause may hold the plaintext
+    raise SerializationError(f"a stored {marker[1:]!r} cannot be read", remedy=_CHANGED_REMEDY)
 
 
 def _decoded(decoder: JSONDecoder, data: bytes) -> Any:
     is_deep = False
     try:
         text = str(data, "utf-8").strip()
-        value, end = decoder.raw_decode(text)
+        value, end = decoder.scan_once(text, 0)  # type: ignore[attr-defined]  # raw_decode() is slower
         if end == len(text):
             return value
     except EventSealError:
         raise
     except RecursionError:
         is_deep = True
-    except ValueError:
+    except (StopIteration, ValueError):
         pass  # raised below: the cause would hold the plaintext
     if is_deep:
         raise nested_too_deeply()
@@ -267,7 +279,11 @@ def class_named_in(stored: object) -> str:
 
 
 def _read_of_class(read: Callable[[type[Any], Any], Any], resolve: Resolve, stored: list[Any]) -> Any:
-    return read(resolve(class_named_in(stored)), stored[1])
+    cls, value = resolve(class_named_in(stored)), stored[1]
+    found = read(cls, value)
+    if resolve is not resolve_topic and type(value) is dict:  # of an unauthenticated item, in today's form
+        refuse_methods(cls, value)
+    return found
 
 
 def _read_enum(cls: type[Any], member: Any) -> Enum:

@@ -21,6 +21,7 @@ from eventseal.errors import (
     UnknownFormatError,
 )
 from eventseal.items.acceptance import AcceptedFormats, OldItem
+from eventseal.items.event_modules import EventModules
 from eventseal.items.field_reading import SEALED_BYTES
 from eventseal.items.fields import PersonalFields
 from eventseal.items.item import EVENTS, TIMED_EVENTS, SequencedItem
@@ -33,7 +34,7 @@ from eventseal.items.personal import plan_of
 from eventseal.items.places import PlaceNames
 from eventseal.items.protection import ProtectedField, protected_fields
 from eventseal.items.scopes import KeyScope, ScopeRule
-from eventseal.items.topics import EventModules, resolve_topic, topic_of
+from eventseal.items.topics import resolve_topic, topic_of
 from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.suites.envelope import HEADER_SIZE
 
@@ -111,7 +112,8 @@ class SequencedItemMapper:
         erased_scope: Callable[[Any], str] | None = None,
         event_modules: Collection[str] = (),
     ) -> None:
-        self._event_modules = EventModules(event_modules)
+        modules = EventModules(event_modules)
+        self._resolve, self._check_attributes = modules.resolve, modules.check_attributes
         self._accepted = AcceptedFormats.of(accept)
         for name, given in (("always_encrypt", always_encrypt), ("accept", self._accepted)):
             if given and cipher is None:
@@ -224,10 +226,8 @@ class SequencedItemMapper:
         stored = [self._fields.read(item) for item in given]
         outcomes = self._open(stored, other_collections)
         parsed = self._with_fields(stored, outcomes, other_collections)
-        events = [
-            self._event(item, outcome, given[index], parsed.get(index))
-            for index, (item, outcome) in enumerate(zip(stored, outcomes, strict=True))
-        ]
+        parsed_here = map(parsed.get, range(len(given)))
+        events = [*map(self._event, stored, outcomes, given, parsed_here)]
         return [event for event in events if event is not _SKIPPED] if self._erased_items.skips else events
 
     def _draft(self, event: Any) -> tuple[StoredItem, ItemDraft | None]:
@@ -332,9 +332,11 @@ class SequencedItemMapper:
         """Read those items that hold sealed fields; all their fields are opened together."""
         holding: dict[int, tuple[StoredItem, bytes]] = {}
         for index, (item, outcome) in enumerate(zip(stored, outcomes, strict=True)):
-            if isinstance(outcome, Opened | OldItem):
+            if outcome is None:
+                data = item.data
+            elif isinstance(outcome, _OPENED):
                 data = outcome.plaintext
-            elif not self.always_encrypt and (outcome is None or self._is_plain(item, outcome)):
+            elif not self.always_encrypt and self._is_plain(item, outcome):
                 data = item.data
             else:
                 continue
@@ -344,12 +346,14 @@ class SequencedItemMapper:
 
     def _event(self, stored: StoredItem, outcome: Outcome, item: Any, parsed: Any) -> Any:
         try:
+            if outcome is None:
+                return self._plain_event(stored, parsed)
             if isinstance(outcome, Opened):
                 return self._opened_event(stored, outcome, parsed)
             if isinstance(outcome, OldItem):
-                cls = self._event_modules.resolve(stored.topic)
+                cls = self._resolve(stored.topic)
                 return self._unauthenticated(stored, cls, outcome.plaintext, parsed)
-            if outcome is None or self._is_plain(stored, outcome):
+            if self._is_plain(stored, outcome):
                 return self._plain_event(stored, parsed)
             if self._fields.has_key_id and names_another_key(stored.data, stored.key_id, outcome):
                 raise IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
@@ -376,8 +380,9 @@ class SequencedItemMapper:
     def _opened_event(self, stored: StoredItem, opened: Opened, parsed: Any) -> Any:
         if self._fields.has_key_id and stored.key_id != opened.key_id:
             raise IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
-        attributes = self._attributes(stored, opened.plaintext, parsed, resolve_topic)
-        event = self._restored(stored, resolve_topic(stored.topic), attributes)
+        event, _ = self._restored(
+            stored, resolve_topic(stored.topic), opened.plaintext, parsed, resolve_topic
+        )
         if not self._is_stored_as(self._scope_of(event), opened.scope):
             raise IntegrityError(
                 f"key {opened.key_id} sealed the item, but is no key of the scope that the event belongs to",
@@ -398,30 +403,28 @@ class SequencedItemMapper:
             )
         if self.always_encrypt:
             raise EncryptionRequiredError("the item is not sealed, and the mapper requires encryption")
-        cls = self._event_modules.resolve(stored.topic)
-        if self.is_sealed(cls):
+        cls = self._resolve(stored.topic)
+        if getattr(cls, "__always_encrypt__", False):
             raise EncryptionRequiredError(f"the item is not sealed, and {stored.topic} requires encryption")
         return self._unauthenticated(stored, cls, stored.data, parsed)
 
     def _unauthenticated(self, stored: StoredItem, cls: type[Any], data: bytes, parsed: Any) -> Any:
-        attributes = self._attributes(stored, data, parsed, self._event_modules.resolve)
-        self._event_modules.check_attributes(cls, attributes)
-        return self._restored(stored, cls, attributes)
+        event, attributes = self._restored(stored, cls, data, parsed, self._resolve)
+        self._check_attributes(cls, attributes)
+        return event
 
-    def _attributes(self, stored: StoredItem, data: bytes, parsed: Any, resolve: Resolve) -> dict[str, Any]:
+    def _restored(
+        self, stored: StoredItem, cls: type[Any], data: bytes, parsed: Any, resolve: Resolve
+    ) -> tuple[Any, dict[str, Any]]:
+        """Give an event, and its attributes in today's form."""
         if isinstance(parsed, EventSealError):
             raise parsed
-        json = self._json
-        attributes = (
-            json.decode(data, resolve=resolve) if parsed is None else json.build(parsed, resolve=resolve)
-        )
+        read = self._json.decode if parsed is None else self._json.build
+        attributes = read(data if parsed is None else parsed, resolve=resolve)
         if type(attributes) is not dict:
             raise SerializationError(f"the data of {stored.topic} are not an object's attributes")
-        return attributes
-
-    def _restored(self, stored: StoredItem, cls: type[Any], attributes: dict[str, Any]) -> Any:
         self._places.put(attributes, stored.sequence_id, stored.position, stored.topic)
-        return restore(cls, attributes)
+        return restore(cls, attributes), attributes
 
     def _is_plain(self, stored: StoredItem, outcome: EventSealError) -> bool:
         # Bytes are an envelope only if their key is known: an older format may begin with any byte. A key id
@@ -440,6 +443,7 @@ def _is_sealed(event_class: type[Any], *, always_encrypt: bool) -> bool:
     return always_encrypt or bool(getattr(event_class, "__always_encrypt__", False))
 
 
+_OPENED = (Opened, OldItem)
 _SKIPPED = object()
 _KEY_ID = slice(3, HEADER_SIZE)
 _NO_ENVELOPE = (

@@ -7,26 +7,23 @@ proves that nothing old is left and lets readers refuse it from then on.
 
 from __future__ import annotations
 
-import os
 import time
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from eventseal.errors import ConfigurationError, IntegrityError, JobError
 from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
-from eventseal.rotation.batches import failure_to_json
 from eventseal.rotation.id_types import refuse_wrong_id_types
 from eventseal.rotation.jobs import MIGRATE, begun_job, list_jobs, resumed_job, verb_of
 from eventseal.rotation.movers import configured_formats, scope_rule, stored_rule
 from eventseal.rotation.old_items import foreign, old_sources
 from eventseal.rotation.old_key_tables import refuse_old_key_tables
-from eventseal.rotation.old_samples import sampled
-from eventseal.rotation.outcomes import JobReport, failure_from_json
+from eventseal.rotation.old_samples import in_time, looked_at, sampled, with_foreign
+from eventseal.rotation.outcomes import JobReport
 from eventseal.rotation.passes import Passes
 from eventseal.rotation.reencrypt import check_work
-from eventseal.rotation.results import MAX_FAILURES, JobResult
+from eventseal.rotation.results import JobResult
 from eventseal.rotation.sealed_store import own_tables
 from eventseal.rotation.table_checks import refuse_absent_tables, refuse_unregistered_tables
 from eventseal.storage import job_counts, jobs
@@ -42,8 +39,6 @@ if TYPE_CHECKING:
 
     from eventseal.items.acceptance import AcceptedFormats
     from eventseal.rotation.old_items import OldSources, ScopeOf
-    from eventseal.rotation.old_samples import Sample
-    from eventseal.rotation.results import Failure
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.sealed_table import SealedTable
 
@@ -83,7 +78,7 @@ def begin_migration(
     if not dry_run:
         names = [old.name for old in accepted.formats]
         _accept(store, dict.fromkeys(found, names))
-    return _looked_at(store, sources, samples, started)
+    return looked_at(store, sources, samples, started)
 
 
 def migrate(
@@ -164,8 +159,8 @@ def migrate(
             store, sources, accepted, registered=True, check_keys=not _has_moved(store, accepted)
         )
         if dry_run:
-            estimated = _looked_at(store, sources, samples, started)
-            return _in_time(estimated, sources, samples, workers=shards, items_per_second=items_per_second)
+            estimated = looked_at(store, sources, samples, started)
+            return in_time(estimated, sources, samples, workers=shards, items_per_second=items_per_second)
         if key_scope is None:
             _refuse_other_rules(store, options)
         total = sum(source.moving for source in sources)
@@ -193,7 +188,7 @@ def migrate(
         progress=progress,
         report=JobReport(store, found, verb=MIGRATE),
     )
-    return _with_foreign(store, passes.run(), old_sources(store, found))
+    return with_foreign(store, passes.run(), old_sources(store, found))
 
 
 def finish_migration(
@@ -360,61 +355,3 @@ def _refuse_left(store: SealedStore, tables: Sequence[SealedTable]) -> None:
     for source in sources:
         for error in foreign(source, store.cipher.application):
             raise JobError(str(error), remedy=error.remedy)
-
-
-def _looked_at(
-    store: SealedStore, sources: Sequence[OldSources], samples: Sequence[Sample], started: float
-) -> JobResult:
-    by_sample = {sample.table: sample for sample in samples}
-    by_table: dict[str, dict[str, int]] = {}
-    for source in sources:
-        sample = by_sample.get(source.table.table)
-        found = {"sampled": sample.items, **sample.opened} if sample is not None else {}
-        by_table[source.table.table] = {"left": source.moving, **found}
-    failures = [failure for sample in samples for failure in sample.failures]
-    failures += _foreign_failures(store, sources)
-    return JobResult(
-        verb=MIGRATE,
-        complete=True,
-        done=0,
-        left=sum(source.moving for source in sources),
-        failed=len(failures),
-        seconds=time.monotonic() - started,
-        by_table=by_table,
-        failures=tuple(failures[:MAX_FAILURES]),
-    )
-
-
-def _in_time(
-    result: JobResult,
-    sources: Sequence[OldSources],
-    samples: Sequence[Sample],
-    *,
-    workers: int,
-    items_per_second: float | None,
-) -> JobResult:
-    items = {source.table.table: source.moving for source in sources}
-    seconds = sum(sample.estimated(items[sample.table]) for sample in samples)
-    seconds /= min(workers, os.cpu_count() or 1)
-    if items_per_second is not None:
-        seconds = max(seconds, result.left / items_per_second)
-    return replace(result, estimated_seconds=seconds)
-
-
-def _with_foreign(store: SealedStore, result: JobResult, sources: Sequence[OldSources]) -> JobResult:
-    failures = _foreign_failures(store, sources)
-    if not failures:
-        return result
-    return replace(
-        result,
-        failed=result.failed + sum(sum((source.others or {}).values()) for source in sources),
-        failures=(*failures, *result.failures)[:MAX_FAILURES],
-    )
-
-
-def _foreign_failures(store: SealedStore, sources: Sequence[OldSources]) -> list[Failure]:
-    return [
-        failure_from_json(failure_to_json(source.table.table, {"application": str(error.found)}, None, error))
-        for source in sources
-        for error in foreign(source, store.cipher.application)
-    ]

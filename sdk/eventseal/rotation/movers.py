@@ -9,6 +9,7 @@ from uuid import UUID
 
 from eventseal.errors import ConfigurationError
 from eventseal.items.acceptance import AcceptedFormats
+from eventseal.items.event_modules import import_listed, is_module_name
 from eventseal.rotation.batches import COMPROMISED_PHASE, TableMover
 from eventseal.rotation.jobs import resume_command
 from eventseal.rotation.moved_collections import in_place
@@ -155,8 +156,11 @@ def function_named(name: str) -> ScopeOf:
     Import a function that the command line names as ``module:function``.
 
     Raises:
-        ConfigurationError: The function is not there.
+        ConfigurationError: The function is not there, or the import of its module fails.
     """
+    module, separator, _ = name.partition(":")
+    if separator and is_module_name(module):
+        import_listed(module, "--key-scope-function")
     found: ScopeOf | None = _function(name)
     if found is None:
         raise ConfigurationError(

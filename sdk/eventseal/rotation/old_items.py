@@ -21,8 +21,8 @@ from eventseal.errors import (
     WrongApplicationError,
 )
 from eventseal.items.class_checks import ClassChecks
+from eventseal.items.event_modules import EventModules
 from eventseal.items.sealed_places import Selection
-from eventseal.items.topics import EventModules
 from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
 from eventseal.rotation.batches import Batch, TableMover
 from eventseal.rotation.sealed_store import event_modules_of
@@ -220,13 +220,15 @@ def scope_given(scope_of: ScopeOf, context: ItemContext, plaintext: bytes) -> st
         scope = scope_of(context, plaintext)
     except EventSealError:
         raise
-    except Exception as error:  # noqa: BLE001 - of a function that is not ours
-        failed = type(error).__name__
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - of a function that is not ours
+        failed = type(error)
     else:
         return checked_scope(scope)
+    remedy = "Let it give such items a scope, too; if this is no item of yours, find out who wrote it."
+    if issubclass(failed, ModuleNotFoundError):
+        remedy = "If it imports a module of the working directory, put that folder on PYTHONPATH. " + remedy
     raise SerializationError(
-        f"the key scope's function failed with {failed} for the item",
-        remedy="Let it give such items a scope, too; if this is no item of yours, find out who wrote it.",
+        f"the key scope's function failed with {failed.__name__} for the item", remedy=remedy
     )
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from eventseal.errors import ConfigurationError, EventSealError, IntegrityError, KeyNotFoundError
 from eventseal.items.acceptance import OldItem
 from eventseal.rotation.batches import failure_to_json
+from eventseal.rotation.jobs import MIGRATE
 from eventseal.rotation.movers import accepted_in
-from eventseal.rotation.old_items import class_checks, contexts_of, old_items
+from eventseal.rotation.old_items import class_checks, contexts_of, foreign, old_items
 from eventseal.rotation.outcomes import failure_from_json
+from eventseal.rotation.results import MAX_FAILURES, JobResult
 from eventseal.storage.item_ranges import range_bounds
 from eventseal.storage.swapping import item_swaps
 from eventseal.storage.transactions import read
@@ -166,6 +169,83 @@ def sampled(
     return samples
 
 
+def looked_at(
+    store: SealedStore, sources: Sequence[OldSources], samples: Sequence[Sample], started: float
+) -> JobResult:
+    """
+    Give what a look at the tables found, before anything is moved.
+
+    Args:
+        store: Its items and keys.
+        sources: What the tables hold.
+        samples: Of those that hold something.
+        started: When the look began, by ``time.monotonic()``.
+    """
+    by_sample = {sample.table: sample for sample in samples}
+    by_table: dict[str, dict[str, int]] = {}
+    for source in sources:
+        sample = by_sample.get(source.table.table)
+        found = {"sampled": sample.items, **sample.opened} if sample is not None else {}
+        by_table[source.table.table] = {"left": source.moving, **found}
+    failures = [failure for sample in samples for failure in sample.failures]
+    failures += _foreign_failures(store, sources)
+    return JobResult(
+        verb=MIGRATE,
+        complete=True,
+        done=0,
+        left=sum(source.moving for source in sources),
+        failed=len(failures),
+        seconds=time.monotonic() - started,
+        by_table=by_table,
+        failures=tuple(failures[:MAX_FAILURES]),
+    )
+
+
+def in_time(
+    result: JobResult,
+    sources: Sequence[OldSources],
+    samples: Sequence[Sample],
+    *,
+    workers: int,
+    items_per_second: float | None,
+) -> JobResult:
+    """
+    Add how long a migration would take.
+
+    Args:
+        result: Of a look at the tables.
+        sources: What the tables hold.
+        samples: Of those that hold something.
+        workers: That share the work.
+        items_per_second: Over all workers; ``None``: as fast as they can.
+    """
+    items = {source.table.table: source.moving for source in sources}
+    seconds = sum(sample.estimated(items[sample.table]) for sample in samples)
+    seconds /= min(workers, os.cpu_count() or 1)
+    if items_per_second is not None:
+        seconds = max(seconds, result.left / items_per_second)
+    return replace(result, estimated_seconds=seconds)
+
+
+def with_foreign(store: SealedStore, result: JobResult, sources: Sequence[OldSources]) -> JobResult:
+    """
+    Add the envelopes of other applications to the failures of a migration.
+
+    Args:
+        store: Its items and keys.
+        result: Of the migration.
+        sources: What the tables hold now.
+    """
+    failures = _foreign_failures(store, sources)
+    if not failures:
+        return result
+    return replace(
+        result,
+        failed=result.failed + sum(sum((source.others or {}).values()) for source in sources),
+        failures=(*failures, *result.failures)[:MAX_FAILURES],
+    )
+
+
 def _pages(store: SealedStore, source: OldSources) -> list[Page]:
     engine, table = store.datastore.engine, source.table
     swaps = item_swaps(engine, table)
@@ -188,3 +268,11 @@ def _pages(store: SealedStore, source: OldSources) -> list[Page]:
 def _failure(table: SealedTable, page: Page, number: int, error: EventSealError) -> Failure:
     place = {"sequence_id": str(page.sequence_ids[number]), "position": str(page.positions[number])}
     return failure_from_json(failure_to_json(table.table, place, page.key_id(number), error))
+
+
+def _foreign_failures(store: SealedStore, sources: Sequence[OldSources]) -> list[Failure]:
+    return [
+        failure_from_json(failure_to_json(source.table.table, {"application": str(error.found)}, None, error))
+        for source in sources
+        for error in foreign(source, store.cipher.application)
+    ]

@@ -106,3 +106,32 @@ def test_the_modules_are_the_seals_unless_the_mapper_is_given_others(make_mapper
     assert of(type(event)) == f"{trap}:Placed"
     with pytest.raises(SerializationError):
         make_mapper(of_the_seal=[trap], event_modules=()).to_domain_event(stored(f"{trap}x:Placed"))
+
+
+@pytest.mark.parametrize("registered", ["module", "package", "class"])
+def test_what_is_registered_with_the_library_counts_for_what_is_inside_it(
+    make_mapper, trap, tmp_path, registered
+):
+    (tmp_path / trap).mkdir()
+    (tmp_path / trap / "__init__.py").touch()
+    (tmp_path / trap / "orders.py").write_text(
+        "class Order:\n    class Placed:\n        originator_id: str\n"
+    )
+    old = f"old_{trap}"
+    part = {"module": ".orders", "package": "", "class": ".orders:Order"}[registered]
+    with pytest.raises(SerializationError, match="not authenticated") as refused:
+        make_mapper(event_modules=[trap]).to_domain_event(stored(f"{old}.orders:Order.Placed"))
+    assert "event_modules = " not in refused.value.remedy  # there is no such module
+    eventsourcing.utils.register_topic(old + part, eventsourcing.utils.resolve_topic(trap + part))
+    event = make_mapper(event_modules=[trap]).to_domain_event(stored(f"{old}.orders:Order.Placed"))
+    assert of(type(event)) == f"{trap}.orders:Order.Placed"
+    with pytest.raises(SerializationError) as refused:
+        make_mapper().to_domain_event(stored(f"{old}.orders:Order.Other"))
+    assert f'event_modules = ["{trap}"]' in refused.value.remedy
+    sys.modules.pop(f"{trap}.orders")
+
+
+@pytest.mark.parametrize("name", ["mutate", "apply", "__reduce_ex__"])
+def test_an_attribute_stands_before_no_method_of_an_event(make_mapper, name):
+    with pytest.raises(SerializationError, match=f"attribute {name!r}"):
+        make_mapper().to_domain_event(stored(of(Dog.Registered), originator_topic=of(Dog), **{name: "x"}))

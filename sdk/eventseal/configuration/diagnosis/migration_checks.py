@@ -37,6 +37,15 @@ def check_migration(stores: Stores) -> Iterator[Finding]:
     named = [entry.split()[0] for entry in stores.settings.old_formats]
     if accepting:
         yield from _check_accepted(accepting, named)
+        if not stores.settings.event_modules:
+            yield Finding(
+                severity=Severity.WARNING,
+                area=AREA,
+                text="a migration has begun, and event_modules is not set: `eventseal migrate` leaves "
+                "every item whose classes no listed module defines or registers",
+                remedy="List the modules that define your events in eventseal.toml, such as: "
+                'event_modules = ["shop"]',
+            )
     elif named:
         yield from _check_named(tables, named)
     else:

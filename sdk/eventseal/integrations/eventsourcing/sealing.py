@@ -14,7 +14,7 @@ from eventseal.integrations.eventsourcing.fences import KnownFences
 from eventseal.integrations.eventsourcing.personal import refuse_marked_event
 from eventseal.integrations.eventsourcing.process_seal import process_seal
 from eventseal.items.acceptance import NO_FORMATS, AcceptedFormats, OldItem
-from eventseal.items.topics import EventModules
+from eventseal.items.event_modules import EventModules
 from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.rotation.sealed_store import event_modules_of
 

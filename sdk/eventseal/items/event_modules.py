@@ -1,0 +1,224 @@
+"""The classes that unauthenticated items may name: whoever can write to a table chooses their topics."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from importlib import import_module
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from eventseal.errors import ConfigurationError, SerializationError
+from eventseal.items.attribute_names import known_names, read_names, refuse_methods
+from eventseal.items.library import library_bases, library_class, renamed
+from eventseal.items.topics import (
+    ALIAS_REMEDY,
+    answers_for,
+    class_name,
+    known_subclasses,
+    registered_class,
+    remember,
+    run_import,
+    split_topic,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+
+class EventModules:
+    """
+    Looks up the classes that unauthenticated items name.
+
+    The program decides which classes these are, not the item: classes that are registered, that this process
+    has stored, or that are imported events and entities. One of the modules must define any other class.
+
+    Args:
+        names: The modules. A package covers its submodules, which a topic may import.
+
+    Raises:
+        ConfigurationError: A name is not a module's.
+    """
+
+    def __init__(self, names: Collection[str] = ()) -> None:
+        if isinstance(names, str) or not all(map(is_module_name, names)):
+            raise ConfigurationError(
+                "event_modules takes names of modules",
+                remedy='Give a list such as event_modules=["shop"], without the names of classes.',
+            )
+        self._names = tuple(names)
+        self._is_loaded = False
+        self._answers = answers_for(self._names)
+
+    def load(self) -> None:
+        """
+        Import the modules once, so that their registrations count.
+
+        Raises:
+            ConfigurationError: A module is not there, or its import fails.
+        """
+        if self._is_loaded:
+            return
+        for name in self._names:
+            import_listed(name, "event_modules")
+        self._is_loaded = True
+
+    def resolve(self, topic: str) -> type[Any]:
+        """
+        Find the class that *topic* names, if an unauthenticated item may name it.
+
+        Raises:
+            ConfigurationError: A module is not there, or its import fails.
+            SerializationError: It names no such class.
+        """
+        return self._answers.get(topic) or self._found(topic)
+
+    def check_attributes(self, cls: type[Any], attributes: Mapping[str, Any]) -> None:
+        """
+        Check an event's attributes before anything uses the event.
+
+        A replay imports the classes that attributes name, and calls methods, which an attribute of the same
+        name would stand before.
+
+        Args:
+            cls: The event's.
+            attributes: By name.
+
+        Raises:
+            ConfigurationError: A module is not there, or its import fails.
+            SerializationError: An attribute names a class that it may not name, is not a name, or has the
+                name of a method.
+        """
+        names = known_names(cls) or read_names(cls)
+        if names.watched.isdisjoint(attributes):
+            return
+        refuse_methods(cls, attributes)
+        for name in names.topics:
+            named = attributes.get(name)
+            for topic in named if type(named) is list else () if named is None else (named,):
+                if type(topic) is not str:
+                    raise SerializationError(f"{name} of {class_name(cls)} is not the name of a class")
+                self.resolve(topic)
+        topic, state = attributes.get("topic"), attributes.get("state")
+        if "topic" in names.topics and topic is not None and type(state) is dict:  # of a snapshot
+            refuse_methods(self.resolve(topic), state)
+
+    def _found(self, topic: str) -> type[Any]:
+        if type(topic) is not str:
+            raise SerializationError("a topic is text", remedy="Find out who wrote the row.")
+        found = _registered(topic)
+        if found is None:
+            self.load()
+            found = _registered(topic) or self._defined(topic)
+        return remember(self._answers, topic, found)
+
+    def _defined(self, topic: str) -> type[Any]:
+        module, qualified_name = renamed(*split_topic(topic))
+        found = _loaded_class(module, qualified_name)
+        if found is not None and not _known_bases().isdisjoint(found.__mro__):
+            return found
+        if not self._cover(module):
+            raise _not_covered(topic, module)
+        if module not in sys.modules and _may_be_imported(module):
+            run_import(topic, partial(import_module, module))
+            found = _loaded_class(module, qualified_name)
+        if found is None:
+            raise SerializationError(f"topic {topic!r} names no class that is there", remedy=ALIAS_REMEDY)
+        if not self._cover(found.__module__):
+            raise _not_covered(topic, found.__module__)
+        return found
+
+    def _cover(self, module: str) -> bool:
+        return any(module == name or module.startswith(f"{name}.") for name in self._names)
+
+
+def import_listed(name: str, setting: str) -> ModuleType:
+    """
+    Import a module that a setting or an option names.
+
+    Raises:
+        ConfigurationError: It is not there, or its import fails; the message does not repeat why, which may
+            be a secret of the module.
+        KeyboardInterrupt: From outside.
+    """
+    missing = None
+    try:
+        return import_module(name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - also SystemExit, which would end the process
+        failed = type(error).__name__
+        if isinstance(error, ModuleNotFoundError):
+            missing = error.name
+    if missing is None:
+        raise ConfigurationError(
+            f"{setting}: the import of module {name} raised {failed}",
+            remedy=f"To see why, run: python -c 'import {name}'",
+        )
+    is_listed = f"{name}.".startswith(f"{missing}.")
+    raise ConfigurationError(
+        f"{setting}: there is no module {missing}" + ("" if is_listed else f", which {name} imports"),
+        remedy="Correct the setting, or put the module's folder on PYTHONPATH."
+        if is_listed
+        else "Install it, or put the module's folder on PYTHONPATH.",
+    )
+
+
+def is_module_name(name: object) -> bool:
+    """Whether *name* has the form of a module's."""
+    return isinstance(name, str) and all(part.isidentifier() for part in name.split("."))
+
+
+def _registered(topic: str) -> type[Any] | None:
+    return registered_class(topic) or library_class(topic)
+
+
+def _known_bases() -> frozenset[type[Any]]:
+    return known_subclasses() | library_bases()
+
+
+def _loaded_class(module: str, qualified_name: str) -> type[Any] | None:
+    """Find a class that is there, without running code of its module: no import, no ``__getattr__``."""
+    found = sys.modules.get(module)
+    if not issubclass(type(found), ModuleType):
+        return None
+    members = ModuleType.__getattribute__(found, "__dict__")  # vars() would load a lazy module
+    cls = None
+    for name in qualified_name.split("."):
+        cls = members.get(name)
+        if not issubclass(type(cls), type):
+            return None
+        members = type.__dict__["__dict__"].__get__(cls)
+    return cls
+
+
+def _may_be_imported(module: str) -> bool:
+    """Whether a topic may import a module: ``__main__`` does work, and ``__init__`` would run again."""
+    return not any(part.startswith("__") and part.endswith("__") for part in module.split("."))
+
+
+def _not_covered(topic: str, module: str) -> SerializationError:
+    package = module.partition(".")[0]
+    said = ""
+    if is_module_name(package) and _is_there(package):
+        said = (
+            f'If your application stores this class, set event_modules = ["{package}"] in eventseal.toml, or '
+            "event_modules= of the mapper. "
+        )
+    return SerializationError(
+        f"topic {topic!r} is not authenticated, and names no class of event_modules",
+        remedy=f"{said}{ALIAS_REMEDY} Else find out who wrote the row.",
+    )
+
+
+def _is_there(package: str) -> bool:
+    """Whether a package could be imported, also by a command that looks in the working directory."""
+    if package in sys.modules:  # find_spec() would ask it, and so load a lazy one
+        return True
+    try:
+        return (find_spec(package) or PathFinder.find_spec(package, [str(Path.cwd())])) is not None
+    except Exception:  # noqa: BLE001 - of an import hook that is not ours: it only decides what is advised
+        return False
