@@ -77,8 +77,8 @@ def test_without_yes_and_with_nobody_to_ask_nothing_is_destroyed(run, old, query
     rotate("tenant:a")
     for words in (["retire"], ["--json", "retire"]):
         shown = run(*words, exits=2).stderr
-        assert "1 keys are about to be destroyed for good. Nobody can be asked here" in shown
-        assert "--yes" in shown
+        assert "1 keys are about to be destroyed for good. Not a terminal, so" in shown
+        assert "confirmation is impossible. Nothing was changed.\neventseal: remedy: Pass --yes to" in shown
     assert destroyed(query) == 0
 
 
@@ -92,7 +92,14 @@ def test_on_a_terminal_it_asks(run, old, query, monkeypatch, answer, code, gone)
     monkeypatch.setattr("eventseal.cli.confirmation.is_anybody_there", lambda: True)
     result = run("retire", input=answer, exits=code)
     assert "1 keys are about to be destroyed for good. Is that meant? [y/N]" in result.stderr
+    assert ("Not confirmed. Nothing was changed." in result.stderr) == (code == 4)
     assert destroyed(query) == gone
+
+
+def test_with_json_a_terminal_is_not_asked_either(run, old, monkeypatch):
+    rotate("tenant:a")
+    monkeypatch.setattr("eventseal.cli.confirmation.is_anybody_there", lambda: True)
+    assert "The output is JSON, so confirmation is impossible" in run("--json", "retire", exits=2).stderr
 
 
 def test_an_unknown_key_names_the_nearest(run, old):

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
+from decimal import Decimal
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from eventseal.configuration import EventSeal
+from eventseal.items import SequencedItem
+from eventseal.storage import SQLAlchemyActiveRecordStrategy, TimestampSequencedItemRecord
 
 ITEMS = "integer_sequenced_items"
 REASON = ("--reason", "disk failure")
@@ -74,10 +79,39 @@ def test_the_remedy_of_a_row_that_is_gone_can_be_pasted(run, run_json, broken, q
     run("verify")
 
 
+@pytest.mark.slow
+def test_undo_takes_a_place_as_set_aside_takes_it(run, run_json, broken):
+    with EventSeal.from_settings() as seal:
+        strategy = SQLAlchemyActiveRecordStrategy(TimestampSequencedItemRecord, seal.datastore.session)
+        strategy.append([SequencedItem(UUID(broken), Decimal("1.5"), "shop:Placed", b"x" * 90, None)])
+    for table, position in ((ITEMS, "00"), ("timestamp_sequenced_items", "1.50")):
+        place = ("--table", table, "--sequence", broken.upper().replace("-", ""), "--position", position)
+        run("set-aside", *place, *REASON, "--yes")
+        assert run_json("set-aside", "--undo", *place, "--yes")["done"] == 1
+    shown = run("set-aside", "--undo", *place[:-1], "first", "--yes", exits=2).stderr
+    assert "'first' is not of the kind of column position" in shown
+
+
+def test_undo_takes_a_place_that_only_an_edit_made_as_verify_writes_it(run, broken, query):
+    query(f"UPDATE {ITEMS} SET sequence_id = 'it''s gone', position = 'first' WHERE position = 0")
+    run("set-aside", *EVERY, "--yes")
+    query(f"DELETE FROM {ITEMS} WHERE position = 'first'")
+    shown = run("verify", exits=1).stdout
+    command = next(line for line in shown.splitlines() if "--undo" in line).partition("eventseal ")[2]
+    run(*shlex.split(command), "--yes")
+    run("verify")
+
+
+def test_every_damaged_row_shows_progress(run, broken):
+    shown = run("set-aside", *EVERY, "--dry-run").stderr
+    assert "set-aside: 4 of 4 items, 2 failed" in shown
+
+
 @pytest.mark.parametrize(("answer", "code", "done"), [("y\n", 0, 2), ("n\n", 4, 0), ("", 130, 0)])
 def test_on_a_terminal_it_asks(run, run_json, broken, monkeypatch, answer, code, done):
     monkeypatch.setattr("eventseal.cli.confirmation.is_anybody_there", lambda: True)
     shown = run("set-aside", *EVERY, input=answer, exits=code).stderr
+    assert ("remedy: Run it again" in shown) == (code == 130)
     assert "2 rows are about to be set aside as lost. Is that meant? [y/N]" in shown
     assert len(run_json("set-aside", "--list")["set_aside"]) == done
 

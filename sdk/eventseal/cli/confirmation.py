@@ -28,12 +28,13 @@ def confirm(options: Options, what: str) -> None:
     if options.yes:
         return
     if options.as_json or not is_anybody_there():
+        why = "The output is JSON" if is_anybody_there() else "Not a terminal"
         raise ConfigurationError(
-            f"{what} Nobody can be asked here, and nothing was destroyed.",
-            remedy="Give --yes if it is meant, or --dry-run to see more.",
+            f"{what} {why}, so confirmation is impossible. Nothing was changed.",
+            remedy="Pass --yes to proceed.",
         )
     if not typer.confirm(f"{what} Is that meant?", err=True):
-        raise JobError("not confirmed; nothing was destroyed", remedy="Nothing has to be done.")
+        raise JobError("Not confirmed. Nothing was changed.", remedy="Nothing has to be done.")
 
 
 def is_anybody_there() -> bool:

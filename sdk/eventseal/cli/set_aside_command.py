@@ -10,10 +10,13 @@ from eventseal.cli.confirmation import confirm
 from eventseal.cli.interruption import RUN_AGAIN, resumable
 from eventseal.cli.options import Config, DryRun, Json, Options, Yes
 from eventseal.cli.output import print_json
+from eventseal.cli.progress import shown_progress
 from eventseal.cli.results import finish, print_failures, print_rows_set_aside
 from eventseal.erasure.set_aside import required_ledger, set_aside, withdraw
 from eventseal.errors import ConfigurationError, JobError
 from eventseal.rotation.damaged_rows import damaged_row, damaged_rows
+from eventseal.rotation.item_lookup import typed_place
+from eventseal.rotation.sealed_store import registered_tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,8 +76,7 @@ def set_aside_rows(
         elif undo:
             _undo(options, seal, str(table), place)
         else:
-            found = damaged_rows(seal, str(table)) if place is None else damaged_row(seal, str(table), *place)
-            _set_aside(options, seal, found, str(reason))
+            _set_aside(options, seal, _found(seal, str(table), place), str(reason))
 
 
 def _place(sequence: str | None, position: str | None) -> tuple[str, str] | None:
@@ -117,6 +119,13 @@ def _refuse(
         )
 
 
+def _found(seal: EventSeal, table: str, place: tuple[str, str] | None) -> DamagedRows:
+    if place is not None:
+        return damaged_row(seal, table, *place)
+    with shown_progress("set-aside", "items") as progress:
+        return damaged_rows(seal, table, progress=progress)
+
+
 def _set_aside(options: Options, seal: EventSeal, found: DamagedRows, reason: str) -> None:
     if found.rows and not options.as_json:
         print_failures([row.failure(row.error) for row in found.rows])
@@ -135,11 +144,9 @@ def _set_aside(options: Options, seal: EventSeal, found: DamagedRows, reason: st
 
 
 def _undo(options: Options, seal: EventSeal, table: str, place: tuple[str, str] | None) -> None:
-    rows = [
-        row
-        for row in seal.rows_set_aside()
-        if row.table == table and place in {None, tuple(row.row.values())}
-    ]
+    rows = [row for row in seal.rows_set_aside() if row.table == table]
+    if place is not None:
+        rows = _at(seal, table, place, rows)
     if not rows:
         raise JobError(f"no such row of {table} is set aside", remedy="List them: eventseal set-aside --list")
     if not options.as_json:
@@ -150,6 +157,17 @@ def _undo(options: Options, seal: EventSeal, table: str, place: tuple[str, str] 
         result = withdraw(seal, rows, dry_run=options.dry_run)
     did = "would be" if options.dry_run else "were"
     finish(options, result, lambda: typer.echo(f"{result.done:,} rows {did} withdrawn"))
+
+
+def _at(seal: EventSeal, table: str, place: tuple[str, str], rows: Sequence[SetAside]) -> list[SetAside]:
+    """Find the row at a place that is written as `verify` writes it, or else as `set-aside` reads it."""
+    # Only an edit makes some places, and the table may be gone: then what `verify` wrote is all there is.
+    written = [row for row in rows if tuple(row.row.values()) == place]
+    if written:
+        return written
+    (sealed_table,) = registered_tables(seal.datastore, seal.cipher.application, [table])
+    typed = typed_place(sealed_table, *place)
+    return [row for row in rows if row.place == typed]
 
 
 def _show(options: Options, rows: Sequence[SetAside]) -> None:

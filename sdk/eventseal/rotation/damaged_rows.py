@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from eventseal.cipher import ItemContext, Opened
 from eventseal.errors import (
+    OPAQUE_INTEGRITY_MESSAGE,
     EventSealError,
     IntegrityError,
     JobError,
@@ -15,15 +18,23 @@ from eventseal.errors import (
     KeyNotFoundError,
     WrongApplicationError,
 )
+from eventseal.items.formats import OPAQUE_OLD_MESSAGE
 from eventseal.rotation.item_checks import PAGE_SIZE, ItemChecks, raise_if_outage
 from eventseal.rotation.item_lookup import find_item
-from eventseal.rotation.results import Failure
-from eventseal.rotation.sealed_store import registered_tables
+from eventseal.rotation.migrate import _begun, _has_moved
+from eventseal.rotation.moved_collections import open_former
+from eventseal.rotation.movers import configured_formats
+from eventseal.rotation.old_items import old_sources
+from eventseal.rotation.old_samples import sampled
+from eventseal.rotation.results import Failure, JobResult
+from eventseal.rotation.sealed_store import own_tables, registered_tables
 from eventseal.rotation.set_aside import SET_ASIDE, AsideRows, rows_set_aside
+from eventseal.storage.item_rows import count_by_key
 from eventseal.storage.stored_rows import stored_row
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable, Sequence
 
     from eventseal.items.sealed_places import Place
@@ -35,6 +46,8 @@ if TYPE_CHECKING:
 
 _OF_A_KEY = (KeyNotFoundError, KekNotConfiguredError, WrongApplicationError)
 """What says that only a key is missing here, and nothing of the row."""
+_OF_THE_ROW = frozenset({OPAQUE_INTEGRITY_MESSAGE, OPAQUE_OLD_MESSAGE})
+"""What an ``IntegrityError`` says of a row. Every other one says that a row of the key tables was edited."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +102,10 @@ def damaged_row(store: SealedStore, table: str, sequence_id: str, position: str)
         The row, or nothing if it is set aside already.
 
     Raises:
-        ConfigurationError: The table is not registered, or a text is not of the column's kind.
+        ConfigurationError: The table is not registered, or a text is not of the column's kind. Or the row is
+            no envelope, the table's migration lasts, and the settings do not open the older items there.
         ItemNotFoundError: There is no such row.
-        JobError: It opens, or is erased, or only a key is missing.
+        JobError: It opens, or is erased, or only a key is missing, or only its key id was edited.
         KmsError: The KMS refused or failed: that says nothing about the row.
         StoreError: The database refused or failed.
     """
@@ -109,7 +123,7 @@ def damaged_row(store: SealedStore, table: str, sequence_id: str, position: str)
 
 
 def damaged_rows(
-    store: SealedStore, table: str, *, progress: Callable[[Tally], None] | None = None
+    store: SealedStore, table: str, *, progress: Callable[[JobResult], None] | None = None
 ) -> DamagedRows:
     """
     Try to open every row of a table, as ``verify`` does.
@@ -117,10 +131,11 @@ def damaged_rows(
     Args:
         store: An ``EventSeal``, or any object with its four.
         table: A registered table.
-        progress: Called after each page with what was found so far.
+        progress: Called after each page with how many rows were looked at; ``failed`` of them do not open.
 
     Raises:
-        ConfigurationError: The table is not registered.
+        ConfigurationError: The table is not registered. Or a row is no envelope, the table's migration lasts,
+            and the settings do not open the older items there.
         KmsError: The KMS refused or failed: that says nothing about the rows.
         StoreError: The database refused or failed.
     """
@@ -139,15 +154,19 @@ class _Judge:
         self._aside = AsideRows(store.datastore.engine, [self.table], partial(rows_set_aside, store))
         self.rows: list[DamagedRow] = []
         self.refusals: dict[Place, JobError] = {}
+        self._has_checked_formats = False
 
     def look(self, rows: Sequence[ItemRow]) -> Tally:
         """Open rows that were read, and part those that fail."""
         checks = ItemChecks(self._store, self.table, aside=self._aside, on_failure=self._part)
         return checks.check(rows)
 
-    def look_at_all(self, progress: Callable[[Tally], None] | None) -> Tally:
+    def look_at_all(self, progress: Callable[[JobResult], None] | None) -> Tally:
         """Open all rows, and part those that fail."""
+        started = time.monotonic()
         failing: list[ItemRow] = []
+        count = partial(count_by_key, table=self.table)
+        counted = read(self._store.datastore.engine, count, doing=f"counting {self.table.table}")
         checks = ItemChecks(
             self._store, self.table, aside=self._aside, on_failure=lambda row, _: failing.append(row)
         )
@@ -155,7 +174,7 @@ class _Judge:
         for page in checks.run(None, None):
             found.add(page)
             if progress is not None:
-                progress(found)
+                progress(_looked(found.by_table[self.table.table], sum(counted.values()), started))
         # Once more without the marks of compromised keys: a suspected forgery may open.
         for start in range(0, len(failing), PAGE_SIZE):
             self.look(failing[start : start + PAGE_SIZE])
@@ -172,18 +191,24 @@ class _Judge:
         if stored is None or not stored.is_still(row):
             self.refusals[place] = JobError("the row is being changed right now", remedy="Run it again.")
             return
-        refusal = self._refusal(stored, error)
+        refusal = self._refusal(row, stored, error)
         if refusal is not None:
             self.refusals[place] = refusal
         else:
             self.rows.append(DamagedRow(table=self.table, place=place, sha256=stored.digest, error=error))
 
-    def _refusal(self, stored: StoredRow, error: EventSealError) -> JobError | None:
-        """Refuse a row that may be sound, since its key does not open here."""
-        if isinstance(error, _OF_A_KEY):
+    def _refusal(self, row: ItemRow, stored: StoredRow, error: EventSealError) -> JobError | None:
+        """Refuse a row that is sound, or may be, since its key does not open here."""
+        is_integrity = isinstance(error, IntegrityError)
+        if isinstance(error, _OF_A_KEY) or (is_integrity and str(error) not in _OF_THE_ROW):
             return _needs_key(error)
+        opened = self._opened(row)
+        if isinstance(opened, Opened):
+            return _wrong_key_id() if opened.key_id != row.key_id else _wrong_inside(error)
         key_id = stored.header_key
-        if key_id is None or not isinstance(error, IntegrityError):
+        if key_id is None:
+            self._check_formats()
+        if key_id is None or not is_integrity:
             return None
         outcome = self._store.keyring.opening_keys([key_id])[key_id]
         # A header that was overwritten names a key that there never was: then the row is damaged.
@@ -193,6 +218,49 @@ class _Judge:
             return None
         raise_if_outage(outcome)
         return _needs_key(outcome)
+
+    def _opened(self, row: ItemRow) -> Opened | EventSealError:
+        items = [(row.data, ItemContext(*row[:3], self.table.collection))]
+        outcomes = self._store.cipher.open_many(items)
+        open_former(self._store, self.table, items, outcomes)
+        return outcomes[0]
+
+    def _check_formats(self) -> None:
+        """Refuse settings that do not open the older items of a migration, as ``migrate`` refuses them."""
+        if self._has_checked_formats or not self.table.old_formats:
+            return
+        store = self._store
+        accepted = configured_formats(store)
+        begun = _begun(own_tables(store.datastore, store.cipher.application), accepted)
+        check_keys = not _has_moved(store, accepted)
+        sampled(store, old_sources(store, begun), accepted, registered=True, check_keys=check_keys)
+        self._has_checked_formats = True
+
+
+def _looked(counts: Counter[str], total: int, started: float) -> JobResult:
+    looked_at, failed = counts.total(), counts["failed"]
+    return JobResult(
+        verb="set-aside",
+        complete=False,
+        done=looked_at - failed,
+        left=max(0, total - looked_at),
+        failed=failed,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _wrong_key_id() -> JobError:
+    return JobError(
+        "the row opens: only the key id beside it was edited",
+        remedy="Run `eventseal repair`, which puts the key id right.",
+    )
+
+
+def _wrong_inside(error: EventSealError) -> JobError:
+    return JobError(
+        f"the item opens, so all that is inside it is as it was written: {error}",
+        remedy="Find out which program wrote the item, and let it write the item anew.",
+    )
 
 
 def _needs_key(error: EventSealError) -> JobError:

@@ -9,7 +9,7 @@ from uuid import UUID
 from eventseal.errors import ConfigurationError, ItemNotFoundError
 from eventseal.rotation.sealed_store import registered_tables
 from eventseal.storage.item_rows import ItemRow, row_at
-from eventseal.storage.sealed_table import ColumnKind, SealedColumn
+from eventseal.storage.sealed_table import ColumnKind, SealedColumn, SealedTable
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
+    from eventseal.items.sealed_places import Place
     from eventseal.storage import SQLAlchemyDatastore
 
 _READERS: dict[ColumnKind, Callable[[str], Any]] = {
@@ -51,10 +52,7 @@ def find_item(
         StoreError: The database refused or failed.
     """
     (sealed_table,) = registered_tables(datastore, application, [table])
-    place = (
-        _value(sealed_table.columns["sequence_id"], sequence_id),
-        _value(sealed_table.columns["position"], position),
-    )
+    place = typed_place(sealed_table, sequence_id, position)
 
     def look(connection: Connection) -> ItemRow | None:
         return row_at(connection, sealed_table, *place)
@@ -65,6 +63,24 @@ def find_item(
             f"there is no item at position {position} of sequence {sequence_id} in {table}"
         )
     return row
+
+
+def typed_place(table: SealedTable, sequence_id: str, position: str) -> Place:
+    """
+    Read a place as a person types it; ``1.5`` is ``1.500000``.
+
+    Args:
+        table: From the registry.
+        sequence_id: As text.
+        position: As text.
+
+    Raises:
+        ConfigurationError: A text is not of the column's kind.
+    """
+    return (
+        _value(table.columns["sequence_id"], sequence_id),
+        _value(table.columns["position"], position),
+    )
 
 
 def _value(column: SealedColumn, text: str) -> Any:

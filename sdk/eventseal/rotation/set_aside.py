@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -158,11 +159,13 @@ class AsideRows:
         return found
 
 
-def gone_rows(
+def lapsed_rows(
     engine: Engine, tables: Mapping[str, SealedTable], said: Iterable[SetAside]
 ) -> Iterator[tuple[SetAside, IntegrityError]]:
     """
-    Find rows that are set aside and that are not there, whoever deleted them.
+    Find rows that are set aside and are no longer what they were, also those that open now.
+
+    Damage that somebody puts back later would be excused else.
 
     Args:
         engine: Of the items' database.
@@ -172,17 +175,20 @@ def gone_rows(
     for row in said:
         table = tables.get(row.table)
         look = None if table is None else partial(stored_row, table=table, place=row.place)
-        if look is not None and read(engine, look, doing=f"reading {row.table}") is not None:
-            continue
-        place = f"--sequence {row.row['sequence_id']} --position {row.row['position']}"
-        yield (
-            row,
-            IntegrityError(
-                f"the row was set aside by entry {row.entry} of the ledger, and is gone",
-                remedy="Find out who deleted it. If nobody needs it, withdraw what the ledger says of it: "
-                f"eventseal set-aside --undo --table {row.table} {place}",
-            ),
-        )
+        now = None if look is None else read(engine, look, doing=f"reading {row.table}")
+        if now is None:
+            yield row, _lapsed(row, "is gone", "Find out who deleted it. If nobody needs it, withdraw")
+        elif now.digest != row.sha256:
+            yield row, _lapsed(row, "was changed since", "Find out who changed it. Then withdraw")
+
+
+def _lapsed(row: SetAside, what: str, todo: str) -> IntegrityError:
+    command = ["eventseal", "set-aside", "--undo", "--table", row.table]
+    command += ["--sequence", row.row["sequence_id"], "--position", row.row["position"]]
+    return IntegrityError(
+        f"the row was set aside by entry {row.entry} of the ledger, and {what}",
+        remedy=f"{todo} what the ledger says of it: {shlex.join(command)}",
+    )
 
 
 def _still(connection: Connection, table: SealedTable, said: SetAside) -> StoredRow | None:

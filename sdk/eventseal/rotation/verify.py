@@ -26,7 +26,7 @@ from eventseal.rotation.item_checks import FORMER, OUTCOMES, PAGE_SIZE, ItemChec
 from eventseal.rotation.reencrypt import check_work
 from eventseal.rotation.results import JobResult
 from eventseal.rotation.sealed_store import encrypts_everything, registered_tables
-from eventseal.rotation.set_aside import SET_ASIDE, AsideRows, gone_rows, rows_set_aside
+from eventseal.rotation.set_aside import SET_ASIDE, AsideRows, lapsed_rows, rows_set_aside
 from eventseal.rotation.table_checks import refuse_absent_tables, refuse_unregistered_tables, uncounted_tables
 from eventseal.rotation.verify_state import Range, VerifyState, covered
 from eventseal.storage.item_ranges import range_bounds
@@ -164,7 +164,7 @@ class _Run:
         self._progress = progress
         self._started = self._kept = time.monotonic()
         self._of_this_run = Tally()
-        """Found anew by each run: keys, tables that cannot be read, and rows that are gone."""
+        """Found anew by each run: keys, unreadable tables, and rows that were set aside and changed since."""
         self._said: Sequence[SetAside] = ()
 
     def fail_registry(self, unreadable: Sequence[IntegrityError]) -> None:
@@ -206,14 +206,14 @@ class _Run:
         self._of_this_run.fail(KEY_TABLE, {"key_id": str(key_id)}, key_id, error)
 
     def check_rows_set_aside(self) -> None:
-        """Load what the ledger excuses, and count each row of it that is gone as a failure."""
+        """Load what the ledger excuses, and count each row of it that is gone or changed as a failure."""
         try:
             self._said = rows_set_aside(self._store)
         except IntegrityError as changed:  # then it excuses nothing
             self._of_this_run.fail(LEDGER, {}, None, changed)
         asked = self._state.asked
         said = [row for row in self._said if asked is None or row.table in asked]
-        for row, error in gone_rows(self._store.datastore.engine, self._tables, said):
+        for row, error in lapsed_rows(self._store.datastore.engine, self._tables, said):
             self._of_this_run.fail(row.table, row.row, None, error)
 
     def name_uncounted_tables(self) -> None:
