@@ -21,7 +21,7 @@ from eventseal.errors import (
 from eventseal.items.formats import OPAQUE_OLD_MESSAGE
 from eventseal.rotation.item_checks import PAGE_SIZE, ItemChecks, raise_if_outage
 from eventseal.rotation.item_lookup import find_item
-from eventseal.rotation.migrate import _begun, _has_moved
+from eventseal.rotation.migrate import tables_in_migration, has_moved
 from eventseal.rotation.moved_collections import open_former
 from eventseal.rotation.movers import configured_formats
 from eventseal.rotation.old_items import old_sources
@@ -231,8 +231,8 @@ class _Judge:
             return
         store = self._store
         accepted = configured_formats(store)
-        begun = _begun(own_tables(store.datastore, store.cipher.application), accepted)
-        check_keys = not _has_moved(store, accepted)
+        begun = tables_in_migration(own_tables(store.datastore, store.cipher.application), accepted)
+        check_keys = not has_moved(store, accepted)
         sampled(store, old_sources(store, begun), accepted, registered=True, check_keys=check_keys)
         self._has_checked_formats = True
 

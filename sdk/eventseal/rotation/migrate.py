@@ -74,7 +74,7 @@ def begin_migration(
     refuse_unregistered_tables(store)
     found = own_tables(store.datastore, store.cipher.application, tables)
     sources = old_sources(store, found)
-    samples = sampled(store, sources, accepted, registered=False, check_keys=not _has_moved(store, accepted))
+    samples = sampled(store, sources, accepted, registered=False, check_keys=not has_moved(store, accepted))
     if not dry_run:
         names = [old.name for old in accepted.formats]
         _accept(store, dict.fromkeys(found, names))
@@ -142,7 +142,7 @@ def migrate(
     accepted = configured_formats(store)
     refuse_unregistered_tables(store)
     if resume is None:
-        found = _begun(own_tables(store.datastore, store.cipher.application, tables), accepted)
+        found = tables_in_migration(own_tables(store.datastore, store.cipher.application, tables), accepted)
         sources = old_sources(store, found)
         refuse_wrong_id_types(store, sources)
         if key_scope is None:
@@ -156,7 +156,7 @@ def migrate(
             "formats": _named(accepted),
         }
         samples = sampled(
-            store, sources, accepted, registered=True, check_keys=not _has_moved(store, accepted)
+            store, sources, accepted, registered=True, check_keys=not has_moved(store, accepted)
         )
         if dry_run:
             estimated = looked_at(store, sources, samples, started)
@@ -173,7 +173,9 @@ def migrate(
             verb=MIGRATE,
             check=partial(scope_rule, key_scope=key_scope),
         )
-        found = _begun(own_tables(store.datastore, store.cipher.application, job.options["tables"]), accepted)
+        found = tables_in_migration(
+            own_tables(store.datastore, store.cipher.application, job.options["tables"]), accepted
+        )
     passes = Passes(
         store,
         job,
@@ -245,11 +247,14 @@ def _named(accepted: AcceptedFormats) -> list[list[str | None]]:
     return [[old.name, None if old.key_id is None else str(old.key_id)] for old in accepted.formats]
 
 
-def _has_moved(store: SealedStore, accepted: AcceptedFormats) -> bool:
+def has_moved(store: SealedStore, accepted: AcceptedFormats) -> bool:
     """
-    Whether a migration with the same formats and keys has moved anything before.
+    Say whether a migration with the same formats and keys has moved anything before.
 
     What it left may well be nothing but what does not open, and says nothing of the keys.
+
+    Raises:
+        StoreError: The database refused or failed.
     """
     formats = _named(accepted)
 
@@ -303,8 +308,18 @@ def _end_jobs(store: SealedStore) -> None:
     write(store.datastore.engine, work, doing="ending jobs")
 
 
-def _begun(tables: list[SealedTable], accepted: AcceptedFormats) -> list[SealedTable]:
-    """Leave out tables that accept no older format; one that accepts what is not configured is refused."""
+def tables_in_migration(tables: list[SealedTable], accepted: AcceptedFormats) -> list[SealedTable]:
+    """
+    Leave out tables that accept no older format.
+
+    Args:
+        tables: From the registry.
+        accepted: The formats that this process is configured with.
+
+    Raises:
+        ConfigurationError: A table accepts a format that is not configured.
+        JobError: No table accepts an older format: no migration has begun.
+    """
     configured = {old.name for old in accepted.formats}
     found = [table for table in tables if table.old_formats]
     if not found:

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 GIVE_UP = "To destroy keys although these rows need them: eventseal retire --give-up-set-aside"
 
+_KEY_ID = (
+    "Run `eventseal repair`: if the envelope opens, it puts the key id right. Else name a backup: "
+    "`eventseal repair --from-backup URL`."
+)
 _SHOWN = 3
 
 
@@ -63,7 +67,7 @@ def differing_failures(
             key_id=row.key_id,
             error=IntegrityError.__name__,
             message="the key id beside the item is not the one in its envelope; both keys stay",
-            remedy=GIVE_UP if row[:2] in set_aside else REPAIR_ROW,
+            remedy=GIVE_UP if row[:2] in set_aside else _KEY_ID,
         )
         for row in rows[:MAX_FAILURES]
     ]
