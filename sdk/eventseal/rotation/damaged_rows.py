@@ -21,7 +21,7 @@ from eventseal.errors import (
 from eventseal.items.formats import OPAQUE_OLD_MESSAGE
 from eventseal.rotation.item_checks import PAGE_SIZE, ItemChecks, raise_if_outage
 from eventseal.rotation.item_lookup import find_item
-from eventseal.rotation.migrate import tables_in_migration, has_moved
+from eventseal.rotation.migrate import has_moved, tables_in_migration
 from eventseal.rotation.moved_collections import open_former
 from eventseal.rotation.movers import configured_formats
 from eventseal.rotation.old_items import old_sources
