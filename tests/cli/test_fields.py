@@ -200,7 +200,7 @@ from typing import TYPE_CHECKING, Annotated
 from eventseal.eventstore import DomainEvent
 from eventseal.items import PersonalData
 if TYPE_CHECKING:
-    from nowhere import Gone
+    from json import Gone
 Email = Annotated[str, PersonalData(subject="originator_id")]
 
 class Unknown(DomainEvent):

@@ -92,10 +92,6 @@ class Computing:
         return self.email.partition("@")[2]
 
     @property
-    def local(self):
-        return vars(self).setdefault("local", self.email.partition("@")[0])
-
-    @property
     def kept(self):
         return vars(self)["kept"]
 
@@ -129,10 +125,10 @@ for one in (Line, Placed):
 def test_what_the_class_computes_is_not_stored_and_dropped_if_it_was():
     obj = Computing("ann@example.org")
     obj.kept = 7
-    assert (obj.domain, obj.local, obj.size) == ("example.org", "ann", 15)
+    assert (obj.domain, obj.size) == ("example.org", 15)
 
     assert attributes_of(obj) == {"email": "ann@example.org", "kept": 7}
-    stored = {"email": "bob@example.net", "domain": "example.org", "local": "ann", "size": 15}
+    stored = {"email": "bob@example.net", "domain": "example.org", "size": 15}
     assert vars(restore(Computing, stored)) == {"email": "bob@example.net"}
 
 

@@ -683,15 +683,12 @@ def test_a_subject_is_read_once_whatever_an_attribute_says_next(make_mapper, key
         ({"by_key": ["Countess"]}, "by_key"),
         ({"pair": ("a", "b", "c")}, "pair"),
         ({"many": "Countess"}, "many"),
-        ({"extra": {"a": Contact("555-1", "Rome")}}, None),
+        ({"extra": {"a": "Countess"}}, "extra"),
     ],
     ids=lambda part: str(part)[:20],
 )
 def test_a_value_that_its_annotation_does_not_allow_is_not_written_in_plain(make_mapper, changes, where):
     mapper = plain(make_mapper)
-    if where is None:
-        assert b"555-1" not in mapper.to_sequenced_item(registered(**changes)).data
-        return
     with pytest.raises(SerializationError, match=rf"{where} is a \w+, which its annotation") as caught:
         mapper.to_sequenced_item(registered(**changes))
     assert "Countess" not in str(caught.value)

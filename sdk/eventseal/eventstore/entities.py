@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 from eventseal.errors import ConfigurationError, IntegrityError, ItemNotFoundError, SequencedItemConflictError
 from eventseal.eventstore import events
 from eventseal.eventstore.decorators import mutator
-from eventseal.eventstore.personal_state import personal_names
+from eventseal.eventstore.personal_state import personal_names, refuse_unmarked
 from eventseal.eventstore.publishing import current_owner, owned_by, publish
 from eventseal.items.attribute_names import refuse_methods
 from eventseal.items.masks import Erased
@@ -66,7 +66,11 @@ class EventSourcedEntity:
         Args:
             originator_id: Its id; a random UUID by default.
             attributes: The constructor's arguments, which the ``Created`` event keeps.
+
+        Raises:
+            ConfigurationError: The class marks one of them as personal data, and its ``Created`` does not.
         """
+        refuse_unmarked(cls, attributes)
         created = cls.Created(
             originator_id=uuid4() if originator_id is None else originator_id,
             originator_topic=topic_of(cls),

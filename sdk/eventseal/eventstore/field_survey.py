@@ -10,9 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from eventseal.errors import ConfigurationError
+from eventseal.eventstore.entities import EventSourcedEntity
 from eventseal.eventstore.events import DomainEvent
+from eventseal.eventstore.personal_state import refuse_unmarked
 from eventseal.items.mapper import SequencedItemMapper
-from eventseal.items.personal import annotates_personal
+from eventseal.items.personal import annotates_personal, marked_names
+from eventseal.items.protection import parameters_of_constructors
 from eventseal.items.scopes import CLASS_RULE
 from eventseal.items.topics import class_name
 
@@ -149,7 +152,7 @@ def _is_stored(cls: type[Any], mapper: type[Mapper]) -> bool:
 def _is_marked(cls: type[Any], mapper: type[Mapper]) -> bool:
     """Whether a class marks personal data, so that it is listed even if it may not be an event."""
     if mapper is SequencedItemMapper:
-        return annotates_personal(cls)
+        return bool(marked_names(cls)) if issubclass(cls, EventSourcedEntity) else annotates_personal(cls)
     try:
         mapper.protections(cls)
     except ConfigurationError:
@@ -163,6 +166,8 @@ def _surveyed(
     name = class_name(cls)
     try:
         fields = mapper.protections(cls, always_encrypt=always_encrypt)
+        if issubclass(cls, EventSourcedEntity):
+            refuse_unmarked(cls, parameters_of_constructors(cls))
     except ConfigurationError as error:
         return SurveyedClass(name, (), {}, f"{error}. {error.remedy}")
     found = {field.name: _suspicion(field, words) for field in fields}

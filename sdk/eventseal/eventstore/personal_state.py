@@ -17,7 +17,7 @@ from eventseal.items.field_values import ObjectState
 from eventseal.items.json_types import Refused
 from eventseal.items.masks import Masked
 from eventseal.items.objects import attributes_of
-from eventseal.items.personal import plan_of
+from eventseal.items.personal import marked_names, plan_of
 from eventseal.items.shapes import PersonalData, Sealed, fits, personal_data_in, with_masks
 from eventseal.items.subjects import Enclosing, find_subject, subject_scope
 from eventseal.items.topics import class_name
@@ -58,6 +58,33 @@ def personal_names(cls: type[Any]) -> set[str]:
     fields = {name for event_class in event_classes_of(cls) for name in plan_of(event_class).fields}
     kept = {declared.get(name, name) for name in fields}
     return {name.lstrip("_") for name in {*kept, *plan_of(cls).fields} if name is not None}
+
+
+def refuse_unmarked(cls: type[Any], names: Iterable[str]) -> None:
+    """
+    Refuse an entity class whose ``Created`` event would show what the entity marks.
+
+    Args:
+        cls: The class.
+        names: The arguments of its constructor that the event keeps.
+
+    Raises:
+        ConfigurationError: The entity marks one of them as personal data, and the event does not.
+    """
+    marked = marked_names(cls)
+    if not marked:
+        return
+    declared: Mapping[str, str | None] = getattr(cls, DECLARATION, {})
+    sealed = {name.lstrip("_") for name in plan_of(cls.Created).fields}
+    for name in names:
+        kept = {name.lstrip("_"), (declared.get(name) or name).lstrip("_")}
+        if kept & marked and name.lstrip("_") not in sealed:
+            raise ConfigurationError(
+                f"{name!r} of {class_name(cls)} holds personal data, "
+                f"which {class_name(cls.Created)} would show",
+                remedy="Define the class Created in the entity's class, and annotate its field there too: "
+                f"{name}: Annotated[..., PersonalData(subject=...)].",
+            )
 
 
 def protected_state(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import collections.abc
 import types
 from copy import copy
-from dataclasses import InitVar, is_dataclass
-from enum import Enum
+from dataclasses import InitVar
+from itertools import combinations, islice
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -14,6 +14,7 @@ from typing import (
     ClassVar,
     Final,
     Literal,
+    NamedTuple,
     NewType,
     ParamSpec,
     TypeVar,
@@ -24,13 +25,13 @@ from typing import (
 
 from eventseal.errors import ConfigurationError
 from eventseal.items.annotations import (
+    Absent,
     Unresolved,
+    UnresolvedAnnotationError,
     alias_of,
     alias_value,
-    annotations_of,
     unresolved,
 )
-from eventseal.items.class_members import UNMARKED_PACKAGES, annotations_elsewhere
 from eventseal.items.shapes import (
     NO_MASK,
     Choice,
@@ -40,6 +41,9 @@ from eventseal.items.shapes import (
     Positions,
     Sealed,
     Values,
+    overlap,
+    personal_data_in,
+    seals_all,
 )
 from eventseal.items.type_checks import conforms
 
@@ -55,12 +59,86 @@ _DICTIONARIES = {dict, collections.abc.Mapping, collections.abc.MutableMapping}
 _PARAMETERS = {"TypeVar", "TypeVarTuple", "ParamSpec"}
 _ARGUMENTS = "the arguments of a function or of a generic class"
 _RECURSIVE = "an alias that refers to itself"
-_DEEPEST = 100
+_DEEPEST, _MOST, _MOST_NESTED = 100, 1000, 10
 _UNPACKED = "a tuple with an unpacked part"
 
 
-class UnresolvedAnnotationError(ConfigurationError):
-    """A name in an annotation cannot be found."""
+_GROUPED = "__is_annotated_types_grouped_metadata__"
+_NO_EVALUATION = "Correct the annotation, or write Annotated[..., NotPersonal('why')]."
+
+
+class Held(NamedTuple):
+    """
+    A class that an annotation names.
+
+    Attributes:
+        cls: The class.
+        lenient: Whether an unknown name in its body counts as not personal.
+    """
+
+    cls: type[Any]
+    lenient: bool
+
+
+class Reading(NamedTuple):
+    """
+    What an annotation says.
+
+    Attributes:
+        shape: Where a value holds personal data; ``None``: nowhere.
+        classes: The classes that it names.
+        held: Those whose objects the value may hold.
+        is_complete: Whether all its names are known.
+    """
+
+    shape: Shape | None
+    classes: tuple[type[Any], ...]
+    held: tuple[Held, ...]
+    is_complete: bool
+
+
+def read(said: Annotation, *, lenient: bool) -> Reading:
+    """
+    Read an annotation.
+
+    Args:
+        said: The annotation.
+        lenient: Whether a part that cannot be read counts as not personal.
+
+    Raises:
+        ConfigurationError: It marks personal data where it cannot be sealed.
+        UnresolvedAnnotationError: It cannot be read.
+    """
+    reading = _read(said.hint, said, said.names, lenient=lenient)
+    if said.names.is_shadowed:
+        outside = said.names.outside()
+        other = _read(outside.resolved(said.kept), said, outside, lenient=lenient)
+        if _meaning(reading.shape) != _meaning(other.shape):
+            raise ConfigurationError(
+                f"{said.where}: a name in its annotation is personal data outside of the class, and another "
+                "member of the class has that name",
+                remedy="Rename the member.",
+            )
+    return reading
+
+
+def _read(hint: Any, said: Annotation, names: Names, *, lenient: bool) -> Reading:
+    reader = Reader(names, said.where, lenient=lenient)
+    try:
+        shape = reader.shape(hint)
+    except ConfigurationError:
+        raise
+    except Exception as error:  # code of other packages runs here
+        if not lenient:
+            raise UnresolvedAnnotationError(
+                f"{said.where}: its annotation cannot be read: {type(error).__name__}", remedy=_NO_EVALUATION
+            ) from error
+        return Reading(None, (), (), is_complete=False)
+    return Reading(shape, tuple(reader.classes), tuple(reader.held), not reader.unknown)
+
+
+def _meaning(shape: Shape | None) -> list[tuple[str, Any]]:
+    return [] if shape is None else [(data.subject, data.mask) for data in personal_data_in(shape)]
 
 
 class Reader:
@@ -70,35 +148,29 @@ class Reader:
     Args:
         names: Finds what text in it means.
         where: The annotated place, with which messages begin.
-        seen: Classes, aliases and type variables that are being read.
-        through_dataclasses: Whether dataclasses in it are read too. It is not needed where their own
-            annotations seal their objects.
         lenient: Whether an unknown name counts as not personal.
     """
 
-    def __init__(
-        self,
-        names: Names,
-        where: str,
-        seen: tuple[Any, ...] = (),
-        *,
-        through_dataclasses: bool = False,
-        lenient: bool = False,
-    ) -> None:
+    def __init__(self, names: Names, where: str, *, lenient: bool = False) -> None:
         self._names = names
         self._where = where
-        self._seen = seen
-        self._through = through_dataclasses
         self._lenient = lenient
+        self._is_held = True
+        self._entered: tuple[Any, ...] = ()
+        self._read: list[tuple[Any, Shape | None]] = []
         self._again: list[Any] = []
+        self._limited: list[Any] = []
         self.classes: list[type[Any]] = []
+        self.held: list[Held] = []
+        self.unknown: list[str] = []
 
     def shape(self, hint: Any) -> Shape | None:
         """
         Say where a value of this type holds personal data; ``None``: nowhere.
 
         Raises:
-            ConfigurationError: It holds some where it cannot be sealed, or a name is unknown.
+            ConfigurationError: It holds some where it cannot be sealed.
+            UnresolvedAnnotationError: A name is unknown.
         """
         hint = self._names.resolved(hint)
         self._check(hint)
@@ -106,7 +178,7 @@ class Reader:
         if alias is not None:
             return self._alias(alias, hint)
         if isinstance(hint, NewType):
-            return self._inside(hint, hint.__supertype__, entered=hint)
+            return self._with(_names=self._names.inside(hint)).shape(hint.__supertype__)
         if type(hint).__name__ in _PARAMETERS:
             self._type_parameter(hint)
             return None
@@ -133,18 +205,18 @@ class Reader:
             inner = self.shape(arguments[1])
             return None if inner is None else Values(inner)
         if origin is ClassVar:  # it is no attribute of an object
-            self._reader(hint, self._names, lenient=True).refuse_inside(arguments, "a ClassVar")
+            self._with(_lenient=True, _is_held=False).refuse_inside(arguments, "a ClassVar")
         elif origin is not Literal:
             self._plain(origin)
             self.refuse_inside(arguments, f"a {getattr(origin, '__name__', origin)}")
         return None
 
     def _check(self, hint: Any) -> None:
-        if isinstance(hint, Unresolved) and not self._lenient:
-            raise UnresolvedAnnotationError(
-                f"{self._where}: {hint.__name__} in its annotation cannot be resolved, "
-                "so it may hold personal data unseen",
-                remedy="Import or define the name at the top of the module, "
+        if isinstance(hint, Unresolved) and not isinstance(hint, Absent):
+            self._miss(
+                hint.__name__,
+                f"{hint.__name__} in its annotation cannot be resolved, so it may hold personal data unseen",
+                "Import or define the name at the top of the module, "
                 "or write Annotated[..., NotPersonal('why')].",
             )
         if isinstance(hint, PersonalData | NotPersonal) or hint is PersonalData or hint is NotPersonal:
@@ -161,39 +233,34 @@ class Reader:
             self.refuse_inside((hint.type,), "an InitVar")
         elif isinstance(hint, type):
             self.classes.append(hint)
-            if not is_dataclass(hint) or self._through:
-                self._class(hint)
+            if self._is_held:
+                self.held.append(Held(hint, self._lenient))
 
-    def _class(self, cls: type[Any]) -> None:
-        module = cls.__module__.partition(".")[0]
-        if cls in self._seen or issubclass(cls, Enum) or module in UNMARKED_PACKAGES:
-            return
-        for said in annotations_of(cls):
-            if self._reader(cls, said.names).shape(said.hint) is not None:
-                raise self._unsealed(cls, said)
-        for said in annotations_elsewhere(cls):
-            if self._reader(cls, said.names, lenient=True).shape(said.hint) is not None:
-                raise self._unsealed(cls, said)
-
-    def _unsealed(self, cls: type[Any], said: Annotation) -> ConfigurationError:
-        return ConfigurationError(
-            f"{self._where} holds a {cls.__qualname__}, and {said.where} is personal data, "
-            "which nothing would seal there",
-            remedy=f"Make {cls.__qualname__} a dataclass, and store it with a SequencedItemMapper.",
-        )
+    def _miss(self, name: str, why: str, remedy: str) -> None:
+        self.unknown.append(name)
+        if not self._lenient:
+            raise UnresolvedAnnotationError(f"{self._where}: {why}", remedy=remedy)
 
     def _alias(self, alias: Any, hint: Any) -> Shape | None:
-        if hint in self._seen:
+        if hint in self._entered:
             self._again.append(hint)
             self.refuse_inside(get_args(hint), _RECURSIVE)
             return None
+        for known, shape in self._read:
+            if known == hint:
+                return shape
         # An alias that gives itself other arguments each time never ends.
-        shape, is_endless = None, len(self._seen) > _DEEPEST
-        if not is_endless:
-            value, unused = alias_value(alias, hint)
-            self.refuse_inside(unused, _ARGUMENTS)
-            shape = self._inside(alias, value, entered=hint)
-        if is_endless or (shape is not None and hint in self._again):
+        if len(self._entered) > _DEEPEST or len(self._read) > _MOST:
+            self._miss(
+                alias.__name__, f"{alias.__name__}, which refers to itself, never ends", _NO_EVALUATION
+            )
+            return None
+        value, unused = alias_value(alias, hint)
+        self.refuse_inside(unused, _ARGUMENTS)
+        inside = self._names.inside(alias)
+        shape = self._with(_entered=(*self._entered, hint), _names=inside).shape(value)
+        self._read.append((hint, shape))
+        if shape is not None and hint in self._again:
             raise ConfigurationError(
                 f"{self._where}: personal data in {alias.__name__}, which refers to itself, "
                 "cannot be sealed one by one",
@@ -201,18 +268,16 @@ class Reader:
             )
         return shape
 
-    def _inside(self, alias: Any, value: Any, *, entered: Any) -> Shape | None:
-        return self._reader(entered, self._names.inside(alias)).shape(value)
-
-    def _reader(self, entered: Any, names: Names, *, lenient: bool = False) -> Reader:
+    def _with(self, **changes: Any) -> Reader:
         reader = copy(self)  # with the same lists
-        vars(reader).update(_names=names, _seen=(*self._seen, entered), _lenient=lenient or self._lenient)
+        vars(reader).update(changes)
         return reader
 
     def _type_parameter(self, parameter: TypeVar | ParamSpec) -> None:
-        if parameter in self._seen:
+        if parameter in self._limited:
             return
-        inside = self._reader(parameter, self._names.inside(parameter))
+        self._limited.append(parameter)
+        inside = self._with(_names=self._names.inside(parameter))
         inside.refuse_inside(_limits(parameter), "the limits of a type variable")
 
     def _annotated(self, hint: Any) -> Shape | None:
@@ -220,11 +285,16 @@ class Reader:
         for one in metadata:
             if one is PersonalData or one is NotPersonal:
                 raise ConfigurationError(f"{self._where}: {one.__name__} is written with its arguments")
+            if not isinstance(one, PersonalData) and markers_in(one):
+                raise ConfigurationError(
+                    f"{self._where}: its PersonalData is inside of other metadata",
+                    remedy="Write Annotated[str, PersonalData(subject=...)].",
+                )
         said = [one for one in metadata if isinstance(one, PersonalData)]
         is_excepted = any(isinstance(one, NotPersonal) for one in metadata)
         if not said:
             if is_excepted:
-                return self._reader(hint, self._names, lenient=True).shape(inner)
+                return self._with(_lenient=True).shape(inner)
             for one in metadata:
                 self._check(one)
             return self.shape(inner)
@@ -233,7 +303,7 @@ class Reader:
                 f"{self._where} is annotated as personal data more than once, or is and is not"
             )
         # Lenient: whatever an unknown name in it means is sealed with the whole.
-        if self._reader(hint, self._names, lenient=True).shape(inner) is not None:
+        if self._with(_lenient=True, _is_held=False).shape(inner) is not None:
             raise ConfigurationError(
                 f"{self._where}: there is personal data inside of personal data",
                 remedy="Annotate either the whole or its parts. A value is sealed under one subject's key.",
@@ -258,7 +328,19 @@ class Reader:
                 remedy="Annotate the whole union: Annotated[A | B, PersonalData(...)].",
             )
         plain = [argument for argument, shape in zip(arguments, shapes, strict=True) if shape is None]
-        return Choice(among, may_be_plain=any(argument is not type(None) for argument in plain))
+        inner = [shape for shape in among if isinstance(shape, Choice)]
+        among = tuple(
+            one for shape in among for one in (shape.among if isinstance(shape, Choice) else [shape])
+        )
+        among = tuple(sorted(among, key=seals_all, reverse=True))
+        if any(overlap(one, other) for one, other in combinations(among, 2)):
+            raise ConfigurationError(
+                f"{self._where}: a value may be of several members of the union, which seal it differently",
+                remedy="Give the members different types, such as a list and a dictionary, "
+                "or annotate the whole union.",
+            )
+        types_ = [self._names.resolved(argument) for argument in plain if argument is not type(None)]
+        return Choice(among, (*types_, *(one for shape in inner for one in shape.plain)))
 
     def _positions(self, arguments: tuple[Any, ...]) -> Shape | None:
         if any(_is_unpacked(one) for one in arguments):
@@ -296,3 +378,21 @@ def _limits(parameter: Any) -> list[Any]:
         return [bound, *getattr(parameter, "__constraints__", ()), getattr(parameter, "__default__", None)]
     except Exception:  # noqa: BLE001 - they are evaluated only now
         return [unresolved(parameter.__name__)]
+
+
+def markers_in(value: Any, depth: int = 0) -> list[Any]:
+    """List the markers in metadata, and the class of markers if it is not called."""
+    if isinstance(value, PersonalData) or value is PersonalData:
+        return [value]
+    if depth > _MOST_NESTED:
+        return []
+    inner: Iterable[Any] = ()
+    if isinstance(value, collections.abc.Mapping):
+        inner = (*value.keys(), *value.values())
+    elif isinstance(value, list | tuple | set | frozenset):
+        inner = value
+    elif get_origin(value) is Annotated:
+        inner = value.__metadata__
+    elif getattr(value, _GROUPED, False) is True:
+        inner = islice(value, _MOST)
+    return [marker for one in inner for marker in markers_in(one, depth + 1)]

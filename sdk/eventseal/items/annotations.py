@@ -9,9 +9,13 @@ data must not depend on that, so each annotation is resolved by itself, and a na
 from __future__ import annotations
 
 import builtins
+import re
 import sys
+import typing
+from contextlib import suppress
 from copy import copy
 from importlib import import_module
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, ForwardRef, NamedTuple, get_args, get_origin
 
 from eventseal.errors import ConfigurationError
@@ -20,11 +24,19 @@ from eventseal.items.topics import class_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from types import FunctionType, ModuleType
 
+    from eventseal.items.source_text import Import
 
 _IS_LAZY = sys.version_info >= (3, 14)
 """Whether Python evaluates annotations only when they are asked for."""
+
+
+_NAME = re.compile(r"\b[^\W\d]\w*")
+_MEMBERS = (FunctionType, classmethod, staticmethod, property)
+
+
+class UnresolvedAnnotationError(ConfigurationError):
+    """An annotation cannot be read, or a name in it cannot be found."""
 
 
 class Annotation(NamedTuple):
@@ -32,18 +44,27 @@ class Annotation(NamedTuple):
     An annotation in a class.
 
     Attributes:
+        owner: The class.
         where: The attribute, or the parameter, for messages.
         name: The attribute.
+        kept: The annotation as Python keeps it: an object or text.
         hint: The annotation as an object; parts of it may still be text or :class:`Unresolved`.
         names: Finds what the text in it means.
-        text: The annotation as it is written, if Python kept that.
     """
 
+    owner: type[Any]
     where: str
     name: str
+    kept: Any
     hint: Any
     names: Names
-    text: str
+
+    @property
+    def text(self) -> str:
+        """The annotation as it is written, if Python kept that."""
+        if isinstance(self.kept, str):
+            return self.kept
+        return self.kept.__name__ if type(self.kept) is type else str(self.kept)
 
 
 class Unresolved(type):
@@ -62,9 +83,13 @@ class Unresolved(type):
         return cls
 
 
-def unresolved(name: str) -> Unresolved:
+class Absent(Unresolved):
+    """The type of placeholders for what marks no personal data: it is not installed, or is no expression."""
+
+
+def unresolved(name: str, kind: type[Unresolved] = Unresolved) -> Unresolved:
     """Create the placeholder for *name*."""
-    return type.__call__(Unresolved, name, (), {"__module__": __name__})  # type: ignore[no-any-return]
+    return type.__call__(kind, name, (), {"__module__": __name__})  # type: ignore[no-any-return]
 
 
 class Names:
@@ -79,17 +104,18 @@ class Names:
     def __init__(self, cls: type[Any], function: FunctionType | None = None) -> None:
         self._module = sys.modules.get(cls.__module__)
         self._alias_module: ModuleType | None = None
+        self.is_shadowed = False
         inner = dict(vars(cls))
         # A field's default, or its slot, is not what the name means outside of the class.
         fields = {name: inner.pop(name) for name in raw_annotations(cls) if name in inner}
+        self._inner: Mapping[str, Any] = inner
         self._scopes: tuple[Mapping[str, Any], ...] = (
             {} if function is None else _closure(function),
-            inner,
             {parameter.__name__: parameter for parameter in getattr(cls, "__type_params__", ())},
             {} if function is None else function.__globals__,
             {} if self._module is None else vars(self._module),
             vars(builtins),
-            {cls.__name__: cls},
+            {cls.__name__: cls, "typing": typing},  # ``make_dataclass`` writes typing.Any
             fields,
         )
 
@@ -102,9 +128,22 @@ class Names:
         names._alias_module = module  # noqa: SLF001 - its own
         return names
 
+    def outside(self) -> Names:
+        """Give what the names mean outside of the body of the class."""
+        names = copy(self)
+        names._inner = {}  # noqa: SLF001 - its own
+        return names
+
     def __getitem__(self, name: str) -> Any:
         """Find what *name* means; it is unresolved if the class's module and the alias's disagree."""
         found = _found(name, self._scopes, self._module)
+        if name in self._inner:
+            member = self._inner[name]
+            is_type = not isinstance(member, _MEMBERS)
+            # A method of that name came later, and is no type.
+            if is_type or not found:
+                self.is_shadowed |= bool(found) and found[0] is not member
+                found = [member]
         if self._alias_module is not None:
             found += _found(name, (vars(self._alias_module),), self._alias_module)
         return found[0] if found and found[0] is found[-1] else unresolved(name)
@@ -115,26 +154,46 @@ class Names:
             part = part.__forward_arg__
         if not isinstance(part, str):
             return part
+        text = f"({part},)[0]" if part.lstrip().startswith("*") else f"({part}\n)"
         try:
-            return eval(part, {}, self)  # type: ignore[arg-type]  # noqa: S307 - the program's own source
+            return eval(text, {}, self)  # type: ignore[arg-type]  # noqa: S307 - the program's own source
         except ConfigurationError:  # of what the annotation makes, such as PersonalData
             raise
+        except SyntaxError:
+            return unresolved(part, Absent)
         except Exception:  # noqa: BLE001 - whatever the text does, it is no type
             return unresolved(part)
 
 
 def _found(name: str, scopes: tuple[Mapping[str, Any], ...], module: ModuleType | None) -> list[Any]:
-    for scope in scopes:
-        if name in scope:
-            return [scope[name]]
-    origin = None if module is None else source_of(module).imports.get(name)
-    if origin is None:
-        return []
+    found = next(([scope[name]] for scope in scopes if name in scope), [])
+    if found and not isinstance(found[0], ModuleType):
+        return found
+    imports = () if module is None else source_of(module).imports.get(name, ())
+    if found:  # a package, whose modules may be imported for type checkers only
+        for one in imports:
+            with suppress(Exception, SystemExit):
+                import_module(one.module)
+        return found
+    imported = [_imported(name, one) for one in imports]
+    return imported[-1:]
+
+
+def _imported(name: str, said: Import) -> Any:
+    """Import what a module imports for type checkers."""
     try:
-        imported = import_module(origin[0])
-        return [imported if origin[1] is None else getattr(imported, origin[1])]
-    except Exception:  # noqa: BLE001 - a module for type checkers need not be there, nor be importable
-        return []
+        module = import_module(said.module)
+        if said.attribute is None:
+            return sys.modules[said.package] if said.package else module
+        if not hasattr(module, said.attribute):
+            return import_module(f"{said.module}.{said.attribute}")
+        return getattr(module, said.attribute)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        is_absent = f"{said.module}.".startswith(f"{missing}.")
+        return unresolved(name, Absent if is_absent else Unresolved)
+    except (Exception, SystemExit):  # noqa: BLE001 - a module for type checkers need not be importable
+        return unresolved(name)
 
 
 def _closure(function: FunctionType) -> dict[str, Any]:
@@ -154,7 +213,7 @@ def raw_annotations(holder: Any) -> Mapping[str, Any]:
     Give the annotations of a class's own body, or of a function, as Python keeps them.
 
     Raises:
-        ConfigurationError: Python cannot evaluate them.
+        UnresolvedAnnotationError: Python cannot evaluate them.
     """
     if not _IS_LAZY:
         found = vars(holder).get("__annotations__") if isinstance(holder, type) else holder.__annotations__
@@ -165,18 +224,36 @@ def raw_annotations(holder: Any) -> Mapping[str, Any]:
     except ConfigurationError:
         raise
     except Exception as error:
-        raise ConfigurationError(
+        raise UnresolvedAnnotationError(
             f"the annotations of {holder.__module__}:{holder.__qualname__} cannot be evaluated: "
             f"{type(error).__name__}",
             remedy="Correct them, or write them as text.",
         ) from error
-    return found  # type: ignore[no-any-return]
+    if not isinstance(holder, type) or not found:
+        return found  # type: ignore[no-any-return]
+    # Python would look for a name among the members of the class first, also those that came later.
+    texts = annotationlib.get_annotations(holder, format=annotationlib.Format.STRING)
+    members = vars(holder).keys() - found.keys()
+    return {
+        name: kept if members.isdisjoint(_NAME.findall(texts[name])) else texts[name]
+        for name, kept in found.items()
+    }
+
+
+def package_of(cls: type[Any]) -> str:
+    """Name the top-level package of a class."""
+    return str(cls.__module__).partition(".")[0]
 
 
 def annotations_of(cls: type[Any]) -> Iterator[Annotation]:
     """Give the annotations of a class and its bases, those of a base before those of its subclasses."""
     for base in reversed(cls.__mro__):
-        annotations = raw_annotations(base)
+        try:
+            annotations = raw_annotations(base)
+        except UnresolvedAnnotationError:
+            if package_of(base) == package_of(cls):
+                raise
+            continue
         names = Names(base) if annotations else None
         for name, kept in annotations.items():
             yield annotation(base, f".{name}", name, kept, names)
@@ -195,13 +272,7 @@ def annotation(owner: type[Any], where: str, name: str, kept: Any, names: Names 
     """
     names = Names(owner) if names is None else names
     place = f"{class_name(owner)}{where}"
-    return Annotation(place, name, names.resolved(kept), names, _text(kept))
-
-
-def _text(annotation: Any) -> str:
-    if isinstance(annotation, str):
-        return annotation
-    return annotation.__name__ if type(annotation) is type else str(annotation)
+    return Annotation(owner, place, name, kept, names.resolved(kept), names)
 
 
 def alias_of(hint: Any) -> Any:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from dataclasses import MISSING, fields, is_dataclass
 from inspect import getattr_static
-from types import MemberDescriptorType
+from types import FunctionType, MemberDescriptorType
 from typing import Any, NamedTuple
 
 from eventseal.errors import ConfigurationError, EventSealError, SerializationError
 from eventseal.items.annotations import raw_annotations
+from eventseal.items.class_members import is_generated
 from eventseal.items.topics import class_name
 
 CLASS_VERSION = "class_version"
@@ -27,11 +28,13 @@ class Form(NamedTuple):
         version: Its ``class_version``.
         is_counted: Whether a stored ``class_version`` is the version, and not an attribute of its own.
         fields: The fields of a dataclass that objects keep under the same name.
+        has_constructor: Whether the constructor of the dataclass sets all of them.
     """
 
     version: int
     is_counted: bool
     fields: frozenset[str]
+    has_constructor: bool
 
 
 _forms: dict[type[Any], Form] = {}
@@ -61,7 +64,7 @@ def current(cls: type[Any], attributes: dict[str, Any]) -> dict[str, Any]:
     Raises:
         SerializationError: They are of a later version than the class, an upcast fails, or a field is missing
             that has no default.
-        ConfigurationError: The class has no upcast from their version.
+        ConfigurationError: The class has no upcast from their version, or an upcast returns something.
     """
     form = _forms.get(cls) or form_of(cls)
     if form.is_counted and (form.version > 1 or CLASS_VERSION in attributes):
@@ -89,13 +92,18 @@ def _upcast(cls: type[Any], current_version: int, attributes: dict[str, Any]) ->
                 remedy=f"Define the static method {step}(state), which changes the stored attributes.",
             )
         try:
-            function(attributes)
+            returned = function(attributes)
         except EventSealError:
             raise
         except Exception as error:  # noqa: BLE001 - the application's own code
             kind = type(error).__name__
         else:
-            continue
+            if returned is None:
+                continue
+            raise ConfigurationError(
+                f"{name}.{step}() returned a {type(returned).__name__}, which would be lost",
+                remedy=f"Let {step}(state) change state in place, and return nothing.",
+            )
         # Raised here: the cause would hold the plaintext.
         raise SerializationError(
             f"{name}.{step}() raised a {kind} on a stored state of version {version}",
@@ -111,7 +119,7 @@ def _fill(cls: type[Any], form: Form, attributes: dict[str, Any]) -> None:
             attributes[field.name] = field.default
         elif field.default_factory is not MISSING:
             attributes[field.name] = field.default_factory()
-        elif field.init:
+        elif field.init and form.has_constructor:
             raise SerializationError(
                 f"a stored {class_name(cls)} has no {field.name!r}, a field that has no default",
                 remedy=f"Give {field.name!r} a default, or raise {CLASS_VERSION} and define an upcast.",
@@ -132,7 +140,14 @@ def _read_form(cls: type[Any]) -> Form:
         1 if is_own else said,
         not (is_own and annotated),
         frozenset(name for name in kept if _is_kept(getattr_static(cls, name, None))),
+        _has_constructor(cls),
     )
+
+
+def _has_constructor(cls: type[Any]) -> bool:
+    """Whether ``dataclass`` wrote the constructor. Another one may leave a field out."""
+    constructor = getattr_static(cls, "__init__")
+    return isinstance(constructor, FunctionType) and is_generated(constructor)
 
 
 def _is_kept(member: object) -> bool:

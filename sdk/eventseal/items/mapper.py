@@ -87,7 +87,8 @@ class SequencedItemMapper:
             registered, that this process has stored, or that are imported events and entities.
 
     Raises:
-        ConfigurationError: The arguments do not go together.
+        ConfigurationError: The arguments do not go together, or the class of the mapper or of *json* replaces
+            methods of EventSeal's.
     """
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
@@ -132,6 +133,8 @@ class SequencedItemMapper:
         self._erased_items = ErasedItems(on_erased, key_scope=key_scope, erased_scope=erased_scope)
         self._personal = PersonalFields(cipher, self._json, self._places, self.collection)
         self._with_personal_data: set[type[Any]] = set()
+        refuse_replaced_methods(type(self), SequencedItemMapper)  # again: __new__ may be another class's
+        refuse_replaced_methods(type(self._json), JSONTranscoder)
 
     def over(self, collection: str) -> SequencedItemMapper:
         """Give the mapper for a table: a copy where it was told no collection, and these are timed events."""

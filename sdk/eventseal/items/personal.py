@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from inspect import getattr_static
 from itertools import chain
+from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_origin
 
 from eventseal.errors import ConfigurationError
-from eventseal.items.annotation_reading import Reader, UnresolvedAnnotationError
-from eventseal.items.annotations import alias_of, alias_value, annotations_of
+from eventseal.items.annotation_reading import read
+from eventseal.items.annotations import (
+    UnresolvedAnnotationError,
+    alias_of,
+    alias_value,
+    annotations_of,
+    package_of,
+)
 from eventseal.items.class_members import annotations_elsewhere, parameters_of
+from eventseal.items.held_classes import refuse_held
 from eventseal.items.shapes import NO_MASK, NotPersonal, Sealed, personal_data_in, with_masks
 from eventseal.items.topics import class_name
 
@@ -60,6 +69,7 @@ class Plan:
 
 
 _plans: dict[type[Any], Plan] = {}
+_marked_names: dict[type[Any], set[str]] = {}
 
 
 def plan_of(cls: type[Any]) -> Plan:
@@ -72,7 +82,15 @@ def plan_of(cls: type[Any]) -> Plan:
     """
     plan = _plans.get(cls)
     if plan is None:
-        plan = _plans[cls] = _read_plan(cls)
+        try:
+            plan = _plans[cls] = _read_plan(cls)
+        except ConfigurationError:
+            raise
+        except Exception as error:  # code of other packages runs here
+            raise UnresolvedAnnotationError(
+                f"the annotations of {class_name(cls)} cannot be read: {type(error).__name__}",
+                remedy="Derive events from classes of your own.",
+            ) from error
     return plan
 
 
@@ -82,11 +100,13 @@ def _read_plan(cls: type[Any]) -> Plan:
     said: dict[str, list[Shape]] = {}
     for annotation in annotations_of(cls):
         name = annotation.name
-        reader = Reader(annotation.names, annotation.where)
-        shape = reader.shape(annotation.hint)
-        reason = _exception(annotation)
+        lenient = _is_lenient(annotation, cls)
+        reading = read(annotation, lenient=lenient)
+        if not _is_special(name):
+            refuse_held(annotation.where, reading.held, in_dataclasses=False)
+        shape, reason = reading.shape, _exception(annotation)
         if get_origin(annotation.hint) is not ClassVar and annotation.hint is not ClassVar:
-            declared[name] = Declared(annotation.text, tuple(reader.classes), reason)
+            declared[name] = Declared(annotation.text, reading.classes, reason)
         if shape is not None:
             fields[name] = shape
             said.setdefault(name, []).append(shape)
@@ -97,10 +117,34 @@ def _read_plan(cls: type[Any]) -> Plan:
             )
         else:
             fields.pop(name, None)
+    _check_places(cls, fields)
     _check_subjects(cls, fields)
     _check_elsewhere(cls, said)
     has_masks = any(data.mask is not NO_MASK for shape in fields.values() for data in personal_data_in(shape))
     return Plan(fields, has_masks, declared)
+
+
+def _is_lenient(annotation: Annotation, cls: type[Any]) -> bool:
+    """Whether a name that cannot be resolved refuses no class: it is of Python, or of another package."""
+    return _is_special(annotation.name) or package_of(annotation.owner) != package_of(cls)
+
+
+def _is_special(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
+
+
+def _check_places(cls: type[Any], fields: Mapping[str, Shape]) -> None:
+    # Those of pydantic are not kept under their names.
+    private = getattr(cls, "__private_attributes__", {})
+    for name in fields:
+        member = private[name] if name in private else getattr_static(cls, name, None)
+        is_elsewhere = name in private or hasattr(type(member), "__set__")
+        if is_elsewhere and not isinstance(member, MemberDescriptorType):
+            raise ConfigurationError(
+                f"{class_name(cls)}.{name} is personal data, and a {type(member).__name__} of the class "
+                "has that name, so objects may keep the value under another one",
+                remedy="Annotate the attribute that keeps the value.",
+            )
 
 
 def _check_subjects(cls: type[Any], fields: Mapping[str, Shape]) -> None:
@@ -118,13 +162,15 @@ def _check_elsewhere(cls: type[Any], said: Mapping[str, list[Shape]]) -> None:
     """Refuse personal data outside of a class's body that an annotation in the body does not repeat."""
     known = {name.lstrip("_"): [_meaning(shape) for shape in shapes] for name, shapes in said.items()}
     for annotation in annotations_elsewhere(cls):
-        shape = Reader(annotation.names, annotation.where).shape(annotation.hint)
+        reading = read(annotation, lenient=True)
+        refuse_held(annotation.where, reading.held, in_dataclasses=False)
+        shape = reading.shape
         if shape is not None and _meaning(shape) not in known.get(annotation.name.lstrip("_"), ()):
             raise ConfigurationError(
                 f"{annotation.where} is annotated as personal data, "
                 "and no annotation of an attribute in the body of the class says the same",
-                remedy="Annotate the attribute in the body of the class: "
-                "name: Annotated[str, PersonalData(subject=...)].",
+                remedy="Annotate the attribute in the body of the class, name: Annotated[str, "
+                "PersonalData(subject=...)], or write this annotation without PersonalData.",
             )
 
 
@@ -149,30 +195,59 @@ def refuse_personal(
     Raises:
         ConfigurationError: It marks some, or a name in an annotation cannot be resolved.
     """
-    said = chain(
-        annotations_of(cls), annotations_elsewhere(cls), *(parameters_of(cls, one) for one in functions)
-    )
-    for annotation in said:
-        reader = Reader(annotation.names, annotation.where, (cls,), through_dataclasses=True, lenient=lenient)
-        try:
-            found = reader.shape(annotation.hint)
-        except UnresolvedAnnotationError:
+    bodies = ((one, lenient or _is_lenient(one, cls)) for one in annotations_of(cls))
+    others = chain(annotations_elsewhere(cls), *(parameters_of(cls, one) for one in functions))
+    try:
+        for annotation, is_lenient in chain(bodies, ((one, True) for one in others)):
+            _refuse_said(annotation, why, remedy, lenient=is_lenient)
+    except ConfigurationError:
+        raise
+    except Exception as error:  # code of other packages runs here
+        if not lenient:
+            raise UnresolvedAnnotationError(
+                f"the annotations of {class_name(cls)} cannot be read: {type(error).__name__}",
+                remedy="Derive events from classes of your own.",
+            ) from error
+
+
+def _refuse_said(annotation: Annotation, why: str, remedy: str, *, lenient: bool) -> None:
+    try:
+        reading = read(annotation, lenient=lenient)
+        if not _is_special(annotation.name):
+            refuse_held(annotation.where, reading.held, in_dataclasses=True)
+    except UnresolvedAnnotationError:
+        if not lenient:
             raise
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{error}, and {why}", remedy=remedy) from None
-        if found is not None:
-            raise ConfigurationError(f"{annotation.where} is personal data, and {why}", remedy=remedy)
+        return
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error}, and {why}", remedy=remedy) from None
+    if reading.shape is not None:
+        raise ConfigurationError(f"{annotation.where} is personal data, and {why}", remedy=remedy)
 
 
 def annotates_personal(cls: type[Any]) -> bool:
     """Whether the body of a class, or of a base, annotates personal data, as far as names are known."""
-    for annotation in annotations_of(cls):
+    return bool(_marked(annotations_of(cls)))
+
+
+def marked_names(cls: type[Any]) -> set[str]:
+    """Name, without underscores in front, what a class marks anywhere, as far as names are known."""
+    names = _marked_names.get(cls)
+    if names is None:
+        names = _marked_names[cls] = _marked(chain(annotations_of(cls), annotations_elsewhere(cls)))
+    return names
+
+
+def _marked(annotations: Iterable[Annotation]) -> set[str]:
+    found = set()
+    for annotation in annotations:
         try:
-            if Reader(annotation.names, annotation.where, lenient=True).shape(annotation.hint) is not None:
-                return True
+            is_marked = read(annotation, lenient=True).shape is not None
         except ConfigurationError:
-            return True
-    return False
+            is_marked = True
+        if is_marked:
+            found.add(annotation.name.lstrip("_"))
+    return found
 
 
 def _exception(annotation: Annotation) -> str | None:

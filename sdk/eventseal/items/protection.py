@@ -48,7 +48,10 @@ def protected_fields(cls: type[Any], *, is_sealed: bool) -> list[ProtectedField]
     plan = plan_of(cls)
     form_of(cls)
     found: list[ProtectedField] = []
-    for name, declared in {**dict.fromkeys(_parameters(cls), _UNDECLARED), **plan.declared}.items():
+    for name, declared in {
+        **dict.fromkeys(parameters_of_constructors(cls), _UNDECLARED),
+        **plan.declared,
+    }.items():
         if name in plan.fields:
             subjects = dict.fromkeys(data.subject for data in personal_data_in(plan.fields[name]))
             found.append(ProtectedField(name, declared, "sealed field", tuple(subjects)))
@@ -59,7 +62,7 @@ def protected_fields(cls: type[Any], *, is_sealed: bool) -> list[ProtectedField]
     return found
 
 
-def _parameters(cls: type[Any]) -> list[str]:
+def parameters_of_constructors(cls: type[Any]) -> list[str]:
     """Name the parameters of the application's own constructors: their classes need no annotations."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     found: list[str] = []

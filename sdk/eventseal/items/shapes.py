@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from eventseal.errors import ConfigurationError
 from eventseal.items.masks import Masked
+from eventseal.items.type_checks import conforms
 
 
 class _NoMask:
@@ -96,10 +97,16 @@ class Values(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The value is of one of several types, some of which hold personal data."""
+    """
+    The value is of one of several types, some of which hold personal data.
+
+    Attributes:
+        among: The shapes of those.
+        plain: The other types; ``None`` is always allowed.
+    """
 
     among: tuple[Shape, ...]
-    may_be_plain: bool
+    plain: tuple[Any, ...]
 
 
 Shape: TypeAlias = "Sealed | Elements | Positions | Values | Choice"
@@ -125,9 +132,48 @@ def chosen(shape: Choice, value: object) -> Shape | None:
     for one in shape.among:
         if fits(one, value):
             return one
-    if value is None or shape.may_be_plain:
+    if value is None or any(_is_of(value, hint) for hint in shape.plain):
         return None
     raise TypeError
+
+
+def _is_of(value: object, hint: Any) -> bool:
+    if type(value) is bool and _is_of(int(value), hint):  # it may stand where a number may
+        return True
+    return conforms(value, hint, lambda part: part)
+
+
+def overlap(one: Shape, other: Shape) -> bool:
+    """Whether a value may be of both shapes, which seal it differently."""
+    if isinstance(one, Values) or isinstance(other, Values):
+        fit_both = type(one) is type(other)
+    else:
+        lengths = {len(shape.inner) for shape in (one, other) if isinstance(shape, Positions)}
+        fit_both = len(lengths) < 2  # noqa: PLR2004 - two tuples of different lengths
+    if fit_both and (seals_all(one) or seals_all(other)):  # and it comes first
+        first, *rest = map(_meaning, (*personal_data_in(one), *personal_data_in(other)))
+        return any(meaning != first for meaning in rest)
+    return fit_both and _content(one) != _content(other)
+
+
+def _meaning(data: PersonalData) -> tuple[str, Any]:
+    return data.subject, data.mask
+
+
+def seals_all(shape: Shape) -> bool:
+    """Whether a shape seals each element of a list or a tuple."""
+    return isinstance(shape, Elements) and isinstance(shape.inner, Sealed)
+
+
+def _content(shape: Shape | None) -> Any:
+    """Give what two shapes have in common if they seal the same."""
+    if isinstance(shape, Sealed):
+        return _meaning(shape.data)
+    if isinstance(shape, Elements | Values):
+        return type(shape), _content(shape.inner)
+    if isinstance(shape, Positions):
+        return tuple(map(_content, shape.inner))
+    return None if shape is None else (*map(_content, shape.among), *shape.plain)
 
 
 def fits(shape: Shape, value: object) -> bool:

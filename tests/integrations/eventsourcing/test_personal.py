@@ -105,7 +105,44 @@ class OnlyInTheState(Aggregate):
         self.email: Email = ""
 
 
-MOVED = [InMethod, InClass, OnlyInTheMethod, WithADefault, Deep, Inherited, InProperty]
+class InCommand(Aggregate):
+    @event("Moved")
+    def _move(self, email: str) -> None:
+        self.value = email
+
+    def move(self, email: Email) -> None:
+        self._move(email)
+
+
+class InFactory(Aggregate):
+    @event("Moved")
+    def move(self, email: str) -> None:
+        self.value = email
+
+    @classmethod
+    def of(cls, email: Email) -> InFactory:
+        made = cls()
+        made.move(email)
+        return made
+
+
+class Honest(Aggregate):
+    """Names that nobody can find stand where nothing is stored."""
+
+    @event("Moved")
+    def move(self, email: str) -> None:
+        self.value = email
+
+    def forward(self, to: Unknown) -> Unknown:  # noqa: F821
+        raise NotImplementedError
+
+    @property
+    def view(self) -> Unknown:  # noqa: F821
+        raise NotImplementedError
+
+
+MOVED = [InMethod, InClass, OnlyInTheMethod, WithADefault, Deep, Inherited, InProperty,
+         InCommand, InFactory]  # fmt: skip
 
 
 def transcoder(*more: Transcoding) -> JSONTranscoder:
@@ -184,7 +221,9 @@ def test_classes_without_markers_are_stored_as_ever(mapper):
     dog = Dog("Fido")
     dog.add_trick("roll")
     price = Price(1, "EUR")
-    events = [*dog.collect_events(), *price.collect_events(), Snapshot.take(dog)]
+    honest = Honest()
+    honest.move("x")
+    events = [*dog.collect_events(), *price.collect_events(), *honest.collect_events(), Snapshot.take(dog)]
     assert mapper.to_domain_events(mapper.to_stored_events(events)) == events
     assert {one.protection for one in EncryptingMapper.protections(Dog.TrickAdded)} == {"sealed item"}
 

@@ -62,6 +62,7 @@ class EncryptingDCBMapper(DCBMapper[Any]):
     def __init__(self) -> None:
         self._sealing = Sealing(self.options)
         self._inner = _made(self.inner[0])
+        refuse_replaced_methods(type(self), EncryptingDCBMapper)  # again: __new__ may be another class's
 
     @classmethod
     def using(

@@ -78,6 +78,7 @@ class EncryptingMapper(_Mapper):
         self._collection: str | None = None
         self._collections: dict[str, str] = {}
         self._ids_are_digits = False
+        refuse_replaced_methods(type(self), EncryptingMapper)  # again: __new__ may be another class's
 
     @classmethod
     def using(

@@ -8,12 +8,15 @@ such a method. So EventSeal looks at the aggregates of an event class too.
 from __future__ import annotations
 
 import sys
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from eventsourcing import domain
 from eventsourcing.utils import resolve_topic
 
 from eventseal.integrations.eventsourcing.event_class import SNAPSHOTS, event_class
+from eventseal.items.annotations import package_of
+from eventseal.items.class_members import UNMARKED_PACKAGES
 from eventseal.items.personal import refuse_personal
 
 if TYPE_CHECKING:
@@ -26,6 +29,8 @@ _REMEDY = (
 )
 
 _FUNCTION, _METHOD = "decorated_func", "decorated_method"  # the latter in release 9.3
+
+_UNMARKED_PACKAGES = UNMARKED_PACKAGES | {"eventsourcing"}
 
 _unmarked: set[type[Any]] = set()
 
@@ -52,8 +57,9 @@ def refuse_marked_class(cls: type[Any]) -> None:
     """
     if cls in _unmarked:
         return
-    for one in (cls, *_owners(cls)):
-        refuse_personal(one, _WHY, _REMEDY, functions=_decorated(one))
+    refuse_personal(cls, _WHY, _REMEDY, functions=_methods(cls))
+    for owner in _owners(cls):
+        refuse_personal(owner, _WHY, _REMEDY, functions=_methods(owner), lenient=True)
     _unmarked.add(cls)
 
 
@@ -88,9 +94,18 @@ def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
         yield from _subclasses(one)
 
 
-def _decorated(cls: type[Any]) -> list[object]:
+def _methods(cls: type[Any]) -> list[object]:
+    """List the methods of an aggregate, whose arguments its events may keep."""
+    if not hasattr(cls, "collect_events") and not _decorators(cls):
+        return []
+    bases = [base for base in cls.__mro__ if package_of(base) not in _UNMARKED_PACKAGES]
+    decorated = [
+        vars(one).get(_FUNCTION) or vars(one)[_METHOD] for base in bases for one in _decorators(base)
+    ]
+    members = [getattr(member, "fset", None) or member for base in bases for member in vars(base).values()]
     return [
-        vars(one).get(_FUNCTION) or vars(one)[_METHOD] for base in cls.__mro__ for one in _decorators(base)
+        *decorated,
+        *(one for one in members if isinstance(one, FunctionType | classmethod | staticmethod)),
     ]
 
 
