@@ -219,7 +219,7 @@ def test_a_record_class_that_is_not_there_is_named(key, name, said):
 def test_a_module_that_fails_inside_says_so_itself(key, tmp_path, monkeypatch):
     (tmp_path / "half_shop.py").write_text("import no_such_library_at_all")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="no_such_library_at_all"):
+    with pytest.raises(ConfigurationError, match="no_such_library_at_all, which half_shop imports"):
         EventSeal.from_settings(**settings(kms_key=key, tables="half_shop:OrderRecord"))
 
 

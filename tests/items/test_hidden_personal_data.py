@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Annotated, Any
 from uuid import uuid4
 
 import annotated_types
-import attrs
 import pytest
 
 from eventseal.cipher import AESCipher
@@ -72,9 +72,11 @@ class Conditional:
             self.email: Email = email
 
 
-@attrs.define
 class OfAttrs:
-    email: str = attrs.field(metadata={"personal": OF_ID})
+    """As attrs leaves a class that it defines, with a field's metadata."""
+
+    __attrs_attrs__ = (SimpleNamespace(name="email", metadata={"personal": OF_ID}),)
+    email: str
 
 
 @dataclass
