@@ -58,6 +58,13 @@ def empty_url(store_url, request) -> str:
 
 
 @pytest.fixture
+def new_backup_url(empty_url, request) -> str:
+    """Another such database."""
+    new: Callable[[], str] = request.getfixturevalue("new_postgres_database")
+    return new() if empty_url else ""
+
+
+@pytest.fixture
 def repaired(shop, empty_url) -> Callable[..., RepairResult]:
     """Repairs the shop from its backup."""
 
@@ -312,6 +319,28 @@ def test_a_row_of_another_table_is_not_adopted(shop, repaired):
     result = repaired()
     assert (result.done, result.failed) == (0, 1)
     assert verify(shop.seal).failed == 1
+
+
+@pytest.mark.parametrize("hidden", [{"key_id": None}, {"topic": "shop:Cancelled"}], ids=["key-id", "topic"])
+def test_a_repair_of_a_forgery_does_not_vouch_for_it_in_a_later_backup(
+    shop, empty_url, new_backup_url, hidden
+):
+    """The thief of a key has his row repaired as damaged, and hopes that its digest is kept."""
+    item, _ = shop.append(SCOPE), shop.append(SCOPE)
+    forged = _sealed_with(shop.seal.keyring.opening_keys([item.key_id])[item.key_id], item)
+    shop.back_up()
+    rotate_keys(shop.seal)
+    mark_compromised(shop.seal, [item.key_id])
+    shop.edit(item, data=forged, **hidden)
+    with shop.open_backup(empty_url) as backup:
+        repair(shop.seal, backup)
+    shop.edit(item, data=forged, topic=TOPIC, key_id=item.key_id)
+    shop.back_up()
+    shop.edit(item, data=b"", key_id=None)
+    with shop.open_backup(new_backup_url) as backup:
+        result = repair(shop.seal, backup)
+    assert (result.done, result.failed) == (0, 1)
+    assert "may be forged" in reason(result)
 
 
 def test_a_row_that_is_overwritten_is_not_missed_when_its_key_was_marked(shop, repaired):

@@ -225,9 +225,8 @@ class _Run:
         for row, outcome in zip(rows, outcomes, strict=True):
             if not isinstance(outcome, Opened):
                 closed.append(row)
-            elif (
-                outcome.key_id != row.key_id
-            ):  # else a field inside fails, or it is suspected of being forged
+            # Else a field inside of it fails, or it is suspected of being forged.
+            elif outcome.key_id != row.key_id:
                 found.append((row, row._replace(key_id=outcome.key_id)))
         for row, error in zip(closed, self._rows.open(table, [row[:2] for row in closed]), strict=True):
             if error is None:
@@ -328,14 +327,24 @@ class _Run:
                     key_ids=tuple(sorted(closed)),
                 )
             marks = load_marks(connection, table.table)
-            gone = [_overwritten(connection, table, change.place, marks) for change in changes]
+            gone = [
+                None if damaged[n].mended else _overwritten(connection, table, change.place, marks)
+                for change, (n, _) in zip(changes, given, strict=True)
+            ]
             numbers = replace_rows(connection, table, changes)
             # What was counted when a key was marked is not missing: it has been replaced.
-            lost = [row for number in numbers if (row := gone[number]) is not None]
-            lost += [given[number][1].found for number in numbers if given[number][1].is_suspect]
-            lost = list({(row[:2], row.key_id): row for row in lost}.values())
-            add_replaced(connection, [_replaced(table, row) for row in lost])
-            forget_replaced(connection, table.table, page_of(lost))
+            found = [given[number][1].found for number in numbers if given[number][1].is_suspect]
+            said = {(row[:2], row.key_id) for row in found}
+            lost = [
+                (row, changes[number].old)
+                for number in numbers
+                if (row := gone[number]) is not None and (row[:2], row.key_id) not in said
+            ]
+            # Of a damaged row its digest as a row: that of its envelope would vouch for it in a backup.
+            replaced = [_replaced(table, row, sha256(row.data).digest()) for row in found]
+            replaced += [_replaced(table, row, bytes.fromhex(digest)) for row, digest in lost]
+            add_replaced(connection, replaced)
+            forget_replaced(connection, table.table, page_of([*found, *(row for row, _ in lost)]))
             return numbers
 
         numbers = write(self._engine, work, doing=f"repairing items of {table.table}")
@@ -403,7 +412,6 @@ def _overwritten(
     return ItemRow(*place, now.topic, now.data, now.header_key)
 
 
-def _replaced(table: SealedTable, row: ItemRow) -> Replaced:
+def _replaced(table: SealedTable, row: ItemRow, digest: bytes) -> Replaced:
     key_id = UUID(bytes=row.data[KEY_ID_IN_HEADER])
-    digest = sha256(row.data).digest()
     return Replaced(key_id, table.table, digest, str(row.sequence_id), str(row.position))
