@@ -18,7 +18,7 @@ from eventseal.keys.seating import ScopeBatch, Seats
 from eventseal.keys.upkeep import KeyUpkeep
 from eventseal.rotation import data_keys
 from eventseal.storage import key_counts, types
-from eventseal.storage.item_columns import KEY_ID
+from eventseal.storage.table_setup import KEY_ID
 from eventseal.storage.item_rows import described
 
 if TYPE_CHECKING:

@@ -21,8 +21,9 @@ from eventseal.kms import SupportsCheck, adapter_from_uri
 from eventseal.kms.context import EncryptionContext
 from eventseal.kms.uri import adapter_class
 from eventseal.storage.fence_triggers import has_fence_triggers
-from eventseal.storage.item_columns import KEY_ID, sealed_columns
+from eventseal.storage.item_columns import sealed_columns
 from eventseal.storage.key_id_indexes import has_key_id_indexes
+from eventseal.storage.table_setup import KEY_ID
 from eventseal.storage.transactions import read
 from eventseal.storage.unregistered import OWN_TABLES
 

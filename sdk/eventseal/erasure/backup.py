@@ -14,9 +14,9 @@ from sqlalchemy import inspect
 from eventseal.errors import ConfigurationError, StoreError
 from eventseal.storage import SQLAlchemyDatastore, SQLAlchemyKeyStore, SQLAlchemySettings
 from eventseal.storage.engines import database_place, redacted
-from eventseal.storage.item_columns import KEY_ID
 from eventseal.storage.item_rows import ItemRow
 from eventseal.storage.stored_rows import stored_row
+from eventseal.storage.table_setup import KEY_ID
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:

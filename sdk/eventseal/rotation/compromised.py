@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from eventseal.errors import IntegrityError, StoreUnavailableError
 from eventseal.rotation.closing import held_fence, is_lock_timeout
 from eventseal.rotation.sealed_store import registered_tables
+from eventseal.storage.engines import chunks
 from eventseal.storage.fences import close_fences
 from eventseal.storage.key_counts import count_under
-from eventseal.storage.key_rows import chunks
 from eventseal.storage.marks import count_below, load_marks
 from eventseal.storage.marks import record_marks as mark_table
 from eventseal.storage.transactions import read, write

@@ -11,7 +11,8 @@ from sqlalchemy import func, literal, select
 from eventseal.keys.branch_wrapping import BRANCH_PREFIX
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.storage.edited_rows import UNREADABLE, read_rows
-from eventseal.storage.key_rows import chunks, read_mark
+from eventseal.storage.engines import chunks
+from eventseal.storage.key_rows import read_mark
 from eventseal.storage.key_tables import (
     DEFAULT_REFRESH_INTERVAL,
     UNKNOWN_VERSION,

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from eventseal.errors import ConfigurationError
 from eventseal.keys.scope_digests import is_digest
 from eventseal.keys.states import SUBJECT_PURPOSES
-from eventseal.storage.key_rows import chunks
+from eventseal.storage.engines import chunks
 from eventseal.storage.key_tables import encryption_keys
 from eventseal.storage.transactions import read
 

@@ -27,10 +27,11 @@ from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
 from eventseal.rotation.batches import Batch, TableMover
 from eventseal.rotation.sealed_store import event_modules_of
 from eventseal.rotation.sources import FEW_ITEMS, KeyStandings, Standing, TableSources
-from eventseal.storage.item_rows import NIL_KEY_ID, count_by_key
+from eventseal.storage.item_rows import count_by_key
 from eventseal.storage.item_swaps import MOST_LISTED_KEYS
 from eventseal.storage.key_counts import count_differing
 from eventseal.storage.transactions import read
+from eventseal.storage.types import NIL_KEY_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from eventseal.items.sealed_places import Selection
 from eventseal.keys.states import KeyPurpose, KeyState
-from eventseal.storage.item_rows import NIL_KEY_ID, count_by_key
+from eventseal.storage.item_rows import count_by_key
 from eventseal.storage.item_swaps import MOST_LISTED_KEYS
 from eventseal.storage.transactions import read
+from eventseal.storage.types import NIL_KEY_ID
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence

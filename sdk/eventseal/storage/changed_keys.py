@@ -10,7 +10,8 @@ from sqlalchemy import select
 
 from eventseal.keys.records import Changes
 from eventseal.keys.revocation_tree import ROOT
-from eventseal.storage.key_rows import chunks, load_records, mark_of, read_mark
+from eventseal.storage.engines import chunks
+from eventseal.storage.key_rows import load_records, mark_of, read_mark
 from eventseal.storage.key_tables import encryption_keys, key_changes
 from eventseal.storage.revocation_rows import load_nodes
 from eventseal.storage.types import DatabaseClock

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from sqlalchemy import URL, create_engine, event, make_url
@@ -14,7 +14,11 @@ from sqlalchemy.pool import QueuePool
 from eventseal.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from sqlalchemy.engine import Engine
+
+T = TypeVar("T")
 
 IN_MEMORY = "sqlite:///:memory:"
 SQLITE_BUSY_TIMEOUT = 5.0
@@ -22,6 +26,8 @@ SQLITE_BUSY_TIMEOUT = 5.0
 
 SUPPORTED_DIALECTS = ("sqlite", "postgresql")
 _PORTS = {"postgresql": 5432}
+_CHUNK = 500
+"""Values in one IN list: far under what any database takes."""
 
 
 class SQLAlchemySettings:
@@ -198,3 +204,10 @@ def _parsed(uri: str) -> URL:
             remedy="Use a URI that begins with sqlite:// or postgresql://.",
         )
     return url
+
+
+def chunks(values: Iterable[T]) -> Iterator[list[T]]:
+    """Cut *values* into lists that an IN takes."""
+    rest = list(values)
+    for start in range(0, len(rest), _CHUNK):
+        yield rest[start : start + _CHUNK]

@@ -19,9 +19,9 @@ from eventseal.errors import (
 )
 from eventseal.storage.faults import is_outcome_known, is_transient, translated
 from eventseal.storage.fences import CLOSED, fence_states, open_fences, unreadable_fences
-from eventseal.storage.item_columns import KEY_ID
 from eventseal.storage.item_inserts import ItemInserts
 from eventseal.storage.item_outcome import violates_item_key, was_committed
+from eventseal.storage.table_setup import KEY_ID
 from eventseal.storage.transactions import ATTEMPTS, begin_writing, pause, write
 from eventseal.suites.envelope import parse_envelope
 

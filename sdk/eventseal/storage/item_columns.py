@@ -11,6 +11,7 @@ from sqlalchemy import Column, LargeBinary, Table, UniqueConstraint, Uuid, liter
 from sqlalchemy import types as sqltypes
 
 from eventseal.errors import ConfigurationError
+from eventseal.storage.table_setup import KEY_ID
 from eventseal.storage.types import BinaryUUID, ExactDecimal, ExactInteger, ExactText
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
 
 DEFAULT_COLLECTION = "items"
-KEY_ID = "key_id"
 ROLES = ("sequence_id", "position", "topic", "data")
 """What the first four fields of an item are, in order."""
 

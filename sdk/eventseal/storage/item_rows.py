@@ -14,10 +14,18 @@ from sqlalchemy.types import TypeDecorator
 
 from eventseal.errors import IntegrityError, SerializationError
 from eventseal.storage.header_key_ids import KeyIdInHeader, KeyIdsDiffer
-from eventseal.storage.item_columns import KEY_ID, comes_after
+from eventseal.storage.item_columns import comes_after
 from eventseal.storage.sealed_table import ColumnKind
+from eventseal.storage.table_setup import KEY_ID
 from eventseal.storage.transactions import read
-from eventseal.storage.types import BinaryUUID, DatabaseText, ExactDecimal, ExactInteger, ExactText
+from eventseal.storage.types import (
+    NIL_KEY_ID,
+    BinaryUUID,
+    DatabaseText,
+    ExactDecimal,
+    ExactInteger,
+    ExactText,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -28,9 +36,6 @@ if TYPE_CHECKING:
 
     from eventseal.storage.sealed_table import SealedTable
 
-
-NIL_KEY_ID = UUID(int=0)
-"""Stands for what is in a column of key ids and is no UUID."""
 
 _HEX_DIGITS = 32
 

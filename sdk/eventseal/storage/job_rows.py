@@ -9,8 +9,8 @@ from uuid import UUID
 
 from eventseal.errors import IntegrityError
 from eventseal.storage.edited_rows import UNREADABLE, as_sql, deletion, read_rows
-from eventseal.storage.item_rows import NIL_KEY_ID
 from eventseal.storage.job_tables import reencryption_jobs, reencryption_shards
+from eventseal.storage.types import NIL_KEY_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

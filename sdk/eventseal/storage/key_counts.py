@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import func, or_, select
 
-from eventseal.storage.item_columns import KEY_ID
+from eventseal.storage.engines import chunks
 from eventseal.storage.item_rows import ItemRow, described
-from eventseal.storage.key_rows import chunks
+from eventseal.storage.table_setup import KEY_ID
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable

@@ -10,9 +10,8 @@ from sqlalchemy import inspect, text
 from eventseal.storage.faults import translated
 from eventseal.storage.fence_triggers import fitting_name
 from eventseal.storage.header_key_ids import key_id_in_header, key_ids_differ
-from eventseal.storage.item_columns import KEY_ID
 from eventseal.storage.sealed_table import ColumnKind
-from eventseal.storage.table_setup import column_indexes
+from eventseal.storage.table_setup import KEY_ID, column_indexes
 from eventseal.storage.transactions import write
 
 if TYPE_CHECKING:

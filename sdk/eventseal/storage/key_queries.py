@@ -8,7 +8,8 @@ from sqlalchemy import and_, or_, select
 
 from eventseal.errors import IntegrityError
 from eventseal.keys.states import SUBJECT_PURPOSES, KeyPurpose, KeyState
-from eventseal.storage.key_rows import chunks, load_mark, load_records
+from eventseal.storage.engines import chunks
+from eventseal.storage.key_rows import load_mark, load_records
 from eventseal.storage.key_tables import encryption_keys, key_changes, key_wrappings
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.kms.adapter import WrappedKey
 from eventseal.storage.branch_rows import hold_branches
 from eventseal.storage.edited_rows import ReadRow, as_sql, read_rows
-from eventseal.storage.item_rows import NIL_KEY_ID
 from eventseal.storage.kek_fences import refuse_closed
 from eventseal.storage.key_tables import (
     UNKNOWN_VERSION,
@@ -22,20 +21,16 @@ from eventseal.storage.key_tables import (
     key_changes,
     key_wrappings,
 )
-from eventseal.storage.types import DatabaseClock
+from eventseal.storage.types import NIL_KEY_ID, DatabaseClock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from uuid import UUID
 
     from sqlalchemy import ColumnElement, Select, Table
     from sqlalchemy.engine import Connection
 
-T = TypeVar("T")
 E = TypeVar("E", KeyPurpose, KeyState)
-
-CHUNK = 500
-"""Values in one IN list: far under what any database takes."""
 
 _AS_STORED = (
     "key_id",
@@ -64,13 +59,6 @@ _SET_INTERVAL = (
     "Find out who changed the key tables, then set the interval, in seconds: "
     "UPDATE key_changes SET refresh_interval = 60 WHERE application = "
 )
-
-
-def chunks(values: Iterable[T]) -> Iterator[list[T]]:
-    """Cut *values* into lists that an IN takes."""
-    rest = list(values)
-    for start in range(0, len(rest), CHUNK):
-        yield rest[start : start + CHUNK]
 
 
 def load_records(

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import LargeBinary, bindparam, cast, delete, func, insert, literal, select
 
+from eventseal.storage.engines import chunks
 from eventseal.storage.item_rows import described
 from eventseal.storage.item_swaps import TAG_SIZE
 from eventseal.storage.job_tables import marked_envelopes
-from eventseal.storage.key_rows import chunks
 from eventseal.storage.types import HoldsUUID
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from sqlalchemy import BigInteger, cast, delete, func, literal, literal_column, 
 from sqlalchemy.dialects import postgresql, sqlite
 
 from eventseal.storage.edited_rows import read_rows
+from eventseal.storage.engines import chunks
 from eventseal.storage.item_rows import described
 from eventseal.storage.job_tables import compromised_marks, replaced_envelopes
-from eventseal.storage.key_rows import chunks
 from eventseal.storage.marked_envelopes import (
     Envelopes,
     count_envelopes,

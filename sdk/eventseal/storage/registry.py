@@ -11,10 +11,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from eventseal.errors import ConfigurationError, IntegrityError
 from eventseal.storage.edited_rows import as_sql, read_rows
-from eventseal.storage.item_columns import KEY_ID, ROLES
+from eventseal.storage.item_columns import ROLES
 from eventseal.storage.key_tables import EVERY_APPLICATION, sealed_tables
 from eventseal.storage.sealed_table import ColumnKind, SealedColumn, SealedTable
-from eventseal.storage.table_setup import one_setup_at_a_time
+from eventseal.storage.table_setup import KEY_ID, one_setup_at_a_time
 from eventseal.storage.types import (
     is_utf8,
 )

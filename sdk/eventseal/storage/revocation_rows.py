@@ -8,7 +8,8 @@ from sqlalchemy import select, type_coerce
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import NullType
 
-from eventseal.storage.key_rows import chunks, insert_unless_there, load_mark, store_mark
+from eventseal.storage.engines import chunks
+from eventseal.storage.key_rows import insert_unless_there, load_mark, store_mark
 from eventseal.storage.key_tables import erased_items, revocation_nodes
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import update
 
-from eventseal.storage.item_columns import KEY_ID
 from eventseal.storage.item_rows import described
 from eventseal.storage.stored_rows import digest_of, stored_row
+from eventseal.storage.table_setup import KEY_ID
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

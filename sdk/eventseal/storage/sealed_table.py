@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import LargeBinary, Uuid
 
-from eventseal.storage.item_columns import KEY_ID, ROLES, is_text
+from eventseal.storage.item_columns import ROLES, is_text
+from eventseal.storage.table_setup import KEY_ID
 from eventseal.storage.types import (
     BinaryUUID,
     DatabaseText,

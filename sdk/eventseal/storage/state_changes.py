@@ -9,8 +9,9 @@ from sqlalchemy.exc import IntegrityError as ConstraintError
 
 from eventseal.keys.branch_wrapping import branch_uri
 from eventseal.keys.states import KeyPurpose, KeyState
+from eventseal.storage.engines import chunks
 from eventseal.storage.key_queries import locked_mark, locked_records, others_live, records_in_order
-from eventseal.storage.key_rows import chunks, insert_tombstones, move_records
+from eventseal.storage.key_rows import insert_tombstones, move_records
 from eventseal.storage.key_tables import encryption_keys, key_wrappings
 from eventseal.storage.revocation_rows import store_next_mark
 

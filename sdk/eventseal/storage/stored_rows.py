@@ -10,8 +10,8 @@ from uuid import UUID
 from sqlalchemy import bindparam, select, type_coerce
 from sqlalchemy.types import NullType
 
-from eventseal.storage.item_columns import KEY_ID
 from eventseal.storage.item_rows import described
+from eventseal.storage.table_setup import KEY_ID
 from eventseal.suites.framing import length_prefixed
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import bindparam, select, text
 
 from eventseal.keys.states import KeyState
+from eventseal.storage.engines import chunks
 from eventseal.storage.fences import HOLDS_FENCES, OPEN
-from eventseal.storage.key_rows import chunks
 from eventseal.storage.key_tables import encryption_keys, key_fences
 from eventseal.storage.types import BinaryUUID
 

@@ -12,9 +12,9 @@ from sqlalchemy import event
 
 from eventseal.items.sealed_places import Page
 from eventseal.storage.header_key_ids import key_id_in_header, key_ids_differ
-from eventseal.storage.item_columns import KEY_ID
 from eventseal.storage.item_swaps import EMPTY_PAGE, KEY_ID_IN_HEADER, MOST_PAGE_BYTES, TAG_SIZE, Swap
 from eventseal.storage.sealed_table import ColumnKind
+from eventseal.storage.table_setup import KEY_ID
 from eventseal.suites.framing import length_prefixed
 
 if TYPE_CHECKING:

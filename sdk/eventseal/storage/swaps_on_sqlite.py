@@ -10,9 +10,11 @@ from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import UnaryExpression
 
 from eventseal.items.sealed_places import Page
-from eventseal.storage.item_columns import KEY_ID, comes_after
-from eventseal.storage.item_rows import NIL_KEY_ID, described
+from eventseal.storage.item_columns import comes_after
+from eventseal.storage.item_rows import described
 from eventseal.storage.item_swaps import EMPTY_PAGE, KEY_ID_IN_HEADER, MOST_PAGE_BYTES, Swap
+from eventseal.storage.table_setup import KEY_ID
+from eventseal.storage.types import NIL_KEY_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -10,7 +10,6 @@ from sqlalchemy.engine.reflection import ObjectKind
 from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
 
 from eventseal.errors import ConfigurationError
-from eventseal.storage.item_columns import KEY_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,6 +23,7 @@ _SQLITE_INDEXES = text(
 )
 _SETUP_LOCK = 0x6576_7365_616C  # any number, the same for all who set tables up
 
+KEY_ID = "key_id"
 ADDED: dict[Any, Any] = {"eventseal": "added"}
 """Marks, as ``info``, a column that tables of an earlier release lack: it may be NULL, and is added."""
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 DECIMAL_PLACES = 6
+NIL_KEY_ID = UUID(int=0)
+"""Stands for what is in a column of key ids and is no UUID."""
 _UUID_SIZE = 16
 _SQLITE_TIMESTAMP = "%Y-%m-%d %H:%M:%S.%f"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

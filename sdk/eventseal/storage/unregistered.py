@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import ARRAY, BINARY, CHAR, VARBINARY, LargeBinary, Uuid, inspect
 
 from eventseal.storage.header_key_ids import key_id_in_header
-from eventseal.storage.item_columns import KEY_ID
 from eventseal.storage.job_tables import job_metadata
 from eventseal.storage.key_tables import fence_metadata, key_metadata
+from eventseal.storage.table_setup import KEY_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

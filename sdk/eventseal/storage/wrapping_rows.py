@@ -10,8 +10,9 @@ from eventseal.keys.records import KekUse
 from eventseal.keys.states import KeyState
 from eventseal.storage.branch_rows import hold_branches
 from eventseal.storage.edited_rows import UNREADABLE, read_rows
+from eventseal.storage.engines import chunks
 from eventseal.storage.kek_fences import refuse_closed
-from eventseal.storage.key_rows import chunks, insert_unless_there
+from eventseal.storage.key_rows import insert_unless_there
 from eventseal.storage.key_tables import UNKNOWN_VERSION, encryption_keys, key_wrappings
 from eventseal.storage.types import DatabaseClock
 

@@ -10,10 +10,9 @@ from sqlalchemy.schema import CreateIndex
 
 from eventseal.configuration.diagnosis.findings import Finding, Severity
 from eventseal.errors import ConfigurationError, MissingTableError, StoreError
-from eventseal.storage.item_columns import KEY_ID
 from eventseal.storage.job_tables import job_metadata
 from eventseal.storage.key_tables import fence_metadata, key_metadata
-from eventseal.storage.table_setup import ADDED, column_indexes
+from eventseal.storage.table_setup import ADDED, KEY_ID, column_indexes
 from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
