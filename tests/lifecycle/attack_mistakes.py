@@ -18,8 +18,8 @@ from eventseal.keys.seating import ScopeBatch, Seats
 from eventseal.keys.upkeep import KeyUpkeep
 from eventseal.rotation import data_keys
 from eventseal.storage import key_counts, types
-from eventseal.storage.table_setup import KEY_ID
 from eventseal.storage.item_rows import described
+from eventseal.storage.table_setup import KEY_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,6 +14,7 @@ from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.kms.adapter import WrappedKey
 from eventseal.storage.branch_rows import hold_branches
 from eventseal.storage.edited_rows import ReadRow, as_sql, read_rows
+from eventseal.storage.engines import chunks
 from eventseal.storage.kek_fences import refuse_closed
 from eventseal.storage.key_tables import (
     UNKNOWN_VERSION,
