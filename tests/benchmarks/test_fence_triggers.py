@@ -13,8 +13,8 @@ from uuid import uuid4
 import pytest
 from tests.fixtures.eventsourcing_store import EVENTS, LibraryStore
 
-from eventseal.storage.fence_triggers import has_fence_triggers
-from eventseal.storage.key_id_indexes import index_name
+from eventseal.storage.items.fence_triggers import has_fence_triggers
+from eventseal.storage.items.key_id_indexes import index_name
 from eventseal.testing import FakeKms
 
 pytestmark = pytest.mark.slow

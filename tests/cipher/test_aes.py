@@ -22,7 +22,8 @@ from eventseal.errors import (
     WrongApplicationError,
 )
 from eventseal.keys.states import KeyPurpose
-from eventseal.suites import SUITES, CompressionId, SuiteId, cbc_hmac, contexts
+from eventseal.suites import SUITES, CompressionId, SuiteId, cbc_hmac
+from eventseal.suites import suite as contexts
 
 TEXT = b'{"activity":"A_SUBMITTED","resource":"112","amount_requested":20000}'
 

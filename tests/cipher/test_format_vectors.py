@@ -21,18 +21,17 @@ from tests.fixtures.programs import find_program
 from eventseal.cipher import AESCipher, FieldContext, ItemContext, Opened, inspect
 from eventseal.cipher.context import ItemBinder, canonical_position, canonical_sequence_id
 from eventseal.erasure import FileLedger
-from eventseal.erasure.ledger_entries import key_record, sealed_line
+from eventseal.erasure.ledger.entries import key_record, sealed_line
 from eventseal.errors import IntegrityError, ItemTooLargeError, SerializationError, UnknownFormatError
-from eventseal.items.field_reading import stored_fields
+from eventseal.items.stored_fields import stored_fields
 from eventseal.keys import InMemoryKeyStore, Keyring
-from eventseal.keys.branch_wrapping import branch_scope
+from eventseal.keys.authentication.row_macs import ScopeDigests, Seals, binding_of
 from eventseal.keys.data_key import DataKey
 from eventseal.keys.records import ChangeMark, KeyRecord
 from eventseal.keys.revocation_tree import RevocationTree, ScopeState, node_digest
-from eventseal.keys.scope_digests import ScopeDigests
-from eventseal.keys.seals import Seals, binding_of
+from eventseal.keys.source import StaticKey
 from eventseal.keys.states import KeyPurpose, KeyState
-from eventseal.keys.static_key import StaticKey
+from eventseal.keys.wrapping.branches import branch_scope
 from eventseal.kms import EncryptionContext, WrappedKey
 from eventseal.suites import SUITES, ContextPool, key_check_id, open_many, seal_many
 from eventseal_kms.local import LocalKmsAdapter

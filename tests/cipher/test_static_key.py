@@ -9,8 +9,7 @@ from uuid import uuid4
 import pytest
 
 from eventseal.errors import ConfigurationError, KeyNotFoundError
-from eventseal.keys.source import KeySource
-from eventseal.keys.static_key import StaticKey
+from eventseal.keys.source import KeySource, StaticKey
 from eventseal.suites import A128CBC_HS256, A256CBC_HS512, key_check_id
 
 KEY = bytes(range(50, 82))

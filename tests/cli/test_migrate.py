@@ -15,7 +15,7 @@ from tests.fixtures.old_formats import OLD_KEY, WRONG_KEY, cbc, gcm
 
 from eventseal.configuration import EventSeal
 from eventseal.items import SequencedItem
-from eventseal.rotation import passes
+from eventseal.rotation.jobs import passes
 from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy
 
 ROOT = Path(__file__).parents[2]

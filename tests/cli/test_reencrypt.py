@@ -21,7 +21,8 @@ from eventseal.cli.migrating import said_of_migration
 from eventseal.cli.reencrypting import print_reencrypted
 from eventseal.cli.worker_processes import worker_processes
 from eventseal.configuration import EventSeal
-from eventseal.rotation import JobResult, passes
+from eventseal.rotation import JobResult
+from eventseal.rotation.jobs import passes
 
 EXECUTABLE = Path(sys.executable).with_name("eventseal")
 ITEMS = "integer_sequenced_items"

@@ -18,7 +18,7 @@ from eventseal.configuration import EventSeal
 from eventseal.errors import KmsUnavailableError
 from eventseal.items import SequencedItemMapper
 from eventseal.keys import Keyring
-from eventseal.rotation import passes
+from eventseal.rotation.jobs import passes
 from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy
 from eventseal.testing import ManualClock
 from eventseal_kms.local import LocalKmsAdapter

@@ -11,7 +11,7 @@ import pytest
 
 from eventseal.configuration import EventSeal
 from eventseal.erasure import FileLedger, shred
-from eventseal.erasure.fences import ErasedItems
+from eventseal.erasure.shredding import ErasedItems
 from eventseal.errors import StoreUnavailableError
 from eventseal.keys import KeyState
 from eventseal.rotation.results import Failure
@@ -246,7 +246,7 @@ def test_after_a_restore_failures_make_the_exit_code(shop, run, run_json) -> Non
 def test_status_and_doctor_tell_what_was_begun_and_not_done(shop, run, run_json, monkeypatch) -> None:
     assert run_json("status")["open_intents"] == []
     with monkeypatch.context() as patch:
-        patch.setattr("eventseal.erasure.recording.Recording.finish", lambda *_, **__: 1 / 0)
+        patch.setattr("eventseal.erasure.ledger.recording.Recording.finish", lambda *_, **__: 1 / 0)
         with EventSeal.from_settings() as seal, pytest.raises(ZeroDivisionError):
             shred(seal, SCOPE)
     (intent,) = run_json("status")["open_intents"]

@@ -15,7 +15,7 @@ from tests.cli.conftest import Order
 from eventseal.configuration import EventSeal
 from eventseal.items import SequencedItemMapper
 from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy
-from eventseal.storage.engines import SQLAlchemySettings
+from eventseal.storage.database.engines import SQLAlchemySettings
 
 pytestmark = pytest.mark.slow
 

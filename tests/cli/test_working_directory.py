@@ -116,7 +116,7 @@ def test_fields_finds_its_modules_there_and_none_else(tmp_path, traps):
 def test_a_stopped_migration_is_resumed_with_the_command_that_is_printed(old, run, query, monkeypatch):
     run("migrate", "--begin")
     with monkeypatch.context() as patched:
-        patched.setattr("eventseal.rotation.passes.MOST_PASSES", 0)
+        patched.setattr("eventseal.rotation.jobs.passes.MOST_PASSES", 0)
         stopped = run("migrate", "--key-scope-function", "shop_here:tenant_of", exits=1).stdout
     command = stopped.rpartition("To continue: ")[2].strip()
     assert command.endswith("--key-scope-function shop_here:tenant_of")

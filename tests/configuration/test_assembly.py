@@ -22,8 +22,8 @@ from eventseal.storage import (
     SQLAlchemyActiveRecordStrategy,
     TimestampSequencedItemRecord,
 )
-from eventseal.storage.job_tables import job_metadata
-from eventseal.storage.key_tables import key_metadata
+from eventseal.storage.jobs.tables import job_metadata
+from eventseal.storage.keys.tables import key_metadata
 from eventseal.testing import FakeKms
 from eventseal_kms.local import LocalKmsAdapter
 

@@ -17,9 +17,9 @@ from eventseal.configuration.diagnosis import Severity, diagnose
 from eventseal.configuration.initialise import initialise
 from eventseal.rotation import begin_migration, finish_migration, rotate_keys
 from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy
-from eventseal.storage.engines import SQLAlchemySettings
-from eventseal.storage.fences import close_fence
-from eventseal.storage.transactions import write
+from eventseal.storage.database.engines import SQLAlchemySettings
+from eventseal.storage.database.transactions import write
+from eventseal.storage.items.fences import close_fence
 from eventseal_kms.local import LocalKmsAdapter
 
 ITEMS = "integer_sequenced_items"

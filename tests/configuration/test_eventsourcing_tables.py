@@ -10,7 +10,7 @@ from eventseal.configuration.diagnosis import Severity, diagnose
 from eventseal.configuration.initialise import initialise
 from eventseal.errors import ConfigurationError
 from eventseal.rotation import reencrypt, retire, rotate_keys
-from eventseal.storage.key_id_indexes import index_name
+from eventseal.storage.items.key_id_indexes import index_name
 from eventseal_kms.local import LocalKmsAdapter
 
 

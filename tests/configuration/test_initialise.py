@@ -20,7 +20,7 @@ from sqlalchemy import text
 from eventseal.cipher import ItemContext
 from eventseal.configuration import EventSeal
 from eventseal.configuration.initialise import initialise
-from eventseal.configuration.toml_file import as_toml, write_settings_file
+from eventseal.configuration.loading import as_toml, write_settings_file
 from eventseal.errors import (
     ConfigurationError,
     KmsForbiddenError,
@@ -240,7 +240,7 @@ def test_what_only_a_rotation_needs_does_not_stop_it(tmp_path, monkeypatch):
 
 def test_an_adapter_that_cannot_be_asked_is_taken_at_its_word(monkeypatch):
     kms = FakeKms()
-    monkeypatch.setattr("eventseal.configuration.init_steps.adapter_from_uri", lambda _uri: kms)
+    monkeypatch.setattr("eventseal.configuration.initialise.adapter_from_uri", lambda _uri: kms)
     (detail,) = [step.detail for step in initialise(**OPTIONS) if step.name == "kms"]
     assert "cannot be asked" in detail
 

@@ -291,7 +291,7 @@ def play(name: str, choices: Sequence[int]) -> list[Choice]:
     ticks = SimpleNamespace(time_ns=count(10**18, 10**6).__next__)
     with (
         patch("os.urandom", random.Random(1).randbytes),
-        patch("eventseal.keys.key_ids.time", ticks),  # the store key's id is in the names of scopes
+        patch("eventseal.keys.ring.new_keys.time", ticks),  # the store key's id is in the names of scopes
     ):
         world, actors = SCENARIOS[name]()
         schedule = Schedule(actors, choices)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from eventseal.keys import InMemoryKeyStore, KeyState, destroying, endings, memory_store, seating
-from eventseal.keys.cache import KeyCache
-from eventseal.keys.known_states import KnownStates
-from eventseal.keys.memory import Memory
-from eventseal.keys.opening import Opener, Rows
-from eventseal.keys.refreshing import Refresher
+from eventseal.keys import InMemoryKeyStore, KeyState, memory_store
+from eventseal.keys.authentication.row_checks import KnownStates
+from eventseal.keys.ring import destroying, new_keys, state_transitions
+from eventseal.keys.ring.held_keys import Memory
+from eventseal.keys.ring.key_cache import KeyCache
+from eventseal.keys.ring.opening import Opener, Refresher, Rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,7 +72,7 @@ def _tombstone_leaves_its_handle_open() -> AbstractContextManager[Any]:
 
 @contextmanager
 def _tombstone_without_slot() -> Iterator[None]:
-    ended, moved = endings.ended, endings.moved
+    ended, moved = state_transitions.ended, state_transitions.moved
 
     def ends(record: Any, by: Any, *, active_scope: str | None = None) -> Any:
         return ended(record, by)
@@ -80,7 +80,7 @@ def _tombstone_without_slot() -> Iterator[None]:
     def moves(record: Any, **changes: Any) -> Any:
         return moved(record, **{**changes, "active_scope": None})
 
-    with patch.object(endings, "ended", ends), patch.object(endings, "moved", moves):
+    with patch.object(state_transitions, "ended", ends), patch.object(state_transitions, "moved", moves):
         yield
 
 
@@ -133,8 +133,8 @@ def _confirmed_when_answered() -> AbstractContextManager[Any]:
 @contextmanager
 def _closed_scope_is_not_looked_at() -> Iterator[None]:
     with (
-        patch.object(seating, "why_not_sealing", lambda *_, **__: None),
-        patch.object(seating.Seats, "_settle_closed", lambda *_: None),
+        patch.object(new_keys, "why_not_sealing", lambda *_, **__: None),
+        patch.object(new_keys.Seats, "_settle_closed", lambda *_: None),
     ):
         yield
 

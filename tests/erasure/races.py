@@ -191,7 +191,7 @@ def race(url: str, count: int) -> None:
 @contextmanager
 def _patient_locks() -> Iterator[None]:
     """Let nobody give up a lock because the machine is busy: six threads take turns here without a pause."""
-    with patch("eventseal.storage.fences.PATIENCE", PATIENCE):
+    with patch("eventseal.storage.items.fences.PATIENCE", PATIENCE):
         yield
 
 

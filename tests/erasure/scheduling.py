@@ -225,8 +225,8 @@ def scheduled_primitives() -> Iterator[None]:
     """Give a keyring's refreshes and single flights, where threads wait for each other, such primitives."""
     instead = SimpleNamespace(Lock=ScheduledLock, Event=ScheduledEvent)
     with (
-        patch("eventseal.keys.refreshing.threading", instead),
-        patch("eventseal.keys.single_flight.threading", instead),
+        patch("eventseal.keys.ring.opening.threading", instead),
+        patch("eventseal.keys.concurrency.threading", instead),
     ):
         yield
 

@@ -21,7 +21,7 @@ from tests.erasure.scheduling import step
 from eventseal.cipher import AESCipher, ItemContext, Opened
 from eventseal.errors import EventSealError, KeyClosedError, KeyDestroyedError
 from eventseal.keys import CachePolicy, DataKey, InMemoryKeyStore, KeyPurpose, Keyring, KeyState
-from eventseal.keys.memory import Memory
+from eventseal.keys.ring.held_keys import Memory
 from eventseal.testing import FakeKms, ManualClock
 
 if TYPE_CHECKING:

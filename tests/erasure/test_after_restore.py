@@ -237,7 +237,7 @@ def test_a_shred_that_was_begun_is_carried_through(shop, monkeypatch) -> None:
 def test_a_shred_that_was_done_but_not_noted_is_noted(shop, monkeypatch) -> None:
     shop.append(SCOPE)
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr("eventseal.erasure.recording.Recording.finish", lambda *_, **__: 1 / 0)
+        patch.setattr("eventseal.erasure.ledger.recording.Recording.finish", lambda *_, **__: 1 / 0)
         shred(shop.seal, SCOPE)
     shop.restart()
     (scope,) = after_restore(shop.seal, dry_run=True).scopes
@@ -271,7 +271,7 @@ def test_a_shred_that_was_begun_is_carried_through_where_the_restore_took_all_ro
     shop.append(OTHER)
     shop.back_up()
     item = shop.append(SCOPE)
-    monkeypatch.setattr("eventseal.erasure.recording.Recording.finish", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("eventseal.erasure.ledger.recording.Recording.finish", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         shred(shop.seal, SCOPE)
     monkeypatch.undo()
@@ -381,7 +381,10 @@ def test_a_crash_in_between_is_made_up_for_by_another_run(shop, monkeypatch) -> 
     for number in range(3):
         shred(shop.seal, f"subject:{number}")
     shop.restore()
-    for step in ("eventseal.erasure.restore.close_scope_fences", "eventseal.erasure.ledger.Ledger.append"):
+    for step in (
+        "eventseal.erasure.restore.close_scope_fences",
+        "eventseal.erasure.ledger.ledger.Ledger.append",
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(step, lambda *_, **__: 1 / 0)
             with pytest.raises(ZeroDivisionError):

@@ -16,7 +16,7 @@ from eventseal.erasure import shred
 from eventseal.errors import KeyDestroyedError, StoreUnavailableError
 from eventseal.keys import CachePolicy, DataKey, KeyPurpose
 from eventseal.keys.policy import BootClock
-from eventseal.storage.key_tables import key_changes
+from eventseal.storage.keys.tables import key_changes
 from eventseal.testing import FakeKms, ManualClock
 from eventseal_kms.local import LocalKmsAdapter
 

@@ -31,14 +31,14 @@ from eventseal.errors import (
 )
 from eventseal.items import SequencedItem
 from eventseal.keys import DataKey, KeyPurpose, KeyState
-from eventseal.keys.branch_wrapping import named_branch, unwrap_under
-from eventseal.keys.handles import unwrapped_key
+from eventseal.keys.data_key import unwrapped_key
+from eventseal.keys.wrapping.branches import named_branch, unwrap_under
 from eventseal.kms import EncryptionContext
 from eventseal.rotation import rewrap
 from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy
-from eventseal.storage.epochs import begin_epoch, finish_epoch, is_rolling, note_version
-from eventseal.storage.kek_closing import close_keks
-from eventseal.storage.key_tables import encryption_keys
+from eventseal.storage.keys.epochs import begin_epoch, finish_epoch, is_rolling, note_version
+from eventseal.storage.keys.kek_closing import close_keks
+from eventseal.storage.keys.tables import encryption_keys
 from eventseal.testing import FakeKms
 from eventseal_kms.aws import AwsKmsAdapter
 from eventseal_kms.local import LocalKmsAdapter
@@ -650,17 +650,17 @@ def test_closing_waits_for_who_is_storing_a_wrapping(shops, postgres_url, kms) -
 # --- crashes ---
 
 STEPS = [
-    "eventseal.keys.upkeep.KeyUpkeep.renew_branches",
-    "eventseal.keys.upkeep.KeyUpkeep.rewrap_under_branches",
+    "eventseal.keys.rewrap.key_wrappings.KeyUpkeep.renew_branches",
+    "eventseal.keys.rewrap.key_wrappings.KeyUpkeep.rewrap_under_branches",
     "eventseal.keys.lifecycle.KeyLifecycle.retire",
     "tests.fixtures.ending_kms.EndingKms.rotate",
     "eventseal.erasure.epoch.note_version",
-    "eventseal.keys.upkeep.KeyUpkeep.rewrap",
+    "eventseal.keys.rewrap.key_wrappings.KeyUpkeep.rewrap",
     "eventseal.erasure.epoch.close_keks",
-    "eventseal.erasure.ledger.Ledger.rewrap",
+    "eventseal.erasure.ledger.ledger.Ledger.rewrap",
     "tests.fixtures.ending_kms.EndingKms.forbid_versions_before",
     "tests.fixtures.ending_kms.EndingKms.delete_versions_before",
-    "eventseal.erasure.ledger.Ledger.append",
+    "eventseal.erasure.ledger.ledger.Ledger.append",
     "eventseal.erasure.epoch.finish_epoch",
 ]
 

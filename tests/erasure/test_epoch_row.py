@@ -12,7 +12,7 @@ from tests.fixtures.ledger_shops import LedgerShop
 from eventseal.erasure import roll_epoch, shred
 from eventseal.errors import ConfigurationError, IntegrityError, JobError
 from eventseal.rotation import status
-from eventseal.storage.key_tables import encryption_keys, epochs
+from eventseal.storage.keys.tables import encryption_keys, epochs
 from eventseal_kms.aws import AwsKmsAdapter
 from eventseal_kms.testing import FakeAwsKms
 

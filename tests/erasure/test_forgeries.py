@@ -16,7 +16,7 @@ from eventseal.eventstore import EventStore
 from eventseal.items import Erased, Masked, PersonalData, SequencedItemMapper
 from eventseal.keys import CachePolicy, KeyPurpose
 from eventseal.storage import IntegerSequencedItemRecord
-from eventseal.storage.key_tables import encryption_keys, key_changes, key_wrappings, revocation_nodes
+from eventseal.storage.keys.tables import encryption_keys, key_changes, key_wrappings, revocation_nodes
 from eventseal.testing import FakeKms, ManualClock
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from eventseal.errors import (
 )
 from eventseal.eventstore import EventStore
 from eventseal.items import Erased, SequencedItemMapper
-from eventseal.storage.key_tables import encryption_keys, key_wrappings
+from eventseal.storage.keys.tables import encryption_keys, key_wrappings
 from eventseal.testing import FakeKms, ManualClock
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from tests.fixtures.ledger_shops import LedgerShop
 from eventseal.erasure import roll_epoch, shred
 from eventseal.errors import JobError, KmsForbiddenError, KmsUnavailableError
 from eventseal.keys import KeyPurpose, KeyState
-from eventseal.keys.branch_wrapping import branch_uri
+from eventseal.keys.wrapping.branches import branch_uri
 from eventseal.rotation import refuse_needed_kek, retire, rewrap
-from eventseal.storage.key_tables import encryption_keys, key_changes, key_wrappings
+from eventseal.storage.keys.tables import encryption_keys, key_changes, key_wrappings
 from eventseal.testing import FakeKms
 
 if TYPE_CHECKING:

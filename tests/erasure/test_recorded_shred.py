@@ -18,7 +18,7 @@ from eventseal.erasure import (
     reopen,
     shred,
 )
-from eventseal.erasure.recording import closed_by, shredded_keys
+from eventseal.erasure.ledger.recording import closed_by, shredded_keys
 from eventseal.errors import (
     ConfigurationError,
     IntegrityError,
@@ -266,7 +266,7 @@ def test_of_two_first_erasures_at_once_the_one_makes_the_ledger_and_both_are_in_
         assert shred(other.seal, "subject:other").complete  # since there was no ledger a moment ago
         return shredded_keys(store)
 
-    monkeypatch.setattr("eventseal.erasure.recording.shredded_keys", looked_at_late)
+    monkeypatch.setattr("eventseal.erasure.ledger.recording.shredded_keys", looked_at_late)
     assert shred(shop.seal, SCOPE).receipt is not None
     other.stop()
     shop.restart()
@@ -275,7 +275,7 @@ def test_of_two_first_erasures_at_once_the_one_makes_the_ledger_and_both_are_in_
 
 
 def test_what_was_shredded_before_there_was_a_ledger_is_noted_in_a_new_one(shop, monkeypatch) -> None:
-    monkeypatch.setattr("eventseal.erasure.recording._PAGE", 1)
+    monkeypatch.setattr("eventseal.erasure.ledger.recording._PAGE", 1)
     for scope in ("subject:1", "subject:2"):
         shop.key(scope)
         shop.seal.keyring.shred(scope)
@@ -337,10 +337,10 @@ def test_a_dry_run_counts_and_writes_nothing(shop) -> None:
 
 
 CRASHES = {
-    "before the intent": "eventseal.erasure.ledger_file.LedgerFile._write",
+    "before the intent": "eventseal.erasure.ledger.file_lines.LedgerFile._write",
     "after the intent": "eventseal.storage.key_store.SQLAlchemyKeyStore.set_states",
-    "after the shred": "eventseal.erasure.fences.close_and_count",
-    "before the end": "eventseal.erasure.recording.Recording.finish",
+    "after the shred": "eventseal.erasure.shredding.close_and_count",
+    "before the end": "eventseal.erasure.ledger.recording.Recording.finish",
 }
 
 

@@ -9,8 +9,8 @@ import pytest
 from tests.fixtures.ledger_shops import LedgerShop
 
 from eventseal.erasure import after_restore, reopen, shred
-from eventseal.erasure.ledger import Ledger
-from eventseal.erasure.recording import Recording
+from eventseal.erasure.ledger.ledger import Ledger
+from eventseal.erasure.ledger.recording import Recording
 from eventseal.errors import JobError, KeyDestroyedError
 from eventseal.storage.key_store import SQLAlchemyKeyStore
 from eventseal.testing import FakeKms

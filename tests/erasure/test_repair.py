@@ -17,17 +17,16 @@ from eventseal.cipher import ItemContext
 from eventseal.configuration import EventSeal, Settings
 from eventseal.erasure import Backup, reopen, repair, set_aside, shred
 from eventseal.erasure.backup_rows import BackupRows
-from eventseal.erasure.repair import _Run
+from eventseal.erasure.repairing import _Run
 from eventseal.errors import ConfigurationError, IntegrityError, JobError
 from eventseal.items import PersonalData, SequencedItem
 from eventseal.rotation import mark_compromised, reencrypt, retire, rotate_keys, verify
 from eventseal.rotation.damaged_rows import damaged_rows
 from eventseal.rotation.sealed_store import registered_tables
 from eventseal.storage import SQLAlchemyActiveRecordStrategy, TimestampSequencedItemRecord
-from eventseal.storage.fences import close_fences
-from eventseal.storage.item_rows import ItemRow
-from eventseal.storage.row_repairs import RowChange, replace_rows
-from eventseal.storage.stored_rows import digest_of
+from eventseal.storage.items.fences import close_fences
+from eventseal.storage.items.rows import ItemRow
+from eventseal.storage.items.stored_rows import RowChange, digest_of, replace_rows
 from eventseal.testing import FakeKms
 
 if TYPE_CHECKING:
@@ -511,7 +510,7 @@ def test_the_backups_key_must_be_the_one_that_was_retired(shop, repaired, monkey
     shop.back_up()
     move_on(shop)
     shop.edit(item, data=b"", key_id=None)
-    monkeypatch.setattr("eventseal.erasure.backup_keys.is_bound", lambda *_: False)
+    monkeypatch.setattr("eventseal.erasure.backup.is_bound", lambda *_: False)
     result = repaired()
     assert "is not the key that the store retired" in reason(result)
 

@@ -19,7 +19,7 @@ from eventseal.configuration import EventSeal, Settings
 from eventseal.erasure import Backup, FileLedger, adopt, repair, upgrade_key_tables
 from eventseal.errors import KeyDestroyedError
 from eventseal.rotation import reencrypt, retire, rotate_keys, verify
-from eventseal.storage.engines import SQLAlchemySettings, make_engine
+from eventseal.storage.database.engines import SQLAlchemySettings, make_engine
 from eventseal.testing import FakeKms
 from eventseal_kms.local import LocalKmsAdapter
 

@@ -16,7 +16,7 @@ from tests.fixtures.ledger_shops import APPLICATION, LedgerShop
 from eventseal.cipher import ItemContext
 from eventseal.configuration import EventSeal, Settings
 from eventseal.erasure import VerifyReceipt, set_aside, shred, withdraw
-from eventseal.erasure.set_aside import rows_in_force
+from eventseal.erasure.setting_aside import rows_in_force
 from eventseal.errors import (
     ConfigurationError,
     IntegrityError,
@@ -28,7 +28,7 @@ from eventseal.errors import (
 from eventseal.items import SequencedItem
 from eventseal.keys.states import KeyState
 from eventseal.rotation import damaged_row, damaged_rows, reencrypt, retire, verify
-from eventseal.rotation.status import status
+from eventseal.rotation.status.status import status
 from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy
 from eventseal.testing import FakeKms
 
@@ -551,13 +551,13 @@ def test_a_key_with_another_item_is_not_given_up(damaged) -> None:
 def test_a_row_that_changes_before_the_fence_closes_keeps_its_key(damaged, monkeypatch) -> None:
     import sys
 
-    from eventseal.rotation import closing
+    from eventseal.rotation import fence_closing
 
     damaged.break_tag(0)
     old = age_keys(damaged)
     damaged.set_all_aside()
     reencrypt(damaged.seal)
-    close = closing.close_and_count
+    close = fence_closing.close_and_count
 
     def overtaken(*words, **named):
         damaged.edit(0, data=damaged.items[0].data)  # somebody had a backup

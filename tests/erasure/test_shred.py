@@ -26,7 +26,7 @@ from eventseal.items import SequencedItem
 from eventseal.keys import KeyPurpose, KeyState
 from eventseal.rotation import reencrypt, retire, rotate_keys, verify
 from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy
-from eventseal.storage.fences import CLOSED, OPEN, fence_states
+from eventseal.storage.items.fences import CLOSED, OPEN, fence_states
 from eventseal.testing import FakeKms
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def test_after_a_crash_before_the_fences_the_keys_are_gone_and_another_run_close
     import sys
 
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["eventseal.erasure.fences"], "close_and_count", crash)
+        patch.setattr(sys.modules["eventseal.erasure.shredding"], "close_and_count", crash)
         with pytest.raises(KeyboardInterrupt):
             shred(one.seal, SCOPE)
     assert is_closed(other)
@@ -241,7 +241,7 @@ def test_a_database_that_is_away_for_the_fences_leaves_the_shred_to_be_run_again
         raise StoreUnavailableError("the items' database is away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["eventseal.erasure.fences"], "close_and_count", away)
+        patch.setattr(sys.modules["eventseal.erasure.shredding"], "close_and_count", away)
         result = shred(one.seal, SCOPE)
     assert is_closed(one)
     assert (result.complete, result.failed, result.done) == (False, 1, 1)
@@ -251,7 +251,7 @@ def test_a_database_that_is_away_for_the_fences_leaves_the_shred_to_be_run_again
 
 @pytest.mark.postgres
 def test_a_transaction_that_holds_a_fence_holds_no_shred(postgres_processes, monkeypatch) -> None:
-    monkeypatch.setattr("eventseal.storage.fences.PATIENCE", 0.1)
+    monkeypatch.setattr("eventseal.storage.items.fences.PATIENCE", 0.1)
     one, writer, other = postgres_processes
     item = one.append()
     late = writer.sealed_item()
@@ -424,7 +424,7 @@ def test_a_reopened_scope_is_written_again_and_what_was_erased_stays_so(processe
 def test_a_scope_stays_closed_while_somebody_can_still_commit_under_its_shredded_key(
     postgres_processes, monkeypatch
 ) -> None:
-    monkeypatch.setattr("eventseal.storage.fences.PATIENCE", 0.1)
+    monkeypatch.setattr("eventseal.storage.items.fences.PATIENCE", 0.1)
     one, writer, _ = postgres_processes
     one.append()
     late = writer.sealed_item()

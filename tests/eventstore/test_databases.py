@@ -30,7 +30,7 @@ from eventseal.storage import (
     SQLAlchemySettings,
     TimestampSequencedItemRecord,
 )
-from eventseal.storage.fences import close_fence
+from eventseal.storage.items.fences import close_fence
 from eventseal.testing import FakeKms
 
 RECORDS = (IntegerSequencedItemRecord, TimestampSequencedItemRecord, SnapshotRecord)

@@ -19,8 +19,7 @@ from eventseal.eventstore import (
     subscribe,
     unsubscribe,
 )
-from eventseal.eventstore.events import now
-from eventseal.eventstore.publishing import current_owner, owned_by
+from eventseal.eventstore.events import current_owner, now, owned_by
 from eventseal.items import SequencedItemMapper
 
 

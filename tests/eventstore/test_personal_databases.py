@@ -18,7 +18,7 @@ from eventseal.items import Masked, PersonalData, SequencedItemMapper
 from eventseal.keys import CachePolicy
 from eventseal.keys.states import KeyPurpose
 from eventseal.rotation import reencrypt, rotate_keys, verify
-from eventseal.storage.key_tables import key_wrappings
+from eventseal.storage.keys.tables import key_wrappings
 from eventseal.testing import FakeKms, ManualClock
 
 SCOPE = "subject:c-1"

@@ -42,7 +42,7 @@ from eventseal.eventstore import (
 from eventseal.eventstore.entities import state_of
 from eventseal.eventstore.personal_state import protected_state
 from eventseal.items import Erased, Masked, SequencedItemMapper, register_topic, topics
-from eventseal.items.shapes import Sealed
+from eventseal.items.markers import Sealed
 from eventseal.items.topics import topic_of
 from eventseal.keys import InMemoryKeyStore, Keyring
 from eventseal.storage import SnapshotRecord

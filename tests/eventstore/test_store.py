@@ -27,7 +27,7 @@ from eventseal.storage import (
     SQLAlchemyKeyStore,
     TimestampSequencedItemRecord,
 )
-from eventseal.storage.fences import close_fence
+from eventseal.storage.items.fences import close_fence
 from eventseal.testing import FakeKms
 
 

@@ -12,14 +12,14 @@ from tests.fixtures.sealed_shops import APPLICATION, Noted, SealedShop, stream_o
 
 from eventseal.configuration import Settings
 from eventseal.configuration.diagnosis.fence_checks import check_fences
-from eventseal.configuration.diagnosis.job_checks import check_jobs
+from eventseal.configuration.diagnosis.kek_checks import check_wrappings
 from eventseal.configuration.diagnosis.key_checks import check_keys
+from eventseal.configuration.diagnosis.migration_checks import check_jobs
 from eventseal.configuration.diagnosis.registry_checks import check_registry
-from eventseal.configuration.diagnosis.wrapping_checks import check_wrappings
 from eventseal.configuration.stores import Stores
 from eventseal.errors import EventSealError
-from eventseal.storage.stored_types import Rate, Seconds, StoredJSON, StoredText
-from eventseal.storage.types import BinaryUUID, ExactBytes, ExactInteger, UTCTimestamp
+from eventseal.storage.database.column_types import BinaryUUID, ExactBytes, ExactInteger, UTCTimestamp
+from eventseal.storage.database.edited_rows import Rate, Seconds, StoredJSON, StoredText
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -29,11 +29,11 @@ from eventseal.rotation import (
     rotate_keys,
     verify,
 )
-from eventseal.rotation.jobs import FINISHED, list_jobs
-from eventseal.rotation.keks import kek_report
+from eventseal.rotation.jobs.jobs import FINISHED, list_jobs
+from eventseal.rotation.rewrapping import kek_report
 from eventseal.storage import IntegerSequencedItemRecord
-from eventseal.storage.jobs import SETTLING
-from eventseal.storage.registry import registered
+from eventseal.storage.items.registry import registered
+from eventseal.storage.jobs.jobs import SETTLING
 
 if TYPE_CHECKING:
     from tests.fixtures.profiles import Profile

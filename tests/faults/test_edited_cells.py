@@ -11,15 +11,15 @@ from tests.faults.edited_cells import BESIDE, ITEMS, Cell, cells, doctor, events
 from tests.fixtures.sealed_shops import APPLICATION, SealedShop, datastore_at, scope_of
 
 from eventseal.erasure import reopen, shred
-from eventseal.erasure.ledger_entries import parsed
-from eventseal.erasure.ledger_table import LedgerTable, erasure_ledger
+from eventseal.erasure.ledger.entries import parsed
+from eventseal.erasure.ledger.table_lines import LedgerTable, erasure_ledger
 from eventseal.errors import EventSealError, IntegrityError
 from eventseal.keys.revocation_tree import leaf_of_key
 from eventseal.rotation import reencrypt, retire, rewrap, rotate_keys, status, verify
-from eventseal.rotation.key_listing import list_keys
 from eventseal.rotation.settling import settles_at
-from eventseal.storage.epochs import begin_epoch
-from eventseal.storage.job_tables import (
+from eventseal.rotation.status.key_listing import list_keys
+from eventseal.storage.database.column_types import DatabaseClock
+from eventseal.storage.jobs.tables import (
     compromised_marks,
     job_metadata,
     marked_envelopes,
@@ -29,7 +29,8 @@ from eventseal.storage.job_tables import (
     reencryption_shards,
     replaced_envelopes,
 )
-from eventseal.storage.key_tables import (
+from eventseal.storage.keys.epochs import begin_epoch
+from eventseal.storage.keys.tables import (
     encryption_keys,
     epochs,
     erased_items,
@@ -42,7 +43,6 @@ from eventseal.storage.key_tables import (
     revocation_nodes,
     sealed_tables,
 )
-from eventseal.storage.types import DatabaseClock
 
 if TYPE_CHECKING:
     from sqlalchemy import Table

@@ -12,11 +12,11 @@ from tests.fixtures.sealed_shops import APPLICATION, SealedShop, scope_of
 
 from eventseal.errors import EventSealError, IntegrityError
 from eventseal.rotation import list_jobs, reencrypt, rotate_keys, status
-from eventseal.rotation.jobs import resumed_job
+from eventseal.rotation.jobs.jobs import resumed_job
+from eventseal.rotation.jobs.workers import ShardWorker
 from eventseal.rotation.sealed_store import registered_tables
-from eventseal.rotation.shards import ShardWorker
-from eventseal.storage import jobs
-from eventseal.storage.job_tables import (
+from eventseal.storage.jobs import jobs
+from eventseal.storage.jobs.tables import (
     reencrypted_keys,
     reencryption_failures,
     reencryption_jobs,

@@ -12,7 +12,7 @@ from tests.fixtures.sealed_shops import TENANTS, SealedShop, assert_sound, datas
 
 from eventseal.errors import ConfigurationError, JobError, KmsKeyStateError, StoreUnavailableError
 from eventseal.rotation import list_jobs, reencrypt, retire, rotate_keys
-from eventseal.rotation.jobs import FINISHED
+from eventseal.rotation.jobs.jobs import FINISHED
 from eventseal.testing import FakeKms
 
 if TYPE_CHECKING:

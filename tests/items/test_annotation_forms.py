@@ -30,8 +30,8 @@ from typing_extensions import ReadOnly, TypeAliasType, TypedDict, Unpack
 from eventseal.errors import ConfigurationError
 from eventseal.eventstore import DomainEvent
 from eventseal.items import JSONTranscoder, NotPersonal, PersonalData, SequencedItemMapper, register_topic
+from eventseal.items.markers import Elements, Positions, Sealed, Values
 from eventseal.items.personal import plan_of
-from eventseal.items.shapes import Elements, Positions, Sealed, Values
 
 OF_ID = PersonalData(subject="id")
 Marked = Annotated[str, OF_ID]

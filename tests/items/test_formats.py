@@ -32,7 +32,7 @@ from eventseal.items.formats import (
     PlainJSON,
     StaticKeyEnvelope,
 )
-from eventseal.keys.static_key import StaticKey
+from eventseal.keys.source import StaticKey
 
 KEY = b"0123456789abcdef"
 OTHER_KEY = b"fedcba9876543210"

@@ -14,9 +14,9 @@ from eventseal.cipher import AESCipher
 from eventseal.errors import ConfigurationError, SerializationError
 from eventseal.eventstore import DomainEvent
 from eventseal.items import JSONTranscoder, PersonalData, SequencedItemMapper
+from eventseal.items.markers import chosen
 from eventseal.items.objects import attributes_of, restore
 from eventseal.items.personal import plan_of
-from eventseal.items.shapes import chosen
 
 OF_ID = PersonalData(subject="id")
 Email = Annotated[str, OF_ID]

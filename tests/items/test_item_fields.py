@@ -9,7 +9,7 @@ import pytest
 
 from eventseal.errors import ConfigurationError, SerializationError
 from eventseal.items import SequencedItem
-from eventseal.items.item_fields import ItemFields, StoredItem, field_names
+from eventseal.items.item import ItemFields, StoredItem, field_names
 
 KEY_ID = uuid4()
 STORED = StoredItem("s", 1, "t", b"d", KEY_ID)

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from eventseal.errors import ConfigurationError, SerializationError
 from eventseal.items import JSONTranscoder
-from eventseal.items.field_reading import stored_fields
-from eventseal.items.json_types import MOST_NESTED
+from eventseal.items.json_values import MOST_NESTED
+from eventseal.items.stored_fields import stored_fields
 
 
 class Colour(enum.Enum):

@@ -14,8 +14,7 @@ import pytest
 from eventseal.cipher import AESCipher
 from eventseal.errors import SerializationError
 from eventseal.items import JSONTranscoder, SequencedItem, SequencedItemMapper, register_alias, topic_of
-from eventseal.items.formats import PlainJSON
-from eventseal.items.old_json import translated
+from eventseal.items.formats import PlainJSON, translated
 
 STREAM = uuid4()
 

@@ -25,9 +25,9 @@ from tests.fixtures.personal_events import Noted, Registered
 
 from eventseal.errors import ConfigurationError
 from eventseal.items import NotPersonal, PersonalData
+from eventseal.items.markers import Choice, Elements, Positions, Sealed, Values, with_masks
 from eventseal.items.masks import Masked
 from eventseal.items.personal import plan_of
-from eventseal.items.shapes import Choice, Elements, Positions, Sealed, Values, with_masks
 
 if TYPE_CHECKING:
     from datetime import date

@@ -44,8 +44,8 @@ from eventseal.items import (
     register_alias,
     register_topic,
 )
-from eventseal.items.json_types import MOST_NESTED
-from eventseal.items.subjects import subject_scope
+from eventseal.items.json_values import MOST_NESTED
+from eventseal.items.stored_fields import subject_scope
 from eventseal.keys import Keyring
 from eventseal.keys.states import KeyPurpose
 

@@ -13,8 +13,8 @@ from tests.fixtures.key_marks import mark_of
 
 from eventseal.errors import EventSealError, StoreUnavailableError
 from eventseal.keys import CachePolicy, InMemoryKeyStore, KeyRecord, Keyring, KeyState, RotationPolicy
+from eventseal.keys.authentication.row_macs import Seals
 from eventseal.keys.records import STORE_SCOPE
-from eventseal.keys.seals import Seals
 from eventseal.keys.states import KeyPurpose
 from eventseal.testing import FakeKms, ManualClock
 
@@ -216,7 +216,7 @@ def destroy(store: TestedStore, kms: FakeKms) -> Callable[..., KeyRecord]:
 @contextmanager
 def nothing_is_wrapped_under_branches() -> Iterator[None]:
     """Let a branch key be destroyed that others need, as no key store would and only an edit could."""
-    from eventseal.storage import state_changes
+    from eventseal.storage.keys import state_changes
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(InMemoryKeyStore, "_wraps_others", lambda *_: False)
@@ -232,8 +232,8 @@ def needed_branches_end() -> Callable[[], Any]:
 
 def seals_of(store: TestedStore, kms: FakeKms, application: str = "default") -> Seals:
     """The seals of an application, as any process with access to the KMS can make them."""
-    from eventseal.keys.counters import KeyringCounters
-    from eventseal.keys.wrapping import Keks
+    from eventseal.keys.ring.parts import KeyringCounters
+    from eventseal.keys.wrapping.keks import Keks
 
     if application not in store.seals:
         record = InMemoryKeyStore.active(store, application, [STORE_SCOPE], purpose=KeyPurpose.STORE)[

@@ -13,7 +13,10 @@ import pytest
 
 from eventseal.errors import ConfigurationError, IntegrityError, KeyNotFoundError
 from eventseal.keys import DataKey, KeyPurpose, KeyRecord, KeyState
-from eventseal.keys.branch_wrapping import (
+from eventseal.keys.authentication.row_macs import binding_of
+from eventseal.keys.data_key import material_of, random_key
+from eventseal.keys.ring.new_keys import new_record
+from eventseal.keys.wrapping.branches import (
     MOST_BRANCHES,
     branch_scope,
     branch_scopes,
@@ -24,13 +27,9 @@ from eventseal.keys.branch_wrapping import (
     unwrap_under,
     wrap_under,
 )
-from eventseal.keys.data_key import material_of
-from eventseal.keys.handles import random_key
-from eventseal.keys.making import new_record
-from eventseal.keys.seals import binding_of
 from eventseal.kms import WrappedKey
 from eventseal.suites.cbc_hmac import A256CBC_HS512, seal_many
-from eventseal.suites.framing import length_prefixed
+from eventseal.suites.hkdf import length_prefixed
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "format" / "wrapped.json"
 

@@ -17,7 +17,7 @@ from tests.fixtures.key_marks import mark_of
 
 from eventseal.errors import IntegrityError, KeyDestroyedError
 from eventseal.keys import DataKey, InMemoryKeyStore, KeyPurpose, Keyring, KeyState
-from eventseal.keys.branch_wrapping import branch_scopes
+from eventseal.keys.wrapping.branches import branch_scopes
 from eventseal.storage import SQLAlchemyDatastore, SQLAlchemyKeyStore, SQLAlchemySettings
 from eventseal.testing import FakeBatchKms, FakeKms
 from eventseal_kms.local import LocalKmsAdapter
@@ -188,7 +188,7 @@ def test_edited_rows_are_refused_as_they_stand_in_the_database(store, datastore,
 def _set_wrapping(store, datastore, key_id, ciphertext: bytes) -> None:
     from dataclasses import replace
 
-    from eventseal.storage.key_tables import key_wrappings
+    from eventseal.storage.keys.tables import key_wrappings
 
     if datastore is None:
         record = store._records[key_id]

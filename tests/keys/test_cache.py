@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventseal.keys import DataKey, KeyPurpose, KeyState
-from eventseal.keys.cache import CachedKey, KeyCache
-from eventseal.keys.making import new_record
+from eventseal.keys.ring.key_cache import CachedKey, KeyCache
+from eventseal.keys.ring.new_keys import new_record
 
 
 def cached(number: int, used: int = 0) -> CachedKey:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from eventseal.keys import InMemoryKeyStore, Keyring
-from eventseal.keys.call_slots import CALLS_IN_FLIGHT, CallSlots
+from eventseal.keys.concurrency import CALLS_IN_FLIGHT, CallSlots
 from eventseal.testing import FakeBatchKms, FakeKms
 
 

@@ -21,7 +21,7 @@ from eventseal.errors import (
     StoreUnavailableError,
 )
 from eventseal.keys import DataKey, KeyPurpose, KeyState
-from eventseal.keys.branch_wrapping import branch_scope
+from eventseal.keys.wrapping.branches import branch_scope
 from eventseal.kms import WrappedKey
 from eventseal.testing import FakeBatchKms, FakeKms
 

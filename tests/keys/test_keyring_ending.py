@@ -20,7 +20,7 @@ from eventseal.errors import (
     WrongApplicationError,
 )
 from eventseal.keys import DataKey, InMemoryKeyStore, KeyPurpose, KeyState
-from eventseal.keys.key_ids import new_key_id
+from eventseal.keys.ring.new_keys import new_key_id
 from eventseal.keys.states import SUBJECT_PURPOSES
 from eventseal.testing import FakeKms
 
@@ -104,7 +104,7 @@ def test_other_processes_stop_within_the_refresh_interval(keyring, new_keyring, 
 def test_keys_of_fields_and_indexes_are_shredded_with_the_scope(keyring, store, seals) -> None:
     from dataclasses import replace
 
-    from eventseal.keys.making import new_record
+    from eventseal.keys.ring.new_keys import new_record
 
     sealing_key(keyring)
     made = {}
@@ -401,7 +401,7 @@ def test_active_keys_and_keys_that_are_never_retired_are_refused(keyring, store,
 def test_keys_whose_items_nobody_can_count_are_only_shredded(keyring, store, seals, purpose) -> None:
     from dataclasses import replace
 
-    from eventseal.keys.making import new_record
+    from eventseal.keys.ring.new_keys import new_record
 
     sealing_key(keyring)
     record = replace(new_record("default", SCOPE, purpose, leased=0), binding=bytes(32))

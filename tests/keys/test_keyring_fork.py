@@ -16,7 +16,7 @@ import pytest
 
 from eventseal.cipher import AESCipher, ItemContext
 from eventseal.keys import InMemoryKeyStore, Keyring
-from eventseal.keys.forks import _renewables
+from eventseal.keys.concurrency import _renewables
 from eventseal.storage import SQLAlchemyDatastore, SQLAlchemyKeyStore, SQLAlchemySettings
 from eventseal.testing import FakeKms
 

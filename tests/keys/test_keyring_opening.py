@@ -16,7 +16,7 @@ from eventseal.errors import (
     WrongApplicationError,
 )
 from eventseal.keys import DataKey, KeyPurpose, KeyState
-from eventseal.keys.refusals import REFUSAL_SECONDS
+from eventseal.keys.concurrency import REFUSAL_SECONDS
 from eventseal.testing import FakeBatchKms, FakeKms
 
 

@@ -11,7 +11,7 @@ from eventseal.errors import (
     StoreUnavailableError,
 )
 from eventseal.keys import DataKey, InMemoryKeyStore, KeyState
-from eventseal.keys.leases import FIRST_BLOCK
+from eventseal.keys.ring.key_cache import FIRST_BLOCK
 from eventseal.testing import FakeKms
 
 

@@ -18,7 +18,7 @@ from eventseal.errors import (
     StoreUnavailableError,
 )
 from eventseal.keys import HARD_LIMIT, InMemoryKeyStore, KeyPurpose, Keyring, KeyState, StaticKey
-from eventseal.keys.leases import FIRST_BLOCK, MOST_CREDIT
+from eventseal.keys.ring.key_cache import FIRST_BLOCK, MOST_CREDIT
 from eventseal.testing import FakeBatchKms, FakeKms
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from eventseal.errors import IntegrityError
 from eventseal.keys import KeyPurpose, KeyRecord, KeyState
-from eventseal.keys import known_states as module
-from eventseal.keys.known_states import KnownStates
-from eventseal.keys.making import new_record
+from eventseal.keys.authentication import row_checks as module
+from eventseal.keys.authentication.row_checks import KnownStates
+from eventseal.keys.ring.new_keys import new_record
 
 RECORD = new_record("shop", "a", KeyPurpose.DATA, leased=0)
 

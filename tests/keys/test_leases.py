@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventseal.keys.leases import FIRST_BLOCK, LARGEST_BLOCK, MOST_CREDIT, Lease
+from eventseal.keys.ring.key_cache import FIRST_BLOCK, LARGEST_BLOCK, MOST_CREDIT, Lease
 from eventseal.keys.store import HARD_LIMIT
 
 NEVER = HARD_LIMIT

@@ -16,9 +16,9 @@ from eventseal.errors import (
     StoreReadOnlyError,
 )
 from eventseal.keys import DataKey, KeyPurpose, KeyState, Rewrap
-from eventseal.keys.branches import Branches
-from eventseal.keys.rewrapping import MAX_FAILURES
-from eventseal.keys.wrapping import Keks
+from eventseal.keys.rewrap.rewrapping import MAX_FAILURES
+from eventseal.keys.wrapping.branches import Branches
+from eventseal.keys.wrapping.keks import Keks
 from eventseal.testing import FakeBatchKms, FakeKms
 
 

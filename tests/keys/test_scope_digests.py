@@ -17,7 +17,7 @@ from eventseal.cipher import AESCipher, ItemContext
 from eventseal.errors import ConfigurationError, IntegrityError, KeyDestroyedError
 from eventseal.keys import InMemoryKeyStore, KeyPurpose, Keyring, KeyState
 from eventseal.keys.records import DEFAULT_SCOPE, STORE_SCOPE
-from eventseal.keys.static_key import StaticKey
+from eventseal.keys.source import StaticKey
 from eventseal.testing import FakeKms
 
 PLAIN = "subject:zoe@example.org"

@@ -17,10 +17,10 @@ from eventseal.errors import (
     NotMyKeyError,
 )
 from eventseal.keys import DataKey, KeyPurpose, KeyRecord
-from eventseal.keys.counters import KeyringCounters
-from eventseal.keys.making import new_record
-from eventseal.keys.seals import binding_of
-from eventseal.keys.wrapping import Keks
+from eventseal.keys.authentication.row_macs import binding_of
+from eventseal.keys.ring.new_keys import new_record
+from eventseal.keys.ring.parts import KeyringCounters
+from eventseal.keys.wrapping.keks import Keks
 from eventseal.testing import FakeBatchKms, FakeKms, ManualClock
 
 FAULTS = {"fail_always": KmsUnavailableError, "deny": KmsForbiddenError, "disable": KmsKeyStateError}

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from eventseal.errors import KmsUnavailableError
-from eventseal.keys.single_flight import SingleFlight
+from eventseal.keys.concurrency import SingleFlight
 
 
 def wait_for_followers(flight: SingleFlight, key: str, count: int) -> None:

@@ -123,7 +123,7 @@ def test_a_new_wrapping_that_was_changed_does_not_make_its_key_unreadable(
     for record in store.records():
         newest, *others = record.wrappings
         store.edit(record.key_id, wrappings=(replace(newest, ciphertext=b"2|" + bytes(60)), *others))
-    with caplog.at_level(logging.WARNING, "eventseal.keys.unwrapping"):
+    with caplog.at_level(logging.WARNING, "eventseal.keys.wrapping.unwrapping"):
         assert opened(new_keyring(kms=versioned), key_ids)
     assert str(key_ids[0]) in caplog.text
     assert {w.kek_version for record in store.records() for w in record.verified} == {"1"}

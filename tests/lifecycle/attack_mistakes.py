@@ -11,15 +11,17 @@ from unittest.mock import patch
 
 from sqlalchemy import func, select
 
-from eventseal.keys import Keyring, revocation_tree, rows
-from eventseal.keys.marks import Marks
-from eventseal.keys.seals import Seals
-from eventseal.keys.seating import ScopeBatch, Seats
-from eventseal.keys.upkeep import KeyUpkeep
-from eventseal.rotation import data_keys
-from eventseal.storage import key_counts, types
-from eventseal.storage.item_rows import described
-from eventseal.storage.table_setup import KEY_ID
+from eventseal.keys import Keyring, revocation_tree
+from eventseal.keys.authentication import row_checks
+from eventseal.keys.authentication.row_macs import Seals
+from eventseal.keys.rewrap.key_wrappings import KeyUpkeep
+from eventseal.keys.ring.new_keys import ScopeBatch, Seats
+from eventseal.keys.ring.state_transitions import Marks
+from eventseal.rotation import key_rotation
+from eventseal.storage.database import column_types
+from eventseal.storage.database.table_setup import KEY_ID
+from eventseal.storage.items import key_counts
+from eventseal.storage.items.rows import described
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +33,7 @@ retire = import_module("eventseal.rotation.retire")  # the package has a functio
 
 @contextmanager
 def old_rows_pass(_: Site) -> Iterator[None]:
-    with patch.object(rows, "is_set_back", lambda _: False):
+    with patch.object(row_checks, "is_set_back", lambda _: False):
         yield
 
 
@@ -74,8 +76,8 @@ def tables_of_others_do_not_count(_: Site) -> Iterator[None]:
     registered_tables = retire.registered_tables
 
     def own_tables(datastore: Any, application: str, *arguments: Any) -> list[Any]:
-        rows = datastore.registry().tables
-        mine = {row.table for row in rows if row.application in {None, application}}
+        row_checks = datastore.registry().tables
+        mine = {row.table for row in row_checks if row.application in {None, application}}
         found = registered_tables(datastore, application, *arguments)
         return [table for table in found if table.table in mine]
 
@@ -118,7 +120,7 @@ def whatever_names_a_destroyed_key_is_erased(_: Site) -> Iterator[None]:
 
 @contextmanager
 def any_time_is_read(_: Site) -> Iterator[None]:
-    with patch.object(types, "_LAST_TIME", datetime.max.replace(tzinfo=UTC)):
+    with patch.object(column_types, "_LAST_TIME", datetime.max.replace(tzinfo=UTC)):
         yield
 
 
@@ -130,13 +132,13 @@ def rolls_need_no_seal(_: Site) -> Iterator[None]:
 
 @contextmanager
 def rotations_believe_times(_: Site) -> Iterator[None]:
-    active_pages = data_keys._active_pages
+    active_pages = key_rotation._active_pages
 
     def wrong(*arguments: Any) -> Iterator[list[Any]]:
         for page in active_pages(*arguments):
             yield [record for record in page if record.created_at <= datetime.now(UTC)]
 
-    with patch.object(data_keys, "_active_pages", wrong):
+    with patch.object(key_rotation, "_active_pages", wrong):
         yield
 
 

@@ -12,7 +12,7 @@ from eventseal.cipher import inspect
 from eventseal.erasure import reopen
 from eventseal.errors import EventSealError, IntegrityError, KeyDestroyedError
 from eventseal.rotation import verify
-from eventseal.storage.key_tables import epochs
+from eventseal.storage.keys.tables import epochs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence

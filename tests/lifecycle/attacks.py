@@ -15,10 +15,10 @@ from tests.lifecycle.site import APPLICATION
 from eventseal.erasure import reopen, shred
 from eventseal.errors import EventSealError, IntegrityError, KeyDestroyedError
 from eventseal.keys import DataKey
-from eventseal.keys.branch_wrapping import named_branch_in
 from eventseal.keys.revocation_tree import leaf_of_key
+from eventseal.keys.wrapping.branches import named_branch_in
 from eventseal.rotation import mark_compromised, reencrypt, retire, rotate_keys, verify
-from eventseal.storage.key_tables import encryption_keys, key_wrappings, revocation_nodes, sealed_tables
+from eventseal.storage.keys.tables import encryption_keys, key_wrappings, revocation_nodes, sealed_tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

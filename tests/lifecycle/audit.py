@@ -14,7 +14,7 @@ from eventseal.cipher import AESCipher, ItemContext, Opened
 from eventseal.items import SequencedItem, SequencedItemMapper
 from eventseal.keys import KeyPurpose, Keyring, KeyState
 from eventseal.storage import SQLAlchemyKeyStore
-from eventseal.storage.key_tables import encryption_keys, key_changes, key_fences, key_wrappings
+from eventseal.storage.keys.tables import encryption_keys, key_changes, key_fences, key_wrappings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,7 +12,7 @@ from tests.lifecycle.model import Violation
 from tests.lifecycle.site import APPLICATION
 
 from eventseal.errors import EventSealError
-from eventseal.keys.branch_wrapping import named_branch
+from eventseal.keys.wrapping.branches import named_branch
 from eventseal.kms import EncryptionContext
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from eventseal.errors import (
     JobError,
     KmsKeyStateError,
 )
-from eventseal.storage.key_tables import encryption_keys, epochs
+from eventseal.storage.keys.tables import encryption_keys, epochs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tests.lifecycle.site import APPLICATION
 
 from eventseal.erasure import DatabaseLedger, FileLedger, Ledger
-from eventseal.erasure.ledger_entries import DONE, INTENT, REOPEN
+from eventseal.erasure.ledger.entries import DONE, INTENT, REOPEN
 from eventseal.errors import StoreReadOnlyError, StoreUnavailableError
 from eventseal.keys import Keyring
 

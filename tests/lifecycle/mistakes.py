@@ -12,14 +12,15 @@ from tests.lifecycle import attack_mistakes as attacked
 
 from eventseal.erasure import epoch
 from eventseal.erasure.restore_scan import Reading
-from eventseal.keys import endings
-from eventseal.keys.known_states import KnownStates
+from eventseal.keys.authentication.row_checks import KnownStates
 from eventseal.keys.lifecycle import KeyLifecycle
-from eventseal.keys.refreshing import Refresher
-from eventseal.keys.seating import Seats
-from eventseal.keys.upkeep import KeyUpkeep, RenewedBranches
-from eventseal.rotation import batches, closing
-from eventseal.storage import item_appends
+from eventseal.keys.rewrap.key_wrappings import KeyUpkeep, RenewedBranches
+from eventseal.keys.ring import state_transitions
+from eventseal.keys.ring.new_keys import Seats
+from eventseal.keys.ring.opening import Refresher
+from eventseal.rotation import fence_closing
+from eventseal.rotation.jobs import batches
+from eventseal.storage.items import appends
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -90,16 +91,19 @@ def _swap_on_key_id_alone(site: Site) -> AbstractContextManager[None]:
 
 @contextmanager
 def _count_before_closing(_: Site) -> Iterator[None]:
-    close_fences, count_needed = closing.close_fences, closing.count_needed
+    close_fences, count_needed = fence_closing.close_fences, fence_closing.count_needed
     counted: list[Any] = []
 
     def first_count(connection: Any, key_ids: Any, tables: Any, *, even_if_needed: bool) -> Any:
         counted[:] = [count_needed(connection, tables, key_ids)]
-        with patch.object(closing, "count_needed", lambda *_: counted[0]):
+        with patch.object(fence_closing, "count_needed", lambda *_: counted[0]):
             return close(connection, key_ids, tables, even_if_needed=even_if_needed)
 
-    close = closing._close
-    with patch.object(closing, "_close", first_count), patch.object(closing, "close_fences", close_fences):
+    close = fence_closing._close
+    with (
+        patch.object(fence_closing, "_close", first_count),
+        patch.object(fence_closing, "close_fences", close_fences),
+    ):
         yield
 
 
@@ -114,7 +118,7 @@ def _fence_is_not_looked_at(_: Site) -> Iterator[None]:
 
 @contextmanager
 def _tombstone_without_slot(_: Site) -> Iterator[None]:
-    ended, moved = endings.ended, endings.moved
+    ended, moved = state_transitions.ended, state_transitions.moved
 
     def ends(record: Any, by: Any, *, active_scope: str | None = None) -> Any:
         return ended(record, by)
@@ -122,7 +126,7 @@ def _tombstone_without_slot(_: Site) -> Iterator[None]:
     def moves(record: Any, **changes: Any) -> Any:
         return moved(record, **{**changes, "active_scope": None})
 
-    with patch.object(endings, "ended", ends), patch.object(endings, "moved", moves):
+    with patch.object(state_transitions, "ended", ends), patch.object(state_transitions, "moved", moves):
         yield
 
 
@@ -149,12 +153,12 @@ def _key_cached_before_its_row(_: Site) -> Iterator[None]:
 
         handles: dict[Any, Any] = {}
         with (
-            patch("eventseal.keys.seating.new_keys", new_keys),
+            patch("eventseal.keys.ring.new_keys.new_keys", new_keys),
             patch.object(store, "add_active", add_active),
         ):
             make(self, batch, scopes, admission)
 
-    from eventseal.keys.seating import new_keys as making
+    from eventseal.keys.ring.new_keys import new_keys as making
 
     with patch.object(Seats, "_make", wrong):
         yield
@@ -188,7 +192,7 @@ def _confirmed_when_answered(_: Site) -> Iterator[None]:
 
 @contextmanager
 def _lost_answer_is_taken_for_no(_: Site) -> Iterator[None]:
-    with patch.object(item_appends, "was_committed", lambda *_: False):
+    with patch.object(appends, "was_committed", lambda *_: False):
         yield
 
 

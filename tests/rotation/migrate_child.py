@@ -9,7 +9,8 @@ import warnings
 
 from eventseal.configuration import EventSeal
 from eventseal.rotation import copy_items, migrate
-from eventseal.storage import SQLAlchemyActiveRecordStrategy, SQLAlchemySettings, jobs
+from eventseal.storage import SQLAlchemyActiveRecordStrategy, SQLAlchemySettings
+from eventseal.storage.jobs import jobs
 
 BATCHES_BEFORE = 3
 

@@ -9,7 +9,8 @@ import warnings
 
 from eventseal.configuration import EventSeal
 from eventseal.rotation import reencrypt
-from eventseal.storage import jobs, transactions
+from eventseal.storage.database import transactions
+from eventseal.storage.jobs import jobs
 
 BATCHES_BEFORE = 3
 

@@ -13,8 +13,8 @@ from tests.fixtures.postgres_databases import wait_until_blocked
 from eventseal.cipher import ItemContext
 from eventseal.errors import IntegrityError, KeyClosedError, StoreUnavailableError
 from eventseal.items import SequencedItem
-from eventseal.rotation import compromised, reencrypt, retire, rotate_keys, verify
-from eventseal.rotation.compromised import miscounts, record_marks
+from eventseal.rotation import compromised_items, reencrypt, retire, rotate_keys, verify
+from eventseal.rotation.compromised_items import miscounts, record_marks
 from eventseal.rotation.sealed_store import registered_tables
 
 ITEMS = "integer_sequenced_items"
@@ -298,22 +298,22 @@ def test_a_writer_that_commits_while_the_key_is_marked_is_honest(open_shop, post
 
 
 def test_many_keys_are_marked_in_batches_that_take_a_moment(shop, monkeypatch):
-    monkeypatch.setattr(compromised, "_BATCH_SIZE", 3)
-    monkeypatch.setattr(compromised, "_BATCH_ITEMS", 4)
+    monkeypatch.setattr(compromised_items, "_BATCH_SIZE", 3)
+    monkeypatch.setattr(compromised_items, "_BATCH_ITEMS", 4)
     sizes = {"a": 1, "b": 5, "c": 2, "d": 2, "e": 0, "f": 0, "g": 0}
     keys = [shop.seal.keyring.sealing_keys({scope: 0})[scope].key_id for scope in sizes]
     for scope, size in sizes.items():
         if size:
             shop.append(size, scope=scope)
     batches = []
-    mark_table = compromised.mark_table
+    mark_table = compromised_items.mark_table
 
     def noting(connection, table, key_ids):
         if table.table == ITEMS:
             batches.append(list(key_ids))
         mark_table(connection, table, key_ids)
 
-    monkeypatch.setattr(compromised, "mark_table", noting)
+    monkeypatch.setattr(compromised_items, "mark_table", noting)
     record_marks(shop.seal, keys)
     a, b, c, d, e, f, g = keys
     assert batches == [[a], [b], [c, d, e], [f, g]]

@@ -19,10 +19,10 @@ from eventseal.errors import (
     StoreUnavailableError,
 )
 from eventseal.keys import KeyState
-from eventseal.keys.key_ids import new_key_id
+from eventseal.keys.ring.new_keys import new_key_id
 from eventseal.rotation import JobResult, mark_compromised, reencrypt, retire, rotate_keys, status
-from eventseal.storage.fences import CLOSED, fence_states
-from eventseal.storage.marks import load_marks
+from eventseal.storage.items.fences import CLOSED, fence_states
+from eventseal.storage.jobs.compromised_items import load_marks
 from eventseal.testing import FakeKms
 
 if TYPE_CHECKING:
@@ -137,8 +137,8 @@ def test_a_scope_that_lost_its_key_gets_one(shop) -> None:
 
 @pytest.mark.slow
 def test_every_one_of_many_scopes_is_rotated_once(shop, monkeypatch) -> None:
-    monkeypatch.setattr("eventseal.rotation.data_keys._PAGE_SIZE", 7)
-    monkeypatch.setattr("eventseal.rotation.data_keys._BATCH_SIZE", 3)
+    monkeypatch.setattr("eventseal.rotation.key_rotation._PAGE_SIZE", 7)
+    monkeypatch.setattr("eventseal.rotation.key_rotation._BATCH_SIZE", 3)
     scopes = [f"tenant:{number}" for number in range(20)]
     shop.seal.keyring.prepare(scopes)
     olds = {active(shop, scope) for scope in scopes}

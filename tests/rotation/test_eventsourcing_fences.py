@@ -15,9 +15,9 @@ from tests.fixtures.eventsourcing_store import EVENTS, SECRET, TOPIC
 
 from eventseal.errors import ConfigurationError, JobError, StoreUnavailableError
 from eventseal.rotation import mark_compromised, reencrypt, retire, rotate_keys, verify
-from eventseal.storage.faults import sqlstate
-from eventseal.storage.fence_triggers import FENCE_CONSTRAINT, is_fence_refusal
-from eventseal.storage.fences import CLOSED, OPEN, fence_states
+from eventseal.storage.database.faults import sqlstate
+from eventseal.storage.items.fence_triggers import FENCE_CONSTRAINT, is_fence_refusal
+from eventseal.storage.items.fences import CLOSED, OPEN, fence_states
 
 
 @pytest.fixture

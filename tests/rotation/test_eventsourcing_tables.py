@@ -14,10 +14,10 @@ from eventseal.erasure import after_restore, shred
 from eventseal.errors import ConfigurationError, JobError, KeyDestroyedError
 from eventseal.items.acceptance import AcceptedFormats
 from eventseal.rotation import reencrypt, retire, rotate_keys, status, verify
-from eventseal.rotation.item_lookup import find_item
-from eventseal.rotation.key_listing import list_keys
-from eventseal.storage.key_tables import key_metadata
-from eventseal.storage.registry import registered, set_old_formats
+from eventseal.rotation.did_you_mean import find_item
+from eventseal.rotation.status.key_listing import list_keys
+from eventseal.storage.items.registry import registered, set_old_formats
+from eventseal.storage.keys.tables import key_metadata
 
 KEY_TABLES = key_metadata.sorted_tables
 

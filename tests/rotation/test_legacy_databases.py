@@ -25,7 +25,7 @@ from eventseal.errors import (
     IntegrityError,
     JobError,
 )
-from eventseal.integrations.eventsourcing.process_seal import process_seal
+from eventseal.integrations.eventsourcing.sealing import process_seal
 from eventseal.items.formats import EventsourcingCBC, EventsourcingGCM
 from eventseal.rotation import begin_migration, copy_items, finish_migration, migrate, verify
 from eventseal.storage import SQLAlchemySettings

@@ -20,7 +20,7 @@ from eventseal.errors import (
     KeyNotFoundError,
 )
 from eventseal.items import SequencedItem
-from eventseal.keys.static_key import StaticKey
+from eventseal.keys.source import StaticKey
 from eventseal.rotation import (
     begin_migration,
     finish_migration,
@@ -31,7 +31,8 @@ from eventseal.rotation import (
     verify,
 )
 from eventseal.rotation import migrate as verb
-from eventseal.storage import SnapshotRecord, TimestampSequencedItemRecord, jobs
+from eventseal.storage import SnapshotRecord, TimestampSequencedItemRecord
+from eventseal.storage.jobs import jobs
 
 ITEMS = "integer_sequenced_items"
 TOPIC = "tests.rotation.test_migrate:Placed"
@@ -343,7 +344,7 @@ def test_envelopes_of_another_key_store_are_named(open_shop, store_url, tmp_path
 @pytest.mark.parametrize("listed", [True, False])
 def test_an_envelope_without_its_key_id_is_no_old_item(old_shop, monkeypatch, listed):
     if not listed:  # as where rows name more keys than a query can
-        monkeypatch.setattr("eventseal.rotation.old_items.MOST_LISTED_KEYS", -1)
+        monkeypatch.setattr("eventseal.rotation.jobs.old_items.MOST_LISTED_KEYS", -1)
     fill(old_shop)
     item = old_shop.append(1)[0]
     old_shop.edit(item, key_id=None)
@@ -382,7 +383,7 @@ def test_a_row_that_is_written_meanwhile_is_not_overwritten(old_shop, monkeypatc
     items = fill(old_shop, WRITERS[4:5], count=3)
     begin_migration(old_shop.seal)
     newer = b'{"name":"newer","tenant":"acme"}'
-    from eventseal.rotation.old_items import OldItemMover
+    from eventseal.rotation.jobs.old_items import OldItemMover
 
     real, edits = OldItemMover._sealed, [items[1]]
 
@@ -399,7 +400,7 @@ def test_a_row_that_is_written_meanwhile_is_not_overwritten(old_shop, monkeypatc
 
 
 def test_equal_ends_are_no_reason_to_overwrite_a_row(old_shop, monkeypatch):
-    from eventseal.rotation.old_items import OldItemMover
+    from eventseal.rotation.jobs.old_items import OldItemMover
 
     items = fill(old_shop, WRITERS[4:5], count=1)
     begin_migration(old_shop.seal)
@@ -431,7 +432,7 @@ def test_a_migration_that_stops_goes_on_and_is_no_other_verbs_job(old_shop, monk
         told.append(result)
         raise StopError
 
-    monkeypatch.setattr("eventseal.rotation.passes._TOLD_EVERY", 0.0)
+    monkeypatch.setattr("eventseal.rotation.jobs.passes._TOLD_EVERY", 0.0)
     with pytest.raises(StopError):
         migrate(old_shop.seal, batch=10, progress=stop)
     job_id = told[0].job_id
@@ -454,7 +455,7 @@ def test_what_stopped_and_others_have_done_is_no_job_any_more_at_the_end(old_sho
     def stop(_):
         raise StopError
 
-    monkeypatch.setattr("eventseal.rotation.passes._TOLD_EVERY", 0.0)
+    monkeypatch.setattr("eventseal.rotation.jobs.passes._TOLD_EVERY", 0.0)
     with pytest.raises(StopError):
         migrate(old_shop.seal, batch=10, progress=stop)
     migrate(old_shop.seal, tables=[ITEMS])
@@ -516,7 +517,7 @@ def test_a_key_for_each_stream_is_not_kept_in_memory(open_shop, sqlite_url, monk
     record = next(iter(shop.seal.key_store.active("shop", ["application"]).values()))
     keys = 20_000
     monkeypatch.setattr(
-        "eventseal.rotation.old_items.count_by_key",
+        "eventseal.rotation.jobs.old_items.count_by_key",
         lambda connection, table: {uuid4(): 1 for _ in range(keys if table.table == ITEMS else 0)},
     )
     monkeypatch.setattr(

@@ -17,11 +17,12 @@ from tests.rotation.test_migrate import MODULES, TOPIC, plaintext, tenant_of
 from eventseal.errors import ConfigurationError, SerializationError
 from eventseal.eventstore import Snapshot
 from eventseal.items import SequencedItem
-from eventseal.items.class_checks import ClassChecks
 from eventseal.items.event_modules import EventModules
-from eventseal.rotation import begin_migration, copy_items, list_jobs, migrate, passes, reencrypt
-from eventseal.rotation.movers import function_named
-from eventseal.rotation.passes import work_in_process
+from eventseal.items.json import ClassChecks
+from eventseal.rotation import begin_migration, copy_items, list_jobs, migrate, reencrypt
+from eventseal.rotation.jobs import passes
+from eventseal.rotation.jobs.passes import work_in_process
+from eventseal.rotation.jobs.resealers import function_named
 from eventseal.storage import SQLAlchemySettings
 
 ITEMS = "integer_sequenced_items"

@@ -16,7 +16,8 @@ from eventseal.erasure import shred
 from eventseal.errors import ConfigurationError, IntegrityError, KmsUnavailableError
 from eventseal.eventstore.store import EventStore
 from eventseal.items import Masked, PersonalData, SequencedItemMapper
-from eventseal.rotation import list_jobs, passes, reencrypt, rotate_keys, verify
+from eventseal.rotation import list_jobs, reencrypt, rotate_keys, verify
+from eventseal.rotation.jobs import passes
 from eventseal.storage import SnapshotRecord, TimestampSequencedItemRecord
 from eventseal.suites.cbc_hmac import A256CBC_HS512
 from eventseal.suites.envelope import CompressionId

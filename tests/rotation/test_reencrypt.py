@@ -13,7 +13,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from eventseal.cipher import AESCipher, EventZstd, ItemContext, NoCompression, Zlib, Zstd, inspect
 from eventseal.errors import ConfigurationError
 from eventseal.items import SequencedItem
-from eventseal.rotation import batches, begin_migration, list_jobs, reencrypt, rotate_keys, sources, verify
+from eventseal.rotation import begin_migration, list_jobs, reencrypt, rotate_keys, verify
+from eventseal.rotation.jobs import batches, sources
 from eventseal.storage import (
     BinaryUUID,
     ExactInteger,
@@ -495,8 +496,8 @@ def test_compressed_bytes_are_sealed_as_they_are(shop, monkeypatch):
 
 
 def test_large_items_do_not_gather_in_a_page(shop, monkeypatch):
-    monkeypatch.setattr("eventseal.storage.swaps_on_sqlite.MOST_PAGE_BYTES", 1_000)
-    monkeypatch.setattr("eventseal.storage.swaps_on_postgresql.MOST_PAGE_BYTES", 1_000)
+    monkeypatch.setattr("eventseal.storage.items.swaps_on_sqlite.MOST_PAGE_BYTES", 1_000)
+    monkeypatch.setattr("eventseal.storage.items.swaps_on_postgresql.MOST_PAGE_BYTES", 1_000)
     sizes = []
     move = batches.TableMover.move
 

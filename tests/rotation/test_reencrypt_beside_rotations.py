@@ -14,8 +14,8 @@ from tests.fixtures.postgres_databases import wait_until_blocked
 
 from eventseal.errors import JobError
 from eventseal.rotation import pause_job, reencrypt, rotate_keys
-from eventseal.rotation.jobs import list_jobs
-from eventseal.rotation.passes import Passes
+from eventseal.rotation.jobs.jobs import list_jobs
+from eventseal.rotation.jobs.passes import Passes
 
 reencrypt_module = sys.modules["eventseal.rotation.reencrypt"]  # the package names the function so
 LAST_LOOK = 3
@@ -73,7 +73,7 @@ def test_a_run_that_comes_after_the_last_look_of_another_moves_its_own_items(
         assert len(waits) < MOST_WAITS, "it waits for what nobody does"
 
     monkeypatch.setattr(
-        "eventseal.rotation.passes.time", SimpleNamespace(sleep=waited, monotonic=time.monotonic)
+        "eventseal.rotation.jobs.passes.time", SimpleNamespace(sleep=waited, monotonic=time.monotonic)
     )
     monkeypatch.setattr(reencrypt_module, "table_sources", hooked_look)
     monkeypatch.setattr(Passes, until, hooked_method)

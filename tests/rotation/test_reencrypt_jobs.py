@@ -20,11 +20,10 @@ import pytest
 
 from eventseal.configuration import EventSeal
 from eventseal.errors import ConfigurationError, JobError, KmsUnavailableError, MissingTableError
-from eventseal.rotation import list_jobs, passes, pause_job, reencrypt, retire, rotate_keys, verify
-from eventseal.rotation.pacing import Pacer
-from eventseal.rotation.shards import STEP_ASIDE, ShardWorker
-from eventseal.rotation.workers import end_worker, is_dead, new_worker
-from eventseal.storage.other_writers import OtherWriters
+from eventseal.rotation import list_jobs, pause_job, reencrypt, retire, rotate_keys, verify
+from eventseal.rotation.jobs import passes
+from eventseal.rotation.jobs.workers import STEP_ASIDE, Pacer, ShardWorker, end_worker, is_dead, new_worker
+from eventseal.storage.database.faults import OtherWriters
 from eventseal.testing import ManualClock
 from eventseal_kms.local import LocalKmsAdapter
 
@@ -241,7 +240,7 @@ def test_a_process_that_ends_in_the_middle_leaves_a_job_that_another_one_finishe
     open_shop, store_url, kms, tmp_path, monkeypatch, how
 ):
     # A dead worker's range is free at once: a run that waits for the lease hangs here.
-    monkeypatch.setattr("eventseal.rotation.shards.LEASE", timedelta(days=1))
+    monkeypatch.setattr("eventseal.rotation.jobs.workers.LEASE", timedelta(days=1))
     shop = filled(open_shop(store_url, kms))
     command = [sys.executable, str(CHILD), store_url, str(tmp_path / "dev.key"), how]
     child = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -350,7 +349,7 @@ def test_the_throttle_holds_for_the_whole_job(shop, monkeypatch):
     filled(shop, streams=2)
     waits = Waits()
     monkeypatch.setattr(
-        "eventseal.rotation.shards.Pacer",
+        "eventseal.rotation.jobs.workers.Pacer",
         lambda engine, job, **_: Pacer(engine, job, sleep=waits.sleep, now=waits.clock.now),
     )
     sizes = []
@@ -390,7 +389,7 @@ def test_who_goes_on_with_a_job_keeps_its_pace_unless_he_gives_another(shop, mon
 
 @pytest.mark.slow
 def test_only_the_newest_finished_jobs_are_kept_with_what_belongs_to_them(shop, monkeypatch):
-    monkeypatch.setattr("eventseal.rotation.jobs.KEPT_JOBS", 2)
+    monkeypatch.setattr("eventseal.rotation.jobs.jobs.KEPT_JOBS", 2)
     shop.append(2)
     settle(shop)
     made = []
@@ -405,14 +404,14 @@ def test_only_the_newest_finished_jobs_are_kept_with_what_belongs_to_them(shop, 
 
 
 def test_unfinished_jobs_are_never_forgotten(shop, monkeypatch):
-    monkeypatch.setattr("eventseal.rotation.jobs.KEPT_JOBS", 0)
+    monkeypatch.setattr("eventseal.rotation.jobs.jobs.KEPT_JOBS", 0)
     filled(shop, streams=2)
     stop_behind(shop, monkeypatch, 1)
     with pytest.raises(KmsUnavailableError):
         reencrypt(shop.seal, batch=10)
     (unfinished,) = list_jobs(shop.seal)
     monkeypatch.undo()
-    monkeypatch.setattr("eventseal.rotation.jobs.KEPT_JOBS", 0)
+    monkeypatch.setattr("eventseal.rotation.jobs.jobs.KEPT_JOBS", 0)
     assert reencrypt(shop.seal, tables=[ITEMS]).complete
     assert reencrypt(shop.seal, tables=["snapshots"]).complete
     kept = [job.job_id for job in list_jobs(shop.seal)]
@@ -428,7 +427,7 @@ def test_on_sqlite_a_worker_leaves_the_lock_to_others(open_shop, sqlite_url, kms
     shop = filled(open_shop(sqlite_url, kms), streams=4)
     waits = Waits()
     monkeypatch.setattr(
-        "eventseal.rotation.passes.ShardWorker", functools.partial(ShardWorker, sleep=waits.sleep)
+        "eventseal.rotation.jobs.passes.ShardWorker", functools.partial(ShardWorker, sleep=waits.sleep)
     )
     begin = OtherWriters.begin
 
@@ -465,7 +464,7 @@ def test_two_rotators_share_one_job(shop):
 
 @pytest.mark.slow
 def test_threads_of_an_executor_work_on_the_store_they_are_given(shop, monkeypatch):
-    monkeypatch.setattr("eventseal.rotation.passes._TOLD_EVERY", 0.01)  # however fast the machine is
+    monkeypatch.setattr("eventseal.rotation.jobs.passes._TOLD_EVERY", 0.01)  # however fast the machine is
     filled(shop, streams=40)
     told, telling = [], threading.Lock()
 

@@ -12,8 +12,9 @@ from eventseal.cipher import ItemContext, resealing
 from eventseal.erasure import shred
 from eventseal.errors import IntegrityError, KmsUnavailableError, StoreUnavailableError
 from eventseal.rotation import reencrypt, retire, rotate_keys, verify
-from eventseal.storage import jobs, transactions
-from eventseal.storage.fences import close_fence
+from eventseal.storage.database import transactions
+from eventseal.storage.items.fences import close_fence
+from eventseal.storage.jobs import jobs
 
 ITEMS = "integer_sequenced_items"
 

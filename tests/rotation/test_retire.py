@@ -31,10 +31,10 @@ from eventseal.errors import (
 )
 from eventseal.items import SequencedItem
 from eventseal.keys import KeyPurpose, KeyState
-from eventseal.keys.key_ids import new_key_id
+from eventseal.keys.ring.new_keys import new_key_id
 from eventseal.rotation import (
     JobResult,
-    closing,
+    fence_closing,
     item_checks,
     mark_compromised,
     reencrypt,
@@ -45,8 +45,8 @@ from eventseal.rotation import (
     verify,
 )
 from eventseal.storage import IntegerSequencedColumns, TimestampSequencedItemRecord
-from eventseal.storage.fences import CLOSED, OPEN, fence_states
-from eventseal.storage.transactions import begin_writing
+from eventseal.storage.database.transactions import begin_writing
+from eventseal.storage.items.fences import CLOSED, OPEN, fence_states
 
 
 def active(shop, scope: str = "application") -> UUID:
@@ -361,7 +361,7 @@ def insert(connection, item) -> None:
 def test_a_transaction_that_stays_open_is_an_error_to_try_again(
     open_shop, postgres_url, monkeypatch, named
 ) -> None:
-    monkeypatch.setattr("eventseal.storage.fences.PATIENCE", 0.1)
+    monkeypatch.setattr("eventseal.storage.items.fences.PATIENCE", 0.1)
     shop = open_shop(postgres_url)
     shop.append()
     delete_items(shop)
@@ -485,7 +485,7 @@ def test_a_crash_before_the_wrappings_go_leaves_a_key_that_opens(shop, monkeypat
 def test_what_was_written_between_the_two_counts_keeps_its_key(shop, monkeypatch) -> None:
     late, empty = sealed_item(shop, "a"), active(shop, "b")
     rotate_keys(shop.seal)
-    close = closing.close_and_count
+    close = fence_closing.close_and_count
     calls: list[object] = []
 
     def overtaken(engine, tables, key_ids, **named):

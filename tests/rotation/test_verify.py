@@ -460,8 +460,8 @@ def test_destroyed_keys_are_no_failures(sqlite_shop):
 
 
 def seals_of(shop):
+    from eventseal.keys.authentication.row_macs import Seals
     from eventseal.keys.data_key import DataKey
-    from eventseal.keys.seals import Seals
     from eventseal.keys.states import KeyPurpose
     from eventseal.kms import EncryptionContext
 

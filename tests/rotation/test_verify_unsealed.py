@@ -12,8 +12,8 @@ from tests.fixtures.eventsourcing_store import EVENTS
 from eventseal.errors import ConfigurationError, JobError
 from eventseal.rotation import begin_migration, finish_migration, migrate, reencrypt, status, verify
 from eventseal.rotation.sealed_store import registered_tables
-from eventseal.storage.item_tables import IntegerSequencedColumns
-from eventseal.storage.registry import set_old_formats
+from eventseal.storage.items.registry import set_old_formats
+from eventseal.storage.items.tables import IntegerSequencedColumns
 
 ITEMS = "integer_sequenced_items"
 BY_CHANCE = b"\x01\x03\x00" + bytes(16) + bytes(16 + 16 + 32)

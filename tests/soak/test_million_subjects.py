@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 from tests.fixtures.subjects import PAGE, replay_subjects, seal_subjects
 
 from eventseal.storage import SQLAlchemyDatastore, SQLAlchemyKeyStore, SQLAlchemySettings
-from eventseal.storage.key_tables import encryption_keys
+from eventseal.storage.keys.tables import encryption_keys
 from eventseal.testing import FakeKms
 
 SUBJECTS, BRANCHES = 1_000_000, 16

@@ -32,10 +32,10 @@ from eventseal.storage import (
     TimestampSequencedItemRecord,
     registered,
 )
-from eventseal.storage.item_columns import sealed_columns
-from eventseal.storage.key_id_indexes import has_key_id_indexes
-from eventseal.storage.key_tables import key_metadata
-from eventseal.storage.sealed_table import SealedTable
+from eventseal.storage.items.columns import sealed_columns
+from eventseal.storage.items.key_id_indexes import has_key_id_indexes
+from eventseal.storage.items.tables import SealedTable
+from eventseal.storage.keys.tables import key_metadata
 
 PASSWORD = "correct-horse-battery"
 

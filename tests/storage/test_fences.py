@@ -15,9 +15,10 @@ from tests.fixtures.postgres_databases import wait_until_blocked
 
 from eventseal.errors import KeyClosedError, SequencedItemConflictError, StoreUnavailableError
 from eventseal.items.item import SequencedItem
-from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy, item_appends
-from eventseal.storage.fences import CLOSED, OPEN, close_fence, fence_states, open_fences
-from eventseal.storage.transactions import begin_writing
+from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy
+from eventseal.storage.database.transactions import begin_writing
+from eventseal.storage.items import appends
+from eventseal.storage.items.fences import CLOSED, OPEN, close_fence, fence_states, open_fences
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
@@ -262,7 +263,7 @@ class TestAWriterAndADestruction:
             assert state(datastore, KEY) == OPEN
 
     def test_a_bounded_number_of_keys_is_remembered(self, strategy, monkeypatch):
-        monkeypatch.setattr(item_appends, "MOST_REMEMBERED", 10)
+        monkeypatch.setattr(appends, "MOST_REMEMBERED", 10)
         for number in range(25):
             strategy.append(batch(UUID(int=number), OTHER))
             assert len(strategy._appends._fenced) <= 10

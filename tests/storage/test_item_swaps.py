@@ -19,11 +19,11 @@ from eventseal.storage import (
     SQLAlchemyDatastore,
     SQLAlchemySettings,
 )
-from eventseal.storage.item_columns import sealed_columns
-from eventseal.storage.item_ranges import range_bounds
-from eventseal.storage.item_swaps import place_from_json, place_to_json
-from eventseal.storage.sealed_table import SealedTable
-from eventseal.storage.swapping import item_swaps
+from eventseal.storage.items.columns import sealed_columns
+from eventseal.storage.items.places import item_swaps
+from eventseal.storage.items.rows import range_bounds
+from eventseal.storage.items.swaps import place_from_json, place_to_json
+from eventseal.storage.items.tables import SealedTable
 
 OLD, NEW, OTHER = UUID(int=1), UUID(int=2), UUID(int=3)
 

@@ -16,16 +16,16 @@ from eventseal.storage import (
     SQLAlchemyActiveRecordStrategy,
     count_by_key,
 )
-from eventseal.storage.item_columns import sealed_columns
-from eventseal.storage.key_counts import (
+from eventseal.storage.items.columns import sealed_columns
+from eventseal.storage.items.key_counts import (
     count_differing,
     count_misnamed,
     count_under,
     differing_rows,
     rows_without_envelope,
 )
-from eventseal.storage.key_id_indexes import has_key_id_indexes
-from eventseal.storage.sealed_table import SealedTable
+from eventseal.storage.items.key_id_indexes import has_key_id_indexes
+from eventseal.storage.items.tables import SealedTable
 
 KEY, OTHER = uuid4(), uuid4()
 

@@ -17,13 +17,12 @@ from eventseal.errors import IntegrityError, StoreUnavailableError
 from eventseal.keys.records import MOST_WRAPPINGS, STORE_SCOPE, ChangeMark
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyDatastore, SQLAlchemyKeyStore
-from eventseal.storage.key_tables import encryption_keys, key_changes, key_wrappings
-from eventseal.storage.transactions import begin_writing
+from eventseal.storage.database.transactions import begin_writing
+from eventseal.storage.keys.tables import encryption_keys, key_changes, key_wrappings
 from eventseal.testing.key_store_contract import KeyStoreContract
-from eventseal.testing.key_store_contract.leases import LeasesContract
-from eventseal.testing.key_store_contract.racing import RacingContract
+from eventseal.testing.key_store_contract.keys import RacingContract
 from eventseal.testing.key_store_contract.records import GivenMark, make_record, moved, next_mark
-from eventseal.testing.key_store_contract.replacing import ReplacingContract
+from eventseal.testing.key_store_contract.replacing import LeasesContract, ReplacingContract
 from eventseal.testing.key_store_contract.states import StatesContract
 
 if TYPE_CHECKING:

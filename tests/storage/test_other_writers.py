@@ -10,7 +10,7 @@ from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.pool import QueuePool
 
 from eventseal.errors import StoreError
-from eventseal.storage.other_writers import OtherWriters
+from eventseal.storage.database.faults import OtherWriters
 
 
 @pytest.fixture

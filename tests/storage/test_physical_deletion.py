@@ -14,8 +14,8 @@ from eventseal.configuration import EventSeal, Settings
 from eventseal.erasure import after_restore, shred
 from eventseal.keys import KeyState
 from eventseal.rotation import retire, rotate_keys
-from eventseal.storage.key_tables import encryption_keys, key_changes, key_wrappings, revocation_nodes
-from eventseal.storage.physical_deletion import overwrite_deleted
+from eventseal.storage.keys.tables import encryption_keys, key_changes, key_wrappings, revocation_nodes
+from eventseal.storage.keys.wrapping_rows import overwrite_deleted
 from eventseal.testing import FakeKms
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def test_a_reader_in_the_way_is_told_and_the_shred_is_done(open_seal, sqlite_url
     seal = open_seal(sqlite_url)
     seal.keyring.prepare(SUBJECTS)
     with monkeypatch.context() as patch, seal.datastore.key_engine.connect() as reader:
-        patch.setattr("eventseal.storage.physical_deletion.PATIENCE", 50)
+        patch.setattr("eventseal.storage.keys.wrapping_rows.PATIENCE", 50)
         reader.exec_driver_sql("BEGIN")
         reader.exec_driver_sql("SELECT count(*) FROM key_wrappings").fetchall()
         result = shred(seal, ERASED[0])
@@ -180,7 +180,7 @@ def test_another_user_than_the_owner_is_told_that_it_could_not_vacuum(open_seal,
 def test_a_table_that_somebody_holds_is_not_waited_for_long(open_seal, postgres_url, monkeypatch) -> None:
     seal = open_seal(postgres_url)
     with monkeypatch.context() as patch, seal.datastore.key_engine.connect() as holder:
-        patch.setattr("eventseal.storage.physical_deletion.PATIENCE", 50)
+        patch.setattr("eventseal.storage.keys.wrapping_rows.PATIENCE", 50)
         holder.execute(text("LOCK TABLE key_wrappings IN SHARE UPDATE EXCLUSIVE MODE"))
         assert "refused to clear" in overwrite_deleted(seal.datastore.key_engine)
         holder.rollback()

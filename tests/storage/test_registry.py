@@ -38,11 +38,11 @@ from eventseal.storage import (
     register,
     registered,
 )
-from eventseal.storage.item_columns import sealed_columns
-from eventseal.storage.item_rows import row_at
-from eventseal.storage.registry import Registry
-from eventseal.storage.sealed_table import ColumnKind, SealedColumn, SealedTable
-from eventseal.storage.transactions import read
+from eventseal.storage.database.transactions import read
+from eventseal.storage.items.columns import sealed_columns
+from eventseal.storage.items.registry import Registry
+from eventseal.storage.items.rows import row_at
+from eventseal.storage.items.tables import ColumnKind, SealedColumn, SealedTable
 from eventseal.storage.unregistered import unregistered_tables
 
 
@@ -138,7 +138,7 @@ class TestTheRegistry:
             assert {table.application for table in registered(connection, "other")} == {None}
 
     def test_a_table_that_another_process_registers_meanwhile_is_registered(self, datastore, monkeypatch):
-        from eventseal.storage import registry
+        from eventseal.storage.items import registry
 
         with datastore.key_engine.begin() as connection:
             there = registered(connection)

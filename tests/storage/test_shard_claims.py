@@ -8,10 +8,10 @@ from uuid import uuid4
 
 import pytest
 
-from eventseal.rotation.workers import is_dead, new_worker
-from eventseal.storage import jobs
-from eventseal.storage.job_tables import reencryption_shards
-from eventseal.storage.transactions import read, write
+from eventseal.rotation.jobs.workers import is_dead, new_worker
+from eventseal.storage.database.transactions import read, write
+from eventseal.storage.jobs import jobs
+from eventseal.storage.jobs.tables import reencryption_shards
 
 LEASE = timedelta(hours=1)
 

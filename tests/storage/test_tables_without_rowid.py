@@ -9,9 +9,9 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 
 from eventseal.storage import IntegerSequencedItemRecord
-from eventseal.storage.item_columns import sealed_columns
-from eventseal.storage.item_ranges import range_bounds
-from eventseal.storage.sealed_table import SealedTable
+from eventseal.storage.items.columns import sealed_columns
+from eventseal.storage.items.rows import range_bounds
+from eventseal.storage.items.tables import SealedTable
 
 TABLE = "integer_sequenced_items"
 

@@ -11,9 +11,9 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 
 from eventseal.errors import StoreError, StoreUnavailableError
-from eventseal.storage import transactions
-from eventseal.storage.faults import store_error
-from eventseal.storage.transactions import ATTEMPTS, begin_writing, holds_sqlite_lock, read, write
+from eventseal.storage.database import transactions
+from eventseal.storage.database.faults import store_error
+from eventseal.storage.database.transactions import ATTEMPTS, begin_writing, holds_sqlite_lock, read, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,8 +16,7 @@ from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, 
 
 from eventseal.cipher.context import canonical_position, canonical_sequence_id
 from eventseal.errors import IntegrityError, SerializationError
-from eventseal.storage.faults import translated
-from eventseal.storage.types import (
+from eventseal.storage.database.column_types import (
     BinaryUUID,
     DatabaseClock,
     ExactDecimal,
@@ -25,6 +24,7 @@ from eventseal.storage.types import (
     ExactText,
     UTCTimestamp,
 )
+from eventseal.storage.database.faults import translated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

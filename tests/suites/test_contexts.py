@@ -10,7 +10,7 @@ import pytest
 
 from eventseal.errors import EventSealError, KeyNotFoundError
 from eventseal.suites import A256CBC_HS512, ContextPool, seal_many
-from eventseal.suites import contexts as contexts_module
+from eventseal.suites import suite as contexts_module
 
 KEY = bytes(range(64))
 AAD = b"where it stands"

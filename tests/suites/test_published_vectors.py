@@ -18,7 +18,7 @@ from eventseal.suites import (
     open_many,
     seal_many,
 )
-from eventseal.suites.contexts import FIRST_BLOCK
+from eventseal.suites.suite import FIRST_BLOCK
 
 BY_NAME = {suite.name: suite for suite in SUITES.values()}
 BY_AES_KEY_SIZE = {suite.key_size // 2: suite for suite in SUITES.values()}

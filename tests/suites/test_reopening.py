@@ -8,7 +8,7 @@ import pytest
 
 from eventseal.errors import KeyNotFoundError
 from eventseal.suites.cbc_hmac import SUITES, open_many, reopens, seal_many
-from eventseal.suites.contexts import ContextPool
+from eventseal.suites.suite import ContextPool
 
 
 @pytest.fixture(params=list(SUITES.values()), ids=lambda suite: suite.name)

@@ -11,7 +11,7 @@ from uuid import uuid4
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from eventseal.suites.framing import length_prefixed
+from eventseal.suites.hkdf import length_prefixed
 from eventseal_kms.testing.refusals import Refusal
 
 if TYPE_CHECKING:

@@ -7,9 +7,8 @@ from itertools import repeat
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from eventseal.cipher.compression import Zstd, too_large
 from eventseal.cipher.context import ItemBinder
-from eventseal.cipher.envelopes import Opened, open_under, seal_under
+from eventseal.cipher.envelopes import Opened, Zstd, open_under, seal_under, too_large
 from eventseal.cipher.fields import FieldCipher
 from eventseal.cipher.resealing import Resealer
 from eventseal.errors import (
@@ -22,17 +21,15 @@ from eventseal.errors import (
     SerializationError,
 )
 from eventseal.keys.records import DEFAULT_SCOPE
-from eventseal.keys.source import KeySource
-from eventseal.keys.static_key import StaticKey
+from eventseal.keys.source import KeySource, StaticKey
 from eventseal.suites.cbc_hmac import A256CBC_HS512
 from eventseal.suites.envelope import BLOCK_SIZE, HEADER_SIZE, VERSION, CompressionId, envelope_problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from eventseal.cipher.compression import Compression
     from eventseal.cipher.context import ItemContext
-    from eventseal.cipher.envelopes import Ready
+    from eventseal.cipher.envelopes import Compression, Ready
     from eventseal.cipher.fields import FieldContext
     from eventseal.cipher.resealing import Moved, Outcome, StoredItems
     from eventseal.keys.data_key import DataKey

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 from eventseal.errors import SerializationError
-from eventseal.suites.framing import length_prefixed
+from eventseal.suites.hkdf import length_prefixed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

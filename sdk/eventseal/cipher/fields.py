@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from eventseal.cipher.compression import too_large
 from eventseal.cipher.context import DOMAIN, framed_text
-from eventseal.cipher.envelopes import Opened, open_under, seal_under
+from eventseal.cipher.envelopes import Opened, open_under, seal_under, too_large
 from eventseal.errors import (
     OPAQUE_INTEGRITY_MESSAGE,
     EventSealError,
@@ -18,14 +17,13 @@ from eventseal.errors import (
 )
 from eventseal.keys.states import KeyPurpose
 from eventseal.suites.envelope import BLOCK_SIZE, HEADER_SIZE, CompressionId, envelope_problem
-from eventseal.suites.framing import length_prefixed
+from eventseal.suites.hkdf import length_prefixed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from eventseal.cipher.compression import Compression
     from eventseal.cipher.context import ItemBinder, ItemContext
-    from eventseal.cipher.envelopes import Ready
+    from eventseal.cipher.envelopes import Compression, Ready
     from eventseal.keys.data_key import DataKey
     from eventseal.keys.source import KeySource
     from eventseal.suites.cbc_hmac import Suite

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from uuid import UUID
 
-from eventseal.cipher.compression import decompress
-from eventseal.cipher.envelopes import misfit
+from eventseal.cipher.envelopes import decompress, misfit
 from eventseal.errors import EventSealError, IntegrityError, KeyNotFoundError, SerializationError
 from eventseal.suites.cbc_hmac import SUITES, open_many, reopens, seal_many
 from eventseal.suites.envelope import (
@@ -21,8 +20,8 @@ from eventseal.suites.envelope import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from eventseal.cipher.compression import Compression
     from eventseal.cipher.context import ItemBinder
+    from eventseal.cipher.envelopes import Compression
     from eventseal.keys.data_key import DataKey
     from eventseal.keys.source import KeySource
     from eventseal.suites.cbc_hmac import Suite

@@ -16,7 +16,7 @@ from eventseal.items.mapper import SequencedItemMapper
 
 if TYPE_CHECKING:
     from eventseal.eventstore.field_survey import Mapper, SurveyedClass
-    from eventseal.items.protection import ProtectedField
+    from eventseal.items.personal import ProtectedField
 
 _MARKED = re.compile(r"Annotated\[(.*?), *(?:\w+\.)*(?:PersonalData|NotPersonal)\(.*\)\]")
 

@@ -13,7 +13,6 @@ from eventseal.cli.application_modules import load_modules
 from eventseal.cli.options import Config, DryRun, Json, Options, Yes
 from eventseal.cli.output import print_json, printable
 from eventseal.configuration.initialise import initialise
-from eventseal.configuration.ledgers import DEFAULT_NAME, default_ledger
 from eventseal.configuration.loading import (
     DEFAULT_FILE,
     environment_names,
@@ -22,10 +21,11 @@ from eventseal.configuration.loading import (
     settings_from,
     with_urls_hidden,
 )
+from eventseal.configuration.stores import DEFAULT_NAME, default_ledger
 from eventseal.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from eventseal.configuration.init_steps import InitStep
+    from eventseal.configuration.initialise import InitStep
 
 _THERE = "there"
 _QUESTIONS = {

@@ -13,7 +13,7 @@ from eventseal.cli.options import Config, Json, Options
 from eventseal.cli.output import print_facts, print_json
 from eventseal.cli.sealed_text import sealed_bytes
 from eventseal.errors import ConfigurationError
-from eventseal.rotation.item_lookup import find_item
+from eventseal.rotation.did_you_mean import find_item
 
 if TYPE_CHECKING:
     from uuid import UUID

@@ -9,16 +9,16 @@ import typer
 
 from eventseal.cli.options import Config, Json, Options
 from eventseal.cli.output import print_columns, print_json, printable
-from eventseal.keys.seals import unreadable_row
+from eventseal.keys.authentication.row_macs import unreadable_row
 from eventseal.keys.states import KeyState  # noqa: TC001 - read at run time, for the options' types
-from eventseal.rotation.key_listing import KeyPage, list_keys
-from eventseal.storage.edited_rows import UNREADABLE
+from eventseal.rotation.status.key_listing import KeyPage, list_keys
+from eventseal.storage.database.edited_rows import UNREADABLE
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from eventseal.keys.records import KeyRecord
-    from eventseal.rotation.key_listing import ListedKey
+    from eventseal.rotation.status.key_listing import ListedKey
 
 """Stands for the state of a key whose row was edited so that it cannot be read."""
 

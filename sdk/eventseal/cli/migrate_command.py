@@ -23,12 +23,12 @@ from eventseal.cli.results import finish
 from eventseal.errors import ConfigurationError
 from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.rotation import begin_migration, finish_migration
-from eventseal.rotation.movers import function_named
+from eventseal.rotation.jobs.resealers import function_named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from eventseal.rotation.old_items import ScopeOf
+    from eventseal.rotation.jobs.old_items import ScopeOf
 
 EXAMPLES = """\b
 Examples:

@@ -14,7 +14,7 @@ from eventseal.cli.shown_job import shown_job
 from eventseal.configuration.stores import old_database
 from eventseal.rotation import copy_items
 from eventseal.rotation import migrate as migrate_store
-from eventseal.rotation.jobs import MIGRATE, verb_command
+from eventseal.rotation.jobs.jobs import MIGRATE, verb_command
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from eventseal.cli.options import Options
     from eventseal.configuration import EventSeal
     from eventseal.rotation import JobResult
-    from eventseal.rotation.old_items import ScopeOf
+    from eventseal.rotation.jobs.old_items import ScopeOf
 
 
 def copied(

@@ -13,8 +13,8 @@ from eventseal.cli.reencrypting import print_reencrypted, reencrypt_shown
 from eventseal.cli.results import finish
 from eventseal.errors import ConfigurationError
 from eventseal.rotation import pause_job
-from eventseal.rotation.jobs import resume_command, verb_of
-from eventseal.rotation.nearest import known_keys
+from eventseal.rotation.did_you_mean import known_keys
+from eventseal.rotation.jobs.jobs import resume_command, verb_of
 
 if TYPE_CHECKING:
     from eventseal.configuration import EventSeal

@@ -11,8 +11,8 @@ from eventseal.cli.output import print_columns
 from eventseal.cli.results import print_failures
 from eventseal.cli.shown_job import shown_job
 from eventseal.rotation import reencrypt
-from eventseal.rotation.jobs import REENCRYPT, verb_command
-from eventseal.rotation.set_aside import SET_ASIDE
+from eventseal.rotation.jobs.jobs import REENCRYPT, verb_command
+from eventseal.rotation.rows_set_aside import SET_ASIDE
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -11,7 +11,7 @@ from eventseal.cli.output import printable
 from eventseal.cli.results import finish
 from eventseal.erasure import reopen as reopen_scope
 from eventseal.errors import ConfigurationError
-from eventseal.rotation.nearest import refuse_unknown_scopes
+from eventseal.rotation.did_you_mean import refuse_unknown_scopes
 
 EXAMPLES = """\b
 Examples:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from eventseal.cli.options import Options
     from eventseal.rotation import Failure, JobResult
-    from eventseal.rotation.set_aside import SetAside
+    from eventseal.rotation.rows_set_aside import SetAside
 
 _SHOWN_FAILURES = 20
 

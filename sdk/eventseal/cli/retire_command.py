@@ -19,11 +19,11 @@ from eventseal.cli.results import (
     print_rows_set_aside,
     tell,
 )
-from eventseal.erasure.ledger_carrying import refuse_needed_by_ledger
+from eventseal.erasure.keks import refuse_needed_by_ledger
 from eventseal.errors import ConfigurationError, JobError, StoreUnavailableError
 from eventseal.rotation import refuse_needed_kek
 from eventseal.rotation import retire as retire_keys
-from eventseal.rotation.nearest import known_keys
+from eventseal.rotation.did_you_mean import known_keys
 
 if TYPE_CHECKING:
     from eventseal.configuration import EventSeal

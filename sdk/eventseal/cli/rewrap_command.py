@@ -11,10 +11,10 @@ from eventseal.cli.options import Config, DryRun, Json, Options, Yes
 from eventseal.cli.output import print_columns
 from eventseal.cli.progress import shown_progress
 from eventseal.cli.results import finish, print_failures
-from eventseal.erasure.ledger_carrying import carry_ledger
+from eventseal.erasure.keks import carry_ledger
 from eventseal.kms import adapter_from_uri
 from eventseal.rotation import rewrap as rewrap_keys
-from eventseal.rotation.rewrap import WRAPPING_TABLE
+from eventseal.rotation.rewrapping import WRAPPING_TABLE
 
 if TYPE_CHECKING:
     from eventseal.rotation import JobResult

@@ -16,7 +16,7 @@ from eventseal.cli.results import exit_by, finish, print_failures, tell
 from eventseal.erasure import Ending
 from eventseal.erasure import roll_epoch as roll_epoch_of
 from eventseal.kms import adapter_from_uri
-from eventseal.rotation.rewrap import WRAPPING_TABLE
+from eventseal.rotation.rewrapping import WRAPPING_TABLE
 
 if TYPE_CHECKING:
     from eventseal.configuration import EventSeal

@@ -19,13 +19,13 @@ from eventseal.cli.results import print_failures, print_retired_rows
 from eventseal.errors import ConfigurationError, JobError
 from eventseal.rotation import mark_compromised, rotate_keys
 from eventseal.rotation import retire as retire_keys
-from eventseal.rotation.key_totals import active_data_keys, replaced_data_keys, settled_at
-from eventseal.rotation.nearest import known_keys, refuse_unknown_scopes
+from eventseal.rotation.did_you_mean import known_keys, refuse_unknown_scopes
+from eventseal.rotation.rows_set_aside import AsideRows
 from eventseal.rotation.sealed_store import registered_tables
-from eventseal.rotation.set_aside import AsideRows
+from eventseal.rotation.status.key_totals import active_data_keys, replaced_data_keys, settled_at
 from eventseal.rotation.table_checks import refuse_unregistered_tables
 from eventseal.rotation.uncertain_rows import refuse_damaged_rows
-from eventseal.storage.transactions import read
+from eventseal.storage.database.transactions import read
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -12,10 +12,10 @@ from eventseal.cli.options import Config, DryRun, Json, Options, Yes
 from eventseal.cli.output import print_json
 from eventseal.cli.progress import shown_progress
 from eventseal.cli.results import finish, print_failures, print_rows_set_aside
-from eventseal.erasure.set_aside import required_ledger, set_aside, withdraw
+from eventseal.erasure.setting_aside import required_ledger, set_aside, withdraw
 from eventseal.errors import ConfigurationError, JobError
 from eventseal.rotation.damaged_rows import damaged_row, damaged_rows
-from eventseal.rotation.item_lookup import typed_place
+from eventseal.rotation.did_you_mean import typed_place
 from eventseal.rotation.sealed_store import registered_tables
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from eventseal.configuration import EventSeal
     from eventseal.rotation.damaged_rows import DamagedRows
-    from eventseal.rotation.set_aside import SetAside
+    from eventseal.rotation.rows_set_aside import SetAside
 
 EXAMPLES = """\b
 Examples:

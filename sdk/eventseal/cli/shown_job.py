@@ -10,7 +10,7 @@ from eventseal.cli.options import opened_in_worker
 from eventseal.cli.output import print_json
 from eventseal.cli.progress import shown_progress
 from eventseal.cli.worker_processes import worker_processes
-from eventseal.rotation.jobs import MIGRATE, verb_command
+from eventseal.rotation.jobs.jobs import MIGRATE, verb_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,7 +15,7 @@ from eventseal.cli.results import exit_by, finish, print_failures, tell
 from eventseal.erasure import shred as shred_scope
 from eventseal.errors import ConfigurationError, JobError
 from eventseal.keys import DEFAULT_SCOPE
-from eventseal.rotation.nearest import refuse_unknown_scopes
+from eventseal.rotation.did_you_mean import refuse_unknown_scopes
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,19 +12,19 @@ from eventseal.cli.options import Config, Json, Options
 from eventseal.cli.output import print_columns, print_json, printable
 from eventseal.cli.results import print_rows_set_aside
 from eventseal.configuration.assembly import rotation_policy
-from eventseal.configuration.ledgers import configured_ledger
-from eventseal.erasure.ledger_entries import INTENT
-from eventseal.erasure.set_aside import unverified_rows
-from eventseal.rotation.jobs import verb_of
-from eventseal.rotation.status import status as read_status
+from eventseal.configuration.stores import configured_ledger
+from eventseal.erasure.ledger.entries import INTENT
+from eventseal.erasure.setting_aside import unverified_rows
+from eventseal.rotation.jobs.jobs import verb_of
+from eventseal.rotation.status.status import status as read_status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
     from eventseal.configuration.stores import Stores
-    from eventseal.rotation.set_aside import SetAside
-    from eventseal.rotation.standing import Advice, JobStanding, Status
+    from eventseal.rotation.rows_set_aside import SetAside
+    from eventseal.rotation.status.advice import Advice, JobStanding, Status
 
 _NUMBERS = frozenset({"KEYS", "ITEMS", "WRAPPINGS", "VERIFIED", "DONE", "OF"})
 

@@ -17,11 +17,11 @@ from eventseal.cli.restore_checking import shred_after_restore
 from eventseal.cli.results import exit_by, print_failures
 from eventseal.cli.state_files import StateFile
 from eventseal.cli.worker_processes import worker_processes
-from eventseal.erasure.verify_receipt import VerifyReceipt
+from eventseal.erasure.receipts import VerifyReceipt
 from eventseal.errors import ConfigurationError
 from eventseal.rotation import verify as verify_store
 from eventseal.rotation.item_checks import FORMER, OUTCOMES
-from eventseal.rotation.set_aside import SET_ASIDE
+from eventseal.rotation.rows_set_aside import SET_ASIDE
 
 if TYPE_CHECKING:
     from eventseal.rotation import JobResult

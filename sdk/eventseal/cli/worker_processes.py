@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from eventseal.cli.application_modules import working_directory_last
 from eventseal.cli.exit_codes import ExitCode
-from eventseal.rotation.movers import function_named
+from eventseal.rotation.jobs.resealers import function_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,18 +6,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from eventseal.cipher import AESCipher
-from eventseal.cipher.compression import EventZstd, NoCompression, Zlib
-from eventseal.configuration.ledgers import configured_ledger
+from eventseal.cipher.envelopes import EventZstd, NoCompression, Zlib
 from eventseal.configuration.loading import load_settings, with_urls_hidden
 from eventseal.configuration.old_formats import configured_formats
-from eventseal.configuration.stores import Stores
-from eventseal.erasure.set_aside import rows_in_force
+from eventseal.configuration.stores import Stores, configured_ledger
+from eventseal.erasure.setting_aside import rows_in_force
 from eventseal.errors import ConfigurationError
 from eventseal.items import SequencedItemMapper
 from eventseal.items.acceptance import AcceptedFormats
 from eventseal.keys import CachePolicy, Keyring, RotationPolicy
 from eventseal.kms import adapter_from_uri
-from eventseal.storage.accepted_formats import AcceptedNow
+from eventseal.storage.datastore import AcceptedNow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,11 +24,11 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from eventseal.cipher.compression import Compression
+    from eventseal.cipher.envelopes import Compression
     from eventseal.configuration.settings import Settings
     from eventseal.items.sealed_places import SealedPlace
     from eventseal.kms import KmsAdapter
-    from eventseal.rotation.set_aside import SetAside
+    from eventseal.rotation.rows_set_aside import SetAside
 
 _COMPRESSIONS: dict[str, Callable[[], Compression]] = {"zstd": EventZstd, "zlib": Zlib, "none": NoCompression}
 _NO_KEK = """Name one, with a line in eventseal.toml:

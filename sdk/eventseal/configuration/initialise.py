@@ -1,28 +1,308 @@
-"""Making ready what the settings describe: the file, the KEK, the tables, the first keys."""
+"""The steps of ``eventseal init`` behind its settings file, in the order in which one needs the other."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from secrets import token_bytes
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from pydantic import SecretStr
+from sqlalchemy import inspect
 
-from eventseal.configuration.init_steps import InitStep, InitSteps
+from eventseal.configuration.assembly import EventSeal, configured_keks
 from eventseal.configuration.loading import (
     DEFAULT_FILE,
     environment_names,
     settings_file,
     settings_from,
     with_urls_hidden,
+    write_settings_file,
 )
-from eventseal.configuration.toml_file import write_settings_file
-from eventseal.errors import ConfigurationError
-from eventseal.keys.revocations import NEW_KEY_TABLES
+from eventseal.configuration.stores import Stores, configured_ledger
+from eventseal.erasure import adopt, upgrade_key_tables
+from eventseal.errors import ConfigurationError, KeyDestroyedError, KmsForbiddenError, MissingTableError
+from eventseal.keys.authentication.revocations import NEW_KEY_TABLES
+from eventseal.keys.records import DEFAULT_SCOPE, STORE_SCOPE
+from eventseal.keys.ring.new_keys import new_key_id
+from eventseal.keys.states import KeyPurpose
+from eventseal.kms import SupportsCheck, adapter_from_uri
+from eventseal.kms.adapter import EncryptionContext
+from eventseal.kms.uri import adapter_class
+from eventseal.storage.database.table_setup import KEY_ID
+from eventseal.storage.database.transactions import read
+from eventseal.storage.items.columns import sealed_columns
+from eventseal.storage.items.fence_triggers import has_fence_triggers
+from eventseal.storage.items.key_id_indexes import has_key_id_indexes
+from eventseal.storage.unregistered import OWN_TABLES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from sqlalchemy.engine import Connection
 
     from eventseal.configuration.settings import Settings
+    from eventseal.erasure import Ledger
+    from eventseal.kms import KmsAdapter
+    from eventseal.storage.items.tables import SealedTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InitStep:
+    """
+    One thing that was made ready.
+
+    Attributes:
+        name: ``settings``, ``kek``, ``kms``, ``columns``, ``tables``, ``eventsourcing``, ``upgrade``,
+            ``keys`` or ``ledger``.
+        changed: Whether something was made, or, in a dry run, would be.
+        detail: What was made, or was there already.
+    """
+
+    name: str
+    changed: bool
+    detail: str
+
+
+@runtime_checkable
+class MakesKeks(Protocol):
+    """A class of adapters that can make the KEK that a key URI names; the local one can."""
+
+    def exists(self, uri: str) -> bool:
+        """Tell whether anything is there."""
+        ...
+
+    def create_from_uri(self, uri: str) -> KmsAdapter:
+        """Make it; nothing may be there."""
+        ...
+
+
+class InitSteps:
+    """
+    Takes the steps. All that is local is checked on construction: nothing is written if that is wrong.
+
+    Args:
+        settings: What to make ready.
+        dry_run: Only tell what would be made.
+
+    Raises:
+        ConfigurationError: No KEK or no database is configured, or what is configured cannot be built.
+    """
+
+    def __init__(self, settings: Settings, *, dry_run: bool) -> None:
+        self._settings = settings
+        self._dry_run = dry_run
+        self._kek_classes = [(uri, adapter_class(uri)) for uri in configured_keks(settings)]
+        self._stores = Stores(settings)
+        self._ledger = configured_ledger(settings)
+        if self._stores.are_in_memory():
+            raise ConfigurationError(
+                "a database in memory would be gone with this command",
+                remedy="Name a file, such as sqlite:///events.sqlite; a process that keeps its database in "
+                "memory calls datastore.setup_tables() itself.",
+            )
+
+    def take(self) -> Iterator[InitStep]:
+        """Take one step after the other."""
+        connects = self._connects()
+        if connects:  # before anything is made, and said by a dry run too
+            self._stores.datastore.tables_to_register(self._settings.application)
+        has_store_key = connects and self._has_key(STORE_SCOPE, KeyPurpose.STORE)
+        missing = [] if has_store_key else self._missing_keks()
+        yield from self._make_keks(missing)
+        adapters = [] if missing and self._dry_run else self._adapters()
+        for number, adapter in enumerate(adapters):
+            yield _checked(adapter, self._settings.application, is_first=number == 0)
+        yield self._add_columns()
+        unprepared = self._unprepared_tables()
+        yield self._make_tables()
+        if self._settings.eventsourcing_tables:
+            yield self._adopt_tables(unprepared)
+        if has_store_key:
+            yield from self._upgrade_keys(adapters)
+        yield self._make_keys(adapters, has_store_key=has_store_key)
+        if self._ledger is not None:
+            yield self._make_ledger(self._ledger, adapters)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stores.close()
+
+    def _connects(self) -> bool:
+        """Whether there is a database: a dry run does not make one."""
+        if self._dry_run and not self._stores.are_present():
+            return False
+        self._stores.datastore.setup_connection()
+        return True
+
+    def _missing_keks(self) -> list[str]:
+        return [
+            uri for uri, kind in self._kek_classes if isinstance(kind, MakesKeks) and not kind.exists(uri)
+        ]
+
+    def _make_keks(self, missing: list[str]) -> Iterator[InitStep]:
+        for uri, kind in self._kek_classes:
+            if not isinstance(kind, MakesKeks):
+                continue
+            if uri in missing and not self._dry_run:
+                kind.create_from_uri(uri)
+            yield InitStep(name="kek", changed=uri in missing, detail=f"KEK {uri}")
+
+    def _adapters(self) -> list[KmsAdapter]:
+        return [adapter_from_uri(uri) for uri, _ in self._kek_classes]
+
+    def _add_columns(self) -> InitStep:
+        datastore = self._stores.datastore
+        added: list[str] = []
+        indexed: list[str] = []
+        if not self._dry_run:
+            added, indexed = datastore.add_key_id_columns(), datastore.index_key_ids()
+        elif self._stores.are_present():
+            added = read(datastore.engine, self._without_key_id, doing="comparing columns")
+            indexed = [table.table for table in datastore.unindexed_tables()]
+        said = [f"column key_id in {', '.join(added)}"] if added else []
+        said += [f"indexes on the key ids of {', '.join(indexed)}"] if indexed else []
+        return InitStep(name="columns", changed=bool(said), detail="; ".join(said) or "columns")
+
+    def _make_tables(self) -> InitStep:
+        datastore = self._stores.datastore
+        wanted = {record.__table__.fullname for record in datastore.tables} | OWN_TABLES
+        missing = sorted(wanted - self._table_names())
+        if not self._dry_run:
+            datastore.setup_tables(application=self._settings.application)
+        detail = f"tables {', '.join(missing)}" if missing else f"{len(wanted)} tables"
+        return InitStep(name="tables", changed=bool(missing), detail=detail)
+
+    def _unprepared_tables(self) -> list[str]:
+        """List the eventsourcing library's tables that are there without their triggers or their index."""
+        if not self._connects():
+            return []
+        tables = self._stores.datastore.described_eventsourcing_tables()
+        look = partial(_unprepared, tables=tables)
+        return read(self._stores.datastore.engine, look, doing="looking at triggers and indexes")
+
+    def _adopt_tables(self, unprepared: list[str]) -> InitStep:
+        datastore = self._stores.datastore
+        there = datastore.described_eventsourcing_tables() if self._stores.are_present() else []
+        names = [table.table for table in there]
+        absent = [name for name in datastore.eventsourcing_tables if name not in names]
+        said = [f"triggers and index of {', '.join(unprepared or names)}"] if names else []
+        if absent:
+            said.append(f"{', '.join(absent)} not there yet: run init again when its application has made it")
+        return InitStep(name="eventsourcing", changed=bool(unprepared), detail="; ".join(said))
+
+    def _upgrade_keys(self, adapters: list[KmsAdapter]) -> Iterator[InitStep]:
+        """Upgrade the key tables of a release before the revocation tree."""
+        if self._dry_run:
+            changes = self._stores.key_store.changes(self._settings.application, -1, [])
+            if changes is not None and not changes.mark.has_tree:
+                yield InitStep(name="upgrade", changed=True, detail="key tables of an earlier release")
+            return
+        with EventSeal(self._settings, kms=adapters) as seal:
+            upgraded = upgrade_key_tables(seal)
+        if upgraded is None:
+            return
+        listed = f"; {upgraded.erased:,} items of reopened scopes were taken for erased, unproven"
+        edited = f"; {upgraded.edited:,} edited rows were left out"
+        yield InitStep(
+            name="upgrade",
+            changed=True,
+            detail=f"key tables, with {upgraded.keys:,} keys that are compromised or destroyed"
+            f"{listed * bool(upgraded.erased)}{edited * bool(upgraded.edited)}. "
+            "To refuse old copies, set key_tables = 2",
+        )
+
+    def _make_keys(self, adapters: list[KmsAdapter], *, has_store_key: bool) -> InitStep:
+        there = {"store key": has_store_key, "first data key": self._has_key(DEFAULT_SCOPE, KeyPurpose.DATA)}
+        closed = ""
+        if not self._dry_run:
+            # Also if both are there: that the KMS unwraps them is what no question for permissions shows.
+            with EventSeal(self._settings, kms=adapters) as seal:
+                try:
+                    seal.keyring.prepare([DEFAULT_SCOPE])
+                except KeyDestroyedError:  # by somebody who meant it: whatever else is missing is made
+                    closed = f", whose scope {DEFAULT_SCOPE} was shredded and is closed"
+        missing = [name for name, is_there in there.items() if not is_there]
+        detail = f"{' and '.join(missing or there)} of application {self._settings.application}{closed}"
+        return InitStep(name="keys", changed=bool(missing), detail=detail)
+
+    def _make_ledger(self, ledger: Ledger, adapters: list[KmsAdapter]) -> InitStep:
+        changed = not ledger.exists(self._settings.application)
+        noted = 0
+        if changed and not self._dry_run:
+            with EventSeal(self._settings, kms=adapters) as seal:
+                noted = adopt(seal, ledger)
+        detail = f"{ledger.name}" + (f", with {noted:,} scopes that were shredded before" if noted else "")
+        return InitStep(name="ledger", changed=changed, detail=detail)
+
+    def _has_key(self, scope: str, purpose: KeyPurpose) -> bool:
+        if not self._stores.are_present():
+            return False
+        try:
+            return bool(self._stores.key_store.active(self._settings.application, [scope], purpose=purpose))
+        except MissingTableError:
+            return False
+
+    def _table_names(self) -> set[str]:
+        if not self._stores.are_present():
+            return set()
+        engines = (self._stores.datastore.engine, self._stores.datastore.key_engine)
+        return {name for engine in engines for name in read(engine, _table_names, doing="looking for tables")}
+
+    def _without_key_id(self, connection: Connection) -> list[str]:
+        inspector = inspect(connection)
+        sealed = [record.__table__ for record in self._stores.datastore.tables if sealed_columns(record)]
+        return [
+            table.fullname
+            for table in sealed
+            if inspector.has_table(table.name, schema=table.schema)
+            and KEY_ID
+            not in {column["name"] for column in inspector.get_columns(table.name, schema=table.schema)}
+        ]
+
+
+def _unprepared(connection: Connection, tables: Sequence[SealedTable]) -> list[str]:
+    return [
+        table.table
+        for table in tables
+        if not (has_key_id_indexes(connection, table) and has_fence_triggers(connection, table))
+    ]
+
+
+def _table_names(connection: Connection) -> list[str]:
+    return inspect(connection).get_table_names()
+
+
+def _checked(adapter: KmsAdapter, application: str, *, is_first: bool) -> InitStep:
+    """Ask a KEK what it grants, and have one that is not the first wrap a key, which is thrown away."""
+    step = _asked(adapter, application)
+    if not is_first:  # it may lack a permission that one KEK alone does not need, until the next new key
+        adapter.wrap(token_bytes(32), EncryptionContext(new_key_id(), str(KeyPurpose.DATA), application))
+    return step
+
+
+def _asked(adapter: KmsAdapter, application: str) -> InitStep:
+    if not isinstance(adapter, SupportsCheck):
+        return InitStep(
+            name="kms", changed=False, detail=f"{adapter.uri}, which cannot be asked what it grants"
+        )
+    missing = [check for check in adapter.check(application) if not check.granted]
+    denied = [check for check in missing if check.required]
+    if denied:
+        raise KmsForbiddenError(
+            f"{adapter.uri} does not grant {', '.join([check.action for check in denied])}",
+            kek_uri=adapter.uri,
+            remedy="\n".join([check.detail for check in denied if check.detail]) or None,
+        )
+    but = f", but not {', '.join([check.action for check in missing])}" if missing else ""
+    return InitStep(name="kms", changed=False, detail=f"{adapter.uri} grants what is needed{but}")
 
 
 def initialise(path: str | Path | None = None, *, dry_run: bool = False, **options: Any) -> list[InitStep]:

@@ -12,10 +12,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from eventseal.configuration.old_formats import check_entries
 from eventseal.items.event_modules import is_module_name
-from eventseal.keys.branch_wrapping import MOST_BRANCHES
+from eventseal.keys.authentication.revocations import NEW_KEY_TABLES
 from eventseal.keys.records import checked_application
-from eventseal.keys.revocations import NEW_KEY_TABLES
 from eventseal.keys.store import HARD_LIMIT
+from eventseal.keys.wrapping.branches import MOST_BRANCHES
 
 ENVIRONMENT_PREFIX = "EVENTSEAL_"
 

@@ -1,23 +1,20 @@
 """Crypto-shredding: a scope's keys are destroyed, so that its items never open; and the ledger of it."""
 
 from eventseal.erasure.backup import Backup
-from eventseal.erasure.ended_keks import EndedKek, Ending
 from eventseal.erasure.epoch import roll_epoch
-from eventseal.erasure.epoch_receipt import EpochReceipt, RecordedEntry
-from eventseal.erasure.epoch_result import EpochResult
+from eventseal.erasure.epoch_receipt import EpochReceipt, EpochResult, RecordedEntry
+from eventseal.erasure.keks import EndedKek, Ending
 from eventseal.erasure.key_table_upgrade import Upgraded, upgrade_key_tables
-from eventseal.erasure.ledger import DatabaseLedger, FileLedger, Ledger, LedgerLines
-from eventseal.erasure.ledger_entries import LedgerEntry
+from eventseal.erasure.ledger.entries import LedgerEntry
+from eventseal.erasure.ledger.ledger import DatabaseLedger, FileLedger, Ledger, LedgerLines
+from eventseal.erasure.ledger.recording import adopt
 from eventseal.erasure.receipt_checks import CheckedReceipt, check_receipt
-from eventseal.erasure.receipts import Receipt
-from eventseal.erasure.recording import adopt
-from eventseal.erasure.reopen import reopen
-from eventseal.erasure.repair import RepairResult, repair
+from eventseal.erasure.receipts import Receipt, VerifyReceipt
+from eventseal.erasure.reopening import reopen
+from eventseal.erasure.repairing import RepairResult, repair
 from eventseal.erasure.restore import RestoredScope, RestoreResult, after_restore
-from eventseal.erasure.set_aside import set_aside, withdraw
-from eventseal.erasure.shred import HasLedger, ShredResult, shred
-from eventseal.erasure.subject_erased import SubjectErased, erased_subjects
-from eventseal.erasure.verify_receipt import VerifyReceipt
+from eventseal.erasure.setting_aside import set_aside, withdraw
+from eventseal.erasure.shredding import HasLedger, ShredResult, SubjectErased, erased_subjects, shred
 
 __all__ = [
     "Backup",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from eventseal.cipher import ItemContext, Opened
-from eventseal.erasure.backup_keys import BackupKeys
+from eventseal.erasure.backup import BackupKeys
 from eventseal.errors import (
     OPAQUE_INTEGRITY_MESSAGE,
     EventSealError,
@@ -18,9 +18,9 @@ from eventseal.errors import (
     StoreError,
 )
 from eventseal.items.sealed_places import Page
-from eventseal.storage.item_swaps import KEY_ID_IN_HEADER
-from eventseal.storage.marks import recorded
-from eventseal.storage.transactions import read
+from eventseal.storage.database.transactions import read
+from eventseal.storage.items.swaps import KEY_ID_IN_HEADER
+from eventseal.storage.jobs.compromised_items import recorded
 from eventseal.suites.envelope import envelope_problem
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from eventseal.erasure.backup import Backup
     from eventseal.items.sealed_places import Place
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.item_rows import ItemRow
-    from eventseal.storage.sealed_table import SealedTable
+    from eventseal.storage.items.rows import ItemRow
+    from eventseal.storage.items.tables import SealedTable
 
 T = TypeVar("T")
 

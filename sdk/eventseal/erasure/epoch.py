@@ -9,43 +9,41 @@ from itertools import count
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from eventseal.erasure.epoch_receipt import EpochReceipt
-from eventseal.erasure.epoch_result import EpochResult
-from eventseal.erasure.kek_ending import KekEndings, in_use_since
-from eventseal.erasure.ledger_entries import DONE, INTENT
-from eventseal.erasure.recording import prepare_ledger
-from eventseal.erasure.shred import own_ledger
+from eventseal.erasure.epoch_receipt import EpochReceipt, EpochResult
+from eventseal.erasure.keks import KekEndings, in_use_since
+from eventseal.erasure.ledger.entries import DONE, INTENT
+from eventseal.erasure.ledger.recording import prepare_ledger
+from eventseal.erasure.shredding import own_ledger
 from eventseal.errors import JobError
-from eventseal.keys.branch_wrapping import BRANCH_PREFIX, branch_uri
-from eventseal.rotation.keks import kek_report
-from eventseal.rotation.key_totals import refresh_interval
-from eventseal.rotation.old_key_tables import refuse_old_key_tables
+from eventseal.keys.wrapping.branches import BRANCH_PREFIX, branch_uri
 from eventseal.rotation.results import Failure
-from eventseal.rotation.rewrap import WRAPPING_TABLE
-from eventseal.storage.epochs import (
+from eventseal.rotation.rewrapping import WRAPPING_TABLE, kek_report
+from eventseal.rotation.status.key_totals import refresh_interval
+from eventseal.rotation.table_checks import refuse_old_key_tables
+from eventseal.storage.database.transactions import read
+from eventseal.storage.keys.epochs import (
     begin_epoch,
     finish_epoch,
     is_rolling,
     note_branch_keys,
     note_version,
 )
-from eventseal.storage.kek_closing import NO_KEY, close_keks, hanging_on
-from eventseal.storage.physical_deletion import overwrite_deleted
-from eventseal.storage.transactions import read
+from eventseal.storage.keys.kek_closing import NO_KEY, close_keks, hanging_on
+from eventseal.storage.keys.wrapping_rows import overwrite_deleted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
-    from eventseal.erasure.ended_keks import EndedKek
-    from eventseal.erasure.ledger import Ledger
-    from eventseal.erasure.ledger_entries import LedgerEntry
+    from eventseal.erasure.keks import EndedKek
+    from eventseal.erasure.ledger.entries import LedgerEntry
+    from eventseal.erasure.ledger.ledger import Ledger
     from eventseal.errors import EventSealError
     from eventseal.keys import KeyRecord, Rewrap
-    from eventseal.keys.seals import Seals
+    from eventseal.keys.authentication.row_macs import Seals
     from eventseal.kms import KmsAdapter
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.epochs import Epoch
+    from eventseal.storage.keys.epochs import Epoch
 
 KEY_TABLE = "encryption_keys"
 """Names the branch keys in ``by_table``."""

@@ -1,4 +1,4 @@
-"""The receipt of a new epoch: which backups open nothing, since when, and from when on for good."""
+"""The result of a new epoch and its receipt: which backups open nothing, and since when."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from eventseal.erasure.ended_keks import EndedKek, Ending, as_moment, as_text
-from eventseal.erasure.receipt_page import moment, page
+from eventseal.erasure.keks import EndedKek, Ending, as_moment, as_text
+from eventseal.erasure.receipts import moment, page
+from eventseal.rotation.results import JobResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from uuid import UUID
 
-    from eventseal.erasure.ledger_entries import LedgerEntry
+    from eventseal.erasure.ledger.entries import LedgerEntry
     from eventseal.keys import Keyring
 
 
@@ -192,3 +193,35 @@ def _or_by_hand(at: datetime | None) -> str:
 def _last(moments: Sequence[datetime | None]) -> datetime | None:
     known = [at for at in moments if at is not None]
     return max(known) if known and len(known) == len(moments) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochResult(JobResult):
+    """
+    What rolling the epoch did.
+
+    Attributes:
+        covers_before: A backup of the key tables opens nothing any more if it was taken before this moment;
+            ``None``: the epoch was not rolled, or nobody tells since when the KEK is in use.
+        finished_at: When the last step was done, by the key store's clock; ``None``: it is not.
+        keks: What ended, and when it is gone for good.
+        others: Other applications in the same key tables, with their wrappings under the KEKs that end.
+        receipt: Which backups are useless, and from when on; ``None``: the epoch was not rolled.
+    """
+
+    covers_before: datetime | None = None
+    finished_at: datetime | None = None
+    keks: Sequence[EndedKek] = ()
+    others: dict[str, int]
+    receipt: EpochReceipt | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as ``--json`` prints it."""
+        return {
+            **JobResult.to_json(self),  # a dataclass with slots has no super() of this form
+            "covers_before": as_text(self.covers_before),
+            "finished_at": as_text(self.finished_at),
+            "keks": [kek.to_json() for kek in self.keks],
+            "others": dict(self.others),
+            "receipt": None if self.receipt is None else self.receipt.to_json(),
+        }

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from eventseal.erasure.fences import list_erased
+from eventseal.erasure.shredding import list_erased
 from eventseal.rotation.sealed_store import registered_tables
 
 if TYPE_CHECKING:
-    from eventseal.keys.old_key_tables import OldRows
+    from eventseal.keys.authentication.old_key_tables import OldRows
     from eventseal.rotation.sealed_store import SealedStore
 
 

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from eventseal.erasure.epoch import EPOCH
 from eventseal.erasure.epoch_receipt import EPOCH_RECEIPT, EpochReceipt
-from eventseal.erasure.ledger_entries import DONE, INTENT
-from eventseal.erasure.receipts import ERASURE_RECEIPT, Receipt
-from eventseal.erasure.verify_receipt import VERIFICATION
+from eventseal.erasure.ledger.entries import DONE, INTENT
+from eventseal.erasure.receipts import ERASURE_RECEIPT, VERIFICATION, Receipt
 from eventseal.errors import ConfigurationError
-from eventseal.suites.framing import canonical_json
+from eventseal.suites.hkdf import canonical_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from eventseal.erasure.ledger import Ledger
-    from eventseal.erasure.ledger_entries import LedgerEntry
+    from eventseal.erasure.ledger.entries import LedgerEntry
+    from eventseal.erasure.ledger.ledger import Ledger
     from eventseal.rotation.sealed_store import SealedStore
 
 

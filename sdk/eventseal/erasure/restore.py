@@ -7,25 +7,23 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eventseal.erasure.fences import close_scope_fences, list_erased
-from eventseal.erasure.ledger_entries import DONE
+from eventseal.erasure.ledger.entries import DONE
 from eventseal.erasure.restore_scan import Reading, Undone, undone_scopes, unrecorded_keys
-from eventseal.erasure.shred import own_ledger, shred
-from eventseal.erasure.subject_erased import SubjectErased
+from eventseal.erasure.shredding import SubjectErased, close_scope_fences, list_erased, own_ledger, shred
 from eventseal.errors import ConfigurationError, EventSealError, IntegrityError, JobError
 from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult
 from eventseal.rotation.sealed_store import registered_tables
 from eventseal.rotation.table_checks import refuse_unregistered_tables
-from eventseal.storage.physical_deletion import overwrite_deleted
+from eventseal.storage.keys.wrapping_rows import overwrite_deleted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from uuid import UUID
 
-    from eventseal.erasure.ledger import Ledger
+    from eventseal.erasure.ledger.ledger import Ledger
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.sealed_table import SealedTable
+    from eventseal.storage.items.tables import SealedTable
 
 _KEYS_TABLE = "encryption_keys"
 

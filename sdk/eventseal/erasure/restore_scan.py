@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from eventseal.erasure.ledger_entries import DONE, INTENT, REOPEN
-from eventseal.erasure.recording import shredded_keys
+from eventseal.erasure.ledger.entries import DONE, INTENT, REOPEN
+from eventseal.erasure.ledger.recording import shredded_keys
 from eventseal.keys.states import SUBJECT_PURPOSES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from uuid import UUID
 
-    from eventseal.erasure.ledger import Ledger
-    from eventseal.erasure.ledger_entries import LedgerEntry
+    from eventseal.erasure.ledger.entries import LedgerEntry
+    from eventseal.erasure.ledger.ledger import Ledger
     from eventseal.keys import KeyPurpose, KeyRecord
     from eventseal.rotation.sealed_store import SealedStore
 

@@ -1,7 +1,12 @@
 """An event store, small on purpose: events, entities, repositories, snapshots, policies, applications."""
 
 from eventseal.eventstore.aggregates import AggregateRoot
-from eventseal.eventstore.application import ApplicationWithEventStores, ApplicationWithPersistencePolicies
+from eventseal.eventstore.application import (
+    ApplicationWithEventStores,
+    ApplicationWithPersistencePolicies,
+    PersistencePolicy,
+    SnapshottingPolicy,
+)
 from eventseal.eventstore.decorators import attribute, mutator, retry
 from eventseal.eventstore.entities import (
     EventSourcedEntity,
@@ -20,9 +25,10 @@ from eventseal.eventstore.events import (
     EventWithOriginatorVersion,
     EventWithTimestamp,
     Logged,
+    publish,
+    subscribe,
+    unsubscribe,
 )
-from eventseal.eventstore.policies import PersistencePolicy, SnapshottingPolicy
-from eventseal.eventstore.publishing import publish, subscribe, unsubscribe
 from eventseal.eventstore.repository import EventSourcedRepository, RepositoryKeyError
 from eventseal.eventstore.snapshots import EventSourcedSnapshotStrategy, Snapshot, SnapshotStrategy
 from eventseal.eventstore.store import ActiveRecordStrategy, EventStore

@@ -8,9 +8,9 @@ from uuid import UUID, uuid4
 from eventseal.errors import ConfigurationError, IntegrityError, ItemNotFoundError, SequencedItemConflictError
 from eventseal.eventstore import events
 from eventseal.eventstore.decorators import mutator
+from eventseal.eventstore.events import current_owner, owned_by, publish
 from eventseal.eventstore.personal_state import personal_names, refuse_unmarked
-from eventseal.eventstore.publishing import current_owner, owned_by, publish
-from eventseal.items.attribute_names import refuse_methods
+from eventseal.items.event_modules import refuse_methods
 from eventseal.items.masks import Erased
 from eventseal.items.objects import attributes_of
 from eventseal.items.personal import plan_of

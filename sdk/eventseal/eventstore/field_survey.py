@@ -14,16 +14,15 @@ from eventseal.eventstore.entities import EventSourcedEntity
 from eventseal.eventstore.events import DomainEvent
 from eventseal.eventstore.personal_state import refuse_unmarked
 from eventseal.items.mapper import SequencedItemMapper
-from eventseal.items.personal import annotates_personal, marked_names
-from eventseal.items.protection import parameters_of_constructors
-from eventseal.items.scopes import CLASS_RULE
+from eventseal.items.personal import annotates_personal, marked_names, parameters_of_constructors
+from eventseal.items.places import CLASS_RULE
 from eventseal.items.topics import class_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from types import ModuleType
 
-    from eventseal.items.protection import ProtectedField
+    from eventseal.items.personal import ProtectedField
 
 PERSONAL_WORDS = frozenset({
     "address", "addresses", "age", "birth", "birthdate", "birthday", "birthplace", "born", "dob", "email",

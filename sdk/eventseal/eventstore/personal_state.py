@@ -13,19 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from eventseal.errors import ConfigurationError
 from eventseal.eventstore.events import DomainEvent
-from eventseal.items.field_values import ObjectState
-from eventseal.items.json_types import Refused
+from eventseal.items.json_values import ObjectState, Refused
+from eventseal.items.markers import PersonalData, Sealed, fits, personal_data_in, with_masks
 from eventseal.items.masks import Masked
 from eventseal.items.objects import attributes_of
 from eventseal.items.personal import marked_names, plan_of
-from eventseal.items.shapes import PersonalData, Sealed, fits, personal_data_in, with_masks
-from eventseal.items.subjects import Enclosing, find_subject, subject_scope
+from eventseal.items.stored_fields import Enclosing, find_subject, subject_scope
 from eventseal.items.topics import class_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-    from eventseal.items.shapes import Shape
+    from eventseal.items.markers import Shape
 
 DECLARATION = "__personal_data__"
 """The attribute of an entity class that says where it keeps the personal data of its events."""

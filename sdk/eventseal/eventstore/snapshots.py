@@ -20,7 +20,7 @@ from eventseal.items.evolution import CLASS_VERSION, current, form_of
 from eventseal.items.masks import Erased
 from eventseal.items.objects import restore
 from eventseal.items.personal import plan_of
-from eventseal.items.scopes import CLASS_RULE
+from eventseal.items.places import CLASS_RULE
 from eventseal.items.topics import resolve_topic, topic_of
 from eventseal.keys.records import DEFAULT_SCOPE
 

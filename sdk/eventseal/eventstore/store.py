@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from eventseal.errors import ConfigurationError, IntegrityError, KeyClosedError, KeyDestroyedError
-from eventseal.items.item_fields import field_names
+from eventseal.items.item import field_names
 from eventseal.items.sealed_places import SealedPlace
 
 if TYPE_CHECKING:
@@ -283,7 +283,7 @@ class EventStore:
 def _place_beside_tables(strategy: ActiveRecordStrategy, mapper: SequencedItemMapper) -> SealedPlace | None:
     """Give the place that sealed items go to, unless it is a table, which the registry has."""
     # Looked up, not imported: a strategy of SQLAlchemy's needs the module, and others need no SQLAlchemy.
-    storage = sys.modules.get("eventseal.storage.item_strategy")
+    storage = sys.modules.get("eventseal.storage.strategy")
     is_table = storage is not None and isinstance(strategy, storage.SQLAlchemyActiveRecordStrategy)
     if mapper.cipher is None or not mapper.cipher.has_keyring or is_table:
         return None

@@ -32,7 +32,7 @@ from eventseal.items.annotations import (
     alias_value,
     unresolved,
 )
-from eventseal.items.shapes import (
+from eventseal.items.markers import (
     NO_MASK,
     Choice,
     Elements,
@@ -41,17 +41,17 @@ from eventseal.items.shapes import (
     Positions,
     Sealed,
     Values,
+    conforms,
     overlap,
     personal_data_in,
     seals_all,
 )
-from eventseal.items.type_checks import conforms
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from eventseal.items.annotations import Annotation, Names
-    from eventseal.items.shapes import Shape
+    from eventseal.items.markers import Shape
 
 _LISTS = {list, collections.abc.Sequence, collections.abc.MutableSequence, collections.abc.Iterable,
           collections.abc.Collection}  # fmt: skip

@@ -1,19 +1,20 @@
-"""The classes that unauthenticated items may name: whoever can write to a table chooses their topics."""
+"""What the eventsourcing library knows in this process, if the program has imported it."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import fields, is_dataclass
 from functools import partial
 from importlib import import_module
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
+from inspect import getattr_static
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eventseal.errors import ConfigurationError, SerializationError
-from eventseal.items.attribute_names import known_names, read_names, refuse_methods
-from eventseal.items.library import library_bases, library_class, renamed
+from eventseal.items.annotations import raw_annotations
 from eventseal.items.topics import (
     ALIAS_REMEDY,
     answers_for,
@@ -26,7 +27,119 @@ from eventseal.items.topics import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
+
+
+_NO_MODULE = ModuleType("none")
+_BASES = ("DomainEvent", "HasOriginatorIDVersion", "Aggregate", "BaseAggregate")
+
+
+def of_library(module: str, name: str) -> Any:
+    """Give what a module of the library has under a name, or ``None``."""
+    return vars(sys.modules.get(f"eventsourcing.{module}", _NO_MODULE)).get(name)
+
+
+def library_bases() -> set[type[Any]]:
+    """Give the base classes of the library's events and aggregates."""
+    return {base for name in _BASES if (base := of_library("domain", name)) is not None}
+
+
+def library_class(topic: str) -> type[Any] | None:
+    """Give the class that the library has found under *topic* before, or that is registered with it."""
+    found = _registered_by_library().get(topic)
+    return found if isinstance(found, type) else None
+
+
+def renamed(module: str, qualified_name: str) -> tuple[str, str]:
+    """
+    Give the names that a class has today, by what is registered with the library. Nothing is imported.
+
+    Args:
+        module: The module in a topic: it, or a package that it is in, may be registered.
+        qualified_name: The class's name there: a class that it is defined in may be registered.
+    """
+    registered = _registered_by_library()
+    parts = qualified_name.split(".")
+    for count in range(len(parts) - 1, 0, -1):
+        outer = registered.get(f"{module}:{'.'.join(parts[:count])}")
+        if isinstance(outer, type):
+            return outer.__module__, ".".join([outer.__qualname__, *parts[count:]])
+    parts = module.split(".")
+    for count in range(len(parts), 0, -1):
+        found = registered.get(".".join(parts[:count]))
+        if isinstance(found, ModuleType):
+            return ".".join([found.__name__, *parts[count:]]), qualified_name
+    return module, qualified_name
+
+
+def _registered_by_library() -> dict[str, Any]:
+    return of_library("utils", "_topic_cache") or {}
+
+
+NAMES_CLASSES = "__names_classes__"
+"""An event class lists here the attributes that name classes, besides ``originator_topic``."""
+
+
+class AttributeNames(NamedTuple):
+    """
+    What the names of a class's attributes stand for.
+
+    Attributes:
+        methods: Names that the class calls something by: an attribute would be called in its place.
+        topics: Attributes that name classes.
+        watched: All of them.
+    """
+
+    methods: frozenset[str]
+    topics: tuple[str, ...]
+    watched: frozenset[str]
+
+
+_watched: dict[type[Any], AttributeNames] = {}
+known_names = _watched.get  # without a call of our own for each item
+
+
+def read_names(cls: type[Any]) -> AttributeNames:
+    """Say which attributes of *cls* are looked at before its objects are used."""
+    names = {name for base in cls.__mro__ for name in vars(base)} - _declared(cls)
+    methods = frozenset(name for name in names if _is_called(getattr_static(cls, name)))
+    topics = ["originator_topic", *getattr(cls, NAMES_CLASSES, ())]
+    if of_library("domain", "CanSnapshotAggregate") in cls.__mro__:
+        topics.append("topic")
+    known = _watched[cls] = AttributeNames(methods, tuple(topics), methods.union(topics))
+    return known
+
+
+def refuse_methods(cls: type[Any], attributes: Iterable[str]) -> None:
+    """
+    Refuse attributes that stand before a method of their object.
+
+    Args:
+        cls: Of the object, which an item names.
+        attributes: Their names.
+
+    Raises:
+        SerializationError: There is one.
+    """
+    methods = (known_names(cls) or read_names(cls)).methods
+    if not methods.isdisjoint(attributes):
+        name = min(methods.intersection(attributes))
+        raise SerializationError(
+            f"an item sets the attribute {name!r}, which {class_name(cls)} defines as something to call",
+            remedy="If it is a field, annotate it in the body of the class. If it was one before, give the "
+            "method another name. Else find out who wrote the row.",
+        )
+
+
+def _declared(cls: type[Any]) -> set[str]:
+    names = {field.name for field in fields(cls)} if is_dataclass(cls) else set()
+    for base in cls.__mro__:
+        names.update(name for name, kept in raw_annotations(base).items() if "ClassVar" not in str(kept))
+    return names
+
+
+def _is_called(member: object) -> bool:
+    return callable(member) or isinstance(member, classmethod)
 
 
 class EventModules:

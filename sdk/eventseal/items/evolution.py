@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from eventseal.errors import ConfigurationError, EventSealError, SerializationError
 from eventseal.items.annotations import raw_annotations
-from eventseal.items.class_members import is_generated
+from eventseal.items.class_annotations import is_generated
 from eventseal.items.topics import class_name
 
 CLASS_VERSION = "class_version"

@@ -1,11 +1,30 @@
-"""The sequenced item: an event as stored."""
+"""The sequenced item, an event as stored, and the fields of sequenced item classes."""
 
 from __future__ import annotations
 
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from eventseal.cipher.context import canonical_position, canonical_sequence_id
+from eventseal.errors import (
+    OPAQUE_INTEGRITY_MESSAGE,
+    ConfigurationError,
+    IntegrityError,
+    KekNotConfiguredError,
+    KeyDestroyedError,
+    KeyNotFoundError,
+    SerializationError,
+    WrongApplicationError,
+)
+from eventseal.suites.envelope import HEADER_SIZE
+
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
     from uuid import UUID
+
+    from eventseal.errors import EventSealError
 
 
 EVENTS, TIMED_EVENTS = "items", "timestamp_items"
@@ -29,3 +48,188 @@ class SequencedItem(NamedTuple):
     topic: str
     data: bytes
     key_id: UUID | None = None
+
+
+KEY_ID = "key_id"
+_PLACES = 4
+
+
+class StoredItem(NamedTuple):
+    """An item's fields under one name each, whatever its class calls them."""
+
+    sequence_id: Any
+    position: Any
+    topic: str
+    data: bytes
+    key_id: UUID | None = None
+
+    def check_place(self) -> None:
+        """
+        Refuse a place that has no canonical value.
+
+        Raises:
+            SerializationError: Which event it is, says a note.
+        """
+        try:
+            canonical_sequence_id(self.sequence_id)
+            canonical_position(self.position)
+        except SerializationError as exc:
+            exc.add_note(f"event: {self.topic}")
+            raise
+
+
+def names_another_key(data: bytes, key_id: UUID | None, outcome: EventSealError) -> bool:
+    """
+    Whether an envelope that did not open names another key than its row, whatever became of either.
+
+    Args:
+        data: As stored.
+        key_id: That stands beside it.
+        outcome: What opening gave.
+    """
+    return isinstance(outcome, _OF_THE_KEY) and data[_KEY_ID_IN_HEADER] != (key_id.bytes if key_id else None)
+
+
+_KEY_ID_IN_HEADER = slice(3, HEADER_SIZE)
+_OF_THE_KEY = (KeyNotFoundError, KeyDestroyedError, WrongApplicationError, KekNotConfiguredError)
+"""What says something of the key in the header, and nothing of the rest: no outage, and no other bytes."""
+
+
+class ItemFields:
+    """
+    Makes and reads items of one class.
+
+    The first four fields are sequence id, position, topic and data, in this order. ``key_id`` is found by its
+    name and may be missing. The rest are other attributes: copies of the event's, for queries, not
+    authenticated.
+
+    Args:
+        item_class: A named tuple or a dataclass.
+        other_attr_names: The event's attributes for the rest; the fields' own names by default.
+
+    Raises:
+        ConfigurationError: The class has not these fields, or the number of names is another.
+    """
+
+    def __init__(self, item_class: type[Any], other_attr_names: Sequence[str] = ()) -> None:
+        names = field_names(item_class)
+        rest = [name for name in names[_PLACES:] if name != KEY_ID]
+        if other_attr_names and len(other_attr_names) != len(rest):
+            raise ConfigurationError(
+                f"{item_class.__qualname__} has {len(rest)} other fields ({', '.join(rest)}), "
+                f"but {len(other_attr_names)} names of attributes are given"
+            )
+        self.names = names
+        self.has_key_id = KEY_ID in names
+        attributes = iter(other_attr_names or rest)
+        self._rest = [None if name == KEY_ID else next(attributes) for name in names[_PLACES:]]
+        self._has_no_others = self._rest == [None]
+        self._item_class = item_class
+        place: Callable[[Any], tuple[Any, ...]] = attrgetter(*names[:_PLACES])
+        self._read: Callable[[Any], tuple[Any, ...]] = (
+            attrgetter(*names[:_PLACES], KEY_ID) if self.has_key_id else lambda item: (*place(item), None)
+        )
+
+    def check_copied(self, personal: Collection[str], topic: str) -> None:
+        """
+        Refuse to copy personal data into columns of their own, where they would stand in plain.
+
+        Args:
+            personal: Attributes that hold personal data.
+            topic: The event's.
+
+        Raises:
+            ConfigurationError: The item class asks for one of them.
+        """
+        copied = [name for name in self._rest if name in personal]
+        if copied:
+            raise ConfigurationError(
+                f"{topic} says that {copied[0]!r} holds personal data, and the item class copies it in plain",
+                remedy="Leave it out of the item class, or out of other_attr_names.",
+            )
+
+    def make(self, draft: StoredItem, data: bytes, key_id: UUID | None, event: Any) -> Any:
+        """
+        Make an item.
+
+        Args:
+            draft: Its place and topic.
+            data: Sealed, or in plain.
+            key_id: The key that sealed it.
+            event: Gives the other attributes.
+
+        Raises:
+            SerializationError: The event lacks one of them.
+        """
+        sequence_id, position, topic = draft[:3]
+        if self._has_no_others:
+            return self._item_class(sequence_id, position, topic, data, key_id)
+        try:
+            rest = [key_id if name is None else getattr(event, name) for name in self._rest]
+        except AttributeError as exc:
+            raise SerializationError(
+                f"{topic} has no attribute {exc.name!r}, which the item class asks for",
+                remedy="Give the event the attribute, or name others with other_attr_names.",
+            ) from None
+        return self._item_class(sequence_id, position, topic, data, *rest)
+
+    def read(self, item: Any) -> StoredItem:
+        """
+        Read an item.
+
+        Raises:
+            SerializationError: It is no item, its topic is not text, or its data are not bytes.
+            IntegrityError: Its data are not bytes, though it names the key that sealed it.
+        """
+        try:
+            stored = _new_tuple(StoredItem, self._read(item))
+        except AttributeError:
+            expected = self._item_class.__qualname__
+            raise SerializationError(
+                f"{type(item).__name__} is no item class of this mapper, which reads {expected}",
+                remedy=f"Give the mapper {expected} items, or another sequenced_item_class.",
+            ) from None
+        data: Any = stored.data
+        if type(data) is not bytes:
+            if not isinstance(data, bytearray | memoryview):
+                raise _not_bytes(stored)
+            stored = stored._replace(data=bytes(data))
+        topic: Any = stored.topic
+        if type(topic) is not str:
+            raise SerializationError(f"an item's topic is text, not {type(topic).__name__}")
+        return stored
+
+
+_new_tuple = tuple.__new__  # StoredItem(*values) takes twice as long
+
+
+def _not_bytes(stored: StoredItem) -> EventSealError:
+    place = {"sequence_id": stored.sequence_id, "position": stored.position}
+    if stored.key_id is not None:
+        return IntegrityError(OPAQUE_INTEGRITY_MESSAGE, **place)
+    return SerializationError(
+        f"an item's data are bytes, not {type(stored.data).__name__}",
+        remedy="Store the data as bytes; SQLite keeps text in a binary column as text.",
+        **place,
+    )
+
+
+def field_names(item_class: type[Any]) -> tuple[str, ...]:
+    """
+    Name an item class's fields, in order.
+
+    Raises:
+        ConfigurationError: It is neither a named tuple nor a dataclass, or has too few fields.
+    """
+    if is_dataclass(item_class):
+        names = tuple(field.name for field in dataclass_fields(item_class))
+    elif issubclass(item_class, tuple) and hasattr(item_class, "_fields"):
+        names = tuple(item_class._fields)
+    else:
+        raise ConfigurationError(f"{item_class!r} is neither a named tuple nor a dataclass")
+    if len(names) < _PLACES or KEY_ID in names[:_PLACES]:
+        raise ConfigurationError(
+            f"the first fields of {item_class.__qualname__} are {', '.join(names[:_PLACES])}; "
+            "an item begins with sequence id, position, topic and data"
+        )
+    return names

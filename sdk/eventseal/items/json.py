@@ -16,12 +16,13 @@ from json.decoder import JSONDecoder
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from eventseal.errors import REPAIR_ROW, ConfigurationError, EventSealError, SerializationError
-from eventseal.items.attribute_names import refuse_methods
-from eventseal.items.event_modules import EventModules
-from eventseal.items.field_values import MASK_MARKER, SEALED_MARKER, STATE_MARKER
-from eventseal.items.field_writing import FieldWriter
-from eventseal.items.json_types import (
+from eventseal.items.event_modules import EventModules, refuse_methods
+from eventseal.items.fields import FieldWriter
+from eventseal.items.json_values import (
+    MASK_MARKER,
+    SEALED_MARKER,
     STANDARD_TYPES,
+    STATE_MARKER,
     HoldsPersonalData,
     Refused,
     nested_too_deeply,
@@ -36,9 +37,11 @@ from eventseal.items.topics import class_name, resolve_topic, topic_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from eventseal.items.field_writing import ItemDraft
+    from eventseal.items.fields import ItemDraft
     from eventseal.items.topics import Resolve
 
+
+if TYPE_CHECKING:
     Readers = dict[str, Callable[[Any], Any]]
 
 T = TypeVar("T")
@@ -316,3 +319,68 @@ def _refuse_sealed(_: object) -> NoReturn:
 
 def _refuse_constant(constant: str) -> NoReturn:
     raise SerializationError(f"JSON has no {constant}")
+
+
+class ClassChecks:
+    """
+    Refuses items that name other classes than the application's, or replace a method of theirs.
+
+    Once sealed, an item counts as authentic.
+
+    Args:
+        modules: Looks up the classes.
+        is_library: Whether the eventsourcing library reads the items: its JSON has no marker of a class.
+    """
+
+    def __init__(self, modules: EventModules, *, is_library: bool = False) -> None:
+        self._modules = modules
+        # It accepts whatever a reader accepts: NaN, control characters, numbers that are too long for an int.
+        hook = None if is_library else self._checked
+        self._decoder = JSONDecoder(object_hook=hook, parse_int=float, strict=False)
+
+    def check(self, topic: str, plaintext: bytes) -> None:
+        """
+        Look up all classes that an item names, and the names of their attributes.
+
+        Args:
+            topic: The item's.
+            plaintext: Its JSON. Bytes that are not JSON name no classes.
+
+        Raises:
+            ConfigurationError: A module is not there.
+            SerializationError: A class is not the application's, an attribute has the name of a method, or
+                the JSON is nested too deeply to look.
+        """
+        cls = self._modules.resolve(topic)
+        is_deep = False
+        raw: Any = None
+        try:
+            raw = self._decoder.raw_decode(str(plaintext, "utf-8").strip())[0]
+        except SerializationError:
+            raise
+        except RecursionError:
+            is_deep = True
+        except ValueError:
+            return
+        if is_deep:  # raised here: the cause would hold the plaintext
+            raise SerializationError(
+                "the item's JSON is nested too deeply to look for the classes that it names",
+                remedy="Migrate with a higher sys.setrecursionlimit(), or find out who wrote the row.",
+            )
+        if type(raw) is dict:
+            self._modules.check_attributes(cls, raw)
+
+    def _checked(self, value: dict[str, Any]) -> Any:
+        if len(value) == 1:
+            ((marker, stored),) = value.items()
+            if marker in CLASS_READERS:
+                cls = self._modules.resolve(class_named_in(stored))
+                if type(stored[1]) is dict:
+                    refuse_methods(cls, stored[1])
+            elif marker == STATE_MARKER:
+                return stored
+            elif marker == "$dict":  # whose keys a reader takes as the names of attributes
+                with suppress(TypeError, ValueError):
+                    return dict(stored)
+                raise SerializationError("a stored 'dict' cannot be read")
+        return value

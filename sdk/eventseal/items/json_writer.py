@@ -9,15 +9,16 @@ from json.encoder import encode_basestring
 from math import isfinite
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from eventseal.items.field_values import (
+from eventseal.items.json_values import (
     MASK_MARKER,
     SEALED_MARKER,
     STATE_MARKER,
+    HoldsPersonalData,
     ObjectState,
     Placeholder,
+    Refused,
     Rewritten,
 )
-from eventseal.items.json_types import HoldsPersonalData, Refused
 from eventseal.items.masks import Masked
 from eventseal.items.objects import attributes_of
 from eventseal.items.personal import plan_of, refuse_personal

@@ -22,18 +22,22 @@ from eventseal.errors import (
 )
 from eventseal.items.acceptance import AcceptedFormats, OldItem
 from eventseal.items.event_modules import EventModules
-from eventseal.items.field_reading import SEALED_BYTES
 from eventseal.items.fields import PersonalFields
-from eventseal.items.item import EVENTS, TIMED_EVENTS, SequencedItem
-from eventseal.items.item_fields import ItemFields, StoredItem, names_another_key
+from eventseal.items.item import (
+    EVENTS,
+    TIMED_EVENTS,
+    ItemFields,
+    SequencedItem,
+    StoredItem,
+    names_another_key,
+)
 from eventseal.items.json import JSONTranscoder
 from eventseal.items.masks import Erased, ErasedItems, OnErased
 from eventseal.items.objects import attributes_of, restore
 from eventseal.items.own_methods import refuse_replaced_methods
-from eventseal.items.personal import plan_of
-from eventseal.items.places import PlaceNames
-from eventseal.items.protection import ProtectedField, protected_fields
-from eventseal.items.scopes import KeyScope, ScopeRule
+from eventseal.items.personal import ProtectedField, plan_of, protected_fields
+from eventseal.items.places import KeyScope, PlaceNames, ScopeRule
+from eventseal.items.stored_fields import SEALED_BYTES
 from eventseal.items.topics import resolve_topic, topic_of
 from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.suites.envelope import HEADER_SIZE
@@ -42,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
     from eventseal.cipher.aes import AESCipher
-    from eventseal.items.field_writing import ItemDraft
+    from eventseal.items.fields import ItemDraft
     from eventseal.items.formats import OldFormat
     from eventseal.items.topics import Resolve
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from uuid import UUID
 
-    from eventseal.items.item_fields import StoredItem
+    from eventseal.items.item import StoredItem
 
 OnErased: TypeAlias = Literal["raise", "mask", "skip"]
 

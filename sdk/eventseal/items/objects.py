@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 from eventseal.errors import SerializationError
 from eventseal.items.annotation_reading import Reader
 from eventseal.items.annotations import Names
+from eventseal.items.class_annotations import refuse_held
 from eventseal.items.evolution import CLASS_VERSION, Form, current, form_of
-from eventseal.items.held_classes import refuse_held
 from eventseal.items.personal import Plan, plan_of
 from eventseal.items.topics import class_name
 

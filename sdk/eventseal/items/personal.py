@@ -1,12 +1,13 @@
-"""Which attributes of a class hold personal data, and whose, by its annotations."""
+"""Which attributes of a class hold personal data, whose, and how a mapper protects each."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import inspect
+from dataclasses import dataclass, field, is_dataclass
 from inspect import getattr_static
 from itertools import chain
 from types import MemberDescriptorType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, get_origin
 
 from eventseal.errors import ConfigurationError
 from eventseal.items.annotation_reading import read
@@ -17,16 +18,16 @@ from eventseal.items.annotations import (
     annotations_of,
     package_of,
 )
-from eventseal.items.class_members import annotations_elsewhere, parameters_of
-from eventseal.items.held_classes import refuse_held
-from eventseal.items.shapes import NO_MASK, NotPersonal, Sealed, personal_data_in, with_masks
+from eventseal.items.class_annotations import annotations_elsewhere, parameters_of, refuse_held
+from eventseal.items.evolution import form_of
+from eventseal.items.markers import NO_MASK, NotPersonal, Sealed, personal_data_in, with_masks
 from eventseal.items.topics import class_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from eventseal.items.annotations import Annotation
-    from eventseal.items.shapes import Shape
+    from eventseal.items.markers import Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,3 +261,69 @@ def _exception(annotation: Annotation) -> str | None:
     if get_origin(hint) is not Annotated:
         return None
     return next((one.reason for one in hint.__metadata__ if isinstance(one, NotPersonal)), None)
+
+
+Protection: TypeAlias = Literal["sealed field", "object", "sealed item", "plain"]
+
+_UNDECLARED = Declared("", (), None)
+
+
+@dataclass(frozen=True, slots=True)
+class ProtectedField:
+    """
+    A field, and how a mapper protects it.
+
+    Attributes:
+        name: The attribute.
+        declared: What its annotation says.
+        protection: ``sealed field`` under its subject's key; ``object``, whose own fields are listed apart;
+            ``sealed item`` as a part of the whole; or ``plain``.
+        subjects: The attributes that name its subjects.
+    """
+
+    name: str
+    declared: Declared
+    protection: Protection
+    subjects: tuple[str, ...] = ()
+
+
+def protected_fields(cls: type[Any], *, is_sealed: bool) -> list[ProtectedField]:
+    """
+    List the fields that a class declares, by annotations or by its constructor, with their protection.
+
+    Args:
+        cls: An event class, or a class whose objects events hold.
+        is_sealed: Whether the item that holds the object is sealed as a whole.
+
+    Raises:
+        ConfigurationError: The class would be refused at its first use.
+    """
+    plan = plan_of(cls)
+    form_of(cls)
+    found: list[ProtectedField] = []
+    for name, declared in {
+        **dict.fromkeys(parameters_of_constructors(cls), _UNDECLARED),
+        **plan.declared,
+    }.items():
+        if name in plan.fields:
+            subjects = dict.fromkeys(data.subject for data in personal_data_in(plan.fields[name]))
+            found.append(ProtectedField(name, declared, "sealed field", tuple(subjects)))
+        elif any(is_dataclass(one) for one in declared.classes):
+            found.append(ProtectedField(name, declared, "object"))
+        else:
+            found.append(ProtectedField(name, declared, "sealed item" if is_sealed else "plain"))
+    return found
+
+
+def parameters_of_constructors(cls: type[Any]) -> list[str]:
+    """Name the parameters of the application's own constructors: their classes need no annotations."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    found: list[str] = []
+    for base in cls.__mro__:
+        constructor = vars(base).get("__init__")
+        is_own = not is_dataclass(base) and not base.__module__.startswith("eventseal.")
+        if not is_own or not inspect.isfunction(constructor):
+            continue
+        parameters = list(inspect.signature(constructor).parameters.values())[1:]
+        found += [one.name for one in parameters if one.kind in named]
+    return found

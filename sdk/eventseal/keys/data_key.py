@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TYPE_CHECKING, NoReturn
 
-from eventseal.errors import KeyNotFoundError
+from eventseal.errors import IntegrityError, KeyNotFoundError
+from eventseal.keys.authentication.row_macs import is_bound
 from eventseal.suites.cbc_hmac import A256CBC_HS512
-from eventseal.suites.contexts import ContextPool
 from eventseal.suites.hkdf import hkdf_sha512
+from eventseal.suites.suite import ContextPool
 
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from eventseal.keys.records import KeyRecord
     from eventseal.keys.states import KeyPurpose, KeyState
     from eventseal.suites.cbc_hmac import Suite
+
 
 _WRAPPING = b"eventseal/v1/wrap/" + A256CBC_HS512.name.encode()
 
@@ -157,3 +161,66 @@ def material_of(key: DataKey) -> bytes:
         if key.closed:
             raise KeyNotFoundError(f"the handle of key {key.key_id} is closed", key_id=key.key_id)
         return bytes(key._material)  # noqa: SLF001
+
+
+KEY_SIZE = 32
+
+
+def random_key(record: KeyRecord) -> DataKey:
+    """Make a random key for a new row."""
+    return _handle(os.urandom(KEY_SIZE), record)
+
+
+def generated_key(material: bytes, record: KeyRecord, *, giver: str) -> DataKey | IntegrityError:
+    """
+    Give the handle of a key that a KMS has made for a new row.
+
+    Args:
+        material: Its bytes.
+        record: The row, as far as it is known.
+        giver: Who gave the bytes, for the message.
+
+    Returns:
+        The handle, or the error of a key that has not 32 bytes.
+    """
+    if len(material) == KEY_SIZE:
+        return _handle(material, record)
+    return IntegrityError(
+        f"{giver} gave {len(material)} bytes, not {KEY_SIZE}, for key {record.key_id}",
+        remedy="Report it to whoever maintains the KMS adapter; the key was not used.",
+        key_id=record.key_id,
+    )
+
+
+def unwrapped_key(material: bytes, record: KeyRecord, *, giver: str) -> DataKey | IntegrityError:
+    """
+    Give the handle of a key that was unwrapped for its row.
+
+    Args:
+        material: Its bytes.
+        record: The row.
+        giver: Who gave the bytes, for the message.
+
+    Returns:
+        The handle, or the error of a key that is not the one that the row was made for.
+    """
+    key = generated_key(material, record, giver=giver)
+    if isinstance(key, IntegrityError) or is_bound(key, record):
+        return key
+    key.close()
+    return IntegrityError(
+        f"the wrapping of key {record.key_id} holds another key than the row was made for",
+        remedy="Find out who changed the key tables, and restore the key's rows from a backup.",
+        key_id=record.key_id,
+    )
+
+
+def _handle(material: bytes, record: KeyRecord) -> DataKey:
+    return DataKey(
+        material,
+        key_id=record.key_id,
+        application=record.application,
+        scope=record.scope,
+        purpose=record.purpose,
+        state=record.state,
+    )

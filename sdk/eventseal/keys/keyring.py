@@ -5,29 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NoReturn
 
 from eventseal.errors import ConfigurationError
-from eventseal.keys.branch_wrapping import checked_branches
-from eventseal.keys.branches import Branches
-from eventseal.keys.checked_store import CheckedStore
-from eventseal.keys.confirmation import Confirmation
-from eventseal.keys.counters import KeyringCounters
-from eventseal.keys.destroying import Destroyer
-from eventseal.keys.forks import renew_in_children
-from eventseal.keys.ledger_keys import LedgerKeys
+from eventseal.keys.authentication.checked_store import CheckedStore
+from eventseal.keys.authentication.revocations import Revocations
+from eventseal.keys.authentication.row_macs import ScopeDigests
+from eventseal.keys.concurrency import renew_in_children
 from eventseal.keys.lifecycle import KeyLifecycle
-from eventseal.keys.memory import Memory
-from eventseal.keys.policy import BootClock, CachePolicy, RotationPolicy
-from eventseal.keys.purposes import KeysOfPurpose
+from eventseal.keys.policy import BootClock, CachePolicy, Confirmation, RotationPolicy
 from eventseal.keys.records import checked_application
-from eventseal.keys.refreshing import Refresher
-from eventseal.keys.resources import Resources
-from eventseal.keys.revocations import Revocations
-from eventseal.keys.scope_digests import ScopeDigests
+from eventseal.keys.rewrap.key_wrappings import KeyUpkeep
+from eventseal.keys.ring.destroying import Destroyer
+from eventseal.keys.ring.held_keys import Memory
+from eventseal.keys.ring.opening import Refresher
+from eventseal.keys.ring.parts import KeyringCounters, KeysOfPurpose, Resources
+from eventseal.keys.ring.store_key import LedgerKeys, StoreKey
 from eventseal.keys.states import KeyPurpose
 from eventseal.keys.store import KeyStore
-from eventseal.keys.store_key import StoreKey
-from eventseal.keys.upkeep import KeyUpkeep
-from eventseal.keys.verifying import Verifier
-from eventseal.keys.wrapping import Keks
+from eventseal.keys.wrapping.branches import Branches, checked_branches
+from eventseal.keys.wrapping.keks import Keks
+from eventseal.keys.wrapping.unwrapping import Verifier
 from eventseal.kms.adapter import KmsAdapter
 
 if TYPE_CHECKING:
@@ -35,11 +30,11 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from eventseal.errors import EventSealError
+    from eventseal.keys.authentication.row_macs import Seals
     from eventseal.keys.data_key import DataKey
     from eventseal.keys.policy import Clock
-    from eventseal.keys.resources import Wrapping
-    from eventseal.keys.sealing import Sealer
-    from eventseal.keys.seals import Seals
+    from eventseal.keys.ring.parts import Wrapping
+    from eventseal.keys.ring.sealing import Sealer
     from eventseal.keys.source import KeySource
 
 

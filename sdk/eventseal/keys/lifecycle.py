@@ -5,10 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from eventseal.errors import ConfigurationError
-from eventseal.keys.endings import SHREDS
-from eventseal.keys.old_key_tables import Upgrade, read_old_rows, refuse_edited_rows, upgrade_name
+from eventseal.keys.authentication.old_key_tables import (
+    Upgrade,
+    read_old_rows,
+    refuse_edited_rows,
+    upgrade_name,
+)
+from eventseal.keys.authentication.row_checks import check_row
 from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
-from eventseal.keys.rows import check_row
+from eventseal.keys.ring.state_transitions import SHREDS
 from eventseal.keys.states import KeyPurpose, KeyState
 
 if TYPE_CHECKING:
@@ -16,18 +21,17 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from eventseal.errors import EventSealError
-    from eventseal.keys.checked_store import CheckedStore
-    from eventseal.keys.destroying import Destroyer, ShreddedScope
-    from eventseal.keys.ledger_keys import LedgerKeys
-    from eventseal.keys.memory import Memory
-    from eventseal.keys.old_key_tables import OldRows
-    from eventseal.keys.purposes import KeysOfPurpose
+    from eventseal.keys.authentication.checked_store import CheckedStore
+    from eventseal.keys.authentication.old_key_tables import OldRows
+    from eventseal.keys.authentication.row_macs import ScopeDigests
     from eventseal.keys.records import KeyRecord
-    from eventseal.keys.refreshing import Refresher
-    from eventseal.keys.rotating import Rotated
-    from eventseal.keys.scope_digests import ScopeDigests
+    from eventseal.keys.ring.destroying import Destroyer, ShreddedScope
+    from eventseal.keys.ring.held_keys import Memory
+    from eventseal.keys.ring.opening import Refresher
+    from eventseal.keys.ring.parts import KeysOfPurpose
+    from eventseal.keys.ring.rotating import Rotated
+    from eventseal.keys.ring.store_key import LedgerKeys, StoreKey
     from eventseal.keys.store import KeyStore
-    from eventseal.keys.store_key import StoreKey
 
 
 class RetiredKey(NamedTuple):

@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from eventseal.errors import KeyDestroyedError, StoreError
-from eventseal.keys.branch_wrapping import branch_uri, named_branch
-from eventseal.keys.forks import renew_in_children
+from eventseal.keys.concurrency import renew_in_children
 from eventseal.keys.records import Changes, KekUse, Replacement
 from eventseal.keys.revocation_tree import ROOT
 from eventseal.keys.states import SUBJECT_PURPOSES, KeyPurpose, KeyState
 from eventseal.keys.store import HARD_LIMIT
+from eventseal.keys.wrapping.branches import branch_uri, named_branch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence

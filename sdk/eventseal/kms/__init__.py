@@ -1,6 +1,7 @@
 """The key path's far end: what a KMS must do."""
 
 from eventseal.kms.adapter import (
+    EncryptionContext,
     KmsAdapter,
     PermissionCheck,
     SupportsAliases,
@@ -13,7 +14,6 @@ from eventseal.kms.adapter import (
     TellsVersion,
     WrappedKey,
 )
-from eventseal.kms.context import EncryptionContext
 from eventseal.kms.uri import adapter_from_uri
 
 __all__ = [

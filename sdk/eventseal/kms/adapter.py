@@ -1,16 +1,47 @@
-"""What a KMS must do: one required protocol of four members, and small optional ones beside it."""
+"""The encryption context: the non-secret pairs that a KMS binds to a wrapped key."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from eventseal.suites.hkdf import length_prefixed
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
+    from uuid import UUID
 
     from eventseal.errors import EventSealError
-    from eventseal.kms.context import EncryptionContext
+
+
+@dataclass(frozen=True, slots=True)
+class EncryptionContext:
+    """
+    What a KMS binds to a wrapped key. AWS CloudTrail shows it, so it never holds the scope or personal data.
+
+    Attributes:
+        key_id: The wrapped key's id.
+        purpose: ``data``, ``branch``, ``field``, ``index``, ``store`` or ``ledger``.
+        application: The application that owns the key.
+    """
+
+    key_id: UUID
+    purpose: str
+    application: str
+
+    def as_mapping(self) -> dict[str, str]:
+        """Give the pairs as AWS KMS takes them."""
+        return {
+            "eventseal:key-id": str(self.key_id),
+            "eventseal:purpose": self.purpose,
+            "eventseal:application": self.application,
+        }
+
+    def canonical(self) -> bytes:
+        """Give the same pairs, each name and value length-prefixed, in the order of the names."""
+        pairs = sorted(self.as_mapping().items())
+        return length_prefixed(*[text.encode() for pair in pairs for text in pair])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,18 +2,17 @@
 
 from eventseal.rotation.copying import copy_items
 from eventseal.rotation.damaged_rows import DamagedRows, damaged_row, damaged_rows
-from eventseal.rotation.data_keys import mark_compromised, rotate_keys
-from eventseal.rotation.jobs import list_jobs, pause_job
-from eventseal.rotation.keks import KekReport, kek_report, refuse_needed_kek
-from eventseal.rotation.migrate import begin_migration, finish_migration, migrate
-from eventseal.rotation.reencrypt import reencrypt
+from eventseal.rotation.jobs.jobs import list_jobs, pause_job
+from eventseal.rotation.key_rotation import mark_compromised, rotate_keys
+from eventseal.rotation.migration import begin_migration, finish_migration, migrate
+from eventseal.rotation.reencryption import reencrypt
 from eventseal.rotation.results import Failure, JobResult
-from eventseal.rotation.retire import retire
-from eventseal.rotation.rewrap import rewrap
+from eventseal.rotation.retirement import retire
+from eventseal.rotation.rewrapping import KekReport, kek_report, refuse_needed_kek, rewrap
 from eventseal.rotation.sealed_store import SealedStore
-from eventseal.rotation.standing import Advice, Status
-from eventseal.rotation.status import status
-from eventseal.rotation.verify import VerifyResult, verify
+from eventseal.rotation.status.advice import Advice, Status
+from eventseal.rotation.status.status import status
+from eventseal.rotation.verification import VerifyResult, verify
 
 __all__ = [
     "Advice",

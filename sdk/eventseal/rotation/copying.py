@@ -24,19 +24,19 @@ from eventseal.errors import (
     UnknownFormatError,
 )
 from eventseal.items import SequencedItem
-from eventseal.items.old_json import translated
+from eventseal.items.formats import translated
 from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
-from eventseal.rotation.jobs import MIGRATE
-from eventseal.rotation.movers import configured_formats
-from eventseal.rotation.old_items import class_checks, scope_given
+from eventseal.rotation.jobs.jobs import MIGRATE
+from eventseal.rotation.jobs.old_items import class_checks, scope_given
+from eventseal.rotation.jobs.resealers import configured_formats
 from eventseal.rotation.old_samples import Sample, refuse_wrong_keys
 from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult
-from eventseal.storage.engines import make_engine
-from eventseal.storage.item_columns import item_columns
-from eventseal.storage.item_strategy import SQLAlchemyActiveRecordStrategy
-from eventseal.storage.old_tables import OldTable, text_of, time_of, uuid_of, whole_number_of
-from eventseal.storage.sealed_table import ColumnKind
-from eventseal.storage.transactions import read
+from eventseal.storage.database.engines import make_engine
+from eventseal.storage.database.transactions import read
+from eventseal.storage.foreign_tables import OldTable, text_of, time_of, uuid_of, whole_number_of
+from eventseal.storage.items.columns import item_columns
+from eventseal.storage.items.tables import ColumnKind
+from eventseal.storage.strategy import SQLAlchemyActiveRecordStrategy
 from eventseal.suites.envelope import parse_envelope
 
 if TYPE_CHECKING:
@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
     from eventseal.items.acceptance import AcceptedFormats
-    from eventseal.rotation.old_items import ScopeOf
+    from eventseal.rotation.jobs.old_items import ScopeOf
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage import SQLAlchemyDatastore, SQLAlchemySettings
-    from eventseal.storage.old_tables import OldRow
+    from eventseal.storage.foreign_tables import OldRow
 
 ATTEMPTS = 8
 """How often a batch is sealed anew because keys changed, or another copier wrote some of it."""

@@ -19,19 +19,19 @@ from eventseal.errors import (
     WrongApplicationError,
 )
 from eventseal.items.formats import OPAQUE_OLD_MESSAGE
+from eventseal.rotation.did_you_mean import find_item
 from eventseal.rotation.item_checks import PAGE_SIZE, ItemChecks, raise_if_outage
-from eventseal.rotation.item_lookup import find_item
-from eventseal.rotation.migrate import has_moved, tables_in_migration
-from eventseal.rotation.moved_collections import open_former
-from eventseal.rotation.movers import configured_formats
-from eventseal.rotation.old_items import old_sources
+from eventseal.rotation.jobs.collections import open_former
+from eventseal.rotation.jobs.old_items import old_sources
+from eventseal.rotation.jobs.resealers import configured_formats
+from eventseal.rotation.migration import has_moved, tables_in_migration
 from eventseal.rotation.old_samples import sampled
 from eventseal.rotation.results import Failure, JobResult
+from eventseal.rotation.rows_set_aside import SET_ASIDE, AsideRows, rows_set_aside
 from eventseal.rotation.sealed_store import own_tables, registered_tables
-from eventseal.rotation.set_aside import SET_ASIDE, AsideRows, rows_set_aside
-from eventseal.storage.item_rows import count_by_key
-from eventseal.storage.stored_rows import stored_row
-from eventseal.storage.transactions import read
+from eventseal.storage.database.transactions import read
+from eventseal.storage.items.rows import count_by_key
+from eventseal.storage.items.stored_rows import stored_row
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from eventseal.items.sealed_places import Place
     from eventseal.rotation.item_checks import Tally
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.item_rows import ItemRow
-    from eventseal.storage.sealed_table import SealedTable
-    from eventseal.storage.stored_rows import StoredRow
+    from eventseal.storage.items.rows import ItemRow
+    from eventseal.storage.items.stored_rows import StoredRow
+    from eventseal.storage.items.tables import SealedTable
 
 _OF_A_KEY = (KeyNotFoundError, KekNotConfiguredError, WrongApplicationError)
 """What says that only a key is missing here, and nothing of the row."""

@@ -25,22 +25,22 @@ from eventseal.errors import (
     WrongApplicationError,
 )
 from eventseal.items.acceptance import AcceptedFormats, OldItem
-from eventseal.items.field_reading import SEALED_BYTES
 from eventseal.items.fields import PersonalFields
-from eventseal.items.item_fields import StoredItem, names_another_key
+from eventseal.items.item import StoredItem, names_another_key
 from eventseal.items.json import JSONTranscoder
 from eventseal.items.places import UnknownPlaceNames
 from eventseal.items.sealed_places import Selection
-from eventseal.rotation.compromised import late_item
-from eventseal.rotation.moved_collections import open_former
-from eventseal.rotation.movers import accepted_in
+from eventseal.items.stored_fields import SEALED_BYTES
+from eventseal.rotation.compromised_items import late_item
+from eventseal.rotation.jobs.collections import open_former
+from eventseal.rotation.jobs.resealers import accepted_in
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure
+from eventseal.rotation.rows_set_aside import SET_ASIDE
 from eventseal.rotation.sealed_store import AcceptsOldFormats, encrypts_everything
-from eventseal.rotation.set_aside import SET_ASIDE
-from eventseal.storage.item_rows import ItemRow, row_at
-from eventseal.storage.marks import load_marks, were_there
-from eventseal.storage.swapping import item_swaps
-from eventseal.storage.transactions import read
+from eventseal.storage.database.transactions import read
+from eventseal.storage.items.places import item_swaps
+from eventseal.storage.items.rows import ItemRow, row_at
+from eventseal.storage.jobs.compromised_items import load_marks, were_there
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -48,9 +48,9 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from eventseal.items.sealed_places import Page, Place
+    from eventseal.rotation.rows_set_aside import AsideRows
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.rotation.set_aside import AsideRows
-    from eventseal.storage.sealed_table import SealedTable
+    from eventseal.storage.items.tables import SealedTable
 
 OUTCOMES = ("done", "failed", "plain", "unmigrated", "foreign", "erased", "left")
 """

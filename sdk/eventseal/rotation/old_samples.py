@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
+from eventseal.cipher import ItemContext, Opened
 from eventseal.errors import ConfigurationError, EventSealError, IntegrityError, KeyNotFoundError
 from eventseal.items.acceptance import OldItem
-from eventseal.rotation.batches import failure_to_json
-from eventseal.rotation.jobs import MIGRATE
-from eventseal.rotation.movers import accepted_in
-from eventseal.rotation.old_items import class_checks, contexts_of, foreign, old_items
+from eventseal.items.sealed_places import Selection
+from eventseal.rotation.jobs.batches import failure_to_json
+from eventseal.rotation.jobs.jobs import MIGRATE
+from eventseal.rotation.jobs.old_items import class_checks, contexts_of, foreign, old_items
+from eventseal.rotation.jobs.resealers import accepted_in
 from eventseal.rotation.outcomes import failure_from_json
 from eventseal.rotation.results import MAX_FAILURES, JobResult
-from eventseal.storage.item_ranges import range_bounds
-from eventseal.storage.swapping import item_swaps
-from eventseal.storage.transactions import read
+from eventseal.storage.database.transactions import read
+from eventseal.storage.items.places import item_swaps
+from eventseal.storage.items.rows import range_bounds
+from eventseal.storage.items.tables import ColumnKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,10 +33,11 @@ if TYPE_CHECKING:
 
     from eventseal.items.acceptance import AcceptedFormats
     from eventseal.items.sealed_places import Page
-    from eventseal.rotation.old_items import OldSources
+    from eventseal.rotation.jobs.old_items import OldSources
     from eventseal.rotation.results import Failure
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.sealed_table import SealedTable
+    from eventseal.storage.items.tables import SealedTable
+
 
 _PLACES, _ROWS = 20, 50
 """From so many places of a table, so many rows each."""
@@ -276,3 +282,91 @@ def _foreign_failures(store: SealedStore, sources: Sequence[OldSources]) -> list
         for source in sources
         for error in foreign(source, store.cipher.application)
     ]
+
+
+_ROWS_TO_LOOK_AT = 100
+_DIGITS = re.compile("[0-9a-f]{32}")
+
+
+def refuse_wrong_id_types(store: SealedStore, sources: Sequence[OldSources]) -> None:
+    """
+    Refuse ids that are, or may well be, of the other type than the registry says.
+
+    Args:
+        store: Its items and keys.
+        sources: What the tables hold.
+
+    Raises:
+        ConfigurationError: What is sealed there is bound to ids of the other type; or ids that are said to be
+            text are the digits of UUIDs, and nothing is sealed there yet that says which.
+        StoreError: The database refused or failed.
+    """
+    if store.datastore.engine.dialect.name != "sqlite":
+        return
+    tables = [source.table for source in sources if not source.table.has_key_ids]
+    shown = [_is_shown(store, table) for table in tables]  # each: one may be wrong
+    if any(shown):
+        return
+    for source in sources:
+        if source.moving and source.table in tables:
+            _refuse_digits_as_text(store, source.table)
+
+
+def _is_shown(store: SealedStore, table: SealedTable) -> bool:
+    """Whether something that is sealed there opens."""
+    sealed = _rows(store, table, Selection(keys=None))
+    places = [
+        ItemContext(*place, table.collection)
+        for place in zip(sealed.sequence_ids, sealed.positions, sealed.topics, strict=True)
+    ]
+    if _open(store, sealed, places):
+        return True
+    if _open(store, sealed, [_of_the_other_type(place) for place in places]):
+        other = "uuid" if _has_text(table) else "text"
+        raise ConfigurationError(
+            f"what is sealed in {table.table} is bound to ids of another type than originator_id_type says. "
+            "Nothing was written",
+            remedy=f'Set originator_id_type = "{other}", as the application has ORIGINATOR_ID_TYPE; then '
+            "run: eventseal init",
+        )
+    return False
+
+
+def _refuse_digits_as_text(store: SealedStore, table: SealedTable) -> None:
+    if not _has_text(table):
+        return
+    ids = _rows(store, table, Selection(keys=None, plain=True)).sequence_ids
+    if all(isinstance(an_id, str) and _DIGITS.fullmatch(an_id) for an_id in ids):
+        raise ConfigurationError(
+            f"the ids of {table.table} look like UUIDs, and originator_id_type says text. "
+            "Nothing was written",
+            remedy='If the application has no ORIGINATOR_ID_TYPE=text, set originator_id_type = "uuid" and '
+            "run: eventseal init. If it has, let it write a sealed event first, which says so.",
+        )
+
+
+def _has_text(table: SealedTable) -> bool:
+    return table.columns["sequence_id"].kind is ColumnKind.DATABASE_TEXT
+
+
+def _rows(store: SealedStore, table: SealedTable, selection: Selection) -> Page:
+    engine = store.datastore.engine
+    page = partial(
+        item_swaps(engine, table).page, selection=selection, after=None, upto=None, limit=_ROWS_TO_LOOK_AT
+    )
+    return read(engine, page, doing=f"reading a sample of {table.table}")
+
+
+def _open(store: SealedStore, page: Page, places: Sequence[ItemContext]) -> bool:
+    """Whether any of them opens there."""
+    outcomes = store.cipher.open_many(list(zip(page.envelopes, places, strict=True)))
+    return any(isinstance(outcome, Opened) for outcome in outcomes)
+
+
+def _of_the_other_type(place: ItemContext) -> ItemContext:
+    found: Any = place.sequence_id  # what an edit put there, too
+    if isinstance(found, UUID):
+        return replace(place, sequence_id=found.hex)
+    if isinstance(found, str) and _DIGITS.fullmatch(found):
+        return replace(place, sequence_id=UUID(found))
+    return place

@@ -1,7 +1,8 @@
-"""What a re-encryption has counted, as its result."""
+"""What a re-encryption has counted, and what it would do and how long that would take."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from dataclasses import replace
@@ -10,28 +11,34 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from eventseal.cipher import ItemContext
 from eventseal.errors import IntegrityError
 from eventseal.keys.states import KeyState
-from eventseal.rotation.batches import failure_to_json
-from eventseal.rotation.compromised import miscounts
+from eventseal.rotation.compromised_items import miscounts
 from eventseal.rotation.item_checks import ItemChecks, Tally
-from eventseal.rotation.jobs import REENCRYPT, verb_of
+from eventseal.rotation.jobs.batches import failure_to_json
+from eventseal.rotation.jobs.jobs import REENCRYPT, verb_of
+from eventseal.rotation.jobs.sources import Standing
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult
-from eventseal.rotation.set_aside import SET_ASIDE, AsideRows, rows_set_aside
-from eventseal.rotation.sources import Standing
-from eventseal.storage import job_counts
-from eventseal.storage.job_tables import reencryption_failures
-from eventseal.storage.transactions import read
+from eventseal.rotation.rows_set_aside import SET_ASIDE, AsideRows, rows_set_aside
+from eventseal.storage.database.transactions import read
+from eventseal.storage.items.places import item_swaps
+from eventseal.storage.jobs import counts as job_counts
+from eventseal.storage.jobs.tables import reencryption_failures
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
+    from sqlalchemy.engine import Connection
+
+    from eventseal.items.sealed_places import Page
+    from eventseal.rotation.jobs.sources import TableSources
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.rotation.sources import TableSources
-    from eventseal.storage.job_counts import Totals
-    from eventseal.storage.jobs import Job
-    from eventseal.storage.sealed_table import SealedTable
+    from eventseal.storage.items.tables import SealedTable
+    from eventseal.storage.jobs.counts import Totals
+    from eventseal.storage.jobs.jobs import Job
+
 
 OUTCOMES = ("done", "failed", "suspected", "skipped", "plain", "foreign", "erased", "left")
 """
@@ -217,3 +224,62 @@ def failure_from_json(said: Mapping[str, Any]) -> Failure:
 
 def _sum(totals: Totals, outcome: str) -> int:
     return sum(counts[outcome] for counts in totals.by_table.values())
+
+
+_SAMPLE = 1000
+_WHOLE = 4
+"""How often opening a page, and how often reading it, stands for all of the work: an item is opened, sealed,
+opened again; its row is read, found again, written, and indexed twice. Cautious on the machines measured."""
+
+
+def estimate(
+    store: SealedStore, sources: Sequence[TableSources], *, workers: int, items_per_second: float | None
+) -> JobResult:
+    """
+    Count what would be moved, and open a sample of it; nothing is changed.
+
+    Args:
+        store: Its items and keys.
+        sources: What each table holds.
+        workers: That would share the work.
+        items_per_second: The throttle.
+    """
+    started = time.monotonic()
+    items = sum(source.moving for source in sources)
+    seconds = sum(_seconds_each(store, source) * source.moving for source in sources if source.moving)
+    seconds /= min(workers, os.cpu_count() or 1)
+    if items_per_second is not None:
+        seconds = max(seconds, items / items_per_second)
+    by_key: Counter[UUID] = Counter()
+    for source in sources:
+        by_key.update(source.by_key)
+    return JobResult(
+        verb="reencrypt",
+        complete=True,
+        done=0,
+        left=items,
+        failed=0,
+        seconds=time.monotonic() - started,
+        by_table=by_table({}, [source.table for source in sources], sources),
+        by_key=dict(by_key),
+        estimated_seconds=seconds,
+    )
+
+
+def _seconds_each(store: SealedStore, source: TableSources) -> float:
+    swaps = item_swaps(store.datastore.engine, source.table)
+    selection = next(iter(source.selections(())))[1]
+
+    def look(connection: Connection) -> Page:
+        return swaps.page(connection, selection, after=None, upto=None, limit=_SAMPLE)
+
+    store.keyring.opening_keys(list(source.by_key)[:_SAMPLE])  # the KMS is asked once, not for each item
+    started = time.perf_counter()
+    page = read(store.datastore.engine, look, doing=f"reading a sample of {source.table.table}")
+    if not page:
+        return 0.0
+    collection = source.table.collection
+    places = zip(page.sequence_ids, page.positions, page.topics, strict=True)
+    contexts = [ItemContext(*place, collection) for place in places]
+    store.cipher.open_many(list(zip(page.envelopes, contexts, strict=True)))
+    return _WHOLE * (time.perf_counter() - started) / len(page)

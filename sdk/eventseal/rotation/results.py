@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from eventseal.errors import EventSealError
-    from eventseal.rotation.set_aside import SetAside
+    from eventseal.rotation.rows_set_aside import SetAside
 
 MAX_FAILURES = 1000
 """Failures that a result lists; the count goes on."""

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from sqlalchemy import inspect
 
 from eventseal.errors import ConfigurationError, IntegrityError, MissingTableError
-from eventseal.storage.registry import forget_statement
-from eventseal.storage.sealed_table import DEFAULT_DATABASE, SealedTable
-from eventseal.storage.transactions import read
+from eventseal.storage.database.transactions import read
+from eventseal.storage.items.registry import forget_statement
+from eventseal.storage.items.tables import DEFAULT_DATABASE, SealedTable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -7,9 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from eventseal.keys.states import KeyState
-from eventseal.rotation.key_totals import last_stop
+from eventseal.rotation.status.key_totals import last_stop
+from eventseal.storage.database.transactions import read
 from eventseal.storage.key_store import SQLAlchemyKeyStore
-from eventseal.storage.transactions import read
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable

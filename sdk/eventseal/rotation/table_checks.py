@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from eventseal.errors import ConfigurationError, IntegrityError
+from eventseal.errors import ConfigurationError, IntegrityError, KmsError
+from eventseal.keys.authentication.revocations import old_key_tables
 from eventseal.rotation.sealed_store import NamesUnsealedTables, SealedStore
-from eventseal.storage.fence_triggers import has_fence_triggers
-from eventseal.storage.item_columns import sealed_columns
-from eventseal.storage.item_tables import OWN_RECORDS
-from eventseal.storage.key_counts import count_differing, differing_rows
-from eventseal.storage.key_id_indexes import damage, reindex_statement
-from eventseal.storage.transactions import read
+from eventseal.storage.database.transactions import read
+from eventseal.storage.items.columns import sealed_columns
+from eventseal.storage.items.fence_triggers import has_fence_triggers
+from eventseal.storage.items.key_counts import count_differing, differing_rows
+from eventseal.storage.items.key_id_indexes import damage, reindex_statement
+from eventseal.storage.items.tables import OWN_RECORDS
 from eventseal.storage.unregistered import (
     copies_of_items,
     tables_of_tagged_events,
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
 
     from eventseal.keys.store import KeyStore
     from eventseal.storage import SQLAlchemyDatastore
-    from eventseal.storage.item_rows import ItemRow
-    from eventseal.storage.sealed_table import SealedTable
+    from eventseal.storage.items.rows import ItemRow
+    from eventseal.storage.items.tables import SealedTable
 
 
 def differing_items(
@@ -244,3 +246,31 @@ def refuse_absent_tables(store: SealedStore, *, every: bool = False) -> None:
             "elsewhere is not counted, and its key might go",
             remedy="Let store_url name the database that the application writes to.",
         )
+
+
+def has_old_key_tables(key_store: KeyStore, application: str) -> bool:
+    """
+    Say whether an application's change mark looks like one of the earlier release; its seal is not checked.
+
+    Raises:
+        IntegrityError: The mark was edited so that it cannot be read.
+        StoreError: The key store refused or failed.
+    """
+    found = key_store.revocations(application, [])
+    return found is not None and not found[0].has_tree
+
+
+def refuse_old_key_tables(store: SealedStore) -> None:
+    """
+    Stop before anything is written while the key tables are of the earlier release.
+
+    Raises:
+        IntegrityError: The mark is not what a keyring sealed, or old tables were put back.
+        StoreError: The key store refused or failed.
+        StoreReadOnlyError: The tables are of the earlier release.
+    """
+    application = store.keyring.application
+    if has_old_key_tables(store.key_store, application):
+        with suppress(KmsError):  # a worker may lack the right to unwrap
+            store.keyring.key_tables()  # an old mark that was put back is told as that
+        raise old_key_tables(application)

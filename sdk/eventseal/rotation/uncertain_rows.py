@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 from eventseal.errors import REPAIR_ROW, IntegrityError, JobError
 from eventseal.items.sealed_places import Selection
 from eventseal.rotation.item_checks import ItemChecks, Tally
+from eventseal.rotation.jobs.sources import FEW_ITEMS
 from eventseal.rotation.results import MAX_FAILURES, Failure
+from eventseal.rotation.rows_set_aside import SET_ASIDE
 from eventseal.rotation.sealed_store import accepts_plain
-from eventseal.rotation.set_aside import SET_ASIDE
-from eventseal.rotation.sources import FEW_ITEMS
 from eventseal.rotation.table_checks import differing_items
-from eventseal.storage.item_rows import count_without_place
-from eventseal.storage.key_counts import rows_without_envelope
-from eventseal.storage.transactions import read
+from eventseal.storage.database.transactions import read
+from eventseal.storage.items.key_counts import rows_without_envelope
+from eventseal.storage.items.rows import count_without_place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from eventseal.rotation.rows_set_aside import AsideHere, AsideRows
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.rotation.set_aside import AsideHere, AsideRows
-    from eventseal.storage.sealed_table import SealedTable
+    from eventseal.storage.items.tables import SealedTable
 
 GIVE_UP = "To destroy keys although these rows need them: eventseal retire --give-up-set-aside"
 

@@ -13,7 +13,7 @@ from uuid import UUID
 from eventseal.errors import ConfigurationError, IntegrityError
 from eventseal.rotation.item_checks import Tally
 from eventseal.rotation.outcomes import failure_from_json
-from eventseal.storage.item_swaps import place_from_json, place_to_json
+from eventseal.storage.items.swaps import place_from_json, place_to_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from eventseal.items.sealed_places import Place
     from eventseal.rotation.results import Failure
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.sealed_table import SealedTable
+    from eventseal.storage.items.tables import SealedTable
 
 _KIND = "eventseal verification, not finished"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,16 +13,16 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.util import ThreadLocalRegistry
 
 from eventseal.errors import ConfigurationError
-from eventseal.keys.forks import renew_in_children
-from eventseal.storage.engines import SQLAlchemySettings, make_engine, redacted
-from eventseal.storage.eventsourcing_tables import eventsourcing_table
-from eventseal.storage.faults import translated
-from eventseal.storage.fence_triggers import install_fence_triggers
-from eventseal.storage.item_columns import sealed_columns
-from eventseal.storage.job_tables import job_metadata
-from eventseal.storage.key_id_indexes import create_key_id_indexes, is_unindexed, make_key_id_indexes
-from eventseal.storage.key_tables import fence_metadata, key_metadata, sealed_tables
-from eventseal.storage.registry import (
+from eventseal.keys.concurrency import renew_in_children
+from eventseal.storage.database.engines import SQLAlchemySettings, make_engine, redacted
+from eventseal.storage.database.faults import translated
+from eventseal.storage.database.table_setup import add_key_id, create_tables, drop_tables
+from eventseal.storage.database.transactions import holds_sqlite_lock, read, write
+from eventseal.storage.foreign_tables import eventsourcing_table
+from eventseal.storage.items.columns import sealed_columns
+from eventseal.storage.items.fence_triggers import install_fence_triggers
+from eventseal.storage.items.key_id_indexes import create_key_id_indexes, is_unindexed, make_key_id_indexes
+from eventseal.storage.items.registry import (
     Registry,
     entry_of,
     other_columns,
@@ -29,17 +30,17 @@ from eventseal.storage.registry import (
     refuse_taken_collections,
     register,
 )
-from eventseal.storage.sealed_table import SealedTable
-from eventseal.storage.table_setup import add_key_id, create_tables, drop_tables
-from eventseal.storage.transactions import holds_sqlite_lock, read, write
+from eventseal.storage.items.tables import SealedTable
+from eventseal.storage.jobs.tables import job_metadata
+from eventseal.storage.keys.tables import fence_metadata, key_metadata, sealed_tables
 from eventseal.storage.unregistered import EVENTSOURCING_COLUMNS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from sqlalchemy.engine import Connection, Engine
 
-    from eventseal.storage.eventsourcing_tables import OriginatorIdType
+    from eventseal.storage.foreign_tables import OriginatorIdType
 
 
 class SQLAlchemyDatastore:
@@ -391,3 +392,51 @@ def _table_of(record_class: type[Any]) -> Table:
     if not isinstance(table, Table):
         raise ConfigurationError(f"{record_class!r} is not a record class that is mapped to one table")
     return table
+
+
+class AcceptedNow:
+    """
+    Gives the formats that are accepted in a collection, as of at most *interval* seconds ago.
+
+    Args:
+        datastore: Its registry is read.
+        application: Whose tables.
+        interval: Seconds for which an answer holds.
+        clock: Seconds.
+    """
+
+    def __init__(
+        self,
+        datastore: SQLAlchemyDatastore,
+        application: str,
+        *,
+        interval: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._datastore = datastore
+        self._application = application
+        self._interval = interval
+        self._clock = clock
+        self._known: tuple[float, Mapping[str, frozenset[str]]] | None = None
+
+    def __call__(self, collection: str) -> Collection[str]:
+        """
+        Name the formats.
+
+        Args:
+            collection: Of the item.
+
+        Raises:
+            StoreError: The database refused or failed, and what is known is too old.
+        """
+        known, now = self._known, self._clock()
+        if known is None or now - known[0] >= self._interval:
+            known = self._known = now, self._read()
+        return known[1].get(collection, frozenset())
+
+    def _read(self) -> Mapping[str, frozenset[str]]:
+        accepted: dict[str, frozenset[str]] = {}
+        # A table whose row was edited accepts no older format; its envelopes open all the same.
+        for table in self._datastore.registry(self._application).tables:
+            accepted[table.collection] = accepted.get(table.collection, frozenset()) | {*table.old_formats}
+        return accepted

@@ -12,29 +12,25 @@ from eventseal.errors import StoreError, StoreUnavailableError
 from eventseal.keys.records import Replacement
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.store import HARD_LIMIT
-from eventseal.storage.changed_keys import changes_since
-from eventseal.storage.key_queries import locked_mark, orphans, records_by_id, slot_holders
-from eventseal.storage.key_rows import (
-    insert_mark,
-    insert_records,
-    insert_wrappings,
-    load_mark,
-    load_records,
-)
-from eventseal.storage.key_tables import encryption_keys
-from eventseal.storage.registry import register_place, registered_places
-from eventseal.storage.replacements import replace_active_keys
-from eventseal.storage.revocation_rows import (
+from eventseal.storage.database.column_types import DatabaseClock, HoldsUUID
+from eventseal.storage.database.transactions import read, write
+from eventseal.storage.items.registry import register_place, registered_places
+from eventseal.storage.keys.queries import (
+    changes_since,
     find_erased,
     is_admitted,
     list_erased,
     load_nodes,
+    locked_mark,
+    orphans,
+    records_by_id,
+    slot_holders,
     store_next_mark,
 )
-from eventseal.storage.state_changes import change_states
-from eventseal.storage.transactions import read, write
-from eventseal.storage.types import DatabaseClock, HoldsUUID
-from eventseal.storage.wrapping_rows import (
+from eventseal.storage.keys.rows import insert_mark, insert_records, insert_wrappings, load_mark, load_records
+from eventseal.storage.keys.state_changes import change_states, replace_active_keys
+from eventseal.storage.keys.tables import encryption_keys
+from eventseal.storage.keys.wrapping_rows import (
     add_wrappings,
     count_uses,
     count_wrapped_keys,
@@ -53,6 +49,7 @@ if TYPE_CHECKING:
     from eventseal.keys.store import KeyStore
     from eventseal.kms.adapter import WrappedKey
     from eventseal.storage.datastore import SQLAlchemyDatastore
+
 
 T = TypeVar("T")
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import ARRAY, BINARY, CHAR, VARBINARY, LargeBinary, Uuid, inspect
 
-from eventseal.storage.header_key_ids import key_id_in_header
-from eventseal.storage.job_tables import job_metadata
-from eventseal.storage.key_tables import fence_metadata, key_metadata
-from eventseal.storage.table_setup import KEY_ID
+from eventseal.storage.database.table_setup import KEY_ID
+from eventseal.storage.items.header_key_ids import key_id_in_header
+from eventseal.storage.jobs.tables import job_metadata
+from eventseal.storage.keys.tables import fence_metadata, key_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
     from sqlalchemy.types import TypeEngine
 
-    from eventseal.storage.sealed_table import SealedTable
+    from eventseal.storage.items.tables import SealedTable
+
 
 OWN_TABLES = frozenset({*key_metadata.tables, *fence_metadata.tables, *job_metadata.tables})
 """EventSeal's own tables, which have key ids and hold no items."""

@@ -16,14 +16,13 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from eventseal.errors import OPAQUE_INTEGRITY_MESSAGE, EventSealError, IntegrityError
-from eventseal.suites.contexts import MAX_UPDATE
 from eventseal.suites.envelope import BLOCK_SIZE, IV_SIZE
-from eventseal.suites.suite import A128CBC_HS256, A192CBC_HS384, A256CBC_HS512, SUITES, Suite
+from eventseal.suites.suite import A128CBC_HS256, A192CBC_HS384, A256CBC_HS512, MAX_UPDATE, SUITES, Suite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from eventseal.suites.contexts import ContextPool
+    from eventseal.suites.suite import ContextPool
 
 _BITS = Struct(">Q").pack
 _PADDINGS = [bytes([count]) * count for count in range(BLOCK_SIZE, 0, -1)]

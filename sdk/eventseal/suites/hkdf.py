@@ -1,11 +1,46 @@
-"""HKDF-SHA-512 (RFC 5869): the one key derivation of EventSeal."""
+"""How keys are derived (HKDF, RFC 5869), and how values are framed before they are hashed."""
 
 from __future__ import annotations
 
+import json
+from struct import Struct
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+_LENGTH = Struct(">I")
+
+
+def length_prefixed(*parts: bytes) -> bytes:
+    """
+    Join *parts*, each behind its length.
+
+    Args:
+        parts: Any byte strings, each under 2**32 bytes.
+
+    Returns:
+        For each part 4 bytes of big-endian length, then the part.
+    """
+    return b"".join([piece for part in parts for piece in (_LENGTH.pack(len(part)), part)])
+
+
+def canonical_json(value: Mapping[str, Any]) -> bytes:
+    """
+    Write a JSON object in its one form: members sorted, no spaces, ASCII only.
+
+    Args:
+        value: What JSON has, and nothing else.
+
+    Raises:
+        ValueError: A number is not finite.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def hkdf_sha512(key: bytes, *, salt: bytes | None, info: bytes, length: int) -> bytes:

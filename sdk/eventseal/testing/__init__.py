@@ -1,6 +1,5 @@
 """Stand-ins and contract suites for testing against EventSeal."""
 
-from eventseal.testing.fake_kms import FakeBatchKms, FakeKms, FakeKmsCall
-from eventseal.testing.manual_clock import ManualClock
+from eventseal.testing.fake_kms import FakeBatchKms, FakeKms, FakeKmsCall, ManualClock
 
 __all__ = ["FakeBatchKms", "FakeKms", "FakeKmsCall", "ManualClock"]

@@ -1,4 +1,4 @@
-"""A KMS in memory, with a call log, and faults and delays on command."""
+"""A clock that stands still until a test moves it."""
 
 from __future__ import annotations
 
@@ -22,15 +22,47 @@ from eventseal.errors import (
     KmsUnavailableError,
     NotMyKeyError,
 )
-from eventseal.keys.forks import renew_in_children
+from eventseal.keys.concurrency import renew_in_children
 from eventseal.kms.adapter import WrappedKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from uuid import UUID
 
-    from eventseal.kms.adapter import KmsAdapter, SupportsBatch
-    from eventseal.kms.context import EncryptionContext
+    from eventseal.keys.policy import Clock
+    from eventseal.kms.adapter import EncryptionContext, KmsAdapter, SupportsBatch
+
+
+class ManualClock:
+    """
+    Satisfies :class:`eventseal.keys.policy.Clock`: give it to a keyring and move time at will.
+
+    Args:
+        start: Seconds; any number, as of any clock for intervals.
+    """
+
+    def __init__(self, start: float = 1_000.0) -> None:
+        self._now = start
+
+    def now(self) -> float:
+        """Seconds since some moment."""
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        """
+        Move on by *seconds*.
+
+        Raises:
+            ValueError: *seconds* is negative; a clock for intervals never goes back.
+        """
+        if seconds < 0:
+            raise ValueError(f"cannot go back by {-seconds} s")
+        self._now += seconds
+
+
+if TYPE_CHECKING:
+    _: type[Clock] = ManualClock
+
 
 SCHEME = "fake"
 _PREFIX = f"{SCHEME}://"

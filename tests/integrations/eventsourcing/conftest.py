@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import make_url
 
 from eventseal.configuration import EventSeal
-from eventseal.integrations.eventsourcing.process_seal import process_seal
+from eventseal.integrations.eventsourcing.sealing import process_seal
 from eventseal_kms.local import LocalKmsAdapter
 
 if TYPE_CHECKING:

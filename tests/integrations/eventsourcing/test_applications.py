@@ -17,7 +17,7 @@ from tests.integrations.eventsourcing.dogs import BookPut, Diplomas, DogSchool, 
 from eventseal.cipher import ItemContext, inspect
 from eventseal.errors import IntegrityError
 from eventseal.integrations.eventsourcing import EncryptingMapper
-from eventseal.integrations.eventsourcing.process_seal import process_seal
+from eventseal.integrations.eventsourcing.sealing import process_seal
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ from tests.integrations.eventsourcing.dogs import DogSchool
 
 from eventseal.cipher import inspect
 from eventseal.errors import KeyClosedError
-from eventseal.integrations.eventsourcing.process_seal import process_seal
+from eventseal.integrations.eventsourcing.sealing import process_seal
 from eventseal.rotation import retire
-from eventseal.storage.fence_triggers import is_fence_refusal
-from eventseal.storage.fences import close_fences, fence_states
-from eventseal.storage.transactions import read, write
+from eventseal.storage.database.transactions import read, write
+from eventseal.storage.items.fence_triggers import is_fence_refusal
+from eventseal.storage.items.fences import close_fences, fence_states
 
 TABLES = "stored_events,stored_snapshots"
 

@@ -220,7 +220,7 @@ def test_a_function_chooses_the_scope(seal, package):
 @pytest.mark.parametrize("package", [LIBRARY, OURS], ids=["one by one", "pages"])
 def test_a_class_chooses_the_scope_for_its_events(seal, package, monkeypatch):
     monkeypatch.setattr(Dog.Registered, "__key_scope__", scope_by_owner, raising=False)
-    from eventseal.integrations.eventsourcing.event_class import _event_class
+    from eventseal.integrations.eventsourcing.stored_events import _event_class
 
     _event_class.cache_clear()
     school = school_with(EncryptingMapper.using(seal), package)
@@ -239,7 +239,7 @@ def test_an_event_under_another_scopes_key_is_refused(seal):
 
 
 def test_a_class_may_go_without_compression(seal, monkeypatch):
-    from eventseal.integrations.eventsourcing.event_class import _event_class
+    from eventseal.integrations.eventsourcing.stored_events import _event_class
 
     school = school_with(EncryptingMapper.using(seal))
     assert inspect(stored_dog(school)[1][0].state).compression
@@ -380,7 +380,7 @@ def test_a_choice_that_is_none_is_refused_at_once(choice):
 
 
 def test_a_class_of_a_collection_that_there_is_not_is_refused(seal, monkeypatch):
-    from eventseal.integrations.eventsourcing.event_class import _event_class
+    from eventseal.integrations.eventsourcing.stored_events import _event_class
 
     monkeypatch.setattr(Dog.Registered, "__collection__", "letters", raising=False)
     _event_class.cache_clear()

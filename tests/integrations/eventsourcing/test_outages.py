@@ -22,7 +22,7 @@ from eventseal.errors import (
     WrongApplicationError,
 )
 from eventseal.integrations.eventsourcing import EncryptingMapper
-from eventseal.integrations.eventsourcing.process_seal import process_seal
+from eventseal.integrations.eventsourcing.sealing import process_seal
 from eventseal.testing import FakeKms
 from eventseal_kms.local import LocalKmsAdapter
 

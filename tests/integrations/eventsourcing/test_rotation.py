@@ -11,7 +11,7 @@ from tests.integrations.eventsourcing.dogs import DogSchool
 
 from eventseal.erasure import shred
 from eventseal.errors import ConfigurationError, KeyDestroyedError
-from eventseal.integrations.eventsourcing.process_seal import process_seal
+from eventseal.integrations.eventsourcing.sealing import process_seal
 from eventseal.rotation import reencrypt, retire, rotate_keys, verify
 
 TABLES = "stored_events,stored_snapshots"

@@ -9,10 +9,10 @@ from sqlalchemy import select, text
 
 from eventseal.configuration.diagnosis.findings import Finding, Severity
 from eventseal.errors import ConfigurationError, StoreReadOnlyError
-from eventseal.storage.engines import redacted
-from eventseal.storage.faults import translated
-from eventseal.storage.transactions import begin_writing, read
-from eventseal.storage.types import DatabaseClock
+from eventseal.storage.database.column_types import DatabaseClock
+from eventseal.storage.database.engines import redacted
+from eventseal.storage.database.faults import translated
+from eventseal.storage.database.transactions import begin_writing, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,25 +1,23 @@
-"""The diagnosis: every check in the order in which one needs the other, and none that changes anything."""
+"""Checks of the settings: that they can be read and built, and that nobody else reads their file."""
 
 from __future__ import annotations
 
+import stat
 from functools import partial
 from typing import TYPE_CHECKING
 
+from eventseal.configuration.assembly import configured_keks
 from eventseal.configuration.diagnosis import (
     database_checks,
     fence_checks,
-    job_checks,
+    kek_checks,
     key_checks,
-    kms_checks,
-    ledger_checks,
     migration_checks,
     registry_checks,
-    settings_checks,
     table_checks,
-    wrapping_checks,
 )
-from eventseal.configuration.diagnosis.findings import Finding, guarded
-from eventseal.configuration.loading import load_settings
+from eventseal.configuration.diagnosis.findings import Finding, Severity, guarded
+from eventseal.configuration.loading import environment_names, load_settings, settings_file
 from eventseal.configuration.stores import Stores
 from eventseal.errors import EventSealError, MissingTableError, StoreReadOnlyError, StoreUnavailableError
 
@@ -29,6 +27,60 @@ if TYPE_CHECKING:
 
     from eventseal.configuration.settings import Settings
     from eventseal.kms import KmsAdapter
+
+
+AREA = "settings"
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_LOCAL = "local://"
+
+
+def check_settings(path: Path | None, settings: Settings) -> Iterator[Finding]:
+    """
+    Say where the settings come from, and what is doubtful about them.
+
+    Args:
+        path: The file that the caller named, if any.
+        settings: As they were read.
+
+    Raises:
+        ConfigurationError: No KEK is configured, or fewer than the quorum.
+    """
+    file = settings_file(path)
+    variables = sorted(environment_names().values())
+    sources = [str(file)] if file is not None else []
+    if variables:
+        sources.append(f"{len(variables)} variables: {', '.join(variables)}")
+    yield Finding(
+        severity=Severity.OK,
+        area=AREA,
+        text=f"application {settings.application}, from {' and '.join(sources) or 'defaults alone'}",
+    )
+    if file is not None:
+        yield from _check_mode(file)
+    yield from _check_keks(configured_keks(settings))
+
+
+def _check_mode(file: Path) -> Iterator[Finding]:
+    mode = stat.S_IMODE(file.stat().st_mode)
+    if mode & _OTHERS:
+        yield Finding(
+            severity=Severity.WARNING,
+            area=AREA,
+            text=f"{file} may hold passwords, and its mode is {mode:04o}: others than its owner may use it",
+            remedy=f"chmod 600 {file}",
+        )
+
+
+def _check_keks(uris: tuple[str, ...]) -> Iterator[Finding]:
+    local = [uri for uri in uris if uri.startswith(_LOCAL)]
+    if local:
+        yield Finding(
+            severity=Severity.NOTE,
+            area=AREA,
+            text=f"{', '.join(local)} is a key file: for development, not for production",
+            remedy="Name a KMS key before it in kms_key, then run: eventseal rewrap",
+        )
+
 
 _NO_FILE = "the SQLite file that store_url or key_store_url names is not there"
 
@@ -47,14 +99,14 @@ def diagnose(path: Path | None = None) -> Iterator[Finding]:
     try:
         settings = load_settings(path)
     except EventSealError as error:
-        yield Finding.of(error, settings_checks.AREA)
+        yield Finding.of(error, AREA)
         return
-    yield from guarded(settings_checks.AREA, partial(settings_checks.check_settings, path, settings))
+    yield from guarded(AREA, partial(check_settings, path, settings))
     adapters: list[KmsAdapter] = []
     if settings.kms_key:
         yield from _check_kms(settings, adapters)
     stores: list[Stores] = []
-    yield from guarded(settings_checks.AREA, partial(_open, settings, stores))
+    yield from guarded(AREA, partial(_open, settings, stores))
     for opened in stores:
         try:
             yield from _check_stores(opened, adapters)
@@ -63,10 +115,10 @@ def diagnose(path: Path | None = None) -> Iterator[Finding]:
 
 
 def _check_kms(settings: Settings, adapters: list[KmsAdapter]) -> Iterator[Finding]:
-    yield from guarded(kms_checks.AREA, partial(kms_checks.build_adapters, settings, adapters))
+    yield from guarded(kek_checks.AREA, partial(kek_checks.build_adapters, settings, adapters))
     for number, adapter in enumerate(adapters):
-        check = partial(kms_checks.check_kek, adapter, settings.application, is_first=number == 0)
-        yield from guarded(kms_checks.AREA, check)
+        check = partial(kek_checks.check_kek, adapter, settings.application, is_first=number == 0)
+        yield from guarded(kek_checks.AREA, check)
 
 
 def _open(settings: Settings, stores: list[Stores]) -> Iterator[Finding]:
@@ -101,9 +153,9 @@ def _check_contents(stores: Stores, adapters: list[KmsAdapter]) -> Iterator[Find
         return
     yield from guarded(registry_checks.AREA, partial(registry_checks.check_registry, stores))
     yield from guarded(fence_checks.AREA, partial(fence_checks.check_fences, stores))
-    yield from guarded(key_checks.AREA, partial(key_checks.check_keys, stores, adapters))
-    yield from guarded(key_checks.AREA, partial(wrapping_checks.check_wrappings, stores, adapters))
-    yield from guarded(ledger_checks.AREA, partial(ledger_checks.check_ledger, stores, adapters))
-    yield from guarded(migration_checks.AREA, partial(migration_checks.check_migration, stores))
-    yield from guarded(migration_checks.AREA, partial(migration_checks.check_encrypted, stores))
-    yield from guarded(job_checks.AREA, partial(job_checks.check_jobs, stores))
+    yield from guarded(key_checks.KEYS, partial(key_checks.check_keys, stores, adapters))
+    yield from guarded(key_checks.KEYS, partial(kek_checks.check_wrappings, stores, adapters))
+    yield from guarded(key_checks.KEYS, partial(key_checks.check_ledger, stores, adapters))
+    yield from guarded(migration_checks.MIGRATION, partial(migration_checks.check_migration, stores))
+    yield from guarded(migration_checks.MIGRATION, partial(migration_checks.check_encrypted, stores))
+    yield from guarded(migration_checks.MIGRATION, partial(migration_checks.check_jobs, stores))

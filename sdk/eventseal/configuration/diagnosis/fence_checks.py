@@ -12,12 +12,12 @@ from eventseal.configuration.diagnosis.registry_checks import reachable_tables
 from eventseal.errors import IntegrityError
 from eventseal.keys.states import KeyState
 from eventseal.rotation.table_checks import differing_items
-from eventseal.storage.fence_triggers import FenceTriggers
-from eventseal.storage.fences import CLOSED, fence_states
-from eventseal.storage.item_rows import described
-from eventseal.storage.key_tables import key_fences
-from eventseal.storage.transactions import read
-from eventseal.storage.types import HoldsUUID
+from eventseal.storage.database.column_types import HoldsUUID
+from eventseal.storage.database.transactions import read
+from eventseal.storage.items.fence_triggers import FenceTriggers
+from eventseal.storage.items.fences import CLOSED, fence_states
+from eventseal.storage.items.rows import described
+from eventseal.storage.keys.tables import key_fences
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from eventseal.configuration.stores import Stores
     from eventseal.keys.records import KeyRecord
-    from eventseal.storage.sealed_table import SealedTable
+    from eventseal.storage.items.tables import SealedTable
 
 AREA = "fences"
 MOST_KEYS = 1000

@@ -1,32 +1,35 @@
-"""Checks of the key tables: the store key, the seals, the age of keys, and what hangs on which KEK."""
+"""Checks of the key tables and of the erasure ledger."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING
 
-from eventseal.configuration.assembly import rotation_policy
+from eventseal.configuration.assembly import EventSeal, rotation_policy
 from eventseal.configuration.diagnosis.findings import Finding, Severity
+from eventseal.erasure.restore_scan import Reading, unrecorded_keys
 from eventseal.errors import ConfigurationError, EventSealError, IntegrityError
 from eventseal.keys import Keyring
-from eventseal.keys.counters import KeyringCounters
+from eventseal.keys.authentication.revocations import NEW_KEY_TABLES
+from eventseal.keys.authentication.row_macs import Seals
 from eventseal.keys.records import STORE_SCOPE
-from eventseal.keys.revocations import NEW_KEY_TABLES
-from eventseal.keys.seals import Seals
+from eventseal.keys.ring.parts import KeyringCounters
 from eventseal.keys.states import KeyPurpose
-from eventseal.keys.wrapping import Keks
-from eventseal.rotation.key_totals import overdue_keys
-from eventseal.storage.transactions import read
+from eventseal.keys.wrapping.keks import Keks
+from eventseal.rotation.status.key_totals import key_totals, overdue_keys
+from eventseal.storage.database.transactions import read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from uuid import UUID
 
     from eventseal.configuration.stores import Stores
+    from eventseal.erasure import Ledger
     from eventseal.keys.records import KeyRecord
     from eventseal.kms import KmsAdapter
 
-AREA = "keys"
+
+KEYS = "keys"
 MOST_SEALS = 100_000
 """Rows whose seal is checked: some ten seconds' work; ``eventseal verify`` checks all."""
 
@@ -60,9 +63,9 @@ def _no_store_key(stores: Stores) -> Finding:
             f"application {application} has keys, and no store key: somebody deleted it",
             remedy="Find out who changed the key tables, and restore the store key from a backup.",
         )
-        return Finding.of(error, AREA)
+        return Finding.of(error, KEYS)
     text = f"application {application} has no keys yet"
-    return Finding(severity=Severity.WARNING, area=AREA, text=text, remedy=_NO_KEYS)
+    return Finding(severity=Severity.WARNING, area=KEYS, text=text, remedy=_NO_KEYS)
 
 
 def _check_seals(
@@ -87,14 +90,14 @@ def _check_seals(
         keyring.close()
     checked, broken = _broken_seals(stores, seals)
     for error in broken[:_SHOWN]:
-        yield Finding.of(error, AREA)
+        yield Finding.of(error, KEYS)
     if len(broken) > _SHOWN:
         error = IntegrityError(f"{len(broken) - _SHOWN:,} more rows of keys do not match their seals")
-        yield Finding.of(error, AREA)
+        yield Finding.of(error, KEYS)
     if not broken:
         which = f"the first {checked:,}" if checked >= MOST_SEALS else f"all {checked:,}"
         text = f"the store key opens, and the seals of {which} keys fit"
-        yield Finding(severity=Severity.OK, area=AREA, text=text)
+        yield Finding(severity=Severity.OK, area=KEYS, text=text)
 
 
 def _check_format(keyring: Keyring, expected: int) -> Iterator[Finding]:
@@ -105,13 +108,13 @@ def _check_format(keyring: Keyring, expected: int) -> Iterator[Finding]:
             "the key tables are of an earlier release: keys can be used, but not created or changed",
             remedy="Stop all processes of the earlier release. Then upgrade the tables: `eventseal init`.",
         )
-        yield Finding.of(error, AREA)
+        yield Finding.of(error, KEYS)
     elif found == "upgraded" and expected < NEW_KEY_TABLES:
         error = ConfigurationError(
             "the key tables were upgraded, but an old copy of them would still be accepted",
             remedy="Set key_tables = 2 in eventseal.toml, or EVENTSEAL_KEY_TABLES=2, for every process.",
         )
-        yield Finding.of(error, AREA)
+        yield Finding.of(error, KEYS)
 
 
 def _broken_seals(stores: Stores, seals: Seals) -> tuple[int, list[EventSealError]]:
@@ -143,13 +146,78 @@ def _check_age(stores: Stores) -> Iterator[Finding]:
     overdue = read(stores.datastore.key_engine, look, doing="looking for keys that are to be rotated")
     if not overdue.keys:
         text = "no active data key is over the age or the items at which it is replaced"
-        yield Finding(severity=Severity.OK, area=AREA, text=text)
+        yield Finding(severity=Severity.OK, area=KEYS, text=text)
         return
     shown = ", ".join(overdue.scopes) + (", ..." if overdue.keys > len(overdue.scopes) else "")
     words = "".join(f" --scope {scope}" for scope in overdue.scopes)
     yield Finding(
         severity=Severity.NOTE,
-        area=AREA,
+        area=KEYS,
         text=f"{overdue.keys:,} active data keys are due for rotation, at the next item of: {shown}",
         remedy=f"eventseal rotate{words if overdue.keys <= len(overdue.scopes) else ''}",
     )
+
+
+LEDGER = "ledger"
+_SUBJECT = "subject"
+_INIT = "eventseal init"
+
+
+def check_ledger(stores: Stores, adapters: Sequence[KmsAdapter]) -> Iterator[Finding]:
+    """
+    Read and verify the whole ledger, and compare it with the tombstones of the key tables.
+
+    Args:
+        stores: The databases, and the settings.
+        adapters: Those that could be made; with none, what needs the ledger's key is left out.
+    """
+    if stores.settings.ledger is None:
+        yield from _without_ledger(stores)
+    elif adapters:
+        with EventSeal(stores.settings, kms=adapters) as seal:
+            if seal.ledger is not None:
+                yield from _check(seal, seal.ledger)
+
+
+def _without_ledger(stores: Stores) -> Iterator[Finding]:
+    look = partial(key_totals, application=stores.settings.application)
+    kinds = {total.kind for total in read(stores.datastore.key_engine, look, doing="counting keys")}
+    subjects = "there are subjects to erase, and no ledger: a restore would bring erased keys back"
+    nobody = "no erasure ledger is configured: no erasure outlives a restore, and no damaged row is set aside"
+    yield Finding(
+        severity=Severity.WARNING,
+        area=LEDGER,
+        text=subjects if _SUBJECT in kinds else nobody,
+        remedy=f'Name a file or a database: ledger = "erasures.jsonl" in eventseal.toml, then: {_INIT}',
+    )
+
+
+def _check(seal: EventSeal, ledger: Ledger) -> Iterator[Finding]:
+    application = seal.settings.application
+    if not ledger.exists(application):
+        error = ConfigurationError(
+            f"{ledger.name} has no entry of application {application!r}",
+            remedy=f"Put it back from its copy. If there never was one: {_INIT}",
+        )
+        yield Finding.of(error, LEDGER, severity=Severity.WARNING)
+        return
+    reading = Reading.of(seal, ledger)
+    unrecorded = {record.scope for record in unrecorded_keys(seal, ledger)}
+    for scope in sorted(reading.open_scopes):
+        yield Finding(
+            severity=Severity.WARNING,
+            area=LEDGER,
+            text=f"a shred of scope {scope!r} was begun and is not done",
+            remedy=f"eventseal shred {scope}",
+        )
+    if unrecorded:
+        lack = IntegrityError(
+            f"{len(unrecorded):,} scopes were shredded, such as {min(unrecorded)!r}, and {ledger.name} does "
+            "not say so: entries are missing at its end, or they were shredded without it",
+            remedy="Put it back from its newest copy. eventseal verify --after-restore --dry-run lists them.",
+        )
+        yield Finding.of(lack, LEDGER)
+    else:
+        yield Finding(
+            severity=Severity.OK, area=LEDGER, text=f"{ledger.name}: all {reading.entries:,} entries verify"
+        )

@@ -10,12 +10,11 @@ from sqlalchemy import inspect
 from eventseal.configuration.diagnosis.findings import Finding, Severity
 from eventseal.errors import ConfigurationError, IntegrityError, MissingTableError
 from eventseal.rotation.sealed_store import as_listed, refuse_unreachable_tables, tables_of
-from eventseal.storage.item_columns import sealed_columns
-from eventseal.storage.item_tables import OWN_RECORDS
-from eventseal.storage.key_id_indexes import has_key_id_indexes
-from eventseal.storage.registry import entry_of, forget_statement, read_registry
-from eventseal.storage.sealed_table import DEFAULT_DATABASE, SealedTable
-from eventseal.storage.transactions import read
+from eventseal.storage.database.transactions import read
+from eventseal.storage.items.columns import sealed_columns
+from eventseal.storage.items.key_id_indexes import has_key_id_indexes
+from eventseal.storage.items.registry import entry_of, forget_statement, read_registry
+from eventseal.storage.items.tables import DEFAULT_DATABASE, OWN_RECORDS, SealedTable
 from eventseal.storage.unregistered import (
     copies_of_items,
     tables_of_tagged_events,

@@ -10,10 +10,10 @@ from sqlalchemy.schema import CreateIndex
 
 from eventseal.configuration.diagnosis.findings import Finding, Severity
 from eventseal.errors import ConfigurationError, MissingTableError, StoreError
-from eventseal.storage.job_tables import job_metadata
-from eventseal.storage.key_tables import fence_metadata, key_metadata
-from eventseal.storage.table_setup import ADDED, KEY_ID, column_indexes
-from eventseal.storage.transactions import read
+from eventseal.storage.database.table_setup import ADDED, KEY_ID, column_indexes
+from eventseal.storage.database.transactions import read
+from eventseal.storage.jobs.tables import job_metadata
+from eventseal.storage.keys.tables import fence_metadata, key_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -20,11 +20,9 @@ from eventseal.integrations.eventsourcing.releases import check_release
 
 if TYPE_CHECKING:
     from eventseal.integrations.eventsourcing.dcb import EncryptingDCBMapper
-    from eventseal.integrations.eventsourcing.erased import ErasedEvent
-    from eventseal.integrations.eventsourcing.event_store import SealedEventStore
-    from eventseal.integrations.eventsourcing.factories import SealedInfrastructure
+    from eventseal.integrations.eventsourcing.event_store import SealedEventStore, SealedInfrastructure
     from eventseal.integrations.eventsourcing.mapper import EncryptingMapper
-    from eventseal.integrations.eventsourcing.options import stream_scope
+    from eventseal.integrations.eventsourcing.options import ErasedEvent, stream_scope
     from eventseal.integrations.eventsourcing.unbound import EnvelopeCipher, UnboundCipherWarning
 
 check_release()

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from eventsourcing.dcb.domain import Tagged
 
-    from eventseal.items.scopes import KeyScope
+    from eventseal.items.places import KeyScope
     from eventseal.rotation.sealed_store import SealedStore
 
 COLLECTION = "dcb"

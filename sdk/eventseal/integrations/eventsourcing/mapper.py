@@ -10,15 +10,20 @@ from eventsourcing.persistence import Mapper, Notification, StoredEvent
 
 from eventseal.cipher import ItemContext, Opened
 from eventseal.errors import ConfigurationError, EventSealError, IntegrityError
-from eventseal.integrations.eventsourcing.erased import ErasedEvent
-from eventseal.integrations.eventsourcing.event_class import ITEMS, event_class
-from eventseal.integrations.eventsourcing.options import SealingOptions
+from eventseal.integrations.eventsourcing.options import ErasedEvent, SealingOptions
 from eventseal.integrations.eventsourcing.personal import refuse_marked_class, refuse_marked_types
-from eventseal.integrations.eventsourcing.places import context_of, otherwise, tell_collections, with_uuid
 from eventseal.integrations.eventsourcing.sealing import Sealing, placed
+from eventseal.integrations.eventsourcing.stored_events import (
+    ITEMS,
+    context_of,
+    event_class,
+    otherwise,
+    tell_collections,
+    with_uuid,
+)
 from eventseal.items.acceptance import OldItem
 from eventseal.items.own_methods import refuse_replaced_methods
-from eventseal.items.protection import ProtectedField, protected_fields
+from eventseal.items.personal import ProtectedField, protected_fields
 from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.suites.envelope import HEADER_SIZE
 
@@ -30,7 +35,7 @@ if TYPE_CHECKING:
 
     from eventseal.integrations.eventsourcing.sealing import Outcome
     from eventseal.items.masks import OnErased
-    from eventseal.items.scopes import KeyScope
+    from eventseal.items.places import KeyScope
     from eventseal.rotation.sealed_store import SealedStore
 
     _Mapper = Mapper[Any]

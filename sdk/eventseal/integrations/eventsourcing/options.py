@@ -5,15 +5,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eventseal.integrations.eventsourcing.places import uuid_of_digits
-from eventseal.items.masks import ErasedItems, OnErased
-from eventseal.items.scopes import KeyScope, ScopeRule
+from eventseal.integrations.eventsourcing.stored_events import uuid_of_digits
+from eventseal.items.masks import Erased, ErasedItems, OnErased
+from eventseal.items.places import KeyScope, ScopeRule
 from eventseal.keys.records import DEFAULT_SCOPE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from eventseal.rotation.sealed_store import SealedStore
+
+
+@dataclass(frozen=True)
+class ErasedEvent(Erased):
+    """
+    Stands for a stored event whose key was shredded, where the mapper was told ``on_erased="mask"``.
+
+    The library's projector can take it: an aggregate of which all is erased is not found, and one that lost
+    some of its events goes on behind them. Its place and topic are those of the row, which nothing
+    authenticates any more.
+    """
+
+    def mutate(self, aggregate: Any) -> Any:
+        """Count as an event that changed nothing."""
+        if aggregate is not None:
+            aggregate.version = self.originator_version
+        return aggregate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from eventsourcing import domain
 from eventsourcing.utils import resolve_topic
 
-from eventseal.integrations.eventsourcing.event_class import SNAPSHOTS, event_class
+from eventseal.integrations.eventsourcing.stored_events import SNAPSHOTS, event_class
 from eventseal.items.annotations import package_of
-from eventseal.items.class_members import UNMARKED_PACKAGES
+from eventseal.items.class_annotations import UNMARKED_PACKAGES
 from eventseal.items.personal import refuse_personal
 
 if TYPE_CHECKING:

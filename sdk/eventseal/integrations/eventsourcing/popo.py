@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from eventsourcing import popo
 
-from eventseal.integrations.eventsourcing import factories
+from eventseal.integrations.eventsourcing import event_store
 
 
-class SealedPOPOFactory(factories.SealedInfrastructure, popo.Factory):
+class SealedPOPOFactory(event_store.SealedInfrastructure, popo.Factory):
     """The library's factory for plain Python objects; see ``SealedInfrastructure``."""

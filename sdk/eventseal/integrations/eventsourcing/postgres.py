@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from eventsourcing import postgres
 
-from eventseal.integrations.eventsourcing import factories
+from eventseal.integrations.eventsourcing import event_store
 
 
-class SealedPostgresFactory(factories.SealedInfrastructure, postgres.Factory):
+class SealedPostgresFactory(event_store.SealedInfrastructure, postgres.Factory):
     """The library's factory for PostgreSQL; see ``SealedInfrastructure``."""

@@ -1,28 +1,134 @@
-"""Between the library's mappers and the cipher: states in, envelopes out, and back."""
+"""The process's own EventSeal: made once, from the settings, for whatever the library makes by a topic."""
 
 from __future__ import annotations
 
+import threading
 from contextlib import suppress
 from copy import copy
 from typing import TYPE_CHECKING, Any, TypeAlias
+from uuid import UUID
 
 from eventsourcing.utils import TopicError, register_topic
 
+from eventseal.configuration import EventSeal
 from eventseal.errors import EventSealError, IntegrityError, KeyClosedError, KeyDestroyedError
-from eventseal.integrations.eventsourcing.event_class import event_class
-from eventseal.integrations.eventsourcing.fences import KnownFences
 from eventseal.integrations.eventsourcing.personal import refuse_marked_event
-from eventseal.integrations.eventsourcing.process_seal import process_seal
+from eventseal.integrations.eventsourcing.stored_events import event_class
 from eventseal.items.acceptance import NO_FORMATS, AcceptedFormats, OldItem
 from eventseal.items.event_modules import EventModules
+from eventseal.keys.concurrency import renew_in_children
 from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.rotation.sealed_store import event_modules_of
+from eventseal.storage.database.transactions import write
+from eventseal.storage.items.fences import CLOSED, fence_states, open_fences
+from eventseal.suites.envelope import HEADER_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterable, Sequence
+
+    from sqlalchemy.engine import Connection
 
     from eventseal.cipher import ItemContext, Opened
     from eventseal.integrations.eventsourcing.options import SealingOptions
+    from eventseal.rotation.sealed_store import SealedStore
+    from eventseal.storage import SQLAlchemyDatastore
+
+
+class ProcessSeal:
+    """
+    Makes an EventSeal when it is first asked for, and keeps it.
+
+    What is inside of it renews itself in a forked process; only the lock is this class's own.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seal: EventSeal | None = None
+        renew_in_children(self)
+
+    def __call__(self) -> SealedStore:
+        """
+        Give the process's EventSeal.
+
+        Raises:
+            ConfigurationError: The settings name no KEK or no database, or are wrong.
+        """
+        with self._lock:
+            if self._seal is None:
+                self._seal = EventSeal.from_settings()
+            return self._seal
+
+    def close(self) -> None:
+        """Forget it, its keys and its connections: whoever asks next reads the settings anew."""
+        with self._lock:
+            seal, self._seal = self._seal, None
+        if seal is not None:
+            seal.close()
+
+    def renew_in_child(self) -> None:
+        """Take no lock of the parent's."""
+        self._lock = threading.Lock()
+
+
+process_seal = ProcessSeal()
+"""Reads ``eventseal.toml`` and ``EVENTSEAL_*`` of the process: the library does not show its own ``env``."""
+
+
+MOST_REMEMBERED = 100_000
+"""Keys whose fence is known to be there; when there are more, all are forgotten and asked for again."""
+
+_KEY_ID = slice(3, HEADER_SIZE)
+
+
+class KnownFences:
+    """
+    Makes an open fence for each key that this process seals under, before anything under it is handed out.
+
+    So the row that a retirement closes is there, and the trigger on the table refuses whatever comes late.
+
+    Args:
+        datastore: Of the database that the library writes to.
+    """
+
+    def __init__(self, datastore: SQLAlchemyDatastore) -> None:
+        self._datastore = datastore
+        self._known: set[bytes] = set()
+
+    def is_known(self, envelope: bytes) -> bool:
+        """Whether the fence of an envelope's key is known to be there."""
+        return envelope[_KEY_ID] in self._known
+
+    def closed_among(self, envelopes: Iterable[bytes]) -> list[UUID]:
+        """
+        Make the fences that are not known yet.
+
+        Returns:
+            The envelopes' keys that were retired already.
+
+        Raises:
+            StoreError: The database refused or failed; a missing table is a ``MissingTableError``.
+        """
+        unknown = {envelope[_KEY_ID] for envelope in envelopes} - self._known
+        if not unknown:
+            return []
+        key_ids = [UUID(bytes=raw) for raw in unknown]
+        states = write(
+            self._datastore.engine,
+            lambda own: _opened(own, key_ids),
+            doing="making the fences of keys",
+            filtered=True,
+        )
+        closed = sorted(key_id for key_id, state in states.items() if state == CLOSED)
+        if len(self._known) + len(unknown) > MOST_REMEMBERED:
+            self._known.clear()
+        self._known |= unknown - {key_id.bytes for key_id in closed}
+        return closed
+
+
+def _opened(connection: Connection, key_ids: Collection[UUID]) -> dict[UUID, str]:
+    open_fences(connection, key_ids)
+    return fence_states(connection, key_ids)
+
 
 Outcome: TypeAlias = "Opened | OldItem | EventSealError"
 """What a state was, in an envelope or in an older format that is still accepted, or why it does not open."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from eventsourcing import sqlite
 
-from eventseal.integrations.eventsourcing import factories
+from eventseal.integrations.eventsourcing import event_store
 
 
-class SealedSQLiteFactory(factories.SealedInfrastructure, sqlite.Factory):
+class SealedSQLiteFactory(event_store.SealedInfrastructure, sqlite.Factory):
     """The library's factory for SQLite; see ``SealedInfrastructure``."""

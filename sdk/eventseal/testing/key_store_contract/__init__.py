@@ -1,16 +1,9 @@
 """What every key store must pass: subclass it, give it two handles on one database, and run pytest."""
 
-from eventseal.testing.key_store_contract.changes import ChangesContract
-from eventseal.testing.key_store_contract.ending import EndingContract
-from eventseal.testing.key_store_contract.leases import LeasesContract
-from eventseal.testing.key_store_contract.making import MakingContract
-from eventseal.testing.key_store_contract.pages import PagesContract
-from eventseal.testing.key_store_contract.racing import RacingContract
-from eventseal.testing.key_store_contract.replacing import ReplacingContract
-from eventseal.testing.key_store_contract.revocations import RevocationsContract
-from eventseal.testing.key_store_contract.rewrapping import RewrappingContract
-from eventseal.testing.key_store_contract.states import StatesContract
-from eventseal.testing.key_store_contract.wrapping import WrappingContract
+from eventseal.testing.key_store_contract.keys import MakingContract, PagesContract, RacingContract
+from eventseal.testing.key_store_contract.replacing import ChangesContract, LeasesContract, ReplacingContract
+from eventseal.testing.key_store_contract.states import EndingContract, RevocationsContract, StatesContract
+from eventseal.testing.key_store_contract.wrappings import RewrappingContract, WrappingContract
 
 
 class KeyStoreContract(

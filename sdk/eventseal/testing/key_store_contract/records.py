@@ -1,4 +1,4 @@
-"""Records, marks and races to try a key store with."""
+"""What a subclass of the suite gives it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Barrier
 from typing import TYPE_CHECKING, TypeVar
+from uuid import uuid4
 
-from eventseal.keys.key_ids import new_key_id
-from eventseal.keys.records import ChangeMark, KeyRecord
+import pytest
+
+from eventseal.keys.records import STORE_SCOPE, ChangeMark, KeyRecord
+from eventseal.keys.ring.new_keys import new_key_id
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.kms.adapter import WrappedKey
 
@@ -20,6 +23,30 @@ if TYPE_CHECKING:
 
     from eventseal.keys.records import Changes
     from eventseal.keys.store import KeyStore
+
+
+class KeyStoreFixtures:
+    """The fixtures of the suite; the first two are the subclass's own."""
+
+    @pytest.fixture
+    def store(self) -> KeyStore:
+        """A key store with its tables made. Override it."""
+        raise NotImplementedError("override the fixture `store`")
+
+    @pytest.fixture
+    def other_store(self, store: KeyStore) -> KeyStore:
+        """A second handle on the database of *store*, as another process would have it. Override it."""
+        raise NotImplementedError("override the fixture `other_store`")
+
+    @pytest.fixture
+    def application(self, store: KeyStore) -> str:
+        """An application of the test's own, with its store key and first mark."""
+        name = f"contract-{uuid4().hex[:12]}"
+        record = make_record(name, STORE_SCOPE, purpose=KeyPurpose.STORE)
+        mark = ChangeMark(application=name, counter=0, revoked=bytes(32), seal=os.urandom(32))
+        store.add_active([record], mark=mark)
+        return name
+
 
 _Result = TypeVar("_Result")
 

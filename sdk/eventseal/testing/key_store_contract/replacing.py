@@ -1,16 +1,21 @@
-"""Closing a scope's active key and making another."""
+"""Replacing active keys, leasing items under them, and what a refresh reads."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
 
 from eventseal.errors import KeyNotFoundError
 from eventseal.keys.records import Replacement
 from eventseal.keys.states import KeyState
-from eventseal.testing.key_store_contract.fixtures import KeyStoreFixtures
+from eventseal.keys.store import HARD_LIMIT
 from eventseal.testing.key_store_contract.records import (
+    GivenMark,
+    KeyStoreFixtures,
     RefusedMarkError,
     assert_same,
     in_threads,
@@ -180,3 +185,114 @@ class ReplacingContract(KeyStoreFixtures):
 def _replacement(old: KeyRecord) -> Replacement:
     new = make_record(old.application, old.scope)
     return Replacement(old, moved(old, KeyState.DEACTIVATED), new)
+
+
+class LeasesContract(KeyStoreFixtures):
+    """Leasing items under active keys."""
+
+    def test_leases_add_up(self, store: KeyStore, other_store: KeyStore, application: str) -> None:
+        stored = store.add_active(
+            [make_record(application, scope, items_reserved=10) for scope in ("a", "b")]
+        )
+        first, second = stored["a"].key_id, stored["b"].key_id
+        assert store.reserve({first: 5, second: 7}) == {first: 15, second: 17}
+        assert other_store.reserve({first: 1}) == {first: 16}
+        assert store.get([first])[first].items_reserved == 16
+
+    def test_a_lease_leaves_version_and_counter(self, store: KeyStore, application: str) -> None:
+        record = store.add_active([make_record(application, "a")])["a"]
+        store.reserve({record.key_id: 5})
+        assert store.get([record.key_id])[record.key_id] == replace(record, items_reserved=5)
+        assert the_changes(store, application, -1).mark.counter == 0
+
+    def test_a_lease_past_the_limit_is_refused_and_takes_nothing(
+        self, store: KeyStore, application: str
+    ) -> None:
+        stored = store.add_active(
+            [make_record(application, scope, items_reserved=90) for scope in ("a", "b")]
+        )
+        first, second = stored["a"].key_id, stored["b"].key_id
+        assert store.reserve({first: 11, second: 10}, limit=100) == {second: 100}
+        assert store.reserve({first: 10}, limit=100) == {first: 100}
+        assert store.reserve({first: 1, second: 1}, limit=100) == {}
+
+    def test_the_hard_limit_is_the_last_item(self, store: KeyStore, application: str) -> None:
+        record = store.add_active([make_record(application, "a", items_reserved=HARD_LIMIT - 5)])["a"]
+        assert store.reserve({record.key_id: 6}) == {}
+        assert store.reserve({record.key_id: 5}) == {record.key_id: HARD_LIMIT}
+
+    def test_only_active_keys_are_leased(self, store: KeyStore, application: str) -> None:
+        record = store.add_active([make_record(application, "a")])["a"]
+        store.set_states([moved(record, KeyState.DEACTIVATED)], next_mark=next_mark)
+        assert store.reserve({record.key_id: 1, uuid4(): 1}) == {}
+
+    def test_racing_leases_never_pass_the_limit(
+        self, store: KeyStore, other_store: KeyStore, application: str
+    ) -> None:
+        key_id = store.add_active([make_record(application, "a")])["a"].key_id
+
+        def lease(number: int) -> list[int]:
+            handle = store if number % 2 else other_store
+            return [total for _ in range(10) for total in handle.reserve({key_id: 3}, limit=100).values()]
+
+        totals = sorted(total for granted in in_threads(lease) for total in granted)
+        assert totals == list(range(3, 100, 3))
+        assert store.get([key_id])[key_id].items_reserved == 99
+
+
+class ChangesContract(KeyStoreFixtures):
+    """What a refresh reads."""
+
+    def test_an_application_without_a_store_key_has_no_mark(self, store: KeyStore) -> None:
+        assert store.changes(f"contract-{uuid4().hex}", -1, []) is None
+
+    def test_without_a_change_only_the_mark_is_read(self, store: KeyStore, application: str) -> None:
+        record = store.add_active([make_record(application, "a")])["a"]
+        changes = the_changes(store, application, 0, [record.key_id])
+        assert changes.mark.counter == 0
+        assert (changes.records, changes.root) == ((), b"")
+        assert changes.refresh_interval > 0
+        assert abs(changes.now - store.now()) < timedelta(minutes=1)
+
+    def test_a_mark_is_kept_as_it_was_given(
+        self, store: KeyStore, other_store: KeyStore, application: str
+    ) -> None:
+        record = store.add_active([make_record(application, "a")])["a"]
+        keep = GivenMark()
+        store.set_states([moved(record, KeyState.DEACTIVATED)], next_mark=keep)
+        assert the_changes(other_store, application, 0).mark == keep.given
+
+    def test_a_change_gives_the_asked_for_keys_that_moved_without_wrappings(
+        self, store: KeyStore, other_store: KeyStore, application: str
+    ) -> None:
+        stored = store.add_active([make_record(application, scope) for scope in ("a", "b", "c")])
+        ids = {scope: record.key_id for scope, record in stored.items()}
+        store.set_states([moved(stored["a"], KeyState.DEACTIVATED)], next_mark=next_mark)
+        store.set_states([moved(stored["b"], KeyState.COMPROMISED)], next_mark=next_mark)
+        asked = [ids["b"], ids["c"]]
+        changes = the_changes(other_store, application, 1, asked)
+        assert [(record.key_id, record.state) for record in changes.records] == [
+            (ids["b"], KeyState.COMPROMISED)
+        ]
+        assert changes.records[0].wrappings == ()
+        assert_same(changes.records[0], replace(store.get([ids["b"]])[ids["b"]], wrappings=()))
+        assert changes.mark.counter == 2
+        everything = the_changes(other_store, application, 0, list(ids.values()))
+        assert {record.key_id for record in everything.records} == {ids["a"], ids["b"]}
+
+    def test_a_change_gives_the_root_of_the_revocation_tree(
+        self, store: KeyStore, other_store: KeyStore, application: str
+    ) -> None:
+        record = store.add_active([make_record(application, "a")])["a"]
+        rooted = GivenMark({b"": b"the root\0", b"\xff": b"a node"})
+        store.set_states([moved(record, KeyState.DEACTIVATED)], next_mark=rooted)
+        assert the_changes(other_store, application, 0).root == b"the root\0"
+        assert the_changes(other_store, application, 1).root == b""  # nothing has changed since
+
+    def test_a_change_gives_no_key_of_another_application(self, store: KeyStore, application: str) -> None:
+        theirs = store.add_active([make_record(f"{application}-other", "a")])["a"]
+        assert the_changes(store, application, -1, [theirs.key_id]).records == ()
+
+    def test_making_a_key_leaves_the_counter(self, store: KeyStore, application: str) -> None:
+        store.add_active([make_record(application, "a")])
+        assert the_changes(store, application, -1).mark.counter == 0

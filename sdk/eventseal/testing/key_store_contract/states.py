@@ -1,18 +1,23 @@
-"""Moving keys to other states."""
+"""Keys that change states, scopes and branches that end, and the revocation tree."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
 
+from eventseal.errors import KeyDestroyedError
 from eventseal.keys.records import KeyRecord
 from eventseal.keys.states import KeyPurpose, KeyState
-from eventseal.testing.key_store_contract.fixtures import KeyStoreFixtures
+from eventseal.keys.wrapping.branches import branch_uri
+from eventseal.kms.adapter import WrappedKey
 from eventseal.testing.key_store_contract.records import (
     THREADS,
+    GivenAdmission,
     GivenMark,
+    KeyStoreFixtures,
     RefusedMarkError,
     assert_same,
     in_threads,
@@ -24,7 +29,6 @@ from eventseal.testing.key_store_contract.records import (
 )
 
 if TYPE_CHECKING:
-    from eventseal.keys.records import KeyRecord
     from eventseal.keys.store import KeyStore
 
 
@@ -136,3 +140,202 @@ class StatesContract(KeyStoreFixtures):
         assert all(len(closed) == 1 for closed in in_threads(close))
         assert the_changes(store, application, -1).mark.counter == THREADS
         assert {each.given.counter for each in marks if each.given} == set(range(1, THREADS + 1))
+
+
+def make_tombstone(application: str, scope: str, purpose: KeyPurpose) -> KeyRecord:
+    """Make the record of a shredded key that never was."""
+    record = make_record(application, scope, purpose=purpose)
+    return replace(record, state=KeyState.DESTROYED, destroyed_by="shredded", wrappings=())
+
+
+def wrapped_under(branch: KeyRecord, record: KeyRecord) -> KeyRecord:
+    """Give *record* wrapped under a branch key."""
+    wrapped = WrappedKey(kek_uri=branch_uri(branch.key_id), kek_version=None, ciphertext=b"wrapped")
+    return replace(record, wrappings=(wrapped,))
+
+
+def add_branch(store: KeyStore, application: str) -> KeyRecord:
+    """Make a branch key."""
+    return store.add_active([make_record(application, "branch:0", purpose=KeyPurpose.BRANCH)])["branch:0"]
+
+
+class EndingContract(KeyStoreFixtures):
+    """The end of a whole scope, and of branch keys."""
+
+    def test_a_scope_gives_all_its_keys_and_tombstones(self, store: KeyStore, application: str) -> None:
+        first = store.add_active([make_record(application, "a")])["a"]
+        second = store.replace_active(
+            first, moved(first, KeyState.DEACTIVATED), make_record(application, "a"), next_mark=next_mark
+        )
+        field = store.add_active([make_record(application, "a", purpose=KeyPurpose.FIELD)])["a"]
+        tombstone = moved(field, KeyState.DESTROYED, destroyed_by="shredded")
+        store.set_states([tombstone], next_mark=next_mark)
+        store.add_active([make_record(application, "A"), make_record(application, "a ")])
+        store.add_active([make_record(f"{application}-other", "a")])
+        found = store.of_scope(application, "a")
+        assert [record.key_id for record in found] == sorted([first.key_id, second.key_id, field.key_id])
+        assert all(record.wrappings == () for record in found)
+        assert {record.state for record in found} == {
+            KeyState.DEACTIVATED,
+            KeyState.ACTIVE,
+            KeyState.DESTROYED,
+        }
+        assert store.of_scope(application, "b") == []
+
+    def test_tombstones_come_with_the_states(self, store: KeyStore, application: str) -> None:
+        data = store.add_active([make_record(application, "a")])["a"]
+        ended = moved(data, KeyState.DESTROYED, destroyed_by="shredded", keep_slot=True)
+        given = [
+            make_tombstone(application, "a", purpose) for purpose in (KeyPurpose.FIELD, KeyPurpose.INDEX)
+        ]
+        stored = store.set_states([ended], next_mark=next_mark, whole_scope="a", tombstones=given)
+        assert [record.key_id for record in stored] == [record.key_id for record in (ended, *given)]
+        for there, record in zip(stored[1:], given, strict=True):
+            assert_same(there, record)
+            assert there.created_at is not None
+            assert there.destroyed_at is not None
+            late = make_record(application, "a", purpose=record.purpose)
+            assert store.add_active([late]) == {"a": there}
+        assert the_changes(store, application, 0).mark.counter == 1
+        assert {
+            each.key_id for each in store.of_scope(application, "a") if each.destroyed_by == "shredded"
+        } == {record.key_id for record in stored}
+
+    def test_tombstones_alone_close_what_was_reopened(self, store: KeyStore, application: str) -> None:
+        tombstone = make_tombstone(application, "a", KeyPurpose.DATA)
+        (stored,) = store.set_states([], next_mark=next_mark, tombstones=[tombstone])
+        assert store.active(application, ["a"]) == {"a": stored}
+        assert store.set_states([], next_mark=refuse_mark) == []
+
+    def test_a_tombstone_for_a_slot_that_is_taken_undoes_it_all(
+        self, store: KeyStore, application: str
+    ) -> None:
+        data = store.add_active([make_record(application, "a")])["a"]
+        field = store.add_active([make_record(application, "a", purpose=KeyPurpose.FIELD)])["a"]
+        tombstone = make_tombstone(application, "a", KeyPurpose.FIELD)
+        ended = moved(data, KeyState.DESTROYED, destroyed_by="shredded", keep_slot=True)
+        assert store.set_states([ended], next_mark=next_mark, tombstones=[tombstone]) == []
+        assert store.active(application, ["a"], purpose=KeyPurpose.FIELD) == {"a": field}
+        assert store.get([data.key_id, tombstone.key_id]) == {data.key_id: data}
+        assert the_changes(store, application, -1).mark.counter == 0
+
+    def test_keys_that_seal_nothing_of_a_scope_are_none_of_it(
+        self, store: KeyStore, application: str
+    ) -> None:
+        branch = add_branch(store, application)
+        data = store.add_active([make_record(application, branch.scope)])[branch.scope]
+        ended = moved(data, KeyState.DESTROYED, destroyed_by="shredded")
+        assert len(store.set_states([ended], next_mark=next_mark, whole_scope=branch.scope)) == 1
+
+    def test_a_branch_key_that_is_needed_is_not_destroyed(
+        self, store: KeyStore, other_store: KeyStore, application: str
+    ) -> None:
+        branch = add_branch(store, application)
+        data = other_store.add_active([wrapped_under(branch, make_record(application, "a"))])["a"]
+        tombstone = moved(branch, KeyState.DESTROYED, destroyed_by="retired")
+        assert store.set_states([tombstone], next_mark=next_mark) == []
+        assert store.get([branch.key_id]) == {branch.key_id: branch}
+        deactivated = moved(branch, KeyState.DEACTIVATED)  # this is no end
+        assert len(store.set_states([deactivated], next_mark=next_mark)) == 1
+        store.set_states([moved(data, KeyState.DESTROYED, destroyed_by="retired")], next_mark=next_mark)
+        tombstone = moved(deactivated, KeyState.DESTROYED, destroyed_by="retired")
+        assert len(store.set_states([tombstone], next_mark=next_mark)) == 1
+
+    def test_nothing_is_stored_that_a_destroyed_branch_key_has_wrapped(
+        self, store: KeyStore, application: str
+    ) -> None:
+        branch = add_branch(store, application)
+        old = store.add_active([make_record(application, "a")])["a"]
+        store.set_states([moved(branch, KeyState.DESTROYED, destroyed_by="retired")], next_mark=next_mark)
+        first, second = [wrapped_under(branch, make_record(application, scope)) for scope in ("b", "a")]
+        closed = moved(old, KeyState.DEACTIVATED)
+        for store_it in (
+            lambda: store.add_active([first]),
+            lambda: store.replace_active(old, closed, second, next_mark=next_mark),
+            lambda: store.put_wrappings({old.key_id: first.wrappings[0]}),
+        ):
+            with pytest.raises(KeyDestroyedError) as caught:
+                store_it()
+            assert caught.value.key_id == branch.key_id
+        assert store.get([old.key_id, first.key_id, second.key_id]) == {old.key_id: old}
+
+
+_NODES = {b"": b"root", b"\x00": b"\x00node", b"\x00\xff": b"a leaf"}
+
+
+class RevocationsContract(KeyStoreFixtures):
+    """The nodes of the revocation tree, and the mark that goes with them."""
+
+    def test_an_application_without_a_store_key_has_no_nodes(self, store: KeyStore) -> None:
+        assert store.revocations(f"contract-{uuid4().hex}", [b""]) is None
+
+    def test_nodes_are_stored_with_the_mark_and_given_by_path(
+        self, store: KeyStore, other_store: KeyStore, application: str
+    ) -> None:
+        first = GivenMark(_NODES)
+        store.advance(application, next_mark=first)
+        assert other_store.revocations(application, [b"", b"\x00\xff", b"\x01"]) == (
+            first.given,
+            {b"": b"root", b"\x00\xff": b"a leaf"},
+        )
+        assert the_changes(other_store, application, 0).mark.counter == 1
+
+    def test_a_change_is_given_the_nodes_that_it_asks_for_and_replaces_them(
+        self, store: KeyStore, application: str
+    ) -> None:
+        store.advance(application, next_mark=GivenMark(_NODES))
+        second = GivenMark({b"\x00": b"another"}, paths=[b"", b"\x00", b"\x07"])
+        record = store.add_active([make_record(application, "a")])["a"]
+        store.set_states([moved(record, KeyState.DEACTIVATED)], next_mark=second)
+        assert second.found == {b"": b"root", b"\x00": b"\x00node"}
+        assert store.revocations(application, _NODES) == (second.given, {**_NODES, b"\x00": b"another"})
+
+    def test_a_rotation_stores_nodes_too(self, store: KeyStore, application: str) -> None:
+        old = store.add_active([make_record(application, "a")])["a"]
+        rooted = GivenMark({b"": b"root"})
+        closed = moved(old, KeyState.COMPROMISED)
+        store.replace_active(old, closed, make_record(application, "a"), next_mark=rooted)
+        assert store.revocations(application, [b""]) == (rooted.given, {b"": b"root"})
+
+    def test_a_mark_that_is_refused_stores_nothing(self, store: KeyStore, application: str) -> None:
+        with pytest.raises(RefusedMarkError):
+            store.advance(application, next_mark=refuse_mark)
+        assert the_changes(store, application, -1).mark.counter == 0
+
+    def test_nodes_of_another_application_are_its_own(self, store: KeyStore, application: str) -> None:
+        store.advance(application, next_mark=GivenMark(_NODES))
+        found = store.revocations(f"{application}-other", list(_NODES))
+        assert found is None or found[1] == {}
+
+    def test_erased_items_are_listed_once_and_by_application(
+        self, store: KeyStore, other_store: KeyStore, application: str
+    ) -> None:
+        first, second, third = (bytes([number]) * 32 for number in range(3))
+        store.list_erased(application, [first, second])
+        other_store.list_erased(application, [second, second])
+        assert other_store.find_erased(application, [first, second, third]) == {first, second}
+        assert store.find_erased(f"{application}-other", [first]) == set()
+        assert store.find_erased(application, []) == set()
+
+    def test_keys_are_admitted_without_a_question_while_nothing_was_revoked(
+        self, store: KeyStore, application: str
+    ) -> None:
+        admission = GivenAdmission(the_changes(store, application, -1).mark.revoked, admits=False)
+        assert store.add_active([make_record(application, "a")], admit=admission)["a"].scope == "a"
+        assert admission.asked is None
+
+    @pytest.mark.parametrize("admits", [True, False])
+    def test_else_it_is_asked_with_the_mark_and_the_nodes_as_they_are_now(
+        self, store: KeyStore, other_store: KeyStore, application: str, admits: bool
+    ) -> None:
+        admission = GivenAdmission(
+            the_changes(store, application, -1).mark.revoked, admits=admits, paths=[b"", b"\x07"]
+        )
+        following = GivenMark(_NODES)
+        other_store.advance(application, next_mark=following)
+        late = make_record(application, "b")
+        kept = store.add_active([late], admit=admission)
+        assert admission.asked == (following.given, {b"": b"root"})
+        assert list(kept) == (["b"] if admits else [])
+        assert list(store.get([late.key_id])) == ([late.key_id] if admits else [])
+        assert list(store.active(application, ["b"])) == (["b"] if admits else [])

@@ -1,0 +1,256 @@
+"""Checks of the KEKs: whether each answers, what it grants, and which keys depend on it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from eventseal.configuration.assembly import configured_keks
+from eventseal.configuration.diagnosis.findings import Finding, Severity
+from eventseal.errors import (
+    ConfigurationError,
+    EventSealError,
+    IntegrityError,
+    KekNotConfiguredError,
+    KmsForbiddenError,
+    KmsUnavailableError,
+    NotMyKeyError,
+)
+from eventseal.keys.ring.new_keys import new_key_id
+from eventseal.keys.states import KeyPurpose, KeyState
+from eventseal.keys.wrapping.branches import BRANCH_PREFIX
+from eventseal.kms import EncryptionContext, SupportsCheck, TellsVersion, adapter_from_uri
+from eventseal.rotation.status.key_totals import key_under, keys_without_wrapping
+from eventseal.storage.database.transactions import read
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from eventseal.configuration.settings import Settings
+    from eventseal.configuration.stores import Stores
+    from eventseal.keys.records import KekUse
+    from eventseal.kms import KmsAdapter, PermissionCheck, WrappedKey
+
+
+KMS = "kms"
+
+
+def build_adapters(settings: Settings, adapters: list[KmsAdapter]) -> Iterator[Finding]:
+    """
+    Make the adapter of each configured KEK, and say which cannot be made.
+
+    Args:
+        settings: Name the KEKs.
+        adapters: Gets those that can.
+    """
+    for uri in configured_keks(settings):
+        try:
+            adapters.append(adapter_from_uri(uri))
+        except EventSealError as error:
+            yield Finding.of(error, KMS)
+        except ImportError as error:
+            missing = ConfigurationError(
+                f"{uri}: {error}", remedy="Install the extra that the message names."
+            )
+            yield Finding.of(missing, KMS)
+
+
+def check_kek(adapter: KmsAdapter, application: str, *, is_first: bool) -> Iterator[Finding]:
+    """
+    Ask a KEK what it grants; one that cannot be asked wraps and unwraps a key that is thrown away.
+
+    Args:
+        adapter: Of the KEK.
+        application: For the encryption context, which policies may ask for.
+        is_first: Whether it makes new keys; the others wrap them.
+
+    Raises:
+        KmsError: It could not be asked.
+    """
+    if not isinstance(adapter, SupportsCheck):
+        yield from _try(adapter, application)
+        return
+    checks = adapter.check(application)
+    yield from _granted(adapter, checks)
+    for check in checks:
+        if not check.granted:
+            yield _denied(adapter, check)
+    if not is_first and all(check.granted for check in checks if check.required):
+        # It may lack a permission that one KEK alone does not need, until the next new key.
+        adapter.wrap(bytes(32), _context(application))
+
+
+def _granted(adapter: KmsAdapter, checks: Sequence[PermissionCheck]) -> Iterator[Finding]:
+    granted = [check.action for check in checks if check.granted]
+    if granted:
+        text = f"{adapter.uri} grants {', '.join(granted)}"
+        yield Finding(severity=Severity.OK, area=KMS, text=text)
+
+
+def _denied(adapter: KmsAdapter, check: PermissionCheck) -> Finding:
+    error = KmsForbiddenError(
+        f"{adapter.uri} does not grant {check.action}"
+        + ("" if check.required else ", which only rotation and further KEKs need"),
+        kek_uri=adapter.uri,
+        remedy=check.detail or None,
+    )
+    return Finding.of(error, KMS, severity=Severity.ERROR if check.required else Severity.NOTE)
+
+
+def _try(adapter: KmsAdapter, application: str) -> Iterator[Finding]:
+    context = _context(application)
+    key, wrapped = adapter.generate_data_key(context)
+    if adapter.unwrap(wrapped, context) != key:
+        raise IntegrityError(f"{adapter.uri} does not give back the key that it wrapped")
+    yield Finding(severity=Severity.OK, area=KMS, text=f"{adapter.uri} makes, wraps and unwraps keys")
+
+
+def _context(application: str) -> EncryptionContext:
+    return EncryptionContext(new_key_id(), str(KeyPurpose.DATA), application)
+
+
+KEYS = "keys"
+_REWRAP = "eventseal rewrap"
+
+
+def check_wrappings(stores: Stores, adapters: Sequence[KmsAdapter]) -> Iterator[Finding]:
+    """
+    Open one wrapping of each KEK and version, and count the keys that miss one.
+
+    Args:
+        stores: The databases, and the settings.
+        adapters: Those that could be made.
+    """
+    uses = stores.key_store.kek_uses(stores.settings.application)
+    by_branches = [use for use in uses if use.kek_uri.startswith(BRANCH_PREFIX)]
+    yield from _check_branches(stores, by_branches)
+    names: dict[str, set[str]] = {adapter.uri: {adapter.uri} for adapter in adapters}
+    for use in uses:
+        if use not in by_branches:
+            yield from _check_use(stores, adapters, use, names)
+    yield from _check_missing(stores, names)
+
+
+def _check_use(
+    stores: Stores, adapters: Sequence[KmsAdapter], use: KekUse, names: dict[str, set[str]]
+) -> Iterator[Finding]:
+    sample = _sample(stores, use)
+    if sample is None:
+        return  # gone meanwhile
+    version = "" if use.kek_version is None else f", version {use.kek_version}"
+    place = f"{use.wrappings:,} wrappings under {use.kek_uri}{version}"
+    for adapter in adapters:
+        refusal = _refusal(adapter, *sample)
+        if isinstance(refusal, NotMyKeyError):
+            continue
+        names[adapter.uri].add(use.kek_uri)
+        if refusal is None:
+            text = f"{place}: one was tried, and opens; {use.verified:,} were tried before"
+            yield Finding(severity=Severity.OK, area=KEYS, text=text)
+            yield from _check_version(adapter, use)
+        elif not isinstance(refusal, KmsUnavailableError):  # an outage is told once, where the KEK is asked
+            yield Finding.of(refusal, KEYS)
+        return
+    error = KekNotConfiguredError(
+        f"{place}, which is not configured",
+        kek_uri=use.kek_uri,
+        remedy=f"If keys are wrapped nowhere else, add it to kms_key, then: {_REWRAP}",
+    )
+    yield Finding.of(error, KEYS, severity=Severity.WARNING)
+
+
+def _sample(stores: Stores, use: KekUse) -> tuple[WrappedKey, EncryptionContext] | None:
+    look = partial(
+        key_under,
+        application=stores.settings.application,
+        kek_uri=use.kek_uri,
+        kek_version=use.kek_version,
+    )
+    key_id = read(stores.datastore.key_engine, look, doing="looking for a wrapping")
+    record = None if key_id is None else stores.key_store.get([key_id]).get(key_id)
+    if record is None:
+        return None
+    context = EncryptionContext(record.key_id, str(record.purpose), record.application)
+    for wrapped in record.wrappings:
+        if (wrapped.kek_uri, wrapped.kek_version) == (use.kek_uri, use.kek_version):
+            return wrapped, context
+    return None
+
+
+def _refusal(adapter: KmsAdapter, wrapped: WrappedKey, context: EncryptionContext) -> EventSealError | None:
+    try:
+        adapter.unwrap(wrapped, context)
+    except EventSealError as error:
+        return error
+    return None
+
+
+def _check_version(adapter: KmsAdapter, use: KekUse) -> Iterator[Finding]:
+    if use.kek_version is None or not isinstance(adapter, TellsVersion):
+        return
+    try:
+        current = adapter.current_version()
+    except EventSealError:
+        return  # that the right to ask is missing is told where the KEK is asked
+    if current != use.kek_version:
+        yield Finding(
+            severity=Severity.NOTE,
+            area=KEYS,
+            text=f"{use.wrappings:,} wrappings are under version {use.kek_version} of {use.kek_uri}, "
+            f"whose newest version is {current}",
+            remedy=_REWRAP,
+        )
+
+
+def _check_missing(stores: Stores, names: dict[str, set[str]]) -> Iterator[Finding]:
+    every = set().union(*names.values())
+    orphans = _missing(stores, every)
+    if orphans and names:
+        error = KekNotConfiguredError(
+            f"{orphans:,} live keys are wrapped under no configured KEK: nothing opens them here",
+            remedy="Add to kms_key the KEK that is named as not configured. eventseal keys lists them.",
+        )
+        yield Finding.of(error, KEYS)
+    for uri, stored in names.items() if len(names) > 1 else ():
+        lacking = _missing(stores, stored)
+        if lacking > orphans:
+            yield Finding(
+                severity=Severity.WARNING,
+                area=KEYS,
+                text=f"{lacking:,} live keys have no wrapping under {uri}: they do not outlive the others",
+                remedy=_REWRAP,
+            )
+
+
+def _missing(stores: Stores, kek_uris: set[str]) -> int:
+    look = partial(keys_without_wrapping, application=stores.settings.application, kek_uris=sorted(kek_uris))
+    return read(stores.datastore.key_engine, look, doing="counting keys without a wrapping")
+
+
+def _check_branches(stores: Stores, uses: Sequence[KekUse]) -> Iterator[Finding]:
+    """That every branch key which wraps a key is there: without it a million keys are lost."""
+    named = {use: _branch_id(use.kek_uri) for use in uses}
+    records = stores.key_store.get([key_id for key_id in named.values() if key_id is not None])
+    good = 0
+    for use, key_id in named.items():
+        record = None if key_id is None else records.get(key_id)
+        if record is None or record.purpose is not KeyPurpose.BRANCH or record.state is KeyState.DESTROYED:
+            what = "not there" if record is None else f"a {record.state} key of purpose {record.purpose}"
+            error = IntegrityError(
+                f"{use.wrappings:,} keys are wrapped under {use.kek_uri!r}, which is {what}",
+                remedy="Restore the branch key's rows from a backup: nothing else opens these keys.",
+            )
+            yield Finding.of(error, KEYS)
+        else:
+            good += use.wrappings
+    if good:
+        text = f"{good:,} keys are wrapped under branch keys that are there"
+        yield Finding(severity=Severity.OK, area=KEYS, text=text)
+
+
+def _branch_id(kek_uri: str) -> UUID | None:
+    try:
+        return UUID(kek_uri.removeprefix(BRANCH_PREFIX))
+    except ValueError:
+        return None

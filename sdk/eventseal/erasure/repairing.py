@@ -1,0 +1,414 @@
+"""
+Repair: rows that do not open give way to what a backup has in their place, encrypted under today's keys.
+
+It lives beside the erasures, since it must not undo one: the ledger says what was erased, and notes each row
+that is replaced.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+
+from eventseal.cipher import ItemContext, Opened
+from eventseal.erasure.backup_rows import BackupRows, Encrypted, page_of
+from eventseal.erasure.ledger.entries import REPAIR
+from eventseal.erasure.ledger.recording import prepare_ledger
+from eventseal.erasure.restore_scan import Reading, undone_scopes, unrecorded_keys
+from eventseal.erasure.setting_aside import required_ledger, withdraw_places
+from eventseal.erasure.shredding import own_ledger
+from eventseal.errors import EventSealError, JobError, KeyClosedError, KeyNotFoundError
+from eventseal.rotation.item_checks import ItemChecks
+from eventseal.rotation.jobs.collections import open_former
+from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult
+from eventseal.rotation.sealed_store import own_tables
+from eventseal.rotation.table_checks import refuse_old_key_tables, refuse_unregistered_tables
+from eventseal.storage.database.transactions import read, write
+from eventseal.storage.items.fences import open_fences, share_fences
+from eventseal.storage.items.rows import ItemRow, count_by_key
+from eventseal.storage.items.stored_rows import RowChange, replace_rows, stored_row
+from eventseal.storage.items.swaps import KEY_ID_IN_HEADER, place_to_json
+from eventseal.storage.jobs.compromised_items import Replaced, add_replaced, forget_replaced, load_marks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+    from sqlalchemy.engine import Connection
+
+    from eventseal.erasure.backup import Backup
+    from eventseal.erasure.ledger.ledger import Ledger
+    from eventseal.items.sealed_places import Place
+    from eventseal.rotation.item_checks import Tally
+    from eventseal.rotation.sealed_store import SealedStore
+    from eventseal.storage.items.stored_rows import StoredRow
+    from eventseal.storage.items.tables import SealedTable
+    from eventseal.storage.jobs.compromised_items import Mark
+
+
+_BATCH = 100
+"""Rows of a transaction, and of an entry of the ledger."""
+
+_ATTEMPTS = 3
+"""How often a batch is encrypted anew because a key was closed meanwhile."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairResult(JobResult):
+    """
+    What a repair did, or would do.
+
+    Attributes:
+        backup: What tells the backup from others; ``None``: there is none.
+        places: The first 1,000 rows that were repaired, or can be: table, sequence id and position.
+    """
+
+    backup: dict[str, Any] | None
+    places: Sequence[tuple[str, str, str]] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as ``--json`` prints it."""
+        places = [
+            {"table": table, "sequence_id": sequence_id, "position": position}
+            for table, sequence_id, position in self.places
+        ]
+        return {**super(RepairResult, self).to_json(), "backup": self.backup, "rows": places}
+
+
+def repair(
+    store: SealedStore,
+    backup: Backup | None = None,
+    *,
+    ledger: Ledger | None = None,
+    tables: Collection[str] | None = None,
+    dry_run: bool = False,
+    confirm: Callable[[RepairResult], object] | None = None,
+    progress: Callable[[JobResult], object] | None = None,
+) -> RepairResult:
+    """
+    Replace every row that does not open by what a backup has in its place, encrypted under today's keys.
+
+    Where only the key id beside an envelope is wrong, it is put right, which takes no backup.
+
+    A row that opens is never touched. What a key may open, today's key tables and the ledger say, and never
+    the backup: nothing opens there under a key that was shredded. Under a key that was ever compromised, only
+    envelopes open whose digest was kept when the key was marked, or when they were replaced. Fields inside of
+    an item are copied as they are. Snapshots are not repaired: the application takes them anew.
+
+    Each row is written to the ledger before it is replaced. Interrupted anywhere, it is run again.
+
+    Args:
+        store: An ``EventSeal``, or any object with its four.
+        backup: Of its items, and of the keys as they were then; ``None``: only key ids are put right.
+        ledger: Created if it is not there and nothing was ever shredded; ``None``: the store's own.
+        tables: Only these, by name; ``None``: all that the application has registered.
+        dry_run: Whether only to look. It needs no ledger.
+        confirm: Called with what would be done before anything is written; what it raises ends the repair.
+        progress: Called now and then, with how many items were looked at.
+
+    Returns:
+        ``done`` counts the rows that were repaired, ``left`` those that can be, or that somebody changed
+        meanwhile, and ``failed`` those for which the backup has nothing that may be used.
+
+    Raises:
+        ConfigurationError: There is no ledger; or a table is not registered, or not in the backup.
+        IntegrityError: The ledger is not what was written.
+        JobError: Key tables that were restored show keys as alive that the ledger says were shredded.
+        KmsError: The KMS refused or failed.
+        StoreError: A database refused or failed.
+        StoreReadOnlyError: The key tables are of an earlier release: run `eventseal init` first.
+    """
+    started = time.monotonic()
+    ledger = (ledger or own_ledger(store)) if dry_run else required_ledger(store, ledger)
+    if not dry_run:
+        refuse_old_key_tables(store)
+    refuse_unregistered_tables(store)
+    found = own_tables(store.datastore, store.cipher.application, tables)
+    if ledger is not None:
+        _refuse_undone_erasures(store, ledger)
+    run = _Run(store, backup, found, started=started)
+    run.look(progress)
+    if dry_run or not run.damaged:
+        return run.result(dry_run=dry_run)
+    if confirm is not None:
+        confirm(run.result(dry_run=True))
+    if ledger is not None:
+        prepare_ledger(store, ledger)
+        run.replace(ledger)
+    return run.result(dry_run=False)
+
+
+def _refuse_undone_erasures(store: SealedStore, ledger: Ledger) -> None:
+    """Refuse to go by key tables that a restore has set back: they show erased keys as alive."""
+    if not ledger.exists(store.keyring.application):
+        return
+    undone = undone_scopes(store, ledger, Reading.of(store, ledger), progress=lambda _: None)
+    if undone or unrecorded_keys(store, ledger):
+        raise JobError(
+            f"the key tables and {ledger.name} do not agree on what was shredded. Nothing was changed",
+            remedy="Run `eventseal verify --after-restore`, which shows and shreds it again. Then run this "
+            "again.",
+        )
+
+
+class _Damaged(NamedTuple):
+    """
+    A row that can be repaired.
+
+    Attributes:
+        table: From today's registry.
+        place: Its sequence id and position.
+        digest: Of the row as it was read.
+        key_id: The key whose id stands beside the item.
+        mended: The row, if its own envelope opens, and only the key id beside it is wrong.
+    """
+
+    table: SealedTable
+    place: Place
+    digest: str
+    key_id: UUID | None
+    mended: ItemRow | None
+
+
+class _Run:
+    """One repair: what it has found, and how far it is."""
+
+    def __init__(
+        self, store: SealedStore, backup: Backup | None, tables: Sequence[SealedTable], *, started: float
+    ) -> None:
+        self._store = store
+        self._engine = store.datastore.engine
+        self._tables = tables
+        self._started = started
+        self._identity = None if backup is None else backup.identity()
+        self._rows = BackupRows(store, backup)
+        self._counts: dict[str, Counter[str]] = {table.table: Counter() for table in tables}
+        self._failures: list[Failure] = []
+        self._places: list[tuple[str, str, str]] = []
+        self.damaged: list[_Damaged] = []
+
+    def look(self, progress: Callable[[JobResult], object] | None) -> None:
+        """Open every item, and find out of each that does not open whether the backup can repair it."""
+        total = looked_at = 0
+        for table in self._tables if progress is not None else ():
+            count = partial(count_by_key, table=table)
+            total += sum(read(self._engine, count, doing=f"counting {table.table}").values())
+        for table in self._tables:
+            for tally in self._check(table):
+                looked_at += sum(counts.total() for counts in tally.by_table.values())
+                if progress is not None:
+                    progress(self._looked(looked_at, total))
+
+    def _check(self, table: SealedTable) -> Iterator[Tally]:
+        failing: list[ItemRow] = []
+        checks = ItemChecks(self._store, table, on_failure=lambda row, _: failing.append(row))
+        for tally in checks.run(None, None):
+            if failing:
+                self._judge(table, failing)
+                failing.clear()
+            yield tally
+
+    def _judge(self, table: SealedTable, rows: Sequence[ItemRow]) -> None:
+        contexts = [ItemContext(*row[:3], table.collection) for row in rows]
+        items = [(row.data, context) for row, context in zip(rows, contexts, strict=True)]
+        outcomes = self._store.cipher.open_many(items)
+        open_former(self._store, table, items, outcomes)
+        closed: list[ItemRow] = []
+        found: list[tuple[ItemRow, ItemRow | None]] = []
+        for row, outcome in zip(rows, outcomes, strict=True):
+            if not isinstance(outcome, Opened):
+                closed.append(row)
+            # Else a field inside of it fails, or it is suspected of being forged.
+            elif outcome.key_id != row.key_id:
+                found.append((row, row._replace(key_id=outcome.key_id)))
+        for row, error in zip(closed, self._rows.open(table, [row[:2] for row in closed]), strict=True):
+            if error is None:
+                found.append((row, None))
+            else:
+                self._fail(table, row[:2], row.key_id, error)
+        self._note(table, found)
+
+    def _note(self, table: SealedTable, found: Sequence[tuple[ItemRow, ItemRow | None]]) -> None:
+        """Note rows that can be repaired; what was changed since it was found not to open is only counted."""
+        self._counts[table.table]["left"] += len(found)
+        stored = self._stored(table, [row[:2] for row, _ in found])
+        for (row, mended), now in zip(found, stored, strict=True):
+            if now is None or not now.is_still(row):
+                continue
+            self.damaged.append(_Damaged(table, row[:2], now.digest, row.key_id, mended))
+            if len(self._places) < MAX_FAILURES:
+                self._places.append((table.table, str(row.sequence_id), str(row.position)))
+
+    def _stored(self, table: SealedTable, places: Sequence[Place]) -> list[StoredRow | None]:
+        def look(connection: Connection) -> list[StoredRow | None]:
+            return [stored_row(connection, table, place) for place in places]
+
+        return read(self._engine, look, doing=f"reading {table.table}")
+
+    def replace(self, ledger: Ledger) -> None:
+        """Replace what can be repaired, a batch at a time."""
+        replaced: list[_Damaged] = []
+        for table in self._tables:
+            damaged = [each for each in self.damaged if each.table is table]
+            for start in range(0, len(damaged), _BATCH):
+                replaced += self._replace(ledger, table, damaged[start : start + _BATCH])
+        if replaced:
+            withdraw_places(self._store, ledger, {(each.table.table, each.place) for each in replaced})
+
+    def _replace(self, ledger: Ledger, table: SealedTable, damaged: Sequence[_Damaged]) -> list[_Damaged]:
+        """Replace a batch; give the rows that were still as they were read."""
+        for _ in range(_ATTEMPTS):
+            stored = self._stored(table, [each.place for each in damaged])
+            still = [
+                each
+                for each, now in zip(damaged, stored, strict=True)
+                if now is not None and now.digest == each.digest
+            ]
+            try:
+                outcomes = self._encrypted(table, still)
+                numbers = self._write(ledger, table, still, outcomes)
+            except (KeyClosedError, KeyNotFoundError):
+                self._store.keyring.refresh()
+                continue
+            self._counts[table.table]["done"] += len(numbers)
+            self._counts[table.table]["left"] -= len(numbers)
+            for each, outcome in zip(still, outcomes, strict=True):
+                if isinstance(outcome, EventSealError):
+                    self._counts[table.table]["left"] -= 1
+                    self._fail(table, each.place, each.key_id, outcome)
+            return [still[number] for number in numbers]
+        raise JobError(
+            f"the keys of {table.table} changed {_ATTEMPTS} times while rows were repaired",
+            remedy="Run the same command again.",
+        )
+
+    def _encrypted(self, table: SealedTable, damaged: Sequence[_Damaged]) -> list[Encrypted | EventSealError]:
+        wanted = [each.place for each in damaged if each.mended is None]
+        encrypted = iter(self._rows.encrypt(table, wanted) if wanted else ())
+        return [
+            next(encrypted) if each.mended is None else Encrypted(each.mended, each.mended, is_suspect=False)
+            for each in damaged
+        ]
+
+    def _write(
+        self,
+        ledger: Ledger,
+        table: SealedTable,
+        damaged: Sequence[_Damaged],
+        outcomes: Sequence[Encrypted | EventSealError],
+    ) -> list[int]:
+        """Write the ledger, then the rows; give the numbers of those that were still as they were read."""
+        given = [(n, outcome) for n, outcome in enumerate(outcomes) if isinstance(outcome, Encrypted)]
+        if not given:
+            return []
+        changes = [RowChange(damaged[n].place, damaged[n].digest, outcome.new) for n, outcome in given]
+        # The fence of a key does not matter to a row that stays under it.
+        new = [
+            change.new.key_id for change, (n, _) in zip(changes, given, strict=True) if not damaged[n].mended
+        ]
+        targets = {key_id for key_id in new if key_id is not None}
+        # Committed before the items: else whoever waits for such a row waits for all of them.
+        write(self._engine, partial(open_fences, key_ids=targets), doing="making the fences of keys")
+        rows = [_as_json(table, change) for change in changes]
+        ledger.append(self._store, REPAIR, details={"backup": self._identity, "rows": rows})
+
+        def work(connection: Connection) -> list[int]:
+            closed = share_fences(connection, targets)
+            if closed:
+                raise KeyClosedError(
+                    f"nothing was changed in {table.table}: retired meanwhile: {', '.join(map(str, closed))}",
+                    key_ids=tuple(sorted(closed)),
+                )
+            marks = load_marks(connection, table.table)
+            gone = [
+                None if damaged[n].mended else _overwritten(connection, table, change.place, marks)
+                for change, (n, _) in zip(changes, given, strict=True)
+            ]
+            numbers = replace_rows(connection, table, changes)
+            # What was counted when a key was marked is not missing: it has been replaced.
+            found = [given[number][1].found for number in numbers if given[number][1].is_suspect]
+            said = {(row[:2], row.key_id) for row in found}
+            lost = [
+                (row, changes[number].old)
+                for number in numbers
+                if (row := gone[number]) is not None and (row[:2], row.key_id) not in said
+            ]
+            # Of a damaged row its digest as a row: that of its envelope would vouch for it in a backup.
+            replaced = [_replaced(table, row, sha256(row.data).digest()) for row in found]
+            replaced += [_replaced(table, row, bytes.fromhex(digest)) for row, digest in lost]
+            add_replaced(connection, replaced)
+            forget_replaced(connection, table.table, page_of([*found, *(row for row, _ in lost)]))
+            return numbers
+
+        numbers = write(self._engine, work, doing=f"repairing items of {table.table}")
+        return [given[number][0] for number in numbers]
+
+    def _looked(self, looked_at: int, total: int) -> JobResult:
+        return JobResult(
+            verb="repair",
+            complete=False,
+            done=looked_at,
+            left=max(0, total - looked_at),
+            failed=sum(counts["failed"] + counts["left"] for counts in self._counts.values()),
+            seconds=time.monotonic() - self._started,
+        )
+
+    def result(self, *, dry_run: bool) -> RepairResult:
+        """Give what was found and done so far."""
+        done, left, failed = (
+            sum(counts[outcome] for counts in self._counts.values()) for outcome in ("done", "left", "failed")
+        )
+        return RepairResult(
+            verb="repair",
+            complete=dry_run or not left,
+            done=done,
+            left=left,
+            failed=failed,
+            seconds=time.monotonic() - self._started,
+            by_table={table: dict(counts) for table, counts in self._counts.items()},
+            failures=tuple(self._failures),
+            backup=self._identity,
+            places=tuple(self._places),
+        )
+
+    def _fail(self, table: SealedTable, place: Place, key_id: UUID | None, error: EventSealError) -> None:
+        self._counts[table.table]["failed"] += 1
+        if len(self._failures) < MAX_FAILURES:
+            self._failures.append(
+                Failure(
+                    table=table.table,
+                    row=dict(zip(("sequence_id", "position"), map(str, place), strict=True)),
+                    key_id=key_id,
+                    error=type(error).__name__,
+                    message=str(error),
+                    remedy=error.remedy,
+                )
+            )
+
+
+def _as_json(table: SealedTable, change: RowChange) -> dict[str, Any]:
+    return {
+        "table": table.table,
+        "place": place_to_json(change.place),
+        "old": change.old,
+        "new": change.new_digest(table),
+    }
+
+
+def _overwritten(
+    connection: Connection, table: SealedTable, place: Place, marks: Mapping[UUID, Mark]
+) -> ItemRow | None:
+    """Give a damaged row whose header names a marked key still: it was counted when the key was marked."""
+    now = stored_row(connection, table, place)
+    if now is None or now.header_key not in marks:
+        return None
+    return ItemRow(*place, now.topic, now.data, now.header_key)
+
+
+def _replaced(table: SealedTable, row: ItemRow, digest: bytes) -> Replaced:
+    key_id = UUID(bytes=row.data[KEY_ID_IN_HEADER])
+    return Replaced(key_id, table.table, digest, str(row.sequence_id), str(row.position))

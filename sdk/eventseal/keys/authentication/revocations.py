@@ -1,0 +1,400 @@
+"""What is revoked, as the store's revocation tree says: read where needed, and checked against the mark."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from eventseal.errors import EventSealError, IntegrityError, StoreReadOnlyError
+from eventseal.keys.authentication.old_key_tables import read_old_rows
+from eventseal.keys.revocation_tree import (
+    NEVER_SHREDDED,
+    REMEDY,
+    ROOT,
+    RevocationTree,
+    UnprovenError,
+    changed_branches,
+    leaf_of_key,
+    leaf_of_scope,
+    node_digest,
+    paths_to,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping
+    from uuid import UUID
+
+    from eventseal.keys.authentication.row_macs import Seals
+    from eventseal.keys.records import Admission, ChangeMark, KeyRecord
+    from eventseal.keys.revocation_tree import RevokedAs, ScopeState
+    from eventseal.keys.ring.held_keys import Held, Memory
+    from eventseal.keys.states import KeyPurpose
+    from eventseal.keys.store import KeyStore
+
+
+NEW_KEY_TABLES = 2
+"""The format of key tables with the revocation tree."""
+
+
+_MOST_NODES = 2304
+"""When more are known, the leaves among them are dropped: some 8 MB at 10,000,000 destroyed keys."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """
+    The newest tree, as far as it was read.
+
+    Attributes:
+        root_digest: Its root's.
+        proven: The root and nodes below it, each checked to it; the next question is often about the same.
+    """
+
+    root_digest: bytes
+    proven: dict[bytes, bytes]
+
+    def drop_leaves(self) -> None:
+        """Know the inner nodes alone. Whoever reads the dictionary of before keeps it."""
+        self.proven = {path: node for path, node in dict(self.proven).items() if len(path) <= 1}
+
+
+class ScopeStates(NamedTuple):
+    """
+    What became of scopes.
+
+    Attributes:
+        closed: By scope whether it was shredded and is closed; or, for this scope alone, that its leaf does
+            not match the mark.
+        admission: Admits keys of these scopes while they are not closed.
+    """
+
+    closed: Mapping[str, bool | IntegrityError]
+    admission: Admission
+
+
+class Past(NamedTuple):
+    """
+    What the revocation tree remembers of a key beside its state.
+
+    Attributes:
+        was_compromised: Whether it was ever marked as compromised.
+        scope_was_shredded: Whether its scope was ever shredded, also if that is open again.
+    """
+
+    was_compromised: bool
+    scope_was_shredded: bool
+
+
+class _OpenScopes:
+    """Admits new keys while the revocation tree has none of their scopes as closed."""
+
+    def __init__(self, names: Collection[bytes], revoked: bytes, seals: Seals) -> None:
+        self._names = names
+        self._seals = seals
+        self.revoked = revoked
+
+    @property
+    def paths(self) -> Collection[bytes]:
+        """The leaves of the scopes, and what is above them."""
+        return paths_to(map(leaf_of_scope, self._names))
+
+    def __call__(self, mark: ChangeMark, nodes: Mapping[bytes, bytes]) -> bool:
+        """Look at the scopes under another mark."""
+        self._seals.check_mark(mark)
+        tree = RevocationTree(nodes, mark.revoked)
+        try:
+            states = [tree.scope_state(name) for name in self._names]
+        except UnprovenError:  # the nodes may be later than the mark: the caller looks again
+            return False
+        return not any(state is not None and state.closed for state in states)
+
+
+class Revocations:
+    """
+    Says what is revoked.
+
+    It is as late as the last refresh, at least: what that has shown to be absent is not looked up again.
+
+    Args:
+        application: Whose keys.
+        store: Holds the tree.
+        memory: Has seen earlier marks.
+        key_tables: The format that the key tables have at least: 1, or 2 with the revocation tree.
+        count_query: Counts the calls to the store.
+
+    Attributes:
+        are_old: Whether the mark that was read last is of the format before the tree.
+    """
+
+    def __init__(
+        self,
+        application: str,
+        store: KeyStore,
+        memory: Memory,
+        *,
+        key_tables: int,
+        count_query: Callable[[], None],
+    ) -> None:
+        self._application = application
+        self._key_tables = key_tables
+        self._is_new = False
+        self.are_old = False
+        self._store = store
+        self._memory = memory
+        self._count_query = count_query
+        self._publishing = threading.Lock()
+        self._known: _Known | None = None
+
+    def learn(self, mark: ChangeMark, root: bytes, held: Held, seals: Seals) -> dict[UUID, RevokedAs]:
+        """
+        Take over the root that a refresh has read.
+
+        Args:
+            mark: Read with it, its seal checked; or one of the format before the tree.
+            root: The root's content.
+            held: The keys that the process holds, and their scopes.
+            seals: Check the root.
+
+        Returns:
+            What :meth:`of_keys` says of the held keys below the nodes that have changed. A key whose scope is
+            closed counts as shredded: its row may have been hidden from the shred.
+
+        Raises:
+            IntegrityError: The root is not what the mark covers, or the mark is an old one put back.
+            StoreError: The key store refused or failed.
+        """
+        if seals.is_old(mark):
+            self._learn_old(mark, seals)
+            return self.of_keys(held, seals)
+        self._check_root(mark, root)
+        with self._publishing:
+            self._note_new()
+            known_before = self._known
+            before = known_before or _Known(b"", {ROOT: b""})
+            if before.root_digest == mark.revoked:
+                return {}
+            moved = changed_branches(before.proven[ROOT], root)
+            nodes = dict(before.proven).items()  # copied at once: other threads add to it
+            kept = {path: node for path, node in nodes if path and path[0] not in moved}
+            self._known = known = _Known(mark.revoked, {ROOT: root, **kept})
+        try:
+            return self._below(moved, held, seals)
+        except EventSealError:
+            with self._publishing:
+                if self._known is known:  # the next refresh asks again what has changed
+                    self._known = known_before
+            raise
+
+    def _below(self, moved: Collection[int], held: Held, seals: Seals) -> dict[UUID, RevokedAs]:
+        """Say what became of the held keys below some nodes, and of the keys whose scopes are there."""
+        keys = [key_id for key_id in held if leaf_of_key(key_id)[0] in moved]
+        names = {key_id: seals.scope_name(*scope) for key_id, scope in held.items() if scope}
+        names = {key_id: name for key_id, name in names.items() if leaf_of_scope(name)[0] in moved}
+        tree = self._tree({*map(leaf_of_key, keys), *map(leaf_of_scope, names.values())}, seals)
+        found = _revoked_as(tree, keys)
+        for key_id, name in names.items():
+            try:
+                state = tree.scope_state(name)
+            except UnprovenError:
+                found[key_id] = "unproven"
+            else:
+                if state is not None and state.closed:
+                    found[key_id] = "shredded"
+        return found
+
+    def has_changed(self) -> None:
+        """Note that this process has changed the tree: leaves are read again. A new leaf takes a refresh."""
+        if self._known is not None:
+            self._known.drop_leaves()
+
+    def refuse_old(self) -> None:
+        """
+        Refuse to change key tables that are of the release before the tree.
+
+        Raises:
+            StoreReadOnlyError: They are.
+        """
+        if self.are_old:
+            raise old_key_tables(self._application)
+
+    def of_keys(self, key_ids: Collection[UUID], seals: Seals) -> dict[UUID, RevokedAs]:
+        """
+        Say why each key is revoked: as :attr:`eventseal.keys.KeyRecord.revoked_as` has it.
+
+        Raises:
+            IntegrityError: The mark is not what a keyring sealed, or earlier than one seen.
+            StoreError: The key store refused or failed.
+        """
+        return _revoked_as(self._tree(set(map(leaf_of_key, key_ids)), seals), key_ids)
+
+    def of_rows(self, rows: Mapping[UUID, KeyRecord], seals: Seals) -> dict[UUID, RevokedAs]:
+        """
+        Say the same of keys whose rows were read, and whose seals are checked next.
+
+        The tree has an entry for each scope in which a key was ever revoked; without one, no leaf of its keys
+        is read. A row whose scope or purpose somebody edited is judged wrongly here; its seal does not fit.
+        """
+        scope_of = {key_id: (row.purpose, row.scope) for key_id, row in rows.items()}
+        names = {scope: seals.scope_name(*scope) for scope in set(scope_of.values())}
+        tree = self._tree(set(map(leaf_of_scope, names.values())), seals)
+        if self.are_old:  # such a tree lacks the scopes of rows that were edited
+            return self.of_keys(rows, seals)
+        untouched = {scope for scope, name in names.items() if _is_untouched(tree, name)}
+        touched = [key_id for key_id, scope in scope_of.items() if scope not in untouched]
+        return {**dict.fromkeys(rows), **self.of_keys(touched, seals)}
+
+    def scopes(self, purpose: KeyPurpose, scopes: Iterable[str], seals: Seals) -> ScopeStates:
+        """
+        Say what became of scopes.
+
+        Raises:
+            IntegrityError: The mark is not what a keyring sealed, or earlier than one seen.
+            StoreError: The key store refused or failed.
+        """
+        names = {scope: seals.scope_name(purpose, scope) for scope in scopes}
+        tree = self._tree({leaf_of_scope(name) for name in names.values()}, seals)
+        closed: dict[str, bool | IntegrityError] = {}
+        for scope, name in names.items():
+            try:
+                state = tree.scope_state(name)
+            except UnprovenError:
+                closed[scope] = _edited(f"the leaf of scope {scope!r} in the revocation tree")
+            else:
+                closed[scope] = state is not None and state.closed
+        return ScopeStates(closed, _OpenScopes(list(names.values()), tree.root_digest, seals))
+
+    def pasts(self, rows: Iterable[KeyRecord], seals: Seals) -> dict[UUID, Past]:
+        """
+        Say what happened to keys, and to their scopes, before they became what their rows say.
+
+        Args:
+            rows: Whose seals were checked.
+            seals: Name their scopes.
+
+        Raises:
+            IntegrityError: A leaf or the mark is not what a keyring sealed.
+            StoreError: The key store refused or failed.
+        """
+        names = {row.key_id: seals.scope_name(row.purpose, row.scope) for row in rows}
+        tree = self._tree({*map(leaf_of_key, names), *map(leaf_of_scope, names.values())}, seals)
+        try:
+            return {
+                key_id: Past(
+                    tree.was_compromised(key_id), bool((tree.scope_state(name) or NEVER_SHREDDED).number)
+                )
+                for key_id, name in names.items()
+            }
+        except UnprovenError:
+            raise _edited("a leaf of the revocation tree") from None
+
+    def entry(self, name: bytes, seals: Seals) -> ScopeState | None:
+        """Give an entry of the tree by its name, if there is one; raises as :meth:`scopes`."""
+        try:
+            return self._tree([leaf_of_scope(name)], seals).scope_state(name)
+        except UnprovenError:
+            raise _edited("a leaf of the revocation tree") from None
+
+    def _tree(self, leaves: Collection[bytes], seals: Seals) -> RevocationTree:
+        """Give a tree that knows *leaves*, or shows that they are not what they should be."""
+        known = self._known
+        if known is not None:
+            tree = RevocationTree({}, known.root_digest, proven=known.proven)
+            missing = tree.unread(leaves)
+            if not missing:
+                return tree
+            _, nodes = self._read(missing)
+            tree = RevocationTree(nodes, known.root_digest, proven=known.proven)
+            if _is_proven(tree, leaves):
+                if len(known.proven) > _MOST_NODES:
+                    known.drop_leaves()
+                return tree
+        since = self._memory.moment()
+        mark, nodes = self._read(paths_to(leaves))
+        if seals.is_old(mark):
+            self._learn_old(mark, seals)
+            return self._tree(leaves, seals)
+        seals.check_mark(mark)
+        self._memory.check_mark(mark, since)
+        root = nodes.get(ROOT, b"")
+        self._check_root(mark, root)
+        with self._publishing:
+            self._note_new()
+            if self._known is None:  # else a refresh may have read a later one
+                self._known = _Known(mark.revoked, {ROOT: root})
+        return RevocationTree(nodes, mark.revoked)
+
+    def _note_new(self) -> None:
+        self._is_new = True
+        self.are_old = False
+
+    def _check_root(self, mark: ChangeMark, root: bytes) -> None:
+        if node_digest(root) != mark.revoked:
+            raise _edited(f"the root of the revocation tree of application {self._application!r}")
+
+    def _learn_old(self, mark: ChangeMark, seals: Seals) -> None:
+        """Make the tree from the rows of key tables of an earlier release, and hold all of it."""
+        if self._is_new or self._key_tables >= NEW_KEY_TABLES:
+            raise IntegrityError(
+                f"the change mark of application {self._application!r} has the format of an earlier release, "
+                "but the key tables were upgraded before: old tables were put back",
+                remedy="Find out who changed the key tables, or which backup was restored; use the newest.",
+            )
+        nodes = read_old_rows(self._store, mark, seals).nodes
+        with self._publishing:
+            if not self._is_new:  # upgraded meanwhile
+                self.are_old = True
+                self._known = _Known(node_digest(nodes.get(ROOT, b"")), {ROOT: b"", **nodes})
+
+    def _read(self, paths: Collection[bytes]) -> tuple[ChangeMark, Mapping[bytes, bytes]]:
+        self._count_query()
+        found = self._store.revocations(self._application, paths)
+        if found is None:
+            raise IntegrityError(
+                f"application {self._application!r} has a store key but no change mark: somebody deleted it",
+                remedy="Find out who changed the key tables, and restore key_changes from a backup.",
+            )
+        return found
+
+
+def _revoked_as(tree: RevocationTree, key_ids: Iterable[UUID]) -> dict[UUID, RevokedAs]:
+    found: dict[UUID, RevokedAs] = {}
+    for key_id in key_ids:
+        try:
+            found[key_id] = tree.how_revoked(key_id)
+        except UnprovenError:
+            found[key_id] = "unproven"
+    return found
+
+
+def _is_untouched(tree: RevocationTree, name: bytes) -> bool:
+    try:
+        return tree.scope_state(name) is None
+    except UnprovenError:
+        return False  # then the leaf of the key says what became of it
+
+
+def _is_proven(tree: RevocationTree, leaves: Iterable[bytes]) -> bool:
+    try:
+        for leaf in leaves:
+            tree.node(leaf)
+    except UnprovenError:
+        return False
+    return True
+
+
+def _edited(what: str) -> IntegrityError:
+    return IntegrityError(f"{what} does not match the change mark: it was edited", remedy=REMEDY)
+
+
+def old_key_tables(application: str) -> StoreReadOnlyError:
+    """The error of a change to key tables that are of the release before the tree."""
+    return StoreReadOnlyError(
+        f"the key tables of application {application!r} are of an earlier release: keys can be used, but not "
+        "created, rotated, marked or destroyed",
+        remedy="Stop all processes of the earlier release. Then upgrade the tables: `eventseal init`.",
+    )
+
+
+if TYPE_CHECKING:
+    _: type[Admission] = _OpenScopes

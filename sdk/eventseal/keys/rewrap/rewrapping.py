@@ -1,0 +1,366 @@
+"""Rewraps all keys: each is wrapped where it should be, and loses old wrappings once that is verified."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from eventseal.errors import ConfigurationError, KeyDestroyedError, KmsForbiddenError
+from eventseal.keys.rewrap.under_keks import MAX_FAILURES, Moved
+from eventseal.keys.states import KeyPurpose, KeyState
+from eventseal.keys.wrapping.branches import branch_wrapping
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from uuid import UUID
+
+    from eventseal.errors import EventSealError
+    from eventseal.keys.authentication.checked_store import CheckedStore
+    from eventseal.keys.records import KeyRecord
+    from eventseal.keys.rewrap.under_branches import BranchMover
+    from eventseal.keys.rewrap.under_keks import Mover, RowChecks
+    from eventseal.keys.wrapping.unwrapping import KekFacts
+    from eventseal.kms.adapter import KmsAdapter, WrappedKey
+
+
+_UNDER_KEKS_ONLY = frozenset({KeyPurpose.STORE, KeyPurpose.BRANCH})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewrap:
+    """
+    What a rewrap did; given to a progress callback, what it has done so far.
+
+    Every live key that was looked at is one of *done*, *to_move*, *awaiting* and *failed*.
+
+    Attributes:
+        done: Keys that are wrapped as they should be, and not otherwise.
+        to_move: Of a dry run: keys that a rewrap would wrap anew.
+        awaiting: Keys whose old wrappings stay until some process has unwrapped the new one, and then a
+            rewrap with the right to unwrap has; or that another process was rewrapping at the same time. Run
+            it again later.
+        failed: Keys that could not be wrapped anew.
+        added: New wrappings, by KEK or branch key.
+        dropped: Keys that lost old wrappings.
+        failures: Why keys failed; the first 1,000.
+    """
+
+    done: int = 0
+    to_move: int = 0
+    awaiting: int = 0
+    failed: int = 0
+    added: Mapping[str, int] = field(default_factory=dict)
+    dropped: int = 0
+    failures: Mapping[UUID, EventSealError] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> int:
+        """Keys that were looked at."""
+        return self.done + self.to_move + self.awaiting + self.failed
+
+
+class Rewrapper:
+    """
+    Rewraps the keys of one application, page by page. What it has done is in the rows, and nowhere else.
+
+    Args:
+        application: Whose keys.
+        store: Holds the keys.
+        facts: Which wrappings are whose, and which are current.
+        mover: Wraps keys under KEKs.
+        branch_mover: Wraps data keys under branch keys.
+        checks: Says whether a row was edited.
+        targets: Every key should be wrapped under the newest version of each.
+        exclusive: Whether it should be wrapped under nothing else; else only older versions of them go.
+        verifying: Whether to unwrap every wrapping that stays, and to fail every row that was edited or put
+            back, those of destroyed keys among them, before its key is moved.
+    """
+
+    def __init__(
+        self,
+        application: str,
+        store: CheckedStore,
+        *,
+        facts: KekFacts,
+        mover: Mover,
+        branch_mover: BranchMover,
+        checks: RowChecks,
+        targets: Sequence[KmsAdapter],
+        exclusive: bool,
+        verifying: bool = False,
+    ) -> None:
+        self._application = application
+        self._store = store
+        self._facts = facts
+        self._mover = mover
+        self._branch_mover = branch_mover
+        self._checks = checks
+        self._targets = targets
+        self._exclusive = exclusive
+        self._verifying = verifying
+        self._denied: set[str] = set()
+        self._counts: Counter[str] = Counter()
+        self._added: Counter[str] = Counter()
+        self._dropped = 0
+        self._failures: dict[UUID, EventSealError] = {}
+
+    def run(self, batch: int, *, dry_run: bool, progress: Callable[[Rewrap], object] | None = None) -> Rewrap:
+        """
+        Go through all live keys.
+
+        Args:
+            batch: Keys read, and at most wrapped in one call, at a time.
+            dry_run: Whether only to count; a KEK is asked for nothing but its newest version.
+            progress: Called after each batch.
+
+        Raises:
+            EventSealError: A KEK, or the key store, refused or failed; what was done before stays.
+        """
+        if type(batch) is not int or batch < 1:
+            raise ConfigurationError(f"batch is {batch}; it must be at least 1")
+        after: UUID | None = None
+        verifying = self._verifying and not dry_run
+        while page := self._store.page(self._application, after=after, limit=batch, check=verifying):
+            edited = self._edited(page) if verifying else set()
+            live = [record for record in page if record.state is not KeyState.DESTROYED]
+            self._settle([_Key(r) for r in live if r.key_id not in edited], dry_run=dry_run)
+            after = page[-1].key_id
+            if progress is not None:
+                progress(self._result())
+        return self._result()
+
+    def _settle(self, keys: Sequence[_Key], *, dry_run: bool) -> None:
+        unreadable = Moved()
+        self._checks.refuse_unreadable([key.record for key in keys], unreadable)
+        self._note_failures(unreadable, keys)
+        readable = [key for key in keys if key.outcome != FAILED]
+        under_branches = [key for key in readable if _is_under_a_branch(key.record)]
+        under_keks = [key for key in readable if not _is_under_a_branch(key.record)]
+        self._branch_mover.learn([key.record for key in under_branches])
+        for target in self._targets:
+            self._settle_version(target, [key.record for key in under_keks])
+        if dry_run:
+            self._look(under_keks, under_branches)
+        else:
+            for target in self._targets:
+                self._move_to(target, under_keks)
+            self._move_branches(under_branches)
+        for key in keys:
+            self._counts[key.outcome] += 1
+
+    def _edited(self, page: Sequence[KeyRecord]) -> set[UUID]:
+        """Fail edited rows before a KEK moves their keys, which it may do by itself."""
+        seen = Moved()
+        self._checks.refuse_edited(page, seen)
+        self._note_failures(seen, [_Key(record) for record in page if record.key_id in seen.failed])
+        self._counts[FAILED] += len(seen.failed)
+        return set(seen.failed)
+
+    def _settle_version(self, target: KmsAdapter, records: Sequence[KeyRecord]) -> None:
+        self._facts.ask_newest(target)
+        if not self._facts.knows_newest(target):
+            self._mover.learn_newest(target, records)
+
+    def _look(self, under_keks: Sequence[_Key], under_branches: Sequence[_Key]) -> None:
+        """Say what would become of keys."""
+        for key in under_keks:
+            for target in self._targets:
+                current = self._facts.current(target, key.record)
+                if current is None:
+                    key.outcome = TO_MOVE
+                elif current not in key.record.verified and self._old(target, key.record):
+                    key.awaits()
+                elif self._old(target, key.record):
+                    key.outcome = TO_MOVE
+        for key in under_branches:
+            if not self._is_settled(key.record):
+                key.outcome = TO_MOVE
+
+    def _move_to(self, target: KmsAdapter, keys: Sequence[_Key]) -> None:
+        """Wrap keys under a KEK where they are not yet, and drop what that makes superfluous."""
+        held: dict[UUID, WrappedKey] = {}
+        proven: set[UUID] = set()
+        lacking: list[_Key] = []
+        for key in keys:
+            current = self._facts.current(target, key.record)
+            if current is None:
+                lacking.append(key)
+            else:
+                held[key.key_id] = current
+        if open_keys := [key for key in lacking if key.outcome != FAILED]:
+            moved = self._mover.move(target, [key.record for key in open_keys])
+            held.update(self._kept(moved, open_keys))
+            proven |= moved.verified & held.keys()
+            if moved.ended_by is not None:
+                raise moved.ended_by
+        old = {key: self._old(target, key.record) for key in keys if key.key_id in held}
+        doubted = [
+            key
+            for key in old
+            if key.key_id not in proven
+            and key.outcome != FAILED
+            and (self._verifying or (old[key] and held[key.key_id] in key.record.verified))
+        ]
+        proven |= self._proven(target, doubted, held)
+        self._drop(
+            {key: (held[key.key_id], gone) for key, gone in old.items() if key.outcome != FAILED}, proven
+        )
+
+    def _proven(self, target: KmsAdapter, keys: Sequence[_Key], held: Mapping[UUID, WrappedKey]) -> set[UUID]:
+        """
+        Unwrap the wrappings for whose sake others are to go; give the keys whose hold what they should.
+
+        That a row says it was verified is a reason to try, and no more: whoever writes the tables can say so.
+        Who may add wrappings, but not unwrap, drops none.
+        """
+        if not keys or target.uri in self._denied:
+            return set()
+        try:
+            seen = self._mover.verify(target, [(key.record, held[key.key_id]) for key in keys])
+            self._mark(seen, keys, held)
+            if seen.ended_by is not None:
+                raise seen.ended_by
+        except KmsForbiddenError:  # by this KEK, or by the one that should open the store key
+            if self._verifying:
+                raise
+            self._denied.add(target.uri)
+            return set()
+        return seen.verified
+
+    def _mark(self, seen: Moved, keys: Sequence[_Key], held: Mapping[UUID, WrappedKey]) -> None:
+        """Note which wrappings opened that nobody had opened before, and why others did not."""
+        first = {
+            key.key_id: held[key.key_id]
+            for key in keys
+            if key.key_id in seen.verified and held[key.key_id] not in key.record.verified
+        }
+        if first:
+            self._store.mark_wrappings_verified(first, wait=True)
+        self._note_failures(seen, keys)
+
+    def _move_branches(self, keys: Sequence[_Key]) -> None:
+        """Wrap data keys under the active keys of their branches, and drop what was under older ones."""
+        open_keys = [key for key in keys if self._verifying or not self._is_settled(key.record)]
+        held: dict[UUID, WrappedKey] = {}
+        moving: list[_Key] = []
+        for key in open_keys:
+            current = self._branch_mover.current(key.record)
+            if current is None:
+                moving.append(key)
+            else:
+                held[key.key_id] = current
+        there = [key for key in open_keys if key.key_id in held]
+        seen = self._branch_mover.verify([(key.record, held[key.key_id]) for key in there])
+        self._mark(seen, there, held)
+        proven = seen.verified
+        if seen.ended_by is not None:
+            raise seen.ended_by
+        if moving:
+            moved = self._branch_mover.move([key.record for key in moving])
+            try:
+                held.update(self._kept(moved, moving))
+            except KeyDestroyedError:  # of a branch key, which was retired since: the branch has another one
+                self._branch_mover.forget()
+                for key in moving:
+                    key.awaits()
+            if moved.ended_by is not None:
+                raise moved.ended_by
+            proven |= moved.verified & held.keys()
+        self._drop(
+            {
+                key: (
+                    held[key.key_id],
+                    [w for w in key.record.wrappings if w.kek_uri != held[key.key_id].kek_uri],
+                )
+                for key in open_keys
+                if key.key_id in proven and not self._branch_mover.has_no_successor(key.record)
+            },
+            proven,
+        )
+
+    def _is_settled(self, record: KeyRecord) -> bool:
+        """Whether a data key is under its branch's active key alone, or its branch has none."""
+        if self._branch_mover.has_no_successor(record):
+            return True
+        current = self._branch_mover.current(record)
+        return current is not None and record.wrappings == (current,)
+
+    def _kept(self, moved: Moved, keys: Sequence[_Key]) -> dict[UUID, WrappedKey]:
+        """Store new wrappings; give those that are there now, and note what became of the other keys."""
+        stored: set[UUID] = set()
+        for verified in (True, False):
+            made = {k: w for k, w in moved.made.items() if (k in moved.verified) is verified}
+            if made:
+                stored |= self._store.put_wrappings(made, verified=verified)
+        self._added.update(moved.made[key_id].kek_uri for key_id in stored)
+        self._note_failures(moved, keys)
+        for key in keys:
+            if key.key_id not in stored:
+                key.awaits()
+        return {key_id: moved.made[key_id] for key_id in stored}
+
+    def _note_failures(self, moved: Moved, keys: Sequence[_Key]) -> None:
+        for key in keys:
+            if key.key_id in moved.failed:
+                key.outcome = FAILED
+                if len(self._failures) < MAX_FAILURES:
+                    self._failures[key.key_id] = moved.failed[key.key_id]
+
+    def _old(self, target: KmsAdapter, record: KeyRecord) -> list[WrappedKey]:
+        """Give the wrappings that go once there is a verified one under *target*."""
+        return [
+            wrapped
+            for wrapped in record.wrappings
+            if not self._facts.is_current(target, wrapped)
+            and (self._exclusive or self._facts.is_under(target, wrapped))
+        ]
+
+    def _drop(self, old: Mapping[_Key, tuple[WrappedKey, Sequence[WrappedKey]]], verified: set[UUID]) -> None:
+        """Drop old wrappings of the keys whose new one is verified; the others await that."""
+        superfluous = {key: pair for key, pair in old.items() if pair[1]}
+        ready = {key.key_id: pair for key, pair in superfluous.items() if key.key_id in verified}
+        dropped: set[UUID] = set()
+        if ready:
+            dropped = self._store.drop_wrappings(
+                {key_id: gone for key_id, (_, gone) in ready.items()},
+                keep={key_id: kept for key_id, (kept, _) in ready.items()},
+            )
+            self._dropped += len(dropped)
+        for key in superfluous:
+            if key.key_id not in dropped:
+                key.awaits()
+
+    def _result(self) -> Rewrap:
+        return Rewrap(
+            done=self._counts[DONE],
+            to_move=self._counts[TO_MOVE],
+            awaiting=self._counts[AWAITING],
+            failed=self._counts[FAILED],
+            added=dict(self._added),
+            dropped=self._dropped,
+            failures=dict(self._failures),
+        )
+
+
+DONE, TO_MOVE, AWAITING, FAILED = "done", "to move", "awaiting", "failed"
+
+
+class _Key:
+    """A key of the page at hand, and what has become of it."""
+
+    __slots__ = ("key_id", "outcome", "record")
+
+    def __init__(self, record: KeyRecord) -> None:
+        self.record = record
+        self.key_id = record.key_id
+        self.outcome = DONE
+
+    def awaits(self) -> None:
+        """Note that old wrappings stay for now; what failed, or would move, is told in its place."""
+        if self.outcome == DONE:
+            self.outcome = AWAITING
+
+
+def _is_under_a_branch(record: KeyRecord) -> bool:
+    return record.purpose not in _UNDER_KEKS_ONLY and branch_wrapping(record) is not None

@@ -1,0 +1,164 @@
+"""Data keys under a branch key that was rotated are wrapped again under its branch's active key."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from eventseal.errors import EventSealError
+from eventseal.keys.rewrap.under_keks import Moved
+from eventseal.keys.states import KeyPurpose, KeyState
+from eventseal.keys.wrapping.branches import (
+    branch_uri,
+    branch_wrapping,
+    named_branch,
+    unwrap_under,
+    wrap_under,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from uuid import UUID
+
+    from eventseal.keys.authentication.checked_store import CheckedStore
+    from eventseal.keys.data_key import DataKey
+    from eventseal.keys.records import KeyRecord
+    from eventseal.keys.rewrap.under_keks import RowChecks
+    from eventseal.keys.ring.opening import Opener
+    from eventseal.keys.wrapping.branches import Branches
+    from eventseal.kms.adapter import WrappedKey
+
+
+class BranchMover:
+    """
+    Wraps data keys under the active keys of their branches.
+
+    Args:
+        application: Whose keys.
+        store: Tells which key of a branch is the active one.
+        branches: Unwrap data keys.
+        opener: Finds branch keys by id.
+        checks: Tell whether a row was edited.
+    """
+
+    def __init__(
+        self, application: str, store: CheckedStore, branches: Branches, opener: Opener, checks: RowChecks
+    ) -> None:
+        self._application = application
+        self._store = store
+        self._branches = branches
+        self._opener = opener
+        self._checks = checks
+        self._successors: dict[UUID, UUID] = {}
+        self._ended: set[UUID] = set()
+
+    def learn(self, records: Sequence[KeyRecord]) -> None:
+        """
+        Find out which key is the active one of each branch that *records* name; once a run.
+
+        Raises:
+            StoreError: The key store refused or failed.
+        """
+        named = {branch_id for record in records if (branch_id := _branch_of(record)) is not None}
+        unknown = named - self._successors.keys() - self._ended
+        if not unknown:
+            return
+        scopes = {
+            key_id: record.scope
+            for key_id, record in self._store.get(unknown, check=False).items()
+            if record.purpose is KeyPurpose.BRANCH and record.application == self._application
+        }
+        holders = self._store.active(
+            self._application, set(scopes.values()), purpose=KeyPurpose.BRANCH, check=False
+        )
+        for key_id, scope in scopes.items():
+            holder = holders.get(scope)
+            if holder is not None and holder.state is KeyState.ACTIVE:
+                self._successors[key_id] = holder.key_id
+            else:
+                self._ended.add(key_id)
+
+    def forget(self) -> None:
+        """Forget which keys are the active ones: one of them turned out destroyed."""
+        self._successors.clear()
+        self._ended.clear()
+
+    def has_no_successor(self, record: KeyRecord) -> bool:
+        """Whether a key is under a branch that has no active key: it stays where it is."""
+        return _branch_of(record) in self._ended
+
+    def current(self, record: KeyRecord) -> WrappedKey | None:
+        """Give a key's wrapping under its branch's active key; without a successor, the one that stays."""
+        branch_id = _branch_of(record)
+        if branch_id in self._ended:
+            return branch_wrapping(record)
+        successor = None if branch_id is None else self._successors.get(branch_id)
+        if successor is None:
+            return None
+        uri = branch_uri(successor)
+        return next((wrapped for wrapped in record.wrappings if wrapped.kek_uri == uri), None)
+
+    def move(self, records: Sequence[KeyRecord]) -> Moved:
+        """
+        Make a wrapping under the active branch key for each of *records*, which can be read, and unwrap it.
+
+        Raises:
+            IntegrityError: The store key's row is not what a keyring sealed.
+            StoreError: The key store refused or failed.
+        """
+        moved = Moved()
+        keys = self._checks.opened(records, self._branches.unwrap(records), moved)
+        try:
+            if moved.ended_by is None:
+                self._wrap({r.key_id: r for r in records if r.key_id in keys}, keys, moved)
+        finally:
+            for key in keys.values():
+                key.close()
+        return moved
+
+    def verify(self, held: Sequence[tuple[KeyRecord, WrappedKey]]) -> Moved:
+        """
+        Unwrap wrappings under branch keys, and see whether each holds its key.
+
+        Args:
+            held: Rows, and the wrapping of each.
+
+        Returns:
+            Which do, and why others do not; nothing is made.
+
+        Raises:
+            IntegrityError: The store key's row is not what a keyring sealed.
+            StoreError: The key store refused or failed.
+        """
+        seen = Moved()
+        records = [replace(record, wrappings=(wrapped,)) for record, wrapped in held]
+        self._checks.prove(records, self._branches.unwrap(records), seen)
+        return seen
+
+    def _wrap(self, records: Mapping[UUID, KeyRecord], keys: Mapping[UUID, DataKey], moved: Moved) -> None:
+        by_successor: dict[UUID, list[KeyRecord]] = {}
+        for record in records.values():
+            branch_id = _branch_of(record)
+            if branch_id is not None:  # an unwrapped key names one, and that is there
+                by_successor.setdefault(self._successors[branch_id], []).append(record)
+        branches = self._opener.keys(by_successor) if by_successor else {}
+        for successor, branch in branches.items():
+            addressed = by_successor[successor]
+            if isinstance(branch, EventSealError):
+                for record in addressed:
+                    moved.fail(record.key_id, branch)
+                continue
+            made = list(zip(addressed, wrap_under(branch, [keys[r.key_id] for r in addressed]), strict=True))
+            for (record, wrapped), outcome in zip(made, unwrap_under(branch, made), strict=True):
+                if isinstance(outcome, EventSealError):
+                    moved.fail(record.key_id, outcome)
+                else:
+                    outcome.close()
+                    moved.made[record.key_id] = wrapped
+                    moved.verified.add(record.key_id)
+
+
+def _branch_of(record: KeyRecord) -> UUID | None:
+    """Read which branch key a key's newest wrapping under one names."""
+    wrapped = branch_wrapping(record)
+    return None if wrapped is None else named_branch(wrapped)

@@ -1,0 +1,334 @@
+"""Gives keys a wrapping under a KEK, and what became of each key that was to be wrapped again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from eventseal.errors import EventSealError, IntegrityError, NotMyKeyError
+from eventseal.keys.authentication.row_checks import check_row, why_not
+from eventseal.keys.authentication.row_macs import check_readable
+from eventseal.keys.wrapping.unwrapping import concerns_the_kek, few_of_each
+from eventseal.kms.adapter import SupportsRewrap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from uuid import UUID
+
+    from eventseal.keys.data_key import DataKey
+    from eventseal.keys.records import KeyRecord
+    from eventseal.keys.ring.store_key import StoreKey
+    from eventseal.keys.wrapping.keks import Keks
+    from eventseal.keys.wrapping.unwrapping import KekFacts
+    from eventseal.kms.adapter import KmsAdapter, WrappedKey
+
+
+MAX_FAILURES = 1000
+"""Failures that a run over all keys lists; the count goes on."""
+
+
+@dataclass(slots=True)
+class Moved:
+    """
+    What became of some keys that were to be wrapped under another KEK, version or branch key.
+
+    Attributes:
+        made: New wrappings, by key; not stored yet.
+        verified: Those of these keys whose new wrapping was unwrapped again, and holds the key.
+        failed: Why others have none.
+        ended_by: What ended the work: an error about a KEK. Keys that are in none of the above are left.
+    """
+
+    made: dict[UUID, WrappedKey] = field(default_factory=dict)
+    verified: set[UUID] = field(default_factory=set)
+    failed: dict[UUID, EventSealError] = field(default_factory=dict)
+    ended_by: EventSealError | None = None
+
+    def fail(self, key_id: UUID, error: EventSealError) -> None:
+        """Note why a key has no new wrapping; an error about a KEK ends the work."""
+        if concerns_the_kek(error):
+            self.ended_by = self.ended_by or error
+        else:
+            self.failed[key_id] = error
+
+    def untried(self, records: Sequence[KeyRecord]) -> list[KeyRecord]:
+        """Give those of *records* of which nothing has become yet; none once the work has ended."""
+        if self.ended_by is not None:
+            return []
+        return [r for r in records if r.key_id not in self.made and r.key_id not in self.failed]
+
+
+class RowChecks:
+    """
+    Refuses the rows that were edited: no such key is wrapped again.
+
+    Args:
+        application: Whose keys.
+        store_key: Its seals tell; it is unwrapped only when they are asked for.
+    """
+
+    def __init__(self, application: str, store_key: StoreKey) -> None:
+        self._application = application
+        self._store_key = store_key
+
+    def refuse_unreadable(self, records: Sequence[KeyRecord], moved: Moved) -> None:
+        """Fail the keys whose row holds what none does, and those with more wrappings than are read."""
+        for record in records:
+            try:
+                check_readable(record)
+                if record.more_wrappings:
+                    raise _flooded(record)
+            except IntegrityError as error:
+                moved.fail(record.key_id, error)
+
+    def refuse_edited(self, records: Sequence[KeyRecord], moved: Moved) -> None:
+        """
+        Fail the keys whose row no keyring sealed, and those of old rows that were put back.
+
+        That a row calls its key destroyed, although it is not, matters too: a backup may need what ends.
+
+        Raises:
+            EventSealError: As :meth:`opened` raises.
+        """
+        seals = self._store_key.seals() if records else None
+        for record in records:
+            try:
+                check_row(record, record.key_id, self._application, seals)
+            except EventSealError as error:
+                moved.fail(record.key_id, error)
+
+    def opened(
+        self, records: Sequence[KeyRecord], outcomes: Sequence[DataKey | EventSealError], moved: Moved
+    ) -> dict[UUID, DataKey]:
+        """
+        Give the keys that were unwrapped and whose row matches its seal; fail the others.
+
+        Args:
+            records: The rows.
+            outcomes: What unwrapping each of them gave.
+            moved: Takes the failures.
+
+        Raises:
+            IntegrityError: The store key's row is not what a keyring sealed.
+            KmsError: The store key could not be unwrapped.
+            StoreError: The key store refused or failed.
+        """
+        keys: dict[UUID, DataKey] = {}
+        for record, outcome in zip(records, outcomes, strict=True):
+            if isinstance(outcome, EventSealError):
+                moved.fail(record.key_id, outcome)
+            else:
+                keys[record.key_id] = outcome
+        try:
+            self._refuse_edited(records, keys, moved)
+        except BaseException:
+            for key in keys.values():
+                key.close()
+            raise
+        return keys
+
+    def prove(
+        self, records: Sequence[KeyRecord], outcomes: Sequence[DataKey | EventSealError], moved: Moved
+    ) -> None:
+        """Note as verified the keys that :meth:`opened` gives, and close them; raises as that does."""
+        for key_id, key in self.opened(records, outcomes, moved).items():
+            key.close()
+            moved.verified.add(key_id)
+
+    def _refuse_edited(self, records: Sequence[KeyRecord], keys: dict[UUID, DataKey], moved: Moved) -> None:
+        """Fail the keys whose row does not match its seal, and take them out of *keys*."""
+        if not keys:
+            return
+        seals = self._store_key.seals()
+        for record in records:
+            if record.key_id not in keys:
+                continue
+            refusal = why_not(
+                record, record.key_id, application=self._application, seals=seals, purpose=record.purpose
+            )
+            if refusal is not None:
+                moved.fail(record.key_id, refusal)
+                keys.pop(record.key_id).close()
+
+
+def _flooded(record: KeyRecord) -> IntegrityError:
+    count = len(record.wrappings) + record.more_wrappings
+    return IntegrityError(
+        f"key {record.key_id} has {count:,} wrappings: somebody added rows to key_wrappings",
+        remedy="Find out who did, and restore the rows of this key from a backup.",
+        key_id=record.key_id,
+    )
+
+
+class Mover:
+    """
+    Wraps keys under one KEK that are wrapped under others, or under an older version of it.
+
+    Args:
+        keks: What unwraps, the KEK that is moved to among them.
+        facts: Which wrappings are whose.
+        checks: Tell whether a row was edited; by the store key's seals only where keys are unwrapped.
+        trusted: KEKs with which the application is configured: what is wrapped under them is unwrapped once
+            more, so that the old wrappings can go at once.
+    """
+
+    def __init__(
+        self,
+        keks: Keks,
+        facts: KekFacts,
+        checks: RowChecks,
+        *,
+        trusted: Sequence[KmsAdapter],
+    ) -> None:
+        self._keks = keks
+        self._facts = facts
+        self._checks = checks
+        self._verifying = {adapter.uri for adapter in trusted}
+
+    def move(self, target: KmsAdapter, records: Sequence[KeyRecord]) -> Moved:
+        """
+        Make a wrapping under *target* for each of *records*, which can be read.
+
+        A key is unwrapped only if the KMS of *target* cannot move any of its wrappings by itself.
+
+        Raises:
+            IntegrityError: The store key's row is not what a keyring sealed.
+            StoreError: The key store refused or failed.
+        """
+        moved = Moved()
+        if isinstance(target, SupportsRewrap):
+            self._move_inside(target, target, moved.untried(records), moved)
+        self._move_outside(target, moved.untried(records), moved)
+        return moved
+
+    def verify(self, target: KmsAdapter, held: Sequence[tuple[KeyRecord, WrappedKey]]) -> Moved:
+        """
+        Unwrap wrappings under *target*, and see whether each holds its key.
+
+        Args:
+            target: Must let this process unwrap.
+            held: Rows, and the wrapping of each.
+
+        Returns:
+            Which do, and why others do not; nothing is made.
+
+        Raises:
+            IntegrityError: The store key's row is not what a keyring sealed.
+            StoreError: The key store refused or failed.
+        """
+        seen = Moved()
+        self._checks.prove([record for record, _ in held], self._keks.calls.unwrap(target, held), seen)
+        return seen
+
+    def learn_newest(self, target: KmsAdapter, records: Sequence[KeyRecord]) -> None:
+        """
+        Learn a KEK's newest version from a wrapping of it that comes back from a rewrap; nothing is stored.
+
+        Raises:
+            KmsError: The KMS refused or failed.
+        """
+        for record in records:
+            for wrapped in few_of_each(record.wrappings):
+                if (
+                    self._facts.knows_newest(target)
+                    or not isinstance(target, SupportsRewrap)
+                    or not self._facts.is_under(target, wrapped)
+                ):
+                    continue
+                (outcome,) = self._keks.calls.rewrap(target, [(record, wrapped)])
+                if not isinstance(outcome, EventSealError):
+                    self._facts.learn(target, outcome)
+                elif concerns_the_kek(outcome):
+                    raise outcome
+
+    def _move_inside(
+        self, target: KmsAdapter, service: SupportsRewrap, records: Sequence[KeyRecord], moved: Moved
+    ) -> None:
+        """Have the KMS move what it can: of each key one wrapping after the other, until one moves."""
+        candidates = {record.key_id: self._candidates(target, record) for record in records}
+        refused: dict[UUID, EventSealError] = {}
+        elsewhere: set[UUID] = set()
+        while asked := list(_next_of_each(moved.untried(records), candidates)):
+            outcomes = self._keks.calls.rewrap(service, asked)
+            for (record, _), outcome in zip(asked, outcomes, strict=True):
+                if not isinstance(outcome, EventSealError):
+                    self._facts.learn(target, outcome)
+                    moved.made[record.key_id] = outcome
+                elif isinstance(outcome, NotMyKeyError):
+                    elsewhere.add(record.key_id)  # another service's: only unwrapping moves it
+                elif concerns_the_kek(outcome):
+                    moved.fail(record.key_id, outcome)
+                else:
+                    refused[record.key_id] = outcome
+        for key_id, error in refused.items():
+            if key_id not in moved.made and key_id not in elsewhere:
+                moved.fail(key_id, error)
+
+    def _candidates(self, target: KmsAdapter, record: KeyRecord) -> Iterator[WrappedKey]:
+        """Give the wrappings that may be sent: the KEK's own first, and those that somebody has verified."""
+        configured = [wrapped for wrapped in record.wrappings if self._facts.is_configured(wrapped)]
+        return few_of_each(
+            sorted(
+                configured,
+                key=lambda wrapped: (
+                    not self._facts.is_under(target, wrapped),
+                    wrapped not in record.verified,
+                ),
+            )
+        )
+
+    def _move_outside(self, target: KmsAdapter, records: Sequence[KeyRecord], moved: Moved) -> None:
+        """Unwrap keys and wrap them again; what was edited is not wrapped again."""
+        keys = self._checks.opened(records, self._keks.unwrap(records), moved)
+        try:
+            if keys and moved.ended_by is None:
+                self._wrap(target, {r.key_id: r for r in records}, keys, moved)
+        finally:
+            for key in keys.values():
+                key.close()
+
+    def _wrap(
+        self,
+        target: KmsAdapter,
+        records: dict[UUID, KeyRecord],
+        keys: dict[UUID, DataKey],
+        moved: Moved,
+    ) -> None:
+        made: dict[UUID, WrappedKey] = {}
+        outcomes = self._keks.calls.wrap(target, list(keys.values()))
+        for key_id, outcome in zip(keys, outcomes, strict=True):
+            if isinstance(outcome, EventSealError):
+                moved.fail(key_id, outcome)
+            else:
+                made[key_id] = outcome
+                self._facts.learn(target, outcome)
+        if any(wrapped.kek_version is None for wrapped in made.values()):
+            version = self._facts.confirmed_newest(target)
+            made = {
+                key_id: replace(wrapped, kek_version=wrapped.kek_version or version)
+                for key_id, wrapped in made.items()
+            }
+        moved.made.update(made)
+        if target.uri in self._verifying and moved.ended_by is None:
+            self._verify(target, [(records[key_id], wrapped) for key_id, wrapped in made.items()], moved)
+
+    def _verify(self, target: KmsAdapter, made: Sequence[tuple[KeyRecord, WrappedKey]], moved: Moved) -> None:
+        """Unwrap what was just wrapped, once; where the KEK does not let this process, others will."""
+        for (record, _), outcome in zip(made, self._keks.calls.unwrap(target, made), strict=True):
+            if not isinstance(outcome, EventSealError):
+                outcome.close()
+                moved.verified.add(record.key_id)
+            elif concerns_the_kek(outcome):
+                self._verifying.discard(target.uri)
+            else:
+                del moved.made[record.key_id]
+                moved.fail(record.key_id, outcome)
+
+
+def _next_of_each(
+    records: Sequence[KeyRecord], candidates: dict[UUID, Iterator[WrappedKey]]
+) -> Iterator[tuple[KeyRecord, WrappedKey]]:
+    for record in records:
+        wrapped = next(candidates[record.key_id], None)
+        if wrapped is not None:
+            yield record, wrapped

@@ -1,0 +1,451 @@
+"""Everything that ends a key: it is marked compromised, retired, or shredded with its whole scope."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from eventseal.errors import (
+    ConfigurationError,
+    IntegrityError,
+    JobError,
+    KeyNotFoundError,
+    StoreUnavailableError,
+)
+from eventseal.keys.authentication.row_checks import check_row, destroyed, is_set_back
+from eventseal.keys.authentication.row_macs import is_sealed
+from eventseal.keys.records import DEFAULT_SCOPE
+from eventseal.keys.ring.opening import ATTEMPTS
+from eventseal.keys.ring.state_transitions import (
+    RETIRED_PURPOSES,
+    Marks,
+    Moves,
+    end_of_scope,
+    ended,
+    moved,
+    refuse_active,
+    refuse_retirement,
+    slots,
+)
+from eventseal.keys.states import SUBJECT_PURPOSES, KeyPurpose, KeyState
+from eventseal.keys.wrapping.branches import branch_uri
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+    from uuid import UUID
+
+    from eventseal.keys.records import KeyRecord
+    from eventseal.keys.ring.held_keys import Memory
+    from eventseal.keys.ring.opening import Refresher
+    from eventseal.keys.ring.parts import Resources
+    from eventseal.keys.ring.store_key import StoreKey
+
+
+_NEVER_COMPROMISED = {
+    KeyPurpose.FIELD: "What it has sealed is nested inside of items and cannot be sealed again: whoever has "
+    "the key and a copy of the items reads it, and nothing takes that back. `eventseal shred` of its scope "
+    "destroys the key here.",
+}
+
+
+class _Found(NamedTuple):
+    """
+    Keys as they were read.
+
+    Attributes:
+        rows: Checked.
+        edited: Rows of keys that are destroyed, and that somebody edited: they lose their slots, and stay as
+            they are otherwise.
+    """
+
+    rows: Sequence[KeyRecord]
+    edited: Sequence[KeyRecord] = ()
+
+
+class ShreddedScope(NamedTuple):
+    """
+    A scope that is closed.
+
+    Attributes:
+        destroyed: The keys that lived until now.
+        shredded: All keys of the scope that were ever shredded, also in an earlier run, with the tombstones
+            that only hold a slot.
+        keys: Every key that the scope ever had, also those that were retired.
+    """
+
+    destroyed: tuple[UUID, ...]
+    shredded: tuple[KeyRecord, ...]
+    keys: tuple[KeyRecord, ...]
+
+
+class Destroyer:
+    """
+    Moves keys to their end; rows are checked before, and every change is one transaction.
+
+    Args:
+        resources: Of the application; the purpose is each row's own.
+        memory: Forgets what ends, and lets nothing come back.
+        store_key: Checks and seals the rows.
+        refresher: Confirms what is known, so that no old set of tables is built upon.
+    """
+
+    def __init__(
+        self, resources: Resources, memory: Memory, store_key: StoreKey, refresher: Refresher
+    ) -> None:
+        self._application = resources.application
+        self._store = resources.store
+        self._memory = memory
+        self._store_key = store_key
+        self._refresher = refresher
+
+    def compromisable(self, key_ids: Collection[UUID]) -> list[KeyRecord]:
+        """
+        Read keys that are to be marked compromised.
+
+        Raises:
+            ConfigurationError: A key is of a purpose whose items nobody finds.
+            KeyDestroyedError: A key was destroyed.
+            KeyNotFoundError: There is no such key.
+        """
+        rows = list(self._named(key_ids).rows)
+        for record in rows:
+            if record.state is KeyState.DESTROYED:
+                raise destroyed(record)
+            if record.purpose not in RETIRED_PURPOSES:
+                raise ConfigurationError(
+                    f"key {record.key_id} is of purpose {record.purpose} and cannot be marked compromised",
+                    remedy=_NEVER_COMPROMISED.get(record.purpose),
+                )
+        return rows
+
+    def mark_compromised(self, key_ids: Collection[UUID]) -> list[KeyRecord]:
+        """
+        Mark keys compromised that seal no more.
+
+        Args:
+            key_ids: Of keys that are deactivated; what is compromised already stays as it is.
+
+        Returns:
+            Their rows, in order of id.
+
+        Raises:
+            JobError: A key is still active.
+            KeyDestroyedError: A key was destroyed.
+            KeyNotFoundError: There is no such key.
+        """
+
+        def plan(found: _Found) -> Moves:
+            for record in found.rows:
+                refuse_active(record)
+                if record.state is KeyState.DESTROYED:
+                    raise destroyed(record)
+            return Moves(
+                [
+                    (record, moved(record, state=KeyState.COMPROMISED))
+                    for record in found.rows
+                    if record.state is KeyState.DEACTIVATED
+                ]
+            )
+
+        return self._change(
+            lambda: self._named(key_ids), plan, f"{len(key_ids)} keys were marked compromised"
+        )
+
+    def retire(self, key_ids: Collection[UUID], *, dry_run: bool) -> list[KeyRecord]:
+        """
+        Destroy keys that nothing needs. Who calls it has closed their fences and found no item left.
+
+        Args:
+            key_ids: Of data keys and branch keys, deactivated or compromised; what is destroyed stays so.
+            dry_run: Whether to check the rows only.
+
+        Returns:
+            Their tombstones, or the rows as they are, in order of id.
+
+        Raises:
+            JobError: A key is active, is of a purpose that is never retired, or has wrapped other keys.
+            KeyNotFoundError: There is no such key.
+        """
+
+        def plan(found: _Found) -> Moves:
+            for record in found.rows:
+                refuse_retirement(record)
+            if dry_run:
+                self._refuse_wrapping(found.rows)
+                return Moves([])
+            return Moves([(record, ended(record, "retired")) for record in found.rows if record.state.opens])
+
+        return self._change(
+            lambda: self._named(key_ids),
+            plan,
+            f"{len(key_ids)} keys were retired",
+            dry_run=dry_run,
+            refused=self._refuse_wrapping,
+        )
+
+    def shred(
+        self,
+        scope: str,
+        *,
+        first: Callable[[Sequence[KeyRecord]], object] | None = None,
+        even_default: bool = False,
+        dry_run: bool = False,
+    ) -> ShreddedScope:
+        """
+        Destroy every key of a scope and close the scope; see :meth:`eventseal.keys.Keyring.shred`.
+
+        Args:
+            scope: Checked.
+            first: Called with all keys of the scope before any is destroyed; again if one moved meanwhile.
+            even_default: Whether the scope may be everybody's.
+            dry_run: Whether only to read what would be destroyed.
+
+        Raises:
+            ConfigurationError: No key of this scope was ever made, or it is everybody's.
+        """
+        if scope == DEFAULT_SCOPE and not even_default:
+            raise ConfigurationError(
+                f"the scope {scope!r} is everybody's and cannot be shredded",
+                remedy="Give what is to be erased one day a scope of its own, such as subject:<id>.",
+            )
+        live: list[UUID] = []
+
+        def plan(found: _Found) -> Moves:
+            if not found.rows and not found.edited and not self._is_closed(scope):
+                raise _unknown(scope)
+            live[:] = [record.key_id for record in found.rows if record.state.opens]
+            if dry_run:
+                return Moves([])
+            if first is not None:
+                first(found.rows)
+            return end_of_scope(self._application, scope, found.rows)
+
+        rows = self._change(
+            lambda: self._subject_keys(scope),
+            plan,
+            f"scope {scope!r} was shredded",
+            dry_run=dry_run,
+            whole_scope=scope,
+        )
+        shredded = tuple([record for record in rows if record.destroyed_by == "shredded"])
+        return ShreddedScope(tuple(live), shredded, tuple(rows))
+
+    def shred_again(
+        self, scope: str, erased: Mapping[UUID, KeyPurpose], *, closed: bool, dry_run: bool
+    ) -> ShreddedScope:
+        """
+        Destroy keys that were destroyed once, by id; see :meth:`eventseal.keys.Keyring.shred_again`.
+
+        Args:
+            scope: Checked.
+            erased: The keys, with their purposes.
+            closed: Whether the scope is to be closed.
+            dry_run: Whether only to read what would be destroyed.
+
+        Raises:
+            IntegrityError: A key is of another scope or purpose.
+        """
+        live: list[UUID] = []
+
+        def plan(found: _Found) -> Moves:
+            live[:] = [r.key_id for r in found.rows if r.key_id in erased and r.state.opens]
+            if dry_run:
+                return Moves([])
+            return end_of_scope(self._application, scope, found.rows, erased=erased, closed=closed)
+
+        rows = self._change(
+            lambda: self._erased_keys(scope, erased),
+            plan,
+            f"keys of scope {scope!r} were shredded again",
+            dry_run=dry_run,
+        )
+        shredded = tuple([record for record in rows if record.destroyed_by == "shredded"])
+        return ShreddedScope(tuple(live), shredded, tuple(rows))
+
+    def reopen(
+        self, scope: str, *, first: Callable[[Sequence[KeyRecord]], object] | None = None
+    ) -> list[KeyRecord]:
+        """
+        Free the slots of a scope that was shredded; its keys stay destroyed.
+
+        Args:
+            scope: Checked.
+            first: Called with the scope's shredded keys before anything is freed, unless the scope is open;
+                again if one of them moved meanwhile.
+
+        Returns:
+            The tombstones that held a slot.
+
+        Raises:
+            ConfigurationError: No key of this scope was ever made.
+        """
+        freed: set[UUID] = set()
+
+        def plan(found: _Found) -> Moves:
+            is_closed = self._is_closed(scope)  # whatever somebody made of the rows
+            if not found.rows and not found.edited and not is_closed:
+                raise _unknown(scope)
+            holding = [r for r in found.rows if not r.state.opens and r.active_scope is not None]
+            freed.clear()
+            freed.update(record.key_id for record in holding)
+            if not holding and not is_closed:
+                return Moves([])
+            if first is not None:
+                first([record for record in found.rows if record.destroyed_by == "shredded"])
+            freeing = [(record, moved(record, active_scope=None)) for record in holding]
+            return Moves(freeing, scopes=slots(scope, closed=False))
+
+        rows = self._change(lambda: self._subject_keys(scope), plan, f"scope {scope!r} was reopened")
+        return [record for record in rows if record.key_id in freed]
+
+    def _change(
+        self,
+        read: Callable[[], _Found],
+        plan: Callable[[_Found], Moves],
+        doing: str,
+        *,
+        dry_run: bool = False,
+        whole_scope: str | None = None,
+        refused: Callable[[Sequence[KeyRecord]], None] | None = None,
+    ) -> list[KeyRecord]:
+        """
+        Read keys and move them, again if one of them moved meanwhile.
+
+        Args:
+            read: Gives the rows, checked.
+            plan: Says what becomes of them.
+            doing: For the message, if they never settle.
+            dry_run: Whether nothing is to be changed.
+            whole_scope: The scope of which no live key may be left out.
+            refused: Asked after the store has refused, with the rows as they were read: raises what it knows.
+
+        Returns:
+            The rows as they are now, in order of id.
+        """
+        seals = self._store_key.made_seals()
+        for _ in range(ATTEMPTS):
+            self._refresher.refresh()  # what is revoked may have been edited as one likes since the last one
+            if not dry_run:
+                self._store.revocations.refuse_old()
+            since = self._memory.moment()
+            found = read()
+            # A row that was put back shows an earlier state, and is destroyed anew.
+            if not all(self._memory.admit(r, since=since) for r in found.rows if not is_set_back(r)):
+                continue
+            moves = plan(found)
+            if not (moves.keys or moves.tombstones or self._differ(moves.scopes)):
+                self._bury(found.rows)
+                return list(found.rows)
+            changed = [seals.sealed(record) for _, record in moves.keys]
+            added = [seals.sealed(record) for record in moves.tombstones]
+            every = [*moves.keys, *((None, record) for record in added)]
+            marks = Marks(self._memory, seals, every, since, scopes=moves.scopes)
+            if not every:
+                self._store.advance(self._application, next_mark=marks)
+                return list(found.rows)
+            stored = self._store.set_states(
+                changed,
+                next_mark=marks,
+                whole_scope=whole_scope,
+                left_out=[record.key_id for record in found.edited],
+                tombstones=added,
+            )
+            if stored:
+                for record in stored:
+                    self._memory.moved(record, counter=marks.written)
+                now = {record.key_id: record for record in (*found.rows, *stored)}
+                return [now[key_id] for key_id in sorted(now)]
+            if refused is not None:
+                refused(found.rows)
+        raise StoreUnavailableError(f"keys moved {ATTEMPTS} times while {doing}")
+
+    def _bury(self, rows: Sequence[KeyRecord]) -> None:
+        """Forget keys whose end an earlier run may have written without being told so."""
+        for record in rows:
+            if record.state is KeyState.DESTROYED:
+                self._memory.bury(record)
+
+    def _named(self, key_ids: Collection[UUID]) -> _Found:
+        seals = self._store_key.made_seals()
+        found = self._store.get(key_ids)
+        for key_id in key_ids:
+            if key_id not in found:
+                raise KeyNotFoundError(f"the key store has no key {key_id}", key_id=key_id)
+            check_row(found[key_id], key_id, self._application, seals)
+        return _Found([found[key_id] for key_id in sorted(found)])
+
+    def _subject_keys(self, scope: str) -> _Found:
+        """
+        Read what a shred ends. Nobody keeps a scope from being shredded by editing rows of destroyed keys.
+
+        Raises:
+            IntegrityError: The row of a key that is not destroyed is not what a keyring sealed.
+        """
+        seals = self._store_key.made_seals()
+        rows: list[KeyRecord] = []
+        edited: list[KeyRecord] = []
+        for record in self._store.of_scope(self._application, scope):
+            is_destroyed = record.revoked_as in {"retired", "shredded"}
+            if is_destroyed and not is_sealed(seals, record):
+                edited.append(record)
+                continue
+            if not is_destroyed:  # also the others: the purpose may be what was edited
+                check_row(record, record.key_id, self._application, seals)
+            if record.purpose in SUBJECT_PURPOSES:
+                rows.append(record)
+        return _Found(rows, edited)
+
+    def _erased_keys(self, scope: str, erased: Mapping[UUID, KeyPurpose]) -> _Found:
+        found = self._subject_keys(scope)
+        purposes = {record.key_id: record.purpose for record in found.rows}
+        elsewhere = [key_id for key_id in erased if key_id not in purposes]
+        for key_id in [*self._store.get(elsewhere), *(k for k in purposes if k in erased)]:
+            if purposes.get(key_id) is not erased[key_id]:
+                raise IntegrityError(
+                    f"key {key_id} was shredded as a {erased[key_id]} key of scope {scope!r}, and its row is "
+                    "of another scope or purpose",
+                    remedy="Find out who changed the key tables, and restore the key's row from a backup.",
+                    key_id=key_id,
+                )
+        return found
+
+    def _differ(self, scopes: Mapping[tuple[KeyPurpose, str], bool]) -> bool:
+        """Whether the revocation tree says of a scope something else than it is to say."""
+        seals, revocations = self._store_key.made_seals(), self._store.revocations
+        return any(
+            revocations.scopes(purpose, [scope], seals).closed[scope] is not closed
+            for (purpose, scope), closed in scopes.items()
+        )
+
+    def _is_closed(self, scope: str) -> bool:
+        """Whether the revocation tree has a scope as closed, whatever rows hold its slots."""
+        seals, revocations = self._store_key.made_seals(), self._store.revocations
+        return any(
+            closed is True
+            for purpose in SUBJECT_PURPOSES
+            for closed in revocations.scopes(purpose, [scope], seals).closed.values()
+        )
+
+    def wrapped_under(self, branch_ids: Collection[UUID]) -> dict[UUID, int]:
+        """Count the wrappings under each of some branch keys; one that has none is left out."""
+        if not branch_ids:
+            return {}
+        named = {branch_uri(branch_id): branch_id for branch_id in branch_ids}
+        uses = self._store.kek_uses(self._application)
+        return {named[use.kek_uri]: use.wrappings for use in uses if use.kek_uri in named}
+
+    def _refuse_wrapping(self, rows: Sequence[KeyRecord]) -> None:
+        """Refuse to retire branch keys under which others are wrapped."""
+        branches = [record.key_id for record in rows if record.purpose is KeyPurpose.BRANCH]
+        for branch_id, wrappings in self.wrapped_under(branches).items():
+            raise JobError(
+                f"branch key {branch_id} has wrapped {wrappings} other keys",
+                key_id=branch_id,
+                remedy="Wrap those under other keys first (`eventseal rewrap`), then retire this one.",
+            )
+
+
+def _unknown(scope: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"no key of scope {scope!r} was ever made; nothing was done",
+        remedy="Check how the scope is spelled: `eventseal keys` lists the scopes that have keys.",
+    )

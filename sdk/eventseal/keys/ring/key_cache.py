@@ -1,0 +1,209 @@
+"""The keys that a process holds, with the items that it may still seal under each."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from math import inf
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+from eventseal.keys.store import HARD_LIMIT
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from eventseal.keys.data_key import DataKey
+    from eventseal.keys.records import KeyRecord
+
+
+FIRST_BLOCK = 1_024
+LARGEST_BLOCK = 65_536
+MOST_CREDIT = 65_536
+"""Items sealed at most while the table cannot be written; they are reserved with the next lease."""
+
+
+class Lease:
+    """
+    One key's lease in this process.
+
+    Args:
+        total: Items that all processes leased under the key, as last read.
+        left: Those of them that this process may still seal.
+    """
+
+    __slots__ = ("_block", "_left", "_lock", "_owed", "_total")
+
+    def __init__(self, *, total: int, left: int = 0) -> None:
+        self._lock = threading.Lock()
+        self._total = total
+        self._left = left
+        self._owed = 0
+        self._block = 2 * FIRST_BLOCK if left else FIRST_BLOCK
+
+    def take(self, items: int) -> bool:
+        """Use up *items* of what is left, if that is enough."""
+        with self._lock:
+            if not 0 <= items <= self._left:
+                return False
+            self._left -= items
+            return True
+
+    def covers(self, items: int) -> bool:
+        """Whether *items* could be taken now."""
+        return items <= self._left
+
+    def is_over(self, items: int, max_items: int) -> bool:
+        """Whether the key would seal more than *max_items* if *items* were leased now."""
+        return self._total + self._owed + items > max_items
+
+    def wanted(self, items: int, max_items: int) -> int:
+        """
+        Say how much to reserve so that *items* can be sealed.
+
+        Args:
+            items: The batch.
+            max_items: The block stops there, if *items* fit below it.
+
+        Returns:
+            A block and what is owed, or 0 if the key cannot seal *items* any more.
+        """
+        taken = self._total + self._owed
+        if taken + items > HARD_LIMIT:
+            return 0
+        bound = max_items if taken + items <= max_items else HARD_LIMIT
+        return self._owed + max(items, min(self._block, bound - taken))
+
+    def grant(self, reserved: int, *, total: int, items: int) -> None:
+        """
+        Add what was reserved, and use up *items* of it.
+
+        Args:
+            reserved: What :meth:`wanted` gave.
+            total: Items leased under the key now, by all processes.
+            items: The batch for which it was reserved.
+        """
+        with self._lock:
+            self._left += reserved - self._owed - items
+            self._owed = 0
+            self._total = total
+            self._block = min(2 * self._block, LARGEST_BLOCK)
+
+    def borrow(self, items: int) -> bool:
+        """Use up *items* on credit, with some in hand for the next batches; tell whether credit allows it."""
+        with self._lock:
+            credit = MOST_CREDIT - self._owed
+            if items > credit:
+                return False
+            borrowed = min(credit, max(items, FIRST_BLOCK))
+            self._owed += borrowed
+            self._left += borrowed - items
+            return True
+
+    def reread(self, total: int) -> None:
+        """Note how many items the key's row says are leased."""
+        with self._lock:
+            self._total = max(self._total, total)
+
+
+_last_use = attrgetter("used")
+
+
+class CachedKey:
+    """
+    A key in memory and what is known of it.
+
+    Attributes:
+        key: The handle.
+        record: Its row as last read, with the wrappings that opened it.
+        expires: When it must be unwrapped again, by the keyring's clock.
+        grace_ends: Until when it serves on if the KMS is unavailable then.
+        rotates_at: When it should be rotated by age.
+        rests_until: Until when its rotation is not tried again.
+        seals_until: When sealing looks at it again: on expiry, or to rotate it.
+        lease: What this process may still seal under it.
+        used: The number of the call that used it last.
+        branch: The branch key that opened it; ``None`` if a KEK did.
+    """
+
+    __slots__ = (
+        "branch",
+        "expires",
+        "grace_ends",
+        "key",
+        "lease",
+        "record",
+        "rests_until",
+        "rotates_at",
+        "seals_until",
+        "used",
+    )
+
+    def __init__(self, key: DataKey, record: KeyRecord, *, leased: int = 0) -> None:
+        self.key = key
+        self.record = record
+        self.lease = Lease(total=record.items_reserved, left=leased)
+        self.expires = self.grace_ends = self.seals_until = 0.0
+        self.rotates_at = inf
+        self.rests_until = -inf
+        self.used = 0
+        self.branch: UUID | None = None
+
+    def renew(self, record: KeyRecord) -> None:
+        """Take over the key's row as it was read again."""
+        self.record = record
+        self.key.state = record.state
+        self.lease.reread(record.items_reserved)
+
+    def schedule(self) -> None:
+        """Say when sealing looks at the key again."""
+        self.seals_until = min(self.expires, max(self.rotates_at, self.rests_until))
+
+    def __repr__(self) -> str:
+        return f"<CachedKey {self.key!r}>"
+
+
+class KeyCache:
+    """
+    Keys by id, and active keys by scope.
+
+    Args:
+        max_keys: Keys held at most.
+    """
+
+    def __init__(self, max_keys: int) -> None:
+        self.keys: dict[UUID, CachedKey] = {}
+        self.active: dict[str, CachedKey] = {}
+        self._max_keys = max_keys
+
+    def add(self, cached: CachedKey) -> None:
+        """Hold *cached* by its id; what was used longest ago may go for it."""
+        key_id = cached.record.key_id
+        if key_id not in self.keys and len(self.keys) >= self._max_keys:
+            self._evict(1 + len(self.keys) - self._max_keys)
+        self.keys[key_id] = cached
+
+    def drop(self, key_id: UUID, *, close: bool) -> None:
+        """
+        Let a key go.
+
+        Args:
+            key_id: Held or not.
+            close: Whether batches that still hold the handle must stop at once.
+        """
+        cached = self.keys.pop(key_id, None)
+        if cached is not None:
+            self.vacate(cached)
+            if close:
+                cached.key.close()
+
+    def vacate(self, cached: CachedKey) -> None:
+        """Seal no more under *cached*; it still opens."""
+        if self.active.get(cached.record.scope) is cached:
+            del self.active[cached.record.scope]
+
+    def _evict(self, count: int) -> None:
+        # A sweep takes a share of a large cache, so that it costs little for each key.
+        count = max(count, self._max_keys // 64)
+        for cached in heapq.nsmallest(count, self.keys.values(), key=_last_use):
+            self.drop(cached.record.key_id, close=False)

@@ -1,0 +1,417 @@
+"""Confirms what a process knows of keys: by one small query, shared by the threads that need it."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, NamedTuple
+
+from eventseal.errors import (
+    EventSealError,
+    IntegrityError,
+    KeyDestroyedError,
+    KmsUnavailableError,
+    StoreError,
+    StoreUnavailableError,
+)
+from eventseal.keys.authentication.row_checks import lives_in_closed_scope, why_not
+from eventseal.keys.authentication.row_macs import is_bound
+from eventseal.keys.concurrency import Refusals, SingleFlight, copied
+from eventseal.keys.states import SUBJECT_PURPOSES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+    from uuid import UUID
+
+    from eventseal.keys.authentication.row_checks import Moment
+    from eventseal.keys.authentication.row_macs import Seals
+    from eventseal.keys.data_key import DataKey
+    from eventseal.keys.policy import Confirmation
+    from eventseal.keys.records import KeyRecord
+    from eventseal.keys.ring.held_keys import Memory
+    from eventseal.keys.ring.key_cache import CachedKey
+    from eventseal.keys.ring.parts import Resources
+    from eventseal.keys.ring.store_key import StoreKey
+
+
+class Refresher:
+    """Reads the application's change mark, and what changed if its counter moved."""
+
+    def __init__(
+        self, resources: Resources, memory: Memory, confirmation: Confirmation, store_key: StoreKey
+    ) -> None:
+        self._resources = resources
+        self._memory = memory
+        self._confirmation = confirmation
+        self._store_key = store_key
+        self._lock = threading.Lock()
+        # Numbers of refreshes: the last that began, and the last that succeeded or gave the failure below.
+        self._begun = self._ended = 0
+        self._failure: EventSealError | None = None
+
+    def confirm_for_opening(self) -> None:
+        """
+        See to it that what is known may be used to open.
+
+        Raises:
+            StoreUnavailableError: The key store has been away for longer than keys open without it.
+            IntegrityError: The mark, or the root of the revocation tree, is not what a keyring sealed.
+        """
+        clock, confirmation = self._resources.clock, self._confirmation
+        try:
+            self._share(self._begun, done=lambda: clock.now() <= confirmation.opens_until)
+        except StoreUnavailableError:
+            if not confirmation.outlives_store(clock.now()):
+                raise
+
+    def confirm_for_sealing(self) -> None:
+        """
+        See to it that what is known may be used to seal.
+
+        Raises:
+            StoreUnavailableError: The key store is away.
+            IntegrityError: The mark, or the root of the revocation tree, is not what a keyring sealed.
+        """
+        clock, confirmation = self._resources.clock, self._confirmation
+        self._share(self._begun, done=lambda: clock.now() <= confirmation.seals_until)
+
+    def refresh(self) -> None:
+        """Look at once, even if everything was confirmed a moment ago."""
+        self._share(self._begun, done=lambda: False)
+
+    def _share(self, begun: int, *, done: Callable[[], bool]) -> None:
+        """
+        Refresh, unless one that began after the caller asked, as *begun* shows, has ended meanwhile.
+
+        Raises:
+            EventSealError: It failed, or that one did. One that any other error ended counts for nobody else.
+        """
+        self._memory.check_open()
+        if done():
+            return
+        with self._lock:
+            if done():
+                return
+            if self._ended > begun:
+                if self._failure is not None:
+                    raise copied(self._failure)
+                return
+            self._begun += 1
+            try:
+                self._refresh()
+            except EventSealError as error:
+                self._failure, self._ended = error, self._begun
+                raise
+            self._failure, self._ended = None, self._begun
+
+    def _refresh(self) -> None:
+        application = self._resources.application
+        seals = self._store_key.seals()
+        counter, held, since = self._memory.asked()
+        began = self._resources.clock.now()
+        changes = self._resources.store.changes(application, counter, held)
+        if changes is None:
+            if seals is not None:
+                raise IntegrityError(
+                    f"application {application!r} has a store key but no change mark: somebody deleted it",
+                    remedy="Find out who changed the key tables, and restore key_changes from a backup.",
+                )
+            return  # no store key yet, hence no key: there is nothing to confirm
+        seals = seals or self._store_key.seals()  # made meanwhile by another process
+        if seals is None:
+            raise IntegrityError(
+                f"application {application!r} has a change mark but no store key: somebody deleted it",
+                remedy="Find out who changed the key tables, and restore the store key from a backup.",
+            )
+        revocations = self._resources.store.revocations
+        if changes.mark.has_tree or not seals.is_old(changes.mark):
+            seals.check_mark(changes.mark)
+        self._memory.check_mark(changes.mark, since)
+        if changes.mark.counter != counter:
+            revoked = revocations.learn(changes.mark, changes.root, held, seals)
+            self._memory.learn(changes, seals, since, held, revoked=revoked)
+        self._confirmation.confirm(began, interval=changes.refresh_interval, store_time=changes.now)
+
+
+ATTEMPTS = 8
+"""How often rows are read because states moved meanwhile: each time takes a refresh that found a change."""
+
+
+class Rows(NamedTuple):
+    """
+    Rows as the key store gave them.
+
+    Attributes:
+        records: By id; absent ones are left out.
+        since: The moment before they were read.
+    """
+
+    records: Mapping[UUID, KeyRecord]
+    since: Moment
+
+
+class Opener:
+    """Loads keys by id. Every row is checked before its key is used, every key against its row."""
+
+    def __init__(
+        self, resources: Resources, memory: Memory, store_key: StoreKey, refresher: Refresher
+    ) -> None:
+        self._resources = resources
+        self._memory = memory
+        self._store_key = store_key
+        self._refresher = refresher
+        self._held = memory.of(resources.purpose).keys
+        self._flights: SingleFlight[UUID, CachedKey] = SingleFlight()
+        self._refusals = Refusals()
+        self._moves = 0
+
+    def look_again(self) -> None:
+        """Look again for keys that were absent or destroyed a moment ago."""
+        self._refusals.clear()
+
+    def keys(self, key_ids: Collection[UUID]) -> dict[UUID, DataKey | EventSealError]:
+        """
+        Give each key, or why there is none.
+
+        Raises:
+            StoreError: The key store refused or failed.
+            ConfigurationError: The keyring is closed.
+        """
+        self._memory.check_open()
+        try:
+            return self._keys(key_ids)
+        except StoreError:
+            raise
+        except EventSealError as error:  # of the store key or the change mark, under which all of them stand
+            return dict.fromkeys(key_ids, error)
+
+    def _keys(self, key_ids: Collection[UUID]) -> dict[UUID, DataKey | EventSealError]:
+        memory, counters = self._memory, self._resources.counters
+        memory.uses += 1
+        self._refresher.confirm_for_opening()
+        if (moves := memory.moment().moves) != self._moves:  # a scope may have been reopened
+            self._moves = moves
+            self._refusals.clear()
+        found: dict[UUID, DataKey | EventSealError] = {}
+        missing: list[UUID] = []
+        now = self._resources.clock.now()
+        for key_id in key_ids:
+            if (cached := self._fresh(key_id, now)) is not None:
+                cached.used = memory.uses
+                found[key_id] = cached.key
+            elif (refusal := self._refusals.get(key_id, now)) is not None:
+                found[key_id] = refusal
+            else:
+                missing.append(key_id)
+        counters.hits += len(found)
+        counters.count_misses(len(missing))
+        for key_id, outcome in self.load(missing).items():
+            found[key_id] = outcome if isinstance(outcome, EventSealError) else outcome.key
+        return found
+
+    def load(
+        self, key_ids: Sequence[UUID], rows: Rows | None = None
+    ) -> dict[UUID, CachedKey | EventSealError]:
+        """
+        Load keys, together with the threads that want the same ones.
+
+        Args:
+            key_ids: What is not in memory, or must be unwrapped again.
+            rows: Theirs, if they were just read.
+
+        Returns:
+            An outcome for each.
+
+        Raises:
+            StoreError: The key store refused or failed.
+        """
+        outcomes: dict[UUID, CachedKey | EventSealError] = {}
+        missing = list(key_ids)
+        while missing:
+            loaded, awaited = self._flights.run(missing, lambda claimed: self._load(claimed, rows))
+            outcomes |= loaded
+            now = self._resources.clock.now()
+            for key_id, outcome in awaited.items():
+                if isinstance(outcome, StoreError):
+                    raise outcome
+                # Another thread's key may have been destroyed since: it began before this one asked.
+                if isinstance(outcome, EventSealError) or outcome is self._fresh(key_id, now):
+                    outcomes[key_id] = outcome
+            missing = [key_id for key_id in missing if key_id not in outcomes]
+        return outcomes
+
+    def _fresh(self, key_id: UUID, now: float) -> CachedKey | None:
+        cached = self._held.get(key_id)
+        return cached if cached is not None and now < cached.expires and not cached.key.closed else None
+
+    def _load(self, key_ids: list[UUID], rows: Rows | None) -> dict[UUID, CachedKey | EventSealError]:
+        batch = _Batch(key_ids)
+        for _ in range(ATTEMPTS):
+            self._settle_held(batch)
+            if batch.pending:
+                self._open(batch, rows or self._read(batch.pending))
+                rows = None
+            if not batch.pending:
+                return batch.outcomes
+        raise StoreUnavailableError(
+            f"the states of keys moved {ATTEMPTS} times while key {next(iter(batch.pending))} was loaded"
+        )
+
+    def _settle_held(self, batch: _Batch) -> None:
+        """Take what another thread has just loaded, and what serves on while the KMS is known to be away."""
+        now = self._resources.clock.now()
+        for key_id in list(batch.pending):
+            held = self._fresh(key_id, now) or self._memory.outlives_kms(key_id, now)
+            if held is not None:
+                batch.settle(key_id, held)
+
+    def _read(self, key_ids: Collection[UUID]) -> Rows:
+        since = self._memory.moment()
+        try:
+            return Rows(self._resources.store.get(key_ids), since)
+        except StoreUnavailableError:
+            # What is held was confirmed a short while ago, and its wrappings still unwrap.
+            held = {key_id: cached.record for key_id in key_ids if (cached := self._held.get(key_id))}
+            if len(held) < len(key_ids):
+                raise
+            return Rows(held, since)
+
+    def _open(self, batch: _Batch, rows: Rows) -> None:
+        seals = self._store_key.seals()
+        if seals is not None:
+            self._refresher.confirm_for_opening()  # the store key may have been made after the caller looked
+        now = self._resources.clock.now()
+        refused: dict[UUID, EventSealError] = {}
+        for key_id in batch.pending:
+            refusal = why_not(
+                rows.records.get(key_id),
+                key_id,
+                application=self._resources.application,
+                seals=seals,
+                purpose=self._resources.purpose,
+            )
+            if refusal is not None:
+                refused[key_id] = refusal
+        if seals is not None:
+            self._note_reopened(refused, seals)
+            if not self._refuse_closed(batch, rows, refused, seals):
+                return  # states moved since the rows were read
+        for key_id, refusal in refused.items():
+            self._refuse(batch, key_id, rows.records.get(key_id), refusal)
+        records = [rows.records[key_id] for key_id in batch.pending]
+        self._unwrap(batch, [record for record in records if not batch.has_opened(record)])
+        for record in records:
+            key = batch.opened.get(record.key_id)
+            if key is not None and record.key_id in batch.pending:
+                self._keep(batch, key, record, rows.since, now)
+
+    def _note_reopened(self, refused: dict[UUID, EventSealError], seals: Seals) -> None:
+        """Note on errors of erased keys whether their scopes were reopened: then an item may be forged."""
+        revocations = self._resources.store.revocations
+        erased = {
+            key_id: error
+            for key_id, error in refused.items()
+            if isinstance(error, KeyDestroyedError) and error.destroyed_by == "shredded"
+        }
+        if not erased or revocations.are_old:
+            return
+        scopes = {error.scope for error in erased.values() if error.scope is not None}
+        states = revocations.scopes(self._resources.purpose, scopes, seals)
+        if not all(states.closed.values()):  # maybe shredded since the last refresh
+            self._refresher.refresh()
+            states = revocations.scopes(self._resources.purpose, scopes, seals)
+        for key_id, error in erased.items():
+            closed = states.closed[error.scope] if error.scope is not None else True
+            if isinstance(closed, IntegrityError):
+                refused[key_id] = closed
+            else:
+                error.scope_reopened = not closed
+
+    def _refuse_closed(
+        self, batch: _Batch, rows: Rows, refused: dict[UUID, EventSealError], seals: Seals
+    ) -> bool:
+        """
+        Refuse the live keys of closed scopes: their rows were hidden while the scope was shredded.
+
+        Returns:
+            ``False`` if states moved since the rows were read, so that they must be read again.
+        """
+        revocations, purpose = self._resources.store.revocations, self._resources.purpose
+        live = [rows.records[key_id] for key_id in batch.pending if key_id not in refused]
+        if not live or purpose not in SUBJECT_PURPOSES or revocations.are_old:
+            return True
+        scopes = {record.scope for record in live}
+        try:
+            states = revocations.scopes(purpose, scopes, seals)
+        except StoreUnavailableError:
+            if all(record.key_id in self._held for record in live):
+                return True  # looked at when they were loaded, and they serve on without the store
+            raise
+        if any(states.closed.values()):  # maybe shredded, or reopened, since the last refresh
+            self._refresher.refresh()
+            if self._memory.moment().moves != rows.since.moves:
+                return False
+            states = revocations.scopes(purpose, scopes, seals)
+        for record in live:
+            closed = states.closed[record.scope]
+            if closed:
+                refused[record.key_id] = (
+                    closed if isinstance(closed, IntegrityError) else lives_in_closed_scope(record)
+                )
+        return True
+
+    def _unwrap(self, batch: _Batch, records: Sequence[KeyRecord]) -> None:
+        for record, outcome in zip(records, self._resources.wrapping.unwrap(records), strict=True):
+            if not isinstance(outcome, EventSealError):
+                batch.opened[record.key_id] = outcome
+                continue
+            if isinstance(outcome, KeyDestroyedError) and record.key_id not in batch.reread:
+                batch.reread.add(record.key_id)  # its branch key went: it may have another by now
+                continue
+            held: CachedKey | None = None
+            if isinstance(outcome, KmsUnavailableError):
+                held = self._memory.outlives_kms(record.key_id, self._resources.clock.now(), failed=True)
+            batch.settle(record.key_id, held or outcome)
+
+    def _keep(self, batch: _Batch, key: DataKey, record: KeyRecord, since: Moment, now: float) -> None:
+        try:
+            kept = self._memory.keep(key, record, since=since, now=now)
+        except IntegrityError as error:
+            batch.settle(record.key_id, error)
+            return
+        if kept is not None:
+            self._refusals.forget(record.key_id)
+            batch.settle(record.key_id, kept)
+
+    def _refuse(self, batch: _Batch, key_id: UUID, record: KeyRecord | None, refusal: EventSealError) -> None:
+        batch.settle(key_id, refusal)
+        if record is not None and isinstance(refusal, KeyDestroyedError):
+            self._memory.bury(record)
+        self._refusals.add(key_id, refusal, self._resources.clock.now())
+
+
+class _Batch:
+    """
+    Keys that one thread loads, until each has its outcome.
+
+    Attributes:
+        pending: Those that have none yet.
+        outcomes: Of the others.
+        opened: Handles that were unwrapped, also if their row must be read again.
+        reread: Those whose rows are read once more, because of what they name.
+    """
+
+    def __init__(self, key_ids: Collection[UUID]) -> None:
+        self.pending = dict.fromkeys(key_ids)
+        self.outcomes: dict[UUID, CachedKey | EventSealError] = {}
+        self.opened: dict[UUID, DataKey] = {}
+        self.reread: set[UUID] = set()
+
+    def settle(self, key_id: UUID, outcome: CachedKey | EventSealError) -> None:
+        """Give a key its outcome."""
+        self.pending.pop(key_id, None)
+        self.outcomes[key_id] = outcome
+
+    def has_opened(self, record: KeyRecord) -> bool:
+        """Whether the key was unwrapped, and is the one that this row was made for too."""
+        key = self.opened.get(record.key_id)
+        return key is not None and is_bound(key, record)

@@ -1,0 +1,281 @@
+"""The keys that seal no items: the store key, which authenticates rows, and the keys of erasure ledgers."""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import replace
+from hashlib import sha512
+from typing import TYPE_CHECKING, NoReturn
+
+from eventseal.errors import ConfigurationError, EventSealError, IntegrityError, KmsError
+from eventseal.keys.authentication.row_macs import Seals, binding_of, check_readable
+from eventseal.keys.concurrency import SingleFlight
+from eventseal.keys.records import DIGEST_STORE_SCOPE, STORE_SCOPE
+from eventseal.keys.ring.new_keys import new_record
+from eventseal.keys.states import KeyPurpose, KeyState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from eventseal.keys.data_key import DataKey
+    from eventseal.keys.records import KeyRecord
+    from eventseal.keys.ring.parts import Resources
+    from eventseal.keys.wrapping.keks import Keks
+    from eventseal.kms.adapter import KmsAdapter, WrappedKey
+
+
+class StoreKey:
+    """
+    Finds or makes the application's store key, once in a process.
+
+    What is kept are the keys derived from it, for seals only: no item opens under them, so they have no TTL.
+
+    Args:
+        resources: Of the keys that KEKs wrap: a branch key is sealed by the store key, and never wraps it.
+        scope_digest: Whether the application's scopes are stored as digests. The store key's row says so,
+            from the application's first key on: another process that was told otherwise is refused.
+    """
+
+    def __init__(self, resources: Resources, *, scope_digest: bool) -> None:
+        self._resources = resources
+        self._scope = DIGEST_STORE_SCOPE if scope_digest else STORE_SCOPE
+        self._seals: Seals | None = None
+        self._flight: SingleFlight[str, Seals] = SingleFlight()
+
+    def seals(self) -> Seals | None:
+        """
+        Give the application's seals; ``None`` if it has no store key, hence no key at all.
+
+        Raises:
+            ConfigurationError: The application's scopes are stored as digests, and this process was told
+                otherwise; or the other way round.
+            IntegrityError: The store key's row is not what a keyring sealed.
+            KmsError: The KMS refused or failed.
+            StoreError: The key store refused or failed.
+        """
+        return self._seals or self._found(make=False)
+
+    def made_seals(self) -> Seals:
+        """Give the application's seals; make its store key if it has none. Raises as :meth:`seals` does."""
+        seals = self._seals
+        while seals is None:
+            seals = self._found(make=True)
+        return seals
+
+    def _found(self, *, make: bool) -> Seals | None:
+        loaded, awaited = self._flight.run([STORE_SCOPE], lambda _: self._load(make=make))
+        for outcome in (*loaded.values(), *awaited.values()):
+            if isinstance(outcome, EventSealError):
+                raise outcome
+        return self._seals
+
+    def _load(self, *, make: bool) -> dict[str, Seals]:
+        if self._seals is None:
+            record = self._record()
+            if record is None and make and self._has_mark():
+                record = self._record()  # made by another process meanwhile, or gone
+                if record is None:
+                    raise _deleted(self._resources.application)
+            if record is not None:
+                self._seals = self._opened(record)
+            elif make:
+                self._seals = self._made()
+        return {} if self._seals is None else {STORE_SCOPE: self._seals}
+
+    def _record(self) -> KeyRecord | None:
+        store, application = self._resources.store, self._resources.application
+        return store.active(application, [STORE_SCOPE], purpose=KeyPurpose.STORE).get(STORE_SCOPE)
+
+    def _has_mark(self) -> bool:
+        # Stored together with the store key: a second one would only be in the way of the first one's repair.
+        return self._resources.store.changes(self._resources.application, -1, []) is not None
+
+    def _made(self) -> Seals:
+        record = new_record(self._resources.application, self._scope, KeyPurpose.STORE, leased=0)
+        record = replace(record, active_scope=STORE_SCOPE)
+        ((key, wrappings),) = self._resources.wrapping.generate([record])
+        seals = Seals(key)
+        record = seals.sealed(replace(record, binding=binding_of(key), wrappings=wrappings))
+        key.close()
+        kept = self._resources.store.add_active([record], mark=seals.first_mark())[STORE_SCOPE]
+        return seals if kept.key_id == record.key_id else self._opened(kept)
+
+    def _opened(self, record: KeyRecord) -> Seals:
+        check_readable(record)
+        (key,) = self._resources.wrapping.unwrap([record])
+        if isinstance(key, EventSealError):
+            raise key
+        seals = Seals(key)
+        key.close()
+        seals.check(record)
+        _check_place(record, self._resources.application)
+        self._check_scope(record)
+        return seals
+
+    def _check_scope(self, record: KeyRecord) -> None:
+        """Refuse to keep scopes in two forms: one that was shredded in the one would live on in the other."""
+        if record.scope == self._scope:
+            return
+        application = self._resources.application
+        if record.scope == DIGEST_STORE_SCOPE:
+            raise ConfigurationError(
+                f"the scopes of application {application!r} are stored as digests, from its first key on",
+                remedy="Set scope_digest to true for it, in every process.",
+            )
+        raise ConfigurationError(
+            f"scope_digest is set, but the scopes of application {application!r} are stored as they are, "
+            "from its first key on",
+            remedy="Leave scope_digest out for it. To have digests, begin a new application, and copy the "
+            "events into it.",
+        )
+
+
+def _deleted(application: str) -> IntegrityError:
+    return IntegrityError(
+        f"application {application!r} has a change mark but no store key: somebody deleted it",
+        remedy="Find out who changed the key tables, and restore the store key from a backup.",
+    )
+
+
+def _check_place(record: KeyRecord, application: str) -> None:
+    place = (record.application, record.active_scope, record.purpose, record.state)
+    scopes = {STORE_SCOPE, DIGEST_STORE_SCOPE}
+    if place != (application, STORE_SCOPE, KeyPurpose.STORE, KeyState.ACTIVE) or record.scope not in scopes:
+        raise IntegrityError(
+            f"key {record.key_id} stands in the place of the store key of application {application!r}, "
+            f"but is a {record.state} key of purpose {record.purpose} of application {record.application!r}",
+            remedy="Find out who changed the key tables, and restore the store key from a backup.",
+            key_id=record.key_id,
+        )
+
+
+LEDGER_SCOPE = "ledger"
+MAC_SIZE = 32
+_INFO = b"eventseal/v1/erasure ledger"
+_HMAC_KEY_SIZE = 64
+
+
+class LedgerKey:
+    """
+    Authenticates the entries of one ledger.
+
+    Args:
+        key: What a KEK unwrapped; one key is derived from it, and the handle is not kept.
+
+    Attributes:
+        key_id: The key's, which is the ledger's too.
+    """
+
+    __slots__ = ("_key", "key_id")
+
+    def __init__(self, key: DataKey) -> None:
+        self.key_id: UUID = key.key_id
+        self._key = key.derive(_INFO, _HMAC_KEY_SIZE)
+
+    def mac(self, message: bytes) -> bytes:
+        """Give 32 bytes of HMAC-SHA-512 over *message*."""
+        return hmac.digest(self._key, message, sha512)[:MAC_SIZE]
+
+    def authenticates(self, message: bytes, mac: bytes) -> bool:
+        """Whether *mac* is that of *message*; compared in constant time."""
+        return hmac.compare_digest(self.mac(message), mac)
+
+    def __repr__(self) -> str:
+        return f"<LedgerKey {self.key_id}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a LedgerKey holds a key and is neither pickled nor copied")
+
+
+class LedgerKeys:
+    """
+    Makes and opens the keys of an application's ledgers; bound by the KEKs to purpose ``ledger``.
+
+    Args:
+        application: Whose.
+        keks: Wrap and unwrap the keys, never under a branch key: that is in the key tables.
+    """
+
+    def __init__(self, application: str, keks: Keks) -> None:
+        self._application = application
+        self._keks = keks
+
+    def new(self) -> tuple[LedgerKey, KeyRecord]:
+        """
+        Make a key.
+
+        Returns:
+            The key, and what must be kept of it: its id, its binding and its wrappings.
+
+        Raises:
+            KmsError: Too few KEKs wrapped it.
+        """
+        record = new_record(self._application, LEDGER_SCOPE, KeyPurpose.LEDGER, leased=0)
+        ((key, wrappings),) = self._keks.generate([record])
+        record = replace(record, binding=binding_of(key), wrappings=wrappings)
+        return _derived(key), record
+
+    def open(self, record: KeyRecord) -> LedgerKey:
+        """
+        Unwrap a key.
+
+        Args:
+            record: With the binding and the wrappings that were kept.
+
+        Raises:
+            IntegrityError: A wrapping was changed, or holds another key.
+            KekNotConfiguredError: None of the wrappings is under a KEK of the keyring's.
+            KmsError: A KEK refused or failed.
+        """
+        return _derived(self._unwrapped(record))
+
+    def rewrapped(self, record: KeyRecord, targets: Sequence[KmsAdapter] | None = None) -> KeyRecord:
+        """
+        Wrap a key anew.
+
+        Args:
+            record: With wrappings of which one opens.
+            targets: The KEKs that are to wrap it; ``None``: all of the keyring's.
+
+        Returns:
+            The record with the new wrappings alone.
+
+        Raises:
+            EventSealError: As for :meth:`open`; or a target did not wrap it, or not unwrap it again.
+        """
+        key = self._unwrapped(record)
+        wrappings = []
+        try:
+            for adapter in self._keks.adapters if targets is None else targets:
+                (outcome,) = self._keks.calls.wrap(adapter, [key])
+                if isinstance(outcome, EventSealError):
+                    raise outcome
+                self._check_opens(adapter, record, outcome)
+                wrappings.append(outcome)
+        finally:
+            key.close()
+        if not wrappings:
+            raise KmsError("no KEK is named that is to wrap the ledger's key")
+        return replace(record, wrappings=tuple(wrappings))
+
+    def _check_opens(self, adapter: KmsAdapter, record: KeyRecord, wrapped: WrappedKey) -> None:
+        """Unwrap what was just wrapped: whoever drops the old KEK relies on it."""
+        (again,) = self._keks.calls.unwrap(adapter, [(record, wrapped)])
+        if isinstance(again, EventSealError):
+            raise again
+        again.close()
+
+    def _unwrapped(self, record: KeyRecord) -> DataKey:
+        # As if all were verified: the key store has no row that could be told which one has opened.
+        (key,) = self._keks.unwrap([replace(record, verified=frozenset(record.wrappings))])
+        if isinstance(key, EventSealError):
+            raise key
+        return key
+
+
+def _derived(key: DataKey) -> LedgerKey:
+    try:
+        return LedgerKey(key)
+    finally:
+        key.close()

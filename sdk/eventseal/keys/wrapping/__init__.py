@@ -1,0 +1,1 @@
+"""Wrapping of keys under KEKs and under branch keys."""

@@ -1,0 +1,310 @@
+"""Branch keys: kept in the key store, they wrap the data keys of a million scopes for one KMS call each."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from hashlib import sha512
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from eventseal.errors import (
+    ConfigurationError,
+    EventSealError,
+    IntegrityError,
+    KeyDestroyedError,
+    KeyNotFoundError,
+    WrongApplicationError,
+)
+from eventseal.keys.concurrency import copied
+from eventseal.keys.data_key import material_of, random_key, unwrapped_key
+from eventseal.kms.adapter import WrappedKey
+from eventseal.suites.cbc_hmac import A256CBC_HS512, open_many, seal_many
+from eventseal.suites.envelope import CompressionId, build_header
+from eventseal.suites.hkdf import length_prefixed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from eventseal.keys.data_key import DataKey
+    from eventseal.keys.records import KeyRecord
+    from eventseal.keys.ring.opening import Opener
+    from eventseal.keys.ring.parts import Wrapping
+    from eventseal.keys.ring.sealing import Sealer
+
+
+BRANCH_PREFIX = "branch:"
+"""What the ``kek_uri`` of a wrapping under a branch key begins with; no KEK's does."""
+
+MOST_BRANCHES = 4096
+"""Branches that an application may have."""
+
+_DOMAIN = b"wrapped-key"
+
+
+def branch_scope(application: str, scope: str, branches: int) -> str:
+    """
+    Say under which branch the new keys of a scope are wrapped.
+
+    Args:
+        application: The scope's application.
+        scope: Of the keys to be wrapped.
+        branches: How many branches there are.
+
+    Returns:
+        The scope of the branch key: ``branch:0`` to ``branch:<branches - 1>``.
+    """
+    digest = sha512(length_prefixed(application.encode(), scope.encode())).digest()
+    return _branch_scope(int.from_bytes(digest) % branches)
+
+
+def branch_scopes(branches: int) -> list[str]:
+    """Name the branch keys of an application that has so many."""
+    return [_branch_scope(number) for number in range(branches)]
+
+
+def branch_uri(branch_id: UUID) -> str:
+    """Name a branch key, as ``kek_uri`` has it."""
+    return f"{BRANCH_PREFIX}{branch_id}"
+
+
+def branch_wrapping(record: KeyRecord) -> WrappedKey | None:
+    """Give the wrapping of *record* that is under a branch key, if there is one."""
+    for wrapped in record.wrappings:
+        if wrapped.kek_uri.startswith(BRANCH_PREFIX):
+            return wrapped
+    return None
+
+
+def named_branch(wrapped: WrappedKey) -> UUID | None:
+    """Read the id of the branch key that a wrapping names; ``None`` if it names none in canonical form."""
+    return _branch_id(wrapped.kek_uri)
+
+
+def named_branch_in(kek_uri: str) -> UUID | None:
+    """Read the id of the branch key that a ``kek_uri`` names; ``None`` if it names none in canonical form."""
+    return _branch_id(kek_uri)
+
+
+def wrap_under(branch: DataKey, keys: Sequence[DataKey]) -> list[WrappedKey]:
+    """
+    Wrap keys under a branch key.
+
+    Raises:
+        KeyNotFoundError: A handle was closed meanwhile.
+    """
+    header = build_header(A256CBC_HS512.id, CompressionId.NONE, branch.key_id)
+    pool, uri = branch.wrapping_pool(), branch_uri(branch.key_id)
+    bodies = seal_many(pool, [(material_of(key), header + _bound(key)) for key in keys])
+    return [WrappedKey(kek_uri=uri, kek_version=None, ciphertext=header + body) for body in bodies]
+
+
+def unwrap_under(
+    branch: DataKey, addressed: Sequence[tuple[KeyRecord, WrappedKey]]
+) -> list[DataKey | EventSealError]:
+    """
+    Unwrap keys that were wrapped under one branch key.
+
+    Args:
+        branch: The one that the wrappings name.
+        addressed: Rows, and the wrapping of each.
+
+    Returns:
+        One outcome a row, in order: a handle whose bytes match the row's binding, or ``IntegrityError``.
+
+    Raises:
+        KeyNotFoundError: The branch key's handle was closed meanwhile.
+    """
+    header = build_header(A256CBC_HS512.id, CompressionId.NONE, branch.key_id)
+    fitting = [wrapped.ciphertext.startswith(header) for _, wrapped in addressed]
+    bodies = [
+        (wrapped.ciphertext[len(header) :], header + _bound(record))
+        for (record, wrapped), fits in zip(addressed, fitting, strict=True)
+        if fits
+    ]
+    opened = iter(open_many(branch.wrapping_pool(), bodies))
+    giver = f"branch key {branch.key_id}"
+    return [
+        _opened(next(opened), record, giver) if fits else _changed(record, giver)
+        for (record, _), fits in zip(addressed, fitting, strict=True)
+    ]
+
+
+def checked_branches(branches: int | None) -> int | None:
+    """
+    Refuse a number of branches that is none.
+
+    Raises:
+        ConfigurationError: It is not a whole number of 1 to 4,096.
+    """
+    if branches is not None and (type(branches) is not int or not 1 <= branches <= MOST_BRANCHES):
+        raise ConfigurationError(
+            f"branches is {branches}; 1 to {MOST_BRANCHES} are allowed",
+            remedy="Leave branches out to have the KEKs wrap every data key.",
+        )
+    return branches
+
+
+@lru_cache(maxsize=MOST_BRANCHES)
+def _branch_id(kek_uri: str) -> UUID | None:
+    try:
+        branch_id = UUID(kek_uri.removeprefix(BRANCH_PREFIX))
+    except ValueError:
+        return None
+    return branch_id if branch_uri(branch_id) == kek_uri else None
+
+
+def _branch_scope(number: int) -> str:
+    return f"{BRANCH_PREFIX}{number}"
+
+
+def _opened(outcome: bytes | IntegrityError, record: KeyRecord, giver: str) -> DataKey | EventSealError:
+    if isinstance(outcome, IntegrityError):
+        return _changed(record, giver)
+    return unwrapped_key(outcome, record, giver=giver)
+
+
+def _changed(record: KeyRecord, giver: str) -> IntegrityError:
+    return IntegrityError(
+        f"the wrapping of key {record.key_id} under {giver} does not authenticate: "
+        "it was changed, or wraps another key",
+        remedy="Restore the key's row in key_wrappings from a backup, and find out who changed it.",
+        key_id=record.key_id,
+    )
+
+
+def _bound(key: DataKey | KeyRecord) -> bytes:
+    """Give what a wrapping is bound to, beside its header."""
+    return length_prefixed(
+        _DOMAIN, key.application.encode(), key.purpose.encode(), key.scope.encode(), key.key_id.bytes
+    )
+
+
+_REMEDY = "Find out who changed the key tables, and restore the key's rows from a backup."
+_WAS_NEEDED = (
+    "No branch key is destroyed while others are wrapped under it: find out who changed the key tables, and "
+    "restore the rows of both keys from a backup."
+)
+
+
+class Branches:
+    """
+    Wraps new keys under branch keys, and unwraps what was wrapped under whichever branch key.
+
+    Args:
+        count: Branches for new keys; ``None``: the KEKs wrap them.
+        keks: Wrap and unwrap every key that no branch key does.
+        sealer: Finds and makes the active branch keys.
+        opener: Finds branch keys by id.
+    """
+
+    def __init__(self, count: int | None, keks: Wrapping, *, sealer: Sealer, opener: Opener) -> None:
+        self._count = count
+        self._keks = keks
+        self._sealer = sealer
+        self._opener = opener
+
+    def generate(self, records: Sequence[KeyRecord]) -> list[tuple[DataKey, tuple[WrappedKey, ...]]]:
+        """
+        Make a key for each of *records*. The KMS is called only for branch keys that are not at hand.
+
+        Raises:
+            IntegrityError: A branch key's row is not what a keyring sealed.
+            KeyDestroyedError: A branch was closed.
+            KmsError: The KMS refused or failed.
+            StoreError: The key store refused or failed.
+        """
+        if self._count is None:
+            return self._keks.generate(records)
+        scopes = [branch_scope(record.application, record.scope, self._count) for record in records]
+        branches = self._sealer.keys(dict.fromkeys(scopes, 0), make=True)
+        keys = [random_key(record) for record in records]
+        by_branch: dict[str, list[DataKey]] = {}
+        for scope, key in zip(scopes, keys, strict=True):
+            by_branch.setdefault(scope, []).append(key)
+        wrapped: dict[UUID, WrappedKey] = {}
+        for scope, of_branch in by_branch.items():
+            wrappings = self._wrapped(scope, branches[scope], of_branch)
+            wrapped.update(zip([key.key_id for key in of_branch], wrappings, strict=True))
+        return [(key, (wrapped[key.key_id],)) for key in keys]
+
+    def unwrap(self, records: Sequence[KeyRecord]) -> list[DataKey | EventSealError]:
+        """
+        Unwrap the key of each of *records* under its branch key if it has one, else under a KEK.
+
+        Returns:
+            One outcome a record, in order: a handle whose bytes match the record's binding, or the error.
+
+        Raises:
+            StoreError: The branch keys could not be read.
+        """
+        outcomes: dict[int, DataKey | EventSealError] = {}
+        by_kek: dict[int, KeyRecord] = {}
+        by_branch: dict[UUID, dict[int, tuple[KeyRecord, WrappedKey]]] = {}
+        for index, record in enumerate(records):
+            wrapped = branch_wrapping(record)
+            branch_id = None if wrapped is None else named_branch(wrapped)
+            if wrapped is None:
+                by_kek[index] = record
+            elif branch_id is None:
+                outcomes[index] = _not_one(record, wrapped.kek_uri)
+            else:
+                by_branch.setdefault(branch_id, {})[index] = (record, wrapped)
+        if by_kek:
+            outcomes.update(zip(by_kek, self._keks.unwrap(list(by_kek.values())), strict=True))
+        branches = self._opener.keys(by_branch) if by_branch else {}
+        for branch_id, addressed in by_branch.items():
+            answers = self._unwrapped(branch_id, branches[branch_id], list(addressed.values()))
+            outcomes.update(zip(addressed, answers, strict=True))
+        return [outcomes[index] for index in range(len(records))]
+
+    def _wrapped(self, scope: str, branch: DataKey, keys: Sequence[DataKey]) -> list[WrappedKey]:
+        try:
+            return wrap_under(branch, keys)
+        except KeyNotFoundError:
+            pass  # closed between being handed out and being used: ask once more, and take that answer
+        return wrap_under(self._sealer.keys({scope: 0}, make=True)[scope], keys)
+
+    def _unwrapped(
+        self,
+        branch_id: UUID,
+        branch: DataKey | EventSealError,
+        addressed: Sequence[tuple[KeyRecord, WrappedKey]],
+        *,
+        last_answer: bool = False,
+    ) -> list[DataKey | EventSealError]:
+        if isinstance(branch, EventSealError):
+            return [_refusal(branch, branch_id, record) for record, _ in addressed]
+        try:
+            return unwrap_under(branch, addressed)
+        except KeyNotFoundError as error:
+            # Closed between being handed out and being used: ask once more, and take that answer.
+            again = error if last_answer else self._opener.keys([branch_id])[branch_id]
+        return self._unwrapped(branch_id, again, addressed, last_answer=True)
+
+
+def _refusal(error: EventSealError, branch_id: UUID, record: KeyRecord) -> EventSealError:
+    """Say for one key why its branch key does not unwrap it."""
+    wrapped = f"key {record.key_id} is wrapped under branch key {branch_id}"
+    if isinstance(error, KeyDestroyedError):
+        # Without the scope: the key's own row says that it lives, so nothing of its scope was erased.
+        return KeyDestroyedError(
+            f"{wrapped}, which was {error.destroyed_by}",
+            key_id=branch_id,
+            destroyed_by=error.destroyed_by,
+            remedy=_WAS_NEEDED,
+        )
+    if isinstance(error, KeyNotFoundError | WrongApplicationError):
+        # Neither is a fact about the item's own key: its row was found, and is this application's.
+        return IntegrityError(f"{wrapped}: {error}", remedy=_REMEDY, key_id=record.key_id)
+    if isinstance(error, IntegrityError):  # of the branch key's row, or of what the wrapping names instead
+        key_id = getattr(error, "key_id", branch_id)
+        return IntegrityError(f"{wrapped}: {error}", remedy=error.remedy, key_id=key_id)
+    return copied(error)
+
+
+def _not_one(record: KeyRecord, kek_uri: str) -> IntegrityError:
+    return IntegrityError(
+        f"the wrapping of key {record.key_id} is under {kek_uri!r}, which is the name of no branch key",
+        remedy=_REMEDY,
+        key_id=record.key_id,
+    )

@@ -1,0 +1,375 @@
+"""
+Migrate: items in older formats become envelopes, in the rows where they are, while all goes on.
+
+Three steps: ``begin_migration`` lets readers take both, ``migrate`` moves what is old, ``finish_migration``
+proves that nothing old is left and lets readers refuse it from then on.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from eventseal.errors import ConfigurationError, IntegrityError, JobError
+from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
+from eventseal.rotation.jobs.jobs import MIGRATE, begun_job, list_jobs, resumed_job, verb_of
+from eventseal.rotation.jobs.old_items import foreign, old_sources
+from eventseal.rotation.jobs.passes import Passes
+from eventseal.rotation.jobs.resealers import configured_formats, scope_rule, stored_rule
+from eventseal.rotation.old_samples import in_time, looked_at, refuse_wrong_id_types, sampled, with_foreign
+from eventseal.rotation.outcomes import JobReport
+from eventseal.rotation.reencryption import check_work
+from eventseal.rotation.results import JobResult
+from eventseal.rotation.sealed_store import own_tables
+from eventseal.rotation.table_checks import (
+    refuse_absent_tables,
+    refuse_old_key_tables,
+    refuse_unregistered_tables,
+)
+from eventseal.storage.database.transactions import read, write
+from eventseal.storage.items.registry import set_old_formats
+from eventseal.storage.jobs import counts as job_counts
+from eventseal.storage.jobs import jobs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+    from concurrent.futures import Executor
+    from uuid import UUID
+
+    from sqlalchemy.engine import Connection
+
+    from eventseal.items.acceptance import AcceptedFormats
+    from eventseal.rotation.jobs.old_items import OldSources, ScopeOf
+    from eventseal.rotation.sealed_store import SealedStore
+    from eventseal.storage.items.tables import SealedTable
+
+
+def begin_migration(
+    store: SealedStore, *, tables: Collection[str] | None = None, dry_run: bool = False
+) -> JobResult:
+    """
+    Let readers take the older formats that the store is configured with, beside envelopes.
+
+    A sample of the items is opened first, so that no wrong key is found out later. Begun again, it takes the
+    formats that are configured then.
+
+    Args:
+        store: With ``accepted_formats``, as an ``EventSeal`` has them.
+        tables: Only these, by name; ``None``: all that are registered.
+        dry_run: Whether only to look.
+
+    Returns:
+        ``left`` items are to be migrated; ``by_table`` says how many, and how many of a sample are in which
+        format; ``failures`` are rows of the sample that do not open.
+
+    Raises:
+        ConfigurationError: No format is configured, a key is wrong, or a table is not registered.
+        KmsError: The KMS refused or failed.
+        StoreError: The database refused or failed.
+        StoreReadOnlyError: The key tables are of an earlier release: run `eventseal init` first.
+    """
+    started = time.monotonic()
+    if not dry_run:
+        refuse_old_key_tables(store)
+    accepted = configured_formats(store)
+    refuse_unregistered_tables(store)
+    found = own_tables(store.datastore, store.cipher.application, tables)
+    sources = old_sources(store, found)
+    samples = sampled(store, sources, accepted, registered=False, check_keys=not has_moved(store, accepted))
+    if not dry_run:
+        names = [old.name for old in accepted.formats]
+        _accept(store, dict.fromkeys(found, names))
+    return looked_at(store, sources, samples, started)
+
+
+def migrate(
+    store: SealedStore,
+    *,
+    key_scope: str | ScopeOf | None = None,
+    tables: Collection[str] | None = None,
+    batch: int = 1000,
+    items_per_second: float | None = None,
+    shards: int = 1,
+    executor: Executor | None = None,
+    open_store: Callable[[], SealedStore] | None = None,
+    resume: UUID | None = None,
+    dry_run: bool = False,
+    progress: Callable[[JobResult], None] | None = None,
+) -> JobResult:
+    """
+    Seal the items that are in older formats, each in its row, as a re-encryption moves items.
+
+    It may be interrupted anywhere: the same call goes on with the unfinished job, and two at once share its
+    work. A row that somebody changes meanwhile is looked at again. What does not open stays as it is.
+
+    Args:
+        store: With ``accepted_formats``, as an ``EventSeal`` has them.
+        key_scope: Whose keys seal the items: a scope, or a function of an item's place and its JSON, at the
+            top of a module; it must give what the mapper expects of the item on reading. ``None``: those of
+            ``application``, unless the application has sealed items there under another scope.
+        tables: Only these, by name; ``None``: all that are registered.
+        batch: Items in a transaction at most, from 1 to 100,000.
+        items_per_second: Over all workers; ``None``: as fast as they can.
+        shards: Workers to give the *executor*.
+        executor: Runs the workers; ``None``: one in this thread.
+        open_store: Opens the store in a worker; must be importable there. Other processes need it.
+        resume: Only continue this job, with its own tables and scope. If it was begun with a function, give
+            the same one again: nothing that the job's row names is imported.
+        dry_run: Whether only to count, to open a sample, and to guess how long it would take.
+        progress: Called now and then with what was done so far.
+
+    Returns:
+        ``done`` items are envelopes now; ``failed`` ones do not open, or are another application's
+        envelopes; ``left`` are to be migrated still. ``complete`` says that a last look found nothing more,
+        but for what failed.
+
+    Raises:
+        ConfigurationError: An argument is wrong, a table is not registered, a key is wrong, ids are of
+            another type than ``originator_id_type`` says, or *key_scope* has to be given; nothing was
+            written.
+        JobError: The migration has not begun, or *resume* is no job of one.
+        KmsError: The KMS refused or failed; the job goes on when this is called again.
+        StoreError: The database refused or failed; the job goes on when this is called again.
+        StoreReadOnlyError: The key tables are of an earlier release: run `eventseal init` first.
+    """
+    check_work(batch, items_per_second, shards, executor, open_store)
+    if resume is not None and (tables is not None or dry_run):
+        raise ConfigurationError("a resumed job has its own tables", remedy="Give resume= alone.")
+    if isinstance(key_scope, str):
+        checked_scope(key_scope)
+    started = time.monotonic()
+    if not dry_run:
+        refuse_old_key_tables(store)
+    accepted = configured_formats(store)
+    refuse_unregistered_tables(store)
+    if resume is None:
+        found = tables_in_migration(own_tables(store.datastore, store.cipher.application, tables), accepted)
+        sources = old_sources(store, found)
+        refuse_wrong_id_types(store, sources)
+        if key_scope is None:
+            _refuse_other_scopes(sources)
+        options = {
+            "verb": MIGRATE,
+            "keys": None,
+            "tables": None if tables is None else sorted(tables),
+            "heads": None,
+            "key_scope": stored_rule(DEFAULT_SCOPE if key_scope is None else key_scope),
+            "formats": _named(accepted),
+        }
+        samples = sampled(
+            store, sources, accepted, registered=True, check_keys=not has_moved(store, accepted)
+        )
+        if dry_run:
+            estimated = looked_at(store, sources, samples, started)
+            return in_time(estimated, sources, samples, workers=shards, items_per_second=items_per_second)
+        if key_scope is None:
+            _refuse_other_rules(store, options)
+        total = sum(source.moving for source in sources)
+        job = begun_job(store, options=options, items_per_second=items_per_second, total=total)
+    else:
+        job = resumed_job(
+            store,
+            resume,
+            items_per_second=items_per_second,
+            verb=MIGRATE,
+            check=partial(scope_rule, key_scope=key_scope),
+        )
+        found = tables_in_migration(
+            own_tables(store.datastore, store.cipher.application, job.options["tables"]), accepted
+        )
+    passes = Passes(
+        store,
+        job,
+        found,
+        look=partial(old_sources, store, found),
+        scope_of=scope_rule(job, key_scope),
+        batch=batch,
+        shards=shards,
+        executor=executor,
+        open_store=open_store,
+        run=uuid4().hex,
+        progress=progress,
+        report=JobReport(store, found, verb=MIGRATE),
+    )
+    return with_foreign(store, passes.run(), old_sources(store, found))
+
+
+def finish_migration(
+    store: SealedStore, *, tables: Collection[str] | None = None, dry_run: bool = False
+) -> JobResult:
+    """
+    Prove that nothing old is left, and let readers refuse it from then on.
+
+    Each row must name a key that the key store has. Readers that run notice within
+    ``cache_refresh_interval``, and ``verify`` counts whatever is no envelope as failed.
+
+    Args:
+        store: Its items and keys.
+        tables: Only these, by name; ``None``: all that are registered.
+        dry_run: Whether only to look.
+
+    Returns:
+        ``by_table`` counts the envelopes.
+
+    Raises:
+        ConfigurationError: A table is not registered, or one that the settings list is not there.
+        JobError: Rows are left that are no envelopes of this application; the message counts and places them.
+        StoreError: The database refused or failed.
+        StoreReadOnlyError: The key tables are of an earlier release: run `eventseal init` first.
+    """
+    started = time.monotonic()
+    if not dry_run:
+        refuse_old_key_tables(store)
+    refuse_unregistered_tables(store)
+    refuse_absent_tables(store, every=True)
+    found = own_tables(store.datastore, store.cipher.application, tables)
+    _refuse_left(store, found)  # before readers notice anything
+    if not dry_run:
+        _accept(store, dict.fromkeys(found, ()))
+        try:
+            _refuse_left(store, found)  # what was written in between, which nobody reads any more
+        except BaseException:
+            _accept(store, {table: table.old_formats for table in found if table.old_formats})
+            raise
+        _end_jobs(store)
+    return JobResult(
+        verb=MIGRATE,
+        complete=True,
+        done=0,
+        left=0,
+        failed=0,
+        seconds=time.monotonic() - started,
+        by_table={table.table: {"left": 0} for table in found},
+    )
+
+
+def _named(accepted: AcceptedFormats) -> list[list[str | None]]:
+    """Name formats and their keys as a job keeps them."""
+    return [[old.name, None if old.key_id is None else str(old.key_id)] for old in accepted.formats]
+
+
+def has_moved(store: SealedStore, accepted: AcceptedFormats) -> bool:
+    """
+    Say whether a migration with the same formats and keys has moved anything before.
+
+    What it left may well be nothing but what does not open, and says nothing of the keys.
+
+    Raises:
+        StoreError: The database refused or failed.
+    """
+    formats = _named(accepted)
+
+    def look(connection: Connection) -> bool:
+        before = [
+            job
+            for job in jobs.load_jobs(connection, store.cipher.application)
+            if not job.unreadable and verb_of(job.options) == MIGRATE and job.options["formats"] == formats
+        ]
+        return any(_has_done(connection, job) for job in before)
+
+    return read(store.datastore.engine, look, doing="looking for migrations before")
+
+
+def _has_done(connection: Connection, job: jobs.Job) -> bool:
+    try:
+        totals = job_counts.load_totals(connection, job)
+    except IntegrityError:  # of a range of a job that is not this one's
+        return False
+    return any(counts["done"] for counts in totals.by_table.values())
+
+
+def _accept(store: SealedStore, names: Mapping[SealedTable, Collection[str]]) -> None:
+    def work(connection: Connection) -> None:
+        for table, accepted in names.items():
+            set_old_formats(connection, table, accepted)
+
+    write(store.datastore.key_engine, work, doing="saying which formats are accepted")
+
+
+def _end_jobs(store: SealedStore) -> None:
+    """End migrations that stopped and whose tables others have migrated since: nothing resumes them."""
+    begun = {
+        table.table
+        for table in own_tables(store.datastore, store.cipher.application, None)
+        if table.old_formats
+    }
+
+    def work(connection: Connection) -> None:
+        jobs.one_at_a_time(connection)
+        for job in jobs.load_jobs(connection, store.cipher.application):
+            tables = job.options["tables"]
+            if (
+                not job.unreadable
+                and verb_of(job.options) == MIGRATE
+                and job.state != jobs.FINISHED
+                and begun.isdisjoint(begun if tables is None else tables)
+            ):
+                jobs.finish_job(connection, job.job_id)
+
+    write(store.datastore.engine, work, doing="ending jobs")
+
+
+def tables_in_migration(tables: list[SealedTable], accepted: AcceptedFormats) -> list[SealedTable]:
+    """
+    Leave out tables that accept no older format.
+
+    Args:
+        tables: From the registry.
+        accepted: The formats that this process is configured with.
+
+    Raises:
+        ConfigurationError: A table accepts a format that is not configured.
+        JobError: No table accepts an older format: no migration has begun.
+    """
+    configured = {old.name for old in accepted.formats}
+    found = [table for table in tables if table.old_formats]
+    if not found:
+        raise JobError(
+            "no migration has begun: the registry says of no table that it may hold older formats",
+            remedy="Begin it with `eventseal migrate --begin`; then start the processes that read both.",
+        )
+    for table in found:
+        missing = sorted({*table.old_formats} - configured)
+        if missing:
+            raise ConfigurationError(
+                f"{table.table} accepts {', '.join(missing)}, which old_formats does not name",
+                remedy="Configure this process as those that read, or begin the migration anew.",
+            )
+    return found
+
+
+def _refuse_other_scopes(sources: Sequence[OldSources]) -> None:
+    """Guess no scope where the application has one of its own: its mapper would read none of the items."""
+    for source in sources:
+        if source.moving and source.has_scopes:
+            raise ConfigurationError(
+                f"in {source.table.table} the application seals under other scopes than {DEFAULT_SCOPE}, and "
+                "it was not said whose keys are to seal the older items. Nothing was written",
+                remedy="If its mapper has a key_scope, or its classes have one, give the same rule: "
+                "--key-scope-function MODULE:FUNCTION. If they belong under one scope: --key-scope SCOPE.",
+            )
+
+
+def _refuse_other_rules(store: SealedStore, options: Mapping[str, object]) -> None:
+    """Begin no second migration of the same tables if the first has a function, and none is given."""
+    for job in list_jobs(store):
+        is_same = {**job.options, "key_scope": None} == {**options, "key_scope": None}
+        if is_same and job.state not in {jobs.FINISHED, jobs.UNREADABLE}:
+            scope_rule(job, None)  # refuses a function
+
+
+def _refuse_left(store: SealedStore, tables: Sequence[SealedTable]) -> None:
+    sources = old_sources(store, tables)
+    left = {source.table.table: source.moving for source in sources if source.moving}
+    if left:
+        counts = ", ".join([f"{count:,} in {table}" for table, count in left.items()])
+        raise JobError(
+            f"items are left that are no envelopes under a key of {store.cipher.application}: {counts}",
+            remedy="Migrate them with `eventseal migrate`, which names those that it cannot; older formats "
+            "stay accepted until then.",
+        )
+    for source in sources:
+        for error in foreign(source, store.cipher.application):
+            raise JobError(str(error), remedy=error.remedy)

@@ -1,0 +1,1 @@
+"""Where keys and items stand, and what is worth running next."""

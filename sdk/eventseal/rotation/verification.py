@@ -1,0 +1,405 @@
+"""Verify: open every item of every registered table, count, and report what does not open."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from eventseal.errors import (
+    ConfigurationError,
+    EventSealError,
+    IntegrityError,
+    JobError,
+    KekNotConfiguredError,
+    KeyDestroyedError,
+    UnknownFormatError,
+)
+from eventseal.keys.authentication.row_macs import unreadable_row
+from eventseal.keys.states import KeyPurpose
+from eventseal.rotation.item_checks import FORMER, OUTCOMES, PAGE_SIZE, ItemChecks, Tally, raise_if_outage
+from eventseal.rotation.reencryption import check_work
+from eventseal.rotation.results import JobResult
+from eventseal.rotation.rows_set_aside import SET_ASIDE, AsideRows, lapsed_rows, rows_set_aside
+from eventseal.rotation.sealed_store import encrypts_everything, registered_tables
+from eventseal.rotation.table_checks import refuse_absent_tables, refuse_unregistered_tables, uncounted_tables
+from eventseal.rotation.verify_state import Range, VerifyState, covered
+from eventseal.storage.database.transactions import read
+from eventseal.storage.items.rows import count_by_key, count_without_place, range_bounds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from concurrent.futures import Executor, Future
+    from datetime import datetime
+    from uuid import UUID
+
+    from eventseal.keys.records import KeyRecord
+    from eventseal.rotation.rows_set_aside import SetAside
+    from eventseal.rotation.sealed_store import SealedStore
+    from eventseal.storage.items.tables import SealedTable
+
+
+KEY_TABLE, REGISTRY, LEDGER = "encryption_keys", "sealed_tables", "erasure_ledger"
+
+_WHERE_THERE_ARE_SOME = (FORMER, SET_ASIDE)
+
+RANGE_ITEMS = 50_000
+"""Items of a range: what an interrupted verification does again, and what a worker takes at a time."""
+
+_MOST_RANGES = 4096
+_KEPT_EVERY = 5.0
+"""Seconds between two states that the caller is given to keep."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyResult(JobResult):
+    """
+    What a verification found.
+
+    Attributes:
+        begun_at: By the key store's clock, UTC; of one that was resumed, when its first run began.
+        ended_at: When it had looked at everything; ``None`` while it goes on.
+        asked_tables: The only tables that were asked for; ``None``: all.
+        sample: The share of items that were opened.
+    """
+
+    begun_at: datetime
+    ended_at: datetime | None = None
+    asked_tables: Sequence[str] | None = None
+    sample: float = 1.0
+
+
+def verify(
+    store: SealedStore,
+    *,
+    tables: Collection[str] | None = None,
+    sample: float = 1.0,
+    shards: int = 1,
+    executor: Executor | None = None,
+    open_store: Callable[[], SealedStore] | None = None,
+    resume: Mapping[str, Any] | None = None,
+    keep: Callable[[dict[str, Any]], None] | None = None,
+    progress: Callable[[VerifyResult], None] | None = None,
+) -> VerifyResult:
+    """
+    Check every data key of the application and open every item of its tables. Nothing is written.
+
+    A database that takes no writes can be verified too. How far a run is stands in no table, where an
+    attacker could change it, but is given to *keep*.
+
+    Args:
+        store: An ``EventSeal``, or any object with its four. One that has no ``always_encrypt`` is taken to
+            encrypt every event.
+        tables: Only these, by name; ``None``: all that are registered.
+        sample: The share of items to open, chosen at random, over 0 and up to 1. All keys are checked anyway.
+        shards: How many ranges the *executor* gets at a time, 1 or more.
+        executor: Checks ranges of tables; ``None``: one after the other in this thread.
+        open_store: Opens the store in a worker; must be importable there. Other processes need it.
+        resume: The last state that *keep* was given, to go on from.
+        keep: Called every 5 seconds, and when the run is interrupted, with a state that JSON can take. It is
+            authenticated, and holds no key and nothing that was encrypted.
+        progress: Called after each page or range with the counts so far, but for those by key.
+
+    Returns:
+        ``done`` counts the items that opened, ``failed`` the items, keys and tables that did not. ``left``
+        counts those outside the sample. ``by_table`` says the same for each table. It also counts items that
+        are not encrypted where that is allowed (``plain``), items whose migration has begun
+        (``unmigrated``), those under a former collection (``former``), those whose key was shredded, damaged
+        ones that are set aside (``set_aside``), and, in shared tables, other applications'. ``by_key``
+        counts the items that opened, for the first 100,000 keys.
+
+    Raises:
+        ConfigurationError: A table that looks sealed is not registered, or a registered or listed one is not
+            there. Or *resume* is of another verification.
+        IntegrityError: *resume* was changed.
+        KekNotConfiguredError: Several keys are wrapped only under a KEK that this store was not given. Of one
+            key alone that is a failure.
+        WrongApplicationError: There are items of another application and no keys of this one.
+        JobError: A worker process ended in the middle of its work.
+        KmsError: The KMS refused or failed: that says nothing about the items.
+        StoreError: The database refused or failed.
+    """
+    if not 0 < sample <= 1:
+        raise ConfigurationError(f"sample is {sample}; it must be over 0 and at most 1")
+    check_work(PAGE_SIZE, None, shards, executor, open_store)
+    refuse_unregistered_tables(store)
+    refuse_absent_tables(store)
+    unreadable: list[IntegrityError] = []
+    found = registered_tables(store.datastore, store.cipher.application, tables, unreadable=unreadable)
+    with suppress(IntegrityError):  # each key and item that stands under what was changed is named below
+        store.keyring.refresh()  # a KEK that is missing or away is one error, and not one of each item
+    state = _begun(store, found, asked=tables, sample=sample, shards=shards)
+    if resume is not None:
+        state = VerifyState.resumed(store, resume, state)
+    run = _Run(store, state, found, keep=keep, progress=progress)
+    run.fail_registry(unreadable)
+    run.check_keys()
+    run.check_rows_set_aside()
+    if tables is None:
+        run.name_uncounted_tables()
+    return run.check_items(executor, shards, open_store)
+
+
+class _Run:
+    """One run: what it has found so far, and how it goes on."""
+
+    def __init__(
+        self,
+        store: SealedStore,
+        state: VerifyState,
+        tables: Sequence[SealedTable],
+        *,
+        keep: Callable[[dict[str, Any]], None] | None,
+        progress: Callable[[VerifyResult], None] | None,
+    ) -> None:
+        self._store = store
+        self._state = state
+        self._tables = {table.table: table for table in tables}
+        self._keep = keep
+        self._progress = progress
+        self._started = self._kept = time.monotonic()
+        self._of_this_run = Tally()
+        """Found anew by each run: keys, unreadable tables, and rows that were set aside and changed since."""
+        self._said: Sequence[SetAside] = ()
+
+    def fail_registry(self, unreadable: Sequence[IntegrityError]) -> None:
+        """Count rows of the registry that were edited: nobody knows what their tables hold."""
+        for problem in unreadable:
+            row = {"table_name": str(problem.__dict__["table"])}
+            self._of_this_run.fail(REGISTRY, row, None, problem)
+
+    def check_keys(self) -> None:
+        """Check the seal, the wrapping and the binding of every key of items, and of fields inside them."""
+        missing: dict[str | None, list[tuple[UUID, KekNotConfiguredError]]] = {}
+        opened = 0
+        for records in self._key_pages():
+            outcomes: dict[UUID, object] = {}
+            for record in records:
+                if "key_id" in record.unreadable:  # no question for it by its id finds it
+                    self._of_this_run.fail(KEY_TABLE, {}, None, unreadable_row(record))
+            readable = [record for record in records if "key_id" not in record.unreadable]
+            for purpose in (KeyPurpose.DATA, KeyPurpose.FIELD):
+                wanted = [record.key_id for record in readable if record.purpose is purpose]
+                outcomes |= self._store.keyring.opening_keys(wanted, purpose=purpose) if wanted else {}
+            for record in readable:
+                outcome = outcomes.get(record.key_id)
+                # A tombstone says that it is one, and its seal was checked before: nothing is wrong with it.
+                if isinstance(outcome, KekNotConfiguredError):
+                    missing.setdefault(outcome.kek_uri, []).append((record.key_id, outcome))
+                elif isinstance(outcome, EventSealError) and not isinstance(outcome, KeyDestroyedError):
+                    raise_if_outage(outcome)
+                    self._fail_key(record.key_id, outcome)
+                else:
+                    opened += outcome is not None
+        for refused in missing.values():
+            # A KEK that is missing here, and not a row in which somebody edited the name of one.
+            if len(refused) > 1 or not opened:
+                raise refused[0][1]
+            self._fail_key(*refused[0])
+
+    def _fail_key(self, key_id: UUID, error: EventSealError) -> None:
+        self._of_this_run.fail(KEY_TABLE, {"key_id": str(key_id)}, key_id, error)
+
+    def check_rows_set_aside(self) -> None:
+        """Load what the ledger excuses, and count each row of it that is gone or changed as a failure."""
+        try:
+            self._said = rows_set_aside(self._store)
+        except IntegrityError as changed:  # then it excuses nothing
+            self._of_this_run.fail(LEDGER, {}, None, changed)
+        asked = self._state.asked
+        said = [row for row in self._said if asked is None or row.table in asked]
+        for row, error in lapsed_rows(self._store.datastore.engine, self._tables, said):
+            self._of_this_run.fail(row.table, row.row, None, error)
+
+    def name_uncounted_tables(self) -> None:
+        """Count each table that holds items and cannot be read here as one failure."""
+        for name in uncounted_tables(self._store):
+            self._of_this_run.fail(name, {}, None, _tagged(name))
+        for table in self._tables.values():
+            look = partial(count_without_place, table=table)
+            items = read(self._store.datastore.engine, look, doing=f"counting {table.table}")
+            if items:
+                self._of_this_run.fail(table.table, {}, None, _without_place(table.table, items))
+
+    def check_items(
+        self, executor: Executor | None, shards: int, open_store: Callable[[], SealedStore] | None
+    ) -> VerifyResult:
+        """Check what is left of the ranges, and give the result."""
+        try:
+            if executor is None:
+                self._check_here()
+            else:
+                self._check_elsewhere(executor, shards, open_store)
+        except BaseException:
+            self._keep_state()
+            raise
+        return self._result(self._state.tally, complete=True)
+
+    def _check_here(self) -> None:
+        for each in list(self._state.ranges):
+            tally = Tally()
+            table = self._tables[each.table]
+            aside = AsideRows(self._store.datastore.engine, [table], lambda: self._said)
+            checks = ItemChecks(self._store, table, sample=self._state.sample, aside=aside)
+            for page in checks.run(each.after, each.upto):
+                tally.add(page)
+                self._tell(tally)
+            self._done(each, tally)
+
+    def _check_elsewhere(
+        self, executor: Executor, shards: int, open_store: Callable[[], SealedStore] | None
+    ) -> None:
+        waiting = list(self._state.ranges)
+        working: dict[Future[Tally], Range] = {}
+        try:
+            while waiting or working:
+                # Not all at once: what is submitted cannot be taken back from a process.
+                while waiting and len(working) < 2 * shards:
+                    each = waiting.pop(0)
+                    working[self._submitted(executor, each, open_store)] = each
+                for future in wait(working, return_when=FIRST_COMPLETED).done:
+                    self._done(working.pop(future), future.result())
+                    self._tell(Tally())
+        except BrokenProcessPool:
+            raise JobError(
+                "a worker process ended in the middle of its work",
+                remedy="Run the same command again.",
+            ) from None
+        finally:
+            for future in working:
+                future.cancel()
+
+    def _submitted(
+        self, executor: Executor, each: Range, open_store: Callable[[], SealedStore] | None
+    ) -> Future[Tally]:
+        said = [row for row in self._said if row.table == each.table]
+        work: dict[str, Any] = {"each": each, "sample": self._state.sample, "said": said}
+        if open_store is None:
+            return executor.submit(_checked, self._store, self._tables[each.table], **work)
+        return executor.submit(_checked_in_process, open_store, **work)
+
+    def _done(self, each: Range, tally: Tally) -> None:
+        self._state.ranges.remove(each)
+        self._state.tally.add(tally)
+        if time.monotonic() - self._kept >= _KEPT_EVERY:
+            self._keep_state()
+
+    def _keep_state(self) -> None:
+        if self._keep is not None:
+            self._kept = time.monotonic()
+            self._keep(self._state.to_json(self._store))
+
+    def _tell(self, of_range: Tally) -> None:
+        if self._progress is not None:
+            so_far = Tally()
+            for part in (self._state.tally, of_range):
+                so_far.add(Tally(part.by_table))  # not the keys: there may be 100,000, for each page
+            self._progress(self._result(so_far, complete=False))
+
+    def _result(self, items: Tally, *, complete: bool) -> VerifyResult:
+        found = Tally({table: Counter() for table in self._tables})
+        found.add(self._of_this_run)
+        found.add(items)
+        looked_at = sum(counts.total() - counts["left"] for counts in items.by_table.values())
+        left_out = sum(counts["left"] for counts in items.by_table.values())
+        return VerifyResult(
+            verb="verify",
+            complete=complete,
+            done=sum(counts["done"] + counts[FORMER] for counts in found.by_table.values()),
+            left=left_out if complete else max(0, self._state.total - looked_at),
+            failed=sum(counts["failed"] for counts in found.by_table.values()),
+            seconds=time.monotonic() - self._started,
+            by_table={
+                table: {
+                    outcome: counts[outcome]
+                    for outcome in (*OUTCOMES, *filter(counts.__getitem__, _WHERE_THERE_ARE_SOME))
+                }
+                for table, counts in found.by_table.items()
+            },
+            by_key=dict(found.by_key),
+            failures=tuple(found.failures),
+            begun_at=self._state.begun_at,
+            ended_at=self._store.key_store.now() if complete else None,
+            asked_tables=self._state.asked,
+            sample=self._state.sample,
+        )
+
+    def _key_pages(self) -> Iterator[list[KeyRecord]]:
+        last = None
+        while page := self._store.key_store.page(self._store.cipher.application, after=last, limit=PAGE_SIZE):
+            yield page
+            last = page[-1].key_id
+
+
+def _begun(
+    store: SealedStore,
+    tables: Sequence[SealedTable],
+    *,
+    asked: Collection[str] | None,
+    sample: float,
+    shards: int,
+) -> VerifyState:
+    """Cut the tables into ranges."""
+    engine, begun_at = store.datastore.engine, store.key_store.now()
+    total = 0
+    ranges: list[Range] = []
+    for table in tables:
+        counts = read(engine, partial(count_by_key, table=table), doing=f"counting {table.table}")
+        items = sum(counts.values())
+        total += items
+        # Several for each worker of a small table, too; of few items a range takes no time.
+        wanted = min(max(items // RANGE_ITEMS, min(4 * (shards - 1), items // PAGE_SIZE), 1), _MOST_RANGES)
+        cut = partial(range_bounds, sealed_table=table, ranges=wanted)
+        bounds = read(engine, cut, doing=f"sampling {table.table}")
+        ends = zip([None, *bounds], [*bounds, None], strict=True)
+        ranges += [Range(table.table, after, upto) for after, upto in ends]
+    return VerifyState(
+        begun_at=begun_at,
+        sample=sample,
+        asked=None if asked is None else sorted(asked),
+        covered=covered(tables, always_encrypt=encrypts_everything(store)),
+        total=total,
+        ranges=ranges,
+    )
+
+
+def _checked(
+    store: SealedStore, table: SealedTable, *, each: Range, sample: float, said: Sequence[SetAside]
+) -> Tally:
+    tally = Tally()
+    aside = AsideRows(store.datastore.engine, [table], lambda: said)
+    for page in ItemChecks(store, table, sample=sample, aside=aside).run(each.after, each.upto):
+        tally.add(page)
+    return tally
+
+
+def _checked_in_process(
+    open_store: Callable[[], SealedStore], *, each: Range, sample: float, said: Sequence[SetAside]
+) -> Tally:
+    store = open_store()
+    try:
+        (table,) = registered_tables(store.datastore, store.cipher.application, [each.table])
+        return _checked(store, table, each=each, sample=sample, said=said)
+    finally:
+        close = getattr(store, "close", None)
+        if close is not None:
+            close()
+
+
+def _tagged(table: str) -> UnknownFormatError:
+    return UnknownFormatError(
+        f"{table} holds events by tags, which verify cannot read yet: nothing is proved of them",
+        remedy="If it holds no encrypted events, add its name to unsealed_tables.",
+    )
+
+
+def _without_place(table: str, items: int) -> IntegrityError:
+    return IntegrityError(
+        f"{items:,} rows of {table} have no sequence id or no position, so that no reader finds them",
+        remedy="Find out who changed the table, and restore the rows from a backup.",
+    )

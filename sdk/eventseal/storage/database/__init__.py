@@ -1,0 +1,1 @@
+"""Databases: engines, transactions, faults, column types and table set-up."""

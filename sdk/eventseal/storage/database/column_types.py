@@ -1,0 +1,336 @@
+"""
+Column types that hold exactly the values an item's place may have, the same on SQLite and PostgreSQL.
+
+Two values are equal to the database exactly when the associated data of an item takes them for one: what a
+type cannot hold so is refused before anything is written.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from decimal import Context, Decimal
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from sqlalchemy import BigInteger, Boolean, DateTime, LargeBinary, Numeric, String, Text
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeDecorator
+
+from eventseal.errors import IntegrityError, SerializationError
+
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement
+    from sqlalchemy.engine import Dialect
+    from sqlalchemy.sql.compiler import SQLCompiler
+    from sqlalchemy.types import TypeEngine
+
+
+# ruff: noqa: ARG001, ARG002 - the signatures are SQLAlchemy's
+
+
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+DECIMAL_PLACES = 6
+NIL_KEY_ID = UUID(int=0)
+"""Stands for what is in a column of key ids and is no UUID."""
+_UUID_SIZE = 16
+_SQLITE_TIMESTAMP = "%Y-%m-%d %H:%M:%S.%f"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST_TIME = datetime(3000, 1, 1, tzinfo=UTC)
+_EXACT = Context(prec=40)
+"""Wide enough for 64 bits of microseconds, whatever the caller's own decimal context is."""
+
+
+class BinaryUUID(TypeDecorator[UUID]):
+    """A UUID: native on PostgreSQL, 16 bytes elsewhere. Takes a UUID or its canonical text."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose the column type."""
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(postgresql.UUID(as_uuid=True))
+        return dialect.type_descriptor(LargeBinary(_UUID_SIZE))
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> UUID | bytes | None:
+        """Turn a UUID, or its canonical text, into what the driver stores."""
+        if value is None:
+            return None
+        identifier = value if isinstance(value, UUID) else _uuid_from_text(value)
+        return identifier if dialect.name == "postgresql" else identifier.bytes
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> UUID | None:
+        """Turn what the driver read into a UUID."""
+        if value is None or isinstance(value, UUID):
+            return value
+        if not isinstance(value, bytes) or len(value) != _UUID_SIZE:
+            raise edited("UUIDs")
+        return UUID(bytes=value)
+
+
+class ExactText(TypeDecorator[str]):
+    """
+    Text that is compared byte for byte. A UUID is stored as its canonical text.
+
+    It has no declared length, since databases differ in what they do with a longer value.
+    """
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose the column type and its binary collation."""
+        collation = "C" if dialect.name == "postgresql" else None
+        return dialect.type_descriptor(Text(collation=collation))
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        """Refuse what two databases might store differently."""
+        if value is None:
+            return None
+        text = str(value) if isinstance(value, UUID) else value
+        if not isinstance(text, str):
+            raise SerializationError(f"a {type(value).__name__} cannot be stored in a text column")
+        if "\0" in text or not is_utf8(text):
+            raise SerializationError("text with a NUL character or a lone surrogate cannot be stored")
+        return text
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
+        """Give the text, if it is one."""
+        if value is None or isinstance(value, str):
+            return value
+        raise edited("text")
+
+
+class DatabaseText(ExactText):
+    """Text in a column that others made: compared byte for byte, but sorted as the database does it."""
+
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose the column type; a collation of its own would not be that of the column's index."""
+        return dialect.type_descriptor(Text())
+
+
+class ExactInteger(TypeDecorator[int]):
+    """A whole number of 64 bits. Takes an int or a Decimal without a fraction, never a float or a bool."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> int | None:
+        """Refuse what would be rounded or cut."""
+        if value is None:
+            return None
+        return _whole_number(value, what="integer column")
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> int | None:
+        """Give the number, if it is one."""
+        if value is None or isinstance(value, int):
+            return value
+        raise edited("integers")
+
+
+class ExactBytes(TypeDecorator[bytes]):
+    """Bytes, and on reading nothing else."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> bytes | None:
+        """Give the bytes, if they are some."""
+        if value is None or isinstance(value, bytes):
+            return value
+        raise edited("bytes")
+
+
+class ExactDecimal(TypeDecorator[Decimal]):
+    """
+    A Decimal of at most 6 places: ``NUMERIC(20, 6)`` on PostgreSQL, whole microseconds elsewhere.
+
+    Takes an int or a Decimal whose microseconds fit into 64 bits, never a float or a bool; gives a Decimal of
+    6 places.
+    """
+
+    impl = BigInteger
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose the column type."""
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(Numeric(20, DECIMAL_PLACES))
+        return dialect.type_descriptor(BigInteger())
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Decimal | int | None:
+        """Refuse what would be rounded or cut."""
+        if value is None:
+            return None
+        _refuse_inexact(value, what="decimal column")
+        number = Decimal(value)
+        if not number.is_finite():
+            raise SerializationError(
+                f"{number} cannot be stored in a decimal column: it is not a finite number"
+            )
+        micros = _whole_number(
+            number.scaleb(DECIMAL_PLACES, _EXACT), what="decimal column of 6 places", shown=value
+        )
+        return _from_micros(micros) if dialect.name == "postgresql" else micros
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
+        """Give a Decimal of 6 places, on every database."""
+        if value is None or isinstance(value, Decimal):
+            return value
+        if not isinstance(value, int):
+            raise edited("decimals")
+        return _from_micros(value)
+
+
+class UTCTimestamp(TypeDecorator[datetime]):
+    """A moment, in UTC: ``TIMESTAMP WITH TIME ZONE`` on PostgreSQL, sortable text elsewhere."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose the column type."""
+        kind = DateTime(timezone=True) if dialect.name == "postgresql" else String(26)
+        return dialect.type_descriptor(kind)
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | str | None:
+        """Turn an aware datetime into what the driver stores."""
+        if value is None or dialect.name == "postgresql":
+            return value
+        return value.astimezone(UTC).strftime(_SQLITE_TIMESTAMP)
+
+    def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        """Ask PostgreSQL for a number, which the driver can read whatever the time is."""
+        return _TimeAsStored(column)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        """Give an aware datetime in UTC; no other than from 1970 until 2999 was ever stored."""
+        if value is None:
+            return None
+        try:
+            if isinstance(value, Decimal):
+                found = _EPOCH + timedelta(microseconds=int(value.scaleb(6, _EXACT)))
+            else:
+                found = datetime.fromisoformat(value)  # also reads what is never written here
+                if found.isoformat(" ", "microseconds") != value:
+                    raise edited("times")
+                found = found.replace(tzinfo=UTC)
+        except (ArithmeticError, TypeError, ValueError):
+            raise edited("times") from None
+        if not _EPOCH <= found < _LAST_TIME:
+            raise edited("times")
+        return found
+
+
+class _TimeAsStored(FunctionElement[Any]):
+    """A time as its database has it: infinity and the years beyond 9999 are no dates to the driver."""
+
+    inherit_cache = True
+
+    def __init__(self, column: ColumnElement[Any]) -> None:
+        super().__init__(column)
+        self.type = column.type
+
+
+@compiles(_TimeAsStored, "postgresql")
+def _seconds_since_1970(element: _TimeAsStored, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"CAST(EXTRACT(EPOCH FROM {compiler.process(element.clauses, **kw)}) AS NUMERIC)"
+
+
+@compiles(_TimeAsStored)
+def _as_it_is(element: _TimeAsStored, compiler: SQLCompiler, **kw: Any) -> str:
+    return compiler.process(element.clauses, **kw)
+
+
+class HoldsUUID(FunctionElement[bool]):
+    """Whether a column of :class:`BinaryUUID` holds a UUID in a row: a SQL condition."""
+
+    name = "holds_uuid"
+    inherit_cache = True
+    type = Boolean()
+
+
+@compiles(HoldsUUID, "postgresql")
+def _always_on_postgresql(element: HoldsUUID, compiler: SQLCompiler, **kw: Any) -> str:
+    return "true"
+
+
+@compiles(HoldsUUID)
+def _size_of_blob(element: HoldsUUID, compiler: SQLCompiler, **kw: Any) -> str:
+    column = compiler.process(element.clauses, **kw)
+    return f"(typeof({column}) = 'blob' AND length({column}) = {_UUID_SIZE})"
+
+
+class DatabaseClock(FunctionElement[datetime]):
+    """The database's clock at the moment of the statement, not of its transaction: a SQL expression."""
+
+    name = "database_clock"
+    inherit_cache = True
+    type = UTCTimestamp()
+
+
+@compiles(DatabaseClock, "postgresql")
+def _clock_on_postgresql(element: DatabaseClock, compiler: SQLCompiler, **kw: Any) -> str:
+    return "clock_timestamp()"
+
+
+@compiles(DatabaseClock, "sqlite")
+def _clock_on_sqlite(element: DatabaseClock, compiler: SQLCompiler, **kw: Any) -> str:
+    return "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
+
+
+def edited(what: str) -> IntegrityError:
+    """Say that a column holds none of *what*; whoever knows the row says which it is."""
+    # SQLite stores anything in any column, but nothing that goes through these types writes this.
+    return IntegrityError(f"a column of {what} holds something else: the row was edited")
+
+
+def _uuid_from_text(value: object) -> UUID:
+    if isinstance(value, str):
+        try:
+            identifier = UUID(value)
+        except ValueError:
+            pass
+        else:
+            if str(identifier) == value:
+                return identifier
+    raise SerializationError(
+        f"a UUID column takes a UUID or its canonical text, not this {type(value).__name__}",
+        remedy="Name the stream by a UUID, or keep its items in a table whose sequence id is text.",
+    )
+
+
+def is_utf8(text: str) -> bool:
+    """Say whether UTF-8 has bytes for the text: it has none for lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _refuse_inexact(value: object, *, what: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        raise SerializationError(
+            f"a {type(value).__name__} cannot be stored in a {what}", remedy="Use an int or a Decimal."
+        )
+
+
+def _whole_number(value: object, *, what: str, shown: object = None) -> int:
+    _refuse_inexact(value, what=what)
+    assert isinstance(value, int | Decimal)  # noqa: S101 - just refused otherwise; tells the type checker
+    shown = value if shown is None else shown
+    if isinstance(value, Decimal) and (not value.is_finite() or value != value.to_integral_value()):
+        raise SerializationError(f"{shown} cannot be stored in a {what}: it has too many places")
+    number = int(value)
+    if not INT64_MIN <= number <= INT64_MAX:
+        raise SerializationError(f"{shown} cannot be stored in a {what}: it takes more than 64 bits")
+    return number
+
+
+def _from_micros(micros: int) -> Decimal:
+    return Decimal(micros).scaleb(-DECIMAL_PLACES, _EXACT)

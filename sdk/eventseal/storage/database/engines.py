@@ -1,0 +1,214 @@
+"""Engines: how EventSeal connects to SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
+
+from sqlalchemy import URL, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.pool import QueuePool
+
+from eventseal.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from sqlalchemy.engine import Engine
+
+
+T = TypeVar("T")
+
+IN_MEMORY = "sqlite:///:memory:"
+SQLITE_BUSY_TIMEOUT = 5.0
+"""Seconds that a statement waits for another connection's write lock."""
+
+SUPPORTED_DIALECTS = ("sqlite", "postgresql")
+_PORTS = {"postgresql": 5432}
+_CHUNK = 500
+"""Values in one IN list: far under what any database takes."""
+
+
+class SQLAlchemySettings:
+    """
+    Where a database is and how to connect to it.
+
+    Args:
+        uri: As SQLAlchemy has it: ``sqlite:///file``, ``postgresql://user:password@host/database`` (over
+            psycopg unless it names a driver). A secret: it shows neither in the repr nor in messages.
+        engine_options: For SQLAlchemy's ``create_engine``.
+
+    Raises:
+        ConfigurationError: The URI is none, is of another database than SQLite or PostgreSQL, or an option
+            would undo transactions.
+    """
+
+    def __init__(self, uri: str = IN_MEMORY, **engine_options: Any) -> None:
+        self.url = _parsed(uri)
+        self.engine_options = engine_options
+        if engine_options.get("isolation_level") == "AUTOCOMMIT":
+            raise ConfigurationError(
+                "isolation_level is AUTOCOMMIT; items are written in transactions",
+                remedy="Leave the option out.",
+            )
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the database is SQLite's in the memory of this process."""
+        return is_in_memory(self.url)
+
+    def __repr__(self) -> str:
+        return f"<SQLAlchemySettings {redacted(self.url)}>"
+
+
+def redacted(url: URL) -> str:
+    """Show *url* without its user, its password and the values of its options."""
+    return URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()
+
+
+def is_in_memory(url: URL) -> bool:
+    """Whether *url* names SQLite's in-memory database."""
+    if url.get_backend_name() != "sqlite":
+        return False
+    return url.database in {None, "", ":memory:", "file::memory:"} or url.query.get("mode") == "memory"
+
+
+def database_place(url: URL) -> tuple[object, ...]:
+    """Give what tells one database from another, however their URLs are written."""
+    backend = "postgresql" if url.drivername == "postgres" else url.get_backend_name()
+    if backend == "sqlite":
+        return backend, str(Path(str(url.database)).resolve())
+    host = url.host or url.query.get("host")
+    return backend, host, url.port or url.query.get("port") or _PORTS.get(backend), url.database
+
+
+def make_engine(
+    settings: SQLAlchemySettings, *, holds_keys: bool = False, reads_only: bool = False
+) -> Engine:
+    """
+    Make the engine; no connection is opened.
+
+    Args:
+        settings: Where the database is.
+        holds_keys: Whether SQLite zeroes what is deleted, also pages that are no longer used.
+        reads_only: Whether nothing may be written there. SQLite leaves every byte of the file as it is, and
+            creates none.
+
+    Raises:
+        ConfigurationError: An option is unknown.
+        ImportError: The database's driver is not installed; the message has the install command.
+    """
+    # Parameters may be items in plain: they stay out of logs and messages.
+    options: dict[str, Any] = {"hide_parameters": True, **settings.engine_options}
+    url = settings.url
+    sqlite = url.get_backend_name() == "sqlite"
+    if sqlite:
+        options = _sqlite_options(url, options)
+        url = _read_only_file(url) if reads_only else url
+    try:
+        engine = create_engine(url, **options)
+    except (TypeError, ArgumentError) as error:
+        raise ConfigurationError(f"the database's options do not fit: {error}") from None
+    except ModuleNotFoundError as error:
+        if error.name not in {"psycopg", "psycopg2"}:
+            raise
+        raise ImportError(
+            "PostgreSQL needs psycopg: pip install 'eventseal[postgres]'", name=error.name
+        ) from error
+    if sqlite:
+        event.listen(engine, "connect", _read_any_text)
+    if reads_only:
+        event.listen(engine, "connect", _write_nothing if sqlite else _only_read)
+    elif sqlite and not settings.in_memory:
+        event.listen(engine, "connect", _use_write_ahead_log)
+        if holds_keys:
+            event.listen(engine, "connect", _zero_what_is_deleted)
+    return engine
+
+
+def _sqlite_options(url: URL, options: dict[str, Any]) -> dict[str, Any]:
+    connect_args = dict(options.pop("connect_args", {}))
+    if "timeout" not in url.query:
+        connect_args.setdefault("timeout", SQLITE_BUSY_TIMEOUT)
+    if is_in_memory(url):
+        # One connection, lent to one at a time: all see the same tables, no transaction gets into another's.
+        connect_args.setdefault("check_same_thread", False)
+        if "poolclass" not in options:
+            one = {
+                "poolclass": QueuePool,
+                "pool_size": 1,
+                "max_overflow": 0,
+                "pool_timeout": SQLITE_BUSY_TIMEOUT,
+            }
+            options = {**one, **options}
+    return {**options, "connect_args": connect_args}
+
+
+def _read_any_text(connection: sqlite3.Connection, _record: object) -> None:
+    """Give text that is not UTF-8 with lone surrogates: an edited row is refused, and hides no other."""
+    connection.text_factory = _any_text
+
+
+def _any_text(stored: bytes) -> str:
+    return stored.decode("utf-8", "surrogateescape")
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection, _record: object) -> None:
+    """Let readers and one writer work side by side; a file that cannot be written stays as it is."""
+    if connection.execute("PRAGMA journal_mode").fetchone() == ("wal",):
+        return
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
+            raise
+
+
+def _write_nothing(connection: sqlite3.Connection, _record: object) -> None:
+    connection.execute("PRAGMA query_only = ON")
+
+
+def _read_only_file(url: URL) -> URL:
+    """Name a file so that SQLite neither creates nor changes it; a URI says by itself how it is opened."""
+    if is_in_memory(url) or "uri" in url.query:
+        return url
+    name = quote(str(url.database))
+    return url.set(database=f"file:{name}").update_query_dict({"mode": "ro", "uri": "true"})
+
+
+def _only_read(connection: Any, _record: object) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
+    connection.commit()
+
+
+def _zero_what_is_deleted(connection: sqlite3.Connection, _record: object) -> None:
+    connection.execute("PRAGMA secure_delete = ON")
+
+
+def _parsed(uri: str) -> URL:
+    try:
+        url = make_url(uri)
+    except (ArgumentError, TypeError, ValueError):
+        # The URI is a secret, and SQLAlchemy's message may quote it.
+        raise ConfigurationError(
+            "the database's URI cannot be read",
+            remedy="Write sqlite:///<file> or postgresql://<user>@<host>/<database>.",
+        ) from None
+    if url.drivername in {"postgresql", "postgres"}:
+        url = url.set(drivername="postgresql+psycopg")
+    if url.get_backend_name() not in SUPPORTED_DIALECTS:
+        raise ConfigurationError(
+            f"the database is {url.get_backend_name()}; items are safe on SQLite and PostgreSQL only",
+            remedy="Use a URI that begins with sqlite:// or postgresql://.",
+        )
+    return url
+
+
+def chunks(values: Iterable[T]) -> Iterator[list[T]]:
+    """Cut *values* into lists that an IN takes."""
+    rest = list(values)
+    for start in range(0, len(rest), _CHUNK):
+        yield rest[start : start + _CHUNK]

@@ -1,0 +1,165 @@
+"""Making tables, and comparing those that are there with what is needed."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import inspect, text
+from sqlalchemy.engine.reflection import ObjectKind
+from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
+
+from eventseal.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy import Column, Table
+    from sqlalchemy.engine import Connection
+
+
+_SQLITE_INDEXES = text(
+    'SELECT list.name, list."unique", info.name FROM pragma_index_list(:table) AS list, '
+    "pragma_index_info(list.name) AS info WHERE NOT list.partial ORDER BY list.seq, info.seqno"
+)
+_SETUP_LOCK = 0x6576_7365_616C  # any number, the same for all who set tables up
+
+KEY_ID = "key_id"
+ADDED: dict[Any, Any] = {"eventseal": "added"}
+"""Marks, as ``info``, a column that tables of an earlier release lack: it may be NULL, and is added."""
+
+
+class ColumnIndex(NamedTuple):
+    """An index on columns of a table, or what keeps them unique."""
+
+    name: str
+    columns: tuple[str, ...]
+    unique: bool
+
+
+def column_indexes(connection: Connection, table: str, schema: str | None = None) -> list[ColumnIndex]:
+    """
+    List the indexes of all rows on columns alone: of SQLite's others, SQLAlchemy warns whoever looks.
+
+    Args:
+        connection: To the database that the table is in.
+        table: Its name.
+        schema: Its schema; ``None``: the default one.
+    """
+    if connection.dialect.name == "sqlite":
+        parts: dict[tuple[str, bool], list[str | None]] = {}
+        for name, unique, column in connection.execute(_SQLITE_INDEXES, {"table": table}):
+            parts.setdefault((name, bool(unique)), []).append(column)
+        found = [(name, columns, unique) for (name, unique), columns in parts.items()]
+    else:
+        found = [
+            (str(index["name"]), index["column_names"], bool(index["unique"]))
+            for index in inspect(connection).get_indexes(table, schema=schema)
+            if "postgresql_where" not in index.get("dialect_options", {})
+        ]
+    return [
+        ColumnIndex(name, tuple(map(str, columns)), unique)
+        for name, columns, unique in found
+        if None not in columns
+    ]
+
+
+def create_tables(connection: Connection, tables: Iterable[Table]) -> set[str]:
+    """
+    Make the tables that are missing, with their indexes, and compare the columns of those that are there.
+
+    Columns that an earlier release did not have are added.
+
+    Args:
+        connection: In a transaction; on SQLite one that holds the write lock.
+        tables: In an order in which they can be made.
+
+    Returns:
+        The full names of those that were made.
+
+    Raises:
+        ConfigurationError: A table is there without a column that is needed. Nothing is made then.
+    """
+    one_setup_at_a_time(connection)
+    inspector = inspect(connection)
+    there: dict[Any, Any] = {}
+    for schema, named in groupby(tables := list(tables), key=lambda table: table.schema):
+        names = [table.name for table in named]
+        there |= inspector.get_multi_columns(schema, filter_names=names, kind=ObjectKind.ANY)
+    missing = []
+    added: list[str] = []
+    for table in tables:
+        if (table.schema, table.name) not in there:
+            missing.append(table)
+            continue
+        found = {column["name"] for column in there[table.schema, table.name]}
+        for column in table.columns:
+            if column.name not in found and column.info == ADDED:
+                added.append(_add_column(connection, table, column))
+            elif column.name not in found:
+                raise _missing_column(connection, table, column)
+    for statement in added:
+        connection.execute(text(statement))
+    for table in missing:
+        connection.execute(CreateTable(table))
+        for index in sorted(table.indexes, key=lambda index: str(index.name)):
+            connection.execute(CreateIndex(index))
+    return {table.fullname for table in missing}
+
+
+def add_key_id(connection: Connection, table: Table) -> bool:
+    """
+    Add the column ``key_id`` to a table that was made without it, with the indexes that its class declares.
+
+    Args:
+        connection: In a transaction; on SQLite one that holds the write lock.
+        table: With the column.
+
+    Returns:
+        Whether there was anything to add; a table that is not there has nothing.
+    """
+    one_setup_at_a_time(connection)
+    inspector = inspect(connection)
+    if not inspector.has_table(table.name, schema=table.schema):
+        return False
+    column = table.c[KEY_ID]
+    added = False
+    if column.name not in {found["name"] for found in inspector.get_columns(table.name, schema=table.schema)}:
+        connection.execute(text(_add_column(connection, table, column)))
+        added = True
+    indexed = {found.columns for found in column_indexes(connection, table.name, table.schema)}
+    for index in table.indexes:
+        names = tuple(part.name for part in index.columns)
+        if column.name in names and names not in indexed:
+            connection.execute(CreateIndex(index))
+            added = True
+    return added
+
+
+def drop_tables(connection: Connection, tables: Iterable[Table]) -> None:
+    """Drop the tables, whether they are there or not."""
+    one_setup_at_a_time(connection)
+    for table in tables:
+        connection.execute(DropTable(table, if_exists=True))
+
+
+def one_setup_at_a_time(connection: Connection) -> None:
+    """Let no other process set tables up before this transaction ends; on SQLite the write lock does."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _SETUP_LOCK})
+
+
+def _missing_column(connection: Connection, table: Table, column: Column[Any]) -> ConfigurationError:
+    migrate = f"migrate the table: {_add_column(connection, table, column)}"
+    return ConfigurationError(
+        f"the table {table} is there, but has no column {column.name}",
+        remedy=f"Run `eventseal init`, which adds it, or {migrate}"
+        if column.name == KEY_ID
+        else f"Another program's table has the name; rename one of them, or {migrate}",
+    )
+
+
+def _add_column(connection: Connection, table: Table, column: Column[Any]) -> str:
+    name = connection.dialect.identifier_preparer.format_table(table)
+    compiler = connection.dialect.ddl_compiler(connection.dialect, None)  # type: ignore[arg-type]
+    return f"ALTER TABLE {name} ADD COLUMN {compiler.get_column_specification(column)}"

@@ -1,0 +1,187 @@
+"""Transactions of EventSeal's own: how they begin, and when they are run again."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import time
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from eventseal.storage.database.faults import is_locked, is_transient, translated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.engine import Connection, Engine
+
+
+T = TypeVar("T")
+
+ATTEMPTS = 5
+_LONGEST_PAUSE = 0.05
+_LONGEST_POLL = 0.005
+_BEGIN = "BEGIN IMMEDIATE"
+_SEE_EVERY_ROW = text("SET LOCAL row_security = off")
+"""From here on, PostgreSQL raises an error where a policy would hide a row."""
+
+
+def begin_writing(connection: Connection) -> Connection:
+    """
+    Take SQLite's write lock at once, so that what the transaction reads stays true until it writes.
+
+    If another connection holds the lock, this waits for at most the connection's busy timeout. On PostgreSQL
+    it does nothing: rows are locked as they are read.
+    """
+    if connection.dialect.name == "sqlite" and not holds_sqlite_lock(connection):
+        raw = _raw(connection)
+        (patience,) = raw.execute("PRAGMA busy_timeout").fetchone()
+        try:
+            # SQLite's own wait soon tries only every 100 ms: a writer in a loop keeps it out for seconds.
+            raw.execute("PRAGMA busy_timeout = 0")
+            _take_sqlite_lock(connection, time.monotonic() + patience / 1000)
+        finally:
+            if not connection.invalidated:  # an interrupt has closed it
+                raw.execute(f"PRAGMA busy_timeout = {patience}")
+    return connection
+
+
+def holds_sqlite_lock(connection: Connection) -> bool:
+    """Whether a SQLite connection is in a transaction that has written (a SELECT alone opens none)."""
+    if connection.dialect.name != "sqlite":
+        return False
+    return _raw(connection).in_transaction
+
+
+def write(
+    engine: Engine, work: Callable[[Connection], T], *, doing: str, wait: bool = True, filtered: bool = False
+) -> T:
+    """
+    Run *work* in a transaction of its own that decides by what it reads, and commit it.
+
+    It is run again after a deadlock, a serialization failure or a lost connection, also one lost in COMMIT:
+    *work* must find its own result then and give it.
+
+    Args:
+        engine: SQLite or PostgreSQL.
+        work: Gets the connection; must not commit.
+        doing: For messages.
+        wait: Whether to wait for another transaction's locks.
+        filtered: Whether a policy of row-level security may hide rows; see :func:`read`.
+
+    Raises:
+        StoreError: Or one of its subclasses, or MissingTableError.
+    """
+    isolated = engine.execution_options(isolation_level="READ COMMITTED") if _is_server(engine) else engine
+
+    def attempt() -> T:
+        with isolated.connect() as connection:
+            if _is_server(engine) and not filtered:
+                connection.execute(_SEE_EVERY_ROW)
+            if wait:
+                return _committed(begin_writing(connection), work)
+            return _without_waiting(connection, work)
+
+    return _repeated(attempt, doing)
+
+
+def read(engine: Engine, work: Callable[[Connection], T], *, doing: str, filtered: bool = False) -> T:
+    """
+    Run *work*, which only reads, in one snapshot of its own.
+
+    Args:
+        engine: SQLite or PostgreSQL.
+        work: Gets the connection.
+        doing: For messages.
+        filtered: Whether a policy of row-level security may hide rows. An application reads and appends what
+            its policies allow. Whatever counts or proves must see every row: a hidden row is an error.
+
+    Raises:
+        StoreError: Or one of its subclasses, or MissingTableError.
+    """
+    isolated = engine.execution_options(isolation_level="REPEATABLE READ") if _is_server(engine) else engine
+
+    def attempt() -> T:
+        with isolated.connect() as connection:
+            if not _is_server(engine):
+                connection.exec_driver_sql("BEGIN")
+            elif not filtered:
+                connection.execute(_SEE_EVERY_ROW)
+            return work(connection)
+
+    return _repeated(attempt, doing)
+
+
+def pause(attempt: int) -> None:
+    """Wait a random moment before running a transaction again, so that two that met do not meet again."""
+    time.sleep(random.uniform(0, _LONGEST_PAUSE) * attempt)  # noqa: S311 - jitter, not a secret
+
+
+def _take_sqlite_lock(connection: Connection, deadline: float) -> None:
+    try:
+        connection.exec_driver_sql(_BEGIN)
+    except DBAPIError as error:
+        if not is_locked(error.orig):
+            raise
+    else:
+        return
+    while (left := deadline - time.monotonic()) > 0:
+        # Random, so that two waiters do not always try at the same time.
+        time.sleep(min(left, random.uniform(0, _LONGEST_POLL)))  # noqa: S311 - jitter, not a secret
+        try:
+            # Not through SQLAlchemy, whose listeners would get hundreds of errors.
+            _raw(connection).execute(_BEGIN)
+        except sqlite3.Error as error:
+            if not is_locked(error):
+                break
+        else:
+            return
+    connection.exec_driver_sql(_BEGIN)  # SQLAlchemy raises what is wrong now
+
+
+def _raw(connection: Connection) -> sqlite3.Connection:
+    return cast("sqlite3.Connection", connection.connection.dbapi_connection)
+
+
+def _repeated(attempt: Callable[[], T], doing: str) -> T:
+    with translated(doing):
+        for number in range(1, ATTEMPTS):
+            try:
+                return attempt()
+            except DBAPIError as error:
+                if not is_transient(error):
+                    raise
+            pause(number)
+        return attempt()
+
+
+def _committed(connection: Connection, work: Callable[[Connection], T]) -> T:
+    result = work(connection)
+    try:
+        connection.commit()
+    except BaseException:
+        # SQLAlchemy takes the transaction for ended: without this it would lend the connection again as it
+        # is, on SQLite with the write lock.
+        connection.rollback()
+        raise
+    return result
+
+
+def _without_waiting(connection: Connection, work: Callable[[Connection], T]) -> T:
+    if connection.dialect.name != "sqlite":
+        # Unlike NOWAIT it also covers an INSERT that meets another transaction's row of the same key.
+        connection.execute(text("SET LOCAL lock_timeout = 1"))
+        return _committed(connection, work)
+    patience = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()
+    connection.exec_driver_sql("PRAGMA busy_timeout = 0")
+    try:
+        return _committed(begin_writing(connection), work)
+    finally:
+        connection.rollback()
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(patience)}")
+
+
+def _is_server(engine: Engine) -> bool:
+    return engine.dialect.name != "sqlite"

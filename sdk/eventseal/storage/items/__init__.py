@@ -1,0 +1,1 @@
+"""Tables of sequenced items: columns, appends, fences, pages, swaps, and the registry."""

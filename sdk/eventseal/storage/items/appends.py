@@ -1,0 +1,301 @@
+"""What became of an INSERT: was an item's place taken, did a COMMIT that was not answered take effect."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from itertools import chain
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from sqlalchemy import select, text
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError, SQLAlchemyError
+
+from eventseal.errors import (
+    ConfigurationError,
+    KeyClosedError,
+    SequencedItemConflictError,
+    SerializationError,
+    StoreUnavailableError,
+    UnknownFormatError,
+)
+from eventseal.storage.database.faults import is_outcome_known, is_transient, sqlstate, translated
+from eventseal.storage.database.table_setup import KEY_ID
+from eventseal.storage.database.transactions import ATTEMPTS, begin_writing, pause, write
+from eventseal.storage.items.fences import CLOSED, fence_states, open_fences, unreadable_fences
+from eventseal.storage.items.inserts import ItemInserts
+from eventseal.suites.envelope import parse_envelope
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy.engine import Connection, Engine
+    from sqlalchemy.orm import Session
+
+    from eventseal.storage.items.columns import ItemColumns
+    from eventseal.storage.items.inserts import Row, RowsByKey
+
+
+_UNIQUE_VIOLATION = "23505"
+_SQLITE_UNIQUE = "UNIQUE constraint failed: "
+_COLUMNS_OF_INDEX = text(
+    "SELECT attname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid"
+    " JOIN pg_attribute ON attrelid = indexrelid"
+    " WHERE relname = :name AND coalesce(pg_partition_root(indrelid), indrelid) = to_regclass(:table)"
+)
+
+
+def violates_item_key(error: IntegrityError, engine: Engine, columns: ItemColumns) -> bool:
+    """
+    Whether a refused row's place was taken: not any other constraint, of this table or of another.
+
+    Args:
+        error: From the INSERT, the flush or the COMMIT; its transaction was rolled back.
+        engine: Asked, on PostgreSQL, what the constraint stands for.
+        columns: Of the items' table.
+    """
+    wanted = {column.name for column in columns.item_key}
+    if isinstance(error.orig, sqlite3.Error):
+        _, found, names = str(error.orig).partition(_SQLITE_UNIQUE)
+        return bool(found) and set(names.split(", ")) == {f"{columns.table.name}.{name}" for name in wanted}
+    diagnosis = getattr(error.orig, "diag", None)
+    if sqlstate(error) != _UNIQUE_VIOLATION or diagnosis is None:
+        return False
+    table = engine.dialect.identifier_preparer.format_table(columns.table)
+    with engine.connect() as connection:
+        rows = connection.execute(_COLUMNS_OF_INDEX, {"name": diagnosis.constraint_name, "table": table})
+        return set(rows.scalars()) == wanted
+
+
+def was_committed(engine: Engine, columns: ItemColumns, inserts: ItemInserts, batch: RowsByKey) -> bool:
+    """
+    Find out, on a fresh connection, whether the batch is stored exactly as it was sent.
+
+    A sealed item's random IV makes equal bytes a proof; of a plain item they say that an equal one is there.
+
+    Args:
+        engine: Of the items' database.
+        columns: Of the items' table.
+        inserts: Knows the order of a row's values.
+        batch: What was sent.
+
+    Raises:
+        StoreUnavailableError: The database cannot be asked, so the outcome stays unknown.
+    """
+    rows = list(chain.from_iterable(batch.values()))
+    if not rows:
+        raise _unknown(columns, "it had no items to look for")
+    try:
+        with translated("asking what became of it"), engine.connect() as connection:
+            if engine.dialect.name == "postgresql":
+                _wait_for_the_other(connection, inserts, rows[0])
+            return all(_is_stored(connection, columns, row) for row in rows)
+    except StoreUnavailableError as error:
+        raise _unknown(columns, str(error)) from error
+
+
+def _unknown(columns: ItemColumns, reason: str) -> StoreUnavailableError:
+    return StoreUnavailableError(
+        f"it is not known whether an append to {columns.table} was committed: {reason}",
+        remedy="Read the sequence before you append again: the items are all there, or none of them.",
+    )
+
+
+def _wait_for_the_other(connection: Connection, inserts: ItemInserts, row: Row) -> None:
+    """Wait until the transaction whose COMMIT was not answered has ended: its server may still be at it."""
+    connection.execute(text("SET LOCAL lock_timeout = '5s'"))
+    values = {column.name: value for column, value in zip(inserts.columns, row, strict=True)}
+    # Meets the other's row in the unique index; where there is none, it must be gone before anybody looks.
+    connection.execute(postgresql.insert(inserts.table).values(values).on_conflict_do_nothing())
+    connection.rollback()
+
+
+def _is_stored(connection: Connection, columns: ItemColumns, row: Row) -> bool:
+    sequence_id, position, _, data = row[:4]
+    query = select(columns.data).where(columns.sequence_id == sequence_id, columns.position == position)
+    found: Any = connection.execute(query).scalar()
+    return found is not None and bytes(found) == data
+
+
+logger = logging.getLogger(__name__)
+
+MOST_REMEMBERED = 100_000
+"""Keys whose fence is known to be there; when there are more, all are forgotten and asked for again."""
+
+
+class ItemAppends:
+    """
+    Appends to one table.
+
+    Args:
+        columns: The table's, as the item class sees them.
+        record_class: Decides which of the session's databases is used.
+    """
+
+    def __init__(self, columns: ItemColumns, record_class: type[Any]) -> None:
+        self._columns = columns
+        self._record_class = record_class
+        self._inserts = ItemInserts(columns)
+        self._row_of = attrgetter(*(name for name in columns.fields if name != KEY_ID))
+        self._fenced: set[UUID] = set()
+
+    def append(self, session: Session, items: Sequence[Any]) -> None:
+        """Write *items* and commit the session, or roll all of it back; see the strategy's ``append``."""
+        owned = not session.in_transaction()
+        with translated(f"appending to {self._columns.table}"):
+            try:
+                batch = self._rows_by_key(items)
+                self._in_transaction(session, batch, owned=owned)
+            except KeyClosedError:
+                if owned:  # nobody else's rows are in it, and on SQLite it holds the lock that new keys need
+                    session.rollback()
+                raise
+            except IntegrityError as error:
+                session.rollback()
+                if violates_item_key(error, self._engine(session), self._columns):
+                    raise self._conflict(items) from None
+                raise
+            except BaseException:
+                session.rollback()
+                raise
+
+    def _in_transaction(self, session: Session, batch: RowsByKey, *, owned: bool) -> None:
+        """Write and commit; again, if the transaction is all ours and only met another one."""
+        for number in range(1, ATTEMPTS):
+            try:
+                return self._once(session, batch, owned=owned)
+            except DBAPIError as error:
+                if not (owned and is_transient(error)):
+                    raise
+                session.rollback()
+            pause(number)
+        return self._once(session, batch, owned=owned)
+
+    def _once(self, session: Session, batch: RowsByKey, *, owned: bool) -> None:
+        key_ids = {key_id for key_id in batch if key_id is not None}
+        if not self._inserted(session, batch, key_ids, savepoint=not owned):
+            # Remembered, but not there: the tables were made anew, or an older backup restored.
+            self._fenced -= key_ids
+            if owned:
+                session.rollback()
+            if not self._inserted(session, batch, key_ids, savepoint=not owned):
+                raise StoreUnavailableError(
+                    f"the transaction that appends to {self._columns.table} is older than a key's fence",
+                    remedy="Roll back and run the transaction again, or use READ COMMITTED.",
+                )
+        session.flush()
+        self._commit(session, batch)
+        self._remember(key_ids)
+
+    def _inserted(self, session: Session, batch: RowsByKey, key_ids: set[UUID], *, savepoint: bool) -> bool:
+        """Insert the batch; false, with nothing of it left, if a fence was not there."""
+        unknown = key_ids - self._fenced
+        on_postgresql = self._engine(session).dialect.name == "postgresql"
+        if unknown and on_postgresql:
+            # On a connection of its own: else whoever waits for this row waits for the caller's transaction.
+            write(
+                self._engine(session),
+                lambda own: open_fences(own, unknown),
+                doing="making the fences of keys",
+                filtered=True,
+            )
+        connection = begin_writing(session.connection(bind_arguments={"mapper": self._record_class}))
+        if unknown and not on_postgresql:
+            open_fences(connection, unknown)
+        nested = connection.begin_nested() if savepoint else None
+        if self._inserts.execute(connection, batch):
+            if nested is not None:
+                nested.commit()
+            return True
+        if nested is not None:
+            nested.rollback()
+        self._refuse_closed(connection, key_ids)
+        return False
+
+    def _refuse_closed(self, connection: Connection, key_ids: set[UUID]) -> None:
+        closed = sorted(
+            key_id for key_id, state in fence_states(connection, key_ids).items() if state == CLOSED
+        )
+        if closed:
+            named = ", ".join(map(str, closed))
+            raise KeyClosedError(
+                f"nothing was appended to {self._columns.table}: retired meanwhile: {named}",
+                key_ids=tuple(closed),
+            )
+        for edited in unreadable_fences(connection, key_ids).values():
+            raise edited
+
+    def _commit(self, session: Session, batch: RowsByKey) -> None:
+        try:
+            session.commit()
+        except Exception as error:
+            _leave(session)
+            known = isinstance(error, SQLAlchemyError) and is_outcome_known(error)
+            if known or not was_committed(self._engine(session), self._columns, self._inserts, batch):
+                raise
+            logger.warning(
+                "an append to %s was committed, though its answer was %s",
+                self._columns.table,
+                type(error).__name__,
+            )
+
+    def _remember(self, key_ids: set[UUID]) -> None:
+        if len(self._fenced) + len(key_ids) > MOST_REMEMBERED:
+            self._fenced.clear()
+        self._fenced |= key_ids
+
+    def _engine(self, session: Session) -> Engine:
+        return session.get_bind(mapper=self._record_class).engine
+
+    def _rows_by_key(self, items: Sequence[Any]) -> dict[UUID | None, list[Row]]:
+        batch: dict[UUID | None, list[Row]] = {}
+        for item in items:
+            try:
+                row = self._row_of(item)
+            except AttributeError as error:
+                raise ConfigurationError(
+                    f"a {type(item).__name__} has no {error.name}, which {self._columns.table} needs",
+                    remedy="Give the mapper and the strategy the same item class.",
+                ) from None
+            batch.setdefault(self._key_of(item, row), []).append(row)
+        return batch
+
+    def _key_of(self, item: Any, row: Row) -> UUID | None:
+        data = row[3]
+        if not isinstance(data, bytes):
+            raise SerializationError(f"an item's data is bytes, not a {type(data).__name__}")
+        # An item class need not have the field; the envelope's header says it then.
+        key_id = getattr(item, KEY_ID) if hasattr(item, KEY_ID) else _key_in_header(data)
+        if key_id is not None and not isinstance(key_id, UUID):
+            raise SerializationError(f"an item's key_id is a UUID or None, not a {type(key_id).__name__}")
+        if key_id is not None and self._columns.key_id is None:
+            raise ConfigurationError(
+                f"{self._record_class.__qualname__} has no column key_id, and its items are sealed",
+                remedy="Add `key_id: Mapped[UUID | None] = mapped_column(BinaryUUID())` to it.",
+            )
+        return key_id
+
+    def _conflict(self, items: Sequence[Any]) -> SequencedItemConflictError:
+        sequence_id, position = self._columns.fields[:2]
+        places = [f"{getattr(item, position)} of sequence {getattr(item, sequence_id)}" for item in items[:1]]
+        others = f", or one of {len(items) - 1} more," if len(items) > 1 else ""
+        return SequencedItemConflictError(
+            f"position {places[0] if places else 'of a row of the caller'}{others} "
+            f"is taken in {self._columns.table}"
+        )
+
+
+def _leave(session: Session) -> None:
+    try:
+        session.rollback()
+    except InvalidRequestError:  # a hook raised behind the COMMIT: there is nothing to roll back any more
+        session.close()
+
+
+def _key_in_header(data: bytes) -> UUID | None:
+    try:
+        return parse_envelope(data).key_id
+    except UnknownFormatError:
+        return None

@@ -1,0 +1,173 @@
+"""What the registered tables hold under some keys, and the rows that no count can place: all by an index."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from sqlalchemy import func, or_, select
+
+from eventseal.storage.database.engines import chunks
+from eventseal.storage.database.table_setup import KEY_ID
+from eventseal.storage.items.rows import ItemRow, described
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+    from uuid import UUID
+
+    from sqlalchemy import ColumnElement
+    from sqlalchemy.engine import Connection
+
+    from eventseal.items.sealed_places import Place
+    from eventseal.storage.items.rows import DescribedTable
+    from eventseal.storage.items.tables import SealedTable
+
+
+_JSON_FORMATS = frozenset({"plain-json"})
+_BEFORE_JSON = [bytes([byte]) for byte in b"{ \t\n\v\f\r"]
+"""What JSON of an object may begin with: white space, too."""
+
+
+def count_under(
+    connection: Connection, tables: Iterable[SealedTable], key_ids: Collection[UUID]
+) -> dict[UUID, Counter[str]]:
+    """
+    Count the items under each of some keys, by what their envelopes' headers say.
+
+    Args:
+        connection: To the database that the tables are in. What each statement sees, it counts: in a READ
+            COMMITTED transaction also what was committed since the one before.
+        tables: From the registry.
+        key_ids: Any number.
+
+    Returns:
+        By key its items in each table; a key without any is left out.
+    """
+    found: dict[UUID, Counter[str]] = {}
+    for table in tables:
+        key_id = described(table).key_id
+        for chunk in chunks(sorted(key_ids)):
+            query = select(key_id, func.count()).where(key_id.in_(chunk)).group_by(key_id)
+            for named, items in connection.execute(query):
+                found.setdefault(named, Counter())[table.table] += items
+    return found
+
+
+def count_misnamed(
+    connection: Connection, tables: Iterable[SealedTable], key_ids: Collection[UUID]
+) -> dict[UUID, Counter[str]]:
+    """
+    Count the rows that name keys in their column alone, as :func:`count_under` counts the others.
+
+    Nobody knows which of the two ids is the right one before the row is restored: such a row keeps both keys.
+    """
+    found: dict[UUID, Counter[str]] = {}
+    for table in tables:
+        if not table.has_key_ids:
+            continue
+        columns = described(table)
+        column = columns[KEY_ID]
+        for chunk in chunks(sorted(key_ids)):
+            query = select(column, func.count()).where(columns.differs, column.in_(chunk)).group_by(column)
+            for named, items in connection.execute(query):
+                found.setdefault(named, Counter())[table.table] += items
+    return found
+
+
+def count_needed(
+    connection: Connection, tables: Iterable[SealedTable], key_ids: Collection[UUID]
+) -> dict[UUID, Counter[str]]:
+    """
+    Count the rows for whose sake keys stay: those that are sealed under them, and those that only name them.
+
+    Args:
+        connection: To the items' database.
+        tables: From the registry.
+        key_ids: Any number.
+
+    Returns:
+        By key its rows in each table; a key that nothing needs is left out.
+    """
+    tables = list(tables)
+    items = count_under(connection, tables, key_ids)
+    for key_id, counts in count_misnamed(connection, tables, key_ids).items():
+        items.setdefault(key_id, Counter()).update(counts)
+    return items
+
+
+def count_differing(connection: Connection, table: SealedTable) -> dict[UUID | None, int]:
+    """
+    Count the rows of :func:`differing_rows` by the key in their header; no envelopes are under ``None``.
+
+    Args:
+        connection: To the database that the table is in.
+        table: From the registry.
+    """
+    columns = described(table)
+    query = select(columns.key_id, func.count()).where(columns.differs).group_by(columns.key_id)
+    return {row[0]: row[1] for row in connection.execute(query)} if table.has_key_ids else {}
+
+
+def differing_rows(connection: Connection, table: SealedTable, *, limit: int) -> tuple[int, list[ItemRow]]:
+    """
+    Find the rows whose column and header name different keys, or of which one names none.
+
+    Args:
+        connection: To the database that the table is in.
+        table: From the registry.
+        limit: Rows at most.
+
+    Returns:
+        How many there are, and some of them, with the key of their header.
+    """
+    columns = described(table)
+    return _count_and_some(connection, columns, columns.differs, limit) if table.has_key_ids else (0, [])
+
+
+def rows_without_envelope(
+    connection: Connection, table: SealedTable, *, limit: int
+) -> tuple[int, list[ItemRow]]:
+    """
+    Find the rows whose data is no envelope, as :func:`differing_rows` finds others.
+
+    Args:
+        connection: To the database that the table is in.
+        table: From the registry.
+        limit: Rows at most.
+    """
+    columns = described(table)
+    return _count_and_some(connection, columns, columns.key_id.is_(None), limit)
+
+
+def count_unreadable(connection: Connection, table: SealedTable, *, place: Place | None = None) -> int:
+    """
+    Count rows that no reader takes, of a table that accepts items in plain or in an older format.
+
+    They are no envelopes, and begin like no item that is accepted, or name a key in their column. It opens
+    nothing: `verify` finds more.
+
+    Args:
+        connection: To the database that the table is in.
+        table: From the registry.
+        place: Only the row there; ``None``: all rows.
+    """
+    columns = described(table)
+    data = columns["data"]
+    fits: ColumnElement[bool] = func.substr(data, 1, 1, type_=data.type).in_(_BEFORE_JSON)
+    if not _JSON_FORMATS.issuperset(table.old_formats):  # the others begin with any byte
+        fits = func.typeof(data) == "blob" if connection.dialect.name == "sqlite" else data.is_not(None)
+    query = select(func.count()).where(columns.key_id.is_(None), or_(fits.is_not(True), columns.differs))
+    if place is not None:
+        query = query.where(columns["sequence_id"] == place[0], columns["position"] == place[1])
+    return int(connection.execute(query).scalar_one())
+
+
+def _count_and_some(
+    connection: Connection, columns: DescribedTable, condition: ColumnElement[bool], limit: int
+) -> tuple[int, list[ItemRow]]:
+    found = connection.execute(select(func.count()).select_from(columns.table).where(condition)).scalar_one()
+    if not found:
+        return 0, []
+    wanted = *(columns[role] for role in ItemRow._fields[:-1]), columns.key_id
+    some = select(*wanted).where(condition).order_by(*columns.place).limit(limit)
+    return found, [ItemRow._make(row) for row in connection.execute(some)]

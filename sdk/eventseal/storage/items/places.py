@@ -1,0 +1,118 @@
+"""Chooses what reads and swaps the rows of a table: as its database does it best."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from eventseal.errors import ConfigurationError, KeyClosedError
+from eventseal.items.sealed_places import refuse_other_purposes
+from eventseal.keys.states import KeyPurpose
+from eventseal.storage.database.transactions import read, write
+from eventseal.storage.items.fences import close_fences, open_fences, share_fences
+from eventseal.storage.items.key_counts import count_needed
+from eventseal.storage.items.swaps_on_sqlite import SQLiteSwaps
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+    from uuid import UUID
+
+    from sqlalchemy.engine import Connection, Engine
+
+    from eventseal.items.sealed_places import Change, Page, Place, SealedPlace, Selection
+    from eventseal.storage.items.swaps import ItemSwaps
+    from eventseal.storage.items.tables import SealedTable
+
+
+def item_swaps(engine: Engine, table: SealedTable) -> ItemSwaps:
+    """
+    Give what reads and swaps the rows of *table*.
+
+    Raises:
+        ConfigurationError: PostgreSQL is reached by another driver than psycopg.
+    """
+    if engine.dialect.name == "sqlite":
+        return SQLiteSwaps(engine.dialect, table)
+    if engine.dialect.driver != "psycopg":
+        raise ConfigurationError(
+            f"the driver {engine.dialect.driver} cannot carry a page of items in binary",
+            remedy="Use psycopg: begin the database's URL with postgresql:// or postgresql+psycopg://.",
+        )
+    # Not above: psycopg is an extra.
+    from eventseal.storage.items.swaps_on_postgresql import PostgreSQLSwaps  # noqa: PLC0415
+
+    return PostgreSQLSwaps(engine.dialect, table)
+
+
+class TablePlace:
+    """
+    A registered table as a place.
+
+    Args:
+        engine: Of the items' database, which has the fences.
+        table: From the registry.
+    """
+
+    def __init__(self, engine: Engine, table: SealedTable) -> None:
+        self._engine = engine
+        self._table = table
+
+    @property
+    def name(self) -> str:
+        """The table's name."""
+        return self._table.table
+
+    @property
+    def collection(self) -> str:
+        """The logical name that is bound to its items."""
+        return self._table.collection
+
+    def close_fence(self, key_ids: Collection[UUID]) -> None:
+        """Close the fences of keys, which all tables of the database share; see ``SealedPlace``."""
+        write(self._engine, partial(close_fences, key_ids=key_ids), doing="closing the fences of keys")
+
+    def count_by_key(
+        self, key_ids: Collection[UUID], *, purpose: KeyPurpose = KeyPurpose.DATA
+    ) -> Mapping[UUID, int]:
+        """Count the rows that need keys; see ``SealedPlace``."""
+        refuse_other_purposes(purpose)
+        count = partial(count_needed, tables=[self._table], key_ids=key_ids)
+        counts = read(self._engine, count, doing=f"counting {self.name}")
+        return {key_id: items.total() for key_id, items in counts.items()}
+
+    def pages(self, selection: Selection, after: Place | None, limit: int) -> Page:
+        """Read rows in the order of their places; see ``SealedPlace``."""
+        page = partial(
+            item_swaps(self._engine, self._table).page,
+            selection=selection,
+            after=after,
+            upto=None,
+            limit=limit,
+        )
+        return read(self._engine, page, doing=f"reading {self.name}")
+
+    def swap(self, change: Change) -> Sequence[int]:
+        """Give rows new envelopes; see ``SealedPlace``."""
+        swaps = item_swaps(self._engine, self._table)
+        swap = swaps.prepare(change.page, change.envelopes)
+        # Committed before the items: else whoever waits for such a row waits for all of them.
+        write(self._engine, partial(open_fences, key_ids=change.fences), doing="making the fences of keys")
+
+        def work(connection: Connection) -> list[int]:
+            closed = share_fences(connection, change.fences)
+            if closed:
+                raise KeyClosedError(
+                    f"nothing was changed in {self.name}: retired meanwhile: {', '.join(map(str, closed))}",
+                    key_ids=tuple(sorted(closed)),
+                )
+            numbers = swaps.swap(connection, swap)
+            if change.cursor is not None:
+                change.cursor(connection, numbers)
+            change.sources(connection, numbers)
+            return numbers
+
+        return write(self._engine, work, doing=f"changing items of {self.name}")
+
+
+if TYPE_CHECKING:
+    _: type[SealedPlace] = TablePlace

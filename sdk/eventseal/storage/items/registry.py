@@ -1,0 +1,318 @@
+"""The registry: which tables hold sealed items. It is data, kept beside the keys, not configuration."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from eventseal.errors import ConfigurationError, IntegrityError
+from eventseal.storage.database.column_types import is_utf8
+from eventseal.storage.database.edited_rows import as_sql, read_rows
+from eventseal.storage.database.table_setup import KEY_ID, one_setup_at_a_time
+from eventseal.storage.items.columns import ROLES
+from eventseal.storage.items.tables import ColumnKind, SealedColumn, SealedTable
+from eventseal.storage.keys.tables import EVERY_APPLICATION, sealed_tables
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+    from sqlalchemy.engine import Connection
+
+
+ELSEWHERE = "elsewhere"
+"""Stands in place of a database for places that are no tables of one."""
+
+
+def register(connection: Connection, tables: Iterable[SealedTable]) -> None:
+    """
+    Write tables into the registry, where it does not say the same already.
+
+    What readers accept beside envelopes stays as it is there: :func:`set_old_formats` changes it.
+
+    Args:
+        connection: To the database of the keys, in a transaction.
+        tables: Any number.
+
+    Raises:
+        ConfigurationError: Another table has the collection of one of them; nothing was written.
+    """
+    one_setup_at_a_time(connection)
+    tables = list(tables)
+    # What was edited is known to nobody: it is written anew, as far as this writes.
+    known = [_as_given(table) for table in read_registry(connection).tables]
+    refuse_taken_collections(known, tables)
+    # In one order, and as an upsert: other processes may register the same tables at this moment.
+    for table in sorted(tables, key=lambda table: (table.database, table.table)):
+        if _as_given(table) in known:
+            continue
+        key = {
+            "application": EVERY_APPLICATION if table.application is None else table.application,
+            "database_name": table.database,
+            "table_name": table.table,
+        }
+        columns = {role: [column.name, column.kind.value] for role, column in table.columns.items()}
+        said = {"collection": table.collection, "columns": columns}
+        insertion = _insert(connection).values(**key, **said)
+        connection.execute(insertion.on_conflict_do_update(index_elements=list(key), set_=said))
+
+
+def _insert(connection: Connection) -> postgresql.Insert | sqlite.Insert:
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(sealed_tables)
+    return sqlite.insert(sealed_tables)
+
+
+def refuse_taken_collections(known: Sequence[SealedTable], tables: Sequence[SealedTable]) -> None:
+    """
+    Refuse a table with the collection of another one: a row copied from one to the other would open.
+
+    Tables that share one in the registry already may be registered again. Those of other libraries are left
+    out: what their items are bound to is not the table's own name.
+
+    Args:
+        known: The registry.
+        tables: That are to be registered.
+
+    Raises:
+        ConfigurationError: Two tables would share a collection.
+    """
+    for number, table in enumerate(tables):
+        there = entry_of(known, table.table, table.application)
+        if there is not None and there.collection == table.collection:
+            continue
+        for other in (*known, *tables[:number]):
+            if table.shares_collection_with(other):
+                raise ConfigurationError(
+                    f"the table {table.table} cannot be registered: its collection {table.collection!r} is "
+                    f"that of {other.table}, and a row copied from there would open. Nothing was written",
+                    remedy=f"Give the record class of {table.table} a name of its own, such as "
+                    f"__collection__ = {table.table!r}; then run this again.",
+                )
+
+
+def entry_of(known: Sequence[SealedTable], table: str, application: str | None) -> SealedTable | None:
+    """Give what the registry says of a table: the application's own entry before that of all."""
+    mine = {entry.application: entry for entry in known if entry.table == table}
+    return mine.get(application) or mine.get(None)
+
+
+def move_collection(connection: Connection, table: SealedTable, application: str) -> None:
+    """
+    Write down that every item of a table is bound to its collection: readers accept no other name any more.
+
+    Args:
+        connection: To the database of the keys, in a transaction.
+        table: As its record class describes it.
+        application: Whose items were moved.
+    """
+    register(connection, [replace(table, application=application, former_collection=None)])
+    if table.old_formats or table.is_migrated:
+        set_old_formats(connection, table, table.old_formats)
+
+
+def forget_statement(table: SealedTable) -> str:
+    """Write the statement that takes a table out of the registry, for somebody who dropped it on purpose."""
+    name, database = (text.replace("'", "''") for text in (table.table, table.database))
+    return f"DELETE FROM sealed_tables WHERE table_name = '{name}' AND database_name = '{database}';"  # noqa: S608
+
+
+def register_place(connection: Connection, application: str, name: str, collection: str) -> None:
+    """
+    Write a place that is no table of the items' database into the registry, if it is not there.
+
+    Args:
+        connection: To the database of the keys, in a transaction.
+        application: Whose items it holds.
+        name: Of the place.
+        collection: The logical name that is bound to its items.
+    """
+    place = {"application": application, "database_name": ELSEWHERE, "table_name": name}
+    said = {"collection": collection, "columns": {}}
+    connection.execute(_insert(connection).values(**place, **said).on_conflict_do_nothing())
+
+
+def registered_places(connection: Connection) -> list[str]:
+    """
+    Name the places of every application that are no tables of the items' database, in order.
+
+    Args:
+        connection: To the database of the keys.
+    """
+    columns = sealed_tables.c
+    query = select(columns.table_name).where(columns.database_name == ELSEWHERE).distinct()
+    return list(connection.execute(query.order_by(columns.table_name)).scalars())
+
+
+def set_old_formats(connection: Connection, table: SealedTable, old_formats: Collection[str]) -> None:
+    """
+    Write down what the readers of a registered table accept beside envelopes.
+
+    Args:
+        connection: To the database of the keys, in a transaction.
+        table: From the registry.
+        old_formats: Their names; none: every row must be an envelope.
+    """
+    columns = sealed_tables.c
+    connection.execute(
+        update(sealed_tables)
+        .where(columns.database_name == table.database, columns.table_name == table.table)
+        .values(old_formats=sorted(old_formats))
+    )
+
+
+class UnreadableTable(NamedTuple):
+    """
+    A row of the registry that somebody edited so that it says nothing of its table.
+
+    Attributes:
+        table: The table's name, if that can be read.
+        problem: Names the row.
+    """
+
+    table: str | None
+    problem: IntegrityError
+
+
+class Registry(NamedTuple):
+    """
+    The registry, as far as it can be read.
+
+    Attributes:
+        tables: In order of database and table.
+        unreadable: The rows that were edited. Nobody knows what their tables hold.
+    """
+
+    tables: list[SealedTable]
+    unreadable: list[UnreadableTable]
+
+    def complete(self) -> list[SealedTable]:
+        """
+        Give all tables, for those who may pass over none.
+
+        Raises:
+            IntegrityError: A row was edited; the message names its database and its table.
+        """
+        for row in self.unreadable:
+            raise row.problem
+        return self.tables
+
+
+def read_registry(connection: Connection, application: str | None = None) -> Registry:
+    """
+    Read the registry, in order of database and table.
+
+    Args:
+        connection: To the database of the keys.
+        application: Only what may hold its items; ``None``: everything.
+    """
+    query = (
+        select(sealed_tables)
+        .where(sealed_tables.c.database_name != ELSEWHERE)
+        .order_by(sealed_tables.c.database_name, sealed_tables.c.table_name, sealed_tables.c.application)
+    )
+    if application is not None:
+        query = query.where(sealed_tables.c.application.in_([application, EVERY_APPLICATION]))
+    found = Registry([], [])
+    for row in read_rows(connection, query):
+        unfit = [name for name, fits in _CHECKS.items() if name in row.values and not fits(row.values[name])]
+        unreadable = [*row.unreadable, *unfit]
+        if unreadable:
+            known = {name: value for name, value in row.values.items() if name not in unfit}
+            found.unreadable.append(
+                UnreadableTable(known.get("table_name"), _problem(connection, known, unreadable))
+            )
+        else:
+            found.tables.append(_sealed_table(row.values))
+    return found
+
+
+def registered(connection: Connection, application: str | None = None) -> list[SealedTable]:
+    """
+    Read the whole registry; see :func:`read_registry`.
+
+    Raises:
+        IntegrityError: A row was edited so that it cannot be read; the message names it.
+    """
+    return read_registry(connection, application).complete()
+
+
+def _sealed_table(values: Mapping[str, Any]) -> SealedTable:
+    old_formats = values["old_formats"]
+    return SealedTable(
+        application=None if values["application"] == EVERY_APPLICATION else values["application"],
+        database=values["database_name"],
+        table=values["table_name"],
+        collection=values["collection"],
+        columns={
+            role: SealedColumn(name, ColumnKind(kind)) for role, (name, kind) in values["columns"].items()
+        },
+        old_formats=tuple(old_formats or ()),
+        is_migrated=old_formats == [],
+    )
+
+
+def _problem(connection: Connection, known: Mapping[str, Any], unreadable: Sequence[str]) -> IntegrityError:
+    table = known.get("table_name")
+    rows = "the row"
+    if table is not None:
+        rows = f"the row whose table_name is {as_sql(connection, table)}"
+    return IntegrityError(
+        f"the row of sealed_tables for table {table or '?'} in database {known.get('database_name', '?')} "
+        f"was edited: its {', '.join(unreadable)} cannot be read",
+        remedy="Find out who changed the key tables, and restore this row from a backup. If you have none, "
+        f"delete {rows} from sealed_tables, and run `eventseal init`, which writes it anew.",
+        table=table,
+    )
+
+
+def other_columns(table: SealedTable) -> UnreadableTable:
+    """Say of a row that can be read that its columns are not those of the table that the store describes."""
+    problem = IntegrityError(
+        f"the row of sealed_tables for table {table.table} of application {table.application or 'all'} was "
+        "edited: its columns are not those of the table's record class",
+        remedy="Find out who changed the key tables. Then run `eventseal init` for that application, which "
+        "writes the row anew.",
+        table=table.table,
+    )
+    return UnreadableTable(table.table, problem)
+
+
+def _are_columns(value: Any) -> bool:
+    """Whether a row names a column and its kind for each role of an item's table, each another one."""
+    if type(value) is not dict or not {*ROLES} <= value.keys() <= {*ROLES, KEY_ID}:
+        return False
+    return all(
+        type(column) is list
+        and [type(each) for each in column] == [str, str]
+        and _is_name(column[0])
+        and column[1] in list(ColumnKind)
+        for column in value.values()
+    ) and len({column[0] for column in value.values()}) == len(value)
+
+
+def _are_names(value: Any) -> bool:
+    return type(value) is list and all(type(each) is str and _is_name(each) for each in value)
+
+
+def _is_name(value: Any) -> bool:
+    return bool(value) and "\0" not in value and is_utf8(value)
+
+
+_CHECKS: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
+    {
+        "database_name": _is_name,
+        "table_name": _is_name,
+        "collection": _is_name,
+        "columns": _are_columns,
+        "old_formats": lambda value: value is None or _are_names(value),
+    }
+)
+
+
+def _as_given(table: SealedTable) -> SealedTable:
+    """Leave out what only the registry knows of a table."""
+    return replace(table, old_formats=(), is_migrated=False, former_collection=None)

@@ -1,0 +1,104 @@
+"""The tables of re-encryption: jobs that any process can go on with, and the marks of compromised keys."""
+
+from __future__ import annotations
+
+from sqlalchemy import Column, Index, MetaData, Table
+
+from eventseal.storage.database.column_types import BinaryUUID, ExactBytes, ExactInteger, UTCTimestamp
+from eventseal.storage.database.edited_rows import Rate, Seconds, StoredJSON, StoredText
+
+JOB_LAYOUT = 1
+"""Raised whenever these tables mean something else: a job of another layout is not gone on with."""
+
+job_metadata = MetaData()
+
+reencryption_jobs = Table(
+    "reencryption_jobs",
+    job_metadata,
+    Column("job_id", BinaryUUID(), primary_key=True),
+    Column("application", StoredText(), nullable=False),
+    Column("layout", ExactInteger(), nullable=False),
+    Column("release", StoredText(), nullable=False),
+    Column("state", StoredText(), nullable=False),
+    Column("options", StoredJSON(), nullable=False),
+    Column("items_per_second", Rate()),
+    Column("paced_until", Seconds()),
+    Column("pass_number", ExactInteger(), nullable=False),
+    Column("total", ExactInteger(), nullable=False),
+    Column("stopped_runs", StoredJSON(), nullable=False),
+    Column("created_at", UTCTimestamp(), nullable=False),
+    Column("updated_at", UTCTimestamp(), nullable=False),
+    Column("finished_at", UTCTimestamp()),
+    Index("ix_reencryption_jobs_state", "application", "state"),
+)
+
+reencryption_shards = Table(
+    "reencryption_shards",
+    job_metadata,
+    Column("job_id", BinaryUUID(), primary_key=True),
+    Column("number", ExactInteger(), primary_key=True, autoincrement=False),
+    Column("pass_number", ExactInteger(), nullable=False),
+    Column("phase", ExactInteger(), nullable=False),
+    Column("table_name", StoredText(), nullable=False),
+    Column("selection", StoredJSON(), nullable=False),
+    Column("upto", StoredJSON()),
+    Column("cursor", StoredJSON()),
+    Column("state", StoredText(), nullable=False),
+    Column("worker", StoredText()),
+    Column("seen_at", UTCTimestamp()),
+    Column("version", ExactInteger(), nullable=False),
+    Column("counts", StoredJSON(), nullable=False),
+)
+
+reencrypted_keys = Table(
+    "reencrypted_keys",
+    job_metadata,
+    Column("job_id", BinaryUUID(), primary_key=True),
+    # By shard too, so that no two workers ever wait for each other's row.
+    Column("number", ExactInteger(), primary_key=True, autoincrement=False),
+    Column("key_id", BinaryUUID(), primary_key=True),
+    Column("moved", ExactInteger(), nullable=False),
+)
+
+reencryption_failures = Table(
+    "reencryption_failures",
+    job_metadata,
+    Column("job_id", BinaryUUID(), primary_key=True),
+    Column("number", ExactInteger(), primary_key=True, autoincrement=False),
+    Column("failure", ExactInteger(), primary_key=True, autoincrement=False),
+    Column("pass_number", ExactInteger(), nullable=False),
+    Column("said", StoredJSON(), nullable=False),
+)
+
+compromised_marks = Table(
+    "compromised_marks",
+    job_metadata,
+    Column("key_id", BinaryUUID(), primary_key=True),
+    Column("table_name", StoredText(), primary_key=True),
+    Column("items_found", ExactInteger(), nullable=False),
+    Column("high_water", ExactInteger()),
+    Column("replaced_before", ExactInteger(), nullable=False),
+    Column("recorded_at", UTCTimestamp(), nullable=False),
+)
+
+marked_envelopes = Table(
+    "marked_envelopes",
+    job_metadata,
+    Column("key_id", BinaryUUID(), primary_key=True),
+    Column("table_name", StoredText(), primary_key=True),
+    Column("tag", ExactBytes(), primary_key=True),
+    # The key is all there is: without a second copy of it a row takes half the room.
+    sqlite_with_rowid=False,
+)
+"""Filled on SQLite only; on PostgreSQL rows say themselves when they were written."""
+
+replaced_envelopes = Table(
+    "replaced_envelopes",
+    job_metadata,
+    Column("key_id", BinaryUUID(), primary_key=True),
+    Column("table_name", StoredText(), primary_key=True),
+    Column("sha256", ExactBytes(), primary_key=True),
+    Column("sequence_id", StoredText(), primary_key=True),
+    Column("position", StoredText(), primary_key=True),
+    Column("replaced_at", UTCTimestamp(), nullable=False),
+)

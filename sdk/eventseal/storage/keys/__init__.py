@@ -1,0 +1,1 @@
+"""The key tables, and the key store on them."""

@@ -1,0 +1,234 @@
+"""
+The newest roll of an application's epoch: when it began, and which branch keys and KEK versions it made.
+
+The row is authenticated under the store key. It stays when the roll is done, for its number.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import select, update
+
+from eventseal.errors import IntegrityError
+from eventseal.storage.database.column_types import DatabaseClock
+from eventseal.storage.database.edited_rows import as_sql, deletion, read_rows
+from eventseal.storage.database.transactions import read, write
+from eventseal.storage.keys.rows import insert_unless_there
+from eventseal.storage.keys.tables import epochs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy.engine import Connection, Engine
+
+    from eventseal.keys.authentication.row_macs import Seals
+
+
+_DOING = "beginning to roll the epoch"
+_NUMBER_SIZE = 8
+
+
+class Epoch(NamedTuple):
+    """
+    A roll.
+
+    Attributes:
+        number: Goes up by 1 when a roll begins and when it is done, so no two states of the row share one.
+        begun_at: By the key store's clock.
+        kek_versions: By KEK, the version that the roll has made.
+        shreds: How often keys of the application had been shredded when the roll began, as the revocation
+            tree counts it: no clock has a say in it.
+        branch_keys: The ids of the branch keys that the roll has made, as text.
+        finished_at: By the key store's clock; ``None`` while the roll is under way.
+    """
+
+    number: int
+    begun_at: datetime
+    kek_versions: Mapping[str, str]
+    shreds: int
+    branch_keys: Sequence[str] = ()
+    finished_at: datetime | None = None
+
+
+def is_rolling(engine: Engine, application: str) -> bool:
+    """
+    Say whether a roll was begun and is not done, as the row says: :func:`begin_epoch` checks the row.
+
+    Raises:
+        StoreError: The database refused or failed.
+    """
+    mine = epochs.c.application == application, epochs.c.finished_at.is_(None)
+    query = select(epochs.c.application).where(*mine)
+    return read(engine, lambda connection: connection.execute(query).first() is not None, doing=_DOING)
+
+
+def begin_epoch(engine: Engine, application: str, seals: Seals, *, shreds: int) -> Epoch:
+    """
+    Begin a roll, or go on with one that was interrupted.
+
+    One that was interrupted is begun anew if a key was shredded since: a backup taken after its beginning may
+    hold that key under what the roll had made.
+
+    Args:
+        engine: Of the key tables.
+        application: Whose epoch; it has a store key.
+        seals: The application's.
+        shreds: How often its keys were shredded by now: ``Keyring.count_shreds()``.
+
+    Raises:
+        IntegrityError: The row is not what was written.
+        StoreError: The database refused or failed.
+    """
+
+    def begin(connection: Connection) -> Epoch:
+        found = _newest(connection, application, seals, lock=True)
+        if found is not None and found.finished_at is None and found.shreds == shreds:
+            return found
+        number = 1 if found is None else found.number + 1
+        begun = Epoch(number, _now(connection), {}, shreds, [])
+        _store(connection, application, seals, begun)
+        return _newest(connection, application, seals) or begun  # maybe another process's, which was first
+
+    return write(engine, begin, doing=_DOING)
+
+
+def note_version(
+    engine: Engine, application: str, seals: Seals, number: int, kek_uri: str, version: str
+) -> None:
+    """
+    Note which version of a KEK a roll has made, so that it makes no other if it goes on.
+
+    Nothing is noted in a roll that was begun anew meanwhile: to that one the version is as old as any, and a
+    backup from before its beginning may hold keys under it.
+
+    Args:
+        engine: Of the key tables.
+        application: Whose epoch.
+        seals: The application's.
+        number: Of the roll that has made it.
+        kek_uri: The KEK.
+        version: Its version.
+
+    Raises:
+        IntegrityError: The row is not what a roll has written.
+        StoreError: The database refused or failed.
+    """
+
+    def note(connection: Connection) -> None:
+        found = _newest(connection, application, seals, lock=True)
+        if found is not None and found.number == number:
+            made = {**found.kek_versions, kek_uri: version}
+            _store(connection, application, seals, found._replace(kek_versions=made))
+
+    write(engine, note, doing="noting a KEK's new version")
+
+
+def note_branch_keys(
+    engine: Engine, application: str, seals: Seals, number: int, made: Sequence[UUID]
+) -> None:
+    """
+    Note which branch keys a roll has made, so that it makes no others if it goes on.
+
+    No time tells them apart: a database writer can set ``created_at``. Arguments and errors are those of
+    :func:`note_version`.
+    """
+
+    def note(connection: Connection) -> None:
+        found = _newest(connection, application, seals, lock=True)
+        if found is not None and found.number == number:
+            _store(connection, application, seals, found._replace(branch_keys=sorted(map(str, made))))
+
+    write(engine, note, doing="noting new branch keys")
+
+
+def finish_epoch(engine: Engine, application: str, seals: Seals, number: int) -> datetime:
+    """
+    Note that a roll is done; one that was begun anew meanwhile is not.
+
+    Args:
+        engine: Of the key tables.
+        application: Whose epoch.
+        seals: The application's.
+        number: Of the roll.
+
+    Returns:
+        The time, by the key store's clock.
+
+    Raises:
+        IntegrityError: The row is not what a roll has written.
+        StoreError: The database refused or failed.
+    """
+
+    def finish(connection: Connection) -> datetime:
+        found, now = _newest(connection, application, seals, lock=True), _now(connection)
+        if found is not None and found.number == number:
+            _store(connection, application, seals, found._replace(number=number + 1, finished_at=now))
+        return now
+
+    return write(engine, finish, doing="finishing the roll of the epoch")
+
+
+def _newest(connection: Connection, application: str, seals: Seals, *, lock: bool = False) -> Epoch | None:
+    """
+    Read the row and check it: the one place that says whether a row counts.
+
+    A row of a release that did not seal it counts as none, so its roll is begun anew.
+    """
+    query = select(epochs).where(epochs.c.application == application)
+    rows = read_rows(connection, query.with_for_update() if lock else query)
+    if not rows:
+        return None
+    row, unreadable = rows[0].values, [*rows[0].unreadable]
+    if not unreadable:
+        if row["number"] is None and row["seal"] is None:
+            return None
+        found = Epoch(*[row[name] for name in Epoch._fields])
+        unreadable = _unfit(found)
+        if not unreadable and seals.fits_epoch(row["seal"] or b"", *_parts(found)):
+            return found
+    raise IntegrityError(
+        f"the row of application {application!r} in epochs was edited: "
+        + (f"its {', '.join(unreadable)} cannot be read" if unreadable else "it does not match its seal"),
+        remedy="Find out who changed the key tables, then delete the row, so that the roll begins anew: "
+        f"{deletion(epochs, f'application = {as_sql(connection, application)}')}",
+    )
+
+
+def _unfit(epoch: Epoch) -> list[str]:
+    """Name the columns that hold what no roll writes."""
+    versions: Any = epoch.kek_versions
+    branch_keys: Any = epoch.branch_keys
+    fits = {
+        "number": type(epoch.number) is int and epoch.number >= 0,
+        "shreds": type(epoch.shreds) is int and epoch.shreds >= 0,
+        "kek_versions": type(versions) is dict and all(type(version) is str for version in versions.values()),
+        "branch_keys": type(branch_keys) is list and all(type(key_id) is str for key_id in branch_keys),
+    }
+    return [name for name, fit in fits.items() if not fit]
+
+
+def _store(connection: Connection, application: str, seals: Seals, epoch: Epoch) -> None:
+    values: dict[str, Any] = {**epoch._asdict(), "seal": seals.epoch_seal(*_parts(epoch))}
+    mine = update(epochs).where(epochs.c.application == application)
+    if not connection.execute(mine.values(values)).rowcount:
+        connection.execute(insert_unless_there(connection, epochs).values(application=application, **values))
+
+
+def _parts(epoch: Epoch) -> list[bytes]:
+    """Give what the seal is over, in one order."""
+    begun, ended = (
+        "" if moment is None else moment.isoformat(timespec="microseconds")
+        for moment in (epoch.begun_at, epoch.finished_at)
+    )
+    many = len(epoch.branch_keys)
+    numbers = [number.to_bytes(_NUMBER_SIZE) for number in (epoch.number, epoch.shreds, many)]
+    branch_keys = [key_id.encode() for key_id in epoch.branch_keys]
+    versions = [text.encode() for made in sorted(epoch.kek_versions.items()) for text in made]
+    return [*numbers, begun.encode(), ended.encode(), *branch_keys, *versions]
+
+
+def _now(connection: Connection) -> datetime:
+    return connection.execute(select(DatabaseClock())).scalar_one()

@@ -1,0 +1,133 @@
+"""The tables beside the keys, and the fences beside the items. No seal is made or checked here."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    Column,
+    ForeignKey,
+    Index,
+    MetaData,
+    Table,
+    UniqueConstraint,
+)
+
+from eventseal.storage.database.column_types import BinaryUUID, ExactBytes, ExactInteger, UTCTimestamp
+from eventseal.storage.database.edited_rows import Seconds, StoredJSON, StoredText
+from eventseal.storage.database.table_setup import ADDED
+
+DEFAULT_REFRESH_INTERVAL = 60.0
+"""Seconds: what a new application's row of ``key_changes`` holds."""
+
+EVERY_APPLICATION = ""
+"""Stands in ``sealed_tables`` for a table whose items belong to whatever application sealed them."""
+
+UNKNOWN_VERSION = ""
+"""Stands in ``key_wrappings`` for a KEK version that is not known: no part of a primary key is NULL."""
+
+EVERY_VERSION = ""
+"""Stands in ``kek_fences`` for all versions of a KEK."""
+
+key_metadata = MetaData()
+fence_metadata = MetaData()
+
+encryption_keys = Table(
+    "encryption_keys",
+    key_metadata,
+    Column("key_id", BinaryUUID(), primary_key=True),
+    Column("application", StoredText(), nullable=False),
+    Column("scope", StoredText(), nullable=False),
+    Column("purpose", StoredText(), nullable=False),
+    Column("state", StoredText(), nullable=False),
+    Column("active_scope", StoredText()),
+    Column("binding", ExactBytes(), nullable=False),
+    Column("items_reserved", ExactInteger(), nullable=False),
+    Column("created_at", UTCTimestamp(), nullable=False),
+    Column("deactivated_at", UTCTimestamp()),
+    Column("compromised_at", UTCTimestamp()),
+    Column("destroyed_at", UTCTimestamp()),
+    Column("destroyed_by", StoredText()),
+    Column("row_version", ExactInteger(), nullable=False),
+    Column("change", ExactInteger(), nullable=False),
+    Column("seal", ExactBytes(), nullable=False),
+    # NULLs are distinct: closed keys hold no slot.
+    UniqueConstraint("application", "purpose", "active_scope", name="uq_encryption_keys_active_scope"),
+    Index("ix_encryption_keys_scope", "application", "scope"),
+    Index("ix_encryption_keys_change", "application", "change"),
+)
+
+key_wrappings = Table(
+    "key_wrappings",
+    key_metadata,
+    Column("key_id", BinaryUUID(), ForeignKey(encryption_keys.c.key_id), primary_key=True),
+    Column("kek_uri", StoredText(), primary_key=True),
+    Column("kek_version", StoredText(), primary_key=True, default=UNKNOWN_VERSION),
+    Column("wrapped", ExactBytes(), nullable=False),
+    Column("created_at", UTCTimestamp(), nullable=False),
+    Column("verified_at", UTCTimestamp()),
+    Index("ix_key_wrappings_kek", "kek_uri", "kek_version"),
+)
+
+kek_fences = Table(
+    "kek_fences",
+    key_metadata,
+    Column("kek_uri", StoredText(), primary_key=True),
+    Column("kek_version", StoredText(), primary_key=True, default=EVERY_VERSION),
+    Column("closed_at", UTCTimestamp(), nullable=False),
+)
+
+epochs = Table(
+    "epochs",
+    key_metadata,
+    Column("application", StoredText(), primary_key=True),
+    Column("begun_at", UTCTimestamp(), nullable=False),
+    Column("kek_versions", StoredJSON(), nullable=False),
+    # NULL in a row that the first release has written.
+    Column("number", ExactInteger(), info=ADDED),
+    Column("shreds", ExactInteger(), info=ADDED),
+    Column("branch_keys", StoredJSON(), info=ADDED),
+    Column("finished_at", UTCTimestamp(), info=ADDED),
+    Column("seal", ExactBytes(), info=ADDED),
+)
+
+key_changes = Table(
+    "key_changes",
+    key_metadata,
+    Column("application", StoredText(), primary_key=True),
+    Column("counter", ExactInteger(), nullable=False),
+    Column("revoked", ExactBytes(), nullable=False),
+    Column("seal", ExactBytes(), nullable=False),
+    Column("refresh_interval", Seconds(), nullable=False, default=DEFAULT_REFRESH_INTERVAL),
+)
+
+revocation_nodes = Table(
+    "revocation_nodes",
+    key_metadata,
+    Column("application", StoredText(), primary_key=True),
+    Column("path", ExactBytes(), primary_key=True),
+    Column("content", ExactBytes(), nullable=False),
+)
+
+erased_items = Table(
+    "erased_items",
+    key_metadata,
+    Column("application", StoredText(), primary_key=True),
+    Column("digest", ExactBytes(), primary_key=True),
+)
+
+sealed_tables = Table(
+    "sealed_tables",
+    key_metadata,
+    Column("application", StoredText(), primary_key=True, default=EVERY_APPLICATION),
+    Column("database_name", StoredText(), primary_key=True),
+    Column("table_name", StoredText(), primary_key=True),
+    Column("collection", StoredText(), nullable=False),
+    Column("columns", StoredJSON(), nullable=False),
+    Column("old_formats", StoredJSON(none_as_null=True)),
+)
+
+key_fences = Table(
+    "key_fences",
+    fence_metadata,
+    Column("key_id", BinaryUUID(), primary_key=True),
+    Column("state", StoredText(), nullable=False),
+)

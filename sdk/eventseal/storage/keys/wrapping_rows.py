@@ -1,0 +1,254 @@
+"""Wrappings of stored keys: added, verified, dropped, counted, and overwritten where they were deleted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import and_, bindparam, delete, func, select, text, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from eventseal.keys.records import KekUse
+from eventseal.keys.states import KeyState
+from eventseal.storage.database.column_types import DatabaseClock
+from eventseal.storage.database.edited_rows import UNREADABLE, read_rows
+from eventseal.storage.database.engines import chunks
+from eventseal.storage.keys.kek_fences import refuse_closed
+from eventseal.storage.keys.rows import hold_branches, insert_unless_there
+from eventseal.storage.keys.tables import UNKNOWN_VERSION, encryption_keys, key_wrappings
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+    from uuid import UUID
+
+    from sqlalchemy.engine import Connection, Engine
+
+    from eventseal.kms.adapter import WrappedKey
+
+
+_columns = key_wrappings.c
+
+_IS_THE_ROW = and_(
+    _columns.key_id == bindparam("its_key_id"),
+    _columns.kek_uri == bindparam("its_kek_uri"),
+    _columns.kek_version == bindparam("its_kek_version"),
+)
+_MARK = (
+    update(key_wrappings)
+    .where(_IS_THE_ROW, _columns.wrapped == bindparam("its_bytes"), _columns.verified_at.is_(None))
+    .values(verified_at=DatabaseClock())
+)
+_DROP = delete(key_wrappings).where(_IS_THE_ROW, _columns.wrapped == bindparam("its_bytes"))
+_GIVE_WAY = delete(key_wrappings).where(
+    _IS_THE_ROW, _columns.wrapped != bindparam("its_bytes"), _columns.verified_at.is_(None)
+)
+
+
+def add_wrappings(connection: Connection, add: Mapping[UUID, WrappedKey], *, verified: bool) -> set[UUID]:
+    """
+    Add a wrapping to each key that lives and has none of that KEK and version.
+
+    Args:
+        connection: In the caller's transaction.
+        add: By the key's id.
+        verified: Whether they were unwrapped; then one that never was gives way.
+
+    Returns:
+        The ids of the keys that have this very wrapping now.
+
+    Raises:
+        KeyDestroyedError: A wrapping is under a branch key that was destroyed meanwhile, or under a KEK, or a
+            version of it, that was closed.
+    """
+    held: set[UUID] = set()
+    for chunk in chunks(sorted(add)):
+        living = {key_id: add[key_id] for key_id in _locked_living(connection, chunk)}
+        if verified:
+            _execute_for_each(connection, _GIVE_WAY, living)
+        hold_branches(connection, living.values())
+        if living:
+            statement = insert_unless_there(connection, key_wrappings).values(created_at=DatabaseClock())
+            connection.execute(statement, [_row_of(key_id, wrapped) for key_id, wrapped in living.items()])
+            refuse_closed(connection, living.values())
+        if verified:
+            _execute_for_each(connection, _MARK, living)
+        stored = select(_columns.key_id, _columns.wrapped).where(_columns.key_id.in_(chunk))
+        held.update(
+            row.key_id for row in connection.execute(stored) if row.wrapped == add[row.key_id].ciphertext
+        )
+    return held
+
+
+def mark_verified(connection: Connection, opened: Mapping[UUID, WrappedKey]) -> None:
+    """Note the time at which wrappings were verified, unless it is known or they are others by now."""
+    _execute_for_each(connection, _MARK, dict(sorted(opened.items())))
+
+
+def drop_wrappings(
+    connection: Connection, drop: Mapping[UUID, Collection[WrappedKey]], keep: Mapping[UUID, WrappedKey]
+) -> set[UUID]:
+    """
+    Delete wrappings of the keys whose wrapping in *keep* is there, to the byte.
+
+    Args:
+        connection: In the caller's transaction.
+        drop: What goes, by the key's id.
+        keep: For whose sake, by the key's id; the caller has unwrapped it. That a row says so is no reason.
+
+    Returns:
+        The ids of the keys that have the better wrapping.
+    """
+    better: set[UUID] = set()
+    for chunk in chunks(sorted(drop)):
+        # Looked at after the keys are locked: nobody else drops the better one meanwhile.
+        locked = set(_locked_living(connection, chunk))
+        query = select(key_wrappings).where(_columns.key_id.in_(chunk))
+        for row in connection.execute(query).all():
+            kept = keep[row.key_id]
+            place = (kept.kek_uri, kept.kek_version or UNKNOWN_VERSION, kept.ciphertext)
+            if row.key_id in locked and (row.kek_uri, row.kek_version, row.wrapped) == place:
+                better.add(row.key_id)
+        gone = [
+            _place_of(key_id, wrapped)
+            for key_id in chunk
+            for wrapped in drop[key_id]
+            if key_id in better and wrapped != keep[key_id]
+        ]
+        if gone:
+            connection.execute(_DROP, gone)
+    return better
+
+
+def count_uses(connection: Connection, application: str) -> list[KekUse]:
+    """Count an application's wrappings by KEK and version, an edited one too; a destroyed key has none."""
+    query = (
+        select(
+            _columns.kek_uri,
+            _columns.kek_version,
+            func.count().label("wrappings"),
+            func.count(_columns.verified_at).label("verified"),
+        )
+        .join_from(key_wrappings, encryption_keys)
+        .where(encryption_keys.c.application == application)
+        .group_by(_columns.kek_uri, _columns.kek_version)
+    )
+    uses = [
+        KekUse(
+            kek_uri=row.get("kek_uri", UNREADABLE),
+            kek_version=row.get("kek_version", UNREADABLE) or None,  # UNKNOWN_VERSION is empty
+            wrappings=row["wrappings"],
+            verified=row["verified"],
+        )
+        for row in (found.values for found in read_rows(connection, query))
+    ]
+    return sorted(uses, key=lambda use: (use.kek_uri, use.kek_version or ""))
+
+
+def count_wrapped_keys(connection: Connection, application: str) -> int:
+    """Count an application's keys that have a wrapping."""
+    query = (
+        select(func.count(_columns.key_id.distinct()))
+        .join_from(key_wrappings, encryption_keys)
+        .where(encryption_keys.c.application == application)
+    )
+    return connection.execute(query).scalar_one()
+
+
+def _locked_living(connection: Connection, key_ids: Sequence[UUID]) -> Sequence[UUID]:
+    # Locked, so that a key that is being destroyed has lost its wrappings before it is looked at.
+    living = (
+        select(encryption_keys.c.key_id)
+        .where(encryption_keys.c.key_id.in_(key_ids), encryption_keys.c.state != KeyState.DESTROYED)
+        .order_by(encryption_keys.c.key_id)
+        .with_for_update()
+    )
+    return connection.execute(living).scalars().all()
+
+
+def _execute_for_each(connection: Connection, statement: Any, wrappings: Mapping[UUID, WrappedKey]) -> None:
+    if wrappings:
+        connection.execute(statement, [_place_of(key_id, wrapped) for key_id, wrapped in wrappings.items()])
+
+
+def _row_of(key_id: UUID, wrapped: WrappedKey) -> dict[str, Any]:
+    return {
+        "key_id": key_id,
+        "kek_uri": wrapped.kek_uri,
+        "kek_version": wrapped.kek_version or UNKNOWN_VERSION,
+        "wrapped": wrapped.ciphertext,
+    }
+
+
+def _place_of(key_id: UUID, wrapped: WrappedKey) -> dict[str, Any]:
+    return {
+        "its_key_id": key_id,
+        "its_kek_uri": wrapped.kek_uri,
+        "its_kek_version": wrapped.kek_version or UNKNOWN_VERSION,
+        "its_bytes": wrapped.ciphertext,
+    }
+
+
+PATIENCE = 2000
+"""Milliseconds that are waited for others who use the database."""
+
+_MAINTAIN_SINCE = 170000
+"""PostgreSQL 17 has a privilege that lets others than the owner vacuum a table."""
+
+
+def overwrite_deleted(engine: Engine) -> str:
+    """
+    Have the bytes of deleted wrappings overwritten: best effort, after the transaction that deleted them.
+
+    On SQLite, deleted content is zeroed as it is deleted, and the write-ahead log, which has it still, is
+    emptied into the file. On PostgreSQL the table is vacuumed. Copies elsewhere stay: archives of the log,
+    replicas, backups, blocks that the disk has put aside.
+
+    Args:
+        engine: Of the key tables; the calling thread is in no transaction of it.
+
+    Returns:
+        Why bytes may be left in the files at hand; empty if there is nothing to say.
+    """
+    try:
+        with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+            if engine.dialect.name == "sqlite":
+                return _empty_log(connection)
+            return _vacuum(connection)
+    except SQLAlchemyError as error:
+        return f"the database refused to clear what was deleted: {type(error).__name__}. {_AGAIN}"
+
+
+_AGAIN = "Run it again when nobody else holds the database, or clear it as docs/epoch.md tells."
+
+
+def _empty_log(connection: Connection) -> str:
+    patience = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()
+    connection.exec_driver_sql(f"PRAGMA busy_timeout = {PATIENCE}")
+    try:
+        is_busy, _, _ = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()
+    finally:
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(patience)}")
+    return f"somebody uses the SQLite file, and its log could not be emptied. {_AGAIN}" if is_busy else ""
+
+
+def _vacuum(connection: Connection) -> str:
+    if not _may_vacuum(connection):
+        return (
+            f"the database user does not own {key_wrappings.name} and could not vacuum it. Leave it to "
+            "autovacuum, or vacuum it as its owner."
+        )
+    connection.execute(text(f"SET lock_timeout = {PATIENCE}"))
+    try:
+        connection.execute(text(f"VACUUM {key_wrappings.name}"))
+    finally:
+        connection.execute(text("RESET lock_timeout"))
+    return ""
+
+
+def _may_vacuum(connection: Connection) -> bool:
+    """Whether VACUUM would do anything: to others than the owner it only says a warning."""
+    owns = "pg_has_role(relowner, 'USAGE')"
+    (version,) = connection.execute(text("SELECT current_setting('server_version_num')::int")).one()
+    if version >= _MAINTAIN_SINCE:
+        owns += " OR has_table_privilege(oid, 'MAINTAIN')"
+    query = f"SELECT {owns} FROM pg_class WHERE oid = to_regclass(:table)"  # noqa: S608 - constants
+    return bool(connection.execute(text(query), {"table": key_wrappings.name}).scalar())
