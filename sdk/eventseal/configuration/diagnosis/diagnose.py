@@ -115,10 +115,10 @@ def diagnose(path: Path | None = None) -> Iterator[Finding]:
 
 
 def _check_kms(settings: Settings, adapters: list[KmsAdapter]) -> Iterator[Finding]:
-    yield from guarded(kek_checks.AREA, partial(kek_checks.build_adapters, settings, adapters))
+    yield from guarded(kek_checks.KMS, partial(kek_checks.build_adapters, settings, adapters))
     for number, adapter in enumerate(adapters):
         check = partial(kek_checks.check_kek, adapter, settings.application, is_first=number == 0)
-        yield from guarded(kek_checks.AREA, check)
+        yield from guarded(kek_checks.KMS, check)
 
 
 def _open(settings: Settings, stores: list[Stores]) -> Iterator[Finding]:

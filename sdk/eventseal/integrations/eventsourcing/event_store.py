@@ -16,13 +16,19 @@ from eventseal.storage.items.fence_triggers import is_fence_refusal
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from eventsourcing.persistence import AggregateRecorder, StoredEvent
-
-    from eventseal.integrations.eventsourcing.mapper import EncryptingMapper
+    from eventsourcing.persistence import (
+        AggregateRecorder,
+        InfrastructureFactory,
+        Mapper,
+        StoredEvent,
+        Transcoder,
+    )
 
     _EventStore = EventStore[Any]
+    _Factory = InfrastructureFactory[Any]
 else:
     _EventStore = EventStore  # not generic before release 9.4
+    _Factory = object  # the library looks for subclasses of its own factory, and must find one
 
 PAGE = 1000
 """Events that are opened in one call; more are opened page by page, as they are asked for."""
@@ -131,19 +137,6 @@ def _notification(stored: StoredEvent, number: int) -> Notification:
         id=number,
     )
 
-
-if TYPE_CHECKING:
-    from eventsourcing.persistence import (
-        AggregateRecorder,
-        EventStore,
-        InfrastructureFactory,
-        Mapper,
-        Transcoder,
-    )
-
-    _Factory = InfrastructureFactory[Any]
-else:
-    _Factory = object  # the library looks for subclasses of its own factory, and must find one
 
 _REFUSED = ("COMPRESSOR_TOPIC", "CIPHER_TOPIC", "CIPHER_KEY")
 

@@ -94,9 +94,7 @@ def old_sources(store: SealedStore, tables: Sequence[SealedTable]) -> list[OldSo
 
 def _sources(store: SealedStore, table: SealedTable) -> OldSources:
     counts = read(store.datastore.engine, partial(count_by_key, table=table), doing=f"counting {table.table}")
-    differing = read(
-        store.datastore.engine, partial(count_differing, table=table), doing=f"counting {table.table}"
-    )
+    differing = count_differing(store.datastore.engine, table)
     plain = counts.pop(None, 0)
     named = {key_id: count for key_id, count in counts.items() if key_id is not None}
     unknown: list[UUID] = []

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 import sqlite3
 import time
-from typing import TYPE_CHECKING, TypeVar, cast
+from functools import wraps
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar, cast
 
 from sqlalchemy import text
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from eventseal.storage.database.faults import is_locked, is_transient, translated
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy.engine import Connection, Engine
+    from sqlalchemy.engine import Engine
 
+    Step = Callable[Concatenate[Connection, P], T]
+    StepOrTransaction = Callable[Concatenate[Connection | Engine, P], T]
 
-T = TypeVar("T")
 
 ATTEMPTS = 5
 _LONGEST_PAUSE = 0.05
@@ -112,6 +119,58 @@ def read(engine: Engine, work: Callable[[Connection], T], *, doing: str, filtere
             return work(connection)
 
     return _repeated(attempt, doing)
+
+
+def reads(doing: str, *, filtered: bool = False) -> Callable[[Step[P, T]], StepOrTransaction[P, T]]:
+    """
+    Let a function that only reads be called with a connection or with an engine.
+
+    Called with a connection, it is one step in the caller's transaction. Called with an engine, it runs in a
+    snapshot of its own, as :func:`read` has it.
+
+    Args:
+        doing: What the function does, for messages; a format string over its arguments, such as
+            ``"counting {table.table}"``.
+        filtered: As for :func:`read`.
+    """
+    return _runs(doing, lambda engine, work, what: read(engine, work, doing=what, filtered=filtered))
+
+
+def writes(
+    doing: str, *, wait: bool = True, filtered: bool = False
+) -> Callable[[Step[P, T]], StepOrTransaction[P, T]]:
+    """
+    Let a function that writes be called with a connection or with an engine.
+
+    Called with a connection, it is one step in the caller's transaction. Called with an engine, it runs in a
+    transaction of its own, as :func:`write` has it.
+
+    Args:
+        doing: What the function does, for messages; a format string over its arguments.
+        wait: As for :func:`write`.
+        filtered: As for :func:`write`.
+    """
+    return _runs(
+        doing, lambda engine, work, what: write(engine, work, doing=what, wait=wait, filtered=filtered)
+    )
+
+
+def _runs(
+    doing: str, run: Callable[[Engine, Callable[[Connection], T], str], T]
+) -> Callable[[Step[P, T]], StepOrTransaction[P, T]]:
+    def decorate(step: Step[P, T]) -> StepOrTransaction[P, T]:
+        signature = inspect.signature(step)
+
+        @wraps(step)
+        def run_step(where: Connection | Engine, /, *args: P.args, **kwargs: P.kwargs) -> T:
+            if isinstance(where, Connection):
+                return step(where, *args, **kwargs)
+            what = doing.format_map(signature.bind(where, *args, **kwargs).arguments)
+            return run(where, lambda connection: step(connection, *args, **kwargs), what)
+
+        return run_step
+
+    return decorate
 
 
 def pause(attempt: int) -> None:

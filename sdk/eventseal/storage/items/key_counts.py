@@ -9,6 +9,7 @@ from sqlalchemy import func, or_, select
 
 from eventseal.storage.database.engines import chunks
 from eventseal.storage.database.table_setup import KEY_ID
+from eventseal.storage.database.transactions import reads
 from eventseal.storage.items.rows import ItemRow, described
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def count_needed(
     return items
 
 
+@reads("counting {table.table}")
 def count_differing(connection: Connection, table: SealedTable) -> dict[UUID | None, int]:
     """
     Count the rows of :func:`differing_rows` by the key in their header; no envelopes are under ``None``.

@@ -9,7 +9,6 @@ from uuid import uuid4
 import pytest
 
 from eventseal.errors import KeyDestroyedError
-from eventseal.keys.records import KeyRecord
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.wrapping.branches import branch_uri
 from eventseal.kms.adapter import WrappedKey
@@ -29,6 +28,7 @@ from eventseal.testing.key_store_contract.records import (
 )
 
 if TYPE_CHECKING:
+    from eventseal.keys.records import KeyRecord
     from eventseal.keys.store import KeyStore
 
 
