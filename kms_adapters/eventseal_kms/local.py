@@ -26,18 +26,11 @@ from eventseal.errors import (
     UnknownFormatError,
 )
 from eventseal.kms import PermissionCheck, WrappedKey
-from eventseal.suites import (
-    A256CBC_HS512,
-    CompressionId,
-    ContextPool,
-    build_header,
-    hkdf_sha512,
-    key_check_id,
-    length_prefixed,
-    open_many,
-    parse_envelope,
-    seal_many,
-)
+from eventseal.suites import A256CBC_HS512, CompressionId
+from eventseal.suites.cbc_hmac import open_many, seal_many
+from eventseal.suites.envelope import build_header, parse_envelope
+from eventseal.suites.hkdf import hkdf_sha512, key_check_id, length_prefixed
+from eventseal.suites.suite import ContextPool
 from eventseal_kms.key_file import KEY_SIZE, create_key_file, read_key_file
 
 if TYPE_CHECKING:

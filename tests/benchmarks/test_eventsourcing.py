@@ -19,7 +19,8 @@ from eventsourcing.utils import Environment, resolve_topic
 
 from eventseal import AESCipher, Keyring, SQLAlchemyDatastore, SQLAlchemyKeyStore, SQLAlchemySettings
 from eventseal.cipher import EventZstd
-from eventseal.integrations.eventsourcing import EncryptingMapper, SealedEventStore
+from eventseal.integrations.eventsourcing import EncryptingMapper
+from eventseal.integrations.eventsourcing.event_store import SealedEventStore
 from eventseal.testing import FakeKms
 
 if TYPE_CHECKING:

@@ -22,8 +22,9 @@ from eventseal.errors import (
     WrongApplicationError,
 )
 from eventseal.keys.states import KeyPurpose
-from eventseal.suites import SUITES, CompressionId, SuiteId, cbc_hmac
+from eventseal.suites import CompressionId, SuiteId, cbc_hmac
 from eventseal.suites import suite as contexts
+from eventseal.suites.suite import SUITES
 
 TEXT = b'{"activity":"A_SUBMITTED","resource":"112","amount_requested":20000}'
 

@@ -10,7 +10,8 @@ import pytest
 
 from eventseal.errors import ConfigurationError, KeyNotFoundError
 from eventseal.keys.source import KeySource, StaticKey
-from eventseal.suites import A128CBC_HS256, A256CBC_HS512, key_check_id
+from eventseal.suites import A128CBC_HS256, A256CBC_HS512
+from eventseal.suites.hkdf import key_check_id
 
 KEY = bytes(range(50, 82))
 

@@ -8,7 +8,8 @@ from datetime import timedelta
 
 import pytest
 
-from eventseal.configuration import Settings, load_settings, settings_file
+from eventseal.configuration import Settings, load_settings
+from eventseal.configuration.loading import settings_file
 from eventseal.errors import ConfigurationError
 
 PASSWORD = "correct-horse-battery"

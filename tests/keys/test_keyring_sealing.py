@@ -17,8 +17,9 @@ from eventseal.errors import (
     StoreReadOnlyError,
     StoreUnavailableError,
 )
-from eventseal.keys import HARD_LIMIT, InMemoryKeyStore, KeyPurpose, Keyring, KeyState, StaticKey
+from eventseal.keys import HARD_LIMIT, InMemoryKeyStore, KeyPurpose, Keyring, KeyState
 from eventseal.keys.ring.key_cache import FIRST_BLOCK, MOST_CREDIT
+from eventseal.keys.source import StaticKey
 from eventseal.testing import FakeBatchKms, FakeKms
 
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from tests.lifecycle.traffic import DatabaseFault, Traffic
 
-    from eventseal.erasure import LedgerEntry, LedgerLines
+    from eventseal.erasure import LedgerEntry
+    from eventseal.erasure.ledger.ledger import LedgerLines
     from eventseal.keys import KeyStore
     from eventseal.testing import FakeKms
 

@@ -30,10 +30,10 @@ from eventseal.storage import (
     SQLAlchemyKeyStore,
     SQLAlchemySettings,
     TimestampSequencedItemRecord,
-    registered,
 )
 from eventseal.storage.items.columns import sealed_columns
 from eventseal.storage.items.key_id_indexes import has_key_id_indexes
+from eventseal.storage.items.registry import registered
 from eventseal.storage.items.tables import SealedTable
 from eventseal.storage.keys.tables import key_metadata
 

@@ -14,7 +14,6 @@ from eventseal.storage import (
     IntegerSequencedColumns,
     IntegerSequencedItemRecord,
     SQLAlchemyActiveRecordStrategy,
-    count_by_key,
 )
 from eventseal.storage.items.columns import sealed_columns
 from eventseal.storage.items.key_counts import (
@@ -25,6 +24,7 @@ from eventseal.storage.items.key_counts import (
     rows_without_envelope,
 )
 from eventseal.storage.items.key_id_indexes import has_key_id_indexes
+from eventseal.storage.items.rows import count_by_key
 from eventseal.storage.items.tables import SealedTable
 
 KEY, OTHER = uuid4(), uuid4()

@@ -30,18 +30,14 @@ from eventseal.storage import (
     ExactInteger,
     IntegerSequencedColumns,
     IntegerSequencedItemRecord,
-    ItemRow,
     SnapshotRecord,
     SQLAlchemyActiveRecordStrategy,
     TimestampSequencedItemRecord,
-    count_by_key,
-    register,
-    registered,
 )
 from eventseal.storage.database.transactions import read
 from eventseal.storage.items.columns import sealed_columns
-from eventseal.storage.items.registry import Registry
-from eventseal.storage.items.rows import row_at
+from eventseal.storage.items.registry import Registry, register, registered
+from eventseal.storage.items.rows import ItemRow, count_by_key, row_at
 from eventseal.storage.items.tables import ColumnKind, SealedColumn, SealedTable
 from eventseal.storage.unregistered import unregistered_tables
 

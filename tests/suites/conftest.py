@@ -6,7 +6,7 @@ import hmac
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher
@@ -14,7 +14,10 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CBC, ECB
 from cryptography.hazmat.primitives.padding import PKCS7
 
-from eventseal.suites import SUITES, Suite
+from eventseal.suites.suite import SUITES
+
+if TYPE_CHECKING:
+    from eventseal.suites import Suite
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 

@@ -14,7 +14,9 @@ import tempfile
 import threading
 from pathlib import Path
 
-from eventseal.suites import A256CBC_HS512, ContextPool, seal_many
+from eventseal.suites import A256CBC_HS512
+from eventseal.suites.cbc_hmac import seal_many
+from eventseal.suites.suite import ContextPool
 
 PROCESSES, THREADS, PAGE = 4, 2, 500
 

@@ -7,7 +7,9 @@ import os
 import pytest
 
 from eventseal.errors import OPAQUE_INTEGRITY_MESSAGE, EventSealError, IntegrityError, KeyNotFoundError
-from eventseal.suites import A256CBC_HS512, ContextPool, cbc_hmac, open_many, seal_many
+from eventseal.suites import A256CBC_HS512, cbc_hmac
+from eventseal.suites.cbc_hmac import open_many, seal_many
+from eventseal.suites.suite import ContextPool
 
 SIZES = [0, 1, 14, 15, 16, 17, 31, 32, 33, 255, 256, 1000]
 

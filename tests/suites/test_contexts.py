@@ -9,8 +9,10 @@ from collections import deque
 import pytest
 
 from eventseal.errors import EventSealError, KeyNotFoundError
-from eventseal.suites import A256CBC_HS512, ContextPool, seal_many
+from eventseal.suites import A256CBC_HS512
 from eventseal.suites import suite as contexts_module
+from eventseal.suites.cbc_hmac import seal_many
+from eventseal.suites.suite import ContextPool
 
 KEY = bytes(range(64))
 AAD = b"where it stands"

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventseal.errors import UnknownFormatError
-from eventseal.suites import CompressionId, SuiteId, build_header, parse_envelope
-from eventseal.suites.envelope import TAG_SIZES, EnvelopeInfo, envelope_problem
+from eventseal.suites import CompressionId, SuiteId
+from eventseal.suites.envelope import TAG_SIZES, EnvelopeInfo, build_header, envelope_problem, parse_envelope
 
 KEY_ID = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
 SUITE_IDS = sorted(TAG_SIZES)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventseal.suites import hkdf_sha512, key_check_id, length_prefixed
+from eventseal.suites.hkdf import hkdf_sha512, key_check_id, length_prefixed
 
 PARTS = st.lists(st.binary(max_size=12), max_size=6)
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from eventseal.suites import A256CBC_HS512, ContextPool, seal_many
+from eventseal.suites import A256CBC_HS512
+from eventseal.suites.cbc_hmac import seal_many
+from eventseal.suites.suite import ContextPool
 
 CENSUS = Path(__file__).parent / "iv_census.py"
 

@@ -6,8 +6,6 @@ import sys
 
 from eventseal.cli.interruption import heed_termination
 
-__all__ = ["main"]
-
 
 def main() -> None:
     """Run the command; what ``pyproject.toml`` installs as ``eventseal``."""

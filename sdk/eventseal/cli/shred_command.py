@@ -14,7 +14,7 @@ from eventseal.cli.receipt_files import ReceiptFile, refuse_receipt_file, write_
 from eventseal.cli.results import exit_by, finish, print_failures, tell
 from eventseal.erasure import shred as shred_scope
 from eventseal.errors import ConfigurationError, JobError
-from eventseal.keys import DEFAULT_SCOPE
+from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.rotation.did_you_mean import refuse_unknown_scopes
 
 if TYPE_CHECKING:

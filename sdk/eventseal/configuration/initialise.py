@@ -21,7 +21,8 @@ from eventseal.configuration.loading import (
     write_settings_file,
 )
 from eventseal.configuration.stores import Stores, configured_ledger
-from eventseal.erasure import adopt, upgrade_key_tables
+from eventseal.erasure import adopt
+from eventseal.erasure.key_table_upgrade import upgrade_key_tables
 from eventseal.errors import ConfigurationError, KeyDestroyedError, KmsForbiddenError, MissingTableError
 from eventseal.keys.authentication.revocations import NEW_KEY_TABLES
 from eventseal.keys.records import DEFAULT_SCOPE, STORE_SCOPE

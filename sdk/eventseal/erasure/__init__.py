@@ -4,9 +4,8 @@ from eventseal.erasure.backup import Backup
 from eventseal.erasure.epoch import roll_epoch
 from eventseal.erasure.epoch_receipt import EpochReceipt, EpochResult, RecordedEntry
 from eventseal.erasure.keks import EndedKek, Ending
-from eventseal.erasure.key_table_upgrade import Upgraded, upgrade_key_tables
 from eventseal.erasure.ledger.entries import LedgerEntry
-from eventseal.erasure.ledger.ledger import DatabaseLedger, FileLedger, Ledger, LedgerLines
+from eventseal.erasure.ledger.ledger import DatabaseLedger, FileLedger, Ledger
 from eventseal.erasure.ledger.recording import adopt
 from eventseal.erasure.receipt_checks import CheckedReceipt, check_receipt
 from eventseal.erasure.receipts import Receipt, VerifyReceipt
@@ -14,7 +13,7 @@ from eventseal.erasure.reopening import reopen
 from eventseal.erasure.repairing import RepairResult, repair
 from eventseal.erasure.restore import RestoredScope, RestoreResult, after_restore
 from eventseal.erasure.setting_aside import set_aside, withdraw
-from eventseal.erasure.shredding import HasLedger, ShredResult, SubjectErased, erased_subjects, shred
+from eventseal.erasure.shredding import ShredResult, SubjectErased, erased_subjects, shred
 
 __all__ = [
     "Backup",
@@ -25,10 +24,8 @@ __all__ = [
     "EpochReceipt",
     "EpochResult",
     "FileLedger",
-    "HasLedger",
     "Ledger",
     "LedgerEntry",
-    "LedgerLines",
     "Receipt",
     "RecordedEntry",
     "RepairResult",
@@ -36,7 +33,6 @@ __all__ = [
     "RestoredScope",
     "ShredResult",
     "SubjectErased",
-    "Upgraded",
     "VerifyReceipt",
     "adopt",
     "after_restore",
@@ -47,6 +43,5 @@ __all__ = [
     "roll_epoch",
     "set_aside",
     "shred",
-    "upgrade_key_tables",
     "withdraw",
 ]

@@ -4,15 +4,14 @@ from eventseal.keys.data_key import DataKey
 from eventseal.keys.keyring import Keyring
 from eventseal.keys.memory_store import InMemoryKeyStore
 from eventseal.keys.policy import CachePolicy, Clock, RotationPolicy
-from eventseal.keys.records import DEFAULT_SCOPE, ChangeMark, Changes, KekUse, KeyRecord
+from eventseal.keys.records import ChangeMark, Changes, KekUse, KeyRecord
 from eventseal.keys.rewrap.rewrapping import Rewrap
 from eventseal.keys.ring.parts import KeyringCounters
-from eventseal.keys.source import KeySource, StaticKey
+from eventseal.keys.source import KeySource
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.store import HARD_LIMIT, KeyStore
 
 __all__ = [
-    "DEFAULT_SCOPE",
     "HARD_LIMIT",
     "CachePolicy",
     "ChangeMark",
@@ -30,5 +29,4 @@ __all__ = [
     "KeyringCounters",
     "Rewrap",
     "RotationPolicy",
-    "StaticKey",
 ]

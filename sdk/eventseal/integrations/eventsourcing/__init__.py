@@ -20,7 +20,7 @@ from eventseal.integrations.eventsourcing.releases import check_release
 
 if TYPE_CHECKING:
     from eventseal.integrations.eventsourcing.dcb import EncryptingDCBMapper
-    from eventseal.integrations.eventsourcing.event_store import SealedEventStore, SealedInfrastructure
+    from eventseal.integrations.eventsourcing.event_store import SealedInfrastructure
     from eventseal.integrations.eventsourcing.mapper import EncryptingMapper
     from eventseal.integrations.eventsourcing.options import ErasedEvent, stream_scope
     from eventseal.integrations.eventsourcing.unbound import EnvelopeCipher, UnboundCipherWarning
@@ -32,7 +32,6 @@ _HOMES = {
     "EncryptingMapper": "mapper",
     "EnvelopeCipher": "unbound",
     "ErasedEvent": "erased",
-    "SealedEventStore": "event_store",
     "SealedInfrastructure": "factories",
     "UnboundCipherWarning": "unbound",
     "stream_scope": "options",
@@ -43,7 +42,6 @@ __all__ = [
     "EncryptingMapper",
     "EnvelopeCipher",
     "ErasedEvent",
-    "SealedEventStore",
     "SealedInfrastructure",
     "UnboundCipherWarning",
     "stream_scope",
