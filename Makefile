@@ -12,7 +12,7 @@ PARALLEL := -n auto --dist worksteal
 unexport PYTHONDONTWRITEBYTECODE
 
 .NOTPARALLEL:
-.PHONY: help demo test test-all pythons check bench soak eventsourcing docs format clean
+.PHONY: help demo test test-all pythons check bench ways soak eventsourcing docs format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -55,6 +55,10 @@ check: $(CHECK)  ## run the linters, the type checker and the layer contracts
 
 bench: $(HEAVY)  ## measure, side by side
 	$(PYTEST) tests/benchmarks --benchmark-only -p no:xdist
+
+ways: $(TEST)  ## count the files that sealing and opening pass through, and the lines of sdk
+	$(BIN)/python tools/ways.py
+	$(BIN)/python tools/ways.py --size
 
 soak: $(HEAVY)  ## run the long profiles: every fault, hundreds of kills, millions of states (hours)
 	$(PYTEST) tests/soak

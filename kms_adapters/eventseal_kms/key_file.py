@@ -10,11 +10,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from eventseal.errors import ConfigurationError
+from eventseal_kms.outcomes import KEY_SIZE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-KEY_SIZE = 32
 _MAX_FILE_SIZE = 1024
 _FORBIDDEN_BITS = stat.S_IRWXG | stat.S_IRWXO
 _NOT_A_KEY = (

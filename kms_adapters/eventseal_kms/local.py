@@ -18,20 +18,15 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from eventseal.errors import (
-    ConfigurationError,
-    EventSealError,
-    IntegrityError,
-    NotMyKeyError,
-    UnknownFormatError,
-)
+from eventseal.errors import ConfigurationError, EventSealError, IntegrityError, UnknownFormatError
 from eventseal.kms import PermissionCheck, WrappedKey
 from eventseal.suites import A256CBC_HS512, CompressionId
 from eventseal.suites.cbc_hmac import open_many, seal_many
 from eventseal.suites.envelope import build_header, parse_envelope
 from eventseal.suites.hkdf import hkdf_sha512, key_check_id, length_prefixed
 from eventseal.suites.suite import ContextPool
-from eventseal_kms.key_file import KEY_SIZE, create_key_file, read_key_file
+from eventseal_kms.key_file import create_key_file, read_key_file
+from eventseal_kms.outcomes import KEY_SIZE, refusal_of_another_kek, value_of, wrong_size_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,7 +70,7 @@ class LocalKmsAdapter:
     @classmethod
     def create(cls, path: str | Path) -> Self:
         """
-        Make a key file with a new random key, and the adapter of it.
+        Create a key file with a new random key, and its adapter.
 
         Args:
             path: Must not exist: nothing is overwritten. Missing directories are made with mode 0700.
@@ -89,7 +84,7 @@ class LocalKmsAdapter:
     @classmethod
     def from_uri(cls, uri: str) -> Self:
         """
-        Make the adapter that a key URI names.
+        Create the adapter that a key URI names.
 
         Args:
             uri: ``local:///absolute/path``, or ``local://path`` from the working directory. A percent sign is
@@ -103,7 +98,7 @@ class LocalKmsAdapter:
     @classmethod
     def exists(cls, uri: str) -> bool:
         """
-        Tell whether anything, a key file or not, is where a key URI points.
+        Say whether anything, a key file or not, is where a key URI points.
 
         Args:
             uri: As for :meth:`from_uri`.
@@ -116,7 +111,7 @@ class LocalKmsAdapter:
     @classmethod
     def create_from_uri(cls, uri: str) -> Self:
         """
-        Make the key file that a key URI names, and the adapter of it.
+        Create the key file that a key URI names, and its adapter.
 
         Args:
             uri: As for :meth:`from_uri`.
@@ -132,7 +127,7 @@ class LocalKmsAdapter:
         return self._uri
 
     def generate_data_key(self, context: EncryptionContext) -> tuple[bytes, WrappedKey]:
-        """Make 32 random bytes and wrap them."""
+        """Generate 32 random bytes and wrap them."""
         key = os.urandom(KEY_SIZE)
         return key, self.wrap(key, context)
 
@@ -153,10 +148,7 @@ class LocalKmsAdapter:
             NotMyKeyError: Another KEK wrapped it.
             IntegrityError: The wrapping was changed, or is another key's.
         """
-        outcome = self.unwrap_many([(wrapped, context)])[0]
-        if isinstance(outcome, EventSealError):
-            raise outcome
-        return outcome
+        return value_of(self.unwrap_many([(wrapped, context)])[0])
 
     def wrap_many(self, keys: Sequence[tuple[bytes, EncryptionContext]]) -> list[WrappedKey | EventSealError]:
         """
@@ -202,9 +194,9 @@ class LocalKmsAdapter:
         raise TypeError("a LocalKmsAdapter is neither pickled nor copied; pass its URI")
 
     def _wrapped(self, keys: Sequence[tuple[bytes, EncryptionContext]]) -> list[WrappedKey]:
-        for key, context in keys:
-            if len(key) != KEY_SIZE:
-                raise ConfigurationError(f"key {context.key_id} has {len(key)} bytes; {KEY_SIZE} are wrapped")
+        wrong = wrong_size_of(keys)
+        if wrong is not None:
+            raise wrong
         sealed = seal_many(self._pool, [(key, self._associated_data(context)) for key, context in keys])
         return [
             WrappedKey(kek_uri=self._uri, kek_version=None, ciphertext=self._header + body) for body in sealed
@@ -214,11 +206,9 @@ class LocalKmsAdapter:
         return self._header + length_prefixed(_DOMAIN, context.canonical())
 
     def _refusal(self, wrapped: WrappedKey, context: EncryptionContext) -> EventSealError | None:
-        if wrapped.kek_uri != self._uri:
-            return NotMyKeyError(
-                f"key {context.key_id} is wrapped under {wrapped.kek_uri}, not under {self._uri}",
-                kek_uri=wrapped.kek_uri,
-            )
+        another = refusal_of_another_kek(wrapped, context, kek_uri=self._uri)
+        if another is not None:
+            return another
         try:
             parse_envelope(wrapped.ciphertext)
         except UnknownFormatError:

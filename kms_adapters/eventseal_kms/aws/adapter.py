@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Self
 
-from eventseal.errors import ConfigurationError, EventSealError, NotMyKeyError
+from eventseal.errors import ConfigurationError, EventSealError, KmsError, NotMyKeyError
 from eventseal_kms.aws.arn import KeyArn
-from eventseal_kms.aws.batches import outcome_of_each
 from eventseal_kms.aws.calls import KmsCalls
-from eventseal_kms.aws.connection import ConnectionSource
-from eventseal_kms.aws.deletion import KeyDeletion
-from eventseal_kms.aws.kek import Kek
-from eventseal_kms.aws.outcomes import Outcomes
+from eventseal_kms.aws.configured_key import ConfiguredKey
+from eventseal_kms.aws.data_keys import DataKeys
+from eventseal_kms.aws.failures import error_in
 from eventseal_kms.aws.permissions import check_permissions
+from eventseal_kms.outcomes import value_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from datetime import datetime
+    from collections.abc import Sequence
 
     from mypy_boto3_kms import KMSClient
 
@@ -34,9 +33,12 @@ if TYPE_CHECKING:
         WrappedKey,
     )
 
-Value = TypeVar("Value")
-
 MAX_GRANT_TOKENS = 10
+
+SHORTEST, LONGEST = 7, 30
+"""Days that KMS waits before it deletes a key."""
+
+_PENDING = frozenset({"PendingDeletion", "PendingReplicaDeletion"})
 
 
 class AwsKmsAdapter:
@@ -52,7 +54,7 @@ class AwsKmsAdapter:
             first use, and what is stored names the key behind it. A multi-Region key may be of any Region.
         client: A ready boto3 KMS client, with the time-outs and retries that it has. Without one the adapter
             makes its own, whose calls end within 7 seconds where nothing answers.
-        grant_tokens: Sent with every call, at most 10.
+        grant_tokens: Sent with every call that grants can allow, at most 10.
         region: Where to call: the ARN's Region if left out; another one only for a multi-Region key.
 
     Raises:
@@ -71,16 +73,14 @@ class AwsKmsAdapter:
         here = _region(configured, client, region)
         if isinstance(grant_tokens, str) or len(grant_tokens) > MAX_GRANT_TOKENS:
             raise ConfigurationError(f"grant_tokens takes a list of at most {MAX_GRANT_TOKENS} tokens")
-        self._connections = ConnectionSource(here, client)
-        self._calls = KmsCalls(self._connections, grant_tokens)
-        self._kek = Kek(configured.in_region(here), self._calls, self._connections)
-        self._outcomes = Outcomes(self._kek, self._calls)
-        self._deletion = KeyDeletion(self._kek, self._connections)
+        self._calls = KmsCalls(here, client, grant_tokens)
+        self._kms_key = ConfiguredKey(configured.in_region(here), self._calls)
+        self._data_keys = DataKeys(self._kms_key, self._calls)
 
     @classmethod
     def from_uri(cls, uri: str) -> Self:
         """
-        Make the adapter of ``aws-kms://<ARN>``, or of a bare ARN.
+        Create the adapter of ``aws-kms://<ARN>``, or of a bare ARN.
 
         Raises:
             ConfigurationError: It names no KMS key or alias.
@@ -93,7 +93,7 @@ class AwsKmsAdapter:
     @property
     def uri(self) -> str:
         """``aws-kms://`` and the ARN, that of a key by our own Region, that of an alias unresolved."""
-        return self._kek.configured.uri
+        return self._kms_key.configured.uri
 
     def check(self, application: str = "default") -> Sequence[PermissionCheck]:
         """
@@ -106,23 +106,23 @@ class AwsKmsAdapter:
             KmsError: The key cannot be asked: it is disabled or unknown, or KMS does not answer.
             ConfigurationError: There are no credentials.
         """
-        return check_permissions(self._kek, self._calls, application)
+        return check_permissions(self._kms_key, self._calls, application)
 
     def generate_data_key(self, context: EncryptionContext) -> tuple[bytes, WrappedKey]:
         """
-        Have KMS make a key of 32 bytes and wrap it; the version recorded is KMS's ``KeyMaterialId``.
+        Have KMS generate a key of 32 bytes and wrap it; the recorded version is its ``KeyMaterialId``.
 
         Raises:
             KmsError: KMS refused or failed.
             IntegrityError: Something else answered than this KMS key.
         """
-        return _value(self._outcomes.generated(context))
+        return value_of(self._data_keys.generated(context))
 
     def generate_data_keys(
         self, contexts: Sequence[EncryptionContext]
     ) -> list[tuple[bytes, WrappedKey] | EventSealError]:
-        """Have KMS make and wrap several keys, at most 20 calls in flight; an outage ends the batch early."""
-        return self._each(contexts, self._outcomes.generated)
+        """Have KMS generate and wrap keys, at most 20 calls in flight; an outage ends the batch early."""
+        return self._calls.for_each(contexts, self._data_keys.generated)
 
     def wrap(self, key: bytes, context: EncryptionContext) -> WrappedKey:
         """
@@ -135,9 +135,9 @@ class AwsKmsAdapter:
             KmsError: KMS refused or failed.
             IntegrityError: Something else answered than this KMS key.
         """
-        outcome = self._outcomes.wrapped(key, context)
+        outcome = self._data_keys.wrapped(key, context)
         del key  # no traceback of the error below shows it
-        return _value(outcome)
+        return value_of(outcome)
 
     def unwrap(self, wrapped: WrappedKey, context: EncryptionContext) -> bytes:
         """
@@ -148,30 +148,30 @@ class AwsKmsAdapter:
             KmsError: KMS refused or failed.
             IntegrityError: The wrapping or its context was changed.
         """
-        return _value(self._outcomes.unwrapped(wrapped, context))
+        return value_of(self._data_keys.unwrapped(wrapped, context))
 
     def wrap_many(self, keys: Sequence[tuple[bytes, EncryptionContext]]) -> list[WrappedKey | EventSealError]:
         """Wrap every key, at most 20 calls in flight; an outage ends the batch early."""
-        return self._each(keys, lambda item: self._outcomes.wrapped(*item))
+        return self._calls.for_each(keys, lambda item: self._data_keys.wrapped(*item))
 
     def unwrap_many(
         self, keys: Sequence[tuple[WrappedKey, EncryptionContext]]
     ) -> list[bytes | EventSealError]:
         """Unwrap every key, at most 20 calls in flight; an outage ends the batch early."""
-        return self._each(keys, lambda item: self._outcomes.unwrapped(*item))
+        return self._calls.for_each(keys, lambda item: self._data_keys.unwrapped(*item))
 
     def rewrap_many(
         self, keys: Sequence[tuple[WrappedKey, EncryptionContext]]
     ) -> list[WrappedKey | EventSealError]:
         """
-        Move wrappings of any AWS KMS key of this Region under the newest material of this one, inside KMS.
+        Rewrap, inside KMS, wrappings of any key of this Region under the newest material of this one.
 
         Where the endpoint has no ``ReEncrypt`` (some emulators), the key is unwrapped and wrapped again.
 
         Args:
             keys: Only wrappings whose KEK is configured; it need not be this one, nor of this account.
         """
-        return self._each(keys, lambda item: self._outcomes.rewrapped(*item))
+        return self._calls.for_each(keys, lambda item: self._data_keys.rewrapped(*item))
 
     def is_named(self, kek_uri: str) -> bool:
         """
@@ -180,7 +180,7 @@ class AwsKmsAdapter:
         Raises:
             KmsError: The alias could not be resolved.
         """
-        key = self._kek.opener(kek_uri)
+        key = self._kms_key.opener(kek_uri)
         if isinstance(key, NotMyKeyError):
             return False
         if isinstance(key, EventSealError):
@@ -189,33 +189,37 @@ class AwsKmsAdapter:
 
     def current_version(self) -> str | None:
         """
-        Tell the ``KeyMaterialId`` of what wraps now; needs ``kms:DescribeKey``.
+        Return the ``KeyMaterialId`` of what wraps now; needs ``kms:DescribeKey``.
 
         Returns:
-            ``None`` where the endpoint tells none, as some emulators.
+            ``None`` where the endpoint has none, as some emulators.
 
         Raises:
             KmsError: KMS refused or failed.
         """
-        return _value(self._outcomes.current_material())
+        return self._described().get("CurrentKeyMaterialId") or None
 
     def created_at(self) -> datetime:
         """
-        Tell when the KMS key was made; needs ``kms:DescribeKey``.
+        Return when the KMS key was created; needs ``kms:DescribeKey``.
 
         Raises:
             KmsError: KMS refused or failed.
         """
-        return self._deletion.created_at()
+        return self._moment(self._described().get("CreationDate"))
 
     def deletion_date(self) -> datetime | None:
         """
-        Tell when KMS will delete the key; ``None``: it is to stay. Needs ``kms:DescribeKey``.
+        Return when KMS will delete the key; ``None``: never. Needs ``kms:DescribeKey``.
 
         Raises:
             KmsError: KMS refused or failed.
         """
-        return self._deletion.deletion_date()
+        facts = self._described()
+        # A multi-Region primary key waits for its replicas first, without a date of its own.
+        if facts.get("KeyState") not in _PENDING or "DeletionDate" not in facts:
+            return None
+        return self._moment(facts["DeletionDate"])
 
     def schedule_deletion(self, days: int) -> datetime:
         """
@@ -233,12 +237,32 @@ class AwsKmsAdapter:
             ConfigurationError: KMS does not take so many days.
             KmsError: KMS refused or failed.
         """
-        return self._deletion.schedule(days)
+        if type(days) is not int or not SHORTEST <= days <= LONGEST:
+            raise ConfigurationError(
+                f"KMS deletes a key after {SHORTEST} to {LONGEST} days, not after {days}",
+                remedy=f"Give {SHORTEST} to {LONGEST} days.",
+            )
+        scheduled = self.deletion_date()
+        if scheduled is not None:
+            return scheduled
+        key = value_of(self._kms_key.current())
+        answer = self._calls.call("ScheduleKeyDeletion", key, PendingWindowInDays=days)
+        return self._moment(value_of(error_in(answer)).get("DeletionDate"))
 
-    def _each(
-        self, items: Sequence[Any], work: Callable[[Any], Value | EventSealError]
-    ) -> list[Value | EventSealError]:
-        return outcome_of_each(items, work, self._connections.get().slots)
+    def _described(self) -> dict[str, Any]:
+        answer = self._calls.call("DescribeKey", value_of(self._kms_key.current()))
+        facts: dict[str, Any] = value_of(error_in(answer)).get("KeyMetadata", {})
+        return facts
+
+    def _moment(self, value: object) -> datetime:
+        if not isinstance(value, datetime):
+            raise KmsError(
+                f"KMS told no date of {self._kms_key.configured}; its key is in a state without one",
+                remedy="Look at the key in the AWS console; a multi-Region primary key is deleted after its "
+                "replicas were.",
+                kek_uri=self.uri,
+            )
+        return value.astimezone(UTC)
 
 
 def _region(configured: KeyArn, client: KMSClient | None, region: str | None) -> str:
@@ -253,12 +277,6 @@ def _region(configured: KeyArn, client: KMSClient | None, region: str | None) ->
             remedy=f"Make the client for {configured.region}, or use a multi-Region key (mrk-...).",
         )
     return here
-
-
-def _value(outcome: Value | EventSealError) -> Value:
-    if isinstance(outcome, EventSealError):
-        raise outcome
-    return outcome
 
 
 if TYPE_CHECKING:

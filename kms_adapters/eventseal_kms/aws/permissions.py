@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from eventseal.errors import EventSealError
 from eventseal.kms import EncryptionContext, PermissionCheck
 from eventseal_kms.aws.failures import Failure
+from eventseal_kms.outcomes import value_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from eventseal_kms.aws.arn import KeyArn
     from eventseal_kms.aws.calls import Answer, KmsCalls
-    from eventseal_kms.aws.kek import Kek
+    from eventseal_kms.aws.configured_key import ConfiguredKey
 
 # Where IGNORE_CIPHERTEXT is not known, the made-up blob is looked at only after the call was allowed.
 _GRANTED = frozenset({"DryRunOperationException", "InvalidCiphertextException"})
@@ -23,12 +23,12 @@ _TOO_OLD = "This boto3 cannot ask for it without a wrapping: pip install --upgra
 _NO_CIPHERTEXT = b"a dry run needs none"
 
 
-def check_permissions(kek: Kek, calls: KmsCalls, application: str) -> Sequence[PermissionCheck]:
+def check_permissions(kms_key: ConfiguredKey, calls: KmsCalls, application: str) -> Sequence[PermissionCheck]:
     """
     Try what a writer, a reader and a rotator need, each by itself.
 
     Args:
-        kek: The key; an alias is resolved first, which needs ``kms:DescribeKey``.
+        kms_key: The key; an alias is resolved first, which needs ``kms:DescribeKey``.
         calls: To call with.
         application: For the encryption context, since least-privilege policies ask for it.
 
@@ -36,32 +36,27 @@ def check_permissions(kek: Kek, calls: KmsCalls, application: str) -> Sequence[P
         EventSealError: A trial ended otherwise than by a yes or a no.
     """
     checks: list[PermissionCheck] = []
-    if kek.configured.is_alias:
-        checks.append(
-            _outcome("kms:DescribeKey", calls.call("DescribeKey", kek.configured, KeyId=str(kek.configured)))
-        )
+    configured = kms_key.configured
+    if configured.is_alias:
+        checks.append(_outcome("kms:DescribeKey", calls.call("DescribeKey", configured)))
         if not checks[0].granted:
             return checks
-    key = kek.current()
-    if isinstance(key, EventSealError):
-        raise key
+    key = value_of(kms_key.current())
     context = EncryptionContext(UUID(int=0), "data", application).as_mapping()
-    for operation, action, request in _trials(key, context):
+    for operation, action, request in _trials(key):
         required = action in _TO_SEAL_AND_OPEN
         answer = calls.call(operation, key, context=context, DryRun=True, **request)
-        if (
-            isinstance(answer, Failure) and answer.code == "ParamValidationError"
-        ):  # a botocore without the modifiers
+        # So fails a botocore that does not know the modifiers.
+        if isinstance(answer, Failure) and answer.code == "ParamValidationError":
             if not required:
                 checks.append(PermissionCheck(action=action, granted=False, detail=_TOO_OLD, required=False))
                 continue
             del request["DryRunModifiers"]
             answer = calls.call(operation, key, context=context, DryRun=True, **request)
         checks.append(_outcome(action, answer, required=required))
-    if not kek.configured.is_alias:
+    if not configured.is_alias:
         # Not for making and opening keys; whoever rewraps or rolls the epoch asks which material wraps now.
-        described = calls.call("DescribeKey", key, KeyId=str(key))
-        checks.append(_outcome("kms:DescribeKey", described, required=False))
+        checks.append(_outcome("kms:DescribeKey", calls.call("DescribeKey", key), required=False))
     return checks
 
 
@@ -74,29 +69,10 @@ def _outcome(action: str, answer: Answer | Failure, *, required: bool = True) ->
     raise answer.error
 
 
-def _trials(key: KeyArn, context: dict[str, str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Give operation, permission and request; none of them needs a wrapping that exists."""
-    arn = str(key)
+def _trials(key: KeyArn) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield operation, permission and request; none of them needs a wrapping that exists."""
     blind = {"CiphertextBlob": _NO_CIPHERTEXT, "DryRunModifiers": ["IGNORE_CIPHERTEXT"]}
-    yield (
-        "GenerateDataKey",
-        "kms:GenerateDataKey",
-        {
-            "KeyId": arn,
-            "KeySpec": "AES_256",
-            "EncryptionContext": context,
-        },
-    )
-    yield "Decrypt", "kms:Decrypt", {"KeyId": arn, "EncryptionContext": context, **blind}
-    yield "Encrypt", "kms:Encrypt", {"KeyId": arn, "Plaintext": bytes(32), "EncryptionContext": context}
-    yield (
-        "ReEncrypt",
-        "kms:ReEncrypt*",
-        {
-            "SourceKeyId": arn,
-            "SourceEncryptionContext": context,
-            "DestinationKeyId": arn,
-            "DestinationEncryptionContext": context,
-            **blind,
-        },
-    )
+    yield "GenerateDataKey", "kms:GenerateDataKey", {"KeySpec": "AES_256"}
+    yield "Decrypt", "kms:Decrypt", {**blind}
+    yield "Encrypt", "kms:Encrypt", {"Plaintext": bytes(32)}
+    yield "ReEncrypt", "kms:ReEncrypt*", {"source": key, **blind}

@@ -15,9 +15,16 @@ except ModuleNotFoundError:
     ) from None
 
 from eventseal_kms.vault.adapter import VaultTransitAdapter
-from eventseal_kms.vault.login import AppRole, Kubernetes, Login, Token, TokenFile
-from eventseal_kms.vault.retries import RetryPolicy
-from eventseal_kms.vault.settings import InsecureVaultWarning, VaultSettings
+from eventseal_kms.vault.calls import RetryPolicy
+from eventseal_kms.vault.settings import (
+    AppRole,
+    InsecureVaultWarning,
+    Kubernetes,
+    Login,
+    Token,
+    TokenFile,
+    VaultSettings,
+)
 
 __all__ = [
     "AppRole",

@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import os
-from copy import copy
 from typing import TYPE_CHECKING, NoReturn
 
 from eventseal.errors import ConfigurationError, EventSealError, KmsKeyStateError
-from eventseal_kms.vault.batches import Batches
-from eventseal_kms.vault.check import check_key
-from eventseal_kms.vault.failures import trimmed
-from eventseal_kms.vault.items import (
-    KEY_SIZE,
-    is_of_version,
-    is_too_old,
-    item_to_open,
-    item_to_wrap,
-    key_in,
-    refusal_of,
-    wrapping_in,
-    wrong_size_of,
-)
-from eventseal_kms.vault.key_facts import read_key
-from eventseal_kms.vault.retries import RetryPolicy
+from eventseal_kms.outcomes import KEY_SIZE, value_of, wrong_size_of
+from eventseal_kms.vault.calls import RetryPolicy
+from eventseal_kms.vault.data_keys import DataKeys
+from eventseal_kms.vault.key_state import KeyState, check_key, read_state
 from eventseal_kms.vault.session import VaultSession
 from eventseal_kms.vault.settings import VaultSettings
-from eventseal_kms.vault.transit_key import TransitKey, version_number, version_of
-from eventseal_kms.vault.versions import KeyVersions
+from eventseal_kms.vault.transit_key import TransitKey, version_number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from typing import Self, TypeVar
+    from collections.abc import Mapping, Sequence
+    from typing import Any, Self
 
     import hvac
 
@@ -46,8 +32,7 @@ if TYPE_CHECKING:
         TellsVersion,
         WrappedKey,
     )
-
-    T = TypeVar("T")
+    from eventseal_kms.vault.calls import Answer
 
 
 class VaultTransitAdapter:
@@ -94,14 +79,12 @@ class VaultTransitAdapter:
         self._session = VaultSession(
             self._key, client=client, settings=settings, retries=retries or RetryPolicy()
         )
-        self._batches = Batches(self._session, self._key, batch_size)
-        self._versions = KeyVersions(self._session, self._key)
-        self._key_was_fit = False
+        self._data_keys = DataKeys(self._session, self._key, batch_size)
 
     @classmethod
     def from_uri(cls, uri: str) -> Self:
         """
-        Make the adapter that ``vault-transit://<mount>/<key name>`` names, of the Vault in the environment.
+        Create the adapter of ``vault-transit://<mount>/<key name>``, for the Vault in the environment.
 
         Raises:
             ConfigurationError: *uri* names no transit key, or the ``VAULT_*`` variables cannot be used.
@@ -116,22 +99,17 @@ class VaultTransitAdapter:
 
     def generate_data_key(self, context: EncryptionContext) -> tuple[bytes, WrappedKey]:
         """
-        Make 32 random bytes and wrap them.
+        Generate 32 random bytes and wrap them.
 
         Raises:
             KmsError: Vault refused or failed.
         """
-        key = os.urandom(KEY_SIZE)
-        outcome = self.wrap_many([(key, context)])[0]
-        if isinstance(outcome, EventSealError):
-            del key  # a traceback with locals would show it
-            raise outcome
-        return key, outcome
+        return value_of(self.generate_data_keys([context])[0])
 
     def generate_data_keys(
         self, contexts: Sequence[EncryptionContext]
     ) -> list[tuple[bytes, WrappedKey] | EventSealError]:
-        """Make 32 random bytes for each context, and wrap them together."""
+        """Generate 32 random bytes for each context, and wrap them together."""
         keys = [(os.urandom(KEY_SIZE), context) for context in contexts]
         return [
             outcome if isinstance(outcome, EventSealError) else (key, outcome)
@@ -147,10 +125,8 @@ class VaultTransitAdapter:
             KmsError: Vault refused or failed.
         """
         outcome = wrong_size_of([(key, context)]) or self.wrap_many([(key, context)])[0]
-        if isinstance(outcome, EventSealError):
-            del key  # a traceback with locals would show it
-            raise outcome
-        return outcome
+        del key  # a traceback with locals would show it
+        return value_of(outcome)
 
     def unwrap(self, wrapped: WrappedKey, context: EncryptionContext) -> bytes:
         """
@@ -161,10 +137,7 @@ class VaultTransitAdapter:
             KmsError: Vault refused or failed.
             IntegrityError: The wrapping or its context was changed.
         """
-        outcome = self.unwrap_many([(wrapped, context)])[0]
-        if isinstance(outcome, EventSealError):
-            raise outcome
-        return outcome
+        return value_of(self.unwrap_many([(wrapped, context)])[0])
 
     def wrap_many(self, keys: Sequence[tuple[bytes, EncryptionContext]]) -> list[WrappedKey | EventSealError]:
         """
@@ -177,35 +150,27 @@ class VaultTransitAdapter:
         if wrong is not None:
             del keys  # a traceback with locals would show them
             raise wrong
-        defect = self._defect() if keys else None
-        if defect is not None:
-            # Each its own: a raised error carries its caller's traceback.
-            return [copy(defect) for _ in keys]
-        results = self._batches.run("encrypt", [item_to_wrap(*pair) for pair in keys])
-        return [
-            wrapping_in(result, action=self._action("encrypt", context), key=self._key)
-            for result, (_, context) in zip(results, keys, strict=True)
-        ]
+        return self._data_keys.wrapped(keys)
 
     def unwrap_many(
         self, keys: Sequence[tuple[WrappedKey, EncryptionContext]]
     ) -> list[bytes | EventSealError]:
         """Unwrap every key; one that could not be unwrapped has its error in its place."""
-        return self._for_wrappings("decrypt", keys, key_in)
+        return self._data_keys.unwrapped(keys)
 
     def rewrap_many(
         self, keys: Sequence[tuple[WrappedKey, EncryptionContext]]
     ) -> list[WrappedKey | EventSealError]:
         """
-        Move every wrapping to the key's newest version, inside Vault: no key comes out.
+        Rewrap under the key's newest version, inside Vault: no key comes out.
 
         Needs ``update`` on ``<mount>/rewrap/<key name>``, and nothing else.
 
         Returns:
             One outcome a wrapping, in order; ``NotMyKeyError`` for one of another transit key, since Vault
-            moves none between keys.
+            rewraps none from another key.
         """
-        return self._for_wrappings("rewrap", keys, wrapping_in)
+        return self._data_keys.rewrapped(keys)
 
     def check(self, _application: str = "default", /) -> list[PermissionCheck]:
         """
@@ -218,12 +183,12 @@ class VaultTransitAdapter:
 
     def current_version(self) -> str:
         """
-        Tell the version that wraps, such as ``v3``; needs ``read`` on ``<mount>/keys/<key name>``.
+        Return the version that wraps, such as ``v3``; needs ``read`` on ``<mount>/keys/<key name>``.
 
         Raises:
             KmsError: Vault refused or failed.
         """
-        return self._versions.current()
+        return f"v{self._state().latest_version}"
 
     def rotate(self) -> str:
         """
@@ -237,7 +202,9 @@ class VaultTransitAdapter:
         Raises:
             KmsError: Vault refused or failed.
         """
-        return self._versions.rotate()
+        answer = self._administer("rotate", {}, tries=1)
+        latest = KeyState.of(answer.data).latest_version
+        return f"v{latest}" if latest else self.current_version()  # HashiCorp's Vault answers nothing
 
     def versions_before(self, version: str) -> list[str]:
         """
@@ -247,11 +214,14 @@ class VaultTransitAdapter:
             ConfigurationError: *version* is none.
             KmsError: Vault refused or failed.
         """
-        return self._versions.before(version)
+        oldest = max(1, self._state().min_available_version)
+        return [f"v{number}" for number in range(oldest, version_number(version))]
 
     def forbid_versions_before(self, version: str) -> None:
         """
-        Let no wrapping open, or move, that is of a version before *version*; an earlier one takes it back.
+        Forbid Vault to open or rewrap wrappings of versions before *version*.
+
+        Call it again with an earlier version to allow them again.
 
         Needs ``read`` on ``<mount>/keys/<key name>`` and ``update`` on its ``config``.
 
@@ -259,7 +229,11 @@ class VaultTransitAdapter:
             ConfigurationError: *version* is none.
             KmsError: Vault refused or failed.
         """
-        self._versions.forbid_before(version)
+        body = {"min_decryption_version": version_number(version)}
+        # A deletion leaves a minimum for wrapping, too, and Vault wants that to be no lower than the other.
+        if 0 < self._state().min_encryption_version < body["min_decryption_version"]:
+            body["min_encryption_version"] = body["min_decryption_version"]
+        self._administer("config", body)
 
     def delete_versions_before(self, version: str) -> None:
         """
@@ -272,7 +246,18 @@ class VaultTransitAdapter:
             KmsKeyStateError: They are not all forbidden.
             KmsError: Vault refused or failed.
         """
-        self._versions.delete_before(version)
+        number, state = version_number(version), self._state()
+        if state.min_decryption_version < number:
+            raise KmsKeyStateError(
+                f"versions of {self._key.uri} before {version} still open wrappings "
+                f"(min_decryption_version is {state.min_decryption_version})",
+                remedy="Rewrap what is under them, forbid them, see that nothing misses them; then delete.",
+                kek_uri=self._key.uri,
+            )
+        # Vault trims only where there is a minimum for wrapping, no lower than that for opening.
+        if state.min_encryption_version < state.min_decryption_version:
+            self._administer("config", {"min_encryption_version": state.min_decryption_version})
+        self._administer("trim", {"min_available_version": number})
 
     def __repr__(self) -> str:
         return f"<VaultTransitAdapter {self.uri}>"
@@ -280,46 +265,11 @@ class VaultTransitAdapter:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a VaultTransitAdapter is neither pickled nor copied; pass its URI")
 
-    def _defect(self) -> EventSealError | None:
-        """Say why the key must not wrap; asked until it once was fit, since its kind cannot change."""
-        if self._key_was_fit:
-            return None
-        facts = read_key(self._session, self._key)
-        defect = facts if isinstance(facts, EventSealError) else facts.defect(self._key)
-        self._key_was_fit = defect is None
-        return defect
+    def _state(self) -> KeyState:
+        return value_of(read_state(self._session, self._key))
 
-    def _for_wrappings(
-        self,
-        operation: str,
-        keys: Sequence[tuple[WrappedKey, EncryptionContext]],
-        read: Callable[..., T | EventSealError],
-    ) -> list[T | EventSealError]:
-        refusals = [refusal_of(wrapped, context, key=self._key) for wrapped, context in keys]
-        asked = [pair for pair, refusal in zip(keys, refusals, strict=True) if refusal is None]
-        results = self._batches.run(operation, [item_to_open(*pair) for pair in asked])
-        oldest = self._oldest_version() if any(map(is_too_old, results)) else 0
-        outcomes: list[T | EventSealError] = []
-        for (wrapped, context), result in zip(asked, results, strict=True):
-            action, version = self._action(operation, context), version_of(wrapped.ciphertext)
-            outcome = (
-                trimmed(action, key=self._key)
-                if is_too_old(result) and version_number(version) < oldest
-                else read(result, action=action, key=self._key)
-            )
-            if isinstance(outcome, KmsKeyStateError) and is_of_version(result):
-                outcome.kek_version = version
-            outcomes.append(outcome)
-        remaining = iter(outcomes)
-        return [refusal or next(remaining) for refusal in refusals]
-
-    def _oldest_version(self) -> int:
-        """Tell the oldest version that was not trimmed; 0 if the token may not ask."""
-        facts = read_key(self._session, self._key)
-        return 0 if isinstance(facts, EventSealError) else facts.min_available_version
-
-    def _action(self, operation: str, context: EncryptionContext) -> str:
-        return f"{self._key.path(operation)} of key {context.key_id}"
+    def _administer(self, verb: str, body: Mapping[str, Any], *, tries: int | None = None) -> Answer:
+        return value_of(self._session.ask("post", f"{self._key.path('keys')}/{verb}", body, tries=tries))
 
 
 if TYPE_CHECKING:

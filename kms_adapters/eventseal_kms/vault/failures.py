@@ -1,23 +1,34 @@
-"""What a failed call means."""
+"""
+What a failed call means: which error, what happened to which transit key, and what to do.
+
+One table leads from Vault's status and words to EventSeal's errors.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from eventseal.errors import (
     ConfigurationError,
     EventSealError,
+    IntegrityError,
     KmsError,
     KmsForbiddenError,
     KmsKeyStateError,
     KmsUnavailableError,
 )
-from eventseal_kms.vault.exchange import Answer, NoAnswer
-from eventseal_kms.vault.meanings import MEANINGS
-from eventseal_kms.vault.policies import policy_line
+from eventseal_kms.vault.calls import Answer, NoAnswer
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from eventseal_kms.vault.transit_key import TransitKey
+
+TOO_OLD = "disallowed by policy (too old)"
+"""Vault's words for a version below min_decryption_version, and for one that was trimmed."""
+TOO_NEW = "version is too new"
+"""Vault's words for a version that the transit key does not have yet."""
 
 _SAID_LIMIT = 300
 _TOO_COMPLEX = (
@@ -31,6 +42,127 @@ _BAD_REQUEST = 400
 _SERVER_ERROR = 500
 _WRONG_LOGIN = (
     "Check the login: the role, its secret id (it may have expired), and the mount of the login method."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """
+    What an answer means.
+
+    Attributes:
+        statuses: Of HTTP; an item that failed in a batch counts as 400.
+        words: A part of what Vault says, in lower case; empty: whatever it says.
+        error: The class.
+        text: What happened.
+        remedy: With ``{mount}`` and ``{name}`` of the transit key; ``None``: the class has one.
+    """
+
+    statuses: Container[int]
+    words: str
+    error: type[EventSealError]
+    text: str
+    remedy: str | None = None
+
+
+ROW_CHANGED = (
+    "Do not use the wrapping. Find out who changed the key's row, and restore it from a backup. If another "
+    "Vault answers, or the transit key was deleted and made again, then its key of this name is another one."
+)
+_MAKE_KEY = "Check the URI, then make the key: `vault write {mount}/keys/{name} derived=true`."
+
+# The first row that fits counts, so the narrower ones stand first.
+MEANINGS: tuple[Meaning, ...] = (
+    # --- try again --------------------------------------------------------------------------------
+    Meaning({412}, "", KmsUnavailableError, "this node has not caught up with the primary"),
+    Meaning(
+        {429},
+        "",
+        KmsUnavailableError,
+        "more requests than a rate limit quota allows",
+        "Try again later; raise the quota (sys/quotas/rate-limit) if this load is meant.",
+    ),
+    Meaning(
+        {503},
+        "sealed",
+        KmsUnavailableError,
+        "Vault is sealed",
+        "Unseal it: `vault operator unseal`. Nothing here needs a restart.",
+    ),
+    Meaning(
+        range(500, 600),
+        "node not active",
+        KmsUnavailableError,
+        "this node is a standby and knows no active one",
+        "Wait for the election; if it lasts, look at the cluster's nodes.",
+    ),
+    Meaning(
+        {501}, "", KmsUnavailableError, "Vault is not initialised", "Initialise it: `vault operator init`."
+    ),
+    Meaning(range(500, 600), "", KmsUnavailableError, "Vault failed inside"),
+    # --- mend the key -----------------------------------------------------------------------------
+    Meaning(
+        {400},
+        TOO_OLD,
+        KmsKeyStateError,
+        "the wrapping is of a key version below min_decryption_version",
+        "Lower min_decryption_version (`vault write {mount}/keys/{name}/config min_decryption_version=1`), "
+        "rewrap, and raise it then. A version that was trimmed is gone for good: use another wrapping of the "
+        "key, or a backup of Vault.",
+    ),
+    Meaning(
+        {400},
+        TOO_NEW,
+        KmsKeyStateError,
+        "the wrapping is of a later version than the transit key has",
+        "Vault was restored from an older backup, or the key deleted and made again: restore the newer one.",
+    ),
+    Meaning(
+        {400},
+        "soft-deleted",
+        KmsKeyStateError,
+        "the transit key is soft-deleted",
+        "Restore it: `bao write -f {mount}/keys/{name}/soft-delete-restore`.",
+    ),
+    Meaning({400}, "encryption key not found", KmsKeyStateError, "there is no such transit key", _MAKE_KEY),
+    Meaning(
+        {400},
+        "not supported for key type",
+        KmsKeyStateError,
+        "the transit key does not encrypt",
+        "Use a derived key of a type that does: aes256-gcm96.",
+    ),
+    Meaning(
+        {404},
+        "no handler for route",
+        KmsKeyStateError,
+        "nothing is mounted there",
+        "Check mount and VAULT_NAMESPACE, or mount it: `vault secrets enable -path={mount} transit`.",
+    ),
+    Meaning(
+        {404},
+        "namespace not found",
+        KmsKeyStateError,
+        "there is no such namespace",
+        "Check VAULT_NAMESPACE.",
+    ),
+    Meaning({404}, "", KmsKeyStateError, "there is no such transit key", _MAKE_KEY),
+    Meaning(
+        {405},
+        "",
+        KmsKeyStateError,
+        "what is mounted there is no transit engine",
+        "Check the URI's mount.",
+    ),
+    # --- stop -------------------------------------------------------------------------------------
+    Meaning(
+        {400},
+        "message authentication failed",
+        IntegrityError,
+        "the wrapping does not authenticate: its bytes, or the key it belongs to, were changed",
+        ROW_CHANGED,
+    ),
+    Meaning({400}, "invalid ciphertext", IntegrityError, "the wrapping is not what Vault wrote", ROW_CHANGED),
 )
 
 
@@ -154,3 +286,8 @@ def _unreachable(outcome: NoAnswer, path: str, key: TransitKey) -> EventSealErro
         ),
     }[outcome.kind]
     return KmsUnavailableError(f"{path}: {text} ({outcome.detail})", remedy=remedy, kek_uri=key.uri)
+
+
+def policy_line(path: str, capability: str) -> str:
+    """Write the HCL statement that grants *capability* on *path*."""
+    return f'path "{path}" {{ capabilities = ["{capability}"] }}'

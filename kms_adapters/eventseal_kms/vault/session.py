@@ -3,31 +3,91 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from requests.adapters import HTTPAdapter
+from requests.cookies import RequestsCookieJar
+
 from eventseal.errors import ConfigurationError, EventSealError, KmsUnavailableError
-from eventseal_kms.vault.connections import detach
-from eventseal_kms.vault.exchange import Answer, NoAnswer, exchange
+from eventseal_kms.vault.calls import Answer, NoAnswer, exchange
 from eventseal_kms.vault.failures import denied, failure_of, login_failure, token_ended
-from eventseal_kms.vault.lease import Lease
-from eventseal_kms.vault.policies import capability_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Self
 
     import hvac
 
-    from eventseal_kms.vault.retries import Deadline, RetryPolicy
+    from eventseal_kms.vault.calls import RetryPolicy
     from eventseal_kms.vault.settings import VaultSettings
     from eventseal_kms.vault.transit_key import TransitKey
 
+_SHORTEST_PAUSE = 1.0  # s between two attempts to prolong a lease
+_CAPABILITY = {"get": "read", "post": "update"}
 _DENIED = frozenset({401, 403})
 _LOOKUP = "auth/token/lookup-self"
 _RENEW = "auth/token/renew-self"
 # A good token without the right to look itself up is refused by policy, and Vault words that as a list.
 _REFUSED_BY_POLICY = "1 error occurred"
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """
+    A token and its time.
+
+    Attributes:
+        token: What Vault takes.
+        renewable: Whether renewing it gives it more time; otherwise only a new login does.
+        due: When to renew it or to log in anew, by the clock of the retry policy; ``None``: never.
+        expires: When Vault forgets it; ``None``: never, or unknown.
+    """
+
+    token: str = field(repr=False)
+    renewable: bool = False
+    due: float | None = None
+    expires: float | None = None
+
+    @classmethod
+    def granted(cls, token: str, terms: Mapping[str, Any], *, now: float) -> Self:
+        """
+        Read the terms of a token, of which two thirds pass before it is renewed.
+
+        Args:
+            token: The token.
+            terms: ``auth`` of a login or a renewal, or ``data`` of a look-up.
+            now: Just before Vault was asked.
+        """
+        seconds = float(terms.get("lease_duration") or terms.get("ttl") or 0)
+        if seconds <= 0:  # a root token, or a look-up that tells no time
+            return cls(token)
+        return cls(
+            token,
+            renewable=bool(terms.get("renewable")),
+            due=now + seconds * 2 / 3,
+            expires=now + seconds,
+        )
+
+    def renewed(self, terms: Mapping[str, Any], *, now: float) -> Lease:
+        """Read the terms of a renewal; one that gave no more time, at the token's maximum, is the last."""
+        lease = Lease.granted(self.token, terms, now=now)
+        capped = lease.expires is None or (self.expires or 0) + _SHORTEST_PAUSE >= lease.expires
+        return replace(lease, renewable=False) if capped else lease
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is time to prolong it."""
+        return self.due is not None and now >= self.due
+
+    def has_ended(self, now: float) -> bool:
+        """Whether Vault has forgotten the token by now."""
+        return self.expires is not None and now >= self.expires
+
+    def later(self, now: float) -> Lease:
+        """Schedule another try for when a third of what is left has passed."""
+        left = 0.0 if self.expires is None else self.expires - now
+        return replace(self, due=now + max(left / 3, _SHORTEST_PAUSE))
 
 
 @dataclass(slots=True, eq=False)
@@ -83,20 +143,20 @@ class VaultSession:
             Vault's answer, which may be a refusal; or the error, if there was none, if trying again may help,
             or if the token does not allow the call.
         """
-        deadline = self._retries.start()
+        ends_at = self._retries.start()
         process = self._process()
-        failure = self._sign_in(process, deadline)
+        failure = self._sign_in(process, ends_at)
         if failure is not None:
             return failure
         lease = process.lease
-        outcome = self._send(process, method, path, body, deadline, tries)
+        outcome = self._send(process, method, path, body, ends_at, tries)
         if _is_denied(outcome):
-            failure = self._after_denial(process, lease, method, path, deadline)
+            failure = self._after_denial(process, lease, method, path, ends_at)
             if failure is not None:
                 return failure
-            outcome = self._send(process, method, path, body, deadline, tries)
+            outcome = self._send(process, method, path, body, ends_at, tries)
             if _is_denied(outcome):
-                return denied(path, capability_for(method), key=self._key)
+                return denied(path, _CAPABILITY[method], key=self._key)
         if isinstance(outcome, NoAnswer) or outcome.may_heal or not outcome.from_vault:
             return failure_of(outcome, path=path, key=self._key)
         return outcome
@@ -125,33 +185,33 @@ class VaultSession:
             return _Process(client, lease)
         assert self._given is not None  # noqa: S101  (the adapter gives one of the two)
         if parents is not None:
-            self._inherited.append(detach(self._given))
+            self._inherited.append(_detach(self._given))
         return _Process(self._given)
 
-    def _sign_in(self, process: _Process, deadline: Deadline) -> EventSealError | None:
+    def _sign_in(self, process: _Process, ends_at: float) -> EventSealError | None:
         """See to it that there is a token, and that it lasts."""
         if self._settings is None:
             return None
         lease, now = process.lease, self._retries.clock()
         if lease is None or lease.has_ended(now):
-            return self._log_in(process, lease, deadline)
+            return self._log_in(process, lease, ends_at)
         # One thread prolongs it while the others go on: two thirds of its time have passed, not all.
         if lease.is_due(now) and process.login_lock.acquire(blocking=False):
             try:
                 if process.lease is lease:
-                    process.lease = self._prolonged(process, lease, deadline)
+                    process.lease = self._prolonged(process, lease, ends_at)
             finally:
                 process.login_lock.release()
         return None
 
-    def _log_in(self, process: _Process, stale: Lease | None, deadline: Deadline) -> EventSealError | None:
+    def _log_in(self, process: _Process, stale: Lease | None, ends_at: float) -> EventSealError | None:
         """Log in, unless another thread did since *stale* was seen."""
-        if not process.login_lock.acquire(timeout=max(deadline.remaining(), 0)):
+        if not process.login_lock.acquire(timeout=max(self._retries.remaining(ends_at), 0)):
             return KmsUnavailableError("the login to Vault takes too long", kek_uri=self._key.uri)
         try:
             if process.lease is not stale:
                 return None
-            lease = self._new_lease(process, deadline)
+            lease = self._new_lease(process, ends_at)
             if isinstance(lease, EventSealError):
                 return lease
             process.lease = lease
@@ -159,29 +219,29 @@ class VaultSession:
         finally:
             process.login_lock.release()
 
-    def _prolonged(self, process: _Process, lease: Lease, deadline: Deadline) -> Lease:
+    def _prolonged(self, process: _Process, lease: Lease, ends_at: float) -> Lease:
         """Renew the token or get another one; if neither works now, the one that there is serves on."""
         now = self._retries.clock()
         if lease.renewable:
-            outcome = self._send(process, "post", _RENEW, {}, deadline, tries=1)
+            outcome = self._send(process, "post", _RENEW, {}, ends_at, tries=1)
             if isinstance(outcome, Answer) and outcome.ok:
                 return lease.renewed(outcome.body.get("auth") or {}, now=now)
             if isinstance(outcome, NoAnswer) or outcome.may_heal:
                 return lease.later(now)
-        new = self._new_lease(process, deadline, tries=1)
+        new = self._new_lease(process, ends_at, tries=1)
         if isinstance(new, Lease) and new.token != lease.token:
             return new
         process.client.token = lease.token
         return lease.later(now)
 
     def _new_lease(
-        self, process: _Process, deadline: Deadline, tries: int | None = None
+        self, process: _Process, ends_at: float, tries: int | None = None
     ) -> Lease | EventSealError:
         assert self._settings is not None  # noqa: S101  (only then there is a login)
         login, client, now = self._settings.login, process.client, self._retries.clock()
         try:
             outcome = self._retries.run(
-                lambda _: exchange(lambda: _login_body(login(client))), deadline, tries=tries
+                lambda _: exchange(lambda: _login_body(login(client))), ends_at, tries=tries
             )
         except ConfigurationError as error:
             return error
@@ -189,35 +249,33 @@ class VaultSession:
             return login_failure(outcome, key=self._key)
         if terms := outcome.body.get("auth"):
             return Lease.granted(client.token, terms, now=now)
-        return self._looked_up(process, deadline)
+        return self._looked_up(process, ends_at) or token_ended("login", key=self._key)
 
-    def _looked_up(self, process: _Process, deadline: Deadline) -> Lease | EventSealError:
-        """Learn the lease of a token that no login gave."""
+    def _looked_up(self, process: _Process, ends_at: float) -> Lease | EventSealError | None:
+        """Ask for the lease of the client's token; ``None`` if Vault knows the token no more."""
         now = self._retries.clock()
-        outcome = self._send(process, "get", _LOOKUP, None, deadline)
+        outcome = self._send(process, "get", _LOOKUP, None, ends_at)
         if _is_denied(outcome):
             lives = _REFUSED_BY_POLICY in " ".join(outcome.messages)
-            return Lease(process.client.token) if lives else token_ended("login", key=self._key)
+            return Lease(process.client.token) if lives else None
         if isinstance(outcome, NoAnswer) or not outcome.ok:
             return failure_of(outcome, path=_LOOKUP, key=self._key)
         return Lease.granted(process.client.token, outcome.data, now=now)
 
     def _after_denial(
-        self, process: _Process, lease: Lease | None, method: str, path: str, deadline: Deadline
+        self, process: _Process, lease: Lease | None, method: str, path: str, ends_at: float
     ) -> EventSealError | None:
-        """Tell a token that has ended from one that may not; get a new one in the first case."""
+        """Find out whether the token has ended, then get a new one, or whether it lacks the right."""
         if process.lease is not lease:
             return None
-        outcome = self._send(process, "get", _LOOKUP, None, deadline)
-        if not _is_denied(outcome):
-            if isinstance(outcome, NoAnswer) or not outcome.ok:
-                return failure_of(outcome, path=_LOOKUP, key=self._key)
-            return denied(path, capability_for(method), key=self._key)
-        if _REFUSED_BY_POLICY in " ".join(outcome.messages):
-            return denied(path, capability_for(method), key=self._key)
+        found = self._looked_up(process, ends_at)
+        if isinstance(found, EventSealError):
+            return found
+        if found is not None:
+            return denied(path, _CAPABILITY[method], key=self._key)
         if self._settings is None:
             return token_ended(path, key=self._key)
-        return self._log_in(process, lease, deadline)
+        return self._log_in(process, lease, ends_at)
 
     def _send(
         self,
@@ -225,7 +283,7 @@ class VaultSession:
         method: str,
         path: str,
         body: Mapping[str, Any] | None,
-        deadline: Deadline,
+        ends_at: float,
         tries: int | None = None,
     ) -> Answer | NoAnswer:
         request = process.client.adapter.request
@@ -234,7 +292,7 @@ class VaultSession:
             lambda timeout: exchange(
                 lambda: request(method, f"/v1/{path}", json=body, raise_exception=False, timeout=timeout)
             ),
-            deadline,
+            ends_at,
             tries=tries,
         )
 
@@ -246,3 +304,24 @@ def _is_denied(outcome: Answer | NoAnswer) -> TypeGuard[Answer]:
 def _login_body(answer: object) -> object:
     """Take a login that made no call as an empty answer."""
     return {} if answer is None else answer
+
+
+def _detach(client: hvac.Client) -> list[object]:
+    """
+    Give a client, in the child of a fork, connections of its own.
+
+    The inherited ones are not closed: a thread of the parent may have held their locks at the fork, and
+    nobody in the child will ever release them.
+
+    Returns:
+        What was inherited. Keep it: its finalisers take those locks, too.
+    """
+    inherited: list[object] = [client.session.cookies]
+    if isinstance(client.session.cookies, RequestsCookieJar):
+        client.session.cookies = client.session.cookies.copy()
+    for transport in client.session.adapters.values():
+        if isinstance(transport, HTTPAdapter):
+            inherited += [transport.poolmanager, transport.proxy_manager]
+            # What unpickling does: the settings stay, the pools are new.
+            transport.__setstate__(transport.__getstate__())
+    return inherited

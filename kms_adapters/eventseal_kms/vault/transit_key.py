@@ -65,7 +65,7 @@ class TransitKey:
         return f"{SCHEME}{self.mount}/{self.name}"
 
     def path(self, operation: str) -> str:
-        """Give the path of an operation: ``encrypt``, ``decrypt``, ``rewrap`` or ``keys``."""
+        """Return the path of an operation: ``encrypt``, ``decrypt``, ``rewrap`` or ``keys``."""
         return f"{self.mount}/{operation}/{self.name}"
 
 

@@ -439,7 +439,7 @@ class TestProcesses:
     def test_after_a_fork_the_child_calls_with_a_client_of_its_own(self, served, key, context):
         adapter = AwsKmsAdapter(key)
         data_key, wrapped = adapter.generate_data_key(context)
-        before = adapter._connections.get()
+        before = adapter._calls.connection()
         with before.resolving, before._making:  # as if another thread were in the middle of it
             child = os.fork()
             if child == 0:
@@ -449,7 +449,7 @@ class TestProcesses:
                     signal.alarm(60)  # a deadlock ends it
                     right = adapter.unwrap(wrapped, context) == data_key
                 finally:
-                    os._exit(0 if right and adapter._connections.get() is not before else 1)
+                    os._exit(0 if right and adapter._calls.connection() is not before else 1)
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 0
         assert adapter.unwrap(wrapped, context) == data_key

@@ -14,7 +14,7 @@ from eventseal.errors import (
 )
 from eventseal.kms import EncryptionContext
 from eventseal_kms.aws import AwsKmsAdapter
-from eventseal_kms.aws.connection import CALLS_IN_FLIGHT
+from eventseal_kms.aws.calls import CALLS_IN_FLIGHT
 from eventseal_kms.testing import NO_ANSWER
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from eventseal_kms.vault.lease import Lease
+from eventseal_kms.vault.session import Lease
 
 TERMS = {"lease_duration": 3600, "renewable": True}
 

@@ -14,7 +14,7 @@ from tests.fixtures.openbao import OpenBao
 from eventseal.errors import KmsForbiddenError
 from eventseal.kms import EncryptionContext
 from eventseal_kms.vault import VaultTransitAdapter
-from eventseal_kms.vault.meanings import MEANINGS
+from eventseal_kms.vault.failures import MEANINGS
 
 PAGE = Path(__file__).parents[3] / "docs" / "vault.md"
 KEY = bytes(range(32))

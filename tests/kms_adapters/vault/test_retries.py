@@ -5,7 +5,7 @@ import pytest
 from eventseal.errors import ConfigurationError
 from eventseal.testing import ManualClock
 from eventseal_kms.vault import RetryPolicy
-from eventseal_kms.vault.exchange import Answer, NoAnswer
+from eventseal_kms.vault.calls import Answer, NoAnswer
 
 OK = Answer(200, {"data": {}})
 

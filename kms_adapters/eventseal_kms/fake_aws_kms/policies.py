@@ -1,17 +1,26 @@
-"""A small evaluator of IAM and key policies, which refuses to load what it does not know."""
+"""
+One caller's request, and whether policies allow it.
+
+A small evaluator of IAM and key policies, which refuses to load what it does not know.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
+
+from eventseal_kms.fake_aws_kms.protocol import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from eventseal_kms.fake_aws_kms.keys import FakeKey, Place, Registry
+
 Document = dict[str, Any]
+Parameters = dict[str, Any]
 Values = tuple[str, ...]
 
 _CONTEXT_PREFIX = "kms:encryptioncontext:"
@@ -31,6 +40,93 @@ _CONDITION_KEYS = frozenset(
 _ELEMENTS = frozenset(
     {"Sid", "Effect", "Principal", "Action", "NotAction", "Resource", "NotResource", "Condition"}
 )
+
+
+@dataclass(slots=True)
+class Session:
+    """
+    What an operation sees.
+
+    Attributes:
+        operation: ``Decrypt``.
+        registry: The keys.
+        caller: An ARN of IAM.
+        region: Which was called.
+        policies: The caller's own.
+        noted: What the call log should say beside the action.
+    """
+
+    operation: str
+    registry: Registry
+    caller: str
+    region: str
+    policies: Sequence[Document]
+    noted: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def place(self) -> Place:
+        """The caller's account, and the Region."""
+        return account_of(self.caller), self.region
+
+    def key(
+        self,
+        reference: str,
+        action: str | None = None,
+        *,
+        context: Mapping[str, str] | None = None,
+        facts: Mapping[str, str] | None = None,
+    ) -> FakeKey:
+        """
+        Find a key, if the caller may do what was asked with it.
+
+        Args:
+            reference: Id, ARN or alias.
+            action: The permission that it takes, if its name is not the operation's.
+            context: The encryption context, where the operation has one.
+            facts: Further condition keys.
+
+        Raises:
+            Refusal: There is no such key, or a policy denies it.
+        """
+        found = self.registry.find(reference, self.place)
+        key = found.key
+        self.noted["key"] = str(key.arn)
+        known = {
+            "kms:calleraccount": self.place[0],
+            "kms:keyspec": key.spec,
+            "kms:keyusage": key.usage,
+            "kms:multiregion": str(key.family.multi_region).lower(),
+            **(facts or {}),
+        }
+        if found.alias:
+            known["kms:requestalias"] = found.alias
+        values: dict[str, tuple[str, ...]] = {name: (value,) for name, value in known.items()}
+        if context:
+            values["kms:encryptioncontextkeys"] = tuple(context)
+            values |= {f"kms:encryptioncontext:{name}".lower(): (value,) for name, value in context.items()}
+        self._require(action or f"kms:{self.operation}", str(key.arn), values, key)
+        return key
+
+    def require_permission(self) -> None:
+        """
+        Check what was asked where it concerns no key.
+
+        Raises:
+            Refusal: A policy denies it.
+        """
+        self._require(f"kms:{self.operation}", "*", {}, None)
+
+    def _require(
+        self, action: str, resource: str, facts: Mapping[str, tuple[str, ...]], key: FakeKey | None
+    ) -> None:
+        common = {"aws:principalarn": (self.caller,), "aws:requestedregion": (self.region,)}
+        request = Request(action, resource, self.caller, {**common, **facts})
+        reason = _why_denied(request, key, self.policies)
+        if reason is not None:
+            text = (
+                f"User: {self.caller} is not authorized to perform: {action} on resource: {resource} {reason}"
+            )
+            raise Refusal("AccessDeniedException", text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +185,13 @@ def load(policy: str | Mapping[str, Any]) -> Document:
     return document
 
 
-def why_denied(
-    request: Request, *, key_policy: Document | None, key_account: str | None, identity: Sequence[Document]
-) -> str | None:
+def _why_denied(request: Request, key: FakeKey | None, identity: Sequence[Document]) -> str | None:
     """
     Decide as IAM does.
 
     Args:
         request: What is asked.
-        key_policy: Of the key; ``None`` where the request concerns no key.
-        key_account: The key's account.
+        key: ``None`` where the request concerns no key.
         identity: The policies of the caller.
 
     Returns:
@@ -111,10 +204,10 @@ def why_denied(
     account = account_of(request.caller)
     owner = request.caller == root_of(account)
     granted = owner or any(s["Effect"] == "Allow" and _applies(s, request) for s in asked)
-    if key_policy is None:
+    if key is None:
         return None if granted else _no_policy("identity-based", request)
     named, delegated = False, False
-    for statement in key_policy["Statement"]:
+    for statement in key.policy["Statement"]:
         principals = _principals(statement)
         if not _applies(statement, request):
             continue
@@ -126,7 +219,7 @@ def why_denied(
         delegated = delegated or whole_account
     if not (named or delegated):
         return _no_policy("resource-based", request)
-    if named and account == key_account:
+    if named and account == key.arn.account:
         return None
     return None if granted else _no_policy("identity-based", request)
 

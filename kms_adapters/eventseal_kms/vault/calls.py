@@ -1,11 +1,14 @@
 """
-One exchange with Vault, and what came of it, as a value.
+One call to Vault: how often and how long it is tried, and what came of it, as a value.
 
 Nothing is raised here: an exception would carry frames, or hvac's copy of the answer, that hold keys.
 """
 
 from __future__ import annotations
 
+import random
+import time
+from collections.abc import Callable  # noqa: TC003  (a dataclass's field)
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,8 +16,10 @@ import hvac.exceptions as vault
 import requests
 import urllib3.exceptions
 
+from eventseal.errors import ConfigurationError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
 _HEALING = frozenset({412, 429, *range(500, 600)}) - {501}
 _OK = 200
@@ -41,6 +46,7 @@ _ADDRESS_ERRORS = (
     requests.exceptions.InvalidURL,
     urllib3.exceptions.LocationValueError,
 )
+_SHORTEST_TRY = 0.05  # s: a try that begins just before the deadline is still a try
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +107,68 @@ class NoAnswer:
     def may_heal(self) -> bool:
         """Whether the same call may succeed a moment later."""
         return self.kind in {"timeout", "connection"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """
+    The bounds of one call, its logins and waits included.
+
+    Only what may heal by itself is tried again: 412 (a replica lags), 429 (rate limit), 5xx and broken
+    connections. Between two tries it waits a random time (full jitter), up to twice as long each time.
+
+    Attributes:
+        deadline: Seconds after which no further try begins.
+        try_timeout: Seconds that one try may take to connect, and then to answer.
+        tries: At most, the first one included.
+        first_wait: Seconds that the first wait takes at most.
+        clock: Seconds, monotonic.
+        sleep: Waits so many seconds.
+        jitter: A random number, at least 0 and less than 1.
+    """
+
+    deadline: float = 3.0
+    try_timeout: float = 1.5
+    tries: int = 4
+    first_wait: float = 0.1
+    clock: Callable[[], float] = field(default=time.monotonic, repr=False)
+    sleep: Callable[[float], object] = field(default=time.sleep, repr=False)
+    jitter: Callable[[], float] = field(default=random.random, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("deadline", "try_timeout", "tries", "first_wait"):
+            if not getattr(self, name) > 0:
+                raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be more than 0")
+
+    def start(self) -> float:
+        """Begin a call; give when it must end, by the policy's clock."""
+        return self.clock() + self.deadline
+
+    def remaining(self, ends_at: float) -> float:
+        """The seconds that are left until *ends_at*; negative when it has passed."""
+        return ends_at - self.clock()
+
+    def run(
+        self, attempt: Callable[[float], Answer | NoAnswer], ends_at: float, *, tries: int | None = None
+    ) -> Answer | NoAnswer:
+        """
+        Try until there is an answer that trying again would not change.
+
+        Args:
+            attempt: Called with the seconds that it may take.
+            ends_at: Of the whole call, as :meth:`start` gives it.
+            tries: At most; by default as many as the policy allows.
+        """
+        wait = self.first_wait
+        left = tries or self.tries
+        while True:
+            outcome = attempt(min(self.try_timeout, max(self.remaining(ends_at), _SHORTEST_TRY)))
+            left -= 1
+            pause = max(self.jitter() * wait, outcome.retry_after or 0.0)
+            if not left or not outcome.may_heal or pause >= self.remaining(ends_at):
+                return outcome
+            self.sleep(pause)
+            wait *= 2
 
 
 def exchange(call: Callable[[], object]) -> Answer | NoAnswer:

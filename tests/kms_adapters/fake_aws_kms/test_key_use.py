@@ -2,7 +2,7 @@
 
 import pytest
 from botocore.exceptions import ParamValidationError
-from tests.kms_adapters.testing.conftest import CONTEXT
+from tests.kms_adapters.fake_aws_kms.conftest import CONTEXT
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What Vault tells of a transit key."""
+"""A transit key as it is now: whether it is fit to wrap, and what the token may do with it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eventseal.errors import EventSealError, KmsKeyStateError
+from eventseal.kms import PermissionCheck
+from eventseal_kms.outcomes import value_of
+from eventseal_kms.vault.failures import policy_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,11 +17,16 @@ if TYPE_CHECKING:
     from eventseal_kms.vault.session import VaultSession
     from eventseal_kms.vault.transit_key import TransitKey
 
+_CAPABILITIES = "sys/capabilities-self"
+_NEEDED = (("encrypt", "update"), ("decrypt", "update"), ("rewrap", "update"), ("keys", "read"))
+_FOR_ROTATION = frozenset({"rewrap"})
+_ALL = "root"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KeyFacts:
+class KeyState:
     """
-    A transit key, as it is now.
+    What Vault tells of a transit key.
 
     Attributes:
         derived: Whether it binds the encryption context.
@@ -75,7 +83,48 @@ class KeyFacts:
         return None
 
 
-def read_key(session: VaultSession, key: TransitKey) -> KeyFacts | EventSealError:
+def read_state(session: VaultSession, key: TransitKey) -> KeyState | EventSealError:
     """Ask Vault for the key; needs ``read`` on its path."""
     answer = session.ask("get", key.path("keys"))
-    return answer if isinstance(answer, EventSealError) else KeyFacts.of(answer.data)
+    return answer if isinstance(answer, EventSealError) else KeyState.of(answer.data)
+
+
+def defect_of(session: VaultSession, key: TransitKey) -> EventSealError | None:
+    """Say why the key must not wrap, or why Vault does not tell; ``None`` if it may."""
+    state = read_state(session, key)
+    return state if isinstance(state, EventSealError) else state.defect(key)
+
+
+def check_key(session: VaultSession, key: TransitKey) -> list[PermissionCheck]:
+    """
+    Ask for the capabilities of writer, reader and rotator, and for the key; changes nothing.
+
+    Raises:
+        KmsError: Vault could not be asked.
+    """
+    paths = [key.path(operation) for operation, _ in _NEEDED]
+    answer = value_of(session.ask("post", _CAPABILITIES, {"paths": paths}))
+    checks = [_permission(key, operation, wanted, answer.data) for operation, wanted in _NEEDED]
+    if checks[-1].granted:
+        checks.append(_fitness(session, key))
+    return checks
+
+
+def _permission(key: TransitKey, operation: str, wanted: str, held: Mapping[str, Any]) -> PermissionCheck:
+    path = key.path(operation)
+    granted = not {wanted, _ALL}.isdisjoint(held.get(path) or ())
+    return PermissionCheck(
+        action=f"{wanted} {path}",
+        granted=granted,
+        detail="" if granted else policy_line(path, wanted),
+        required=operation not in _FOR_ROTATION,
+    )
+
+
+def _fitness(session: VaultSession, key: TransitKey) -> PermissionCheck:
+    defect = defect_of(session, key)
+    return PermissionCheck(
+        action=f"{key.path('keys')} is a derived key that encrypts",
+        granted=defect is None,
+        detail="" if defect is None else f"{defect} ({defect.remedy})",
+    )

@@ -1,30 +1,25 @@
-"""The fake's KMS keys: their state, their material, and what they seal."""
+"""The fake's KMS keys and aliases, by account and Region: their state and their material."""
 
 from __future__ import annotations
 
 import os
 import secrets
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
 from uuid import uuid4
 
-from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from eventseal.suites.hkdf import length_prefixed
-from eventseal_kms.testing.refusals import Refusal
+from eventseal_kms.aws.arn import KeyArn
+from eventseal_kms.fake_aws_kms.protocol import Refusal
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from datetime import datetime
-
-    from eventseal_kms.aws.arn import KeyArn
-
-_MAGIC = b"\x01fake"
-_MATERIAL_ID_SIZE = 32
-_NONCE_SIZE = 12
-_TAG_SIZE = 16
+PARTITION = "aws"
+MATERIAL_ID_SIZE = 32
 _KEY_SIZE = 32
+
+Place = tuple[str, str]
+"""Account and Region."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +34,7 @@ class Material:
     """
 
     since: datetime
-    id: str = field(default_factory=lambda: secrets.token_hex(_MATERIAL_ID_SIZE))
+    id: str = field(default_factory=lambda: secrets.token_hex(MATERIAL_ID_SIZE))
     sealer: AESGCM = field(default_factory=lambda: AESGCM(os.urandom(_KEY_SIZE)), repr=False)
 
 
@@ -110,6 +105,16 @@ class FakeKey:
         if self.state != "Enabled":
             raise Refusal("KMSInvalidStateException", f"{self.arn} is {_in_words(self.state)}.")
 
+    def refuse_if_pending_deletion(self) -> None:
+        """
+        Refuse what a key that waits for its deletion does not do.
+
+        Raises:
+            Refusal: It is pending deletion.
+        """
+        if self.state == "PendingDeletion":
+            raise Refusal("KMSInvalidStateException", f"{self.arn} is pending deletion.")
+
     def require_symmetric(self, operation: str) -> None:
         """
         Refuse keys that are not for encryption.
@@ -160,73 +165,89 @@ def _in_words(state: str) -> str:
     return "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in state).strip()
 
 
-def seal(key: FakeKey, plaintext: bytes, context: Mapping[str, str]) -> bytes:
-    """Encrypt under the key's current material; the blob names key and material, as KMS's does."""
-    material = key.family.materials[-1]
-    header = _MAGIC + bytes([len(key.id)]) + key.id.encode() + bytes.fromhex(material.id)
-    nonce = os.urandom(_NONCE_SIZE)
-    return header + nonce + material.sealer.encrypt(nonce, plaintext, _bound(header, context))
-
-
-@dataclass(frozen=True, slots=True)
-class Blob:
+class Found(NamedTuple):
     """
-    A ciphertext blob, read but not opened.
+    What a reference led to.
 
     Attributes:
-        header: What is bound beside the context.
-        key_id: The key that sealed it.
-        material_id: Which of its materials.
-        sealed: Nonce, ciphertext and tag.
+        key: The key.
+        alias: The alias's name, if one was used: ``alias/shop``.
     """
 
-    header: bytes
-    key_id: str
-    material_id: str
-    sealed: bytes
+    key: FakeKey
+    alias: str | None
 
-    @classmethod
-    def parse(cls, data: bytes) -> Blob:
+
+@dataclass(slots=True)
+class Registry:
+    """
+    Every key and alias.
+
+    Attributes:
+        keys: By place and id.
+        aliases: Key ids by place and alias name.
+        passed: How far the fake's clock is ahead.
+    """
+
+    keys: dict[Place, dict[str, FakeKey]] = field(default_factory=dict)
+    aliases: dict[Place, dict[str, str]] = field(default_factory=dict)
+    passed: timedelta = timedelta()
+
+    def now(self) -> datetime:
+        """The time, as far as the fake is concerned."""
+        return datetime.now(UTC) + self.passed
+
+    def add(self, place: Place, policy: dict[str, Any], *, multi_region: bool, **settings: Any) -> FakeKey:
+        """Make a key with material of its own."""
+        family = KeyFamily(multi_region, primary=place[1], materials=[Material(self.now())])
+        return self.add_member(place, family, policy, **settings)
+
+    def add_member(self, place: Place, family: KeyFamily, policy: dict[str, Any], **settings: Any) -> FakeKey:
+        """Make a key of *family* in another place."""
+        account, region = place
+        arn = KeyArn(PARTITION, region, account, f"key/{family.id}")
+        key = FakeKey(arn, family, policy, self.now(), **settings)
+        family.members[region] = key
+        self.keys.setdefault(place, {})[family.id] = key
+        return key
+
+    def find(self, reference: str, place: Place) -> Found:
         """
-        Read a blob.
+        Find a key by its id, its ARN, an alias's name or an alias's ARN.
+
+        Args:
+            reference: As a request names it.
+            place: The caller's account, and the Region that was called.
 
         Raises:
-            Refusal: It is none of the fake's.
+            Refusal: There is none.
         """
-        id_at = len(_MAGIC) + 1
-        if not data.startswith(_MAGIC) or len(data) <= id_at:
-            raise Refusal("InvalidCiphertextException")
-        id_end = id_at + data[len(_MAGIC)]
-        header_end = id_end + _MATERIAL_ID_SIZE
-        if len(data) < header_end + _NONCE_SIZE + _TAG_SIZE:
-            raise Refusal("InvalidCiphertextException")
-        return cls(
-            header=data[:header_end],
-            key_id=data[id_at:id_end].decode("ascii", "replace"),
-            material_id=data[id_end:header_end].hex(),
-            sealed=data[header_end:],
-        )
+        resource = reference if reference.startswith("alias/") else f"key/{reference}"
+        if reference.startswith("arn:"):
+            arn = KeyArn.find(reference)
+            if arn is None:
+                raise Refusal("NotFoundException", f"Invalid keyId {reference}")
+            if arn.region != place[1]:
+                raise Refusal("NotFoundException", f"Invalid arn {arn.region}")
+            place, resource = (arn.account, arn.region), arn.resource
+        kind, _, name = resource.partition("/")
+        alias = resource if kind == "alias" else None
+        key_id = self.aliases.get(place, {}).get(resource) if alias else name
+        key = self._alive(place, key_id or "")
+        if key is None:
+            arn = KeyArn(PARTITION, place[1], place[0], resource)
+            raise Refusal(
+                "NotFoundException", f"Alias {arn} is not found." if alias else f"Key '{arn}' does not exist"
+            )
+        return Found(key, alias)
 
-    def open(self, key: FakeKey, context: Mapping[str, str]) -> bytes:
-        """
-        Decrypt with *key*, by whichever of its materials sealed the blob.
-
-        Raises:
-            Refusal: Another key sealed it, or the bytes or the context were changed.
-        """
-        if self.key_id != key.id:
-            text = "The key ID in the request does not identify a CMK that can perform this operation."
-            raise Refusal("IncorrectKeyException", text)
-        sealer = next((m.sealer for m in key.family.materials if m.id == self.material_id), None)
-        if sealer is None:
-            raise Refusal("InvalidCiphertextException")
-        nonce, sealed = self.sealed[:_NONCE_SIZE], self.sealed[_NONCE_SIZE:]
-        try:
-            return sealer.decrypt(nonce, sealed, _bound(self.header, context))
-        except InvalidTag:
-            raise Refusal("InvalidCiphertextException") from None
-
-
-def _bound(header: bytes, context: Mapping[str, str]) -> bytes:
-    pairs = [text.encode() for pair in sorted(context.items()) for text in pair]
-    return length_prefixed(header, *pairs)
+    def _alive(self, place: Place, key_id: str) -> FakeKey | None:
+        key = self.keys.get(place, {}).get(key_id)
+        if key is None or key.deletion is None or key.deletion > self.now():
+            return key
+        del self.keys[place][key_id]
+        del key.family.members[place[1]]
+        names = self.aliases.get(place, {})
+        for name in [name for name, target in names.items() if target == key_id]:
+            del names[name]
+        return None

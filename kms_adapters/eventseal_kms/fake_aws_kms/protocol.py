@@ -1,4 +1,8 @@
-"""KMS's protocol, JSON 1.1 over HTTP: in this process under a real boto3 client, or on a loopback port."""
+"""
+KMS's protocol, JSON 1.1 over HTTP: signed requests, answers and refusals.
+
+In this process under a real boto3 client, or on a loopback port.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import json
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from socket import SHUT_RDWR
@@ -23,8 +28,35 @@ if TYPE_CHECKING:
 
     from botocore.awsrequest import AWSPreparedRequest
 
+_STATUSES = {
+    "KMSInternalException": HTTPStatus.INTERNAL_SERVER_ERROR,
+    "KeyUnavailableException": HTTPStatus.INTERNAL_SERVER_ERROR,
+    "InternalFailure": HTTPStatus.INTERNAL_SERVER_ERROR,
+    "DependencyTimeoutException": HTTPStatus.SERVICE_UNAVAILABLE,
+    "ServiceUnavailableException": HTTPStatus.SERVICE_UNAVAILABLE,
+}
 _TARGET_PREFIX = "TrentService."
 _CREDENTIAL = re.compile(r"Credential=(?P<access_key>[^/]+)/[0-9]+/(?P<region>[^/]+)/kms/aws4_request")
+
+
+class Refusal(Exception):  # noqa: N818  (an answer of the service, not an error of the fake)
+    """
+    An error answer.
+
+    Args:
+        code: AWS's, such as ``DisabledException``.
+        message: AWS sends none with some codes.
+    """
+
+    def __init__(self, code: str, message: str = "") -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+
+    @property
+    def status(self) -> int:
+        """The HTTP status that KMS sends with the code."""
+        return _STATUSES.get(self.code, HTTPStatus.BAD_REQUEST)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,9 @@ from eventseal_kms.aws.failures import Failure
 
 if TYPE_CHECKING:
     from eventseal_kms.aws.calls import KmsCalls
-    from eventseal_kms.aws.connection import ConnectionSource
 
 
-class Kek:
+class ConfiguredKey:
     """
     The KMS key behind the configured ARN.
 
@@ -21,21 +20,19 @@ class Kek:
 
     Args:
         configured: A key's ARN in the client's Region, or an alias's.
-        calls: To resolve the alias.
-        connections: Whose lock makes threads wait for one resolution.
+        calls: To resolve the alias; threads wait for one resolution.
     """
 
-    def __init__(self, configured: KeyArn, calls: KmsCalls, connections: ConnectionSource) -> None:
+    def __init__(self, configured: KeyArn, calls: KmsCalls) -> None:
         self.configured = configured
         self._calls = calls
-        self._connections = connections
         self._resolved = None if configured.is_alias else configured
 
     def current(self) -> KeyArn | EventSealError:
-        """Give the key that wraps; the first use of an alias asks KMS."""
+        """Return the key that wraps; the first use of an alias asks KMS."""
         if self._resolved is not None:
             return self._resolved
-        with self._connections.get().resolving:
+        with self._calls.connection().resolving:
             if self._resolved is None:
                 found = self._resolve()
                 if isinstance(found, EventSealError):
@@ -45,7 +42,7 @@ class Kek:
 
     def opener(self, kek_uri: str) -> KeyArn | EventSealError:
         """
-        Give the key that opens a wrapping of *kek_uri*, by our own Region's ARN.
+        Return the key that opens a wrapping of *kek_uri*, by our own Region's ARN.
 
         Args:
             kek_uri: As it is stored: data, compared and never called.
@@ -72,7 +69,7 @@ class Kek:
 
     def source(self, kek_uri: str) -> KeyArn | NotMyKeyError:
         """
-        Give the key that made a wrapping which is to be moved under this one, inside KMS.
+        Return the key that made a wrapping, to rewrap it under this one inside KMS.
 
         Args:
             kek_uri: As it is stored: this key's, or another's that KMS can reach from our Region.
@@ -85,11 +82,11 @@ class Kek:
             return named.in_region(here.region)
         return named if named.region == here.region else self._not_mine(kek_uri)
 
-    def moved_from(self, key: KeyArn) -> KeyArn | None:
+    def successor_of(self, key: KeyArn) -> KeyArn | None:
         """Resolve the alias again, after *key* turned out unusable; ``None`` if it names no other one."""
         if not self.configured.is_alias:
             return None
-        with self._connections.get().resolving:
+        with self._calls.connection().resolving:
             if self._resolved == key:
                 found = self._resolve()
                 if isinstance(found, EventSealError):
@@ -98,7 +95,7 @@ class Kek:
             return self._resolved if self._resolved != key else None
 
     def _may_name(self, named: KeyArn) -> bool:
-        """Tell, without a call, whether this may be the key: an alias names one of its Region and account."""
+        """Say, without a call, whether this may be the key: an alias names one of its Region and account."""
         if not self.configured.is_alias:
             return self.configured.is_same_key(named)
         here = named.in_region(self.configured.region) if named.is_multi_region else named
@@ -109,7 +106,7 @@ class Kek:
         return NotMyKeyError(f"{kek_uri} made the wrapping, not {self.configured.uri}", kek_uri=kek_uri)
 
     def _resolve(self) -> KeyArn | EventSealError:
-        answer = self._calls.call("DescribeKey", self.configured, KeyId=str(self.configured))
+        answer = self._calls.call("DescribeKey", self.configured)
         if isinstance(answer, Failure):
             return answer.error
         found = KeyArn.find(str(answer.get("KeyMetadata", {}).get("Arn", "")))

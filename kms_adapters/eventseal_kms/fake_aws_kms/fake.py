@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any
 import boto3
 from botocore.config import Config
 
-from eventseal_kms.testing import key_management, key_use
-from eventseal_kms.testing.policies import load, root_of
-from eventseal_kms.testing.refusals import Refusal
-from eventseal_kms.testing.registry import Registry
-from eventseal_kms.testing.session import Session
-from eventseal_kms.testing.traffic import NO_ANSWER, AwsCall, Traffic
-from eventseal_kms.testing.wire import Reply, Signed, answer_in_process, serving
+from eventseal_kms.fake_aws_kms import key_management, key_use
+from eventseal_kms.fake_aws_kms.keys import Registry
+from eventseal_kms.fake_aws_kms.policies import Session, load, root_of
+from eventseal_kms.fake_aws_kms.protocol import Refusal, Reply, Signed, answer_in_process, serving
+from eventseal_kms.fake_aws_kms.traffic import NO_ANSWER, AwsCall, Traffic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
 
     from mypy_boto3_kms import KMSClient
 
-    from eventseal_kms.testing.policies import Document
+    from eventseal_kms.fake_aws_kms.policies import Document
 
 _OPERATIONS = {**key_use.OPERATIONS, **key_management.OPERATIONS}
 
@@ -40,7 +38,7 @@ def _session() -> boto3.session.Session:
     return boto3.session.Session()
 
 
-class FakeAwsKms:
+class FakeAwsKms(Traffic):
     """
     AWS KMS in memory: keys, aliases, policies, and faults on command.
 
@@ -55,37 +53,14 @@ class FakeAwsKms:
     """
 
     def __init__(self, account: str = "111122223333", region: str = "eu-west-1") -> None:
+        super().__init__()
         self.account = account
         self.region = region
         self._registry = Registry()
-        self._traffic = Traffic()
         self._identity: dict[str, list[Document]] = {}
         self._callers: dict[str, str] = {}
         self._generations: dict[str, int] = {}
         self._lock = RLock()
-
-    @property
-    def calls(self) -> list[AwsCall]:
-        """Every call, in the order in which they ended."""
-        return self._traffic.calls
-
-    @property
-    def peak(self) -> int:
-        """The most calls that were inside at once."""
-        return self._traffic.peak
-
-    @property
-    def delay(self) -> float:
-        """Seconds that each call takes."""
-        return self._traffic.delay
-
-    @delay.setter
-    def delay(self, seconds: float) -> None:
-        self._traffic.delay = seconds
-
-    def count(self, *actions: str) -> int:
-        """How many calls of *actions* (``kms:Decrypt``) reached the fake; of all, if none is named."""
-        return sum(not actions or call.action in actions for call in self.calls)
 
     def create_key(self, *, alias: str | None = None, region: str | None = None, **settings: Any) -> str:
         """
@@ -168,42 +143,6 @@ class FakeAwsKms:
         """Move the fake's clock on: keys whose deletion is due are gone."""
         self._registry.passed += time
 
-    def fail_next(
-        self, count: int = 1, code: str = "ThrottlingException", *, action: str | None = None
-    ) -> None:
-        """
-        Fail the next *count* calls.
-
-        Args:
-            count: How many.
-            code: AWS's, such as ``KMSInternalException``, or ``NO_ANSWER``.
-            action: Of this action alone: ``kms:Decrypt``.
-        """
-        self._traffic.plan(code, action, count)
-
-    def fail_always(self, code: str, *, action: str | None = None) -> None:
-        """Fail every call, of *action* or of all, until :meth:`recover`."""
-        self._traffic.plan(code, action, None)
-
-    def recover(self) -> None:
-        """End every fault."""
-        self._traffic.recover()
-
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Keep every call inside until the block ends; :meth:`wait_inside` tells when they have come."""
-        with self._traffic.hold():
-            yield
-
-    def wait_inside(self, count: int, *, timeout: float = 10.0) -> None:
-        """
-        Wait until *count* calls are inside at once.
-
-        Raises:
-            TimeoutError: They did not come within *timeout* seconds.
-        """
-        self._traffic.wait_inside(count, timeout)
-
     @contextmanager
     def serve(self) -> Iterator[str]:
         """
@@ -221,7 +160,7 @@ class FakeAwsKms:
         caller = self._callers.get(signed.access_key, "")
         noted: dict[str, Any] = {"action": action, "region": signed.region, "caller": caller}
         try:
-            with self._traffic.inside(action):
+            with self._letting_in(action):
                 return Reply(HTTPStatus.OK, self._answer(signed, caller, json.loads(body or b"{}"), noted))
         except Refusal as refusal:
             noted["error"] = refusal.code
@@ -229,7 +168,7 @@ class FakeAwsKms:
                 return Reply(0, {})
             return Reply(refusal.status, {"__type": refusal.code, "message": refusal.message})
         finally:
-            self._traffic.record(AwsCall(**noted))
+            self._record(AwsCall(**noted))
 
     def _answer(
         self, signed: Signed, caller: str, asked: dict[str, Any], noted: dict[str, Any]
@@ -247,7 +186,7 @@ class FakeAwsKms:
             if operation is None:
                 raise Refusal("UnknownOperationException")
             policies = self._identity.get(caller, ())
-            session = Session(self._registry, caller, signed.region, policies, noted)
+            session = Session(signed.operation, self._registry, caller, signed.region, policies, noted)
             return operation(session, asked) or {}
 
     def _access_key(self, caller: str) -> str:

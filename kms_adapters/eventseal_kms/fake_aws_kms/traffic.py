@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Condition
 from typing import TYPE_CHECKING
 
-from eventseal_kms.testing.refusals import Refusal
+from eventseal_kms.fake_aws_kms.protocol import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -53,7 +53,6 @@ class _Fault:
         return self.left != 0 and self.action in {None, action}
 
 
-@dataclass(slots=True)
 class Traffic:
     """
     Lets calls in, counts them, and fails those that were planned to fail.
@@ -64,31 +63,74 @@ class Traffic:
         peak: The most calls that were inside at once.
     """
 
-    calls: list[AwsCall] = field(default_factory=list)
-    delay: float = 0.0
-    peak: int = 0
-    _faults: list[_Fault] = field(default_factory=list)
-    _condition: Condition = field(default_factory=Condition)
-    _inside: int = 0
-    _held: int = 0
+    def __init__(self) -> None:
+        self.calls: list[AwsCall] = []
+        self.delay = 0.0
+        self.peak = 0
+        self._faults: list[_Fault] = []
+        self._condition = Condition()
+        self._inside = 0
+        self._held = 0
 
-    def plan(self, code: str, action: str | None, count: int | None) -> None:
-        """Fail the next *count* calls of *action*; all of them, where that is ``None``."""
-        with self._condition:
-            self._faults.append(_Fault(code, action, count))
+    def count(self, *actions: str) -> int:
+        """How many calls of *actions* (``kms:Decrypt``) reached the fake; of all, if none is named."""
+        return sum(not actions or call.action in actions for call in self.calls)
+
+    def fail_next(
+        self, count: int = 1, code: str = "ThrottlingException", *, action: str | None = None
+    ) -> None:
+        """
+        Fail the next *count* calls.
+
+        Args:
+            count: How many.
+            code: AWS's, such as ``KMSInternalException``, or ``NO_ANSWER``.
+            action: Of this action alone: ``kms:Decrypt``.
+        """
+        self._plan(_Fault(code, action, count))
+
+    def fail_always(self, code: str, *, action: str | None = None) -> None:
+        """Fail every call, of *action* or of all, until :meth:`recover`."""
+        self._plan(_Fault(code, action, None))
 
     def recover(self) -> None:
-        """Forget every plan."""
+        """End every fault."""
         with self._condition:
             self._faults.clear()
 
-    def record(self, call: AwsCall) -> None:
-        """Write a call into the log."""
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep every call inside until the block ends; :meth:`wait_inside` tells when they have come."""
+        with self._condition:
+            self._held += 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._held -= 1
+                self._condition.notify_all()
+
+    def wait_inside(self, count: int, *, timeout: float = 10.0) -> None:
+        """
+        Wait until *count* calls are inside at once.
+
+        Raises:
+            TimeoutError: They did not come within *timeout* seconds.
+        """
+        with self._condition:
+            if not self._condition.wait_for(lambda: self._inside >= count, timeout):
+                raise TimeoutError(f"{self._inside} calls are inside, not {count}, after {timeout} s")
+
+    def _plan(self, fault: _Fault) -> None:
+        with self._condition:
+            self._faults.append(fault)
+
+    def _record(self, call: AwsCall) -> None:
         with self._condition:
             self.calls.append(call)
 
     @contextmanager
-    def inside(self, action: str) -> Iterator[None]:
+    def _letting_in(self, action: str) -> Iterator[None]:
         """
         Let a call of *action* in, hold and delay it.
 
@@ -113,26 +155,3 @@ class Traffic:
             with self._condition:
                 self._inside -= 1
                 self._condition.notify_all()
-
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Keep every call inside until the block ends."""
-        with self._condition:
-            self._held += 1
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._held -= 1
-                self._condition.notify_all()
-
-    def wait_inside(self, count: int, timeout: float) -> None:
-        """
-        Wait until *count* calls are inside at once.
-
-        Raises:
-            TimeoutError: They did not come within *timeout* seconds.
-        """
-        with self._condition:
-            if not self._condition.wait_for(lambda: self._inside >= count, timeout):
-                raise TimeoutError(f"{self._inside} calls are inside, not {count}, after {timeout} s")

@@ -6,15 +6,14 @@ import json
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from eventseal_kms.testing.keys import FakeKey, Material
-from eventseal_kms.testing.policies import default_key_policy, load
-from eventseal_kms.testing.refusals import Refusal
+from eventseal_kms.fake_aws_kms.keys import FakeKey, Material
+from eventseal_kms.fake_aws_kms.policies import default_key_policy, load
+from eventseal_kms.fake_aws_kms.protocol import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from eventseal_kms.testing.policies import Document
-    from eventseal_kms.testing.session import Parameters, Session
+    from eventseal_kms.fake_aws_kms.policies import Document, Parameters, Session
 
 _WINDOW = range(7, 31)
 _ON_DEMAND_ROTATIONS = 25
@@ -22,7 +21,7 @@ _ON_DEMAND_ROTATIONS = 25
 
 def create_key(session: Session, asked: Parameters) -> dict[str, Any]:
     """CreateKey."""
-    session.require("kms:CreateKey")
+    session.require_permission()
     key = session.registry.add(
         session.place,
         _policy(session, asked),
@@ -37,41 +36,41 @@ def create_key(session: Session, asked: Parameters) -> dict[str, Any]:
 
 def describe_key(session: Session, asked: Parameters) -> dict[str, Any]:
     """DescribeKey."""
-    return {"KeyMetadata": session.key(asked["KeyId"], "kms:DescribeKey").metadata()}
+    return {"KeyMetadata": session.key(asked["KeyId"]).metadata()}
 
 
 def list_keys(session: Session, _asked: Parameters) -> dict[str, Any]:
     """ListKeys, in one page."""
-    session.require("kms:ListKeys")
+    session.require_permission()
     keys = session.registry.keys.get(session.place, {}).values()
     return {"Keys": [{"KeyId": key.id, "KeyArn": str(key.arn)} for key in keys], "Truncated": False}
 
 
 def get_key_policy(session: Session, asked: Parameters) -> dict[str, Any]:
     """GetKeyPolicy."""
-    policy = session.key(asked["KeyId"], "kms:GetKeyPolicy").policy
+    policy = session.key(asked["KeyId"]).policy
     return {"Policy": json.dumps(policy), "PolicyName": "default"}
 
 
 def put_key_policy(session: Session, asked: Parameters) -> None:
     """PutKeyPolicy."""
-    key = session.key(asked["KeyId"], "kms:PutKeyPolicy")
+    key = session.key(asked["KeyId"])
     key.policy = _policy(session, asked)
 
 
 def enable_key(session: Session, asked: Parameters) -> None:
     """EnableKey."""
-    _switch(session.key(asked["KeyId"], "kms:EnableKey"), "Enabled")
+    _switch(session.key(asked["KeyId"]), "Enabled")
 
 
 def disable_key(session: Session, asked: Parameters) -> None:
     """DisableKey."""
-    _switch(session.key(asked["KeyId"], "kms:DisableKey"), "Disabled")
+    _switch(session.key(asked["KeyId"]), "Disabled")
 
 
 def schedule_key_deletion(session: Session, asked: Parameters) -> dict[str, Any]:
     """ScheduleKeyDeletion."""
-    key = session.key(asked["KeyId"], "kms:ScheduleKeyDeletion")
+    key = session.key(asked["KeyId"])
     days = asked.get("PendingWindowInDays", _WINDOW[-1])
     if days not in _WINDOW:
         raise Refusal("ValidationException", "PendingWindowInDays must be between 7 and 30")
@@ -87,7 +86,7 @@ def schedule_key_deletion(session: Session, asked: Parameters) -> dict[str, Any]
 
 def cancel_key_deletion(session: Session, asked: Parameters) -> dict[str, Any]:
     """CancelKeyDeletion: the key is disabled afterwards."""
-    key = session.key(asked["KeyId"], "kms:CancelKeyDeletion")
+    key = session.key(asked["KeyId"])
     if key.state != "PendingDeletion":
         raise Refusal("KMSInvalidStateException", f"{key.arn} is not pending deletion.")
     key.state, key.deletion = "Disabled", None
@@ -96,7 +95,7 @@ def cancel_key_deletion(session: Session, asked: Parameters) -> dict[str, Any]:
 
 def rotate_key_on_demand(session: Session, asked: Parameters) -> dict[str, Any]:
     """RotateKeyOnDemand: the older material still opens what it sealed."""
-    key = session.key(asked["KeyId"], "kms:RotateKeyOnDemand")
+    key = session.key(asked["KeyId"])
     key.require_usable()
     family = key.family
     if key.spec != "SYMMETRIC_DEFAULT" or key.arn.region != family.primary:
@@ -109,7 +108,7 @@ def rotate_key_on_demand(session: Session, asked: Parameters) -> dict[str, Any]:
 
 def list_key_rotations(session: Session, asked: Parameters) -> dict[str, Any]:
     """ListKeyRotations, in one page."""
-    key = session.key(asked["KeyId"], "kms:ListKeyRotations")
+    key = session.key(asked["KeyId"])
     every = asked.get("IncludeKeyMaterial") == "ALL_KEY_MATERIAL"
     current = key.family.materials[-1]
     rotations = [
@@ -127,7 +126,7 @@ def list_key_rotations(session: Session, asked: Parameters) -> dict[str, Any]:
 
 def replicate_key(session: Session, asked: Parameters) -> dict[str, Any]:
     """ReplicateKey."""
-    key = session.key(asked["KeyId"], "kms:ReplicateKey")
+    key = session.key(asked["KeyId"])
     key.require_usable()
     region = asked["ReplicaRegion"]
     if not key.family.multi_region or key.arn.region != key.family.primary:
@@ -149,7 +148,7 @@ def create_alias(session: Session, asked: Parameters) -> None:
     if not name.startswith("alias/") or name.startswith("alias/aws/"):
         raise Refusal("InvalidAliasNameException", f"Invalid alias name {name}")
     names = session.registry.aliases.setdefault(session.place, {})
-    target = _alias_target(session, asked, "kms:CreateAlias")
+    target = _alias_target(session, asked)
     if name in names:
         raise Refusal("AlreadyExistsException", f"An alias with the name {name} already exists")
     names[name] = target.id
@@ -158,19 +157,19 @@ def create_alias(session: Session, asked: Parameters) -> None:
 def update_alias(session: Session, asked: Parameters) -> None:
     """UpdateAlias: from now on it names another key."""
     session.registry.find(asked["AliasName"], session.place)
-    target = _alias_target(session, asked, "kms:UpdateAlias")
+    target = _alias_target(session, asked)
     session.registry.aliases[session.place][asked["AliasName"]] = target.id
 
 
 def delete_alias(session: Session, asked: Parameters) -> None:
     """DeleteAlias."""
-    session.key(asked["AliasName"], "kms:DeleteAlias")
+    session.key(asked["AliasName"])
     del session.registry.aliases[session.place][asked["AliasName"]]
 
 
 def list_aliases(session: Session, asked: Parameters) -> dict[str, Any]:
     """ListAliases, in one page."""
-    session.require("kms:ListAliases")
+    session.require_permission()
     account, region = session.place
     wanted = session.registry.find(asked["KeyId"], session.place).key.id if "KeyId" in asked else None
     aliases = [
@@ -209,13 +208,11 @@ def _policy(session: Session, asked: Parameters) -> Document:
 
 
 def _switch(key: FakeKey, state: str) -> None:
-    if key.state == "PendingDeletion":
-        raise Refusal("KMSInvalidStateException", f"{key.arn} is pending deletion.")
+    key.refuse_if_pending_deletion()
     key.state = state
 
 
-def _alias_target(session: Session, asked: Parameters, action: str) -> FakeKey:
-    key = session.key(asked["TargetKeyId"], action)
-    if key.state == "PendingDeletion":
-        raise Refusal("KMSInvalidStateException", f"{key.arn} is pending deletion.")
+def _alias_target(session: Session, asked: Parameters) -> FakeKey:
+    key = session.key(asked["TargetKeyId"])
+    key.refuse_if_pending_deletion()
     return key
