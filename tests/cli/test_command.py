@@ -15,7 +15,7 @@ import typer.main
 
 from eventseal import errors
 from eventseal.cli.app import app
-from eventseal.cli.exit_codes import ExitCode, exit_code
+from eventseal.cli.exits import ExitCode, exit_code
 
 COMMANDS = (
     "init",
@@ -35,6 +35,7 @@ COMMANDS = (
     "reopen",
     "roll-epoch",
     "receipt",
+    "kek",
     "set-aside",
 )
 EXECUTABLE = Path(sys.executable).with_name("eventseal")

@@ -91,7 +91,7 @@ def test_a_listed_table_is_the_applications_own_whoever_is_said_to_have_it(run, 
     query(f"""UPDATE {ITEMS} SET data = CAST('{{"forged":1}}' AS BLOB), key_id = NULL WHERE position = 1""")
     assert "not encrypted" in run("verify", exits=1).stdout
     assert ITEMS in run("status", exits=1).stdout
-    shown = run("migrate", "--finish", "-y", exits=2).stderr
+    shown = run("migrate", "finish", "-y", exits=2).stderr
     assert f"{ITEMS} is registered for other applications only" in shown
 
 

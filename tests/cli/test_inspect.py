@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from eventseal.cipher import AESCipher, ItemContext
-from eventseal.cli.sealed_text import sealed_bytes
+from eventseal.cli.inspect_command import sealed_bytes
 
 SEALED = AESCipher(bytes(range(16))).encrypt(b"x" * 100, ItemContext(uuid4(), 0, "t"), compress=False)
 KEY_ID = str(UUID(bytes=SEALED[3:19]))

@@ -43,7 +43,7 @@ def old(store, monkeypatch):
 
 
 def test_three_commands_bring_everything_under_the_kek(run_json, run, old, query):
-    begun = run_json("migrate", "--begin")
+    begun = run_json("migrate", "begin")
     assert (begun["verb"], begun["left"], begun["failed"]) == ("migrate", 30, 0)
     assert begun["by_table"][ITEMS] == {
         "left": 30,
@@ -55,14 +55,14 @@ def test_three_commands_bring_everything_under_the_kek(run_json, run, old, query
     done = run_json("migrate")
     assert (done["done"], done["left"], done["complete"]) == (30, 0, True)
     assert run_json("verify")["done"] == 32
-    run("migrate", "--finish")
+    run("migrate", "finish")
     assert query(f"SELECT count(*) FROM {ITEMS} WHERE key_id IS NULL") == [(0,)]
     assert "no migration has begun" in run("migrate", exits=4).stderr
 
 
 @pytest.mark.slow
 def test_items_that_are_left_make_the_exit_code_1(run, run_json, old, monkeypatch):
-    run("migrate", "--begin")
+    run("migrate", "begin")
     with monkeypatch.context() as patched:
         patched.setattr(passes, "MOST_PASSES", 0)
         assert "Not complete. To continue: eventseal migrate" in run("migrate", exits=1).stdout
@@ -70,15 +70,15 @@ def test_items_that_are_left_make_the_exit_code_1(run, run_json, old, monkeypatc
 
 
 def test_people_are_told_what_comes_next(run, old):
-    begun = run("migrate", "--begin").stdout
+    begun = run("migrate", "begin").stdout
     assert "30 items are to be migrated; readers take both now" in begun
     assert "EVENTSOURCING-CBC" in begun
     assert "30 items would be sealed, in about 0:00 minutes" in run("migrate", "--dry-run").stdout
     done = run("migrate").stdout
     assert "30 items were sealed" in done
-    assert done.rstrip().endswith("eventseal migrate --finish")
-    assert "nothing old is left" in run("migrate", "--finish", "--dry-run").stdout
-    assert "destroy the old keys" in run("migrate", "--finish").stdout
+    assert done.rstrip().endswith("eventseal migrate finish")
+    assert "nothing old is left" in run("migrate", "finish", "--dry-run").stdout
+    assert "destroy the old keys" in run("migrate", "finish").stdout
 
 
 @pytest.mark.slow
@@ -87,7 +87,7 @@ def test_status_tells_the_next_step_until_nothing_old_is_read_any_more(run, run_
         return [step["command"] for step in run_json("status", **exits)["next"]]
 
     assert steps(exits=1) == ["eventseal verify"]  # nothing was begun, and no reader takes the items yet
-    run("migrate", "--begin")
+    run("migrate", "begin")
     (step,) = run_json("status")["next"]
     assert step["command"] == "eventseal migrate"
     assert step["reason"].startswith("30 items are to be migrated from eventsourcing-cbc, eventsourcing-gcm,")
@@ -97,33 +97,49 @@ def test_status_tells_the_next_step_until_nothing_old_is_read_any_more(run, run_
         "plain-json",
     ]
     run("migrate")
-    assert steps() == ["eventseal migrate --finish"]
+    assert steps() == ["eventseal migrate finish"]
     (job,) = run_json("status")["jobs"]
     assert (job["verb"], job["state"], job["done"]) == ("migrate", "finished", 30)
     assert "  migrate  finished" in run("status").stdout
-    run("migrate", "--finish")
+    run("migrate", "finish")
     assert (steps(), run_json("status")["old_formats"]) == ([], {})
 
 
 def test_of_a_migration_that_stopped_status_tells_how_it_goes_on(run, run_json, old, query):
-    run("migrate", "--begin")
+    run("migrate", "begin")
     run("migrate")
     query("UPDATE reencryption_jobs SET state = 'running', updated_at = '2020-01-01 00:00:00.000000'")
     (step,) = run_json("status")["next"]
     assert step["command"].startswith("eventseal migrate --resume ")
     assert step["reason"].startswith("a migration did not end: 30 of 30 items were moved")
     run(*step["command"].split()[1:])
-    assert [step["command"] for step in run_json("status")["next"]] == ["eventseal migrate --finish"]
+    assert [step["command"] for step in run_json("status")["next"]] == ["eventseal migrate finish"]
 
 
 def test_what_is_left_is_counted_and_refused(run, old):
-    run("migrate", "--begin")
-    refused = run("migrate", "--finish", exits=4).stderr
+    run("migrate", "begin")
+    refused = run("migrate", "finish", exits=4).stderr
     assert "30 in integer_sequenced_items" in refused
 
 
+def test_a_migration_that_is_abandoned_leaves_the_rest_to_no_reader(run, run_json, old):
+    assert "no migration has begun" in run("migrate", "abandon", "--yes", exits=4).stderr
+    run("migrate", "begin")
+    assert run_json("migrate", "abandon", "--dry-run")["left"] == 30
+    refused = run("migrate", "abandon", exits=2).stderr
+    assert "Readers are about to refuse 30 items in older formats. Not a terminal" in refused
+    assert "confirmation is impossible. Nothing was changed" in refused
+    assert run_json("status")["old_formats"] != {}
+    said = run("migrate", "abandon", "--yes").stdout
+    assert "30 items in older formats are refused; to take them again: eventseal migrate begin" in said
+    assert run_json("status", exits=1)["old_formats"] == {}
+    assert run_json("verify", exits=1)["failed"] == 30
+    run("migrate", "begin")
+    assert run_json("migrate")["done"] == 30
+
+
 def test_a_wrong_key_is_named_by_its_check_value_alone(run, old, monkeypatch, query):
-    run("migrate", "--begin")
+    run("migrate", "begin")
     monkeypatch.setenv("OLD", base64.b64encode(WRONG_KEY).decode())
     refused = run("migrate", exits=2).stderr
     assert "the key of eventsourcing-cbc, whose check value is" in refused
@@ -145,7 +161,7 @@ def test_a_wrong_key_is_named_by_its_check_value_alone(run, old, monkeypatch, qu
 )
 def test_a_setting_that_is_wrong_is_told_and_never_shown(run, store, monkeypatch, entry, said):
     monkeypatch.setenv("EVENTSEAL_OLD_FORMATS", entry)
-    refused = run("migrate", "--begin", exits=2).stderr
+    refused = run("migrate", "begin", exits=2).stderr
     assert said in refused
     assert KEY_64 not in refused
 
@@ -164,7 +180,7 @@ def test_a_key_that_is_not_there_is_told_when_it_is_needed(run, store, monkeypat
     monkeypatch.setenv("BAD", "c2hvcnQ=")
     monkeypatch.setenv("OLD", KEY_64)
     monkeypatch.setenv("EVENTSEAL_OLD_FORMATS", entry)
-    refused = run("migrate", "--begin", exits=2).stderr
+    refused = run("migrate", "begin", exits=2).stderr
     assert said in refused
     assert "c2hvcnQ=" not in refused
     run("verify")  # needs none of it
@@ -177,21 +193,24 @@ def test_a_key_may_be_in_a_file(run_json, old, tmp_path, monkeypatch):
         "EVENTSEAL_OLD_FORMATS",
         "eventsourcing-cbc key=file:old.key,eventsourcing-gcm key=file:old.key,plain-json",
     )
-    assert run_json("migrate", "--begin")["failed"] == 0
+    assert run_json("migrate", "begin")["failed"] == 0
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        ("--begin", "--finish"),
-        ("--begin", "--workers", "2"),
-        ("--finish", "--resume", "0190f3a2-5b1c-7a53-8f2e-8a1f3f6e6f0b"),
+        ("begin", "finish"),
+        ("begin", "--workers", "2"),
+        ("finish", "--resume", "0190f3a2-5b1c-7a53-8f2e-8a1f3f6e6f0b"),
+        ("abandon", "--key-scope", "tenant:a"),
         ("--key-scope", "tenant:a", "--key-scope-function", "a:b"),
-        ("--copy", "x", "--begin"),
-        ("--copy", "x", "--table", "y"),
         ("--into", "y"),
-        ("--copy", "x", "--only", "nothing"),
+        ("copy", "x", "--table", "y"),
+        ("copy", "x", "--only", "nothing"),
+        ("copy", "x", "--key-scope", "tenant:a", "--key-scope-function", "a:b"),
         ("--key-scope-function", "no.such:function"),
+        ("--begin", "--finish"),
+        ("--copy", "x", "--begin"),
     ],
     ids=" ".join,
 )
@@ -203,7 +222,7 @@ def test_words_that_do_not_go_together_are_refused(run, store, words):
 def test_several_workers_share_it(run_json, old, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.setenv("EVENTSEAL_EVENT_MODULES", "tests.cli.conftest")
-    run_json("migrate", "--begin")
+    run_json("migrate", "begin")
     result = run_json("migrate", "--workers", "2", "--batch", "5")
     assert (result["done"], result["failed"], result["complete"]) == (30, 0, True)
 
@@ -228,7 +247,7 @@ def test_the_oldest_release_is_copied_and_no_key_is_in_the_arguments(tmp_path, r
         "EVENTSEAL_EVENT_MODULES": "tests.fixtures.old_example",
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
-    command = [str(EXECUTABLE), "migrate", "--copy", ITEMS]
+    command = [str(EXECUTABLE), "migrate", "copy", ITEMS]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
     assert "130 items were copied" in done.stdout
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from eventseal.cli.interruption import VerbInterrupt
+from eventseal.cli.exits import VerbInterrupt
 from eventseal.configuration import EventSeal
 from eventseal.erasure import check_receipt
 from eventseal.errors import ConfigurationError

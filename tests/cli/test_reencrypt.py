@@ -17,9 +17,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from eventseal.cli.migrating import said_of_migration
-from eventseal.cli.reencrypting import print_reencrypted
-from eventseal.cli.worker_processes import worker_processes
+from eventseal.cli.long_runs import worker_processes
+from eventseal.cli.migrate_command import said_of_run
+from eventseal.cli.reencrypt_command import print_reencrypted
 from eventseal.configuration import EventSeal
 from eventseal.rotation import JobResult
 from eventseal.rotation.jobs import passes
@@ -373,7 +373,7 @@ def test_where_items_are_left_the_command_that_continues_is_shown(job_id, capsys
         settles_at=datetime(2026, 1, 1, tzinfo=UTC),
     )  # fmt: skip
     print_reencrypted(result, dry_run=False)
-    said = [capsys.readouterr().out, said_of_migration(result, dry_run=False)]
+    said = [capsys.readouterr().out, said_of_run(result, dry_run=False)]
     resumed = "" if job_id is None else f" --resume {job_id}"
     assert [text.splitlines()[-1] for text in said] == [
         f"Not complete. To continue: eventseal {verb}{resumed}" for verb in ("reencrypt", "migrate")

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from eventseal.cli import confirmation
+from eventseal.cli import output
 
 ITEMS = "integer_sequenced_items"
 
@@ -54,7 +54,7 @@ def test_without_a_terminal_it_needs_yes(run, damaged, query):
 
 
 def test_who_says_no_gets_nothing_changed(run, damaged, query, monkeypatch):
-    monkeypatch.setattr(confirmation, "is_anybody_there", lambda: True)
+    monkeypatch.setattr(output, "is_anybody_there", lambda: True)
     before = query(f"SELECT * FROM {ITEMS}")
     said = run("repair", "--from-backup", "sqlite:///backup.sqlite", exits=4, input="n\n")
     assert ITEMS in said.stdout

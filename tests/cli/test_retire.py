@@ -1,9 +1,8 @@
-"""``eventseal retire``: what goes, what stays and why, and whether a KEK may go."""
+"""``eventseal retire``: what goes, and what stays and why."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -89,7 +88,7 @@ def test_where_nothing_is_to_be_destroyed_nothing_is_asked(run, old):
 @pytest.mark.parametrize(("answer", "code", "gone"), [("y\n", 0, 1), ("n\n", 4, 0), ("", 130, 0)])
 def test_on_a_terminal_it_asks(run, old, query, monkeypatch, answer, code, gone):
     rotate("tenant:a")
-    monkeypatch.setattr("eventseal.cli.confirmation.is_anybody_there", lambda: True)
+    monkeypatch.setattr("eventseal.cli.output.is_anybody_there", lambda: True)
     result = run("retire", input=answer, exits=code)
     assert "1 keys are about to be destroyed for good. Is that meant? [y/N]" in result.stderr
     assert ("Not confirmed. Nothing was changed." in result.stderr) == (code == 4)
@@ -98,7 +97,7 @@ def test_on_a_terminal_it_asks(run, old, query, monkeypatch, answer, code, gone)
 
 def test_with_json_a_terminal_is_not_asked_either(run, old, monkeypatch):
     rotate("tenant:a")
-    monkeypatch.setattr("eventseal.cli.confirmation.is_anybody_there", lambda: True)
+    monkeypatch.setattr("eventseal.cli.output.is_anybody_there", lambda: True)
     assert "The output is JSON, so confirmation is impossible" in run("--json", "retire", exits=2).stderr
 
 
@@ -123,31 +122,3 @@ def test_an_unregistered_table_with_a_key_id_stops_it(run, old, query):
     query("CREATE TABLE strangers (key_id BLOB, data BLOB)")
     assert "strangers" in run("retire", "--yes", exits=2).stderr
     assert destroyed(query) == 0
-
-
-@pytest.mark.slow
-def test_whether_a_kek_may_go_is_said_by_the_exit_code(run, run_json, old, monkeypatch):
-    LocalKmsAdapter.create("other.key")
-    monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://dev.key,local://other.key")
-    first = LocalKmsAdapter("dev.key").uri
-    shown = run("retire", "--kek", first, exits=4).stderr
-    assert "3 live keys do not open without it" in shown
-    run("rewrap")
-    assert run_json("retire", "--kek", "local://dev.key")["needed"] == 0
-    assert "3 wrappings under it are left" in run("retire", "--kek", "local://dev.key").stdout
-    run("rewrap", "--to", "local://other.key")
-    assert "may go: no key is wrapped under it" in run("retire", "--kek", "local://dev.key").stdout
-    monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://other.key")
-    shown = run("retire", "--kek", "local://dev.key", exits=2).stderr
-    assert "no key is wrapped under local://dev.key, and it is not configured" in shown
-    shown = run("retire", "--kek", "local://other.key", "--kek-version", "9", exits=2).stderr
-    assert "no key is wrapped under version '9' of local://other.key" in shown
-    Path("dev.key").unlink()
-    run("verify")
-
-
-@pytest.mark.parametrize(
-    "words", [["--kek", "x", "--key", "y"], ["--kek-version", "1"], ["--kek", "nonsense"]]
-)
-def test_words_that_say_nothing_are_wrong_use(run, old, words):
-    run("retire", *words, exits=2)

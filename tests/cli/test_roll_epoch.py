@@ -68,7 +68,7 @@ def test_a_dry_run_tells_the_cost_and_ends_nothing(two_keks, run, query) -> None
 
 
 def test_it_asks_and_says_what_nobody_here_can_see(two_keks, run, query, monkeypatch) -> None:
-    monkeypatch.setattr("eventseal.cli.confirmation.is_anybody_there", lambda: True)
+    monkeypatch.setattr("eventseal.cli.output.is_anybody_there", lambda: True)
     refused = run("roll-epoch", "--to", NEW, exits=4, input="n\n")
     assert "other applications' ledgers" in refused.stderr
     assert query("SELECT * FROM kek_fences") == []
@@ -161,7 +161,7 @@ def test_a_receipt_that_cannot_be_written_is_told_before_anything_is_done(
     def refused(**_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("eventseal.cli.receipt_files.tempfile.TemporaryFile", refused)
+    monkeypatch.setattr("eventseal.cli.receipt_command.tempfile.TemporaryFile", refused)
     shown = run("roll-epoch", "--to", NEW, "--yes", "--receipt", "one.json", exits=2)
     assert "one.json could not be written: Permission denied" in shown.stderr
 
@@ -171,7 +171,7 @@ def test_a_receipt_that_cannot_be_written_at_the_end_leaves_no_half_of_it(two_ke
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("eventseal.cli.receipt_files.os.fsync", full)
+        patch.setattr("eventseal.cli.receipt_command.os.fsync", full)
         refused = run("roll-epoch", "--to", NEW, "--yes", "--receipt", "one.html", exits=4)
     assert "2 keys are wrapped as they should be" in refused.stdout  # and what was done is told
     assert "the epoch is rolled, but the receipt one.html cannot be written: No space left" in refused.stderr

@@ -109,7 +109,7 @@ def test_every_damaged_row_shows_progress(run, broken):
 
 @pytest.mark.parametrize(("answer", "code", "done"), [("y\n", 0, 2), ("n\n", 4, 0), ("", 130, 0)])
 def test_on_a_terminal_it_asks(run, run_json, broken, monkeypatch, answer, code, done):
-    monkeypatch.setattr("eventseal.cli.confirmation.is_anybody_there", lambda: True)
+    monkeypatch.setattr("eventseal.cli.output.is_anybody_there", lambda: True)
     shown = run("set-aside", *EVERY, input=answer, exits=code).stderr
     assert ("remedy: Run it again" in shown) == (code == 130)
     assert "2 rows are about to be set aside as lost. Is that meant? [y/N]" in shown
@@ -198,7 +198,7 @@ def test_retire_names_the_rows_and_the_option(run, run_json, held):
 
 @pytest.mark.slow
 def test_giving_up_asks_and_names_what_is_lost(run, run_json, held, monkeypatch):
-    monkeypatch.setattr("eventseal.cli.confirmation.is_anybody_there", lambda: True)
+    monkeypatch.setattr("eventseal.cli.output.is_anybody_there", lambda: True)
     shown = run("retire", "--give-up-set-aside", input="n\n", exits=4)
     assert f"set aside: {ITEMS} sequence_id={held} position=0" in shown.stdout
     assert "2 rows that are set aside are given up with them. Is that meant?" in shown.stderr

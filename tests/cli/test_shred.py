@@ -71,7 +71,7 @@ def test_afterwards_the_store_verifies_with_what_was_erased_counted_apart(shop, 
 
 
 def test_it_asks_and_shows_what_goes(shop, run, monkeypatch) -> None:
-    monkeypatch.setattr("eventseal.cli.confirmation.is_anybody_there", lambda: True)
+    monkeypatch.setattr("eventseal.cli.output.is_anybody_there", lambda: True)
     refused = run("shred", SCOPE, input="n\n", exits=4)
     assert "1 keys of scope subject:customer-42" in refused.stdout + refused.stderr
     assert is_open()
@@ -182,7 +182,7 @@ def test_a_receipt_that_cannot_be_written_is_told_before_anything_is_destroyed(
         def refused(**_):
             raise PermissionError(13, "Permission denied")
 
-        patch.setattr("eventseal.cli.receipt_files.tempfile.TemporaryFile", refused)
+        patch.setattr("eventseal.cli.receipt_command.tempfile.TemporaryFile", refused)
         run("shred", SCOPE, "--yes", "--receipt", "one.json", exits=2)
     assert is_open()
 
@@ -225,7 +225,7 @@ def test_after_a_restore_a_no_is_heeded(shop, run, monkeypatch) -> None:
     shutil.copyfile("shop.sqlite", "backup")
     run("shred", SCOPE, "--yes")
     put_back("backup")
-    monkeypatch.setattr("eventseal.cli.confirmation.is_anybody_there", lambda: True)
+    monkeypatch.setattr("eventseal.cli.output.is_anybody_there", lambda: True)
     run("verify", "--after-restore", input="n\n", exits=4)
     assert is_open()
 
@@ -309,8 +309,8 @@ def test_a_kek_that_only_the_ledger_needs_may_not_go(shop, run, monkeypatch) -> 
     run("rewrap")
     run("rewrap", "--to", "local://new.key")
     run("verify")  # every key is opened under the new KEK
-    run("retire", "--kek", uri)
+    run("kek", "check", uri)
     monkeypatch.setenv("EVENTSEAL_LEDGER", LEDGER)
-    assert "ledger" in run("retire", "--kek", uri, exits=4).stderr
+    assert "ledger" in run("kek", "check", uri, exits=4).stderr
     run("rewrap")
-    run("retire", "--kek", uri)
+    run("kek", "check", uri)

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from eventseal.cli.application_modules import load_modules, working_directory_last
+from eventseal.cli.shared_options import load_modules, working_directory_last
 from eventseal.configuration import EventSeal
 from eventseal.errors import ConfigurationError
 from eventseal.items import SequencedItem
@@ -114,7 +114,7 @@ def test_fields_finds_its_modules_there_and_none_else(tmp_path, traps):
 
 
 def test_a_stopped_migration_is_resumed_with_the_command_that_is_printed(old, run, query, monkeypatch):
-    run("migrate", "--begin")
+    run("migrate", "begin")
     with monkeypatch.context() as patched:
         patched.setattr("eventseal.rotation.jobs.passes.MOST_PASSES", 0)
         stopped = run("migrate", "--key-scope-function", "shop_here:tenant_of", exits=1).stdout
@@ -135,8 +135,8 @@ def test_only_a_migration_needs_the_event_modules(store, run, monkeypatch):
     for command in ("status", "verify", "rotate", "reencrypt"):
         run(command)
     monkeypatch.setenv("EVENTSEAL_OLD_FORMATS", "plain-json")
-    assert "no module not_on_this_machine" in run("migrate", "--begin", exits=2).stderr
-    run("migrate", "--finish")
+    assert "no module not_on_this_machine" in run("migrate", "begin", exits=2).stderr
+    run("migrate", "finish")
 
 
 def test_it_is_on_the_path_last_and_only_while_those_modules_are_loaded(tmp_path, monkeypatch):

@@ -392,13 +392,13 @@ def test_what_stands_of_a_migration_is_told_at_each_step(shop, monkeypatch):
     ((severity, text, remedy),) = of_migration()
     assert severity is Severity.NOTE
     assert text == "old_formats names plain-json, which no table accepts yet"
-    assert remedy.endswith("eventseal migrate --begin")
+    assert remedy.endswith("eventseal migrate begin")
     with EventSeal.from_settings() as seal:
         begin_migration(seal)
         ((severity, text, remedy),) = of_migration()
         assert severity is Severity.NOTE
         assert "begun and is not finished: beside envelopes, plain-json is accepted in" in text
-        assert remedy.endswith("eventseal migrate --finish")
+        assert remedy.endswith("eventseal migrate finish")
         finish_migration(seal)
     ((severity, text, remedy),) = of_migration()
     assert severity is Severity.WARNING
@@ -528,7 +528,7 @@ def test_items_that_are_not_encrypted_are_an_error_until_a_migration_begins(appe
     finding = the_one("not encrypted")
     assert (finding.severity, finding.area) == (Severity.ERROR, "migration")
     assert finding.text.startswith(f"2 items of {ITEMS} are")
-    assert "eventseal migrate --begin" in finding.remedy
+    assert "eventseal migrate begin" in finding.remedy
     monkeypatch.setenv("EVENTSEAL_ALWAYS_ENCRYPT", "false")
     assert amiss() == []
     monkeypatch.delenv("EVENTSEAL_ALWAYS_ENCRYPT")

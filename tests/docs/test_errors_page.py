@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from eventseal import errors
-from eventseal.cli.exit_codes import exit_code
+from eventseal.cli.exits import exit_code
 
 PAGE = (Path(__file__).parents[2] / "docs" / "errors.md").read_text()
 CLASSES = [

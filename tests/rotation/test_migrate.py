@@ -22,6 +22,7 @@ from eventseal.errors import (
 from eventseal.items import SequencedItem
 from eventseal.keys.source import StaticKey
 from eventseal.rotation import (
+    abandon_migration,
     begin_migration,
     finish_migration,
     migrate,
@@ -469,6 +470,26 @@ def test_what_stopped_and_others_have_done_is_no_job_any_more_at_the_end(old_sho
 def unfinished_jobs(shop) -> int:
     with shop.seal.datastore.engine.connect() as connection:
         return sum(job.state != jobs.FINISHED for job in jobs.load_jobs(connection, "shop"))
+
+
+@pytest.mark.slow
+def test_an_abandoned_migration_ends_its_job_and_is_begun_again(old_shop):
+    with pytest.raises(JobError, match="no migration has begun"):
+        abandon_migration(old_shop.seal)
+    items = fill(old_shop)
+    begin_migration(old_shop.seal)
+    migrate(old_shop.seal)
+    old_shop.execute("UPDATE reencryption_jobs SET state = 'running'")
+    fill(old_shop, WRITERS[4:5], count=1)
+    assert abandon_migration(old_shop.seal, dry_run=True).left == 1
+    assert unfinished_jobs(old_shop) == 1
+    assert abandon_migration(old_shop.seal).by_table[ITEMS] == {"left": 1}
+    assert unfinished_jobs(old_shop) == 0
+    assert verify(old_shop.seal).failed == 1
+    begin_migration(old_shop.seal)
+    assert migrate(old_shop.seal).done == 1
+    finish_migration(old_shop.seal)
+    assert items
 
 
 @pytest.mark.slow

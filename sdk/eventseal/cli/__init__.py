@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from eventseal.cli.interruption import heed_termination
+from eventseal.cli.exits import heed_termination
 
 
 def main() -> None:
     """Run the command; what ``pyproject.toml`` installs as ``eventseal``."""
     heed_termination()
     try:
-        # Not above: it takes a moment, and who interrupts it is to see no traceback.
+        # Not at the top: this import takes a moment, and an interrupt during it must show no traceback.
         from eventseal.cli.app import run  # noqa: PLC0415
 
         run()

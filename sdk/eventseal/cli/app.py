@@ -1,18 +1,21 @@
-"""The command's root: its global options, its subcommands and its entry point."""
+"""The command's root: its global options, its commands, and errors as lines on standard error."""
 
 from __future__ import annotations
 
 import os
+import warnings
 from importlib.metadata import version
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from eventseal.cli import (
     doctor_command,
     fields_command,
     init_command,
     inspect_command,
+    kek_command,
     keys_command,
     migrate_command,
     receipt_command,
@@ -28,8 +31,13 @@ from eventseal.cli import (
     status_command,
     verify_command,
 )
-from eventseal.cli.group import EventSealGroup
-from eventseal.cli.options import Config, DryRun, Json, Options, Yes
+from eventseal.cli.exits import RUN_AGAIN, ExitCode, VerbInterrupt, exit_code
+from eventseal.cli.output import printable
+from eventseal.cli.shared_options import Config, DryRun, Json, Options, Yes, command_group
+from eventseal.errors import EventSealError
+
+if TYPE_CHECKING:
+    from typing import TextIO
 
 _HELP = """Seal event stores under keys of a KMS, and look after the keys.
 
@@ -51,17 +59,88 @@ or rights; 3 try again, the KMS or the database is away; 4 refused, something
 still needs what was to go; 130 interrupted.
 """
 
-app = typer.Typer(
-    name="eventseal",
-    cls=EventSealGroup,
-    help=_HELP,
-    epilog=_EXIT_CODES,
-    rich_markup_mode=None,
-    add_completion=False,
-    no_args_is_help=True,
-    # A traceback with locals would show keys and plaintext.
-    pretty_exceptions_enable=False,
-)
+
+class EventSealGroup(TyperGroup):
+    """The root command; no error of EventSeal's leaves it as a traceback."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that is meant."""
+        return super().resolve_command(ctx, _in_new_form(args))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                return super().invoke(ctx)
+            except EventSealError as error:
+                _say("error", str(error))
+                _say("remedy", error.remedy)
+                raise typer.Exit(exit_code(error)) from None
+            except ImportError as error:
+                # An extra is not installed, and the message says how; or a record class's module fails.
+                _say("error", f"{type(error).__name__}: {error}")
+                raise typer.Exit(ExitCode.USAGE) from None
+            except (KeyboardInterrupt, typer.Abort) as interruption:
+                _say("error", "interrupted")
+                _say("remedy", interruption.remedy if isinstance(interruption, VerbInterrupt) else RUN_AGAIN)
+                raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+def _say(kind: str, text: str) -> None:
+    shown = "\n".join([printable(line) for line in text.splitlines()])
+    typer.echo(f"eventseal: {kind}: {shown}", err=True)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],  # noqa: ARG001 - the signature of warnings.showwarning
+    filename: str,  # noqa: ARG001
+    lineno: int,  # noqa: ARG001
+    file: TextIO | None = None,  # noqa: ARG001
+    line: str | None = None,  # noqa: ARG001
+) -> None:
+    _say("warning", str(message))
+
+
+_STEPS = ("begin", "finish", "copy")  # of a migration, which were options
+
+
+def _in_new_form(words: list[str]) -> list[str]:
+    """
+    Complete `migrate` without a step, and rewrite what earlier releases took.
+
+    The old forms work for one release. What does not go with the new form is refused as any wrong word is.
+    """
+    command, *rest = words
+    if command == "retire" and (without := _without("--kek", rest)) is not None:
+        _name_new_form("retire --kek", "kek check")
+        # It asks and changes nothing; the old form took these options all the same.
+        return ["kek", "check", *[word for word in without if word not in {"--yes", "-y", "--dry-run"}]]
+    if command == "migrate":
+        for step in _STEPS:
+            if (without := _without(f"--{step}", rest)) is not None:
+                _name_new_form(f"migrate --{step}", f"migrate {step}")
+                return [command, step, *without]
+        if not rest or (rest[0].startswith("-") and rest[0] != "--help"):
+            return [command, "run", *rest]
+    return words
+
+
+def _name_new_form(old: str, new: str) -> None:
+    _say("warning", f"`eventseal {old}` ends with the next release. Use `eventseal {new}`.")
+
+
+def _without(option: str, words: list[str]) -> list[str] | None:
+    """Take an option's name out, so that its value becomes an argument; ``None`` if it is not there."""
+    for place, word in enumerate(words):
+        name, _, value = word.partition("=")
+        if name == option:
+            return [*words[:place], *([value] if value else []), *words[place + 1 :]]
+    return None
+
+
+app = command_group("eventseal", _HELP, _EXIT_CODES, kind=EventSealGroup)
 
 
 def _print_version(wanted: bool) -> None:
@@ -95,8 +174,9 @@ app.command(epilog=rotate_command.EXAMPLES)(rotate_command.rotate)
 app.command(epilog=rewrap_command.EXAMPLES)(rewrap_command.rewrap)
 app.command(epilog=roll_epoch_command.EXAMPLES)(roll_epoch_command.roll_epoch)
 app.command(epilog=reencrypt_command.EXAMPLES)(reencrypt_command.reencrypt)
-app.command(epilog=migrate_command.EXAMPLES)(migrate_command.migrate)
+app.add_typer(migrate_command.migrate)
 app.command(epilog=retire_command.EXAMPLES)(retire_command.retire)
+app.add_typer(kek_command.kek)
 app.command(epilog=verify_command.EXAMPLES)(verify_command.verify)
 app.command(epilog=repair_command.EXAMPLES)(repair_command.repair)
 app.command("set-aside", epilog=set_aside_command.EXAMPLES)(set_aside_command.set_aside_rows)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from eventseal.cli.exit_codes import ExitCode, exit_code
-from eventseal.cli.options import Config, Json, Options
+from eventseal.cli.exits import ExitCode, exit_code
 from eventseal.cli.output import print_json, printable
+from eventseal.cli.shared_options import Options, with_options
 from eventseal.configuration.diagnosis import Finding, Severity, diagnose
 from eventseal.errors import ConfigurationError
 
@@ -26,11 +26,9 @@ Examples:
 """
 
 
+@with_options()
 def doctor(
-    context: typer.Context,
-    *,
-    config: Config = None,
-    as_json: Json = False,
+    options: Options,
 ) -> None:
     """
     Look at everything that EventSeal needs, and say what is amiss.
@@ -41,7 +39,6 @@ def doctor(
     if there is nothing to do; 2 if settings or rights are wrong, 3 if the KMS or
     the database is away, 1 for everything else.
     """
-    options = Options.of(context, config=config, as_json=as_json)
     with suppress(ConfigurationError):  # which is a finding
         options.settings()
     found: list[Finding] = []

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eventseal.cli.application_modules import working_directory_last
-from eventseal.cli.exit_codes import ExitCode
-from eventseal.cli.options import Config, Json, Options
+from eventseal.cli.exits import ExitCode
 from eventseal.cli.output import print_columns, print_json, printable
+from eventseal.cli.shared_options import Options, with_options, working_directory_last
 from eventseal.eventstore.field_survey import survey
 from eventseal.items.mapper import SequencedItemMapper
 
@@ -28,8 +27,9 @@ Examples:
 """
 
 
+@with_options()
 def fields(
-    context: typer.Context,
+    options: Options,
     *,
     modules: Annotated[
         list[str],
@@ -44,8 +44,6 @@ def fields(
     always_encrypt: Annotated[
         bool, typer.Option("--always-encrypt", help="The mapper seals every item as a whole.")
     ] = False,
-    config: Config = None,
-    as_json: Json = False,
 ) -> None:
     """
     List event classes and their fields by protection.
@@ -55,7 +53,6 @@ def fields(
     PersonalData, or with NotPersonal and a reason. The exit code is also 1 if a
     mapper would refuse a class.
     """
-    options = Options.of(context, config=config, as_json=as_json)
     with working_directory_last():
         classes = survey(modules, words=word or (), always_encrypt=always_encrypt, mapper_of=_mapper_of)
     suspects = sum(len(one.suspicions) + (one.refused is not None) for one in classes)

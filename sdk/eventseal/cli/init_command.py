@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eventseal.cli.application_modules import load_modules
-from eventseal.cli.options import Config, DryRun, Json, Options, Yes
 from eventseal.cli.output import print_json, printable
+from eventseal.cli.shared_options import Options, load_modules, with_options
 from eventseal.configuration.initialise import initialise
 from eventseal.configuration.loading import (
     DEFAULT_FILE,
@@ -48,8 +47,9 @@ Examples:
 """
 
 
+@with_options("yes", "dry_run")
 def init(
-    context: typer.Context,
+    options: Options,
     *,
     kms_key: Annotated[
         list[str] | None,
@@ -83,10 +83,6 @@ def init(
         bool,
         typer.Option("--scope-digest", help="Keep digests of scopes, which are personal; for good."),
     ] = False,
-    config: Config = None,
-    as_json: Json = False,
-    yes: Yes = False,
-    dry_run: DryRun = False,
 ) -> None:
     """
     Write the settings, check the KMS, make the tables and the first keys.
@@ -95,7 +91,6 @@ def init(
     adds a missing key_id column and indexes to tables of sealed items, and
     triggers to tables of the eventsourcing library.
     """
-    options = Options.of(context, config=config, as_json=as_json, yes=yes, dry_run=dry_run)
     given = {
         "kms_key": kms_key[0] if kms_key and len(kms_key) == 1 else kms_key,
         "store_url": store_url,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import sys
+from contextlib import closing
 from pathlib import Path  # noqa: TC003 - read at run time, for the options' types
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from eventseal.cipher import inspect as inspect_envelope
-from eventseal.cli.options import Config, Json, Options
-from eventseal.cli.output import print_facts, print_json
-from eventseal.cli.sealed_text import sealed_bytes
+from eventseal.cli.output import print_json, printable
+from eventseal.cli.shared_options import Options, Position, SequenceId, with_options
 from eventseal.errors import ConfigurationError
 from eventseal.rotation.did_you_mean import find_item
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
     from eventseal.configuration.stores import Stores
     from eventseal.suites import EnvelopeInfo
+
+_VERSION = b"\x01"
+_HEX_PREFIXES = (b"\\x", b"0x", b"0X", b"X'", b"x'")
 
 EXAMPLES = """\b
 Examples:
@@ -31,8 +36,9 @@ Examples:
 """
 
 
+@with_options()
 def inspect(
-    context: typer.Context,
+    options: Options,
     *,
     source: Annotated[
         Path | None,
@@ -46,10 +52,8 @@ def inspect(
     table: Annotated[
         str | None, typer.Option(metavar="TABLE", help="Look at a row of this registered table.")
     ] = None,
-    sequence: Annotated[str | None, typer.Option(metavar="ID", help="The row's sequence id.")] = None,
-    position: Annotated[str | None, typer.Option(metavar="POSITION", help="The row's position.")] = None,
-    config: Config = None,
-    as_json: Json = False,
+    sequence: SequenceId = None,
+    position: Position = None,
 ) -> None:
     """
     Show what an envelope says of itself, without any key.
@@ -59,7 +63,6 @@ def inspect(
     the columns beside it and what the key store has of its key. Nothing of it is
     authenticated: only opening an item is.
     """
-    options = Options.of(context, config=config, as_json=as_json)
     row = {"--table": table, "--sequence": sequence, "--position": position}
     ways = (source is not None, text is not None, any(value is not None for value in row.values()))
     if sum(ways) != 1:
@@ -76,9 +79,10 @@ def inspect(
     if options.as_json:
         print_json({"verb": "inspect", **facts})
     else:
-        print_facts(
-            {name.replace("_", " "): "none" if value is None else str(value) for name, value in facts.items()}
-        )
+        width = max(map(len, facts))
+        for name, value in facts.items():
+            shown = "none" if value is None else printable(str(value))
+            typer.echo(f"{name.replace('_', ' ').ljust(width)}  {shown}")
 
 
 def _read(source: Path) -> bytes:
@@ -89,6 +93,34 @@ def _read(source: Path) -> bytes:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ConfigurationError(f"{source} cannot be read: {reason}") from error
+
+
+def sealed_bytes(content: bytes) -> bytes:
+    """
+    Find the envelope in what a file, a database client or a person gave.
+
+    Args:
+        content: An envelope's bytes, its hex (also as ``psql`` and ``sqlite3`` print it) or its base64, with
+            space around it.
+
+    Returns:
+        The envelope's bytes; what is neither is given back as it is.
+    """
+    # Every envelope begins with its version, a byte that no text begins with.
+    if content.startswith(_VERSION):
+        return content
+    text = content.strip()
+    for prefix in _HEX_PREFIXES:
+        text = text.removeprefix(prefix)
+    text = text.removesuffix(b"'")
+    try:
+        return binascii.unhexlify(text)
+    except binascii.Error:
+        pass
+    try:
+        return base64.b64decode(text.translate(bytes.maketrans(b"-_", b"+/")), validate=True)
+    except binascii.Error:
+        return content
 
 
 def _facts(info: EnvelopeInfo) -> dict[str, Any]:
@@ -107,8 +139,7 @@ def _row_facts(
 ) -> dict[str, Any]:
     if table is None or sequence is None or position is None:
         raise ConfigurationError("a row takes all three: --table, --sequence and --position")
-    stores = options.open_stores()
-    try:
+    with closing(options.open_stores()) as stores:
         row = find_item(stores.datastore, stores.settings.application, table, sequence, position)
         info = inspect_envelope(row.data)
         return {
@@ -120,8 +151,6 @@ def _row_facts(
             **_facts(info),
             **_key_facts(stores, info.key_id),
         }
-    finally:
-        stores.close()
 
 
 def _key_facts(stores: Stores, key_id: UUID) -> dict[str, Any]:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID  # noqa: TC003 - read at run time, for the options' types
 
 import typer
 
-from eventseal.cli.options import Config, Json, Options
-from eventseal.cli.output import print_columns, print_json, printable
+from eventseal.cli.output import print_columns, print_json, printable, time_text
+from eventseal.cli.shared_options import Options, with_options
 from eventseal.keys.authentication.row_macs import unreadable_row
 from eventseal.keys.states import KeyState  # noqa: TC001 - read at run time, for the options' types
 from eventseal.rotation.status.key_listing import KeyPage, list_keys
 from eventseal.storage.database.edited_rows import UNREADABLE
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from eventseal.keys.records import KeyRecord
     from eventseal.rotation.status.key_listing import ListedKey
-
-"""Stands for the state of a key whose row was edited so that it cannot be read."""
 
 _HEADING = ("KEY", "PURPOSE", "SCOPE", "STATE", "ITEMS", "RESERVED", "MADE", "WRAPPED BY")
 
@@ -32,8 +29,9 @@ Examples:
 """
 
 
+@with_options()
 def keys(
-    context: typer.Context,
+    options: Options,
     *,
     scope: Annotated[str | None, typer.Option(metavar="SCOPE", help="Only keys of this scope.")] = None,
     state: Annotated[KeyState | None, typer.Option(help="Only keys in this state.")] = None,
@@ -41,8 +39,6 @@ def keys(
     after: Annotated[
         UUID | None, typer.Option(metavar="KEY", help="Begin behind this key: where the last page ended.")
     ] = None,
-    config: Config = None,
-    as_json: Json = False,
 ) -> None:
     """
     List the keys of the application, with the items that each has sealed.
@@ -51,9 +47,7 @@ def keys(
     scope. It says what the rows say: whether they were edited shows `eventseal
     verify`, which unwraps the keys.
     """
-    options = Options.of(context, config=config, as_json=as_json)
-    stores = options.open_stores()
-    try:
+    with closing(options.open_stores()) as stores:
         page = list_keys(
             stores.key_store,
             stores.datastore,
@@ -63,8 +57,6 @@ def keys(
             after=after,
             limit=limit,
         )
-    finally:
-        stores.close()
     if options.as_json:
         print_json(_as_json(page))
     else:
@@ -101,20 +93,16 @@ def _key_as_json(listed: ListedKey) -> dict[str, Any]:
         "items": listed.items,
         "items_reserved": record.items_reserved,
         "wrapped_by": [wrapped.kek_uri for wrapped in record.wrappings],
-        "created_at": _time(record.created_at),
-        "deactivated_at": _time(record.deactivated_at),
-        "compromised_at": _time(record.compromised_at),
-        "destroyed_at": _time(record.destroyed_at),
+        "created_at": time_text(record.created_at) or None,
+        "deactivated_at": time_text(record.deactivated_at) or None,
+        "compromised_at": time_text(record.compromised_at) or None,
+        "destroyed_at": time_text(record.destroyed_at) or None,
         "destroyed_by": record.destroyed_by,
     }
 
 
 def _state(record: KeyRecord) -> str:
     return UNREADABLE if record.unreadable else record.state.value
-
-
-def _time(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat(timespec="seconds")
 
 
 def _print(page: KeyPage) -> None:
@@ -124,14 +112,14 @@ def _print(page: KeyPage) -> None:
             listed.record.purpose.value,
             listed.record.scope,
             _state(listed.record),
-            f"{listed.items:,}",
-            f"{listed.record.items_reserved:,}",
-            _time(listed.record.created_at) or "",
+            listed.items,
+            listed.record.items_reserved,
+            time_text(listed.record.created_at),
             ", ".join([wrapped.kek_uri for wrapped in listed.record.wrappings]) or "nothing",
         )
         for listed in page.keys
     ]
-    print_columns(_HEADING, rows, numbers=frozenset({"ITEMS", "RESERVED"}))
+    print_columns(_HEADING, rows)
     if page.plain_items:
         typer.echo(f"\n{page.plain_items:,} items are in plain")
     problems = [unreadable_row(listed.record) for listed in page.keys if listed.record.unreadable]

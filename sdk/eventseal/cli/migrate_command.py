@@ -4,187 +4,257 @@ from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
-from uuid import UUID  # noqa: TC003 - read at run time, for the options' types
 
 import typer
 
-from eventseal.cli.application_modules import working_directory_last
-from eventseal.cli.migrating import (
-    copied,
-    migrated,
-    print_migrated,
-    said_of_beginning,
-    said_of_copy,
-    said_of_end,
-    said_of_migration,
+from eventseal.cli.long_runs import run_job, shown_progress
+from eventseal.cli.output import confirm, counted, print_counts, print_failures, report
+from eventseal.cli.shared_options import (
+    Batch,
+    Options,
+    Rate,
+    ResumedJob,
+    Tables,
+    Workers,
+    command_group,
+    pairs,
+    with_options,
+    working_directory_last,
 )
-from eventseal.cli.options import Config, DryRun, Json, Options, Yes
-from eventseal.cli.results import finish
+from eventseal.configuration.stores import old_database
 from eventseal.errors import ConfigurationError
 from eventseal.keys.records import DEFAULT_SCOPE
-from eventseal.rotation import begin_migration, finish_migration
+from eventseal.rotation import (
+    abandon_migration,
+    begin_migration,
+    copy_items,
+    finish_migration,
+)
+from eventseal.rotation import migrate as migrate_store
+from eventseal.rotation.jobs.jobs import MIGRATE, verb_command
 from eventseal.rotation.jobs.resealers import function_named
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
+    from eventseal.rotation import JobResult
     from eventseal.rotation.jobs.old_items import ScopeOf
+
+_HELP = """Bring items in plain, or of older ciphers, under the keys of a KMS.
+
+In three steps, while the application runs: begin, then, when every process
+reads both and writes envelopes, run, then finish. `eventseal migrate` alone is
+`eventseal migrate run`. The setting old_formats names the formats, and where
+their keys are: no key stands on a command line. Items of the eventsourcing
+library's releases 8 and 9 stay in their rows; copy the tables of older
+releases.
+"""
 
 EXAMPLES = """\b
 Examples:
-  eventseal migrate --begin
-  eventseal migrate --dry-run
-  eventseal migrate --workers 4 --items-per-second 5000
-  eventseal migrate --key-scope-function shop.migration:tenant_of
-  eventseal migrate --finish
-  eventseal migrate --copy integer_sequenced_items
+  eventseal migrate begin
+  eventseal migrate run --dry-run
+  eventseal migrate run --workers 4 --items-per-second 5000
+  eventseal migrate run --key-scope-function shop.migration:tenant_of
+  eventseal migrate finish
+  eventseal migrate abandon --dry-run
+  eventseal migrate copy integer_sequenced_items
 """
 
+KeyScope = Annotated[
+    str | None,
+    typer.Option(metavar="SCOPE", help="Whose keys seal the items; by default those of application."),
+]
+KeyScopeFunction = Annotated[
+    str | None,
+    typer.Option(metavar="MODULE:FUNCTION", help="Gives an item's scope from its place and its JSON."),
+]
 
-def migrate(
-    context: typer.Context,
+migrate = command_group("migrate", _HELP, EXAMPLES)
+
+
+@migrate.command(epilog=EXAMPLES)
+@with_options("yes", "dry_run")
+def begin(options: Options, *, table: Tables = None) -> None:
+    """
+    First: let readers take the formats of old_formats, too.
+
+    It opens a sample of the items, so that a wrong key is found before anything is
+    written.
+    """
+    with options.open_seal(event_modules=True) as seal:
+        result = begin_migration(seal, tables=table, dry_run=options.dry_run)
+    said = f"{result.left:,} items are to be migrated"
+    if not options.dry_run:
+        said += "; readers take both now: start the processes that write envelopes, then `eventseal migrate`"
+    report(options, result, lambda: _print(result, said))
+
+
+@migrate.command(epilog=EXAMPLES)
+@with_options("yes", "dry_run")
+def run(
+    options: Options,
     *,
-    begin: Annotated[
-        bool, typer.Option("--begin", help="First: let readers take the formats of old_formats too.")
-    ] = False,
-    finish_it: Annotated[
-        bool, typer.Option("--finish", help="Last: prove that nothing old is left, then refuse it.")
-    ] = False,
-    copy: Annotated[
-        str | None,
-        typer.Option(metavar="TABLE", help="Copy this table of releases 1 to 7, from old_store_url."),
-    ] = None,
+    table: Tables = None,
+    key_scope: KeyScope = None,
+    key_scope_function: KeyScopeFunction = None,
+    batch: Batch = 1000,
+    items_per_second: Rate = None,
+    workers: Workers = 1,
+    resume: ResumedJob = None,
+) -> None:
+    """
+    Then: seal what is in an older format, each item in its row.
+
+    It runs beside the application, in small transactions. You may stop it anywhere:
+    the same command continues the unfinished job. An item that does not open stays,
+    is named, and makes the exit code 1.
+    """
+    scope = _scope(key_scope, key_scope_function)
+    with options.open_seal(event_modules=True) as seal:
+        verb = partial(
+            migrate_store, seal, key_scope=scope, tables=table, batch=batch, items_per_second=items_per_second
+        )
+        result = run_job(options, MIGRATE, verb, workers=workers, resume=resume, function=key_scope_function)
+    said = said_of_run(result, dry_run=options.dry_run, function=key_scope_function)
+    report(options, result, lambda: _print(result, said))
+
+
+@migrate.command(epilog=EXAMPLES)
+@with_options("yes", "dry_run")
+def finish(options: Options, *, table: Tables = None) -> None:
+    """
+    Last: prove that nothing old is left, then let readers refuse it.
+
+    The exit code is 4 as long as an item in an older format is left.
+    """
+    with options.open_seal() as seal:
+        result = finish_migration(seal, tables=table, dry_run=options.dry_run)
+    said = "nothing old is left"
+    if not options.dry_run:
+        said += (
+            ", and readers refuse it from now on: take old_formats out of the settings, and destroy the old "
+            "keys"
+        )
+    report(options, result, lambda: _print(result, said))
+
+
+@migrate.command(epilog=EXAMPLES)
+@with_options("yes", "dry_run")
+def abandon(options: Options, *, table: Tables = None) -> None:
+    """
+    Instead of finishing: let readers refuse the older formats although items are left.
+
+    Items that are sealed stay sealed. Items in older formats stay in their rows, but
+    no reader takes them until you begin again. It asks before it does that.
+    """
+    with options.open_seal() as seal:
+        result = abandon_migration(seal, tables=table, dry_run=True)
+        if not options.dry_run:
+            confirm(options, f"Readers are about to refuse {result.left:,} items in older formats.")
+            result = abandon_migration(seal, tables=table)
+    said = f"{result.left:,} items in older formats {'would be' if options.dry_run else 'are'} refused"
+    if not options.dry_run:
+        said += "; to take them again: eventseal migrate begin"
+    report(options, result, lambda: _print(result, said))
+
+
+@migrate.command(epilog=EXAMPLES)
+@with_options("yes", "dry_run")
+def copy(
+    options: Options,
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="In the database of old_store_url.")],
+    *,
     into: Annotated[
-        str | None, typer.Option(metavar="TABLE", help="With --copy: a table of the store's own.")
+        str | None,
+        typer.Option(metavar="TABLE", help="A table of the store's own; the same name by default."),
     ] = None,
     column: Annotated[
         list[str] | None,
-        typer.Option(metavar="ROLE=NAME", help="With --copy: what a column is called there; several times."),
+        typer.Option(metavar="ROLE=NAME", help="What a column is called there; several times."),
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="With --copy: only rows with this value; several times."),
+        typer.Option(metavar="NAME=VALUE", help="Only rows with this value; several times."),
     ] = None,
-    table: Annotated[
-        list[str] | None, typer.Option(metavar="TABLE", help="Only this registered table; several times.")
-    ] = None,
-    key_scope: Annotated[
-        str | None,
-        typer.Option(metavar="SCOPE", help="Whose keys seal the items; by default those of application."),
-    ] = None,
-    key_scope_function: Annotated[
-        str | None,
-        typer.Option(metavar="MODULE:FUNCTION", help="Gives an item's scope from its place and its JSON."),
-    ] = None,
-    batch: Annotated[
-        int | None, typer.Option(min=1, help="Items in a transaction at most; 1000, or 500 with --copy.")
-    ] = None,
-    items_per_second: Annotated[
-        float | None, typer.Option(metavar="RATE", help="Not faster than this, all workers together.")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that share the work.")] = 1,
-    resume: Annotated[
-        UUID | None, typer.Option(metavar="JOB", help="Go on with this job; `status` lists them.")
-    ] = None,
-    config: Config = None,
-    as_json: Json = False,
-    yes: Yes = False,
-    dry_run: DryRun = False,
+    key_scope: KeyScope = None,
+    key_scope_function: KeyScopeFunction = None,
+    batch: Batch = 500,
 ) -> None:
     """
-    Bring items in plain, or of older ciphers, under the keys of a KMS.
+    Copy a table of the eventsourcing library's releases 1 to 7, sealed.
 
-    In three steps, while the application runs: --begin, then, when every process
-    reads both and writes envelopes, the migration itself, then --finish. The
-    setting old_formats names the formats, and where their keys are: no key stands
-    on a command line. Items of the eventsourcing library's releases 8 and 9 stay
-    in their rows; tables of older releases are copied with --copy.
+    The old table is only read. Run it again when the old application has stopped: it
+    copies what is not there yet.
     """
-    options = Options.of(context, config=config, as_json=as_json, yes=yes, dry_run=dry_run)
-    work = {
-        "--key-scope": key_scope,
-        "--key-scope-function": key_scope_function,
-        "--items-per-second": items_per_second,
-        "--workers": workers != 1,
-        "--resume": resume,
-    }
-    of_copies = {"--into": into, "--column": column, "--only": only}
-    _refuse_together(begin=begin, finish_it=finish_it, work=work)
-    _check_copying(
-        copy,
-        begin or finish_it,
-        of_copies,
-        {**work, "--table": table, "--key-scope": None, "--key-scope-function": None},
-    )
-    scope: str | ScopeOf | None = key_scope
-    if key_scope_function is not None:
-        with working_directory_last():
-            scope = function_named(key_scope_function)
-    with options.open_seal(event_modules=not finish_it) as seal:
-        if copy is not None:
-            result = copied(
-                options,
-                seal,
-                table=copy,
-                into=into or copy,
-                columns=_pairs("--column", column),
-                only=_pairs("--only", only),
-                scope=DEFAULT_SCOPE if scope is None else scope,
-                batch=batch or 500,
-            )
-        elif begin:
-            result = begin_migration(seal, tables=table, dry_run=options.dry_run)
-        elif finish_it:
-            result = finish_migration(seal, tables=table, dry_run=options.dry_run)
-        else:
-            result = migrated(
-                options,
-                seal,
-                table=table,
-                scope=scope,
-                batch=batch or 1000,
-                items_per_second=items_per_second,
-                workers=workers,
-                resume=resume,
-                function=key_scope_function,
-            )
-    said: Callable[..., str] = partial(said_of_migration, function=key_scope_function)
-    if copy is not None:
-        said = said_of_copy
-    elif begin or finish_it:
-        said = said_of_beginning if begin else said_of_end
-    finish(options, result, lambda: print_migrated(result, said(result, dry_run=options.dry_run)))
-
-
-def _refuse_together(*, begin: bool, finish_it: bool, work: Mapping[str, object]) -> None:
-    if begin and finish_it:
-        raise ConfigurationError("--begin and --finish exclude each other")
-    named = [name for name, given in work.items() if given]
-    if (begin or finish_it) and named:
-        raise ConfigurationError(
-            f"{'--begin' if begin else '--finish'} and {', '.join(named)} exclude each other",
-            remedy="Those are for the migration itself: eventseal migrate.",
+    columns = pairs("--column", column, example="data=body")
+    values = pairs("--only", only, example="application_name=orders")
+    scope = _scope(key_scope, key_scope_function)
+    with (
+        options.open_seal(event_modules=True) as seal,
+        shown_progress("migrate", "items", _share_of_copy) as progress,
+    ):
+        result = copy_items(
+            seal,
+            source=old_database(seal.settings),
+            table=table,
+            into=into or table,
+            columns=columns,
+            only=values,
+            key_scope=DEFAULT_SCOPE if scope is None else scope,
+            batch=batch,
+            dry_run=options.dry_run,
+            progress=progress,
         )
-    if work["--key-scope"] and work["--key-scope-function"]:
+    if options.dry_run:
+        said = f"{result.left:,} items would be copied, but for those that are there"
+    else:
+        said = (
+            f"{result.done:,} items were copied in {result.seconds:.1f} s, {result.failed:,} failed; run it "
+            "again when the old application has stopped: it copies what is not there yet"
+        )
+    report(options, result, lambda: _print(result, said))
+
+
+def _scope(key_scope: str | None, function: str | None) -> str | ScopeOf | None:
+    if key_scope and function:
         raise ConfigurationError("--key-scope and --key-scope-function exclude each other")
+    if function is None:
+        return key_scope
+    with working_directory_last():
+        return function_named(function)
 
 
-def _check_copying(
-    copy: str | None, other: bool, of_copies: Mapping[str, object], of_others: Mapping[str, object]
-) -> None:
-    unfit = of_copies if copy is None else of_others
-    named = [name for name, given in unfit.items() if given]
-    if copy is not None and other:
-        named = ["--begin or --finish", *named]
-    if named:
-        raise ConfigurationError(
-            f"{', '.join(named)} {'only goes with' if copy is None else 'does not go with'} --copy"
-        )
+def _share_of_copy(result: JobResult) -> tuple[int, int]:
+    """How many rows were looked at, and of how many: those that were there already took no copying."""
+    there = sum(counts.get("there", 0) for counts in result.by_table.values())
+    looked_at = result.done + result.failed + there
+    return looked_at, looked_at + result.left
 
 
-def _pairs(option: str, given: list[str] | None) -> dict[str, str]:
-    pairs = [pair.partition("=") for pair in given or ()]
-    for name, separator, value in pairs:
-        if not (name and separator and value):
-            raise ConfigurationError(f"{option} takes a name and a value with = between them")
-    return {name: value for name, _, value in pairs}
+def _print(result: JobResult, said: str) -> None:
+    names = dict.fromkeys(name for counts in result.by_table.values() for name in counts)
+    print_counts(result, counted(result, [*names]))
+    print_failures(result.failures)
+    typer.echo(said)
+
+
+def said_of_run(result: JobResult, *, dry_run: bool, function: str | None = None) -> str:
+    """
+    Sum a migration up for people.
+
+    Args:
+        result: Of it.
+        dry_run: Whether it only looked.
+        function: The function for key scopes, which the command that continues must name again.
+    """
+    if dry_run:
+        minutes, seconds = divmod(round(result.estimated_seconds or 0), 60)
+        return f"{result.left:,} items would be sealed, in about {minutes}:{seconds:02} minutes by a sample"
+    said = (
+        f"{result.done:,} items were sealed in {result.seconds:.1f} s, {result.failed:,} failed, "
+        f"{result.left:,} are left"
+    )
+    if not result.complete:
+        return f"{said}\nNot complete. To continue: {verb_command(MIGRATE, result.job_id, function)}"
+    if result.failed:
+        return f"{said}\nwhat failed stays as it is; mend it, and run this again"
+    return f"{said}\nwhen no process writes the older formats any more: eventseal migrate finish"

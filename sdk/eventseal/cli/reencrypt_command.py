@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID  # noqa: TC003 - read at run time, for the options' types
 
 import typer
 
-from eventseal.cli.options import Config, DryRun, Json, Options, Yes
-from eventseal.cli.output import print_json
-from eventseal.cli.reencrypting import print_reencrypted, reencrypt_shown
-from eventseal.cli.results import finish
+from eventseal.cli.long_runs import run_job
+from eventseal.cli.output import counted, print_counts, print_failures, print_json, report, time_text
+from eventseal.cli.shared_options import (
+    Batch,
+    Options,
+    Rate,
+    ResumedJob,
+    Tables,
+    Workers,
+    with_options,
+)
 from eventseal.errors import ConfigurationError
 from eventseal.rotation import pause_job
+from eventseal.rotation import reencrypt as reencrypt_items
 from eventseal.rotation.did_you_mean import known_keys
-from eventseal.rotation.jobs.jobs import resume_command, verb_of
+from eventseal.rotation.jobs.jobs import REENCRYPT, resume_command, verb_command, verb_of
+from eventseal.rotation.rows_set_aside import SET_ASIDE
 
 if TYPE_CHECKING:
     from eventseal.configuration import EventSeal
+    from eventseal.rotation import JobResult
+
+_COLUMNS = ("done", "failed", "suspected", "skipped", "plain", "foreign", "erased", SET_ASIDE, "left")
 
 EXAMPLES = """\b
 Examples:
@@ -30,82 +43,66 @@ Examples:
 """
 
 
+@with_options("yes", "dry_run")
 def reencrypt(
-    context: typer.Context,
+    options: Options,
     *,
     key: Annotated[
         list[str] | None, typer.Option(metavar="KEY", help="Only items under this key; several times.")
     ] = None,
-    table: Annotated[
-        list[str] | None, typer.Option(metavar="TABLE", help="Only this registered table; several times.")
-    ] = None,
+    table: Tables = None,
     to_collection: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Move the table to the collection that its record class says."),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Items in a transaction at most.")] = 1000,
-    items_per_second: Annotated[
-        float | None, typer.Option(metavar="RATE", help="Not faster than this, all workers together.")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that share the work.")] = 1,
-    resume: Annotated[
-        UUID | None, typer.Option(metavar="JOB", help="Go on with this job; `status` lists them.")
-    ] = None,
+    batch: Batch = 1000,
+    items_per_second: Rate = None,
+    workers: Workers = 1,
+    resume: ResumedJob = None,
     pause: Annotated[
         UUID | None, typer.Option(metavar="JOB", help="Stop this job, wherever it runs; it can be resumed.")
     ] = None,
-    config: Config = None,
-    as_json: Json = False,
-    yes: Yes = False,
-    dry_run: DryRun = False,
 ) -> None:
     """
     Seal items again that are not under the active key of their scope.
 
-    It runs beside the application, in small transactions, and may be stopped
-    anywhere: the same command goes on with the unfinished job, and two at once
-    share it. Each item is opened, sealed, and opened again before its row is
-    replaced. A row that does not open stays, is named, and makes the exit code 1.
+    It runs beside the application, in small transactions. You may stop it anywhere:
+    the same command continues the unfinished job, and two at once share it. Each
+    item is opened, sealed, and opened again before its row is replaced. A row that
+    does not open stays, is named, and makes the exit code 1.
     """
-    options = Options.of(context, config=config, as_json=as_json, yes=yes, dry_run=dry_run)
-    _refuse_both(resume, pause, key=key, table=table, to=to_collection, dry_run=options.dry_run)
+    given = {
+        "--key": key,
+        "--table": table,
+        "--to-collection": to_collection,
+        "--dry-run": options.dry_run,
+    }
+    _refuse_together(resume, pause, [name for name, value in given.items() if value])
     with options.open_seal() as seal:
         if pause is not None:
             _pause(options, seal, pause)
             return
-        result = reencrypt_shown(
-            options,
+        verb = partial(
+            reencrypt_items,
             seal,
             keys=known_keys(seal.datastore, seal.settings.application, key) if key else None,
             tables=table,
             to_collection=to_collection,
             batch=batch,
             items_per_second=items_per_second,
-            workers=workers,
-            resume=resume,
         )
-    finish(options, result, lambda: print_reencrypted(result, dry_run=options.dry_run))
+        result = run_job(options, REENCRYPT, verb, workers=workers, resume=resume)
+    report(options, result, lambda: print_reencrypted(result, dry_run=options.dry_run))
 
 
-def _refuse_both(
-    resume: UUID | None,
-    pause: UUID | None,
-    *,
-    key: list[str] | None,
-    table: list[str] | None,
-    to: str | None,
-    dry_run: bool,
-) -> None:
-    given = {"--key": key, "--table": table, "--to-collection": to, "--dry-run": dry_run}
-    named = [name for name, value in given.items() if value]
+def _refuse_together(resume: UUID | None, pause: UUID | None, named: list[str]) -> None:
     if resume is not None and pause is not None:
         raise ConfigurationError("--resume and --pause exclude each other")
-    for option, value in (("--resume", resume), ("--pause", pause)):
-        if value is not None and named:
-            raise ConfigurationError(
-                f"{option} and {', '.join(named)} exclude each other",
-                remedy="A job keeps the keys and tables that it was begun with: name the job alone.",
-            )
+    if named and (resume is not None or pause is not None):
+        raise ConfigurationError(
+            f"{'--pause' if resume is None else '--resume'} and {', '.join(named)} exclude each other",
+            remedy="A job keeps the keys and tables that it was begun with: name the job alone.",
+        )
 
 
 def _pause(options: Options, seal: EventSeal, job_id: UUID) -> None:
@@ -114,3 +111,37 @@ def _pause(options: Options, seal: EventSeal, job_id: UUID) -> None:
         print_json({"verb": verb_of(job.options), "job_id": str(job.job_id), "state": job.state})
         return
     typer.echo(f"job {job_id} is {job.state}; to go on: {resume_command(job)}")
+
+
+def print_reencrypted(result: JobResult, *, dry_run: bool) -> None:
+    """
+    Show people what a re-encryption did.
+
+    Args:
+        result: Of it.
+        dry_run: Whether it only counted.
+    """
+    print_counts(result, counted(result, _COLUMNS))
+    print_failures(result.failures)
+    if dry_run:
+        typer.echo(f"{result.left:,} items would be sealed again{_estimate(result)}")
+        return
+    typer.echo(
+        f"{result.done:,} items were sealed again in {result.seconds:.1f} s, {result.failed:,} failed, "
+        f"{result.left:,} are left"
+    )
+    if result.settles_at is not None:
+        typer.echo(
+            f"until {time_text(result.settles_at)} processes that have not noticed the rotation may append "
+            "under an old key: run it again then"
+        )
+    if result.unfinished:
+        typer.echo(f"Not complete. To continue: {verb_command(REENCRYPT, result.job_id)}")
+
+
+def _estimate(result: JobResult) -> str:
+    if result.estimated_seconds is None:
+        return ""
+    minutes, seconds = divmod(round(result.estimated_seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f", in about {hours}:{minutes:02}:{seconds:02} by a sample"

@@ -6,12 +6,11 @@ from typing import Annotated
 
 import typer
 
-from eventseal.cli.options import Config, DryRun, Json, Options, Yes
-from eventseal.cli.output import printable
-from eventseal.cli.results import finish
+from eventseal.cli.output import printable, report
+from eventseal.cli.shared_options import Options, with_options
+from eventseal.cli.shred_command import refuse_unknown_scope
 from eventseal.erasure import reopen as reopen_scope
 from eventseal.errors import ConfigurationError
-from eventseal.rotation.did_you_mean import refuse_unknown_scopes
 
 EXAMPLES = """\b
 Examples:
@@ -19,35 +18,20 @@ Examples:
 """
 
 
+@with_options("yes")
 def reopen(
-    context: typer.Context,
+    options: Options,
     scope: Annotated[str, typer.Argument(metavar="SCOPE", help="One that was shredded.")],
-    *,
-    config: Config = None,
-    as_json: Json = False,
-    yes: Yes = False,
-    dry_run: DryRun = False,
 ) -> None:
     """
     Let a scope that was shredded have keys again. What was shredded stays so.
 
     The ledger is told, so that what is sealed from now on outlives a restore.
     """
-    options = Options.of(context, config=config, as_json=as_json, yes=yes, dry_run=dry_run)
-    if options.dry_run:
-        raise ConfigurationError("reopen has nothing to show before it is done: it destroys nothing")
+    if options.dry_run:  # before the command it is every command's, and here it would be ignored
+        raise ConfigurationError("reopen has no dry run: it destroys nothing", remedy="Leave out --dry-run.")
     with options.open_seal() as seal:
-        refuse_unknown_scopes(
-            seal.datastore,
-            seal.settings.application,
-            [scope],
-            stored_as=seal.keyring.scope_named,
-            guess=False,
-        )
+        refuse_unknown_scope(seal, scope)
         result = reopen_scope(seal, scope)
-
-    def show() -> None:
-        did = "is open again" if result.done else "was open"
-        typer.echo(f"scope {printable(scope)} {did}")
-
-    finish(options, result, show)
+    did = "is open again" if result.done else "was open"
+    report(options, result, lambda: typer.echo(f"scope {printable(scope)} {did}"))

@@ -7,12 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eventseal.cli.confirmation import confirm
-from eventseal.cli.interruption import RUN_AGAIN, resumable
-from eventseal.cli.options import Config, DryRun, Json, Options, Yes
-from eventseal.cli.output import print_columns
-from eventseal.cli.progress import shown_progress
-from eventseal.cli.results import finish, print_failures
+from eventseal.cli.long_runs import shown_progress
+from eventseal.cli.output import confirm, print_columns, print_failures, report
+from eventseal.cli.shared_options import Options, Tables, pairs, with_options
 from eventseal.erasure import Backup
 from eventseal.erasure import repair as repair_store
 from eventseal.errors import ConfigurationError
@@ -30,8 +27,9 @@ Examples:
 _SHOWN = 20
 
 
+@with_options("yes", "dry_run")
 def repair(
-    context: typer.Context,
+    options: Options,
     *,
     from_backup: Annotated[
         str | None, typer.Option(metavar="URL", help="The database with the backup's items and keys.")
@@ -40,17 +38,11 @@ def repair(
         str | None,
         typer.Option("--backup-keys", metavar="URL", help="The backup's key tables, if they are elsewhere."),
     ] = None,
-    table: Annotated[
-        list[str] | None, typer.Option(metavar="TABLE", help="Only this registered table; several times.")
-    ] = None,
+    table: Tables = None,
     renamed: Annotated[
         list[str] | None,
         typer.Option(metavar="TABLE=NAME", help="What a table is called in the backup; several times."),
     ] = None,
-    config: Config = None,
-    as_json: Json = False,
-    yes: Yes = False,
-    dry_run: DryRun = False,
 ) -> None:
     """
     Replace rows that do not open by those of a backup.
@@ -63,18 +55,12 @@ def repair(
     works. The backup is only read. Do not put a password into the URL, where other
     users of the machine see it: PostgreSQL takes it from PGPASSWORD or ~/.pgpass.
     """
-    options = Options.of(context, config=config, as_json=as_json, yes=yes, dry_run=dry_run)
-    names = _renamed(renamed)
+    names = pairs("--renamed", renamed, example="orders=order_items")
     if from_backup is None and (backup_keys or names):
         raise ConfigurationError(
             "--backup-keys and --renamed say something of a backup: name it, --from-backup"
         )
-    with (
-        options.open_seal() as seal,
-        resumable(lambda: RUN_AGAIN),
-        ExitStack() as opened,
-        ExitStack() as shown,
-    ):
+    with options.open_seal() as seal, ExitStack() as opened, ExitStack() as shown:
         backup = None
         if from_backup is not None:
             backup = Backup(seal, from_backup, keys_url=backup_keys, renamed=names)
@@ -83,24 +69,14 @@ def repair(
 
         def ask(would: RepairResult) -> None:
             shown.close()
-            if not options.as_json and not options.yes:
-                _print(would, dry_run=True)
             by = "" if backup is None else f" by those of {backup.name}"
-            confirm(options, f"{would.left:,} rows are about to be replaced{by}.")
+            what = f"{would.left:,} rows are about to be replaced{by}."
+            confirm(options, what, show=lambda: _print(would, dry_run=True))
 
         result = repair_store(
             seal, backup, tables=table, dry_run=options.dry_run, confirm=ask, progress=progress
         )
-    finish(options, result, lambda: _print(result, dry_run=options.dry_run))
-
-
-def _renamed(given: list[str] | None) -> dict[str, str]:
-    pairs = [pair.partition("=") for pair in given or ()]
-    if any(not (name and separator and value) for name, separator, value in pairs):
-        raise ConfigurationError(
-            "--renamed takes two names of a table with = between them: orders=order_items"
-        )
-    return {name: value for name, _, value in pairs}
+    report(options, result, lambda: _print(result, dry_run=options.dry_run))
 
 
 def _print(result: RepairResult, *, dry_run: bool) -> None:

@@ -6,11 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eventseal.cli.interruption import RUN_AGAIN, resumable
-from eventseal.cli.options import Config, DryRun, Json, Options, Yes
-from eventseal.cli.output import print_columns
-from eventseal.cli.progress import shown_progress
-from eventseal.cli.results import finish, print_failures
+from eventseal.cli.long_runs import shown_progress
+from eventseal.cli.output import print_failures, print_wrappings, report
+from eventseal.cli.shared_options import Options, with_options
 from eventseal.erasure.keks import carry_ledger
 from eventseal.kms import adapter_from_uri
 from eventseal.rotation import rewrap as rewrap_keys
@@ -27,43 +25,33 @@ Examples:
 """
 
 
+@with_options("yes", "dry_run")
 def rewrap(
-    context: typer.Context,
+    options: Options,
     *,
     to: Annotated[
         str | None, typer.Option(metavar="URI", help="The KEK that is to be the only one in the end.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, max=100_000, help="Keys in one call.")] = 100,
-    config: Config = None,
-    as_json: Json = False,
-    yes: Yes = False,
-    dry_run: DryRun = False,
 ) -> None:
     """
-    Wrap every key where it should be. No item is touched.
+    Re-wrap keys under the current KMS keys. No item is touched.
 
     Keys move to the newest version of every configured KEK, and get the wrappings
     that they miss; data keys under branch keys move to the branch's active one.
     An old wrapping goes once a process has unwrapped the new one: run it again
     after that, with the right to unwrap. Interrupted, it is run again.
     """
-    options = Options.of(context, config=config, as_json=as_json, yes=yes, dry_run=dry_run)
     target = None if to is None else adapter_from_uri(to)
-    with (
-        options.open_seal() as seal,
-        resumable(lambda: RUN_AGAIN),
-        shown_progress("rewrap", "keys") as progress,
-    ):
+    with options.open_seal() as seal, shown_progress("rewrap", "keys") as progress:
         result = rewrap_keys(seal, to=target, batch=batch, dry_run=options.dry_run, progress=progress)
         if not options.dry_run:
             carry_ledger(seal, target)
-    finish(options, result, lambda: _print(result, dry_run=options.dry_run))
+    report(options, result, lambda: _print(result, dry_run=options.dry_run))
 
 
 def _print(result: JobResult, *, dry_run: bool) -> None:
-    rows = [(kek, f"{count:,}") for kek, count in sorted(result.by_kek.items())]
-    if rows:
-        print_columns(("KEK", "WRAPPINGS"), rows, numbers=frozenset({"WRAPPINGS"}))
+    print_wrappings(result)
     print_failures(result.failures)
     counts = result.by_table[WRAPPING_TABLE]
     if dry_run:

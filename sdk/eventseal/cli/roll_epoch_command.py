@@ -6,13 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eventseal.cli.confirmation import confirm
-from eventseal.cli.interruption import RUN_AGAIN, resumable
-from eventseal.cli.options import Config, DryRun, Json, Options, Yes
-from eventseal.cli.output import print_columns
-from eventseal.cli.progress import shown_progress
-from eventseal.cli.receipt_files import ReceiptFile, refuse_receipt_file, write_receipt
-from eventseal.cli.results import exit_by, finish, print_failures, tell
+from eventseal.cli.long_runs import shown_progress
+from eventseal.cli.output import (
+    confirm,
+    exit_by,
+    print_failures,
+    print_wrappings,
+    report,
+    show_result,
+    time_text,
+)
+from eventseal.cli.receipt_command import ReceiptFile, refuse_receipt_file, write_receipt
+from eventseal.cli.shared_options import Options, with_options
 from eventseal.erasure import Ending
 from eventseal.erasure import roll_epoch as roll_epoch_of
 from eventseal.kms import adapter_from_uri
@@ -36,8 +41,9 @@ _RECEIPT_AGAIN = (
 )
 
 
+@with_options("yes", "dry_run")
 def roll_epoch(
-    context: typer.Context,
+    options: Options,
     *,
     to: Annotated[
         str | None,
@@ -48,10 +54,6 @@ def roll_epoch(
     ] = 30,
     batch: Annotated[int, typer.Option(min=1, help="Keys in one call.")] = 100,
     receipt: ReceiptFile = None,
-    config: Config = None,
-    as_json: Json = False,
-    yes: Yes = False,
-    dry_run: DryRun = False,
 ) -> None:
     """
     Make backups of the key tables useless: they open nothing any more.
@@ -61,22 +63,19 @@ def roll_epoch(
     KEKs, are ended for good. No item is touched. Interrupted, it is run again.
     Take a backup of the key tables right afterwards.
     """
-    options = Options.of(context, config=config, as_json=as_json, yes=yes, dry_run=dry_run)
     refuse_receipt_file(receipt)
     with options.open_seal() as seal:
         target = None if to is None else _configured(seal, to)
         would = roll_epoch_of(seal, to=target, dry_run=True)
         if options.dry_run:
-            finish(options, would, lambda: _print_foreseen(would))
+            report(options, would, lambda: _print_foreseen(would))
             return
-        if not options.as_json and not options.yes:
-            _print_foreseen(would)
-        confirm(options, _sentence(would, target))
-        with resumable(lambda: RUN_AGAIN), shown_progress("roll-epoch", "keys") as progress:
+        confirm(options, _sentence(would, target), show=lambda: _print_foreseen(would))
+        with shown_progress("roll-epoch", "keys") as progress:
             result = roll_epoch_of(
                 seal, to=target, pending_window_days=pending_window_days, batch=batch, progress=progress
             )
-    tell(options, result, lambda: _print(result))
+    show_result(options, result, lambda: _print(result))
     write_receipt(receipt, result.receipt, done="the epoch is rolled", remedy=_RECEIPT_AGAIN)
     exit_by(result)
 
@@ -104,11 +103,7 @@ def _sentence(would: EpochResult, target: KmsAdapter | None) -> str:
 
 def _print_foreseen(would: EpochResult) -> None:
     counts = would.by_table[WRAPPING_TABLE]
-    print_columns(
-        ("KEK", "WRAPPINGS"),
-        [(kek, f"{count:,}") for kek, count in sorted(would.by_kek.items())],
-        numbers=frozenset({"WRAPPINGS"}),
-    )
+    print_wrappings(would)
     typer.echo(
         f"{counts['under_branch_keys']:,} wrappings under branch keys would be made anew here, and "
         f"{counts['under_keks']:,} by the KMS"
@@ -132,7 +127,7 @@ def _print(result: EpochResult) -> None:
     if result.covers_before is None:
         typer.echo("backups open nothing if they are older than the KEK that stays")
     else:
-        moment = result.covers_before.isoformat(timespec="seconds")
+        moment = time_text(result.covers_before)
         typer.echo(f"backups of the key tables that are older than {moment} open nothing once that is done")
     typer.echo("take a backup of the key tables now: there is no other one that opens")
 
@@ -142,9 +137,7 @@ def _ended(kek: EndedKek) -> str:
         return (
             f"{kek.name}: no key needs it. Delete it, and every copy of it: it opens old backups until then"
         )
-    since, end = (
-        "" if at is None else at.isoformat(timespec="seconds") for at in (kek.closed_at, kek.ends_at)
-    )
+    since, end = time_text(kek.closed_at), time_text(kek.ends_at)
     if kek.ending is Ending.SCHEDULED:
         return f"{kek.name}: opens nothing since {since}; deleted on {end}, until then it can be taken back"
     return f"{kek.name}: deleted for good at {end}"

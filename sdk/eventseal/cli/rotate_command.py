@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from eventseal.cli.confirmation import confirm
-from eventseal.cli.exit_codes import ExitCode
-from eventseal.cli.interruption import RUN_AGAIN, resumable
-from eventseal.cli.options import Config, DryRun, Json, Options, Yes
-from eventseal.cli.output import print_json
-from eventseal.cli.progress import shown_progress
-from eventseal.cli.reencrypting import print_reencrypted, reencrypt_shown
-from eventseal.cli.results import print_failures, print_retired_rows
+from eventseal.cli.exits import RUN_AGAIN, ExitCode, resumable
+from eventseal.cli.long_runs import run_job, shown_progress
+from eventseal.cli.output import confirm, print_failures, print_json, time_text
+from eventseal.cli.reencrypt_command import print_reencrypted
+from eventseal.cli.retire_command import print_destroyed
+from eventseal.cli.shared_options import Options, Workers, with_options
 from eventseal.errors import ConfigurationError, JobError
 from eventseal.rotation import mark_compromised, rotate_keys
+from eventseal.rotation import reencrypt as reencrypt_items
 from eventseal.rotation import retire as retire_keys
 from eventseal.rotation.did_you_mean import known_keys, refuse_unknown_scopes
+from eventseal.rotation.jobs.jobs import REENCRYPT
 from eventseal.rotation.rows_set_aside import AsideRows
 from eventseal.rotation.sealed_store import registered_tables
 from eventseal.rotation.status.key_totals import active_data_keys, replaced_data_keys, settled_at
@@ -28,7 +29,7 @@ from eventseal.rotation.uncertain_rows import refuse_damaged_rows
 from eventseal.storage.database.transactions import read
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
     from datetime import datetime
     from uuid import UUID
 
@@ -40,6 +41,8 @@ MOST_NAMED = 10_000
 
 _LONGEST_SLEEP = 1.0
 
+T = TypeVar("T")
+
 EXAMPLES = """\b
 Examples:
   eventseal rotate --scope tenant:acme
@@ -50,8 +53,9 @@ Examples:
 """
 
 
+@with_options("yes", "dry_run")
 def rotate(
-    context: typer.Context,
+    options: Options,
     *,
     scope: Annotated[
         list[str] | None, typer.Option(metavar="SCOPE", help="Only this scope; several times.")
@@ -76,11 +80,7 @@ def rotate(
         bool,
         typer.Option("--give-up-set-aside", help="With --retire: rows that are set aside keep no key."),
     ] = False,
-    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that share the re-encryption.")] = 1,
-    config: Config = None,
-    as_json: Json = False,
-    yes: Yes = False,
-    dry_run: DryRun = False,
+    workers: Workers = 1,
 ) -> None:
     """
     Give every scope a new active key. No item is touched, unless it is asked for.
@@ -91,7 +91,6 @@ def rotate(
     cannot be undone. Without --retire it tells from when on `retire` is worth
     running.
     """
-    options = Options.of(context, config=config, as_json=as_json, yes=yes, dry_run=dry_run)
     if retire and not reencrypt:
         raise ConfigurationError(
             "--retire needs --reencrypt: a key with items cannot be destroyed",
@@ -124,64 +123,58 @@ def rotate(
         raise typer.Exit(ExitCode.FAILED_ITEMS)
 
 
+@dataclass
 class _Run:
     """The steps of one rotation; each is shown when it is done, or all at once as JSON."""
 
-    def __init__(
-        self,
-        options: Options,
-        seal: EventSeal,
-        *,
-        scopes: Collection[str] | None,
-        keys: Collection[UUID] | None,
-        compromised: bool,
-        give_up: bool,
-        workers: int,
-    ) -> None:
-        self._options = options
-        self._seal = seal
-        self._scopes = scopes
-        self._keys = keys
-        self._of_every_scope = scopes is None and keys is None
-        self._compromised = compromised
-        self._give_up = give_up
-        self._workers = workers
-        self._steps: dict[str, JobResult] = {}
-        self._retire_after: datetime | None = None
-        self.remedy = RUN_AGAIN
+    options: Options
+    seal: EventSeal
+    scopes: Collection[str] | None
+    keys: Collection[UUID] | None
+    compromised: bool
+    give_up: bool
+    workers: int
+    steps: dict[str, JobResult] = field(default_factory=dict)
+    retire_after: datetime | None = None
+    remedy: str = RUN_AGAIN
+
+    @property
+    def is_of_every_scope(self) -> bool:
+        """Whether neither scopes nor keys were named."""
+        return self.scopes is None and self.keys is None
 
     @property
     def failed(self) -> bool:
         """Whether a step could not deal with some item or key."""
-        return any(result.failed for result in self._steps.values())
+        return any(result.failed for result in self.steps.values())
 
     @property
     def unfinished(self) -> bool:
         """Whether the re-encryption has left items: it was paused, or another run took it over."""
-        return "reencrypt" in self._steps and self._steps["reencrypt"].unfinished
+        return "reencrypt" in self.steps and self.steps["reencrypt"].unfinished
 
     def take(self, *, reencrypt: bool, retire: bool) -> None:
         """Take the steps that are asked for."""
-        if self._options.dry_run:
+        if self.options.dry_run:
             self._tell_what_would_be_done(reencrypt=reencrypt)
             return
         if reencrypt:
-            refuse_unregistered_tables(self._seal)  # before anything is rotated, not after it
+            refuse_unregistered_tables(self.seal)  # before anything is rotated, not after it
         if retire:
-            tables = registered_tables(self._seal.datastore, self._seal.cipher.application)
-            aside = AsideRows(self._seal.datastore.engine, tables, self._seal.rows_set_aside)
+            tables = registered_tables(self.seal.datastore, self.seal.cipher.application)
+            aside = AsideRows(self.seal.datastore.engine, tables, self.seal.rows_set_aside)
             # It would stop the last step, after the wait.
-            refuse_damaged_rows(self._seal, tables, aside, give_up=self._give_up)
-            many = self._count_scopes() + (len(self._old_keys()) if self._keys is None else 0)
-            what = "old keys" if self._keys is None else "keys"
-            confirm(self._options, f"{many:,} {what} are about to be destroyed for good.")
+            refuse_damaged_rows(self.seal, tables, aside, give_up=self.give_up)
+            many = self._count_scopes() + (len(self._old_keys()) if self.keys is None else 0)
+            what = "old keys" if self.keys is None else "keys"
+            confirm(self.options, f"{many:,} {what} are about to be destroyed for good.")
         self._rotate()
         old = self._old_keys()  # also those of earlier runs that did not get to the end
         if reencrypt and old:
             self._reencrypt()
             if retire and not self.unfinished:
                 self._wait()
-                if self._steps["reencrypt"].settles_at is not None:
+                if self.steps["reencrypt"].settles_at is not None:
                     self._reencrypt()  # what was appended under an old key meanwhile
                 if not self.unfinished:
                     self._retire(old)
@@ -190,114 +183,111 @@ class _Run:
     def _rotate(self) -> None:
         self.remedy = "Scopes that were rotated stay so. Run again, it rotates all of them, these once more."
         with shown_progress("rotate", "scopes") as progress:
-            if self._keys is not None:
-                result = mark_compromised(self._seal, self._keys, progress=progress)
+            if self.keys is not None:
+                result = mark_compromised(self.seal, self.keys, progress=progress)
             else:
                 result = rotate_keys(
-                    self._seal, scopes=self._scopes, compromised=self._compromised, progress=progress
+                    self.seal, scopes=self.scopes, compromised=self.compromised, progress=progress
                 )
         self.remedy = "The keys are rotated. To go on: eventseal reencrypt, then eventseal retire"
         self._show("rotate", result)
-        look = partial(settled_at, application=self._seal.settings.application)
-        self._retire_after = read(
-            self._seal.datastore.key_engine, look, doing="reading when keys were rotated"
-        )
+        self.retire_after = self._read(settled_at, doing="reading when keys were rotated")
 
     def _old_keys(self) -> Collection[UUID]:
         """Give the keys that seal no more: of the scopes, or those that were named."""
-        if self._keys is not None:
-            return self._keys
-        scopes = None if self._scopes is None else {*map(self._seal.keyring.scope_named, self._scopes)}
-        look = partial(replaced_data_keys, application=self._seal.settings.application, scopes=scopes)
-        return read(self._seal.datastore.key_engine, look, doing="looking for keys that seal no more")
+        if self.keys is not None:
+            return self.keys
+        scopes = None if self.scopes is None else {*map(self.seal.keyring.scope_named, self.scopes)}
+        look = partial(replaced_data_keys, scopes=scopes)
+        return self._read(look, doing="looking for keys that seal no more")
 
     def _reencrypt(self) -> None:
-        keys = None if self._of_every_scope else self._old_keys()
-        result = reencrypt_shown(self._options, self._seal, keys=keys, workers=self._workers)
-        self._show("reencrypt", result)
+        keys = None if self.is_of_every_scope else self._old_keys()
+        self._show("reencrypt", self._reencrypted(keys))
+
+    def _reencrypted(self, keys: Collection[UUID] | None) -> JobResult:
+        verb = partial(reencrypt_items, self.seal, keys=keys)
+        return run_job(self.options, REENCRYPT, verb, workers=self.workers)
 
     def _wait(self) -> None:
         """Wait until every process has noticed: it saves work; what keeps items safe is the fence."""
-        if self._retire_after is None:
+        if self.retire_after is None:
             return
-        store = self._seal.key_store
-        left = (self._retire_after - store.now()).total_seconds()
+        store = self.seal.key_store
+        left = (self.retire_after - store.now()).total_seconds()
         if left > 0:
             typer.echo(f"rotate: waiting {left:.0f} s, until every process has noticed", err=True)
         while left > 0:
             time.sleep(min(left, _LONGEST_SLEEP))
-            left = (self._retire_after - store.now()).total_seconds()
+            left = (self.retire_after - store.now()).total_seconds()
 
     def _retire(self, old: Collection[UUID]) -> None:
-        named = None if self._of_every_scope and len(old) > MOST_NAMED else old
+        named = None if self.is_of_every_scope and len(old) > MOST_NAMED else old
         self.remedy = "Keys that were destroyed stay so. To go on: eventseal retire"
         with shown_progress("retire", "keys") as progress:
             try:
-                result = retire_keys(
-                    self._seal, keys=named, give_up_set_aside=self._give_up, progress=progress
-                )
+                result = retire_keys(self.seal, keys=named, give_up_set_aside=self.give_up, progress=progress)
             except JobError as error:
                 # Where a row could not be moved, its key stays: the row has been named, and is what failed.
                 # So does the key of a row that is set aside.
                 if not hasattr(error, "result") or not (self.failed or hasattr(error, "set_aside")):
                     raise
                 result = error.result
-        self._retire_after = None
+        self.retire_after = None
         self._show("retire", result)
 
     def _tell_what_would_be_done(self, *, reencrypt: bool) -> None:
         scopes = self._count_scopes()
         if reencrypt:  # of what is under old keys already; what is under the active ones now would be added
-            keys = None if self._scopes is None else self._old_keys()
-            result = reencrypt_shown(self._options, self._seal, keys=keys, workers=self._workers)
-            self._steps["reencrypt"] = result
-        if self._options.as_json:
-            steps = {name: result.to_json() for name, result in self._steps.items()}
+            keys = None if self.scopes is None else self._old_keys()
+            self.steps["reencrypt"] = self._reencrypted(keys)
+        if self.options.as_json:
+            steps = {name: result.to_json() for name, result in self.steps.items()}
             print_json({"verb": "rotate", "dry_run": True, "scopes": scopes, **steps})
             return
         would = (
-            "scopes would get a new active key" if self._keys is None else "keys would be marked compromised"
+            "scopes would get a new active key" if self.keys is None else "keys would be marked compromised"
         )
         typer.echo(f"{scopes:,} {would}")
-        for result in self._steps.values():
+        for result in self.steps.values():
             typer.echo("beside what is under these active keys now:")
             print_reencrypted(result, dry_run=True)
 
     def _count_scopes(self) -> int:
-        named = self._keys or self._scopes
+        named = self.keys or self.scopes
         if named is not None:
             return len(set(named))
-        look = partial(active_data_keys, application=self._seal.settings.application)
-        return read(self._seal.datastore.key_engine, look, doing="counting active keys")
+        return self._read(active_data_keys, doing="counting active keys")
+
+    def _read(self, look: Callable[..., T], *, doing: str) -> T:
+        look = partial(look, application=self.seal.settings.application)
+        return read(self.seal.datastore.key_engine, look, doing=doing)
 
     def _show(self, step: str, result: JobResult) -> None:
-        self._steps[step] = result
-        if self._options.as_json:
+        self.steps[step] = result
+        if self.options.as_json:
             return
         if step == "rotate":
             print_failures(result.failures)
-            did = "scopes have a new active key" if self._keys is None else "keys are marked compromised"
+            did = "scopes have a new active key" if self.keys is None else "keys are marked compromised"
             typer.echo(f"{result.done:,} {did}, {result.failed:,} failed")
         elif step == "reencrypt":
             print_reencrypted(result, dry_run=False)
         else:
-            print_failures(result.failures)
-            typer.echo(f"{result.done:,} keys were destroyed, {result.left:,} stay, {result.failed:,} failed")
-            print_retired_rows(result, did="were")
+            print_destroyed(result, did="were")
 
     def _tell(self) -> None:
-        if self._options.as_json:
+        if self.options.as_json:
             print_json(self._as_json())
-        elif self._retire_after is not None:
-            moment = self._retire_after.isoformat(timespec="seconds")
+        elif self.retire_after is not None:
+            moment = time_text(self.retire_after)
             typer.echo(f"`eventseal retire` is worth running from {moment} by the database's clock")
 
     def _as_json(self) -> dict[str, Any]:
-        first, *rest = self._steps
-        after = None if self._retire_after is None else self._retire_after.isoformat(timespec="seconds")
+        first, *rest = self.steps
         return {
-            **self._steps[first].to_json(),
+            **self.steps[first].to_json(),
             "dry_run": False,
-            **{step: self._steps[step].to_json() for step in rest},
-            "retire_after": after,
+            **{step: self.steps[step].to_json() for step in rest},
+            "retire_after": time_text(self.retire_after) or None,
         }

@@ -6,12 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eventseal.cli.confirmation import confirm
-from eventseal.cli.interruption import RUN_AGAIN, resumable
-from eventseal.cli.options import Config, DryRun, Json, Options, Yes
-from eventseal.cli.output import print_json
-from eventseal.cli.progress import shown_progress
-from eventseal.cli.results import finish, print_failures, print_rows_set_aside
+from eventseal.cli.long_runs import shown_progress
+from eventseal.cli.output import confirm, print_failures, print_json, print_rows_set_aside, report
+from eventseal.cli.shared_options import Options, Position, SequenceId, with_options
 from eventseal.erasure.setting_aside import required_ledger, set_aside, withdraw
 from eventseal.errors import ConfigurationError, JobError
 from eventseal.rotation.damaged_rows import damaged_row, damaged_rows
@@ -36,12 +33,13 @@ Examples:
 """
 
 
+@with_options("yes", "dry_run")
 def set_aside_rows(
-    context: typer.Context,
+    options: Options,
     *,
     table: Annotated[str | None, typer.Option(metavar="TABLE", help="The registered table.")] = None,
-    sequence: Annotated[str | None, typer.Option(metavar="ID", help="The row's sequence id.")] = None,
-    position: Annotated[str | None, typer.Option(metavar="POSITION", help="The row's position.")] = None,
+    sequence: SequenceId = None,
+    position: Position = None,
     every_damaged_row: Annotated[
         bool, typer.Option("--every-damaged-row", help="In place of one row: all of the table that fail.")
     ] = False,
@@ -52,10 +50,6 @@ def set_aside_rows(
         bool, typer.Option("--undo", help="Withdraw it, for one row or for all of the table.")
     ] = False,
     listed: Annotated[bool, typer.Option("--list", help="Show what is set aside.")] = False,
-    config: Config = None,
-    as_json: Json = False,
-    yes: Yes = False,
-    dry_run: DryRun = False,
 ) -> None:
     """
     Accept damaged rows that nothing can save, so that `verify` passes again.
@@ -66,7 +60,6 @@ def set_aside_rows(
     rows are excused: one that is changed or deleted fails again. Readers get the
     same error as before.
     """
-    options = Options.of(context, config=config, as_json=as_json, yes=yes, dry_run=dry_run)
     place = _place(sequence, position)
     _refuse(table, place, reason, every=every_damaged_row, undo=undo, listed=listed)
     with options.open_seal() as seal:
@@ -131,8 +124,7 @@ def _set_aside(options: Options, seal: EventSeal, found: DamagedRows, reason: st
         print_failures([row.failure(row.error) for row in found.rows])
     if found.rows and not options.dry_run:
         confirm(options, f"{_rows(len(found.rows))} about to be set aside as lost.")
-    with resumable(lambda: RUN_AGAIN):
-        result = set_aside(seal, found, reason=reason, dry_run=options.dry_run)
+    result = set_aside(seal, found, reason=reason, dry_run=options.dry_run)
 
     def show() -> None:
         print_failures(result.failures)
@@ -140,7 +132,7 @@ def _set_aside(options: Options, seal: EventSeal, found: DamagedRows, reason: st
         already = f", {found.already:,} were before" * bool(found.already)
         typer.echo(f"{result.done:,} rows {did} set aside{already}, {result.failed:,} failed")
 
-    finish(options, result, show)
+    report(options, result, show)
 
 
 def _undo(options: Options, seal: EventSeal, table: str, place: tuple[str, str] | None) -> None:
@@ -153,10 +145,9 @@ def _undo(options: Options, seal: EventSeal, table: str, place: tuple[str, str] 
         print_rows_set_aside(rows)
     if not options.dry_run:
         confirm(options, f"{_rows(len(rows))} about to be failures again, unless they open.")
-    with resumable(lambda: RUN_AGAIN):
-        result = withdraw(seal, rows, dry_run=options.dry_run)
+    result = withdraw(seal, rows, dry_run=options.dry_run)
     did = "would be" if options.dry_run else "were"
-    finish(options, result, lambda: typer.echo(f"{result.done:,} rows {did} withdrawn"))
+    report(options, result, lambda: typer.echo(f"{result.done:,} rows {did} withdrawn"))
 
 
 def _at(seal: EventSeal, table: str, place: tuple[str, str], rows: Sequence[SetAside]) -> list[SetAside]:

@@ -6,12 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eventseal.cli.confirmation import confirm
-from eventseal.cli.interruption import RUN_AGAIN, resumable
-from eventseal.cli.options import Config, DryRun, Json, Options, Yes
-from eventseal.cli.output import print_columns, printable
-from eventseal.cli.receipt_files import ReceiptFile, refuse_receipt_file, write_receipt
-from eventseal.cli.results import exit_by, finish, print_failures, tell
+from eventseal.cli.output import (
+    confirm,
+    exit_by,
+    print_columns,
+    print_failures,
+    printable,
+    report,
+    show_result,
+)
+from eventseal.cli.receipt_command import ReceiptFile, refuse_receipt_file, write_receipt
+from eventseal.cli.shared_options import Options, with_options
 from eventseal.erasure import shred as shred_scope
 from eventseal.errors import ConfigurationError, JobError
 from eventseal.keys.records import DEFAULT_SCOPE
@@ -33,8 +38,9 @@ Examples:
 _RECEIPT_AGAIN = "Run it again with another file: shredding a shredded scope gives a receipt, too."
 
 
+@with_options("yes", "dry_run")
 def shred(
-    context: typer.Context,
+    options: Options,
     scope: Annotated[str, typer.Argument(metavar="SCOPE", help="Whose keys, such as subject:customer-42.")],
     *,
     receipt: ReceiptFile = None,
@@ -52,10 +58,6 @@ def shred(
             help="Shred although no ledger is configured: a restored backup undoes it, and nobody can tell.",
         ),
     ] = False,
-    config: Config = None,
-    as_json: Json = False,
-    yes: Yes = False,
-    dry_run: DryRun = False,
 ) -> None:
     """
     Destroy every key of a scope for good, so that nothing of it opens again.
@@ -64,7 +66,6 @@ def shred(
     scope is closed until `eventseal reopen`. It asks before it destroys; --dry-run
     shows the keys, and the items by table. Interrupted, it is run again.
     """
-    options = Options.of(context, config=config, as_json=as_json, yes=yes, dry_run=dry_run)
     with options.open_seal() as seal:
         _refuse(seal, scope, receipt, even_application=destroy_application_items)
         if seal.ledger is None and not restorable_without_ledger and not options.dry_run:
@@ -75,14 +76,11 @@ def shred(
             )
         would = shred_scope(seal, scope, destroy_application_items=destroy_application_items, dry_run=True)
         if options.dry_run:
-            finish(options, would, lambda: _print(scope, would, dry_run=True))
+            report(options, would, lambda: _print(scope, would, dry_run=True))
             return
-        if not options.as_json and not options.yes:
-            _print(scope, would, dry_run=True)
-        confirm(options, _sentence(scope, would))
-        with resumable(lambda: RUN_AGAIN):
-            result = shred_scope(seal, scope, destroy_application_items=destroy_application_items)
-    tell(options, result, lambda: _print(scope, result, dry_run=False))
+        confirm(options, _sentence(scope, would), show=lambda: _print(scope, would, dry_run=True))
+        result = shred_scope(seal, scope, destroy_application_items=destroy_application_items)
+    show_result(options, result, lambda: _print(scope, result, dry_run=False))
     write_receipt(receipt, result.receipt, done="all is shredded", remedy=_RECEIPT_AGAIN)
     exit_by(result)
 
@@ -98,6 +96,20 @@ def _refuse(seal: EventSeal, scope: str, receipt: Path | None, *, even_applicati
     refuse_receipt_file(receipt)
     if receipt is not None and seal.ledger is None:
         raise ConfigurationError("there is no receipt without a ledger, and none is configured")
+    refuse_unknown_scope(seal, scope)
+
+
+def refuse_unknown_scope(seal: EventSeal, scope: str) -> None:
+    """
+    Refuse a scope that has no keys, without a guess which one was meant: nobody is to shred that.
+
+    Args:
+        seal: Its keys.
+        scope: As it was typed.
+
+    Raises:
+        ConfigurationError: The application has no key of this scope.
+    """
     refuse_unknown_scopes(
         seal.datastore,
         seal.settings.application,
@@ -116,12 +128,11 @@ def _sentence(scope: str, would: ShredResult) -> str:
 
 
 def _print(scope: str, result: ShredResult, *, dry_run: bool) -> None:
-    keys = [(str(key_id), f"{count:,}") for key_id, count in result.by_key.items()]
-    if keys:
-        print_columns(("KEY", "ITEMS"), keys, numbers=frozenset({"ITEMS"}))
-    tables = [(table, f"{counts['erased']:,}") for table, counts in result.by_table.items()]
-    if tables:
-        print_columns(("TABLE", "ITEMS"), tables, numbers=frozenset({"ITEMS"}))
+    if result.by_key:
+        print_columns(("KEY", "ITEMS"), [(str(key_id), count) for key_id, count in result.by_key.items()])
+    if result.by_table:
+        tables = result.by_table.items()
+        print_columns(("TABLE", "ITEMS"), [(table, counts["erased"]) for table, counts in tables])
     print_failures(result.failures)
     did = "would be" if dry_run else "were"
     typer.echo(f"{result.done:,} keys of scope {printable(scope)} {did} destroyed")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from eventseal.cli.exit_codes import ExitCode
-from eventseal.cli.options import Config, Json, Options
-from eventseal.cli.output import print_columns, print_json, printable
-from eventseal.cli.results import print_rows_set_aside
+from eventseal.cli.exits import ExitCode
+from eventseal.cli.output import print_columns, print_json, print_rows_set_aside, printable, time_text
+from eventseal.cli.shared_options import Options, with_options
 from eventseal.configuration.assembly import rotation_policy
 from eventseal.configuration.stores import configured_ledger
 from eventseal.erasure.ledger.entries import INTENT
@@ -20,13 +20,10 @@ from eventseal.rotation.status.status import status as read_status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
     from eventseal.configuration.stores import Stores
     from eventseal.rotation.rows_set_aside import SetAside
     from eventseal.rotation.status.advice import Advice, JobStanding, Status
-
-_NUMBERS = frozenset({"KEYS", "ITEMS", "WRAPPINGS", "VERIFIED", "DONE", "OF"})
 
 EXAMPLES = """\b
 Examples:
@@ -35,11 +32,9 @@ Examples:
 """
 
 
+@with_options()
 def status(
-    context: typer.Context,
-    *,
-    config: Config = None,
-    as_json: Json = False,
+    options: Options,
 ) -> None:
     """
     Tell where keys, items and jobs stand, and what is worth running next.
@@ -49,9 +44,7 @@ def status(
     of their keys, wrappings by KEK and version. It exits with 1 if items cannot be
     read or rows were edited, as far as that shows without a key: `verify` opens all.
     """
-    options = Options.of(context, config=config, as_json=as_json)
-    stores = options.open_stores()
-    try:
+    with closing(options.open_stores()) as stores:
         said = _said(stores)
         found = read_status(
             stores.key_store,
@@ -62,8 +55,6 @@ def status(
             said=said,
         )
         intents = _open_intents(stores)
-    finally:
-        stores.close()
     if options.as_json:
         rows = [row.to_json() for row in said]
         print_json({**_as_json(found), "open_intents": intents, "set_aside": rows})
@@ -79,7 +70,7 @@ def _open_intents(stores: Stores) -> list[dict[str, Any]]:
     """Read the shreds that were begun and are not done, as the ledger says; no KEK verifies it here."""
     ledger = configured_ledger(stores.settings)
     entries = [] if ledger is None else ledger.unverified_open_entries(stores.settings.application, INTENT)
-    return [{"entry": entry.number, "scope": entry.scope, "at": _time(entry.at)} for entry in entries]
+    return [{"entry": entry.number, "scope": entry.scope, "at": time_text(entry.at)} for entry in entries]
 
 
 def _said(stores: Stores) -> Sequence[SetAside]:
@@ -92,7 +83,7 @@ def _as_json(found: Status) -> dict[str, Any]:
     return {
         "verb": "status",
         "application": found.application,
-        "now": found.now.isoformat(timespec="seconds"),
+        "now": time_text(found.now),
         "refresh_interval": found.refresh_interval.total_seconds(),
         "keys": [
             {"purpose": total.purpose, "kind": total.kind, "state": total.state, "keys": total.keys}
@@ -129,42 +120,33 @@ def _job_as_json(standing: JobStanding) -> dict[str, Any]:
         "tables": job.options["tables"],
         "items_per_second": job.items_per_second,
         "release": job.release,
-        "created_at": _time(job.created_at),
-        "updated_at": _time(job.updated_at),
+        "created_at": time_text(job.created_at),
+        "updated_at": time_text(job.updated_at),
     }
 
 
-def _time(moment: datetime) -> str:
-    return moment.isoformat(timespec="seconds")
-
-
 def _advice_as_json(advice: Advice) -> dict[str, Any]:
-    after = None if advice.after is None else _time(advice.after)
-    return {"command": advice.command, "reason": advice.reason, "after": after}
+    return {"command": advice.command, "reason": advice.reason, "after": time_text(advice.after) or None}
 
 
 def _print(found: Status) -> None:
     typer.echo(f"application {printable(found.application)}\n")
-    rows = [(total.purpose, total.kind, total.state, f"{total.keys:,}") for total in found.keys]
+    rows = [(total.purpose, total.kind, total.state, total.keys) for total in found.keys]
     _print_table(("PURPOSE", "KIND OF SCOPE", "STATE", "KEYS"), rows)
     counts = [
-        (table, state, f"{count:,}")
-        for table, by_state in found.items.items()
-        for state, count in by_state.items()
+        (table, state, count) for table, by_state in found.items.items() for state, count in by_state.items()
     ]
     _print_table(("TABLE", "KEYS ARE", "ITEMS"), counts)
-    keks = [
-        (use.kek_uri, use.kek_version or "", f"{use.wrappings:,}", f"{use.verified:,}") for use in found.keks
-    ]
+    keks = [(use.kek_uri, use.kek_version or "", use.wrappings, use.verified) for use in found.keks]
     _print_table(("KEK", "VERSION", "WRAPPINGS", "VERIFIED"), keks)
     jobs = [
         (
             str(standing.job.job_id),
             verb_of(standing.job.options),
             standing.job.state,
-            f"{standing.done:,}",
-            f"{standing.job.total:,}",
-            _time(standing.job.updated_at),
+            standing.done,
+            standing.job.total,
+            time_text(standing.job.updated_at),
         )
         for standing in found.jobs
     ]
@@ -174,9 +156,9 @@ def _print(found: Status) -> None:
     _print_next(found.next_steps)
 
 
-def _print_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _print_table(heading: Sequence[str], rows: Sequence[Sequence[str | int]]) -> None:
     if rows:
-        print_columns(heading, rows, numbers=_NUMBERS)
+        print_columns(heading, rows)
         typer.echo()
 
 
@@ -192,5 +174,5 @@ def _print_next(steps: Sequence[Advice]) -> None:
     if not steps:
         typer.echo("nothing is worth running now")
     for advice in steps:
-        when = "now" if advice.after is None else f"from {_time(advice.after)}"
+        when = "now" if advice.after is None else f"from {time_text(advice.after)}"
         typer.echo(f"worth running {when}: {printable(advice.command)}\n  {printable(advice.reason)}")

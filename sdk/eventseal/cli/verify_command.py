@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import os
+import tempfile
 from functools import partial
-from pathlib import Path  # noqa: TC003 - read at run time, for the options' types
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eventseal.cli.interruption import resumable
-from eventseal.cli.options import Config, DryRun, Json, Options, Yes, opened_in_worker
-from eventseal.cli.output import print_columns, print_json
-from eventseal.cli.progress import shown_progress
-from eventseal.cli.receipt_files import ReceiptFile, refuse_receipt_file, write_receipt
-from eventseal.cli.restore_checking import shred_after_restore
-from eventseal.cli.results import exit_by, print_failures
-from eventseal.cli.state_files import StateFile
-from eventseal.cli.worker_processes import worker_processes
+from eventseal.cli.exits import resumable
+from eventseal.cli.long_runs import shown_progress, worker_processes
+from eventseal.cli.output import (
+    confirm,
+    exit_by,
+    print_columns,
+    print_counts,
+    print_failures,
+    print_json,
+    report,
+)
+from eventseal.cli.receipt_command import ReceiptFile, refuse_receipt_file, write_receipt
+from eventseal.cli.shared_options import Options, Tables, Workers, opened_in_worker, with_options
+from eventseal.erasure import after_restore as shred_again
 from eventseal.erasure.receipts import VerifyReceipt
 from eventseal.errors import ConfigurationError
 from eventseal.rotation import verify as verify_store
@@ -24,6 +32,10 @@ from eventseal.rotation.item_checks import FORMER, OUTCOMES
 from eventseal.rotation.rows_set_aside import SET_ASIDE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from eventseal.configuration import EventSeal
+    from eventseal.erasure import RestoreResult
     from eventseal.rotation import JobResult
 
 EXAMPLES = """\b
@@ -37,16 +49,15 @@ Examples:
 """
 
 
+@with_options("yes", "dry_run")
 def verify(
-    context: typer.Context,
+    options: Options,
     *,
-    table: Annotated[
-        list[str] | None, typer.Option(metavar="TABLE", help="Only this registered table; several times.")
-    ] = None,
+    table: Tables = None,
     sample: Annotated[
         float, typer.Option(metavar="SHARE", help="The share of the items to open, at random: 0.01 for 1 %.")
     ] = 1.0,
-    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that share the work.")] = 1,
+    workers: Workers = 1,
     resume: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Keep how far it is in this file; if it is there, go on from it."),
@@ -56,10 +67,6 @@ def verify(
         bool,
         typer.Option("--after-restore", help="Instead, shred again what a restore of the keys brought back."),
     ] = False,
-    config: Config = None,
-    as_json: Json = False,
-    yes: Yes = False,
-    dry_run: DryRun = False,
 ) -> None:
     """
     Open every item of every registered table, and count.
@@ -71,7 +78,6 @@ def verify(
     begun. The exit code is 1 if anything fails. An outage of the KMS or the
     database is 3, and says nothing about items. A KEK that is missing is 2.
     """
-    options = Options.of(context, config=config, as_json=as_json, yes=yes, dry_run=dry_run)
     if after_restore:
         if table or sample != 1.0 or workers != 1 or resume or receipt:
             raise ConfigurationError(
@@ -79,7 +85,7 @@ def verify(
                 "--receipt"
             )
         with options.open_seal() as seal:
-            shred_after_restore(options, seal)
+            _shred_after_restore(options, seal)
         return
     refuse_receipt_file(receipt)
     state = None if resume is None else StateFile(resume)
@@ -127,12 +133,7 @@ def _share(result: JobResult, sample: float) -> tuple[int, int]:
 
 
 def _print(result: JobResult) -> None:
-    heading = ("TABLE", *(outcome.upper() for outcome in OUTCOMES))
-    rows = [
-        (table, *(f"{counts[outcome]:,}" for outcome in OUTCOMES))
-        for table, counts in result.by_table.items()
-    ]
-    print_columns(heading, rows, numbers=frozenset(heading[1:]))
+    print_counts(result, OUTCOMES)
     print_failures(result.failures)
     keys = f"under {len(result.by_key):,} keys"
     erased = sum(counts["erased"] for counts in result.by_table.values())
@@ -148,3 +149,109 @@ def _print(result: JobResult) -> None:
         typer.echo(
             f"{former:,} of them are bound to a former collection of their table: see `eventseal doctor`"
         )
+
+
+class StateFile:
+    """
+    The file of ``--resume``: how far a run is. What it says is authenticated elsewhere.
+
+    Args:
+        path: Of the file, whose folder must exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> dict[str, Any] | None:
+        """
+        Give what was kept; ``None`` if there is no such file.
+
+        Raises:
+            ConfigurationError: The file holds no state, or cannot be read, or its folder is not there.
+        """
+        if not self.path.parent.is_dir():
+            raise ConfigurationError(f"there is no folder {self.path.parent} for {self.path.name}")
+        try:
+            stored = json.loads(self.path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ConfigurationError(f"{self.path} cannot be read: {error.strerror}") from None
+        except (ValueError, RecursionError):
+            stored = None
+        if not isinstance(stored, dict):
+            raise ConfigurationError(
+                f"{self.path} does not hold how far a run was",
+                remedy="Name another file, or delete this one.",
+            )
+        return stored
+
+    def keep(self, state: Mapping[str, Any]) -> None:
+        """
+        Put a state in the place of the last one, for its owner alone to read.
+
+        Raises:
+            ConfigurationError: It cannot be written; the last state stays.
+        """
+        try:
+            descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+            try:
+                with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
+                    json.dump(state, opened)
+                Path(name).replace(self.path)
+            except BaseException:
+                Path(name).unlink()
+                raise
+        except OSError as error:
+            raise ConfigurationError(f"{self.path} cannot be written: {error.strerror}") from None
+
+    def remove(self) -> None:
+        """Remove the file: the run has ended."""
+        self.path.unlink(missing_ok=True)
+
+
+def _shred_after_restore(options: Options, seal: EventSeal) -> None:
+    """Show what a restore has undone, ask, and shred it again."""
+    with shown_progress("after-restore", "entries") as progress:
+        would = shred_again(seal, dry_run=True, progress=progress)
+    if options.dry_run or not would.scopes:
+        report(options, would, lambda: _print_restored(would, dry_run=True))
+        return
+    if not options.as_json:
+        _print_scopes(would)
+    confirm(
+        options,
+        f"In {len(would.scopes):,} scopes {would.done:,} keys are about to be destroyed again, or have their "
+        "tombstones put back.",
+    )
+    with shown_progress("after-restore", "entries") as progress:
+        result = shred_again(seal, progress=progress)
+    report(options, result, lambda: _print_restored(result, dry_run=False))
+
+
+def _print_restored(result: RestoreResult, *, dry_run: bool) -> None:
+    if dry_run:
+        _print_scopes(result)
+    print_failures(result.failures)
+    typer.echo(f"{result.entries:,} entries of the ledger were verified")
+    if not result.scopes:
+        typer.echo("all that it says was shredded is gone")
+        return
+    did = "would be" if dry_run else "were"
+    scopes = f"{result.done:,} keys of {len(result.scopes):,} scopes"
+    typer.echo(f"{scopes} {did} destroyed again, {result.failed:,} failed")
+
+
+def _print_scopes(result: RestoreResult) -> None:
+    if result.scopes:
+        rows = [
+            (
+                scope.scope,
+                "begun, not done" if scope.intent_open else "closed" if scope.closed else "reopened",
+                len(scope.alive),
+                len(scope.lost),
+                len(scope.strangers),
+            )
+            for scope in result.scopes
+        ]
+        print_columns(("SCOPE", "IS", "KEYS BACK", "TOMBSTONES LOST", "UNKNOWN KEYS"), rows)

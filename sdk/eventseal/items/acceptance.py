@@ -188,7 +188,7 @@ class AcceptedFormats:
 def _not_any_more(collection: str) -> EncryptionRequiredError:
     return EncryptionRequiredError(
         f"the item is no envelope, and no older format is accepted in the collection {collection}",
-        remedy="Begin the migration with `eventseal migrate --begin`; if it has ended, find out who wrote "
+        remedy="Begin the migration with `eventseal migrate begin`; if it has ended, find out who wrote "
         "the row.",
     )
 

@@ -4,7 +4,7 @@ from eventseal.rotation.copying import copy_items
 from eventseal.rotation.damaged_rows import DamagedRows, damaged_row, damaged_rows
 from eventseal.rotation.jobs.jobs import list_jobs, pause_job
 from eventseal.rotation.key_rotation import mark_compromised, rotate_keys
-from eventseal.rotation.migration import begin_migration, finish_migration, migrate
+from eventseal.rotation.migration import abandon_migration, begin_migration, finish_migration, migrate
 from eventseal.rotation.reencryption import reencrypt
 from eventseal.rotation.results import Failure, JobResult
 from eventseal.rotation.retirement import retire
@@ -23,6 +23,7 @@ __all__ = [
     "SealedStore",
     "Status",
     "VerifyResult",
+    "abandon_migration",
     "begin_migration",
     "copy_items",
     "damaged_row",

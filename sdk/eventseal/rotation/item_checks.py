@@ -397,5 +397,5 @@ def _not_encrypted() -> EncryptionRequiredError:
     return EncryptionRequiredError(
         "the item is not encrypted, and always_encrypt is set",
         remedy="If an older application wrote it, name its format in old_formats, and run `eventseal migrate "
-        f"--begin`. Else: {REPAIR_ROW}",
+        f"begin`. Else: {REPAIR_ROW}",
     )

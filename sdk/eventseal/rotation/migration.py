@@ -2,7 +2,8 @@
 Migrate: items in older formats become envelopes, in the rows where they are, while all goes on.
 
 Three steps: ``begin_migration`` lets readers take both, ``migrate`` moves what is old, ``finish_migration``
-proves that nothing old is left and lets readers refuse it from then on.
+proves that nothing old is left and lets readers refuse it from then on. ``abandon_migration`` lets them
+refuse it without that proof.
 """
 
 from __future__ import annotations
@@ -234,14 +235,54 @@ def finish_migration(
             _accept(store, {table: table.old_formats for table in found if table.old_formats})
             raise
         _end_jobs(store)
+    return _refused({table.table: 0 for table in found}, started)
+
+
+def abandon_migration(
+    store: SealedStore, *, tables: Collection[str] | None = None, dry_run: bool = False
+) -> JobResult:
+    """
+    Let readers refuse the older formats again, although items are left in them.
+
+    What was sealed stays sealed. Items that are left stay in their rows, and no reader takes them until
+    ``begin_migration``. It needs no key of an older format. Readers that run notice within
+    ``cache_refresh_interval``, and jobs whose tables all refuse older formats end.
+
+    Args:
+        store: Its items and keys.
+        tables: Only these, by name; ``None``: all that are registered.
+        dry_run: Whether only to look.
+
+    Returns:
+        ``left`` items are in older formats; ``by_table`` says how many in which table.
+
+    Raises:
+        ConfigurationError: A table is not registered.
+        JobError: No migration has begun.
+        StoreError: The database refused or failed.
+        StoreReadOnlyError: The key tables are of an earlier release: run `eventseal init` first.
+    """
+    started = time.monotonic()
+    if not dry_run:
+        refuse_old_key_tables(store)
+    found = _in_migration(own_tables(store.datastore, store.cipher.application, tables))
+    if not dry_run:
+        _accept(store, dict.fromkeys(found, ()))
+        _end_jobs(store)
+    left = {source.table.table: source.moving for source in old_sources(store, found)}
+    return _refused(left, started)
+
+
+def _refused(left: Mapping[str, int], started: float) -> JobResult:
+    """Give how many items of each table readers refuse from now on."""
     return JobResult(
         verb=MIGRATE,
         complete=True,
         done=0,
-        left=0,
+        left=sum(left.values()),
         failed=0,
         seconds=time.monotonic() - started,
-        by_table={table.table: {"left": 0} for table in found},
+        by_table={table: {"left": count} for table, count in left.items()},
     )
 
 
@@ -324,12 +365,7 @@ def tables_in_migration(tables: list[SealedTable], accepted: AcceptedFormats) ->
         JobError: No table accepts an older format: no migration has begun.
     """
     configured = {old.name for old in accepted.formats}
-    found = [table for table in tables if table.old_formats]
-    if not found:
-        raise JobError(
-            "no migration has begun: the registry says of no table that it may hold older formats",
-            remedy="Begin it with `eventseal migrate --begin`; then start the processes that read both.",
-        )
+    found = _in_migration(tables)
     for table in found:
         missing = sorted({*table.old_formats} - configured)
         if missing:
@@ -337,6 +373,16 @@ def tables_in_migration(tables: list[SealedTable], accepted: AcceptedFormats) ->
                 f"{table.table} accepts {', '.join(missing)}, which old_formats does not name",
                 remedy="Configure this process as those that read, or begin the migration anew.",
             )
+    return found
+
+
+def _in_migration(tables: list[SealedTable]) -> list[SealedTable]:
+    found = [table for table in tables if table.old_formats]
+    if not found:
+        raise JobError(
+            "no migration has begun: the registry says of no table that it may hold older formats",
+            remedy="Begin it with `eventseal migrate begin`; then start the processes that read both.",
+        )
     return found
 
 

@@ -102,7 +102,7 @@ def check_encrypted(stores: Stores) -> Iterator[Finding]:
             error = EncryptionRequiredError(
                 f"{items:,} items of {table.table} are not encrypted, and no reader takes them",
                 remedy="If an older application wrote them, name their format in old_formats, then: "
-                "eventseal migrate --begin. Else find out who wrote them: eventseal verify names each.",
+                "eventseal migrate begin. Else find out who wrote them: eventseal verify names each.",
             )
             yield Finding.of(error, MIGRATION)
 
@@ -118,7 +118,7 @@ def _check_accepted(accepting: Sequence[SealedTable], named: Sequence[str]) -> I
             text=f"the readers of {tables} are to accept {', '.join(unnamed)}, which old_formats does not "
             "name here: this process refuses such items",
             remedy="Name them in old_formats, with where their keys are; or, if none is left: "
-            "eventseal migrate --finish",
+            "eventseal migrate finish",
         )
     tables = ", ".join(table.table for table in accepting)
     yield Finding(
@@ -126,7 +126,7 @@ def _check_accepted(accepting: Sequence[SealedTable], named: Sequence[str]) -> I
         area=MIGRATION,
         text=f"a migration was begun and is not finished: beside envelopes, {', '.join(formats)} is accepted "
         f"in {tables}",
-        remedy="eventseal status tells what is left; last: eventseal migrate --finish",
+        remedy="eventseal status tells what is left; last: eventseal migrate finish",
     )
 
 
@@ -145,5 +145,5 @@ def _check_named(tables: Sequence[SealedTable], named: Sequence[str]) -> Iterato
             severity=Severity.NOTE,
             area=MIGRATION,
             text=f"old_formats names {formats}, which no table accepts yet",
-            remedy="To migrate items in their rows: eventseal migrate --begin",
+            remedy="To migrate items in their rows: eventseal migrate begin",
         )

@@ -251,7 +251,7 @@ def _migrate(status: Status) -> Iterator[Advice]:
         )
     else:
         yield Advice(
-            command="eventseal migrate --finish",
+            command="eventseal migrate finish",
             reason=f"every item is an envelope, and readers of {len(accepting):,} tables accept {formats} "
             "still; stop what writes it first",
         )

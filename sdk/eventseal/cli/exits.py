@@ -1,8 +1,11 @@
-"""The exit codes of the command, and which error gives which."""
+"""How a run ends: the exit codes, which error gives which, and what an interrupted run says."""
 
 from __future__ import annotations
 
+import signal
+from contextlib import contextmanager
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 from eventseal.errors import (
     ConfigurationError,
@@ -16,6 +19,11 @@ from eventseal.errors import (
     StoreReadOnlyError,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+RUN_AGAIN = "Run it again: what was done stays done."
+
 
 class ExitCode(IntEnum):
     """
@@ -23,7 +31,7 @@ class ExitCode(IntEnum):
 
     ``DONE``: nothing. ``FAILED_ITEMS``: look at the items or keys that failed or are left. ``USAGE``: correct
     the command, the settings or the rights. ``TRY_AGAIN``: the KMS or the database is away. ``REFUSED``: a
-    guard says what still needs what was to go. ``INTERRUPTED``: run it again, it goes on.
+    guard says what still needs what was to go. ``INTERRUPTED``: run it again, it continues.
     """
 
     DONE = 0
@@ -49,7 +57,7 @@ _BY_ERROR: tuple[tuple[type[EventSealError], ExitCode], ...] = (
 
 def exit_code(error: EventSealError) -> ExitCode:
     """
-    Tell which exit code an error gives when it ends a command.
+    Choose the exit code of an error that ends a command.
 
     Args:
         error: What ended it.
@@ -61,3 +69,40 @@ def exit_code(error: EventSealError) -> ExitCode:
         if isinstance(error, kind):
             return code
     return ExitCode.FAILED_ITEMS
+
+
+class VerbInterrupt(KeyboardInterrupt):
+    """
+    An interruption of a run that can be continued.
+
+    Args:
+        remedy: How to continue.
+    """
+
+    def __init__(self, remedy: str) -> None:
+        super().__init__("interrupted")
+        self.remedy = remedy
+
+
+def heed_termination() -> None:
+    """Treat SIGTERM as an interrupt from the keyboard: a service manager sends it to stop a run."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@contextmanager
+def resumable(remedy: Callable[[], str]) -> Iterator[None]:
+    """
+    Say how to continue if the block is interrupted; without it, the command says `RUN_AGAIN`.
+
+    Args:
+        remedy: Called only on an interruption.
+
+    Raises:
+        VerbInterrupt: The block was interrupted.
+    """
+    try:
+        yield
+    except VerbInterrupt:
+        raise
+    except KeyboardInterrupt:
+        raise VerbInterrupt(remedy()) from None

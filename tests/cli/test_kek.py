@@ -1,0 +1,37 @@
+"""``eventseal kek check``: whether a KMS key may go, said by the exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from eventseal_kms.local import LocalKmsAdapter
+
+
+@pytest.mark.slow
+def test_whether_a_kek_may_go_is_said_by_the_exit_code(run, run_json, store, monkeypatch):
+    store(3)
+    run("rotate")
+    LocalKmsAdapter.create("other.key")
+    monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://dev.key,local://other.key")
+    first = LocalKmsAdapter("dev.key").uri
+    shown = run("kek", "check", first, exits=4).stderr
+    assert "3 live keys do not open without it" in shown
+    run("rewrap")
+    assert run_json("kek", "check", "local://dev.key")["needed"] == 0
+    assert "3 wrappings under it are left" in run("kek", "check", "local://dev.key").stdout
+    run("rewrap", "--to", "local://other.key")
+    assert "may go: no key is wrapped under it" in run("kek", "check", "local://dev.key").stdout
+    monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://other.key")
+    shown = run("kek", "check", "local://dev.key", exits=2).stderr
+    assert "no key is wrapped under local://dev.key, and it is not configured" in shown
+    shown = run("kek", "check", "local://other.key", "--kek-version", "9", exits=2).stderr
+    assert "no key is wrapped under version '9' of local://other.key" in shown
+    Path("dev.key").unlink()
+    run("verify")
+
+
+@pytest.mark.parametrize("words", [["x", "--key", "y"], ["--kek-version", "1"], ["nonsense"], ["x", "--yes"]])
+def test_words_that_say_nothing_are_wrong_use(run, store, words):
+    run("kek", "check", *words, exits=2)
