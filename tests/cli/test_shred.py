@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -193,7 +192,7 @@ def test_while_a_fence_is_open_there_is_no_receipt_and_the_result_is_told(shop, 
         return ErasedItems(failures=[Failure.of_key("key_fences", shredded[0].key_id, error)])
 
     with monkeypatch.context() as patch:
-        patch.setattr(import_module("eventseal.erasure.shred"), "close_scope_fences", held)
+        patch.setattr("eventseal.erasure.shredding.close_scope_fences", held)
         shown = run("shred", SCOPE, "--yes", "--receipt", "one.json", exits=1)
     assert "keys of scope subject:customer-42 were destroyed" in shown.stdout
     assert "no receipt was written to one.json: run it again" in shown.stderr

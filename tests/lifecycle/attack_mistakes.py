@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -17,7 +16,7 @@ from eventseal.keys.authentication.row_macs import Seals
 from eventseal.keys.rewrap.key_wrappings import KeyUpkeep
 from eventseal.keys.ring.new_keys import ScopeBatch, Seats
 from eventseal.keys.ring.state_transitions import Marks
-from eventseal.rotation import key_rotation
+from eventseal.rotation import key_rotation, retirement
 from eventseal.storage.database import column_types
 from eventseal.storage.database.table_setup import KEY_ID
 from eventseal.storage.items import key_counts
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.lifecycle.site import Site
-
-retire = import_module("eventseal.rotation.retire")  # the package has a function of this name
 
 
 @contextmanager
@@ -73,7 +70,7 @@ def first_use_goes_by_the_slots(_: Site) -> Iterator[None]:
 
 @contextmanager
 def tables_of_others_do_not_count(_: Site) -> Iterator[None]:
-    registered_tables = retire.registered_tables
+    registered_tables = retirement.registered_tables
 
     def own_tables(datastore: Any, application: str, *arguments: Any) -> list[Any]:
         row_checks = datastore.registry().tables
@@ -81,15 +78,15 @@ def tables_of_others_do_not_count(_: Site) -> Iterator[None]:
         found = registered_tables(datastore, application, *arguments)
         return [table for table in found if table.table in mine]
 
-    with patch.object(retire, "registered_tables", own_tables):
+    with patch.object(retirement, "registered_tables", own_tables):
         yield
 
 
 @contextmanager
 def unregistered_tables_do_not_count(_: Site) -> Iterator[None]:
     with (
-        patch.object(retire, "refuse_unregistered_tables", lambda _: None),
-        patch.object(retire, "refuse_copies", lambda _: None),
+        patch.object(retirement, "refuse_unregistered_tables", lambda _: None),
+        patch.object(retirement, "refuse_copies", lambda _: None),
     ):
         yield
 
