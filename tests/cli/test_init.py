@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from eventseal.configuration.assembly import default_ledger
 from eventseal.configuration.loading import settings_from
-from eventseal.configuration.stores import default_ledger
 
 WORDS = ("--kms-key", "local://dev.key", "--store-url", "sqlite:///shop.sqlite", "--application", "shop")
 

@@ -9,7 +9,7 @@ from sqlalchemy import text
 from tests.fixtures.ledger_shops import LedgerShop
 
 from eventseal.erasure import after_restore, reopen, shred
-from eventseal.erasure.restore_scan import Reading, undone_scopes
+from eventseal.erasure.restore import Reading, undone_scopes
 from eventseal.errors import ConfigurationError, IntegrityError, KeyDestroyedError
 from eventseal.keys import KeyPurpose
 from eventseal.rotation import retire, rotate_keys, verify
@@ -398,7 +398,7 @@ def test_a_crash_in_between_is_made_up_for_by_another_run(shop, monkeypatch) -> 
 
 @pytest.mark.slow
 def test_many_scopes_and_entries_are_compared_in_pages(shop, monkeypatch) -> None:
-    monkeypatch.setattr("eventseal.erasure.restore_scan._CHUNK", 3)
+    monkeypatch.setattr("eventseal.erasure.restore._CHUNK", 3)
     items = [shop.append(f"subject:{number}") for number in range(7)]
     kept = shop.append(OTHER)
     shop.back_up()

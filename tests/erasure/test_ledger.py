@@ -477,7 +477,7 @@ def test_a_file_that_another_process_holds_is_waited_for_and_then_told(tmp_path,
 
     place = FilePlace(tmp_path)
     write(place.open(), store)
-    monkeypatch.setattr("eventseal.erasure.ledger.file_lines._PATIENCE", 0.05)
+    monkeypatch.setattr("eventseal.erasure.ledger.lines._PATIENCE", 0.05)
     with place.path.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(StoreUnavailableError, match="another process"):
@@ -494,9 +494,7 @@ def _append(place, kms: FakeKms, count: int) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_processes_append_at_once(place, store, kms, monkeypatch) -> None:
-    monkeypatch.setattr(
-        "eventseal.erasure.ledger.file_lines._PATIENCE", 60.0
-    )  # there is no queue for the file
+    monkeypatch.setattr("eventseal.erasure.ledger.lines._PATIENCE", 60.0)  # there is no queue for the file
     place.open().create(store)
     context = multiprocessing.get_context("fork")
     workers = [context.Process(target=_append, args=(place, kms, 10)) for _ in range(4)]

@@ -18,7 +18,7 @@ from eventseal.erasure import (
     reopen,
     shred,
 )
-from eventseal.erasure.ledger.recording import closed_by, shredded_keys
+from eventseal.erasure.ledger.recording import intents_fulfilled, shredded_keys
 from eventseal.errors import (
     ConfigurationError,
     IntegrityError,
@@ -137,8 +137,8 @@ def test_an_intent_of_another_scope_stays_open(file_shop) -> None:
     for scope, named in ((SCOPE, keys), ("subject:other", keys), ("subject:other", {}), (SCOPE, {})):
         shop.ledger.append(shop.seal, "intent", scope=scope, keys=named)
     mine, *_, also_mine = intents = shop.ledger.open_intents(shop.seal)
-    assert closed_by(SCOPE, keys, intents) == [mine.number, also_mine.number]
-    assert closed_by(SCOPE, {}, intents) == [also_mine.number]
+    assert intents_fulfilled(SCOPE, keys, intents) == [mine.number, also_mine.number]
+    assert intents_fulfilled(SCOPE, {}, intents) == [also_mine.number]
 
 
 def test_a_ledger_that_is_gone_between_two_intents_is_not_made_anew(file_shop, monkeypatch) -> None:
@@ -337,7 +337,7 @@ def test_a_dry_run_counts_and_writes_nothing(shop) -> None:
 
 
 CRASHES = {
-    "before the intent": "eventseal.erasure.ledger.file_lines.LedgerFile._write",
+    "before the intent": "eventseal.erasure.ledger.lines.LedgerFile._write",
     "after the intent": "eventseal.storage.key_store.SQLAlchemyKeyStore.set_states",
     "after the shred": "eventseal.erasure.shredding.close_and_count",
     "before the end": "eventseal.erasure.ledger.recording.Recording.finish",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import sys
 from contextlib import closing
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any
@@ -249,7 +248,7 @@ def test_a_run_that_ends_behind_the_ledgers_entry_is_run_again(shop, repaired, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(sys.modules["eventseal.erasure.repair"], crash_at, crash)
+        patched.setattr(f"eventseal.erasure.repairing.{crash_at}", crash)
         repaired()
     assert shop.stored(item).data == damaged(item)
     assert repaired().done == 1

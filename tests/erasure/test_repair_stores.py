@@ -17,7 +17,7 @@ from tests.fixtures.sealed_shops import SealedShop, stream_of, text_of
 
 from eventseal.configuration import EventSeal, Settings
 from eventseal.erasure import Backup, FileLedger, adopt, repair
-from eventseal.erasure.key_table_upgrade import upgrade_key_tables
+from eventseal.erasure.reopening import upgrade_key_tables
 from eventseal.errors import KeyDestroyedError
 from eventseal.rotation import reencrypt, retire, rotate_keys, verify
 from eventseal.storage.database.engines import SQLAlchemySettings, make_engine

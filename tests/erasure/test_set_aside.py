@@ -186,9 +186,8 @@ def test_a_reader_gets_the_error_as_before(damaged) -> None:
 
 
 def test_a_thousand_rows_are_one_entry_and_more_are_several(damaged, monkeypatch) -> None:
-    import sys
 
-    monkeypatch.setattr(sys.modules["eventseal.erasure.set_aside"], "ROWS_IN_AN_ENTRY", 2)
+    monkeypatch.setattr("eventseal.erasure.setting_aside.ROWS_IN_AN_ENTRY", 2)
     for number in range(5):
         damaged.break_tag(number)
     assert damaged.set_all_aside().done == 5
@@ -549,7 +548,6 @@ def test_a_key_with_another_item_is_not_given_up(damaged) -> None:
 
 @pytest.mark.slow
 def test_a_row_that_changes_before_the_fence_closes_keeps_its_key(damaged, monkeypatch) -> None:
-    import sys
 
     from eventseal.rotation import fence_closing
 
@@ -563,7 +561,7 @@ def test_a_row_that_changes_before_the_fence_closes_keeps_its_key(damaged, monke
         damaged.edit(0, data=damaged.items[0].data)  # somebody had a backup
         return close(*words, **named)
 
-    monkeypatch.setattr(sys.modules["eventseal.rotation.retire"], "close_and_count", overtaken)
+    monkeypatch.setattr("eventseal.rotation.retirement.close_and_count", overtaken)
     result = retire(damaged.seal, give_up_set_aside=True)
     assert (result.done, result.left, result.by_key[old]) == (0, 1, 1)
     assert reencrypt(damaged.seal).done == 1

@@ -216,10 +216,8 @@ def test_after_a_crash_before_the_fences_the_keys_are_gone_and_another_run_close
     def crash(*args, **options):
         raise KeyboardInterrupt
 
-    import sys
-
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["eventseal.erasure.shredding"], "close_and_count", crash)
+        patch.setattr("eventseal.erasure.shredding.close_and_count", crash)
         with pytest.raises(KeyboardInterrupt):
             shred(one.seal, SCOPE)
     assert is_closed(other)
@@ -232,7 +230,6 @@ def test_after_a_crash_before_the_fences_the_keys_are_gone_and_another_run_close
 def test_a_database_that_is_away_for_the_fences_leaves_the_shred_to_be_run_again(
     processes, monkeypatch
 ) -> None:
-    import sys
 
     one = processes[0]
     one.append()
@@ -241,7 +238,7 @@ def test_a_database_that_is_away_for_the_fences_leaves_the_shred_to_be_run_again
         raise StoreUnavailableError("the items' database is away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["eventseal.erasure.shredding"], "close_and_count", away)
+        patch.setattr("eventseal.erasure.shredding.close_and_count", away)
         result = shred(one.seal, SCOPE)
     assert is_closed(one)
     assert (result.complete, result.failed, result.done) == (False, 1, 1)

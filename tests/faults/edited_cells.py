@@ -11,12 +11,11 @@ from sqlalchemy import LargeBinary, bindparam, text
 from tests.fixtures.sealed_shops import APPLICATION, Noted, SealedShop, stream_of, text_of
 
 from eventseal.configuration import Settings
-from eventseal.configuration.diagnosis.fence_checks import check_fences
+from eventseal.configuration.assembly import Stores
 from eventseal.configuration.diagnosis.kek_checks import check_wrappings
 from eventseal.configuration.diagnosis.key_checks import check_keys
-from eventseal.configuration.diagnosis.migration_checks import check_jobs
-from eventseal.configuration.diagnosis.registry_checks import check_registry
-from eventseal.configuration.stores import Stores
+from eventseal.configuration.diagnosis.registry_checks import check_jobs, check_registry
+from eventseal.configuration.diagnosis.table_checks import check_fences
 from eventseal.errors import EventSealError
 from eventseal.storage.database.column_types import BinaryUUID, ExactBytes, ExactInteger, UTCTimestamp
 from eventseal.storage.database.edited_rows import Rate, Seconds, StoredJSON, StoredText
@@ -154,8 +153,8 @@ def tenants_of(some: Sequence[Cell]) -> dict[str, Cell]:
 def doctor(url: str, kms: FakeKms) -> list[Any]:
     """Do what ``eventseal doctor`` does with the tables; no check stops another here."""
     stores = Stores(Settings(store_url=SecretStr(url), application=APPLICATION))
-    checks = [partial(check, stores) for check in (check_fences, check_jobs, check_registry)]
-    checks += [partial(check, stores, [kms]) for check in (check_keys, check_wrappings)]
+    checks = [partial(check.__wrapped__, stores) for check in (check_fences, check_jobs, check_registry)]
+    checks += [partial(check.__wrapped__, stores, [kms]) for check in (check_keys, check_wrappings)]
     try:
         return [finding for check in checks for finding in check()]
     finally:

@@ -12,7 +12,7 @@ from tests.fixtures.sealed_shops import APPLICATION, SealedShop, datastore_at, s
 
 from eventseal.erasure import reopen, shred
 from eventseal.erasure.ledger.entries import parsed
-from eventseal.erasure.ledger.table_lines import LedgerTable, erasure_ledger
+from eventseal.erasure.ledger.lines import LedgerTable, erasure_ledger
 from eventseal.errors import EventSealError, IntegrityError
 from eventseal.keys.revocation_tree import leaf_of_key
 from eventseal.rotation import reencrypt, retire, rewrap, rotate_keys, status, verify

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from tests.lifecycle.traffic import DatabaseFault, Traffic
 
     from eventseal.erasure import LedgerEntry
-    from eventseal.erasure.ledger.ledger import LedgerLines
+    from eventseal.erasure.ledger.lines import LedgerFile, LedgerTable
     from eventseal.keys import KeyStore
     from eventseal.testing import FakeKms
 
 LedgerKind = Literal["file", "database"]
 
 
-def lines_of(folder: Path, kind: LedgerKind) -> LedgerLines:
+def lines_of(folder: Path, kind: LedgerKind) -> LedgerFile | LedgerTable:
     """Give the lines of the ledger in a folder, as a process sees them that starts now."""
     ledger = (
         FileLedger(folder / "ledger.jsonl")
@@ -40,7 +40,7 @@ def lines_of(folder: Path, kind: LedgerKind) -> LedgerLines:
 class WatchedLines:
     """A client's way to the lines of the ledger; what fails behind an append has left its line there."""
 
-    def __init__(self, lines: LedgerLines, traffic: Traffic) -> None:
+    def __init__(self, lines: LedgerFile | LedgerTable, traffic: Traffic) -> None:
         self._lines = lines
         self._traffic = traffic
 
@@ -82,7 +82,7 @@ class Told:
         store: The key store, past all faults.
     """
 
-    def __init__(self, lines: LedgerLines, kms: list[FakeKms], store: KeyStore) -> None:
+    def __init__(self, lines: LedgerFile | LedgerTable, kms: list[FakeKms], store: KeyStore) -> None:
         self._lines = lines
         self._kms = kms
         self._store = store

@@ -11,7 +11,7 @@ from unittest.mock import patch
 from tests.lifecycle import attack_mistakes as attacked
 
 from eventseal.erasure import epoch
-from eventseal.erasure.restore_scan import Reading
+from eventseal.erasure.restore import Reading
 from eventseal.keys.authentication.row_checks import KnownStates
 from eventseal.keys.lifecycle import KeyLifecycle
 from eventseal.keys.rewrap.key_wrappings import KeyUpkeep, RenewedBranches

@@ -16,7 +16,7 @@ from tests.fixtures import legacy
 from tests.fixtures.sealed_shops import SealedShop, scope_of, stream_of, text_of
 
 from eventseal.erasure import FileLedger, reopen, roll_epoch, shred
-from eventseal.erasure.key_table_upgrade import upgrade_key_tables
+from eventseal.erasure.reopening import upgrade_key_tables
 from eventseal.errors import (
     EventSealError,
     IntegrityError,

@@ -11,6 +11,7 @@ import typer
 
 from eventseal.cli.output import print_json, printable
 from eventseal.cli.shared_options import Options, load_modules, with_options
+from eventseal.configuration.assembly import DEFAULT_NAME, default_ledger
 from eventseal.configuration.initialise import initialise
 from eventseal.configuration.loading import (
     DEFAULT_FILE,
@@ -20,7 +21,6 @@ from eventseal.configuration.loading import (
     settings_from,
     with_urls_hidden,
 )
-from eventseal.configuration.stores import DEFAULT_NAME, default_ledger
 from eventseal.errors import ConfigurationError
 
 if TYPE_CHECKING:

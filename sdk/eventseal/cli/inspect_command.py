@@ -20,7 +20,7 @@ from eventseal.rotation.did_you_mean import find_item
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from eventseal.configuration.stores import Stores
+    from eventseal.configuration.assembly import Stores
     from eventseal.suites import EnvelopeInfo
 
 _VERSION = b"\x01"

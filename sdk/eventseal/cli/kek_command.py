@@ -8,7 +8,7 @@ import typer
 
 from eventseal.cli.output import print_json
 from eventseal.cli.shared_options import Options, command_group, with_options
-from eventseal.erasure.keks import refuse_needed_by_ledger
+from eventseal.erasure.epoch_keks import refuse_needed_by_ledger
 from eventseal.rotation import refuse_needed_kek
 
 EXAMPLES = """\b

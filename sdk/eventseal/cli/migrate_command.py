@@ -21,7 +21,7 @@ from eventseal.cli.shared_options import (
     with_options,
     working_directory_last,
 )
-from eventseal.configuration.stores import old_database
+from eventseal.configuration.assembly import old_database
 from eventseal.errors import ConfigurationError
 from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.rotation import (

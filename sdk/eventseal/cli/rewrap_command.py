@@ -9,7 +9,7 @@ import typer
 from eventseal.cli.long_runs import shown_progress
 from eventseal.cli.output import print_failures, print_wrappings, report
 from eventseal.cli.shared_options import Options, with_options
-from eventseal.erasure.keks import carry_ledger
+from eventseal.erasure.epoch_keks import rewrap_ledger_key
 from eventseal.kms import adapter_from_uri
 from eventseal.rotation import rewrap as rewrap_keys
 from eventseal.rotation.rewrapping import WRAPPING_TABLE
@@ -46,7 +46,7 @@ def rewrap(
     with options.open_seal() as seal, shown_progress("rewrap", "keys") as progress:
         result = rewrap_keys(seal, to=target, batch=batch, dry_run=options.dry_run, progress=progress)
         if not options.dry_run:
-            carry_ledger(seal, target)
+            rewrap_ledger_key(seal, target)
     report(options, result, lambda: _print(result, dry_run=options.dry_run))
 
 

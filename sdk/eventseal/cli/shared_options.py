@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from eventseal.configuration import EventSeal, load_settings
-from eventseal.configuration.stores import Stores, record_classes
+from eventseal.configuration.assembly import Stores, record_classes
 from eventseal.errors import ConfigurationError, StoreUnavailableError
 from eventseal.items.event_modules import EventModules
 

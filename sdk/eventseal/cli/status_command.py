@@ -11,8 +11,7 @@ import typer
 from eventseal.cli.exits import ExitCode
 from eventseal.cli.output import print_columns, print_json, print_rows_set_aside, printable, time_text
 from eventseal.cli.shared_options import Options, with_options
-from eventseal.configuration.assembly import rotation_policy
-from eventseal.configuration.stores import configured_ledger
+from eventseal.configuration.assembly import configured_ledger, rotation_policy
 from eventseal.erasure.ledger.entries import INTENT
 from eventseal.erasure.setting_aside import unverified_rows
 from eventseal.rotation.jobs.jobs import verb_of
@@ -21,7 +20,7 @@ from eventseal.rotation.status.status import status as read_status
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from eventseal.configuration.stores import Stores
+    from eventseal.configuration.assembly import Stores
     from eventseal.rotation.rows_set_aside import SetAside
     from eventseal.rotation.status.advice import Advice, JobStanding, Status
 

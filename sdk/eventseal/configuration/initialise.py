@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from secrets import token_bytes
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from pydantic import SecretStr
 from sqlalchemy import inspect
 
-from eventseal.configuration.assembly import EventSeal, configured_keks
+from eventseal.configuration.assembly import EventSeal, Stores, configured_keks, configured_ledger
 from eventseal.configuration.loading import (
     DEFAULT_FILE,
     environment_names,
@@ -20,9 +20,8 @@ from eventseal.configuration.loading import (
     with_urls_hidden,
     write_settings_file,
 )
-from eventseal.configuration.stores import Stores, configured_ledger
 from eventseal.erasure import adopt
-from eventseal.erasure.key_table_upgrade import upgrade_key_tables
+from eventseal.erasure.reopening import upgrade_key_tables
 from eventseal.errors import ConfigurationError, KeyDestroyedError, KmsForbiddenError, MissingTableError
 from eventseal.keys.authentication.revocations import NEW_KEY_TABLES
 from eventseal.keys.records import DEFAULT_SCOPE, STORE_SCOPE
@@ -31,8 +30,8 @@ from eventseal.keys.states import KeyPurpose
 from eventseal.kms import SupportsCheck, adapter_from_uri
 from eventseal.kms.adapter import EncryptionContext
 from eventseal.kms.uri import adapter_class
-from eventseal.storage.database.table_setup import KEY_ID
-from eventseal.storage.database.transactions import read
+from eventseal.storage.database.table_setup import KEY_ID, table_names
+from eventseal.storage.database.transactions import reads
 from eventseal.storage.items.columns import sealed_columns
 from eventseal.storage.items.fence_triggers import has_fence_triggers
 from eventseal.storage.items.key_id_indexes import has_key_id_indexes
@@ -40,9 +39,8 @@ from eventseal.storage.unregistered import OWN_TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from types import TracebackType
-    from typing import Self
 
+    from sqlalchemy import Table
     from sqlalchemy.engine import Connection
 
     from eventseal.configuration.settings import Settings
@@ -112,9 +110,15 @@ class InitSteps:
         if connects:  # before anything is made, and said by a dry run too
             self._stores.datastore.tables_to_register(self._settings.application)
         has_store_key = connects and self._has_key(STORE_SCOPE, KeyPurpose.STORE)
-        missing = [] if has_store_key else self._missing_keks()
-        yield from self._make_keks(missing)
-        adapters = [] if missing and self._dry_run else self._adapters()
+        makers = {uri: kind for uri, kind in self._kek_classes if isinstance(kind, MakesKeks)}
+        missing = [] if has_store_key else [uri for uri, kind in makers.items() if not kind.exists(uri)]
+        for uri, kind in makers.items():
+            if uri in missing and not self._dry_run:
+                kind.create_from_uri(uri)
+            yield InitStep(name="kek", changed=uri in missing, detail=f"KEK {uri}")
+        adapters: list[KmsAdapter] = []
+        if not (missing and self._dry_run):
+            adapters = [adapter_from_uri(uri) for uri, _ in self._kek_classes]
         for number, adapter in enumerate(adapters):
             yield _checked(adapter, self._settings.application, is_first=number == 0)
         yield self._add_columns()
@@ -128,12 +132,8 @@ class InitSteps:
         if self._ledger is not None:
             yield self._make_ledger(self._ledger, adapters)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the connections."""
         self._stores.close()
 
     def _connects(self) -> bool:
@@ -143,22 +143,6 @@ class InitSteps:
         self._stores.datastore.setup_connection()
         return True
 
-    def _missing_keks(self) -> list[str]:
-        return [
-            uri for uri, kind in self._kek_classes if isinstance(kind, MakesKeks) and not kind.exists(uri)
-        ]
-
-    def _make_keks(self, missing: list[str]) -> Iterator[InitStep]:
-        for uri, kind in self._kek_classes:
-            if not isinstance(kind, MakesKeks):
-                continue
-            if uri in missing and not self._dry_run:
-                kind.create_from_uri(uri)
-            yield InitStep(name="kek", changed=uri in missing, detail=f"KEK {uri}")
-
-    def _adapters(self) -> list[KmsAdapter]:
-        return [adapter_from_uri(uri) for uri, _ in self._kek_classes]
-
     def _add_columns(self) -> InitStep:
         datastore = self._stores.datastore
         added: list[str] = []
@@ -166,7 +150,8 @@ class InitSteps:
         if not self._dry_run:
             added, indexed = datastore.add_key_id_columns(), datastore.index_key_ids()
         elif self._stores.are_present():
-            added = read(datastore.engine, self._without_key_id, doing="comparing columns")
+            sealed = [record.__table__ for record in datastore.tables if sealed_columns(record)]
+            added = _without_key_id(datastore.engine, sealed)
             indexed = [table.table for table in datastore.unindexed_tables()]
         said = [f"column key_id in {', '.join(added)}"] if added else []
         said += [f"indexes on the key ids of {', '.join(indexed)}"] if indexed else []
@@ -175,7 +160,8 @@ class InitSteps:
     def _make_tables(self) -> InitStep:
         datastore = self._stores.datastore
         wanted = {record.__table__.fullname for record in datastore.tables} | OWN_TABLES
-        missing = sorted(wanted - self._table_names())
+        engines = {datastore.engine, datastore.key_engine} if self._stores.are_present() else ()
+        missing = sorted(wanted.difference(*map(table_names, engines)))
         if not self._dry_run:
             datastore.setup_tables(application=self._settings.application)
         detail = f"tables {', '.join(missing)}" if missing else f"{len(wanted)} tables"
@@ -185,9 +171,8 @@ class InitSteps:
         """List the eventsourcing library's tables that are there without their triggers or their index."""
         if not self._connects():
             return []
-        tables = self._stores.datastore.described_eventsourcing_tables()
-        look = partial(_unprepared, tables=tables)
-        return read(self._stores.datastore.engine, look, doing="looking at triggers and indexes")
+        datastore = self._stores.datastore
+        return _unprepared(datastore.engine, datastore.described_eventsourcing_tables())
 
     def _adopt_tables(self, unprepared: list[str]) -> InitStep:
         datastore = self._stores.datastore
@@ -251,34 +236,26 @@ class InitSteps:
         except MissingTableError:
             return False
 
-    def _table_names(self) -> set[str]:
-        if not self._stores.are_present():
-            return set()
-        engines = (self._stores.datastore.engine, self._stores.datastore.key_engine)
-        return {name for engine in engines for name in read(engine, _table_names, doing="looking for tables")}
 
-    def _without_key_id(self, connection: Connection) -> list[str]:
-        inspector = inspect(connection)
-        sealed = [record.__table__ for record in self._stores.datastore.tables if sealed_columns(record)]
-        return [
-            table.fullname
-            for table in sealed
-            if inspector.has_table(table.name, schema=table.schema)
-            and KEY_ID
-            not in {column["name"] for column in inspector.get_columns(table.name, schema=table.schema)}
-        ]
+@reads("comparing columns")
+def _without_key_id(connection: Connection, tables: Sequence[Table]) -> list[str]:
+    inspector = inspect(connection)
+    return [
+        table.fullname
+        for table in tables
+        if inspector.has_table(table.name, schema=table.schema)
+        and KEY_ID
+        not in {column["name"] for column in inspector.get_columns(table.name, schema=table.schema)}
+    ]
 
 
+@reads("looking at triggers and indexes")
 def _unprepared(connection: Connection, tables: Sequence[SealedTable]) -> list[str]:
     return [
         table.table
         for table in tables
         if not (has_key_id_indexes(connection, table) and has_fence_triggers(connection, table))
     ]
-
-
-def _table_names(connection: Connection) -> list[str]:
-    return inspect(connection).get_table_names()
 
 
 def _checked(adapter: KmsAdapter, application: str, *, is_first: bool) -> InitStep:
@@ -332,7 +309,7 @@ def initialise(path: str | Path | None = None, *, dry_run: bool = False, **optio
     options = with_urls_hidden(options)
     file = settings_file(path) or Path(DEFAULT_FILE)
     settings, to_write = _settings(file, options)
-    with InitSteps(settings, dry_run=dry_run) as steps:
+    with closing(InitSteps(settings, dry_run=dry_run)) as steps:
         return [_write(file, to_write, dry_run=dry_run), *steps.take()]
 
 

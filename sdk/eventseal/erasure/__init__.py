@@ -2,8 +2,7 @@
 
 from eventseal.erasure.backup import Backup
 from eventseal.erasure.epoch import roll_epoch
-from eventseal.erasure.epoch_receipt import EpochReceipt, EpochResult, RecordedEntry
-from eventseal.erasure.keks import EndedKek, Ending
+from eventseal.erasure.epoch_receipt import EndedKek, Ending, EpochReceipt, EpochResult, RecordedEntry
 from eventseal.erasure.ledger.entries import LedgerEntry
 from eventseal.erasure.ledger.ledger import DatabaseLedger, FileLedger, Ledger
 from eventseal.erasure.ledger.recording import adopt

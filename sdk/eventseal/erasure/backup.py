@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
-
-from sqlalchemy import inspect
 
 from eventseal.errors import (
     ConfigurationError,
@@ -25,14 +21,13 @@ from eventseal.keys.authentication.row_macs import is_bound
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.storage import SQLAlchemyDatastore, SQLAlchemyKeyStore, SQLAlchemySettings
 from eventseal.storage.database.engines import database_place, redacted
-from eventseal.storage.database.table_setup import KEY_ID
+from eventseal.storage.database.table_setup import KEY_ID, has_table, table_names
 from eventseal.storage.database.transactions import read
 from eventseal.storage.items.rows import ItemRow
 from eventseal.storage.items.stored_rows import stored_row
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
-    from types import TracebackType
     from typing import Self
     from uuid import UUID
 
@@ -137,10 +132,13 @@ class Backup:
         # The envelope's header names the key: nobody needs a column beside it, which the backup may lack.
         columns = {role: column for role, column in table.columns.items() if role != KEY_ID}
         there = replace(table, table=self._renamed.get(table.table, table.table), columns=columns)
-        engine, doing = self._datastore.engine, "looking for the tables of the backup"
-        if not read(engine, partial(_has_table, table=there.table), doing=doing):
-            names = sorted(read(engine, _table_names, doing=doing))
-            others = ", ".join(names[:_SHOWN_TABLES]) or "none"
+
+        def look(connection: Connection) -> list[str] | None:
+            return None if has_table(connection, there.table) else table_names(connection)
+
+        names = read(self._datastore.engine, look, doing="looking for the tables of the backup")
+        if names is not None:
+            others = ", ".join(sorted(names)[:_SHOWN_TABLES]) or "none"
             raise ConfigurationError(
                 f"the backup has no table {there.table}; it has: {others}",
                 remedy=f"If the table had another name: --renamed {table.table}=NAME. To repair other tables "
@@ -156,9 +154,7 @@ class Backup:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -174,10 +170,9 @@ def _at_rest(settings: SQLAlchemySettings) -> SQLAlchemySettings:
     Raises:
         ConfigurationError: There is no such file.
     """
-    url = settings.url
-    if url.get_backend_name() != "sqlite" or settings.in_memory or "uri" in url.query:
+    file = settings.file
+    if file is None:
         return settings
-    file = Path(str(url.database))
     if not file.is_file():
         raise ConfigurationError(
             f"there is no backup {file}", remedy="Correct the URL of the backup. Nothing was changed."
@@ -186,17 +181,8 @@ def _at_rest(settings: SQLAlchemySettings) -> SQLAlchemySettings:
     if log.exists() and log.stat().st_size:
         return settings
     query = {"mode": "ro", "immutable": "1", "uri": "true"}
-    uri = url.set(database=f"file:{quote(str(file))}").update_query_dict(query)
+    uri = settings.url.set(database=f"file:{quote(str(file))}").update_query_dict(query)
     return SQLAlchemySettings(uri.render_as_string(hide_password=False))
-
-
-def _has_table(connection: Connection, table: str) -> bool:
-    schema, _, name = table.rpartition(".")
-    return inspect(connection).has_table(name, schema=schema or None)
-
-
-def _table_names(connection: Connection) -> list[str]:
-    return inspect(connection).get_table_names()
 
 
 class BackupKeys:
@@ -269,6 +255,7 @@ class BackupKeys:
 
     def _retired(self, key_ids: Sequence[UUID]) -> dict[UUID, DataKey | EventSealError]:
         tombstones = self._today.retired_keys(key_ids)
+        # What such a key sealed may have been erased, and nothing tells (docs/decisions/0026).
         erased = [key_id for key_id, retired in tombstones.items() if retired.scope_was_shredded]
         found: dict[UUID, DataKey | EventSealError] = {
             key_id: _erased(tombstones[key_id].record.scope, key_id) for key_id in erased

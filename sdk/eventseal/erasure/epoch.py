@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from eventseal.erasure.epoch_keks import EpochKeks
 from eventseal.erasure.epoch_receipt import EpochReceipt, EpochResult
-from eventseal.erasure.keks import KekEndings, in_use_since
 from eventseal.erasure.ledger.entries import DONE, INTENT
 from eventseal.erasure.ledger.recording import prepare_ledger
 from eventseal.erasure.shredding import own_ledger
@@ -20,7 +21,6 @@ from eventseal.rotation.results import Failure
 from eventseal.rotation.rewrapping import WRAPPING_TABLE, kek_report
 from eventseal.rotation.status.key_totals import refresh_interval
 from eventseal.rotation.table_checks import refuse_old_key_tables
-from eventseal.storage.database.transactions import read
 from eventseal.storage.keys.epochs import (
     begin_epoch,
     finish_epoch,
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
-    from eventseal.erasure.keks import EndedKek
     from eventseal.erasure.ledger.entries import LedgerEntry
     from eventseal.erasure.ledger.ledger import Ledger
     from eventseal.errors import EventSealError
@@ -109,109 +108,120 @@ def roll_epoch(
     """
     if not dry_run:
         refuse_old_key_tables(store)
-    endings = KekEndings(store.keyring.keks, to)
-    roll = _Roll(store, endings, ledger or own_ledger(store), to=to, batch=batch, progress=progress)
+    keks = EpochKeks(store.keyring.keks, to)
+    roll = _Roll(store, keks, ledger or own_ledger(store), to, batch, progress)
     if dry_run:
         return roll.foreseen()
     return roll.run(pending_window_days)
 
 
+@dataclass
 class _Roll:
     """One run: what it has done so far, and how it goes on."""
 
-    def __init__(
-        self,
-        store: SealedStore,
-        endings: KekEndings,
-        ledger: Ledger | None,
-        *,
-        to: KmsAdapter | None,
-        batch: int,
-        progress: Callable[[EpochResult], None] | None,
-    ) -> None:
-        self._store = store
-        self._keyring = store.keyring
-        self._engine = store.datastore.key_engine
-        self._application = store.keyring.application
-        self._endings = endings
-        self._ledger = ledger
-        self._to = to
-        self._batch = batch
-        self._progress = progress
-        self._started = time.monotonic()
-        self._counts: Counter[str] = Counter()
-        self._failures: list[Failure] = []
-        self._total = 0
-        self._passed = 0
+    store: SealedStore
+    keks: EpochKeks
+    ledger: Ledger | None
+    to: KmsAdapter | None
+    batch: int
+    progress: Callable[[EpochResult], None] | None
+    started: float = field(default_factory=time.monotonic)
+    counts: Counter[str] = field(default_factory=Counter)
+    failures: list[Failure] = field(default_factory=list)
+    total: int = 0
+    passed: int = 0
+
+    def __post_init__(self) -> None:
+        self.keyring = self.store.keyring
+        self.engine = self.store.datastore.key_engine
+        self.application = self.keyring.application
 
     def foreseen(self) -> EpochResult:
         """Count what would be wrapped anew."""
-        uses = kek_report(self._store).uses
+        uses = kek_report(self.store).uses
         names = {use.kek_uri for use in uses}
-        self._endings.refuse_same_kek(names)
+        self.keks.refuse_same_kek(names)
         by_branch = sum(use.wrappings for use in uses if use.kek_uri.startswith(BRANCH_PREFIX))
-        self._counts["under_branch_keys"] = by_branch
-        self._counts["under_keks"] = sum(use.wrappings for use in uses) - by_branch
+        self.counts["under_branch_keys"] = by_branch
+        self.counts["under_keks"] = sum(use.wrappings for use in uses) - by_branch
         every = dict.fromkeys(uri for uri in names if not uri.startswith(BRANCH_PREFIX))
         return self._result(
             complete=True,
-            left=self._counts.total(),
-            others=self._others(hanging_on(self._engine, every)),
+            left=self.counts.total(),
+            others=self._others(hanging_on(self.engine, every)),
         )
 
     def run(self, days: int) -> EpochResult:
         """Take all steps."""
-        report = kek_report(self._store)
-        names = set(report.by_kek)
-        self._endings.refuse_same_kek(names)
-        if not is_rolling(self._engine, self._application):
-            dates = self._endings.deletion_dates()
+        names = set(kek_report(self.store).by_kek)
+        self.keks.refuse_same_kek(names)
+        if not is_rolling(self.engine, self.application):
+            dates = self.keks.deletion_dates()
             receipt = self._receipt_of_before(dates)
             if receipt is not None:
-                self._counts.update(added=0, dropped=0)
+                self.counts.update(added=0, dropped=0)
                 return self._result(complete=True, receipt=receipt)
-            self._endings.refuse_ended(dates)
-        if self._ledger is not None:
-            prepare_ledger(self._store, self._ledger)
-        self._total = 2 * self._store.key_store.count_wrapped_keys(self._application)
-        seals = self._keyring.table_seals()
-        shreds = self._keyring.count_shreds()
-        epoch = begin_epoch(self._engine, self._application, seals, shreds=shreds)
+            self.keks.refuse_ended(dates)
+        if self.ledger is not None:
+            prepare_ledger(self.store, self.ledger)
+        self.total = 2 * self.store.key_store.count_wrapped_keys(self.application)
+        seals = self.keyring.table_seals()
+        shreds = self.keyring.count_shreds()
+        epoch = begin_epoch(self.engine, self.application, seals, shreds=shreds)
+        # Branch keys first: an old one that is once wrapped under what stays makes every backup open again
+        # (docs/decisions/0014).
         if not self._replace_branch_keys(epoch, seals):
             return self._result(complete=False)
-        note = partial(note_version, self._engine, self._application, seals, epoch.number)
-        versions = self._endings.make_versions(epoch.kek_versions, note)
+        note = partial(note_version, self.engine, self.application, seals, epoch.number)
+        versions = self.keks.make_versions(epoch.kek_versions, note)
         if not self._move_to_staying_keks(names, versions):
             return self._result(complete=False)
-        self._endings.refuse_same_kek(kek_report(self._store).by_kek)
-        covers = in_use_since(self._endings.staying, versions, epoch.begun_at)
-        if self._ledger is not None:
-            self._ledger.rewrap(self._store, to=self._endings.staying)
-        ended = self._endings.end(versions, made_before=epoch.kek_versions.keys(), days=days)
-        finish = partial(finish_epoch, self._engine, self._application, seals, epoch.number)
-        if not ended:
+        self.keks.refuse_same_kek(kek_report(self.store).by_kek)
+        covers = self.keks.in_use_since(versions, epoch.begun_at)
+        if self.ledger is not None:
+            self.ledger.rewrap(self.store, to=self.keks.staying)
+        ended = self.keks.end_old(versions, made_before=epoch.kek_versions.keys(), days=days)
+        finish = partial(finish_epoch, self.engine, self.application, seals, epoch.number)
+        if not ended:  # a receipt would claim what no KMS has done (docs/decisions/0014)
             finish()
-            raise self._endings.nothing_ended()
-        return self._finished(epoch.begun_at, covers, versions, ended, finish)
+            raise self.keks.nothing_ended()
+        receipt = EpochReceipt(
+            application=self.application,
+            begun_at=epoch.begun_at,
+            covers_before=covers,
+            keks=ended,
+            staying={adapter.uri: versions.get(adapter.uri) for adapter in self.keks.staying},
+            keys=self.counts["done"],
+            done_at=self.store.key_store.now(),
+        )
+        if self.ledger is not None:  # before the roll is finished: if that fails, this is written again
+            entry = self.ledger.append(self.store, EPOCH, details=receipt.details)
+            receipt = EpochReceipt.of(self.ledger.name, entry)
+        else:
+            receipt = receipt.authenticated(self.keyring)
+        finished_at = finish()
+        leftover = overwrite_deleted(self.engine)
+        return self._result(complete=True, receipt=receipt, finished_at=finished_at, leftover=leftover)
 
     # --- the steps ---
 
     def _replace_branch_keys(self, epoch: Epoch, seals: Seals) -> bool:
         """Give branches new keys, wrap data keys under them, and destroy the old ones."""
-        old, made = self._keyring.renew_branches(set(map(UUID, epoch.branch_keys)))
-        note_branch_keys(self._engine, self._application, seals, epoch.number, made)
-        self._counts["branch_keys_replaced"] = len(old)
+        old, made = self.keyring.renew_branches(set(map(UUID, epoch.branch_keys)))
+        note_branch_keys(self.engine, self.application, seals, epoch.number, made)
+        self.counts["branch_keys_replaced"] = len(old)
         noticed_at = self._noticed_at(old)
         late = 0
         for attempt in count(1):
-            if not self._wrapped(self._keyring.rewrap_under_branches, attempt):
+            if not self._wrapped(self.keyring.rewrap_under_branches, attempt):
                 return False
             try:
                 if not self._opens_without(old):
                     return False
-                self._destroy([record.key_id for record in old])
+                for start in range(0, len(old), _BATCH_SIZE):
+                    self.keyring.retire([record.key_id for record in old[start : start + _BATCH_SIZE]])
             except JobError:  # who has not noticed yet wraps new keys under an old one
-                late += noticed_at <= self._store.key_store.now()
+                late += noticed_at <= self.store.key_store.now()
                 if late == ATTEMPTS:
                     raise
                 time.sleep(min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE))
@@ -230,117 +240,81 @@ class _Roll:
             return True
         ending = [record.key_id for record in branch_keys]
         uris = set(map(branch_uri, ending))
-        proof = self._keyring.prove_without(
-            lambda wrapped: wrapped.kek_uri in uris, ending=ending, batch=self._batch
+        proof = self.keyring.prove_without(
+            lambda wrapped: wrapped.kek_uri in uris, ending=ending, batch=self.batch
         )
         if proof.failures and all(isinstance(error, JobError) for error in proof.failures.values()):
             raise next(iter(proof.failures.values()))
-        self._counts["failed"] = proof.failed
+        self.counts["failed"] = proof.failed
         self._note(proof.failures)
         return not proof.failed
-
-    def _none_is_orphaned(self) -> bool:
-        """Say whether no key, of whatever application, lost what opens it: a backup may have that."""
-        orphaned = self._keyring.orphaned_keys()
-        self._counts["failed"] += len(orphaned)
-        self._note(orphaned)
-        return not orphaned
 
     def _noticed_at(self, old: Sequence[KeyRecord]) -> datetime:
         """Say from when on every process has noticed that branch keys wrap no more."""
         replaced = [moment for record in old if (moment := record.compromised_at or record.deactivated_at)]
-        look = partial(refresh_interval, application=self._application)
-        interval = read(self._engine, look, doing="reading how soon processes notice")
-        return max(replaced, default=self._store.key_store.now()) + interval
-
-    def _destroy(self, branch_keys: Sequence[UUID]) -> None:
-        for start in range(0, len(branch_keys), _BATCH_SIZE):
-            self._keyring.retire(branch_keys[start : start + _BATCH_SIZE])
+        interval = refresh_interval(self.engine, application=self.application)
+        return max(replaced, default=self.store.key_store.now()) + interval
 
     def _move_to_staying_keks(self, names: set[str], versions: Mapping[str, str]) -> bool:
         """Move what KEKs have wrapped, and then let nothing more be stored under what ends."""
-        move = partial(self._keyring.rewrap, self._to, verify=True)
+        move = partial(self.keyring.rewrap, self.to, verify=True)
         hanging: dict[str, int] = {}
         for attempt in range(1, ATTEMPTS + 1):
             if not self._wrapped(move, attempt):
                 return False
-            if not self._none_is_orphaned():
+            orphaned = self.keyring.orphaned_keys()  # of any application: a backup may have what opens them
+            if orphaned:
+                self.counts["failed"] += len(orphaned)
+                self._note(orphaned)
                 return False
-            names |= set(kek_report(self._store).by_kek)
-            hanging = close_keks(self._engine, self._endings.places(names, versions))
+            names |= set(kek_report(self.store).by_kek)
+            hanging = close_keks(self.engine, self.keks.places(names, versions))
             if not hanging:
                 return True
-            if self._application not in hanging:
+            if self.application not in hanging:
                 break
         raise self._needed(hanging)
 
     def _wrapped(self, rewrap: Callable[..., Rewrap], attempt: int) -> bool:
         """Go through all keys; say whether none of them failed."""
-        before = self._passed
+        before = self.passed
 
         def tell(rewrapped: Rewrap) -> None:
-            self._passed = before + rewrapped.keys
-            if self._progress is not None:
-                self._progress(self._result(complete=False, left=max(0, self._total - self._passed)))
+            self.passed = before + rewrapped.keys
+            if self.progress is not None:
+                self.progress(self._result(complete=False, left=max(0, self.total - self.passed)))
 
-        rewrapped = rewrap(batch=self._batch, progress=tell)
+        rewrapped = rewrap(batch=self.batch, progress=tell)
         if attempt > 1:
-            self._passed = before  # the same keys once more
-        self._counts["done"] = rewrapped.done
-        self._counts["added"] += sum(rewrapped.added.values())
-        self._counts["dropped"] += rewrapped.dropped
-        self._counts["failed"] = rewrapped.failed
+            self.passed = before  # the same keys once more
+        self.counts["done"] = rewrapped.done
+        self.counts["added"] += sum(rewrapped.added.values())
+        self.counts["dropped"] += rewrapped.dropped
+        self.counts["failed"] = rewrapped.failed
         self._note(rewrapped.failures)
         return not rewrapped.failed
 
     def _note(self, failures: Mapping[UUID, EventSealError]) -> None:
-        self._failures = [Failure.of_key(WRAPPING_TABLE, key_id, error) for key_id, error in failures.items()]
-
-    def _finished(
-        self,
-        begun_at: datetime,
-        covers: datetime | None,
-        versions: Mapping[str, str],
-        ended: Sequence[EndedKek],
-        finish: Callable[[], datetime],
-    ) -> EpochResult:
-        """Note that it is done: in the ledger first, since what is told there is told again if that fails."""
-        receipt = EpochReceipt(
-            application=self._application,
-            begun_at=begun_at,
-            covers_before=covers,
-            keks=ended,
-            staying={adapter.uri: versions.get(adapter.uri) for adapter in self._endings.staying},
-            keys=self._counts["done"],
-            done_at=self._store.key_store.now(),
-        )
-        if self._ledger is not None:
-            entry = self._ledger.append(self._store, EPOCH, details=receipt.details)
-            receipt = EpochReceipt.of(self._ledger.name, entry)
-        else:
-            receipt = receipt.authenticated(self._keyring)
-        finished_at = finish()
-        leftover = overwrite_deleted(self._engine)
-        return self._result(complete=True, receipt=receipt, finished_at=finished_at, leftover=leftover)
+        self.failures = [Failure.of_key(WRAPPING_TABLE, key_id, error) for key_id, error in failures.items()]
 
     def _receipt_of_before(self, dates: Mapping[str, datetime]) -> EpochReceipt | None:
         """Give the receipt of the run that has ended these KEKs, if nothing is left for another one."""
-        if self._ledger is None or not dates or not self._ledger.exists(self._application):
+        if self.ledger is None or not dates or not self.ledger.exists(self.application):
             return None
         told: LedgerEntry | None = None
         erased_at: datetime | None = None
-        for entry in self._ledger.entries(self._store):
+        for entry in self.ledger.entries(self.store):
             if entry.kind == EPOCH:
                 told = entry
             elif entry.kind in {INTENT, DONE}:
                 erased_at = entry.at
         if told is None:
             return None
-        receipt = EpochReceipt.of(self._ledger.name, told)
+        receipt = EpochReceipt.of(self.ledger.name, told)
         is_this = (
             {kek.kek_uri: kek.ends_at for kek in receipt.keks} == dates
-            and set(dates) == {adapter.uri for adapter in self._endings.leaving}
-            and set(receipt.staying) == {adapter.uri for adapter in self._endings.staying}
+            and set(dates) == {adapter.uri for adapter in self.keks.leaving}
+            and set(receipt.staying) == {adapter.uri for adapter in self.keks.staying}
         )
         # By the ledger's authenticated times: the key tables' columns can be set by whoever writes them.
         is_erased_since = erased_at is not None and erased_at >= receipt.begun_at
@@ -359,7 +333,7 @@ class _Roll:
         others = self._others(hanging)
         if others:
             named = ", ".join(f"{keys} of application {name}" for name, keys in sorted(others.items()))
-            target = "" if self._to is None else f" --to {self._to.uri}"
+            target = "" if self.to is None else f" --to {self.to.uri}"
             return JobError(
                 f"what was to end is needed: {named} are wrapped under it; no KEK was ended",
                 remedy=f"Run `eventseal rewrap{target}` with the settings of each, then `eventseal verify`, "
@@ -374,7 +348,7 @@ class _Roll:
         )
 
     def _others(self, hanging: Mapping[str, int]) -> dict[str, int]:
-        return {name: keys for name, keys in hanging.items() if name != self._application}
+        return {name: keys for name, keys in hanging.items() if name != self.application}
 
     def _result(
         self,
@@ -393,16 +367,16 @@ class _Roll:
         return EpochResult(
             verb="roll-epoch",
             complete=complete,
-            done=self._counts["done"],
+            done=self.counts["done"],
             left=left,
-            failed=self._counts["failed"],
-            seconds=time.monotonic() - self._started,
+            failed=self.counts["failed"],
+            seconds=time.monotonic() - self.started,
             by_table={
-                table: {name: self._counts[name] for name in names if name in self._counts}
+                table: {name: self.counts[name] for name in names if name in self.counts}
                 for table, names in tables.items()
             },
-            by_kek=kek_report(self._store).by_kek if complete else {},
-            failures=tuple(self._failures),
+            by_kek=kek_report(self.store).by_kek if complete else {},
+            failures=tuple(self.failures),
             leftover=leftover,
             covers_before=None if receipt is None else receipt.covers_before,
             finished_at=None if receipt is None else finished_at or receipt.done_at,

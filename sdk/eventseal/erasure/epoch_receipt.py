@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from eventseal.erasure.keks import EndedKek, Ending, as_moment, as_text
-from eventseal.erasure.receipts import moment, page
+from eventseal.erasure.receipts import as_utc, page
 from eventseal.rotation.results import JobResult
 
 if TYPE_CHECKING:
@@ -36,6 +36,76 @@ class RecordedEntry(NamedTuple):
     ledger_id: UUID
     number: int
     mac: str
+
+
+class Ending(StrEnum):
+    """
+    How a KEK, or its older versions, came to an end.
+
+    ``DELETED``: they are gone. ``SCHEDULED``: the KMS opens nothing with it, and deletes it on a date.
+    ``BY_HAND``: no key needs it, and whoever keeps it deletes it: until then it opens what it had wrapped.
+    """
+
+    DELETED = "deleted"
+    SCHEDULED = "scheduled"
+    BY_HAND = "by hand"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndedKek:
+    """
+    A KEK that opens old backups no more.
+
+    Attributes:
+        kek_uri: As it is configured.
+        before: Its versions before this one ended; ``None``: it ended as a whole.
+        ending: How.
+        closed_at: Since when the KMS opens nothing with it: the end was ordered then, or, by a run that was
+            interrupted, before. ``None`` where a person deletes it.
+        ends_at: When it is gone for good, by the KMS; ``None`` where a person deletes it.
+    """
+
+    kek_uri: str
+    before: str | None
+    ending: Ending
+    closed_at: datetime | None
+    ends_at: datetime | None
+
+    @property
+    def name(self) -> str:
+        """What ended, for people."""
+        return self.kek_uri if self.before is None else f"{self.kek_uri} before version {self.before}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as JSON has it."""
+        return {
+            "kek": self.kek_uri,
+            "before": self.before,
+            "ending": self.ending,
+            "closed_at": as_text(self.closed_at),
+            "ends_at": as_text(self.ends_at),
+        }
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_json` gave."""
+        return cls(
+            kek_uri=told["kek"],
+            before=told["before"],
+            ending=Ending(told["ending"]),
+            closed_at=as_moment(told["closed_at"]),
+            ends_at=as_moment(told["ends_at"]),
+        )
+
+
+def as_text(moment: datetime | None) -> str | None:
+    """Give a time as JSON has it, if there is one."""
+    return None if moment is None else moment.isoformat()
+
+
+def as_moment(text: str | None) -> datetime | None:
+    """Read what :func:`as_text` gave."""
+    return None if text is None else datetime.fromisoformat(text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,13 +206,13 @@ class EpochReceipt:
         """Give it as a page that needs nothing else, for people."""
         facts = [
             ("Application", self.application),
-            ("Begun", moment(self.begun_at)),
-            ("Done", moment(self.done_at)),
+            ("Begun", as_utc(self.begun_at)),
+            ("Done", as_utc(self.done_at)),
             (
                 "The backups that are meant",
                 "those from before the KEK that stays was made; when that was, it does not tell"
                 if self.covers_before is None
-                else f"those that were taken before {moment(self.covers_before)}",
+                else f"those that were taken before {as_utc(self.covers_before)}",
             ),
             ("They open nothing since", _or_by_hand(self.open_nothing_since)),
             ("For good from", _or_by_hand(self.useless_from)),
@@ -180,14 +250,14 @@ def _ended(kek: EndedKek) -> str:
         return "No key needs it. It opens old backups until it was deleted by hand, and every copy of it."
     if kek.ending is Ending.SCHEDULED:
         return (
-            f"Opens nothing since {moment(kek.closed_at)}. Its KMS deletes it on {moment(kek.ends_at)}; "
+            f"Opens nothing since {as_utc(kek.closed_at)}. Its KMS deletes it on {as_utc(kek.ends_at)}; "
             "until then that can be taken back, and it would open old backups again."
         )
-    return f"Opens nothing since {moment(kek.closed_at)}. Deleted for good on {moment(kek.ends_at)}."
+    return f"Opens nothing since {as_utc(kek.closed_at)}. Deleted for good on {as_utc(kek.ends_at)}."
 
 
 def _or_by_hand(at: datetime | None) -> str:
-    return "the day on which what is named below was deleted by hand" if at is None else moment(at)
+    return "the day on which what is named below was deleted by hand" if at is None else as_utc(at)
 
 
 def _last(moments: Sequence[datetime | None]) -> datetime | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC
 from html import escape
 from importlib.metadata import version
@@ -47,7 +47,7 @@ def page(title: str, about: str, *, text: str, facts: Rows, lists: Sequence[tupl
     )
 
 
-def moment(at: datetime) -> str:
+def as_utc(at: datetime) -> str:
     """Give a time as the page has it."""
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
@@ -169,8 +169,8 @@ class Receipt:
         facts = [
             ("Application", self.application),
             ("Erased", self.scope),
-            ("Begun", moment(self.intended_at)),
-            ("Done", moment(self.done_at)),
+            ("Begun", as_utc(self.intended_at)),
+            ("Done", as_utc(self.done_at)),
             (
                 "Keys that this run has destroyed",
                 f"{self.destroyed} of {len(self.keys)}{_BEFORE if before else ''}",
@@ -240,9 +240,8 @@ class VerifyReceipt:
         Raises:
             EventSealError: The application has no store key, or it does not open.
         """
-        application, release = store.cipher.application, version("eventseal")
-        facts = cls(result, application, release).facts
-        return cls(result, application, release, store.keyring.receipt_mac(facts))
+        receipt = cls(result, store.cipher.application, version("eventseal"))
+        return replace(receipt, mac=store.keyring.receipt_mac(receipt.facts))
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -279,8 +278,8 @@ class VerifyReceipt:
         facts = [
             ("Application", self.application),
             ("Release of EventSeal", self.release),
-            ("Begun", moment(found.begun_at)),
-            ("Ended", "" if found.ended_at is None else moment(found.ended_at)),
+            ("Begun", as_utc(found.begun_at)),
+            ("Ended", "" if found.ended_at is None else as_utc(found.ended_at)),
             ("Tables", covers),
             ("Items that were opened", f"{found.done:,} ({share})"),
             ("Failed", f"{found.failed:,}: this verification failed" if found.failed else "0"),

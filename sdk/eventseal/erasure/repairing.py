@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +19,7 @@ from eventseal.cipher import ItemContext, Opened
 from eventseal.erasure.backup_rows import BackupRows, Encrypted, page_of
 from eventseal.erasure.ledger.entries import REPAIR
 from eventseal.erasure.ledger.recording import prepare_ledger
-from eventseal.erasure.restore_scan import Reading, undone_scopes, unrecorded_keys
+from eventseal.erasure.restore import Reading, undone_scopes
 from eventseal.erasure.setting_aside import required_ledger, withdraw_places
 from eventseal.erasure.shredding import own_ledger
 from eventseal.errors import EventSealError, JobError, KeyClosedError, KeyNotFoundError
@@ -146,8 +146,8 @@ def _refuse_undone_erasures(store: SealedStore, ledger: Ledger) -> None:
     """Refuse to go by key tables that a restore has set back: they show erased keys as alive."""
     if not ledger.exists(store.keyring.application):
         return
-    undone = undone_scopes(store, ledger, Reading.of(store, ledger), progress=lambda _: None)
-    if undone or unrecorded_keys(store, ledger):
+    reading = Reading.of(store, ledger)
+    if reading.unrecorded or undone_scopes(store, ledger, reading, progress=lambda _: None):
         raise JobError(
             f"the key tables and {ledger.name} do not agree on what was shredded. Nothing was changed",
             remedy="Run `eventseal verify --after-restore`, which shows and shreds it again. Then run this "
@@ -195,8 +195,7 @@ class _Run:
         """Open every item, and find out of each that does not open whether the backup can repair it."""
         total = looked_at = 0
         for table in self._tables if progress is not None else ():
-            count = partial(count_by_key, table=table)
-            total += sum(read(self._engine, count, doing=f"counting {table.table}").values())
+            total += sum(count_by_key(self._engine, table).values())
         for table in self._tables:
             for tally in self._check(table):
                 looked_at += sum(counts.total() for counts in tally.by_table.values())
@@ -269,18 +268,19 @@ class _Run:
                 if now is not None and now.digest == each.digest
             ]
             try:
-                outcomes = self._encrypted(table, still)
-                numbers = self._write(ledger, table, still, outcomes)
+                outcomes = list(zip(still, self._encrypted(table, still), strict=True))
+                given = [(each, new) for each, new in outcomes if isinstance(new, Encrypted)]
+                replaced = self._write(ledger, table, given) if given else []
             except (KeyClosedError, KeyNotFoundError):
                 self._store.keyring.refresh()
                 continue
-            self._counts[table.table]["done"] += len(numbers)
-            self._counts[table.table]["left"] -= len(numbers)
-            for each, outcome in zip(still, outcomes, strict=True):
+            self._counts[table.table]["done"] += len(replaced)
+            self._counts[table.table]["left"] -= len(replaced)
+            for each, outcome in outcomes:
                 if isinstance(outcome, EventSealError):
                     self._counts[table.table]["left"] -= 1
                     self._fail(table, each.place, each.key_id, outcome)
-            return [still[number] for number in numbers]
+            return replaced
         raise JobError(
             f"the keys of {table.table} changed {_ATTEMPTS} times while rows were repaired",
             remedy="Run the same command again.",
@@ -295,24 +295,16 @@ class _Run:
         ]
 
     def _write(
-        self,
-        ledger: Ledger,
-        table: SealedTable,
-        damaged: Sequence[_Damaged],
-        outcomes: Sequence[Encrypted | EventSealError],
-    ) -> list[int]:
-        """Write the ledger, then the rows; give the numbers of those that were still as they were read."""
-        given = [(n, outcome) for n, outcome in enumerate(outcomes) if isinstance(outcome, Encrypted)]
-        if not given:
-            return []
-        changes = [RowChange(damaged[n].place, damaged[n].digest, outcome.new) for n, outcome in given]
+        self, ledger: Ledger, table: SealedTable, given: Sequence[tuple[_Damaged, Encrypted]]
+    ) -> list[_Damaged]:
+        """Write the ledger, then the rows; give those that were still as they were read."""
+        changes = [RowChange(each.place, each.digest, encrypted.new) for each, encrypted in given]
         # The fence of a key does not matter to a row that stays under it.
-        new = [
-            change.new.key_id for change, (n, _) in zip(changes, given, strict=True) if not damaged[n].mended
-        ]
+        new = [encrypted.new.key_id for each, encrypted in given if not each.mended]
         targets = {key_id for key_id in new if key_id is not None}
         # Committed before the items: else whoever waits for such a row waits for all of them.
         write(self._engine, partial(open_fences, key_ids=targets), doing="making the fences of keys")
+        # The ledger first: if this run ends here, the rows are as they were (docs/decisions/0026).
         rows = [_as_json(table, change) for change in changes]
         ledger.append(self._store, REPAIR, details={"backup": self._identity, "rows": rows})
 
@@ -325,8 +317,8 @@ class _Run:
                 )
             marks = load_marks(connection, table.table)
             gone = [
-                None if damaged[n].mended else _overwritten(connection, table, change.place, marks)
-                for change, (n, _) in zip(changes, given, strict=True)
+                None if each.mended else _overwritten(connection, table, each.place, marks)
+                for each, _ in given
             ]
             numbers = replace_rows(connection, table, changes)
             # What was counted when a key was marked is not missing: it has been replaced.
@@ -337,7 +329,8 @@ class _Run:
                 for number in numbers
                 if (row := gone[number]) is not None and (row[:2], row.key_id) not in said
             ]
-            # Of a damaged row its digest as a row: that of its envelope would vouch for it in a backup.
+            # Of a damaged row its digest as a row: that of its envelope would vouch for it in a backup
+            # (docs/decisions/0026).
             replaced = [_replaced(table, row, sha256(row.data).digest()) for row in found]
             replaced += [_replaced(table, row, bytes.fromhex(digest)) for row, digest in lost]
             add_replaced(connection, replaced)
@@ -379,13 +372,9 @@ class _Run:
         self._counts[table.table]["failed"] += 1
         if len(self._failures) < MAX_FAILURES:
             self._failures.append(
-                Failure(
-                    table=table.table,
-                    row=dict(zip(("sequence_id", "position"), map(str, place), strict=True)),
-                    key_id=key_id,
-                    error=type(error).__name__,
-                    message=str(error),
-                    remedy=error.remedy,
+                replace(
+                    Failure.of_key(table.table, key_id, error),
+                    row={"sequence_id": str(place[0]), "position": str(place[1])},
                 )
             )
 

@@ -4,26 +4,163 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from eventseal.erasure.ledger.entries import DONE
-from eventseal.erasure.restore_scan import Reading, Undone, undone_scopes, unrecorded_keys
-from eventseal.erasure.shredding import SubjectErased, close_scope_fences, list_erased, own_ledger, shred
+from eventseal.erasure.ledger.entries import DONE, INTENT, REOPEN
+from eventseal.erasure.ledger.recording import shredded_keys
+from eventseal.erasure.reopening import list_erased
+from eventseal.erasure.shredding import SubjectErased, close_scope_fences, own_ledger, shred
 from eventseal.errors import ConfigurationError, EventSealError, IntegrityError, JobError
 from eventseal.keys.records import DEFAULT_SCOPE
+from eventseal.keys.states import SUBJECT_PURPOSES
 from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult
 from eventseal.rotation.sealed_store import registered_tables
 from eventseal.rotation.table_checks import refuse_unregistered_tables
 from eventseal.storage.keys.wrapping_rows import overwrite_deleted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from uuid import UUID
 
+    from eventseal.erasure.ledger.entries import LedgerEntry
     from eventseal.erasure.ledger.ledger import Ledger
+    from eventseal.keys import KeyPurpose, KeyRecord
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.items.tables import SealedTable
+
+
+_CHUNK = 500
+
+
+@dataclass(slots=True)
+class Undone:
+    """
+    A scope that is not as the ledger says.
+
+    Attributes:
+        scope: The scope.
+        keys: The keys that are to be gone, with their purposes.
+        closed: Whether it is to be closed: it was not reopened since.
+        intent_open: Whether a shred of it was begun and is not done.
+    """
+
+    scope: str
+    keys: dict[UUID, KeyPurpose] = field(default_factory=dict)
+    closed: bool = False
+    intent_open: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """
+    A ledger that was read from its first entry to its last, and verified.
+
+    Attributes:
+        entries: How many there are.
+        reopened: For each scope that ever was, the number of the last reopening.
+        open_scopes: The scopes of intents that are not done.
+        unrecorded: Keys that were shredded and that no entry names: the ledger was cut, or was not there yet.
+    """
+
+    entries: int
+    reopened: Mapping[str, int]
+    open_scopes: frozenset[str]
+    unrecorded: tuple[KeyRecord, ...]
+
+    @classmethod
+    def of(cls, store: SealedStore, ledger: Ledger) -> Reading:
+        """
+        Read and verify a ledger.
+
+        Raises:
+            EventSealError: As :meth:`eventseal.erasure.Ledger.entries` raises; or the key store fails.
+        """
+        # The key tables first: a shred that goes on writes its intent before it destroys a key.
+        shredded = {record.key_id: record for record in shredded_keys(store)}
+        reopened: dict[str, int] = {}
+        intents: dict[int, str] = {}
+        entries = 0
+        for entry in ledger.entries(store):
+            entries = entry.number
+            if entry.scope is not None and entry.kind == REOPEN:
+                reopened[entry.scope] = entry.number
+            if entry.scope is not None and entry.kind == INTENT:
+                intents[entry.number] = entry.scope
+            intents = {number: intents[number] for number in entry.open_intents if number in intents}
+            for key_id in entry.keys:
+                shredded.pop(key_id, None)
+        return cls(entries, reopened, frozenset(intents.values()), tuple(shredded.values()))
+
+
+def undone_scopes(
+    store: SealedStore, ledger: Ledger, reading: Reading, *, progress: Callable[[int], object]
+) -> dict[str, Undone]:
+    """
+    Look in the key tables for what the ledger says is gone.
+
+    Args:
+        store: Has the key tables.
+        ledger: Is read once more, and verified as it is read.
+        reading: Of the same ledger.
+        progress: Called with the number of the last entry that was looked at.
+
+    Returns:
+        By scope what is not as it should be, and what was begun and not done.
+
+    Raises:
+        EventSealError: As :meth:`eventseal.erasure.Ledger.entries` raises; or the key store fails.
+    """
+    found: dict[str, Undone] = {}
+    told = (entry for entry in ledger.entries(store) if entry.kind in {INTENT, DONE} and entry.scope)
+    while chunk := list(islice(told, _CHUNK)):
+        tables = _Tables(store, chunk, reading)
+        for entry in chunk:
+            scope = str(entry.scope)
+            is_open = scope in reading.open_scopes
+            if is_open or not tables.agree(entry):
+                undone = found.setdefault(scope, Undone(scope, intent_open=is_open))
+                undone.keys.update(entry.keys)
+                undone.closed |= _says_closed(entry, reading)
+        progress(chunk[-1].number)
+    return found
+
+
+class _Tables:
+    """What the key tables say of some entries, read for all of them at once."""
+
+    def __init__(self, store: SealedStore, entries: Sequence[LedgerEntry], reading: Reading) -> None:
+        self._reading = reading
+        key_ids = {key_id for entry in entries for key_id in entry.keys}
+        self._rows = store.key_store.get(key_ids)
+        closed = {str(entry.scope) for entry in entries if _says_closed(entry, reading)}
+        self._holders = list(_holders(store, closed)) if closed else []
+
+    def agree(self, entry: LedgerEntry) -> bool:
+        """Whether every key is a tombstone, and, if the scope is to be closed, every slot is taken by one."""
+        for key_id in entry.keys:
+            row = self._rows.get(key_id)
+            if row is None or row.state.opens:
+                return False
+        return not _says_closed(entry, self._reading) or all(
+            (holder := held.get(str(entry.scope))) is not None and not holder.state.opens
+            for held in self._holders
+        )
+
+
+def _holders(store: SealedStore, scopes: Iterable[str]) -> Iterator[dict[str, KeyRecord]]:
+    for purpose in SUBJECT_PURPOSES:
+        yield store.key_store.active(store.keyring.application, list(scopes), purpose=purpose)
+
+
+def _says_closed(entry: LedgerEntry, reading: Reading) -> bool:
+    """Whether the shred of which an entry tells was after the scope's last reopening."""
+    # By its intents, not by itself: the scope may have been reopened before it was noted as done
+    # (docs/decisions/0016).
+    told_by = [entry.number] if entry.kind == INTENT else entry.details.get("intents", [])
+    return max(told_by, default=0) > reading.reopened.get(str(entry.scope), 0)
+
 
 _KEYS_TABLE = "encryption_keys"
 
@@ -51,14 +188,8 @@ class RestoredScope:
 
     def to_json(self) -> dict[str, Any]:
         """Give it as JSON has it."""
-        return {
-            "scope": self.scope,
-            "closed": self.closed,
-            "intent_open": self.intent_open,
-            "alive": list(map(str, self.alive)),
-            "lost": list(map(str, self.lost)),
-            "strangers": list(map(str, self.strangers)),
-        }
+        keys = {name: list(map(str, getattr(self, name))) for name in ("alive", "lost", "strangers")}
+        return {"scope": self.scope, "closed": self.closed, "intent_open": self.intent_open, **keys}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,22 +264,20 @@ def after_restore(
                     complete=False,
                     done=number,
                     left=reading.entries - number,
-                    failed=0,
                     seconds=time.monotonic() - started,
                 )
             )
 
     undone = undone_scopes(store, ledger, reading, progress=tell)
-    work = _Work(store, ledger, tables, notify=notify, dry_run=dry_run)
+    work = _Work(store, ledger, tables, notify, dry_run)
     for scope in sorted(undone):
         work.take(undone[scope])
-    work.complain_of_unrecorded()
+    work.report_unrecorded(reading.unrecorded)
     leftover = "" if dry_run else overwrite_deleted(store.datastore.key_engine)
     return RestoreResult(
         verb="verify",
         complete=not work.failed,
         done=work.done,
-        left=0,
         failed=work.failed,
         seconds=time.monotonic() - started,
         by_table={table: dict(counts) for table, counts in work.by_table.items()},
@@ -159,35 +288,27 @@ def after_restore(
     )
 
 
+@dataclass(slots=True)
 class _Work:
     """Deals with one scope after the other; one that fails does not keep the others from it."""
 
-    def __init__(
-        self,
-        store: SealedStore,
-        ledger: Ledger,
-        tables: list[SealedTable],
-        *,
-        notify: Callable[[SubjectErased], object] | None,
-        dry_run: bool,
-    ) -> None:
-        self._store = store
-        self._ledger = ledger
-        self._tables = tables
-        self._notify = notify
-        self._dry_run = dry_run
-        self.done = 0
-        self.failed = 0
-        self.by_table: dict[str, Counter[str]] = {}
-        self.failures: list[Failure] = []
-        self.scopes: list[RestoredScope] = []
+    store: SealedStore
+    ledger: Ledger
+    tables: list[SealedTable]
+    notify: Callable[[SubjectErased], object] | None
+    dry_run: bool
+    done: int = 0
+    failed: int = 0
+    by_table: dict[str, Counter[str]] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    scopes: list[RestoredScope] = field(default_factory=list)
 
     def take(self, undone: Undone) -> None:
         """Make one scope as the ledger says, or tell why it is not."""
         try:
-            scope = self._looked_at(undone)
+            scope = self._compared(undone)
             self.scopes.append(scope)
-            if not self._dry_run:
+            if not self.dry_run:
                 self._erase(undone, is_told=bool(scope.strangers) and not scope.alive and not scope.lost)
         except IntegrityError as error:
             self._fail(Failure.of_key(_KEYS_TABLE, getattr(error, "key_id", None), error))
@@ -196,17 +317,17 @@ class _Work:
         for key_id in scope.strangers:
             self._fail(Failure.of_key(_KEYS_TABLE, key_id, _stranger(undone.scope, key_id)))
 
-    def complain_of_unrecorded(self) -> None:
+    def report_unrecorded(self, unrecorded: Sequence[KeyRecord]) -> None:
         """Tell of scopes that were shredded without the ledger's knowledge."""
         taken = {scope.scope for scope in self.scopes}
-        first = {record.scope: record for record in reversed(unrecorded_keys(self._store, self._ledger))}
+        first = {record.scope: record for record in reversed(unrecorded)}
         for scope, record in sorted(first.items()):
             if scope not in taken:
-                self._fail(Failure.of_key(_KEYS_TABLE, record.key_id, _unrecorded(scope, self._ledger)))
+                self._fail(Failure.of_key(_KEYS_TABLE, record.key_id, _unrecorded(scope, self.ledger)))
 
-    def _looked_at(self, undone: Undone) -> RestoredScope:
+    def _compared(self, undone: Undone) -> RestoredScope:
         """Tell what is amiss with a scope."""
-        found = self._store.keyring.shred_again(undone.scope, undone.keys, closed=undone.closed, dry_run=True)
+        found = self.store.keyring.shred_again(undone.scope, undone.keys, closed=undone.closed, dry_run=True)
         there = {record.key_id for record in found.keys}
         strangers = [
             record.key_id for record in found.keys if record.state.opens and record.key_id not in undone.keys
@@ -216,50 +337,44 @@ class _Work:
             scope=undone.scope,
             closed=undone.closed,
             intent_open=begun,
+            # A key that the ledger does not name goes only by a shred that was begun (docs/decisions/0013).
             alive=(*found.destroyed, *(strangers if begun else ())),
             lost=tuple(sorted(set(undone.keys) - there)),
             strangers=tuple(strangers) if undone.closed and not begun else (),
         )
 
     def _erase(self, undone: Undone, *, is_told: bool) -> None:
-        ended = self._store.keyring.shred_again(undone.scope, undone.keys, closed=undone.closed)
+        ended = self.store.keyring.shred_again(undone.scope, undone.keys, closed=undone.closed)
         if undone.intent_open:
             result = shred(
-                self._store,
+                self.store,
                 undone.scope,
-                ledger=self._ledger,
-                notify=self._notify,
+                ledger=self.ledger,
+                notify=self.notify,
                 destroy_application_items=undone.scope == DEFAULT_SCOPE,
             )
             self._count(result.by_table, result.failures)
             return
-        fences = close_scope_fences(self._store, self._tables, ended.shredded)
+        fences = close_scope_fences(self.store, self.tables, ended.shredded)
         if not undone.closed:  # it was reopened, and the list of what was erased in it may be older
-            list_erased(self._store, self._tables, ended.shredded)
+            list_erased(self.store, self.tables, ended.shredded)
         self._count(fences.by_table, fences.failures)
         if is_told:
             return
-        entry = self._ledger.append(
-            self._store,
+        entry = self.ledger.append(
+            self.store,
             DONE,
             scope=undone.scope,
             keys=undone.keys,
             details={
                 "destroyed": len(ended.destroyed),
-                "items": {table: dict(counts) for table, counts in fences.by_table.items()},
+                "items": fences.by_table,
                 "intents": [],
                 "after_restore": True,
             },
         )
-        if self._notify is not None:
-            self._notify(
-                SubjectErased(
-                    application=entry.application,
-                    scope=undone.scope,
-                    key_ids=tuple(undone.keys),
-                    entry=entry.number,
-                )
-            )
+        if self.notify is not None:
+            self.notify(SubjectErased.of(entry))
 
     def _count(self, by_table: Mapping[str, Mapping[str, int]], failures: Iterable[Failure]) -> None:
         for table, counts in by_table.items():

@@ -13,7 +13,6 @@ from eventseal.erasure.shredding import own_ledger
 from eventseal.errors import ConfigurationError, IntegrityError, JobError
 from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult
 from eventseal.rotation.rows_set_aside import SetAside
-from eventseal.storage.database.transactions import read
 from eventseal.storage.items.stored_rows import stored_row
 from eventseal.storage.items.swaps import place_from_json, place_to_json
 
@@ -77,7 +76,6 @@ def set_aside(
         verb="set-aside",
         complete=True,
         done=len(still),
-        left=0,
         failed=len(found.refused) + len(changed),
         seconds=time.monotonic() - started,
         failures=tuple([*found.refused, *changed][:MAX_FAILURES]),
@@ -115,8 +113,6 @@ def withdraw(
         verb="set-aside",
         complete=True,
         done=len(taken),
-        left=0,
-        failed=0,
         seconds=time.monotonic() - started,
         set_aside=tuple(taken),
     )
@@ -184,10 +180,6 @@ def rows_of(entry: LedgerEntry) -> list[SetAside]:
         ) from None
 
 
-class _OthersCameError(Exception):
-    """An entry that is to be closed is closed by now."""
-
-
 def withdraw_places(
     store: SealedStore, ledger: Ledger, places: Iterable[tuple[str, Place]]
 ) -> list[SetAside]:
@@ -221,26 +213,20 @@ def withdraw_places(
                 "since": staying[0].at.isoformat(),
                 "rows": [_row_to_json(row.table, row.place, row.sha256) for row in staying],
             }
-        try:
-            ledger.append(
-                store,
-                SET_ASIDE if staying else WITHDRAWN,
-                details=details,
-                closes=[entry.number],
-                judge=partial(_refuse_closed, entry.number),
-            )
-        except _OthersCameError:
-            raise JobError(
-                "somebody else has just changed what is set aside; the rest stays as it is",
-                remedy="Run it again.",
-            ) from None
+        kind = SET_ASIDE if staying else WITHDRAWN
+        judge = partial(_refuse_closed, entry.number)
+        ledger.append(store, kind, details=details, closes=[entry.number], judge=judge)
         taken += leaving
     return taken
 
 
 def _refuse_closed(number: int, last: LedgerEntry) -> None:
+    # To say the rest of it again would bring back what somebody else has withdrawn (docs/decisions/0026).
     if number not in last.open_intents:
-        raise _OthersCameError
+        raise JobError(
+            "somebody else has just changed what is set aside; the rest stays as it is",
+            remedy="Run it again.",
+        )
 
 
 def _as_they_were(store: SealedStore, rows: Sequence[DamagedRow]) -> tuple[list[DamagedRow], list[Failure]]:
@@ -248,8 +234,7 @@ def _as_they_were(store: SealedStore, rows: Sequence[DamagedRow]) -> tuple[list[
     still: list[DamagedRow] = []
     changed: list[Failure] = []
     for row in rows:
-        look = partial(stored_row, table=row.table, place=row.place)
-        now = read(store.datastore.engine, look, doing=f"reading {row.table.table}")
+        now = stored_row(store.datastore.engine, row.table, row.place)
         if now is not None and now.digest == row.sha256:
             still.append(row)
         else:

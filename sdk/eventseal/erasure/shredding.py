@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
-from uuid import UUID
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
-from eventseal.cipher import ItemContext
 from eventseal.erasure.ledger.entries import DONE
 from eventseal.erasure.ledger.recording import Recording
-from eventseal.errors import IntegrityError, SerializationError, StoreError
-from eventseal.items.fields import PersonalFields
-from eventseal.items.item import StoredItem
-from eventseal.items.json import JSONTranscoder
-from eventseal.items.places import UnknownPlaceNames
-from eventseal.items.stored_fields import SEALED_BYTES
+from eventseal.errors import StoreError
 from eventseal.keys.states import KeyPurpose
 from eventseal.rotation.fence_closing import close_and_count
 from eventseal.rotation.results import Failure, JobResult
@@ -26,13 +18,13 @@ from eventseal.rotation.sealed_store import registered_tables
 from eventseal.rotation.table_checks import refuse_unregistered_tables
 from eventseal.storage.database.transactions import read
 from eventseal.storage.items.key_counts import count_under
-from eventseal.storage.items.rows import pages
 from eventseal.storage.keys.wrapping_rows import overwrite_deleted
-from eventseal.suites.envelope import HEADER_SIZE, envelope_problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from uuid import UUID
 
+    from eventseal.erasure.ledger.entries import LedgerEntry
     from eventseal.erasure.ledger.ledger import Ledger
     from eventseal.erasure.receipts import Receipt
     from eventseal.keys import KeyRecord
@@ -49,21 +41,18 @@ class ErasedItems:
     What is under keys that were shredded.
 
     Attributes:
-        by_table: Items by table, as ``erased``.
-        by_key: Items by key.
+        items: By key its items in each table.
         failures: One for each key whose fence is open still.
     """
 
-    by_table: dict[str, Counter[str]] = field(default_factory=dict)
-    by_key: dict[UUID, int] = field(default_factory=dict)
+    items: dict[UUID, Counter[str]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
 
-    def add(self, counts: Mapping[UUID, Counter[str]]) -> None:
-        """Add the items of some keys, by key and by table."""
-        for key_id, items in counts.items():
-            self.by_key[key_id] = items.total()
-            for table, count in items.items():
-                self.by_table.setdefault(table, Counter())["erased"] += count
+    @property
+    def by_table(self) -> dict[str, dict[str, int]]:
+        """How many items there are in each table, as ``erased``."""
+        every = sum(self.items.values(), Counter[str]())
+        return {table: {"erased": count} for table, count in every.items()}
 
 
 def close_scope_fences(
@@ -87,7 +76,7 @@ def close_scope_fences(
         found.failures.extend(
             [Failure.of_key("key_fences", key_id, error) for key_id, error in closing.held.items()]
         )
-        found.add(closing.closed)
+        found.items.update(closing.closed)
     return found
 
 
@@ -102,60 +91,8 @@ def erased_items(store: SealedStore, tables: Sequence[SealedTable], keys: Iterab
     for key_ids in batches(keys):
         count = partial(count_under, tables=tables, key_ids=key_ids)
         counts = read(store.datastore.engine, count, doing="counting items of a scope")
-        found.add({key_id: counts.get(key_id, Counter()) for key_id in key_ids})
+        found.items.update({key_id: counts.get(key_id, Counter()) for key_id in key_ids})
     return found
-
-
-def list_erased(store: SealedStore, tables: Sequence[SealedTable], keys: Iterable[KeyRecord]) -> int:
-    """
-    Note every item that is under keys as erased: what names them afterwards, and is not listed, is tampering.
-
-    So it does with fields in items that are not encrypted.
-
-    Args:
-        store: Has the items' database and the list.
-        tables: Every one that may hold items under the keys.
-        keys: That were shredded, of a scope that is about to be reopened.
-
-    Returns:
-        How many items and fields.
-
-    Raises:
-        StoreError: A database refused or failed.
-    """
-    keys = list(keys)
-    listed = _list_fields(store, tables, {key.key_id for key in keys if key.purpose is KeyPurpose.FIELD})
-    for key_ids in batches(keys):
-        for table in tables:
-            for page in pages(store.datastore.engine, table, key_ids=key_ids):
-                items: list[tuple[bytes, bytes]] = []
-                for row in page:
-                    context = ItemContext(row.sequence_id, row.position, row.topic, table.collection)
-                    with suppress(SerializationError):  # no reader takes an item in such a place
-                        items += store.cipher.bind_many([(row.data, context)])
-                store.keyring.list_erased(items)
-                listed += len(items)
-    return listed
-
-
-def _list_fields(store: SealedStore, tables: Sequence[SealedTable], key_ids: Collection[UUID]) -> int:
-    """List the fields under erased keys in items that are not encrypted: of those nothing else tells."""
-    listed = 0
-    for table in tables if key_ids else ():
-        fields = PersonalFields(store.cipher, JSONTranscoder(), UnknownPlaceNames(), table.collection)
-        for page in pages(store.datastore.engine, table, key_ids=[None]) if table.has_key_ids else ():
-            found: list[tuple[bytes, bytes]] = []
-            for row in page:
-                data: Any = row.data  # an edit may have put anything there
-                if isinstance(data, bytes) and SEALED_BYTES in data:
-                    with suppress(IntegrityError, SerializationError):  # no reader takes such an item
-                        sealed = fields.sealed_in(StoredItem(*row), data)
-                        whole = [each for each in sealed if envelope_problem(each[0]) is None]
-                        erased = [each for each in whole if UUID(bytes=each[0][3:HEADER_SIZE]) in key_ids]
-                        found += store.cipher.bind_fields(erased)
-            store.keyring.list_erased(found)
-            listed += len(found)
-    return listed
 
 
 def batches(records: Iterable[KeyRecord]) -> list[list[UUID]]:
@@ -184,6 +121,16 @@ class SubjectErased:
     key_ids: tuple[UUID, ...]
     entry: int | None
 
+    @classmethod
+    def of(cls, entry: LedgerEntry) -> Self:
+        """Read the event from the ledger's entry of an erasure that is done."""
+        return cls(
+            application=entry.application,
+            scope=entry.scope or "",
+            key_ids=tuple(entry.keys),
+            entry=entry.number,
+        )
+
 
 def erased_subjects(store: SealedStore, ledger: Ledger, *, after: int = 0) -> Iterator[SubjectErased]:
     """
@@ -199,15 +146,7 @@ def erased_subjects(store: SealedStore, ledger: Ledger, *, after: int = 0) -> It
     """
     for entry in ledger.entries(store, after=after):
         if entry.kind == DONE and entry.scope is not None:
-            yield SubjectErased(
-                application=entry.application,
-                scope=entry.scope,
-                key_ids=tuple(entry.keys),
-                entry=entry.number,
-            )
-
-
-__all__ = ["SubjectErased", "erased_subjects"]
+            yield SubjectErased.of(entry)
 
 
 @runtime_checkable
@@ -287,13 +226,14 @@ def shred(
     refuse_unregistered_tables(store)
     tables = registered_tables(store.datastore, store.cipher.application)
     scope = store.keyring.scope_named(scope)
-    recording = None if dry_run else Recording.of(store, scope, ledger or own_ledger(store))
-
-    def first(rows: Sequence[KeyRecord]) -> None:
-        if recording is not None:
-            recording.intend(rows)
-
-    ended = store.keyring.shred(scope, first=first, even_default=destroy_application_items, dry_run=dry_run)
+    ledger = None if dry_run else ledger or own_ledger(store)
+    recording = None if ledger is None else Recording(store, scope, ledger)
+    ended = store.keyring.shred(
+        scope,
+        first=None if recording is None else recording.intend,  # before a key goes (docs/decisions/0013)
+        even_default=destroy_application_items,
+        dry_run=dry_run,
+    )
     leftover = "" if dry_run else overwrite_deleted(store.datastore.key_engine)
     if dry_run:
         fences = erased_items(store, tables, ended.keys)
@@ -315,11 +255,10 @@ def shred(
         verb="shred",
         complete=not fences.failures,
         done=len(ended.destroyed),
-        left=0,
         failed=len(fences.failures),
         seconds=time.monotonic() - started,
-        by_table={table: dict(counts) for table, counts in fences.by_table.items()},
-        by_key=fences.by_key,
+        by_table=fences.by_table,
+        by_key={key_id: items.total() for key_id, items in fences.items.items()},
         failures=tuple(fences.failures),
         leftover=leftover,
         scope=scope,

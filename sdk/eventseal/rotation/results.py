@@ -90,8 +90,8 @@ class JobResult:
     verb: str
     complete: bool
     done: int
-    left: int
-    failed: int
+    left: int = 0
+    failed: int = 0
     seconds: float
     job_id: UUID | None = None
     by_table: Mapping[str, Mapping[str, int]] = field(default_factory=dict)

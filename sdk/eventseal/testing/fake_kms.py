@@ -1,4 +1,4 @@
-"""A clock that stands still until a test moves it."""
+"""Stand-ins for tests: a KMS whose KEK lives in memory, and a clock that only a test moves."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class KmsAdapterFixtures:
     @pytest.fixture
     def context(self) -> EncryptionContext:
         """A data key's context."""
-        return EncryptionContext(uuid4(), "data", "contract")
+        return _context()
 
 
 class KmsAdapterContract(KmsAdapterFixtures):
@@ -219,7 +219,7 @@ class KmsAdapterContract(KmsAdapterFixtures):
 
     def test_threads_share_an_adapter(self, adapter: KmsAdapter) -> None:
         def round_trip(_: int) -> bool:
-            context = EncryptionContext(uuid4(), "data", "contract")
+            context = _context()
             key, wrapped = adapter.generate_data_key(context)
             return adapter.unwrap(wrapped, context) == key
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select, text
 
-from eventseal.configuration.diagnosis.findings import Finding, Severity
+from eventseal.configuration.diagnosis.findings import CLOCK, DATABASE
 from eventseal.errors import ConfigurationError, StoreReadOnlyError
 from eventseal.storage.database.column_types import DatabaseClock
 from eventseal.storage.database.engines import redacted
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection, Engine, Row
 
+    from eventseal.configuration.diagnosis.findings import Finding
     from eventseal.storage import SQLAlchemyDatastore
 
-AREA = "database"
+
 OLDEST_POSTGRESQL = 120_000
 """Materialized common table expressions begin with release 12."""
 
@@ -57,6 +58,7 @@ def databases(datastore: SQLAlchemyDatastore) -> dict[str, Engine]:
     return {"items": datastore.engine, "keys": datastore.key_engine}
 
 
+@DATABASE.check
 def check_database(what: str, engine: Engine) -> Iterator[Finding]:
     """
     Look at one database.
@@ -77,6 +79,7 @@ def check_database(what: str, engine: Engine) -> Iterator[Finding]:
         yield from read(engine, lambda connection: list(_check_file(what, connection)), doing=doing)
 
 
+@DATABASE.check
 def check_writable(engine: Engine) -> Iterator[Finding]:
     """
     Begin to write into a SQLite file, and roll back: only then does it say whether it can be written.
@@ -96,6 +99,7 @@ def check_writable(engine: Engine) -> Iterator[Finding]:
     yield from ()
 
 
+@CLOCK.check
 def check_clock(what: str, engine: Engine) -> Iterator[Finding]:
     """
     Compare a database's clock with this machine's.
@@ -114,31 +118,25 @@ def check_clock(what: str, engine: Engine) -> Iterator[Finding]:
     skew = there - before if there < before else max(there - after, timedelta(0))
     seconds = f"{abs(skew.total_seconds()):.0f} s {'behind' if skew < timedelta(0) else 'before'}"
     if abs(skew) > MOST_SKEW:
-        yield Finding(
-            severity=Severity.WARNING,
-            area="clock",
-            text=f"the clock of the database of the {what} is {seconds} this machine's",
-            remedy="Have both set by NTP (`timedatectl set-ntp true`): KMS requests are signed by this "
+        yield CLOCK.warning(
+            f"the clock of the database of the {what} is {seconds} this machine's",
+            "Have both set by NTP (`timedatectl set-ntp true`): KMS requests are signed by this "
             "machine's clock, the age of keys goes by the database's.",
         )
     else:
-        yield Finding(severity=Severity.OK, area="clock", text=f"the {what} and this machine agree")
+        yield CLOCK.ok(f"the {what} and this machine agree")
 
 
 def _check_server(what: str, facts: Row[tuple[object, ...]]) -> Iterator[Finding]:
-    yield Finding(
-        severity=Severity.OK,
-        area=AREA,
-        text=f"{what}: PostgreSQL {facts.version}, database {facts.name}, role {facts.role}, "
-        f"{facts.isolation} by default",
+    yield DATABASE.ok(
+        f"{what}: PostgreSQL {facts.version}, database {facts.name}, role {facts.role}, "
+        f"{facts.isolation} by default"
     )
     if facts.number < OLDEST_POSTGRESQL:
-        yield Finding(
-            severity=Severity.ERROR,
-            area=AREA,
-            text=f"{what}: PostgreSQL {facts.version} is older than 12, and lacks what the fences need",
-            remedy="Upgrade the server.",
-            cause=ConfigurationError("PostgreSQL is too old"),
+        yield DATABASE.error(
+            ConfigurationError,
+            f"{what}: PostgreSQL {facts.version} is older than 12, and lacks what the fences need",
+            "Upgrade the server.",
         )
     if facts.in_recovery:
         yield _read_only(what, "the server is a replica", "Use a connection to the primary.")
@@ -146,12 +144,10 @@ def _check_server(what: str, facts: Row[tuple[object, ...]]) -> Iterator[Finding
         remedy = f"ALTER ROLE {facts.role} SET default_transaction_read_only = off;"
         yield _read_only(what, "transactions are read-only by default", remedy)
     if facts.encoding != "UTF8":
-        yield Finding(
-            severity=Severity.ERROR,
-            area=AREA,
-            text=f"{what}: the database's encoding is {facts.encoding}, which cannot hold every scope and id",
-            remedy=f"CREATE DATABASE {facts.name}_utf8 ENCODING 'UTF8' TEMPLATE template0; then move to it.",
-            cause=ConfigurationError("the encoding is not UTF8"),
+        yield DATABASE.error(
+            ConfigurationError,
+            f"{what}: the database's encoding is {facts.encoding}, which cannot hold every scope and id",
+            f"CREATE DATABASE {facts.name}_utf8 ENCODING 'UTF8' TEMPLATE template0; then move to it.",
         )
     yield from _check_durability(what, facts)
 
@@ -160,18 +156,14 @@ def _check_durability(what: str, facts: Row[tuple[object, ...]]) -> Iterator[Fin
     """A key that was handed out and then lost takes with it all that it has sealed elsewhere."""
     for name in ("fsync", "full_page_writes"):
         if getattr(facts, name) == "off":
-            yield Finding(
-                severity=Severity.WARNING,
-                area=AREA,
-                text=f"{what}: {name} is off; a crash of the server may lose keys, and all that they sealed",
-                remedy=f"ALTER SYSTEM SET {name} = on; SELECT pg_reload_conf();",
+            yield DATABASE.warning(
+                f"{what}: {name} is off; a crash of the server may lose keys, and all that they sealed",
+                f"ALTER SYSTEM SET {name} = on; SELECT pg_reload_conf();",
             )
     if facts.synchronous_commit == "off":
-        yield Finding(
-            severity=Severity.WARNING,
-            area=AREA,
-            text=f"{what}: synchronous_commit is off; a crash of the server may lose the newest keys",
-            remedy=f"ALTER ROLE {facts.role} SET synchronous_commit = on;",
+        yield DATABASE.warning(
+            f"{what}: synchronous_commit is off; a crash of the server may lose the newest keys",
+            f"ALTER ROLE {facts.role} SET synchronous_commit = on;",
         )
 
 
@@ -179,47 +171,29 @@ def _check_file(what: str, connection: Connection) -> Iterator[Finding]:
     version = connection.exec_driver_sql("SELECT sqlite_version()").scalar_one()
     journal = connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()
     patience = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one() / 1000
-    yield Finding(
-        severity=Severity.OK,
-        area=AREA,
-        text=f"{what}: SQLite {version}, journal mode {journal}, busy timeout {patience:g} s",
-    )
+    yield DATABASE.ok(f"{what}: SQLite {version}, journal mode {journal}, busy timeout {patience:g} s")
     if tuple(map(int, version.split("."))) < OLDEST_SQLITE:
-        yield Finding(
-            severity=Severity.ERROR,
-            area=AREA,
-            text=f"{what}: SQLite {version} is older than 3.35, and lacks RETURNING",
-            remedy="Use a Python that is built with a newer SQLite.",
-            cause=ConfigurationError("SQLite is too old"),
+        yield DATABASE.error(
+            ConfigurationError,
+            f"{what}: SQLite {version} is older than 3.35, and lacks RETURNING",
+            "Use a Python that is built with a newer SQLite.",
         )
     if journal != "wal":
-        yield Finding(
-            severity=Severity.WARNING,
-            area=AREA,
-            text=f"{what}: the journal mode is {journal}, so that readers and the writer block each other",
-            remedy="sqlite3 FILE 'PRAGMA journal_mode = WAL' (as a user who may write its folder)",
+        yield DATABASE.warning(
+            f"{what}: the journal mode is {journal}, so that readers and the writer block each other",
+            "sqlite3 FILE 'PRAGMA journal_mode = WAL' (as a user who may write its folder)",
         )
     if patience < 1:
-        yield Finding(
-            severity=Severity.WARNING,
-            area=AREA,
-            text=f"{what}: the busy timeout is {patience:g} s: who meets another writer fails at once",
-            remedy="Leave `timeout` out of the database's URL: then it is 5 s.",
+        yield DATABASE.warning(
+            f"{what}: the busy timeout is {patience:g} s: who meets another writer fails at once",
+            "Leave `timeout` out of the database's URL: then it is 5 s.",
         )
     if connection.exec_driver_sql("PRAGMA synchronous").scalar_one() < _SQLITE_FULL:
-        yield Finding(
-            severity=Severity.WARNING,
-            area=AREA,
-            text=f"{what}: PRAGMA synchronous is below FULL; a loss of power may lose keys",
-            remedy="Use a SQLite that is built with SQLITE_DEFAULT_SYNCHRONOUS=2 and, for WAL, the same.",
+        yield DATABASE.warning(
+            f"{what}: PRAGMA synchronous is below FULL; a loss of power may lose keys",
+            "Use a SQLite that is built with SQLITE_DEFAULT_SYNCHRONOUS=2 and, for WAL, the same.",
         )
 
 
 def _read_only(what: str, why: str, remedy: str) -> Finding:
-    return Finding(
-        severity=Severity.ERROR,
-        area=AREA,
-        text=f"{what}: {why}, so nothing can be appended or rotated",
-        remedy=remedy,
-        cause=StoreReadOnlyError("the database cannot be written"),
-    )
+    return DATABASE.error(StoreReadOnlyError, f"{what}: {why}, so nothing can be appended or rotated", remedy)

@@ -1,15 +1,18 @@
-"""What a diagnosis finds: one line each, with how bad it is and what to do."""
+"""What a diagnosis finds: one line each, with how bad it is and what to do; and its areas."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from eventseal.errors import EventSealError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+P = ParamSpec("P")
 
 
 class Severity(StrEnum):
@@ -51,19 +54,6 @@ class Finding:
     remedy: str = ""
     cause: EventSealError | None = field(default=None, repr=False, compare=False)
 
-    @classmethod
-    def of(cls, error: EventSealError, area: str, *, severity: Severity = Severity.ERROR) -> Finding:
-        """
-        Turn an error into a finding.
-
-        Args:
-            error: What looking, or using, ended in.
-            area: Where.
-            severity: How bad it is.
-        """
-        text = " ".join(str(error).split())
-        return cls(severity=severity, area=area, text=text, remedy=error.remedy, cause=error)
-
     def to_json(self) -> dict[str, Any]:
         """Give it as JSON has it."""
         return {
@@ -75,23 +65,61 @@ class Finding:
         }
 
 
-def guarded(area: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+@dataclass(frozen=True, slots=True)
+class Area:
     """
-    Run a check, and make a finding of the error that ends it.
+    One subject of the diagnosis: it makes the findings of its checks.
 
-    Args:
-        area: Of the check.
-        check: Gives findings.
+    Attributes:
+        name: See :attr:`Finding.area`.
     """
-    try:
-        yield from check()
-    except EventSealError as error:
-        yield Finding.of(error, area)
-    except ImportError as error:
-        # An extra that is not installed; its message has the install command.
-        yield Finding(
-            severity=Severity.ERROR,
-            area=area,
-            text=f"{type(error).__name__}: {error}",
-            remedy="Install what the message names in the environment that runs this command.",
-        )
+
+    name: str
+
+    def ok(self, text: str) -> Finding:
+        """Say that something is as it should be."""
+        return Finding(severity=Severity.OK, area=self.name, text=text)
+
+    def note(self, text: str, remedy: str) -> Finding:
+        """Say what is worth knowing."""
+        return Finding(severity=Severity.NOTE, area=self.name, text=text, remedy=remedy)
+
+    def warning(self, text: str, remedy: str) -> Finding:
+        """Say what will not always work, or not everywhere."""
+        return Finding(severity=Severity.WARNING, area=self.name, text=text, remedy=remedy)
+
+    def error(
+        self, kind: type[EventSealError], text: str, remedy: str, severity: Severity = Severity.ERROR
+    ) -> Finding:
+        """Say what does not work, and in which kind of error using it would end."""
+        return self.raised(kind(text, remedy=remedy), severity)
+
+    def raised(self, error: EventSealError, severity: Severity = Severity.ERROR) -> Finding:
+        """Turn an error, in which looking ended, into a finding."""
+        text = " ".join(str(error).split())
+        return Finding(severity=severity, area=self.name, text=text, remedy=error.remedy, cause=error)
+
+    def check(self, find: Callable[P, Iterable[Finding]]) -> Callable[P, Iterator[Finding]]:
+        """Make a finding of the error that ends a check: the checks after it still run."""
+
+        @wraps(find)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> Iterator[Finding]:
+            try:
+                yield from find(*args, **kwargs)
+            except EventSealError as error:
+                yield self.raised(error)
+            except ImportError as error:
+                # An extra that is not installed; its message has the install command.
+                yield Finding(
+                    severity=Severity.ERROR,
+                    area=self.name,
+                    text=f"{type(error).__name__}: {error}",
+                    remedy="Install what the message names in the environment that runs this command.",
+                )
+
+        return guarded
+
+
+SETTINGS, KMS, DATABASE, CLOCK = map(Area, ("settings", "kms", "database", "clock"))
+TABLES, REGISTRY, FENCES = map(Area, ("tables", "registry", "fences"))
+KEYS, LEDGER, MIGRATION, JOBS = map(Area, ("keys", "ledger", "migration", "jobs"))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from eventseal.configuration.assembly import configured_keks
-from eventseal.configuration.diagnosis.findings import Finding, Severity
+from eventseal.configuration.diagnosis.findings import KEYS, KMS, Severity
 from eventseal.errors import (
     ConfigurationError,
     EventSealError,
@@ -22,20 +21,18 @@ from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.wrapping.branches import BRANCH_PREFIX
 from eventseal.kms import EncryptionContext, SupportsCheck, TellsVersion, adapter_from_uri
 from eventseal.rotation.status.key_totals import key_under, keys_without_wrapping
-from eventseal.storage.database.transactions import read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from eventseal.configuration.assembly import Stores
+    from eventseal.configuration.diagnosis.findings import Finding
     from eventseal.configuration.settings import Settings
-    from eventseal.configuration.stores import Stores
     from eventseal.keys.records import KekUse
-    from eventseal.kms import KmsAdapter, PermissionCheck, WrappedKey
+    from eventseal.kms import KmsAdapter, WrappedKey
 
 
-KMS = "kms"
-
-
+@KMS.check
 def build_adapters(settings: Settings, adapters: list[KmsAdapter]) -> Iterator[Finding]:
     """
     Make the adapter of each configured KEK, and say which cannot be made.
@@ -48,14 +45,14 @@ def build_adapters(settings: Settings, adapters: list[KmsAdapter]) -> Iterator[F
         try:
             adapters.append(adapter_from_uri(uri))
         except EventSealError as error:
-            yield Finding.of(error, KMS)
+            yield KMS.raised(error)
         except ImportError as error:
-            missing = ConfigurationError(
-                f"{uri}: {error}", remedy="Install the extra that the message names."
+            yield KMS.error(
+                ConfigurationError, f"{uri}: {error}", "Install the extra that the message names."
             )
-            yield Finding.of(missing, KMS)
 
 
+@KMS.check
 def check_kek(adapter: KmsAdapter, application: str, *, is_first: bool) -> Iterator[Finding]:
     """
     Ask a KEK what it grants; one that cannot be asked wraps and unwraps a key that is thrown away.
@@ -72,30 +69,21 @@ def check_kek(adapter: KmsAdapter, application: str, *, is_first: bool) -> Itera
         yield from _try(adapter, application)
         return
     checks = adapter.check(application)
-    yield from _granted(adapter, checks)
+    granted = [check.action for check in checks if check.granted]
+    if granted:
+        yield KMS.ok(f"{adapter.uri} grants {', '.join(granted)}")
     for check in checks:
         if not check.granted:
-            yield _denied(adapter, check)
+            but = "" if check.required else ", which only rotation and further KEKs need"
+            yield KMS.error(
+                KmsForbiddenError,
+                f"{adapter.uri} does not grant {check.action}{but}",
+                check.detail,
+                Severity.ERROR if check.required else Severity.NOTE,
+            )
     if not is_first and all(check.granted for check in checks if check.required):
         # It may lack a permission that one KEK alone does not need, until the next new key.
         adapter.wrap(bytes(32), _context(application))
-
-
-def _granted(adapter: KmsAdapter, checks: Sequence[PermissionCheck]) -> Iterator[Finding]:
-    granted = [check.action for check in checks if check.granted]
-    if granted:
-        text = f"{adapter.uri} grants {', '.join(granted)}"
-        yield Finding(severity=Severity.OK, area=KMS, text=text)
-
-
-def _denied(adapter: KmsAdapter, check: PermissionCheck) -> Finding:
-    error = KmsForbiddenError(
-        f"{adapter.uri} does not grant {check.action}"
-        + ("" if check.required else ", which only rotation and further KEKs need"),
-        kek_uri=adapter.uri,
-        remedy=check.detail or None,
-    )
-    return Finding.of(error, KMS, severity=Severity.ERROR if check.required else Severity.NOTE)
 
 
 def _try(adapter: KmsAdapter, application: str) -> Iterator[Finding]:
@@ -103,17 +91,17 @@ def _try(adapter: KmsAdapter, application: str) -> Iterator[Finding]:
     key, wrapped = adapter.generate_data_key(context)
     if adapter.unwrap(wrapped, context) != key:
         raise IntegrityError(f"{adapter.uri} does not give back the key that it wrapped")
-    yield Finding(severity=Severity.OK, area=KMS, text=f"{adapter.uri} makes, wraps and unwraps keys")
+    yield KMS.ok(f"{adapter.uri} makes, wraps and unwraps keys")
 
 
 def _context(application: str) -> EncryptionContext:
     return EncryptionContext(new_key_id(), str(KeyPurpose.DATA), application)
 
 
-KEYS = "keys"
 _REWRAP = "eventseal rewrap"
 
 
+@KEYS.check
 def check_wrappings(stores: Stores, adapters: Sequence[KmsAdapter]) -> Iterator[Finding]:
     """
     Open one wrapping of each KEK and version, and count the keys that miss one.
@@ -146,28 +134,26 @@ def _check_use(
             continue
         names[adapter.uri].add(use.kek_uri)
         if refusal is None:
-            text = f"{place}: one was tried, and opens; {use.verified:,} were tried before"
-            yield Finding(severity=Severity.OK, area=KEYS, text=text)
+            yield KEYS.ok(f"{place}: one was tried, and opens; {use.verified:,} were tried before")
             yield from _check_version(adapter, use)
         elif not isinstance(refusal, KmsUnavailableError):  # an outage is told once, where the KEK is asked
-            yield Finding.of(refusal, KEYS)
+            yield KEYS.raised(refusal)
         return
-    error = KekNotConfiguredError(
+    yield KEYS.error(
+        KekNotConfiguredError,
         f"{place}, which is not configured",
-        kek_uri=use.kek_uri,
-        remedy=f"If keys are wrapped nowhere else, add it to kms_key, then: {_REWRAP}",
+        f"If keys are wrapped nowhere else, add it to kms_key, then: {_REWRAP}",
+        Severity.WARNING,
     )
-    yield Finding.of(error, KEYS, severity=Severity.WARNING)
 
 
 def _sample(stores: Stores, use: KekUse) -> tuple[WrappedKey, EncryptionContext] | None:
-    look = partial(
-        key_under,
+    key_id = key_under(
+        stores.datastore.key_engine,
         application=stores.settings.application,
         kek_uri=use.kek_uri,
         kek_version=use.kek_version,
     )
-    key_id = read(stores.datastore.key_engine, look, doing="looking for a wrapping")
     record = None if key_id is None else stores.key_store.get([key_id]).get(key_id)
     if record is None:
         return None
@@ -194,12 +180,10 @@ def _check_version(adapter: KmsAdapter, use: KekUse) -> Iterator[Finding]:
     except EventSealError:
         return  # that the right to ask is missing is told where the KEK is asked
     if current != use.kek_version:
-        yield Finding(
-            severity=Severity.NOTE,
-            area=KEYS,
-            text=f"{use.wrappings:,} wrappings are under version {use.kek_version} of {use.kek_uri}, "
+        yield KEYS.note(
+            f"{use.wrappings:,} wrappings are under version {use.kek_version} of {use.kek_uri}, "
             f"whose newest version is {current}",
-            remedy=_REWRAP,
+            _REWRAP,
         )
 
 
@@ -207,25 +191,23 @@ def _check_missing(stores: Stores, names: dict[str, set[str]]) -> Iterator[Findi
     every = set().union(*names.values())
     orphans = _missing(stores, every)
     if orphans and names:
-        error = KekNotConfiguredError(
+        yield KEYS.error(
+            KekNotConfiguredError,
             f"{orphans:,} live keys are wrapped under no configured KEK: nothing opens them here",
-            remedy="Add to kms_key the KEK that is named as not configured. eventseal keys lists them.",
+            "Add to kms_key the KEK that is named as not configured. eventseal keys lists them.",
         )
-        yield Finding.of(error, KEYS)
     for uri, stored in names.items() if len(names) > 1 else ():
         lacking = _missing(stores, stored)
         if lacking > orphans:
-            yield Finding(
-                severity=Severity.WARNING,
-                area=KEYS,
-                text=f"{lacking:,} live keys have no wrapping under {uri}: they do not outlive the others",
-                remedy=_REWRAP,
+            yield KEYS.warning(
+                f"{lacking:,} live keys have no wrapping under {uri}: they do not outlive the others", _REWRAP
             )
 
 
 def _missing(stores: Stores, kek_uris: set[str]) -> int:
-    look = partial(keys_without_wrapping, application=stores.settings.application, kek_uris=sorted(kek_uris))
-    return read(stores.datastore.key_engine, look, doing="counting keys without a wrapping")
+    return keys_without_wrapping(
+        stores.datastore.key_engine, application=stores.settings.application, kek_uris=kek_uris
+    )
 
 
 def _check_branches(stores: Stores, uses: Sequence[KekUse]) -> Iterator[Finding]:
@@ -237,16 +219,15 @@ def _check_branches(stores: Stores, uses: Sequence[KekUse]) -> Iterator[Finding]
         record = None if key_id is None else records.get(key_id)
         if record is None or record.purpose is not KeyPurpose.BRANCH or record.state is KeyState.DESTROYED:
             what = "not there" if record is None else f"a {record.state} key of purpose {record.purpose}"
-            error = IntegrityError(
+            yield KEYS.error(
+                IntegrityError,
                 f"{use.wrappings:,} keys are wrapped under {use.kek_uri!r}, which is {what}",
-                remedy="Restore the branch key's rows from a backup: nothing else opens these keys.",
+                "Restore the branch key's rows from a backup: nothing else opens these keys.",
             )
-            yield Finding.of(error, KEYS)
         else:
             good += use.wrappings
     if good:
-        text = f"{good:,} keys are wrapped under branch keys that are there"
-        yield Finding(severity=Severity.OK, area=KEYS, text=text)
+        yield KEYS.ok(f"{good:,} keys are wrapped under branch keys that are there")
 
 
 def _branch_id(kek_uri: str) -> UUID | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING
 
 from eventseal.configuration.assembly import EventSeal, rotation_policy
-from eventseal.configuration.diagnosis.findings import Finding, Severity
-from eventseal.erasure.restore_scan import Reading, unrecorded_keys
+from eventseal.configuration.diagnosis.findings import KEYS, LEDGER, Severity
+from eventseal.erasure.restore import Reading
 from eventseal.errors import ConfigurationError, EventSealError, IntegrityError
 from eventseal.keys import Keyring
 from eventseal.keys.authentication.revocations import NEW_KEY_TABLES
@@ -21,23 +22,23 @@ from eventseal.storage.database.transactions import read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from uuid import UUID
 
-    from eventseal.configuration.stores import Stores
+    from eventseal.configuration.assembly import Stores
+    from eventseal.configuration.diagnosis.findings import Finding
     from eventseal.erasure import Ledger
     from eventseal.keys.records import KeyRecord
     from eventseal.kms import KmsAdapter
 
 
-KEYS = "keys"
 MOST_SEALS = 100_000
 """Rows whose seal is checked: some ten seconds' work; ``eventseal verify`` checks all."""
 
 _PAGE = 1000
 _SHOWN = 20
-_NO_KEYS = "eventseal init"
+_INIT = "eventseal init"
 
 
+@KEYS.check
 def check_keys(stores: Stores, adapters: Sequence[KmsAdapter]) -> Iterator[Finding]:
     """
     Check the store key, what it seals, and the age of the keys.
@@ -59,13 +60,12 @@ def check_keys(stores: Stores, adapters: Sequence[KmsAdapter]) -> Iterator[Findi
 def _no_store_key(stores: Stores) -> Finding:
     application = stores.settings.application
     if stores.key_store.page(application, limit=1) or stores.key_store.changes(application, -1, []):
-        error = IntegrityError(
+        return KEYS.error(
+            IntegrityError,
             f"application {application} has keys, and no store key: somebody deleted it",
-            remedy="Find out who changed the key tables, and restore the store key from a backup.",
+            "Find out who changed the key tables, and restore the store key from a backup.",
         )
-        return Finding.of(error, KEYS)
-    text = f"application {application} has no keys yet"
-    return Finding(severity=Severity.WARNING, area=KEYS, text=text, remedy=_NO_KEYS)
+    return KEYS.warning(f"application {application} has no keys yet", _INIT)
 
 
 def _check_seals(
@@ -77,50 +77,48 @@ def _check_seals(
     seals = Seals(key)
     key.close()
     settings = stores.settings
-    keyring = Keyring(
-        adapters,
-        stores.key_store,
-        application=settings.application,
-        scope_digest=settings.scope_digest,
-        key_tables=settings.key_tables,
-    )
-    try:
-        yield from _check_format(keyring, settings.key_tables)
-    finally:
-        keyring.close()
+    with closing(
+        Keyring(
+            adapters,
+            stores.key_store,
+            application=settings.application,
+            scope_digest=settings.scope_digest,
+            key_tables=settings.key_tables,
+        )
+    ) as keyring:
+        yield from _check_format(keyring.key_tables(), settings.key_tables)
     checked, broken = _broken_seals(stores, seals)
     for error in broken[:_SHOWN]:
-        yield Finding.of(error, KEYS)
+        yield KEYS.raised(error)
     if len(broken) > _SHOWN:
-        error = IntegrityError(f"{len(broken) - _SHOWN:,} more rows of keys do not match their seals")
-        yield Finding.of(error, KEYS)
+        yield KEYS.error(
+            IntegrityError, f"{len(broken) - _SHOWN:,} more rows of keys do not match their seals", ""
+        )
     if not broken:
         which = f"the first {checked:,}" if checked >= MOST_SEALS else f"all {checked:,}"
-        text = f"the store key opens, and the seals of {which} keys fit"
-        yield Finding(severity=Severity.OK, area=KEYS, text=text)
+        yield KEYS.ok(f"the store key opens, and the seals of {which} keys fit")
 
 
-def _check_format(keyring: Keyring, expected: int) -> Iterator[Finding]:
+def _check_format(found: str | None, expected: int) -> Iterator[Finding]:
     """Check the change mark, and whether an old copy of the key tables would be refused."""
-    found = keyring.key_tables()
     if found == "old":
-        error = ConfigurationError(
+        yield KEYS.error(
+            ConfigurationError,
             "the key tables are of an earlier release: keys can be used, but not created or changed",
-            remedy="Stop all processes of the earlier release. Then upgrade the tables: `eventseal init`.",
+            "Stop all processes of the earlier release. Then upgrade the tables: `eventseal init`.",
         )
-        yield Finding.of(error, KEYS)
     elif found == "upgraded" and expected < NEW_KEY_TABLES:
-        error = ConfigurationError(
+        yield KEYS.error(
+            ConfigurationError,
             "the key tables were upgraded, but an old copy of them would still be accepted",
-            remedy="Set key_tables = 2 in eventseal.toml, or EVENTSEAL_KEY_TABLES=2, for every process.",
+            "Set key_tables = 2 in eventseal.toml, or EVENTSEAL_KEY_TABLES=2, for every process.",
         )
-        yield Finding.of(error, KEYS)
 
 
 def _broken_seals(stores: Stores, seals: Seals) -> tuple[int, list[EventSealError]]:
-    checked, after = 0, None
+    checked, after, application = 0, None, stores.settings.application
     broken: list[EventSealError] = []
-    while checked < MOST_SEALS and (page := _page(stores, after)):
+    while checked < MOST_SEALS and (page := stores.key_store.page(application, after=after, limit=_PAGE)):
         for record in page:
             try:
                 seals.check(record)
@@ -129,10 +127,6 @@ def _broken_seals(stores: Stores, seals: Seals) -> tuple[int, list[EventSealErro
         checked += len(page)
         after = page[-1].key_id
     return checked, broken
-
-
-def _page(stores: Stores, after: UUID | None) -> list[KeyRecord]:
-    return stores.key_store.page(stores.settings.application, after=after, limit=_PAGE)
 
 
 def _check_age(stores: Stores) -> Iterator[Finding]:
@@ -145,24 +139,17 @@ def _check_age(stores: Stores) -> Iterator[Finding]:
     )
     overdue = read(stores.datastore.key_engine, look, doing="looking for keys that are to be rotated")
     if not overdue.keys:
-        text = "no active data key is over the age or the items at which it is replaced"
-        yield Finding(severity=Severity.OK, area=KEYS, text=text)
+        yield KEYS.ok("no active data key is over the age or the items at which it is replaced")
         return
     shown = ", ".join(overdue.scopes) + (", ..." if overdue.keys > len(overdue.scopes) else "")
     words = "".join(f" --scope {scope}" for scope in overdue.scopes)
-    yield Finding(
-        severity=Severity.NOTE,
-        area=KEYS,
-        text=f"{overdue.keys:,} active data keys are due for rotation, at the next item of: {shown}",
-        remedy=f"eventseal rotate{words if overdue.keys <= len(overdue.scopes) else ''}",
+    yield KEYS.note(
+        f"{overdue.keys:,} active data keys are due for rotation, at the next item of: {shown}",
+        f"eventseal rotate{words if overdue.keys <= len(overdue.scopes) else ''}",
     )
 
 
-LEDGER = "ledger"
-_SUBJECT = "subject"
-_INIT = "eventseal init"
-
-
+@KEYS.check
 def check_ledger(stores: Stores, adapters: Sequence[KmsAdapter]) -> Iterator[Finding]:
     """
     Read and verify the whole ledger, and compare it with the tombstones of the key tables.
@@ -184,40 +171,34 @@ def _without_ledger(stores: Stores) -> Iterator[Finding]:
     kinds = {total.kind for total in read(stores.datastore.key_engine, look, doing="counting keys")}
     subjects = "there are subjects to erase, and no ledger: a restore would bring erased keys back"
     nobody = "no erasure ledger is configured: no erasure outlives a restore, and no damaged row is set aside"
-    yield Finding(
-        severity=Severity.WARNING,
-        area=LEDGER,
-        text=subjects if _SUBJECT in kinds else nobody,
-        remedy=f'Name a file or a database: ledger = "erasures.jsonl" in eventseal.toml, then: {_INIT}',
+    yield LEDGER.warning(
+        subjects if "subject" in kinds else nobody,
+        f'Name a file or a database: ledger = "erasures.jsonl" in eventseal.toml, then: {_INIT}',
     )
 
 
 def _check(seal: EventSeal, ledger: Ledger) -> Iterator[Finding]:
     application = seal.settings.application
     if not ledger.exists(application):
-        error = ConfigurationError(
+        yield LEDGER.error(
+            ConfigurationError,
             f"{ledger.name} has no entry of application {application!r}",
-            remedy=f"Put it back from its copy. If there never was one: {_INIT}",
+            f"Put it back from its copy. If there never was one: {_INIT}",
+            Severity.WARNING,
         )
-        yield Finding.of(error, LEDGER, severity=Severity.WARNING)
         return
     reading = Reading.of(seal, ledger)
-    unrecorded = {record.scope for record in unrecorded_keys(seal, ledger)}
+    unrecorded = {record.scope for record in reading.unrecorded}
     for scope in sorted(reading.open_scopes):
-        yield Finding(
-            severity=Severity.WARNING,
-            area=LEDGER,
-            text=f"a shred of scope {scope!r} was begun and is not done",
-            remedy=f"eventseal shred {scope}",
+        yield LEDGER.warning(
+            f"a shred of scope {scope!r} was begun and is not done", f"eventseal shred {scope}"
         )
     if unrecorded:
-        lack = IntegrityError(
+        yield LEDGER.error(
+            IntegrityError,
             f"{len(unrecorded):,} scopes were shredded, such as {min(unrecorded)!r}, and {ledger.name} does "
             "not say so: entries are missing at its end, or they were shredded without it",
-            remedy="Put it back from its newest copy. eventseal verify --after-restore --dry-run lists them.",
+            "Put it back from its newest copy. eventseal verify --after-restore --dry-run lists them.",
         )
-        yield Finding.of(lack, LEDGER)
     else:
-        yield Finding(
-            severity=Severity.OK, area=LEDGER, text=f"{ledger.name}: all {reading.entries:,} entries verify"
-        )
+        yield LEDGER.ok(f"{ledger.name}: all {reading.entries:,} entries verify")

@@ -1,19 +1,22 @@
-"""Checks of the registry: every table of sealed items is in it, and every one in it can be reached."""
+"""Checks of the registry: every table of sealed items is in it; and of migrations and other jobs."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
-from sqlalchemy import inspect
-
-from eventseal.configuration.diagnosis.findings import Finding, Severity
-from eventseal.errors import ConfigurationError, IntegrityError, MissingTableError
+from eventseal.configuration.diagnosis.findings import JOBS, MIGRATION, REGISTRY, Severity
+from eventseal.configuration.old_formats import configured_formats
+from eventseal.errors import ConfigurationError, EncryptionRequiredError, IntegrityError, MissingTableError
 from eventseal.rotation.sealed_store import as_listed, refuse_unreachable_tables, tables_of
-from eventseal.storage.database.transactions import read
+from eventseal.rotation.status.advice import unfinished_job
+from eventseal.rotation.status.status import job_standings
+from eventseal.storage.database.table_setup import has_table
+from eventseal.storage.database.transactions import read, reads
 from eventseal.storage.items.columns import sealed_columns
+from eventseal.storage.items.key_counts import count_unreadable
 from eventseal.storage.items.key_id_indexes import has_key_id_indexes
 from eventseal.storage.items.registry import entry_of, forget_statement, read_registry
+from eventseal.storage.items.rows import count_plain
 from eventseal.storage.items.tables import DEFAULT_DATABASE, OWN_RECORDS, SealedTable
 from eventseal.storage.unregistered import (
     copies_of_items,
@@ -27,11 +30,11 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from eventseal.configuration.stores import Stores
+    from eventseal.configuration.assembly import Stores
+    from eventseal.configuration.diagnosis.findings import Finding
 
-AREA = "registry"
 
-
+@REGISTRY.check
 def check_registry(stores: Stores) -> Iterator[Finding]:
     """
     Compare the registry with the settings and with the tables that are there.
@@ -45,28 +48,22 @@ def check_registry(stores: Stores) -> Iterator[Finding]:
     rows = registry.tables
     unreadable = {row.table for row in registry.unreadable if row.table is not None}
     mine = [row for row in rows if row.application in {None, settings.application}]
+    unsealed, listed = {*settings.unsealed_tables, *unreadable}, datastore.eventsourcing_tables
     found = [
-        *(Finding.of(row.problem, AREA) for row in registry.unreadable),
+        *(REGISTRY.raised(row.problem) for row in registry.unreadable),
         *_check_listed(stores, mine, unreadable),
-        *read(datastore.engine, partial(_check_there, rows=mine), doing="looking for registered tables"),
-        *_check_databases(mine),
+        *_check_there(datastore.engine, mine),
         *_check_others(stores),
-        *read(datastore.engine, partial(_check_indexes, rows=mine), doing="looking at indexes"),
-    ]
-    found += read(
-        datastore.engine,
-        partial(
-            _unregistered,
-            rows=rows,
-            unsealed={*settings.unsealed_tables, *unreadable},
-            listed=datastore.eventsourcing_tables,
+        *read(
+            datastore.engine,
+            lambda connection: list(_unregistered(connection, rows, unsealed, listed)),
+            doing="looking for tables that are not registered",
         ),
-        doing="looking for tables that are not registered",
-    )
+    ]
     yield from found
     if not any(finding.severity.asks_for_action for finding in found):
         names = ", ".join(sorted({row.table for row in mine}))
-        yield Finding(severity=Severity.OK, area=AREA, text=f"tables of sealed items: {names}")
+        yield REGISTRY.ok(f"tables of sealed items: {names}")
 
 
 def reachable_tables(stores: Stores) -> list[SealedTable]:
@@ -81,8 +78,7 @@ def reachable_tables(stores: Stores) -> list[SealedTable]:
     rows = tables_of(stores.datastore.registry().tables, stores.settings.application)
     rows = [as_listed(stores.datastore, row) for row in rows]
     by_name = {row.table: row for row in rows if row.database == DEFAULT_DATABASE}
-    there = read(stores.datastore.engine, partial(_present, names=list(by_name)), doing="looking for tables")
-    return [by_name[name] for name in there]
+    return [by_name[name] for name in _present(stores.datastore.engine, list(by_name))]
 
 
 def _check_listed(
@@ -102,16 +98,14 @@ def _check_listed(
             text = f"table {wanted.table} is registered with other columns"
         else:
             continue
-        yield Finding.of(ConfigurationError(text, remedy="eventseal init"), AREA)
+        yield REGISTRY.error(ConfigurationError, text, "eventseal init")
     yield from _check_collections(stores, mine)
     there = {table.table for table in theirs}
     absent = [name for name in stores.datastore.eventsourcing_tables if name not in there]
     if absent:
-        yield Finding(
-            severity=Severity.NOTE,
-            area=AREA,
-            text=f"listed in eventsourcing_tables, and not there yet: {', '.join(absent)}",
-            remedy="When its application has made it: eventseal init",
+        yield REGISTRY.note(
+            f"listed in eventsourcing_tables, and not there yet: {', '.join(absent)}",
+            "When its application has made it: eventseal init",
         )
 
 
@@ -120,7 +114,7 @@ def _check_collections(stores: Stores, mine: Sequence[SealedTable]) -> Iterator[
     datastore, application = stores.datastore, stores.settings.application
     own = {record.__table__.fullname for record in OWN_RECORDS}
     tables = tables_of(datastore.registry().tables, application)
-    # EventSeal's own come first: the class of another one can be given another name.
+    # EventSeal's own come first (docs/decisions/0022): the class of another one can be given another name.
     tables.sort(key=lambda table: (table.table not in own, table.table))
     for number, table in enumerate(tables):
         entry = entry_of(mine, table.table, application)
@@ -151,109 +145,191 @@ def _check_collections(stores: Stores, mine: Sequence[SealedTable]) -> Iterator[
         name = table.table if sharing else table.collection
         restart = f"{remedy}, and restart every process that uses it. Then: " if remedy else ""
         command = f"eventseal reencrypt --table {table.table} --to-collection {name}"
-        yield Finding.of(ConfigurationError(text, remedy=f"{restart}{command}"), AREA)
+        yield REGISTRY.error(ConfigurationError, text, f"{restart}{command}")
 
 
+@reads("looking for registered tables")
 def _check_there(connection: Connection, rows: Sequence[SealedTable]) -> list[Finding]:
-    by_name = {row.table: row for row in rows if row.database == DEFAULT_DATABASE}
-    there = _present(connection, list(by_name))
-    return [
-        Finding.of(
-            MissingTableError(
-                f"table {name} is registered, and not there",
-                remedy=f"Restore it; if it was dropped on purpose: {forget_statement(by_name[name])}",
-                table=name,
-            ),
-            AREA,
-        )
-        for name in by_name
-        if name not in there
-    ]
+    found = []
+    for (name, database), row in {(row.table, row.database): row for row in rows}.items():
+        if database != DEFAULT_DATABASE:
+            text = f"table {name} is registered in database {database!r}, which is not configured"
+            remedy = "Run maintenance where that database is configured."
+            found.append(REGISTRY.error(ConfigurationError, text, remedy))
+        elif not has_table(connection, name):
+            text = f"table {name} is registered, and not there"
+            remedy = f"Restore it; if it was dropped on purpose: {forget_statement(row)}"
+            found.append(REGISTRY.error(MissingTableError, text, remedy))
+        elif not has_key_id_indexes(connection, row):
+            text = f"table {name} lacks an index on the key ids in its envelopes: every count reads all of it"
+            found.append(REGISTRY.warning(text, "eventseal init"))
+    return found
 
 
+@reads("looking for tables")
 def _present(connection: Connection, names: Sequence[str]) -> list[str]:
-    inspector = inspect(connection)
-    places = {name: name.rpartition(".") for name in names}
-    return [name for name, (schema, _, table) in places.items() if inspector.has_table(table, schema or None)]
-
-
-def _check_indexes(connection: Connection, rows: Sequence[SealedTable]) -> list[Finding]:
-    by_name = {row.table: row for row in rows if row.database == DEFAULT_DATABASE}
-    return [
-        Finding(
-            severity=Severity.WARNING,
-            area=AREA,
-            text=f"table {name} lacks an index on the key ids in its envelopes: every count reads all of it",
-            remedy="eventseal init",
-        )
-        for name in _present(connection, list(by_name))
-        if not has_key_id_indexes(connection, by_name[name])
-    ]
-
-
-def _check_databases(rows: Sequence[SealedTable]) -> Iterator[Finding]:
-    for row in rows:
-        if row.database != DEFAULT_DATABASE:
-            error = ConfigurationError(
-                f"table {row.table} is registered in database {row.database!r}, which is not configured",
-                remedy="Run maintenance where that database is configured.",
-            )
-            yield Finding.of(error, AREA)
+    return [name for name in names if has_table(connection, name)]
 
 
 def _check_others(stores: Stores) -> Iterator[Finding]:
     try:
         refuse_unreachable_tables(stores.datastore, stores.settings.application)
     except ConfigurationError as error:  # no key can be retired
-        yield Finding.of(error, AREA)
+        yield REGISTRY.raised(error)
     except IntegrityError:
         return  # rows that cannot be read are told apart
 
 
 def _unregistered(
-    connection: Connection,
-    rows: Sequence[SealedTable],
-    unsealed: Collection[str],
-    listed: Collection[str],
-) -> list[Finding]:
-    found = []
+    connection: Connection, rows: Sequence[SealedTable], unsealed: Collection[str], listed: Collection[str]
+) -> Iterator[Finding]:
     names = unregistered_tables(connection, rows, unsealed_tables=unsealed)
     if names:
-        error = ConfigurationError(
+        yield REGISTRY.error(
+            ConfigurationError,
             f"not registered, but with a key_id beside a binary column: {', '.join(names)}",
-            remedy="If they hold sealed items, add their record classes to `tables`, then: eventseal init. "
-            f"If they do not: unsealed_tables = [{_quoted({*names, *unsealed})}]",
+            "If they hold sealed items, add their record classes to `tables`, then: eventseal init. "
+            f"If they do not: {_setting('unsealed_tables', names, unsealed)}",
         )
-        found.append(Finding.of(error, AREA))
     copies = copies_of_items(connection, rows, unsealed_tables={*unsealed, *names})
     if copies:
-        error = ConfigurationError(
+        yield REGISTRY.error(
+            ConfigurationError,
             f"not registered, but with sealed items in it: {', '.join(copies)}",
-            remedy="If somebody needs the items, put them back into their table, or add the record class to "
+            "If somebody needs the items, put them back into their table, or add the record class to "
             "`tables`, then: eventseal init. If not, drop the table; if what is in it need not open: "
-            f"unsealed_tables = [{_quoted({*copies, *unsealed})}]",
+            f"{_setting('unsealed_tables', copies, unsealed)}",
         )
-        found.append(Finding.of(error, AREA))
     # What is listed and not registered has been told already.
     theirs = unregistered_eventsourcing_tables(connection, rows, unsealed_tables={*unsealed, *listed})
     if theirs:
-        error = ConfigurationError(
+        yield REGISTRY.error(
+            ConfigurationError,
             f"not registered, but with the columns of the eventsourcing library: {', '.join(theirs)}",
-            remedy="If they are to hold sealed items: "
-            f"eventsourcing_tables = [{_quoted({*theirs, *listed})}], then: "
-            f"eventseal init. If not: unsealed_tables = [{_quoted({*theirs, *unsealed})}]",
+            f"If they are to hold sealed items: {_setting('eventsourcing_tables', theirs, listed)}, then: "
+            f"eventseal init. If not: {_setting('unsealed_tables', theirs, unsealed)}",
         )
-        found.append(Finding.of(error, AREA))
     tagged = tables_of_tagged_events(connection, unsealed_tables=unsealed)
     if tagged:
-        error = ConfigurationError(
+        yield REGISTRY.error(
+            ConfigurationError,
             f"with events by tags, which verify cannot read: {', '.join(tagged)}",
-            remedy=f"If they hold no encrypted events: unsealed_tables = [{_quoted({*tagged, *unsealed})}]. "
+            f"If they hold no encrypted events: {_setting('unsealed_tables', tagged, unsealed)}. "
             "Else nothing is proved of them, and no key is retired.",
+            Severity.WARNING,
         )
-        found.append(Finding.of(error, AREA, severity=Severity.WARNING))
-    return found
 
 
-def _quoted(names: Collection[str]) -> str:
-    return ", ".join(f'"{name}"' for name in sorted(names))
+def _setting(setting: str, found: Collection[str], given: Collection[str]) -> str:
+    names = ", ".join(f'"{name}"' for name in sorted({*found, *given}))
+    return f"{setting} = [{names}]"
+
+
+@MIGRATION.check
+def check_jobs(stores: Stores) -> Iterator[Finding]:
+    """
+    Look for re-encryptions and migrations that did not end, and that nobody is at.
+
+    Args:
+        stores: The databases, and the settings.
+    """
+    now = stores.key_store.now()
+    standings = job_standings(stores.datastore, stores.settings.application)
+    problems = [standing.problem for standing in standings if standing.problem is not None]
+    for problem in problems:
+        yield JOBS.raised(problem)
+    in_order = [standing for standing in standings if standing.problem is None]
+    left = [step for standing in in_order if (step := unfinished_job(standing, now))]
+    for step in left:
+        yield JOBS.warning(step.reason, step.command)
+    if not left and not problems:
+        yield JOBS.ok("no re-encryption or migration was left half done")
+
+
+@MIGRATION.check
+def check_migration(stores: Stores) -> Iterator[Finding]:
+    """
+    Compare the older formats that the settings name with those that the registry says are accepted.
+
+    Args:
+        stores: The databases, and the settings.
+
+    Raises:
+        ConfigurationError: A key of an older format is not where the settings say.
+    """
+    tables = reachable_tables(stores)
+    accepting = [table for table in tables if table.old_formats]
+    named = [entry.split()[0] for entry in stores.settings.old_formats]
+    if accepting:
+        yield from _check_accepted(accepting, named)
+        if not stores.settings.event_modules:
+            yield MIGRATION.warning(
+                "a migration has begun, and event_modules is not set: `eventseal migrate` leaves "
+                "every item whose classes no listed module defines or registers",
+                "List the modules that define your events in eventseal.toml, such as: "
+                'event_modules = ["shop"]',
+            )
+    elif named:
+        yield from _check_named(tables, named)
+    else:
+        yield MIGRATION.ok("no older format is accepted, and none is named")
+        return
+    settings = stores.settings
+    configured_formats(settings.old_formats, max_plaintext=settings.max_plaintext)  # have the keys read
+
+
+@MIGRATION.check
+def check_encrypted(stores: Stores) -> Iterator[Finding]:
+    """
+    Count the items that are not encrypted where no reader takes them; `verify` opens the others.
+
+    Args:
+        stores: The databases, and the settings.
+    """
+    for table in reachable_tables(stores):
+        if table.is_others:
+            continue
+        accepts_plain = table.accepts_plain(always_encrypt=stores.settings.always_encrypt)
+        engine = stores.datastore.engine
+        items = count_unreadable(engine, table) if accepts_plain else count_plain(engine, table)
+        if items:
+            yield MIGRATION.error(
+                EncryptionRequiredError,
+                f"{items:,} items of {table.table} are not encrypted, and no reader takes them",
+                "If an older application wrote them, name their format in old_formats, then: "
+                "eventseal migrate begin. Else find out who wrote them: eventseal verify names each.",
+            )
+
+
+def _check_accepted(accepting: Sequence[SealedTable], named: Sequence[str]) -> Iterator[Finding]:
+    formats = sorted({name for table in accepting for name in table.old_formats})
+    unnamed = [name for name in formats if name not in named]
+    if unnamed:
+        tables = ", ".join(table.table for table in accepting if {*table.old_formats} & {*unnamed})
+        yield MIGRATION.warning(
+            f"the readers of {tables} are to accept {', '.join(unnamed)}, which old_formats does not "
+            "name here: this process refuses such items",
+            "Name them in old_formats, with where their keys are; or, if none is left: "
+            "eventseal migrate finish",
+        )
+    tables = ", ".join(table.table for table in accepting)
+    yield MIGRATION.note(
+        f"a migration was begun and is not finished: beside envelopes, {', '.join(formats)} is accepted "
+        f"in {tables}",
+        "eventseal status tells what is left; last: eventseal migrate finish",
+    )
+
+
+def _check_named(tables: Sequence[SealedTable], named: Sequence[str]) -> Iterator[Finding]:
+    formats = ", ".join(dict.fromkeys(named))
+    if tables and all(table.is_migrated for table in tables):
+        yield MIGRATION.warning(
+            f"old_formats names {formats}, and the migration has ended: a line in the registry "
+            "would have it accepted again",
+            "Take old_formats out of the settings, and destroy the old keys.",
+        )
+    else:
+        yield MIGRATION.note(
+            f"old_formats names {formats}, which no table accepts yet",
+            "To migrate items in their rows: eventseal migrate begin",
+        )

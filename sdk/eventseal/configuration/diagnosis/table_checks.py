@@ -1,33 +1,46 @@
-"""Checks of the tables: there, with their columns, keys and indexes, and with the rights that are needed."""
+"""Checks of the tables: their columns, keys, indexes and rights; and of the fences that guard the items."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Index, UniqueConstraint, inspect, text
+from sqlalchemy import Index, UniqueConstraint, inspect, select, text
 from sqlalchemy.schema import CreateIndex
 
-from eventseal.configuration.diagnosis.findings import Finding, Severity
-from eventseal.errors import ConfigurationError, MissingTableError, StoreError
+from eventseal.configuration.diagnosis.findings import FENCES, TABLES, Severity
+from eventseal.configuration.diagnosis.registry_checks import reachable_tables
+from eventseal.errors import ConfigurationError, IntegrityError, MissingTableError, StoreError
+from eventseal.keys.states import KeyState
+from eventseal.rotation.table_checks import differing_items
+from eventseal.storage.database.column_types import HoldsUUID
 from eventseal.storage.database.table_setup import ADDED, KEY_ID, column_indexes
-from eventseal.storage.database.transactions import read
+from eventseal.storage.database.transactions import read, reads
+from eventseal.storage.items.fence_triggers import FenceTriggers
+from eventseal.storage.items.fences import CLOSED, fence_states
+from eventseal.storage.items.rows import described
 from eventseal.storage.jobs.tables import job_metadata
-from eventseal.storage.keys.tables import fence_metadata, key_metadata
+from eventseal.storage.keys.tables import fence_metadata, key_fences, key_metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
+    from uuid import UUID
 
     from sqlalchemy import Column, Table
     from sqlalchemy.engine import Connection, Engine, Inspector
 
+    from eventseal.configuration.assembly import Stores
+    from eventseal.configuration.diagnosis.findings import Finding
+    from eventseal.keys.records import KeyRecord
     from eventseal.storage import SQLAlchemyDatastore
+    from eventseal.storage.items.tables import SealedTable
 
-AREA = "tables"
+
 _INIT = "eventseal init"
 _RIGHTS = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
 
+@TABLES.check
 def check_tables(datastore: SQLAlchemyDatastore) -> Iterator[Finding]:
     """
     Compare the tables that are there with those that are needed.
@@ -51,9 +64,7 @@ def _check(engine: Engine, what: str, tables: Sequence[Table]) -> Iterator[Findi
     yield from found
     if not any(finding.severity.asks_for_action for finding in found):
         names = ", ".join(sorted(table.fullname for table in tables))
-        yield Finding(
-            severity=Severity.OK, area=AREA, text=f"{what}: {len(tables)} tables as needed: {names}"
-        )
+        yield TABLES.ok(f"{what}: {len(tables)} tables as needed: {names}")
 
 
 def _differences(connection: Connection, tables: Sequence[Table]) -> list[Finding]:
@@ -61,8 +72,7 @@ def _differences(connection: Connection, tables: Sequence[Table]) -> list[Findin
     found: list[Finding] = []
     for table in tables:
         if not inspector.has_table(table.name, schema=table.schema):
-            error = MissingTableError(f"there is no table {table.fullname}", remedy=_INIT)
-            found.append(Finding.of(error, AREA))
+            found.append(TABLES.error(MissingTableError, f"there is no table {table.fullname}", _INIT))
             continue
         found += _missing_columns(connection, inspector, table)
         found += _missing_keys(connection, inspector, table)
@@ -78,8 +88,9 @@ def _missing_columns(connection: Connection, inspector: Inspector, table: Table)
         if column.name not in there:
             is_added = column.name == KEY_ID or column.info == ADDED
             remedy = _INIT if is_added else _add_column(connection, table, column)
-            error = ConfigurationError(f"table {table.fullname} has no column {column.name}", remedy=remedy)
-            yield Finding.of(error, AREA)
+            yield TABLES.error(
+                ConfigurationError, f"table {table.fullname} has no column {column.name}", remedy
+            )
 
 
 def _missing_keys(connection: Connection, inspector: Inspector, table: Table) -> Iterator[Finding]:
@@ -89,11 +100,11 @@ def _missing_keys(connection: Connection, inspector: Inspector, table: Table) ->
     for constraint in wanted:
         names = [column.name for column in constraint.columns]
         if names and frozenset(names) not in unique:
-            error = ConfigurationError(
+            yield TABLES.error(
+                ConfigurationError,
                 f"table {table.fullname} does not keep {', '.join(names)} unique: two writers may both win",
-                remedy=f"CREATE UNIQUE INDEX ON {table.fullname} ({', '.join(names)});",
+                f"CREATE UNIQUE INDEX ON {table.fullname} ({', '.join(names)});",
             )
-            yield Finding.of(error, AREA)
 
 
 def _unique_columns(connection: Connection, inspector: Inspector, table: Table) -> set[frozenset[str | None]]:
@@ -110,11 +121,9 @@ def _missing_indexes(connection: Connection, table: Table) -> Iterator[Finding]:
     for index in sorted(table.indexes, key=lambda index: str(index.name)):
         names = tuple(column.name for column in index.columns)
         if not any(found[: len(names)] == names for found in there):
-            yield Finding(
-                severity=Severity.WARNING,
-                area=AREA,
-                text=f"table {table.fullname} has no index on {', '.join(names)}: rotation reads all of it",
-                remedy=_create_index(connection, index),
+            yield TABLES.warning(
+                f"table {table.fullname} has no index on {', '.join(names)}: rotation reads all of it",
+                _create_index(connection, index),
             )
 
 
@@ -138,10 +147,137 @@ def _missing_rights(connection: Connection, table: Table) -> Iterator[Finding]:
         )
         # Only what is about to be done needs it: a service that appends deletes nothing.
         is_fatal = "SELECT" in denied
-        yield Finding.of(error, AREA, severity=Severity.ERROR if is_fatal else Severity.NOTE)
+        yield TABLES.raised(error, Severity.ERROR if is_fatal else Severity.NOTE)
 
 
 def _add_column(connection: Connection, table: Table, column: Column[object]) -> str:
     compiler = connection.dialect.ddl_compiler(connection.dialect, None)  # type: ignore[arg-type]
     name = connection.dialect.identifier_preparer.format_table(table)
     return f"ALTER TABLE {name} ADD COLUMN {compiler.get_column_specification(column)};"
+
+
+MOST_KEYS = 1000
+"""Keys of a table that are looked at; a table may name millions."""
+
+_SHOWN = 3
+
+
+@FENCES.check
+def check_fences(stores: Stores) -> Iterator[Finding]:
+    """
+    Look at the fences of the keys that items name, and at those that are closed.
+
+    Args:
+        stores: The databases, and the settings.
+    """
+    tables = reachable_tables(stores)
+    found = list(_check_closed(stores))
+    for table in tables:
+        found += _check_table(stores, table)
+    yield from found
+    if not found:
+        yield FENCES.ok(
+            f"the active keys of {len(tables)} tables have fences, and no retire was left half done"
+        )
+
+
+def _check_closed(stores: Stores) -> Iterator[Finding]:
+    for record in _mine(stores, _closed_fences(stores.datastore.engine)).values():
+        # A compromised key's fence is closed when it is marked, and is to stay so.
+        if record.state in {KeyState.ACTIVE, KeyState.DEACTIVATED}:
+            yield FENCES.warning(
+                f"the fence of live key {record.key_id} is closed: a retire was interrupted",
+                f"eventseal retire --key {record.key_id}",
+            )
+
+
+@reads("reading the fences")
+def _closed_fences(connection: Connection) -> list[UUID]:
+    """The newest ones: a key that was retired long ago has its tombstone for sure."""
+    query = select(key_fences.c.key_id).where(key_fences.c.state == CLOSED, HoldsUUID(key_fences.c.key_id))
+    return list(connection.execute(query.order_by(key_fences.c.key_id.desc()).limit(MOST_KEYS)).scalars())
+
+
+def _check_table(stores: Stores, table: SealedTable) -> Iterator[Finding]:
+    engine = stores.datastore.engine
+    named = _named_keys(engine, table)
+    mine = _mine(stores, named)
+    yield from _check_keys(table, [key_id for key_id in named if key_id not in mine], mine, stores)
+    differing, _ = differing_items(stores.datastore, stores.key_store, table, limit=0)
+    if differing:
+        items = "1 item" if differing == 1 else f"{differing:,} items"
+        name = "names" if differing == 1 else "name"
+        yield FENCES.error(
+            IntegrityError,
+            f"{items} of {table.table} {name} another key in the column than in the envelope",
+            "To find them: `eventseal verify`. To repair them: `eventseal repair --from-backup URL`.",
+        )
+    missing = _missing_triggers(engine, table)
+    if not missing:
+        return
+    if not table.has_key_ids:
+        yield FENCES.warning(
+            f"table {table.table}, which another program writes, has no trigger that takes the fences: "
+            "no key can be retired",
+            _INIT,
+        )
+        return
+    active = [key_id for key_id, record in mine.items() if record.state is KeyState.ACTIVE]
+    fenced = read(engine, partial(fence_states, key_ids=active), doing="reading the fences")
+    unfenced = [key_id for key_id in active if key_id not in fenced]
+    if unfenced:
+        yield FENCES.warning(
+            f"table {table.table} has items under {_listed(unfenced)}, which has no fence, and no "
+            "trigger: what writes it takes none, and a retire may lose its items",
+            "".join([f"{statement};\n" for statement in missing]),
+        )
+
+
+@reads("looking for triggers")
+def _missing_triggers(connection: Connection, table: SealedTable) -> list[str]:
+    triggers = FenceTriggers(connection, table)
+    return [] if triggers.are_there() else triggers.statements()
+
+
+def _check_keys(
+    table: SealedTable, unknown: Collection[UUID], mine: dict[UUID, KeyRecord], stores: Stores
+) -> Iterator[Finding]:
+    # They may be another application's, or of an older format that looks like an envelope by chance.
+    if unknown and table.application is not None and not table.old_formats:
+        yield FENCES.error(
+            IntegrityError,
+            f"items of table {table.table} name {_listed(unknown)}, which application "
+            f"{stores.settings.application} does not have",
+            "Restore the key tables of the same moment as the items. For each item: eventseal verify",
+        )
+    retired = [key_id for key_id, record in mine.items() if record.destroyed_by == "retired"]
+    if retired:
+        yield FENCES.error(
+            IntegrityError,
+            f"items of table {table.table} name {_listed(retired)}, which was retired: nothing opens them",
+            "They were written around the fence, or restored: restore the keys too. eventseal verify",
+        )
+
+
+def _mine(stores: Stores, key_ids: Collection[UUID]) -> dict[UUID, KeyRecord]:
+    records = stores.key_store.get(key_ids)
+    application = stores.settings.application
+    return {key_id: record for key_id, record in records.items() if record.application == application}
+
+
+@reads("reading the keys of {table.table}")
+def _named_keys(connection: Connection, table: SealedTable) -> list[UUID]:
+    """Walk along the index from key to key: reading every item would take hours."""
+    key_id = described(table).key_id
+    first = select(key_id).where(key_id.is_not(None)).order_by(key_id).limit(1).scalar_subquery()
+    walk = select(first.label("key_id")).cte("walk", recursive=True)
+    following = select(key_id).where(key_id > walk.c.key_id).order_by(key_id).limit(1).scalar_subquery()
+    walk = walk.union_all(select(following).where(walk.c.key_id.is_not(None)))
+    query = select(walk.c.key_id).where(walk.c.key_id.is_not(None)).limit(MOST_KEYS)
+    return list(connection.execute(query).scalars())
+
+
+def _listed(key_ids: Collection[UUID]) -> str:
+    shown = ", ".join([str(key_id) for key_id in sorted(key_ids)[:_SHOWN]])
+    more = len(key_ids) - _SHOWN
+    return f"key {shown}" + (f" and {more:,} more" if more > 0 else "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from eventseal.erasure.ledger.entries import (
     CREATED,
@@ -20,8 +20,7 @@ from eventseal.erasure.ledger.entries import (
     parsed,
     sealed_line,
 )
-from eventseal.erasure.ledger.file_lines import LedgerFile
-from eventseal.erasure.ledger.table_lines import LedgerTable
+from eventseal.erasure.ledger.lines import LedgerFile, LedgerTable
 from eventseal.errors import ConfigurationError, IntegrityError, KekNotConfiguredError
 
 if TYPE_CHECKING:
@@ -36,33 +35,6 @@ if TYPE_CHECKING:
 
 
 _LAST = "the last entry"
-
-
-class LedgerLines(Protocol):
-    """Where a ledger keeps its lines. It checks none of them, and adds whole ones, durably, or nothing."""
-
-    @property
-    def name(self) -> str:
-        """For messages; no secret."""
-        ...
-
-    def last(self, application: str) -> bytes | None:
-        """Give the last line."""
-        ...
-
-    def line(self, application: str, number: int) -> bytes | None:
-        """Give the line of an entry by its number."""
-        ...
-
-    def read(self, application: str, *, after: int) -> Iterator[bytes]:
-        """Give every line behind that of an entry, in order; ``after=0``: all."""
-        ...
-
-    def append(
-        self, application: str, make: Callable[[bytes | None], bytes | None], *, create: bool
-    ) -> bytes | None:
-        """Add the line that *make* gives, who gets the last one, while nobody else adds any."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +58,7 @@ class Ledger:
         lines: Where its lines are: see :class:`FileLedger` and :class:`DatabaseLedger`.
     """
 
-    def __init__(self, lines: LedgerLines) -> None:
+    def __init__(self, lines: LedgerFile | LedgerTable) -> None:
         self._lines = lines
         self._known: dict[str, _Known] = {}
         self._lock = threading.Lock()
@@ -168,7 +140,7 @@ class Ledger:
         known = self._open(store)
 
         def make(line: bytes | None) -> bytes:
-            last = self._checked_last(known, line, application)
+            last = self._checked_last(known, line)
             if judge is not None:
                 judge(last)
             number = last.number + 1
@@ -208,7 +180,7 @@ class Ledger:
         """
         application = store.keyring.application
         known = self._open(store)
-        before = self._entry(known.key, after, application) if after else None
+        before = self._entry(known, after) if after else None
         for line in self._lines.read(application, after=after):
             where = self._where(1 if before is None else before.number + 1)
             entry = parsed(line, where=where, application=application)
@@ -231,7 +203,7 @@ class Ledger:
         known = self._open(store)
         if not 1 <= number <= known.last.number:
             return None
-        return self._entry(known.key, number, store.keyring.application)
+        return self._entry(known, number)
 
     def open_intents(self, store: SealedStore) -> list[LedgerEntry]:
         """Give the intents that are not done, each verified by itself; raises as :meth:`entries` does."""
@@ -239,8 +211,8 @@ class Ledger:
 
     def open_entries(self, store: SealedStore, kind: str) -> list[LedgerEntry]:
         """Give the open entries of a kind, each verified by itself; raises as :meth:`entries` does."""
-        application, known = store.keyring.application, self._open(store)
-        found = [self._entry(known.key, number, application) for number in known.last.open_intents]
+        known = self._open(store)
+        found = [self._entry(known, number) for number in known.last.open_intents]
         return [entry for entry in found if entry.kind == kind]
 
     def unverified_open_entries(self, application: str, kind: str) -> list[LedgerEntry]:
@@ -249,7 +221,7 @@ class Ledger:
         if last is None:
             return []
         numbers = self._parsed(last, _LAST, application).open_intents
-        found = [self._parsed(self._lines.line(application, n), f"entry {n}", application) for n in numbers]
+        found = [self._unchecked(number, application) for number in numbers]
         return [entry for entry in found if entry.kind == kind]
 
     def rewrap(self, store: SealedStore, *, to: Sequence[KmsAdapter] | None = None) -> LedgerEntry:
@@ -265,8 +237,8 @@ class Ledger:
         Raises:
             EventSealError: As for :meth:`entries`; or a KEK did not wrap the key.
         """
-        application, known = store.keyring.application, self._open(store)
-        held = self._held_key(known, application)
+        known = self._open(store)
+        held = self._held_key(known)
         record = store.keyring.ledger_keys.rewrapped(held, to)
         if _keks(record) == _keks(held):
             return known.last
@@ -274,7 +246,7 @@ class Ledger:
 
     def wrappings(self, store: SealedStore) -> tuple[WrappedKey, ...]:
         """Give the wrappings of the ledger's key; raises as :meth:`entries` does."""
-        return self._held_key(self._open(store), store.keyring.application).wrappings
+        return self._held_key(self._open(store)).wrappings
 
     def opens_without(self, store: SealedStore, leaving: Collection[WrappedKey]) -> bool:
         """
@@ -288,8 +260,8 @@ class Ledger:
             KmsError: A KEK refused or failed: nothing is proved.
             EventSealError: As for :meth:`entries`.
         """
-        application, known = store.keyring.application, self._open(store)
-        held = self._held_key(known, application)
+        known = self._open(store)
+        held = self._held_key(known)
         staying = tuple(wrapped for wrapped in held.wrappings if wrapped not in leaving)
         if not staying:
             return False
@@ -305,34 +277,31 @@ class Ledger:
         application = store.keyring.application
         line = self._lines.last(application)
         known = self._known.get(application)
-        if known is None:
-            last = self._parsed(line, _LAST, application)
-            key = self._opened_key(store, self._key_record(last, application))
-            check(last, key, where=self._where(last.number))
-            known = _Known(key, self._note(key, last))
-        else:
-            known = _Known(known.key, self._checked_last(known, line, application))
-        return known
-
-    def _opened_key(self, store: SealedStore, record: KeyRecord) -> LedgerKey:
+        if known is not None:
+            return _Known(known.key, self._checked_last(known, line))
+        last = self._parsed(line, _LAST, application)
+        wrapped = self._unchecked(last.wrapped_in, application)
+        record = key_record(wrapped, where=self._where(wrapped.number))
         try:
-            return store.keyring.ledger_keys.open(record)
+            key = store.keyring.ledger_keys.open(record)
         except IntegrityError:
             raise IntegrityError(
                 f"the key of {self.name} was changed, or is another ledger's", remedy=REMEDY
             ) from None
+        check(last, key, where=self._where(last.number))
+        return _Known(key, self._note(key, last))
 
-    def _checked_last(self, known: _Known, line: bytes | None, application: str) -> LedgerEntry:
+    def _checked_last(self, known: _Known, line: bytes | None) -> LedgerEntry:
         """Check a last line against what was seen before; the entry that was seen must be there still."""
+        application = known.last.application
         last = self._parsed(line, _LAST, application)
         check(last, known.key, where=self._where(last.number))
         if last.number < known.last.number:
             raise self._cut(known.last, last)
+        # The last line and the one seen last, never all of them: there may be millions (docs/decisions/0013).
         seen = last
         if last.number > known.last.number:
-            seen = self._parsed(
-                self._lines.line(application, known.last.number), f"entry {known.last.number}", application
-            )
+            seen = self._unchecked(known.last.number, application)
         if seen.digest != known.last.digest:
             raise self._exchanged(known.last)
         return self._note(known.key, last)
@@ -341,24 +310,23 @@ class Ledger:
         with self._lock:
             known = self._known.get(last.application)
             if known is None or known.last.number < last.number:
-                self._known[last.application] = _Known(key, replace(last))
+                self._known[last.application] = _Known(key, last)
         return last
 
-    def _entry(self, key: LedgerKey, number: int, application: str) -> LedgerEntry:
-        entry = self._parsed(self._lines.line(application, number), f"entry {number}", application)
-        check(entry, key, where=self._where(number))
+    def _entry(self, known: _Known, number: int) -> LedgerEntry:
+        entry = self._unchecked(number, known.last.application)
+        check(entry, known.key, where=self._where(number))
         if entry.number != number:
             raise self._exchanged(entry)
         return entry
 
-    def _held_key(self, known: _Known, application: str) -> KeyRecord:
-        entry = self._entry(known.key, known.last.wrapped_in, application)
+    def _held_key(self, known: _Known) -> KeyRecord:
+        entry = self._entry(known, known.last.wrapped_in)
         return key_record(entry, where=self._where(entry.number))
 
-    def _key_record(self, last: LedgerEntry, application: str) -> KeyRecord:
-        where = f"entry {last.wrapped_in}"
-        entry = self._parsed(self._lines.line(application, last.wrapped_in), where, application)
-        return key_record(entry, where=self._where(entry.number))
+    def _unchecked(self, number: int, application: str) -> LedgerEntry:
+        """Read an entry that is not authenticated yet."""
+        return self._parsed(self._lines.line(application, number), f"entry {number}", application)
 
     def _parsed(self, line: bytes | None, what: str, application: str) -> LedgerEntry:
         if line is None:

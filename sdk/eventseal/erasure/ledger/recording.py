@@ -11,7 +11,6 @@ from eventseal.keys.states import KeyState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from typing import Self
     from uuid import UUID
 
     from eventseal.erasure.ledger.entries import LedgerEntry
@@ -25,7 +24,7 @@ _PAGE = 1000
 
 class Recording:
     """
-    Tells the ledger of one erasure.
+    Writes one erasure into the ledger.
 
     Args:
         store: Whose application and KEKs.
@@ -38,11 +37,6 @@ class Recording:
         self._scope = scope
         self._ledger = ledger
         self._intents: list[LedgerEntry] = []
-
-    @classmethod
-    def of(cls, store: SealedStore, scope: str, ledger: Ledger | None) -> Self | None:
-        """Begin to record, if there is where."""
-        return None if ledger is None else cls(store, scope, ledger)
 
     def intend(self, rows: Sequence[KeyRecord]) -> None:
         """
@@ -77,7 +71,8 @@ class Recording:
             EventSealError: It cannot be noted; run the shred again.
         """
         keys = _purposes(rows)
-        last = self._intents[-1].number  # what was meant later is not what this has destroyed
+        # This run has not destroyed what was meant later (docs/decisions/0016).
+        last = self._intents[-1].number
         open_intents = [entry for entry in self._ledger.open_intents(self._store) if entry.number <= last]
         done = self._ledger.append(
             self._store,
@@ -86,10 +81,10 @@ class Recording:
             keys=keys,
             details={
                 "destroyed": destroyed,
-                "items": {table: dict(counts) for table, counts in by_table.items()},
+                "items": by_table,
                 "intents": [entry.number for entry in self._intents],
             },
-            closes=closed_by(self._scope, keys, open_intents),
+            closes=intents_fulfilled(self._scope, keys, open_intents),
         )
         return Receipt.of(self._ledger.name, self._intents[0], done)
 
@@ -106,6 +101,7 @@ def prepare_ledger(store: SealedStore, ledger: Ledger) -> None:
     if ledger.exists(application):
         return
     if next(shredded_keys(store), None) is not None:
+        # Made again, a ledger that was lost would hide what was shredded (docs/decisions/0013).
         if ledger.exists(application):  # made meanwhile, before that key was shredded
             return
         raise ConfigurationError(
@@ -157,7 +153,9 @@ def shredded_keys(store: SealedStore) -> Iterator[KeyRecord]:
         after = page[-1].key_id
 
 
-def closed_by(scope: str, keys: Mapping[UUID, KeyPurpose], open_intents: Iterable[LedgerEntry]) -> list[int]:
+def intents_fulfilled(
+    scope: str, keys: Mapping[UUID, KeyPurpose], open_intents: Iterable[LedgerEntry]
+) -> list[int]:
     """Give the intents that are done with when these keys of the scope are gone."""
     return [entry.number for entry in open_intents if entry.scope == scope and set(entry.keys) <= set(keys)]
 

@@ -13,6 +13,7 @@ from eventseal.keys.wrapping.branches import BRANCH_PREFIX
 from eventseal.storage.database.column_types import HoldsUUID
 from eventseal.storage.database.edited_rows import UNREADABLE, read_rows
 from eventseal.storage.database.engines import chunks
+from eventseal.storage.database.transactions import reads
 from eventseal.storage.keys.rows import read_mark
 from eventseal.storage.keys.tables import (
     DEFAULT_REFRESH_INTERVAL,
@@ -164,6 +165,7 @@ def overdue_keys(
     return OverdueKeys(keys=count, scopes=tuple(scopes))
 
 
+@reads("counting keys without a wrapping")
 def keys_without_wrapping(connection: Connection, *, application: str, kek_uris: Collection[str]) -> int:
     """
     Count live keys that KEKs wrap, but none of these.
@@ -287,6 +289,7 @@ def last_stop(connection: Connection, *, application: str) -> datetime | None:
     return max((time for row in rows for time in row.values.values() if time is not None), default=None)
 
 
+@reads("reading the refresh interval")
 def refresh_interval(connection: Connection, *, application: str) -> timedelta:
     """
     Read how long it takes at most until every process has seen a change.
@@ -303,6 +306,7 @@ def refresh_interval(connection: Connection, *, application: str) -> timedelta:
     return timedelta(seconds=DEFAULT_REFRESH_INTERVAL if row is None else row["refresh_interval"])
 
 
+@reads("looking for a wrapping")
 def key_under(
     connection: Connection, *, application: str, kek_uri: str, kek_version: str | None
 ) -> UUID | None:

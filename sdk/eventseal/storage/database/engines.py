@@ -59,6 +59,13 @@ class SQLAlchemySettings:
         """Whether the database is SQLite's in the memory of this process."""
         return is_in_memory(self.url)
 
+    @property
+    def file(self) -> Path | None:
+        """The file of a SQLite database; ``None`` for others, and where only SQLite itself reads the name."""
+        if self.url.get_backend_name() != "sqlite" or self.in_memory or "uri" in self.url.query:
+            return None
+        return Path(str(self.url.database))
+
     def __repr__(self) -> str:
         return f"<SQLAlchemySettings {redacted(self.url)}>"
 

@@ -10,6 +10,7 @@ from sqlalchemy.engine.reflection import ObjectKind
 from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
 
 from eventseal.errors import ConfigurationError
+from eventseal.storage.database.transactions import reads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,6 +36,19 @@ class ColumnIndex(NamedTuple):
     name: str
     columns: tuple[str, ...]
     unique: bool
+
+
+@reads("looking for {table}")
+def has_table(connection: Connection, table: str) -> bool:
+    """Whether a table is there; its name may have a schema before it."""
+    schema, _, name = table.rpartition(".")
+    return inspect(connection).has_table(name, schema=schema or None)
+
+
+@reads("looking for tables")
+def table_names(connection: Connection) -> list[str]:
+    """List the tables of the default schema."""
+    return inspect(connection).get_table_names()
 
 
 def column_indexes(connection: Connection, table: str, schema: str | None = None) -> list[ColumnIndex]:

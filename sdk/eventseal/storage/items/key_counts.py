@@ -141,6 +141,7 @@ def rows_without_envelope(
     return _count_and_some(connection, columns, columns.key_id.is_(None), limit)
 
 
+@reads("counting {table.table}")
 def count_unreadable(connection: Connection, table: SealedTable, *, place: Place | None = None) -> int:
     """
     Count rows that no reader takes, of a table that accepts items in plain or in an older format.

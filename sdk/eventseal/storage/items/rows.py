@@ -36,7 +36,7 @@ from eventseal.storage.database.column_types import (
 )
 from eventseal.storage.database.faults import has_no_such_column
 from eventseal.storage.database.table_setup import KEY_ID
-from eventseal.storage.database.transactions import read
+from eventseal.storage.database.transactions import read, reads
 from eventseal.storage.items.columns import comes_after
 from eventseal.storage.items.header_key_ids import KeyIdInHeader, KeyIdsDiffer
 from eventseal.storage.items.tables import ColumnKind
@@ -70,6 +70,7 @@ class ItemRow(NamedTuple):
     key_id: UUID | None
 
 
+@reads("counting {table.table}")
 def count_by_key(connection: Connection, table: SealedTable) -> dict[UUID | None, int]:
     """
     Count a table's items by the key in their header; what is no envelope stands under ``None``.
@@ -87,6 +88,7 @@ def count_by_key(connection: Connection, table: SealedTable) -> dict[UUID | None
     return dict(counts)
 
 
+@reads("counting {table.table}")
 def count_plain(connection: Connection, table: SealedTable) -> int:
     """
     Count the rows of a table that begin like no envelope, by the index on the headers' key ids.

@@ -11,6 +11,7 @@ from sqlalchemy import bindparam, select, type_coerce, update
 from sqlalchemy.types import NullType
 
 from eventseal.storage.database.table_setup import KEY_ID
+from eventseal.storage.database.transactions import reads
 from eventseal.storage.items.rows import described
 from eventseal.suites.hkdf import length_prefixed
 
@@ -70,6 +71,7 @@ def digest_of(topic: Any, data: Any, key_id: Any) -> str:
     return sha256(length_prefixed(b"eventseal row", *parts)).hexdigest()
 
 
+@reads("reading {table.table}")
 def stored_row(
     connection: Connection, table: SealedTable, place: Place, *, lock: bool = False
 ) -> StoredRow | None:

@@ -1,4 +1,4 @@
-"""A ledger's lines in a file that is only ever written at its end."""
+"""Where a ledger's lines are kept: in a file that is only ever written at its end, or in a database."""
 
 from __future__ import annotations
 
@@ -9,19 +9,32 @@ import os
 import stat
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+from sqlalchemy import Column, MetaData, Table, func, insert, select, text
+from sqlalchemy.pool import NullPool
 
 from eventseal.errors import (
     ConfigurationError,
     IntegrityError,
+    MissingTableError,
     StoreError,
     StoreReadOnlyError,
     StoreUnavailableError,
 )
+from eventseal.storage.database.column_types import ExactBytes, ExactInteger
+from eventseal.storage.database.edited_rows import StoredText
+from eventseal.storage.database.engines import SQLAlchemySettings, make_engine, redacted
+from eventseal.storage.database.table_setup import create_tables
+from eventseal.storage.database.transactions import read, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from io import BufferedReader
+
+    from sqlalchemy.engine import Connection
 
 
 _BLOCK = 1 << 16
@@ -56,32 +69,29 @@ class LedgerFile:
 
     def last(self, application: str) -> bytes | None:  # noqa: ARG002 - a file is of one application
         """Give the last whole line; ``None`` if there is none, or no file."""
-        with self._reading() as descriptor:
-            return None if descriptor is None else _last_line(descriptor, _end_of_lines(descriptor))
+        with self._reading() as file:
+            return None if file is None else _last_line(file, _end_of_lines(file))
 
     def line(self, application: str, number: int) -> bytes | None:  # noqa: ARG002
         """Give the line of an entry by its number; it is looked for by halves, since numbers only rise."""
-        with self._reading() as descriptor:
-            if descriptor is None:
-                return None
-            found = self._find(descriptor, number)
+        with self._reading() as file:
+            found = None if file is None else self._find(file, number)
             return None if found is None else found[1]
 
     def read(self, application: str, *, after: int) -> Iterator[bytes]:  # noqa: ARG002
         """Give every whole line behind that of an entry, in order."""
-        with self._reading() as descriptor:
-            if descriptor is None:
+        with self._reading() as file:
+            if file is None:
                 return
-            end, start = _end_of_lines(descriptor), 0
+            end, start = _end_of_lines(file), 0
             if after:
-                found = self._find(descriptor, after)
+                found = self._find(file, after)
                 if found is None:
                     return
                 start = found[0] + len(found[1]) + 1
-            with os.fdopen(os.dup(descriptor), "rb") as file:
-                file.seek(start)
-                while file.tell() < end:
-                    yield file.readline()[:-1]
+            file.seek(start)
+            while file.tell() < end:
+                yield file.readline()[:-1]
 
     def append(
         self,
@@ -106,11 +116,11 @@ class LedgerFile:
             StoreUnavailableError: Another process holds it, or the disk is full.
             StoreError: The operating system refused otherwise.
         """
-        with self._translated("writing"), self._locked(create=create) as descriptor:
-            end = _end_of_lines(descriptor)
-            line = make(_last_line(descriptor, end))
+        with self._translated("writing"), self._locked(create=create) as file:
+            end = _end_of_lines(file)
+            line = make(_last_line(file, end))
             if line is not None:
-                self._write(descriptor, end, line + b"\n")
+                self._write(file.fileno(), end, line + b"\n")
             return line
 
     def _write(self, descriptor: int, end: int, line: bytes) -> None:
@@ -127,12 +137,12 @@ class LedgerFile:
         if is_new:
             _sync_folder(self.path.parent)
 
-    def _find(self, descriptor: int, number: int) -> tuple[int, bytes] | None:
+    def _find(self, file: BufferedReader, number: int) -> tuple[int, bytes] | None:
         """Give the offset and the line of an entry."""
-        low, high = 0, _end_of_lines(descriptor)
+        low, high = 0, _end_of_lines(file)
         while low < high:
-            start = _start_of_line(descriptor, (low + high) // 2)
-            line = _line_at(descriptor, start, high)
+            start = _start_of_line(file, (low + high) // 2)
+            line = _line_at(file, start)
             found = self._number(line)
             if found == number:
                 return start, line
@@ -149,7 +159,7 @@ class LedgerFile:
             ) from None
 
     @contextmanager
-    def _reading(self) -> Iterator[int | None]:
+    def _reading(self) -> Iterator[BufferedReader | None]:
         with self._translated("reading"):
             try:
                 descriptor = self._opened(os.O_RDONLY)
@@ -158,12 +168,13 @@ class LedgerFile:
                 return
             try:
                 self._refuse_other_than_file(descriptor)
-                yield descriptor
+                with os.fdopen(descriptor, "rb", closefd=False) as file:
+                    yield file
             finally:
                 os.close(descriptor)
 
     @contextmanager
-    def _locked(self, *, create: bool) -> Iterator[int]:
+    def _locked(self, *, create: bool) -> Iterator[BufferedReader]:
         deadline = time.monotonic() + _PATIENCE
         while True:
             descriptor = self._opened(os.O_RDWR | (os.O_CREAT if create else 0))
@@ -171,7 +182,8 @@ class LedgerFile:
                 self._refuse_other_than_file(descriptor)
                 self._lock(descriptor, deadline)
                 if self._is_still(descriptor):
-                    yield descriptor
+                    with os.fdopen(descriptor, "rb", closefd=False) as file:
+                        yield file
                     return
             finally:
                 os.close(descriptor)  # with the lock
@@ -228,47 +240,32 @@ class LedgerFile:
             ) from error
 
 
-def _end_of_lines(descriptor: int) -> int:
+def _end_of_lines(file: BufferedReader) -> int:
     """Give the offset behind the last whole line."""
-    end = os.fstat(descriptor).st_size
-    while end > 0:
-        start = max(0, end - _BLOCK)
-        found = os.pread(descriptor, end - start, start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0
+    # Nobody acted by a line without its end, which is written last (docs/decisions/0013).
+    return _start_of_line(file, os.fstat(file.fileno()).st_size)
 
 
-def _start_of_line(descriptor: int, offset: int) -> int:
+def _start_of_line(file: BufferedReader, offset: int) -> int:
     """Give where the line begins that has a byte at *offset*; its end belongs to it."""
     while offset > 0:
         start = max(0, offset - _BLOCK)
-        found = os.pread(descriptor, offset - start, start).rfind(b"\n")
+        file.seek(start)
+        found = file.read(offset - start).rfind(b"\n")
         if found >= 0:
             return start + found + 1
         offset = start
     return 0
 
 
-def _line_at(descriptor: int, start: int, end: int) -> bytes:
-    """Give the line that begins at *start* and ends before *end*."""
-    parts = []
-    while start < end:
-        part = os.pread(descriptor, min(_BLOCK, end - start), start)
-        found = part.find(b"\n")
-        if found >= 0:
-            parts.append(part[:found])
-            break
-        parts.append(part)
-        start += len(part)
-    return b"".join(parts)
+def _line_at(file: BufferedReader, start: int) -> bytes:
+    """Give the whole line that begins at *start*."""
+    file.seek(start)
+    return file.readline()[:-1]
 
 
-def _last_line(descriptor: int, end: int) -> bytes | None:
-    if end == 0:
-        return None
-    return _line_at(descriptor, _start_of_line(descriptor, end - 1), end)
+def _last_line(file: BufferedReader, end: int) -> bytes | None:
+    return None if end == 0 else _line_at(file, _start_of_line(file, end - 1))
 
 
 def _sync_folder(folder: Path) -> None:
@@ -277,3 +274,130 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+T = TypeVar("T")
+
+_PAGE = 1000
+
+ledger_metadata = MetaData()
+erasure_ledger = Table(
+    "erasure_ledger",
+    ledger_metadata,
+    Column("application", StoredText(), primary_key=True),
+    Column("number", ExactInteger(), primary_key=True, autoincrement=False),
+    Column("line", ExactBytes(), nullable=False),
+)
+_COLUMNS = erasure_ledger.c
+
+
+class LedgerTable:
+    """
+    Ledgers as a table, ``erasure_ledger``, in which each application has its own lines.
+
+    Args:
+        uri: Of a database that is not restored together with the keys, as SQLAlchemy has it. A secret.
+
+    Raises:
+        ConfigurationError: The URL is none, or of no SQLite or PostgreSQL database that lasts.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.settings = SQLAlchemySettings(uri)
+        if self.settings.in_memory:
+            raise ConfigurationError("a ledger in memory is lost with its process")
+        # Two writes an erasure: a pool would only keep connections across forks and idle hours.
+        self._engine = make_engine(SQLAlchemySettings(uri, poolclass=NullPool))
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"ledger {redacted(self.settings.url)}"
+
+    def last(self, application: str) -> bytes | None:
+        """Give the last line; ``None`` if there is none, or no table."""
+        return self._read(lambda connection: _line(connection, application))
+
+    def line(self, application: str, number: int) -> bytes | None:
+        """Give the line of an entry by its number."""
+        return self._read(lambda connection: _line(connection, application, number))
+
+    def read(self, application: str, *, after: int) -> Iterator[bytes]:
+        """Give every line behind that of an entry, in order."""
+        while True:
+            rows = self._read(partial(_page, application=application, after=after)) or []
+            for _, line in rows:
+                yield line
+            if len(rows) < _PAGE:
+                return
+            after = rows[-1][0]
+
+    def append(
+        self, application: str, make: Callable[[bytes | None], bytes | None], *, create: bool
+    ) -> bytes | None:
+        """
+        Add a line, durably, while nobody else does.
+
+        Args:
+            application: Whose.
+            make: Gets the last line and gives the one to add, or ``None`` to add none.
+            create: Whether the table may be made.
+
+        Returns:
+            What *make* gave.
+
+        Raises:
+            StoreError: The database refused or failed.
+        """
+        made: list[tuple[int, bytes]] = []
+
+        def work(connection: Connection) -> bytes | None:
+            if create:
+                create_tables(connection, [erasure_ledger])
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("SET LOCAL synchronous_commit = on"))
+                connection.execute(text("LOCK TABLE erasure_ledger IN SHARE ROW EXCLUSIVE MODE"))
+            for stored_as, stored in made:  # whether the COMMIT that was not answered has succeeded
+                if _line(connection, application, stored_as) == stored:
+                    return stored
+            number = _last_number(connection, application)
+            line = make(_line(connection, application, number))
+            if line is not None:
+                made[:] = [(number + 1, line)]
+                row = {"application": application, "number": number + 1, "line": line}
+                connection.execute(insert(erasure_ledger).values(row))
+            return line
+
+        return write(self._engine, work, doing=f"writing {self.name}")
+
+    def _read(self, work: Callable[[Connection], T]) -> T | None:
+        file = self.settings.file
+        if file is not None and not file.exists():  # connecting would make an empty one
+            return None
+        try:
+            return read(self._engine, work, doing=f"reading {self.name}")
+        except MissingTableError:
+            return None
+
+
+def _last_number(connection: Connection, application: str) -> int:
+    query = select(func.max(_COLUMNS.number)).where(_COLUMNS.application == application)
+    return connection.execute(query).scalar_one() or 0
+
+
+def _line(connection: Connection, application: str, number: int | None = None) -> bytes | None:
+    """Give the line of an entry by its number; ``None``: of the last one."""
+    if number is None:
+        number = _last_number(connection, application)
+    query = select(_COLUMNS.line).where(_COLUMNS.application == application, _COLUMNS.number == number)
+    return connection.execute(query).scalar_one_or_none()
+
+
+def _page(connection: Connection, *, application: str, after: int) -> list[tuple[int, bytes]]:
+    query = (
+        select(_COLUMNS.number, _COLUMNS.line)
+        .where(_COLUMNS.application == application, _COLUMNS.number > after)
+        .order_by(_COLUMNS.number)
+        .limit(_PAGE)
+    )
+    return [(number, line) for number, line in connection.execute(query)]

@@ -1,12 +1,11 @@
-"""The end of KEKs and of their older versions, and the ledger key, which moves with the others."""
+"""The KEKs of an epoch: those that stay, and those that end, as a whole or in their older versions."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
+from eventseal.erasure.epoch_receipt import EndedKek, Ending
 from eventseal.erasure.shredding import own_ledger
 from eventseal.errors import ConfigurationError, JobError
 from eventseal.keys.wrapping.unwrapping import is_under
@@ -20,83 +19,13 @@ if TYPE_CHECKING:
     from eventseal.rotation.sealed_store import SealedStore
 
 
-class Ending(StrEnum):
-    """
-    How a KEK, or its older versions, came to an end.
-
-    ``DELETED``: they are gone. ``SCHEDULED``: the KMS opens nothing with it, and deletes it on a date.
-    ``BY_HAND``: no key needs it, and whoever keeps it deletes it: until then it opens what it had wrapped.
-    """
-
-    DELETED = "deleted"
-    SCHEDULED = "scheduled"
-    BY_HAND = "by hand"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndedKek:
-    """
-    A KEK that opens old backups no more.
-
-    Attributes:
-        kek_uri: As it is configured.
-        before: Its versions before this one ended; ``None``: it ended as a whole.
-        ending: How.
-        closed_at: Since when the KMS opens nothing with it: the end was ordered then, or, by a run that was
-            interrupted, before. ``None`` where a person deletes it.
-        ends_at: When it is gone for good, by the KMS; ``None`` where a person deletes it.
-    """
-
-    kek_uri: str
-    before: str | None
-    ending: Ending
-    closed_at: datetime | None
-    ends_at: datetime | None
-
-    @property
-    def name(self) -> str:
-        """What ended, for people."""
-        return self.kek_uri if self.before is None else f"{self.kek_uri} before version {self.before}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Give it as JSON has it."""
-        return {
-            "kek": self.kek_uri,
-            "before": self.before,
-            "ending": self.ending,
-            "closed_at": as_text(self.closed_at),
-            "ends_at": as_text(self.ends_at),
-        }
-
-    @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> Self:
-        """Read what :meth:`to_json` gave."""
-        return cls(
-            kek_uri=told["kek"],
-            before=told["before"],
-            ending=Ending(told["ending"]),
-            closed_at=as_moment(told["closed_at"]),
-            ends_at=as_moment(told["ends_at"]),
-        )
-
-
-def as_text(moment: datetime | None) -> str | None:
-    """Give a time as JSON has it, if there is one."""
-    return None if moment is None else moment.isoformat()
-
-
-def as_moment(text: str | None) -> datetime | None:
-    """Read what :func:`as_text` gave."""
-    return None if text is None else datetime.fromisoformat(text)
-
-
 _NO_VERSIONS = (
     "Name the KEK that takes its place: make a new one, list it behind the old one in kms_key everywhere, "
     "and give it with --to."
 )
 
 
-class KekEndings:
+class EpochKeks:
     """
     Which KEKs end as a whole, and of which only the older versions.
 
@@ -113,21 +42,19 @@ class KekEndings:
     """
 
     def __init__(self, keks: Sequence[KmsAdapter], to: KmsAdapter | None) -> None:
-        if to is None:
-            _refuse_without_versions(keks)
-            self.staying = tuple(keks)
-            self.leaving: tuple[KmsAdapter, ...] = ()
-            return
-        if all(adapter.uri != to.uri for adapter in keks):
+        if to is not None and all(adapter.uri != to.uri for adapter in keks):
             raise ConfigurationError(
                 f"{to.uri} is not among the KEKs of this store",
                 remedy="List it in kms_key, behind the one it replaces, here and in every application: else "
                 "they could not open their keys afterwards.",
             )
-        self.staying = (to,)
-        self.leaving = tuple([adapter for adapter in keks if adapter.uri != to.uri])
-        if not self.leaving:
-            _refuse_without_versions(keks)
+        self.staying = tuple(keks) if to is None else (to,)
+        self.leaving = [adapter for adapter in keks if to is not None and adapter.uri != to.uri]
+        for adapter in () if self.leaving else keks:
+            if not isinstance(adapter, SupportsVersions):
+                raise ConfigurationError(
+                    f"{adapter.uri} has no older versions that can be ended alone", remedy=_NO_VERSIONS
+                )
 
     def deletion_dates(self) -> dict[str, datetime]:
         """
@@ -172,6 +99,7 @@ class KekEndings:
             ConfigurationError: Two names are of one KEK.
             KmsError: An alias could not be resolved.
         """
+        # An alias may have been pointed at the new key (docs/decisions/0014).
         for staying in self.staying:
             names = {staying.uri, *[uri for uri in kek_uris if is_under(staying, uri)]}
             for leaving in self.leaving:
@@ -207,6 +135,29 @@ class KekEndings:
             versions[adapter.uri] = version
         return versions
 
+    def in_use_since(self, versions: Mapping[str, str], begun_at: datetime) -> datetime | None:
+        """
+        Say since when the KEKs that stay can have wrapped anything, at the earliest.
+
+        Args:
+            versions: Those of them that were made by this roll, by KEK.
+            begun_at: When that was begun.
+
+        Returns:
+            The moment; ``None`` if a KEK tells none.
+
+        Raises:
+            KmsError: A KEK refused or failed.
+        """
+        earliest = begun_at
+        for adapter in self.staying:
+            if adapter.uri in versions:
+                continue
+            if not isinstance(adapter, SupportsDeletion):
+                return None
+            earliest = min(earliest, adapter.created_at())
+        return earliest
+
     def places(
         self, kek_uris: Collection[str], versions: Mapping[str, str]
     ) -> dict[str, Collection[str] | None]:
@@ -229,7 +180,9 @@ class KekEndings:
             found[adapter.uri] = None
         return found
 
-    def end(self, versions: Mapping[str, str], *, made_before: Collection[str], days: int) -> list[EndedKek]:
+    def end_old(
+        self, versions: Mapping[str, str], *, made_before: Collection[str], days: int
+    ) -> list[EndedKek]:
         """
         End them. No key may need what ends.
 
@@ -255,7 +208,7 @@ class KekEndings:
         return ended + [_end_whole(adapter, days) for adapter in self.leaving]
 
     def nothing_ended(self) -> JobError:
-        """Say that :meth:`end` has ended nothing."""
+        """Say that :meth:`end_old` has ended nothing."""
         names = ", ".join(adapter.uri for adapter in self.staying)
         return JobError(
             f"no KEK was ended, and there is no receipt: {names} has no version from before this roll",
@@ -264,52 +217,12 @@ class KekEndings:
         )
 
 
-def in_use_since(
-    keks: Sequence[KmsAdapter], versions: Mapping[str, str], begun_at: datetime
-) -> datetime | None:
-    """
-    Say since when the KEKs that stay can have wrapped anything, at the earliest.
-
-    Args:
-        keks: That stay.
-        versions: Those of them that were made by this roll, by KEK.
-        begun_at: When that was begun.
-
-    Returns:
-        The moment; ``None`` if a KEK tells none.
-
-    Raises:
-        KmsError: A KEK refused or failed.
-    """
-    earliest = begun_at
-    for adapter in keks:
-        if adapter.uri in versions:
-            continue
-        if not isinstance(adapter, SupportsDeletion):
-            return None
-        earliest = min(earliest, adapter.created_at())
-    return earliest
-
-
-def _refuse_without_versions(keks: Sequence[KmsAdapter]) -> None:
-    for adapter in keks:
-        if not isinstance(adapter, SupportsVersions):
-            raise ConfigurationError(
-                f"{adapter.uri} has no older versions that can be ended alone", remedy=_NO_VERSIONS
-            )
-
-
 def _end_versions(adapter: SupportsVersions, uri: str, version: str) -> EndedKek:
     adapter.forbid_versions_before(version)
     closed_at = datetime.now(UTC)
     adapter.delete_versions_before(version)
-    return EndedKek(
-        kek_uri=uri,
-        before=version,
-        ending=Ending.DELETED,
-        closed_at=closed_at,
-        ends_at=datetime.now(UTC),
-    )
+    ends_at = datetime.now(UTC)
+    return EndedKek(kek_uri=uri, before=version, ending=Ending.DELETED, closed_at=closed_at, ends_at=ends_at)
 
 
 def _end_whole(adapter: KmsAdapter, days: int) -> EndedKek:
@@ -327,7 +240,7 @@ def _end_whole(adapter: KmsAdapter, days: int) -> EndedKek:
     return EndedKek(kek_uri=adapter.uri, before=None, ending=Ending.BY_HAND, closed_at=None, ends_at=None)
 
 
-def carry_ledger(store: SealedStore, to: KmsAdapter | None = None) -> bool:
+def rewrap_ledger_key(store: SealedStore, to: KmsAdapter | None = None) -> bool:
     """
     Wrap the key of the store's own ledger as its other keys are wrapped, and unwrap it once to be sure.
 
