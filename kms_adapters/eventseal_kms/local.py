@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING, NoReturn
 from eventseal.errors import ConfigurationError, EventSealError, IntegrityError, UnknownFormatError
 from eventseal.kms import PermissionCheck, WrappedKey
 from eventseal.suites import A256CBC_HS512, CompressionId
-from eventseal.suites.cbc_hmac import open_many, seal_many
+from eventseal.suites.cbc_hmac import ContextPool, open_many, seal_many
 from eventseal.suites.envelope import build_header, parse_envelope
 from eventseal.suites.hkdf import hkdf_sha512, key_check_id, length_prefixed
-from eventseal.suites.suite import ContextPool
 from eventseal_kms.key_file import create_key_file, read_key_file
 from eventseal_kms.outcomes import KEY_SIZE, refusal_of_another_kek, value_of, wrong_size_of
 

@@ -23,8 +23,8 @@ from eventseal.errors import (
 )
 from eventseal.keys.states import KeyPurpose
 from eventseal.suites import CompressionId, SuiteId, cbc_hmac
-from eventseal.suites import suite as contexts
-from eventseal.suites.suite import SUITES
+from eventseal.suites import cbc_hmac as contexts
+from eventseal.suites.cbc_hmac import SUITES
 
 TEXT = b'{"activity":"A_SUBMITTED","resource":"112","amount_requested":20000}'
 
@@ -321,7 +321,7 @@ def test_a_closed_key_is_asked_for_once_more(keys, place):
 
     real = keys.opening_keys
 
-    def closes_first(key_ids):
+    def closes_first(key_ids, **_):
         found = real(key_ids)
         if len(keys.asked) == 1:  # hands out a key that closes at once, and its successor later
             first.close()
@@ -349,7 +349,7 @@ def test_sealing_meets_a_closed_key_with_one_more_question(keys, place):
     real = keys.sealing_keys
     handed_out = []
 
-    def closes_first(items_by_scope, *, make=True):
+    def closes_first(items_by_scope, *, make=True, **_):
         found = real(items_by_scope, make=make)
         handed_out.append(found["application"])
         if len(handed_out) == 1:
@@ -367,7 +367,7 @@ def test_sealing_under_a_key_that_stays_closed_ends_in_its_error(keys, place):
     cipher = AESCipher(keys)
     key = keys.make("application")
     key.close()
-    keys.sealing_keys = lambda items, *, make=True: keys.asked.append("seal") or dict.fromkeys(items, key)
+    keys.sealing_keys = lambda items, **_: keys.asked.append("seal") or dict.fromkeys(items, key)
     with pytest.raises(KeyNotFoundError):
         cipher.encrypt(TEXT, place)
     assert len(keys.asked) == 2
@@ -375,7 +375,7 @@ def test_sealing_under_a_key_that_stays_closed_ends_in_its_error(keys, place):
 
 def test_an_error_that_is_not_of_a_closed_key_is_not_asked_about_twice(keys, place):
     cipher = AESCipher(keys)
-    keys.sealing_keys = lambda items, *, make=True: keys.asked.append("seal") or _raise()
+    keys.sealing_keys = lambda items, **_: keys.asked.append("seal") or _raise()
     with pytest.raises(KeyNotFoundError):
         cipher.encrypt(TEXT, place)
     assert len(keys.asked) == 1

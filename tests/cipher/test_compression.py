@@ -14,8 +14,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventseal.cipher import EventZstd, NoCompression, Zlib, Zstd, envelopes
-from eventseal.cipher.envelopes import decompress, event_dictionary
+from eventseal.cipher import EventZstd, NoCompression, Zlib, Zstd, compression
+from eventseal.cipher.compression import decompress, event_dictionary
 from eventseal.errors import OPAQUE_INTEGRITY_MESSAGE, ConfigurationError, IntegrityError, ItemTooLargeError
 from eventseal.suites import CompressionId
 
@@ -119,7 +119,7 @@ def test_a_zstd_frame_that_declares_another_size_than_it_has_is_refused(declared
 
 @pytest.mark.parametrize("declared", [1001, 2**24, 2**40, 2**63, 2**64 - 3])
 def test_a_zstd_frame_is_refused_by_its_declared_size_alone(declared, monkeypatch):
-    monkeypatch.setattr(envelopes, "_idle_decompressors", None)  # would fail if it went further
+    monkeypatch.setattr(compression, "_idle_decompressors", None)  # would fail if it went further
     refused = decompress(CompressionId.ZSTD, with_declared_size(declared), limit=LIMIT)
     assert isinstance(refused, ItemTooLargeError)
     assert refused.size == declared
@@ -135,9 +135,9 @@ def test_no_bytes_make_decompression_end_otherwise(data, method):
 def test_a_decompressor_that_failed_is_dropped_and_others_serve():
     good = zstd_frame(TEXT)
     decompress(CompressionId.ZSTD, good, limit=LIMIT)
-    kept = len(envelopes._idle_decompressors)
+    kept = len(compression._idle_decompressors)
     assert isinstance(decompress(CompressionId.ZSTD, good[:-1], limit=LIMIT), IntegrityError)
-    assert len(envelopes._idle_decompressors) == kept - 1
+    assert len(compression._idle_decompressors) == kept - 1
     assert decompress(CompressionId.ZSTD, good, limit=LIMIT) == TEXT
 
 
@@ -156,7 +156,7 @@ def test_no_compressor_and_no_decompressor_is_used_by_two_threads_at_once(monkey
 
     method = Zstd()
     frame = zstd_frame(TEXT)
-    monkeypatch.setattr(envelopes, "_idle_decompressors", type(method._idle)([Slow(), Slow()]))
+    monkeypatch.setattr(compression, "_idle_decompressors", type(method._idle)([Slow(), Slow()]))
     method._idle.extend([Slow(), Slow()])
     for work in (lambda: method.compress(TEXT), lambda: decompress(CompressionId.ZSTD, frame, limit=LIMIT)):
         used.clear()

@@ -33,9 +33,8 @@ from eventseal.keys.source import StaticKey
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.wrapping.branches import branch_scope
 from eventseal.kms import EncryptionContext, WrappedKey
-from eventseal.suites.cbc_hmac import open_many, seal_many
+from eventseal.suites.cbc_hmac import SUITES, ContextPool, open_many, seal_many
 from eventseal.suites.hkdf import key_check_id
-from eventseal.suites.suite import SUITES, ContextPool
 from eventseal_kms.local import LocalKmsAdapter
 
 FOLDER = Path(__file__).parent.parent / "vectors" / "format"

@@ -14,7 +14,8 @@ import pytest
 from eventseal.cipher import AESCipher
 from eventseal.errors import SerializationError
 from eventseal.items import JSONTranscoder, SequencedItem, SequencedItemMapper, register_alias, topic_of
-from eventseal.items.formats import PlainJSON, translated
+from eventseal.items.acceptance import translated
+from eventseal.items.formats import PlainJSON
 
 STREAM = uuid4()
 

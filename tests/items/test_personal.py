@@ -25,8 +25,7 @@ from tests.fixtures.personal_events import Noted, Registered
 
 from eventseal.errors import ConfigurationError
 from eventseal.items import NotPersonal, PersonalData
-from eventseal.items.markers import Choice, Elements, Positions, Sealed, Values, with_masks
-from eventseal.items.masks import Masked
+from eventseal.items.markers import Choice, Elements, Masked, Positions, Sealed, Values, with_masks
 from eventseal.items.personal import plan_of
 
 if TYPE_CHECKING:

@@ -44,7 +44,7 @@ from eventseal.items import (
     register_alias,
     register_topic,
 )
-from eventseal.items.json_values import MOST_NESTED
+from eventseal.items.json_writer import MOST_NESTED
 from eventseal.items.stored_fields import subject_scope
 from eventseal.keys import Keyring
 from eventseal.keys.states import KeyPurpose

@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 
 from eventseal.errors import ConfigurationError, SerializationError
-from eventseal.items.places import PlaceNames
+from eventseal.items.item import PlaceNames
 
 FIELDS = ("sequence_id", "position", "topic", "data")
 ID = uuid4()

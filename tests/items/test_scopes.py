@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from eventseal.errors import ConfigurationError
-from eventseal.items.places import ScopeRule
+from eventseal.items.scopes import ScopeRule
 
 EVENT = SimpleNamespace(tenant="acme")
 

@@ -3,7 +3,8 @@
 import pytest
 
 from eventseal.errors import ConfigurationError
-from eventseal.kms import adapter_from_uri, uri
+from eventseal.kms import adapter as uri
+from eventseal.kms import adapter_from_uri
 
 
 class Adapter:

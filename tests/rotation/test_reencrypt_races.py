@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
-from eventseal.cipher import ItemContext, resealing
+from eventseal.cipher import ItemContext, aes
 from eventseal.erasure import shred
 from eventseal.errors import IntegrityError, KmsUnavailableError, StoreUnavailableError
 from eventseal.rotation import reencrypt, retire, rotate_keys, verify
@@ -232,14 +232,14 @@ def test_what_does_not_open_to_the_same_bytes_is_not_written(shop, monkeypatch):
     shop.append(3)
     shop.seal.keyring.rotate()
     before = shop.execute(f"SELECT * FROM {ITEMS}")
-    seal_many = resealing.seal_many
+    seal_many = aes.seal_many
 
     def miscarrying(pool, items):
         sealed = seal_many(pool, items)
         other = seal_many(pool, [(b"something else", items[0][1])])
         return [*sealed[:-1], other[0]]
 
-    monkeypatch.setattr(resealing, "seal_many", miscarrying)
+    monkeypatch.setattr(aes, "seal_many", miscarrying)
     with pytest.raises(IntegrityError, match="do not open to the same bytes"):
         reencrypt(shop.seal)
     assert shop.execute(f"SELECT * FROM {ITEMS}") == before

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CBC, ECB
 from cryptography.hazmat.primitives.padding import PKCS7
 
-from eventseal.suites.suite import SUITES
+from eventseal.suites.cbc_hmac import SUITES
 
 if TYPE_CHECKING:
     from eventseal.suites import Suite

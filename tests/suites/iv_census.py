@@ -15,8 +15,7 @@ import threading
 from pathlib import Path
 
 from eventseal.suites import A256CBC_HS512
-from eventseal.suites.cbc_hmac import seal_many
-from eventseal.suites.suite import ContextPool
+from eventseal.suites.cbc_hmac import ContextPool, seal_many
 
 PROCESSES, THREADS, PAGE = 4, 2, 500
 

@@ -8,8 +8,7 @@ import pytest
 
 from eventseal.errors import OPAQUE_INTEGRITY_MESSAGE, EventSealError, IntegrityError, KeyNotFoundError
 from eventseal.suites import A256CBC_HS512, cbc_hmac
-from eventseal.suites.cbc_hmac import open_many, seal_many
-from eventseal.suites.suite import ContextPool
+from eventseal.suites.cbc_hmac import ContextPool, open_many, seal_many
 
 SIZES = [0, 1, 14, 15, 16, 17, 31, 32, 33, 255, 256, 1000]
 

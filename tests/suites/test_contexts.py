@@ -10,9 +10,8 @@ import pytest
 
 from eventseal.errors import EventSealError, KeyNotFoundError
 from eventseal.suites import A256CBC_HS512
-from eventseal.suites import suite as contexts_module
-from eventseal.suites.cbc_hmac import seal_many
-from eventseal.suites.suite import ContextPool
+from eventseal.suites import cbc_hmac as contexts_module
+from eventseal.suites.cbc_hmac import ContextPool, seal_many
 
 KEY = bytes(range(64))
 AAD = b"where it stands"

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from eventseal.suites import A256CBC_HS512
-from eventseal.suites.cbc_hmac import seal_many
-from eventseal.suites.suite import ContextPool
+from eventseal.suites.cbc_hmac import ContextPool, seal_many
 
 CENSUS = Path(__file__).parent / "iv_census.py"
 

@@ -7,8 +7,7 @@ import importlib.util
 import pytest
 
 from eventseal.errors import OPAQUE_INTEGRITY_MESSAGE, IntegrityError
-from eventseal.suites.cbc_hmac import open_many
-from eventseal.suites.suite import SUITES, ContextPool
+from eventseal.suites.cbc_hmac import SUITES, ContextPool, open_many
 
 BY_NAME = {suite.name: suite for suite in SUITES.values()}
 FILES = ["a128cbc_hs256.json", "a192cbc_hs384.json", "a256cbc_hs512.json"]

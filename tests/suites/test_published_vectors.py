@@ -9,9 +9,8 @@ from cryptography.hazmat.primitives.hmac import HMAC
 
 from eventseal.errors import OPAQUE_INTEGRITY_MESSAGE, IntegrityError
 from eventseal.suites import A128CBC_HS256, A192CBC_HS384, A256CBC_HS512
-from eventseal.suites.cbc_hmac import open_many, seal_many
+from eventseal.suites.cbc_hmac import FIRST_BLOCK, SUITES, ContextPool, open_many, seal_many
 from eventseal.suites.hkdf import hkdf_sha512
-from eventseal.suites.suite import FIRST_BLOCK, SUITES, ContextPool
 
 BY_NAME = {suite.name: suite for suite in SUITES.values()}
 BY_AES_KEY_SIZE = {suite.key_size // 2: suite for suite in SUITES.values()}

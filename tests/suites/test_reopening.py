@@ -7,8 +7,7 @@ import os
 import pytest
 
 from eventseal.errors import KeyNotFoundError
-from eventseal.suites.cbc_hmac import SUITES, open_many, reopens, seal_many
-from eventseal.suites.suite import ContextPool
+from eventseal.suites.cbc_hmac import SUITES, ContextPool, open_many, reopens, seal_many
 
 
 @pytest.fixture(params=list(SUITES.values()), ids=lambda suite: suite.name)

@@ -1,45 +1,68 @@
-"""The cipher: where the data path meets the key path. Bytes and their place in, an envelope out, and back."""
+"""The cipher, where the data path meets the key path: seals items, opens them, and seals them again."""
 
 from __future__ import annotations
 
-from functools import lru_cache
-from itertools import repeat
-from typing import TYPE_CHECKING
-from uuid import UUID
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from eventseal.cipher.context import ItemBinder
-from eventseal.cipher.envelopes import Opened, Zstd, open_under, seal_under, too_large
-from eventseal.cipher.fields import FieldCipher
-from eventseal.cipher.resealing import Resealer
+from eventseal.cipher.compression import Zstd, decompress
+from eventseal.cipher.context import ItemBinder, ItemContext
+from eventseal.cipher.envelopes import EnvelopeSealer, FieldSealer, Opened, key_id_in, misfit
 from eventseal.errors import (
-    OPAQUE_INTEGRITY_MESSAGE,
     ConfigurationError,
     EventSealError,
     IntegrityError,
-    KeyDestroyedError,
     KeyNotFoundError,
     SerializationError,
 )
 from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.keys.source import KeySource, StaticKey
-from eventseal.suites.cbc_hmac import A256CBC_HS512
-from eventseal.suites.envelope import BLOCK_SIZE, HEADER_SIZE, VERSION, CompressionId, envelope_problem
+from eventseal.suites.cbc_hmac import A256CBC_HS512, SUITES, open_many, reopens, seal_many
+from eventseal.suites.envelope import (
+    BLOCK_SIZE,
+    HEADER_SIZE,
+    VERSION,
+    CompressionId,
+    build_header,
+    envelope_problem,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
-    from eventseal.cipher.context import ItemContext
-    from eventseal.cipher.envelopes import Compression, Ready
-    from eventseal.cipher.fields import FieldContext
-    from eventseal.cipher.resealing import Moved, Outcome, StoredItems
+    from eventseal.cipher.compression import Compression
+    from eventseal.cipher.context import StoredItems
+    from eventseal.cipher.envelopes import FieldContext
     from eventseal.keys.data_key import DataKey
     from eventseal.suites.cbc_hmac import Suite
+
 
 MAX_PLAINTEXT = 2**24
 """Bytes that an item may have in plain, unless the cipher is told otherwise."""
 
+Outcome: TypeAlias = "bytes | EventSealError | None"
+"""A new envelope, why there is none, or ``None``: the item opens, but its scope has no active key."""
 
-class AESCipher:
+_Row: TypeAlias = "tuple[int, CompressionId, bytes, bytes]"
+"""An item between its keys: its number, how its body is compressed, the body, and its place as bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class FormerCollection:
+    """
+    Where items were before that are being moved to another collection.
+
+    Attributes:
+        collection: What an item is bound to that does not open in the one it is moved to.
+        rewritten: Gives what an item says there: what is bound to the collection inside of it, too. Takes its
+            number and its plaintext.
+    """
+
+    collection: str
+    rewritten: Callable[[int, bytes], bytes | EventSealError]
+
+
+class AESCipher(EnvelopeSealer[ItemContext]):
     """
     Seals and opens items. Methods may be called from several threads at once.
 
@@ -65,35 +88,25 @@ class AESCipher:
     ) -> None:
         if max_plaintext < 1:
             raise ConfigurationError(f"max_plaintext is {max_plaintext}; it must be at least 1 byte")
-        self._keys = _key_source(key, suite, application)
-        self._suite = self._keys.suite if isinstance(self._keys, StaticKey) else A256CBC_HS512
-        self._compression = compression or Zstd()
-        self._max_plaintext = max_plaintext
-        self._binder = ItemBinder(self._keys.application)
-        self._resealer = Resealer(
-            self._keys,
-            suite=self._suite,
-            compression=self._compression,
-            binder=self._binder,
-            limit=max_plaintext,
+        source = _key_source(key, suite, application)
+        sealing_suite = source.suite if isinstance(source, StaticKey) else A256CBC_HS512
+        compression = compression or Zstd()
+        self._binder = binder = ItemBinder(source.application)
+        super().__init__(
+            source, suite=sealing_suite, compression=compression, bind=binder.bind, limit=max_plaintext
         )
-
-        self._fields = FieldCipher(
-            self._keys,
-            suite=self._suite,
-            compression=self._compression,
-            binder=self._binder,
-            limit=max_plaintext,
+        self._fields = FieldSealer(
+            source, suite=sealing_suite, compression=compression, binder=binder, limit=max_plaintext
         )
 
     def with_keys(self, keys: KeySource) -> AESCipher:
         """Give a cipher that differs in its keys alone."""
-        return AESCipher(keys, compression=self._compression, max_plaintext=self._max_plaintext)
+        return AESCipher(keys, compression=self._compression, max_plaintext=self._limit)
 
     @property
     def application(self) -> str:
         """The application whose items this cipher seals and opens."""
-        return self._binder.application
+        return self._keys.application
 
     def stored_scope(self, scope: str) -> str:
         """Give a scope as keys name it, to be compared with an opened item's; see ``KeySource``."""
@@ -130,90 +143,12 @@ class AESCipher:
             raise outcome
         return outcome.plaintext
 
-    def encrypt_many(
-        self,
-        items: Sequence[tuple[bytes, ItemContext]],
-        *,
-        scopes: str | Sequence[str] = DEFAULT_SCOPE,
-        compress: bool | Sequence[bool] = True,
-    ) -> list[bytes]:
-        """
-        Seal items, all or none, those of a scope under one key.
-
-        Args:
-            items: Plaintext and place of each.
-            scopes: One for all items, or one for each.
-            compress: Whether compression is tried: for all items, or for each.
-
-        Returns:
-            The envelopes, in order.
-
-        Raises:
-            SerializationError: A place has no canonical value, or a plaintext is not bytes.
-            ItemTooLargeError: A plaintext is over ``max_plaintext``.
-            EventSealError: There is no key to seal with; ``KeySource.sealing_keys`` says why.
-        """
-        if isinstance(compress, bool):
-            ready = self._ready(items, repeat(compress))
-        else:
-            _check_count("compress", compress, items)
-            ready = self._ready(items, compress)
-        if not ready:
-            return []
-        if isinstance(scopes, str):
-            return self._seal({scopes: ready})[scopes]
-        _check_count("scopes", scopes, items)
-        by_scope: dict[str, list[Ready]] = {}
-        for scope, item in zip(scopes, ready, strict=True):
-            by_scope.setdefault(scope, []).append(item)
-        sealed = {scope: iter(envelopes) for scope, envelopes in self._seal(by_scope).items()}
-        return [next(sealed[scope]) for scope in scopes]
-
-    def open_many(self, items: Sequence[tuple[bytes, ItemContext]]) -> list[Opened | EventSealError]:
-        """
-        Open items, each with an outcome of its own.
-
-        Args:
-            items: Envelope and place of each.
-
-        Returns:
-            For each item, in order, what was opened or why it was not: ``UnknownFormatError``,
-            ``SerializationError``, ``WrongApplicationError``, ``IntegrityError``, ``ItemTooLargeError``, or
-            what ``KeySource.opening_keys`` gives for its key.
-
-        Raises:
-            StoreError: The key store refused or failed.
-        """
-        outcomes: dict[int, Opened | EventSealError] = {}
-        indices: dict[bytes, list[int]] = {}
-        for index, (sealed, _) in enumerate(items):
-            problem = envelope_problem(sealed)
-            if problem is None:
-                indices.setdefault(sealed[:HEADER_SIZE], []).append(index)
-            else:
-                outcomes[index] = problem
-        key_ids = {header: _key_id(header) for header in indices}
-        keys = self._keys.opening_keys(set(key_ids.values())) if indices else {}
-        for header, of_header in indices.items():
-            opened = self._open(keys[key_ids[header]], header, [items[index] for index in of_header])
-            outcomes.update(zip(of_header, opened, strict=True))
-        return [outcomes[index] for index in range(len(items))]
-
-    def bind_many(self, items: Sequence[tuple[bytes, ItemContext]]) -> list[tuple[bytes, bytes]]:
-        """
-        Give the associated data of items, without the header, each with its envelope.
-
-        Raises:
-            SerializationError: A place has no canonical value.
-        """
-        return [(self._binder.bind(context), sealed) for sealed, context in items]
-
     def bind_fields(self, fields: Sequence[tuple[bytes, FieldContext]]) -> list[tuple[bytes, bytes]]:
         """Give the associated data of fields, as :meth:`bind_many` does that of items."""
         return self._fields.bind_many(fields)
 
     def reseal_many(
-        self, items: StoredItems, collection: str, *, moved: Moved | None = None
+        self, items: StoredItems, collection: str, *, moved: FormerCollection | None = None
     ) -> list[Outcome]:
         """
         Seal items again under the active keys of their scopes; no key is made.
@@ -235,7 +170,49 @@ class AESCipher:
             KeyNotFoundError: A key was closed while it sealed.
             EventSealError: ``KeySource.sealing_keys`` says why there is no key to seal with.
         """
-        return self._resealer.reseal_many(items, collection, moved)
+        outcomes: list[Outcome] = [None] * len(items.envelopes)
+        by_header = _by_header(items.envelopes, outcomes)
+        if not by_header:
+            return outcomes
+        places = self._binder.bind_many(items, collection)
+        former = None if moved is None else self._binder.bind_many(items, moved.collection)
+        keys = self._keys.opening_keys({key_id_in(header) for header in by_header})
+        by_scope: dict[str, list[_Row]] = {}
+        for header, numbers in by_header.items():
+            key, bound, framed = keys[key_id_in(header)], [], []
+            for number in numbers:
+                place = places[number]
+                if isinstance(place, SerializationError):
+                    outcomes[number] = place
+                else:
+                    bound.append(number)
+                    framed.append((items.envelopes[number][HEADER_SIZE:], header + place))
+            opened = self._bodies(key, header, framed)
+            if isinstance(opened, EventSealError):
+                for number in bound:
+                    outcomes[number] = opened
+                continue
+            scope, bodies = opened
+            if former is not None:
+                places_before = [former[number] for number in bound]
+                self._open_former(key, header, framed, bodies, places_before)
+            rows = by_scope.setdefault(scope, [])
+            compression = CompressionId(header[2])
+            is_kept = moved is None and compression in (CompressionId.NONE, self._compression.id)
+            for number, (_, aad), body in zip(bound, framed, bodies, strict=True):
+                if is_kept and type(body) is bytes:  # as nearly always
+                    rows.append((number, compression, body, aad[HEADER_SIZE:]))
+                    continue
+                written = self._written(number, compression, body, moved)
+                if isinstance(written, EventSealError):
+                    outcomes[number] = written
+                else:
+                    rows.append((number, *written, aad[HEADER_SIZE:]))
+        wanted = {scope: len(rows) for scope, rows in by_scope.items() if rows}
+        targets = self._keys.sealing_keys(wanted, make=False) if wanted else {}
+        for scope, target in targets.items():
+            self._seal_rows(target, by_scope[scope], outcomes)
+        return outcomes
 
     @property
     def heads(self) -> tuple[bytes, ...]:
@@ -261,7 +238,8 @@ class AESCipher:
             ItemTooLargeError: A plaintext is over ``max_plaintext``.
             EventSealError: There is no key to seal with; ``KeySource.sealing_keys`` says why.
         """
-        return self._fields.seal_many(fields, compress)
+        scopes = [context.scope for _, context in fields]
+        return self._fields.encrypt_many(fields, scopes=scopes, compress=compress)
 
     def open_fields(self, fields: Sequence[tuple[bytes, FieldContext]]) -> list[Opened | EventSealError]:
         """
@@ -275,80 +253,79 @@ class AESCipher:
         """
         return self._fields.open_many(fields)
 
-    def _ready(self, items: Iterable[tuple[bytes, ItemContext]], compress: Iterable[bool]) -> list[Ready]:
-        limit, compression, bind = self._max_plaintext, self._compression, self._binder.bind
-        compresses = compression.id is not CompressionId.NONE
-        ready: list[Ready] = []
-        for (plaintext, context), wanted in zip(items, compress, strict=False):
-            if not isinstance(plaintext, bytes):
-                raise SerializationError(f"a plaintext is bytes, not {type(plaintext).__name__}")
-            size = len(plaintext)
-            if size > limit:
-                raise too_large(size, limit)
-            place = bind(context)
-            if wanted and compresses:
-                compressed = compression.compress(plaintext)
-                # Kept only if the envelope gets smaller, and ciphertext comes in whole blocks.
-                if len(compressed) // BLOCK_SIZE < size // BLOCK_SIZE:
-                    ready.append((compression.id, compressed, place))
-                    continue
-            ready.append((CompressionId.NONE, plaintext, place))
-        return ready
-
-    def _seal(self, by_scope: Mapping[str, Sequence[Ready]]) -> dict[str, list[bytes]]:
-        keys = self._keys.sealing_keys({scope: len(items) for scope, items in by_scope.items()})
-        return {scope: self._seal_scope(scope, keys[scope], items) for scope, items in by_scope.items()}
-
-    def _seal_scope(self, scope: str, key: DataKey, items: Sequence[Ready]) -> list[bytes]:
-        try:
-            return seal_under(key, self._suite, items, application=self.application)
-        except KeyNotFoundError:
-            # Closed between being handed out and being used: ask once more, and take that answer.
-            key = self._keys.sealing_keys({scope: len(items)})[scope]
-        return seal_under(key, self._suite, items, application=self.application)
-
-    def _open(
+    def _bodies(
         self,
         key: DataKey | EventSealError,
         header: bytes,
-        items: Sequence[tuple[bytes, ItemContext]],
+        framed: Sequence[tuple[bytes, bytes]],
         *,
         last_answer: bool = False,
-    ) -> list[Opened | EventSealError]:
-        if isinstance(key, KeyDestroyedError) and key.scope_reopened:
-            return self._erased(key, items)
+    ) -> tuple[str, list[bytes | IntegrityError]] | EventSealError:
+        """Open the items of one header: give their scope and each one's body, or what stops all of them."""
         if isinstance(key, EventSealError):
-            return [key] * len(items)
+            return key
+        problem = misfit(key, self._keys.application)
+        if problem is not None:
+            return problem
         try:
-            return open_under(key, header, items, binder=self._binder, limit=self._max_plaintext)
-        except KeyNotFoundError as error:
-            # Closed between being handed out and being used: ask once more, and take that answer.
+            return key.scope, open_many(key.pool(SUITES[header[1]]), framed)
+        except KeyNotFoundError as error:  # closed between being handed out and being used: ask once more
             again = error if last_answer else self._keys.opening_keys([key.key_id])[key.key_id]
-        return self._open(again, header, items, last_answer=True)
+        return self._bodies(again, header, framed, last_answer=True)
 
-    def _erased(
-        self, error: KeyDestroyedError, items: Sequence[tuple[bytes, ItemContext]]
-    ) -> list[Opened | EventSealError]:
-        """Tell what was erased in a scope that was reopened since from what somebody put there later."""
-        outcomes: list[Opened | EventSealError] = []
-        bound: list[tuple[bytes, bytes]] = []
-        for sealed, context in items:
-            try:
-                bound.append((self._binder.bind(context), sealed))
-            except SerializationError as problem:
-                outcomes.append(problem)
-            else:
-                outcomes.append(error)
-        listed = iter(self._keys.are_listed_as_erased(bound))
-        return [
-            outcome if outcome is not error or next(listed) else IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
-            for outcome in outcomes
-        ]
+    def _open_former(
+        self,
+        key: DataKey | EventSealError,
+        header: bytes,
+        framed: Sequence[tuple[bytes, bytes]],
+        bodies: list[bytes | IntegrityError],
+        former: Sequence[Any],
+    ) -> None:
+        """Open, where they were before, the items that did not open where they are moved to."""
+        refused = [index for index, body in enumerate(bodies) if isinstance(body, IntegrityError)]
+        # A place has a value in both collections or in none.
+        opened = self._bodies(key, header, [(framed[index][0], header + former[index]) for index in refused])
+        if not isinstance(opened, EventSealError):
+            for index, body in zip(refused, opened[1], strict=True):
+                bodies[index] = body
 
+    def _written(
+        self,
+        number: int,
+        compression: CompressionId,
+        body: bytes | IntegrityError,
+        moved: FormerCollection | None,
+    ) -> tuple[CompressionId, bytes] | EventSealError:
+        """Give a body as it is to be sealed: as it is, or under the cipher's compression if that helps."""
+        plaintext = decompress(compression, body, limit=self._limit) if isinstance(body, bytes) else body
+        written = moved.rewritten(number, plaintext) if moved and isinstance(plaintext, bytes) else plaintext
+        if isinstance(written, EventSealError):
+            return written
+        own = self._compression.id
+        if written is plaintext and isinstance(body, bytes) and compression in (CompressionId.NONE, own):
+            return compression, body
+        if CompressionId.NONE not in (compression, own):
+            compressed = self._compression.compress(written)
+            if len(compressed) // BLOCK_SIZE < len(written) // BLOCK_SIZE:
+                return own, compressed
+        return CompressionId.NONE, written
 
-@lru_cache(maxsize=1024)
-def _key_id(header: bytes) -> UUID:
-    return UUID(bytes=header[3:])
+    def _seal_rows(self, target: DataKey, rows: Sequence[_Row], outcomes: list[Outcome]) -> None:
+        pool = target.pool(self._suite)
+        headers = {
+            compression: build_header(self._suite.id, compression, target.key_id)
+            for compression in (CompressionId.NONE, self._compression.id)
+        }
+        framed = [(body, headers[compression] + place) for _, compression, body, place in rows]
+        sealed = seal_many(pool, framed)
+        if not reopens(pool, sealed, framed):
+            raise IntegrityError(
+                f"items that were just sealed under key {target.key_id} do not open to the same bytes",
+                remedy="Nothing of the batch was written. Check this machine's memory and its OpenSSL.",
+                key_id=target.key_id,
+            )
+        for (number, *_), body, (_, aad) in zip(rows, sealed, framed, strict=True):
+            outcomes[number] = aad[:HEADER_SIZE] + body
 
 
 def _key_source(key: bytes | KeySource, suite: Suite | None, application: str | None) -> KeySource:
@@ -362,9 +339,12 @@ def _key_source(key: bytes | KeySource, suite: Suite | None, application: str | 
     return key
 
 
-def _check_count(name: str, values: Sequence[object], items: Sequence[object]) -> None:
-    if len(values) != len(items):
-        raise ConfigurationError(
-            f"{name} holds {len(values)} values for {len(items)} items",
-            remedy=f"Give one value of {name} for all items, or one for each.",
-        )
+def _by_header(envelopes: Sequence[Any], outcomes: list[Outcome]) -> dict[bytes, list[int]]:
+    """Number the items by their header; what is no envelope gets its error."""
+    numbers: dict[bytes, list[int]] = {}
+    for number, problem in enumerate(map(envelope_problem, envelopes)):
+        if problem is None:
+            numbers.setdefault(envelopes[number][:HEADER_SIZE], []).append(number)
+        else:
+            outcomes[number] = problem
+    return numbers

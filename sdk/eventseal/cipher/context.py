@@ -58,8 +58,8 @@ class ItemContext:
     collection: str = "items"
 
 
-class StoredPlaces(Protocol):
-    """The places of stored items, column by column, as a table has them."""
+class StoredItems(Protocol):
+    """Items with their places, column by column, as a table has them; they belong to one collection."""
 
     @property
     def sequence_ids(self) -> Sequence[Any]:
@@ -74,6 +74,11 @@ class StoredPlaces(Protocol):
     @property
     def topics(self) -> Sequence[Any]:
         """One for each item."""
+        ...
+
+    @property
+    def envelopes(self) -> Sequence[Any]:
+        """One for each item, or whatever stands in its place."""
         ...
 
 
@@ -114,7 +119,7 @@ class ItemBinder:
             return self._bind_unusual(context, place)
         return _framed_names(self.application, context.collection) + place + _framed_topic(topic)
 
-    def bind_many(self, items: StoredPlaces, collection: str) -> list[bytes | SerializationError]:
+    def bind_many(self, items: StoredItems, collection: str) -> list[bytes | SerializationError]:
         """
         Bind the places of a page of one collection, as :meth:`bind` does, each with an outcome of its own.
 

@@ -1,236 +1,47 @@
-"""The body of an envelope: plaintext compressed where that pays, within limits, and framed."""
+"""Envelopes under keys of one purpose: items under data keys, and fields inside them under field keys."""
 
 from __future__ import annotations
 
-import os
-import zlib
-from collections import deque
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
+from functools import lru_cache, partial
+from itertools import repeat
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
+from uuid import UUID
 
-import zstandard
-
+from eventseal.cipher.compression import decompress, too_large
+from eventseal.cipher.context import DOMAIN, framed_text
 from eventseal.errors import (
     OPAQUE_INTEGRITY_MESSAGE,
     ConfigurationError,
     EventSealError,
     IntegrityError,
-    ItemTooLargeError,
+    KeyDestroyedError,
+    KeyNotFoundError,
     SerializationError,
     WrongApplicationError,
 )
+from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.keys.states import KeyPurpose
 from eventseal.suites.cbc_hmac import SUITES, open_many, seal_many
-from eventseal.suites.envelope import HEADER_SIZE, CompressionId, build_header
+from eventseal.suites.envelope import BLOCK_SIZE, HEADER_SIZE, CompressionId, build_header, envelope_problem
+from eventseal.suites.hkdf import length_prefixed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from uuid import UUID
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from eventseal.cipher.compression import Compression
+    from eventseal.cipher.context import ItemBinder, ItemContext
     from eventseal.keys.data_key import DataKey
+    from eventseal.keys.source import KeySource
     from eventseal.suites.cbc_hmac import Suite
 
+FIELD_DOMAIN = b"field"
+LEAST_COMPRESSED = 256
+"""Bytes from which a field's compression is tried: names and addresses do not get shorter by it."""
 
-_KEPT = os.cpu_count() or 1
-
-
-class Compression(Protocol):
-    """How a cipher compresses what it seals. Methods may be called from several threads at once."""
-
-    @property
-    def id(self) -> CompressionId:
-        """Its byte in the envelope."""
-        ...
-
-    def compress(self, plaintext: bytes) -> bytes:
-        """Compress *plaintext*; the cipher decides whether the result is worth keeping."""
-        ...
-
-
-class NoCompression:
-    """Seals items as they are: their lengths say the least about their content."""
-
-    id = CompressionId.NONE
-
-    def compress(self, plaintext: bytes) -> bytes:
-        """Give *plaintext* back."""
-        return plaintext
-
-
-class Zlib:
-    """
-    zlib (RFC 1950).
-
-    Args:
-        level: 1 to 9.
-    """
-
-    id = CompressionId.ZLIB
-
-    def __init__(self, level: int = 6) -> None:
-        self._level = _checked_level(level, 9)
-
-    def compress(self, plaintext: bytes) -> bytes:
-        """Compress *plaintext* into one zlib stream."""
-        return zlib.compress(plaintext, self._level)
-
-
-class Zstd:
-    """
-    Zstandard (RFC 8878), one frame an item, which declares its content's size.
-
-    Args:
-        level: 1 to 22; higher ones take longer for little on events.
-    """
-
-    id = CompressionId.ZSTD
-
-    def __init__(self, level: int = 3) -> None:
-        self._level = _checked_level(level, zstandard.MAX_COMPRESSION_LEVEL)
-        self._idle: deque[zstandard.ZstdCompressor] = deque(maxlen=_KEPT)
-
-    def compress(self, plaintext: bytes) -> bytes:
-        """Compress *plaintext* into one zstd frame."""
-        try:
-            compressor = self._idle.pop()
-        except IndexError:
-            compressor = self._made()
-        compressed = compressor.compress(plaintext)
-        self._idle.append(compressor)
-        return compressed
-
-    def _made(self) -> zstandard.ZstdCompressor:
-        return zstandard.ZstdCompressor(level=self._level, write_content_size=True)
-
-
-class EventZstd(Zstd):
-    """
-    Zstandard with the dictionary of the format: it knows what the JSON of most events has in common.
-
-    A small event takes about half of what it takes without. The dictionary is made of events that nobody ever
-    had (``tests/vectors/format/make_dictionary.py``), and comes with EventSeal.
-
-    Args:
-        level: 1 to 22.
-    """
-
-    id = CompressionId.ZSTD_EVENTS
-
-    def _made(self) -> zstandard.ZstdCompressor:
-        return zstandard.ZstdCompressor(
-            level=self._level,
-            dict_data=event_dictionary(),
-            write_content_size=True,
-            write_dict_id=False,  # the header's byte names it
-        )
-
-
-@lru_cache(maxsize=1)
-def event_dictionary() -> zstandard.ZstdCompressionDict:
-    """Give the dictionary of the format; threads may share it."""
-    return zstandard.ZstdCompressionDict(Path(__file__).with_name("events.zdict").read_bytes())
-
-
-_idle_decompressors: deque[zstandard.ZstdDecompressor] = deque(maxlen=_KEPT)
-_idle_event_decompressors: deque[zstandard.ZstdDecompressor] = deque(maxlen=_KEPT)
-
-
-def decompress(compression: int, data: bytes, *, limit: int) -> bytes | IntegrityError | ItemTooLargeError:
-    """
-    Undo a compression, within bounds.
-
-    Args:
-        compression: As the envelope's header has it.
-        data: What was sealed; its tag was verified.
-        limit: Bytes that may come out at most; more are never allocated.
-
-    Returns:
-        What came out, or why nothing did: it would be over *limit*, or *data* is not one whole compressed
-        item. Errors are given, not raised, so that no traceback holds a plaintext.
-    """
-    return _DECOMPRESS[compression](data, limit)
-
-
-def too_large(size: int, limit: int) -> ItemTooLargeError:
-    """Say that an item of *size* bytes is over the *limit*."""
-    return ItemTooLargeError(
-        f"the item has {size} bytes in plain; the limit is {limit}", size=size, limit=limit
-    )
-
-
-def _checked_level(level: int, highest: int) -> int:
-    if not 1 <= level <= highest:
-        raise ConfigurationError(f"compression level {level} is not one of 1 to {highest}")
-    return level
-
-
-def _as_it_is(data: bytes, limit: int) -> bytes | ItemTooLargeError:
-    return data if len(data) <= limit else too_large(len(data), limit)
-
-
-def _decompress_zstd(data: bytes, limit: int) -> bytes | IntegrityError | ItemTooLargeError:
-    return _from_frame(data, limit, _idle_decompressors, zstandard.ZstdDecompressor)
-
-
-def _decompress_events(data: bytes, limit: int) -> bytes | IntegrityError | ItemTooLargeError:
-    return _from_frame(data, limit, _idle_event_decompressors, _event_decompressor)
-
-
-def _event_decompressor() -> zstandard.ZstdDecompressor:
-    return zstandard.ZstdDecompressor(dict_data=event_dictionary())
-
-
-def _from_frame(
-    data: bytes,
-    limit: int,
-    idle: deque[zstandard.ZstdDecompressor],
-    make: Callable[[], zstandard.ZstdDecompressor],
-) -> bytes | IntegrityError | ItemTooLargeError:
-    try:
-        declared = zstandard.frame_content_size(data)
-    except zstandard.ZstdError:
-        return IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
-    # -1: none is declared. 0: zstandard would look no further, and no empty item is worth compressing.
-    if declared < 1:
-        return IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
-    if declared > limit:
-        return too_large(declared, limit)
-    try:
-        decompressor = idle.pop()
-    except IndexError:
-        decompressor = make()
-    try:
-        plaintext = decompressor.decompress(data, allow_extra_data=False)
-    except zstandard.ZstdError:
-        return IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
-    idle.append(decompressor)
-    return plaintext
-
-
-def _decompress_zlib(data: bytes, limit: int) -> bytes | IntegrityError | ItemTooLargeError:
-    stream = zlib.decompressobj()
-    try:
-        plaintext = stream.decompress(data, limit + 1)
-    except zlib.error:
-        return IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
-    if len(plaintext) > limit:
-        return ItemTooLargeError(f"the item has more than {limit} bytes in plain", limit=limit)
-    if not stream.eof or stream.unused_data:
-        return IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
-    return plaintext
-
-
-_DECOMPRESS: Mapping[int, Callable[[bytes, int], bytes | IntegrityError | ItemTooLargeError]] = {
-    CompressionId.NONE: _as_it_is,
-    CompressionId.ZLIB: _decompress_zlib,
-    CompressionId.ZSTD: _decompress_zstd,
-    CompressionId.ZSTD_EVENTS: _decompress_events,
-}
-
-
-_Place = TypeVar("_Place", contravariant=True)  # noqa: PLC0105 - one name for the protocol and its users
+_ITEM_DOMAIN_SIZE = len(length_prefixed(DOMAIN))
+_FRAMED_FIELD_DOMAIN = length_prefixed(FIELD_DOMAIN)
+_Place = TypeVar("_Place")
 _WHAT_SEALS = {
     KeyPurpose.DATA: "only data keys seal and open items",
     KeyPurpose.FIELD: "only field keys seal and open fields",
@@ -256,22 +67,288 @@ class Opened:
     scope: str
 
 
-class Binder(Protocol[_Place]):
-    """Writes places as associated data, for one application."""
+class EnvelopeSealer(Generic[_Place]):
+    """
+    Seals and opens under keys of one purpose. Methods may be called from several threads at once.
 
-    @property
-    def application(self) -> str:
-        """Its name is part of all associated data."""
-        ...
+    Args:
+        keys: Give the keys.
+        suite: What seals.
+        compression: What bodies are compressed with before they are sealed.
+        bind: Gives a place as associated data, without the header.
+        limit: Bytes that a plaintext may have.
+    """
 
-    def bind(self, context: _Place, /) -> bytes:
+    _purpose = KeyPurpose.DATA
+    _least_compressed = 0
+
+    def __init__(
+        self,
+        keys: KeySource,
+        *,
+        suite: Suite,
+        compression: Compression,
+        bind: Callable[[_Place], bytes],
+        limit: int,
+    ) -> None:
+        self._keys = keys
+        self._suite = suite
+        self._compression = compression
+        self._bind = bind
+        self._limit = limit
+
+    def encrypt_many(
+        self,
+        items: Sequence[tuple[bytes, _Place]],
+        *,
+        scopes: str | Sequence[str] = DEFAULT_SCOPE,
+        compress: bool | Sequence[bool] = True,
+    ) -> list[bytes]:
         """
-        Give the associated data but for the envelope's header, which goes before it.
+        Seal items, all or none, those of a scope under one key.
+
+        Args:
+            items: Plaintext and place of each.
+            scopes: One for all items, or one for each.
+            compress: Whether compression is tried: for all items, or for each.
+
+        Returns:
+            The envelopes, in order.
 
         Raises:
-            SerializationError: A part has no canonical value.
+            SerializationError: A place has no canonical value, or a plaintext is not bytes.
+            ItemTooLargeError: A plaintext is over ``max_plaintext``.
+            EventSealError: There is no key to seal with; ``KeySource.sealing_keys`` says why.
         """
-        ...
+        if isinstance(compress, bool):
+            ready = self._ready(items, repeat(compress))
+        else:
+            _check_count("compress", compress, items)
+            ready = self._ready(items, compress)
+        if not ready:
+            return []
+        if isinstance(scopes, str):
+            return self._seal({scopes: ready})[scopes]
+        _check_count("scopes", scopes, items)
+        by_scope: dict[str, list[Ready]] = {}
+        for scope, item in zip(scopes, ready, strict=True):
+            by_scope.setdefault(scope, []).append(item)
+        sealed = {scope: iter(envelopes) for scope, envelopes in self._seal(by_scope).items()}
+        return [next(sealed[scope]) for scope in scopes]
+
+    def open_many(self, items: Sequence[tuple[bytes, _Place]]) -> list[Opened | EventSealError]:
+        """
+        Open items, each with an outcome of its own.
+
+        Args:
+            items: Envelope and place of each.
+
+        Returns:
+            For each item, in order, what was opened or why it was not: ``UnknownFormatError``,
+            ``SerializationError``, ``WrongApplicationError``, ``IntegrityError``, ``ItemTooLargeError``, or
+            what ``KeySource.opening_keys`` gives for its key.
+
+        Raises:
+            StoreError: The key store refused or failed.
+        """
+        outcomes: dict[int, Opened | EventSealError] = {}
+        indices: dict[bytes, list[int]] = {}
+        for index, (sealed, _) in enumerate(items):  # here, not in a function: single items come here too
+            problem = envelope_problem(sealed)
+            if problem is None:
+                indices.setdefault(sealed[:HEADER_SIZE], []).append(index)
+            else:
+                outcomes[index] = problem
+        key_ids = {header: key_id_in(header) for header in indices}
+        keys = self._keys.opening_keys(set(key_ids.values()), purpose=self._purpose) if indices else {}
+        for header, of_header in indices.items():
+            opened = self._open(keys[key_ids[header]], header, [items[index] for index in of_header])
+            outcomes.update(zip(of_header, opened, strict=True))
+        return [outcomes[index] for index in range(len(items))]
+
+    def bind_many(self, items: Sequence[tuple[bytes, _Place]]) -> list[tuple[bytes, bytes]]:
+        """
+        Give the associated data of items, without the header, each with its envelope.
+
+        Raises:
+            SerializationError: A place has no canonical value.
+        """
+        return [(self._bind(context), sealed) for sealed, context in items]
+
+    def names_scope(self, scope: str, stored: str | None) -> bool:
+        """Whether keys name a scope so: mostly as it is, else by its digest; see ``KeySource``."""
+        return stored == scope or stored == self._keys.stored_scope(scope)
+
+    def _ready(self, items: Iterable[tuple[bytes, _Place]], compress: Iterable[bool]) -> list[Ready]:
+        limit, compression, bind, least = self._limit, self._compression, self._bind, self._least_compressed
+        compresses = compression.id is not CompressionId.NONE
+        ready: list[Ready] = []
+        for (plaintext, context), wanted in zip(items, compress, strict=False):
+            if not isinstance(plaintext, bytes):
+                raise SerializationError(f"a plaintext is bytes, not {type(plaintext).__name__}")
+            size = len(plaintext)
+            if size > limit:
+                raise too_large(size, limit)
+            place = bind(context)
+            if wanted and compresses and size >= least:
+                compressed = compression.compress(plaintext)
+                # Kept only if it saves a block: ciphertext comes in whole blocks (docs/decisions/0004).
+                if len(compressed) // BLOCK_SIZE < size // BLOCK_SIZE:
+                    ready.append((compression.id, compressed, place))
+                    continue
+            ready.append((CompressionId.NONE, plaintext, place))
+        return ready
+
+    def _seal(self, by_scope: Mapping[str, Sequence[Ready]]) -> dict[str, list[bytes]]:
+        counts = {scope: len(items) for scope, items in by_scope.items()}
+        keys = self._keys.sealing_keys(counts, purpose=self._purpose)
+        return {scope: self._seal_scope(scope, keys[scope], items) for scope, items in by_scope.items()}
+
+    def _seal_scope(self, scope: str, key: DataKey, items: Sequence[Ready]) -> list[bytes]:
+        application, purpose = self._keys.application, self._purpose
+        try:
+            return seal_under(key, self._suite, items, application=application, purpose=purpose)
+        except KeyNotFoundError:
+            # Closed between being handed out and being used: ask once more, and take that answer.
+            key = self._keys.sealing_keys({scope: len(items)}, purpose=purpose)[scope]
+        return seal_under(key, self._suite, items, application=application, purpose=purpose)
+
+    def _open(
+        self,
+        key: DataKey | EventSealError,
+        header: bytes,
+        items: Sequence[tuple[bytes, _Place]],
+        *,
+        last_answer: bool = False,
+    ) -> list[Opened | EventSealError]:
+        """Open what has one header in common."""
+        if isinstance(key, KeyDestroyedError) and key.scope_reopened:
+            return self._erased(key, items)
+        if isinstance(key, EventSealError):
+            return [key] * len(items)
+        try:
+            return self._open_under(key, header, items)
+        except KeyNotFoundError as error:
+            # Closed between being handed out and being used: ask once more, and take that answer.
+            again = (
+                error
+                if last_answer
+                else self._keys.opening_keys([key.key_id], purpose=self._purpose)[key.key_id]
+            )
+        return self._open(again, header, items, last_answer=True)
+
+    def _open_under(
+        self, key: DataKey, header: bytes, items: Sequence[tuple[bytes, _Place]]
+    ) -> list[Opened | EventSealError]:
+        problem = misfit(key, self._keys.application, self._purpose)
+        if problem is not None:
+            return [problem] * len(items)
+        framed: list[tuple[bytes, bytes]] = []
+        refused: dict[int, SerializationError] = {}
+        bind = self._bind
+        for index, (sealed, context) in enumerate(items):
+            try:
+                framed.append((sealed[HEADER_SIZE:], header + bind(context)))
+            except SerializationError as error:
+                refused[index] = error
+        compression, limit, key_id, scope = header[2], self._limit, key.key_id, key.scope
+        outcomes: list[Opened | EventSealError] = []
+        for body in open_many(key.pool(SUITES[header[1]]), framed):
+            outcome = decompress(compression, body, limit=limit) if isinstance(body, bytes) else body
+            outcomes.append(Opened(outcome, key_id, scope) if isinstance(outcome, bytes) else outcome)
+        for index, refusal in refused.items():
+            outcomes.insert(index, refusal)
+        return outcomes
+
+    def _erased(
+        self, error: KeyDestroyedError, items: Sequence[tuple[bytes, _Place]]
+    ) -> list[Opened | EventSealError]:
+        """Tell what was erased in a scope that was reopened since from what somebody put there later."""
+        outcomes: list[EventSealError | None] = []
+        bound: list[tuple[bytes, bytes]] = []
+        for sealed, context in items:
+            if self._is_vouched_for(context):
+                outcomes.append(error)
+                continue
+            try:
+                bound.append((self._bind(context), sealed))
+            except SerializationError as problem:
+                outcomes.append(problem)
+            else:
+                outcomes.append(None)
+        listed = iter(self._keys.are_listed_as_erased(bound) if bound else ())
+        return [
+            outcome or (error if next(listed) else IntegrityError(OPAQUE_INTEGRITY_MESSAGE))
+            for outcome in outcomes
+        ]
+
+    def _is_vouched_for(self, context: _Place) -> bool:  # noqa: ARG002 - nothing is around an item
+        """Whether what is around it was authenticated."""
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class FieldContext:
+    """
+    The place of a field. It must be equal when the field is opened.
+
+    Args:
+        item: The place of the item that holds it.
+        path: Where it stands in the item: a JSON Pointer.
+        scope: The subject whose key seals it, as a key scope.
+        item_is_plain: Whether the item is not encrypted, so that only the field is authenticated.
+    """
+
+    item: ItemContext
+    path: str
+    scope: str
+    item_is_plain: bool = field(default=False, compare=False)
+
+
+class FieldSealer(EnvelopeSealer[FieldContext]):
+    """
+    Seals and opens personal-data fields of items, each under its subject's key.
+
+    Args:
+        keys: Give keys of purpose ``field``.
+        suite: What seals.
+        compression: Tried where *compress* says so, and the field is long.
+        binder: Binds the item's place, which is part of the field's.
+        limit: Bytes that a field may have in plain.
+    """
+
+    _purpose = KeyPurpose.FIELD
+    _least_compressed = LEAST_COMPRESSED
+
+    def __init__(
+        self, keys: KeySource, *, suite: Suite, compression: Compression, binder: ItemBinder, limit: int
+    ) -> None:
+        bind = partial(_bind_field, binder)
+        super().__init__(keys, suite=suite, compression=compression, bind=bind, limit=limit)
+
+    def open_many(self, items: Sequence[tuple[bytes, FieldContext]]) -> list[Opened | EventSealError]:
+        """Open fields, each with an outcome of its own, if its own subject's key sealed it."""
+        opened = super().open_many(items)
+        return [
+            self._of_subject(outcome, context) for outcome, (_, context) in zip(opened, items, strict=True)
+        ]
+
+    def _is_vouched_for(self, context: FieldContext) -> bool:
+        return not context.item_is_plain  # an encrypted item vouches for its fields
+
+    def _of_subject(self, outcome: Opened | EventSealError, context: FieldContext) -> Opened | EventSealError:
+        # The scope is bound, so this is never so unless another subject's key was used to seal for this one.
+        if isinstance(outcome, Opened) and not self.names_scope(context.scope, outcome.scope):
+            return IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
+        return outcome
+
+
+def _bind_field(binder: ItemBinder, context: FieldContext) -> bytes:
+    """Give the associated data of a field: its item's under another domain tag, then path and scope."""
+    item = binder.bind(context.item)[_ITEM_DOMAIN_SIZE:]
+    return (
+        _FRAMED_FIELD_DOMAIN + item + framed_text("path", context.path) + framed_text("scope", context.scope)
+    )
 
 
 def seal_under(
@@ -300,58 +377,6 @@ def seal_under(
     return [aad[:HEADER_SIZE] + body for (_, aad), body in zip(framed, bodies, strict=True)]
 
 
-def open_under(
-    key: DataKey,
-    header: bytes,
-    items: Sequence[tuple[bytes, _Place]],
-    *,
-    binder: Binder[_Place],
-    limit: int,
-    purpose: KeyPurpose = KeyPurpose.DATA,
-) -> list[Opened | EventSealError]:
-    """
-    Open items, or fields, that have one header in common, each with an outcome of its own.
-
-    Args:
-        key: The key that the header names.
-        header: 19 bytes that this release knows.
-        items: Whole envelopes and their places.
-        binder: Gives a place's bytes; its application must be the key's.
-        limit: Bytes that an item may have in plain.
-        purpose: Of the keys that seal what is opened.
-
-    Raises:
-        KeyNotFoundError: The key was closed meanwhile.
-    """
-    problem = misfit(key, binder.application, purpose)
-    if problem is not None:
-        return [problem] * len(items)
-    framed: list[tuple[bytes, bytes]] = []
-    refused: dict[int, SerializationError] = {}
-    bind = binder.bind
-    for index, (sealed, context) in enumerate(items):
-        try:
-            framed.append((sealed[HEADER_SIZE:], header + bind(context)))
-        except SerializationError as error:
-            refused[index] = error
-    opened = open_many(key.pool(SUITES[header[1]]), framed)
-    outcomes = _decompressed(opened, key, header[2], limit)
-    for index, refusal in refused.items():
-        outcomes.insert(index, refusal)
-    return outcomes
-
-
-def _decompressed(
-    opened: Sequence[bytes | IntegrityError], key: DataKey, compression: int, limit: int
-) -> list[Opened | EventSealError]:
-    key_id, scope = key.key_id, key.scope
-    outcomes: list[Opened | EventSealError] = []
-    for body in opened:
-        outcome = decompress(compression, body, limit=limit) if isinstance(body, bytes) else body
-        outcomes.append(Opened(outcome, key_id, scope) if isinstance(outcome, bytes) else outcome)
-    return outcomes
-
-
 def misfit(key: DataKey, application: str, purpose: KeyPurpose = KeyPurpose.DATA) -> EventSealError | None:
     """Say why *key* may neither seal nor open for *application*; asked before any tag is checked."""
     if key.application != application:
@@ -366,3 +391,17 @@ def misfit(key: DataKey, application: str, purpose: KeyPurpose = KeyPurpose.DATA
             key_id=key.key_id,
         )
     return None
+
+
+@lru_cache(maxsize=1024)
+def key_id_in(header: bytes) -> UUID:
+    """Give the key that a header names."""
+    return UUID(bytes=header[3:])
+
+
+def _check_count(name: str, values: Sequence[object], items: Sequence[object]) -> None:
+    if len(values) != len(items):
+        raise ConfigurationError(
+            f"{name} holds {len(values)} values for {len(items)} items",
+            remedy=f"Give one value of {name} for all items, or one for each.",
+        )

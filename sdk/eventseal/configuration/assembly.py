@@ -10,7 +10,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from eventseal.cipher import AESCipher
-from eventseal.cipher.envelopes import EventZstd, NoCompression, Zlib
+from eventseal.cipher.compression import EventZstd, NoCompression, Zlib
 from eventseal.configuration.loading import load_settings, with_urls_hidden
 from eventseal.configuration.old_formats import configured_formats
 from eventseal.erasure import DatabaseLedger, FileLedger
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
     from sqlalchemy import URL
 
-    from eventseal.cipher.envelopes import Compression
+    from eventseal.cipher.compression import Compression
     from eventseal.configuration.settings import Settings
     from eventseal.erasure import Ledger
     from eventseal.items.sealed_places import SealedPlace

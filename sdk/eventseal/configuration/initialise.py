@@ -28,8 +28,7 @@ from eventseal.keys.records import DEFAULT_SCOPE, STORE_SCOPE
 from eventseal.keys.ring.new_keys import new_key_id
 from eventseal.keys.states import KeyPurpose
 from eventseal.kms import SupportsCheck, adapter_from_uri
-from eventseal.kms.adapter import EncryptionContext
-from eventseal.kms.uri import adapter_class
+from eventseal.kms.adapter import EncryptionContext, adapter_class
 from eventseal.storage.database.table_setup import KEY_ID, table_names
 from eventseal.storage.database.transactions import reads
 from eventseal.storage.items.columns import sealed_columns

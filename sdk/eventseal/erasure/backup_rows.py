@@ -26,7 +26,7 @@ from eventseal.suites.envelope import envelope_problem
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from eventseal.cipher.resealing import Outcome
+    from eventseal.cipher.aes import Outcome
     from eventseal.erasure.backup import Backup
     from eventseal.items.sealed_places import Place
     from eventseal.rotation.sealed_store import SealedStore

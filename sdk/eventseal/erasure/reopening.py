@@ -15,7 +15,7 @@ from eventseal.errors import IntegrityError, JobError, SerializationError
 from eventseal.items.fields import PersonalFields
 from eventseal.items.item import StoredItem
 from eventseal.items.json import JSONTranscoder
-from eventseal.items.places import UnknownPlaceNames
+from eventseal.items.item import UnknownPlaceNames
 from eventseal.items.stored_fields import SEALED_BYTES
 from eventseal.keys.states import KeyPurpose
 from eventseal.rotation.fence_closing import close_and_count

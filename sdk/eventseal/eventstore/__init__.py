@@ -4,10 +4,11 @@ from eventseal.eventstore.aggregates import AggregateRoot
 from eventseal.eventstore.application import (
     ApplicationWithEventStores,
     ApplicationWithPersistencePolicies,
+    EventSourcedRepository,
     PersistencePolicy,
+    RepositoryKeyError,
     SnapshottingPolicy,
 )
-from eventseal.eventstore.decorators import attribute, mutator, retry
 from eventseal.eventstore.entities import (
     EventSourcedEntity,
     TimestampedEntity,
@@ -25,11 +26,13 @@ from eventseal.eventstore.events import (
     EventWithOriginatorVersion,
     EventWithTimestamp,
     Logged,
+    attribute,
+    mutator,
     publish,
+    retry,
     subscribe,
     unsubscribe,
 )
-from eventseal.eventstore.repository import EventSourcedRepository, RepositoryKeyError
 from eventseal.eventstore.snapshots import EventSourcedSnapshotStrategy, Snapshot, SnapshotStrategy
 from eventseal.eventstore.store import ActiveRecordStrategy, EventStore
 

@@ -1,13 +1,15 @@
-"""Applications: event stores over active record strategies, and the policies that fill them."""
+"""Applications: event stores, the policies that fill them, and the repositories that read them."""
 
 from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakSet
 
-from eventseal.errors import ConfigurationError, KeyDestroyedError, KmsError, StoreError
+from eventseal.errors import ConfigurationError, ItemNotFoundError, KeyDestroyedError, KmsError, StoreError
+from eventseal.eventstore.entities import mutate_stored, replay
 from eventseal.eventstore.events import (
     DomainEvent,
     EventWithOriginatorVersion,
@@ -17,19 +19,131 @@ from eventseal.eventstore.events import (
     subscribe,
     unsubscribe,
 )
+from eventseal.eventstore.snapshots import Chronicle, entity_from_snapshot
 from eventseal.eventstore.store import EventStore
 from eventseal.items.mapper import SequencedItemMapper
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
 
     from eventseal.cipher import AESCipher
-    from eventseal.eventstore.repository import EventSourcedRepository
+    from eventseal.eventstore.events import Mutate
+    from eventseal.eventstore.snapshots import Snapshot, SnapshotStrategy
     from eventseal.eventstore.store import ActiveRecordStrategy
 
-
-if TYPE_CHECKING:
     EventTypes = type[Any] | tuple[type[Any], ...]
+
+
+class RepositoryKeyError(ItemNotFoundError, KeyError):
+    """There is no entity of this id, or it was discarded."""
+
+    default_remedy = "Check the id; a discarded entity is found by its events alone."
+
+    __str__ = Exception.__str__  # KeyError would show the message's repr
+
+
+class EventSourcedRepository:
+    """
+    Gives entities by their id, as their events made them: ``repository[id]``, ``id in repository``.
+
+    Args:
+        event_store: Where their events are.
+        mutator: A function of an entity and an event, such as ``Order._mutate``; by default the class that
+            ``create()`` noted in the first event says what events do.
+        snapshot_strategy: Where their snapshots are.
+    """
+
+    def __init__(
+        self,
+        event_store: EventStore,
+        mutator: Mutate | None = None,
+        snapshot_strategy: SnapshotStrategy | None = None,
+    ) -> None:
+        self.event_store = event_store
+        self.snapshot_strategy = snapshot_strategy
+        self._mutator = mutate_stored if mutator is None else mutator
+
+    def __contains__(self, entity_id: object) -> bool:
+        return self.get_entity(entity_id) is not None
+
+    def __getitem__(self, entity_id: Any) -> Any:
+        """
+        Give the entity of this id.
+
+        Raises:
+            RepositoryKeyError: There is none, or it was discarded. A ``KeyError``.
+            IntegrityError: An item of its stream was changed, or is missing.
+        """
+        entity = self.get_entity(entity_id)
+        if entity is None:
+            raise RepositoryKeyError(f"there is no entity {entity_id}, or it was discarded")
+        return entity
+
+    def get_entity(self, entity_id: Any, lt: int | None = None, lte: int | None = None) -> Any:
+        """
+        Give an entity as it is, or as it was.
+
+        Args:
+            entity_id: Which.
+            lt: As before the event at this position.
+            lte: As after the event at this position.
+
+        Returns:
+            The entity; ``None`` if there was none, or it was discarded.
+        """
+        snapshot = (
+            None
+            if self.snapshot_strategy is None
+            else self.snapshot_strategy.get_snapshot(entity_id, lt, lte)
+        )
+        return self._replayed(entity_id, snapshot, lt, lte)
+
+    def take_snapshot(self, entity_id: Any, lt: int | None = None, lte: int | None = None) -> Snapshot | None:
+        """
+        Keep an entity's state, as it is or as it was.
+
+        Returns:
+            The snapshot; ``None`` if there was no such entity.
+
+        Raises:
+            ConfigurationError: The repository has no snapshot strategy, or a snapshot of this entity would
+                keep what is erased elsewhere; the message says why.
+            KeyDestroyedError: A subject, or the scope of its events, was erased.
+        """
+        strategy = self.snapshot_strategy
+        if strategy is None:
+            raise ConfigurationError(
+                "the repository has no snapshot strategy", remedy="Give it snapshot_strategy=."
+            )
+        last_event = self.event_store.get_most_recent_event(entity_id, lt, lte)
+        if last_event is None:
+            return None
+        version = last_event.originator_version
+        snapshot = strategy.get_snapshot(entity_id, lte=version)
+        if snapshot is not None and snapshot.originator_version == version:
+            return snapshot
+        if getattr(snapshot, "key_scope", None) is None:  # an older one: what it holds is not known
+            snapshot = None
+        chronicle = Chronicle(self.event_store.sequenced_item_mapper, snapshot)
+        entity = self._replayed(entity_id, snapshot, lte=version, chronicle=chronicle)
+        return strategy.take_snapshot(entity_id, entity, version, history=chronicle.history())
+
+    def _replayed(
+        self,
+        entity_id: Any,
+        snapshot: Snapshot | None,
+        lt: int | None = None,
+        lte: int | None = None,
+        *,
+        chronicle: Chronicle | None = None,
+    ) -> Any:
+        entity = None if snapshot is None else entity_from_snapshot(snapshot)
+        after = None if snapshot is None else snapshot.originator_version
+        stored = self.event_store.iterate_domain_events(entity_id, gt=after, lt=lt, lte=lte)
+        if chronicle is not None:
+            stored = chronicle.noting(stored)
+        return replay(self._mutator, entity, stored, owner=self.event_store.owner)
+
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +192,7 @@ class PersistencePolicy:
             self.event_store.append(event)
 
     def _takes(self, event: Any) -> bool:
+        # Else an application in plain would store an encrypted one's events as well (docs/decisions/0005).
         owner, mine = current_owner(), self.event_store.owner
         if owner is mine:
             return True
@@ -175,6 +290,8 @@ class ApplicationWithEventStores:
             :class:`~eventseal.items.SequencedItemMapper`.
     """
 
+    _stored_when_published: Mapping[str, type[DomainEvent]] = MappingProxyType({})
+
     def __init__(
         self,
         *,
@@ -198,6 +315,11 @@ class ApplicationWithEventStores:
                 store = EventStore(strategy, self.construct_sequenced_item_mapper(strategy, position))
                 store.owner = self
                 self._event_stores[name] = store
+        self._policies = [
+            PersistencePolicy(self._event_stores[name], event_type)
+            for name, event_type in self._stored_when_published.items()
+            if name in self._event_stores
+        ]
 
     @property
     def entity_event_store(self) -> EventStore:
@@ -241,7 +363,9 @@ class ApplicationWithEventStores:
             yield
 
     def close(self) -> None:
-        """Take no more events; the database stays open."""
+        """Store nothing more; the database stays open."""
+        for policy in self._policies:
+            policy.close()
 
     def __enter__(self) -> Self:
         return self
@@ -263,45 +387,8 @@ class ApplicationWithPersistencePolicies(ApplicationWithEventStores):
     """
     An application that stores events when they are published: versioned ones, and logged ones.
 
-    Snapshots are stored by the strategy that takes them.
-
-    Args:
-        entity_active_record_strategy: Of events that are positioned by ``originator_version``.
-        log_active_record_strategy: Of events that are positioned by ``timestamp``.
-        snapshot_active_record_strategy: Of snapshots.
-        always_encrypt: Whether every item is sealed, and all else refused; ``None``: if there is a cipher.
-        cipher: Seals and opens the items; ``None`` for items in plain.
-        event_modules: Modules whose classes an unauthenticated item may name; see
-            :class:`~eventseal.items.SequencedItemMapper`.
+    Snapshots are stored by the strategy that takes them. The arguments are those of
+    :class:`ApplicationWithEventStores`.
     """
 
-    def __init__(
-        self,
-        *,
-        entity_active_record_strategy: ActiveRecordStrategy | None = None,
-        log_active_record_strategy: ActiveRecordStrategy | None = None,
-        snapshot_active_record_strategy: ActiveRecordStrategy | None = None,
-        always_encrypt: bool | None = None,
-        cipher: AESCipher | None = None,
-        event_modules: Collection[str] = (),
-    ) -> None:
-        super().__init__(
-            entity_active_record_strategy=entity_active_record_strategy,
-            log_active_record_strategy=log_active_record_strategy,
-            snapshot_active_record_strategy=snapshot_active_record_strategy,
-            always_encrypt=always_encrypt,
-            cipher=cipher,
-            event_modules=event_modules,
-        )
-        types = {"entity": EventWithOriginatorVersion, "log": Logged}
-        self._policies = [
-            PersistencePolicy(self._event_stores[name], event_type)
-            for name, event_type in types.items()
-            if name in self._event_stores
-        ]
-
-    def close(self) -> None:
-        """Store nothing more; the database stays open."""
-        for policy in self._policies:
-            policy.close()
-        super().close()
+    _stored_when_published = MappingProxyType({"entity": EventWithOriginatorVersion, "log": Logged})

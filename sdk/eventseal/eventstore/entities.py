@@ -7,21 +7,19 @@ from uuid import UUID, uuid4
 
 from eventseal.errors import ConfigurationError, IntegrityError, ItemNotFoundError, SequencedItemConflictError
 from eventseal.eventstore import events
-from eventseal.eventstore.decorators import mutator
-from eventseal.eventstore.events import current_owner, owned_by, publish
+from eventseal.eventstore.events import current_owner, mutator, owned_by, publish
 from eventseal.eventstore.personal_state import personal_names, refuse_unmarked
 from eventseal.items.event_modules import refuse_methods
-from eventseal.items.masks import Erased
 from eventseal.items.objects import attributes_of
 from eventseal.items.personal import plan_of
+from eventseal.items.scopes import Erased
 from eventseal.items.topics import resolve_topic, topic_of, with_known_subclasses
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from decimal import Decimal
 
-    from eventseal.eventstore.decorators import Mutate
-    from eventseal.eventstore.events import DomainEvent
+    from eventseal.eventstore.events import DomainEvent, Mutate
 
 TRANSIENT = frozenset({"_owner", "_is_stale", "_pending_events"})
 """Attributes of an entity that are no part of its state."""
@@ -129,7 +127,8 @@ class EventSourcedEntity:
         try:
             self._publish(event)
         except BaseException:
-            # What was applied may not be stored: the next event would leave a gap, or build on nothing.
+            # What was applied may not be stored: the next event would leave a gap, or build on nothing
+            # (docs/decisions/0005).
             self._is_stale = True
             raise
 
@@ -358,18 +357,13 @@ def replay(mutate: Mutate, entity: Any, stored: Iterable[DomainEvent], *, owner:
     """
     with owned_by(owner):
         for event in stored:
-            entity = _replay_one(entity, mutate, event)
+            if entity is None and isinstance(event, Erased):
+                continue
+            if isinstance(entity, EventSourcedEntity):
+                entity._validate_originator(event)  # noqa: SLF001 - of this module
+            entity = mutate(entity, event)
+            if isinstance(entity, EventSourcedEntity):
+                entity._event_applied(event)  # noqa: SLF001 - of this module
     if isinstance(entity, EventSourcedEntity):
         vars(entity)["_owner"] = owner
     return entity
-
-
-def _replay_one(self: Any, mutate: Mutate, event: DomainEvent) -> Any:
-    if isinstance(self, EventSourcedEntity):
-        self._validate_originator(event)
-    if self is None and isinstance(event, Erased):
-        return None
-    self = mutate(self, event)
-    if isinstance(self, EventSourcedEntity):
-        self._event_applied(event)
-    return self

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from eventseal.errors import ConfigurationError
 from eventseal.eventstore.events import DomainEvent
-from eventseal.items.json_values import ObjectState, Refused
-from eventseal.items.markers import PersonalData, Sealed, fits, personal_data_in, with_masks
-from eventseal.items.masks import Masked
+from eventseal.items.json_writer import ObjectState, Refused
+from eventseal.items.markers import Masked, PersonalData, Sealed, fits, personal_data_in, with_masks
 from eventseal.items.objects import attributes_of
 from eventseal.items.personal import marked_names, plan_of
 from eventseal.items.stored_fields import Enclosing, find_subject, subject_scope
@@ -104,9 +103,7 @@ def protected_state(
     Raises:
         ConfigurationError: Nothing says where a field is kept, or an attribute is another subject's by now.
     """
-    own = _own_shapes(cls, state)
-    kept = _kept(cls, state, event_classes, own)
-    shapes = {one.attribute: one.shape for one in kept} | own
+    kept, shapes = _kept(cls, state, event_classes)
     # What is empty is nobody's data, and an entity whose subject was erased has snapshots, too.
     sealed = {name: shape for name, shape in shapes.items() if not _is_empty(state.get(name))}
     names = {attribute.lstrip("_"): attribute for attribute in state} | {name: name for name in state}
@@ -124,16 +121,14 @@ def with_personal_masks(
     cls: type[Any], state: dict[str, Any], event_classes: Iterable[type[Any]]
 ) -> dict[str, Any]:
     """Put the masks, that the entity's and its events' annotations name, where something was erased."""
-    own = _own_shapes(cls, state)
     # An entity class that has changed since still finds its masks, as far as it tells where they belong.
-    kept = _kept(cls, state, event_classes, own, only_explained=True)
-    shapes = {one.attribute: one.shape for one in kept} | own
+    _, shapes = _kept(cls, state, event_classes, only_explained=True)
     return state | {name: with_masks(shape, state[name]) for name, shape in shapes.items() if name in state}
 
 
 def subjects_of(cls: type[Any], state: dict[str, Any], event_classes: Iterable[type[Any]]) -> dict[str, str]:
     """Give, by field, the scope of the subject whose an entity's personal data are."""
-    kept = _kept(cls, state, event_classes, _own_shapes(cls, state))
+    kept, _ = _kept(cls, state, event_classes)
     protected = protected_state(cls, state, event_classes)
     found = {one.field: _scope_in(one.shape, Enclosing("", protected)) for one in kept}
     return {field: scope for field, scope in found.items() if scope is not None}
@@ -153,18 +148,15 @@ def subjects_in(event: object) -> dict[str, str | None]:
     }
 
 
-def _own_shapes(cls: type[Any], state: dict[str, Any]) -> dict[str, Shape]:
-    return {_attribute(name, state) or name: shape for name, shape in plan_of(cls).fields.items()}
-
-
 def _kept(
     cls: type[Any],
     state: dict[str, Any],
     event_classes: Iterable[type[Any]],
-    own: Collection[str],
     *,
     only_explained: bool = False,
-) -> list[_Kept]:
+) -> tuple[list[_Kept], dict[str, Shape]]:
+    """Give the fields of an entity's events with where it keeps them, and the shapes of its attributes."""
+    own = {_attribute(name, state) or name: shape for name, shape in plan_of(cls).fields.items()}
     declared: Mapping[str, str | None] = getattr(cls, DECLARATION, {})
     kept: dict[str, _Kept] = {}
     for event_class in sorted({*event_classes_of(cls), *event_classes}, key=class_name):
@@ -185,7 +177,7 @@ def _kept(
                     remedy="Annotate the attribute itself, in the body of the entity's class.",
                 )
             kept.setdefault(attribute, _Kept(field, attribute, shape))
-    return list(kept.values())
+    return list(kept.values()), {name: one.shape for name, one in kept.items()} | own
 
 
 def _attribute(field: str, state: Collection[str]) -> str | None:

@@ -16,11 +16,9 @@ from eventseal.eventstore.personal_state import (
     subjects_of,
     with_personal_masks,
 )
-from eventseal.items.evolution import CLASS_VERSION, current, form_of
-from eventseal.items.masks import Erased
-from eventseal.items.objects import restore
+from eventseal.items.objects import form_of, in_todays_form, restore_current
 from eventseal.items.personal import plan_of
-from eventseal.items.places import CLASS_RULE
+from eventseal.items.scopes import CLASS_RULE, Erased
 from eventseal.items.topics import resolve_topic, topic_of
 from eventseal.keys.records import DEFAULT_SCOPE
 
@@ -205,6 +203,7 @@ class EventSourcedSnapshotStrategy:
         scope = snapshot.key_scope
         if scope == DEFAULT_SCOPE:
             return
+        # A snapshot under another key would outlive the subject of its events (docs/decisions/0011).
         mapper = self.event_store.sequenced_item_mapper
         found = mapper.key_scope_of(snapshot) if mapper.is_sealed(Snapshot) else None
         if found != scope:
@@ -252,13 +251,10 @@ def entity_from_snapshot(snapshot: Snapshot) -> Any:
         return None
     cls = resolve_topic(snapshot.topic)
     classes = map(resolve_topic, vars(snapshot).get("personal_topics", ()))
-    return restore(cls, with_personal_masks(cls, _current_state(cls, snapshot), list(classes)))
+    return restore_current(cls, with_personal_masks(cls, _current_state(cls, snapshot), list(classes)))
 
 
 def _current_state(cls: type[Any], snapshot: Snapshot) -> dict[str, Any]:
-    """Copy the state into the form that the entity's class has today, with its version if that is above 1."""
-    version = form_of(cls).version
-    if version == 1:
-        return current(cls, dict(snapshot.state))
-    state = current(cls, deepcopy(snapshot.state))  # an upcast may change what is inside
-    return state | {CLASS_VERSION: version}
+    """Copy the state into the form that the entity's class has today."""
+    is_first = form_of(cls).version == 1
+    return in_todays_form(cls, dict(snapshot.state) if is_first else deepcopy(snapshot.state))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from itertools import groupby, islice
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from eventseal.errors import ConfigurationError, IntegrityError, KeyClosedError, KeyDestroyedError
 from eventseal.items.item import field_names
 from eventseal.items.sealed_places import SealedPlace
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Iterator
 
     from eventseal.items.mapper import SequencedItemMapper
 
@@ -80,15 +80,6 @@ class ActiveRecordStrategy(Protocol):
 
     def all_items(self, *, page_size: int = PAGE_SIZE) -> Iterator[Any]:
         """Read every item of every stream, a page at a time."""
-        ...
-
-
-@runtime_checkable
-class KnowsOtherCollections(Protocol):
-    """A strategy whose table was given another collection; ``SQLAlchemyActiveRecordStrategy`` is one."""
-
-    def other_collections(self, application: str) -> Collection[str]:
-        """Name the collections that items of the table may be bound to until they are moved."""
         ...
 
 
@@ -242,27 +233,28 @@ class EventStore:
         while page := list(islice(items, page_size)):
             yield from self._events(page)
 
-    def _events(self, items: list[Any]) -> list[Any]:
+    def _events(self, items: list[Any], reads_again: int = READS_AGAIN) -> list[Any]:
         """Map items that were just read."""
-        for _ in range(READS_AGAIN):
-            try:
-                return self._mapped(items)
-            except KeyDestroyedError as error:
-                if error.destroyed_by != "retired":
-                    raise
-            # Between the reading and the opening they were encrypted again, and their old key was retired.
-            items = self._read_again(items)
-        return self._mapped(items)
+        try:
+            return self._mapped(items)
+        except KeyDestroyedError as error:
+            if error.destroyed_by != "retired" or not reads_again:
+                raise
+        # Between the reading and the opening they were encrypted again, and their old key was retired.
+        return self._events(self._read_again(items), reads_again - 1)
 
     def _mapped(self, items: list[Any]) -> list[Any]:
         """Map items; only if one does not open, ask whether the table's are bound to another name still."""
+        # Nothing is remembered: once the items are moved, the former name is refused (docs/decisions/0022).
         mapper, strategy = self.sequenced_item_mapper, self.active_record_strategy
         try:
             return mapper.from_sequenced_items(items)
         except IntegrityError:
-            if mapper.cipher is None or not isinstance(strategy, KnowsOtherCollections):
+            # If its table was given another collection, the strategy names those that items may have still.
+            name_others = getattr(strategy, "other_collections", None)
+            if mapper.cipher is None or name_others is None:
                 raise
-            others = strategy.other_collections(mapper.cipher.application)
+            others = name_others(mapper.cipher.application)
             if not others:
                 raise
         return mapper.from_sequenced_items(items, other_collections=others)

@@ -3,8 +3,8 @@
 from eventseal.items.item import SequencedItem
 from eventseal.items.json import JSONTranscoder
 from eventseal.items.mapper import SequencedItemMapper
-from eventseal.items.markers import NotPersonal, PersonalData
-from eventseal.items.masks import Erased, Masked
+from eventseal.items.markers import Masked, NotPersonal, PersonalData
+from eventseal.items.scopes import Erased
 from eventseal.items.topics import register_alias, register_topic, resolve_topic, topic_of
 
 __all__ = [

@@ -1,10 +1,14 @@
-"""Which older formats a reader accepts, until when, and what an item is in one of them."""
+"""Which older formats a reader accepts, until when, and their JSON as the transcoder reads it."""
 
 from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from datetime import date, datetime, time
+from decimal import Decimal
+from json import dumps, loads
+from typing import TYPE_CHECKING, Any, NoReturn
+from uuid import UUID
 
 from eventseal.errors import (
     ConfigurationError,
@@ -12,19 +16,16 @@ from eventseal.errors import (
     EventSealError,
     IntegrityError,
     KeyNotFoundError,
+    SerializationError,
     UnknownFormatError,
 )
 from eventseal.items.formats import OldFormat
-from eventseal.suites.envelope import HEADER_SIZE
+from eventseal.suites.envelope import KEY_ID_IN_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
-    from decimal import Decimal
-    from uuid import UUID
 
     from eventseal.cipher.context import ItemContext
-
-_KEY_ID = slice(3, HEADER_SIZE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,10 @@ class AcceptedFormats:
         """
         if not self.formats or not self._may_be_old(data, outcome, key_id):
             return outcome
-        formats = self._accepted_in(context.collection)
+        formats = self.formats
+        if self._current is not None:
+            names = self._current(context.collection)
+            formats = tuple(accepted for accepted in formats if accepted.name in names)
         refusals: list[EventSealError] = []
         for accepted in formats:
             try:
@@ -143,27 +147,26 @@ class AcceptedFormats:
         if formats:
             return self._refusal(outcome, refusals)
         # Looks like an envelope: that its key is missing is what to find out, not how to accept it again.
-        return outcome if isinstance(outcome, KeyNotFoundError) else _not_any_more(context.collection)
-
-    def _accepted_in(self, collection: str) -> tuple[OldFormat, ...]:
-        if self._current is None:
-            return self.formats
-        names = self._current(collection)
-        return tuple(accepted for accepted in self.formats if accepted.name in names)
+        if isinstance(outcome, KeyNotFoundError):
+            return outcome
+        return EncryptionRequiredError(
+            "the item is no envelope, and no older format is accepted in the collection "
+            f"{context.collection}",
+            remedy="Begin the migration with `eventseal migrate begin`; if it has ended, find out who "
+            "wrote the row.",
+        )
 
     def _may_be_old(self, data: bytes, outcome: EventSealError, key_id: UUID | None) -> bool:
         """Whether an older format can be meant: none says of itself what it is."""
         # Bytes are an envelope only if their key is known; about every 256th item of releases 8 and 9 begins
-        # like one. What names a key in a column was an envelope: here, only a static key's can be accepted.
+        # like one. What names a key in a column was an envelope: here, only a static key's can be accepted
+        # (docs/decisions/0017).
         if not isinstance(outcome, UnknownFormatError | KeyNotFoundError):
             return False
         if key_id is None:
             return True
-        return key_id in self._key_ids and data[_KEY_ID] == key_id.bytes
-
-    @property
-    def _key_ids(self) -> set[Any]:
-        return {accepted.key_id for accepted in self.formats}
+        is_accepted = any(accepted.key_id == key_id for accepted in self.formats)
+        return is_accepted and data[KEY_ID_IN_HEADER] == key_id.bytes
 
     def _refusal(self, outcome: EventSealError, refusals: list[EventSealError]) -> EventSealError:
         names = ", ".join(accepted.name for accepted in self.formats)
@@ -171,13 +174,10 @@ class AcceptedFormats:
             return KeyNotFoundError(
                 f"{outcome}; nor does it open as {names}", key_id=outcome.key_id, remedy=outcome.remedy
             )
-        for kind in (IntegrityError, EncryptionRequiredError):
-            for refusal in refusals:
-                if isinstance(refusal, kind):
-                    return copy(refusal)
-        others = [refusal for refusal in refusals if not isinstance(refusal, UnknownFormatError)]
-        if others:
-            return copy(others[0])
+        told = [refusal for refusal in refusals if not isinstance(refusal, UnknownFormatError)]
+        order = (IntegrityError, EncryptionRequiredError)
+        if told:
+            return copy(min(told, key=lambda refusal: [not isinstance(refusal, kind) for kind in order]))
         return UnknownFormatError(
             f"the item is neither an envelope nor {names}",
             remedy="Name the format that wrote it, with its key.",
@@ -185,13 +185,102 @@ class AcceptedFormats:
         )
 
 
-def _not_any_more(collection: str) -> EncryptionRequiredError:
-    return EncryptionRequiredError(
-        f"the item is no envelope, and no older format is accepted in the collection {collection}",
-        remedy="Begin the migration with `eventseal migrate begin`; if it has ended, find out who wrote "
-        "the row.",
+NO_FORMATS = AcceptedFormats()
+"""Accepts nothing but envelopes."""
+
+
+_INTERNAL = frozenset(
+    {"__event_hash__", "__event_hash_method_name__", "__event_topic__", "__previous_hash__"}
+)
+"""What those releases kept for themselves: a chain of hashes, which the envelope's tag replaces."""
+
+
+def translated(data: bytes, sequence_id: UUID | str, position: int | Decimal) -> bytes:
+    """
+    Write an event's JSON again, as :class:`JSONTranscoder` reads it: each value the same as it was.
+
+    The place stands beside the data: it is left out, unless the position is a time, which a reader looks for.
+
+    Args:
+        data: The JSON of an object.
+        sequence_id: Of the item.
+        position: Of the item.
+
+    Raises:
+        SerializationError: It holds a value that this store's JSON has no form for; the message says which
+            kind, not what it is.
+    """
+    try:
+        attributes = loads(data, parse_constant=lambda constant: _refuse_form(f"the number {constant}"))
+        found = {
+            name: _translated_value(value)
+            for name, value in attributes.items()
+            if name not in _INTERNAL and name not in {"originator_id", "originator_version"}
+        }
+        if isinstance(position, Decimal):
+            found["originator_id"] = (
+                {"$uuid": str(sequence_id)} if isinstance(sequence_id, UUID) else sequence_id
+            )
+            found["timestamp"] = {"$decimal": str(position)}
+        return dumps(_escaped(found), separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    except SerializationError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        pass  # raised below: the cause may hold the plaintext
+    raise SerializationError(
+        "the item is not JSON as the eventsourcing library's releases 1 to 7 write it",
+        remedy="Read it with the old application, and append it to the new store yourself.",
     )
 
 
-NO_FORMATS = AcceptedFormats()
-"""Accepts nothing but envelopes."""
+def _translated_value(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_translated_value(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) == 1:
+        ((marker, inner),) = value.items()
+        if marker in _READERS:
+            return _READERS[marker](inner)
+    return _escaped({name: _translated_value(each) for name, each in value.items()})
+
+
+def _escaped(value: dict[str, Any]) -> dict[str, Any]:
+    """Give a dictionary of the event's own, which must not be taken for a marked value."""
+    if len(value) == 1 and next(iter(value)).startswith("$"):
+        return {"$dict": [[name, each] for name, each in value.items()]}
+    return value
+
+
+def _tuple(inner: dict[str, Any]) -> dict[str, Any]:
+    if inner["topic"] != "builtins#tuple":
+        _refuse_form("a named tuple")
+    return {"$tuple": _translated_value(inner["state"])}
+
+
+def _object(inner: dict[str, Any]) -> dict[str, Any]:
+    state = {name: _translated_value(value) for name, value in inner["state"].items()}
+    return {"$dataclass": [inner["topic"], state]}
+
+
+def _refuse_form(kind: str) -> NoReturn:
+    raise SerializationError(
+        f"the item holds {kind}, which the store's JSON has no form for",
+        remedy="Read it with the old application, and append what it stands for to the new store yourself.",
+    )
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "UUID": lambda text: {"$uuid": str(UUID(text))},
+    "ISO8601_datetime": lambda text: {"$datetime": datetime.fromisoformat(text).isoformat()},
+    "ISO8601_date": lambda text: {"$date": date.fromisoformat(text).isoformat()},
+    "ISO8601_time": lambda text: {"$time": time.fromisoformat(text).isoformat()},
+    "__decimal__": lambda text: {"$decimal": str(Decimal(text))},
+    "__bytes__": lambda text: {"$bytes": text},
+    "__set__": lambda values: {"$set": _translated_value(values)},
+    "__tuple__": _tuple,
+    "__enum__": lambda inner: {"$enum": [inner["topic"], inner["name"]]},
+    "__class__": _object,
+    "__type__": lambda _: _refuse_form("a class"),
+    "__deque__": lambda _: _refuse_form("a deque"),
+}

@@ -42,8 +42,8 @@ from eventseal.items.markers import (
     Sealed,
     Values,
     conforms,
+    meanings,
     overlap,
-    personal_data_in,
     seals_all,
 )
 
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
     from eventseal.items.annotations import Annotation, Names
     from eventseal.items.markers import Shape
+
 
 _LISTS = {list, collections.abc.Sequence, collections.abc.MutableSequence, collections.abc.Iterable,
           collections.abc.Collection}  # fmt: skip
@@ -67,7 +68,7 @@ _GROUPED = "__is_annotated_types_grouped_metadata__"
 _NO_EVALUATION = "Correct the annotation, or write Annotated[..., NotPersonal('why')]."
 
 
-class Held(NamedTuple):
+class NamedClass(NamedTuple):
     """
     A class that an annotation names.
 
@@ -80,7 +81,7 @@ class Held(NamedTuple):
     lenient: bool
 
 
-class Reading(NamedTuple):
+class AnnotationReading(NamedTuple):
     """
     What an annotation says.
 
@@ -93,11 +94,11 @@ class Reading(NamedTuple):
 
     shape: Shape | None
     classes: tuple[type[Any], ...]
-    held: tuple[Held, ...]
+    held: tuple[NamedClass, ...]
     is_complete: bool
 
 
-def read(said: Annotation, *, lenient: bool) -> Reading:
+def read_annotation(said: Annotation, *, lenient: bool) -> AnnotationReading:
     """
     Read an annotation.
 
@@ -113,7 +114,7 @@ def read(said: Annotation, *, lenient: bool) -> Reading:
     if said.names.is_shadowed:
         outside = said.names.outside()
         other = _read(outside.resolved(said.kept), said, outside, lenient=lenient)
-        if _meaning(reading.shape) != _meaning(other.shape):
+        if meanings(reading.shape) != meanings(other.shape):
             raise ConfigurationError(
                 f"{said.where}: a name in its annotation is personal data outside of the class, and another "
                 "member of the class has that name",
@@ -122,8 +123,8 @@ def read(said: Annotation, *, lenient: bool) -> Reading:
     return reading
 
 
-def _read(hint: Any, said: Annotation, names: Names, *, lenient: bool) -> Reading:
-    reader = Reader(names, said.where, lenient=lenient)
+def _read(hint: Any, said: Annotation, names: Names, *, lenient: bool) -> AnnotationReading:
+    reader = AnnotationReader(names, said.where, lenient=lenient)
     try:
         shape = reader.shape(hint)
     except ConfigurationError:
@@ -133,15 +134,11 @@ def _read(hint: Any, said: Annotation, names: Names, *, lenient: bool) -> Readin
             raise UnresolvedAnnotationError(
                 f"{said.where}: its annotation cannot be read: {type(error).__name__}", remedy=_NO_EVALUATION
             ) from error
-        return Reading(None, (), (), is_complete=False)
-    return Reading(shape, tuple(reader.classes), tuple(reader.held), not reader.unknown)
+        return AnnotationReading(None, (), (), is_complete=False)
+    return AnnotationReading(shape, tuple(reader.classes), tuple(reader.held), not reader.unknown)
 
 
-def _meaning(shape: Shape | None) -> list[tuple[str, Any]]:
-    return [] if shape is None else [(data.subject, data.mask) for data in personal_data_in(shape)]
-
-
-class Reader:
+class AnnotationReader:
     """
     Reads one annotation, and collects the classes that it names.
 
@@ -161,7 +158,7 @@ class Reader:
         self._again: list[Any] = []
         self._limited: list[Any] = []
         self.classes: list[type[Any]] = []
-        self.held: list[Held] = []
+        self.held: list[NamedClass] = []
         self.unknown: list[str] = []
 
     def shape(self, hint: Any) -> Shape | None:
@@ -234,7 +231,7 @@ class Reader:
         elif isinstance(hint, type):
             self.classes.append(hint)
             if self._is_held:
-                self.held.append(Held(hint, self._lenient))
+                self.held.append(NamedClass(hint, self._lenient))
 
     def _miss(self, name: str, why: str, remedy: str) -> None:
         self.unknown.append(name)
@@ -249,7 +246,8 @@ class Reader:
         for known, shape in self._read:
             if known == hint:
                 return shape
-        # An alias that gives itself other arguments each time never ends.
+        # An alias that gives itself other arguments each time never ends. What cannot be read is refused, not
+        # ignored: a marker that nobody saw was stored in plain (docs/decisions/0028).
         if len(self._entered) > _DEEPEST or len(self._read) > _MOST:
             self._miss(
                 alias.__name__, f"{alias.__name__}, which refers to itself, never ends", _NO_EVALUATION
@@ -268,7 +266,7 @@ class Reader:
             )
         return shape
 
-    def _with(self, **changes: Any) -> Reader:
+    def _with(self, **changes: Any) -> AnnotationReader:
         reader = copy(self)  # with the same lists
         vars(reader).update(changes)
         return reader

@@ -348,10 +348,12 @@ def annotations_of(cls: type[Any]) -> Iterator[Annotation]:
             continue
         names = Names(base) if annotations else None
         for name, kept in annotations.items():
-            yield annotation(base, f".{name}", name, kept, names)
+            yield resolved_annotation(base, f".{name}", name, kept, names)
 
 
-def annotation(owner: type[Any], where: str, name: str, kept: Any, names: Names | None) -> Annotation:
+def resolved_annotation(
+    owner: type[Any], where: str, name: str, kept: Any, names: Names | None
+) -> Annotation:
     """
     Resolve an annotation.
 

@@ -1,4 +1,4 @@
-"""What the eventsourcing library knows in this process, if the program has imported it."""
+"""Which classes an unauthenticated item may name, and which attributes it may set."""
 
 from __future__ import annotations
 
@@ -37,17 +37,6 @@ _BASES = ("DomainEvent", "HasOriginatorIDVersion", "Aggregate", "BaseAggregate")
 def of_library(module: str, name: str) -> Any:
     """Give what a module of the library has under a name, or ``None``."""
     return vars(sys.modules.get(f"eventsourcing.{module}", _NO_MODULE)).get(name)
-
-
-def library_bases() -> set[type[Any]]:
-    """Give the base classes of the library's events and aggregates."""
-    return {base for name in _BASES if (base := of_library("domain", name)) is not None}
-
-
-def library_class(topic: str) -> type[Any] | None:
-    """Give the class that the library has found under *topic* before, or that is registered with it."""
-    found = _registered_by_library().get(topic)
-    return found if isinstance(found, type) else None
 
 
 def renamed(module: str, qualified_name: str) -> tuple[str, str]:
@@ -102,7 +91,10 @@ known_names = _watched.get  # without a call of our own for each item
 def read_names(cls: type[Any]) -> AttributeNames:
     """Say which attributes of *cls* are looked at before its objects are used."""
     names = {name for base in cls.__mro__ for name in vars(base)} - _declared(cls)
-    methods = frozenset(name for name in names if _is_called(getattr_static(cls, name)))
+    members = {name: getattr_static(cls, name) for name in names}
+    methods = frozenset(
+        name for name, member in members.items() if callable(member) or isinstance(member, classmethod)
+    )
     topics = ["originator_topic", *getattr(cls, NAMES_CLASSES, ())]
     if of_library("domain", "CanSnapshotAggregate") in cls.__mro__:
         topics.append("topic")
@@ -136,10 +128,6 @@ def _declared(cls: type[Any]) -> set[str]:
     for base in cls.__mro__:
         names.update(name for name, kept in raw_annotations(base).items() if "ClassVar" not in str(kept))
     return names
-
-
-def _is_called(member: object) -> bool:
-    return callable(member) or isinstance(member, classmethod)
 
 
 class EventModules:
@@ -231,6 +219,7 @@ class EventModules:
     def _defined(self, topic: str) -> type[Any]:
         module, qualified_name = renamed(*split_topic(topic))
         found = _loaded_class(module, qualified_name)
+        # What an item names decides which code runs, and nobody authenticated it (docs/decisions/0027).
         if found is not None and not _known_bases().isdisjoint(found.__mro__):
             return found
         if not self._cover(module):
@@ -257,15 +246,13 @@ def import_listed(name: str, setting: str) -> ModuleType:
             be a secret of the module.
         KeyboardInterrupt: From outside.
     """
-    missing = None
     try:
         return import_module(name)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - also SystemExit, which would end the process
         failed = type(error).__name__
-        if isinstance(error, ModuleNotFoundError):
-            missing = error.name
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
     if missing is None:
         raise ConfigurationError(
             f"{setting}: the import of module {name} raised {failed}",
@@ -286,15 +273,19 @@ def is_module_name(name: object) -> bool:
 
 
 def _registered(topic: str) -> type[Any] | None:
-    return registered_class(topic) or library_class(topic)
+    """Give the class that is registered with EventSeal or with the library, or was found there before."""
+    found = registered_class(topic) or _registered_by_library().get(topic)
+    return found if isinstance(found, type) else None
 
 
 def _known_bases() -> frozenset[type[Any]]:
-    return known_subclasses() | library_bases()
+    """Give the base classes of events and entities, of EventSeal's and of the library's."""
+    return known_subclasses().union(of_library("domain", name) for name in _BASES)
 
 
 def _loaded_class(module: str, qualified_name: str) -> type[Any] | None:
     """Find a class that is there, without running code of its module: no import, no ``__getattr__``."""
+    # Step by step through classes alone: shop:subprocess.Popen is no class of shop (docs/decisions/0027).
     found = sys.modules.get(module)
     if not issubclass(type(found), ModuleType):
         return None

@@ -9,7 +9,7 @@ from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eventseal.cipher.context import ItemContext
-from eventseal.cipher.fields import FieldContext
+from eventseal.cipher.envelopes import FieldContext
 from eventseal.errors import (
     ConfigurationError,
     EncryptionRequiredError,
@@ -18,10 +18,17 @@ from eventseal.errors import (
     KeyDestroyedError,
     SerializationError,
 )
-from eventseal.items.json_values import STATE_MARKER, ObjectState, Placeholder, Refused, Rewritten, shallow
-from eventseal.items.json_writer import is_written_as_pairs
-from eventseal.items.markers import Choice, Elements, Positions, Sealed, Values, chosen, fits
-from eventseal.items.masks import Masked
+from eventseal.items.item import tries_compression
+from eventseal.items.json_writer import (
+    STATE_MARKER,
+    ObjectState,
+    Placeholder,
+    Refused,
+    Rewritten,
+    is_written_as_pairs,
+    shallow,
+)
+from eventseal.items.markers import Choice, Elements, Masked, Positions, Sealed, Values, chosen, fits
 from eventseal.items.objects import attributes_of
 from eventseal.items.personal import plan_of
 from eventseal.items.stored_fields import (
@@ -34,15 +41,14 @@ from eventseal.items.stored_fields import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from eventseal.cipher.aes import AESCipher
     from eventseal.cipher.envelopes import Opened
-    from eventseal.items.item import StoredItem
+    from eventseal.items.item import PlaceNames, StoredItem
     from eventseal.items.json import JSONTranscoder
     from eventseal.items.json_writer import JSONWriter
     from eventseal.items.markers import PersonalData, Shape
-    from eventseal.items.places import PlaceNames
     from eventseal.items.stored_fields import StoredField
 
 
@@ -99,14 +105,15 @@ class _Where(NamedTuple):
     shown: str = ""
     name: str = ""
 
-    def attribute(self, name: str) -> _Where:
+    def attribute(self, name: str, _: int) -> _Where:
         return _Where(joined(self.path, name), f"{self.shown}.{name}", name)
 
     def element(self, index: int) -> _Where:
         return self._replace(path=joined(self.path, index), shown=f"{self.shown}[{index}]")
 
-    def value(self, key: str, index: int) -> _Where:
-        return self._replace(path=joined(self.path, key), shown=f"{self.shown}{{{index}}}")
+    def value(self, key: Any, index: int) -> _Where:
+        path = joined(self.path, key if type(key) is str else "")
+        return self._replace(path=path, shown=f"{self.shown}{{{index}}}")
 
     def inside(self, *steps: str | int) -> _Where:
         path = self.path
@@ -127,9 +134,7 @@ class FieldWriter:
         self._writer = writer
         self._fields: list[FieldDraft] = []
 
-    def draft(
-        self, cls: type[Any], attributes: dict[str, Any], whole: dict[str, Any], *, compress: bool
-    ) -> ItemDraft:
+    def draft(self, cls: type[Any], attributes: dict[str, Any], whole: dict[str, Any]) -> ItemDraft:
         """
         Write an event's attributes, but for its personal data.
 
@@ -137,13 +142,13 @@ class FieldWriter:
             cls: The event's class.
             attributes: Those that are stored in the data.
             whole: Those and the place: where the subjects are looked for.
-            compress: Whether compression may be tried.
 
         Raises:
             Refused: Something has no encoding, or no subject.
         """
         rewritten = self._attributes(attributes, plan_of(cls).fields, _Where(), [Enclosing("", whole)])
-        return ItemDraft(shallow(self._writer.write_attributes(rewritten)), self._fields, compress)
+        text = shallow(self._writer.write_attributes(rewritten))
+        return ItemDraft(text, self._fields, compress=tries_compression(cls))
 
     def _attributes(
         self,
@@ -152,13 +157,23 @@ class FieldWriter:
         where: _Where,
         around: Sequence[Enclosing],
     ) -> dict[str, Any]:
-        as_pairs = is_written_as_pairs(attributes)
-        rewritten: dict[str, Any] = {}
-        for index, (name, value) in enumerate(attributes.items()):
-            there = where.attribute(name)
+        return self._members(attributes, shapes.get, where, where.attribute, around)
+
+    def _members(
+        self,
+        members: dict[Any, Any],
+        shape_of: Callable[[Any], Shape | None],
+        where: _Where,
+        member: Callable[[Any, int], _Where],
+        around: Sequence[Enclosing],
+    ) -> dict[Any, Any]:
+        as_pairs = is_written_as_pairs(members)
+        rewritten: dict[Any, Any] = {}
+        for index, (key, value) in enumerate(members.items()):
+            there = member(key, index)
             if as_pairs:
                 there = there._replace(path=where.inside("$dict", index, 1).path)
-            rewritten[name] = self._value(value, shapes.get(name), there, around)
+            rewritten[key] = self._value(value, shape_of(key), there, around)
         return rewritten
 
     def _value(self, value: Any, shape: Shape | None, where: _Where, around: Sequence[Enclosing]) -> Any:
@@ -179,7 +194,8 @@ class FieldWriter:
         if kind is list or kind is tuple:
             return self._elements(value, shape, where, around)
         if kind is dict:
-            return self._values(value, shape, where, around)
+            inner_shape = shape.inner if isinstance(shape, Values) else None
+            return self._members(value, lambda _: inner_shape, where, where.value, around)
         if kind is ObjectState:
             inside = where.inside(STATE_MARKER)
             inner = [*around, Enclosing(inside.path, value)]
@@ -205,19 +221,6 @@ class FieldWriter:
             ]
         )
 
-    def _values(
-        self, value: dict[Any, Any], shape: Shape | None, where: _Where, around: Sequence[Enclosing]
-    ) -> dict[Any, Any]:
-        inner = shape.inner if isinstance(shape, Values) else None
-        as_pairs = is_written_as_pairs(value)
-        rewritten: dict[Any, Any] = {}
-        for index, (key, one) in enumerate(value.items()):
-            there = where.value("" if as_pairs else key, index)
-            if as_pairs:
-                there = there._replace(path=where.inside("$dict", index, 1).path)
-            rewritten[key] = self._value(one, inner, there, around)
-        return rewritten
-
     def _sealed(self, value: Any, data: PersonalData, where: _Where, around: Sequence[Enclosing]) -> Any:
         if _is_erased(value):
             return value
@@ -241,7 +244,7 @@ class FieldWriter:
 
 def _is_erased(value: Any) -> bool:
     """Whether a value is a mask, or holds nothing else: there is nothing to be sealed, and for nobody."""
-    if type(value) is Masked:
+    if type(value) is Masked:  # stored as it is: its subject's scope is closed (docs/decisions/0011)
         return True
     if type(value) is dict:
         value = list(value.values())
@@ -422,6 +425,4 @@ class PersonalFields:
         """Whether the field's own subject was erased; the error's tombstone had its seal checked."""
         if not isinstance(error, KeyDestroyedError) or error.destroyed_by != "shredded":
             return False
-        return error.scope == field.scope or (
-            self._cipher is not None and error.scope == self._cipher.stored_scope(field.scope)
-        )
+        return self._cipher is not None and self._cipher.names_scope(field.scope, error.scope)

@@ -1,30 +1,25 @@
-"""JSON of the eventsourcing library's releases 1 to 7, as this store's own transcoder reads it."""
+"""The older formats that a migration reads: plain JSON, the eventsourcing library's, and static keys'."""
 
 from __future__ import annotations
 
-import binascii
 import hmac
 from base64 import b64decode
 from dataclasses import replace
-from datetime import date, datetime, time
-from decimal import Decimal
-from json import JSONDecodeError, dumps, loads
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, runtime_checkable
-from uuid import UUID
+from json import loads
+from typing import TYPE_CHECKING, NoReturn, Protocol, runtime_checkable
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from eventseal.cipher.aes import MAX_PLAINTEXT, AESCipher
-from eventseal.cipher.envelopes import decompress, too_large
+from eventseal.cipher.compression import decompress, too_large
 from eventseal.errors import (
     ConfigurationError,
     EventSealError,
     IntegrityError,
     ItemTooLargeError,
     KeyNotFoundError,
-    SerializationError,
     UnknownFormatError,
 )
 from eventseal.items.item import EVENTS, TIMED_EVENTS
@@ -32,125 +27,9 @@ from eventseal.suites.envelope import CompressionId
 from eventseal.suites.hkdf import key_check_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from uuid import UUID
 
     from eventseal.cipher.context import ItemContext
-
-
-_INTERNAL = frozenset(
-    {"__event_hash__", "__event_hash_method_name__", "__event_topic__", "__previous_hash__"}
-)
-"""What those releases kept for themselves: a chain of hashes, which the envelope's tag replaces."""
-
-
-def translated(data: bytes, sequence_id: UUID | str, position: int | Decimal) -> bytes:
-    """
-    Write an event's JSON again, as :class:`JSONTranscoder` reads it: each value the same as it was.
-
-    The place stands beside the data: it is left out, unless the position is a time, which a reader looks for.
-
-    Args:
-        data: The JSON of an object.
-        sequence_id: Of the item.
-        position: Of the item.
-
-    Raises:
-        SerializationError: It holds a value that this store's JSON has no form for; the message says which
-            kind, not what it is.
-    """
-    try:
-        attributes = loads(data, parse_constant=_refuse_constant)
-        found = {
-            name: _translated_value(value)
-            for name, value in attributes.items()
-            if name not in _INTERNAL and name not in {"originator_id", "originator_version"}
-        }
-        if isinstance(position, Decimal):
-            found["originator_id"] = (
-                {"$uuid": str(sequence_id)} if isinstance(sequence_id, UUID) else sequence_id
-            )
-            found["timestamp"] = {"$decimal": str(position)}
-        return dumps(_escaped(found), separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-    except SerializationError:
-        raise
-    except (
-        ArithmeticError,
-        AttributeError,
-        JSONDecodeError,
-        LookupError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ):
-        pass  # raised below: the cause may hold the plaintext
-    raise SerializationError(
-        "the item is not JSON as the eventsourcing library's releases 1 to 7 write it",
-        remedy="Read it with the old application, and append it to the new store yourself.",
-    )
-
-
-def _translated_value(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_translated_value(each) for each in value]
-    if not isinstance(value, dict):
-        return value
-    if len(value) == 1:
-        ((marker, inner),) = value.items()
-        if marker in _READERS:
-            return _READERS[marker](inner)
-    return _escaped({name: _translated_value(each) for name, each in value.items()})
-
-
-def _escaped(value: dict[str, Any]) -> dict[str, Any]:
-    """Give a dictionary of the event's own, which must not be taken for a marked value."""
-    if len(value) == 1 and next(iter(value)).startswith("$"):
-        return {"$dict": [[name, each] for name, each in value.items()]}
-    return value
-
-
-def _tuple(inner: dict[str, Any]) -> dict[str, Any]:
-    if inner["topic"] != "builtins#tuple":
-        raise _no_form("a named tuple")
-    return {"$tuple": _translated_value(inner["state"])}
-
-
-def _object(inner: dict[str, Any]) -> dict[str, Any]:
-    state = {name: _translated_value(value) for name, value in inner["state"].items()}
-    return {"$dataclass": [inner["topic"], state]}
-
-
-def _refuse_text(kind: str) -> Callable[[Any], Any]:
-    def refuse(_: object) -> Any:
-        raise _no_form(kind)
-
-    return refuse
-
-
-def _no_form(kind: str) -> SerializationError:
-    return SerializationError(
-        f"the item holds {kind}, which the store's JSON has no form for",
-        remedy="Read it with the old application, and append what it stands for to the new store yourself.",
-    )
-
-
-def _refuse_constant(constant: str) -> Any:
-    raise _no_form(f"the number {constant}")
-
-
-_READERS: dict[str, Callable[[Any], Any]] = {
-    "UUID": lambda text: {"$uuid": str(UUID(text))},
-    "ISO8601_datetime": lambda text: {"$datetime": datetime.fromisoformat(text).isoformat()},
-    "ISO8601_date": lambda text: {"$date": date.fromisoformat(text).isoformat()},
-    "ISO8601_time": lambda text: {"$time": time.fromisoformat(text).isoformat()},
-    "__decimal__": lambda text: {"$decimal": str(Decimal(text))},
-    "__bytes__": lambda text: {"$bytes": text},
-    "__set__": lambda values: {"$set": _translated_value(values)},
-    "__tuple__": _tuple,
-    "__enum__": lambda inner: {"$enum": [inner["topic"], inner["name"]]},
-    "__class__": _object,
-    "__type__": _refuse_text("a class"),
-    "__deque__": _refuse_text("a deque"),
-}
 
 
 KEY_SIZES = frozenset({16, 24, 32})
@@ -215,7 +94,21 @@ class PlainJSON:
         return _within(self._limit, plaintext)
 
 
-class EventsourcingCBC:
+class _WithKey:
+    def __init__(self, name: str, key: bytes, max_plaintext: int) -> None:
+        self.name = name
+        self.key_id: UUID | None = key_check_id(key)
+        self._key = key
+        self._limit = max_plaintext
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name} key={self.key_id}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an older format holds a key and is neither pickled nor copied")
+
+
+class EventsourcingCBC(_WithKey):
     """
     The eventsourcing library's releases 1 to 3: AES-CBC without a MAC, around base64 of zlib, in base64.
 
@@ -226,12 +119,8 @@ class EventsourcingCBC:
         max_plaintext: Bytes that an item may have in plain.
     """
 
-    name = "eventsourcing-cbc"
-
     def __init__(self, key: bytes, *, max_plaintext: int = MAX_PLAINTEXT) -> None:
-        self._key = _checked_key(key)
-        self.key_id: UUID | None = key_check_id(key)
-        self._limit = max_plaintext
+        super().__init__("eventsourcing-cbc", _checked_key(key), max_plaintext)
 
     def open(self, data: bytes, context: ItemContext) -> bytes:  # noqa: ARG002 - it is bound to no place
         """Decrypt in a context of the item's own; see ``OldFormat``."""
@@ -249,14 +138,8 @@ class EventsourcingCBC:
             _refuse()
         return plaintext
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} key={self.key_id}>"
 
-    def __reduce__(self) -> NoReturn:
-        raise _no_pickle()
-
-
-class EventsourcingGCM:
+class EventsourcingGCM(_WithKey):
     """
     The eventsourcing library's releases 8 and 9: AES-GCM, ``nonce | tag | ciphertext``.
 
@@ -267,20 +150,15 @@ class EventsourcingGCM:
     """
 
     def __init__(self, key: bytes, *, compressed: bool = False, max_plaintext: int = MAX_PLAINTEXT) -> None:
-        self.name = "eventsourcing-gcm+zlib" if compressed else "eventsourcing-gcm"
-        self._key = _checked_key(key)
-        self.key_id: UUID | None = key_check_id(key)
+        name = "eventsourcing-gcm+zlib" if compressed else "eventsourcing-gcm"
+        super().__init__(name, _checked_key(key), max_plaintext)
         self._compressed = compressed
-        self._limit = max_plaintext
 
     def open(self, data: bytes, context: ItemContext) -> bytes:  # noqa: ARG002 - it is bound to no place
         """Check the tag and decrypt; see ``OldFormat``."""
         if len(data) <= _NONCE + _TAG:
             raise UnknownFormatError(f"the item is not {self.name}", remedy=_OTHER_FORMAT)
-        return self._opened(data)
-
-    def _opened(self, raw: bytes) -> bytes:
-        nonce, tag, ciphertext = raw[:_NONCE], raw[_NONCE : _NONCE + _TAG], raw[_NONCE + _TAG :]
+        nonce, tag, ciphertext = data[:_NONCE], data[_NONCE : _NONCE + _TAG], data[_NONCE + _TAG :]
         try:
             body: bytes | None = AESGCM(self._key).decrypt(nonce, ciphertext + tag, None)
         except InvalidTag:
@@ -289,12 +167,6 @@ class EventsourcingGCM:
         if plaintext is None or not _is_object(plaintext):
             _refuse()
         return _within(self._limit, plaintext)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name} key={self.key_id}>"
-
-    def __reduce__(self) -> NoReturn:
-        raise _no_pickle()
 
 
 class EventsourcingGCMText(EventsourcingGCM):
@@ -318,7 +190,7 @@ class EventsourcingGCMText(EventsourcingGCM):
         return super().open(raw, context)
 
 
-class StaticKeyEnvelope:
+class StaticKeyEnvelope(_WithKey):
     """
     Envelopes of our own under a static key, as ``AESCipher(key)`` seals them.
 
@@ -328,13 +200,11 @@ class StaticKeyEnvelope:
         max_plaintext: Bytes that an item may have in plain.
     """
 
-    name = "static-key"
-
     def __init__(
         self, key: bytes, *, application: str = "default", max_plaintext: int = MAX_PLAINTEXT
     ) -> None:
         self._cipher = AESCipher(key, application=application, max_plaintext=max_plaintext)
-        self.key_id: UUID | None = key_check_id(key)
+        super().__init__("static-key", key, max_plaintext)
 
     def open(self, data: bytes, context: ItemContext) -> bytes:
         """Open the envelope at its place; see ``OldFormat``."""
@@ -348,12 +218,6 @@ class StaticKeyEnvelope:
             raise outcome
         return outcome.plaintext
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} key={self.key_id}>"
-
-    def __reduce__(self) -> NoReturn:
-        raise _no_pickle()
-
 
 _OTHER_FORMAT = "Name the format that wrote it, with its key."
 
@@ -363,10 +227,6 @@ def _refuse() -> NoReturn:
         OPAQUE_OLD_MESSAGE,
         remedy="Give the key and the format that wrote it; if others open, find out who changed this one.",
     )
-
-
-def _no_pickle() -> TypeError:
-    return TypeError("an older format holds a key and is neither pickled nor copied")
 
 
 def _checked_key(key: object) -> bytes:
@@ -382,7 +242,7 @@ def _checked_key(key: object) -> bytes:
 def _from_base64(text: bytes) -> bytes | None:
     try:
         return b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         return None
 
 

@@ -18,18 +18,19 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from eventseal.errors import REPAIR_ROW, ConfigurationError, EventSealError, SerializationError
 from eventseal.items.event_modules import EventModules, refuse_methods
 from eventseal.items.fields import FieldWriter
-from eventseal.items.json_values import (
+from eventseal.items.json_writer import (
     MASK_MARKER,
+    REFUSED_ENCODING,
     SEALED_MARKER,
     STANDARD_TYPES,
     STATE_MARKER,
     HoldsPersonalData,
+    JSONWriter,
     Refused,
     nested_too_deeply,
     shallow,
 )
-from eventseal.items.json_writer import REFUSED_ENCODING, JSONWriter
-from eventseal.items.masks import Masked
+from eventseal.items.markers import Masked
 from eventseal.items.objects import restore
 from eventseal.items.personal import refuse_personal
 from eventseal.items.topics import class_name, resolve_topic, topic_of
@@ -40,9 +41,8 @@ if TYPE_CHECKING:
     from eventseal.items.fields import ItemDraft
     from eventseal.items.topics import Resolve
 
-
-if TYPE_CHECKING:
     Readers = dict[str, Callable[[Any], Any]]
+
 
 T = TypeVar("T")
 _NO_MODULES = EventModules().resolve
@@ -135,9 +135,7 @@ class JSONTranscoder:
         decoder, _ = self._decoders.get(resolve) or self._decoder(resolve)
         return _decoded(decoder, data)
 
-    def draft(
-        self, cls: type[Any], attributes: dict[str, Any], whole: dict[str, Any], *, compress: bool
-    ) -> ItemDraft:
+    def draft(self, cls: type[Any], attributes: dict[str, Any], whole: dict[str, Any]) -> ItemDraft:
         """
         Write an event's attributes but for its personal data, which are sealed before they are put in.
 
@@ -145,13 +143,12 @@ class JSONTranscoder:
             cls: The event's class.
             attributes: Those that are stored in the data.
             whole: Those and the place: where the subjects are looked for.
-            compress: Whether compression may be tried on what is sealed.
 
         Raises:
             SerializationError: One of them has no encoding, or personal data have no subject.
         """
         writer = FieldWriter(self._writer)
-        return _written(lambda: writer.draft(cls, attributes, whole, compress=compress), topic_of(cls))
+        return _written(lambda: writer.draft(cls, attributes, whole), topic_of(cls))
 
     def parse(self, data: bytes) -> Any:
         """

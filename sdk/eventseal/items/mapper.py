@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from copy import copy
 from typing import TYPE_CHECKING, Any, Self
-from uuid import UUID
 
 from eventseal.cipher import Opened
 from eventseal.cipher.context import ItemContext
+from eventseal.cipher.envelopes import key_id_in
 from eventseal.errors import (
     OPAQUE_INTEGRITY_MESSAGE,
     REPAIR_ROW,
@@ -15,7 +15,6 @@ from eventseal.errors import (
     EncryptionRequiredError,
     EventSealError,
     IntegrityError,
-    KeyDestroyedError,
     KeyNotFoundError,
     SerializationError,
     UnknownFormatError,
@@ -27,16 +26,17 @@ from eventseal.items.item import (
     EVENTS,
     TIMED_EVENTS,
     ItemFields,
+    PlaceNames,
     SequencedItem,
     StoredItem,
     names_another_key,
+    tries_compression,
 )
 from eventseal.items.json import JSONTranscoder
-from eventseal.items.masks import Erased, ErasedItems, OnErased
 from eventseal.items.objects import attributes_of, restore
-from eventseal.items.own_methods import refuse_replaced_methods
-from eventseal.items.personal import ProtectedField, plan_of, protected_fields
-from eventseal.items.places import KeyScope, PlaceNames, ScopeRule
+from eventseal.items.personal import plan_of
+from eventseal.items.protection import ProtectedField, protected_fields, refuse_replaced_methods
+from eventseal.items.scopes import Erased, ErasureRule, KeyScope, OnErased, ScopeRule
 from eventseal.items.stored_fields import SEALED_BYTES
 from eventseal.items.topics import resolve_topic, topic_of
 from eventseal.keys.records import DEFAULT_SCOPE
@@ -44,6 +44,7 @@ from eventseal.suites.envelope import HEADER_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
+    from uuid import UUID
 
     from eventseal.cipher.aes import AESCipher
     from eventseal.items.fields import ItemDraft
@@ -134,10 +135,11 @@ class SequencedItemMapper:
         self._places = PlaceNames(self._fields.names, sequence_id_attr_name, position_attr_name)
         self._json = JSONTranscoder() if json is None else json
         self._scope_of = ScopeRule(key_scope)
-        self._erased_items = ErasedItems(on_erased, key_scope=key_scope, erased_scope=erased_scope)
+        self._erasure = ErasureRule(on_erased, key_scope=key_scope, erased_scope=erased_scope)
         self._personal = PersonalFields(cipher, self._json, self._places, self.collection)
         self._with_personal_data: set[type[Any]] = set()
-        refuse_replaced_methods(type(self), SequencedItemMapper)  # again: __new__ may be another class's
+        # Again: __new__ may be another class's (docs/decisions/0028).
+        refuse_replaced_methods(type(self), SequencedItemMapper)
         refuse_replaced_methods(type(self._json), JSONTranscoder)
 
     def over(self, collection: str) -> SequencedItemMapper:
@@ -235,7 +237,7 @@ class SequencedItemMapper:
         parsed = self._with_fields(stored, outcomes, other_collections)
         parsed_here = map(parsed.get, range(len(given)))
         events = [*map(self._event, stored, outcomes, given, parsed_here)]
-        return [event for event in events if event is not _SKIPPED] if self._erased_items.skips else events
+        return [event for event in events if event is not _SKIPPED] if self._erasure.skips else events
 
     def _draft(self, event: Any) -> tuple[StoredItem, ItemDraft | None]:
         cls = type(event)
@@ -268,8 +270,7 @@ class SequencedItemMapper:
         self._places.check_apart(personal, attributes, topic)
         whole = attributes.copy()
         sequence_id, position = self._places.take(attributes, topic)
-        compress = bool(getattr(cls, "__compress__", True))
-        draft = self._json.draft(cls, attributes, whole, compress=compress)
+        draft = self._json.draft(cls, attributes, whole)
         return StoredItem(sequence_id, position, topic, b""), draft
 
     def _sealed(self, events: list[Any], drafts: list[StoredItem]) -> list[tuple[bytes, UUID | None]]:
@@ -283,13 +284,8 @@ class SequencedItemMapper:
         if not wanted:
             return data
         envelopes = self._encrypt([events[index] for index in wanted], [drafts[index] for index in wanted])
-        key_ids: dict[bytes, UUID] = {}
         for index, envelope in zip(wanted, envelopes, strict=True):
-            raw = envelope[_KEY_ID]
-            key_id = key_ids.get(raw)
-            if key_id is None:
-                key_id = key_ids[raw] = UUID(bytes=raw)
-            data[index] = envelope, key_id
+            data[index] = envelope, key_id_in(envelope[:HEADER_SIZE])
         return data
 
     def _encrypt(self, events: list[Any], drafts: list[StoredItem]) -> list[bytes]:
@@ -302,7 +298,7 @@ class SequencedItemMapper:
             return self.cipher.encrypt_many(
                 [(draft.data, self._context(draft)) for draft in drafts],
                 scopes=self._scope_of.of_all(events),
-                compress=[bool(getattr(type(event), "__compress__", True)) for event in events],
+                compress=[tries_compression(type(event)) for event in events],
             )
         except SerializationError:
             for draft in drafts:
@@ -364,14 +360,11 @@ class SequencedItemMapper:
                 return self._plain_event(stored, parsed)
             if self._fields.has_key_id and names_another_key(stored.data, stored.key_id, outcome):
                 raise IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
-            if isinstance(outcome, KeyDestroyedError):
-                erased = self._erased_items.scope_of(item, outcome)
-                if erased is not None and self._is_stored_as(erased, outcome.scope):
-                    return (
-                        _SKIPPED
-                        if self._erased_items.skips
-                        else Erased.of(stored, UUID(bytes=stored.data[_KEY_ID]), erased)
-                    )
+            if self.cipher is not None:
+                erased = self._erasure.erased_scope(item, outcome, self.cipher)
+                if erased is not None:
+                    key_id = key_id_in(stored.data[:HEADER_SIZE])
+                    return _SKIPPED if self._erasure.skips else Erased.of(stored, key_id, erased)
             if isinstance(outcome, UnknownFormatError) and stored.key_id is not None:
                 raise UnknownFormatError(
                     f"{outcome}; yet its row says that key {stored.key_id} sealed it",
@@ -390,17 +383,8 @@ class SequencedItemMapper:
         event, _ = self._restored(
             stored, resolve_topic(stored.topic), opened.plaintext, parsed, resolve_topic
         )
-        if not self._is_stored_as(self._scope_of(event), opened.scope):
-            raise IntegrityError(
-                f"key {opened.key_id} sealed the item, but is no key of the scope that the event belongs to",
-                remedy="If key_scope, or the class's __key_scope__, was changed, change it back; "
-                "else find out who holds that scope's key.",
-            )
+        self._scope_of.check(event, opened, self.cipher)  # type: ignore[arg-type]  # it opened the item
         return event
-
-    def _is_stored_as(self, scope: str, stored: str | None) -> bool:
-        """Whether keys name a scope so; mostly they name it as it is."""
-        return stored == scope or (self.cipher is not None and stored == self.cipher.stored_scope(scope))
 
     def _plain_event(self, stored: StoredItem, parsed: Any) -> Any:
         if stored.key_id is not None and self.cipher is None:
@@ -424,6 +408,7 @@ class SequencedItemMapper:
         self, stored: StoredItem, cls: type[Any], data: bytes, parsed: Any, resolve: Resolve
     ) -> tuple[Any, dict[str, Any]]:
         """Give an event, and its attributes in today's form."""
+        # Fields were opened before: an upcast may move them (docs/decisions/0011).
         if isinstance(parsed, EventSealError):
             raise parsed
         read = self._json.decode if parsed is None else self._json.build
@@ -434,8 +419,8 @@ class SequencedItemMapper:
         return restore(cls, attributes), attributes
 
     def _is_plain(self, stored: StoredItem, outcome: EventSealError) -> bool:
-        # Bytes are an envelope only if their key is known: an older format may begin with any byte. A key id
-        # beside them says that they were one.
+        # Bytes are an envelope only if their key is known: an older format may begin with any byte
+        # (docs/decisions/0017). A key id beside them says that they were one.
         if stored.key_id is not None:
             return False
         if isinstance(outcome, KeyNotFoundError):
@@ -452,7 +437,6 @@ def _is_sealed(event_class: type[Any], *, always_encrypt: bool) -> bool:
 
 _OPENED = (Opened, OldItem)
 _SKIPPED = object()
-_KEY_ID = slice(3, HEADER_SIZE)
 _NO_ENVELOPE = (
     "If a later release wrote the item, open it with that one. Else the row was edited, or the key id does "
     f"not belong to it. {REPAIR_ROW}"

@@ -13,6 +13,7 @@ from typing import (
     Literal,
     NamedTuple,
     NewType,
+    Self,
     TypeAlias,
     Union,
     get_args,
@@ -21,7 +22,6 @@ from typing import (
 
 from eventseal.errors import ConfigurationError
 from eventseal.items.annotations import Unresolved, alias_of, alias_value
-from eventseal.items.masks import Masked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -200,6 +200,11 @@ def personal_data_in(shape: Shape) -> list[PersonalData]:
     return [data for one in inner if one is not None for data in personal_data_in(one)]
 
 
+def meanings(shape: Shape | None) -> list[tuple[str, Any]]:
+    """List what two markers have in common if they mark the same data, for each in a shape."""
+    return [] if shape is None else [(data.subject, data.mask) for data in personal_data_in(shape)]
+
+
 def chosen(shape: Choice, value: object) -> Shape | None:
     """
     Choose the shape that fits a value; ``None`` if it is of a type that holds no personal data.
@@ -210,15 +215,10 @@ def chosen(shape: Choice, value: object) -> Shape | None:
     for one in shape.among:
         if fits(one, value):
             return one
-    if value is None or any(_is_of(value, hint) for hint in shape.plain):
+    values = [value, int(value)] if type(value) is bool else [value]  # it may stand where a number may
+    if value is None or any(conforms(one, hint, lambda part: part) for one in values for hint in shape.plain):
         return None
     raise TypeError
-
-
-def _is_of(value: object, hint: Any) -> bool:
-    if type(value) is bool and _is_of(int(value), hint):  # it may stand where a number may
-        return True
-    return conforms(value, hint, lambda part: part)
 
 
 def overlap(one: Shape, other: Shape) -> bool:
@@ -229,13 +229,9 @@ def overlap(one: Shape, other: Shape) -> bool:
         lengths = {len(shape.inner) for shape in (one, other) if isinstance(shape, Positions)}
         fit_both = len(lengths) < 2  # noqa: PLR2004 - two tuples of different lengths
     if fit_both and (seals_all(one) or seals_all(other)):  # and it comes first
-        first, *rest = map(_meaning, (*personal_data_in(one), *personal_data_in(other)))
+        first, *rest = (*meanings(one), *meanings(other))
         return any(meaning != first for meaning in rest)
     return fit_both and _content(one) != _content(other)
-
-
-def _meaning(data: PersonalData) -> tuple[str, Any]:
-    return data.subject, data.mask
 
 
 def seals_all(shape: Shape) -> bool:
@@ -246,7 +242,7 @@ def seals_all(shape: Shape) -> bool:
 def _content(shape: Shape | None) -> Any:
     """Give what two shapes have in common if they seal the same."""
     if isinstance(shape, Sealed):
-        return _meaning(shape.data)
+        return meanings(shape)
     if isinstance(shape, Elements | Values):
         return type(shape), _content(shape.inner)
     if isinstance(shape, Positions):
@@ -286,3 +282,49 @@ def with_masks(shape: Shape, value: Any) -> Any:
         inner if one is None else with_masks(one, inner)
         for one, inner in zip(shape.inner, value, strict=True)
     )
+
+
+class Masked(str):
+    """
+    The mask of a personal-data field whose subject was erased.
+
+    It is an empty string to whatever takes strings, JSON among them, so it is falsy. But it is equal to no
+    string: only to itself, which is the mask of the same field of the same subject.
+
+    Attributes:
+        scope: The subject's scope.
+        field: The name of the attribute that was erased.
+    """
+
+    __slots__ = ("field", "scope")
+
+    field: str
+    scope: str
+
+    def __new__(cls, scope: str, field: str) -> Self:
+        """
+        Make an empty string that says what it stands for.
+
+        Args:
+            scope: The subject's scope.
+            field: The name of the attribute that was erased.
+        """
+        self = super().__new__(cls)
+        self.scope = scope
+        self.field = field
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Masked and (other.scope, other.field) == (self.scope, self.field)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((Masked, self.scope, self.field))
+
+    def __repr__(self) -> str:
+        return f"<erased {self.field}>"  # whose it was is for the log to forget
+
+    def __reduce__(self) -> tuple[type[Masked], tuple[str, str]]:
+        return Masked, (self.scope, self.field)

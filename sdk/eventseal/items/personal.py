@@ -1,33 +1,218 @@
-"""Which attributes of a class hold personal data, whose, and how a mapper protects each."""
+"""Which attributes of a class hold personal data: what its annotations say, in its body and elsewhere."""
 
 from __future__ import annotations
 
-import inspect
-from dataclasses import dataclass, field, is_dataclass
-from inspect import getattr_static
+import sys
+from collections import deque
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from inspect import getattr_static, unwrap
 from itertools import chain
-from types import MemberDescriptorType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, get_origin
+from types import FunctionType, MemberDescriptorType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, get_args, get_origin
 
 from eventseal.errors import ConfigurationError
-from eventseal.items.annotation_reading import read
+from eventseal.items.annotation_reading import NamedClass, markers_in, read_annotation
 from eventseal.items.annotations import (
+    Names,
     UnresolvedAnnotationError,
     alias_of,
     alias_value,
     annotations_of,
     package_of,
+    raw_annotations,
+    resolved_annotation,
+    source_of,
 )
-from eventseal.items.class_annotations import annotations_elsewhere, parameters_of, refuse_held
-from eventseal.items.evolution import form_of
-from eventseal.items.markers import NO_MASK, NotPersonal, Sealed, personal_data_in, with_masks
+from eventseal.items.markers import NO_MASK, NotPersonal, Sealed, meanings, personal_data_in, with_masks
 from eventseal.items.topics import class_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from eventseal.items.annotations import Annotation
     from eventseal.items.markers import Shape
+
+
+UNMARKED_PACKAGES = sys.stdlib_module_names | {"eventseal"}
+"""Packages whose classes annotate no personal data."""
+
+_CONSTRUCTORS = ("__init__", "__new__", "__post_init__")
+_PARTS = ("fget", "fset", "func", "__wrapped__")
+
+
+def annotations_elsewhere(cls: type[Any]) -> Iterator[Annotation]:
+    """
+    Give what a class and its bases annotate outside of their bodies.
+
+    A class can annotate the arguments of generic base classes, and the parameters of constructors, of class
+    methods and of static methods. It can annotate what properties and other descriptors take and return, and
+    ``self.name: ...`` in methods. The metadata of fields, of a dataclass or of attrs, may have markers too.
+    """
+    for base in reversed(cls.__mro__):
+        if package_of(base) in UNMARKED_PACKAGES:
+            continue
+        for generic in vars(base).get("__orig_bases__", ()):
+            for argument in get_args(generic):
+                yield resolved_annotation(base, f"[{argument}]", "", argument, None)
+        for name, member in list(vars(base).items()):
+            yield from _of_member(base, name, member)
+        yield from _of_source(base)
+    attributes = [*(fields(cls) if is_dataclass(cls) else ()), *getattr(cls, "__attrs_attrs__", ())]
+    for one in attributes:
+        for marker in markers_in(one.metadata)[:1]:
+            yield resolved_annotation(cls, f".{one.name}", "", Annotated[Any, marker], None)
+
+
+def parameters_of(cls: type[Any], member: object) -> Iterator[Annotation]:
+    """Give the annotated parameters of a function, a class method or a static method."""
+    function = _function(member)
+    if function is not None:
+        names = Names(cls, function)
+        # A function that ``dataclass`` wrote repeats the bodies, whose modules say what text means.
+        bodies = [_annotations(base) for base in cls.__mro__] if is_generated(function) else []
+        for name, kept in _annotations(function).items():
+            if name != "return" and not any(name in body and body[name] == kept for body in bodies):
+                yield resolved_annotation(cls, f".{function.__name__}({name})", name, kept, names)
+
+
+def is_generated(function: FunctionType) -> bool:
+    """Whether a function, such as a dataclass's constructor, was made from text."""
+    return function.__code__.co_filename.startswith("<")
+
+
+def _function(member: object) -> FunctionType | None:
+    try:
+        function = unwrap(getattr(member, "__func__", member))  # type: ignore[arg-type]  # it may be anything
+    except Exception:  # noqa: BLE001 - an object of another package
+        return None
+    return function if isinstance(function, FunctionType) else None
+
+
+def _annotations(holder: Any) -> Mapping[str, Any]:
+    try:
+        return raw_annotations(holder)
+    except UnresolvedAnnotationError:
+        return {}
+
+
+def _of_member(cls: type[Any], name: str, member: object) -> Iterator[Annotation]:
+    if name in _CONSTRUCTORS:
+        yield from parameters_of(cls, member)
+    elif name.startswith("__"):
+        return
+    elif isinstance(member, classmethod | staticmethod):
+        yield from parameters_of(cls, member)
+    elif not isinstance(member, FunctionType | type):
+        for part in _PARTS:
+            try:
+                function = getattr(member, part, None)
+            except Exception:  # noqa: BLE001, S112 - an object of another package
+                continue
+            if isinstance(function, FunctionType):
+                names = Names(cls, function)
+                for kept in _annotations(function).values():
+                    yield resolved_annotation(cls, f".{name}", name, kept, names)
+
+
+def _of_source(cls: type[Any]) -> Iterator[Annotation]:
+    module = sys.modules.get(cls.__module__)
+    if module is None:
+        return
+    for method, name, text in source_of(module).attributes.get(cls.__qualname__, ()):
+        function = _function(vars(cls).get(method))
+        names = None if function is None else Names(cls, function)
+        yield resolved_annotation(cls, f".{method}: self.{name}", name, text, names)
+
+
+class _Own(NamedTuple):
+    """
+    What a class annotates itself.
+
+    Attributes:
+        marked: The place of personal data.
+        unread: The place in its body that cannot be read, and why.
+        held: The classes that it names.
+    """
+
+    marked: str | None = None
+    unread: str | None = None
+    held: tuple[type[Any], ...] = ()
+
+
+_owns: dict[type[Any], _Own] = {}
+
+
+def refuse_held(where: str, held: Iterable[NamedClass], *, in_dataclasses: bool) -> None:
+    """
+    Refuse personal data in classes whose objects a place may hold.
+
+    A plain class is looked at and not followed: its objects need an encoding of their own, and whoever
+    registers one has the type checked with all that it holds.
+
+    Args:
+        where: The place, for messages.
+        held: The classes.
+        in_dataclasses: Whether dataclasses are looked at, and every class is followed. Else the objects of
+            dataclasses are sealed by their own annotations.
+
+    Raises:
+        ConfigurationError: One of them marks personal data.
+        UnresolvedAnnotationError: The body of a dataclass, or of a typed dictionary, cannot be read.
+    """
+    # Breadth first, each class once: to follow paths took factorial time (docs/decisions/0028).
+    wanted = deque(held)
+    seen: set[NamedClass] = set()
+    while wanted:
+        one = wanted.popleft()
+        if one in seen or _is_unmarked(one.cls) or (is_dataclass(one.cls) and not in_dataclasses):
+            continue
+        seen.add(one)
+        own = _owns.get(one.cls) or _read_own(one.cls)
+        if own.marked is not None:
+            raise ConfigurationError(
+                f"{where} holds a {one.cls.__qualname__}, and {own.marked} is personal data, "
+                "which nothing would seal there",
+                remedy=f"Make {one.cls.__qualname__} a dataclass, and store it with a SequencedItemMapper.",
+            )
+        is_record = is_dataclass(one.cls) or hasattr(one.cls, "__required_keys__")
+        if is_record and own.unread is not None and not one.lenient:
+            raise UnresolvedAnnotationError(
+                f"{where} holds a {one.cls.__qualname__}, and {own.unread}",
+                remedy="Correct that annotation, or write Annotated[..., NotPersonal('why')] there or here.",
+            )
+        if in_dataclasses or is_record or hasattr(one.cls, "_fields"):
+            lenient = one.lenient or not is_record
+            wanted += (NamedClass(cls, lenient) for cls in own.held)
+
+
+def _is_unmarked(cls: type[Any]) -> bool:
+    return package_of(cls) in UNMARKED_PACKAGES or issubclass(cls, Enum)
+
+
+def _read_own(cls: type[Any]) -> _Own:
+    held: dict[type[Any], None] = {}
+    unread: str | None = None
+    is_complete = True
+    try:
+        for is_body, annotations in ((True, annotations_of(cls)), (False, annotations_elsewhere(cls))):
+            for said in annotations:
+                try:
+                    reading = read_annotation(said, lenient=True)
+                except ConfigurationError:
+                    return _Own(said.where)
+                if reading.shape is not None:
+                    return _Own(said.where)
+                is_complete &= reading.is_complete
+                if is_body and not reading.is_complete:
+                    unread = f"{said.where} cannot be resolved"
+                held.update(dict.fromkeys(one.cls for one in reading.held))
+    except Exception as error:  # noqa: BLE001 - code of other packages runs here
+        unread = f"its annotations cannot be read: {type(error).__name__}"
+    own = _Own(None, unread, tuple(held))
+    if is_complete and unread is None:  # else its module may still be being imported
+        _owns[cls] = own
+    return own
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +273,15 @@ def plan_of(cls: type[Any]) -> Plan:
         except ConfigurationError:
             raise
         except Exception as error:  # code of other packages runs here
-            raise UnresolvedAnnotationError(
-                f"the annotations of {class_name(cls)} cannot be read: {type(error).__name__}",
-                remedy="Derive events from classes of your own.",
-            ) from error
+            raise _unreadable(cls, error) from error
     return plan
+
+
+def _unreadable(cls: type[Any], error: Exception) -> UnresolvedAnnotationError:
+    return UnresolvedAnnotationError(
+        f"the annotations of {class_name(cls)} cannot be read: {type(error).__name__}",
+        remedy="Derive events from classes of your own.",
+    )
 
 
 def _read_plan(cls: type[Any]) -> Plan:
@@ -102,7 +291,7 @@ def _read_plan(cls: type[Any]) -> Plan:
     for annotation in annotations_of(cls):
         name = annotation.name
         lenient = _is_lenient(annotation, cls)
-        reading = read(annotation, lenient=lenient)
+        reading = read_annotation(annotation, lenient=lenient)
         if not _is_special(name):
             refuse_held(annotation.where, reading.held, in_dataclasses=False)
         shape, reason = reading.shape, _exception(annotation)
@@ -163,7 +352,7 @@ def _check_elsewhere(cls: type[Any], said: Mapping[str, list[Shape]]) -> None:
     """Refuse personal data outside of a class's body that an annotation in the body does not repeat."""
     known = {name.lstrip("_"): [_meaning(shape) for shape in shapes] for name, shapes in said.items()}
     for annotation in annotations_elsewhere(cls):
-        reading = read(annotation, lenient=True)
+        reading = read_annotation(annotation, lenient=True)
         refuse_held(annotation.where, reading.held, in_dataclasses=False)
         shape = reading.shape
         if shape is not None and _meaning(shape) not in known.get(annotation.name.lstrip("_"), ()):
@@ -177,7 +366,7 @@ def _check_elsewhere(cls: type[Any], said: Mapping[str, list[Shape]]) -> None:
 
 def _meaning(shape: Shape) -> tuple[Any, ...]:
     """Give what two annotations have in common if they mark the same data."""
-    return type(shape) is Sealed, [(data.subject, data.mask) for data in personal_data_in(shape)]
+    return type(shape) is Sealed, meanings(shape)
 
 
 def refuse_personal(
@@ -205,15 +394,12 @@ def refuse_personal(
         raise
     except Exception as error:  # code of other packages runs here
         if not lenient:
-            raise UnresolvedAnnotationError(
-                f"the annotations of {class_name(cls)} cannot be read: {type(error).__name__}",
-                remedy="Derive events from classes of your own.",
-            ) from error
+            raise _unreadable(cls, error) from error
 
 
 def _refuse_said(annotation: Annotation, why: str, remedy: str, *, lenient: bool) -> None:
     try:
-        reading = read(annotation, lenient=lenient)
+        reading = read_annotation(annotation, lenient=lenient)
         if not _is_special(annotation.name):
             refuse_held(annotation.where, reading.held, in_dataclasses=True)
     except UnresolvedAnnotationError:
@@ -243,7 +429,7 @@ def _marked(annotations: Iterable[Annotation]) -> set[str]:
     found = set()
     for annotation in annotations:
         try:
-            is_marked = read(annotation, lenient=True).shape is not None
+            is_marked = read_annotation(annotation, lenient=True).shape is not None
         except ConfigurationError:
             is_marked = True
         if is_marked:
@@ -261,69 +447,3 @@ def _exception(annotation: Annotation) -> str | None:
     if get_origin(hint) is not Annotated:
         return None
     return next((one.reason for one in hint.__metadata__ if isinstance(one, NotPersonal)), None)
-
-
-Protection: TypeAlias = Literal["sealed field", "object", "sealed item", "plain"]
-
-_UNDECLARED = Declared("", (), None)
-
-
-@dataclass(frozen=True, slots=True)
-class ProtectedField:
-    """
-    A field, and how a mapper protects it.
-
-    Attributes:
-        name: The attribute.
-        declared: What its annotation says.
-        protection: ``sealed field`` under its subject's key; ``object``, whose own fields are listed apart;
-            ``sealed item`` as a part of the whole; or ``plain``.
-        subjects: The attributes that name its subjects.
-    """
-
-    name: str
-    declared: Declared
-    protection: Protection
-    subjects: tuple[str, ...] = ()
-
-
-def protected_fields(cls: type[Any], *, is_sealed: bool) -> list[ProtectedField]:
-    """
-    List the fields that a class declares, by annotations or by its constructor, with their protection.
-
-    Args:
-        cls: An event class, or a class whose objects events hold.
-        is_sealed: Whether the item that holds the object is sealed as a whole.
-
-    Raises:
-        ConfigurationError: The class would be refused at its first use.
-    """
-    plan = plan_of(cls)
-    form_of(cls)
-    found: list[ProtectedField] = []
-    for name, declared in {
-        **dict.fromkeys(parameters_of_constructors(cls), _UNDECLARED),
-        **plan.declared,
-    }.items():
-        if name in plan.fields:
-            subjects = dict.fromkeys(data.subject for data in personal_data_in(plan.fields[name]))
-            found.append(ProtectedField(name, declared, "sealed field", tuple(subjects)))
-        elif any(is_dataclass(one) for one in declared.classes):
-            found.append(ProtectedField(name, declared, "object"))
-        else:
-            found.append(ProtectedField(name, declared, "sealed item" if is_sealed else "plain"))
-    return found
-
-
-def parameters_of_constructors(cls: type[Any]) -> list[str]:
-    """Name the parameters of the application's own constructors: their classes need no annotations."""
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    found: list[str] = []
-    for base in cls.__mro__:
-        constructor = vars(base).get("__init__")
-        is_own = not is_dataclass(base) and not base.__module__.startswith("eventseal.")
-        if not is_own or not inspect.isfunction(constructor):
-            continue
-        parameters = list(inspect.signature(constructor).parameters.values())[1:]
-        found += [one.name for one in parameters if one.kind in named]
-    return found

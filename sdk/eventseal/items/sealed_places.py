@@ -106,7 +106,6 @@ class Change:
         fences: The keys of the new envelopes. Their fences are open until the transaction ends.
         sources: Called last: it raises if a key of the swapped rows is gone, and nothing is written then.
         cursor: Writes how far the job is, before *sources* is called; ``None``: there is no job.
-        rows: For rows that are written with the items; nothing uses it yet.
     """
 
     page: Page
@@ -114,7 +113,6 @@ class Change:
     fences: Collection[UUID]
     sources: InTransaction
     cursor: InTransaction | None = None
-    rows: None = None
 
 
 @runtime_checkable

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from eventseal.errors import OPAQUE_INTEGRITY_MESSAGE, ConfigurationError, IntegrityError
-from eventseal.items.json_values import SEALED_MARKER, STATE_MARKER, ObjectState, Refused, nested_too_deeply
+from eventseal.items.json_writer import SEALED_MARKER, STATE_MARKER, ObjectState, Refused, nested_too_deeply
 from eventseal.keys.records import checked_scope
 
 if TYPE_CHECKING:

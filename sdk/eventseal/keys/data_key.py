@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from eventseal.errors import IntegrityError, KeyNotFoundError
 from eventseal.keys.authentication.row_macs import is_bound
-from eventseal.suites.cbc_hmac import A256CBC_HS512
+from eventseal.suites.cbc_hmac import A256CBC_HS512, ContextPool
 from eventseal.suites.hkdf import hkdf_sha512
-from eventseal.suites.suite import ContextPool
 
 if TYPE_CHECKING:
     from uuid import UUID

@@ -13,8 +13,8 @@ from eventseal.kms.adapter import (
     SupportsVersions,
     TellsVersion,
     WrappedKey,
+    adapter_from_uri,
 )
-from eventseal.kms.uri import adapter_from_uri
 
 __all__ = [
     "EncryptionContext",

@@ -1,14 +1,16 @@
-"""The encryption context: the non-secret pairs that a KMS binds to a wrapped key."""
+"""What a KMS must do for its keys to wrap ours, and how a key URI finds the adapter that does it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
+from eventseal.errors import ConfigurationError
 from eventseal.suites.hkdf import length_prefixed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -217,16 +219,11 @@ class TellsVersion(Protocol):
 
 
 @runtime_checkable
-class SupportsVersions(Protocol):
+class SupportsVersions(TellsVersion, Protocol):
     """An adapter whose KEK has versions that can be told apart, made, forbidden and deleted."""
 
     def current_version(self) -> str:
-        """
-        Tell the version that wraps, as ``WrappedKey.kek_version`` has it.
-
-        Raises:
-            KmsError: The KMS refused or failed.
-        """
+        """Tell the version that wraps; there always is one."""
         ...
 
     def rotate(self) -> str:
@@ -307,3 +304,54 @@ class SupportsDeletion(Protocol):
             KmsError: The KMS refused or failed.
         """
         ...
+
+
+ENTRY_POINT_GROUP = "eventseal.kms"
+_BARE_ARN = "arn:"
+
+
+def adapter_from_uri(uri: str) -> KmsAdapter:
+    """
+    Make the adapter that *uri* names: ``<scheme>://...``, or a bare ``arn:aws:kms:...``.
+
+    Only configured URIs come here: none is ever built from a stored one. Makes no network call.
+
+    Args:
+        uri: One KEK, as it stands in ``kms=`` or ``EVENTSEAL_KMS_KEY``.
+
+    Raises:
+        ConfigurationError: No adapter is installed for the scheme, or the adapter refuses the URI.
+    """
+    return cast("KmsAdapter", adapter_class(uri).from_uri(uri))
+
+
+def adapter_class(uri: str) -> Any:
+    """
+    Find the class of the adapter that *uri* names, without making one.
+
+    Adapters are found by the entry points of the group ``eventseal.kms``, whose names are the schemes.
+
+    Args:
+        uri: As for :func:`adapter_from_uri`.
+
+    Raises:
+        ConfigurationError: No adapter is installed for the scheme.
+    """
+    scheme = "aws-kms" if uri.startswith(_BARE_ARN) else uri.partition("://")[0]
+    known = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+    if "://" not in uri and not uri.startswith(_BARE_ARN):
+        # Not repeated: it may be a key that someone took for a KEK's name.
+        raise ConfigurationError(
+            "what is configured is not a key URI",
+            remedy=f"Write <scheme>://<key>, the scheme one of: {_listed(known)}.",
+        )
+    if scheme not in known:
+        raise ConfigurationError(
+            f"no KMS adapter is installed for {scheme!r}",
+            remedy=f"The installed schemes are: {_listed(known)}.",
+        )
+    return known[scheme].load()
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"

@@ -24,7 +24,7 @@ from eventseal.errors import (
     UnknownFormatError,
 )
 from eventseal.items import SequencedItem
-from eventseal.items.formats import translated
+from eventseal.items.acceptance import translated
 from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
 from eventseal.rotation.jobs.jobs import MIGRATE
 from eventseal.rotation.jobs.old_items import class_checks, scope_given

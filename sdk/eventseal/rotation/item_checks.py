@@ -26,9 +26,8 @@ from eventseal.errors import (
 )
 from eventseal.items.acceptance import AcceptedFormats, OldItem
 from eventseal.items.fields import PersonalFields
-from eventseal.items.item import StoredItem, names_another_key
+from eventseal.items.item import StoredItem, UnknownPlaceNames, names_another_key
 from eventseal.items.json import JSONTranscoder
-from eventseal.items.places import UnknownPlaceNames
 from eventseal.items.sealed_places import Selection
 from eventseal.items.stored_fields import SEALED_BYTES
 from eventseal.rotation.compromised_items import late_item

@@ -26,6 +26,9 @@ from eventseal.errors import UnknownFormatError
 
 VERSION = 1
 HEADER_SIZE = 19
+KEY_ID_IN_HEADER = slice(3, HEADER_SIZE)
+"""Where an envelope names its key."""
+
 IV_SIZE = BLOCK_SIZE = 16
 
 
@@ -118,7 +121,7 @@ def parse_envelope(sealed: bytes) -> EnvelopeInfo:
         version=sealed[0],
         suite=suite,
         compression=CompressionId(sealed[2]),
-        key_id=UUID(bytes=sealed[3:HEADER_SIZE]),
+        key_id=UUID(bytes=sealed[KEY_ID_IN_HEADER]),
         size=len(sealed),
         ciphertext_size=len(sealed) - HEADER_SIZE - IV_SIZE - TAG_SIZES[suite],
     )

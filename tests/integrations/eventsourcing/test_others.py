@@ -29,7 +29,7 @@ from eventseal.integrations.eventsourcing import (
     EncryptingDCBMapper,
     EnvelopeCipher,
     UnboundCipherWarning,
-    releases,
+    check_release,
     unbound,
 )
 from eventseal.items import PersonalData
@@ -188,8 +188,8 @@ def test_another_mapper_may_be_inside(seal):
 
 
 @pytest.fixture
-def unbound_school(sqlite_url, sealed_process, monkeypatch):
-    monkeypatch.setattr(unbound, "_said", set())
+def unbound_school(sqlite_url, sealed_process):
+    unbound._warn_once.cache_clear()
     sealed_process(sqlite_url)
 
     def make(**environment):
@@ -235,17 +235,17 @@ def test_the_cipher_opens_nothing_that_was_changed(unbound_school):
 
 @pytest.mark.parametrize("installed", ["8.3.0", "9.2.22", "10.0.0", "unknown"])
 def test_a_release_that_is_not_supported_is_refused_by_name(monkeypatch, installed):
-    monkeypatch.setattr(releases, "version", lambda _: installed)
+    monkeypatch.setattr("eventseal.integrations.eventsourcing.version", lambda _: installed)
     with pytest.raises(ConfigurationError) as caught:
-        releases.check_release()
+        check_release()
     assert installed in str(caught.value)
     assert ">=9.3,<10" in str(caught.value)
 
 
 @pytest.mark.parametrize("installed", ["9.3.0", "9.5.6", "9.12.1", "9.6.0rc1"])
 def test_a_release_that_is_supported_is_not(monkeypatch, installed):
-    monkeypatch.setattr(releases, "version", lambda _: installed)
-    releases.check_release()
+    monkeypatch.setattr("eventseal.integrations.eventsourcing.version", lambda _: installed)
+    check_release()
 
 
 def test_a_library_that_is_not_there_is_named_with_its_install_command():

@@ -13,17 +13,46 @@ use it.
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from eventseal.integrations.eventsourcing.releases import check_release
+from eventseal.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from eventseal.integrations.eventsourcing.dcb import EncryptingDCBMapper
     from eventseal.integrations.eventsourcing.event_store import SealedInfrastructure
     from eventseal.integrations.eventsourcing.mapper import EncryptingMapper
-    from eventseal.integrations.eventsourcing.options import ErasedEvent, stream_scope
+    from eventseal.integrations.eventsourcing.sealing import ErasedEvent, stream_scope
     from eventseal.integrations.eventsourcing.unbound import EnvelopeCipher, UnboundCipherWarning
+
+SUPPORTED = ">=9.3,<10"
+_LOWEST, _BELOW = (9, 3), (10, 0)
+_INSTALL = "pip install 'eventseal[eventsourcing]'"
+_RELEASE = re.compile(r"(\d+)\.(\d+)")
+
+
+def check_release() -> None:
+    """
+    Refuse a release of the library that this was not made for.
+
+    Raises:
+        ConfigurationError: It is older or newer, or not installed.
+    """
+    try:
+        installed = version("eventsourcing")
+    except PackageNotFoundError:
+        raise ConfigurationError(
+            "the eventsourcing library is not installed", remedy=f"Run: {_INSTALL}"
+        ) from None
+    found = _RELEASE.match(installed)
+    if found is None or not _LOWEST <= (int(found[1]), int(found[2])) < _BELOW:
+        raise ConfigurationError(
+            f"release {installed} of the eventsourcing library is installed; EventSeal supports {SUPPORTED}",
+            remedy=f"Run: {_INSTALL}; or, where an old release wrote the events: eventseal migrate.",
+        )
+
 
 check_release()
 
@@ -31,10 +60,10 @@ _HOMES = {
     "EncryptingDCBMapper": "dcb",
     "EncryptingMapper": "mapper",
     "EnvelopeCipher": "unbound",
-    "ErasedEvent": "erased",
-    "SealedInfrastructure": "factories",
+    "ErasedEvent": "sealing",
+    "SealedInfrastructure": "event_store",
     "UnboundCipherWarning": "unbound",
-    "stream_scope": "options",
+    "stream_scope": "sealing",
 }
 
 __all__ = [

@@ -14,9 +14,8 @@ from eventsourcing.utils import resolve_topic
 
 from eventseal.cipher import ItemContext
 from eventseal.errors import ConfigurationError, EventSealError
-from eventseal.integrations.eventsourcing.options import SealingOptions
-from eventseal.integrations.eventsourcing.sealing import Sealing, placed
-from eventseal.items.own_methods import refuse_replaced_methods
+from eventseal.integrations.eventsourcing.sealing import Sealing, SealingOptions, placed
+from eventseal.items.protection import refuse_replaced_methods
 from eventseal.keys.records import DEFAULT_SCOPE
 
 try:
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
     from eventsourcing.dcb.domain import Tagged
 
-    from eventseal.items.places import KeyScope
+    from eventseal.items.scopes import KeyScope
     from eventseal.rotation.sealed_store import SealedStore
 
 COLLECTION = "dcb"
@@ -85,7 +84,6 @@ class EncryptingDCBMapper(DCBMapper[Any]):
             ConfigurationError: A choice is none.
         """
         options = SealingOptions(seal=seal, key_scope=key_scope)
-        options.scope_rule()
         members = {"options": options, "inner": cls.inner if inner is None else (inner,)}
         return type(cls.__name__, (cls,), {**members, "__doc__": cls.__doc__})
 
@@ -114,7 +112,7 @@ class EncryptingDCBMapper(DCBMapper[Any]):
         """
         given = list(events)
         contexts = [_context(event) for event in given]
-        outcomes = self._sealing.open_envelopes(
+        outcomes = self._sealing.cipher.open_many(
             [(event.data, context) for event, context in zip(given, contexts, strict=True)]
         )
         mapped = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -86,46 +87,38 @@ class SealedEventStore(_EventStore):
         Raises:
             EventSealError: One does not open; see ``EncryptingMapper.to_domain_events``.
         """
-        stored_events = self.recorder.select_events(originator_id=originator_id, **selection)
-        return self._replayed(stored_events)
+        stored = self.recorder.select_events(originator_id=originator_id, **selection)
+        pages = (stored[start : start + PAGE] for start in range(0, len(stored), PAGE))
+        return chain.from_iterable(map(self._opened, pages))
 
-    def _replayed(self, stored_events: Sequence[StoredEvent]) -> Iterator[Any]:
-        for start in range(0, len(stored_events), PAGE):
-            page = stored_events[start : start + PAGE]
-            yield from self._opened(page)
-
-    def _opened(self, page: Sequence[StoredEvent]) -> Sequence[Any]:
+    def _opened(self, page: Sequence[StoredEvent], attempts: int = ATTEMPTS) -> Sequence[Any]:
         """Map events of one aggregate that were read before."""
-        for _ in range(1, ATTEMPTS):
-            try:
-                return self.mapper.to_domain_events(page, collection=self._collection)
-            except KeyDestroyedError as error:
-                if error.destroyed_by != "retired":
-                    raise
-            # Since the reading they were encrypted again, and their old key was retired.
-            versions = [stored.originator_version for stored in page]
-            there = {
-                stored.originator_version: stored
-                for stored in self.recorder.select_events(
-                    originator_id=page[0].originator_id, gt=min(versions) - 1, lte=max(versions)
-                )
-            }
-            page = [there.get(stored.originator_version, stored) for stored in page]
-        return self.mapper.to_domain_events(page, collection=self._collection)
+        try:
+            return self.mapper.to_domain_events(page, collection=self._collection)
+        except KeyDestroyedError as error:
+            if error.destroyed_by != "retired" or attempts == 1:
+                raise
+        # Since the reading they were encrypted again, and their old key was retired.
+        versions = [stored.originator_version for stored in page]
+        there = {
+            stored.originator_version: stored
+            for stored in self.recorder.select_events(
+                originator_id=page[0].originator_id, gt=min(versions) - 1, lte=max(versions)
+            )
+        }
+        return self._opened([there.get(stored.originator_version, stored) for stored in page], attempts - 1)
 
     def _recorded(
-        self, domain_events: Sequence[Any], kwargs: dict[str, Any]
+        self, domain_events: Sequence[Any], kwargs: dict[str, Any], attempts: int = ATTEMPTS
     ) -> tuple[list[StoredEvent], Sequence[int] | None]:
-        for _ in range(1, ATTEMPTS):
-            stored_events = self.mapper.to_stored_events(domain_events, collection=self._collection)
-            try:
-                return stored_events, self.recorder.insert_events(stored_events, **kwargs)
-            except PersistenceError as error:
-                if not is_fence_refusal(error):
-                    raise
-            self.mapper.refresh_keys()
         stored_events = self.mapper.to_stored_events(domain_events, collection=self._collection)
-        return stored_events, self.recorder.insert_events(stored_events, **kwargs)
+        try:
+            return stored_events, self.recorder.insert_events(stored_events, **kwargs)
+        except PersistenceError as error:
+            if attempts == 1 or not is_fence_refusal(error):
+                raise
+        self.mapper.refresh_keys()
+        return self._recorded(domain_events, kwargs, attempts - 1)
 
 
 def _notification(stored: StoredEvent, number: int) -> Notification:

@@ -10,22 +10,21 @@ from eventsourcing.persistence import Mapper, Notification, StoredEvent
 
 from eventseal.cipher import ItemContext, Opened
 from eventseal.errors import ConfigurationError, EventSealError, IntegrityError
-from eventseal.integrations.eventsourcing.options import ErasedEvent, SealingOptions
-from eventseal.integrations.eventsourcing.personal import refuse_marked_class, refuse_marked_types
-from eventseal.integrations.eventsourcing.sealing import Sealing, placed
+from eventseal.integrations.eventsourcing.sealing import ErasedEvent, Sealing, SealingOptions, placed
 from eventseal.integrations.eventsourcing.stored_events import (
     ITEMS,
     context_of,
     event_class,
     otherwise,
+    refuse_marked_class,
+    refuse_marked_types,
     tell_collections,
     with_uuid,
 )
 from eventseal.items.acceptance import OldItem
-from eventseal.items.own_methods import refuse_replaced_methods
-from eventseal.items.personal import ProtectedField, protected_fields
+from eventseal.items.protection import ProtectedField, protected_fields, refuse_replaced_methods
 from eventseal.keys.records import DEFAULT_SCOPE
-from eventseal.suites.envelope import HEADER_SIZE
+from eventseal.suites.envelope import KEY_ID_IN_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -34,15 +33,13 @@ if TYPE_CHECKING:
     from eventsourcing.persistence import Cipher, Compressor, Transcoder
 
     from eventseal.integrations.eventsourcing.sealing import Outcome
-    from eventseal.items.masks import OnErased
-    from eventseal.items.places import KeyScope
+    from eventseal.items.scopes import KeyScope, OnErased
     from eventseal.rotation.sealed_store import SealedStore
 
     _Mapper = Mapper[Any]
 else:
     _Mapper = Mapper  # not generic before release 9.4
 
-_KEY_ID = slice(3, HEADER_SIZE)
 
 REMEDY_BESIDE = (
     "Unset COMPRESSOR_TOPIC, CIPHER_TOPIC and CIPHER_KEY. What was written with them is read by naming its "
@@ -121,8 +118,6 @@ class EncryptingMapper(_Mapper):
             erased_scope=erased_scope,
             event_modules=event_modules,
         )
-        options.scope_rule()
-        options.erased_items()
         return type(cls.__name__, (cls,), {"options": options, "__doc__": cls.__doc__})
 
     @classmethod
@@ -215,13 +210,13 @@ class EncryptingMapper(_Mapper):
             EventSealError: A state does not open; see ``AESCipher.open_many``.
         """
         events = self._mapped(list(stored_events), collection)
-        if self._sealing.skips_erased:
+        if self._sealing.erasure.skips:
             return [event for event in events if type(event) is not ErasedEvent]
         return events
 
     def refresh_keys(self) -> None:
         """Look at once for keys whose state changed: what is mapped next is sealed under keys that seal."""
-        self._sealing.refresh()
+        self._sealing.cipher.refresh()
 
     def _check_types(self) -> None:
         """Look at the types that are registered with the transcoder by now."""
@@ -294,14 +289,14 @@ class EncryptingMapper(_Mapper):
                     self._ids_are_digits |= uuid
 
     def _erased(self, stored: StoredEvent, error: EventSealError) -> ErasedEvent:
-        scope = self._sealing.erased_scope(stored, error)
+        scope = self._sealing.erasure.erased_scope(stored, error, self._sealing.cipher)
         if scope is None:
             raise error
         return ErasedEvent(
             sequence_id=stored.originator_id,
             position=stored.originator_version,
             topic=stored.topic,
-            key_id=UUID(bytes=stored.state[_KEY_ID]),
+            key_id=UUID(bytes=stored.state[KEY_ID_IN_HEADER]),
             scope=scope,
         )
 

@@ -1,37 +1,97 @@
-"""The process's own EventSeal: made once, from the settings, for whatever the library makes by a topic."""
+"""Seals for whatever the library makes by a topic: the application's choices, and the process's EventSeal."""
 
 from __future__ import annotations
 
 import threading
 from contextlib import suppress
 from copy import copy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import UUID
 
 from eventsourcing.utils import TopicError, register_topic
 
 from eventseal.configuration import EventSeal
-from eventseal.errors import EventSealError, IntegrityError, KeyClosedError, KeyDestroyedError
-from eventseal.integrations.eventsourcing.personal import refuse_marked_event
-from eventseal.integrations.eventsourcing.stored_events import event_class
+from eventseal.errors import EventSealError, KeyClosedError
+from eventseal.integrations.eventsourcing.stored_events import (
+    event_class,
+    refuse_marked_event,
+    uuid_of_digits,
+)
 from eventseal.items.acceptance import NO_FORMATS, AcceptedFormats, OldItem
 from eventseal.items.event_modules import EventModules
+from eventseal.items.scopes import Erased, ErasureRule, KeyScope, OnErased, ScopeRule
 from eventseal.keys.concurrency import renew_in_children
 from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.rotation.sealed_store import event_modules_of
-from eventseal.storage.database.transactions import write
+from eventseal.storage.database.transactions import writes
 from eventseal.storage.items.fences import CLOSED, fence_states, open_fences
-from eventseal.suites.envelope import HEADER_SIZE
+from eventseal.suites.envelope import KEY_ID_IN_HEADER
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from sqlalchemy.engine import Connection
 
     from eventseal.cipher import ItemContext, Opened
-    from eventseal.integrations.eventsourcing.options import SealingOptions
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage import SQLAlchemyDatastore
+
+
+@dataclass(frozen=True)
+class ErasedEvent(Erased):
+    """
+    Stands for a stored event whose key was shredded, where the mapper was told ``on_erased="mask"``.
+
+    The library's projector can take it: an aggregate of which all is erased is not found, and one that lost
+    some of its events goes on behind them. Its place and topic are those of the row, which nothing
+    authenticates any more.
+    """
+
+    def mutate(self, aggregate: Any) -> Any:
+        """Count as an event that changed nothing."""
+        if aggregate is not None:
+            aggregate.version = self.originator_version
+        return aggregate
+
+
+class SealingOptions:
+    """
+    The choices of ``using()``.
+
+    Args:
+        seal: Whose keys and databases are used; ``None``: the process's settings say it.
+        key_scope: Whose key seals an event whose class has no ``__key_scope__``.
+        on_erased: What an event is on reading whose key was shredded.
+        erased_scope: Gives the scope that an erased event must be of, from what was stored alone.
+        event_modules: Whose classes an event in an older format may name; ``None``: those of the seal.
+
+    Raises:
+        ConfigurationError: A choice is none.
+    """
+
+    def __init__(
+        self,
+        seal: SealedStore | None = None,
+        *,
+        key_scope: KeyScope = DEFAULT_SCOPE,
+        on_erased: OnErased = "raise",
+        erased_scope: Callable[[Any], str] | None = None,
+        event_modules: Collection[str] | None = None,
+    ) -> None:
+        self.seal = seal
+        self.scope_rule = ScopeRule(key_scope)
+        self.one_scope = key_scope if isinstance(key_scope, str) else None
+        self.erasure = ErasureRule(on_erased, key_scope=key_scope, erased_scope=erased_scope)
+        self.event_modules = event_modules
+
+
+def stream_scope(event: Any) -> str:
+    """
+    Give each aggregate keys of its own, so that it can be erased alone.
+
+    Takes domain events, snapshots and stored events alike: it is a ``key_scope`` and an ``erased_scope``.
+    """
+    return f"stream:{uuid_of_digits(event.originator_id) or event.originator_id}"
 
 
 class ProcessSeal:
@@ -77,54 +137,8 @@ process_seal = ProcessSeal()
 MOST_REMEMBERED = 100_000
 """Keys whose fence is known to be there; when there are more, all are forgotten and asked for again."""
 
-_KEY_ID = slice(3, HEADER_SIZE)
 
-
-class KnownFences:
-    """
-    Makes an open fence for each key that this process seals under, before anything under it is handed out.
-
-    So the row that a retirement closes is there, and the trigger on the table refuses whatever comes late.
-
-    Args:
-        datastore: Of the database that the library writes to.
-    """
-
-    def __init__(self, datastore: SQLAlchemyDatastore) -> None:
-        self._datastore = datastore
-        self._known: set[bytes] = set()
-
-    def is_known(self, envelope: bytes) -> bool:
-        """Whether the fence of an envelope's key is known to be there."""
-        return envelope[_KEY_ID] in self._known
-
-    def closed_among(self, envelopes: Iterable[bytes]) -> list[UUID]:
-        """
-        Make the fences that are not known yet.
-
-        Returns:
-            The envelopes' keys that were retired already.
-
-        Raises:
-            StoreError: The database refused or failed; a missing table is a ``MissingTableError``.
-        """
-        unknown = {envelope[_KEY_ID] for envelope in envelopes} - self._known
-        if not unknown:
-            return []
-        key_ids = [UUID(bytes=raw) for raw in unknown]
-        states = write(
-            self._datastore.engine,
-            lambda own: _opened(own, key_ids),
-            doing="making the fences of keys",
-            filtered=True,
-        )
-        closed = sorted(key_id for key_id, state in states.items() if state == CLOSED)
-        if len(self._known) + len(unknown) > MOST_REMEMBERED:
-            self._known.clear()
-        self._known |= unknown - {key_id.bytes for key_id in closed}
-        return closed
-
-
+@writes("making the fences of keys", filtered=True)
 def _opened(connection: Connection, key_ids: Collection[UUID]) -> dict[UUID, str]:
     open_fences(connection, key_ids)
     return fence_states(connection, key_ids)
@@ -157,16 +171,15 @@ class Sealing:
     """
 
     def __init__(self, options: SealingOptions) -> None:
-        self._scope_of = options.scope_rule()
-        self._one_scope = options.key_scope if isinstance(options.key_scope, str) else None
-        self._erased_items = options.erased_items()
+        self._scope_of, self._one_scope = options.scope_rule, options.one_scope
         seal = process_seal() if options.seal is None else options.seal
-        self._cipher = seal.cipher
-        self._fences = KnownFences(seal.datastore)
+        self.cipher = seal.cipher
+        self.erasure = options.erasure
+        self._datastore = seal.datastore
+        self._fenced: set[bytes] = set()  # key ids
         names = event_modules_of(seal) if options.event_modules is None else options.event_modules
         self.event_modules = LibraryEventModules(names)
         self._accepted: AcceptedFormats = getattr(seal, "accepted_formats", NO_FORMATS)
-        self.skips_erased = self._erased_items.skips
 
     def seal_events(self, events: list[Any], items: Sequence[tuple[bytes, ItemContext]]) -> list[bytes]:
         """
@@ -186,8 +199,8 @@ class Sealing:
         refuse_marked_event(event)
         known = event_class(type(event))
         scope = self._scope_of(event) if self._one_scope is None or known.has_scope else self._one_scope
-        envelope = self._cipher.encrypt(plaintext, context, scope=scope, compress=known.compress)
-        if self._fences.is_known(envelope):
+        envelope = self.cipher.encrypt(plaintext, context, scope=scope, compress=known.compress)
+        if envelope[KEY_ID_IN_HEADER] in self._fenced:
             return envelope
         return self.seal(((plaintext, context),), scopes=scope, compress=known.compress)[0]
 
@@ -215,18 +228,35 @@ class Sealing:
             EventSealError: What ``AESCipher.encrypt_many`` raises.
         """
         for _ in range(2):
-            envelopes = self._cipher.encrypt_many(items, scopes=scopes, compress=compress)
-            closed = self._fences.closed_among(envelopes)
+            envelopes = self.cipher.encrypt_many(items, scopes=scopes, compress=compress)
+            # The fence is made before the library writes, so that its insert waits for no other one
+            # (docs/decisions/0019).
+            closed = self._closed_among(envelopes)
             if not closed:
                 return envelopes
-            self.refresh()
+            self.cipher.refresh()
         raise KeyClosedError(
             f"nothing was sealed: retired meanwhile: {', '.join(map(str, closed))}", key_ids=tuple(closed)
         )
 
-    def open_envelopes(self, items: Sequence[tuple[bytes, ItemContext]]) -> list[Opened | EventSealError]:
-        """Open envelopes, each with an outcome of its own; see ``AESCipher.open_many``."""
-        return self._cipher.open_many(items)
+    def _closed_among(self, envelopes: Iterable[bytes]) -> list[UUID]:
+        """
+        Make an open fence for each key that has none yet, before anything under the key is handed out.
+
+        So the row that a retirement closes is there, and the trigger on the table refuses what comes late.
+
+        Returns:
+            The envelopes' keys that were retired already.
+        """
+        unknown = {envelope[KEY_ID_IN_HEADER] for envelope in envelopes} - self._fenced
+        if not unknown:
+            return []
+        states = _opened(self._datastore.engine, [UUID(bytes=raw) for raw in unknown])
+        closed = sorted(key_id for key_id, state in states.items() if state == CLOSED)
+        if len(self._fenced) + len(unknown) > MOST_REMEMBERED:
+            self._fenced.clear()
+        self._fenced |= unknown - {key_id.bytes for key_id in closed}
+        return closed
 
     def open(self, items: Sequence[tuple[bytes, ItemContext]]) -> list[Outcome]:
         """
@@ -234,16 +264,12 @@ class Sealing:
 
         What is no envelope is tried in the older formats that are accepted while a migration lasts.
         """
-        outcomes: list[Outcome] = [*self._cipher.open_many(items)]
+        outcomes: list[Outcome] = [*self.cipher.open_many(items)]
         if self._accepted:
             for index, outcome in enumerate(outcomes):
                 if isinstance(outcome, EventSealError):
                     outcomes[index] = self._accepted.open(*items[index], outcome)
         return outcomes
-
-    def refresh(self) -> None:
-        """Look at once for keys whose state changed."""
-        self._cipher.refresh()
 
     def check_scope(self, event: Any, opened: Opened) -> None:
         """
@@ -254,28 +280,7 @@ class Sealing:
         """
         if opened.scope == self._one_scope and not event_class(type(event)).has_scope:
             return
-        scope = self._scope_of(event)
-        if opened.scope != scope and opened.scope != self._cipher.stored_scope(scope):
-            raise IntegrityError(
-                f"key {opened.key_id} sealed the item, but is no key of the scope that the event belongs to",
-                remedy="If key_scope, or the class's __key_scope__, was changed, change it back; "
-                "else find out who holds that scope's key.",
-            )
-
-    def erased_scope(self, stored: Any, error: EventSealError) -> str | None:
-        """
-        Give the scope that was erased, if what was stored is to be shown as erased.
-
-        Args:
-            stored: As the library stores it.
-            error: Why it does not open.
-        """
-        if not isinstance(error, KeyDestroyedError):
-            return None
-        scope = self._erased_items.scope_of(stored, error)
-        if scope is None or error.scope not in (scope, self._cipher.stored_scope(scope)):
-            return None
-        return scope
+        self._scope_of.check(event, opened, self.cipher)
 
 
 def placed(error: EventSealError, context: ItemContext) -> EventSealError:

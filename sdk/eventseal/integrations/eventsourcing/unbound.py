@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from functools import wraps
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
 from eventsourcing.persistence import Cipher, Mapper
 
 from eventseal.cipher import ItemContext
-from eventseal.errors import EventSealError
-from eventseal.integrations.eventsourcing.options import SealingOptions
-from eventseal.integrations.eventsourcing.personal import refuse_marked_event
-from eventseal.integrations.eventsourcing.sealing import Sealing
+from eventseal.integrations.eventsourcing.sealing import Sealing, SealingOptions
+from eventseal.integrations.eventsourcing.stored_events import refuse_marked_event
 
 if TYPE_CHECKING:
     from eventsourcing.utils import Environment
@@ -33,7 +31,7 @@ class UnboundCipherWarning(UserWarning):
 
 def _look_at_events() -> None:
     """Have the library's mappers look at events, since this cipher is given only bytes."""
-    to_stored_event = Mapper.to_stored_event
+    to_stored_event = Mapper.to_stored_event  # the last to see the class (docs/decisions/0028)
 
     @wraps(to_stored_event)
     def checked(self: Any, domain_event: Any) -> Any:
@@ -75,18 +73,12 @@ class EnvelopeCipher(Cipher):
         Raises:
             EventSealError: It does not open; see ``AESCipher.open_many``.
         """
-        (outcome,) = self._sealing.open_envelopes(((ciphertext, UNBOUND),))
-        if isinstance(outcome, EventSealError):
-            raise outcome
-        return outcome.plaintext
+        return self._sealing.cipher.decrypt(ciphertext, UNBOUND)
 
 
 _look_at_events()
 
-_said: set[str] = set()
 
-
+@cache
 def _warn_once() -> None:
-    if not _said:
-        _said.add(_WARNING)
-        warnings.warn(_WARNING, UnboundCipherWarning, stacklevel=3)
+    warnings.warn(_WARNING, UnboundCipherWarning, stacklevel=3)

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from eventseal.cipher.resealing import Outcome
+    from eventseal.cipher.aes import Outcome
     from eventseal.items.sealed_places import Page, Selection
     from eventseal.rotation.jobs.sources import KeyStandings
     from eventseal.rotation.sealed_store import SealedStore

@@ -8,8 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from eventseal.cipher import ItemContext, Opened
-from eventseal.cipher.fields import FieldContext
-from eventseal.cipher.resealing import Moved
+from eventseal.cipher.aes import FormerCollection
+from eventseal.cipher.envelopes import FieldContext
 from eventseal.errors import (
     ConfigurationError,
     EventSealError,
@@ -19,8 +19,8 @@ from eventseal.errors import (
     SerializationError,
     StoreError,
 )
+from eventseal.items.item import UnknownPlaceNames
 from eventseal.items.json import JSONTranscoder
-from eventseal.items.places import UnknownPlaceNames
 from eventseal.items.sealed_places import Selection
 from eventseal.items.stored_fields import SEALED_BYTES, stored_fields
 from eventseal.rotation.jobs.sources import MOVING, Standing, TableSources, table_sources
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from eventseal.cipher.resealing import StoredItems
+    from eventseal.cipher.context import StoredItems
     from eventseal.items.stored_fields import StoredField
     from eventseal.rotation.results import JobResult
     from eventseal.rotation.sealed_store import SealedStore
@@ -150,11 +150,11 @@ def finish_move(store: SealedStore, table: SealedTable, result: JobResult) -> Jo
     return result
 
 
-def moved(store: SealedStore, table: SealedTable, items: StoredItems) -> Moved | None:
+def moved(store: SealedStore, table: SealedTable, items: StoredItems) -> FormerCollection | None:
     """Give what re-sealing must know of a table whose items may be bound to a former collection."""
     if table.former_collection is None:
         return None
-    return Moved(
+    return FormerCollection(
         table.former_collection,
         lambda number, plaintext: rewritten(
             store,
