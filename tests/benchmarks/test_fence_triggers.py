@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 from tests.fixtures.eventsourcing_store import EVENTS, LibraryStore
 
-from eventseal.storage.items.fence_triggers import has_fence_triggers
+from eventseal.storage.items.fences import has_fence_triggers
 from eventseal.storage.items.key_id_indexes import index_name
 from eventseal.testing import FakeKms
 

@@ -37,7 +37,7 @@ from eventseal.kms import EncryptionContext
 from eventseal.rotation import rewrap
 from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy
 from eventseal.storage.keys.epochs import begin_epoch, finish_epoch, is_rolling, note_version
-from eventseal.storage.keys.kek_closing import close_keks
+from eventseal.storage.keys.kek_fences import close_keks
 from eventseal.storage.keys.tables import encryption_keys
 from eventseal.testing import FakeKms
 from eventseal_kms.aws import AwsKmsAdapter

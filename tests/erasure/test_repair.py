@@ -24,8 +24,7 @@ from eventseal.rotation.damaged_rows import damaged_rows
 from eventseal.rotation.sealed_store import registered_tables
 from eventseal.storage import SQLAlchemyActiveRecordStrategy, TimestampSequencedItemRecord
 from eventseal.storage.items.fences import close_fences
-from eventseal.storage.items.rows import ItemRow
-from eventseal.storage.items.stored_rows import RowChange, digest_of, replace_rows
+from eventseal.storage.items.rows import ItemRow, RowChange, digest_of, replace_rows
 from eventseal.testing import FakeKms
 
 if TYPE_CHECKING:

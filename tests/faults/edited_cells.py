@@ -17,8 +17,16 @@ from eventseal.configuration.diagnosis.key_checks import check_keys
 from eventseal.configuration.diagnosis.registry_checks import check_jobs, check_registry
 from eventseal.configuration.diagnosis.table_checks import check_fences
 from eventseal.errors import EventSealError
-from eventseal.storage.database.column_types import BinaryUUID, ExactBytes, ExactInteger, UTCTimestamp
-from eventseal.storage.database.edited_rows import Rate, Seconds, StoredJSON, StoredText
+from eventseal.storage.database.column_types import (
+    BinaryUUID,
+    ExactBytes,
+    ExactInteger,
+    Rate,
+    Seconds,
+    StoredJSON,
+    StoredText,
+    UTCTimestamp,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

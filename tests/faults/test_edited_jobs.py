@@ -16,6 +16,7 @@ from eventseal.rotation.jobs.jobs import resumed_job
 from eventseal.rotation.jobs.workers import ShardWorker
 from eventseal.rotation.sealed_store import registered_tables
 from eventseal.storage.jobs import jobs
+from eventseal.storage.jobs import shards as job_shards
 from eventseal.storage.jobs.tables import (
     reencrypted_keys,
     reencryption_failures,
@@ -51,7 +52,7 @@ def paused(shop: SealedShop) -> Callable[[], UUID]:
             "pass_number": 1,
             "total": 1,
         }
-        shard = jobs.Shard(
+        shard = job_shards.Shard(
             job_id=job_id,
             number=0,
             pass_number=1,
@@ -64,7 +65,7 @@ def paused(shop: SealedShop) -> Callable[[], UUID]:
         )
         with shop.datastore.engine.begin() as connection:
             jobs.insert_job(connection, values)
-            jobs.insert_shards(connection, [shard])
+            job_shards.insert_shards(connection, [shard])
         return job_id
 
     return make

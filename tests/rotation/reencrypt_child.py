@@ -11,6 +11,7 @@ from eventseal.configuration import EventSeal
 from eventseal.rotation import reencrypt
 from eventseal.storage.database import transactions
 from eventseal.storage.jobs import jobs
+from eventseal.storage.jobs import shards as job_shards
 
 BATCHES_BEFORE = 3
 
@@ -44,7 +45,7 @@ def main() -> None:
 
         def kill_behind(connection, work):
             result = committed(connection, work)
-            batches.append(isinstance(result, jobs.Shard) and result.cursor is not None)
+            batches.append(isinstance(result, job_shards.Shard) and result.cursor is not None)
             if sum(batches) > BATCHES_BEFORE:
                 kill()
             return result

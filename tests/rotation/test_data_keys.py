@@ -22,7 +22,7 @@ from eventseal.keys import KeyState
 from eventseal.keys.ring.new_keys import new_key_id
 from eventseal.rotation import JobResult, mark_compromised, reencrypt, retire, rotate_keys, status
 from eventseal.storage.items.fences import CLOSED, fence_states
-from eventseal.storage.jobs.compromised_items import load_marks
+from eventseal.storage.jobs.compromised_items import load_compromised_items
 from eventseal.testing import FakeKms
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def fence(shop, key_id) -> str | None:
 
 def marked_items(shop, key_id) -> int:
     with shop.seal.datastore.engine.connect() as connection:
-        return load_marks(connection, "integer_sequenced_items")[key_id].items
+        return load_compromised_items(connection, "integer_sequenced_items")[key_id].items
 
 
 def test_every_scope_gets_a_new_key_and_no_item_is_touched(shop) -> None:

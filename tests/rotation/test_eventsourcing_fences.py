@@ -16,8 +16,7 @@ from tests.fixtures.eventsourcing_store import EVENTS, SECRET, TOPIC
 from eventseal.errors import ConfigurationError, JobError, StoreUnavailableError
 from eventseal.rotation import mark_compromised, reencrypt, retire, rotate_keys, verify
 from eventseal.storage.database.faults import sqlstate
-from eventseal.storage.items.fence_triggers import FENCE_CONSTRAINT, is_fence_refusal
-from eventseal.storage.items.fences import CLOSED, OPEN, fence_states
+from eventseal.storage.items.fences import CLOSED, FENCE_CONSTRAINT, OPEN, fence_states, is_fence_refusal
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from eventseal.errors import ConfigurationError, JobError, KmsUnavailableError, 
 from eventseal.rotation import list_jobs, pause_job, reencrypt, retire, rotate_keys, verify
 from eventseal.rotation.jobs import passes
 from eventseal.rotation.jobs.workers import STEP_ASIDE, Pacer, ShardWorker, end_worker, is_dead, new_worker
-from eventseal.storage.database.faults import OtherWriters
+from eventseal.storage.database.faults import SQLiteContention
 from eventseal.testing import ManualClock
 from eventseal_kms.local import LocalKmsAdapter
 
@@ -429,14 +429,14 @@ def test_on_sqlite_a_worker_leaves_the_lock_to_others(open_shop, sqlite_url, kms
     monkeypatch.setattr(
         "eventseal.rotation.jobs.passes.ShardWorker", functools.partial(ShardWorker, sleep=waits.sleep)
     )
-    begin = OtherWriters.begin
+    begin = SQLiteContention.begin
 
     def begin_and_write(others):
         begin(others)
         shop.append(1)
 
     if others_write:
-        monkeypatch.setattr(OtherWriters, "begin", begin_and_write)
+        monkeypatch.setattr(SQLiteContention, "begin", begin_and_write)
     assert reencrypt(shop.seal, batch=20).complete
     assert waits.slept == pytest.approx(STEP_ASIDE * 4 if others_write else 0.0)
 

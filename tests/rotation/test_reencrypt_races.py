@@ -14,7 +14,7 @@ from eventseal.errors import IntegrityError, KmsUnavailableError, StoreUnavailab
 from eventseal.rotation import reencrypt, retire, rotate_keys, verify
 from eventseal.storage.database import transactions
 from eventseal.storage.items.fences import close_fence
-from eventseal.storage.jobs import jobs
+from eventseal.storage.jobs import shards as job_shards
 
 ITEMS = "integer_sequenced_items"
 
@@ -291,7 +291,7 @@ def test_a_commit_whose_answer_was_lost_counts_once(shop, monkeypatch):
 
     def losing(connection, work):
         result = committed(connection, work)
-        if isinstance(result, jobs.Shard) and result.cursor and len(lost) < 2:
+        if isinstance(result, job_shards.Shard) and result.cursor and len(lost) < 2:
             lost.append(result)
             raise OperationalError("COMMIT", {}, ConnectionError("gone"), connection_invalidated=True)
         return result

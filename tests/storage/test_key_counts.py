@@ -17,6 +17,7 @@ from eventseal.storage import (
 )
 from eventseal.storage.items.columns import sealed_columns
 from eventseal.storage.items.key_counts import (
+    count_by_key,
     count_differing,
     count_misnamed,
     count_under,
@@ -24,7 +25,6 @@ from eventseal.storage.items.key_counts import (
     rows_without_envelope,
 )
 from eventseal.storage.items.key_id_indexes import has_key_id_indexes
-from eventseal.storage.items.rows import count_by_key
 from eventseal.storage.items.tables import SealedTable
 
 KEY, OTHER = uuid4(), uuid4()

@@ -36,8 +36,9 @@ from eventseal.storage import (
 )
 from eventseal.storage.database.transactions import read
 from eventseal.storage.items.columns import sealed_columns
+from eventseal.storage.items.key_counts import count_by_key
 from eventseal.storage.items.registry import Registry, register, registered
-from eventseal.storage.items.rows import ItemRow, count_by_key, row_at
+from eventseal.storage.items.rows import ItemRow, row_at
 from eventseal.storage.items.tables import ColumnKind, SealedColumn, SealedTable
 from eventseal.storage.unregistered import unregistered_tables
 

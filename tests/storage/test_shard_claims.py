@@ -11,6 +11,7 @@ import pytest
 from eventseal.rotation.jobs.workers import is_dead, new_worker
 from eventseal.storage.database.transactions import read, write
 from eventseal.storage.jobs import jobs
+from eventseal.storage.jobs import shards as job_shards
 from eventseal.storage.jobs.tables import reencryption_shards
 
 LEASE = timedelta(hours=1)
@@ -36,10 +37,10 @@ def job(datastore) -> jobs.Job:
                 "total": 2,
             },
         )
-        jobs.insert_shards(
+        job_shards.insert_shards(
             connection,
             [
-                jobs.Shard(
+                job_shards.Shard(
                     job_id=job_id,
                     number=number,
                     pass_number=1,
@@ -62,7 +63,7 @@ def job(datastore) -> jobs.Job:
 @pytest.fixture
 def claim(datastore, job):
     def claim(worker: str) -> int | None:
-        take = partial(jobs.claim_shard, job=job, worker=worker, lease=LEASE, is_dead=lambda _: False)
+        take = partial(job_shards.claim_shard, job=job, worker=worker, lease=LEASE, is_dead=lambda _: False)
         shard = write(datastore.engine, take, doing="taking a range")
         return None if shard is None else shard.number
 

@@ -13,7 +13,7 @@ from eventseal.cli.shared_options import Options, with_options
 from eventseal.keys.authentication.row_macs import unreadable_row
 from eventseal.keys.states import KeyState  # noqa: TC001 - read at run time, for the options' types
 from eventseal.rotation.status.key_listing import KeyPage, list_keys
-from eventseal.storage.database.edited_rows import UNREADABLE
+from eventseal.storage.database.rows import UNREADABLE
 
 if TYPE_CHECKING:
     from eventseal.keys.records import KeyRecord

@@ -23,7 +23,7 @@ from eventseal.items.event_modules import import_listed
 from eventseal.keys import CachePolicy, Keyring, RotationPolicy
 from eventseal.kms import adapter_from_uri
 from eventseal.storage import SQLAlchemyDatastore, SQLAlchemyKeyStore, SQLAlchemySettings
-from eventseal.storage.database.engines import database_place
+from eventseal.storage.database.engines import database_identity
 from eventseal.storage.datastore import AcceptedNow
 from eventseal.storage.items.tables import OWN_RECORDS
 
@@ -183,7 +183,7 @@ def _ledger(settings: Settings, named: str) -> Ledger:
     places = [_place(url) for url in (settings.store_url, settings.key_store_url) if url is not None]
     if "://" in named:
         ledger = DatabaseLedger(named)
-        if database_place(ledger.settings.url) in places:
+        if database_identity(ledger.settings.url) in places:
             raise ConfigurationError("it is in the database of the items or the keys", remedy=_APART)
         return ledger
     if not named:
@@ -195,7 +195,7 @@ def _ledger(settings: Settings, named: str) -> Ledger:
 
 def _place(url: SecretStr) -> tuple[object, ...] | None:
     parsed = _parsed(url)
-    return None if parsed is None else database_place(parsed)
+    return None if parsed is None else database_identity(parsed)
 
 
 def _parsed(url: SecretStr) -> URL | None:

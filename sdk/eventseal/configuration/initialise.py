@@ -32,7 +32,7 @@ from eventseal.kms.adapter import EncryptionContext, adapter_class
 from eventseal.storage.database.table_setup import KEY_ID, table_names
 from eventseal.storage.database.transactions import reads
 from eventseal.storage.items.columns import sealed_columns
-from eventseal.storage.items.fence_triggers import has_fence_triggers
+from eventseal.storage.items.fences import has_fence_triggers
 from eventseal.storage.items.key_id_indexes import has_key_id_indexes
 from eventseal.storage.unregistered import OWN_TABLES
 

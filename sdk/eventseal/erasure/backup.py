@@ -20,11 +20,10 @@ from eventseal.errors import (
 from eventseal.keys.authentication.row_macs import is_bound
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.storage import SQLAlchemyDatastore, SQLAlchemyKeyStore, SQLAlchemySettings
-from eventseal.storage.database.engines import database_place, redacted
+from eventseal.storage.database.engines import database_identity, redacted
 from eventseal.storage.database.table_setup import KEY_ID, has_table, table_names
 from eventseal.storage.database.transactions import read
-from eventseal.storage.items.rows import ItemRow
-from eventseal.storage.items.stored_rows import stored_row
+from eventseal.storage.items.rows import ItemRow, stored_row
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -64,7 +63,7 @@ class Backup:
         renamed: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         items = SQLAlchemySettings(url)
-        if database_place(items.url) == database_place(store.datastore.settings.url):
+        if database_identity(items.url) == database_identity(store.datastore.settings.url):
             raise ConfigurationError(
                 "the backup is the store's own database", remedy="Name the database that holds the backup."
             )

@@ -28,7 +28,7 @@ from eventseal.storage.keys.epochs import (
     note_branch_keys,
     note_version,
 )
-from eventseal.storage.keys.kek_closing import NO_KEY, close_keks, hanging_on
+from eventseal.storage.keys.kek_fences import NO_KEY, close_keks, hanging_on
 from eventseal.storage.keys.wrapping_rows import overwrite_deleted
 
 if TYPE_CHECKING:

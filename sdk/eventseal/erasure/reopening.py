@@ -13,9 +13,8 @@ from eventseal.erasure.ledger.entries import REOPEN
 from eventseal.erasure.shredding import batches, own_ledger
 from eventseal.errors import IntegrityError, JobError, SerializationError
 from eventseal.items.fields import PersonalFields
-from eventseal.items.item import StoredItem
+from eventseal.items.item import StoredItem, UnknownPlaceNames
 from eventseal.items.json import JSONTranscoder
-from eventseal.items.item import UnknownPlaceNames
 from eventseal.items.stored_fields import SEALED_BYTES
 from eventseal.keys.states import KeyPurpose
 from eventseal.rotation.fence_closing import close_and_count

@@ -30,10 +30,15 @@ from eventseal.rotation.sealed_store import own_tables
 from eventseal.rotation.table_checks import refuse_old_key_tables, refuse_unregistered_tables
 from eventseal.storage.database.transactions import read, write
 from eventseal.storage.items.fences import open_fences, share_fences
-from eventseal.storage.items.rows import ItemRow, count_by_key
-from eventseal.storage.items.stored_rows import RowChange, replace_rows, stored_row
+from eventseal.storage.items.key_counts import count_by_key
+from eventseal.storage.items.rows import ItemRow, RowChange, replace_rows, stored_row
 from eventseal.storage.items.swaps import KEY_ID_IN_HEADER, place_to_json
-from eventseal.storage.jobs.compromised_items import Replaced, add_replaced, forget_replaced, load_marks
+from eventseal.storage.jobs.compromised_items import (
+    Replaced,
+    add_replaced,
+    forget_replaced,
+    load_compromised_items,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -45,9 +50,9 @@ if TYPE_CHECKING:
     from eventseal.items.sealed_places import Place
     from eventseal.rotation.item_checks import Tally
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.items.stored_rows import StoredRow
+    from eventseal.storage.items.rows import StoredRow
     from eventseal.storage.items.tables import SealedTable
-    from eventseal.storage.jobs.compromised_items import Mark
+    from eventseal.storage.jobs.compromised_items import CompromisedItems
 
 
 _BATCH = 100
@@ -315,7 +320,7 @@ class _Run:
                     f"nothing was changed in {table.table}: retired meanwhile: {', '.join(map(str, closed))}",
                     key_ids=tuple(sorted(closed)),
                 )
-            marks = load_marks(connection, table.table)
+            marks = load_compromised_items(connection, table.table)
             gone = [
                 None if each.mended else _overwritten(connection, table, each.place, marks)
                 for each, _ in given
@@ -389,7 +394,7 @@ def _as_json(table: SealedTable, change: RowChange) -> dict[str, Any]:
 
 
 def _overwritten(
-    connection: Connection, table: SealedTable, place: Place, marks: Mapping[UUID, Mark]
+    connection: Connection, table: SealedTable, place: Place, marks: Mapping[UUID, CompromisedItems]
 ) -> ItemRow | None:
     """Give a damaged row whose header names a marked key still: it was counted when the key was marked."""
     now = stored_row(connection, table, place)

@@ -13,7 +13,7 @@ from eventseal.erasure.shredding import own_ledger
 from eventseal.errors import ConfigurationError, IntegrityError, JobError
 from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult
 from eventseal.rotation.rows_set_aside import SetAside
-from eventseal.storage.items.stored_rows import stored_row
+from eventseal.storage.items.rows import stored_row
 from eventseal.storage.items.swaps import place_from_json, place_to_json
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from eventseal.errors import IntegrityError, StoreUnavailableError
 from eventseal.rotation.fence_closing import held_fence, is_lock_timeout
 from eventseal.rotation.sealed_store import registered_tables
-from eventseal.storage.database.engines import chunks
+from eventseal.storage.database.rows import chunks
 from eventseal.storage.database.transactions import read, write
 from eventseal.storage.items.fences import close_fences
 from eventseal.storage.items.key_counts import count_under
-from eventseal.storage.jobs.compromised_items import count_below, load_marks
-from eventseal.storage.jobs.compromised_items import record_marks as mark_table
+from eventseal.storage.jobs.compromised_items import count_below, load_compromised_items
+from eventseal.storage.jobs.compromised_items import record_compromised_items as mark_table
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.items.tables import SealedTable
-    from eventseal.storage.jobs.compromised_items import Mark
+    from eventseal.storage.jobs.compromised_items import CompromisedItems
 
 
 _BATCH_SIZE = 100
@@ -51,7 +51,7 @@ class Miscount(NamedTuple):
         )
 
 
-def late_item(mark: Mark) -> IntegrityError:
+def late_item(mark: CompromisedItems) -> IntegrityError:
     """Say what an item may be that was not there, as it is, when its key was marked as compromised."""
     if mark.unreadable:
         return IntegrityError(
@@ -116,7 +116,7 @@ def record_missing_marks(
     for table in tables:
         marks = read(
             store.datastore.engine,
-            partial(load_marks, table=table.table),
+            partial(load_compromised_items, table=table.table),
             doing="reading the marks of compromised keys",
         )
         for error in _mark_free(store, set(key_ids) - marks.keys(), [table]).values():

@@ -279,7 +279,7 @@ class _Copying:
         """Say which of these places are taken: copied before."""
         if not contexts:
             return set()
-        place = self._columns.item_key
+        place = self._columns.place
         wanted = [(context.sequence_id, context.position) for context in contexts]
 
         def look(connection: Connection) -> set[tuple[Any, Any]]:

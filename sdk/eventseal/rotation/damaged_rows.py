@@ -30,8 +30,8 @@ from eventseal.rotation.results import Failure, JobResult
 from eventseal.rotation.rows_set_aside import SET_ASIDE, AsideRows, rows_set_aside
 from eventseal.rotation.sealed_store import own_tables, registered_tables
 from eventseal.storage.database.transactions import read
-from eventseal.storage.items.rows import count_by_key
-from eventseal.storage.items.stored_rows import stored_row
+from eventseal.storage.items.key_counts import count_by_key
+from eventseal.storage.items.rows import stored_row
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -40,8 +40,7 @@ if TYPE_CHECKING:
     from eventseal.items.sealed_places import Place
     from eventseal.rotation.item_checks import Tally
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.items.rows import ItemRow
-    from eventseal.storage.items.stored_rows import StoredRow
+    from eventseal.storage.items.rows import ItemRow, StoredRow
     from eventseal.storage.items.tables import SealedTable
 
 _OF_A_KEY = (KeyNotFoundError, KekNotConfiguredError, WrongApplicationError)

@@ -14,7 +14,7 @@ from eventseal.errors import ConfigurationError, ItemNotFoundError
 from eventseal.keys.authentication.row_macs import is_digest
 from eventseal.keys.states import SUBJECT_PURPOSES
 from eventseal.rotation.sealed_store import registered_tables
-from eventseal.storage.database.engines import chunks
+from eventseal.storage.database.rows import chunks
 from eventseal.storage.database.transactions import read
 from eventseal.storage.items.rows import ItemRow, row_at
 from eventseal.storage.items.tables import ColumnKind, SealedColumn, SealedTable

@@ -39,7 +39,7 @@ from eventseal.rotation.sealed_store import AcceptsOldFormats, encrypts_everythi
 from eventseal.storage.database.transactions import read
 from eventseal.storage.items.places import item_swaps
 from eventseal.storage.items.rows import ItemRow, row_at
-from eventseal.storage.jobs.compromised_items import load_marks, were_there
+from eventseal.storage.jobs.compromised_items import load_compromised_items, were_there
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -139,7 +139,7 @@ class ItemChecks:
         self._rows = item_swaps(self._engine, table)
         self._marks = read(
             self._engine,
-            partial(load_marks, table=table.table),
+            partial(load_compromised_items, table=table.table),
             doing="reading the marks of compromised keys",
         )
         self._json = JSONTranscoder()

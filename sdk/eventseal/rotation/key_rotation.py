@@ -17,7 +17,7 @@ from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, J
 from eventseal.rotation.status.key_totals import active_data_keys
 from eventseal.storage.database.transactions import read
 from eventseal.storage.key_store import SQLAlchemyKeyStore
-from eventseal.storage.keys.queries import of_unknown_kind
+from eventseal.storage.keys.rows import of_unknown_kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence

@@ -29,10 +29,11 @@ from eventseal.rotation.table_checks import (
     refuse_old_key_tables,
     refuse_unregistered_tables,
 )
+from eventseal.storage.database.rows import UNREADABLE
 from eventseal.storage.database.transactions import read, write
 from eventseal.storage.items.registry import set_old_formats
-from eventseal.storage.jobs import counts as job_counts
 from eventseal.storage.jobs import jobs
+from eventseal.storage.jobs import shards as job_shards
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -315,7 +316,7 @@ def has_moved(store: SealedStore, accepted: AcceptedFormats) -> bool:
 
 def _has_done(connection: Connection, job: jobs.Job) -> bool:
     try:
-        totals = job_counts.load_totals(connection, job)
+        totals = job_shards.load_totals(connection, job)
     except IntegrityError:  # of a range of a job that is not this one's
         return False
     return any(counts["done"] for counts in totals.by_table.values())
@@ -402,7 +403,7 @@ def _refuse_other_rules(store: SealedStore, options: Mapping[str, object]) -> No
     """Begin no second migration of the same tables if the first has a function, and none is given."""
     for job in list_jobs(store):
         is_same = {**job.options, "key_scope": None} == {**options, "key_scope": None}
-        if is_same and job.state not in {jobs.FINISHED, jobs.UNREADABLE}:
+        if is_same and job.state not in {jobs.FINISHED, UNREADABLE}:
             scope_rule(job, None)  # refuses a function
 
 

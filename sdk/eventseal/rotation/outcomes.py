@@ -23,7 +23,7 @@ from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, J
 from eventseal.rotation.rows_set_aside import SET_ASIDE, AsideRows, rows_set_aside
 from eventseal.storage.database.transactions import read
 from eventseal.storage.items.places import item_swaps
-from eventseal.storage.jobs import counts as job_counts
+from eventseal.storage.jobs import shards as job_shards
 from eventseal.storage.jobs.tables import reencryption_failures
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from eventseal.rotation.jobs.sources import TableSources
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.items.tables import SealedTable
-    from eventseal.storage.jobs.counts import Totals
     from eventseal.storage.jobs.jobs import Job
+    from eventseal.storage.jobs.shards import Totals
 
 
 OUTCOMES = ("done", "failed", "suspected", "skipped", "plain", "foreign", "erased", "left")
@@ -88,7 +88,7 @@ class JobReport:
             settled: When they will have.
         """
         engine = self._store.datastore.engine
-        totals = read(engine, partial(job_counts.load_totals, job=job), doing="reading how far a job is")
+        totals = read(engine, partial(job_shards.load_totals, job=job), doing="reading how far a job is")
         failures = self._failures(job)
         done, failed = _sum(totals, "done"), _sum(totals, "failed")
         aside = _sum(totals, SET_ASIDE)
@@ -114,7 +114,7 @@ class JobReport:
         )
 
     def _failures(self, job: Job) -> list[Failure]:
-        load = partial(job_counts.load_failures, job=job, limit=MAX_FAILURES)
+        load = partial(job_shards.load_failures, job=job, limit=MAX_FAILURES)
         listed = read(self._store.datastore.engine, load, doing="reading the failures of a job")
         return [_failure(said, job) for said in listed]
 

@@ -19,7 +19,7 @@ from eventseal.rotation.outcomes import JobReport, estimate, with_unsealed
 from eventseal.rotation.sealed_store import registered_tables
 from eventseal.rotation.settling import settles_at
 from eventseal.rotation.table_checks import refuse_old_key_tables, refuse_unregistered_tables
-from eventseal.storage.database.edited_rows import LEAST_RATE
+from eventseal.storage.database.column_types import LEAST_RATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence

@@ -31,7 +31,7 @@ from eventseal.rotation.table_checks import (
 from eventseal.rotation.uncertain_rows import GIVE_UP, differing_failures, named_rows, refuse_damaged_rows
 from eventseal.storage.database.transactions import read, write
 from eventseal.storage.items.places import TablePlace
-from eventseal.storage.jobs.compromised_items import drop_marks
+from eventseal.storage.jobs.compromised_items import drop_compromised_items
 from eventseal.storage.key_store import SQLAlchemyKeyStore
 from eventseal.storage.keys.wrapping_rows import overwrite_deleted
 
@@ -328,7 +328,7 @@ class _Retirement:
     def _destroy(self, key_ids: Sequence[UUID]) -> None:
         destroyed = self._each_if_not_all(key_ids, self._store.keyring.retire)
         if destroyed:
-            forget = partial(drop_marks, key_ids=destroyed)
+            forget = partial(drop_compromised_items, key_ids=destroyed)
             write(self._store.datastore.engine, forget, doing="forgetting the marks of destroyed keys")
         self._count_done(destroyed)
 

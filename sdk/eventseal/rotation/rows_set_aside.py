@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from eventseal.errors import IntegrityError
 from eventseal.storage.database.transactions import read
-from eventseal.storage.items.stored_rows import stored_row
+from eventseal.storage.items.rows import stored_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from eventseal.items.sealed_places import Place
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.items.stored_rows import StoredRow
+    from eventseal.storage.items.rows import StoredRow
     from eventseal.storage.items.tables import SealedTable
 
 

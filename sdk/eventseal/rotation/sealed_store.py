@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from sqlalchemy import inspect
-
 from eventseal.errors import ConfigurationError, IntegrityError, MissingTableError
-from eventseal.storage.database.transactions import read
+from eventseal.storage.database.table_setup import has_table
 from eventseal.storage.items.registry import forget_statement
 from eventseal.storage.items.tables import DEFAULT_DATABASE, SealedTable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
-
-    from sqlalchemy.engine import Connection
 
     from eventseal.cipher import AESCipher
     from eventseal.errors import EventSealError
@@ -300,7 +295,7 @@ def _unreachable(datastore: SQLAlchemyDatastore, table: SealedTable) -> EventSea
         return ConfigurationError(
             f"the registered table {table.table} is in a database {table.database!r} that is not configured"
         )
-    if read(datastore.engine, partial(_has_table, table=table.table), doing=f"looking for {table.table}"):
+    if has_table(datastore.engine, table.table):
         return None
     return MissingTableError(
         f"the registered table {table.table} is not in the items' database",
@@ -308,8 +303,3 @@ def _unreachable(datastore: SQLAlchemyDatastore, table: SealedTable) -> EventSea
         remedy="Make it with `eventseal init`, or point store_url to the database that has it. "
         f"If it was dropped on purpose: {forget_statement(table)}",
     )
-
-
-def _has_table(connection: Connection, table: str) -> bool:
-    schema, _, name = table.rpartition(".")
-    return inspect(connection).has_table(name, schema=schema or None)

@@ -11,7 +11,7 @@ from eventseal.keys.authentication.revocations import old_key_tables
 from eventseal.rotation.sealed_store import NamesUnsealedTables, SealedStore
 from eventseal.storage.database.transactions import read
 from eventseal.storage.items.columns import sealed_columns
-from eventseal.storage.items.fence_triggers import has_fence_triggers
+from eventseal.storage.items.fences import has_fence_triggers
 from eventseal.storage.items.key_counts import count_differing, differing_rows
 from eventseal.storage.items.key_id_indexes import damage, reindex_statement
 from eventseal.storage.items.tables import OWN_RECORDS

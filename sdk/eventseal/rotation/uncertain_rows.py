@@ -14,8 +14,7 @@ from eventseal.rotation.rows_set_aside import SET_ASIDE
 from eventseal.rotation.sealed_store import accepts_plain
 from eventseal.rotation.table_checks import differing_items
 from eventseal.storage.database.transactions import read
-from eventseal.storage.items.key_counts import rows_without_envelope
-from eventseal.storage.items.rows import count_without_place
+from eventseal.storage.items.key_counts import count_without_place, rows_without_envelope
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -30,7 +30,8 @@ from eventseal.rotation.sealed_store import encrypts_everything, registered_tabl
 from eventseal.rotation.table_checks import refuse_absent_tables, refuse_unregistered_tables, uncounted_tables
 from eventseal.rotation.verify_state import Range, VerifyState, covered
 from eventseal.storage.database.transactions import read
-from eventseal.storage.items.rows import count_by_key, count_without_place, range_bounds
+from eventseal.storage.items.key_counts import count_by_key, count_without_place
+from eventseal.storage.items.rows import range_bounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

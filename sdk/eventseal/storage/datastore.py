@@ -5,10 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Table, inspect, literal, select
+from sqlalchemy import Table, literal, select
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.util import ThreadLocalRegistry
 
@@ -16,17 +15,18 @@ from eventseal.errors import ConfigurationError
 from eventseal.keys.concurrency import renew_in_children
 from eventseal.storage.database.engines import SQLAlchemySettings, make_engine, redacted
 from eventseal.storage.database.faults import translated
-from eventseal.storage.database.table_setup import add_key_id, create_tables, drop_tables
-from eventseal.storage.database.transactions import holds_sqlite_lock, read, write
+from eventseal.storage.database.table_setup import add_key_id, create_tables, drop_tables, has_table
+from eventseal.storage.database.transactions import holds_sqlite_lock, reads, writes
 from eventseal.storage.foreign_tables import eventsourcing_table
 from eventseal.storage.items.columns import sealed_columns
-from eventseal.storage.items.fence_triggers import install_fence_triggers
+from eventseal.storage.items.fences import install_fence_triggers
 from eventseal.storage.items.key_id_indexes import create_key_id_indexes, is_unindexed, make_key_id_indexes
 from eventseal.storage.items.registry import (
     Registry,
     entry_of,
     other_columns,
     read_registry,
+    read_visible_registry,
     refuse_taken_collections,
     register,
 )
@@ -36,11 +36,12 @@ from eventseal.storage.keys.tables import fence_metadata, key_metadata, sealed_t
 from eventseal.storage.unregistered import EVENTSOURCING_COLUMNS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from sqlalchemy.engine import Connection, Engine
 
     from eventseal.storage.foreign_tables import OriginatorIdType
+    from eventseal.storage.items.columns import ItemColumns
 
 
 class SQLAlchemyDatastore:
@@ -126,7 +127,7 @@ class SQLAlchemyDatastore:
     @property
     def listed_tables(self) -> set[str]:
         """The names of the tables whose record classes are listed."""
-        return {columns.table.fullname for columns in map(sealed_columns, self.tables) if columns}
+        return {columns.table.fullname for columns in self._sealed}
 
     def setup_connection(self) -> None:
         """
@@ -161,15 +162,9 @@ class SQLAlchemyDatastore:
         items, keys = [*self._listed(), *_BESIDE_ITEMS], key_metadata.sorted_tables
         sealed = self.tables_to_register(application)
 
-        def make(connection: Connection) -> None:
-            made = create_tables(connection, items)
-            for table in sealed:
-                if table.table in made:
-                    create_key_id_indexes(connection, table)
-
-        write(self.engine, make, doing="making tables")
-        write(self.key_engine, partial(create_tables, tables=keys), doing="making the key tables")
-        write(self.key_engine, partial(register, tables=sealed), doing="registering tables")
+        _create_tables(self.engine, items, sealed)
+        create_tables(self.key_engine, keys)
+        register(self.key_engine, sealed)
         self.setup_eventsourcing_tables(application=application)
 
     def tables_to_register(self, application: str | None) -> list[SealedTable]:
@@ -186,15 +181,14 @@ class SQLAlchemyDatastore:
             ConfigurationError: Two tables would have one collection.
             StoreUnavailableError: The database does not answer.
         """
-        known = read(self.key_engine, _registered_if_there, doing="reading the registry of sealed tables")
+        known = _registered_if_there(self.key_engine)
         tables = []
-        for found in filter(None, map(sealed_columns, self.tables)):
+        for found in self._sealed:
             table = SealedTable.of(found, application)
             there = entry_of(known, table.table, application)
-            if there is not None and there.collection != table.collection:
-                holds_items = partial(_holds_rows, table=found.table)
-                if read(self.engine, holds_items, doing=f"looking for items in {table.table}"):
-                    table = replace(table, collection=there.collection)
+            kept = table.collection if there is None else there.collection
+            if kept != table.collection and _holds_rows(self.engine, found.table):
+                table = replace(table, collection=kept)
             tables.append(table)
         refuse_taken_collections(known, tables)
         return tables
@@ -211,9 +205,8 @@ class SQLAlchemyDatastore:
         Raises:
             StoreError: The database refused or failed.
         """
-        look = partial(read_registry, application=application)
-        found = read(self.key_engine, look, doing="reading the registry of sealed tables", filtered=True)
-        said = {each.table.fullname: each for each in map(sealed_columns, self.tables) if each}
+        found = read_visible_registry(self.key_engine, application)
+        said = {columns.table.fullname: columns for columns in self._sealed}
         registry = Registry([], list(found.unreadable))
         for row in found.tables:
             if row.table in said:
@@ -246,10 +239,9 @@ class SQLAlchemyDatastore:
         found = self.described_eventsourcing_tables(application=application)
         # The triggers first: what is registered may be retired from.
         for table in found:
-            install = partial(install_fence_triggers, table=table)
-            write(self.engine, install, doing=f"making the triggers of {table.table}")
+            install_fence_triggers(self.engine, table)
             make_key_id_indexes(self.engine, table)
-        write(self.key_engine, partial(register, tables=found), doing="registering tables")
+        register(self.key_engine, found)
 
     def described_eventsourcing_tables(self, *, application: str | None = None) -> list[SealedTable]:
         """
@@ -260,11 +252,7 @@ class SQLAlchemyDatastore:
             StoreUnavailableError: The database does not answer.
         """
         tables = [
-            read(
-                self.engine,
-                partial(eventsourcing_table, name=name, application=application, id_type=self._id_type),
-                doing=f"looking at {name}",
-            )
+            eventsourcing_table(self.engine, name, application=application, id_type=self._id_type)
             for name in self.eventsourcing_tables
         ]
         return [table for table in tables if table is not None]
@@ -276,12 +264,7 @@ class SQLAlchemyDatastore:
         Returns:
             The names of the tables that were changed.
         """
-        sealed = [found.table for found in map(sealed_columns, self.tables) if found]
-        return [
-            table.fullname
-            for table in sealed
-            if write(self.engine, partial(add_key_id, table=table), doing=f"adding key_id to {table}")
-        ]
+        return [columns.table.fullname for columns in self._sealed if add_key_id(self.engine, columns.table)]
 
     def index_key_ids(self) -> list[str]:
         """
@@ -313,21 +296,18 @@ class SQLAlchemyDatastore:
             SealedTable.of(found, None): any(
                 index.columns.keys() == [found.key_id.key] for index in found.table.indexes
             )
-            for found in map(sealed_columns, self.tables)
-            if found and found.key_id is not None
+            for found in self._sealed
+            if found.key_id is not None
         }
-
-        def look(connection: Connection) -> list[SealedTable]:
-            return [table for table, keeps in listed.items() if is_unindexed(connection, table, keeps=keeps)]
-
-        found = read(self.engine, look, doing="looking at indexes")
-        return {table: listed[table] for table in found}
+        return {
+            table: keeps for table, keeps in listed.items() if is_unindexed(self.engine, table, keeps=keeps)
+        }
 
     def drop_tables(self) -> None:
         """Drop the listed tables, the fences, the jobs, the key tables and the registry, with all in them."""
         items, keys = [*self._listed(), *_BESIDE_ITEMS], key_metadata.sorted_tables
-        write(self.engine, partial(drop_tables, tables=items[::-1]), doing="dropping tables")
-        write(self.key_engine, partial(drop_tables, tables=keys[::-1]), doing="dropping the key tables")
+        drop_tables(self.engine, items[::-1])
+        drop_tables(self.key_engine, keys[::-1])
 
     def holds_write_lock(self) -> bool:
         """Whether the calling thread's session is in a SQLite transaction that has written: no other can."""
@@ -359,6 +339,10 @@ class SQLAlchemyDatastore:
                 _left_to_parent.append(engine.pool)
                 engine.dispose(close=False)
 
+    @property
+    def _sealed(self) -> list[ItemColumns]:
+        return [columns for columns in map(sealed_columns, self.tables) if columns]
+
     def _listed(self) -> list[Table]:
         return [_table_of(record_class) for record_class in self.tables]
 
@@ -373,12 +357,22 @@ _left_to_parent: list[object] = []
 """Kept, in a forked process, so that no destructor speaks to the database on the parent's connections."""
 
 
+@writes("making tables")
+def _create_tables(connection: Connection, tables: Sequence[Table], sealed: Sequence[SealedTable]) -> None:
+    made = create_tables(connection, tables)
+    for table in sealed:
+        if table.table in made:
+            create_key_id_indexes(connection, table)
+
+
+@reads("reading the registry of sealed tables")
 def _registered_if_there(connection: Connection) -> list[SealedTable]:
-    return read_registry(connection).tables if inspect(connection).has_table(sealed_tables.name) else []
+    return read_registry(connection).tables if has_table(connection, sealed_tables.name) else []
 
 
+@reads("looking for items in {table}")
 def _holds_rows(connection: Connection, table: Table) -> bool:
-    if not inspect(connection).has_table(table.name, schema=table.schema):
+    if not has_table(connection, table.fullname):
         return False
     return connection.execute(select(literal(1)).select_from(table).limit(1)).first() is not None
 
@@ -417,7 +411,7 @@ class AcceptedNow:
         self._application = application
         self._interval = interval
         self._clock = clock
-        self._known: tuple[float, Mapping[str, frozenset[str]]] | None = None
+        self._known: tuple[float, dict[str, set[str]]] | None = None
 
     def __call__(self, collection: str) -> Collection[str]:
         """
@@ -431,12 +425,9 @@ class AcceptedNow:
         """
         known, now = self._known, self._clock()
         if known is None or now - known[0] >= self._interval:
-            known = self._known = now, self._read()
+            accepted: dict[str, set[str]] = {}
+            # A table whose row was edited accepts no older format; its envelopes open all the same.
+            for table in self._datastore.registry(self._application).tables:
+                accepted.setdefault(table.collection, set()).update(table.old_formats)
+            known = self._known = now, accepted
         return known[1].get(collection, frozenset())
-
-    def _read(self) -> Mapping[str, frozenset[str]]:
-        accepted: dict[str, frozenset[str]] = {}
-        # A table whose row was edited accepts no older format; its envelopes open all the same.
-        for table in self._datastore.registry(self._application).tables:
-            accepted[table.collection] = accepted.get(table.collection, frozenset()) | {*table.old_formats}
-        return accepted

@@ -23,7 +23,8 @@ from sqlalchemy import (
 )
 
 from eventseal.errors import ConfigurationError, SerializationError
-from eventseal.storage.database.table_setup import column_indexes
+from eventseal.storage.database.table_setup import column_indexes, has_table
+from eventseal.storage.database.transactions import reads
 from eventseal.storage.items.tables import ColumnKind, SealedColumn, SealedTable
 from eventseal.storage.unregistered import EVENTSOURCING_COLUMNS as COLUMNS
 
@@ -81,13 +82,12 @@ class OldTable:
         only: Mapping[str, str],
     ) -> None:
         schema, _, table = name.rpartition(".")
-        inspector = inspect(connection)
-        if not inspector.has_table(table, schema=schema or None):
+        if not has_table(connection, name):
             raise ConfigurationError(f"there is no table {name} to copy from")
         self.name = name
         # Without their types: values come and go as the driver has them.
         found: list[Column[Any]] = [
-            Column(column["name"]) for column in inspector.get_columns(table, schema=schema or None)
+            Column(column["name"]) for column in inspect(connection).get_columns(table, schema=schema or None)
         ]
         self._table = Table(table, MetaData(), *found, schema=schema or None)
         self._columns = [self._column(role, columns) for role in OldRow._fields]
@@ -212,6 +212,7 @@ _SNAPSHOTS = "snapshots"
 _SAMPLE = 1000
 
 
+@reads("looking at {name}")
 def eventsourcing_table(
     connection: Connection,
     name: str,
@@ -235,10 +236,10 @@ def eventsourcing_table(
     Raises:
         ConfigurationError: The table is another program's, or holds ids of another type.
     """
+    if not has_table(connection, name):
+        return None
     inspector = inspect(connection)
     schema, _, table = name.rpartition(".")
-    if not inspector.has_table(table, schema=schema or None):
-        return None
     types = {column["name"]: column["type"] for column in inspector.get_columns(table, schema=schema or None)}
     missing = [column for column in COLUMNS.values() if column not in types]
     if missing:

@@ -15,20 +15,27 @@ from eventseal.keys.store import HARD_LIMIT
 from eventseal.storage.database.column_types import DatabaseClock, HoldsUUID
 from eventseal.storage.database.transactions import read, write
 from eventseal.storage.items.registry import register_place, registered_places
-from eventseal.storage.keys.queries import (
-    changes_since,
-    find_erased,
-    is_admitted,
-    list_erased,
-    load_nodes,
-    locked_mark,
+from eventseal.storage.keys.rows import (
+    insert_records,
+    insert_wrappings,
+    load_records,
     orphans,
     records_by_id,
     slot_holders,
+)
+from eventseal.storage.keys.state_changes import (
+    change_states,
+    changes_since,
+    find_erased,
+    insert_mark,
+    is_admitted,
+    list_erased,
+    load_mark,
+    load_nodes,
+    locked_mark,
+    replace_active_keys,
     store_next_mark,
 )
-from eventseal.storage.keys.rows import insert_mark, insert_records, insert_wrappings, load_mark, load_records
-from eventseal.storage.keys.state_changes import change_states, replace_active_keys
 from eventseal.storage.keys.tables import encryption_keys
 from eventseal.storage.keys.wrapping_rows import (
     add_wrappings,
@@ -43,7 +50,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from sqlalchemy.engine import Connection
+    from sqlalchemy.engine import Connection, Engine
 
     from eventseal.keys.records import Admission, ChangeMark, Changes, KekUse, KeyRecord, NextMark
     from eventseal.keys.store import KeyStore
@@ -74,12 +81,11 @@ class SQLAlchemyKeyStore:
         self, application: str, scopes: Collection[str], *, purpose: KeyPurpose = KeyPurpose.DATA
     ) -> dict[str, KeyRecord]:
         """Give the record that holds each scope's slot, also a tombstone; absent ones are left out."""
-        holders = partial(slot_holders, application=application, purpose=purpose, scopes=scopes)
-        return self._read(holders, "reading active keys")
+        return slot_holders(self._engine, application=application, purpose=purpose, scopes=scopes)
 
     def get(self, key_ids: Collection[UUID]) -> dict[UUID, KeyRecord]:
         """Give records by id, of whatever application; absent ones are left out."""
-        return self._read(partial(records_by_id, key_ids=key_ids), "reading keys")
+        return records_by_id(self._engine, key_ids=key_ids)
 
     def of_scope(self, application: str, scope: str) -> list[KeyRecord]:
         """Give every key and tombstone of a scope, of whatever purpose, in order of id, without wrappings."""
@@ -151,7 +157,7 @@ class SQLAlchemyKeyStore:
         left_out: Collection[UUID] = (),
         tombstones: Sequence[KeyRecord] = (),
     ) -> list[KeyRecord]:
-        """Move keys to the states that *records* carry, and insert *tombstones*, all or none."""
+        """Give keys the states that *records* carry, and insert *tombstones*, all or none."""
         if not records and not tombstones:
             return []
         attempts = count()
@@ -198,8 +204,7 @@ class SQLAlchemyKeyStore:
 
     def find_erased(self, application: str, digests: Collection[bytes]) -> set[bytes]:
         """Say which of some digests are listed as those of erased items."""
-        work = partial(find_erased, application=application, digests=digests)
-        return self._read(work, "looking for erased items")
+        return find_erased(self._engine, application, digests)
 
     def put_wrappings(self, add: Mapping[UUID, WrappedKey], *, verified: bool = False) -> set[UUID]:
         """Add a wrapping to each key that lives and has none of that KEK and version; give their ids."""
@@ -220,16 +225,15 @@ class SQLAlchemyKeyStore:
 
     def kek_uses(self, application: str) -> list[KekUse]:
         """Count the wrappings of live keys by KEK and version."""
-        return self._read(partial(count_uses, application=application), "counting wrappings")
+        return count_uses(self._engine, application)
 
     def count_wrapped_keys(self, application: str) -> int:
         """Count an application's keys that have a wrapping."""
-        return self._read(partial(count_wrapped_keys, application=application), "counting keys")
+        return count_wrapped_keys(self._engine, application)
 
     def orphans(self, *, limit: int = 1000) -> list[KeyRecord]:
         """Give live keys that have no wrapping, and keys of applications that have no change mark."""
-        look = partial(orphans, limit=limit)
-        return self._read(look, "looking for keys that lost what opens them", filtered=False)
+        return orphans(self._engine, limit=limit)
 
     def reserve(self, items: Mapping[UUID, int], *, limit: int = HARD_LIMIT) -> dict[UUID, int]:
         """Lease items under active keys; gives the new totals of those that were granted."""
@@ -254,8 +258,7 @@ class SQLAlchemyKeyStore:
 
     def changes(self, application: str, since: int, key_ids: Collection[UUID]) -> Changes | None:
         """Read the application's mark and, unless its counter is *since*, what changed, in one snapshot."""
-        look = partial(changes_since, application=application, since=since, key_ids=key_ids)
-        return self._read(look, "reading what changed of the keys")
+        return changes_since(self._engine, application=application, since=since, key_ids=key_ids)
 
     def page(
         self, application: str, *, after: UUID | None = None, limit: int = 1000, state: KeyState | None = None
@@ -287,7 +290,7 @@ class SQLAlchemyKeyStore:
 
     def places(self) -> list[str]:
         """Name the places that were noted."""
-        return self._read(registered_places, "reading the registry of places")
+        return registered_places(self._engine)
 
     def now(self) -> datetime:
         """Read the database's clock, UTC."""
@@ -295,13 +298,17 @@ class SQLAlchemyKeyStore:
             lambda connection: connection.execute(select(DatabaseClock())).scalar_one(), "asking the time"
         )
 
+    @property
+    def _engine(self) -> Engine:
+        return self._datastore.key_engine
+
     def _read(self, work: Callable[[Connection], T], doing: str, *, filtered: bool = True) -> T:
-        return read(self._datastore.key_engine, work, doing=doing, filtered=filtered)
+        return read(self._engine, work, doing=doing, filtered=filtered)
 
     def _write(
         self, work: Callable[[Connection], T], doing: str, *, wait: bool = True, filtered: bool = True
     ) -> T:
-        engine = self._datastore.key_engine
+        engine = self._engine
         if engine is self._datastore.engine and self._datastore.holds_write_lock():
             raise StoreUnavailableError(
                 f"{doing} inside the session's open write transaction", remedy=_PREPARE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import select
@@ -12,12 +11,11 @@ from sqlalchemy.orm import Session, scoped_session
 from eventseal.errors import ConfigurationError, ItemNotFoundError, MissingTableError
 from eventseal.items.item import SequencedItem
 from eventseal.storage.database.faults import is_transient, translated
-from eventseal.storage.database.transactions import read
 from eventseal.storage.datastore import DATASTORE
 from eventseal.storage.items.appends import ItemAppends
 from eventseal.storage.items.columns import comes_after, item_columns
 from eventseal.storage.items.places import TablePlace
-from eventseal.storage.items.registry import entry_of, registered
+from eventseal.storage.items.registry import entry_of, read_visible_registry
 from eventseal.storage.items.tables import SealedTable
 
 if TYPE_CHECKING:
@@ -83,10 +81,8 @@ class SQLAlchemyActiveRecordStrategy:
         datastore = self._current_session().info.get(DATASTORE)
         if self._columns.former_collection is None or datastore is None:
             return []
-        look = partial(registered, application=application)
         try:
-            doing = "reading the registry of sealed tables"
-            known = read(datastore.key_engine, look, doing=doing, filtered=True)
+            known = read_visible_registry(datastore.key_engine, application).complete()
         except MissingTableError:
             return []
         entry = entry_of(known, self._columns.table.fullname, application)
@@ -192,7 +188,7 @@ class SQLAlchemyActiveRecordStrategy:
         Args:
             page_size: Rows read at once.
         """
-        place = self._columns.item_key
+        place = self._columns.place
         query = select(*self._columns.columns).order_by(*place).limit(page_size)
         page = self._read(query)
         while page:

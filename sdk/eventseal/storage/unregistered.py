@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import ARRAY, BINARY, CHAR, VARBINARY, LargeBinary, Uuid, inspect
 
 from eventseal.storage.database.table_setup import KEY_ID
-from eventseal.storage.items.header_key_ids import key_id_in_header
+from eventseal.storage.database.transactions import reads
+from eventseal.storage.items.described import key_id_in_header
 from eventseal.storage.jobs.tables import job_metadata
 from eventseal.storage.keys.tables import fence_metadata, key_metadata
 
@@ -44,6 +45,7 @@ class _Unnamed(NamedTuple):
     columns: Sequence[str]
 
 
+@reads("looking for tables that are not registered")
 def unregistered_tables(
     connection: Connection, registered: Iterable[SealedTable], *, unsealed_tables: Collection[str] = ()
 ) -> list[str]:
@@ -62,6 +64,7 @@ def unregistered_tables(
     return _names(_unnamed(connection, registered, unsealed_tables, _looks_sealed))
 
 
+@reads("looking for tables that are not registered")
 def unregistered_eventsourcing_tables(
     connection: Connection, registered: Iterable[SealedTable], *, unsealed_tables: Collection[str] = ()
 ) -> list[str]:
@@ -80,6 +83,7 @@ def unregistered_eventsourcing_tables(
     return _names(_unnamed(connection, registered, unsealed_tables, _looks_theirs))
 
 
+@reads("looking for tables that hold envelopes")
 def copies_of_items(
     connection: Connection, registered: Iterable[SealedTable], *, unsealed_tables: Collection[str] = ()
 ) -> list[str]:
@@ -104,6 +108,7 @@ def copies_of_items(
     return [table.name for table in unnamed if _holds_envelopes(connection, table)]
 
 
+@reads("looking for events by tags")
 def tables_of_tagged_events(connection: Connection, *, unsealed_tables: Collection[str] = ()) -> list[str]:
     """
     Find tables in which the eventsourcing library keeps events by tags: no registered table is like them.

@@ -21,8 +21,7 @@ from eventseal.errors import KeyClosedError
 from eventseal.integrations.eventsourcing.sealing import process_seal
 from eventseal.rotation import retire
 from eventseal.storage.database.transactions import read, write
-from eventseal.storage.items.fence_triggers import is_fence_refusal
-from eventseal.storage.items.fences import close_fences, fence_states
+from eventseal.storage.items.fences import close_fences, fence_states, is_fence_refusal
 
 TABLES = "stored_events,stored_snapshots"
 

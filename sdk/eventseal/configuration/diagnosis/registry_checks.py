@@ -13,10 +13,9 @@ from eventseal.rotation.status.status import job_standings
 from eventseal.storage.database.table_setup import has_table
 from eventseal.storage.database.transactions import read, reads
 from eventseal.storage.items.columns import sealed_columns
-from eventseal.storage.items.key_counts import count_unreadable
+from eventseal.storage.items.key_counts import count_plain, count_unreadable
 from eventseal.storage.items.key_id_indexes import has_key_id_indexes
 from eventseal.storage.items.registry import entry_of, forget_statement, read_registry
-from eventseal.storage.items.rows import count_plain
 from eventseal.storage.items.tables import DEFAULT_DATABASE, OWN_RECORDS, SealedTable
 from eventseal.storage.unregistered import (
     copies_of_items,

@@ -16,9 +16,8 @@ from eventseal.rotation.table_checks import differing_items
 from eventseal.storage.database.column_types import HoldsUUID
 from eventseal.storage.database.table_setup import ADDED, KEY_ID, column_indexes
 from eventseal.storage.database.transactions import read, reads
-from eventseal.storage.items.fence_triggers import FenceTriggers
-from eventseal.storage.items.fences import CLOSED, fence_states
-from eventseal.storage.items.rows import described
+from eventseal.storage.items.described import described
+from eventseal.storage.items.fences import CLOSED, fence_states, missing_fence_triggers
 from eventseal.storage.jobs.tables import job_metadata
 from eventseal.storage.keys.tables import fence_metadata, key_fences, key_metadata
 
@@ -212,7 +211,7 @@ def _check_table(stores: Stores, table: SealedTable) -> Iterator[Finding]:
             f"{items} of {table.table} {name} another key in the column than in the envelope",
             "To find them: `eventseal verify`. To repair them: `eventseal repair --from-backup URL`.",
         )
-    missing = _missing_triggers(engine, table)
+    missing = missing_fence_triggers(engine, table)
     if not missing:
         return
     if not table.has_key_ids:
@@ -231,12 +230,6 @@ def _check_table(stores: Stores, table: SealedTable) -> Iterator[Finding]:
             "trigger: what writes it takes none, and a retire may lose its items",
             "".join([f"{statement};\n" for statement in missing]),
         )
-
-
-@reads("looking for triggers")
-def _missing_triggers(connection: Connection, table: SealedTable) -> list[str]:
-    triggers = FenceTriggers(connection, table)
-    return [] if triggers.are_there() else triggers.statements()
 
 
 def _check_keys(

@@ -24,8 +24,7 @@ from eventseal.errors import (
     StoreReadOnlyError,
     StoreUnavailableError,
 )
-from eventseal.storage.database.column_types import ExactBytes, ExactInteger
-from eventseal.storage.database.edited_rows import StoredText
+from eventseal.storage.database.column_types import ExactBytes, ExactInteger, StoredText
 from eventseal.storage.database.engines import SQLAlchemySettings, make_engine, redacted
 from eventseal.storage.database.table_setup import create_tables
 from eventseal.storage.database.transactions import read, write

@@ -12,7 +12,7 @@ from eventsourcing.utils import resolve_topic
 from eventseal.errors import ConfigurationError, KeyDestroyedError
 from eventseal.integrations.eventsourcing.mapper import REMEDY_BESIDE, EncryptingMapper
 from eventseal.integrations.eventsourcing.stored_events import ITEMS, SNAPSHOTS
-from eventseal.storage.items.fence_triggers import is_fence_refusal
+from eventseal.storage.items.fences import is_fence_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -34,13 +34,12 @@ from eventseal.storage.items.swaps import (
     place_to_json,
     selection_from_json,
 )
-from eventseal.storage.jobs import counts as job_counts
-from eventseal.storage.jobs import jobs
+from eventseal.storage.jobs import shards as job_shards
 from eventseal.storage.jobs.compromised_items import (
     Replaced,
     add_replaced,
     forget_replaced,
-    load_marks,
+    load_compromised_items,
     were_there,
 )
 from eventseal.storage.key_store import SQLAlchemyKeyStore
@@ -55,7 +54,7 @@ if TYPE_CHECKING:
     from eventseal.rotation.jobs.sources import KeyStandings
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.items.tables import SealedTable
-    from eventseal.storage.jobs.jobs import Shard
+    from eventseal.storage.jobs.shards import Shard
 
 
 COMPROMISED_PHASE, OTHERS_PHASE = 0, 1
@@ -102,7 +101,7 @@ class TableMover:
         self._swaps = item_swaps(self._engine, table)
         self._marks = read(
             self._engine,
-            partial(load_marks, table=table.table),
+            partial(load_compromised_items, table=table.table),
             doing="reading the marks of compromised keys",
         )
         self._fenced: set[UUID] = set()
@@ -181,7 +180,7 @@ class TableMover:
         try:
             return None if stored is None else parse(stored)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-            raise jobs.unreadable_shard(self._engine, shard.job_id, shard.number, [column]) from None
+            raise job_shards.unreadable_shard(self._engine, shard.job_id, shard.number, [column]) from None
 
     def _wanted(self, shard: Shard, page: Page, selection: Selection) -> Sequence[int]:
         """Leave out what a query that cannot name all keys found too much."""
@@ -293,7 +292,7 @@ class TableMover:
 
         def work(connection: Connection) -> Shard:
             # An attempt whose COMMIT was not answered may have done it all.
-            if stored and jobs.is_shard_at(connection, stored[-1]):
+            if stored and job_shards.is_shard_at(connection, stored[-1]):
                 return stored[-1]
             closed = share_fences(connection, targets)
             if closed:
@@ -308,12 +307,12 @@ class TableMover:
                 add_replaced(connection, self._replaced(swapped))
                 forget_replaced(connection, self._table.table, swapped)
             counted = _counted(behind, batch, len(numbers))
-            job_counts.add_key_counts(connection, shard, moved)
+            job_shards.add_key_counts(connection, shard, moved)
             listed = shard.counts.get("listed", 0)
-            job_counts.add_failures(
+            job_shards.add_failures(
                 connection, shard, batch.failures[: max(0, MAX_FAILURES - listed)], first=listed
             )
-            advanced = jobs.advance_shard(connection, counted, worker)
+            advanced = job_shards.advance_shard(connection, counted, worker)
             if advanced is None:
                 raise ShardLostError
             self._check_keys(connection, {*moved, *targets})

@@ -28,8 +28,8 @@ from eventseal.rotation.results import MAX_FAILURES, Failure
 from eventseal.storage.database.transactions import read, write
 from eventseal.storage.items.registry import move_collection, refuse_taken_collections
 from eventseal.storage.items.rows import pages
-from eventseal.storage.jobs import counts as job_counts
 from eventseal.storage.jobs import jobs
+from eventseal.storage.jobs import shards as job_shards
 from eventseal.suites.envelope import CompressionId
 
 if TYPE_CHECKING:
@@ -280,7 +280,7 @@ def open_former(
 def _is_passed(connection: Connection, job: Job) -> bool:
     """Whether the last pass has met every row as it was read: one that was changed is looked at again."""
     (now,) = jobs.load_jobs(connection, job.application, job_id=job.job_id)
-    totals = job_counts.load_totals(connection, now)
+    totals = job_shards.load_totals(connection, now)
     changed = sum(counts["changed"] for counts in totals.by_table.values())
     return now.pass_number > 0 and not totals.open_shards and not changed
 

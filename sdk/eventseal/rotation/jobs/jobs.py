@@ -11,9 +11,10 @@ from uuid import UUID
 from eventseal.errors import JobError
 from eventseal.keys.ring.new_keys import new_key_id
 from eventseal.keys.states import KeyState
+from eventseal.storage.database.rows import UNREADABLE
 from eventseal.storage.database.transactions import read, write
 from eventseal.storage.jobs import jobs
-from eventseal.storage.jobs.jobs import FINISHED, PAUSED, RUNNING, SETTLING, UNREADABLE, Job
+from eventseal.storage.jobs.jobs import FINISHED, PAUSED, RUNNING, SETTLING, Job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping

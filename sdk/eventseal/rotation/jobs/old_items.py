@@ -29,8 +29,7 @@ from eventseal.rotation.jobs.sources import FEW_ITEMS, KeyStandings, Standing, T
 from eventseal.rotation.sealed_store import event_modules_of
 from eventseal.storage.database.column_types import NIL_KEY_ID
 from eventseal.storage.database.transactions import read
-from eventseal.storage.items.key_counts import count_differing
-from eventseal.storage.items.rows import count_by_key
+from eventseal.storage.items.key_counts import count_by_key, count_differing
 from eventseal.storage.items.swaps import MOST_LISTED_KEYS
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from eventseal.keys.records import KeyRecord
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.items.tables import SealedTable
-    from eventseal.storage.jobs.jobs import Shard
+    from eventseal.storage.jobs.shards import Shard
 
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from eventseal.rotation.sealed_store import registered_tables
 from eventseal.storage.database.transactions import read, write
 from eventseal.storage.items.rows import range_bounds
 from eventseal.storage.items.swaps import place_to_json, selection_to_json
-from eventseal.storage.jobs import counts as job_counts
 from eventseal.storage.jobs import jobs
+from eventseal.storage.jobs import shards as job_shards
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from eventseal.rotation.results import JobResult
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.items.tables import SealedTable
-    from eventseal.storage.jobs.counts import Totals
     from eventseal.storage.jobs.jobs import Job
+    from eventseal.storage.jobs.shards import Totals
 
 
 MOST_PASSES = 4
@@ -153,16 +153,16 @@ class Passes:
             job = jobs.lock_job(connection, self._job.job_id)
             if job.pass_number != self._job.pass_number or job.state in {jobs.PAUSED, jobs.FINISHED}:
                 return False
-            number = jobs.next_shard_number(connection, job.job_id)
+            number = job_shards.next_shard_number(connection, job.job_id)
             ranges = (
                 (source, phase, selection, after, upto)
                 for source, phase, selection, bounds in planned
                 for after, upto in zip([None, *bounds], [*bounds, None], strict=True)
             )
-            jobs.insert_shards(
+            job_shards.insert_shards(
                 connection,
                 [
-                    jobs.Shard(
+                    job_shards.Shard(
                         job_id=job.job_id,
                         number=number + index,
                         pass_number=job.pass_number + 1,
@@ -176,7 +176,7 @@ class Passes:
                     for index, (source, phase, selection, after, upto) in enumerate(ranges)
                 ],
             )
-            job_counts.drop_old_failures(connection, job.job_id, job.pass_number + 1)
+            job_shards.drop_old_failures(connection, job.job_id, job.pass_number + 1)
             # Another run may have set the job to settling after an older look.
             jobs.update_job(connection, job.job_id, pass_number=job.pass_number + 1, state=jobs.RUNNING)
             return True
@@ -282,7 +282,7 @@ class Passes:
 
     def _totals(self) -> Totals:
         return read(
-            self._engine, partial(job_counts.load_totals, job=self._job), doing="reading how far a job is"
+            self._engine, partial(job_shards.load_totals, job=self._job), doing="reading how far a job is"
         )
 
     def _tell(self) -> None:

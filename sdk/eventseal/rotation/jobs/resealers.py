@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from eventseal.rotation.jobs.old_items import ScopeOf
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.items.tables import SealedTable
-    from eventseal.storage.jobs.jobs import Job, Shard
+    from eventseal.storage.jobs.jobs import Job
+    from eventseal.storage.jobs.shards import Shard
 
 
 class CollectionMover(TableMover):

@@ -12,7 +12,7 @@ from eventseal.items.sealed_places import Selection
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.storage.database.column_types import NIL_KEY_ID
 from eventseal.storage.database.transactions import read
-from eventseal.storage.items.rows import count_by_key
+from eventseal.storage.items.key_counts import count_by_key
 from eventseal.storage.items.swaps import MOST_LISTED_KEYS
 
 if TYPE_CHECKING:

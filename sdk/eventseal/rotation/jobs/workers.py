@@ -15,9 +15,10 @@ from uuid import uuid4
 from eventseal.errors import StoreError
 from eventseal.rotation.jobs.batches import ShardLostError
 from eventseal.rotation.jobs.resealers import table_movers
-from eventseal.storage.database.faults import OtherWriters
+from eventseal.storage.database.faults import SQLiteContention
 from eventseal.storage.database.transactions import read, write
 from eventseal.storage.jobs import jobs
+from eventseal.storage.jobs import shards as job_shards
 from eventseal.storage.jobs.jobs import lock_job_pace, store_job_pace
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from eventseal.rotation.jobs.old_items import ScopeOf
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.items.tables import SealedTable
-    from eventseal.storage.jobs.jobs import Job, Shard
+    from eventseal.storage.jobs.jobs import Job
+    from eventseal.storage.jobs.shards import Shard
 
 
 _PARTS = 3
@@ -202,7 +204,7 @@ class ShardWorker:
         self._run = run
         self._on_batch = on_batch
         self._pacer = Pacer(self._engine, job, sleep=sleep, now=now)
-        self._others = OtherWriters(self._engine)
+        self._others = SQLiteContention(self._engine)
         self._sleep = sleep
         self._new_mover = table_movers(store, job, scope_of)
         self._movers: dict[str, TableMover] = {}
@@ -224,11 +226,13 @@ class ShardWorker:
             end_worker(self._worker)
             self._others.close()
             with suppress(StoreError):  # others see that this worker has ended
-                release = partial(jobs.release_shards, worker=self._worker)
+                release = partial(job_shards.release_shards, worker=self._worker)
                 write(self._engine, release, doing="giving up a range of a job")
 
     def _work(self) -> None:
-        claim = partial(jobs.claim_shard, job=self._job, worker=self._worker, lease=LEASE, is_dead=is_dead)
+        claim = partial(
+            job_shards.claim_shard, job=self._job, worker=self._worker, lease=LEASE, is_dead=is_dead
+        )
         while True:
             read(self._engine, self._check_running, doing="reading a job")
             shard = write(self._engine, claim, doing="taking a range of a job")
@@ -253,21 +257,19 @@ class ShardWorker:
             self._others.begin()
             if self._on_batch is not None:
                 self._on_batch()
-        end = partial(jobs.advance_shard, shard=shard, worker=self._worker, done=True)
+        end = partial(job_shards.advance_shard, shard=shard, worker=self._worker, done=True)
         write(self._engine, end, doing="ending a range of a job")
 
     def _mover(self, shard: Shard) -> TableMover:
         table = shard.table_name
         if table not in self._tables:
-            raise jobs.unreadable_shard(self._engine, shard.job_id, shard.number, ["table_name"])
+            raise job_shards.unreadable_shard(self._engine, shard.job_id, shard.number, ["table_name"])
         if table not in self._movers:
             self._movers[table] = self._new_mover(self._tables[table])
         return self._movers[table]
 
     def _show_life(self) -> None:
-        write(
-            self._engine, partial(jobs.see_worker, worker=self._worker), doing="showing that a worker lives"
-        )
+        job_shards.see_worker(self._engine, self._worker)
         read(self._engine, self._check_running, doing="reading a job")
 
     def _check_running(self, connection: Connection) -> None:

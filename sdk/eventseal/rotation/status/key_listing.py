@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from eventseal.rotation.sealed_store import registered_tables
 from eventseal.storage.database.transactions import read
-from eventseal.storage.items.rows import count_by_key
+from eventseal.storage.items.key_counts import count_by_key
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping

@@ -11,10 +11,9 @@ from sqlalchemy import func, literal, select
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.wrapping.branches import BRANCH_PREFIX
 from eventseal.storage.database.column_types import HoldsUUID
-from eventseal.storage.database.edited_rows import UNREADABLE, read_rows
-from eventseal.storage.database.engines import chunks
+from eventseal.storage.database.rows import UNREADABLE, chunks, read_rows
 from eventseal.storage.database.transactions import reads
-from eventseal.storage.keys.rows import read_mark
+from eventseal.storage.keys.state_changes import read_mark
 from eventseal.storage.keys.tables import (
     DEFAULT_REFRESH_INTERVAL,
     UNKNOWN_VERSION,

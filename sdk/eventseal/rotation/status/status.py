@@ -22,13 +22,13 @@ from eventseal.rotation.status.key_totals import (
     refresh_interval,
 )
 from eventseal.rotation.table_checks import has_old_key_tables
+from eventseal.storage.database.rows import UNREADABLE
 from eventseal.storage.database.transactions import read
-from eventseal.storage.items.key_counts import count_differing, count_unreadable
-from eventseal.storage.items.rows import count_by_key
-from eventseal.storage.jobs import counts as job_counts
+from eventseal.storage.items.key_counts import count_by_key, count_differing, count_unreadable
 from eventseal.storage.jobs import jobs
+from eventseal.storage.jobs import shards as job_shards
 from eventseal.storage.key_store import SQLAlchemyKeyStore
-from eventseal.storage.keys.queries import of_unknown_kind
+from eventseal.storage.keys.rows import of_unknown_kind
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Container, Mapping, Sequence
@@ -144,9 +144,9 @@ def _job_standings(connection: Connection, application: str) -> list[JobStanding
     for job in (*ended[-1:], *open_jobs):
         try:
             jobs.refuse_unreadable(connection, job)
-            counts = job_counts.load_totals(connection, job).by_table.values()
+            counts = job_shards.load_totals(connection, job).by_table.values()
         except IntegrityError as problem:
-            standing = JobStanding(job=replace(job, state=jobs.UNREADABLE), done=0, failed=0, problem=problem)
+            standing = JobStanding(job=replace(job, state=UNREADABLE), done=0, failed=0, problem=problem)
         else:
             done, failed = (sum(of_table[outcome] for of_table in counts) for outcome in ("done", "failed"))
             standing = JobStanding(job=job, done=done, failed=failed)

@@ -1,5 +1,5 @@
 """
-Column types that hold exactly the values an item's place may have, the same on SQLite and PostgreSQL.
+Column types that hold exactly the values they are for, the same on SQLite and PostgreSQL.
 
 Two values are equal to the database exactly when the associated data of an item takes them for one: what a
 type cannot hold so is refused before anything is written.
@@ -7,12 +7,26 @@ type cannot hold so is refused before anything is written.
 
 from __future__ import annotations
 
+import json
+import math
 from datetime import UTC, datetime, timedelta
 from decimal import Context, Decimal
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Boolean, DateTime, LargeBinary, Numeric, String, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    DateTime,
+    Float,
+    LargeBinary,
+    Numeric,
+    String,
+    Text,
+    cast,
+    type_coerce,
+)
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
@@ -21,11 +35,12 @@ from sqlalchemy.types import TypeDecorator
 from eventseal.errors import IntegrityError, SerializationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy import ColumnElement
     from sqlalchemy.engine import Dialect
     from sqlalchemy.sql.compiler import SQLCompiler
     from sqlalchemy.types import TypeEngine
-
 
 # ruff: noqa: ARG001, ARG002 - the signatures are SQLAlchemy's
 
@@ -34,6 +49,7 @@ INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 DECIMAL_PLACES = 6
 NIL_KEY_ID = UUID(int=0)
 """Stands for what is in a column of key ids and is no UUID."""
+
 _UUID_SIZE = 16
 _SQLITE_TIMESTAMP = "%Y-%m-%d %H:%M:%S.%f"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -204,7 +220,7 @@ class UTCTimestamp(TypeDecorator[datetime]):
         return value.astimezone(UTC).strftime(_SQLITE_TIMESTAMP)
 
     def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
-        """Ask PostgreSQL for a number, which the driver can read whatever the time is."""
+        """Ask PostgreSQL for a number: its driver has no date for infinity (docs/decisions/0024)."""
         return _TimeAsStored(column)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
@@ -334,3 +350,80 @@ def _whole_number(value: object, *, what: str, shown: object = None) -> int:
 
 def _from_micros(micros: int) -> Decimal:
     return Decimal(micros).scaleb(-DECIMAL_PLACES, _EXACT)
+
+
+# ruff: noqa: ARG002 - the signatures are SQLAlchemy's
+MOST_SECONDS = 1e11
+"""Over 3,000 years: a time of the database's clock and so many seconds is a time that Python has."""
+
+LEAST_RATE = 0.001
+"""Items a second: one in 17 minutes. What is slower never ends."""
+
+
+class StoredText(ExactText):
+    """Text in a table of EventSeal's own: an edit alone puts there what could not be written or shown."""
+
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
+        """Give the text, if it is one that could be stored."""
+        text = super().process_result_value(value, dialect)
+        if text is not None and ("\0" in text or not is_utf8(text)):
+            raise edited("text")
+        return text
+
+
+class Seconds(TypeDecorator[float]):
+    """A length of time, or a time since 1970: from 0 to :data:`MOST_SECONDS`."""
+
+    impl = Float
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> float | None:
+        """Give the number, if it is one."""
+        if value is None:
+            return None
+        if not isinstance(value, float | int) or not 0 <= value <= MOST_SECONDS:  # nor NaN
+            raise edited("seconds")
+        return value
+
+
+class Rate(TypeDecorator[float]):
+    """Things a second: from :data:`LEAST_RATE`, and finite."""
+
+    impl = Float
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> float | None:
+        """Give the number, if it is one."""
+        if value is None or (isinstance(value, float | int) and LEAST_RATE <= value < math.inf):
+            return value
+        raise edited("rates")
+
+
+class StoredJSON(TypeDecorator[Any]):
+    """JSON of EventSeal's own, which an edit may have turned into anything."""
+
+    impl = JSON
+    cache_ok = True
+
+    def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        """Ask for the text: what a driver makes of bad JSON differs (docs/decisions/0024)."""
+        return type_coerce(cast(column, Text()), column.type)
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
+        """Read the text."""
+        return _read_json
+
+
+def _read_json(stored: Any) -> Any:
+    if stored is None:
+        return None
+    try:
+        return json.loads(stored, parse_constant=_no_constant)
+    except (TypeError, ValueError, RecursionError):
+        raise edited("JSON") from None
+
+
+def _no_constant(constant: str) -> None:
+    raise ValueError(constant)

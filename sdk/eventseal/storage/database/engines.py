@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from sqlalchemy import URL, create_engine, event, make_url
@@ -14,12 +14,7 @@ from sqlalchemy.pool import QueuePool
 from eventseal.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     from sqlalchemy.engine import Engine
-
-
-T = TypeVar("T")
 
 IN_MEMORY = "sqlite:///:memory:"
 SQLITE_BUSY_TIMEOUT = 5.0
@@ -27,8 +22,6 @@ SQLITE_BUSY_TIMEOUT = 5.0
 
 SUPPORTED_DIALECTS = ("sqlite", "postgresql")
 _PORTS = {"postgresql": 5432}
-_CHUNK = 500
-"""Values in one IN list: far under what any database takes."""
 
 
 class SQLAlchemySettings:
@@ -82,7 +75,7 @@ def is_in_memory(url: URL) -> bool:
     return url.database in {None, "", ":memory:", "file::memory:"} or url.query.get("mode") == "memory"
 
 
-def database_place(url: URL) -> tuple[object, ...]:
+def database_identity(url: URL) -> tuple[object, ...]:
     """Give what tells one database from another, however their URLs are written."""
     backend = "postgresql" if url.drivername == "postgres" else url.get_backend_name()
     if backend == "sqlite":
@@ -155,11 +148,7 @@ def _sqlite_options(url: URL, options: dict[str, Any]) -> dict[str, Any]:
 
 def _read_any_text(connection: sqlite3.Connection, _record: object) -> None:
     """Give text that is not UTF-8 with lone surrogates: an edited row is refused, and hides no other."""
-    connection.text_factory = _any_text
-
-
-def _any_text(stored: bytes) -> str:
-    return stored.decode("utf-8", "surrogateescape")
+    connection.text_factory = lambda stored: stored.decode("utf-8", "surrogateescape")
 
 
 def _use_write_ahead_log(connection: sqlite3.Connection, _record: object) -> None:
@@ -212,10 +201,3 @@ def _parsed(uri: str) -> URL:
             remedy="Use a URI that begins with sqlite:// or postgresql://.",
         )
     return url
-
-
-def chunks(values: Iterable[T]) -> Iterator[list[T]]:
-    """Cut *values* into lists that an IN takes."""
-    rest = list(values)
-    for start in range(0, len(rest), _CHUNK):
-        yield rest[start : start + _CHUNK]

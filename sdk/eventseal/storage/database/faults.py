@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
 
+_DOING = "looking whether others write"
 _CORRECT_URL = (
     "Correct the URL of the database: store_url, or key_store_url if the keys have one of their own."
 )
@@ -218,15 +219,12 @@ def _primary_message(error: DBAPIError) -> str:
     return primary or " ".join(str(error.orig).split())
 
 
-_DOING = "looking whether others write"
-
-
-class OtherWriters:
+class SQLiteContention:
     """
     Tells whether another connection has committed since one's own last commit, at next to no cost.
 
-    It follows SQLite's ``data_version``, on a connection of its own. Elsewhere writers do not wait for each
-    other, and it says no.
+    It follows SQLite's ``data_version``, on a connection of its own (docs/decisions/0012). Elsewhere
+    writers do not wait for each other, and it says no.
 
     Args:
         engine: Of the database.

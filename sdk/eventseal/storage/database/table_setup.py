@@ -10,7 +10,7 @@ from sqlalchemy.engine.reflection import ObjectKind
 from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
 
 from eventseal.errors import ConfigurationError
-from eventseal.storage.database.transactions import reads
+from eventseal.storage.database.transactions import reads, writes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,25 +30,31 @@ ADDED: dict[Any, Any] = {"eventseal": "added"}
 """Marks, as ``info``, a column that tables of an earlier release lack: it may be NULL, and is added."""
 
 
+@reads("looking for {name}")
+def has_table(connection: Connection, name: str) -> bool:
+    """
+    Whether a table, or a view, is there.
+
+    Args:
+        connection: To the database that it should be in.
+        name: Of the table, its schema before a dot if that is not the default one.
+    """
+    schema, _, table = name.rpartition(".")
+    return inspect(connection).has_table(table, schema=schema or None)
+
+
+@reads("looking for tables")
+def table_names(connection: Connection) -> list[str]:
+    """Name the tables of the default schema."""
+    return inspect(connection).get_table_names()
+
+
 class ColumnIndex(NamedTuple):
     """An index on columns of a table, or what keeps them unique."""
 
     name: str
     columns: tuple[str, ...]
     unique: bool
-
-
-@reads("looking for {table}")
-def has_table(connection: Connection, table: str) -> bool:
-    """Whether a table is there; its name may have a schema before it."""
-    schema, _, name = table.rpartition(".")
-    return inspect(connection).has_table(name, schema=schema or None)
-
-
-@reads("looking for tables")
-def table_names(connection: Connection) -> list[str]:
-    """List the tables of the default schema."""
-    return inspect(connection).get_table_names()
 
 
 def column_indexes(connection: Connection, table: str, schema: str | None = None) -> list[ColumnIndex]:
@@ -78,6 +84,7 @@ def column_indexes(connection: Connection, table: str, schema: str | None = None
     ]
 
 
+@writes("making tables")
 def create_tables(connection: Connection, tables: Iterable[Table]) -> set[str]:
     """
     Make the tables that are missing, with their indexes, and compare the columns of those that are there.
@@ -121,6 +128,7 @@ def create_tables(connection: Connection, tables: Iterable[Table]) -> set[str]:
     return {table.fullname for table in missing}
 
 
+@writes("adding key_id to {table}")
 def add_key_id(connection: Connection, table: Table) -> bool:
     """
     Add the column ``key_id`` to a table that was made without it, with the indexes that its class declares.
@@ -133,11 +141,11 @@ def add_key_id(connection: Connection, table: Table) -> bool:
         Whether there was anything to add; a table that is not there has nothing.
     """
     one_setup_at_a_time(connection)
-    inspector = inspect(connection)
-    if not inspector.has_table(table.name, schema=table.schema):
+    if not has_table(connection, table.fullname):
         return False
     column = table.c[KEY_ID]
     added = False
+    inspector = inspect(connection)
     if column.name not in {found["name"] for found in inspector.get_columns(table.name, schema=table.schema)}:
         connection.execute(text(_add_column(connection, table, column)))
         added = True
@@ -150,6 +158,7 @@ def add_key_id(connection: Connection, table: Table) -> bool:
     return added
 
 
+@writes("dropping tables")
 def drop_tables(connection: Connection, tables: Iterable[Table]) -> None:
     """Drop the tables, whether they are there or not."""
     one_setup_at_a_time(connection)

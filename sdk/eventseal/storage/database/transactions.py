@@ -6,7 +6,7 @@ import inspect
 import random
 import sqlite3
 import time
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar, cast
 
 from sqlalchemy import text
@@ -133,12 +133,10 @@ def reads(doing: str, *, filtered: bool = False) -> Callable[[Step[P, T]], StepO
             ``"counting {table.table}"``.
         filtered: As for :func:`read`.
     """
-    return _runs(doing, lambda engine, work, what: read(engine, work, doing=what, filtered=filtered))
+    return _runs(doing, partial(read, filtered=filtered))
 
 
-def writes(
-    doing: str, *, wait: bool = True, filtered: bool = False
-) -> Callable[[Step[P, T]], StepOrTransaction[P, T]]:
+def writes(doing: str, *, filtered: bool = False) -> Callable[[Step[P, T]], StepOrTransaction[P, T]]:
     """
     Let a function that writes be called with a connection or with an engine.
 
@@ -147,17 +145,12 @@ def writes(
 
     Args:
         doing: What the function does, for messages; a format string over its arguments.
-        wait: As for :func:`write`.
         filtered: As for :func:`write`.
     """
-    return _runs(
-        doing, lambda engine, work, what: write(engine, work, doing=what, wait=wait, filtered=filtered)
-    )
+    return _runs(doing, partial(write, filtered=filtered))
 
 
-def _runs(
-    doing: str, run: Callable[[Engine, Callable[[Connection], T], str], T]
-) -> Callable[[Step[P, T]], StepOrTransaction[P, T]]:
+def _runs(doing: str, run: Callable[..., T]) -> Callable[[Step[P, T]], StepOrTransaction[P, T]]:
     def decorate(step: Step[P, T]) -> StepOrTransaction[P, T]:
         signature = inspect.signature(step)
 
@@ -166,7 +159,7 @@ def _runs(
             if isinstance(where, Connection):
                 return step(where, *args, **kwargs)
             what = doing.format_map(signature.bind(where, *args, **kwargs).arguments)
-            return run(where, lambda connection: step(connection, *args, **kwargs), what)
+            return run(where, lambda connection: step(connection, *args, **kwargs), doing=what)
 
         return run_step
 
@@ -230,7 +223,8 @@ def _committed(connection: Connection, work: Callable[[Connection], T]) -> T:
 
 def _without_waiting(connection: Connection, work: Callable[[Connection], T]) -> T:
     if connection.dialect.name != "sqlite":
-        # Unlike NOWAIT it also covers an INSERT that meets another transaction's row of the same key.
+        # Unlike NOWAIT it also covers an INSERT that meets another transaction's row of the same key
+        # (docs/decisions/0007).
         connection.execute(text("SET LOCAL lock_timeout = 1"))
         return _committed(connection, work)
     patience = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()

@@ -1,4 +1,4 @@
-"""What became of an INSERT: was an item's place taken, did a COMMIT that was not answered take effect."""
+"""Appends: fenced, committed at once, and looked for again after a COMMIT that was not answered."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from eventseal.errors import (
 )
 from eventseal.storage.database.faults import is_outcome_known, is_transient, sqlstate, translated
 from eventseal.storage.database.table_setup import KEY_ID
-from eventseal.storage.database.transactions import ATTEMPTS, begin_writing, pause, write
+from eventseal.storage.database.transactions import ATTEMPTS, begin_writing, pause
 from eventseal.storage.items.fences import CLOSED, fence_states, open_fences, unreadable_fences
 from eventseal.storage.items.inserts import ItemInserts
 from eventseal.suites.envelope import parse_envelope
@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     from eventseal.storage.items.columns import ItemColumns
     from eventseal.storage.items.inserts import Row, RowsByKey
 
+logger = logging.getLogger(__name__)
 
+MOST_REMEMBERED = 100_000
+"""Keys whose fence is known to be there; when there are more, all are forgotten and asked for again."""
 _UNIQUE_VIOLATION = "23505"
 _SQLITE_UNIQUE = "UNIQUE constraint failed: "
 _COLUMNS_OF_INDEX = text(
@@ -45,84 +48,6 @@ _COLUMNS_OF_INDEX = text(
     " JOIN pg_attribute ON attrelid = indexrelid"
     " WHERE relname = :name AND coalesce(pg_partition_root(indrelid), indrelid) = to_regclass(:table)"
 )
-
-
-def violates_item_key(error: IntegrityError, engine: Engine, columns: ItemColumns) -> bool:
-    """
-    Whether a refused row's place was taken: not any other constraint, of this table or of another.
-
-    Args:
-        error: From the INSERT, the flush or the COMMIT; its transaction was rolled back.
-        engine: Asked, on PostgreSQL, what the constraint stands for.
-        columns: Of the items' table.
-    """
-    wanted = {column.name for column in columns.item_key}
-    if isinstance(error.orig, sqlite3.Error):
-        _, found, names = str(error.orig).partition(_SQLITE_UNIQUE)
-        return bool(found) and set(names.split(", ")) == {f"{columns.table.name}.{name}" for name in wanted}
-    diagnosis = getattr(error.orig, "diag", None)
-    if sqlstate(error) != _UNIQUE_VIOLATION or diagnosis is None:
-        return False
-    table = engine.dialect.identifier_preparer.format_table(columns.table)
-    with engine.connect() as connection:
-        rows = connection.execute(_COLUMNS_OF_INDEX, {"name": diagnosis.constraint_name, "table": table})
-        return set(rows.scalars()) == wanted
-
-
-def was_committed(engine: Engine, columns: ItemColumns, inserts: ItemInserts, batch: RowsByKey) -> bool:
-    """
-    Find out, on a fresh connection, whether the batch is stored exactly as it was sent.
-
-    A sealed item's random IV makes equal bytes a proof; of a plain item they say that an equal one is there.
-
-    Args:
-        engine: Of the items' database.
-        columns: Of the items' table.
-        inserts: Knows the order of a row's values.
-        batch: What was sent.
-
-    Raises:
-        StoreUnavailableError: The database cannot be asked, so the outcome stays unknown.
-    """
-    rows = list(chain.from_iterable(batch.values()))
-    if not rows:
-        raise _unknown(columns, "it had no items to look for")
-    try:
-        with translated("asking what became of it"), engine.connect() as connection:
-            if engine.dialect.name == "postgresql":
-                _wait_for_the_other(connection, inserts, rows[0])
-            return all(_is_stored(connection, columns, row) for row in rows)
-    except StoreUnavailableError as error:
-        raise _unknown(columns, str(error)) from error
-
-
-def _unknown(columns: ItemColumns, reason: str) -> StoreUnavailableError:
-    return StoreUnavailableError(
-        f"it is not known whether an append to {columns.table} was committed: {reason}",
-        remedy="Read the sequence before you append again: the items are all there, or none of them.",
-    )
-
-
-def _wait_for_the_other(connection: Connection, inserts: ItemInserts, row: Row) -> None:
-    """Wait until the transaction whose COMMIT was not answered has ended: its server may still be at it."""
-    connection.execute(text("SET LOCAL lock_timeout = '5s'"))
-    values = {column.name: value for column, value in zip(inserts.columns, row, strict=True)}
-    # Meets the other's row in the unique index; where there is none, it must be gone before anybody looks.
-    connection.execute(postgresql.insert(inserts.table).values(values).on_conflict_do_nothing())
-    connection.rollback()
-
-
-def _is_stored(connection: Connection, columns: ItemColumns, row: Row) -> bool:
-    sequence_id, position, _, data = row[:4]
-    query = select(columns.data).where(columns.sequence_id == sequence_id, columns.position == position)
-    found: Any = connection.execute(query).scalar()
-    return found is not None and bytes(found) == data
-
-
-logger = logging.getLogger(__name__)
-
-MOST_REMEMBERED = 100_000
-"""Keys whose fence is known to be there; when there are more, all are forgotten and asked for again."""
 
 
 class ItemAppends:
@@ -195,12 +120,7 @@ class ItemAppends:
         on_postgresql = self._engine(session).dialect.name == "postgresql"
         if unknown and on_postgresql:
             # On a connection of its own: else whoever waits for this row waits for the caller's transaction.
-            write(
-                self._engine(session),
-                lambda own: open_fences(own, unknown),
-                doing="making the fences of keys",
-                filtered=True,
-            )
+            open_fences(self._engine(session), unknown)
         connection = begin_writing(session.connection(bind_arguments={"mapper": self._record_class}))
         if unknown and not on_postgresql:
             open_fences(connection, unknown)
@@ -299,3 +219,75 @@ def _key_in_header(data: bytes) -> UUID | None:
         return parse_envelope(data).key_id
     except UnknownFormatError:
         return None
+
+
+def violates_item_key(error: IntegrityError, engine: Engine, columns: ItemColumns) -> bool:
+    """
+    Whether a refused row's place was taken: not any other constraint, of this table or of another.
+
+    Args:
+        error: From the INSERT, the flush or the COMMIT; its transaction was rolled back.
+        engine: Asked, on PostgreSQL, what the constraint stands for.
+        columns: Of the items' table.
+    """
+    wanted = {column.name for column in columns.place}
+    if isinstance(error.orig, sqlite3.Error):
+        _, found, names = str(error.orig).partition(_SQLITE_UNIQUE)
+        return bool(found) and set(names.split(", ")) == {f"{columns.table.name}.{name}" for name in wanted}
+    diagnosis = getattr(error.orig, "diag", None)
+    if sqlstate(error) != _UNIQUE_VIOLATION or diagnosis is None:
+        return False
+    table = engine.dialect.identifier_preparer.format_table(columns.table)
+    with engine.connect() as connection:
+        rows = connection.execute(_COLUMNS_OF_INDEX, {"name": diagnosis.constraint_name, "table": table})
+        return set(rows.scalars()) == wanted
+
+
+def was_committed(engine: Engine, columns: ItemColumns, inserts: ItemInserts, batch: RowsByKey) -> bool:
+    """
+    Find out, on a fresh connection, whether the batch is stored exactly as it was sent.
+
+    A sealed item's random IV makes equal bytes a proof; of a plain item they say that an equal one is there.
+
+    Args:
+        engine: Of the items' database.
+        columns: Of the items' table.
+        inserts: Knows the order of a row's values.
+        batch: What was sent.
+
+    Raises:
+        StoreUnavailableError: The database cannot be asked, so the outcome stays unknown.
+    """
+    rows = list(chain.from_iterable(batch.values()))
+    if not rows:
+        raise _unknown(columns, "it had no items to look for")
+    try:
+        with translated("asking what became of it"), engine.connect() as connection:
+            if engine.dialect.name == "postgresql":
+                _wait_for_the_other(connection, inserts, rows[0])
+            return all(_is_stored(connection, columns, row) for row in rows)
+    except StoreUnavailableError as error:
+        raise _unknown(columns, str(error)) from error
+
+
+def _unknown(columns: ItemColumns, reason: str) -> StoreUnavailableError:
+    return StoreUnavailableError(
+        f"it is not known whether an append to {columns.table} was committed: {reason}",
+        remedy="Read the sequence before you append again: the items are all there, or none of them.",
+    )
+
+
+def _wait_for_the_other(connection: Connection, inserts: ItemInserts, row: Row) -> None:
+    """Wait until the transaction whose COMMIT was not answered has ended: its server may still be at it."""
+    connection.execute(text("SET LOCAL lock_timeout = '5s'"))
+    values = {column.name: value for column, value in zip(inserts.columns, row, strict=True)}
+    # Meets the other's row in the unique index; where there is none, it must be gone before anybody looks.
+    connection.execute(postgresql.insert(inserts.table).values(values).on_conflict_do_nothing())
+    connection.rollback()
+
+
+def _is_stored(connection: Connection, columns: ItemColumns, row: Row) -> bool:
+    sequence_id, position, _, data = row[:4]
+    query = select(columns.data).where(columns.sequence_id == sequence_id, columns.position == position)
+    found: Any = connection.execute(query).scalar()
+    return found is not None and bytes(found) == data

@@ -70,7 +70,7 @@ class ItemColumns:
         return self.columns[3]
 
     @property
-    def item_key(self) -> tuple[Column[Any], Column[Any]]:
+    def place(self) -> tuple[Column[Any], Column[Any]]:
         """Sequence id and position: unique in the table."""
         return self.sequence_id, self.position
 
@@ -223,7 +223,7 @@ def _is_integer(kind: TypeEngine[Any]) -> bool:
 
 
 def _is_unique(found: ItemColumns) -> bool:
-    wanted = {column.name for column in found.item_key}
+    wanted = {column.name for column in found.place}
     keys = [found.table.primary_key, *(c for c in found.table.constraints if isinstance(c, UniqueConstraint))]
     keys += [index for index in found.table.indexes if index.unique]  # type: ignore[misc]
     return any({column.name for column in key.columns} == wanted for key in keys)

@@ -79,7 +79,8 @@ class ItemInserts:
         first = connection.execute(self._one, {**self._parameters(rows[0], key_id), _FENCE: key_id})
         if not first.rowcount:
             return False
-        # What the first INSERT locked stays locked for the others.
+        # What the first INSERT locked stays locked for the others: a condition on every row was slower
+        # (docs/decisions/0007).
         self._unfenced(connection, key_id, rows[1:])
         return True
 
@@ -106,7 +107,11 @@ class ItemInserts:
 
     @cached_property
     def _many(self) -> Insert | None:
-        """Several items, on PostgreSQL: locks once. ``None`` if an array would change a column's values."""
+        """
+        Several items, on PostgreSQL: locks once. ``None`` if an array would change a column's values.
+
+        Not over VALUES: one statement to cache, and no limit on parameters (docs/decisions/0007).
+        """
         # Not `column`: Python 3.12.1 then takes the function of that name below for a variable.
         elements = [_array_element(each.type) for each in self.columns]
         if any(element is None for element in elements):

@@ -1,16 +1,22 @@
-"""What the registered tables hold under some keys, and the rows that no count can place: all by an index."""
+"""What tables hold under keys, and the rows that no count can place."""
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import TYPE_CHECKING
+from uuid import UUID
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import (
+    func,
+    or_,
+    select,
+)
 
-from eventseal.storage.database.engines import chunks
+from eventseal.storage.database.rows import chunks
 from eventseal.storage.database.table_setup import KEY_ID
 from eventseal.storage.database.transactions import reads
-from eventseal.storage.items.rows import ItemRow, described
+from eventseal.storage.items.described import DescribedTable, described
+from eventseal.storage.items.rows import ItemRow
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -20,15 +26,15 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from eventseal.items.sealed_places import Place
-    from eventseal.storage.items.rows import DescribedTable
+    from eventseal.storage.items.described import DescribedTable
     from eventseal.storage.items.tables import SealedTable
-
 
 _JSON_FORMATS = frozenset({"plain-json"})
 _BEFORE_JSON = [bytes([byte]) for byte in b"{ \t\n\v\f\r"]
 """What JSON of an object may begin with: white space, too."""
 
 
+@reads("counting the items of keys")
 def count_under(
     connection: Connection, tables: Iterable[SealedTable], key_ids: Collection[UUID]
 ) -> dict[UUID, Counter[str]]:
@@ -46,11 +52,7 @@ def count_under(
     """
     found: dict[UUID, Counter[str]] = {}
     for table in tables:
-        key_id = described(table).key_id
-        for chunk in chunks(sorted(key_ids)):
-            query = select(key_id, func.count()).where(key_id.in_(chunk)).group_by(key_id)
-            for named, items in connection.execute(query):
-                found.setdefault(named, Counter())[table.table] += items
+        _add_counts(found, connection, table, described(table).key_id, key_ids)
     return found
 
 
@@ -64,17 +66,27 @@ def count_misnamed(
     """
     found: dict[UUID, Counter[str]] = {}
     for table in tables:
-        if not table.has_key_ids:
-            continue
-        columns = described(table)
-        column = columns[KEY_ID]
-        for chunk in chunks(sorted(key_ids)):
-            query = select(column, func.count()).where(columns.differs, column.in_(chunk)).group_by(column)
-            for named, items in connection.execute(query):
-                found.setdefault(named, Counter())[table.table] += items
+        if table.has_key_ids:
+            columns = described(table)
+            _add_counts(found, connection, table, columns[KEY_ID], key_ids, columns.differs)
     return found
 
 
+def _add_counts(
+    found: dict[UUID, Counter[str]],
+    connection: Connection,
+    table: SealedTable,
+    column: ColumnElement[UUID],
+    key_ids: Collection[UUID],
+    *conditions: ColumnElement[bool],
+) -> None:
+    for chunk in chunks(sorted(key_ids)):
+        query = select(column, func.count()).where(*conditions, column.in_(chunk)).group_by(column)
+        for named, items in connection.execute(query):
+            found.setdefault(named, Counter())[table.table] += items
+
+
+@reads("counting the items of keys")
 def count_needed(
     connection: Connection, tables: Iterable[SealedTable], key_ids: Collection[UUID]
 ) -> dict[UUID, Counter[str]]:
@@ -110,6 +122,7 @@ def count_differing(connection: Connection, table: SealedTable) -> dict[UUID | N
     return {row[0]: row[1] for row in connection.execute(query)} if table.has_key_ids else {}
 
 
+@reads("comparing the key ids of {table.table}")
 def differing_rows(connection: Connection, table: SealedTable, *, limit: int) -> tuple[int, list[ItemRow]]:
     """
     Find the rows whose column and header name different keys, or of which one names none.
@@ -126,6 +139,7 @@ def differing_rows(connection: Connection, table: SealedTable, *, limit: int) ->
     return _count_and_some(connection, columns, columns.differs, limit) if table.has_key_ids else (0, [])
 
 
+@reads("looking for damaged rows of {table.table}")
 def rows_without_envelope(
     connection: Connection, table: SealedTable, *, limit: int
 ) -> tuple[int, list[ItemRow]]:
@@ -174,3 +188,48 @@ def _count_and_some(
     wanted = *(columns[role] for role in ItemRow._fields[:-1]), columns.key_id
     some = select(*wanted).where(condition).order_by(*columns.place).limit(limit)
     return found, [ItemRow._make(row) for row in connection.execute(some)]
+
+
+@reads("counting {table.table}")
+def count_by_key(connection: Connection, table: SealedTable) -> dict[UUID | None, int]:
+    """
+    Count a table's items by the key in their header; what is no envelope stands under ``None``.
+
+    It reads the whole table.
+
+    Args:
+        connection: To the database that the table is in.
+        table: From the registry.
+    """
+    key_id = described(table).key_id
+    counts: Counter[UUID | None] = Counter()  # several values of an edited column are one key id
+    for found, count in connection.execute(select(key_id, func.count()).group_by(key_id)):
+        counts[found] += count
+    return dict(counts)
+
+
+@reads("counting {table.table}")
+def count_plain(connection: Connection, table: SealedTable) -> int:
+    """
+    Count the rows of a table that begin like no envelope, by the index on the headers' key ids.
+
+    Args:
+        connection: To the database that the table is in.
+        table: From the registry.
+    """
+    key_id = described(table).key_id
+    return int(connection.execute(select(func.count()).where(key_id.is_(None))).scalar_one())
+
+
+@reads("counting {table.table}")
+def count_without_place(connection: Connection, table: SealedTable) -> int:
+    """
+    Count the rows that no range of places has, since a part of theirs is NULL.
+
+    Args:
+        connection: To the database that the table is in.
+        table: From the registry.
+    """
+    sequence_id, position = described(table).place
+    query = select(func.count()).where(or_(sequence_id.is_(None), position.is_(None)))
+    return int(connection.execute(query).scalar_one())

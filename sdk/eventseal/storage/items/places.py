@@ -1,4 +1,4 @@
-"""Chooses what reads and swaps the rows of a table: as its database does it best."""
+"""Registered tables as places that store items, and what reads and swaps their rows on each database."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
     from eventseal.items.sealed_places import Change, Page, Place, SealedPlace, Selection
-    from eventseal.storage.items.swaps import ItemSwaps
+    from eventseal.storage.items.swaps_on_postgresql import PostgreSQLSwaps
     from eventseal.storage.items.tables import SealedTable
 
 
-def item_swaps(engine: Engine, table: SealedTable) -> ItemSwaps:
+def item_swaps(engine: Engine, table: SealedTable) -> SQLiteSwaps | PostgreSQLSwaps:
     """
     Give what reads and swaps the rows of *table*.
 
@@ -69,15 +69,14 @@ class TablePlace:
 
     def close_fence(self, key_ids: Collection[UUID]) -> None:
         """Close the fences of keys, which all tables of the database share; see ``SealedPlace``."""
-        write(self._engine, partial(close_fences, key_ids=key_ids), doing="closing the fences of keys")
+        close_fences(self._engine, key_ids)
 
     def count_by_key(
         self, key_ids: Collection[UUID], *, purpose: KeyPurpose = KeyPurpose.DATA
     ) -> Mapping[UUID, int]:
         """Count the rows that need keys; see ``SealedPlace``."""
         refuse_other_purposes(purpose)
-        count = partial(count_needed, tables=[self._table], key_ids=key_ids)
-        counts = read(self._engine, count, doing=f"counting {self.name}")
+        counts = count_needed(self._engine, [self._table], key_ids)
         return {key_id: items.total() for key_id, items in counts.items()}
 
     def pages(self, selection: Selection, after: Place | None, limit: int) -> Page:
@@ -96,7 +95,7 @@ class TablePlace:
         swaps = item_swaps(self._engine, self._table)
         swap = swaps.prepare(change.page, change.envelopes)
         # Committed before the items: else whoever waits for such a row waits for all of them.
-        write(self._engine, partial(open_fences, key_ids=change.fences), doing="making the fences of keys")
+        open_fences(self._engine, change.fences)
 
         def work(connection: Connection) -> list[int]:
             closed = share_fences(connection, change.fences)

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from eventseal.errors import ConfigurationError, IntegrityError
 from eventseal.storage.database.column_types import is_utf8
-from eventseal.storage.database.edited_rows import as_sql, read_rows
+from eventseal.storage.database.rows import are_texts, as_sql, insert_unless_there, insertion, read_rows
 from eventseal.storage.database.table_setup import KEY_ID, one_setup_at_a_time
+from eventseal.storage.database.transactions import reads, writes
 from eventseal.storage.items.columns import ROLES
 from eventseal.storage.items.tables import ColumnKind, SealedColumn, SealedTable
 from eventseal.storage.keys.tables import EVERY_APPLICATION, sealed_tables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from sqlalchemy.engine import Connection
+
+    from eventseal.storage.database.rows import Checks
 
 
 ELSEWHERE = "elsewhere"
 """Stands in place of a database for places that are no tables of one."""
 
 
+@writes("registering tables")
 def register(connection: Connection, tables: Iterable[SealedTable]) -> None:
     """
     Write tables into the registry, where it does not say the same already.
@@ -56,14 +58,8 @@ def register(connection: Connection, tables: Iterable[SealedTable]) -> None:
         }
         columns = {role: [column.name, column.kind.value] for role, column in table.columns.items()}
         said = {"collection": table.collection, "columns": columns}
-        insertion = _insert(connection).values(**key, **said)
-        connection.execute(insertion.on_conflict_do_update(index_elements=list(key), set_=said))
-
-
-def _insert(connection: Connection) -> postgresql.Insert | sqlite.Insert:
-    if connection.dialect.name == "postgresql":
-        return postgresql.insert(sealed_tables)
-    return sqlite.insert(sealed_tables)
+        inserting = insertion(connection, sealed_tables).values(**key, **said)
+        connection.execute(inserting.on_conflict_do_update(index_elements=list(key), set_=said))
 
 
 def refuse_taken_collections(known: Sequence[SealedTable], tables: Sequence[SealedTable]) -> None:
@@ -100,6 +96,7 @@ def entry_of(known: Sequence[SealedTable], table: str, application: str | None) 
     return mine.get(application) or mine.get(None)
 
 
+@writes("registering {table.table}")
 def move_collection(connection: Connection, table: SealedTable, application: str) -> None:
     """
     Write down that every item of a table is bound to its collection: readers accept no other name any more.
@@ -120,6 +117,7 @@ def forget_statement(table: SealedTable) -> str:
     return f"DELETE FROM sealed_tables WHERE table_name = '{name}' AND database_name = '{database}';"  # noqa: S608
 
 
+@writes("registering {name}", filtered=True)
 def register_place(connection: Connection, application: str, name: str, collection: str) -> None:
     """
     Write a place that is no table of the items' database into the registry, if it is not there.
@@ -132,9 +130,10 @@ def register_place(connection: Connection, application: str, name: str, collecti
     """
     place = {"application": application, "database_name": ELSEWHERE, "table_name": name}
     said = {"collection": collection, "columns": {}}
-    connection.execute(_insert(connection).values(**place, **said).on_conflict_do_nothing())
+    connection.execute(insert_unless_there(connection, sealed_tables).values(**place, **said))
 
 
+@reads("reading the registry of places", filtered=True)
 def registered_places(connection: Connection) -> list[str]:
     """
     Name the places of every application that are no tables of the items' database, in order.
@@ -147,6 +146,7 @@ def registered_places(connection: Connection) -> list[str]:
     return list(connection.execute(query.order_by(columns.table_name)).scalars())
 
 
+@writes("saying which formats are accepted")
 def set_old_formats(connection: Connection, table: SealedTable, old_formats: Collection[str]) -> None:
     """
     Write down what the readers of a registered table accept beside envelopes.
@@ -201,6 +201,7 @@ class Registry(NamedTuple):
         return self.tables
 
 
+@reads("reading the registry of sealed tables")
 def read_registry(connection: Connection, application: str | None = None) -> Registry:
     """
     Read the registry, in order of database and table.
@@ -217,17 +218,20 @@ def read_registry(connection: Connection, application: str | None = None) -> Reg
     if application is not None:
         query = query.where(sealed_tables.c.application.in_([application, EVERY_APPLICATION]))
     found = Registry([], [])
-    for row in read_rows(connection, query):
-        unfit = [name for name, fits in _CHECKS.items() if name in row.values and not fits(row.values[name])]
-        unreadable = [*row.unreadable, *unfit]
-        if unreadable:
-            known = {name: value for name, value in row.values.items() if name not in unfit}
-            found.unreadable.append(
-                UnreadableTable(known.get("table_name"), _problem(connection, known, unreadable))
-            )
+    for row in read_rows(connection, query, _CHECKS):
+        if row.unreadable:
+            known = {name: value for name, value in row.values.items() if name not in row.unreadable}
+            problem = _problem(connection, known, row.unreadable)
+            found.unreadable.append(UnreadableTable(known.get("table_name"), problem))
         else:
             found.tables.append(_sealed_table(row.values))
     return found
+
+
+@reads("reading the registry of sealed tables", filtered=True)
+def read_visible_registry(connection: Connection, application: str | None = None) -> Registry:
+    """Read what policies of row-level security let an application see; see :func:`read_registry`."""
+    return read_registry(connection, application)
 
 
 def registered(connection: Connection, application: str | None = None) -> list[SealedTable]:
@@ -295,22 +299,20 @@ def _are_columns(value: Any) -> bool:
 
 
 def _are_names(value: Any) -> bool:
-    return type(value) is list and all(type(each) is str and _is_name(each) for each in value)
+    return are_texts(value) and all(map(_is_name, value))
 
 
 def _is_name(value: Any) -> bool:
     return bool(value) and "\0" not in value and is_utf8(value)
 
 
-_CHECKS: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
-    {
-        "database_name": _is_name,
-        "table_name": _is_name,
-        "collection": _is_name,
-        "columns": _are_columns,
-        "old_formats": lambda value: value is None or _are_names(value),
-    }
-)
+_CHECKS: Checks = {
+    "database_name": _is_name,
+    "table_name": _is_name,
+    "collection": _is_name,
+    "columns": _are_columns,
+    "old_formats": lambda value: value is None or _are_names(value),
+}
 
 
 def _as_given(table: SealedTable) -> SealedTable:

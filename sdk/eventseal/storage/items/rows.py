@@ -1,58 +1,45 @@
-"""Rows of any registered table: counted by key, read in pages, and cut into ranges."""
+"""Rows of any registered table: read in pages, cut into ranges, and replaced from a backup."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
-    CHAR,
-    Column,
-    MetaData,
-    Table,
-    false,
+    bindparam,
     func,
     literal_column,
-    or_,
     select,
     tablesample,
     text,
+    type_coerce,
+    update,
 )
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy.types import NullType
 
-from eventseal.errors import IntegrityError, SerializationError
-from eventseal.storage.database.column_types import (
-    NIL_KEY_ID,
-    BinaryUUID,
-    DatabaseText,
-    ExactDecimal,
-    ExactInteger,
-    ExactText,
-)
 from eventseal.storage.database.faults import has_no_such_column
 from eventseal.storage.database.table_setup import KEY_ID
-from eventseal.storage.database.transactions import read, reads
+from eventseal.storage.database.transactions import reads
 from eventseal.storage.items.columns import comes_after
-from eventseal.storage.items.header_key_ids import KeyIdInHeader, KeyIdsDiffer
-from eventseal.storage.items.tables import ColumnKind
+from eventseal.storage.items.described import DescribedTable, described
+from eventseal.suites.hkdf import length_prefixed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
 
     from sqlalchemy import ColumnElement, Select
-    from sqlalchemy.engine import Connection, Dialect, Engine
-    from sqlalchemy.types import TypeEngine
+    from sqlalchemy.engine import Connection, Engine
 
     from eventseal.items.sealed_places import Place
     from eventseal.storage.items.tables import SealedTable
 
 
-_HEX_DIGITS = 32
+_SAMPLE_PAGES = 200
+_SAMPLE_ROWS = 1000
+_PLACE = ("sequence_id", "position")
 
 
 class ItemRow(NamedTuple):
@@ -70,50 +57,7 @@ class ItemRow(NamedTuple):
     key_id: UUID | None
 
 
-@reads("counting {table.table}")
-def count_by_key(connection: Connection, table: SealedTable) -> dict[UUID | None, int]:
-    """
-    Count a table's items by the key in their header; what is no envelope stands under ``None``.
-
-    It reads the whole table.
-
-    Args:
-        connection: To the database that the table is in.
-        table: From the registry.
-    """
-    key_id = described(table).key_id
-    counts: Counter[UUID | None] = Counter()
-    for found, count in connection.execute(select(key_id, func.count()).group_by(key_id)):
-        counts[found] += count
-    return dict(counts)
-
-
-@reads("counting {table.table}")
-def count_plain(connection: Connection, table: SealedTable) -> int:
-    """
-    Count the rows of a table that begin like no envelope, by the index on the headers' key ids.
-
-    Args:
-        connection: To the database that the table is in.
-        table: From the registry.
-    """
-    key_id = described(table).key_id
-    return int(connection.execute(select(func.count()).where(key_id.is_(None))).scalar_one())
-
-
-def count_without_place(connection: Connection, table: SealedTable) -> int:
-    """
-    Count the rows that no range of places has, since a part of theirs is NULL.
-
-    Args:
-        connection: To the database that the table is in.
-        table: From the registry.
-    """
-    sequence_id, position = described(table).place
-    query = select(func.count()).where(or_(sequence_id.is_(None), position.is_(None)))
-    return int(connection.execute(query).scalar_one())
-
-
+@reads("reading {table.table}")
 def row_at(connection: Connection, table: SealedTable, sequence_id: Any, position: Any) -> ItemRow | None:
     """
     Read one item of a table, if it is there.
@@ -151,8 +95,7 @@ def pages(
         query = query.where(named | columns.key_id.is_(None) if None in key_ids else named)
     after: tuple[Any, Any] | None = None
     while True:
-        rest = query if after is None else query.where(comes_after(columns.place, after))
-        page = read(engine, partial(_page, rest), doing=f"reading {table.table}")
+        page = _page(engine, columns, query, after)
         if page:
             yield page
         if len(page) < size:
@@ -160,153 +103,16 @@ def pages(
         after = page[-1][:2]
 
 
-def _page(query: Select[Any], connection: Connection) -> list[ItemRow]:
+@reads("reading {columns.table}")
+def _page(
+    connection: Connection, columns: DescribedTable, query: Select[Any], after: tuple[Any, Any] | None
+) -> list[ItemRow]:
+    if after is not None:
+        query = query.where(comes_after(columns.place, after))
     return [ItemRow._make(row) for row in connection.execute(query)]
 
 
-@dataclass(frozen=True, slots=True)
-class DescribedTable:
-    """
-    A registered table for queries, in types that give what an edit put there as it is.
-
-    Attributes:
-        table: With its columns by role.
-        key_id: The id of a row's key, read from its envelope's header; NULL for what is no envelope.
-    """
-
-    table: Table
-    key_id: ColumnElement[Any]
-
-    def __getitem__(self, role: str) -> Any:
-        """Give what readers take for a role: for a key id the column, if there is one, which may differ."""
-        return self.key_id if role == KEY_ID and KEY_ID not in self.table.c else self.table.c[role]
-
-    @property
-    def differs(self) -> ColumnElement[bool]:
-        """Whether the column of key ids, if there is one, says something else than the header."""
-        return KeyIdsDiffer(self["data"], self[KEY_ID]) if KEY_ID in self.table.c else false()
-
-    @property
-    def place(self) -> tuple[Column[Any], Column[Any]]:
-        """Sequence id and position."""
-        return self["sequence_id"], self["position"]
-
-
-def described(table: SealedTable) -> DescribedTable:
-    """Describe a registered table. Every query that asks for the keys of its rows begins here."""
-    schema, _, name = table.table.rpartition(".")
-    found = Table(
-        name,
-        MetaData(),
-        *(Column(column.name, _type(role, column.kind), key=role) for role, column in table.columns.items()),
-        schema=schema or None,
-    )
-    return DescribedTable(found, KeyIdInHeader(found.c["data"], _KeyId()))
-
-
-def _type(role: str, kind: ColumnKind) -> TypeEngine[Any]:
-    if role == KEY_ID and kind is ColumnKind.UUID:
-        return _KeyId()
-    as_found = _AS_FOUND.get(kind)
-    return kind.type if as_found is None else as_found()
-
-
-class _AsFound(TypeDecorator[Any]):
-    """
-    Gives what such a column cannot hold as it is, for others to refuse, and takes it in a condition.
-
-    Only SQLite lets an edit put anything anywhere.
-    """
-
-    __abstract__ = True
-    cache_ok = True
-
-    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
-        try:
-            return super().process_bind_param(value, dialect)
-        except SerializationError:
-            return value
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        try:
-            return super().process_result_value(value, dialect)
-        except IntegrityError:
-            return value
-
-
-class _UUIDAsFound(_AsFound, BinaryUUID):
-    cache_ok = True
-
-    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
-        """Let text pass that an edit put there: the driver's way of binding bytes would refuse it."""
-        bind = super().bind_processor(dialect)
-        return lambda value: value if bind is None or isinstance(value, str) else bind(value)
-
-
-class _GenericUUIDAsFound(_AsFound):
-    impl = CHAR
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        if dialect.name == "postgresql":
-            return dialect.type_descriptor(postgresql.UUID(as_uuid=True))
-        return dialect.type_descriptor(CHAR(_HEX_DIGITS))
-
-    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
-        return value.hex if isinstance(value, UUID) and dialect.name != "postgresql" else value
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        if dialect.name == "postgresql" or not isinstance(value, str):
-            return value
-        try:
-            found = UUID(value)
-        except ValueError:
-            return value
-        return found if found.hex == value else value
-
-
-class _IntegerAsFound(_AsFound, ExactInteger):
-    cache_ok = True
-
-
-class _DecimalAsFound(_AsFound, ExactDecimal):
-    cache_ok = True
-
-
-class _TextAsFound(_AsFound, ExactText):
-    cache_ok = True
-
-
-class _DatabaseTextAsFound(_AsFound, DatabaseText):
-    cache_ok = True
-
-
-_AS_FOUND: dict[ColumnKind, type[_AsFound]] = {
-    ColumnKind.UUID: _UUIDAsFound,
-    ColumnKind.GENERIC_UUID: _GenericUUIDAsFound,
-    ColumnKind.INTEGER: _IntegerAsFound,
-    ColumnKind.DECIMAL: _DecimalAsFound,
-    ColumnKind.TEXT: _TextAsFound,
-    ColumnKind.DATABASE_TEXT: _DatabaseTextAsFound,
-}
-
-
-class _KeyId(BinaryUUID):
-    """The column of key ids, in which one that is no UUID is the nil UUID: no key has that."""
-
-    cache_ok = True
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> UUID | None:
-        try:
-            return super().process_result_value(value, dialect)
-        except IntegrityError:
-            return NIL_KEY_ID
-
-
-_SAMPLE_PAGES = 200
-_SAMPLE_ROWS = 1000
-
-
+@reads("sampling {sealed_table.table}")
 def range_bounds(connection: Connection, sealed_table: SealedTable, ranges: int) -> list[Place]:
     """
     Find the places that cut a table into *ranges* of about the same size.
@@ -357,3 +163,140 @@ def _on_sqlite(connection: Connection, sealed_table: SealedTable) -> list[Place]
     step = max(1, (last - first) // _SAMPLE_ROWS)
     rows: Any = select(*place).where(rowid.in_(range(first, last + 1, step))).order_by(*place)
     return [(row[0], row[1]) for row in connection.execute(rows)]
+
+
+class StoredRow(NamedTuple):
+    """
+    One row. The first three values are the driver's own, since an edit may have put anything there.
+
+    Attributes:
+        topic: Of its event.
+        data: Its envelope, or whatever is there.
+        key_id: What is in the column of key ids; ``None`` where there is no such column.
+        header_key: The key that the envelope's header names; ``None``: the data is no envelope.
+        named_key: The key that readers take: the column's, where there is one.
+        differs: Whether the column says something else than the header.
+    """
+
+    topic: Any
+    data: Any
+    key_id: Any
+    header_key: UUID | None
+    named_key: UUID | None
+    differs: bool
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over topic, data and key id with their types, in hex: any change of them changes it."""
+        return digest_of(self.topic, self.data, self.key_id)
+
+    def is_still(self, row: ItemRow) -> bool:
+        """Whether it says what it said when *row* was read."""
+        return (self.topic, self.data, self.named_key) == (row.topic, row.data, row.key_id)
+
+    @property
+    def keys(self) -> frozenset[UUID]:
+        """The keys for whose sake ``count_needed`` counts the row."""
+        named = {self.header_key, self.named_key} if self.differs else {self.header_key}
+        return frozenset(key_id for key_id in named if key_id is not None)
+
+
+def digest_of(topic: Any, data: Any, key_id: Any) -> str:
+    """Give the digest of a row that has these values; see :attr:`StoredRow.digest`."""
+    parts = [part for value in (topic, data, key_id) for part in _typed(value)]
+    return sha256(length_prefixed(b"eventseal row", *parts)).hexdigest()
+
+
+@reads("reading {table.table}")
+def stored_row(
+    connection: Connection, table: SealedTable, place: Place, *, lock: bool = False
+) -> StoredRow | None:
+    """
+    Read one row, if it is there.
+
+    Args:
+        connection: To the database that the table is in.
+        table: From the registry.
+        place: As pages give it.
+        lock: Whether nobody else changes it before the transaction ends. SQLite's write lock sees to that.
+    """
+    sequence_id, position = place
+    parameters = {"at_sequence_id": sequence_id, "at_position": position}
+    query = _query(table).with_for_update() if lock else _query(table)
+    found = connection.execute(query, parameters).first()
+    if found is None:
+        return None
+    row = StoredRow._make(found)
+    return row if table.has_key_ids else row._replace(key_id=None)
+
+
+@lru_cache(maxsize=64)
+def _query(table: SealedTable) -> Select[Any]:
+    """Write the query of a table once: to compile it takes longer than to read a row."""
+    columns = described(table)
+    wanted: list[Any] = [type_coerce(columns[role], NullType()) for role in ("topic", "data", KEY_ID)]
+    wanted += [columns.key_id, columns[KEY_ID], columns.differs]
+    places = [columns[role] == bindparam(f"at_{role}", type_=columns[role].type) for role in _PLACE]
+    return select(*wanted).where(*places)
+
+
+def _typed(value: Any) -> tuple[bytes, bytes]:
+    """Give a value with its type. A UUID is its 16 bytes, so that a row is the same on each database."""
+    if value is None:
+        return b"null", b""
+    if isinstance(value, UUID):
+        return b"bytes", value.bytes
+    if isinstance(value, bytes | memoryview):
+        return b"bytes", bytes(value)
+    if isinstance(value, str):
+        return b"text", value.encode("utf-8", "surrogatepass")
+    return b"number", repr(value).encode()  # of SQLite: a whole number, or one with a point
+
+
+class RowChange(NamedTuple):
+    """
+    A row that is to be replaced.
+
+    Attributes:
+        place: Its sequence id and position.
+        old: Its digest as it was read; see ``StoredRow.digest``.
+        new: What is to be in its place.
+    """
+
+    place: Place
+    old: str
+    new: ItemRow
+
+    def new_digest(self, table: SealedTable) -> str:
+        """Give the digest that the row is to have."""
+        return digest_of(self.new.topic, self.new.data, self.new.key_id if table.has_key_ids else None)
+
+
+def replace_rows(connection: Connection, table: SealedTable, changes: Sequence[RowChange]) -> list[int]:
+    """
+    Replace rows as a whole, each only if it is still exactly as it was read.
+
+    Args:
+        connection: In a transaction that holds the fences of the new keys; on SQLite also the write lock.
+        table: From the registry.
+        changes: At places that differ.
+
+    Returns:
+        The numbers of those that hold the new row now.
+    """
+    columns = described(table)
+    replaced: list[int] = []
+    for number, change in enumerate(changes):
+        # Compared here and not in SQL: an edit may have put anything into the columns.
+        found = stored_row(connection, table, change.place, lock=True)
+        digest = None if found is None else found.digest
+        if digest == change.old:
+            values: dict[Any, Any] = {"topic": change.new.topic, "data": change.new.data}
+            if table.has_key_ids:
+                values[KEY_ID] = change.new.key_id
+            at = [column == value for column, value in zip(columns.place, change.place, strict=True)]
+            connection.execute(update(columns.table).where(*at).values(values))
+        # It is there already if an earlier COMMIT of this transaction was not answered.
+        if digest in {change.old, change.new_digest(table)}:
+            replaced.append(number)
+    return replaced

@@ -1,10 +1,10 @@
-"""Rows of a registered table by key range, and the compare-and-swap that gives one another envelope."""
+"""What reading and swapping rows has in common on both databases, and places and selections as JSON."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from eventseal.items.sealed_places import Page, Selection
@@ -12,8 +12,6 @@ from eventseal.storage.database.column_types import INT64_MAX, INT64_MIN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from sqlalchemy.engine import Connection
 
     from eventseal.items.sealed_places import Place
 
@@ -44,63 +42,6 @@ class Swap:
     envelopes: Sequence[bytes]
     statement: str
     parameters: Any
-
-
-class ItemSwaps(Protocol):
-    """Reads and swaps rows of one table, in the way that its database does best."""
-
-    @property
-    def most_rows(self) -> int | None:
-        """How many rows a transaction should swap at most, for the sake of others that write."""
-        ...
-
-    def page(
-        self,
-        connection: Connection,
-        selection: Selection,
-        *,
-        after: Place | None,
-        upto: Place | None,
-        limit: int,
-        written: bool = False,
-    ) -> Page:
-        """
-        Read rows in order of their places; only an empty page says that there are no more.
-
-        Args:
-            connection: In a transaction.
-            selection: Which rows.
-            after: Behind this place.
-            upto: Not behind this one.
-            limit: Rows at most; a page also ends with the row that fills :data:`MOST_PAGE_BYTES`.
-            written: Whether to say when each was written.
-        """
-        ...
-
-    def prepare(self, page: Page, envelopes: Sequence[bytes], *, by_tag: bool = True) -> Swap:
-        """
-        Make ready what :meth:`swap` sends, so that its transaction takes no longer than it must.
-
-        Args:
-            page: At least one row.
-            envelopes: The new one of each.
-            by_tag: Whether the rows hold envelopes, whose tags alone tell that they are still the same; if
-                not, all of their data is compared.
-        """
-        ...
-
-    def swap(self, connection: Connection, swap: Swap) -> list[int]:
-        """
-        Give rows new data, and the key that its header names, each only if its data is still what was read.
-
-        Args:
-            connection: In a transaction that writes.
-            swap: As prepared.
-
-        Returns:
-            The numbers of the rows that were changed.
-        """
-        ...
 
 
 EMPTY_PAGE = Page(sequence_ids=(), positions=(), topics=(), envelopes=(), key_ids=())

@@ -12,7 +12,7 @@ from sqlalchemy import event
 
 from eventseal.items.sealed_places import Page
 from eventseal.storage.database.table_setup import KEY_ID
-from eventseal.storage.items.header_key_ids import key_id_in_header, key_ids_differ
+from eventseal.storage.items.described import key_id_in_header, key_ids_differ
 from eventseal.storage.items.swaps import EMPTY_PAGE, KEY_ID_IN_HEADER, MOST_PAGE_BYTES, TAG_SIZE, Swap
 from eventseal.storage.items.tables import ColumnKind
 from eventseal.suites.hkdf import length_prefixed
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Dialect
 
     from eventseal.items.sealed_places import Place, Selection
-    from eventseal.storage.items.swaps import ItemSwaps
     from eventseal.storage.items.tables import SealedTable
 
 
@@ -50,20 +49,19 @@ class PostgreSQLSwaps:
     Reads and swaps rows of one table through psycopg.
 
     A row is found again by its ctid, and swapped only if its tag is still there: a tag is authenticated,
-    and no two envelopes have the same.
+    and no two envelopes have the same (docs/decisions/0012).
 
     Args:
         dialect: Quotes names.
         table: From the registry.
     """
 
-    most_rows = None
+    most_rows: int | None = None
 
     def __init__(self, dialect: Dialect, table: SealedTable) -> None:
-        preparer = dialect.identifier_preparer
-        quote = preparer.quote
+        quote = dialect.identifier_preparer.quote
         self._dialect = dialect
-        self._table = ".".join(quote(part) for part in table.table.rsplit(".", 1))
+        self._table = table.quoted(dialect)
         self._names = {role: quote(column.name) for role, column in table.columns.items()}
         self._has_key_ids = table.has_key_ids
         self._key_id = key_id_in_header(dialect, self._names["data"])
@@ -80,7 +78,7 @@ class PostgreSQLSwaps:
         limit: int,
         written: bool = False,
     ) -> Page:
-        """Read a page of a range; see ``ItemSwaps``."""
+        """Read a page of a range; see ``SQLiteSwaps``."""
         conditions, parameters = self._conditions(selection, after, upto)
         name = self._names
         place = f"{name['sequence_id']}, {name['position']}"
@@ -119,7 +117,7 @@ class PostgreSQLSwaps:
         )
 
     def prepare(self, page: Page, envelopes: Sequence[bytes], *, by_tag: bool = True) -> Swap:
-        """Put arrays together; see ``ItemSwaps``."""
+        """Put arrays together; see ``SQLiteSwaps``."""
         old = [envelope[-TAG_SIZE:] for envelope in page.envelopes] if by_tag else page.envelopes
         items = _Array(_TID, page.locators), _Array(_BYTEA, old), _Array(_BYTEA, envelopes)
         if not self._has_key_ids:
@@ -132,7 +130,7 @@ class PostgreSQLSwaps:
         return Swap(page, envelopes, statement, (_Array(_UUID, named), *items))
 
     def swap(self, connection: Connection, swap: Swap) -> list[int]:
-        """Give rows new data and keys; see ``ItemSwaps``."""
+        """Give rows new data and keys; see ``SQLiteSwaps``."""
         if _binary(connection, swap.statement, swap.parameters).rowcount == len(swap.page):
             return list(range(len(swap.page)))
         return self._swapped(connection, swap.page, swap.envelopes)
@@ -196,7 +194,8 @@ class _Array:
     """
     A parameter: an array of one dimension without NULLs, its elements in PostgreSQL's binary form already.
 
-    Psycopg's own lists go through Python for each element, which takes longer than to seal it.
+    Psycopg's own lists go through Python for each element, which takes longer than to seal it
+    (docs/decisions/0012).
     """
 
     __slots__ = ("elements", "type")
@@ -249,7 +248,3 @@ def _binary(connection: Connection, statement: str, parameters: tuple[Any, ...])
 def _in_binary(_connection: Connection, cursor: Any, *_: Any) -> None:
     cursor.format = Format.BINARY
     cursor.adapters.register_dumper(_Array, _ArrayDumper)
-
-
-if TYPE_CHECKING:
-    _: type[ItemSwaps] = PostgreSQLSwaps

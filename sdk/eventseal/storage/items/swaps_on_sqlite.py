@@ -13,7 +13,7 @@ from eventseal.items.sealed_places import Page
 from eventseal.storage.database.column_types import NIL_KEY_ID
 from eventseal.storage.database.table_setup import KEY_ID
 from eventseal.storage.items.columns import comes_after
-from eventseal.storage.items.rows import described
+from eventseal.storage.items.described import described
 from eventseal.storage.items.swaps import EMPTY_PAGE, KEY_ID_IN_HEADER, MOST_PAGE_BYTES, Swap
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Dialect
 
     from eventseal.items.sealed_places import Place, Selection
-    from eventseal.storage.items.swaps import ItemSwaps
     from eventseal.storage.items.tables import SealedTable
 
 
@@ -40,8 +39,8 @@ class SQLiteSwaps:
         table: From the registry.
     """
 
-    most_rows = 400
-    """Nobody else writes meanwhile: for what so many take, an append can wait."""
+    most_rows: int | None = 400
+    """Rows that a transaction should swap at most: an append, which must wait, can wait for so many."""
 
     def __init__(self, dialect: Dialect, table: SealedTable) -> None:
         self._columns = described(table)
@@ -62,7 +61,17 @@ class SQLiteSwaps:
         limit: int,
         written: bool = False,  # noqa: ARG002 - rows do not say
     ) -> Page:
-        """Read a page of a range; see ``ItemSwaps``."""
+        """
+        Read rows in order of their places; only an empty page says that there are no more.
+
+        Args:
+            connection: In a transaction.
+            selection: Which rows.
+            after: Behind this place.
+            upto: Not behind this one.
+            limit: Rows at most; a page also ends with the row that fills :data:`MOST_PAGE_BYTES`.
+            written: Whether to say when each was written.
+        """
         columns = self._columns
         query = (
             select(
@@ -95,7 +104,15 @@ class SQLiteSwaps:
         )
 
     def prepare(self, page: Page, envelopes: Sequence[bytes], *, by_tag: bool = True) -> Swap:  # noqa: ARG002
-        """Turn values into what the driver takes; see ``ItemSwaps``."""
+        """
+        Make ready what :meth:`swap` sends, so that its transaction takes no longer than it must.
+
+        Args:
+            page: At least one row.
+            envelopes: The new one of each.
+            by_tag: Whether the rows hold envelopes, whose tags alone tell that they are still the same; if
+                not, all of their data is compared.
+        """
         sent_id, sent_position, sent_key = self._senders
         named = {e[KEY_ID_IN_HEADER] for e in envelopes} if self._has_key_ids else set()
         key_ids = {raw: (sent_key(UUID(bytes=raw)),) for raw in named}
@@ -108,7 +125,16 @@ class SQLiteSwaps:
         return Swap(page, envelopes, self._swap, parameters)
 
     def swap(self, connection: Connection, swap: Swap) -> list[int]:
-        """Give rows new data and keys; see ``ItemSwaps``."""
+        """
+        Give rows new data, and the key that its header names, each only if its data is still what was read.
+
+        Args:
+            connection: In a transaction that writes.
+            swap: As prepared.
+
+        Returns:
+            The numbers of the rows that were changed.
+        """
         if connection.exec_driver_sql(swap.statement, swap.parameters).rowcount == len(swap.page):
             return list(range(len(swap.page)))
         places = zip(swap.page.sequence_ids, swap.page.positions, swap.envelopes, strict=True)
@@ -170,7 +196,3 @@ def _sender(column: Column[Any], dialect: Dialect) -> Callable[[Any], Any]:
 
 def _as_it_is(value: Any) -> Any:
     return value
-
-
-if TYPE_CHECKING:
-    _: type[ItemSwaps] = SQLiteSwaps

@@ -26,6 +26,7 @@ from eventseal.storage.items.columns import ROLES, is_text
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from sqlalchemy.engine import Dialect
     from sqlalchemy.types import TypeEngine
 
     from eventseal.storage.items.columns import ItemColumns
@@ -98,7 +99,6 @@ OWN_RECORDS: tuple[type[Any], ...] = (
     SnapshotRecord,
 )
 """EventSeal's own record classes."""
-
 
 DEFAULT_DATABASE = "items"
 """The logical name of the database that is configured for the items."""
@@ -185,6 +185,20 @@ class SealedTable:
     is_migrated: bool = False
     former_collection: str | None = None
     is_others: bool = False
+
+    @property
+    def schema(self) -> str | None:
+        """The schema that its name says, if any."""
+        return self.table.rpartition(".")[0] or None
+
+    @property
+    def name(self) -> str:
+        """Its name without the schema."""
+        return self.table.rpartition(".")[2]
+
+    def quoted(self, dialect: Dialect) -> str:
+        """Write its name as SQL has it."""
+        return ".".join(map(dialect.identifier_preparer.quote, self.table.rsplit(".", 1)))
 
     @property
     def has_key_ids(self) -> bool:

@@ -1,4 +1,9 @@
-"""What is known of compromised keys: their items when they were marked, and the envelopes replaced since."""
+"""
+What is known of compromised keys: their items when they were marked, and the envelopes replaced since.
+
+PostgreSQL's rows say themselves when they were written. On SQLite the tag of each envelope is noted
+(docs/decisions/0012).
+"""
 
 from __future__ import annotations
 
@@ -20,12 +25,11 @@ from sqlalchemy import (
     null,
     select,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from eventseal.storage.database.column_types import DatabaseClock, HoldsUUID
-from eventseal.storage.database.edited_rows import read_rows
-from eventseal.storage.database.engines import chunks
-from eventseal.storage.items.rows import described
+from eventseal.storage.database.rows import chunks, insert_unless_there, insertion, read_rows
+from eventseal.storage.database.transactions import reads, writes
+from eventseal.storage.items.described import described
 from eventseal.storage.items.swaps import TAG_SIZE
 from eventseal.storage.jobs.tables import compromised_marks, marked_envelopes, replaced_envelopes
 
@@ -40,6 +44,10 @@ if TYPE_CHECKING:
     from eventseal.items.sealed_places import Page
     from eventseal.storage.items.tables import SealedTable
 
+
+_HORIZON = "pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
+_FULL_XMIN = f"({_HORIZON} - mod({_HORIZON} - xmin::text::bigint, 4294967296))"
+"""A row has the low 32 bits of its transaction's id only, and was written in the past."""
 
 _COLUMNS = marked_envelopes.c
 _FORGET = delete(marked_envelopes).where(
@@ -56,16 +64,9 @@ class Envelopes(NamedTuple):
     found: int
 
 
-def keep_envelopes(connection: Connection, table: SealedTable, key_ids: Collection[UUID]) -> None:
-    """
-    Note every envelope that a table holds under some keys, in place of what was noted before.
-
-    Args:
-        connection: In a transaction that holds the write lock.
-        table: From the registry.
-        key_ids: A few hundred at most.
-    """
-    drop_envelopes(connection, key_ids, table=table.table)
+def _keep_envelopes(connection: Connection, table: SealedTable, key_ids: Collection[UUID]) -> None:
+    """Note every envelope that a table holds under some keys, in place of what was noted before."""
+    _drop_envelopes(connection, key_ids, table=table.table)
     columns = described(table)
     key_id, tag = columns.key_id, _tag(columns["data"])
     # In the order of the primary key: out of it a million rows take ten times as long.
@@ -74,18 +75,8 @@ def keep_envelopes(connection: Connection, table: SealedTable, key_ids: Collecti
     connection.execute(noting.from_select(["key_id", "table_name", "tag"], there))
 
 
-def kept_envelopes(connection: Connection, table: str, page: Page) -> list[int]:
-    """
-    Tell which rows of a page hold an envelope that was noted, and not replaced since.
-
-    Args:
-        connection: In a transaction.
-        table: The table's name.
-        page: Rows under compromised keys.
-
-    Returns:
-        Their numbers.
-    """
+def _kept_envelopes(connection: Connection, table: str, page: Page) -> list[int]:
+    """Give the numbers of rows whose envelope was noted, and not replaced since."""
     by_key: dict[UUID, dict[bytes, list[int]]] = defaultdict(lambda: defaultdict(list))
     for number, sealed in enumerate(page.envelopes):
         key_id = page.key_id(number)
@@ -112,14 +103,14 @@ def forget_replaced(connection: Connection, table: str, replaced: Page) -> None:
         connection.execute(_FORGET, gone)
 
 
-def drop_envelopes(connection: Connection, key_ids: Collection[UUID], *, table: str | None = None) -> None:
+def _drop_envelopes(connection: Connection, key_ids: Collection[UUID], *, table: str | None = None) -> None:
     """Forget what was noted of some keys, in one table or in all."""
     for chunk in chunks(key_ids):
         dropping = delete(marked_envelopes).where(_COLUMNS.key_id.in_(chunk))
         connection.execute(dropping if table is None else dropping.where(_COLUMNS.table_name == table))
 
 
-def count_envelopes(connection: Connection, table: SealedTable) -> Mapping[UUID, Envelopes]:
+def _count_envelopes(connection: Connection, table: SealedTable) -> dict[UUID, Envelopes]:
     """Compare the envelopes that were noted, and not replaced since, with those that a table holds."""
     of_table = _COLUMNS.table_name == table.table
     has_id = HoldsUUID(_COLUMNS.key_id)
@@ -142,13 +133,8 @@ def _tag(data: ColumnElement[Any]) -> ColumnElement[bytes]:
     return cast(func.substr(data, -TAG_SIZE), LargeBinary)
 
 
-_HORIZON = "pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
-_FULL_XMIN = f"({_HORIZON} - mod({_HORIZON} - xmin::text::bigint, 4294967296))"
-"""A row has the low 32 bits of its transaction's id only, and was written in the past."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mark:
+class CompromisedItems:
     """
     What a table held under a key when that was marked as compromised.
 
@@ -189,7 +175,7 @@ class Replaced(NamedTuple):
     position: str
 
 
-def record_marks(connection: Connection, table: SealedTable, key_ids: Collection[UUID]) -> None:
+def record_compromised_items(connection: Connection, table: SealedTable, key_ids: Collection[UUID]) -> None:
     """
     Record what a table holds under some keys, in place of earlier marks.
 
@@ -202,14 +188,14 @@ def record_marks(connection: Connection, table: SealedTable, key_ids: Collection
     on_postgresql = connection.dialect.name == "postgresql"
     high_water, items = (_items_below if on_postgresql else _items)(connection, table, key_ids)
     if not on_postgresql:
-        keep_envelopes(connection, table, key_ids)
+        _keep_envelopes(connection, table, key_ids)
     replaced = count_replaced(connection, table.table, key_ids)
-    insertion: Any = (postgresql if on_postgresql else sqlite).insert(compromised_marks)
+    inserting = insertion(connection, compromised_marks)
     noted = ("items_found", "high_water", "replaced_before", "recorded_at")
     connection.execute(
-        insertion.values(recorded_at=DatabaseClock()).on_conflict_do_update(
+        inserting.values(recorded_at=DatabaseClock()).on_conflict_do_update(
             index_elements=["key_id", "table_name"],
-            set_={name: insertion.excluded[name] for name in noted},
+            set_={name: inserting.excluded[name] for name in noted},
         ),
         [
             {
@@ -224,14 +210,18 @@ def record_marks(connection: Connection, table: SealedTable, key_ids: Collection
     )
 
 
-def drop_marks(connection: Connection, key_ids: Collection[UUID]) -> None:
+@writes("forgetting the marks of destroyed keys")
+def drop_compromised_items(connection: Connection, key_ids: Collection[UUID]) -> None:
     """Forget the marks of keys that are destroyed: nothing is ever moved from under them any more."""
     for chunk in chunks(key_ids):
         connection.execute(delete(compromised_marks).where(compromised_marks.c.key_id.in_(chunk)))
-    drop_envelopes(connection, key_ids)
+    _drop_envelopes(connection, key_ids)
 
 
-def were_there(connection: Connection, table: str, marks: Mapping[UUID, Mark], page: Page) -> list[int]:
+@reads("reading the marks of compromised keys")
+def were_there(
+    connection: Connection, table: str, marks: Mapping[UUID, CompromisedItems], page: Page
+) -> list[int]:
     """
     Tell which rows were there, as they are, when their keys were marked; those of unmarked keys too.
 
@@ -250,7 +240,7 @@ def were_there(connection: Connection, table: str, marks: Mapping[UUID, Mark], p
     if page.written:
         by_order = zip(of_rows, page.written, strict=True)
         return [number for number, (mark, at) in enumerate(by_order) if mark is None or mark.covers(at)]
-    kept = set(kept_envelopes(connection, table, page))
+    kept = set(_kept_envelopes(connection, table, page))
     return [
         number
         for number, mark in enumerate(of_rows)
@@ -258,6 +248,7 @@ def were_there(connection: Connection, table: str, marks: Mapping[UUID, Mark], p
     ]
 
 
+@reads("reading the digests of replaced envelopes")
 def recorded(connection: Connection, table: str, page: Page) -> list[int]:
     """
     Tell which envelopes of compromised keys are known to be older than the mark of their key.
@@ -276,7 +267,7 @@ def recorded(connection: Connection, table: str, page: Page) -> list[int]:
     for number, sealed in enumerate(page.envelopes):
         numbers[page.key_id(number), sha256(sealed).digest()].append(number)
     columns = replaced_envelopes.c
-    found = set(kept_envelopes(connection, table, page))
+    found = set(_kept_envelopes(connection, table, page))
     for chunk in chunks({digest for _, digest in numbers}):
         query = select(columns.key_id, columns.sha256).where(
             columns.table_name == table, columns.sha256.in_(chunk), HoldsUUID(columns.key_id)
@@ -286,6 +277,7 @@ def recorded(connection: Connection, table: str, page: Page) -> list[int]:
     return sorted(found)
 
 
+@reads("counting {table.table}")
 def count_below(connection: Connection, table: SealedTable) -> dict[UUID, Envelopes]:
     """
     Compare, for each marked key, what is left of what was there then with what should be.
@@ -295,8 +287,8 @@ def count_below(connection: Connection, table: SealedTable) -> dict[UUID, Envelo
         table: From the registry.
     """
     if connection.dialect.name != "postgresql":
-        return dict(count_envelopes(connection, table))
-    marks = load_marks(connection, table.table)
+        return _count_envelopes(connection, table)
+    marks = load_compromised_items(connection, table.table)
     replaced = count_replaced(connection, table.table)
     together: dict[int | None, list[UUID]] = defaultdict(list)  # a hundred that were marked at once
     for key_id, mark in marks.items():
@@ -318,13 +310,14 @@ def count_below(connection: Connection, table: SealedTable) -> dict[UUID, Envelo
     }
 
 
-def load_marks(connection: Connection, table: str) -> dict[UUID, Mark]:
+@reads("reading the marks of compromised keys")
+def load_compromised_items(connection: Connection, table: str) -> dict[UUID, CompromisedItems]:
     """Read the marks of a table, by key."""
     query = select(compromised_marks).where(
         compromised_marks.c.table_name == table, HoldsUUID(compromised_marks.c.key_id)
     )
     return {
-        row.values["key_id"]: Mark(
+        row.values["key_id"]: CompromisedItems(
             key_id=row.values["key_id"],
             table=table,
             items=row.values.get("items_found", 0),
@@ -350,10 +343,8 @@ def add_replaced(connection: Connection, replaced: Sequence[Replaced]) -> None:
         for each in replaced
     ]
     if rows:
-        insertion: Any = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(
-            replaced_envelopes
-        )
-        connection.execute(insertion.values(replaced_at=DatabaseClock()).on_conflict_do_nothing(), rows)
+        inserting = insert_unless_there(connection, replaced_envelopes)
+        connection.execute(inserting.values(replaced_at=DatabaseClock()), rows)
 
 
 def count_replaced(

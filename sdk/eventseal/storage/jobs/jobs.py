@@ -1,32 +1,23 @@
-"""Jobs of re-encryption as their tables have them: each function is one step in the caller's transaction."""
+"""Jobs of re-encryption: read, checked and changed. Each function is one step in a transaction."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from sqlalchemy import delete, func, insert, select, update
 
-from eventseal.storage.database.column_types import DatabaseClock, HoldsUUID
-from eventseal.storage.database.edited_rows import UNREADABLE, read_rows
-from eventseal.storage.jobs.rows import (
-    DONE,
-    FINISHED,
-    OPEN,
-    PAUSED,
-    RUNNING,
-    SETTLING,
-    Job,
-    Shard,
-    read_jobs,
-    read_shards,
-    refuse_unreadable,
-    shard_of,
-    unreadable_job,
-    unreadable_shard,
+from eventseal.errors import IntegrityError
+from eventseal.storage.database.column_types import (
+    NIL_KEY_ID,
+    DatabaseClock,
+    HoldsUUID,
 )
+from eventseal.storage.database.rows import UNREADABLE, are_texts, as_sql, deletion, is_count, read_rows
+from eventseal.storage.database.transactions import reads
 from eventseal.storage.jobs.tables import (
-    JOB_LAYOUT,
     reencrypted_keys,
     reencryption_failures,
     reencryption_jobs,
@@ -34,20 +25,164 @@ from eventseal.storage.jobs.tables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-    from datetime import timedelta
-    from uuid import UUID
+    from collections.abc import Collection, Mapping, Sequence
 
-    from sqlalchemy.engine import Connection
+    from sqlalchemy import Select
+    from sqlalchemy.engine import Connection, Engine
 
+    from eventseal.storage.database.rows import Checks, ReadRow
 
-_CANDIDATES = 16
 _BEGIN_LOCK = 0x6A6F_6273_6561  # any number, the same for all who begin jobs
-
 _STATE = select(reencryption_jobs.c.state, reencryption_jobs.c.stopped_runs)
-
 _MOST_AHEAD = 86_400
 """Seconds that workers take in advance at most: a batch each, which at the slowest rate is one item."""
+
+JOB_LAYOUT = 1
+"""Raised whenever these tables mean something else: a job of another layout is not gone on with."""
+
+RUNNING, PAUSED, SETTLING, FINISHED = "running", "paused", "settling", "finished"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """
+    A job as it was read.
+
+    Attributes:
+        job_id: Under which it resumes.
+        application: Whose items.
+        layout: Of these tables, when the job was made.
+        release: That made it.
+        state: ``running`` (a killed one says so too), ``paused``, ``settling`` (all was moved, but others may
+            not have noticed the new keys yet) or ``finished``.
+        options: ``keys``, ``tables`` and ``heads``, each a list of text or ``None``; a migration has more.
+        items_per_second: Over all its workers; ``None``: as fast as they can.
+        pass_number: Of the pass over the tables that is going on, from 1.
+        total: Items that were to be encrypted again when the job was made.
+        stopped_runs: Runs whose workers are to stop.
+        created_at: By the database's clock, UTC, like the other times.
+        updated_at: When it last moved on.
+        finished_at: When a last look found nothing more, or another job took over.
+        unreadable: The columns that hold what none of their kind does. Then the state is ``unreadable``, and
+            the other fields are what could be read, or stand-ins.
+    """
+
+    job_id: UUID
+    application: str
+    layout: int
+    release: str
+    state: str
+    options: Mapping[str, Any]
+    items_per_second: float | None
+    pass_number: int
+    total: int
+    stopped_runs: Sequence[str]
+    created_at: datetime
+    updated_at: datetime
+    finished_at: datetime | None
+    unreadable: tuple[str, ...] = ()
+
+
+def read_jobs(connection: Connection, query: Select[Any]) -> list[Job]:
+    """
+    Read jobs; one whose row was edited so that it cannot be read is a job too.
+
+    Args:
+        connection: In the caller's transaction.
+        query: Selects all columns of ``reencryption_jobs``.
+    """
+    return [_job(row) for row in read_rows(connection, query, _JOB_CHECKS)]
+
+
+def refuse_unreadable(connection: Connection, job: Job) -> Job:
+    """
+    Give a job whose row can be read.
+
+    Raises:
+        IntegrityError: It cannot be: the message names the job and its columns.
+    """
+    if job.unreadable:
+        raise unreadable_job(connection, job.job_id, job.unreadable)
+    return job
+
+
+def unreadable_job(database: Engine | Connection, job_id: UUID, columns: Collection[str]) -> IntegrityError:
+    """Say what of a job's row cannot be read, and how to be rid of it: it holds only how far the job was."""
+    return IntegrityError(
+        f"job {job_id} was edited: its {', '.join(columns)} cannot be read",
+        remedy=f"Find out who changed {reencryption_jobs.name}, then delete the job: "
+        f"{deletion(reencryption_jobs, is_job(database, job_id))} Then run its command again, without the "
+        "job's id: what was moved stays moved.",
+        job_id=job_id,
+    )
+
+
+def _job(row: ReadRow) -> Job:
+    values = {name: row.values[name] for name in Job.__slots__ if name in row.values}
+    if not row.unreadable:
+        return Job(**values)
+    readable = {name: value for name, value in values.items() if name not in row.unreadable}
+    return Job(**{**_STAND_INS, **readable, "state": UNREADABLE}, unreadable=row.unreadable)
+
+
+def is_job(database: Engine | Connection, job_id: UUID) -> str:
+    """Write the condition by which a person names a job's rows."""
+    if job_id == NIL_KEY_ID:  # it stands for what is no UUID
+        return "(typeof(job_id) <> 'blob' OR length(job_id) <> 16)"
+    return f"job_id = {as_sql(database, job_id)}"
+
+
+def _are_options(value: Any) -> bool:
+    """
+    Whether a job's options are some.
+
+    ``keys`` are ids, ``tables`` names, ``heads`` bytes in hex, each in a list or ``None``. A migration has
+    its ``verb``, ``formats`` (each a name and the id of its key or ``None``), and as its ``key_scope`` a
+    ``scope`` or the name of a ``function``.
+    """
+    if type(value) is not dict or type(value.get("verb", "")) is not str:
+        return False
+    lists = [value.get(name, 0) for name in ("keys", "tables", "heads")]
+    if not all(each is None or are_texts(each) for each in lists):
+        return False
+    try:
+        _ = [UUID(key_id) for key_id in lists[0] or ()], [bytes.fromhex(head) for head in lists[2] or ()]
+    except ValueError:
+        return False
+    if "verb" not in value:
+        return True
+    rule, formats = value.get("key_scope"), value.get("formats")
+    return (
+        type(rule) is dict
+        and [type(each) for each in rule.values()] == [str]
+        and rule.keys() <= {"scope", "function"}
+        and type(formats) is list
+        and all(type(each) is list and len(each) == 2 for each in formats)  # noqa: PLR2004 - a pair
+    )
+
+
+_JOB_CHECKS: Checks = {
+    "state": lambda value: value in {RUNNING, PAUSED, SETTLING, FINISHED},
+    "options": _are_options,
+    "pass_number": is_count,
+    "total": is_count,
+    "stopped_runs": are_texts,
+}
+
+_STAND_INS: Mapping[str, Any] = {
+    "job_id": NIL_KEY_ID,
+    "application": "",
+    "layout": 0,
+    "release": "",
+    "options": {"keys": None, "tables": None, "heads": None},
+    "items_per_second": None,
+    "pass_number": 0,
+    "total": 0,
+    "stopped_runs": (),
+    "created_at": datetime(1970, 1, 1, tzinfo=UTC),
+    "updated_at": datetime(1970, 1, 1, tzinfo=UTC),
+    "finished_at": None,
+}
 
 
 def one_at_a_time(connection: Connection) -> None:
@@ -64,6 +199,7 @@ def insert_job(connection: Connection, job: Mapping[str, Any]) -> None:
     )
 
 
+@reads("listing jobs")
 def load_jobs(
     connection: Connection, application: str, *, job_id: UUID | None = None, locked: bool = False
 ) -> list[Job]:
@@ -84,6 +220,7 @@ def load_jobs(
     return read_jobs(connection, query)
 
 
+@reads("reading a job")
 def load_job(connection: Connection, application: str, job_id: UUID, *, locked: bool = False) -> Job | None:
     """
     Read a job of an application, if it is there; lock it if asked.
@@ -96,14 +233,13 @@ def load_job(connection: Connection, application: str, job_id: UUID, *, locked: 
     return None
 
 
+@reads("reading a job")
 def may_run(connection: Connection, job_id: UUID, run: str) -> bool:
     """Whether a job goes on, and this run of it too: asked with each batch."""
-    rows = read_rows(connection, _STATE.where(reencryption_jobs.c.job_id == job_id))
-    for row in rows:
-        stopped_runs = row.values.get("stopped_runs")
-        if row.unreadable or type(stopped_runs) is not list:
-            raise unreadable_job(connection, job_id, row.unreadable or ["stopped_runs"])
-        return row.values["state"] == RUNNING and run not in stopped_runs
+    for row in read_rows(connection, _STATE.where(reencryption_jobs.c.job_id == job_id), _JOB_CHECKS):
+        if row.unreadable:
+            raise unreadable_job(connection, job_id, row.unreadable)
+        return row.values["state"] == RUNNING and run not in row.values["stopped_runs"]
     return False  # somebody deleted the job
 
 
@@ -153,139 +289,6 @@ def store_job_pace(connection: Connection, job_id: UUID, paced_until: float) -> 
     )
 
 
-def insert_shards(connection: Connection, shards: Iterable[Shard]) -> None:
-    """Insert ranges that nobody works on yet."""
-    rows = [
-        {
-            "job_id": shard.job_id,
-            "number": shard.number,
-            "pass_number": shard.pass_number,
-            "phase": shard.phase,
-            "table_name": shard.table_name,
-            "selection": shard.selection,
-            "upto": shard.upto,
-            "cursor": shard.cursor,
-            "state": OPEN,
-            "version": shard.version,
-            "counts": dict(shard.counts),
-        }
-        for shard in shards
-    ]
-    if rows:
-        connection.execute(insert(reencryption_shards), rows)
-
-
-def next_shard_number(connection: Connection, job_id: UUID) -> int:
-    """Give the first number that no range of the job has."""
-    query = select(func.max(reencryption_shards.c.number)).where(reencryption_shards.c.job_id == job_id)
-    last = connection.execute(query).scalar_one()
-    return 0 if last is None else last + 1
-
-
-def claim_shard(
-    connection: Connection,
-    job: Job,
-    worker: str,
-    *,
-    lease: timedelta,
-    is_dead: Callable[[str], bool],
-) -> Shard | None:
-    """
-    Take a range that nobody works on, or whose worker is dead or has not been seen for a while.
-
-    One that the worker itself has taken is given again: an attempt whose COMMIT was not answered did that.
-
-    Args:
-        connection: In a transaction that writes.
-        job: As it was read.
-        worker: Who takes it; works on no range now.
-        lease: How long a worker may be silent.
-        is_dead: Whether a worker is known to have ended.
-
-    Returns:
-        ``None`` if there is none now.
-
-    Raises:
-        IntegrityError: One was edited so that it cannot be read.
-    """
-    mine = (
-        reencryption_shards.c.job_id == job.job_id,
-        reencryption_shards.c.pass_number == job.pass_number,
-        reencryption_shards.c.state == OPEN,
-    )
-    ordered = (
-        select(reencryption_shards, DatabaseClock().label("now"))
-        .where(*mine)
-        .order_by(reencryption_shards.c.phase, reencryption_shards.c.number)
-    )
-    free = ordered.where(reencryption_shards.c.worker.is_(None)).limit(_CANDIDATES)
-    taken = ordered.where(reencryption_shards.c.worker.is_not(None))
-    for row in read_shards(connection, taken, job.job_id):
-        is_free = row["worker"] == worker or _is_silent(row, lease) or is_dead(row["worker"])
-        if is_free and (shard := _claimed(connection, row, worker)):
-            return shard
-    for row in read_shards(connection, free, job.job_id):
-        if shard := _claimed(connection, row, worker):
-            return shard
-    return None
-
-
-def advance_shard(connection: Connection, shard: Shard, worker: str, *, done: bool = False) -> Shard | None:
-    """
-    Store how far a range is.
-
-    Args:
-        connection: In a transaction that writes.
-        shard: With its new cursor and counts, and the version that was read.
-        worker: Who works on it.
-        done: Whether the range is at its end.
-
-    Returns:
-        The range with its new version; ``None`` if another worker has taken it.
-    """
-    changed = connection.execute(
-        _versioned(shard.job_id, shard.number, shard.version)
-        .where(reencryption_shards.c.worker == worker)
-        .values(
-            cursor=shard.cursor,
-            counts=dict(shard.counts),
-            version=shard.version + 1,
-            seen_at=DatabaseClock(),
-            state=DONE if done else OPEN,
-            worker=None if done else worker,
-        )
-    )
-    return replace(shard, version=shard.version + 1) if changed.rowcount else None
-
-
-def is_shard_at(connection: Connection, shard: Shard) -> bool:
-    """Whether a range is exactly at *shard*: its version and its cursor."""
-    columns = reencryption_shards.c
-    query = select(columns.version, columns.cursor).where(
-        columns.job_id == shard.job_id, columns.number == shard.number
-    )
-    found = connection.execute(query).one_or_none()
-    return found is not None and (found.version, found.cursor) == (shard.version, shard.cursor)
-
-
-def see_worker(connection: Connection, worker: str) -> None:
-    """Note that a worker lives, while it has nothing else to write."""
-    connection.execute(
-        update(reencryption_shards)
-        .where(reencryption_shards.c.worker == worker)
-        .values(seen_at=DatabaseClock())
-    )
-
-
-def release_shards(connection: Connection, worker: str) -> None:
-    """Give up what a worker has taken: it stops."""
-    connection.execute(
-        update(reencryption_shards)
-        .where(reencryption_shards.c.worker == worker)
-        .values(worker=None, seen_at=None)
-    )
-
-
 def finish_job(connection: Connection, job_id: UUID) -> None:
     """Say that a last look found nothing more to do."""
     update_job(connection, job_id, state=FINISHED, finished_at=DatabaseClock())
@@ -302,59 +305,3 @@ def drop_finished_jobs(connection: Connection, application: str, *, but: int) ->
     for job_id in list(connection.execute(finished).scalars())[but:]:
         for table in (reencryption_shards, reencrypted_keys, reencryption_failures, reencryption_jobs):
             connection.execute(delete(table).where(table.c.job_id == job_id))
-
-
-def _is_silent(row: Mapping[str, Any], lease: timedelta) -> bool:
-    """Whether a worker was not seen for a while; one that was seen in the future was never seen then."""
-    return row["seen_at"] is None or abs(row["now"] - row["seen_at"]) > lease
-
-
-def _claimed(connection: Connection, row: Mapping[str, Any], worker: str) -> Shard | None:
-    shard = shard_of(row, version=row["version"] + 1)
-    changed = connection.execute(
-        _versioned(shard.job_id, shard.number, row["version"]).values(
-            worker=worker, version=shard.version, seen_at=DatabaseClock()
-        )
-    )
-    return shard if changed.rowcount else None
-
-
-def _versioned(job_id: UUID, number: int, version: int) -> Any:
-    columns = reencryption_shards.c
-    return update(reencryption_shards).where(
-        columns.job_id == job_id, columns.number == number, columns.version == version, columns.state == OPEN
-    )
-
-
-__all__ = [
-    "DONE",
-    "FINISHED",
-    "JOB_LAYOUT",
-    "OPEN",
-    "PAUSED",
-    "RUNNING",
-    "SETTLING",
-    "UNREADABLE",
-    "Job",
-    "Shard",
-    "advance_shard",
-    "claim_shard",
-    "drop_finished_jobs",
-    "finish_job",
-    "insert_job",
-    "insert_shards",
-    "is_shard_at",
-    "load_job",
-    "load_jobs",
-    "lock_job",
-    "lock_job_pace",
-    "may_run",
-    "next_shard_number",
-    "one_at_a_time",
-    "refuse_unreadable",
-    "release_shards",
-    "see_worker",
-    "store_job_pace",
-    "unreadable_shard",
-    "update_job",
-]

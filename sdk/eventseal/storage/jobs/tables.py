@@ -1,17 +1,21 @@
-"""The tables of re-encryption: jobs that any process can go on with, and the marks of compromised keys."""
+"""The tables of re-encryption: jobs that any process can continue, and what is known of compromised keys."""
 
 from __future__ import annotations
 
 from sqlalchemy import Column, Index, MetaData, Table
 
-from eventseal.storage.database.column_types import BinaryUUID, ExactBytes, ExactInteger, UTCTimestamp
-from eventseal.storage.database.edited_rows import Rate, Seconds, StoredJSON, StoredText
-
-JOB_LAYOUT = 1
-"""Raised whenever these tables mean something else: a job of another layout is not gone on with."""
+from eventseal.storage.database.column_types import (
+    BinaryUUID,
+    ExactBytes,
+    ExactInteger,
+    Rate,
+    Seconds,
+    StoredJSON,
+    StoredText,
+    UTCTimestamp,
+)
 
 job_metadata = MetaData()
-
 reencryption_jobs = Table(
     "reencryption_jobs",
     job_metadata,

@@ -1,7 +1,8 @@
 """
 The newest roll of an application's epoch: when it began, and which branch keys and KEK versions it made.
 
-The row is authenticated under the store key. It stays when the roll is done, for its number.
+The row is authenticated under the store key: else who writes to the database gets a receipt for a roll that
+ended nothing (docs/decisions/0014). It stays when the roll is done, for its number.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ from sqlalchemy import select, update
 
 from eventseal.errors import IntegrityError
 from eventseal.storage.database.column_types import DatabaseClock
-from eventseal.storage.database.edited_rows import as_sql, deletion, read_rows
-from eventseal.storage.database.transactions import read, write
-from eventseal.storage.keys.rows import insert_unless_there
+from eventseal.storage.database.rows import as_sql, deletion, insert_unless_there, read_rows
+from eventseal.storage.database.transactions import reads, writes
 from eventseal.storage.keys.tables import epochs
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from sqlalchemy.engine import Connection, Engine
+    from sqlalchemy.engine import Connection
 
     from eventseal.keys.authentication.row_macs import Seals
 
@@ -53,7 +53,8 @@ class Epoch(NamedTuple):
     finished_at: datetime | None = None
 
 
-def is_rolling(engine: Engine, application: str) -> bool:
+@reads(_DOING)
+def is_rolling(connection: Connection, application: str) -> bool:
     """
     Say whether a roll was begun and is not done, as the row says: :func:`begin_epoch` checks the row.
 
@@ -62,10 +63,11 @@ def is_rolling(engine: Engine, application: str) -> bool:
     """
     mine = epochs.c.application == application, epochs.c.finished_at.is_(None)
     query = select(epochs.c.application).where(*mine)
-    return read(engine, lambda connection: connection.execute(query).first() is not None, doing=_DOING)
+    return connection.execute(query).first() is not None
 
 
-def begin_epoch(engine: Engine, application: str, seals: Seals, *, shreds: int) -> Epoch:
+@writes(_DOING)
+def begin_epoch(connection: Connection, application: str, seals: Seals, *, shreds: int) -> Epoch:
     """
     Begin a roll, or go on with one that was interrupted.
 
@@ -73,7 +75,7 @@ def begin_epoch(engine: Engine, application: str, seals: Seals, *, shreds: int) 
     hold that key under what the roll had made.
 
     Args:
-        engine: Of the key tables.
+        connection: To the key tables, or their engine.
         application: Whose epoch; it has a store key.
         seals: The application's.
         shreds: How often its keys were shredded by now: ``Keyring.count_shreds()``.
@@ -82,21 +84,18 @@ def begin_epoch(engine: Engine, application: str, seals: Seals, *, shreds: int) 
         IntegrityError: The row is not what was written.
         StoreError: The database refused or failed.
     """
-
-    def begin(connection: Connection) -> Epoch:
-        found = _newest(connection, application, seals, lock=True)
-        if found is not None and found.finished_at is None and found.shreds == shreds:
-            return found
-        number = 1 if found is None else found.number + 1
-        begun = Epoch(number, _now(connection), {}, shreds, [])
-        _store(connection, application, seals, begun)
-        return _newest(connection, application, seals) or begun  # maybe another process's, which was first
-
-    return write(engine, begin, doing=_DOING)
+    found = _newest(connection, application, seals, lock=True)
+    if found is not None and found.finished_at is None and found.shreds == shreds:
+        return found
+    number = 1 if found is None else found.number + 1
+    begun = Epoch(number, _now(connection), {}, shreds, [])
+    _store(connection, application, seals, begun)
+    return _newest(connection, application, seals) or begun  # maybe another process's, which was first
 
 
+@writes("noting a KEK's new version")
 def note_version(
-    engine: Engine, application: str, seals: Seals, number: int, kek_uri: str, version: str
+    connection: Connection, application: str, seals: Seals, number: int, kek_uri: str, version: str
 ) -> None:
     """
     Note which version of a KEK a roll has made, so that it makes no other if it goes on.
@@ -105,7 +104,7 @@ def note_version(
     backup from before its beginning may hold keys under it.
 
     Args:
-        engine: Of the key tables.
+        connection: To the key tables, or their engine.
         application: Whose epoch.
         seals: The application's.
         number: Of the roll that has made it.
@@ -116,18 +115,15 @@ def note_version(
         IntegrityError: The row is not what a roll has written.
         StoreError: The database refused or failed.
     """
-
-    def note(connection: Connection) -> None:
-        found = _newest(connection, application, seals, lock=True)
-        if found is not None and found.number == number:
-            made = {**found.kek_versions, kek_uri: version}
-            _store(connection, application, seals, found._replace(kek_versions=made))
-
-    write(engine, note, doing="noting a KEK's new version")
+    found = _newest(connection, application, seals, lock=True)
+    if found is not None and found.number == number:
+        made = {**found.kek_versions, kek_uri: version}
+        _store(connection, application, seals, found._replace(kek_versions=made))
 
 
+@writes("noting new branch keys")
 def note_branch_keys(
-    engine: Engine, application: str, seals: Seals, number: int, made: Sequence[UUID]
+    connection: Connection, application: str, seals: Seals, number: int, made: Sequence[UUID]
 ) -> None:
     """
     Note which branch keys a roll has made, so that it makes no others if it goes on.
@@ -135,21 +131,18 @@ def note_branch_keys(
     No time tells them apart: a database writer can set ``created_at``. Arguments and errors are those of
     :func:`note_version`.
     """
-
-    def note(connection: Connection) -> None:
-        found = _newest(connection, application, seals, lock=True)
-        if found is not None and found.number == number:
-            _store(connection, application, seals, found._replace(branch_keys=sorted(map(str, made))))
-
-    write(engine, note, doing="noting new branch keys")
+    found = _newest(connection, application, seals, lock=True)
+    if found is not None and found.number == number:
+        _store(connection, application, seals, found._replace(branch_keys=sorted(map(str, made))))
 
 
-def finish_epoch(engine: Engine, application: str, seals: Seals, number: int) -> datetime:
+@writes("finishing the roll of the epoch")
+def finish_epoch(connection: Connection, application: str, seals: Seals, number: int) -> datetime:
     """
     Note that a roll is done; one that was begun anew meanwhile is not.
 
     Args:
-        engine: Of the key tables.
+        connection: To the key tables, or their engine.
         application: Whose epoch.
         seals: The application's.
         number: Of the roll.
@@ -161,14 +154,10 @@ def finish_epoch(engine: Engine, application: str, seals: Seals, number: int) ->
         IntegrityError: The row is not what a roll has written.
         StoreError: The database refused or failed.
     """
-
-    def finish(connection: Connection) -> datetime:
-        found, now = _newest(connection, application, seals, lock=True), _now(connection)
-        if found is not None and found.number == number:
-            _store(connection, application, seals, found._replace(number=number + 1, finished_at=now))
-        return now
-
-    return write(engine, finish, doing="finishing the roll of the epoch")
+    found, now = _newest(connection, application, seals, lock=True), _now(connection)
+    if found is not None and found.number == number:
+        _store(connection, application, seals, found._replace(number=number + 1, finished_at=now))
+    return now
 
 
 def _newest(connection: Connection, application: str, seals: Seals, *, lock: bool = False) -> Epoch | None:

@@ -1,92 +1,48 @@
-"""Branch keys that have wrapped others: held while a wrapping is stored, so that none of them ends then."""
+"""Rows of keys as records: read, inserted and changed. Each function is one step in a transaction."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import bindparam, delete, func, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import and_, bindparam, delete, func, insert, or_, select, update
 
-from eventseal.errors import IntegrityError, KeyDestroyedError
-from eventseal.keys.records import MOST_WRAPPINGS, ChangeMark, KeyRecord
-from eventseal.keys.states import KeyPurpose, KeyState
-from eventseal.keys.wrapping.branches import named_branch
+from eventseal.keys.records import MOST_WRAPPINGS, KeyRecord
+from eventseal.keys.states import SUBJECT_PURPOSES, KeyPurpose, KeyState
 from eventseal.kms.adapter import WrappedKey
 from eventseal.storage.database.column_types import NIL_KEY_ID, DatabaseClock
-from eventseal.storage.database.edited_rows import ReadRow, as_sql, read_rows
-from eventseal.storage.database.engines import chunks
-from eventseal.storage.keys.kek_fences import refuse_closed
-from eventseal.storage.keys.tables import UNKNOWN_VERSION, encryption_keys, key_changes, key_wrappings
+from eventseal.storage.database.rows import ReadRow, chunks, insert_unless_there, read_rows
+from eventseal.storage.database.transactions import reads
+from eventseal.storage.keys.kek_fences import hold_branches, refuse_closed
+from eventseal.storage.keys.tables import (
+    UNKNOWN_VERSION,
+    encryption_keys,
+    key_changes,
+    key_wrappings,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from uuid import UUID
 
-    from sqlalchemy import ColumnElement, Select, Table
+    from sqlalchemy import ColumnElement
     from sqlalchemy.engine import Connection
 
 
-def hold_branches(connection: Connection, wrappings: Iterable[WrappedKey]) -> None:
-    """
-    Share the rows of the branch keys that *wrappings* name until the transaction ends.
-
-    Who destroys a branch key locks its row first and counts what it wraps then: so a wrapping is either
-    counted, or refused here. On SQLite the write lock does it.
-
-    Args:
-        connection: In the caller's transaction, which is about to insert *wrappings*.
-        wrappings: Under branch keys or KEKs.
-
-    Raises:
-        KeyDestroyedError: A branch key was destroyed since the caller had it. Nothing may be stored.
-    """
-    branch_ids = {named_branch(wrapped) for wrapped in wrappings} - {None}
-    if not branch_ids:
-        return
-    ids, state = encryption_keys.c.key_id, encryption_keys.c.state
-    # KEY SHARE: it stands in the way of the FOR UPDATE before every change of a state, and of nothing else.
-    held = (
-        select(ids, state).where(ids.in_(branch_ids)).order_by(ids).with_for_update(read=True, key_share=True)
-    )
-    for row in connection.execute(held):
-        if row.state == KeyState.DESTROYED:
-            raise KeyDestroyedError(
-                f"branch key {row.key_id} was destroyed before what it has wrapped was stored",
-                key_id=row.key_id,
-                remedy="Try again: the branch has another key by now.",
-            )
-
-
+_MOST_SHOWN = 1000
 E = TypeVar("E", KeyPurpose, KeyState)
 
-_AS_STORED = (
-    "key_id",
-    "application",
-    "scope",
-    "active_scope",
-    "binding",
-    "items_reserved",
-    "row_version",
-    "seal",
-    "created_at",
-    "deactivated_at",
-    "compromised_at",
-    "destroyed_at",
-    "destroyed_by",
-)
 _TIMES = {
     KeyState.ACTIVE: encryption_keys.c.created_at,
     KeyState.DEACTIVATED: encryption_keys.c.deactivated_at,
     KeyState.COMPROMISED: encryption_keys.c.compromised_at,
     KeyState.DESTROYED: encryption_keys.c.destroyed_at,
 }
-
-_RESTORE_MARK = "Find out who changed the key tables, and restore this row from a backup."
-_SET_INTERVAL = (
-    "Find out who changed the key tables, then set the interval, in seconds: "
-    "UPDATE key_changes SET refresh_interval = 60 WHERE application = "
-)
+_STORED = frozenset(field.name for field in fields(KeyRecord)).intersection(encryption_keys.c.keys())
+_AS_STORED = _STORED - {"purpose", "state"}
+_INSERTED = _STORED - {"destroyed_by"} - {column.name for column in _TIMES.values()}
+"""What a record that is inserted says itself: the database's clock gives the times."""
 
 
 def load_records(
@@ -157,23 +113,14 @@ def insert_wrappings(connection: Connection, records: Iterable[KeyRecord]) -> No
     """
     records = list(records)
     hold_branches(connection, [wrapped for record in records for wrapped in record.wrappings])
-    values = [
-        {
-            "key_id": record.key_id,
-            "kek_uri": wrapped.kek_uri,
-            "kek_version": UNKNOWN_VERSION if wrapped.kek_version is None else wrapped.kek_version,
-            "wrapped": wrapped.ciphertext,
-        }
-        for record in records
-        for wrapped in record.wrappings
-    ]
+    values = [wrapping_row(record.key_id, wrapped) for record in records for wrapped in record.wrappings]
     if values:
         statement = insert_unless_there(connection, key_wrappings).values(created_at=DatabaseClock())
         connection.execute(statement, values)
     refuse_closed(connection, [wrapped for record in records for wrapped in record.wrappings])
 
 
-def move_records(
+def update_records(
     connection: Connection, records: Sequence[KeyRecord], *, change: int, new_state: bool
 ) -> None:
     """
@@ -209,65 +156,6 @@ def move_records(
             connection.execute(delete(key_wrappings).where(key_wrappings.c.key_id.in_(chunk)))
 
 
-def load_mark(connection: Connection, application: str, *, lock: bool = False) -> ChangeMark | None:
-    """Read an application's mark, and lock its row until the transaction ends if asked to."""
-    query = select(key_changes).where(key_changes.c.application == application)
-    values = read_mark(connection, application, query.with_for_update() if lock else query)
-    return None if values is None else mark_of(values)
-
-
-def read_mark(connection: Connection, application: str, query: Select[Any]) -> Mapping[str, Any] | None:
-    """
-    Read an application's row of ``key_changes``.
-
-    Args:
-        connection: In the caller's transaction.
-        application: Whose.
-        query: Selects the row, maybe with more.
-
-    Returns:
-        ``None`` if there is none.
-
-    Raises:
-        IntegrityError: A cell of it cannot be read. No process can go on without it.
-    """
-    rows = read_rows(connection, query)
-    if not rows:
-        return None
-    (row,) = rows
-    if row.unreadable:
-        only_interval = row.unreadable == ("refresh_interval",)
-        raise IntegrityError(
-            f"the row of application {application!r} in key_changes was edited: its "
-            f"{', '.join(row.unreadable)} cannot be read",
-            remedy=_SET_INTERVAL + f"{as_sql(connection, application)};" if only_interval else _RESTORE_MARK,
-        )
-    return row.values
-
-
-def mark_of(values: Mapping[str, Any]) -> ChangeMark:
-    """Make the mark of a row of ``key_changes``."""
-    return ChangeMark(**{name: values[name] for name in ("application", "counter", "revoked", "seal")})
-
-
-def insert_mark(connection: Connection, mark: ChangeMark) -> None:
-    """Insert an application's first mark, unless there is one."""
-    connection.execute(insert_unless_there(connection, key_changes), _mark_values(mark))
-
-
-def store_mark(connection: Connection, mark: ChangeMark) -> None:
-    """Write an application's next mark."""
-    connection.execute(
-        update(key_changes).where(key_changes.c.application == mark.application).values(_mark_values(mark))
-    )
-
-
-def insert_unless_there(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
-    """Begin an INSERT that leaves out a row whose key, or other unique value, is taken."""
-    on_postgresql = connection.dialect.name == "postgresql"
-    return (postgresql.insert(table) if on_postgresql else sqlite.insert(table)).on_conflict_do_nothing()
-
-
 def _load_wrappings(connection: Connection, key_ids: Sequence[UUID]) -> dict[UUID, list[ReadRow]]:
     """Read the wrappings of keys; of a key to which somebody added thousands, one more than count."""
     found: dict[UUID, list[ReadRow]] = defaultdict(list)
@@ -285,7 +173,8 @@ def _load_wrappings(connection: Connection, key_ids: Sequence[UUID]) -> dict[UUI
 
 def _newest_wrappings(connection: Connection, key_ids: Sequence[UUID], limit: int) -> list[ReadRow]:
     columns = key_wrappings.c
-    # The newest first; of those of one moment the one that nobody has tried, or nobody ever would.
+    # The newest first; of those of one moment the one that nobody has tried, or nobody ever would
+    # (docs/decisions/0009).
     order = (
         columns.created_at.desc(),
         columns.verified_at.is_not(None),
@@ -340,8 +229,18 @@ def _unreadable(
     )
 
 
+def wrapping_row(key_id: UUID, wrapped: WrappedKey) -> dict[str, Any]:
+    """Give the values of a wrapping's row."""
+    return {
+        "key_id": key_id,
+        "kek_uri": wrapped.kek_uri,
+        "kek_version": wrapped.kek_version or UNKNOWN_VERSION,
+        "wrapped": wrapped.ciphertext,
+    }
+
+
 def _wrapping(values: Mapping[str, Any]) -> WrappedKey:
-    version = None if values["kek_version"] == UNKNOWN_VERSION else values["kek_version"]
+    version = values["kek_version"] or None  # UNKNOWN_VERSION is empty
     return WrappedKey(kek_uri=values["kek_uri"], kek_version=version, ciphertext=values["wrapped"])
 
 
@@ -350,25 +249,92 @@ def _member(kind: type[E], value: Any) -> E | None:
 
 
 def _values(record: KeyRecord, change: int) -> dict[str, Any]:
+    return {**{name: getattr(record, name) for name in _INSERTED}, "change": change}
+
+
+@reads("reading active keys", filtered=True)
+def slot_holders(
+    connection: Connection,
+    *,
+    application: str,
+    purpose: KeyPurpose,
+    scopes: Iterable[str],
+    wrappings: bool = True,
+) -> dict[str, KeyRecord]:
+    """Give the record that holds each scope's slot; a scope whose slot is free is left out."""
+    ours = encryption_keys.c.application == application, encryption_keys.c.purpose == purpose
     return {
-        "key_id": record.key_id,
-        "application": record.application,
-        "scope": record.scope,
-        "purpose": record.purpose,
-        "state": record.state,
-        "active_scope": record.active_scope,
-        "binding": record.binding,
-        "items_reserved": record.items_reserved,
-        "row_version": record.row_version,
-        "change": change,
-        "seal": record.seal,
+        record.active_scope: record
+        for chunk in chunks(scopes)
+        for record in load_records(
+            connection, *ours, encryption_keys.c.active_scope.in_(chunk), wrappings=wrappings
+        )
+        if record.active_scope is not None
     }
 
 
-def _mark_values(mark: ChangeMark) -> dict[str, Any]:
+@reads("reading keys", filtered=True)
+def records_by_id(
+    connection: Connection, *, key_ids: Iterable[UUID], wrappings: bool = True
+) -> dict[UUID, KeyRecord]:
+    """Give records by id; absent ones are left out."""
     return {
-        "application": mark.application,
-        "counter": mark.counter,
-        "revoked": mark.revoked,
-        "seal": mark.seal,
+        record.key_id: record
+        for chunk in chunks(key_ids)
+        for record in load_records(connection, encryption_keys.c.key_id.in_(chunk), wrappings=wrappings)
     }
+
+
+def records_in_order(connection: Connection, key_ids: Sequence[UUID]) -> list[KeyRecord]:
+    """Give the records of *key_ids*, which are all there, in their order."""
+    found = records_by_id(connection, key_ids=key_ids)
+    return [found[key_id] for key_id in key_ids]
+
+
+def locked_records(connection: Connection, key_ids: Sequence[UUID]) -> dict[UUID, KeyRecord]:
+    """Lock keys, in order of id, and give their records without wrappings."""
+    for chunk in chunks(sorted(key_ids)):
+        ids = encryption_keys.c.key_id
+        connection.execute(select(ids).where(ids.in_(chunk)).order_by(ids).with_for_update())
+    return records_by_id(connection, key_ids=key_ids, wrappings=False)
+
+
+def others_live(connection: Connection, application: str, scope: str, key_ids: Collection[UUID]) -> bool:
+    """Whether a scope has a key of a subject's that is not destroyed, besides *key_ids*."""
+    live = select(encryption_keys.c.key_id).where(
+        encryption_keys.c.application == application,
+        encryption_keys.c.scope == scope,
+        encryption_keys.c.purpose.in_(SUBJECT_PURPOSES),
+        encryption_keys.c.state != KeyState.DESTROYED,
+    )
+    return not set(key_ids).issuperset(connection.execute(live).scalars())
+
+
+@reads("looking for keys that lost what opens them")
+def orphans(connection: Connection, *, limit: int) -> list[KeyRecord]:
+    """Give keys that live and that nothing wraps, and those of applications that have no change mark."""
+    its_wrappings = select(key_wrappings.c.key_id).where(key_wrappings.c.key_id == encryption_keys.c.key_id)
+    return load_records(
+        connection,
+        or_(
+            and_(encryption_keys.c.state != KeyState.DESTROYED, ~its_wrappings.exists()),
+            encryption_keys.c.application.not_in(select(key_changes.c.application)),
+        ),
+        limit=limit,
+        wrappings=False,
+    )
+
+
+@reads("looking for rows of unknown kinds")
+def of_unknown_kind(connection: Connection, *, application: str) -> list[KeyRecord]:
+    """Give the first 1,000 rows of an application whose state or purpose is none that there is."""
+    return load_records(
+        connection,
+        encryption_keys.c.application == application,
+        or_(
+            encryption_keys.c.state.not_in(list(KeyState)),
+            encryption_keys.c.purpose.not_in(list(KeyPurpose)),
+        ),
+        limit=_MOST_SHOWN,
+        wrappings=False,
+    )

@@ -1,33 +1,58 @@
-"""Keys that change states together, and active keys that give way to new ones: all or none."""
+"""Keys that change states, all or none, and the change mark that says so to every process."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select, update
+from sqlalchemy import select, type_coerce, update
 from sqlalchemy.exc import IntegrityError as ConstraintError
+from sqlalchemy.types import NullType
 
+from eventseal.errors import IntegrityError
+from eventseal.keys.records import ChangeMark, Changes, KeyRecord
+from eventseal.keys.revocation_tree import ROOT
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.wrapping.branches import branch_uri
-from eventseal.storage.database.engines import chunks
-from eventseal.storage.keys.queries import (
-    locked_mark,
+from eventseal.storage.database.column_types import DatabaseClock
+from eventseal.storage.database.rows import as_sql, chunks, insert_unless_there, insertion, read_rows
+from eventseal.storage.database.transactions import reads
+from eventseal.storage.keys.rows import (
+    insert_records,
+    insert_tombstones,
+    insert_wrappings,
+    load_records,
     locked_records,
     others_live,
     records_in_order,
     slot_holders,
-    store_next_mark,
+    update_records,
 )
-from eventseal.storage.keys.rows import insert_records, insert_tombstones, insert_wrappings, move_records
-from eventseal.storage.keys.tables import encryption_keys, key_wrappings
+from eventseal.storage.keys.tables import (
+    encryption_keys,
+    erased_items,
+    key_changes,
+    key_wrappings,
+    revocation_nodes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from uuid import UUID
 
+    from sqlalchemy import Select
     from sqlalchemy.engine import Connection
 
-    from eventseal.keys.records import KeyRecord, NextMark, Replacement
+    from eventseal.keys.records import Admission, KeyRecord, NextMark, Replacement
+
+
+_MARK = ("application", "counter", "revoked", "seal")
+_RESTORE_MARK = "Find out who changed the key tables, and restore this row from a backup."
+_SET_INTERVAL = (
+    "Find out who changed the key tables, then set the interval, in seconds: "
+    "UPDATE key_changes SET refresh_interval = 60 WHERE application = "
+)
 
 
 def change_states(
@@ -42,7 +67,7 @@ def change_states(
     again: bool,
 ) -> list[KeyRecord]:
     """
-    Move keys to the states that *records* carry, and insert *tombstones*; see ``KeyStore.set_states``.
+    Give keys the states that *records* carry, and insert *tombstones*; see ``KeyStore.set_states``.
 
     Args:
         connection: In a READ COMMITTED transaction of its own; on SQLite one that holds the write lock.
@@ -74,25 +99,14 @@ def change_states(
         ids = encryption_keys.c.key_id
         connection.execute(update(encryption_keys).where(ids.in_(chunk)).values(active_scope=None))
     try:
-        _write(connection, records, tombstones, stored, change=following.counter)
+        for record in sorted(records, key=lambda record: record.key_id):
+            new_state = stored[record.key_id].state is not record.state
+            update_records(connection, [record], change=following.counter, new_state=new_state)
+        insert_tombstones(connection, tombstones, change=following.counter)
     except ConstraintError:  # another key has taken a slot that one of them was to keep
         connection.rollback()
         return []
     return records_in_order(connection, key_ids)
-
-
-def _write(
-    connection: Connection,
-    records: Sequence[KeyRecord],
-    tombstones: Sequence[KeyRecord],
-    stored: Mapping[UUID, KeyRecord],
-    *,
-    change: int,
-) -> None:
-    for record in sorted(records, key=lambda record: record.key_id):
-        new_state = stored[record.key_id].state is not record.state
-        move_records(connection, [record], change=change, new_state=new_state)
-    insert_tombstones(connection, tombstones, change=change)
 
 
 def _wraps_others(connection: Connection, records: Sequence[KeyRecord]) -> bool:
@@ -144,7 +158,7 @@ def replace_active_keys(
     if all(_is_active(each, stored.get(each.old.key_id)) for each in replacements):
         following = store_next_mark(connection, mark, next_mark)
         closed = [each.closed for each in replacements]
-        move_records(connection, closed, change=following.counter, new_state=True)
+        update_records(connection, closed, change=following.counter, new_state=True)
         insert_records(connection, new, change=following.counter)
         insert_wrappings(connection, new)
     scopes = [record.scope for record in old]
@@ -159,3 +173,186 @@ def _is_active(replacement: Replacement, stored: KeyRecord | None) -> bool:
         and stored.active_scope == replacement.old.scope
         and stored.row_version == replacement.closed.row_version - 1
     )
+
+
+def load_mark(connection: Connection, application: str, *, lock: bool = False) -> ChangeMark | None:
+    """Read an application's mark, and lock its row until the transaction ends if asked to."""
+    query = select(key_changes).where(key_changes.c.application == application)
+    values = read_mark(connection, application, query.with_for_update() if lock else query)
+    return None if values is None else mark_of(values)
+
+
+def read_mark(connection: Connection, application: str, query: Select[Any]) -> Mapping[str, Any] | None:
+    """
+    Read an application's row of ``key_changes``.
+
+    Args:
+        connection: In the caller's transaction.
+        application: Whose.
+        query: Selects the row, maybe with more.
+
+    Returns:
+        ``None`` if there is none.
+
+    Raises:
+        IntegrityError: A cell of it cannot be read. No process can go on without it.
+    """
+    rows = read_rows(connection, query)
+    if not rows:
+        return None
+    (row,) = rows
+    if row.unreadable:
+        only_interval = row.unreadable == ("refresh_interval",)
+        raise IntegrityError(
+            f"the row of application {application!r} in key_changes was edited: its "
+            f"{', '.join(row.unreadable)} cannot be read",
+            remedy=_SET_INTERVAL + f"{as_sql(connection, application)};" if only_interval else _RESTORE_MARK,
+        )
+    return row.values
+
+
+def mark_of(values: Mapping[str, Any]) -> ChangeMark:
+    """Make the mark of a row of ``key_changes``."""
+    return ChangeMark(**{name: values[name] for name in _MARK})
+
+
+def insert_mark(connection: Connection, mark: ChangeMark) -> None:
+    """Insert an application's first mark, unless there is one."""
+    connection.execute(insert_unless_there(connection, key_changes), _mark_values(mark))
+
+
+def store_mark(connection: Connection, mark: ChangeMark) -> None:
+    """Write an application's next mark."""
+    connection.execute(
+        update(key_changes).where(key_changes.c.application == mark.application).values(_mark_values(mark))
+    )
+
+
+def _mark_values(mark: ChangeMark) -> dict[str, Any]:
+    return {name: getattr(mark, name) for name in _MARK}
+
+
+def load_nodes(connection: Connection, application: str, paths: Collection[bytes]) -> dict[bytes, bytes]:
+    """Read nodes by path; absent ones are left out."""
+    columns = revocation_nodes.c
+    query = select(type_coerce(columns.path, NullType), type_coerce(columns.content, NullType)).where(
+        columns.application == application
+    )
+    nodes: dict[Any, Any] = {}
+    for chunk in chunks(sorted(paths)):
+        nodes.update(connection.execute(query.where(columns.path.in_(chunk))).all())
+    # Untyped columns are read faster. What somebody edited into no bytes is like a node that is gone.
+    return {path: content for path, content in nodes.items() if isinstance(content, bytes)}
+
+
+def is_admitted(connection: Connection, application: str, admit: Admission) -> bool:
+    """Whether keys that this transaction has inserted may stay, by what is revoked now."""
+    mark = load_mark(connection, application)
+    if mark is None:
+        return False
+    return mark.revoked == admit.revoked or admit(mark, load_nodes(connection, application, admit.paths))
+
+
+def list_erased(connection: Connection, application: str, digests: Collection[bytes]) -> None:
+    """Add digests of items that were erased; those that are there stay."""
+    rows = [{"application": application, "digest": digest} for digest in sorted(set(digests))]
+    if rows:
+        connection.execute(insert_unless_there(connection, erased_items), rows)
+
+
+@reads("looking for erased items", filtered=True)
+def find_erased(connection: Connection, application: str, digests: Collection[bytes]) -> set[bytes]:
+    """Say which of some digests are listed."""
+    columns = erased_items.c
+    return {
+        digest
+        for chunk in chunks(digests)
+        for digest in connection.execute(
+            select(columns.digest).where(columns.application == application, columns.digest.in_(chunk))
+        ).scalars()
+    }
+
+
+def store_next_mark(connection: Connection, mark: ChangeMark, next_mark: NextMark) -> ChangeMark:
+    """
+    Write the mark that follows a locked one, and the nodes that go with it.
+
+    Args:
+        connection: In a transaction that has locked *mark*.
+        mark: As it is stored.
+        next_mark: Gives what follows.
+
+    Returns:
+        The mark that was written.
+    """
+    # Tables of the release before the tree may lack its table; *next_mark* refuses their mark.
+    wanted = next_mark.paths if mark.has_tree else ()
+    nodes = load_nodes(connection, mark.application, wanted) if wanted else {}
+    following, changed = next_mark(mark, nodes)
+    if changed:
+        inserting = insertion(connection, revocation_nodes)
+        connection.execute(
+            inserting.on_conflict_do_update(
+                index_elements=["application", "path"], set_={"content": inserting.excluded.content}
+            ),
+            [
+                {"application": mark.application, "path": path, "content": content}
+                for path, content in sorted(changed.items())
+            ],
+        )
+    store_mark(connection, following)
+    return following
+
+
+def locked_mark(connection: Connection, application: str) -> ChangeMark:
+    """
+    Lock an application's mark: before any key, by whoever changes states, so that no two of them deadlock.
+
+    Raises:
+        IntegrityError: There is none, though there are keys.
+    """
+    mark = load_mark(connection, application, lock=True)
+    if mark is None:
+        raise IntegrityError(
+            f"application {application!r} has keys, but its row of key_changes is gone",
+            remedy="Find out who changed the database, and restore the row from a backup.",
+        )
+    return mark
+
+
+@reads("reading what changed of the keys", filtered=True)
+def changes_since(
+    connection: Connection, *, application: str, since: int, key_ids: Collection[UUID]
+) -> Changes | None:
+    """
+    Read an application's mark and, unless its counter is *since*, what changed after that.
+
+    Args:
+        connection: In one snapshot.
+        application: Whose keys.
+        since: A counter.
+        key_ids: Whose records are given if they changed.
+
+    Returns:
+        ``None`` if the application has no mark, hence no store key.
+    """
+    row = read_mark(connection, application, _mark_query(application))
+    if row is None:
+        return None
+    found = Changes(mark=mark_of(row), refresh_interval=row["refresh_interval"], now=row["now"])
+    if row["counter"] == since:
+        return found
+    moved = encryption_keys.c.application == application, encryption_keys.c.change > since
+    records = [
+        record
+        for chunk in chunks(sorted(key_ids))
+        for record in load_records(connection, *moved, encryption_keys.c.key_id.in_(chunk), wrappings=False)
+    ]
+    # Tables of the release before the tree may lack its table.
+    nodes = load_nodes(connection, application, [ROOT]) if found.mark.has_tree else {}
+    return replace(found, records=tuple(records), root=nodes.get(ROOT, b""))
+
+
+@lru_cache(maxsize=16)  # every refresh asks it
+def _mark_query(application: str) -> Select[Any]:
+    return select(key_changes, DatabaseClock().label("now")).where(key_changes.c.application == application)

@@ -11,8 +11,15 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from eventseal.storage.database.column_types import BinaryUUID, ExactBytes, ExactInteger, UTCTimestamp
-from eventseal.storage.database.edited_rows import Seconds, StoredJSON, StoredText
+from eventseal.storage.database.column_types import (
+    BinaryUUID,
+    ExactBytes,
+    ExactInteger,
+    Seconds,
+    StoredJSON,
+    StoredText,
+    UTCTimestamp,
+)
 from eventseal.storage.database.table_setup import ADDED
 
 DEFAULT_REFRESH_INTERVAL = 60.0

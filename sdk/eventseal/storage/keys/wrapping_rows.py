@@ -10,10 +10,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from eventseal.keys.records import KekUse
 from eventseal.keys.states import KeyState
 from eventseal.storage.database.column_types import DatabaseClock
-from eventseal.storage.database.edited_rows import UNREADABLE, read_rows
-from eventseal.storage.database.engines import chunks
-from eventseal.storage.keys.kek_fences import refuse_closed
-from eventseal.storage.keys.rows import hold_branches, insert_unless_there
+from eventseal.storage.database.rows import UNREADABLE, chunks, insert_unless_there, read_rows
+from eventseal.storage.database.transactions import reads
+from eventseal.storage.keys.kek_fences import hold_branches, refuse_closed
+from eventseal.storage.keys.rows import wrapping_row
 from eventseal.storage.keys.tables import UNKNOWN_VERSION, encryption_keys, key_wrappings
 
 if TYPE_CHECKING:
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from eventseal.kms.adapter import WrappedKey
 
 
+PATIENCE = 2000
+"""Milliseconds that are waited for others who use the database."""
+
+_MAINTAIN_SINCE = 170000
+"""PostgreSQL 17 has a privilege that lets others than the owner vacuum a table."""
+
+_AGAIN = "Run it again when nobody else holds the database, or clear it as docs/epoch.md tells."
 _columns = key_wrappings.c
 
 _IS_THE_ROW = and_(
@@ -34,12 +41,12 @@ _IS_THE_ROW = and_(
 )
 _MARK = (
     update(key_wrappings)
-    .where(_IS_THE_ROW, _columns.wrapped == bindparam("its_bytes"), _columns.verified_at.is_(None))
+    .where(_IS_THE_ROW, _columns.wrapped == bindparam("its_wrapped"), _columns.verified_at.is_(None))
     .values(verified_at=DatabaseClock())
 )
-_DROP = delete(key_wrappings).where(_IS_THE_ROW, _columns.wrapped == bindparam("its_bytes"))
+_DROP = delete(key_wrappings).where(_IS_THE_ROW, _columns.wrapped == bindparam("its_wrapped"))
 _GIVE_WAY = delete(key_wrappings).where(
-    _IS_THE_ROW, _columns.wrapped != bindparam("its_bytes"), _columns.verified_at.is_(None)
+    _IS_THE_ROW, _columns.wrapped != bindparam("its_wrapped"), _columns.verified_at.is_(None)
 )
 
 
@@ -67,7 +74,9 @@ def add_wrappings(connection: Connection, add: Mapping[UUID, WrappedKey], *, ver
         hold_branches(connection, living.values())
         if living:
             statement = insert_unless_there(connection, key_wrappings).values(created_at=DatabaseClock())
-            connection.execute(statement, [_row_of(key_id, wrapped) for key_id, wrapped in living.items()])
+            connection.execute(
+                statement, [wrapping_row(key_id, wrapped) for key_id, wrapped in living.items()]
+            )
             refuse_closed(connection, living.values())
         if verified:
             _execute_for_each(connection, _MARK, living)
@@ -99,16 +108,17 @@ def drop_wrappings(
     """
     better: set[UUID] = set()
     for chunk in chunks(sorted(drop)):
-        # Looked at after the keys are locked: nobody else drops the better one meanwhile.
+        # Looked at after the keys are locked: nobody else drops the better one meanwhile
+        # (docs/decisions/0009).
         locked = set(_locked_living(connection, chunk))
         query = select(key_wrappings).where(_columns.key_id.in_(chunk))
         for row in connection.execute(query).all():
             kept = keep[row.key_id]
-            place = (kept.kek_uri, kept.kek_version or UNKNOWN_VERSION, kept.ciphertext)
-            if row.key_id in locked and (row.kek_uri, row.kek_version, row.wrapped) == place:
+            wanted = (kept.kek_uri, kept.kek_version or UNKNOWN_VERSION, kept.ciphertext)
+            if row.key_id in locked and (row.kek_uri, row.kek_version, row.wrapped) == wanted:
                 better.add(row.key_id)
         gone = [
-            _place_of(key_id, wrapped)
+            _parameters_of(key_id, wrapped)
             for key_id in chunk
             for wrapped in drop[key_id]
             if key_id in better and wrapped != keep[key_id]
@@ -118,6 +128,7 @@ def drop_wrappings(
     return better
 
 
+@reads("counting wrappings", filtered=True)
 def count_uses(connection: Connection, application: str) -> list[KekUse]:
     """Count an application's wrappings by KEK and version, an edited one too; a destroyed key has none."""
     query = (
@@ -143,6 +154,7 @@ def count_uses(connection: Connection, application: str) -> list[KekUse]:
     return sorted(uses, key=lambda use: (use.kek_uri, use.kek_version or ""))
 
 
+@reads("counting keys", filtered=True)
 def count_wrapped_keys(connection: Connection, application: str) -> int:
     """Count an application's keys that have a wrapping."""
     query = (
@@ -166,32 +178,13 @@ def _locked_living(connection: Connection, key_ids: Sequence[UUID]) -> Sequence[
 
 def _execute_for_each(connection: Connection, statement: Any, wrappings: Mapping[UUID, WrappedKey]) -> None:
     if wrappings:
-        connection.execute(statement, [_place_of(key_id, wrapped) for key_id, wrapped in wrappings.items()])
+        connection.execute(
+            statement, [_parameters_of(key_id, wrapped) for key_id, wrapped in wrappings.items()]
+        )
 
 
-def _row_of(key_id: UUID, wrapped: WrappedKey) -> dict[str, Any]:
-    return {
-        "key_id": key_id,
-        "kek_uri": wrapped.kek_uri,
-        "kek_version": wrapped.kek_version or UNKNOWN_VERSION,
-        "wrapped": wrapped.ciphertext,
-    }
-
-
-def _place_of(key_id: UUID, wrapped: WrappedKey) -> dict[str, Any]:
-    return {
-        "its_key_id": key_id,
-        "its_kek_uri": wrapped.kek_uri,
-        "its_kek_version": wrapped.kek_version or UNKNOWN_VERSION,
-        "its_bytes": wrapped.ciphertext,
-    }
-
-
-PATIENCE = 2000
-"""Milliseconds that are waited for others who use the database."""
-
-_MAINTAIN_SINCE = 170000
-"""PostgreSQL 17 has a privilege that lets others than the owner vacuum a table."""
+def _parameters_of(key_id: UUID, wrapped: WrappedKey) -> dict[str, Any]:
+    return {f"its_{name}": value for name, value in wrapping_row(key_id, wrapped).items()}
 
 
 def overwrite_deleted(engine: Engine) -> str:
@@ -215,9 +208,6 @@ def overwrite_deleted(engine: Engine) -> str:
             return _vacuum(connection)
     except SQLAlchemyError as error:
         return f"the database refused to clear what was deleted: {type(error).__name__}. {_AGAIN}"
-
-
-_AGAIN = "Run it again when nobody else holds the database, or clear it as docs/epoch.md tells."
 
 
 def _empty_log(connection: Connection) -> str:

@@ -10,7 +10,7 @@ from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.pool import QueuePool
 
 from eventseal.errors import StoreError
-from eventseal.storage.database.faults import OtherWriters
+from eventseal.storage.database.faults import SQLiteContention
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def open_engine(request):
 @pytest.fixture
 def watch(request):
     def of(engine):
-        watching = OtherWriters(engine)
+        watching = SQLiteContention(engine)
         request.addfinalizer(watching.close)
         return watching
 

@@ -1,0 +1,300 @@
+"""
+Registered tables for queries: their columns by role, and the key of a row, read from its envelope's header.
+
+Whatever counts items before a key is destroyed goes by the header. A column of key ids is for readers:
+anybody who writes to the database can change it. There is one expression a database, so that the index that
+is made on it serves every query (docs/decisions/0019). It holds no parameter: databases match an index by
+the expression's own text. What does not look like an envelope has no key; what looks like one by chance (one
+row of an older cipher in a million does) names a key that no key store has. The guard is wider than what this
+release opens: what a later one has sealed counts, too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from sqlalchemy import (
+    CHAR,
+    Boolean,
+    Column,
+    MetaData,
+    Table,
+    false,
+)
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeDecorator
+
+from eventseal.errors import IntegrityError, SerializationError
+from eventseal.storage.database.column_types import (
+    NIL_KEY_ID,
+    BinaryUUID,
+    DatabaseText,
+    ExactDecimal,
+    ExactInteger,
+    ExactText,
+)
+from eventseal.storage.database.table_setup import KEY_ID
+from eventseal.storage.items.tables import ColumnKind
+from eventseal.suites.envelope import HEADER_SIZE, SMALLEST_SIZE, VERSION, SuiteId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import ColumnElement
+    from sqlalchemy.engine import Dialect
+    from sqlalchemy.sql.compiler import SQLCompiler
+    from sqlalchemy.sql.operators import OperatorType
+    from sqlalchemy.types import TypeEngine
+
+    from eventseal.storage.items.tables import SealedTable
+
+_HEX_DIGITS = 32
+_HEADS = [bytes((VERSION, suite)) for suite in sorted(SuiteId, reverse=True)]
+"""The two bytes that an envelope begins with, those of the strongest suites first."""
+
+_COMPRESSIONS = b"\x10"
+"""The third byte is below this."""
+
+_ID_SIZE = 16
+_ID_BEGINS = HEADER_SIZE - _ID_SIZE + 1  # SQL counts from 1
+_ON_POSTGRESQL = (
+    "CASE WHEN octet_length({data}) >= {size} AND substring({data} FROM 1 FOR 2) IN ({heads}) "
+    "AND substring({data} FROM 3 FOR 1) < {compressions} "
+    "THEN encode(substring({data} FROM {begin} FOR {length}), 'hex')::uuid END"
+)
+
+# Not IN: SQLite would fill a table with the heads for each row that it writes, which takes 5 µs.
+_ON_SQLITE = (
+    "CASE WHEN typeof({data}) = 'blob' AND length({data}) >= {size} "
+    "AND substr({data}, 3, 1) < {compressions} THEN CASE substr({data}, 1, 2) {heads} END END"
+)
+
+_ON_SQLITE_BY_HEAD = "WHEN {head} THEN substr({data}, {begin}, {length})"
+
+
+def key_id_in_header(dialect: Dialect, data: str) -> str:
+    """
+    Write the expression that gives the key id of an envelope, or NULL for what is none.
+
+    Args:
+        dialect: SQLite's or PostgreSQL's.
+        data: The column, as SQL has it.
+
+    Returns:
+        On PostgreSQL of type ``uuid``, on SQLite a blob of 16 bytes.
+    """
+    on_postgresql = dialect.name == "postgresql"
+    literal = r"'\x{}'::bytea" if on_postgresql else "x'{}'"
+    heads = [literal.format(head.hex()) for head in _HEADS]
+    if not on_postgresql:
+        heads = [
+            _ON_SQLITE_BY_HEAD.format(head=head, data=data, begin=_ID_BEGINS, length=_ID_SIZE)
+            for head in heads
+        ]
+    return (_ON_POSTGRESQL if on_postgresql else _ON_SQLITE).format(
+        data=data,
+        size=SMALLEST_SIZE,
+        heads=(", " if on_postgresql else " ").join(heads),
+        compressions=literal.format(_COMPRESSIONS.hex()),
+        begin=_ID_BEGINS,
+        length=_ID_SIZE,
+    )
+
+
+def key_ids_differ(dialect: Dialect, data: str, key_id: str, *, as_text: bool) -> str:
+    """
+    Write the condition that a row's column of key ids says something else than its envelope's header.
+
+    Args:
+        dialect: SQLite's or PostgreSQL's.
+        data: The column of envelopes, as SQL has it.
+        key_id: The column of key ids, as SQL has it.
+        as_text: Whether SQLite's column holds 32 hexadecimal digits.
+    """
+    header = key_id_in_header(dialect, data)
+    if dialect.name == "postgresql":
+        return f"({header}) IS DISTINCT FROM {key_id}"
+    # hex() makes an empty text of NULL.
+    said = f"nullif(lower(hex({header})), '')" if as_text else f"({header})"
+    return f"{said} IS NOT {key_id}"
+
+
+class KeyIdInHeader(FunctionElement[UUID | None]):
+    """
+    The same as a SQLAlchemy expression.
+
+    Args:
+        data: The column of envelopes.
+        type_: Reads and writes a key id.
+    """
+
+    inherit_cache = True
+    name = "key_id_in_header"
+
+    def __init__(self, data: ColumnElement[Any], type_: TypeEngine[Any]) -> None:
+        super().__init__(data)
+        self.type = type_
+
+
+@compiles(KeyIdInHeader)
+def _compiled(element: KeyIdInHeader, compiler: SQLCompiler, **options: Any) -> str:
+    (data,) = element.clauses
+    return f"({key_id_in_header(compiler.dialect, compiler.process(data, **options))})"
+
+
+class KeyIdsDiffer(FunctionElement[bool]):
+    """
+    The condition of :func:`key_ids_differ` as a SQLAlchemy expression.
+
+    Args:
+        data: The column of envelopes.
+        key_id: The column of key ids: a ``BinaryUUID``, or text on SQLite.
+    """
+
+    inherit_cache = True
+    name = "key_ids_differ"
+    type = Boolean()
+
+    def __init__(self, data: ColumnElement[Any], key_id: ColumnElement[Any]) -> None:
+        super().__init__(data, key_id)
+
+    def self_group(self, against: OperatorType | None = None) -> KeyIdsDiffer:  # noqa: ARG002
+        """Stay as it is: SQLAlchemy would compare it with 1, and SQLite not find the index then."""
+        return self
+
+
+@compiles(KeyIdsDiffer)
+def _compiled_condition(element: KeyIdsDiffer, compiler: SQLCompiler, **options: Any) -> str:
+    data, key_id = element.clauses
+    sql = [compiler.process(column, **options) for column in (data, key_id)]
+    return f"({key_ids_differ(compiler.dialect, *sql, as_text=not isinstance(key_id.type, BinaryUUID))})"
+
+
+@dataclass(frozen=True, slots=True)
+class DescribedTable:
+    """
+    A registered table for queries, in types that give what an edit put there as it is.
+
+    Attributes:
+        table: With its columns by role.
+        key_id: The id of a row's key, read from its envelope's header; NULL for what is no envelope.
+    """
+
+    table: Table
+    key_id: ColumnElement[Any]
+
+    def __getitem__(self, role: str) -> Any:
+        """Give what readers take for a role: for a key id the column, if there is one, which may differ."""
+        return self.key_id if role == KEY_ID and KEY_ID not in self.table.c else self.table.c[role]
+
+    @property
+    def differs(self) -> ColumnElement[bool]:
+        """Whether the column of key ids, if there is one, says something else than the header."""
+        return KeyIdsDiffer(self["data"], self[KEY_ID]) if KEY_ID in self.table.c else false()
+
+    @property
+    def place(self) -> tuple[Column[Any], Column[Any]]:
+        """Sequence id and position."""
+        return self["sequence_id"], self["position"]
+
+
+def described(table: SealedTable) -> DescribedTable:
+    """Describe a registered table. Every query that asks for the keys of its rows begins here."""
+    found = Table(
+        table.name,
+        MetaData(),
+        *(Column(column.name, _type(role, column.kind), key=role) for role, column in table.columns.items()),
+        schema=table.schema,
+    )
+    return DescribedTable(found, KeyIdInHeader(found.c["data"], _KeyId()))
+
+
+def _type(role: str, kind: ColumnKind) -> TypeEngine[Any]:
+    if role == KEY_ID and kind is ColumnKind.UUID:
+        return _KeyId()
+    return _AS_FOUND.get(kind, kind.type)
+
+
+class _AsFound(TypeDecorator[Any]):
+    """
+    Gives what such a column cannot hold as it is, for others to refuse, and takes it in a condition.
+
+    Only SQLite lets an edit put anything anywhere.
+    """
+
+    __abstract__ = True
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        try:
+            return super().process_bind_param(value, dialect)
+        except SerializationError:
+            return value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        try:
+            return super().process_result_value(value, dialect)
+        except IntegrityError:
+            return value
+
+
+class _UUIDAsFound(_AsFound, BinaryUUID):
+    cache_ok = True
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
+        """Let text pass that an edit put there: the driver's way of binding bytes would refuse it."""
+        bind = super().bind_processor(dialect)
+        return lambda value: value if bind is None or isinstance(value, str) else bind(value)
+
+
+class _GenericUUIDAsFound(_AsFound):
+    impl = CHAR
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(postgresql.UUID(as_uuid=True))
+        return dialect.type_descriptor(CHAR(_HEX_DIGITS))
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        return value.hex if isinstance(value, UUID) and dialect.name != "postgresql" else value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        if dialect.name == "postgresql" or not isinstance(value, str):
+            return value
+        try:
+            found = UUID(value)
+        except ValueError:
+            return value
+        return found if found.hex == value else value
+
+
+def _as_found(kind: type[TypeDecorator[Any]]) -> TypeEngine[Any]:
+    found: type[TypeDecorator[Any]] = type(f"{kind.__name__}AsFound", (_AsFound, kind), {"cache_ok": True})
+    return found()
+
+
+_AS_FOUND: dict[ColumnKind, TypeEngine[Any]] = {
+    ColumnKind.UUID: _UUIDAsFound(),
+    ColumnKind.GENERIC_UUID: _GenericUUIDAsFound(),
+    ColumnKind.INTEGER: _as_found(ExactInteger),
+    ColumnKind.DECIMAL: _as_found(ExactDecimal),
+    ColumnKind.TEXT: _as_found(ExactText),
+    ColumnKind.DATABASE_TEXT: _as_found(DatabaseText),
+}
+
+
+class _KeyId(BinaryUUID):
+    """The column of key ids, in which one that is no UUID is the nil UUID: no key has that."""
+
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> UUID | None:
+        try:
+            return super().process_result_value(value, dialect)
+        except IntegrityError:
+            return NIL_KEY_ID
