@@ -59,10 +59,10 @@ def stores(tmp_path, request):
         keyring = Keyring(kms, key_store, application="shop", branches=8)
         used, unused = ([f"{kind}:{n}" for n in range(KEYS)] for kind in ("used", "unused"))
         keyring.prepare([*used, *unused])
-        key_store.advance("shop", next_mark=Destroyed(keyring._store_key.seals(), keys))
+        key_store.advance("shop", next_mark=Destroyed(keyring._ring.store_key.seals(), keys))
         replaced = [key.key_id for key in keyring.sealing_keys(dict.fromkeys(used, 1)).values()]
         keyring.rotate_many(used)
-        keyring.retire(replaced)
+        keyring.destroyer.retire(replaced)
         ids = {
             kind: [key.key_id for key in keyring.sealing_keys(dict.fromkeys(scopes, 1)).values()]
             for kind, scopes in (("used", used), ("unused", unused))

@@ -25,8 +25,8 @@ from eventseal.erasure.ledger.entries import key_record, sealed_line
 from eventseal.errors import IntegrityError, ItemTooLargeError, SerializationError, UnknownFormatError
 from eventseal.items.stored_fields import stored_fields
 from eventseal.keys import InMemoryKeyStore, Keyring
-from eventseal.keys.authentication.row_macs import ScopeDigests, Seals, binding_of
-from eventseal.keys.data_key import DataKey
+from eventseal.keys.authentication.row_macs import ScopeDigests, Seals
+from eventseal.keys.data_key import DataKey, binding_of
 from eventseal.keys.records import ChangeMark, KeyRecord
 from eventseal.keys.revocation_tree import RevocationTree, ScopeState, node_digest
 from eventseal.keys.source import StaticKey

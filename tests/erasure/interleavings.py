@@ -223,7 +223,7 @@ def _under_branch_keys() -> tuple[World, Actors]:
     one, two, other = world.process(), world.process(), world.process()
     return world, {
         "load": lambda: one.load(world.key_ids),
-        "branches": lambda: (two.keyring.rotate_branches(), two.keyring.rewrap_under_branches()),
+        "branches": lambda: (two.keyring.rotate_branches(), two.keyring.wrappings.rewrap_under_branches()),
         "rotate": two.rotate,
         "shred": other.shred,
     }
@@ -291,7 +291,7 @@ def play(name: str, choices: Sequence[int]) -> list[Choice]:
     ticks = SimpleNamespace(time_ns=count(10**18, 10**6).__next__)
     with (
         patch("os.urandom", random.Random(1).randbytes),
-        patch("eventseal.keys.ring.new_keys.time", ticks),  # the store key's id is in the names of scopes
+        patch("eventseal.keys.records.time", ticks),  # the store key's id is in the names of scopes
     ):
         world, actors = SCENARIOS[name]()
         schedule = Schedule(actors, choices)

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from eventseal.keys import InMemoryKeyStore, KeyState, memory_store
-from eventseal.keys.authentication.row_checks import KnownStates
-from eventseal.keys.ring import destroying, new_keys, state_transitions
-from eventseal.keys.ring.held_keys import Memory
+from eventseal.keys.ring import destroying, sealing, state_transitions
+from eventseal.keys.ring.held_keys import HeldKeys, KnownStates
 from eventseal.keys.ring.key_cache import KeyCache
 from eventseal.keys.ring.opening import Opener, Refresher, Rows
 
@@ -37,7 +36,7 @@ def _load_kept_over_a_refresh() -> AbstractContextManager[Any]:
     admit = KnownStates.admit
 
     def wrong(self: Any, record: Any, since: Any) -> bool:
-        return admit(self, record, since._replace(moves=self._refreshes))
+        return admit(self, record, since._replace(changes=self.changes))
 
     return patch.object(KnownStates, "admit", wrong)
 
@@ -47,7 +46,7 @@ def _moment_taken_after_the_row() -> AbstractContextManager[Any]:
 
     def wrong(self: Any, key_ids: Any) -> Rows:
         rows = read(self, key_ids)
-        return Rows(rows.records, self._memory.moment())
+        return Rows(rows.records, self._held_keys.moment())
 
     return patch.object(Opener, "_read", wrong)
 
@@ -63,34 +62,37 @@ def _kept_since_a_refresh_asked() -> AbstractContextManager[Any]:
 
 
 def _own_shred_is_not_remembered() -> AbstractContextManager[Any]:
-    return patch.object(Memory, "moved", lambda *_, **__: None)
+    return patch.object(HeldKeys, "note_change", lambda *_, **__: None)
 
 
 def _tombstone_leaves_its_handle_open() -> AbstractContextManager[Any]:
-    return patch.object(Memory, "_end", lambda *_: None)
+    return patch.object(HeldKeys, "_end", lambda *_: None)
 
 
 @contextmanager
 def _tombstone_without_slot() -> Iterator[None]:
-    ended, moved = state_transitions.ended, state_transitions.moved
+    tombstone_of, next_version = state_transitions.tombstone_of, state_transitions.next_version
 
     def ends(record: Any, by: Any, *, active_scope: str | None = None) -> Any:
-        return ended(record, by)
+        return tombstone_of(record, by)
 
     def moves(record: Any, **changes: Any) -> Any:
-        return moved(record, **{**changes, "active_scope": None})
+        return next_version(record, **{**changes, "active_scope": None})
 
-    with patch.object(state_transitions, "ended", ends), patch.object(state_transitions, "moved", moves):
+    with (
+        patch.object(state_transitions, "tombstone_of", ends),
+        patch.object(state_transitions, "next_version", moves),
+    ):
         yield
 
 
 def _no_tombstone_for_what_the_scope_lacks() -> AbstractContextManager[Any]:
-    end_of_scope = destroying.end_of_scope
+    transitions_of_shred = destroying.transitions_of_shred
 
     def wrong(*arguments: Any, **options: Any) -> Any:
-        return end_of_scope(*arguments, **options)._replace(tombstones=())
+        return transitions_of_shred(*arguments, **options)._replace(tombstones=())
 
-    return patch.object(destroying, "end_of_scope", wrong)
+    return patch.object(destroying, "transitions_of_shred", wrong)
 
 
 @contextmanager
@@ -121,11 +123,11 @@ def _confirmed_when_answered() -> AbstractContextManager[Any]:
     refresh = Refresher._refresh
 
     def wrong(self: Any) -> None:
-        began = self._resources.clock.now()
+        began = self._ring.given.clock.now()
         refresh(self)
-        late = self._resources.clock.now() - began
-        self._confirmation.opens_until += late
-        self._confirmation.seals_until += late
+        late = self._ring.given.clock.now() - began
+        self._ring.confirmation.opens_until += late
+        self._ring.confirmation.seals_until += late
 
     return patch.object(Refresher, "_refresh", wrong)
 
@@ -133,8 +135,8 @@ def _confirmed_when_answered() -> AbstractContextManager[Any]:
 @contextmanager
 def _closed_scope_is_not_looked_at() -> Iterator[None]:
     with (
-        patch.object(new_keys, "why_not_sealing", lambda *_, **__: None),
-        patch.object(new_keys.Seats, "_settle_closed", lambda *_: None),
+        patch.object(sealing, "why_not_sealing", lambda *_, **__: None),
+        patch.object(sealing.Seats, "_settle_closed", lambda *_: None),
     ):
         yield
 
@@ -145,19 +147,19 @@ def _outage_outlives_the_end() -> AbstractContextManager[Any]:
         if cached is not None:
             cached.expires = 0.0  # unwrapped again, but not forgotten
 
-    return patch.object(Memory, "_end", wrong)
+    return patch.object(HeldKeys, "_end", wrong)
 
 
 def _state_of_the_key_alone_closes_it() -> AbstractContextManager[Any]:
-    moved = Memory.moved
+    moved = HeldKeys.note_change
 
     def wrong(self: Any, record: Any, *, counter: int) -> None:
         if record.state is KeyState.DESTROYED:
-            self._known.raise_floor(counter)
+            self.known.raise_floor(counter)
         else:
             moved(self, record, counter=counter)
 
-    return patch.object(Memory, "moved", wrong)
+    return patch.object(HeldKeys, "note_change", wrong)
 
 
 MISTAKES: dict[str, Mistake] = {

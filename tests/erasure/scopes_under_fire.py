@@ -21,7 +21,7 @@ from tests.erasure.scheduling import step
 from eventseal.cipher import AESCipher, ItemContext, Opened
 from eventseal.errors import EventSealError, KeyClosedError, KeyDestroyedError
 from eventseal.keys import CachePolicy, DataKey, InMemoryKeyStore, KeyPurpose, Keyring, KeyState
-from eventseal.keys.ring.held_keys import Memory
+from eventseal.keys.ring.held_keys import HeldKeys
 from eventseal.testing import FakeKms, ManualClock
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ _STORE_CALLS = (
     "get",
     "of_scope",
     "add_active",
-    "replace_active",
+    "replace_all_active",
     "set_states",
     "put_wrappings",
     "mark_wrappings_verified",
@@ -65,7 +65,18 @@ _STORE_CALLS = (
     "revocations",
     "advance",
 )
-_REMEMBERED = ("moment", "asked", "learn", "keep", "admit", "seat", "unseat", "bury", "moved", "outlives_kms")
+_REMEMBERED = (
+    "moment",
+    "asked",
+    "learn",
+    "keep",
+    "admit",
+    "seat",
+    "unseat",
+    "bury",
+    "note_change",
+    "outlives_kms",
+)
 _KMS_CALLS = ("generate_data_key", "wrap", "unwrap")
 
 
@@ -107,7 +118,7 @@ def stepping() -> Iterator[None]:
     """Make a step before each thing that a process remembers or forgets, and before each use of a handle."""
     with ExitStack() as patches:
         for name in _REMEMBERED:
-            patches.enter_context(patch.object(Memory, name, _first_a_step(getattr(Memory, name))))
+            patches.enter_context(patch.object(HeldKeys, name, _first_a_step(getattr(HeldKeys, name))))
         patches.enter_context(patch.object(DataKey, "pool", _first_a_step(DataKey.pool)))
         yield
 
@@ -249,7 +260,7 @@ class Process:
 
     def retire(self, key_ids: Sequence[UUID]) -> None:
         """Destroy keys of which no item is left; what a shred was quicker with stays shredded."""
-        self.keyring.retire(key_ids)
+        self.keyring.destroyer.retire(key_ids)
 
     def rewrap(self) -> None:
         """Wrap every key again, wherever it should be."""
@@ -404,7 +415,7 @@ class World:
         (kept,) = process.cipher.open_many([(self.items.rows[self.others_place], self.others_place)])
         if not isinstance(kept, Opened):
             raise CameBackError(f"another scope's item does not open: {kept!r}")
-        memory = process.keyring._memory
+        memory = process.keyring._held_keys
         for purpose in PURPOSES:
             held = [cached.key for cached in memory.of(purpose).keys.values() if cached.record.scope == SCOPE]
             if held or SCOPE in memory.of(purpose).active:

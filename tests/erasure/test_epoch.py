@@ -518,21 +518,23 @@ def test_who_still_wraps_under_a_kek_that_ended_is_told(shops, store_url) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", ["prove_without", "retire"])
+@pytest.mark.parametrize("step", ["wrappings.prove_without", "destroyer.retire"])
 def test_what_a_branch_key_wraps_meanwhile_is_moved_too(shops, store_url, kms, monkeypatch, step) -> None:
     shop = shops(store_url, kms, branches=1)
     shop.append("application")
     stale = shop.again()
     stale.append("subject:before")  # it has the old branch key at hand
     late: list[SequencedItem] = []
-    take = getattr(shop.seal.keyring, step)
+    part, name = step.split(".")
+    part = getattr(shop.seal.keyring, part)
+    take = getattr(part, name)
 
     def with_a_stale_writer(*given, **options):
         if not late:
             late.append(stale.append("subject:late"))
         return take(*given, **options)
 
-    monkeypatch.setattr(shop.seal.keyring, step, with_a_stale_writer)
+    monkeypatch.setattr(part, name, with_a_stale_writer)
     assert roll_epoch(shop.seal).complete
     assert shop.branch_rows() == [("branch:0", "destroyed"), ("branch:0", "active")]
     assert shop.opens(late[0])
@@ -548,13 +550,13 @@ def test_no_old_branch_key_is_ever_wrapped_under_what_stays(shops, store_url, mo
     replaced = {r.key_id: r.wrappings for r in shop.records() if r.purpose is KeyPurpose.BRANCH}
     assert len(replaced) == 2
     seen: list[object] = []
-    retire = roller.seal.keyring.retire
+    retire = roller.seal.keyring.destroyer.retire
 
     def looked_at(keys, **options):
         seen.extend(r.wrappings == replaced[r.key_id] for r in shop.records() if r.key_id in replaced)
         return retire(keys, **options)
 
-    monkeypatch.setattr(roller.seal.keyring, "retire", looked_at)
+    monkeypatch.setattr(roller.seal.keyring.destroyer, "retire", looked_at)
     assert roll_epoch(roller.seal, to=new).complete
     assert seen == [True, True]
     roller.seal.close()
@@ -607,7 +609,7 @@ def test_a_process_that_never_notices_keeps_the_old_branch_key_alive(
         destroyed.append(keys)
         raise JobError("it has wrapped other keys")
 
-    monkeypatch.setattr(shop.seal.keyring, "retire", refused)
+    monkeypatch.setattr(shop.seal.keyring.destroyer, "retire", refused)
     with pytest.raises(JobError, match="has wrapped other keys"):
         roll_epoch(shop.seal)
     assert len(destroyed) == 5
@@ -650,12 +652,12 @@ def test_closing_waits_for_who_is_storing_a_wrapping(shops, postgres_url, kms) -
 # --- crashes ---
 
 STEPS = [
-    "eventseal.keys.rewrap.key_wrappings.KeyUpkeep.renew_branches",
-    "eventseal.keys.rewrap.key_wrappings.KeyUpkeep.rewrap_under_branches",
-    "eventseal.keys.lifecycle.KeyLifecycle.retire",
+    "eventseal.keys.rewrap.key_wrappings.KeyWrappings.renew_branches",
+    "eventseal.keys.rewrap.key_wrappings.KeyWrappings.rewrap_under_branches",
+    "eventseal.keys.ring.destroying.Destroyer.retire",
     "tests.fixtures.ending_kms.EndingKms.rotate",
     "eventseal.erasure.epoch.note_version",
-    "eventseal.keys.rewrap.key_wrappings.KeyUpkeep.rewrap",
+    "eventseal.keys.rewrap.key_wrappings.KeyWrappings.rewrap",
     "eventseal.erasure.epoch.close_keks",
     "eventseal.erasure.ledger.ledger.Ledger.rewrap",
     "tests.fixtures.ending_kms.EndingKms.forbid_versions_before",
@@ -777,7 +779,7 @@ def test_a_version_is_not_noted_in_a_roll_that_was_begun_anew_meanwhile(
         late.append(item.key_id)
         stolen.extend(shop.records())
         shred(shop.seal, "tenant:late")
-        shreds = shop.seal.keyring.count_shreds()
+        shreds = shop.seal.keyring.tables.count_shreds()
         begin_epoch(engine, application, seals, shreds=shreds)  # another run begins, anew
         note_version(engine, application, seals, *noted)
         raise _Killed
@@ -800,7 +802,7 @@ def test_a_run_that_is_done_leaves_the_roll_that_another_one_has_begun_anew(
 
     def stalling(engine, application, seals, number) -> datetime:
         shred(shop.seal, ERASED[0])
-        shreds = shop.seal.keyring.count_shreds()
+        shreds = shop.seal.keyring.tables.count_shreds()
         assert begin_epoch(engine, application, seals, shreds=shreds).number == number + 1
         return finish_epoch(engine, application, seals, number)
 

@@ -373,13 +373,13 @@ def test_a_process_that_has_not_noticed_a_reopening_opens_the_new_key(site: Site
     shred(site.owner, MINE)
     stale = site.process()
     assert site.read(stale) == "erased"
-    site.owner.keyring.reopen(MINE)
+    site.owner.keyring.destroyer.reopen(MINE)
     key = site.owner.keyring.sealing_keys({MINE: 1})[MINE]
     assert not isinstance(stale.keyring.opening_keys([key.key_id])[key.key_id], EventSealError)
 
 
 def test_an_active_key_that_the_ledger_does_not_name_keeps_its_scope_open(site: Site) -> None:
-    site.owner.keyring.shred_again(MINE, {}, closed=True)
+    site.owner.keyring.destroyer.shred_again(MINE, {}, closed=True)
     assert site.read(site.process()) == "Ann"
-    site.owner.keyring.reopen(MINE)
+    site.owner.keyring.destroyer.reopen(MINE)
     assert site.read(site.process()) == "Ann"

@@ -486,7 +486,7 @@ def test_a_scope_that_was_reopened_without_a_ledger_is_noted_as_open(shop):
     """Else the next look after a restore would shred what was written since the reopening."""
     shop.append(SCOPE)
     shop.seal.keyring.shred(SCOPE)
-    shop.seal.keyring.reopen(SCOPE)
+    shop.seal.keyring.destroyer.reopen(SCOPE)
     item = shop.append(SCOPE)
     assert adopt(shop.seal, shop.ledger) == 1
     assert shop.kinds() == ["intent", "done", "reopen"]

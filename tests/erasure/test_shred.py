@@ -364,7 +364,7 @@ def free_the_slot(process: Process) -> None:
     """Deactivate the scope's key without another in its place: what no verb does."""
     from dataclasses import replace
 
-    seals = process.seal.keyring._store_key.made_seals()
+    seals = process.seal.keyring._ring.store_key.made_seals()
     (active,) = [record for record in process.rows() if record.state is KeyState.ACTIVE]
     closed = replace(
         active, state=KeyState.DEACTIVATED, active_scope=None, row_version=active.row_version + 1

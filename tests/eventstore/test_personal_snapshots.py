@@ -182,7 +182,7 @@ def test_a_snapshot_taken_of_masked_state_stays_masked_also_after_a_reopening(re
     scope = f"subject:{customer.id}"
     keyring.shred(scope)
     repository.take_snapshot(customer.id)
-    keyring.reopen(scope)
+    keyring.destroyer.reopen(scope)
 
     data = stored(repository, customer).data
     found = repository[customer.id]

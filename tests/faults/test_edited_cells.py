@@ -176,7 +176,7 @@ def test_the_epochs_row_costs_the_roll(shop, again):
     for cell in cells(epochs, engine):
         with engine.begin() as connection:
             connection.execute(epochs.delete())
-        begin = partial(begin_epoch, engine, APPLICATION, again.keyring.table_seals(), shreds=0)
+        begin = partial(begin_epoch, engine, APPLICATION, again.keyring.tables.seals(), shreds=0)
         begin()
         cell.put(engine, "true")
         found = typed(begin)

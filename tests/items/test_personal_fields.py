@@ -381,7 +381,7 @@ def test_a_mask_stays_one_after_the_subject_was_reopened(make_mapper, keyring):
     shred(keyring, "c-1")
     masked = mapper.from_sequenced_item(item)
 
-    keyring.reopen("subject:c-1")
+    keyring.destroyer.reopen("subject:c-1")
     again = mapper.to_sequenced_item(masked)
 
     assert b'"email":{"$mask":["subject:c-1","email"]}' in again.data

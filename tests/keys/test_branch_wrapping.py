@@ -13,9 +13,8 @@ import pytest
 
 from eventseal.errors import ConfigurationError, IntegrityError, KeyNotFoundError
 from eventseal.keys import DataKey, KeyPurpose, KeyRecord, KeyState
-from eventseal.keys.authentication.row_macs import binding_of
-from eventseal.keys.data_key import material_of, random_key
-from eventseal.keys.ring.new_keys import new_record
+from eventseal.keys.data_key import binding_of, material_of, random_key
+from eventseal.keys.records import new_record
 from eventseal.keys.wrapping.branches import (
     MOST_BRANCHES,
     branch_scope,

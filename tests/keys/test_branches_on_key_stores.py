@@ -204,7 +204,7 @@ def _set_wrapping(store, datastore, key_id, ciphertext: bytes) -> None:
 def _destroy(store, kms, record, needed_branches_end) -> None:
     from dataclasses import replace
 
-    seals = Keyring(kms, store)._store_key.made_seals()
+    seals = Keyring(kms, store)._ring.store_key.made_seals()
     tombstone = seals.sealed(
         replace(
             record,

@@ -7,9 +7,11 @@ from uuid import uuid4
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventseal.keys import DataKey, KeyPurpose, KeyState
-from eventseal.keys.ring.key_cache import CachedKey, KeyCache
-from eventseal.keys.ring.new_keys import new_record
+from eventseal.keys import CachePolicy, DataKey, KeyPurpose, KeyState, RotationPolicy
+from eventseal.keys.records import new_record
+from eventseal.keys.ring.key_cache import CachedKey, Confirmation, KeyCache
+
+CONFIRMATION = Confirmation(CachePolicy(), RotationPolicy())
 
 
 def cached(number: int, used: int = 0) -> CachedKey:
@@ -28,7 +30,7 @@ def cached(number: int, used: int = 0) -> CachedKey:
 
 
 def test_the_key_used_longest_ago_goes_and_its_handle_stays_open() -> None:
-    cache = KeyCache(2)
+    cache = KeyCache(2, CONFIRMATION)
     first, second, third = cached(1, used=5), cached(2, used=3), cached(3, used=6)
     for entry in (first, second, third):
         cache.add(entry)
@@ -37,7 +39,7 @@ def test_the_key_used_longest_ago_goes_and_its_handle_stays_open() -> None:
 
 
 def test_adding_a_key_again_evicts_nothing() -> None:
-    cache = KeyCache(2)
+    cache = KeyCache(2, CONFIRMATION)
     first, second = cached(1), cached(2)
     for entry in (first, second, second, first):
         cache.add(entry)
@@ -45,7 +47,7 @@ def test_adding_a_key_again_evicts_nothing() -> None:
 
 
 def test_an_evicted_key_seals_no_more() -> None:
-    cache = KeyCache(1)
+    cache = KeyCache(1, CONFIRMATION)
     first = cached(1)
     cache.add(first)
     cache.active["tenant:1"] = first
@@ -54,7 +56,7 @@ def test_an_evicted_key_seals_no_more() -> None:
 
 
 def test_a_key_leaves_the_seat_of_another_alone() -> None:
-    cache = KeyCache(5)
+    cache = KeyCache(5, CONFIRMATION)
     old, new = cached(1), cached(1)
     cache.add(old)
     cache.add(new)
@@ -65,11 +67,11 @@ def test_a_key_leaves_the_seat_of_another_alone() -> None:
 
 
 def test_dropping_what_is_not_held_does_nothing() -> None:
-    KeyCache(1).drop(uuid4(), close=True)
+    KeyCache(1, CONFIRMATION).drop(uuid4(), close=True)
 
 
 def test_a_large_cache_evicts_a_share_at_once() -> None:
-    cache = KeyCache(640)
+    cache = KeyCache(640, CONFIRMATION)
     for number in range(640):
         cache.add(cached(number, used=number))
     cache.add(cached(641, used=641))
@@ -79,7 +81,11 @@ def test_a_large_cache_evicts_a_share_at_once() -> None:
 
 @given(st.integers(1, 8), st.lists(st.integers(0, 12), max_size=80))
 def test_a_small_cache_is_exactly_least_recently_used(max_keys: int, accesses: list[int]) -> None:
-    cache, entries, model = KeyCache(max_keys), {number: cached(number) for number in range(13)}, []
+    cache, entries, model = (
+        KeyCache(max_keys, CONFIRMATION),
+        {number: cached(number) for number in range(13)},
+        [],
+    )
     for use, number in enumerate(accesses):
         entry = entries[number]
         entry.used = use

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from eventseal.keys import InMemoryKeyStore, Keyring
-from eventseal.keys.concurrency import CALLS_IN_FLIGHT, CallSlots
+from eventseal.keys.wrapping.kek_calls import CALLS_IN_FLIGHT, CallSlots
 from eventseal.testing import FakeBatchKms, FakeKms
 
 
@@ -119,7 +119,7 @@ def test_fifty_threads_have_twenty_calls_in_flight() -> None:
     with ThreadPoolExecutor(50) as pool:
         with kms.hold():
             futures = [pool.submit(keyring.prepare, [f"s:{number}"]) for number in range(50)]
-            wait_for_queue(keyring._keks.calls._slots, 50 - CALLS_IN_FLIGHT)
+            wait_for_queue(keyring._ring.keks.calls._slots, 50 - CALLS_IN_FLIGHT)
             kms.wait_inside(CALLS_IN_FLIGHT)  # whoever has a slot may not have come to the KMS yet
             assert kms.peak == CALLS_IN_FLIGHT
         for future in futures:
@@ -146,7 +146,7 @@ def test_the_calls_to_all_keks_share_the_slots() -> None:
             first.wait_inside(10)
             second.wait_inside(10)
             futures += [pool.submit(keyring.prepare, [f"b:{number}"]) for number in range(20)]
-            wait_for_queue(keyring._keks.calls._slots, 20)
+            wait_for_queue(keyring._ring.keks.calls._slots, 20)
             assert (first._inside, second._inside) == (10, 10)
         for future in futures:
             future.result(60)
@@ -163,7 +163,7 @@ def test_wrapping_under_a_further_kek_takes_slots_too(size: int) -> None:
             batches = [[f"{number}:{n}" for n in range(size)] for number in range(most + 5)]
             futures = [pool.submit(keyring.prepare, batch) for batch in batches]
             second.wait_inside(most)
-            wait_for_queue(keyring._keks.calls._slots, 5)
+            wait_for_queue(keyring._ring.keks.calls._slots, 5)
             assert second._inside == most
         for future in futures:
             future.result(60)
@@ -181,5 +181,5 @@ def test_a_batch_counts_as_the_calls_that_it_may_make() -> None:
             futures.append(pool.submit(keyring.opening_keys, ids[12:20]))
             kms.wait_inside(2)
             futures.append(pool.submit(keyring.opening_keys, ids[20:]))
-            wait_for_queue(keyring._keks.calls._slots, 1)
+            wait_for_queue(keyring._ring.keks.calls._slots, 1)
         assert sum(len(future.result(60)) for future in futures) == 40

@@ -103,7 +103,7 @@ def test_a_destroyed_key_does_not_come_back_with_an_old_row(tables, keyring, pro
     if end == "shredded":
         keyring.shred(SCOPE)
     else:
-        keyring.retire([key.key_id])
+        keyring.destroyer.retire([key.key_id])
     assert isinstance(opened(witness, key.key_id), KeyDestroyedError)
     if state == "active":
         free_slots(tables)
@@ -127,7 +127,7 @@ def test_an_old_row_does_not_pass_for_one_of_a_scope_where_nothing_was_revoked(
     key_id, other = sealing_key(keyring).key_id, sealing_key(keyring, "b").key_id
     keyring.rotate(SCOPE)
     row = tables.row(key_id)
-    keyring.retire([key_id])
+    keyring.destroyer.retire([key_id])
     tables.put_row(row)
     tables.edit(key_id, **edit)
     for ring in (process(), keyring):
@@ -140,7 +140,7 @@ def test_a_destroyed_key_whose_row_was_moved_to_a_scope_does_not_keep_it_from_a_
 ) -> None:
     key_id, other = sealing_key(keyring).key_id, sealing_key(keyring, "b").key_id
     keyring.rotate(SCOPE)
-    keyring.retire([key_id])
+    keyring.destroyer.retire([key_id])
     tables.edit(key_id, scope="b", state=KeyState.DEACTIVATED)
     assert process().shred("b").destroyed == (other,)
 
@@ -181,7 +181,7 @@ def test_a_closed_scope_does_not_open_with_its_slots_freed(tables, keyring, proc
         process().rotate(SCOPE)
     assert process().shred(SCOPE).destroyed == ()
     refuse_to_seal(process())
-    process().reopen(SCOPE)
+    process().destroyer.reopen(SCOPE)
     new = sealing_key(process())
     assert new.key_id == sealing_key(process()).key_id != key_id
 
@@ -211,7 +211,7 @@ def test_a_closed_scope_is_reopened_although_its_slots_were_freed(tables, keyrin
     sealing_key(keyring)
     keyring.shred(SCOPE)
     free_slots(tables)
-    process().reopen(SCOPE)
+    process().destroyer.reopen(SCOPE)
     assert sealing_key(process()).key_id == sealing_key(process()).key_id
 
 
@@ -228,7 +228,7 @@ def test_a_closed_scope_does_not_open_with_older_tombstones(tables, keyring, pro
     """Sealed ones, of the time when it was open again."""
     key_id = sealing_key(keyring).key_id
     keyring.shred(SCOPE)
-    keyring.reopen(SCOPE)
+    keyring.destroyer.reopen(SCOPE)
     reopened = rows_of(tables)
     running = process()
     running.refresh()
@@ -238,7 +238,7 @@ def test_a_closed_scope_does_not_open_with_older_tombstones(tables, keyring, pro
     refuse_to_seal(process(), running)
     assert key_id in {record.key_id for record in process().shred(SCOPE).keys}
     refuse_to_seal(process())
-    process().reopen(SCOPE)
+    process().destroyer.reopen(SCOPE)
     assert sealing_key(process()).key_id != key_id
 
 
@@ -267,7 +267,7 @@ def test_a_scope_is_shredded_although_rows_of_its_destroyed_keys_were_edited(
     key_id = sealing_key(keyring).key_id
     keyring.rotate(SCOPE)
     new = sealing_key(keyring).key_id
-    keyring.retire([key_id])
+    keyring.destroyer.retire([key_id])
     tables.edit(key_id, state=KeyState.ACTIVE)
     assert process().shred(SCOPE).destroyed == (new,)
     refuse_to_seal(process())
@@ -297,7 +297,7 @@ def two_revoked(tables, keyring) -> tuple[UUID, UUID, UUID]:
             if len(keys) < 3:
                 keyring.rotate(scope)
     first, second, live = keys.values()
-    keyring.retire([first])
+    keyring.destroyer.retire([first])
     return first, second, live
 
 
@@ -317,7 +317,7 @@ def test_an_edited_node_takes_its_own_keys_alone(tables, keyring, process, depth
     tables.put_nodes(nodes if edit == "deleted" else {**nodes, path: content[:-1] + bytes([content[-1] ^ 1])})
     refuse_alone(first, live, process())
     with pytest.raises(IntegrityError) as caught:
-        process().retire([first, second])
+        process().destroyer.retire([first, second])
     assert caught.value.key_id == first
     assert isinstance(opened(process(), second), DataKey)
 
@@ -326,7 +326,7 @@ def test_an_edited_node_takes_its_own_keys_alone(tables, keyring, process, depth
 @pytest.mark.parametrize("edit", ["deleted", "changed"])
 def test_an_edited_leaf_takes_its_own_scopes_alone(tables, keyring, process, edit) -> None:
     sealing_key(keyring), keyring.shred(SCOPE)
-    seals, nodes, purpose = keyring._store_key.made_seals(), tables.nodes(), KeyPurpose.DATA
+    seals, nodes, purpose = keyring._ring.store_key.made_seals(), tables.nodes(), KeyPurpose.DATA
     path = leaf_of_scope(seals.scope_name(purpose, SCOPE))
     taken = [each for each in SUBJECT_PURPOSES if leaf_of_scope(seals.scope_name(each, SCOPE)) == path]
     content = nodes.pop(path)
@@ -334,7 +334,7 @@ def test_an_edited_leaf_takes_its_own_scopes_alone(tables, keyring, process, edi
     for each in (KeyPurpose.DATA, KeyPurpose.FIELD):
         with pytest.raises(IntegrityError if each in taken else KeyDestroyedError, match=SCOPE):
             sealing_key(process(), purpose=each)
-    for change in (process().shred, process().reopen):
+    for change in (process().shred, process().destroyer.reopen):
         with pytest.raises(IntegrityError):
             change(SCOPE)
     assert len(tables.nodes()) == len(nodes) + (edit == "changed")
@@ -343,7 +343,7 @@ def test_an_edited_leaf_takes_its_own_scopes_alone(tables, keyring, process, edi
 @IN_MEMORY
 def test_a_leaf_that_no_node_lists_says_nothing_however_often_it_is_read(tables, keyring, process) -> None:
     """It is read together with the node above it, of which nobody knows yet that it does not list it."""
-    key_id, seals = sealing_key(keyring).key_id, keyring._store_key.made_seals()
+    key_id, seals = sealing_key(keyring).key_id, keyring._ring.store_key.made_seals()
     name = seals.scope_name(KeyPurpose.DATA, SCOPE)
     leaf, scopes = leaf_of_scope(name), (f"x:{n}" for n in count())
     while leaf[:1] not in tables.nodes():
@@ -359,7 +359,7 @@ def test_a_leaf_that_no_node_lists_says_nothing_however_often_it_is_read(tables,
 def test_an_older_node_does_not_bring_a_key_back(tables, keyring, process) -> None:
     first, second, live = two_revoked(tables, keyring)
     before, row = tables.nodes(), tables.row(second)
-    keyring.retire([second])
+    keyring.destroyer.retire([second])
     after = tables.nodes()
     tables.put_row(row)
     below = {leaf_of_key(second)[:size] for size in (1, 2)}
@@ -376,7 +376,7 @@ def test_only_what_may_be_revoked_is_looked_up_and_nothing_twice(
     busy, quiet = "b:busy", [f"q:{number}" for number in range(40)]
     first = sealing_key(keyring, busy).key_id
     ended = [keyring.rotate(busy).key_id for _ in range(200)][:-1]
-    keyring.retire([first, *ended])
+    keyring.destroyer.retire([first, *ended])
     keyring.prepare([*quiet, SCOPE])
     keyring.shred(SCOPE)
     asked: list[bytes] = []
@@ -404,7 +404,7 @@ def test_an_older_root_stops_everything(tables, keyring, process, root) -> None:
     running = process()
     assert isinstance(opened(running, live), DataKey)
     before = tables.nodes()
-    keyring.retire([second])
+    keyring.destroyer.retire([second])
     after = tables.nodes()
     after.pop(ROOT)
     tables.put_nodes(after if root == "deleted" else {**after, ROOT: before[ROOT]})
@@ -421,7 +421,7 @@ def test_an_older_root_stops_everything(tables, keyring, process, root) -> None:
 def test_an_older_mark_under_the_newest_tree_stops_everything(tables, keyring, process) -> None:
     _, second, live = two_revoked(tables, keyring)
     mark = tables.mark()
-    keyring.retire([second])
+    keyring.destroyer.retire([second])
     tables.put_mark(mark)
     with pytest.raises(IntegrityError, match="went back"):
         keyring.refresh()
@@ -434,7 +434,7 @@ def test_an_older_mark_and_tree_are_refused_by_whoever_saw_later_ones(tables, ke
     _, second, live = two_revoked(tables, keyring)
     running = process()
     mark, nodes, row = tables.mark(), tables.nodes(), tables.row(second)
-    keyring.retire([second])
+    keyring.destroyer.retire([second])
     running.refresh()
     tables.put_mark(mark)
     tables.put_nodes(nodes)
@@ -442,7 +442,7 @@ def test_an_older_mark_and_tree_are_refused_by_whoever_saw_later_ones(tables, ke
     with pytest.raises(IntegrityError, match="went back"):
         running.refresh()
     with pytest.raises(IntegrityError):
-        running.retire([second])
+        running.destroyer.retire([second])
     assert isinstance(opened(process(), live), DataKey)  # a process that starts now cannot tell
 
 
@@ -453,7 +453,7 @@ def test_an_old_tombstone_in_the_slot_of_a_reopened_scope_is_no_erasure(tables, 
     sealing_key(keyring)
     keyring.shred(SCOPE)
     closed = rows_of(tables)
-    keyring.reopen(SCOPE)
+    keyring.destroyer.reopen(SCOPE)
     new = sealing_key(keyring).key_id
     live = tables.row(new)
     tables.drop_row(new)
@@ -519,11 +519,11 @@ def test_a_first_use_that_meets_a_reopening_makes_its_key(tables, keyring, proce
     other = process()
     sealing_key(other, purpose=KeyPurpose.FIELD)
     other.shred(SCOPE)
-    other.reopen(SCOPE)
+    other.destroyer.reopen(SCOPE)
 
     def shred_and_reopen() -> None:
         other.shred(SCOPE)
-        other.reopen(SCOPE)
+        other.destroyer.reopen(SCOPE)
 
     before_adding(tables, shred_and_reopen)
     made = sealing_key(keyring)

@@ -88,7 +88,7 @@ def test_a_scope_that_only_had_a_data_key_takes_no_fields_after_a_shred(make):
 
     with pytest.raises(KeyDestroyedError):
         field_key(keyring)
-    keyring.reopen(SCOPE)
+    keyring.destroyer.reopen(SCOPE)
     assert field_key(keyring).state is KeyState.ACTIVE
 
 
@@ -138,9 +138,11 @@ def test_closing_a_keyring_closes_its_field_keys(make):
 def test_the_death_of_a_branch_key_closes_the_field_keys_that_it_opened(make):
     keyring = make(branches=1)
     key = field_key(keyring)
-    branch = next(record for record in keyring._key_store._records.values() if record.purpose == "branch")
+    branch = next(
+        record for record in keyring._given.key_store._records.values() if record.purpose == "branch"
+    )
     buried = branch.__class__(**{name: getattr(branch, name) for name in branch.__slots__})
 
-    keyring._memory.bury(buried)
+    keyring._held_keys.bury(buried)
 
     assert key.closed

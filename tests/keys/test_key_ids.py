@@ -8,7 +8,7 @@ from uuid import RFC_4122
 
 import pytest
 
-from eventseal.keys.ring.new_keys import new_key_id
+from eventseal.keys.records import new_key_id
 
 
 def test_an_id_has_the_version_and_variant_of_rfc_9562() -> None:

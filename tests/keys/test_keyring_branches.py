@@ -227,7 +227,7 @@ def test_fifty_threads_on_a_cold_branch_cost_one_call(branched, new_keyring, kms
         with kms.hold():
             futures = [pool.submit(opened, keyring, key_id) for key_id in ids]
             kms.wait_inside(1)
-            (flight,) = keyring._branch_keys.opener._flights._flights.values()
+            (flight,) = keyring._ring.branch_keys.opener._flights._flights.values()
             while len(flight.landed._cond._waiters) < 49:
                 threading.Event().wait(0.001)
         assert all(isinstance(future.result(60), DataKey) for future in futures)
@@ -247,7 +247,7 @@ def test_fifty_threads_with_fifty_new_scopes_make_one_branch_key(new_keyring, km
 def test_who_loses_the_race_for_a_branch_wraps_under_the_winners_key(new_keyring, kms, store) -> None:
     first, second = new_keyring(branches=1), new_keyring(branches=1)
     first.refresh(), second.refresh()
-    first._store_key.made_seals(), second._store_key.made_seals()
+    first._ring.store_key.made_seals(), second._ring.store_key.made_seals()
     with ThreadPoolExecutor(1) as pool, store.gate("add_active", after=False) as gate:
         loser = pool.submit(made, second, 1, "loser")
         gate.wait_reached()
@@ -266,10 +266,10 @@ def test_a_branch_key_that_is_closed_while_it_is_used_is_asked_for_once_more(
     (key_id,) = made(branched, 1)
     keyring = new_keyring(branches=4)
     keyring.opening_keys([key_id])
-    (branch,) = keyring._memory.of(KeyPurpose.BRANCH).keys.values()
+    (branch,) = keyring._held_keys.of(KeyPurpose.BRANCH).keys.values()
     stale = branch.key
     stale.close()
-    opener, sealer = keyring._branch_keys.opener, keyring._branch_keys.sealer
+    opener, sealer = keyring._ring.branch_keys.opener, keyring._ring.branch_keys.sealer
     for part, stale_answer in (
         (opener, {branch.record.key_id: stale}),
         (sealer, {branch.record.scope: stale}),
@@ -281,7 +281,7 @@ def test_a_branch_key_that_is_closed_while_it_is_used_is_asked_for_once_more(
             return ask(names, **options) if asked[1:] else stale_answer
 
         part.keys = answer
-    keyring._memory.of(KeyPurpose.DATA).drop(key_id, close=False)
+    keyring._held_keys.of(KeyPurpose.DATA).drop(key_id, close=False)
     assert isinstance(opened(keyring, key_id), DataKey)
     fitting = next(
         f"t:{n}" for n in range(100) if branch_scope("default", f"t:{n}", 4) == branch.record.scope
@@ -576,7 +576,7 @@ def test_a_destroyed_branch_key_is_told_and_never_taken_for_an_erasure(
         assert str(first) in str(error)
         assert isinstance(found[second], DataKey)
     held.refresh()
-    assert held._memory.of(KeyPurpose.BRANCH).keys.keys() == set()
+    assert held._held_keys.of(KeyPurpose.BRANCH).keys.keys() == set()
 
 
 def test_a_closed_branch_makes_no_keys_and_leaves_the_others_alone(two, new_keyring, store, destroy) -> None:
@@ -708,7 +708,7 @@ def test_a_closed_keyring_rotates_no_branches(branched) -> None:
 
 def test_a_closed_keyring_holds_no_branch_key(branched) -> None:
     made(branched, 20)
-    keys = [cached.key for cached in branched._memory.of(KeyPurpose.BRANCH).keys.values()]
+    keys = [cached.key for cached in branched._held_keys.of(KeyPurpose.BRANCH).keys.values()]
     branched.close()
     assert all(key.closed for key in keys)
     assert len(keys) == 4
@@ -716,10 +716,10 @@ def test_a_closed_keyring_holds_no_branch_key(branched) -> None:
 
 def test_a_forked_child_starts_without_the_parents_branch_keys(branched, kms) -> None:
     ids = made(branched, 20)
-    keys = [cached.key for cached in branched._memory.of(KeyPurpose.BRANCH).keys.values()]
+    keys = [cached.key for cached in branched._held_keys.of(KeyPurpose.BRANCH).keys.values()]
     kms.calls.clear()
     branched.renew_in_child()
     assert all(key.closed for key in keys)
-    assert not branched._memory.of(KeyPurpose.BRANCH).keys
+    assert not branched._held_keys.of(KeyPurpose.BRANCH).keys
     assert all(isinstance(key, DataKey) for key in branched.opening_keys(ids).values())
     assert kms.count("unwrap") == 5

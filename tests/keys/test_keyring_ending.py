@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from operator import attrgetter
 
 import pytest
 from tests.fixtures.key_marks import mark_of
@@ -20,7 +21,7 @@ from eventseal.errors import (
     WrongApplicationError,
 )
 from eventseal.keys import DataKey, InMemoryKeyStore, KeyPurpose, KeyState
-from eventseal.keys.ring.new_keys import new_key_id
+from eventseal.keys.records import new_key_id
 from eventseal.keys.states import SUBJECT_PURPOSES
 from eventseal.testing import FakeKms
 
@@ -104,7 +105,7 @@ def test_other_processes_stop_within_the_refresh_interval(keyring, new_keyring, 
 def test_keys_of_fields_and_indexes_are_shredded_with_the_scope(keyring, store, seals) -> None:
     from dataclasses import replace
 
-    from eventseal.keys.ring.new_keys import new_record
+    from eventseal.keys.records import new_record
 
     sealing_key(keyring)
     made = {}
@@ -154,15 +155,15 @@ def test_branch_and_store_keys_of_a_like_named_scope_are_left_alone(new_keyring,
     assert isinstance(sealing_key(new_keyring(branches=1), "elsewhere"), DataKey)
 
 
-@pytest.mark.parametrize("verb", ["shred", "reopen"])
+@pytest.mark.parametrize("verb", ["shred", "destroyer.reopen"])
 def test_a_scope_that_never_had_a_key_is_refused(keyring, store, verb) -> None:
     sealing_key(keyring, "subject:customer-43")
     before = store.snapshot()
     with pytest.raises(ConfigurationError, match="customer-42"):
-        getattr(keyring, verb)(SCOPE)
+        attrgetter(verb)(keyring)(SCOPE)
     for refused in ("store", "", "a\0b"):
         with pytest.raises(ConfigurationError):
-            getattr(keyring, verb)(refused)
+            attrgetter(verb)(keyring)(refused)
     assert store.snapshot() == before
 
 
@@ -192,8 +193,8 @@ def test_a_keyring_that_is_closed_ends_no_key(keyring) -> None:
     keyring.close()
     for verb in (
         lambda: keyring.shred(SCOPE),
-        lambda: keyring.reopen(SCOPE),
-        lambda: keyring.retire([key.key_id]),
+        lambda: keyring.destroyer.reopen(SCOPE),
+        lambda: keyring.destroyer.retire([key.key_id]),
         lambda: keyring.compromise([key.key_id]),
         lambda: keyring.rotate_many([SCOPE]),
     ):
@@ -221,7 +222,7 @@ def test_a_rotation_that_comes_second_is_refused_and_leaves_no_key(keyring, new_
     sealing_key(keyring)
     rotator = new_keyring()
     rotator.refresh()
-    with store.gate("replace_active", after=False) as gate, ThreadPoolExecutor(1) as pool:
+    with store.gate("replace_all_active", after=False) as gate, ThreadPoolExecutor(1) as pool:
         rotation = pool.submit(rotator.rotate, SCOPE)
         gate.wait_reached()
         keyring.shred(SCOPE)
@@ -322,7 +323,7 @@ def test_a_shred_whose_answer_was_lost_is_done_when_run_again(keyring, store) ->
 def test_a_reopened_scope_gets_new_keys_and_the_old_ones_stay_destroyed(keyring, new_keyring, store) -> None:
     old = sealing_key(keyring).key_id
     keyring.shred(SCOPE)
-    assert len(keyring.reopen(SCOPE)) == 3
+    assert len(keyring.destroyer.reopen(SCOPE)) == 3
     assert slots(store) == {}
     new = sealing_key(new_keyring())
     assert new.key_id != old
@@ -341,7 +342,7 @@ def test_a_scope_reopened_and_not_used_is_closed_again_by_the_same_tombstones(ke
     sealing_key(keyring)
     keyring.shred(SCOPE)
     rows = len(store.of_scope("default", SCOPE))
-    keyring.reopen(SCOPE)
+    keyring.destroyer.reopen(SCOPE)
     assert keyring.shred(SCOPE).destroyed == ()
     assert slots(store) == CLOSED
     assert len(store.of_scope("default", SCOPE)) == rows
@@ -350,7 +351,7 @@ def test_a_scope_reopened_and_not_used_is_closed_again_by_the_same_tombstones(ke
 def test_a_scope_that_is_not_closed_is_left_as_it_is(keyring, store) -> None:
     sealing_key(keyring)
     before = store.snapshot()
-    assert keyring.reopen(SCOPE) == []
+    assert keyring.destroyer.reopen(SCOPE) == []
     assert store.snapshot() == before
 
 
@@ -362,7 +363,7 @@ def test_a_retired_key_opens_nowhere(keyring, new_keyring, store) -> None:
     old = sealing_key(keyring, "a").key_id
     held = opened(other, old)
     keyring.rotate("a")
-    (tombstone,) = keyring.retire([old])
+    (tombstone,) = keyring.destroyer.retire([old])
     assert (tombstone.state, tombstone.destroyed_by, tombstone.active_scope) == ("destroyed", "retired", None)
     assert store.record(old).wrappings == ()
     other.refresh()
@@ -371,7 +372,7 @@ def test_a_retired_key_opens_nowhere(keyring, new_keyring, store) -> None:
         error = opened(ring, old)
         assert isinstance(error, KeyDestroyedError)
         assert error.destroyed_by == "retired"
-    assert keyring.retire([old]) == [tombstone]
+    assert keyring.destroyer.retire([old]) == [tombstone]
 
 
 def test_a_compromised_key_may_be_retired_later(keyring, new_keyring) -> None:
@@ -379,7 +380,7 @@ def test_a_compromised_key_may_be_retired_later(keyring, new_keyring) -> None:
     old = sealing_key(keyring, "a").key_id
     keyring.rotate("a", compromised=True)
     running.refresh()
-    keyring.retire([old])
+    keyring.destroyer.retire([old])
     for ring in (running, new_keyring()):
         ring.refresh()
         assert isinstance(opened(ring, old), KeyDestroyedError)
@@ -390,10 +391,10 @@ def test_active_keys_and_keys_that_are_never_retired_are_refused(keyring, store,
     keyring.rotate("a")
     active = sealing_key(keyring, "a")
     with pytest.raises(JobError, match="active key of scope 'a'") as caught:
-        keyring.retire([old.key_id, active.key_id])
+        keyring.destroyer.retire([old.key_id, active.key_id])
     assert "rotate" in caught.value.remedy
     with pytest.raises(JobError, match="active"):
-        keyring.retire([store_key["store"].key_id])
+        keyring.destroyer.retire([store_key["store"].key_id])
     assert store.record(old.key_id).state is KeyState.DEACTIVATED  # all or none
 
 
@@ -401,7 +402,7 @@ def test_active_keys_and_keys_that_are_never_retired_are_refused(keyring, store,
 def test_keys_whose_items_nobody_can_count_are_only_shredded(keyring, store, seals, purpose) -> None:
     from dataclasses import replace
 
-    from eventseal.keys.ring.new_keys import new_record
+    from eventseal.keys.records import new_record
 
     sealing_key(keyring)
     record = replace(new_record("default", SCOPE, purpose, leased=0), binding=bytes(32))
@@ -409,7 +410,7 @@ def test_keys_whose_items_nobody_can_count_are_only_shredded(keyring, store, sea
     closed = replace(record, state=KeyState.DEACTIVATED, active_scope=None, row_version=2)
     store.set_states([seals().sealed(closed)], next_mark=mark_of(seals()))
     with pytest.raises(JobError, match=f"purpose {purpose}"):
-        keyring.retire([record.key_id])
+        keyring.destroyer.retire([record.key_id])
     with pytest.raises(ConfigurationError, match=f"purpose {purpose}") as caught:
         keyring.compromise([record.key_id])
     assert purpose is not KeyPurpose.FIELD or "eventseal shred" in caught.value.remedy
@@ -420,7 +421,7 @@ def test_unknown_and_foreign_keys_are_told(keyring, new_keyring) -> None:
     old = sealing_key(keyring, "a").key_id
     foreign = sealing_key(new_keyring(application="other"), "a").key_id
     keyring.rotate("a")
-    for verb in (keyring.retire, keyring.compromise):
+    for verb in (keyring.destroyer.retire, keyring.compromise):
         with pytest.raises(KeyNotFoundError):
             verb([old, new_key_id()])
         with pytest.raises(WrongApplicationError):
@@ -432,12 +433,12 @@ def test_a_dry_run_only_checks(keyring, store) -> None:
     old = sealing_key(keyring, "a").key_id
     keyring.rotate("a")
     before = store.snapshot()
-    (record,) = keyring.retire([old], dry_run=True)
+    (record,) = keyring.destroyer.retire([old], dry_run=True)
     assert record.state is KeyState.DEACTIVATED
     assert store.snapshot() == before
     store.edit(old, binding=bytes(32))
     with pytest.raises(IntegrityError):
-        keyring.retire([old], dry_run=True)
+        keyring.destroyer.retire([old], dry_run=True)
 
 
 # --- branch keys ---
@@ -448,15 +449,15 @@ def test_a_branch_key_is_retired_when_it_wraps_nothing(new_keyring, store) -> No
     data = sealing_key(keyring, "a").key_id
     (branch,) = [record for record in store.records() if record.purpose is KeyPurpose.BRANCH]
     keyring.rotate_branches()
-    assert keyring.branch_uses([branch.key_id]) == {branch.key_id: 1}
+    assert keyring.destroyer.wrapped_under([branch.key_id]) == {branch.key_id: 1}
     for dry_run in (True, False):
         with pytest.raises(JobError, match="has wrapped 1 other keys") as caught:
-            keyring.retire([branch.key_id], dry_run=dry_run)
+            keyring.destroyer.retire([branch.key_id], dry_run=dry_run)
         assert "rewrap" in caught.value.remedy
     keyring.rotate("a")
-    keyring.retire([data])
-    assert keyring.branch_uses([branch.key_id]) == {}
-    keyring.retire([branch.key_id])
+    keyring.destroyer.retire([data])
+    assert keyring.destroyer.wrapped_under([branch.key_id]) == {}
+    keyring.destroyer.retire([branch.key_id])
     assert store.record(branch.key_id).destroyed_by == "retired"
     assert isinstance(opened(new_keyring(), sealing_key(keyring, "a").key_id), DataKey)
 
@@ -474,7 +475,7 @@ def test_a_key_wrapped_under_a_branch_key_that_was_just_retired_is_wrapped_again
     operator = new_keyring(branches=1)
     operator.rotate_branches()
     operator.rewrap()
-    operator.retire([branch.key_id])
+    operator.destroyer.retire([branch.key_id])
     clock.advance(3601)
     if work == "first use":
         key_id = sealing_key(stale, "b").key_id
@@ -512,7 +513,7 @@ def test_data_keys_stop_although_their_branch_key_was_evicted(new_keyring, store
     holder = new_keyring()
     held = opened(holder, key_id)
     (branch,) = [record for record in store.records() if record.purpose is KeyPurpose.BRANCH]
-    holder._memory.of(KeyPurpose.BRANCH).drop(branch.key_id, close=False)
+    holder._held_keys.of(KeyPurpose.BRANCH).drop(branch.key_id, close=False)
     destroy(branch.key_id)
     holder.refresh()
     assert held.closed
@@ -525,7 +526,7 @@ def test_who_finds_a_branch_key_destroyed_closes_what_it_had_opened(new_keyring,
     held = opened(holder, first)
     (branch,) = [record for record in store.records() if record.purpose is KeyPurpose.BRANCH]
     destroy(branch.key_id)
-    holder._memory.of(KeyPurpose.BRANCH).drop(branch.key_id, close=False)
+    holder._held_keys.of(KeyPurpose.BRANCH).drop(branch.key_id, close=False)
     assert isinstance(
         opened(holder, second), KeyDestroyedError
     )  # looks for the branch key, without a refresh
@@ -537,16 +538,16 @@ def test_a_load_in_flight_does_not_outlive_its_branch_key(new_keyring, store, de
     loader = new_keyring()
     loader.refresh()
     (branch,) = [record for record in store.records() if record.purpose is KeyPurpose.BRANCH]
-    unwrap = loader._branches.unwrap
+    unwrap = loader._ring.branches.unwrap
 
     def overtaken(records):
-        loader._branches.unwrap = unwrap
+        loader._ring.branches.unwrap = unwrap
         outcomes = unwrap(records)  # the branch key was there, and has done its work
         destroy(branch.key_id)
         loader.refresh()
         return outcomes
 
-    loader._branches.unwrap = overtaken
+    loader._ring.branches.unwrap = overtaken
     loader.opening_keys([key_id])
     assert isinstance(opened(loader, key_id), KeyDestroyedError)
 
@@ -562,7 +563,7 @@ def test_a_row_read_before_its_key_was_wrapped_elsewhere_is_read_again(new_keyri
         gate.wait_reached()
         maker.rotate_branches()
         maker.rewrap()
-        maker.retire([branch.key_id])
+        maker.destroyer.retire([branch.key_id])
         gate.open()
         assert isinstance(load.result(60), DataKey)
 
@@ -755,7 +756,6 @@ def test_many_scopes_are_rotated_in_one_transaction(keyring, store) -> None:
     store.calls.clear()
     assert len(keyring.rotate_many(scopes)) == 50
     assert store.calls.count("replace_all_active") == 1
-    assert "replace_active" not in store.calls
 
 
 def test_many_rotations_do_not_drive_out_what_a_process_holds(new_keyring) -> None:

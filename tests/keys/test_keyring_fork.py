@@ -106,7 +106,7 @@ def test_children_of_a_busy_parent_seal_and_open() -> None:
 
 
 @pytest.mark.parametrize(
-    "lock", ["_memory._lock", "_refresher._lock", "_sealer._flights._lock", "counters._lock"]
+    "lock", ["_held_keys._lock", "_ring.refresher._lock", "_sealer._flights._lock", "counters._lock"]
 )
 def test_a_lock_that_is_held_at_the_fork_does_not_stop_the_child(lock: str) -> None:
     keyring = Keyring(FakeKms(), InMemoryKeyStore())
@@ -143,7 +143,7 @@ def test_a_lease_is_not_shared_with_the_child() -> None:
     store = InMemoryKeyStore()
     keyring = Keyring(FakeKms(), store)
     keyring.sealing_keys({"a": 1})
-    left = in_child(lambda: keyring.sealing_keys({"a": 1}) and keyring._memory.active["a"].lease._total)
+    left = in_child(lambda: keyring.sealing_keys({"a": 1}) and keyring._held_keys.active["a"].lease._total)
     assert left == 2 * 1_024  # the child leased a block of its own
 
 

@@ -16,7 +16,7 @@ from eventseal.errors import (
     WrongApplicationError,
 )
 from eventseal.keys import DataKey, KeyPurpose, KeyState
-from eventseal.keys.concurrency import REFUSAL_SECONDS
+from eventseal.keys.ring.opening import REFUSAL_SECONDS
 from eventseal.testing import FakeBatchKms, FakeKms
 
 
@@ -172,7 +172,7 @@ def test_a_refresh_looks_for_absent_keys_again(keyring, store) -> None:
     (key_id,) = made(keyring, 1)
     row = store._records.pop(key_id)
     other_ring = keyring
-    other_ring._memory.of(KeyPurpose.DATA).drop(key_id, close=False)
+    other_ring._held_keys.of(KeyPurpose.DATA).drop(key_id, close=False)
     assert isinstance(opened(other_ring, key_id), KeyNotFoundError)
     store._records[key_id] = row
     assert isinstance(opened(other_ring, key_id), KeyNotFoundError)
@@ -195,7 +195,7 @@ def test_a_key_that_was_absent_and_came_is_not_refused_when_it_is_evicted(new_ke
 def test_refusals_are_bounded(keyring) -> None:
     made(keyring, 1)
     keyring.opening_keys([uuid4() for _ in range(25_000)])
-    assert len(keyring._opener._refusals._refusals) <= 10_000
+    assert len(keyring._opener._refusals) <= 10_000
 
 
 @pytest.mark.parametrize("fault", ["kms", "store"])
@@ -233,7 +233,7 @@ def test_the_cache_is_bounded_and_an_evicted_key_ends_with_its_last_batch(keyrin
     small = new_keyring(max_keys=2)
     held = small.opening_keys(ids)
     assert not any(key.closed for key in held.values())
-    assert len(small._memory.keys) == 2
+    assert len(small._held_keys.keys) == 2
     kms.calls.clear()
     again = opened(small, ids[0])
     assert kms.count("unwrap") == 1

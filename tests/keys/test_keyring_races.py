@@ -195,7 +195,7 @@ def test_threads_that_come_while_one_refreshes_share_the_next_if_it_is_understoo
     keyring = new_keyring()
     sealing_key(keyring)
     clock.advance(61)
-    lock = keyring._refresher._lock = CountedLock()
+    lock = keyring._ring.refresher._lock = CountedLock()
     store.calls.clear()
     with ThreadPoolExecutor(20) as pool, store.gate("changes", after=False) as gate:
         first = pool.submit(keyring.refresh)
@@ -238,7 +238,7 @@ def test_racing_leases_hand_out_what_was_reserved_and_no_more(new_keyring, store
     keys = together(lambda number: [sealing_key(keyrings[number % 2], items=7) for _ in range(1_500)], 16)
     (record,) = store.data_records()
     assert {key.key_id for some in keys for key in some} == {record.key_id}
-    left = sum(cached.lease._left for ring in keyrings for cached in ring._memory.active.values())
+    left = sum(cached.lease._left for ring in keyrings for cached in ring._held_keys.active.values())
     assert record.items_reserved == 16 * 1_500 * 7 + left
 
 
@@ -350,7 +350,7 @@ def test_a_key_destroyed_while_it_is_loaded_does_not_come_back(
         outcome = loading.result(60)
     assert isinstance(outcome, KeyDestroyedError)
     assert outcome.destroyed_by == by
-    assert key_id not in keyring._memory.keys
+    assert key_id not in keyring._held_keys.keys
     assert isinstance(opened(keyring, key_id), KeyDestroyedError)
 
 
@@ -384,7 +384,7 @@ def test_a_scope_shredded_while_its_key_is_loaded_is_not_sealed_for(new_keyring,
         gate.open()
         with pytest.raises(KeyDestroyedError):
             sealing.result(60)
-    assert keyring._memory.active.keys() == {"warm"}
+    assert keyring._held_keys.active.keys() == {"warm"}
 
 
 def test_a_scope_rotated_by_the_same_process_while_its_key_is_loaded_seals_under_the_new_one(
@@ -463,7 +463,7 @@ def test_a_keyring_closed_while_a_key_is_loaded_keeps_none(new_keyring, kms) -> 
             keyring.close()
         outcome = loading.result(60)
     assert isinstance(outcome, ConfigurationError)
-    assert keyring._memory.keys == {}
+    assert keyring._held_keys.keys == {}
 
 
 def test_states_that_never_rest_end_in_an_error_to_try_again(new_keyring, store, clock) -> None:
@@ -515,7 +515,7 @@ def test_shredding_against_loads_in_many_threads_never_resurrects(
 
     together(work, 6)
     assert failures == []
-    assert not any(key_id in keyring._memory.keys for key_id in ids.values())
+    assert not any(key_id in keyring._held_keys.keys for key_id in ids.values())
 
 
 # --- failures that are shared ---

@@ -7,10 +7,12 @@ import pytest
 from eventseal.errors import (
     ConfigurationError,
     KeyDestroyedError,
+    KeyNotFoundError,
     KmsForbiddenError,
     StoreUnavailableError,
 )
 from eventseal.keys import DataKey, InMemoryKeyStore, KeyState
+from eventseal.keys.records import Replacement
 from eventseal.keys.ring.key_cache import FIRST_BLOCK
 from eventseal.testing import FakeKms
 
@@ -100,7 +102,7 @@ def test_a_failed_rotation_leaves_the_old_key_active(keyring, store, kms) -> Non
     with pytest.raises(KmsForbiddenError):
         keyring.rotate("a")
     kms.recover()
-    store.fail("replace_active")
+    store.fail("replace_all_active")
     with pytest.raises(StoreUnavailableError):
         keyring.rotate("a")
     store.recover()
@@ -112,15 +114,15 @@ def test_the_kms_is_called_before_the_transaction_and_never_in_it(keyring, store
     sealing_key(keyring)
     kms.calls.clear()
     seen: list[int] = []
-    replace_active = store.replace_active
+    replace_all_active = store.replace_all_active
 
     def watched(*args, **options):
         seen.append(len(kms.calls))
-        answer = replace_active(*args, **options)
+        answer = replace_all_active(*args, **options)
         seen.append(len(kms.calls))
         return answer
 
-    store.replace_active = watched
+    store.replace_all_active = watched
     keyring.rotate("a")
     assert seen == [1, 1]
 
@@ -141,14 +143,14 @@ def test_who_comes_second_takes_the_winners_key(
     old = sealing_key(keyring)
     other = new_keyring()
     winners = []
-    replace_active = store.replace_active
+    replace_all_active = store.replace_all_active
 
     def overtaken(*args, **options):
-        store.replace_active = replace_active
+        store.replace_all_active = replace_all_active
         winners.append(other.rotate("a", compromised=first_compromised))
-        return replace_active(*args, **options)
+        return replace_all_active(*args, **options)
 
-    store.replace_active = overtaken
+    store.replace_all_active = overtaken
     assert keyring.rotate("a", compromised=compromised) == winners[0]
     assert sealing_key(keyring).key_id == winners[0].key_id
     assert len(store.data_records()) == 2
@@ -164,34 +166,34 @@ def test_a_key_destroyed_while_it_was_to_be_marked_compromised_is_left(
     keyring, new_keyring, store, destroy
 ) -> None:
     old = sealing_key(keyring)
-    replace_active = store.replace_active
+    replace_all_active = store.replace_all_active
 
     def overtaken(*args, **options):
-        store.replace_active = replace_active
+        store.replace_all_active = replace_all_active
         new_keyring().rotate("a")
         destroy(old.key_id)
-        return replace_active(*args, **options)
+        return replace_all_active(*args, **options)
 
-    store.replace_active = overtaken
+    store.replace_all_active = overtaken
     keyring.rotate("a", compromised=True)
     assert store.record(old.key_id).destroyed_by == "retired"
 
 
 def test_marking_compromised_tries_again_if_the_row_moved(keyring, new_keyring, store) -> None:
     old = sealing_key(keyring)
-    replace_active, set_states = store.replace_active, store.set_states
+    replace_all_active, set_states = store.replace_all_active, store.set_states
     tries: list[int] = []
 
     def overtaken(*args, **options):
-        store.replace_active = replace_active
+        store.replace_all_active = replace_all_active
         new_keyring().rotate("a")
-        return replace_active(*args, **options)
+        return replace_all_active(*args, **options)
 
     def refused_once(*args, **options):
         tries.append(1)
         return [] if len(tries) == 1 else set_states(*args, **options)
 
-    store.replace_active, store.set_states = overtaken, refused_once
+    store.replace_all_active, store.set_states = overtaken, refused_once
     keyring.rotate("a", compromised=True)
     assert store.record(old.key_id).state is KeyState.COMPROMISED
     assert len(tries) == 2
@@ -199,13 +201,13 @@ def test_marking_compromised_tries_again_if_the_row_moved(keyring, new_keyring, 
 
 def test_a_scope_shredded_meanwhile_stops_the_rotation(keyring, store, destroy) -> None:
     old = sealing_key(keyring)
-    replace_active = store.replace_active
+    replace_all_active = store.replace_all_active
 
     def overtaken(*args, **options):
         destroy(old.key_id, by="shredded", keep_slot=True)
-        return replace_active(*args, **options)
+        return replace_all_active(*args, **options)
 
-    store.replace_active = overtaken
+    store.replace_all_active = overtaken
     with pytest.raises(KeyDestroyedError):
         keyring.rotate("a")
     assert len(store.data_records()) == 1
@@ -213,26 +215,57 @@ def test_a_scope_shredded_meanwhile_stops_the_rotation(keyring, store, destroy) 
 
 def test_a_scope_whose_key_was_retired_meanwhile_is_read_again(keyring, store, destroy) -> None:
     old = sealing_key(keyring)
-    replace_active = store.replace_active
+    replace_all_active = store.replace_all_active
 
     def overtaken(*args, **options):
-        store.replace_active = replace_active
+        store.replace_all_active = replace_all_active
         destroy(old.key_id)
-        return replace_active(*args, **options)
+        return replace_all_active(*args, **options)
 
-    store.replace_active = overtaken
+    store.replace_all_active = overtaken
     record = keyring.rotate("a")
     assert record.key_id != old.key_id
     assert InMemoryKeyStore.active(store, "default", ["a"])["a"] == record
 
 
 def test_rotation_that_never_settles_ends_in_an_error_to_try_again(keyring, store) -> None:
-    from eventseal.errors import KeyNotFoundError
-
     sealing_key(keyring)
-    store.fail("replace_active", error=KeyNotFoundError("gone"))
+    store.replace_all_active = lambda *_, **__: {}  # no key holds the slot, and then one does
     with pytest.raises(StoreUnavailableError, match="moved"):
         keyring.rotate("a")
+
+
+class EarlierStore(InMemoryKeyStore):
+    """A store of an earlier release: one method replaces one key, and the other one always waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[bool] = []
+        self.has_no_holder = False
+
+    def replace_active(self, old, closed, new, *, next_mark, wait=True):
+        self.waits.append(wait)
+        holders = self.replace_all_active([Replacement(old, closed, new)], next_mark=next_mark)
+        if self.has_no_holder:
+            raise KeyNotFoundError("gone")
+        return holders[old.scope]
+
+    def replace_all_active(self, replacements, *, next_mark):
+        return super().replace_all_active(replacements, next_mark=next_mark)
+
+
+def test_a_store_that_still_has_the_old_method_works(new_keyring) -> None:
+    store = EarlierStore()
+    keyring = new_keyring(key_store=store, max_items=2)
+    ids = [sealing_key(keyring, scope).key_id for scope in ("a", "b")]
+    ids += [keyring.rotate("a").key_id]
+    ids += [outcome.new.key_id for outcome in keyring.rotate_many(["a", "b"]).values()]
+    assert store.waits == []
+    ids += [keyring.sealing_keys({"a": 2})["a"].key_id for _ in range(2)]  # the second by policy
+    store.has_no_holder = True
+    ids += [keyring.sealing_keys({"a": 2})["a"].key_id]
+    assert set(store.waits) == {False}
+    assert all(isinstance(key, DataKey) for key in new_keyring(key_store=store).opening_keys(ids).values())
 
 
 def test_many_rotations_in_turn_keep_every_key_opening(keyring, new_keyring) -> None:

@@ -158,7 +158,7 @@ def test_asking_for_nothing_gives_nothing(keyring) -> None:
 
 def test_prepared_scopes_need_no_write_at_first_use(keyring, store) -> None:
     keyring.prepare(["a", "b"])
-    store.fail("add_active", "replace_active", "reserve", "set_states")
+    store.fail("add_active", "replace_all_active", "reserve", "set_states")
     keys = keyring.sealing_keys({"a": FIRST_BLOCK, "b": 1})
     assert len(keys) == 2
 
@@ -231,7 +231,7 @@ def test_credit_is_paid_although_the_key_was_evicted_meanwhile(new_keyring, stor
     keyring.sealing_keys({"a": 1})
     store.recover()
     keyring.sealing_keys({"b": 1})
-    assert key_id not in keyring._memory.keys
+    assert key_id not in keyring._held_keys.keys
     keyring.sealing_keys({"a": 300_000})
     assert store.record(key_id).items_reserved >= FIRST_BLOCK + 1 + 300_000
 
@@ -271,8 +271,8 @@ def test_more_scopes_than_the_cache_holds_are_sealed_in_one_batch(new_keyring, s
         scope: key.key_id for scope, key in second.items()
     }
     assert len(store.data_records()) == 10
-    assert len(keyring._memory.keys) == 3
-    assert len(keyring._memory.active) <= 3
+    assert len(keyring._held_keys.keys) == 3
+    assert len(keyring._held_keys.active) <= 3
 
 
 # --- a key's own limit ---
@@ -304,7 +304,7 @@ def test_a_full_key_that_cannot_be_replaced_stops(new_keyring, store, kms, fault
     if fault == "kms":
         kms.deny()
     else:
-        store.fail("replace_active")
+        store.fail("replace_all_active")
     with pytest.raises(KeyLimitError) as caught:
         sealing_key(keyring)
     assert caught.value.key_id == key.key_id
@@ -370,17 +370,17 @@ def test_rotation_by_policy_tries_without_waiting_and_goes_on_with_the_old_key(
     first = sealing_key(keyring)
     clock.advance(3_600)
     waits: list[bool] = []
-    replace_active = store.replace_active
+    replace_all_active = store.replace_all_active
 
     def watched(*args, wait: bool, **options):
         waits.append(wait)
-        return replace_active(*args, wait=wait, **options)
+        return replace_all_active(*args, wait=wait, **options)
 
-    store.replace_active = watched
+    store.replace_all_active = watched
     if fault == "kms":
         kms.fail_always()
     else:
-        store.fail("replace_active")
+        store.fail("replace_all_active")
     for _ in range(100):
         assert sealing_key(keyring) is first
     assert len(kms.calls) == 3  # the store key, the key, one try: it rests then

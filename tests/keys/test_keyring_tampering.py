@@ -250,7 +250,7 @@ def test_one_old_row_put_back_is_refused_by_running_processes(
         destroy(key.key_id, by=how)
     opened(witness, key.key_id)  # sees the later state
     store._records[key.key_id] = old
-    witness._memory.of(KeyPurpose.DATA).drop(key.key_id, close=False)
+    witness._held_keys.of(KeyPurpose.DATA).drop(key.key_id, close=False)
     witness._opener.look_again()
     error = opened(witness, key.key_id)
     assert isinstance(error, IntegrityError)
@@ -274,7 +274,7 @@ def test_a_put_back_row_does_not_come_to_seal_again(keyring, new_keyring, store)
     store._records[key.key_id] = old
     store._slots["default", KeyPurpose.DATA, "a"] = key.key_id
     store._records.pop(new.key_id)
-    keyring._memory.unseat(new.scope, KeyPurpose.DATA)
+    keyring._held_keys.unseat(new.scope, KeyPurpose.DATA)
     with pytest.raises(IntegrityError):
         sealing_key(keyring, "a")
     with pytest.raises(IntegrityError):

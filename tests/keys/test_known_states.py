@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from eventseal.errors import IntegrityError
 from eventseal.keys import KeyPurpose, KeyRecord, KeyState
-from eventseal.keys.authentication import row_checks as module
-from eventseal.keys.authentication.row_checks import KnownStates
-from eventseal.keys.ring.new_keys import new_record
+from eventseal.keys.records import new_record
+from eventseal.keys.ring import held_keys as module
+from eventseal.keys.ring.held_keys import KnownStates
 
 RECORD = new_record("shop", "a", KeyPurpose.DATA, leased=0)
 

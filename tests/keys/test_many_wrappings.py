@@ -114,6 +114,6 @@ def test_a_key_with_more_wrappings_than_are_read_is_neither_rewrapped_nor_proved
     store.edit(key_ids[0], more_wrappings=1_936)
     keyring = new_keyring(kms=[old, new], branches=branches)
     assert f"key {key_ids[0]} has 1,937 wrappings" in str(keyring.rewrap(new).failures[key_ids[0]])
-    proof = keyring.prove_without(lambda wrapped: wrapped.kek_uri == old.uri)
+    proof = keyring.wrappings.prove_without(lambda wrapped: wrapped.kek_uri == old.uri)
     assert list(proof.failures) == [key_ids[0]]
     assert isinstance(keyring.opening_keys(key_ids)[key_ids[0]], DataKey)

@@ -18,7 +18,7 @@ from eventseal.errors import (
 from eventseal.keys import DataKey, KeyPurpose, KeyState, Rewrap
 from eventseal.keys.rewrap.rewrapping import MAX_FAILURES
 from eventseal.keys.wrapping.branches import Branches
-from eventseal.keys.wrapping.keks import Keks
+from eventseal.keys.wrapping.unwrapping import Unwrapper
 from eventseal.testing import FakeBatchKms, FakeKms
 
 
@@ -254,7 +254,7 @@ def test_the_handles_of_rewrapped_keys_are_closed(new_keyring, keks, monkeypatch
     new_keyring(kms=keks[:1], branches=2).rotate_branches()
     keyring = new_keyring(kms=keks[:2])
     seen = []
-    for cls in (Keks, Branches):
+    for cls in (Unwrapper, Branches):
 
         def unwrap(self, records, unwrap=cls.unwrap):
             found = unwrap(self, records)
@@ -266,7 +266,7 @@ def test_the_handles_of_rewrapped_keys_are_closed(new_keyring, keks, monkeypatch
     closed = [key for key in seen if key.purpose is not KeyPurpose.BRANCH]
     assert len(closed) >= 6
     assert all(key.closed for key in closed)
-    assert not keyring._memory.keys
+    assert not keyring._held_keys.keys
 
 
 def test_a_closed_keyring_rewraps_nothing(new_keyring, keks) -> None:

@@ -65,7 +65,7 @@ def test_a_plain_scope_with_a_colon_is_in_no_row_and_in_no_call_of_the_kms(diges
     keyring.rotate(PLAIN)
     keyring.rotate_many(plain)
     keyring.shred(PLAIN)
-    keyring.reopen(PLAIN)
+    keyring.destroyer.reopen(PLAIN)
 
     shown = repr(store.records()) + repr(kms.calls)
     for word in ("@", "acme ", "north ", "zoe "):
@@ -78,7 +78,7 @@ def test_a_plain_scope_with_a_colon_is_in_no_row_and_in_no_call_of_the_kms(diges
 
 
 def test_without_it_scopes_are_as_they_were(keyring, store):
-    assert keyring.stored_scope(PLAIN) == keyring.scope_named(PLAIN) == PLAIN
+    assert keyring.stored_scope(PLAIN) == keyring.tables.scope_named(PLAIN) == PLAIN
     assert store.records() == []
     key_of(keyring)
     assert scopes_in(store) == {PLAIN, STORE_SCOPE}
@@ -108,7 +108,12 @@ def test_scopes_keep_their_kind_and_stay_apart_in_every_process(scopes):
     for scope in scopes:
         kind, colon, _ = scope.partition(":")
         stored = one.stored_scope(scope)
-        assert other.stored_scope(scope) == other.scope_named(scope) == other.scope_named(stored) == stored
+        assert (
+            other.stored_scope(scope)
+            == other.tables.scope_named(scope)
+            == other.tables.scope_named(stored)
+            == stored
+        )
         assert other.sealing_keys({scope: 1})[scope].key_id == keys[scope].key_id
         assert digest_form(stored, kind) if colon else stored == scope
         assert one.sealing_keys({scope: 1}) == {scope: keys[scope]}
@@ -164,15 +169,15 @@ def test_a_key_rotates_is_shredded_and_reopened_by_either_name(digesting, store)
         assert caught.value.scope == stored
         assert "zoe@" not in str(caught.value)
     assert keyring.shred(stored).destroyed == ()
-    assert len(keyring.reopen(stored)) == 3
-    assert keyring.reopen(PLAIN) == []
+    assert len(keyring.destroyer.reopen(stored)) == 3
+    assert keyring.destroyer.reopen(PLAIN) == []
     assert key_of(keyring).state is KeyState.ACTIVE
 
 
 def test_a_scope_that_never_had_a_key_is_unknown_and_its_name_is_not_repeated(digesting, store):
-    assert digesting().scope_named(PLAIN) == PLAIN  # nothing has a key: to ask makes none
+    assert digesting().tables.scope_named(PLAIN) == PLAIN  # nothing has a key: to ask makes none
     assert store.records() == []
-    for end in (lambda keyring: keyring.shred(PLAIN), lambda keyring: keyring.reopen(PLAIN)):
+    for end in (lambda keyring: keyring.shred(PLAIN), lambda keyring: keyring.destroyer.reopen(PLAIN)):
         with pytest.raises(ConfigurationError, match="no key of scope") as caught:
             end(digesting())
         assert "zoe@" not in str(caught.value)
@@ -181,7 +186,7 @@ def test_a_scope_that_never_had_a_key_is_unknown_and_its_name_is_not_repeated(di
 def test_a_closed_keyring_digests_nothing(digesting):
     keyring = digesting()
     keyring.close()
-    for ask in (keyring.stored_scope, keyring.scope_named, keyring.rotate, keyring.shred, key_of):
+    for ask in (keyring.stored_scope, keyring.tables.scope_named, keyring.rotate, keyring.shred, key_of):
         with pytest.raises(ConfigurationError, match="closed"):
             ask(keyring, PLAIN) if ask is key_of else ask(PLAIN)
 
@@ -227,7 +232,7 @@ def test_a_scope_that_looks_like_a_digest_is_not_sealed_for(digesting, purpose):
 @pytest.mark.parametrize("scope", ["", "subject:\0", "subject:e\u0301", "k" * 199 + ":x", 7])
 def test_a_scope_that_cannot_be_one_is_refused(digesting, scope):
     keyring = digesting()
-    for ask in (keyring.stored_scope, keyring.scope_named, keyring.rotate, keyring.shred):
+    for ask in (keyring.stored_scope, keyring.tables.scope_named, keyring.rotate, keyring.shred):
         with pytest.raises(ConfigurationError, match=r"key scope|normal form"):
             ask(scope)
     with pytest.raises(ConfigurationError):
@@ -254,10 +259,10 @@ def test_who_was_told_otherwise_than_the_first_process_gets_no_key(new_keyring, 
         lambda keyring: keyring.rotate_many([PLAIN]),
         lambda keyring: keyring.shred(PLAIN),
         lambda keyring: keyring.shred(key.scope),
-        lambda keyring: keyring.reopen(PLAIN),
+        lambda keyring: keyring.destroyer.reopen(PLAIN),
         lambda keyring: keyring.compromise([key.key_id]),
         lambda keyring: keyring.refresh(),
-        lambda keyring: keyring.scope_named(PLAIN),
+        lambda keyring: keyring.tables.scope_named(PLAIN),
     ):
         with pytest.raises(ConfigurationError, match="are stored as") as caught:
             use(new_keyring(scope_digest=not first))

@@ -60,11 +60,11 @@ def world() -> dict[str, object]:
         "counters": keyring.counters,
         "store": store,
         "record": store.page("default")[0],
-        "memory": keyring._memory,
-        "cached": keyring._memory.active["a"],
-        "seals": keyring._sealer._store_key.seals(),
-        "keks": keyring._opener._resources.wrapping,
-        "resources": keyring._opener._resources,
+        "held keys": keyring._held_keys,
+        "cached": keyring._held_keys.active["a"],
+        "seals": keyring._ring.store_key.seals(),
+        "keks": keyring._opener._parts.wrapping,
+        "parts": keyring._opener._parts,
         "kms": kms,
         "call": kms.calls[0],
         "changes": store.changes("default", -1, []),
@@ -182,7 +182,7 @@ def test_no_frame_of_a_failed_call_holds_a_key() -> None:
             keyring.prepare(scopes)
         errors.append(caught.value)
     second.recover()
-    for operation in ("add_active", "replace_active", "reserve", "changes", "get"):
+    for operation in ("add_active", "replace_all_active", "reserve", "changes", "get"):
         broken = InMemoryKeyStore()
         ring = Keyring(first, broken)
         key_id = ring.sealing_keys({"a": 1})["a"].key_id
@@ -244,10 +244,10 @@ def test_no_frame_of_a_failed_call_under_branches_holds_a_key() -> None:
     store = InMemoryKeyStore()
     keyring = Keyring(kms, store, branches=1)
     keyring.prepare(["a"])
-    (branch,) = keyring._memory.of(KeyPurpose.BRANCH).keys.values()
+    (branch,) = keyring._held_keys.of(KeyPurpose.BRANCH).keys.values()
     stale = branch.key
     stale.close()
-    keyring._branch_keys.sealer.keys = lambda scopes, make: dict.fromkeys(scopes, stale)
+    keyring._ring.branch_keys.sealer.keys = lambda scopes, make: dict.fromkeys(scopes, stale)
     with pytest.raises(EventSealError) as caught:
         keyring.prepare(["b"])
     errors.append(caught.value)
@@ -261,8 +261,8 @@ def test_no_frame_of_a_failed_call_under_branches_holds_a_key() -> None:
 def test_a_branch_key_shows_no_bytes_and_holds_none_once_closed() -> None:
     keyring = Keyring(FakeKms(), InMemoryKeyStore(), branches=1)
     keyring.prepare(["a"])
-    (branch,) = keyring._memory.of(KeyPurpose.BRANCH).keys.values()
-    assert not leaks(f"{branch!r} {branch.key!r} {keyring._memory.of(KeyPurpose.BRANCH)!r}")
+    (branch,) = keyring._held_keys.of(KeyPurpose.BRANCH).keys.values()
+    assert not leaks(f"{branch!r} {branch.key!r} {keyring._held_keys.of(KeyPurpose.BRANCH)!r}")
     pool = branch.key.wrapping_pool()
     keyring.close()
     assert bytes(branch.key._material) == bytes(32)

@@ -17,9 +17,10 @@ from eventseal.errors import (
     NotMyKeyError,
 )
 from eventseal.keys import DataKey, KeyPurpose, KeyRecord
-from eventseal.keys.authentication.row_macs import binding_of
-from eventseal.keys.ring.new_keys import new_record
-from eventseal.keys.ring.parts import KeyringCounters
+from eventseal.keys.authentication.row_checks import KeyringCounters
+from eventseal.keys.data_key import binding_of
+from eventseal.keys.records import new_record
+from eventseal.keys.wrapping.kek_calls import KekCalls
 from eventseal.keys.wrapping.keks import Keks
 from eventseal.testing import FakeBatchKms, FakeKms, ManualClock
 
@@ -187,7 +188,7 @@ def test_the_keys_of_a_batch_that_failed_are_closed(keks) -> None:
             return super().generate_data_key(context)
 
     handles = []
-    calls = Keks([Watched()], counters=KeyringCounters())
+    calls = Keks([Watched()], calls=KekCalls(KeyringCounters()))
     generated = calls.calls._generated
 
     def keep(adapter, record):
@@ -201,7 +202,7 @@ def test_the_keys_of_a_batch_that_failed_are_closed(keks) -> None:
     assert [handle.closed for handle in handles] == [True, True]
     handles.clear(), made.clear()
     keks[2].fail_always()
-    several = Keks(keks, counters=KeyringCounters())
+    several = Keks(keks, calls=KekCalls(KeyringCounters()))
     generated = several.calls._generated
     several.calls._generated = keep
     with pytest.raises(KmsUnavailableError):
@@ -231,7 +232,7 @@ def test_a_kek_that_is_called_like_a_branch_key_is_refused() -> None:
     kms = FakeKms()
     kms._uri = "branch:0"
     with pytest.raises(ConfigurationError, match="branch key"):
-        Keks([kms], counters=KeyringCounters())
+        Keks([kms], calls=KekCalls(KeyringCounters()))
 
 
 # --- falling back ---
@@ -239,14 +240,16 @@ def test_a_kek_that_is_called_like_a_branch_key_is_refused() -> None:
 
 def wrapped_by(keks: list[FakeKms]) -> tuple[DataKey, KeyRecord]:
     blank = new_record("shop", "a", KeyPurpose.DATA, leased=0)
-    ((key, wrappings),) = Keks(keks, counters=KeyringCounters()).generate([blank])
+    ((key, wrappings),) = Keks(keks, calls=KekCalls(KeyringCounters())).generate([blank])
     for kms in keks:
         kms.calls.clear()
     return key, replace(blank, binding=binding_of(key), wrappings=wrappings)
 
 
 def falling_back(keks: list[FakeKms], clock: ManualClock | None = None) -> Keks:
-    return Keks(keks, counters=KeyringCounters(), fall_back_on_outage=True, clock=clock or ManualClock())
+    return Keks(
+        keks, calls=KekCalls(KeyringCounters()), fall_back_on_outage=True, clock=clock or ManualClock()
+    )
 
 
 def unwrapped(keks: Keks, record: KeyRecord) -> object:
@@ -283,7 +286,7 @@ def test_an_edited_wrapping_is_never_passed_over(keks) -> None:
 def test_without_the_option_an_outage_is_the_answer(keks) -> None:
     _, record = wrapped_by(keks)
     keks[0].fail_always()
-    assert isinstance(unwrapped(Keks(keks, counters=KeyringCounters()), record), KmsUnavailableError)
+    assert isinstance(unwrapped(Keks(keks, calls=KekCalls(KeyringCounters())), record), KmsUnavailableError)
     assert [kms.count() for kms in keks] == [1, 0, 0]
 
 
@@ -349,7 +352,7 @@ def test_a_kek_that_was_unavailable_comes_last_for_a_while(keks) -> None:
 
 def test_without_the_option_the_order_never_changes(keks) -> None:
     _, record = wrapped_by(keks)
-    ring = Keks(keks, counters=KeyringCounters(), clock=ManualClock())
+    ring = Keks(keks, calls=KekCalls(KeyringCounters()), clock=ManualClock())
     keks[0].fail_next()
     assert isinstance(unwrapped(ring, record), KmsUnavailableError)
     assert isinstance(unwrapped(ring, record), DataKey)

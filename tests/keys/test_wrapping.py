@@ -16,16 +16,17 @@ from eventseal.errors import (
     KmsUnavailableError,
 )
 from eventseal.keys import DataKey, KeyPurpose, KeyRecord
-from eventseal.keys.authentication.row_macs import binding_of
-from eventseal.keys.ring.new_keys import new_record
-from eventseal.keys.ring.parts import KeyringCounters
+from eventseal.keys.authentication.row_checks import KeyringCounters
+from eventseal.keys.data_key import binding_of
+from eventseal.keys.records import new_record
+from eventseal.keys.wrapping.kek_calls import KekCalls
 from eventseal.keys.wrapping.keks import Keks
 from eventseal.kms import EncryptionContext, WrappedKey
 from eventseal.testing import FakeBatchKms, FakeKms
 
 
 def keks(*adapters) -> Keks:
-    return Keks(adapters, counters=KeyringCounters())
+    return Keks(adapters, calls=KekCalls(KeyringCounters()))
 
 
 def made(count: int, *adapters) -> list[tuple[DataKey, KeyRecord]]:
@@ -118,7 +119,7 @@ def test_any_other_error_ends_it_and_no_other_kek_is_asked(error: type[EventSeal
 def test_a_key_under_no_configured_kek_names_the_one_it_is_under() -> None:
     ((_, record),) = made(1, FakeKms("paris"), FakeKms("oslo"))
     counters = KeyringCounters()
-    (outcome,) = Keks([FakeKms("here")], counters=counters).unwrap([record])
+    (outcome,) = Keks([FakeKms("here")], calls=KekCalls(counters)).unwrap([record])
     assert isinstance(outcome, KekNotConfiguredError)
     assert outcome.kek_uri == "fake://paris"
     assert "fake://oslo" in str(outcome)
@@ -160,7 +161,7 @@ def test_a_batch_is_unwrapped_in_one_call_with_an_outcome_for_each() -> None:
     records.insert(3, foreign)
     kms.calls.clear()
     counters = KeyringCounters()
-    outcomes = Keks([kms], counters=counters).unwrap(records)
+    outcomes = Keks([kms], calls=KekCalls(counters)).unwrap(records)
     assert [call.operation for call in kms.calls] == ["unwrap_many"]
     assert counters.kms_calls == 1
     assert isinstance(outcomes[1], IntegrityError)

@@ -13,9 +13,9 @@ from sqlalchemy import func, select
 from eventseal.keys import Keyring, revocation_tree
 from eventseal.keys.authentication import row_checks
 from eventseal.keys.authentication.row_macs import Seals
-from eventseal.keys.rewrap.key_wrappings import KeyUpkeep
-from eventseal.keys.ring.new_keys import ScopeBatch, Seats
-from eventseal.keys.ring.state_transitions import Marks
+from eventseal.keys.rewrap.key_wrappings import KeyWrappings
+from eventseal.keys.ring.sealing import ScopeBatch, Seats
+from eventseal.keys.ring.state_transitions import NextChangeMark
 from eventseal.rotation import key_rotation, retirement
 from eventseal.storage.database import column_types
 from eventseal.storage.database.table_setup import KEY_ID
@@ -47,13 +47,13 @@ def old_nodes_pass(_: Site) -> Iterator[None]:
 
 @contextmanager
 def scopes_get_no_entry(_: Site) -> Iterator[None]:
-    make = Marks.__init__
+    make = NextChangeMark.__init__
 
     def wrong(self: Any, *args: Any, **kwargs: Any) -> None:
         make(self, *args, **kwargs)
         self._touched = set(self._scopes)
 
-    with patch.object(Marks, "__init__", wrong):
+    with patch.object(NextChangeMark, "__init__", wrong):
         yield
 
 
@@ -141,12 +141,12 @@ def rotations_believe_times(_: Site) -> Iterator[None]:
 
 @contextmanager
 def rolls_believe_times(_: Site) -> Iterator[None]:
-    renew_branches = KeyUpkeep.renew_branches
+    renew_branches = KeyWrappings.renew_branches
 
     def wrong(self: Any, made: Any) -> Any:
         holders = [holder for holder in self._branches_with_keys().values() if holder is not None]
         later = {holder.key_id for holder in holders if holder.created_at > datetime.now(UTC)}
         return renew_branches(self, made | later)
 
-    with patch.object(KeyUpkeep, "renew_branches", wrong):
+    with patch.object(KeyWrappings, "renew_branches", wrong):
         yield

@@ -159,15 +159,15 @@ class Client:
     @property
     def is_refreshing(self) -> bool:
         """Whether one of its threads stands still inside a refresh, for whose end any other would wait."""
-        return self.keyring._refresher._lock.locked()
+        return self.keyring._ring.refresher._lock.locked()
 
     @property
     def knows_its_store_key(self) -> bool:
-        return self.keyring._store_key._seals is not None
+        return self.keyring._ring.store_key.known is not None
 
     def owed(self) -> dict[UUID, int]:
         """Items that it sealed on credit, by key."""
-        leases = {key_id: cached.lease for key_id, cached in self.keyring._memory.keys.items()}
+        leases = {key_id: cached.lease for key_id, cached in self.keyring._held_keys.keys.items()}
         leases |= self.keyring._sealer._debts
         return {key_id: lease._owed for key_id, lease in leases.items() if lease._owed}
 

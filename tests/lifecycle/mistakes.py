@@ -12,12 +12,13 @@ from tests.lifecycle import attack_mistakes as attacked
 
 from eventseal.erasure import epoch
 from eventseal.erasure.restore import Reading
-from eventseal.keys.authentication.row_checks import KnownStates
-from eventseal.keys.lifecycle import KeyLifecycle
-from eventseal.keys.rewrap.key_wrappings import KeyUpkeep, RenewedBranches
+from eventseal.keys.rewrap.key_wrappings import KeyWrappings, RenewedBranches
 from eventseal.keys.ring import state_transitions
-from eventseal.keys.ring.new_keys import Seats
+from eventseal.keys.ring.destroying import Destroyer
+from eventseal.keys.ring.held_keys import KnownStates
 from eventseal.keys.ring.opening import Refresher
+from eventseal.keys.ring.parts import RingParts
+from eventseal.keys.ring.sealing import Seats
 from eventseal.rotation import fence_closing
 from eventseal.rotation.jobs import batches
 from eventseal.storage.items import appends
@@ -118,15 +119,18 @@ def _fence_is_not_looked_at(_: Site) -> Iterator[None]:
 
 @contextmanager
 def _tombstone_without_slot(_: Site) -> Iterator[None]:
-    ended, moved = state_transitions.ended, state_transitions.moved
+    tombstone_of, next_version = state_transitions.tombstone_of, state_transitions.next_version
 
     def ends(record: Any, by: Any, *, active_scope: str | None = None) -> Any:
-        return ended(record, by)
+        return tombstone_of(record, by)
 
     def moves(record: Any, **changes: Any) -> Any:
-        return moved(record, **{**changes, "active_scope": None})
+        return next_version(record, **{**changes, "active_scope": None})
 
-    with patch.object(state_transitions, "ended", ends), patch.object(state_transitions, "moved", moves):
+    with (
+        patch.object(state_transitions, "tombstone_of", ends),
+        patch.object(state_transitions, "next_version", moves),
+    ):
         yield
 
 
@@ -135,16 +139,16 @@ def _key_cached_before_its_row(_: Site) -> Iterator[None]:
     make = Seats._make
 
     def wrong(self: Any, batch: Any, scopes: Any, admission: Any) -> None:
-        store = self._resources.store
-        since, now = self._memory.moment(), self._resources.clock.now()
+        store = self._parts.store.unchecked
+        since, now = self._held_keys.moment(), self._parts.clock.now()
 
         def add_active(records: Any, **options: Any) -> Any:
             for record in records:
                 key = handles[record.key_id]
-                cached = self._memory.keep(key, record, since=since, now=now, leased=record.items_reserved)
+                cached = self._held_keys.keep(key, record, since=since, now=now, leased=record.items_reserved)
                 if cached is not None:
                     self._seat(batch, cached, record, since)
-            return store.__class__.add_active(store, records, **options)
+            return add(records, **options)
 
         def new_keys(*arguments: Any) -> Any:
             made = making(*arguments)
@@ -152,13 +156,12 @@ def _key_cached_before_its_row(_: Site) -> Iterator[None]:
             return made
 
         handles: dict[Any, Any] = {}
+        add, making = store.add_active, RingParts.new_keys
         with (
-            patch("eventseal.keys.ring.new_keys.new_keys", new_keys),
+            patch.object(RingParts, "new_keys", new_keys),
             patch.object(store, "add_active", add_active),
         ):
             make(self, batch, scopes, admission)
-
-    from eventseal.keys.ring.new_keys import new_keys as making
 
     with patch.object(Seats, "_make", wrong):
         yield
@@ -169,7 +172,7 @@ def _load_kept_over_a_refresh(_: Site) -> Iterator[None]:
     admit = KnownStates.admit
 
     def wrong(self: Any, record: Any, since: Any) -> bool:
-        return admit(self, record, since._replace(moves=self._refreshes))
+        return admit(self, record, since._replace(changes=self.changes))
 
     with patch.object(KnownStates, "admit", wrong):
         yield
@@ -180,11 +183,11 @@ def _confirmed_when_answered(_: Site) -> Iterator[None]:
     refresh = Refresher._refresh
 
     def wrong(self: Any) -> None:
-        began = self._resources.clock.now()
+        began = self._ring.given.clock.now()
         refresh(self)
-        late = self._resources.clock.now() - began
-        self._confirmation.opens_until += late
-        self._confirmation.seals_until += late
+        late = self._ring.given.clock.now() - began
+        self._ring.confirmation.opens_until += late
+        self._ring.confirmation.seals_until += late
 
     with patch.object(Refresher, "_refresh", wrong):
         yield
@@ -198,59 +201,59 @@ def _lost_answer_is_taken_for_no(_: Site) -> Iterator[None]:
 
 @contextmanager
 def _ledger_told_after_the_shred(_: Site) -> Iterator[None]:
-    shred = KeyLifecycle.shred
+    shred = Destroyer.shred
 
-    def wrong(self: Any, scope: str, *, first: Any = None, **options: Any) -> Any:
+    def wrong(self: Any, scope: str, *, before_commit: Any = None, **options: Any) -> Any:
         read: list[Any] = []
-        ended = shred(self, scope, first=read.append, **options)
-        if first is not None:
-            first(read[-1])
+        ended = shred(self, scope, before_commit=read.append, **options)
+        if before_commit is not None:
+            before_commit(read[-1])
         return ended
 
-    with patch.object(KeyLifecycle, "shred", wrong):
+    with patch.object(Destroyer, "shred", wrong):
         yield
 
 
 @contextmanager
 def _ledger_told_once(_: Site) -> Iterator[None]:
-    shred = KeyLifecycle.shred
+    shred = Destroyer.shred
 
-    def wrong(self: Any, scope: str, *, first: Any = None, **options: Any) -> Any:
+    def wrong(self: Any, scope: str, *, before_commit: Any = None, **options: Any) -> Any:
         told: list[Any] = []
 
         def once(rows: Any) -> None:
-            if first is not None and not told:
-                told.append(first(rows))
+            if before_commit is not None and not told:
+                told.append(before_commit(rows))
 
-        return shred(self, scope, first=once, **options)
+        return shred(self, scope, before_commit=once, **options)
 
-    with patch.object(KeyLifecycle, "shred", wrong):
+    with patch.object(Destroyer, "shred", wrong):
         yield
 
 
 @contextmanager
 def _ledger_told_after_the_reopening(_: Site) -> Iterator[None]:
-    reopen = KeyLifecycle.reopen
+    reopen = Destroyer.reopen
 
-    def wrong(self: Any, scope: str, *, first: Any = None) -> Any:
+    def wrong(self: Any, scope: str, *, before_commit: Any = None) -> Any:
         read: list[Any] = []
-        freed = reopen(self, scope, first=read.append)
+        freed = reopen(self, scope, before_commit=read.append)
         if read:
-            first(read[-1])
+            before_commit(read[-1])
         return freed
 
-    with patch.object(KeyLifecycle, "reopen", wrong):
+    with patch.object(Destroyer, "reopen", wrong):
         yield
 
 
 @contextmanager
 def _restored_scope_stays_open(_: Site) -> Iterator[None]:
-    shred_again = KeyLifecycle.shred_again
+    shred_again = Destroyer.shred_again
 
     def wrong(self: Any, scope: str, erased: Any, *, closed: bool, dry_run: bool = False) -> Any:
         return shred_again(self, scope, erased, closed=False, dry_run=dry_run)
 
-    with patch.object(KeyLifecycle, "shred_again", wrong):
+    with patch.object(Destroyer, "shred_again", wrong):
         yield
 
 
@@ -267,7 +270,7 @@ def _begun_is_taken_for_done(_: Site) -> Iterator[None]:
 
 @contextmanager
 def _branch_keys_stay(_: Site) -> Iterator[None]:
-    with patch.object(KeyUpkeep, "renew_branches", lambda *_: RenewedBranches([], [])):
+    with patch.object(KeyWrappings, "renew_branches", lambda *_: RenewedBranches([], [])):
         yield
 
 

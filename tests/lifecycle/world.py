@@ -104,7 +104,7 @@ class World:
         self._texts = itertools.count(1)
         new_key_id = _numbered_ids()  # in the order in which they are made, so that a world can be run again
         self._patches = [
-            patch("eventseal.keys.ring.new_keys.new_key_id", new_key_id),
+            patch("eventseal.keys.records.new_key_id", new_key_id),
             patch("eventseal.rotation.key_rotation.new_key_id", new_key_id),
             patch("eventseal.storage.database.transactions._LONGEST_PAUSE", 0.0),
             # Who holds a fence stands still, so that nobody need wait for it.

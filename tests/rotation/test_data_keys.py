@@ -19,7 +19,7 @@ from eventseal.errors import (
     StoreUnavailableError,
 )
 from eventseal.keys import KeyState
-from eventseal.keys.ring.new_keys import new_key_id
+from eventseal.keys.records import new_key_id
 from eventseal.rotation import JobResult, mark_compromised, reencrypt, retire, rotate_keys, status
 from eventseal.storage.items.fences import CLOSED, fence_states
 from eventseal.storage.jobs.compromised_items import load_compromised_items
@@ -125,7 +125,7 @@ def test_a_closed_scope_is_refused_by_name_and_passed_over_otherwise(shop) -> No
 def test_a_scope_that_lost_its_key_gets_one(shop) -> None:
     old = active(shop, "a")
     record = shop.seal.key_store.get([old])[old]
-    seals = shop.seal.keyring._store_key.made_seals()
+    seals = shop.seal.keyring._ring.store_key.made_seals()
     from dataclasses import replace
 
     closed = replace(record, state=KeyState.DEACTIVATED, active_scope=None, row_version=2)

@@ -230,7 +230,7 @@ def test_a_key_store_in_memory_remembers_places_too(shop) -> None:
     seal = SimpleNamespace(
         keyring=keyring,
         cipher=AESCipher(keyring),
-        key_store=keyring._key_store,
+        key_store=keyring._given.key_store,
         datastore=shop.seal.datastore,
     )
     store_of(ShelfStrategy(Shelf()), seal).append(placed())

@@ -31,7 +31,7 @@ from eventseal.errors import (
 )
 from eventseal.items import SequencedItem
 from eventseal.keys import KeyPurpose, KeyState
-from eventseal.keys.ring.new_keys import new_key_id
+from eventseal.keys.records import new_key_id
 from eventseal.rotation import (
     JobResult,
     fence_closing,

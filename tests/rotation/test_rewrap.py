@@ -125,7 +125,7 @@ def test_rewraps_at_once_with_readers_lose_no_key(under, kek) -> None:
 
     def read(shop) -> None:
         for _ in range(6):
-            shop.seal.keyring._memory._caches[KeyPurpose.DATA].keys.clear()
+            shop.seal.keyring._held_keys._caches[KeyPurpose.DATA].keys.clear()
             assert opened(shop, key_ids)
 
     with ThreadPoolExecutor(5) as pool:

@@ -24,7 +24,7 @@ from eventseal.storage import (
     SQLAlchemyKeyStore,
     SQLAlchemySettings,
 )
-from eventseal.testing.key_store_contract.records import make_record, moved, next_mark
+from eventseal.testing.key_store_contract.records import in_state, make_record, next_mark
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -263,14 +263,16 @@ class TestOnPostgreSQL:
         assert key_store.get([old.key_id])[old.key_id].wrappings == old.wrappings != ()
         new = make_record("shop", "a")
         proxy.lose_answer()
-        stored_new = key_store.replace_active(old, moved(old, KeyState.DEACTIVATED), new, next_mark=next_mark)
+        stored_new = key_store.replace_all_active(
+            [Replacement(old, in_state(old, KeyState.DEACTIVATED), new)], next_mark=next_mark
+        )["a"]
         assert stored_new.key_id == new.key_id
         proxy.lose_answer()
-        (closed,) = key_store.set_states([moved(stored_new, KeyState.DEACTIVATED)], next_mark=next_mark)
+        (closed,) = key_store.set_states([in_state(stored_new, KeyState.DEACTIVATED)], next_mark=next_mark)
         assert (closed.state, closed.row_version) == (KeyState.DEACTIVATED, 2)
         olds = key_store.add_active([make_record("shop", "b"), make_record("shop", "c")])
         replacements = [
-            Replacement(old, moved(old, KeyState.DEACTIVATED), make_record("shop", old.scope))
+            Replacement(old, in_state(old, KeyState.DEACTIVATED), make_record("shop", old.scope))
             for old in olds.values()
         ]
         proxy.lose_answer()

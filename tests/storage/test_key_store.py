@@ -14,14 +14,14 @@ import pytest
 from sqlalchemy import delete, event, insert, make_url, select, update
 
 from eventseal.errors import IntegrityError, StoreUnavailableError
-from eventseal.keys.records import MOST_WRAPPINGS, STORE_SCOPE, ChangeMark
+from eventseal.keys.records import MOST_WRAPPINGS, STORE_SCOPE, ChangeMark, Replacement
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyDatastore, SQLAlchemyKeyStore
 from eventseal.storage.database.transactions import begin_writing
 from eventseal.storage.keys.tables import encryption_keys, key_changes, key_wrappings
 from eventseal.testing.key_store_contract import KeyStoreContract
 from eventseal.testing.key_store_contract.keys import RacingContract
-from eventseal.testing.key_store_contract.records import GivenMark, make_record, moved, next_mark
+from eventseal.testing.key_store_contract.records import GivenMark, in_state, make_record, next_mark
 from eventseal.testing.key_store_contract.replacing import LeasesContract, ReplacingContract
 from eventseal.testing.key_store_contract.states import StatesContract
 
@@ -107,13 +107,15 @@ def active(key_store) -> KeyRecord:
 
 
 def writes(key_store: SQLAlchemyKeyStore, active: KeyRecord) -> list[Callable[[], object]]:
-    closed = moved(active, KeyState.DEACTIVATED)
+    closed = in_state(active, KeyState.DEACTIVATED)
     new = make_record("shop", "a")
     return [
         lambda: key_store.add_active([make_record("shop", "b")]),
         lambda: key_store.reserve({active.key_id: 1}),
-        lambda: key_store.replace_active(active, closed, new, next_mark=next_mark),
-        lambda: key_store.replace_active(active, closed, new, next_mark=next_mark, wait=False),
+        lambda: key_store.replace_all_active([Replacement(active, closed, new)], next_mark=next_mark),
+        lambda: key_store.replace_all_active(
+            [Replacement(active, closed, new)], next_mark=next_mark, wait=False
+        ),
         lambda: key_store.set_states([closed], next_mark=next_mark),
     ]
 
@@ -213,14 +215,18 @@ class TestInsideAnotherTransaction:
 
     @pytest.mark.parametrize("held", ["the mark", "the key"])
     def test_a_rotation_that_must_not_wait_gives_up_at_once(self, datastore, key_store, active, held):
-        closed, new = moved(active, KeyState.DEACTIVATED), make_record("shop", "a")
+        closed, new = in_state(active, KeyState.DEACTIVATED), make_record("shop", "a")
         with datastore.key_engine.connect() as other:
             begin_writing(other)
             self.hold(other, held, active)
             with at_once(), pytest.raises(StoreUnavailableError):
-                key_store.replace_active(active, closed, new, next_mark=next_mark, wait=False)
+                key_store.replace_all_active(
+                    [Replacement(active, closed, new)], next_mark=next_mark, wait=False
+                )
             other.rollback()
-        stored = key_store.replace_active(active, closed, new, next_mark=next_mark, wait=False)
+        stored = key_store.replace_all_active(
+            [Replacement(active, closed, new)], next_mark=next_mark, wait=False
+        )["a"]
         assert stored.key_id == new.key_id
 
     @staticmethod
@@ -239,17 +245,19 @@ class TestInsideAnotherTransaction:
         store_key = make_record("shop", STORE_SCOPE, purpose=KeyPurpose.STORE)
         key_store.add_active([store_key], mark=mark)
         old = key_store.add_active([make_record("shop", "a")])["a"]
-        closed = moved(old, KeyState.DEACTIVATED)
-        key_store.replace_active(old, closed, make_record("shop", "a"), next_mark=next_mark, wait=False)
+        closed = in_state(old, KeyState.DEACTIVATED)
+        key_store.replace_all_active(
+            [Replacement(old, closed, make_record("shop", "a"))], next_mark=next_mark, wait=False
+        )
         with datastore.engine.connect() as connection:
             assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one() == 5000
 
 
 def test_a_slot_that_another_key_has_taken_is_not_taken_from_it(key_store, active):
     """A shred closes a scope while somebody makes a new key in it: it must look again."""
-    stored = key_store.set_states([moved(active, KeyState.DEACTIVATED)], next_mark=next_mark)
+    stored = key_store.set_states([in_state(active, KeyState.DEACTIVATED)], next_mark=next_mark)
     late = key_store.add_active([make_record("shop", "a")])["a"]
-    tombstone = replace(moved(stored[0], KeyState.DESTROYED, destroyed_by="shredded"), active_scope="a")
+    tombstone = replace(in_state(stored[0], KeyState.DESTROYED, destroyed_by="shredded"), active_scope="a")
     assert key_store.set_states([tombstone], next_mark=next_mark) == []
     assert key_store.get([active.key_id, late.key_id]) == {active.key_id: stored[0], late.key_id: late}
     changes = key_store.changes("shop", 0, [])
@@ -263,10 +271,10 @@ class TestSnapshots:
         other = SQLAlchemyKeyStore(open_datastore(store_url, setup=False))
         second = other.add_active([make_record("shop", "b")])["b"]
         first, late = GivenMark({b"": b"first"}), GivenMark({b"": b"late"})
-        other.set_states([moved(second, KeyState.COMPROMISED)], next_mark=first)
+        other.set_states([in_state(second, KeyState.COMPROMISED)], next_mark=first)
 
         with after_statement(datastore.key_engine, "FROM key_changes") as once:
-            once(lambda: other.set_states([moved(active, KeyState.COMPROMISED)], next_mark=late))
+            once(lambda: other.set_states([in_state(active, KeyState.COMPROMISED)], next_mark=late))
             changes = key_store.changes("shop", 0, [active.key_id, second.key_id])
         assert changes is not None
         assert changes.mark.counter == 1
@@ -292,7 +300,7 @@ class TestSnapshots:
         self, datastore, key_store, active, store_url, open_datastore
     ):
         other = SQLAlchemyKeyStore(open_datastore(store_url, setup=False))
-        tombstone = moved(active, KeyState.DESTROYED, destroyed_by="shredded")
+        tombstone = in_state(active, KeyState.DESTROYED, destroyed_by="shredded")
         with after_statement(datastore.key_engine, "FROM encryption_keys") as once:
             once(lambda: other.set_states([tombstone], next_mark=next_mark))
             assert key_store.get([active.key_id]) == {active.key_id: active}
@@ -303,10 +311,12 @@ class TestEditedTables:
     def test_a_change_without_the_applications_mark_is_an_integrity_error(self, datastore, key_store, active):
         with datastore.key_engine.begin() as connection:
             connection.execute(delete(key_changes))
-        closed = moved(active, KeyState.DEACTIVATED)
+        closed = in_state(active, KeyState.DEACTIVATED)
         for change in (
             lambda: key_store.set_states([closed], next_mark=next_mark),
-            lambda: key_store.replace_active(active, closed, make_record("shop", "a"), next_mark=next_mark),
+            lambda: key_store.replace_all_active(
+                [Replacement(active, closed, make_record("shop", "a"))], next_mark=next_mark
+            ),
         ):
             with pytest.raises(IntegrityError, match="shop"):
                 change()
@@ -408,9 +418,11 @@ def test_what_cannot_be_read_is_not_written_over(open_datastore, shop_url):
     store = SQLAlchemyKeyStore(open_datastore(shop_url))
     active = store.active("shop", ["a"])["a"]
     run_sql(shop_url, "UPDATE encryption_keys SET state = 'edited' WHERE key_id = ?", active.key_id.bytes)
-    closed = moved(active, KeyState.DEACTIVATED)
+    closed = in_state(active, KeyState.DEACTIVATED)
     assert store.set_states([closed], next_mark=next_mark) == []
-    kept = store.replace_active(active, closed, make_record("shop", "a"), next_mark=next_mark)
+    kept = store.replace_all_active(
+        [Replacement(active, closed, make_record("shop", "a"))], next_mark=next_mark
+    )["a"]
     assert kept.unreadable == ("state",)
     assert store.get([active.key_id])[active.key_id].unreadable == ("state",)
 

@@ -139,7 +139,7 @@ CHANGES: dict[str, Callable[[SealedShop], object]] = {
     "rotate": lambda shop: shop.keyring.rotate(scope_of("active")),
     "rotate a compromised key": lambda shop: shop.keyring.rotate(scope_of("active"), compromised=True),
     "compromise": lambda shop: shop.keyring.compromise([rotated_key(shop)]),
-    "retire": lambda shop: shop.keyring.retire([rotated_key(shop)]),
+    "retire": lambda shop: shop.keyring.destroyer.retire([rotated_key(shop)]),
     "shred": lambda shop: shred(shop, scope_of("active")),
     "shred again": lambda shop: shred(shop, scope_of("gone")),
     "reopen": lambda shop: reopen(shop, scope_of("gone")),
@@ -165,7 +165,7 @@ def test_an_old_store_is_read_and_appended_to_under_its_keys(old: OldStore, set_
     check_everything(running, more=1)
     running.keyring.refresh()
     check_everything(running, more=1)
-    assert shop.keyring.key_tables() == "old"
+    assert shop.keyring.tables.age() == "old"
 
 
 @pytest.mark.parametrize("set_up", [False, True], ids=["untouched", "with new tables"])
@@ -193,7 +193,7 @@ def test_a_dry_run_looks_at_an_old_store_and_changes_nothing(old: OldStore) -> N
 def test_a_worker_without_the_right_to_unwrap_rewraps_no_old_store(old: OldStore) -> None:
     shop = old.process()
     with (
-        patch.object(type(shop.keyring), "key_tables", side_effect=KmsForbiddenError("no unwrap")),
+        patch.object(shop.keyring.tables, "age", side_effect=KmsForbiddenError("no unwrap")),
         pytest.raises(StoreReadOnlyError),
     ):
         rewrap(shop)
@@ -257,7 +257,7 @@ def test_the_upgrade_is_made_once_and_leaves_everything_as_it_was(old: OldStore)
     before = shop.key_store.page("shop")
     rows = upgrade_key_tables(shop)
     assert rows is not None
-    assert shop.keyring.key_tables() == "upgraded"
+    assert shop.keyring.tables.age() == "upgraded"
     assert upgrade_key_tables(shop) is None
     assert upgrade_key_tables(old.process()) is None
     assert shop.key_store.page("shop") == before
@@ -332,7 +332,7 @@ def test_an_old_copy_that_was_worked_on_is_refused_by_whoever_has_seen_the_upgra
     """A process of the earlier release has moved its counter past the new mark's."""
     running = old.upgrade()
     put_old_copy_back(old)
-    seals, mark = running.keyring._store_key.made_seals(), running.key_store.changes("shop", -1, []).mark
+    seals, mark = running.keyring._ring.store_key.made_seals(), running.key_store.changes("shop", -1, []).mark
     later = replace(mark, counter=mark.counter + 100)
     seal = seals._mark_seal(seals._old_mark_key, later)
     old.execute("UPDATE key_changes SET counter = ?, seal = ?", later.counter, seal)
@@ -348,7 +348,7 @@ def test_a_running_process_goes_on_through_the_upgrade(old: OldStore) -> None:
     running.keyring.refresh()
     check_everything(running)
     running.append("new", 0)
-    assert running.keyring.key_tables() == "upgraded"
+    assert running.keyring.tables.age() == "upgraded"
 
 
 def test_a_live_key_that_was_made_to_look_retired_is_left_out_of_the_tree(old: OldStore) -> None:
@@ -374,4 +374,4 @@ def test_a_row_that_was_edited_stops_the_upgrade_if_its_key_must_be_in_the_tree(
     with pytest.raises(EventSealError) as caught:
         upgrade_key_tables(shop)
     assert str(key_id) in str(caught.value)
-    assert old.process().keyring.key_tables() == "old"
+    assert old.process().keyring.tables.age() == "old"

@@ -68,7 +68,7 @@ def _stored(options: Options, scope: str) -> set[str]:
     if not options.settings().scope_digest:
         return {scope}
     with options.open_seal() as seal:
-        return {scope, seal.keyring.scope_named(scope)}
+        return {scope, seal.keyring.tables.scope_named(scope)}
 
 
 def _as_json(page: KeyPage) -> dict[str, Any]:

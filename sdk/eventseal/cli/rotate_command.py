@@ -106,7 +106,9 @@ def rotate(
     with options.open_seal() as seal:
         application = seal.settings.application
         if scope:
-            refuse_unknown_scopes(seal.datastore, application, scope, stored_as=seal.keyring.scope_named)
+            refuse_unknown_scopes(
+                seal.datastore, application, scope, stored_as=seal.keyring.tables.scope_named
+            )
         keys = known_keys(seal.datastore, application, key) if key else None
         run = _Run(
             options,
@@ -197,7 +199,7 @@ class _Run:
         """Give the keys that seal no more: of the scopes, or those that were named."""
         if self.keys is not None:
             return self.keys
-        scopes = None if self.scopes is None else {*map(self.seal.keyring.scope_named, self.scopes)}
+        scopes = None if self.scopes is None else {*map(self.seal.keyring.tables.scope_named, self.scopes)}
         look = partial(replaced_data_keys, scopes=scopes)
         return self._read(look, doing="looking for keys that seal no more")
 

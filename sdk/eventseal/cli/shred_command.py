@@ -114,7 +114,7 @@ def refuse_unknown_scope(seal: EventSeal, scope: str) -> None:
         seal.datastore,
         seal.settings.application,
         [scope],
-        stored_as=seal.keyring.scope_named,
+        stored_as=seal.keyring.tables.scope_named,
         guess=False,
     )
 

@@ -24,8 +24,7 @@ from eventseal.erasure import adopt
 from eventseal.erasure.reopening import upgrade_key_tables
 from eventseal.errors import ConfigurationError, KeyDestroyedError, KmsForbiddenError, MissingTableError
 from eventseal.keys.authentication.revocations import NEW_KEY_TABLES
-from eventseal.keys.records import DEFAULT_SCOPE, STORE_SCOPE
-from eventseal.keys.ring.new_keys import new_key_id
+from eventseal.keys.records import DEFAULT_SCOPE, STORE_SCOPE, new_key_id
 from eventseal.keys.states import KeyPurpose
 from eventseal.kms import SupportsCheck, adapter_from_uri
 from eventseal.kms.adapter import EncryptionContext, adapter_class

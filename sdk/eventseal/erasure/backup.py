@@ -17,7 +17,7 @@ from eventseal.errors import (
     KmsError,
     StoreError,
 )
-from eventseal.keys.authentication.row_macs import is_bound
+from eventseal.keys.data_key import is_bound
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.storage import SQLAlchemyDatastore, SQLAlchemyKeyStore, SQLAlchemySettings
 from eventseal.storage.database.engines import database_identity, redacted
@@ -253,7 +253,7 @@ class BackupKeys:
         self._today.refresh()
 
     def _retired(self, key_ids: Sequence[UUID]) -> dict[UUID, DataKey | EventSealError]:
-        tombstones = self._today.retired_keys(key_ids)
+        tombstones = self._today.tables.retired_keys(key_ids)
         # What such a key sealed may have been erased, and nothing tells (docs/decisions/0026).
         erased = [key_id for key_id, retired in tombstones.items() if retired.scope_was_shredded]
         found: dict[UUID, DataKey | EventSealError] = {

@@ -165,8 +165,8 @@ class _Roll:
         if self.ledger is not None:
             prepare_ledger(self.store, self.ledger)
         self.total = 2 * self.store.key_store.count_wrapped_keys(self.application)
-        seals = self.keyring.table_seals()
-        shreds = self.keyring.count_shreds()
+        seals = self.keyring.tables.seals()
+        shreds = self.keyring.tables.count_shreds()
         epoch = begin_epoch(self.engine, self.application, seals, shreds=shreds)
         # Branch keys first: an old one that is once wrapped under what stays makes every backup open again
         # (docs/decisions/0014).
@@ -207,19 +207,21 @@ class _Roll:
 
     def _replace_branch_keys(self, epoch: Epoch, seals: Seals) -> bool:
         """Give branches new keys, wrap data keys under them, and destroy the old ones."""
-        old, made = self.keyring.renew_branches(set(map(UUID, epoch.branch_keys)))
+        old, made = self.keyring.wrappings.renew_branches(set(map(UUID, epoch.branch_keys)))
         note_branch_keys(self.engine, self.application, seals, epoch.number, made)
         self.counts["branch_keys_replaced"] = len(old)
         noticed_at = self._noticed_at(old)
         late = 0
         for attempt in count(1):
-            if not self._wrapped(self.keyring.rewrap_under_branches, attempt):
+            if not self._wrapped(self.keyring.wrappings.rewrap_under_branches, attempt):
                 return False
             try:
                 if not self._opens_without(old):
                     return False
                 for start in range(0, len(old), _BATCH_SIZE):
-                    self.keyring.retire([record.key_id for record in old[start : start + _BATCH_SIZE]])
+                    self.keyring.destroyer.retire(
+                        [record.key_id for record in old[start : start + _BATCH_SIZE]]
+                    )
             except JobError:  # who has not noticed yet wraps new keys under an old one
                 late += noticed_at <= self.store.key_store.now()
                 if late == ATTEMPTS:
@@ -240,7 +242,7 @@ class _Roll:
             return True
         ending = [record.key_id for record in branch_keys]
         uris = set(map(branch_uri, ending))
-        proof = self.keyring.prove_without(
+        proof = self.keyring.wrappings.prove_without(
             lambda wrapped: wrapped.kek_uri in uris, ending=ending, batch=self.batch
         )
         if proof.failures and all(isinstance(error, JobError) for error in proof.failures.values()):
@@ -262,7 +264,9 @@ class _Roll:
         for attempt in range(1, ATTEMPTS + 1):
             if not self._wrapped(move, attempt):
                 return False
-            orphaned = self.keyring.orphaned_keys()  # of any application: a backup may have what opens them
+            orphaned = (
+                self.keyring.wrappings.orphaned_keys()
+            )  # of any application: a backup may have what opens them
             if orphaned:
                 self.counts["failed"] += len(orphaned)
                 self._note(orphaned)

@@ -138,7 +138,7 @@ class EpochReceipt:
 
     def authenticated(self, keyring: Keyring) -> Self:
         """Give it with a MAC, for where no ledger says the same."""
-        return replace(self, mac=keyring.receipt_mac(self._facts))
+        return replace(self, mac=keyring.tables.receipt_mac(self._facts))
 
     @classmethod
     def of(cls, ledger: str, entry: LedgerEntry) -> Self:

@@ -120,7 +120,7 @@ def _refused(constant: str) -> float:
 
 def _by_mac(store: SealedStore, kind: str, facts: dict[str, Any]) -> CheckedReceipt:
     said = {name: value for name, value in facts.items() if name != "mac"}
-    mac = store.keyring.receipt_mac(said)
+    mac = store.keyring.tables.receipt_mac(said)
     is_same = hmac.compare_digest(str(facts.get("mac")).encode(), mac.encode())
     return CheckedReceipt(kind=kind, facts=facts, by="mac", differs=() if is_same else ("mac",))
 

@@ -241,7 +241,7 @@ class VerifyReceipt:
             EventSealError: The application has no store key, or it does not open.
         """
         receipt = cls(result, store.cipher.application, version("eventseal"))
-        return replace(receipt, mac=store.keyring.receipt_mac(receipt.facts))
+        return replace(receipt, mac=store.keyring.tables.receipt_mac(receipt.facts))
 
     @property
     def facts(self) -> dict[str, Any]:

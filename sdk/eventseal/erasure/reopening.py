@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from eventseal.erasure.ledger.entries import LedgerEntry
     from eventseal.erasure.ledger.ledger import Ledger
     from eventseal.keys import KeyRecord
-    from eventseal.keys.authentication.old_key_tables import OldRows
+    from eventseal.keys.authentication.key_tables import OldRows
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.items.tables import SealedTable
 
@@ -62,7 +62,7 @@ def list_erased(store: SealedStore, tables: Sequence[SealedTable], keys: Iterabl
                     context = ItemContext(row.sequence_id, row.position, row.topic, table.collection)
                     with suppress(SerializationError):  # no reader takes an item in such a place
                         items += store.cipher.bind_many([(row.data, context)])
-                store.keyring.list_erased(items)
+                store.keyring.tables.list_erased(items)
                 listed += len(items)
     return listed
 
@@ -82,7 +82,7 @@ def _list_fields(store: SealedStore, tables: Sequence[SealedTable], key_ids: Col
                         whole = [each for each in sealed if envelope_problem(each[0]) is None]
                         erased = [each for each in whole if UUID(bytes=each[0][3:HEADER_SIZE]) in key_ids]
                         found += store.cipher.bind_fields(erased)
-            store.keyring.list_erased(found)
+            store.keyring.tables.list_erased(found)
             listed += len(found)
     return listed
 
@@ -115,7 +115,7 @@ def reopen(store: SealedStore, scope: str, *, ledger: Ledger | None = None) -> J
         StoreError: The key store or the ledger refused or failed.
     """
     started = time.monotonic()
-    scope = store.keyring.scope_named(scope)
+    scope = store.keyring.tables.scope_named(scope)
     ledger = ledger or own_ledger(store)
     refuse_unregistered_tables(store)
     tables = registered_tables(store.datastore, store.cipher.application)
@@ -130,7 +130,7 @@ def reopen(store: SealedStore, scope: str, *, ledger: Ledger | None = None) -> J
         if ledger is not None:
             _record_reopening(store, scope, ledger, shredded)
 
-    freed = store.keyring.reopen(scope, first=first)
+    freed = store.keyring.destroyer.reopen(scope, before_commit=first)
     return JobResult(
         verb="reopen",
         complete=True,
@@ -209,5 +209,5 @@ def upgrade_key_tables(store: SealedStore) -> Upgraded | None:
             tables = registered_tables(store.datastore, store.cipher.application)
             erased = list_erased(store, tables, rows.reopened)
 
-    rows = store.keyring.upgrade_key_tables(first=first)
+    rows = store.keyring.tables.upgrade(before_commit=first)
     return None if rows is None else Upgraded(rows.keys, erased, len(rows.edited))

@@ -327,7 +327,9 @@ class _Work:
 
     def _compared(self, undone: Undone) -> RestoredScope:
         """Tell what is amiss with a scope."""
-        found = self.store.keyring.shred_again(undone.scope, undone.keys, closed=undone.closed, dry_run=True)
+        found = self.store.keyring.destroyer.shred_again(
+            undone.scope, undone.keys, closed=undone.closed, dry_run=True
+        )
         there = {record.key_id for record in found.keys}
         strangers = [
             record.key_id for record in found.keys if record.state.opens and record.key_id not in undone.keys
@@ -344,7 +346,7 @@ class _Work:
         )
 
     def _erase(self, undone: Undone, *, is_told: bool) -> None:
-        ended = self.store.keyring.shred_again(undone.scope, undone.keys, closed=undone.closed)
+        ended = self.store.keyring.destroyer.shred_again(undone.scope, undone.keys, closed=undone.closed)
         if undone.intent_open:
             result = shred(
                 self.store,

@@ -225,12 +225,12 @@ def shred(
     started = time.monotonic()
     refuse_unregistered_tables(store)
     tables = registered_tables(store.datastore, store.cipher.application)
-    scope = store.keyring.scope_named(scope)
+    scope = store.keyring.tables.scope_named(scope)
     ledger = None if dry_run else ledger or own_ledger(store)
     recording = None if ledger is None else Recording(store, scope, ledger)
     ended = store.keyring.shred(
         scope,
-        first=None if recording is None else recording.intend,  # before a key goes (docs/decisions/0013)
+        before_commit=None if recording is None else recording.intend,  # see docs/decisions/0013
         even_default=destroy_application_items,
         dry_run=dry_run,
     )

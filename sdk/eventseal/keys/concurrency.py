@@ -1,20 +1,17 @@
-"""Threads and forks: shared attempts, bounded calls, short refusals, and what a forked child renews."""
+"""Threads and forks: attempts that threads share, and what a forked child renews."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections import deque
-from contextlib import contextmanager
 from copy import copy
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from weakref import WeakSet
 
-from eventseal.errors import EventSealError, KeyDestroyedError, KeyNotFoundError
+from eventseal.errors import EventSealError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
-    from uuid import UUID
+    from collections.abc import Callable, Collection, Mapping
 
 
 K = TypeVar("K")
@@ -102,88 +99,6 @@ class SingleFlight(Generic[K, V]):
                 flight.outcome = outcomes.get(key)
         for flight in mine.values():
             flight.landed.set()
-
-
-CALLS_IN_FLIGHT = 20
-"""Calls that one keyring has in flight at most, to all its KEKs together."""
-
-
-class CallSlots:
-    """
-    Lets so many calls in at once; who has waited longest goes first.
-
-    Args:
-        count: Slots that there are.
-    """
-
-    def __init__(self, count: int = CALLS_IN_FLIGHT) -> None:
-        self._count = self._free = count
-        self._condition = threading.Condition()
-        self._queue: deque[object] = deque()
-
-    @contextmanager
-    def taken(self, wanted: int) -> Iterator[None]:
-        """
-        Wait for slots and hold them.
-
-        Args:
-            wanted: How many calls the block may have in flight. An adapter's batch may make one for each of
-                its keys, so it counts as that many, or as all slots if there are fewer.
-        """
-        wanted = min(wanted, self._count)
-        self._take(wanted)
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._free += wanted
-                self._condition.notify_all()
-
-    def _take(self, wanted: int) -> None:
-        ticket = object()
-        with self._condition:
-            self._queue.append(ticket)
-            try:
-                self._condition.wait_for(lambda: self._queue[0] is ticket and self._free >= wanted)
-                self._free -= wanted
-            finally:  # also if the thread is interrupted
-                self._queue.remove(ticket)
-                self._condition.notify_all()
-
-
-REFUSAL_SECONDS = 5.0
-_MOST_REFUSALS = 10_000
-
-
-class Refusals:
-    """
-    Remembers absent and destroyed keys. A KMS or a key store that failed is never remembered.
-
-    Each operation is one of a dictionary's, so threads need no lock.
-    """
-
-    def __init__(self) -> None:
-        self._refusals: dict[UUID, tuple[EventSealError, float]] = {}
-
-    def add(self, key_id: UUID, error: EventSealError, now: float) -> None:
-        """Answer for *key_id* with *error* for a short while, if it is one that lasts."""
-        if isinstance(error, (KeyNotFoundError, KeyDestroyedError)):
-            if len(self._refusals) >= _MOST_REFUSALS:
-                self._refusals.clear()
-            self._refusals[key_id] = (error, now + REFUSAL_SECONDS)
-
-    def get(self, key_id: UUID, now: float) -> EventSealError | None:
-        """Give a copy of the error that answers for *key_id* at the moment, if one does."""
-        error, until = self._refusals.get(key_id, (None, 0.0))
-        return copied(error) if error is not None and now < until else None
-
-    def forget(self, key_id: UUID) -> None:
-        """Look for *key_id* again: it was found."""
-        self._refusals.pop(key_id, None)
-
-    def clear(self) -> None:
-        """Look for every key again."""
-        self._refusals.clear()
 
 
 class Renewable(Protocol):

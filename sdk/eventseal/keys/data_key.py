@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 import threading
 from typing import TYPE_CHECKING, NoReturn
 
 from eventseal.errors import IntegrityError, KeyNotFoundError
-from eventseal.keys.authentication.row_macs import is_bound
+from eventseal.keys.records import BINDING_SIZE
 from eventseal.suites.cbc_hmac import A256CBC_HS512, ContextPool
-from eventseal.suites.hkdf import hkdf_sha512
+from eventseal.suites.hkdf import hkdf_sha512, length_prefixed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from uuid import UUID
 
     from eventseal.keys.records import KeyRecord
@@ -81,8 +83,12 @@ class DataKey:
         Raises:
             KeyNotFoundError: The handle is closed.
         """
+        return self.derive_all([info], length)[0]
+
+    def derive_all(self, infos: Sequence[bytes], length: int) -> list[bytes]:
+        """Derive *length* bytes for each of *infos*; raises as :meth:`derive` does."""
         with self._lock:
-            return self._derived(info, length)
+            return self._derived(infos, length)
 
     def pool(self, suite: Suite) -> ContextPool:
         """
@@ -123,17 +129,19 @@ class DataKey:
         with self._lock:
             pool = self._pools.get(name)
             if pool is None:
-                pool = self._pools[name] = ContextPool(suite, self._derived(info, suite.key_size))
+                (derived,) = self._derived([info], suite.key_size)
+                pool = self._pools[name] = ContextPool(suite, derived)
             return pool
 
-    def _derived(self, info: bytes, length: int) -> bytes:
+    def _derived(self, infos: Sequence[bytes], length: int) -> list[bytes]:
         if self.closed:
             raise KeyNotFoundError(
                 f"the handle of key {self.key_id} is closed",
                 key_id=self.key_id,
                 remedy="Ask the keyring once more.",
             )
-        return hkdf_sha512(bytes(self._material), salt=self.key_id.bytes, info=info, length=length)
+        material, salt = bytes(self._material), self.key_id.bytes
+        return [hkdf_sha512(material, salt=salt, info=info, length=length) for info in infos]
 
     def __repr__(self) -> str:
         shown = "closed" if self.closed else self.state
@@ -160,6 +168,23 @@ def material_of(key: DataKey) -> bytes:
         if key.closed:
             raise KeyNotFoundError(f"the handle of key {key.key_id} is closed", key_id=key.key_id)
         return bytes(key._material)  # noqa: SLF001
+
+
+def binding_of(key: DataKey) -> bytes:
+    """
+    Tie a key's bytes to its id, application, purpose and scope.
+
+    Returns:
+        32 bytes: HKDF-SHA-512, salted with the id, the other three length-prefixed in its info.
+    """
+    names = (key.application, key.purpose, key.scope)
+    info = b"eventseal/v1/binding" + length_prefixed(*[name.encode() for name in names])
+    return key.derive(info, BINDING_SIZE)
+
+
+def is_bound(key: DataKey, record: KeyRecord) -> bool:
+    """Whether *key*, unwrapped for *record*, is the one that it was made for; compared in constant time."""
+    return hmac.compare_digest(binding_of(key), record.binding)
 
 
 KEY_SIZE = 32

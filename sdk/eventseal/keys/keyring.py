@@ -1,44 +1,36 @@
-"""The keyring: which key seals, which opens."""
+"""The keyring: which key seals, which opens, and what becomes of keys."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn
 
 from eventseal.errors import ConfigurationError
-from eventseal.keys.authentication.checked_store import CheckedStore
-from eventseal.keys.authentication.revocations import Revocations
-from eventseal.keys.authentication.row_macs import ScopeDigests
 from eventseal.keys.concurrency import renew_in_children
-from eventseal.keys.lifecycle import KeyLifecycle
-from eventseal.keys.policy import BootClock, CachePolicy, Confirmation, RotationPolicy
-from eventseal.keys.records import checked_application
-from eventseal.keys.rewrap.key_wrappings import KeyUpkeep
-from eventseal.keys.ring.destroying import Destroyer
-from eventseal.keys.ring.held_keys import Memory
-from eventseal.keys.ring.opening import Refresher
-from eventseal.keys.ring.parts import KeyringCounters, KeysOfPurpose, Resources
-from eventseal.keys.ring.store_key import LedgerKeys, StoreKey
-from eventseal.keys.states import KeyPurpose
+from eventseal.keys.policy import BootClock, CachePolicy, RotationPolicy
+from eventseal.keys.records import DEFAULT_SCOPE, checked_application
+from eventseal.keys.ring.parts import KeyringOptions, Ring
+from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.store import KeyStore
-from eventseal.keys.wrapping.branches import Branches, checked_branches
-from eventseal.keys.wrapping.keks import Keks
-from eventseal.keys.wrapping.unwrapping import Verifier
+from eventseal.keys.wrapping.branches import checked_branches
 from eventseal.kms.adapter import KmsAdapter
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from uuid import UUID
 
     from eventseal.errors import EventSealError
-    from eventseal.keys.authentication.row_macs import Seals
     from eventseal.keys.data_key import DataKey
     from eventseal.keys.policy import Clock
-    from eventseal.keys.ring.parts import Wrapping
+    from eventseal.keys.records import KeyRecord
+    from eventseal.keys.rewrap.rewrapping import Rewrap
+    from eventseal.keys.ring.parts import KeysOfPurpose
+    from eventseal.keys.ring.rotating import Rotated
     from eventseal.keys.ring.sealing import Sealer
+    from eventseal.keys.ring.state_transitions import ShreddedScope
     from eventseal.keys.source import KeySource
 
 
-class Keyring(KeyLifecycle, KeyUpkeep):
+class Keyring:
     """
     Decides which key seals, and finds the key that opens. It may be shared by threads, and survives a fork.
 
@@ -63,14 +55,17 @@ class Keyring(KeyLifecycle, KeyUpkeep):
             to date, so that an old copy of all of them is refused.
 
     Attributes:
+        keks: The KEKs that this keyring was given, in their order.
         counters: How often the KMS and the key store were asked.
+        ledger_keys: Makes and opens the keys of erasure ledgers, which are kept outside of the key store.
+        tables: What its key tables say beside which keys seal and open.
+        destroyer: Ends keys.
+        wrappings: Goes through the wrappings of all keys.
 
     Raises:
         ConfigurationError: No KEK is given, one is given twice, the application's name is refused, or a
             number is not within its limits.
     """
-
-    counters: KeyringCounters
 
     def __init__(
         self,
@@ -89,29 +84,28 @@ class Keyring(KeyLifecycle, KeyUpkeep):
     ) -> None:
         if not isinstance(key_store, KeyStore):
             raise ConfigurationError(f"key_store= is a {type(key_store).__name__}, which is no key store")
-        self._application = checked_application(application)
-        self._kms = (kms,) if isinstance(kms, KmsAdapter) else tuple(kms)
-        self._key_store = key_store
-        self._policy = policy or RotationPolicy()
-        self._caching = cache or CachePolicy()
-        self._clock = clock or BootClock()
-        self._branch_count = checked_branches(branches)
-        self._wrap_quorum = wrap_quorum
-        self._falls_back = fall_back_on_outage
-        self._digests_scopes = scope_digest
-        self._key_tables = key_tables
+        adapters = (kms,) if isinstance(kms, KmsAdapter) else tuple(kms)
+        self._given = KeyringOptions(
+            application=checked_application(application),
+            kms=adapters,
+            key_store=key_store,
+            policy=policy or RotationPolicy(),
+            cache=cache or CachePolicy(),
+            clock=clock or BootClock(),
+            branches=checked_branches(branches),
+            wrap_quorum=wrap_quorum,
+            fall_back_on_outage=fall_back_on_outage,
+            scope_digest=scope_digest,
+            key_tables=key_tables,
+        )
+        self.keks = adapters
         self._start()
         renew_in_children(self)
 
     @property
     def application(self) -> str:
         """The application that owns every key of this keyring."""
-        return self._application
-
-    @property
-    def keks(self) -> tuple[KmsAdapter, ...]:
-        """The KEKs that this keyring was given, in their order."""
-        return self._kms
+        return self._given.application
 
     def sealing_keys(
         self, items_by_scope: Mapping[str, int], *, make: bool = True, purpose: KeyPurpose = KeyPurpose.DATA
@@ -130,18 +124,17 @@ class Keyring(KeyLifecycle, KeyUpkeep):
             IntegrityError: A key's row is not what a keyring sealed.
             KeyDestroyedError: A scope was closed.
             KeyLimitError: A key has sealed as many items as one key may, and cannot be rotated.
-            KmsError: The KMS refused or failed.
-            StoreError: The key store refused or failed.
+            KmsError, StoreError: The KMS or the key store refused or failed.
         """
         if purpose is not KeyPurpose.DATA:
             return self._sealing_keys(self._for(purpose).sealer, items_by_scope, make=make)
-        memory, digests = self._memory, self._scope_digests
+        held_keys, digests = self._held_keys, self._scope_digests
         now = self._clock.now()
         if now <= self._confirmation.seals_until:
             found: dict[str, DataKey] = {}
             for scope, items in items_by_scope.items():
                 stored = scope if digests is None else digests.known.get(scope, "")
-                cached = memory.active.get(stored)
+                cached = held_keys.active.get(stored)
                 if (
                     cached is None
                     or now >= cached.seals_until
@@ -149,10 +142,10 @@ class Keyring(KeyLifecycle, KeyUpkeep):
                     or not cached.lease.take(items)
                 ):
                     break
-                cached.used = memory.uses
+                cached.used = held_keys.uses
                 found[scope] = cached.key
             else:
-                memory.uses += 1
+                held_keys.uses += 1
                 self.counters.hits += len(found)
                 return found
         return self._sealing_keys(self._sealer, items_by_scope, make=make)
@@ -176,18 +169,18 @@ class Keyring(KeyLifecycle, KeyUpkeep):
         """
         if purpose is not KeyPurpose.DATA:
             return self._for(purpose).opener.keys(key_ids)
-        memory = self._memory
+        held_keys = self._held_keys
         now = self._clock.now()
         if now <= self._confirmation.opens_until:
             found: dict[UUID, DataKey | EventSealError] = {}
             for key_id in key_ids:
-                cached = memory.keys.get(key_id)
+                cached = held_keys.keys.get(key_id)
                 if cached is None or now >= cached.expires or cached.key.closed:
                     break
-                cached.used = memory.uses
+                cached.used = held_keys.uses
                 found[key_id] = cached.key
             else:
-                memory.uses += 1
+                held_keys.uses += 1
                 self.counters.hits += len(found)
                 return found
         return self._opener.keys(key_ids)
@@ -202,37 +195,164 @@ class Keyring(KeyLifecycle, KeyUpkeep):
         """
         self.sealing_keys(dict.fromkeys(scopes, 0), purpose=purpose)
 
-    def add_place(self, name: str, collection: str) -> None:
+    def rotate(self, scope: str = DEFAULT_SCOPE, *, compromised: bool = False) -> KeyRecord:
         """
-        Note that a place beside the registered tables holds items: no key is retired while it is not counted.
-
-        Raises:
-            StoreError: The key store refused or failed.
-        """
-        self._key_store.add_place(self._application, name, collection)
-
-    def are_listed_as_erased(self, items: Sequence[tuple[bytes, bytes]]) -> list[bool]:
-        """
-        Say which items of a scope that was reopened were erased in it before, as :meth:`list_erased` noted.
+        Give *scope* a new active key; the old one opens only. No item is touched.
 
         Args:
-            items: The associated data of each, without the header, and its envelope.
+            scope: Whose key is replaced; one that has none gets its first.
+            compromised: Whether the old key's items must be encrypted again.
+
+        Returns:
+            The row of the new active key, or of another process's if that was first.
 
         Raises:
+            ConfigurationError: The scope's name is refused, or the keyring is closed.
+            IntegrityError: The key's row, or the change mark, is not what a keyring sealed.
+            KeyDestroyedError: The scope was closed.
+            KmsError, StoreError: The KMS or the key store refused or failed; the old key stays active.
+        """
+        return self._ring.data_keys.rotate_one(self.tables.stored_scope(scope), compromised=compromised)
+
+    def rotate_many(
+        self, scopes: Collection[str], *, compromised: bool = False
+    ) -> dict[str, Rotated | EventSealError]:
+        """
+        Rotate the keys of many scopes as :meth:`rotate` does, with as few calls of the KMS as it allows.
+
+        Args:
+            scopes: A few hundred at a time, whose keys are wrapped together, and not held.
+            compromised: Whether the old keys' items must be encrypted again.
+
+        Returns:
+            By scope the old key and the row of the new one, or why this scope was not rotated:
+            ``KeyDestroyedError`` or ``IntegrityError``.
+
+        Raises:
+            ConfigurationError, KmsError, StoreError: As :meth:`rotate`; what was rotated before stays so.
+        """
+        self._held_keys.check_open()
+        stored = {scope: self.tables.stored_scope(scope) for scope in scopes}
+        rotated = self._ring.data_keys.rotate(dict.fromkeys(stored.values()), compromised=compromised)
+        return {scope: rotated[held] for scope, held in stored.items()}
+
+    def compromise(self, key_ids: Collection[UUID]) -> list[KeyRecord]:
+        """
+        Mark keys compromised: what they have sealed must be sealed again. An active one is replaced first.
+
+        Args:
+            key_ids: Of data keys and branch keys; what is compromised already stays as it is.
+
+        Returns:
+            Their rows, in order of id.
+
+        Raises:
+            ConfigurationError: A key is of another purpose, or the keyring is closed.
+            KeyDestroyedError, KeyNotFoundError: A key was destroyed, or there is none; nothing was done.
+            EventSealError: As :meth:`rotate` raises; keys that were not replaced yet are active still.
+        """
+        self._held_keys.check_open()
+        for record in self.destroyer.compromisable(key_ids):
+            if record.state is KeyState.ACTIVE:
+                keys = self._ring.branch_keys if record.purpose is KeyPurpose.BRANCH else self._ring.data_keys
+                keys.rotate_one(record.scope, compromised=True)
+        return self.destroyer.mark_compromised(key_ids)
+
+    def shred(
+        self,
+        scope: str,
+        *,
+        before_commit: Callable[[Sequence[KeyRecord]], object] | None = None,
+        even_default: bool = False,
+        dry_run: bool = False,
+    ) -> ShreddedScope:
+        """
+        Destroy every key of a scope, so that nothing of it is ever opened again, and close the scope.
+
+        Nobody seals for a closed scope until it is reopened. :func:`eventseal.erasure.shred` does this and
+        closes the fences too, so that no stale writer's item is written unreadable.
+
+        Args:
+            scope: One that has had a key. Shredded again, it stays closed, or is closed again.
+            before_commit: Called with every key that the scope ever had, before one is destroyed; what it
+                raises keeps them. Called again if one of them changed meanwhile.
+            even_default: Whether the scope may be ``application``, which is everybody's.
+            dry_run: Whether only to read what would be destroyed.
+
+        Raises:
+            ConfigurationError: No key of the scope was ever made, it is ``application``, its name is refused,
+                or the keyring is closed.
+            IntegrityError: A row of the scope, or the change mark, is not what a keyring sealed; nothing was
+                destroyed.
             StoreError: The key store refused or failed.
         """
-        digests = self._erased_digests(items)
-        found = self._store.find_erased(self._application, digests)
-        return [digest in found for digest in digests]
+        self._held_keys.check_open()
+        return self.destroyer.shred(
+            scope,
+            before_commit=before_commit,
+            even_default=even_default,
+            dry_run=dry_run,
+        )
 
-    def list_erased(self, items: Sequence[tuple[bytes, bytes]]) -> None:
+    def rewrap(
+        self,
+        to: KmsAdapter | None = None,
+        *,
+        batch: int = 100,
+        dry_run: bool = False,
+        verify: bool = False,
+        progress: Callable[[Rewrap], object] | None = None,
+    ) -> Rewrap:
         """
-        Note that items are erased, before their scope is reopened; arguments and errors as above.
+        Wrap every live key where it should be, and drop what that makes superfluous. No item is touched.
 
-        Afterwards anything else that names a destroyed key of the scope is tampering.
+        Each key gets a wrapping under the newest version of every KEK of this keyring, those included that it
+        misses; older versions' wrappings go. With *to* it ends under that KEK alone. Data keys under branch
+        keys are wrapped under their branch's active key. Run again, it goes on where it stopped.
+
+        An old wrapping goes in the run that has unwrapped the new one. That is the run which makes it, where
+        keys must be unwrapped anyway and the KEK is one of its own, and with *verify*; else a later one, once
+        the rows say that a process which opens keys has unwrapped it.
+
+        Args:
+            to: The only KEK that is to remain; it need not be one of this keyring's.
+            batch: Keys read, and at most wrapped in one call, at a time.
+            dry_run: Whether only to count; a KEK is asked for nothing but its newest version.
+            verify: Whether to unwrap every wrapping that stays, under a KEK or a branch key, and to check the
+                rows of destroyed keys: whoever ends a KEK afterwards relies on it. It takes the right to
+                unwrap, and one run is enough then.
+            progress: Called after each batch.
+
+        Raises:
+            ConfigurationError: The keyring is closed, or *to* or *batch* is refused.
+            IntegrityError: The store key's row is not what a keyring sealed.
+            KmsError, StoreError: A KEK or the key store refused or failed; what was done before stays.
         """
-        if items:
-            self._store.list_erased(self._application, self._erased_digests(items))
+        return self.wrappings.rewrap(to, batch=batch, dry_run=dry_run, verify=verify, progress=progress)
+
+    def rotate_branches(self, *, compromised: bool = False) -> list[KeyRecord]:
+        """
+        Give every branch, an earlier one too, a new key; the old ones unwrap what they have wrapped.
+
+        Args:
+            compromised: Whether the data keys under the old ones must be wrapped, and items encrypted, again.
+
+        Returns:
+            The rows of the new branch keys.
+
+        Raises:
+            ConfigurationError: The keyring has no branches, and never had, or is closed.
+            EventSealError: As :meth:`Keyring.rotate` raises; the branches before stay rotated.
+        """
+        return self.wrappings.rotate_branches(compromised=compromised)
+
+    def add_place(self, name: str, collection: str) -> None:
+        """Note that a place holds items, as :meth:`KeySource.add_place` has it."""
+        self._given.key_store.add_place(self.application, name, collection)
+
+    def are_listed_as_erased(self, items: Sequence[tuple[bytes, bytes]]) -> list[bool]:
+        """Say which items were erased before, as :meth:`KeySource.are_listed_as_erased` has it."""
+        return self.tables.are_listed_as_erased(items)
 
     def stored_scope(self, scope: str) -> str:
         """
@@ -250,25 +370,20 @@ class Keyring(KeyLifecycle, KeyUpkeep):
             return scope
         stored = digests.known.get(scope)
         if stored is None:
-            self._memory.check_open()
+            self._held_keys.check_open()
             stored = digests.of(scope)
         return stored
 
     def over(self, key_store: KeyStore) -> Keyring:
-        """
-        Give a keyring of the same application and KEKs over other key tables, such as a backup's.
-
-        Args:
-            key_store: Has the tables, of this release or an earlier one.
-        """
+        """Give a keyring of the same application and KEKs over other key tables, such as a backup's."""
         return Keyring(
-            self._kms,
+            self.keks,
             key_store,
-            application=self._application,
-            cache=self._caching,
+            application=self.application,
+            cache=self._given.cache,
             clock=self._clock,
-            fall_back_on_outage=self._falls_back,
-            scope_digest=self._digests_scopes,
+            fall_back_on_outage=self._given.fall_back_on_outage,
+            scope_digest=self._given.scope_digest,
         )
 
     def refresh(self) -> None:
@@ -276,64 +391,32 @@ class Keyring(KeyLifecycle, KeyUpkeep):
         Look at once for keys whose state changed, instead of within ``refresh_interval``.
 
         Raises:
-            IntegrityError: The change mark, or the root of the revocation tree, is not what a keyring sealed.
-            StoreError: The key store refused or failed.
+            IntegrityError, StoreError: The change mark or the revocation tree was edited, or was not read.
         """
-        self._refresher.refresh()
-        self._branch_keys.opener.look_again()
-        self._field_keys.opener.look_again()
+        self._ring.refresher.refresh()
+        self._ring.branch_keys.opener.look_again()
+        self._ring.field_keys.opener.look_again()
         self._opener.look_again()
 
     def close(self) -> None:
         """Close every handle and forget every key; the keyring gives none afterwards."""
-        self._memory.close()
+        self._held_keys.close()
 
     def renew_in_child(self) -> None:
         """Start anew in a forked child: no key, lease, lock or connection of the parent's is used there."""
-        self._memory.close_in_child()
+        self._held_keys.close_in_child()
         self._start()
 
     def _start(self) -> None:
         """Make everything that remembers, at first and in every forked child."""
-        self.counters = KeyringCounters()
-        self._confirmation = Confirmation(self._caching, self._policy)
-        self._memory = memory = Memory(self._caching, self._confirmation)
-        revocations = Revocations(
-            self._application,
-            self._key_store,
-            memory,
-            key_tables=self._key_tables,
-            count_query=self.counters.count_store_query,
-        )
-        self._store = CheckedStore(self._key_store, self.counters, revocations, self._seals)
-        self._keks = Keks(
-            self._kms,
-            counters=self.counters,
-            quorum=self._wrap_quorum,
-            fall_back_on_outage=self._falls_back,
-            clock=self._clock,
-            verifier=Verifier(self._store),
-        )
-        self._ledger_keys = LedgerKeys(self._application, self._keks)
-        # The keyring's own counters do not count hits and misses of branch keys.
-        by_keks = self._resources(KeyPurpose.BRANCH, self._keks, KeyringCounters())
-        self._store_key = StoreKey(by_keks, scope_digest=self._digests_scopes)
-        self._scope_digests = (
-            ScopeDigests(self._store_key, self._caching.max_keys) if self._digests_scopes else None
-        )
-        self._refresher = Refresher(by_keks, memory, self._confirmation, self._store_key)
-        self._destroyer = Destroyer(by_keks, memory, self._store_key, self._refresher)
-        self._branch_keys = self._keys_of(by_keks)
-        self._branches = Branches(
-            self._branch_count,
-            self._keks,
-            sealer=self._branch_keys.sealer,
-            opener=self._branch_keys.opener,
-        )
-        by_branches = self._resources(KeyPurpose.DATA, self._branches, self.counters)
-        self._data_keys = self._keys_of(by_branches)
-        self._opener, self._sealer = self._data_keys.opener, self._data_keys.sealer
-        self._field_keys = self._keys_of(self._resources(KeyPurpose.FIELD, self._branches, self.counters))
+        self._ring = ring = Ring(self._given)
+        self.counters = ring.counters
+        self.ledger_keys = ring.ledger_keys
+        self.tables, self.destroyer, self.wrappings = ring.tables, ring.destroyer, ring.wrappings
+        # What the fast paths of sealing and opening need is at hand.
+        self._clock, self._scope_digests = self._given.clock, ring.scope_digests
+        self._confirmation, self._held_keys = ring.confirmation, ring.held_keys
+        self._opener, self._sealer = ring.data_keys.opener, ring.data_keys.sealer
 
     def _sealing_keys(
         self, sealer: Sealer, items_by_scope: Mapping[str, int], *, make: bool
@@ -342,17 +425,10 @@ class Keyring(KeyLifecycle, KeyUpkeep):
         digests = self._scope_digests
         if digests is None:
             return sealer.keys(items_by_scope, make=make)
-        self._memory.check_open()
+        self._held_keys.check_open()
         stored = digests.to_seal_for(items_by_scope, make=make)
         found = sealer.keys({stored[scope]: items_by_scope[scope] for scope in stored}, make=make)
         return {scope: found[held] for scope, held in stored.items() if held in found}
-
-    def _seals(self) -> Seals | None:
-        return self._store_key.seals()
-
-    def _erased_digests(self, items: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
-        seals = self._store_key.made_seals()
-        return [seals.erased_digest(place, envelope) for place, envelope in items]
 
     def _for(self, purpose: KeyPurpose) -> KeysOfPurpose:
         if purpose is not KeyPurpose.FIELD:
@@ -360,31 +436,10 @@ class Keyring(KeyLifecycle, KeyUpkeep):
                 f"a keyring gives keys for items and for fields, not of purpose {purpose!r}",
                 remedy="Ask for KeyPurpose.DATA or KeyPurpose.FIELD.",
             )
-        return self._field_keys
-
-    def _keys_of(self, resources: Resources) -> KeysOfPurpose:
-        return KeysOfPurpose(
-            resources,
-            self._memory,
-            self._store_key,
-            refresher=self._refresher,
-            destroyer=self._destroyer,
-        )
-
-    def _resources(self, purpose: KeyPurpose, wrapping: Wrapping, counters: KeyringCounters) -> Resources:
-        return Resources(
-            application=self._application,
-            purpose=purpose,
-            wrapping=wrapping,
-            store=self._store,
-            rotation=self._policy,
-            caching=self._caching,
-            clock=self._clock,
-            counters=counters,
-        )
+        return self._ring.field_keys
 
     def __repr__(self) -> str:
-        return f"<Keyring of application {self._application!r}: {len(self._memory.keys)} keys in memory>"
+        return f"<Keyring of application {self.application!r}: {len(self._held_keys.keys)} keys in memory>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Keyring is neither pickled nor copied; make one in each process")

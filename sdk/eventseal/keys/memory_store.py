@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from eventseal.errors import KeyDestroyedError, StoreError
 from eventseal.keys.concurrency import renew_in_children
-from eventseal.keys.records import Changes, KekUse, Replacement
+from eventseal.keys.records import Changes, KekUse
 from eventseal.keys.revocation_tree import ROOT
 from eventseal.keys.states import SUBJECT_PURPOSES, KeyPurpose, KeyState
 from eventseal.keys.store import HARD_LIMIT
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from uuid import UUID
 
-    from eventseal.keys.records import Admission, ChangeMark, KeyRecord, NextMark
+    from eventseal.keys.records import Admission, ChangeMark, KeyRecord, NextMark, Replacement
     from eventseal.keys.store import KeyStore
     from eventseal.kms.adapter import WrappedKey
 
@@ -94,21 +94,12 @@ class InMemoryKeyStore:
                         self._marks.setdefault(mark.application, mark)
             return {str(record.active_scope): self._records[self._slots[_slot(record)]] for record in records}
 
-    def replace_active(
+    def replace_all_active(
         self,
-        old: KeyRecord,
-        closed: KeyRecord,
-        new: KeyRecord,
+        replacements: Sequence[Replacement],
         *,
         next_mark: NextMark,
         wait: bool = True,  # noqa: ARG002 (the lock is never held long)
-    ) -> KeyRecord:
-        """Close a scope's active key and make another, unless somebody was first; give the holder."""
-        replacement = Replacement(old, closed, new)
-        return replacement.holder(self.replace_all_active([replacement], next_mark=next_mark))
-
-    def replace_all_active(
-        self, replacements: Sequence[Replacement], *, next_mark: NextMark
     ) -> dict[str, KeyRecord]:
         """Close the active keys of scopes and make others, all or none; give the holders."""
         with self._lock:
@@ -389,7 +380,7 @@ class InMemoryKeyStore:
 
     def _move(self, record: KeyRecord, mark: ChangeMark) -> None:
         stored = self._records[record.key_id]
-        moved = replace(
+        changed = replace(
             stored,
             state=record.state,
             active_scope=record.active_scope,
@@ -399,12 +390,12 @@ class InMemoryKeyStore:
             wrappings=() if record.state is KeyState.DESTROYED else stored.wrappings,
             verified=frozenset() if record.state is KeyState.DESTROYED else stored.verified,
         )
-        moved = _timed(moved, self._now()) if moved.state is not stored.state else moved
+        changed = _timed(changed, self._now()) if changed.state is not stored.state else changed
         if self._slots.get(_slot(stored)) == stored.key_id:
             del self._slots[_slot(stored)]
-        if moved.active_scope is not None:
-            self._slots[_slot(moved)] = moved.key_id
-        self._records[record.key_id] = moved
+        if changed.active_scope is not None:
+            self._slots[_slot(changed)] = changed.key_id
+        self._records[record.key_id] = changed
         self._changed[record.key_id] = mark.counter
 
 

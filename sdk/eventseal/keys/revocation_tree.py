@@ -89,6 +89,11 @@ def leaf_of_scope(name: bytes) -> bytes:
     return bytes((branch | 0x80, leaf))
 
 
+def leaves_of(keys: Iterable[UUID], scopes: Iterable[bytes]) -> set[bytes]:
+    """Give the paths of the leaves that would hold some keys and, by their names, some scopes."""
+    return {*map(leaf_of_key, keys), *map(leaf_of_scope, scopes)}
+
+
 def node_digest(content: bytes) -> bytes:
     """Give a node's digest: SHA-256. The sealed mark, and the parents that list it, say where it stands."""
     return sha256(content).digest()
@@ -142,10 +147,10 @@ class RevocationTree:
         proven[path] = content
         return content
 
-    def unread(self, leaves: Iterable[bytes]) -> set[bytes]:
-        """Give the paths below the root, itself proven, that must be read to say what is in *leaves*."""
+    def unread(self, keys: Iterable[UUID], scopes: Iterable[bytes]) -> set[bytes]:
+        """Give the paths below the root, itself proven, that must be read to say what became of these."""
         paths: set[bytes] = set()
-        for leaf in leaves:
+        for leaf in leaves_of(keys, scopes):
             above = self._proven.get(leaf[:1])
             if above is None:
                 if _child(self._proven[ROOT], leaf[0]) is not None:
@@ -153,6 +158,15 @@ class RevocationTree:
             elif leaf not in self._proven and _child(above, leaf[1]) is not None:
                 paths.add(leaf)
         return paths
+
+    def proves(self, keys: Iterable[UUID], scopes: Iterable[bytes]) -> bool:
+        """Whether it can say what became of all of these."""
+        try:
+            for leaf in leaves_of(keys, scopes):
+                self.node(leaf)
+        except UnprovenError:
+            return False
+        return True
 
     def how_revoked(self, key_id: UUID) -> HowRevoked | None:
         """Say why a key is revoked, the last reason of two; ``None``: it is not. Raises as :meth:`node`."""

@@ -74,30 +74,8 @@ class KeyStore(Protocol):
         """
         ...
 
-    def replace_active(
-        self, old: KeyRecord, closed: KeyRecord, new: KeyRecord, *, next_mark: NextMark, wait: bool = True
-    ) -> KeyRecord:
-        """
-        Close a scope's active key and make another, in one transaction.
-
-        Args:
-            old: The active record as it was read; ``row_version`` and the slot must still be its own.
-            closed: The same key with its new state, version and seal.
-            new: The new active record.
-            next_mark: Gives the mark to store, from the locked current one.
-            wait: Whether to wait for another writer; ``False`` raises ``StoreUnavailableError`` at once.
-
-        Returns:
-            *new* as stored, or, if another process was first, the record that holds the slot now.
-
-        Raises:
-            KeyNotFoundError: *old* moved on and no record holds the slot.
-            KeyDestroyedError: A wrapping is under a branch key that was destroyed meanwhile.
-        """
-        ...
-
     def replace_all_active(
-        self, replacements: Sequence[Replacement], *, next_mark: NextMark
+        self, replacements: Sequence[Replacement], *, next_mark: NextMark, wait: bool = True
     ) -> dict[str, KeyRecord]:
         """
         Close the active keys of scopes and make others, all or none, in one transaction.
@@ -105,6 +83,7 @@ class KeyStore(Protocol):
         Args:
             replacements: All of one application and purpose, each of another scope.
             next_mark: Gives the mark to store, from the locked current one.
+            wait: Whether to wait for another writer; ``False`` raises ``StoreUnavailableError`` at once.
 
         Returns:
             By scope the record that holds the slot now: every new one as stored, or, if one of the old ones

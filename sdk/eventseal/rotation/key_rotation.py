@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from eventseal.errors import ConfigurationError, EventSealError, KeyDestroyedError
 from eventseal.keys.authentication.row_macs import unreadable_row
-from eventseal.keys.records import checked_scope
-from eventseal.keys.ring.new_keys import new_key_id
+from eventseal.keys.records import checked_scope, new_key_id
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.rotation.compromised_items import record_free_marks
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult
@@ -72,7 +71,7 @@ def rotate_keys(
         for records in _active_keys_now(store):
             run.rotate(run.scopes_of(records))
     else:
-        named = list(dict.fromkeys(map(store.keyring.scope_named, scopes)))
+        named = list(dict.fromkeys(map(store.keyring.tables.scope_named, scopes)))
         _refuse_closed(store, named)
         run.expect(len(named))
         run.rotate(named)

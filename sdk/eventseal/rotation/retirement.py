@@ -284,7 +284,7 @@ class _Retirement:
     # --- branch keys ---
 
     def _retire_branch_keys(self, key_ids: Sequence[UUID]) -> None:
-        uses = self._store.keyring.branch_uses(key_ids)
+        uses = self._store.keyring.destroyer.wrapped_under(key_ids)
         for branch_id, wrappings in uses.items():
             self._keep_branch(branch_id, wrappings)
         free = self._checked([key_id for key_id in key_ids if key_id not in uses])
@@ -301,7 +301,7 @@ class _Retirement:
         That no wrapping names a branch key is no proof: somebody may have deleted the rows that did.
         """
         uris = set(map(branch_uri, branch_ids))
-        proof = self._store.keyring.prove_without(
+        proof = self._store.keyring.wrappings.prove_without(
             lambda wrapped: wrapped.kek_uri in uris, ending=branch_ids, batch=_BATCH_SIZE
         )
         # A JobError stands for a key that a stale writer has wrapped meanwhile: nothing is amiss with it.
@@ -323,10 +323,12 @@ class _Retirement:
 
     def _checked(self, key_ids: Sequence[UUID]) -> list[UUID]:
         """Leave out keys whose row is not in order: no fence is closed because of an edited row."""
-        return self._each_if_not_all(key_ids, lambda some: self._store.keyring.retire(some, dry_run=True))
+        return self._each_if_not_all(
+            key_ids, lambda some: self._store.keyring.destroyer.retire(some, dry_run=True)
+        )
 
     def _destroy(self, key_ids: Sequence[UUID]) -> None:
-        destroyed = self._each_if_not_all(key_ids, self._store.keyring.retire)
+        destroyed = self._each_if_not_all(key_ids, self._store.keyring.destroyer.retire)
         if destroyed:
             forget = partial(drop_compromised_items, key_ids=destroyed)
             write(self._store.datastore.engine, forget, doing="forgetting the marks of destroyed keys")

@@ -124,7 +124,7 @@ def refuse_needed_kek(store: SealedStore, uri: str, version: str | None = None) 
         # Of a wrapping that does not say its version, it may be this one.
         return wrapped.kek_uri in named and (version is None or wrapped.kek_version in {version, None})
 
-    proof = store.keyring.prove_without(is_leaving)
+    proof = store.keyring.wrappings.prove_without(is_leaving)
     if proof.failed:
         what = uri if version is None else f"version {version} of {uri}"
         key_id, reason = next(iter(proof.failures.items()))

@@ -272,5 +272,5 @@ def refuse_old_key_tables(store: SealedStore) -> None:
     application = store.keyring.application
     if has_old_key_tables(store.key_store, application):
         with suppress(KmsError):  # a worker may lack the right to unwrap
-            store.keyring.key_tables()  # an old mark that was put back is told as that
+            store.keyring.tables.age()  # an old mark that was put back is told as that
         raise old_key_tables(application)

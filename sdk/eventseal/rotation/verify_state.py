@@ -74,7 +74,7 @@ class VerifyState:
             "by_key": {str(key_id): items for key_id, items in self.tally.by_key.items()},
             "failures": [_failure_to_json(failure) for failure in self.tally.failures],
         }
-        return {**facts, "mac": store.keyring.receipt_mac(facts)}
+        return {**facts, "mac": store.keyring.tables.receipt_mac(facts)}
 
     @classmethod
     def resumed(cls, store: SealedStore, stored: Mapping[str, Any], like: VerifyState) -> VerifyState:
@@ -101,7 +101,7 @@ class VerifyState:
                 f"this verification was begun for another application than {store.cipher.application!r}",
                 remedy=_ANEW,
             )
-        if not hmac.compare_digest(str(stored.get("mac")), store.keyring.receipt_mac(facts)):
+        if not hmac.compare_digest(str(stored.get("mac")), store.keyring.tables.receipt_mac(facts)):
             raise IntegrityError("the state of the verification was changed, or is forged", remedy=_ANEW)
         wanted = [version("eventseal"), like.sample, like.asked, like.covered]
         if [facts[name] for name in ("release", "sample", "asked", "covered")] != wanted:

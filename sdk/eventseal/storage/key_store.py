@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, TypeVar
 from sqlalchemy import select, update
 
 from eventseal.errors import StoreError, StoreUnavailableError
-from eventseal.keys.records import Replacement
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.store import HARD_LIMIT
 from eventseal.storage.database.column_types import DatabaseClock, HoldsUUID
@@ -52,7 +51,15 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection, Engine
 
-    from eventseal.keys.records import Admission, ChangeMark, Changes, KekUse, KeyRecord, NextMark
+    from eventseal.keys.records import (
+        Admission,
+        ChangeMark,
+        Changes,
+        KekUse,
+        KeyRecord,
+        NextMark,
+        Replacement,
+    )
     from eventseal.keys.store import KeyStore
     from eventseal.kms.adapter import WrappedKey
     from eventseal.storage.datastore import SQLAlchemyDatastore
@@ -133,20 +140,14 @@ class SQLAlchemyKeyStore:
 
         return self._write(add, "making keys")
 
-    def replace_active(
-        self, old: KeyRecord, closed: KeyRecord, new: KeyRecord, *, next_mark: NextMark, wait: bool = True
-    ) -> KeyRecord:
-        """Close a scope's active key and make another, unless somebody was first; give the holder."""
-        replacement = Replacement(old, closed, new)
-        work = partial(replace_active_keys, replacements=[replacement], next_mark=next_mark)
-        return replacement.holder(self._write(work, f"replacing key {old.key_id}", wait=wait))
-
     def replace_all_active(
-        self, replacements: Sequence[Replacement], *, next_mark: NextMark
+        self, replacements: Sequence[Replacement], *, next_mark: NextMark, wait: bool = True
     ) -> dict[str, KeyRecord]:
         """Close the active keys of scopes and make others, all or none; give the holders."""
         work = partial(replace_active_keys, replacements=replacements, next_mark=next_mark)
-        return self._write(work, f"replacing {len(replacements)} keys") if replacements else {}
+        count = len(replacements)
+        doing = f"replacing key {replacements[0].old.key_id}" if count == 1 else f"replacing {count} keys"
+        return self._write(work, doing, wait=wait) if replacements else {}
 
     def set_states(
         self,

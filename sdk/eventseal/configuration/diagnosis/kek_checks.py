@@ -16,7 +16,7 @@ from eventseal.errors import (
     KmsUnavailableError,
     NotMyKeyError,
 )
-from eventseal.keys.ring.new_keys import new_key_id
+from eventseal.keys.records import new_key_id
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.wrapping.branches import BRANCH_PREFIX
 from eventseal.kms import EncryptionContext, SupportsCheck, TellsVersion, adapter_from_uri

@@ -12,10 +12,11 @@ from eventseal.erasure.restore import Reading
 from eventseal.errors import ConfigurationError, EventSealError, IntegrityError
 from eventseal.keys import Keyring
 from eventseal.keys.authentication.revocations import NEW_KEY_TABLES
+from eventseal.keys.authentication.row_checks import KeyringCounters
 from eventseal.keys.authentication.row_macs import Seals
 from eventseal.keys.records import STORE_SCOPE
-from eventseal.keys.ring.parts import KeyringCounters
 from eventseal.keys.states import KeyPurpose
+from eventseal.keys.wrapping.kek_calls import KekCalls
 from eventseal.keys.wrapping.keks import Keks
 from eventseal.rotation.status.key_totals import key_totals, overdue_keys
 from eventseal.storage.database.transactions import read
@@ -71,7 +72,7 @@ def _no_store_key(stores: Stores) -> Finding:
 def _check_seals(
     stores: Stores, adapters: Sequence[KmsAdapter], store_record: KeyRecord
 ) -> Iterator[Finding]:
-    (key,) = Keks(adapters, counters=KeyringCounters()).unwrap([store_record])
+    (key,) = Keks(adapters, calls=KekCalls(KeyringCounters())).unwrap([store_record])
     if isinstance(key, EventSealError):
         raise key
     seals = Seals(key)
@@ -86,7 +87,7 @@ def _check_seals(
             key_tables=settings.key_tables,
         )
     ) as keyring:
-        yield from _check_format(keyring.key_tables(), settings.key_tables)
+        yield from _check_format(keyring.tables.age(), settings.key_tables)
     checked, broken = _broken_seals(stores, seals)
     for error in broken[:_SHOWN]:
         yield KEYS.raised(error)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from eventseal.errors import EventSealError, IntegrityError, StoreReadOnlyError
-from eventseal.keys.authentication.old_key_tables import read_old_rows
+from eventseal.keys.authentication.key_tables import read_old_rows
+from eventseal.keys.authentication.row_checks import mark_deleted
 from eventseal.keys.revocation_tree import (
     NEVER_SHREDDED,
     REMEDY,
@@ -17,18 +18,19 @@ from eventseal.keys.revocation_tree import (
     changed_branches,
     leaf_of_key,
     leaf_of_scope,
+    leaves_of,
     node_digest,
     paths_to,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
     from uuid import UUID
 
     from eventseal.keys.authentication.row_macs import Seals
     from eventseal.keys.records import Admission, ChangeMark, KeyRecord
     from eventseal.keys.revocation_tree import RevokedAs, ScopeState
-    from eventseal.keys.ring.held_keys import Held, Memory
+    from eventseal.keys.ring.held_keys import Held, HeldKeys
     from eventseal.keys.states import KeyPurpose
     from eventseal.keys.store import KeyStore
 
@@ -97,7 +99,7 @@ class _OpenScopes:
     @property
     def paths(self) -> Collection[bytes]:
         """The leaves of the scopes, and what is above them."""
-        return paths_to(map(leaf_of_scope, self._names))
+        return paths_to(leaves_of((), self._names))
 
     def __call__(self, mark: ChangeMark, nodes: Mapping[bytes, bytes]) -> bool:
         """Look at the scopes under another mark."""
@@ -119,9 +121,8 @@ class Revocations:
     Args:
         application: Whose keys.
         store: Holds the tree.
-        memory: Has seen earlier marks.
+        held_keys: Has seen earlier marks.
         key_tables: The format that the key tables have at least: 1, or 2 with the revocation tree.
-        count_query: Counts the calls to the store.
 
     Attributes:
         are_old: Whether the mark that was read last is of the format before the tree.
@@ -131,18 +132,16 @@ class Revocations:
         self,
         application: str,
         store: KeyStore,
-        memory: Memory,
+        held_keys: HeldKeys,
         *,
         key_tables: int,
-        count_query: Callable[[], None],
     ) -> None:
         self._application = application
         self._key_tables = key_tables
         self._is_new = False
         self.are_old = False
         self._store = store
-        self._memory = memory
-        self._count_query = count_query
+        self._held_keys = held_keys
         self._publishing = threading.Lock()
         self._known: _Known | None = None
 
@@ -164,34 +163,36 @@ class Revocations:
             IntegrityError: The root is not what the mark covers, or the mark is an old one put back.
             StoreError: The key store refused or failed.
         """
-        if seals.is_old(mark):
+        if not mark.has_tree and seals.is_old(mark):
             self._learn_old(mark, seals)
             return self.of_keys(held, seals)
         self._check_root(mark, root)
         with self._publishing:
-            self._note_new()
+            self._is_new, self.are_old = True, False
             known_before = self._known
             before = known_before or _Known(b"", {ROOT: b""})
             if before.root_digest == mark.revoked:
                 return {}
-            moved = changed_branches(before.proven[ROOT], root)
+            changed = changed_branches(before.proven[ROOT], root)
             nodes = dict(before.proven).items()  # copied at once: other threads add to it
-            kept = {path: node for path, node in nodes if path and path[0] not in moved}
+            kept = {path: node for path, node in nodes if path and path[0] not in changed}
             self._known = known = _Known(mark.revoked, {ROOT: root, **kept})
+        if not held:
+            return {}
         try:
-            return self._below(moved, held, seals)
+            return self._below(changed, held, seals)
         except EventSealError:
             with self._publishing:
                 if self._known is known:  # the next refresh asks again what has changed
                     self._known = known_before
             raise
 
-    def _below(self, moved: Collection[int], held: Held, seals: Seals) -> dict[UUID, RevokedAs]:
+    def _below(self, changed: Collection[int], held: Held, seals: Seals) -> dict[UUID, RevokedAs]:
         """Say what became of the held keys below some nodes, and of the keys whose scopes are there."""
-        keys = [key_id for key_id in held if leaf_of_key(key_id)[0] in moved]
+        keys = [key_id for key_id in held if leaf_of_key(key_id)[0] in changed]
         names = {key_id: seals.scope_name(*scope) for key_id, scope in held.items() if scope}
-        names = {key_id: name for key_id, name in names.items() if leaf_of_scope(name)[0] in moved}
-        tree = self._tree({*map(leaf_of_key, keys), *map(leaf_of_scope, names.values())}, seals)
+        names = {key_id: name for key_id, name in names.items() if leaf_of_scope(name)[0] in changed}
+        tree = self._tree(seals, keys=keys, scopes=names.values())
         found = _revoked_as(tree, keys)
         for key_id, name in names.items():
             try:
@@ -226,7 +227,7 @@ class Revocations:
             IntegrityError: The mark is not what a keyring sealed, or earlier than one seen.
             StoreError: The key store refused or failed.
         """
-        return _revoked_as(self._tree(set(map(leaf_of_key, key_ids)), seals), key_ids)
+        return _revoked_as(self._tree(seals, keys=key_ids), key_ids)
 
     def of_rows(self, rows: Mapping[UUID, KeyRecord], seals: Seals) -> dict[UUID, RevokedAs]:
         """
@@ -237,12 +238,12 @@ class Revocations:
         """
         scope_of = {key_id: (row.purpose, row.scope) for key_id, row in rows.items()}
         names = {scope: seals.scope_name(*scope) for scope in set(scope_of.values())}
-        tree = self._tree(set(map(leaf_of_scope, names.values())), seals)
+        tree = self._tree(seals, scopes=names.values())
         if self.are_old:  # such a tree lacks the scopes of rows that were edited
             return self.of_keys(rows, seals)
         untouched = {scope for scope, name in names.items() if _is_untouched(tree, name)}
         touched = [key_id for key_id, scope in scope_of.items() if scope not in untouched]
-        return {**dict.fromkeys(rows), **self.of_keys(touched, seals)}
+        return {**dict.fromkeys(rows), **(self.of_keys(touched, seals) if touched else {})}
 
     def scopes(self, purpose: KeyPurpose, scopes: Iterable[str], seals: Seals) -> ScopeStates:
         """
@@ -253,7 +254,7 @@ class Revocations:
             StoreError: The key store refused or failed.
         """
         names = {scope: seals.scope_name(purpose, scope) for scope in scopes}
-        tree = self._tree({leaf_of_scope(name) for name in names.values()}, seals)
+        tree = self._tree(seals, scopes=names.values())
         closed: dict[str, bool | IntegrityError] = {}
         for scope, name in names.items():
             try:
@@ -277,7 +278,7 @@ class Revocations:
             StoreError: The key store refused or failed.
         """
         names = {row.key_id: seals.scope_name(row.purpose, row.scope) for row in rows}
-        tree = self._tree({*map(leaf_of_key, names), *map(leaf_of_scope, names.values())}, seals)
+        tree = self._tree(seals, keys=names, scopes=names.values())
         try:
             return {
                 key_id: Past(
@@ -291,42 +292,40 @@ class Revocations:
     def entry(self, name: bytes, seals: Seals) -> ScopeState | None:
         """Give an entry of the tree by its name, if there is one; raises as :meth:`scopes`."""
         try:
-            return self._tree([leaf_of_scope(name)], seals).scope_state(name)
+            return self._tree(seals, scopes=[name]).scope_state(name)
         except UnprovenError:
             raise _edited("a leaf of the revocation tree") from None
 
-    def _tree(self, leaves: Collection[bytes], seals: Seals) -> RevocationTree:
-        """Give a tree that knows *leaves*, or shows that they are not what they should be."""
+    def _tree(
+        self, seals: Seals, *, keys: Collection[UUID] = (), scopes: Collection[bytes] = ()
+    ) -> RevocationTree:
+        """Give a tree that knows the leaves of *keys* and *scopes*, or shows that they were edited."""
         known = self._known
         if known is not None:
             tree = RevocationTree({}, known.root_digest, proven=known.proven)
-            missing = tree.unread(leaves)
+            missing = tree.unread(keys, scopes)
             if not missing:
                 return tree
             _, nodes = self._read(missing)
             tree = RevocationTree(nodes, known.root_digest, proven=known.proven)
-            if _is_proven(tree, leaves):
+            if tree.proves(keys, scopes):
                 if len(known.proven) > _MOST_NODES:
                     known.drop_leaves()
                 return tree
-        since = self._memory.moment()
-        mark, nodes = self._read(paths_to(leaves))
+        since = self._held_keys.moment()
+        mark, nodes = self._read(paths_to(leaves_of(keys, scopes)))
         if seals.is_old(mark):
             self._learn_old(mark, seals)
-            return self._tree(leaves, seals)
+            return self._tree(seals, keys=keys, scopes=scopes)
         seals.check_mark(mark)
-        self._memory.check_mark(mark, since)
+        self._held_keys.check_mark(mark, since)
         root = nodes.get(ROOT, b"")
         self._check_root(mark, root)
         with self._publishing:
-            self._note_new()
+            self._is_new, self.are_old = True, False
             if self._known is None:  # else a refresh may have read a later one
                 self._known = _Known(mark.revoked, {ROOT: root})
         return RevocationTree(nodes, mark.revoked)
-
-    def _note_new(self) -> None:
-        self._is_new = True
-        self.are_old = False
 
     def _check_root(self, mark: ChangeMark, root: bytes) -> None:
         if node_digest(root) != mark.revoked:
@@ -347,13 +346,9 @@ class Revocations:
                 self._known = _Known(node_digest(nodes.get(ROOT, b"")), {ROOT: b"", **nodes})
 
     def _read(self, paths: Collection[bytes]) -> tuple[ChangeMark, Mapping[bytes, bytes]]:
-        self._count_query()
         found = self._store.revocations(self._application, paths)
         if found is None:
-            raise IntegrityError(
-                f"application {self._application!r} has a store key but no change mark: somebody deleted it",
-                remedy="Find out who changed the key tables, and restore key_changes from a backup.",
-            )
+            raise mark_deleted(self._application)
         return found
 
 
@@ -372,15 +367,6 @@ def _is_untouched(tree: RevocationTree, name: bytes) -> bool:
         return tree.scope_state(name) is None
     except UnprovenError:
         return False  # then the leaf of the key says what became of it
-
-
-def _is_proven(tree: RevocationTree, leaves: Iterable[bytes]) -> bool:
-    try:
-        for leaf in leaves:
-            tree.node(leaf)
-    except UnprovenError:
-        return False
-    return True
 
 
 def _edited(what: str) -> IntegrityError:

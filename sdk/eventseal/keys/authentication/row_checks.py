@@ -1,9 +1,11 @@
-"""Checks of key rows before the key is unwrapped, and against the states already seen. No I/O."""
+"""Key rows as a keyring reads them: what the revocation tree says of each, and why its key is not used."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import TYPE_CHECKING, NamedTuple
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 from eventseal.errors import (
     EventSealError,
@@ -16,133 +18,26 @@ from eventseal.keys.revocation_tree import REMEDY, least_state
 from eventseal.keys.states import KeyPurpose, KeyState
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
     from uuid import UUID
 
+    from eventseal.keys.authentication.revocations import Revocations
     from eventseal.keys.authentication.row_macs import Seals
-    from eventseal.keys.records import ChangeMark, KeyRecord
+    from eventseal.keys.records import KeyRecord
+    from eventseal.keys.ring.store_key import StoreKey
+    from eventseal.keys.store import KeyStore
 
 
-_MOST_SEEN = 100_000
-_REMEDY_OF_SET_BACK = (
+REMEDY_OF_SET_BACK = (
     "Find out who changed the key tables, or which backup was restored; destroyed keys stay destroyed."
 )
-
-
-class Moment(NamedTuple):
-    """
-    What was known when a query began.
-
-    Attributes:
-        moves: Refreshes that had found the counter moved.
-        noted: States that had been noted.
-        floor: The lowest counter that the store may still show.
-    """
-
-    moves: int
-    noted: int
-    floor: int
-
-
-class _Seen(NamedTuple):
-    state: KeyState
-    row_version: int
-    noted: int
-
-
-class KnownStates:
-    """
-    The application's counter, what its mark covered then, and the last seen state of each key that has moved.
-
-    Attributes:
-        counter: As of the last refresh; -1 before the first.
-    """
-
-    def __init__(self) -> None:
-        self.counter = -1
-        self._floor = -1
-        self._refreshes = 0
-        self._noted = 0
-        self._revoked = b""
-        self._seen: OrderedDict[UUID, _Seen] = OrderedDict()
-
-    def moment(self) -> Moment:
-        """Say what is known now: to be asked before a query whose rows are admitted after it."""
-        return Moment(self._refreshes, self._noted, self._floor)
-
-    def admit(self, record: KeyRecord, since: Moment) -> bool:
-        """
-        Compare a row with what was seen of it, and note it.
-
-        Args:
-            record: Read, with its seal checked, by a query that began after *since*.
-            since: What was known before the query.
-
-        Returns:
-            ``False`` if states moved since the query began, so that the row must be read again.
-
-        Raises:
-            IntegrityError: A later state had been seen before the query began.
-        """
-        if since.moves != self._refreshes:
-            return False
-        seen = self._seen.get(record.key_id)
-        if seen is not None and _is_earlier(record, seen):
-            if seen.noted > since.noted:
-                return False
-            raise set_back(record, seen.state)
-        self.note(record)
-        return True
-
-    def note(self, record: KeyRecord) -> None:
-        """Remember the state of a key that has moved from its first one."""
-        if record.state is KeyState.ACTIVE:
-            return
-        self._noted += 1
-        self._seen[record.key_id] = _Seen(record.state, record.row_version, self._noted)
-        self._seen.move_to_end(record.key_id)
-        if len(self._seen) > _MOST_SEEN:
-            self._seen.popitem(last=False)
-
-    def raise_floor(self, counter: int) -> None:
-        """Note a counter that this process wrote itself: the store shows no lower one afterwards."""
-        self._floor = max(self._floor, counter)
-
-    def check(self, mark: ChangeMark, since: Moment) -> None:
-        """
-        Compare a mark, its seal checked, with what was seen of it.
-
-        Raises:
-            IntegrityError: It is an earlier one, or another one of the same counter.
-        """
-        if mark.counter < since.floor:
-            raise IntegrityError(
-                f"the change counter of application {mark.application!r} went back "
-                f"from {since.floor} to {mark.counter}",
-                remedy=_REMEDY_OF_SET_BACK,
-            )
-        if mark.counter == self.counter and mark.revoked != self._revoked:
-            raise IntegrityError(
-                f"the change mark of application {mark.application!r} changed without its counter",
-                remedy=_REMEDY_OF_SET_BACK,
-            )
-
-    def move(self, mark: ChangeMark) -> None:
-        """Accept a mark whose counter moved."""
-        self.counter = mark.counter
-        self.raise_floor(mark.counter)
-        self._revoked = mark.revoked
-        self._refreshes += 1
-
-
-def _is_earlier(record: KeyRecord, seen: _Seen) -> bool:
-    return not seen.state.may_become(record.state) or record.row_version < seen.row_version
 
 
 def set_back(record: KeyRecord, seen: KeyState) -> IntegrityError:
     """The error of a row that shows an earlier state than one that is known."""
     return IntegrityError(
         f"the row of key {record.key_id} says {record.state}, but it was {seen}: an old row was put back",
-        remedy=_REMEDY_OF_SET_BACK,
+        remedy=REMEDY_OF_SET_BACK,
         key_id=record.key_id,
     )
 
@@ -309,3 +204,161 @@ def _check_purpose(record: KeyRecord, purpose: KeyPurpose) -> None:
             remedy=_REMEDY if purpose is KeyPurpose.BRANCH else _FOREIGN,
             key_id=record.key_id,
         )
+
+
+def mark_deleted(application: str) -> IntegrityError:
+    """The error of an application that has a store key, but not the change mark that was stored with it."""
+    return IntegrityError(
+        f"application {application!r} has a store key but no change mark: somebody deleted it",
+        remedy="Find out who changed the key tables, and restore key_changes from a backup.",
+    )
+
+
+def store_key_deleted(application: str) -> IntegrityError:
+    """The error of an application that has a change mark, but not the store key that came with it."""
+    return IntegrityError(
+        f"application {application!r} has a change mark but no store key: somebody deleted it",
+        remedy="Find out who changed the key tables, and restore the store key from a backup.",
+    )
+
+
+class KeyringCounters:
+    """
+    Totals since the keyring was made, or since the process was forked.
+
+    Attributes:
+        kms_calls: Calls to KMS adapters that left the process; a batch is one.
+        store_queries: Calls to the key store.
+        hits: Keys that were answered from memory. Counted without a lock, which would cost a third of a hit:
+            with several threads it may come out a little low.
+        misses: Keys that were not.
+        missing_wrappings: Wrappings that new keys were stored without, as the quorum allows;
+            :meth:`eventseal.keys.Keyring.rewrap` adds them.
+    """
+
+    __slots__ = ("_lock", "hits", "kms_calls", "misses", "missing_wrappings", "store_queries")
+
+    def __init__(self) -> None:
+        self.kms_calls = 0
+        self.store_queries = 0
+        self.hits = 0
+        self.misses = 0
+        self.missing_wrappings = 0
+        self._lock = threading.Lock()
+
+    def count_kms_calls(self, calls: int) -> None:
+        """Count calls that left the process."""
+        with self._lock:
+            self.kms_calls += calls
+
+    def count_store_query(self) -> None:
+        """Count a call to the key store."""
+        with self._lock:
+            self.store_queries += 1
+
+    def count_misses(self, keys: int) -> None:
+        """Count keys that were not."""
+        with self._lock:
+            self.misses += keys
+
+    def count_missing_wrappings(self, wrappings: int) -> None:
+        """Count wrappings that a KEK should have made for new keys, and did not."""
+        with self._lock:
+            self.missing_wrappings += wrappings
+
+    def __repr__(self) -> str:
+        return (
+            f"<KeyringCounters kms_calls={self.kms_calls} store_queries={self.store_queries} "
+            f"hits={self.hits} misses={self.misses} missing_wrappings={self.missing_wrappings}>"
+        )
+
+
+class _CountedStore:
+    """Passes calls on to a key store, and counts each."""
+
+    def __init__(self, store: KeyStore, counters: KeyringCounters) -> None:
+        self._store = store
+        self._counters = counters
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._store, name)
+        self._counters.count_store_query()
+        return found
+
+
+def counted(store: KeyStore, counters: KeyringCounters) -> KeyStore:
+    """Give *store* with every call counted."""
+    return cast("KeyStore", _CountedStore(store, counters))
+
+
+class CheckedStore:
+    """
+    The key store as a keyring reads it: each row comes with what the revocation tree says of its key.
+
+    Args:
+        unchecked: The key store.
+        revocations: Say what is revoked.
+        store_key: Gives the application's seals.
+
+    Attributes:
+        unchecked: As given: for rows that open nothing, and for what is no row of a key.
+        revocations: As given.
+    """
+
+    def __init__(self, unchecked: KeyStore, revocations: Revocations, store_key: StoreKey) -> None:
+        self.unchecked = unchecked
+        self.revocations = revocations
+        self._store_key = store_key
+
+    def active(
+        self, application: str, scopes: Collection[str], *, purpose: KeyPurpose
+    ) -> dict[str, KeyRecord]:
+        """Give the record that holds each scope's slot."""
+        found = self.unchecked.active(application, scopes, purpose=purpose)
+        checked = self._checked(found.values())
+        return {scope: checked[record.key_id] for scope, record in found.items()}
+
+    def get(self, key_ids: Collection[UUID]) -> dict[UUID, KeyRecord]:
+        """Give records by id."""
+        found = self.unchecked.get(key_ids)
+        checked = self._checked(found.values())
+        return {key_id: checked[record.key_id] for key_id, record in found.items()}
+
+    def of_scope(self, application: str, scope: str) -> list[KeyRecord]:
+        """Give every key and tombstone of a scope."""
+        return list(self._checked(self.unchecked.of_scope(application, scope), by_scope=False).values())
+
+    def page(self, application: str, *, after: UUID | None, limit: int) -> list[KeyRecord]:
+        """Give records in order of id."""
+        return list(self._checked(self.unchecked.page(application, after=after, limit=limit)).values())
+
+    @contextmanager
+    def changing(self) -> Iterator[KeyStore]:
+        """Give the key store to change states of keys in: afterwards leaves of the tree are read again."""
+        try:
+            yield self.unchecked
+        finally:
+            self.revocations.has_changed()
+
+    def _checked(self, records: Iterable[KeyRecord], *, by_scope: bool = True) -> dict[UUID, KeyRecord]:
+        """
+        Give records with what the revocation tree says of their keys, in their order.
+
+        Args:
+            records: As the key store gave them.
+            by_scope: Whether the caller believes ``revoked_as`` only of rows whose seals it has checked.
+        """
+        found = {record.key_id: record for record in records}
+        seals = self._store_key.known or self._store_key.seals() if found else None
+        if seals is None:
+            return found
+        of_keys = self.revocations.of_rows if by_scope else self.revocations.of_keys
+        revoked = of_keys(found, seals)
+        told = {key_id: replace(found[key_id], revoked_as=how) for key_id, how in revoked.items() if how}
+        earlier = [record.key_id for record in told.values() if is_set_back(record)]
+        if earlier:  # maybe read a moment before their keys were revoked
+            told |= {
+                key_id: replace(record, revoked_as=revoked[key_id])
+                for key_id, record in self.unchecked.get(earlier).items()
+            }
+        return found | told

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from eventseal.errors import ConfigurationError, IntegrityError
 from eventseal.keys.records import MAX_SCOPE_BYTES, ChangeMark, checked_scope
 from eventseal.keys.revocation_tree import SCOPE_NAME_SIZE, node_digest
+from eventseal.keys.states import KeyPurpose
 from eventseal.suites.hkdf import canonical_json, length_prefixed
 
 if TYPE_CHECKING:
@@ -22,32 +23,27 @@ if TYPE_CHECKING:
     from eventseal.keys.records import KeyRecord
     from eventseal.keys.revocation_tree import HowRevoked
     from eventseal.keys.ring.store_key import StoreKey
-    from eventseal.keys.states import KeyPurpose
 
 
-BINDING_SIZE = 32
 SEAL_SIZE = 32
 _OLD_REVOKED_SIZE = 64
 _OLD_MODULUS = 1 << 8 * _OLD_REVOKED_SIZE
 _HMAC_KEY_SIZE = 64
 _MOST_NAMES = 65_536
+_INFOS = (
+    b"eventseal/v1/row seal",
+    b"eventseal/v2/revocation tree",
+    b"eventseal/v2/change mark",
+    b"eventseal/v1/revoked",
+    b"eventseal/v1/change mark",
+    b"eventseal/v1/epoch",
+    b"eventseal/v1/scope digest",
+    b"eventseal/v1/receipt",
+)
 
 
-def binding_of(key: DataKey) -> bytes:
-    """
-    Tie a key's bytes to its id, application, purpose and scope.
-
-    Returns:
-        32 bytes: HKDF-SHA-512, salted with the id, the other three length-prefixed in its info.
-    """
-    names = (key.application, key.purpose, key.scope)
-    info = b"eventseal/v1/binding" + length_prefixed(*[name.encode() for name in names])
-    return key.derive(info, BINDING_SIZE)
-
-
-def is_bound(key: DataKey, record: KeyRecord) -> bool:
-    """Whether *key*, unwrapped for *record*, is the one that it was made for; compared in constant time."""
-    return hmac.compare_digest(binding_of(key), record.binding)
+SHREDS = (KeyPurpose.STORE, "shreds")
+"""The entry of the revocation tree whose number counts shreds: of a scope that no key can have."""
 
 
 def check_readable(record: KeyRecord) -> None:
@@ -107,14 +103,9 @@ class Seals:
         self.key_id = store_key.key_id
         self._names: dict[tuple[KeyPurpose, str], bytes] = {}
         self._application = store_key.application
-        self._row_key = store_key.derive(b"eventseal/v1/row seal", _HMAC_KEY_SIZE)
-        self._tree_key = store_key.derive(b"eventseal/v2/revocation tree", _HMAC_KEY_SIZE)
-        self._mark_key = store_key.derive(b"eventseal/v2/change mark", _HMAC_KEY_SIZE)
-        self._old_revoked_key = store_key.derive(b"eventseal/v1/revoked", _HMAC_KEY_SIZE)
-        self._old_mark_key = store_key.derive(b"eventseal/v1/change mark", _HMAC_KEY_SIZE)
-        self._epoch_key = store_key.derive(b"eventseal/v1/epoch", _HMAC_KEY_SIZE)
-        self._scope_key = store_key.derive(b"eventseal/v1/scope digest", _HMAC_KEY_SIZE)
-        self._receipt_key = store_key.derive(b"eventseal/v1/receipt", _HMAC_KEY_SIZE)
+        keys = store_key.derive_all(_INFOS, _HMAC_KEY_SIZE)
+        self._row_key, self._tree_key, self._mark_key, self._old_revoked_key = keys[:4]
+        self._old_mark_key, self._epoch_key, self._scope_key, self._receipt_key = keys[4:]
 
     def sealed(self, record: KeyRecord) -> KeyRecord:
         """Give *record* with the seal that belongs to it."""

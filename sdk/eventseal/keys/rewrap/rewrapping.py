@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from eventseal.errors import ConfigurationError, KeyDestroyedError, KmsForbiddenError
-from eventseal.keys.rewrap.under_keks import MAX_FAILURES, Moved
+from eventseal.keys.rewrap.under_keks import MAX_FAILURES, RewrapOutcome
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.wrapping.branches import branch_wrapping
 
@@ -16,11 +16,10 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from eventseal.errors import EventSealError
-    from eventseal.keys.authentication.checked_store import CheckedStore
+    from eventseal.keys.authentication.row_checks import CheckedStore
     from eventseal.keys.records import KeyRecord
-    from eventseal.keys.rewrap.under_branches import BranchMover
-    from eventseal.keys.rewrap.under_keks import Mover, RowChecks
-    from eventseal.keys.wrapping.unwrapping import KekFacts
+    from eventseal.keys.rewrap.under_branches import BranchRewrapper
+    from eventseal.keys.rewrap.under_keks import KekFacts, KekRewrapper, RowChecks
     from eventseal.kms.adapter import KmsAdapter, WrappedKey
 
 
@@ -68,13 +67,13 @@ class Rewrapper:
         application: Whose keys.
         store: Holds the keys.
         facts: Which wrappings are whose, and which are current.
-        mover: Wraps keys under KEKs.
-        branch_mover: Wraps data keys under branch keys.
+        keks: Wraps keys under KEKs.
+        branches: Wraps data keys under branch keys.
         checks: Says whether a row was edited.
         targets: Every key should be wrapped under the newest version of each.
         exclusive: Whether it should be wrapped under nothing else; else only older versions of them go.
         verifying: Whether to unwrap every wrapping that stays, and to fail every row that was edited or put
-            back, those of destroyed keys among them, before its key is moved.
+            back, those of destroyed keys among them, before its key is wrapped anew.
     """
 
     def __init__(
@@ -83,8 +82,8 @@ class Rewrapper:
         store: CheckedStore,
         *,
         facts: KekFacts,
-        mover: Mover,
-        branch_mover: BranchMover,
+        keks: KekRewrapper,
+        branches: BranchRewrapper,
         checks: RowChecks,
         targets: Sequence[KmsAdapter],
         exclusive: bool,
@@ -93,8 +92,8 @@ class Rewrapper:
         self._application = application
         self._store = store
         self._facts = facts
-        self._mover = mover
-        self._branch_mover = branch_mover
+        self._keks = keks
+        self._branches = branches
         self._checks = checks
         self._targets = targets
         self._exclusive = exclusive
@@ -121,7 +120,8 @@ class Rewrapper:
             raise ConfigurationError(f"batch is {batch}; it must be at least 1")
         after: UUID | None = None
         verifying = self._verifying and not dry_run
-        while page := self._store.page(self._application, after=after, limit=batch, check=verifying):
+        store = self._store if verifying else self._store.unchecked
+        while page := store.page(self._application, after=after, limit=batch):
             edited = self._edited(page) if verifying else set()
             live = [record for record in page if record.state is not KeyState.DESTROYED]
             self._settle([_Key(r) for r in live if r.key_id not in edited], dry_run=dry_run)
@@ -131,27 +131,27 @@ class Rewrapper:
         return self._result()
 
     def _settle(self, keys: Sequence[_Key], *, dry_run: bool) -> None:
-        unreadable = Moved()
+        unreadable = RewrapOutcome()
         self._checks.refuse_unreadable([key.record for key in keys], unreadable)
         self._note_failures(unreadable, keys)
         readable = [key for key in keys if key.outcome != FAILED]
         under_branches = [key for key in readable if _is_under_a_branch(key.record)]
         under_keks = [key for key in readable if not _is_under_a_branch(key.record)]
-        self._branch_mover.learn([key.record for key in under_branches])
+        self._branches.learn([key.record for key in under_branches])
         for target in self._targets:
             self._settle_version(target, [key.record for key in under_keks])
         if dry_run:
             self._look(under_keks, under_branches)
         else:
             for target in self._targets:
-                self._move_to(target, under_keks)
-            self._move_branches(under_branches)
+                self._rewrap_under(target, under_keks)
+            self._rewrap_branches(under_branches)
         for key in keys:
             self._counts[key.outcome] += 1
 
     def _edited(self, page: Sequence[KeyRecord]) -> set[UUID]:
         """Fail edited rows before a KEK moves their keys, which it may do by itself."""
-        seen = Moved()
+        seen = RewrapOutcome()
         self._checks.refuse_edited(page, seen)
         self._note_failures(seen, [_Key(record) for record in page if record.key_id in seen.failed])
         self._counts[FAILED] += len(seen.failed)
@@ -160,7 +160,7 @@ class Rewrapper:
     def _settle_version(self, target: KmsAdapter, records: Sequence[KeyRecord]) -> None:
         self._facts.ask_newest(target)
         if not self._facts.knows_newest(target):
-            self._mover.learn_newest(target, records)
+            self._keks.learn_newest(target, records)
 
     def _look(self, under_keks: Sequence[_Key], under_branches: Sequence[_Key]) -> None:
         """Say what would become of keys."""
@@ -177,7 +177,7 @@ class Rewrapper:
             if not self._is_settled(key.record):
                 key.outcome = TO_MOVE
 
-    def _move_to(self, target: KmsAdapter, keys: Sequence[_Key]) -> None:
+    def _rewrap_under(self, target: KmsAdapter, keys: Sequence[_Key]) -> None:
         """Wrap keys under a KEK where they are not yet, and drop what that makes superfluous."""
         held: dict[UUID, WrappedKey] = {}
         proven: set[UUID] = set()
@@ -189,11 +189,11 @@ class Rewrapper:
             else:
                 held[key.key_id] = current
         if open_keys := [key for key in lacking if key.outcome != FAILED]:
-            moved = self._mover.move(target, [key.record for key in open_keys])
-            held.update(self._kept(moved, open_keys))
-            proven |= moved.verified & held.keys()
-            if moved.ended_by is not None:
-                raise moved.ended_by
+            result = self._keks.rewrap(target, [key.record for key in open_keys])
+            held.update(self._kept(result, open_keys))
+            proven |= result.verified & held.keys()
+            if result.ended_by is not None:
+                raise result.ended_by
         old = {key: self._old(target, key.record) for key in keys if key.key_id in held}
         doubted = [
             key
@@ -217,7 +217,7 @@ class Rewrapper:
         if not keys or target.uri in self._denied:
             return set()
         try:
-            seen = self._mover.verify(target, [(key.record, held[key.key_id]) for key in keys])
+            seen = self._keks.verify(target, [(key.record, held[key.key_id]) for key in keys])
             self._mark(seen, keys, held)
             if seen.ended_by is not None:
                 raise seen.ended_by
@@ -228,7 +228,7 @@ class Rewrapper:
             return set()
         return seen.verified
 
-    def _mark(self, seen: Moved, keys: Sequence[_Key], held: Mapping[UUID, WrappedKey]) -> None:
+    def _mark(self, seen: RewrapOutcome, keys: Sequence[_Key], held: Mapping[UUID, WrappedKey]) -> None:
         """Note which wrappings opened that nobody had opened before, and why others did not."""
         first = {
             key.key_id: held[key.key_id]
@@ -236,37 +236,37 @@ class Rewrapper:
             if key.key_id in seen.verified and held[key.key_id] not in key.record.verified
         }
         if first:
-            self._store.mark_wrappings_verified(first, wait=True)
+            self._store.unchecked.mark_wrappings_verified(first, wait=True)
         self._note_failures(seen, keys)
 
-    def _move_branches(self, keys: Sequence[_Key]) -> None:
+    def _rewrap_branches(self, keys: Sequence[_Key]) -> None:
         """Wrap data keys under the active keys of their branches, and drop what was under older ones."""
         open_keys = [key for key in keys if self._verifying or not self._is_settled(key.record)]
         held: dict[UUID, WrappedKey] = {}
-        moving: list[_Key] = []
+        lacking: list[_Key] = []
         for key in open_keys:
-            current = self._branch_mover.current(key.record)
+            current = self._branches.current(key.record)
             if current is None:
-                moving.append(key)
+                lacking.append(key)
             else:
                 held[key.key_id] = current
         there = [key for key in open_keys if key.key_id in held]
-        seen = self._branch_mover.verify([(key.record, held[key.key_id]) for key in there])
+        seen = self._branches.verify([(key.record, held[key.key_id]) for key in there])
         self._mark(seen, there, held)
         proven = seen.verified
         if seen.ended_by is not None:
             raise seen.ended_by
-        if moving:
-            moved = self._branch_mover.move([key.record for key in moving])
+        if lacking:
+            result = self._branches.rewrap([key.record for key in lacking])
             try:
-                held.update(self._kept(moved, moving))
+                held.update(self._kept(result, lacking))
             except KeyDestroyedError:  # of a branch key, which was retired since: the branch has another one
-                self._branch_mover.forget()
-                for key in moving:
+                self._branches.forget()
+                for key in lacking:
                     key.awaits()
-            if moved.ended_by is not None:
-                raise moved.ended_by
-            proven |= moved.verified & held.keys()
+            if result.ended_by is not None:
+                raise result.ended_by
+            proven |= result.verified & held.keys()
         self._drop(
             {
                 key: (
@@ -274,38 +274,38 @@ class Rewrapper:
                     [w for w in key.record.wrappings if w.kek_uri != held[key.key_id].kek_uri],
                 )
                 for key in open_keys
-                if key.key_id in proven and not self._branch_mover.has_no_successor(key.record)
+                if key.key_id in proven and not self._branches.has_no_successor(key.record)
             },
             proven,
         )
 
     def _is_settled(self, record: KeyRecord) -> bool:
         """Whether a data key is under its branch's active key alone, or its branch has none."""
-        if self._branch_mover.has_no_successor(record):
+        if self._branches.has_no_successor(record):
             return True
-        current = self._branch_mover.current(record)
+        current = self._branches.current(record)
         return current is not None and record.wrappings == (current,)
 
-    def _kept(self, moved: Moved, keys: Sequence[_Key]) -> dict[UUID, WrappedKey]:
+    def _kept(self, result: RewrapOutcome, keys: Sequence[_Key]) -> dict[UUID, WrappedKey]:
         """Store new wrappings; give those that are there now, and note what became of the other keys."""
         stored: set[UUID] = set()
         for verified in (True, False):
-            made = {k: w for k, w in moved.made.items() if (k in moved.verified) is verified}
+            made = {k: w for k, w in result.made.items() if (k in result.verified) is verified}
             if made:
-                stored |= self._store.put_wrappings(made, verified=verified)
-        self._added.update(moved.made[key_id].kek_uri for key_id in stored)
-        self._note_failures(moved, keys)
+                stored |= self._store.unchecked.put_wrappings(made, verified=verified)
+        self._added.update(result.made[key_id].kek_uri for key_id in stored)
+        self._note_failures(result, keys)
         for key in keys:
             if key.key_id not in stored:
                 key.awaits()
-        return {key_id: moved.made[key_id] for key_id in stored}
+        return {key_id: result.made[key_id] for key_id in stored}
 
-    def _note_failures(self, moved: Moved, keys: Sequence[_Key]) -> None:
+    def _note_failures(self, result: RewrapOutcome, keys: Sequence[_Key]) -> None:
         for key in keys:
-            if key.key_id in moved.failed:
+            if key.key_id in result.failed:
                 key.outcome = FAILED
                 if len(self._failures) < MAX_FAILURES:
-                    self._failures[key.key_id] = moved.failed[key.key_id]
+                    self._failures[key.key_id] = result.failed[key.key_id]
 
     def _old(self, target: KmsAdapter, record: KeyRecord) -> list[WrappedKey]:
         """Give the wrappings that go once there is a verified one under *target*."""
@@ -322,7 +322,7 @@ class Rewrapper:
         ready = {key.key_id: pair for key, pair in superfluous.items() if key.key_id in verified}
         dropped: set[UUID] = set()
         if ready:
-            dropped = self._store.drop_wrappings(
+            dropped = self._store.unchecked.drop_wrappings(
                 {key_id: gone for key_id, (_, gone) in ready.items()},
                 keep={key_id: kept for key_id, (kept, _) in ready.items()},
             )

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from eventseal.errors import EventSealError
-from eventseal.keys.rewrap.under_keks import Moved
+from eventseal.keys.rewrap.under_keks import RewrapOutcome
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.wrapping.branches import (
     branch_uri,
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from uuid import UUID
 
-    from eventseal.keys.authentication.checked_store import CheckedStore
+    from eventseal.keys.authentication.row_checks import CheckedStore
     from eventseal.keys.data_key import DataKey
     from eventseal.keys.records import KeyRecord
     from eventseal.keys.rewrap.under_keks import RowChecks
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from eventseal.kms.adapter import WrappedKey
 
 
-class BranchMover:
+class BranchRewrapper:
     """
     Wraps data keys under the active keys of their branches.
 
@@ -65,11 +65,11 @@ class BranchMover:
             return
         scopes = {
             key_id: record.scope
-            for key_id, record in self._store.get(unknown, check=False).items()
+            for key_id, record in self._store.unchecked.get(unknown).items()
             if record.purpose is KeyPurpose.BRANCH and record.application == self._application
         }
-        holders = self._store.active(
-            self._application, set(scopes.values()), purpose=KeyPurpose.BRANCH, check=False
+        holders = self._store.unchecked.active(
+            self._application, set(scopes.values()), purpose=KeyPurpose.BRANCH
         )
         for key_id, scope in scopes.items():
             holder = holders.get(scope)
@@ -98,7 +98,7 @@ class BranchMover:
         uri = branch_uri(successor)
         return next((wrapped for wrapped in record.wrappings if wrapped.kek_uri == uri), None)
 
-    def move(self, records: Sequence[KeyRecord]) -> Moved:
+    def rewrap(self, records: Sequence[KeyRecord]) -> RewrapOutcome:
         """
         Make a wrapping under the active branch key for each of *records*, which can be read, and unwrap it.
 
@@ -106,17 +106,17 @@ class BranchMover:
             IntegrityError: The store key's row is not what a keyring sealed.
             StoreError: The key store refused or failed.
         """
-        moved = Moved()
-        keys = self._checks.opened(records, self._branches.unwrap(records), moved)
+        result = RewrapOutcome()
+        keys = self._checks.opened(records, self._branches.unwrap(records), result)
         try:
-            if moved.ended_by is None:
-                self._wrap({r.key_id: r for r in records if r.key_id in keys}, keys, moved)
+            if result.ended_by is None:
+                self._wrap({r.key_id: r for r in records if r.key_id in keys}, keys, result)
         finally:
             for key in keys.values():
                 key.close()
-        return moved
+        return result
 
-    def verify(self, held: Sequence[tuple[KeyRecord, WrappedKey]]) -> Moved:
+    def verify(self, held: Sequence[tuple[KeyRecord, WrappedKey]]) -> RewrapOutcome:
         """
         Unwrap wrappings under branch keys, and see whether each holds its key.
 
@@ -130,12 +130,14 @@ class BranchMover:
             IntegrityError: The store key's row is not what a keyring sealed.
             StoreError: The key store refused or failed.
         """
-        seen = Moved()
+        seen = RewrapOutcome()
         records = [replace(record, wrappings=(wrapped,)) for record, wrapped in held]
         self._checks.prove(records, self._branches.unwrap(records), seen)
         return seen
 
-    def _wrap(self, records: Mapping[UUID, KeyRecord], keys: Mapping[UUID, DataKey], moved: Moved) -> None:
+    def _wrap(
+        self, records: Mapping[UUID, KeyRecord], keys: Mapping[UUID, DataKey], result: RewrapOutcome
+    ) -> None:
         by_successor: dict[UUID, list[KeyRecord]] = {}
         for record in records.values():
             branch_id = _branch_of(record)
@@ -146,16 +148,16 @@ class BranchMover:
             addressed = by_successor[successor]
             if isinstance(branch, EventSealError):
                 for record in addressed:
-                    moved.fail(record.key_id, branch)
+                    result.fail(record.key_id, branch)
                 continue
             made = list(zip(addressed, wrap_under(branch, [keys[r.key_id] for r in addressed]), strict=True))
             for (record, wrapped), outcome in zip(made, unwrap_under(branch, made), strict=True):
                 if isinstance(outcome, EventSealError):
-                    moved.fail(record.key_id, outcome)
+                    result.fail(record.key_id, outcome)
                 else:
                     outcome.close()
-                    moved.made[record.key_id] = wrapped
-                    moved.verified.add(record.key_id)
+                    result.made[record.key_id] = wrapped
+                    result.verified.add(record.key_id)
 
 
 def _branch_of(record: KeyRecord) -> UUID | None:

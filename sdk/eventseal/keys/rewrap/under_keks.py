@@ -1,25 +1,24 @@
-"""Gives keys a wrapping under a KEK, and what became of each key that was to be wrapped again."""
+"""Gives keys a wrapping under a KEK, and says which of their wrappings are under which KEK and version."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from eventseal.errors import EventSealError, IntegrityError, NotMyKeyError
-from eventseal.keys.authentication.row_checks import check_row, why_not
+from eventseal.errors import EventSealError, IntegrityError, KmsForbiddenError, NotMyKeyError
+from eventseal.keys.authentication.row_checks import check_row
 from eventseal.keys.authentication.row_macs import check_readable
-from eventseal.keys.wrapping.unwrapping import concerns_the_kek, few_of_each
-from eventseal.kms.adapter import SupportsRewrap
+from eventseal.keys.wrapping.unwrapping import concerns_the_kek, few_of_each, is_under
+from eventseal.kms.adapter import SupportsRewrap, TellsVersion
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from uuid import UUID
 
     from eventseal.keys.data_key import DataKey
     from eventseal.keys.records import KeyRecord
     from eventseal.keys.ring.store_key import StoreKey
     from eventseal.keys.wrapping.keks import Keks
-    from eventseal.keys.wrapping.unwrapping import KekFacts
     from eventseal.kms.adapter import KmsAdapter, WrappedKey
 
 
@@ -28,7 +27,7 @@ MAX_FAILURES = 1000
 
 
 @dataclass(slots=True)
-class Moved:
+class RewrapOutcome:
     """
     What became of some keys that were to be wrapped under another KEK, version or branch key.
 
@@ -71,7 +70,7 @@ class RowChecks:
         self._application = application
         self._store_key = store_key
 
-    def refuse_unreadable(self, records: Sequence[KeyRecord], moved: Moved) -> None:
+    def refuse_unreadable(self, records: Sequence[KeyRecord], result: RewrapOutcome) -> None:
         """Fail the keys whose row holds what none does, and those with more wrappings than are read."""
         for record in records:
             try:
@@ -79,9 +78,9 @@ class RowChecks:
                 if record.more_wrappings:
                     raise _flooded(record)
             except IntegrityError as error:
-                moved.fail(record.key_id, error)
+                result.fail(record.key_id, error)
 
-    def refuse_edited(self, records: Sequence[KeyRecord], moved: Moved) -> None:
+    def refuse_edited(self, records: Sequence[KeyRecord], result: RewrapOutcome) -> None:
         """
         Fail the keys whose row no keyring sealed, and those of old rows that were put back.
 
@@ -95,10 +94,13 @@ class RowChecks:
             try:
                 check_row(record, record.key_id, self._application, seals)
             except EventSealError as error:
-                moved.fail(record.key_id, error)
+                result.fail(record.key_id, error)
 
     def opened(
-        self, records: Sequence[KeyRecord], outcomes: Sequence[DataKey | EventSealError], moved: Moved
+        self,
+        records: Sequence[KeyRecord],
+        outcomes: Sequence[DataKey | EventSealError],
+        result: RewrapOutcome,
     ) -> dict[UUID, DataKey]:
         """
         Give the keys that were unwrapped and whose row matches its seal; fail the others.
@@ -106,7 +108,7 @@ class RowChecks:
         Args:
             records: The rows.
             outcomes: What unwrapping each of them gave.
-            moved: Takes the failures.
+            result: Takes the failures.
 
         Raises:
             IntegrityError: The store key's row is not what a keyring sealed.
@@ -116,39 +118,29 @@ class RowChecks:
         keys: dict[UUID, DataKey] = {}
         for record, outcome in zip(records, outcomes, strict=True):
             if isinstance(outcome, EventSealError):
-                moved.fail(record.key_id, outcome)
+                result.fail(record.key_id, outcome)
             else:
                 keys[record.key_id] = outcome
         try:
-            self._refuse_edited(records, keys, moved)
+            self.refuse_edited([record for record in records if record.key_id in keys], result)
         except BaseException:
             for key in keys.values():
                 key.close()
             raise
+        for key_id in keys.keys() & result.failed.keys():
+            keys.pop(key_id).close()
         return keys
 
     def prove(
-        self, records: Sequence[KeyRecord], outcomes: Sequence[DataKey | EventSealError], moved: Moved
+        self,
+        records: Sequence[KeyRecord],
+        outcomes: Sequence[DataKey | EventSealError],
+        result: RewrapOutcome,
     ) -> None:
         """Note as verified the keys that :meth:`opened` gives, and close them; raises as that does."""
-        for key_id, key in self.opened(records, outcomes, moved).items():
+        for key_id, key in self.opened(records, outcomes, result).items():
             key.close()
-            moved.verified.add(key_id)
-
-    def _refuse_edited(self, records: Sequence[KeyRecord], keys: dict[UUID, DataKey], moved: Moved) -> None:
-        """Fail the keys whose row does not match its seal, and take them out of *keys*."""
-        if not keys:
-            return
-        seals = self._store_key.seals()
-        for record in records:
-            if record.key_id not in keys:
-                continue
-            refusal = why_not(
-                record, record.key_id, application=self._application, seals=seals, purpose=record.purpose
-            )
-            if refusal is not None:
-                moved.fail(record.key_id, refusal)
-                keys.pop(record.key_id).close()
+            result.verified.add(key_id)
 
 
 def _flooded(record: KeyRecord) -> IntegrityError:
@@ -160,12 +152,95 @@ def _flooded(record: KeyRecord) -> IntegrityError:
     )
 
 
-class Mover:
+class KekFacts:
+    """
+    Remembers, for one run, what KEKs are called in wrappings and what wraps now. A KEK is asked once.
+
+    Args:
+        adapters: Those that may be asked: nothing else is ever contacted.
+    """
+
+    def __init__(self, adapters: Iterable[KmsAdapter]) -> None:
+        self._adapters = tuple(adapters)
+        self._under: dict[tuple[str, str], bool] = {}
+        self._newest: dict[str, str | None] = {}
+
+    def is_configured(self, wrapped: WrappedKey) -> bool:
+        """Whether a wrapping is under one of the KEKs."""
+        return any(self.is_under(adapter, wrapped) for adapter in self._adapters)
+
+    def is_under(self, adapter: KmsAdapter, wrapped: WrappedKey) -> bool:
+        """Whether a wrapping is under this KEK."""
+        place = adapter.uri, wrapped.kek_uri
+        if place not in self._under:
+            self._under[place] = is_under(adapter, wrapped.kek_uri)
+        return self._under[place]
+
+    def learn(self, adapter: KmsAdapter, made: WrappedKey) -> None:
+        """Take from a wrapping that a KEK has just made what it is called there, and what wraps now."""
+        self._under[adapter.uri, made.kek_uri] = True
+        if made.kek_version is not None and isinstance(adapter, TellsVersion):
+            self._newest[adapter.uri] = made.kek_version
+
+    def ask_newest(self, adapter: KmsAdapter) -> None:
+        """
+        Ask a KEK for its newest version, unless that is known.
+
+        Whoever may not ask, but may rewrap, learns it from the first wrapping that comes back.
+
+        Raises:
+            KmsError: The KMS refused or failed.
+        """
+        if adapter.uri in self._newest:
+            return
+        try:
+            self._newest[adapter.uri] = (
+                adapter.current_version() if isinstance(adapter, TellsVersion) else None
+            )
+        except KmsForbiddenError:
+            if not isinstance(adapter, SupportsRewrap):
+                raise
+
+    def knows_newest(self, adapter: KmsAdapter) -> bool:
+        """Whether the KEK's newest version, or that it has none, is known."""
+        return adapter.uri in self._newest
+
+    def is_current(self, adapter: KmsAdapter, wrapped: WrappedKey) -> bool:
+        """Whether a wrapping is under this KEK and its newest version; a KEK without versions has one."""
+        if not self.is_under(adapter, wrapped):
+            return False
+        if adapter.uri not in self._newest:
+            return False
+        newest = self._newest[adapter.uri]
+        return newest is None or wrapped.kek_version == newest
+
+    def current(self, adapter: KmsAdapter, record: KeyRecord) -> WrappedKey | None:
+        """Give a key's wrapping under a KEK's newest version, a verified one if there is one."""
+        found = [wrapped for wrapped in record.wrappings if self.is_current(adapter, wrapped)]
+        return next((wrapped for wrapped in found if wrapped in record.verified), next(iter(found), None))
+
+    def confirmed_newest(self, adapter: KmsAdapter) -> str | None:
+        """
+        Ask again for the version that wraps: some KMS do not say under which one they made a wrapping.
+
+        Returns:
+            The version, if it is still the one that was known before they were made.
+
+        Raises:
+            KmsError: The KMS refused or failed.
+        """
+        before = self._newest.get(adapter.uri)
+        if before is None or not isinstance(adapter, TellsVersion):
+            return None
+        return before if adapter.current_version() == before else None
+
+
+class KekRewrapper:
     """
     Wraps keys under one KEK that are wrapped under others, or under an older version of it.
 
     Args:
-        keks: What unwraps, the KEK that is moved to among them.
+        keks: What unwraps, the target KEK among them.
         facts: Which wrappings are whose.
         checks: Tell whether a row was edited; by the store key's seals only where keys are unwrapped.
         trusted: KEKs with which the application is configured: what is wrapped under them is unwrapped once
@@ -185,7 +260,7 @@ class Mover:
         self._checks = checks
         self._verifying = {adapter.uri for adapter in trusted}
 
-    def move(self, target: KmsAdapter, records: Sequence[KeyRecord]) -> Moved:
+    def rewrap(self, target: KmsAdapter, records: Sequence[KeyRecord]) -> RewrapOutcome:
         """
         Make a wrapping under *target* for each of *records*, which can be read.
 
@@ -195,13 +270,13 @@ class Mover:
             IntegrityError: The store key's row is not what a keyring sealed.
             StoreError: The key store refused or failed.
         """
-        moved = Moved()
+        result = RewrapOutcome()
         if isinstance(target, SupportsRewrap):
-            self._move_inside(target, target, moved.untried(records), moved)
-        self._move_outside(target, moved.untried(records), moved)
-        return moved
+            self._rewrap_by_kms(target, target, result.untried(records), result)
+        self._rewrap_here(target, result.untried(records), result)
+        return result
 
-    def verify(self, target: KmsAdapter, held: Sequence[tuple[KeyRecord, WrappedKey]]) -> Moved:
+    def verify(self, target: KmsAdapter, held: Sequence[tuple[KeyRecord, WrappedKey]]) -> RewrapOutcome:
         """
         Unwrap wrappings under *target*, and see whether each holds its key.
 
@@ -216,7 +291,7 @@ class Mover:
             IntegrityError: The store key's row is not what a keyring sealed.
             StoreError: The key store refused or failed.
         """
-        seen = Moved()
+        seen = RewrapOutcome()
         self._checks.prove([record for record, _ in held], self._keks.calls.unwrap(target, held), seen)
         return seen
 
@@ -241,28 +316,28 @@ class Mover:
                 elif concerns_the_kek(outcome):
                     raise outcome
 
-    def _move_inside(
-        self, target: KmsAdapter, service: SupportsRewrap, records: Sequence[KeyRecord], moved: Moved
+    def _rewrap_by_kms(
+        self, target: KmsAdapter, service: SupportsRewrap, records: Sequence[KeyRecord], result: RewrapOutcome
     ) -> None:
         """Have the KMS move what it can: of each key one wrapping after the other, until one moves."""
         candidates = {record.key_id: self._candidates(target, record) for record in records}
         refused: dict[UUID, EventSealError] = {}
         elsewhere: set[UUID] = set()
-        while asked := list(_next_of_each(moved.untried(records), candidates)):
+        while asked := list(_next_of_each(result.untried(records), candidates)):
             outcomes = self._keks.calls.rewrap(service, asked)
             for (record, _), outcome in zip(asked, outcomes, strict=True):
                 if not isinstance(outcome, EventSealError):
                     self._facts.learn(target, outcome)
-                    moved.made[record.key_id] = outcome
+                    result.made[record.key_id] = outcome
                 elif isinstance(outcome, NotMyKeyError):
                     elsewhere.add(record.key_id)  # another service's: only unwrapping moves it
                 elif concerns_the_kek(outcome):
-                    moved.fail(record.key_id, outcome)
+                    result.fail(record.key_id, outcome)
                 else:
                     refused[record.key_id] = outcome
         for key_id, error in refused.items():
-            if key_id not in moved.made and key_id not in elsewhere:
-                moved.fail(key_id, error)
+            if key_id not in result.made and key_id not in elsewhere:
+                result.fail(key_id, error)
 
     def _candidates(self, target: KmsAdapter, record: KeyRecord) -> Iterator[WrappedKey]:
         """Give the wrappings that may be sent: the KEK's own first, and those that somebody has verified."""
@@ -277,12 +352,12 @@ class Mover:
             )
         )
 
-    def _move_outside(self, target: KmsAdapter, records: Sequence[KeyRecord], moved: Moved) -> None:
+    def _rewrap_here(self, target: KmsAdapter, records: Sequence[KeyRecord], result: RewrapOutcome) -> None:
         """Unwrap keys and wrap them again; what was edited is not wrapped again."""
-        keys = self._checks.opened(records, self._keks.unwrap(records), moved)
+        keys = self._checks.opened(records, self._keks.unwrap(records), result)
         try:
-            if keys and moved.ended_by is None:
-                self._wrap(target, {r.key_id: r for r in records}, keys, moved)
+            if keys and result.ended_by is None:
+                self._wrap(target, {r.key_id: r for r in records}, keys, result)
         finally:
             for key in keys.values():
                 key.close()
@@ -292,13 +367,13 @@ class Mover:
         target: KmsAdapter,
         records: dict[UUID, KeyRecord],
         keys: dict[UUID, DataKey],
-        moved: Moved,
+        result: RewrapOutcome,
     ) -> None:
         made: dict[UUID, WrappedKey] = {}
         outcomes = self._keks.calls.wrap(target, list(keys.values()))
         for key_id, outcome in zip(keys, outcomes, strict=True):
             if isinstance(outcome, EventSealError):
-                moved.fail(key_id, outcome)
+                result.fail(key_id, outcome)
             else:
                 made[key_id] = outcome
                 self._facts.learn(target, outcome)
@@ -308,21 +383,23 @@ class Mover:
                 key_id: replace(wrapped, kek_version=wrapped.kek_version or version)
                 for key_id, wrapped in made.items()
             }
-        moved.made.update(made)
-        if target.uri in self._verifying and moved.ended_by is None:
-            self._verify(target, [(records[key_id], wrapped) for key_id, wrapped in made.items()], moved)
+        result.made.update(made)
+        if target.uri in self._verifying and result.ended_by is None:
+            self._verify(target, [(records[key_id], wrapped) for key_id, wrapped in made.items()], result)
 
-    def _verify(self, target: KmsAdapter, made: Sequence[tuple[KeyRecord, WrappedKey]], moved: Moved) -> None:
+    def _verify(
+        self, target: KmsAdapter, made: Sequence[tuple[KeyRecord, WrappedKey]], result: RewrapOutcome
+    ) -> None:
         """Unwrap what was just wrapped, once; where the KEK does not let this process, others will."""
         for (record, _), outcome in zip(made, self._keks.calls.unwrap(target, made), strict=True):
             if not isinstance(outcome, EventSealError):
                 outcome.close()
-                moved.verified.add(record.key_id)
+                result.verified.add(record.key_id)
             elif concerns_the_kek(outcome):
                 self._verifying.discard(target.uri)
             else:
-                del moved.made[record.key_id]
-                moved.fail(record.key_id, outcome)
+                del result.made[record.key_id]
+                result.fail(record.key_id, outcome)
 
 
 def _next_of_each(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from eventseal.errors import (
     ConfigurationError,
@@ -17,14 +17,15 @@ from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.keys.ring.opening import ATTEMPTS
 from eventseal.keys.ring.state_transitions import (
     RETIRED_PURPOSES,
-    Marks,
-    Moves,
-    end_of_scope,
-    ended,
-    moved,
+    Found,
+    NextChangeMark,
+    ShreddedScope,
+    StateTransitions,
+    next_version,
     refuse_active,
     refuse_retirement,
-    slots,
+    tombstone_of,
+    transitions_of_shred,
 )
 from eventseal.keys.states import SUBJECT_PURPOSES, KeyPurpose, KeyState
 from eventseal.keys.wrapping.branches import branch_uri
@@ -34,10 +35,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from eventseal.keys.records import KeyRecord
-    from eventseal.keys.ring.held_keys import Memory
-    from eventseal.keys.ring.opening import Refresher
-    from eventseal.keys.ring.parts import Resources
-    from eventseal.keys.ring.store_key import StoreKey
+    from eventseal.keys.ring.parts import Ring
 
 
 _NEVER_COMPROMISED = {
@@ -47,55 +45,16 @@ _NEVER_COMPROMISED = {
 }
 
 
-class _Found(NamedTuple):
-    """
-    Keys as they were read.
-
-    Attributes:
-        rows: Checked.
-        edited: Rows of keys that are destroyed, and that somebody edited: they lose their slots, and stay as
-            they are otherwise.
-    """
-
-    rows: Sequence[KeyRecord]
-    edited: Sequence[KeyRecord] = ()
-
-
-class ShreddedScope(NamedTuple):
-    """
-    A scope that is closed.
-
-    Attributes:
-        destroyed: The keys that lived until now.
-        shredded: All keys of the scope that were ever shredded, also in an earlier run, with the tombstones
-            that only hold a slot.
-        keys: Every key that the scope ever had, also those that were retired.
-    """
-
-    destroyed: tuple[UUID, ...]
-    shredded: tuple[KeyRecord, ...]
-    keys: tuple[KeyRecord, ...]
-
-
 class Destroyer:
     """
     Moves keys to their end; rows are checked before, and every change is one transaction.
 
     Args:
-        resources: Of the application; the purpose is each row's own.
-        memory: Forgets what ends, and lets nothing come back.
-        store_key: Checks and seals the rows.
-        refresher: Confirms what is known, so that no old set of tables is built upon.
+        ring: Has the store, the store key, and what is known.
     """
 
-    def __init__(
-        self, resources: Resources, memory: Memory, store_key: StoreKey, refresher: Refresher
-    ) -> None:
-        self._application = resources.application
-        self._store = resources.store
-        self._memory = memory
-        self._store_key = store_key
-        self._refresher = refresher
+    def __init__(self, ring: Ring) -> None:
+        self._ring = ring
 
     def compromisable(self, key_ids: Collection[UUID]) -> list[KeyRecord]:
         """
@@ -133,14 +92,14 @@ class Destroyer:
             KeyNotFoundError: There is no such key.
         """
 
-        def plan(found: _Found) -> Moves:
+        def plan(found: Found) -> StateTransitions:
             for record in found.rows:
                 refuse_active(record)
                 if record.state is KeyState.DESTROYED:
                     raise destroyed(record)
-            return Moves(
+            return StateTransitions(
                 [
-                    (record, moved(record, state=KeyState.COMPROMISED))
+                    (record, next_version(record, state=KeyState.COMPROMISED))
                     for record in found.rows
                     if record.state is KeyState.DEACTIVATED
                 ]
@@ -150,29 +109,34 @@ class Destroyer:
             lambda: self._named(key_ids), plan, f"{len(key_ids)} keys were marked compromised"
         )
 
-    def retire(self, key_ids: Collection[UUID], *, dry_run: bool) -> list[KeyRecord]:
+    def retire(self, key_ids: Collection[UUID], *, dry_run: bool = False) -> list[KeyRecord]:
         """
-        Destroy keys that nothing needs. Who calls it has closed their fences and found no item left.
+        Destroy keys that nothing needs any more. Use :func:`eventseal.rotation.retire`, which sees to that.
 
         Args:
-            key_ids: Of data keys and branch keys, deactivated or compromised; what is destroyed stays so.
-            dry_run: Whether to check the rows only.
+            key_ids: Of data keys and branch keys, deactivated or compromised, all or none of which are
+                destroyed. The fences of the data keys were closed, and then no item of them was found.
+            dry_run: Whether to check only what the key store says.
 
         Returns:
             Their tombstones, or the rows as they are, in order of id.
 
         Raises:
-            JobError: A key is active, is of a purpose that is never retired, or has wrapped other keys.
+            IntegrityError: A key's row, or the change mark, is not what a keyring sealed.
+            JobError: A key is active, is never retired, or has wrapped other keys.
             KeyNotFoundError: There is no such key.
+            StoreError: The key store refused or failed.
         """
 
-        def plan(found: _Found) -> Moves:
+        def plan(found: Found) -> StateTransitions:
             for record in found.rows:
                 refuse_retirement(record)
             if dry_run:
                 self._refuse_wrapping(found.rows)
-                return Moves([])
-            return Moves([(record, ended(record, "retired")) for record in found.rows if record.state.opens])
+                return StateTransitions([])
+            return StateTransitions(
+                [(record, tombstone_of(record, "retired")) for record in found.rows if record.state.opens]
+            )
 
         return self._change(
             lambda: self._named(key_ids),
@@ -186,22 +150,12 @@ class Destroyer:
         self,
         scope: str,
         *,
-        first: Callable[[Sequence[KeyRecord]], object] | None = None,
-        even_default: bool = False,
-        dry_run: bool = False,
+        before_commit: Callable[[Sequence[KeyRecord]], object] | None,
+        even_default: bool,
+        dry_run: bool,
     ) -> ShreddedScope:
-        """
-        Destroy every key of a scope and close the scope; see :meth:`eventseal.keys.Keyring.shred`.
-
-        Args:
-            scope: Checked.
-            first: Called with all keys of the scope before any is destroyed; again if one moved meanwhile.
-            even_default: Whether the scope may be everybody's.
-            dry_run: Whether only to read what would be destroyed.
-
-        Raises:
-            ConfigurationError: No key of this scope was ever made, or it is everybody's.
-        """
+        """Destroy every key of a scope and close the scope; see :meth:`eventseal.keys.Keyring.shred`."""
+        scope = self._ring.tables.stored_scope(scope)
         if scope == DEFAULT_SCOPE and not even_default:
             raise ConfigurationError(
                 f"the scope {scope!r} is everybody's and cannot be shredded",
@@ -209,15 +163,15 @@ class Destroyer:
             )
         live: list[UUID] = []
 
-        def plan(found: _Found) -> Moves:
+        def plan(found: Found) -> StateTransitions:
             if not found.rows and not found.edited and not self._is_closed(scope):
                 raise _unknown(scope)
             live[:] = [record.key_id for record in found.rows if record.state.opens]
             if dry_run:
-                return Moves([])
-            if first is not None:
-                first(found.rows)
-            return end_of_scope(self._application, scope, found.rows)
+                return StateTransitions([])
+            if before_commit is not None:
+                before_commit(found.rows)
+            return transitions_of_shred(self._ring.given.application, scope, found.rows)
 
         rows = self._change(
             lambda: self._subject_keys(scope),
@@ -230,27 +184,39 @@ class Destroyer:
         return ShreddedScope(tuple(live), shredded, tuple(rows))
 
     def shred_again(
-        self, scope: str, erased: Mapping[UUID, KeyPurpose], *, closed: bool, dry_run: bool
+        self, scope: str, erased: Mapping[UUID, KeyPurpose], *, closed: bool, dry_run: bool = False
     ) -> ShreddedScope:
         """
-        Destroy keys that were destroyed once, by id; see :meth:`eventseal.keys.Keyring.shred_again`.
+        Destroy keys that were shredded once, and that a restore of the key tables has brought back.
+
+        No other key is destroyed. One whose tombstone the restore took gets one again.
 
         Args:
-            scope: Checked.
-            erased: The keys, with their purposes.
-            closed: Whether the scope is to be closed.
+            scope: Whose keys.
+            erased: The keys by id, with their purposes.
+            closed: Whether the scope was not reopened since. Its slots are taken then, except where a key
+                that is not among *erased* has one.
             dry_run: Whether only to read what would be destroyed.
 
+        Returns:
+            ``destroyed`` are those that lived; ``keys`` are all of the scope, so that one that lives still
+            can be told.
+
         Raises:
-            IntegrityError: A key is of another scope or purpose.
+            IntegrityError: A row of the scope, or the change mark, is not what a keyring sealed, or a key is
+                of another scope or purpose; nothing was destroyed.
+            StoreError: The key store refused or failed.
         """
+        scope = self._ring.tables.stored_scope(scope)
         live: list[UUID] = []
 
-        def plan(found: _Found) -> Moves:
+        def plan(found: Found) -> StateTransitions:
             live[:] = [r.key_id for r in found.rows if r.key_id in erased and r.state.opens]
             if dry_run:
-                return Moves([])
-            return end_of_scope(self._application, scope, found.rows, erased=erased, closed=closed)
+                return StateTransitions([])
+            return transitions_of_shred(
+                self._ring.given.application, scope, found.rows, erased=erased, closed=closed
+            )
 
         rows = self._change(
             lambda: self._erased_keys(scope, erased),
@@ -262,25 +228,32 @@ class Destroyer:
         return ShreddedScope(tuple(live), shredded, tuple(rows))
 
     def reopen(
-        self, scope: str, *, first: Callable[[Sequence[KeyRecord]], object] | None = None
+        self, scope: str, *, before_commit: Callable[[Sequence[KeyRecord]], object] | None = None
     ) -> list[KeyRecord]:
         """
-        Free the slots of a scope that was shredded; its keys stay destroyed.
+        Let a scope that was shredded have keys again. What was shredded stays so.
+
+        Use :func:`eventseal.erasure.reopen` where there are items: it closes the fences that the shred had to
+        leave open, so that no stale writer's item is written unreadable into a scope that is open again.
 
         Args:
-            scope: Checked.
-            first: Called with the scope's shredded keys before anything is freed, unless the scope is open;
-                again if one of them moved meanwhile.
+            scope: One that is closed; nothing is done to one that is not.
+            before_commit: Called with the scope's shredded keys before it is opened; what it raises keeps it
+                closed.
 
         Returns:
-            The tombstones that held a slot.
+            The tombstones that had closed the scope.
 
         Raises:
-            ConfigurationError: No key of this scope was ever made.
+            ConfigurationError: No key of the scope was ever made, its name is refused, or the keyring is
+                closed.
+            IntegrityError: A row of the scope, or the change mark, is not what a keyring sealed.
+            StoreError: The key store refused or failed.
         """
+        scope = self._ring.tables.stored_scope(scope)
         freed: set[UUID] = set()
 
-        def plan(found: _Found) -> Moves:
+        def plan(found: Found) -> StateTransitions:
             is_closed = self._is_closed(scope)  # whatever somebody made of the rows
             if not found.rows and not found.edited and not is_closed:
                 raise _unknown(scope)
@@ -288,19 +261,19 @@ class Destroyer:
             freed.clear()
             freed.update(record.key_id for record in holding)
             if not holding and not is_closed:
-                return Moves([])
-            if first is not None:
-                first([record for record in found.rows if record.destroyed_by == "shredded"])
-            freeing = [(record, moved(record, active_scope=None)) for record in holding]
-            return Moves(freeing, scopes=slots(scope, closed=False))
+                return StateTransitions([])
+            if before_commit is not None:
+                before_commit([record for record in found.rows if record.destroyed_by == "shredded"])
+            freeing = [(record, next_version(record, active_scope=None)) for record in holding]
+            return StateTransitions(freeing, scopes={(p, scope): False for p in SUBJECT_PURPOSES})
 
         rows = self._change(lambda: self._subject_keys(scope), plan, f"scope {scope!r} was reopened")
         return [record for record in rows if record.key_id in freed]
 
     def _change(
         self,
-        read: Callable[[], _Found],
-        plan: Callable[[_Found], Moves],
+        read: Callable[[], Found],
+        plan: Callable[[Found], StateTransitions],
         doing: str,
         *,
         dry_run: bool = False,
@@ -321,37 +294,39 @@ class Destroyer:
         Returns:
             The rows as they are now, in order of id.
         """
-        seals = self._store_key.made_seals()
+        seals = self._ring.store_key.made_seals()
         for _ in range(ATTEMPTS):
-            self._refresher.refresh()  # what is revoked may have been edited as one likes since the last one
+            self._ring.refresher.refresh()  # what is revoked may have been edited since the last one
             if not dry_run:
-                self._store.revocations.refuse_old()
-            since = self._memory.moment()
+                self._ring.store.revocations.refuse_old()
+            since = self._ring.held_keys.moment()
             found = read()
             # A row that was put back shows an earlier state, and is destroyed anew.
-            if not all(self._memory.admit(r, since=since) for r in found.rows if not is_set_back(r)):
+            rows = [row for row in found.rows if not is_set_back(row)]
+            if not all(self._ring.held_keys.admit(row, since=since) for row in rows):
                 continue
-            moves = plan(found)
-            if not (moves.keys or moves.tombstones or self._differ(moves.scopes)):
+            transitions = plan(found)
+            if not (transitions.keys or transitions.tombstones or self._differ(transitions.scopes)):
                 self._bury(found.rows)
                 return list(found.rows)
-            changed = [seals.sealed(record) for _, record in moves.keys]
-            added = [seals.sealed(record) for record in moves.tombstones]
-            every = [*moves.keys, *((None, record) for record in added)]
-            marks = Marks(self._memory, seals, every, since, scopes=moves.scopes)
-            if not every:
-                self._store.advance(self._application, next_mark=marks)
-                return list(found.rows)
-            stored = self._store.set_states(
-                changed,
-                next_mark=marks,
-                whole_scope=whole_scope,
-                left_out=[record.key_id for record in found.edited],
-                tombstones=added,
-            )
+            changed = [seals.sealed(record) for _, record in transitions.keys]
+            added = [seals.sealed(record) for record in transitions.tombstones]
+            every = [*transitions.keys, *((None, record) for record in added)]
+            mark = NextChangeMark(self._ring.held_keys, seals, every, since, scopes=transitions.scopes)
+            with self._ring.store.changing() as store:
+                if not every:
+                    store.advance(self._ring.given.application, next_mark=mark)
+                    return list(found.rows)
+                stored = store.set_states(
+                    changed,
+                    next_mark=mark,
+                    whole_scope=whole_scope,
+                    left_out=[record.key_id for record in found.edited],
+                    tombstones=added,
+                )
             if stored:
                 for record in stored:
-                    self._memory.moved(record, counter=marks.written)
+                    self._ring.held_keys.note_change(record, counter=mark.written)
                 now = {record.key_id: record for record in (*found.rows, *stored)}
                 return [now[key_id] for key_id in sorted(now)]
             if refused is not None:
@@ -362,43 +337,43 @@ class Destroyer:
         """Forget keys whose end an earlier run may have written without being told so."""
         for record in rows:
             if record.state is KeyState.DESTROYED:
-                self._memory.bury(record)
+                self._ring.held_keys.bury(record)
 
-    def _named(self, key_ids: Collection[UUID]) -> _Found:
-        seals = self._store_key.made_seals()
-        found = self._store.get(key_ids)
+    def _named(self, key_ids: Collection[UUID]) -> Found:
+        seals = self._ring.store_key.made_seals()
+        found = self._ring.store.get(key_ids)
         for key_id in key_ids:
             if key_id not in found:
                 raise KeyNotFoundError(f"the key store has no key {key_id}", key_id=key_id)
-            check_row(found[key_id], key_id, self._application, seals)
-        return _Found([found[key_id] for key_id in sorted(found)])
+            check_row(found[key_id], key_id, self._ring.given.application, seals)
+        return Found([found[key_id] for key_id in sorted(found)])
 
-    def _subject_keys(self, scope: str) -> _Found:
+    def _subject_keys(self, scope: str) -> Found:
         """
         Read what a shred ends. Nobody keeps a scope from being shredded by editing rows of destroyed keys.
 
         Raises:
             IntegrityError: The row of a key that is not destroyed is not what a keyring sealed.
         """
-        seals = self._store_key.made_seals()
+        seals = self._ring.store_key.made_seals()
         rows: list[KeyRecord] = []
         edited: list[KeyRecord] = []
-        for record in self._store.of_scope(self._application, scope):
+        for record in self._ring.store.of_scope(self._ring.given.application, scope):
             is_destroyed = record.revoked_as in {"retired", "shredded"}
             if is_destroyed and not is_sealed(seals, record):
                 edited.append(record)
                 continue
             if not is_destroyed:  # also the others: the purpose may be what was edited
-                check_row(record, record.key_id, self._application, seals)
+                check_row(record, record.key_id, self._ring.given.application, seals)
             if record.purpose in SUBJECT_PURPOSES:
                 rows.append(record)
-        return _Found(rows, edited)
+        return Found(rows, edited)
 
-    def _erased_keys(self, scope: str, erased: Mapping[UUID, KeyPurpose]) -> _Found:
+    def _erased_keys(self, scope: str, erased: Mapping[UUID, KeyPurpose]) -> Found:
         found = self._subject_keys(scope)
         purposes = {record.key_id: record.purpose for record in found.rows}
         elsewhere = [key_id for key_id in erased if key_id not in purposes]
-        for key_id in [*self._store.get(elsewhere), *(k for k in purposes if k in erased)]:
+        for key_id in [*self._ring.store.get(elsewhere), *(k for k in purposes if k in erased)]:
             if purposes.get(key_id) is not erased[key_id]:
                 raise IntegrityError(
                     f"key {key_id} was shredded as a {erased[key_id]} key of scope {scope!r}, and its row is "
@@ -410,7 +385,7 @@ class Destroyer:
 
     def _differ(self, scopes: Mapping[tuple[KeyPurpose, str], bool]) -> bool:
         """Whether the revocation tree says of a scope something else than it is to say."""
-        seals, revocations = self._store_key.made_seals(), self._store.revocations
+        seals, revocations = self._ring.store_key.made_seals(), self._ring.store.revocations
         return any(
             revocations.scopes(purpose, [scope], seals).closed[scope] is not closed
             for (purpose, scope), closed in scopes.items()
@@ -418,7 +393,7 @@ class Destroyer:
 
     def _is_closed(self, scope: str) -> bool:
         """Whether the revocation tree has a scope as closed, whatever rows hold its slots."""
-        seals, revocations = self._store_key.made_seals(), self._store.revocations
+        seals, revocations = self._ring.store_key.made_seals(), self._ring.store.revocations
         return any(
             closed is True
             for purpose in SUBJECT_PURPOSES
@@ -430,7 +405,7 @@ class Destroyer:
         if not branch_ids:
             return {}
         named = {branch_uri(branch_id): branch_id for branch_id in branch_ids}
-        uses = self._store.kek_uses(self._application)
+        uses = self._ring.store.unchecked.kek_uses(self._ring.given.application)
         return {named[use.kek_uri]: use.wrappings for use in uses if use.kek_uri in named}
 
     def _refuse_wrapping(self, rows: Sequence[KeyRecord]) -> None:

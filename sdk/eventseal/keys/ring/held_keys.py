@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from dataclasses import replace
 from math import inf
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from eventseal.errors import ConfigurationError, IntegrityError
-from eventseal.keys.authentication.row_checks import KnownStates, check_row
+from eventseal.keys.authentication.row_checks import REMEDY_OF_SET_BACK, check_row, set_back
 from eventseal.keys.policy import RETRY_SECONDS
 from eventseal.keys.revocation_tree import least_state
 from eventseal.keys.ring.key_cache import CachedKey, KeyCache
@@ -19,22 +20,135 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from uuid import UUID
 
-    from eventseal.keys.authentication.row_checks import Moment
     from eventseal.keys.authentication.row_macs import Seals
     from eventseal.keys.data_key import DataKey
-    from eventseal.keys.policy import CachePolicy, Confirmation
+    from eventseal.keys.policy import CachePolicy
     from eventseal.keys.records import ChangeMark, Changes, KeyRecord
     from eventseal.keys.revocation_tree import RevokedAs
+    from eventseal.keys.ring.key_cache import Confirmation
 
 
 Held: TypeAlias = "dict[UUID, tuple[KeyPurpose, str] | None]"
 """Keys by id, with the purpose and the scope of those that are held."""
 
-MOST_BRANCH_KEYS = 2 * MOST_BRANCHES
-"""Branch keys held at most: those that wrap, and as many that were rotated."""
+MOST_BRANCH_KEYS = 2 * MOST_BRANCHES  # those that wrap, and as many that were rotated
 
 
-class Memory:
+_MOST_SEEN = 100_000
+
+
+class Moment(NamedTuple):
+    """
+    What was known when a query began.
+
+    Attributes:
+        changes: Refreshes that had found the counter moved.
+        noted: States that had been noted.
+        floor: The lowest counter that the store may still show.
+    """
+
+    changes: int
+    noted: int
+    floor: int
+
+
+class _Seen(NamedTuple):
+    state: KeyState
+    row_version: int
+    noted: int
+
+
+class KnownStates:
+    """
+    The application's counter, what its mark covered then, and the last seen state of each key that has moved.
+
+    Attributes:
+        counter: As of the last refresh; -1 before the first.
+        changes: Refreshes that had found the counter changed.
+    """
+
+    def __init__(self) -> None:
+        self.counter = -1
+        self._floor = -1
+        self.changes = 0
+        self._noted = 0
+        self._revoked = b""
+        self._seen: OrderedDict[UUID, _Seen] = OrderedDict()
+
+    def moment(self) -> Moment:
+        """Say what is known now: to be asked before a query whose rows are admitted after it."""
+        return Moment(self.changes, self._noted, self._floor)
+
+    def admit(self, record: KeyRecord, since: Moment) -> bool:
+        """
+        Compare a row with what was seen of it, and note it.
+
+        Args:
+            record: Read, with its seal checked, by a query that began after *since*.
+            since: What was known before the query.
+
+        Returns:
+            ``False`` if states moved since the query began, so that the row must be read again.
+
+        Raises:
+            IntegrityError: A later state had been seen before the query began.
+        """
+        if since.changes != self.changes:
+            return False
+        seen = self._seen.get(record.key_id)
+        if seen is not None and _is_earlier(record, seen):
+            if seen.noted > since.noted:
+                return False
+            raise set_back(record, seen.state)
+        self.note(record)
+        return True
+
+    def note(self, record: KeyRecord) -> None:
+        """Remember the state of a key that has moved from its first one."""
+        if record.state is KeyState.ACTIVE:
+            return
+        self._noted += 1
+        self._seen[record.key_id] = _Seen(record.state, record.row_version, self._noted)
+        self._seen.move_to_end(record.key_id)
+        if len(self._seen) > _MOST_SEEN:
+            self._seen.popitem(last=False)
+
+    def raise_floor(self, counter: int) -> None:
+        """Note a counter that this process wrote itself: the store shows no lower one afterwards."""
+        self._floor = max(self._floor, counter)
+
+    def check(self, mark: ChangeMark, since: Moment) -> None:
+        """
+        Compare a mark, its seal checked, with what was seen of it.
+
+        Raises:
+            IntegrityError: It is an earlier one, or another one of the same counter.
+        """
+        if mark.counter < since.floor:
+            raise IntegrityError(
+                f"the change counter of application {mark.application!r} went back "
+                f"from {since.floor} to {mark.counter}",
+                remedy=REMEDY_OF_SET_BACK,
+            )
+        if mark.counter == self.counter and mark.revoked != self._revoked:
+            raise IntegrityError(
+                f"the change mark of application {mark.application!r} changed without its counter",
+                remedy=REMEDY_OF_SET_BACK,
+            )
+
+    def accept(self, mark: ChangeMark) -> None:
+        """Accept a mark whose counter moved."""
+        self.counter = mark.counter
+        self.raise_floor(mark.counter)
+        self._revoked = mark.revoked
+        self.changes += 1
+
+
+def _is_earlier(record: KeyRecord, seen: _Seen) -> bool:
+    return not seen.state.may_become(record.state) or record.row_version < seen.row_version
+
+
+class HeldKeys:
     """
     Everything that a fork drops and ``close`` forgets.
 
@@ -43,22 +157,22 @@ class Memory:
     Attributes:
         keys: Data keys, by id.
         active: Those that seal, by scope.
+        known: The states that were seen; read without the lock, it may be a moment late.
         uses: Numbers the calls that used keys, for the order in which keys go. Threads may draw the same
             number: nothing else depends on it.
     """
 
     def __init__(self, caching: CachePolicy, confirmation: Confirmation) -> None:
         self._caching = caching
-        self._confirmation = confirmation
         self._lock = threading.Lock()
         self._caches = {
-            KeyPurpose.DATA: KeyCache(caching.max_keys),
-            KeyPurpose.FIELD: KeyCache(caching.max_keys),
+            KeyPurpose.DATA: KeyCache(caching.max_keys, confirmation),
+            KeyPurpose.FIELD: KeyCache(caching.max_keys, confirmation),
             # Apart: a page of data keys must not drive out the key under which the next page is wrapped.
-            KeyPurpose.BRANCH: KeyCache(MOST_BRANCH_KEYS),
+            KeyPurpose.BRANCH: KeyCache(MOST_BRANCH_KEYS, confirmation),
         }
         self._branches = self._caches[KeyPurpose.BRANCH].keys
-        self._known = KnownStates()
+        self.known = KnownStates()
         self._kms_rests_until = -inf
         self.uses = 0
         self._closed = False
@@ -84,7 +198,7 @@ class Memory:
     def moment(self) -> Moment:
         """Say what is known now: to be asked before a query whose rows are kept after it."""
         with self._lock:
-            return self._known.moment()
+            return self.known.moment()
 
     # --- what a refresh asks and learns ---
 
@@ -95,7 +209,7 @@ class Memory:
             held: Held = {cached.branch: None for cached in self._all() if cached.branch is not None}
             for cached in self._all():
                 held[cached.record.key_id] = cached.record.purpose, cached.record.scope
-            return self._known.counter, held, self._known.moment()
+            return self.known.counter, held, self.known.moment()
 
     def learn(
         self,
@@ -117,7 +231,7 @@ class Memory:
             revoked: Of keys that are held what the revocation tree says now, where it may have changed.
         """
         with self._lock:
-            if changes.mark.counter == self._known.counter:
+            if changes.mark.counter == self.known.counter:
                 return
             # Rows are learnt before the mark moves: afterwards all that was read before counts as stale.
             for record in changes.records:
@@ -126,7 +240,7 @@ class Memory:
                 for key_id in cache.keys.keys() - set(asked):
                     cache.drop(key_id, close=False)
             self._end_revoked(revoked)
-            self._known.move(changes.mark)
+            self.known.accept(changes.mark)
 
     def check_mark(self, mark: ChangeMark, since: Moment) -> None:
         """
@@ -137,7 +251,7 @@ class Memory:
             since: The moment before.
         """
         with self._lock:
-            self._known.check(mark, since)
+            self.known.check(mark, since)
 
     # --- keys ---
 
@@ -165,7 +279,7 @@ class Memory:
             if self._closed:
                 key.close()
             self.check_open()
-            if not self._known.admit(record, since):
+            if not self.known.admit(record, since):
                 return None
             cache = self._caches[record.purpose]
             cached = cache.keys.get(record.key_id)
@@ -173,8 +287,18 @@ class Memory:
                 cached = CachedKey(key, record, leased=leased)
             elif cached.key is not key:
                 key.close()
-            self._renew(cached, record)
-            self._time(cached, record, now)
+            cache.renew(cached, record)
+            # When it must be unwrapped again, and until when it outlives an outage of the KMS.
+            cached.expires = now + self._caching.ttl
+            cached.grace_ends = cached.expires + self._caching.outage_grace
+            wrapped = branch_wrapping(record)
+            cached.branch = None if wrapped is None else named_branch(wrapped)
+            if wrapped is not None:
+                # The KMS was asked when the branch key was unwrapped: what it opens is as old as that answer.
+                branch = None if cached.branch is None else self._branches.get(cached.branch)
+                cached.expires = min(cached.expires, now if branch is None else branch.expires)
+                cached.grace_ends = min(cached.grace_ends, now if branch is None else branch.grace_ends)
+            cached.schedule()
             self.uses += 1
             cached.used = self.uses
             cache.add(cached)
@@ -183,7 +307,7 @@ class Memory:
     def admit(self, record: KeyRecord, *, since: Moment) -> bool:
         """Compare a row with what was seen of its key, as :meth:`keep` does, without holding a key."""
         with self._lock:
-            return self._known.admit(record, since)
+            return self.known.admit(record, since)
 
     def seat(self, cached: CachedKey, record: KeyRecord, *, since: Moment) -> bool:
         """
@@ -199,9 +323,9 @@ class Memory:
         """
         with self._lock:
             self.check_open()
-            if not self._known.admit(record, since):
+            if not self.known.admit(record, since):
                 return False
-            self._renew(cached, replace(record, wrappings=cached.record.wrappings))
+            self._caches[record.purpose].renew(cached, replace(record, wrappings=cached.record.wrappings))
             cache = self._caches[record.purpose]
             cache.add(cached)
             cache.active[record.scope] = cached
@@ -221,20 +345,20 @@ class Memory:
     def bury(self, record: KeyRecord) -> None:
         """Note a tombstone, whose seal was checked, and close the handle, and what it opened, if held."""
         with self._lock:
-            self._known.note(record)
+            self.known.note(record)
             self._end(record)
 
-    def moved(self, record: KeyRecord, *, counter: int) -> None:
+    def note_change(self, record: KeyRecord, *, counter: int) -> None:
         """Note a change of state that this process made itself, and the counter that it wrote."""
         with self._lock:
-            self._known.note(record)
-            self._known.raise_floor(counter)
+            self.known.note(record)
+            self.known.raise_floor(counter)
             if record.state is KeyState.DESTROYED:
                 self._end(record)
                 return
             cached = self._held(record.key_id)
             if cached is not None:
-                self._renew(cached, replace(record, wrappings=cached.record.wrappings))
+                self._caches[record.purpose].renew(cached, replace(record, wrappings=cached.record.wrappings))
 
     # --- outages of the KMS ---
 
@@ -285,7 +409,7 @@ class Memory:
         cached = self._held(record.key_id)
         try:
             check_row(record, record.key_id, record.application, seals)
-            current = self._known.admit(record, since)
+            current = self.known.admit(record, since)
         except IntegrityError:
             # It is that row's error alone, and who asks for the key next gets it.
             for cache in self._caches.values():  # its purpose may be what was edited
@@ -296,7 +420,7 @@ class Memory:
         if record.state is KeyState.DESTROYED:
             self._end(record)
         elif cached is not None:
-            self._renew(cached, replace(record, wrappings=cached.record.wrappings))
+            self._caches[record.purpose].renew(cached, replace(record, wrappings=cached.record.wrappings))
 
     def _end_revoked(self, revoked: Mapping[UUID, RevokedAs]) -> None:
         """Hold no key, whatever its row says, that the revocation tree has in a later state."""
@@ -316,24 +440,3 @@ class Memory:
         if record.purpose is KeyPurpose.BRANCH:
             for held in [held for held in self._all() if held.branch == record.key_id]:
                 self._caches[held.record.purpose].drop(held.record.key_id, close=True)
-
-    def _renew(self, cached: CachedKey, record: KeyRecord) -> None:
-        cached.renew(record)
-        if record.state is not KeyState.ACTIVE:
-            self._caches[record.purpose].vacate(cached)
-        cached.rotates_at = self._confirmation.rotation_time(record)
-        cached.schedule()
-
-    def _time(self, cached: CachedKey, record: KeyRecord, now: float) -> None:
-        """Say when a key must be unwrapped again, and until when it outlives an outage of the KMS."""
-        cached.expires = now + self._caching.ttl
-        cached.grace_ends = cached.expires + self._caching.outage_grace
-        cached.branch = None
-        wrapped = branch_wrapping(record)
-        if wrapped is not None:
-            # The KMS was asked when the branch key was unwrapped: what it opens is as old as that answer.
-            cached.branch = named_branch(wrapped)
-            branch = None if cached.branch is None else self._branches.get(cached.branch)
-            cached.expires = min(cached.expires, now if branch is None else branch.expires)
-            cached.grace_ends = min(cached.grace_ends, now if branch is None else branch.grace_ends)
-        cached.schedule()

@@ -1,4 +1,4 @@
-"""The keys that a process holds, with the items that it may still seal under each."""
+"""The keys that a process holds: for how long, for how many items, and how long what it knows counts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from math import inf
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from eventseal.keys.policy import RETRY_SECONDS
+from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.store import HARD_LIMIT
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from uuid import UUID
 
     from eventseal.keys.data_key import DataKey
+    from eventseal.keys.policy import CachePolicy, RotationPolicy
     from eventseal.keys.records import KeyRecord
 
 
@@ -149,12 +153,6 @@ class CachedKey:
         self.used = 0
         self.branch: UUID | None = None
 
-    def renew(self, record: KeyRecord) -> None:
-        """Take over the key's row as it was read again."""
-        self.record = record
-        self.key.state = record.state
-        self.lease.reread(record.items_reserved)
-
     def schedule(self) -> None:
         """Say when sealing looks at the key again."""
         self.seals_until = min(self.expires, max(self.rotates_at, self.rests_until))
@@ -169,12 +167,24 @@ class KeyCache:
 
     Args:
         max_keys: Keys held at most.
+        confirmation: Says when a key comes of age to be rotated.
     """
 
-    def __init__(self, max_keys: int) -> None:
+    def __init__(self, max_keys: int, confirmation: Confirmation) -> None:
         self.keys: dict[UUID, CachedKey] = {}
         self.active: dict[str, CachedKey] = {}
         self._max_keys = max_keys
+        self._confirmation = confirmation
+
+    def renew(self, cached: CachedKey, record: KeyRecord) -> None:
+        """Take over a key's row as it was read again."""
+        cached.record = record
+        cached.key.state = record.state
+        cached.lease.reread(record.items_reserved)
+        if record.state is not KeyState.ACTIVE:
+            self.vacate(cached)
+        cached.rotates_at = self._confirmation.rotation_time(record)
+        cached.schedule()
 
     def add(self, cached: CachedKey) -> None:
         """Hold *cached* by its id; what was used longest ago may go for it."""
@@ -207,3 +217,53 @@ class KeyCache:
         count = max(count, self._max_keys // 64)
         for cached in heapq.nsmallest(count, self.keys.values(), key=_last_use):
             self.drop(cached.record.key_id, close=False)
+
+
+class Confirmation:
+    """
+    Limits that one thread at a time moves, and all read.
+
+    Attributes:
+        opens_until: Until when what is known may be used to open, by the keyring's clock.
+        seals_until: The same to seal.
+    """
+
+    def __init__(self, caching: CachePolicy, rotation: RotationPolicy) -> None:
+        self._caching = caching
+        self._max_age = rotation.max_age
+        self._opens_at_most_until = -inf
+        self._store_time: tuple[datetime, float] | None = None
+        self.opens_until = self.seals_until = -inf
+
+    def confirm(self, began: float, *, interval: float, store_time: datetime) -> None:
+        """
+        Note that everything known holds as of *began*.
+
+        Args:
+            began: The moment before the query, by the keyring's clock.
+            interval: Seconds; the key store's own, which wins if it is smaller.
+            store_time: The key store's clock at that moment.
+        """
+        longest = self._caching.refresh_interval
+        until = began + (interval if 0 <= interval < longest else longest)
+        self._store_time = (store_time, began)
+        self._opens_at_most_until = until + self._caching.open_grace
+        self.opens_until = self.seals_until = until
+
+    def outlives_store(self, now: float) -> bool:
+        """Tell whether keys still open although the store is away, and if so let it rest for a while."""
+        if now > self._opens_at_most_until:
+            return False
+        self.opens_until = min(self._opens_at_most_until, now + RETRY_SECONDS)
+        return True
+
+    def rotation_time(self, record: KeyRecord) -> float:
+        """When a data key comes of age to be rotated, by the keyring's clock; the store's says its age."""
+        if (
+            record.purpose is not KeyPurpose.DATA
+        ):  # a branch key is rotated on request; a field's is never retired
+            return inf
+        if self._max_age is None or self._store_time is None or record.created_at is None:
+            return inf
+        store_time, confirmed = self._store_time
+        return confirmed + (record.created_at + self._max_age - store_time).total_seconds()

@@ -1,4 +1,4 @@
-"""Confirms what a process knows of keys: by one small query, shared by the threads that need it."""
+"""Loads keys by id, and confirms what the process knows of keys by one small query that threads share."""
 
 from __future__ import annotations
 
@@ -9,40 +9,38 @@ from eventseal.errors import (
     EventSealError,
     IntegrityError,
     KeyDestroyedError,
+    KeyNotFoundError,
     KmsUnavailableError,
     StoreError,
     StoreUnavailableError,
 )
-from eventseal.keys.authentication.row_checks import lives_in_closed_scope, why_not
-from eventseal.keys.authentication.row_macs import is_bound
-from eventseal.keys.concurrency import Refusals, SingleFlight, copied
+from eventseal.keys.authentication.row_checks import (
+    lives_in_closed_scope,
+    mark_deleted,
+    store_key_deleted,
+    why_not,
+)
+from eventseal.keys.concurrency import SingleFlight, copied
+from eventseal.keys.data_key import is_bound
 from eventseal.keys.states import SUBJECT_PURPOSES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from uuid import UUID
 
-    from eventseal.keys.authentication.row_checks import Moment
     from eventseal.keys.authentication.row_macs import Seals
     from eventseal.keys.data_key import DataKey
-    from eventseal.keys.policy import Confirmation
     from eventseal.keys.records import KeyRecord
-    from eventseal.keys.ring.held_keys import Memory
+    from eventseal.keys.ring.held_keys import Moment
     from eventseal.keys.ring.key_cache import CachedKey
-    from eventseal.keys.ring.parts import Resources
-    from eventseal.keys.ring.store_key import StoreKey
+    from eventseal.keys.ring.parts import Ring, RingParts
 
 
 class Refresher:
     """Reads the application's change mark, and what changed if its counter moved."""
 
-    def __init__(
-        self, resources: Resources, memory: Memory, confirmation: Confirmation, store_key: StoreKey
-    ) -> None:
-        self._resources = resources
-        self._memory = memory
-        self._confirmation = confirmation
-        self._store_key = store_key
+    def __init__(self, ring: Ring) -> None:
+        self._ring = ring
         self._lock = threading.Lock()
         # Numbers of refreshes: the last that began, and the last that succeeded or gave the failure below.
         self._begun = self._ended = 0
@@ -56,7 +54,7 @@ class Refresher:
             StoreUnavailableError: The key store has been away for longer than keys open without it.
             IntegrityError: The mark, or the root of the revocation tree, is not what a keyring sealed.
         """
-        clock, confirmation = self._resources.clock, self._confirmation
+        clock, confirmation = self._ring.given.clock, self._ring.confirmation
         try:
             self._share(self._begun, done=lambda: clock.now() <= confirmation.opens_until)
         except StoreUnavailableError:
@@ -71,7 +69,7 @@ class Refresher:
             StoreUnavailableError: The key store is away.
             IntegrityError: The mark, or the root of the revocation tree, is not what a keyring sealed.
         """
-        clock, confirmation = self._resources.clock, self._confirmation
+        clock, confirmation = self._ring.given.clock, self._ring.confirmation
         self._share(self._begun, done=lambda: clock.now() <= confirmation.seals_until)
 
     def refresh(self) -> None:
@@ -85,9 +83,9 @@ class Refresher:
         Raises:
             EventSealError: It failed, or that one did. One that any other error ended counts for nobody else.
         """
-        self._memory.check_open()
         if done():
             return
+        self._ring.held_keys.check_open()
         with self._lock:
             if done():
                 return
@@ -104,33 +102,30 @@ class Refresher:
             self._failure, self._ended = None, self._begun
 
     def _refresh(self) -> None:
-        application = self._resources.application
-        seals = self._store_key.seals()
-        counter, held, since = self._memory.asked()
-        began = self._resources.clock.now()
-        changes = self._resources.store.changes(application, counter, held)
+        application = self._ring.given.application
+        seals = self._ring.store_key.known or self._ring.store_key.seals()
+        counter, held, since = self._ring.held_keys.asked()
+        began = self._ring.given.clock.now()
+        changes = self._ring.store.unchecked.changes(application, counter, held)
         if changes is None:
             if seals is not None:
-                raise IntegrityError(
-                    f"application {application!r} has a store key but no change mark: somebody deleted it",
-                    remedy="Find out who changed the key tables, and restore key_changes from a backup.",
-                )
+                raise mark_deleted(application)
             return  # no store key yet, hence no key: there is nothing to confirm
-        seals = seals or self._store_key.seals()  # made meanwhile by another process
+        seals = seals or self._ring.store_key.seals()  # made meanwhile by another process
         if seals is None:
-            raise IntegrityError(
-                f"application {application!r} has a change mark but no store key: somebody deleted it",
-                remedy="Find out who changed the key tables, and restore the store key from a backup.",
-            )
-        revocations = self._resources.store.revocations
+            raise store_key_deleted(application)
+        revocations = self._ring.store.revocations
         if changes.mark.has_tree or not seals.is_old(changes.mark):
             seals.check_mark(changes.mark)
-        self._memory.check_mark(changes.mark, since)
+        self._ring.held_keys.check_mark(changes.mark, since)
         if changes.mark.counter != counter:
             revoked = revocations.learn(changes.mark, changes.root, held, seals)
-            self._memory.learn(changes, seals, since, held, revoked=revoked)
-        self._confirmation.confirm(began, interval=changes.refresh_interval, store_time=changes.now)
+            self._ring.held_keys.learn(changes, seals, since, held, revoked=revoked)
+        self._ring.confirmation.confirm(began, interval=changes.refresh_interval, store_time=changes.now)
 
+
+REFUSAL_SECONDS = 5.0
+_MOST_REFUSALS = 10_000
 
 ATTEMPTS = 8
 """How often rows are read because states moved meanwhile: each time takes a refresh that found a change."""
@@ -152,17 +147,15 @@ class Rows(NamedTuple):
 class Opener:
     """Loads keys by id. Every row is checked before its key is used, every key against its row."""
 
-    def __init__(
-        self, resources: Resources, memory: Memory, store_key: StoreKey, refresher: Refresher
-    ) -> None:
-        self._resources = resources
-        self._memory = memory
-        self._store_key = store_key
-        self._refresher = refresher
-        self._held = memory.of(resources.purpose).keys
+    def __init__(self, parts: RingParts) -> None:
+        self._parts = parts
+        self._held_keys = parts.held_keys
+        self._held = parts.held_keys.of(parts.purpose).keys
         self._flights: SingleFlight[UUID, CachedKey] = SingleFlight()
-        self._refusals = Refusals()
-        self._moves = 0
+        # Absent and destroyed keys; a KMS or a key store that failed is never remembered. Threads need no
+        # lock: each operation is one of a dictionary's.
+        self._refusals: dict[UUID, tuple[EventSealError, float]] = {}
+        self._changes = 0
 
     def look_again(self) -> None:
         """Look again for keys that were absent or destroyed a moment ago."""
@@ -176,7 +169,7 @@ class Opener:
             StoreError: The key store refused or failed.
             ConfigurationError: The keyring is closed.
         """
-        self._memory.check_open()
+        self._held_keys.check_open()
         try:
             return self._keys(key_ids)
         except StoreError:
@@ -185,20 +178,20 @@ class Opener:
             return dict.fromkeys(key_ids, error)
 
     def _keys(self, key_ids: Collection[UUID]) -> dict[UUID, DataKey | EventSealError]:
-        memory, counters = self._memory, self._resources.counters
-        memory.uses += 1
-        self._refresher.confirm_for_opening()
-        if (moves := memory.moment().moves) != self._moves:  # a scope may have been reopened
-            self._moves = moves
+        held_keys, counters = self._held_keys, self._parts.counters
+        held_keys.uses += 1
+        self._parts.refresher.confirm_for_opening()
+        if (changes := held_keys.known.changes) != self._changes:  # a scope may have been reopened
+            self._changes = changes
             self._refusals.clear()
         found: dict[UUID, DataKey | EventSealError] = {}
         missing: list[UUID] = []
-        now = self._resources.clock.now()
+        now = self._parts.clock.now()
         for key_id in key_ids:
             if (cached := self._fresh(key_id, now)) is not None:
-                cached.used = memory.uses
+                cached.used = held_keys.uses
                 found[key_id] = cached.key
-            elif (refusal := self._refusals.get(key_id, now)) is not None:
+            elif (refusal := self._refusal(key_id, now)) is not None:
                 found[key_id] = refusal
             else:
                 missing.append(key_id)
@@ -229,7 +222,7 @@ class Opener:
         while missing:
             loaded, awaited = self._flights.run(missing, lambda claimed: self._load(claimed, rows))
             outcomes |= loaded
-            now = self._resources.clock.now()
+            now = self._parts.clock.now()
             for key_id, outcome in awaited.items():
                 if isinstance(outcome, StoreError):
                     raise outcome
@@ -238,6 +231,11 @@ class Opener:
                     outcomes[key_id] = outcome
             missing = [key_id for key_id in missing if key_id not in outcomes]
         return outcomes
+
+    def _refusal(self, key_id: UUID, now: float) -> EventSealError | None:
+        """Give a copy of the error that answers for a key at the moment, if one does."""
+        error, until = self._refusals.get(key_id, (None, 0.0))
+        return copied(error) if error is not None and now < until else None
 
     def _fresh(self, key_id: UUID, now: float) -> CachedKey | None:
         cached = self._held.get(key_id)
@@ -258,16 +256,18 @@ class Opener:
 
     def _settle_held(self, batch: _Batch) -> None:
         """Take what another thread has just loaded, and what serves on while the KMS is known to be away."""
-        now = self._resources.clock.now()
+        now = self._parts.clock.now()
         for key_id in list(batch.pending):
-            held = self._fresh(key_id, now) or self._memory.outlives_kms(key_id, now)
+            if key_id not in self._held:
+                continue
+            held = self._fresh(key_id, now) or self._held_keys.outlives_kms(key_id, now)
             if held is not None:
                 batch.settle(key_id, held)
 
     def _read(self, key_ids: Collection[UUID]) -> Rows:
-        since = self._memory.moment()
+        since = self._held_keys.moment()
         try:
-            return Rows(self._resources.store.get(key_ids), since)
+            return Rows(self._parts.store.get(key_ids), since)
         except StoreUnavailableError:
             # What is held was confirmed a short while ago, and its wrappings still unwrap.
             held = {key_id: cached.record for key_id in key_ids if (cached := self._held.get(key_id))}
@@ -276,18 +276,19 @@ class Opener:
             return Rows(held, since)
 
     def _open(self, batch: _Batch, rows: Rows) -> None:
-        seals = self._store_key.seals()
+        seals = self._parts.store_key.known or self._parts.store_key.seals()
         if seals is not None:
-            self._refresher.confirm_for_opening()  # the store key may have been made after the caller looked
-        now = self._resources.clock.now()
+            # The store key may have been made after the caller looked.
+            self._parts.refresher.confirm_for_opening()
+        now = self._parts.clock.now()
         refused: dict[UUID, EventSealError] = {}
         for key_id in batch.pending:
             refusal = why_not(
                 rows.records.get(key_id),
                 key_id,
-                application=self._resources.application,
+                application=self._parts.application,
                 seals=seals,
-                purpose=self._resources.purpose,
+                purpose=self._parts.purpose,
             )
             if refusal is not None:
                 refused[key_id] = refusal
@@ -306,7 +307,7 @@ class Opener:
 
     def _note_reopened(self, refused: dict[UUID, EventSealError], seals: Seals) -> None:
         """Note on errors of erased keys whether their scopes were reopened: then an item may be forged."""
-        revocations = self._resources.store.revocations
+        revocations = self._parts.store.revocations
         erased = {
             key_id: error
             for key_id, error in refused.items()
@@ -315,10 +316,10 @@ class Opener:
         if not erased or revocations.are_old:
             return
         scopes = {error.scope for error in erased.values() if error.scope is not None}
-        states = revocations.scopes(self._resources.purpose, scopes, seals)
+        states = revocations.scopes(self._parts.purpose, scopes, seals)
         if not all(states.closed.values()):  # maybe shredded since the last refresh
-            self._refresher.refresh()
-            states = revocations.scopes(self._resources.purpose, scopes, seals)
+            self._parts.refresher.refresh()
+            states = revocations.scopes(self._parts.purpose, scopes, seals)
         for key_id, error in erased.items():
             closed = states.closed[error.scope] if error.scope is not None else True
             if isinstance(closed, IntegrityError):
@@ -335,7 +336,7 @@ class Opener:
         Returns:
             ``False`` if states moved since the rows were read, so that they must be read again.
         """
-        revocations, purpose = self._resources.store.revocations, self._resources.purpose
+        revocations, purpose = self._parts.store.revocations, self._parts.purpose
         live = [rows.records[key_id] for key_id in batch.pending if key_id not in refused]
         if not live or purpose not in SUBJECT_PURPOSES or revocations.are_old:
             return True
@@ -347,8 +348,8 @@ class Opener:
                 return True  # looked at when they were loaded, and they serve on without the store
             raise
         if any(states.closed.values()):  # maybe shredded, or reopened, since the last refresh
-            self._refresher.refresh()
-            if self._memory.moment().moves != rows.since.moves:
+            self._parts.refresher.refresh()
+            if self._held_keys.known.changes != rows.since.changes:
                 return False
             states = revocations.scopes(purpose, scopes, seals)
         for record in live:
@@ -360,7 +361,7 @@ class Opener:
         return True
 
     def _unwrap(self, batch: _Batch, records: Sequence[KeyRecord]) -> None:
-        for record, outcome in zip(records, self._resources.wrapping.unwrap(records), strict=True):
+        for record, outcome in zip(records, self._parts.wrapping.unwrap(records), strict=True):
             if not isinstance(outcome, EventSealError):
                 batch.opened[record.key_id] = outcome
                 continue
@@ -369,24 +370,27 @@ class Opener:
                 continue
             held: CachedKey | None = None
             if isinstance(outcome, KmsUnavailableError):
-                held = self._memory.outlives_kms(record.key_id, self._resources.clock.now(), failed=True)
+                held = self._held_keys.outlives_kms(record.key_id, self._parts.clock.now(), failed=True)
             batch.settle(record.key_id, held or outcome)
 
     def _keep(self, batch: _Batch, key: DataKey, record: KeyRecord, since: Moment, now: float) -> None:
         try:
-            kept = self._memory.keep(key, record, since=since, now=now)
+            kept = self._held_keys.keep(key, record, since=since, now=now)
         except IntegrityError as error:
             batch.settle(record.key_id, error)
             return
         if kept is not None:
-            self._refusals.forget(record.key_id)
+            self._refusals.pop(record.key_id, None)
             batch.settle(record.key_id, kept)
 
     def _refuse(self, batch: _Batch, key_id: UUID, record: KeyRecord | None, refusal: EventSealError) -> None:
         batch.settle(key_id, refusal)
         if record is not None and isinstance(refusal, KeyDestroyedError):
-            self._memory.bury(record)
-        self._refusals.add(key_id, refusal, self._resources.clock.now())
+            self._held_keys.bury(record)
+        if isinstance(refusal, KeyNotFoundError | KeyDestroyedError):
+            if len(self._refusals) >= _MOST_REFUSALS:
+                self._refusals.clear()
+            self._refusals[key_id] = (refusal, self._parts.clock.now() + REFUSAL_SECONDS)
 
 
 class _Batch:

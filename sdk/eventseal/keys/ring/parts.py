@@ -1,119 +1,69 @@
-"""The parts of a keyring: counters, what every part works with, and the keys of one purpose."""
+"""How a keyring is put together: what its parts share, and what serves the keys of one purpose."""
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from eventseal.keys.ring.key_cache import FIRST_BLOCK
-from eventseal.keys.ring.new_keys import Seats
-from eventseal.keys.ring.opening import Opener
+from eventseal.errors import EventSealError
+from eventseal.keys.authentication.key_tables import KeyTables
+from eventseal.keys.authentication.revocations import Revocations
+from eventseal.keys.authentication.row_checks import CheckedStore, KeyringCounters, counted
+from eventseal.keys.authentication.row_macs import ScopeDigests
+from eventseal.keys.data_key import binding_of
+from eventseal.keys.records import new_record
+from eventseal.keys.rewrap.key_wrappings import KeyWrappings
+from eventseal.keys.ring.destroying import Destroyer
+from eventseal.keys.ring.held_keys import HeldKeys
+from eventseal.keys.ring.key_cache import FIRST_BLOCK, Confirmation
+from eventseal.keys.ring.opening import Opener, Refresher
 from eventseal.keys.ring.rotating import Rotator
 from eventseal.keys.ring.sealing import Sealer
+from eventseal.keys.ring.store_key import LedgerKeys, StoreKey
 from eventseal.keys.states import KeyPurpose
+from eventseal.keys.wrapping.branches import Branches
+from eventseal.keys.wrapping.kek_calls import KekCalls
+from eventseal.keys.wrapping.keks import Keks, Verifier
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping
 
-    from eventseal.errors import EventSealError
-    from eventseal.keys.authentication.checked_store import CheckedStore
     from eventseal.keys.data_key import DataKey
     from eventseal.keys.policy import CachePolicy, Clock, RotationPolicy
     from eventseal.keys.records import KeyRecord
-    from eventseal.keys.ring.destroying import Destroyer
-    from eventseal.keys.ring.held_keys import Memory
-    from eventseal.keys.ring.opening import Refresher
     from eventseal.keys.ring.rotating import Rotated
-    from eventseal.keys.ring.store_key import StoreKey
-    from eventseal.kms.adapter import WrappedKey
-
-
-class KeyringCounters:
-    """
-    Totals since the keyring was made, or since the process was forked.
-
-    Attributes:
-        kms_calls: Calls to KMS adapters that left the process; a batch is one.
-        store_queries: Calls to the key store.
-        hits: Keys that were answered from memory. Counted without a lock, which would cost a third of a hit:
-            with several threads it may come out a little low.
-        misses: Keys that were not.
-        missing_wrappings: Wrappings that new keys were stored without, as the quorum allows;
-            :meth:`eventseal.keys.Keyring.rewrap` adds them.
-    """
-
-    __slots__ = ("_lock", "hits", "kms_calls", "misses", "missing_wrappings", "store_queries")
-
-    def __init__(self) -> None:
-        self.kms_calls = 0
-        self.store_queries = 0
-        self.hits = 0
-        self.misses = 0
-        self.missing_wrappings = 0
-        self._lock = threading.Lock()
-
-    def count_kms_calls(self, calls: int) -> None:
-        """Count calls that left the process."""
-        with self._lock:
-            self.kms_calls += calls
-
-    def count_store_query(self) -> None:
-        """Count a call to the key store."""
-        with self._lock:
-            self.store_queries += 1
-
-    def count_misses(self, keys: int) -> None:
-        """Count keys that were not."""
-        with self._lock:
-            self.misses += keys
-
-    def count_missing_wrappings(self, wrappings: int) -> None:
-        """Count wrappings that a KEK should have made for new keys, and did not."""
-        with self._lock:
-            self.missing_wrappings += wrappings
-
-    def __repr__(self) -> str:
-        return (
-            f"<KeyringCounters kms_calls={self.kms_calls} store_queries={self.store_queries} "
-            f"hits={self.hits} misses={self.misses} missing_wrappings={self.missing_wrappings}>"
-        )
-
-
-class Wrapping(Protocol):
-    """Makes keys with their wrappings, and unwraps them: under KEKs, or under branch keys."""
-
-    def generate(self, records: Sequence[KeyRecord]) -> list[tuple[DataKey, tuple[WrappedKey, ...]]]:
-        """Make a key for each of *records*: all, or none."""
-        ...
-
-    def unwrap(self, records: Sequence[KeyRecord]) -> list[DataKey | EventSealError]:
-        """Unwrap the key of each of *records*: one outcome a record, in order."""
-        ...
+    from eventseal.keys.store import KeyStore
+    from eventseal.kms.adapter import KmsAdapter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resources:
+class RingParts:
     """
-    What the parts of a keyring that serve keys of one purpose were given. None of it remembers a key.
+    What the parts of a keyring that serve keys of one purpose work with; a forked child makes it anew.
 
     Attributes:
         application: The application that owns every key.
         purpose: Of the keys.
-        wrapping: Makes and unwraps them.
+        wrapping: Makes and unwraps them, under KEKs or under branch keys.
         store: Holds the records.
+        held_keys: Shared by all purposes, as are the next three.
+        store_key: Seals the rows.
+        refresher: Confirms what is known of keys.
+        destroyer: Marks keys compromised.
         rotation: When a key stops being the active one.
-        caching: How long keys and what is known of them are used.
         clock: For intervals.
         counters: Count hits and misses.
     """
 
     application: str
     purpose: KeyPurpose
-    wrapping: Wrapping
+    wrapping: Keks | Branches
     store: CheckedStore
+    held_keys: HeldKeys
+    store_key: StoreKey
+    refresher: Refresher
+    destroyer: Destroyer
     rotation: RotationPolicy
-    caching: CachePolicy
     clock: Clock
     counters: KeyringCounters
 
@@ -122,59 +72,130 @@ class Resources:
         """Items that are leased together with a new key; what a branch key wraps is not counted."""
         return 0 if self.purpose is KeyPurpose.BRANCH else min(FIRST_BLOCK, self.rotation.max_items)
 
+    def new_keys(self, leases: Mapping[str, int]) -> dict[str, tuple[DataKey, KeyRecord]]:
+        """
+        Make a key for each scope; nothing is stored yet.
+
+        Args:
+            leases: By scope the items that this process leases with its key.
+
+        Raises:
+            KmsError: Some key could not be wrapped; then none is given.
+        """
+        seals = self.store_key.made_seals()
+        blank = [
+            new_record(self.application, scope, self.purpose, leased=leased)
+            for scope, leased in leases.items()
+        ]
+        made = zip(blank, self.wrapping.generate(blank), strict=True)
+        return {
+            record.scope: (key, seals.sealed(replace(record, binding=binding_of(key), wrappings=wrappings)))
+            for record, (key, wrappings) in made
+        }
+
 
 class KeysOfPurpose:
     """
     What serves the keys of one purpose: data keys, or the branch keys under which those are wrapped.
 
     Args:
-        resources: Say the purpose, and what makes and wraps the keys.
-        memory: Shared by all purposes, as are the other three.
-        store_key: Seals their rows.
-        refresher: Confirms what is known of them.
-        destroyer: Marks them compromised.
+        parts: Say the purpose, and what makes and wraps the keys.
 
     Attributes:
         opener: Finds keys by id.
         sealer: Finds and makes the active keys of scopes.
     """
 
-    def __init__(
-        self,
-        resources: Resources,
-        memory: Memory,
-        store_key: StoreKey,
-        *,
-        refresher: Refresher,
-        destroyer: Destroyer,
-    ) -> None:
-        self.opener = Opener(resources, memory, store_key, refresher)
-        self._rotator = Rotator(resources, memory, store_key, refresher=refresher, destroyer=destroyer)
-        self.sealer = Sealer(
-            resources,
-            memory,
-            store_key,
-            refresher=refresher,
-            seats=Seats(resources, memory, store_key, refresher=refresher, opener=self.opener),
-            rotator=self._rotator,
-        )
+    def __init__(self, parts: RingParts) -> None:
+        self.opener = Opener(parts)
+        self._rotator = Rotator(parts)
+        self.sealer = Sealer(parts, self.opener, self._rotator)
 
-    def rotate(self, scope: str, *, compromised: bool) -> Rotated:
+    def rotate(self, scopes: Collection[str], *, compromised: bool) -> dict[str, Rotated | EventSealError]:
         """
-        Rotate a scope's key; one that has none gets its first.
+        Rotate the keys of scopes, with as few calls of the KMS as it allows; see :class:`Rotator`.
 
         Args:
-            scope: Checked.
-            compromised: Whether what the old key has sealed must be sealed again.
+            scopes: Checked; one that has no key gets its first.
+            compromised: Whether what the old keys have sealed must be sealed again.
         """
         return self._rotator.rotate(
-            scope, compromised=compromised, make=lambda: self.sealer.keys({scope: 0}, make=True)
-        )
-
-    def rotate_many(
-        self, scopes: Collection[str], *, compromised: bool
-    ) -> dict[str, Rotated | EventSealError]:
-        """Rotate the keys of many scopes, with as few calls of the KMS as it allows; arguments as above."""
-        return self._rotator.rotate_many(
             scopes, compromised=compromised, make=lambda scope: self.sealer.keys({scope: 0}, make=True)
         )
+
+    def rotate_one(self, scope: str, *, compromised: bool) -> KeyRecord:
+        """Rotate one key, give the row of the new one, and raise what :meth:`rotate` would give."""
+        outcome = self.rotate([scope], compromised=compromised)[scope]
+        if isinstance(outcome, EventSealError):
+            raise outcome
+        return outcome.new
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyringOptions:
+    """What a keyring was given, checked; see :class:`eventseal.keys.Keyring`."""
+
+    application: str
+    kms: tuple[KmsAdapter, ...]
+    key_store: KeyStore
+    policy: RotationPolicy
+    cache: CachePolicy
+    clock: Clock
+    branches: int | None
+    wrap_quorum: int | None
+    fall_back_on_outage: bool
+    scope_digest: bool
+    key_tables: int
+
+
+class Ring:
+    """
+    Everything of a keyring that remembers; a forked child makes it anew.
+
+    Args:
+        given: What the keyring was given.
+    """
+
+    def __init__(self, given: KeyringOptions) -> None:
+        self.given = given
+        self.counters = KeyringCounters()
+        self.confirmation = Confirmation(given.cache, given.policy)
+        self.held_keys = held_keys = HeldKeys(given.cache, self.confirmation)
+        key_store, calls = counted(given.key_store, self.counters), KekCalls(self.counters)
+        self.keks = Keks(
+            given.kms,
+            calls=calls,
+            quorum=given.wrap_quorum,
+            fall_back_on_outage=given.fall_back_on_outage,
+            clock=given.clock,
+            verifier=Verifier(key_store),
+        )
+        self.ledger_keys = LedgerKeys(given.application, self.keks)
+        self.store_key = StoreKey(given.application, key_store, self.keks, scope_digest=given.scope_digest)
+        self.scope_digests = (
+            ScopeDigests(self.store_key, given.cache.max_keys) if given.scope_digest else None
+        )
+        revocations = Revocations(given.application, key_store, held_keys, key_tables=given.key_tables)
+        self.store = CheckedStore(key_store, revocations, self.store_key)
+        self.refresher, self.tables, self.destroyer = Refresher(self), KeyTables(self), Destroyer(self)
+        by_keks = RingParts(
+            application=given.application,
+            purpose=KeyPurpose.BRANCH,
+            wrapping=self.keks,
+            store=self.store,
+            held_keys=held_keys,
+            store_key=self.store_key,
+            refresher=self.refresher,
+            destroyer=self.destroyer,
+            rotation=given.policy,
+            clock=given.clock,
+            counters=KeyringCounters(),  # the keyring's own do not count hits and misses of branch keys
+        )
+        self.branch_keys = KeysOfPurpose(by_keks)
+        self.branches = Branches(
+            given.branches, self.keks, sealer=self.branch_keys.sealer, opener=self.branch_keys.opener
+        )
+        by_branches = replace(by_keks, wrapping=self.branches, counters=self.counters)
+        self.data_keys = KeysOfPurpose(replace(by_branches, purpose=KeyPurpose.DATA))
+        self.field_keys = KeysOfPurpose(replace(by_branches, purpose=KeyPurpose.FIELD))
+        self.wrappings = KeyWrappings(by_keks, given, calls, self.branches, self.branch_keys)

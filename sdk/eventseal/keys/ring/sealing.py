@@ -1,4 +1,4 @@
-"""Gives the keys that seal: each scope's active one, with a lease, and replaced when its time has come."""
+"""Gives the keys that seal: each scope's active one, made on first use, leased, and replaced in time."""
 
 from __future__ import annotations
 
@@ -7,56 +7,211 @@ from typing import TYPE_CHECKING
 from eventseal.errors import (
     ConfigurationError,
     EventSealError,
+    IntegrityError,
+    KeyDestroyedError,
     KeyLimitError,
-    KeyNotFoundError,
     KmsError,
     StoreError,
     StoreUnavailableError,
 )
+from eventseal.keys.authentication.row_checks import closed_scope, tombstone_of_open_scope, why_not_sealing
 from eventseal.keys.concurrency import SingleFlight
 from eventseal.keys.records import checked_scope
-from eventseal.keys.ring.new_keys import ScopeBatch, Seats
-from eventseal.keys.ring.opening import ATTEMPTS
-from eventseal.keys.states import KeyState
+from eventseal.keys.ring.opening import ATTEMPTS, Rows
+from eventseal.keys.states import SUBJECT_PURPOSES, KeyState
 from eventseal.keys.store import HARD_LIMIT
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from uuid import UUID
 
     from eventseal.keys.data_key import DataKey
-    from eventseal.keys.ring.held_keys import Memory
+    from eventseal.keys.records import Admission, KeyRecord
+    from eventseal.keys.ring.held_keys import Moment
     from eventseal.keys.ring.key_cache import CachedKey, Lease
-    from eventseal.keys.ring.opening import Refresher
-    from eventseal.keys.ring.parts import Resources
+    from eventseal.keys.ring.opening import Opener
+    from eventseal.keys.ring.parts import RingParts
     from eventseal.keys.ring.rotating import Rotator
-    from eventseal.keys.ring.store_key import StoreKey
 
 
 ROTATION_RESTS = 30.0
 """Seconds for which a rotation by policy that failed is not tried again."""
 
 
+class ScopeBatch:
+    """
+    Scopes that one thread settles.
+
+    Attributes:
+        pending: By scope the items to be sealed, until the scope has its outcome.
+        outcomes: Of the others.
+        seats: The keys that are about to seal for them, as long as nothing shows that they must not.
+        rotated: Scopes whose key was to be replaced by policy: that is tried once.
+        refusal: Why new keys were not stored, the last time, though no other process was first.
+    """
+
+    def __init__(self, items: Mapping[str, int]) -> None:
+        self.pending = dict(items)
+        self.outcomes: dict[str, CachedKey | EventSealError] = {}
+        self.seats: dict[str, CachedKey] = {}
+        self.rotated: set[str] = set()
+        self.refusal: KeyDestroyedError | None = None
+
+    def settle(self, scope: str, outcome: CachedKey | EventSealError) -> None:
+        """Give a scope its outcome."""
+        self.pending.pop(scope, None)
+        self.seats.pop(scope, None)
+        self.outcomes[scope] = outcome
+
+
+class Seats:
+    """
+    Seats the key that seals for each scope.
+
+    A key's row is committed before the key takes its seat; who loses the race for a scope's slot drops its
+    key and unwraps the winner's.
+    """
+
+    def __init__(self, parts: RingParts, opener: Opener) -> None:
+        self._parts = parts
+        self._held_keys = parts.held_keys
+        self._opener = opener
+        self._active = parts.held_keys.of(parts.purpose).active
+
+    def fill(self, batch: ScopeBatch, *, make: bool) -> None:
+        """Load the active keys that are not at hand, and make those that nobody has made."""
+        missing = self._missing(batch)
+        if not missing:
+            return
+        since = self._held_keys.moment()
+        application = self._parts.application
+        try:
+            rows = self._parts.store.active(application, missing, purpose=self._parts.purpose)
+            admission = self._settle_closed(batch, missing, rows)
+            self._seat_rows(batch, {s: row for s, row in rows.items() if s in batch.pending}, since)
+            absent = [scope for scope in missing if scope not in rows and scope in batch.pending]
+            if absent and make:
+                self._make(batch, absent, admission)
+        except EventSealError as error:
+            for scope in missing:  # the other scopes of the batch, and who waits for them, need none of this
+                if scope in batch.pending and scope not in batch.seats:
+                    batch.settle(scope, error)
+            return
+        if not make:
+            for scope in absent:
+                del batch.pending[scope]
+
+    def _missing(self, batch: ScopeBatch) -> list[str]:
+        now = self._parts.clock.now()
+        missing: list[str] = []
+        for scope in batch.pending:
+            cached = batch.seats.get(scope) or self._active.get(scope)
+            if cached is not None and now < cached.expires and not cached.key.closed:
+                batch.seats[scope] = cached
+            else:
+                batch.seats.pop(scope, None)
+                missing.append(scope)
+        return missing
+
+    def _settle_closed(
+        self, batch: ScopeBatch, scopes: Collection[str], rows: Mapping[str, KeyRecord]
+    ) -> Admission | None:
+        """
+        Settle the scopes that the revocation tree has as closed, whatever rows hold their slots.
+
+        Args:
+            batch: Has the scopes.
+            scopes: To be looked at.
+            rows: Those that hold slots, not checked yet.
+
+        Returns:
+            What admits new keys of the scopes; ``None`` for keys that are never shredded.
+        """
+        if self._parts.purpose not in SUBJECT_PURPOSES:
+            return None
+        seals, revocations = self._parts.store_key.made_seals(), self._parts.store.revocations
+        states = revocations.scopes(self._parts.purpose, scopes, seals)
+        if any(closed != _holds_tombstone(rows, scope) for scope, closed in states.closed.items()):
+            self._parts.refresher.refresh()  # maybe shredded or reopened since the last one
+            states = revocations.scopes(self._parts.purpose, scopes, seals)
+        for scope, closed in states.closed.items():
+            if isinstance(closed, IntegrityError):
+                batch.settle(scope, closed)
+            elif closed and not _holds_tombstone(rows, scope):
+                batch.settle(scope, closed_scope(scope))
+            elif _holds_tombstone(rows, scope) and not closed and not revocations.are_old:
+                batch.settle(scope, tombstone_of_open_scope(rows[scope]))
+        return states.admission
+
+    def _seat_rows(self, batch: ScopeBatch, rows: Mapping[str, KeyRecord], since: Moment) -> None:
+        application, seals = self._parts.application, self._parts.store_key.made_seals()
+        good: list[KeyRecord] = []
+        for scope, record in rows.items():
+            refusal = why_not_sealing(
+                record, scope, application=application, seals=seals, purpose=self._parts.purpose
+            )
+            if refusal is None:
+                good.append(record)
+                continue
+            batch.settle(scope, refusal)
+            if isinstance(refusal, KeyDestroyedError):
+                self._held_keys.bury(record)
+        by_id = {record.key_id: record for record in good}
+        for key_id, outcome in self._opener.load(list(by_id), Rows(by_id, since)).items():
+            if isinstance(outcome, EventSealError):
+                batch.settle(by_id[key_id].scope, outcome)
+            else:
+                self._seat(batch, outcome, by_id[key_id], since)
+
+    def _make(self, batch: ScopeBatch, scopes: Collection[str], admission: Admission | None) -> None:
+        self._parts.store.revocations.refuse_old()
+        first_block = self._parts.first_block
+        leases = {scope: max(batch.pending[scope], first_block) for scope in scopes}
+        since = self._held_keys.moment()
+        made = self._parts.new_keys(leases)
+        kept: Mapping[str, KeyRecord] = {}
+        try:
+            kept = self._parts.store.unchecked.add_active(
+                [record for _, record in made.values()], admit=admission
+            )
+        except KeyDestroyedError as error:  # a branch key was retired since it was confirmed, or a KEK closed
+            batch.refusal = error
+        if not kept:  # that, or something was revoked: look at the scopes again, under the branch's new key
+            for key, _ in made.values():
+                key.close()
+            self._parts.refresher.refresh()
+            return
+        now = self._parts.clock.now()
+        winners: dict[str, KeyRecord] = {}
+        for scope, (key, record) in made.items():
+            stored = kept[scope]
+            if stored.key_id != record.key_id:
+                key.close()
+                winners[scope] = stored
+                continue
+            cached = self._held_keys.keep(key, stored, since=since, now=now, leased=leases[scope])
+            if cached is not None:
+                self._seat(batch, cached, stored, since)
+        self._seat_rows(batch, winners, since)
+
+    def _seat(self, batch: ScopeBatch, cached: CachedKey, record: KeyRecord, since: Moment) -> None:
+        if self._held_keys.seat(cached, record, since=since):
+            batch.seats[record.scope] = cached
+
+
+def _holds_tombstone(rows: Mapping[str, KeyRecord], scope: str) -> bool:
+    return scope in rows and not rows[scope].state.opens
+
+
 class Sealer:
     """Gives the keys that seal, each with a lease for what it is about to seal."""
 
-    def __init__(
-        self,
-        resources: Resources,
-        memory: Memory,
-        store_key: StoreKey,
-        *,
-        refresher: Refresher,
-        seats: Seats,
-        rotator: Rotator,
-    ) -> None:
-        self._resources = resources
-        self._memory = memory
-        self._store_key = store_key
-        self._refresher = refresher
-        self._seats = seats
+    def __init__(self, parts: RingParts, opener: Opener, rotator: Rotator) -> None:
+        self._parts = parts
+        self._held_keys = parts.held_keys
         self._rotator = rotator
-        self._active = memory.of(resources.purpose).active
+        self._seats = Seats(parts, opener)
+        self._active = parts.held_keys.of(parts.purpose).active
         self._flights: SingleFlight[str, CachedKey] = SingleFlight()
         self._debts: dict[UUID, Lease] = {}
 
@@ -68,18 +223,18 @@ class Sealer:
             items_by_scope: How many items each scope's key will seal.
             make: Whether keys may be made: of scopes that have none, or by policy.
         """
-        self._memory.check_open()
+        self._held_keys.check_open()
         wanted = {checked_scope(scope): _checked_count(items) for scope, items in items_by_scope.items()}
         found: dict[str, DataKey] = {}
-        if self._store_key.seals() is None:
+        if self._parts.store_key.seals() is None:
             if not make:
                 return found
-            self._store_key.made_seals()
+            self._parts.store_key.made_seals()
         known = self._active.keys() & wanted.keys()
-        self._resources.counters.hits += len(known)
-        self._resources.counters.count_misses(len(wanted) - len(known))
+        self._parts.counters.hits += len(known)
+        self._parts.counters.count_misses(len(wanted) - len(known))
         while wanted:
-            self._refresher.confirm_for_sealing()
+            self._parts.refresher.confirm_for_sealing()
             self._take(wanted, found)
             if wanted:
                 self._settle_shared(wanted, found, make=make)
@@ -87,11 +242,11 @@ class Sealer:
 
     def _take(self, wanted: dict[str, int], found: dict[str, DataKey]) -> None:
         """Take from the leases that are there."""
-        now = self._resources.clock.now()
+        now = self._parts.clock.now()
         for scope, items in list(wanted.items()):
             cached = self._active.get(scope)
             if cached is not None and _is_ready(cached, now) and cached.lease.take(items):
-                cached.used = self._memory.uses
+                cached.used = self._held_keys.uses
                 found[scope] = cached.key
                 del wanted[scope]
 
@@ -135,8 +290,8 @@ class Sealer:
 
     def _rotate_due(self, batch: ScopeBatch) -> None:
         """Replace the keys whose time has come, without waiting; what cannot be replaced now seals on."""
-        now = self._resources.clock.now()
-        max_items = self._resources.rotation.max_items
+        now = self._parts.clock.now()
+        max_items = self._parts.rotation.max_items
         for scope, cached in list(batch.seats.items()):
             items = batch.pending[scope]
             if scope in batch.rotated or now < cached.rests_until:
@@ -147,17 +302,14 @@ class Sealer:
                 try:
                     self._replace(batch, scope, wait=False)
                 except (KmsError, StoreError):
-                    self._memory.rest(cached, now + ROTATION_RESTS)
+                    self._held_keys.rest(cached, now + ROTATION_RESTS)
 
     def _replace(self, batch: ScopeBatch, scope: str, *, wait: bool) -> None:
         """Replace a scope's key, or see that another process did; either way the seat is filled anew."""
         old = batch.seats[scope].record
         self._debts.pop(old.key_id, None)
-        leased = max(batch.pending[scope], self._resources.first_block)
-        try:
-            self._rotator.replace(old, KeyState.DEACTIVATED, leased=leased, wait=wait)
-        except KeyNotFoundError:
-            self._memory.unseat(scope, self._resources.purpose)
+        leased = max(batch.pending[scope], self._parts.first_block)
+        self._rotator.replace([old], KeyState.DEACTIVATED, leased=leased, wait=wait)
         del batch.seats[scope]
 
     # --- leases ---
@@ -169,7 +321,7 @@ class Sealer:
 
     def _lease(self, batch: ScopeBatch) -> None:
         """Take from the leases, and extend in one call those that are too small."""
-        max_items = self._resources.rotation.max_items
+        max_items = self._parts.rotation.max_items
         short: dict[str, tuple[CachedKey, int]] = {}
         for scope, cached in list(batch.seats.items()):
             items = batch.pending[scope]
@@ -185,7 +337,7 @@ class Sealer:
     def _extend(self, batch: ScopeBatch, short: dict[str, tuple[CachedKey, int]]) -> None:
         wanted = {cached.record.key_id: count for cached, count in short.values()}
         try:
-            totals = self._resources.store.reserve(wanted)
+            totals = self._parts.store.unchecked.reserve(wanted)
         except StoreError as error:
             for scope, (cached, _) in short.items():
                 on_credit = isinstance(error, StoreUnavailableError) and cached.lease.borrow(
@@ -199,7 +351,7 @@ class Sealer:
             total = totals.get(cached.record.key_id)
             self._debts.pop(cached.record.key_id, None)
             if total is None:  # no longer active, or nearly full: read the scope again
-                self._memory.unseat(scope, self._resources.purpose)
+                self._held_keys.unseat(scope, self._parts.purpose)
                 del batch.seats[scope]
             else:
                 cached.lease.grant(count, total=total, items=batch.pending[scope])

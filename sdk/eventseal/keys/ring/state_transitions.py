@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from eventseal.errors import IntegrityError, JobError
 from eventseal.keys.authentication.revocations import old_key_tables
+from eventseal.keys.authentication.row_macs import SHREDS
+from eventseal.keys.records import new_tombstone
 from eventseal.keys.revocation_tree import (
     NEVER_SHREDDED,
     REMEDY,
@@ -15,29 +17,56 @@ from eventseal.keys.revocation_tree import (
     RevocationTree,
     ScopeState,
     UnprovenError,
-    leaf_of_key,
-    leaf_of_scope,
+    leaves_of,
     paths_to,
 )
-from eventseal.keys.ring.new_keys import new_tombstone
 from eventseal.keys.states import SUBJECT_PURPOSES, KeyPurpose, KeyState
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
     from uuid import UUID
 
-    from eventseal.keys.authentication.row_checks import Moment
     from eventseal.keys.authentication.row_macs import Seals
     from eventseal.keys.records import ChangeMark, KeyRecord, NextMark
     from eventseal.keys.revocation_tree import HowRevoked
-    from eventseal.keys.ring.held_keys import Memory
+    from eventseal.keys.ring.held_keys import HeldKeys, Moment
 
 
 RETIRED_PURPOSES = (KeyPurpose.DATA, KeyPurpose.BRANCH)
 """The purposes of keys that are retired; the others are shredded, or stay."""
 
 
-class Moves(NamedTuple):
+class Found(NamedTuple):
+    """
+    Keys as they were read.
+
+    Attributes:
+        rows: Checked.
+        edited: Rows of keys that are destroyed, and that somebody edited: they lose their slots, and stay as
+            they are otherwise.
+    """
+
+    rows: Sequence[KeyRecord]
+    edited: Sequence[KeyRecord] = ()
+
+
+class ShreddedScope(NamedTuple):
+    """
+    A scope that is closed.
+
+    Attributes:
+        destroyed: The keys that lived until now.
+        shredded: All keys of the scope that were ever shredded, also in an earlier run, with the tombstones
+            that only hold a slot.
+        keys: Every key that the scope ever had, also those that were retired.
+    """
+
+    destroyed: tuple[UUID, ...]
+    shredded: tuple[KeyRecord, ...]
+    keys: tuple[KeyRecord, ...]
+
+
+class StateTransitions(NamedTuple):
     """
     What is to become of keys that were just read.
 
@@ -52,26 +81,28 @@ class Moves(NamedTuple):
     scopes: Mapping[tuple[KeyPurpose, str], bool] = MappingProxyType({})
 
 
-def moved(record: KeyRecord, **changes: Any) -> KeyRecord:
+def next_version(record: KeyRecord, **changes: Any) -> KeyRecord:
     """Give a row as it is to be, in its next version, not sealed yet."""
     return replace(record, row_version=record.row_version + 1, **changes)
 
 
-def ended(
+def tombstone_of(
     record: KeyRecord, by: Literal["retired", "shredded"], *, active_scope: str | None = None
 ) -> KeyRecord:
     """Give the tombstone of a key, not sealed yet."""
-    return moved(record, state=KeyState.DESTROYED, destroyed_by=by, active_scope=active_scope, wrappings=())
+    return next_version(
+        record, state=KeyState.DESTROYED, destroyed_by=by, active_scope=active_scope, wrappings=()
+    )
 
 
-def end_of_scope(
+def transitions_of_shred(
     application: str,
     scope: str,
     rows: Sequence[KeyRecord],
     *,
     erased: Mapping[UUID, KeyPurpose] | None = None,
     closed: bool = True,
-) -> Moves:
+) -> StateTransitions:
     """
     Say how the keys of a scope end.
 
@@ -106,20 +137,11 @@ def end_of_scope(
         for record in dead:
             slot = scope if record is holder else None
             if record.state.opens:
-                keys.append((record, ended(record, "shredded", active_scope=slot)))
+                keys.append((record, tombstone_of(record, "shredded", active_scope=slot)))
             elif erased is None or (takes_slot and slot != record.active_scope):
-                keys.append((record, moved(record, active_scope=slot)))
+                keys.append((record, next_version(record, active_scope=slot)))
         tombstones += [replace(record, active_scope=scope if record is holder else None) for record in lost]
-    return Moves(keys, tombstones, {**scopes, SHREDS: True} if keys or tombstones else scopes)
-
-
-SHREDS = (KeyPurpose.STORE, "shreds")
-"""The entry of the revocation tree whose number counts shreds: of a scope that no key can have."""
-
-
-def slots(scope: str, *, closed: bool) -> dict[tuple[KeyPurpose, str], bool]:
-    """Say of every purpose of a subject's keys whether a scope is closed."""
-    return {(purpose, scope): closed for purpose in SUBJECT_PURPOSES}
+    return StateTransitions(keys, tombstones, {**scopes, SHREDS: True} if keys or tombstones else scopes)
 
 
 def refuse_retirement(record: KeyRecord) -> None:
@@ -168,12 +190,12 @@ def _slot_holder(rows: Sequence[KeyRecord]) -> KeyRecord | None:
     return max(held or shredded, key=lambda record: record.key_id, default=None)
 
 
-class Marks:
+class NextChangeMark:
     """
     Gives the mark that follows the locked one, and remembers its counter.
 
     Args:
-        memory: Has seen earlier marks.
+        held_keys: Has seen earlier marks.
         seals: Check and seal them.
         moves: Each key as it was, ``None`` if it was not, and as it is to be.
         since: The moment before the keys were read.
@@ -186,14 +208,14 @@ class Marks:
 
     def __init__(
         self,
-        memory: Memory,
+        held_keys: HeldKeys,
         seals: Seals,
         moves: Iterable[tuple[KeyRecord | None, KeyRecord]],
         since: Moment,
         *,
         scopes: Mapping[tuple[KeyPurpose, str], bool] | None = None,
     ) -> None:
-        self._memory = memory
+        self._held_keys = held_keys
         self._seals = seals
         self._since = since
         self._keys: list[tuple[UUID, HowRevoked]] = []
@@ -207,8 +229,8 @@ class Marks:
             seals.scope_name(purpose, scope): closed for (purpose, scope), closed in (scopes or {}).items()
         }
         self._touched.update(self._scopes)
-        leaves = {leaf_of_key(key_id) for key_id, _ in self._keys} | set(map(leaf_of_scope, self._touched))
-        self.paths: Collection[bytes] = paths_to(leaves)
+        keys = [key_id for key_id, _ in self._keys]
+        self.paths: Collection[bytes] = paths_to(leaves_of(keys, self._touched))
         self.written = -1
 
     def __call__(
@@ -218,7 +240,7 @@ class Marks:
         if self._seals.is_old(mark):
             raise old_key_tables(mark.application)
         self._seals.check_mark(mark)
-        self._memory.check_mark(mark, self._since)
+        self._held_keys.check_mark(mark, self._since)
         tree = RevocationTree(nodes, mark.revoked)
         try:
             scopes = {name: tree.scope_state(name) or NEVER_SHREDDED for name in self._touched}
@@ -237,4 +259,4 @@ class Marks:
 
 
 if TYPE_CHECKING:
-    _: type[NextMark] = Marks
+    _: type[NextMark] = NextChangeMark

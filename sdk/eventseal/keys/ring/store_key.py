@@ -8,10 +8,11 @@ from hashlib import sha512
 from typing import TYPE_CHECKING, NoReturn
 
 from eventseal.errors import ConfigurationError, EventSealError, IntegrityError, KmsError
-from eventseal.keys.authentication.row_macs import Seals, binding_of, check_readable
+from eventseal.keys.authentication.row_checks import store_key_deleted
+from eventseal.keys.authentication.row_macs import Seals, check_readable
 from eventseal.keys.concurrency import SingleFlight
-from eventseal.keys.records import DIGEST_STORE_SCOPE, STORE_SCOPE
-from eventseal.keys.ring.new_keys import new_record
+from eventseal.keys.data_key import binding_of
+from eventseal.keys.records import DIGEST_STORE_SCOPE, STORE_SCOPE, new_record
 from eventseal.keys.states import KeyPurpose, KeyState
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from eventseal.keys.data_key import DataKey
     from eventseal.keys.records import KeyRecord
-    from eventseal.keys.ring.parts import Resources
+    from eventseal.keys.store import KeyStore
     from eventseal.keys.wrapping.keks import Keks
     from eventseal.kms.adapter import KmsAdapter, WrappedKey
 
@@ -32,15 +33,22 @@ class StoreKey:
     What is kept are the keys derived from it, for seals only: no item opens under them, so they have no TTL.
 
     Args:
-        resources: Of the keys that KEKs wrap: a branch key is sealed by the store key, and never wraps it.
+        application: Whose store key.
+        store: Has its row, which is checked here alone: by what the KEKs unwrapped.
+        keks: Wrap it. A branch key is sealed by the store key, and never wraps it.
         scope_digest: Whether the application's scopes are stored as digests. The store key's row says so,
             from the application's first key on: another process that was told otherwise is refused.
+
+    Attributes:
+        known: What :meth:`seals` gives, once that is known.
     """
 
-    def __init__(self, resources: Resources, *, scope_digest: bool) -> None:
-        self._resources = resources
+    def __init__(self, application: str, store: KeyStore, keks: Keks, *, scope_digest: bool) -> None:
+        self._application = application
+        self._store = store
+        self._keks = keks
         self._scope = DIGEST_STORE_SCOPE if scope_digest else STORE_SCOPE
-        self._seals: Seals | None = None
+        self.known: Seals | None = None
         self._flight: SingleFlight[str, Seals] = SingleFlight()
 
     def seals(self) -> Seals | None:
@@ -54,11 +62,11 @@ class StoreKey:
             KmsError: The KMS refused or failed.
             StoreError: The key store refused or failed.
         """
-        return self._seals or self._found(make=False)
+        return self.known or self._found(make=False)
 
     def made_seals(self) -> Seals:
         """Give the application's seals; make its store key if it has none. Raises as :meth:`seals` does."""
-        seals = self._seals
+        seals = self.known
         while seals is None:
             seals = self._found(make=True)
         return seals
@@ -68,48 +76,48 @@ class StoreKey:
         for outcome in (*loaded.values(), *awaited.values()):
             if isinstance(outcome, EventSealError):
                 raise outcome
-        return self._seals
+        return self.known
 
     def _load(self, *, make: bool) -> dict[str, Seals]:
-        if self._seals is None:
+        if self.known is None:
             record = self._record()
             if record is None and make and self._has_mark():
                 record = self._record()  # made by another process meanwhile, or gone
                 if record is None:
-                    raise _deleted(self._resources.application)
+                    raise store_key_deleted(self._application)
             if record is not None:
-                self._seals = self._opened(record)
+                self.known = self._opened(record)
             elif make:
-                self._seals = self._made()
-        return {} if self._seals is None else {STORE_SCOPE: self._seals}
+                self.known = self._made()
+        return {} if self.known is None else {STORE_SCOPE: self.known}
 
     def _record(self) -> KeyRecord | None:
-        store, application = self._resources.store, self._resources.application
-        return store.active(application, [STORE_SCOPE], purpose=KeyPurpose.STORE).get(STORE_SCOPE)
+        found = self._store.active(self._application, [STORE_SCOPE], purpose=KeyPurpose.STORE)
+        return found.get(STORE_SCOPE)
 
     def _has_mark(self) -> bool:
         # Stored together with the store key: a second one would only be in the way of the first one's repair.
-        return self._resources.store.changes(self._resources.application, -1, []) is not None
+        return self._store.changes(self._application, -1, []) is not None
 
     def _made(self) -> Seals:
-        record = new_record(self._resources.application, self._scope, KeyPurpose.STORE, leased=0)
+        record = new_record(self._application, self._scope, KeyPurpose.STORE, leased=0)
         record = replace(record, active_scope=STORE_SCOPE)
-        ((key, wrappings),) = self._resources.wrapping.generate([record])
+        ((key, wrappings),) = self._keks.generate([record])
         seals = Seals(key)
         record = seals.sealed(replace(record, binding=binding_of(key), wrappings=wrappings))
         key.close()
-        kept = self._resources.store.add_active([record], mark=seals.first_mark())[STORE_SCOPE]
+        kept = self._store.add_active([record], mark=seals.first_mark())[STORE_SCOPE]
         return seals if kept.key_id == record.key_id else self._opened(kept)
 
     def _opened(self, record: KeyRecord) -> Seals:
         check_readable(record)
-        (key,) = self._resources.wrapping.unwrap([record])
+        (key,) = self._keks.unwrap([record])
         if isinstance(key, EventSealError):
             raise key
         seals = Seals(key)
         key.close()
         seals.check(record)
-        _check_place(record, self._resources.application)
+        _check_place(record, self._application)
         self._check_scope(record)
         return seals
 
@@ -117,7 +125,7 @@ class StoreKey:
         """Refuse to keep scopes in two forms: one that was shredded in the one would live on in the other."""
         if record.scope == self._scope:
             return
-        application = self._resources.application
+        application = self._application
         if record.scope == DIGEST_STORE_SCOPE:
             raise ConfigurationError(
                 f"the scopes of application {application!r} are stored as digests, from its first key on",
@@ -129,13 +137,6 @@ class StoreKey:
             remedy="Leave scope_digest out for it. To have digests, begin a new application, and copy the "
             "events into it.",
         )
-
-
-def _deleted(application: str) -> IntegrityError:
-    return IntegrityError(
-        f"application {application!r} has a change mark but no store key: somebody deleted it",
-        remedy="Find out who changed the key tables, and restore the store key from a backup.",
-    )
 
 
 def _check_place(record: KeyRecord, application: str) -> None:

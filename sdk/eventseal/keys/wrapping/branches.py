@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from eventseal.keys.data_key import DataKey
     from eventseal.keys.records import KeyRecord
     from eventseal.keys.ring.opening import Opener
-    from eventseal.keys.ring.parts import Wrapping
     from eventseal.keys.ring.sealing import Sealer
+    from eventseal.keys.wrapping.keks import Keks
 
 
 BRANCH_PREFIX = "branch:"
@@ -54,12 +54,12 @@ def branch_scope(application: str, scope: str, branches: int) -> str:
         The scope of the branch key: ``branch:0`` to ``branch:<branches - 1>``.
     """
     digest = sha512(length_prefixed(application.encode(), scope.encode())).digest()
-    return _branch_scope(int.from_bytes(digest) % branches)
+    return f"{BRANCH_PREFIX}{int.from_bytes(digest) % branches}"
 
 
 def branch_scopes(branches: int) -> list[str]:
     """Name the branch keys of an application that has so many."""
-    return [_branch_scope(number) for number in range(branches)]
+    return [f"{BRANCH_PREFIX}{number}" for number in range(branches)]
 
 
 def branch_uri(branch_id: UUID) -> str:
@@ -77,12 +77,17 @@ def branch_wrapping(record: KeyRecord) -> WrappedKey | None:
 
 def named_branch(wrapped: WrappedKey) -> UUID | None:
     """Read the id of the branch key that a wrapping names; ``None`` if it names none in canonical form."""
-    return _branch_id(wrapped.kek_uri)
+    return named_branch_in(wrapped.kek_uri)
 
 
+@lru_cache(maxsize=MOST_BRANCHES)
 def named_branch_in(kek_uri: str) -> UUID | None:
     """Read the id of the branch key that a ``kek_uri`` names; ``None`` if it names none in canonical form."""
-    return _branch_id(kek_uri)
+    try:
+        branch_id = UUID(kek_uri.removeprefix(BRANCH_PREFIX))
+    except ValueError:
+        return None
+    return branch_id if branch_uri(branch_id) == kek_uri else None
 
 
 def wrap_under(branch: DataKey, keys: Sequence[DataKey]) -> list[WrappedKey]:
@@ -144,19 +149,6 @@ def checked_branches(branches: int | None) -> int | None:
     return branches
 
 
-@lru_cache(maxsize=MOST_BRANCHES)
-def _branch_id(kek_uri: str) -> UUID | None:
-    try:
-        branch_id = UUID(kek_uri.removeprefix(BRANCH_PREFIX))
-    except ValueError:
-        return None
-    return branch_id if branch_uri(branch_id) == kek_uri else None
-
-
-def _branch_scope(number: int) -> str:
-    return f"{BRANCH_PREFIX}{number}"
-
-
 def _opened(outcome: bytes | IntegrityError, record: KeyRecord, giver: str) -> DataKey | EventSealError:
     if isinstance(outcome, IntegrityError):
         return _changed(record, giver)
@@ -197,7 +189,7 @@ class Branches:
         opener: Finds branch keys by id.
     """
 
-    def __init__(self, count: int | None, keks: Wrapping, *, sealer: Sealer, opener: Opener) -> None:
+    def __init__(self, count: int | None, keks: Keks, *, sealer: Sealer, opener: Opener) -> None:
         self._count = count
         self._keks = keks
         self._sealer = sealer
@@ -249,6 +241,8 @@ class Branches:
                 outcomes[index] = _not_one(record, wrapped.kek_uri)
             else:
                 by_branch.setdefault(branch_id, {})[index] = (record, wrapped)
+        if len(by_kek) == len(records):
+            return self._keks.unwrap(records)
         if by_kek:
             outcomes.update(zip(by_kek, self._keks.unwrap(list(by_kek.values())), strict=True))
         branches = self._opener.keys(by_branch) if by_branch else {}

@@ -1,89 +1,75 @@
-"""Calls to one KEK: counted, a bounded number at once, and how the KEK answered of late."""
+"""Calls to KEKs: counted, and a bounded number at once."""
 
 from __future__ import annotations
 
+import threading
+from collections import deque
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from eventseal.errors import (
     EventSealError,
-    KmsForbiddenError,
-    KmsKeyStateError,
     KmsUnavailableError,
     NotMyKeyError,
 )
-from eventseal.keys.concurrency import CallSlots, copied
+from eventseal.keys.concurrency import copied
 from eventseal.keys.data_key import generated_key, material_of, unwrapped_key
-from eventseal.keys.policy import RETRY_SECONDS
 from eventseal.kms.adapter import EncryptionContext, SupportsBatch, SupportsGeneration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    from eventseal.keys.authentication.row_checks import KeyringCounters
     from eventseal.keys.data_key import DataKey
-    from eventseal.keys.policy import Clock
     from eventseal.keys.records import KeyRecord
-    from eventseal.keys.ring.parts import KeyringCounters
     from eventseal.kms.adapter import KmsAdapter, SupportsRewrap, WrappedKey
 
 
-TRIAL_RESTS = 900.0
-"""Seconds for which a KEK that opened nothing is not tried before its turn."""
+CALLS_IN_FLIGHT = 20
+"""Calls that one keyring has in flight at most, to all its KEKs together."""
 
 
-class KekHealth:
+class CallSlots:
     """
-    Remembers the last answers of KEKs.
+    Lets so many calls in at once; who has waited longest goes first.
 
     Args:
-        clock: A KEK that was unavailable comes last for a few seconds of it, where another one can stand in.
+        count: Slots that there are.
     """
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._outages: dict[str, tuple[KmsUnavailableError, float]] = {}
-        self._refusing: set[str] = set()
-        self._serving: set[str] = set()
-        self._untried_until: dict[str, float] = {}
+    def __init__(self, count: int = CALLS_IN_FLIGHT) -> None:
+        self._count = self._free = count
+        self._condition = threading.Condition()
+        self._queue: deque[object] = deque()
 
-    def note(self, adapter: KmsAdapter, outcomes: Sequence[object]) -> None:
-        """Take what a KEK has answered."""
-        for outcome in outcomes:
-            if isinstance(outcome, KmsUnavailableError):
-                self._outages[adapter.uri] = (copied(outcome), self._clock.now() + RETRY_SECONDS)
-                return
-            if isinstance(outcome, KmsForbiddenError | KmsKeyStateError):
-                self._refusing.add(adapter.uri)
-            elif not isinstance(outcome, EventSealError):
-                self._refusing.discard(adapter.uri)
-                self._serving.add(adapter.uri)
+    @contextmanager
+    def taken(self, wanted: int) -> Iterator[None]:
+        """
+        Wait for slots and hold them.
 
-    def outage(self, adapter: KmsAdapter) -> KmsUnavailableError | None:
-        """Give the error of a KEK that was unavailable a moment ago."""
-        error, until = self._outages.get(adapter.uri, (None, 0.0))
-        return error if error is not None and self._clock.now() < until else None
+        Args:
+            wanted: How many calls the block may have in flight. An adapter's batch may make one for each of
+                its keys, so it counts as that many, or as all slots if there are fewer.
+        """
+        wanted = min(wanted, self._count)
+        self._take(wanted)
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._free += wanted
+                self._condition.notify_all()
 
-    def in_order(self, adapters: Sequence[KmsAdapter], *, resting_last: bool) -> list[KmsAdapter]:
-        """Give KEKs in their order; if told so, those that did not answer a moment ago come last."""
-        if not (resting_last and self._outages):
-            return list(adapters)
-        return sorted(adapters, key=lambda adapter: self.outage(adapter) is not None)
-
-    def refuses(self, adapter: KmsAdapter) -> bool:
-        """Whether a KEK said no, and has not opened or wrapped anything since."""
-        return adapter.uri in self._refusing
-
-    def serves(self, adapter: KmsAdapter) -> bool:
-        """Whether a KEK has opened or wrapped something."""
-        return adapter.uri in self._serving
-
-    def rest_from_trials(self, adapter: KmsAdapter) -> None:
-        """Ask a KEK for nothing before its turn, for a while."""
-        self._untried_until[adapter.uri] = self._clock.now() + TRIAL_RESTS
-
-    def may_be_tried(self, adapter: KmsAdapter) -> bool:
-        """Whether a KEK may be asked before its turn."""
-        rested = self._clock.now() >= self._untried_until.get(adapter.uri, 0.0)
-        return rested and self.outage(adapter) is None
+    def _take(self, wanted: int) -> None:
+        ticket = object()
+        with self._condition:
+            self._queue.append(ticket)
+            try:
+                self._condition.wait_for(lambda: self._queue[0] is ticket and self._free >= wanted)
+                self._free -= wanted
+            finally:  # also if the thread is interrupted
+                self._queue.remove(ticket)
+                self._condition.notify_all()
 
 
 Item = TypeVar("Item")
@@ -98,10 +84,13 @@ class KekCalls:
 
     Args:
         counters: Told of every call that leaves the process.
+
+    Attributes:
+        counters: As given.
     """
 
     def __init__(self, counters: KeyringCounters) -> None:
-        self._counters = counters
+        self.counters = counters
         self._slots = CallSlots()
 
     def generate(self, adapter: KmsAdapter, records: Sequence[KeyRecord]) -> list[tuple[DataKey, WrappedKey]]:
@@ -127,8 +116,10 @@ class KekCalls:
     def wrap(self, adapter: KmsAdapter, keys: Sequence[DataKey]) -> list[WrappedKey | EventSealError]:
         """Have a KEK wrap keys: one outcome a key, in order."""
         if len(keys) > 1 and isinstance(adapter, SupportsBatch):
-            self._counters.count_kms_calls(1)
-            return self._wrapped_together(adapter, keys)
+            self.counters.count_kms_calls(1)
+            return self._together(
+                len(keys), lambda: adapter.wrap_many([(material_of(key), _context_of(key)) for key in keys])
+            )
         return _one_by_one(keys, lambda key: self._wrapped(adapter, key))
 
     def unwrap(
@@ -146,7 +137,7 @@ class KekCalls:
         """
         if len(addressed) > 1 and isinstance(adapter, SupportsBatch):
             outcomes = self._unwrapped_together(adapter, addressed)
-            self._counters.count_kms_calls(int(any(map(_called_out, outcomes))))
+            self.counters.count_kms_calls(int(any(map(_called_out, outcomes))))
             return outcomes
         return _one_by_one(addressed, lambda pair: self._unwrapped(adapter, *pair))
 
@@ -163,18 +154,13 @@ class KekCalls:
         Returns:
             One outcome a row, in order.
         """
-        try:
-            with self._slots.taken(len(addressed)):
-                outcomes = adapter.rewrap_many(
-                    [(wrapped, _context_of(record)) for record, wrapped in addressed]
-                )
-        except EventSealError as error:
-            outcomes = [copied(error) for _ in addressed]
-        self._counters.count_kms_calls(int(any(map(_called_out, outcomes))))
+        asked = [(wrapped, _context_of(record)) for record, wrapped in addressed]
+        outcomes = self._together(len(asked), lambda: adapter.rewrap_many(asked))
+        self.counters.count_kms_calls(int(any(map(_called_out, outcomes))))
         return outcomes
 
     def _generated(self, adapter: KmsAdapter, record: KeyRecord) -> tuple[DataKey, WrappedKey]:
-        self._counters.count_kms_calls(1)
+        self.counters.count_kms_calls(1)
         with self._slots.taken(1):
             material, wrapped = adapter.generate_data_key(_context_of(record))
         key = generated_key(material, record, giver=type(adapter).__name__)
@@ -186,7 +172,7 @@ class KekCalls:
     def _generated_together(
         self, adapter: SupportsGeneration, records: Sequence[KeyRecord]
     ) -> list[tuple[DataKey, WrappedKey]]:
-        self._counters.count_kms_calls(1)
+        self.counters.count_kms_calls(1)
         giver = type(adapter).__name__
         with self._slots.taken(len(records)):
             answers = adapter.generate_data_keys([_context_of(record) for record in records])
@@ -213,21 +199,22 @@ class KekCalls:
         raise failures[0]
 
     def _wrapped(self, adapter: KmsAdapter, key: DataKey) -> WrappedKey | EventSealError:
-        self._counters.count_kms_calls(1)
+        self.counters.count_kms_calls(1)
         try:
             with self._slots.taken(1):
                 return adapter.wrap(material_of(key), _context_of(key))
         except EventSealError as error:
             return error
 
-    def _wrapped_together(
-        self, adapter: SupportsBatch, keys: Sequence[DataKey]
-    ) -> list[WrappedKey | EventSealError]:
+    def _together(
+        self, count: int, ask: Callable[[], list[Value | EventSealError]]
+    ) -> list[Value | EventSealError]:
+        """Make one call for so many keys; an error is that of each."""
         try:
-            with self._slots.taken(len(keys)):
-                return adapter.wrap_many([(material_of(key), _context_of(key)) for key in keys])
+            with self._slots.taken(count):
+                return ask()
         except EventSealError as error:
-            return [copied(error) for _ in keys]
+            return [copied(error) for _ in range(count)]
 
     def _unwrapped(
         self, adapter: KmsAdapter, record: KeyRecord, wrapped: WrappedKey
@@ -236,9 +223,9 @@ class KekCalls:
             with self._slots.taken(1):
                 material = adapter.unwrap(wrapped, _context_of(record))
         except EventSealError as error:
-            self._counters.count_kms_calls(int(_called_out(error)))
+            self.counters.count_kms_calls(int(_called_out(error)))
             return error
-        self._counters.count_kms_calls(1)
+        self.counters.count_kms_calls(1)
         return unwrapped_key(material, record, giver=type(adapter).__name__)
 
     def _unwrapped_together(
@@ -246,11 +233,7 @@ class KekCalls:
     ) -> list[DataKey | EventSealError]:
         giver = type(adapter).__name__
         asked = [(wrapped, _context_of(record)) for record, wrapped in addressed]
-        try:
-            with self._slots.taken(len(asked)):
-                answers = adapter.unwrap_many(asked)
-        except EventSealError as error:
-            return [copied(error) for _ in asked]
+        answers = self._together(len(asked), lambda: adapter.unwrap_many(asked))
         return [
             answer if isinstance(answer, EventSealError) else unwrapped_key(answer, record, giver=giver)
             for answer, (record, _) in zip(answers, addressed, strict=True)

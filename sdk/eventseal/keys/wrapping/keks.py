@@ -1,38 +1,37 @@
-"""New keys while KEK after KEK wraps them, and how many KEKs may fail to. No I/O."""
+"""The KEKs of a keyring: which must wrap a new key, and which wrappings were seen to open."""
 
 from __future__ import annotations
 
 import logging
+import threading
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from eventseal.errors import (
     ConfigurationError,
     EventSealError,
-    IntegrityError,
-    KekNotConfiguredError,
     KmsError,
     KmsUnavailableError,
-    NotMyKeyError,
 )
 from eventseal.keys.concurrency import copied
 from eventseal.keys.policy import BootClock
-from eventseal.keys.wrapping.branches import BRANCH_PREFIX, branch_wrapping
-from eventseal.keys.wrapping.kek_calls import KekCalls, KekHealth
-from eventseal.keys.wrapping.unwrapping import Answer, Unwrapper, explains
+from eventseal.keys.wrapping.branches import BRANCH_PREFIX
+from eventseal.keys.wrapping.unwrapping import KekHealth, Unwrapper
 from eventseal.kms.adapter import KmsAdapter
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+    from uuid import UUID
 
     from eventseal.keys.data_key import DataKey
     from eventseal.keys.policy import Clock
     from eventseal.keys.records import KeyRecord
-    from eventseal.keys.ring.parts import KeyringCounters
-    from eventseal.keys.wrapping.unwrapping import Verifier
+    from eventseal.keys.store import KeyStore
+    from eventseal.keys.wrapping.kek_calls import KekCalls
     from eventseal.kms.adapter import WrappedKey
 
 
-class NewKeys:
+class NewKeyBatch:
     """
     A batch of new keys.
 
@@ -107,13 +106,105 @@ class NewKeys:
 _log = logging.getLogger(__name__)
 
 
+MOST_REMEMBERED = 100_000
+"""Wrappings that a process remembers to have tried; when there are more, it begins anew."""
+
+_OLD_AND_NEW = 2
+
+
+class Verifier:
+    """
+    Tells the key store which wrappings this process has unwrapped, as well as it can.
+
+    Only keys with several wrappings are told of: where there is one, nothing depends on it. What cannot be
+    written now, such as inside the caller's write transaction, is written after a later load.
+
+    Args:
+        store: Holds the keys.
+
+    Attributes:
+        pending: What is not written yet, by the key's id.
+    """
+
+    def __init__(self, store: KeyStore) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self.pending: dict[UUID, WrappedKey] = {}
+        self._tried: set[tuple[UUID, WrappedKey]] = set()
+
+    def is_due(self, record: KeyRecord, wrapped: WrappedKey) -> bool:
+        """Whether something depends on whether a wrapping opens, and this process has not tried it yet."""
+        return (
+            len(record.wrappings) > 1
+            and wrapped not in record.verified
+            and (record.key_id, wrapped) not in self._tried
+        )
+
+    def untried(self, record: KeyRecord) -> list[WrappedKey]:
+        """
+        Give, of a key that opens elsewhere for sure, a wrapping under each KEK that has one to be tried.
+
+        Returns:
+            None where no wrapping was verified yet: then any one that opens is as good. None either under a
+            KEK that has more than an old one and a new one: those in its turn are all that it is sent.
+        """
+        if not record.verified or len(record.verified) == len(record.wrappings):
+            return []
+        counts = Counter(wrapped.kek_uri for wrapped in record.wrappings)
+        first: dict[str, WrappedKey] = {}
+        for wrapped in record.wrappings:
+            if counts[wrapped.kek_uri] <= _OLD_AND_NEW and self.is_due(record, wrapped):
+                first.setdefault(wrapped.kek_uri, wrapped)
+        return list(first.values())
+
+    def in_order(self, record: KeyRecord) -> Sequence[WrappedKey]:
+        """
+        Give a key's wrappings, those that are to be tried first.
+
+        The newest one alone would not do: of two rewraps at once, the later one may know of an older version.
+        """
+        if len(record.wrappings) == 1 or len(record.verified) == len(record.wrappings):
+            return record.wrappings
+        return sorted(record.wrappings, key=lambda wrapped: not self.is_due(record, wrapped))
+
+    def give_up(self, record: KeyRecord, wrapped: WrappedKey) -> None:
+        """Remember that a wrapping was tried in vain."""
+        self._remember([(record.key_id, wrapped)])
+
+    def note(self, opened: Iterable[tuple[KeyRecord, WrappedKey]]) -> None:
+        """Take wrappings that held their keys, and write down what is not written yet."""
+        due = {record.key_id: wrapped for record, wrapped in opened if self.is_due(record, wrapped)}
+        if not due and not self.pending:
+            return
+        self._remember(due.items())
+        with self._lock:
+            pending, self.pending = self.pending | due, {}
+        try:
+            self._store.mark_wrappings_verified(pending, wait=False)
+        except EventSealError as error:
+            _log.debug("%d verified wrappings are not noted yet: %s", len(pending), error)
+            self._put_back(pending)
+
+    def _put_back(self, pending: Mapping[UUID, WrappedKey]) -> None:
+        with self._lock:
+            self.pending = {**pending, **self.pending}
+            while len(self.pending) > MOST_REMEMBERED:
+                del self.pending[next(iter(self.pending))]
+
+    def _remember(self, tried: Iterable[tuple[UUID, WrappedKey]]) -> None:
+        with self._lock:
+            if len(self._tried) > MOST_REMEMBERED:
+                self._tried.clear()
+            self._tried.update(tried)
+
+
 class Keks:
     """
     The KEKs that a keyring was given, in their order. Nothing else is ever contacted.
 
     Args:
         adapters: One or several, of different KEKs.
-        counters: Told of every call that leaves the process, and of every wrapping that is missing.
+        calls: Makes the calls; those of all KEKs that a keyring ever uses share one limit.
         quorum: How many of the KEKs must wrap a new key; ``None``: all.
         fall_back_on_outage: Whether to unwrap under the next KEK where one is unavailable.
         clock: Where another KEK can stand in, one that was unavailable comes last for a few seconds of it.
@@ -121,7 +212,8 @@ class Keks:
 
     Attributes:
         adapters: The KEKs.
-        calls: Makes the calls to them.
+        calls: As given.
+        unwrap: See :meth:`eventseal.keys.wrapping.unwrapping.Unwrapper.unwrap`.
 
     Raises:
         ConfigurationError: There is none, one is no adapter or listed twice, or there are not as many as the
@@ -132,7 +224,7 @@ class Keks:
         self,
         adapters: Sequence[KmsAdapter],
         *,
-        counters: KeyringCounters,
+        calls: KekCalls,
         quorum: int | None = None,
         fall_back_on_outage: bool = False,
         clock: Clock | None = None,
@@ -140,12 +232,12 @@ class Keks:
     ) -> None:
         _check_adapters(adapters)
         self.adapters = tuple(adapters)
-        self.calls = KekCalls(counters)
-        self._counters = counters
+        self.calls = calls
         self._quorum = _checked_quorum(quorum, len(self.adapters))
-        self._falls_back = fall_back_on_outage
         self._health = KekHealth(clock or BootClock())
-        self._unwrapper = Unwrapper(self.calls, self._health, verifier)
+        self.unwrap = Unwrapper(
+            self.adapters, self.calls, self._health, verifier, fall_back_on_outage=fall_back_on_outage
+        ).unwrap
 
     def generate(self, records: Sequence[KeyRecord]) -> list[tuple[DataKey, tuple[WrappedKey, ...]]]:
         """
@@ -158,7 +250,7 @@ class Keks:
             IntegrityError: A KMS gave what is no key.
         """
         spare = len(self.adapters) - self._quorum
-        batch = NewKeys(len(records), quorum=self._quorum, spare=spare)
+        batch = NewKeyBatch(len(records), quorum=self._quorum, spare=spare)
         try:
             for adapter in self._health.in_order(self.adapters, resting_last=spare > 0):
                 failure = batch.take(self._new_wrappings(adapter, records, batch))
@@ -167,43 +259,11 @@ class Keks:
         except BaseException:
             batch.close()
             raise
-        self._counters.count_missing_wrappings(batch.missing)
+        self.calls.counters.count_missing_wrappings(batch.missing)
         return batch.complete()
 
-    def unwrap(self, records: Sequence[KeyRecord]) -> list[DataKey | EventSealError]:
-        """
-        Unwrap the key of each of *records* under the first KEK that one of its wrappings is addressed to.
-
-        Of several wrappings under one KEK, one that nobody has verified is taken, else the newest. It is
-        passed over if it was changed, or if its version serves no more. A key that opens elsewhere is opened
-        once by an unverified wrapping under a KEK further down the list, so that somebody verifies that too.
-
-        Returns:
-            One outcome a record, in order: a handle whose bytes match the record's binding, or the error.
-        """
-        pending = {index: record for index, record in enumerate(records) if record.wrappings}
-        settled = self._unwrapper.try_new(self.adapters, pending)
-        passed: dict[int, EventSealError] = {}
-        for adapter in self._health.in_order(self.adapters, resting_last=self._falls_back):
-            left = {index: record for index, record in pending.items() if index not in settled}
-            answers = self._unwrapper.ask(adapter, list(left.values()))
-            for index, answer in zip(left, answers, strict=True):
-                if isinstance(answer.outcome, EventSealError) and self._leads_on(answer):
-                    passed[index] = _weightier(passed.get(index), answer.outcome)
-                else:
-                    settled[index] = answer._replace(outcome=_after(passed.get(index), answer.outcome))
-        self._unwrapper.note(
-            (pending[index], answer)
-            for index, answer in settled.items()
-            if not isinstance(answer.outcome, EventSealError)
-        )
-        return [
-            settled[index].outcome if index in settled else self._not_unwrapped(record, passed.get(index))
-            for index, record in enumerate(records)
-        ]
-
     def _new_wrappings(
-        self, adapter: KmsAdapter, records: Sequence[KeyRecord], batch: NewKeys
+        self, adapter: KmsAdapter, records: Sequence[KeyRecord], batch: NewKeyBatch
     ) -> Sequence[WrappedKey | EventSealError]:
         """Have one KEK make the keys, or wrap those that another one has made."""
         outage = self._health.outage(adapter)
@@ -222,44 +282,6 @@ class Keks:
                 outcomes = [wrapped for _, wrapped in made]
         self._health.note(adapter, outcomes)
         return outcomes
-
-    def _leads_on(self, answer: Answer) -> bool:
-        """Whether the next KEK may be tried after *answer*."""
-        return (
-            answer.is_doubtful
-            or isinstance(answer.outcome, NotMyKeyError)
-            or (self._falls_back and isinstance(answer.outcome, KmsUnavailableError))
-        )
-
-    def _not_unwrapped(self, record: KeyRecord, passed: EventSealError | None) -> EventSealError:
-        """Say why no KEK has unwrapped a key."""
-        if passed is not None and not isinstance(passed, NotMyKeyError):
-            return passed
-        if not record.wrappings:
-            return IntegrityError(
-                f"key {record.key_id} is {record.state} but has no wrapping: somebody deleted it",
-                remedy="Restore the rows of key_wrappings from a backup.",
-                key_id=record.key_id,
-            )
-        if branch_wrapping(record) is not None:
-            return IntegrityError(
-                f"key {record.key_id} of purpose {record.purpose} has a wrapping under a branch key, "
-                "and none under a KEK of this keyring: only other keys are wrapped under branch keys",
-                remedy="Find out who changed the key tables, and restore the key's rows from a backup.",
-                key_id=record.key_id,
-            )
-        if passed is not None and explains(passed):  # such as where its alias points now
-            return KekNotConfiguredError(
-                f"key {record.key_id}: {passed}",
-                remedy=passed.remedy,
-                kek_uri=getattr(passed, "kek_uri", None),
-            )
-        uris = ", ".join(wrapping.kek_uri for wrapping in record.wrappings)
-        configured = ", ".join(adapter.uri for adapter in self.adapters)
-        return KekNotConfiguredError(
-            f"key {record.key_id} is wrapped under {uris}; this keyring was given {configured}",
-            kek_uri=record.wrappings[0].kek_uri,
-        )
 
 
 def _check_adapters(adapters: Sequence[object]) -> None:
@@ -291,19 +313,3 @@ def _checked_quorum(quorum: int | None, keks: int) -> int:
             remedy="Leave wrap_quorum out to have every KEK wrap every key.",
         )
     return quorum
-
-
-def _weightier(first: EventSealError | None, second: EventSealError) -> EventSealError:
-    """Give the error that says more about a key, the first one if they say as much."""
-    return second if first is None or _weight(second) > _weight(first) else first
-
-
-def _weight(error: EventSealError) -> int:
-    return int(explains(error)) if isinstance(error, NotMyKeyError) else 2
-
-
-def _after(passed: EventSealError | None, answer: DataKey | EventSealError) -> DataKey | EventSealError:
-    """Give *answer*; if it is an error, with the outage because of which its KEK was asked."""
-    if isinstance(answer, EventSealError) and isinstance(passed, KmsUnavailableError):
-        answer.__cause__ = passed
-    return answer

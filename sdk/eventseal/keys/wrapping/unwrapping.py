@@ -1,9 +1,8 @@
-"""Unwraps keys: which KEK is asked for which wrapping, and which wrappings were seen to open."""
+"""Unwraps keys: which KEK is asked for which wrapping, and how each KEK answered of late."""
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,18 +15,22 @@ from eventseal.errors import (
     KmsError,
     KmsForbiddenError,
     KmsKeyStateError,
+    KmsUnavailableError,
     NotMyKeyError,
 )
-from eventseal.kms.adapter import SupportsAliases, SupportsRewrap, TellsVersion
+from eventseal.keys.concurrency import copied
+from eventseal.keys.policy import RETRY_SECONDS
+from eventseal.keys.wrapping.branches import branch_wrapping
+from eventseal.kms.adapter import SupportsAliases
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from uuid import UUID
 
-    from eventseal.keys.authentication.checked_store import CheckedStore
     from eventseal.keys.data_key import DataKey
+    from eventseal.keys.policy import Clock
     from eventseal.keys.records import KeyRecord
-    from eventseal.keys.wrapping.kek_calls import KekCalls, KekHealth
+    from eventseal.keys.wrapping.kek_calls import KekCalls
+    from eventseal.keys.wrapping.keks import Verifier
     from eventseal.kms.adapter import KmsAdapter, WrappedKey
 
 
@@ -53,178 +56,67 @@ def concerns_the_kek(error: Exception) -> bool:
     )
 
 
-class KekFacts:
-    """
-    Remembers, for one run, what KEKs are called in wrappings and what wraps now. A KEK is asked once.
-
-    Args:
-        adapters: Those that may be asked: nothing else is ever contacted.
-    """
-
-    def __init__(self, adapters: Iterable[KmsAdapter]) -> None:
-        self._adapters = tuple(adapters)
-        self._under: dict[tuple[str, str], bool] = {}
-        self._newest: dict[str, str | None] = {}
-
-    def is_configured(self, wrapped: WrappedKey) -> bool:
-        """Whether a wrapping is under one of the KEKs."""
-        return any(self.is_under(adapter, wrapped) for adapter in self._adapters)
-
-    def is_under(self, adapter: KmsAdapter, wrapped: WrappedKey) -> bool:
-        """Whether a wrapping is under this KEK."""
-        place = adapter.uri, wrapped.kek_uri
-        if place not in self._under:
-            self._under[place] = is_under(adapter, wrapped.kek_uri)
-        return self._under[place]
-
-    def learn(self, adapter: KmsAdapter, made: WrappedKey) -> None:
-        """Take from a wrapping that a KEK has just made what it is called there, and what wraps now."""
-        self._under[adapter.uri, made.kek_uri] = True
-        if made.kek_version is not None and isinstance(adapter, TellsVersion):
-            self._newest[adapter.uri] = made.kek_version
-
-    def ask_newest(self, adapter: KmsAdapter) -> None:
-        """
-        Ask a KEK for its newest version, unless that is known.
-
-        Whoever may not ask, but may rewrap, learns it from the first wrapping that comes back.
-
-        Raises:
-            KmsError: The KMS refused or failed.
-        """
-        if adapter.uri in self._newest:
-            return
-        try:
-            self._newest[adapter.uri] = (
-                adapter.current_version() if isinstance(adapter, TellsVersion) else None
-            )
-        except KmsForbiddenError:
-            if not isinstance(adapter, SupportsRewrap):
-                raise
-
-    def knows_newest(self, adapter: KmsAdapter) -> bool:
-        """Whether the KEK's newest version, or that it has none, is known."""
-        return adapter.uri in self._newest
-
-    def is_current(self, adapter: KmsAdapter, wrapped: WrappedKey) -> bool:
-        """Whether a wrapping is under this KEK and its newest version; a KEK without versions has one."""
-        if not self.is_under(adapter, wrapped):
-            return False
-        if adapter.uri not in self._newest:
-            return False
-        newest = self._newest[adapter.uri]
-        return newest is None or wrapped.kek_version == newest
-
-    def current(self, adapter: KmsAdapter, record: KeyRecord) -> WrappedKey | None:
-        """Give a key's wrapping under a KEK's newest version, a verified one if there is one."""
-        found = [wrapped for wrapped in record.wrappings if self.is_current(adapter, wrapped)]
-        return next((wrapped for wrapped in found if wrapped in record.verified), next(iter(found), None))
-
-    def confirmed_newest(self, adapter: KmsAdapter) -> str | None:
-        """
-        Ask again for the version that wraps: some KMS do not say under which one they made a wrapping.
-
-        Returns:
-            The version, if it is still the one that was known before they were made.
-
-        Raises:
-            KmsError: The KMS refused or failed.
-        """
-        before = self._newest.get(adapter.uri)
-        if before is None or not isinstance(adapter, TellsVersion):
-            return None
-        return before if adapter.current_version() == before else None
-
-
-MOST_REMEMBERED = 100_000
-"""Wrappings that a process remembers to have tried; when there are more, it begins anew."""
-
-_OLD_AND_NEW = 2
-
 _log = logging.getLogger(__name__)
 
 
-class Verifier:
-    """
-    Tells the key store which wrappings this process has unwrapped, as well as it can.
+TRIAL_RESTS = 900.0
+"""Seconds for which a KEK that opened nothing is not tried before its turn."""
 
-    Only keys with several wrappings are told of: where there is one, nothing depends on it. What cannot be
-    written now, such as inside the caller's write transaction, is written after a later load.
+
+class KekHealth:
+    """
+    Remembers the last answers of KEKs.
 
     Args:
-        store: Holds the keys.
+        clock: A KEK that was unavailable comes last for a few seconds of it, where another one can stand in.
     """
 
-    def __init__(self, store: CheckedStore) -> None:
-        self._store = store
-        self._lock = threading.Lock()
-        self._pending: dict[UUID, WrappedKey] = {}
-        self._tried: set[tuple[UUID, WrappedKey]] = set()
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._outages: dict[str, tuple[KmsUnavailableError, float]] = {}
+        self._refusing: set[str] = set()
+        self._serving: set[str] = set()
+        self._untried_until: dict[str, float] = {}
 
-    def is_due(self, record: KeyRecord, wrapped: WrappedKey) -> bool:
-        """Whether something depends on whether a wrapping opens, and this process has not tried it yet."""
-        return (
-            len(record.wrappings) > 1
-            and wrapped not in record.verified
-            and (record.key_id, wrapped) not in self._tried
-        )
+    def note(self, adapter: KmsAdapter, outcomes: Sequence[object]) -> None:
+        """Take what a KEK has answered."""
+        for outcome in outcomes:
+            if isinstance(outcome, KmsUnavailableError):
+                self._outages[adapter.uri] = (copied(outcome), self._clock.now() + RETRY_SECONDS)
+                return
+            if isinstance(outcome, KmsForbiddenError | KmsKeyStateError):
+                self._refusing.add(adapter.uri)
+            elif not isinstance(outcome, EventSealError):
+                self._refusing.discard(adapter.uri)
+                self._serving.add(adapter.uri)
 
-    def untried(self, record: KeyRecord) -> list[WrappedKey]:
-        """
-        Give, of a key that opens elsewhere for sure, a wrapping under each KEK that has one to be tried.
+    def outage(self, adapter: KmsAdapter) -> KmsUnavailableError | None:
+        """Give the error of a KEK that was unavailable a moment ago."""
+        error, until = self._outages.get(adapter.uri, (None, 0.0))
+        return error if error is not None and self._clock.now() < until else None
 
-        Returns:
-            None where no wrapping was verified yet: then any one that opens is as good. None either under a
-            KEK that has more than an old one and a new one: those in its turn are all that it is sent.
-        """
-        if not record.verified or len(record.verified) == len(record.wrappings):
-            return []
-        counts = Counter(wrapped.kek_uri for wrapped in record.wrappings)
-        first: dict[str, WrappedKey] = {}
-        for wrapped in record.wrappings:
-            if counts[wrapped.kek_uri] <= _OLD_AND_NEW and self.is_due(record, wrapped):
-                first.setdefault(wrapped.kek_uri, wrapped)
-        return list(first.values())
+    def in_order(self, adapters: Sequence[KmsAdapter], *, resting_last: bool) -> list[KmsAdapter]:
+        """Give KEKs in their order; if told so, those that did not answer a moment ago come last."""
+        if not (resting_last and self._outages):
+            return list(adapters)
+        return sorted(adapters, key=lambda adapter: self.outage(adapter) is not None)
 
-    def in_order(self, record: KeyRecord) -> Sequence[WrappedKey]:
-        """
-        Give a key's wrappings, those that are to be tried first.
+    def refuses(self, adapter: KmsAdapter) -> bool:
+        """Whether a KEK said no, and has not opened or wrapped anything since."""
+        return adapter.uri in self._refusing
 
-        The newest one alone would not do: of two rewraps at once, the later one may know of an older version.
-        """
-        if len(record.wrappings) == 1 or len(record.verified) == len(record.wrappings):
-            return record.wrappings
-        return sorted(record.wrappings, key=lambda wrapped: not self.is_due(record, wrapped))
+    def serves(self, adapter: KmsAdapter) -> bool:
+        """Whether a KEK has opened or wrapped something."""
+        return adapter.uri in self._serving
 
-    def give_up(self, record: KeyRecord, wrapped: WrappedKey) -> None:
-        """Remember that a wrapping was tried in vain."""
-        self._remember([(record.key_id, wrapped)])
+    def rest_from_trials(self, adapter: KmsAdapter) -> None:
+        """Ask a KEK for nothing before its turn, for a while."""
+        self._untried_until[adapter.uri] = self._clock.now() + TRIAL_RESTS
 
-    def note(self, opened: Iterable[tuple[KeyRecord, WrappedKey]]) -> None:
-        """Take wrappings that held their keys, and write down what is not written yet."""
-        due = {record.key_id: wrapped for record, wrapped in opened if self.is_due(record, wrapped)}
-        if not due and not self._pending:
-            return
-        self._remember(due.items())
-        with self._lock:
-            pending, self._pending = self._pending | due, {}
-        try:
-            self._store.mark_wrappings_verified(pending, wait=False)
-        except EventSealError as error:
-            _log.debug("%d verified wrappings are not noted yet: %s", len(pending), error)
-            self._put_back(pending)
-
-    def _put_back(self, pending: Mapping[UUID, WrappedKey]) -> None:
-        with self._lock:
-            self._pending = {**pending, **self._pending}
-            while len(self._pending) > MOST_REMEMBERED:
-                del self._pending[next(iter(self._pending))]
-
-    def _remember(self, tried: Iterable[tuple[UUID, WrappedKey]]) -> None:
-        with self._lock:
-            if len(self._tried) > MOST_REMEMBERED:
-                self._tried.clear()
-            self._tried.update(tried)
+    def may_be_tried(self, adapter: KmsAdapter) -> bool:
+        """Whether a KEK may be asked before its turn."""
+        rested = self._clock.now() >= self._untried_until.get(adapter.uri, 0.0)
+        return rested and self.outage(adapter) is None
 
 
 MOST_TRIED = 3
@@ -252,17 +144,63 @@ class Unwrapper:
     Has KEKs unwrap keys.
 
     Args:
+        adapters: The KEKs, in their order.
         calls: Makes the calls.
         health: Told of the answers.
         verifier: Told which wrappings opened; ``None``: nobody is, and no wrapping is tried for its own sake.
+        fall_back_on_outage: Whether to unwrap under the next KEK where one is unavailable.
     """
 
-    def __init__(self, calls: KekCalls, health: KekHealth, verifier: Verifier | None) -> None:
+    def __init__(
+        self,
+        adapters: Sequence[KmsAdapter],
+        calls: KekCalls,
+        health: KekHealth,
+        verifier: Verifier | None,
+        *,
+        fall_back_on_outage: bool,
+    ) -> None:
+        self._adapters = adapters
         self._calls = calls
         self._health = health
         self._verifier = verifier
+        self._falls_back = fall_back_on_outage
 
-    def ask(self, adapter: KmsAdapter, records: Sequence[KeyRecord]) -> list[Answer]:
+    def unwrap(self, records: Sequence[KeyRecord]) -> list[DataKey | EventSealError]:
+        """
+        Unwrap the key of each of *records* under the first KEK that one of its wrappings is addressed to.
+
+        Of several wrappings under one KEK, one that nobody has verified is taken, else the newest. It is
+        passed over if it was changed, or if its version serves no more. A key that opens elsewhere is opened
+        once by an unverified wrapping under a KEK further down the list, so that somebody verifies that too.
+
+        Returns:
+            One outcome a record, in order: a handle whose bytes match the record's binding, or the error.
+        """
+        pending = {index: record for index, record in enumerate(records) if record.wrappings}
+        settled = self._try_new(pending)
+        passed: dict[int, EventSealError] = {}
+        for adapter in self._health.in_order(self._adapters, resting_last=self._falls_back):
+            left = {index: record for index, record in pending.items() if index not in settled}
+            answers = self._ask(adapter, list(left.values()))
+            for index, answer in zip(left, answers, strict=True):
+                if isinstance(answer.outcome, EventSealError) and self._leads_on(answer):
+                    passed[index] = _weightier_error(passed.get(index), answer.outcome)
+                else:
+                    settled[index] = answer._replace(outcome=_after(passed.get(index), answer.outcome))
+        opened = [
+            (pending[index], answer.wrapped)
+            for index, answer in settled.items()
+            if not isinstance(answer.outcome, EventSealError) and len(pending[index].wrappings) > 1
+        ]
+        if self._verifier is not None and (opened or self._verifier.pending):
+            self._verifier.note(opened)
+        return [
+            settled[index].outcome if index in settled else self._not_unwrapped(record, passed.get(index))
+            for index, record in enumerate(records)
+        ]
+
+    def _ask(self, adapter: KmsAdapter, records: Sequence[KeyRecord]) -> list[Answer]:
         """
         Have one KEK unwrap keys: of several wrappings under it by one to be tried, else by the newest.
 
@@ -274,7 +212,9 @@ class Unwrapper:
         answers: dict[int, Answer] = {}
         tried: Counter[int] = Counter()
         order = [
-            record.wrappings if self._verifier is None else self._verifier.in_order(record)
+            record.wrappings
+            if self._verifier is None or len(record.wrappings) == 1
+            else self._verifier.in_order(record)
             for record in records
         ]
         for place in range(max(map(len, order), default=0)):
@@ -296,7 +236,7 @@ class Unwrapper:
         self._health.note(adapter, [answer.outcome for answer in answers.values()])
         return [answers[index] for index in range(len(records))]
 
-    def try_new(self, adapters: Sequence[KmsAdapter], pending: Mapping[int, KeyRecord]) -> dict[int, Answer]:
+    def _try_new(self, pending: Mapping[int, KeyRecord]) -> dict[int, Answer]:
         """
         Open keys by new wrappings under a KEK whose turn it is not, so that somebody verifies those.
 
@@ -304,17 +244,16 @@ class Unwrapper:
         opened in the ordinary way. Nobody goes behind a KEK up the list that has said no.
 
         Args:
-            adapters: The KEKs, in their order.
             pending: Keys by whatever name.
 
         Returns:
             Those that opened.
         """
         opened: dict[int, Answer] = {}
-        if self._verifier is None or len(adapters) == 1:
+        if self._verifier is None or len(self._adapters) == 1:
             return opened
         due = {index: found for index, record in pending.items() if (found := self._verifier.untried(record))}
-        for earlier, adapter in pairwise(adapters):
+        for earlier, adapter in pairwise(self._adapters):
             if not due or self._health.refuses(earlier):
                 break
             if self._health.may_be_tried(adapter):
@@ -329,10 +268,43 @@ class Unwrapper:
                 )
         return opened
 
-    def note(self, answers: Iterable[tuple[KeyRecord, Answer]]) -> None:
-        """Tell which wrappings have opened, once all keys have their outcome."""
-        if self._verifier is not None:
-            self._verifier.note((record, answer.wrapped) for record, answer in answers)
+    def _leads_on(self, answer: Answer) -> bool:
+        """Whether the next KEK may be tried after *answer*."""
+        return (
+            answer.is_doubtful
+            or isinstance(answer.outcome, NotMyKeyError)
+            or (self._falls_back and isinstance(answer.outcome, KmsUnavailableError))
+        )
+
+    def _not_unwrapped(self, record: KeyRecord, passed: EventSealError | None) -> EventSealError:
+        """Say why no KEK has unwrapped a key."""
+        if passed is not None and not isinstance(passed, NotMyKeyError):
+            return passed
+        if not record.wrappings:
+            return IntegrityError(
+                f"key {record.key_id} is {record.state} but has no wrapping: somebody deleted it",
+                remedy="Restore the rows of key_wrappings from a backup.",
+                key_id=record.key_id,
+            )
+        if branch_wrapping(record) is not None:
+            return IntegrityError(
+                f"key {record.key_id} of purpose {record.purpose} has a wrapping under a branch key, "
+                "and none under a KEK of this keyring: only other keys are wrapped under branch keys",
+                remedy="Find out who changed the key tables, and restore the key's rows from a backup.",
+                key_id=record.key_id,
+            )
+        if passed is not None and explains(passed):  # such as where its alias points now
+            return KekNotConfiguredError(
+                f"key {record.key_id}: {passed}",
+                remedy=passed.remedy,
+                kek_uri=getattr(passed, "kek_uri", None),
+            )
+        uris = ", ".join(wrapping.kek_uri for wrapping in record.wrappings)
+        configured = ", ".join(adapter.uri for adapter in self._adapters)
+        return KekNotConfiguredError(
+            f"key {record.key_id} is wrapped under {uris}; this keyring was given {configured}",
+            kek_uri=record.wrappings[0].kek_uri,
+        )
 
     def _tried(
         self, adapter: KmsAdapter, candidates: Sequence[tuple[int, KeyRecord, WrappedKey]]
@@ -416,3 +388,19 @@ def _weight(answer: Answer) -> int:
 def explains(error: EventSealError) -> bool:
     """Whether "not mine" says more than that."""
     return error.remedy != NotMyKeyError.default_remedy
+
+
+def _weightier_error(first: EventSealError | None, second: EventSealError) -> EventSealError:
+    """Give the error that says more about a key, the first one if they say as much."""
+    return second if first is None or _weight_of_error(second) > _weight_of_error(first) else first
+
+
+def _weight_of_error(error: EventSealError) -> int:
+    return int(explains(error)) if isinstance(error, NotMyKeyError) else 2
+
+
+def _after(passed: EventSealError | None, answer: DataKey | EventSealError) -> DataKey | EventSealError:
+    """Give *answer*; if it is an error, with the outage because of which its KEK was asked."""
+    if isinstance(answer, EventSealError) and isinstance(passed, KmsUnavailableError):
+        answer.__cause__ = passed
+    return answer

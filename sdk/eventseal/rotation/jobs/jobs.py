@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from eventseal.errors import JobError
-from eventseal.keys.ring.new_keys import new_key_id
+from eventseal.keys.records import new_key_id
 from eventseal.keys.states import KeyState
 from eventseal.storage.database.rows import UNREADABLE
 from eventseal.storage.database.transactions import read, write

@@ -81,7 +81,7 @@ class KeyStandings:
             records = self._store.key_store.get(chunk)
             found.update({key_id: self._standing(key_id, records.get(key_id), table) for key_id in chunk})
             # What such a row says is not true: each of its items is looked at.
-            for key_id in self._store.keyring.edited_keys(chunk):
+            for key_id in self._store.keyring.tables.edited_keys(chunk):
                 found[key_id] = self._if_asked(key_id, Standing.UNREADABLE)
         if len(found) <= _MOST_REMEMBERED:
             self._known.update({(key_id, *kind): standing for key_id, standing in found.items()})

@@ -16,9 +16,9 @@ from eventseal.testing.key_store_contract.records import (
     THREADS,
     KeyStoreFixtures,
     assert_same,
+    in_state,
     in_threads,
     make_record,
-    moved,
     next_mark,
     the_changes,
 )
@@ -165,7 +165,7 @@ class PagesContract(KeyStoreFixtures):
 
     def test_a_page_of_one_state_holds_no_other(self, store: KeyStore, application: str) -> None:
         stored = store.add_active([make_record(application, scope) for scope in ("a", "b")])
-        store.set_states([moved(stored["a"], KeyState.DEACTIVATED)], next_mark=next_mark)
+        store.set_states([in_state(stored["a"], KeyState.DEACTIVATED)], next_mark=next_mark)
         closed = store.page(application, state=KeyState.DEACTIVATED)
         assert [record.key_id for record in closed] == [stored["a"].key_id]
         assert stored["a"].key_id not in {

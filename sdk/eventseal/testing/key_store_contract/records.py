@@ -11,8 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from eventseal.keys.records import STORE_SCOPE, ChangeMark, KeyRecord
-from eventseal.keys.ring.new_keys import new_key_id
+from eventseal.keys.records import STORE_SCOPE, ChangeMark, KeyRecord, new_key_id
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.kms.adapter import WrappedKey
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Literal
     from uuid import UUID
 
-    from eventseal.keys.records import Changes
+    from eventseal.keys.records import Changes, NextMark, Replacement
     from eventseal.keys.store import KeyStore
 
 
@@ -78,7 +77,7 @@ def make_record(
     )
 
 
-def moved(
+def in_state(
     record: KeyRecord,
     state: KeyState,
     *,
@@ -94,6 +93,11 @@ def moved(
         row_version=record.row_version + 1,
         seal=os.urandom(32),
     )
+
+
+def replace_one(store: KeyStore, replacement: Replacement, *, next_mark: NextMark) -> KeyRecord:
+    """Close one active key and make another; give the record that holds the slot now."""
+    return store.replace_all_active([replacement], next_mark=next_mark)[replacement.old.scope]
 
 
 class GivenMark:

@@ -9,7 +9,6 @@ from uuid import uuid4
 
 import pytest
 
-from eventseal.errors import KeyNotFoundError
 from eventseal.keys.records import Replacement
 from eventseal.keys.states import KeyState
 from eventseal.keys.store import HARD_LIMIT
@@ -18,11 +17,12 @@ from eventseal.testing.key_store_contract.records import (
     KeyStoreFixtures,
     RefusedMarkError,
     assert_same,
+    in_state,
     in_threads,
     make_record,
-    moved,
     next_mark,
     refuse_mark,
+    replace_one,
     the_changes,
 )
 
@@ -38,8 +38,8 @@ class ReplacingContract(KeyStoreFixtures):
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
         old = store.add_active([make_record(application, "a", items_reserved=1024)])["a"]
-        closed, new = moved(old, KeyState.DEACTIVATED), make_record(application, "a", items_reserved=5)
-        stored = store.replace_active(old, closed, new, next_mark=next_mark)
+        closed, new = in_state(old, KeyState.DEACTIVATED), make_record(application, "a", items_reserved=5)
+        stored = replace_one(store, Replacement(old, closed, new), next_mark=next_mark)
         assert_same(stored, new)
         assert stored.created_at is not None
         assert other_store.active(application, ["a"]) == {"a": stored}
@@ -50,70 +50,40 @@ class ReplacingContract(KeyStoreFixtures):
 
     def test_replacing_as_compromised_sets_that_time(self, store: KeyStore, application: str) -> None:
         old = store.add_active([make_record(application, "a")])["a"]
-        closed = moved(old, KeyState.COMPROMISED)
-        store.replace_active(old, closed, make_record(application, "a"), next_mark=next_mark)
+        closed = in_state(old, KeyState.COMPROMISED)
+        replace_one(store, Replacement(old, closed, make_record(application, "a")), next_mark=next_mark)
         kept = store.get([old.key_id])[old.key_id]
         assert kept.state is KeyState.COMPROMISED
         assert kept.compromised_at is not None
-
-    def test_replacing_keeps_what_was_leased_meanwhile(self, store: KeyStore, application: str) -> None:
-        old = store.add_active([make_record(application, "a", items_reserved=1024)])["a"]
-        assert store.reserve({old.key_id: 100}) == {old.key_id: 1124}
-        closed = moved(old, KeyState.DEACTIVATED)
-        store.replace_active(old, closed, make_record(application, "a"), next_mark=next_mark)
-        assert store.get([old.key_id])[old.key_id].items_reserved == 1124
 
     def test_replacing_a_key_that_moved_on_gives_the_holder_and_changes_nothing(
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
         old = store.add_active([make_record(application, "a")])["a"]
-        closed = moved(old, KeyState.DEACTIVATED)
-        first = store.replace_active(old, closed, make_record(application, "a"), next_mark=next_mark)
+        closed = in_state(old, KeyState.DEACTIVATED)
+        first = replace_one(
+            store, Replacement(old, closed, make_record(application, "a")), next_mark=next_mark
+        )
         late = make_record(application, "a")
-        assert other_store.replace_active(old, closed, late, next_mark=refuse_mark) == first
+        assert replace_one(other_store, Replacement(old, closed, late), next_mark=refuse_mark) == first
         assert store.get([late.key_id]) == {}
         assert the_changes(store, application, -1).mark.counter == 1
 
-    def test_a_race_to_replace_has_one_winner(
-        self, store: KeyStore, other_store: KeyStore, application: str
-    ) -> None:
-        old = store.add_active([make_record(application, "a")])["a"]
-
-        def replace_it(number: int) -> KeyRecord:
-            handle = store if number % 2 else other_store
-            closed = moved(old, KeyState.DEACTIVATED)
-            return handle.replace_active(old, closed, make_record(application, "a"), next_mark=next_mark)
-
-        winners = in_threads(replace_it)
-        assert len({record.key_id for record in winners}) == 1
-        assert store.active(application, ["a"]) == {"a": winners[0]}
-        assert the_changes(store, application, -1).mark.counter == 1
-        assert len(store.page(application)) == 3  # the store key, the old one, the winner
-
-    def test_replacing_where_no_key_holds_the_slot_any_more_raises(
+    def test_replacing_where_no_key_holds_the_slot_any_more_gives_none(
         self, store: KeyStore, application: str
     ) -> None:
         old = store.add_active([make_record(application, "a")])["a"]
-        assert store.set_states([moved(old, KeyState.DEACTIVATED)], next_mark=next_mark)
-        late = make_record(application, "a")
-        with pytest.raises(KeyNotFoundError):
-            store.replace_active(old, moved(old, KeyState.DEACTIVATED), late, next_mark=next_mark)
-        assert store.get([late.key_id]) == {}
-
-    def test_a_refused_mark_undoes_the_replacement(self, store: KeyStore, application: str) -> None:
-        old = store.add_active([make_record(application, "a")])["a"]
-        new = make_record(application, "a")
-        with pytest.raises(RefusedMarkError):
-            store.replace_active(old, moved(old, KeyState.DEACTIVATED), new, next_mark=refuse_mark)
-        assert store.active(application, ["a"]) == {"a": old}
-        assert store.get([new.key_id]) == {}
+        assert store.set_states([in_state(old, KeyState.DEACTIVATED)], next_mark=next_mark)
+        late = _replacement(old)
+        assert store.replace_all_active([late], next_mark=next_mark) == {}
+        assert store.get([late.new.key_id]) == {}
 
     def test_a_free_store_is_not_waited_for(self, store: KeyStore, application: str) -> None:
         old = store.add_active([make_record(application, "a")])["a"]
         new = make_record(application, "a")
-        stored = store.replace_active(
-            old, moved(old, KeyState.DEACTIVATED), new, next_mark=next_mark, wait=False
-        )
+        stored = store.replace_all_active(
+            [Replacement(old, in_state(old, KeyState.DEACTIVATED), new)], next_mark=next_mark, wait=False
+        )["a"]
         assert stored.key_id == new.key_id
 
     def test_keys_of_many_scopes_are_replaced_together(
@@ -146,8 +116,8 @@ class ReplacingContract(KeyStoreFixtures):
     ) -> None:
         olds = store.add_active([make_record(application, scope) for scope in ("a", "b", "c")])
         replacements = [_replacement(old) for old in olds.values()]
-        first = store.replace_active(*_replacement(olds["b"]), next_mark=next_mark)
-        assert store.set_states([moved(olds["c"], KeyState.DEACTIVATED)], next_mark=next_mark)
+        first = replace_one(store, _replacement(olds["b"]), next_mark=next_mark)
+        assert store.set_states([in_state(olds["c"], KeyState.DEACTIVATED)], next_mark=next_mark)
         holders = other_store.replace_all_active(replacements, next_mark=refuse_mark)
         assert holders == {"a": olds["a"], "b": first}
         assert store.active(application, ["a", "b", "c"]) == holders
@@ -184,7 +154,7 @@ class ReplacingContract(KeyStoreFixtures):
 
 def _replacement(old: KeyRecord) -> Replacement:
     new = make_record(old.application, old.scope)
-    return Replacement(old, moved(old, KeyState.DEACTIVATED), new)
+    return Replacement(old, in_state(old, KeyState.DEACTIVATED), new)
 
 
 class LeasesContract(KeyStoreFixtures):
@@ -223,7 +193,7 @@ class LeasesContract(KeyStoreFixtures):
 
     def test_only_active_keys_are_leased(self, store: KeyStore, application: str) -> None:
         record = store.add_active([make_record(application, "a")])["a"]
-        store.set_states([moved(record, KeyState.DEACTIVATED)], next_mark=next_mark)
+        store.set_states([in_state(record, KeyState.DEACTIVATED)], next_mark=next_mark)
         assert store.reserve({record.key_id: 1, uuid4(): 1}) == {}
 
     def test_racing_leases_never_pass_the_limit(
@@ -259,7 +229,7 @@ class ChangesContract(KeyStoreFixtures):
     ) -> None:
         record = store.add_active([make_record(application, "a")])["a"]
         keep = GivenMark()
-        store.set_states([moved(record, KeyState.DEACTIVATED)], next_mark=keep)
+        store.set_states([in_state(record, KeyState.DEACTIVATED)], next_mark=keep)
         assert the_changes(other_store, application, 0).mark == keep.given
 
     def test_a_change_gives_the_asked_for_keys_that_moved_without_wrappings(
@@ -267,8 +237,8 @@ class ChangesContract(KeyStoreFixtures):
     ) -> None:
         stored = store.add_active([make_record(application, scope) for scope in ("a", "b", "c")])
         ids = {scope: record.key_id for scope, record in stored.items()}
-        store.set_states([moved(stored["a"], KeyState.DEACTIVATED)], next_mark=next_mark)
-        store.set_states([moved(stored["b"], KeyState.COMPROMISED)], next_mark=next_mark)
+        store.set_states([in_state(stored["a"], KeyState.DEACTIVATED)], next_mark=next_mark)
+        store.set_states([in_state(stored["b"], KeyState.COMPROMISED)], next_mark=next_mark)
         asked = [ids["b"], ids["c"]]
         changes = the_changes(other_store, application, 1, asked)
         assert [(record.key_id, record.state) for record in changes.records] == [
@@ -285,7 +255,7 @@ class ChangesContract(KeyStoreFixtures):
     ) -> None:
         record = store.add_active([make_record(application, "a")])["a"]
         rooted = GivenMark({b"": b"the root\0", b"\xff": b"a node"})
-        store.set_states([moved(record, KeyState.DEACTIVATED)], next_mark=rooted)
+        store.set_states([in_state(record, KeyState.DEACTIVATED)], next_mark=rooted)
         assert the_changes(other_store, application, 0).root == b"the root\0"
         assert the_changes(other_store, application, 1).root == b""  # nothing has changed since
 

@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from eventseal.errors import KeyDestroyedError
+from eventseal.keys.records import Replacement
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.wrapping.branches import branch_uri
 from eventseal.kms.adapter import WrappedKey
@@ -19,11 +20,12 @@ from eventseal.testing.key_store_contract.records import (
     KeyStoreFixtures,
     RefusedMarkError,
     assert_same,
+    in_state,
     in_threads,
     make_record,
-    moved,
     next_mark,
     refuse_mark,
+    replace_one,
     the_changes,
 )
 
@@ -39,7 +41,7 @@ class StatesContract(KeyStoreFixtures):
         self, store: KeyStore, application: str
     ) -> None:
         record = store.add_active([make_record(application, "a")])["a"]
-        tombstone = moved(record, KeyState.DESTROYED, destroyed_by="retired")
+        tombstone = in_state(record, KeyState.DESTROYED, destroyed_by="retired")
         (stored,) = store.set_states([tombstone], next_mark=next_mark)
         assert_same(stored, replace(tombstone, wrappings=()))
         assert stored.destroyed_at is not None
@@ -50,24 +52,26 @@ class StatesContract(KeyStoreFixtures):
         self, store: KeyStore, application: str
     ) -> None:
         record = store.add_active([make_record(application, "a")])["a"]
-        tombstone = moved(record, KeyState.DESTROYED, destroyed_by="shredded", keep_slot=True)
+        tombstone = in_state(record, KeyState.DESTROYED, destroyed_by="shredded", keep_slot=True)
         (stored,) = store.set_states([tombstone], next_mark=next_mark)
         assert store.active(application, ["a"]) == {"a": stored}
         late = make_record(application, "a")
         assert store.add_active([late]) == {"a": stored}
         rotation = make_record(application, "a")
-        closed = moved(record, KeyState.DEACTIVATED)
-        assert store.replace_active(record, closed, rotation, next_mark=refuse_mark) == stored
+        closed = in_state(record, KeyState.DEACTIVATED)
+        assert replace_one(store, Replacement(record, closed, rotation), next_mark=refuse_mark) == stored
         assert store.get([late.key_id, rotation.key_id]) == {}
 
     def test_a_tombstone_takes_no_slot_that_another_key_holds(
         self, store: KeyStore, application: str
     ) -> None:
         first = store.add_active([make_record(application, "a")])["a"]
-        closed = moved(first, KeyState.DEACTIVATED)
-        second = store.replace_active(first, closed, make_record(application, "a"), next_mark=next_mark)
+        closed = in_state(first, KeyState.DEACTIVATED)
+        second = replace_one(
+            store, Replacement(first, closed, make_record(application, "a")), next_mark=next_mark
+        )
         tombstone = replace(
-            moved(closed, KeyState.DESTROYED, destroyed_by="shredded"), active_scope=first.scope
+            in_state(closed, KeyState.DESTROYED, destroyed_by="shredded"), active_scope=first.scope
         )
         assert store.set_states([tombstone], next_mark=next_mark) == []
         assert store.active(application, ["a"]) == {"a": second}
@@ -75,15 +79,16 @@ class StatesContract(KeyStoreFixtures):
 
     def test_states_move_all_or_none(self, store: KeyStore, application: str) -> None:
         records = [store.add_active([make_record(application, scope)])[scope] for scope in ("a", "b")]
-        stale = replace(moved(records[1], KeyState.DEACTIVATED), row_version=3)
-        unknown = moved(make_record(application, "c"), KeyState.DEACTIVATED)
+        stale = replace(in_state(records[1], KeyState.DEACTIVATED), row_version=3)
+        unknown = in_state(make_record(application, "c"), KeyState.DEACTIVATED)
         for other in (stale, unknown):
             assert (
-                store.set_states([moved(records[0], KeyState.DEACTIVATED), other], next_mark=next_mark) == []
+                store.set_states([in_state(records[0], KeyState.DEACTIVATED), other], next_mark=next_mark)
+                == []
             )
         assert store.active(application, ["a", "b"]) == {"a": records[0], "b": records[1]}
         assert the_changes(store, application, -1).mark.counter == 0
-        moves = [moved(record, KeyState.DEACTIVATED) for record in records]
+        moves = [in_state(record, KeyState.DEACTIVATED) for record in records]
         assert [record.key_id for record in store.set_states(moves, next_mark=next_mark)] == [
             record.key_id for record in records
         ]
@@ -93,25 +98,27 @@ class StatesContract(KeyStoreFixtures):
         self, store: KeyStore, application: str
     ) -> None:
         old = store.add_active([make_record(application, "a")])["a"]
-        new = store.replace_active(
-            old, moved(old, KeyState.DEACTIVATED), make_record(application, "a"), next_mark=next_mark
+        new = replace_one(
+            store,
+            Replacement(old, in_state(old, KeyState.DEACTIVATED), make_record(application, "a")),
+            next_mark=next_mark,
         )
         field = store.add_active([make_record(application, "a", purpose=KeyPurpose.FIELD)])["a"]
         store.add_active([make_record(application, "b"), make_record(application, "A")])
         old = store.get([old.key_id])[old.key_id]
-        live = [moved(record, KeyState.DESTROYED, destroyed_by="shredded") for record in (old, new, field)]
+        live = [in_state(record, KeyState.DESTROYED, destroyed_by="shredded") for record in (old, new, field)]
         for left_out in range(len(live)):
             some = live[:left_out] + live[left_out + 1 :]
             assert store.set_states(some, next_mark=next_mark, whole_scope="a") == []
         assert len(store.set_states(live, next_mark=next_mark, whole_scope="a")) == len(live)
         late = store.add_active([make_record(application, "a")])["a"]  # tombstones are no live keys
-        shredded = moved(late, KeyState.DESTROYED, destroyed_by="shredded")
+        shredded = in_state(late, KeyState.DESTROYED, destroyed_by="shredded")
         assert len(store.set_states([shredded], next_mark=next_mark, whole_scope="a")) == 1
 
     def test_a_live_key_may_be_left_out_by_name(self, store: KeyStore, application: str) -> None:
         stored = store.add_active([make_record(application, "a")])["a"]
         field = store.add_active([make_record(application, "a", purpose=KeyPurpose.FIELD)])["a"]
-        ended = moved(stored, KeyState.DESTROYED, destroyed_by="shredded", keep_slot=True)
+        ended = in_state(stored, KeyState.DESTROYED, destroyed_by="shredded", keep_slot=True)
         assert store.set_states([ended], next_mark=next_mark, whole_scope="a") == []
         assert store.set_states([ended], next_mark=next_mark, whole_scope="a", left_out=[field.key_id])
         assert store.active(application, ["a"], purpose=KeyPurpose.FIELD) == {}  # it has lost its slot
@@ -121,7 +128,7 @@ class StatesContract(KeyStoreFixtures):
         record = store.add_active([make_record(application, "a")])["a"]
         with pytest.raises(RefusedMarkError):
             store.set_states(
-                [moved(record, KeyState.DESTROYED, destroyed_by="retired")], next_mark=refuse_mark
+                [in_state(record, KeyState.DESTROYED, destroyed_by="retired")], next_mark=refuse_mark
             )
         assert store.get([record.key_id]) == {record.key_id: record}
 
@@ -134,7 +141,7 @@ class StatesContract(KeyStoreFixtures):
         def close(number: int) -> list[KeyRecord]:
             handle = store if number % 2 else other_store
             return handle.set_states(
-                [moved(records[str(number)], KeyState.DEACTIVATED)], next_mark=marks[number]
+                [in_state(records[str(number)], KeyState.DEACTIVATED)], next_mark=marks[number]
             )
 
         assert all(len(closed) == 1 for closed in in_threads(close))
@@ -164,11 +171,13 @@ class EndingContract(KeyStoreFixtures):
 
     def test_a_scope_gives_all_its_keys_and_tombstones(self, store: KeyStore, application: str) -> None:
         first = store.add_active([make_record(application, "a")])["a"]
-        second = store.replace_active(
-            first, moved(first, KeyState.DEACTIVATED), make_record(application, "a"), next_mark=next_mark
+        second = replace_one(
+            store,
+            Replacement(first, in_state(first, KeyState.DEACTIVATED), make_record(application, "a")),
+            next_mark=next_mark,
         )
         field = store.add_active([make_record(application, "a", purpose=KeyPurpose.FIELD)])["a"]
-        tombstone = moved(field, KeyState.DESTROYED, destroyed_by="shredded")
+        tombstone = in_state(field, KeyState.DESTROYED, destroyed_by="shredded")
         store.set_states([tombstone], next_mark=next_mark)
         store.add_active([make_record(application, "A"), make_record(application, "a ")])
         store.add_active([make_record(f"{application}-other", "a")])
@@ -184,7 +193,7 @@ class EndingContract(KeyStoreFixtures):
 
     def test_tombstones_come_with_the_states(self, store: KeyStore, application: str) -> None:
         data = store.add_active([make_record(application, "a")])["a"]
-        ended = moved(data, KeyState.DESTROYED, destroyed_by="shredded", keep_slot=True)
+        ended = in_state(data, KeyState.DESTROYED, destroyed_by="shredded", keep_slot=True)
         given = [
             make_tombstone(application, "a", purpose) for purpose in (KeyPurpose.FIELD, KeyPurpose.INDEX)
         ]
@@ -213,7 +222,7 @@ class EndingContract(KeyStoreFixtures):
         data = store.add_active([make_record(application, "a")])["a"]
         field = store.add_active([make_record(application, "a", purpose=KeyPurpose.FIELD)])["a"]
         tombstone = make_tombstone(application, "a", KeyPurpose.FIELD)
-        ended = moved(data, KeyState.DESTROYED, destroyed_by="shredded", keep_slot=True)
+        ended = in_state(data, KeyState.DESTROYED, destroyed_by="shredded", keep_slot=True)
         assert store.set_states([ended], next_mark=next_mark, tombstones=[tombstone]) == []
         assert store.active(application, ["a"], purpose=KeyPurpose.FIELD) == {"a": field}
         assert store.get([data.key_id, tombstone.key_id]) == {data.key_id: data}
@@ -224,7 +233,7 @@ class EndingContract(KeyStoreFixtures):
     ) -> None:
         branch = add_branch(store, application)
         data = store.add_active([make_record(application, branch.scope)])[branch.scope]
-        ended = moved(data, KeyState.DESTROYED, destroyed_by="shredded")
+        ended = in_state(data, KeyState.DESTROYED, destroyed_by="shredded")
         assert len(store.set_states([ended], next_mark=next_mark, whole_scope=branch.scope)) == 1
 
     def test_a_branch_key_that_is_needed_is_not_destroyed(
@@ -232,13 +241,13 @@ class EndingContract(KeyStoreFixtures):
     ) -> None:
         branch = add_branch(store, application)
         data = other_store.add_active([wrapped_under(branch, make_record(application, "a"))])["a"]
-        tombstone = moved(branch, KeyState.DESTROYED, destroyed_by="retired")
+        tombstone = in_state(branch, KeyState.DESTROYED, destroyed_by="retired")
         assert store.set_states([tombstone], next_mark=next_mark) == []
         assert store.get([branch.key_id]) == {branch.key_id: branch}
-        deactivated = moved(branch, KeyState.DEACTIVATED)  # this is no end
+        deactivated = in_state(branch, KeyState.DEACTIVATED)  # this is no end
         assert len(store.set_states([deactivated], next_mark=next_mark)) == 1
-        store.set_states([moved(data, KeyState.DESTROYED, destroyed_by="retired")], next_mark=next_mark)
-        tombstone = moved(deactivated, KeyState.DESTROYED, destroyed_by="retired")
+        store.set_states([in_state(data, KeyState.DESTROYED, destroyed_by="retired")], next_mark=next_mark)
+        tombstone = in_state(deactivated, KeyState.DESTROYED, destroyed_by="retired")
         assert len(store.set_states([tombstone], next_mark=next_mark)) == 1
 
     def test_nothing_is_stored_that_a_destroyed_branch_key_has_wrapped(
@@ -246,12 +255,12 @@ class EndingContract(KeyStoreFixtures):
     ) -> None:
         branch = add_branch(store, application)
         old = store.add_active([make_record(application, "a")])["a"]
-        store.set_states([moved(branch, KeyState.DESTROYED, destroyed_by="retired")], next_mark=next_mark)
+        store.set_states([in_state(branch, KeyState.DESTROYED, destroyed_by="retired")], next_mark=next_mark)
         first, second = [wrapped_under(branch, make_record(application, scope)) for scope in ("b", "a")]
-        closed = moved(old, KeyState.DEACTIVATED)
+        closed = in_state(old, KeyState.DEACTIVATED)
         for store_it in (
             lambda: store.add_active([first]),
-            lambda: store.replace_active(old, closed, second, next_mark=next_mark),
+            lambda: replace_one(store, Replacement(old, closed, second), next_mark=next_mark),
             lambda: store.put_wrappings({old.key_id: first.wrappings[0]}),
         ):
             with pytest.raises(KeyDestroyedError) as caught:
@@ -286,15 +295,15 @@ class RevocationsContract(KeyStoreFixtures):
         store.advance(application, next_mark=GivenMark(_NODES))
         second = GivenMark({b"\x00": b"another"}, paths=[b"", b"\x00", b"\x07"])
         record = store.add_active([make_record(application, "a")])["a"]
-        store.set_states([moved(record, KeyState.DEACTIVATED)], next_mark=second)
+        store.set_states([in_state(record, KeyState.DEACTIVATED)], next_mark=second)
         assert second.found == {b"": b"root", b"\x00": b"\x00node"}
         assert store.revocations(application, _NODES) == (second.given, {**_NODES, b"\x00": b"another"})
 
     def test_a_rotation_stores_nodes_too(self, store: KeyStore, application: str) -> None:
         old = store.add_active([make_record(application, "a")])["a"]
         rooted = GivenMark({b"": b"root"})
-        closed = moved(old, KeyState.COMPROMISED)
-        store.replace_active(old, closed, make_record(application, "a"), next_mark=rooted)
+        closed = in_state(old, KeyState.COMPROMISED)
+        replace_one(store, Replacement(old, closed, make_record(application, "a")), next_mark=rooted)
         assert store.revocations(application, [b""]) == (rooted.given, {b"": b"root"})
 
     def test_a_mark_that_is_refused_stores_nothing(self, store: KeyStore, application: str) -> None:

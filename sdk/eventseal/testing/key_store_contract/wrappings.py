@@ -7,17 +7,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from eventseal.keys.records import KekUse
-from eventseal.keys.ring.new_keys import new_key_id
+from eventseal.keys.records import KekUse, new_key_id
 from eventseal.keys.states import KeyState
 from eventseal.kms.adapter import WrappedKey
 from eventseal.testing.key_store_contract.records import (
     THREADS,
     KeyStoreFixtures,
     assert_same,
+    in_state,
     in_threads,
     make_record,
-    moved,
     next_mark,
     the_changes,
 )
@@ -78,7 +77,8 @@ class WrappingContract(KeyStoreFixtures):
         stored = store.add_active([make_record(application, scope) for scope in ("a", "b")])
         gone, alive = stored["a"], stored["b"]
         store.set_states(
-            [moved(gone, KeyState.DESTROYED, destroyed_by="shredded", keep_slot=True)], next_mark=next_mark
+            [in_state(gone, KeyState.DESTROYED, destroyed_by="shredded", keep_slot=True)],
+            next_mark=next_mark,
         )
         assert store.put_wrappings({gone.key_id: _wrapping(), alive.key_id: _wrapping()}) == {alive.key_id}
         assert store.get([gone.key_id])[gone.key_id].wrappings == ()
@@ -108,7 +108,7 @@ class WrappingContract(KeyStoreFixtures):
                     store.put_wrappings({record.key_id: _wrapping(kek_version=str(number))})
             else:
                 for record in records[number // 2 :: THREADS // 2]:
-                    destroyed = moved(record, KeyState.DESTROYED, destroyed_by="shredded")
+                    destroyed = in_state(record, KeyState.DESTROYED, destroyed_by="shredded")
                     assert other_store.set_states([destroyed], next_mark=next_mark)
 
         in_threads(race)
@@ -290,7 +290,7 @@ class RewrappingContract(KeyStoreFixtures):
     def test_a_destroyed_key_has_nothing_to_drop(self, store: KeyStore, application: str) -> None:
         record = store.add_active([make_record(application, "a")])["a"]
         kept = _added(store, record, verified=True)
-        store.set_states([moved(record, KeyState.DESTROYED, destroyed_by="retired")], next_mark=next_mark)
+        store.set_states([in_state(record, KeyState.DESTROYED, destroyed_by="retired")], next_mark=next_mark)
         old = {record.key_id: record.wrappings}
         assert store.drop_wrappings(old, keep={record.key_id: kept}) == set()
         store.mark_wrappings_verified({record.key_id: kept})
@@ -338,7 +338,7 @@ class RewrappingContract(KeyStoreFixtures):
         _added(store, stored["a"], verified=True, kek_uri="fake://one", kek_version="8")
         _added(store, stored["b"], verified=False, kek_uri="fake://one", kek_version="8")
         store.set_states(
-            [moved(stored["c"], KeyState.DESTROYED, destroyed_by="shredded", keep_slot=True)],
+            [in_state(stored["c"], KeyState.DESTROYED, destroyed_by="shredded", keep_slot=True)],
             next_mark=next_mark,
         )
         store.add_active([make_record(f"other-{uuid4().hex}", "a")])
@@ -354,7 +354,7 @@ class RewrappingContract(KeyStoreFixtures):
         stored = store.add_active([make_record(application, scope) for scope in ("a", "b")])
         store.add_active([make_record(f"other-{uuid4().hex}", "a")])
         assert store.count_wrapped_keys(application) == 3  # with the store key
-        gone = moved(stored["a"], KeyState.DESTROYED, destroyed_by="retired")
+        gone = in_state(stored["a"], KeyState.DESTROYED, destroyed_by="retired")
         store.set_states([gone], next_mark=next_mark)
         assert store.count_wrapped_keys(application) == 2
 
@@ -369,7 +369,7 @@ class RewrappingContract(KeyStoreFixtures):
             store.add_active([record])
         strange = make_record(f"other-{uuid4().hex}", "d")
         store.add_active([strange])
-        gone = moved(stored["a"], KeyState.DESTROYED, destroyed_by="retired")
+        gone = in_state(stored["a"], KeyState.DESTROYED, destroyed_by="retired")
         store.set_states([gone], next_mark=next_mark)
         found = [record.key_id for record in store.orphans()]
         assert found == sorted(record.key_id for record in [*bare, strange])

@@ -16,7 +16,8 @@ from tests.fixtures.key_marks import mark_of
 
 from eventseal.errors import IntegrityError, StoreReadOnlyError
 from eventseal.keys import ChangeMark, DataKey, KeyPurpose, KeyRecord, KeyState
-from eventseal.keys.authentication.row_macs import Seals, binding_of, is_bound
+from eventseal.keys.authentication.row_macs import Seals
+from eventseal.keys.data_key import binding_of, is_bound
 
 KEY = bytes(range(32))
 KEY_ID = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
