@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -148,7 +149,7 @@ def _sqlite_options(url: URL, options: dict[str, Any]) -> dict[str, Any]:
 
 def _read_any_text(connection: sqlite3.Connection, _record: object) -> None:
     """Give text that is not UTF-8 with lone surrogates: an edited row is refused, and hides no other."""
-    connection.text_factory = lambda stored: stored.decode("utf-8", "surrogateescape")
+    connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
 
 
 def _use_write_ahead_log(connection: sqlite3.Connection, _record: object) -> None:

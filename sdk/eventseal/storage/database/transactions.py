@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar, cast
 
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from eventseal.storage.database.faults import is_locked, is_transient, translated
 
@@ -198,7 +198,7 @@ def _raw(connection: Connection) -> sqlite3.Connection:
 
 
 def _repeated(attempt: Callable[[], T], doing: str) -> T:
-    with translated(doing):
+    try:
         for number in range(1, ATTEMPTS):
             try:
                 return attempt()
@@ -207,6 +207,9 @@ def _repeated(attempt: Callable[[], T], doing: str) -> T:
                     raise
             pause(number)
         return attempt()
+    except SQLAlchemyError:
+        with translated(doing):
+            raise
 
 
 def _committed(connection: Connection, work: Callable[[Connection], T]) -> T:
