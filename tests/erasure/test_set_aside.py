@@ -28,7 +28,7 @@ from eventseal.errors import (
 from eventseal.items import SequencedItem
 from eventseal.keys.states import KeyState
 from eventseal.rotation import damaged_row, damaged_rows, reencrypt, retire, verify
-from eventseal.rotation.status.status import status
+from eventseal.rotation.status.application_status import status
 from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy
 from eventseal.testing import FakeKms
 
@@ -548,14 +548,13 @@ def test_a_key_with_another_item_is_not_given_up(damaged) -> None:
 
 @pytest.mark.slow
 def test_a_row_that_changes_before_the_fence_closes_keeps_its_key(damaged, monkeypatch) -> None:
-
-    from eventseal.rotation import fence_closing
+    from eventseal.rotation import fences
 
     damaged.break_tag(0)
     old = age_keys(damaged)
     damaged.set_all_aside()
     reencrypt(damaged.seal)
-    close = fence_closing.close_and_count
+    close = fences.close_and_count
 
     def overtaken(*words, **named):
         damaged.edit(0, data=damaged.items[0].data)  # somebody had a backup

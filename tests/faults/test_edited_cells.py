@@ -16,8 +16,8 @@ from eventseal.erasure.ledger.lines import LedgerTable, erasure_ledger
 from eventseal.errors import EventSealError, IntegrityError
 from eventseal.keys.revocation_tree import leaf_of_key
 from eventseal.rotation import reencrypt, retire, rewrap, rotate_keys, status, verify
-from eventseal.rotation.settling import settles_at
-from eventseal.rotation.status.key_listing import list_keys
+from eventseal.rotation.status.application_status import list_keys
+from eventseal.rotation.status.key_totals import settles_at
 from eventseal.storage.database.column_types import DatabaseClock
 from eventseal.storage.jobs.tables import (
     compromised_marks,

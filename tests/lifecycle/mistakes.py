@@ -19,8 +19,8 @@ from eventseal.keys.ring.held_keys import KnownStates
 from eventseal.keys.ring.opening import Refresher
 from eventseal.keys.ring.parts import RingParts
 from eventseal.keys.ring.sealing import Seats
-from eventseal.rotation import fence_closing
-from eventseal.rotation.jobs import batches
+from eventseal.rotation import fences
+from eventseal.rotation.jobs import resealers
 from eventseal.storage.items import appends
 
 if TYPE_CHECKING:
@@ -92,18 +92,18 @@ def _swap_on_key_id_alone(site: Site) -> AbstractContextManager[None]:
 
 @contextmanager
 def _count_before_closing(_: Site) -> Iterator[None]:
-    close_fences, count_needed = fence_closing.close_fences, fence_closing.count_needed
+    close_fences, count_needed = fences.close_fences, fences.count_needed
     counted: list[Any] = []
 
     def first_count(connection: Any, key_ids: Any, tables: Any, *, even_if_needed: bool) -> Any:
         counted[:] = [count_needed(connection, tables, key_ids)]
-        with patch.object(fence_closing, "count_needed", lambda *_: counted[0]):
+        with patch.object(fences, "count_needed", lambda *_: counted[0]):
             return close(connection, key_ids, tables, even_if_needed=even_if_needed)
 
-    close = fence_closing._close
+    close = fences._close
     with (
-        patch.object(fence_closing, "_close", first_count),
-        patch.object(fence_closing, "close_fences", close_fences),
+        patch.object(fences, "_close", first_count),
+        patch.object(fences, "close_fences", close_fences),
     ):
         yield
 
@@ -111,8 +111,8 @@ def _count_before_closing(_: Site) -> Iterator[None]:
 @contextmanager
 def _fence_is_not_looked_at(_: Site) -> Iterator[None]:
     with (
-        patch.object(batches, "share_fences", lambda *_: set()),
-        patch.object(batches, "share_live_keys", lambda *_: set()),
+        patch.object(resealers, "share_fences", lambda *_: set()),
+        patch.object(resealers, "share_live_keys", lambda *_: set()),
     ):
         yield
 

@@ -13,8 +13,8 @@ from tests.fixtures.postgres_databases import wait_until_blocked
 from eventseal.cipher import ItemContext
 from eventseal.errors import IntegrityError, KeyClosedError, StoreUnavailableError
 from eventseal.items import SequencedItem
-from eventseal.rotation import compromised_items, reencrypt, retire, rotate_keys, verify
-from eventseal.rotation.compromised_items import miscounts, record_marks
+from eventseal.rotation import fences, reencrypt, retire, rotate_keys, verify
+from eventseal.rotation.fences import miscounts, record_compromised
 from eventseal.rotation.sealed_store import registered_tables
 
 ITEMS = "integer_sequenced_items"
@@ -255,7 +255,7 @@ def test_recorded_anew_the_marks_take_in_what_is_there_now(shop):
     thief = Thief(shop)
     rotate_keys(shop.seal, compromised=True)
     thief.forge()
-    record_marks(shop.seal, [thief.key_id])
+    record_compromised(shop.seal, [thief.key_id])
     settle(shop)
     result = reencrypt(shop.seal)
     assert (result.complete, result.done, result.failed) == (True, 3, 0)
@@ -270,9 +270,9 @@ def test_marking_waits_for_writers_but_not_for_long(open_shop, postgres_url):
     key_id = active(shop)
     with shop.seal.datastore.engine.begin() as writer:
         writer.exec_driver_sql("SELECT 1 FROM key_fences FOR SHARE")
-        with pytest.raises(StoreUnavailableError):
-            record_marks(shop.seal, [key_id])
-    record_marks(shop.seal, [key_id])
+        (held,) = record_compromised(shop.seal, [key_id]).values()
+        assert isinstance(held, StoreUnavailableError)
+    assert not record_compromised(shop.seal, [key_id])
 
 
 @pytest.mark.slow
@@ -285,7 +285,7 @@ def test_a_writer_that_commits_while_the_key_is_marked_is_honest(open_shop, post
     shop.seal.keyring.rotate(compromised=True)
     with shop.seal.datastore.engine.connect() as writer, ThreadPoolExecutor(1) as marker:
         writer.execute(text("SELECT 1 FROM key_fences WHERE key_id = :k FOR SHARE"), {"k": key_id})
-        marking = marker.submit(record_marks, shop.seal, [key_id])
+        marking = marker.submit(record_compromised, shop.seal, [key_id])
         wait_until_blocked(shop.seal.datastore.engine)
         writer.execute(
             text(f"INSERT INTO {ITEMS} VALUES (:s, 0, 'shop:Placed', :d, :k)"),
@@ -298,23 +298,23 @@ def test_a_writer_that_commits_while_the_key_is_marked_is_honest(open_shop, post
 
 
 def test_many_keys_are_marked_in_batches_that_take_a_moment(shop, monkeypatch):
-    monkeypatch.setattr(compromised_items, "_BATCH_SIZE", 3)
-    monkeypatch.setattr(compromised_items, "_BATCH_ITEMS", 4)
+    monkeypatch.setattr(fences, "_BATCH_SIZE", 3)
+    monkeypatch.setattr(fences, "_BATCH_ITEMS", 4)
     sizes = {"a": 1, "b": 5, "c": 2, "d": 2, "e": 0, "f": 0, "g": 0}
     keys = [shop.seal.keyring.sealing_keys({scope: 0})[scope].key_id for scope in sizes]
     for scope, size in sizes.items():
         if size:
             shop.append(size, scope=scope)
     batches = []
-    mark_table = compromised_items.mark_table
+    record_marks = fences.record_compromised_items
 
     def noting(connection, table, key_ids):
         if table.table == ITEMS:
             batches.append(list(key_ids))
-        mark_table(connection, table, key_ids)
+        record_marks(connection, table, key_ids)
 
-    monkeypatch.setattr(compromised_items, "mark_table", noting)
-    record_marks(shop.seal, keys)
+    monkeypatch.setattr(fences, "record_compromised_items", noting)
+    record_compromised(shop.seal, keys)
     a, b, c, d, e, f, g = keys
     assert batches == [[a], [b], [c, d, e], [f, g]]
     marks = shop.execute(f"SELECT key_id, items_found FROM compromised_marks WHERE table_name = '{ITEMS}'")

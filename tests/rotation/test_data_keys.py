@@ -137,7 +137,7 @@ def test_a_scope_that_lost_its_key_gets_one(shop) -> None:
 
 @pytest.mark.slow
 def test_every_one_of_many_scopes_is_rotated_once(shop, monkeypatch) -> None:
-    monkeypatch.setattr("eventseal.rotation.key_rotation._PAGE_SIZE", 7)
+    monkeypatch.setattr("eventseal.rotation.sealed_store.PAGE_SIZE", 7)
     monkeypatch.setattr("eventseal.rotation.key_rotation._BATCH_SIZE", 3)
     scopes = [f"tenant:{number}" for number in range(20)]
     shop.seal.keyring.prepare(scopes)

@@ -15,7 +15,7 @@ from eventseal.errors import ConfigurationError, JobError, KeyDestroyedError
 from eventseal.items.acceptance import AcceptedFormats
 from eventseal.rotation import reencrypt, retire, rotate_keys, status, verify
 from eventseal.rotation.did_you_mean import find_item
-from eventseal.rotation.status.key_listing import list_keys
+from eventseal.rotation.status.application_status import list_keys
 from eventseal.storage.items.registry import registered, set_old_formats
 from eventseal.storage.keys.tables import key_metadata
 

@@ -345,7 +345,7 @@ def test_envelopes_of_another_key_store_are_named(open_shop, store_url, tmp_path
 @pytest.mark.parametrize("listed", [True, False])
 def test_an_envelope_without_its_key_id_is_no_old_item(old_shop, monkeypatch, listed):
     if not listed:  # as where rows name more keys than a query can
-        monkeypatch.setattr("eventseal.rotation.jobs.old_items.MOST_LISTED_KEYS", -1)
+        monkeypatch.setattr("eventseal.rotation.jobs.sources.MOST_LISTED_KEYS", -1)
     fill(old_shop)
     item = old_shop.append(1)[0]
     old_shop.edit(item, key_id=None)
@@ -384,9 +384,9 @@ def test_a_row_that_is_written_meanwhile_is_not_overwritten(old_shop, monkeypatc
     items = fill(old_shop, WRITERS[4:5], count=3)
     begin_migration(old_shop.seal)
     newer = b'{"name":"newer","tenant":"acme"}'
-    from eventseal.rotation.jobs.old_items import OldItemMover
+    from eventseal.rotation.jobs.old_items import OldItemResealer
 
-    real, edits = OldItemMover._sealed, [items[1]]
+    real, edits = OldItemResealer._sealed, [items[1]]
 
     def and_edit(self, shard, page, selection):
         batch = real(self, shard, page, selection)
@@ -394,20 +394,20 @@ def test_a_row_that_is_written_meanwhile_is_not_overwritten(old_shop, monkeypatc
             old_shop.edit(edits.pop(), data=newer)
         return batch
 
-    monkeypatch.setattr(OldItemMover, "_sealed", and_edit)
+    monkeypatch.setattr(OldItemResealer, "_sealed", and_edit)
     result = migrate(old_shop.seal)
     assert (result.done, result.left, result.complete) == (3, 0, True)
     assert names(old_shop, items[0].sequence_id) == ["name 0", "newer", "name 2"]
 
 
 def test_equal_ends_are_no_reason_to_overwrite_a_row(old_shop, monkeypatch):
-    from eventseal.rotation.jobs.old_items import OldItemMover
+    from eventseal.rotation.jobs.old_items import OldItemResealer
 
     items = fill(old_shop, WRITERS[4:5], count=1)
     begin_migration(old_shop.seal)
     changed = items[0].data.replace(b"name 0", b"NAME 0") + b" " * 40
     old_shop.edit(items[0], data=items[0].data + b" " * 40)
-    real, edits = OldItemMover._sealed, [items[0]]
+    real, edits = OldItemResealer._sealed, [items[0]]
 
     def and_edit(self, shard, page, selection):
         batch = real(self, shard, page, selection)
@@ -415,7 +415,7 @@ def test_equal_ends_are_no_reason_to_overwrite_a_row(old_shop, monkeypatch):
             old_shop.edit(edits.pop(), data=changed)
         return batch
 
-    monkeypatch.setattr(OldItemMover, "_sealed", and_edit)
+    monkeypatch.setattr(OldItemResealer, "_sealed", and_edit)
     migrate(old_shop.seal)
     assert names(old_shop, items[0].sequence_id) == ["NAME 0"]
 
@@ -538,7 +538,7 @@ def test_a_key_for_each_stream_is_not_kept_in_memory(open_shop, sqlite_url, monk
     record = next(iter(shop.seal.key_store.active("shop", ["application"]).values()))
     keys = 20_000
     monkeypatch.setattr(
-        "eventseal.rotation.jobs.old_items.count_by_key",
+        "eventseal.rotation.jobs.sources.count_by_key",
         lambda connection, table: {uuid4(): 1 for _ in range(keys if table.table == ITEMS else 0)},
     )
     monkeypatch.setattr(

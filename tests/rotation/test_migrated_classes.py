@@ -21,8 +21,8 @@ from eventseal.items.event_modules import EventModules
 from eventseal.items.json import ClassChecks
 from eventseal.rotation import begin_migration, copy_items, list_jobs, migrate, reencrypt
 from eventseal.rotation.jobs import passes
+from eventseal.rotation.jobs.old_items import function_named
 from eventseal.rotation.jobs.passes import work_in_process
-from eventseal.rotation.jobs.resealers import function_named
 from eventseal.storage import SQLAlchemySettings
 
 ITEMS = "integer_sequenced_items"

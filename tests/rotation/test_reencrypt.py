@@ -14,7 +14,7 @@ from eventseal.cipher import AESCipher, EventZstd, ItemContext, NoCompression, Z
 from eventseal.errors import ConfigurationError
 from eventseal.items import SequencedItem
 from eventseal.rotation import begin_migration, list_jobs, reencrypt, rotate_keys, verify
-from eventseal.rotation.jobs import batches, sources
+from eventseal.rotation.jobs import resealers, sources
 from eventseal.storage import (
     BinaryUUID,
     ExactInteger,
@@ -499,13 +499,13 @@ def test_large_items_do_not_gather_in_a_page(shop, monkeypatch):
     monkeypatch.setattr("eventseal.storage.items.swaps_on_sqlite.MOST_PAGE_BYTES", 1_000)
     monkeypatch.setattr("eventseal.storage.items.swaps_on_postgresql.MOST_PAGE_BYTES", 1_000)
     sizes = []
-    move = batches.TableMover.move
+    move = resealers.TableResealer.reseal
 
     def noting(self, shard, page, worker):
         sizes.append(sum(map(len, page.envelopes)))
         return move(self, shard, page, worker)
 
-    monkeypatch.setattr(batches.TableMover, "move", noting)
+    monkeypatch.setattr(resealers.TableResealer, "reseal", noting)
     shop.append(100)
     shop.seal.keyring.rotate()
     assert reencrypt(shop.seal).done == 100

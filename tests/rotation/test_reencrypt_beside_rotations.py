@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +12,10 @@ from sqlalchemy import text
 from tests.fixtures.postgres_databases import wait_until_blocked
 
 from eventseal.errors import JobError
-from eventseal.rotation import pause_job, reencrypt, rotate_keys
+from eventseal.rotation import pause_job, reencrypt, reencryption, rotate_keys
 from eventseal.rotation.jobs.jobs import list_jobs
 from eventseal.rotation.jobs.passes import Passes
 
-reencrypt_module = sys.modules["eventseal.rotation.reencrypt"]  # the package names the function so
 LAST_LOOK = 3
 """Before it are the count with which a job is begun, and the look that begins its first pass."""
 MOST_WAITS = 50
@@ -50,7 +48,7 @@ def test_a_run_that_comes_after_the_last_look_of_another_moves_its_own_items(
         shop.execute("UPDATE key_changes SET refresh_interval = 0")
     arrived, ended = threading.Event(), threading.Event()
     looks, waits, runs = [], [], []
-    look, method = reencrypt_module.table_sources, getattr(Passes, until)
+    look, method = reencryption.table_sources, getattr(Passes, until)
 
     def hooked_look(store, tables, keys):
         found = look(store, tables, keys)
@@ -63,7 +61,7 @@ def test_a_run_that_comes_after_the_last_look_of_another_moves_its_own_items(
         return found
 
     def hooked_method(self):
-        if self._store is other.seal and not arrived.is_set():
+        if self.store is other.seal and not arrived.is_set():
             arrived.set()
             assert ended.wait(60)
         return method(self)
@@ -75,7 +73,7 @@ def test_a_run_that_comes_after_the_last_look_of_another_moves_its_own_items(
     monkeypatch.setattr(
         "eventseal.rotation.jobs.passes.time", SimpleNamespace(sleep=waited, monotonic=time.monotonic)
     )
-    monkeypatch.setattr(reencrypt_module, "table_sources", hooked_look)
+    monkeypatch.setattr(reencryption, "table_sources", hooked_look)
     monkeypatch.setattr(Passes, until, hooked_method)
     with ThreadPoolExecutor(1) as pool:
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sqlite3
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing as closing_file
@@ -34,14 +33,14 @@ from eventseal.keys import KeyPurpose, KeyState
 from eventseal.keys.records import new_key_id
 from eventseal.rotation import (
     JobResult,
-    fence_closing,
+    fences,
     item_checks,
     mark_compromised,
     reencrypt,
     retire,
     rotate_keys,
     status,
-    uncertain_rows,
+    table_checks,
     verify,
 )
 from eventseal.storage import IntegerSequencedColumns, TimestampSequencedItemRecord
@@ -485,7 +484,7 @@ def test_a_crash_before_the_wrappings_go_leaves_a_key_that_opens(shop, monkeypat
 def test_what_was_written_between_the_two_counts_keeps_its_key(shop, monkeypatch) -> None:
     late, empty = sealed_item(shop, "a"), active(shop, "b")
     rotate_keys(shop.seal)
-    close = fence_closing.close_and_count
+    close = fences.close_and_count
     calls: list[object] = []
 
     def overtaken(engine, tables, key_ids, **named):
@@ -493,8 +492,7 @@ def test_what_was_written_between_the_two_counts_keeps_its_key(shop, monkeypatch
             calls.append(shop.again().strategy().append([late]))
         return close(engine, tables, key_ids, **named)
 
-    # Not by its path: the package gives the function of this name, not the module.
-    monkeypatch.setattr(sys.modules["eventseal.rotation.retire"], "close_and_count", overtaken)
+    monkeypatch.setattr("eventseal.rotation.retirement.close_and_count", overtaken)
     result = retire(shop.seal)
     assert (result.done, result.left) == (1, 1)
     assert result.by_key == {late.key_id: 1, empty: 0}
@@ -836,7 +834,7 @@ def test_what_no_reader_takes_blocks_every_retire_where_plain_items_are_allowed(
 ) -> None:
     monkeypatch.setattr(item_checks, "PAGE_SIZE", 2)
     # Few rows are sorted for each page, many are not.
-    monkeypatch.setattr(uncertain_rows, "FEW_ITEMS", 2 if accepted == "by setting" else 4)
+    monkeypatch.setattr(table_checks, "FEW_ITEMS", 2 if accepted == "by setting" else 4)
     items = shop.append(3)
     shop.append_plain()
     rotate_keys(shop.seal)

@@ -12,8 +12,7 @@ from eventseal.configuration import EventSeal, Settings
 from eventseal.errors import ConfigurationError
 from eventseal.keys import InMemoryKeyStore, RotationPolicy
 from eventseal.rotation import reencrypt, rewrap
-from eventseal.rotation.status.key_listing import list_keys
-from eventseal.rotation.status.status import status
+from eventseal.rotation.status.application_status import list_keys, status
 from eventseal.storage import SnapshotRecord, SQLAlchemyDatastore, SQLAlchemyKeyStore, SQLAlchemySettings
 from eventseal.testing import FakeKms
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from uuid import UUID
 
@@ -29,7 +28,6 @@ from eventseal.testing import FakeKms
 
 ITEMS = "integer_sequenced_items"
 OTHER_ID = UUID("01890000-0000-7000-8000-000000000001")
-VERIFY = "eventseal.rotation.verify"  # the package has a function of the same name
 CHECKS = "eventseal.rotation.item_checks"
 
 
@@ -74,7 +72,7 @@ def test_it_reads_page_after_page(shop, monkeypatch):
 
 
 def test_it_checks_the_keys_page_after_page(shop, monkeypatch):
-    monkeypatch.setattr(sys.modules[VERIFY], "PAGE_SIZE", 2)
+    monkeypatch.setattr("eventseal.rotation.sealed_store.PAGE_SIZE", 2)
     shop.seal.keyring.prepare([f"tenant:{n}" for n in range(5)])
     assert shop.execute("UPDATE encryption_keys SET row_version = 2 WHERE scope = 'tenant:4'") == 1
     assert shop.execute("UPDATE encryption_keys SET row_version = 2 WHERE scope = 'tenant:0'") == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -17,13 +16,12 @@ from sqlalchemy import event
 from eventseal.cipher import ItemContext
 from eventseal.configuration import EventSeal
 from eventseal.errors import ConfigurationError, IntegrityError, JobError, KmsUnavailableError
-from eventseal.rotation import mark_compromised, reencrypt, verify
+from eventseal.rotation import mark_compromised, reencrypt, verification, verify
 from eventseal.rotation.item_checks import ItemChecks
 from eventseal.storage import SnapshotRecord
 from eventseal_kms.local import LocalKmsAdapter
 
 ITEMS = "integer_sequenced_items"
-VERIFY = sys.modules["eventseal.rotation.verify"]  # the package has a function of the same name
 
 
 class StopError(Exception):
@@ -32,7 +30,7 @@ class StopError(Exception):
 
 @pytest.fixture
 def _small_ranges(monkeypatch):
-    monkeypatch.setattr(VERIFY, "RANGE_ITEMS", 10)
+    monkeypatch.setattr(verification, "RANGE_ITEMS", 10)
     monkeypatch.setattr("eventseal.rotation.item_checks.PAGE_SIZE", 4)
 
 
@@ -227,7 +225,7 @@ def test_no_key_that_the_kms_does_not_unwrap_is_a_failed_item(open_shop, sqlite_
 
 @pytest.mark.usefixtures("_small_ranges")
 def test_a_state_is_kept_now_and_then(sqlite_shop, monkeypatch):
-    monkeypatch.setattr(VERIFY, "_KEPT_EVERY", 0.0)
+    monkeypatch.setattr(verification, "_KEPT_EVERY", 0.0)
     kept = []
     result = verify(filled(sqlite_shop).seal, keep=lambda state: kept.append(copy.deepcopy(state)))
     left = [len(state["ranges"]) for state in kept]

@@ -12,12 +12,12 @@ from eventseal.cli.output import print_columns, print_json, printable, time_text
 from eventseal.cli.shared_options import Options, with_options
 from eventseal.keys.authentication.row_macs import unreadable_row
 from eventseal.keys.states import KeyState  # noqa: TC001 - read at run time, for the options' types
-from eventseal.rotation.status.key_listing import KeyPage, list_keys
+from eventseal.rotation.status.application_status import KeyPage, list_keys
 from eventseal.storage.database.rows import UNREADABLE
 
 if TYPE_CHECKING:
     from eventseal.keys.records import KeyRecord
-    from eventseal.rotation.status.key_listing import ListedKey
+    from eventseal.rotation.status.application_status import ListedKey
 
 _HEADING = ("KEY", "PURPOSE", "SCOPE", "STATE", "ITEMS", "RESERVED", "MADE", "WRAPPED BY")
 

@@ -32,7 +32,7 @@ from eventseal.rotation import (
 )
 from eventseal.rotation import migrate as migrate_store
 from eventseal.rotation.jobs.jobs import MIGRATE, verb_command
-from eventseal.rotation.jobs.resealers import function_named
+from eventseal.rotation.jobs.old_items import function_named
 
 if TYPE_CHECKING:
     from eventseal.rotation import JobResult

@@ -20,7 +20,7 @@ from eventseal.cli.shared_options import Options, with_options
 from eventseal.errors import JobError, StoreUnavailableError
 from eventseal.rotation import retire as retire_keys
 from eventseal.rotation.did_you_mean import known_keys
-from eventseal.rotation.uncertain_rows import GIVE_UP
+from eventseal.rotation.table_checks import GIVE_UP
 
 if TYPE_CHECKING:
     from eventseal.rotation import JobResult

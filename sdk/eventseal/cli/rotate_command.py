@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from eventseal.cli.reencrypt_command import print_reencrypted
 from eventseal.cli.retire_command import print_destroyed
 from eventseal.cli.shared_options import Options, Workers, with_options
 from eventseal.errors import ConfigurationError, JobError
+from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.rotation import mark_compromised, rotate_keys
 from eventseal.rotation import reencrypt as reencrypt_items
 from eventseal.rotation import retire as retire_keys
@@ -23,13 +24,11 @@ from eventseal.rotation.did_you_mean import known_keys, refuse_unknown_scopes
 from eventseal.rotation.jobs.jobs import REENCRYPT
 from eventseal.rotation.rows_set_aside import AsideRows
 from eventseal.rotation.sealed_store import registered_tables
-from eventseal.rotation.status.key_totals import active_data_keys, replaced_data_keys, settled_at
-from eventseal.rotation.table_checks import refuse_unregistered_tables
-from eventseal.rotation.uncertain_rows import refuse_damaged_rows
-from eventseal.storage.database.transactions import read
+from eventseal.rotation.status.key_totals import expected_keys, noticed_at, replaced_data_keys
+from eventseal.rotation.table_checks import refuse_damaged_rows, refuse_unregistered_tables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
     from datetime import datetime
     from uuid import UUID
 
@@ -41,7 +40,6 @@ MOST_NAMED = 10_000
 
 _LONGEST_SLEEP = 1.0
 
-T = TypeVar("T")
 
 EXAMPLES = """\b
 Examples:
@@ -193,15 +191,15 @@ class _Run:
                 )
         self.remedy = "The keys are rotated. To go on: eventseal reencrypt, then eventseal retire"
         self._show("rotate", result)
-        self.retire_after = self._read(settled_at, doing="reading when keys were rotated")
+        self.retire_after = noticed_at(self.seal)
 
     def _old_keys(self) -> Collection[UUID]:
         """Give the keys that seal no more: of the scopes, or those that were named."""
         if self.keys is not None:
             return self.keys
         scopes = None if self.scopes is None else {*map(self.seal.keyring.tables.scope_named, self.scopes)}
-        look = partial(replaced_data_keys, scopes=scopes)
-        return self._read(look, doing="looking for keys that seal no more")
+        application = self.seal.settings.application
+        return replaced_data_keys(self.seal.datastore.key_engine, application=application, scopes=scopes)
 
     def _reencrypt(self) -> None:
         keys = None if self.is_of_every_scope else self._old_keys()
@@ -259,11 +257,7 @@ class _Run:
         named = self.keys or self.scopes
         if named is not None:
             return len(set(named))
-        return self._read(active_data_keys, doing="counting active keys")
-
-    def _read(self, look: Callable[..., T], *, doing: str) -> T:
-        look = partial(look, application=self.seal.settings.application)
-        return read(self.seal.datastore.key_engine, look, doing=doing)
+        return expected_keys(self.seal, [KeyPurpose.DATA], [KeyState.ACTIVE])
 
     def _show(self, step: str, result: JobResult) -> None:
         self.steps[step] = result

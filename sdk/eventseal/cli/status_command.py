@@ -15,14 +15,14 @@ from eventseal.configuration.assembly import configured_ledger, rotation_policy
 from eventseal.erasure.ledger.entries import INTENT
 from eventseal.erasure.setting_aside import unverified_rows
 from eventseal.rotation.jobs.jobs import verb_of
-from eventseal.rotation.status.status import status as read_status
+from eventseal.rotation.status.application_status import status as read_status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from eventseal.configuration.assembly import Stores
     from eventseal.rotation.rows_set_aside import SetAside
-    from eventseal.rotation.status.advice import Advice, JobStanding, Status
+    from eventseal.rotation.status.advice import Advice, JobStatus, Status
 
 EXAMPLES = """\b
 Examples:
@@ -101,19 +101,19 @@ def _as_json(found: Status) -> dict[str, Any]:
             for use in found.keks
         ],
         "edited": [{"message": str(problem), "remedy": problem.remedy} for problem in found.edited],
-        "jobs": [_job_as_json(standing) for standing in found.jobs],
+        "jobs": [_job_as_json(job_status) for job_status in found.jobs],
         "next": [_advice_as_json(advice) for advice in found.next_steps],
     }
 
 
-def _job_as_json(standing: JobStanding) -> dict[str, Any]:
-    job = standing.job
+def _job_as_json(job_status: JobStatus) -> dict[str, Any]:
+    job = job_status.job
     return {
         "job_id": str(job.job_id),
         "verb": verb_of(job.options),
         "state": job.state,
-        "done": standing.done,
-        "failed": standing.failed,
+        "done": job_status.done,
+        "failed": job_status.failed,
         "total": job.total,
         "keys": job.options["keys"],
         "tables": job.options["tables"],
@@ -140,14 +140,14 @@ def _print(found: Status) -> None:
     _print_table(("KEK", "VERSION", "WRAPPINGS", "VERIFIED"), keks)
     jobs = [
         (
-            str(standing.job.job_id),
-            verb_of(standing.job.options),
-            standing.job.state,
-            standing.done,
-            standing.job.total,
-            time_text(standing.job.updated_at),
+            str(job_status.job.job_id),
+            verb_of(job_status.job.options),
+            job_status.job.state,
+            job_status.done,
+            job_status.job.total,
+            time_text(job_status.job.updated_at),
         )
-        for standing in found.jobs
+        for job_status in found.jobs
     ]
     for problem in found.edited:
         typer.echo(f"{printable(str(problem))}\n  {printable(problem.remedy)}\n")

@@ -17,7 +17,7 @@ from eventseal.items.item import StoredItem, UnknownPlaceNames
 from eventseal.items.json import JSONTranscoder
 from eventseal.items.stored_fields import SEALED_BYTES
 from eventseal.keys.states import KeyPurpose
-from eventseal.rotation.fence_closing import close_and_count
+from eventseal.rotation.fences import close_and_count
 from eventseal.rotation.results import JobResult
 from eventseal.rotation.sealed_store import registered_tables
 from eventseal.rotation.table_checks import refuse_unregistered_tables

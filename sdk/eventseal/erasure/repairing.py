@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -376,12 +376,7 @@ class _Run:
     def _fail(self, table: SealedTable, place: Place, key_id: UUID | None, error: EventSealError) -> None:
         self._counts[table.table]["failed"] += 1
         if len(self._failures) < MAX_FAILURES:
-            self._failures.append(
-                replace(
-                    Failure.of_key(table.table, key_id, error),
-                    row={"sequence_id": str(place[0]), "position": str(place[1])},
-                )
-            )
+            self._failures.append(Failure.of_item(table.table, place, key_id, error))
 
 
 def _as_json(table: SealedTable, change: RowChange) -> dict[str, Any]:

@@ -6,15 +6,15 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Self
 
 from eventseal.erasure.ledger.entries import DONE
 from eventseal.erasure.ledger.recording import Recording
 from eventseal.errors import StoreError
 from eventseal.keys.states import KeyPurpose
-from eventseal.rotation.fence_closing import close_and_count
+from eventseal.rotation.fences import close_and_count
 from eventseal.rotation.results import Failure, JobResult
-from eventseal.rotation.sealed_store import registered_tables
+from eventseal.rotation.sealed_store import StoreOptions, registered_tables
 from eventseal.rotation.table_checks import refuse_unregistered_tables
 from eventseal.storage.database.transactions import read
 from eventseal.storage.items.key_counts import count_under
@@ -149,16 +149,6 @@ def erased_subjects(store: SealedStore, ledger: Ledger, *, after: int = 0) -> It
             yield SubjectErased.of(entry)
 
 
-@runtime_checkable
-class HasLedger(Protocol):
-    """A store that has an erasure ledger; ``EventSeal`` is one."""
-
-    @property
-    def ledger(self) -> Ledger | None:
-        """The ledger, if one is configured."""
-        ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShredResult(JobResult):
     """
@@ -268,4 +258,4 @@ def shred(
 
 def own_ledger(store: SealedStore) -> Ledger | None:
     """Give the ledger that a store brings along, if any."""
-    return store.ledger if isinstance(store, HasLedger) else None
+    return StoreOptions.of(store).ledger

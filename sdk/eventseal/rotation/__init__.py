@@ -11,7 +11,7 @@ from eventseal.rotation.retirement import retire
 from eventseal.rotation.rewrapping import KekReport, kek_report, refuse_needed_kek, rewrap
 from eventseal.rotation.sealed_store import SealedStore
 from eventseal.rotation.status.advice import Advice, Status
-from eventseal.rotation.status.status import status
+from eventseal.rotation.status.application_status import status
 from eventseal.rotation.verification import VerifyResult, verify
 
 __all__ = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -27,10 +26,10 @@ from eventseal.items import SequencedItem
 from eventseal.items.acceptance import translated
 from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
 from eventseal.rotation.jobs.jobs import MIGRATE
-from eventseal.rotation.jobs.old_items import class_checks, scope_given
-from eventseal.rotation.jobs.resealers import configured_formats
+from eventseal.rotation.jobs.old_items import class_checks, rule_of, scope_given
 from eventseal.rotation.old_samples import Sample, refuse_wrong_keys
-from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult
+from eventseal.rotation.results import Failure, JobResult, Run
+from eventseal.rotation.sealed_store import configured_formats
 from eventseal.storage.database.engines import make_engine
 from eventseal.storage.database.transactions import read
 from eventseal.storage.foreign_tables import OldTable, text_of, time_of, uuid_of, whole_number_of
@@ -115,12 +114,12 @@ def copy_items(
             store, engine, old, record, key_scope=key_scope, accepted=accepted, progress=progress
         )
         copying.check_keys()
-        return copying.counted() if dry_run else copying.run(batch)
+        return copying.counted() if dry_run else copying.copy(batch)
     finally:
         engine.dispose()
 
 
-class _Copying:
+class _Copying(Run):
     """One run: what it has counted so far."""
 
     def __init__(
@@ -134,30 +133,27 @@ class _Copying:
         accepted: AcceptedFormats,
         progress: Callable[[JobResult], None] | None,
     ) -> None:
+        super().__init__(verb=MIGRATE, progress=progress)
         self._store = store
         self._source = source
         self._old = old
         self._columns = item_columns(record, SequencedItem)
         self._strategy = SQLAlchemyActiveRecordStrategy(record, store.datastore.session)
         self._binder = ItemBinder(store.cipher.application)
-        self._key_scope = key_scope
+        self._scope_of = rule_of(key_scope)
         self._accepted = accepted
         self._classes = class_checks(store, is_library=False)
-        self._progress = progress
-        self._started = time.monotonic()
         self._counts: Counter[str] = Counter()
-        self._failures: list[Failure] = []
         id_kind = ColumnKind.of(self._columns.sequence_id.type)
         is_uuid = id_kind in {ColumnKind.UUID, ColumnKind.GENERIC_UUID}
         self._id_of: Callable[[Any], Any] = uuid_of if is_uuid else text_of
         is_time = ColumnKind.of(self._columns.position.type) is ColumnKind.DECIMAL
         self._position_of: Callable[[Any], Any] = time_of if is_time else whole_number_of
-        self._total = read(source, old.count, doing=f"counting {old.name}")
+        self.expected = read(source, old.count, doing=f"counting {old.name}")
 
     def check_keys(self) -> None:
         """Open the first rows, and refuse wrong keys."""
-        look = partial(self._old.page, after=None, limit=_SAMPLE)
-        rows = read(self._source, look, doing=f"reading a sample of {self._old.name}")
+        rows = self._page(None, _SAMPLE)
         opened: Counter[str] = Counter()
         refused = 0
         unfit: SerializationError | None = None
@@ -189,29 +185,34 @@ class _Copying:
         """Say what would be done."""
         self._counts.update(self._sampled)
         for row, error in self._refused:
-            self._fail(row, error)
-        return self._result(left=self._total, complete=True)
+            self._refuse(row, error)
+        self.left = self.expected
+        return self.result(complete=True)
 
-    def run(self, batch: int) -> JobResult:
+    def copy(self, batch: int) -> JobResult:
         """Copy page by page."""
-        seen = 0
+        self.left = self.expected
         for page in self._pages(batch):
             self._copy(page)
-            seen += len(page)
-            if self._progress is not None:
-                self._progress(self._result(left=max(0, self._total - seen), complete=False))
-        return self._result(left=0, complete=True)
+            self.left = max(0, self.left - len(page))
+            if self.progress is not None:
+                self.progress(self.result(complete=False))
+        self.left = 0
+        return self.result(complete=True)
 
     def _pages(self, size: int) -> Iterator[list[OldRow]]:
         after = None
         while True:
-            look = partial(self._old.page, after=after, limit=size)
-            page = read(self._source, look, doing=f"reading {self._old.name}")
+            page = self._page(after, size)
             if page:
                 yield page
             if len(page) < size:
                 return
             after = page[-1][:2]
+
+    def _page(self, after: Any, limit: int) -> list[OldRow]:
+        look = partial(self._old.page, after=after, limit=limit)
+        return read(self._source, look, doing=f"reading {self._old.name}")
 
     def _copy(self, page: Sequence[OldRow]) -> None:
         opened: list[tuple[bytes, ItemContext, str]] = []
@@ -219,15 +220,11 @@ class _Copying:
             try:
                 plaintext, context, _ = self._opened(row)
                 self._classes.check(context.topic, plaintext)
-                scope = (
-                    self._key_scope
-                    if isinstance(self._key_scope, str)
-                    else scope_given(self._key_scope, context, plaintext)
-                )
+                scope = scope_given(self._scope_of, context, plaintext)
             except EventSealError as error:
                 if isinstance(error, KmsError | StoreError):
                     raise
-                self._fail(row, error)
+                self._refuse(row, error)
                 continue
             opened.append((plaintext, context, scope))
         for _ in range(ATTEMPTS):
@@ -239,6 +236,7 @@ class _Copying:
             except (SequencedItemConflictError, KeyClosedError):
                 self._store.keyring.refresh()
             else:
+                self.done += len(missing)
                 self._counts["done"] += len(missing)
                 self._counts["there"] += len(opened) - len(missing)
                 return
@@ -288,32 +286,15 @@ class _Copying:
 
         return read(self._store.datastore.engine, look, doing=f"reading {self._columns.table}")
 
-    def _fail(self, row: OldRow, error: EventSealError) -> None:
+    def _refuse(self, row: OldRow, error: EventSealError) -> None:
         self._counts["failed"] += 1
-        if len(self._failures) < MAX_FAILURES:
-            shown = row.sequence_id.hex() if isinstance(row.sequence_id, bytes) else str(row.sequence_id)
-            self._failures.append(
-                Failure(
-                    table=self._old.name,
-                    row={"sequence_id": shown, "position": str(row.position)},
-                    key_id=None,
-                    error=type(error).__name__,
-                    message=str(error),
-                    remedy=error.remedy,
-                )
-            )
+        shown = row.sequence_id.hex() if isinstance(row.sequence_id, bytes) else row.sequence_id
+        self.add_failure(Failure.of_item(self._old.name, (shown, row.position), None, error))
 
-    def _result(self, *, left: int, complete: bool) -> JobResult:
-        return JobResult(
-            verb=MIGRATE,
-            complete=complete,
-            done=self._counts["done"],
-            left=left,
-            failed=self._counts["failed"],
-            seconds=time.monotonic() - self._started,
-            by_table={self._columns.table.fullname: {"left": left, **self._counts}},
-            failures=tuple(self._failures),
-        )
+    def result(self, *, complete: bool, **more: Any) -> JobResult:
+        """Give what was done so far, by table too."""
+        by_table = {self._columns.table.fullname: {"left": self.left, **self._counts}}
+        return super().result(complete=complete, by_table=by_table, **more)
 
 
 def _record_class(datastore: SQLAlchemyDatastore, into: str) -> type[Any]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from eventseal.cipher import ItemContext, Opened
 from eventseal.errors import (
@@ -22,14 +21,12 @@ from eventseal.items.formats import OPAQUE_OLD_MESSAGE
 from eventseal.rotation.did_you_mean import find_item
 from eventseal.rotation.item_checks import PAGE_SIZE, ItemChecks, raise_if_outage
 from eventseal.rotation.jobs.collections import open_former
-from eventseal.rotation.jobs.old_items import old_sources
-from eventseal.rotation.jobs.resealers import configured_formats
-from eventseal.rotation.migration import has_moved, tables_in_migration
+from eventseal.rotation.jobs.sources import old_sources
+from eventseal.rotation.migration import tables_in_migration
 from eventseal.rotation.old_samples import sampled
 from eventseal.rotation.results import Failure, JobResult
-from eventseal.rotation.rows_set_aside import SET_ASIDE, AsideRows, rows_set_aside
-from eventseal.rotation.sealed_store import own_tables, registered_tables
-from eventseal.storage.database.transactions import read
+from eventseal.rotation.rows_set_aside import SET_ASIDE, AsideRows
+from eventseal.rotation.sealed_store import configured_formats, own_tables, registered_tables
 from eventseal.storage.items.key_counts import count_by_key
 from eventseal.storage.items.rows import stored_row
 
@@ -68,7 +65,7 @@ class DamagedRow:
 
     def failure(self, error: EventSealError) -> Failure:
         """Describe an error of the row."""
-        return _failure(self.table, self.place, error)
+        return Failure.of_item(self.table.table, self.place, None, error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +137,7 @@ def damaged_rows(
     """
     judge = _Judge(store, table)
     found = judge.look_at_all(progress)
-    refused = [_failure(judge.table, place, error) for place, error in judge.refusals.items()]
+    refused = [Failure.of_item(table, place, None, error) for place, error in judge.refusals.items()]
     return DamagedRows(tuple(judge.rows), tuple(refused), found.by_table[table][SET_ASIDE])
 
 
@@ -150,7 +147,7 @@ class _Judge:
     def __init__(self, store: SealedStore, table: str) -> None:
         self._store = store
         (self.table,) = registered_tables(store.datastore, store.cipher.application, [table])
-        self._aside = AsideRows(store.datastore.engine, [self.table], partial(rows_set_aside, store))
+        self._aside = AsideRows.of_store(store, [self.table])
         self.rows: list[DamagedRow] = []
         self.refusals: dict[Place, JobError] = {}
         self._has_checked_formats = False
@@ -164,8 +161,7 @@ class _Judge:
         """Open all rows, and part those that fail."""
         started = time.monotonic()
         failing: list[ItemRow] = []
-        count = partial(count_by_key, table=self.table)
-        counted = read(self._store.datastore.engine, count, doing=f"counting {self.table.table}")
+        counted = count_by_key(self._store.datastore.engine, self.table)
         checks = ItemChecks(
             self._store, self.table, aside=self._aside, on_failure=lambda row, _: failing.append(row)
         )
@@ -185,8 +181,7 @@ class _Judge:
 
     def _part(self, row: ItemRow, error: EventSealError) -> None:
         place = row[:2]
-        look = partial(stored_row, table=self.table, place=place)
-        stored = read(self._store.datastore.engine, look, doing=f"reading {self.table.table}")
+        stored = stored_row(self._store.datastore.engine, self.table, place)
         if stored is None or not stored.is_still(row):
             self.refusals[place] = JobError("the row is being changed right now", remedy="Run it again.")
             return
@@ -200,10 +195,18 @@ class _Judge:
         """Refuse a row that is sound, or may be, since its key does not open here."""
         is_integrity = isinstance(error, IntegrityError)
         if isinstance(error, _OF_A_KEY) or (is_integrity and str(error) not in _OF_THE_ROW):
-            return _needs_key(error)
+            return JobError(_NEEDS_KEY.format(error), remedy=error.remedy)
         opened = self._opened(row)
         if isinstance(opened, Opened):
-            return _wrong_key_id() if opened.key_id != row.key_id else _wrong_inside(error)
+            if opened.key_id != row.key_id:
+                return JobError(
+                    "the row opens: only the key id beside it was edited",
+                    remedy="Run `eventseal repair`, which puts the key id right.",
+                )
+            return JobError(
+                f"the item opens, so all that is inside it is as it was written: {error}",
+                remedy="Find out which program wrote the item, and let it write the item anew.",
+            )
         key_id = stored.header_key
         if key_id is None:
             self._check_formats()
@@ -216,7 +219,7 @@ class _Judge:
         ):
             return None
         raise_if_outage(outcome)
-        return _needs_key(outcome)
+        return JobError(_NEEDS_KEY.format(outcome), remedy=outcome.remedy)
 
     def _opened(self, row: ItemRow) -> Opened | EventSealError:
         items = [(row.data, ItemContext(*row[:3], self.table.collection))]
@@ -231,8 +234,7 @@ class _Judge:
         store = self._store
         accepted = configured_formats(store)
         begun = tables_in_migration(own_tables(store.datastore, store.cipher.application), accepted)
-        check_keys = not has_moved(store, accepted)
-        sampled(store, old_sources(store, begun), accepted, registered=True, check_keys=check_keys)
+        sampled(store, old_sources(store, begun), accepted, registered=True)
         self._has_checked_formats = True
 
 
@@ -248,35 +250,7 @@ def _looked(counts: Counter[str], total: int, started: float) -> JobResult:
     )
 
 
-def _wrong_key_id() -> JobError:
-    return JobError(
-        "the row opens: only the key id beside it was edited",
-        remedy="Run `eventseal repair`, which puts the key id right.",
-    )
-
-
-def _wrong_inside(error: EventSealError) -> JobError:
-    return JobError(
-        f"the item opens, so all that is inside it is as it was written: {error}",
-        remedy="Find out which program wrote the item, and let it write the item anew.",
-    )
-
-
-def _needs_key(error: EventSealError) -> JobError:
-    return JobError(f"the row may be sound, but its key is not there: {error}", remedy=error.remedy)
-
-
-def _failure(table: SealedTable, place: Any, error: EventSealError) -> Failure:
-    return Failure(
-        table=table.table,
-        row=dict(zip(("sequence_id", "position"), map(str, place), strict=True)),
-        key_id=None,
-        error=type(error).__name__,
-        message=str(error),
-        remedy=error.remedy,
-    )
-
-
+_NEEDS_KEY = "the row may be sound, but its key is not there: {}"
 _OPENS = (
     "opens",
     "There is nothing to set aside. If `eventseal verify` names the row, follow the remedy there.",

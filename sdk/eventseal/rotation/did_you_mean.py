@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from decimal import Decimal, InvalidOperation
-from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -15,7 +14,7 @@ from eventseal.keys.authentication.row_macs import is_digest
 from eventseal.keys.states import SUBJECT_PURPOSES
 from eventseal.rotation.sealed_store import registered_tables
 from eventseal.storage.database.rows import chunks
-from eventseal.storage.database.transactions import read
+from eventseal.storage.database.transactions import reads
 from eventseal.storage.items.rows import ItemRow, row_at
 from eventseal.storage.items.tables import ColumnKind, SealedColumn, SealedTable
 from eventseal.storage.keys.tables import encryption_keys
@@ -62,11 +61,7 @@ def find_item(
     """
     (sealed_table,) = registered_tables(datastore, application, [table])
     place = typed_place(sealed_table, sequence_id, position)
-
-    def look(connection: Connection) -> ItemRow | None:
-        return row_at(connection, sealed_table, *place)
-
-    row = read(datastore.engine, look, doing=f"reading {table}")
+    row = row_at(datastore.engine, sealed_table, *place)
     if row is None:
         raise ItemNotFoundError(
             f"there is no item at position {position} of sequence {sequence_id} in {table}"
@@ -131,8 +126,7 @@ def refuse_unknown_scopes(
     """
     for scope in scopes:
         stored = stored_as(scope)
-        look = partial(_neighbours, application=application, scope=stored)
-        known = read(datastore.key_engine, look, doing="looking for scopes")
+        known = _neighbours(datastore.key_engine, application=application, scope=stored)
         if stored not in known:
             message = f"application {application} has no key of scope {scope!r}"
             if not guess:
@@ -161,14 +155,11 @@ def known_keys(datastore: SQLAlchemyDatastore, application: str, typed: Sequence
         StoreError: The database refused or failed.
     """
     asked = {text: _key_id(text) for text in typed}
-    look = partial(_present, application=application, key_ids=[key for key in asked.values() if key])
-    present = read(datastore.key_engine, look, doing="looking for keys")
+    engine, named = datastore.key_engine, [key for key in asked.values() if key]
+    present = _present(engine, application=application, key_ids=named)
     for text, key_id in asked.items():
         if key_id not in present:
-            newest = read(
-                datastore.key_engine, partial(_newest, application=application), doing="looking for keys"
-            )
-            known = [str(key) for key in newest]
+            known = [str(key) for key in _newest(engine, application=application)]
             raise _unknown(f"application {application} has no key {text}", text.lower(), known)
     return [key_id for key_id in asked.values() if key_id is not None]
 
@@ -187,6 +178,7 @@ def _key_id(text: str) -> UUID | None:
         return None
 
 
+@reads("looking for scopes")
 def _neighbours(connection: Connection, *, application: str, scope: str) -> list[str]:
     of_items = _COLUMNS.purpose.in_(SUBJECT_PURPOSES)  # and not those of branches and of the store key
     ours = select(_COLUMNS.scope).where(_COLUMNS.application == application, of_items).distinct()
@@ -199,6 +191,7 @@ def _neighbours(connection: Connection, *, application: str, scope: str) -> list
     ]
 
 
+@reads("looking for keys")
 def _present(connection: Connection, *, application: str, key_ids: Sequence[UUID]) -> set[UUID]:
     return {
         key_id
@@ -209,6 +202,7 @@ def _present(connection: Connection, *, application: str, key_ids: Sequence[UUID
     }
 
 
+@reads("looking for keys")
 def _newest(connection: Connection, *, application: str) -> list[UUID]:
     query = select(_COLUMNS.key_id).where(_COLUMNS.application == application)
     return list(connection.execute(query.order_by(_COLUMNS.key_id.desc()).limit(_NEIGHBOURS)).scalars())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -16,7 +16,6 @@ from eventseal.errors import (
     EncryptionRequiredError,
     EventSealError,
     IntegrityError,
-    KeyDestroyedError,
     KeyNotFoundError,
     KmsError,
     SerializationError,
@@ -30,12 +29,15 @@ from eventseal.items.item import StoredItem, UnknownPlaceNames, names_another_ke
 from eventseal.items.json import JSONTranscoder
 from eventseal.items.sealed_places import Selection
 from eventseal.items.stored_fields import SEALED_BYTES
-from eventseal.rotation.compromised_items import late_item
-from eventseal.rotation.jobs.collections import open_former
-from eventseal.rotation.jobs.resealers import accepted_in
+from eventseal.rotation.fences import late_item
+from eventseal.rotation.jobs.collections import is_erased, open_former
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure
 from eventseal.rotation.rows_set_aside import SET_ASIDE
-from eventseal.rotation.sealed_store import AcceptsOldFormats, encrypts_everything
+from eventseal.rotation.sealed_store import (
+    StoreOptions,
+    accepted_in,
+    formats_of,
+)
 from eventseal.storage.database.transactions import read
 from eventseal.storage.items.places import item_swaps
 from eventseal.storage.items.rows import ItemRow, row_at
@@ -93,8 +95,11 @@ class Tally:
         """Count a failure, and list it if there is room."""
         self.count(table, "failed")
         if len(self.failures) < MAX_FAILURES:
-            said = {"error": type(error).__name__, "message": str(error), "remedy": error.remedy}
-            self.failures.append(Failure(table=table, row=row, key_id=key_id, **said))
+            self.failures.append(Failure.of(table, row, key_id, error))
+
+    def total(self, outcome: str) -> int:
+        """Sum a count over the tables."""
+        return sum(counts[outcome] for counts in self.by_table.values())
 
     def add(self, other: Tally) -> None:
         """Add what was found elsewhere."""
@@ -105,11 +110,12 @@ class Tally:
         self.failures += other.failures[: MAX_FAILURES - len(self.failures)]
 
 
+@dataclass(eq=False)
 class ItemChecks:
     """
     Checks the items of one table, a page at a time. Nothing is written.
 
-    Args:
+    Attributes:
         store: Its cipher opens them.
         table: From the registry.
         sample: The share of rows to look at, over 0 and up to 1.
@@ -118,37 +124,25 @@ class ItemChecks:
         on_failure: Called with each row that fails, and its error.
     """
 
-    def __init__(
-        self,
-        store: SealedStore,
-        table: SealedTable,
-        *,
-        sample: float = 1.0,
-        only: Selection | None = None,
-        aside: AsideRows | None = None,
-        on_failure: Callable[[ItemRow, EventSealError], object] = lambda _row, _error: None,
-    ) -> None:
-        self._store = store
+    store: SealedStore
+    table: SealedTable
+    _: KW_ONLY
+    sample: float = 1.0
+    only: Selection | None = None
+    aside: AsideRows | None = None
+    on_failure: Callable[[ItemRow, EventSealError], object] = lambda _row, _error: None
+
+    def __post_init__(self) -> None:
+        store, table = self.store, self.table
         self._engine = store.datastore.engine
-        self._table = table
-        self._sample = sample
-        self._only = only
-        self._aside = aside
-        self._on_failure = on_failure
         self._random = random.Random()  # noqa: S311 - which items are in the sample is no secret
         self._rows = item_swaps(self._engine, table)
-        self._marks = read(
-            self._engine,
-            partial(load_compromised_items, table=table.table),
-            doing="reading the marks of compromised keys",
-        )
+        self._marks = load_compromised_items(self._engine, table.table)
         self._json = JSONTranscoder()
         self._fields = PersonalFields(store.cipher, self._json, UnknownPlaceNames(), table.collection)
-        self._accepted = AcceptedFormats()
-        if table.old_formats and isinstance(store, AcceptsOldFormats):
-            # As the registry was read with the table: what it says is asked for once, not for each item.
-            self._accepted = accepted_in(AcceptedFormats(store.accepted_formats.formats), table)
-        self._takes_plain = table.takes_plain(always_encrypt=encrypts_everything(store))
+        # As the registry was read with the table: what it says is asked for once, not for each item.
+        self._accepted = accepted_in(formats_of(store), table) if table.old_formats else AcceptedFormats()
+        self._takes_plain = table.takes_plain(always_encrypt=StoreOptions.of(store).always_encrypt)
         self._has_keys: bool | None = None
 
     def run(self, after: Place | None, upto: Place | None) -> Iterator[Tally]:
@@ -171,7 +165,7 @@ class ItemChecks:
             page, suspects = read(
                 self._engine,
                 partial(self._page, after=after, upto=upto),
-                doing=f"reading {self._table.table}",
+                doing=f"reading {self.table.table}",
             )
             if not page:
                 return
@@ -180,9 +174,16 @@ class ItemChecks:
             yield tally
             after = page.last_place
 
+    def run_all(self) -> Tally:
+        """Check the whole table; raises as :meth:`run` does."""
+        tally = Tally()
+        for page in self.run(None, None):
+            tally.add(page)
+        return tally
+
     def check(self, rows: Sequence[ItemRow]) -> Tally:
         """Check rows that were read; raises as :meth:`run` does."""
-        tally = Tally({self._table.table: Counter()})
+        tally = Tally({self.table.table: Counter()})
         self._check(tally, rows, frozenset())
         return tally
 
@@ -192,7 +193,7 @@ class ItemChecks:
         """Read a page, and tell which of its rows came after their compromised keys were marked."""
         page = self._rows.page(
             connection,
-            self._only or _EVERY_ROW,
+            self.only or _EVERY_ROW,
             after=after,
             upto=upto,
             limit=PAGE_SIZE,
@@ -200,28 +201,28 @@ class ItemChecks:
         )
         if not self._marks or not page:
             return page, frozenset()
-        there = were_there(connection, self._table.table, self._marks, page)
+        there = were_there(connection, self.table.table, self._marks, page)
         later = set(range(len(page))).difference(there)
         return page, frozenset((page.sequence_ids[number], page.positions[number]) for number in later)
 
     def _asked(self, page: Page) -> Page:
         """Leave out what a query for plain rows finds for the sake of its column alone."""
-        if self._only is None or self._only.keys is None:
+        if self.only is None or self.only.keys is None:
             return page
-        wanted = {None, *(key_id.bytes for key_id in self._only.keys)}
+        wanted = {None, *(key_id.bytes for key_id in self.only.keys)}
         return page.only([number for number, named in enumerate(page.key_ids) if named in wanted])
 
     def _sampled(self, tally: Tally, rows: Sequence[ItemRow]) -> Sequence[ItemRow]:
-        if self._sample == 1:
+        if self.sample == 1:
             return rows
-        chosen = [row for row in rows if self._random.random() < self._sample]
-        tally.count(self._table.table, "left", len(rows) - len(chosen))
+        chosen = [row for row in rows if self._random.random() < self.sample]
+        tally.count(self.table.table, "left", len(rows) - len(chosen))
         return chosen
 
     def _check(self, tally: Tally, rows: Sequence[ItemRow], suspects: frozenset[Place]) -> None:
         items = [(row.data, self._context(row)) for row in rows]
-        opened = self._store.cipher.open_many(items)
-        former = open_former(self._store, self._table, items, opened)
+        opened = self.store.cipher.open_many(items)
+        former = open_former(self.store, self.table, items, opened)
         moved: list[ItemRow] = []
         verdicts: list[_Verdict] = []
         done: Counter[UUID] = Counter()
@@ -240,7 +241,7 @@ class ItemChecks:
                 verdict.outcome = FORMER
             is_late = row[:2] in suspects and row.key_id is not None
             # A re-encryption may have moved the item, and its old key be gone, since the page was read.
-            if is_late or _is_retired(verdict.error):
+            if is_late or getattr(verdict.error, "destroyed_by", None) == "retired":
                 now = self._read_again(row)
                 if now is None or now.data != row.data:
                     moved += [now] if now is not None else []
@@ -248,7 +249,7 @@ class ItemChecks:
                 if is_late and row.key_id is not None:
                     verdict.error = late_item(self._marks[row.key_id])
             verdicts.append(verdict)
-        tally.count(self._table.table, "done", done.total())
+        tally.count(self.table.table, "done", done.total())
         for key_id, opened_items in done.items():
             tally.count_key(key_id, opened_items)
         self._open_fields(verdicts)
@@ -261,14 +262,14 @@ class ItemChecks:
         row, error = verdict.row, verdict.error
         if error is not None:
             raise_if_outage(error)
-            if self._aside is not None and self._aside.at(self._table.table, row[:2]):
-                tally.count(self._table.table, SET_ASIDE)
+            if self.aside is not None and self.aside.at(self.table.table, row[:2]):
+                tally.count(self.table.table, SET_ASIDE)
                 return
-            self._on_failure(row, error)
+            self.on_failure(row, error)
             place = {"sequence_id": str(row.sequence_id), "position": str(row.position)}
-            tally.fail(self._table.table, place, row.key_id, error)
+            tally.fail(self.table.table, place, row.key_id, error)
             return
-        tally.count(self._table.table, verdict.outcome)
+        tally.count(self.table.table, verdict.outcome)
         if verdict.outcome in {"done", FORMER} and row.key_id is not None:
             tally.count_key(row.key_id)
 
@@ -286,11 +287,11 @@ class ItemChecks:
             return self._without_envelope(row, outcome)
         if names_another_key(data, row.key_id, outcome):
             return "", b"", IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
-        if self._table.application is None and isinstance(outcome, WrongApplicationError):
+        if self.table.application is None and isinstance(outcome, WrongApplicationError):
             if not self._application_has_keys():  # then it is the configured name that is wrong, not the item
                 raise outcome
             return "foreign", b"", None
-        if isinstance(outcome, KeyDestroyedError) and outcome.destroyed_by == "shredded":
+        if is_erased(outcome):
             return "erased", b"", None  # its tombstone's seal was checked
         return self._in_older_format(row, outcome)
 
@@ -298,20 +299,20 @@ class ItemChecks:
         self, row: ItemRow, outcome: EventSealError
     ) -> tuple[str, bytes, EventSealError | None]:
         """Judge a row that names no key: bytes are an envelope only if the key store has the key."""
-        if self._table.is_others:
+        if self.table.is_others:
             return "foreign", b"", None  # what others alone have registered is theirs to judge
         name, plaintext, error = self._in_older_format(row, outcome)
-        if error is None or not self._table.has_key_ids:
+        if error is None or not self.table.has_key_ids:
             return name, plaintext, error
         if self._takes_plain:
             return "plain", row.data, self._why_no_event(row.data)
-        return name, plaintext, error if self._table.old_formats else _not_encrypted()
+        return name, plaintext, error if self.table.old_formats else _not_encrypted()
 
     def _in_older_format(
         self, row: ItemRow, outcome: EventSealError
     ) -> tuple[str, bytes, EventSealError | None]:
         """Try the older formats that the table's readers accept while a migration lasts."""
-        key_id = row.key_id if self._table.has_key_ids else None
+        key_id = row.key_id if self.table.has_key_ids else None
         older = self._accepted.open(row.data, self._context(row), outcome, key_id=key_id)
         if isinstance(older, OldItem):
             return "unmigrated", older.plaintext, None
@@ -328,14 +329,14 @@ class ItemChecks:
     def _open_fields(self, verdicts: Sequence[_Verdict]) -> None:
         """Open the fields of all rows together; erased ones are as they should be."""
         # The mapper of another program's table opens no fields.
-        if self._only is not None or not self._table.has_key_ids:
+        if self.only is not None or not self.table.has_key_ids:
             return
         holding = {
-            number: (_stored(verdict.row), verdict.plaintext)
+            number: (StoredItem(*verdict.row), verdict.plaintext)
             for number, verdict in enumerate(verdicts)
             if verdict.error is None and SEALED_BYTES in verdict.plaintext
         }
-        former = self._table.former_collection
+        former = self.table.former_collection
         others = () if former is None else (former,)
         for number, outcome in (self._fields.open(holding, others) if holding else {}).items():
             if isinstance(outcome, EventSealError):
@@ -343,16 +344,15 @@ class ItemChecks:
 
     def _application_has_keys(self) -> bool:
         if self._has_keys is None:
-            keys = self._store.key_store.page(self._store.cipher.application, after=None, limit=1)
+            keys = self.store.key_store.page(self.store.cipher.application, after=None, limit=1)
             self._has_keys = bool(keys)
         return self._has_keys
 
     def _read_again(self, row: ItemRow) -> ItemRow | None:
-        look = partial(row_at, table=self._table, sequence_id=row.sequence_id, position=row.position)
-        return read(self._engine, look, doing=f"reading {self._table.table}")
+        return row_at(self._engine, self.table, row.sequence_id, row.position)
 
     def _context(self, row: ItemRow) -> ItemContext:
-        return ItemContext(row.sequence_id, row.position, row.topic, self._table.collection)
+        return ItemContext(row.sequence_id, row.position, row.topic, self.table.collection)
 
 
 @dataclass(slots=True)
@@ -382,14 +382,6 @@ def _rows(page: Page) -> list[ItemRow]:
             page.sequence_ids, page.positions, page.topics, page.envelopes, named, strict=True
         )
     ]
-
-
-def _stored(row: ItemRow) -> StoredItem:
-    return StoredItem(row.sequence_id, row.position, row.topic, row.data, row.key_id)
-
-
-def _is_retired(error: EventSealError | None) -> bool:
-    return isinstance(error, KeyDestroyedError) and error.destroyed_by == "retired"
 
 
 def _not_encrypted() -> EncryptionRequiredError:

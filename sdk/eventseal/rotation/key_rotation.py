@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,10 +10,10 @@ from eventseal.errors import ConfigurationError, EventSealError, KeyDestroyedErr
 from eventseal.keys.authentication.row_macs import unreadable_row
 from eventseal.keys.records import checked_scope, new_key_id
 from eventseal.keys.states import KeyPurpose, KeyState
-from eventseal.rotation.compromised_items import record_free_marks
-from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult
-from eventseal.rotation.status.key_totals import active_data_keys
-from eventseal.storage.database.transactions import read
+from eventseal.rotation.fences import record_compromised
+from eventseal.rotation.results import JobResult, Run
+from eventseal.rotation.sealed_store import key_pages
+from eventseal.rotation.status.key_totals import expected_keys
 from eventseal.storage.key_store import SQLAlchemyKeyStore
 from eventseal.storage.keys.rows import of_unknown_kind
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 KEY_TABLE, FENCE_TABLE = "encryption_keys", "key_fences"
 
-_PAGE_SIZE = 1000
 _BATCH_SIZE = 100
 
 
@@ -63,19 +61,20 @@ def rotate_keys(
         KmsError: The KMS refused or failed; what was rotated before stays so.
         StoreError: The database refused or failed; what was rotated before stays so.
     """
-    run = _Run(store, compromised=compromised, progress=progress)
+    run = _Rotation(store, compromised=compromised, progress=progress)
     if scopes is None:
-        run.expect(0 if progress is None else _active_keys(store))
+        if progress is not None:
+            run.expected = expected_keys(store, [KeyPurpose.DATA], [KeyState.ACTIVE])
         for error in unknown_rows(store):
-            run.fail(error)
+            run.refuse(error)
         for records in _active_keys_now(store):
             run.rotate(run.scopes_of(records))
     else:
         named = list(dict.fromkeys(map(store.keyring.tables.scope_named, scopes)))
         _refuse_closed(store, named)
-        run.expect(len(named))
+        run.expected = len(named)
         run.rotate(named)
-    return run.result(complete=True)
+    return run.result(complete=not run.failed)
 
 
 def mark_compromised(
@@ -108,36 +107,28 @@ def mark_compromised(
         StoreError: The database refused or failed, or a transaction that writes under a key goes on for more
             than 2 seconds: the other keys are marked, run it again for this one.
     """
-    run = _Run(store, compromised=True, progress=progress)
+    run = _Rotation(store, compromised=True, progress=progress)
     records = store.keyring.compromise(list(dict.fromkeys(keys)))
-    run.expect(len(records))
+    run.expected = len(records)
     held: dict[UUID, StoreUnavailableError] = {}
     for start in range(0, len(records), _BATCH_SIZE):
         some = records[start : start + _BATCH_SIZE]
-        held |= record_free_marks(store, [each.key_id for each in some if each.purpose is KeyPurpose.DATA])
+        held |= record_compromised(store, [each.key_id for each in some if each.purpose is KeyPurpose.DATA])
         run.count([record.key_id for record in some], done=len(some))
     for error in held.values():
         raise error
-    return run.result(complete=True)
+    return run.result(complete=not run.failed)
 
 
-class _Run:
+class _Rotation(Run):
     """One run: what it has done so far, and how it goes on."""
 
     def __init__(
         self, store: SealedStore, *, compromised: bool, progress: Callable[[JobResult], None] | None
     ) -> None:
+        super().__init__(verb="rotate", progress=progress)
         self._store = store
         self._compromised = compromised
-        self._progress = progress
-        self._started = time.monotonic()
-        self._done = self._failed = self._expected = 0
-        self._by_key: dict[UUID, int] = {}
-        self._failures: list[Failure] = []
-
-    def expect(self, many: int) -> None:
-        """Take it that there are so many scopes or keys: who looks on is told how many are left."""
-        self._expected = many
 
     def rotate(self, scopes: Sequence[str]) -> None:
         """Rotate scopes, a batch of which shares the calls of the KMS."""
@@ -147,12 +138,12 @@ class _Run:
             outcomes = self._store.keyring.rotate_many(some, compromised=self._compromised)
             for outcome in outcomes.values():
                 if isinstance(outcome, EventSealError):
-                    self.fail(outcome)
+                    self.refuse(outcome)
                 else:
                     rotated.append(outcome)
             replaced = [outcome.old for outcome in rotated if outcome.old is not None]
             if self._compromised:
-                self.mark(replaced)
+                self._mark(replaced)
             self.count(replaced, done=len(rotated))
 
     def scopes_of(self, records: Sequence[KeyRecord]) -> list[str]:
@@ -162,60 +153,33 @@ class _Run:
             try:
                 scopes.append(checked_scope(record.scope))
             except ConfigurationError:
-                self.fail(unreadable_row(replace(record, unreadable=record.unreadable or ("scope",))))
+                self.refuse(unreadable_row(replace(record, unreadable=record.unreadable or ("scope",))))
         return scopes
-
-    def mark(self, key_ids: Collection[UUID]) -> None:
-        """Record what is under compromised keys; a fence that somebody holds keeps no other key from it."""
-        for key_id, error in record_free_marks(self._store, key_ids).items():
-            error.remedy = f"{error.remedy} The command: eventseal rotate --compromised --key {key_id}"
-            self.fail(error, FENCE_TABLE)
 
     def count(self, key_ids: Collection[UUID], *, done: int) -> None:
         """Count keys, and scopes or keys, that are done with."""
-        self._done += done
+        self.done += done
         for key_id in key_ids:
-            if len(self._by_key) < MAX_KEYS_LISTED:
-                self._by_key[key_id] = 1
-        if self._progress is not None:
-            self._progress(self.result(complete=False))
+            self.note(key_id, 1)
+        self.tell()
 
-    def fail(self, error: EventSealError, table: str = KEY_TABLE) -> None:
-        """List what failed."""
-        self._failed += 1
-        if len(self._failures) < MAX_FAILURES:
-            key_id = getattr(error, "key_id", None)
-            self._failures.append(Failure.of_key(table, key_id, error))
+    def refuse(self, error: EventSealError) -> None:
+        """List a key whose row is not in order."""
+        self.fail(KEY_TABLE, getattr(error, "key_id", None), error)
 
-    def result(self, *, complete: bool) -> JobResult:
-        """Give what was done so far."""
-        return JobResult(
-            verb="rotate",
-            complete=complete and not self._failed,
-            done=self._done,
-            left=0 if complete else max(0, self._expected - self._done - self._failed),
-            failed=self._failed,
-            seconds=time.monotonic() - self._started,
-            by_key=dict(self._by_key),
-            failures=tuple(self._failures),
-        )
+    def _mark(self, key_ids: Collection[UUID]) -> None:
+        """Record what is under compromised keys; a fence that somebody holds keeps no other key from it."""
+        for key_id, error in record_compromised(self._store, key_ids).items():
+            error.remedy = f"{error.remedy} The command: eventseal rotate --compromised --key {key_id}"
+            self.fail(FENCE_TABLE, key_id, error)
 
 
 def unknown_rows(store: SealedStore) -> list[IntegrityError]:
     """Name the keys whose row has a state or a purpose that there is none: nothing lists them."""
     if not isinstance(store.key_store, SQLAlchemyKeyStore):
         return []
-    look = partial(of_unknown_kind, application=store.cipher.application)
-    rows = read(store.datastore.key_engine, look, doing="looking for rows of unknown kinds")
+    rows = of_unknown_kind(store.datastore.key_engine, application=store.cipher.application)
     return [unreadable_row(record) for record in rows]
-
-
-def _active_keys(store: SealedStore) -> int:
-    """Count the keys that are to be rotated, where one query does."""
-    if not isinstance(store.key_store, SQLAlchemyKeyStore):
-        return 0
-    look = partial(active_data_keys, application=store.cipher.application)
-    return read(store.datastore.key_engine, look, doing="counting active keys")
 
 
 def _active_keys_now(store: SealedStore) -> Iterator[list[KeyRecord]]:
@@ -225,9 +189,10 @@ def _active_keys_now(store: SealedStore) -> Iterator[list[KeyRecord]]:
     Their ids tell them apart, which say when they were made. A database writer can set ``created_at``.
     """
     newest = new_key_id()
+    pages = partial(key_pages, store.key_store, store.cipher.application, state=KeyState.ACTIVE)
     # Made by processes whose clocks are ahead; mostly there are none.
-    ahead = {record.key_id for page in _active_pages(store, newest) for record in page}
-    for page in _active_pages(store, None):
+    ahead = {record.key_id for page in pages(after=newest) for record in page}
+    for page in pages():
         yield [
             record
             for record in page
@@ -237,13 +202,6 @@ def _active_keys_now(store: SealedStore) -> Iterator[list[KeyRecord]]:
         ]
 
 
-def _active_pages(store: SealedStore, after: UUID | None) -> Iterator[list[KeyRecord]]:
-    application = store.cipher.application
-    while page := store.key_store.page(application, after=after, limit=_PAGE_SIZE, state=KeyState.ACTIVE):
-        yield page
-        after = page[-1].key_id
-
-
 def _refuse_closed(store: SealedStore, scopes: Sequence[str]) -> None:
     """Refuse scopes that have no key to be replaced."""
     application = store.cipher.application
@@ -251,12 +209,8 @@ def _refuse_closed(store: SealedStore, scopes: Sequence[str]) -> None:
     for scope in scopes:
         holder = holders.get(scope)
         if holder is None:
-            data_keys = [
-                record
-                for record in store.key_store.of_scope(application, scope)
-                if record.purpose is KeyPurpose.DATA
-            ]
-            if not data_keys:
+            records = store.key_store.of_scope(application, scope)
+            if all(record.purpose is not KeyPurpose.DATA for record in records):
                 raise ConfigurationError(
                     f"no key of scope {scope!r} was ever made; nothing was rotated",
                     remedy="Check how the scope is spelled: `eventseal keys` lists those that have keys.",

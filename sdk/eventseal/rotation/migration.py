@@ -11,29 +11,32 @@ from __future__ import annotations
 import time
 from functools import partial
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
-from eventseal.errors import ConfigurationError, IntegrityError, JobError
+from eventseal.errors import ConfigurationError, JobError
 from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
 from eventseal.rotation.jobs.jobs import MIGRATE, begun_job, list_jobs, resumed_job, verb_of
-from eventseal.rotation.jobs.old_items import foreign, old_sources
+from eventseal.rotation.jobs.old_items import scope_rule, stored_rule
 from eventseal.rotation.jobs.passes import Passes
-from eventseal.rotation.jobs.resealers import configured_formats, scope_rule, stored_rule
-from eventseal.rotation.old_samples import in_time, looked_at, refuse_wrong_id_types, sampled, with_foreign
-from eventseal.rotation.outcomes import JobReport
-from eventseal.rotation.reencryption import check_work
+from eventseal.rotation.jobs.sources import foreign, old_sources
+from eventseal.rotation.jobs.workers import Workers
+from eventseal.rotation.old_samples import (
+    looked_at,
+    named_formats,
+    refuse_wrong_id_types,
+    sampled,
+    with_foreign,
+)
 from eventseal.rotation.results import JobResult
-from eventseal.rotation.sealed_store import own_tables
+from eventseal.rotation.sealed_store import configured_formats, own_tables
 from eventseal.rotation.table_checks import (
     refuse_absent_tables,
     refuse_old_key_tables,
     refuse_unregistered_tables,
 )
 from eventseal.storage.database.rows import UNREADABLE
-from eventseal.storage.database.transactions import read, write
+from eventseal.storage.database.transactions import write
 from eventseal.storage.items.registry import set_old_formats
 from eventseal.storage.jobs import jobs
-from eventseal.storage.jobs import shards as job_shards
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -43,7 +46,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from eventseal.items.acceptance import AcceptedFormats
-    from eventseal.rotation.jobs.old_items import OldSources, ScopeOf
+    from eventseal.rotation.jobs.old_items import ScopeOf
+    from eventseal.rotation.jobs.sources import OldSources
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.items.tables import SealedTable
 
@@ -79,7 +83,7 @@ def begin_migration(
     refuse_unregistered_tables(store)
     found = own_tables(store.datastore, store.cipher.application, tables)
     sources = old_sources(store, found)
-    samples = sampled(store, sources, accepted, registered=False, check_keys=not has_moved(store, accepted))
+    samples = sampled(store, sources, accepted, registered=False)
     if not dry_run:
         names = [old.name for old in accepted.formats]
         _accept(store, dict.fromkeys(found, names))
@@ -136,7 +140,13 @@ def migrate(
         StoreError: The database refused or failed; the job goes on when this is called again.
         StoreReadOnlyError: The key tables are of an earlier release: run `eventseal init` first.
     """
-    check_work(batch, items_per_second, shards, executor, open_store)
+    workers = Workers(
+        batch=batch,
+        shards=shards,
+        items_per_second=items_per_second,
+        executor=executor,
+        open_store=open_store,
+    )
     if resume is not None and (tables is not None or dry_run):
         raise ConfigurationError("a resumed job has its own tables", remedy="Give resume= alone.")
     if isinstance(key_scope, str):
@@ -158,17 +168,14 @@ def migrate(
             "tables": None if tables is None else sorted(tables),
             "heads": None,
             "key_scope": stored_rule(DEFAULT_SCOPE if key_scope is None else key_scope),
-            "formats": _named(accepted),
+            "formats": named_formats(accepted),
         }
-        samples = sampled(
-            store, sources, accepted, registered=True, check_keys=not has_moved(store, accepted)
-        )
+        samples = sampled(store, sources, accepted, registered=True)
         if dry_run:
-            estimated = looked_at(store, sources, samples, started)
-            return in_time(estimated, sources, samples, workers=shards, items_per_second=items_per_second)
+            return looked_at(store, sources, samples, started, workers)
         if key_scope is None:
             _refuse_other_rules(store, options)
-        total = sum(source.moving for source in sources)
+        total = sum(source.pending for source in sources)
         job = begun_job(store, options=options, items_per_second=items_per_second, total=total)
     else:
         job = resumed_job(
@@ -185,15 +192,10 @@ def migrate(
         store,
         job,
         found,
+        workers,
         look=partial(old_sources, store, found),
         scope_of=scope_rule(job, key_scope),
-        batch=batch,
-        shards=shards,
-        executor=executor,
-        open_store=open_store,
-        run=uuid4().hex,
         progress=progress,
-        report=JobReport(store, found, verb=MIGRATE),
     )
     return with_foreign(store, passes.run(), old_sources(store, found))
 
@@ -270,7 +272,7 @@ def abandon_migration(
     if not dry_run:
         _accept(store, dict.fromkeys(found, ()))
         _end_jobs(store)
-    left = {source.table.table: source.moving for source in old_sources(store, found)}
+    left = {source.table.table: source.pending for source in old_sources(store, found)}
     return _refused(left, started)
 
 
@@ -279,47 +281,10 @@ def _refused(left: Mapping[str, int], started: float) -> JobResult:
     return JobResult(
         verb=MIGRATE,
         complete=True,
-        done=0,
         left=sum(left.values()),
-        failed=0,
         seconds=time.monotonic() - started,
         by_table={table: {"left": count} for table, count in left.items()},
     )
-
-
-def _named(accepted: AcceptedFormats) -> list[list[str | None]]:
-    """Name formats and their keys as a job keeps them."""
-    return [[old.name, None if old.key_id is None else str(old.key_id)] for old in accepted.formats]
-
-
-def has_moved(store: SealedStore, accepted: AcceptedFormats) -> bool:
-    """
-    Say whether a migration with the same formats and keys has moved anything before.
-
-    What it left may well be nothing but what does not open, and says nothing of the keys.
-
-    Raises:
-        StoreError: The database refused or failed.
-    """
-    formats = _named(accepted)
-
-    def look(connection: Connection) -> bool:
-        before = [
-            job
-            for job in jobs.load_jobs(connection, store.cipher.application)
-            if not job.unreadable and verb_of(job.options) == MIGRATE and job.options["formats"] == formats
-        ]
-        return any(_has_done(connection, job) for job in before)
-
-    return read(store.datastore.engine, look, doing="looking for migrations before")
-
-
-def _has_done(connection: Connection, job: jobs.Job) -> bool:
-    try:
-        totals = job_shards.load_totals(connection, job)
-    except IntegrityError:  # of a range of a job that is not this one's
-        return False
-    return any(counts["done"] for counts in totals.by_table.values())
 
 
 def _accept(store: SealedStore, names: Mapping[SealedTable, Collection[str]]) -> None:
@@ -390,7 +355,7 @@ def _in_migration(tables: list[SealedTable]) -> list[SealedTable]:
 def _refuse_other_scopes(sources: Sequence[OldSources]) -> None:
     """Guess no scope where the application has one of its own: its mapper would read none of the items."""
     for source in sources:
-        if source.moving and source.has_scopes:
+        if source.pending and source.has_scopes:
             raise ConfigurationError(
                 f"in {source.table.table} the application seals under other scopes than {DEFAULT_SCOPE}, and "
                 "it was not said whose keys are to seal the older items. Nothing was written",
@@ -409,7 +374,7 @@ def _refuse_other_rules(store: SealedStore, options: Mapping[str, object]) -> No
 
 def _refuse_left(store: SealedStore, tables: Sequence[SealedTable]) -> None:
     sources = old_sources(store, tables)
-    left = {source.table.table: source.moving for source in sources if source.moving}
+    left = {source.table.table: source.pending for source in sources if source.pending}
     if left:
         counts = ", ".join([f"{count:,} in {table}" for table, count in left.items()])
         raise JobError(

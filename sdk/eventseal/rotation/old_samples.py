@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -15,16 +13,18 @@ from eventseal.cipher import ItemContext, Opened
 from eventseal.errors import ConfigurationError, EventSealError, IntegrityError, KeyNotFoundError
 from eventseal.items.acceptance import OldItem
 from eventseal.items.sealed_places import Selection
-from eventseal.rotation.jobs.batches import failure_to_json
-from eventseal.rotation.jobs.jobs import MIGRATE
-from eventseal.rotation.jobs.old_items import class_checks, contexts_of, foreign, old_items
-from eventseal.rotation.jobs.resealers import accepted_in
-from eventseal.rotation.outcomes import failure_from_json
-from eventseal.rotation.results import MAX_FAILURES, JobResult
-from eventseal.storage.database.transactions import read
-from eventseal.storage.items.places import item_swaps
+from eventseal.rotation.jobs.collections import opened_page
+from eventseal.rotation.jobs.jobs import MIGRATE, verb_of
+from eventseal.rotation.jobs.old_items import class_checks, old_items
+from eventseal.rotation.jobs.sources import foreign
+from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult
+from eventseal.rotation.sealed_store import accepted_in
+from eventseal.storage.database.transactions import reads
+from eventseal.storage.items.places import TablePlace
 from eventseal.storage.items.rows import range_bounds
 from eventseal.storage.items.tables import ColumnKind
+from eventseal.storage.jobs import jobs
+from eventseal.storage.jobs import shards as job_shards
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from eventseal.items.acceptance import AcceptedFormats
     from eventseal.items.sealed_places import Page
-    from eventseal.rotation.jobs.old_items import OldSources
-    from eventseal.rotation.results import Failure
+    from eventseal.rotation.jobs.sources import OldSources
+    from eventseal.rotation.jobs.workers import Workers
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.items.tables import SealedTable
 
@@ -67,10 +67,6 @@ class Sample:
     failures: Sequence[Failure] = ()
     seconds: float = 0.0
 
-    def estimated(self, items: int) -> float:
-        """Guess how many seconds one process takes to migrate so many."""
-        return _WHOLE * self.seconds * items
-
 
 def sample_of(store: SealedStore, source: OldSources, accepted: AcceptedFormats) -> Sample:
     """
@@ -92,14 +88,12 @@ def sample_of(store: SealedStore, source: OldSources, accepted: AcceptedFormats)
     refused = items = 0
     classes = class_checks(store, is_library=not table.has_key_ids)
     for page in _pages(store, source):
-        contexts = contexts_of(page, table)
-        outcomes = store.cipher.open_many(list(zip(page.envelopes, contexts, strict=True)))
-        for number, outcome in enumerate(old_items(accepted, table, page, outcomes)):
+        for number, (context, outcome) in enumerate(old_items(store, accepted, table, page)):
             items += 1
             if isinstance(outcome, OldItem):
                 opened[outcome.format.name] += 1
                 try:
-                    classes.check(contexts[number].topic, outcome.plaintext)
+                    classes.check(context.topic, outcome.plaintext)
                 except EventSealError as error:
                     failures.append(_failure(table, page, number, error))
             else:
@@ -149,17 +143,17 @@ def sampled(
     accepted: AcceptedFormats,
     *,
     registered: bool,
-    check_keys: bool = True,
 ) -> list[Sample]:
     """
-    Take a sample of each table, and refuse wrong keys.
+    Take a sample of each table, and refuse wrong keys, unless a migration has moved something with them.
+
+    What such a one left may well be nothing but what does not open, and says nothing of the keys.
 
     Args:
         store: Its items and keys.
         sources: What the tables hold.
         accepted: The formats that are configured.
         registered: Whether only those count that the registry says are accepted in a table.
-        check_keys: Whether wrong keys are refused.
 
     Raises:
         ConfigurationError: A key is wrong, or the items are in other formats.
@@ -168,15 +162,42 @@ def sampled(
     samples = [
         sample_of(store, source, accepted_in(accepted, source.table) if registered else accepted)
         for source in sources
-        if source.moving
+        if source.pending
     ]
-    if check_keys:
+    if not _has_moved(store.datastore.engine, store.cipher.application, named_formats(accepted)):
         refuse_wrong_keys(samples, accepted)
     return samples
 
 
+def named_formats(accepted: AcceptedFormats) -> list[list[str | None]]:
+    """Name formats and their keys as a job keeps them."""
+    return [[old.name, None if old.key_id is None else str(old.key_id)] for old in accepted.formats]
+
+
+@reads("looking for migrations before")
+def _has_moved(connection: Connection, application: str, formats: list[list[str | None]]) -> bool:
+    """Say whether a migration with the same formats and keys has moved anything before."""
+    return any(
+        _has_done(connection, job)
+        for job in jobs.load_jobs(connection, application)
+        if not job.unreadable and verb_of(job.options) == MIGRATE and job.options["formats"] == formats
+    )
+
+
+def _has_done(connection: Connection, job: jobs.Job) -> bool:
+    try:
+        totals = job_shards.load_totals(connection, job)
+    except IntegrityError:  # of a range of a job that is not this one's
+        return False
+    return any(counts["done"] for counts in totals.by_table.values())
+
+
 def looked_at(
-    store: SealedStore, sources: Sequence[OldSources], samples: Sequence[Sample], started: float
+    store: SealedStore,
+    sources: Sequence[OldSources],
+    samples: Sequence[Sample],
+    started: float,
+    workers: Workers | None = None,
 ) -> JobResult:
     """
     Give what a look at the tables found, before anything is moved.
@@ -186,51 +207,28 @@ def looked_at(
         sources: What the tables hold.
         samples: Of those that hold something.
         started: When the look began, by ``time.monotonic()``.
+        workers: That would do the work, to say how long it would take.
     """
     by_sample = {sample.table: sample for sample in samples}
     by_table: dict[str, dict[str, int]] = {}
     for source in sources:
         sample = by_sample.get(source.table.table)
         found = {"sampled": sample.items, **sample.opened} if sample is not None else {}
-        by_table[source.table.table] = {"left": source.moving, **found}
+        by_table[source.table.table] = {"left": source.pending, **found}
+    left = {source.table.table: source.pending for source in sources}
+    seconds = sum(_WHOLE * sample.seconds * left[sample.table] for sample in samples)
     failures = [failure for sample in samples for failure in sample.failures]
     failures += _foreign_failures(store, sources)
     return JobResult(
         verb=MIGRATE,
         complete=True,
-        done=0,
-        left=sum(source.moving for source in sources),
+        left=sum(left.values()),
         failed=len(failures),
         seconds=time.monotonic() - started,
         by_table=by_table,
         failures=tuple(failures[:MAX_FAILURES]),
+        estimated_seconds=None if workers is None else workers.in_time(sum(left.values()), seconds),
     )
-
-
-def in_time(
-    result: JobResult,
-    sources: Sequence[OldSources],
-    samples: Sequence[Sample],
-    *,
-    workers: int,
-    items_per_second: float | None,
-) -> JobResult:
-    """
-    Add how long a migration would take.
-
-    Args:
-        result: Of a look at the tables.
-        sources: What the tables hold.
-        samples: Of those that hold something.
-        workers: That share the work.
-        items_per_second: Over all workers; ``None``: as fast as they can.
-    """
-    items = {source.table.table: source.moving for source in sources}
-    seconds = sum(sample.estimated(items[sample.table]) for sample in samples)
-    seconds /= min(workers, os.cpu_count() or 1)
-    if items_per_second is not None:
-        seconds = max(seconds, result.left / items_per_second)
-    return replace(result, estimated_seconds=seconds)
 
 
 def with_foreign(store: SealedStore, result: JobResult, sources: Sequence[OldSources]) -> JobResult:
@@ -254,31 +252,22 @@ def with_foreign(store: SealedStore, result: JobResult, sources: Sequence[OldSou
 
 def _pages(store: SealedStore, source: OldSources) -> list[Page]:
     engine, table = store.datastore.engine, source.table
-    swaps = item_swaps(engine, table)
+    place = TablePlace(engine, table)
     ((_, selection),) = source.selections(())
-    few = source.moving <= _PLACES * _ROWS
-    bounds: list[Any] = [None]
-    if not few:
-        bounds += read(
-            engine, partial(range_bounds, sealed_table=table, ranges=_PLACES), doing="sampling a table"
-        )
-
-    def look(connection: Connection, after: Any) -> Page:
-        limit = _PLACES * _ROWS if few or len(bounds) == 1 else _ROWS
-        return swaps.page(connection, selection, after=after, upto=None, limit=limit)
-
-    doing = f"reading a sample of {table.table}"
-    return [page for after in bounds if len(page := read(engine, partial(look, after=after), doing=doing))]
+    whole = _PLACES * _ROWS
+    bounds = [] if source.pending <= whole else range_bounds(engine, table, _PLACES)
+    found = [place.pages(selection, after, _ROWS if bounds else whole) for after in (None, *bounds)]
+    return [page for page in found if page]
 
 
 def _failure(table: SealedTable, page: Page, number: int, error: EventSealError) -> Failure:
-    place = {"sequence_id": str(page.sequence_ids[number]), "position": str(page.positions[number])}
-    return failure_from_json(failure_to_json(table.table, place, page.key_id(number), error))
+    place = page.sequence_ids[number], page.positions[number]
+    return Failure.of_item(table.table, place, page.key_id(number), error)
 
 
 def _foreign_failures(store: SealedStore, sources: Sequence[OldSources]) -> list[Failure]:
     return [
-        failure_from_json(failure_to_json(source.table.table, {"application": str(error.found)}, None, error))
+        Failure.of(source.table.table, {"application": str(error.found)}, None, error)
         for source in sources
         for error in foreign(source, store.cipher.application)
     ]
@@ -308,20 +297,19 @@ def refuse_wrong_id_types(store: SealedStore, sources: Sequence[OldSources]) -> 
     if any(shown):
         return
     for source in sources:
-        if source.moving and source.table in tables:
+        if source.pending and source.table in tables:
             _refuse_digits_as_text(store, source.table)
 
 
 def _is_shown(store: SealedStore, table: SealedTable) -> bool:
     """Whether something that is sealed there opens."""
     sealed = _rows(store, table, Selection(keys=None))
-    places = [
-        ItemContext(*place, table.collection)
-        for place in zip(sealed.sequence_ids, sealed.positions, sealed.topics, strict=True)
-    ]
-    if _open(store, sealed, places):
+    found = opened_page(store, sealed, table.collection)
+    if any(isinstance(outcome, Opened) for _, outcome in found):
         return True
-    if _open(store, sealed, [_of_the_other_type(place) for place in places]):
+    places = [_of_the_other_type(context) for context, _ in found]
+    others = store.cipher.open_many(list(zip(sealed.envelopes, places, strict=True)))
+    if any(isinstance(outcome, Opened) for outcome in others):
         other = "uuid" if _has_text(table) else "text"
         raise ConfigurationError(
             f"what is sealed in {table.table} is bound to ids of another type than originator_id_type says. "
@@ -350,17 +338,7 @@ def _has_text(table: SealedTable) -> bool:
 
 
 def _rows(store: SealedStore, table: SealedTable, selection: Selection) -> Page:
-    engine = store.datastore.engine
-    page = partial(
-        item_swaps(engine, table).page, selection=selection, after=None, upto=None, limit=_ROWS_TO_LOOK_AT
-    )
-    return read(engine, page, doing=f"reading a sample of {table.table}")
-
-
-def _open(store: SealedStore, page: Page, places: Sequence[ItemContext]) -> bool:
-    """Whether any of them opens there."""
-    outcomes = store.cipher.open_many(list(zip(page.envelopes, places, strict=True)))
-    return any(isinstance(outcome, Opened) for outcome in outcomes)
+    return TablePlace(store.datastore.engine, table).pages(selection, None, _ROWS_TO_LOOK_AT)
 
 
 def _of_the_other_type(place: ItemContext) -> ItemContext:

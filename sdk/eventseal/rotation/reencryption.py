@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from concurrent.futures import ProcessPoolExecutor
+import time
+from collections import Counter
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from eventseal.errors import ConfigurationError
 from eventseal.keys.states import KeyState
-from eventseal.rotation.jobs.collections import finish_move, moved_sources, refuse_move
-from eventseal.rotation.jobs.jobs import begun_job, resumed_job
+from eventseal.rotation.item_checks import ItemChecks, Tally
+from eventseal.rotation.jobs.collections import finish_move, opened_page, refuse_move
+from eventseal.rotation.jobs.jobs import begun_job, by_table, collection_of, keys_of, resumed_job
 from eventseal.rotation.jobs.passes import Passes
-from eventseal.rotation.jobs.resealers import collection_of, keys_of
-from eventseal.rotation.jobs.sources import table_sources
-from eventseal.rotation.outcomes import JobReport, estimate, with_unsealed
+from eventseal.rotation.jobs.sources import moved_sources, table_sources
+from eventseal.rotation.jobs.workers import Workers
+from eventseal.rotation.results import JobResult
+from eventseal.rotation.rows_set_aside import SET_ASIDE, AsideRows
 from eventseal.rotation.sealed_store import registered_tables
-from eventseal.rotation.settling import settles_at
+from eventseal.rotation.status.key_totals import settles_at
 from eventseal.rotation.table_checks import refuse_old_key_tables, refuse_unregistered_tables
-from eventseal.storage.database.column_types import LEAST_RATE
+from eventseal.storage.items.places import TablePlace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -27,12 +29,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from eventseal.rotation.jobs.sources import TableSources
-    from eventseal.rotation.results import JobResult
     from eventseal.rotation.sealed_store import SealedStore
-
-
-MOST_IN_A_BATCH = 100_000
-"""A page is cut by its bytes long before."""
 
 
 def reencrypt(
@@ -88,7 +85,13 @@ def reencrypt(
         StoreError: The database refused or failed; the job goes on when this is called again.
         StoreReadOnlyError: The key tables are of an earlier release: run `eventseal init` first.
     """
-    check_work(batch, items_per_second, shards, executor, open_store)
+    workers = Workers(
+        batch=batch,
+        shards=shards,
+        items_per_second=items_per_second,
+        executor=executor,
+        open_store=open_store,
+    )
     if resume is not None and (
         keys is not None or tables is not None or to_collection is not None or dry_run
     ):
@@ -112,8 +115,7 @@ def reencrypt(
         else:
             sources = table_sources(store, found, keys)
         if dry_run:
-            would = estimate(store, sources, workers=shards, items_per_second=items_per_second)
-            return with_unsealed(store, sources, would)
+            return with_unsealed(store, sources, estimate(store, sources, workers))
         options: dict[str, Any] = {
             "keys": None if keys is None else sorted(map(str, keys)),
             "tables": None if tables is None else sorted(tables),
@@ -128,12 +130,11 @@ def reencrypt(
             store,
             options=options,
             items_per_second=items_per_second,
-            total=sum(source.moving for source in sources),
+            total=sum(source.pending for source in sources),
         )
     else:
         job = resumed_job(store, resume, items_per_second=items_per_second)
         found = registered_tables(store.datastore, store.cipher.application, job.options["tables"])
-    report = JobReport(store, found)
     moved_from = keys_of(job)
     moves = (collection := collection_of(job)) is not None
     if collection is not None:
@@ -142,51 +143,17 @@ def reencrypt(
         store,
         job,
         found,
+        workers,
         look=partial(moved_sources, store, found[0], job)
         if moves
         else partial(table_sources, store, found, moved_from),
         settles=(lambda: None) if moves else partial(settles_at, store, moved_from),
         heads=store.cipher.heads if moved_from is None and not moves else (),
-        batch=batch,
-        shards=shards,
-        executor=executor,
-        open_store=open_store,
-        run=uuid4().hex,
         progress=progress,
-        report=report,
     )
     result = passes.run()
-    result = with_unsealed(store, report.sources, result)
+    result = with_unsealed(store, passes.report.sources, result)
     return finish_move(store, found[0], result) if moves else result
-
-
-def check_work(
-    batch: int,
-    items_per_second: float | None,
-    shards: int,
-    executor: Executor | None,
-    open_store: Callable[[], SealedStore] | None,
-) -> None:
-    """
-    Refuse arguments of a job that cannot be; those of :func:`reencrypt`.
-
-    Raises:
-        ConfigurationError: One of them is wrong.
-    """
-    if not 1 <= batch <= MOST_IN_A_BATCH:
-        raise ConfigurationError(f"batch is {batch}; it must be from 1 to {MOST_IN_A_BATCH:,}")
-    if shards < 1:
-        raise ConfigurationError(f"shards is {shards}; it must be at least 1")
-    if items_per_second is not None and not LEAST_RATE <= items_per_second < math.inf:
-        raise ConfigurationError(
-            f"items_per_second is {items_per_second}; it must be {LEAST_RATE} or more, and a finite number",
-            remedy="Leave it out to go as fast as the workers can.",
-        )
-    if isinstance(executor, ProcessPoolExecutor) and open_store is None:
-        raise ConfigurationError(
-            "workers in other processes cannot be given this store: no key travels",
-            remedy="Give open_store=, a function that they can import, such as EventSeal.from_settings.",
-        )
 
 
 def _refuse_keys(store: SealedStore, keys: Collection[UUID]) -> None:
@@ -209,3 +176,74 @@ def _refuse_keys(store: SealedStore, keys: Collection[UUID]) -> None:
                 f"key {key_id} is destroyed ({record.destroyed_by}): nothing can be moved from it",
                 remedy="Leave it out.",
             )
+
+
+def with_unsealed(store: SealedStore, sources: Sequence[TableSources], result: JobResult) -> JobResult:
+    """
+    Count rows of a result that were counted as plain as ``verify`` does: they may fail, or be set aside.
+
+    Args:
+        store: Whose readers they are.
+        sources: What each table held at the last look.
+        result: Of a re-encryption, or of its dry run.
+
+    Raises:
+        StoreError: The database refused or failed.
+    """
+    found = Tally()
+    aside = AsideRows.of_store(store, [source.table for source in sources])
+    for source in sources:
+        for selection in source.unsealed():
+            found.add(ItemChecks(store, source.table, only=selection, aside=aside).run_all())
+    shown = {table: dict(counts) for table, counts in result.by_table.items()}
+    for name, counts in found.by_table.items():
+        for outcome in ("failed", SET_ASIDE):
+            if items := counts[outcome]:
+                shown[name][outcome] = shown[name].get(outcome, 0) + items
+                shown[name]["plain"] = max(0, shown[name]["plain"] - items)
+    return replace(result.with_failures(found.failures, found.total("failed")), by_table=shown)
+
+
+_SAMPLE = 1000
+
+
+_WHOLE = 4
+"""How often opening a page, and how often reading it, stands for all of the work: an item is opened, sealed,
+opened again; its row is read, found again, written, and indexed twice. Cautious on the machines measured."""
+
+
+def estimate(store: SealedStore, sources: Sequence[TableSources], workers: Workers) -> JobResult:
+    """
+    Count what would be moved, and open a sample of it; nothing is changed.
+
+    Args:
+        store: Its items and keys.
+        sources: What each table holds.
+        workers: That would share the work.
+    """
+    started = time.monotonic()
+    items = sum(source.pending for source in sources)
+    seconds = sum(_seconds_each(store, source) * source.pending for source in sources if source.pending)
+    by_key: Counter[UUID] = Counter()
+    for source in sources:
+        by_key.update(source.by_key)
+    return JobResult(
+        verb="reencrypt",
+        complete=True,
+        left=items,
+        seconds=time.monotonic() - started,
+        by_table=by_table({}, [source.table for source in sources], sources),
+        by_key=dict(by_key),
+        estimated_seconds=workers.in_time(items, seconds),
+    )
+
+
+def _seconds_each(store: SealedStore, source: TableSources) -> float:
+    selection = next(iter(source.selections(())))[1]
+    store.keyring.opening_keys(list(source.by_key)[:_SAMPLE])  # the KMS is asked once, not for each item
+    started = time.perf_counter()
+    page = TablePlace(store.datastore.engine, source.table).pages(selection, None, _SAMPLE)
+    if not page:
+        return 0.0
+    opened_page(store, page, source.table.collection)
+    return _WHOLE * (time.perf_counter() - started) / len(page)

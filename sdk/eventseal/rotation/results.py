@@ -1,14 +1,15 @@
-"""What every maintenance verb gives back."""
+"""What every maintenance verb gives back, and what it has counted until then."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
+from uuid import UUID
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
-    from uuid import UUID
 
     from eventseal.errors import EventSealError
     from eventseal.rotation.rows_set_aside import SetAside
@@ -42,16 +43,41 @@ class Failure:
     remedy: str
 
     @classmethod
-    def of_key(cls, table: str, key_id: UUID | None, error: EventSealError) -> Failure:
-        """Describe an error of one key's row in a table of EventSeal's own."""
+    def of(cls, table: str, row: Mapping[str, str], key_id: UUID | None, error: EventSealError) -> Failure:
+        """Describe an error of one row."""
         return cls(
             table=table,
-            row={} if key_id is None else {"key_id": str(key_id)},
+            row=row,
             key_id=key_id,
             error=type(error).__name__,
             message=str(error),
             remedy=error.remedy,
         )
+
+    @classmethod
+    def of_item(
+        cls, table: str, place: Sequence[object], key_id: UUID | None, error: EventSealError
+    ) -> Failure:
+        """Describe an error of one item, by its sequence id and position."""
+        row = dict(zip(("sequence_id", "position"), map(str, place), strict=True))
+        return cls.of(table, row, key_id, error)
+
+    @classmethod
+    def of_key(cls, table: str, key_id: UUID | None, error: EventSealError) -> Failure:
+        """Describe an error of one key's row in a table of EventSeal's own."""
+        return cls.of(table, {} if key_id is None else {"key_id": str(key_id)}, key_id, error)
+
+    @classmethod
+    def from_record(cls, said: Mapping[str, Any]) -> Failure:
+        """Read what :meth:`to_record` gave; whoever can write to where it was kept may have edited it."""
+        key_id = said["key_id"]
+        texts = {name: str(said[name]) for name in ("table", "error", "message", "remedy")}
+        row = {str(name): str(value) for name, value in said["row"].items()}
+        return cls(**texts, row=row, key_id=None if key_id is None else UUID(key_id))
+
+    def to_record(self) -> dict[str, Any]:
+        """Give all of it, as a job or the state of a verification keeps it."""
+        return {**self.to_json(), "message": self.message, "remedy": self.remedy}
 
     def to_json(self) -> dict[str, Any]:
         """Give it as JSON has it."""
@@ -89,7 +115,7 @@ class JobResult:
 
     verb: str
     complete: bool
-    done: int
+    done: int = 0
     left: int = 0
     failed: int = 0
     seconds: float
@@ -108,6 +134,11 @@ class JobResult:
     def unfinished(self) -> bool:
         """Whether the verb has more to do now, and not only when processes have noticed a change of keys."""
         return not self.complete and (self.left > 0 or self.settles_at is None)
+
+    def with_failures(self, failures: Sequence[Failure], failed: int) -> Self:
+        """Add what failed; as many are listed as there is room for."""
+        listed = (*self.failures, *failures)[:MAX_FAILURES]
+        return replace(self, failed=self.failed + failed, failures=listed)
 
     def to_json(self) -> dict[str, Any]:
         """Give it as ``--json`` prints it; the last five fields only where they say something."""
@@ -134,3 +165,67 @@ class JobResult:
             if rows:
                 shown[name] = [row.to_json() for row in rows]
         return shown
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """
+    What a run of a verb has done so far.
+
+    Attributes:
+        verb: As its result names it.
+        progress: Is told, after each batch, what was done.
+        done: Keys, scopes or items that are done with.
+        left: Those that stay.
+        failed: Those that failed.
+        expected: How many there are.
+        by_key: The first 100,000.
+        failures: The first 1,000.
+        started: By ``time.monotonic()``.
+    """
+
+    verb: str
+    progress: Callable[[JobResult], None] | None
+    done: int = 0
+    left: int = 0
+    failed: int = 0
+    expected: int = 0
+    by_key: dict[UUID, int] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+    def note(self, key_id: UUID, items: int) -> None:
+        """List a key, if there is room."""
+        if len(self.by_key) < MAX_KEYS_LISTED:
+            self.by_key[key_id] = items
+
+    def add_failure(self, failure: Failure) -> None:
+        """Count a failure, and list it if there is room."""
+        self.failed += 1
+        if len(self.failures) < MAX_FAILURES:
+            self.failures.append(failure)
+
+    def fail(self, table: str, key_id: UUID | None, error: EventSealError) -> None:
+        """Count the failure of a key, and list it if there is room."""
+        self.add_failure(Failure.of_key(table, key_id, error))
+
+    def tell(self) -> None:
+        """Tell who looks on what was done, and how much is left."""
+        if self.progress is not None:
+            unseen = max(0, self.expected - self.done - self.left - self.failed)
+            so_far = self.result(complete=False)
+            self.progress(replace(so_far, left=so_far.left + unseen))
+
+    def result(self, *, complete: bool, **more: Any) -> JobResult:
+        """Give what was done so far; *more* of its fields."""
+        return JobResult(
+            verb=self.verb,
+            complete=complete,
+            done=self.done,
+            left=self.left,
+            failed=self.failed,
+            seconds=time.monotonic() - self.started,
+            by_key=dict(self.by_key),
+            failures=tuple(self.failures),
+            **more,
+        )

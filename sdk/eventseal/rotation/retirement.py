@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from eventseal.errors import EventSealError, IntegrityError, JobError, KeyNotFoundError
@@ -13,30 +12,37 @@ from eventseal.keys.authentication.row_macs import unreadable_row
 from eventseal.keys.ring.state_transitions import refuse_retirement
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.wrapping.branches import branch_uri
-from eventseal.rotation.fence_closing import close_and_count, without
+from eventseal.rotation.fences import close_and_count, without
 from eventseal.rotation.key_rotation import unknown_rows
-from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult
+from eventseal.rotation.results import MAX_FAILURES, JobResult, Run
 from eventseal.rotation.rewrapping import WRAPPING_TABLE
-from eventseal.rotation.rows_set_aside import SET_ASIDE, AsideRows, rows_set_aside
-from eventseal.rotation.sealed_store import places_beside_tables, refuse_unreachable_tables, registered_tables
-from eventseal.rotation.status.key_totals import replaced_keys
+from eventseal.rotation.rows_set_aside import SET_ASIDE, AsideRows
+from eventseal.rotation.sealed_store import (
+    key_pages,
+    places_beside_tables,
+    refuse_unreachable_tables,
+    registered_tables,
+)
+from eventseal.rotation.status.key_totals import expected_keys
 from eventseal.rotation.table_checks import (
+    GIVE_UP,
+    differing_failures,
+    named_rows,
     refuse_absent_tables,
     refuse_copies,
     refuse_damaged_indexes,
+    refuse_damaged_rows,
     refuse_tagged_events,
     refuse_unfenced_tables,
     refuse_unregistered_tables,
 )
-from eventseal.rotation.uncertain_rows import GIVE_UP, differing_failures, named_rows, refuse_damaged_rows
-from eventseal.storage.database.transactions import read, write
+from eventseal.storage.database.transactions import read
 from eventseal.storage.items.places import TablePlace
 from eventseal.storage.jobs.compromised_items import drop_compromised_items
-from eventseal.storage.key_store import SQLAlchemyKeyStore
 from eventseal.storage.keys.wrapping_rows import overwrite_deleted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from uuid import UUID
 
     from eventseal.errors import StoreUnavailableError
@@ -46,7 +52,7 @@ if TYPE_CHECKING:
     from eventseal.rotation.sealed_store import SealedStore
 
 
-_PAGE_SIZE = 1000
+_STATES = KeyState.DEACTIVATED, KeyState.COMPROMISED
 _BATCH_SIZE = 100
 
 
@@ -100,17 +106,18 @@ def retire(
     refuse_unreachable_tables(store.datastore, store.cipher.application)
     run = _Retirement(store, give_up=give_up_set_aside, dry_run=dry_run, progress=progress)
     if keys is None:
-        run.expect(0 if progress is None else _closed_key_count(store))
+        if progress is not None:
+            run.expected = expected_keys(store, [KeyPurpose.DATA, KeyPurpose.BRANCH], _STATES)
         run.retire_pages()
     else:
         records = _named(store, keys)
-        run.expect(len(records))
+        run.expected = len(records)
         run.retire_named(records)
-    leftover = overwrite_deleted(store.datastore.key_engine) if run.destroyed_any else ""
-    return replace(run.result(complete=True), leftover=leftover)
+    leftover = overwrite_deleted(store.datastore.key_engine) if run.done and not dry_run else ""
+    return run.result(complete=not run.failed, leftover=leftover)
 
 
-class _Retirement:
+class _Retirement(Run):
     """One run: what it has done so far, and how it goes on."""
 
     def __init__(
@@ -121,22 +128,18 @@ class _Retirement:
         dry_run: bool,
         progress: Callable[[JobResult], None] | None,
     ) -> None:
+        super().__init__(verb="retire", progress=progress)
         self._store = store
         self._tables = registered_tables(store.datastore, store.cipher.application)
         refuse_unfenced_tables(store, self._tables)
         refuse_damaged_indexes(store, self._tables)  # before whatever goes by an index
-        self._aside = AsideRows(store.datastore.engine, self._tables, partial(rows_set_aside, store))
+        self._aside = AsideRows.of_store(store, self._tables)
         self._give_up = give_up
         refuse_damaged_rows(store, self._tables, self._aside, give_up=give_up)
         self._table_places = [TablePlace(store.datastore.engine, table) for table in self._tables]
         self._places = places_beside_tables(store)
         self._dry_run = dry_run
-        self._progress = progress
-        self._started = time.monotonic()
-        self._done = self._left = self._failed = self._expected = 0
         self._by_table: dict[str, Counter[str]] = {}
-        self._by_key: dict[UUID, int] = {}
-        self._failures: list[Failure] = []
         self._held: dict[UUID, StoreUnavailableError] = {}
         self._needed: dict[UUID, str] = {}
         self._destroyed: set[UUID] = set()
@@ -144,30 +147,28 @@ class _Retirement:
         """Keys that stay for the sake of rows that are set aside, and of nothing else."""
         for table in self._tables:
             count, listed = differing_failures(store, table, self._aside, give_up=give_up)
-            self._failed += count
-            self._failures += listed[: MAX_FAILURES - len(self._failures)]
-
-    @property
-    def destroyed_any(self) -> bool:
-        """Whether a key was destroyed."""
-        return self._done > 0 and not self._dry_run
-
-    def expect(self, many: int) -> None:
-        """Take it that there are so many keys: who looks on is told how many are left."""
-        self._expected = many
+            self.failed += count
+            self.failures += listed[: MAX_FAILURES - len(self.failures)]
 
     def retire_pages(self) -> None:
         """Retire whatever may go: data keys first, since they may be all that a branch key is needed for."""
         for error in unknown_rows(self._store):
-            self._fail("encryption_keys", getattr(error, "key_id", None), error)
+            self.fail("encryption_keys", getattr(error, "key_id", None), error)
         branches: list[UUID] = []
-        for page in _closed_keys(self._store):
+        store = self._store
+        for page in chain.from_iterable(
+            key_pages(store.key_store, store.cipher.application, state=state) for state in _STATES
+        ):
+            by_purpose: dict[KeyPurpose, list[UUID]] = {}
             for record in page:
-                if "key_id" in record.unreadable and "purpose" not in record.unreadable:
-                    self._fail("encryption_keys", None, unreadable_row(record))
-            page = [r for r in page if not {"key_id", "purpose"} & set(r.unreadable)]  # noqa: PLW2901
-            branches += [record.key_id for record in page if record.purpose is KeyPurpose.BRANCH]
-            self._retire_data_keys([record.key_id for record in page if record.purpose is KeyPurpose.DATA])
+                if "purpose" in record.unreadable:
+                    continue
+                if "key_id" in record.unreadable:
+                    self.fail("encryption_keys", None, unreadable_row(record))
+                else:
+                    by_purpose.setdefault(record.purpose, []).append(record.key_id)
+            branches += by_purpose.get(KeyPurpose.BRANCH, ())
+            self._retire_data_keys(by_purpose.get(KeyPurpose.DATA, ()))
         self._retire_branch_keys(branches)
 
     def retire_named(self, records: Sequence[KeyRecord]) -> None:
@@ -195,24 +196,16 @@ class _Retirement:
             error.__dict__.update(facts)
             raise error
 
-    def result(self, *, complete: bool) -> JobResult:
-        """Give what was done so far."""
-        return JobResult(
-            verb="retire",
-            complete=complete and not self._failed,
-            done=self._done,
-            left=self._left,
-            failed=self._failed,
-            seconds=time.monotonic() - self._started,
+    def result(self, *, complete: bool, **more: Any) -> JobResult:
+        """Give what was done so far, by table too, and what was set aside."""
+        kept = self._aside.of_keys(self._set_aside) if self._set_aside else []
+        return super().result(
+            complete=complete,
             by_table={table: dict(counts) for table, counts in self._by_table.items()},
-            by_key=dict(self._by_key),
-            failures=tuple(self._failures),
-            set_aside=self._said_of(self._set_aside),
+            set_aside=tuple(here.said for here in kept[:MAX_FAILURES]),
             given_up=self._given_up(),
+            **more,
         )
-
-    def _said_of(self, key_ids: Collection[UUID]) -> tuple[SetAside, ...]:
-        return tuple(here.said for here in self._aside.of_keys(key_ids)[:MAX_FAILURES]) if key_ids else ()
 
     def _given_up(self) -> tuple[SetAside, ...]:
         """Give the rows that lost their key, and those of which nobody knows whether they did."""
@@ -231,7 +224,7 @@ class _Retirement:
     def _retire_data_keys(self, key_ids: Sequence[UUID]) -> None:
         for start in range(0, len(key_ids), _BATCH_SIZE):
             self._retire_batch(key_ids[start : start + _BATCH_SIZE])
-            self._tell()
+            self.tell()
 
     def _retire_batch(self, key_ids: Sequence[UUID]) -> None:
         """Leave out what is needed, before any fence is closed; it is counted again afterwards."""
@@ -245,7 +238,7 @@ class _Retirement:
         self._keep(closing.needed)
         for key_id, error in closing.held.items():
             self._held[key_id] = error
-            self._fail("key_fences", key_id, error)
+            self.fail("key_fences", key_id, error)
         closed = list(closing.closed)
         for place in self._places if closed else ():
             place.close_fence(closed)
@@ -274,10 +267,8 @@ class _Retirement:
             if by_table == aside.get(key_id):
                 self._set_aside.add(key_id)
                 outcome = SET_ASIDE
-            self._left += 1
-            self._list(key_id, by_table.total())
             said = ", ".join(f"{count} items of {table}" for table, count in by_table.items())
-            self._needed[key_id] = f"{said} need it"
+            self._stays(key_id, by_table.total(), f"{said} need it")
             for table, count in by_table.items():
                 self._by_table.setdefault(table, Counter())[outcome] += count
 
@@ -286,13 +277,13 @@ class _Retirement:
     def _retire_branch_keys(self, key_ids: Sequence[UUID]) -> None:
         uses = self._store.keyring.destroyer.wrapped_under(key_ids)
         for branch_id, wrappings in uses.items():
-            self._keep_branch(branch_id, wrappings)
+            self._stays(branch_id, wrappings, f"{wrappings} keys are wrapped under it")
         free = self._checked([key_id for key_id in key_ids if key_id not in uses])
         if self._dry_run:
             self._count_done(free)
         elif free and self._opens_without(free):
             self._destroy(free)
-        self._tell()
+        self.tell()
 
     def _opens_without(self, branch_ids: Sequence[UUID]) -> bool:
         """
@@ -306,20 +297,18 @@ class _Retirement:
         )
         # A JobError stands for a key that a stale writer has wrapped meanwhile: nothing is amiss with it.
         broken = {k: error for k, error in proof.failures.items() if not isinstance(error, JobError)}
-        self._failed += len(broken)
-        self._failures += [Failure.of_key(WRAPPING_TABLE, *failure) for failure in broken.items()]
+        for failure in broken.items():
+            self.fail(WRAPPING_TABLE, *failure)
         for branch_id in branch_ids if proof.failed else ():
-            self._left += 1
-            self._list(branch_id, proof.failed)
-            self._needed[branch_id] = f"{proof.failed} keys do not open without it"
+            self._stays(branch_id, proof.failed, f"{proof.failed} keys do not open without it")
         return not proof.failed
 
-    def _keep_branch(self, branch_id: UUID, wrappings: int) -> None:
-        self._left += 1
-        self._list(branch_id, wrappings)
-        self._needed[branch_id] = f"{wrappings} keys are wrapped under it"
-
     # --- both ---
+
+    def _stays(self, key_id: UUID, items: int, why: str) -> None:
+        self.left += 1
+        self.note(key_id, items)
+        self._needed[key_id] = why
 
     def _checked(self, key_ids: Sequence[UUID]) -> list[UUID]:
         """Leave out keys whose row is not in order: no fence is closed because of an edited row."""
@@ -330,8 +319,7 @@ class _Retirement:
     def _destroy(self, key_ids: Sequence[UUID]) -> None:
         destroyed = self._each_if_not_all(key_ids, self._store.keyring.destroyer.retire)
         if destroyed:
-            forget = partial(drop_compromised_items, key_ids=destroyed)
-            write(self._store.datastore.engine, forget, doing="forgetting the marks of destroyed keys")
+            drop_compromised_items(self._store.datastore.engine, destroyed)
         self._count_done(destroyed)
 
     def _each_if_not_all(
@@ -351,32 +339,15 @@ class _Retirement:
 
     def _refuse(self, key_id: UUID, error: EventSealError) -> None:
         if isinstance(error, JobError):  # a wrapping under it, or a state, that came meanwhile
-            self._left += 1
-            self._list(key_id, 1)
-            self._needed[key_id] = str(error)
+            self._stays(key_id, 1, str(error))
         else:
-            self._fail("encryption_keys", key_id, error)
+            self.fail("encryption_keys", key_id, error)
 
     def _count_done(self, key_ids: Sequence[UUID]) -> None:
-        self._done += len(key_ids)
+        self.done += len(key_ids)
         self._destroyed.update(key_ids)
         for key_id in key_ids:
-            self._list(key_id, 0)
-
-    def _list(self, key_id: UUID, items: int) -> None:
-        if len(self._by_key) < MAX_KEYS_LISTED:
-            self._by_key[key_id] = items
-
-    def _fail(self, table: str, key_id: UUID | None, error: EventSealError) -> None:
-        self._failed += 1
-        if len(self._failures) < MAX_FAILURES:
-            self._failures.append(Failure.of_key(table, key_id, error))
-
-    def _tell(self) -> None:
-        if self._progress is not None:
-            so_far = self.result(complete=False)
-            unseen = max(0, self._expected - so_far.done - so_far.left - so_far.failed)
-            self._progress(replace(so_far, left=so_far.left + unseen))
+            self.note(key_id, 0)
 
 
 _REMEDY = (
@@ -384,24 +355,6 @@ _REMEDY = (
     "(`eventseal rewrap`); then retire it. What `reencrypt` reports as a suspected forgery keeps its key. If "
     "keys do not open without a branch key, restore their rows of key_wrappings from a backup."
 )
-
-
-def _closed_key_count(store: SealedStore) -> int:
-    """Count the keys that may go, where one query does."""
-    if not isinstance(store.key_store, SQLAlchemyKeyStore):
-        return 0
-    look = partial(replaced_keys, application=store.cipher.application)
-    return read(store.datastore.key_engine, look, doing="counting keys that seal no more")
-
-
-def _closed_keys(store: SealedStore) -> Iterator[list[KeyRecord]]:
-    for state in (KeyState.DEACTIVATED, KeyState.COMPROMISED):
-        after: UUID | None = None
-        while page := store.key_store.page(
-            store.cipher.application, after=after, limit=_PAGE_SIZE, state=state
-        ):
-            yield page
-            after = page[-1].key_id
 
 
 def _named(store: SealedStore, keys: Collection[UUID]) -> list[KeyRecord]:

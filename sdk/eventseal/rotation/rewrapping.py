@@ -241,16 +241,14 @@ def rewrap(
     started = time.monotonic()
     total = 0 if progress is None else store.key_store.count_wrapped_keys(store.keyring.application)
 
-    def report(rewrapped: Rewrap, *, complete: bool, uses: Mapping[str, int]) -> JobResult:
-        unseen = 0 if complete else max(0, total - rewrapped.keys)
-        return _result(rewrapped, complete=complete, unseen=unseen, by_kek=uses, started=started)
-
     def tell(rewrapped: Rewrap) -> None:
         if progress is not None:
-            progress(report(rewrapped, complete=False, uses={}))
+            unseen = max(0, total - rewrapped.keys)
+            progress(_result(rewrapped, complete=False, unseen=unseen, by_kek={}, started=started))
 
     rewrapped = store.keyring.rewrap(to, batch=batch, dry_run=dry_run, progress=tell)
-    return report(rewrapped, complete=True, uses=kek_report(store).by_kek)
+    by_kek = kek_report(store).by_kek
+    return _result(rewrapped, complete=True, unseen=0, by_kek=by_kek, started=started)
 
 
 def _result(

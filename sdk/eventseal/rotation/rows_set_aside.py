@@ -6,10 +6,10 @@ import shlex
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eventseal.errors import IntegrityError
-from eventseal.storage.database.transactions import read
+from eventseal.storage.database.transactions import reads
 from eventseal.storage.items.rows import stored_row
 
 if TYPE_CHECKING:
@@ -68,15 +68,6 @@ class SetAside:
         }
 
 
-@runtime_checkable
-class SetsRowsAside(Protocol):
-    """A store that also says which damaged rows are set aside; ``EventSeal`` does, by its ledger."""
-
-    def rows_set_aside(self) -> Sequence[SetAside]:
-        """Give them, verified."""
-        ...
-
-
 def rows_set_aside(store: SealedStore) -> Sequence[SetAside]:
     """
     Give what is set aside in a store; none if it has no ledger.
@@ -84,7 +75,8 @@ def rows_set_aside(store: SealedStore) -> Sequence[SetAside]:
     Raises:
         EventSealError: The ledger is not what was written, or cannot be read.
     """
-    return store.rows_set_aside() if isinstance(store, SetsRowsAside) else ()
+    said: Sequence[SetAside] = getattr(store, "rows_set_aside", tuple)()
+    return said
 
 
 class AsideHere(NamedTuple):
@@ -112,6 +104,11 @@ class AsideRows:
         self._load = load
         self._here: dict[str, list[AsideHere]] = {}
 
+    @classmethod
+    def of_store(cls, store: SealedStore, tables: Collection[SealedTable]) -> AsideRows:
+        """Give those that a store's ledger excuses."""
+        return cls(store.datastore.engine, tables, partial(rows_set_aside, store))
+
     @cached_property
     def _said(self) -> Mapping[str, Mapping[Place, SetAside]]:
         by_table: dict[str, dict[Place, SetAside]] = {name: {} for name in self._tables}
@@ -125,16 +122,13 @@ class AsideRows:
         said = self._said[table].get(place)
         if said is None:
             return False
-        look = partial(_still, table=self._tables[table], said=said)
-        return read(self._engine, look, doing=f"reading {table}") is not None
+        return _still(self._engine, self._tables[table], said) is not None
 
     def of(self, table: str) -> Sequence[AsideHere]:
         """Give the rows of a table that are still what they were, as they were at the first question."""
         if table not in self._here:
-            look = partial(_all_still, table=self._tables[table], said=self._said[table].values())
-            self._here[table] = (
-                read(self._engine, look, doing=f"reading {table}") if self._said[table] else []
-            )
+            said = self._said[table].values()
+            self._here[table] = _all_still(self._engine, self._tables[table], said) if said else []
         return self._here[table]
 
     def of_keys(self, key_ids: Collection[UUID]) -> list[AsideHere]:
@@ -166,7 +160,7 @@ def lapsed_rows(
     """
     Find rows that are set aside and are no longer what they were, also those that open now.
 
-    Damage that somebody puts back later would be excused else.
+    Damage that somebody puts back later would be excused else (docs/decisions/0026).
 
     Args:
         engine: Of the items' database.
@@ -175,8 +169,7 @@ def lapsed_rows(
     """
     for row in said:
         table = tables.get(row.table)
-        look = None if table is None else partial(stored_row, table=table, place=row.place)
-        now = None if look is None else read(engine, look, doing=f"reading {row.table}")
+        now = None if table is None else stored_row(engine, table, row.place)
         if now is None:
             yield row, _lapsed(row, "is gone", "Find out who deleted it. If nobody needs it, withdraw")
         elif now.digest != row.sha256:
@@ -192,11 +185,12 @@ def _lapsed(row: SetAside, what: str, todo: str) -> IntegrityError:
     )
 
 
-def _still(connection: Connection, table: SealedTable, said: SetAside) -> StoredRow | None:
+def _still(connection: Connection | Engine, table: SealedTable, said: SetAside) -> StoredRow | None:
     now = stored_row(connection, table, said.place)
     return now if now is not None and now.digest == said.sha256 else None
 
 
+@reads("reading {table.table}")
 def _all_still(connection: Connection, table: SealedTable, said: Iterable[SetAside]) -> list[AsideHere]:
     rows = [(row, _still(connection, table, row)) for row in said]
     return [AsideHere(row, now) for row, now in rows if now is not None]

@@ -1,26 +1,34 @@
-"""What the maintenance verbs work on, and which of its tables hold sealed items."""
+"""What the maintenance verbs work on: its options, its tables of sealed items, and its keys, page by page."""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from eventseal.errors import ConfigurationError, IntegrityError, MissingTableError
+from eventseal.items.acceptance import AcceptedFormats
 from eventseal.storage.database.table_setup import has_table
 from eventseal.storage.items.registry import forget_statement
 from eventseal.storage.items.tables import DEFAULT_DATABASE, SealedTable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
+    from uuid import UUID
 
     from eventseal.cipher import AESCipher
+    from eventseal.erasure.ledger.ledger import Ledger
     from eventseal.errors import EventSealError
-    from eventseal.items.acceptance import AcceptedFormats
     from eventseal.items.sealed_places import SealedPlace
     from eventseal.keys import Keyring
+    from eventseal.keys.records import KeyRecord
+    from eventseal.keys.states import KeyState
     from eventseal.keys.store import KeyStore
     from eventseal.storage import SQLAlchemyDatastore
+
+
+PAGE_SIZE = 1000
+"""Keys that are read at a time."""
 
 
 @runtime_checkable
@@ -48,64 +56,66 @@ class SealedStore(Protocol):
         ...
 
 
-@runtime_checkable
-class NamesUnsealedTables(Protocol):
-    """A store that also says which tables look as if they held sealed items, and do not."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreOptions:
+    """
+    What a store may say beside its four attributes, in attributes of these names; ``EventSeal`` has all.
 
-    @property
-    def unsealed_tables(self) -> Collection[str]:
-        """Names of tables."""
-        ...
+    Attributes:
+        unsealed_tables: Tables that look as if they held sealed items, and do not.
+        places: What holds sealed items beside the registered tables.
+        always_encrypt: Whether every event is encrypted.
+        event_modules: Modules whose classes an unauthenticated item may name.
+        ledger: Of erasures.
+    """
 
+    unsealed_tables: Collection[str] = ()
+    places: Collection[SealedPlace] = ()
+    always_encrypt: bool = True
+    event_modules: Collection[str] = ()
+    ledger: Ledger | None = None
 
-@runtime_checkable
-class HasPlaces(Protocol):
-    """A store that keeps sealed items in places beside the registered tables, too."""
-
-    @property
-    def places(self) -> Collection[SealedPlace]:
-        """The places."""
-        ...
-
-
-@runtime_checkable
-class SaysWhatIsEncrypted(Protocol):
-    """A store that also says whether every event is encrypted; any other one encrypts every event."""
-
-    @property
-    def always_encrypt(self) -> bool:
-        """The setting."""
-        ...
-
-
-@runtime_checkable
-class AcceptsOldFormats(Protocol):
-    """A store that also says which older formats its readers accept; ``EventSeal`` does."""
-
-    @property
-    def accepted_formats(self) -> AcceptedFormats:
-        """As they are configured, whether they are still accepted or not."""
-        ...
-
-
-@runtime_checkable
-class NamesEventModules(Protocol):
-    """A store that also names the modules that define events, such as ``EventSeal``."""
-
-    @property
-    def event_modules(self) -> Collection[str]:
-        """Modules whose classes an unauthenticated item may name."""
-        ...
+    @classmethod
+    def of(cls, store: SealedStore) -> StoreOptions:
+        """Read them from a store; what it does not say is as by default."""
+        said = [option.name for option in fields(cls) if hasattr(store, option.name)]
+        return cls(**{name: getattr(store, name) for name in said})
 
 
 def event_modules_of(store: SealedStore) -> tuple[str, ...]:
     """List a store's event modules; a store that names none has none."""
-    return tuple(store.event_modules) if isinstance(store, NamesEventModules) else ()
+    return tuple(StoreOptions.of(store).event_modules)
 
 
-def encrypts_everything(store: SealedStore) -> bool:
-    """Whether every event of a store is encrypted; one that does not say so is taken to do that."""
-    return store.always_encrypt if isinstance(store, SaysWhatIsEncrypted) else True
+def formats_of(store: SealedStore) -> AcceptedFormats:
+    """
+    Give the older formats in a store's ``accepted_formats``, whether they are still accepted or not.
+
+    Raises:
+        ConfigurationError: A key of theirs is not where the settings say.
+    """
+    # Without what the registry says now: a migration is what changes it, and a table tells of itself.
+    return AcceptedFormats(getattr(store, "accepted_formats", AcceptedFormats()).formats)
+
+
+def accepted_in(accepted: AcceptedFormats, table: SealedTable) -> AcceptedFormats:
+    """Give the formats that the registry says are accepted in a table."""
+    return AcceptedFormats([old for old in accepted.formats if old.name in table.old_formats])
+
+
+def configured_formats(store: SealedStore) -> AcceptedFormats:
+    """
+    Give the older formats that a store is configured with.
+
+    Raises:
+        ConfigurationError: There are none.
+    """
+    if accepted := formats_of(store):
+        return accepted
+    raise ConfigurationError(
+        "no older format is named, so nothing can be migrated",
+        remedy="Name the formats that the items are in, with their keys: the setting old_formats.",
+    )
 
 
 def accepts_plain(store: SealedStore, table: SealedTable) -> bool:
@@ -116,9 +126,10 @@ def accepts_plain(store: SealedStore, table: SealedTable) -> bool:
         store: May say that its items need not be encrypted, and which older formats its readers accept.
         table: From the registry. A format that it names, and the store does not, is accepted by no reader.
     """
-    known = store.accepted_formats.formats if isinstance(store, AcceptsOldFormats) else ()
-    named = {old.name for old in known}.intersection(table.old_formats)
-    return replace(table, old_formats=tuple(named)).accepts_plain(always_encrypt=encrypts_everything(store))
+    named = tuple({old.name for old in accepted_in(formats_of(store), table).formats})
+    return replace(table, old_formats=named).accepts_plain(
+        always_encrypt=StoreOptions.of(store).always_encrypt
+    )
 
 
 def registered_tables(
@@ -159,7 +170,12 @@ def registered_tables(
     registry = everything.tables
     found = tables_of(registry, application)
     if all(table.is_others for table in found) and not everything.unreadable:
-        raise _nothing_registered(registry, application)
+        others = sorted({str(table.application) for table in registry})
+        tables_there = f"; there are tables of {', '.join(others)}" if others else ""
+        raise ConfigurationError(
+            f"no table is registered for application {application}{tables_there}",
+            remedy="Correct the application's name, or run `eventseal init`, which registers its tables.",
+        )
     found = [as_listed(datastore, table) for table in found]
     if tables is not None:
         _refuse_unknown(tables, found)
@@ -232,7 +248,7 @@ def places_beside_tables(store: SealedStore) -> list[SealedPlace]:
         ConfigurationError: The store does not have one that the key store remembers.
         StoreError: The key store refused or failed.
     """
-    known = {place.name: place for place in store.places} if isinstance(store, HasPlaces) else {}
+    known = {place.name: place for place in StoreOptions.of(store).places}
     missing = [name for name in store.key_store.places() if name not in known]
     if missing:
         raise ConfigurationError(
@@ -244,7 +260,7 @@ def places_beside_tables(store: SealedStore) -> list[SealedPlace]:
 
 def tables_of(registry: Sequence[SealedTable], application: str) -> list[SealedTable]:
     """
-    Give one entry for each registered table: a row of the registry adds a table, and hides none.
+    Give one entry for each registered table: a row adds a table, and hides none (docs/decisions/0020).
 
     Args:
         registry: All of it.
@@ -280,15 +296,6 @@ def _refuse_unknown(names: Collection[str], mine: list[SealedTable]) -> None:
             )
 
 
-def _nothing_registered(registry: list[SealedTable], application: str) -> ConfigurationError:
-    others = sorted({str(table.application) for table in registry})
-    found = f"; there are tables of {', '.join(others)}" if others else ""
-    return ConfigurationError(
-        f"no table is registered for application {application}{found}",
-        remedy="Correct the application's name, or run `eventseal init`, which registers its tables.",
-    )
-
-
 def _unreachable(datastore: SQLAlchemyDatastore, table: SealedTable) -> EventSealError | None:
     """Say why the rows of a registered table cannot be read, if that is so."""
     if table.database != DEFAULT_DATABASE:
@@ -303,3 +310,31 @@ def _unreachable(datastore: SQLAlchemyDatastore, table: SealedTable) -> EventSea
         remedy="Make it with `eventseal init`, or point store_url to the database that has it. "
         f"If it was dropped on purpose: {forget_statement(table)}",
     )
+
+
+def key_pages(
+    key_store: KeyStore, application: str, *, after: UUID | None = None, state: KeyState | None = None
+) -> Iterator[list[KeyRecord]]:
+    """
+    Give an application's keys in order of their ids, a thousand at a time.
+
+    Args:
+        key_store: Has the keys.
+        application: Whose.
+        after: Begin behind this key.
+        state: Only keys in this state.
+
+    Raises:
+        StoreError: The key store refused or failed.
+    """
+    while page := key_store.page(application, after=after, limit=PAGE_SIZE, state=state):
+        yield page
+        after = page[-1].key_id
+
+
+def records_of(key_store: KeyStore, key_ids: Collection[UUID]) -> dict[UUID, KeyRecord]:
+    """Give those of the keys that a key store has, by id; as :func:`key_pages` a thousand at a time."""
+    wanted, found = sorted(key_ids), {}
+    for start in range(0, len(wanted), PAGE_SIZE):
+        found.update(key_store.get(wanted[start : start + PAGE_SIZE]))
+    return found

@@ -1,18 +1,26 @@
-"""What keeps a verb from running: tables that nobody named, copies, and indexes that do not agree."""
+"""What keeps a verb from running: tables that nobody named, damaged indexes, rows of unknown keys."""
 
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from eventseal.errors import ConfigurationError, IntegrityError, KmsError
+from eventseal.errors import REPAIR_ROW, ConfigurationError, IntegrityError, JobError, KmsError
+from eventseal.items.sealed_places import Selection
 from eventseal.keys.authentication.revocations import old_key_tables
-from eventseal.rotation.sealed_store import NamesUnsealedTables, SealedStore
-from eventseal.storage.database.transactions import read
+from eventseal.rotation.item_checks import ItemChecks
+from eventseal.rotation.jobs.sources import FEW_ITEMS
+from eventseal.rotation.results import MAX_FAILURES, Failure
+from eventseal.rotation.rows_set_aside import SET_ASIDE
+from eventseal.rotation.sealed_store import SealedStore, StoreOptions, accepts_plain
 from eventseal.storage.items.columns import sealed_columns
 from eventseal.storage.items.fences import has_fence_triggers
-from eventseal.storage.items.key_counts import count_differing, differing_rows
+from eventseal.storage.items.key_counts import (
+    count_differing,
+    count_without_place,
+    differing_rows,
+    rows_without_envelope,
+)
 from eventseal.storage.items.key_id_indexes import damage, reindex_statement
 from eventseal.storage.items.tables import OWN_RECORDS
 from eventseal.storage.unregistered import (
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from eventseal.keys.store import KeyStore
+    from eventseal.rotation.rows_set_aside import AsideHere, AsideRows
     from eventseal.storage import SQLAlchemyDatastore
     from eventseal.storage.items.rows import ItemRow
     from eventseal.storage.items.tables import SealedTable
@@ -47,11 +56,10 @@ def differing_items(
     Returns:
         How many there are, and some of them, with the key of their header.
     """
-    engine, doing = datastore.engine, f"comparing the key ids of {table.table}"
-    count, rows = read(engine, partial(differing_rows, table=table, limit=limit), doing=doing)
+    count, rows = differing_rows(datastore.engine, table, limit=limit)
     if not count or not table.old_formats:
         return count, rows
-    by_key = read(engine, partial(count_differing, table=table), doing=doing)
+    by_key = count_differing(datastore.engine, table)
     named = {key_id for key_id in by_key if key_id is not None}
     by_chance = named - key_store.get(named).keys()
     found = count - sum(by_key[key_id] for key_id in by_chance)
@@ -72,8 +80,7 @@ def refuse_damaged_indexes(store: SealedStore, tables: Sequence[SealedTable]) ->
     """
     engine = store.datastore.engine
     for table in tables:
-        doing = f"comparing the indexes of {table.table} with its rows"
-        found = read(engine, partial(damage, table=table), doing=doing)
+        found = damage(engine, table)
         if found is not None:
             raise IntegrityError(
                 f"table {table.table} and its indexes do not agree, so its items cannot be counted. SQLite "
@@ -99,7 +106,7 @@ def refuse_unregistered_tables(store: SealedStore) -> None:
         StoreError: The database refused or failed.
     """
     registry = store.datastore.registry()
-    unsealed = set(store.unsealed_tables if isinstance(store, NamesUnsealedTables) else ())
+    unsealed = set(StoreOptions.of(store).unsealed_tables)
     edited: set[str] = set()
     for row in registry.unreadable:
         if row.table is None:  # it may be that of any table that looks unregistered
@@ -115,15 +122,15 @@ def refuse_unregistered_tables(store: SealedStore) -> None:
             remedy="Run `eventseal init`, which creates and registers the tables of all record classes.",
         )
     known: dict[str, Any] = {"registered": registry.tables, "unsealed_tables": unsealed | edited}
-    engine, doing = store.datastore.engine, "looking for tables that are not registered"
-    theirs = read(engine, partial(unregistered_eventsourcing_tables, **known), doing=doing)
+    engine = store.datastore.engine
+    theirs = unregistered_eventsourcing_tables(engine, **known)
     if theirs:
         raise ConfigurationError(
             f"not registered, but with the columns of the eventsourcing library: {', '.join(theirs)}",
             remedy="Add their names to `eventsourcing_tables` and run `eventseal init`; those that hold no "
             "sealed items, to `unsealed_tables`.",
         )
-    found = read(engine, partial(unregistered_tables, **known), doing=doing)
+    found = unregistered_tables(engine, **known)
     if found:
         raise ConfigurationError(
             f"not registered, but with a key_id beside a binary column: {', '.join(found)}",
@@ -136,8 +143,8 @@ def refuse_copies(store: SealedStore) -> None:
     """
     Stop where a table that nobody named holds envelopes, whatever its columns are called and declared.
 
-    Only SQLite copies a table without the types of its columns. Its tables that nobody named are read up to
-    the first envelope.
+    Only SQLite copies a table without the types of its columns (docs/decisions/0020). Its tables that nobody
+    named are read up to the first envelope.
 
     Args:
         store: Its items' database is looked at.
@@ -146,12 +153,11 @@ def refuse_copies(store: SealedStore) -> None:
         ConfigurationError: There is such a table, and it is not among the store's ``unsealed_tables``.
         StoreError: The database refused or failed.
     """
-    look = partial(
-        copies_of_items,
+    found = copies_of_items(
+        store.datastore.engine,
         registered=store.datastore.registry().complete(),
-        unsealed_tables=store.unsealed_tables if isinstance(store, NamesUnsealedTables) else (),
+        unsealed_tables=StoreOptions.of(store).unsealed_tables,
     )
-    found = read(store.datastore.engine, look, doing="looking for tables that hold envelopes")
     if found:
         raise ConfigurationError(
             f"not registered, but with sealed items in it: {', '.join(found)}; they might be lost with a key",
@@ -174,8 +180,7 @@ def refuse_unfenced_tables(store: SealedStore, tables: Sequence[SealedTable]) ->
         StoreError: The database refused or failed.
     """
     for table in tables:
-        look = partial(has_fence_triggers, table=table)
-        if not table.has_key_ids and not read(store.datastore.engine, look, doing="looking for triggers"):
+        if not table.has_key_ids and not has_fence_triggers(store.datastore.engine, table):
             raise ConfigurationError(
                 f"table {table.table}, which another program writes, has no trigger that takes the fences: "
                 "what it is writing now would be lost with its key",
@@ -193,9 +198,8 @@ def uncounted_tables(store: SealedStore) -> list[str]:
     Raises:
         StoreError: The database refused or failed.
     """
-    unsealed = store.unsealed_tables if isinstance(store, NamesUnsealedTables) else ()
-    look = partial(tables_of_tagged_events, unsealed_tables=unsealed)
-    return read(store.datastore.engine, look, doing="looking for events by tags")
+    unsealed = StoreOptions.of(store).unsealed_tables
+    return tables_of_tagged_events(store.datastore.engine, unsealed_tables=unsealed)
 
 
 def refuse_tagged_events(store: SealedStore) -> None:
@@ -274,3 +278,121 @@ def refuse_old_key_tables(store: SealedStore) -> None:
         with suppress(KmsError):  # a worker may lack the right to unwrap
             store.keyring.tables.age()  # an old mark that was put back is told as that
         raise old_key_tables(application)
+
+
+GIVE_UP = "To destroy keys although these rows need them: eventseal retire --give-up-set-aside"
+
+_KEY_ID = (
+    "Run `eventseal repair`: if the envelope opens, it puts the key id right. Else name a backup: "
+    "`eventseal repair --from-backup URL`."
+)
+_SHOWN = 3
+
+
+def named_rows(rows: Sequence[AsideHere]) -> str:
+    """Name the first rows, for a message."""
+    named = [f"{here.said.table} {', '.join(here.said.row.values())}" for here in rows[:_SHOWN]]
+    return "; ".join([*named, *["..."] * (len(rows) > _SHOWN)])
+
+
+def differing_failures(
+    store: SealedStore, table: SealedTable, aside: AsideRows, *, give_up: bool
+) -> tuple[int, list[Failure]]:
+    """
+    Find the rows whose column and envelope name different keys: they keep both.
+
+    Args:
+        store: Has the items and the keys.
+        table: From the registry.
+        aside: The rows that are set aside.
+        give_up: Whether those are left out.
+
+    Returns:
+        How many there are, and the first 1,000.
+    """
+    set_aside = {here.said.place for here in aside.of(table.table) if here.stored.differs}
+    limit = MAX_FAILURES + len(set_aside)
+    count, rows = differing_items(store.datastore, store.key_store, table, limit=limit)
+    if give_up:
+        count -= sum(row[:2] in set_aside for row in rows)
+        rows = [row for row in rows if row[:2] not in set_aside]
+    message = "the key id beside the item is not the one in its envelope; both keys stay"
+    return count, [
+        Failure.of_item(
+            table.table,
+            row[:2],
+            row.key_id,
+            IntegrityError(message, remedy=GIVE_UP if row[:2] in set_aside else _KEY_ID),
+        )
+        for row in rows[:MAX_FAILURES]
+    ]
+
+
+def refuse_damaged_rows(
+    store: SealedStore, tables: Sequence[SealedTable], aside: AsideRows, *, give_up: bool
+) -> None:
+    """
+    Stop where a row is neither an envelope nor what its table accepts: its key may be any that is to go.
+
+    Args:
+        store: Has the items' database, and may say that its items need not be sealed.
+        tables: From the registry.
+        aside: The rows that are set aside.
+        give_up: Whether those stop nothing.
+
+    Raises:
+        IntegrityError: There are such rows; it names the first three of a table.
+        JobError: There are such rows, all of them set aside.
+        StoreError: The database refused or failed.
+    """
+    damaged, given_up = [], []
+    for table in tables:
+        count, some, set_aside = _damaged_rows(store, table, aside)
+        if count:
+            damaged.append(_places(table, count, some))
+        if set_aside:
+            rows = [", ".join(row.values()) for row in set_aside[:_SHOWN]]
+            given_up.append(_places(table, len(set_aside), rows))
+    if damaged:
+        raise IntegrityError(
+            f"{'. '.join(damaged)}. These rows are not sealed, or damaged: nobody knows which key they need",
+            remedy=f"{REPAIR_ROW} Delete rows that are no items. If they are in an older format, name it in "
+            "the setting old_formats. Then run it again.",
+        )
+    if given_up and not give_up:
+        raise JobError(
+            f"{'. '.join(given_up)}. These rows are set aside, and nobody knows which key they need: no key "
+            "was destroyed",
+            remedy="To destroy keys all the same: eventseal retire --give-up-set-aside",
+        )
+
+
+def _places(table: SealedTable, count: int, some: Sequence[str]) -> str:
+    places = "; ".join([*some, *["..."] * (count > len(some))])
+    return f"{count:,} item{'s' * (count > 1)} of {table.table}: {places}"
+
+
+def _damaged_rows(
+    store: SealedStore, table: SealedTable, aside: AsideRows
+) -> tuple[int, list[str], list[dict[str, str]]]:
+    """Count the rows that are no envelopes and that no reader takes, and say where; give those set aside."""
+    engine = store.datastore.engine
+    set_aside = {
+        here.said.place: here.said.row for here in aside.of(table.table) if not here.stored.header_key
+    }
+    count, some = rows_without_envelope(engine, table, limit=_SHOWN + len(set_aside))
+    if not count or not accepts_plain(store, table):
+        places = [f"{row.sequence_id}, {row.position}" for row in some if row[:2] not in set_aside]
+        return count - len(set_aside), places[:_SHOWN], list(set_aside.values())
+    if table.is_others:  # theirs to judge
+        return 0, [], []
+    plain = Selection(keys=(), few=count <= FEW_ITEMS, plain=True)
+    found = ItemChecks(store, table, only=plain, aside=aside).run_all()
+    # A row without a place is in no page.
+    lost = count_without_place(engine, table)
+    some_places = [", ".join(failure.row.values()) for failure in found.failures[:_SHOWN]]
+    return (
+        found.total("failed") + lost,
+        some_places,
+        list(set_aside.values()) if found.total(SET_ASIDE) else [],
+    )

@@ -5,17 +5,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from eventseal.errors import (
     ConfigurationError,
     EventSealError,
     IntegrityError,
-    JobError,
     KekNotConfiguredError,
     KeyDestroyedError,
     UnknownFormatError,
@@ -23,15 +20,13 @@ from eventseal.errors import (
 from eventseal.keys.authentication.row_macs import unreadable_row
 from eventseal.keys.states import KeyPurpose
 from eventseal.rotation.item_checks import FORMER, OUTCOMES, PAGE_SIZE, ItemChecks, Tally, raise_if_outage
-from eventseal.rotation.reencryption import check_work
+from eventseal.rotation.jobs.workers import Workers, broken_pool_named, opened, ranges_of
 from eventseal.rotation.results import JobResult
 from eventseal.rotation.rows_set_aside import SET_ASIDE, AsideRows, lapsed_rows, rows_set_aside
-from eventseal.rotation.sealed_store import encrypts_everything, registered_tables
+from eventseal.rotation.sealed_store import StoreOptions, key_pages, registered_tables
 from eventseal.rotation.table_checks import refuse_absent_tables, refuse_unregistered_tables, uncounted_tables
-from eventseal.rotation.verify_state import Range, VerifyState, covered
-from eventseal.storage.database.transactions import read
+from eventseal.rotation.verification_state import Range, VerifyState, covered
 from eventseal.storage.items.key_counts import count_by_key, count_without_place
-from eventseal.storage.items.rows import range_bounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -39,7 +34,6 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from eventseal.keys.records import KeyRecord
     from eventseal.rotation.rows_set_aside import SetAside
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.items.tables import SealedTable
@@ -52,7 +46,6 @@ _WHERE_THERE_ARE_SOME = (FORMER, SET_ASIDE)
 RANGE_ITEMS = 50_000
 """Items of a range: what an interrupted verification does again, and what a worker takes at a time."""
 
-_MOST_RANGES = 4096
 _KEPT_EVERY = 5.0
 """Seconds between two states that the caller is given to keep."""
 
@@ -127,7 +120,7 @@ def verify(
     """
     if not 0 < sample <= 1:
         raise ConfigurationError(f"sample is {sample}; it must be over 0 and at most 1")
-    check_work(PAGE_SIZE, None, shards, executor, open_store)
+    workers = Workers(shards=shards, executor=executor, open_store=open_store)
     refuse_unregistered_tables(store)
     refuse_absent_tables(store)
     unreadable: list[IntegrityError] = []
@@ -137,32 +130,26 @@ def verify(
     state = _begun(store, found, asked=tables, sample=sample, shards=shards)
     if resume is not None:
         state = VerifyState.resumed(store, resume, state)
-    run = _Run(store, state, found, keep=keep, progress=progress)
+    run = _Verification(store, state, {table.table: table for table in found}, keep, progress)
     run.fail_registry(unreadable)
     run.check_keys()
     run.check_rows_set_aside()
     if tables is None:
         run.name_uncounted_tables()
-    return run.check_items(executor, shards, open_store)
+    return run.check_items(workers)
 
 
-class _Run:
+@dataclass(eq=False)
+class _Verification:
     """One run: what it has found so far, and how it goes on."""
 
-    def __init__(
-        self,
-        store: SealedStore,
-        state: VerifyState,
-        tables: Sequence[SealedTable],
-        *,
-        keep: Callable[[dict[str, Any]], None] | None,
-        progress: Callable[[VerifyResult], None] | None,
-    ) -> None:
-        self._store = store
-        self._state = state
-        self._tables = {table.table: table for table in tables}
-        self._keep = keep
-        self._progress = progress
+    store: SealedStore
+    state: VerifyState
+    tables: Mapping[str, SealedTable]
+    keep: Callable[[dict[str, Any]], None] | None
+    progress: Callable[[VerifyResult], None] | None
+
+    def __post_init__(self) -> None:
         self._started = self._kept = time.monotonic()
         self._of_this_run = Tally()
         """Found anew by each run: keys, unreadable tables, and rows that were set aside and changed since."""
@@ -178,7 +165,7 @@ class _Run:
         """Check the seal, the wrapping and the binding of every key of items, and of fields inside them."""
         missing: dict[str | None, list[tuple[UUID, KekNotConfiguredError]]] = {}
         opened = 0
-        for records in self._key_pages():
+        for records in key_pages(self.store.key_store, self.store.cipher.application):
             outcomes: dict[UUID, object] = {}
             for record in records:
                 if "key_id" in record.unreadable:  # no question for it by its id finds it
@@ -186,7 +173,7 @@ class _Run:
             readable = [record for record in records if "key_id" not in record.unreadable]
             for purpose in (KeyPurpose.DATA, KeyPurpose.FIELD):
                 wanted = [record.key_id for record in readable if record.purpose is purpose]
-                outcomes |= self._store.keyring.opening_keys(wanted, purpose=purpose) if wanted else {}
+                outcomes |= self.store.keyring.opening_keys(wanted, purpose=purpose) if wanted else {}
             for record in readable:
                 outcome = outcomes.get(record.key_id)
                 # A tombstone says that it is one, and its seal was checked before: nothing is wrong with it.
@@ -209,68 +196,64 @@ class _Run:
     def check_rows_set_aside(self) -> None:
         """Load what the ledger excuses, and count each row of it that is gone or changed as a failure."""
         try:
-            self._said = rows_set_aside(self._store)
+            self._said = rows_set_aside(self.store)
         except IntegrityError as changed:  # then it excuses nothing
             self._of_this_run.fail(LEDGER, {}, None, changed)
-        asked = self._state.asked
+        asked = self.state.asked
         said = [row for row in self._said if asked is None or row.table in asked]
-        for row, error in lapsed_rows(self._store.datastore.engine, self._tables, said):
+        for row, error in lapsed_rows(self.store.datastore.engine, self.tables, said):
             self._of_this_run.fail(row.table, row.row, None, error)
 
     def name_uncounted_tables(self) -> None:
         """Count each table that holds items and cannot be read here as one failure."""
-        for name in uncounted_tables(self._store):
-            self._of_this_run.fail(name, {}, None, _tagged(name))
-        for table in self._tables.values():
-            look = partial(count_without_place, table=table)
-            items = read(self._store.datastore.engine, look, doing=f"counting {table.table}")
-            if items:
-                self._of_this_run.fail(table.table, {}, None, _without_place(table.table, items))
+        for name in uncounted_tables(self.store):
+            error = UnknownFormatError(
+                f"{name} holds events by tags, which verify cannot read yet: nothing is proved of them",
+                remedy="If it holds no encrypted events, add its name to unsealed_tables.",
+            )
+            self._of_this_run.fail(name, {}, None, error)
+        for table in self.tables.values():
+            if items := count_without_place(self.store.datastore.engine, table):
+                lost = IntegrityError(
+                    f"{items:,} rows of {table.table} have no sequence id or no position, so that no reader "
+                    "finds them",
+                    remedy="Find out who changed the table, and restore the rows from a backup.",
+                )
+                self._of_this_run.fail(table.table, {}, None, lost)
 
-    def check_items(
-        self, executor: Executor | None, shards: int, open_store: Callable[[], SealedStore] | None
-    ) -> VerifyResult:
+    def check_items(self, workers: Workers) -> VerifyResult:
         """Check what is left of the ranges, and give the result."""
         try:
-            if executor is None:
+            if workers.executor is None:
                 self._check_here()
             else:
-                self._check_elsewhere(executor, shards, open_store)
+                with broken_pool_named("Run the same command again."):
+                    self._check_elsewhere(workers.executor, workers)
         except BaseException:
             self._keep_state()
             raise
-        return self._result(self._state.tally, complete=True)
+        return self._result(self.state.tally, complete=True)
 
     def _check_here(self) -> None:
-        for each in list(self._state.ranges):
+        for each in list(self.state.ranges):
             tally = Tally()
-            table = self._tables[each.table]
-            aside = AsideRows(self._store.datastore.engine, [table], lambda: self._said)
-            checks = ItemChecks(self._store, table, sample=self._state.sample, aside=aside)
-            for page in checks.run(each.after, each.upto):
+            for page in _pages(self.store, self.tables[each.table], **self._work(each)):
                 tally.add(page)
                 self._tell(tally)
             self._done(each, tally)
 
-    def _check_elsewhere(
-        self, executor: Executor, shards: int, open_store: Callable[[], SealedStore] | None
-    ) -> None:
-        waiting = list(self._state.ranges)
+    def _check_elsewhere(self, executor: Executor, workers: Workers) -> None:
+        waiting = list(self.state.ranges)
         working: dict[Future[Tally], Range] = {}
         try:
             while waiting or working:
                 # Not all at once: what is submitted cannot be taken back from a process.
-                while waiting and len(working) < 2 * shards:
+                while waiting and len(working) < 2 * workers.shards:
                     each = waiting.pop(0)
-                    working[self._submitted(executor, each, open_store)] = each
+                    working[self._submitted(executor, each, workers.open_store)] = each
                 for future in wait(working, return_when=FIRST_COMPLETED).done:
                     self._done(working.pop(future), future.result())
                     self._tell(Tally())
-        except BrokenProcessPool:
-            raise JobError(
-                "a worker process ended in the middle of its work",
-                remedy="Run the same command again.",
-            ) from None
         finally:
             for future in working:
                 future.cancel()
@@ -278,42 +261,44 @@ class _Run:
     def _submitted(
         self, executor: Executor, each: Range, open_store: Callable[[], SealedStore] | None
     ) -> Future[Tally]:
-        said = [row for row in self._said if row.table == each.table]
-        work: dict[str, Any] = {"each": each, "sample": self._state.sample, "said": said}
         if open_store is None:
-            return executor.submit(_checked, self._store, self._tables[each.table], **work)
-        return executor.submit(_checked_in_process, open_store, **work)
+            return executor.submit(_checked, self.store, self.tables[each.table], **self._work(each))
+        return executor.submit(_checked_in_process, open_store, **self._work(each))
+
+    def _work(self, each: Range) -> dict[str, Any]:
+        said = [row for row in self._said if row.table == each.table]
+        return {"each": each, "sample": self.state.sample, "said": said}
 
     def _done(self, each: Range, tally: Tally) -> None:
-        self._state.ranges.remove(each)
-        self._state.tally.add(tally)
+        self.state.ranges.remove(each)
+        self.state.tally.add(tally)
         if time.monotonic() - self._kept >= _KEPT_EVERY:
             self._keep_state()
 
     def _keep_state(self) -> None:
-        if self._keep is not None:
+        if self.keep is not None:
             self._kept = time.monotonic()
-            self._keep(self._state.to_json(self._store))
+            self.keep(self.state.to_json(self.store))
 
     def _tell(self, of_range: Tally) -> None:
-        if self._progress is not None:
+        if self.progress is not None:
             so_far = Tally()
-            for part in (self._state.tally, of_range):
+            for part in (self.state.tally, of_range):
                 so_far.add(Tally(part.by_table))  # not the keys: there may be 100,000, for each page
-            self._progress(self._result(so_far, complete=False))
+            self.progress(self._result(so_far, complete=False))
 
     def _result(self, items: Tally, *, complete: bool) -> VerifyResult:
-        found = Tally({table: Counter() for table in self._tables})
+        found = Tally({table: Counter() for table in self.tables})
         found.add(self._of_this_run)
         found.add(items)
-        looked_at = sum(counts.total() - counts["left"] for counts in items.by_table.values())
-        left_out = sum(counts["left"] for counts in items.by_table.values())
+        left_out = items.total("left")
+        looked_at = sum(counts.total() for counts in items.by_table.values()) - left_out
         return VerifyResult(
             verb="verify",
             complete=complete,
-            done=sum(counts["done"] + counts[FORMER] for counts in found.by_table.values()),
-            left=left_out if complete else max(0, self._state.total - looked_at),
-            failed=sum(counts["failed"] for counts in found.by_table.values()),
+            done=found.total("done") + found.total(FORMER),
+            left=left_out if complete else max(0, self.state.total - looked_at),
+            failed=found.total("failed"),
             seconds=time.monotonic() - self._started,
             by_table={
                 table: {
@@ -324,17 +309,11 @@ class _Run:
             },
             by_key=dict(found.by_key),
             failures=tuple(found.failures),
-            begun_at=self._state.begun_at,
-            ended_at=self._store.key_store.now() if complete else None,
-            asked_tables=self._state.asked,
-            sample=self._state.sample,
+            begun_at=self.state.begun_at,
+            ended_at=self.store.key_store.now() if complete else None,
+            asked_tables=self.state.asked,
+            sample=self.state.sample,
         )
-
-    def _key_pages(self) -> Iterator[list[KeyRecord]]:
-        last = None
-        while page := self._store.key_store.page(self._store.cipher.application, after=last, limit=PAGE_SIZE):
-            yield page
-            last = page[-1].key_id
 
 
 def _begun(
@@ -350,57 +329,36 @@ def _begun(
     total = 0
     ranges: list[Range] = []
     for table in tables:
-        counts = read(engine, partial(count_by_key, table=table), doing=f"counting {table.table}")
-        items = sum(counts.values())
+        items = sum(count_by_key(engine, table).values())
         total += items
         # Several for each worker of a small table, too; of few items a range takes no time.
-        wanted = min(max(items // RANGE_ITEMS, min(4 * (shards - 1), items // PAGE_SIZE), 1), _MOST_RANGES)
-        cut = partial(range_bounds, sealed_table=table, ranges=wanted)
-        bounds = read(engine, cut, doing=f"sampling {table.table}")
-        ends = zip([None, *bounds], [*bounds, None], strict=True)
-        ranges += [Range(table.table, after, upto) for after, upto in ends]
+        wanted = max(items // RANGE_ITEMS, min(4 * (shards - 1), items // PAGE_SIZE), 1)
+        ranges += [Range(table.table, after, upto) for after, upto in ranges_of(engine, table, wanted)]
     return VerifyState(
         begun_at=begun_at,
         sample=sample,
         asked=None if asked is None else sorted(asked),
-        covered=covered(tables, always_encrypt=encrypts_everything(store)),
+        covered=covered(tables, always_encrypt=StoreOptions.of(store).always_encrypt),
         total=total,
         ranges=ranges,
     )
 
 
-def _checked(
+def _pages(
     store: SealedStore, table: SealedTable, *, each: Range, sample: float, said: Sequence[SetAside]
-) -> Tally:
-    tally = Tally()
+) -> Iterator[Tally]:
     aside = AsideRows(store.datastore.engine, [table], lambda: said)
-    for page in ItemChecks(store, table, sample=sample, aside=aside).run(each.after, each.upto):
+    return ItemChecks(store, table, sample=sample, aside=aside).run(each.after, each.upto)
+
+
+def _checked(store: SealedStore, table: SealedTable, **work: Any) -> Tally:
+    tally = Tally()
+    for page in _pages(store, table, **work):
         tally.add(page)
     return tally
 
 
-def _checked_in_process(
-    open_store: Callable[[], SealedStore], *, each: Range, sample: float, said: Sequence[SetAside]
-) -> Tally:
-    store = open_store()
-    try:
+def _checked_in_process(open_store: Callable[[], SealedStore], *, each: Range, **work: Any) -> Tally:
+    with opened(open_store) as store:
         (table,) = registered_tables(store.datastore, store.cipher.application, [each.table])
-        return _checked(store, table, each=each, sample=sample, said=said)
-    finally:
-        close = getattr(store, "close", None)
-        if close is not None:
-            close()
-
-
-def _tagged(table: str) -> UnknownFormatError:
-    return UnknownFormatError(
-        f"{table} holds events by tags, which verify cannot read yet: nothing is proved of them",
-        remedy="If it holds no encrypted events, add its name to unsealed_tables.",
-    )
-
-
-def _without_place(table: str, items: int) -> IntegrityError:
-    return IntegrityError(
-        f"{items:,} rows of {table} have no sequence id or no position, so that no reader finds them",
-        remedy="Find out who changed the table, and restore the rows from a backup.",
-    )
+        return _checked(store, table, each=each, **work)

@@ -18,7 +18,7 @@ from eventseal.keys.records import STORE_SCOPE
 from eventseal.keys.states import KeyPurpose
 from eventseal.keys.wrapping.kek_calls import KekCalls
 from eventseal.keys.wrapping.keks import Keks
-from eventseal.rotation.status.key_totals import key_totals, overdue_keys
+from eventseal.rotation.status.key_totals import keys_by_kind, overdue_keys
 from eventseal.storage.database.transactions import read
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def check_ledger(stores: Stores, adapters: Sequence[KmsAdapter]) -> Iterator[Fin
 
 
 def _without_ledger(stores: Stores) -> Iterator[Finding]:
-    look = partial(key_totals, application=stores.settings.application)
+    look = partial(keys_by_kind, application=stores.settings.application)
     kinds = {total.kind for total in read(stores.datastore.key_engine, look, doing="counting keys")}
     subjects = "there are subjects to erase, and no ledger: a restore would bring erased keys back"
     nobody = "no erasure ledger is configured: no erasure outlives a restore, and no damaged row is set aside"

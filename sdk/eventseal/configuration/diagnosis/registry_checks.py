@@ -9,7 +9,7 @@ from eventseal.configuration.old_formats import configured_formats
 from eventseal.errors import ConfigurationError, EncryptionRequiredError, IntegrityError, MissingTableError
 from eventseal.rotation.sealed_store import as_listed, refuse_unreachable_tables, tables_of
 from eventseal.rotation.status.advice import unfinished_job
-from eventseal.rotation.status.status import job_standings
+from eventseal.rotation.status.application_status import job_statuses
 from eventseal.storage.database.table_setup import has_table
 from eventseal.storage.database.transactions import read, reads
 from eventseal.storage.items.columns import sealed_columns
@@ -233,12 +233,12 @@ def check_jobs(stores: Stores) -> Iterator[Finding]:
         stores: The databases, and the settings.
     """
     now = stores.key_store.now()
-    standings = job_standings(stores.datastore, stores.settings.application)
-    problems = [standing.problem for standing in standings if standing.problem is not None]
+    found = job_statuses(stores.datastore.engine, stores.settings.application)
+    problems = [job_status.problem for job_status in found if job_status.problem is not None]
     for problem in problems:
         yield JOBS.raised(problem)
-    in_order = [standing for standing in standings if standing.problem is None]
-    left = [step for standing in in_order if (step := unfinished_job(standing, now))]
+    in_order = [job_status for job_status in found if job_status.problem is None]
+    left = [step for job_status in in_order if (step := unfinished_job(job_status, now))]
     for step in left:
         yield JOBS.warning(step.reason, step.command)
     if not left and not problems:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from eventseal.cipher import ItemContext, Opened
@@ -21,28 +20,20 @@ from eventseal.errors import (
 )
 from eventseal.items.item import UnknownPlaceNames
 from eventseal.items.json import JSONTranscoder
-from eventseal.items.sealed_places import Selection
 from eventseal.items.stored_fields import SEALED_BYTES, stored_fields
-from eventseal.rotation.jobs.sources import MOVING, Standing, TableSources, table_sources
-from eventseal.rotation.results import MAX_FAILURES, Failure
-from eventseal.storage.database.transactions import read, write
+from eventseal.rotation.results import Failure
 from eventseal.storage.items.registry import move_collection, refuse_taken_collections
 from eventseal.storage.items.rows import pages
-from eventseal.storage.jobs import jobs
-from eventseal.storage.jobs import shards as job_shards
 from eventseal.suites.envelope import CompressionId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from sqlalchemy.engine import Connection
+    from collections.abc import Sequence
 
     from eventseal.cipher.context import StoredItems
     from eventseal.items.stored_fields import StoredField
     from eventseal.rotation.results import JobResult
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.items.tables import SealedTable
-    from eventseal.storage.jobs.jobs import Job
 
 
 _JSON = JSONTranscoder()
@@ -78,51 +69,6 @@ def refuse_move(store: SealedStore, table: SealedTable, collection: str) -> None
     refuse_taken_collections(others, [table])
 
 
-@dataclass(frozen=True, slots=True)
-class MovedSources(TableSources):
-    """
-    All items of a table that is moved: which of them are bound to the new name, no key id says.
-
-    Attributes:
-        is_passed: Whether a whole pass has found each item bound to the new name, or has bound it.
-    """
-
-    is_passed: bool = False
-
-    @property
-    def moving(self) -> int:
-        """Items that a pass looks at."""
-        wanted = () if self.is_passed else (*MOVING, Standing.FITTING)
-        return sum(self.items.get(standing, 0) for standing in wanted)
-
-    def selections(self, heads: tuple[bytes, ...]) -> Iterator[tuple[int, Selection]]:
-        """Give the phases of a pass: compromised keys first, then all others."""
-        if self.is_passed:
-            return
-        for phase, selection in super(MovedSources, self).selections(heads):
-            if phase == 0:
-                yield phase, selection
-        yield 1, Selection(keys=None)
-
-
-def moved_sources(store: SealedStore, table: SealedTable, job: Job | None) -> list[TableSources]:
-    """
-    Count the items of a table that is moved.
-
-    Args:
-        store: Its items and keys.
-        table: As its record class describes it.
-        job: That moves it; ``None``: none does yet.
-    """
-    (found,) = table_sources(store, [table], None)
-    is_passed = False
-    if job is not None:
-        is_passed = read(
-            store.datastore.engine, partial(_is_passed, job=job), doing="reading how far a job is"
-        )
-    return [MovedSources(found.table, found.items, found.keys, found.by_key, is_passed)]
-
-
 def finish_move(store: SealedStore, table: SealedTable, result: JobResult) -> JobResult:
     """
     End a move that left nothing behind: from then on readers accept the new name alone.
@@ -139,14 +85,9 @@ def finish_move(store: SealedStore, table: SealedTable, result: JobResult) -> Jo
         return result
     failures = _plain_with_fields(store, table) if result.by_table[table.table]["plain"] else []
     if failures:
-        return replace(
-            result,
-            failed=result.failed + len(failures),
-            failures=tuple([*result.failures, *failures][:MAX_FAILURES]),
-        )
+        return result.with_failures(failures, len(failures))
     if not result.failed:
-        move = partial(move_collection, table=table, application=store.cipher.application)
-        write(store.datastore.key_engine, move, doing=f"registering {table.table}")
+        move_collection(store.datastore.key_engine, table, application=store.cipher.application)
     return result
 
 
@@ -195,7 +136,7 @@ def rewritten(
         )
         bound: list[tuple[StoredField, Opened]] = []
         for field, outcome, before in zip(fields, found, old, strict=True):
-            if isinstance(outcome, Opened) or _is_erased(outcome):
+            if isinstance(outcome, Opened) or is_erased(outcome):
                 continue
             if not isinstance(before, Opened):
                 raise before
@@ -228,18 +169,25 @@ def _with_fields(
 
 def in_place(store: SealedStore, table: SealedTable, items: StoredItems) -> set[int]:
     """Number the items that are bound to the new collection already, with all that is inside of them."""
-    places = zip(items.sequence_ids, items.positions, items.topics, strict=True)
-    contexts = [ItemContext(*place, table.collection) for place in places]
-    outcomes = store.cipher.open_many(list(zip(items.envelopes, contexts, strict=True)))
     return {
         number
-        for number, (outcome, context) in enumerate(zip(outcomes, contexts, strict=True))
+        for number, (context, outcome) in enumerate(opened_page(store, items, table.collection))
         if isinstance(outcome, Opened)
         and rewritten(
             store, table, outcome.plaintext, place=(context.sequence_id, context.position, context.topic)
         )
         is outcome.plaintext
     }
+
+
+def opened_page(
+    store: SealedStore, items: StoredItems, collection: str
+) -> list[tuple[ItemContext, Opened | EventSealError]]:
+    """Open stored items of one collection: give the place of each, and what came of it."""
+    places = zip(items.sequence_ids, items.positions, items.topics, strict=True)
+    contexts = [ItemContext(*place, collection) for place in places]
+    outcomes = store.cipher.open_many(list(zip(items.envelopes, contexts, strict=True)))
+    return list(zip(contexts, outcomes, strict=True))
 
 
 def open_former(
@@ -277,14 +225,6 @@ def open_former(
     return set(opened)
 
 
-def _is_passed(connection: Connection, job: Job) -> bool:
-    """Whether the last pass has met every row as it was read: one that was changed is looked at again."""
-    (now,) = jobs.load_jobs(connection, job.application, job_id=job.job_id)
-    totals = job_shards.load_totals(connection, now)
-    changed = sum(counts["changed"] for counts in totals.by_table.values())
-    return now.pass_number > 0 and not totals.open_shards and not changed
-
-
 def _plain_with_fields(store: SealedStore, table: SealedTable) -> list[Failure]:
     """Find items in plain whose fields are bound to the former name: nothing seals those again."""
     failures: list[Failure] = []
@@ -292,26 +232,14 @@ def _plain_with_fields(store: SealedStore, table: SealedTable) -> list[Failure]:
         for row in page:
             if row.key_id is not None or type(row.data) is not bytes or SEALED_BYTES not in row.data:
                 continue
-            if (
-                rewritten(store, table, row.data, place=(row.sequence_id, row.position, row.topic))
-                is row.data
-            ):
+            if rewritten(store, table, row.data, place=row[:3]) is row.data:
                 continue
             error = IntegrityError(
                 f"the item is in plain, and fields inside it are bound to {table.former_collection!r} still",
                 remedy="Seal the table's plain items first: name plain-json in old_formats, then run "
                 "`eventseal migrate`; then run this again.",
             )
-            failures.append(
-                Failure(
-                    table=table.table,
-                    row={"sequence_id": str(row.sequence_id), "position": str(row.position)},
-                    key_id=None,
-                    error=type(error).__name__,
-                    message=str(error),
-                    remedy=error.remedy,
-                )
-            )
+            failures.append(Failure.of_item(table.table, row[:2], None, error))
     return failures
 
 
@@ -319,5 +247,6 @@ def _context(field: StoredField, place: tuple[Any, Any, Any], collection: str) -
     return FieldContext(ItemContext(*place, collection), field.path, field.scope)
 
 
-def _is_erased(outcome: Opened | EventSealError) -> bool:
+def is_erased(outcome: object) -> bool:
+    """Whether what was to be opened is erased: its key was shredded."""
     return isinstance(outcome, KeyDestroyedError) and outcome.destroyed_by == "shredded"

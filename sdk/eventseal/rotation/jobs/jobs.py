@@ -1,27 +1,40 @@
-"""Jobs of re-encryption and of migration: begun, found again, listed, paused."""
+"""Jobs of re-encryption and of migration: begun, found again, listed, paused, and reported."""
 
 from __future__ import annotations
 
 import re
-from functools import partial
+import time
+from collections import Counter
+from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from eventseal.errors import JobError
+from eventseal.errors import IntegrityError, JobError
 from eventseal.keys.records import new_key_id
 from eventseal.keys.states import KeyState
+from eventseal.rotation.fences import miscounts
+from eventseal.rotation.jobs.sources import KeyStatus
+from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult
+from eventseal.rotation.rows_set_aside import SET_ASIDE
 from eventseal.storage.database.rows import UNREADABLE
-from eventseal.storage.database.transactions import read, write
+from eventseal.storage.database.transactions import write
 from eventseal.storage.jobs import jobs
+from eventseal.storage.jobs import shards as job_shards
 from eventseal.storage.jobs.jobs import FINISHED, PAUSED, RUNNING, SETTLING, Job
+from eventseal.storage.jobs.tables import reencryption_failures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
+    from datetime import datetime
 
     from sqlalchemy.engine import Connection
 
+    from eventseal.rotation.jobs.sources import TableSources
     from eventseal.rotation.sealed_store import SealedStore
+    from eventseal.storage.items.tables import SealedTable
+    from eventseal.storage.jobs.shards import Totals
 
 
 REENCRYPT, MIGRATE = "reencrypt", "migrate"
@@ -72,8 +85,7 @@ def list_jobs(store: SealedStore) -> list[Job]:
         MissingTableError: The tables of jobs are not there.
         StoreError: The database refused or failed.
     """
-    look = partial(jobs.load_jobs, application=store.cipher.application)
-    return read(store.datastore.engine, look, doing="listing jobs")
+    return jobs.load_jobs(store.datastore.engine, store.cipher.application)
 
 
 def pause_job(store: SealedStore, job_id: UUID) -> Job:
@@ -126,7 +138,12 @@ def resumed_job(
 
     def resume(connection: Connection) -> Job:
         job = _known(connection, store, job_id, locked=True)
-        _refuse_other_layout(job)
+        if job.layout != jobs.JOB_LAYOUT:
+            raise JobError(
+                f"job {job.job_id} was made by release {job.release}, which keeps jobs in another way",
+                remedy="Run the command anew without the job's id: it begins a new job, "
+                "and what was done already is not done again.",
+            )
         if verb_of(job.options) != verb:
             raise JobError(
                 f"job {job_id} is no job of {verb}",
@@ -238,10 +255,8 @@ def _destroyed_keys(store: SealedStore) -> set[str]:
 
 
 def _running(connection: Connection, job: Job, items_per_second: float | None) -> Job:
-    if items_per_second is None:
-        items_per_second = (
-            job.items_per_second
-        )  # who joins unasked must not undo what spares the applications
+    if items_per_second is None:  # who joins unasked must not undo what spares the applications
+        items_per_second = job.items_per_second
     changed: dict[str, Any] = {"state": RUNNING, "items_per_second": items_per_second}
     if items_per_second != job.items_per_second:
         changed["paced_until"] = None  # time that was taken at another pace
@@ -249,23 +264,147 @@ def _running(connection: Connection, job: Job, items_per_second: float | None) -
     return jobs.lock_job(connection, job.job_id)
 
 
-def _refuse_other_layout(job: Job) -> None:
-    if job.layout != jobs.JOB_LAYOUT:
-        raise JobError(
-            f"job {job.job_id} was made by release {job.release}, which keeps jobs in another way",
-            remedy="Run the command anew without the job's id: it begins a new job, "
-            "and what was done already is not done again.",
+def keys_of(job: Job) -> list[UUID] | None:
+    """Give the keys that a job was asked for; ``None``: all that are not the active one of their scope."""
+    keys = job.options["keys"]
+    return None if keys is None else [UUID(key_id) for key_id in keys]
+
+
+def collection_of(job: Job) -> str | None:
+    """Give the collection that a job moves its table to; ``None``: items stay in theirs."""
+    collection: str | None = job.options.get("collection")
+    return collection
+
+
+OUTCOMES = ("done", "failed", "suspected", "skipped", "plain", "foreign", "erased", "left")
+"""
+What ``by_table`` counts: moved; not moved, for whatever reason, among them suspected forgeries and those
+whose scope has no active key; in plain, where readers take that; another application's; shredded; still to
+be moved. Rows that are set aside are counted only where there are some.
+"""
+
+
+@dataclass(eq=False)
+class JobReport:
+    """
+    Makes the results of one call of ``reencrypt``.
+
+    Attributes:
+        store: What the job works on.
+        tables: Those of the job.
+        verb: Of the job.
+    """
+
+    store: SealedStore
+    tables: Sequence[SealedTable]
+    verb: str
+
+    def __post_init__(self) -> None:
+        self._started = time.monotonic()
+        self.sources: Sequence[TableSources] = ()
+        """What the tables held at the last look; empty before one."""
+        self._done_then = 0
+
+    def counted(self, sources: Sequence[TableSources], totals: Totals) -> int:
+        """
+        Note what the tables hold now.
+
+        Returns:
+            How many items a pass could move.
+        """
+        self.sources = sources
+        self._done_then = _sum(totals, "done")
+        return sum(left_of(totals.by_table, source) for source in sources)
+
+    def result(self, job: Job, *, complete: bool = False, settled: datetime | None = None) -> JobResult:
+        """
+        Say how far a job is.
+
+        Args:
+            job: As it was read.
+            complete: Whether a last look found nothing more to move, when all had noticed the new keys.
+            settled: When they will have.
+        """
+        totals = job_shards.load_totals(self.store.datastore.engine, job)
+        failures = self._failures(job)
+        done, failed = _sum(totals, "done"), _sum(totals, "failed")
+        aside = _sum(totals, SET_ASIDE)
+        if self.sources:
+            left = sum(left_of(totals.by_table, source) for source in self.sources) - (done - self._done_then)
+        else:  # it has only gone on with a pass that was begun before
+            left = job.total - done - failed - aside
+        miscounted: list[Failure] = []
+        if not totals.open_shards and self.verb == REENCRYPT:
+            miscounted = self._miscounted()
+        return JobResult(
+            verb=self.verb,
+            complete=complete,
+            done=done,
+            left=max(0, left),
+            failed=failed + len(miscounted),
+            seconds=time.monotonic() - self._started,
+            job_id=job.job_id,
+            by_table=by_table(totals.by_table, self.tables, self.sources),
+            by_key=dict(islice(totals.by_key.items(), MAX_KEYS_LISTED)),
+            failures=tuple([*miscounted, *failures][:MAX_FAILURES]),
+            settles_at=settled,
         )
 
+    def _failures(self, job: Job) -> list[Failure]:
+        listed = job_shards.load_failures(self.store.datastore.engine, job, limit=MAX_FAILURES)
+        return [_listed_failure(said, job) for said in listed]
 
-__all__ = [
-    "FINISHED",
-    "PAUSED",
-    "RUNNING",
-    "SETTLING",
-    "Job",
-    "begun_job",
-    "list_jobs",
-    "pause_job",
-    "resumed_job",
-]
+    def _miscounted(self) -> list[Failure]:
+        """Compare the marks of keys that are compromised still with what is left of their items."""
+        found = miscounts(self.store, self.tables)
+        records = self.store.key_store.get({miscount.key_id for miscount in found})
+        return [
+            Failure.of_key(miscount.table, miscount.key_id, miscount.error())
+            for miscount in found
+            if miscount.key_id in records and records[miscount.key_id].state is KeyState.COMPROMISED
+        ]
+
+
+def by_table(
+    counted: Mapping[str, Counter[str]], tables: Sequence[SealedTable], sources: Sequence[TableSources]
+) -> dict[str, dict[str, int]]:
+    """
+    Put together what was counted while moving, and what is in the tables.
+
+    Args:
+        counted: By table and outcome, as the job has it.
+        tables: Those of the job.
+        sources: What each of them holds, if that was counted.
+    """
+    shown = {table.table: Counter(counted.get(table.table, {})) for table in tables}
+    for source in sources:
+        counts = shown[source.table.table]
+        counts["left"] = left_of(counted, source)
+        counts["plain"] = source.items.get(None, 0) + source.items.get(KeyStatus.CHANCE, 0)
+        counts["foreign"] = source.items.get(KeyStatus.FOREIGN, 0)
+        counts["erased"] = source.items.get(KeyStatus.ERASED, 0)
+    return {
+        table: {outcome: counts[outcome] for outcome in (*OUTCOMES, *[SET_ASIDE] * bool(counts[SET_ASIDE]))}
+        for table, counts in shown.items()
+    }
+
+
+def left_of(counted: Mapping[str, Counter[str]], source: TableSources) -> int:
+    """Say how many items of a table are to be moved still, without those that no pass can move."""
+    return max(0, source.pending - counted.get(source.table.table, Counter())["stuck"])
+
+
+def _listed_failure(said: Any, job: Job) -> Failure:
+    """Give a failure as a job keeps it; an edited one says so, and costs no other."""
+    try:
+        return Failure.from_record(said)
+    except (AttributeError, TypeError, ValueError, LookupError):
+        error = IntegrityError(
+            f"an entry of reencryption_failures for job {job.job_id} was edited and cannot be read",
+            remedy=f"Run `eventseal {verb_of(job.options)}` again: it finds what still fails.",
+        )
+        return Failure.of(reencryption_failures.name, {"job_id": str(job.job_id)}, None, error)
+
+
+def _sum(totals: Totals, outcome: str) -> int:
+    return sum(counts[outcome] for counts in totals.by_table.values())

@@ -1,10 +1,10 @@
-"""Items in older formats: which rows hold them, and how they become envelopes."""
+"""Items in older formats: how they open, under which scope they belong, how they become envelopes."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -12,164 +12,56 @@ from eventseal.cipher import ItemContext, Opened
 from eventseal.cipher.context import ItemBinder
 from eventseal.errors import (
     OPAQUE_INTEGRITY_MESSAGE,
+    ConfigurationError,
     EventSealError,
     IntegrityError,
     KeyDestroyedError,
     KmsError,
     SerializationError,
     StoreError,
-    WrongApplicationError,
 )
-from eventseal.items.event_modules import EventModules
+from eventseal.items.event_modules import EventModules, import_listed, is_module_name
 from eventseal.items.json import ClassChecks
-from eventseal.items.sealed_places import Selection
-from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
-from eventseal.rotation.jobs.batches import Batch, TableMover
-from eventseal.rotation.jobs.sources import FEW_ITEMS, KeyStandings, Standing, TableSources
-from eventseal.rotation.sealed_store import event_modules_of
-from eventseal.storage.database.column_types import NIL_KEY_ID
-from eventseal.storage.database.transactions import read
-from eventseal.storage.items.key_counts import count_by_key, count_differing
-from eventseal.storage.items.swaps import MOST_LISTED_KEYS
+from eventseal.keys.records import checked_scope
+from eventseal.rotation.jobs.collections import is_erased, opened_page
+from eventseal.rotation.jobs.jobs import resume_command
+from eventseal.rotation.jobs.resealers import Batch, TableResealer
+from eventseal.rotation.jobs.sources import KeyStatuses
+from eventseal.rotation.sealed_store import event_modules_of, records_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from eventseal.items.acceptance import AcceptedFormats, OldItem
-    from eventseal.items.sealed_places import Page
-    from eventseal.keys.records import KeyRecord
+    from eventseal.items.sealed_places import Page, Selection
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.items.tables import SealedTable
+    from eventseal.storage.jobs.jobs import Job
     from eventseal.storage.jobs.shards import Shard
 
 
 if TYPE_CHECKING:
     ScopeOf = Callable[[ItemContext, bytes], str]
 
-_CHUNK = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class OldSources(TableSources):
-    """
-    A table's items that may be in an older format: rows that are no envelopes, or name no key that there is.
-
-    Attributes:
-        unknown: Keys that rows name and no key store has: by chance, a static key's, or another store's.
-        others: Envelopes of other applications, by application, in a table that is this one's alone.
-        has_scopes: Whether items are sealed under keys of other scopes than ``application``.
-    """
-
-    unknown: tuple[UUID, ...] = ()
-    others: Mapping[str, int] | None = None
-    has_scopes: bool = False
-
-    @property
-    def moving(self) -> int:
-        """Items that a pass looks at."""
-        return self.items.get(Standing.UNREADABLE, 0)
-
-    def selections(self, heads: tuple[bytes, ...]) -> Iterator[tuple[int, Selection]]:  # noqa: ARG002
-        """Give the one phase of a pass."""
-        if self.moving:
-            few = self.moving <= FEW_ITEMS
-            listed = len(self.unknown) <= MOST_LISTED_KEYS and NIL_KEY_ID not in self.unknown
-            yield 1, Selection(keys=self.unknown if listed else None, few=few and listed, plain=True)
-
-
-def old_sources(store: SealedStore, tables: Sequence[SealedTable]) -> list[OldSources]:
-    """
-    Count what may be in an older format; the rows whose column and header differ are reported with it.
-
-    Args:
-        store: Its items and keys.
-        tables: From the registry.
-
-    Raises:
-        StoreError: The database refused or failed.
-    """
-    return [_sources(store, table) for table in tables]
-
-
-def _sources(store: SealedStore, table: SealedTable) -> OldSources:
-    counts = read(store.datastore.engine, partial(count_by_key, table=table), doing=f"counting {table.table}")
-    differing = count_differing(store.datastore.engine, table)
-    plain = counts.pop(None, 0)
-    named = {key_id: count for key_id, count in counts.items() if key_id is not None}
-    unknown: list[UUID] = []
-    others: Counter[str] = Counter()
-    usual = {DEFAULT_SCOPE, store.cipher.stored_scope(DEFAULT_SCOPE)}
-    has_scopes = False
-    # Not all records at once: a scope for each stream makes millions.
-    wanted = sorted(named)
-    for start in range(0, len(wanted), _CHUNK):
-        chunk = wanted[start : start + _CHUNK]
-        records = store.key_store.get(chunk)
-        unknown += [key_id for key_id in chunk if key_id not in records]
-        for key_id, record in records.items():
-            plain += differing.get(key_id, 0)
-            if record.application != store.cipher.application:
-                others[record.application] += named[key_id]
-            elif record.scope not in usual:
-                has_scopes = True
-    shared = table.application is None
-    items: Counter[Standing | None] = Counter(
-        {
-            Standing.UNREADABLE: plain + sum(named[key_id] for key_id in unknown),
-            Standing.FOREIGN: others.total(),
-        }
-    )
-    return OldSources(
-        table,
-        items,
-        {},
-        {},
-        unknown=tuple(unknown),
-        others={} if shared else dict(others),
-        has_scopes=has_scopes,
-    )
-
-
-def known_keys(store: SealedStore, key_ids: Collection[UUID]) -> dict[UUID, KeyRecord]:
-    """Give those of the keys that the key store has."""
-    wanted, found = sorted(key_ids), {}
-    for start in range(0, len(wanted), _CHUNK):
-        found.update(store.key_store.get(wanted[start : start + _CHUNK]))
-    return found
-
-
-def foreign(source: OldSources, application: str) -> list[WrongApplicationError]:
-    """Name the applications whose envelopes are in a table that is not theirs."""
-    return [
-        WrongApplicationError(
-            f"{count} items of {source.table.table} are envelopes of the application {other!r}, "
-            f"not of {application!r}",
-            expected=application,
-            found=other,
-            remedy="Register the table for every application that writes there, or find out who wrote them.",
-        )
-        for other, count in sorted((source.others or {}).items())
-    ]
-
 
 def old_items(
-    accepted: AcceptedFormats, table: SealedTable, page: Page, outcomes: Sequence[Any]
-) -> Iterator[OldItem | EventSealError]:
+    store: SealedStore, accepted: AcceptedFormats, table: SealedTable, page: Page
+) -> Iterator[tuple[ItemContext, OldItem | EventSealError]]:
     """
-    Open the rows of a page that the cipher did not, each with an outcome of its own.
+    Open the rows of a page that the cipher does not, each with its place and an outcome of its own.
 
     Args:
+        store: Its cipher is tried first.
         accepted: The formats.
         table: That the page is from.
         page: Rows without a known key.
-        outcomes: What the cipher gave for them.
     """
-    for number, (context, outcome) in enumerate(zip(contexts_of(page, table), outcomes, strict=True)):
+    for number, (context, outcome) in enumerate(opened_page(store, page, table.collection)):
         data = page.envelopes[number]
         if isinstance(outcome, Opened):  # it is an envelope, yet its row says that it is none
-            yield IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
+            found: OldItem | EventSealError = IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
         elif not isinstance(data, bytes):
-            yield SerializationError(
+            found = SerializationError(
                 f"an item's data are bytes, not {type(data).__name__}",
                 remedy="Items in a column of text are copied: see the page on migration.",
             )
@@ -178,13 +70,8 @@ def old_items(
         else:
             beside = page.named[number] if page.named else None
             named = None if beside is None else UUID(bytes=beside)
-            yield accepted.open(data, context, outcome, key_id=named)
-
-
-def contexts_of(page: Page, table: SealedTable) -> list[ItemContext]:
-    """Give the places of a page's rows."""
-    places = zip(page.sequence_ids, page.positions, page.topics, strict=True)
-    return [ItemContext(*place, table.collection) for place in places]
+            found = accepted.open(data, context, outcome, key_id=named)
+        yield context, found
 
 
 def class_checks(store: SealedStore, *, is_library: bool) -> ClassChecks:
@@ -232,7 +119,7 @@ def scope_given(scope_of: ScopeOf, context: ItemContext, plaintext: bytes) -> st
     )
 
 
-class OldItemMover(TableMover):
+class OldItemResealer(TableResealer):
     """
     Turns the older items of one table into envelopes, a page at a time, as a re-encryption moves them.
 
@@ -248,7 +135,7 @@ class OldItemMover(TableMover):
     def __init__(
         self, store: SealedStore, table: SealedTable, *, accepted: AcceptedFormats, scope_of: ScopeOf
     ) -> None:
-        super().__init__(store, table, KeyStandings(store, None))
+        super().__init__(store, table, KeyStatuses(store, None))
         self._binder = ItemBinder(store.cipher.application)
         self._accepted = accepted
         self._scope_of = scope_of
@@ -258,28 +145,26 @@ class OldItemMover(TableMover):
         if selection.keys is not None:
             return range(len(page))
         named = {UUID(bytes=raw) for raw in page.key_ids if raw is not None}
-        known = {key_id.bytes for key_id in known_keys(self._store, named)}
+        known = {key_id.bytes for key_id in records_of(self._store.key_store, named)}
         return [number for number, raw in enumerate(page.key_ids) if raw not in known or page.differs(number)]
 
     def _sealed(self, shard: Shard, page: Page, selection: Selection) -> Batch:  # noqa: ARG002
         batch = Batch(page)
         if not page:
             return batch
-        contexts = contexts_of(page, self._table)
-        outcomes = self._store.cipher.open_many(list(zip(page.envelopes, contexts, strict=True)))
         opened: dict[int, tuple[bytes, ItemContext, str]] = {}
-        for number, outcome in enumerate(old_items(self._accepted, self._table, page, outcomes)):
-            if isinstance(outcome, EventSealError):
-                self._fail(batch, page, number, outcome, stuck=True)
-                continue
+        items = old_items(self._store, self._accepted, self._table, page)
+        for number, (context, outcome) in enumerate(items):
             try:
-                self._binder.bind(contexts[number])  # one that has no place does not stop the others
-                self._classes.check(contexts[number].topic, outcome.plaintext)
-                scope = scope_given(self._scope_of, contexts[number], outcome.plaintext)
+                if isinstance(outcome, EventSealError):
+                    raise outcome
+                self._binder.bind(context)  # one that has no place does not stop the others
+                self._classes.check(context.topic, outcome.plaintext)
+                scope = scope_given(self._scope_of, context, outcome.plaintext)
             except EventSealError as error:
                 self._fail(batch, page, number, error, stuck=True)
-                continue
-            opened[number] = outcome.plaintext, contexts[number], scope
+            else:
+                opened[number] = outcome.plaintext, context, scope
         envelopes = self._sealed_by_scope(batch, page, opened)
         kept = page.only(list(envelopes))
         # The old key is none that is destroyed one day: only the new one is held.
@@ -291,21 +176,20 @@ class OldItemMover(TableMover):
         self, batch: Batch, page: Page, opened: Mapping[int, tuple[bytes, ItemContext, str]]
     ) -> dict[int, bytes]:
         """Seal what was opened; what belongs to a scope that was shredded is listed, and stays."""
+        scopes = {scope for _, _, scope in opened.values()}
         try:
             return self._sealed_all(opened)
         except KeyDestroyedError as error:
-            if error.destroyed_by != "shredded":
+            if not is_erased(error):
                 raise
-        envelopes: dict[int, bytes] = {}
-        for scope in {scope for _, _, scope in opened.values()}:
-            mine = {number: item for number, item in opened.items() if item[2] == scope}
-            try:
-                envelopes.update(self._sealed_all(mine))
-            except KeyDestroyedError as error:
-                if error.destroyed_by != "shredded":
-                    raise
-                for number in mine:
+            if len(scopes) == 1:
+                for number in opened:
                     self._fail(batch, page, number, error, stuck=True)
+                return {}
+        envelopes: dict[int, bytes] = {}
+        for scope in scopes:
+            mine = {number: item for number, item in opened.items() if item[2] == scope}
+            envelopes.update(self._sealed_by_scope(batch, page, mine))
         return dict(sorted(envelopes.items()))
 
     def _sealed_all(self, opened: Mapping[int, tuple[bytes, ItemContext, str]]) -> dict[int, bytes]:
@@ -325,3 +209,86 @@ class OldItemMover(TableMover):
                     key_id=outcome.key_id,
                 )
         return dict(zip(opened, envelopes, strict=True))
+
+
+def stored_rule(key_scope: str | ScopeOf) -> dict[str, str]:
+    """
+    Give a rule for scopes as a job keeps it.
+
+    Args:
+        key_scope: A scope, or a function of an item's place and its JSON that can be imported.
+
+    Raises:
+        ConfigurationError: The function cannot be found again by its name.
+    """
+    if isinstance(key_scope, str):
+        return {"scope": key_scope}
+    name = f"{getattr(key_scope, '__module__', '')}:{getattr(key_scope, '__qualname__', '')}"
+    if _function(name) is not key_scope:
+        raise ConfigurationError(
+            f"key_scope {name} cannot be found again by that name, as workers and a resumed job must",
+            remedy="Define the function at the top of a module.",
+        )
+    return {"function": name}
+
+
+def scope_rule(job: Job, key_scope: str | ScopeOf | None) -> ScopeOf:
+    """
+    Check the caller's rule for scopes against the one that a migration was begun with.
+
+    Nothing that the job's row names is imported: an attacker who can write to the database would choose what
+    runs.
+
+    Args:
+        job: The migration's job.
+        key_scope: The caller's rule; ``None`` for the scope that the job was begun with.
+
+    Raises:
+        ConfigurationError: The job was begun with another rule, or with a function and the caller gives none.
+    """
+    stored = job.options["key_scope"]
+    if key_scope is None and "scope" in stored:
+        key_scope = stored["scope"]
+    if key_scope is None or stored_rule(key_scope) != stored:
+        what = "If this is your rule, run" if "function" in stored else "Run it without another scope"
+        raise ConfigurationError(
+            f"job {job.job_id} was begun with another rule for scopes. Nothing was written",
+            remedy=f"{what}: {resume_command(job)}",
+        )
+    return rule_of(key_scope)
+
+
+def function_named(name: str) -> ScopeOf:
+    """
+    Import a function that the command line names as ``module:function``.
+
+    Raises:
+        ConfigurationError: The function is not there, or the import of its module fails.
+    """
+    module, separator, _ = name.partition(":")
+    if separator and is_module_name(module):
+        import_listed(module, "--key-scope-function")
+    found: ScopeOf | None = _function(name)
+    if found is None:
+        raise ConfigurationError(
+            f"there is no function {name}",
+            remedy="Name it as module:function, and put the module's folder on PYTHONPATH.",
+        )
+    return found
+
+
+def rule_of(key_scope: str | ScopeOf) -> ScopeOf:
+    """Give one scope for all items as a rule, too."""
+    return partial(_one_scope, key_scope) if isinstance(key_scope, str) else key_scope
+
+
+def _one_scope(scope: str, _context: ItemContext, _plaintext: bytes) -> str:
+    return scope
+
+
+def _function(name: str) -> Any:
+    try:
+        found = resolve_name(name) if ":" in name else None
+    except (ImportError, AttributeError, ValueError):
+        return None
+    return found if callable(found) else None

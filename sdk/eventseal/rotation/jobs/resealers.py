@@ -1,183 +1,395 @@
-"""Moves the items of a job. Any process can continue any job, and brings its own code."""
+"""Resealers of a table: each batch is read, opened and sealed outside of any transaction, swapped in one."""
 
 from __future__ import annotations
 
-from functools import partial
-from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
-from eventseal.errors import ConfigurationError
-from eventseal.items.acceptance import AcceptedFormats
-from eventseal.items.event_modules import import_listed, is_module_name
-from eventseal.rotation.jobs.batches import COMPROMISED_PHASE, TableMover
-from eventseal.rotation.jobs.collections import in_place
-from eventseal.rotation.jobs.jobs import resume_command
-from eventseal.rotation.jobs.old_items import OldItemMover
-from eventseal.rotation.jobs.sources import KeyStandings, Standing
-from eventseal.rotation.sealed_store import AcceptsOldFormats
+from eventseal.errors import (
+    OPAQUE_INTEGRITY_MESSAGE,
+    EventSealError,
+    IntegrityError,
+    KeyDestroyedError,
+    KeyNotFoundError,
+    KmsError,
+    StoreError,
+    StoreUnavailableError,
+)
+from eventseal.keys.states import KeyState
+from eventseal.rotation.fences import late_item
+from eventseal.rotation.jobs.collections import in_place, is_erased, moved
+from eventseal.rotation.jobs.sources import KeyStatus
+from eventseal.rotation.results import MAX_FAILURES, Failure
+from eventseal.rotation.rows_set_aside import SET_ASIDE, AsideRows
+from eventseal.storage.database.transactions import read, write
+from eventseal.storage.items.fences import open_fences, share_fences, share_live_keys, unreadable_fences
+from eventseal.storage.items.places import item_swaps
+from eventseal.storage.items.swaps import (
+    KEY_ID_IN_HEADER,
+    place_from_json,
+    place_to_json,
+    selection_from_json,
+)
+from eventseal.storage.jobs import shards as job_shards
+from eventseal.storage.jobs.compromised_items import (
+    Replaced,
+    add_replaced,
+    forget_replaced,
+    load_compromised_items,
+    were_there,
+)
+from eventseal.storage.key_store import SQLAlchemyKeyStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-    from eventseal.cipher import ItemContext
+    from sqlalchemy.engine import Connection
+
+    from eventseal.cipher.aes import Outcome
     from eventseal.items.sealed_places import Page, Selection
-    from eventseal.rotation.jobs.old_items import ScopeOf
+    from eventseal.rotation.jobs.sources import KeyStatuses
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.items.tables import SealedTable
-    from eventseal.storage.jobs.jobs import Job
     from eventseal.storage.jobs.shards import Shard
 
 
-class CollectionMover(TableMover):
+COMPROMISED_PHASE, OTHERS_PHASE = 0, 1
+ATTEMPTS = 8
+"""How often a batch is sealed anew because keys changed meanwhile."""
+
+
+class ShardLostError(Exception):
+    """Another worker took the range, since this one was silent for too long."""
+
+
+class _KeysMovedError(Exception):
+    """A key that the batch used was closed or destroyed meanwhile; nothing of it was written."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """What is to be done with the rows of a page: some swapped, the others counted and listed."""
+
+    page: Page
+    envelopes: Sequence[bytes] = ()
+    failures: list[Failure] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+class TableResealer:
+    """
+    Moves the items of one table, a page at a time.
+
+    Args:
+        store: Its cipher opens and seals.
+        table: From the registry.
+        statuses: Tell which rows are meant where a query cannot name all keys.
+    """
+
+    by_tag: ClassVar[bool] = True
+    """Whether its rows hold envelopes, of which the tags are compared (docs/decisions/0012)."""
+
+    def __init__(self, store: SealedStore, table: SealedTable, statuses: KeyStatuses) -> None:
+        self._store = store
+        self._engine = store.datastore.engine
+        self._table = table
+        self._statuses = statuses
+        self._swaps = item_swaps(self._engine, table)
+        self._marks = load_compromised_items(self._engine, table.table)
+        self._fenced: set[UUID] = set()
+        self._selected: tuple[int, Selection] | None = None
+        self._skipped_keys: set[UUID] = set()
+        self._aside = AsideRows.of_store(store, [table])
+
+    def most_rows(self, batch: int) -> int:
+        """Say how many rows a transaction moves, if *batch* are allowed."""
+        return batch if self._swaps.most_rows is None else min(batch, self._swaps.most_rows)
+
+    def page(self, shard: Shard, limit: int, also: Callable[[Connection], None]) -> Page:
+        """
+        Read the next rows of a range; only an empty page says that it is at its end.
+
+        Args:
+            shard: Its cursor says where.
+            limit: Rows at most.
+            also: Reads something else in the same transaction.
+        """
+
+        def look(connection: Connection) -> Page:
+            also(connection)
+            return self._swaps.page(
+                connection,
+                self._selection(shard),
+                after=self._stored(shard, "cursor", place_from_json),
+                upto=self._stored(shard, "upto", place_from_json),
+                limit=limit,
+                written=shard.phase == COMPROMISED_PHASE,
+            )
+
+        return read(self._engine, look, doing=f"reading {self._table.table}")
+
+    def reseal(self, shard: Shard, page: Page, worker: str) -> Shard:
+        """
+        Seal the rows of a page again, and swap those that are still as they were read.
+
+        Args:
+            shard: To which the page belongs.
+            page: At least one row.
+            worker: That holds the range.
+
+        Returns:
+            The range behind the page, as it is stored.
+
+        Raises:
+            IntegrityError: The range's row was edited so that it cannot be read.
+            ShardLostError: Another worker holds the range; nothing was written.
+            KmsError: The KMS refused or failed.
+            StoreError: The database refused or failed.
+        """
+        selection = self._selection(shard)
+        wanted = page.only(self._wanted(shard, page, selection))
+        behind = replace(shard, cursor=place_to_json(page.last_place))
+        for _ in range(ATTEMPTS):
+            try:
+                return self._write(shard, behind, self._sealed(shard, wanted, selection), worker)
+            except (_KeysMovedError, KeyDestroyedError, KeyNotFoundError):
+                self._store.keyring.refresh()
+        raise StoreUnavailableError(
+            f"the keys of a batch of {self._table.table} changed {ATTEMPTS} times while it was sealed",
+            remedy="Run the same command again; the job goes on from there.",
+        )
+
+    def _selection(self, shard: Shard) -> Selection:
+        """Parse a range's selection once: it may name a thousand keys."""
+        if self._selected is None or self._selected[0] != shard.number:
+            selection = self._stored(shard, "selection", selection_from_json)
+            self._selected = shard.number, selection
+        return self._selected[1]
+
+    def _stored(self, shard: Shard, column: str, parse: Callable[[Any], Any]) -> Any:
+        """Parse what a range's row holds; an edited one is refused by name."""
+        stored = getattr(shard, column)
+        try:
+            return None if stored is None else parse(stored)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            raise job_shards.unreadable_shard(self._engine, shard.job_id, shard.number, [column]) from None
+
+    def _wanted(self, shard: Shard, page: Page, selection: Selection) -> Sequence[int]:
+        """Leave out what a query that cannot name all keys found too much."""
+        if selection.keys is not None:
+            return range(len(page))
+        compromised = shard.phase == COMPROMISED_PHASE
+        return [
+            number
+            for number, status in self._row_statuses(page)
+            if _is_wanted(status, page.envelopes[number], selection, compromised=compromised)
+        ]
+
+    def _row_statuses(self, page: Page) -> Iterator[tuple[int, KeyStatus]]:
+        """Number the rows that name a key, with how it stands."""
+        named = {raw: UUID(bytes=raw) for raw in set(page.key_ids) if raw is not None}
+        statuses = self._statuses.of(list(named.values()), self._table)
+        for number, raw in enumerate(page.key_ids):
+            if raw is not None:
+                yield number, statuses[named[raw]]
+
+    def _sealed(self, shard: Shard, page: Page, selection: Selection) -> Batch:
+        batch = Batch(page)
+        if shard.phase == COMPROMISED_PHASE:
+            page = page.only(self._below_marks(batch))
+        outcomes = self._resealed(page)
+        envelopes = [outcome for outcome in outcomes if isinstance(outcome, bytes)]
+        # Of the envelope that was opened, the header names the key; the row must say the same.
+        if len(envelopes) < len(page) or any(map(page.differs, range(len(page)))):
+            numbers = self._sort(page, outcomes, batch, fitting=frozenset(selection.fitting))
+            envelopes = [outcome for number in numbers if isinstance(outcome := outcomes[number], bytes)]
+            page = page.only(numbers)
+        batch.page, batch.envelopes = page, envelopes
+        return batch
+
+    def _resealed(self, page: Page) -> list[Outcome]:
+        reseal_many, collection = self._store.cipher.reseal_many, self._table.collection
+        if self._table.former_collection is None:
+            return reseal_many(page, collection)
+        return reseal_many(page, collection, moved=moved(self._store, self._table, page))
+
+    def _below_marks(self, batch: Batch) -> list[int]:
+        """Keep what was there when its key was marked; the rest is reported, and stays as it is."""
+        there = were_there(self._engine, self._table.table, self._marks, batch.page)
+        for number in sorted(set(range(len(batch.page))).difference(there)):
+            key_id = batch.page.key_id(number)
+            if key_id is not None:
+                failed = self._fail(batch, batch.page, number, late_item(self._marks[key_id]), stuck=True)
+                batch.counts["suspected"] += failed
+        return there
+
+    def _sort(
+        self, page: Page, outcomes: Sequence[Outcome], batch: Batch, *, fitting: frozenset[UUID]
+    ) -> list[int]:
+        """Give the rows that are to be swapped; count and list the others."""
+        numbers: list[int] = []
+        for number, outcome in enumerate(outcomes):
+            key_id = page.key_id(number)
+            problem = outcome
+            if isinstance(outcome, bytes):
+                if not page.differs(number):
+                    numbers.append(number)
+                    continue
+                problem = IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
+            stuck = key_id not in fitting
+            if problem is None:
+                self._skip(batch, key_id, stuck=stuck)
+            elif isinstance(problem, KmsError | StoreError):
+                raise problem
+            elif is_erased(problem):
+                pass  # shredded since it was counted: there is nothing to move, and nothing wrong
+            elif isinstance(problem, EventSealError):
+                self._fail(batch, page, number, problem, stuck=stuck)
+        return numbers
+
+    def _fail(self, batch: Batch, page: Page, number: int, error: EventSealError, *, stuck: bool) -> bool:
+        """Count a row that stays as it is; say whether that is a failure, and not set aside."""
+        place = page.sequence_ids[number], page.positions[number]
+        batch.counts["stuck"] += stuck
+        if self._aside.at(self._table.table, place):
+            batch.counts[SET_ASIDE] += 1
+            return False
+        batch.counts["failed"] += 1
+        batch.failures.append(Failure.of_item(self._table.table, place, page.key_id(number), error))
+        return True
+
+    def _skip(self, batch: Batch, key_id: UUID | None, *, stuck: bool) -> None:
+        batch.counts["skipped"] += 1
+        batch.counts["failed"] += 1
+        batch.counts["stuck"] += stuck
+        if key_id is None or key_id in self._skipped_keys:
+            return
+        self._skipped_keys.add(key_id)
+        error = KeyNotFoundError(
+            f"the scope of key {key_id} has no active key: its items stay under it",
+            remedy="Rotate the scope, which gives it an active key; then run this again.",
+        )
+        batch.failures.append(Failure.of_key(self._table.table, key_id, error))
+
+    # --- the transaction ---
+
+    def _write(self, shard: Shard, behind: Shard, batch: Batch, worker: str) -> Shard:
+        """Swap the rows and move the cursor behind them, in one transaction."""
+        targets = {UUID(bytes=raw) for raw in {sealed[KEY_ID_IN_HEADER] for sealed in batch.envelopes}}
+        if edited := self._make_fences(targets):
+            batch = self._without(edited, batch)
+            targets -= edited.keys()
+        swap = None
+        if batch.envelopes:
+            swap = self._swaps.prepare(batch.page, batch.envelopes, by_tag=self.by_tag)
+        stored: list[Shard] = []
+
+        def work(connection: Connection) -> Shard:
+            # An attempt whose COMMIT was not answered may have done it all.
+            if stored and job_shards.is_shard_at(connection, stored[-1]):
+                return stored[-1]
+            closed = share_fences(connection, targets)
+            if closed:
+                self._fenced -= closed
+                raise _KeysMovedError
+            numbers = [] if swap is None else self._swaps.swap(connection, swap)
+            swapped = batch.page.only(numbers)
+            moved = {
+                UUID(bytes=raw): count for raw, count in Counter(swapped.key_ids).items() if raw is not None
+            }
+            if shard.phase == COMPROMISED_PHASE:
+                add_replaced(connection, self._replaced(swapped))
+                forget_replaced(connection, self._table.table, swapped)
+            counted = _counted(behind, batch, len(numbers))
+            job_shards.add_key_counts(connection, shard, moved)
+            listed = shard.counts.get("listed", 0)
+            failures = [failure.to_record() for failure in batch.failures[: max(0, MAX_FAILURES - listed)]]
+            job_shards.add_failures(connection, shard, failures, first=listed)
+            advanced = job_shards.advance_shard(connection, counted, worker)
+            if advanced is None:
+                raise ShardLostError
+            self._check_keys(connection, {*moved, *targets})
+            stored.append(advanced)
+            return advanced
+
+        return write(self._engine, work, doing=f"sealing items of {self._table.table} again")
+
+    def _replaced(self, swapped: Page) -> list[Replaced]:
+        return [
+            Replaced(key_id, self._table.table, sha256(sealed).digest(), str(sequence_id), str(position))
+            for number, (sealed, sequence_id, position) in enumerate(
+                zip(swapped.envelopes, swapped.sequence_ids, swapped.positions, strict=True)
+            )
+            if (key_id := swapped.key_id(number)) is not None
+        ]
+
+    def _make_fences(self, key_ids: Collection[UUID]) -> Mapping[UUID, EventSealError]:
+        """Make fences that are not there; give those that were edited."""
+        unknown = set(key_ids) - self._fenced
+        if not unknown:
+            return {}
+        # Committed before the items: else whoever waits for this row waits for a whole batch.
+        open_fences(self._engine, unknown)
+        edited = unreadable_fences(self._engine, unknown)
+        self._fenced |= unknown - edited.keys()
+        return edited
+
+    def _without(self, edited: Mapping[UUID, EventSealError], batch: Batch) -> Batch:
+        """Leave rows where they are whose new key has an edited fence."""
+        kept: list[int] = []
+        for number, sealed in enumerate(batch.envelopes):
+            error = edited.get(UUID(bytes=sealed[KEY_ID_IN_HEADER]))
+            if error is None:
+                kept.append(number)
+            else:
+                self._fail(batch, batch.page, number, error, stuck=True)
+        batch.envelopes = [batch.envelopes[number] for number in kept]
+        batch.page = batch.page.only(kept)
+        return batch
+
+    def _check_keys(self, connection: Connection, key_ids: Collection[UUID]) -> None:
+        """Roll back if a key was destroyed meanwhile: asked last, and held until COMMIT where that goes."""
+        datastore, key_store = self._store.datastore, self._store.key_store
+        if datastore.key_engine is datastore.engine and isinstance(key_store, SQLAlchemyKeyStore):
+            gone = share_live_keys(connection, key_ids)
+        else:
+            records = key_store.get(key_ids)
+            gone = {
+                key_id
+                for key_id in key_ids
+                if key_id not in records or records[key_id].state is KeyState.DESTROYED
+            }
+        if gone:
+            raise _KeysMovedError
+
+
+def _is_wanted(status: KeyStatus, sealed: Any, selection: Selection, *, compromised: bool) -> bool:
+    if compromised:
+        return status is KeyStatus.COMPROMISED
+    if status is KeyStatus.FITTING:
+        return bool(selection.heads) and sealed[:3] not in selection.heads
+    return status in {KeyStatus.OLD, KeyStatus.UNREADABLE}
+
+
+def _counted(shard: Shard, batch: Batch, done: int) -> Shard:
+    counts = Counter(shard.counts)
+    counts.update(batch.counts)
+    counts["done"] += done
+    counts["changed"] += len(batch.page) - done
+    counts["listed"] += len(batch.failures)
+    return replace(shard, counts=dict(counts))
+
+
+class CollectionResealer(TableResealer):
     """Moves the items of one table that are not bound to its collection yet, whatever their key."""
 
     def _wanted(self, shard: Shard, page: Page, selection: Selection) -> Sequence[int]:
         if shard.phase == COMPROMISED_PHASE:
             return super()._wanted(shard, page, selection)
-        named = {raw: UUID(bytes=raw) for raw in set(page.key_ids) if raw is not None}
-        standings = self._standings.of(list(named.values()), self._table)
-        wanted = {Standing.FITTING, Standing.OLD, Standing.UNREADABLE}
-        numbers = [
-            number
-            for number, raw in enumerate(page.key_ids)
-            if raw is not None and standings[named[raw]] in wanted
-        ]
+        wanted = {KeyStatus.FITTING, KeyStatus.OLD, KeyStatus.UNREADABLE}
+        numbers = [number for number, status in self._row_statuses(page) if status in wanted]
         there = in_place(self._store, self._table, page.only(numbers))
         return [number for index, number in enumerate(numbers) if index not in there]
-
-
-def table_movers(
-    store: SealedStore, job: Job, scope_of: ScopeOf | None
-) -> Callable[[SealedTable], TableMover]:
-    """
-    Give a function that creates the mover of a table.
-
-    Args:
-        store: What the job works on.
-        job: As it was read.
-        scope_of: The rule for scopes, if the job is a migration.
-
-    Raises:
-        ConfigurationError: The job is a migration, and its formats or its event modules are not here.
-    """
-    if scope_of is not None:
-        accepted = configured_formats(store)
-        return lambda table: OldItemMover(
-            store, table, accepted=accepted_in(accepted, table), scope_of=scope_of
-        )
-    standings = KeyStandings(store, keys_of(job))
-    mover = TableMover if collection_of(job) is None else CollectionMover
-    return lambda table: mover(store, table, standings)
-
-
-def keys_of(job: Job) -> list[UUID] | None:
-    """Give the keys that a job was asked for; ``None``: all that are not the active one of their scope."""
-    keys = job.options["keys"]
-    return None if keys is None else [UUID(key_id) for key_id in keys]
-
-
-def collection_of(job: Job) -> str | None:
-    """Give the collection that a job moves its table to; ``None``: items stay in theirs."""
-    collection: str | None = job.options.get("collection")
-    return collection
-
-
-def configured_formats(store: SealedStore) -> AcceptedFormats:
-    """
-    Give the older formats that a store is configured with.
-
-    Raises:
-        ConfigurationError: There are none.
-    """
-    # Without what the registry says now: a migration is what changes it.
-    accepted = AcceptedFormats(store.accepted_formats.formats if isinstance(store, AcceptsOldFormats) else ())
-    if not accepted:
-        raise ConfigurationError(
-            "no older format is named, so nothing can be migrated",
-            remedy="Name the formats that the items are in, with their keys: the setting old_formats.",
-        )
-    return accepted
-
-
-def accepted_in(accepted: AcceptedFormats, table: SealedTable) -> AcceptedFormats:
-    """Give the formats that the registry says are accepted in a table."""
-    return AcceptedFormats([old for old in accepted.formats if old.name in table.old_formats])
-
-
-def stored_rule(key_scope: str | ScopeOf) -> dict[str, str]:
-    """
-    Give a rule for scopes as a job keeps it.
-
-    Args:
-        key_scope: A scope, or a function of an item's place and its JSON that can be imported.
-
-    Raises:
-        ConfigurationError: The function cannot be found again by its name.
-    """
-    if isinstance(key_scope, str):
-        return {"scope": key_scope}
-    name = f"{getattr(key_scope, '__module__', '')}:{getattr(key_scope, '__qualname__', '')}"
-    if _function(name) is not key_scope:
-        raise ConfigurationError(
-            f"key_scope {name} cannot be found again by that name, as workers and a resumed job must",
-            remedy="Define the function at the top of a module.",
-        )
-    return {"function": name}
-
-
-def scope_rule(job: Job, key_scope: str | ScopeOf | None) -> ScopeOf:
-    """
-    Check the caller's rule for scopes against the one that a migration was begun with.
-
-    Nothing that the job's row names is imported: an attacker who can write to the database would choose what
-    runs.
-
-    Args:
-        job: The migration's job.
-        key_scope: The caller's rule; ``None`` for the scope that the job was begun with.
-
-    Raises:
-        ConfigurationError: The job was begun with another rule, or with a function and the caller gives none.
-    """
-    stored = job.options["key_scope"]
-    if key_scope is None and "scope" in stored:
-        key_scope = stored["scope"]
-    if key_scope is None or stored_rule(key_scope) != stored:
-        what = "If this is your rule, run" if "function" in stored else "Run it without another scope"
-        raise ConfigurationError(
-            f"job {job.job_id} was begun with another rule for scopes. Nothing was written",
-            remedy=f"{what}: {resume_command(job)}",
-        )
-    return partial(_one_scope, key_scope) if isinstance(key_scope, str) else key_scope
-
-
-def function_named(name: str) -> ScopeOf:
-    """
-    Import a function that the command line names as ``module:function``.
-
-    Raises:
-        ConfigurationError: The function is not there, or the import of its module fails.
-    """
-    module, separator, _ = name.partition(":")
-    if separator and is_module_name(module):
-        import_listed(module, "--key-scope-function")
-    found: ScopeOf | None = _function(name)
-    if found is None:
-        raise ConfigurationError(
-            f"there is no function {name}",
-            remedy="Name it as module:function, and put the module's folder on PYTHONPATH.",
-        )
-    return found
-
-
-def _one_scope(scope: str, _context: ItemContext, _plaintext: bytes) -> str:
-    return scope
-
-
-def _function(name: str) -> Any:
-    try:
-        found = resolve_name(name) if ":" in name else None
-    except (ImportError, AttributeError, ValueError):
-        return None
-    return found if callable(found) else None

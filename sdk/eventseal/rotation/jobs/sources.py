@@ -1,27 +1,33 @@
-"""Which keys' items are encrypted again, and what the others are: told from the keys' rows."""
+"""Which items of a table a job works on: those of old keys, of older formats, of a former collection."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
 from typing import TYPE_CHECKING
 
+from eventseal.errors import WrongApplicationError
 from eventseal.items.sealed_places import Selection
+from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.storage.database.column_types import NIL_KEY_ID
-from eventseal.storage.database.transactions import read
-from eventseal.storage.items.key_counts import count_by_key
+from eventseal.storage.database.transactions import reads
+from eventseal.storage.items.key_counts import count_by_key, count_differing
 from eventseal.storage.items.swaps import MOST_LISTED_KEYS
+from eventseal.storage.jobs import jobs
+from eventseal.storage.jobs import shards as job_shards
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
     from uuid import UUID
 
+    from sqlalchemy.engine import Connection
+
     from eventseal.keys.records import KeyRecord
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.items.tables import SealedTable
+    from eventseal.storage.jobs.jobs import Job
 
 
 FEW_ITEMS = 20_000
@@ -31,7 +37,7 @@ _MOST_REMEMBERED = 100_000
 _CHUNK = 1000
 
 
-class Standing(Enum):
+class KeyStatus(Enum):
     """What a key's row says of the items that name it."""
 
     FITTING = "under their scope's active key"
@@ -43,11 +49,11 @@ class Standing(Enum):
     CHANCE = "an item of an older format that begins like an envelope"
 
 
-MOVING = frozenset({Standing.OLD, Standing.COMPROMISED, Standing.UNREADABLE})
+TO_RESEAL = frozenset({KeyStatus.OLD, KeyStatus.COMPROMISED, KeyStatus.UNREADABLE})
 """What a pass looks at; what does not open is reported then, row by row."""
 
 
-class KeyStandings:
+class KeyStatuses:
     """
     Tells how keys stand, from their rows, whose seals it checks, and remembers it for one pass.
 
@@ -60,9 +66,9 @@ class KeyStandings:
         self._store = store
         self._application = store.cipher.application
         self._keys = None if keys is None else frozenset(keys)
-        self._known: dict[tuple[UUID, bool, bool], Standing] = {}
+        self._known: dict[tuple[UUID, bool, bool], KeyStatus] = {}
 
-    def of(self, key_ids: Collection[UUID], table: SealedTable) -> Mapping[UUID, Standing]:
+    def of(self, key_ids: Collection[UUID], table: SealedTable) -> Mapping[UUID, KeyStatus]:
         """
         Tell how each key stands.
 
@@ -75,37 +81,37 @@ class KeyStandings:
         if len(self._known) + len(unknown) > _MOST_REMEMBERED:
             self._known.clear()
             unknown = list(key_ids)
-        found: dict[UUID, Standing] = {}
+        found: dict[UUID, KeyStatus] = {}
         for start in range(0, len(unknown), _CHUNK):
             chunk = unknown[start : start + _CHUNK]
             records = self._store.key_store.get(chunk)
-            found.update({key_id: self._standing(key_id, records.get(key_id), table) for key_id in chunk})
+            found.update({key_id: self._status(key_id, records.get(key_id), table) for key_id in chunk})
             # What such a row says is not true: each of its items is looked at.
             for key_id in self._store.keyring.tables.edited_keys(chunk):
-                found[key_id] = self._if_asked(key_id, Standing.UNREADABLE)
+                found[key_id] = self._if_asked(key_id, KeyStatus.UNREADABLE)
         if len(found) <= _MOST_REMEMBERED:
-            self._known.update({(key_id, *kind): standing for key_id, standing in found.items()})
+            self._known.update({(key_id, *kind): status for key_id, status in found.items()})
         return {key_id: found.get(key_id) or self._known[(key_id, *kind)] for key_id in key_ids}
 
-    def _standing(self, key_id: UUID, record: KeyRecord | None, table: SealedTable) -> Standing:
+    def _status(self, key_id: UUID, record: KeyRecord | None, table: SealedTable) -> KeyStatus:
         if record is None and table.old_formats:
-            return Standing.CHANCE
+            return KeyStatus.CHANCE
         if record is not None and record.application != self._application:
             shared = table.application is None
-            return Standing.FOREIGN if shared else self._if_asked(key_id, Standing.UNREADABLE)
+            return KeyStatus.FOREIGN if shared else self._if_asked(key_id, KeyStatus.UNREADABLE)
         if record is None or record.purpose is not KeyPurpose.DATA:
-            return self._if_asked(key_id, Standing.UNREADABLE)
+            return self._if_asked(key_id, KeyStatus.UNREADABLE)
         if record.state is KeyState.DESTROYED:
             erased = record.destroyed_by == "shredded"
-            return Standing.ERASED if erased else self._if_asked(key_id, Standing.UNREADABLE)
+            return KeyStatus.ERASED if erased else self._if_asked(key_id, KeyStatus.UNREADABLE)
         if record.state is KeyState.ACTIVE:
-            return Standing.FITTING
+            return KeyStatus.FITTING
         if record.state is KeyState.COMPROMISED:
-            return self._if_asked(key_id, Standing.COMPROMISED)
-        return self._if_asked(key_id, Standing.OLD)
+            return self._if_asked(key_id, KeyStatus.COMPROMISED)
+        return self._if_asked(key_id, KeyStatus.OLD)
 
-    def _if_asked(self, key_id: UUID, standing: Standing) -> Standing:
-        return standing if self._keys is None or key_id in self._keys else Standing.FITTING
+    def _if_asked(self, key_id: UUID, status: KeyStatus) -> KeyStatus:
+        return status if self._keys is None or key_id in self._keys else KeyStatus.FITTING
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,14 +127,14 @@ class TableSources:
     """
 
     table: SealedTable
-    items: Mapping[Standing | None, int]
-    keys: Mapping[Standing, Sequence[UUID]]
+    items: Mapping[KeyStatus | None, int]
+    keys: Mapping[KeyStatus, Sequence[UUID]]
     by_key: Mapping[UUID, int]
 
     @property
-    def moving(self) -> int:
+    def pending(self) -> int:
         """Items that a pass looks at, but for those whose envelope alone does not fit."""
-        return sum(self.items.get(standing, 0) for standing in MOVING)
+        return sum(self.items.get(status, 0) for status in TO_RESEAL)
 
     def selections(self, heads: tuple[bytes, ...]) -> Iterator[tuple[int, Selection]]:
         """
@@ -137,11 +143,11 @@ class TableSources:
         Args:
             heads: How fitting envelopes begin; empty: only the keys are looked at.
         """
-        compromised = self.keys.get(Standing.COMPROMISED, ())
+        compromised = self.keys.get(KeyStatus.COMPROMISED, ())
         if compromised:
             yield 0, Selection(keys=_listed(compromised), few=self._are_few(compromised))
-        others = (*self.keys.get(Standing.OLD, ()), *self.keys.get(Standing.UNREADABLE, ()))
-        fitting = self.keys.get(Standing.FITTING, ()) if heads else ()
+        others = (*self.keys.get(KeyStatus.OLD, ()), *self.keys.get(KeyStatus.UNREADABLE, ()))
+        fitting = self.keys.get(KeyStatus.FITTING, ()) if heads else ()
         if not others and not fitting:
             return
         listed = _listed(others)
@@ -156,8 +162,8 @@ class TableSources:
         """Select the rows that no pass looks at: no envelopes, and what begins like one by chance."""
         if plain := self.items.get(None, 0):
             yield Selection(keys=(), few=plain <= FEW_ITEMS, plain=True)
-        keys = self.keys.get(Standing.CHANCE, ())
-        few = self.items.get(Standing.CHANCE, 0) <= FEW_ITEMS
+        keys = self.keys.get(KeyStatus.CHANCE, ())
+        few = self.items.get(KeyStatus.CHANCE, 0) <= FEW_ITEMS
         for start in range(0, len(keys), _CHUNK):
             yield Selection(keys=tuple(keys[start : start + _CHUNK]), few=few)
 
@@ -179,23 +185,168 @@ def table_sources(
     Raises:
         StoreError: The database refused or failed.
     """
-    standings = KeyStandings(store, keys)
-    return [_sources(store, table, standings) for table in tables]
+    statuses = KeyStatuses(store, keys)
+    return [_sources(store, table, statuses) for table in tables]
 
 
-def _sources(store: SealedStore, table: SealedTable, standings: KeyStandings) -> TableSources:
-    counts = read(store.datastore.engine, partial(count_by_key, table=table), doing=f"counting {table.table}")
-    items: Counter[Standing | None] = Counter({None: counts.pop(None, 0)})
-    keys: dict[Standing, list[UUID]] = {}
+def _sources(store: SealedStore, table: SealedTable, statuses: KeyStatuses) -> TableSources:
+    counts = count_by_key(store.datastore.engine, table)
+    items: Counter[KeyStatus | None] = Counter({None: counts.pop(None, 0)})
+    keys: dict[KeyStatus, list[UUID]] = {}
     named = {key_id: count for key_id, count in counts.items() if key_id is not None}
-    found = standings.of(named, table)
-    for key_id, standing in found.items():
-        items[standing] += named[key_id]
-        keys.setdefault(standing, []).append(key_id)
-    by_key = {key_id: named[key_id] for key_id, standing in found.items() if standing in MOVING}
+    found = statuses.of(named, table)
+    for key_id, status in found.items():
+        items[status] += named[key_id]
+        keys.setdefault(status, []).append(key_id)
+    by_key = {key_id: named[key_id] for key_id, status in found.items() if status in TO_RESEAL}
     return TableSources(table, items, keys, by_key)
 
 
 def _listed(keys: Sequence[UUID]) -> tuple[UUID, ...] | None:
     # The nil id stands for what is no key id at all, and no query finds that.
     return tuple(sorted(keys)) if len(keys) <= MOST_LISTED_KEYS and NIL_KEY_ID not in keys else None
+
+
+@dataclass(frozen=True, slots=True)
+class OldSources(TableSources):
+    """
+    A table's items that may be in an older format: rows that are no envelopes, or name no key that there is.
+
+    Attributes:
+        unknown: Keys that rows name and no key store has: by chance, a static key's, or another store's.
+        others: Envelopes of other applications, by application, in a table that is this one's alone.
+        has_scopes: Whether items are sealed under keys of other scopes than ``application``.
+    """
+
+    unknown: tuple[UUID, ...] = ()
+    others: Mapping[str, int] | None = None
+    has_scopes: bool = False
+
+    @property
+    def pending(self) -> int:
+        """Items that a pass looks at."""
+        return self.items.get(KeyStatus.UNREADABLE, 0)
+
+    def selections(self, heads: tuple[bytes, ...]) -> Iterator[tuple[int, Selection]]:  # noqa: ARG002
+        """Give the one phase of a pass."""
+        if self.pending:
+            few = self.pending <= FEW_ITEMS
+            listed = _listed(self.unknown)
+            yield 1, Selection(keys=listed, few=few and listed is not None, plain=True)
+
+
+def old_sources(store: SealedStore, tables: Sequence[SealedTable]) -> list[OldSources]:
+    """
+    Count what may be in an older format; the rows whose column and header differ are reported with it.
+
+    Args:
+        store: Its items and keys.
+        tables: From the registry.
+
+    Raises:
+        StoreError: The database refused or failed.
+    """
+    return [_old_sources(store, table) for table in tables]
+
+
+def _old_sources(store: SealedStore, table: SealedTable) -> OldSources:
+    counts = count_by_key(store.datastore.engine, table)
+    differing = count_differing(store.datastore.engine, table)
+    plain = counts.pop(None, 0)
+    named = {key_id: count for key_id, count in counts.items() if key_id is not None}
+    unknown: list[UUID] = []
+    others: Counter[str] = Counter()
+    usual = {DEFAULT_SCOPE, store.cipher.stored_scope(DEFAULT_SCOPE)}
+    has_scopes = False
+    # Not all records at once: a scope for each stream makes millions.
+    wanted = sorted(named)
+    for start in range(0, len(wanted), _CHUNK):
+        chunk = wanted[start : start + _CHUNK]
+        records = store.key_store.get(chunk)
+        unknown += [key_id for key_id in chunk if key_id not in records]
+        for key_id, record in records.items():
+            plain += differing.get(key_id, 0)
+            if record.application != store.cipher.application:
+                others[record.application] += named[key_id]
+            elif record.scope not in usual:
+                has_scopes = True
+    shared = table.application is None
+    items: Counter[KeyStatus | None] = Counter(
+        {
+            KeyStatus.UNREADABLE: plain + sum(named[key_id] for key_id in unknown),
+            KeyStatus.FOREIGN: others.total(),
+        }
+    )
+    return OldSources(
+        table,
+        items,
+        {},
+        {},
+        unknown=tuple(unknown),
+        others={} if shared else dict(others),
+        has_scopes=has_scopes,
+    )
+
+
+def foreign(source: OldSources, application: str) -> list[WrongApplicationError]:
+    """Name the applications whose envelopes are in a table that is not theirs."""
+    return [
+        WrongApplicationError(
+            f"{count} items of {source.table.table} are envelopes of the application {other!r}, "
+            f"not of {application!r}",
+            expected=application,
+            found=other,
+            remedy="Register the table for every application that writes there, or find out who wrote them.",
+        )
+        for other, count in sorted((source.others or {}).items())
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class MovedSources(TableSources):
+    """
+    All items of a table that is moved: which of them are bound to the new name, no key id says.
+
+    Attributes:
+        is_passed: Whether a whole pass has found each item bound to the new name, or has bound it.
+    """
+
+    is_passed: bool = False
+
+    @property
+    def pending(self) -> int:
+        """Items that a pass looks at."""
+        wanted = () if self.is_passed else (*TO_RESEAL, KeyStatus.FITTING)
+        return sum(self.items.get(status, 0) for status in wanted)
+
+    def selections(self, heads: tuple[bytes, ...]) -> Iterator[tuple[int, Selection]]:
+        """Give the phases of a pass: compromised keys first, then all others."""
+        if self.is_passed:
+            return
+        for phase, selection in super(MovedSources, self).selections(heads):
+            if phase == 0:
+                yield phase, selection
+        yield 1, Selection(keys=None)
+
+
+def moved_sources(store: SealedStore, table: SealedTable, job: Job | None) -> list[TableSources]:
+    """
+    Count the items of a table that is moved.
+
+    Args:
+        store: Its items and keys.
+        table: As its record class describes it.
+        job: That moves it; ``None``: none does yet.
+    """
+    (found,) = table_sources(store, [table], None)
+    is_passed = job is not None and _is_passed(store.datastore.engine, job)
+    return [MovedSources(found.table, found.items, found.keys, found.by_key, is_passed)]
+
+
+@reads("reading how far a job is")
+def _is_passed(connection: Connection, job: Job) -> bool:
+    """Whether the last pass has met every row as it was read: one that was changed is looked at again."""
+    (now,) = jobs.load_jobs(connection, job.application, job_id=job.job_id)
+    totals = job_shards.load_totals(connection, now)
+    changed = sum(counts["changed"] for counts in totals.by_table.values())
+    return now.pass_number > 0 and not totals.open_shards and not changed

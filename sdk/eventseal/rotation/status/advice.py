@@ -45,7 +45,7 @@ class Advice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobStanding:
+class JobStatus:
     """
     A re-encryption, and how far it is.
 
@@ -100,14 +100,14 @@ class Status:
     unreadable: Mapping[str, int] = field(default_factory=dict)
     old_formats: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     keks: tuple[KekUse, ...]
-    jobs: tuple[JobStanding, ...]
+    jobs: tuple[JobStatus, ...]
     edited: tuple[IntegrityError, ...] = ()
     next_steps: tuple[Advice, ...] = ()
 
     @property
     def is_sound(self) -> bool:
         """Whether every item can be read as far as its key id tells, and no row that was read was edited."""
-        jobs_read = all(standing.problem is None for standing in self.jobs)
+        jobs_read = all(job_status.problem is None for job_status in self.jobs)
         return jobs_read and not self.unreadable and not self.edited
 
 
@@ -116,7 +116,7 @@ _NAMED = 5
 """Keys that a command names one by one; of more it is left to find them."""
 
 
-def advice(status: Status) -> tuple[Advice, ...]:
+def next_steps(status: Status) -> tuple[Advice, ...]:
     """
     Say what is worth running, the most urgent first.
 
@@ -150,52 +150,38 @@ def with_upgrade_first(status: Status) -> Status:
     return replace(status, next_steps=(upgrade, *status.next_steps))
 
 
-def retire_is_worth_running(status: Status) -> datetime | None:
-    """
-    Tell from when on ``retire`` finds keys that no process seals under any more.
-
-    Args:
-        status: Of the application.
-
-    Returns:
-        By the database's clock; ``None`` if there is no key to retire.
-    """
-    return min([_settled_at(status, key) for key in _needed_by_nothing(status)], default=None)
-
-
-def unfinished_job(standing: JobStanding, now: datetime) -> Advice | None:
+def unfinished_job(job_status: JobStatus, now: datetime) -> Advice | None:
     """
     Say how a re-encryption, or a migration, is gone on with.
 
     Args:
-        standing: Of the job.
+        job_status: Of the job.
         now: The database's clock.
 
     Returns:
         ``None`` if it ended, or has moved on within the last minute: then somebody is at it.
     """
-    job = standing.job
-    if standing.problem is not None:
+    job = job_status.job
+    if job_status.problem is not None:
         return Advice(
             command=f"eventseal {verb_of(job.options)}",
-            reason=f"{standing.problem}; the command begins a job anew. {standing.problem.remedy}",
+            reason=f"{job_status.problem}; the command begins a job anew. {job_status.problem.remedy}",
         )
     if job.state == FINISHED or (job.state == RUNNING and now - job.updated_at < _AT_IT):
         return None
-    verb = verb_of(job.options)
-    what = "migration" if verb == MIGRATE else "re-encryption"
-    reminder = _REMINDER if "function" in job.options.get("key_scope", {}) else ""
-    if job.state == SETTLING:
-        return Advice(
-            command=resume_command(job),
-            reason=f"a {what} has moved all {standing.done:,} items, and is to look once more when "
-            "every process has noticed the new keys",
-        )
-    return Advice(
-        command=resume_command(job),
-        reason=f"a {what} did not end: {standing.done:,} of {job.total:,} items were moved, it is "
-        f"{job.state} since {job.updated_at.isoformat(timespec='seconds')}{reminder}",
+    what = "migration" if verb_of(job.options) == MIGRATE else "re-encryption"
+    reason = (
+        f"a {what} did not end: {job_status.done:,} of {job.total:,} items were moved, it is "
+        f"{job.state} since {job.updated_at.isoformat(timespec='seconds')}"
     )
+    if job.state == SETTLING:
+        reason = (
+            f"a {what} has moved all {job_status.done:,} items, and is to look once more when every process "
+            "has noticed the new keys"
+        )
+    elif "function" in job.options.get("key_scope", {}):
+        reason += _REMINDER
+    return Advice(command=resume_command(job), reason=reason)
 
 
 _REMINDER = (
@@ -220,10 +206,10 @@ def _unreadable(status: Status) -> Iterator[Advice]:
 
 
 def _jobs(status: Status) -> Iterator[Advice]:
-    for standing in status.jobs:
-        step = unfinished_job(standing, status.now)
+    for job_status in status.jobs:
+        step = unfinished_job(job_status, status.now)
         if step is not None:
-            settles = _noticed_at(status) if standing.job.state == SETTLING else status.now
+            settles = _noticed_at(status) if job_status.job.state == SETTLING else status.now
             yield step if settles <= status.now else replace(step, after=settles)
 
 
@@ -239,7 +225,7 @@ def _compromised(status: Status) -> Iterator[Advice]:
 def _migrate(status: Status) -> Iterator[Advice]:
     """A migration that was begun is to be finished: until then, readers take what nothing authenticates."""
     accepting = status.old_formats
-    jobs = [standing.job for standing in status.jobs]
+    jobs = [job_status.job for job_status in status.jobs]
     if not accepting or any(verb_of(job.options) == MIGRATE and job.state != FINISHED for job in jobs):
         return  # of a job that did not end, its own step tells
     formats = ", ".join(sorted({name for names in accepting.values() for name in names}))
@@ -267,14 +253,12 @@ def _rewrap(status: Status) -> Iterator[Advice]:
         wrappings[use.kek_uri] += use.wrappings
     several = [uri for uri, found in versions.items() if len(found) > 1]
     if several:
-        yield Advice(
-            command="eventseal rewrap", reason=f"several versions are in use of {', '.join(sorted(several))}"
-        )
+        reason = f"several versions are in use of {', '.join(sorted(several))}"
     elif len(set(wrappings.values())) > 1:
-        yield Advice(
-            command="eventseal rewrap",
-            reason=f"not every key is under each of the KEKs in use: {', '.join(sorted(wrappings))}",
-        )
+        reason = f"not every key is under each of the KEKs in use: {', '.join(sorted(wrappings))}"
+    else:
+        return
+    yield Advice(command="eventseal rewrap", reason=reason)
 
 
 def _rotate(status: Status) -> Iterator[Advice]:
@@ -298,13 +282,13 @@ def _reencrypt(status: Status) -> Iterator[Advice]:
 
 def _retire(status: Status) -> Iterator[Advice]:
     empty = _needed_by_nothing(status)
-    settled = [key for key in empty if _settled_at(status, key) <= status.now]
+    moments = [_settled_at(status, key) for key in empty]
+    settled = [moment for moment in moments if moment <= status.now]
     if empty:
-        worth = retire_is_worth_running(status)
         yield Advice(
             command="eventseal retire",
             reason=f"{len(settled or empty):,}{_or_more(status)} keys seal no more, and nothing needs them",
-            after=None if settled else worth,
+            after=None if settled else min(moments),
         )
 
 

@@ -1,4 +1,4 @@
-"""Totals over the key tables, each one query: an application may have ten million keys."""
+"""Totals over the key tables, each one query, and when the last change of keys is noticed everywhere."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from sqlalchemy import func, literal, select
 
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.wrapping.branches import BRANCH_PREFIX
+from eventseal.rotation.sealed_store import key_pages, records_of
 from eventseal.storage.database.column_types import HoldsUUID
 from eventseal.storage.database.rows import UNREADABLE, chunks, read_rows
 from eventseal.storage.database.transactions import reads
+from eventseal.storage.key_store import SQLAlchemyKeyStore
 from eventseal.storage.keys.state_changes import read_mark
 from eventseal.storage.keys.tables import (
     DEFAULT_REFRESH_INTERVAL,
@@ -23,7 +25,7 @@ from eventseal.storage.keys.tables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
     from datetime import datetime
     from uuid import UUID
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from eventseal.keys.policy import RotationPolicy
+    from eventseal.keys.records import KeyRecord
+    from eventseal.rotation.sealed_store import SealedStore
 
 
 UNREADABLE_KIND = f":{UNREADABLE}"
@@ -92,7 +96,8 @@ class OverdueKeys:
     scopes: tuple[str, ...]
 
 
-def key_totals(connection: Connection, *, application: str) -> list[KeyTotal]:
+@reads("counting keys")
+def keys_by_kind(connection: Connection, *, application: str) -> list[KeyTotal]:
     """
     Count keys by purpose, kind of scope and state.
 
@@ -107,6 +112,7 @@ def key_totals(connection: Connection, *, application: str) -> list[KeyTotal]:
     return [KeyTotal(**{**unreadable, **row.values}) for row in rows]
 
 
+@reads("looking for keys that seal no more")
 def closed_keys(connection: Connection, *, application: str, limit: int) -> list[ClosedKey]:
     """
     List data and branch keys that seal no more and may be retired one day, the oldest first.
@@ -119,8 +125,7 @@ def closed_keys(connection: Connection, *, application: str, limit: int) -> list
     left = func.coalesce(_KEYS.deactivated_at, _KEYS.compromised_at).label("since")
     query = (
         select(_KEYS.key_id, _KEYS.purpose, _KEYS.scope, _KEYS.state, left)
-        .where(_KEYS.application == application, _KEYS.state.in_(_LATER_STATES))
-        .where(_KEYS.purpose.in_([KeyPurpose.DATA, KeyPurpose.BRANCH]), HoldsUUID(_KEYS.key_id))
+        .where(*_of(application, [KeyPurpose.DATA, KeyPurpose.BRANCH]), HoldsUUID(_KEYS.key_id))
         .order_by(_KEYS.key_id)
         .limit(limit)
     )
@@ -136,6 +141,7 @@ def closed_keys(connection: Connection, *, application: str, limit: int) -> list
     ]
 
 
+@reads("looking for keys that are to be rotated")
 def overdue_keys(
     connection: Connection, *, application: str, policy: RotationPolicy, now: datetime, shown: int = 3
 ) -> OverdueKeys:
@@ -152,12 +158,7 @@ def overdue_keys(
     overdue: ColumnElement[bool] = _KEYS.items_reserved >= policy.max_items
     if policy.max_age is not None:
         overdue |= _KEYS.created_at <= now - policy.max_age
-    conditions = (
-        _KEYS.application == application,
-        _KEYS.purpose == KeyPurpose.DATA,
-        _KEYS.state == KeyState.ACTIVE,
-        overdue,
-    )
+    conditions = (*_of(application, [KeyPurpose.DATA], [KeyState.ACTIVE]), overdue)
     count = connection.execute(select(func.count()).where(*conditions)).scalar_one()
     named = select(_KEYS.scope).where(*conditions).order_by(_KEYS.key_id).limit(shown)
     scopes = [row.values["scope"] for row in read_rows(connection, named) if not row.unreadable]
@@ -184,6 +185,7 @@ def keys_without_wrapping(connection: Connection, *, application: str, kek_uris:
     return int(connection.execute(query).scalar_one())
 
 
+@reads("reading the states of keys")
 def key_states(connection: Connection, *, application: str, key_ids: Collection[UUID]) -> dict[UUID, str]:
     """
     Give the states of keys; those that the application does not have are left out.
@@ -201,36 +203,24 @@ def key_states(connection: Connection, *, application: str, key_ids: Collection[
     return states
 
 
-def active_data_keys(connection: Connection, *, application: str) -> int:
+@reads("counting keys")
+def count_keys(
+    connection: Connection, *, application: str, purposes: Collection[str], states: Collection[str]
+) -> int:
     """
-    Count active data keys: as many as there are scopes that are written to.
+    Count keys.
 
     Args:
         connection: To the database of the keys.
         application: Whose keys.
+        purposes: Only keys of these.
+        states: Only keys in these.
     """
-    query = select(func.count()).where(
-        _KEYS.application == application, _KEYS.purpose == KeyPurpose.DATA, _KEYS.state == KeyState.ACTIVE
-    )
+    query = select(func.count()).where(*_of(application, purposes, states))
     return int(connection.execute(query).scalar_one())
 
 
-def replaced_keys(connection: Connection, *, application: str) -> int:
-    """
-    Count the data and branch keys that seal no more and were not destroyed.
-
-    Args:
-        connection: To the database of the keys.
-        application: Whose keys.
-    """
-    query = select(func.count()).where(
-        _KEYS.application == application,
-        _KEYS.purpose.in_([KeyPurpose.DATA, KeyPurpose.BRANCH]),
-        _KEYS.state.in_(_LATER_STATES),
-    )
-    return int(connection.execute(query).scalar_one())
-
-
+@reads("looking for keys that seal no more")
 def replaced_data_keys(
     connection: Connection, *, application: str, scopes: Collection[str] | None
 ) -> list[UUID]:
@@ -242,30 +232,12 @@ def replaced_data_keys(
         application: Whose keys.
         scopes: Only keys of these, as the key tables name them; ``None``: of every scope.
     """
-    query = select(_KEYS.key_id).where(
-        _KEYS.application == application,
-        _KEYS.purpose == KeyPurpose.DATA,
-        _KEYS.state.in_(_LATER_STATES),
-    )
+    query = select(_KEYS.key_id).where(*_of(application, [KeyPurpose.DATA]))
     queries = [query] if scopes is None else [query.where(_KEYS.scope.in_(some)) for some in chunks(scopes)]
     return [key_id for each in queries for key_id in connection.execute(each).scalars()]
 
 
-def settled_at(connection: Connection, *, application: str) -> datetime | None:
-    """
-    Tell from when on every process has noticed that keys seal no more: by the database's clock.
-
-    Args:
-        connection: To the database of the keys.
-        application: Whose keys.
-
-    Returns:
-        ``None`` if no data key was replaced, or those that were are destroyed.
-    """
-    stopped = last_stop(connection, application=application)
-    return None if stopped is None else stopped + refresh_interval(connection, application=application)
-
-
+@reads("reading when keys were rotated")
 def last_stop(connection: Connection, *, application: str) -> datetime | None:
     """
     Tell when a data key stopped sealing last, of those that are not destroyed: by the database's clock.
@@ -274,11 +246,7 @@ def last_stop(connection: Connection, *, application: str) -> datetime | None:
         connection: To the database of the keys.
         application: Whose keys.
     """
-    closed = (
-        _KEYS.application == application,
-        _KEYS.purpose == KeyPurpose.DATA,
-        _KEYS.state.in_(_LATER_STATES),
-    )
+    closed = _of(application, [KeyPurpose.DATA])
     columns = _KEYS.deactivated_at, _KEYS.compromised_at
     rows = read_rows(
         connection, select(*(func.max(column).label(column.name) for column in columns)).where(*closed)
@@ -330,8 +298,84 @@ def key_under(
     return connection.execute(query).scalar_one_or_none()
 
 
+def _of(
+    application: str, purposes: Collection[str], states: Collection[str] = _LATER_STATES
+) -> tuple[ColumnElement[bool], ...]:
+    return _KEYS.application == application, _KEYS.purpose.in_(purposes), _KEYS.state.in_(states)
+
+
 def _kind(connection: Connection) -> ColumnElement[Any]:
     """What stands before the colon of a scope, in either database's words."""
     marked = _KEYS.scope + ":"
     find = func.strpos if connection.dialect.name == "postgresql" else func.instr
     return func.substr(_KEYS.scope, 1, find(marked, ":") - 1, type_=_KEYS.scope.type)
+
+
+_NO_COUNTER = 2**62
+"""No change mark gets there: nothing has changed since."""
+
+
+def settles_at(store: SealedStore, keys: Collection[UUID] | None) -> datetime | None:
+    """
+    Say until when items may still be appended under keys that seal no more; ``None`` if that is past.
+
+    Args:
+        store: Its keys.
+        keys: As for :func:`noticed_at`.
+
+    Raises:
+        StoreError: The key store refused or failed.
+    """
+    now = store.key_store.now()
+    noticed = noticed_at(store, keys)
+    return noticed if noticed is not None and noticed > now else None
+
+
+def noticed_at(store: SealedStore, keys: Collection[UUID] | None = None) -> datetime | None:
+    """
+    Say when every process has noticed that keys seal no more, by the key store's clock.
+
+    Args:
+        store: Its keys.
+        keys: The keys in question; ``None``: every data key of the application.
+
+    Returns:
+        When the last of them stopped sealing, and ``refresh_interval`` later; ``None`` if none did, or those
+        that did are destroyed.
+
+    Raises:
+        StoreError: The key store refused or failed.
+    """
+    key_store, application = store.key_store, store.cipher.application
+    if keys is None and isinstance(key_store, SQLAlchemyKeyStore):
+        stopped = last_stop(store.datastore.key_engine, application=application)
+    else:
+        stopped = max(
+            [
+                time
+                for record in (
+                    _replaced_keys(store) if keys is None else records_of(key_store, keys).values()
+                )
+                for time in (record.deactivated_at, record.compromised_at)
+                if time
+            ],
+            default=None,
+        )
+    changes = key_store.changes(application, _NO_COUNTER, ())
+    if changes is None or stopped is None:
+        return None
+    return stopped + timedelta(seconds=changes.refresh_interval)
+
+
+def _replaced_keys(store: SealedStore) -> Iterator[KeyRecord]:
+    for state in _LATER_STATES:
+        for page in key_pages(store.key_store, store.cipher.application, state=state):
+            yield from page
+
+
+def expected_keys(store: SealedStore, purposes: Collection[str], states: Collection[str]) -> int:
+    """Count keys for who looks on, where one query does; else 0."""
+    if not isinstance(store.key_store, SQLAlchemyKeyStore):
+        return 0
+    engine, application = store.datastore.key_engine, store.cipher.application
+    return count_keys(engine, application=application, purposes=purposes, states=states)

@@ -263,6 +263,7 @@ def missing_fence_triggers(connection: Connection, table: SealedTable) -> list[s
     return missing(connection, table, connection.dialect.identifier_preparer.quote)
 
 
+@reads("looking for triggers")
 def has_fence_triggers(connection: Connection, table: SealedTable) -> bool:
     """Whether a table has its triggers, as this release makes them; see :func:`missing_fence_triggers`."""
     return not missing_fence_triggers(connection, table)

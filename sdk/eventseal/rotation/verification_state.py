@@ -12,16 +12,16 @@ from uuid import UUID
 
 from eventseal.errors import ConfigurationError, IntegrityError
 from eventseal.rotation.item_checks import Tally
-from eventseal.rotation.outcomes import failure_from_json
+from eventseal.rotation.results import Failure
 from eventseal.storage.items.swaps import place_from_json, place_to_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from eventseal.items.sealed_places import Place
-    from eventseal.rotation.results import Failure
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.items.tables import SealedTable
+
 
 _KIND = "eventseal verification, not finished"
 
@@ -72,7 +72,7 @@ class VerifyState:
             "ranges": [_range_to_json(each) for each in self.ranges],
             "by_table": {table: dict(counts) for table, counts in self.tally.by_table.items()},
             "by_key": {str(key_id): items for key_id, items in self.tally.by_key.items()},
-            "failures": [_failure_to_json(failure) for failure in self.tally.failures],
+            "failures": [failure.to_record() for failure in self.tally.failures],
         }
         return {**facts, "mac": store.keyring.tables.receipt_mac(facts)}
 
@@ -119,7 +119,7 @@ class VerifyState:
             tally=Tally(
                 {table: Counter(counts) for table, counts in facts["by_table"].items()},
                 Counter({UUID(key_id): items for key_id, items in facts["by_key"].items()}),
-                [failure_from_json(said) for said in facts["failures"]],
+                [Failure.from_record(said) for said in facts["failures"]],
             ),
         )
 
@@ -146,7 +146,3 @@ def _range_from_json(stored: Sequence[Any]) -> Range:
     table, *ends = stored
     after, upto = [None if end is None else place_from_json(end) for end in ends]
     return Range(table, after, upto)
-
-
-def _failure_to_json(failure: Failure) -> dict[str, Any]:
-    return {**failure.to_json(), "message": failure.message, "remedy": failure.remedy}

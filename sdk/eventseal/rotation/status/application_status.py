@@ -1,29 +1,29 @@
-"""Where an application's keys and items stand, and what is worth running next. No KEK is called."""
+"""Where an application's keys and items stand, as its tables say. No KEK is called."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from eventseal.errors import ConfigurationError, IntegrityError
 from eventseal.keys.authentication.row_macs import unreadable_row
 from eventseal.keys.policy import RotationPolicy
 from eventseal.rotation.rows_set_aside import SET_ASIDE, AsideRows
-from eventseal.rotation.sealed_store import registered_tables
-from eventseal.rotation.status.advice import PLAIN, UNKNOWN, JobStanding, Status, advice, with_upgrade_first
+from eventseal.rotation.sealed_store import key_pages, registered_tables
+from eventseal.rotation.status.advice import PLAIN, UNKNOWN, JobStatus, Status, next_steps, with_upgrade_first
 from eventseal.rotation.status.key_totals import (
     UNREADABLE_KIND,
     closed_keys,
     key_states,
-    key_totals,
+    keys_by_kind,
     overdue_keys,
     refresh_interval,
 )
 from eventseal.rotation.table_checks import has_old_key_tables
 from eventseal.storage.database.rows import UNREADABLE
-from eventseal.storage.database.transactions import read
+from eventseal.storage.database.transactions import reads
 from eventseal.storage.items.key_counts import count_by_key, count_differing, count_unreadable
 from eventseal.storage.jobs import jobs
 from eventseal.storage.jobs import shards as job_shards
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
+    from eventseal.keys.records import KeyRecord
+    from eventseal.keys.states import KeyState
     from eventseal.keys.store import KeyStore
     from eventseal.rotation.rows_set_aside import SetAside
     from eventseal.rotation.status.key_totals import KeyTotal
@@ -79,13 +81,10 @@ def status(
             "by page().",
         )
     engine, now = datastore.key_engine, key_store.now()
-    due = partial(overdue_keys, application=application, policy=policy or RotationPolicy(), now=now)
-    closed = partial(closed_keys, application=application, limit=MOST_CLOSED_KEYS)
     edited: list[IntegrityError] = []
     tables = registered_tables(datastore, application, unreadable=edited)
-    look = partial(of_unknown_kind, application=application)
-    unknown = read(engine, look, doing="looking for rows of unknown kinds")
-    totals = read(engine, partial(key_totals, application=application), doing="counting keys")
+    unknown = of_unknown_kind(engine, application=application)
+    totals = keys_by_kind(engine, application=application)
     aside = AsideRows(datastore.engine, tables, lambda: said)
     items, items_by_key, unreadable = _items(
         datastore, application, tables, aside, always_encrypt=always_encrypt
@@ -93,12 +92,10 @@ def status(
     found = Status(
         application=application,
         now=now,
-        refresh_interval=read(
-            engine, partial(refresh_interval, application=application), doing="reading the refresh interval"
-        ),
+        refresh_interval=refresh_interval(engine, application=application),
         keys=tuple(totals),
-        closed=tuple(read(engine, closed, doing="looking for keys that seal no more")),
-        overdue=read(engine, due, doing="looking for keys that are to be rotated"),
+        closed=tuple(closed_keys(engine, application=application, limit=MOST_CLOSED_KEYS)),
+        overdue=overdue_keys(engine, application=application, policy=policy or RotationPolicy(), now=now),
         items=items,
         items_by_key=items_by_key,
         keys_set_aside=frozenset(
@@ -107,51 +104,46 @@ def status(
         unreadable=unreadable,
         old_formats={table.table: table.old_formats for table in tables if table.old_formats},
         keks=tuple(key_store.kek_uses(application)),
-        jobs=tuple(job_standings(datastore, application)),
+        jobs=tuple(job_statuses(datastore.engine, application)),
         edited=(
             *edited,
             *map(unreadable_row, unknown),
             *(_unreadable_scope(total) for total in totals if total.kind == UNREADABLE_KIND),
         ),
     )
-    found = replace(found, next_steps=advice(found))
+    found = replace(found, next_steps=next_steps(found))
     return with_upgrade_first(found) if has_old_key_tables(key_store, application) else found
 
 
-def job_standings(datastore: SQLAlchemyDatastore, application: str) -> list[JobStanding]:
+@reads("reading how far jobs are")
+def job_statuses(connection: Connection, application: str) -> list[JobStatus]:
     """
     Tell how far re-encryptions are that did not end, and the last one that did.
 
     One that was edited so that nobody can tell has the state ``unreadable``.
 
     Args:
-        datastore: Has the jobs beside the items.
+        connection: To the items' database, which has the jobs.
         application: Whose.
 
     Raises:
         StoreError: The database refused or failed.
     """
-    return read(
-        datastore.engine, partial(_job_standings, application=application), doing="reading how far jobs are"
-    )
-
-
-def _job_standings(connection: Connection, application: str) -> list[JobStanding]:
     every = jobs.load_jobs(connection, application)
     open_jobs = [job for job in every if job.state != jobs.FINISHED]
     ended = [job for job in every if job.state == jobs.FINISHED]
-    standings = []
+    found = []
     for job in (*ended[-1:], *open_jobs):
         try:
             jobs.refuse_unreadable(connection, job)
             counts = job_shards.load_totals(connection, job).by_table.values()
         except IntegrityError as problem:
-            standing = JobStanding(job=replace(job, state=UNREADABLE), done=0, failed=0, problem=problem)
+            job_status = JobStatus(job=replace(job, state=UNREADABLE), done=0, failed=0, problem=problem)
         else:
             done, failed = (sum(of_table[outcome] for of_table in counts) for outcome in ("done", "failed"))
-            standing = JobStanding(job=job, done=done, failed=failed)
-        standings.append(standing)
-    return standings
+            job_status = JobStatus(job=job, done=done, failed=failed)
+        found.append(job_status)
+    return found
 
 
 def _unreadable_scope(total: KeyTotal) -> IntegrityError:
@@ -175,25 +167,19 @@ def _items(
     by_key: Counter[UUID] = Counter()
     unreadable: dict[str, int] = {}
     for table in tables:
-        doing = f"counting {table.table}"
-        counts = Counter(read(datastore.engine, partial(count_by_key, table=table), doing=doing))
-        differing = Counter(read(datastore.engine, partial(count_differing, table=table), doing=doing))
+        counts = Counter(count_by_key(datastore.engine, table))
+        differing = Counter(count_differing(datastore.engine, table))
         set_aside = aside.of(table.table)
         has_plain = counts[None] > 0
         counts -= Counter(here.stored.header_key for here in set_aside)
         differing -= Counter(here.stored.header_key for here in set_aside if here.stored.differs)
         without = counts[None]
         if has_plain and table.accepts_plain(always_encrypt=always_encrypt):
-            without = read(datastore.engine, partial(count_unreadable, table=table), doing=doing)
+            without = count_unreadable(datastore.engine, table)
             for here in set_aside:
-                look = partial(count_unreadable, table=table, place=here.said.place)
-                without -= read(datastore.engine, look, doing=doing)
+                without -= count_unreadable(datastore.engine, table, place=here.said.place)
         named = {key_id: count for key_id, count in counts.items() if key_id is not None}
-        states = read(
-            datastore.key_engine,
-            partial(key_states, application=application, key_ids=list(named)),
-            doing="reading the states of keys",
-        )
+        states = key_states(datastore.key_engine, application=application, key_ids=list(named))
         wrong = _unreadable(table, counts, differing, states, without=without)
         if wrong:
             unreadable[table.table] = wrong
@@ -229,3 +215,97 @@ def _unreadable(
     if table.application is not None and not may_be_no_key:
         wrong |= {key_id: count for key_id, count in counts.items() if key_id and key_id not in known}
     return sum(wrong.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedKey:
+    """
+    A key as its row says, and how much hangs on it.
+
+    Attributes:
+        record: The row; its seal was not checked.
+        items: Rows of the registered tables that name the key.
+    """
+
+    record: KeyRecord
+    items: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyPage:
+    """
+    Some keys of an application, in order of their ids, hence of their age.
+
+    Attributes:
+        application: Whose.
+        keys: Those asked for.
+        next: Behind which key the next page begins; ``None``: there is none.
+        plain_items: Rows of the registered tables that name no key.
+        unknown_keys: Rows by the key that they name, for keys that the application does not have.
+        unreadable: Rows of the registry that were edited: nobody counts the items of their tables.
+    """
+
+    application: str
+    keys: tuple[ListedKey, ...]
+    next: UUID | None
+    plain_items: int
+    unknown_keys: Mapping[UUID, int] = field(default_factory=dict)
+    unreadable: tuple[IntegrityError, ...] = ()
+
+
+def list_keys(
+    key_store: KeyStore,
+    datastore: SQLAlchemyDatastore,
+    application: str,
+    *,
+    scopes: Collection[str] | None = None,
+    state: KeyState | None = None,
+    after: UUID | None = None,
+    limit: int = 100,
+) -> KeyPage:
+    """
+    List keys and count their items.
+
+    Args:
+        key_store: Has the keys.
+        datastore: Has the items, and the registry of their tables.
+        application: Whose keys.
+        scopes: Only keys of these, as the key tables have them.
+        state: Only keys in this state.
+        after: Begin behind this key.
+        limit: Keys at most.
+
+    Raises:
+        ConfigurationError: A registered table is not there, or no table is.
+        StoreError: The database refused or failed.
+    """
+    counts: Counter[UUID | None] = Counter()
+    unreadable: list[IntegrityError] = []
+    theirs: Counter[UUID | None] = Counter()
+    for table in registered_tables(datastore, application, unreadable=unreadable):
+        (theirs if table.is_others else counts).update(count_by_key(datastore.engine, table))
+    found: list[KeyRecord] = []
+    following = None
+    pages = key_pages(key_store, application, state=state, after=after)
+    for record in chain.from_iterable(pages):
+        if scopes is not None and record.scope not in scopes:
+            continue
+        if len(found) == limit:
+            following = found[-1].key_id
+            break
+        found.append(record)
+    named = [key_id for key_id in counts if key_id is not None]
+    known = {key_id for key_id, record in key_store.get(named).items() if record.application == application}
+    return KeyPage(
+        application=application,
+        keys=tuple(
+            [
+                ListedKey(record=record, items=counts[record.key_id] + theirs[record.key_id])
+                for record in found
+            ]
+        ),
+        next=following,
+        plain_items=counts[None],
+        unreadable=tuple(unreadable),
+        unknown_keys={key_id: counts[key_id] for key_id in named if key_id not in known},
+    )
