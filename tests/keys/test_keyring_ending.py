@@ -202,6 +202,25 @@ def test_a_keyring_that_is_closed_ends_no_key(keyring) -> None:
             verb()
 
 
+def test_a_closed_keyring_makes_no_store_key(keyring, store) -> None:
+    keyring.close()
+    with pytest.raises(ConfigurationError, match="closed"):
+        keyring.destroyer.retire([new_key_id()])
+    assert store.records() == []
+
+
+def test_a_closed_keyring_makes_and_opens_no_ledgers_key(keyring) -> None:
+    _, record = keyring.ledger_keys.new()
+    keyring.close()
+    for use in (
+        keyring.ledger_keys.new,
+        lambda: keyring.ledger_keys.open(record),
+        lambda: keyring.ledger_keys.rewrapped(record),
+    ):
+        with pytest.raises(ConfigurationError, match="closed"):
+            use()
+
+
 # --- shred against what is in flight ---
 
 

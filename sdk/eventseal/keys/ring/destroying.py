@@ -294,6 +294,7 @@ class Destroyer:
         Returns:
             The rows as they are now, in order of id.
         """
+        self._ring.held_keys.check_open()  # before a store key is made
         seals = self._ring.store_key.made_seals()
         for _ in range(ATTEMPTS):
             self._ring.refresher.refresh()  # what is revoked may have been edited since the last one

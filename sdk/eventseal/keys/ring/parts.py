@@ -170,7 +170,7 @@ class Ring:
             clock=given.clock,
             verifier=Verifier(key_store),
         )
-        self.ledger_keys = LedgerKeys(given.application, self.keks)
+        self.ledger_keys = LedgerKeys(given.application, self.keks, held_keys)
         self.store_key = StoreKey(given.application, key_store, self.keks, scope_digest=given.scope_digest)
         self.scope_digests = (
             ScopeDigests(self.store_key, given.cache.max_keys) if given.scope_digest else None

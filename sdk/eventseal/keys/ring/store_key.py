@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from eventseal.keys.data_key import DataKey
     from eventseal.keys.records import KeyRecord
+    from eventseal.keys.ring.held_keys import HeldKeys
     from eventseal.keys.store import KeyStore
     from eventseal.keys.wrapping.keks import Keks
     from eventseal.kms.adapter import KmsAdapter, WrappedKey
@@ -196,11 +197,13 @@ class LedgerKeys:
     Args:
         application: Whose.
         keks: Wrap and unwrap the keys, never under a branch key: that is in the key tables.
+        held_keys: Those of the keyring, which gives no ledger's key once it is closed.
     """
 
-    def __init__(self, application: str, keks: Keks) -> None:
+    def __init__(self, application: str, keks: Keks, held_keys: HeldKeys) -> None:
         self._application = application
         self._keks = keks
+        self._held_keys = held_keys
 
     def new(self) -> tuple[LedgerKey, KeyRecord]:
         """
@@ -210,8 +213,10 @@ class LedgerKeys:
             The key, and what must be kept of it: its id, its binding and its wrappings.
 
         Raises:
+            ConfigurationError: The keyring is closed.
             KmsError: Too few KEKs wrapped it.
         """
+        self._held_keys.check_open()
         record = new_record(self._application, LEDGER_SCOPE, KeyPurpose.LEDGER, leased=0)
         ((key, wrappings),) = self._keks.generate([record])
         record = replace(record, binding=binding_of(key), wrappings=wrappings)
@@ -225,6 +230,7 @@ class LedgerKeys:
             record: With the binding and the wrappings that were kept.
 
         Raises:
+            ConfigurationError: The keyring is closed.
             IntegrityError: A wrapping was changed, or holds another key.
             KekNotConfiguredError: None of the wrappings is under a KEK of the keyring's.
             KmsError: A KEK refused or failed.
@@ -268,6 +274,7 @@ class LedgerKeys:
         again.close()
 
     def _unwrapped(self, record: KeyRecord) -> DataKey:
+        self._held_keys.check_open()
         # As if all were verified: the key store has no row that could be told which one has opened.
         (key,) = self._keks.unwrap([replace(record, verified=frozenset(record.wrappings))])
         if isinstance(key, EventSealError):
