@@ -17,6 +17,7 @@ from eventseal.errors import (
     KmsKeyStateError,
     KmsUnavailableError,
     StoreUnavailableError,
+    WrongApplicationError,
 )
 from eventseal.keys import DataKey, KeyPurpose, KeyState, Rewrap
 from eventseal.testing import FakeBatchKms, FakeKms
@@ -578,3 +579,16 @@ def test_each_kek_that_makes_a_bad_wrapping_is_caught_before_anything_is_stored(
     rewrap = new_keyring(kms=[old, careless]).rewrap(careless)
     assert (rewrap.failed, rewrap.added, rewrap.dropped) == (6, {}, 0)
     assert opened(new_keyring(kms=old), key_ids)
+
+
+def test_nothing_is_noted_of_a_key_that_the_store_gives_of_another_application(
+    new_keyring, store, old, monkeypatch
+) -> None:
+    key = new_keyring(kms=old, application="other").sealing_keys({"s": 1})["s"]
+    fill(new_keyring, old)
+    monkeypatch.setattr(
+        store, "page", lambda *_, after, **__: [store.record(key.key_id)] if after is None else []
+    )
+    with pytest.raises(WrongApplicationError):
+        new_keyring(kms=old).rewrap(verify=True)
+    assert not store.record(key.key_id).verified

@@ -80,21 +80,27 @@ class RowChecks:
             except IntegrityError as error:
                 result.fail(record.key_id, error)
 
-    def refuse_edited(self, records: Sequence[KeyRecord], result: RewrapOutcome) -> None:
+    def refuse_edited(self, records: Sequence[KeyRecord], result: RewrapOutcome) -> set[UUID]:
         """
         Fail the keys whose row no keyring sealed, and those of old rows that were put back.
 
         That a row calls its key destroyed, although it is not, matters too: a backup may need what ends.
 
+        Returns:
+            The refused keys. One of another application is not among ``result.failed``: it ends the work.
+
         Raises:
             EventSealError: As :meth:`opened` raises.
         """
         seals = self._store_key.seals() if records else None
+        refused: set[UUID] = set()
         for record in records:
             try:
                 check_row(record, record.key_id, self._application, seals)
             except EventSealError as error:
                 result.fail(record.key_id, error)
+                refused.add(record.key_id)
+        return refused
 
     def opened(
         self,
@@ -122,12 +128,12 @@ class RowChecks:
             else:
                 keys[record.key_id] = outcome
         try:
-            self.refuse_edited([record for record in records if record.key_id in keys], result)
+            refused = self.refuse_edited([record for record in records if record.key_id in keys], result)
         except BaseException:
             for key in keys.values():
                 key.close()
             raise
-        for key_id in keys.keys() & result.failed.keys():
+        for key_id in refused:
             keys.pop(key_id).close()
         return keys
 
