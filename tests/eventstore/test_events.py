@@ -41,6 +41,16 @@ def test_an_event_does_not_change():
     assert event.a == 1
 
 
+def test_an_event_loses_no_attribute_where_a_class_lets_them_be_set():
+    class Open(DomainEvent):
+        __setattr__ = object.__setattr__
+
+    event = Open(a=1)
+    with pytest.raises(AttributeError, match="does not change"):
+        del event.a
+    assert event.a == 1
+
+
 def test_events_are_equal_if_their_class_and_attributes_are():
     assert DomainEvent(a=1) == DomainEvent(a=1)
     assert DomainEvent(a=1) != DomainEvent(a=2)

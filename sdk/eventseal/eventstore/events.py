@@ -40,7 +40,7 @@ class DomainEvent:
         )
 
     def __delattr__(self, name: str) -> NoReturn:
-        self.__setattr__(name, None)
+        DomainEvent.__setattr__(self, name, None)
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and other.__dict__ == self.__dict__
