@@ -97,6 +97,10 @@ def test_another_key_opens_nothing_and_a_handle_shows_and_travels_nothing(name):
         pickle.dumps(old)
 
 
+def test_the_format_of_static_envelopes_keeps_the_key_in_its_cipher_alone():
+    assert KEY not in vars(StaticKeyEnvelope(KEY)).values()
+
+
 def test_static_envelopes_of_the_table_of_events_in_time_may_be_bound_to_its_former_collection():
     place = replace(PLACE, collection="timestamp_items")
     for collection in ("items", "timestamp_items"):

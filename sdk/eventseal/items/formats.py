@@ -98,7 +98,6 @@ class _WithKey:
     def __init__(self, name: str, key: bytes, max_plaintext: int) -> None:
         self.name = name
         self.key_id: UUID | None = key_check_id(key)
-        self._key = key
         self._limit = max_plaintext
 
     def __repr__(self) -> str:
@@ -121,6 +120,7 @@ class EventsourcingCBC(_WithKey):
 
     def __init__(self, key: bytes, *, max_plaintext: int = MAX_PLAINTEXT) -> None:
         super().__init__("eventsourcing-cbc", _checked_key(key), max_plaintext)
+        self._key = key
 
     def open(self, data: bytes, context: ItemContext) -> bytes:  # noqa: ARG002 - it is bound to no place
         """Decrypt in a context of the item's own; see ``OldFormat``."""
@@ -152,6 +152,7 @@ class EventsourcingGCM(_WithKey):
     def __init__(self, key: bytes, *, compressed: bool = False, max_plaintext: int = MAX_PLAINTEXT) -> None:
         name = "eventsourcing-gcm+zlib" if compressed else "eventsourcing-gcm"
         super().__init__(name, _checked_key(key), max_plaintext)
+        self._key = key
         self._compressed = compressed
 
     def open(self, data: bytes, context: ItemContext) -> bytes:  # noqa: ARG002 - it is bound to no place
