@@ -197,7 +197,7 @@ class AwsKmsAdapter:
         Raises:
             KmsError: KMS refused or failed.
         """
-        return self._described().get("CurrentKeyMaterialId") or None
+        return self._described(value_of(self._kms_key.current())).get("CurrentKeyMaterialId") or None
 
     def created_at(self) -> datetime:
         """
@@ -206,7 +206,7 @@ class AwsKmsAdapter:
         Raises:
             KmsError: KMS refused or failed.
         """
-        return self._moment(self._described().get("CreationDate"))
+        return self._moment(self._described(value_of(self._kms_key.current())).get("CreationDate"))
 
     def deletion_date(self) -> datetime | None:
         """
@@ -215,7 +215,10 @@ class AwsKmsAdapter:
         Raises:
             KmsError: KMS refused or failed.
         """
-        facts = self._described()
+        return self._deletion_date_of(value_of(self._kms_key.current()))
+
+    def _deletion_date_of(self, key: KeyArn) -> datetime | None:
+        facts = self._described(key)
         # A multi-Region primary key waits for its replicas first, without a date of its own.
         if facts.get("KeyState") not in _PENDING or "DeletionDate" not in facts:
             return None
@@ -242,15 +245,15 @@ class AwsKmsAdapter:
                 f"KMS deletes a key after {SHORTEST} to {LONGEST} days, not after {days}",
                 remedy=f"Give {SHORTEST} to {LONGEST} days.",
             )
-        scheduled = self.deletion_date()
+        key = value_of(self._kms_key.current())  # once: an alias may move between the two calls
+        scheduled = self._deletion_date_of(key)
         if scheduled is not None:
             return scheduled
-        key = value_of(self._kms_key.current())
         answer = self._calls.call("ScheduleKeyDeletion", key, PendingWindowInDays=days)
         return self._moment(value_of(error_in(answer)).get("DeletionDate"))
 
-    def _described(self) -> dict[str, Any]:
-        answer = self._calls.call("DescribeKey", value_of(self._kms_key.current()))
+    def _described(self, key: KeyArn) -> dict[str, Any]:
+        answer = self._calls.call("DescribeKey", key)
         facts: dict[str, Any] = value_of(error_in(answer)).get("KeyMetadata", {})
         return facts
 

@@ -272,7 +272,8 @@ class _Roll:
                 self._note(orphaned)
                 return False
             names |= set(kek_report(self.store).by_kek)
-            hanging = close_keks(self.engine, self.keks.places(names, versions))
+            ending = self.keks.places(names, versions)
+            hanging = close_keks(self.engine, ending) if ending else {}
             if not hanging:
                 return True
             if self.application not in hanging:
