@@ -1,5 +1,5 @@
 """
-The item context: where an item stands, bound to it as associated data and not stored in it.
+The item context: an item's place, bound to it as associated data and not stored in it.
 
 What is bound is a canonical value, so that two contexts give the same bytes exactly when the database cannot
 tell them apart: the text of a UUID is that UUID, ``Decimal("1.50")`` is 1.5, ``Decimal("3.0")`` is 3

@@ -1,4 +1,4 @@
-"""From settings to working objects. Nothing here calls a KMS or reads a database."""
+"""Makes working objects from settings. Making them calls no KMS and reads no database."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps of ``eventseal init`` behind its settings file, in the order in which one needs the other."""
+"""The steps of ``eventseal init`` after its settings file, each in the order that the next one needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the file, the environment and the arguments to settings, and the file that is written once."""
+"""Loads settings from the file, the environment and arguments; writes the first settings file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Crypto-shredding: a scope's keys are destroyed, so that its items never open; and the ledger of it."""
+"""Erasure: shred a scope, roll the epoch, settle a restore or damaged rows; each is in the ledger."""
 
 from eventseal.erasure.backup import Backup
 from eventseal.erasure.epoch import roll_epoch

@@ -1,4 +1,4 @@
-"""Whether a receipt says what was written: by its MAC, or by the ledger's entries that it names."""
+"""Checks receipts: by their MAC, or by the ledger entries that they name."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-Repair: rows that do not open give way to what a backup has in their place, encrypted under today's keys.
+Repair: replaces rows that do not open by those of a backup, encrypted under today's keys.
 
 It lives beside the erasures, since it must not undo one: the ledger says what was erased, and notes each row
 that is replaced.

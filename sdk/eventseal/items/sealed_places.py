@@ -1,4 +1,4 @@
-"""Places that hold sealed items: what whoever destroys keys, or moves items, asks of each of them."""
+"""The protocol of a place that stores items: what is asked of it before keys are destroyed or items moved."""
 
 from __future__ import annotations
 

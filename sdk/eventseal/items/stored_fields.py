@@ -1,4 +1,4 @@
-"""Sealed fields in the JSON of items: where they stand, whose they are, and how they are put back."""
+"""Sealed fields in the JSON of items: where they are, whose they are, and how they are put back."""
 
 from __future__ import annotations
 

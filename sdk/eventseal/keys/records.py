@@ -1,4 +1,4 @@
-"""Rows of the key tables as values: what a key store stores and a keyring seals and checks, and new ones."""
+"""Rows of the key tables as values: a key store stores them, a keyring seals and checks them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class KeyRecord:
             and purpose, so a scope has one active key at most.
         binding: 32 bytes that tie the key's bytes to its id, application, purpose and scope.
         items_reserved: How many items processes have leased; not part of the seal.
-        row_version: StateTransitions with the state only; a write names the version that it read.
+        row_version: Rises with the state only; a write names the version that it read.
         seal: 32 bytes of HMAC under the store key over everything that must not be edited.
         wrappings: The key under each KEK, the newest first; empty for a destroyed key.
         more_wrappings: How many older ones there are that were not read, since somebody added thousands.

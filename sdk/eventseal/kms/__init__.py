@@ -1,4 +1,4 @@
-"""The key path's far end: what a KMS must do."""
+"""What a KMS adapter must do, and how a key URI finds its adapter."""
 
 from eventseal.kms.adapter import (
     EncryptionContext,

@@ -1,4 +1,4 @@
-"""What a KMS must do for its keys to wrap ours, and how a key URI finds the adapter that does it."""
+"""The protocols of KMS adapters, and how a key URI finds the adapter of its KMS."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def close_and_count(
             )
             try:
                 items = write(engine, work, doing=f"closing the fence of key {_named(pending)}")
-            except _StillNeeded as needed:
+            except _StillNeeded as needed:  # undone, and done again without those (docs/decisions/0010)
                 result.needed.update(needed.items)
             else:
                 result.closed.update({key_id: items.get(key_id, Counter()) for key_id in pending})

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 
 _STATES = KeyState.DEACTIVATED, KeyState.COMPROMISED
-_BATCH_SIZE = 100
+_BATCH_SIZE = 100  # keys whose fences one transaction holds (docs/decisions/0010)
 
 
 def retire(
@@ -99,6 +99,7 @@ def retire(
         StoreUnavailableError: Somebody held the fence of a named key, with the ``result`` of the others.
         StoreError: The database refused or failed.
     """
+    # First everything that could hold items uncounted: their key would be destroyed (docs/decisions/0020).
     refuse_unregistered_tables(store)
     refuse_copies(store)
     refuse_tagged_events(store)
@@ -233,6 +234,8 @@ class _Retirement(Run):
             self._count_done(free)
             return
         engine = self._store.datastore.engine
+        # Counted again in the transaction that closes the fences: a row restored meanwhile keeps its key
+        # (docs/decisions/0026).
         excused = self._aside.count_needed if self._give_up else None
         closing = close_and_count(engine, self._tables, free, even_if_needed=False, excused=excused)
         self._keep(closing.needed)
@@ -240,6 +243,8 @@ class _Retirement(Run):
             self._held[key_id] = error
             self.fail("key_fences", key_id, error)
         closed = list(closing.closed)
+        # After those of the tables, which can be undone: this fence stays closed, even if the key must stay
+        # (docs/decisions/0020).
         for place in self._places if closed else ():
             place.close_fence(closed)
         self._destroy(self._unneeded(self._places, closed))
@@ -291,6 +296,7 @@ class _Retirement(Run):
 
         That no wrapping names a branch key is no proof: somebody may have deleted the rows that did.
         """
+        # What goes, goes by proof (docs/decisions/0009).
         uris = set(map(branch_uri, branch_ids))
         proof = self._store.keyring.wrappings.prove_without(
             lambda wrapped: wrapped.kek_uri in uris, ending=branch_ids, batch=_BATCH_SIZE

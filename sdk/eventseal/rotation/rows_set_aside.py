@@ -1,4 +1,4 @@
-"""Rows that were given up with a word in the ledger, and whether each is still what it was then."""
+"""Rows that the ledger excuses, and whether each is still what it was when it was set aside."""
 
 from __future__ import annotations
 

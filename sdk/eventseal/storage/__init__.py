@@ -1,4 +1,4 @@
-"""Both paths' far end: SQLAlchemy's tables, the active record strategy and the key store."""
+"""Items and keys in SQLite and PostgreSQL: datastore, tables, record strategy and key store."""
 
 from eventseal.storage.database.column_types import BinaryUUID, ExactDecimal, ExactInteger, ExactText
 from eventseal.storage.database.engines import SQLAlchemySettings

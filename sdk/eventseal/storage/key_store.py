@@ -1,4 +1,4 @@
-"""The key store on SQLite and PostgreSQL: stores complete, sealed records; makes no seal and checks none."""
+"""The key store on SQLite and PostgreSQL. It stores sealed records, and neither makes nor checks seals."""
 
 from __future__ import annotations
 

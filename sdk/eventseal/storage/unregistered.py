@@ -1,4 +1,4 @@
-"""Tables that look as if they held sealed items, and that nobody named: what is in them would be lost."""
+"""Finds tables that seem to hold sealed items, and that nobody named: a retirement would lose those."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cipher suites: what each must do, and its cipher contexts, which are prepared once a key."""
+"""The cipher suites, AES-CBC with HMAC: they seal and open under contexts prepared once a key."""
 
 from __future__ import annotations
 

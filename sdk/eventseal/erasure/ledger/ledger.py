@@ -142,6 +142,7 @@ class Ledger:
         def make(line: bytes | None) -> bytes:
             last = self._checked_last(known, line)
             if judge is not None:
+                # Nobody adds an intent between this look and the entry (docs/decisions/0016).
                 judge(last)
             number = last.number + 1
             still_open = tuple(other for other in last.open_intents if other not in closes)
@@ -154,6 +155,7 @@ class Ledger:
                 scope=scope,
                 keys=dict(keys or {}),
                 details=dict(details or {}),
+                # In each entry, so that nobody reads millions to know what is open (docs/decisions/0013).
                 open_intents=(*still_open, number) if kind in STAY_OPEN else still_open,
                 wrapped_in=number if kind == WRAPPED else last.wrapped_in,
                 previous=last.digest,
@@ -280,6 +282,7 @@ class Ledger:
         if known is not None:
             return _Known(known.key, self._checked_last(known, line))
         last = self._parsed(line, _LAST, application)
+        # Two lines are read, however long the ledger is (docs/decisions/0013).
         wrapped = self._unchecked(last.wrapped_in, application)
         record = key_record(wrapped, where=self._where(wrapped.number))
         try:

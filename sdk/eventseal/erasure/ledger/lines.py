@@ -124,7 +124,7 @@ class LedgerFile:
 
     def _write(self, descriptor: int, end: int, line: bytes) -> None:
         is_new = end == 0
-        os.ftruncate(descriptor, end)  # what a crash has left
+        os.ftruncate(descriptor, end)  # what a crash has left: nobody acted by it (docs/decisions/0013)
         try:
             written = 0
             while written < len(line):
@@ -354,6 +354,8 @@ class LedgerTable:
             if create:
                 create_tables(connection, [erasure_ledger])
             if connection.dialect.name == "postgresql":
+                # Keys are destroyed on the word of a returned line: no crash of the server may lose it
+                # (docs/decisions/0013).
                 connection.execute(text("SET LOCAL synchronous_commit = on"))
                 connection.execute(text("LOCK TABLE erasure_ledger IN SHARE ROW EXCLUSIVE MODE"))
             for stored_as, stored in made:  # whether the COMMIT that was not answered has succeeded

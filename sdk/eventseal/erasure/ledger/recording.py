@@ -1,4 +1,4 @@
-"""One erasure's way through the ledger: what is meant comes first, and what was done comes last."""
+"""Records one erasure in the ledger: the intent before anything is destroyed, and the end after it."""
 
 from __future__ import annotations
 
@@ -53,6 +53,7 @@ class Recording:
         """
         if not self._intents:
             prepare_ledger(self._store, self._ledger)
+        # Each time, also if it names no other keys than the one before (docs/decisions/0016).
         entry = self._ledger.append(self._store, INTENT, scope=self._scope, keys=_purposes(rows))
         self._intents.append(entry)
 

@@ -1,4 +1,4 @@
-"""Seals for whatever the library makes by a topic: the application's choices, and the process's EventSeal."""
+"""Seals and opens for the library's mappers: an application's options, and the process's one EventSeal."""
 
 from __future__ import annotations
 

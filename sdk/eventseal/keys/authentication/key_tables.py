@@ -85,6 +85,8 @@ def read_old_rows(store: KeyStore, mark: ChangeMark, seals: Seals) -> OldRows:
                 state = ScopeState(state.closed or record.active_scope is not None, 1)
             scopes[name] = state
         revoked[record.key_id] = how
+    # The last use of the old mark: nothing else says which rows were put back or taken away
+    # (docs/decisions/0025).
     if not seals.counts_old(mark, ((key_id, how) for key_id, how in revoked.items() if how != "retired")):
         raise IntegrityError(
             f"the keys of application {mark.application!r} that are compromised or shredded "
@@ -242,7 +244,7 @@ class KeyTables:
         return {
             record.key_id: RetiredKey(
                 record,
-                # The time is not sealed. Key tables that were upgraded may have nothing else.
+                # The time is not sealed. Upgraded key tables may have nothing else (docs/decisions/0026).
                 was_compromised=pasts[record.key_id].was_compromised or record.compromised_at is not None,
                 scope_was_shredded=pasts[record.key_id].scope_was_shredded,
             )
@@ -260,6 +262,7 @@ class KeyTables:
         self._ring.held_keys.check_open()
         seals = self._ring.store_key.made_seals()
         self._ring.refresher.refresh()
+        # A count in the tree, since anybody can set destroyed_at, and clocks differ (docs/decisions/0014).
         state = self._ring.store.revocations.entry(seals.scope_name(*SHREDS), seals)
         return 0 if state is None else state.number
 
@@ -353,6 +356,8 @@ class KeyTables:
             StoreError: The key store refused or failed.
         """
         if items:
+            # Without a seal: only a keyring can make an entry, and without its entry an item is refused
+            # (docs/decisions/0025).
             self._ring.store.unchecked.list_erased(self._ring.given.application, self._erased_digests(items))
 
     def are_listed_as_erased(self, items: Sequence[tuple[bytes, bytes]]) -> list[bool]:

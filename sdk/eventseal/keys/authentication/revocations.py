@@ -201,7 +201,7 @@ class Revocations:
                 found[key_id] = "unproven"
             else:
                 if state is not None and state.closed:
-                    found[key_id] = "shredded"
+                    found[key_id] = "shredded"  # its row may have been hidden (docs/decisions/0025)
         return found
 
     def has_changed(self) -> None:
@@ -241,6 +241,7 @@ class Revocations:
         tree = self._tree(seals, scopes=names.values())
         if self.are_old:  # such a tree lacks the scopes of rows that were edited
             return self.of_keys(rows, seals)
+        # So a store with few destroyed keys is asked nothing for its live ones (docs/decisions/0025).
         untouched = {scope for scope, name in names.items() if _is_untouched(tree, name)}
         touched = [key_id for key_id, scope in scope_of.items() if scope not in untouched]
         return {**dict.fromkeys(rows), **(self.of_keys(touched, seals) if touched else {})}
@@ -333,6 +334,8 @@ class Revocations:
 
     def _learn_old(self, mark: ChangeMark, seals: Seals) -> None:
         """Make the tree from the rows of key tables of an earlier release, and hold all of it."""
+        # A new process has not seen the new mark: it knows of the upgrade by its settings alone
+        # (docs/decisions/0025).
         if self._is_new or self._key_tables >= NEW_KEY_TABLES:
             raise IntegrityError(
                 f"the change mark of application {self._application!r} has the format of an earlier release, "

@@ -187,6 +187,8 @@ def check_row(record: KeyRecord, key_id: UUID, application: str, seals: Seals | 
             remedy=REMEDY,
             key_id=key_id,
         )
+    # A seal says that a keyring wrote the row, and not that it has written no later one
+    # (docs/decisions/0025).
     if record.revoked_as is not None and is_set_back(record):
         raise set_back(record, least_state(record.revoked_as))
     if record.key_id != key_id:
@@ -352,6 +354,7 @@ class CheckedStore:
         seals = self._store_key.known or self._store_key.seals() if found else None
         if seals is None:
             return found
+        # The scope that a row names is believed only where its seal is checked as well (docs/decisions/0025).
         of_keys = self.revocations.of_rows if by_scope else self.revocations.of_keys
         revoked = of_keys(found, seals)
         told = {key_id: replace(found[key_id], revoked_as=how) for key_id, how in revoked.items() if how}

@@ -176,6 +176,7 @@ class Seals:
             place: Its associated data, without the header.
             envelope: As it is stored.
         """
+        # The envelope, too: else any bytes at the place would read as erased (docs/decisions/0025).
         framed = length_prefixed(b"erased", place, sha256(envelope).digest())
         return hmac.digest(self._tree_key, framed, sha256)
 
@@ -296,6 +297,8 @@ class ScopeDigests:
         for scope in scopes:
             if not is_digest(checked_scope(scope)):
                 stored[scope] = self.known.get(scope) or self._digested(scope, seals)
+            # Sealing again makes no key, and goes by the scope of the key that opened the item
+            # (docs/decisions/0015).
             elif not make:
                 stored[scope] = scope
             else:

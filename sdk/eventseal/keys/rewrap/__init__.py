@@ -1,1 +1,1 @@
-"""Rewrapping: every key under the KEK, version or branch where it should be."""
+"""Rewrapping: moves each key's wrappings to the KEK, version and branch key that it should have."""

@@ -1,4 +1,4 @@
-"""What goes through the wrappings of all keys: rewraps, new branch keys, and proofs that keys open."""
+"""Passes over the wrappings of all keys: rewraps, new branch keys, and proofs that keys open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rewraps all keys: each is wrapped where it should be, and loses old wrappings once that is verified."""
+"""Rewraps all keys: adds the wrappings that each should have, and drops old ones once those are verified."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data keys under a branch key that was rotated are wrapped again under its branch's active key."""
+"""Wraps data keys again under the active key of their branch, once that was rotated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that ends a key: it is marked compromised, retired, or shredded with its whole scope."""
+"""Ends keys: marks them compromised, retires them, shreds whole scopes, and reopens those."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from eventseal.keys.ring.parts import Ring
 
 
+# Whoever seals an item again cannot tell where its fields are: a mark would stay for good
+# (docs/decisions/0011).
 _NEVER_COMPROMISED = {
     KeyPurpose.FIELD: "What it has sealed is nested inside of items and cannot be sealed again: whoever has "
     "the key and a copy of the items reads it, and nothing takes that back. `eventseal shred` of its scope "
@@ -164,12 +166,14 @@ class Destroyer:
         live: list[UUID] = []
 
         def plan(found: Found) -> StateTransitions:
+            # Nearly always a spelling error (docs/decisions/0010).
             if not found.rows and not found.edited and not self._is_closed(scope):
                 raise _unknown(scope)
             live[:] = [record.key_id for record in found.rows if record.state.opens]
             if dry_run:
                 return StateTransitions([])
             if before_commit is not None:
+                # The ledger names the very rows that this transaction changes (docs/decisions/0013).
                 before_commit(found.rows)
             return transitions_of_shred(self._ring.given.application, scope, found.rows)
 
@@ -263,6 +267,8 @@ class Destroyer:
             if not holding and not is_closed:
                 return StateTransitions([])
             if before_commit is not None:
+                # First the ledger: else it could have a scope as closed in which keys are made
+                # (docs/decisions/0013).
                 before_commit([record for record in found.rows if record.destroyed_by == "shredded"])
             freeing = [(record, next_version(record, active_scope=None)) for record in holding]
             return StateTransitions(freeing, scopes={(p, scope): False for p in SUBJECT_PURPOSES})
@@ -316,12 +322,15 @@ class Destroyer:
             mark = NextChangeMark(self._ring.held_keys, seals, every, since, scopes=transitions.scopes)
             with self._ring.store.changing() as store:
                 if not every:
+                    # No row is to change: the tree alone still has the scope in its other state
+                    # (docs/decisions/0025).
                     store.advance(self._ring.given.application, next_mark=mark)
                     return list(found.rows)
                 stored = store.set_states(
                     changed,
                     next_mark=mark,
                     whole_scope=whole_scope,
+                    # Nobody keeps a scope from its shred by editing destroyed keys (docs/decisions/0025).
                     left_out=[record.key_id for record in found.edited],
                     tombstones=added,
                 )

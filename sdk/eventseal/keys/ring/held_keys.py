@@ -34,7 +34,7 @@ Held: TypeAlias = "dict[UUID, tuple[KeyPurpose, str] | None]"
 MOST_BRANCH_KEYS = 2 * MOST_BRANCHES  # those that wrap, and as many that were rotated
 
 
-_MOST_SEEN = 100_000
+_MOST_SEEN = 100_000  # some 31 MB (docs/decisions/0006)
 
 
 class Moment(NamedTuple):
@@ -124,6 +124,8 @@ class KnownStates:
         Raises:
             IntegrityError: It is an earlier one, or another one of the same counter.
         """
+        # A process that saw later key tables notices here that all of them were put back
+        # (docs/decisions/0025).
         if mark.counter < since.floor:
             raise IntegrityError(
                 f"the change counter of application {mark.application!r} went back "
@@ -168,7 +170,7 @@ class HeldKeys:
         self._caches = {
             KeyPurpose.DATA: KeyCache(caching.max_keys, confirmation),
             KeyPurpose.FIELD: KeyCache(caching.max_keys, confirmation),
-            # Apart: a page of data keys must not drive out the key under which the next page is wrapped.
+            # Apart: a page of data keys must not drive out the branch key of the next (docs/decisions/0008).
             KeyPurpose.BRANCH: KeyCache(MOST_BRANCH_KEYS, confirmation),
         }
         self._branches = self._caches[KeyPurpose.BRANCH].keys
@@ -294,7 +296,7 @@ class HeldKeys:
             wrapped = branch_wrapping(record)
             cached.branch = None if wrapped is None else named_branch(wrapped)
             if wrapped is not None:
-                # The KMS was asked when the branch key was unwrapped: what it opens is as old as that answer.
+                # What a branch key opens is as old as the KMS's answer for that key (docs/decisions/0008).
                 branch = None if cached.branch is None else self._branches.get(cached.branch)
                 cached.expires = min(cached.expires, now if branch is None else branch.expires)
                 cached.grace_ends = min(cached.grace_ends, now if branch is None else branch.grace_ends)
@@ -377,6 +379,8 @@ class HeldKeys:
             cached = self._held(key_id)
             if cached is None or cached.key.closed or not now < min(self._kms_rests_until, cached.grace_ends):
                 return None
+            # Until then nobody asks the KMS: once in 5 s is enough for all keys together
+            # (docs/decisions/0006).
             cached.expires = min(self._kms_rests_until, cached.grace_ends)
             cached.schedule()
             return cached
@@ -411,7 +415,7 @@ class HeldKeys:
             check_row(record, record.key_id, record.application, seals)
             current = self.known.admit(record, since)
         except IntegrityError:
-            # It is that row's error alone, and who asks for the key next gets it.
+            # It is that row's error alone, and who asks for the key next gets it (docs/decisions/0006).
             for cache in self._caches.values():  # its purpose may be what was edited
                 cache.drop(record.key_id, close=False)
             return

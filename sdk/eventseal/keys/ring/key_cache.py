@@ -216,6 +216,7 @@ class KeyCache:
         # A sweep takes a share of a large cache, so that it costs little for each key.
         count = max(count, self._max_keys // 64)
         for cached in heapq.nsmallest(count, self.keys.values(), key=_last_use):
+            # A batch that holds the handle goes on with it (docs/decisions/0006).
             self.drop(cached.record.key_id, close=False)
 
 
@@ -259,9 +260,9 @@ class Confirmation:
 
     def rotation_time(self, record: KeyRecord) -> float:
         """When a data key comes of age to be rotated, by the keyring's clock; the store's says its age."""
-        if (
-            record.purpose is not KeyPurpose.DATA
-        ):  # a branch key is rotated on request; a field's is never retired
+        # Rotating a branch key alone protects nothing, and a field's key is never retired
+        # (docs/decisions/0008, 0011).
+        if record.purpose is not KeyPurpose.DATA:
             return inf
         if self._max_age is None or self._store_time is None or record.created_at is None:
             return inf

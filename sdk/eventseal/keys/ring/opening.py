@@ -106,6 +106,8 @@ class Refresher:
         seals = self._ring.store_key.known or self._ring.store_key.seals()
         counter, held, since = self._ring.held_keys.asked()
         began = self._ring.given.clock.now()
+        # One row, however many keys are revoked: the rest is read only if the counter moved
+        # (docs/decisions/0025).
         changes = self._ring.store.unchecked.changes(application, counter, held)
         if changes is None:
             if seals is not None:
@@ -115,6 +117,7 @@ class Refresher:
         if seals is None:
             raise store_key_deleted(application)
         revocations = self._ring.store.revocations
+        # A mark of the format before the tree passes: is_old() has checked its seal (docs/decisions/0025).
         if changes.mark.has_tree or not seals.is_old(changes.mark):
             seals.check_mark(changes.mark)
         self._ring.held_keys.check_mark(changes.mark, since)
@@ -172,7 +175,7 @@ class Opener:
         self._held_keys.check_open()
         try:
             return self._keys(key_ids)
-        except StoreError:
+        except StoreError:  # an outage is no fact about a key (docs/decisions/0004)
             raise
         except EventSealError as error:  # of the store key or the change mark, under which all of them stand
             return dict.fromkeys(key_ids, error)
@@ -226,7 +229,8 @@ class Opener:
             for key_id, outcome in awaited.items():
                 if isinstance(outcome, StoreError):
                     raise outcome
-                # Another thread's key may have been destroyed since: it began before this one asked.
+                # Another thread's key may have been destroyed since: it began before this one asked
+                # (docs/decisions/0006).
                 if isinstance(outcome, EventSealError) or outcome is self._fresh(key_id, now):
                     outcomes[key_id] = outcome
             missing = [key_id for key_id in missing if key_id not in outcomes]
@@ -269,7 +273,7 @@ class Opener:
         try:
             return Rows(self._parts.store.get(key_ids), since)
         except StoreUnavailableError:
-            # What is held was confirmed a short while ago, and its wrappings still unwrap.
+            # What is held was confirmed a moment ago, and its wrappings still unwrap (docs/decisions/0006).
             held = {key_id: cached.record for key_id in key_ids if (cached := self._held.get(key_id))}
             if len(held) < len(key_ids):
                 raise
@@ -325,6 +329,7 @@ class Opener:
             if isinstance(closed, IntegrityError):
                 refused[key_id] = closed
             else:
+                # In a scope that is open again, only a listed item reads as erased (docs/decisions/0025).
                 error.scope_reopened = not closed
 
     def _refuse_closed(
@@ -366,7 +371,8 @@ class Opener:
                 batch.opened[record.key_id] = outcome
                 continue
             if isinstance(outcome, KeyDestroyedError) and record.key_id not in batch.reread:
-                batch.reread.add(record.key_id)  # its branch key went: it may have another by now
+                # Its branch key went. A rewrap may have given it another one (docs/decisions/0010).
+                batch.reread.add(record.key_id)
                 continue
             held: CachedKey | None = None
             if isinstance(outcome, KmsUnavailableError):
@@ -387,6 +393,8 @@ class Opener:
         batch.settle(key_id, refusal)
         if record is not None and isinstance(refusal, KeyDestroyedError):
             self._held_keys.bury(record)
+        # A failure of the KMS or of the key store is never remembered: its end would go unnoticed
+        # (docs/decisions/0006).
         if isinstance(refusal, KeyNotFoundError | KeyDestroyedError):
             if len(self._refusals) >= _MOST_REFUSALS:
                 self._refusals.clear()

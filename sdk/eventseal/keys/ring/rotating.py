@@ -128,6 +128,7 @@ class Rotator:
             StoreError: The key store refused or failed.
         """
         seals, since = self._parts.store_key.made_seals(), self._held_keys.moment()
+        # Before the transaction: no lock waits for a KMS (docs/decisions/0001).
         made = self._parts.new_keys({old.scope: leased or 0 for old in olds})
         replacements = [
             Replacement(
@@ -219,7 +220,7 @@ class Rotator:
             if not won:
                 if self._refusal(record, old.scope) is not None:
                     continue
-                if compromised:  # the other process may have deactivated it only
+                if compromised:  # the other process may have deactivated it only (docs/decisions/0006)
                     self._mark_compromised(old.key_id)
             rotated[old.scope] = Rotated(old.key_id, record)
         return rotated

@@ -129,6 +129,8 @@ class Seats:
         """
         if self._parts.purpose not in SUBJECT_PURPOSES:
             return None
+        # The tree decides, and not the slot: anybody who writes to the database can edit a tombstone or
+        # delete it (docs/decisions/0025).
         seals, revocations = self._parts.store_key.made_seals(), self._parts.store.revocations
         states = revocations.scopes(self._parts.purpose, scopes, seals)
         if any(closed != _holds_tombstone(rows, scope) for scope, closed in states.closed.items()):
@@ -302,6 +304,8 @@ class Sealer:
                 try:
                     self._replace(batch, scope, wait=False)
                 except (KmsError, StoreError):
+                    # The append goes on under the old key, and an outage is not asked again at each one
+                    # (docs/decisions/0006).
                     self._held_keys.rest(cached, now + ROTATION_RESTS)
 
     def _replace(self, batch: ScopeBatch, scope: str, *, wait: bool) -> None:

@@ -138,9 +138,12 @@ def transitions_of_shred(
             slot = scope if record is holder else None
             if record.state.opens:
                 keys.append((record, tombstone_of(record, "shredded", active_scope=slot)))
+            # Moved, even if nothing changes: whoever reopens the scope meanwhile reads it again
+            # (docs/decisions/0016).
             elif erased is None or (takes_slot and slot != record.active_scope):
                 keys.append((record, next_version(record, active_scope=slot)))
         tombstones += [replace(record, active_scope=scope if record is holder else None) for record in lost]
+    # Counted, so that a roll of the epoch knows that a key was shredded since it began (docs/decisions/0014).
     return StateTransitions(keys, tombstones, {**scopes, SHREDS: True} if keys or tombstones else scopes)
 
 
@@ -237,6 +240,8 @@ class NextChangeMark:
         self, mark: ChangeMark, nodes: Mapping[bytes, bytes]
     ) -> tuple[ChangeMark, Mapping[bytes, bytes]]:
         """Check *mark* and *nodes*, and give what follows them."""
+        # The store calls this inside its transaction. It makes no seal itself, and no KMS is called
+        # (docs/decisions/0001).
         if self._seals.is_old(mark):
             raise old_key_tables(mark.application)
         self._seals.check_mark(mark)

@@ -49,6 +49,7 @@ class StoreKey:
         self._store = store
         self._keks = keks
         self._scope = DIGEST_STORE_SCOPE if scope_digest else STORE_SCOPE
+        # Without a time to live: a refusal to unwrap it again would stop every refresh (docs/decisions/0006).
         self.known: Seals | None = None
         self._flight: SingleFlight[str, Seals] = SingleFlight()
 
@@ -97,7 +98,8 @@ class StoreKey:
         return found.get(STORE_SCOPE)
 
     def _has_mark(self) -> bool:
-        # Stored together with the store key: a second one would only be in the way of the first one's repair.
+        # Stored together with the store key (docs/decisions/0001): a second one would only be in the way of
+        # the first one's repair.
         return self._store.changes(self._application, -1, []) is not None
 
     def _made(self) -> Seals:
@@ -124,6 +126,7 @@ class StoreKey:
 
     def _check_scope(self, record: KeyRecord) -> None:
         """Refuse to keep scopes in two forms: one that was shredded in the one would live on in the other."""
+        # For good: no unique index holds both forms of a scope (docs/decisions/0015).
         if record.scope == self._scope:
             return
         application = self._application

@@ -73,6 +73,7 @@ class NewKeyBatch:
                 continue
             self._missed[index] += 1
             self.missing += 1
+            # Only an error of a KMS may cost a wrapping: all else ends the attempt (docs/decisions/0008).
             if not isinstance(outcome, KmsError):
                 raise outcome
             if self._missed[index] > self._spare:

@@ -254,6 +254,7 @@ class Unwrapper:
             return opened
         due = {index: found for index, record in pending.items() if (found := self._verifier.untried(record))}
         for earlier, adapter in pairwise(self._adapters):
+            # A denial is an answer: nobody gets around it by another KEK (docs/decisions/0008, 0009).
             if not due or self._health.refuses(earlier):
                 break
             if self._health.may_be_tried(adapter):
@@ -330,6 +331,7 @@ class Unwrapper:
         of_wrapping = isinstance(outcome, IntegrityError) or (
             isinstance(outcome, KmsKeyStateError) and outcome.kek_version is not None
         )
+        # An unverified wrapping is passed over: one bad row must not cost the key (docs/decisions/0009).
         if not of_wrapping or len(record.wrappings) == 1 or wrapped in record.verified:
             return False
         self._warn(record, wrapped, outcome)

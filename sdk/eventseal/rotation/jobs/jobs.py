@@ -149,7 +149,7 @@ def resumed_job(
                 f"job {job_id} is no job of {verb}",
                 remedy=f"Go on with it: {resume_command(job)}",
             )
-        check(job)
+        check(job)  # of the locked row: it is the one that is resumed (docs/decisions/0027)
         if job.state == FINISHED:
             return job
         return _running(connection, job, items_per_second)
@@ -200,6 +200,8 @@ def begun_job(
             if locked.options == options and not (locked.state == SETTLING and total):
                 mine = locked
             else:
+                # Taken over: after runs that were killed there is one job to resume, and not one a run
+                # (docs/decisions/0012).
                 jobs.finish_job(connection, job.job_id)
         if mine is not None:
             return _running(connection, mine, items_per_second)

@@ -97,6 +97,8 @@ class Passes:
             if totals.open_shards and self.job.state == jobs.RUNNING:
                 self._work()
                 continue
+            # Before the look: that proves something only if all had noticed the rotation when it began
+            # (docs/decisions/0012).
             settled = self.settles()
             sources = self.look()
             left = self.report.counted(sources, totals)

@@ -238,12 +238,13 @@ class TableResealer:
                 if not page.differs(number):
                     numbers.append(number)
                     continue
+                # Nobody knows which of the two keys it names is the right one (docs/decisions/0020).
                 problem = IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
             stuck = key_id not in fitting
             if problem is None:
                 self._skip(batch, key_id, stuck=stuck)
             elif isinstance(problem, KmsError | StoreError):
-                raise problem
+                raise problem  # an outage is no fact about an item (docs/decisions/0004)
             elif is_erased(problem):
                 pass  # shredded since it was counted: there is nothing to move, and nothing wrong
             elif isinstance(problem, EventSealError):
@@ -268,6 +269,7 @@ class TableResealer:
         if key_id is None or key_id in self._skipped_keys:
             return
         self._skipped_keys.add(key_id)
+        # A re-encryption makes no key, by policy neither (docs/decisions/0012).
         error = KeyNotFoundError(
             f"the scope of key {key_id} has no active key: its items stay under it",
             remedy="Rotate the scope, which gives it an active key; then run this again.",

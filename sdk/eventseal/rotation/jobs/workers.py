@@ -362,6 +362,7 @@ def table_resealers(
         ConfigurationError: The job is a migration, and its formats or its event modules are not here.
     """
     if scope_of is not None:
+        # The rule is the caller's: a job's row names no code to run (docs/decisions/0027).
         accepted = configured_formats(store)
         return lambda table: OldItemResealer(
             store, table, accepted=accepted_in(accepted, table), scope_of=scope_of

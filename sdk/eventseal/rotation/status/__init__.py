@@ -1,1 +1,1 @@
-"""Where keys and items stand, and what is worth running next."""
+"""The state of keys and items in numbers, and what is worth running next."""

@@ -1,4 +1,4 @@
-"""Where an application's keys and items stand, as its tables say. No KEK is called."""
+"""The state of an application's keys and items, as its tables say. No KEK is called."""
 
 from __future__ import annotations
 

@@ -106,6 +106,8 @@ class ItemAppends:
             if owned:
                 session.rollback()
             if not self._inserted(session, batch, key_ids, savepoint=not owned):
+                # Its snapshot is older than the fence, so that only another transaction can see that
+                # (docs/decisions/0007).
                 raise StoreUnavailableError(
                     f"the transaction that appends to {self._columns.table} is older than a key's fence",
                     remedy="Roll back and run the transaction again, or use READ COMMITTED.",

@@ -1,4 +1,4 @@
-"""What tables hold under keys, and the rows that no count can place."""
+"""Counts the rows of tables by key, and finds the rows that no count can place."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ def count_under(
     """
     found: dict[UUID, Counter[str]] = {}
     for table in tables:
+        # By the header: anybody who writes to the database can set the column (docs/decisions/0020).
         _add_counts(found, connection, table, described(table).key_id, key_ids)
     return found
 
@@ -68,6 +69,7 @@ def count_misnamed(
     for table in tables:
         if table.has_key_ids:
             columns = described(table)
+            # A partial index has just these rows: none in a sound store (docs/decisions/0020).
             _add_counts(found, connection, table, columns[KEY_ID], key_ids, columns.differs)
     return found
 

@@ -128,6 +128,7 @@ def register_place(connection: Connection, application: str, name: str, collecti
         name: Of the place.
         collection: The logical name that is bound to its items.
     """
+    # By this row a program that never heard of the place refuses to retire keys (docs/decisions/0020).
     place = {"application": application, "database_name": ELSEWHERE, "table_name": name}
     said = {"collection": collection, "columns": {}}
     connection.execute(insert_unless_there(connection, sealed_tables).values(**place, **said))
@@ -160,6 +161,7 @@ def set_old_formats(connection: Connection, table: SealedTable, old_formats: Col
     connection.execute(
         update(sealed_tables)
         .where(columns.database_name == table.database, columns.table_name == table.table)
+        # An empty list is not NULL: it says that a migration has ended, for good (docs/decisions/0017).
         .values(old_formats=sorted(old_formats))
     )
 
@@ -216,6 +218,7 @@ def read_registry(connection: Connection, application: str | None = None) -> Reg
         .order_by(sealed_tables.c.database_name, sealed_tables.c.table_name, sealed_tables.c.application)
     )
     if application is not None:
+        # A table too many costs a count. One too few costs a key that is needed (docs/decisions/0002).
         query = query.where(sealed_tables.c.application.in_([application, EVERY_APPLICATION]))
     found = Registry([], [])
     for row in read_rows(connection, query, _CHECKS):

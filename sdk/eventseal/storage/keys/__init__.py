@@ -1,1 +1,1 @@
-"""The key tables, and the key store on them."""
+"""The key tables: rows, states, wrappings, closed KEKs and epochs, as steps of transactions."""

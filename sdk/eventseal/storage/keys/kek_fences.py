@@ -1,4 +1,4 @@
-"""KEKs and branch keys that come to an end: nothing that they have wrapped is stored any more."""
+"""Fences of KEKs and branch keys: once one is closed, no wrapping under it is stored."""
 
 from __future__ import annotations
 

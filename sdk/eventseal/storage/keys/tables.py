@@ -1,4 +1,4 @@
-"""The tables beside the keys, and the fences beside the items. No seal is made or checked here."""
+"""The key tables with the registry, and the table of fences. No seal is made or checked here."""
 
 from __future__ import annotations
 

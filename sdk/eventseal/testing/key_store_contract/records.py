@@ -1,4 +1,4 @@
-"""What a subclass of the suite gives it."""
+"""What a subclass gives the suite, and the records and marks that the tests are made of."""
 
 from __future__ import annotations
 
