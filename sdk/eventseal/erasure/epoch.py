@@ -264,9 +264,8 @@ class _Roll:
         for attempt in range(1, ATTEMPTS + 1):
             if not self._wrapped(move, attempt):
                 return False
-            orphaned = (
-                self.keyring.wrappings.orphaned_keys()
-            )  # of any application: a backup may have what opens them
+            # Of any application: a backup may have what opens them.
+            orphaned = self.keyring.wrappings.orphaned_keys()
             if orphaned:
                 self.counts["failed"] += len(orphaned)
                 self._note(orphaned)
