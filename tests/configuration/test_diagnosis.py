@@ -117,6 +117,17 @@ def test_a_store_without_a_ledger_is_warned(shop, monkeypatch):
     assert 'ledger = "erasures.jsonl" in eventseal.toml' in finding.remedy
 
 
+def test_a_ledger_that_cannot_be_read_is_a_finding_of_the_ledger(shop):
+    Path("erasures.jsonl").write_text("no entry\n")
+    finding = the_one("erasures.jsonl")
+    assert (finding.severity, finding.area) == (Severity.ERROR, "ledger")
+
+
+def test_jobs_that_cannot_be_read_are_a_finding_of_the_jobs(sql):
+    sql("ALTER TABLE reencryption_jobs RENAME COLUMN total TO other")
+    assert the_one("reading how far jobs are").area == "jobs"
+
+
 def test_nothing_is_changed(append, sql, shop):
     append(3)
 

@@ -150,7 +150,7 @@ def _check_age(stores: Stores) -> Iterator[Finding]:
     )
 
 
-@KEYS.check
+@LEDGER.check
 def check_ledger(stores: Stores, adapters: Sequence[KmsAdapter]) -> Iterator[Finding]:
     """
     Read and verify the whole ledger, and compare it with the tombstones of the key tables.

@@ -224,7 +224,7 @@ def _setting(setting: str, found: Collection[str], given: Collection[str]) -> st
     return f"{setting} = [{names}]"
 
 
-@MIGRATION.check
+@JOBS.check
 def check_jobs(stores: Stores) -> Iterator[Finding]:
     """
     Look for re-encryptions and migrations that did not end, and that nobody is at.
