@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
@@ -308,7 +307,7 @@ class _Run:
         new = [encrypted.new.key_id for each, encrypted in given if not each.mended]
         targets = {key_id for key_id in new if key_id is not None}
         # Committed before the items: else whoever waits for such a row waits for all of them.
-        write(self._engine, partial(open_fences, key_ids=targets), doing="making the fences of keys")
+        open_fences(self._engine, targets)
         # The ledger first: if this run ends here, the rows are as they were (docs/decisions/0026).
         rows = [_as_json(table, change) for change in changes]
         ledger.append(self._store, REPAIR, details={"backup": self._identity, "rows": rows})

@@ -347,24 +347,18 @@ def noticed_at(store: SealedStore, keys: Collection[UUID] | None = None) -> date
         StoreError: The key store refused or failed.
     """
     key_store, application = store.key_store, store.cipher.application
+    stopped: datetime | None
     if keys is None and isinstance(key_store, SQLAlchemyKeyStore):
         stopped = last_stop(store.datastore.key_engine, application=application)
     else:
-        stopped = max(
-            [
-                time
-                for record in (
-                    _replaced_keys(store) if keys is None else records_of(key_store, keys).values()
-                )
-                for time in (record.deactivated_at, record.compromised_at)
-                if time
-            ],
-            default=None,
-        )
-    changes = key_store.changes(application, _NO_COUNTER, ())
-    if changes is None or stopped is None:
+        records = _replaced_keys(store) if keys is None else records_of(key_store, keys).values()
+        times = [time for record in records for time in (record.deactivated_at, record.compromised_at)]
+        stopped = max(filter(None, times), default=None)
+    if stopped is None:
         return None
-    return stopped + timedelta(seconds=changes.refresh_interval)
+    changes = key_store.changes(application, _NO_COUNTER, ())
+    interval = DEFAULT_REFRESH_INTERVAL if changes is None else changes.refresh_interval
+    return stopped + timedelta(seconds=interval)
 
 
 def _replaced_keys(store: SealedStore) -> Iterator[KeyRecord]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from functools import partial
 from itertools import chain
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from eventseal.errors import (
 )
 from eventseal.storage.database.faults import is_outcome_known, is_transient, sqlstate, translated
 from eventseal.storage.database.table_setup import KEY_ID
-from eventseal.storage.database.transactions import ATTEMPTS, begin_writing, pause
+from eventseal.storage.database.transactions import ATTEMPTS, begin_writing, pause, write
 from eventseal.storage.items.fences import CLOSED, fence_states, open_fences, unreadable_fences
 from eventseal.storage.items.inserts import ItemInserts
 from eventseal.suites.envelope import parse_envelope
@@ -122,7 +123,8 @@ class ItemAppends:
         on_postgresql = self._engine(session).dialect.name == "postgresql"
         if unknown and on_postgresql:
             # On a connection of its own: else whoever waits for this row waits for the caller's transaction.
-            open_fences(self._engine(session), unknown)
+            step = partial(open_fences, key_ids=unknown)
+            write(self._engine(session), step, doing="making the fences of keys", filtered=True)
         connection = begin_writing(session.connection(bind_arguments={"mapper": self._record_class}))
         if unknown and not on_postgresql:
             open_fences(connection, unknown)

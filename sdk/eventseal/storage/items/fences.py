@@ -44,7 +44,7 @@ HOLDS_FENCES = "eventseal.holds_fences"
 triggers need not take them again for each row."""
 
 
-@writes("making the fences of keys", filtered=True)
+@writes("making the fences of keys")
 def open_fences(connection: Connection, key_ids: Collection[UUID]) -> None:
     """
     Make an open fence for each key that has none; a closed one stays closed.
