@@ -275,7 +275,7 @@ def test_of_two_first_erasures_at_once_the_one_makes_the_ledger_and_both_are_in_
 
 
 def test_what_was_shredded_before_there_was_a_ledger_is_noted_in_a_new_one(shop, monkeypatch) -> None:
-    monkeypatch.setattr("eventseal.erasure.ledger.recording._PAGE", 1)
+    monkeypatch.setattr("eventseal.rotation.sealed_store.PAGE_SIZE", 1)
     for scope in ("subject:1", "subject:2"):
         shop.key(scope)
         shop.seal.keyring.shred(scope)

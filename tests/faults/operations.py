@@ -32,7 +32,7 @@ from eventseal.rotation import (
 from eventseal.rotation.jobs.jobs import FINISHED, list_jobs
 from eventseal.rotation.rewrapping import kek_report
 from eventseal.storage import IntegerSequencedItemRecord
-from eventseal.storage.items.registry import registered
+from eventseal.storage.items.registry import read_registry
 from eventseal.storage.jobs.jobs import SETTLING
 
 if TYPE_CHECKING:
@@ -357,7 +357,9 @@ class Migrate(Operation):
         found = {(event.originator_id, event.originator_version) for event in shop.events.all_domain_events()}
         assert found == self.places(shop)
         with shop.datastore.key_engine.connect() as connection:
-            has_begun = any(table.old_formats or table.is_migrated for table in registered(connection))
+            has_begun = any(
+                table.old_formats or table.is_migrated for table in read_registry(connection).complete()
+            )
         result = verify(shop)
         assert result.failed == (0 if has_begun else len(found)), result.failures
         unmigrated = sum(counts["unmigrated"] for counts in result.by_table.values())
@@ -367,7 +369,7 @@ class Migrate(Operation):
         assert shop.items_by_key().keys() == set(shop.active_keys().values())
         assert all(job.state == FINISHED for job in list_jobs(shop))
         with shop.datastore.key_engine.connect() as connection:
-            assert all(table.is_migrated for table in registered(connection))
+            assert all(table.is_migrated for table in read_registry(connection).complete())
 
 
 def scope_of_old_item(_context: ItemContext, plaintext: bytes) -> str:

@@ -12,7 +12,7 @@ from tests.lifecycle import attack_mistakes as attacked
 
 from eventseal.erasure import epoch
 from eventseal.erasure.restore import Reading
-from eventseal.keys.rewrap.key_wrappings import KeyWrappings, RenewedBranches
+from eventseal.keys.rewrap.key_wrappings import KeyWrappings
 from eventseal.keys.ring import state_transitions
 from eventseal.keys.ring.destroying import Destroyer
 from eventseal.keys.ring.held_keys import KnownStates
@@ -270,7 +270,7 @@ def _begun_is_taken_for_done(_: Site) -> Iterator[None]:
 
 @contextmanager
 def _branch_keys_stay(_: Site) -> Iterator[None]:
-    with patch.object(KeyWrappings, "renew_branches", lambda *_: RenewedBranches([], [])):
+    with patch.object(KeyWrappings, "renew_branches", lambda *_: ([], [])):
         yield
 
 

@@ -16,7 +16,7 @@ from eventseal.items.acceptance import AcceptedFormats
 from eventseal.rotation import reencrypt, retire, rotate_keys, status, verify
 from eventseal.rotation.did_you_mean import find_item
 from eventseal.rotation.status.application_status import list_keys
-from eventseal.storage.items.registry import registered, set_old_formats
+from eventseal.storage.items.registry import read_registry, set_old_formats
 from eventseal.storage.keys.tables import key_metadata
 
 KEY_TABLES = key_metadata.sorted_tables
@@ -135,7 +135,7 @@ class AnyBytes:
 
 def accept_old_formats(library):
     with library.seal.datastore.key_engine.begin() as connection:
-        for table in registered(connection, "shop"):
+        for table in read_registry(connection, "shop").complete():
             set_old_formats(connection, table, ["plaintext"])
 
 

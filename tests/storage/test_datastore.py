@@ -33,7 +33,7 @@ from eventseal.storage import (
 )
 from eventseal.storage.items.columns import sealed_columns
 from eventseal.storage.items.key_id_indexes import has_key_id_indexes
-from eventseal.storage.items.registry import registered
+from eventseal.storage.items.registry import read_registry
 from eventseal.storage.items.tables import SealedTable
 from eventseal.storage.keys.tables import key_metadata
 
@@ -159,7 +159,7 @@ class TestSetup:
         open_datastore(store_url)
         assert list(strategy.all_items()) == [item]
         with datastore.key_engine.connect() as connection:
-            assert len(registered(connection)) == 3
+            assert len(read_registry(connection).complete()) == 3
 
     def test_processes_may_set_up_at_once(self, store_url, open_datastore):
         from concurrent.futures import ThreadPoolExecutor

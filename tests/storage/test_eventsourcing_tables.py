@@ -16,7 +16,7 @@ from eventseal.storage.items.described import key_id_in_header
 from eventseal.storage.items.key_counts import count_by_key
 from eventseal.storage.items.key_id_indexes import has_key_id_indexes, index_name, make_key_id_indexes
 from eventseal.storage.items.places import item_swaps
-from eventseal.storage.items.registry import registered, set_old_formats
+from eventseal.storage.items.registry import read_registry, set_old_formats
 from eventseal.storage.items.rows import range_bounds
 from eventseal.storage.unregistered import unregistered_eventsourcing_tables
 from eventseal.suites.envelope import CompressionId, SuiteId
@@ -46,7 +46,7 @@ def library(open_library, store_url):
 
 def tables(library) -> dict[str, SealedTable]:
     with library.seal.datastore.key_engine.connect() as connection:
-        return {table.table: table for table in registered(connection) if not table.has_key_ids}
+        return {table.table: table for table in read_registry(connection).complete() if not table.has_key_ids}
 
 
 def test_the_tables_are_registered_as_what_they_hold(library):
@@ -105,7 +105,7 @@ def test_tables_in_a_schema_of_their_own(open_library, postgres_url):
     with library.seal.datastore.engine.connect() as connection:
         assert count_by_key(connection, table) == {library.active_key(): 2}
         assert has_key_id_indexes(connection, table)
-        known = registered(connection)
+        known = read_registry(connection).complete()
         assert unregistered_eventsourcing_tables(connection, known) == []
         assert unregistered_eventsourcing_tables(connection, []) == [
             f"shop.{EVENTS}",

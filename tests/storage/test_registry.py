@@ -34,10 +34,9 @@ from eventseal.storage import (
     SQLAlchemyActiveRecordStrategy,
     TimestampSequencedItemRecord,
 )
-from eventseal.storage.database.transactions import read
 from eventseal.storage.items.columns import sealed_columns
 from eventseal.storage.items.key_counts import count_by_key
-from eventseal.storage.items.registry import Registry, register, registered
+from eventseal.storage.items.registry import Registry, read_registry, register
 from eventseal.storage.items.rows import ItemRow, row_at
 from eventseal.storage.items.tables import ColumnKind, SealedColumn, SealedTable
 from eventseal.storage.unregistered import unregistered_tables
@@ -81,7 +80,7 @@ def datastore(store_url, open_datastore):
 
 
 def the_registry(datastore: Any, application: str | None = None) -> dict[str, SealedTable]:
-    found = read(datastore.key_engine, lambda own: registered(own, application), doing="reading the registry")
+    found = read_registry(datastore.key_engine, application).complete()
     return {table.table: table for table in found}
 
 
@@ -130,21 +129,24 @@ class TestTheRegistry:
         datastore.setup_tables(application="shop")
         datastore.setup_tables(application="warehouse")
         with datastore.key_engine.connect() as connection:
-            assert len(registered(connection)) == 3 * 4
-            assert {table.application for table in registered(connection, "shop")} == {None, "shop"}
-            assert {table.application for table in registered(connection, "other")} == {None}
+            assert len(read_registry(connection).complete()) == 3 * 4
+            assert {table.application for table in read_registry(connection, "shop").complete()} == {
+                None,
+                "shop",
+            }
+            assert {table.application for table in read_registry(connection, "other").complete()} == {None}
 
     def test_a_table_that_another_process_registers_meanwhile_is_registered(self, datastore, monkeypatch):
         from eventseal.storage.items import registry
 
         with datastore.key_engine.begin() as connection:
-            there = registered(connection)
+            there = read_registry(connection).complete()
             before = Registry([], [])  # as read a moment before
             with monkeypatch.context() as patch:
                 patch.setattr(registry, "read_registry", lambda *_: before)
                 register(connection, reversed(there))
         with datastore.key_engine.connect() as connection:
-            assert registered(connection) == there
+            assert read_registry(connection).complete() == there
 
     def test_registering_again_replaces_what_it_says(self, datastore):
         changed = SealedTable(

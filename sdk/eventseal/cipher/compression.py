@@ -11,12 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import zstandard
 
-from eventseal.errors import (
-    OPAQUE_INTEGRITY_MESSAGE,
-    ConfigurationError,
-    IntegrityError,
-    ItemTooLargeError,
-)
+from eventseal.errors import OPAQUE_INTEGRITY_MESSAGE, ConfigurationError, IntegrityError, ItemTooLargeError
 from eventseal.suites.envelope import CompressionId
 
 if TYPE_CHECKING:

@@ -20,7 +20,6 @@ from eventseal.cli import (
     migrate_command,
     receipt_command,
     reencrypt_command,
-    reopen_command,
     repair_command,
     retire_command,
     rewrap_command,
@@ -181,7 +180,7 @@ app.command(epilog=verify_command.EXAMPLES)(verify_command.verify)
 app.command(epilog=repair_command.EXAMPLES)(repair_command.repair)
 app.command("set-aside", epilog=set_aside_command.EXAMPLES)(set_aside_command.set_aside_rows)
 app.command(epilog=shred_command.EXAMPLES)(shred_command.shred)
-app.command(epilog=reopen_command.EXAMPLES)(reopen_command.reopen)
+app.command(epilog=shred_command.REOPEN_EXAMPLES)(shred_command.reopen)
 app.command(epilog=status_command.EXAMPLES)(status_command.status)
 app.command(epilog=fields_command.EXAMPLES)(fields_command.fields)
 app.add_typer(receipt_command.receipt)

@@ -24,12 +24,7 @@ from eventseal.cli.shared_options import (
 from eventseal.configuration.assembly import old_database
 from eventseal.errors import ConfigurationError
 from eventseal.keys.records import DEFAULT_SCOPE
-from eventseal.rotation import (
-    abandon_migration,
-    begin_migration,
-    copy_items,
-    finish_migration,
-)
+from eventseal.rotation import abandon_migration, begin_migration, copy_items, finish_migration
 from eventseal.rotation import migrate as migrate_store
 from eventseal.rotation.jobs.jobs import MIGRATE, verb_command
 from eventseal.rotation.jobs.old_items import function_named

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,7 +17,9 @@ from eventseal.erasure.receipt_checks import check_receipt
 from eventseal.errors import ConfigurationError, JobError
 
 if TYPE_CHECKING:
+    from eventseal.erasure.epoch_receipt import EpochReceipt
     from eventseal.erasure.receipt_checks import CheckedReceipt
+    from eventseal.erasure.receipts import Receipt, VerifyReceipt
 
 EXAMPLES = """\b
 Examples:
@@ -87,18 +89,6 @@ def _print(file: Path, checked: CheckedReceipt) -> None:
         typer.echo(f"The verification failed: {checked.failed:,} items, keys or tables.")
 
 
-class Receipt(Protocol):
-    """A receipt in its two forms."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Give it as JSON has it."""
-        ...
-
-    def to_html(self) -> str:
-        """Give it as a page."""
-        ...
-
-
 def refuse_receipt_file(file: Path | None) -> None:
     """
     Refuse a place where no receipt can be written, before there is anything to tell in it.
@@ -124,7 +114,9 @@ def refuse_receipt_file(file: Path | None) -> None:
         ) from error
 
 
-def write_receipt(file: Path | None, receipt: Receipt | None, *, done: str, remedy: str) -> None:
+def write_receipt(
+    file: Path | None, receipt: EpochReceipt | Receipt | VerifyReceipt | None, *, done: str, remedy: str
+) -> None:
     """
     Write the receipt of what was done, for its owner alone to read; where there is none, say so.
 

@@ -10,15 +10,7 @@ import typer
 
 from eventseal.cli.long_runs import run_job
 from eventseal.cli.output import counted, print_counts, print_failures, print_json, report, time_text
-from eventseal.cli.shared_options import (
-    Batch,
-    Options,
-    Rate,
-    ResumedJob,
-    Tables,
-    Workers,
-    with_options,
-)
+from eventseal.cli.shared_options import Batch, Options, Rate, ResumedJob, Tables, Workers, with_options
 from eventseal.errors import ConfigurationError
 from eventseal.rotation import pause_job
 from eventseal.rotation import reencrypt as reencrypt_items

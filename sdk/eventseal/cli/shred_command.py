@@ -1,4 +1,4 @@
-"""``eventseal shred``."""
+"""``eventseal shred`` and ``eventseal reopen``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from eventseal.cli.output import (
 )
 from eventseal.cli.receipt_command import ReceiptFile, refuse_receipt_file, write_receipt
 from eventseal.cli.shared_options import Options, with_options
+from eventseal.erasure import reopen as reopen_scope
 from eventseal.erasure import shred as shred_scope
 from eventseal.errors import ConfigurationError, JobError
 from eventseal.keys.records import DEFAULT_SCOPE
@@ -33,6 +34,11 @@ Examples:
   eventseal shred subject:customer-42 --dry-run
   eventseal shred subject:customer-42 --receipt customer-42.html
   eventseal shred tenant:acme --yes --json
+"""
+
+REOPEN_EXAMPLES = """\b
+Examples:
+  eventseal reopen subject:customer-42
 """
 
 _RECEIPT_AGAIN = "Run it again with another file: shredding a shredded scope gives a receipt, too."
@@ -85,6 +91,25 @@ def shred(
     exit_by(result)
 
 
+@with_options("yes")
+def reopen(
+    options: Options,
+    scope: Annotated[str, typer.Argument(metavar="SCOPE", help="One that was shredded.")],
+) -> None:
+    """
+    Let a scope that was shredded have keys again. What was shredded stays so.
+
+    The ledger is told, so that what is sealed from now on outlives a restore.
+    """
+    if options.dry_run:  # before the command it is every command's, and here it would be ignored
+        raise ConfigurationError("reopen has no dry run: it destroys nothing", remedy="Leave out --dry-run.")
+    with options.open_seal() as seal:
+        _refuse_unknown_scope(seal, scope)
+        result = reopen_scope(seal, scope)
+    did = "is open again" if result.done else "was open"
+    report(options, result, lambda: typer.echo(f"scope {printable(scope)} {did}"))
+
+
 def _refuse(seal: EventSeal, scope: str, receipt: Path | None, *, even_application: bool) -> None:
     """Refuse what is wrong before anything is destroyed."""
     if scope == DEFAULT_SCOPE and not even_application:
@@ -96,20 +121,11 @@ def _refuse(seal: EventSeal, scope: str, receipt: Path | None, *, even_applicati
     refuse_receipt_file(receipt)
     if receipt is not None and seal.ledger is None:
         raise ConfigurationError("there is no receipt without a ledger, and none is configured")
-    refuse_unknown_scope(seal, scope)
+    _refuse_unknown_scope(seal, scope)
 
 
-def refuse_unknown_scope(seal: EventSeal, scope: str) -> None:
-    """
-    Refuse a scope that has no keys, without a guess which one was meant: nobody is to shred that.
-
-    Args:
-        seal: Its keys.
-        scope: As it was typed.
-
-    Raises:
-        ConfigurationError: The application has no key of this scope.
-    """
+def _refuse_unknown_scope(seal: EventSeal, scope: str) -> None:
+    """Refuse a scope that has no keys, without a guess which one was meant: nobody is to shred that."""
     refuse_unknown_scopes(
         seal.datastore,
         seal.settings.application,

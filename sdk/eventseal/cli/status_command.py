@@ -15,6 +15,7 @@ from eventseal.configuration.assembly import configured_ledger, rotation_policy
 from eventseal.erasure.ledger.entries import INTENT
 from eventseal.erasure.setting_aside import unverified_rows
 from eventseal.rotation.jobs.jobs import verb_of
+from eventseal.rotation.rewrapping import KekReport
 from eventseal.rotation.status.application_status import status as read_status
 
 if TYPE_CHECKING:
@@ -91,15 +92,7 @@ def _as_json(found: Status) -> dict[str, Any]:
         "items": {table: dict(counts) for table, counts in found.items.items()},
         "unreadable": dict(found.unreadable),
         "old_formats": {table: list(names) for table, names in found.old_formats.items()},
-        "keks": [
-            {
-                "kek": use.kek_uri,
-                "version": use.kek_version,
-                "wrappings": use.wrappings,
-                "verified": use.verified,
-            }
-            for use in found.keks
-        ],
+        "keks": KekReport(application=found.application, uses=found.keks).to_json()["keks"],
         "edited": [{"message": str(problem), "remedy": problem.remedy} for problem in found.edited],
         "jobs": [_job_as_json(job_status) for job_status in found.jobs],
         "next": [_advice_as_json(advice) for advice in found.next_steps],

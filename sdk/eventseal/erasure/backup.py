@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -23,7 +24,7 @@ from eventseal.storage import SQLAlchemyDatastore, SQLAlchemyKeyStore, SQLAlchem
 from eventseal.storage.database.engines import database_identity, redacted
 from eventseal.storage.database.table_setup import KEY_ID, has_table, table_names
 from eventseal.storage.database.transactions import read
-from eventseal.storage.items.rows import ItemRow, stored_row
+from eventseal.storage.items.rows import ItemRow, stored_rows
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from eventseal.items.sealed_places import Place
     from eventseal.keys import Keyring
     from eventseal.keys.data_key import DataKey
-    from eventseal.keys.source import KeySource
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.items.tables import SealedTable
 
@@ -117,15 +117,12 @@ class Backup:
         if table.table not in self._tables:
             self._tables[table.table] = self._table(table)
         there = self._tables[table.table]
-
-        def look(connection: Connection) -> list[ItemRow | None]:
-            found = [(place, stored_row(connection, there, place)) for place in places]
-            return [
-                None if row is None else ItemRow(*place, row.topic, row.data, row.header_key)
-                for place, row in found
-            ]
-
-        return read(self._datastore.engine, look, doing=f"reading {there.table} of the backup")
+        look = partial(stored_rows, table=there, places=places)
+        found = read(self._datastore.engine, look, doing=f"reading {there.table} of the backup")
+        return [
+            None if row is None else ItemRow(*place, row.topic, row.data, row.header_key)
+            for place, row in zip(places, found, strict=True)
+        ]
 
     def _table(self, table: SealedTable) -> SealedTable:
         # The envelope's header names the key: nobody needs a column beside it, which the backup may lack.
@@ -303,7 +300,3 @@ def _another_key(key_id: UUID) -> IntegrityError:
         remedy="Use another backup, and find out who changed this one.",
         key_id=key_id,
     )
-
-
-if TYPE_CHECKING:
-    _: type[KeySource] = BackupKeys

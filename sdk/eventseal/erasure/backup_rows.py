@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -18,10 +17,8 @@ from eventseal.errors import (
     StoreError,
 )
 from eventseal.items.sealed_places import Page
-from eventseal.storage.database.transactions import read
-from eventseal.storage.items.swaps import KEY_ID_IN_HEADER
 from eventseal.storage.jobs.compromised_items import recorded
-from eventseal.suites.envelope import envelope_problem
+from eventseal.suites.envelope import KEY_ID_IN_HEADER, envelope_problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -136,8 +133,7 @@ class BackupRows:
             if not isinstance(row, EventSealError) and self._keys.is_suspect(key.key_id):
                 suspect[number] = row
         if suspect:
-            look = partial(recorded, table=table.table, page=page_of(list(suspect.values())))
-            kept = read(self._engine, look, doing="reading the digests of replaced envelopes")
+            kept = recorded(self._engine, table.table, page_of(list(suspect.values())))
             for index, (number, row) in enumerate(suspect.items()):
                 if index not in kept:
                     usable[number] = _suspected(_key_of(row))

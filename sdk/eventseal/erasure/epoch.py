@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from eventseal.erasure.epoch_keks import EpochKeks
@@ -21,6 +21,7 @@ from eventseal.rotation.results import Failure
 from eventseal.rotation.rewrapping import WRAPPING_TABLE, kek_report
 from eventseal.rotation.status.key_totals import refresh_interval
 from eventseal.rotation.table_checks import refuse_old_key_tables
+from eventseal.storage.database.rows import chunks
 from eventseal.storage.keys.epochs import (
     begin_epoch,
     finish_epoch,
@@ -218,10 +219,8 @@ class _Roll:
             try:
                 if not self._opens_without(old):
                     return False
-                for start in range(0, len(old), _BATCH_SIZE):
-                    self.keyring.destroyer.retire(
-                        [record.key_id for record in old[start : start + _BATCH_SIZE]]
-                    )
+                for some in chunks(old, _BATCH_SIZE):
+                    self.keyring.destroyer.retire([record.key_id for record in some])
             except JobError:  # who has not noticed yet wraps new keys under an old one
                 late += noticed_at <= self.store.key_store.now()
                 if late == ATTEMPTS:
@@ -355,19 +354,20 @@ class _Roll:
         return {name: keys for name, keys in hanging.items() if name != self.application}
 
     def _result(
-        self,
-        *,
-        complete: bool,
-        left: int = 0,
-        receipt: EpochReceipt | None = None,
-        finished_at: datetime | None = None,
-        others: Mapping[str, int] | None = None,
-        leftover: str = "",
+        self, *, complete: bool, left: int = 0, receipt: EpochReceipt | None = None, **more: Any
     ) -> EpochResult:
         tables = {
             WRAPPING_TABLE: ("under_branch_keys", "under_keks", "added", "dropped"),
             KEY_TABLE: ("branch_keys_replaced",),
         }
+        told: dict[str, Any] = {}
+        if receipt is not None:
+            told = {
+                "covers_before": receipt.covers_before,
+                "finished_at": receipt.done_at,
+                "keks": receipt.keks,
+                "receipt": receipt,
+            }
         return EpochResult(
             verb="roll-epoch",
             complete=complete,
@@ -381,10 +381,5 @@ class _Roll:
             },
             by_kek=kek_report(self.store).by_kek if complete else {},
             failures=tuple(self.failures),
-            leftover=leftover,
-            covers_before=None if receipt is None else receipt.covers_before,
-            finished_at=None if receipt is None else finished_at or receipt.done_at,
-            keks=() if receipt is None else receipt.keks,
-            others=dict(others or {}),
-            receipt=receipt,
+            **told | more,
         )

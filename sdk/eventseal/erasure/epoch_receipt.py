@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -282,7 +282,7 @@ class EpochResult(JobResult):
     covers_before: datetime | None = None
     finished_at: datetime | None = None
     keks: Sequence[EndedKek] = ()
-    others: dict[str, int]
+    others: dict[str, int] = field(default_factory=dict)
     receipt: EpochReceipt | None = None
 
     def to_json(self) -> dict[str, Any]:

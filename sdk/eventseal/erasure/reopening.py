@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +17,7 @@ from eventseal.items.json import JSONTranscoder
 from eventseal.items.stored_fields import SEALED_BYTES
 from eventseal.keys.states import KeyPurpose
 from eventseal.rotation.fences import close_and_count
-from eventseal.rotation.results import JobResult
+from eventseal.rotation.results import JobResult, Run
 from eventseal.rotation.sealed_store import registered_tables
 from eventseal.rotation.table_checks import refuse_unregistered_tables
 from eventseal.storage.items.rows import pages
@@ -114,7 +113,7 @@ def reopen(store: SealedStore, scope: str, *, ledger: Ledger | None = None) -> J
             or a database is away. The scope stays closed.
         StoreError: The key store or the ledger refused or failed.
     """
-    started = time.monotonic()
+    run = Run(verb="reopen")
     scope = store.keyring.tables.scope_named(scope)
     ledger = ledger or own_ledger(store)
     refuse_unregistered_tables(store)
@@ -131,12 +130,7 @@ def reopen(store: SealedStore, scope: str, *, ledger: Ledger | None = None) -> J
             _record_reopening(store, scope, ledger, shredded)
 
     freed = store.keyring.destroyer.reopen(scope, before_commit=first)
-    return JobResult(
-        verb="reopen",
-        complete=True,
-        done=int(bool(freed)),
-        seconds=time.monotonic() - started,
-    )
+    return run.result(complete=True, done=int(bool(freed)))
 
 
 class _IntentAdded(Exception):  # noqa: N818 - says that somebody was quicker, and is caught where it is met

@@ -24,20 +24,22 @@ from eventseal.erasure.shredding import own_ledger
 from eventseal.errors import EventSealError, JobError, KeyClosedError, KeyNotFoundError
 from eventseal.rotation.item_checks import ItemChecks
 from eventseal.rotation.jobs.collections import open_former
-from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult
+from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult, Run
 from eventseal.rotation.sealed_store import own_tables
 from eventseal.rotation.table_checks import refuse_old_key_tables, refuse_unregistered_tables
-from eventseal.storage.database.transactions import read, write
+from eventseal.storage.database.rows import chunks
+from eventseal.storage.database.transactions import write
 from eventseal.storage.items.fences import open_fences, share_fences
 from eventseal.storage.items.key_counts import count_by_key
-from eventseal.storage.items.rows import ItemRow, RowChange, replace_rows, stored_row
-from eventseal.storage.items.swaps import KEY_ID_IN_HEADER, place_to_json
+from eventseal.storage.items.rows import ItemRow, RowChange, replace_rows, stored_row, stored_rows
+from eventseal.storage.items.swaps import place_to_json
 from eventseal.storage.jobs.compromised_items import (
     Replaced,
     add_replaced,
     forget_replaced,
     load_compromised_items,
 )
+from eventseal.suites.envelope import KEY_ID_IN_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -49,7 +51,6 @@ if TYPE_CHECKING:
     from eventseal.items.sealed_places import Place
     from eventseal.rotation.item_checks import Tally
     from eventseal.rotation.sealed_store import SealedStore
-    from eventseal.storage.items.rows import StoredRow
     from eventseal.storage.items.tables import SealedTable
     from eventseal.storage.jobs.compromised_items import CompromisedItems
 
@@ -134,16 +135,16 @@ def repair(
     found = own_tables(store.datastore, store.cipher.application, tables)
     if ledger is not None:
         _refuse_undone_erasures(store, ledger)
-    run = _Run(store, backup, found, started=started)
-    run.look(progress)
+    run = _Run(store, backup, found, progress=progress, started=started)
+    run.look()
     if dry_run or not run.damaged:
-        return run.result(dry_run=dry_run)
+        return run.repaired(dry_run=dry_run)
     if confirm is not None:
-        confirm(run.result(dry_run=True))
+        confirm(run.repaired(dry_run=True))
     if ledger is not None:
         prepare_ledger(store, ledger)
         run.replace(ledger)
-    return run.result(dry_run=False)
+    return run.repaired(dry_run=False)
 
 
 def _refuse_undone_erasures(store: SealedStore, ledger: Ledger) -> None:
@@ -178,33 +179,34 @@ class _Damaged(NamedTuple):
     mended: ItemRow | None
 
 
-class _Run:
+class _Run(Run):
     """One repair: what it has found, and how far it is."""
 
     def __init__(
-        self, store: SealedStore, backup: Backup | None, tables: Sequence[SealedTable], *, started: float
+        self, store: SealedStore, backup: Backup | None, tables: Sequence[SealedTable], **run: Any
     ) -> None:
+        counts: dict[str, Counter[str]] = {table.table: Counter() for table in tables}
+        super().__init__(verb="repair", by_table=counts, **run)
         self._store = store
         self._engine = store.datastore.engine
         self._tables = tables
-        self._started = started
         self._identity = None if backup is None else backup.identity()
         self._rows = BackupRows(store, backup)
-        self._counts: dict[str, Counter[str]] = {table.table: Counter() for table in tables}
-        self._failures: list[Failure] = []
         self._places: list[tuple[str, str, str]] = []
         self.damaged: list[_Damaged] = []
 
-    def look(self, progress: Callable[[JobResult], object] | None) -> None:
+    def look(self) -> None:
         """Open every item, and find out of each that does not open whether the backup can repair it."""
         total = looked_at = 0
-        for table in self._tables if progress is not None else ():
+        for table in self._tables if self.progress is not None else ():
             total += sum(count_by_key(self._engine, table).values())
         for table in self._tables:
             for tally in self._check(table):
                 looked_at += sum(counts.total() for counts in tally.by_table.values())
-                if progress is not None:
-                    progress(self._looked(looked_at, total))
+                if self.progress is not None:
+                    failed = self.failed + self._total("left")
+                    left = max(0, total - looked_at)
+                    self.progress(self.result(complete=False, done=looked_at, left=left, failed=failed))
 
     def _check(self, table: SealedTable) -> Iterator[Tally]:
         failing: list[ItemRow] = []
@@ -232,13 +234,13 @@ class _Run:
             if error is None:
                 found.append((row, None))
             else:
-                self._fail(table, row[:2], row.key_id, error)
+                self._refuse(table, row[:2], row.key_id, error)
         self._note(table, found)
 
     def _note(self, table: SealedTable, found: Sequence[tuple[ItemRow, ItemRow | None]]) -> None:
         """Note rows that can be repaired; what was changed since it was found not to open is only counted."""
-        self._counts[table.table]["left"] += len(found)
-        stored = self._stored(table, [row[:2] for row, _ in found])
+        self.by_table[table.table]["left"] += len(found)
+        stored = stored_rows(self._engine, table, [row[:2] for row, _ in found])
         for (row, mended), now in zip(found, stored, strict=True):
             if now is None or not now.is_still(row):
                 continue
@@ -246,26 +248,20 @@ class _Run:
             if len(self._places) < MAX_FAILURES:
                 self._places.append((table.table, str(row.sequence_id), str(row.position)))
 
-    def _stored(self, table: SealedTable, places: Sequence[Place]) -> list[StoredRow | None]:
-        def look(connection: Connection) -> list[StoredRow | None]:
-            return [stored_row(connection, table, place) for place in places]
-
-        return read(self._engine, look, doing=f"reading {table.table}")
-
     def replace(self, ledger: Ledger) -> None:
         """Replace what can be repaired, a batch at a time."""
         replaced: list[_Damaged] = []
         for table in self._tables:
             damaged = [each for each in self.damaged if each.table is table]
-            for start in range(0, len(damaged), _BATCH):
-                replaced += self._replace(ledger, table, damaged[start : start + _BATCH])
+            for some in chunks(damaged, _BATCH):
+                replaced += self._replace(ledger, table, some)
         if replaced:
             withdraw_places(self._store, ledger, {(each.table.table, each.place) for each in replaced})
 
     def _replace(self, ledger: Ledger, table: SealedTable, damaged: Sequence[_Damaged]) -> list[_Damaged]:
         """Replace a batch; give the rows that were still as they were read."""
         for _ in range(_ATTEMPTS):
-            stored = self._stored(table, [each.place for each in damaged])
+            stored = stored_rows(self._engine, table, [each.place for each in damaged])
             still = [
                 each
                 for each, now in zip(damaged, stored, strict=True)
@@ -278,12 +274,12 @@ class _Run:
             except (KeyClosedError, KeyNotFoundError):
                 self._store.keyring.refresh()
                 continue
-            self._counts[table.table]["done"] += len(replaced)
-            self._counts[table.table]["left"] -= len(replaced)
+            self.by_table[table.table]["done"] += len(replaced)
+            self.by_table[table.table]["left"] -= len(replaced)
             for each, outcome in outcomes:
                 if isinstance(outcome, EventSealError):
-                    self._counts[table.table]["left"] -= 1
-                    self._fail(table, each.place, each.key_id, outcome)
+                    self.by_table[table.table]["left"] -= 1
+                    self._refuse(table, each.place, each.key_id, outcome)
             return replaced
         raise JobError(
             f"the keys of {table.table} changed {_ATTEMPTS} times while rows were repaired",
@@ -344,38 +340,18 @@ class _Run:
         numbers = write(self._engine, work, doing=f"repairing items of {table.table}")
         return [given[number][0] for number in numbers]
 
-    def _looked(self, looked_at: int, total: int) -> JobResult:
-        return JobResult(
-            verb="repair",
-            complete=False,
-            done=looked_at,
-            left=max(0, total - looked_at),
-            failed=sum(counts["failed"] + counts["left"] for counts in self._counts.values()),
-            seconds=time.monotonic() - self._started,
-        )
-
-    def result(self, *, dry_run: bool) -> RepairResult:
+    def repaired(self, *, dry_run: bool) -> RepairResult:
         """Give what was found and done so far."""
-        done, left, failed = (
-            sum(counts[outcome] for counts in self._counts.values()) for outcome in ("done", "left", "failed")
-        )
-        return RepairResult(
-            verb="repair",
-            complete=dry_run or not left,
-            done=done,
-            left=left,
-            failed=failed,
-            seconds=time.monotonic() - self._started,
-            by_table={table: dict(counts) for table, counts in self._counts.items()},
-            failures=tuple(self._failures),
-            backup=self._identity,
-            places=tuple(self._places),
-        )
+        left = self._total("left")
+        facts = self.facts(complete=dry_run or not left, done=self._total("done"), left=left)
+        return RepairResult(**facts, backup=self._identity, places=tuple(self._places))
 
-    def _fail(self, table: SealedTable, place: Place, key_id: UUID | None, error: EventSealError) -> None:
-        self._counts[table.table]["failed"] += 1
-        if len(self._failures) < MAX_FAILURES:
-            self._failures.append(Failure.of_item(table.table, place, key_id, error))
+    def _total(self, outcome: str) -> int:
+        return sum(counts[outcome] for counts in self.by_table.values())
+
+    def _refuse(self, table: SealedTable, place: Place, key_id: UUID | None, error: EventSealError) -> None:
+        self.by_table[table.table]["failed"] += 1
+        self.add_failure(Failure.of_item(table.table, place, key_id, error))
 
 
 def _as_json(table: SealedTable, change: RowChange) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from eventseal.erasure.shredding import SubjectErased, close_scope_fences, own_l
 from eventseal.errors import ConfigurationError, EventSealError, IntegrityError, JobError
 from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.keys.states import SUBJECT_PURPOSES
-from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult
+from eventseal.rotation.results import Failure, JobResult, Run
 from eventseal.rotation.sealed_store import registered_tables
 from eventseal.rotation.table_checks import refuse_unregistered_tables
 from eventseal.storage.keys.wrapping_rows import overwrite_deleted
@@ -254,42 +254,32 @@ def after_restore(
         )
     refuse_unregistered_tables(store)
     tables = registered_tables(store.datastore, store.cipher.application)
+    run = _Run(
+        verb="verify",
+        started=started,
+        store=store,
+        ledger=ledger,
+        tables=tables,
+        notify=notify,
+        dry_run=dry_run,
+    )
     reading = Reading.of(store, ledger)
 
     def tell(number: int) -> None:
         if progress is not None:
-            progress(
-                JobResult(
-                    verb="verify",
-                    complete=False,
-                    done=number,
-                    left=reading.entries - number,
-                    seconds=time.monotonic() - started,
-                )
-            )
+            progress(run.result(complete=False, done=number, left=reading.entries - number))
 
     undone = undone_scopes(store, ledger, reading, progress=tell)
-    work = _Work(store, ledger, tables, notify, dry_run)
     for scope in sorted(undone):
-        work.take(undone[scope])
-    work.report_unrecorded(reading.unrecorded)
+        run.take(undone[scope])
+    run.report_unrecorded(reading.unrecorded)
     leftover = "" if dry_run else overwrite_deleted(store.datastore.key_engine)
-    return RestoreResult(
-        verb="verify",
-        complete=not work.failed,
-        done=work.done,
-        failed=work.failed,
-        seconds=time.monotonic() - started,
-        by_table={table: dict(counts) for table, counts in work.by_table.items()},
-        failures=tuple(work.failures),
-        leftover=leftover,
-        entries=reading.entries,
-        scopes=tuple(work.scopes),
-    )
+    facts = run.facts(complete=not run.failed, leftover=leftover)
+    return RestoreResult(**facts, entries=reading.entries, scopes=tuple(run.scopes))
 
 
-@dataclass(slots=True)
-class _Work:
+@dataclass(slots=True, kw_only=True)
+class _Run(Run):
     """Deals with one scope after the other; one that fails does not keep the others from it."""
 
     store: SealedStore
@@ -297,10 +287,6 @@ class _Work:
     tables: list[SealedTable]
     notify: Callable[[SubjectErased], object] | None
     dry_run: bool
-    done: int = 0
-    failed: int = 0
-    by_table: dict[str, Counter[str]] = field(default_factory=dict)
-    failures: list[Failure] = field(default_factory=list)
     scopes: list[RestoredScope] = field(default_factory=list)
 
     def take(self, undone: Undone) -> None:
@@ -311,11 +297,11 @@ class _Work:
             if not self.dry_run:
                 self._erase(undone, is_told=bool(scope.strangers) and not scope.alive and not scope.lost)
         except IntegrityError as error:
-            self._fail(Failure.of_key(_KEYS_TABLE, getattr(error, "key_id", None), error))
+            self.fail(_KEYS_TABLE, getattr(error, "key_id", None), error)
             return
         self.done += len(scope.alive) + len(scope.lost)
         for key_id in scope.strangers:
-            self._fail(Failure.of_key(_KEYS_TABLE, key_id, _stranger(undone.scope, key_id)))
+            self.fail(_KEYS_TABLE, key_id, _stranger(undone.scope, key_id))
 
     def report_unrecorded(self, unrecorded: Sequence[KeyRecord]) -> None:
         """Tell of scopes that were shredded without the ledger's knowledge."""
@@ -323,7 +309,7 @@ class _Work:
         first = {record.scope: record for record in reversed(unrecorded)}
         for scope, record in sorted(first.items()):
             if scope not in taken:
-                self._fail(Failure.of_key(_KEYS_TABLE, record.key_id, _unrecorded(scope, self.ledger)))
+                self.fail(_KEYS_TABLE, record.key_id, _unrecorded(scope, self.ledger))
 
     def _compared(self, undone: Undone) -> RestoredScope:
         """Tell what is amiss with a scope."""
@@ -382,12 +368,7 @@ class _Work:
         for table, counts in by_table.items():
             self.by_table.setdefault(table, Counter()).update(counts)
         for failure in failures:
-            self._fail(failure)
-
-    def _fail(self, failure: Failure) -> None:
-        self.failed += 1
-        if len(self.failures) < MAX_FAILURES:
-            self.failures.append(failure)
+            self.add_failure(failure)
 
 
 def _stranger(scope: str, key_id: UUID) -> EventSealError:

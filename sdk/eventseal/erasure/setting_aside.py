@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,8 +10,9 @@ from eventseal.erasure.ledger.entries import SET_ASIDE, WITHDRAWN
 from eventseal.erasure.ledger.recording import prepare_ledger
 from eventseal.erasure.shredding import own_ledger
 from eventseal.errors import ConfigurationError, IntegrityError, JobError
-from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult
+from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult, Run
 from eventseal.rotation.rows_set_aside import SetAside
+from eventseal.storage.database.rows import chunks
 from eventseal.storage.items.rows import stored_row
 from eventseal.storage.items.swaps import place_from_json, place_to_json
 
@@ -60,7 +60,7 @@ def set_aside(
         IntegrityError: The ledger is not what was written; nothing was set aside.
         StoreError: The database or the ledger refused or failed. Run it again.
     """
-    started = time.monotonic()
+    run = Run(verb="set-aside")
     ledger = required_ledger(store, ledger)
     reason = _checked_reason(reason)
     still, changed = _as_they_were(store, found.rows)
@@ -68,16 +68,13 @@ def set_aside(
     if still and not dry_run:
         prepare_ledger(store, ledger)
         withdraw_places(store, ledger, {(row.table.table, row.place) for row in still})
-        for start in range(0, len(still), ROWS_IN_AN_ENTRY):
-            some = still[start : start + ROWS_IN_AN_ENTRY]
+        for some in chunks(still, ROWS_IN_AN_ENTRY):
             rows = [_row_to_json(row.table.table, row.place, row.sha256) for row in some]
             written += rows_of(ledger.append(store, SET_ASIDE, details={"reason": reason, "rows": rows}))
-    return JobResult(
-        verb="set-aside",
+    return run.result(
         complete=True,
         done=len(still),
         failed=len(found.refused) + len(changed),
-        seconds=time.monotonic() - started,
         failures=tuple([*found.refused, *changed][:MAX_FAILURES]),
         set_aside=tuple(written),
     )
@@ -104,18 +101,12 @@ def withdraw(
         JobError: Somebody else has just changed what is set aside.
         StoreError: The ledger refused or failed.
     """
-    started = time.monotonic()
+    run = Run(verb="set-aside")
     ledger = required_ledger(store, ledger)
     taken = (
         list(rows) if dry_run else withdraw_places(store, ledger, {(row.table, row.place) for row in rows})
     )
-    return JobResult(
-        verb="set-aside",
-        complete=True,
-        done=len(taken),
-        seconds=time.monotonic() - started,
-        set_aside=tuple(taken),
-    )
+    return run.result(complete=True, done=len(taken), set_aside=tuple(taken))
 
 
 def rows_in_force(store: SealedStore, ledger: Ledger) -> list[SetAside]:

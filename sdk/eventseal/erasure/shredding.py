@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,9 +12,10 @@ from eventseal.erasure.ledger.recording import Recording
 from eventseal.errors import StoreError
 from eventseal.keys.states import KeyPurpose
 from eventseal.rotation.fences import close_and_count
-from eventseal.rotation.results import Failure, JobResult
+from eventseal.rotation.results import Failure, JobResult, Run
 from eventseal.rotation.sealed_store import StoreOptions, registered_tables
 from eventseal.rotation.table_checks import refuse_unregistered_tables
+from eventseal.storage.database.rows import chunks
 from eventseal.storage.database.transactions import read
 from eventseal.storage.items.key_counts import count_under
 from eventseal.storage.keys.wrapping_rows import overwrite_deleted
@@ -95,10 +95,10 @@ def erased_items(store: SealedStore, tables: Sequence[SealedTable], keys: Iterab
     return found
 
 
-def batches(records: Iterable[KeyRecord]) -> list[list[UUID]]:
+def batches(records: Iterable[KeyRecord]) -> Iterator[list[UUID]]:
     """Give the keys under which items may be written, a few at a time: others are nested inside those."""
     key_ids = [record.key_id for record in records if record.purpose is KeyPurpose.DATA]
-    return [key_ids[start : start + _BATCH_SIZE] for start in range(0, len(key_ids), _BATCH_SIZE)]
+    return chunks(key_ids, _BATCH_SIZE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +212,7 @@ def shred(
         StoreError: The key store or the ledger refused or failed; nothing was destroyed, or it is known when
             this is run again.
     """
-    started = time.monotonic()
+    run = Run(verb="shred")
     refuse_unregistered_tables(store)
     tables = registered_tables(store.datastore, store.cipher.application)
     scope = store.keyring.tables.scope_named(scope)
@@ -241,19 +241,16 @@ def shred(
                 entry=None if receipt is None else receipt.done_entry,
             )
         )
-    return ShredResult(
-        verb="shred",
+    facts = run.facts(
         complete=not fences.failures,
         done=len(ended.destroyed),
         failed=len(fences.failures),
-        seconds=time.monotonic() - started,
         by_table=fences.by_table,
         by_key={key_id: items.total() for key_id, items in fences.items.items()},
         failures=tuple(fences.failures),
         leftover=leftover,
-        scope=scope,
-        receipt=receipt,
     )
+    return ShredResult(**facts, scope=scope, receipt=receipt)
 
 
 def own_ledger(store: SealedStore) -> Ledger | None:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from eventseal.keys.ring.rotating import Rotated
     from eventseal.keys.ring.sealing import Sealer
     from eventseal.keys.ring.state_transitions import ShreddedScope
-    from eventseal.keys.source import KeySource
 
 
 class Keyring:
@@ -443,7 +442,3 @@ class Keyring:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Keyring is neither pickled nor copied; make one in each process")
-
-
-if TYPE_CHECKING:
-    _: type[KeySource] = Keyring

@@ -208,7 +208,3 @@ def _not_this(key_id: UUID) -> KeyNotFoundError:
         key_id=key_id,
         remedy="Give the key that sealed the item, or the keyring whose key store holds it.",
     )
-
-
-if TYPE_CHECKING:
-    _: type[KeySource] = StaticKey

@@ -34,12 +34,13 @@ from eventseal.storage.database.engines import make_engine
 from eventseal.storage.database.transactions import read
 from eventseal.storage.foreign_tables import OldTable, text_of, time_of, uuid_of, whole_number_of
 from eventseal.storage.items.columns import item_columns
+from eventseal.storage.items.rows import pages_behind
 from eventseal.storage.items.tables import ColumnKind
 from eventseal.storage.strategy import SQLAlchemyActiveRecordStrategy
 from eventseal.suites.envelope import parse_envelope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sqlalchemy.engine import Connection, Engine
 
@@ -192,23 +193,13 @@ class _Copying(Run):
     def copy(self, batch: int) -> JobResult:
         """Copy page by page."""
         self.left = self.expected
-        for page in self._pages(batch):
+        for page in pages_behind(partial(self._page, limit=batch), batch):
             self._copy(page)
             self.left = max(0, self.left - len(page))
             if self.progress is not None:
                 self.progress(self.result(complete=False))
         self.left = 0
         return self.result(complete=True)
-
-    def _pages(self, size: int) -> Iterator[list[OldRow]]:
-        after = None
-        while True:
-            page = self._page(after, size)
-            if page:
-                yield page
-            if len(page) < size:
-                return
-            after = page[-1][:2]
 
     def _page(self, after: Any, limit: int) -> list[OldRow]:
         look = partial(self._old.page, after=after, limit=limit)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,19 +18,19 @@ from eventseal.errors import (
 )
 from eventseal.items.formats import OPAQUE_OLD_MESSAGE
 from eventseal.rotation.did_you_mean import find_item
-from eventseal.rotation.item_checks import PAGE_SIZE, ItemChecks, raise_if_outage
+from eventseal.rotation.item_checks import ItemChecks, raise_if_outage
 from eventseal.rotation.jobs.collections import open_former
 from eventseal.rotation.jobs.sources import old_sources
 from eventseal.rotation.migration import tables_in_migration
 from eventseal.rotation.old_samples import sampled
-from eventseal.rotation.results import Failure, JobResult
+from eventseal.rotation.results import Failure, JobResult, Run
 from eventseal.rotation.rows_set_aside import SET_ASIDE, AsideRows
 from eventseal.rotation.sealed_store import configured_formats, own_tables, registered_tables
+from eventseal.storage.database.rows import chunks
 from eventseal.storage.items.key_counts import count_by_key
 from eventseal.storage.items.rows import stored_row
 
 if TYPE_CHECKING:
-    from collections import Counter
     from collections.abc import Callable, Sequence
 
     from eventseal.items.sealed_places import Place
@@ -159,20 +158,21 @@ class _Judge:
 
     def look_at_all(self, progress: Callable[[JobResult], None] | None) -> Tally:
         """Open all rows, and part those that fail."""
-        started = time.monotonic()
         failing: list[ItemRow] = []
         counted = count_by_key(self._store.datastore.engine, self.table)
+        run = Run(verb="set-aside", progress=progress, expected=sum(counted.values()))
         checks = ItemChecks(
             self._store, self.table, aside=self._aside, on_failure=lambda row, _: failing.append(row)
         )
         found = checks.check(())
         for page in checks.run(None, None):
             found.add(page)
-            if progress is not None:
-                progress(_looked(found.by_table[self.table.table], sum(counted.values()), started))
+            run.failed = found.total("failed")
+            run.done = found.by_table[self.table.table].total() - run.failed
+            run.tell()
         # Once more without the marks of compromised keys: a suspected forgery may open.
-        for start in range(0, len(failing), PAGE_SIZE):
-            self.look(failing[start : start + PAGE_SIZE])
+        for rows in chunks(failing):
+            self.look(rows)
         parted = {*self.refusals, *(row.place for row in self.rows)}
         for row in failing:
             if row[:2] not in parted:
@@ -236,18 +236,6 @@ class _Judge:
         begun = tables_in_migration(own_tables(store.datastore, store.cipher.application), accepted)
         sampled(store, old_sources(store, begun), accepted, registered=True)
         self._has_checked_formats = True
-
-
-def _looked(counts: Counter[str], total: int, started: float) -> JobResult:
-    looked_at, failed = counts.total(), counts["failed"]
-    return JobResult(
-        verb="set-aside",
-        complete=False,
-        done=looked_at - failed,
-        left=max(0, total - looked_at),
-        failed=failed,
-        seconds=time.monotonic() - started,
-    )
 
 
 _NEEDS_KEY = "the row may be sound, but its key is not there: {}"

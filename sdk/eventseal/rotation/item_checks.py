@@ -33,11 +33,7 @@ from eventseal.rotation.fences import late_item
 from eventseal.rotation.jobs.collections import is_erased, open_former
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure
 from eventseal.rotation.rows_set_aside import SET_ASIDE
-from eventseal.rotation.sealed_store import (
-    StoreOptions,
-    accepted_in,
-    formats_of,
-)
+from eventseal.rotation.sealed_store import StoreOptions, accepted_in, formats_of
 from eventseal.storage.database.transactions import read
 from eventseal.storage.items.places import item_swaps
 from eventseal.storage.items.rows import ItemRow, row_at
@@ -174,10 +170,10 @@ class ItemChecks:
             yield tally
             after = page.last_place
 
-    def run_all(self) -> Tally:
-        """Check the whole table; raises as :meth:`run` does."""
+    def run_all(self, after: Place | None = None, upto: Place | None = None) -> Tally:
+        """Check the range, or the whole table, at once; arguments and errors as those of :meth:`run`."""
         tally = Tally()
-        for page in self.run(None, None):
+        for page in self.run(after, upto):
             tally.add(page)
         return tally
 

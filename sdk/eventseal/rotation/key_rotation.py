@@ -14,6 +14,7 @@ from eventseal.rotation.fences import record_compromised
 from eventseal.rotation.results import JobResult, Run
 from eventseal.rotation.sealed_store import key_pages
 from eventseal.rotation.status.key_totals import expected_keys
+from eventseal.storage.database.rows import chunks
 from eventseal.storage.key_store import SQLAlchemyKeyStore
 from eventseal.storage.keys.rows import of_unknown_kind
 
@@ -111,8 +112,7 @@ def mark_compromised(
     records = store.keyring.compromise(list(dict.fromkeys(keys)))
     run.expected = len(records)
     held: dict[UUID, StoreUnavailableError] = {}
-    for start in range(0, len(records), _BATCH_SIZE):
-        some = records[start : start + _BATCH_SIZE]
+    for some in chunks(records, _BATCH_SIZE):
         held |= record_compromised(store, [each.key_id for each in some if each.purpose is KeyPurpose.DATA])
         run.count([record.key_id for record in some], done=len(some))
     for error in held.values():
@@ -132,8 +132,7 @@ class _Rotation(Run):
 
     def rotate(self, scopes: Sequence[str]) -> None:
         """Rotate scopes, a batch of which shares the calls of the KMS."""
-        for start in range(0, len(scopes), _BATCH_SIZE):
-            some = scopes[start : start + _BATCH_SIZE]
+        for some in chunks(scopes, _BATCH_SIZE):
             rotated: list[Rotated] = []
             outcomes = self._store.keyring.rotate_many(some, compromised=self._compromised)
             for outcome in outcomes.values():

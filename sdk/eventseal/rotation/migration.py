@@ -8,7 +8,6 @@ refuse it without that proof.
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,7 @@ from eventseal.rotation.old_samples import (
     sampled,
     with_foreign,
 )
-from eventseal.rotation.results import JobResult
+from eventseal.rotation.results import JobResult, Run
 from eventseal.rotation.sealed_store import configured_formats, own_tables
 from eventseal.rotation.table_checks import (
     refuse_absent_tables,
@@ -76,7 +75,7 @@ def begin_migration(
         StoreError: The database refused or failed.
         StoreReadOnlyError: The key tables are of an earlier release: run `eventseal init` first.
     """
-    started = time.monotonic()
+    run = Run(verb=MIGRATE)
     if not dry_run:
         refuse_old_key_tables(store)
     accepted = configured_formats(store)
@@ -87,7 +86,7 @@ def begin_migration(
     if not dry_run:
         names = [old.name for old in accepted.formats]
         _accept(store, dict.fromkeys(found, names))
-    return looked_at(store, sources, samples, started)
+    return looked_at(store, sources, samples, run)
 
 
 def migrate(
@@ -151,7 +150,7 @@ def migrate(
         raise ConfigurationError("a resumed job has its own tables", remedy="Give resume= alone.")
     if isinstance(key_scope, str):
         checked_scope(key_scope)
-    started = time.monotonic()
+    run = Run(verb=MIGRATE)
     if not dry_run:
         refuse_old_key_tables(store)
     accepted = configured_formats(store)
@@ -172,7 +171,7 @@ def migrate(
         }
         samples = sampled(store, sources, accepted, registered=True)
         if dry_run:
-            return looked_at(store, sources, samples, started, workers)
+            return looked_at(store, sources, samples, run, workers)
         if key_scope is None:
             _refuse_other_rules(store, options)
         total = sum(source.pending for source in sources)
@@ -223,7 +222,7 @@ def finish_migration(
         StoreError: The database refused or failed.
         StoreReadOnlyError: The key tables are of an earlier release: run `eventseal init` first.
     """
-    started = time.monotonic()
+    run = Run(verb=MIGRATE)
     if not dry_run:
         refuse_old_key_tables(store)
     refuse_unregistered_tables(store)
@@ -238,7 +237,7 @@ def finish_migration(
             _accept(store, {table: table.old_formats for table in found if table.old_formats})
             raise
         _end_jobs(store)
-    return _refused({table.table: 0 for table in found}, started)
+    return _refused(run, {table.table: 0 for table in found})
 
 
 def abandon_migration(
@@ -265,7 +264,7 @@ def abandon_migration(
         StoreError: The database refused or failed.
         StoreReadOnlyError: The key tables are of an earlier release: run `eventseal init` first.
     """
-    started = time.monotonic()
+    run = Run(verb=MIGRATE)
     if not dry_run:
         refuse_old_key_tables(store)
     found = _in_migration(own_tables(store.datastore, store.cipher.application, tables))
@@ -273,18 +272,13 @@ def abandon_migration(
         _accept(store, dict.fromkeys(found, ()))
         _end_jobs(store)
     left = {source.table.table: source.pending for source in old_sources(store, found)}
-    return _refused(left, started)
+    return _refused(run, left)
 
 
-def _refused(left: Mapping[str, int], started: float) -> JobResult:
+def _refused(run: Run, left: Mapping[str, int]) -> JobResult:
     """Give how many items of each table readers refuse from now on."""
-    return JobResult(
-        verb=MIGRATE,
-        complete=True,
-        left=sum(left.values()),
-        seconds=time.monotonic() - started,
-        by_table={table: {"left": count} for table, count in left.items()},
-    )
+    by_table = {table: {"left": count} for table, count in left.items()}
+    return run.result(complete=True, left=sum(left.values()), by_table=by_table)
 
 
 def _accept(store: SealedStore, names: Mapping[SealedTable, Collection[str]]) -> None:

@@ -17,7 +17,7 @@ from eventseal.rotation.jobs.collections import opened_page
 from eventseal.rotation.jobs.jobs import MIGRATE, verb_of
 from eventseal.rotation.jobs.old_items import class_checks, old_items
 from eventseal.rotation.jobs.sources import foreign
-from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult
+from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult, Run
 from eventseal.rotation.sealed_store import accepted_in
 from eventseal.storage.database.transactions import reads
 from eventseal.storage.items.places import TablePlace
@@ -196,7 +196,7 @@ def looked_at(
     store: SealedStore,
     sources: Sequence[OldSources],
     samples: Sequence[Sample],
-    started: float,
+    run: Run,
     workers: Workers | None = None,
 ) -> JobResult:
     """
@@ -206,7 +206,7 @@ def looked_at(
         store: Its items and keys.
         sources: What the tables hold.
         samples: Of those that hold something.
-        started: When the look began, by ``time.monotonic()``.
+        run: That looked.
         workers: That would do the work, to say how long it would take.
     """
     by_sample = {sample.table: sample for sample in samples}
@@ -219,12 +219,10 @@ def looked_at(
     seconds = sum(_WHOLE * sample.seconds * left[sample.table] for sample in samples)
     failures = [failure for sample in samples for failure in sample.failures]
     failures += _foreign_failures(store, sources)
-    return JobResult(
-        verb=MIGRATE,
+    return run.result(
         complete=True,
         left=sum(left.values()),
         failed=len(failures),
-        seconds=time.monotonic() - started,
         by_table=by_table,
         failures=tuple(failures[:MAX_FAILURES]),
         estimated_seconds=None if workers is None else workers.in_time(sum(left.values()), seconds),

@@ -12,11 +12,11 @@ from eventseal.errors import ConfigurationError
 from eventseal.keys.states import KeyState
 from eventseal.rotation.item_checks import ItemChecks, Tally
 from eventseal.rotation.jobs.collections import finish_move, opened_page, refuse_move
-from eventseal.rotation.jobs.jobs import begun_job, by_table, collection_of, keys_of, resumed_job
+from eventseal.rotation.jobs.jobs import REENCRYPT, begun_job, by_table, collection_of, keys_of, resumed_job
 from eventseal.rotation.jobs.passes import Passes
 from eventseal.rotation.jobs.sources import moved_sources, table_sources
 from eventseal.rotation.jobs.workers import Workers
-from eventseal.rotation.results import JobResult
+from eventseal.rotation.results import JobResult, Run
 from eventseal.rotation.rows_set_aside import SET_ASIDE, AsideRows
 from eventseal.rotation.sealed_store import registered_tables
 from eventseal.rotation.status.key_totals import settles_at
@@ -221,17 +221,15 @@ def estimate(store: SealedStore, sources: Sequence[TableSources], workers: Worke
         sources: What each table holds.
         workers: That would share the work.
     """
-    started = time.monotonic()
+    run = Run(verb=REENCRYPT)
     items = sum(source.pending for source in sources)
     seconds = sum(_seconds_each(store, source) * source.pending for source in sources if source.pending)
     by_key: Counter[UUID] = Counter()
     for source in sources:
         by_key.update(source.by_key)
-    return JobResult(
-        verb="reencrypt",
+    return run.result(
         complete=True,
         left=items,
-        seconds=time.monotonic() - started,
         by_table=by_table({}, [source.table for source in sources], sources),
         by_key=dict(by_key),
         estimated_seconds=workers.in_time(items, seconds),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
@@ -179,17 +180,19 @@ class Run:
         left: Those that stay.
         failed: Those that failed.
         expected: How many there are.
+        by_table: Counts by table, and in it by outcome.
         by_key: The first 100,000.
         failures: The first 1,000.
         started: By ``time.monotonic()``.
     """
 
     verb: str
-    progress: Callable[[JobResult], None] | None
+    progress: Callable[[JobResult], object] | None = None
     done: int = 0
     left: int = 0
     failed: int = 0
     expected: int = 0
+    by_table: dict[str, Counter[str]] = field(default_factory=dict)
     by_key: dict[UUID, int] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
@@ -218,14 +221,19 @@ class Run:
 
     def result(self, *, complete: bool, **more: Any) -> JobResult:
         """Give what was done so far; *more* of its fields."""
-        return JobResult(
-            verb=self.verb,
-            complete=complete,
-            done=self.done,
-            left=self.left,
-            failed=self.failed,
-            seconds=time.monotonic() - self.started,
-            by_key=dict(self.by_key),
-            failures=tuple(self.failures),
-            **more,
-        )
+        return JobResult(**self.facts(complete=complete, **more))
+
+    def facts(self, *, complete: bool, **more: Any) -> dict[str, Any]:
+        """Give what was done so far as the fields of a result; *more* of them, or others in their place."""
+        so_far = {
+            "verb": self.verb,
+            "complete": complete,
+            "done": self.done,
+            "left": self.left,
+            "failed": self.failed,
+            "seconds": time.monotonic() - self.started,
+            "by_table": {table: dict(counts) for table, counts in self.by_table.items()},
+            "by_key": dict(self.by_key),
+            "failures": tuple(self.failures),
+        }
+        return so_far | more

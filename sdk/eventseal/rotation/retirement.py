@@ -36,6 +36,7 @@ from eventseal.rotation.table_checks import (
     refuse_unfenced_tables,
     refuse_unregistered_tables,
 )
+from eventseal.storage.database.rows import chunks
 from eventseal.storage.database.transactions import read
 from eventseal.storage.items.places import TablePlace
 from eventseal.storage.jobs.compromised_items import drop_compromised_items
@@ -140,7 +141,6 @@ class _Retirement(Run):
         self._table_places = [TablePlace(store.datastore.engine, table) for table in self._tables]
         self._places = places_beside_tables(store)
         self._dry_run = dry_run
-        self._by_table: dict[str, Counter[str]] = {}
         self._held: dict[UUID, StoreUnavailableError] = {}
         self._needed: dict[UUID, str] = {}
         self._destroyed: set[UUID] = set()
@@ -202,7 +202,6 @@ class _Retirement(Run):
         kept = self._aside.of_keys(self._set_aside) if self._set_aside else []
         return super().result(
             complete=complete,
-            by_table={table: dict(counts) for table, counts in self._by_table.items()},
             set_aside=tuple(here.said for here in kept[:MAX_FAILURES]),
             given_up=self._given_up(),
             **more,
@@ -223,8 +222,8 @@ class _Retirement(Run):
     # --- data keys ---
 
     def _retire_data_keys(self, key_ids: Sequence[UUID]) -> None:
-        for start in range(0, len(key_ids), _BATCH_SIZE):
-            self._retire_batch(key_ids[start : start + _BATCH_SIZE])
+        for some in chunks(key_ids, _BATCH_SIZE):
+            self._retire_batch(some)
             self.tell()
 
     def _retire_batch(self, key_ids: Sequence[UUID]) -> None:
@@ -275,7 +274,7 @@ class _Retirement(Run):
             said = ", ".join(f"{count} items of {table}" for table, count in by_table.items())
             self._stays(key_id, by_table.total(), f"{said} need it")
             for table, count in by_table.items():
-                self._by_table.setdefault(table, Counter())[outcome] += count
+                self.by_table.setdefault(table, Counter())[outcome] += count
 
     # --- branch keys ---
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from uuid import UUID
 from eventseal.errors import ConfigurationError, JobError
 from eventseal.keys.wrapping.unwrapping import is_under
 from eventseal.kms import adapter_from_uri
-from eventseal.rotation.results import Failure, JobResult
+from eventseal.rotation.results import Failure, JobResult, Run
 from eventseal.rotation.table_checks import refuse_old_key_tables
 
 if TYPE_CHECKING:
@@ -238,29 +237,24 @@ def rewrap(
     """
     if not dry_run:
         refuse_old_key_tables(store)
-    started = time.monotonic()
+    run = Run(verb="rewrap")
     total = 0 if progress is None else store.key_store.count_wrapped_keys(store.keyring.application)
 
     def tell(rewrapped: Rewrap) -> None:
         if progress is not None:
             unseen = max(0, total - rewrapped.keys)
-            progress(_result(rewrapped, complete=False, unseen=unseen, by_kek={}, started=started))
+            progress(_result(run, rewrapped, complete=False, unseen=unseen))
 
     rewrapped = store.keyring.rewrap(to, batch=batch, dry_run=dry_run, progress=tell)
-    by_kek = kek_report(store).by_kek
-    return _result(rewrapped, complete=True, unseen=0, by_kek=by_kek, started=started)
+    return _result(run, rewrapped, complete=True, by_kek=kek_report(store).by_kek)
 
 
-def _result(
-    rewrapped: Rewrap, *, complete: bool, unseen: int, by_kek: Mapping[str, int], started: float
-) -> JobResult:
-    return JobResult(
-        verb="rewrap",
+def _result(run: Run, rewrapped: Rewrap, *, complete: bool, unseen: int = 0, **more: Any) -> JobResult:
+    return run.result(
         complete=complete,
         done=rewrapped.done,
         left=rewrapped.to_move + rewrapped.awaiting + unseen,
         failed=rewrapped.failed,
-        seconds=time.monotonic() - started,
         by_table={
             WRAPPING_TABLE: {
                 "done": rewrapped.done,
@@ -271,8 +265,8 @@ def _result(
                 "dropped": rewrapped.dropped,
             }
         },
-        by_kek=by_kek,
         failures=tuple(
             Failure.of_key(WRAPPING_TABLE, key_id, error) for key_id, error in rewrapped.failures.items()
         ),
+        **more,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from eventseal.errors import ConfigurationError, IntegrityError, MissingTableError
 from eventseal.items.acceptance import AcceptedFormats
+from eventseal.storage.database.rows import chunks
 from eventseal.storage.database.table_setup import has_table
 from eventseal.storage.items.registry import forget_statement
 from eventseal.storage.items.tables import DEFAULT_DATABASE, SealedTable
@@ -334,7 +335,7 @@ def key_pages(
 
 def records_of(key_store: KeyStore, key_ids: Collection[UUID]) -> dict[UUID, KeyRecord]:
     """Give those of the keys that a key store has, by id; as :func:`key_pages` a thousand at a time."""
-    wanted, found = sorted(key_ids), {}
-    for start in range(0, len(wanted), PAGE_SIZE):
-        found.update(key_store.get(wanted[start : start + PAGE_SIZE]))
+    found = {}
+    for some in chunks(sorted(key_ids), PAGE_SIZE):
+        found.update(key_store.get(some))
     return found

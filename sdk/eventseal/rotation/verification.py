@@ -29,7 +29,7 @@ from eventseal.rotation.verification_state import Range, VerifyState, covered
 from eventseal.storage.items.key_counts import count_by_key, count_without_place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from concurrent.futures import Executor, Future
     from datetime import datetime
     from uuid import UUID
@@ -237,7 +237,8 @@ class _Verification:
     def _check_here(self) -> None:
         for each in list(self.state.ranges):
             tally = Tally()
-            for page in _pages(self.store, self.tables[each.table], **self._work(each)):
+            checks = _checks(self.store, self.tables[each.table], **self._work(each))
+            for page in checks.run(each.after, each.upto):
                 tally.add(page)
                 self._tell(tally)
             self._done(each, tally)
@@ -262,12 +263,12 @@ class _Verification:
         self, executor: Executor, each: Range, open_store: Callable[[], SealedStore] | None
     ) -> Future[Tally]:
         if open_store is None:
-            return executor.submit(_checked, self.store, self.tables[each.table], **self._work(each))
-        return executor.submit(_checked_in_process, open_store, **self._work(each))
+            return executor.submit(_checked, self.store, self.tables[each.table], each, **self._work(each))
+        return executor.submit(_checked_in_process, open_store, each, **self._work(each))
 
     def _work(self, each: Range) -> dict[str, Any]:
         said = [row for row in self._said if row.table == each.table]
-        return {"each": each, "sample": self.state.sample, "said": said}
+        return {"sample": self.state.sample, "said": said}
 
     def _done(self, each: Range, tally: Tally) -> None:
         self.state.ranges.remove(each)
@@ -344,21 +345,16 @@ def _begun(
     )
 
 
-def _pages(
-    store: SealedStore, table: SealedTable, *, each: Range, sample: float, said: Sequence[SetAside]
-) -> Iterator[Tally]:
+def _checks(store: SealedStore, table: SealedTable, *, sample: float, said: Sequence[SetAside]) -> ItemChecks:
     aside = AsideRows(store.datastore.engine, [table], lambda: said)
-    return ItemChecks(store, table, sample=sample, aside=aside).run(each.after, each.upto)
+    return ItemChecks(store, table, sample=sample, aside=aside)
 
 
-def _checked(store: SealedStore, table: SealedTable, **work: Any) -> Tally:
-    tally = Tally()
-    for page in _pages(store, table, **work):
-        tally.add(page)
-    return tally
+def _checked(store: SealedStore, table: SealedTable, each: Range, **work: Any) -> Tally:
+    return _checks(store, table, **work).run_all(each.after, each.upto)
 
 
-def _checked_in_process(open_store: Callable[[], SealedStore], *, each: Range, **work: Any) -> Tally:
+def _checked_in_process(open_store: Callable[[], SealedStore], each: Range, **work: Any) -> Tally:
     with opened(open_store) as store:
         (table,) = registered_tables(store.datastore, store.cipher.application, [each.table])
-        return _checked(store, table, each=each, **work)
+        return _checked(store, table, each, **work)

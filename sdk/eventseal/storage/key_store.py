@@ -60,7 +60,6 @@ if TYPE_CHECKING:
         NextMark,
         Replacement,
     )
-    from eventseal.keys.store import KeyStore
     from eventseal.kms.adapter import WrappedKey
     from eventseal.storage.datastore import SQLAlchemyDatastore
 
@@ -320,7 +319,3 @@ class SQLAlchemyKeyStore:
             if engine.dialect.name == "sqlite":
                 error.remedy = f"{error.remedy} {_PREPARE}"
             raise
-
-
-if TYPE_CHECKING:
-    _: type[KeyStore] = SQLAlchemyKeyStore

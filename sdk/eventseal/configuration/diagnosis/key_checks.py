@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import closing
-from functools import partial
 from typing import TYPE_CHECKING
 
 from eventseal.configuration.assembly import EventSeal, rotation_policy
@@ -12,14 +11,10 @@ from eventseal.erasure.restore import Reading
 from eventseal.errors import ConfigurationError, EventSealError, IntegrityError
 from eventseal.keys import Keyring
 from eventseal.keys.authentication.revocations import NEW_KEY_TABLES
-from eventseal.keys.authentication.row_checks import KeyringCounters
-from eventseal.keys.authentication.row_macs import Seals
 from eventseal.keys.records import STORE_SCOPE
 from eventseal.keys.states import KeyPurpose
-from eventseal.keys.wrapping.kek_calls import KekCalls
-from eventseal.keys.wrapping.keks import Keks
+from eventseal.rotation.sealed_store import key_pages
 from eventseal.rotation.status.key_totals import keys_by_kind, overdue_keys
-from eventseal.storage.database.transactions import read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,14 +22,13 @@ if TYPE_CHECKING:
     from eventseal.configuration.assembly import Stores
     from eventseal.configuration.diagnosis.findings import Finding
     from eventseal.erasure import Ledger
-    from eventseal.keys.records import KeyRecord
+    from eventseal.keys.authentication.row_macs import Seals
     from eventseal.kms import KmsAdapter
 
 
 MOST_SEALS = 100_000
 """Rows whose seal is checked: some ten seconds' work; ``eventseal verify`` checks all."""
 
-_PAGE = 1000
 _SHOWN = 20
 _INIT = "eventseal init"
 
@@ -54,7 +48,7 @@ def check_keys(stores: Stores, adapters: Sequence[KmsAdapter]) -> Iterator[Findi
         yield _no_store_key(stores)
         return
     if adapters:
-        yield from _check_seals(stores, adapters, held[STORE_SCOPE])
+        yield from _check_seals(stores, adapters)
     yield from _check_age(stores)
 
 
@@ -69,14 +63,7 @@ def _no_store_key(stores: Stores) -> Finding:
     return KEYS.warning(f"application {application} has no keys yet", _INIT)
 
 
-def _check_seals(
-    stores: Stores, adapters: Sequence[KmsAdapter], store_record: KeyRecord
-) -> Iterator[Finding]:
-    (key,) = Keks(adapters, calls=KekCalls(KeyringCounters())).unwrap([store_record])
-    if isinstance(key, EventSealError):
-        raise key
-    seals = Seals(key)
-    key.close()
+def _check_seals(stores: Stores, adapters: Sequence[KmsAdapter]) -> Iterator[Finding]:
     settings = stores.settings
     with closing(
         Keyring(
@@ -88,6 +75,7 @@ def _check_seals(
         )
     ) as keyring:
         yield from _check_format(keyring.tables.age(), settings.key_tables)
+        seals = keyring.tables.seals()
     checked, broken = _broken_seals(stores, seals)
     for error in broken[:_SHOWN]:
         yield KEYS.raised(error)
@@ -117,28 +105,28 @@ def _check_format(found: str | None, expected: int) -> Iterator[Finding]:
 
 
 def _broken_seals(stores: Stores, seals: Seals) -> tuple[int, list[EventSealError]]:
-    checked, after, application = 0, None, stores.settings.application
+    checked = 0
     broken: list[EventSealError] = []
-    while checked < MOST_SEALS and (page := stores.key_store.page(application, after=after, limit=_PAGE)):
+    for page in key_pages(stores.key_store, stores.settings.application):
         for record in page:
             try:
                 seals.check(record)
             except IntegrityError as error:
                 broken.append(error)
         checked += len(page)
-        after = page[-1].key_id
+        if checked >= MOST_SEALS:
+            break
     return checked, broken
 
 
 def _check_age(stores: Stores) -> Iterator[Finding]:
     settings = stores.settings
-    look = partial(
-        overdue_keys,
+    overdue = overdue_keys(
+        stores.datastore.key_engine,
         application=settings.application,
         policy=rotation_policy(settings),
         now=stores.key_store.now(),
     )
-    overdue = read(stores.datastore.key_engine, look, doing="looking for keys that are to be rotated")
     if not overdue.keys:
         yield KEYS.ok("no active data key is over the age or the items at which it is replaced")
         return
@@ -168,8 +156,8 @@ def check_ledger(stores: Stores, adapters: Sequence[KmsAdapter]) -> Iterator[Fin
 
 
 def _without_ledger(stores: Stores) -> Iterator[Finding]:
-    look = partial(keys_by_kind, application=stores.settings.application)
-    kinds = {total.kind for total in read(stores.datastore.key_engine, look, doing="counting keys")}
+    totals = keys_by_kind(stores.datastore.key_engine, application=stores.settings.application)
+    kinds = {total.kind for total in totals}
     subjects = "there are subjects to erase, and no ledger: a restore would bring erased keys back"
     nobody = "no erasure ledger is configured: no erasure outlives a restore, and no damaged row is set aside"
     yield LEDGER.warning(

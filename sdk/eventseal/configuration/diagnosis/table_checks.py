@@ -14,7 +14,7 @@ from eventseal.errors import ConfigurationError, IntegrityError, MissingTableErr
 from eventseal.keys.states import KeyState
 from eventseal.rotation.table_checks import differing_items
 from eventseal.storage.database.column_types import HoldsUUID
-from eventseal.storage.database.table_setup import ADDED, KEY_ID, column_indexes
+from eventseal.storage.database.table_setup import ADDED, KEY_ID, column_addition, column_indexes
 from eventseal.storage.database.transactions import read, reads
 from eventseal.storage.items.described import described
 from eventseal.storage.items.fences import CLOSED, fence_states, missing_fence_triggers
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
     from uuid import UUID
 
-    from sqlalchemy import Column, Table
+    from sqlalchemy import Table
     from sqlalchemy.engine import Connection, Engine, Inspector
 
     from eventseal.configuration.assembly import Stores
@@ -86,7 +86,7 @@ def _missing_columns(connection: Connection, inspector: Inspector, table: Table)
     for column in table.columns:
         if column.name not in there:
             is_added = column.name == KEY_ID or column.info == ADDED
-            remedy = _INIT if is_added else _add_column(connection, table, column)
+            remedy = _INIT if is_added else f"{column_addition(connection, table, column)};"
             yield TABLES.error(
                 ConfigurationError, f"table {table.fullname} has no column {column.name}", remedy
             )
@@ -147,12 +147,6 @@ def _missing_rights(connection: Connection, table: Table) -> Iterator[Finding]:
         # Only what is about to be done needs it: a service that appends deletes nothing.
         is_fatal = "SELECT" in denied
         yield TABLES.raised(error, Severity.ERROR if is_fatal else Severity.NOTE)
-
-
-def _add_column(connection: Connection, table: Table, column: Column[object]) -> str:
-    compiler = connection.dialect.ddl_compiler(connection.dialect, None)  # type: ignore[arg-type]
-    name = connection.dialect.identifier_preparer.format_table(table)
-    return f"ALTER TABLE {name} ADD COLUMN {compiler.get_column_specification(column)};"
 
 
 MOST_KEYS = 1000
@@ -222,7 +216,7 @@ def _check_table(stores: Stores, table: SealedTable) -> Iterator[Finding]:
         )
         return
     active = [key_id for key_id, record in mine.items() if record.state is KeyState.ACTIVE]
-    fenced = read(engine, partial(fence_states, key_ids=active), doing="reading the fences")
+    fenced = fence_states(engine, active)
     unfenced = [key_id for key_id in active if key_id not in fenced]
     if unfenced:
         yield FENCES.warning(

@@ -8,6 +8,7 @@ from eventseal.erasure.ledger.entries import DONE, INTENT, REOPEN
 from eventseal.erasure.receipts import Receipt
 from eventseal.errors import ConfigurationError
 from eventseal.keys.states import KeyState
+from eventseal.rotation.sealed_store import key_pages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from eventseal.erasure.ledger.ledger import Ledger
     from eventseal.keys import KeyPurpose, KeyRecord
     from eventseal.rotation.sealed_store import SealedStore
-
-
-_PAGE = 1000
 
 
 class Recording:
@@ -143,15 +141,8 @@ def adopt(store: SealedStore, ledger: Ledger) -> int:
 
 def shredded_keys(store: SealedStore) -> Iterator[KeyRecord]:
     """Give every tombstone that says ``shredded``, in order of id; as the key store has them, not checked."""
-    after: UUID | None = None
-    while True:
-        page = store.key_store.page(
-            store.keyring.application, after=after, limit=_PAGE, state=KeyState.DESTROYED
-        )
+    for page in key_pages(store.key_store, store.keyring.application, state=KeyState.DESTROYED):
         yield from (record for record in page if record.destroyed_by == "shredded")
-        if len(page) < _PAGE:
-            return
-        after = page[-1].key_id
 
 
 def intents_fulfilled(

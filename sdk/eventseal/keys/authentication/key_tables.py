@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from eventseal.errors import (
-    ConfigurationError,
-    IntegrityError,
-    StoreUnavailableError,
-    WrongApplicationError,
-)
+from eventseal.errors import ConfigurationError, IntegrityError, StoreUnavailableError, WrongApplicationError
 from eventseal.keys.authentication.row_checks import check_row
 from eventseal.keys.authentication.row_macs import SHREDS, is_sealed
 from eventseal.keys.records import checked_scope
@@ -21,7 +16,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from eventseal.keys.authentication.row_macs import Seals
-    from eventseal.keys.records import ChangeMark, KeyRecord, NextMark
+    from eventseal.keys.records import ChangeMark, KeyRecord
     from eventseal.keys.revocation_tree import HowRevoked
     from eventseal.keys.ring.parts import Ring
     from eventseal.keys.store import KeyStore
@@ -241,15 +236,13 @@ class KeyTables:
             if record.purpose is KeyPurpose.DATA and record.destroyed_by == "retired":
                 rows.append(record)
         pasts = self._ring.store.revocations.pasts(rows, seals)
-        return {
-            record.key_id: RetiredKey(
-                record,
-                # The time is not sealed. Upgraded key tables may have nothing else (docs/decisions/0026).
-                was_compromised=pasts[record.key_id].was_compromised or record.compromised_at is not None,
-                scope_was_shredded=pasts[record.key_id].scope_was_shredded,
-            )
-            for record in rows
-        }
+        retired: dict[UUID, RetiredKey] = {}
+        for record in rows:
+            compromised, shredded = pasts[record.key_id]
+            # The time is not sealed. Upgraded key tables may have nothing else (docs/decisions/0026).
+            compromised |= record.compromised_at is not None
+            retired[record.key_id] = RetiredKey(record, compromised, shredded)
+        return retired
 
     def count_shreds(self) -> int:
         """
@@ -400,7 +393,3 @@ class KeyTables:
         except IntegrityError:
             return True
         return False
-
-
-if TYPE_CHECKING:
-    _: type[NextMark] = Upgrade

@@ -75,19 +75,6 @@ class ScopeStates(NamedTuple):
     admission: Admission
 
 
-class Past(NamedTuple):
-    """
-    What the revocation tree remembers of a key beside its state.
-
-    Attributes:
-        was_compromised: Whether it was ever marked as compromised.
-        scope_was_shredded: Whether its scope was ever shredded, also if that is open again.
-    """
-
-    was_compromised: bool
-    scope_was_shredded: bool
-
-
 class _OpenScopes:
     """Admits new keys while the revocation tree has none of their scopes as closed."""
 
@@ -266,13 +253,17 @@ class Revocations:
                 closed[scope] = state is not None and state.closed
         return ScopeStates(closed, _OpenScopes(list(names.values()), tree.root_digest, seals))
 
-    def pasts(self, rows: Iterable[KeyRecord], seals: Seals) -> dict[UUID, Past]:
+    def pasts(self, rows: Iterable[KeyRecord], seals: Seals) -> dict[UUID, tuple[bool, bool]]:
         """
         Say what happened to keys, and to their scopes, before they became what their rows say.
 
         Args:
             rows: Whose seals were checked.
             seals: Name their scopes.
+
+        Returns:
+            Of each key, whether it was ever marked as compromised; and whether its scope was ever shredded,
+            also if that is open again.
 
         Raises:
             IntegrityError: A leaf or the mark is not what a keyring sealed.
@@ -282,8 +273,9 @@ class Revocations:
         tree = self._tree(seals, keys=names, scopes=names.values())
         try:
             return {
-                key_id: Past(
-                    tree.was_compromised(key_id), bool((tree.scope_state(name) or NEVER_SHREDDED).number)
+                key_id: (
+                    tree.was_compromised(key_id),
+                    bool((tree.scope_state(name) or NEVER_SHREDDED).number),
                 )
                 for key_id, name in names.items()
             }
@@ -383,7 +375,3 @@ def old_key_tables(application: str) -> StoreReadOnlyError:
         "created, rotated, marked or destroyed",
         remedy="Stop all processes of the earlier release. Then upgrade the tables: `eventseal init`.",
     )
-
-
-if TYPE_CHECKING:
-    _: type[Admission] = _OpenScopes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from eventseal.errors import ConfigurationError, IntegrityError, JobError
 from eventseal.keys.rewrap.rewrapping import Rewrap, Rewrapper
@@ -49,19 +49,6 @@ class Proof:
 
 def _state_of(record: KeyRecord) -> str:
     return "in an unknown state" if "state" in record.unreadable else str(record.state)
-
-
-class RenewedBranches(NamedTuple):
-    """
-    Branches that were given new keys.
-
-    Attributes:
-        replaced: The branch keys that live still and wrap no more: to be retired when they are not needed.
-        made: The ids of the new ones.
-    """
-
-    replaced: Sequence[KeyRecord]
-    made: Sequence[UUID]
 
 
 class KeyWrappings:
@@ -223,7 +210,7 @@ class KeyWrappings:
             )
         return [self._branch_keys.rotate_one(scope, compromised=compromised) for scope in scopes]
 
-    def renew_branches(self, made: Collection[UUID]) -> RenewedBranches:
+    def renew_branches(self, made: Collection[UUID]) -> tuple[list[KeyRecord], list[UUID]]:
         """
         Give every branch that has a key a new one, unless that is one of *made*.
 
@@ -231,7 +218,8 @@ class KeyWrappings:
             made: New branch keys of an earlier, interrupted call.
 
         Returns:
-            What was replaced, and what was made.
+            The branch keys that live still and wrap no more, to be retired when they are not needed; and the
+            ids of the new ones.
 
         Raises:
             EventSealError: As :meth:`Keyring.rotate` raises; the branches before stay rotated.
@@ -249,7 +237,7 @@ class KeyWrappings:
                 if record.purpose is KeyPurpose.BRANCH
                 and record.state in {KeyState.DEACTIVATED, KeyState.COMPROMISED}
             ]
-        return RenewedBranches(replaced, active)
+        return replaced, active
 
     def _branches_with_keys(self) -> dict[str, KeyRecord | None]:
         """Give the branches that have keys, with the active one of each."""

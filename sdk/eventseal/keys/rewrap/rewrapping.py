@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from eventseal.errors import ConfigurationError, KeyDestroyedError, KmsForbiddenError
@@ -179,15 +180,8 @@ class Rewrapper:
 
     def _rewrap_under(self, target: KmsAdapter, keys: Sequence[_Key]) -> None:
         """Wrap keys under a KEK where they are not yet, and drop what that makes superfluous."""
-        held: dict[UUID, WrappedKey] = {}
+        held, lacking = _parted(keys, partial(self._facts.current, target))
         proven: set[UUID] = set()
-        lacking: list[_Key] = []
-        for key in keys:
-            current = self._facts.current(target, key.record)
-            if current is None:
-                lacking.append(key)
-            else:
-                held[key.key_id] = current
         if open_keys := [key for key in lacking if key.outcome != FAILED]:
             result = self._keks.rewrap(target, [key.record for key in open_keys])
             held.update(self._kept(result, open_keys))
@@ -242,14 +236,7 @@ class Rewrapper:
     def _rewrap_branches(self, keys: Sequence[_Key]) -> None:
         """Wrap data keys under the active keys of their branches, and drop what was under older ones."""
         open_keys = [key for key in keys if self._verifying or not self._is_settled(key.record)]
-        held: dict[UUID, WrappedKey] = {}
-        lacking: list[_Key] = []
-        for key in open_keys:
-            current = self._branches.current(key.record)
-            if current is None:
-                lacking.append(key)
-            else:
-                held[key.key_id] = current
+        held, lacking = _parted(open_keys, self._branches.current)
         there = [key for key in open_keys if key.key_id in held]
         seen = self._branches.verify([(key.record, held[key.key_id]) for key in there])
         self._mark(seen, there, held)
@@ -360,6 +347,15 @@ class _Key:
         """Note that old wrappings stay for now; what failed, or would move, is told in its place."""
         if self.outcome == DONE:
             self.outcome = AWAITING
+
+
+def _parted(
+    keys: Sequence[_Key], current: Callable[[KeyRecord], WrappedKey | None]
+) -> tuple[dict[UUID, WrappedKey], list[_Key]]:
+    """Give the wrappings of keys that are wrapped as they should be, and the keys that are not."""
+    found = [(key, current(key.record)) for key in keys]
+    held = {key.key_id: wrapped for key, wrapped in found if wrapped is not None}
+    return held, [key for key, wrapped in found if wrapped is None]
 
 
 def _is_under_a_branch(record: KeyRecord) -> bool:

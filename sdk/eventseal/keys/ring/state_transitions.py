@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from eventseal.keys.authentication.row_macs import Seals
-    from eventseal.keys.records import ChangeMark, KeyRecord, NextMark
+    from eventseal.keys.records import ChangeMark, KeyRecord
     from eventseal.keys.revocation_tree import HowRevoked
     from eventseal.keys.ring.held_keys import HeldKeys, Moment
 
@@ -261,7 +261,3 @@ class NextChangeMark:
         following = self._seals.next_mark(mark, changed.get(ROOT))
         self.written = following.counter
         return following, changed
-
-
-if TYPE_CHECKING:
-    _: type[NextMark] = NextChangeMark

@@ -7,11 +7,7 @@ from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from eventseal.errors import (
-    EventSealError,
-    KmsUnavailableError,
-    NotMyKeyError,
-)
+from eventseal.errors import EventSealError, KmsUnavailableError, NotMyKeyError
 from eventseal.keys.concurrency import copied
 from eventseal.keys.data_key import generated_key, material_of, unwrapped_key
 from eventseal.kms.adapter import EncryptionContext, SupportsBatch, SupportsGeneration

@@ -7,12 +7,7 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from eventseal.errors import (
-    ConfigurationError,
-    EventSealError,
-    KmsError,
-    KmsUnavailableError,
-)
+from eventseal.errors import ConfigurationError, EventSealError, KmsError, KmsUnavailableError
 from eventseal.keys.concurrency import copied
 from eventseal.keys.policy import BootClock
 from eventseal.keys.wrapping.branches import BRANCH_PREFIX

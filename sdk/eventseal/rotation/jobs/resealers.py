@@ -27,12 +27,7 @@ from eventseal.rotation.rows_set_aside import SET_ASIDE, AsideRows
 from eventseal.storage.database.transactions import read, write
 from eventseal.storage.items.fences import open_fences, share_fences, share_live_keys, unreadable_fences
 from eventseal.storage.items.places import item_swaps
-from eventseal.storage.items.swaps import (
-    KEY_ID_IN_HEADER,
-    place_from_json,
-    place_to_json,
-    selection_from_json,
-)
+from eventseal.storage.items.swaps import place_from_json, place_to_json, selection_from_json
 from eventseal.storage.jobs import shards as job_shards
 from eventseal.storage.jobs.compromised_items import (
     Replaced,
@@ -42,6 +37,7 @@ from eventseal.storage.jobs.compromised_items import (
     were_there,
 )
 from eventseal.storage.key_store import SQLAlchemyKeyStore
+from eventseal.suites.envelope import KEY_ID_IN_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

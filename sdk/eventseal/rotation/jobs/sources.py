@@ -12,6 +12,7 @@ from eventseal.items.sealed_places import Selection
 from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.storage.database.column_types import NIL_KEY_ID
+from eventseal.storage.database.rows import chunks
 from eventseal.storage.database.transactions import reads
 from eventseal.storage.items.key_counts import count_by_key, count_differing
 from eventseal.storage.items.swaps import MOST_LISTED_KEYS
@@ -82,8 +83,7 @@ class KeyStatuses:
             self._known.clear()
             unknown = list(key_ids)
         found: dict[UUID, KeyStatus] = {}
-        for start in range(0, len(unknown), _CHUNK):
-            chunk = unknown[start : start + _CHUNK]
+        for chunk in chunks(unknown, _CHUNK):
             records = self._store.key_store.get(chunk)
             found.update({key_id: self._status(key_id, records.get(key_id), table) for key_id in chunk})
             # What such a row says is not true: each of its items is looked at.
@@ -164,8 +164,8 @@ class TableSources:
             yield Selection(keys=(), few=plain <= FEW_ITEMS, plain=True)
         keys = self.keys.get(KeyStatus.CHANCE, ())
         few = self.items.get(KeyStatus.CHANCE, 0) <= FEW_ITEMS
-        for start in range(0, len(keys), _CHUNK):
-            yield Selection(keys=tuple(keys[start : start + _CHUNK]), few=few)
+        for chunk in chunks(keys, _CHUNK):
+            yield Selection(keys=tuple(chunk), few=few)
 
     def _are_few(self, keys: Sequence[UUID]) -> bool:
         return sum(self.by_key[key_id] for key_id in keys) <= FEW_ITEMS
@@ -259,9 +259,7 @@ def _old_sources(store: SealedStore, table: SealedTable) -> OldSources:
     usual = {DEFAULT_SCOPE, store.cipher.stored_scope(DEFAULT_SCOPE)}
     has_scopes = False
     # Not all records at once: a scope for each stream makes millions.
-    wanted = sorted(named)
-    for start in range(0, len(wanted), _CHUNK):
-        chunk = wanted[start : start + _CHUNK]
+    for chunk in chunks(sorted(named), _CHUNK):
         records = store.key_store.get(chunk)
         unknown += [key_id for key_id in chunk if key_id not in records]
         for key_id, record in records.items():

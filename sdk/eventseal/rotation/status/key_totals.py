@@ -129,16 +129,8 @@ def closed_keys(connection: Connection, *, application: str, limit: int) -> list
         .order_by(_KEYS.key_id)
         .limit(limit)
     )
-    return [
-        ClosedKey(
-            key_id=row["key_id"],
-            purpose=row["purpose"],
-            scope=row.get("scope", UNREADABLE),
-            state=row["state"],
-            since=row.get("since"),
-        )
-        for row in (found.values for found in read_rows(connection, query))
-    ]
+    unreadable = {"scope": UNREADABLE, "since": None}
+    return [ClosedKey(**{**unreadable, **row.values}) for row in read_rows(connection, query)]
 
 
 @reads("looking for keys that are to be rotated")

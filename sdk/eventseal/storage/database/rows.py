@@ -5,10 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
-from sqlalchemy import (
-    Label,
-    type_coerce,
-)
+from sqlalchemy import Label, type_coerce
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import NullType, TypeDecorator
 
@@ -135,11 +132,11 @@ class _AsFarAsReadable(TypeDecorator[Any]):
         return read
 
 
-def chunks(values: Iterable[T]) -> Iterator[list[T]]:
-    """Cut *values* into lists that an IN takes."""
+def chunks(values: Iterable[T], size: int = _CHUNK) -> Iterator[list[T]]:
+    """Cut *values* into lists of *size*; if nothing else is said, of as many as an IN takes."""
     rest = list(values)
-    for start in range(0, len(rest), _CHUNK):
-        yield rest[start : start + _CHUNK]
+    for start in range(0, len(rest), size):
+        yield rest[start : start + size]
 
 
 def insertion(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:

@@ -116,7 +116,7 @@ def create_tables(connection: Connection, tables: Iterable[Table]) -> set[str]:
         found = {column["name"] for column in there[table.schema, table.name]}
         for column in table.columns:
             if column.name not in found and column.info == ADDED:
-                added.append(_add_column(connection, table, column))
+                added.append(column_addition(connection, table, column))
             elif column.name not in found:
                 raise _missing_column(connection, table, column)
     for statement in added:
@@ -147,7 +147,7 @@ def add_key_id(connection: Connection, table: Table) -> bool:
     added = False
     inspector = inspect(connection)
     if column.name not in {found["name"] for found in inspector.get_columns(table.name, schema=table.schema)}:
-        connection.execute(text(_add_column(connection, table, column)))
+        connection.execute(text(column_addition(connection, table, column)))
         added = True
     indexed = {found.columns for found in column_indexes(connection, table.name, table.schema)}
     for index in table.indexes:
@@ -173,7 +173,7 @@ def one_setup_at_a_time(connection: Connection) -> None:
 
 
 def _missing_column(connection: Connection, table: Table, column: Column[Any]) -> ConfigurationError:
-    migrate = f"migrate the table: {_add_column(connection, table, column)}"
+    migrate = f"migrate the table: {column_addition(connection, table, column)}"
     return ConfigurationError(
         f"the table {table} is there, but has no column {column.name}",
         remedy=f"Run `eventseal init`, which adds it, or {migrate}"
@@ -182,7 +182,8 @@ def _missing_column(connection: Connection, table: Table, column: Column[Any]) -
     )
 
 
-def _add_column(connection: Connection, table: Table, column: Column[Any]) -> str:
+def column_addition(connection: Connection, table: Table, column: Column[Any]) -> str:
+    """Write the statement that adds a column which a table lacks."""
     name = connection.dialect.identifier_preparer.format_table(table)
     compiler = connection.dialect.ddl_compiler(connection.dialect, None)  # type: ignore[arg-type]
     return f"ALTER TABLE {name} ADD COLUMN {compiler.get_column_specification(column)}"

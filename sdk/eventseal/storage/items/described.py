@@ -15,14 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from sqlalchemy import (
-    CHAR,
-    Boolean,
-    Column,
-    MetaData,
-    Table,
-    false,
-)
+from sqlalchemy import CHAR, Boolean, Column, MetaData, Table, false
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement

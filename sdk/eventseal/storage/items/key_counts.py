@@ -6,11 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from sqlalchemy import (
-    func,
-    or_,
-    select,
-)
+from sqlalchemy import func, or_, select
 
 from eventseal.storage.database.rows import chunks
 from eventseal.storage.database.table_setup import KEY_ID

@@ -62,18 +62,29 @@ def is_unindexed(connection: Connection, table: SealedTable, *, keeps: bool) -> 
     )
 
 
-def create_key_id_indexes(connection: Connection, table: SealedTable) -> bool:
+def create_key_id_indexes(connection: Connection, table: SealedTable, concurrently: str = "") -> bool:
     """
     Make the indexes that are not there, while others wait: for a table that was just made, and on SQLite.
 
     Args:
         connection: To the items' database, in a transaction.
         table: From the registry.
+        concurrently: The word with which others do not wait, outside of a transaction.
 
     Returns:
         Whether there was anything to make.
     """
-    return _create_missing(connection, table)
+    there = _there(connection, table)
+    missing = {
+        name: definition
+        for name, definition in _definitions(connection.dialect, table).items()
+        if not there.get(name)
+    }
+    for name, definition in missing.items():
+        # One that is there is what an interrupted attempt has left.
+        _drop(connection, table, there.keys() & {name}, concurrently)
+        connection.exec_driver_sql(f"CREATE INDEX {concurrently}{definition}")
+    return bool(missing)
 
 
 def make_key_id_indexes(engine: Engine, table: SealedTable, *, keeps: bool = False) -> bool:
@@ -137,7 +148,7 @@ def index_name(dialect: Dialect, table: SealedTable) -> str:
 
 @writes("making the indexes on the key ids of {table.table}")
 def _make_in_file(connection: Connection, table: SealedTable, *, keeps: bool) -> bool:
-    made = _create_missing(connection, table)
+    made = create_key_id_indexes(connection, table)
     return _drop(connection, table, _obsolete(connection, table, keeps=keeps)) or made
 
 
@@ -146,24 +157,10 @@ def _make_on_server(connection: Connection, table: SealedTable, *, keeps: bool) 
     # PostgreSQL cannot do that with the index of a partitioned table.
     alone = connection.execute(_IS_PARTITIONED, {"table": quoted}).scalar()
     concurrently = "" if alone else "CONCURRENTLY "
-    made = _create_missing(connection, table, concurrently)
+    made = create_key_id_indexes(connection, table, concurrently)
     if made:  # the planner knows nothing of an expression before
         connection.exec_driver_sql(f"ANALYZE {quoted}")
     return _drop(connection, table, _obsolete(connection, table, keeps=keeps), concurrently) or made
-
-
-def _create_missing(connection: Connection, table: SealedTable, concurrently: str = "") -> bool:
-    there = _there(connection, table)
-    missing = {
-        name: definition
-        for name, definition in _definitions(connection.dialect, table).items()
-        if not there.get(name)
-    }
-    for name, definition in missing.items():
-        # One that is there is what an interrupted attempt has left.
-        _drop(connection, table, there.keys() & {name}, concurrently)
-        connection.exec_driver_sql(f"CREATE INDEX {concurrently}{definition}")
-    return bool(missing)
 
 
 def _drop(connection: Connection, table: SealedTable, names: Collection[str], concurrently: str = "") -> bool:

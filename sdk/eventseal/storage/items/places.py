@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection, Engine
 
-    from eventseal.items.sealed_places import Change, Page, Place, SealedPlace, Selection
+    from eventseal.items.sealed_places import Change, Page, Place, Selection
     from eventseal.storage.items.swaps_on_postgresql import PostgreSQLSwaps
     from eventseal.storage.items.tables import SealedTable
 
@@ -111,7 +111,3 @@ class TablePlace:
             return numbers
 
         return write(self._engine, work, doing=f"changing items of {self.name}")
-
-
-if TYPE_CHECKING:
-    _: type[SealedPlace] = TablePlace

@@ -237,16 +237,6 @@ def read_visible_registry(connection: Connection, application: str | None = None
     return read_registry(connection, application)
 
 
-def registered(connection: Connection, application: str | None = None) -> list[SealedTable]:
-    """
-    Read the whole registry; see :func:`read_registry`.
-
-    Raises:
-        IntegrityError: A row was edited so that it cannot be read; the message names it.
-    """
-    return read_registry(connection, application).complete()
-
-
 def _sealed_table(values: Mapping[str, Any]) -> SealedTable:
     old_formats = values["old_formats"]
     return SealedTable(

@@ -4,19 +4,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID
 
-from sqlalchemy import (
-    bindparam,
-    func,
-    literal_column,
-    select,
-    tablesample,
-    text,
-    type_coerce,
-    update,
-)
+from sqlalchemy import bindparam, func, literal_column, select, tablesample, text, type_coerce, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.types import NullType
 
@@ -28,7 +19,7 @@ from eventseal.storage.items.described import DescribedTable, described
 from eventseal.suites.hkdf import length_prefixed
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from sqlalchemy import ColumnElement, Select
     from sqlalchemy.engine import Connection, Engine
@@ -40,6 +31,7 @@ if TYPE_CHECKING:
 _SAMPLE_PAGES = 200
 _SAMPLE_ROWS = 1000
 _PLACE = ("sequence_id", "position")
+_Row = TypeVar("_Row", bound=tuple[Any, ...])
 
 
 class ItemRow(NamedTuple):
@@ -93,9 +85,22 @@ def pages(
     if key_ids is not None:
         named = columns.key_id.in_([key_id for key_id in key_ids if key_id is not None])
         query = query.where(named | columns.key_id.is_(None) if None in key_ids else named)
-    after: tuple[Any, Any] | None = None
+    return pages_behind(lambda after: _page(engine, columns, query, after), size)
+
+
+def pages_behind(
+    read_page: Callable[[tuple[Any, ...] | None], list[_Row]], size: int
+) -> Iterator[list[_Row]]:
+    """
+    Give pages of *size* rows, until one is shorter.
+
+    Args:
+        read_page: Reads the page behind the first two values of a row; ``None``: the first page.
+        size: Rows in a page.
+    """
+    after = None
     while True:
-        page = _page(engine, columns, query, after)
+        page = read_page(after)
         if page:
             yield page
         if len(page) < size:
@@ -105,7 +110,7 @@ def pages(
 
 @reads("reading {columns.table}")
 def _page(
-    connection: Connection, columns: DescribedTable, query: Select[Any], after: tuple[Any, Any] | None
+    connection: Connection, columns: DescribedTable, query: Select[Any], after: tuple[Any, ...] | None
 ) -> list[ItemRow]:
     if after is not None:
         query = query.where(comes_after(columns.place, after))
@@ -228,6 +233,14 @@ def stored_row(
         return None
     row = StoredRow._make(found)
     return row if table.has_key_ids else row._replace(key_id=None)
+
+
+@reads("reading {table.table}")
+def stored_rows(
+    connection: Connection, table: SealedTable, places: Sequence[Place]
+) -> list[StoredRow | None]:
+    """Read the rows at some places, in their order; ``None`` stands for one that is not there."""
+    return [stored_row(connection, table, place) for place in places]
 
 
 @lru_cache(maxsize=64)

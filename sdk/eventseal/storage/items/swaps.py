@@ -45,8 +45,6 @@ class Swap:
 
 
 EMPTY_PAGE = Page(sequence_ids=(), positions=(), topics=(), envelopes=(), key_ids=())
-KEY_ID_IN_HEADER = slice(3, 19)
-"""Where an envelope names its key."""
 
 _WRITERS: dict[type, str] = {UUID: "uuid", int: "int", Decimal: "decimal", str: "text", bytes: "bytes"}
 

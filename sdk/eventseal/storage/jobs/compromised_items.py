@@ -169,7 +169,7 @@ class Replaced(NamedTuple):
     """An envelope that gave way to one under another key: what is kept of it."""
 
     key_id: UUID
-    table: str
+    table_name: str
     sha256: bytes
     sequence_id: str
     position: str
@@ -332,18 +332,9 @@ def load_compromised_items(connection: Connection, table: str) -> dict[UUID, Com
 
 def add_replaced(connection: Connection, replaced: Sequence[Replaced]) -> None:
     """Keep the digests of envelopes that were just replaced."""
-    rows = [
-        {
-            "key_id": each.key_id,
-            "table_name": each.table,
-            "sha256": each.sha256,
-            "sequence_id": each.sequence_id,
-            "position": each.position,
-        }
-        for each in replaced
-    ]
-    if rows:
+    if replaced:
         inserting = insert_unless_there(connection, replaced_envelopes)
+        rows = [each._asdict() for each in replaced]
         connection.execute(inserting.values(replaced_at=DatabaseClock()), rows)
 
 

@@ -10,11 +10,7 @@ from uuid import UUID
 from sqlalchemy import delete, func, insert, select, update
 
 from eventseal.errors import IntegrityError
-from eventseal.storage.database.column_types import (
-    NIL_KEY_ID,
-    DatabaseClock,
-    HoldsUUID,
-)
+from eventseal.storage.database.column_types import NIL_KEY_ID, DatabaseClock, HoldsUUID
 from eventseal.storage.database.rows import UNREADABLE, are_texts, as_sql, deletion, is_count, read_rows
 from eventseal.storage.database.transactions import reads
 from eventseal.storage.jobs.tables import (

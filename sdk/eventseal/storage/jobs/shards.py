@@ -10,18 +10,11 @@ from uuid import UUID
 from sqlalchemy import Numeric, delete, func, insert, select, update
 
 from eventseal.errors import IntegrityError
-from eventseal.storage.database.column_types import (
-    DatabaseClock,
-    HoldsUUID,
-)
+from eventseal.storage.database.column_types import DatabaseClock, HoldsUUID
 from eventseal.storage.database.rows import deletion, insertion, is_count, read_rows
 from eventseal.storage.database.transactions import reads, writes
 from eventseal.storage.jobs.jobs import is_job
-from eventseal.storage.jobs.tables import (
-    reencrypted_keys,
-    reencryption_failures,
-    reencryption_shards,
-)
+from eventseal.storage.jobs.tables import reencrypted_keys, reencryption_failures, reencryption_shards
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence

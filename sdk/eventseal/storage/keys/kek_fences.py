@@ -13,12 +13,7 @@ from eventseal.kms.adapter import WrappedKey
 from eventseal.storage.database.column_types import DatabaseClock
 from eventseal.storage.database.rows import insert_unless_there
 from eventseal.storage.database.transactions import reads, writes
-from eventseal.storage.keys.tables import (
-    EVERY_VERSION,
-    encryption_keys,
-    kek_fences,
-    key_wrappings,
-)
+from eventseal.storage.keys.tables import EVERY_VERSION, encryption_keys, kek_fences, key_wrappings
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping

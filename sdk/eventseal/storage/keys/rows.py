@@ -15,12 +15,7 @@ from eventseal.storage.database.column_types import NIL_KEY_ID, DatabaseClock
 from eventseal.storage.database.rows import ReadRow, chunks, insert_unless_there, read_rows
 from eventseal.storage.database.transactions import reads
 from eventseal.storage.keys.kek_fences import hold_branches, refuse_closed
-from eventseal.storage.keys.tables import (
-    UNKNOWN_VERSION,
-    encryption_keys,
-    key_changes,
-    key_wrappings,
-)
+from eventseal.storage.keys.tables import UNKNOWN_VERSION, encryption_keys, key_changes, key_wrappings
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
