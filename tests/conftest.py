@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 from tests.fixtures import programs
+from tests.fixtures.lax_tables import lax_tables
 from tests.fixtures.postgres_databases import PostgresDatabases
 from tests.fixtures.postgres_servers import (
     FOLDER,
@@ -83,3 +84,6 @@ def store_url(request: pytest.FixtureRequest) -> str:
     url = request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
     assert isinstance(url, str)
     return url
+
+
+__all__ = ["lax_tables"]

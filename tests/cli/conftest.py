@@ -58,14 +58,19 @@ class Order:
 
 
 @pytest.fixture
-def store(run) -> Callable[..., list[SequencedItem]]:
+def sqlite_url() -> str:
+    return "sqlite:///shop.sqlite"
+
+
+@pytest.fixture
+def store(run, sqlite_url) -> Callable[..., list[SequencedItem]]:
     """A store in ``shop.sqlite``; calling it appends sealed events and gives their items."""
     run(
         "init",
         "--kms-key",
         "local://dev.key",
         "--store-url",
-        "sqlite:///shop.sqlite",
+        sqlite_url,
         "--application",
         "shop",
     )

@@ -136,7 +136,9 @@ def test_wrong_words_are_refused(run, store, words):
     run("keys", *words, exits=2)
 
 
-def test_a_row_that_cannot_be_read_is_named_and_the_others_are_listed(run, run_json, store, query):
+def test_a_row_that_cannot_be_read_is_named_and_the_others_are_listed(
+    run, run_json, lax_tables, store, query
+):
     key_id = store()[0].key_id
     query("UPDATE encryption_keys SET state = 'edited', binding = 'edited' WHERE purpose = 'data'")
     states = {key["key_id"]: key["state"] for key in run_json("keys")["keys"]}

@@ -169,7 +169,7 @@ def test_rows_that_were_edited_are_shown_and_hide_nothing(run, run_json, store, 
 
 
 @pytest.mark.parametrize("scope", [b"\xff", b"tenant:a", b"\xff:a", 5, 2.5])
-def test_a_scope_that_was_edited_hides_nothing(run, run_json, store, query, scope):
+def test_a_scope_that_was_edited_hides_nothing(run, run_json, lax_tables, store, query, scope):
     store(3)
     rotate()
     query("UPDATE encryption_keys SET scope = ? WHERE state = 'deactivated'", scope)

@@ -100,6 +100,17 @@ def the_one(word: str):
     return finding
 
 
+def test_tables_of_an_older_store_are_left_as_they_are(lax_tables, shop, sql):
+    tables = "SELECT name, sql FROM sqlite_master WHERE type = 'table'"
+    if shop.startswith("postgresql"):
+        tables = "SELECT conname FROM pg_constraint WHERE contype = 'c' AND conname LIKE 'ck_%'"
+    before = sql(tables)
+    assert not any("STRICT" in str(row) or "ck_" in str(row) for row in before)
+    assert not any(step.changed for step in initialise())
+    assert sql(tables) == before
+    assert amiss() == []
+
+
 @pytest.mark.slow
 def test_a_store_that_is_ready_has_nothing_amiss_in_any_area(append):
     append(3)

@@ -20,8 +20,8 @@ def kms() -> FakeKms:
 
 
 @pytest.fixture
-def shop(store_url: str, kms: FakeKms) -> Iterator[SealedShop]:
-    """A process on an empty store, on each database."""
+def shop(store_url: str, lax_tables: None, kms: FakeKms) -> Iterator[SealedShop]:
+    """A process on an empty store of an earlier release, on each database."""
     with SealedShop(store_url, kms).set_up() as opened:
         yield opened
 

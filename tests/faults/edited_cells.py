@@ -19,8 +19,8 @@ from eventseal.configuration.diagnosis.table_checks import check_fences
 from eventseal.errors import EventSealError
 from eventseal.storage.database.column_types import (
     BinaryUUID,
+    Count,
     ExactBytes,
-    ExactInteger,
     Rate,
     Seconds,
     StoredJSON,
@@ -60,7 +60,7 @@ _JSON = (
 ON_SQLITE: Mapping[type[Any], Sequence[str]] = {
     BinaryUUID: ("'text'", "x''", "x'01'", "zeroblob(17)", "7"),
     StoredText: ("x'ff'", _NOT_UTF8, "'a' || char(0) || 'b'", "''"),
-    ExactInteger: ("'text'", "-1", "9223372036854775807", "1.5", "9e999", "x'00'"),
+    Count: ("'text'", "-1", "9223372036854775807", "1.5", "9e999", "x'00'"),
     ExactBytes: ("'text'", "x''", "x'010203'", "7"),
     UTCTimestamp: ("'9999-12-31 23:59:59.999999'", "'0001-01-01 00:00:00.000000'", "''", "7", "x'00'"),
     Seconds: ("'abc'", "-1.0", "9e999", "1e300", "0", "x''"),
@@ -70,7 +70,7 @@ ON_SQLITE: Mapping[type[Any], Sequence[str]] = {
 ON_POSTGRESQL: Mapping[type[Any], Sequence[str]] = {
     BinaryUUID: (),
     StoredText: ("''",),
-    ExactInteger: ("-1", "9223372036854775807"),
+    Count: ("-1", "9223372036854775807"),
     ExactBytes: ("''", r"'\x010203'"),
     UTCTimestamp: ("'infinity'", "'-infinity'", "'294000-01-01'", "'0044-03-15 BC'", "'9999-12-31 23:59:59'"),
     Seconds: ("'NaN'", "'Infinity'", "-1", "1e300", "0"),

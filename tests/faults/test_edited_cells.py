@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import select
 from tests.faults.edited_cells import BESIDE, ITEMS, Cell, cells, doctor, events, fill, tenants_of, typed
+from tests.fixtures.lax_tables import LEDGER, create_lax_tables
 from tests.fixtures.sealed_shops import APPLICATION, SealedShop, datastore_at, scope_of
 
 from eventseal.erasure import reopen, shred
@@ -303,8 +304,9 @@ def test_a_ledgers_row_is_refused_by_name(tmp_path):
     for line in (b"[" * 900 + b"]" * 900, b"{}", b"[]", b"\xff", b"", *far):
         with pytest.raises(IntegrityError, match="is no entry of an erasure ledger"):
             parsed(line, where="entry 1", application="shop")
-    ledger.append("shop", lambda _: b"line", create=True)
     engine = datastore_at(url).engine
+    create_lax_tables(engine, LEDGER)
+    ledger.append("shop", lambda _: b"line", create=True)
     for cell in cells(erasure_ledger, engine):
         with engine.begin() as connection:
             connection.execute(erasure_ledger.delete())

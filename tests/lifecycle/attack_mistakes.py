@@ -129,13 +129,13 @@ def rolls_need_no_seal(_: Site) -> Iterator[None]:
 
 @contextmanager
 def rotations_believe_times(_: Site) -> Iterator[None]:
-    active_pages = key_rotation._active_pages
+    key_pages = key_rotation.key_pages
 
-    def wrong(*arguments: Any) -> Iterator[list[Any]]:
-        for page in active_pages(*arguments):
+    def wrong(*arguments: Any, **named: Any) -> Iterator[list[Any]]:
+        for page in key_pages(*arguments, **named):
             yield [record for record in page if record.created_at <= datetime.now(UTC)]
 
-    with patch.object(key_rotation, "_active_pages", wrong):
+    with patch.object(key_rotation, "key_pages", wrong):
         yield
 
 

@@ -72,7 +72,7 @@ MOVE = "eventseal.keys.rewrap.under_keks.KekRewrapper.rewrap"
 PUT_WRAPPINGS = "eventseal.storage.key_store.SQLAlchemyKeyStore.put_wrappings"
 DROP_WRAPPINGS = "eventseal.storage.key_store.SQLAlchemyKeyStore.drop_wrappings"
 MARK_VERIFIED = "eventseal.storage.key_store.SQLAlchemyKeyStore.mark_wrappings_verified"
-UNWRAP = "eventseal.keys.wrapping.unwrapping.Verifier.note"
+UNWRAP = "eventseal.keys.wrapping.keks.Verifier.note"
 ROTATE_BRANCHES = "eventseal.keys.keyring.Keyring.rotate_branches"
 REFUSE_NEEDED_KEK = "eventseal.rotation.rewrapping.refuse_needed_kek"
 # The roll of the epoch

@@ -10,7 +10,7 @@ import warnings
 from eventseal.configuration import EventSeal
 from eventseal.rotation import copy_items, migrate
 from eventseal.storage import SQLAlchemyActiveRecordStrategy, SQLAlchemySettings
-from eventseal.storage.jobs import jobs
+from eventseal.storage.jobs import shards as job_shards
 
 BATCHES_BEFORE = 3
 
@@ -44,7 +44,7 @@ def main() -> None:
         source = SQLAlchemySettings(rest[0])
         copy_items(seal, source=source, table=rest[1], into=rest[1], batch=10)
     else:
-        killing(jobs, "advance_shard", before=how.endswith("before a commit"))
+        killing(job_shards, "advance_shard", before=how.endswith("before a commit"))
         migrate(seal, batch=10)
     sys.exit("it was not killed")
 

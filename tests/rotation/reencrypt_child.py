@@ -10,7 +10,6 @@ import warnings
 from eventseal.configuration import EventSeal
 from eventseal.rotation import reencrypt
 from eventseal.storage.database import transactions
-from eventseal.storage.jobs import jobs
 from eventseal.storage.jobs import shards as job_shards
 
 BATCHES_BEFORE = 3
@@ -38,7 +37,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     seal = EventSeal.from_settings(store_url=url, kms_key=f"local://{key_file}", application="shop")
     if how == "killed in a transaction":
-        on_call(jobs, "advance_shard", kill)
+        on_call(job_shards, "advance_shard", kill)
     elif how == "killed behind a commit":
         on_call(transactions, "_committed", lambda: None)
         committed, batches = transactions._committed, []
@@ -53,7 +52,7 @@ def main() -> None:
         transactions._committed = kill_behind
     elif how == "interrupted":
         signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run, it may be ignored
-        on_call(jobs, "advance_shard", lambda: signal.raise_signal(signal.SIGINT))
+        on_call(job_shards, "advance_shard", lambda: signal.raise_signal(signal.SIGINT))
     try:
         result = reencrypt(seal, batch=50)
     except KeyboardInterrupt:

@@ -470,7 +470,7 @@ def test_a_crash_before_the_wrappings_go_leaves_a_key_that_opens(shop, monkeypat
         return []
 
     with monkeypatch.context() as patch:
-        patch.setattr("eventseal.keys.Keyring.retire", crash)
+        patch.setattr("eventseal.keys.ring.destroying.Destroyer.retire", crash)
         with pytest.raises(KeyboardInterrupt):
             retire(shop.seal)
     assert fence(shop, other) == CLOSED

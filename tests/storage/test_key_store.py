@@ -352,7 +352,7 @@ def after_statement(engine: Engine, part: str) -> Iterator[Callable[[Callable[[]
 
 
 @pytest.fixture
-def shop_url(sqlite_url, open_datastore) -> str:
+def shop_url(sqlite_url, lax_tables, open_datastore) -> str:
     """A database in which an application has its store key and the active keys of scopes a and b."""
     store = SQLAlchemyKeyStore(open_datastore(sqlite_url))
     mark = ChangeMark(application="shop", counter=0, revoked=bytes(32), seal=bytes(32))

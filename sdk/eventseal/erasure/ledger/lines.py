@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from sqlalchemy import Column, MetaData, Table, func, insert, select, text
+from sqlalchemy import Column, MetaData, func, insert, select, text
 from sqlalchemy.pool import NullPool
 
 from eventseal.errors import (
@@ -24,9 +24,9 @@ from eventseal.errors import (
     StoreReadOnlyError,
     StoreUnavailableError,
 )
-from eventseal.storage.database.column_types import ExactBytes, ExactInteger, StoredText
+from eventseal.storage.database.column_types import Count, ExactBytes, StoredText
 from eventseal.storage.database.engines import SQLAlchemySettings, make_engine, redacted
-from eventseal.storage.database.table_setup import create_tables
+from eventseal.storage.database.table_setup import create_tables, own_table
 from eventseal.storage.database.transactions import read, write
 
 if TYPE_CHECKING:
@@ -280,11 +280,11 @@ T = TypeVar("T")
 _PAGE = 1000
 
 ledger_metadata = MetaData()
-erasure_ledger = Table(
+erasure_ledger = own_table(
     "erasure_ledger",
     ledger_metadata,
     Column("application", StoredText(), primary_key=True),
-    Column("number", ExactInteger(), primary_key=True, autoincrement=False),
+    Column("number", Count(), primary_key=True, autoincrement=False),
     Column("line", ExactBytes(), nullable=False),
 )
 _COLUMNS = erasure_ledger.c

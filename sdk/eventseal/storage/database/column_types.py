@@ -22,7 +22,6 @@ from sqlalchemy import (
     Float,
     LargeBinary,
     Numeric,
-    String,
     Text,
     cast,
     type_coerce,
@@ -50,7 +49,7 @@ DECIMAL_PLACES = 6
 NIL_KEY_ID = UUID(int=0)
 """Stands for what is in a column of key ids and is no UUID."""
 
-_UUID_SIZE = 16
+UUID_SIZE = 16
 _SQLITE_TIMESTAMP = "%Y-%m-%d %H:%M:%S.%f"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LAST_TIME = datetime(3000, 1, 1, tzinfo=UTC)
@@ -68,7 +67,7 @@ class BinaryUUID(TypeDecorator[UUID]):
         """Choose the column type."""
         if dialect.name == "postgresql":
             return dialect.type_descriptor(postgresql.UUID(as_uuid=True))
-        return dialect.type_descriptor(LargeBinary(_UUID_SIZE))
+        return dialect.type_descriptor(LargeBinary(UUID_SIZE))
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> UUID | bytes | None:
         """Turn a UUID, or its canonical text, into what the driver stores."""
@@ -81,7 +80,7 @@ class BinaryUUID(TypeDecorator[UUID]):
         """Turn what the driver read into a UUID."""
         if value is None or isinstance(value, UUID):
             return value
-        if not isinstance(value, bytes) or len(value) != _UUID_SIZE:
+        if not isinstance(value, bytes) or len(value) != UUID_SIZE:
             raise edited("UUIDs")
         return UUID(bytes=value)
 
@@ -210,7 +209,7 @@ class UTCTimestamp(TypeDecorator[datetime]):
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """Choose the column type."""
-        kind = DateTime(timezone=True) if dialect.name == "postgresql" else String(26)
+        kind = DateTime(timezone=True) if dialect.name == "postgresql" else Text()
         return dialect.type_descriptor(kind)
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | str | None:
@@ -278,7 +277,7 @@ def _always_on_postgresql(element: HoldsUUID, compiler: SQLCompiler, **kw: Any) 
 @compiles(HoldsUUID)
 def _size_of_blob(element: HoldsUUID, compiler: SQLCompiler, **kw: Any) -> str:
     column = compiler.process(element.clauses, **kw)
-    return f"(typeof({column}) = 'blob' AND length({column}) = {_UUID_SIZE})"
+    return f"(typeof({column}) = 'blob' AND length({column}) = {UUID_SIZE})"
 
 
 class DatabaseClock(FunctionElement[datetime]):
@@ -373,6 +372,12 @@ class StoredText(ExactText):
         return text
 
 
+class Count(ExactInteger):
+    """A whole number from 0 in a table of EventSeal's own."""
+
+    cache_ok = True
+
+
 class Seconds(TypeDecorator[float]):
     """A length of time, or a time since 1970: from 0 to :data:`MOST_SECONDS`."""
 
@@ -414,6 +419,22 @@ class StoredJSON(TypeDecorator[Any]):
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
         """Read the text."""
         return _read_json
+
+
+@compiles(Count, "sqlite")
+def _integer(kind: Count, compiler: SQLCompiler, **kw: Any) -> str:
+    return "INTEGER"  # a STRICT table has no BIGINT, FLOAT or JSON (docs/decisions/0030)
+
+
+@compiles(Seconds, "sqlite")
+@compiles(Rate, "sqlite")
+def _real(kind: Seconds | Rate, compiler: SQLCompiler, **kw: Any) -> str:
+    return "REAL"
+
+
+@compiles(StoredJSON, "sqlite")
+def _text(kind: StoredJSON, compiler: SQLCompiler, **kw: Any) -> str:
+    return "TEXT"
 
 
 def _read_json(stored: Any) -> Any:

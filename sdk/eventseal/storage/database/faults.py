@@ -45,6 +45,7 @@ _END_TRANSACTION = (
     "Try again; end long transactions. A process that forked inside a write transaction locks out its own "
     "children until it ends the transaction: fork outside of transactions."
 )
+_NEWER_SQLITE = "Use a Python that is built with SQLite 3.37 or newer: the tables were created with one."
 _MAKE_ROOM = "Make room on the disk that the database is on, then run it again: what was written is whole."
 _LOOK_AT_DISK = (
     "See whether the disk that the SQLite file is on is full, or failing; then run it again: what was "
@@ -77,6 +78,7 @@ _SQLITE_REMEDIES = {
     sqlite3.SQLITE_IOERR: _LOOK_AT_DISK,  # a full disk is one, where SQLite makes a file beside its own
 }
 _SQLITE_MISSING_TABLE = re.compile(r"no such table: (?:\w+\.)?(.+)")
+_SQLITE_TOO_OLD = re.compile(r"malformed database schema .*\bSTRICT\b")
 _SQLITE_MISSING_COLUMN = re.compile(r"no such column: |has no column named ")
 _QUOTED = re.compile(r'"([^"]+)"')
 
@@ -183,6 +185,8 @@ def _sqlite_error(orig: sqlite3.Error, doing: str) -> EventSealError:
         return MissingTableError(f"{doing} failed: there is no table {found[1]}", table=found[1])
     if code == sqlite3.SQLITE_NOTADB:
         return ConfigurationError(said, remedy=_CORRECT_URL)
+    if _SQLITE_TOO_OLD.search(text):
+        return ConfigurationError(said, remedy=_NEWER_SQLITE)
     if _SQLITE_MISSING_COLUMN.search(text):
         return ConfigurationError(said, remedy=_ADD_COLUMN)
     return StoreError(said)

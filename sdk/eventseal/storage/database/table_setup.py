@@ -2,32 +2,85 @@
 
 from __future__ import annotations
 
+import sqlite3
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import inspect, text
+from sqlalchemy import CheckConstraint, Table, inspect, text
 from sqlalchemy.engine.reflection import ObjectKind
 from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
 
 from eventseal.errors import ConfigurationError
+from eventseal.storage.database.column_types import (
+    MOST_SECONDS,
+    UUID_SIZE,
+    BinaryUUID,
+    Count,
+    ExactBytes,
+    Rate,
+    Seconds,
+)
 from eventseal.storage.database.transactions import reads, writes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sqlalchemy import Column, Table
+    from sqlalchemy import Column, MetaData
     from sqlalchemy.engine import Connection
+    from sqlalchemy.schema import SchemaItem
+    from sqlalchemy.types import TypeEngine
 
 
 _SQLITE_INDEXES = text(
     'SELECT list.name, list."unique", info.name FROM pragma_index_list(:table) AS list, '
     "pragma_index_info(list.name) AS info WHERE NOT list.partial ORDER BY list.seq, info.seqno"
 )
+_STRICT = sqlite3.sqlite_version_info >= (3, 37)
+"""Older SQLite knows no STRICT tables: there they are plain ones."""
+
 _SETUP_LOCK = 0x6576_7365_616C  # any number, the same for all who set tables up
 
 KEY_ID = "key_id"
 ADDED: dict[Any, Any] = {"eventseal": "added"}
 """Marks, as ``info``, a column that tables of an earlier release lack: it may be NULL, and is added."""
+
+
+def own_table(name: str, metadata: MetaData, *parts: SchemaItem, **options: Any) -> Table:
+    """
+    Declare a table of EventSeal's own: STRICT on SQLite, with a CHECK for each column whose type has limits.
+
+    Older stores have neither, and an attacker who can write to the database can drop both: so every reader
+    checks what it reads (docs/decisions/0030).
+
+    Args:
+        name: Of the table.
+        metadata: Where it is listed.
+        parts: Its columns, constraints and indexes.
+        options: Of SQLAlchemy.
+    """
+    table = Table(name, metadata, *parts, sqlite_strict=_STRICT, **options)
+    for column in table.columns:
+        check = _limits(column.name, column.type)
+        if check is not None:
+            constraint = CheckConstraint(check, name=f"ck_{name}_{column.name}")
+            if isinstance(column.type, BinaryUUID):
+                constraint = constraint.ddl_if(dialect="sqlite")
+            table.append_constraint(constraint)
+    return table
+
+
+def _limits(name: str, kind: TypeEngine[Any]) -> str | None:
+    """Give what a column's values are for good, as SQL: no later release has another right one."""
+    if isinstance(kind, Count):
+        return f"{name} >= 0"
+    if isinstance(kind, Seconds):
+        return f"{name} BETWEEN 0 AND {MOST_SECONDS}"
+    if isinstance(kind, Rate):
+        return f"{name} > 0"
+    size = UUID_SIZE if isinstance(kind, BinaryUUID) else None
+    if isinstance(kind, ExactBytes):
+        size = kind.length
+    return None if size is None else f"length({name}) = {size}"
 
 
 @reads("looking for {name}")

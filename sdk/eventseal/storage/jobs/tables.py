@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Index, MetaData, Table
+from sqlalchemy import Column, Index, MetaData
 
 from eventseal.storage.database.column_types import (
     BinaryUUID,
+    Count,
     ExactBytes,
-    ExactInteger,
     Rate,
     Seconds,
     StoredJSON,
     StoredText,
     UTCTimestamp,
 )
+from eventseal.storage.database.table_setup import own_table
 
 job_metadata = MetaData()
-reencryption_jobs = Table(
+reencryption_jobs = own_table(
     "reencryption_jobs",
     job_metadata,
     Column("job_id", BinaryUUID(), primary_key=True),
     Column("application", StoredText(), nullable=False),
-    Column("layout", ExactInteger(), nullable=False),
+    Column("layout", Count(), nullable=False),
     Column("release", StoredText(), nullable=False),
     Column("state", StoredText(), nullable=False),
     Column("options", StoredJSON(), nullable=False),
     Column("items_per_second", Rate()),
     Column("paced_until", Seconds()),
-    Column("pass_number", ExactInteger(), nullable=False),
-    Column("total", ExactInteger(), nullable=False),
+    Column("pass_number", Count(), nullable=False),
+    Column("total", Count(), nullable=False),
     Column("stopped_runs", StoredJSON(), nullable=False),
     Column("created_at", UTCTimestamp(), nullable=False),
     Column("updated_at", UTCTimestamp(), nullable=False),
@@ -36,13 +37,13 @@ reencryption_jobs = Table(
     Index("ix_reencryption_jobs_state", "application", "state"),
 )
 
-reencryption_shards = Table(
+reencryption_shards = own_table(
     "reencryption_shards",
     job_metadata,
     Column("job_id", BinaryUUID(), primary_key=True),
-    Column("number", ExactInteger(), primary_key=True, autoincrement=False),
-    Column("pass_number", ExactInteger(), nullable=False),
-    Column("phase", ExactInteger(), nullable=False),
+    Column("number", Count(), primary_key=True, autoincrement=False),
+    Column("pass_number", Count(), nullable=False),
+    Column("phase", Count(), nullable=False),
     Column("table_name", StoredText(), nullable=False),
     Column("selection", StoredJSON(), nullable=False),
     Column("upto", StoredJSON()),
@@ -50,42 +51,42 @@ reencryption_shards = Table(
     Column("state", StoredText(), nullable=False),
     Column("worker", StoredText()),
     Column("seen_at", UTCTimestamp()),
-    Column("version", ExactInteger(), nullable=False),
+    Column("version", Count(), nullable=False),
     Column("counts", StoredJSON(), nullable=False),
 )
 
-reencrypted_keys = Table(
+reencrypted_keys = own_table(
     "reencrypted_keys",
     job_metadata,
     Column("job_id", BinaryUUID(), primary_key=True),
     # By shard too, so that no two workers ever wait for each other's row.
-    Column("number", ExactInteger(), primary_key=True, autoincrement=False),
+    Column("number", Count(), primary_key=True, autoincrement=False),
     Column("key_id", BinaryUUID(), primary_key=True),
-    Column("moved", ExactInteger(), nullable=False),
+    Column("moved", Count(), nullable=False),
 )
 
-reencryption_failures = Table(
+reencryption_failures = own_table(
     "reencryption_failures",
     job_metadata,
     Column("job_id", BinaryUUID(), primary_key=True),
-    Column("number", ExactInteger(), primary_key=True, autoincrement=False),
-    Column("failure", ExactInteger(), primary_key=True, autoincrement=False),
-    Column("pass_number", ExactInteger(), nullable=False),
+    Column("number", Count(), primary_key=True, autoincrement=False),
+    Column("failure", Count(), primary_key=True, autoincrement=False),
+    Column("pass_number", Count(), nullable=False),
     Column("said", StoredJSON(), nullable=False),
 )
 
-compromised_marks = Table(
+compromised_marks = own_table(
     "compromised_marks",
     job_metadata,
     Column("key_id", BinaryUUID(), primary_key=True),
     Column("table_name", StoredText(), primary_key=True),
-    Column("items_found", ExactInteger(), nullable=False),
-    Column("high_water", ExactInteger()),
-    Column("replaced_before", ExactInteger(), nullable=False),
+    Column("items_found", Count(), nullable=False),
+    Column("high_water", Count()),
+    Column("replaced_before", Count(), nullable=False),
     Column("recorded_at", UTCTimestamp(), nullable=False),
 )
 
-marked_envelopes = Table(
+marked_envelopes = own_table(
     "marked_envelopes",
     job_metadata,
     Column("key_id", BinaryUUID(), primary_key=True),
@@ -96,12 +97,12 @@ marked_envelopes = Table(
 )
 """Filled on SQLite only; on PostgreSQL rows say themselves when they were written."""
 
-replaced_envelopes = Table(
+replaced_envelopes = own_table(
     "replaced_envelopes",
     job_metadata,
     Column("key_id", BinaryUUID(), primary_key=True),
     Column("table_name", StoredText(), primary_key=True),
-    Column("sha256", ExactBytes(), primary_key=True),
+    Column("sha256", ExactBytes(32), primary_key=True),
     Column("sequence_id", StoredText(), primary_key=True),
     Column("position", StoredText(), primary_key=True),
     Column("replaced_at", UTCTimestamp(), nullable=False),

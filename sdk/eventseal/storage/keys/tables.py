@@ -7,20 +7,19 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     MetaData,
-    Table,
     UniqueConstraint,
 )
 
 from eventseal.storage.database.column_types import (
     BinaryUUID,
+    Count,
     ExactBytes,
-    ExactInteger,
     Seconds,
     StoredJSON,
     StoredText,
     UTCTimestamp,
 )
-from eventseal.storage.database.table_setup import ADDED
+from eventseal.storage.database.table_setup import ADDED, own_table
 
 DEFAULT_REFRESH_INTERVAL = 60.0
 """Seconds: what a new application's row of ``key_changes`` holds."""
@@ -37,7 +36,7 @@ EVERY_VERSION = ""
 key_metadata = MetaData()
 fence_metadata = MetaData()
 
-encryption_keys = Table(
+encryption_keys = own_table(
     "encryption_keys",
     key_metadata,
     Column("key_id", BinaryUUID(), primary_key=True),
@@ -47,14 +46,14 @@ encryption_keys = Table(
     Column("state", StoredText(), nullable=False),
     Column("active_scope", StoredText()),
     Column("binding", ExactBytes(), nullable=False),
-    Column("items_reserved", ExactInteger(), nullable=False),
+    Column("items_reserved", Count(), nullable=False),
     Column("created_at", UTCTimestamp(), nullable=False),
     Column("deactivated_at", UTCTimestamp()),
     Column("compromised_at", UTCTimestamp()),
     Column("destroyed_at", UTCTimestamp()),
     Column("destroyed_by", StoredText()),
-    Column("row_version", ExactInteger(), nullable=False),
-    Column("change", ExactInteger(), nullable=False),
+    Column("row_version", Count(), nullable=False),
+    Column("change", Count(), nullable=False),
     Column("seal", ExactBytes(), nullable=False),
     # NULLs are distinct: closed keys hold no slot.
     UniqueConstraint("application", "purpose", "active_scope", name="uq_encryption_keys_active_scope"),
@@ -62,7 +61,7 @@ encryption_keys = Table(
     Index("ix_encryption_keys_change", "application", "change"),
 )
 
-key_wrappings = Table(
+key_wrappings = own_table(
     "key_wrappings",
     key_metadata,
     Column("key_id", BinaryUUID(), ForeignKey(encryption_keys.c.key_id), primary_key=True),
@@ -74,7 +73,7 @@ key_wrappings = Table(
     Index("ix_key_wrappings_kek", "kek_uri", "kek_version"),
 )
 
-kek_fences = Table(
+kek_fences = own_table(
     "kek_fences",
     key_metadata,
     Column("kek_uri", StoredText(), primary_key=True),
@@ -82,31 +81,31 @@ kek_fences = Table(
     Column("closed_at", UTCTimestamp(), nullable=False),
 )
 
-epochs = Table(
+epochs = own_table(
     "epochs",
     key_metadata,
     Column("application", StoredText(), primary_key=True),
     Column("begun_at", UTCTimestamp(), nullable=False),
     Column("kek_versions", StoredJSON(), nullable=False),
     # NULL in a row that the first release has written.
-    Column("number", ExactInteger(), info=ADDED),
-    Column("shreds", ExactInteger(), info=ADDED),
+    Column("number", Count(), info=ADDED),
+    Column("shreds", Count(), info=ADDED),
     Column("branch_keys", StoredJSON(), info=ADDED),
     Column("finished_at", UTCTimestamp(), info=ADDED),
     Column("seal", ExactBytes(), info=ADDED),
 )
 
-key_changes = Table(
+key_changes = own_table(
     "key_changes",
     key_metadata,
     Column("application", StoredText(), primary_key=True),
-    Column("counter", ExactInteger(), nullable=False),
+    Column("counter", Count(), nullable=False),
     Column("revoked", ExactBytes(), nullable=False),
     Column("seal", ExactBytes(), nullable=False),
     Column("refresh_interval", Seconds(), nullable=False, default=DEFAULT_REFRESH_INTERVAL),
 )
 
-revocation_nodes = Table(
+revocation_nodes = own_table(
     "revocation_nodes",
     key_metadata,
     Column("application", StoredText(), primary_key=True),
@@ -114,14 +113,14 @@ revocation_nodes = Table(
     Column("content", ExactBytes(), nullable=False),
 )
 
-erased_items = Table(
+erased_items = own_table(
     "erased_items",
     key_metadata,
     Column("application", StoredText(), primary_key=True),
-    Column("digest", ExactBytes(), primary_key=True),
+    Column("digest", ExactBytes(32), primary_key=True),
 )
 
-sealed_tables = Table(
+sealed_tables = own_table(
     "sealed_tables",
     key_metadata,
     Column("application", StoredText(), primary_key=True, default=EVERY_APPLICATION),
@@ -132,7 +131,7 @@ sealed_tables = Table(
     Column("old_formats", StoredJSON(none_as_null=True)),
 )
 
-key_fences = Table(
+key_fences = own_table(
     "key_fences",
     fence_metadata,
     Column("key_id", BinaryUUID(), primary_key=True),
