@@ -23,7 +23,7 @@ from eventseal.cipher.context import ItemBinder, canonical_position, canonical_s
 from eventseal.erasure import FileLedger
 from eventseal.erasure.ledger.entries import key_record, sealed_line
 from eventseal.errors import IntegrityError, ItemTooLargeError, SerializationError, UnknownFormatError
-from eventseal.items.stored_fields import stored_fields
+from eventseal.items.sealed_fields import stored_fields
 from eventseal.keys import InMemoryKeyStore, Keyring
 from eventseal.keys.authentication.row_macs import ScopeDigests, Seals
 from eventseal.keys.data_key import DataKey, binding_of

@@ -20,7 +20,7 @@ from eventseal.erasure.repairing import _Run
 from eventseal.errors import ConfigurationError, IntegrityError, JobError
 from eventseal.items import PersonalData, SequencedItem
 from eventseal.rotation import mark_compromised, reencrypt, retire, rotate_keys, verify
-from eventseal.rotation.damaged_rows import damaged_rows
+from eventseal.rotation.row_damage import damaged_rows
 from eventseal.rotation.sealed_store import registered_tables
 from eventseal.storage import SQLAlchemyActiveRecordStrategy, TimestampSequencedItemRecord
 from eventseal.storage.items.fences import close_fences

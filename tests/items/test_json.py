@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from eventseal.errors import ConfigurationError, SerializationError
 from eventseal.items import JSONTranscoder
 from eventseal.items.json_writer import MOST_NESTED
-from eventseal.items.stored_fields import stored_fields
+from eventseal.items.sealed_fields import stored_fields
 
 
 class Colour(enum.Enum):

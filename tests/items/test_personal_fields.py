@@ -45,7 +45,7 @@ from eventseal.items import (
     register_topic,
 )
 from eventseal.items.json_writer import MOST_NESTED
-from eventseal.items.stored_fields import subject_scope
+from eventseal.items.sealed_fields import subject_scope
 from eventseal.keys import Keyring
 from eventseal.keys.states import KeyPurpose
 

@@ -20,7 +20,7 @@ from eventseal.rotation import key_rotation, retirement
 from eventseal.storage.database import column_types
 from eventseal.storage.database.table_setup import KEY_ID
 from eventseal.storage.items import key_counts
-from eventseal.storage.items.described import described
+from eventseal.storage.items.table_queries import described
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

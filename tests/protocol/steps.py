@@ -53,7 +53,7 @@ TELL_REOPENING = "eventseal.erasure.reopening._record_reopening"
 READ_LEDGER = "eventseal.erasure.restore.Reading.of"
 LOOK_FOR_UNDONE = "eventseal.erasure.restore.undone_scopes"
 SHRED_KEYS_AGAIN = "eventseal.keys.ring.destroying.Destroyer.shred_again"
-SHRED_AGAIN = "eventseal.erasure.restore._Work.take"
+SHRED_AGAIN = "eventseal.erasure.restore._Run.take"
 CHECK_RESTORE = "eventseal.erasure.restore.after_restore"
 # Re-encryption
 READ_PAGE = "eventseal.rotation.jobs.resealers.TableResealer.page"

@@ -384,7 +384,7 @@ def test_a_row_that_is_written_meanwhile_is_not_overwritten(old_shop, monkeypatc
     items = fill(old_shop, WRITERS[4:5], count=3)
     begin_migration(old_shop.seal)
     newer = b'{"name":"newer","tenant":"acme"}'
-    from eventseal.rotation.jobs.old_items import OldItemResealer
+    from eventseal.rotation.jobs.older_formats import OldItemResealer
 
     real, edits = OldItemResealer._sealed, [items[1]]
 
@@ -401,7 +401,7 @@ def test_a_row_that_is_written_meanwhile_is_not_overwritten(old_shop, monkeypatc
 
 
 def test_equal_ends_are_no_reason_to_overwrite_a_row(old_shop, monkeypatch):
-    from eventseal.rotation.jobs.old_items import OldItemResealer
+    from eventseal.rotation.jobs.older_formats import OldItemResealer
 
     items = fill(old_shop, WRITERS[4:5], count=1)
     begin_migration(old_shop.seal)

@@ -21,7 +21,7 @@ from eventseal.items.event_modules import EventModules
 from eventseal.items.json import ClassChecks
 from eventseal.rotation import begin_migration, copy_items, list_jobs, migrate, reencrypt
 from eventseal.rotation.jobs import passes
-from eventseal.rotation.jobs.old_items import function_named
+from eventseal.rotation.jobs.older_formats import function_named
 from eventseal.rotation.jobs.passes import work_in_process
 from eventseal.storage import SQLAlchemySettings
 

@@ -12,12 +12,12 @@ from tests.fixtures.eventsourcing_store import EVENTS, SNAPSHOTS, TOPIC, Library
 
 from eventseal.errors import ConfigurationError
 from eventseal.items.sealed_places import Selection
-from eventseal.storage.items.described import key_id_in_header
 from eventseal.storage.items.key_counts import count_by_key
 from eventseal.storage.items.key_id_indexes import has_key_id_indexes, index_name, make_key_id_indexes
 from eventseal.storage.items.places import item_swaps
 from eventseal.storage.items.registry import read_registry, set_old_formats
 from eventseal.storage.items.rows import range_bounds
+from eventseal.storage.items.table_queries import key_id_in_header
 from eventseal.storage.unregistered import unregistered_eventsourcing_tables
 from eventseal.suites.envelope import CompressionId, SuiteId
 from eventseal.testing import FakeKms

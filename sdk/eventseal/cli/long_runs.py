@@ -22,7 +22,7 @@ from eventseal.cli.exits import RUN_AGAIN, ExitCode, resumable
 from eventseal.cli.output import print_json
 from eventseal.cli.shared_options import opened_in_worker, working_directory_last
 from eventseal.rotation.jobs.jobs import MIGRATE, verb_command
-from eventseal.rotation.jobs.old_items import function_named
+from eventseal.rotation.jobs.older_formats import function_named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -27,11 +27,11 @@ from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.rotation import abandon_migration, begin_migration, copy_items, finish_migration
 from eventseal.rotation import migrate as migrate_store
 from eventseal.rotation.jobs.jobs import MIGRATE, verb_command
-from eventseal.rotation.jobs.old_items import function_named
+from eventseal.rotation.jobs.older_formats import function_named
 
 if TYPE_CHECKING:
     from eventseal.rotation import JobResult
-    from eventseal.rotation.jobs.old_items import ScopeOf
+    from eventseal.rotation.jobs.older_formats import ScopeOf
 
 _HELP = """Bring items in plain, or of older ciphers, under the keys of a KMS.
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from eventseal.cli.shared_options import Options
     from eventseal.rotation import Failure, JobResult
-    from eventseal.rotation.rows_set_aside import SetAside
+    from eventseal.rotation.set_aside_rows import SetAside
 
 _SHOWN = 20
 

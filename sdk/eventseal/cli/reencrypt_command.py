@@ -16,7 +16,7 @@ from eventseal.rotation import pause_job
 from eventseal.rotation import reencrypt as reencrypt_items
 from eventseal.rotation.did_you_mean import known_keys
 from eventseal.rotation.jobs.jobs import REENCRYPT, resume_command, verb_command, verb_of
-from eventseal.rotation.rows_set_aside import SET_ASIDE
+from eventseal.rotation.set_aside_rows import SET_ASIDE
 
 if TYPE_CHECKING:
     from eventseal.configuration import EventSeal

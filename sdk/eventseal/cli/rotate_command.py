@@ -22,8 +22,8 @@ from eventseal.rotation import reencrypt as reencrypt_items
 from eventseal.rotation import retire as retire_keys
 from eventseal.rotation.did_you_mean import known_keys, refuse_unknown_scopes
 from eventseal.rotation.jobs.jobs import REENCRYPT
-from eventseal.rotation.rows_set_aside import AsideRows
 from eventseal.rotation.sealed_store import registered_tables
+from eventseal.rotation.set_aside_rows import AsideRows
 from eventseal.rotation.status.key_totals import expected_keys, noticed_at, replaced_data_keys
 from eventseal.rotation.table_checks import refuse_damaged_rows, refuse_unregistered_tables
 

@@ -11,16 +11,16 @@ from eventseal.cli.output import confirm, print_failures, print_json, print_rows
 from eventseal.cli.shared_options import Options, Position, SequenceId, with_options
 from eventseal.erasure.setting_aside import required_ledger, set_aside, withdraw
 from eventseal.errors import ConfigurationError, JobError
-from eventseal.rotation.damaged_rows import damaged_row, damaged_rows
 from eventseal.rotation.did_you_mean import typed_place
+from eventseal.rotation.row_damage import damaged_row, damaged_rows
 from eventseal.rotation.sealed_store import registered_tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from eventseal.configuration import EventSeal
-    from eventseal.rotation.damaged_rows import DamagedRows
-    from eventseal.rotation.rows_set_aside import SetAside
+    from eventseal.rotation.row_damage import DamagedRows
+    from eventseal.rotation.set_aside_rows import SetAside
 
 EXAMPLES = """\b
 Examples:

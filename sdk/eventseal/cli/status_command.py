@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from eventseal.configuration.assembly import Stores
-    from eventseal.rotation.rows_set_aside import SetAside
+    from eventseal.rotation.set_aside_rows import SetAside
     from eventseal.rotation.status.advice import Advice, JobStatus, Status
 
 EXAMPLES = """\b

@@ -29,7 +29,7 @@ from eventseal.erasure.receipts import VerifyReceipt
 from eventseal.errors import ConfigurationError
 from eventseal.rotation import verify as verify_store
 from eventseal.rotation.item_checks import FORMER, OUTCOMES
-from eventseal.rotation.rows_set_aside import SET_ASIDE
+from eventseal.rotation.set_aside_rows import SET_ASIDE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

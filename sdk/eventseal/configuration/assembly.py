@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from eventseal.erasure import Ledger
     from eventseal.items.sealed_places import SealedPlace
     from eventseal.kms import KmsAdapter
-    from eventseal.rotation.rows_set_aside import SetAside
+    from eventseal.rotation.set_aside_rows import SetAside
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from eventseal.errors import IntegrityError, JobError, SerializationError
 from eventseal.items.fields import PersonalFields
 from eventseal.items.item import StoredItem, UnknownPlaceNames
 from eventseal.items.json import JSONTranscoder
-from eventseal.items.stored_fields import SEALED_BYTES
+from eventseal.items.sealed_fields import SEALED_BYTES
 from eventseal.keys.states import KeyPurpose
 from eventseal.rotation.fences import close_and_count
 from eventseal.rotation.results import JobResult, Run

@@ -11,7 +11,7 @@ from eventseal.erasure.ledger.recording import prepare_ledger
 from eventseal.erasure.shredding import own_ledger
 from eventseal.errors import ConfigurationError, IntegrityError, JobError
 from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult, Run
-from eventseal.rotation.rows_set_aside import SetAside
+from eventseal.rotation.set_aside_rows import SetAside
 from eventseal.storage.database.rows import chunks
 from eventseal.storage.items.rows import stored_row
 from eventseal.storage.items.swaps import place_from_json, place_to_json
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from eventseal.erasure.ledger.entries import LedgerEntry
     from eventseal.erasure.ledger.ledger import Ledger
     from eventseal.items.sealed_places import Place
-    from eventseal.rotation.damaged_rows import DamagedRow, DamagedRows
+    from eventseal.rotation.row_damage import DamagedRow, DamagedRows
     from eventseal.rotation.sealed_store import SealedStore
 
 
@@ -46,7 +46,7 @@ def set_aside(
 
     Args:
         store: An ``EventSeal``, or any object with its four.
-        found: As :func:`eventseal.rotation.damaged_rows.damaged_rows` gives it.
+        found: As :func:`eventseal.rotation.row_damage.damaged_rows` gives it.
         reason: Why, in up to 500 characters. No personal data: a ledger is kept for good.
         ledger: ``None``: the store's own.
         dry_run: Whether to write nothing.

@@ -17,7 +17,7 @@ from eventseal.items.json_writer import ObjectState, Refused
 from eventseal.items.markers import Masked, PersonalData, Sealed, fits, personal_data_in, with_masks
 from eventseal.items.objects import attributes_of
 from eventseal.items.personal import marked_names, plan_of
-from eventseal.items.stored_fields import Enclosing, find_subject, subject_scope
+from eventseal.items.sealed_fields import Enclosing, find_subject, subject_scope
 from eventseal.items.topics import class_name
 
 if TYPE_CHECKING:

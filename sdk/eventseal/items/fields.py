@@ -31,7 +31,7 @@ from eventseal.items.json_writer import (
 from eventseal.items.markers import Choice, Elements, Masked, Positions, Sealed, Values, chosen, fits
 from eventseal.items.objects import attributes_of
 from eventseal.items.personal import plan_of
-from eventseal.items.stored_fields import (
+from eventseal.items.sealed_fields import (
     NAME_SUBJECT,
     Enclosing,
     find_subject,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from eventseal.items.json import JSONTranscoder
     from eventseal.items.json_writer import JSONWriter
     from eventseal.items.markers import PersonalData, Shape
-    from eventseal.items.stored_fields import StoredField
+    from eventseal.items.sealed_fields import StoredField
 
 
 _SIMPLE = {str, int, float, bool, type(None), bytes, Masked}

@@ -37,7 +37,7 @@ from eventseal.items.objects import attributes_of, restore
 from eventseal.items.personal import plan_of
 from eventseal.items.protection import ProtectedField, protected_fields, refuse_replaced_methods
 from eventseal.items.scopes import Erased, ErasureRule, KeyScope, OnErased, ScopeRule
-from eventseal.items.stored_fields import SEALED_BYTES
+from eventseal.items.sealed_fields import SEALED_BYTES
 from eventseal.items.topics import resolve_topic, topic_of
 from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.suites.envelope import HEADER_SIZE

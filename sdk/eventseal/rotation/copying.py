@@ -26,7 +26,7 @@ from eventseal.items import SequencedItem
 from eventseal.items.acceptance import translated
 from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
 from eventseal.rotation.jobs.jobs import MIGRATE
-from eventseal.rotation.jobs.old_items import class_checks, rule_of, scope_given
+from eventseal.rotation.jobs.older_formats import class_checks, rule_of, scope_given
 from eventseal.rotation.old_samples import Sample, refuse_wrong_keys
 from eventseal.rotation.results import Failure, JobResult, Run
 from eventseal.rotation.sealed_store import configured_formats
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
     from eventseal.items.acceptance import AcceptedFormats
-    from eventseal.rotation.jobs.old_items import ScopeOf
+    from eventseal.rotation.jobs.older_formats import ScopeOf
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage import SQLAlchemyDatastore, SQLAlchemySettings
     from eventseal.storage.foreign_tables import OldRow

@@ -27,13 +27,13 @@ from eventseal.items.acceptance import AcceptedFormats, OldItem
 from eventseal.items.fields import PersonalFields
 from eventseal.items.item import StoredItem, UnknownPlaceNames, names_another_key
 from eventseal.items.json import JSONTranscoder
+from eventseal.items.sealed_fields import SEALED_BYTES
 from eventseal.items.sealed_places import Selection
-from eventseal.items.stored_fields import SEALED_BYTES
 from eventseal.rotation.fences import late_item
 from eventseal.rotation.jobs.collections import is_erased, open_former
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure
-from eventseal.rotation.rows_set_aside import SET_ASIDE
 from eventseal.rotation.sealed_store import StoreOptions, accepted_in, formats_of
+from eventseal.rotation.set_aside_rows import SET_ASIDE
 from eventseal.storage.database.transactions import read
 from eventseal.storage.items.places import item_swaps
 from eventseal.storage.items.rows import ItemRow, row_at
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from eventseal.items.sealed_places import Page, Place
-    from eventseal.rotation.rows_set_aside import AsideRows
     from eventseal.rotation.sealed_store import SealedStore
+    from eventseal.rotation.set_aside_rows import AsideRows
     from eventseal.storage.items.tables import SealedTable
 
 OUTCOMES = ("done", "failed", "plain", "unmigrated", "foreign", "erased", "left")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from eventseal.errors import ConfigurationError, JobError
 from eventseal.keys.records import DEFAULT_SCOPE, checked_scope
 from eventseal.rotation.jobs.jobs import MIGRATE, begun_job, list_jobs, resumed_job, verb_of
-from eventseal.rotation.jobs.old_items import scope_rule, stored_rule
+from eventseal.rotation.jobs.older_formats import scope_rule, stored_rule
 from eventseal.rotation.jobs.passes import Passes
 from eventseal.rotation.jobs.sources import foreign, old_sources
 from eventseal.rotation.jobs.workers import Workers
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from eventseal.items.acceptance import AcceptedFormats
-    from eventseal.rotation.jobs.old_items import ScopeOf
+    from eventseal.rotation.jobs.older_formats import ScopeOf
     from eventseal.rotation.jobs.sources import OldSources
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.items.tables import SealedTable

@@ -15,7 +15,7 @@ from eventseal.items.acceptance import OldItem
 from eventseal.items.sealed_places import Selection
 from eventseal.rotation.jobs.collections import opened_page
 from eventseal.rotation.jobs.jobs import MIGRATE, verb_of
-from eventseal.rotation.jobs.old_items import class_checks, old_items
+from eventseal.rotation.jobs.older_formats import class_checks, old_items
 from eventseal.rotation.jobs.sources import foreign
 from eventseal.rotation.results import MAX_FAILURES, Failure, JobResult, Run
 from eventseal.rotation.sealed_store import accepted_in

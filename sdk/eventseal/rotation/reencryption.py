@@ -17,8 +17,8 @@ from eventseal.rotation.jobs.passes import Passes
 from eventseal.rotation.jobs.sources import moved_sources, table_sources
 from eventseal.rotation.jobs.workers import Workers
 from eventseal.rotation.results import JobResult, Run
-from eventseal.rotation.rows_set_aside import SET_ASIDE, AsideRows
 from eventseal.rotation.sealed_store import registered_tables
+from eventseal.rotation.set_aside_rows import SET_ASIDE, AsideRows
 from eventseal.rotation.status.key_totals import settles_at
 from eventseal.rotation.table_checks import refuse_old_key_tables, refuse_unregistered_tables
 from eventseal.storage.items.places import TablePlace

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from eventseal.errors import EventSealError
-    from eventseal.rotation.rows_set_aside import SetAside
+    from eventseal.rotation.set_aside_rows import SetAside
 
 MAX_FAILURES = 1000
 """Failures that a result lists; the count goes on."""

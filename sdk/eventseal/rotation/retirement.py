@@ -16,13 +16,13 @@ from eventseal.rotation.fences import close_and_count, without
 from eventseal.rotation.key_rotation import unknown_rows
 from eventseal.rotation.results import MAX_FAILURES, JobResult, Run
 from eventseal.rotation.rewrapping import WRAPPING_TABLE
-from eventseal.rotation.rows_set_aside import SET_ASIDE, AsideRows
 from eventseal.rotation.sealed_store import (
     key_pages,
     places_beside_tables,
     refuse_unreachable_tables,
     registered_tables,
 )
+from eventseal.rotation.set_aside_rows import SET_ASIDE, AsideRows
 from eventseal.rotation.status.key_totals import expected_keys
 from eventseal.rotation.table_checks import (
     GIVE_UP,
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from eventseal.errors import StoreUnavailableError
     from eventseal.items.sealed_places import SealedPlace
     from eventseal.keys.records import KeyRecord
-    from eventseal.rotation.rows_set_aside import SetAside
     from eventseal.rotation.sealed_store import SealedStore
+    from eventseal.rotation.set_aside_rows import SetAside
 
 
 _STATES = KeyState.DEACTIVATED, KeyState.COMPROMISED

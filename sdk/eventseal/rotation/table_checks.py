@@ -11,8 +11,8 @@ from eventseal.keys.authentication.revocations import old_key_tables
 from eventseal.rotation.item_checks import ItemChecks
 from eventseal.rotation.jobs.sources import FEW_ITEMS
 from eventseal.rotation.results import MAX_FAILURES, Failure
-from eventseal.rotation.rows_set_aside import SET_ASIDE
 from eventseal.rotation.sealed_store import SealedStore, StoreOptions, accepts_plain
+from eventseal.rotation.set_aside_rows import SET_ASIDE
 from eventseal.storage.items.columns import sealed_columns
 from eventseal.storage.items.fences import has_fence_triggers
 from eventseal.storage.items.key_counts import (
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from eventseal.keys.store import KeyStore
-    from eventseal.rotation.rows_set_aside import AsideHere, AsideRows
+    from eventseal.rotation.set_aside_rows import AsideHere, AsideRows
     from eventseal.storage import SQLAlchemyDatastore
     from eventseal.storage.items.rows import ItemRow
     from eventseal.storage.items.tables import SealedTable

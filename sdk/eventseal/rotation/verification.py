@@ -22,8 +22,8 @@ from eventseal.keys.states import KeyPurpose
 from eventseal.rotation.item_checks import FORMER, OUTCOMES, PAGE_SIZE, ItemChecks, Tally, raise_if_outage
 from eventseal.rotation.jobs.workers import Workers, broken_pool_named, opened, ranges_of
 from eventseal.rotation.results import JobResult
-from eventseal.rotation.rows_set_aside import SET_ASIDE, AsideRows, lapsed_rows, rows_set_aside
 from eventseal.rotation.sealed_store import StoreOptions, key_pages, registered_tables
+from eventseal.rotation.set_aside_rows import SET_ASIDE, AsideRows, lapsed_rows, rows_set_aside
 from eventseal.rotation.table_checks import refuse_absent_tables, refuse_unregistered_tables, uncounted_tables
 from eventseal.rotation.verification_state import Range, VerifyState, covered
 from eventseal.storage.items.key_counts import count_by_key, count_without_place
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from eventseal.rotation.rows_set_aside import SetAside
     from eventseal.rotation.sealed_store import SealedStore
+    from eventseal.rotation.set_aside_rows import SetAside
     from eventseal.storage.items.tables import SealedTable
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import ARRAY, BINARY, CHAR, VARBINARY, LargeBinary, Uuid, inspec
 
 from eventseal.storage.database.table_setup import KEY_ID
 from eventseal.storage.database.transactions import reads
-from eventseal.storage.items.described import key_id_in_header
+from eventseal.storage.items.table_queries import key_id_in_header
 from eventseal.storage.jobs.tables import job_metadata
 from eventseal.storage.keys.tables import fence_metadata, key_metadata
 

@@ -16,8 +16,8 @@ from eventseal.rotation.table_checks import differing_items
 from eventseal.storage.database.column_types import HoldsUUID
 from eventseal.storage.database.table_setup import ADDED, KEY_ID, column_addition, column_indexes
 from eventseal.storage.database.transactions import read, reads
-from eventseal.storage.items.described import described
 from eventseal.storage.items.fences import CLOSED, fence_states, missing_fence_triggers
+from eventseal.storage.items.table_queries import described
 from eventseal.storage.jobs.tables import job_metadata
 from eventseal.storage.keys.tables import fence_metadata, key_fences, key_metadata
 

@@ -20,7 +20,7 @@ from eventseal.errors import (
 )
 from eventseal.items.item import UnknownPlaceNames
 from eventseal.items.json import JSONTranscoder
-from eventseal.items.stored_fields import SEALED_BYTES, stored_fields
+from eventseal.items.sealed_fields import SEALED_BYTES, stored_fields
 from eventseal.rotation.results import Failure
 from eventseal.storage.items.registry import move_collection, refuse_taken_collections
 from eventseal.storage.items.rows import pages
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from eventseal.cipher.context import StoredItems
-    from eventseal.items.stored_fields import StoredField
+    from eventseal.items.sealed_fields import StoredField
     from eventseal.rotation.results import JobResult
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.items.tables import SealedTable

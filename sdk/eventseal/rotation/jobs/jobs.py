@@ -17,7 +17,7 @@ from eventseal.keys.states import KeyState
 from eventseal.rotation.fences import miscounts
 from eventseal.rotation.jobs.sources import KeyStatus
 from eventseal.rotation.results import MAX_FAILURES, MAX_KEYS_LISTED, Failure, JobResult
-from eventseal.rotation.rows_set_aside import SET_ASIDE
+from eventseal.rotation.set_aside_rows import SET_ASIDE
 from eventseal.storage.database.rows import UNREADABLE
 from eventseal.storage.database.transactions import write
 from eventseal.storage.jobs import jobs

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from eventseal.items.sealed_places import Place
-    from eventseal.rotation.jobs.old_items import ScopeOf
+    from eventseal.rotation.jobs.older_formats import ScopeOf
     from eventseal.rotation.jobs.sources import TableSources
     from eventseal.rotation.results import JobResult
     from eventseal.rotation.sealed_store import SealedStore

@@ -23,7 +23,7 @@ from eventseal.rotation.fences import late_item
 from eventseal.rotation.jobs.collections import in_place, is_erased, moved
 from eventseal.rotation.jobs.sources import KeyStatus
 from eventseal.rotation.results import MAX_FAILURES, Failure
-from eventseal.rotation.rows_set_aside import SET_ASIDE, AsideRows
+from eventseal.rotation.set_aside_rows import SET_ASIDE, AsideRows
 from eventseal.storage.database.transactions import read, write
 from eventseal.storage.items.fences import open_fences, share_fences, share_live_keys, unreadable_fences
 from eventseal.storage.items.places import item_swaps

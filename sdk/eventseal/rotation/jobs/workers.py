@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from eventseal.errors import ConfigurationError, JobError, StoreError
 from eventseal.rotation.jobs.jobs import collection_of, keys_of
-from eventseal.rotation.jobs.old_items import OldItemResealer
+from eventseal.rotation.jobs.older_formats import OldItemResealer
 from eventseal.rotation.jobs.resealers import CollectionResealer, ShardLostError, TableResealer
 from eventseal.rotation.jobs.sources import KeyStatuses
 from eventseal.rotation.sealed_store import accepted_in, configured_formats
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
     from eventseal.items.sealed_places import Place
-    from eventseal.rotation.jobs.old_items import ScopeOf
+    from eventseal.rotation.jobs.older_formats import ScopeOf
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.items.tables import SealedTable
     from eventseal.storage.jobs.jobs import Job

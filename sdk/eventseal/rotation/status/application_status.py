@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from eventseal.errors import ConfigurationError, IntegrityError
 from eventseal.keys.authentication.row_macs import unreadable_row
 from eventseal.keys.policy import RotationPolicy
-from eventseal.rotation.rows_set_aside import SET_ASIDE, AsideRows
 from eventseal.rotation.sealed_store import key_pages, registered_tables
+from eventseal.rotation.set_aside_rows import SET_ASIDE, AsideRows
 from eventseal.rotation.status.advice import PLAIN, UNKNOWN, JobStatus, Status, next_steps, with_upgrade_first
 from eventseal.rotation.status.key_totals import (
     UNREADABLE_KIND,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from eventseal.keys.records import KeyRecord
     from eventseal.keys.states import KeyState
     from eventseal.keys.store import KeyStore
-    from eventseal.rotation.rows_set_aside import SetAside
+    from eventseal.rotation.set_aside_rows import SetAside
     from eventseal.rotation.status.key_totals import KeyTotal
     from eventseal.storage import SQLAlchemyDatastore
     from eventseal.storage.items.tables import SealedTable

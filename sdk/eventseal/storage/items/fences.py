@@ -21,7 +21,7 @@ from eventseal.storage.database.rows import (
     read_rows,
 )
 from eventseal.storage.database.transactions import reads, writes
-from eventseal.storage.items.described import key_id_in_header
+from eventseal.storage.items.table_queries import key_id_in_header
 from eventseal.storage.keys.tables import encryption_keys, key_fences
 
 if TYPE_CHECKING:

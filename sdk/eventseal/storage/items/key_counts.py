@@ -11,8 +11,8 @@ from sqlalchemy import func, or_, select
 from eventseal.storage.database.rows import chunks
 from eventseal.storage.database.table_setup import KEY_ID
 from eventseal.storage.database.transactions import reads
-from eventseal.storage.items.described import DescribedTable, described
 from eventseal.storage.items.rows import ItemRow
+from eventseal.storage.items.table_queries import DescribedTable, described
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from eventseal.items.sealed_places import Place
-    from eventseal.storage.items.described import DescribedTable
+    from eventseal.storage.items.table_queries import DescribedTable
     from eventseal.storage.items.tables import SealedTable
 
 _JSON_FORMATS = frozenset({"plain-json"})

@@ -14,8 +14,8 @@ from sqlalchemy import text
 from eventseal.storage.database.faults import translated
 from eventseal.storage.database.table_setup import KEY_ID, column_indexes, has_table
 from eventseal.storage.database.transactions import reads, writes
-from eventseal.storage.items.described import key_id_in_header, key_ids_differ
 from eventseal.storage.items.fences import fitting_name
+from eventseal.storage.items.table_queries import key_id_in_header, key_ids_differ
 from eventseal.storage.items.tables import ColumnKind
 
 if TYPE_CHECKING:

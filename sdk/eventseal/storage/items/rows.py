@@ -15,7 +15,7 @@ from eventseal.storage.database.faults import has_no_such_column
 from eventseal.storage.database.table_setup import KEY_ID
 from eventseal.storage.database.transactions import reads
 from eventseal.storage.items.columns import comes_after
-from eventseal.storage.items.described import DescribedTable, described
+from eventseal.storage.items.table_queries import DescribedTable, described
 from eventseal.suites.hkdf import length_prefixed
 
 if TYPE_CHECKING:

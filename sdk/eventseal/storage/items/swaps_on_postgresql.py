@@ -12,8 +12,8 @@ from sqlalchemy import event
 
 from eventseal.items.sealed_places import Page
 from eventseal.storage.database.table_setup import KEY_ID
-from eventseal.storage.items.described import key_id_in_header, key_ids_differ
 from eventseal.storage.items.swaps import EMPTY_PAGE, MOST_PAGE_BYTES, TAG_SIZE, Swap
+from eventseal.storage.items.table_queries import key_id_in_header, key_ids_differ
 from eventseal.storage.items.tables import ColumnKind
 from eventseal.suites.envelope import KEY_ID_IN_HEADER
 from eventseal.suites.hkdf import length_prefixed

@@ -13,8 +13,8 @@ from eventseal.items.sealed_places import Page
 from eventseal.storage.database.column_types import NIL_KEY_ID
 from eventseal.storage.database.table_setup import KEY_ID
 from eventseal.storage.items.columns import comes_after
-from eventseal.storage.items.described import described
 from eventseal.storage.items.swaps import EMPTY_PAGE, MOST_PAGE_BYTES, Swap
+from eventseal.storage.items.table_queries import described
 from eventseal.suites.envelope import KEY_ID_IN_HEADER
 
 if TYPE_CHECKING:

@@ -29,8 +29,8 @@ from sqlalchemy import (
 from eventseal.storage.database.column_types import DatabaseClock, HoldsUUID
 from eventseal.storage.database.rows import chunks, insert_unless_there, insertion, read_rows
 from eventseal.storage.database.transactions import reads, writes
-from eventseal.storage.items.described import described
 from eventseal.storage.items.swaps import TAG_SIZE
+from eventseal.storage.items.table_queries import described
 from eventseal.storage.jobs.tables import compromised_marks, marked_envelopes, replaced_envelopes
 
 if TYPE_CHECKING:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from eventseal.storage.items.tables import SealedTable
 
+
 _HEX_DIGITS = 32
 _HEADS = [bytes((VERSION, suite)) for suite in sorted(SuiteId, reverse=True)]
 """The two bytes that an envelope begins with, those of the strongest suites first."""

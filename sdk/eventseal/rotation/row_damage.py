@@ -24,8 +24,8 @@ from eventseal.rotation.jobs.sources import old_sources
 from eventseal.rotation.migration import tables_in_migration
 from eventseal.rotation.old_samples import sampled
 from eventseal.rotation.results import Failure, JobResult, Run
-from eventseal.rotation.rows_set_aside import SET_ASIDE, AsideRows
 from eventseal.rotation.sealed_store import configured_formats, own_tables, registered_tables
+from eventseal.rotation.set_aside_rows import SET_ASIDE, AsideRows
 from eventseal.storage.database.rows import chunks
 from eventseal.storage.items.key_counts import count_by_key
 from eventseal.storage.items.rows import stored_row
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.items.rows import ItemRow, StoredRow
     from eventseal.storage.items.tables import SealedTable
+
 
 _OF_A_KEY = (KeyNotFoundError, KekNotConfiguredError, WrongApplicationError)
 """What says that only a key is missing here, and nothing of the row."""
