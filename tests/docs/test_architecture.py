@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,21 @@ def test_each_folder_of_modules_is_on_the_page(folder):
 
 def test_the_page_names_files_in_the_picture_and_in_the_table():
     assert {"items/mapper.py", "keys/wrapping/unwrapping.py", "tests/cli", "storage/jobs"} <= {*named_paths()}
+
+
+def test_annotations_name_no_class_of_a_layer_above():
+    """The linter looks at imports that run; those for annotations point the same way."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    height = {
+        name.strip(): -number
+        for number, layer in enumerate(contracts[0]["layers"])
+        for name in layer.split(":")
+    }
+    upwards = [
+        (str(module.relative_to(SDK)), node.module)
+        for module in SDK.glob("*/**/*.py")
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("eventseal.")
+        if height[str(node.module).split(".")[1]] > height[module.relative_to(SDK).parts[0]]
+    ]
+    assert not upwards

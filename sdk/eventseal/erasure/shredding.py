@@ -255,4 +255,5 @@ def shred(
 
 def own_ledger(store: SealedStore) -> Ledger | None:
     """Give the ledger that a store brings along, if any."""
-    return StoreOptions.of(store).ledger
+    ledger: Ledger | None = StoreOptions.of(store).ledger
+    return ledger

@@ -7,7 +7,7 @@ import re
 from dataclasses import is_dataclass
 from enum import Enum
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from eventseal.errors import ConfigurationError
 from eventseal.eventstore.entities import EventSourcedEntity
@@ -20,9 +20,6 @@ from eventseal.items.scopes import CLASS_RULE
 from eventseal.items.topics import class_name
 
 if TYPE_CHECKING:
-    from eventseal.integrations.eventsourcing import EncryptingMapper
-
-    MapperClass = type[SequencedItemMapper | EncryptingMapper]
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from types import ModuleType
 
@@ -39,6 +36,15 @@ PERSONAL_WORDS = frozenset({
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _PLAIN_MODULES = frozenset({"builtins", "datetime", "decimal", "types", "typing", "uuid"})
+
+
+class Mapper(Protocol):
+    """A mapper class that lists how it protects the fields of a class."""
+
+    @classmethod
+    def protections(cls, event_class: type[Any], *, always_encrypt: bool = ...) -> list[ProtectedField]:
+        """List the fields, or raise ``ConfigurationError`` if the mapper would refuse the class."""
+        ...
 
 
 class SurveyedClass(NamedTuple):
@@ -63,7 +69,7 @@ def survey(
     *,
     words: Collection[str] = (),
     always_encrypt: bool = False,
-    mapper_of: Callable[[type[Any]], MapperClass],
+    mapper_of: Callable[[type[Any]], type[Mapper]],
 ) -> list[SurveyedClass]:
     """
     Survey modules.
@@ -93,7 +99,7 @@ def survey(
     return sorted(surveyed.values(), key=lambda one: one.name)
 
 
-def _classes(name: str, mapper_of: Callable[[type[Any]], MapperClass]) -> Iterator[type[Any]]:
+def _classes(name: str, mapper_of: Callable[[type[Any]], type[Mapper]]) -> Iterator[type[Any]]:
     module_name, _, qualified = name.partition(":")
     module = _imported(module_name)
     if qualified:
@@ -123,7 +129,7 @@ def _imported(name: str) -> ModuleType:
 
 
 def _defined_in(
-    holder: ModuleType | type[Any], mapper_of: Callable[[type[Any]], MapperClass]
+    holder: ModuleType | type[Any], mapper_of: Callable[[type[Any]], type[Mapper]]
 ) -> Iterator[type[Any]]:
     module = holder.__module__ if isinstance(holder, type) else holder.__name__
     for member in list(vars(holder).values()):
@@ -136,14 +142,14 @@ def _defined_in(
         yield from _defined_in(member, mapper_of)
 
 
-def _is_stored(cls: type[Any], mapper: MapperClass) -> bool:
+def _is_stored(cls: type[Any], mapper: type[Mapper]) -> bool:
     if issubclass(cls, BaseException | Enum) or getattr(cls, "_is_protocol", False):
         return False
     says = any(hasattr(cls, name) for name in (CLASS_RULE, "__always_encrypt__"))
     return says or is_dataclass(cls) or issubclass(cls, DomainEvent) or _is_marked(cls, mapper)
 
 
-def _is_marked(cls: type[Any], mapper: MapperClass) -> bool:
+def _is_marked(cls: type[Any], mapper: type[Mapper]) -> bool:
     """Whether a class marks personal data, so that it is listed even if it may not be an event."""
     if mapper is SequencedItemMapper:
         return bool(marked_names(cls)) if issubclass(cls, EventSourcedEntity) else annotates_personal(cls)
@@ -155,7 +161,7 @@ def _is_marked(cls: type[Any], mapper: MapperClass) -> bool:
 
 
 def _surveyed(
-    cls: type[Any], words: frozenset[str], mapper: MapperClass, *, always_encrypt: bool
+    cls: type[Any], words: frozenset[str], mapper: type[Mapper], *, always_encrypt: bool
 ) -> SurveyedClass:
     name = class_name(cls)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from eventseal.errors import ConfigurationError, IntegrityError, MissingTableError
 from eventseal.items.acceptance import AcceptedFormats
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from eventseal.cipher import AESCipher
-    from eventseal.erasure.ledger.ledger import Ledger
     from eventseal.errors import EventSealError
     from eventseal.items.sealed_places import SealedPlace
     from eventseal.keys import Keyring
@@ -67,14 +66,14 @@ class StoreOptions:
         places: What holds sealed items beside the registered tables.
         always_encrypt: Whether every event is encrypted.
         event_modules: Modules whose classes an unauthenticated item may name.
-        ledger: Of erasures.
+        ledger: A ``Ledger`` of :mod:`eventseal.erasure`, a layer above this one.
     """
 
     unsealed_tables: Collection[str] = ()
     places: Collection[SealedPlace] = ()
     always_encrypt: bool = True
     event_modules: Collection[str] = ()
-    ledger: Ledger | None = None
+    ledger: Any = None
 
     @classmethod
     def of(cls, store: SealedStore) -> StoreOptions:
