@@ -14,7 +14,7 @@ from eventseal.eventstore.field_survey import survey
 from eventseal.items.mapper import SequencedItemMapper
 
 if TYPE_CHECKING:
-    from eventseal.eventstore.field_survey import MapperClass, SurveyedClass
+    from eventseal.eventstore.field_survey import Mapper, SurveyedClass
     from eventseal.items.protection import ProtectedField
 
 _MARKED = re.compile(r"Annotated\[(.*?), *(?:\w+\.)*(?:PersonalData|NotPersonal)\(.*\)\]")
@@ -64,7 +64,7 @@ def fields(
         raise typer.Exit(ExitCode.FAILED_ITEMS)
 
 
-def _mapper_of(cls: type[Any]) -> MapperClass:
+def _mapper_of(cls: type[Any]) -> type[Mapper]:
     if any(base.__module__.partition(".")[0] == "eventsourcing" for base in cls.__mro__):
         from eventseal.integrations.eventsourcing import EncryptingMapper  # noqa: PLC0415 - an extra of its own
 
