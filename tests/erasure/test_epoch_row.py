@@ -101,7 +101,7 @@ JUNK = ["kek_versions = '{'", "begun_at = 'soon'", "number = 'one'", "shreds = '
 
 
 @pytest.mark.slow
-def test_an_edited_row_is_refused_by_name_and_nothing_is_ended(shop, kms) -> None:
+def test_an_edited_row_is_refused_by_name_and_nothing_is_ended(lax_tables, shop, kms) -> None:
     row = interrupt(shop)
     edits = [*(update(epochs).values(**edit) for edit in EDITS)]
     for edit in [*edits, *(text(f"UPDATE epochs SET {junk}") for junk in JUNK)]:
@@ -168,7 +168,7 @@ ADDED = ("number", "shreds", "branch_keys", "finished_at", "seal")
 
 @pytest.mark.slow
 def test_the_columns_are_added_and_a_roll_of_the_previous_release_is_begun_anew(
-    shops, store_url, kms
+    lax_tables, shops, store_url, kms
 ) -> None:
     shop = shops(store_url, kms)
     row = interrupt(shop)

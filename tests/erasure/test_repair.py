@@ -14,9 +14,8 @@ from tests.fixtures.ledger_shops import APPLICATION, TOPIC, LedgerShop
 
 from eventseal.cipher import ItemContext
 from eventseal.configuration import EventSeal, Settings
-from eventseal.erasure import Backup, reopen, repair, set_aside, shred
+from eventseal.erasure import Backup, reopen, repair, repairing, set_aside, shred
 from eventseal.erasure.backup_rows import BackupRows
-from eventseal.erasure.repairing import _Run
 from eventseal.errors import ConfigurationError, IntegrityError, JobError
 from eventseal.items import PersonalData, SequencedItem
 from eventseal.rotation import mark_compromised, reencrypt, retire, rotate_keys, verify
@@ -284,14 +283,14 @@ def test_a_row_that_opens_again_before_its_digest_is_taken_is_not_touched(shop, 
     shop.back_up()
     rotate_keys(shop.seal, scopes=[SCOPE])
     shop.edit(item, data=damaged(item))
-    stored = _Run._stored
+    stored_rows = repairing.stored_rows
 
-    def mended_before(self: Any, *arguments: Any) -> Any:
+    def mended_before(*arguments: Any) -> Any:
         monkeypatch.undo()
         shop.edit(item, data=item.data)
-        return stored(self, *arguments)
+        return stored_rows(*arguments)
 
-    monkeypatch.setattr(_Run, "_stored", mended_before)
+    monkeypatch.setattr(repairing, "stored_rows", mended_before)
     result = repaired()
     assert (result.done, result.left, result.complete) == (0, 1, False)
     assert shop.stored(item) == item
