@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventseal.keys import CachePolicy, DataKey, KeyPurpose, KeyState, RotationPolicy
+from eventseal.keys.policy import BootClock
 from eventseal.keys.records import new_record
 from eventseal.keys.ring.key_cache import CachedKey, Confirmation, KeyCache
 
@@ -95,3 +96,11 @@ def test_a_small_cache_is_exactly_least_recently_used(max_keys: int, accesses: l
         model.append(number)
         del model[:-max_keys]
         assert set(cache.keys) == {entries[kept].record.key_id for kept in model}
+
+
+def test_a_subclass_of_the_clock_says_what_time_it_is() -> None:
+    class Standing(BootClock):
+        def now(self) -> float:
+            return 5.0
+
+    assert Standing().now() == 5.0

@@ -653,6 +653,19 @@ def hide_rows(shop, table: str, *, unless: str = "false") -> None:
 
 
 @pytest.mark.postgres
+def test_a_policy_that_hides_fences_stops_a_re_encryption_before_it_makes_one(owned_shop) -> None:
+    shop = owned_shop
+    shop.append(scope="a")
+    rotate_keys(shop.seal)
+    new = shop.seal.key_store.active("shop", ["a"])["a"].key_id
+    hide_rows(shop, "key_fences")
+    with pytest.raises(StoreError, match=r"row-level security policy .*key_fences"):
+        reencrypt(shop.seal)
+    shop.execute("ALTER TABLE key_fences NO FORCE ROW LEVEL SECURITY")
+    assert fence(shop, new) is None
+
+
+@pytest.mark.postgres
 @pytest.mark.parametrize("verb", VERBS_THAT_COUNT.values(), ids=VERBS_THAT_COUNT)
 def test_a_policy_that_hides_items_stops_what_counts_them(owned_shop, verb) -> None:
     shop = owned_shop

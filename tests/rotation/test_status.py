@@ -13,7 +13,9 @@ from eventseal.errors import ConfigurationError
 from eventseal.keys import InMemoryKeyStore, RotationPolicy
 from eventseal.rotation import reencrypt, rewrap
 from eventseal.rotation.status.application_status import list_keys, status
+from eventseal.rotation.status.key_totals import noticed_at
 from eventseal.storage import SnapshotRecord, SQLAlchemyDatastore, SQLAlchemyKeyStore, SQLAlchemySettings
+from eventseal.storage.keys.tables import DEFAULT_REFRESH_INTERVAL
 from eventseal.testing import FakeKms
 
 
@@ -100,6 +102,16 @@ def test_a_last_look_of_a_job_is_worth_running_when_all_have_noticed_the_new_key
     assert step.reason.startswith("a re-encryption has moved all 3 items")
     shop.execute("UPDATE key_changes SET refresh_interval = 0")
     assert read(shop).next_steps[0].after is None
+
+
+def test_without_a_change_mark_a_change_of_keys_is_noticed_after_the_default_interval(shop):
+    (item,) = shop.append(1)
+    shop.seal.keyring.rotate()
+    stopped = shop.seal.key_store.get([item.key_id])[item.key_id].deactivated_at
+    shop.execute("UPDATE key_changes SET refresh_interval = 0")
+    assert noticed_at(shop.seal) == stopped
+    shop.execute("DELETE FROM key_changes")
+    assert (noticed_at(shop.seal) - stopped).total_seconds() == DEFAULT_REFRESH_INTERVAL
 
 
 def test_keys_that_a_move_between_keks_has_not_reached_are_worth_a_rewrap(open_shop, store_url):

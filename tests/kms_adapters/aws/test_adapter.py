@@ -235,6 +235,21 @@ class TestAliases:
         kms.client().update_alias(AliasName=alias.rpartition(":")[2], TargetKeyId=key)
         return key
 
+    def test_the_key_that_is_deleted_is_the_one_that_was_described(
+        self, kms, adapter, alias, target, monkeypatch
+    ):
+        described = AwsKmsAdapter._described
+
+        def moved_behind(adapter, key):
+            facts = described(adapter, key)
+            self.repoint(kms, alias)
+            adapter._kms_key.successor_of(key)  # as a thread does that finds the key unusable
+            return facts
+
+        monkeypatch.setattr(AwsKmsAdapter, "_described", moved_behind)
+        adapter.schedule_deletion(7)
+        assert kms.client().describe_key(KeyId=target)["KeyMetadata"]["KeyState"] == "PendingDeletion"
+
     def test_what_is_stored_names_the_key_behind_it(self, kms, adapter, alias, target, context):
         before = kms.count("kms:DescribeKey")
         key, wrapped = adapter.generate_data_key(context)
