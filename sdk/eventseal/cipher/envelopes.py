@@ -72,9 +72,9 @@ class EnvelopeSealer(Generic[_Place]):
     Seals and opens under keys of one purpose. Methods may be called from several threads at once.
 
     Args:
-        keys: Give the keys.
-        suite: What seals.
-        compression: What bodies are compressed with before they are sealed.
+        keys: The source of the keys.
+        suite: The cipher suite that seals.
+        compression: What plaintexts are compressed with before they are sealed.
         bind: Gives a place as associated data, without the header.
         limit: Bytes that a plaintext may have.
     """
@@ -176,7 +176,7 @@ class EnvelopeSealer(Generic[_Place]):
         return [(self._bind(context), sealed) for sealed, context in items]
 
     def names_scope(self, scope: str, stored: str | None) -> bool:
-        """Whether keys name a scope so: mostly as it is, else by its digest; see ``KeySource``."""
+        """Whether *stored* is how keys name a scope: as it is, or by its digest; see ``KeySource``."""
         return stored == scope or stored == self._keys.stored_scope(scope)
 
     def _ready(self, items: Iterable[tuple[bytes, _Place]], compress: Iterable[bool]) -> list[Ready]:
@@ -310,8 +310,8 @@ class FieldSealer(EnvelopeSealer[FieldContext]):
     Seals and opens personal-data fields of items, each under its subject's key.
 
     Args:
-        keys: Give keys of purpose ``field``.
-        suite: What seals.
+        keys: The source of keys of purpose ``field``.
+        suite: The cipher suite that seals.
         compression: Tried where *compress* says so, and the field is long.
         binder: Binds the item's place, which is part of the field's.
         limit: Bytes that a field may have in plain.

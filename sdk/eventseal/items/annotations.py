@@ -1,4 +1,4 @@
-"""Reads what only the source of a module has: imports for type checkers, and annotations in methods."""
+"""The annotations of a class as objects, and what the names in them mean, also by the module's source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An event store that maps pages, and the factories that create it, one for each database."""
+"""An event store that maps pages, and the base class of the factories that create it."""
 
 from __future__ import annotations
 

@@ -133,9 +133,8 @@ def tell_collections(mapper_class: type[Any]) -> None:
     Args:
         mapper_class: Whose mappers are told, and those of its subclasses: ``over()`` gives one for a table.
     """
-    make = (
-        EventStore.__init__
-    )  # nothing else of the library knows both table and mapper (docs/decisions/0022)
+    # Nothing else of the library knows both table and mapper (docs/decisions/0022).
+    make = EventStore.__init__
 
     @wraps(make)
     def told(self: Any, mapper: Any, recorder: Any, *rest: Any, **named: Any) -> None:
