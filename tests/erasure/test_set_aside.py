@@ -186,7 +186,6 @@ def test_a_reader_gets_the_error_as_before(damaged) -> None:
 
 
 def test_a_thousand_rows_are_one_entry_and_more_are_several(damaged, monkeypatch) -> None:
-
     monkeypatch.setattr("eventseal.erasure.setting_aside.ROWS_IN_AN_ENTRY", 2)
     for number in range(5):
         damaged.break_tag(number)

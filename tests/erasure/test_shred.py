@@ -230,7 +230,6 @@ def test_after_a_crash_before_the_fences_the_keys_are_gone_and_another_run_close
 def test_a_database_that_is_away_for_the_fences_leaves_the_shred_to_be_run_again(
     processes, monkeypatch
 ) -> None:
-
     one = processes[0]
     one.append()
 

@@ -109,7 +109,7 @@ def _in_new_form(words: list[str]) -> list[str]:
     """
     Complete `migrate` without a step, and rewrite what earlier releases took.
 
-    The old forms work for one release. What does not go with the new form is refused as any wrong word is.
+    The old forms work for one release. An option that the new form lacks is refused as wrong use.
     """
     command, *rest = words
     if command == "retire" and (without := _without("--kek", rest)) is not None:

@@ -162,7 +162,7 @@ class _Run:
             refuse_unregistered_tables(self.seal)  # before anything is rotated, not after it
         if retire:
             tables = registered_tables(self.seal.datastore, self.seal.cipher.application)
-            aside = AsideRows(self.seal.datastore.engine, tables, self.seal.rows_set_aside)
+            aside = AsideRows.of_store(self.seal, tables)
             # It would stop the last step, after the wait.
             refuse_damaged_rows(self.seal, tables, aside, give_up=self.give_up)
             many = self._count_scopes() + (len(self._old_keys()) if self.keys is None else 0)

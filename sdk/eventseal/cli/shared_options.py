@@ -136,10 +136,10 @@ def with_options(*more: str) -> Callable[[Callable[..., None]], Callable[..., No
     """
     Give a command the global options, as its first argument.
 
-    Each counts before the command and behind it. The command has ``--config`` and ``--json`` behind it, too.
+    Each counts before the command, too. After it, every command takes ``--config`` and ``--json``.
 
     Args:
-        more: Which others it has behind it: ``yes``, ``dry_run``.
+        more: Which others it takes there: ``yes``, ``dry_run``.
     """
     names = ("config", "as_json", *more)
 
@@ -175,7 +175,7 @@ def command_group(name: str, says: str, examples: str, *, kind: type[TyperGroup]
     Args:
         name: As it is typed.
         says: Its help.
-        examples: Stand below its help.
+        examples: Shown below its help.
         kind: How it finds and runs them.
     """
     return typer.Typer(

@@ -101,7 +101,7 @@ def reopen(
 
     The ledger is told, so that what is sealed from now on outlives a restore.
     """
-    if options.dry_run:  # before the command it is every command's, and here it would be ignored
+    if options.dry_run:  # given before the command, where every command takes it
         raise ConfigurationError("reopen has no dry run: it destroys nothing", remedy="Leave out --dry-run.")
     with options.open_seal() as seal:
         _refuse_unknown_scope(seal, scope)

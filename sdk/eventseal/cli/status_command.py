@@ -21,8 +21,7 @@ from eventseal.rotation.status.application_status import status as read_status
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from eventseal.configuration.assembly import Stores
-    from eventseal.rotation.set_aside_rows import SetAside
+    from eventseal.erasure import Ledger
     from eventseal.rotation.status.advice import Advice, JobStatus, Status
 
 EXAMPLES = """\b
@@ -45,7 +44,8 @@ def status(
     read or rows were edited, as far as that shows without a key: `verify` opens all.
     """
     with closing(options.open_stores()) as stores:
-        said = _said(stores)
+        ledger = configured_ledger(stores.settings)
+        said = () if ledger is None else unverified_rows(ledger, stores.settings.application)
         found = read_status(
             stores.key_store,
             stores.datastore,
@@ -54,7 +54,7 @@ def status(
             always_encrypt=stores.settings.always_encrypt,
             said=said,
         )
-        intents = _open_intents(stores)
+        intents = [] if ledger is None else _open_intents(ledger, stores.settings.application)
     if options.as_json:
         rows = [row.to_json() for row in said]
         print_json({**_as_json(found), "open_intents": intents, "set_aside": rows})
@@ -66,17 +66,10 @@ def status(
         raise typer.Exit(ExitCode.FAILED_ITEMS)
 
 
-def _open_intents(stores: Stores) -> list[dict[str, Any]]:
+def _open_intents(ledger: Ledger, application: str) -> list[dict[str, Any]]:
     """Read the shreds that were begun and are not done, as the ledger says; no KEK verifies it here."""
-    ledger = configured_ledger(stores.settings)
-    entries = [] if ledger is None else ledger.unverified_open_entries(stores.settings.application, INTENT)
+    entries = ledger.unverified_open_entries(application, INTENT)
     return [{"entry": entry.number, "scope": entry.scope, "at": time_text(entry.at)} for entry in entries]
-
-
-def _said(stores: Stores) -> Sequence[SetAside]:
-    """Read which rows the ledger excuses, as it says; no KEK verifies it here."""
-    ledger = configured_ledger(stores.settings)
-    return () if ledger is None else unverified_rows(ledger, stores.settings.application)
 
 
 def _as_json(found: Status) -> dict[str, Any]:

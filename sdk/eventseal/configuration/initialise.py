@@ -1,4 +1,4 @@
-"""The steps of ``eventseal init`` after its settings file, each in the order that the next one needs."""
+"""The steps of ``eventseal init``: the settings file, then each in the order that the next one needs."""
 
 from __future__ import annotations
 

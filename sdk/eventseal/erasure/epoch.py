@@ -17,6 +17,7 @@ from eventseal.erasure.ledger.recording import prepare_ledger
 from eventseal.erasure.shredding import own_ledger
 from eventseal.errors import JobError
 from eventseal.keys.wrapping.branches import BRANCH_PREFIX, branch_uri
+from eventseal.rotation.key_rotation import KEY_TABLE
 from eventseal.rotation.results import Failure
 from eventseal.rotation.rewrapping import WRAPPING_TABLE, kek_report
 from eventseal.rotation.status.key_totals import refresh_interval
@@ -44,9 +45,6 @@ if TYPE_CHECKING:
     from eventseal.kms import KmsAdapter
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.storage.keys.epochs import Epoch
-
-KEY_TABLE = "encryption_keys"
-"""Names the branch keys in ``by_table``."""
 
 EPOCH = "epoch"
 """The kind of the ledger's entry."""

@@ -1,4 +1,4 @@
-"""The KEKs of an epoch: those that stay, and those that end, as a whole or in their older versions."""
+"""The KEKs of an epoch: those that stay, and those that end; and the ledger's key, which outlives them."""
 
 from __future__ import annotations
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from eventseal.rotation.sealed_store import SealedStore
     from eventseal.rotation.verification import VerifyResult
 
-
-if TYPE_CHECKING:
     Rows = Sequence[tuple[str, str]]
 
 

@@ -329,7 +329,7 @@ class _Run(Run):
                 for number in numbers
                 if (row := gone[number]) is not None and (row[:2], row.key_id) not in said
             ]
-            # Of a damaged row its digest as a row: that of its envelope would vouch for it in a backup
+            # For a damaged row, its digest as a row: that of its envelope would vouch for it in a backup
             # (docs/decisions/0026).
             replaced = [_replaced(table, row, sha256(row.data).digest()) for row in found]
             replaced += [_replaced(table, row, bytes.fromhex(digest)) for row, digest in lost]

@@ -15,6 +15,7 @@ from eventseal.erasure.shredding import SubjectErased, close_scope_fences, own_l
 from eventseal.errors import ConfigurationError, EventSealError, IntegrityError, JobError
 from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.keys.states import SUBJECT_PURPOSES
+from eventseal.rotation.key_rotation import KEY_TABLE
 from eventseal.rotation.results import Failure, JobResult, Run
 from eventseal.rotation.sealed_store import registered_tables
 from eventseal.rotation.table_checks import refuse_unregistered_tables
@@ -162,9 +163,6 @@ def _says_closed(entry: LedgerEntry, reading: Reading) -> bool:
     return max(told_by, default=0) > reading.reopened.get(str(entry.scope), 0)
 
 
-_KEYS_TABLE = "encryption_keys"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoredScope:
     """
@@ -297,11 +295,11 @@ class _Run(Run):
             if not self.dry_run:
                 self._erase(undone, is_told=bool(scope.strangers) and not scope.alive and not scope.lost)
         except IntegrityError as error:
-            self.fail(_KEYS_TABLE, getattr(error, "key_id", None), error)
+            self.fail(KEY_TABLE, getattr(error, "key_id", None), error)
             return
         self.done += len(scope.alive) + len(scope.lost)
         for key_id in scope.strangers:
-            self.fail(_KEYS_TABLE, key_id, _stranger(undone.scope, key_id))
+            self.fail(KEY_TABLE, key_id, _stranger(undone.scope, key_id))
 
     def report_unrecorded(self, unrecorded: Sequence[KeyRecord]) -> None:
         """Tell of scopes that were shredded without the ledger's knowledge."""
@@ -309,7 +307,7 @@ class _Run(Run):
         first = {record.scope: record for record in reversed(unrecorded)}
         for scope, record in sorted(first.items()):
             if scope not in taken:
-                self.fail(_KEYS_TABLE, record.key_id, _unrecorded(scope, self.ledger))
+                self.fail(KEY_TABLE, record.key_id, _unrecorded(scope, self.ledger))
 
     def _compared(self, undone: Undone) -> RestoredScope:
         """Tell what is amiss with a scope."""

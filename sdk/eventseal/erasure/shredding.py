@@ -12,6 +12,7 @@ from eventseal.erasure.ledger.recording import Recording
 from eventseal.errors import StoreError
 from eventseal.keys.states import KeyPurpose
 from eventseal.rotation.fences import close_and_count
+from eventseal.rotation.key_rotation import FENCE_TABLE
 from eventseal.rotation.results import Failure, JobResult, Run
 from eventseal.rotation.sealed_store import StoreOptions, registered_tables
 from eventseal.rotation.table_checks import refuse_unregistered_tables
@@ -71,10 +72,10 @@ def close_scope_fences(
         try:
             closing = close_and_count(store.datastore.engine, tables, key_ids, even_if_needed=True)
         except StoreError as error:  # the keys are destroyed all the same
-            found.failures.extend([Failure.of_key("key_fences", key_id, error) for key_id in key_ids])
+            found.failures.extend([Failure.of_key(FENCE_TABLE, key_id, error) for key_id in key_ids])
             continue
         found.failures.extend(
-            [Failure.of_key("key_fences", key_id, error) for key_id, error in closing.held.items()]
+            [Failure.of_key(FENCE_TABLE, key_id, error) for key_id, error in closing.held.items()]
         )
         found.items.update(closing.closed)
     return found

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from eventseal.storage.items.tables import SealedTable
     from eventseal.storage.jobs.compromised_items import CompromisedItems
 
-
-if TYPE_CHECKING:
     Excused = Callable[[Connection, Collection[UUID]], Mapping[UUID, Counter[str]]]
 
 _LOCK_NOT_AVAILABLE = "55P03"
@@ -278,7 +276,7 @@ def miscounts(store: SealedStore, tables: Sequence[SealedTable]) -> list[Miscoun
 
 
 def _batches(engine: Engine, key_ids: Sequence[UUID], tables: Sequence[SealedTable]) -> Iterator[list[UUID]]:
-    """Cut keys into batches of a moment: on SQLite nobody else writes meanwhile (docs/decisions/0012)."""
+    """Cut keys into small batches: nobody else writes to SQLite while one is marked (docs/decisions/0012)."""
     for chunk in chunks(key_ids):
         counts = count_under(engine, tables, chunk)
         batch: list[UUID] = []

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 KEY_TABLE, FENCE_TABLE = "encryption_keys", "key_fences"
+"""Name the rows of keys and of fences in failures."""
 
 _BATCH_SIZE = 100
 

@@ -147,7 +147,7 @@ def sampled(
     """
     Take a sample of each table, and refuse wrong keys, unless a migration has moved something with them.
 
-    What such a one left may well be nothing but what does not open, and says nothing of the keys.
+    If one has, the items that are left may all be damaged: that they do not open says nothing of the keys.
 
     Args:
         store: Its items and keys.

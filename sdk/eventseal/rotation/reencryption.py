@@ -136,7 +136,8 @@ def reencrypt(
         job = resumed_job(store, resume, items_per_second=items_per_second)
         found = registered_tables(store.datastore, store.cipher.application, job.options["tables"])
     moved_from = keys_of(job)
-    moves = (collection := collection_of(job)) is not None
+    collection = collection_of(job)
+    moves = collection is not None
     if collection is not None:
         refuse_move(store, found[0], collection)
     passes = Passes(

@@ -70,7 +70,7 @@ class Failure:
 
     @classmethod
     def from_record(cls, said: Mapping[str, Any]) -> Failure:
-        """Read what :meth:`to_record` gave; whoever can write to where it was kept may have edited it."""
+        """Read what :meth:`to_record` gave; an attacker who can write to its place may have edited it."""
         key_id = said["key_id"]
         texts = {name: str(said[name]) for name in ("table", "error", "message", "remedy")}
         row = {str(name): str(value) for name, value in said["row"].items()}
@@ -92,7 +92,7 @@ class JobResult:
     What a verb did; given to a progress callback, what it has done so far.
 
     Attributes:
-        verb: ``verify``, and what later releases add.
+        verb: Its name, such as ``verify``.
         complete: Whether it looked at everything that it was asked to look at.
         done: Items, or keys, that it dealt with.
         left: Those that it did not get to, or left out of a sample.
@@ -175,7 +175,7 @@ class Run:
 
     Attributes:
         verb: As its result names it.
-        progress: Is told, after each batch, what was done.
+        progress: Called after each batch with what was done so far.
         done: Keys, scopes or items that are done with.
         left: Those that stay.
         failed: Those that failed.
@@ -213,7 +213,7 @@ class Run:
         self.add_failure(Failure.of_key(table, key_id, error))
 
     def tell(self) -> None:
-        """Tell who looks on what was done, and how much is left."""
+        """Report what was done so far, and how much is left."""
         if self.progress is not None:
             unseen = max(0, self.expected - self.done - self.left - self.failed)
             so_far = self.result(complete=False)

@@ -13,7 +13,7 @@ from eventseal.keys.ring.state_transitions import refuse_retirement
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.wrapping.branches import branch_uri
 from eventseal.rotation.fences import close_and_count, without
-from eventseal.rotation.key_rotation import unknown_rows
+from eventseal.rotation.key_rotation import FENCE_TABLE, KEY_TABLE, unknown_rows
 from eventseal.rotation.results import MAX_FAILURES, JobResult, Run
 from eventseal.rotation.rewrapping import WRAPPING_TABLE
 from eventseal.rotation.sealed_store import (
@@ -154,7 +154,7 @@ class _Retirement(Run):
     def retire_pages(self) -> None:
         """Retire whatever may go: data keys first, since they may be all that a branch key is needed for."""
         for error in unknown_rows(self._store):
-            self.fail("encryption_keys", getattr(error, "key_id", None), error)
+            self.fail(KEY_TABLE, getattr(error, "key_id", None), error)
         branches: list[UUID] = []
         store = self._store
         for page in chain.from_iterable(
@@ -165,7 +165,7 @@ class _Retirement(Run):
                 if "purpose" in record.unreadable:
                     continue
                 if "key_id" in record.unreadable:
-                    self.fail("encryption_keys", None, unreadable_row(record))
+                    self.fail(KEY_TABLE, None, unreadable_row(record))
                 else:
                     by_purpose.setdefault(record.purpose, []).append(record.key_id)
             branches += by_purpose.get(KeyPurpose.BRANCH, ())
@@ -240,7 +240,7 @@ class _Retirement(Run):
         self._keep(closing.needed)
         for key_id, error in closing.held.items():
             self._held[key_id] = error
-            self.fail("key_fences", key_id, error)
+            self.fail(FENCE_TABLE, key_id, error)
         closed = list(closing.closed)
         # After those of the tables, which can be undone: this fence stays closed, even if the key must stay
         # (docs/decisions/0020).
@@ -295,7 +295,7 @@ class _Retirement(Run):
 
         That no wrapping names a branch key is no proof: somebody may have deleted the rows that did.
         """
-        # What goes, goes by proof (docs/decisions/0009).
+        # A key goes only by proof (docs/decisions/0009).
         uris = set(map(branch_uri, branch_ids))
         proof = self._store.keyring.wrappings.prove_without(
             lambda wrapped: wrapped.kek_uri in uris, ending=branch_ids, batch=_BATCH_SIZE
@@ -346,7 +346,7 @@ class _Retirement(Run):
         if isinstance(error, JobError):  # a wrapping under it, or a state, that came meanwhile
             self._stays(key_id, 1, str(error))
         else:
-            self.fail("encryption_keys", key_id, error)
+            self.fail(KEY_TABLE, key_id, error)
 
     def _count_done(self, key_ids: Sequence[UUID]) -> None:
         self.done += len(key_ids)

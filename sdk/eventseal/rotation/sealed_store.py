@@ -77,7 +77,7 @@ class StoreOptions:
 
     @classmethod
     def of(cls, store: SealedStore) -> StoreOptions:
-        """Read them from a store; what it does not say is as by default."""
+        """Read them from a store; what it does not say has its default."""
         said = [option.name for option in fields(cls) if hasattr(store, option.name)]
         return cls(**{name: getattr(store, name) for name in said})
 
@@ -94,7 +94,7 @@ def formats_of(store: SealedStore) -> AcceptedFormats:
     Raises:
         ConfigurationError: A key of theirs is not where the settings say.
     """
-    # Without what the registry says now: a migration is what changes it, and a table tells of itself.
+    # What the registry accepts now does not count: a migration changes that, and each table has its own.
     return AcceptedFormats(getattr(store, "accepted_formats", AcceptedFormats()).formats)
 
 

@@ -21,6 +21,7 @@ from eventseal.keys.authentication.row_macs import unreadable_row
 from eventseal.keys.states import KeyPurpose
 from eventseal.rotation.item_checks import FORMER, OUTCOMES, PAGE_SIZE, ItemChecks, Tally, raise_if_outage
 from eventseal.rotation.jobs.workers import Workers, broken_pool_named, opened, ranges_of
+from eventseal.rotation.key_rotation import KEY_TABLE
 from eventseal.rotation.results import JobResult
 from eventseal.rotation.sealed_store import StoreOptions, key_pages, registered_tables
 from eventseal.rotation.set_aside_rows import SET_ASIDE, AsideRows, lapsed_rows, rows_set_aside
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from eventseal.storage.items.tables import SealedTable
 
 
-KEY_TABLE, REGISTRY, LEDGER = "encryption_keys", "sealed_tables", "erasure_ledger"
+REGISTRY, LEDGER = "sealed_tables", "erasure_ledger"
 
 _WHERE_THERE_ARE_SOME = (FORMER, SET_ASIDE)
 

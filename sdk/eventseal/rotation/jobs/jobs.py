@@ -289,7 +289,7 @@ be moved. Rows that are set aside are counted only where there are some.
 @dataclass(eq=False)
 class JobReport:
     """
-    Makes the results of one call of ``reencrypt``.
+    Makes the results of one call of ``reencrypt``, or of ``migrate``.
 
     Attributes:
         store: What the job works on.

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from eventseal.storage.jobs.jobs import Job
     from eventseal.storage.jobs.shards import Shard
 
-
-if TYPE_CHECKING:
     ScopeOf = Callable[[ItemContext, bytes], str]
 
 
@@ -176,12 +174,12 @@ class OldItemResealer(TableResealer):
         self, batch: Batch, page: Page, opened: Mapping[int, tuple[bytes, ItemContext, str]]
     ) -> dict[int, bytes]:
         """Seal what was opened; what belongs to a scope that was shredded is listed, and stays."""
-        scopes = {scope for _, _, scope in opened.values()}
         try:
             return self._sealed_all(opened)
         except KeyDestroyedError as error:
             if not is_erased(error):
                 raise
+            scopes = {scope for _, _, scope in opened.values()}
             if len(scopes) == 1:
                 for number in opened:
                     self._fail(batch, page, number, error, stuck=True)
@@ -278,7 +276,7 @@ def function_named(name: str) -> ScopeOf:
 
 
 def rule_of(key_scope: str | ScopeOf) -> ScopeOf:
-    """Give one scope for all items as a rule, too."""
+    """Give a function for scopes; a single scope is that of every item."""
     return partial(_one_scope, key_scope) if isinstance(key_scope, str) else key_scope
 
 

@@ -185,7 +185,7 @@ class TableResealer:
         ]
 
     def _row_statuses(self, page: Page) -> Iterator[tuple[int, KeyStatus]]:
-        """Number the rows that name a key, with how it stands."""
+        """Number the rows that name a key, with the status of that key."""
         named = {raw: UUID(bytes=raw) for raw in set(page.key_ids) if raw is not None}
         statuses = self._statuses.of(list(named.values()), self._table)
         for number, raw in enumerate(page.key_ids):
@@ -295,21 +295,21 @@ class TableResealer:
                 raise _KeysMovedError
             numbers = [] if swap is None else self._swaps.swap(connection, swap)
             swapped = batch.page.only(numbers)
-            moved = {
+            replaced = {
                 UUID(bytes=raw): count for raw, count in Counter(swapped.key_ids).items() if raw is not None
             }
             if shard.phase == COMPROMISED_PHASE:
                 add_replaced(connection, self._replaced(swapped))
                 forget_replaced(connection, self._table.table, swapped)
             counted = _counted(behind, batch, len(numbers))
-            job_shards.add_key_counts(connection, shard, moved)
+            job_shards.add_key_counts(connection, shard, replaced)
             listed = shard.counts.get("listed", 0)
             failures = [failure.to_record() for failure in batch.failures[: max(0, MAX_FAILURES - listed)]]
             job_shards.add_failures(connection, shard, failures, first=listed)
             advanced = job_shards.advance_shard(connection, counted, worker)
             if advanced is None:
                 raise ShardLostError
-            self._check_keys(connection, {*moved, *targets})
+            self._check_keys(connection, {*replaced, *targets})
             stored.append(advanced)
             return advanced
 

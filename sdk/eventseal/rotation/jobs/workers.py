@@ -51,7 +51,7 @@ MOST_IN_A_BATCH = 100_000
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workers:
     """
-    Who does the work of one call of a verb, and how fast.
+    The workers of one call of a verb, and how fast they may be.
 
     Attributes:
         batch: Items in a transaction at most, from 1 to 100,000.
@@ -62,7 +62,7 @@ class Workers:
         run: Names this call.
 
     Raises:
-        ConfigurationError: One of them cannot be.
+        ConfigurationError: A number is out of its range, or other processes lack *open_store*.
     """
 
     batch: int = 1

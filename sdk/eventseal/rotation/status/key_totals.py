@@ -42,6 +42,7 @@ UNREADABLE_KIND = f":{UNREADABLE}"
 
 _KEYS = encryption_keys.c
 _LATER_STATES = (KeyState.DEACTIVATED, KeyState.COMPROMISED)
+_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +136,7 @@ def closed_keys(connection: Connection, *, application: str, limit: int) -> list
 
 @reads("looking for keys that are to be rotated")
 def overdue_keys(
-    connection: Connection, *, application: str, policy: RotationPolicy, now: datetime, shown: int = 3
+    connection: Connection, *, application: str, policy: RotationPolicy, now: datetime
 ) -> OverdueKeys:
     """
     Find active data keys that are older, or have sealed more, than the policy allows.
@@ -145,14 +146,13 @@ def overdue_keys(
         application: Whose keys.
         policy: As the settings have it.
         now: By the database's clock.
-        shown: Scopes at most.
     """
     overdue: ColumnElement[bool] = _KEYS.items_reserved >= policy.max_items
     if policy.max_age is not None:
         overdue |= _KEYS.created_at <= now - policy.max_age
     conditions = (*_of(application, [KeyPurpose.DATA], [KeyState.ACTIVE]), overdue)
     count = connection.execute(select(func.count()).where(*conditions)).scalar_one()
-    named = select(_KEYS.scope).where(*conditions).order_by(_KEYS.key_id).limit(shown)
+    named = select(_KEYS.scope).where(*conditions).order_by(_KEYS.key_id).limit(_SHOWN)
     scopes = [row.values["scope"] for row in read_rows(connection, named) if not row.unreadable]
     return OverdueKeys(keys=count, scopes=tuple(scopes))
 
@@ -360,7 +360,7 @@ def _replaced_keys(store: SealedStore) -> Iterator[KeyRecord]:
 
 
 def expected_keys(store: SealedStore, purposes: Collection[str], states: Collection[str]) -> int:
-    """Count keys for who looks on, where one query does; else 0."""
+    """Count keys for a progress report; 0 if the key store has no query for that."""
     if not isinstance(store.key_store, SQLAlchemyKeyStore):
         return 0
     engine, application = store.datastore.key_engine, store.cipher.application

@@ -78,7 +78,7 @@ def begin_epoch(connection: Connection, application: str, seals: Seals, *, shred
         connection: To the key tables, or their engine.
         application: Whose epoch; it has a store key.
         seals: The application's.
-        shreds: How often its keys were shredded by now: ``Keyring.count_shreds()``.
+        shreds: How often its keys were shredded by now: ``KeyTables.count_shreds()``.
 
     Raises:
         IntegrityError: The row is not what was written.
