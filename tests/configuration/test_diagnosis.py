@@ -15,6 +15,7 @@ from sqlalchemy.pool import NullPool
 from eventseal.configuration import EventSeal
 from eventseal.configuration.diagnosis import Severity, diagnose
 from eventseal.configuration.initialise import initialise
+from eventseal.keys import Keyring
 from eventseal.rotation import begin_migration, finish_migration, rotate_keys
 from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy
 from eventseal.storage.database.engines import SQLAlchemySettings
@@ -335,6 +336,16 @@ def test_an_edited_row_of_a_key_is_found_by_its_seal(shop, sql):
 def test_a_store_key_that_is_gone_is_an_error(shop, sql):
     sql("DELETE FROM key_wrappings", "DELETE FROM encryption_keys WHERE purpose = 'store'")
     assert "no store key" in the_one("somebody deleted it").text
+
+
+def test_a_store_key_that_goes_while_the_keys_are_checked_is_not_made_again(sql, monkeypatch):
+    def deleted_before(*arguments, **named):
+        sql("DELETE FROM key_wrappings", "DELETE FROM encryption_keys", "DELETE FROM key_changes")
+        return Keyring(*arguments, **named)
+
+    monkeypatch.setattr("eventseal.configuration.diagnosis.key_checks.Keyring", deleted_before)
+    assert "has no keys yet" in the_one("has no keys yet").text
+    assert sql("SELECT key_id FROM encryption_keys") == []
 
 
 def test_tables_without_keys_send_to_init(shop, sql):

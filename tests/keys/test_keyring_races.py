@@ -291,6 +291,19 @@ def test_sealing_goes_on_while_others_rotate(new_keyring, store) -> None:
     assert all(isinstance(key, DataKey) for key in found.values())
 
 
+def test_a_key_that_is_replaced_as_compromised_while_it_is_read_is_no_edited_row(new_keyring, store) -> None:
+    keyring, other = new_keyring(), new_keyring()
+    sealing_key(other, "a")
+    sealing_key(keyring, "b")
+    with ThreadPoolExecutor(1) as pool, store.gate("active") as gate:
+        sealing = pool.submit(sealing_key, keyring, "a")
+        gate.wait_reached()
+        new = other.rotate("a", compromised=True)
+        keyring.refresh()
+        gate.open()
+        assert sealing.result(60).key_id == new.key_id
+
+
 def test_a_store_key_made_while_a_refresh_asks_is_loaded(new_keyring, store) -> None:
     keyring, other = new_keyring(), new_keyring()
     with ThreadPoolExecutor(1) as pool, store.gate("changes", after=False) as gate:

@@ -144,9 +144,8 @@ class SQLAlchemyKeyStore:
     ) -> dict[str, KeyRecord]:
         """Close the active keys of scopes and make others, all or none; give the holders."""
         work = partial(replace_active_keys, replacements=replacements, next_mark=next_mark)
-        count = len(replacements)
-        doing = f"replacing key {replacements[0].old.key_id}" if count == 1 else f"replacing {count} keys"
-        return self._write(work, doing, wait=wait) if replacements else {}
+        keys = f"key {replacements[0].old.key_id}" if len(replacements) == 1 else f"{len(replacements)} keys"
+        return self._write(work, f"replacing {keys}", wait=wait) if replacements else {}
 
     def set_states(
         self,

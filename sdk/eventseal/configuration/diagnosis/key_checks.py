@@ -74,7 +74,13 @@ def _check_seals(stores: Stores, adapters: Sequence[KmsAdapter]) -> Iterator[Fin
             key_tables=settings.key_tables,
         )
     ) as keyring:
-        yield from _check_format(keyring.tables.age(), settings.key_tables)
+        age = keyring.tables.age()
+        if (
+            age is None
+        ):  # deleted since it was read: seals() would make another, and a diagnosis writes nothing
+            yield _no_store_key(stores)
+            return
+        yield from _check_format(age, settings.key_tables)
         seals = keyring.tables.seals()
     checked, broken = _broken_seals(stores, seals)
     for error in broken[:_SHOWN]:

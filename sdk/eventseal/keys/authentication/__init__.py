@@ -1,1 +1,1 @@
-"""Authentication of key rows: under the store key, against the revocation tree, and never back in time."""
+"""Which key rows to believe: their MACs under the store key, and what the revocation tree says of them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from eventseal.errors import ConfigurationError, IntegrityError, StoreUnavailableError, WrongApplicationError
-from eventseal.keys.authentication.row_checks import check_row
+from eventseal.keys.authentication.row_checks import REMEDY_OF_SET_BACK, check_row
 from eventseal.keys.authentication.row_macs import SHREDS, is_sealed
 from eventseal.keys.records import checked_scope
 from eventseal.keys.revocation_tree import NEVER_SHREDDED, ROOT, RevocationTree, ScopeState, node_digest
@@ -86,8 +86,7 @@ def read_old_rows(store: KeyStore, mark: ChangeMark, seals: Seals) -> OldRows:
         raise IntegrityError(
             f"the keys of application {mark.application!r} that are compromised or shredded "
             "are not those that its change mark counts: a row was put back or taken away",
-            remedy="Find out who changed the key tables, or which backup was restored; "
-            "destroyed keys stay destroyed.",
+            remedy=REMEDY_OF_SET_BACK,
         )
     empty = RevocationTree({}, node_digest(b""))
     have_reopened = any(state.number and not state.closed for state in scopes.values())

@@ -259,7 +259,7 @@ class KeyringCounters:
             self.store_queries += 1
 
     def count_misses(self, keys: int) -> None:
-        """Count keys that were not."""
+        """Count keys that were not answered from memory."""
         with self._lock:
             self.misses += keys
 
@@ -318,6 +318,10 @@ class CheckedStore:
         """Give the record that holds each scope's slot."""
         found = self.unchecked.active(application, scopes, purpose=purpose)
         checked = self._checked(found.values())
+        if any(checked[record.key_id].active_scope != record.active_scope for record in found.values()):
+            # A key was replaced as compromised after its row was read. Read again, and only once.
+            found = self.unchecked.active(application, scopes, purpose=purpose)
+            checked = self._checked(found.values())
         return {scope: checked[record.key_id] for scope, record in found.items()}
 
     def get(self, key_ids: Collection[UUID]) -> dict[UUID, KeyRecord]:

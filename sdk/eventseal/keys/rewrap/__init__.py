@@ -1,1 +1,1 @@
-"""Rewrapping: moves each key's wrappings to the KEK, version and branch key that it should have."""
+"""Rewrapping: wraps each key under the KEKs, versions and branch key that it should have."""

@@ -53,10 +53,10 @@ def _state_of(record: KeyRecord) -> str:
 
 class KeyWrappings:
     """
-    What goes through all keys of an application, or all of its branches.
+    Goes through the wrappings of all keys of an application, or through all of its branches.
 
     Args:
-        parts: Of the keys that KEKs wrap.
+        parts: The application, its key store and store key, the held keys and the clock.
         given: What the keyring was given: its KEKs, and how many branches new keys have.
         calls: Makes the calls to those KEKs, and to others that keys are to be wrapped under.
         branches: Wrap data keys.

@@ -154,6 +154,8 @@ class Rewrapper:
         """Fail edited rows before a KEK moves their keys, which it may do by itself."""
         seen = RewrapOutcome()
         self._checks.refuse_edited(page, seen)
+        if seen.ended_by is not None:
+            raise seen.ended_by
         self._note_failures(seen, [_Key(record) for record in page if record.key_id in seen.failed])
         self._counts[FAILED] += len(seen.failed)
         return set(seen.failed)

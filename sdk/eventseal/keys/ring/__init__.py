@@ -1,1 +1,1 @@
-"""The ring in memory: held keys, and how keys are opened, used for sealing, rotated and destroyed."""
+"""The keys that a process has in memory, and what it does with them: open, seal, rotate, destroy."""

@@ -49,7 +49,7 @@ _NEVER_COMPROMISED = {
 
 class Destroyer:
     """
-    Moves keys to their end; rows are checked before, and every change is one transaction.
+    Ends keys. Rows are checked first, and every change is one transaction.
 
     Args:
         ring: Has the store, the store key, and what is known.
@@ -287,7 +287,7 @@ class Destroyer:
         refused: Callable[[Sequence[KeyRecord]], None] | None = None,
     ) -> list[KeyRecord]:
         """
-        Read keys and move them, again if one of them moved meanwhile.
+        Read keys and change their states; again, if one of them changed meanwhile.
 
         Args:
             read: Gives the rows, checked.

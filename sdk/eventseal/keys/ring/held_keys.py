@@ -32,8 +32,6 @@ Held: TypeAlias = "dict[UUID, tuple[KeyPurpose, str] | None]"
 """Keys by id, with the purpose and the scope of those that are held."""
 
 MOST_BRANCH_KEYS = 2 * MOST_BRANCHES  # those that wrap, and as many that were rotated
-
-
 _MOST_SEEN = 100_000  # some 31 MB (docs/decisions/0006)
 
 
@@ -327,8 +325,8 @@ class HeldKeys:
             self.check_open()
             if not self.known.admit(record, since):
                 return False
-            self._caches[record.purpose].renew(cached, replace(record, wrappings=cached.record.wrappings))
             cache = self._caches[record.purpose]
+            cache.renew(cached, replace(record, wrappings=cached.record.wrappings))
             cache.add(cached)
             cache.active[record.scope] = cached
             return True

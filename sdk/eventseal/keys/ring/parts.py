@@ -1,4 +1,4 @@
-"""How a keyring is put together: what its parts share, and what serves the keys of one purpose."""
+"""Puts a keyring together: what all purposes of keys share, and what serves one of them."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RingParts:
     """
-    What the parts of a keyring that serve keys of one purpose work with; a forked child makes it anew.
+    What a keyring's sealer, opener and rotator of one purpose of keys share; a forked child makes it anew.
 
     Attributes:
         application: The application that owns every key.
-        purpose: Of the keys.
-        wrapping: Makes and unwraps them, under KEKs or under branch keys.
+        purpose: The purpose of the keys.
+        wrapping: Makes and unwraps the keys, under KEKs or under branch keys.
         store: Holds the records.
         held_keys: Shared by all purposes, as are the next three.
         store_key: Seals the rows.
@@ -99,7 +99,7 @@ class KeysOfPurpose:
     What serves the keys of one purpose: data keys, or the branch keys under which those are wrapped.
 
     Args:
-        parts: Say the purpose, and what makes and wraps the keys.
+        parts: Have the purpose, and what makes and wraps the keys.
 
     Attributes:
         opener: Finds keys by id.

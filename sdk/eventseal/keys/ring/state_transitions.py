@@ -106,9 +106,9 @@ def transitions_of_shred(
     """
     Say how the keys of a scope end.
 
-    A shred moves tombstones, too, that stay as they are: whoever has read the scope before it, to reopen it
-    or to shred it as well, has to read it again, and tells the ledger again. Else the ledger could have the
-    scope as open although this has closed it, or the other way round.
+    Tombstones that stay as they are get a new version, too. So a process that has read the scope before, to
+    reopen it or to shred it as well, has to read it again, and to write to the ledger again. Otherwise the
+    ledger could have the scope as open although this has closed it, or the other way round.
 
     Args:
         application: Whose keys.
@@ -138,7 +138,7 @@ def transitions_of_shred(
             slot = scope if record is holder else None
             if record.state.opens:
                 keys.append((record, tombstone_of(record, "shredded", active_scope=slot)))
-            # Moved, even if nothing changes: whoever reopens the scope meanwhile reads it again
+            # A new version, even if nothing changes: whoever reopens the scope meanwhile reads it again
             # (docs/decisions/0016).
             elif erased is None or (takes_slot and slot != record.active_scope):
                 keys.append((record, next_version(record, active_scope=slot)))
@@ -200,7 +200,7 @@ class NextChangeMark:
     Args:
         held_keys: Has seen earlier marks.
         seals: Check and seal them.
-        moves: Each key as it was, ``None`` if it was not, and as it is to be.
+        changes: Each key as it was, ``None`` for a new one, and as it is to be.
         since: The moment before the keys were read.
         scopes: By purpose and scope whether it is closed from now on, or reopened, for those that change.
 
@@ -213,7 +213,7 @@ class NextChangeMark:
         self,
         held_keys: HeldKeys,
         seals: Seals,
-        moves: Iterable[tuple[KeyRecord | None, KeyRecord]],
+        changes: Iterable[tuple[KeyRecord | None, KeyRecord]],
         since: Moment,
         *,
         scopes: Mapping[tuple[KeyPurpose, str], bool] | None = None,
@@ -223,7 +223,7 @@ class NextChangeMark:
         self._since = since
         self._keys: list[tuple[UUID, HowRevoked]] = []
         self._touched: set[bytes] = set()
-        for old, new in moves:
+        for old, new in changes:
             how = new.how_revoked
             if how is not None and (old is None or old.how_revoked != how):
                 self._keys.append((new.key_id, how))

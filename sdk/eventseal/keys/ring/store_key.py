@@ -200,7 +200,7 @@ class LedgerKeys:
     Args:
         application: Whose.
         keks: Wrap and unwrap the keys, never under a branch key: that is in the key tables.
-        held_keys: Those of the keyring, which gives no ledger's key once it is closed.
+        held_keys: Say whether the keyring is closed: then it gives no key of a ledger.
     """
 
     def __init__(self, application: str, keks: Keks, held_keys: HeldKeys) -> None:

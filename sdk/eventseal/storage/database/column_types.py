@@ -351,7 +351,6 @@ def _from_micros(micros: int) -> Decimal:
     return Decimal(micros).scaleb(-DECIMAL_PLACES, _EXACT)
 
 
-# ruff: noqa: ARG002 - the signatures are SQLAlchemy's
 MOST_SECONDS = 1e11
 """Over 3,000 years: a time of the database's clock and so many seconds is a time that Python has."""
 
@@ -373,7 +372,7 @@ class StoredText(ExactText):
 
 
 class Count(ExactInteger):
-    """A whole number from 0 in a table of EventSeal's own."""
+    """A whole number of EventSeal's own tables. Their CHECKs keep it from being negative; this does not."""
 
     cache_ok = True
 

@@ -49,14 +49,14 @@ def own_table(name: str, metadata: MetaData, *parts: SchemaItem, **options: Any)
     """
     Declare a table of EventSeal's own: STRICT on SQLite, with a CHECK for each column whose type has limits.
 
-    Older stores have neither, and an attacker who can write to the database can drop both: so every reader
-    checks what it reads (docs/decisions/0030).
+    Older stores have neither, and an attacker who can write to the database can drop both. So no check in
+    Python relies on them (docs/decisions/0030).
 
     Args:
-        name: Of the table.
-        metadata: Where it is listed.
-        parts: Its columns, constraints and indexes.
-        options: Of SQLAlchemy.
+        name: The table's name.
+        metadata: Lists the table.
+        parts: The table's columns, constraints and indexes.
+        options: Further arguments of SQLAlchemy's ``Table``.
     """
     table = Table(name, metadata, *parts, sqlite_strict=_STRICT, **options)
     for column in table.columns:
@@ -90,7 +90,7 @@ def has_table(connection: Connection, name: str) -> bool:
 
     Args:
         connection: To the database that it should be in.
-        name: Of the table, its schema before a dot if that is not the default one.
+        name: The table's name, after its schema and a dot if that is not the default one.
     """
     schema, _, table = name.rpartition(".")
     return inspect(connection).has_table(table, schema=schema or None)

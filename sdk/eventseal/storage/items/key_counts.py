@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 from sqlalchemy import func, or_, select
 
@@ -12,7 +11,7 @@ from eventseal.storage.database.rows import chunks
 from eventseal.storage.database.table_setup import KEY_ID
 from eventseal.storage.database.transactions import reads
 from eventseal.storage.items.rows import ItemRow
-from eventseal.storage.items.table_queries import DescribedTable, described
+from eventseal.storage.items.table_queries import described
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable

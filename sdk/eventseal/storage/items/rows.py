@@ -145,8 +145,8 @@ def _on_postgresql(connection: Connection, sealed_table: SealedTable) -> list[Pl
         "SELECT coalesce((SELECT sum(pg_relation_size(relid)) FROM pg_partition_tree(:name)), "
         "pg_relation_size(:name)) / current_setting('block_size')::bigint"
     )
-    pages = int(connection.execute(size, {"name": name}).scalar_one())
-    share = min(100.0, 100.0 * _SAMPLE_PAGES / max(pages, 1))
+    page_count = int(connection.execute(size, {"name": name}).scalar_one())
+    share = min(100.0, 100.0 * _SAMPLE_PAGES / max(page_count, 1))
     sample = tablesample(found, func.system(literal_column(f"{share:f}")))
     place = [sample.c["sequence_id"], sample.c["position"]]
     return [(row[0], row[1]) for row in connection.execute(select(*place).order_by(*place))]

@@ -119,7 +119,7 @@ def key_ids_differ(dialect: Dialect, data: str, key_id: str, *, as_text: bool) -
 
 class KeyIdInHeader(FunctionElement[UUID | None]):
     """
-    The same as a SQLAlchemy expression.
+    The expression of :func:`key_id_in_header` for SQLAlchemy.
 
     Args:
         data: The column of envelopes.
@@ -142,7 +142,7 @@ def _compiled(element: KeyIdInHeader, compiler: SQLCompiler, **options: Any) -> 
 
 class KeyIdsDiffer(FunctionElement[bool]):
     """
-    The condition of :func:`key_ids_differ` as a SQLAlchemy expression.
+    The condition of :func:`key_ids_differ` for SQLAlchemy.
 
     Args:
         data: The column of envelopes.

@@ -1,8 +1,9 @@
 """
 The newest roll of an application's epoch: when it began, and which branch keys and KEK versions it made.
 
-The row is authenticated under the store key: else who writes to the database gets a receipt for a roll that
-ended nothing (docs/decisions/0014). It stays when the roll is done, for its number.
+The row is authenticated under the store key. Otherwise an attacker who can write to the database would get a
+receipt for a roll that ended nothing (docs/decisions/0014). When the roll is done, the row stays, for its
+number.
 """
 
 from __future__ import annotations

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import ColumnElement, and_, func, or_, select, text
+from sqlalchemy import and_, func, or_, select, text
 
 from eventseal.errors import KeyDestroyedError
 from eventseal.keys.states import KeyState
 from eventseal.keys.wrapping.branches import BRANCH_PREFIX, named_branch
-from eventseal.kms.adapter import WrappedKey
 from eventseal.storage.database.column_types import DatabaseClock
 from eventseal.storage.database.rows import insert_unless_there
 from eventseal.storage.database.transactions import reads, writes

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError as ConstraintError
 from sqlalchemy.types import NullType
 
 from eventseal.errors import IntegrityError
-from eventseal.keys.records import ChangeMark, Changes, KeyRecord
+from eventseal.keys.records import ChangeMark, Changes
 from eventseal.keys.revocation_tree import ROOT
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.wrapping.branches import branch_uri
