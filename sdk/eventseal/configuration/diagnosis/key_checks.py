@@ -75,9 +75,8 @@ def _check_seals(stores: Stores, adapters: Sequence[KmsAdapter]) -> Iterator[Fin
         )
     ) as keyring:
         age = keyring.tables.age()
-        if (
-            age is None
-        ):  # deleted since it was read: seals() would make another, and a diagnosis writes nothing
+        # Deleted since it was read: seals() would create another, and a diagnosis writes nothing.
+        if age is None:
             yield _no_store_key(stores)
             return
         yield from _check_format(age, settings.key_tables)
