@@ -46,11 +46,12 @@ pythons:  ## run `make test` on each newer Python that is installed, or on PYTHO
 	test -n "$$found" || { echo "make pythons: none of $(PYTHONS) is installed" >&2; exit 1; }; \
 	test -z "$$failed" || { echo "make pythons: tests fail on$$failed" >&2; exit 1; }
 
-check: $(CHECK)  ## run the linters, the type checker and the layer contracts
+check: $(CHECK)  ## run the linters, the type checker, the layer contracts and the check of the language
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/language.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site  # quiet would hide the warnings that strict counts
 
 bench: $(HEAVY)  ## measure, side by side

@@ -1,0 +1,58 @@
+"""The wording of messages: counts with their nouns, times, and suggestions."""
+
+from __future__ import annotations
+
+import difflib
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_SIMILAR = 0.6  # below it, a suggestion names something else: "application" for "tenant:none"
+
+
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """
+    Return a count with its noun: "1 key", "2,000 keys".
+
+    Args:
+        count: How many.
+        noun: The noun in the singular.
+        plural: Its plural, if it is not the noun with an "s".
+    """
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """
+    Return a remedy that suggests the most similar known name, or *otherwise* if none is similar.
+
+    Args:
+        name: The unknown name, as the user wrote it.
+        known: The names that exist.
+        otherwise: The remedy if none of them is similar: it says where the names are listed.
+    """
+    similar = difflib.get_close_matches(name, list(known), n=1, cutoff=_SIMILAR)
+    return f"Did you mean {similar[0]}?" if similar else otherwise
+
+
+def moment(at: datetime, now: datetime | None = None) -> str:
+    """
+    Return a time in UTC, and how far it is from *now*: "2026-03-01 16:45:47 UTC (in 60 s)".
+
+    Args:
+        at: The time, with its zone.
+        now: The present by the same clock. Without it, the distance is left out.
+    """
+    shown = f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return shown if now is None else f"{shown} ({_distance((at - now).total_seconds())})"
+
+
+def _distance(seconds: float) -> str:
+    """Say "in 60 s" or "3 h ago", in the largest unit of which there are two."""
+    size = abs(round(seconds))
+    units = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+    unit, name = next((unit for unit in units if size >= 2 * unit[0]), units[-1])
+    shown = f"{round(size / unit)} {name}"
+    return f"{shown} ago" if seconds < 0 else f"in {shown}"

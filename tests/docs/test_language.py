@@ -1,0 +1,74 @@
+"""The check of the language finds what it should, in pages, docstrings and messages."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).parents[2] / "tools" / "language.py"
+_spec = importlib.util.spec_from_file_location("language", TOOL)
+assert _spec is not None
+assert _spec.loader is not None
+language = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(language)
+
+
+def rules(passages) -> list[str]:
+    return [finding.rule for finding in language.findings(Path("page.md"), passages)]
+
+
+@pytest.mark.parametrize("name", list(language.RULES["patterns"]))
+def test_each_pattern_finds_its_bad_sentence_and_not_its_good_one(name):
+    pattern = language.RULES["patterns"][name]
+    assert re.search(pattern["match"], pattern["bad"])
+    assert rules(language.page(pattern["bad"])).count(name) >= 1
+    assert rules(language.page(pattern["good"])) == []
+
+
+def test_a_long_sentence_is_found_and_code_counts_as_one_word():
+    words = "word " * 25
+    assert rules(language.page(f"{words}end.")) == []
+    assert rules(language.page(f"{words}`a long piece of code` end.")) == ["long-sentence"]
+    assert rules(language.page(f"{words}.\n\n{words}.")) == []
+
+
+def test_code_blocks_and_comments_of_a_page_are_left_out():
+    assert rules(language.page("```console\n$ who; what; behind\n```\n\n<!-- beside -->\n")) == []
+    assert rules(language.page("| a | b |\n| --- | --- |\n| beside | `behind` |\n")) == ["beside"]
+    assert rules(language.page("# What EventSeal protects\n")) == []
+
+
+def test_docstrings_and_messages_of_a_module_are_read():
+    text = '''
+def call(name):
+    """
+    Give the name.
+
+    Args:
+        name: Stands beside it::
+
+            beside = behind
+
+    Raises:
+        Error: It is told.
+    """
+    raise Error(f"the {name} went on behind the others", remedy="Run it again.")
+    sql = "SELECT what FROM the table; beside it"
+'''
+    assert rules(language.module(text)) == ["give", "beside", "stand", "tell", "go-on", "behind"]
+
+
+def test_the_first_line_of_a_docstring_is_short():
+    words = "word " * 13
+    assert rules(language.module(f'"""{words}"""')) == ["long-summary"]
+    assert rules(language.module(f'"""Short.\n\n{words}"""')) == []
+
+
+def test_findings_name_file_and_line():
+    found = list(
+        language.findings(language.REPOSITORY / "README.md", language.page("Fine.\n\nIt stands here.\n"))
+    )
+    assert [str(finding).split(": ")[:2] for finding in found] == [["README.md:3", "stand"]]

@@ -1,0 +1,218 @@
+"""
+Check that pages, messages and docstrings are in plain English.
+
+Run it: ``python tools/language.py``. It prints each finding with its place, and exits with 1 if there is one.
+With ``--counts`` it prints a table of counts instead. Paths as arguments limit it to those files and folders.
+
+It measures sentences, and searches them for the patterns of ``language.toml``, where each has its reason. It
+reads Markdown pages, the docstrings of ``sdk``, ``kms_adapters``, ``examples`` and ``tools``, and each text
+literal of three words or more in their code. Code, in blocks and between backticks, counts as one word.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import re
+import sys
+import tomllib
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from markdown_it import MarkdownIt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+RULES = tomllib.loads(Path(__file__).with_name("language.toml").read_text())
+PAGES = ("*.md", "docs/**/*.md")
+MODULES = ("sdk/**/*.py", "kms_adapters/**/*.py", "examples/**/*.py", "tools/**/*.py")
+
+_CODE = re.compile(r"``.+?``|`[^`]+`")
+_LINK = re.compile(r"https?://\S+")
+_SENTENCE_END = re.compile(r"(?<=[.!?])[)\"']?\s+(?=[A-Z\"'(\[]|\d)")
+_ABBREVIATION = re.compile(r"\b(e\.g|i\.e|cf|vs|etc|No)\.")
+_ENTRY = re.compile(r"^(\s+)(\*{0,2}[\w.]+)(?: \([^)]*\))?: +(.*)$")
+_ITEM = re.compile(r"^\s*(?:[-*]|\d+\.)\s+(.*)$")
+_SECTION = re.compile(r"^\s*(Args|Arguments|Attributes|Raises|Returns|Yields|Example|Examples):\s*$")
+_STATEMENT = re.compile(
+    r"^\s*(SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER|WITH|DROP|PRAGMA|LOCK|SET|GRANT|REVOKE|BEGIN|DO|ANALYZE"
+    r"|CASE|AND|OR|ON|FROM|WHERE|VALUES|RAISE|RETURN|CHECK|REFERENCES|FOR|EXISTS|NOT|IF|TG_OP|NEW|OLD)\b"
+)
+
+
+_PROSE = 3  # words that make a literal a message
+
+
+class Passage(NamedTuple):
+    """A paragraph, list item, table cell, message or summary, without its code."""
+
+    line: int
+    text: str
+    kind: str
+
+
+class Finding(NamedTuple):
+    """A sentence that breaks a rule, and the reason of the rule."""
+
+    path: Path
+    line: int
+    rule: str
+    text: str
+    why: str
+
+    def __str__(self) -> str:
+        place = self.path.relative_to(REPOSITORY) if self.path.is_relative_to(REPOSITORY) else self.path
+        return f"{place}:{self.line}: {self.rule}: {self.text}\n    {self.why}"
+
+
+def page(text: str) -> Iterator[Passage]:
+    """The passages of a Markdown page: code blocks and comments are left out."""
+    line = 1
+    kind = "page"
+    for token in MarkdownIt("commonmark").enable("table").parse(text):
+        if token.map is not None:
+            line = token.map[0] + 1
+        if token.nesting == 1:
+            kind = "heading" if token.type == "heading_open" else "page"
+        if token.type == "inline":
+            shown = [
+                {"text": child.content, "code_inline": "`code`", "softbreak": " "}.get(child.type, "")
+                if child.type != "text"
+                else child.content
+                for child in token.children or ()
+            ]
+            yield Passage(line, "".join(shown), kind)
+
+
+def docstring(text: str, first_line: int) -> Iterator[Passage]:
+    """The passages of a docstring: paragraphs, list items, and the entries of ``Args`` and the like."""
+    gathered: list[str] = []
+    start = first_line
+    code = summary = False
+
+    def passage() -> Iterator[Passage]:
+        nonlocal summary
+        if gathered:
+            yield Passage(start, " ".join(gathered), "docstring" if summary else "summary")
+            summary = True
+            gathered.clear()
+
+    for number, line in enumerate(inspect.cleandoc(text).splitlines(), first_line):
+        if not line.strip():
+            yield from passage()
+            continue
+        indented = line.startswith("    ")
+        if code and indented:
+            continue
+        code = False
+        opening = _ITEM.match(line) or _ENTRY.match(line)
+        if _SECTION.match(line):
+            yield from passage()
+            continue
+        if opening is not None:
+            yield from passage()
+        if not gathered:
+            start = number
+        gathered.append(opening[opening.lastindex or 1] if opening is not None else line.strip())
+        if line.endswith("::"):
+            code = True
+            yield from passage()
+    yield from passage()
+
+
+def module(text: str) -> Iterator[Passage]:
+    """The docstrings and the messages of a Python module."""
+    tree = ast.parse(text)
+    documented = set()
+    parts = set()
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        for statement in body if isinstance(body, list) else ():
+            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+                value = statement.value
+                if isinstance(value.value, str):
+                    documented.add(value)
+                    yield from docstring(value.value, value.lineno)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts.update(node.values)
+            shown = "".join(
+                value.value if isinstance(value, ast.Constant) and isinstance(value.value, str) else "X"
+                for value in node.values
+            )
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if node in documented or node in parts:
+                continue
+            shown = node.value
+        else:
+            continue
+        if len(re.findall(r"\b[a-z]{2,}\b", shown)) >= _PROSE and not _STATEMENT.match(shown):
+            for paragraph in shown.split("\n"):
+                yield Passage(node.lineno, paragraph, "message")
+
+
+def sentences(text: str) -> Iterator[str]:
+    """The sentences of a passage, with ``code`` in place of code and of addresses."""
+    text = _ABBREVIATION.sub(r"\1", _LINK.sub("`code`", _CODE.sub("code", text)))
+    yield from filter(None, (part.strip() for part in _SENTENCE_END.split(text)))
+
+
+def findings(path: Path, passages: Iterator[Passage]) -> Iterator[Finding]:
+    """Yield each sentence that is too long, or that a pattern finds."""
+    for passage in passages:
+        for sentence in sentences(passage.text):
+            words, limit = len(re.findall(r"[\w'\-/.]*\w", sentence)), RULES["sentence_words"]
+            if words > limit:
+                yield Finding(path, passage.line, "long-sentence", sentence, f"{words} words, of {limit}.")
+            for rule, pattern in RULES["patterns"].items():
+                if passage.kind == "heading" and rule == "headless-what":
+                    continue  # "What EventSeal protects" is a good heading
+                for _ in re.finditer(pattern["match"], sentence):
+                    yield Finding(path, passage.line, rule, sentence, pattern["why"])
+        if passage.kind == "summary":
+            summary = next(sentences(passage.text), "")
+            words, limit = len(summary.split()), RULES["summary_words"]
+            if words > limit:
+                yield Finding(path, passage.line, "long-summary", summary, f"{words} words, of {limit}.")
+
+
+def read(path: Path) -> Iterator[Finding]:
+    """Yield the findings of a file, by line."""
+    text = path.read_text()
+    passages = module(text) if path.suffix == ".py" else page(text)
+    yield from sorted(findings(path, passages), key=lambda finding: finding.line)
+
+
+def files(chosen: list[Path]) -> Iterator[Path]:
+    """Yield the checked files that are in the chosen files and folders, or all."""
+    for pattern in PAGES + MODULES:
+        for path in sorted(REPOSITORY.glob(pattern)):
+            if not chosen or any(path.is_relative_to(one.resolve()) for one in chosen):
+                yield path
+
+
+def main() -> int:
+    """Print the findings or their counts, and return the exit code."""
+    parser = argparse.ArgumentParser(
+        description="Check that pages, messages and docstrings are in plain English."
+    )
+    parser.add_argument("paths", nargs="*", type=Path)
+    parser.add_argument("--counts", action="store_true", help="print a table of counts")
+    options = parser.parse_args()
+    found = [finding for path in files(options.paths) for finding in read(path)]
+    if options.counts:
+        for rule, count in Counter(finding.rule for finding in found).most_common():
+            print(f"{count:6} {rule}")
+        print(f"{len(found):6} in all")
+        return 0
+    for finding in found:
+        print(finding)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
