@@ -150,7 +150,8 @@ def module(text: str) -> Iterator[Passage]:
             shown = node.value
         else:
             continue
-        if len(re.findall(r"\b[a-z]{2,}\b", shown)) >= _PROSE and not _STATEMENT.match(shown):
+        is_code = "(?" in shown or _STATEMENT.match(shown)
+        if len(re.findall(r"\b[a-z]{2,}\b", shown)) >= _PROSE and not is_code:
             for paragraph in shown.split("\n"):
                 yield Passage(node.lineno, paragraph, "message")
 
@@ -171,6 +172,8 @@ def findings(path: Path, passages: Iterator[Passage]) -> Iterator[Finding]:
             for rule, pattern in RULES["patterns"].items():
                 if passage.kind == "heading" and rule == "headless-what":
                     continue  # "What EventSeal protects" is a good heading
+                if pattern.get("only", passage.kind) != passage.kind:
+                    continue
                 for _ in re.finditer(pattern["match"], sentence):
                     yield Finding(path, passage.line, rule, sentence, pattern["why"])
         if passage.kind == "summary":

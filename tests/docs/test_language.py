@@ -24,8 +24,9 @@ def rules(passages) -> list[str]:
 def test_each_pattern_finds_its_bad_sentence_and_not_its_good_one(name):
     pattern = language.RULES["patterns"][name]
     assert re.search(pattern["match"], pattern["bad"])
-    assert rules(language.page(pattern["bad"])).count(name) >= 1
-    assert rules(language.page(pattern["good"])) == []
+    bad, good = (language.module(f'"""{pattern[which]}"""') for which in ("bad", "good"))
+    assert name in rules(bad)
+    assert [rule for rule in rules(good) if rule != "long-summary"] == []
 
 
 def test_a_long_sentence_is_found_and_code_counts_as_one_word():
