@@ -1,4 +1,8 @@
-"""The outcome for one key: its value, or its error. The single forms raise it, the batches return it."""
+"""
+The outcome for one key: its value, or its error.
+
+Methods for one key raise the error, and batches return it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 KEY_SIZE = 32
-"""Bytes of every key that EventSeal wraps."""
+"""The size of every key that EventSeal wraps, in bytes."""
 
 
 def value_of(outcome: Value | EventSealError) -> Value:
@@ -25,17 +29,19 @@ def value_of(outcome: Value | EventSealError) -> Value:
 
 
 def wrong_size_of(keys: Sequence[tuple[bytes, EncryptionContext]]) -> ConfigurationError | None:
-    """Say which key has not 32 bytes; ``None`` if all have."""
+    """Return an error if a key is not 32 bytes."""
     for key, context in keys:
         if len(key) != KEY_SIZE:
-            return ConfigurationError(f"key {context.key_id} has {len(key)} bytes; {KEY_SIZE} are wrapped")
+            return ConfigurationError(
+                f"key {context.key_id} has {len(key)} bytes, not {KEY_SIZE}: no key was wrapped"
+            )
     return None
 
 
 def refusal_of_another_kek(
     wrapped: WrappedKey, context: EncryptionContext, *, kek_uri: str
 ) -> NotMyKeyError | None:
-    """Say that another KEK than *kek_uri* made a wrapping; ``None`` if this one did."""
+    """Return an error if a wrapping is under another KEK than *kek_uri*."""
     if wrapped.kek_uri == kek_uri:
         return None
     return NotMyKeyError(

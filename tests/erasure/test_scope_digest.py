@@ -182,7 +182,7 @@ def test_the_item_of_another_subject_is_refused(shop) -> None:
     (opened,) = shop.seal.cipher.open_many([(item.data, place)])
     forged = shop.seal.cipher.encrypt(opened.plaintext, place, scope="subject:mallory")
     item = item._replace(data=forged, key_id=UUID(bytes=forged[3:19]))
-    with pytest.raises(IntegrityError, match="no key of the scope"):
+    with pytest.raises(IntegrityError, match="not a key of the event's scope"):
         shop.mapper.from_sequenced_item(item)
 
 

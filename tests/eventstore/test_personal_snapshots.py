@@ -323,7 +323,7 @@ def test_a_subject_that_the_state_does_not_hold_is_named(repository):
     order = Order.create(customer_id="c-1", contact="Ann")
     del order.customer_id
 
-    with pytest.raises(SerializationError, match="_contact has no subject: 'customer_id' is not there"):
+    with pytest.raises(SerializationError, match="_contact has no subject: 'customer_id' is missing"):
         repository.snapshot_strategy.take_snapshot(order.id, order, 0)
 
 

@@ -231,5 +231,5 @@ def test_no_scopes_key_seals_for_another_scope(matrix):
         Placed(originator_id=STREAMS[0], originator_version=50, secret=0)
     )
 
-    with pytest.raises(IntegrityError, match="no key of the scope"):
+    with pytest.raises(IntegrityError, match="not a key of the event's scope"):
         honest.get_domain_event(STREAMS[0], 50)

@@ -201,7 +201,7 @@ def test_the_tombstone_of_a_field_key_is_no_items_erasure(make_mapper, keyring, 
 def test_what_stands_for_an_erased_event_is_not_stored_again(make_mapper, keyring, events):
     mapper, items = stored(make_mapper, events, keyring, on_erased="mask", erased_scope=by_stream)
 
-    with pytest.raises(SerializationError, match="not stored again"):
+    with pytest.raises(SerializationError, match="cannot be stored again"):
         mapper.to_sequenced_items(mapper.from_sequenced_items(items))
 
 

@@ -62,7 +62,7 @@ def test_a_private_attribute_of_pydantic_cannot_be_marked():
     class Private(pydantic.BaseModel):
         _email: Email = pydantic.PrivateAttr("")
 
-    with pytest.raises(ConfigurationError, match="keep the value under another one"):
+    with pytest.raises(ConfigurationError, match="store the value under another name"):
         plan_of(Private)
 
 

@@ -339,7 +339,7 @@ def test_what_is_no_event_is_refused(event):
 
 
 def test_a_collection_has_a_name():
-    with pytest.raises(ConfigurationError, match="no name"):
+    with pytest.raises(ConfigurationError, match="an empty name"):
         SequencedItemMapper(collection="")
 
 
@@ -505,8 +505,8 @@ def test_plain_bytes_beside_a_key_id_say_that_the_row_was_edited():
     error = refused(static(), SequencedItem(uuid4(), 0, topic_of(Placed), b'{"customer":"Ada King"}', key_id))
 
     assert type(error) is UnknownFormatError
-    assert f"yet its row says that key {key_id} sealed it" in str(error)
-    assert "the row was edited, or the key id does not belong to it" in error.remedy
+    assert f"But its row says that key {key_id} sealed it" in str(error)
+    assert "the row was edited, or its key id is wrong" in error.remedy
     assert error.offset == 0
     assert "customer" not in str(error)
 
@@ -688,7 +688,7 @@ class Extended(SequencedItemMapper):
 def test_a_mapper_whose_methods_are_replaced_is_refused(cls, name):
     with pytest.raises(ConfigurationError, match=f"replaces {name} of SequencedItemMapper") as caught:
         cls()
-    assert "methods of other names" in caught.value.remedy
+    assert "methods with other names" in caught.value.remedy
 
 
 def test_a_mapper_with_a_constructor_and_methods_of_its_own_is_fine():

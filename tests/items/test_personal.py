@@ -142,10 +142,10 @@ def forgotten() -> type[Any]:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: of(Annotated[Annotated[str, OF_ID], PersonalData("other")]), "more than once"),
-        (lambda: of(Annotated[str, OF_ID, NotPersonal("no")]), "is and is not"),
-        (lambda: of(Annotated[str, PersonalData]), "written with its arguments"),
-        (lambda: of(Annotated[list[Annotated[str, OF_ID]], OF_ID]), "inside of personal data"),
+        (lambda: of(Annotated[Annotated[str, OF_ID], PersonalData("other")]), "as personal data twice"),
+        (lambda: of(Annotated[str, OF_ID, NotPersonal("no")]), "both as personal and as not personal"),
+        (lambda: of(Annotated[str, PersonalData]), "with its arguments"),
+        (lambda: of(Annotated[list[Annotated[str, OF_ID]], OF_ID]), "inside personal data"),
         (lambda: of(Annotated[str, OF_ID] | list[Annotated[int, OF_ID]]), "several kinds"),
         (lambda: of(Annotated[str, OF_ID] | Annotated[int, PersonalData("other")]), "several kinds"),
         (lambda: of(set[Annotated[str, OF_ID]]), "personal data in a set"),
@@ -155,7 +155,7 @@ def forgotten() -> type[Any]:
         (lambda: of("Annotated[str, PersonalData(subject=MISSING)]"), "names an attribute"),
         (lambda: of("Gone[str, PersonalData('id')]"), "Gone in its annotation cannot be resolved"),
         (lambda: of("list[Missing.OfPersonal]"), "Missing in its annotation cannot be resolved"),
-        (lambda: plan_of(forgotten()), "annotated anew"),
+        (lambda: plan_of(forgotten()), "annotated again"),
         (lambda: PersonalData(subject="not a name"), "names an attribute"),
         (lambda: PersonalData(subject=7), "names an attribute"),
         (lambda: of("Annotated[str, PersonalData('')]"), "names an attribute"),
@@ -173,7 +173,7 @@ def test_a_subject_is_no_personal_data_itself():
     class Loop:
         email: Annotated[str, PersonalData(subject="email")]
 
-    with pytest.raises(ConfigurationError, match="its subject, 'email', is personal data itself"):
+    with pytest.raises(ConfigurationError, match="its subject, 'email', is personal data too"):
         plan_of(Loop)
 
 

@@ -80,7 +80,7 @@ def test_an_event_without_a_place_is_refused_with_the_names_that_it_could_have(a
 
 
 def test_a_time_that_is_called_a_version_is_refused_since_it_would_not_come_back():
-    with pytest.raises(SerializationError, match="which is no originator_version"):
+    with pytest.raises(SerializationError, match="which is not an originator_version"):
         names().take({"originator_id": ID, "originator_version": Decimal(1)}, "owner")
 
 
@@ -88,7 +88,7 @@ def test_an_item_in_time_of_a_mapper_that_was_given_the_names_is_not_read_withou
     attributes = {"originator_id": ID, "timestamp": Decimal(7), "a": 1}
     names("originator_id", "timestamp").take(attributes, "owner")
 
-    with pytest.raises(SerializationError, match="which is no originator_version"):
+    with pytest.raises(SerializationError, match="which is not an originator_version"):
         names().put(attributes, ID, Decimal(7), "owner")
 
 

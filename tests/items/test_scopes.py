@@ -44,7 +44,7 @@ def test_a_function_that_gives_no_scope_is_refused_at_the_event(scope):
 
 @pytest.mark.parametrize("key_scope", [None, 3, b"bytes"])
 def test_a_rule_is_a_string_or_a_function(key_scope):
-    with pytest.raises(ConfigurationError, match="a string or a function"):
+    with pytest.raises(ConfigurationError, match="a string or function"):
         ScopeRule(key_scope)
 
 

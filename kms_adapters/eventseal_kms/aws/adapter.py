@@ -45,20 +45,22 @@ class AwsKmsAdapter:
     """
     Wraps keys under a symmetric key of AWS KMS.
 
-    Nothing is called before first use. Each wrapping is bound to its encryption context; every call names the
-    KMS key that it means, and every answer is checked to come from that key. Several threads may use one
-    adapter; after a fork it makes a client of its own.
+    The adapter makes no call before its first use. Each wrapping is bound to its encryption context. Each
+    call names its KMS key, and the adapter checks that each answer comes from that key. Several threads may
+    use one adapter. After a fork, it creates its own client.
 
     Args:
-        key: The ARN of a KMS key or of an alias, bare or behind ``aws-kms://``. An alias is resolved once, on
-            first use, and what is stored names the key behind it. A multi-Region key may be of any Region.
-        client: A ready boto3 KMS client, with the time-outs and retries that it has. Without one the adapter
-            makes its own, whose calls end within 7 seconds where nothing answers.
-        grant_tokens: Sent with every call that grants can allow, at most 10.
-        region: Where to call: the ARN's Region if left out; another one only for a multi-Region key.
+        key: The ARN of a KMS key or of an alias, bare or with the prefix ``aws-kms://``. The adapter resolves
+            an alias once, on first use. Stored wrappings name the KMS key, not the alias. A multi-Region key
+            may be of any Region.
+        client: A boto3 KMS client. Its time-outs and retries stay as they are. Without one, the adapter
+            creates a client whose calls end within 7 seconds if KMS does not answer.
+        grant_tokens: At most 10 tokens, sent with every call that a grant can allow.
+        region: The Region to call, by default that of the ARN. Only a multi-Region key allows another one.
 
     Raises:
-        ConfigurationError: *key* is no such ARN, or of another Region than the client's and not multi-Region.
+        ConfigurationError: *key* is not such an ARN. Or its Region is not the client's, and the key is not
+            multi-Region.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class AwsKmsAdapter:
         Create the adapter of ``aws-kms://<ARN>``, or of a bare ARN.
 
         Raises:
-            ConfigurationError: It names no KMS key or alias.
+            ConfigurationError: The URI does not name a KMS key or an alias.
         """
         return cls(uri)
 
@@ -92,48 +94,59 @@ class AwsKmsAdapter:
 
     @property
     def uri(self) -> str:
-        """``aws-kms://`` and the ARN, that of a key by our own Region, that of an alias unresolved."""
+        """
+        ``aws-kms://`` and the configured ARN.
+
+        The ARN of a key names the Region that the adapter calls. The ARN of an alias is not resolved.
+        """
         return self._kms_key.configured.uri
 
     def check(self, application: str = "default") -> Sequence[PermissionCheck]:
         """
-        Try by dry runs what the caller may do with the key; nothing is changed.
+        Try the caller's permissions on the key, by dry runs.
 
         Args:
-            application: Whose name the trials carry in their encryption context, as policies may ask for it.
+            application: The name in the encryption context of the dry runs. A policy may require it.
 
         Raises:
-            KmsError: The key cannot be asked: it is disabled or unknown, or KMS does not answer.
+            KmsError: The key is disabled or unknown, or KMS does not answer.
             ConfigurationError: There are no credentials.
         """
         return check_permissions(self._kms_key, self._calls, application)
 
     def generate_data_key(self, context: EncryptionContext) -> tuple[bytes, WrappedKey]:
         """
-        Have KMS generate a key of 32 bytes and wrap it; the recorded version is its ``KeyMaterialId``.
+        Have KMS generate and wrap a key of 32 bytes.
+
+        The version of the wrapping is the ``KeyMaterialId``.
 
         Raises:
             KmsError: KMS refused or failed.
-            IntegrityError: Something else answered than this KMS key.
+            IntegrityError: The answer came from another KMS key.
         """
         return value_of(self._data_keys.generated(context))
 
     def generate_data_keys(
         self, contexts: Sequence[EncryptionContext]
     ) -> list[tuple[bytes, WrappedKey] | EventSealError]:
-        """Have KMS generate and wrap keys, at most 20 calls in flight; an outage ends the batch early."""
+        """
+        Generate and wrap keys in KMS, at most 20 calls in flight.
+
+        An outage ends the batch early.
+        """
         return self._calls.for_each(contexts, self._data_keys.generated)
 
     def wrap(self, key: bytes, context: EncryptionContext) -> WrappedKey:
         """
-        Wrap *key*, 32 bytes.
+        Wrap *key*, which is 32 bytes.
 
-        The wrapping has no version: ``Encrypt`` does not say which key material it used. A rewrap adds it.
+        The wrapping has no version, because ``Encrypt`` does not report the key material that it used. A
+        rewrap adds the version.
 
         Raises:
-            ValueError: *key* is not of 32 bytes.
+            ValueError: *key* is not 32 bytes.
             KmsError: KMS refused or failed.
-            IntegrityError: Something else answered than this KMS key.
+            IntegrityError: The answer came from another KMS key.
         """
         outcome = self._data_keys.wrapped(key, context)
         del key  # no traceback of the error below shows it
@@ -141,41 +154,44 @@ class AwsKmsAdapter:
 
     def unwrap(self, wrapped: WrappedKey, context: EncryptionContext) -> bytes:
         """
-        Unwrap to the 32 bytes.
+        Return the 32 bytes of a wrapped key.
 
         Raises:
-            NotMyKeyError: Another KEK made the wrapping.
+            NotMyKeyError: Another KEK wrapped the key.
             KmsError: KMS refused or failed.
             IntegrityError: The wrapping or its context was changed.
         """
         return value_of(self._data_keys.unwrapped(wrapped, context))
 
     def wrap_many(self, keys: Sequence[tuple[bytes, EncryptionContext]]) -> list[WrappedKey | EventSealError]:
-        """Wrap every key, at most 20 calls in flight; an outage ends the batch early."""
+        """Wrap each key, at most 20 calls in flight. Outages end it early."""
         return self._calls.for_each(keys, lambda item: self._data_keys.wrapped(*item))
 
     def unwrap_many(
         self, keys: Sequence[tuple[WrappedKey, EncryptionContext]]
     ) -> list[bytes | EventSealError]:
-        """Unwrap every key, at most 20 calls in flight; an outage ends the batch early."""
+        """Unwrap each key, at most 20 calls in flight. Outages end it early."""
         return self._calls.for_each(keys, lambda item: self._data_keys.unwrapped(*item))
 
     def rewrap_many(
         self, keys: Sequence[tuple[WrappedKey, EncryptionContext]]
     ) -> list[WrappedKey | EventSealError]:
         """
-        Rewrap, inside KMS, wrappings of any key of this Region under the newest material of this one.
+        Rewrap keys inside KMS, under the newest material of this KMS key.
 
-        Where the endpoint has no ``ReEncrypt`` (some emulators), the key is unwrapped and wrapped again.
+        The wrappings may be under any KMS key of this Region. If the endpoint has no ``ReEncrypt``, as some
+        emulators, the adapter unwraps the key and wraps it again.
 
         Args:
-            keys: Only wrappings whose KEK is configured; it need not be this one, nor of this account.
+            keys: Wrappings whose KEK is configured. It may be another KMS key, also of another account.
         """
         return self._calls.for_each(keys, lambda item: self._data_keys.rewrapped(*item))
 
     def is_named(self, kek_uri: str) -> bool:
         """
-        Say whether a wrapping that names *kek_uri* is under this key; an alias is resolved on first use.
+        Return whether a wrapping that names *kek_uri* is under this key.
+
+        The first use resolves an alias.
 
         Raises:
             KmsError: The alias could not be resolved.
@@ -189,10 +205,10 @@ class AwsKmsAdapter:
 
     def current_version(self) -> str | None:
         """
-        Return the ``KeyMaterialId`` of what wraps now; needs ``kms:DescribeKey``.
+        Return the ``KeyMaterialId`` that wraps keys now. It needs ``kms:DescribeKey``.
 
         Returns:
-            ``None`` where the endpoint has none, as some emulators.
+            ``None`` if the endpoint has no such id, as some emulators.
 
         Raises:
             KmsError: KMS refused or failed.
@@ -201,7 +217,7 @@ class AwsKmsAdapter:
 
     def created_at(self) -> datetime:
         """
-        Return when the KMS key was created; needs ``kms:DescribeKey``.
+        Return when the KMS key was created. It needs ``kms:DescribeKey``.
 
         Raises:
             KmsError: KMS refused or failed.
@@ -210,7 +226,9 @@ class AwsKmsAdapter:
 
     def deletion_date(self) -> datetime | None:
         """
-        Return when KMS will delete the key; ``None``: never. Needs ``kms:DescribeKey``.
+        Return when KMS will delete the key. It needs ``kms:DescribeKey``.
+
+        It is ``None`` if no deletion is scheduled.
 
         Raises:
             KmsError: KMS refused or failed.
@@ -219,25 +237,26 @@ class AwsKmsAdapter:
 
     def _deletion_date_of(self, key: KeyArn) -> datetime | None:
         facts = self._described(key)
-        # A multi-Region primary key waits for its replicas first, without a date of its own.
+        # A multi-Region primary key first waits for its replicas. Until then, it has no date.
         if facts.get("KeyState") not in _PENDING or "DeletionDate" not in facts:
             return None
         return self._moment(facts["DeletionDate"])
 
     def schedule_deletion(self, days: int) -> datetime:
         """
-        Have KMS delete the key; needs ``kms:DescribeKey`` and ``kms:ScheduleKeyDeletion``.
+        Schedule the deletion of the KMS key.
 
-        It opens nothing from now on. Until it is deleted, ``CancelKeyDeletion`` takes it back.
+        It needs ``kms:DescribeKey`` and ``kms:ScheduleKeyDeletion``. From now on the key unwraps nothing.
+        Until it is deleted, ``CancelKeyDeletion`` restores it.
 
         Args:
-            days: Until then, 7 to 30.
+            days: The waiting period, 7 to 30 days.
 
         Returns:
-            When it will be deleted; what it is already, if it was scheduled before.
+            The time of the deletion. If a deletion was scheduled before, its date is kept.
 
         Raises:
-            ConfigurationError: KMS does not take so many days.
+            ConfigurationError: KMS does not accept this number of days.
             KmsError: KMS refused or failed.
         """
         if type(days) is not int or not SHORTEST <= days <= LONGEST:
@@ -260,24 +279,24 @@ class AwsKmsAdapter:
     def _moment(self, value: object) -> datetime:
         if not isinstance(value, datetime):
             raise KmsError(
-                f"KMS told no date of {self._kms_key.configured}; its key is in a state without one",
-                remedy="Look at the key in the AWS console; a multi-Region primary key is deleted after its "
-                "replicas were.",
+                f"KMS reported no date for {self._kms_key.configured}, because of the state of its key",
+                remedy="Check the key's state in the AWS console. A multi-Region primary key gets its date "
+                "after the deletion of its replicas.",
                 kek_uri=self.uri,
             )
         return value.astimezone(UTC)
 
 
 def _region(configured: KeyArn, client: KMSClient | None, region: str | None) -> str:
-    """Decide where to call, and refuse what cannot work there."""
+    """Return the Region to call, or refuse the settings."""
     clients = client.meta.region_name if client is not None else None
     if clients and region and clients != region:
         raise ConfigurationError(f"region={region!r} is not the client's Region, {clients}")
     here = clients or region or configured.region
     if here != configured.region and not configured.is_multi_region:
         raise ConfigurationError(
-            f"{configured} is of the Region {configured.region}, but the client calls {here}",
-            remedy=f"Make the client for {configured.region}, or use a multi-Region key (mrk-...).",
+            f"{configured} is in the Region {configured.region}, but the client calls {here}",
+            remedy=f"Create the client for {configured.region}, or use a multi-Region key (mrk-...).",
         )
     return here
 

@@ -1,4 +1,4 @@
-"""ARNs of KMS keys and aliases: text to structure and back, without any call."""
+"""ARNs of KMS keys and aliases, read and written without any call."""
 
 from __future__ import annotations
 
@@ -39,33 +39,33 @@ class KeyArn:
     @classmethod
     def parse(cls, text: str) -> Self:
         """
-        Read an ARN, bare or behind ``aws-kms://``.
+        Read an ARN, bare or with the prefix ``aws-kms://``.
 
         Raises:
-            ConfigurationError: It is none of a KMS key or alias.
+            ConfigurationError: It is not the ARN of a KMS key or alias.
         """
         found = cls.find(text)
         if found is None:
             raise ConfigurationError(
                 f"{text!r} is not the ARN of a KMS key or alias",
-                remedy=f"Write {_FORM}; `aws kms describe-key` prints it.",
+                remedy=f"Write {_FORM}. `aws kms describe-key` prints it.",
             )
         if found.resource.startswith(_RESERVED):
             raise ConfigurationError(
-                f"{found} is a key of an AWS service, which wraps for that service alone",
-                remedy="Make a key of your own: aws kms create-key.",
+                f"{found} is a key of an AWS service, and wraps keys for that service only",
+                remedy="Create your own key: aws kms create-key",
             )
         return found
 
     @classmethod
     def find(cls, text: str) -> Self | None:
-        """Read an ARN, bare or behind ``aws-kms://``; ``None`` if it is none of KMS."""
+        """Read an ARN. Return ``None`` for one of another service."""
         match = _ARN.fullmatch(text.removeprefix(SCHEME))
         return cls(**match.groupdict()) if match else None
 
     @classmethod
     def find_uri(cls, uri: str) -> Self | None:
-        """Read a stored URI, ``aws-kms://<ARN>``; ``None`` if it is another service's."""
+        """Read a stored ``aws-kms://<ARN>``, and return ``None`` for another service."""
         return cls.find(uri) if uri.startswith(SCHEME) else None
 
     def __str__(self) -> str:
@@ -78,18 +78,22 @@ class KeyArn:
 
     @property
     def is_alias(self) -> bool:
-        """Whether it names an alias, which another key may take over."""
+        """Whether this names an alias, which can move to another key."""
         return self.resource.startswith("alias/")
 
     @property
     def is_multi_region(self) -> bool:
-        """Whether the key has, or may get, replicas of the same id in other Regions."""
+        """Whether the key can have replicas with its id in other Regions."""
         return self.resource.startswith("key/mrk-")
 
     def in_region(self, region: str) -> Self:
-        """Name the same resource in *region*."""
+        """Return the ARN of the same resource in *region*."""
         return replace(self, region=region)
 
     def is_same_key(self, other: KeyArn) -> bool:
-        """Whether both name one key: equal, or multi-Region replicas that differ in the Region alone."""
+        """
+        Return whether both name one key.
+
+        They are equal, or they are multi-Region replicas that differ in the Region only.
+        """
         return self == other or (self.is_multi_region and self == other.in_region(self.region))

@@ -1,8 +1,8 @@
 """
-Calls to AWS KMS: the client, how many calls run at once, how long they take, and what the log may show.
+Calls to AWS KMS: the client, its limits, its redacted log.
 
-A failure is returned, not raised. A traceback would lead into the frames of the HTTP client, which hold the
-request with a key in it.
+A failure is returned, not raised. A traceback would reach the frames of the HTTP client. They hold the
+request, and a key in it.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ Answer = dict[str, Any]
 Item = TypeVar("Item")
 
 CALLS_IN_FLIGHT = 20
-"""Calls of batches that one adapter has under way at once: a large batch takes a small part of the quota."""
+"""Concurrent calls of one adapter's batches. The bound keeps a large batch to a small part of the quota."""
 
 CONNECT_TIMEOUT = 1.0
 READ_TIMEOUT = 2.0
 ATTEMPTS = 3
-"""Seconds, seconds, and tries in all: where nothing answers, a call ends after 3 to 7 seconds."""
+"""Seconds, seconds, and attempts in all. If KMS does not answer, a call ends after 3 to 7 seconds."""
 
 _HITS_EVERY_ITEM = (KmsUnavailableError, KmsKeyStateError)
-_WITHOUT_GRANTS = frozenset({"ScheduleKeyDeletion"})  # no grant lets anybody delete a key
+_WITHOUT_GRANTS = frozenset({"ScheduleKeyDeletion"})  # no grant allows the deletion of a key
 _LOGGERS_WITH_BODIES = ("botocore.endpoint", "botocore.parsers")
 
 _calling: ContextVar[bool] = ContextVar("eventseal_kms_call", default=False)
@@ -51,16 +51,16 @@ _calling: ContextVar[bool] = ContextVar("eventseal_kms_call", default=False)
 
 class Connection:
     """
-    What one adapter's calls share in one process.
+    The state that one adapter's calls share in one process.
 
     Args:
-        region: Where the client calls.
-        client: A ready one, whose time-outs, retries and credentials are then its owner's.
+        region: The Region that the client calls.
+        client: The user's client, if there is one. Its time-outs, retries and credentials stay as they are.
 
     Attributes:
-        process: The process that it is for.
-        slots: Taken by each call of a batch while it is under way.
-        resolving: Held while an alias is resolved.
+        process: The id of the process.
+        slots: Each call of a batch holds one slot while it runs.
+        resolving: The lock that a thread holds while it resolves an alias.
     """
 
     def __init__(self, region: str, client: KMSClient | None) -> None:
@@ -74,10 +74,10 @@ class Connection:
 
     def client(self) -> KMSClient:
         """
-        Return the client. Its creation looks for credentials, which may use the network.
+        Return the client. Its creation searches for credentials, perhaps over the network.
 
         Raises:
-            BotoCoreError: It cannot be created.
+            BotoCoreError: The client cannot be created.
         """
         if self._given is not None:
             return self._given
@@ -88,10 +88,10 @@ class Connection:
 
     def renew(self, stale: KMSClient) -> bool:
         """
-        Drop the client *stale*, so that the next one reads the credentials again.
+        Drop the client *stale*. The next client reads the credentials again.
 
         Returns:
-            Whether that can help: not with a client that was given.
+            Whether that can help. It cannot if the user passed the client.
         """
         if self._given is not None:
             return False
@@ -106,9 +106,9 @@ class KmsCalls:
     Calls AWS KMS through this process's connection.
 
     Args:
-        region: Where clients call.
-        client: A ready one, used as it is in every process.
-        grant_tokens: Sent with every call that grants can allow.
+        region: The Region that clients call.
+        client: The user's client, if there is one. Every process uses it as it is.
+        grant_tokens: Tokens sent with every call that a grant can allow.
     """
 
     def __init__(self, region: str, client: KMSClient | None, grant_tokens: Sequence[str]) -> None:
@@ -118,7 +118,7 @@ class KmsCalls:
         self._connection = Connection(region, client)
 
     def connection(self) -> Connection:
-        """Return this process's connection: after a fork, a child cannot use its parent's sockets."""
+        """Return this process's connection. A forked child cannot use its parent's sockets."""
         connection = self._connection
         if connection.process != os.getpid():
             connection = self._connection = Connection(self._region, self._given)
@@ -136,15 +136,15 @@ class KmsCalls:
         """
         Call *operation* for *key*.
 
-        Credentials that are missing or not accepted are looked for once more, as something else may have
-        renewed them; every other repetition is botocore's.
+        If credentials are missing or rejected, the call reads them once more, because something else may have
+        renewed them. botocore does all other retries.
 
         Args:
-            operation: Such as ``Decrypt``.
-            key: The KMS key, or alias; of ReEncrypt the one to wrap under.
-            source: Of ReEncrypt: the key that made the wrapping.
+            operation: The name of the operation, such as ``Decrypt``.
+            key: The KMS key or alias. For ReEncrypt, the key that will wrap.
+            source: The key that the wrapping is under now. Only for ReEncrypt.
             context: The encryption context, which ReEncrypt keeps.
-            request: The operation's other parameters.
+            request: The other parameters of the operation.
         """
         request |= _addressed(key, source, context)
         if operation not in _WITHOUT_GRANTS:
@@ -172,14 +172,14 @@ class KmsCalls:
         self, items: Sequence[Item], work: Callable[[Item], Value | EventSealError]
     ) -> list[Value | EventSealError]:
         """
-        Do *work* for every item, several at once, since KMS has no batches.
+        Do *work* for every item, with several calls in flight. KMS has no batches.
 
-        After the first outcome that every other item would have too (an outage, throttling, a disabled key),
-        no further call begins: the rest get an error of the same class that says so.
+        An outage, throttling or a disabled key would fail every other item too. After the first such outcome,
+        no further call begins. The other items get an error of the same class that says so.
 
         Args:
-            items: In any number.
-            work: Makes the call; returns its failure.
+            items: Any number of items.
+            work: A function that makes the call for one item. It returns a failure, and does not raise it.
 
         Returns:
             One outcome an item, in order.
@@ -204,7 +204,7 @@ class KmsCalls:
 
 
 def _addressed(key: KeyArn, source: KeyArn | None, context: Mapping[str, str] | None) -> dict[str, Any]:
-    """Name the keys and the encryption context as the operation has them."""
+    """Return the keys and the encryption context as parameters of the operation."""
     if source is not None:
         return {
             "SourceKeyId": str(source),
@@ -220,24 +220,24 @@ def _make_client(region: str) -> KMSClient:
     config = Config(
         connect_timeout=CONNECT_TIMEOUT,
         read_timeout=READ_TIMEOUT,
-        # The only retry loop: it repeats time-outs, throttling and 5xx, with jitter, and nothing else.
+        # The only retry loop. It repeats time-outs, throttling and 5xx, with jitter, and nothing else.
         retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
         max_pool_connections=CALLS_IN_FLIGHT,
     )
-    # A session of its own: boto3's default one is the application's, and a session is for one thread.
+    # A separate session: boto3's default session belongs to the application, and serves only one thread.
     return boto3.session.Session().client("kms", region_name=region, config=config)
 
 
 def _not_tried(first: EventSealError) -> EventSealError:
     facts = {name: value for name, value in vars(first).items() if name != "remedy"}
     return type(first)(
-        f"not tried, since another call of the batch failed: {first}", remedy=first.remedy, **facts
+        f"not tried, because another call of the batch failed: {first}", remedy=first.remedy, **facts
     )
 
 
 @contextmanager
 def _bodies_hidden() -> Iterator[None]:
-    """Hide what botocore logs of requests and answers made inside, keys included, in this thread only."""
+    """Hide botocore's log lines of requests and answers, in this thread only."""
     _install_filters()
     token = _calling.set(True)
     try:

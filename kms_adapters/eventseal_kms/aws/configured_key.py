@@ -1,4 +1,4 @@
-"""Which KMS key an adapter stands for: the configured ARN, or what the configured alias names."""
+"""The KMS key that the configured ARN or alias names."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 class ConfiguredKey:
     """
-    The KMS key behind the configured ARN.
+    The KMS key that the configured ARN names.
 
-    An alias is resolved once, when first needed, and stands for that key as long as the key can be used.
+    An alias is resolved once, when it is first needed. It keeps that key while the key is usable.
 
     Args:
-        configured: A key's ARN in the client's Region, or an alias's.
-        calls: To resolve the alias; threads wait for one resolution.
+        configured: The ARN of an alias, or of a key in the client's Region.
+        calls: The calls that resolve the alias. Threads wait for one resolution.
     """
 
     def __init__(self, configured: KeyArn, calls: KmsCalls) -> None:
@@ -29,7 +29,7 @@ class ConfiguredKey:
         self._resolved = None if configured.is_alias else configured
 
     def current(self) -> KeyArn | EventSealError:
-        """Return the key that wraps; the first use of an alias asks KMS."""
+        """Return the key that wraps. The first use of an alias calls KMS."""
         if self._resolved is not None:
             return self._resolved
         with self._calls.connection().resolving:
@@ -42,13 +42,14 @@ class ConfiguredKey:
 
     def opener(self, kek_uri: str) -> KeyArn | EventSealError:
         """
-        Return the key that opens a wrapping of *kek_uri*, by our own Region's ARN.
+        Return the key that unwraps a wrapping of *kek_uri*.
 
         Args:
-            kek_uri: As it is stored: data, compared and never called.
+            kek_uri: The stored URI. It is untrusted data: it is compared, and never called.
 
         Returns:
-            The key, or ``NotMyKeyError``; an alias may have to be resolved, which can fail.
+            The key by our Region's ARN, or ``NotMyKeyError``. The resolution of an alias can fail with
+            another error.
         """
         named = KeyArn.find_uri(kek_uri)
         if named is None or named.is_alias or not self._may_name(named):
@@ -60,19 +61,19 @@ class ConfiguredKey:
             return key
         if self.configured.is_alias:
             return NotMyKeyError(
-                f"the alias {self.configured} names {key}, but {named} made the wrapping",
-                remedy="If the alias was pointed at another key, list the old key too, after it: "
-                f'EVENTSEAL_KMS_KEY="{self.configured},{named}"; then run `eventseal rewrap`.',
+                f"the alias {self.configured} names {key}, but the wrapping is under {named}",
+                remedy="If the alias has moved to another key, also list the old key, after the alias: "
+                f'EVENTSEAL_KMS_KEY="{self.configured},{named}". Then run `eventseal rewrap`.',
                 kek_uri=kek_uri,
             )
         return self._not_mine(kek_uri)
 
     def source(self, kek_uri: str) -> KeyArn | NotMyKeyError:
         """
-        Return the key that made a wrapping, to rewrap it under this one inside KMS.
+        Return the key of a wrapping, for a rewrap inside KMS.
 
         Args:
-            kek_uri: As it is stored: this key's, or another's that KMS can reach from our Region.
+            kek_uri: The stored URI of this key, or of another key that KMS can reach from our Region.
         """
         named = KeyArn.find_uri(kek_uri)
         here = self.configured
@@ -83,7 +84,11 @@ class ConfiguredKey:
         return named if named.region == here.region else self._not_mine(kek_uri)
 
     def successor_of(self, key: KeyArn) -> KeyArn | None:
-        """Resolve the alias again, after *key* turned out unusable; ``None`` if it names no other one."""
+        """
+        Resolve the alias again, because *key* is unusable.
+
+        It is ``None`` if the alias names no other key.
+        """
         if not self.configured.is_alias:
             return None
         with self._calls.connection().resolving:
@@ -95,7 +100,11 @@ class ConfiguredKey:
             return self._resolved if self._resolved != key else None
 
     def _may_name(self, named: KeyArn) -> bool:
-        """Say, without a call, whether this may be the key: an alias names one of its Region and account."""
+        """
+        Return, without a call, whether *named* may be the configured key.
+
+        An alias names a key of its own Region and account.
+        """
         if not self.configured.is_alias:
             return self.configured.is_same_key(named)
         here = named.in_region(self.configured.region) if named.is_multi_region else named
@@ -103,7 +112,7 @@ class ConfiguredKey:
         return (here.partition, here.region, here.account) == (ours.partition, ours.region, ours.account)
 
     def _not_mine(self, kek_uri: str) -> NotMyKeyError:
-        return NotMyKeyError(f"{kek_uri} made the wrapping, not {self.configured.uri}", kek_uri=kek_uri)
+        return NotMyKeyError(f"the wrapping is under {kek_uri}, not {self.configured.uri}", kek_uri=kek_uri)
 
     def _resolve(self) -> KeyArn | EventSealError:
         answer = self._calls.call("DescribeKey", self.configured)
@@ -112,7 +121,7 @@ class ConfiguredKey:
         found = KeyArn.find(str(answer.get("KeyMetadata", {}).get("Arn", "")))
         if found is None or found.is_alias or not self._may_name(found):
             return KmsError(
-                f"KMS resolved the alias {self.configured} to no key of its Region and account",
+                f"KMS did not resolve the alias {self.configured} to a key of its Region and account",
                 kek_uri=self.configured.uri,
             )
         return found

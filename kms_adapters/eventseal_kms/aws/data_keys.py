@@ -1,8 +1,8 @@
 """
-Data keys under AWS KMS, one at a time: generate, wrap, unwrap and rewrap.
+Wrap, unwrap and rewrap data keys under AWS KMS, one by one.
 
 Expected errors are returned, not raised, so that no traceback holds a key. Nothing in an answer is used
-before it is known to come from the key that was asked.
+before its KMS key is compared with the requested one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from eventseal_kms.outcomes import Value
 
 MAX_CIPHERTEXT = 6144
-"""Bytes of the largest blob that KMS takes."""
+"""Bytes of the largest blob that KMS accepts."""
 
 
 class DataKeys:
@@ -38,8 +38,8 @@ class DataKeys:
     Wraps and unwraps one key at a time, under one KMS key.
 
     Args:
-        kms_key: Which KMS key wraps, and which wrappings are its.
-        calls: To call with.
+        kms_key: The KMS key that wraps. It also decides which wrappings it unwraps.
+        calls: The calls to KMS.
     """
 
     def __init__(self, kms_key: ConfiguredKey, calls: KmsCalls) -> None:
@@ -59,9 +59,9 @@ class DataKeys:
         )
 
     def wrapped(self, key: bytes, context: EncryptionContext) -> WrappedKey | EventSealError:
-        """Wrap a key; the wrapping has no version, since ``Encrypt`` tells none."""
+        """Wrap a key. The wrapping has no version, because ``Encrypt`` reports none."""
         if len(key) != KEY_SIZE:
-            return ConfigurationError(f"a key to wrap has {KEY_SIZE} bytes, not {len(key)}")
+            return ConfigurationError(f"a key to wrap must have {KEY_SIZE} bytes, not {len(key)}")
         return error_in(
             self._under_current_key(
                 lambda kek: self._calls.call("Encrypt", kek, context=context.as_mapping(), Plaintext=key),
@@ -70,14 +70,14 @@ class DataKeys:
         )
 
     def unwrapped(self, wrapped: WrappedKey, context: EncryptionContext) -> bytes | EventSealError:
-        """Unwrap a key, if the wrapping is this KMS key's."""
+        """Unwrap a key, if its wrapping is under this KMS key."""
         kek = self._kms_key.opener(wrapped.kek_uri)
         if isinstance(kek, EventSealError):
             return kek
         return _oddity_of(wrapped) or self._decrypted(wrapped, kek, context)
 
     def rewrapped(self, wrapped: WrappedKey, context: EncryptionContext) -> WrappedKey | EventSealError:
-        """Rewrap a wrapping of any KMS key in reach under the newest material of this one."""
+        """Rewrap a key under the newest material of this KMS key."""
         source = self._kms_key.source(wrapped.kek_uri)
         if isinstance(source, EventSealError):
             return source
@@ -116,7 +116,7 @@ class DataKeys:
         ask: Callable[[KeyArn], Answer | Failure],
         read: Callable[[Answer, KeyArn], Value | EventSealError],
     ) -> Value | EventSealError | Failure:
-        """Ask the key that wraps now; if it is unusable and the alias names another one, ask that."""
+        """Call the current key. If it is unusable, try the alias again."""
         kek = self._kms_key.current()
         if isinstance(kek, EventSealError):
             return kek
@@ -138,12 +138,9 @@ def _generated_in(answer: Answer, kek: KeyArn) -> tuple[bytes, WrappedKey] | Eve
 
 def _wrapping_in(answer: Answer, kek: KeyArn, *, version: str | None) -> WrappedKey | EventSealError:
     """
-    Take the wrapping out of an answer.
+    Return the wrapping in an answer of GenerateDataKey, Encrypt or ReEncrypt.
 
-    Args:
-        answer: Of GenerateDataKey, Encrypt or ReEncrypt.
-        kek: The key that was asked.
-        version: The answer's field that holds the id of the key material; ``None`` where there is none.
+    *version* is the answer's field with the id of the key material. It is ``None`` if there is no such field.
     """
     ciphertext = answer.get("CiphertextBlob")
     if not isinstance(ciphertext, bytes) or not ciphertext:
@@ -155,13 +152,7 @@ def _wrapping_in(answer: Answer, kek: KeyArn, *, version: str | None) -> Wrapped
 
 
 def _key_in(answer: Answer, kek: KeyArn) -> bytes | EventSealError:
-    """
-    Take the plaintext key out of an answer.
-
-    Args:
-        answer: Of GenerateDataKey or Decrypt.
-        kek: The key that was asked.
-    """
+    """Return the plaintext key in an answer of GenerateDataKey or Decrypt."""
     key = answer.get("Plaintext")
     if not isinstance(key, bytes):
         return _not_kms(kek)
@@ -170,37 +161,37 @@ def _key_in(answer: Answer, kek: KeyArn) -> bytes | EventSealError:
         return another
     if len(key) != KEY_SIZE:
         return IntegrityError(
-            f"what {kek} unwrapped has {len(key)} bytes and is no key of EventSeal", kek_uri=kek.uri
+            f"{kek} unwrapped {len(key)} bytes, which is not a key of EventSeal", kek_uri=kek.uri
         )
     return key
 
 
 def _another_key(answer: Answer, kek: KeyArn) -> IntegrityError | None:
-    """Say that another key answered than the one that was asked; ``None`` if that one did."""
+    """Return an error if another key answered than the requested one."""
     if KeyArn.find(str(answer.get("KeyId", ""))) == kek:
         return None
     return IntegrityError(
-        f"{kek} was asked, but {answer.get('KeyId')!r} answered",
-        remedy="Find out what answers at the endpoint: KMS names the key that it was asked for.",
+        f"EventSeal requested {kek}, but {answer.get('KeyId')!r} answered",
+        remedy="Check which service answers at the endpoint: KMS always names the requested key.",
         kek_uri=kek.uri,
     )
 
 
 def _not_kms(kek: KeyArn) -> KmsUnavailableError:
     return KmsUnavailableError(
-        f"the answer for {kek} was cut short, or is not of KMS",
-        remedy="Check the endpoint and any proxy before it.",
+        f"the answer for {kek} is incomplete, or does not come from KMS",
+        remedy="Check the endpoint and any proxy in front of it.",
         kek_uri=kek.uri,
     )
 
 
 def _oddity_of(wrapped: WrappedKey) -> IntegrityError | None:
-    """Say what is wrong with a wrapping that AWS KMS cannot have made."""
+    """Return an error if AWS KMS cannot have created the wrapping."""
     size = len(wrapped.ciphertext)
     if 1 <= size <= MAX_CIPHERTEXT:
         return None
     return IntegrityError(
-        f"a wrapping of {size} bytes is none of AWS KMS: its row was changed",
+        f"a wrapping of {size} bytes does not come from AWS KMS: its row was changed",
         remedy="Restore the key's row from a backup.",
         kek_uri=wrapped.kek_uri,
     )

@@ -1,7 +1,7 @@
 """
-What a failed call means: which error, what happened to which KMS key, and what to do.
+The errors of failed calls to AWS KMS.
 
-The tables lead from AWS's codes and botocore's exceptions to EventSeal's errors.
+Two tables map the codes of AWS and the exceptions of botocore to EventSeal's errors.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ _APPLICATION = "eventseal:application"
 @dataclass(frozen=True, slots=True)
 class Meaning:
     """
-    What a failure means for the caller.
+    The meaning of a failure for the caller.
 
     Attributes:
-        error: The class.
-        text: What happened, to follow the action and the key.
-        remedy: If the class's own does not fit.
+        error: The class of the error.
+        text: The event. In the message, it follows the action and the key.
+        remedy: The remedy, if that of the class does not fit.
     """
 
     error: type[EventSealError]
@@ -68,20 +68,18 @@ class Meaning:
     remedy: str | None = None
 
 
-_THROTTLED = Meaning(
-    KmsUnavailableError, "the requests are more than the account's quota in this Region allows"
-)
-_INSIDE = Meaning(KmsUnavailableError, "KMS failed inside")
+_THROTTLED = Meaning(KmsUnavailableError, "the requests exceed the account's quota in this Region")
+_INSIDE = Meaning(KmsUnavailableError, "KMS had an internal failure")
 _CREDENTIALS = Meaning(
     KmsForbiddenError,
     "AWS does not accept the credentials",
     "Renew the credentials (`aws sso login`, a new role session, new keys), and check this machine's clock.",
 )
 _DENIED = Meaning(KmsForbiddenError, "the caller has no permission")
-_ROW_CHANGED = "Do not use the wrapping. Find out who changed the key's row, and restore it from a backup."
+_ROW_CHANGED = "Restore the key's row from a backup, and find out who changed it. Do not use the wrapping."
 _MALFORMED = Meaning(ConfigurationError, "KMS does not accept the request")
 
-# botocore's standard mode repeats the first group, and nothing that repeating cannot mend.
+# botocore's standard mode retries the first group. It retries no other, because a retry cannot help there.
 _BY_CODE: Mapping[str, Meaning] = {
     # --- try again: throttled, or failed inside
     "ThrottlingException": _THROTTLED,
@@ -96,17 +94,17 @@ _BY_CODE: Mapping[str, Meaning] = {
     "InternalServerError": _INSIDE,
     "ServiceUnavailableException": _INSIDE,
     "ServiceUnavailable": _INSIDE,
-    "DependencyTimeoutException": Meaning(KmsUnavailableError, "KMS timed out inside"),
+    "DependencyTimeoutException": Meaning(KmsUnavailableError, "KMS had an internal time-out"),
     "KeyUnavailableException": Meaning(KmsUnavailableError, "KMS cannot reach the key now"),
-    "RequestTimeout": Meaning(KmsUnavailableError, "KMS did not get the whole request in time"),
-    "RequestTimeoutException": Meaning(KmsUnavailableError, "KMS did not get the whole request in time"),
+    "RequestTimeout": Meaning(KmsUnavailableError, "KMS did not receive the whole request in time"),
+    "RequestTimeoutException": Meaning(KmsUnavailableError, "KMS did not receive the whole request in time"),
     # --- grant, or log in
     "AccessDeniedException": _DENIED,
     "AccessDenied": _DENIED,
     "InvalidGrantTokenException": Meaning(
         KmsForbiddenError,
         "KMS does not accept a grant token",
-        "Pass the token that CreateGrant returned, or none: after some minutes the grant works without it.",
+        "Pass the token that CreateGrant returned. After some minutes the grant works without a token.",
     ),
     "ExpiredTokenException": _CREDENTIALS,
     "ExpiredToken": _CREDENTIALS,
@@ -121,23 +119,24 @@ _BY_CODE: Mapping[str, Meaning] = {
     "OptInRequired": Meaning(
         KmsForbiddenError, "the account may not use KMS in this Region", "Enable the Region for the account."
     ),
-    # --- mend the KMS key
+    # --- correct the KMS key
     "DisabledException": Meaning(
         KmsKeyStateError,
         "the KMS key is disabled",
-        "Enable the KMS key (`aws kms enable-key`); retrying does not help.",
+        "Enable the KMS key: `aws kms enable-key`. A retry does not help.",
     ),
     "KMSInvalidStateException": Meaning(
         KmsKeyStateError,
-        "the KMS key is in a state that does not allow it: pending deletion, pending import or unavailable",
-        "Look at `aws kms describe-key`; then cancel the deletion (`aws kms cancel-key-deletion`, `aws kms "
-        "enable-key`), import the key material, or connect the custom key store.",
+        "the state of the KMS key does not allow it: pending deletion, pending import or unavailable",
+        "Run `aws kms describe-key` to see the state. Then cancel the deletion (`aws kms "
+        "cancel-key-deletion` and `aws kms enable-key`), import the key material, or connect the custom key "
+        "store.",
     ),
     "NotFoundException": Meaning(
         KmsKeyStateError,
         "KMS has no such key in this Region and account",
-        "Check the ARN's Region, account and id. A key made a moment ago may need some seconds to be seen; "
-        "a deleted one is gone for good.",
+        "Check the ARN's Region, account and id. A new key may need some seconds to appear. A deleted key "
+        "never returns.",
     ),
     "InvalidKeyUsageException": Meaning(
         KmsKeyStateError,
@@ -147,17 +146,17 @@ _BY_CODE: Mapping[str, Meaning] = {
     # --- stop: something was changed
     "InvalidCiphertextException": Meaning(
         IntegrityError,
-        "the wrapping does not authenticate: its bytes, or the key it belongs to, were changed",
+        "the wrapping does not authenticate: its bytes or its encryption context were changed",
         _ROW_CHANGED,
     ),
     "IncorrectKeyException": Meaning(
-        IntegrityError, "another KMS key made the wrapping than the one its row names", _ROW_CHANGED
+        IntegrityError, "the wrapping is under another KMS key than its row says", _ROW_CHANGED
     ),
     # --- fix the program or its settings
     "InvalidArnException": _MALFORMED,
     "ValidationException": _MALFORMED,
     "UnknownOperationException": Meaning(
-        ConfigurationError, "what answers at this endpoint does not know the operation"
+        ConfigurationError, "the service at this endpoint does not know the operation"
     ),
     "UnsupportedOperationException": Meaning(
         ConfigurationError, "KMS does not support the operation for this key"
@@ -165,12 +164,12 @@ _BY_CODE: Mapping[str, Meaning] = {
 }
 
 _SIGN_IN = Meaning(
-    KmsForbiddenError, "the sign-in behind the credentials has ended", "Sign in again: `aws sso login`."
+    KmsForbiddenError, "the sign-in session of the credentials has ended", "Sign in again: `aws sso login`."
 )
 _CREDENTIAL_SOURCE = Meaning(
     KmsUnavailableError,
     "the credentials could not be fetched",
-    "Check what gives this process its credentials: the metadata service, or credential_process.",
+    "Check the source of this process's credentials: the metadata service, or credential_process.",
 )
 _NO_CREDENTIALS = Meaning(
     ConfigurationError,
@@ -182,8 +181,8 @@ _SETTINGS = Meaning(ConfigurationError, "the AWS settings of this process cannot
 _NO_ANSWER = Meaning(KmsUnavailableError, "KMS did not answer in time")
 _NO_CONNECTION = Meaning(KmsUnavailableError, "the connection to KMS failed")
 
-# By the name of the exception's class, or else of its nearest base that stands here. By name, since some are
-# younger than the oldest botocore that this works with.
+# By the name of the exception's class, or else of its nearest base class in this table. By name, because the
+# oldest supported botocore lacks some of these classes.
 _BY_NAME: Mapping[str, Meaning] = {
     "ConnectTimeoutError": _NO_ANSWER,
     "ReadTimeoutError": _NO_ANSWER,
@@ -191,12 +190,12 @@ _BY_NAME: Mapping[str, Meaning] = {
     "HTTPClientError": _NO_CONNECTION,
     "IncompleteReadError": _NO_CONNECTION,
     "ResponseParserError": Meaning(
-        KmsUnavailableError, "what answered is not KMS: the answer cannot be read"
+        KmsUnavailableError, "the answer is unreadable, so it does not come from KMS"
     ),
     "SSLError": Meaning(
         KmsUnavailableError,
-        "no trusted TLS connection to KMS could be made",
-        "Check the CA bundle (AWS_CA_BUNDLE), this machine's clock, and who answers at the endpoint.",
+        "EventSeal cannot open a trusted TLS connection to KMS",
+        "Check the CA bundle (AWS_CA_BUNDLE), this machine's clock, and the service at the endpoint.",
     ),
     "NoCredentialsError": _NO_CREDENTIALS,
     "PartialCredentialsError": _NO_CREDENTIALS,
@@ -220,9 +219,9 @@ class Failure:
     A call that failed.
 
     Attributes:
-        code: AWS's code, or the name of botocore's exception.
-        status: Of the HTTP answer; 0 if there was none.
-        error: What it means for the caller.
+        code: The code of AWS, or the name of botocore's exception.
+        status: The status of the HTTP answer, or 0 if there was none.
+        error: The error for the caller.
     """
 
     code: str
@@ -231,12 +230,12 @@ class Failure:
 
     @property
     def is_not_offered(self) -> bool:
-        """Whether the endpoint lacks the operation, as some emulators do."""
+        """Whether the endpoint lacks the operation, like some emulators."""
         return self.code in _NOT_OFFERED or self.status == HTTPStatus.NOT_IMPLEMENTED
 
     @property
     def is_about_credentials(self) -> bool:
-        """Whether another look at where credentials come from may mend it."""
+        """Whether it may help to read the credentials again."""
         return self.code in _CREDENTIALS_MISSING_OR_OLD
 
     @property
@@ -254,25 +253,25 @@ def failure_of(
     context: Mapping[str, str] | None = None,
 ) -> Failure:
     """
-    Say what *caught* means.
+    Translate an exception of botocore.
 
-    The error is made, not raised: so no traceback leads into frames that hold a request with a key in it.
+    The error is created, not raised. So no traceback reaches frames that hold a request with a key in it.
 
     Args:
-        caught: What botocore raised.
-        operation: The KMS operation that was called, such as ``Decrypt``.
-        key: The KMS key, or alias, that it was called for.
-        source: Of ReEncrypt: the KMS key that made the wrapping.
-        context: The encryption context that was sent, if any.
+        caught: The exception.
+        operation: The KMS operation of the call, such as ``Decrypt``.
+        key: The KMS key or alias of the call.
+        source: The KMS key that the wrapping is under. Only for ReEncrypt.
+        context: The encryption context of the call, if any.
     """
     if not isinstance(caught, boto.ClientError):
         known = (_BY_NAME[base.__name__] for base in type(caught).__mro__ if base.__name__ in _BY_NAME)
-        meaning = next(known, Meaning(KmsError, "the call could not be made"))
+        meaning = next(known, Meaning(KmsError, "the call failed before it was sent"))
         # botocore's text for wrong parameters repeats their values, and a value may be a key.
         text = "" if isinstance(caught, boto.ParamValidationError) else str(caught)
         name = type(caught).__name__
         return Failure(name, 0, _error(meaning, f"kms:{operation}", key, name, text))
-    # Typed as complete, but an endpoint answers what it likes.
+    # The type says that it is complete, but an endpoint can answer anything.
     response: Mapping[str, Any] = caught.response
     details, metadata = response.get("Error", {}), response.get("ResponseMetadata", {})
     code, text = str(details.get("Code", "")), str(details.get("Message") or "")
@@ -298,7 +297,7 @@ def failure_of(
 
 
 def error_in(outcome: Value | EventSealError | Failure) -> Value | EventSealError:
-    """Return the error of a failed call; every other outcome stays as it is."""
+    """Return the error of a failed call, or any other outcome unchanged."""
     return outcome.error if isinstance(outcome, Failure) else outcome
 
 
@@ -309,7 +308,7 @@ def _error(meaning: Meaning, action: str, key: KeyArn, code: str, text: str) -> 
 
 
 def _denied_actions(operation: str, text: str) -> tuple[str, ...]:
-    """Name the permissions: ReEncrypt takes two, and KMS's text says which one was missing."""
+    """Return the missing permissions. ReEncrypt needs two, and KMS's text names one."""
     if operation != "ReEncrypt":
         return (f"kms:{operation}",)
     both = ("kms:ReEncryptFrom", "kms:ReEncryptTo")
@@ -326,12 +325,9 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 
 def _statement_for(actions: Sequence[str], keys: Sequence[KeyArn], context: Mapping[str, str] | None) -> str:
     """
-    Write the statement that grants *actions* on *keys*, as JSON on one line.
+    Return the statement that grants *actions* on *keys*, as one-line JSON.
 
-    Args:
-        actions: Such as ``kms:Decrypt``.
-        keys: The KMS keys; a policy knows no alias as a resource.
-        context: The encryption context of the denied call; its application becomes the condition.
+    A policy accepts no alias as a resource. The application in *context* becomes the condition.
     """
     resources = [str(key) for key in keys]
     statement: dict[str, object] = {"Effect": "Allow", "Action": list(actions), "Resource": resources}

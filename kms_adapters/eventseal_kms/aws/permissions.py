@@ -1,4 +1,4 @@
-"""What the caller may do with a KMS key, tried by dry runs."""
+"""The caller's permissions on a KMS key, tried by dry runs."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
     from eventseal_kms.aws.calls import Answer, KmsCalls
     from eventseal_kms.aws.configured_key import ConfiguredKey
 
-# Where IGNORE_CIPHERTEXT is not known, the made-up blob is looked at only after the call was allowed.
+# A service without IGNORE_CIPHERTEXT reads the dummy blob only after it has allowed the call.
 _GRANTED = frozenset({"DryRunOperationException", "InvalidCiphertextException"})
 _TO_SEAL_AND_OPEN = frozenset({"kms:GenerateDataKey", "kms:Decrypt"})
-_TOO_OLD = "This boto3 cannot ask for it without a wrapping: pip install --upgrade boto3."
+_TOO_OLD = "This boto3 is too old to check it without a wrapping. Run: pip install --upgrade boto3"
 _NO_CIPHERTEXT = b"a dry run needs none"
 
 
 def check_permissions(kms_key: ConfiguredKey, calls: KmsCalls, application: str) -> Sequence[PermissionCheck]:
     """
-    Try what a writer, a reader and a rotator need, each by itself.
+    Try each permission that a writer, a reader and a rotator need.
 
     Args:
-        kms_key: The key; an alias is resolved first, which needs ``kms:DescribeKey``.
-        calls: To call with.
-        application: For the encryption context, since least-privilege policies ask for it.
+        kms_key: The KMS key. An alias is resolved first, which needs ``kms:DescribeKey``.
+        calls: The calls to KMS.
+        application: The name in the encryption context. Least-privilege policies require it.
 
     Raises:
-        EventSealError: A trial ended otherwise than by a yes or a no.
+        EventSealError: A dry run ended without a yes or a no.
     """
     checks: list[PermissionCheck] = []
     configured = kms_key.configured
@@ -46,7 +46,7 @@ def check_permissions(kms_key: ConfiguredKey, calls: KmsCalls, application: str)
     for operation, action, request in _trials(key):
         required = action in _TO_SEAL_AND_OPEN
         answer = calls.call(operation, key, context=context, DryRun=True, **request)
-        # So fails a botocore that does not know the modifiers.
+        # A botocore that does not know the modifiers fails this way.
         if isinstance(answer, Failure) and answer.code == "ParamValidationError":
             if not required:
                 checks.append(PermissionCheck(action=action, granted=False, detail=_TOO_OLD, required=False))
@@ -55,7 +55,7 @@ def check_permissions(kms_key: ConfiguredKey, calls: KmsCalls, application: str)
             answer = calls.call(operation, key, context=context, DryRun=True, **request)
         checks.append(_outcome(action, answer, required=required))
     if not configured.is_alias:
-        # Not for making and opening keys; whoever rewraps or rolls the epoch asks which material wraps now.
+        # A rewrap and a roll of the epoch read which material wraps now. Creating and unwrapping keys do not.
         checks.append(_outcome("kms:DescribeKey", calls.call("DescribeKey", key), required=False))
     return checks
 
@@ -70,7 +70,7 @@ def _outcome(action: str, answer: Answer | Failure, *, required: bool = True) ->
 
 
 def _trials(key: KeyArn) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield operation, permission and request; none of them needs a wrapping that exists."""
+    """Yield operation, permission and request. None needs an existing wrapping."""
     blind = {"CiphertextBlob": _NO_CIPHERTEXT, "DryRunModifiers": ["IGNORE_CIPHERTEXT"]}
     yield "GenerateDataKey", "kms:GenerateDataKey", {"KeySpec": "AES_256"}
     yield "Decrypt", "kms:Decrypt", {**blind}

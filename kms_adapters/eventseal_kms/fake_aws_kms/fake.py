@@ -1,4 +1,4 @@
-"""A stand-in for AWS KMS that behaves as AWS KMS does, also where it refuses."""
+"""A stand-in that behaves like AWS KMS, in its refusals too."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ _MAKING = Lock()
 
 @cache
 def _session() -> boto3.session.Session:
-    """Share one session, since each reads boto3's model of KMS anew; it is for one thread at a time."""
+    """
+    Return the shared session. A new one reads boto3's model again.
+
+    Only one thread at a time may use it.
+    """
     return boto3.session.Session()
 
 
@@ -42,14 +46,16 @@ class FakeAwsKms(Traffic):
     """
     AWS KMS in memory: keys, aliases, policies, and faults on command.
 
-    Its clients are boto3's own: requests are signed and sent, answers and errors read as with AWS. Only the
-    network is missing, and :meth:`serve` adds it, on the loopback interface. It keeps to key states, pinned
-    keys, key material ids, multi-Region keys, dry runs, contexts that differ, and policies with conditions on
-    them. It checks no signature, and knows no grants: their tokens are only logged.
+    Its clients are real boto3 clients. They sign and send requests, and read answers and errors, as with AWS.
+    Only the network is missing. :meth:`serve` adds it, on the loopback interface.
+
+    The fake respects key states, pinned keys, key material ids, multi-Region keys, dry runs, different
+    encryption contexts, and policies with conditions on contexts. It checks no signature. It does not know
+    grants, and only logs their tokens.
 
     Args:
-        account: 12 digits; whose root is the default caller.
-        region: Of clients that name none.
+        account: The account, 12 digits. Its root is the default caller.
+        region: The Region of clients that name none.
     """
 
     def __init__(self, account: str = "111122223333", region: str = "eu-west-1") -> None:
@@ -64,15 +70,15 @@ class FakeAwsKms(Traffic):
 
     def create_key(self, *, alias: str | None = None, region: str | None = None, **settings: Any) -> str:
         """
-        Make a key as the account's root.
+        Create a key as the account's root.
 
         Args:
-            alias: ``alias/shop``, to name it.
-            region: Where; the fake's own by default.
-            settings: As for boto3's ``create_key``.
+            alias: An alias for the key, such as ``alias/shop``.
+            region: The Region of the key, by default the fake's.
+            settings: The parameters of boto3's ``create_key``.
 
         Returns:
-            The ARN: the key's, or the alias's.
+            The ARN of the alias if there is one, otherwise of the key.
         """
         client = self.client(region=region)
         arn = client.create_key(**settings)["KeyMetadata"]["Arn"]
@@ -85,12 +91,12 @@ class FakeAwsKms(Traffic):
         self, caller: str | None = None, *, region: str | None = None, config: Config | None = None
     ) -> KMSClient:
         """
-        Make a boto3 client whose calls come here.
+        Create a boto3 client whose calls reach the fake.
 
         Args:
-            caller: The ARN of a role or user; the account's root by default, who may do everything.
-            region: The fake's own by default.
-            config: For instance for retries; by default a call is tried once.
+            caller: The ARN of a role or user. By default it is the account's root, which may do everything.
+            region: The Region of the client, by default the fake's.
+            config: The client's settings, for example retries. By default there is no retry.
         """
         once = Config(retries={"mode": "standard", "total_max_attempts": 1})
         credentials = self.credentials(caller)
@@ -107,10 +113,10 @@ class FakeAwsKms(Traffic):
 
     def credentials(self, caller: str | None = None) -> dict[str, str]:
         """
-        Make credentials by which the fake knows *caller*.
+        Create credentials by which the fake recognises *caller*.
 
         Returns:
-            Keyword arguments for boto3; in upper case they are the environment variables.
+            Keyword arguments for boto3. In upper case, they are the environment variables.
         """
         caller = caller or root_of(self.account)
         with self._lock:
@@ -119,28 +125,28 @@ class FakeAwsKms(Traffic):
         return {"aws_access_key_id": access_key, "aws_secret_access_key": "not-checked"}
 
     def expire_credentials(self, caller: str | None = None) -> None:
-        """Let every credential of *caller* expire; :meth:`credentials` gives new ones."""
+        """Expire every credential of *caller*. :meth:`credentials` creates new ones."""
         caller = caller or root_of(self.account)
         with self._lock:
             self._generations[caller] = self._generations.get(caller, 0) + 1
 
     def attach_policy(self, caller: str, policy: str | Mapping[str, Any]) -> None:
         """
-        Give *caller* an IAM policy, beside those it has.
+        Attach one more IAM policy to *caller*.
 
         Raises:
-            ValueError: The policy says something that the fake cannot evaluate.
+            ValueError: The fake cannot evaluate a part of the policy.
         """
         with self._lock:
             self._identity.setdefault(caller, []).append(load(policy))
 
     def detach_policies(self, caller: str) -> None:
-        """Take every policy from *caller*."""
+        """Detach every policy from *caller*."""
         with self._lock:
             self._identity.pop(caller, None)
 
     def advance(self, time: timedelta) -> None:
-        """Move the fake's clock on: keys whose deletion is due are gone."""
+        """Advance the fake's clock. Keys whose deletion is due disappear."""
         self._registry.passed += time
 
     @contextmanager
@@ -149,13 +155,13 @@ class FakeAwsKms(Traffic):
         Answer over HTTP on the loopback interface.
 
         Returns:
-            The ``endpoint_url``, also for ``AWS_ENDPOINT_URL_KMS``; :meth:`credentials` say who calls.
+            The ``endpoint_url``, also for ``AWS_ENDPOINT_URL_KMS``. :meth:`credentials` identify the caller.
         """
         with serving(self._reply) as url:
             yield url
 
     def _reply(self, signed: Signed, body: bytes) -> Reply:
-        """Answer a request, and write it into the log."""
+        """Answer a request, and log the call."""
         action = f"kms:{signed.operation}"
         caller = self._callers.get(signed.access_key, "")
         noted: dict[str, Any] = {"action": action, "region": signed.region, "caller": caller}

@@ -94,7 +94,7 @@ def cancel_key_deletion(session: Session, asked: Parameters) -> dict[str, Any]:
 
 
 def rotate_key_on_demand(session: Session, asked: Parameters) -> dict[str, Any]:
-    """RotateKeyOnDemand: the older material still opens what it sealed."""
+    """RotateKeyOnDemand: older material still decrypts its own ciphertexts."""
     key = session.key(asked["KeyId"])
     key.require_usable()
     family = key.family
@@ -155,7 +155,7 @@ def create_alias(session: Session, asked: Parameters) -> None:
 
 
 def update_alias(session: Session, asked: Parameters) -> None:
-    """UpdateAlias: from now on it names another key."""
+    """UpdateAlias: from now on the alias names another key."""
     session.registry.find(asked["AliasName"], session.place)
     target = _alias_target(session, asked)
     session.registry.aliases[session.place][asked["AliasName"]] = target.id

@@ -1,4 +1,4 @@
-"""The operations that use a key: generate, encrypt, decrypt and re-encrypt, and the ciphertexts they make."""
+"""The operations that use a key, and their ciphertexts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def generate_data_key_without_plaintext(session: Session, asked: Parameters) -> 
 
 
 def encrypt(session: Session, asked: Parameters) -> dict[str, Any]:
-    """Encrypt: its answer does not say which key material was used."""
+    """Encrypt: its answer does not name the key material."""
     context = _context(session, asked)
     key = _usable(session, asked["KeyId"], context)
     plaintext = b64decode(asked["Plaintext"])
@@ -55,7 +55,7 @@ def encrypt(session: Session, asked: Parameters) -> dict[str, Any]:
 
 
 def decrypt(session: Session, asked: Parameters) -> dict[str, Any]:
-    """Decrypt: with KeyId by that key alone, without it by the key that the blob names."""
+    """Decrypt, by the key of KeyId, or otherwise by the blob's key."""
     context = _context(session, asked)
     key, plaintext, material = _opened(session, asked, asked.get("KeyId"), context)
     _end_dry_run(asked)
@@ -68,7 +68,7 @@ def decrypt(session: Session, asked: Parameters) -> dict[str, Any]:
 
 
 def re_encrypt(session: Session, asked: Parameters) -> dict[str, Any]:
-    """ReEncrypt: needs one permission on either key."""
+    """ReEncrypt, which needs one permission on each of the two keys."""
     old_context = _context(session, asked, "SourceEncryptionContext")
     new_context = dict(asked.get("DestinationEncryptionContext") or {})
     source_id = asked.get("SourceKeyId") or _named_in(asked)
@@ -142,7 +142,11 @@ def _opened(
     action: str | None = None,
     facts: dict[str, str] | None = None,
 ) -> tuple[FakeKey, bytes, str]:
-    """Give the key, the plaintext and the material that sealed it; of a blind dry run only the key."""
+    """
+    Return the key, the plaintext, and the material that encrypted it.
+
+    A dry run without a ciphertext returns only the key.
+    """
     blind = "IGNORE_CIPHERTEXT" in (asked.get("DryRunModifiers") or ()) and bool(asked.get("DryRun"))
     if not blind and "CiphertextBlob" not in asked:
         raise Refusal("ValidationException", "Value at 'ciphertextBlob' failed to satisfy constraint")
@@ -177,7 +181,11 @@ def _text(value: bytes) -> str:
 
 
 def _seal(key: FakeKey, plaintext: bytes, context: Mapping[str, str]) -> bytes:
-    """Encrypt under the key's current material; the blob names key and material, as KMS's does."""
+    """
+    Encrypt under the key's current material.
+
+    The blob names the key and the material, like the real one.
+    """
     material = key.family.materials[-1]
     header = _MAGIC + bytes([len(key.id)]) + key.id.encode() + bytes.fromhex(material.id)
     nonce = os.urandom(_NONCE_SIZE)
@@ -187,12 +195,12 @@ def _seal(key: FakeKey, plaintext: bytes, context: Mapping[str, str]) -> bytes:
 @dataclass(frozen=True, slots=True)
 class _Blob:
     """
-    A ciphertext blob, read but not opened.
+    A ciphertext blob, parsed but not decrypted.
 
     Attributes:
-        header: What is bound beside the context.
-        key_id: The key that sealed it.
-        material_id: Which of its materials.
+        header: The bytes that are authenticated together with the context.
+        key_id: The key that encrypted it.
+        material_id: The material of that key.
         sealed: Nonce, ciphertext and tag.
     """
 
@@ -207,7 +215,7 @@ class _Blob:
         Read a blob.
 
         Raises:
-            Refusal: It is none of the fake's.
+            Refusal: The blob does not come from the fake.
         """
         id_at = len(_MAGIC) + 1
         if not data.startswith(_MAGIC) or len(data) <= id_at:
@@ -225,10 +233,10 @@ class _Blob:
 
     def open(self, key: FakeKey, context: Mapping[str, str]) -> bytes:
         """
-        Decrypt with *key*, by whichever of its materials sealed the blob.
+        Decrypt with *key*, by the material that encrypted the blob.
 
         Raises:
-            Refusal: Another key sealed it, or the bytes or the context were changed.
+            Refusal: Another key encrypted it, or the bytes or the context were changed.
         """
         if self.key_id != key.id:
             text = "The key ID in the request does not identify a CMK that can perform this operation."

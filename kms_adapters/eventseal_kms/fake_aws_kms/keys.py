@@ -1,4 +1,4 @@
-"""The fake's KMS keys and aliases, by account and Region: their state and their material."""
+"""The keys and aliases of the fake, by account and Region."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Material:
 
     Attributes:
         id: KMS's ``KeyMaterialId``, 64 hexadecimal digits.
-        since: When it became the current one.
-        sealer: AES-256-GCM under it.
+        since: The time when it became the current version.
+        sealer: AES-256-GCM under these bytes.
     """
 
     since: datetime
@@ -41,14 +41,16 @@ class Material:
 @dataclass(slots=True)
 class KeyFamily:
     """
-    What a multi-Region key shares with its replicas; a key of one Region is a family of its own.
+    The properties that a multi-Region key shares with its replicas.
+
+    A key of one Region is the only member of its family.
 
     Attributes:
         id: ``mrk-...`` or a UUID.
-        multi_region: Whether it can be replicated.
+        multi_region: Whether the key can be replicated.
         primary: The Region of the key that is rotated and replicated.
-        materials: Oldest first; the last one seals, each opens what it sealed.
-        members: By Region.
+        materials: The materials, oldest first. The last one encrypts. Each decrypts its own ciphertexts.
+        members: The keys by Region.
     """
 
     multi_region: bool
@@ -67,15 +69,15 @@ class FakeKey:
     A KMS key in one Region.
 
     Attributes:
-        arn: Its name.
-        family: Its material, shared with replicas.
+        arn: The ARN of the key.
+        family: The material, which the replicas share.
         policy: The key policy, as a document.
-        created: When.
+        created: The time of its creation.
         usage: ``ENCRYPT_DECRYPT`` or ``GENERATE_VERIFY_MAC``, ...
         spec: ``SYMMETRIC_DEFAULT``, ...
         description: Free text.
-        state: As ``DescribeKey`` has it.
-        deletion: When it will be gone, if that is pending.
+        state: The state, in the words of ``DescribeKey``.
+        deletion: The time of the deletion, if it is pending.
     """
 
     arn: KeyArn
@@ -95,10 +97,10 @@ class FakeKey:
 
     def require_usable(self) -> None:
         """
-        Refuse what only an enabled key does.
+        Refuse an operation that needs an enabled key.
 
         Raises:
-            Refusal: It is disabled, or pending deletion, import or creation.
+            Refusal: The key is disabled, or its deletion, import or creation is pending.
         """
         if self.state == "Disabled":
             raise Refusal("DisabledException", f"{self.arn} is disabled.")
@@ -107,10 +109,10 @@ class FakeKey:
 
     def refuse_if_pending_deletion(self) -> None:
         """
-        Refuse what a key that waits for its deletion does not do.
+        Refuse an operation on a key whose deletion is pending.
 
         Raises:
-            Refusal: It is pending deletion.
+            Refusal: The deletion of the key is pending.
         """
         if self.state == "PendingDeletion":
             raise Refusal("KMSInvalidStateException", f"{self.arn} is pending deletion.")
@@ -120,14 +122,14 @@ class FakeKey:
         Refuse keys that are not for encryption.
 
         Raises:
-            Refusal: The key's usage or spec does not fit *operation*.
+            Refusal: The usage or the spec of the key does not allow *operation*.
         """
         if self.usage != "ENCRYPT_DECRYPT" or self.spec != "SYMMETRIC_DEFAULT":
             text = f"{self.arn} key usage is {self.usage} which is not valid for {operation}."
             raise Refusal("InvalidKeyUsageException", text)
 
     def metadata(self) -> dict[str, Any]:
-        """Describe it as ``DescribeKey`` does."""
+        """Return the answer of ``DescribeKey``."""
         found: dict[str, Any] = {
             "AWSAccountId": self.arn.account,
             "KeyId": self.id,
@@ -167,11 +169,11 @@ def _in_words(state: str) -> str:
 
 class Found(NamedTuple):
     """
-    What a reference led to.
+    The key that a reference names.
 
     Attributes:
         key: The key.
-        alias: The alias's name, if one was used: ``alias/shop``.
+        alias: The name of the alias, if the reference is one: ``alias/shop``.
     """
 
     key: FakeKey
@@ -184,9 +186,9 @@ class Registry:
     Every key and alias.
 
     Attributes:
-        keys: By place and id.
-        aliases: Key ids by place and alias name.
-        passed: How far the fake's clock is ahead.
+        keys: The keys by place and id.
+        aliases: The key ids by place and alias name.
+        passed: The lead of the fake's clock.
     """
 
     keys: dict[Place, dict[str, FakeKey]] = field(default_factory=dict)
@@ -194,16 +196,16 @@ class Registry:
     passed: timedelta = timedelta()
 
     def now(self) -> datetime:
-        """The time, as far as the fake is concerned."""
+        """Return the time by the fake's clock."""
         return datetime.now(UTC) + self.passed
 
     def add(self, place: Place, policy: dict[str, Any], *, multi_region: bool, **settings: Any) -> FakeKey:
-        """Make a key with material of its own."""
+        """Create a key with new material."""
         family = KeyFamily(multi_region, primary=place[1], materials=[Material(self.now())])
         return self.add_member(place, family, policy, **settings)
 
     def add_member(self, place: Place, family: KeyFamily, policy: dict[str, Any], **settings: Any) -> FakeKey:
-        """Make a key of *family* in another place."""
+        """Create a key of *family* in another place."""
         account, region = place
         arn = KeyArn(PARTITION, region, account, f"key/{family.id}")
         key = FakeKey(arn, family, policy, self.now(), **settings)
@@ -213,14 +215,14 @@ class Registry:
 
     def find(self, reference: str, place: Place) -> Found:
         """
-        Find a key by its id, its ARN, an alias's name or an alias's ARN.
+        Find a key by id, ARN, alias name or alias ARN.
 
         Args:
-            reference: As a request names it.
-            place: The caller's account, and the Region that was called.
+            reference: The name in the request.
+            place: The account of the caller, and the Region of the call.
 
         Raises:
-            Refusal: There is none.
+            Refusal: There is no such key.
         """
         resource = reference if reference.startswith("alias/") else f"key/{reference}"
         if reference.startswith("arn:"):

@@ -1,7 +1,7 @@
 """
-One caller's request, and whether policies allow it.
+One caller's request, and the decision of the policies about it.
 
-A small evaluator of IAM and key policies, which refuses to load what it does not know.
+This is a small evaluator of IAM and key policies. It refuses to load a policy that it cannot evaluate.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ _ELEMENTS = frozenset(
 @dataclass(slots=True)
 class Session:
     """
-    What an operation sees.
+    The view of an operation on its call.
 
     Attributes:
-        operation: ``Decrypt``.
+        operation: The name, such as ``Decrypt``.
         registry: The keys.
-        caller: An ARN of IAM.
-        region: Which was called.
-        policies: The caller's own.
-        noted: What the call log should say beside the action.
+        caller: The IAM ARN of the caller.
+        region: The Region of the call.
+        policies: The policies of the caller.
+        noted: More facts for the call log, in addition to the action.
     """
 
     operation: str
@@ -65,7 +65,7 @@ class Session:
 
     @property
     def place(self) -> Place:
-        """The caller's account, and the Region."""
+        """The account of the caller, and the Region of the call."""
         return account_of(self.caller), self.region
 
     def key(
@@ -77,13 +77,13 @@ class Session:
         facts: Mapping[str, str] | None = None,
     ) -> FakeKey:
         """
-        Find a key, if the caller may do what was asked with it.
+        Find a key, if the policies allow the caller this request.
 
         Args:
-            reference: Id, ARN or alias.
-            action: The permission that it takes, if its name is not the operation's.
-            context: The encryption context, where the operation has one.
-            facts: Further condition keys.
+            reference: An id, an ARN or an alias.
+            action: The required permission, if its name is not the operation's.
+            context: The encryption context, if the operation has one.
+            facts: Additional condition keys.
 
         Raises:
             Refusal: There is no such key, or a policy denies it.
@@ -109,7 +109,7 @@ class Session:
 
     def require_permission(self) -> None:
         """
-        Check what was asked where it concerns no key.
+        Check a request that concerns no key.
 
         Raises:
             Refusal: A policy denies it.
@@ -132,13 +132,13 @@ class Session:
 @dataclass(frozen=True, slots=True)
 class Request:
     """
-    What is asked.
+    A request for a decision.
 
     Attributes:
-        action: ``kms:Decrypt``.
-        resource: The key's ARN, or ``*`` for what concerns no key.
-        caller: An ARN of IAM.
-        facts: Condition keys, in lower case, with their values.
+        action: The permission, such as ``kms:Decrypt``.
+        resource: The ARN of the key, or ``*`` if the request concerns no key.
+        caller: The IAM ARN of the caller.
+        facts: The condition keys, in lower case, with their values.
     """
 
     action: str
@@ -148,17 +148,17 @@ class Request:
 
 
 def account_of(caller: str) -> str:
-    """The account in an ARN of IAM."""
+    """Return the account in an IAM ARN."""
     return caller.split(":")[4]
 
 
 def root_of(account: str) -> str:
-    """The account's root, which stands for the whole account in a key policy."""
+    """Return the account's root, which means the whole account in key policies."""
     return f"arn:aws:iam::{account}:root"
 
 
 def default_key_policy(account: str) -> Document:
-    """The policy of a key that was made without one: the account's IAM policies decide."""
+    """Return the default key policy: the account's IAM policies decide."""
     statement = {
         "Effect": "Allow",
         "Principal": {"AWS": root_of(account)},
@@ -170,10 +170,10 @@ def default_key_policy(account: str) -> Document:
 
 def load(policy: str | Mapping[str, Any]) -> Document:
     """
-    Read a policy and check that all of it can be evaluated here.
+    Read a policy, and check that the fake can evaluate it.
 
     Raises:
-        ValueError: It is no policy, or says something that the fake cannot evaluate.
+        ValueError: The text is not a policy, or the fake cannot evaluate a part of it.
     """
     document: Document = json.loads(policy) if isinstance(policy, str) else json.loads(json.dumps(policy))
     statements = _listed(document.get("Statement", []))
@@ -190,12 +190,12 @@ def _why_denied(request: Request, key: FakeKey | None, identity: Sequence[Docume
     Decide as IAM does.
 
     Args:
-        request: What is asked.
-        key: ``None`` where the request concerns no key.
+        request: The request.
+        key: The key, or ``None`` if the request concerns no key.
         identity: The policies of the caller.
 
     Returns:
-        ``None`` if it is allowed, else the reason in AWS's words.
+        ``None`` if it is allowed, otherwise the reason in AWS's words.
     """
     asked = [statement for document in identity for statement in document["Statement"]]
     for statement in asked:

@@ -1,7 +1,7 @@
 """
-KMS's protocol, JSON 1.1 over HTTP: signed requests, answers and refusals.
+The protocol of KMS: JSON 1.1 over HTTP, with signed requests.
 
-In this process under a real boto3 client, or on a loopback port.
+It runs in this process under a real boto3 client, or on a loopback port.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Refusal(Exception):  # noqa: N818  (an answer of the service, not an error
     An error answer.
 
     Args:
-        code: AWS's, such as ``DisabledException``.
-        message: AWS sends none with some codes.
+        code: The code of AWS, such as ``DisabledException``.
+        message: The message. AWS sends none with some codes.
     """
 
     def __init__(self, code: str, message: str = "") -> None:
@@ -62,12 +62,12 @@ class Refusal(Exception):  # noqa: N818  (an answer of the service, not an error
 @dataclass(frozen=True, slots=True)
 class Signed:
     """
-    What a request's headers say.
+    The facts in a request's headers.
 
     Attributes:
-        operation: ``Decrypt``.
-        access_key: Which signed it; empty if none did.
-        region: Which it was signed for.
+        operation: The name, such as ``Decrypt``.
+        access_key: The access key that signed it, or empty if none did.
+        region: The Region that it was signed for.
     """
 
     operation: str
@@ -76,7 +76,7 @@ class Signed:
 
     @classmethod
     def read(cls, header: Callable[[str], Any]) -> Signed:
-        """Read ``X-Amz-Target`` and ``Authorization``; *header* looks one up."""
+        """Read ``X-Amz-Target`` and ``Authorization``, found by *header*."""
         found = _CREDENTIAL.search(_text(header("Authorization")))
         return cls(
             operation=_text(header("X-Amz-Target")).removeprefix(_TARGET_PREFIX),
@@ -88,11 +88,11 @@ class Signed:
 @dataclass(frozen=True, slots=True)
 class Reply:
     """
-    What the fake answers.
+    An answer of the fake.
 
     Attributes:
-        status: Of HTTP; 0 where the connection ends without an answer.
-        body: As JSON.
+        status: The HTTP status, or 0 if the connection ends without an answer.
+        body: The body, as JSON.
     """
 
     status: int
@@ -110,7 +110,7 @@ class Reply:
 
 
 def answer_in_process(answer: Callable[[Signed, bytes], Reply]) -> Callable[..., Any]:
-    """Make the handler that answers a boto3 client before it sends."""
+    """Create the handler that answers a boto3 client before it sends."""
 
     def before_send(request: AWSPreparedRequest, **_: Any) -> AWSResponse:
         sent: Any = request.body or b""
@@ -126,7 +126,7 @@ def answer_in_process(answer: Callable[[Signed, bytes], Reply]) -> Callable[...,
 
 
 class _Body(BytesIO):
-    """A body as urllib3 hands it out."""
+    """A body in the form of urllib3."""
 
     def stream(self, **_: Any) -> Iterator[bytes]:
         yield self.read()
@@ -134,7 +134,7 @@ class _Body(BytesIO):
 
 @contextmanager
 def serving(answer: Callable[[Signed, bytes], Reply]) -> Iterator[str]:
-    """Answer on a free loopback port until the block ends; gives the URL."""
+    """Answer on a free loopback port until the block ends. Yield the URL."""
     server = _Server(("127.0.0.1", 0), _handler(answer))
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, name="fake-aws-kms")
     thread.start()
@@ -173,13 +173,13 @@ class _Server(ThreadingHTTPServer):
                 connection.shutdown(SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: a client that went away is what many tests are about."""
+        """Log nothing, because many tests disconnect their clients on purpose."""
 
 
 def _handler(answer: Callable[[Signed, bytes], Reply]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        # The answer leaves in one piece: in two, the second waits for the client's delayed acknowledgement.
+        # Send the answer in one piece. A second piece would wait for the client's delayed acknowledgement.
         wbufsize = -1
         disable_nagle_algorithm = True
 

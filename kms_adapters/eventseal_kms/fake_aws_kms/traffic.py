@@ -1,4 +1,4 @@
-"""What passes through the fake: the call log, and faults and delays on command."""
+"""The fake's call log, and its faults and delays on command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 NO_ANSWER = "no answer"
-"""In place of a code: the connection ends without an answer, as in an outage."""
+"""Instead of a code: no answer, like in an outage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +23,13 @@ class AwsCall:
     One call that reached the fake.
 
     Attributes:
-        action: ``kms:Decrypt``.
-        caller: Whose credentials signed it; empty if nobody's.
-        region: Where it was made.
-        key: The ARN of the KMS key, resolved; of ReEncrypt the destination; ``None`` where there is none.
-        context: The encryption context, of ReEncrypt the source's; ``None`` where there is none.
-        dry_run: Whether it only asked.
-        grant_tokens: As they were sent.
+        action: The permission, such as ``kms:Decrypt``.
+        caller: The owner of the credentials that signed it, or empty if there is none.
+        region: The Region of the call.
+        key: The resolved ARN of the KMS key, or ``None`` if there is none. For ReEncrypt, the destination.
+        context: The encryption context, or ``None`` if there is none. For ReEncrypt, that of the source.
+        dry_run: Whether it was a dry run.
+        grant_tokens: The grant tokens of the call.
         error: The code of the refusal, ``NO_ANSWER``, or ``None`` if it succeeded.
     """
 
@@ -55,12 +55,12 @@ class _Fault:
 
 class Traffic:
     """
-    Lets calls in, counts them, and fails those that were planned to fail.
+    Admits calls, counts them, and fails them as planned.
 
     Attributes:
         calls: Every call, in the order in which they ended.
-        delay: Seconds that each call takes.
-        peak: The most calls that were inside at once.
+        delay: The duration of each call, in seconds.
+        peak: The maximum number of concurrent calls.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class Traffic:
         self._held = 0
 
     def count(self, *actions: str) -> int:
-        """How many calls of *actions* (``kms:Decrypt``) reached the fake; of all, if none is named."""
+        """Return the number of calls of *actions*, ``kms:Decrypt``, or of all."""
         return sum(not actions or call.action in actions for call in self.calls)
 
     def fail_next(
@@ -83,14 +83,14 @@ class Traffic:
         Fail the next *count* calls.
 
         Args:
-            count: How many.
-            code: AWS's, such as ``KMSInternalException``, or ``NO_ANSWER``.
-            action: Of this action alone: ``kms:Decrypt``.
+            count: The number of calls that fail.
+            code: A code of AWS, such as ``KMSInternalException``, or ``NO_ANSWER``.
+            action: Fail only calls of this action, such as ``kms:Decrypt``.
         """
         self._plan(_Fault(code, action, count))
 
     def fail_always(self, code: str, *, action: str | None = None) -> None:
-        """Fail every call, of *action* or of all, until :meth:`recover`."""
+        """Fail every call, or every call of *action*, until :meth:`recover`."""
         self._plan(_Fault(code, action, None))
 
     def recover(self) -> None:
@@ -100,7 +100,11 @@ class Traffic:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep every call inside until the block ends; :meth:`wait_inside` tells when they have come."""
+        """
+        Hold every call until the block ends.
+
+        :meth:`wait_inside` waits until a number of calls has arrived.
+        """
         with self._condition:
             self._held += 1
         try:
@@ -112,10 +116,10 @@ class Traffic:
 
     def wait_inside(self, count: int, *, timeout: float = 10.0) -> None:
         """
-        Wait until *count* calls are inside at once.
+        Wait until *count* calls are held together.
 
         Raises:
-            TimeoutError: They did not come within *timeout* seconds.
+            TimeoutError: They did not arrive within *timeout* seconds.
         """
         with self._condition:
             if not self._condition.wait_for(lambda: self._inside >= count, timeout):
@@ -132,10 +136,10 @@ class Traffic:
     @contextmanager
     def _letting_in(self, action: str) -> Iterator[None]:
         """
-        Let a call of *action* in, hold and delay it.
+        Admit a call of *action*, hold it and delay it.
 
         Raises:
-            Refusal: It was planned to fail.
+            Refusal: The call was planned to fail.
         """
         with self._condition:
             fault = next((fault for fault in self._faults if fault.hits(action)), None)

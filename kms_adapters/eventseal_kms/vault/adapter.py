@@ -39,24 +39,25 @@ class VaultTransitAdapter:
     """
     Wraps keys under a derived transit key of HashiCorp Vault or OpenBao.
 
-    The encryption context is the derivation context of the key: a wrapping opens only with the same one, and
-    Vault rewraps it too. Keys are made here and encrypted there, so that making, wrapping and wrapping many
-    need one right, ``update`` on ``<mount>/encrypt/<key name>``. Since ``encrypt`` may make a key that is
-    missing, and binds nothing under a key that is not derived, both are looked at before the first one, for
-    which ``read`` on ``<mount>/keys/<key name>`` is needed.
+    The encryption context is the derivation context of the key. A wrapping opens only with the same context,
+    and Vault rewraps it with that context too. The adapter generates data keys, and Vault encrypts them. So
+    generating and wrapping keys need one permission: ``update`` on ``<mount>/encrypt/<key name>``.
 
-    Several threads may use one adapter; after a fork the child makes connections of its own.
+    Vault's ``encrypt`` may create a missing key, and it binds no context under a key that is not derived. So
+    the adapter checks both before the first wrapping. That needs ``read`` on ``<mount>/keys/<key name>``.
+
+    Several threads may use one adapter. After a fork, the child opens its own connections.
 
     Args:
-        mount: Where the transit engine is mounted.
-        key_name: The transit key; made by you, with ``derived=true``.
-        client: A ready hvac client. Its token is then its owner's to renew.
-        settings: Where Vault is and how to log in; by default the ``VAULT_*`` variables say it.
-        batch_size: Keys in one call.
-        retries: The bounds of one call.
+        mount: The path at which the transit engine is mounted.
+        key_name: The name of the transit key. You create it, with ``derived=true``.
+        client: An hvac client. Its owner renews its token.
+        settings: The address of Vault and the login, by default from the ``VAULT_*`` variables.
+        batch_size: The number of keys in one call.
+        retries: The limits of one call.
 
     Raises:
-        ConfigurationError: A name, an argument or a variable cannot be used. Nothing is called.
+        ConfigurationError: A name, an argument or a variable is invalid. The adapter calls nothing.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class VaultTransitAdapter:
     ) -> None:
         if client is not None and settings is not None:
             raise ConfigurationError(
-                "client= and settings= exclude each other: a client has its own settings"
+                "client= and settings= exclude each other, because a client has its own settings"
             )
         self._key = TransitKey(mount.strip("/"), key_name)
         if client is None and settings is None:
@@ -84,17 +85,19 @@ class VaultTransitAdapter:
     @classmethod
     def from_uri(cls, uri: str) -> Self:
         """
-        Create the adapter of ``vault-transit://<mount>/<key name>``, for the Vault in the environment.
+        Create the adapter of ``vault-transit://<mount>/<key name>``.
+
+        The ``VAULT_*`` variables say which Vault it calls.
 
         Raises:
-            ConfigurationError: *uri* names no transit key, or the ``VAULT_*`` variables cannot be used.
+            ConfigurationError: *uri* does not name a transit key, or the ``VAULT_*`` variables are invalid.
         """
         key = TransitKey.from_uri(uri)
         return cls(key.mount, key.name)
 
     @property
     def uri(self) -> str:
-        """``vault-transit://<mount>/<key name>``: configured and stored."""
+        """``vault-transit://<mount>/<key name>``, as configured and as stored."""
         return self._key.uri
 
     def generate_data_key(self, context: EncryptionContext) -> tuple[bytes, WrappedKey]:
@@ -118,10 +121,10 @@ class VaultTransitAdapter:
 
     def wrap(self, key: bytes, context: EncryptionContext) -> WrappedKey:
         """
-        Wrap *key*, 32 bytes.
+        Wrap *key*, which is 32 bytes.
 
         Raises:
-            ConfigurationError: It has not 32 bytes.
+            ConfigurationError: *key* is not 32 bytes.
             KmsError: Vault refused or failed.
         """
         outcome = wrong_size_of([(key, context)]) or self.wrap_many([(key, context)])[0]
@@ -130,10 +133,10 @@ class VaultTransitAdapter:
 
     def unwrap(self, wrapped: WrappedKey, context: EncryptionContext) -> bytes:
         """
-        Unwrap to the 32 bytes.
+        Return the 32 bytes of a wrapped key.
 
         Raises:
-            NotMyKeyError: Another KEK wrapped it; Vault was not asked.
+            NotMyKeyError: Another KEK wrapped the key. The adapter does not call Vault.
             KmsError: Vault refused or failed.
             IntegrityError: The wrapping or its context was changed.
         """
@@ -141,10 +144,10 @@ class VaultTransitAdapter:
 
     def wrap_many(self, keys: Sequence[tuple[bytes, EncryptionContext]]) -> list[WrappedKey | EventSealError]:
         """
-        Wrap every key; one that could not be wrapped has its error in its place.
+        Wrap each key. A key that failed has its error in its place.
 
         Raises:
-            ConfigurationError: One has not 32 bytes; nothing was wrapped.
+            ConfigurationError: A key is not 32 bytes. No key was wrapped.
         """
         wrong = wrong_size_of(keys)
         if wrong is not None:
@@ -155,35 +158,38 @@ class VaultTransitAdapter:
     def unwrap_many(
         self, keys: Sequence[tuple[WrappedKey, EncryptionContext]]
     ) -> list[bytes | EventSealError]:
-        """Unwrap every key; one that could not be unwrapped has its error in its place."""
+        """Unwrap each key. A key that failed has its error in its place."""
         return self._data_keys.unwrapped(keys)
 
     def rewrap_many(
         self, keys: Sequence[tuple[WrappedKey, EncryptionContext]]
     ) -> list[WrappedKey | EventSealError]:
         """
-        Rewrap under the key's newest version, inside Vault: no key comes out.
+        Rewrap keys under the newest version of the transit key.
 
-        Needs ``update`` on ``<mount>/rewrap/<key name>``, and nothing else.
+        Vault does it inside, so no plaintext key leaves it. It needs only ``update`` on
+        ``<mount>/rewrap/<key name>``.
 
         Returns:
-            One outcome a wrapping, in order; ``NotMyKeyError`` for one of another transit key, since Vault
-            rewraps none from another key.
+            One outcome a wrapping, in order. A wrapping under another transit key gets ``NotMyKeyError``,
+            because Vault cannot rewrap it.
         """
         return self._data_keys.rewrapped(keys)
 
     def check(self, _application: str = "default", /) -> list[PermissionCheck]:
         """
-        Ask Vault what the token may do with the key, and what the key is.
+        Check the token's permissions on the transit key, and the key's type.
 
         Raises:
-            KmsError: Vault could not be asked.
+            KmsError: Vault did not answer the checks.
         """
         return check_key(self._session, self._key)
 
     def current_version(self) -> str:
         """
-        Return the version that wraps, such as ``v3``; needs ``read`` on ``<mount>/keys/<key name>``.
+        Return the version that wraps keys now, such as ``v3``.
+
+        It needs ``read`` on ``<mount>/keys/<key name>``.
 
         Raises:
             KmsError: Vault refused or failed.
@@ -192,9 +198,10 @@ class VaultTransitAdapter:
 
     def rotate(self) -> str:
         """
-        Give the transit key a new version; needs ``update`` on ``<mount>/keys/<key name>/rotate``.
+        Create a new version of the transit key.
 
-        Tried once: an answer that was lost may have been a yes, and a second try would make two versions.
+        It needs ``update`` on ``<mount>/keys/<key name>/rotate``. There is no retry: if a successful answer
+        was lost, a second attempt would create two versions.
 
         Returns:
             The new version.
@@ -204,14 +211,16 @@ class VaultTransitAdapter:
         """
         answer = self._administer("rotate", {}, tries=1)
         latest = KeyState.of(answer.data).latest_version
-        return f"v{latest}" if latest else self.current_version()  # HashiCorp's Vault answers nothing
+        return f"v{latest}" if latest else self.current_version()  # HashiCorp's Vault returns no version
 
     def versions_before(self, version: str) -> list[str]:
         """
-        Name the versions before *version* that were not deleted; needs ``read`` as above.
+        Return the versions before *version* that were not deleted.
+
+        It needs ``read`` on ``<mount>/keys/<key name>``.
 
         Raises:
-            ConfigurationError: *version* is none.
+            ConfigurationError: *version* is not a version such as ``v3``.
             KmsError: Vault refused or failed.
         """
         oldest = max(1, self._state().min_available_version)
@@ -219,42 +228,43 @@ class VaultTransitAdapter:
 
     def forbid_versions_before(self, version: str) -> None:
         """
-        Forbid Vault to open or rewrap wrappings of versions before *version*.
+        Forbid Vault to unwrap or rewrap under versions before *version*.
 
-        Call it again with an earlier version to allow them again.
+        To allow them again, call it with an earlier version.
 
-        Needs ``read`` on ``<mount>/keys/<key name>`` and ``update`` on its ``config``.
+        It needs ``read`` on ``<mount>/keys/<key name>`` and ``update`` on its ``config``.
 
         Raises:
-            ConfigurationError: *version* is none.
+            ConfigurationError: *version* is not a version such as ``v3``.
             KmsError: Vault refused or failed.
         """
         body = {"min_decryption_version": version_number(version)}
-        # A deletion leaves a minimum for wrapping, too, and Vault wants that to be no lower than the other.
+        # A deletion also leaves a minimum for wrapping. Vault requires it to be at least the other minimum.
         if 0 < self._state().min_encryption_version < body["min_decryption_version"]:
             body["min_encryption_version"] = body["min_decryption_version"]
         self._administer("config", body)
 
     def delete_versions_before(self, version: str) -> None:
         """
-        Delete the versions before *version* for good; they must have been forbidden.
+        Permanently delete the versions before *version*. They must be forbidden first.
 
-        Needs ``read`` on ``<mount>/keys/<key name>``, ``update`` on its ``config`` and its ``trim``.
+        It needs ``read`` on ``<mount>/keys/<key name>``, and ``update`` on its ``config`` and its ``trim``.
 
         Raises:
-            ConfigurationError: *version* is none.
-            KmsKeyStateError: They are not all forbidden.
+            ConfigurationError: *version* is not a version such as ``v3``.
+            KmsKeyStateError: A version to delete is not forbidden.
             KmsError: Vault refused or failed.
         """
         number, state = version_number(version), self._state()
         if state.min_decryption_version < number:
             raise KmsKeyStateError(
-                f"versions of {self._key.uri} before {version} still open wrappings "
+                f"versions of {self._key.uri} before {version} can still unwrap keys "
                 f"(min_decryption_version is {state.min_decryption_version})",
-                remedy="Rewrap what is under them, forbid them, see that nothing misses them; then delete.",
+                remedy="Run `eventseal rewrap`. Then forbid the versions, check that nothing needs them, and "
+                "delete them.",
                 kek_uri=self._key.uri,
             )
-        # Vault trims only where there is a minimum for wrapping, no lower than that for opening.
+        # Vault trims a key only if its minimum for wrapping is at least its minimum for unwrapping.
         if state.min_encryption_version < state.min_decryption_version:
             self._administer("config", {"min_encryption_version": state.min_decryption_version})
         self._administer("trim", {"min_available_version": number})
@@ -263,7 +273,7 @@ class VaultTransitAdapter:
         return f"<VaultTransitAdapter {self.uri}>"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a VaultTransitAdapter is neither pickled nor copied; pass its URI")
+        raise TypeError("a VaultTransitAdapter cannot be pickled or copied: pass its URI")
 
     def _state(self) -> KeyState:
         return value_of(read_state(self._session, self._key))

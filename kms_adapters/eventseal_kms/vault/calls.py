@@ -1,7 +1,8 @@
 """
-One call to Vault: how often and how long it is tried, and what came of it, as a value.
+One call to Vault, with its time limits and retries.
 
-Nothing is raised here: an exception would carry frames, or hvac's copy of the answer, that hold keys.
+The outcome is a value. Nothing is raised here, because an exception would carry keys: in its frames, or in
+hvac's copy of the answer.
 """
 
 from __future__ import annotations
@@ -46,20 +47,20 @@ _ADDRESS_ERRORS = (
     requests.exceptions.InvalidURL,
     urllib3.exceptions.LocationValueError,
 )
-_SHORTEST_TRY = 0.05  # s: a try that begins just before the deadline is still a try
+_SHORTEST_TRY = 0.05  # s: an attempt that begins just before the deadline also needs some time
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """
-    What Vault said.
+    An answer of Vault.
 
     Attributes:
-        status: Of HTTP; 0 where hvac does not tell.
-        body: The JSON object; may hold keys. Empty if there was none.
+        status: The HTTP status, or 0 if hvac does not report it.
+        body: The JSON object, empty if there was none. It may contain keys.
         messages: The errors that Vault names.
-        from_vault: Whether it looks like Vault's: something before it may answer in HTML.
-        retry_after: Seconds, if the answer says so.
+        from_vault: Whether the answer looks like Vault's. A proxy in front of it may answer in HTML.
+        retry_after: The seconds to wait, if the answer names them.
     """
 
     status: int
@@ -70,12 +71,12 @@ class Answer:
 
     @property
     def ok(self) -> bool:
-        """Whether Vault did what it was asked for."""
+        """Whether Vault fulfilled the request."""
         return self.status in {_OK, _NO_CONTENT} and self.from_vault
 
     @property
     def data(self) -> Mapping[str, Any]:
-        """What was asked for; may hold keys."""
+        """The requested data, which may contain keys."""
         data = self.body.get("data")
         return data if isinstance(data, dict) else {}
 
@@ -88,10 +89,10 @@ class Answer:
 @dataclass(frozen=True, slots=True)
 class NoAnswer:
     """
-    Why there was none.
+    The reason why Vault did not answer.
 
     Attributes:
-        kind: ``timeout``, ``connection``, ``tls``, or ``address`` (no request could be made of it).
+        kind: ``timeout``, ``connection``, ``tls``, or ``address`` if the address is no URL to call.
         detail: The innermost cause, in the client's words.
     """
 
@@ -100,7 +101,7 @@ class NoAnswer:
 
     @property
     def retry_after(self) -> None:
-        """Nobody said."""
+        """Always ``None``: without an answer, nothing says how long to wait."""
         return
 
     @property
@@ -112,19 +113,20 @@ class NoAnswer:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
     """
-    The bounds of one call, its logins and waits included.
+    The limits of one call, including its logins and waits.
 
-    Only what may heal by itself is tried again: 412 (a replica lags), 429 (rate limit), 5xx and broken
-    connections. Between two tries it waits a random time (full jitter), up to twice as long each time.
+    A call retries only failures that a retry can solve: 412 (a replica lags), 429 (rate limit), 5xx, and
+    broken connections. Between two attempts it waits a random time (full jitter). The upper limit of the wait
+    doubles each time.
 
     Attributes:
-        deadline: Seconds after which no further try begins.
-        try_timeout: Seconds that one try may take to connect, and then to answer.
-        tries: At most, the first one included.
-        first_wait: Seconds that the first wait takes at most.
-        clock: Seconds, monotonic.
-        sleep: Waits so many seconds.
-        jitter: A random number, at least 0 and less than 1.
+        deadline: No attempt begins after this many seconds.
+        try_timeout: The seconds that one attempt may take to connect, and then to answer.
+        tries: The maximum number of attempts, including the first.
+        first_wait: The maximum of the first wait, in seconds.
+        clock: A monotonic clock, in seconds.
+        sleep: A function that waits this many seconds.
+        jitter: A function that returns a random number, at least 0 and less than 1.
     """
 
     deadline: float = 3.0
@@ -138,26 +140,26 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         for name in ("deadline", "try_timeout", "tries", "first_wait"):
             if not getattr(self, name) > 0:
-                raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be more than 0")
+                raise ConfigurationError(f"{name} must be more than 0, not {getattr(self, name)}")
 
     def start(self) -> float:
-        """Begin a call; give when it must end, by the policy's clock."""
+        """Begin a call, and return its end by the policy's clock."""
         return self.clock() + self.deadline
 
     def remaining(self, ends_at: float) -> float:
-        """The seconds that are left until *ends_at*; negative when it has passed."""
+        """Return the seconds until *ends_at*, negative if it has passed."""
         return ends_at - self.clock()
 
     def run(
         self, attempt: Callable[[float], Answer | NoAnswer], ends_at: float, *, tries: int | None = None
     ) -> Answer | NoAnswer:
         """
-        Try until there is an answer that trying again would not change.
+        Repeat *attempt* until a retry cannot change its outcome.
 
         Args:
-            attempt: Called with the seconds that it may take.
-            ends_at: Of the whole call, as :meth:`start` gives it.
-            tries: At most; by default as many as the policy allows.
+            attempt: A function that takes the seconds that it may use.
+            ends_at: The end of the whole call, as :meth:`start` returns it.
+            tries: The maximum number of attempts, by default that of the policy.
         """
         wait = self.first_wait
         left = tries or self.tries
@@ -173,10 +175,10 @@ class RetryPolicy:
 
 def exchange(call: Callable[[], object]) -> Answer | NoAnswer:
     """
-    Run *call*, a method of an hvac client, and say what came of it.
+    Run *call*, a method of an hvac client, and return its outcome.
 
     Args:
-        call: Answers a JSON object or a response, or raises what hvac and requests raise.
+        call: A function that returns a JSON object or a response, or raises an exception of hvac or requests.
     """
     try:
         return _answer(call())
@@ -192,7 +194,7 @@ def _answer(result: object) -> Answer:
     if not isinstance(result, requests.Response):
         return Answer(0, from_vault=False)
     body = _json_object(result)
-    # A redirection of the older kind turns a post into a get: what is answered then is another question.
+    # A redirection of the older kind turns a POST into a GET, so the answer belongs to another request.
     asked_otherwise = any(step.status_code in _REWRITING for step in result.history)
     return Answer(
         result.status_code,
@@ -218,13 +220,13 @@ def _unanswered(caught: OSError | urllib3.exceptions.HTTPError) -> NoAnswer:
         return NoAnswer("address", type(caught).__name__)
     if isinstance(caught, (requests.exceptions.RequestException, urllib3.exceptions.HTTPError)):
         return NoAnswer("connection", _innermost(caught))
-    if caught.errno is None:  # requests' own words for a CA bundle or certificate that is not there
+    if caught.errno is None:  # requests raises this for a missing CA bundle or certificate
         return NoAnswer("tls", str(caught))
     return NoAnswer("connection", caught.strerror or type(caught).__name__)
 
 
 def _innermost(caught: BaseException) -> str:
-    """Unwrap what requests and urllib3 wrapped, down to the words of the operating system or of TLS."""
+    """Return the words of the operating system or of TLS in an exception."""
     while True:
         inner = getattr(caught, "reason", None) or (caught.args[-1] if caught.args else None)
         if not isinstance(inner, BaseException):

@@ -1,5 +1,5 @@
 """
-Data keys under a transit key: wrapped, unwrapped and rewrapped, so many in one call.
+Wrap, unwrap and rewrap data keys under a transit key, in batches.
 
 Expected errors are returned, not raised, so that no traceback holds a key.
 """
@@ -40,9 +40,10 @@ class DataKeys:
     Sends data keys and wrappings to a transit key.
 
     Args:
-        session: Calls Vault.
+        session: The session that calls Vault.
         key: The transit key.
-        size: Items a call. It is halved for good where the server finds a call too complex.
+        size: The number of items in one call. If the server finds a call too complex, the size is halved
+            permanently.
 
     Raises:
         ConfigurationError: *size* is not positive.
@@ -50,7 +51,7 @@ class DataKeys:
 
     def __init__(self, session: VaultSession, key: TransitKey, size: int) -> None:
         if size < 1:
-            raise ConfigurationError(f"batch_size is {size}; it must be at least 1")
+            raise ConfigurationError(f"batch_size must be at least 1, not {size}")
         self._session = session
         self._key = key
         self._size = size
@@ -72,17 +73,21 @@ class DataKeys:
         ]
 
     def unwrapped(self, keys: Sequence[tuple[WrappedKey, EncryptionContext]]) -> list[bytes | EventSealError]:
-        """Unwrap what this transit key wrapped."""
+        """Unwrap keys that this transit key wrapped."""
         return self._from_wrappings("decrypt", keys, _key_in)
 
     def rewrapped(
         self, keys: Sequence[tuple[WrappedKey, EncryptionContext]]
     ) -> list[WrappedKey | EventSealError]:
-        """Rewrap what this transit key wrapped under its newest version."""
+        """Rewrap keys of this transit key under its newest version."""
         return self._from_wrappings("rewrap", keys, self._wrapping_in)
 
     def _defect(self) -> EventSealError | None:
-        """Say why the key must not wrap; asked until it once was fit, since its kind cannot change."""
+        """
+        Return an error if the transit key must not wrap.
+
+        The check ends with its first success, because the type of a transit key cannot change.
+        """
         if self._key_was_fit:
             return None
         defect = defect_of(self._session, self._key)
@@ -112,7 +117,7 @@ class DataKeys:
                 if TOO_OLD in said and version_number(version) < oldest
                 else self._outcome(result, action, read)
             )
-            # Vault refused because of the wrapping's key version, and others may serve.
+            # Vault refused because of this wrapping's key version. Other wrappings may still work.
             if isinstance(outcome, KmsKeyStateError) and (TOO_OLD in said or TOO_NEW in said):
                 outcome.kek_version = version
             outcomes.append(outcome)
@@ -120,19 +125,19 @@ class DataKeys:
         return [refusal or next(remaining) for refusal in refusals]
 
     def _refusal(self, wrapped: WrappedKey, context: EncryptionContext) -> EventSealError | None:
-        """Say why Vault need not be asked to open a wrapping; ``None`` if it must."""
+        """Return an error if a wrapping cannot be this key's. No call."""
         another = refusal_of_another_kek(wrapped, context, kek_uri=self._key.uri)
         if another is not None:
             return another
         version = version_of(wrapped.ciphertext)
         if version is None or wrapped.kek_version not in {None, version}:
             return IntegrityError(
-                f"the wrapping of key {context.key_id} is not what Vault wrote", remedy=ROW_CHANGED
+                f"the wrapping of key {context.key_id} does not come from Vault", remedy=ROW_CHANGED
             )
         return None
 
     def _oldest_version(self) -> int:
-        """Return the oldest version that was not trimmed; 0 if the token may not ask."""
+        """Return the oldest version that was not trimmed, or 0 without permission."""
         state = read_state(self._session, self._key)
         return 0 if isinstance(state, EventSealError) else state.min_available_version
 
@@ -143,15 +148,11 @@ class DataKeys:
         self, operation: str, items: Sequence[Mapping[str, str]]
     ) -> list[Mapping[str, Any] | EventSealError]:
         """
-        Send all items, in calls that the server's limits on JSON let through.
-
-        Args:
-            operation: ``encrypt``, ``decrypt`` or ``rewrap``.
-            items: What Vault calls the batch input.
+        Send all items, in calls that the server's JSON limits allow.
 
         Returns:
-            One result an item, in order, as Vault gave it: it may hold an error or a key. A call that fails
-            as a whole is the last one: its items and all after them get its error.
+            One result an item, in order, as Vault returned it. It may hold an error or a key. A call that
+            fails as a whole is the last one. Its items and all after them get its error.
         """
         results: list[Mapping[str, Any] | EventSealError] = []
         while len(results) < len(items):
@@ -168,19 +169,19 @@ class DataKeys:
     def _page(
         self, operation: str, page: Sequence[Mapping[str, str]]
     ) -> Sequence[Mapping[str, Any]] | EventSealError | None:
-        """Send one call; ``None`` if it must be smaller."""
+        """Send one call. Return ``None`` if it must be smaller."""
         path = self._key.path(operation)
         answer = self._session.call("post", path, {"batch_input": page})
         if isinstance(answer, EventSealError):
             return answer
-        # Where one item fails, the whole answer has status 400 and yet holds every result (a rewrap has 200).
+        # If one item fails, the whole answer has status 400, but holds every result. A rewrap has 200.
         results = answer.data.get("batch_results")
         if isinstance(results, list) and len(results) == len(page):
             return results
         if is_too_complex(answer) and len(page) > 1:
             return None
         if answer.ok:
-            return KmsError(f"{path}: Vault's answer does not fit the question", kek_uri=self._key.uri)
+            return KmsError(f"{path}: Vault's answer does not match the request", kek_uri=self._key.uri)
         return failure_of(answer, path=path, key=self._key)
 
     def _outcome(
@@ -189,7 +190,7 @@ class DataKeys:
         action: str,
         read: Callable[[Mapping[str, Any], str], Value | EventSealError],
     ) -> Value | EventSealError:
-        """Read the result of one item, or give its error or that of its call."""
+        """Return one item's result, or the error of the item or call."""
         if isinstance(result, EventSealError):
             return result
         if said := _error_in(result):
@@ -197,36 +198,41 @@ class DataKeys:
         return read(result, action)
 
     def _wrapping_in(self, result: Mapping[str, Any], action: str) -> WrappedKey | EventSealError:
-        """Read the wrapping that Vault made."""
+        """Return the wrapping that Vault created."""
         ciphertext = str(result.get("ciphertext", "")).encode()
         version = version_of(ciphertext)
         if version is None:
-            return KmsError(f"{action}: what Vault returned is no wrapping", kek_uri=self._key.uri)
+            return KmsError(f"{action}: Vault did not return a wrapping", kek_uri=self._key.uri)
         return WrappedKey(kek_uri=self._key.uri, kek_version=version, ciphertext=ciphertext)
 
 
 def _key_in(result: Mapping[str, Any], action: str) -> bytes | EventSealError:
     """
-    Read the key that Vault opened.
+    Return the key that Vault unwrapped.
 
-    What Vault opened is authentic, so if it is no key of 32 bytes, something else was wrapped.
+    The bytes that Vault decrypted are authentic. If they are not a key of 32 bytes, something else was
+    wrapped.
     """
     try:
         opened = base64.b64decode(str(result.get("plaintext", "")), validate=True)
     except binascii.Error:
         opened = b""
     if len(opened) != KEY_SIZE:
-        return IntegrityError(f"{action}: what was wrapped is no key of {KEY_SIZE} bytes", remedy=ROW_CHANGED)
+        return IntegrityError(f"{action}: the wrapping does not hold {KEY_SIZE} bytes", remedy=ROW_CHANGED)
     return opened
 
 
 def _error_in(result: Mapping[str, Any] | EventSealError) -> str:
-    """Return Vault's words for why one item failed; empty if it did not, or if the whole call failed."""
+    """
+    Return Vault's reason why one item failed.
+
+    It is empty if the item did not fail, or if the whole call failed.
+    """
     return "" if isinstance(result, EventSealError) else str(result.get("error") or "")
 
 
 def _for_each(items: Sequence[object], error: EventSealError) -> list[Any]:
-    """Give each item an error of its own: a raised error carries its caller's traceback."""
+    """Return a copy of the error for each item: raising adds a traceback."""
     return [copy(error) for _ in items]
 
 

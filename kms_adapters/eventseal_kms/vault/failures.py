@@ -1,7 +1,7 @@
 """
-What a failed call means: which error, what happened to which transit key, and what to do.
+The errors of failed calls to Vault.
 
-One table leads from Vault's status and words to EventSeal's errors.
+One table maps the status and the words of Vault to EventSeal's errors.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from eventseal_kms.vault.transit_key import TransitKey
 
 TOO_OLD = "disallowed by policy (too old)"
-"""Vault's words for a version below min_decryption_version, and for one that was trimmed."""
+"""Vault's words for a trimmed version, or one below min_decryption_version."""
 TOO_NEW = "version is too new"
-"""Vault's words for a version that the transit key does not have yet."""
+"""Vault's words for a version that the transit key lacks."""
 
 _SAID_LIMIT = 300
 _TOO_COMPLEX = (
@@ -48,14 +48,15 @@ _WRONG_LOGIN = (
 @dataclass(frozen=True, slots=True)
 class Meaning:
     """
-    What an answer means.
+    The meaning of an answer.
 
     Attributes:
-        statuses: Of HTTP; an item that failed in a batch counts as 400.
-        words: A part of what Vault says, in lower case; empty: whatever it says.
-        error: The class.
-        text: What happened.
-        remedy: With ``{mount}`` and ``{name}`` of the transit key; ``None``: the class has one.
+        statuses: The HTTP statuses. An item that failed in a batch counts as 400.
+        words: A part of Vault's message, in lower case. Empty words match every message.
+        error: The class of the error.
+        text: The event, for the message.
+        remedy: The remedy, with ``{mount}`` and ``{name}`` for the transit key. ``None`` keeps that of the
+            class.
     """
 
     statuses: Container[int]
@@ -66,12 +67,12 @@ class Meaning:
 
 
 ROW_CHANGED = (
-    "Do not use the wrapping. Find out who changed the key's row, and restore it from a backup. If another "
-    "Vault answers, or the transit key was deleted and made again, then its key of this name is another one."
+    "Restore the key's row from a backup, and find out who changed it. If you moved to another Vault, or the "
+    "transit key was deleted and created again, its key of this name is a different key: restore the former."
 )
-_MAKE_KEY = "Check the URI, then make the key: `vault write {mount}/keys/{name} derived=true`."
+_CREATE_KEY = "Check the URI, then create the key: `vault write {mount}/keys/{name} derived=true`."
 
-# The first row that fits counts, so the narrower ones stand first.
+# The first row that matches counts, so the narrower rows come first.
 MEANINGS: tuple[Meaning, ...] = (
     # --- try again --------------------------------------------------------------------------------
     Meaning({412}, "", KmsUnavailableError, "this node has not caught up with the primary"),
@@ -79,43 +80,44 @@ MEANINGS: tuple[Meaning, ...] = (
         {429},
         "",
         KmsUnavailableError,
-        "more requests than a rate limit quota allows",
-        "Try again later; raise the quota (sys/quotas/rate-limit) if this load is meant.",
+        "the requests exceed a rate limit quota",
+        "Try again later. If this load is normal, raise the quota (sys/quotas/rate-limit).",
     ),
     Meaning(
         {503},
         "sealed",
         KmsUnavailableError,
         "Vault is sealed",
-        "Unseal it: `vault operator unseal`. Nothing here needs a restart.",
+        "Unseal it: `vault operator unseal`. Your application needs no restart.",
     ),
     Meaning(
         range(500, 600),
         "node not active",
         KmsUnavailableError,
-        "this node is a standby and knows no active one",
-        "Wait for the election; if it lasts, look at the cluster's nodes.",
+        "this node is a standby, and the cluster has no active node",
+        "Wait for the election. If it takes long, check the nodes of the cluster.",
     ),
     Meaning(
         {501}, "", KmsUnavailableError, "Vault is not initialised", "Initialise it: `vault operator init`."
     ),
-    Meaning(range(500, 600), "", KmsUnavailableError, "Vault failed inside"),
-    # --- mend the key -----------------------------------------------------------------------------
+    Meaning(range(500, 600), "", KmsUnavailableError, "Vault had an internal failure"),
+    # --- correct the key --------------------------------------------------------------------------
     Meaning(
         {400},
         TOO_OLD,
         KmsKeyStateError,
-        "the wrapping is of a key version below min_decryption_version",
-        "Lower min_decryption_version (`vault write {mount}/keys/{name}/config min_decryption_version=1`), "
-        "rewrap, and raise it then. A version that was trimmed is gone for good: use another wrapping of the "
-        "key, or a backup of Vault.",
+        "the wrapping is under a key version below min_decryption_version",
+        "Run `vault write {mount}/keys/{name}/config min_decryption_version=1`, then `eventseal rewrap`, and "
+        "raise the minimum again. If the version was trimmed, only another wrapping of the key or a backup "
+        "of Vault helps.",
     ),
     Meaning(
         {400},
         TOO_NEW,
         KmsKeyStateError,
-        "the wrapping is of a later version than the transit key has",
-        "Vault was restored from an older backup, or the key deleted and made again: restore the newer one.",
+        "the wrapping is under a later version than the transit key has",
+        "Restore the newer transit key: Vault runs from an older backup, or the key was deleted and created "
+        "again.",
     ),
     Meaning(
         {400},
@@ -124,19 +126,19 @@ MEANINGS: tuple[Meaning, ...] = (
         "the transit key is soft-deleted",
         "Restore it: `bao write -f {mount}/keys/{name}/soft-delete-restore`.",
     ),
-    Meaning({400}, "encryption key not found", KmsKeyStateError, "there is no such transit key", _MAKE_KEY),
+    Meaning({400}, "encryption key not found", KmsKeyStateError, "there is no such transit key", _CREATE_KEY),
     Meaning(
         {400},
         "not supported for key type",
         KmsKeyStateError,
-        "the transit key does not encrypt",
-        "Use a derived key of a type that does: aes256-gcm96.",
+        "the transit key's type cannot encrypt",
+        "Use a derived key of a type that can encrypt: aes256-gcm96.",
     ),
     Meaning(
         {404},
         "no handler for route",
         KmsKeyStateError,
-        "nothing is mounted there",
+        "no engine is mounted there",
         "Check mount and VAULT_NAMESPACE, or mount it: `vault secrets enable -path={mount} transit`.",
     ),
     Meaning(
@@ -146,12 +148,12 @@ MEANINGS: tuple[Meaning, ...] = (
         "there is no such namespace",
         "Check VAULT_NAMESPACE.",
     ),
-    Meaning({404}, "", KmsKeyStateError, "there is no such transit key", _MAKE_KEY),
+    Meaning({404}, "", KmsKeyStateError, "there is no such transit key", _CREATE_KEY),
     Meaning(
         {405},
         "",
         KmsKeyStateError,
-        "what is mounted there is no transit engine",
+        "the engine at this mount is not a transit engine",
         "Check the URI's mount.",
     ),
     # --- stop -------------------------------------------------------------------------------------
@@ -159,28 +161,30 @@ MEANINGS: tuple[Meaning, ...] = (
         {400},
         "message authentication failed",
         IntegrityError,
-        "the wrapping does not authenticate: its bytes, or the key it belongs to, were changed",
+        "the wrapping does not authenticate: its bytes or its encryption context were changed",
         ROW_CHANGED,
     ),
-    Meaning({400}, "invalid ciphertext", IntegrityError, "the wrapping is not what Vault wrote", ROW_CHANGED),
+    Meaning(
+        {400}, "invalid ciphertext", IntegrityError, "the wrapping does not come from Vault", ROW_CHANGED
+    ),
 )
 
 
 def failure_of(outcome: Answer | NoAnswer, *, path: str, key: TransitKey) -> EventSealError:
     """
-    Say what a call that failed means; the error is made, not raised.
+    Return the error of a failed call. It is created, not raised.
 
     Args:
-        outcome: Of a call, or of one item of a batch (then with status 400).
-        path: That was called.
-        key: For which key.
+        outcome: The outcome of a call, or of one item of a batch with the status 400.
+        path: The path of the call.
+        key: The transit key of the call.
     """
     if isinstance(outcome, NoAnswer):
         return _unreachable(outcome, path, key)
     if not outcome.from_vault:
         return KmsUnavailableError(
-            f"{path}: what answered is not Vault [{outcome.status}]",
-            remedy="Check VAULT_ADDR, and the proxy or load balancer before Vault.",
+            f"{path}: the answer does not come from Vault [{outcome.status}]",
+            remedy="Check VAULT_ADDR, and the proxy or load balancer in front of Vault.",
             kek_uri=key.uri,
             retry_after=outcome.retry_after,
         )
@@ -204,27 +208,28 @@ def failure_of(outcome: Answer | NoAnswer, *, path: str, key: TransitKey) -> Eve
 
 def item_failure(message: str, *, action: str, key: TransitKey) -> EventSealError:
     """
-    Say what the error of one item of a batch means.
+    Return the error of one item of a batch.
 
     Args:
-        message: Vault's.
-        action: The path, and for which key of ours.
+        message: Vault's message.
+        action: The path, and the data key of the call.
         key: The transit key.
     """
     return failure_of(Answer(_BAD_REQUEST, messages=(message,)), path=action, key=key)
 
 
 def trimmed(action: str, *, key: TransitKey) -> KmsKeyStateError:
-    """The wrapping's key version was deleted."""
+    """Return the error of a wrapping whose key version was deleted."""
     return KmsKeyStateError(
-        f"{action}: the wrapping's version of the transit key was trimmed, so it opens no more",
-        remedy="Use another wrapping of the key, if it has one. Only a backup of Vault holds the version.",
+        f"{action}: the wrapping's version of the transit key was trimmed, so it cannot be unwrapped",
+        remedy="Use another wrapping of the key, if it has one. Otherwise restore the version from a backup "
+        "of Vault.",
         kek_uri=key.uri,
     )
 
 
 def login_failure(outcome: Answer | NoAnswer, *, key: TransitKey) -> EventSealError:
-    """Say why there is no token: an outage, or a login that Vault does not accept."""
+    """Return the error of a failed login: an outage, or a refusal."""
     if (
         isinstance(outcome, Answer)
         and outcome.from_vault
@@ -241,7 +246,7 @@ def login_failure(outcome: Answer | NoAnswer, *, key: TransitKey) -> EventSealEr
 
 
 def denied(path: str, capability: str, *, key: TransitKey) -> KmsForbiddenError:
-    """The token is good, and its policies do not grant the call."""
+    """Return the error of a valid token whose policies deny the call."""
     return KmsForbiddenError(
         f"the token's policies do not grant {capability} on {path}",
         remedy=f"Add to a policy of the token: {policy_line(path, capability)}",
@@ -250,17 +255,17 @@ def denied(path: str, capability: str, *, key: TransitKey) -> KmsForbiddenError:
 
 
 def token_ended(path: str, *, key: TransitKey) -> KmsForbiddenError:
-    """Vault knows the token no more."""
+    """Return the error of a token that Vault no longer knows."""
     return KmsForbiddenError(
         f"{path}: the Vault token has expired or was revoked",
-        remedy="Give the process a new token, or a login that gets one by itself: AppRole, Kubernetes, or a "
-        "token file that an agent renews.",
+        remedy="Give the process a new token, or a login that renews it: AppRole, Kubernetes, or a token "
+        "file that an agent renews.",
         kek_uri=key.uri,
     )
 
 
 def is_too_complex(outcome: Answer) -> bool:
-    """Whether fewer items in one call would pass the server's limits on JSON."""
+    """Return whether a call with fewer items would pass the server's limits."""
     said = " ".join(outcome.messages).lower()
     return outcome.status == _TOO_LARGE or (
         outcome.status == _BAD_REQUEST and any(words in said for words in _TOO_COMPLEX)
@@ -274,20 +279,20 @@ def _said(outcome: Answer) -> str:
 def _unreachable(outcome: NoAnswer, path: str, key: TransitKey) -> EventSealError:
     if outcome.kind == "address":
         return ConfigurationError(
-            f"{path}: no request could be made of Vault's address ({outcome.detail})",
+            f"{path}: Vault's address is not a URL to call ({outcome.detail})",
             remedy="Write https://<host>:<port>.",
         )
     text, remedy = {
         "timeout": ("Vault did not answer in time", None),
         "connection": ("the connection to Vault failed", None),
         "tls": (
-            "no trusted TLS connection to Vault could be made",
-            "Check VAULT_CACERT, VAULT_CLIENT_CERT, VAULT_CLIENT_KEY, this machine's clock, and who answers.",
+            "EventSeal cannot open a trusted TLS connection to Vault",
+            "Check VAULT_CACERT, VAULT_CLIENT_CERT, VAULT_CLIENT_KEY, this machine's clock, and the server.",
         ),
     }[outcome.kind]
     return KmsUnavailableError(f"{path}: {text} ({outcome.detail})", remedy=remedy, kek_uri=key.uri)
 
 
 def policy_line(path: str, capability: str) -> str:
-    """Write the HCL statement that grants *capability* on *path*."""
+    """Return the HCL statement that grants *capability* on *path*."""
     return f'path "{path}" {{ capabilities = ["{capability}"] }}'

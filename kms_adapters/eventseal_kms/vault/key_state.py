@@ -1,4 +1,4 @@
-"""A transit key as it is now: whether it is fit to wrap, and what the token may do with it."""
+"""The state of a transit key, and the token's permissions on it."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _ALL = "root"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyState:
     """
-    What Vault tells of a transit key.
+    The state of a transit key, as Vault reports it.
 
     Attributes:
-        derived: Whether it binds the encryption context.
-        encrypts: Whether its type encrypts.
-        soft_deleted: Whether it refuses to work until it is restored (OpenBao).
-        latest_version: The one that wraps.
-        min_encryption_version: The oldest version that may wrap; 0: only the latest.
-        min_decryption_version: The oldest version that still opens.
-        min_available_version: The oldest version that is not trimmed; 0 or 1 if none is.
+        derived: Whether the key binds the encryption context.
+        encrypts: Whether a key of this type can encrypt.
+        soft_deleted: Whether the key is unusable until it is restored (OpenBao).
+        latest_version: The version that wraps.
+        min_encryption_version: The oldest version that may wrap. With 0, only the latest version may.
+        min_decryption_version: The oldest version that can still unwrap.
+        min_available_version: The oldest version that is not trimmed. It is 0 or 1 if none is trimmed.
     """
 
     derived: bool
@@ -65,7 +65,7 @@ class KeyState:
         )
 
     def defect(self, key: TransitKey) -> KmsKeyStateError | None:
-        """Say why the key must not wrap; ``None`` if it may."""
+        """Return an error if the key must not wrap."""
         if self.soft_deleted:
             return KmsKeyStateError(
                 f"the transit key {key.uri} is soft-deleted",
@@ -73,34 +73,36 @@ class KeyState:
                 kek_uri=key.uri,
             )
         if not self.encrypts or not self.derived:
-            what = "is not derived, so it binds no context" if self.encrypts else "does not encrypt"
+            what = "is not derived, so it binds no context" if self.encrypts else "cannot encrypt"
             return KmsKeyStateError(
                 f"the transit key {key.uri} {what}",
-                remedy=f"A key cannot be changed into one that does. Make another: `vault write "
-                f"{key.mount}/keys/<name> type=aes256-gcm96 derived=true`, and configure that one.",
+                remedy="Create and configure another key, because Vault cannot change this one: `vault write "
+                f"{key.mount}/keys/<name> type=aes256-gcm96 derived=true`.",
                 kek_uri=key.uri,
             )
         return None
 
 
 def read_state(session: VaultSession, key: TransitKey) -> KeyState | EventSealError:
-    """Ask Vault for the key; needs ``read`` on its path."""
+    """Read the state of the key, which needs ``read`` on its path."""
     answer = session.ask("get", key.path("keys"))
     return answer if isinstance(answer, EventSealError) else KeyState.of(answer.data)
 
 
 def defect_of(session: VaultSession, key: TransitKey) -> EventSealError | None:
-    """Say why the key must not wrap, or why Vault does not tell; ``None`` if it may."""
+    """Return an error if the key must not wrap, or is unknown."""
     state = read_state(session, key)
     return state if isinstance(state, EventSealError) else state.defect(key)
 
 
 def check_key(session: VaultSession, key: TransitKey) -> list[PermissionCheck]:
     """
-    Ask for the capabilities of writer, reader and rotator, and for the key; changes nothing.
+    Check the permissions of writer, reader and rotator, and the key's state.
+
+    It changes nothing.
 
     Raises:
-        KmsError: Vault could not be asked.
+        KmsError: Vault did not answer the checks.
     """
     paths = [key.path(operation) for operation, _ in _NEEDED]
     answer = value_of(session.ask("post", _CAPABILITIES, {"paths": paths}))

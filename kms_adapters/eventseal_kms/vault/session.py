@@ -1,4 +1,8 @@
-"""Calls to Vault with a token that lasts: got on first use, renewed in time, replaced when it has ended."""
+"""
+Calls to Vault with a valid token.
+
+The session gets a token on first use, renews it in time, and replaces it after it has expired.
+"""
 
 from __future__ import annotations
 
@@ -24,25 +28,25 @@ if TYPE_CHECKING:
     from eventseal_kms.vault.settings import VaultSettings
     from eventseal_kms.vault.transit_key import TransitKey
 
-_SHORTEST_PAUSE = 1.0  # s between two attempts to prolong a lease
+_SHORTEST_PAUSE = 1.0  # s between two attempts to renew a lease
 _CAPABILITY = {"get": "read", "post": "update"}
 _DENIED = frozenset({401, 403})
 _LOOKUP = "auth/token/lookup-self"
 _RENEW = "auth/token/renew-self"
-# A good token without the right to look itself up is refused by policy, and Vault words that as a list.
+# A policy can deny a valid token the look-up of itself. Vault reports that as a list of errors.
 _REFUSED_BY_POLICY = "1 error occurred"
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
     """
-    A token and its time.
+    A token and its lifetime.
 
     Attributes:
-        token: What Vault takes.
-        renewable: Whether renewing it gives it more time; otherwise only a new login does.
-        due: When to renew it or to log in anew, by the clock of the retry policy; ``None``: never.
-        expires: When Vault forgets it; ``None``: never, or unknown.
+        token: The token for Vault.
+        renewable: Whether a renewal extends its lifetime. Otherwise only a new login helps.
+        due: The time to renew it or to log in again, by the retry policy's clock. ``None`` means never.
+        expires: The time when it expires. ``None`` means never, or unknown.
     """
 
     token: str = field(repr=False)
@@ -53,15 +57,15 @@ class Lease:
     @classmethod
     def granted(cls, token: str, terms: Mapping[str, Any], *, now: float) -> Self:
         """
-        Read the terms of a token, of which two thirds pass before it is renewed.
+        Read the terms of a token. Its renewal is due after two thirds.
 
         Args:
             token: The token.
-            terms: ``auth`` of a login or a renewal, or ``data`` of a look-up.
-            now: Just before Vault was asked.
+            terms: The ``auth`` of a login or a renewal, or the ``data`` of a look-up.
+            now: The time just before the request to Vault.
         """
         seconds = float(terms.get("lease_duration") or terms.get("ttl") or 0)
-        if seconds <= 0:  # a root token, or a look-up that tells no time
+        if seconds <= 0:  # a root token, or a look-up without a lifetime
             return cls(token)
         return cls(
             token,
@@ -71,28 +75,32 @@ class Lease:
         )
 
     def renewed(self, terms: Mapping[str, Any], *, now: float) -> Lease:
-        """Read the terms of a renewal; one that gave no more time, at the token's maximum, is the last."""
+        """
+        Read the terms of a renewal.
+
+        A renewal that gave no more time is the last, because the token has reached its maximum.
+        """
         lease = Lease.granted(self.token, terms, now=now)
         capped = lease.expires is None or (self.expires or 0) + _SHORTEST_PAUSE >= lease.expires
         return replace(lease, renewable=False) if capped else lease
 
     def is_due(self, now: float) -> bool:
-        """Whether it is time to prolong it."""
+        """Return whether it is time to renew the lease."""
         return self.due is not None and now >= self.due
 
     def has_ended(self, now: float) -> bool:
-        """Whether Vault has forgotten the token by now."""
+        """Return whether the token has expired."""
         return self.expires is not None and now >= self.expires
 
     def later(self, now: float) -> Lease:
-        """Schedule another try for when a third of what is left has passed."""
+        """Schedule another attempt after a third of the remaining lifetime."""
         left = 0.0 if self.expires is None else self.expires - now
         return replace(self, due=now + max(left / 3, _SHORTEST_PAUSE))
 
 
 @dataclass(slots=True, eq=False)
 class _Process:
-    """What the threads of one process share; a child of a fork makes its own."""
+    """The state that a process's threads share. A forked child creates its own."""
 
     client: hvac.Client
     lease: Lease | None = field(default=None, repr=False)
@@ -101,13 +109,13 @@ class _Process:
 
 class VaultSession:
     """
-    Calls Vault, in as many threads as like.
+    Calls Vault, from any number of threads.
 
     Args:
-        key: Named in errors.
-        client: A ready one, whose token is its owner's to renew.
-        settings: Where to call and how to log in; used if no client is given.
-        retries: The bounds of a call.
+        key: The transit key that errors name.
+        client: The user's client, if there is one. Its owner renews its token.
+        settings: The address and the login, for calls without a client.
+        retries: The limits of a call.
     """
 
     def __init__(
@@ -122,8 +130,8 @@ class VaultSession:
         self._given = client
         self._settings = settings
         self._retries = retries
-        # By process id. What a child inherited is kept and not touched: a thread of the parent may have held
-        # the locks of its connections, and what drops them takes those locks.
+        # By process id. A child keeps its parent's state, and does not touch it. A thread of the parent may
+        # have held the locks of the connections at the fork, and dropping a connection takes its lock.
         self._processes: dict[int, _Process] = {}
         self._inherited: list[object] = []
 
@@ -135,13 +143,13 @@ class VaultSession:
 
         Args:
             method: ``get`` or ``post``.
-            path: Below ``/v1/``.
-            body: What to send; may hold keys.
-            tries: At most; by default as many as the retry policy allows.
+            path: The path below ``/v1/``.
+            body: The request, which may contain keys.
+            tries: The maximum number of attempts, by default that of the retry policy.
 
         Returns:
-            Vault's answer, which may be a refusal; or the error, if there was none, if trying again may help,
-            or if the token does not allow the call.
+            Vault's answer, which may be a refusal. It is an error if Vault did not answer, if a retry may
+            help, or if the token does not allow the call.
         """
         ends_at = self._retries.start()
         process = self._process()
@@ -164,7 +172,7 @@ class VaultSession:
     def ask(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, tries: int | None = None
     ) -> Answer | EventSealError:
-        """Call *path* as :meth:`call` does; a refusal is an error, too."""
+        """Call *path* like :meth:`call`, but return a refusal as an error."""
         answer = self.call(method, path, body, tries=tries)
         if isinstance(answer, Answer) and not answer.ok:
             return failure_of(answer, path=path, key=self._key)
@@ -173,7 +181,8 @@ class VaultSession:
     def _process(self) -> _Process:
         number = os.getpid()
         process = self._processes.get(number)
-        # No lock, which a fork may find taken: where two threads get here at once, one client goes unused.
+        # No lock, because a fork could inherit it locked. If two threads arrive together, one client is
+        # unused.
         return process or self._processes.setdefault(number, self._new_process())
 
     def _new_process(self) -> _Process:
@@ -189,13 +198,13 @@ class VaultSession:
         return _Process(self._given)
 
     def _sign_in(self, process: _Process, ends_at: float) -> EventSealError | None:
-        """See to it that there is a token, and that it lasts."""
+        """Ensure that there is a token, and renew it in time."""
         if self._settings is None:
             return None
         lease, now = process.lease, self._retries.clock()
         if lease is None or lease.has_ended(now):
             return self._log_in(process, lease, ends_at)
-        # One thread prolongs it while the others go on: two thirds of its time have passed, not all.
+        # One thread renews it while the others continue, because a third of its lifetime remains.
         if lease.is_due(now) and process.login_lock.acquire(blocking=False):
             try:
                 if process.lease is lease:
@@ -205,9 +214,9 @@ class VaultSession:
         return None
 
     def _log_in(self, process: _Process, stale: Lease | None, ends_at: float) -> EventSealError | None:
-        """Log in, unless another thread did since *stale* was seen."""
+        """Log in, unless another thread has replaced *stale* already."""
         if not process.login_lock.acquire(timeout=max(self._retries.remaining(ends_at), 0)):
-            return KmsUnavailableError("the login to Vault takes too long", kek_uri=self._key.uri)
+            return KmsUnavailableError("the login to Vault did not end in time", kek_uri=self._key.uri)
         try:
             if process.lease is not stale:
                 return None
@@ -220,7 +229,7 @@ class VaultSession:
             process.login_lock.release()
 
     def _prolonged(self, process: _Process, lease: Lease, ends_at: float) -> Lease:
-        """Renew the token or get another one; if neither works now, the one that there is serves on."""
+        """Renew the token or get another. If both fail, keep the present one."""
         now = self._retries.clock()
         if lease.renewable:
             outcome = self._send(process, "post", _RENEW, {}, ends_at, tries=1)
@@ -252,7 +261,7 @@ class VaultSession:
         return self._looked_up(process, ends_at) or token_ended("login", key=self._key)
 
     def _looked_up(self, process: _Process, ends_at: float) -> Lease | EventSealError | None:
-        """Ask for the lease of the client's token; ``None`` if Vault knows the token no more."""
+        """Look up the token's lease. Return ``None`` if Vault does not know it."""
         now = self._retries.clock()
         outcome = self._send(process, "get", _LOOKUP, None, ends_at)
         if _is_denied(outcome):
@@ -265,7 +274,7 @@ class VaultSession:
     def _after_denial(
         self, process: _Process, lease: Lease | None, method: str, path: str, ends_at: float
     ) -> EventSealError | None:
-        """Find out whether the token has ended, then get a new one, or whether it lacks the right."""
+        """Log in again if the token has expired. Otherwise return the denial."""
         if process.lease is not lease:
             return None
         found = self._looked_up(process, ends_at)
@@ -287,7 +296,7 @@ class VaultSession:
         tries: int | None = None,
     ) -> Answer | NoAnswer:
         request = process.client.adapter.request
-        # hvac's own methods raise on a refusal, with the answer, keys and all, in the exception.
+        # On a refusal, hvac's own methods raise an exception that holds the answer with its keys.
         return self._retries.run(
             lambda timeout: exchange(
                 lambda: request(method, f"/v1/{path}", json=body, raise_exception=False, timeout=timeout)
@@ -302,19 +311,19 @@ def _is_denied(outcome: Answer | NoAnswer) -> TypeGuard[Answer]:
 
 
 def _login_body(answer: object) -> object:
-    """Take a login that made no call as an empty answer."""
+    """Return an empty answer for a login that made no call."""
     return {} if answer is None else answer
 
 
 def _detach(client: hvac.Client) -> list[object]:
     """
-    Give a client, in the child of a fork, connections of its own.
+    Replace the connections of a client in a forked child.
 
-    The inherited ones are not closed: a thread of the parent may have held their locks at the fork, and
-    nobody in the child will ever release them.
+    The inherited connections stay open. A thread of the parent may have held their locks at the fork, and no
+    thread of the child can release them.
 
     Returns:
-        What was inherited. Keep it: its finalisers take those locks, too.
+        The inherited objects. Keep them, because their finalisers take those locks too.
     """
     inherited: list[object] = [client.session.cookies]
     if isinstance(client.session.cookies, RequestsCookieJar):
@@ -322,6 +331,6 @@ def _detach(client: hvac.Client) -> list[object]:
     for transport in client.session.adapters.values():
         if isinstance(transport, HTTPAdapter):
             inherited += [transport.poolmanager, transport.proxy_manager]
-            # What unpickling does: the settings stay, the pools are new.
+            # Like unpickling: the settings stay, and the pools are new.
             transport.__setstate__(transport.__getstate__())
     return inherited

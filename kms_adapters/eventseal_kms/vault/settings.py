@@ -1,7 +1,7 @@
 """
-Where Vault is, and how to get in: given, or read from the ``VAULT_*`` variables.
+The address of Vault and the login, from arguments or ``VAULT_*`` variables.
 
-A login is called with the client at the first call, and again when the token ends.
+The adapter logs in at the first call, and again when the token expires.
 """
 
 from __future__ import annotations
@@ -25,39 +25,40 @@ if TYPE_CHECKING:
     from typing import Self
 
 CONNECTIONS = 20
-"""How many connections are kept open: as many as a keyring has calls in flight."""
+"""The number of open connections. A keyring has as many calls in flight."""
 
 SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
-TOKEN_FILE = ".vault-token"  # noqa: S105  (the name of the file in which `vault login` leaves a token)
+TOKEN_FILE = ".vault-token"  # noqa: S105  (the file to which `vault login` writes a token)
 _TRUE = frozenset({"1", "t", "true"})
 _FALSE = frozenset({"0", "f", "false", ""})
 
 
 class Login(Protocol):
     """
-    Gets a token.
+    A function that logs in to Vault and gets a token.
 
-    Any of hvac's own login methods will do: ``lambda client: client.auth.aws.iam_login(...)``.
+    You can use any login method of hvac: ``lambda client: client.auth.aws.iam_login(...)``.
     """
 
     def __call__(self, client: hvac.Client) -> object:
         """
-        Leave a token in ``client.token``.
+        Store a token in ``client.token``.
 
         Returns:
-            Vault's answer to the login, a mapping whose ``auth`` tells the lease; ``None`` if there was no
-            login: then the lease is looked up.
+            Vault's answer to the login, a mapping whose ``auth`` holds the lease. It is ``None`` if there was
+            no login. Then the adapter looks up the lease.
 
         Raises:
-            ConfigurationError: There is nothing to log in with.
-            VaultError: Vault refused; requests' exceptions if it did not answer.
+            ConfigurationError: There are no credentials for the login.
+            VaultError: Vault refused the login.
+            RequestException: Vault did not answer.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token that was given."""
+    """A login with a configured token."""
 
     token: str = field(repr=False)
 
@@ -65,28 +66,28 @@ class Token:
         _check_token(self.token, "the Vault token")
 
     def __call__(self, client: hvac.Client) -> object:
-        """Take it."""
+        """Use the token."""
         client.token = self.token
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class TokenFile:
-    """A token in a file, such as a Vault agent writes; read again when the token ends."""
+    """A login with a token file, such as a Vault agent's."""
 
     path: Path
 
     def __call__(self, client: hvac.Client) -> object:
-        """Read it."""
+        """Read the file, again whenever the token expires."""
         token = _text_of(self.path, "token file")
-        _check_token(token, f"what the token file {self.path} holds")
+        _check_token(token, f"the content of the token file {self.path}")
         client.token = token
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class AppRole:
-    """A role id, with a secret id unless the role does without."""
+    """A login with a role id and, if required, a secret id."""
 
     role_id: str
     secret_id: str | None = field(default=None, repr=False)
@@ -99,7 +100,11 @@ class AppRole:
 
 @dataclass(frozen=True, slots=True)
 class Kubernetes:
-    """The pod's service account, whose token is read again at each login, since the kubelet renews it."""
+    """
+    A login as the pod's service account.
+
+    Each login reads the account's token again, because the kubelet renews it.
+    """
 
     role: str
     mount: str = "kubernetes"
@@ -112,24 +117,24 @@ class Kubernetes:
 
 
 class InsecureVaultWarning(UserWarning):
-    """Whoever stands between this process and Vault can read every key that passes."""
+    """Someone between this process and Vault can read every key in transit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VaultSettings:
     """
-    Where Vault or OpenBao is, and how to get in.
+    The address of Vault or OpenBao, and the login.
 
     Attributes:
         address: ``https://host:port``.
-        login: How to get a token.
-        namespace: The namespace that holds the mount, if not the root.
-        ca_certificate: A file or a folder of certificates to trust; by default those that requests trusts.
-        client_certificate: A certificate and its key, for a Vault that asks for one.
-        dangerously_skip_verify: Trust whoever answers at the address. Never in production.
+        login: The function that gets a token.
+        namespace: The namespace that holds the mount, if it is not the root.
+        ca_certificate: A file or a folder of certificates to trust, by default those of requests.
+        client_certificate: A certificate and its key, for a Vault that requires one.
+        dangerously_skip_verify: Trust any server at the address. Never set it in production.
 
     Raises:
-        ConfigurationError: The address is none, or a file is not there.
+        ConfigurationError: The address is invalid, or a file is missing.
     """
 
     address: str
@@ -146,33 +151,39 @@ class VaultSettings:
                 raise ConfigurationError(f"there is no certificate or key at {path}")
         if self.dangerously_skip_verify:
             _warn(
-                f"the certificate of {self.address} is not verified", "Name its CA in VAULT_CACERT instead."
+                f"EventSeal does not verify the certificate of {self.address}",
+                "Name its CA in VAULT_CACERT instead.",
             )
         elif not _is_private(self.address):
-            _warn(f"keys travel in the clear to {self.address}", "Use https.")
+            _warn(f"keys travel unencrypted to {self.address}", "Use https.")
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
         """
-        Read the settings from the variables that Vault's own program reads, and a few beside them.
+        Read the variables of Vault's own program, and some more.
 
         They are ``VAULT_ADDR``, ``VAULT_NAMESPACE``, ``VAULT_CACERT``, ``VAULT_CLIENT_CERT`` with
-        ``VAULT_CLIENT_KEY``, ``VAULT_SKIP_VERIFY``, and the first of these logins that is there:
-        ``VAULT_TOKEN``; ``VAULT_TOKEN_FILE``; ``VAULT_ROLE_ID`` with ``VAULT_SECRET_ID``;
-        ``VAULT_KUBERNETES_ROLE``; the file ``~/.vault-token``. ``VAULT_AUTH_MOUNT`` is where the login method
-        is mounted, if not at its own name.
+        ``VAULT_CLIENT_KEY``, and ``VAULT_SKIP_VERIFY``. The login is the first of these that exists:
+
+        - ``VAULT_TOKEN``
+        - ``VAULT_TOKEN_FILE``
+        - ``VAULT_ROLE_ID`` with ``VAULT_SECRET_ID``
+        - ``VAULT_KUBERNETES_ROLE``
+        - the file ``~/.vault-token``
+
+        If the login method is not mounted at its default path, ``VAULT_AUTH_MOUNT`` says where.
 
         Raises:
-            ConfigurationError: ``VAULT_ADDR`` is missing, or a value cannot be used.
+            ConfigurationError: ``VAULT_ADDR`` is missing, or a value is invalid.
         """
-        # An empty variable is how a deployment unsets one.
+        # Deployments unset a variable by making it empty.
         values = {name: value for name, value in environment.items() if value}
         certificate, key = values.get("VAULT_CLIENT_CERT"), values.get("VAULT_CLIENT_KEY")
         if (certificate is None) != (key is None):
-            raise ConfigurationError("VAULT_CLIENT_CERT and VAULT_CLIENT_KEY go together; one is missing")
+            raise ConfigurationError("one of VAULT_CLIENT_CERT and VAULT_CLIENT_KEY is missing: set both")
         if "VAULT_ADDR" not in values:
             raise ConfigurationError(
-                "VAULT_ADDR is not set, and there is no Vault to assume",
+                "VAULT_ADDR is not set, and it has no default",
                 remedy="Set VAULT_ADDR=https://<host>:8200, or pass client= or settings=.",
             )
         ca_certificate = values.get("VAULT_CACERT")
@@ -187,19 +198,19 @@ class VaultSettings:
 
     def make_client(self, *, timeout: float, token: str = "") -> hvac.Client:
         """
-        Create a client, without any call.
+        Create a client. This makes no call.
 
         Args:
-            timeout: Seconds for hvac's own methods.
-            token: One that was got before; empty if there is none.
+            timeout: The time-out of hvac's own methods, in seconds.
+            token: A token from an earlier login, or an empty text.
         """
         verify: bool | str = not self.dangerously_skip_verify
         if verify and self.ca_certificate is not None:
             verify = str(self.ca_certificate)
         pair = self.client_certificate
-        # Seconds may be fractions: hvac hands them to requests as they are.
+        # Fractions of seconds work, because hvac passes them to requests unchanged.
         seconds: Any = timeout
-        # With no token given, hvac would look for one by itself: an empty one keeps it from that.
+        # Without a token, hvac would search for one. An empty token prevents that.
         return hvac.Client(
             url=self.address,
             token=token,
@@ -213,7 +224,7 @@ class VaultSettings:
 
 def _session(verify: bool | str) -> requests.Session:
     session = requests.Session()
-    session.verify = verify  # hvac goes by the session's, and not by what it is told itself
+    session.verify = verify  # hvac uses the session's setting, and ignores its own argument
     for prefix in ("https://", "http://"):
         session.mount(prefix, HTTPAdapter(pool_maxsize=CONNECTIONS))
     return session
@@ -235,20 +246,20 @@ def _login(values: Mapping[str, str]) -> Login:
 def _truth(values: Mapping[str, str], name: str) -> bool:
     value = values.get(name, "").lower()
     if value not in _TRUE | _FALSE:
-        raise ConfigurationError(f"{name} is {value!r}; it must be true or false")
+        raise ConfigurationError(f"{name} must be true or false, not {value!r}")
     return value in _TRUE
 
 
 def _check_address(address: str) -> None:
     try:
         parts = urlsplit(address)
-        _ = parts.port  # parsed when asked for
+        _ = parts.port  # parsed on access
     except ValueError:
         parts = urlsplit("")
     good = parts.scheme in {"http", "https"} and parts.hostname and not (parts.query or parts.fragment)
     if not good or parts.username is not None:
-        # It may hold a password, so it is not shown.
-        raise ConfigurationError("the address of Vault is no address", remedy="Write https://<host>:<port>.")
+        # The address may contain a password, so the message does not show it.
+        raise ConfigurationError("the address of Vault is not a URL", remedy="Write https://<host>:<port>.")
 
 
 def _is_private(address: str) -> bool:
@@ -263,7 +274,7 @@ def _is_private(address: str) -> bool:
 
 def _warn(what: str, instead: str) -> None:
     warnings.warn(
-        f"{what}: whoever stands in between can read every key that passes. {instead}",
+        f"{what}: anyone in between can read every key in transit. {instead}",
         InsecureVaultWarning,
         stacklevel=4,
     )
@@ -279,13 +290,13 @@ def _text_of(path: Path, what: str) -> str:
         text, reason = "", "it is not text"
     if not text:
         raise ConfigurationError(
-            f"there is no {what} to read at {path}: {reason}",
+            f"the {what} {path} cannot be read: {reason}",
             remedy="Log in (`vault login`), start the agent that writes it, or configure another login.",
         )
     return text
 
 
 def _check_token(token: str, what: str) -> None:
-    # It travels in a header; what is wrong with it is not shown, since it is a secret.
+    # It travels in a header. It is a secret, so the message does not show the invalid character.
     if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise ConfigurationError(f"{what} is no token: empty, or with spaces or signs that no token has")
+        raise ConfigurationError(f"{what} is not a token: it is empty, or has spaces or invalid characters")

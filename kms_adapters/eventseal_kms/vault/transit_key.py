@@ -1,4 +1,4 @@
-"""The name of a transit key, the paths it has in Vault, and the ciphertexts that it makes."""
+"""Transit keys: their names, their paths in Vault, and their ciphertexts."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class TransitKey:
     """
     A key of a transit engine.
 
-    Its URI holds neither address nor namespace, since a Vault may move and has several addresses. So two
-    Vaults whose keys are used side by side need mounts or key names that differ.
+    Its URI contains neither address nor namespace, because a Vault can move and can have several addresses.
+    If you use the keys of two Vaults together, their mounts or key names must differ.
 
     Attributes:
-        mount: Where the engine is mounted, without slashes at its ends; ``team/transit`` is one mount.
-        name: The key's name.
+        mount: The path of the engine's mount, without slashes at its ends. ``team/transit`` is one mount.
+        name: The name of the key.
 
     Raises:
-        ConfigurationError: Vault would not take the mount or the name.
+        ConfigurationError: Vault would refuse the mount or the name.
     """
 
     mount: str
@@ -42,9 +42,9 @@ class TransitKey:
 
     def __post_init__(self) -> None:
         if not _MOUNT.fullmatch(self.mount):
-            raise ConfigurationError(f"{self.mount!r} is no mount of a transit engine", remedy=_REMEDY)
+            raise ConfigurationError(f"{self.mount!r} cannot be a transit engine's mount", remedy=_REMEDY)
         if not _NAME.fullmatch(self.name):
-            raise ConfigurationError(f"{self.name!r} is no name of a transit key", remedy=_REMEDY)
+            raise ConfigurationError(f"{self.name!r} cannot be the name of a transit key", remedy=_REMEDY)
 
     @classmethod
     def from_uri(cls, uri: str) -> Self:
@@ -52,7 +52,7 @@ class TransitKey:
         Read ``vault-transit://<mount>/<key name>``.
 
         Raises:
-            ConfigurationError: *uri* is nothing like it.
+            ConfigurationError: *uri* does not have this form.
         """
         mount, slash, name = uri.removeprefix(SCHEME).rpartition("/")
         if not uri.startswith(SCHEME) or not slash:
@@ -61,7 +61,7 @@ class TransitKey:
 
     @property
     def uri(self) -> str:
-        """The key, as it is configured and as it is stored with each wrapping."""
+        """The URI of the key, as configured and as stored."""
         return f"{SCHEME}{self.mount}/{self.name}"
 
     def path(self, operation: str) -> str:
@@ -77,8 +77,9 @@ def version_of(ciphertext: bytes) -> str | None:
     Read the key version from a ciphertext.
 
     Returns:
-        Such as ``v3``; ``None`` if Vault does not write ciphertexts like this one. It opens some that it does
-        not write (``vault:v0:`` for ``vault:v1:``, base64 with stray bits), so those are edited.
+        A version such as ``v3``, or ``None`` if Vault never writes such a ciphertext. Vault decrypts some
+        texts that it never writes: ``vault:v0:`` for ``vault:v1:``, and base64 with stray bits. So such a
+        ciphertext was edited.
     """
     form = _CIPHERTEXT.fullmatch(ciphertext)
     if form is None:
@@ -100,7 +101,7 @@ def version_number(version: str | None) -> int:
     form = _VERSION.fullmatch(version or "")
     if form is None:
         raise ConfigurationError(
-            f"{version!r} is no version of a transit key",
+            f"{version!r} is not a version of a transit key",
             remedy="Write v and a number, such as v3.",
         )
     return int(form[1])

@@ -1,4 +1,4 @@
-"""Which older formats a reader accepts, until when, and their JSON as the transcoder reads it."""
+"""The older formats that a reader accepts, and their translated JSON."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class OldItem:
     An item that opened in an older format.
 
     Attributes:
-        plaintext: Its JSON.
-        format: That it was in.
+        plaintext: The JSON of the item.
+        format: The name of the format that it was in.
     """
 
     plaintext: bytes = field(repr=False)
@@ -44,15 +44,17 @@ class OldItem:
 
 class Before:
     """
-    An older format, at positions before the migration only: nobody slips such an item in behind them.
+    An older format, accepted only at positions from before the migration.
+
+    So an attacker cannot append new items in the older format.
 
     Args:
-        format: Of the items there.
-        before: The first position at which it is refused, in any sequence; or a function of an item's place
-            that says whether it is accepted there.
+        format: The format of the items there.
+        before: The first position at which the format is refused, in any sequence. Or a function that takes
+            an item's place and returns whether the format is accepted there.
     """
 
-    def __init__(self, format: OldFormat, before: int | Decimal | Callable[[ItemContext], bool]) -> None:  # noqa: A002 - what it is
+    def __init__(self, format: OldFormat, before: int | Decimal | Callable[[ItemContext], bool]) -> None:  # noqa: A002 - the best name
         self._format = format
         self._before = before
         self.name = format.name
@@ -60,18 +62,18 @@ class Before:
 
     def open(self, data: bytes, context: ItemContext) -> bytes:
         """
-        Open an item at such a place; see ``OldFormat``.
+        Open an item at an accepted place. See ``OldFormat``.
 
         Raises:
-            EncryptionRequiredError: It is at another place.
+            EncryptionRequiredError: The item is at another place.
         """
         before = self._before
         if before(context) if callable(before) else context.position < before:
             return self._format.open(data, context)
         raise EncryptionRequiredError(
-            f"at position {context.position} no item may be in the format {self.name} any more",
-            remedy="If the old application still wrote there, raise the position and migrate again; "
-            "else find out who wrote the row.",
+            f"at position {context.position} the format {self.name} is no longer accepted",
+            remedy="If the old application still wrote there, raise the position and migrate again. "
+            "Otherwise find out who wrote the row.",
         )
 
     def __repr__(self) -> str:
@@ -80,15 +82,16 @@ class Before:
 
 class AcceptedFormats:
     """
-    The older formats that a reader accepts while a migration lasts. False if there are none.
+    The older formats that a reader accepts during a migration. False if there are none.
 
     Args:
-        formats: Tried in order, after the envelope, each by its own authentication or parse.
-        current: Asked before one is tried: gives the names of those that are still accepted in a collection;
-            ``None``: all of them, always.
+        formats: The formats. After the envelope, they are tried in this order, each by its authentication or
+            by parsing.
+        current: A function that is called before a format is tried. It returns the names of the formats that
+            a collection still accepts. ``None`` means all of them, always.
 
     Raises:
-        ConfigurationError: Something given is no format.
+        ConfigurationError: One of *formats* is not a format.
     """
 
     def __init__(
@@ -101,14 +104,14 @@ class AcceptedFormats:
             if not isinstance(given, OldFormat):
                 raise ConfigurationError(
                     f"{type(given).__name__} is not an older format",
-                    remedy="Give objects of eventseal.items.formats, such as PlainJSON().",
+                    remedy="Pass objects of eventseal.items.formats, such as PlainJSON().",
                 )
         self.formats = tuple(formats)
         self._current = current
 
     @classmethod
     def of(cls, accept: AcceptedFormats | Collection[OldFormat]) -> AcceptedFormats:
-        """Take what a mapper was given as ``accept=``."""
+        """Return the formats of a mapper's ``accept=``."""
         return accept if isinstance(accept, AcceptedFormats) else cls(accept)
 
     def __bool__(self) -> bool:
@@ -118,19 +121,25 @@ class AcceptedFormats:
         self, data: bytes, context: ItemContext, outcome: EventSealError, *, key_id: UUID | None = None
     ) -> OldItem | EventSealError:
         """
-        Open an item that the cipher did not, or say why not: what every mapper and the migration call.
+        Open an item that the cipher did not open, or return why.
+
+        Every mapper and the migration call this method.
 
         Args:
-            data: As stored.
-            context: The item's place.
-            outcome: What the cipher gave for it.
-            key_id: What stands beside it in a column of its own, if there is one.
+            data: The bytes as stored.
+            context: The place of the item.
+            outcome: The error of the cipher.
+            key_id: The key id in the row's separate column, if there is one.
 
         Returns:
-            The item; or *outcome*, if it says that this is an envelope, or names a key that is not there; or
-            ``IntegrityError`` where it looks like an accepted format and does not open, with one message
-            whatever failed; or ``UnknownFormatError``, or ``EncryptionRequiredError`` where none is accepted
-            here or any more.
+            The item, or one of these errors:
+
+            - *outcome*, if it says that the bytes are an envelope, or if the item names a missing key.
+            - ``IntegrityError``, if the item looks like an accepted format and does not open. Its message is
+            the
+              same for every cause.
+            - ``UnknownFormatError``, if it looks like none of the accepted formats.
+            - ``EncryptionRequiredError``, if no format is accepted here, or no longer.
         """
         if not self.formats or not self._may_be_old(data, outcome, key_id):
             return outcome
@@ -146,21 +155,22 @@ class AcceptedFormats:
                 refusals.append(error)
         if formats:
             return self._refusal(outcome, refusals)
-        # Looks like an envelope: that its key is missing is what to find out, not how to accept it again.
+        # It looks like an envelope. So the user must learn that its key is missing, not how to accept it
+        # again.
         if isinstance(outcome, KeyNotFoundError):
             return outcome
         return EncryptionRequiredError(
-            "the item is no envelope, and no older format is accepted in the collection "
+            "the item is not an envelope, and no older format is accepted in the collection "
             f"{context.collection}",
-            remedy="Begin the migration with `eventseal migrate begin`; if it has ended, find out who "
-            "wrote the row.",
+            remedy="To migrate older items, run `eventseal migrate begin`. If the migration has ended, find "
+            "out who wrote the row.",
         )
 
     def _may_be_old(self, data: bytes, outcome: EventSealError, key_id: UUID | None) -> bool:
-        """Whether an older format can be meant: none says of itself what it is."""
-        # Bytes are an envelope only if their key is known; about every 256th item of releases 8 and 9 begins
-        # like one. What names a key in a column was an envelope: here, only a static key's can be accepted
-        # (docs/decisions/0017).
+        """Return whether the item may be in an older format."""
+        # No older format identifies itself. Bytes are an envelope only if their key is known, because about
+        # every 256th item of releases 8 and 9 begins like one. An item with a key id in a column was an
+        # envelope. Of those, only a static key's can be accepted (docs/decisions/0017).
         if not isinstance(outcome, UnknownFormatError | KeyNotFoundError):
             return False
         if key_id is None:
@@ -172,7 +182,7 @@ class AcceptedFormats:
         names = ", ".join(accepted.name for accepted in self.formats)
         if isinstance(outcome, KeyNotFoundError):
             return KeyNotFoundError(
-                f"{outcome}; nor does it open as {names}", key_id=outcome.key_id, remedy=outcome.remedy
+                f"{outcome}. It does not open as {names} either", key_id=outcome.key_id, remedy=outcome.remedy
             )
         told = [refusal for refusal in refusals if not isinstance(refusal, UnknownFormatError)]
         order = (IntegrityError, EncryptionRequiredError)
@@ -180,35 +190,36 @@ class AcceptedFormats:
             return copy(min(told, key=lambda refusal: [not isinstance(refusal, kind) for kind in order]))
         return UnknownFormatError(
             f"the item is neither an envelope nor {names}",
-            remedy="Name the format that wrote it, with its key.",
+            remedy="Accept the format that wrote it, with its key.",
             offset=getattr(outcome, "offset", None),
         )
 
 
 NO_FORMATS = AcceptedFormats()
-"""Accepts nothing but envelopes."""
+"""The formats of a reader that accepts only envelopes."""
 
 
 _INTERNAL = frozenset(
     {"__event_hash__", "__event_hash_method_name__", "__event_topic__", "__previous_hash__"}
 )
-"""What those releases kept for themselves: a chain of hashes, which the envelope's tag replaces."""
+"""Hash chains of those releases. The envelope's tag replaces them."""
 
 
 def translated(data: bytes, sequence_id: UUID | str, position: int | Decimal) -> bytes:
     """
-    Write an event's JSON again, as :class:`JSONTranscoder` reads it: each value the same as it was.
+    Rewrite an event's JSON in the form that :class:`JSONTranscoder` reads.
 
-    The place stands beside the data: it is left out, unless the position is a time, which a reader looks for.
+    Each value stays the same. The row holds the place, so the JSON omits it. A position that is a time stays,
+    because readers need it there.
 
     Args:
         data: The JSON of an object.
-        sequence_id: Of the item.
-        position: Of the item.
+        sequence_id: The sequence id of the item.
+        position: The position of the item.
 
     Raises:
-        SerializationError: It holds a value that this store's JSON has no form for; the message says which
-            kind, not what it is.
+        SerializationError: The store's JSON has no form for a value of the item. The message names the kind
+            of value, and not the value.
     """
     try:
         attributes = loads(data, parse_constant=lambda constant: _refuse_form(f"the number {constant}"))
@@ -226,9 +237,9 @@ def translated(data: bytes, sequence_id: UUID | str, position: int | Decimal) ->
     except SerializationError:
         raise
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-        pass  # raised below: the cause may hold the plaintext
+        pass  # raised below, because the cause may hold the plaintext
     raise SerializationError(
-        "the item is not JSON as the eventsourcing library's releases 1 to 7 write it",
+        "the item is not JSON of the eventsourcing library's releases 1 to 7",
         remedy="Read it with the old application, and append it to the new store yourself.",
     )
 
@@ -246,7 +257,7 @@ def _translated_value(value: Any) -> Any:
 
 
 def _escaped(value: dict[str, Any]) -> dict[str, Any]:
-    """Give a dictionary of the event's own, which must not be taken for a marked value."""
+    """Escape an event's own dictionary, so that it is no marked value."""
     if len(value) == 1 and next(iter(value)).startswith("$"):
         return {"$dict": [[name, each] for name, each in value.items()]}
     return value
@@ -265,8 +276,8 @@ def _object(inner: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_form(kind: str) -> NoReturn:
     raise SerializationError(
-        f"the item holds {kind}, which the store's JSON has no form for",
-        remedy="Read it with the old application, and append what it stands for to the new store yourself.",
+        f"the item holds {kind}, for which the store's JSON has no form",
+        remedy="Read it with the old application, and append its value to the new store yourself.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Reads an annotation. A marker of personal data in it is honoured or refused, never ignored."""
+"""Reads an annotation, and honours or refuses each marker of personal data."""
 
 from __future__ import annotations
 
@@ -83,12 +83,12 @@ class NamedClass(NamedTuple):
 
 class AnnotationReading(NamedTuple):
     """
-    What an annotation says.
+    The content of an annotation.
 
     Attributes:
-        shape: Where a value holds personal data; ``None``: nowhere.
-        classes: The classes that it names.
-        held: Those whose objects the value may hold.
+        shape: The places of personal data in a value, or ``None`` if there are none.
+        classes: The classes that the annotation names.
+        held: The classes whose objects the value may hold.
         is_complete: Whether all its names are known.
     """
 
@@ -107,8 +107,8 @@ def read_annotation(said: Annotation, *, lenient: bool) -> AnnotationReading:
         lenient: Whether a part that cannot be read counts as not personal.
 
     Raises:
-        ConfigurationError: It marks personal data where it cannot be sealed.
-        UnresolvedAnnotationError: It cannot be read.
+        ConfigurationError: The annotation marks personal data where EventSeal cannot seal it.
+        UnresolvedAnnotationError: The annotation cannot be read.
     """
     reading = _read(said.hint, said, said.names, lenient=lenient)
     if said.names.is_shadowed:
@@ -116,8 +116,8 @@ def read_annotation(said: Annotation, *, lenient: bool) -> AnnotationReading:
         other = _read(outside.resolved(said.kept), said, outside, lenient=lenient)
         if meanings(reading.shape) != meanings(other.shape):
             raise ConfigurationError(
-                f"{said.where}: a name in its annotation is personal data outside of the class, and another "
-                "member of the class has that name",
+                f"{said.where}: a name in its annotation is personal data outside of the class, but another "
+                "member of the class has the same name",
                 remedy="Rename the member.",
             )
     return reading
@@ -143,8 +143,8 @@ class AnnotationReader:
     Reads one annotation, and collects the classes that it names.
 
     Args:
-        names: Finds what text in it means.
-        where: The annotated place, with which messages begin.
+        names: Finds the meaning of the names in the annotation.
+        where: The annotated place, for the start of messages.
         lenient: Whether an unknown name counts as not personal.
     """
 
@@ -163,10 +163,12 @@ class AnnotationReader:
 
     def shape(self, hint: Any) -> Shape | None:
         """
-        Say where a value of this type holds personal data; ``None``: nowhere.
+        Return the places of personal data in a value of this type.
+
+        It is ``None`` if there are none.
 
         Raises:
-            ConfigurationError: It holds some where it cannot be sealed.
+            ConfigurationError: The type marks personal data where EventSeal cannot seal it.
             UnresolvedAnnotationError: A name is unknown.
         """
         hint = self._names.resolved(hint)
@@ -201,7 +203,7 @@ class AnnotationReader:
             self.refuse_inside(arguments[:1], "the keys of a dictionary")
             inner = self.shape(arguments[1])
             return None if inner is None else Values(inner)
-        if origin is ClassVar:  # it is no attribute of an object
+        if origin is ClassVar:  # a class variable is not an attribute of an object
             self._with(_lenient=True, _is_held=False).refuse_inside(arguments, "a ClassVar")
         elif origin is not Literal:
             self._plain(origin)
@@ -223,7 +225,7 @@ class AnnotationReader:
             )
 
     def _plain(self, hint: Any) -> None:
-        """Look into a part that is not generic: a list of parameters, an InitVar, a class."""
+        """Read a part that is not generic: parameters, an InitVar, a class."""
         if isinstance(hint, list | tuple):
             self.refuse_inside(hint, _ARGUMENTS)
         elif isinstance(hint, InitVar):
@@ -246,8 +248,8 @@ class AnnotationReader:
         for known, shape in self._read:
             if known == hint:
                 return shape
-        # An alias that gives itself other arguments each time never ends. What cannot be read is refused, not
-        # ignored: a marker that nobody saw was stored in plain (docs/decisions/0028).
+        # An alias that passes itself new arguments each time never ends. An unreadable part is refused, not
+        # ignored, because an overlooked marker would store its data as plaintext (docs/decisions/0028).
         if len(self._entered) > _DEEPEST or len(self._read) > _MOST:
             self._miss(
                 alias.__name__, f"{alias.__name__}, which refers to itself, never ends", _NO_EVALUATION
@@ -282,10 +284,10 @@ class AnnotationReader:
         inner, metadata = hint.__origin__, hint.__metadata__
         for one in metadata:
             if one is PersonalData or one is NotPersonal:
-                raise ConfigurationError(f"{self._where}: {one.__name__} is written with its arguments")
+                raise ConfigurationError(f"{self._where}: write {one.__name__} with its arguments")
             if not isinstance(one, PersonalData) and markers_in(one):
                 raise ConfigurationError(
-                    f"{self._where}: its PersonalData is inside of other metadata",
+                    f"{self._where}: its PersonalData is inside other metadata",
                     remedy="Write Annotated[str, PersonalData(subject=...)].",
                 )
         said = [one for one in metadata if isinstance(one, PersonalData)]
@@ -298,12 +300,12 @@ class AnnotationReader:
             return self.shape(inner)
         if len(said) > 1 or is_excepted:
             raise ConfigurationError(
-                f"{self._where} is annotated as personal data more than once, or is and is not"
+                f"{self._where} is annotated as personal data twice, or both as personal and as not personal"
             )
-        # Lenient: whatever an unknown name in it means is sealed with the whole.
+        # Lenient, because the whole is sealed, with any unknown name in it.
         if self._with(_lenient=True, _is_held=False).shape(inner) is not None:
             raise ConfigurationError(
-                f"{self._where}: there is personal data inside of personal data",
+                f"{self._where}: there is personal data inside personal data",
                 remedy="Annotate either the whole or its parts. A value is sealed under one subject's key.",
             )
         data = said[0]
@@ -318,7 +320,7 @@ class AnnotationReader:
         among = tuple(shape for shape in shapes if shape is not None)
         sealed = [shape for shape in among if isinstance(shape, Sealed)]
         if not among or (sealed and len(among) == 1):
-            # None is sealed too: otherwise an item would show whether there is a value.
+            # None is sealed too. Otherwise an item would show whether there is a value.
             return sealed[0] if sealed else None
         if sealed:
             raise ConfigurationError(
@@ -333,7 +335,7 @@ class AnnotationReader:
         among = tuple(sorted(among, key=seals_all, reverse=True))
         if any(overlap(one, other) for one, other in combinations(among, 2)):
             raise ConfigurationError(
-                f"{self._where}: a value may be of several members of the union, which seal it differently",
+                f"{self._where}: a value may match several members of the union, which seal it differently",
                 remedy="Give the members different types, such as a list and a dictionary, "
                 "or annotate the whole union.",
             )
@@ -353,12 +355,12 @@ class AnnotationReader:
 
         Args:
             arguments: The parts.
-            what: What holds them, for the message.
+            what: The place that holds the parts, for the message.
 
         Raises:
             ConfigurationError: A part holds personal data.
         """
-        if any([self.shape(one) is not None for one in arguments]):  # noqa: C419 - all are looked at
+        if any([self.shape(one) is not None for one in arguments]):  # noqa: C419 - reads all of them
             raise ConfigurationError(
                 f"{self._where}: personal data in {what} cannot be sealed one by one",
                 remedy="Annotate the whole attribute, or use a list.",
@@ -370,16 +372,16 @@ def _is_unpacked(hint: Any) -> bool:
 
 
 def _limits(parameter: Any) -> list[Any]:
-    """List what a type variable may stand for."""
+    """List the types that a type variable may have."""
     try:
         bound = getattr(parameter, "__bound__", None)
         return [bound, *getattr(parameter, "__constraints__", ()), getattr(parameter, "__default__", None)]
-    except Exception:  # noqa: BLE001 - they are evaluated only now
+    except Exception:  # noqa: BLE001 - Python evaluates them only now
         return [unresolved(parameter.__name__)]
 
 
 def markers_in(value: Any, depth: int = 0) -> list[Any]:
-    """List the markers in metadata, and the class of markers if it is not called."""
+    """List the markers in metadata, also a marker class without arguments."""
     if isinstance(value, PersonalData) or value is PersonalData:
         return [value]
     if depth > _MOST_NESTED:

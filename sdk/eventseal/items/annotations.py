@@ -1,4 +1,4 @@
-"""The annotations of a class as objects, and what the names in them mean, also by the module's source."""
+"""The annotations of a class as objects, with their names resolved."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Import(NamedTuple):
 
     Attributes:
         module: The module.
-        attribute: The name in it; ``None``: the module itself.
-        package: The package that ``import package.module`` gives instead.
+        attribute: The name in the module, or ``None`` for the module itself.
+        package: The package that ``import package.module`` binds instead.
     """
 
     module: str
@@ -40,11 +40,11 @@ class Import(NamedTuple):
 
 class Source(NamedTuple):
     """
-    What was found in a module's source.
+    The facts in a module's source.
 
     Attributes:
-        imports: By name, what ``if TYPE_CHECKING:`` imports.
-        attributes: By qualified name of a class, the method, attribute and text of each ``self.x: text``.
+        imports: The imports under ``if TYPE_CHECKING:``, by name.
+        attributes: The method, attribute and text of each ``self.x: text``, by qualified name of the class.
     """
 
     imports: dict[str, list[Import]]
@@ -53,7 +53,7 @@ class Source(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def source_of(module: ModuleType) -> Source:
-    """Read the source of a module. Without a source, nothing is found."""
+    """Read the source of a module. Without source, the result is empty."""
     found = Source({}, {})
     try:
         tree = ast.parse(inspect.getsource(module))
@@ -62,7 +62,7 @@ def source_of(module: ModuleType) -> Source:
                 for name, said in _imports(node, module.__package__ or ""):
                     found.imports.setdefault(name, []).append(said)
         _read_classes(tree, "", found.attributes)
-    except Exception:  # noqa: BLE001 - there is no source, or it is not Python's
+    except Exception:  # noqa: BLE001 - there is no source, or it is not Python
         return found
     return found
 
@@ -99,7 +99,7 @@ def _read_classes(node: ast.AST, prefix: str, found: dict[str, list[tuple[str, s
 
 
 def _attributes(node: ast.AST) -> Iterator[tuple[str, str, str]]:
-    """Give what the methods of a class annotate, also where they are defined under a condition."""
+    """Yield the annotations in methods of a class, also conditional methods."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
             yield from _of_method(child)
@@ -120,7 +120,7 @@ def _of_method(method: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[tuple
 
 
 _IS_LAZY = sys.version_info >= (3, 14)
-"""Whether Python evaluates annotations only when they are asked for."""
+"""Whether Python evaluates annotations only on access."""
 
 
 _NAME = re.compile(r"\b[^\W\d]\w*")
@@ -128,7 +128,7 @@ _MEMBERS = (FunctionType, classmethod, staticmethod, property)
 
 
 class UnresolvedAnnotationError(ConfigurationError):
-    """An annotation cannot be read, or a name in it cannot be found."""
+    """An annotation cannot be read, or a name in it is unknown."""
 
 
 class Annotation(NamedTuple):
@@ -140,8 +140,8 @@ class Annotation(NamedTuple):
         where: The attribute, or the parameter, for messages.
         name: The attribute.
         kept: The annotation as Python keeps it: an object or text.
-        hint: The annotation as an object; parts of it may still be text or :class:`Unresolved`.
-        names: Finds what the text in it means.
+        hint: The annotation as an object. Parts of it may still be text or :class:`Unresolved`.
+        names: Finds the meaning of the text in it.
     """
 
     owner: type[Any]
@@ -153,14 +153,14 @@ class Annotation(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The annotation as it is written, if Python kept that."""
+        """Return the source text of the annotation, if Python kept it."""
         if isinstance(self.kept, str):
             return self.kept
         return self.kept.__name__ if type(self.kept) is type else str(self.kept)
 
 
 class Unresolved(type):
-    """The type of placeholders for names that cannot be found: each is a class of that name."""
+    """The type of placeholders for unknown names: each is a class."""
 
     def __getattr__(cls, name: str) -> Unresolved:
         if name.startswith("__"):
@@ -171,12 +171,16 @@ class Unresolved(type):
         return cls
 
     def __call__(cls, *_: Any, **__: Any) -> Unresolved:
-        """Stand for its objects too."""
+        """Return the class itself, in place of its objects."""
         return cls
 
 
 class Absent(Unresolved):
-    """The type of placeholders for what marks no personal data: it is not installed, or is no expression."""
+    """
+    The type of placeholders for parts that mark no personal data.
+
+    They are not installed, or are not expressions.
+    """
 
 
 def unresolved(name: str, kind: type[Unresolved] = Unresolved) -> Unresolved:
@@ -186,7 +190,7 @@ def unresolved(name: str, kind: type[Unresolved] = Unresolved) -> Unresolved:
 
 class Names:
     """
-    What names mean in the body of a class, or in one of its methods.
+    The meaning of names in a class's body, or in a method.
 
     Args:
         cls: The class.
@@ -198,7 +202,7 @@ class Names:
         self._alias_module: ModuleType | None = None
         self.is_shadowed = False
         inner = dict(vars(cls))
-        # A field's default, or its slot, is not what the name means outside of the class.
+        # The default of a field, or its slot, is not the meaning of the name outside of the class.
         fields = {name: inner.pop(name) for name in raw_annotations(cls) if name in inner}
         self._inner: Mapping[str, Any] = inner
         self._scopes: tuple[Mapping[str, Any], ...] = (
@@ -212,27 +216,31 @@ class Names:
         )
 
     def inside(self, alias: Any) -> Names:
-        """Give the names for the value of an alias, which another module may define."""
+        """Return the names for an alias's value, perhaps in another module."""
         module = sys.modules.get(getattr(alias, "__module__", None) or "")
         if module is None or module is self._module:
             return self
         names = copy(self)
-        names._alias_module = module  # noqa: SLF001 - its own
+        names._alias_module = module  # noqa: SLF001 - an object of this class
         return names
 
     def outside(self) -> Names:
-        """Give what the names mean outside of the body of the class."""
+        """Return the names without those of the class's body."""
         names = copy(self)
-        names._inner = {}  # noqa: SLF001 - its own
+        names._inner = {}  # noqa: SLF001 - an object of this class
         return names
 
     def __getitem__(self, name: str) -> Any:
-        """Find what *name* means; it is unresolved if the class's module and the alias's disagree."""
+        """
+        Return the meaning of *name*.
+
+        It is unresolved if the class's module and the alias's module disagree.
+        """
         found = _found(name, self._scopes, self._module)
         if name in self._inner:
             member = self._inner[name]
             is_type = not isinstance(member, _MEMBERS)
-            # A method of that name came later, and is no type.
+            # A method with that name was defined later, and is not a type.
             if is_type or not found:
                 self.is_shadowed |= bool(found) and found[0] is not member
                 found = [member]
@@ -241,7 +249,7 @@ class Names:
         return found[0] if found and found[0] is found[-1] else unresolved(name)
 
     def resolved(self, part: Any) -> Any:
-        """Give a part of an annotation as an object, also if it is text."""
+        """Return a part of an annotation as an object, even from text."""
         if isinstance(part, ForwardRef):
             part = part.__forward_arg__
         if not isinstance(part, str):
@@ -249,11 +257,11 @@ class Names:
         text = f"({part},)[0]" if part.lstrip().startswith("*") else f"({part}\n)"
         try:
             return eval(text, {}, self)  # type: ignore[arg-type]  # noqa: S307 - the program's own source
-        except ConfigurationError:  # of what the annotation makes, such as PersonalData
+        except ConfigurationError:  # an object in the annotation raised it, such as PersonalData
             raise
         except SyntaxError:
             return unresolved(part, Absent)
-        except Exception:  # noqa: BLE001 - whatever the text does, it is no type
+        except Exception:  # noqa: BLE001 - text that fails in any way is not a type
             return unresolved(part)
 
 
@@ -262,7 +270,7 @@ def _found(name: str, scopes: tuple[Mapping[str, Any], ...], module: ModuleType 
     if found and not isinstance(found[0], ModuleType):
         return found
     imports = () if module is None else source_of(module).imports.get(name, ())
-    if found:  # a package, whose modules may be imported for type checkers only
+    if found:  # a package, whose modules may be imported only for type checkers
         for one in imports:
             with suppress(Exception, SystemExit):
                 import_module(one.module)
@@ -272,7 +280,7 @@ def _found(name: str, scopes: tuple[Mapping[str, Any], ...], module: ModuleType 
 
 
 def _imported(name: str, said: Import) -> Any:
-    """Import what a module imports for type checkers."""
+    """Import a name that a module imports for type checkers."""
     try:
         module = import_module(said.module)
         if said.attribute is None:
@@ -284,7 +292,7 @@ def _imported(name: str, said: Import) -> Any:
         missing = error.name or ""
         is_absent = f"{said.module}.".startswith(f"{missing}.")
         return unresolved(name, Absent if is_absent else Unresolved)
-    except (Exception, SystemExit):  # noqa: BLE001 - a module for type checkers need not be importable
+    except (Exception, SystemExit):  # noqa: BLE001 - an import for type checkers may fail at run time
         return unresolved(name)
 
 
@@ -302,7 +310,7 @@ def _is_filled(cell: Any) -> bool:
 
 def raw_annotations(holder: Any) -> Mapping[str, Any]:
     """
-    Give the annotations of a class's own body, or of a function, as Python keeps them.
+    Return the annotations of a class's body or a function, as kept.
 
     Raises:
         UnresolvedAnnotationError: Python cannot evaluate them.
@@ -323,7 +331,7 @@ def raw_annotations(holder: Any) -> Mapping[str, Any]:
         ) from error
     if not isinstance(holder, type) or not found:
         return found  # type: ignore[no-any-return]
-    # Python would look for a name among the members of the class first, also those that came later.
+    # Python would search the members of the class first, also those that were defined later.
     texts = annotationlib.get_annotations(holder, format=annotationlib.Format.STRING)
     members = vars(holder).keys() - found.keys()
     return {
@@ -333,12 +341,12 @@ def raw_annotations(holder: Any) -> Mapping[str, Any]:
 
 
 def package_of(cls: type[Any]) -> str:
-    """Name the top-level package of a class."""
+    """Return the top-level package of a class."""
     return str(cls.__module__).partition(".")[0]
 
 
 def annotations_of(cls: type[Any]) -> Iterator[Annotation]:
-    """Give the annotations of a class and its bases, those of a base before those of its subclasses."""
+    """Yield the annotations of a class, after those of its bases."""
     for base in reversed(cls.__mro__):
         try:
             annotations = raw_annotations(base)
@@ -362,7 +370,7 @@ def resolved_annotation(
         where: Its place in the class, for messages.
         name: The attribute.
         kept: The annotation as Python keeps it: an object or text.
-        names: Finds what text means there; ``None``: as in the body of the class.
+        names: Finds the meaning of text there. ``None`` means the names in the body of the class.
     """
     names = Names(owner) if names is None else names
     place = f"{class_name(owner)}{where}"
@@ -370,7 +378,7 @@ def resolved_annotation(
 
 
 def alias_of(hint: Any) -> Any:
-    """Give the alias type that *hint* is, alone or with arguments; ``None`` if it is another type."""
+    """Return the alias type of *hint*, with or without arguments, or ``None``."""
     for one in (hint, get_origin(hint)):
         kind = type(one)
         if kind.__name__ == "TypeAliasType" and kind.__module__ in {"typing", "typing_extensions"}:
@@ -380,22 +388,22 @@ def alias_of(hint: Any) -> Any:
 
 def alias_value(alias: Any, hint: Any) -> tuple[Any, tuple[Any, ...]]:
     """
-    Give what an alias type stands for.
+    Return the value of an alias type.
 
     Args:
         alias: The alias type.
         hint: The alias type, alone or with arguments.
 
     Returns:
-        Its value with the arguments put in, and the arguments that have no place in it.
+        The value with the arguments inserted, and the arguments that have no place in it.
     """
     try:
         value = alias.__value__
-    except Exception:  # noqa: BLE001 - it is evaluated only now
+    except Exception:  # noqa: BLE001 - Python evaluates it only now
         return unresolved(alias.__name__), ()
     arguments = () if hint is alias else get_args(hint)
     parameters = alias.__type_params__
-    if len(arguments) > len(parameters):  # of a TypeVarTuple
+    if len(arguments) > len(parameters):  # for a TypeVarTuple
         return value, arguments
     given = dict(zip(parameters, arguments, strict=False))
     for parameter, argument in given.items():
@@ -404,6 +412,6 @@ def alias_value(alias: Any, hint: Any) -> tuple[Any, tuple[Any, ...]]:
     there = getattr(value, "__parameters__", ())
     try:
         filled = value[tuple(given.get(one, one) for one in there)] if given and there else value
-    except (TypeError, KeyError):  # such as of a ParamSpec
+    except (TypeError, KeyError):  # for example a ParamSpec
         return value, arguments
     return filled, tuple(argument for parameter, argument in given.items() if parameter not in there)

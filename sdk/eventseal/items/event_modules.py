@@ -1,4 +1,4 @@
-"""Which classes an unauthenticated item may name, and which attributes it may set."""
+"""The classes that an unauthenticated item may name, and its attributes."""
 
 from __future__ import annotations
 
@@ -35,17 +35,19 @@ _BASES = ("DomainEvent", "HasOriginatorIDVersion", "Aggregate", "BaseAggregate")
 
 
 def of_library(module: str, name: str) -> Any:
-    """Give what a module of the library has under a name, or ``None``."""
+    """Return a name of a module of the library, or ``None``."""
     return vars(sys.modules.get(f"eventsourcing.{module}", _NO_MODULE)).get(name)
 
 
 def renamed(module: str, qualified_name: str) -> tuple[str, str]:
     """
-    Give the names that a class has today, by what is registered with the library. Nothing is imported.
+    Return the present names of a class, from the library's registrations.
+
+    It imports nothing.
 
     Args:
-        module: The module in a topic: it, or a package that it is in, may be registered.
-        qualified_name: The class's name there: a class that it is defined in may be registered.
+        module: The module in a topic. The module, or a package that contains it, may be registered.
+        qualified_name: The name of the class there. A class that contains it may be registered.
     """
     registered = _registered_by_library()
     parts = qualified_name.split(".")
@@ -66,17 +68,22 @@ def _registered_by_library() -> dict[str, Any]:
 
 
 NAMES_CLASSES = "__names_classes__"
-"""An event class lists here the attributes that name classes, besides ``originator_topic``."""
+"""
+In this list, an event class names its attributes that name classes.
+
+``originator_topic`` is always one.
+"""
 
 
 class AttributeNames(NamedTuple):
     """
-    What the names of a class's attributes stand for.
+    The roles of the names of a class's attributes.
 
     Attributes:
-        methods: Names that the class calls something by: an attribute would be called in its place.
+        methods: Names that the class calls. An attribute with such a name would be called instead of the
+            method.
         topics: Attributes that name classes.
-        watched: All of them.
+        watched: Both of them.
     """
 
     methods: frozenset[str]
@@ -85,11 +92,11 @@ class AttributeNames(NamedTuple):
 
 
 _watched: dict[type[Any], AttributeNames] = {}
-known_names = _watched.get  # without a call of our own for each item
+known_names = _watched.get  # no Python call for each item
 
 
 def read_names(cls: type[Any]) -> AttributeNames:
-    """Say which attributes of *cls* are looked at before its objects are used."""
+    """Return the attributes of *cls* that are checked before objects are used."""
     names = {name for base in cls.__mro__ for name in vars(base)} - _declared(cls)
     members = {name: getattr_static(cls, name) for name in names}
     methods = frozenset(
@@ -104,22 +111,22 @@ def read_names(cls: type[Any]) -> AttributeNames:
 
 def refuse_methods(cls: type[Any], attributes: Iterable[str]) -> None:
     """
-    Refuse attributes that stand before a method of their object.
+    Refuse attributes that would hide a method of their object.
 
     Args:
-        cls: Of the object, which an item names.
-        attributes: Their names.
+        cls: The class of the object, which an item names.
+        attributes: The names of the attributes.
 
     Raises:
-        SerializationError: There is one.
+        SerializationError: An attribute has the name of a method.
     """
     methods = (known_names(cls) or read_names(cls)).methods
     if not methods.isdisjoint(attributes):
         name = min(methods.intersection(attributes))
         raise SerializationError(
             f"an item sets the attribute {name!r}, which {class_name(cls)} defines as something to call",
-            remedy="If it is a field, annotate it in the body of the class. If it was one before, give the "
-            "method another name. Else find out who wrote the row.",
+            remedy="If it is a field, annotate it in the body of the class. If it was a field before, rename "
+            "the method. Otherwise find out who wrote the row.",
         )
 
 
@@ -134,21 +141,22 @@ class EventModules:
     """
     Looks up the classes that unauthenticated items name.
 
-    The program decides which classes these are, not the item: classes that are registered, that this process
-    has stored, or that are imported events and entities. One of the modules must define any other class.
+    The program decides which classes these are, and not the item. They are registered classes, classes that
+    this process has stored, and imported events and entities. Any other class must be defined in one of the
+    modules.
 
     Args:
         names: The modules. A package covers its submodules, which a topic may import.
 
     Raises:
-        ConfigurationError: A name is not a module's.
+        ConfigurationError: A name is not the name of a module.
     """
 
     def __init__(self, names: Collection[str] = ()) -> None:
         if isinstance(names, str) or not all(map(is_module_name, names)):
             raise ConfigurationError(
                 "event_modules takes names of modules",
-                remedy='Give a list such as event_modules=["shop"], without the names of classes.',
+                remedy='Pass a list such as event_modules=["shop"], without the names of classes.',
             )
         self._names = tuple(names)
         self._is_loaded = False
@@ -159,7 +167,7 @@ class EventModules:
         Import the modules once, so that their registrations count.
 
         Raises:
-            ConfigurationError: A module is not there, or its import fails.
+            ConfigurationError: A module is missing, or its import fails.
         """
         if self._is_loaded:
             return
@@ -169,11 +177,11 @@ class EventModules:
 
     def resolve(self, topic: str) -> type[Any]:
         """
-        Find the class that *topic* names, if an unauthenticated item may name it.
+        Find the class of *topic*, if an unauthenticated item may name it.
 
         Raises:
-            ConfigurationError: A module is not there, or its import fails.
-            SerializationError: It names no such class.
+            ConfigurationError: A module is missing, or its import fails.
+            SerializationError: The topic does not name an allowed class.
         """
         return self._answers.get(topic) or self._found(topic)
 
@@ -181,15 +189,15 @@ class EventModules:
         """
         Check an event's attributes before anything uses the event.
 
-        A replay imports the classes that attributes name, and calls methods, which an attribute of the same
-        name would stand before.
+        A replay imports the classes that attributes name. It also calls methods, which an attribute with the
+        same name would hide.
 
         Args:
-            cls: The event's.
-            attributes: By name.
+            cls: The class of the event.
+            attributes: The attributes by name.
 
         Raises:
-            ConfigurationError: A module is not there, or its import fails.
+            ConfigurationError: A module is missing, or its import fails.
             SerializationError: An attribute names a class that it may not name, is not a name, or has the
                 name of a method.
         """
@@ -204,12 +212,12 @@ class EventModules:
                     raise SerializationError(f"{name} of {class_name(cls)} is not the name of a class")
                 self.resolve(topic)
         topic, state = attributes.get("topic"), attributes.get("state")
-        if "topic" in names.topics and topic is not None and type(state) is dict:  # of a snapshot
+        if "topic" in names.topics and topic is not None and type(state) is dict:  # a snapshot
             refuse_methods(self.resolve(topic), state)
 
     def _found(self, topic: str) -> type[Any]:
         if type(topic) is not str:
-            raise SerializationError("a topic is text", remedy="Find out who wrote the row.")
+            raise SerializationError("a topic must be text", remedy="Find out who wrote the row.")
         found = _registered(topic)
         if found is None:
             self.load()
@@ -219,7 +227,7 @@ class EventModules:
     def _defined(self, topic: str) -> type[Any]:
         module, qualified_name = renamed(*split_topic(topic))
         found = _loaded_class(module, qualified_name)
-        # What an item names decides which code runs, and nobody authenticated it (docs/decisions/0027).
+        # The topic decides which code runs, and nothing has authenticated it (docs/decisions/0027).
         if found is not None and not _known_bases().isdisjoint(found.__mro__):
             return found
         if not self._cover(module):
@@ -228,7 +236,7 @@ class EventModules:
             run_import(topic, partial(import_module, module))
             found = _loaded_class(module, qualified_name)
         if found is None:
-            raise SerializationError(f"topic {topic!r} names no class that is there", remedy=ALIAS_REMEDY)
+            raise SerializationError(f"topic {topic!r} does not name an existing class", remedy=ALIAS_REMEDY)
         if not self._cover(found.__module__):
             raise _not_covered(topic, found.__module__)
         return found
@@ -242,9 +250,9 @@ def import_listed(name: str, setting: str) -> ModuleType:
     Import a module that a setting or an option names.
 
     Raises:
-        ConfigurationError: It is not there, or its import fails; the message does not repeat why, which may
-            be a secret of the module.
-        KeyboardInterrupt: From outside.
+        ConfigurationError: The module is missing, or its import fails. The message does not repeat the
+            reason, because it may be a secret of the module.
+        KeyboardInterrupt: The user interrupted the import.
     """
     try:
         return import_module(name)
@@ -268,24 +276,25 @@ def import_listed(name: str, setting: str) -> ModuleType:
 
 
 def is_module_name(name: object) -> bool:
-    """Whether *name* has the form of a module's."""
+    """Return whether *name* has the form of a module's name."""
     return isinstance(name, str) and all(part.isidentifier() for part in name.split("."))
 
 
 def _registered(topic: str) -> type[Any] | None:
-    """Give the class that is registered with EventSeal or with the library, or was found there before."""
+    """Return the registered class of a topic, or the class found before."""
     found = registered_class(topic) or _registered_by_library().get(topic)
     return found if isinstance(found, type) else None
 
 
 def _known_bases() -> frozenset[type[Any]]:
-    """Give the base classes of events and entities, of EventSeal's and of the library's."""
+    """Return the base classes of events and entities, the library's too."""
     return known_subclasses().union(of_library("domain", name) for name in _BASES)
 
 
 def _loaded_class(module: str, qualified_name: str) -> type[Any] | None:
-    """Find a class that is there, without running code of its module: no import, no ``__getattr__``."""
-    # Step by step through classes alone: shop:subprocess.Popen is no class of shop (docs/decisions/0027).
+    """Find an existing class without running its module's code."""
+    # No import and no ``__getattr__``. Step by step through classes only, because shop:subprocess.Popen is
+    # not a class of shop (docs/decisions/0027).
     found = sys.modules.get(module)
     if not issubclass(type(found), ModuleType):
         return None
@@ -300,7 +309,11 @@ def _loaded_class(module: str, qualified_name: str) -> type[Any] | None:
 
 
 def _may_be_imported(module: str) -> bool:
-    """Whether a topic may import a module: ``__main__`` does work, and ``__init__`` would run again."""
+    """
+    Return whether a topic may import a module.
+
+    ``__main__`` does work, and ``__init__`` would run again.
+    """
     return not any(part.startswith("__") and part.endswith("__") for part in module.split("."))
 
 
@@ -314,15 +327,15 @@ def _not_covered(topic: str, module: str) -> SerializationError:
         )
     return SerializationError(
         f"topic {topic!r} is not authenticated, and names no class of event_modules",
-        remedy=f"{said}{ALIAS_REMEDY} Else find out who wrote the row.",
+        remedy=f"{said}{ALIAS_REMEDY} Otherwise find out who wrote the row.",
     )
 
 
 def _is_there(package: str) -> bool:
-    """Whether a package could be imported, also by a command that looks in the working directory."""
-    if package in sys.modules:  # find_spec() would ask it, and so load a lazy one
+    """Return whether a package can be imported, also by the command."""
+    if package in sys.modules:  # find_spec() would load a lazy package
         return True
     try:
         return (find_spec(package) or PathFinder.find_spec(package, [str(Path.cwd())])) is not None
-    except Exception:  # noqa: BLE001 - of an import hook that is not ours: it only decides what is advised
+    except Exception:  # noqa: BLE001 - a foreign import hook failed, and this only decides the advice
         return False

@@ -1,4 +1,4 @@
-"""The personal-data fields of a page of items: sealed before the items, opened after them."""
+"""Seal and open the personal-data fields of a page of items."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ class FieldDraft(NamedTuple):
     A field before it is sealed.
 
     Attributes:
-        plaintext: Its JSON.
-        path: Where it stands in the item: a JSON Pointer.
-        scope: Of its subject.
+        plaintext: The JSON of the field.
+        path: The place of the field in the item: a JSON Pointer.
+        scope: The scope of its subject.
     """
 
     plaintext: bytes
@@ -76,9 +76,9 @@ class ItemDraft(NamedTuple):
     An event's JSON with holes for its fields.
 
     Attributes:
-        text: With a placeholder, which no JSON text holds, for each field.
-        fields: By the number in their placeholder.
-        compress: Whether the event's class lets compression show lengths.
+        text: The JSON, with a placeholder for each field. No JSON text contains a placeholder.
+        fields: The fields, by the number in their placeholder.
+        compress: Whether the event's class allows compression, which shows lengths.
     """
 
     text: str
@@ -86,19 +86,19 @@ class ItemDraft(NamedTuple):
     compress: bool
 
     def filled(self, envelopes: Sequence[bytes]) -> bytes:
-        """Put the sealed fields in."""
+        """Return the JSON with the sealed fields."""
         texts = [b64encode(envelope).decode("ascii") for envelope in envelopes]
         return _PLACEHOLDER.sub(lambda match: texts[int(match[1])], self.text).encode()
 
 
 class _Where(NamedTuple):
     """
-    Where a value stands.
+    The place of a value.
 
     Attributes:
-        path: In the item's JSON, for the cipher.
-        shown: In the event, for messages: keys of dictionaries are data and are counted instead.
-        name: Of the attribute that it is, or is in.
+        path: The place in the item's JSON, for the cipher.
+        shown: The place in the event, for messages. Keys of dictionaries are data, so it shows their number.
+        name: The attribute that the value is, or is in.
     """
 
     path: str = ""
@@ -124,7 +124,7 @@ class _Where(NamedTuple):
 
 class FieldWriter:
     """
-    Writes events that hold personal data; of one event, for one time.
+    Writes an event that holds personal data. Use each writer for one event.
 
     Args:
         writer: Writes JSON.
@@ -136,15 +136,15 @@ class FieldWriter:
 
     def draft(self, cls: type[Any], attributes: dict[str, Any], whole: dict[str, Any]) -> ItemDraft:
         """
-        Write an event's attributes, but for its personal data.
+        Write an event's attributes without its personal data.
 
         Args:
-            cls: The event's class.
-            attributes: Those that are stored in the data.
-            whole: Those and the place: where the subjects are looked for.
+            cls: The class of the event.
+            attributes: The attributes that the data hold.
+            whole: These attributes and the place, to find the subjects.
 
         Raises:
-            Refused: Something has no encoding, or no subject.
+            Refused: A value has no encoding, or a field has no subject.
         """
         rewritten = self._attributes(attributes, plan_of(cls).fields, _Where(), [Enclosing("", whole)])
         text = shallow(self._writer.write_attributes(rewritten))
@@ -227,8 +227,8 @@ class FieldWriter:
         subject = find_subject(data.subject, around)
         if subject is None or subject.value is None:
             if value is None:
-                return None  # nobody's, and nothing
-            is_none = "is None" if subject is not None else "is not there"
+                return None  # no subject and no value
+            is_none = "is None" if subject is not None else "is missing"
             raise _refused(f"has no subject: {data.subject!r} {is_none}", where, NAME_SUBJECT)
         try:
             scope = subject_scope(subject.value)
@@ -243,8 +243,8 @@ class FieldWriter:
 
 
 def _is_erased(value: Any) -> bool:
-    """Whether a value is a mask, or holds nothing else: there is nothing to be sealed, and for nobody."""
-    if type(value) is Masked:  # stored as it is: its subject's scope is closed (docs/decisions/0011)
+    """Return whether a value is a mask, or holds nothing but masks."""
+    if type(value) is Masked:  # stored as it is, because its subject's scope is closed (docs/decisions/0011)
         return True
     if type(value) is dict:
         value = list(value.values())
@@ -255,7 +255,7 @@ def _misfit(value: object, where: _Where) -> Refused:
     return _refused(
         f"is a {type(value).__name__}, which its annotation, with personal data inside, does not allow",
         where,
-        "Give it a value of the type that the annotation says, or correct the annotation.",
+        "Use a value of the annotated type, or correct the annotation.",
     )
 
 
@@ -267,13 +267,13 @@ def _refused(reason: str, where: _Where, remedy: str) -> Refused:
 
 class PersonalFields:
     """
-    Seals and opens the fields of many items at once: one question for keys, whatever their number.
+    Seals and opens the fields of many items, requesting keys once.
 
     Args:
-        cipher: Seals and opens; ``None`` where nothing may be sealed.
-        json: Reads and writes fields as it does items.
-        places: Put an item's place where subjects are looked for.
-        collection: Of the items.
+        cipher: Seals and opens. ``None`` means that nothing may be sealed.
+        json: Reads and writes the JSON of fields, as of items.
+        places: Puts an item's place into the attributes, to find subjects.
+        collection: The collection of the items.
     """
 
     def __init__(
@@ -289,9 +289,9 @@ class PersonalFields:
         Fill the drafts of items with their sealed fields.
 
         Raises:
-            EncryptionRequiredError: There are fields, and no cipher.
-            SerializationError: A place has no canonical value.
-            EventSealError: There is no key to seal with; see ``AESCipher.seal_fields``.
+            EncryptionRequiredError: There are fields, but no cipher.
+            SerializationError: A place is invalid.
+            EventSealError: There is no key to seal with. See ``AESCipher.seal_fields``.
         """
         wanted: list[tuple[bytes, FieldContext]] = []
         compress: list[bool] = []
@@ -302,8 +302,8 @@ class PersonalFields:
         if wanted and self._cipher is None:
             topic = next(item.topic for item, draft in drafts if draft is not None and draft.fields)
             raise EncryptionRequiredError(
-                f"{topic} has personal-data fields, and the mapper has no cipher",
-                remedy="Give the mapper a cipher; its items may stay in plain: always_encrypt=False.",
+                f"{topic} has personal-data fields, but the mapper has no cipher",
+                remedy="Pass a cipher to the mapper. Its items may stay plaintext: always_encrypt=False.",
             )
         envelopes = iter(self._cipher.seal_fields(wanted, compress=compress) if self._cipher else ())
         return [
@@ -317,14 +317,14 @@ class PersonalFields:
         self, items: Mapping[int, tuple[StoredItem, bytes]], other_collections: Collection[str] = ()
     ) -> dict[int, Any | EventSealError]:
         """
-        Read the JSON of items that hold sealed fields, with each field opened or masked.
+        Read the JSON of items with sealed fields, opened or masked.
 
         Args:
-            items: By index, each with its JSON.
-            other_collections: Names that the items may be bound to instead.
+            items: The items by index, each with its JSON.
+            other_collections: Other collections that the items may be bound to.
 
         Returns:
-            By index the parsed JSON, or why a field of it does not open.
+            By index, the parsed JSON, or the error of a field that did not open.
         """
         outcomes: dict[int, Any | EventSealError] = {}
         wanted: list[tuple[int, StoredField]] = []
@@ -349,15 +349,15 @@ class PersonalFields:
 
     def sealed_in(self, item: StoredItem, data: bytes) -> list[tuple[bytes, FieldContext]]:
         """
-        Give the sealed fields of an item, each with its place, none of them opened.
+        Return the sealed fields of an item with their places, unopened.
 
         Args:
-            item: As it is stored.
-            data: Its JSON.
+            item: The item as it is stored.
+            data: The JSON of the item.
 
         Raises:
-            IntegrityError: A field is not in the form in which fields are written.
-            SerializationError: The data are no JSON.
+            IntegrityError: A field does not have the form that EventSeal writes.
+            SerializationError: The data are not JSON.
         """
         _, fields = self._parsed(item, data)
         return [(field.envelope, self._context(item, field.path, field.scope)) for field in fields]
@@ -391,8 +391,8 @@ class PersonalFields:
         fields = stored_fields(raw, whole)
         if fields and self._cipher is None:
             raise ConfigurationError(
-                f"personal data of the item are sealed ({fields[0].path}), and the mapper has no cipher",
-                remedy="Give the mapper the cipher that sealed them.",
+                f"personal data of the item are sealed ({fields[0].path}), but the mapper has no cipher",
+                remedy="Pass the cipher that sealed them to the mapper.",
             )
         return raw, fields
 
@@ -400,7 +400,7 @@ class PersonalFields:
         if isinstance(outcome, EventSealError):
             if self._is_erased(field, outcome):
                 return Masked(field.scope, field.name)
-            error = copy(outcome)  # it may be other fields' outcome too
+            error = copy(outcome)  # other fields may share this outcome
             error.add_note(f"field: {field.name}")
             raise error
         try:
@@ -422,7 +422,7 @@ class PersonalFields:
         return FieldContext(place, path, scope, item_is_plain)
 
     def _is_erased(self, field: StoredField, error: EventSealError) -> bool:
-        """Whether the field's own subject was erased; the error's tombstone had its seal checked."""
+        """Return whether the field's own subject was erased, by a checked tombstone."""
         if not isinstance(error, KeyDestroyedError) or error.destroyed_by != "shredded":
             return False
         return self._cipher is not None and self._cipher.names_scope(field.scope, error.scope)

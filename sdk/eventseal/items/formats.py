@@ -1,4 +1,4 @@
-"""The older formats that a migration reads: plain JSON, the eventsourcing library's, and static keys'."""
+"""The older formats that a migration reads: plaintext JSON, and former ciphers."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 
 KEY_SIZES = frozenset({16, 24, 32})
-OPAQUE_OLD_MESSAGE = "the item does not open in an older format: its bytes or its key are not those it needs"
-"""The one message for whatever fails behind the key, so that no failure can be told from another."""
+OPAQUE_OLD_MESSAGE = "the item does not open in an older format: its bytes or its key are wrong"
+"""The same message for every failure that depends on the key."""
 
 _BLOCK = 16
 _NONCE, _TAG = 12, 16
@@ -42,41 +42,41 @@ _NONCE, _TAG = 12, 16
 
 @runtime_checkable
 class OldFormat(Protocol):
-    """Reads one older format. Methods may be called from several threads at once."""
+    """Reads one older format. Several threads may call it together."""
 
     @property
     def name(self) -> str:
-        """As it is configured, and named in messages."""
+        """The name, as in settings and messages."""
         ...
 
     @property
     def key_id(self) -> UUID | None:
-        """A check value of its key; ``None``: it has none."""
+        """A check value of the key, or ``None`` without a key."""
         ...
 
     def open(self, data: bytes, context: ItemContext) -> bytes:
         """
-        Give the JSON that an item holds.
+        Return the JSON of an item.
 
         Args:
-            data: As stored; of a column of text, its UTF-8.
-            context: The item's place.
+            data: The bytes as stored. For a text column, its UTF-8.
+            context: The place of the item.
 
         Raises:
-            UnknownFormatError: It is not of this format: told from what anybody can see, without the key.
-            IntegrityError: It may be, but does not open; the message says nothing more.
-            ItemTooLargeError: Its JSON is over the limit.
+            UnknownFormatError: The item is not of this format, as anyone can see without the key.
+            IntegrityError: The item may be of this format, but does not open. The message gives no details.
+            ItemTooLargeError: The JSON is over the limit.
         """
         ...
 
 
 class PlainJSON:
     """
-    JSON that nobody encrypted, of any release and of our own.
+    Unencrypted JSON, of EventSeal or of any release of the eventsourcing library.
 
     Args:
-        compressed: Whether it went through zlib.
-        max_plaintext: Bytes that an item may have.
+        compressed: Whether the JSON is compressed with zlib.
+        max_plaintext: The maximum size of an item, in bytes.
     """
 
     key_id: UUID | None = None
@@ -87,7 +87,7 @@ class PlainJSON:
         self._limit = max_plaintext
 
     def open(self, data: bytes, context: ItemContext) -> bytes:  # noqa: ARG002 - it is bound to no place
-        """Check that it is a JSON object; see ``OldFormat``."""
+        """Check that the item is a JSON object. See ``OldFormat``."""
         plaintext = _unzipped(data, self._limit) if self._compressed else data
         if plaintext is None or not _is_object(plaintext):
             raise UnknownFormatError(f"the item is not {self.name}", remedy=_OTHER_FORMAT)
@@ -104,18 +104,19 @@ class _WithKey:
         return f"<{type(self).__name__} {self.name} key={self.key_id}>"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("an older format holds a key and is neither pickled nor copied")
+        raise TypeError("an older format holds a key, and cannot be pickled or copied")
 
 
 class EventsourcingCBC(_WithKey):
     """
-    The eventsourcing library's releases 1 to 3: AES-CBC without a MAC, around base64 of zlib, in base64.
+    The AES-CBC format of the eventsourcing library's releases 1 to 3.
 
-    Nothing authenticates such an item: whoever can write the table can change it, so migrate soon.
+    It is base64 of AES-CBC of base64 of zlib, without a MAC. Nothing authenticates such an item. An attacker
+    who can write to the table can change it, so migrate soon.
 
     Args:
-        key: 16, 24 or 32 bytes.
-        max_plaintext: Bytes that an item may have in plain.
+        key: The key: 16, 24 or 32 bytes.
+        max_plaintext: The maximum size of the plaintext of an item, in bytes.
     """
 
     def __init__(self, key: bytes, *, max_plaintext: int = MAX_PLAINTEXT) -> None:
@@ -123,13 +124,13 @@ class EventsourcingCBC(_WithKey):
         self._key = key
 
     def open(self, data: bytes, context: ItemContext) -> bytes:  # noqa: ARG002 - it is bound to no place
-        """Decrypt in a context of the item's own; see ``OldFormat``."""
+        """Decrypt in a new context for the item. See ``OldFormat``."""
         raw = _from_base64(data)
         if raw is None or len(raw) < 2 * _BLOCK or len(raw) % _BLOCK:
             raise UnknownFormatError(f"the item is not {self.name}", remedy=_OTHER_FORMAT)
         decryptor = Cipher(algorithms.AES(self._key), modes.CBC(raw[:_BLOCK])).decryptor()
         padded = decryptor.update(raw[_BLOCK:]) + decryptor.finalize()
-        # All of the way, whatever the padding is: how long it took says no more than the error does.
+        # Do all the steps for any padding, so that the time says no more than the error.
         size = min(max(padded[-1], 1), _BLOCK)
         is_padded = hmac.compare_digest(padded[-size:], bytes((size,)) * size) and padded[-1] == size
         zipped = _from_base64(padded[:-size])
@@ -141,12 +142,14 @@ class EventsourcingCBC(_WithKey):
 
 class EventsourcingGCM(_WithKey):
     """
-    The eventsourcing library's releases 8 and 9: AES-GCM, ``nonce | tag | ciphertext``.
+    The AES-GCM format of the eventsourcing library's releases 8 and 9.
+
+    It is ``nonce | tag | ciphertext``.
 
     Args:
-        key: 16, 24 or 32 bytes: ``CIPHER_KEY``, out of its base64.
-        compressed: Whether the application had ``ZlibCompressor``.
-        max_plaintext: Bytes that an item may have in plain.
+        key: The bytes of ``CIPHER_KEY``, decoded from base64: 16, 24 or 32 bytes.
+        compressed: Whether the application used ``ZlibCompressor``.
+        max_plaintext: The maximum size of the plaintext of an item, in bytes.
     """
 
     def __init__(self, key: bytes, *, compressed: bool = False, max_plaintext: int = MAX_PLAINTEXT) -> None:
@@ -156,7 +159,7 @@ class EventsourcingGCM(_WithKey):
         self._compressed = compressed
 
     def open(self, data: bytes, context: ItemContext) -> bytes:  # noqa: ARG002 - it is bound to no place
-        """Check the tag and decrypt; see ``OldFormat``."""
+        """Check the tag and decrypt. See ``OldFormat``."""
         if len(data) <= _NONCE + _TAG:
             raise UnknownFormatError(f"the item is not {self.name}", remedy=_OTHER_FORMAT)
         nonce, tag, ciphertext = data[:_NONCE], data[_NONCE : _NONCE + _TAG], data[_NONCE + _TAG :]
@@ -172,11 +175,13 @@ class EventsourcingGCM(_WithKey):
 
 class EventsourcingGCMText(EventsourcingGCM):
     """
-    The eventsourcing library's releases 4 to 7: AES-GCM around zlib, in base64.
+    The AES-GCM format of the eventsourcing library's releases 4 to 7.
+
+    It is base64 of AES-GCM of zlib.
 
     Args:
-        key: 16, 24 or 32 bytes: ``CIPHER_KEY``, out of its base64.
-        max_plaintext: Bytes that an item may have in plain.
+        key: The bytes of ``CIPHER_KEY``, decoded from base64: 16, 24 or 32 bytes.
+        max_plaintext: The maximum size of the plaintext of an item, in bytes.
     """
 
     def __init__(self, key: bytes, *, max_plaintext: int = MAX_PLAINTEXT) -> None:
@@ -184,7 +189,7 @@ class EventsourcingGCMText(EventsourcingGCM):
         self.name = "eventsourcing-gcm-base64"
 
     def open(self, data: bytes, context: ItemContext) -> bytes:
-        """Undo base64, check the tag and decrypt; see ``OldFormat``."""
+        """Decode base64, check the tag and decrypt. See ``OldFormat``."""
         raw = _from_base64(data)
         if raw is None:
             raise UnknownFormatError(f"the item is not {self.name}", remedy=_OTHER_FORMAT)
@@ -193,12 +198,12 @@ class EventsourcingGCMText(EventsourcingGCM):
 
 class StaticKeyEnvelope(_WithKey):
     """
-    Envelopes of our own under a static key, as ``AESCipher(key)`` seals them.
+    EventSeal's own envelopes under a static key, as ``AESCipher(key)`` writes them.
 
     Args:
         key: The static key.
-        application: What was given to that cipher.
-        max_plaintext: Bytes that an item may have in plain.
+        application: The application name of that cipher.
+        max_plaintext: The maximum size of the plaintext of an item, in bytes.
     """
 
     def __init__(
@@ -208,10 +213,10 @@ class StaticKeyEnvelope(_WithKey):
         super().__init__("static-key", key, max_plaintext)
 
     def open(self, data: bytes, context: ItemContext) -> bytes:
-        """Open the envelope at its place; see ``OldFormat``."""
+        """Open the envelope at its place. See ``OldFormat``."""
         (outcome,) = self._cipher.open_many([(data, context)])
         if isinstance(outcome, IntegrityError) and context.collection == TIMED_EVENTS:
-            # Earlier releases gave both tables of events one collection.
+            # Earlier releases used one collection for both tables of events.
             (outcome,) = self._cipher.open_many([(data, replace(context, collection=EVENTS))])
         if isinstance(outcome, KeyNotFoundError | UnknownFormatError):
             raise UnknownFormatError(f"the item is not sealed under the static key {self.key_id}")
@@ -220,13 +225,13 @@ class StaticKeyEnvelope(_WithKey):
         return outcome.plaintext
 
 
-_OTHER_FORMAT = "Name the format that wrote it, with its key."
+_OTHER_FORMAT = "Accept the format that wrote it, with its key."
 
 
 def _refuse() -> NoReturn:
     raise IntegrityError(
         OPAQUE_OLD_MESSAGE,
-        remedy="Give the key and the format that wrote it; if others open, find out who changed this one.",
+        remedy="Accept the format that wrote it, with its key. If other items open, find out who changed it.",
     )
 
 
@@ -235,7 +240,7 @@ def _checked_key(key: object) -> bytes:
         size = f"{len(key)} bytes" if isinstance(key, bytes) else type(key).__name__
         raise ConfigurationError(
             f"the key of an older format has 16, 24 or 32 bytes, not {size}",
-            remedy="Give the bytes that the old application encrypted with; CIPHER_KEY is base64 of them.",
+            remedy="Pass the bytes that the old application encrypted with. CIPHER_KEY is their base64.",
         )
     return key
 
@@ -255,7 +260,7 @@ def _unzipped(data: bytes, limit: int) -> bytes | None:
 
 
 def _within(limit: int, plaintext: bytes) -> bytes:
-    # What is over the limit could not be sealed either, and would stop the others of its batch.
+    # An item over the limit could not be encrypted either, and would stop the other items of its batch.
     if len(plaintext) > limit:
         raise too_large(len(plaintext), limit)
     return plaintext
@@ -266,7 +271,7 @@ def _is_object(plaintext: bytes) -> bool:
         return False
     try:
         return isinstance(loads(plaintext), dict)
-    except (ValueError, RecursionError):  # also a number of more digits than Python reads
+    except (ValueError, RecursionError):  # for example a number with more digits than Python reads
         return False
 
 

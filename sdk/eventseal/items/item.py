@@ -1,4 +1,4 @@
-"""The sequenced item: an event as it is stored, its fields, and its place among the event's attributes."""
+"""Sequenced items: stored events, their fields, and their place."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 EVENTS, TIMED_EVENTS = "items", "timestamp_items"
-"""The collections of EventSeal's own tables of events: by version, and in order of time."""
+"""The collections of EventSeal's event tables, by version and by time."""
 
 
 class SequencedItem(NamedTuple):
@@ -38,10 +38,10 @@ class SequencedItem(NamedTuple):
 
     Attributes:
         sequence_id: The stream: a UUID or a string.
-        position: In the stream: an integer or a Decimal.
-        topic: Names the event's class.
-        data: An envelope, or plain JSON where no encryption is required.
-        key_id: The data key that opens it; ``None`` for a plain item.
+        position: The position in the stream: an integer or a Decimal.
+        topic: The name of the event's class.
+        data: An envelope, or plaintext JSON if no encryption is required.
+        key_id: The data key that opens it, or ``None`` for a plaintext item.
     """
 
     sequence_id: Any
@@ -52,7 +52,7 @@ class SequencedItem(NamedTuple):
 
 
 def tries_compression(event_class: type[Any]) -> bool:
-    """Whether the events of a class are compressed: not if it says ``__compress__ = False``."""
+    """Return whether events of a class are compressed: ``__compress__`` is not False."""
     return bool(getattr(event_class, "__compress__", True))
 
 
@@ -61,7 +61,7 @@ _PLACES = 4
 
 
 class StoredItem(NamedTuple):
-    """An item's fields under one name each, whatever its class calls them."""
+    """The fields of an item, with the same names for every class."""
 
     sequence_id: Any
     position: Any
@@ -74,7 +74,7 @@ class StoredItem(NamedTuple):
         Refuse a place that has no canonical value.
 
         Raises:
-            SerializationError: Which event it is, says a note.
+            SerializationError: The place is invalid. A note names the event.
         """
         try:
             canonical_sequence_id(self.sequence_id)
@@ -86,34 +86,36 @@ class StoredItem(NamedTuple):
 
 def names_another_key(data: bytes, key_id: UUID | None, outcome: EventSealError) -> bool:
     """
-    Whether an envelope that did not open names another key than its row, whatever became of either.
+    Return whether an unopened envelope names another key than its row.
+
+    It does not matter what became of either key.
 
     Args:
-        data: As stored.
-        key_id: That stands beside it.
-        outcome: What opening gave.
+        data: The bytes as stored.
+        key_id: The key id in the row's column.
+        outcome: The error of opening it.
     """
     return isinstance(outcome, _OF_THE_KEY) and data[KEY_ID_IN_HEADER] != (key_id.bytes if key_id else None)
 
 
 _OF_THE_KEY = (KeyNotFoundError, KeyDestroyedError, WrongApplicationError, KekNotConfiguredError)
-"""What says something of the key in the header, and nothing of the rest: no outage, and no other bytes."""
+"""Errors about the header's key only: no outages, no changed bytes."""
 
 
 class ItemFields:
     """
-    Makes and reads items of one class.
+    Creates and reads items of one class.
 
     The first four fields are sequence id, position, topic and data, in this order. ``key_id`` is found by its
-    name and may be missing. The rest are other attributes: copies of the event's, for queries, not
+    name and may be missing. The other fields are copies of the event's attributes, for queries. They are not
     authenticated.
 
     Args:
         item_class: A named tuple or a dataclass.
-        other_attr_names: The event's attributes for the rest; the fields' own names by default.
+        other_attr_names: The event's attributes for the other fields, by default the names of those fields.
 
     Raises:
-        ConfigurationError: The class has not these fields, or the number of names is another.
+        ConfigurationError: The class lacks one of these fields, or the number of names does not match.
     """
 
     def __init__(self, item_class: type[Any], other_attr_names: Sequence[str] = ()) -> None:
@@ -137,34 +139,34 @@ class ItemFields:
 
     def check_copied(self, personal: Collection[str], topic: str) -> None:
         """
-        Refuse to copy personal data into columns of their own, where they would stand in plain.
+        Refuse to copy personal data into columns that hold plaintext.
 
         Args:
-            personal: Attributes that hold personal data.
-            topic: The event's.
+            personal: The attributes that hold personal data.
+            topic: The topic of the event.
 
         Raises:
-            ConfigurationError: The item class asks for one of them.
+            ConfigurationError: The item class copies one of these attributes.
         """
         copied = [name for name in self._rest if name in personal]
         if copied:
             raise ConfigurationError(
-                f"{topic} says that {copied[0]!r} holds personal data, and the item class copies it in plain",
-                remedy="Leave it out of the item class, or out of other_attr_names.",
+                f"{topic} says that {copied[0]!r} is personal data, but the item class copies it unencrypted",
+                remedy="Remove it from the item class, or from other_attr_names.",
             )
 
     def make(self, draft: StoredItem, data: bytes, key_id: UUID | None, event: Any) -> Any:
         """
-        Make an item.
+        Create an item.
 
         Args:
-            draft: Its place and topic.
-            data: Sealed, or in plain.
+            draft: The place and the topic.
+            data: The sealed bytes, or the plaintext.
             key_id: The key that sealed it.
-            event: Gives the other attributes.
+            event: The event, which has the other attributes.
 
         Raises:
-            SerializationError: The event lacks one of them.
+            SerializationError: The event lacks one of the other attributes.
         """
         sequence_id, position, topic = draft[:3]
         if self._has_no_others:
@@ -173,8 +175,8 @@ class ItemFields:
             rest = [key_id if name is None else getattr(event, name) for name in self._rest]
         except AttributeError as exc:
             raise SerializationError(
-                f"{topic} has no attribute {exc.name!r}, which the item class asks for",
-                remedy="Give the event the attribute, or name others with other_attr_names.",
+                f"{topic} has no attribute {exc.name!r}, which the item class copies",
+                remedy="Add the attribute to the event, or name others with other_attr_names.",
             ) from None
         return self._item_class(sequence_id, position, topic, data, *rest)
 
@@ -183,16 +185,16 @@ class ItemFields:
         Read an item.
 
         Raises:
-            SerializationError: It is no item, its topic is not text, or its data are not bytes.
-            IntegrityError: Its data are not bytes, though it names the key that sealed it.
+            SerializationError: It is not an item, its topic is not text, or its data are not bytes.
+            IntegrityError: Its data are not bytes, but it names the key that sealed it.
         """
         try:
             stored = _new_tuple(StoredItem, self._read(item))
         except AttributeError:
             expected = self._item_class.__qualname__
             raise SerializationError(
-                f"{type(item).__name__} is no item class of this mapper, which reads {expected}",
-                remedy=f"Give the mapper {expected} items, or another sequenced_item_class.",
+                f"{type(item).__name__} is not an item class of this mapper, which reads {expected}",
+                remedy=f"Pass {expected} items, or create the mapper with another sequenced_item_class.",
             ) from None
         data: Any = stored.data
         if type(data) is not bytes:
@@ -201,7 +203,7 @@ class ItemFields:
             stored = stored._replace(data=bytes(data))
         topic: Any = stored.topic
         if type(topic) is not str:
-            raise SerializationError(f"an item's topic is text, not {type(topic).__name__}")
+            raise SerializationError(f"an item's topic must be text, not {type(topic).__name__}")
         return stored
 
 
@@ -213,18 +215,18 @@ def _not_bytes(stored: StoredItem) -> EventSealError:
     if stored.key_id is not None:
         return IntegrityError(OPAQUE_INTEGRITY_MESSAGE, **place)
     return SerializationError(
-        f"an item's data are bytes, not {type(stored.data).__name__}",
-        remedy="Store the data as bytes; SQLite keeps text in a binary column as text.",
+        f"an item's data must be bytes, not {type(stored.data).__name__}",
+        remedy="Store the data as bytes. SQLite keeps text as text, even in a binary column.",
         **place,
     )
 
 
 def field_names(item_class: type[Any]) -> tuple[str, ...]:
     """
-    Name an item class's fields, in order.
+    Return the names of an item class's fields, in order.
 
     Raises:
-        ConfigurationError: It is neither a named tuple nor a dataclass, or has too few fields.
+        ConfigurationError: The class is neither a named tuple nor a dataclass, or has too few fields.
     """
     if is_dataclass(item_class):
         names = tuple(field.name for field in dataclass_fields(item_class))
@@ -234,8 +236,8 @@ def field_names(item_class: type[Any]) -> tuple[str, ...]:
         raise ConfigurationError(f"{item_class!r} is neither a named tuple nor a dataclass")
     if len(names) < _PLACES or KEY_ID in names[:_PLACES]:
         raise ConfigurationError(
-            f"the first fields of {item_class.__qualname__} are {', '.join(names[:_PLACES])}; "
-            "an item begins with sequence id, position, topic and data"
+            f"the first fields of {item_class.__qualname__} are {', '.join(names[:_PLACES])}, "
+            "but an item begins with sequence id, position, topic and data"
         )
     return names
 
@@ -245,22 +247,24 @@ Pair: TypeAlias = tuple[str, str]
 VERSIONED: Pair = ("originator_id", "originator_version")
 TIMESTAMPED: Pair = ("originator_id", "timestamp")
 
-_NAMES_REMEDY = "Give the mapper sequence_id_attr_name and position_attr_name."
+_NAMES_REMEDY = "Pass sequence_id_attr_name and position_attr_name to the mapper."
 
 
 class PlaceNames:
     """
     Takes an event's place out of its attributes, and puts it back.
 
-    The place stands in the item, so it is left out of the data. Names that are not given are found at each
-    event: the item class's first two fields if the event has them, else ``originator_id`` with
-    ``originator_version`` or with ``timestamp``. Of these, only ``originator_id`` with ``originator_version``
-    is left out; another pair stays in the data as well, which tells a reader which pair it is.
+    The row holds the place, so the data omit it. Without configured names, the attributes are found for each
+    event. They are the item class's first two fields, if the event has them. Otherwise they are
+    ``originator_id`` with ``originator_version`` or with ``timestamp``.
+
+    Of these, the data omit only ``originator_id`` with ``originator_version``. Another pair stays in the data
+    too, so that a reader can recognise it.
 
     Args:
-        fields: The item class's field names; the first two are the place.
+        fields: The names of the item class's fields. The first two are the place.
         sequence_id: The attribute that names the stream, or ``None``.
-        position: The attribute that is the position in it, or ``None``.
+        position: The attribute that is the position in the stream, or ``None``.
 
     Raises:
         ConfigurationError: Only one of the names is given, or both are the same.
@@ -269,7 +273,7 @@ class PlaceNames:
     def __init__(self, fields: Sequence[str], sequence_id: str | None, position: str | None) -> None:
         if (sequence_id is None) != (position is None):
             raise ConfigurationError(
-                "sequence_id_attr_name and position_attr_name are given together or not at all"
+                "sequence_id_attr_name and position_attr_name need each other: pass both or neither"
             )
         if sequence_id is not None and sequence_id == position:
             raise ConfigurationError(f"{position!r} cannot be both the sequence id and the position")
@@ -282,21 +286,21 @@ class PlaceNames:
 
     def check_apart(self, personal: Collection[str], attributes: dict[str, Any], owner: str) -> None:
         """
-        Refuse an event whose place holds personal data: it stands in the item in plain.
+        Refuse an event whose place, which is stored unencrypted, is personal data.
 
         Args:
-            personal: Attributes that hold personal data.
-            attributes: All of an event.
-            owner: The event's topic, for messages.
+            personal: The attributes that hold personal data.
+            attributes: All attributes of an event.
+            owner: The topic of the event, for messages.
 
         Raises:
-            ConfigurationError: Its place is one of them.
+            ConfigurationError: The place of the event is one of *personal*.
         """
         for name in self._given or _first_in(attributes, self._written) or ():
             if name in personal:
                 raise ConfigurationError(
-                    f"{owner} says that {name!r} holds personal data, and it is the event's place",
-                    remedy="Identify streams by ids that say nothing by themselves.",
+                    f"{owner} says that {name!r} holds personal data, but it is the event's place",
+                    remedy="Use sequence ids that are not personal data.",
                 )
 
     def take(self, attributes: dict[str, Any], owner: str) -> tuple[Any, Any]:
@@ -304,14 +308,14 @@ class PlaceNames:
         Take the place out of *attributes*.
 
         Args:
-            attributes: Of an event; changed.
-            owner: The event's topic, for messages.
+            attributes: The attributes of an event. The method changes them.
+            owner: The topic of the event, for messages.
 
         Returns:
             The sequence id and the position.
 
         Raises:
-            SerializationError: The event has no such attributes.
+            SerializationError: The event lacks these attributes.
         """
         if self._given is None:
             return self._take_found(attributes, owner)
@@ -320,15 +324,15 @@ class PlaceNames:
         except KeyError as exc:
             raise SerializationError(
                 f"{owner} has no attribute {exc.args[0]!r}, which is part of its place",
-                remedy="Give the event the attribute, or the mapper other names.",
+                remedy="Add the attribute to the event, or pass other names to the mapper.",
             ) from None
 
     def put(self, attributes: dict[str, Any], sequence_id: Any, position: Any, owner: str) -> None:
         """
-        Put an item's place back into *attributes*, which came from its data.
+        Put an item's place back into *attributes*, which are from its data.
 
         Raises:
-            SerializationError: The names were given to the mapper that wrote the item, and not to this one.
+            SerializationError: The mapper that wrote the item had configured names, and this one has not.
         """
         names = self._given
         if names is None:
@@ -342,7 +346,7 @@ class PlaceNames:
     def whole(
         self, attributes: dict[str, Any], sequence_id: Any, position: Any, owner: str
     ) -> dict[str, Any]:
-        """Give *attributes* with an item's place, where the subjects of its fields are looked for."""
+        """Return *attributes* with an item's place, to find the subjects of fields."""
         whole = dict(attributes)
         self.put(whole, sequence_id, position, owner)
         return whole
@@ -362,7 +366,7 @@ class PlaceNames:
 
 
 class UnknownPlaceNames(PlaceNames):
-    """For who reads the items of any application: it may call their place what it likes."""
+    """The names for a reader of any application, which may choose them."""
 
     def __init__(self) -> None:
         super().__init__(VERSIONED, None, None)
@@ -374,12 +378,12 @@ class UnknownPlaceNames(PlaceNames):
         position: Any,  # noqa: ARG002 (no subject)
         owner: str,  # noqa: ARG002 (nothing is refused)
     ) -> dict[str, Any]:
-        """Give *attributes* with an item's place; whatever they lack is the sequence id by another name."""
+        """Return *attributes* with the place. Any missing name is the sequence id."""
         return _WithSequenceId(attributes, sequence_id)
 
 
 class _WithSequenceId(dict[str, Any]):
-    # A wrong guess opens nothing: the field is bound to its subject.
+    # A wrong guess opens nothing, because the field is bound to its subject.
     def __init__(self, attributes: dict[str, Any], sequence_id: Any) -> None:
         super().__init__(attributes)
         self._sequence_id = sequence_id
@@ -396,8 +400,8 @@ def _first_in(attributes: dict[str, Any], pairs: Sequence[Pair]) -> Pair | None:
 
 
 def _check_version(position: Any, owner: str) -> None:
-    # A Decimal is a time, and a reader without names could not tell which attribute held it.
+    # A Decimal is a time, and a reader without names could not find which attribute held it.
     if isinstance(position, Decimal):
         raise SerializationError(
-            f"{owner} has the position {position}, which is no originator_version", remedy=_NAMES_REMEDY
+            f"{owner} has the position {position}, which is not an originator_version", remedy=_NAMES_REMEDY
         )

@@ -1,9 +1,9 @@
 """
-JSON with the types that events are made of.
+JSON with more types: the types that events consist of.
 
-What JSON has stands as it is. Everything else is an object with one key that begins with ``$``, such as
-``{"$uuid":"..."}``; a dictionary that looks like one, or whose keys are not all strings, is written as
-``{"$dict":[[key,value],...]}``, so that no dictionary of a user's is ever mistaken.
+JSON's own types keep their form. Every other value is an object with one key that begins with ``$``, such as
+``{"$uuid":"..."}``. A user's dictionary may look like one, or have keys that are not strings. Such a
+dictionary is written as ``{"$dict":[[key,value],...]}``, so that no reader mistakes it.
 """
 
 from __future__ import annotations
@@ -50,12 +50,17 @@ _NO_MODULES = EventModules().resolve
 
 class JSONTranscoder:
     """
-    Turns values into compact UTF-8 and back, each type exactly as it was.
+    Writes values as compact UTF-8, and reads back their exact types.
 
-    It knows what JSON has (finite numbers only), dictionaries, lists, tuples, sets, frozen sets, bytes,
-    UUIDs, decimals, datetimes with and without a zone, dates, times, time deltas, enumerations and
-    dataclasses, in any depth. A subclass of one of these is another type: register it. A zone comes back as
-    its offset.
+    It knows these types, in any depth:
+
+    - the types of JSON, with finite numbers only
+    - dictionaries, lists, tuples, sets and frozen sets
+    - bytes, UUIDs and decimals
+    - datetimes with and without a zone, dates, times and time deltas
+    - enumerations and dataclasses
+
+    A subclass of one of these is a different type, which you must register. A zone comes back as its offset.
     """
 
     def __init__(self) -> None:
@@ -78,19 +83,19 @@ class JSONTranscoder:
         self, cls: type[T], name: str, encode: Callable[[T], Any], decode: Callable[[Any], T]
     ) -> None:
         """
-        Teach the transcoder a type, before it is used.
+        Register a type, before its first use.
 
         Args:
-            cls: The very class, not its subclasses.
-            name: What stored values are marked with; it must stay what it is.
-            encode: Gives a value that can be encoded.
-            decode: Gives the object back.
+            cls: The class itself. Its subclasses are not registered.
+            name: The marker of stored values. It must never change.
+            encode: Returns a value that can be encoded.
+            decode: Returns the object for such a value.
 
         Raises:
-            ConfigurationError: The type or the name is taken.
+            ConfigurationError: The type or the name is registered already.
         """
         marker = f"${name}"
-        refuse_personal(cls, *REFUSED_ENCODING, lenient=True)  # its module may still be being imported
+        refuse_personal(cls, *REFUSED_ENCODING, lenient=True)  # the import of its module may not be complete
         if self._writer.knows(cls) or marker in self._readers or marker in CLASS_READERS:
             raise ConfigurationError(
                 f"{class_name(cls)} as {name!r}: the type or the name is registered already"
@@ -104,7 +109,7 @@ class JSONTranscoder:
         Write any value.
 
         Raises:
-            SerializationError: Something in it has no encoding; the message says where and of what type.
+            SerializationError: A part of it has no encoding. The message names its place and its type.
         """
         return _encoded(self._writer.write, value, "value")
 
@@ -113,67 +118,67 @@ class JSONTranscoder:
         Write an object's attributes.
 
         Args:
-            attributes: By name.
-            owner: Whose they are: begins the path that an error shows.
+            attributes: The attributes by name.
+            owner: The owner of the attributes. An error shows it at the start of the path.
 
         Raises:
-            SerializationError: One of them has no encoding; the message says which and of what type.
+            SerializationError: An attribute has no encoding. The message names the attribute and its type.
         """
         return _encoded(self._writer.write_attributes, attributes, owner)
 
     def decode(self, data: bytes, *, resolve: Resolve = _NO_MODULES) -> Any:
         """
-        Read what was written.
+        Read a value from its JSON.
 
         Args:
-            data: As :meth:`encode` gives it.
-            resolve: Finds the class of a topic. For authenticated data, give :func:`resolve_topic`.
+            data: The bytes that :meth:`encode` returned.
+            resolve: Finds the class of a topic. For authenticated data, pass :func:`resolve_topic`.
 
         Raises:
-            SerializationError: It is not JSON of this form, or names a type that is not known here.
+            SerializationError: The data are not JSON of this form, or name an unknown type.
         """
         decoder, _ = self._decoders.get(resolve) or self._decoder(resolve)
         return _decoded(decoder, data)
 
     def draft(self, cls: type[Any], attributes: dict[str, Any], whole: dict[str, Any]) -> ItemDraft:
         """
-        Write an event's attributes but for its personal data, which are sealed before they are put in.
+        Write an event's attributes, with holes for the personal data to seal.
 
         Args:
-            cls: The event's class.
-            attributes: Those that are stored in the data.
-            whole: Those and the place: where the subjects are looked for.
+            cls: The class of the event.
+            attributes: The attributes that the data hold.
+            whole: These attributes and the place, to find the subjects.
 
         Raises:
-            SerializationError: One of them has no encoding, or personal data have no subject.
+            SerializationError: An attribute has no encoding, or personal data have no subject.
         """
         writer = FieldWriter(self._writer)
         return _written(lambda: writer.draft(cls, attributes, whole), topic_of(cls))
 
     def parse(self, data: bytes) -> Any:
         """
-        Read the JSON alone: markers of types stay what they are until :meth:`build`.
+        Parse the JSON only. Markers of types stay until :meth:`build`.
 
         Raises:
-            SerializationError: It is not JSON.
+            SerializationError: The data are not JSON.
         """
         return _decoded(self._parser, data)
 
     def build(self, raw: Any, *, resolve: Resolve = _NO_MODULES) -> Any:
         """
-        Make the value that parsed JSON stands for.
+        Build the value that parsed JSON represents.
 
         Args:
-            raw: As :meth:`parse` gives it; whatever JSON does not have in it stays as it is.
-            resolve: As for :meth:`decode`.
+            raw: The result of :meth:`parse`. Values in it that JSON does not have stay as they are.
+            resolve: Finds the class of a topic, as for :meth:`decode`.
 
         Raises:
-            SerializationError: It names a type that is not known here, or cannot be read.
+            SerializationError: The JSON names an unknown type, or cannot be read.
         """
         _, readers = self._decoders.get(resolve) or self._decoder(resolve)
         with suppress(RecursionError):
             return _built(readers, raw)
-        raise nested_too_deeply()  # here: the cause would hold the plaintext
+        raise nested_too_deeply()  # raised here, because the cause would hold the plaintext
 
     def _decoder(self, resolve: Resolve) -> tuple[JSONDecoder, Readers]:
         readers = dict(self._readers)
@@ -185,11 +190,11 @@ class JSONTranscoder:
         return decoder
 
 
-_CHANGED_REMEDY = "If the class was changed, register an encoding that reads both forms."
+_CHANGED_REMEDY = "If the class was changed, register an encoding that reads both of its forms."
 
 
 def _built(readers: Readers, raw: Any) -> Any:
-    # Loops, since a comprehension takes a level of the stack of its own on Python 3.11.
+    # Loops, because a comprehension takes one more level of the stack on Python 3.11.
     if type(raw) is dict:
         built = {}
         for key, value in raw.items():
@@ -220,7 +225,7 @@ def _read_object(readers: Readers, value: dict[str, Any]) -> Any:
     except EventSealError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-        pass  # raised below: the cause may hold the plaintext
+        pass  # raised below, because the cause may hold the plaintext
     raise SerializationError(f"a stored {marker[1:]!r} cannot be read", remedy=_CHANGED_REMEDY)
 
 
@@ -236,7 +241,7 @@ def _decoded(decoder: JSONDecoder, data: bytes) -> Any:
     except RecursionError:
         is_deep = True
     except (StopIteration, ValueError):
-        pass  # raised below: the cause would hold the plaintext
+        pass  # raised below, because the cause would hold the plaintext
     if is_deep:
         raise nested_too_deeply()
     raise SerializationError(
@@ -256,7 +261,7 @@ def _written(write: Callable[[], T], root: str) -> T:
         refused = exc
     except RecursionError:
         refused = Refused("is nested too deeply, or holds itself")
-    # Raised here: a cause would hold the frames that hold the plaintext.
+    # Raised here, because a cause would have the frames that hold the plaintext.
     path = root + "".join(reversed(refused.path))
     raise SerializationError(
         f"{path} {refused.reason}",
@@ -268,7 +273,7 @@ def _written(write: Callable[[], T], root: str) -> T:
 
 def class_named_in(stored: object) -> str:
     """
-    Give the topic in the value of a marker of :data:`CLASS_READERS`.
+    Return the topic in the value of a marker of :data:`CLASS_READERS`.
 
     Raises:
         SerializationError: The value is not a topic with a value.
@@ -281,7 +286,7 @@ def class_named_in(stored: object) -> str:
 def _read_of_class(read: Callable[[type[Any], Any], Any], resolve: Resolve, stored: list[Any]) -> Any:
     cls, value = resolve(class_named_in(stored)), stored[1]
     found = read(cls, value)
-    if resolve is not resolve_topic and type(value) is dict:  # of an unauthenticated item, in today's form
+    if resolve is not resolve_topic and type(value) is dict:  # an unauthenticated item, in its current form
         refuse_methods(cls, value)
     return found
 
@@ -302,15 +307,15 @@ CLASS_READERS: dict[str, Callable[[type[Any], Any], Any]] = {
     "$enum": _read_enum,
     "$dataclass": _read_dataclass,
 }
-"""Reads what a marker stands for, from a class and a value; its topic is stored with the value."""
+"""Reads the value of a marker from a class and a value. Its topic is stored."""
 
 _TOPIC_AND_VALUE = 2
 
 
 def _refuse_sealed(_: object) -> NoReturn:
     raise SerializationError(
-        "a personal-data field is sealed here, which only a mapper opens",
-        remedy="Read the item with its mapper.",
+        "a personal-data field is sealed here, and only a mapper opens it",
+        remedy="Read the item with the mapper of its table.",
     )
 
 
@@ -320,33 +325,34 @@ def _refuse_constant(constant: str) -> NoReturn:
 
 class ClassChecks:
     """
-    Refuses items that name other classes than the application's, or replace a method of theirs.
+    Refuses items that name foreign classes, or hide methods.
 
-    Once sealed, an item counts as authentic.
+    An item may only name the application's classes, and replace none of their methods. After the migration
+    has sealed it, an item counts as authentic.
 
     Args:
         modules: Looks up the classes.
-        is_library: Whether the eventsourcing library reads the items: its JSON has no marker of a class.
+        is_library: Whether the eventsourcing library reads the items. Its JSON has no marker for classes.
     """
 
     def __init__(self, modules: EventModules, *, is_library: bool = False) -> None:
         self._modules = modules
-        # It accepts whatever a reader accepts: NaN, control characters, numbers that are too long for an int.
+        # It accepts everything that a reader accepts: NaN, control characters, numbers too long for an int.
         hook = None if is_library else self._checked
         self._decoder = JSONDecoder(object_hook=hook, parse_int=float, strict=False)
 
     def check(self, topic: str, plaintext: bytes) -> None:
         """
-        Look up all classes that an item names, and the names of their attributes.
+        Check all classes that an item names, and the names of attributes.
 
         Args:
-            topic: The item's.
-            plaintext: Its JSON. Bytes that are not JSON name no classes.
+            topic: The topic of the item.
+            plaintext: The JSON of the item. Bytes that are not JSON name no classes.
 
         Raises:
-            ConfigurationError: A module is not there.
-            SerializationError: A class is not the application's, an attribute has the name of a method, or
-                the JSON is nested too deeply to look.
+            ConfigurationError: A module is missing.
+            SerializationError: A class is not one of the application's, an attribute has the name of a
+                method, or the JSON is nested too deeply to check.
         """
         cls = self._modules.resolve(topic)
         is_deep = False
@@ -359,9 +365,9 @@ class ClassChecks:
             is_deep = True
         except ValueError:
             return
-        if is_deep:  # raised here: the cause would hold the plaintext
+        if is_deep:  # raised here, because the cause would hold the plaintext
             raise SerializationError(
-                "the item's JSON is nested too deeply to look for the classes that it names",
+                "the item's JSON is nested too deeply to check the classes that it names",
                 remedy="Migrate with a higher sys.setrecursionlimit(), or find out who wrote the row.",
             )
         if type(raw) is dict:
@@ -376,7 +382,7 @@ class ClassChecks:
                     refuse_methods(cls, stored[1])
             elif marker == STATE_MARKER:
                 return stored
-            elif marker == "$dict":  # whose keys a reader takes as the names of attributes
+            elif marker == "$dict":  # a reader uses its keys as names of attributes
                 with suppress(TypeError, ValueError):
                     return dict(stored)
                 raise SerializationError("a stored 'dict' cannot be read")

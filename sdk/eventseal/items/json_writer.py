@@ -1,4 +1,4 @@
-"""Values as JSON text, in one pass: the standard library's types, and placeholders of personal data."""
+"""Values as JSON text, in one pass, with placeholders for personal data."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from eventseal.items.markers import Shape
 
 
-class Refused(Exception):  # noqa: N818 - never leaves the package: it collects a path on its way out
+class Refused(Exception):  # noqa: N818 - internal to the package: it collects a path as it is raised
     """
     A value has no encoding.
 
     Args:
-        reason: Why, without the value: continues a sentence that begins with the path.
-        remedy: What to do, if it is not an encoding that is missing.
+        reason: The reason, without the value. It continues a sentence that begins with the path.
+        remedy: The remedy, if not a missing encoding is the cause.
     """
 
     def __init__(self, reason: str, *, remedy: str | None = None) -> None:
@@ -45,11 +45,11 @@ class Refused(Exception):  # noqa: N818 - never leaves the package: it collects 
 
 
 class HoldsPersonalData(Refused):
-    """A value may be written only after its personal data were sealed."""
+    """A value needs its personal data sealed before it can be written."""
 
 
 MOST_NESTED = 200
-"""Arrays and objects inside one another that are written: so any reader has room for them on its stack."""
+"""The maximum nesting of arrays and objects, so that readers' stacks suffice."""
 
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"')
 _OPENING, _CLOSING = b"[{", b"]}"
@@ -59,26 +59,30 @@ _OTHERS = bytes(set(range(256)) - {*_OPENING, *_CLOSING})
 
 def shallow(text: str) -> str:
     """
-    Give JSON whose arrays and objects every reader can follow.
+    Return the JSON, if every reader can follow its nesting.
 
     Args:
         text: Valid JSON.
 
     Raises:
-        Refused: More than :data:`MOST_NESTED` of them are inside one another.
+        Refused: More than :data:`MOST_NESTED` arrays and objects are nested.
     """
-    if text.count("[") + text.count("{") > MOST_NESTED:  # rare, so that most texts are only counted
+    if text.count("[") + text.count("{") > MOST_NESTED:  # rare, so most texts only need the count
         steps = array("b", _STRINGS.sub(b"", text.encode()).translate(_STEPS, _OTHERS))
         if max(accumulate(steps), default=0) > MOST_NESTED:
             raise Refused(
                 f"is nested too deeply: as JSON over {MOST_NESTED} levels",
-                remedy="Keep such a value in a flatter form, such as a list of pairs.",
+                remedy="Store such a value in a flatter form, such as a list of pairs.",
             )
     return text
 
 
 def nested_too_deeply() -> SerializationError:
-    """Say that JSON has more levels than can be followed here; it may be what was sealed all the same."""
+    """
+    Return the error of JSON that is nested too deeply to read.
+
+    It may be authentic nevertheless.
+    """
     return SerializationError(
         "the item's JSON is nested too deeply to be read here",
         remedy="If an earlier release of the application wrote it, read it with a higher "
@@ -88,8 +92,8 @@ def nested_too_deeply() -> SerializationError:
 
 def _encode_moment(value: datetime | time) -> str | list[str | int]:
     text = value.isoformat()
-    # Almost every zone's text ends in +hh:mm. Without an offset it would come back without a zone; an offset
-    # with a fraction of a second, fromisoformat() misreads.
+    # The text of almost every zone ends with +hh:mm. Without an offset, the value would come back without a
+    # zone. fromisoformat() misreads an offset with a fraction of a second.
     if value.tzinfo is not None and text[-6] not in "+-":
         offset = value.utcoffset()
         if offset is None or offset.microseconds:
@@ -122,7 +126,7 @@ STANDARD_TYPES: tuple[tuple[type[Any], str, Callable[[Any], Any], Callable[[Any]
     (Decimal, "decimal", _encode_decimal, Decimal),
     (bytes, "bytes", lambda value: b64encode(value).decode("ascii"), partial(b64decode, validate=True)),
 )
-"""Class, stored name, to JSON, from JSON."""
+"""Class, stored name, encoder, decoder."""
 
 
 SEALED_MARKER = "$sealed"
@@ -132,11 +136,11 @@ STATE_MARKER = "$state"
 
 class Placeholder(NamedTuple):
     """
-    Stands for a field until it is sealed.
+    A field until it is sealed.
 
     Attributes:
-        number: Which of the item's fields it is.
-        subject_path: Where its subject stands in the item: a JSON Pointer.
+        number: The number of the field in the item.
+        subject_path: The place of its subject in the item: a JSON Pointer.
     """
 
     number: int
@@ -145,7 +149,7 @@ class Placeholder(NamedTuple):
 
 class Rewritten(NamedTuple):
     """
-    Stands for an object, its fields replaced.
+    An object whose fields are replaced.
 
     Attributes:
         cls: The object's class.
@@ -158,12 +162,14 @@ class Rewritten(NamedTuple):
 
 class ObjectState(dict[str, Any]):
     """
-    An object's attributes outside of the object: its personal data are sealed, and a dictionary comes back.
+    An object's attributes without the object, which come back as a dictionary.
+
+    Its personal data are sealed.
 
     Args:
-        attributes: By name.
-        shapes: Where they hold personal data.
-        names: How it calls a subject that others call by another name.
+        attributes: The attributes by name.
+        shapes: The places of personal data in them.
+        names: The object's own names for subjects that have other names elsewhere.
     """
 
     __slots__ = ("names", "shapes")
@@ -181,16 +187,16 @@ class ObjectState(dict[str, Any]):
 
 REFUSED_ENCODING = (
     "an encoding of the type's own would write it as plaintext",
-    "Leave its encoding to the transcoder: make it a dataclass.",
+    "Make it a dataclass, so that the transcoder encodes it.",
 )
-"""Why a type that holds personal data cannot be registered, and what to do instead."""
+"""The reason and remedy if a type with personal data is registered."""
 
 
 class JSONWriter:
     """
     Writes values as JSON.
 
-    A value is written by its very class, never by a class that it inherits from: a subclass may hold more.
+    It writes a value by its exact class, never by a base class, because a subclass may hold more.
     """
 
     def __init__(self) -> None:
@@ -213,14 +219,14 @@ class JSONWriter:
         self._registered = set(self._writers)
 
     def register(self, cls: type[Any], marker: str, encode: Callable[[Any], Any]) -> None:
-        """Write objects of *cls* as an object whose one key is *marker*."""
+        """Write objects of *cls* as an object with the one key *marker*."""
         head = f"{{{write_string(marker)}:"
 
         def write(value: Any) -> str:
             return f"{head}{self.write(encode(value))}}}"
 
         def write_first(value: Any) -> str:
-            refuse_personal(cls, *REFUSED_ENCODING, lenient=True)  # its annotations can be resolved by now
+            refuse_personal(cls, *REFUSED_ENCODING, lenient=True)  # its annotations can be resolved now
             self._writers[cls] = write
             return write(value)
 
@@ -228,7 +234,7 @@ class JSONWriter:
         self._registered.add(cls)
 
     def knows(self, cls: type[Any]) -> bool:
-        """Whether *cls* has a form of its own."""
+        """Return whether *cls* has its own form."""
         return cls in self._registered
 
     def write(self, value: Any) -> str:
@@ -236,7 +242,7 @@ class JSONWriter:
         Write any value.
 
         Raises:
-            Refused: Something in it has no encoding.
+            Refused: A part of it has no encoding.
         """
         kind = type(value)
         write = self._writers.get(kind)
@@ -246,10 +252,12 @@ class JSONWriter:
 
     def write_attributes(self, attributes: dict[str, Any]) -> str:
         """
-        Write an object's attributes. Their names are no secret: they show in the path of an error.
+        Write an object's attributes.
+
+        Their names are not secret: an error shows them in its path.
 
         Raises:
-            Refused: One of them has no encoding.
+            Refused: An attribute has no encoding.
         """
         if len(attributes) == 1 and is_written_as_pairs(attributes):
             return self._write_pairs(attributes)
@@ -258,7 +266,7 @@ class JSONWriter:
         try:
             for name, value in attributes.items():
                 kind = type(value)
-                if kind is str and value.isascii():  # most attributes, and no call for them
+                if kind is str and value.isascii():  # most attributes are strings, and need no call
                     parts.append(f"{_write_key(name)}{encode_basestring(value)}")
                 else:
                     write = self._writers.get(kind) or self.write
@@ -276,7 +284,7 @@ class JSONWriter:
             for key, inner in value.items():
                 parts.append(f"{write_string(key)}:{self.write(inner)}")
         except Refused as exc:
-            # A key is data, so the path counts keys instead of showing them.
+            # A key is data, so the path shows the number of keys instead.
             exc.path.append(f"{{{len(parts)}}}")
             raise
         return f"{{{','.join(parts)}}}"
@@ -295,14 +303,14 @@ class JSONWriter:
         return f"[{','.join(self._parts(value))}]"
 
     def _write_sorted(self, value: Iterable[Any]) -> str:
-        # The order of a set differs between processes; equal sets are equal bytes.
+        # Processes order a set differently, but equal sets must become equal bytes.
         return f"[{','.join(sorted(self._parts(value)))}]"
 
     def _parts(self, value: Iterable[Any]) -> list[str]:
         parts: list[str] = []
         try:
             for inner in value:
-                parts.append(self.write(inner))  # noqa: PERF401 - how many were written tells the path
+                parts.append(self.write(inner))  # noqa: PERF401 - the path needs the number of parts so far
         except Refused as exc:
             exc.path.append(f"[{len(parts)}]")
             raise
@@ -329,7 +337,11 @@ class JSONWriter:
 
 
 def is_written_as_pairs(value: dict[Any, Any]) -> bool:
-    """Whether a dictionary is written as pairs: a key is no string, or it would pass for a typed value."""
+    """
+    Return whether a dictionary is written as pairs.
+
+    It is if a key is not a string, or if the dictionary would look like a typed value.
+    """
     if len(value) == 1:
         (key,) = value
         return type(key) is not str or key.startswith("$")
@@ -341,7 +353,7 @@ def write_string(value: str) -> str:
     Write a string, quoted.
 
     Raises:
-        Refused: UTF-8 has no bytes for it.
+        Refused: UTF-8 cannot encode it.
     """
     if not value.isascii():
         try:
@@ -349,8 +361,8 @@ def write_string(value: str) -> str:
             surrogate = False
         except UnicodeEncodeError:
             surrogate = True
-        if surrogate:  # raised here: the cause would hold the string
-            raise Refused("holds a lone surrogate, which UTF-8 has no bytes for")
+        if surrogate:  # raised here, because the cause would hold the string
+            raise Refused("holds a lone surrogate, which UTF-8 cannot encode")
     return encode_basestring(value)
 
 
@@ -362,8 +374,8 @@ def _write_key(name: str) -> str:
 def _write_integer(value: int) -> str:
     try:
         return int.__repr__(value)
-    except ValueError:  # more than sys.get_int_max_str_digits()
-        raise Refused("is an integer of too many digits") from None
+    except ValueError:  # more digits than sys.get_int_max_str_digits()
+        raise Refused("is an integer with too many digits") from None
 
 
 def _write_float(value: float) -> str:
@@ -377,15 +389,15 @@ def _write_mask(value: Masked) -> str:
 
 
 def _write_placeholder(value: Placeholder) -> str:
-    # NUL: no JSON text holds one, since strings escape it.
+    # NUL, because no JSON text contains one: strings escape it.
     return f'{{"{SEALED_MARKER}":[{write_string(value.subject_path)},"\0{value.number}\0"]}}'
 
 
 def _refuse_personal(value: object) -> NoReturn:
     raise HoldsPersonalData(
         f"is a {type(value).__qualname__}, whose personal data only a mapper seals",
-        remedy="Keep it where a mapper finds it: in an attribute, a list, a tuple or a dictionary's values, "
-        "not in a set, a dictionary's keys or an encoding of your own.",
+        remedy="Store it where a mapper finds it: in an attribute, a list, a tuple or a dictionary's values. "
+        "A set, a dictionary's keys or your own encoding hide it.",
     )
 
 

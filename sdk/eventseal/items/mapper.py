@@ -1,4 +1,4 @@
-"""The sequenced item mapper: domain events to sequenced items and back, through JSON and the cipher."""
+"""The mapper from domain events to sequenced items, and back."""
 
 from __future__ import annotations
 
@@ -56,44 +56,47 @@ if TYPE_CHECKING:
 
 class SequencedItemMapper:
     """
-    Maps domain events to sequenced items and back. Methods may be called from several threads at once.
+    Maps domain events to sequenced items and back.
 
-    An event is any object with attributes. Its class may say ``__always_encrypt__ = True``: its events are
-    sealed whatever the mapper was told; ``__compress__ = False``: their length tells nothing more; and
-    ``__key_scope__``, a scope or a function of the event: whose key seals its events, whatever the mapper
-    was told.
+    Several threads may call its methods. An event is any object with attributes. Its class may have these
+    attributes:
+
+    - ``__always_encrypt__ = True``: the mapper encrypts its events, whatever its own settings are.
+    - ``__compress__ = False``: its events are not compressed, so their length says nothing more.
+    - ``__key_scope__``: a scope, or a function of the event that returns one. Its key seals the events,
+      whatever the mapper's settings are.
 
     Args:
         sequenced_item_class: A named tuple or a dataclass whose first four fields are sequence id, position,
-            topic and data; ``key_id`` is found by name.
-        cipher: Seals and opens; ``None`` for items in plain.
-        always_encrypt: Whether every item is sealed, and anything else refused on reading. ``None``: if there
-            is a cipher.
+            topic and data. ``key_id`` is found by name.
+        cipher: Seals and opens. ``None`` means plaintext items.
+        always_encrypt: Whether the mapper seals every item, and refuses to read any other. ``None`` means
+            yes if there is a cipher.
         sequence_id_attr_name: The events' attribute that names the stream. If neither name is given, they are
-            the item class's first two fields where the event has them, else ``originator_id`` with
-            ``originator_version`` or ``timestamp``.
+            the item class's first two fields, if the event has them. Otherwise they are ``originator_id``
+            with ``originator_version`` or ``timestamp``.
         position_attr_name: The events' attribute that is the position in the stream.
         other_attr_names: The events' attributes for the item class's other fields, which are not
-            authenticated; by default those of the same names.
-        json: Turns attributes into bytes and back.
-        key_scope: Whose key seals an event whose class does not say: a scope, or a function of the event. It
-            is worked out again on reading, and an item that another scope's key sealed is refused.
-        collection: Which kind of items; bound to each. ``None``: ``items``, or ``timestamp_items`` in an
-            event store over the table of events in order of time.
-        accept: Older formats that are read too: some of :mod:`eventseal.items.formats`, or an ``EventSeal``'s
-            ``accepted_formats``, which end with the migration. None is ever written.
-        on_erased: What an item is on reading whose own key was shredded: ``KeyDestroyedError``, an
-            :class:`Erased` in its place, or left out. Fields inside an item come back masked in any case.
-        erased_scope: Gives the scope that an erased item must be of, from the item alone, since its event
-            cannot be read any more. If not given, it is *key_scope*, where that is a string other than
-            ``application``; without any, erased items are always raised.
-        event_modules: Modules in which events and the types inside them are defined. A package covers its
-            submodules. An unauthenticated item may name only classes of these modules, and classes that are
-            registered, that this process has stored, or that are imported events and entities.
+            authenticated. By default they have the same names.
+        json: Encodes and decodes attributes.
+        key_scope: The scope of an event whose class has none, or a function of the event that returns it. On
+            reading, the scope is derived again. An item that another scope's key sealed is refused.
+        collection: The collection of the items, which is bound to each. ``None`` means ``items``. In an event
+            store over the table of events in order of time, it means ``timestamp_items``.
+        accept: Older formats that the mapper reads too: some of :mod:`eventseal.items.formats`, or an
+            ``EventSeal``'s ``accepted_formats``, which end with the migration. The mapper never writes one.
+        on_erased: The result for an item whose own key was shredded: it raises ``KeyDestroyedError``, returns
+            an :class:`Erased`, or skips the item. Fields inside an item are masked in any case.
+        erased_scope: A function that returns the expected scope of an erased item. It uses only the item,
+            because the event cannot be read. By default it is *key_scope*, if that is a string other than
+            ``application``. Without either, erased items are always raised.
+        event_modules: Modules that define events and the types inside them. A package covers its submodules.
+            An unauthenticated item may only name classes of these modules, registered classes, classes that
+            this process has stored, and imported events and entities.
 
     Raises:
-        ConfigurationError: The arguments do not go together, or the class of the mapper or of *json* replaces
-            methods of EventSeal's.
+        ConfigurationError: The arguments contradict each other. Or the class of the mapper or of *json*
+            replaces methods of EventSeal's.
     """
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
@@ -123,9 +126,9 @@ class SequencedItemMapper:
         self._accepted = AcceptedFormats.of(accept)
         for name, given in (("always_encrypt", always_encrypt), ("accept", self._accepted)):
             if given and cipher is None:
-                raise ConfigurationError(f"{name} needs a cipher", remedy="Give the mapper a cipher.")
+                raise ConfigurationError(f"{name} needs a cipher", remedy="Pass a cipher to the mapper.")
         if collection == "":
-            raise ConfigurationError("the collection has no name")
+            raise ConfigurationError("the collection has an empty name")
         self.sequenced_item_class = sequenced_item_class
         self.cipher = cipher
         self.always_encrypt = cipher is not None if always_encrypt is None else always_encrypt
@@ -138,12 +141,16 @@ class SequencedItemMapper:
         self._erasure = ErasureRule(on_erased, key_scope=key_scope, erased_scope=erased_scope)
         self._personal = PersonalFields(cipher, self._json, self._places, self.collection)
         self._with_personal_data: set[type[Any]] = set()
-        # Again: __new__ may be another class's (docs/decisions/0028).
+        # Again, because __new__ may be another class's (docs/decisions/0028).
         refuse_replaced_methods(type(self), SequencedItemMapper)
         refuse_replaced_methods(type(self._json), JSONTranscoder)
 
     def over(self, collection: str) -> SequencedItemMapper:
-        """Give the mapper for a table: a copy where it was told no collection, and these are timed events."""
+        """
+        Return the mapper for a table.
+
+        It is a copy if the mapper has no collection and these are timed events.
+        """
         if self._has_collection or collection != TIMED_EVENTS:
             return self
         mapper = copy(self)
@@ -153,42 +160,42 @@ class SequencedItemMapper:
 
     def key_scope_of(self, domain_event: Any) -> str:
         """
-        Give the scope whose key seals an event, were it stored now.
+        Return the scope whose key would seal an event now.
 
         Raises:
-            ConfigurationError: The rule for it gave a scope that is not allowed.
+            ConfigurationError: The rule for the event returned a scope that is not allowed.
         """
         return domain_event.scope if type(domain_event) is Erased else self._scope_of(domain_event)
 
     def is_sealed(self, event_class: type[Any]) -> bool:
-        """Whether the events of a class are sealed as a whole."""
+        """Return whether the events of a class are sealed as a whole."""
         return _is_sealed(event_class, always_encrypt=self.always_encrypt)
 
     @classmethod
     def protections(cls, event_class: type[Any], *, always_encrypt: bool = False) -> list[ProtectedField]:
         """
-        List the fields of a class with their protection, as ``eventseal fields`` does.
+        List the fields of a class with their protection, like ``eventseal fields``.
 
         Args:
-            event_class: A class of events, or of objects in them.
+            event_class: A class of events, or of objects inside them.
             always_encrypt: Whether the mapper seals every item.
 
         Raises:
-            ConfigurationError: The class would be refused at its first use.
+            ConfigurationError: The mapper would refuse the class at its first use.
         """
         return protected_fields(event_class, is_sealed=_is_sealed(event_class, always_encrypt=always_encrypt))
 
     def to_sequenced_item(self, domain_event: Any) -> Any:
-        """Map one event; see :meth:`to_sequenced_items`."""
+        """Map one event. See :meth:`to_sequenced_items`."""
         return self.to_sequenced_items((domain_event,))[0]
 
     def from_sequenced_item(self, item: Any) -> Any:
-        """Map one item back; see :meth:`from_sequenced_items`. One that is skipped is ``None``."""
+        """Map one item back, or ``None`` if skipped. See :meth:`from_sequenced_items`."""
         return next(iter(self.from_sequenced_items((item,))), None)
 
     def to_sequenced_items(self, domain_events: Iterable[Any]) -> list[Any]:
         """
-        Map events to items: all, or none.
+        Map all events to items, or none.
 
         Args:
             domain_events: Objects with attributes.
@@ -197,9 +204,9 @@ class SequencedItemMapper:
             Their items, in order.
 
         Raises:
-            SerializationError: An attribute has no encoding, or an event has no place that a stream can have.
-            EncryptionRequiredError: An event's class requires encryption, and there is no cipher.
-            EventSealError: There is no key to seal with; see ``AESCipher.encrypt_many``.
+            SerializationError: An attribute has no encoding, or an event's place is invalid.
+            EncryptionRequiredError: The class of an event requires encryption, but there is no cipher.
+            EventSealError: There is no key to seal with. See ``AESCipher.encrypt_many``.
         """
         events = list(domain_events)
         drafts = self._personal.seal([self._draft(event) for event in events])
@@ -213,23 +220,22 @@ class SequencedItemMapper:
         self, items: Iterable[Any], *, other_collections: Collection[str] = ()
     ) -> list[Any]:
         """
-        Map items back to events; the first item that cannot be is raised, with its place.
+        Map items back to events. The first item that fails is raised, with its place.
 
         Args:
-            items: Of the mapper's item class.
-            other_collections: Names that the items may be bound to instead, as a record strategy says.
+            items: Items of the mapper's item class.
+            other_collections: Other collections that the items may be bound to, as a record strategy says.
 
         Returns:
-            Their events, in order; erased items are masked or left out if the mapper was told so.
+            Their events, in order. Erased items are masked or skipped, as *on_erased* says.
 
         Raises:
-            IntegrityError: An item or a field is not what was sealed at this place, or another scope's key
-                sealed it.
-            KeyDestroyedError: An item's key was destroyed.
-            EncryptionRequiredError: An item is in plain where encryption is required.
-            SerializationError: An item's topic or data cannot be read, or it is none of the item class.
-            UnknownFormatError: An item's data are no envelope, though it names the key that sealed it.
-            EventSealError: An item does not open; see ``AESCipher.open_many``.
+            IntegrityError: An item or a field was not sealed at this place, or another scope's key sealed it.
+            KeyDestroyedError: The key of an item was destroyed.
+            EncryptionRequiredError: An item is plaintext, but encryption is required.
+            SerializationError: The topic or data of an item cannot be read, or it is of another class.
+            UnknownFormatError: The data of an item are not an envelope, but it names the key that sealed it.
+            EventSealError: An item does not open. See ``AESCipher.open_many``.
         """
         given = list(items)
         stored = [self._fields.read(item) for item in given]
@@ -243,8 +249,8 @@ class SequencedItemMapper:
         cls = type(event)
         if cls is Erased:
             raise SerializationError(
-                "what stands for an erased event is not stored again",
-                remedy="Store no events that were read with on_erased='mask' without looking at them.",
+                "the replacement of an erased event cannot be stored again",
+                remedy="Skip objects of the class Erased, which on_erased='mask' returns, before you store.",
             )
         topic = topic_of(cls)
         attributes = attributes_of(event)
@@ -258,7 +264,7 @@ class SequencedItemMapper:
                     raise
             else:
                 return StoredItem(sequence_id, position, topic, data), None
-            self._with_personal_data.add(cls)  # in an object inside of it
+            self._with_personal_data.add(cls)  # an object inside it has personal data
             attributes = whole
         return self._personal_draft(cls, attributes, topic)
 
@@ -291,8 +297,8 @@ class SequencedItemMapper:
     def _encrypt(self, events: list[Any], drafts: list[StoredItem]) -> list[bytes]:
         if self.cipher is None:
             raise EncryptionRequiredError(
-                f"{drafts[0].topic} requires encryption, and the mapper has no cipher",
-                remedy="Give the mapper a cipher.",
+                f"{drafts[0].topic} requires encryption, but the mapper has no cipher",
+                remedy="Pass a cipher to the mapper.",
             )
         try:
             return self.cipher.encrypt_many(
@@ -302,7 +308,7 @@ class SequencedItemMapper:
             )
         except SerializationError:
             for draft in drafts:
-                draft.check_place()  # says which event it was
+                draft.check_place()  # its error names the event
             raise
 
     def _open(self, stored: list[StoredItem], other_collections: Collection[str]) -> Sequence[Outcome]:
@@ -322,9 +328,9 @@ class SequencedItemMapper:
         ]
 
     def _older(self, item: StoredItem, outcome: EventSealError) -> OldItem | EventSealError:
-        """Open an item that is no envelope in a format that is accepted."""
+        """Open an item that is not an envelope, in an accepted format."""
         older = self._accepted.open(item.data, self._context(item), outcome, key_id=item.key_id)
-        # Where plain items are as good as sealed ones, one in JSON needs no older format.
+        # If plaintext items are accepted like sealed ones, an item in JSON needs no older format.
         if isinstance(older, OldItem) or self.always_encrypt or item.data[:1] != b"{":
             return older
         return outcome
@@ -332,7 +338,7 @@ class SequencedItemMapper:
     def _with_fields(
         self, stored: list[StoredItem], outcomes: Sequence[Outcome], other_collections: Collection[str]
     ) -> dict[int, Any]:
-        """Read those items that hold sealed fields; all their fields are opened together."""
+        """Read the items with sealed fields, and open all their fields together."""
         holding: dict[int, tuple[StoredItem, bytes]] = {}
         for index, (item, outcome) in enumerate(zip(stored, outcomes, strict=True)):
             if outcome is None:
@@ -367,11 +373,11 @@ class SequencedItemMapper:
                     return _SKIPPED if self._erasure.skips else Erased.of(stored, key_id, erased)
             if isinstance(outcome, UnknownFormatError) and stored.key_id is not None:
                 raise UnknownFormatError(
-                    f"{outcome}; yet its row says that key {stored.key_id} sealed it",
+                    f"{outcome}. But its row says that key {stored.key_id} sealed it",
                     remedy=_NO_ENVELOPE,
                     offset=outcome.offset,
                 )
-            raise copy(outcome)  # it may be other items' outcome too
+            raise copy(outcome)  # other items may share this outcome
         except EventSealError as exc:
             exc.__dict__.update(sequence_id=stored.sequence_id, position=stored.position)
             exc.add_note(f"item: position {stored.position} of {stored.sequence_id}, topic {stored.topic!r}")
@@ -389,14 +395,14 @@ class SequencedItemMapper:
     def _plain_event(self, stored: StoredItem, parsed: Any) -> Any:
         if stored.key_id is not None and self.cipher is None:
             raise ConfigurationError(
-                f"key {stored.key_id} sealed the item, and the mapper has no cipher",
-                remedy="Give the mapper the cipher that sealed it.",
+                f"key {stored.key_id} sealed the item, but the mapper has no cipher",
+                remedy="Pass the cipher that sealed it to the mapper.",
             )
         if self.always_encrypt:
-            raise EncryptionRequiredError("the item is not sealed, and the mapper requires encryption")
+            raise EncryptionRequiredError("the item is not sealed, but the mapper requires encryption")
         cls = self._resolve(stored.topic)
         if getattr(cls, "__always_encrypt__", False):
-            raise EncryptionRequiredError(f"the item is not sealed, and {stored.topic} requires encryption")
+            raise EncryptionRequiredError(f"the item is not sealed, but {stored.topic} requires encryption")
         return self._unauthenticated(stored, cls, stored.data, parsed)
 
     def _unauthenticated(self, stored: StoredItem, cls: type[Any], data: bytes, parsed: Any) -> Any:
@@ -407,8 +413,8 @@ class SequencedItemMapper:
     def _restored(
         self, stored: StoredItem, cls: type[Any], data: bytes, parsed: Any, resolve: Resolve
     ) -> tuple[Any, dict[str, Any]]:
-        """Give an event, and its attributes in today's form."""
-        # Fields were opened before: an upcast may move them (docs/decisions/0011).
+        """Return an event, and its attributes in the current form."""
+        # The fields are open already, because an upcast may move them (docs/decisions/0011).
         if isinstance(parsed, EventSealError):
             raise parsed
         read = self._json.decode if parsed is None else self._json.build
@@ -419,8 +425,8 @@ class SequencedItemMapper:
         return restore(cls, attributes), attributes
 
     def _is_plain(self, stored: StoredItem, outcome: EventSealError) -> bool:
-        # Bytes are an envelope only if their key is known: an older format may begin with any byte
-        # (docs/decisions/0017). A key id beside them says that they were one.
+        # Bytes are an envelope only if their key is known, because an older format may begin with any byte
+        # (docs/decisions/0017). A key id in the row says that they were an envelope.
         if stored.key_id is not None:
             return False
         if isinstance(outcome, KeyNotFoundError):
@@ -438,6 +444,6 @@ def _is_sealed(event_class: type[Any], *, always_encrypt: bool) -> bool:
 _OPENED = (Opened, OldItem)
 _SKIPPED = object()
 _NO_ENVELOPE = (
-    "If a later release wrote the item, open it with that one. Else the row was edited, or the key id does "
-    f"not belong to it. {REPAIR_ROW}"
+    "If a later release wrote the item, open it with that release. Otherwise the row was edited, or its key "
+    f"id is wrong. {REPAIR_ROW}"
 )

@@ -1,4 +1,4 @@
-"""Markers of personal data in annotations, and where in a value of the annotated type they apply."""
+"""Markers of personal data in annotations, and their places in a value."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 def conforms(value: object, hint: Any, resolved: Callable[[Any], Any]) -> bool:
     """
-    Whether *value* is of the type that *hint* names.
+    Return whether *value* is of the type that *hint* names.
 
     Args:
-        value: Any.
+        value: Any value.
         hint: An annotation, or a part of one.
-        resolved: Gives an object for a part that is text.
+        resolved: Returns an object for a part that is text.
 
     Returns:
-        Whether it is; ``True`` where nobody can tell, such as of a protocol.
+        Whether it is. It is ``True`` if that cannot be known, for example for a protocol.
     """
     hint = resolved(hint)
     if isinstance(hint, NewType):
@@ -68,7 +68,7 @@ def _is_instance(value: object, cls: Any) -> bool:
         return True
     try:
         return isinstance(value, cls)
-    except TypeError:  # a protocol that is not checked at run time
+    except TypeError:  # a protocol without checks at run time
         return True
 
 
@@ -100,7 +100,7 @@ NO_MASK: Final = _NoMask()
 @dataclass(frozen=True, slots=True, eq=False)
 class PersonalData:
     """
-    Says in an annotation that an attribute holds personal data.
+    Marks an attribute as personal data, in its annotation.
 
     ::
 
@@ -108,13 +108,13 @@ class PersonalData:
 
     Args:
         subject: The attribute that names the person, by a string, an integer or a UUID. It belongs to the
-            same object, or else to the nearest object around it that has it.
-        mask: The value that replaces it after the subject was erased, of the attribute's own type. If not
-            given, a value that is falsy and equals only itself. A value that equals the mask is stored as the
+            same object, or otherwise to the nearest object around it that has it.
+        mask: The value that replaces the data after the subject was erased. It has the attribute's type. By
+            default it is a falsy value that equals only itself. A value that equals the mask is stored as the
             mask.
 
     Raises:
-        ConfigurationError: *subject* is no attribute's name.
+        ConfigurationError: *subject* is not the name of an attribute.
     """
 
     subject: str
@@ -123,23 +123,23 @@ class PersonalData:
     def __post_init__(self) -> None:
         subject: Any = self.subject
         if not isinstance(subject, str) or not subject.isidentifier():
-            raise ConfigurationError(f"PersonalData(subject=) names an attribute; {subject!r} does not")
+            raise ConfigurationError(f"PersonalData(subject=) names an attribute, but {subject!r} is no name")
 
     def masks(self, value: object) -> bool:
-        """Whether *value* is the mask, and nobody's data."""
+        """Return whether *value* is the mask, and not someone's data."""
         return self.mask is not NO_MASK and type(value) is type(self.mask) and bool(value == self.mask)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NotPersonal:
     """
-    Says in an annotation that an attribute holds no personal data, although its name suggests it.
+    Marks an attribute as not personal, although its name suggests it.
 
     Args:
-        reason: Why; ``eventseal fields`` lists it.
+        reason: The reason. ``eventseal fields`` lists it.
 
     Raises:
-        ConfigurationError: No reason is given.
+        ConfigurationError: The reason is missing.
     """
 
     reason: str
@@ -176,11 +176,11 @@ class Values(NamedTuple):
 
 class Choice(NamedTuple):
     """
-    The value is of one of several types, some of which hold personal data.
+    The value is of one of several types, some with personal data.
 
     Attributes:
-        among: The shapes of those.
-        plain: The other types; ``None`` is always allowed.
+        among: The shapes of these types.
+        plain: The other types. ``None`` is always allowed.
     """
 
     among: tuple[Shape, ...]
@@ -201,46 +201,46 @@ def personal_data_in(shape: Shape) -> list[PersonalData]:
 
 
 def meanings(shape: Shape | None) -> list[tuple[str, Any]]:
-    """List what two markers have in common if they mark the same data, for each in a shape."""
+    """List, for each marker, the parts that equal markers share."""
     return [] if shape is None else [(data.subject, data.mask) for data in personal_data_in(shape)]
 
 
 def chosen(shape: Choice, value: object) -> Shape | None:
     """
-    Choose the shape that fits a value; ``None`` if it is of a type that holds no personal data.
+    Return the shape that fits a value, or ``None`` without personal data.
 
     Raises:
-        TypeError: It is of none of the types.
+        TypeError: The value is of none of the types.
     """
     for one in shape.among:
         if fits(one, value):
             return one
-    values = [value, int(value)] if type(value) is bool else [value]  # it may stand where a number may
+    values = [value, int(value)] if type(value) is bool else [value]  # it may be used where a number may
     if value is None or any(conforms(one, hint, lambda part: part) for one in values for hint in shape.plain):
         return None
     raise TypeError
 
 
 def overlap(one: Shape, other: Shape) -> bool:
-    """Whether a value may be of both shapes, which seal it differently."""
+    """Return whether a value may fit both shapes, which seal it differently."""
     if isinstance(one, Values) or isinstance(other, Values):
         fit_both = type(one) is type(other)
     else:
         lengths = {len(shape.inner) for shape in (one, other) if isinstance(shape, Positions)}
         fit_both = len(lengths) < 2  # noqa: PLR2004 - two tuples of different lengths
-    if fit_both and (seals_all(one) or seals_all(other)):  # and it comes first
+    if fit_both and (seals_all(one) or seals_all(other)):  # and that one comes first
         first, *rest = (*meanings(one), *meanings(other))
         return any(meaning != first for meaning in rest)
     return fit_both and _content(one) != _content(other)
 
 
 def seals_all(shape: Shape) -> bool:
-    """Whether a shape seals each element of a list or a tuple."""
+    """Return whether a shape seals each element of a list or tuple."""
     return isinstance(shape, Elements) and isinstance(shape.inner, Sealed)
 
 
 def _content(shape: Shape | None) -> Any:
-    """Give what two shapes have in common if they seal the same."""
+    """Return the parts that two shapes share if they seal the same."""
     if isinstance(shape, Sealed):
         return meanings(shape)
     if isinstance(shape, Elements | Values):
@@ -251,7 +251,7 @@ def _content(shape: Shape | None) -> Any:
 
 
 def fits(shape: Shape, value: object) -> bool:
-    """Whether *value* is of the type that the shape was made from."""
+    """Return whether *value* is of the shape's type."""
     if isinstance(shape, Elements):
         return type(value) in {list, tuple}
     if isinstance(shape, Positions):
@@ -262,14 +262,14 @@ def fits(shape: Shape, value: object) -> bool:
 
 
 def with_masks(shape: Shape, value: Any) -> Any:
-    """Put the shape's masks where something was erased."""
+    """Put the shape's masks into the places of erased data."""
     if isinstance(shape, Sealed):
         erased = type(value) is Masked and shape.data.mask is not NO_MASK
         return deepcopy(shape.data.mask) if erased else value
     if isinstance(shape, Choice):
         try:
             one = chosen(shape, value)
-        except TypeError:  # of an event from before the annotation
+        except TypeError:  # an event from before the annotation
             return value
         return value if one is None else with_masks(one, value)
     if not fits(shape, value):
@@ -288,12 +288,12 @@ class Masked(str):
     """
     The mask of a personal-data field whose subject was erased.
 
-    It is an empty string to whatever takes strings, JSON among them, so it is falsy. But it is equal to no
-    string: only to itself, which is the mask of the same field of the same subject.
+    To anything that takes strings, such as JSON, it is an empty string, so it is falsy. But it equals no
+    string. It equals only itself, which is the mask of the same field of the same subject.
 
     Attributes:
-        scope: The subject's scope.
-        field: The name of the attribute that was erased.
+        scope: The scope of the subject.
+        field: The name of the erased attribute.
     """
 
     __slots__ = ("field", "scope")
@@ -303,11 +303,11 @@ class Masked(str):
 
     def __new__(cls, scope: str, field: str) -> Self:
         """
-        Make an empty string that says what it stands for.
+        Create an empty string that knows its field.
 
         Args:
-            scope: The subject's scope.
-            field: The name of the attribute that was erased.
+            scope: The scope of the subject.
+            field: The name of the erased attribute.
         """
         self = super().__new__(cls)
         self.scope = scope
@@ -324,7 +324,7 @@ class Masked(str):
         return hash((Masked, self.scope, self.field))
 
     def __repr__(self) -> str:
-        return f"<erased {self.field}>"  # whose it was is for the log to forget
+        return f"<erased {self.field}>"  # without the subject, so that logs do not name it
 
     def __reduce__(self) -> tuple[type[Masked], tuple[str, str]]:
         return Masked, (self.scope, self.field)

@@ -1,8 +1,9 @@
 """
-Objects as their attributes, and back in today's form without ``__init__``: what was stored comes back.
+Objects as their attributes, and back in the current form without ``__init__``.
 
-A class counts its forms by ``class_version``, and has a static method ``upcast_v1_v2(state)`` for each step
-between them. A new field of a dataclass needs neither if it has a default.
+The stored attributes come back. A class counts its forms by ``class_version``. For each step between two
+forms, it has a static method ``upcast_v1_v2(state)``. A new field of a dataclass needs neither if it has a
+default.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ CLASS_VERSION = "class_version"
 
 class Form(NamedTuple):
     """
-    The form that a class has today.
+    The current form of a class.
 
     Attributes:
         version: Its ``class_version``.
-        is_counted: Whether a stored ``class_version`` is the version, and not an attribute of its own.
-        fields: The fields of a dataclass that objects keep under the same name.
+        is_counted: Whether a stored ``class_version`` is the version, and not a normal attribute.
+        fields: The fields of a dataclass that objects store under the same name.
         has_constructor: Whether the constructor of the dataclass sets all of them.
     """
 
@@ -47,7 +48,7 @@ _forms: dict[type[Any], Form] = {}
 
 def form_of(cls: type[Any]) -> Form:
     """
-    Give the form that a class has today.
+    Return the current form of a class.
 
     Raises:
         ConfigurationError: Its ``class_version`` is not a whole number from 1.
@@ -60,16 +61,16 @@ def form_of(cls: type[Any]) -> Form:
 
 def in_todays_form(cls: type[Any], attributes: dict[str, Any]) -> dict[str, Any]:
     """
-    Bring stored attributes into the form that their class has today.
+    Bring stored attributes into the current form of their class.
 
     Args:
         cls: The class.
-        attributes: The stored attributes. The dictionary is changed, and returned.
+        attributes: The stored attributes. The function changes and returns this dictionary.
 
     Raises:
-        SerializationError: They are of a later version than the class, an upcast fails, or a field is missing
-            that has no default.
-        ConfigurationError: The class has no upcast from their version, or an upcast returns something.
+        SerializationError: They are of a later version than the class, an upcast fails, or a field without a
+            default is missing.
+        ConfigurationError: The class has no upcast from their version, or an upcast returns a value.
     """
     form = _forms.get(cls) or form_of(cls)
     if form.is_counted and (form.version > 1 or CLASS_VERSION in attributes):
@@ -85,7 +86,7 @@ def _upcast(cls: type[Any], current_version: int, attributes: dict[str, Any]) ->
     if type(stored) is not int or not 1 <= stored <= current_version:
         shown = stored if type(stored) is int else f"a {type(stored).__name__}"
         raise SerializationError(
-            f"a stored {name} is of version {shown}, and the class is of version {current_version}",
+            f"a stored {name} is of version {shown}, but the class is of version {current_version}",
             remedy="Read it with the release of your application that wrote it, or a later one.",
         )
     for version in range(stored, current_version):
@@ -93,7 +94,7 @@ def _upcast(cls: type[Any], current_version: int, attributes: dict[str, Any]) ->
         function = getattr(cls, step, None)
         if function is None:
             raise ConfigurationError(
-                f"{name} is of version {current_version}, and has no {step}()",
+                f"{name} is of version {current_version}, but has no {step}()",
                 remedy=f"Define the static method {step}(state), which changes the stored attributes.",
             )
         try:
@@ -109,10 +110,10 @@ def _upcast(cls: type[Any], current_version: int, attributes: dict[str, Any]) ->
                 f"{name}.{step}() returned a {type(returned).__name__}, which would be lost",
                 remedy=f"Let {step}(state) change state in place, and return nothing.",
             )
-        # Raised here: the cause would hold the plaintext.
+        # Raised here, because the cause would hold the plaintext.
         raise SerializationError(
             f"{name}.{step}() raised a {kind} on a stored state of version {version}",
-            remedy="Correct the function: personal data in the state may be masks.",
+            remedy="Correct the function. Personal data in the state may be masks.",
         )
 
 
@@ -126,8 +127,8 @@ def _fill(cls: type[Any], form: Form, attributes: dict[str, Any]) -> None:
             attributes[field.name] = field.default_factory()
         elif field.init and form.has_constructor:
             raise SerializationError(
-                f"a stored {class_name(cls)} has no {field.name!r}, a field that has no default",
-                remedy=f"Give {field.name!r} a default, or raise {CLASS_VERSION} and define an upcast.",
+                f"a stored {class_name(cls)} has no {field.name!r}, and this field has no default",
+                remedy=f"Add a default to {field.name!r}, or raise {CLASS_VERSION} and define an upcast.",
             )
 
 
@@ -141,7 +142,7 @@ def _read_form(cls: type[Any]) -> Form:
         )
     annotated = any(CLASS_VERSION in raw_annotations(base) for base in cls.__mro__)
     kept = (field.name for field in fields(cls)) if is_dataclass(cls) else ()
-    # Whether ``dataclass`` wrote it: another one may leave a field out.
+    # Whether ``dataclass`` wrote it, because another constructor may omit a field.
     constructor = getattr_static(cls, "__init__")
     return Form(
         1 if is_own else said,
@@ -152,7 +153,7 @@ def _read_form(cls: type[Any]) -> Form:
 
 
 def _is_kept(member: object) -> bool:
-    """Whether objects keep a field under its name: not where a property or another descriptor has it."""
+    """Return whether objects store a field under its name, without a descriptor."""
     return isinstance(member, MemberDescriptorType) or not hasattr(type(member), "__set__")
 
 
@@ -162,14 +163,14 @@ _METHODS = (FunctionType, MethodType, classmethod, staticmethod)
 
 class _Layout(NamedTuple):
     """
-    Where the objects of a class keep their state.
+    The places where objects of a class store their state.
 
     Attributes:
-        slots: The slots that hold some, by name.
-        has_dict: Whether they have a ``__dict__``.
+        slots: The slots that hold state, by name.
+        has_dict: Whether the objects have a ``__dict__``.
         computed: Attributes that the class computes, and that are not stored.
-        hidden: Names of properties without a setter: what is kept under them would not be seen.
-        form: The form that the class has today.
+        hidden: Names of properties without a setter. A value stored under such a name would be invisible.
+        form: The current form of the class.
     """
 
     slots: Mapping[str, MemberDescriptorType]
@@ -181,12 +182,12 @@ class _Layout(NamedTuple):
 
 class _Today(NamedTuple):
     """
-    What stored attributes of a class become.
+    The treatment of stored attributes of a class.
 
     Attributes:
-        is_simple: Whether they go into the ``__dict__`` as they are, if no field is missing.
-        fields: The fields of a dataclass that are stored.
-        layout: Where its objects keep their state.
+        is_simple: Whether they go into the ``__dict__`` unchanged, if no field is missing.
+        fields: The stored fields of a dataclass.
+        layout: The places where its objects store their state.
         plan: Its personal data.
     """
 
@@ -202,16 +203,16 @@ _layouts: dict[type[Any], _Layout] = {}
 
 def attributes_of(obj: object) -> dict[str, Any]:
     """
-    Copy an object's attributes: its ``__dict__``, and its slots that are set.
+    Copy an object's attributes: its ``__dict__``, and its slots with a value.
 
-    What a cached property or another descriptor of the class keeps there is computed, and left out.
+    It omits computed values, which a cached property or another descriptor of the class stores there.
 
     Args:
         obj: A domain event, or a dataclass inside one.
 
     Raises:
-        SerializationError: Its class keeps state elsewhere, so that it could not come back whole, or hides an
-            attribute behind a property. Or it has an attribute ``class_version`` and its class has none.
+        SerializationError: The class stores state elsewhere, so it would not come back whole, or a property
+            hides an attribute. Or it has an attribute ``class_version`` and its class has none.
         ConfigurationError: It was created as ``Class[Argument](...)``, and the argument is personal data.
     """
     cls = type(obj)
@@ -221,16 +222,16 @@ def attributes_of(obj: object) -> dict[str, Any]:
     for name, slot in layout.slots.items():
         try:
             attributes[name] = slot.__get__(obj)
-        except AttributeError:  # a slot that was never set
+        except AttributeError:  # a slot without a value
             continue
     if layout.hidden and not layout.hidden.isdisjoint(attributes):
         name = min(layout.hidden.intersection(attributes))
         raise SerializationError(
-            f"a {class_name(cls)} keeps {name!r} under the name of a property without a setter",
-            remedy="Give the property or the attribute another name. If the property only keeps what it "
-            "computed, use functools.cached_property.",
+            f"a {class_name(cls)} stores {name!r} under the name of a property without a setter",
+            remedy="Rename the property or the attribute. If the property only stores its computed value, "
+            "use functools.cached_property.",
         )
-    for name in layout.computed:  # docs/decisions/0028: attributes are stored, computed ones are not
+    for name in layout.computed:  # docs/decisions/0028: only attributes are stored, and no computed values
         attributes.pop(name, None)
     if _ARGUMENTS in attributes:
         reader = AnnotationReader(Names(cls), class_name(cls))
@@ -240,23 +241,24 @@ def attributes_of(obj: object) -> dict[str, Any]:
         attributes[CLASS_VERSION] = layout.form.version
     elif CLASS_VERSION in attributes and layout.form.is_counted:
         raise SerializationError(
-            f"a {class_name(cls)} has an attribute {CLASS_VERSION!r}, which would be taken "
+            f"a {class_name(cls)} has an attribute {CLASS_VERSION!r}, which a reader would take "
             "for the version of its class",
-            remedy=f"Annotate {CLASS_VERSION!r} in the body of the class, or give it another name.",
+            remedy=f"Annotate {CLASS_VERSION!r} in the body of the class, or rename it.",
         )
     return attributes
 
 
 def restore(cls: type[Any], attributes: dict[str, Any]) -> Any:
     """
-    Make an object of *cls*, frozen or not, without calling its ``__init__``.
+    Create an object of *cls*, frozen or not, without its ``__init__``.
 
     Args:
         cls: The class.
-        attributes: The stored attributes. The dictionary is changed: it gets today's form, and masks.
+        attributes: The stored attributes. The function changes the dictionary: it gets the current form, and
+            masks.
 
     Raises:
-        SerializationError: *cls* keeps state elsewhere, has no place for an attribute, or has a form that
+        SerializationError: *cls* stores state elsewhere, has no place for an attribute, or has a form that
             they cannot be brought into.
         ConfigurationError: *cls* has no upcast for them, or its annotations are refused.
     """
@@ -271,7 +273,7 @@ def restore(cls: type[Any], attributes: dict[str, Any]) -> Any:
 
 
 def restore_current(cls: type[Any], attributes: dict[str, Any]) -> Any:
-    """Make an object as :func:`restore` does, from attributes in today's form, with their masks."""
+    """Create an object from attributes in the current form, with their masks."""
     layout = (_todays.get(cls) or _read_today(cls)).layout
     obj: Any = object.__new__(cls)
     for name in layout.computed:  # an earlier release stored them
@@ -283,8 +285,8 @@ def restore_current(cls: type[Any], attributes: dict[str, Any]) -> Any:
             obj.__dict__[name] = value
         else:
             raise SerializationError(
-                f"{class_name(cls)} has no attribute {name!r} today",
-                remedy="Give the class the attribute again, or remove it in an upcast.",
+                f"{class_name(cls)} no longer has the attribute {name!r}",
+                remedy="Add the attribute to the class again, or remove it in an upcast.",
             )
     return obj
 
@@ -300,9 +302,9 @@ def _read_today(cls: type[Any]) -> _Today:
 def _read_layout(cls: type[Any]) -> _Layout:
     try:
         probe = object.__new__(cls)
-    except TypeError:  # a class with a built-in base, such as a named tuple, or an abstract one
+    except TypeError:  # an abstract class, or one with a built-in base, such as a named tuple
         probe = None
-    # Descriptors have the names that private slots were mangled to.
+    # Descriptors have the mangled names of private slots.
     slots = {
         name: member
         for base in reversed(cls.__mro__)
@@ -312,7 +314,7 @@ def _read_layout(cls: type[Any]) -> _Layout:
     has_dict = hasattr(probe, "__dict__")
     if probe is None or not (slots or has_dict):
         raise SerializationError(
-            f"{class_name(cls)} does not keep its state in attributes",
+            f"{class_name(cls)} does not store its state in attributes",
             remedy="Use a plain class or a dataclass, or register an encoding for the type.",
         )
     names = {name: None for base in cls.__mro__ for name in vars(base) if not name.startswith("__")}
@@ -321,13 +323,13 @@ def _read_layout(cls: type[Any]) -> _Layout:
         name for name, member in members.items() if isinstance(member, property) and member.fset is None
     )
     for field in fields(cls) if is_dataclass(cls) else ():
-        names.pop(field.name, None)  # whatever stands there is its default
+        names.pop(field.name, None)  # the class attribute of that name is its default
     computed = tuple(name for name in names if _is_computed(members[name]))
     layout = _layouts[cls] = _Layout(slots, has_dict, computed, hidden, form_of(cls))
     return layout
 
 
 def _is_computed(member: object) -> bool:
-    """Whether the class computes what its objects keep under a name, such as a cached property."""
+    """Return whether the class computes a stored value, like a cached property."""
     kind = type(member)
     return hasattr(kind, "__get__") and not hasattr(kind, "__set__") and not isinstance(member, _METHODS)

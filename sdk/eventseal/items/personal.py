@@ -1,4 +1,4 @@
-"""Which attributes of a class hold personal data: what its annotations say, in its body and elsewhere."""
+"""The attributes of a class that hold personal data, by its annotations."""
 
 from __future__ import annotations
 
@@ -43,11 +43,12 @@ _PARTS = ("fget", "fset", "func", "__wrapped__")
 
 def annotations_elsewhere(cls: type[Any]) -> Iterator[Annotation]:
     """
-    Give what a class and its bases annotate outside of their bodies.
+    Yield annotations of a class and its bases outside their bodies.
 
     A class can annotate the arguments of generic base classes, and the parameters of constructors, of class
-    methods and of static methods. It can annotate what properties and other descriptors take and return, and
-    ``self.name: ...`` in methods. The metadata of fields, of a dataclass or of attrs, may have markers too.
+    methods and of static methods. It can annotate the parameters and results of properties and other
+    descriptors, and ``self.name: ...`` in methods. The metadata of fields, of a dataclass or of attrs, may
+    also have markers.
     """
     for base in reversed(cls.__mro__):
         if package_of(base) in UNMARKED_PACKAGES:
@@ -65,11 +66,11 @@ def annotations_elsewhere(cls: type[Any]) -> Iterator[Annotation]:
 
 
 def parameters_of(cls: type[Any], member: object) -> Iterator[Annotation]:
-    """Give the annotated parameters of a function, a class method or a static method."""
+    """Yield the annotated parameters of a function, class method or static method."""
     function = _function(member)
     if function is not None:
         names = Names(cls, function)
-        # A function that ``dataclass`` wrote repeats the bodies, whose modules say what text means.
+        # A function that ``dataclass`` wrote repeats the bodies. Their modules define the names in text.
         bodies = [_annotations(base) for base in cls.__mro__] if is_generated(function) else []
         for name, kept in _annotations(function).items():
             if name != "return" and not any(name in body and body[name] == kept for body in bodies):
@@ -77,7 +78,7 @@ def parameters_of(cls: type[Any], member: object) -> Iterator[Annotation]:
 
 
 def is_generated(function: FunctionType) -> bool:
-    """Whether a function, such as a dataclass's constructor, was made from text."""
+    """Return whether a function was generated, like a dataclass's constructor."""
     return function.__code__.co_filename.startswith("<")
 
 
@@ -127,7 +128,7 @@ def _of_source(cls: type[Any]) -> Iterator[Annotation]:
 
 class _Own(NamedTuple):
     """
-    What a class annotates itself.
+    A class's own annotations.
 
     Attributes:
         marked: The place of personal data.
@@ -147,20 +148,20 @@ def refuse_held(where: str, held: Iterable[NamedClass], *, in_dataclasses: bool)
     """
     Refuse personal data in classes whose objects a place may hold.
 
-    A plain class is looked at and not followed: its objects need an encoding of their own, and whoever
-    registers one has the type checked with all that it holds.
+    A plain class is read, but the classes that it names are not. Its objects need their own encoding, and the
+    registration of an encoding checks the type with all that it holds.
 
     Args:
         where: The place, for messages.
         held: The classes.
-        in_dataclasses: Whether dataclasses are looked at, and every class is followed. Else the objects of
-            dataclasses are sealed by their own annotations.
+        in_dataclasses: Whether dataclasses are read too, and every class is followed. Otherwise the
+            annotations of dataclasses seal their objects.
 
     Raises:
-        ConfigurationError: One of them marks personal data.
+        ConfigurationError: One of the classes marks personal data.
         UnresolvedAnnotationError: The body of a dataclass, or of a typed dictionary, cannot be read.
     """
-    # Breadth first, each class once: to follow paths took factorial time (docs/decisions/0028).
+    # Breadth first, each class once, because following paths took factorial time (docs/decisions/0028).
     wanted = deque(held)
     seen: set[NamedClass] = set()
     while wanted:
@@ -172,7 +173,7 @@ def refuse_held(where: str, held: Iterable[NamedClass], *, in_dataclasses: bool)
         if own.marked is not None:
             raise ConfigurationError(
                 f"{where} holds a {one.cls.__qualname__}, and {own.marked} is personal data, "
-                "which nothing would seal there",
+                "which would not be sealed there",
                 remedy=f"Make {one.cls.__qualname__} a dataclass, and store it with a SequencedItemMapper.",
             )
         is_record = is_dataclass(one.cls) or hasattr(one.cls, "__required_keys__")
@@ -210,7 +211,7 @@ def _read_own(cls: type[Any]) -> _Own:
     except Exception as error:  # noqa: BLE001 - code of other packages runs here
         unread = f"its annotations cannot be read: {type(error).__name__}"
     own = _Own(None, unread, tuple(held))
-    if is_complete and unread is None:  # else its module may still be being imported
+    if is_complete and unread is None:  # otherwise the import of its module may not be complete
         _owns[cls] = own
     return own
 
@@ -221,9 +222,9 @@ class Declared:
     An attribute that a class annotates in its body.
 
     Attributes:
-        text: Its annotation as it is written.
+        text: Its annotation as source text.
         classes: The classes that the annotation names.
-        not_personal: The reason that ``NotPersonal`` gives.
+        not_personal: The reason in its ``NotPersonal``.
     """
 
     text: str
@@ -238,7 +239,7 @@ class Plan:
 
     Attributes:
         fields: The places of personal data, by attribute.
-        has_masks: Whether an attribute has a mask of its own.
+        has_masks: Whether an attribute has its own mask.
         declared: All attributes that the class and its bases annotate in their bodies.
     """
 
@@ -247,7 +248,7 @@ class Plan:
     declared: dict[str, Declared] = field(default_factory=dict)
 
     def put_masks(self, attributes: dict[str, Any]) -> None:
-        """Put the masks of the class where something was erased."""
+        """Put the masks of the class into the places of erased data."""
         if self.has_masks:
             for name, shape in self.fields.items():
                 if name in attributes:
@@ -260,11 +261,11 @@ _marked_names: dict[type[Any], set[str]] = {}
 
 def plan_of(cls: type[Any]) -> Plan:
     """
-    Say where the objects of *cls* hold personal data.
+    Return the places of personal data in objects of *cls*.
 
     Raises:
-        ConfigurationError: Its annotations contradict themselves, cannot be resolved, or mark personal data
-            that nothing would seal.
+        ConfigurationError: Its annotations contradict each other, cannot be resolved, or mark personal data
+            that would not be sealed.
     """
     plan = _plans.get(cls)
     if plan is None:
@@ -280,7 +281,7 @@ def plan_of(cls: type[Any]) -> Plan:
 def _unreadable(cls: type[Any], error: Exception) -> UnresolvedAnnotationError:
     return UnresolvedAnnotationError(
         f"the annotations of {class_name(cls)} cannot be read: {type(error).__name__}",
-        remedy="Derive events from classes of your own.",
+        remedy="Derive events from your own classes.",
     )
 
 
@@ -302,7 +303,7 @@ def _read_plan(cls: type[Any]) -> Plan:
             said.setdefault(name, []).append(shape)
         elif name in fields and reason is None:
             raise ConfigurationError(
-                f"{annotation.where} is annotated anew, without the PersonalData of a base class",
+                f"{annotation.where} is annotated again, without the PersonalData of a base class",
                 remedy="Repeat PersonalData in the annotation, or add NotPersonal.",
             )
         else:
@@ -315,7 +316,7 @@ def _read_plan(cls: type[Any]) -> Plan:
 
 
 def _is_lenient(annotation: Annotation, cls: type[Any]) -> bool:
-    """Whether a name that cannot be resolved refuses no class: it is of Python, or of another package."""
+    """Return whether an unresolved annotation, a foreign one, is tolerated."""
     return _is_special(annotation.name) or package_of(annotation.owner) != package_of(cls)
 
 
@@ -324,16 +325,16 @@ def _is_special(name: str) -> bool:
 
 
 def _check_places(cls: type[Any], fields: Mapping[str, Shape]) -> None:
-    # Those of pydantic are not kept under their names.
+    # pydantic does not store those under their names.
     private = getattr(cls, "__private_attributes__", {})
     for name in fields:
         member = private[name] if name in private else getattr_static(cls, name, None)
         is_elsewhere = name in private or hasattr(type(member), "__set__")
         if is_elsewhere and not isinstance(member, MemberDescriptorType):
             raise ConfigurationError(
-                f"{class_name(cls)}.{name} is personal data, and a {type(member).__name__} of the class "
-                "has that name, so objects may keep the value under another one",
-                remedy="Annotate the attribute that keeps the value.",
+                f"{class_name(cls)}.{name} is personal data, but a {type(member).__name__} of the class "
+                "has that name, so objects may store the value under another name",
+                remedy="Annotate the attribute that stores the value.",
             )
 
 
@@ -342,14 +343,14 @@ def _check_subjects(cls: type[Any], fields: Mapping[str, Shape]) -> None:
         for data in personal_data_in(shape):
             if data.subject in fields:
                 raise ConfigurationError(
-                    f"{class_name(cls)}.{name}: its subject, {data.subject!r}, is personal "
-                    "data itself, so after an erasure nothing would say whose data it was",
-                    remedy="Name the subject by an id that identifies no person by itself.",
+                    f"{class_name(cls)}.{name}: its subject, {data.subject!r}, is personal data too, so "
+                    "after an erasure no one could say whose data it was",
+                    remedy="Name the subject by an id that does not identify a person.",
                 )
 
 
 def _check_elsewhere(cls: type[Any], said: Mapping[str, list[Shape]]) -> None:
-    """Refuse personal data outside of a class's body that an annotation in the body does not repeat."""
+    """Refuse personal data that only an annotation outside of the body marks."""
     known = {name.lstrip("_"): [_meaning(shape) for shape in shapes] for name, shapes in said.items()}
     for annotation in annotations_elsewhere(cls):
         reading = read_annotation(annotation, lenient=True)
@@ -358,14 +359,14 @@ def _check_elsewhere(cls: type[Any], said: Mapping[str, list[Shape]]) -> None:
         if shape is not None and _meaning(shape) not in known.get(annotation.name.lstrip("_"), ()):
             raise ConfigurationError(
                 f"{annotation.where} is annotated as personal data, "
-                "and no annotation of an attribute in the body of the class says the same",
+                "but no annotation of an attribute in the body of the class says the same",
                 remedy="Annotate the attribute in the body of the class, name: Annotated[str, "
-                "PersonalData(subject=...)], or write this annotation without PersonalData.",
+                "PersonalData(subject=...)], or remove PersonalData from this annotation.",
             )
 
 
 def _meaning(shape: Shape) -> tuple[Any, ...]:
-    """Give what two annotations have in common if they mark the same data."""
+    """Return the parts that annotations of the same data share."""
     return type(shape) is Sealed, meanings(shape)
 
 
@@ -373,17 +374,17 @@ def refuse_personal(
     cls: type[Any], why: str, remedy: str, *, functions: Iterable[object] = (), lenient: bool = False
 ) -> None:
     """
-    Refuse a class that marks personal data, or whose attributes hold objects of such a class.
+    Refuse a class with marked personal data, its own or its attributes'.
 
     Args:
         cls: The class.
-        why: Why it is refused: the message continues "... is personal data, and ...".
-        remedy: What to do about it.
-        functions: Functions whose parameters become the class's attributes.
-        lenient: Whether a name that cannot be resolved counts as not personal.
+        why: The reason of the refusal. The message continues "... is personal data, and ...".
+        remedy: The remedy.
+        functions: Functions whose parameters become attributes of the class.
+        lenient: Whether an unresolved name counts as not personal.
 
     Raises:
-        ConfigurationError: It marks some, or a name in an annotation cannot be resolved.
+        ConfigurationError: The class marks personal data, or a name in an annotation cannot be resolved.
     """
     bodies = ((one, lenient or _is_lenient(one, cls)) for one in annotations_of(cls))
     others = chain(annotations_elsewhere(cls), *(parameters_of(cls, one) for one in functions))
@@ -413,12 +414,12 @@ def _refuse_said(annotation: Annotation, why: str, remedy: str, *, lenient: bool
 
 
 def annotates_personal(cls: type[Any]) -> bool:
-    """Whether the body of a class, or of a base, annotates personal data, as far as names are known."""
+    """Return whether a class or base annotates known names as personal data."""
     return bool(_marked(annotations_of(cls)))
 
 
 def marked_names(cls: type[Any]) -> set[str]:
-    """Name, without underscores in front, what a class marks anywhere, as far as names are known."""
+    """Return the marked names of a class, without leading underscores."""
     names = _marked_names.get(cls)
     if names is None:
         names = _marked_names[cls] = _marked(chain(annotations_of(cls), annotations_elsewhere(cls)))
@@ -438,7 +439,7 @@ def _marked(annotations: Iterable[Annotation]) -> set[str]:
 
 
 def _exception(annotation: Annotation) -> str | None:
-    """Give the reason of a ``NotPersonal``, also if an alias has it."""
+    """Return the reason of a ``NotPersonal``, even of an alias."""
     hint = annotation.hint
     seen = []
     while (alias := alias_of(hint)) is not None and hint not in seen:

@@ -1,4 +1,4 @@
-"""How a mapper protects each field of a class, and that no subclass of a mapper undoes it."""
+"""The protection of each field. No subclass of a mapper may undo it."""
 
 from __future__ import annotations
 
@@ -22,30 +22,32 @@ _METHODS = (FunctionType, classmethod, staticmethod, property)
 
 def refuse_replaced_methods(cls: type, own: type) -> None:
     """
-    Refuse a class that replaces a method or an attribute of EventSeal's: it could store plaintext.
+    Refuse a class that replaces a method or an attribute of EventSeal's.
+
+    Such a class could store plaintext.
 
     Args:
         cls: The class of the object that is being created.
         own: EventSeal's class.
 
     Raises:
-        ConfigurationError: It replaces one, by itself or by another base class that comes first.
+        ConfigurationError: The class, or a base class that comes first, replaces one.
     """
-    # A mapper seals by its own methods, whatever comes before it among its bases (docs/decisions/0028).
+    # A mapper seals by its own methods, whatever its other base classes are (docs/decisions/0028).
     first = cls.__mro__[: cls.__mro__.index(own)]
     replaced = _names(own).intersection(name for base in first for name in vars(base))
     if replaced:
         raise ConfigurationError(
             f"{class_name(cls)} replaces {', '.join(sorted(replaced))} "
             f"of {own.__qualname__}, so it could store plaintext",
-            remedy=f"Use {own.__qualname__} as it is, or call it from a class of your own. "
-            "A subclass may have a constructor and methods of other names.",
+            remedy=f"Use {own.__qualname__} as it is, or call it from your own class. "
+            "A subclass may have a constructor, and methods with other names.",
         )
 
 
 @cache
 def _names(own: type) -> frozenset[str]:
-    """Name the methods of EventSeal's class, and the attributes that constructors of it and its bases set."""
+    """Return the methods of EventSeal's class, and the attributes that constructors set."""
     methods = {name for name, member in vars(own).items() if isinstance(member, _METHODS)}
     constructors = (vars(base).get("__init__") for base in own.__mro__)
     kept = {
@@ -67,13 +69,13 @@ _UNDECLARED = Declared("", (), None)
 @dataclass(frozen=True, slots=True)
 class ProtectedField:
     """
-    A field, and how a mapper protects it.
+    A field, and its protection by a mapper.
 
     Attributes:
         name: The attribute.
-        declared: What its annotation says.
-        protection: ``sealed field`` under its subject's key; ``object``, whose own fields are listed apart;
-            ``sealed item`` as a part of the whole; or ``plain``.
+        declared: Its annotation.
+        protection: ``sealed field``: sealed under its subject's key. ``object``: its own fields are listed
+            separately. ``sealed item``: sealed as a part of the whole item. ``plain``: stored as plaintext.
         subjects: The attributes that name its subjects.
     """
 
@@ -85,14 +87,16 @@ class ProtectedField:
 
 def protected_fields(cls: type[Any], *, is_sealed: bool) -> list[ProtectedField]:
     """
-    List the fields that a class declares, by annotations or by its constructor, with their protection.
+    List the fields that a class declares, with their protection.
+
+    A class declares fields by annotations or by its constructor.
 
     Args:
         cls: An event class, or a class whose objects events hold.
         is_sealed: Whether the item that holds the object is sealed as a whole.
 
     Raises:
-        ConfigurationError: The class would be refused at its first use.
+        ConfigurationError: The mapper would refuse the class at its first use.
     """
     plan = plan_of(cls)
     form_of(cls)
@@ -112,7 +116,7 @@ def protected_fields(cls: type[Any], *, is_sealed: bool) -> list[ProtectedField]
 
 
 def parameters_of_constructors(cls: type[Any]) -> list[str]:
-    """Name the parameters of the application's own constructors: their classes need no annotations."""
+    """Return the parameters of constructors, whose classes need no annotations."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     found: list[str] = []
     for base in cls.__mro__:

@@ -1,4 +1,4 @@
-"""Whose key seals an event, and what a reader gets for an item whose key was destroyed."""
+"""The scopes of events, and the reading of erased items."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ OnErased: TypeAlias = Literal["raise", "mask", "skip"]
 @dataclass(frozen=True)
 class Erased:
     """
-    Stands for an item whose key was shredded, where the mapper was told ``on_erased="mask"``.
+    An item whose key was shredded, from a mapper with ``on_erased="mask"``.
 
-    Its place and topic are those of the row, which nothing authenticates any more.
+    Its place and topic are those of the row. Nothing authenticates them any more.
 
     Attributes:
-        sequence_id: Of the item.
-        position: Of the item.
-        topic: Names the class of the event that it was.
+        sequence_id: The sequence id of the item.
+        position: The position of the item.
+        topic: The name of the event's class.
         key_id: The key that was shredded.
-        scope: What was erased: that key's scope, as the application has it.
+        scope: The erased scope, in the application's form.
     """
 
     sequence_id: Any
@@ -45,41 +45,42 @@ class Erased:
 
     @classmethod
     def of(cls, item: StoredItem, key_id: UUID, scope: str) -> Self:
-        """Let it stand for an item."""
+        """Create the replacement of an item."""
         return cls(item.sequence_id, item.position, item.topic, key_id, scope)
 
     @property
     def originator_id(self) -> Any:
-        """The sequence id, as entities call it."""
+        """The sequence id, under the name that entities use."""
         return self.sequence_id
 
     @property
     def originator_version(self) -> Any:
-        """The position, as entities call it."""
+        """The position, under the name that entities use."""
         return self.position
 
 
 class ErasureRule:
     """
-    Decides what a reader gets for an item whose key was destroyed.
+    Decides the result for an item whose key was destroyed.
 
     Args:
-        on_erased: What an erased item is: raised, masked or skipped.
-        key_scope: The mapper's; a string says which scope is expected.
-        erased_scope: Gives the scope that is expected of an item, from the item alone. It comes first.
+        on_erased: The result for an erased item: raise, mask or skip.
+        key_scope: The mapper's key scope. If it is a string, it is the expected scope.
+        erased_scope: A function that returns the expected scope of an item, from the item only. It takes
+            precedence.
 
     Raises:
-        ConfigurationError: The arguments are of no use together.
+        ConfigurationError: The arguments contradict each other.
     """
 
     def __init__(
         self, on_erased: OnErased, *, key_scope: object, erased_scope: Callable[[Any], str] | None
     ) -> None:
         if on_erased not in ("raise", "mask", "skip"):
-            raise ConfigurationError(f"on_erased is 'raise', 'mask' or 'skip', not {on_erased!r}")
+            raise ConfigurationError(f"on_erased must be 'raise', 'mask' or 'skip', not {on_erased!r}")
         if erased_scope is not None and not callable(erased_scope):
             raise ConfigurationError(
-                f"erased_scope is a function of an item, not {type(erased_scope).__name__}"
+                f"erased_scope must be a function of an item, not {type(erased_scope).__name__}"
             )
         self.skips = on_erased == "skip"
         self._raises = on_erased == "raise"
@@ -88,34 +89,34 @@ class ErasureRule:
 
     def erased_scope(self, item: Any, error: EventSealError, cipher: AESCipher) -> str | None:
         """
-        Give the scope of which an item's shredded key was, if the item is to be shown as erased.
+        Return the scope of an item's shredded key, if erased.
 
-        The scope ``application`` is expected only where ``erased_scope`` names it. *error* comes from a
-        tombstone whose seal was checked.
+        The scope ``application`` is expected only if ``erased_scope`` names it. *error* comes from a
+        tombstone that was authenticated.
 
         Returns:
-            ``None`` if it is not to be shown so: its key was not shredded, nothing says what is expected, or
-            the key was another scope's.
+            ``None`` if the item does not count as erased: its key was not shredded, there is no expected
+            scope, or the key was another scope's.
         """
         if self._raises or not isinstance(error, KeyDestroyedError):
             return None
         if error.destroyed_by != "shredded" or error.key_id is None:
             return None
-        # The item's class is not asked: nothing authenticates its topic any more (docs/decisions/0011).
+        # This does not use the item's class, because nothing authenticates its topic (docs/decisions/0011).
         expected = self._expected if self._erased_scope is None else self._erased_scope(item)
         return expected if expected is not None and cipher.names_scope(expected, error.scope) else None
 
 
 KeyScope: TypeAlias = "str | Callable[[Any], str]"
-"""A scope, or a function that gives an event's."""
+"""A scope, or a function that returns the scope of an event."""
 
 
 CLASS_RULE = "__key_scope__"
-"""The attribute of an event class that says the key scope of its events."""
+"""The attribute of an event class that names its events' key scope."""
 
 
 KEEPS_SCOPE = "__keeps_key_scope__"
-"""The attribute of a class whose objects keep their scope, in ``key_scope``, for mappers with one for all."""
+"""The attribute of a class whose objects store their scope, in ``key_scope``."""
 
 
 _checked = lru_cache(maxsize=4096)(checked_scope)
@@ -123,15 +124,14 @@ _checked = lru_cache(maxsize=4096)(checked_scope)
 
 class ScopeRule:
     """
-    Gives the scope of an event, the same when it is written and when it is read.
+    Returns the scope of an event, the same for writers and readers.
 
-    An event class may have a rule of its own, ``__key_scope__``, which its subclasses inherit and ``None``
-    takes back: a scope, or a function of the event, such as a method.
+    An event class may have its own rule, ``__key_scope__``: a scope, or a function of the event, such as a
+    method. Its subclasses inherit the rule, and ``None`` removes it.
 
     Args:
-        key_scope: For events whose class has no rule: a scope, or a function of the event. It uses the
-            event's attributes and nothing else: an event whose scope comes out differently on reading is
-            refused.
+        key_scope: The rule for events whose class has none: a scope, or a function of the event. The function
+            may only use the event's attributes. If the scope is different on reading, the event is refused.
 
     Raises:
         ConfigurationError: It is neither, or a scope that is not allowed.
@@ -139,15 +139,17 @@ class ScopeRule:
 
     def __init__(self, key_scope: KeyScope) -> None:
         if not isinstance(key_scope, str) and not callable(key_scope):
-            raise ConfigurationError(f"key_scope is a string or a function, not {type(key_scope).__name__}")
+            raise ConfigurationError(
+                f"key_scope must be a string or function, not {type(key_scope).__name__}"
+            )
         self._key_scope = checked_scope(key_scope) if isinstance(key_scope, str) else key_scope
 
     def of_all(self, events: list[Any]) -> str | list[str]:
         """
-        Give the scope that all events have, else that of each.
+        Return the scope that all events share, or a list of scopes.
 
         Raises:
-            ConfigurationError: A class's rule is none, or a rule gave a scope that is not allowed.
+            ConfigurationError: The rule of a class is invalid, or returned a scope that is not allowed.
         """
         if isinstance(self._key_scope, str) and not any(
             getattr(cls, CLASS_RULE, None) is not None or getattr(cls, KEEPS_SCOPE, False)
@@ -158,10 +160,10 @@ class ScopeRule:
 
     def __call__(self, event: Any) -> str:
         """
-        Give the scope of *event*.
+        Return the scope of *event*.
 
         Raises:
-            ConfigurationError: Its class's rule is none, or a rule gave a scope that is not allowed.
+            ConfigurationError: The rule of its class is invalid, or returned a scope that is not allowed.
         """
         rule = getattr(type(event), CLASS_RULE, None)
         if rule is None:
@@ -173,7 +175,7 @@ class ScopeRule:
 
     def check(self, event: Any, opened: Opened, cipher: AESCipher) -> None:
         """
-        Compare the scope that an event belongs to with that of the key that sealed it.
+        Compare the scope of an event with the scope of its key.
 
         Raises:
             IntegrityError: They differ.
@@ -181,9 +183,9 @@ class ScopeRule:
         scope = self(event)
         if opened.scope != scope and not cipher.names_scope(scope, opened.scope):
             raise IntegrityError(
-                f"key {opened.key_id} sealed the item, but is no key of the scope that the event belongs to",
-                remedy="If key_scope, or the class's __key_scope__, was changed, change it back; "
-                "else find out who holds that scope's key.",
+                f"key {opened.key_id} sealed the item, but is not a key of the event's scope",
+                remedy="If key_scope, or the class's __key_scope__, was changed, change it back. "
+                "Otherwise find out who holds that scope's key.",
             )
 
 
@@ -200,5 +202,5 @@ def _scope_by(rule: object, event: object) -> str:
         )
     try:
         return _checked(scope)
-    except TypeError:  # not hashable, so not a string either
+    except TypeError:  # not hashable, so not a string
         return checked_scope(scope)

@@ -1,4 +1,4 @@
-"""Sealed fields in the JSON of items: where they are, whose they are, and how they are put back."""
+"""Sealed fields in the JSON of items: their places and their subjects."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def joined(path: str, step: str | int) -> str:
-    """Go one step further: to a member of an object, or to an element of an array."""
+    """Return the pointer to a member or an element."""
     if isinstance(step, int):
         return f"{path}/{step}"
     if "~" in step or "/" in step:
@@ -25,14 +25,14 @@ def joined(path: str, step: str | int) -> str:
 
 def found_at(root: Any, path: str) -> Any:
     """
-    Find what stands at a place.
+    Return the value at a place.
 
     Args:
-        root: JSON, as Python has it.
-        path: A pointer.
+        root: Parsed JSON.
+        path: A JSON Pointer.
 
     Raises:
-        LookupError: Nothing does, or it is no pointer.
+        LookupError: There is no value, or the path is not a pointer.
     """
     if path and not path.startswith("/"):
         raise LookupError(path)
@@ -49,7 +49,7 @@ def found_at(root: Any, path: str) -> Any:
 
 SUBJECT_KIND = "subject"
 NAME_SUBJECT = (
-    "Give the attribute that PersonalData(subject=...) names the id of whose data it is: a string, an "
+    "Set the attribute that PersonalData(subject=...) names to the id of the person: a string, an "
     "integer or a UUID."
 )
 
@@ -59,8 +59,8 @@ class Enclosing(NamedTuple):
     An object around a field.
 
     Attributes:
-        path: Where its attributes stand in the item.
-        attributes: They were read once: a subject is one, whatever an object's properties say.
+        path: The place of its attributes in the item.
+        attributes: Its attributes, read once. A subject is one of them, and never a property.
     """
 
     path: str
@@ -69,11 +69,11 @@ class Enclosing(NamedTuple):
 
 class Subject(NamedTuple):
     """
-    Whose a field is.
+    The subject of a field.
 
     Attributes:
-        path: Where the subject stands in the item: a JSON Pointer.
-        value: An id.
+        path: The place of the subject in the item: a JSON Pointer.
+        value: The id of the subject.
     """
 
     path: str
@@ -81,7 +81,7 @@ class Subject(NamedTuple):
 
 
 def find_subject(name: str, enclosing: Sequence[Enclosing]) -> Subject | None:
-    """Find the attribute *name* of the nearest object that has it; ``None`` if none has."""
+    """Return the attribute *name* of the nearest object with it, or ``None``."""
     for path, attributes in reversed(enclosing):
         own = attributes.names.get(name, name) if isinstance(attributes, ObjectState) else name
         if own in attributes:
@@ -91,13 +91,13 @@ def find_subject(name: str, enclosing: Sequence[Enclosing]) -> Subject | None:
 
 def subject_scope(value: object) -> str:
     """
-    Give the key scope of a subject: ``subject:`` and its canonical text.
+    Return the key scope of a subject: ``subject:`` and its canonical text.
 
     Args:
-        value: A string as it is, an integer in decimal, or a UUID.
+        value: A string, unchanged. An integer, in decimal. Or a UUID.
 
     Raises:
-        Refused: It is none of these, or no key scope can hold it. The message does not repeat it.
+        Refused: It is none of these, or is not valid in a key scope. The message does not repeat it.
     """
     if type(value) is str or type(value) is int or isinstance(value, UUID):
         text = str(value)
@@ -105,20 +105,20 @@ def subject_scope(value: object) -> str:
         kind = type(value)
         raise Refused(
             f"is of a subject that is a {kind.__module__}.{kind.__qualname__}, "
-            "neither a string nor an integer nor a UUID",
+            "but must be a string, an integer or a UUID",
             remedy=NAME_SUBJECT,
         )
     if not text:
-        raise Refused("is of a subject that is empty", remedy=NAME_SUBJECT)
+        raise Refused("has an empty subject", remedy=NAME_SUBJECT)
     try:
         return checked_scope(f"{SUBJECT_KIND}:{text}")
     except ConfigurationError as exc:
         reason = str(exc)
-    raise Refused(f"is of a subject that cannot be one: {reason}", remedy=NAME_SUBJECT)
+    raise Refused(f"has an invalid subject: {reason}", remedy=NAME_SUBJECT)
 
 
 SEALED_BYTES = f'{{"{SEALED_MARKER}":'.encode()
-"""What JSON of items with sealed fields holds. Inside of a string, its quotation marks would be escaped."""
+"""The bytes in JSON with sealed fields. Strings would escape the quotation marks."""
 
 
 class StoredField(NamedTuple):
@@ -126,12 +126,12 @@ class StoredField(NamedTuple):
     A sealed field in an item's JSON.
 
     Attributes:
-        holder: The object or array that it stands in.
-        key: Where in that.
-        path: Where in the item: a JSON Pointer.
-        name: Of the attribute that it is, or is in.
-        scope: Of its subject, as the item says.
-        envelope: Its bytes.
+        holder: The object or array that contains it.
+        key: Its key or index in the holder.
+        path: Its place in the item: a JSON Pointer.
+        name: The attribute that it is, or is in.
+        scope: The scope of its subject, as the item says.
+        envelope: The bytes of the field.
     """
 
     holder: Any
@@ -147,11 +147,11 @@ def stored_fields(raw: dict[str, Any], whole: dict[str, Any]) -> list[StoredFiel
     Find the sealed fields of an item.
 
     Args:
-        raw: Its JSON, as Python has it.
-        whole: The same with the item's place: where the subjects are.
+        raw: The parsed JSON of the item.
+        whole: The same with the item's place, to find the subjects.
 
     Raises:
-        IntegrityError: One of them is not in the form in which they are written.
+        IntegrityError: A field does not have the form that EventSeal writes.
         SerializationError: The JSON is nested too deeply to be read here.
     """
     try:
@@ -163,7 +163,7 @@ def stored_fields(raw: dict[str, Any], whole: dict[str, Any]) -> list[StoredFiel
 
 
 def _marked(value: Any, path: str, name: str, *, is_object: bool) -> Iterator[tuple[Any, Any, Any, str, str]]:
-    """Give each marker's content, with where it stands; keys are names only where they are attributes."""
+    """Yield the content and place of each marker. Only attributes' keys are names."""
     steps: Iterable[tuple[Any, Any]]
     if type(value) is dict:
         steps = value.items()

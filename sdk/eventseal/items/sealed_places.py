@@ -1,4 +1,4 @@
-"""The protocol of a place that stores items: what is asked of it before keys are destroyed or items moved."""
+"""The protocol of a place that stores sealed items."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ Place: TypeAlias = "tuple[Any, Any]"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
     """
-    Rows of a range, in order of their places, column by column: thousands a second go through here.
+    Rows of a range in order of their places, column by column.
+
+    The columns make it fast: thousands of rows a second pass through here.
 
     Attributes:
-        sequence_ids: One for each row, like all others; neighbours of one stream share the object.
-        positions: In their sequences.
-        topics: Of their events.
-        envelopes: Their data.
-        key_ids: What their headers name, as 16 bytes; ``None``: the row is no envelope.
-        named: What stands in their column of key ids, which may differ; empty if there is no such column.
-        locators: Where the database finds the rows quickly, if it has that.
-        written: Rises from one written row to the next in the database's own order, as marks have it; empty
-            if it was not asked for, or the database has none.
+        sequence_ids: One for each row, like all other columns. Neighbours in a stream share the object.
+        positions: The positions in their sequences.
+        topics: The topics of their events.
+        envelopes: The data of the rows.
+        key_ids: The key ids in their headers, as 16 bytes. ``None`` means that the row is not an envelope.
+        named: The values of their column of key ids, which may differ. Empty if there is no such column.
+        locators: The places where the database finds the rows quickly, if it has them.
+        written: A mark that rises from one written row to the next, in the database's own order. Empty if it
+            was not requested, or if the database has none.
     """
 
     sequence_ids: Sequence[Any]
@@ -47,20 +49,20 @@ class Page:
 
     @property
     def last_place(self) -> Place:
-        """Of the last row."""
+        """The place of the last row."""
         return self.sequence_ids[-1], self.positions[-1]
 
     def key_id(self, number: int) -> UUID | None:
-        """Give the key that a row's header names."""
+        """Return the key that a row's header names."""
         key_id = self.key_ids[number]
         return None if key_id is None else UUID(bytes=key_id)
 
     def differs(self, number: int) -> bool:
-        """Whether a row's column of key ids says something else than its header."""
+        """Return whether a row's column of key ids disagrees with its header."""
         return bool(self.named) and self.named[number] != self.key_ids[number]
 
     def only(self, numbers: Sequence[int]) -> Page:
-        """Give a page of these rows alone."""
+        """Return a page of only these rows."""
         if len(numbers) == len(self):
             return self
         columns = {
@@ -73,15 +75,15 @@ class Page:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
     """
-    Which rows a page gives.
+    The rows that a page contains.
 
     Attributes:
-        keys: Rows under these; ``None``: under any key.
-        few: Whether there are so few of them that sorting them for each page is cheaper than reading the
-            table in the order of its places.
-        fitting: Rows under these too, unless their data begins with one of *heads*.
+        keys: Rows under these keys. ``None`` means any key.
+        few: Whether the rows are few. Then sorting them for each page is cheaper than reading the table in
+            the order of its places.
+        fitting: Also rows under these keys, unless their data begin with one of *heads*.
         heads: Beginnings of envelopes, 3 bytes each.
-        plain: Rows that are no envelopes too, and those whose column and header name different keys.
+        plain: Also rows that are not envelopes, and rows whose column and header name different keys.
     """
 
     keys: tuple[UUID, ...] | None
@@ -92,20 +94,22 @@ class Selection:
 
 
 InTransaction: TypeAlias = "Callable[[Any, Sequence[int]], None]"
-"""Takes what a place calls a transaction, and the numbers of the rows that were swapped in it."""
+"""Takes the place's transaction, and the numbers of the swapped rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """
-    Items with their new envelopes, and what is to be done with them: all in one transaction, or nothing.
+    Items and their new envelopes, written in one transaction or not.
 
     Attributes:
-        page: As it was read.
-        envelopes: The new one of each row.
-        fences: The keys of the new envelopes. Their fences are open until the transaction ends.
-        sources: Called last: it raises if a key of the swapped rows is gone, and nothing is written then.
-        cursor: Writes how far the job is, before *sources* is called; ``None``: there is no job.
+        page: The items as they were read.
+        envelopes: The new envelope of each row.
+        fences: The keys of the new envelopes. Their fences stay open until the transaction ends.
+        sources: A function that is called last. If a key of the swapped rows no longer exists, it raises, and
+            nothing is written.
+        cursor: A function that writes the progress of the job, before *sources* is called. ``None`` means
+            that there is no job.
     """
 
     page: Page
@@ -118,30 +122,30 @@ class Change:
 @runtime_checkable
 class SealedPlace(Protocol):
     """
-    A place that holds sealed items: a table, or what a record strategy of one's own writes to.
+    A place of sealed items: a table, or your record strategy's store.
 
     ``eventseal.testing.record_strategy_contract`` holds the suite that every place passes.
     """
 
     @property
     def name(self) -> str:
-        """The name by which the key store remembers the place: no other place has it."""
+        """The name of the place in the key store. Each place has a different one."""
         ...
 
     @property
     def collection(self) -> str:
-        """The logical name that is bound to its items."""
+        """The collection that is bound to its items."""
         ...
 
     def close_fence(self, key_ids: Collection[UUID]) -> None:
         """
-        Close the fences of keys for good: once this returns, nothing more is committed under them here.
+        Close the fences of keys permanently.
 
-        It waits for every transaction that wrote under one. From then on, an append under one raises
-        ``KeyClosedError``.
+        It waits for every transaction that wrote under one of them. After it returns, nothing more is
+        committed under them here. An append under one raises ``KeyClosedError``.
 
         Args:
-            key_ids: Also of keys that never sealed anything here.
+            key_ids: The keys. Some may never have sealed anything here.
 
         Raises:
             StoreUnavailableError: A transaction that wrote under a key does not end.
@@ -152,56 +156,56 @@ class SealedPlace(Protocol):
         self, key_ids: Collection[UUID], *, purpose: KeyPurpose = KeyPurpose.DATA
     ) -> Mapping[UUID, int]:
         """
-        Count the items that need each of some keys, by the key id in the header of each envelope.
+        Count the items that need each of these keys, by their headers.
 
         Args:
-            key_ids: Any number.
-            purpose: What the keys seal. Only items are counted: what is nested inside them, nobody counts.
+            key_ids: Any number of keys.
+            purpose: The purpose of the keys. Only items are counted, and nothing that is nested inside them.
 
         Returns:
-            The items of each key, as of a moment after the call began; a key without any is left out.
+            The number of items of each key, at a moment after the call began. Keys without items are omitted.
 
         Raises:
-            ConfigurationError: The purpose is another than ``data``: the answer would be 0 for each.
+            ConfigurationError: The purpose is not ``data``, for which each answer would be 0.
         """
         ...
 
     def pages(self, selection: Selection, after: Place | None, limit: int) -> Page:
         """
-        Read items in an order of their places that stays the same.
+        Read items, in a constant order of their places.
 
         Args:
-            selection: Which items.
-            after: Begin behind this place; ``None``: at the first.
-            limit: Items at most.
+            selection: The items to read.
+            after: The place after which to begin. ``None`` begins at the first.
+            limit: The maximum number of items.
 
         Returns:
-            Only an empty page says that there are no more.
+            A page. Only an empty page says that there are no more items.
         """
         ...
 
     def swap(self, change: Change) -> Sequence[int]:
         """
-        Give items new envelopes, each only if its envelope is still what was read.
+        Write new envelopes, each only if its old envelope is unchanged.
 
         Returns:
-            The numbers of the items that were changed.
+            The numbers of the changed items.
 
         Raises:
-            KeyClosedError: The fence of a new envelope's key is closed; nothing was changed.
+            KeyClosedError: The fence of a new envelope's key is closed. Nothing was changed.
         """
         ...
 
 
 def refuse_other_purposes(purpose: KeyPurpose) -> None:
     """
-    Refuse to count for keys that seal no items: every place calls this before it counts.
+    Refuse to count for keys that seal no items. Every place calls this first.
 
     Raises:
-        ConfigurationError: The purpose is another than ``data``.
+        ConfigurationError: The purpose is not ``data``.
     """
     if purpose is not KeyPurpose.DATA:
         raise ConfigurationError(
-            f"keys of purpose {purpose} seal no items: what they sealed cannot be counted here",
-            remedy="Count the items of data keys only. Only a shred ends a key of another purpose.",
+            f"keys of purpose {purpose} seal no items, so there is nothing to count here",
+            remedy="Count the items of data keys only. Only a shred destroys a key of another purpose.",
         )

@@ -1,9 +1,9 @@
 """
-Topics: the names under which classes are stored, ``module:Qualified.Name`` unless registered otherwise.
+Topics: the stored names of classes, ``module:Qualified.Name`` by default.
 
-A renamed or moved class is a fact of the program, like its imports, so registrations hold for the process. A
-topic in the database is never rewritten: it is part of what a sealed item authenticates. An attacker who can
-write to a table chooses the topics of unauthenticated items: ``EventModules`` looks those up.
+A renamed or moved class is a fact of the program, like its imports, so registrations apply to the process. A
+topic in the database is never rewritten, because a sealed item authenticates it. An attacker who can write to
+a table chooses the topics of unauthenticated items. ``EventModules`` checks those.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 MAX_TOPIC_LENGTH = 255
 MOST_PARTS = 100
-"""Names in a topic: importing a module takes levels of the stack for each of its packages."""
-ALIAS_REMEDY = "If the class was renamed or moved, call register_alias(topic, cls) with what it is today."
+"""The maximum number of names in a topic. Each package takes levels of the stack to import."""
+ALIAS_REMEDY = "If the class was renamed or moved, call register_alias(topic, cls) with the class of today."
 
 _classes: dict[str, type[Any]] = {}
 _stored_names: dict[type[Any], str] = {}
@@ -38,11 +38,11 @@ _T = TypeVar("_T")
 
 def register_topic(topic: str, cls: type[Any]) -> None:
     """
-    Store *cls* under *topic*, whatever its module and name are or become.
+    Store *cls* under *topic*, whatever its module and name become.
 
     Args:
         topic: 1 to 255 characters.
-        cls: The class; it may be local to a function.
+        cls: The class. It may be local to a function.
 
     Raises:
         ConfigurationError: *topic* is not such a name, or belongs to another class, or *cls* has another one.
@@ -59,11 +59,11 @@ def register_topic(topic: str, cls: type[Any]) -> None:
 
 def register_alias(topic: str, cls: type[Any]) -> None:
     """
-    Read items that were stored under an older *topic* as *cls*; its own topic stays what it is.
+    Read items under an older *topic* as *cls*, whose own topic stays.
 
     Args:
-        topic: What the class was called, 1 to 255 characters of any form.
-        cls: What it is today.
+        topic: The former name of the class, 1 to 255 characters of any form.
+        cls: The class of today.
 
     Raises:
         ConfigurationError: *topic* is not such a name, or belongs to another class.
@@ -71,7 +71,7 @@ def register_alias(topic: str, cls: type[Any]) -> None:
     if not 0 < len(topic) <= MAX_TOPIC_LENGTH:
         raise ConfigurationError(f"a topic is a string of 1 to {MAX_TOPIC_LENGTH} characters")
     known = _classes.get(topic)
-    # A class that its own name does not find, since its module was loaded again, gives way.
+    # A class that its own name does not find, because its module was loaded again, gives way.
     if known is not None and known is not cls and _is_loaded(known):
         raise ConfigurationError(
             f"topic {topic!r} belongs to {class_name(known)}, so it cannot be {class_name(cls)} too"
@@ -81,16 +81,16 @@ def register_alias(topic: str, cls: type[Any]) -> None:
 
 
 def class_name(cls: type[Any]) -> str:
-    """Name a class as messages show it, and as its topic does unless another one is registered."""
+    """Return the name of a class, as in messages and default topics."""
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def topic_of(cls: type[Any]) -> str:
     """
-    Name *cls* so that :func:`resolve_topic` finds it again.
+    Return the name by which :func:`resolve_topic` finds *cls*.
 
     Returns:
-        The registered topic, else ``module:Qualified.Name``.
+        The registered topic, or otherwise ``module:Qualified.Name``.
 
     Raises:
         SerializationError: The class cannot be found by that name.
@@ -100,7 +100,7 @@ def topic_of(cls: type[Any]) -> str:
         return known
     topic = class_name(cls)
     try:
-        # Not from the known ones: a module that was loaded again has new classes.
+        # Not from the known ones, because a module that was loaded again has new classes.
         found = _import(topic) if len(topic) <= MAX_TOPIC_LENGTH else None
     except SerializationError:
         found = None
@@ -117,14 +117,14 @@ def topic_of(cls: type[Any]) -> str:
 
 def resolve_topic(topic: str) -> type[Any]:
     """
-    Find the class that *topic* names, importing its module if need be.
+    Find the class of *topic*, and import its module if necessary.
 
     Args:
-        topic: From an authenticated item, since it decides which module is imported. For other topics, call
-            ``EventModules.resolve()``.
+        topic: A topic from an authenticated item, because it decides which module is imported. For other
+            topics, call ``EventModules.resolve()``.
 
     Raises:
-        SerializationError: It names no class.
+        SerializationError: The topic does not name a class.
     """
     known = _classes.get(topic) or _imported.get(topic)
     if known is None:
@@ -133,46 +133,47 @@ def resolve_topic(topic: str) -> type[Any]:
 
 
 def with_known_subclasses(cls: _Class) -> _Class:
-    """Let unauthenticated items name the class, and its subclasses that are imported."""
+    """Let unauthenticated items name the class and its imported subclasses."""
     _bases.add(cls)
     return cls
 
 
 def registered_class(topic: str) -> type[Any] | None:
-    """Give the class that is registered under *topic*, or that this process has stored under it."""
+    """Return the class that is registered or stored under *topic*."""
     return _classes.get(topic) or _stored.get(topic)
 
 
 def known_subclasses() -> frozenset[type[Any]]:
-    """Give the classes that :func:`with_known_subclasses` was called for."""
+    """Return the classes that :func:`with_known_subclasses` was called for."""
     return frozenset(_bases)
 
 
 def answers_for(modules: tuple[str, ...]) -> dict[str, type[Any]]:
     """
-    Give the classes, by topic, that unauthenticated items have named where they may name these modules.
+    Return the classes that unauthenticated items have named, by topic.
 
-    A topic is taken out again when it gets another class: so a lookup in here is the whole answer.
+    They are kept for each set of modules. A topic that gets another class is removed, so a lookup here is the
+    whole answer.
     """
     return _answers.setdefault(modules, {})
 
 
 def remember(answers: dict[str, type[Any]], topic: str, cls: type[Any]) -> type[Any]:
-    """Put a class into the answers, unless another thread has just registered one for *topic*."""
+    """Remember a class, unless another thread has just registered *topic*."""
     answers[topic] = cls
     current = registered_class(topic)
     if current is not None:
         cls = answers[topic] = current
-    _imported.setdefault(topic, cls)  # so that resolve_topic() gives the class that was checked
+    _imported.setdefault(topic, cls)  # so that resolve_topic() returns the class that was checked
     return cls
 
 
 def split_topic(topic: str) -> tuple[str, str]:
     """
-    Give the module and the qualified name in a topic.
+    Return the module and the qualified name in a topic.
 
     Raises:
-        SerializationError: It has another form, or too many parts.
+        SerializationError: The topic has another form, or too many parts.
     """
     module, _, qualified_name = topic.partition(":")
     if not (module and qualified_name):
@@ -180,32 +181,33 @@ def split_topic(topic: str) -> tuple[str, str]:
             f"topic {topic!r} is not of the form 'module:Qualified.Name'", remedy=ALIAS_REMEDY
         )
     if topic.count(".") >= MOST_PARTS:
-        raise SerializationError(f"a topic has over {MOST_PARTS} parts", remedy=ALIAS_REMEDY)
+        raise SerializationError(f"a topic has more than {MOST_PARTS} parts", remedy=ALIAS_REMEDY)
     return module, qualified_name
 
 
 def run_import(topic: str, import_: Callable[[], _T]) -> _T:
     """
-    Run the import of a topic's module: no module ends the process, or stops what reads other items.
+    Import a topic's module. It cannot end the process or stop other items.
 
     Args:
-        topic: For the message.
-        import_: May raise anything.
+        topic: The topic, for the message.
+        import_: The import. It may raise anything.
 
     Raises:
-        SerializationError: It failed; the message does not repeat why, which may be a secret of the module.
-        KeyboardInterrupt: From outside.
+        SerializationError: The import failed. The message does not repeat the reason, because it may be a
+            secret of the module.
+        KeyboardInterrupt: The user interrupted the import.
     """
     try:
         return import_()
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # noqa: BLE001 - also SystemExit, and what test frameworks raise
+    except BaseException as error:  # noqa: BLE001 - also SystemExit, and exceptions of test frameworks
         failed = type(error).__name__
     raise SerializationError(
-        f"topic {topic!r} is not there: its import raised {failed}",
-        remedy=f"{ALIAS_REMEDY} If the module is there, import it yourself to see why it fails. "
-        "Else find out who wrote the row.",
+        f"topic {topic!r} cannot be found: its import raised {failed}",
+        remedy=f"{ALIAS_REMEDY} If the module exists, import it yourself to see why it fails. "
+        "Otherwise find out who wrote the row.",
     )
 
 

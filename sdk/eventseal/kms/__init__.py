@@ -1,4 +1,4 @@
-"""What a KMS adapter must do, and how a key URI finds its adapter."""
+"""The protocols of KMS adapters, and the adapter of a key URI."""
 
 from eventseal.kms.adapter import (
     EncryptionContext,

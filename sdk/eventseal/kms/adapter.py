@@ -1,4 +1,4 @@
-"""The protocols of KMS adapters, and how a key URI finds the adapter of its KMS."""
+"""The protocols of KMS adapters, and the adapter of a key URI."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class EncryptionContext:
     """
-    What a KMS binds to a wrapped key. AWS CloudTrail shows it, so it never holds the scope or personal data.
+    The non-secret pairs that a KMS binds to a wrapped key.
+
+    AWS CloudTrail shows them, so they never contain a scope or personal data.
 
     Attributes:
         key_id: The wrapped key's id.
@@ -33,7 +35,7 @@ class EncryptionContext:
     application: str
 
     def as_mapping(self) -> dict[str, str]:
-        """Give the pairs as AWS KMS takes them."""
+        """Return the pairs in the form that AWS KMS takes."""
         return {
             "eventseal:key-id": str(self.key_id),
             "eventseal:purpose": self.purpose,
@@ -41,7 +43,7 @@ class EncryptionContext:
         }
 
     def canonical(self) -> bytes:
-        """Give the same pairs, each name and value length-prefixed, in the order of the names."""
+        """Return the same pairs as length-prefixed names and values, sorted by name."""
         pairs = sorted(self.as_mapping().items())
         return length_prefixed(*[text.encode() for pair in pairs for text in pair])
 
@@ -52,9 +54,9 @@ class WrappedKey:
     A key encrypted under a KEK.
 
     Attributes:
-        kek_uri: The KEK, resolved, never an alias.
-        kek_version: AWS ``KeyMaterialId``, Vault key version; ``None`` where unknown.
-        ciphertext: Opaque to all but the KEK's own adapter.
+        kek_uri: The URI of the KEK. An alias is resolved first.
+        kek_version: The ``KeyMaterialId`` of AWS KMS, or the key version of Vault. ``None`` if unknown.
+        ciphertext: The wrapped bytes. Only the KEK's own adapter can interpret them.
     """
 
     kek_uri: str
@@ -65,13 +67,14 @@ class WrappedKey:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PermissionCheck:
     """
-    One thing that a KMS lets the caller do, or does not.
+    One permission, and whether the KMS grants it to the caller.
 
     Attributes:
-        action: In the KMS's own words: ``kms:Decrypt``, ``transit/decrypt/app``.
-        granted: Whether a trial of it would have succeeded.
-        detail: What was missing, with the statement to add; empty if granted.
-        required: Whether making and opening keys needs it; the others are for rotation and for further KEKs.
+        action: The permission as the KMS names it: ``kms:Decrypt``, ``transit/decrypt/app``.
+        granted: Whether an attempt would succeed.
+        detail: The missing permission, with the statement that grants it. Empty if granted.
+        required: Whether EventSeal needs it to create and unwrap keys. Rotation and additional KEKs need the
+            others.
     """
 
     action: str
@@ -85,27 +88,27 @@ class KmsAdapter(Protocol):
     """
     Wraps and unwraps keys of 32 bytes under one KEK.
 
-    A class that satisfies it also has a classmethod ``from_uri(uri)``. Constructors validate what is local
-    and make no network call. Methods may be called from several threads at once.
+    An adapter class also has a classmethod ``from_uri(uri)``. Its constructors validate local settings and
+    make no network call. Several threads may call its methods at the same time.
     """
 
     @property
     def uri(self) -> str:
-        """The KEK, as it stands in the configuration."""
+        """The URI of the KEK, as it is configured."""
         ...
 
     def generate_data_key(self, context: EncryptionContext) -> tuple[bytes, WrappedKey]:
         """
-        Make 32 random bytes and wrap them.
+        Create a key of 32 random bytes, and wrap it.
 
         Raises:
-            KmsError: The KMS refused or failed; its subclasses say which.
+            KmsError: The KMS refused or failed. The subclass says which.
         """
         ...
 
     def wrap(self, key: bytes, context: EncryptionContext) -> WrappedKey:
         """
-        Wrap *key*, 32 bytes.
+        Wrap *key*, which is 32 bytes.
 
         Raises:
             KmsError: The KMS refused or failed.
@@ -114,10 +117,10 @@ class KmsAdapter(Protocol):
 
     def unwrap(self, wrapped: WrappedKey, context: EncryptionContext) -> bytes:
         """
-        Unwrap to the 32 bytes.
+        Return the 32 bytes of a wrapped key.
 
         Raises:
-            NotMyKeyError: Another KEK wrapped it; raised before any call.
+            NotMyKeyError: Another KEK wrapped the key. The adapter does not call the KMS.
             KmsError: The KMS refused or failed.
             IntegrityError: The wrapping or its context was changed.
         """
@@ -126,77 +129,88 @@ class KmsAdapter(Protocol):
 
 @runtime_checkable
 class SupportsCheck(Protocol):
-    """An adapter that says what the caller may do: the only method that calls out before first use."""
+    """
+    An adapter that can report the caller's permissions.
+
+    ``check`` is the only method that calls the KMS before the adapter's first use.
+    """
 
     def check(self, application: str = "default", /) -> Sequence[PermissionCheck]:
         """
-        Try every permission without changing anything.
+        Try every permission, and change nothing.
 
         Args:
-            application: Whose keys it is for: policies may ask for the name in the encryption context.
+            application: The application whose keys are checked. A policy may require its name in the
+                encryption context.
 
         Raises:
-            KmsError: The KMS could not be asked at all.
+            KmsError: The KMS answered none of the requests.
         """
         ...
 
 
 @runtime_checkable
 class SupportsBatch(Protocol):
-    """An adapter that takes several keys in one call; one outcome an item, in order."""
+    """An adapter that takes several keys in one call, outcomes in order."""
 
     def wrap_many(self, keys: Sequence[tuple[bytes, EncryptionContext]]) -> list[WrappedKey | EventSealError]:
-        """Wrap every key; a key that could not be wrapped has its error in its place."""
+        """Wrap each key. A key that failed has its error in its place."""
         ...
 
     def unwrap_many(
         self, keys: Sequence[tuple[WrappedKey, EncryptionContext]]
     ) -> list[bytes | EventSealError]:
-        """Unwrap every key; a key that could not be unwrapped has its error in its place."""
+        """Unwrap each key. A key that failed has its error in its place."""
         ...
 
 
 @runtime_checkable
 class SupportsGeneration(Protocol):
-    """An adapter that makes several keys faster than one after the other; one outcome a key, in order."""
+    """An adapter that creates several keys faster than one by one."""
 
     def generate_data_keys(
         self, contexts: Sequence[EncryptionContext]
     ) -> list[tuple[bytes, WrappedKey] | EventSealError]:
-        """Make a key of 32 bytes for each context and wrap it; one that could not be has its error."""
+        """
+        Create a key of 32 bytes for each context, and wrap it.
+
+        Returns:
+            One outcome a context, in order. A key that failed has its error in its place.
+        """
         ...
 
 
 @runtime_checkable
 class SupportsRewrap(Protocol):
-    """An adapter whose KMS moves a wrapping to the KEK's newest version without showing the key."""
+    """An adapter whose KMS renews a wrapping without showing the key."""
 
     def rewrap_many(
         self, keys: Sequence[tuple[WrappedKey, EncryptionContext]]
     ) -> list[WrappedKey | EventSealError]:
         """
-        Move every wrapping under this KEK's newest version; the contexts stay.
+        Wrap every key under this KEK's newest version. The contexts stay the same.
 
         Args:
-            keys: Wrappings under this KEK, or under another one of the same service. Only such whose KEK is
-                configured: the adapter cannot know that.
+            keys: Wrappings under this KEK, or under another KEK of the same service. The caller passes only
+                wrappings whose KEK is configured, because the adapter cannot know that.
 
         Returns:
-            One outcome a wrapping, in order; ``NotMyKeyError`` where this service cannot move it from there.
+            One outcome a wrapping, in order. It is a ``NotMyKeyError`` if this service cannot move a wrapping
+            from its KEK to this one.
         """
         ...
 
 
 @runtime_checkable
 class SupportsAliases(Protocol):
-    """An adapter whose wrappings may name its KEK otherwise than :attr:`KmsAdapter.uri` does."""
+    """An adapter whose wrappings may name its KEK differently from :attr:`KmsAdapter.uri`."""
 
     def is_named(self, kek_uri: str) -> bool:
         """
-        Say whether a wrapping that names *kek_uri* is under this KEK.
+        Return whether a wrapping that names *kek_uri* is under this KEK.
 
         Args:
-            kek_uri: As it is stored: data, compared and never called.
+            kek_uri: The stored URI. It is untrusted data: the adapter compares it, and never calls it.
 
         Raises:
             KmsError: An alias could not be resolved.
@@ -206,11 +220,13 @@ class SupportsAliases(Protocol):
 
 @runtime_checkable
 class TellsVersion(Protocol):
-    """An adapter whose KEK has versions, and that can tell the newest one."""
+    """An adapter that can report the newest version of its KEK."""
 
     def current_version(self) -> str | None:
         """
-        Tell the version that wraps, as ``WrappedKey.kek_version`` has it; ``None`` if the KMS tells none.
+        Return the version that wraps keys now, in the form of ``WrappedKey.kek_version``.
+
+        It is ``None`` if the KMS does not report it.
 
         Raises:
             KmsError: The KMS refused or failed.
@@ -220,15 +236,15 @@ class TellsVersion(Protocol):
 
 @runtime_checkable
 class SupportsVersions(TellsVersion, Protocol):
-    """An adapter whose KEK has versions that can be told apart, made, forbidden and deleted."""
+    """An adapter that can create, forbid and delete versions of its KEK."""
 
     def current_version(self) -> str:
-        """Tell the version that wraps; there always is one."""
+        """Return the version that wraps keys now. There always is one."""
         ...
 
     def rotate(self) -> str:
         """
-        Make a new version and tell it; what is wrapped stays under the older ones.
+        Create a new version, and return it. Existing wrappings stay under older versions.
 
         Raises:
             KmsError: The KMS refused or failed.
@@ -237,31 +253,35 @@ class SupportsVersions(TellsVersion, Protocol):
 
     def versions_before(self, version: str) -> list[str]:
         """
-        Name the versions before *version* that were not deleted, as ``WrappedKey.kek_version`` has them.
+        Return the versions before *version* that were not deleted.
+
+        They are in the form of ``WrappedKey.kek_version``.
 
         Raises:
-            ConfigurationError: *version* is none of this KMS's.
+            ConfigurationError: *version* is not a version of this KMS.
             KmsError: The KMS refused or failed.
         """
         ...
 
     def forbid_versions_before(self, version: str) -> None:
         """
-        Open nothing more that is wrapped under a version before *version*; an earlier one takes it back.
+        Forbid unwrapping under every version before *version*.
+
+        To lift the ban from some versions, call it again with an earlier version.
 
         Raises:
-            ConfigurationError: *version* is none of this KMS's.
+            ConfigurationError: *version* is not a version of this KMS.
             KmsError: The KMS refused or failed.
         """
         ...
 
     def delete_versions_before(self, version: str) -> None:
         """
-        Delete the versions before *version* for good; they must have been forbidden.
+        Permanently delete the versions before *version*. They must be forbidden first.
 
         Raises:
-            ConfigurationError: *version* is none of this KMS's.
-            KmsKeyStateError: Some are not forbidden.
+            ConfigurationError: *version* is not a version of this KMS.
+            KmsKeyStateError: A version to delete is not forbidden.
             KmsError: The KMS refused or failed.
         """
         ...
@@ -269,11 +289,11 @@ class SupportsVersions(TellsVersion, Protocol):
 
 @runtime_checkable
 class SupportsDeletion(Protocol):
-    """An adapter whose KEK is deleted whole, after a time in which that can be taken back."""
+    """An adapter that can delete its whole KEK, after a waiting period."""
 
     def created_at(self) -> datetime:
         """
-        Tell when the KEK was made, UTC: nothing older is wrapped under it.
+        Return when the KEK was created, in UTC. It wraps no key that is older.
 
         Raises:
             KmsError: The KMS refused or failed.
@@ -282,7 +302,9 @@ class SupportsDeletion(Protocol):
 
     def deletion_date(self) -> datetime | None:
         """
-        Tell when the KEK will be deleted, UTC; ``None``: it is to stay.
+        Return when the KEK will be deleted, in UTC.
+
+        It is ``None`` if no deletion is scheduled.
 
         Raises:
             KmsError: The KMS refused or failed.
@@ -291,16 +313,18 @@ class SupportsDeletion(Protocol):
 
     def schedule_deletion(self, days: int) -> datetime:
         """
-        Have the KEK deleted; from now on it opens nothing, unless that is taken back.
+        Schedule the deletion of the KEK.
+
+        From now on it unwraps nothing, unless someone cancels the deletion in the KMS.
 
         Args:
-            days: Until then.
+            days: The waiting period, in days.
 
         Returns:
-            When it will be, UTC; what it is already, if it was scheduled before.
+            The time of the deletion, in UTC. If a deletion was scheduled before, its date is kept.
 
         Raises:
-            ConfigurationError: The KMS does not take so many days.
+            ConfigurationError: The KMS does not accept this number of days.
             KmsError: The KMS refused or failed.
         """
         ...
@@ -312,12 +336,13 @@ _BARE_ARN = "arn:"
 
 def adapter_from_uri(uri: str) -> KmsAdapter:
     """
-    Make the adapter that *uri* names: ``<scheme>://...``, or a bare ``arn:aws:kms:...``.
+    Create the adapter that *uri* names.
 
-    Only configured URIs come here: none is ever built from a stored one. Makes no network call.
+    Pass configured URIs only, never one from a key table. This function makes no network call.
 
     Args:
-        uri: One KEK, as it stands in ``kms=`` or ``EVENTSEAL_KMS_KEY``.
+        uri: The URI of one KEK, as in ``kms=`` or ``EVENTSEAL_KMS_KEY``: ``<scheme>://...``, or a bare
+            ``arn:aws:kms:...``.
 
     Raises:
         ConfigurationError: No adapter is installed for the scheme, or the adapter refuses the URI.
@@ -327,12 +352,12 @@ def adapter_from_uri(uri: str) -> KmsAdapter:
 
 def adapter_class(uri: str) -> Any:
     """
-    Find the class of the adapter that *uri* names, without making one.
+    Return the class of the adapter that *uri* names.
 
-    Adapters are found by the entry points of the group ``eventseal.kms``, whose names are the schemes.
+    It finds adapters by the entry points of the group ``eventseal.kms``. Their names are the schemes.
 
     Args:
-        uri: As for :func:`adapter_from_uri`.
+        uri: The URI of one KEK, as for :func:`adapter_from_uri`.
 
     Raises:
         ConfigurationError: No adapter is installed for the scheme.
@@ -340,10 +365,10 @@ def adapter_class(uri: str) -> Any:
     scheme = "aws-kms" if uri.startswith(_BARE_ARN) else uri.partition("://")[0]
     known = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
     if "://" not in uri and not uri.startswith(_BARE_ARN):
-        # Not repeated: it may be a key that someone took for a KEK's name.
+        # The message does not repeat the value: it may be key bytes, entered by mistake.
         raise ConfigurationError(
-            "what is configured is not a key URI",
-            remedy=f"Write <scheme>://<key>, the scheme one of: {_listed(known)}.",
+            "the configured KMS key is not a key URI",
+            remedy=f"Write <scheme>://<key>. The scheme is one of: {_listed(known)}.",
         )
     if scheme not in known:
         raise ConfigurationError(

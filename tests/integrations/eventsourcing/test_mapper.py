@@ -234,7 +234,7 @@ def test_an_event_under_another_scopes_key_is_refused(seal):
     _, (stored,) = stored_dog(school_with(EncryptingMapper.using(seal)))
     school = school_with(EncryptingMapper.using(seal, key_scope=stream_scope))
     for read in (school.mapper.to_domain_event, lambda one: school.mapper.to_domain_events([one])):
-        with pytest.raises(IntegrityError, match="no key of the scope"):
+        with pytest.raises(IntegrityError, match="not a key of the event's scope"):
             read(stored)
 
 

@@ -278,7 +278,7 @@ def test_a_mapper_whose_methods_are_replaced_is_refused(sealed_process, sqlite_u
     chosen = cls.using(sealed_process(sqlite_url))
     with pytest.raises(ConfigurationError, match=r"replaces .*to_stored_event") as caught:
         chosen(transcoder())
-    assert "methods of other names" in caught.value.remedy
+    assert "methods with other names" in caught.value.remedy
 
 
 def test_a_mapper_with_a_constructor_and_methods_of_its_own_seals(sealed_process, sqlite_url):

@@ -49,7 +49,7 @@ def error_of(caught):
             "connection to KMS failed",
         ),
         (boto.SSLError(endpoint_url="https://kms", error="bad"), KmsUnavailableError, "TLS"),
-        (ResponseParserError("no JSON"), KmsUnavailableError, "not KMS"),
+        (ResponseParserError("no JSON"), KmsUnavailableError, "does not come from KMS"),
         (boto.CredentialRetrievalError(provider="x", error_msg="y"), KmsUnavailableError, "credentials"),
         (boto.MetadataRetrievalError(error_msg="y"), KmsUnavailableError, "credentials"),
         (boto.NoCredentialsError(), ConfigurationError, "no AWS credentials"),
@@ -61,7 +61,7 @@ def error_of(caught):
         (boto.ProfileNotFound(profile="nobody"), ConfigurationError, "settings"),
         (boto.UnauthorizedSSOTokenError(), KmsForbiddenError, "sign-in"),
         (boto.TokenRetrievalError(provider="sso", error_msg="y"), KmsForbiddenError, "sign-in"),
-        (boto.BotoCoreError(), KmsError, "could not be made"),
+        (boto.BotoCoreError(), KmsError, "failed before it was sent"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )

@@ -133,7 +133,7 @@ def test_another_transit_keys_wrapping_under_my_name_is_refused(openbao, adapter
     foreign = VaultTransitAdapter("transit", "foreign", client=client).wrap(KEY, context)
     with pytest.raises(IntegrityError) as caught:
         adapter.unwrap(replace(foreign, kek_uri=adapter.uri), context)
-    assert "its key of this name is another one" in caught.value.remedy
+    assert "its key of this name is a different key" in caught.value.remedy
 
 
 def test_a_key_made_again_under_the_same_name_opens_nothing_old_and_says_why(
@@ -148,7 +148,7 @@ def test_a_key_made_again_under_the_same_name_opens_nothing_old_and_says_why(
     transit.create_key(key_name, derived=True)
     with pytest.raises(IntegrityError) as caught:
         adapter.unwrap(wrapped, context)
-    assert "deleted and made again" in caught.value.remedy
+    assert "deleted and created again" in caught.value.remedy
 
 
 def test_only_keys_of_32_bytes_are_wrapped(adapter, context, counting):
@@ -167,7 +167,7 @@ def test_what_was_wrapped_by_others_and_is_no_key_is_refused(openbao, adapter, c
     wrapped = WrappedKey(
         kek_uri=adapter.uri, kek_version="v1", ciphertext=made["data"]["ciphertext"].encode()
     )
-    with pytest.raises(IntegrityError, match="no key of 32 bytes"):
+    with pytest.raises(IntegrityError, match="does not hold 32 bytes"):
         adapter.unwrap(wrapped, context)
 
 
@@ -194,17 +194,17 @@ def test_a_key_that_is_not_derived_is_refused_until_there_is_one_that_is(openbao
 
 def test_a_key_that_cannot_encrypt_is_refused(openbao, client, context):
     openbao.client().secrets.transit.create_key("signer", key_type="ed25519")
-    with pytest.raises(KmsKeyStateError, match="does not encrypt"):
+    with pytest.raises(KmsKeyStateError, match="cannot encrypt"):
         VaultTransitAdapter("transit", "signer", client=client).wrap(KEY, context)
 
 
 def test_an_unknown_mount_is_named_with_its_remedy(client, context):
     adapter = VaultTransitAdapter("nowhere", "app", client=client)
-    with pytest.raises(KmsKeyStateError, match="nothing is mounted there") as caught:
+    with pytest.raises(KmsKeyStateError, match="no engine is mounted there") as caught:
         adapter.wrap(KEY, context)
     assert "vault secrets enable -path=nowhere transit" in caught.value.remedy
     wrapped = WrappedKey(kek_uri=adapter.uri, kek_version=None, ciphertext=b"vault:v1:AAAA")
-    with pytest.raises(KmsKeyStateError, match="nothing is mounted there"):
+    with pytest.raises(KmsKeyStateError, match="no engine is mounted there"):
         adapter.unwrap(wrapped, context)
 
 

@@ -38,7 +38,7 @@ def test_each_missing_right_is_told_with_the_policy_line_that_grants_it(openbao,
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [(None, "no such transit key"), ({}, "not derived"), ({"key_type": "ed25519"}, "does not encrypt")],
+    [(None, "no such transit key"), ({}, "not derived"), ({"key_type": "ed25519"}, "cannot encrypt")],
     ids=["missing", "not derived", "a signing key"],
 )
 def test_a_key_that_will_not_do_is_told_with_its_remedy(openbao, client, options, words):

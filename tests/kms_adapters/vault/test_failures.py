@@ -91,9 +91,14 @@ CASES = {
     "rate limit": ((429, errors("rate limit quota exceeded")), KmsUnavailableError, 4, "quota"),
     "sealed": (SEALED, KmsUnavailableError, 4, "sealed"),
     "standby": (STANDBY, KmsUnavailableError, 4, "standby"),
-    "inside": ((500, errors("internal error")), KmsUnavailableError, 4, "failed inside"),
-    "gateway": ((502, "<html>Bad Gateway</html>"), KmsUnavailableError, 4, "not Vault"),
-    "gateway timeout": ((504, "upstream request timeout"), KmsUnavailableError, 4, "not Vault"),
+    "inside": ((500, errors("internal error")), KmsUnavailableError, 4, "had an internal failure"),
+    "gateway": ((502, "<html>Bad Gateway</html>"), KmsUnavailableError, 4, "does not come from Vault"),
+    "gateway timeout": (
+        (504, "upstream request timeout"),
+        KmsUnavailableError,
+        4,
+        "does not come from Vault",
+    ),
     "not initialised": ((501, errors("not initialized")), KmsUnavailableError, 1, "not initialised"),
     "refused": (
         requests.ConnectionError("[Errno 111] Connection refused"),
@@ -111,24 +116,24 @@ CASES = {
         "TLS",
     ),
     "address": (requests.exceptions.InvalidURL("no host"), ConfigurationError, 1, "address"),
-    "a portal": ((200, "<html>Please log in</html>"), KmsUnavailableError, 1, "not Vault"),
+    "a portal": ((200, "<html>Please log in</html>"), KmsUnavailableError, 1, "does not come from Vault"),
     "a reset without its wrapping": (
         ConnectionResetError(104, "reset by peer"),
         KmsUnavailableError,
         4,
         "reset",
     ),
-    "a proxy's 404": ((404, "<html>Not Found</html>"), KmsUnavailableError, 1, "not Vault"),
-    "a proxy's 403": ((403, "<html>Forbidden</html>"), KmsUnavailableError, 1, "not Vault"),
+    "a proxy's 404": ((404, "<html>Not Found</html>"), KmsUnavailableError, 1, "does not come from Vault"),
+    "a proxy's 403": ((403, "<html>Forbidden</html>"), KmsUnavailableError, 1, "does not come from Vault"),
     "no such key": ((400, errors("encryption key not found")), KmsKeyStateError, 1, "no such transit key"),
-    "no mount": ((404, errors('no handler for route "x"')), KmsKeyStateError, 1, "nothing is mounted"),
+    "no mount": ((404, errors('no handler for route "x"')), KmsKeyStateError, 1, "no engine is mounted"),
     "no namespace": ((404, errors("namespace not found")), KmsKeyStateError, 1, "namespace"),
-    "another engine": ((405, errors("unsupported operation")), KmsKeyStateError, 1, "no transit engine"),
+    "another engine": ((405, errors("unsupported operation")), KmsKeyStateError, 1, "not a transit engine"),
     "soft-deleted": ((400, errors("refusing to use soft-deleted key")), KmsKeyStateError, 1, "soft-deleted"),
     "unknown words": ((400, errors("something new")), KmsError, 1, "something new"),
     "unknown status": ((418, errors("teapot")), KmsError, 1, "418"),
-    "too few results": ((200, {"data": {"batch_results": []}}), KmsError, 1, "does not fit"),
-    "no results": ((200, {"data": None}), KmsError, 1, "does not fit"),
+    "too few results": ((200, {"data": {"batch_results": []}}), KmsError, 1, "does not match the request"),
+    "no results": ((200, {"data": None}), KmsError, 1, "does not match the request"),
     "too complex for one": (
         (400, errors("refused JSON input due to high complexity: exceeded maximum number of strings")),
         KmsError,
@@ -153,7 +158,7 @@ def test_a_redirection_that_drops_what_was_sent_is_not_taken_for_vaults_word(ans
     moved = (301, "moved", {"Location": "http://vault:8200/v1/elsewhere"})
     _, outcome = answering(moved, (405, errors("unsupported operation")))
     assert type(outcome) is KmsUnavailableError
-    assert "not Vault" in str(outcome)
+    assert "does not come from Vault" in str(outcome)
 
 
 def test_a_redirection_to_the_active_node_is_followed(answering):
