@@ -33,7 +33,7 @@ MODULES = ("sdk/**/*.py", "kms_adapters/**/*.py", "examples/**/*.py", "tools/**/
 
 _CODE = re.compile(r"``.+?``|`[^`]+`")
 _LINK = re.compile(r"https?://\S+")
-_SENTENCE_END = re.compile(r"(?<=[.!?])[)\"']?\s+(?=[A-Z\"'(\[]|\d)")
+_SENTENCE_END = re.compile(r"(?<=[.!?])[)\"']?\s+(?=[A-Z\"'(\[`]|\d)")
 _ABBREVIATION = re.compile(r"\b(e\.g|i\.e|cf|vs|etc|No)\.")
 _ENTRY = re.compile(r"^(\s+)(\*{0,2}[\w.]+)(?: \([^)]*\))?: +(.*)$")
 _ITEM = re.compile(r"^\s*(?:[-*]|\d+\.)\s+(.*)$")
@@ -157,8 +157,8 @@ def module(text: str) -> Iterator[Passage]:
 
 
 def sentences(text: str) -> Iterator[str]:
-    """The sentences of a passage, with ``code`` in place of code and of addresses."""
-    text = _ABBREVIATION.sub(r"\1", _LINK.sub("`code`", _CODE.sub("code", text)))
+    """The sentences of a passage, with a placeholder for code and addresses."""
+    text = _ABBREVIATION.sub(r"\1", _LINK.sub("`code`", _CODE.sub("`code`", text)))
     yield from filter(None, (part.strip() for part in _SENTENCE_END.split(text)))
 
 

@@ -404,7 +404,7 @@ def test_a_token_file_that_comes_late_is_waited_for_by_nobody_but_found(
 ):
     path = tmp_path / "token"
     adapter = make_adapter(TokenFile(path))
-    with pytest.raises(ConfigurationError, match="token file .* cannot be read") as caught:
+    with pytest.raises(ConfigurationError, match=r"token file .* cannot be read") as caught:
         adapter.unwrap(wrapped, context)
     assert "vault login" in caught.value.remedy
     path.write_text("")
