@@ -1,15 +1,15 @@
 """
-Count the files that sealing and opening pass through, and how often they return to one.
+Count the files that sealing and opening pass through, and their returns.
 
 Run it: ``python tools/ways.py``. With ``--list`` it also names the files in the order of their first call.
 With ``--size`` it counts the files and code lines of ``sdk`` instead.
 
-The profiler notes the file of each call into ``eventseal`` or ``eventseal_kms``, without ``testing``. Calls
-in a row into one file count once. A return is a change to a file that the way has already left.
+The profiler notes the file of each call into ``eventseal`` or ``eventseal_kms``, without ``testing``.
+Successive calls into one file count once. A return is a change to a file that the path has already left.
 
 The store is a temporary SQLite file with a local key, prepared as ``eventseal init`` does. The two items are
 under one data key, which is wrapped under the KEK. Cold means that every module is imported, and the keyring
-holds no key. Warm means the same two items again. Rows of items in the database are not part of the way.
+holds no key. Warm means the same two items again. Rows of items in the database are not part of the path.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ register_topic("ways:Noted", Noted)
 
 
 class Process:
-    """What one process has: its own connections and a keyring that holds nothing."""
+    """One process, with its own connections and an empty keyring."""
 
     def __init__(self, folder: Path, kek: LocalKmsAdapter) -> None:
         self.datastore = SQLAlchemyDatastore(SQLAlchemySettings(uri=f"sqlite:///{folder / 'store.sqlite'}"))
@@ -93,8 +93,8 @@ class Way(NamedTuple):
     A traced call.
 
     Attributes:
-        name: What was done.
-        steps: The files that were called, in order; calls in a row into one file are one step.
+        name: The name of the action.
+        steps: The files that were called, in order. Successive calls into one file are one step.
     """
 
     name: str
@@ -107,12 +107,12 @@ class Way(NamedTuple):
 
     @property
     def returns(self) -> int:
-        """How often a step went to a file that the way had already left."""
+        """The number of steps to a file that the path already left."""
         return len(self.steps) - len(self.files)
 
 
 def trace(name: str, call: Callable[[], Any]) -> tuple[Way, Any]:
-    """Run *call* and note the files that it passes through, in every thread that it starts."""
+    """Run *call*, and note the files that its threads pass through."""
     steps: list[str] = []
 
     def note(frame: FrameType, event: str, _argument: object) -> None:
@@ -131,7 +131,7 @@ def trace(name: str, call: Callable[[], Any]) -> tuple[Way, Any]:
 
 
 def ways(folder: Path) -> list[Way]:
-    """Seal and open two items, cold and warm, in a new store in *folder*."""
+    """Seal and open two items, cold and warm, in a new store."""
     kek = LocalKmsAdapter.create(folder / "kek")
     preparing = Process(folder, kek)
     preparing.keyring.prepare([])
@@ -145,7 +145,7 @@ def ways(folder: Path) -> list[Way]:
         cold_open, opened = trace("cold open", lambda: reader.mapper.from_sequenced_items(items))
         warm_open, _ = trace("warm open", lambda: reader.mapper.from_sequenced_items(items))
         if opened != events:
-            raise AssertionError("what was opened is not what was sealed")
+            raise AssertionError("the opened events differ from the sealed events")
         return [cold_seal, warm_seal, cold_open, warm_open]
     finally:
         reader.close()
@@ -153,7 +153,7 @@ def ways(folder: Path) -> list[Way]:
 
 
 def code_lines(source: str) -> int:
-    """How many lines hold code: no blank lines, comments and docstrings."""
+    """Return the number of lines with code, without comments and docstrings."""
     docstrings: set[int] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -179,10 +179,10 @@ def show_size() -> None:
 
 
 def show_ways(*, with_files: bool) -> None:
-    """Print a table of the ways, and the files of each if *with_files*."""
+    """Print a table of the paths, with their files if *with_files*."""
     warnings.simplefilter("ignore", DevelopmentKeyWarning)
     with TemporaryDirectory() as first, TemporaryDirectory() as second:
-        ways(Path(first))  # imports what is imported on first use
+        ways(Path(first))  # also imports the modules that are imported on first use
         found = ways(Path(second))
     print("             files  returns")
     for way in found:
@@ -193,7 +193,7 @@ def show_ways(*, with_files: bool) -> None:
 
 
 def main() -> None:
-    """Read the arguments and print what they ask for."""
+    """Read the arguments, and print the counts that they select."""
     parser = argparse.ArgumentParser(description="Count the files that sealing and opening pass through.")
     parser.add_argument("--list", action="store_true", help="also name the files, by their first call")
     parser.add_argument("--size", action="store_true", help="count the files and lines of sdk instead")

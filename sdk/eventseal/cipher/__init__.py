@@ -1,4 +1,4 @@
-"""Where the two paths meet: bytes and their place in, an envelope out, and back."""
+"""The cipher, which seals plaintext under keys into envelopes, and opens them."""
 
 from eventseal.cipher.aes import AESCipher
 from eventseal.cipher.compression import Compression, EventZstd, NoCompression, Zlib, Zstd

@@ -1,4 +1,4 @@
-"""The cipher, where the data path meets the key path: seals items, opens them, and seals them again."""
+"""The cipher, where data meets keys: it seals, opens and re-encrypts items."""
 
 from __future__ import annotations
 
@@ -38,24 +38,28 @@ if TYPE_CHECKING:
 
 
 MAX_PLAINTEXT = 2**24
-"""Bytes that an item may have in plain, unless the cipher is told otherwise."""
+"""The default limit of an item's plaintext, in bytes."""
 
 Outcome: TypeAlias = "bytes | EventSealError | None"
-"""A new envelope, why there is none, or ``None``: the item opens, but its scope has no active key."""
+"""
+The result for one item: its new envelope, or an error.
+
+``None``: the item opens, but its scope has no active key.
+"""
 
 _Row: TypeAlias = "tuple[int, CompressionId, bytes, bytes]"
-"""An item between its keys: its number, how its body is compressed, the body, and its place as bytes."""
+"""An item between two keys: number, compression, body, and place as bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class FormerCollection:
     """
-    Where items were before that are being moved to another collection.
+    The collection that items are moved from.
 
     Attributes:
-        collection: What an item is bound to that does not open in the one it is moved to.
-        rewritten: Gives what an item says there: what is bound to the collection inside of it, too. Takes its
-            number and its plaintext.
+        collection: The former collection. Items are bound to it if they do not open in their new collection.
+        rewritten: Returns the plaintext of an item for its new collection. It also rewrites the parts inside
+            that are bound to the collection. It takes the item's number and its plaintext.
     """
 
     collection: str
@@ -64,17 +68,20 @@ class FormerCollection:
 
 class AESCipher(EnvelopeSealer[ItemContext]):
     """
-    Seals and opens items. Methods may be called from several threads at once.
+    Seals and opens items.
+
+    Several threads may call its methods at the same time.
 
     Args:
         key: A keyring, or a static key of 16, 24 or 32 random bytes.
-        suite: For a static key only: what to seal with, if not the suite of the key's size.
-        compression: What items are compressed with before they are sealed; Zstandard if not given.
-        application: For a static key only: the name that is bound to every item, ``default`` if not given.
-        max_plaintext: Bytes that an item may have in plain, when it is sealed and when it is opened.
+        suite: The cipher suite of a static key. By default it is the suite of the key's size.
+        compression: How items are compressed before they are sealed. The default is Zstandard.
+        application: The application's name for a static key, which is bound to every item. The default is
+            ``default``.
+        max_plaintext: The limit of an item's plaintext in bytes, for sealing and for opening.
 
     Raises:
-        ConfigurationError: The key is of another size or type, or an argument does not go with it.
+        ConfigurationError: The key has another size or type, or an argument does not fit this kind of key.
     """
 
     def __init__(
@@ -87,7 +94,7 @@ class AESCipher(EnvelopeSealer[ItemContext]):
         max_plaintext: int = MAX_PLAINTEXT,
     ) -> None:
         if max_plaintext < 1:
-            raise ConfigurationError(f"max_plaintext is {max_plaintext}; it must be at least 1 byte")
+            raise ConfigurationError(f"max_plaintext is {max_plaintext}, but it must be at least 1 byte")
         source = _key_source(key, suite, application)
         sealing_suite = source.suite if isinstance(source, StaticKey) else A256CBC_HS512
         compression = compression or Zstd()
@@ -100,7 +107,7 @@ class AESCipher(EnvelopeSealer[ItemContext]):
         )
 
     def with_keys(self, keys: KeySource) -> AESCipher:
-        """Give a cipher that differs in its keys alone."""
+        """Return a cipher that differs only in its keys."""
         return AESCipher(keys, compression=self._compression, max_plaintext=self._limit)
 
     @property
@@ -109,20 +116,24 @@ class AESCipher(EnvelopeSealer[ItemContext]):
         return self._keys.application
 
     def stored_scope(self, scope: str) -> str:
-        """Give a scope as keys name it, to be compared with an opened item's; see ``KeySource``."""
+        """
+        Return a scope as keys name it (see ``KeySource``).
+
+        Compare the result with the scope of an opened item.
+        """
         return self._keys.stored_scope(scope)
 
     @property
     def has_keyring(self) -> bool:
-        """Whether its keys come and go; if not, one static key seals everything."""
+        """Whether a keyring supplies its keys. Otherwise one static key seals everything."""
         return not isinstance(self._keys, StaticKey)
 
     def add_place(self, name: str, collection: str) -> None:
-        """Note that a place beside the registered tables holds items; see ``KeySource``."""
+        """Note a place of items outside the registered tables (see ``KeySource``)."""
         self._keys.add_place(name, collection)
 
     def refresh(self) -> None:
-        """Look at once for keys whose state changed."""
+        """Look immediately for keys whose state changed."""
         self._keys.refresh()
 
     def encrypt(
@@ -136,7 +147,7 @@ class AESCipher(EnvelopeSealer[ItemContext]):
         Open one item, as :meth:`open_many` does.
 
         Raises:
-            EventSealError: What :meth:`open_many` gives as an item's outcome.
+            EventSealError: The item does not open. :meth:`open_many` lists the errors.
         """
         outcome = self.open_many(((sealed, context),))[0]
         if isinstance(outcome, EventSealError):
@@ -144,31 +155,31 @@ class AESCipher(EnvelopeSealer[ItemContext]):
         return outcome.plaintext
 
     def bind_fields(self, fields: Sequence[tuple[bytes, FieldContext]]) -> list[tuple[bytes, bytes]]:
-        """Give the associated data of fields, as :meth:`bind_many` does that of items."""
+        """Return the associated data of fields, as :meth:`bind_many` does for items."""
         return self._fields.bind_many(fields)
 
     def reseal_many(
         self, items: StoredItems, collection: str, *, moved: FormerCollection | None = None
     ) -> list[Outcome]:
         """
-        Seal items again under the active keys of their scopes; no key is made.
+        Re-encrypt items under the active keys of their scopes.
 
-        An item keeps its compression if that is the cipher's own or none: what was left uncompressed may have
-        been so on purpose. Each new envelope is opened again, to the same bytes, before it is given.
+        This creates no key. An item keeps its compression if that is the cipher's own or none: an item may be
+        uncompressed on purpose. Each new envelope is opened again and compared before it is returned.
 
         Args:
-            items: Their places and envelopes, column by column.
-            collection: Of all of them.
-            moved: What an item is bound to that comes from another collection; ``None``: none does.
+            items: The places and envelopes of the items, column by column.
+            collection: The collection of all items.
+            moved: The collection that items may come from. ``None`` means that no item is moved.
 
         Returns:
-            For each item, in order, its new envelope, ``None`` if its scope has no active key, or why it does
-            not open, as in :meth:`open_many`.
+            For each item, in order, its new envelope, or the error of :meth:`open_many` if it does not open.
+            The value ``None`` means that its scope has no active key.
 
         Raises:
-            IntegrityError: What was just sealed does not open to the same bytes.
+            IntegrityError: A new envelope does not open to the same bytes.
             KeyNotFoundError: A key was closed while it sealed.
-            EventSealError: ``KeySource.sealing_keys`` says why there is no key to seal with.
+            EventSealError: A scope has no key to seal with. ``KeySource.sealing_keys`` lists the reasons.
         """
         outcomes: list[Outcome] = [None] * len(items.envelopes)
         by_header = _by_header(items.envelopes, outcomes)
@@ -200,7 +211,7 @@ class AESCipher(EnvelopeSealer[ItemContext]):
             compression = CompressionId(header[2])
             is_kept = moved is None and compression in (CompressionId.NONE, self._compression.id)
             for number, (_, aad), body in zip(bound, framed, bodies, strict=True):
-                if is_kept and type(body) is bytes:  # as nearly always
+                if is_kept and type(body) is bytes:  # nearly always
                     rows.append((number, compression, body, aad[HEADER_SIZE:]))
                     continue
                 written = self._written(number, compression, body, moved)
@@ -216,7 +227,7 @@ class AESCipher(EnvelopeSealer[ItemContext]):
 
     @property
     def heads(self) -> tuple[bytes, ...]:
-        """How the envelopes begin that :meth:`reseal_many` would not change but for their key: 3 bytes."""
+        """The first 3 bytes of envelopes whose key alone :meth:`reseal_many` changes."""
         compressions = dict.fromkeys((self._compression.id, CompressionId.NONE))
         return tuple(bytes((VERSION, self._suite.id, compression)) for compression in compressions)
 
@@ -224,11 +235,13 @@ class AESCipher(EnvelopeSealer[ItemContext]):
         self, fields: Sequence[tuple[bytes, FieldContext]], *, compress: Sequence[bool]
     ) -> list[bytes]:
         """
-        Seal fields of items, all or none, each under its subject's key of purpose ``field``.
+        Seal fields of items, all or none.
+
+        Each is sealed under its subject's key of purpose ``field``.
 
         Args:
-            fields: Plaintext and place of each; its scope names the subject.
-            compress: For each, whether compression is tried, where it may be worth it.
+            fields: The plaintext and the place of each field. The scope in the place names the subject.
+            compress: For each field, whether to try compression. Short fields are never compressed.
 
         Returns:
             The envelopes, in order.
@@ -236,17 +249,19 @@ class AESCipher(EnvelopeSealer[ItemContext]):
         Raises:
             SerializationError: A place has no canonical value.
             ItemTooLargeError: A plaintext is over ``max_plaintext``.
-            EventSealError: There is no key to seal with; ``KeySource.sealing_keys`` says why.
+            EventSealError: A subject has no key to seal with. ``KeySource.sealing_keys`` lists the reasons.
         """
         scopes = [context.scope for _, context in fields]
         return self._fields.encrypt_many(fields, scopes=scopes, compress=compress)
 
     def open_fields(self, fields: Sequence[tuple[bytes, FieldContext]]) -> list[Opened | EventSealError]:
         """
-        Open fields, each with an outcome of its own, as :meth:`open_many` opens items.
+        Open fields, each with its own outcome.
+
+        It opens them as :meth:`open_many` opens items.
 
         Args:
-            fields: Envelope and place of each.
+            fields: The envelope and the place of each field.
 
         Raises:
             StoreError: The key store refused or failed.
@@ -261,7 +276,7 @@ class AESCipher(EnvelopeSealer[ItemContext]):
         *,
         last_answer: bool = False,
     ) -> tuple[str, list[bytes | IntegrityError]] | EventSealError:
-        """Open the items of one header: give their scope and each one's body, or what stops all of them."""
+        """Open items with one header: to scope and bodies, or an error."""
         if isinstance(key, EventSealError):
             return key
         problem = misfit(key, self._keys.application)
@@ -269,7 +284,7 @@ class AESCipher(EnvelopeSealer[ItemContext]):
             return problem
         try:
             return key.scope, open_many(key.pool(SUITES[header[1]]), framed)
-        except KeyNotFoundError as error:  # closed between being handed out and being used: ask once more
+        except KeyNotFoundError as error:  # closed after it was handed out: fetch it once more
             again = error if last_answer else self._keys.opening_keys([key.key_id])[key.key_id]
         return self._bodies(again, header, framed, last_answer=True)
 
@@ -281,7 +296,7 @@ class AESCipher(EnvelopeSealer[ItemContext]):
         bodies: list[bytes | IntegrityError],
         former: Sequence[Any],
     ) -> None:
-        """Open, where they were before, the items that did not open where they are moved to."""
+        """Open items in their former collection, if the new one refuses them."""
         refused = [index for index, body in enumerate(bodies) if isinstance(body, IntegrityError)]
         # A place has a value in both collections or in none.
         opened = self._bodies(key, header, [(framed[index][0], header + former[index]) for index in refused])
@@ -296,7 +311,7 @@ class AESCipher(EnvelopeSealer[ItemContext]):
         body: bytes | IntegrityError,
         moved: FormerCollection | None,
     ) -> tuple[CompressionId, bytes] | EventSealError:
-        """Give a body as it is to be sealed: as it is, or under the cipher's compression if that helps."""
+        """Return a body for sealing, compressed by the cipher if that helps."""
         plaintext = decompress(compression, body, limit=self._limit) if isinstance(body, bytes) else body
         written = moved.rewritten(number, plaintext) if moved and isinstance(plaintext, bytes) else plaintext
         if isinstance(written, EventSealError):
@@ -321,7 +336,7 @@ class AESCipher(EnvelopeSealer[ItemContext]):
         if not reopens(pool, sealed, framed):
             raise IntegrityError(
                 f"items that were just sealed under key {target.key_id} do not open to the same bytes",
-                remedy="Nothing of the batch was written. Check this machine's memory and its OpenSSL.",
+                remedy="No item of the batch was written. Check this machine's memory and its OpenSSL.",
                 key_id=target.key_id,
             )
         for (number, *_), body, (_, aad) in zip(rows, sealed, framed, strict=True):
@@ -340,7 +355,7 @@ def _key_source(key: bytes | KeySource, suite: Suite | None, application: str | 
 
 
 def _by_header(envelopes: Sequence[Any], outcomes: list[Outcome]) -> dict[bytes, list[int]]:
-    """Number the items by their header; what is no envelope gets its error."""
+    """Group items by header, and set an error for bytes without one."""
     numbers: dict[bytes, list[int]] = {}
     for number, problem in enumerate(map(envelope_problem, envelopes)):
         if problem is None:

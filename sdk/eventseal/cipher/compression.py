@@ -1,4 +1,4 @@
-"""How plaintext is compressed before it is sealed, and decompressed within limits."""
+"""Compression of plaintext before sealing, and decompression within limits."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import zstandard
 
 from eventseal.errors import OPAQUE_INTEGRITY_MESSAGE, ConfigurationError, IntegrityError, ItemTooLargeError
 from eventseal.suites.envelope import CompressionId
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,34 +23,42 @@ _KEPT = os.cpu_count() or 1
 
 
 class Compression(Protocol):
-    """How a cipher compresses what it seals. Methods may be called from several threads at once."""
+    """
+    How a cipher compresses plaintext before it seals it.
+
+    Several threads may call its methods at the same time.
+    """
 
     @property
     def id(self) -> CompressionId:
-        """Its byte in the envelope."""
+        """The compression's byte in the envelope."""
         ...
 
     def compress(self, plaintext: bytes) -> bytes:
-        """Compress *plaintext*; the cipher decides whether the result is worth keeping."""
+        """Compress *plaintext*. The cipher decides whether it keeps the result."""
         ...
 
 
 class NoCompression:
-    """Seals items as they are: their lengths say the least about their content."""
+    """
+    Leaves items uncompressed.
+
+    Then their lengths reveal the least about their content.
+    """
 
     id = CompressionId.NONE
 
     def compress(self, plaintext: bytes) -> bytes:
-        """Give *plaintext* back."""
+        """Return *plaintext* unchanged."""
         return plaintext
 
 
 class Zlib:
     """
-    zlib (RFC 1950).
+    Compresses by zlib (RFC 1950).
 
     Args:
-        level: 1 to 9.
+        level: The compression level, 1 to 9.
     """
 
     id = CompressionId.ZLIB
@@ -64,10 +73,12 @@ class Zlib:
 
 class Zstd:
     """
-    Zstandard (RFC 8878), one frame an item, which declares its content's size.
+    Compresses by Zstandard (RFC 8878).
+
+    Each item is one frame, which declares the size of its content.
 
     Args:
-        level: 1 to 22; higher ones take longer for little on events.
+        level: The compression level, 1 to 22. Higher levels take longer, with little effect on events.
     """
 
     id = CompressionId.ZSTD
@@ -92,13 +103,14 @@ class Zstd:
 
 class EventZstd(Zstd):
     """
-    Zstandard with the dictionary of the format: it knows what the JSON of most events has in common.
+    Compresses by Zstandard with the dictionary of the format.
 
-    A small event takes about half of what it takes without. The dictionary is made of events that nobody ever
-    had (``tests/vectors/format/make_dictionary.py``), and comes with EventSeal.
+    The dictionary has the parts that the JSON of most events has in common. With it, a small event takes
+    about half as many bytes. Its samples are invented events (``tests/vectors/format/make_dictionary.py``),
+    and EventSeal ships it.
 
     Args:
-        level: 1 to 22.
+        level: The compression level, 1 to 22.
     """
 
     id = CompressionId.ZSTD_EVENTS
@@ -114,7 +126,7 @@ class EventZstd(Zstd):
 
 @lru_cache(maxsize=1)
 def event_dictionary() -> zstandard.ZstdCompressionDict:
-    """Give the dictionary of the format; threads may share it."""
+    """Return the dictionary of the format, which threads may share."""
     return zstandard.ZstdCompressionDict(Path(__file__).with_name("events.zdict").read_bytes())
 
 
@@ -126,30 +138,32 @@ _idle_event_decompressors: deque[zstandard.ZstdDecompressor] = deque(maxlen=_KEP
 
 def decompress(compression: int, data: bytes, *, limit: int) -> bytes | IntegrityError | ItemTooLargeError:
     """
-    Undo a compression, within bounds.
+    Decompress an item, within a limit.
 
     Args:
-        compression: As the envelope's header has it.
-        data: What was sealed; its tag was verified.
-        limit: Bytes that may come out at most; more are never allocated.
+        compression: The compression's byte in the envelope's header.
+        data: The decrypted body. Its tag was verified.
+        limit: The limit of the plaintext in bytes. More are never allocated.
 
     Returns:
-        What came out, or why nothing did: it would be over *limit*, or *data* is not one whole compressed
-        item. Errors are given, not raised, so that no traceback holds a plaintext.
+        The plaintext, or an error: the plaintext is over *limit*, or *data* is not one whole compressed item.
+        Errors are returned, not raised, so that no traceback holds a plaintext.
     """
     return _DECOMPRESS[compression](data, limit)
 
 
 def too_large(size: int, limit: int) -> ItemTooLargeError:
-    """Say that an item of *size* bytes is over the *limit*."""
+    """Return the error of an item over the *limit* in bytes."""
     return ItemTooLargeError(
-        f"the item has {size} bytes in plain; the limit is {limit}", size=size, limit=limit
+        f"the plaintext of the item has {counted(size, 'byte')}, which is over the limit of {limit:,}",
+        size=size,
+        limit=limit,
     )
 
 
 def _checked_level(level: int, highest: int) -> int:
     if not 1 <= level <= highest:
-        raise ConfigurationError(f"compression level {level} is not one of 1 to {highest}")
+        raise ConfigurationError(f"the compression level is {level}, but it must be from 1 to {highest}")
     return level
 
 
@@ -179,8 +193,8 @@ def _from_frame(
         declared = zstandard.frame_content_size(data)
     except zstandard.ZstdError:
         return IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
-    # -1: none is declared. 0: zstandard would look no further, so bytes after the frame would pass unread;
-    # no empty item is worth compressing (docs/decisions/0004).
+    # -1: no size is declared. 0: zstandard would read no further, so bytes after the frame would stay unread.
+    # The cipher never compresses an empty item (docs/decisions/0004).
     if declared < 1:
         return IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
     if declared > limit:
@@ -204,7 +218,9 @@ def _decompress_zlib(data: bytes, limit: int) -> bytes | IntegrityError | ItemTo
     except zlib.error:
         return IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
     if len(plaintext) > limit:
-        return ItemTooLargeError(f"the item has more than {limit} bytes in plain", limit=limit)
+        return ItemTooLargeError(
+            f"the plaintext of the item is over the limit of {counted(limit, 'byte')}", limit=limit
+        )
     if not stream.eof or stream.unused_data:
         return IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
     return plaintext

@@ -1,10 +1,10 @@
 """
-The item context: an item's place, bound to it as associated data and not stored in it.
+The item context: the place that an item is bound to.
 
-What is bound is a canonical value, so that two contexts give the same bytes exactly when the database cannot
-tell them apart: the text of a UUID is that UUID, ``Decimal("1.50")`` is 1.5, ``Decimal("3.0")`` is 3
-and -0 is 0. Whatever has no such value is refused before anything is written. ``docs/format.md`` has
-the bytes.
+The place is associated data. It is not stored in the envelope. Each part is bound as a canonical value. So
+two contexts have the same bytes exactly if the database treats them as equal. The text of a UUID is that
+UUID, ``Decimal("1.50")`` is 1.5, ``Decimal("3.0")`` is 3, and -0 is 0. A value without a canonical form is
+refused before anything is written. See ``docs/format.md`` for the bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 DOMAIN = b"item"
 MAX_PLACES = 6
-"""Decimal places of a position: a microsecond, where it is a time."""
+"""The decimal places of a position. For a time, the last one is a microsecond."""
 
 _UUID_TAG, _TEXT_TAG, _DECIMAL_TAG = b"\x01", b"\x02", b"\x04"
 _INTEGER_TAG = 3
@@ -36,7 +36,7 @@ _UUID_TEXT_SIZE = 36
 _LEAST, _MOST = -(2**63), 2**63 - 1
 _DIGITS = 19
 _MICRO = Decimal(1).scaleb(-MAX_PLACES)
-# Wide enough for every 64-bit integer with six places; whatever does not fit exactly raises.
+# Wide enough for every 64-bit integer with six places. A value that does not fit exactly raises.
 _EXACT = Context(prec=30, traps=[Inexact, InvalidOperation])
 
 
@@ -46,9 +46,11 @@ class ItemContext:
     The place of an item. It must be equal when the item is opened.
 
     Args:
-        sequence_id: The stream: a UUID or text; the canonical text of a UUID is the same stream as the UUID.
-        position: In the stream: an integer of 64 bits, or a Decimal of at most 6 places. No float, no bool.
-        topic: Names the event's class.
+        sequence_id: The stream, as a UUID or text. The canonical text of a UUID is the same stream as the
+            UUID.
+        position: The position in the stream: an integer of 64 bits, or a Decimal of at most 6 places. A float
+            or bool is refused.
+        topic: The name of the event's class.
         collection: ``items``, ``snapshots``, or the logical name that a record class declares.
     """
 
@@ -59,11 +61,11 @@ class ItemContext:
 
 
 class StoredItems(Protocol):
-    """Items with their places, column by column, as a table has them; they belong to one collection."""
+    """Items of one collection with their places, column by column."""
 
     @property
     def sequence_ids(self) -> Sequence[Any]:
-        """One for each item; equal neighbours had best be one object."""
+        """One for each item. It is faster if equal neighbours are one object."""
         ...
 
     @property
@@ -78,7 +80,7 @@ class StoredItems(Protocol):
 
     @property
     def envelopes(self) -> Sequence[Any]:
-        """One for each item, or whatever stands in its place."""
+        """One for each item, or whatever value the table has instead."""
         ...
 
 
@@ -87,7 +89,7 @@ class ItemBinder:
     Writes item contexts as associated data, for one application.
 
     Args:
-        application: Its name is part of every item's associated data.
+        application: The application's name, which is part of every item's associated data.
     """
 
     def __init__(self, application: str) -> None:
@@ -95,15 +97,17 @@ class ItemBinder:
 
     def bind(self, context: ItemContext) -> bytes:
         """
-        Give the associated data of an item but for the envelope's header, which goes before it.
+        Return the associated data of an item, without the envelope's header.
+
+        The header precedes it.
 
         Returns:
-            Domain, application, collection, sequence id, position and topic, each behind 4 bytes of length.
+            Domain, application, collection, sequence id, position and topic, each after 4 bytes of length.
 
         Raises:
             SerializationError: A part has no canonical value, or is of another type.
         """
-        # The exact types take a short way; whatever else there is takes the long one, to the same bytes.
+        # The exact types take a short way. All other types take the long one, to the same bytes.
         sequence_id, position, topic = context.sequence_id, context.position, context.topic
         if type(sequence_id) is UUID:
             place = _FRAMED_UUID + sequence_id.bytes
@@ -121,11 +125,13 @@ class ItemBinder:
 
     def bind_many(self, items: StoredItems, collection: str) -> list[bytes | SerializationError]:
         """
-        Bind the places of a page of one collection, as :meth:`bind` does, each with an outcome of its own.
+        Bind the places of items of one collection.
+
+        It binds each as :meth:`bind` does. An item that cannot be bound has an error in its place.
 
         Args:
-            items: Any number.
-            collection: Of all of them.
+            items: Any number of items.
+            collection: The collection of all items.
         """
         bound: list[bytes | SerializationError] = []
         names = _framed_names(self.application, collection)
@@ -166,10 +172,10 @@ def _framed_sequence_id(sequence_id: object) -> bytes:
 
 def canonical_sequence_id(sequence_id: object) -> bytes:
     """
-    Give a sequence id's canonical value: a tag and the bytes.
+    Return a sequence id's canonical value: a tag and the bytes.
 
     Raises:
-        SerializationError: It is neither a UUID nor text, or text that no database keeps unchanged.
+        SerializationError: It is neither a UUID nor text, or not every database keeps the text unchanged.
     """
     if isinstance(sequence_id, UUID):
         return _UUID_TAG + sequence_id.bytes
@@ -191,15 +197,16 @@ def canonical_sequence_id(sequence_id: object) -> bytes:
 
 def canonical_position(position: object) -> bytes:
     """
-    Give a position's canonical value: a tag and the bytes.
+    Return a position's canonical value: a tag and the bytes.
 
     Raises:
-        SerializationError: It is neither an integer of 64 bits nor a Decimal within them of at most 6 places.
+        SerializationError: It is neither an integer of 64 bits, nor a Decimal in that range with at most 6
+            places.
     """
     if isinstance(position, bool) or not isinstance(position, int | Decimal):
         raise SerializationError(
             f"a position is an int or a Decimal, not {type(position).__name__}",
-            remedy="Number the events of a stream by integers, or use Decimal seconds of at most 6 places.",
+            remedy="Number the events of a stream by integers, or use Decimal seconds with at most 6 places.",
         )
     if isinstance(position, Decimal):
         return _canonical_decimal(position)
@@ -215,11 +222,11 @@ def _canonical_integer(value: int) -> bytes:
 def _canonical_decimal(position: Decimal) -> bytes:
     if not position.is_finite():
         raise SerializationError(
-            "a position is not a number, or is infinite", remedy="Give the position as a finite Decimal."
+            "a position is not a number, or is infinite", remedy="Use a finite Decimal as the position."
         )
     if not position:
         return _canonical_integer(0)
-    if position.adjusted() > _DIGITS:  # before anything is computed with what may be 1E+999999
+    if position.adjusted() > _DIGITS:  # before any computation, since it may be 1E+999999
         raise _out_of_range()
     try:
         scaled = position.quantize(_MICRO, context=_EXACT).scaleb(MAX_PLACES, context=_EXACT)
@@ -240,20 +247,20 @@ def _canonical_decimal(position: Decimal) -> bytes:
 
 def _out_of_range() -> SerializationError:
     return SerializationError(
-        "a position does not fit 64 bits", remedy=f"Use positions from {_LEAST} to {_MOST}."
+        "a position does not fit into 64 bits", remedy=f"Use positions from {_LEAST} to {_MOST}."
     )
 
 
 def framed_text(what: str, text: str) -> bytes:
     """
-    Give text behind its length.
+    Return text after its length, 4 bytes.
 
     Args:
-        what: It is, for a message.
-        text: Without NUL and lone surrogates.
+        what: The name of the text in an error message.
+        text: The text, without NUL characters and lone surrogates.
 
     Raises:
-        SerializationError: It holds one of these.
+        SerializationError: The text holds a NUL character or a lone surrogate.
     """
     return length_prefixed(_text(what, text))
 
@@ -261,22 +268,22 @@ def framed_text(what: str, text: str) -> bytes:
 def _text(what: str, text: object) -> bytes:
     if not isinstance(text, str):
         raise SerializationError(
-            f"the {what} is of type {type(text).__name__}, not a string", remedy=f"Give the {what} as text."
+            f"the {what} is of type {type(text).__name__}, not a string", remedy=f"Use text as the {what}."
         )
     if "\0" in text:
         raise SerializationError(
-            f"the {what} holds a NUL character", remedy="Leave it out: not every database keeps it."
+            f"the {what} holds a NUL character", remedy="Remove it: not every database keeps it."
         )
     try:
         return text.encode()
     except UnicodeEncodeError:
         raise SerializationError(
-            f"the {what} holds a lone surrogate", remedy="Give text that UTF-8 can hold."
+            f"the {what} holds a lone surrogate", remedy="Use text that UTF-8 can encode."
         ) from None
 
 
-# What recurs from item to item is framed once. The caches are small: topics and collections are the program's
-# own names, and a page of items comes from few streams.
+# Parts that recur from item to item are framed once. The caches are small: topics and collections are names
+# in the program, and a page of items comes from few streams.
 
 
 @lru_cache(maxsize=1024)

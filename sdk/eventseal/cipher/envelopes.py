@@ -1,4 +1,4 @@
-"""Envelopes under keys of one purpose: items under data keys, and fields inside them under field keys."""
+"""Sealing and opening: items under data keys, fields under field keys."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from eventseal.keys.states import KeyPurpose
 from eventseal.suites.cbc_hmac import SUITES, open_many, seal_many
 from eventseal.suites.envelope import BLOCK_SIZE, HEADER_SIZE, CompressionId, build_header, envelope_problem
 from eventseal.suites.hkdf import length_prefixed
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 FIELD_DOMAIN = b"field"
 LEAST_COMPRESSED = 256
-"""Bytes from which a field's compression is tried: names and addresses do not get shorter by it."""
+"""The smallest field, in bytes, that is compressed. Compression does not shorten names and addresses."""
 
 _ITEM_DOMAIN_SIZE = len(length_prefixed(DOMAIN))
 _FRAMED_FIELD_DOMAIN = length_prefixed(FIELD_DOMAIN)
@@ -48,7 +49,7 @@ _WHAT_SEALS = {
 }
 
 Ready: TypeAlias = "tuple[CompressionId, bytes, bytes]"
-"""An item before it meets its key: how its body is compressed, the body, and its place as bytes."""
+"""An item without its key: its compression, body, and place as bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +58,9 @@ class Opened:
     An opened item.
 
     Attributes:
-        plaintext: As it was sealed.
+        plaintext: The bytes that were sealed.
         key_id: The key that opened it.
-        scope: That key's scope; a reader compares it with the scope that it expects.
+        scope: The scope of that key. A reader compares it with the scope that it expects.
     """
 
     plaintext: bytes = field(repr=False)
@@ -69,14 +70,16 @@ class Opened:
 
 class EnvelopeSealer(Generic[_Place]):
     """
-    Seals and opens under keys of one purpose. Methods may be called from several threads at once.
+    Seals and opens under keys of one purpose.
+
+    Several threads may call its methods at the same time.
 
     Args:
         keys: The source of the keys.
         suite: The cipher suite that seals.
-        compression: What plaintexts are compressed with before they are sealed.
-        bind: Gives a place as associated data, without the header.
-        limit: Bytes that a plaintext may have.
+        compression: How plaintexts are compressed before they are sealed.
+        bind: Returns a place as associated data, without the header.
+        limit: The limit of a plaintext in bytes.
     """
 
     _purpose = KeyPurpose.DATA
@@ -105,12 +108,14 @@ class EnvelopeSealer(Generic[_Place]):
         compress: bool | Sequence[bool] = True,
     ) -> list[bytes]:
         """
-        Seal items, all or none, those of a scope under one key.
+        Seal items, all or none.
+
+        All items of a scope are sealed under one key.
 
         Args:
-            items: Plaintext and place of each.
-            scopes: One for all items, or one for each.
-            compress: Whether compression is tried: for all items, or for each.
+            items: The plaintext and the place of each item.
+            scopes: One scope for all items, or one for each.
+            compress: Whether to try compression, for all items or for each.
 
         Returns:
             The envelopes, in order.
@@ -118,7 +123,7 @@ class EnvelopeSealer(Generic[_Place]):
         Raises:
             SerializationError: A place has no canonical value, or a plaintext is not bytes.
             ItemTooLargeError: A plaintext is over ``max_plaintext``.
-            EventSealError: There is no key to seal with; ``KeySource.sealing_keys`` says why.
+            EventSealError: A scope has no key to seal with. ``KeySource.sealing_keys`` lists the reasons.
         """
         if isinstance(compress, bool):
             ready = self._ready(items, repeat(compress))
@@ -138,22 +143,22 @@ class EnvelopeSealer(Generic[_Place]):
 
     def open_many(self, items: Sequence[tuple[bytes, _Place]]) -> list[Opened | EventSealError]:
         """
-        Open items, each with an outcome of its own.
+        Open items, each with its own outcome.
 
         Args:
-            items: Envelope and place of each.
+            items: The envelope and the place of each item.
 
         Returns:
-            For each item, in order, what was opened or why it was not: ``UnknownFormatError``,
+            For each item, in order, the opened item or its error: ``UnknownFormatError``,
             ``SerializationError``, ``WrongApplicationError``, ``IntegrityError``, ``ItemTooLargeError``, or
-            what ``KeySource.opening_keys`` gives for its key.
+            the error that ``KeySource.opening_keys`` returns for its key.
 
         Raises:
             StoreError: The key store refused or failed.
         """
         outcomes: dict[int, Opened | EventSealError] = {}
         indices: dict[bytes, list[int]] = {}
-        for index, (sealed, _) in enumerate(items):  # here, not in a function: single items come here too
+        for index, (sealed, _) in enumerate(items):  # inline, not in a function: single items pass here too
             problem = envelope_problem(sealed)
             if problem is None:
                 indices.setdefault(sealed[:HEADER_SIZE], []).append(index)
@@ -168,7 +173,7 @@ class EnvelopeSealer(Generic[_Place]):
 
     def bind_many(self, items: Sequence[tuple[bytes, _Place]]) -> list[tuple[bytes, bytes]]:
         """
-        Give the associated data of items, without the header, each with its envelope.
+        Return items' associated data, without the header, with their envelopes.
 
         Raises:
             SerializationError: A place has no canonical value.
@@ -176,7 +181,7 @@ class EnvelopeSealer(Generic[_Place]):
         return [(self._bind(context), sealed) for sealed, context in items]
 
     def names_scope(self, scope: str, stored: str | None) -> bool:
-        """Whether *stored* is how keys name a scope: as it is, or by its digest; see ``KeySource``."""
+        """Return whether *stored* is a scope or its digest (see ``KeySource``)."""
         return stored == scope or stored == self._keys.stored_scope(scope)
 
     def _ready(self, items: Iterable[tuple[bytes, _Place]], compress: Iterable[bool]) -> list[Ready]:
@@ -209,7 +214,7 @@ class EnvelopeSealer(Generic[_Place]):
         try:
             return seal_under(key, self._suite, items, application=application, purpose=purpose)
         except KeyNotFoundError:
-            # Closed between being handed out and being used: ask once more, and take that answer.
+            # Closed after it was handed out: fetch it once more, and use that answer.
             key = self._keys.sealing_keys({scope: len(items)}, purpose=purpose)[scope]
         return seal_under(key, self._suite, items, application=application, purpose=purpose)
 
@@ -221,7 +226,7 @@ class EnvelopeSealer(Generic[_Place]):
         *,
         last_answer: bool = False,
     ) -> list[Opened | EventSealError]:
-        """Open what has one header in common."""
+        """Open items that have one header in common."""
         if isinstance(key, KeyDestroyedError) and key.scope_reopened:
             return self._erased(key, items)
         if isinstance(key, EventSealError):
@@ -229,7 +234,7 @@ class EnvelopeSealer(Generic[_Place]):
         try:
             return self._open_under(key, header, items)
         except KeyNotFoundError as error:
-            # Closed between being handed out and being used: ask once more, and take that answer.
+            # Closed after it was handed out: fetch it once more, and use that answer.
             again = (
                 error
                 if last_answer
@@ -263,7 +268,12 @@ class EnvelopeSealer(Generic[_Place]):
     def _erased(
         self, error: KeyDestroyedError, items: Sequence[tuple[bytes, _Place]]
     ) -> list[Opened | EventSealError]:
-        """Tell what was erased in a scope that was reopened since from what somebody put there later."""
+        """
+        Return the errors of items under a reopened scope's destroyed key.
+
+        An item that was erased with the scope gets *error*. Bytes that somebody put there later get an
+        ``IntegrityError``.
+        """
         outcomes: list[EventSealError | None] = []
         bound: list[tuple[bytes, bytes]] = []
         for sealed, context in items:
@@ -283,7 +293,7 @@ class EnvelopeSealer(Generic[_Place]):
         ]
 
     def _is_vouched_for(self, context: _Place) -> bool:  # noqa: ARG002 - nothing is around an item
-        """Whether what is around it was authenticated."""
+        """Whether the item around it was authenticated."""
         return False
 
 
@@ -294,8 +304,8 @@ class FieldContext:
 
     Args:
         item: The place of the item that holds it.
-        path: Where it stands in the item: a JSON Pointer.
-        scope: The subject whose key seals it, as a key scope.
+        path: The field's place in the item, as a JSON Pointer.
+        scope: The subject whose key seals the field, as a key scope.
         item_is_plain: Whether the item is not encrypted, so that only the field is authenticated.
     """
 
@@ -312,9 +322,9 @@ class FieldSealer(EnvelopeSealer[FieldContext]):
     Args:
         keys: The source of keys of purpose ``field``.
         suite: The cipher suite that seals.
-        compression: Tried where *compress* says so, and the field is long.
-        binder: Binds the item's place, which is part of the field's.
-        limit: Bytes that a field may have in plain.
+        compression: The compression for long fields, unless *compress* excludes them.
+        binder: Binds the item's place, which is part of the field's place.
+        limit: The limit of a field's plaintext in bytes.
     """
 
     _purpose = KeyPurpose.FIELD
@@ -327,7 +337,11 @@ class FieldSealer(EnvelopeSealer[FieldContext]):
         super().__init__(keys, suite=suite, compression=compression, bind=bind, limit=limit)
 
     def open_many(self, items: Sequence[tuple[bytes, FieldContext]]) -> list[Opened | EventSealError]:
-        """Open fields, each with an outcome of its own, if its own subject's key sealed it."""
+        """
+        Open fields, each with its own outcome.
+
+        A field opens only if its own subject's key sealed it.
+        """
         opened = super().open_many(items)
         return [
             self._of_subject(outcome, context) for outcome, (_, context) in zip(opened, items, strict=True)
@@ -337,14 +351,14 @@ class FieldSealer(EnvelopeSealer[FieldContext]):
         return not context.item_is_plain  # an encrypted item vouches for its fields
 
     def _of_subject(self, outcome: Opened | EventSealError, context: FieldContext) -> Opened | EventSealError:
-        # The scope is bound, so this is never so unless another subject's key was used to seal for this one.
+        # The scope is bound, so they differ only if another subject's key was used to seal for this subject.
         if isinstance(outcome, Opened) and not self.names_scope(context.scope, outcome.scope):
             return IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
         return outcome
 
 
 def _bind_field(binder: ItemBinder, context: FieldContext) -> bytes:
-    """Give the associated data of a field: its item's under another domain tag, then path and scope."""
+    """Return a field's associated data: domain, the item's parts, path and scope."""
     item = binder.bind(context.item)[_ITEM_DOMAIN_SIZE:]
     return (
         _FRAMED_FIELD_DOMAIN + item + framed_text("path", context.path) + framed_text("scope", context.scope)
@@ -364,8 +378,8 @@ def seal_under(
 
     Raises:
         WrongApplicationError: The key belongs to another application.
-        IntegrityError: It is not a key of this purpose.
-        KeyNotFoundError: It was closed meanwhile.
+        IntegrityError: The key has another purpose.
+        KeyNotFoundError: The key was closed in the meantime.
     """
     problem = misfit(key, application, purpose)
     if problem is not None:
@@ -378,7 +392,11 @@ def seal_under(
 
 
 def misfit(key: DataKey, application: str, purpose: KeyPurpose = KeyPurpose.DATA) -> EventSealError | None:
-    """Say why *key* may neither seal nor open for *application*; asked before any tag is checked."""
+    """
+    Return the error if *key* may not serve *application* for this purpose.
+
+    This is checked before any tag.
+    """
     if key.application != application:
         return WrongApplicationError(
             f"key {key.key_id} belongs to the application {key.application!r}, not to {application!r}",
@@ -387,7 +405,7 @@ def misfit(key: DataKey, application: str, purpose: KeyPurpose = KeyPurpose.DATA
         )
     if key.purpose is not purpose:
         return IntegrityError(
-            f"key {key.key_id} is of purpose {key.purpose}; {_WHAT_SEALS[purpose]}",
+            f"key {key.key_id} has the purpose {key.purpose}, but {_WHAT_SEALS[purpose]}",
             key_id=key.key_id,
         )
     return None
@@ -395,13 +413,13 @@ def misfit(key: DataKey, application: str, purpose: KeyPurpose = KeyPurpose.DATA
 
 @lru_cache(maxsize=1024)
 def key_id_in(header: bytes) -> UUID:
-    """Give the key that a header names."""
+    """Return the id of the key that a header names."""
     return UUID(bytes=header[3:])
 
 
 def _check_count(name: str, values: Sequence[object], items: Sequence[object]) -> None:
     if len(values) != len(items):
         raise ConfigurationError(
-            f"{name} holds {len(values)} values for {len(items)} items",
-            remedy=f"Give one value of {name} for all items, or one for each.",
+            f"{name} holds {counted(len(values), 'value')} for {counted(len(items), 'item')}",
+            remedy=f"Pass one value of {name} for all items, or one for each.",
         )

@@ -1,4 +1,4 @@
-"""The primitives under both paths: a key and bytes in, bytes out. No I/O, no policy."""
+"""The cryptographic primitives, without I/O and without policy."""
 
 from eventseal.suites.cbc_hmac import A128CBC_HS256, A192CBC_HS384, A256CBC_HS512, Suite
 from eventseal.suites.envelope import CompressionId, EnvelopeInfo, SuiteId

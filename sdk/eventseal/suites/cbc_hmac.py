@@ -1,4 +1,4 @@
-"""The cipher suites, AES-CBC with HMAC: they seal and open under contexts prepared once a key."""
+"""The cipher suites, AES-CBC with HMAC, with contexts prepared once per key."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.hmac import HMAC
 
 from eventseal.errors import OPAQUE_INTEGRITY_MESSAGE, EventSealError, IntegrityError, KeyNotFoundError
 from eventseal.suites.envelope import BLOCK_SIZE, IV_SIZE, TAG_SIZES, SuiteId
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,14 +31,16 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, eq=False)
 class Suite:
     """
-    One row of the table of suites; there is one object of each, compared by identity.
+    A cipher suite.
+
+    Each suite is one object. Suites are compared by identity.
 
     Attributes:
-        id: Its byte in the envelope.
-        name: As RFC 7518 has it; part of the key derivation.
-        key_size: Bytes: the MAC key, then the AES key, half each.
-        tag_size: Bytes: the first half of the HMAC.
-        hash: Of the HMAC.
+        id: The suite's byte in the envelope.
+        name: The name in RFC 7518, which is part of the key derivation.
+        key_size: The size of the key in bytes. The first half is the MAC key, the second the AES key.
+        tag_size: The size of the tag in bytes. The tag is the first half of the HMAC.
+        hash: The hash function that HMAC uses.
     """
 
     id: SuiteId
@@ -58,28 +61,30 @@ A256CBC_HS512 = _suite(SuiteId.A256CBC_HS512, "A256CBC-HS512", 64, SHA512())
 SUITES: Mapping[int, Suite] = MappingProxyType(
     {int(suite.id): suite for suite in (A128CBC_HS256, A192CBC_HS384, A256CBC_HS512)}
 )
-"""The suites that this release seals and opens with, by id."""
+"""The suites of this release, by id."""
 
 
 MAX_UPDATE = 2**20
-"""Bytes that one call gives to a context at most."""
+"""The most bytes that one call passes to a context."""
 
 FIRST_BLOCK = bytes(BLOCK_SIZE)
-"""What a fresh context chains from; it needs no secrecy, since a fresh random block follows it."""
+"""The first IV of a new context. It is not secret, since a new random block follows it."""
 
 _KEPT = os.cpu_count() or 1
 
 
 class ContextPool:
     """
-    The keyed contexts of one suite's key. Methods may be called from several threads at once.
+    The keyed contexts of one suite's key.
+
+    Several threads may call its methods at the same time.
 
     Args:
-        suite: Whose key it is.
+        suite: The suite of the key.
         suite_key: ``suite.key_size`` bytes: the MAC key, then the AES key (RFC 7518 section 5.2.2.1).
 
     Raises:
-        EventSealError: The key has not the suite's size.
+        EventSealError: The key does not have the suite's size.
     """
 
     __slots__ = ("_cipher", "_decryptors", "_encryptors", "_mac", "suite")
@@ -87,7 +92,7 @@ class ContextPool:
     def __init__(self, suite: Suite, suite_key: bytes) -> None:
         if len(suite_key) != suite.key_size:
             raise EventSealError(
-                f"{suite.name} takes a key of {suite.key_size} bytes, not of {len(suite_key)}"
+                f"{suite.name} needs a key of {suite.key_size} bytes, but this key has {len(suite_key)}"
             )
         half = suite.key_size // 2
         self.suite = suite
@@ -98,18 +103,19 @@ class ContextPool:
 
     @property
     def closed(self) -> bool:
-        """Whether the pool gives nothing any more."""
+        """Whether the pool is closed."""
         return self._cipher is None
 
     def encrypt(self, blocks: bytes) -> bytes:
         """
-        Encrypt whole blocks, chained behind whatever this pool encrypted before.
+        Encrypt whole blocks, chained to earlier blocks of this pool.
 
         Args:
-            blocks: A positive multiple of 16 bytes, the first 16 random: their ciphertext is the rest's IV.
+            blocks: A positive multiple of 16 bytes. The first 16 are random. Their ciphertext is the IV of
+                the rest.
 
         Returns:
-            As many bytes.
+            The same number of bytes.
 
         Raises:
             KeyNotFoundError: The pool is closed.
@@ -131,7 +137,7 @@ class ContextPool:
             blocks: A positive multiple of 16 bytes: an IV and its ciphertext, once or several times.
 
         Returns:
-            As many bytes; the 16 in the place of each IV mean nothing.
+            The same number of bytes. The 16 bytes in the place of each IV have no meaning.
 
         Raises:
             KeyNotFoundError: The pool is closed.
@@ -147,7 +153,7 @@ class ContextPool:
 
     def keyed_mac(self) -> HMAC:
         """
-        Give the keyed HMAC, to be copied for each item and never updated itself.
+        Return the keyed HMAC. Copy it for each item, and never update it.
 
         Raises:
             KeyNotFoundError: The pool is closed.
@@ -166,27 +172,31 @@ class ContextPool:
     def _used(self, context: CipherContext, blocks: bytes, idle: deque[CipherContext]) -> bytes:
         size = len(blocks)
         if not size or size % BLOCK_SIZE:
-            raise EventSealError(f"{size} bytes are not a positive multiple of {BLOCK_SIZE}")
+            raise EventSealError(
+                f"the cipher got {counted(size, 'byte')}, but needs a positive multiple of {BLOCK_SIZE}"
+            )
         if size <= MAX_UPDATE:
             output = context.update(blocks)
         else:
             starts = range(0, size, MAX_UPDATE)
             output = b"".join([context.update(blocks[start : start + MAX_UPDATE]) for start in starts])
         if len(output) != size:
-            raise EventSealError(f"the cipher gave {len(output)} bytes for {size}")
+            raise EventSealError(f"the cipher returned {counted(len(output), 'byte')} for {size:,}")
         idle.append(context)
-        if self._cipher is None:  # closed meanwhile: what came back late is not kept
+        if self._cipher is None:  # closed in the meantime: a context that returns late is not kept
             idle.clear()
         return output
 
 
 def _refuse_closed() -> NoReturn:
-    raise KeyNotFoundError("the key was closed while it was in use", remedy="Ask the keyring once more.")
+    raise KeyNotFoundError(
+        "the key was closed while it was in use", remedy="Get the key from the keyring again."
+    )
 
 
 _BITS = Struct(">Q").pack
 _PADDINGS = [bytes([count]) * count for count in range(BLOCK_SIZE, 0, -1)]
-"""PKCS#7 padding by the length of the plaintext modulo 16."""
+"""The PKCS#7 padding by the length of the plaintext modulo 16."""
 
 
 def seal_many(
@@ -196,19 +206,22 @@ def seal_many(
     Encrypt and authenticate items under one key.
 
     Args:
-        pool: Of the key; it says the suite.
-        items: Plaintext, of any length, and associated data.
+        pool: The contexts of the key, which also determine the suite.
+        items: The plaintext, of any length, and the associated data of each item.
 
     Returns:
-        For each item IV (16) | ciphertext (a positive multiple of 16) | tag (``suite.tag_size``), in order.
+        For each item, in order: IV (16 bytes), ciphertext (a positive multiple of 16 bytes), tag
+        (``suite.tag_size`` bytes).
 
     Raises:
         KeyNotFoundError: The pool is closed.
     """
-    # Drawn here and used up here: random bytes kept for later would come again in a fork.
+    # Drawn and used up here: if random bytes were kept for later, a forked process would use them again.
     random = _random(IV_SIZE * len(items))
     if len(random) != IV_SIZE * len(items):
-        raise EventSealError(f"the random source gave {len(random)} bytes, not {IV_SIZE * len(items)}")
+        raise EventSealError(
+            f"the random source returned {counted(len(random), 'byte')}, not {IV_SIZE * len(items):,}"
+        )
     sealed: list[bytes] = []
     for first, last in _pages([_body_size(plaintext) for plaintext, _ in items]):
         sealed += _seal_page(pool, items[first:last], random[first * IV_SIZE : last * IV_SIZE])
@@ -236,7 +249,7 @@ def _seal_page(pool: ContextPool, items: Sequence[tuple[bytes, bytes]], random: 
 
 
 def _body_size(plaintext: bytes) -> int:
-    # The IV, the plaintext's whole blocks, and one more, which padding always fills up.
+    # The IV, the plaintext's whole blocks, and one more, which padding always fills.
     return (1 + len(plaintext) // BLOCK_SIZE + 1) * BLOCK_SIZE
 
 
@@ -244,15 +257,15 @@ def open_many(pool: ContextPool, items: Sequence[tuple[bytes, bytes]]) -> list[b
     """
     Verify and decrypt items under one key.
 
-    Every tag is checked, in constant time, before anything is decrypted, and only what a good tag covers is
-    decrypted; all bytes of the padding are checked after. Whatever fails, fails in one and the same way.
+    Every tag is checked, in constant time, before anything is decrypted. Only bytes under a good tag are
+    decrypted. Then all bytes of the padding are checked. All failures have the same error.
 
     Args:
-        pool: Of the key; it says the suite.
-        items: IV | ciphertext | tag, and associated data.
+        pool: The contexts of the key, which also determine the suite.
+        items: The sealed bytes (IV, ciphertext, tag) and the associated data of each item.
 
     Returns:
-        For each item its plaintext or its error, in order.
+        For each item, in order, its plaintext or its error.
 
     Raises:
         KeyNotFoundError: The pool is closed.
@@ -266,12 +279,12 @@ def open_many(pool: ContextPool, items: Sequence[tuple[bytes, bytes]]) -> list[b
 
 def reopens(pool: ContextPool, sealed: Sequence[bytes], items: Sequence[tuple[bytes, bytes]]) -> bool:
     """
-    Whether everything that was just sealed opens to what it was sealed from.
+    Return whether all sealed items open to their plaintexts.
 
     Args:
-        pool: Of the key; it says the suite.
-        sealed: As :func:`seal_many` gave it for *items*.
-        items: Plaintext and associated data.
+        pool: The contexts of the key, which also determine the suite.
+        sealed: The result of :func:`seal_many` for *items*.
+        items: The plaintext and the associated data of each item.
 
     Raises:
         KeyNotFoundError: The pool is closed.
@@ -306,7 +319,11 @@ def _reopens_page(
 
 
 def _verified(pool: ContextPool, items: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
-    """Give each item's IV and ciphertext if its tag is good and it has whole blocks, else nothing."""
+    """
+    Return each item's IV and ciphertext.
+
+    If its tag is wrong or it does not have whole blocks, it is empty.
+    """
     keyed, tag_size = pool.keyed_mac(), pool.suite.tag_size
     bodies: list[bytes] = []
     for sealed, aad in items:
@@ -327,7 +344,7 @@ def _decrypt_page(pool: ContextPool, bodies: Sequence[bytes]) -> list[bytes | In
     for body in bodies:
         end = start + len(body)
         padding = _PADDINGS[-output[end - 1] % BLOCK_SIZE] if body else b""
-        first = start + IV_SIZE  # what came out in the IV's place means nothing
+        first = start + IV_SIZE  # the bytes in the IV's place have no meaning
         if body and output.endswith(padding, first, end):
             opened.append(output[first : end - len(padding)])
         else:
@@ -337,7 +354,11 @@ def _decrypt_page(pool: ContextPool, bodies: Sequence[bytes]) -> list[bytes | In
 
 
 def _pages(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """Cut items of *sizes* bytes into runs of at most ``MAX_UPDATE``; a larger item is a run of its own."""
+    """
+    Cut items of *sizes* bytes into runs of at most ``MAX_UPDATE`` bytes.
+
+    A larger item is a separate run.
+    """
     if sum(sizes) <= MAX_UPDATE:
         return [(0, len(sizes))] if sizes else []
     pages: list[tuple[int, int]] = []

@@ -1,5 +1,5 @@
 """
-The envelope of version 1: bytes to structure and back, without any key.
+The envelope of version 1, written and parsed without a key.
 
 ::
 
@@ -23,17 +23,18 @@ from enum import IntEnum
 from uuid import UUID
 
 from eventseal.errors import UnknownFormatError
+from eventseal.wording import counted
 
 VERSION = 1
 HEADER_SIZE = 19
 KEY_ID_IN_HEADER = slice(3, HEADER_SIZE)
-"""Where an envelope names its key."""
+"""The place of the key id in an envelope."""
 
 IV_SIZE = BLOCK_SIZE = 16
 
 
 class SuiteId(IntEnum):
-    """The suites that version 1 names; 0x11 is reserved."""
+    """The suites that version 1 names. 0x11 is reserved."""
 
     A128CBC_HS256 = 0x01
     A192CBC_HS384 = 0x02
@@ -42,7 +43,7 @@ class SuiteId(IntEnum):
 
 
 class CompressionId(IntEnum):
-    """How the plaintext was compressed before it was sealed; 3 is reserved."""
+    """How the plaintext was compressed before it was sealed. 3 is reserved."""
 
     NONE = 0
     ZLIB = 1
@@ -56,7 +57,7 @@ TAG_SIZES: dict[int, int] = {
     SuiteId.A192CBC_HS384: 24,
     SuiteId.A256CBC_HS512: 32,
 }
-"""Bytes of tag by the suites that this release opens."""
+"""The size of the tag in bytes, by suite of this release."""
 
 _COMPRESSIONS = frozenset(
     {CompressionId.NONE, CompressionId.ZLIB, CompressionId.ZSTD, CompressionId.ZSTD_EVENTS}
@@ -67,24 +68,30 @@ _SMALLEST: dict[bytes, int] = {
     for suite, tag_size in TAG_SIZES.items()
     for compression in _COMPRESSIONS
 }
-"""Bytes of the smallest envelope by the three bytes that it begins with."""
+"""The smallest size of an envelope, by its first three bytes."""
 
 SMALLEST_SIZE = HEADER_SIZE + 24 + 16
-"""Bytes that an envelope has at least: one of the reserved suite may be a header, an IV and a tag alone."""
+"""
+The size of the smallest envelope of any suite, in bytes.
+
+An envelope of the reserved suite may be only a header, an IV and a tag.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class EnvelopeInfo:
     """
-    What an envelope says of itself; nothing of it is authenticated until the item is opened.
+    The facts in an envelope's header.
+
+    None of them is authenticated until the item is opened.
 
     Attributes:
-        version: 1.
-        suite: How it was sealed.
-        compression: How the plaintext was compressed before.
-        key_id: The data key that opens it.
-        size: All of it, in bytes.
-        ciphertext_size: The ciphertext alone, a positive multiple of 16 bytes.
+        version: The version of the format, which is 1.
+        suite: The cipher suite that sealed the item.
+        compression: How the plaintext was compressed before it was sealed.
+        key_id: The data key that opens the item.
+        size: The size of the whole envelope in bytes.
+        ciphertext_size: The size of the ciphertext in bytes, a positive multiple of 16.
     """
 
     version: int
@@ -96,7 +103,7 @@ class EnvelopeInfo:
 
 
 def build_header(suite: SuiteId, compression: CompressionId, key_id: UUID) -> bytes:
-    """Write the 19 bytes that stand before the IV."""
+    """Return the header: the 19 bytes before the IV."""
     return bytes((VERSION, suite, compression)) + key_id.bytes
 
 
@@ -108,10 +115,11 @@ def parse_envelope(sealed: bytes) -> EnvelopeInfo:
         sealed: The whole envelope.
 
     Returns:
-        What the header says.
+        The facts in the header.
 
     Raises:
-        UnknownFormatError: It is cut, or of a version, suite or compression that this release does not open.
+        UnknownFormatError: The envelope is cut, or this release does not open its version, suite or
+            compression.
     """
     problem = envelope_problem(sealed)
     if problem is not None:
@@ -129,11 +137,13 @@ def parse_envelope(sealed: bytes) -> EnvelopeInfo:
 
 def envelope_problem(sealed: object) -> UnknownFormatError | None:
     """
-    Say why :func:`parse_envelope` would refuse *sealed*, or that it would not, at a tenth of its cost.
+    Return the error that :func:`parse_envelope` would raise, or ``None``.
+
+    It costs a tenth of parsing.
 
     Args:
-        sealed: Any bytes. Random ones of a fitting length pass once in two million times: that they do says
-            nothing of whether they are an envelope; whether the key is known does.
+        sealed: Any bytes. Random bytes of a fitting length pass once in two million times. So bytes that pass
+            are an envelope only if their key is known.
     """
     if not isinstance(sealed, bytes):
         return UnknownFormatError(f"an envelope is bytes, not {type(sealed).__name__}", offset=0)
@@ -147,12 +157,13 @@ def _problem(sealed: bytes) -> UnknownFormatError:
     size = len(sealed)
     if size < HEADER_SIZE:
         return UnknownFormatError(
-            f"{size} bytes are too few for an envelope, whose header alone takes {HEADER_SIZE}", offset=size
+            f"{counted(size, 'byte')} cannot be an envelope: its header alone has {HEADER_SIZE} bytes",
+            offset=size,
         )
     version, suite, compression = sealed[0], sealed[1], sealed[2]
     if version != VERSION:
         return UnknownFormatError(
-            f"envelope version 0x{version:02x} is not known; this release reads 0x{VERSION:02x}", offset=0
+            f"envelope version 0x{version:02x} is not known: this release reads 0x{VERSION:02x}", offset=0
         )
     if suite not in TAG_SIZES:
         return _unopened("suite", suite, SuiteId.XAES_256_GCM, "XAES-256-GCM", offset=1)
@@ -162,15 +173,15 @@ def _problem(sealed: bytes) -> UnknownFormatError:
         )
     ciphertext_size = size - HEADER_SIZE - IV_SIZE - TAG_SIZES[suite]
     return UnknownFormatError(
-        f"the envelope is cut: {size} bytes leave {ciphertext_size} for the ciphertext, "
-        f"which takes a positive multiple of {BLOCK_SIZE}",
+        f"the envelope is cut: its {counted(size, 'byte')} leave {ciphertext_size} for the ciphertext, "
+        f"which needs a positive multiple of {BLOCK_SIZE}",
         offset=size,
     )
 
 
 def _unopened(field: str, value: int, reserved: int, name: str, *, offset: int) -> UnknownFormatError:
     if value == reserved:
-        message = f"{field} 0x{value:02x} ({name}) is reserved and not opened by this release"
+        message = f"{field} 0x{value:02x} ({name}) is reserved: this release does not open it"
     else:
         message = f"{field} 0x{value:02x} is not known"
     return UnknownFormatError(message, offset=offset)

@@ -1,4 +1,4 @@
-"""How keys are derived (HKDF, RFC 5869), and how values are framed before they are hashed."""
+"""Key derivation by HKDF (RFC 5869), and framing of values before hashing."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _LENGTH = Struct(">I")
 
 def length_prefixed(*parts: bytes) -> bytes:
     """
-    Join *parts*, each behind its length.
+    Join *parts*, each after its length.
 
     Args:
-        parts: Any byte strings, each under 2**32 bytes.
+        parts: Any byte strings, each shorter than 2**32 bytes.
 
     Returns:
         For each part 4 bytes of big-endian length, then the part.
@@ -32,10 +32,10 @@ def length_prefixed(*parts: bytes) -> bytes:
 
 def canonical_json(value: Mapping[str, Any]) -> bytes:
     """
-    Write a JSON object in its one form: members sorted, no spaces, ASCII only.
+    Return a JSON object in canonical form: sorted members, no spaces, ASCII.
 
     Args:
-        value: What JSON has, and nothing else.
+        value: A mapping that holds only types of JSON.
 
     Raises:
         ValueError: A number is not finite.
@@ -48,10 +48,10 @@ def hkdf_sha512(key: bytes, *, salt: bytes | None, info: bytes, length: int) -> 
     Derive *length* bytes from *key*.
 
     Args:
-        key: Input keying material: a data key of 32 bytes, or a static key of 16, 24 or 32.
-        salt: Usually the key's id, 16 bytes; ``None`` is RFC 5869's string of zeros.
-        info: What the derived bytes are for.
-        length: 1 to 16,320 bytes.
+        key: The input keying material: a data key of 32 bytes, or a static key of 16, 24 or 32 bytes.
+        salt: The salt, usually the 16 bytes of the key's id. ``None`` means RFC 5869's string of zeros.
+        info: The purpose of the derived bytes.
+        length: The number of bytes to derive, from 1 to 16,320.
 
     Returns:
         The derived bytes.
@@ -61,10 +61,12 @@ def hkdf_sha512(key: bytes, *, salt: bytes | None, info: bytes, length: int) -> 
 
 def key_check_id(key: bytes) -> UUID:
     """
-    Name a key that has no row by a check value of it, as a version 8 UUID (RFC 9562 section 5.8).
+    Return an id for a key that has no row.
+
+    The id is a check value of the key, as a version 8 UUID (RFC 9562 section 5.8).
 
     Args:
-        key: Random bytes, never a passphrase: whoever sees the id can test a guess against it.
+        key: Random bytes, never a passphrase, because anyone who sees the id can test a guess against it.
 
     Returns:
         A version 8 UUID over ``HKDF-SHA-512(key, info="eventseal/v1/static key id")[:16]``.

@@ -1,4 +1,4 @@
-"""Stand-ins and contract suites for testing against EventSeal."""
+"""Stand-ins and contract suites for tests of code that uses EventSeal."""
 
 from eventseal.testing.fake_kms import FakeBatchKms, FakeKms, FakeKmsCall, ManualClock
 

@@ -1,4 +1,4 @@
-"""Stand-ins for tests: a KMS whose KEK lives in memory, and a clock that only a test moves."""
+"""Stand-ins for tests: a KMS in memory, and a manual clock."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from eventseal.errors import (
 )
 from eventseal.keys.concurrency import renew_in_children
 from eventseal.kms.adapter import WrappedKey
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -35,28 +36,30 @@ if TYPE_CHECKING:
 
 class ManualClock:
     """
-    Satisfies :class:`eventseal.keys.policy.Clock`: give it to a keyring and move time at will.
+    A :class:`eventseal.keys.policy.Clock` that only a test moves.
+
+    Pass it to a keyring.
 
     Args:
-        start: Seconds; any number, as of any clock for intervals.
+        start: The first time in seconds. Any number is valid, since only intervals count.
     """
 
     def __init__(self, start: float = 1_000.0) -> None:
         self._now = start
 
     def now(self) -> float:
-        """Seconds since some moment."""
+        """Return the seconds since an arbitrary moment."""
         return self._now
 
     def advance(self, seconds: float) -> None:
         """
-        Move on by *seconds*.
+        Move the clock forward by *seconds*.
 
         Raises:
-            ValueError: *seconds* is negative; a clock for intervals never goes back.
+            ValueError: *seconds* is negative. A clock for intervals never goes back.
         """
         if seconds < 0:
-            raise ValueError(f"cannot go back by {-seconds} s")
+            raise ValueError(f"the clock cannot go back by {-seconds} s")
         self._now += seconds
 
 
@@ -77,8 +80,8 @@ class FakeKmsCall:
 
     Attributes:
         operation: ``generate_data_key``, ``wrap``, ``unwrap``, ``wrap_many`` or ``unwrap_many``.
-        key_ids: The keys it was for, one unless it is a batch.
-        failed: Whether it was answered with an error on command.
+        key_ids: The keys that the call was for: one, unless it is a batch.
+        failed: Whether the call got an error that the test requested.
     """
 
     operation: str
@@ -88,20 +91,20 @@ class FakeKmsCall:
 
 class FakeKms:
     """
-    A KMS adapter whose KEK lives in memory.
+    A KMS adapter whose KEK is in memory.
 
-    Its wrappings are authenticated (AES-GCM over the encryption context), so an edited wrapping, or one put
-    beside another key, is caught as by a real KMS.
+    Its wrappings are authenticated (AES-GCM over the encryption context). As with a real KMS, it rejects a
+    wrapping that was edited or moved to another key.
 
     Args:
-        name: The KEK is ``fake://<name>``; a random one by default. Two objects never open each other's
+        name: The KEK is ``fake://<name>``. The default is a random name. Two objects never open each other's
             wrappings, whatever their names.
-        sleep: Called with the seconds of :attr:`delay` in each call.
+        sleep: The function that each call waits with. It gets the seconds of :attr:`delay`.
 
     Attributes:
-        calls: Every call that reached the KMS, oldest first. A wrapping of another KEK makes none.
-        delay: Seconds that each call takes.
-        peak: The most calls that were inside at once.
+        calls: Every call that reached the KMS, oldest first. A wrapping of another KEK causes no call.
+        delay: The seconds that each call takes.
+        peak: The highest number of calls that were inside at the same time.
     """
 
     def __init__(self, name: str | None = None, *, sleep: Callable[[float], object] | None = None) -> None:
@@ -119,14 +122,14 @@ class FakeKms:
         renew_in_children(self)
 
     def renew_in_child(self) -> None:
-        """Go on in a forked child, without the calls of the parent's threads."""
+        """Continue in a forked child, without calls of the parent's threads."""
         self._condition = threading.Condition()
         self._inside = self._held = 0
 
     @classmethod
     def from_uri(cls, uri: str) -> FakeKms:
         """
-        Make a new KEK of the name in *uri*.
+        Create a new KEK with the name in *uri*.
 
         Raises:
             ConfigurationError: *uri* is not ``fake://<name>``.
@@ -138,11 +141,11 @@ class FakeKms:
 
     @property
     def uri(self) -> str:
-        """The KEK: ``fake://<name>``."""
+        """The URI of the KEK, ``fake://<name>``."""
         return self._uri
 
     def generate_data_key(self, context: EncryptionContext) -> tuple[bytes, WrappedKey]:
-        """Make 32 random bytes and wrap them."""
+        """Create a random key of 32 bytes, and wrap it."""
         with self._call("generate_data_key", context):
             key = os.urandom(_KEY_SIZE)
             return key, self._sealed(key, context)
@@ -154,10 +157,10 @@ class FakeKms:
 
     def unwrap(self, wrapped: WrappedKey, context: EncryptionContext) -> bytes:
         """
-        Unwrap to the 32 bytes.
+        Unwrap a key of 32 bytes.
 
         Raises:
-            NotMyKeyError: Another KEK wrapped it; not in the call log.
+            NotMyKeyError: Another KEK wrapped the key. The call log does not have this call.
             IntegrityError: The wrapping or its context was changed.
         """
         self._refuse_foreign(wrapped)
@@ -165,11 +168,19 @@ class FakeKms:
             return self._opened(wrapped, context)
 
     def fail_next(self, count: int = 1, error: EventSealError | None = None) -> None:
-        """Answer the next *count* calls with *error*; by default the KMS is unavailable."""
+        """
+        Answer the next *count* calls with *error*.
+
+        By default the KMS is unavailable.
+        """
         self._faults.extend([error or self._unavailable()] * count)
 
     def fail_always(self, error: EventSealError | None = None) -> None:
-        """Answer every call with *error* until :meth:`recover`; by default the KMS is unavailable."""
+        """
+        Answer every call with *error* until :meth:`recover`.
+
+        By default the KMS is unavailable.
+        """
         self._standing_fault = error or self._unavailable()
 
     def disable(self) -> None:
@@ -187,7 +198,11 @@ class FakeKms:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep every call inside until the block ends; :meth:`wait_inside` tells when they have come."""
+        """
+        Keep every call inside until the block ends.
+
+        To wait until calls have arrived, use :meth:`wait_inside`.
+        """
         with self._condition:
             self._held += 1
         try:
@@ -199,19 +214,23 @@ class FakeKms:
 
     def wait_inside(self, count: int, *, timeout: float = 60.0) -> None:
         """
-        Wait until *count* calls are inside at once.
+        Wait until *count* calls are inside at the same time.
 
         Raises:
-            TimeoutError: They did not come within *timeout* seconds.
+            TimeoutError: They did not arrive within *timeout* seconds.
         """
         with self._condition:
             if not self._condition.wait_for(lambda: self._inside >= count, timeout):
                 raise TimeoutError(
-                    f"{self._inside} calls are inside {self._uri}, not {count}, after {timeout} s"
+                    f"{self._uri} holds {counted(self._inside, 'call')} after {timeout} s, not {count:,}"
                 )
 
     def count(self, *operations: str) -> int:
-        """How many calls of *operations* reached the KMS; of all, if none is named."""
+        """
+        Return how many calls of *operations* reached the KMS.
+
+        Without *operations*, it counts all calls.
+        """
         return sum(not operations or call.operation in operations for call in self.calls)
 
     def __repr__(self) -> str:
@@ -231,7 +250,7 @@ class FakeKms:
             if self.delay:
                 self._sleep(self.delay)
             if fault is not None:
-                raise copy(fault)  # each call its own: a raised error carries its caller's traceback
+                raise copy(fault)  # a copy for each call: a raised error carries its caller's traceback
             yield
         finally:
             with self._condition:
@@ -261,10 +280,10 @@ class FakeKms:
 
 
 class FakeBatchKms(FakeKms):
-    """A :class:`FakeKms` that takes several keys in one call."""
+    """A :class:`FakeKms` that accepts several keys in one call."""
 
     def wrap_many(self, keys: Sequence[tuple[bytes, EncryptionContext]]) -> list[WrappedKey | EventSealError]:
-        """Wrap every key in one call; none is made if there is no key."""
+        """Wrap all keys in one call. Without keys, there is no call."""
         if not keys:
             return []
         with self._call("wrap_many", *[context for _, context in keys]):
@@ -273,7 +292,11 @@ class FakeBatchKms(FakeKms):
     def unwrap_many(
         self, keys: Sequence[tuple[WrappedKey, EncryptionContext]]
     ) -> list[bytes | EventSealError]:
-        """Unwrap every key of this KEK in one call; none is made if there is none."""
+        """
+        Unwrap all keys of this KEK in one call.
+
+        If no key is of this KEK, the KMS gets no call.
+        """
         mine = [context for wrapped, context in keys if wrapped.kek_uri == self._uri]
         if not mine:
             return [self._outcome(wrapped, context) for wrapped, context in keys]

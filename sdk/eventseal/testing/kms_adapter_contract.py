@@ -1,7 +1,7 @@
 """
-What every KMS adapter must pass: subclass it, override its fixtures, and run pytest.
+The tests that every KMS adapter must pass.
 
-::
+Subclass the suites, override their fixtures, and run pytest::
 
     class TestMyAdapter(KmsAdapterContract, KmsBatchContract):
         @pytest.fixture
@@ -45,11 +45,15 @@ FOREIGN_URIS = ("", "nonsense", "elsewhere://key", f"branch:{uuid4()}")
 
 
 class KmsAdapterFixtures:
-    """The fixtures of the suites; those that raise are the subclass's own."""
+    """The fixtures of the suites. Override each fixture that raises."""
 
     @pytest.fixture
     def make_adapter(self) -> Callable[[], KmsAdapter]:
-        """Make an adapter, each time a new one, always of the same KEK. Override it."""
+        """
+        Return a function that creates an adapter.
+
+        Each call creates a new one, always of the same KEK. Override it.
+        """
         raise NotImplementedError("override the fixture `make_adapter`")
 
     @pytest.fixture
@@ -59,12 +63,20 @@ class KmsAdapterFixtures:
 
     @pytest.fixture
     def count_calls(self) -> Callable[[], int]:
-        """Tell how many calls have reached the KMS. Override it; a KMS that is never called gives 0."""
+        """
+        Return a function that counts the calls that have reached the KMS.
+
+        Override it. If the KMS is never called, the function returns 0.
+        """
         raise NotImplementedError("override the fixture `count_calls`")
 
     @pytest.fixture
     def secrets(self) -> Collection[str]:
-        """Texts that no representation may show: a token, for instance. Override it if there are any."""
+        """
+        Secrets, such as a token, that no representation may show.
+
+        Override it if there are any.
+        """
         return ()
 
     @pytest.fixture
@@ -74,18 +86,20 @@ class KmsAdapterFixtures:
 
     @pytest.fixture
     def context(self) -> EncryptionContext:
-        """A data key's context."""
+        """The encryption context of a data key."""
         return _context()
 
 
 class KmsAdapterContract(KmsAdapterFixtures):
-    """What every adapter must do."""
+    """The tests that every adapter must pass."""
 
     def test_it_satisfies_the_protocol(self, adapter: KmsAdapter) -> None:
-        assert isinstance(adapter, KmsAdapter)
-        assert "://" in adapter.uri
+        """The adapter must have all members of ``KmsAdapter``."""
+        assert isinstance(adapter, KmsAdapter), "the adapter lacks members of KmsAdapter"
+        assert "://" in adapter.uri, "the adapter's uri has no scheme"
 
     def test_a_uri_that_is_none_is_refused_when_the_adapter_is_made(self, adapter: KmsAdapter) -> None:
+        """The adapter must refuse a URI without a key."""
         scheme = adapter.uri.partition("://")[0]
         with pytest.raises(ConfigurationError):
             type(adapter).from_uri(f"{scheme}://")  # type: ignore[attr-defined]
@@ -93,41 +107,47 @@ class KmsAdapterContract(KmsAdapterFixtures):
     def test_making_an_adapter_makes_no_call(
         self, make_adapter: Callable[[], KmsAdapter], count_calls: Callable[[], int]
     ) -> None:
+        """Creating an adapter must not call the KMS."""
         before = count_calls()
         adapter = make_adapter()
-        assert adapter.uri
-        assert repr(adapter)
-        assert count_calls() == before
+        assert adapter.uri, "the adapter's uri is empty"
+        assert repr(adapter), "the adapter's repr is empty"
+        assert count_calls() == before, "the adapter called the KMS"
 
     def test_a_generated_key_unwraps_to_itself(self, adapter: KmsAdapter, context: EncryptionContext) -> None:
+        """A generated key must have 32 bytes and unwrap to itself."""
         key, wrapped = adapter.generate_data_key(context)
-        assert len(key) == KEY_SIZE
-        assert adapter.unwrap(wrapped, context) == key
+        assert len(key) == KEY_SIZE, "a generated key has the wrong size"
+        assert adapter.unwrap(wrapped, context) == key, "unwrap returned another key"
 
     def test_no_two_generated_keys_are_equal(self, adapter: KmsAdapter, context: EncryptionContext) -> None:
+        """Generated keys and their wrappings must all differ."""
         made = [adapter.generate_data_key(context) for _ in range(5)]
         assert len({key for key, _ in made}) == len({wrapped.ciphertext for _, wrapped in made}) == len(made)
 
     def test_a_given_key_unwraps_to_itself(self, adapter: KmsAdapter, context: EncryptionContext) -> None:
+        """A wrapped key must unwrap to itself."""
         key = bytes(range(KEY_SIZE))
         wrapped = adapter.wrap(key, context)
-        assert key not in wrapped.ciphertext
-        assert adapter.unwrap(wrapped, context) == key
+        assert key not in wrapped.ciphertext, "the wrapping contains the key as plaintext"
+        assert adapter.unwrap(wrapped, context) == key, "unwrap returned another key"
 
     def test_two_wrappings_of_one_key_differ(self, adapter: KmsAdapter, context: EncryptionContext) -> None:
+        """Two wrappings of one key must differ."""
         key = bytes(range(KEY_SIZE))
-        assert adapter.wrap(key, context).ciphertext != adapter.wrap(key, context).ciphertext
+        first, second = adapter.wrap(key, context), adapter.wrap(key, context)
+        assert first.ciphertext != second.ciphertext, "two wrappings of one key are equal"
 
     def test_the_stored_uri_is_resolved_and_stays(
         self, make_adapter: Callable[[], KmsAdapter], context: EncryptionContext
     ) -> None:
-        """What is stored names the KEK itself, so that any other process finds it again."""
+        """The stored URI must name the KEK itself, for every process."""
         key, wrapped = make_adapter().generate_data_key(context)
         again = make_adapter().wrap(key, context)
-        assert wrapped.kek_uri == again.kek_uri
-        assert "alias/" not in wrapped.kek_uri
-        assert wrapped.kek_version is None or wrapped.kek_version
-        assert make_adapter().unwrap(wrapped, context) == key
+        assert wrapped.kek_uri == again.kek_uri, "two wrappings of one KEK have different URIs"
+        assert "alias/" not in wrapped.kek_uri, "the stored URI is an alias, which may move"
+        assert wrapped.kek_version is None or wrapped.kek_version, "the KEK version is empty: use None"
+        assert make_adapter().unwrap(wrapped, context) == key, "another adapter unwrapped another key"
 
     @pytest.mark.parametrize(
         "edit",
@@ -137,6 +157,7 @@ class KmsAdapterContract(KmsAdapterFixtures):
     def test_each_part_of_the_context_is_bound(
         self, adapter: KmsAdapter, context: EncryptionContext, edit: dict[str, Any]
     ) -> None:
+        """A wrapping must not unwrap in another encryption context."""
         key, wrapped = adapter.generate_data_key(context)
         other = replace(context, **edit)
         for wrapping in (wrapped, adapter.wrap(key, context)):
@@ -144,6 +165,7 @@ class KmsAdapterContract(KmsAdapterFixtures):
                 adapter.unwrap(wrapping, other)
 
     def test_parts_of_the_context_do_not_run_together(self, adapter: KmsAdapter) -> None:
+        """The adapter must bind each part of the context separately."""
         key_id = uuid4()
         _, wrapped = adapter.generate_data_key(EncryptionContext(key_id, "data", "shop"))
         for purpose, application in (("datas", "hop"), ("dat", "ashop"), ("shop", "data")):
@@ -153,7 +175,11 @@ class KmsAdapterContract(KmsAdapterFixtures):
     def test_an_edited_wrapping_gives_no_other_key(
         self, adapter: KmsAdapter, context: EncryptionContext
     ) -> None:
-        """A text encoding may read one edit as the same bytes; what comes out is then the same key."""
+        """
+        An edited wrapping must not unwrap to another key.
+
+        A text encoding may decode one edit to the same bytes, and so to the same key.
+        """
         key, wrapped = adapter.generate_data_key(context)
         refused = 0
         positions = {*range(0, len(wrapped.ciphertext), 7), len(wrapped.ciphertext) - 1}
@@ -161,14 +187,16 @@ class KmsAdapterContract(KmsAdapterFixtures):
             edited = bytearray(wrapped.ciphertext)
             edited[position] ^= 1
             try:
-                assert adapter.unwrap(replace(wrapped, ciphertext=bytes(edited)), context) == key
+                opened = adapter.unwrap(replace(wrapped, ciphertext=bytes(edited)), context)
+                assert opened == key, f"an edit of byte {position} unwrapped another key"
             except IntegrityError:
                 refused += 1
-        assert refused >= len(positions) - 1
+        assert refused >= len(positions) - 1, "edited wrappings were accepted"
 
     def test_a_cut_or_lengthened_wrapping_is_refused(
         self, adapter: KmsAdapter, context: EncryptionContext
     ) -> None:
+        """The adapter must refuse a wrapping of another length."""
         _, wrapped = adapter.generate_data_key(context)
         whole = wrapped.ciphertext
         for ciphertext in (b"", whole[:1], whole[: len(whole) // 2], whole[:-4], whole + whole[-4:]):
@@ -178,6 +206,7 @@ class KmsAdapterContract(KmsAdapterFixtures):
     def test_a_wrapping_put_beside_another_key_is_refused(
         self, adapter: KmsAdapter, context: EncryptionContext
     ) -> None:
+        """The adapter must refuse a wrapping that belongs to another key."""
         other = replace(context, key_id=uuid4())
         _, first = adapter.generate_data_key(context)
         _, second = adapter.generate_data_key(other)
@@ -192,18 +221,20 @@ class KmsAdapterContract(KmsAdapterFixtures):
         context: EncryptionContext,
         count_calls: Callable[[], int],
     ) -> None:
+        """A foreign wrapping must raise ``NotMyKeyError``, without a call."""
         adapter.generate_data_key(context)
         _, wrapped = other_adapter.generate_data_key(context)
         before = count_calls()
         for kek_uri in (wrapped.kek_uri, *FOREIGN_URIS):
             with pytest.raises(NotMyKeyError) as raised:
                 adapter.unwrap(replace(wrapped, kek_uri=kek_uri), context)
-            assert raised.value.kek_uri == kek_uri
-        assert count_calls() == before
+            assert raised.value.kek_uri == kek_uri, "the error names another KEK"
+        assert count_calls() == before, "the adapter called the KMS"
 
     def test_another_keks_wrapping_under_our_name_is_refused(
         self, adapter: KmsAdapter, other_adapter: KmsAdapter, context: EncryptionContext
     ) -> None:
+        """The adapter must refuse a foreign wrapping under its own URI."""
         _, mine = adapter.generate_data_key(context)
         _, foreign = other_adapter.generate_data_key(context)
         with pytest.raises(IntegrityError):
@@ -212,120 +243,134 @@ class KmsAdapterContract(KmsAdapterFixtures):
     def test_no_representation_shows_a_secret(
         self, adapter: KmsAdapter, context: EncryptionContext, secrets: Collection[str]
     ) -> None:
+        """No representation may show a key, a wrapping or a secret."""
         key, wrapped = adapter.generate_data_key(context)
         shown = f"{adapter!r} {adapter} {wrapped!r} {wrapped}"
         for secret in (*secrets, key.hex(), repr(key)[2:-1], repr(wrapped.ciphertext)[2:-1]):
-            assert secret not in shown
+            assert secret not in shown, "a representation shows a secret"
 
     def test_threads_share_an_adapter(self, adapter: KmsAdapter) -> None:
+        """Several threads must be able to use one adapter."""
+
         def round_trip(_: int) -> bool:
             context = _context()
             key, wrapped = adapter.generate_data_key(context)
             return adapter.unwrap(wrapped, context) == key
 
         with ThreadPoolExecutor(THREADS) as pool:
-            assert all(pool.map(round_trip, range(THREADS * 4)))
+            opened = list(pool.map(round_trip, range(THREADS * 4)))
+        assert all(opened), "unwrap returned another key while threads shared the adapter"
 
 
 class KmsBatchContract(KmsAdapterFixtures):
-    """What an adapter with ``wrap_many`` and ``unwrap_many`` must do beside."""
+    """The tests of an adapter with ``wrap_many`` and ``unwrap_many``."""
 
     @pytest.fixture
     def batches(self, adapter: KmsAdapter) -> SupportsBatch:
-        """The adapter under test, as one that takes batches."""
-        assert isinstance(adapter, SupportsBatch)
+        """The adapter under test, which must accept batches."""
+        assert isinstance(adapter, SupportsBatch), "the adapter lacks wrap_many or unwrap_many"
         return adapter
 
     def test_a_batch_wraps_and_unwraps_in_order(self, batches: SupportsBatch) -> None:
+        """A batch must return its results in order."""
         keys = [(bytes([number]) * KEY_SIZE, _context()) for number in range(40)]
         wrapped = batches.wrap_many(keys)
         pairs = [(cast("WrappedKey", one), context) for one, (_, context) in zip(wrapped, keys, strict=True)]
-        assert batches.unwrap_many(pairs) == [key for key, _ in keys]
+        opened = batches.unwrap_many(pairs)
+        assert opened == [key for key, _ in keys], "unwrap_many returned other keys, or another order"
 
     def test_an_empty_batch_is_empty(self, batches: SupportsBatch, count_calls: Callable[[], int]) -> None:
+        """An empty batch must not call the KMS."""
         before = count_calls()
         assert batches.wrap_many([]) == batches.unwrap_many([]) == []
-        assert count_calls() == before
+        assert count_calls() == before, "the adapter called the KMS"
 
     def test_each_item_of_a_batch_has_its_own_outcome(
         self, adapter: KmsAdapter, batches: SupportsBatch, other_adapter: KmsAdapter
     ) -> None:
+        """Each key of a batch must have its own outcome."""
         contexts = [_context() for _ in range(5)]
         keys, wrapped = zip(*map(adapter.generate_data_key, contexts), strict=True)
         items = list(zip(wrapped, contexts, strict=True))
         items[1] = (items[1][0], contexts[2])
         items[3] = (other_adapter.generate_data_key(contexts[3])[1], contexts[3])
         outcomes = batches.unwrap_many(items)
-        assert isinstance(outcomes[1], IntegrityError)
-        assert isinstance(outcomes[3], NotMyKeyError)
-        assert [outcomes[at] for at in (0, 2, 4)] == [keys[at] for at in (0, 2, 4)]
+        assert isinstance(outcomes[1], IntegrityError), "a wrapping of another key was accepted"
+        assert isinstance(outcomes[3], NotMyKeyError), "a wrapping of another KEK was accepted"
+        good = [outcomes[at] for at in (0, 2, 4)]
+        assert good == [keys[at] for at in (0, 2, 4)], "a failure in the batch affected other keys"
 
 
 class KmsGenerationContract(KmsAdapterFixtures):
-    """What an adapter with ``generate_data_keys`` must do beside."""
+    """The tests of an adapter with ``generate_data_keys``."""
 
     def test_keys_made_together_are_unwrapped_under_their_contexts(self, adapter: KmsAdapter) -> None:
-        assert isinstance(adapter, SupportsGeneration)
+        """Keys generated together must unwrap in their own contexts."""
+        assert isinstance(adapter, SupportsGeneration), "the adapter lacks generate_data_keys"
         contexts = [_context() for _ in range(40)]
         made = [outcome for outcome in adapter.generate_data_keys(contexts) if isinstance(outcome, tuple)]
-        assert len(made) == len(contexts)
-        assert len({key for key, _ in made}) == len(contexts)
+        assert len(made) == len(contexts), "generate_data_keys returned an error or too few keys"
+        assert len({key for key, _ in made}) == len(contexts), "two generated keys are equal"
         for (key, wrapped), context in zip(made, contexts, strict=True):
-            assert len(key) == KEY_SIZE
-            assert adapter.unwrap(wrapped, context) == key
+            assert len(key) == KEY_SIZE, "a generated key has the wrong size"
+            assert adapter.unwrap(wrapped, context) == key, "unwrap returned another key"
 
     def test_no_key_is_made_for_no_context(self, adapter: KmsAdapter, count_calls: Callable[[], int]) -> None:
-        assert isinstance(adapter, SupportsGeneration)
+        """Without contexts, there must be no keys and no call."""
+        assert isinstance(adapter, SupportsGeneration), "the adapter lacks generate_data_keys"
         before = count_calls()
         assert adapter.generate_data_keys([]) == []
-        assert count_calls() == before
+        assert count_calls() == before, "the adapter called the KMS"
 
 
 class KmsRewrapContract(KmsAdapterFixtures):
-    """What an adapter with ``rewrap_many`` must do beside."""
+    """The tests of an adapter with ``rewrap_many``."""
 
     @pytest.fixture
     def rewrapper(self, adapter: KmsAdapter) -> SupportsRewrap:
-        """The adapter under test, as one that rewraps."""
-        assert isinstance(adapter, SupportsRewrap)
+        """The adapter under test, which must rewrap."""
+        assert isinstance(adapter, SupportsRewrap), "the adapter lacks rewrap_many"
         return adapter
 
     def test_a_rewrapped_key_unwraps_to_itself_in_its_context(
         self, adapter: KmsAdapter, rewrapper: SupportsRewrap
     ) -> None:
+        """A rewrapped key must unwrap to itself, only in its context."""
         contexts = [_context() for _ in range(3)]
         made = [adapter.generate_data_key(context) for context in contexts]
         outcomes = rewrapper.rewrap_many(
             [(wrapped, context) for (_, wrapped), context in zip(made, contexts, strict=True)]
         )
         for (key, wrapped), outcome, context in zip(made, outcomes, contexts, strict=True):
-            assert isinstance(outcome, WrappedKey)
-            assert outcome.ciphertext != wrapped.ciphertext
-            assert outcome.kek_uri == wrapped.kek_uri
-            assert adapter.unwrap(outcome, context) == key
+            assert isinstance(outcome, WrappedKey), "rewrap_many returned an error for a sound wrapping"
+            assert outcome.ciphertext != wrapped.ciphertext, "the wrapping is unchanged"
+            assert outcome.kek_uri == wrapped.kek_uri, "the rewrapped key has another KEK"
+            assert adapter.unwrap(outcome, context) == key, "unwrap returned another key"
             with pytest.raises(IntegrityError):
                 adapter.unwrap(outcome, replace(context, purpose="branch"))
 
     def test_each_item_of_a_rewrap_has_its_own_outcome(
         self, adapter: KmsAdapter, rewrapper: SupportsRewrap, context: EncryptionContext
     ) -> None:
+        """Each wrapping of a rewrap must have its own outcome."""
         _, wrapped = adapter.generate_data_key(context)
         elsewhere = replace(wrapped, kek_uri="elsewhere://key")
         edited = replace(wrapped, ciphertext=wrapped.ciphertext[:-4])
         good, foreign, bad, misplaced = rewrapper.rewrap_many(
             [(wrapped, context), (elsewhere, context), (edited, context), (wrapped, _context())]
         )
-        assert isinstance(good, WrappedKey)
-        assert isinstance(foreign, NotMyKeyError)
-        assert isinstance(bad, IntegrityError)
-        assert isinstance(misplaced, IntegrityError)
+        assert isinstance(good, WrappedKey), "a failure in the batch affected a sound wrapping"
+        assert isinstance(foreign, NotMyKeyError), "a wrapping of another KEK was accepted"
+        assert isinstance(bad, IntegrityError), "a cut wrapping was accepted"
+        assert isinstance(misplaced, IntegrityError), "a wrapping of another key was accepted"
 
     def test_an_empty_rewrap_is_empty(
         self, rewrapper: SupportsRewrap, count_calls: Callable[[], int]
     ) -> None:
+        """An empty rewrap must not call the KMS."""
         before = count_calls()
         assert rewrapper.rewrap_many([]) == []
-        assert count_calls() == before
+        assert count_calls() == before, "the adapter called the KMS"
 
 
 def _context() -> EncryptionContext:

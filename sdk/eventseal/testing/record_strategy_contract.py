@@ -1,7 +1,7 @@
 """
-What every active record strategy must pass: subclass it, give it two handles on one database, and run pytest.
+The tests that every active record strategy must pass.
 
-::
+Subclass the suite, override its fixtures with two handles on one database, and run pytest::
 
     class TestMyStrategy(RecordStrategyContract):
         @pytest.fixture
@@ -65,24 +65,24 @@ def _item(
 
 
 def _envelope(key_id: UUID, number: int = 0) -> bytes:
-    """Something that is an envelope as far as its header says."""
+    """Return bytes with the header of an envelope."""
     return bytes((1, 3, 0)) + key_id.bytes + number.to_bytes(8, "big") + bytes(32) + number.to_bytes(8, "big")
 
 
 def _sealed(stream: UUID, position: int, key_id: UUID, *, said: UUID | None = None) -> SequencedItem:
-    """An item under a key; its row may name another one."""
+    """Return an item under a key. Its row may name another key."""
     return _item(stream, position, data=_envelope(key_id, position), key_id=said or key_id)
 
 
 def _all_live(_transaction: Any, _numbers: Sequence[int]) -> None:
-    """No source is gone."""
+    """Accept every source, as if all keys still existed."""
 
 
 class RecordStrategyContract:
     """
-    The suite, for a strategy of :class:`eventseal.SequencedItem` in integer-numbered sequences.
+    The tests of a strategy for :class:`eventseal.SequencedItem` in integer sequences.
 
-    The database may be shared by tests: each uses sequences of its own.
+    Tests may share a database, since each test uses its own sequences.
     """
 
     @pytest.fixture
@@ -92,10 +92,11 @@ class RecordStrategyContract:
 
     @pytest.fixture
     def other_strategy(self, strategy: ActiveRecordStrategy) -> ActiveRecordStrategy:
-        """Another handle on the same table, with a connection of its own. Override it."""
+        """Another handle on the same table, with its own connection. Override it."""
         raise NotImplementedError("override the fixture `other_strategy`")
 
     def test_an_item_comes_back_as_it_was_appended(self, strategy: ActiveRecordStrategy) -> None:
+        """The strategy must return an item unchanged."""
         stream, key_id = uuid4(), uuid4()
         sealed, plain = _item(stream, 0, data=bytes(range(256)), key_id=key_id), _item(stream, 1, data=b"")
         strategy.append(sealed)
@@ -107,6 +108,7 @@ class RecordStrategyContract:
     def test_what_was_appended_is_committed(
         self, strategy: ActiveRecordStrategy, other_strategy: ActiveRecordStrategy
     ) -> None:
+        """Another handle must see an appended item."""
         item = _item(uuid4(), 0)
         strategy.append(item)
         assert other_strategy.get_item(item.sequence_id, eq=0) == item
@@ -114,6 +116,7 @@ class RecordStrategyContract:
     def test_a_batch_under_several_keys_and_none_is_written_whole(
         self, strategy: ActiveRecordStrategy
     ) -> None:
+        """The strategy must write all items of a batch."""
         stream, keys = uuid4(), (uuid4(), uuid4(), None)
         batch = [_item(stream, n, data=b"%d" % n, key_id=keys[n % 3]) for n in range(30)]
         strategy.append(batch)
@@ -122,6 +125,7 @@ class RecordStrategyContract:
     def test_a_position_that_is_taken_is_a_conflict_and_nothing_of_the_batch_is_written(
         self, strategy: ActiveRecordStrategy
     ) -> None:
+        """A taken position must be a conflict that writes nothing."""
         stream, other = uuid4(), uuid4()
         first = _item(stream, 1, key_id=uuid4())
         strategy.append(first)
@@ -129,11 +133,15 @@ class RecordStrategyContract:
             batch = [_item(other, 0, key_id=key_id), _item(stream, 1, data=b"late", key_id=key_id)]
             with pytest.raises(SequencedItemConflictError):
                 strategy.append(batch)
-        assert strategy.get_items(stream) == [first]
-        assert strategy.get_items(other) == []
+        assert strategy.get_items(stream) == [first], "a refused append changed the stream"
+        assert strategy.get_items(other) == [], "a refused append wrote a part of its batch"
 
     def test_an_equal_item_is_a_conflict_too(self, strategy: ActiveRecordStrategy) -> None:
-        """Two equal commands must not both succeed."""
+        """
+        An equal item must be a conflict.
+
+        Two equal commands must not both succeed.
+        """
         item = _item(uuid4(), 0, key_id=uuid4())
         strategy.append(item)
         with pytest.raises(SequencedItemConflictError):
@@ -143,12 +151,14 @@ class RecordStrategyContract:
     def test_a_position_that_a_database_would_round_is_refused_and_nothing_is_written(
         self, strategy: ActiveRecordStrategy, position: Any
     ) -> None:
+        """The strategy must refuse a position that is not an integer."""
         stream = uuid4()
         with pytest.raises(SerializationError):
             strategy.append([_item(stream, 0), _item(stream, position)])
-        assert strategy.get_items(stream) == []
+        assert strategy.get_items(stream) == [], "a refused append wrote a part of its batch"
 
     def test_a_missing_item_is_a_lookup_error(self, strategy: ActiveRecordStrategy) -> None:
+        """A missing item must raise ``ItemNotFoundError``."""
         with pytest.raises(ItemNotFoundError):
             strategy.get_item(uuid4(), eq=0)
 
@@ -156,12 +166,17 @@ class RecordStrategyContract:
     def test_items_are_read_within_their_bounds_and_in_their_order(
         self, strategy: ActiveRecordStrategy, bounds: dict[str, Any], positions: list[int]
     ) -> None:
+        """A read must respect its bounds, limit and order."""
         stream = uuid4()
         strategy.append([_item(uuid4(), 0), *(_item(stream, n) for n in range(5))])
         assert [item.position for item in strategy.get_items(stream, **bounds)] == positions
 
     def test_a_negative_limit_is_refused(self, strategy: ActiveRecordStrategy) -> None:
-        """SQLite would read all items, and PostgreSQL refuse."""
+        """
+        The strategy must refuse a negative limit.
+
+        Otherwise SQLite would read all items, and PostgreSQL would refuse.
+        """
         with pytest.raises(ConfigurationError):
             strategy.get_items(uuid4(), limit=-1)
 
@@ -169,6 +184,7 @@ class RecordStrategyContract:
     def test_all_items_come_once_and_in_order_within_a_sequence(
         self, strategy: ActiveRecordStrategy, page_size: int
     ) -> None:
+        """A full read must return each item once, in order."""
         streams = {uuid4(): [], uuid4(): [], uuid4(): []}  # type: dict[UUID, list[int]]
         strategy.append([_item(stream, n) for n in range(3) for stream in streams])
         for item in strategy.all_items(page_size=page_size):
@@ -179,6 +195,7 @@ class RecordStrategyContract:
     def test_one_of_several_writers_wins_each_position(
         self, strategy: ActiveRecordStrategy, other_strategy: ActiveRecordStrategy
     ) -> None:
+        """One of several writers must win each position."""
         stream, start = uuid4(), threading.Barrier(WRITERS)
 
         def write(number: int) -> list[int]:
@@ -199,25 +216,30 @@ class RecordStrategyContract:
         stored = {item.position: int(item.data) for item in strategy.get_items(stream)}
         assert stored == {position: number for number, positions in enumerate(won) for position in positions}
 
-    # --- its place: what a retire asks ---
+    # --- its place, which a retire uses ---
 
     @pytest.fixture
     def place(self, strategy: ActiveRecordStrategy) -> SealedPlace:
-        """Where the strategy writes."""
+        """The place that the strategy writes to."""
         return strategy.place
 
     def test_its_place_is_one_and_has_its_collection(
         self, strategy: ActiveRecordStrategy, place: SealedPlace, other_strategy: ActiveRecordStrategy
     ) -> None:
-        assert isinstance(place, SealedPlace)
-        assert place.name
-        assert place.name == other_strategy.place.name
-        assert place.collection == strategy.collection
+        """The strategy must have a place with its collection."""
+        assert isinstance(place, SealedPlace), "the strategy's place lacks members of SealedPlace"
+        assert place.name, "the place has no name"
+        assert place.name == other_strategy.place.name, "two handles on one table name different places"
+        assert place.collection == strategy.collection, "the place has another collection"
 
     def test_items_are_counted_by_the_header_of_their_envelope(
         self, strategy: ActiveRecordStrategy, place: SealedPlace
     ) -> None:
-        """What a row says beside the envelope, anybody may edit who can write there."""
+        """
+        A count must use the key id in the envelope's header.
+
+        Anyone who can write to the table can edit the other columns of a row.
+        """
         stream, key_id, none = uuid4(), uuid4(), uuid4()
         strategy.append([_sealed(stream, n, key_id, said=uuid4() if n == 2 else None) for n in range(3)])
         assert place.count_by_key([key_id, none]) == {key_id: 3}
@@ -226,12 +248,14 @@ class RecordStrategyContract:
     def test_keys_of_other_purposes_are_not_counted_as_0(
         self, place: SealedPlace, purpose: KeyPurpose
     ) -> None:
+        """A count for another purpose must raise, not return 0."""
         with pytest.raises(ConfigurationError):
             place.count_by_key([uuid4()], purpose=purpose)
 
     def test_nothing_is_appended_under_a_key_whose_fence_is_closed(
         self, strategy: ActiveRecordStrategy, place: SealedPlace, other_strategy: ActiveRecordStrategy
     ) -> None:
+        """A closed fence must refuse every append under its key."""
         stream, used, unused, free = uuid4(), uuid4(), uuid4(), uuid4()
         strategy.append(_sealed(stream, 0, used))
         place.close_fence([used, unused])
@@ -246,7 +270,11 @@ class RecordStrategyContract:
     def test_a_fence_that_is_closed_has_waited_for_every_writer(
         self, strategy: ActiveRecordStrategy, place: SealedPlace, other_strategy: ActiveRecordStrategy
     ) -> None:
-        """Else an item would be committed after the count by which its key was destroyed."""
+        """
+        A closed fence must have waited for every writer.
+
+        Otherwise an item could be committed after the count by which its key is destroyed.
+        """
         key_id, writing = uuid4(), threading.Barrier(WRITERS + 1)
 
         def write(number: int) -> int:
@@ -265,12 +293,14 @@ class RecordStrategyContract:
             writing.wait()
             place.close_fence([key_id])
             counted = place.count_by_key([key_id])
-            assert counted == {key_id: sum(writer.result() for writer in writers)}
+            appended = sum(writer.result() for writer in writers)
+            assert counted == {key_id: appended}, "items were appended after the fence was closed"
 
     @pytest.mark.parametrize("limit", [1, 2, 100])
     def test_pages_give_each_item_of_the_keys_once(
         self, strategy: ActiveRecordStrategy, place: SealedPlace, limit: int
     ) -> None:
+        """Pages must return each item of the keys once."""
         key_id, other = uuid4(), uuid4()
         streams = [uuid4(), uuid4()]
         items = [_sealed(stream, n, key_id) for stream in streams for n in range(3)]
@@ -287,6 +317,7 @@ class RecordStrategyContract:
     def test_items_are_swapped_only_if_they_are_as_they_were_read(
         self, strategy: ActiveRecordStrategy, place: SealedPlace
     ) -> None:
+        """A swap must change only items that are unchanged since reading."""
         stream, old, new = uuid4(), uuid4(), uuid4()
         strategy.append([_sealed(stream, n, old) for n in range(3)])
         page = place.pages(Selection(keys=(old,)), None, 10)
@@ -311,12 +342,13 @@ class RecordStrategyContract:
     def test_nothing_is_swapped_where_one_part_of_the_change_fails(
         self, strategy: ActiveRecordStrategy, place: SealedPlace, why: str
     ) -> None:
+        """If one part of a change fails, no item may change."""
         stream, old, new = uuid4(), uuid4(), uuid4()
         items = [_sealed(stream, n, old) for n in range(2)]
         strategy.append(items)
 
         def fail(_transaction: Any, _numbers: Sequence[int]) -> None:
-            raise KeyClosedError("as said")
+            raise KeyClosedError("the test refuses this change")
 
         if why == "the fence is closed":
             place.close_fence([new])
@@ -329,7 +361,7 @@ class RecordStrategyContract:
         )
         with pytest.raises(KeyClosedError):
             place.swap(change)
-        assert strategy.get_items(stream) == items
+        assert strategy.get_items(stream) == items, "a refused swap changed items"
 
 
 __all__ = ["RecordStrategyContract"]

@@ -1,4 +1,4 @@
-"""What every key store must pass: subclass it, give it two handles on one database, and run pytest."""
+"""The tests that every key store must pass."""
 
 from eventseal.testing.key_store_contract.keys import MakingContract, PagesContract, RacingContract
 from eventseal.testing.key_store_contract.replacing import ChangesContract, LeasesContract, ReplacingContract
@@ -20,9 +20,10 @@ class KeyStoreContract(
     RewrappingContract,
 ):
     """
-    The suite. A subclass named ``Test...`` overrides the two fixtures; databases may be shared by tests.
+    The tests that every key store must pass.
 
-    ::
+    Subclass it as ``Test...``, override the two fixtures with two handles on one database, and run pytest.
+    Tests may share a database::
 
         class TestMyKeyStore(KeyStoreContract):
             @pytest.fixture
@@ -33,7 +34,7 @@ class KeyStoreContract(
             def other_store(self, store, tmp_path):
                 return MyKeyStore(tmp_path / "keys.db")
 
-    A failed assertion shows its values if ``conftest.py`` asks pytest for it::
+    To see the values of a failed assertion, register the suite in ``conftest.py``::
 
         pytest.register_assert_rewrite("eventseal.testing.key_store_contract")
     """

@@ -1,4 +1,4 @@
-"""Making keys, reading them back, pages of them, and one active key a scope however many ask."""
+"""Tests of creating and reading keys, of pages, and of races."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ if TYPE_CHECKING:
 
 
 MANY_IDS = 40_000
-"""More than the variables that SQLite takes in one statement."""
+"""More than the number of variables in one statement of SQLite."""
 
 
 class MakingContract(KeyStoreFixtures):
-    """Making keys and reading them back."""
+    """The store creates keys and reads them back."""
 
     def test_a_record_comes_back_as_it_was_stored(self, store: KeyStore, application: str) -> None:
+        """The store must return a record unchanged."""
         record = make_record(application, "tenant:acme", items_reserved=1024)
         stored = store.add_active([record])["tenant:acme"]
         assert_same(stored, record)
@@ -44,6 +45,7 @@ class MakingContract(KeyStoreFixtures):
     def test_the_slot_is_that_of_active_scope_whatever_the_scope(
         self, store: KeyStore, application: str
     ) -> None:
+        """The slot of a key must be its ``active_scope``, not its scope."""
         first = replace(make_record(application, "a:digest"), active_scope="a")
         assert store.add_active([first])["a"].key_id == first.key_id
         (stored,) = store.active(application, ["a", "a:digest"]).values()
@@ -53,6 +55,7 @@ class MakingContract(KeyStoreFixtures):
     def test_a_new_record_has_the_time_of_the_store_and_no_other(
         self, store: KeyStore, application: str
     ) -> None:
+        """The store must set ``created_at`` in UTC, and no other time."""
         before = store.now()
         stored = store.add_active([make_record(application, "a")])["a"]
         assert stored.created_at is not None
@@ -64,15 +67,18 @@ class MakingContract(KeyStoreFixtures):
     def test_another_handle_sees_a_record_at_once(
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
+        """A second handle must see a new record immediately."""
         record = store.add_active([make_record(application, "a")])["a"]
         assert other_store.get([record.key_id])[record.key_id] == record
 
     def test_what_is_absent_is_left_out(self, store: KeyStore, application: str) -> None:
+        """The store must leave out ids and scopes without a record."""
         record = store.add_active([make_record(application, "a")])["a"]
         assert set(store.get([record.key_id, uuid4()])) == {record.key_id}
         assert set(store.active(application, ["a", "b"])) == {"a"}
 
     def test_asking_for_nothing_gives_nothing(self, store: KeyStore, application: str) -> None:
+        """A call without arguments must return an empty result."""
         assert store.get([]) == {}
         assert store.active(application, []) == {}
         assert store.reserve({}) == {}
@@ -82,6 +88,7 @@ class MakingContract(KeyStoreFixtures):
     def test_more_ids_and_scopes_than_a_statement_takes_are_asked_for(
         self, store: KeyStore, application: str
     ) -> None:
+        """A read must accept more ids than one statement does."""
         record = store.add_active([make_record(application, "a")])["a"]
         ids = [UUID(int=number) for number in range(MANY_IDS)] + [record.key_id]
         scopes = [f"tenant:{number}" for number in range(MANY_IDS)] + ["a"]
@@ -92,6 +99,7 @@ class MakingContract(KeyStoreFixtures):
         ]
 
     def test_many_records_are_made_in_one_call(self, store: KeyStore, application: str) -> None:
+        """One call must be able to create many records."""
         records = [make_record(application, f"tenant:{number}") for number in range(1_500)]
         stored = store.add_active(records)
         assert {scope: record.key_id for scope, record in stored.items()} == {
@@ -115,11 +123,13 @@ class MakingContract(KeyStoreFixtures):
     def test_scopes_are_compared_byte_for_byte(
         self, store: KeyStore, application: str, scopes: tuple[str, str]
     ) -> None:
+        """The store must compare scopes byte by byte."""
         stored = store.add_active([make_record(application, scope) for scope in scopes])
         assert {scope: stored[scope].scope for scope in scopes} == dict(zip(scopes, scopes, strict=True))
         assert store.active(application, [scopes[1]]) == {scopes[1]: stored[scopes[1]]}
 
     def test_purposes_have_slots_of_their_own(self, store: KeyStore, application: str) -> None:
+        """Each purpose must have its own slot in a scope."""
         purposes = [KeyPurpose.DATA, KeyPurpose.FIELD, KeyPurpose.INDEX, KeyPurpose.BRANCH]
         made = {
             purpose: store.add_active([make_record(application, "a", purpose=purpose)])["a"]
@@ -130,6 +140,7 @@ class MakingContract(KeyStoreFixtures):
             assert store.active(application, ["a"], purpose=purpose) == {"a": record}
 
     def test_applications_have_slots_of_their_own(self, store: KeyStore, application: str) -> None:
+        """Each application must have its own slot in a scope."""
         ours = store.add_active([make_record(application, "a")])["a"]
         other = f"{application}-other"
         theirs = store.add_active([make_record(other, "a")])["a"]
@@ -138,6 +149,7 @@ class MakingContract(KeyStoreFixtures):
         assert set(store.get([ours.key_id, theirs.key_id])) == {ours.key_id, theirs.key_id}
 
     def test_an_id_is_never_used_again(self, store: KeyStore, application: str) -> None:
+        """The store must refuse a key id that exists already."""
         record = store.add_active([make_record(application, "a")])["a"]
         again = replace(make_record(application, "b"), key_id=record.key_id)
         with pytest.raises(StoreError):
@@ -147,9 +159,10 @@ class MakingContract(KeyStoreFixtures):
 
 
 class PagesContract(KeyStoreFixtures):
-    """Pages of records, places beside tables, and the clock."""
+    """The store has pages of records, places, and a clock."""
 
     def test_pages_come_in_order_of_id(self, store: KeyStore, application: str) -> None:
+        """Pages must list each key of the application once, by id."""
         records = [replace(make_record(application, str(number)), key_id=uuid4()) for number in range(25)]
         store.add_active(records)
         store.add_active([make_record(f"{application}-other", "a")])
@@ -164,6 +177,7 @@ class PagesContract(KeyStoreFixtures):
         assert_same(by_id[records[0].key_id], records[0])
 
     def test_a_page_of_one_state_holds_no_other(self, store: KeyStore, application: str) -> None:
+        """A page of one state must hold only keys in that state."""
         stored = store.add_active([make_record(application, scope) for scope in ("a", "b")])
         store.set_states([in_state(stored["a"], KeyState.DEACTIVATED)], next_mark=next_mark)
         closed = store.page(application, state=KeyState.DEACTIVATED)
@@ -173,6 +187,7 @@ class PagesContract(KeyStoreFixtures):
         }
 
     def test_the_clock_is_in_utc_and_goes_on(self, store: KeyStore, other_store: KeyStore) -> None:
+        """The store's clock must be in UTC and must not go back."""
         first, second = store.now(), other_store.now()
         assert first.utcoffset() == second.utcoffset() == timedelta(0)
         assert second >= first - timedelta(seconds=1)
@@ -180,7 +195,11 @@ class PagesContract(KeyStoreFixtures):
     def test_a_place_is_remembered_once_and_by_every_handle(
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
-        """No program may retire a key while it does not know where its items are."""
+        """
+        Every handle must list each place once.
+
+        A program must know every place before it retires a key.
+        """
         names = [f"{application}-{which}" for which in ("b", "a")]
         for name in [*names, *names]:
             store.add_place(application, name, "items")
@@ -189,11 +208,12 @@ class PagesContract(KeyStoreFixtures):
 
 
 class RacingContract(KeyStoreFixtures):
-    """One active key a scope, however many ask at once."""
+    """A scope has one active key, however many callers create one."""
 
     def test_who_comes_second_gets_the_winner_whole(
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
+        """The second creator of a key must get the first creator's key."""
         winner = store.add_active([make_record(application, "a")])["a"]
         loser = make_record(application, "a")
         free = make_record(application, "b")
@@ -205,6 +225,8 @@ class RacingContract(KeyStoreFixtures):
     def test_a_race_for_a_slot_has_one_winner(
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
+        """All threads that race for a slot must get one key."""
+
         def make(number: int) -> KeyRecord:
             handle = store if number % 2 else other_store
             return handle.add_active([make_record(application, "a"), make_record(application, f"b{number}")])[
@@ -217,6 +239,7 @@ class RacingContract(KeyStoreFixtures):
         assert len(store.page(application)) == 2 + THREADS  # the store key, one for "a", one for each "b"
 
     def test_the_first_mark_comes_with_the_store_key(self, store: KeyStore, other_store: KeyStore) -> None:
+        """The store must keep the mark of the store key that won."""
         name = f"contract-{uuid4().hex[:12]}"
 
         def make(number: int) -> tuple[KeyRecord, ChangeMark]:

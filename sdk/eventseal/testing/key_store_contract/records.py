@@ -1,4 +1,4 @@
-"""What a subclass gives the suite, and the records and marks that the tests are made of."""
+"""The suite's fixtures, and the records and marks of its tests."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 from eventseal.keys.records import STORE_SCOPE, ChangeMark, KeyRecord, new_key_id
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.kms.adapter import WrappedKey
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -25,21 +26,21 @@ if TYPE_CHECKING:
 
 
 class KeyStoreFixtures:
-    """The fixtures of the suite; the first two are the subclass's own."""
+    """The fixtures of the suite. Override ``store`` and ``other_store``."""
 
     @pytest.fixture
     def store(self) -> KeyStore:
-        """A key store with its tables made. Override it."""
+        """A key store whose tables exist. Override it."""
         raise NotImplementedError("override the fixture `store`")
 
     @pytest.fixture
     def other_store(self, store: KeyStore) -> KeyStore:
-        """A second handle on the database of *store*, as another process would have it. Override it."""
+        """A second handle on the database of *store*, like another process's. Override it."""
         raise NotImplementedError("override the fixture `other_store`")
 
     @pytest.fixture
     def application(self, store: KeyStore) -> str:
-        """An application of the test's own, with its store key and first mark."""
+        """An application of this test, with its store key and first mark."""
         name = f"contract-{uuid4().hex[:12]}"
         record = make_record(name, STORE_SCOPE, purpose=KeyPurpose.STORE)
         mark = ChangeMark(application=name, counter=0, revoked=bytes(32), seal=os.urandom(32))
@@ -53,13 +54,17 @@ THREADS = 8
 
 
 class RefusedMarkError(Exception):
-    """What the suite's ``next_mark`` raises when it refuses a mark."""
+    """Raised by the suite's ``next_mark`` when it refuses a mark."""
 
 
 def make_record(
     application: str, scope: str, *, purpose: KeyPurpose = KeyPurpose.DATA, items_reserved: int = 0
 ) -> KeyRecord:
-    """Make a complete active record; its binding and seal are random, since a key store checks neither."""
+    """
+    Return a complete active record.
+
+    Its binding and seal are random, since a key store checks neither.
+    """
     return KeyRecord(
         key_id=new_key_id(),
         application=application,
@@ -84,7 +89,7 @@ def in_state(
     destroyed_by: Literal["retired", "shredded"] | None = None,
     keep_slot: bool = False,
 ) -> KeyRecord:
-    """Give the record that follows *record* in *state*."""
+    """Return the record that follows *record* in *state*."""
     return replace(
         record,
         state=state,
@@ -96,7 +101,7 @@ def in_state(
 
 
 def replace_one(store: KeyStore, replacement: Replacement, *, next_mark: NextMark) -> KeyRecord:
-    """Close one active key and make another; give the record that holds the slot now."""
+    """Replace one active key, and return the holder of its slot."""
     return store.replace_all_active([replacement], next_mark=next_mark)[replacement.old.scope]
 
 
@@ -105,12 +110,12 @@ class GivenMark:
     A ``next_mark`` that stores given nodes.
 
     Args:
-        changed: By path the contents to store.
-        paths: The nodes to read before.
+        changed: The contents to store, by path.
+        paths: The paths of the nodes to read first.
 
     Attributes:
-        found: The nodes that were there when it was called last.
-        given: The mark that it gave last.
+        found: The nodes that existed at the last call.
+        given: The mark that the last call returned.
     """
 
     def __init__(
@@ -124,7 +129,7 @@ class GivenMark:
     def __call__(
         self, mark: ChangeMark, nodes: Mapping[bytes, bytes]
     ) -> tuple[ChangeMark, Mapping[bytes, bytes]]:
-        """Give a mark with the next counter and values of its own."""
+        """Return a mark with the next counter and new random values."""
         self.found = nodes
         self.given = replace(mark, counter=mark.counter + 1, revoked=os.urandom(32), seal=os.urandom(32))
         return self.given, self._changed
@@ -132,15 +137,15 @@ class GivenMark:
 
 class GivenAdmission:
     """
-    An ``admit`` with a given answer.
+    An ``admit`` with a fixed answer.
 
     Args:
-        revoked: What a mark has under which it is not asked.
+        revoked: The value in a mark under which a key store does not call it.
         admits: The answer.
-        paths: The nodes to read.
+        paths: The paths of the nodes to read.
 
     Attributes:
-        asked: What it was called with last.
+        asked: The arguments of the last call.
     """
 
     def __init__(self, revoked: bytes, *, admits: bool, paths: Collection[bytes] = ()) -> None:
@@ -150,19 +155,21 @@ class GivenAdmission:
         self._admits = admits
 
     def __call__(self, mark: ChangeMark, nodes: Mapping[bytes, bytes]) -> bool:
-        """Give the answer."""
+        """Return the answer."""
         self.asked = mark, nodes
         return self._admits
 
 
 class RefusedMark(GivenMark):
-    """A ``next_mark`` that refuses, as a keyring does that finds a mark edited."""
+    """A ``next_mark`` that refuses every mark, like a keyring an edited one."""
 
     def __call__(
         self, mark: ChangeMark, nodes: Mapping[bytes, bytes]
     ) -> tuple[ChangeMark, Mapping[bytes, bytes]]:
         """Refuse *mark*."""
-        raise RefusedMarkError(f"mark {mark.counter} of {mark.application}, {len(nodes)} nodes")
+        raise RefusedMarkError(
+            f"mark {mark.counter} of {mark.application} with {counted(len(nodes), 'node')} is refused"
+        )
 
 
 next_mark = GivenMark()
@@ -170,7 +177,7 @@ refuse_mark = RefusedMark()
 
 
 def in_threads(work: Callable[[int], _Result], count: int = THREADS) -> list[_Result]:
-    """Run *work* with 0, 1, ... in that many threads that start together."""
+    """Run *work* with 0, 1, ... in *count* threads that start together."""
     barrier = Barrier(count)
 
     def run(number: int) -> _Result:
@@ -182,15 +189,20 @@ def in_threads(work: Callable[[int], _Result], count: int = THREADS) -> list[_Re
 
 
 def the_changes(store: KeyStore, application: str, since: int, key_ids: Iterable[UUID] = ()) -> Changes:
-    """Read the changes of an application that has a mark."""
+    """Return the changes of an application that has a mark."""
     changes = store.changes(application, since, list(key_ids))
-    assert changes is not None
+    assert changes is not None, f"changes() returned None, but {application} has a mark"
     return changes
 
 
 def assert_same(stored: KeyRecord, given: KeyRecord) -> None:
-    """Compare everything but the times, which are the store's; wrappings in any order."""
+    """
+    Compare two records, without their times and the order of wrappings.
+
+    The key store sets the times.
+    """
     untimed = replace(stored, created_at=None, deactivated_at=None, compromised_at=None, destroyed_at=None)
     expected = replace(given, created_at=None, deactivated_at=None, compromised_at=None, destroyed_at=None)
-    assert replace(untimed, wrappings=()) == replace(expected, wrappings=())
-    assert sorted(untimed.wrappings, key=repr) == sorted(expected.wrappings, key=repr)
+    message = f"the key store changed the %s of key {given.key_id}"
+    assert replace(untimed, wrappings=()) == replace(expected, wrappings=()), message % "row"
+    assert sorted(untimed.wrappings, key=repr) == sorted(expected.wrappings, key=repr), message % "wrappings"

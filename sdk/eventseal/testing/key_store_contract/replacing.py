@@ -1,4 +1,4 @@
-"""Replacing active keys, leasing items under them, and what a refresh reads."""
+"""Tests of replacing active keys, of leases, and of refreshes."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ if TYPE_CHECKING:
 
 
 class ReplacingContract(KeyStoreFixtures):
-    """Closing a scope's active key and making another."""
+    """The store closes a scope's active key and creates another."""
 
     def test_replacing_closes_the_old_key_and_gives_its_slot_to_the_new(
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
+        """A replacement must close the old key and free its slot."""
         old = store.add_active([make_record(application, "a", items_reserved=1024)])["a"]
         closed, new = in_state(old, KeyState.DEACTIVATED), make_record(application, "a", items_reserved=5)
         stored = replace_one(store, Replacement(old, closed, new), next_mark=next_mark)
@@ -49,6 +50,7 @@ class ReplacingContract(KeyStoreFixtures):
         assert kept.created_at == old.created_at
 
     def test_replacing_as_compromised_sets_that_time(self, store: KeyStore, application: str) -> None:
+        """Replacing a key as compromised must set ``compromised_at``."""
         old = store.add_active([make_record(application, "a")])["a"]
         closed = in_state(old, KeyState.COMPROMISED)
         replace_one(store, Replacement(old, closed, make_record(application, "a")), next_mark=next_mark)
@@ -59,6 +61,7 @@ class ReplacingContract(KeyStoreFixtures):
     def test_replacing_a_key_that_moved_on_gives_the_holder_and_changes_nothing(
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
+        """A late replacement must change nothing, and return the slot's holder."""
         old = store.add_active([make_record(application, "a")])["a"]
         closed = in_state(old, KeyState.DEACTIVATED)
         first = replace_one(
@@ -72,6 +75,7 @@ class ReplacingContract(KeyStoreFixtures):
     def test_replacing_where_no_key_holds_the_slot_any_more_gives_none(
         self, store: KeyStore, application: str
     ) -> None:
+        """Replacing a key that has lost its slot must change nothing."""
         old = store.add_active([make_record(application, "a")])["a"]
         assert store.set_states([in_state(old, KeyState.DEACTIVATED)], next_mark=next_mark)
         late = _replacement(old)
@@ -79,6 +83,7 @@ class ReplacingContract(KeyStoreFixtures):
         assert store.get([late.new.key_id]) == {}
 
     def test_a_free_store_is_not_waited_for(self, store: KeyStore, application: str) -> None:
+        """With ``wait=False``, an unlocked store must replace the key."""
         old = store.add_active([make_record(application, "a")])["a"]
         new = make_record(application, "a")
         stored = store.replace_all_active(
@@ -89,6 +94,7 @@ class ReplacingContract(KeyStoreFixtures):
     def test_keys_of_many_scopes_are_replaced_together(
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
+        """One call must replace keys of many scopes under one mark."""
         olds = store.add_active([make_record(application, f"s{n}") for n in range(3)])
         replacements = [_replacement(old) for old in olds.values()]
         holders = store.replace_all_active(replacements, next_mark=next_mark)
@@ -105,6 +111,7 @@ class ReplacingContract(KeyStoreFixtures):
     def test_replacing_together_keeps_what_was_leased_meanwhile(
         self, store: KeyStore, application: str
     ) -> None:
+        """A replacement must keep items that were leased in the meantime."""
         olds = store.add_active([make_record(application, "a"), make_record(application, "b")])
         store.reserve({olds["a"].key_id: 100})
         store.replace_all_active([_replacement(old) for old in olds.values()], next_mark=next_mark)
@@ -114,6 +121,7 @@ class ReplacingContract(KeyStoreFixtures):
     def test_many_keys_are_replaced_all_or_none(
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
+        """If one key moved, the store must replace none."""
         olds = store.add_active([make_record(application, scope) for scope in ("a", "b", "c")])
         replacements = [_replacement(old) for old in olds.values()]
         first = replace_one(store, _replacement(olds["b"]), next_mark=next_mark)
@@ -125,6 +133,7 @@ class ReplacingContract(KeyStoreFixtures):
         assert the_changes(store, application, -1).mark.counter == 2
 
     def test_a_refused_mark_undoes_all_replacements(self, store: KeyStore, application: str) -> None:
+        """If ``next_mark`` refuses, the store must replace no key."""
         olds = store.add_active([make_record(application, "a"), make_record(application, "b")])
         replacements = [_replacement(old) for old in olds.values()]
         with pytest.raises(RefusedMarkError):
@@ -135,6 +144,7 @@ class ReplacingContract(KeyStoreFixtures):
     def test_a_race_to_replace_many_has_one_winner(
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
+        """Threads that race to replace keys must get one result."""
         olds = store.add_active([make_record(application, f"s{n}") for n in range(5)])
 
         def replace_them(number: int) -> dict[str, KeyRecord]:
@@ -149,6 +159,7 @@ class ReplacingContract(KeyStoreFixtures):
         assert len(store.page(application)) == 11  # the store key, the old ones, one winner's
 
     def test_replacing_no_key_does_nothing(self, store: KeyStore) -> None:
+        """A call without replacements must not call ``next_mark``."""
         assert store.replace_all_active([], next_mark=refuse_mark) == {}
 
 
@@ -158,9 +169,10 @@ def _replacement(old: KeyRecord) -> Replacement:
 
 
 class LeasesContract(KeyStoreFixtures):
-    """Leasing items under active keys."""
+    """The store leases items under active keys."""
 
     def test_leases_add_up(self, store: KeyStore, other_store: KeyStore, application: str) -> None:
+        """Leases through all handles must add up."""
         stored = store.add_active(
             [make_record(application, scope, items_reserved=10) for scope in ("a", "b")]
         )
@@ -170,6 +182,7 @@ class LeasesContract(KeyStoreFixtures):
         assert store.get([first])[first].items_reserved == 16
 
     def test_a_lease_leaves_version_and_counter(self, store: KeyStore, application: str) -> None:
+        """A lease must not change the row version or the counter."""
         record = store.add_active([make_record(application, "a")])["a"]
         store.reserve({record.key_id: 5})
         assert store.get([record.key_id])[record.key_id] == replace(record, items_reserved=5)
@@ -178,6 +191,7 @@ class LeasesContract(KeyStoreFixtures):
     def test_a_lease_past_the_limit_is_refused_and_takes_nothing(
         self, store: KeyStore, application: str
     ) -> None:
+        """A lease past the limit must take nothing."""
         stored = store.add_active(
             [make_record(application, scope, items_reserved=90) for scope in ("a", "b")]
         )
@@ -187,11 +201,13 @@ class LeasesContract(KeyStoreFixtures):
         assert store.reserve({first: 1, second: 1}, limit=100) == {}
 
     def test_the_hard_limit_is_the_last_item(self, store: KeyStore, application: str) -> None:
+        """The hard limit must be reachable, but not exceeded."""
         record = store.add_active([make_record(application, "a", items_reserved=HARD_LIMIT - 5)])["a"]
         assert store.reserve({record.key_id: 6}) == {}
         assert store.reserve({record.key_id: 5}) == {record.key_id: HARD_LIMIT}
 
     def test_only_active_keys_are_leased(self, store: KeyStore, application: str) -> None:
+        """The store must not lease items of keys that are not active."""
         record = store.add_active([make_record(application, "a")])["a"]
         store.set_states([in_state(record, KeyState.DEACTIVATED)], next_mark=next_mark)
         assert store.reserve({record.key_id: 1, uuid4(): 1}) == {}
@@ -199,6 +215,7 @@ class LeasesContract(KeyStoreFixtures):
     def test_racing_leases_never_pass_the_limit(
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
+        """Leases that race must never pass the limit."""
         key_id = store.add_active([make_record(application, "a")])["a"].key_id
 
         def lease(number: int) -> list[int]:
@@ -211,12 +228,14 @@ class LeasesContract(KeyStoreFixtures):
 
 
 class ChangesContract(KeyStoreFixtures):
-    """What a refresh reads."""
+    """The store returns the changes that a refresh reads."""
 
     def test_an_application_without_a_store_key_has_no_mark(self, store: KeyStore) -> None:
+        """Without a store key, ``changes()`` must return ``None``."""
         assert store.changes(f"contract-{uuid4().hex}", -1, []) is None
 
     def test_without_a_change_only_the_mark_is_read(self, store: KeyStore, application: str) -> None:
+        """Without a change, ``changes()`` must return only the mark."""
         record = store.add_active([make_record(application, "a")])["a"]
         changes = the_changes(store, application, 0, [record.key_id])
         assert changes.mark.counter == 0
@@ -227,6 +246,7 @@ class ChangesContract(KeyStoreFixtures):
     def test_a_mark_is_kept_as_it_was_given(
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
+        """The store must keep a mark unchanged."""
         record = store.add_active([make_record(application, "a")])["a"]
         keep = GivenMark()
         store.set_states([in_state(record, KeyState.DEACTIVATED)], next_mark=keep)
@@ -235,6 +255,7 @@ class ChangesContract(KeyStoreFixtures):
     def test_a_change_gives_the_asked_for_keys_that_moved_without_wrappings(
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
+        """The store must return requested keys that changed, without wrappings."""
         stored = store.add_active([make_record(application, scope) for scope in ("a", "b", "c")])
         ids = {scope: record.key_id for scope, record in stored.items()}
         store.set_states([in_state(stored["a"], KeyState.DEACTIVATED)], next_mark=next_mark)
@@ -253,6 +274,7 @@ class ChangesContract(KeyStoreFixtures):
     def test_a_change_gives_the_root_of_the_revocation_tree(
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
+        """After a change, ``changes()`` must return the root."""
         record = store.add_active([make_record(application, "a")])["a"]
         rooted = GivenMark({b"": b"the root\0", b"\xff": b"a node"})
         store.set_states([in_state(record, KeyState.DEACTIVATED)], next_mark=rooted)
@@ -260,9 +282,11 @@ class ChangesContract(KeyStoreFixtures):
         assert the_changes(other_store, application, 1).root == b""  # nothing has changed since
 
     def test_a_change_gives_no_key_of_another_application(self, store: KeyStore, application: str) -> None:
+        """The store must not return another application's keys."""
         theirs = store.add_active([make_record(f"{application}-other", "a")])["a"]
         assert the_changes(store, application, -1, [theirs.key_id]).records == ()
 
     def test_making_a_key_leaves_the_counter(self, store: KeyStore, application: str) -> None:
+        """A new key must not raise the counter."""
         store.add_active([make_record(application, "a")])
         assert the_changes(store, application, -1).mark.counter == 0

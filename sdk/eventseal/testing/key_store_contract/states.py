@@ -1,4 +1,4 @@
-"""Keys that change states, scopes and branches that end, and the revocation tree."""
+"""Tests of key states, of ending scopes and branches, and of revocations."""
 
 from __future__ import annotations
 
@@ -35,11 +35,12 @@ if TYPE_CHECKING:
 
 
 class StatesContract(KeyStoreFixtures):
-    """Moving keys to other states."""
+    """The store moves keys to other states."""
 
     def test_destroying_deletes_the_wrappings_and_keeps_the_row(
         self, store: KeyStore, application: str
     ) -> None:
+        """A destroyed key must lose its wrappings, but not its row."""
         record = store.add_active([make_record(application, "a")])["a"]
         tombstone = in_state(record, KeyState.DESTROYED, destroyed_by="retired")
         (stored,) = store.set_states([tombstone], next_mark=next_mark)
@@ -51,6 +52,7 @@ class StatesContract(KeyStoreFixtures):
     def test_a_tombstone_that_keeps_its_slot_closes_the_scope(
         self, store: KeyStore, application: str
     ) -> None:
+        """No key may be created while a tombstone holds the slot."""
         record = store.add_active([make_record(application, "a")])["a"]
         tombstone = in_state(record, KeyState.DESTROYED, destroyed_by="shredded", keep_slot=True)
         (stored,) = store.set_states([tombstone], next_mark=next_mark)
@@ -65,6 +67,7 @@ class StatesContract(KeyStoreFixtures):
     def test_a_tombstone_takes_no_slot_that_another_key_holds(
         self, store: KeyStore, application: str
     ) -> None:
+        """A tombstone must not take the slot of another key."""
         first = store.add_active([make_record(application, "a")])["a"]
         closed = in_state(first, KeyState.DEACTIVATED)
         second = replace_one(
@@ -78,6 +81,7 @@ class StatesContract(KeyStoreFixtures):
         assert store.get([first.key_id])[first.key_id].state is KeyState.DEACTIVATED
 
     def test_states_move_all_or_none(self, store: KeyStore, application: str) -> None:
+        """If one record is stale or unknown, no state may change."""
         records = [store.add_active([make_record(application, scope)])[scope] for scope in ("a", "b")]
         stale = replace(in_state(records[1], KeyState.DEACTIVATED), row_version=3)
         unknown = in_state(make_record(application, "c"), KeyState.DEACTIVATED)
@@ -97,6 +101,7 @@ class StatesContract(KeyStoreFixtures):
     def test_a_whole_scope_moves_only_if_no_live_key_is_left_out(
         self, store: KeyStore, application: str
     ) -> None:
+        """With ``whole_scope``, the store must refuse to leave out a key."""
         old = store.add_active([make_record(application, "a")])["a"]
         new = replace_one(
             store,
@@ -111,20 +116,24 @@ class StatesContract(KeyStoreFixtures):
             some = live[:left_out] + live[left_out + 1 :]
             assert store.set_states(some, next_mark=next_mark, whole_scope="a") == []
         assert len(store.set_states(live, next_mark=next_mark, whole_scope="a")) == len(live)
-        late = store.add_active([make_record(application, "a")])["a"]  # tombstones are no live keys
+        late = store.add_active([make_record(application, "a")])[
+            "a"
+        ]  # tombstones are destroyed, so they do not count
         shredded = in_state(late, KeyState.DESTROYED, destroyed_by="shredded")
         assert len(store.set_states([shredded], next_mark=next_mark, whole_scope="a")) == 1
 
     def test_a_live_key_may_be_left_out_by_name(self, store: KeyStore, application: str) -> None:
+        """A key in ``left_out`` must lose its slot, but stay."""
         stored = store.add_active([make_record(application, "a")])["a"]
         field = store.add_active([make_record(application, "a", purpose=KeyPurpose.FIELD)])["a"]
         ended = in_state(stored, KeyState.DESTROYED, destroyed_by="shredded", keep_slot=True)
         assert store.set_states([ended], next_mark=next_mark, whole_scope="a") == []
         assert store.set_states([ended], next_mark=next_mark, whole_scope="a", left_out=[field.key_id])
-        assert store.active(application, ["a"], purpose=KeyPurpose.FIELD) == {}  # it has lost its slot
+        assert store.active(application, ["a"], purpose=KeyPurpose.FIELD) == {}  # it lost its slot
         assert store.get([field.key_id])[field.key_id].active_scope is None
 
     def test_a_refused_mark_undoes_a_change_of_states(self, store: KeyStore, application: str) -> None:
+        """If ``next_mark`` refuses, no state may change."""
         record = store.add_active([make_record(application, "a")])["a"]
         with pytest.raises(RefusedMarkError):
             store.set_states(
@@ -135,6 +144,7 @@ class StatesContract(KeyStoreFixtures):
     def test_racing_changes_each_get_a_mark_of_their_own(
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
+        """Changes that race must each get their own counter."""
         records = store.add_active([make_record(application, str(number)) for number in range(THREADS)])
         marks = [GivenMark() for _ in range(THREADS)]
 
@@ -150,26 +160,27 @@ class StatesContract(KeyStoreFixtures):
 
 
 def make_tombstone(application: str, scope: str, purpose: KeyPurpose) -> KeyRecord:
-    """Make the record of a shredded key that never was."""
+    """Return the record of a shredded key that never existed."""
     record = make_record(application, scope, purpose=purpose)
     return replace(record, state=KeyState.DESTROYED, destroyed_by="shredded", wrappings=())
 
 
 def wrapped_under(branch: KeyRecord, record: KeyRecord) -> KeyRecord:
-    """Give *record* wrapped under a branch key."""
+    """Return *record*, wrapped under a branch key."""
     wrapped = WrappedKey(kek_uri=branch_uri(branch.key_id), kek_version=None, ciphertext=b"wrapped")
     return replace(record, wrappings=(wrapped,))
 
 
 def add_branch(store: KeyStore, application: str) -> KeyRecord:
-    """Make a branch key."""
+    """Add a branch key."""
     return store.add_active([make_record(application, "branch:0", purpose=KeyPurpose.BRANCH)])["branch:0"]
 
 
 class EndingContract(KeyStoreFixtures):
-    """The end of a whole scope, and of branch keys."""
+    """The store ends whole scopes and branch keys."""
 
     def test_a_scope_gives_all_its_keys_and_tombstones(self, store: KeyStore, application: str) -> None:
+        """The store must list all keys of a scope, without wrappings."""
         first = store.add_active([make_record(application, "a")])["a"]
         second = replace_one(
             store,
@@ -192,6 +203,7 @@ class EndingContract(KeyStoreFixtures):
         assert store.of_scope(application, "b") == []
 
     def test_tombstones_come_with_the_states(self, store: KeyStore, application: str) -> None:
+        """The store must add tombstones in the same transaction."""
         data = store.add_active([make_record(application, "a")])["a"]
         ended = in_state(data, KeyState.DESTROYED, destroyed_by="shredded", keep_slot=True)
         given = [
@@ -211,6 +223,7 @@ class EndingContract(KeyStoreFixtures):
         } == {record.key_id for record in stored}
 
     def test_tombstones_alone_close_what_was_reopened(self, store: KeyStore, application: str) -> None:
+        """The store must add tombstones without a change of states."""
         tombstone = make_tombstone(application, "a", KeyPurpose.DATA)
         (stored,) = store.set_states([], next_mark=next_mark, tombstones=[tombstone])
         assert store.active(application, ["a"]) == {"a": stored}
@@ -219,6 +232,7 @@ class EndingContract(KeyStoreFixtures):
     def test_a_tombstone_for_a_slot_that_is_taken_undoes_it_all(
         self, store: KeyStore, application: str
     ) -> None:
+        """A tombstone for a taken slot must undo the whole change."""
         data = store.add_active([make_record(application, "a")])["a"]
         field = store.add_active([make_record(application, "a", purpose=KeyPurpose.FIELD)])["a"]
         tombstone = make_tombstone(application, "a", KeyPurpose.FIELD)
@@ -231,6 +245,7 @@ class EndingContract(KeyStoreFixtures):
     def test_keys_that_seal_nothing_of_a_scope_are_none_of_it(
         self, store: KeyStore, application: str
     ) -> None:
+        """Branch keys must not count as keys of a scope."""
         branch = add_branch(store, application)
         data = store.add_active([make_record(application, branch.scope)])[branch.scope]
         ended = in_state(data, KeyState.DESTROYED, destroyed_by="shredded")
@@ -239,12 +254,13 @@ class EndingContract(KeyStoreFixtures):
     def test_a_branch_key_that_is_needed_is_not_destroyed(
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
+        """The store must not destroy a branch key with wrappings."""
         branch = add_branch(store, application)
         data = other_store.add_active([wrapped_under(branch, make_record(application, "a"))])["a"]
         tombstone = in_state(branch, KeyState.DESTROYED, destroyed_by="retired")
         assert store.set_states([tombstone], next_mark=next_mark) == []
         assert store.get([branch.key_id]) == {branch.key_id: branch}
-        deactivated = in_state(branch, KeyState.DEACTIVATED)  # this is no end
+        deactivated = in_state(branch, KeyState.DEACTIVATED)  # deactivation does not destroy it
         assert len(store.set_states([deactivated], next_mark=next_mark)) == 1
         store.set_states([in_state(data, KeyState.DESTROYED, destroyed_by="retired")], next_mark=next_mark)
         tombstone = in_state(deactivated, KeyState.DESTROYED, destroyed_by="retired")
@@ -253,6 +269,7 @@ class EndingContract(KeyStoreFixtures):
     def test_nothing_is_stored_that_a_destroyed_branch_key_has_wrapped(
         self, store: KeyStore, application: str
     ) -> None:
+        """The store must refuse wrappings under a destroyed branch key."""
         branch = add_branch(store, application)
         old = store.add_active([make_record(application, "a")])["a"]
         store.set_states([in_state(branch, KeyState.DESTROYED, destroyed_by="retired")], next_mark=next_mark)
@@ -273,14 +290,16 @@ _NODES = {b"": b"root", b"\x00": b"\x00node", b"\x00\xff": b"a leaf"}
 
 
 class RevocationsContract(KeyStoreFixtures):
-    """The nodes of the revocation tree, and the mark that goes with them."""
+    """The store keeps the nodes of the revocation tree with their mark."""
 
     def test_an_application_without_a_store_key_has_no_nodes(self, store: KeyStore) -> None:
+        """Without a store key, ``revocations()`` must return ``None``."""
         assert store.revocations(f"contract-{uuid4().hex}", [b""]) is None
 
     def test_nodes_are_stored_with_the_mark_and_given_by_path(
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
+        """The store must keep nodes with their mark, by path."""
         first = GivenMark(_NODES)
         store.advance(application, next_mark=first)
         assert other_store.revocations(application, [b"", b"\x00\xff", b"\x01"]) == (
@@ -292,6 +311,7 @@ class RevocationsContract(KeyStoreFixtures):
     def test_a_change_is_given_the_nodes_that_it_asks_for_and_replaces_them(
         self, store: KeyStore, application: str
     ) -> None:
+        """The store must pass the nodes in ``paths``, and replace them."""
         store.advance(application, next_mark=GivenMark(_NODES))
         second = GivenMark({b"\x00": b"another"}, paths=[b"", b"\x00", b"\x07"])
         record = store.add_active([make_record(application, "a")])["a"]
@@ -300,6 +320,7 @@ class RevocationsContract(KeyStoreFixtures):
         assert store.revocations(application, _NODES) == (second.given, {**_NODES, b"\x00": b"another"})
 
     def test_a_rotation_stores_nodes_too(self, store: KeyStore, application: str) -> None:
+        """A replacement must store the nodes of its mark."""
         old = store.add_active([make_record(application, "a")])["a"]
         rooted = GivenMark({b"": b"root"})
         closed = in_state(old, KeyState.COMPROMISED)
@@ -307,11 +328,13 @@ class RevocationsContract(KeyStoreFixtures):
         assert store.revocations(application, [b""]) == (rooted.given, {b"": b"root"})
 
     def test_a_mark_that_is_refused_stores_nothing(self, store: KeyStore, application: str) -> None:
+        """If ``next_mark`` refuses, the store must keep the old mark."""
         with pytest.raises(RefusedMarkError):
             store.advance(application, next_mark=refuse_mark)
         assert the_changes(store, application, -1).mark.counter == 0
 
     def test_nodes_of_another_application_are_its_own(self, store: KeyStore, application: str) -> None:
+        """The store must keep the nodes of applications apart."""
         store.advance(application, next_mark=GivenMark(_NODES))
         found = store.revocations(f"{application}-other", list(_NODES))
         assert found is None or found[1] == {}
@@ -319,6 +342,7 @@ class RevocationsContract(KeyStoreFixtures):
     def test_erased_items_are_listed_once_and_by_application(
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
+        """The store must list erased items by application, each once."""
         first, second, third = (bytes([number]) * 32 for number in range(3))
         store.list_erased(application, [first, second])
         other_store.list_erased(application, [second, second])
@@ -329,6 +353,7 @@ class RevocationsContract(KeyStoreFixtures):
     def test_keys_are_admitted_without_a_question_while_nothing_was_revoked(
         self, store: KeyStore, application: str
     ) -> None:
+        """Before any revocation, the store must not call ``admit``."""
         admission = GivenAdmission(the_changes(store, application, -1).mark.revoked, admits=False)
         assert store.add_active([make_record(application, "a")], admit=admission)["a"].scope == "a"
         assert admission.asked is None
@@ -337,6 +362,7 @@ class RevocationsContract(KeyStoreFixtures):
     def test_else_it_is_asked_with_the_mark_and_the_nodes_as_they_are_now(
         self, store: KeyStore, other_store: KeyStore, application: str, admits: bool
     ) -> None:
+        """After a revocation, ``admit`` must decide, with the current nodes."""
         admission = GivenAdmission(
             the_changes(store, application, -1).mark.revoked, admits=admits, paths=[b"", b"\x07"]
         )

@@ -1,4 +1,4 @@
-"""Wrappings of stored keys: added, verified, dropped, counted."""
+"""Tests of adding, verifying, dropping and counting wrappings of stored keys."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ def _wrapping(kek_uri: str = "fake://three", kek_version: str | None = "1") -> W
 
 
 class WrappingContract(KeyStoreFixtures):
-    """Adding wrappings to stored keys."""
+    """The store adds wrappings to stored keys."""
 
     def test_an_added_wrapping_stands_beside_the_others(
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
+        """The store must add a wrapping and keep the others."""
         stored = store.add_active([make_record(application, scope) for scope in ("a", "b")])
         key_id, wrapping = stored["a"].key_id, _wrapping()
         assert store.put_wrappings({key_id: wrapping}) == {key_id}
@@ -50,6 +51,7 @@ class WrappingContract(KeyStoreFixtures):
         assert_same(store.active(application, ["b"])["b"], stored["b"])
 
     def test_adding_wrappings_is_no_change_of_state(self, store: KeyStore, application: str) -> None:
+        """A new wrapping must not raise the counter."""
         record = store.add_active([make_record(application, "a")])["a"]
         store.put_wrappings({record.key_id: _wrapping()})
         assert the_changes(store, application, -1).mark.counter == 0
@@ -57,6 +59,7 @@ class WrappingContract(KeyStoreFixtures):
     def test_a_wrapping_of_the_same_kek_and_version_stays(
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
+        """An unverified wrapping must not replace one of its version."""
         record = store.add_active([make_record(application, "a")])["a"]
         first, second = _wrapping(), _wrapping()
         assert store.put_wrappings({record.key_id: first}) == {record.key_id}
@@ -67,6 +70,7 @@ class WrappingContract(KeyStoreFixtures):
         assert len(wrappings) == 1 + len(record.wrappings)
 
     def test_versions_of_a_kek_have_wrappings_of_their_own(self, store: KeyStore, application: str) -> None:
+        """Each version of a KEK must have its own wrapping."""
         record = store.add_active([make_record(application, "a")])["a"]
         added = [_wrapping(kek_version=version) for version in ("1", "2", None)]
         for wrapping in added:
@@ -74,6 +78,7 @@ class WrappingContract(KeyStoreFixtures):
         assert set(added) <= set(store.get([record.key_id])[record.key_id].wrappings)
 
     def test_a_destroyed_key_gets_no_wrapping(self, store: KeyStore, application: str) -> None:
+        """The store must not add a wrapping to a destroyed key."""
         stored = store.add_active([make_record(application, scope) for scope in ("a", "b")])
         gone, alive = stored["a"], stored["b"]
         store.set_states(
@@ -84,12 +89,14 @@ class WrappingContract(KeyStoreFixtures):
         assert store.get([gone.key_id])[gone.key_id].wrappings == ()
 
     def test_keys_that_are_not_there_get_no_wrapping(self, store: KeyStore) -> None:
+        """The store must ignore wrappings of unknown keys."""
         unknown = new_key_id()
         assert store.put_wrappings({unknown: _wrapping()}) == set()
         assert store.put_wrappings({}) == set()
         assert store.get([unknown]) == {}
 
     def test_more_wrappings_than_a_statement_takes_are_added(self, store: KeyStore, application: str) -> None:
+        """One call must add more wrappings than one statement does."""
         stored = store.add_active([make_record(application, f"{number}") for number in range(MANY_WRAPPINGS)])
         add = {record.key_id: _wrapping() for record in stored.values()}
         assert store.put_wrappings(add) == set(add)
@@ -99,6 +106,7 @@ class WrappingContract(KeyStoreFixtures):
     def test_a_key_that_is_destroyed_meanwhile_keeps_no_wrapping(
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
+        """A key must have no wrapping after its destruction, despite races."""
         stored = store.add_active([make_record(application, f"{number}") for number in range(THREADS)])
         records = list(stored.values())
 
@@ -136,16 +144,18 @@ def _read(store: KeyStore, key_id: UUID) -> KeyRecord:
 
 
 class RewrappingContract(KeyStoreFixtures):
-    """Verifying, dropping and counting wrappings of stored keys."""
+    """The store verifies, drops and counts wrappings of stored keys."""
 
     # --- verified ---
 
     def test_nobody_has_verified_the_wrappings_of_a_new_key(self, store: KeyStore, application: str) -> None:
+        """A new key must have no verified wrapping."""
         assert store.add_active([make_record(application, "a")])["a"].verified == frozenset()
 
     def test_a_verified_wrapping_is_told_from_the_others_wherever_the_key_is_read(
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
+        """Every read must show which wrappings are verified."""
         record = store.add_active([make_record(application, "a")])["a"]
         first = record.wrappings[0]
         store.mark_wrappings_verified({record.key_id: first})
@@ -158,6 +168,7 @@ class RewrappingContract(KeyStoreFixtures):
             assert_same(replace(found, verified=frozenset()), record)
 
     def test_only_these_very_bytes_are_marked(self, store: KeyStore, application: str) -> None:
+        """The store must mark only a wrapping with equal bytes."""
         record = store.add_active([make_record(application, "a")])["a"]
         for other in (
             replace(record.wrappings[0], ciphertext=b"other"),
@@ -170,6 +181,7 @@ class RewrappingContract(KeyStoreFixtures):
         assert _read(store, record.key_id).verified == frozenset()
 
     def test_marking_again_and_without_waiting_is_harmless(self, store: KeyStore, application: str) -> None:
+        """A repeated mark must change nothing, with and without waiting."""
         stored = store.add_active([make_record(application, scope) for scope in "abc"])
         marks = {record.key_id: record.wrappings[1] for record in stored.values()}
         for wait in (True, False, True):
@@ -177,6 +189,7 @@ class RewrappingContract(KeyStoreFixtures):
         assert all(found.verified == {marks[key_id]} for key_id, found in store.get(list(marks)).items())
 
     def test_a_wrapping_may_come_verified(self, store: KeyStore, application: str) -> None:
+        """With ``verified=True``, the store must add a verified wrapping."""
         record = store.add_active([make_record(application, "a")])["a"]
         unknown = _added(store, record, verified=False, kek_uri="fake://four")
         known = _added(store, record, verified=True, kek_uri="fake://five")
@@ -187,6 +200,7 @@ class RewrappingContract(KeyStoreFixtures):
     def test_a_verified_wrapping_takes_the_place_of_one_that_nobody_verified(
         self, store: KeyStore, application: str
     ) -> None:
+        """A verified wrapping must replace an unverified one, never the reverse."""
         record = store.add_active([make_record(application, "a")])["a"]
         _added(store, record, verified=False)
         better = _added(store, record, verified=True)
@@ -199,12 +213,14 @@ class RewrappingContract(KeyStoreFixtures):
     def test_a_wrapping_that_is_there_already_becomes_verified(
         self, store: KeyStore, application: str
     ) -> None:
+        """Adding a stored wrapping as verified must mark it."""
         record = store.add_active([make_record(application, "a")])["a"]
         first = record.wrappings[0]
         assert store.put_wrappings({record.key_id: first}, verified=True) == {record.key_id}
         assert _read(store, record.key_id).verified == {first}
 
     def test_the_newest_wrapping_comes_first(self, store: KeyStore, application: str) -> None:
+        """The store must return the newest wrapping first."""
         record = store.add_active([make_record(application, "a")])["a"]
         store.mark_wrappings_verified({record.key_id: record.wrappings[0]})
         store.mark_wrappings_verified({record.key_id: record.wrappings[1]})
@@ -216,6 +232,7 @@ class RewrappingContract(KeyStoreFixtures):
     def test_a_wrapping_goes_for_the_sake_of_a_verified_one(
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
+        """The store must drop wrappings that the kept one replaces."""
         stored = store.add_active([make_record(application, scope) for scope in ("a", "b")])
         record = stored["a"]
         kept = _added(store, record, verified=True)
@@ -229,6 +246,7 @@ class RewrappingContract(KeyStoreFixtures):
         assert_same(_read(store, stored["b"].key_id), stored["b"])
 
     def test_only_what_is_named_goes(self, store: KeyStore, application: str) -> None:
+        """The store must drop only the named wrappings."""
         record = store.add_active([make_record(application, "a")])["a"]
         kept = _added(store, record, verified=True)
         first, second = record.wrappings
@@ -238,6 +256,7 @@ class RewrappingContract(KeyStoreFixtures):
     def test_whether_anybody_noted_that_the_better_one_was_verified_does_not_matter(
         self, store: KeyStore, application: str
     ) -> None:
+        """The store must not require that the kept wrapping is verified."""
         record = store.add_active([make_record(application, "a")])["a"]
         kept = _added(store, record, verified=False)
         assert store.drop_wrappings({record.key_id: record.wrappings}, keep={record.key_id: kept}) == {
@@ -248,6 +267,7 @@ class RewrappingContract(KeyStoreFixtures):
     def test_a_key_keeps_everything_if_the_better_wrapping_is_gone_or_another_by_now(
         self, store: KeyStore, application: str
     ) -> None:
+        """Without the kept wrapping, the store must drop nothing."""
         record = store.add_active([make_record(application, "a")])["a"]
         _added(store, record, verified=True)
         old = {record.key_id: record.wrappings}
@@ -258,6 +278,7 @@ class RewrappingContract(KeyStoreFixtures):
     def test_another_verified_wrapping_does_not_stand_in_for_the_better_one(
         self, store: KeyStore, application: str
     ) -> None:
+        """Another verified wrapping must not replace the kept one."""
         record = store.add_active([make_record(application, "a")])["a"]
         first, second = record.wrappings
         store.mark_wrappings_verified({record.key_id: second})
@@ -266,12 +287,14 @@ class RewrappingContract(KeyStoreFixtures):
         assert first in _read(store, record.key_id).wrappings
 
     def test_the_better_wrapping_never_goes(self, store: KeyStore, application: str) -> None:
+        """The store must never drop the kept wrapping."""
         record = store.add_active([make_record(application, "a")])["a"]
         kept = _added(store, record, verified=True)
         store.drop_wrappings({record.key_id: [*record.wrappings, kept]}, keep={record.key_id: kept})
         assert _read(store, record.key_id).wrappings == (kept,)
 
     def test_a_wrapping_that_was_replaced_meanwhile_stays(self, store: KeyStore, application: str) -> None:
+        """The store must not drop a newer wrapping of that version."""
         record = store.add_active([make_record(application, "a")])["a"]
         replaced = _added(store, record, verified=False, kek_uri="fake://four")
         newer = _added(store, record, verified=True, kek_uri="fake://four")
@@ -280,6 +303,7 @@ class RewrappingContract(KeyStoreFixtures):
         assert newer in _read(store, record.key_id).wrappings
 
     def test_dropping_again_drops_nothing_more(self, store: KeyStore, application: str) -> None:
+        """A repeated drop must succeed and drop nothing more."""
         record = store.add_active([make_record(application, "a")])["a"]
         kept = _added(store, record, verified=True)
         for _ in range(2):
@@ -288,6 +312,7 @@ class RewrappingContract(KeyStoreFixtures):
         assert store.drop_wrappings({}, keep={}) == set()
 
     def test_a_destroyed_key_has_nothing_to_drop(self, store: KeyStore, application: str) -> None:
+        """The store must not drop or mark wrappings of destroyed keys."""
         record = store.add_active([make_record(application, "a")])["a"]
         kept = _added(store, record, verified=True)
         store.set_states([in_state(record, KeyState.DESTROYED, destroyed_by="retired")], next_mark=next_mark)
@@ -298,6 +323,7 @@ class RewrappingContract(KeyStoreFixtures):
         assert (found.wrappings, found.verified) == ((), frozenset())
 
     def test_many_keys_lose_wrappings_at_once(self, store: KeyStore, application: str) -> None:
+        """One call must drop wrappings of many keys."""
         stored = store.add_active([make_record(application, f"{number}") for number in range(MANY_TO_REWRAP)])
         keep = {record.key_id: _wrapping() for record in stored.values()}
         others = set(list(keep)[:7])
@@ -311,6 +337,7 @@ class RewrappingContract(KeyStoreFixtures):
     def test_two_that_drop_each_others_wrapping_leave_one(
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
+        """Two opposite drops that race must leave one wrapping."""
         stored = store.add_active([make_record(application, f"{number}") for number in range(THREADS)])
         pairs = {}
         for record in stored.values():
@@ -334,6 +361,7 @@ class RewrappingContract(KeyStoreFixtures):
     # --- counted ---
 
     def test_wrappings_are_counted_by_kek_and_version(self, store: KeyStore, application: str) -> None:
+        """The store must count wrappings by KEK and version."""
         stored = store.add_active([make_record(application, scope) for scope in ("a", "b", "c")])
         _added(store, stored["a"], verified=True, kek_uri="fake://one", kek_version="8")
         _added(store, stored["b"], verified=False, kek_uri="fake://one", kek_version="8")
@@ -350,6 +378,7 @@ class RewrappingContract(KeyStoreFixtures):
         assert store.kek_uses("nobody") == []
 
     def test_keys_that_have_a_wrapping_are_counted(self, store: KeyStore, application: str) -> None:
+        """The store must count the keys that have a wrapping."""
         assert store.count_wrapped_keys("nobody") == 0
         stored = store.add_active([make_record(application, scope) for scope in ("a", "b")])
         store.add_active([make_record(f"other-{uuid4().hex}", "a")])
@@ -361,6 +390,7 @@ class RewrappingContract(KeyStoreFixtures):
     def test_keys_that_lost_what_opens_them_are_found_whatever_application_they_name(
         self, store: KeyStore, application: str
     ) -> None:
+        """The store must list keys without a wrapping, or without a mark."""
         stored = store.add_active([make_record(application, scope) for scope in ("a", "b")])
         bare = [
             replace(make_record(name, "c"), wrappings=()) for name in (application, f"other-{uuid4().hex}")
