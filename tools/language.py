@@ -33,7 +33,7 @@ MODULES = ("sdk/**/*.py", "kms_adapters/**/*.py", "examples/**/*.py", "tools/**/
 
 _CODE = re.compile(r"``.+?``|`[^`]+`")
 _LINK = re.compile(r"https?://\S+")
-_SENTENCE_END = re.compile(r"(?<=[.!?])[)\"']?\s+(?=[A-Z\"'(\[`]|\d)")
+_SENTENCE_END = re.compile(r"(?<=[.!?])[)\"']?\s+(?=[A-Z\"'(\[`:]|\d)")
 _ABBREVIATION = re.compile(r"\b(e\.g|i\.e|cf|vs|etc|No)\.")
 _ENTRY = re.compile(r"^(\s+)(\*{0,2}[\w.]+)(?: \([^)]*\))?: +(.*)$")
 _ITEM = re.compile(r"^\s*(?:[-*]|\d+\.)\s+(.*)$")

@@ -330,7 +330,7 @@ def test_items_whose_column_names_another_key_than_their_envelope_are_told(appen
 
 def test_an_edited_row_of_a_key_is_found_by_its_seal(shop, sql):
     sql("UPDATE encryption_keys SET scope = 'tenant:x' WHERE purpose = 'data'")
-    assert "does not match its seal" in the_one("was edited").text
+    assert "does not match its MAC" in the_one("was edited").text
 
 
 def test_a_store_key_that_is_gone_is_an_error(shop, sql):

@@ -309,14 +309,14 @@ def test_a_new_ledger_names_no_key_that_lives_or_was_retired(file_shop) -> None:
 
 
 def test_an_unknown_scope_leaves_no_entry(shop) -> None:
-    with pytest.raises(ConfigurationError, match="no key of scope"):
+    with pytest.raises(ConfigurationError, match="never had a key"):
         shred(shop.seal, SCOPE)
     assert not shop.place.exists()
 
 
 def test_the_applications_own_scope_needs_to_be_allowed(shop) -> None:
     item = shop.append("application")
-    with pytest.raises(ConfigurationError, match="everybody"):
+    with pytest.raises(ConfigurationError, match="holds every event without its own scope"):
         shred(shop.seal, "application")
     assert shop.opens(item)
     result = shred(shop.seal, "application", destroy_application_items=True)

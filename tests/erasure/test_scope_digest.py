@@ -235,7 +235,7 @@ def test_an_application_keeps_what_it_began_with(start, began_with) -> None:
         lambda: rotate_keys(other.seal),
         lambda: reopen(other.seal, SCOPE),
     ):
-        with pytest.raises(ConfigurationError, match="are stored as"):
+        with pytest.raises(ConfigurationError, match="have been stored"):
             use()
     assert shred(first.seal, SCOPE).done == 1
     subjects = [row for row in first.seal.key_store.page("shop") if row.scope.startswith("subject")]

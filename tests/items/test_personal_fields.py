@@ -511,7 +511,7 @@ def test_a_field_under_a_key_for_items_is_refused(make_mapper, keyring):
     envelope[3:19] = data_key.bytes
     data = item.data.replace(text, base64.b64encode(envelope))
 
-    with pytest.raises(IntegrityError, match="seals and opens no fields"):
+    with pytest.raises(IntegrityError, match="does not encrypt or decrypt fields"):
         mapper.from_sequenced_item(item._replace(data=data))
 
 

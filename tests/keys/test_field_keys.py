@@ -47,7 +47,7 @@ def test_no_key_serves_the_other_purpose(make):
         assert type(ring.opening_keys([key.key_id])[key.key_id]) is IntegrityError
         found = ring.opening_keys([item_key.key_id], purpose=FIELD)[item_key.key_id]
         assert type(found) is IntegrityError
-        assert "seals and opens no fields" in str(found)
+        assert "does not encrypt or decrypt fields" in str(found)
 
 
 @pytest.mark.parametrize("purpose", [KeyPurpose.BRANCH, KeyPurpose.STORE, KeyPurpose.INDEX])
@@ -57,7 +57,7 @@ def test_other_purposes_are_not_given(make, purpose):
         lambda: make().opening_keys([], purpose=purpose),
         lambda: make().prepare([SCOPE], purpose=purpose),
     ):
-        with pytest.raises(ConfigurationError, match="not of purpose"):
+        with pytest.raises(ConfigurationError, match="not for the purpose"):
             ask()
 
 

@@ -492,7 +492,7 @@ def test_a_wrapping_that_names_nothing_is_refused(two, new_keyring, store, name)
     error = refused(new_keyring, first)
     assert isinstance(error, IntegrityError)
     assert f"key {first}" in str(error)
-    assert "the name of no branch key" in str(error)
+    assert "not the name of a branch key" in str(error)
 
 
 def test_a_branch_key_that_is_not_there_is_no_missing_data_key(two, new_keyring, store) -> None:

@@ -170,7 +170,7 @@ def test_a_scope_that_never_had_a_key_is_refused(keyring, store, verb) -> None:
 def test_the_scope_of_everybody_is_not_shredded(keyring, store) -> None:
     sealing_key(keyring, "application")
     before = store.snapshot()
-    with pytest.raises(ConfigurationError, match="everybody's"):
+    with pytest.raises(ConfigurationError, match="holds every event without its own scope"):
         keyring.shred("application")
     assert store.snapshot() == before
 
@@ -313,7 +313,7 @@ def test_shreds_and_rotations_that_race_leave_the_scope_closed(keyring, new_keyr
 def test_a_shred_that_never_settles_ends_in_an_error_to_try_again(keyring, store) -> None:
     key = sealing_key(keyring)
     store.set_states = lambda *_, **__: []
-    with pytest.raises(StoreUnavailableError, match="moved"):
+    with pytest.raises(StoreUnavailableError, match="changed 8 times"):
         keyring.shred(SCOPE)
     assert store.record(key.key_id).state is KeyState.ACTIVE
 
@@ -470,7 +470,7 @@ def test_a_branch_key_is_retired_when_it_wraps_nothing(new_keyring, store) -> No
     keyring.rotate_branches()
     assert keyring.destroyer.wrapped_under([branch.key_id]) == {branch.key_id: 1}
     for dry_run in (True, False):
-        with pytest.raises(JobError, match="has wrapped 1 other keys") as caught:
+        with pytest.raises(JobError, match=r"has wrapped 1 other key$") as caught:
             keyring.destroyer.retire([branch.key_id], dry_run=dry_run)
         assert "rewrap" in caught.value.remedy
     keyring.rotate("a")

@@ -50,7 +50,7 @@ class Shred(Operation):
         return shred(client, self.scope)
 
     def excuses(self, world: World, client: Client, outcome: Outcome, error: EventSealError) -> bool:
-        return isinstance(error, ConfigurationError) and "was ever made" in str(error) and not self._old
+        return isinstance(error, ConfigurationError) and "never had a key" in str(error) and not self._old
 
     def judge(self, world: World, client: Client, outcome: Outcome) -> None:
         if outcome.value is None:
@@ -95,7 +95,7 @@ class Reopen(Operation):
         if isinstance(error, JobError):
             world.told.look()
             return outcome.contended or self.scope in world.told.open_scopes()
-        return isinstance(error, ConfigurationError) and "was ever made" in str(error)
+        return isinstance(error, ConfigurationError) and "never had a key" in str(error)
 
     def judge(self, world: World, client: Client, outcome: Outcome) -> None:
         if outcome.value is None or not outcome.is_clean:

@@ -248,7 +248,7 @@ def test_an_old_store_refuses_what_its_mark_shows_to_be_put_back(old: OldStore) 
     error = key_of(old.process(), key_id)
     assert isinstance(error, IntegrityError)
     upgrader = old.process().set_up()
-    with pytest.raises(IntegrityError, match="not those that its change mark counts"):
+    with pytest.raises(IntegrityError, match="are not the keys that its change mark counts"):
         upgrade_key_tables(upgrader)
 
 

@@ -1,4 +1,4 @@
-"""The key path: which key seals, which opens."""
+"""Keys: the keyring chooses keys that seal, and finds keys that open."""
 
 from eventseal.keys.authentication.row_checks import KeyringCounters
 from eventseal.keys.data_key import DataKey

@@ -1,4 +1,4 @@
-"""Threads and forks: attempts that threads share, and what a forked child renews."""
+"""Threads and forks: loads that threads share, and renewal in forked children."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ Error = TypeVar("Error", bound=EventSealError)
 
 
 def copied(error: Error) -> Error:
-    """Copy an error for another thread or another item: raised, each collects a traceback of its own."""
+    """
+    Copy an error for another thread or another item.
+
+    When it is raised, each copy collects its own traceback.
+    """
     duplicate = copy(error)
     duplicate.__cause__ = error.__cause__
     return duplicate
@@ -36,9 +40,10 @@ class _Flight(Generic[V]):
 
 class SingleFlight(Generic[K, V]):
     """
-    Lets a batch claim what nobody loads, load that together, and wait for the rest.
+    Lets threads load keys together, and only once.
 
-    A batch loads what it claimed before it waits, so two batches never wait for each other.
+    A batch claims the keys that no other thread loads, loads them together, and waits for the rest. It loads
+    its own keys before it waits, so two batches never wait for each other.
     """
 
     def __init__(self) -> None:
@@ -52,18 +57,18 @@ class SingleFlight(Generic[K, V]):
         Load each of *keys* here, or wait for the thread that does.
 
         Args:
-            keys: What is wanted.
-            load: Called with those that no other thread loads, if any; gives an outcome for each. It should
-                look first whether another thread has just loaded them.
+            keys: The keys to load.
+            load: Called with the keys that no other thread loads, if there are any. It returns an outcome for
+                each. It should first check whether another thread has just loaded them.
 
         Returns:
-            The outcomes of *load*, and those of other threads. An error of theirs is a copy; a key is in
-            neither if the thread that loaded it was interrupted.
+            The outcomes of *load*, and the outcomes of other threads. Errors of other threads are copies. If
+            the thread that loaded a key was interrupted, the key is in neither.
         """
         mine: dict[K, _Flight[V]] = {}
         theirs: dict[K, _Flight[V]] = {}
         with self._lock:
-            for key in dict.fromkeys(keys):  # asked for twice, a key must not wait for itself
+            for key in dict.fromkeys(keys):  # a key that is requested twice must not wait for itself
                 flight = self._flights.get(key)
                 if flight is None:
                     mine[key] = self._flights[key] = _Flight()
@@ -102,10 +107,14 @@ class SingleFlight(Generic[K, V]):
 
 
 class Renewable(Protocol):
-    """Something with locks and keys of its own."""
+    """An object with locks and keys."""
 
     def renew_in_child(self) -> None:
-        """Drop what the parent holds, without waiting for any lock, and start with new ones."""
+        """
+        Drop everything of the parent without waiting for a lock.
+
+        The object then starts with new locks and keys.
+        """
         ...
 
 
@@ -113,7 +122,7 @@ _renewables: WeakSet[Renewable] = WeakSet()
 
 
 def renew_in_children(renewable: Renewable) -> None:
-    """Have *renewable* renewed in every child forked from now on, for as long as it lives."""
+    """Renew *renewable*, while it exists, in every child forked from now on."""
     _renewables.add(renewable)
 
 
@@ -122,5 +131,5 @@ def _renew_all() -> None:
         renewable.renew_in_child()
 
 
-if hasattr(os, "register_at_fork"):  # where there is no fork, there is nothing to renew
+if hasattr(os, "register_at_fork"):  # without fork, there is nothing to renew
     os.register_at_fork(after_in_child=_renew_all)

@@ -1,4 +1,4 @@
-"""The handle of an unwrapped key: what may be done with it, never its bytes."""
+"""The handle of an unwrapped key. It uses the key's bytes and never shows them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import threading
 from typing import TYPE_CHECKING, NoReturn
 
 from eventseal.errors import IntegrityError, KeyNotFoundError
-from eventseal.keys.records import BINDING_SIZE
+from eventseal.keys.records import BINDING_SIZE, restore_remedy
 from eventseal.suites.cbc_hmac import A256CBC_HS512, ContextPool
 from eventseal.suites.hkdf import hkdf_sha512, length_prefixed
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,21 +27,21 @@ _WRAPPING = b"eventseal/v1/wrap/" + A256CBC_HS512.name.encode()
 
 class DataKey:
     """
-    A key in memory. Its bytes do not show in its repr, and it is neither pickled nor copied.
+    A key in memory. Its repr hides its bytes, and it cannot be pickled or copied.
 
-    Whoever got it from a keyring holds it for one batch and lets it go: an evicted key ends with its last
-    batch, a closed one at once.
+    The caller that gets it from a keyring uses it for one batch and then drops it. An evicted key ends with
+    its last batch, and a closed key ends immediately.
 
     Args:
-        material: 32 random bytes, or a static key of 16, 24 or 32. Not kept: copied.
-        key_id: Salt of everything derived.
+        material: 32 random bytes, or a static key of 16, 24 or 32 bytes. The handle keeps a copy.
+        key_id: The key's id, which salts everything derived from the key.
         application: The application that owns the key.
-        scope: Whose items it seals.
-        purpose: What it is for.
-        state: As last confirmed; the keyring moves it.
+        scope: The scope whose items the key encrypts.
+        purpose: The purpose of the key.
+        state: The key's last confirmed state. The keyring updates it.
 
     Attributes:
-        closed: Whether the key seals and opens nothing any more.
+        closed: Whether the handle is closed, so that it neither encrypts nor decrypts.
     """
 
     __slots__ = (
@@ -86,13 +87,15 @@ class DataKey:
         return self.derive_all([info], length)[0]
 
     def derive_all(self, infos: Sequence[bytes], length: int) -> list[bytes]:
-        """Derive *length* bytes for each of *infos*; raises as :meth:`derive` does."""
+        """Derive *length* bytes for each of *infos*. Raises as :meth:`derive` does."""
         with self._lock:
             return self._derived(infos, length)
 
     def pool(self, suite: Suite) -> ContextPool:
         """
-        Give the cipher contexts of one suite, made on first use and emptied when the handle closes.
+        Return the cipher contexts of one suite.
+
+        They are created on first use, and emptied when the handle closes.
 
         Raises:
             KeyNotFoundError: The handle is closed.
@@ -104,7 +107,9 @@ class DataKey:
 
     def wrapping_pool(self) -> ContextPool:
         """
-        Give the cipher contexts under which a branch key wraps other keys; no item is sealed with them.
+        Return the cipher contexts under which a branch key wraps keys.
+
+        No item is encrypted with them.
 
         Raises:
             KeyNotFoundError: The handle is closed.
@@ -112,7 +117,7 @@ class DataKey:
         return self._made_pool(_WRAPPING, A256CBC_HS512, _WRAPPING)
 
     def close(self) -> None:
-        """Forget the key: drop what was derived and overwrite the bytes, as far as Python lets us."""
+        """Forget the key. Its bytes are overwritten as far as Python allows, and derived keys are dropped."""
         with self._lock:
             self.closed = True
             pools, self._pools = self._pools, {}
@@ -121,7 +126,11 @@ class DataKey:
             self._material[:] = bytes(len(self._material))
 
     def close_in_child(self) -> None:
-        """Close in a forked child, where the lock may have been held by a thread that is not there."""
+        """
+        Close the handle in a forked child.
+
+        A thread that does not exist in the child may have held the lock.
+        """
         self._lock = threading.Lock()
         self.close()
 
@@ -135,11 +144,7 @@ class DataKey:
 
     def _derived(self, infos: Sequence[bytes], length: int) -> list[bytes]:
         if self.closed:
-            raise KeyNotFoundError(
-                f"the handle of key {self.key_id} is closed",
-                key_id=self.key_id,
-                remedy="Ask the keyring once more.",
-            )
+            raise _closed(self.key_id)
         material, salt = bytes(self._material), self.key_id.bytes
         return [hkdf_sha512(material, salt=salt, info=info, length=length) for info in infos]
 
@@ -148,7 +153,7 @@ class DataKey:
         return f"<DataKey {self.key_id} purpose={self.purpose} scope={self.scope!r} {shown}>"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a DataKey is neither pickled nor copied; store its wrappings")
+        raise TypeError("a DataKey cannot be pickled or copied. Store its wrappings.")
 
     def __copy__(self) -> NoReturn:
         self.__reduce__()
@@ -157,25 +162,33 @@ class DataKey:
         self.__reduce__()
 
 
+def _closed(key_id: UUID) -> KeyNotFoundError:
+    return KeyNotFoundError(
+        f"the handle of key {key_id} is closed", key_id=key_id, remedy="Ask the keyring for the key again."
+    )
+
+
 def material_of(key: DataKey) -> bytes:
     """
-    Give the bytes of *key*, to be wrapped under a KEK and for nothing else.
+    Return the bytes of *key*. Use them only to wrap the key.
 
     Raises:
         KeyNotFoundError: The handle is closed.
     """
-    with key._lock:  # noqa: SLF001 (a friend of the class: no method of a handle gives its bytes)
+    with key._lock:  # noqa: SLF001 (a friend of the class: no method of a handle returns its bytes)
         if key.closed:
-            raise KeyNotFoundError(f"the handle of key {key.key_id} is closed", key_id=key.key_id)
+            raise _closed(key.key_id)
         return bytes(key._material)  # noqa: SLF001
 
 
 def binding_of(key: DataKey) -> bytes:
     """
-    Tie a key's bytes to its id, application, purpose and scope.
+    Compute the bytes that bind a key to its row.
+
+    They depend on the key's bytes, id, application, purpose and scope.
 
     Returns:
-        32 bytes: HKDF-SHA-512, salted with the id, the other three length-prefixed in its info.
+        32 bytes of HKDF-SHA-512, salted with the id. The other three are length-prefixed in its info.
     """
     names = (key.application, key.purpose, key.scope)
     info = b"eventseal/v1/binding" + length_prefixed(*[name.encode() for name in names])
@@ -183,7 +196,7 @@ def binding_of(key: DataKey) -> bytes:
 
 
 def is_bound(key: DataKey, record: KeyRecord) -> bool:
-    """Whether *key*, unwrapped for *record*, is the one that it was made for; compared in constant time."""
+    """Return whether *key*, unwrapped for *record*, belongs to it. The comparison takes constant time."""
     return hmac.compare_digest(binding_of(key), record.binding)
 
 
@@ -191,50 +204,51 @@ KEY_SIZE = 32
 
 
 def random_key(record: KeyRecord) -> DataKey:
-    """Make a random key for a new row."""
+    """Create a random key for a new row."""
     return _handle(os.urandom(KEY_SIZE), record)
 
 
 def generated_key(material: bytes, record: KeyRecord, *, giver: str) -> DataKey | IntegrityError:
     """
-    Give the handle of a key that a KMS has made for a new row.
+    Return the handle of a KMS-created key for a new row.
 
     Args:
-        material: Its bytes.
+        material: The bytes of the key.
         record: The row, as far as it is known.
-        giver: Who gave the bytes, for the message.
+        giver: The source of the bytes, for the message.
 
     Returns:
-        The handle, or the error of a key that has not 32 bytes.
+        The handle, or an error if the key does not have 32 bytes.
     """
     if len(material) == KEY_SIZE:
         return _handle(material, record)
     return IntegrityError(
-        f"{giver} gave {len(material)} bytes, not {KEY_SIZE}, for key {record.key_id}",
-        remedy="Report it to whoever maintains the KMS adapter; the key was not used.",
+        f"{giver} returned {counted(len(material), 'byte')} instead of {KEY_SIZE} for key {record.key_id}. "
+        "The key was not used",
+        remedy="Report it to the maintainers of the KMS adapter.",
         key_id=record.key_id,
     )
 
 
 def unwrapped_key(material: bytes, record: KeyRecord, *, giver: str) -> DataKey | IntegrityError:
     """
-    Give the handle of a key that was unwrapped for its row.
+    Return the handle of a key that was unwrapped for its row.
 
     Args:
-        material: Its bytes.
+        material: The bytes of the key.
         record: The row.
-        giver: Who gave the bytes, for the message.
+        giver: The source of the bytes, for the message.
 
     Returns:
-        The handle, or the error of a key that is not the one that the row was made for.
+        The handle, or an error if the row was created for another key.
     """
     key = generated_key(material, record, giver=giver)
     if isinstance(key, IntegrityError) or is_bound(key, record):
         return key
     key.close()
     return IntegrityError(
-        f"the wrapping of key {record.key_id} holds another key than the row was made for",
-        remedy="Find out who changed the key tables, and restore the key's rows from a backup.",
+        f"the wrapping of key {record.key_id} holds another key than the row was created for",
+        remedy=restore_remedy("the rows of this key"),
         key_id=record.key_id,
     )
 

@@ -1,4 +1,4 @@
-"""The keyring: which key seals, which opens, and what becomes of keys."""
+"""The keyring: it chooses and finds keys, and changes their states."""
 
 from __future__ import annotations
 
@@ -31,38 +31,41 @@ if TYPE_CHECKING:
 
 class Keyring:
     """
-    Decides which key seals, and finds the key that opens. It may be shared by threads, and survives a fork.
+    Chooses the key that encrypts, and finds the key that decrypts.
 
-    The constructor checks what is local and makes no call. A scope's key is made on first use, exactly one
-    however many processes race; keys are unwrapped once and held for a while, as *cache* says.
+    Threads may share a keyring, and it survives a fork. The constructor checks its arguments and makes no
+    call. A scope's key is created on first use. However many processes race, exactly one key is created. Keys
+    are unwrapped once and held in memory, for as long as *cache* says.
 
     Args:
-        kms: One KEK or several: the first makes a new key, every one wraps it, any one unwraps it.
-        key_store: Holds the wrapped keys.
+        kms: One KEK or several. The first one creates a new key, each of them wraps it, and any of them can
+            unwrap it.
+        key_store: Stores the wrapped keys.
         application: The application that owns the keys, 1 to 200 bytes of UTF-8.
-        policy: When a key stops being the active one.
-        cache: How long keys, and what is known of them, are used.
-        clock: For intervals; by default one that runs while the machine sleeps.
-        branches: Wrap new data keys under this many branch keys, 1 to 4,096, each of which costs one call of
-            the KMS; ``None``: the KEKs wrap every data key. It may be changed later: keys keep their branch.
-        wrap_quorum: How many of several KEKs must wrap a new key for it to be used; ``None``: all of them.
+        policy: When a key stops being the active key.
+        cache: How long the keyring uses keys, and its knowledge of them, from memory.
+        clock: The clock that measures intervals. By default it also runs while the machine sleeps.
+        branches: How many branch keys wrap new data keys, 1 to 4,096. Each costs one call of the KMS. With
+            ``None``, the KEKs wrap every data key. You can change it later: existing keys keep their branch.
+        wrap_quorum: How many of several KEKs must wrap a new key before it is used. ``None`` means all of
+            them.
         fall_back_on_outage: Whether a key is unwrapped under the next KEK if one is unavailable. A KEK that
-            is disabled, or denies the call, is never passed over.
-        scope_digest: Whether the key tables hold digests in place of the scopes, for those whose ids are
-            personal. It holds for an application from its first key on, and is never changed.
-        key_tables: The format that the key tables have at least: 2 once `eventseal init` has brought them up
-            to date, so that an old copy of all of them is refused.
+            is disabled, or denies the call, is never skipped.
+        scope_digest: Whether the key tables hold digests instead of scopes, for scopes whose ids are personal
+            data. It applies to an application from its first key, and can never be changed.
+        key_tables: The lowest format of the key tables that is accepted. Set it to 2 after `eventseal init`
+            has updated them. Then an old copy of all key tables is rejected.
 
     Attributes:
-        keks: The KEKs that this keyring was given, in their order.
-        counters: How often the KMS and the key store were asked.
-        ledger_keys: Makes and opens the keys of erasure ledgers, which are kept outside of the key store.
-        tables: What its key tables say beside which keys seal and open.
-        destroyer: Ends keys.
-        wrappings: Goes through the wrappings of all keys.
+        keks: The KEKs that were passed to this keyring, in their order.
+        counters: How often the keyring called the KMS and the key store.
+        ledger_keys: Creates and opens the keys of erasure ledgers, which are stored outside of the key store.
+        tables: Accesses the rest of the key tables, such as the list of erased items.
+        destroyer: Destroys keys.
+        wrappings: Iterates over the wrappings of all keys.
 
     Raises:
-        ConfigurationError: No KEK is given, one is given twice, the application's name is refused, or a
+        ConfigurationError: No KEK is given, a KEK is given twice, the application's name is invalid, or a
             number is not within its limits.
     """
 
@@ -82,7 +85,7 @@ class Keyring:
         key_tables: int = 1,
     ) -> None:
         if not isinstance(key_store, KeyStore):
-            raise ConfigurationError(f"key_store= is a {type(key_store).__name__}, which is no key store")
+            raise ConfigurationError(f"key_store= is a {type(key_store).__name__}, which is not a key store")
         adapters = (kms,) if isinstance(kms, KmsAdapter) else tuple(kms)
         self._given = KeyringOptions(
             application=checked_application(application),
@@ -110,19 +113,20 @@ class Keyring:
         self, items_by_scope: Mapping[str, int], *, make: bool = True, purpose: KeyPurpose = KeyPurpose.DATA
     ) -> dict[str, DataKey]:
         """
-        Give each scope's active key, and count what it is about to seal.
+        Return each scope's active key, and count the items to encrypt.
 
         Args:
-            items_by_scope: How many items each scope's key will seal.
-            make: Whether keys may be made; ``False`` leaves out a scope without one, and rotates none.
+            items_by_scope: How many items each scope's key will encrypt.
+            make: Whether the keyring may create keys. If ``False``, it leaves out a scope that has no key,
+                and rotates no key.
             purpose: ``data`` for items, ``field`` for fields inside them.
 
         Raises:
-            ConfigurationError: A scope's name or the purpose is refused, or *scope_digest* is not what the
-                application began with, or the keyring is closed.
-            IntegrityError: A key's row is not what a keyring sealed.
-            KeyDestroyedError: A scope was closed.
-            KeyLimitError: A key has sealed as many items as one key may, and cannot be rotated.
+            ConfigurationError: The name of a scope or the purpose is invalid, the keyring is closed, or
+                *scope_digest* differs from the application's first setting.
+            IntegrityError: A key's row is not authentic.
+            KeyDestroyedError: A scope is closed.
+            KeyLimitError: A key has encrypted as many items as one key may, and cannot be rotated.
             KmsError, StoreError: The KMS or the key store refused or failed.
         """
         if purpose is not KeyPurpose.DATA:
@@ -153,17 +157,17 @@ class Keyring:
         self, key_ids: Collection[UUID], *, purpose: KeyPurpose = KeyPurpose.DATA
     ) -> dict[UUID, DataKey | EventSealError]:
         """
-        Give each key, or why there is none, for every asked-for id.
+        Return each key by its id, or an error in its place.
 
-        An error stands for its key alone: ``KeyNotFoundError``, ``KeyDestroyedError``, ``IntegrityError``,
+        An error concerns its own key only: ``KeyNotFoundError``, ``KeyDestroyedError``, ``IntegrityError``,
         ``WrongApplicationError``, ``KekNotConfiguredError`` or a ``KmsError``.
 
         Args:
-            key_ids: As envelopes name them.
-            purpose: ``data`` for those of items, ``field`` for those of fields inside them.
+            key_ids: The ids of keys, from envelopes.
+            purpose: ``data`` for the keys of items, ``field`` for the keys of fields inside them.
 
         Raises:
-            ConfigurationError: The purpose is refused, or the keyring is closed.
+            ConfigurationError: The purpose is invalid, or the keyring is closed.
             StoreError: The key store refused or failed.
         """
         if purpose is not KeyPurpose.DATA:
@@ -186,30 +190,30 @@ class Keyring:
 
     def prepare(self, scopes: Collection[str], *, purpose: KeyPurpose = KeyPurpose.DATA) -> None:
         """
-        Make the keys of *scopes* that have none, ahead of a write transaction; raises as ``sealing_keys``.
+        Create the missing keys of *scopes* before a write transaction. Raises as :meth:`sealing_keys`.
 
         Args:
-            scopes: Any number; their keys are stored in one transaction.
+            scopes: Any number of scopes. Their keys are stored in one transaction.
             purpose: ``data`` for items, ``field`` for fields inside them.
         """
         self.sealing_keys(dict.fromkeys(scopes, 0), purpose=purpose)
 
     def rotate(self, scope: str = DEFAULT_SCOPE, *, compromised: bool = False) -> KeyRecord:
         """
-        Give *scope* a new active key; the old one opens only. No item is touched.
+        Create a new active key for *scope*. The old key then only decrypts. No item is changed.
 
         Args:
-            scope: Whose key is replaced; one that has none gets its first.
+            scope: The scope whose key is replaced. A scope that has no key gets its first one.
             compromised: Whether the old key's items must be encrypted again.
 
         Returns:
-            The row of the new active key, or of another process's if that was first.
+            The row of the new active key. If another process rotated first, the row of its key.
 
         Raises:
-            ConfigurationError: The scope's name is refused, or the keyring is closed.
-            IntegrityError: The key's row, or the change mark, is not what a keyring sealed.
-            KeyDestroyedError: The scope was closed.
-            KmsError, StoreError: The KMS or the key store refused or failed; the old key stays active.
+            ConfigurationError: The scope's name is invalid, or the keyring is closed.
+            IntegrityError: The row of the key or the change mark is not authentic.
+            KeyDestroyedError: The scope is closed.
+            KmsError, StoreError: The KMS or the key store refused or failed. The old key stays active.
         """
         return self._ring.data_keys.rotate_one(self.tables.stored_scope(scope), compromised=compromised)
 
@@ -217,18 +221,18 @@ class Keyring:
         self, scopes: Collection[str], *, compromised: bool = False
     ) -> dict[str, Rotated | EventSealError]:
         """
-        Rotate the keys of many scopes as :meth:`rotate` does, with as few calls of the KMS as it allows.
+        Rotate many scopes' keys with as few KMS calls as possible.
 
         Args:
-            scopes: A few hundred at a time, whose keys are wrapped together, and not held.
+            scopes: A few hundred scopes. Their keys are wrapped together, and not held in memory.
             compromised: Whether the old keys' items must be encrypted again.
 
         Returns:
-            By scope the old key and the row of the new one, or why this scope was not rotated:
+            For each scope, the old key and the row of the new key, or the error that prevented its rotation:
             ``KeyDestroyedError`` or ``IntegrityError``.
 
         Raises:
-            ConfigurationError, KmsError, StoreError: As :meth:`rotate`; what was rotated before stays so.
+            ConfigurationError, KmsError, StoreError: As :meth:`rotate` raises. Earlier rotations are kept.
         """
         self._held_keys.check_open()
         stored = {scope: self.tables.stored_scope(scope) for scope in scopes}
@@ -237,18 +241,19 @@ class Keyring:
 
     def compromise(self, key_ids: Collection[UUID]) -> list[KeyRecord]:
         """
-        Mark keys compromised: what they have sealed must be sealed again. An active one is replaced first.
+        Mark keys compromised. An active key is replaced first.
 
         Args:
-            key_ids: Of data keys and branch keys; what is compromised already stays as it is.
+            key_ids: The ids of data and branch keys. Their items must be encrypted again. Keys that are
+                already compromised are left unchanged.
 
         Returns:
-            Their rows, in order of id.
+            The rows of the keys, in order of id.
 
         Raises:
-            ConfigurationError: A key is of another purpose, or the keyring is closed.
-            KeyDestroyedError, KeyNotFoundError: A key was destroyed, or there is none; nothing was done.
-            EventSealError: As :meth:`rotate` raises; keys that were not replaced yet are active still.
+            ConfigurationError: A key has another purpose, or the keyring is closed.
+            KeyDestroyedError, KeyNotFoundError: A key was destroyed or does not exist. Nothing was changed.
+            EventSealError: As :meth:`rotate` raises. The keys that were not replaced yet are still active.
         """
         self._held_keys.check_open()
         for record in self.destroyer.compromisable(key_ids):
@@ -266,23 +271,24 @@ class Keyring:
         dry_run: bool = False,
     ) -> ShreddedScope:
         """
-        Destroy every key of a scope, so that nothing of it is ever opened again, and close the scope.
+        Destroy every key of a scope, and close the scope.
 
-        Nobody seals for a closed scope until it is reopened. :func:`eventseal.erasure.shred` does this and
-        closes the fences too, so that no stale writer's item is written unreadable.
+        Nothing of the scope can ever be decrypted again, and nothing is encrypted for it until you reopen it.
+        The function :func:`eventseal.erasure.shred` also closes the fences. So no writer with an outdated key
+        can store an item that nobody can decrypt.
 
         Args:
-            scope: One that has had a key. Shredded again, it stays closed, or is closed again.
-            before_commit: Called with every key that the scope ever had, before one is destroyed; what it
-                raises keeps them. Called again if one of them changed meanwhile.
-            even_default: Whether the scope may be ``application``, which is everybody's.
-            dry_run: Whether only to read what would be destroyed.
+            scope: A scope that has had a key. If you shred it again, it stays closed or is closed again.
+            before_commit: Called with every key that the scope ever had, before any key is destroyed. If it
+                raises an error, the keys are kept. It is called again if a key changed in the meantime.
+            even_default: Whether the scope may be ``application``, which holds each event without its own
+                scope.
+            dry_run: Whether to only read which keys would be destroyed.
 
         Raises:
-            ConfigurationError: No key of the scope was ever made, it is ``application``, its name is refused,
-                or the keyring is closed.
-            IntegrityError: A row of the scope, or the change mark, is not what a keyring sealed; nothing was
-                destroyed.
+            ConfigurationError: The scope never had a key, it is ``application`` without *even_default*, its
+                name is invalid, or the keyring is closed.
+            IntegrityError: A row of the scope, or the change mark, is not authentic. Nothing was destroyed.
             StoreError: The key store refused or failed.
         """
         self._held_keys.check_open()
@@ -303,66 +309,65 @@ class Keyring:
         progress: Callable[[Rewrap], object] | None = None,
     ) -> Rewrap:
         """
-        Wrap every live key where it should be, and drop what that makes superfluous. No item is touched.
+        Wrap every key under the current KEKs, and delete superseded wrappings.
 
-        Each key gets a wrapping under the newest version of every KEK of this keyring, those included that it
-        misses; older versions' wrappings go. With *to* it ends under that KEK alone. Data keys under branch
-        keys are wrapped under their branch's active key. Run again, it goes on where it stopped.
+        No item is changed, and destroyed keys are left out. Each key gets a wrapping under the newest version
+        of every KEK of this keyring, including KEKs that it lacks. Wrappings under older versions are
+        deleted. With *to*, each key ends under that KEK alone. Data keys under branch keys are wrapped under
+        the active key of their branch. If you run it again, it continues where it stopped.
 
-        An old wrapping goes in the run that has unwrapped the new one. That is the run which makes it, where
-        keys must be unwrapped anyway and the KEK is one of its own, and with *verify*; else a later one, once
-        the rows say that a process which opens keys has unwrapped it.
+        A run deletes an old wrapping only after a new one was unwrapped. The run does both itself with
+        *verify*, or if it must unwrap the key to wrap it and the KEK is its own. Otherwise a later run
+        deletes it, once a process that opens keys has recorded that it unwrapped the new one.
 
         Args:
-            to: The only KEK that is to remain; it need not be one of this keyring's.
-            batch: Keys read, and at most wrapped in one call, at a time.
-            dry_run: Whether only to count; a KEK is asked for nothing but its newest version.
-            verify: Whether to unwrap every wrapping that stays, under a KEK or a branch key, and to check the
-                rows of destroyed keys: whoever ends a KEK afterwards relies on it. It takes the right to
-                unwrap, and one run is enough then.
+            to: The only KEK that remains. It need not be one of this keyring's KEKs.
+            batch: How many keys are read at a time, and at most wrapped in one call.
+            dry_run: Whether to only count. EventSeal then asks a KEK for its newest version only.
+            verify: Whether to unwrap every wrapping that remains, under a KEK or a branch key, and to check
+                the rows of destroyed keys. Use it before you disable or delete a KEK. It requires the
+                permission to unwrap, and makes one run enough.
             progress: Called after each batch.
 
         Raises:
-            ConfigurationError: The keyring is closed, or *to* or *batch* is refused.
-            IntegrityError: The store key's row is not what a keyring sealed.
-            KmsError, StoreError: A KEK or the key store refused or failed; what was done before stays.
+            ConfigurationError: The keyring is closed, or *to* or *batch* is invalid.
+            IntegrityError: The store key's row is not authentic.
+            KmsError, StoreError: A KEK or the key store refused or failed. Earlier changes are kept.
         """
         return self.wrappings.rewrap(to, batch=batch, dry_run=dry_run, verify=verify, progress=progress)
 
     def rotate_branches(self, *, compromised: bool = False) -> list[KeyRecord]:
         """
-        Give every branch, an earlier one too, a new key; the old ones unwrap what they have wrapped.
+        Create a new key for every branch, including earlier branches. The old keys only unwrap.
 
         Args:
-            compromised: Whether the data keys under the old ones must be wrapped, and items encrypted, again.
+            compromised: Whether keys under the old branch keys must be wrapped again, and items encrypted
+                again.
 
         Returns:
             The rows of the new branch keys.
 
         Raises:
-            ConfigurationError: The keyring has no branches, and never had, or is closed.
-            EventSealError: As :meth:`Keyring.rotate` raises; the branches before stay rotated.
+            ConfigurationError: The keyring has no branches and never had any, or it is closed.
+            EventSealError: As :meth:`rotate` raises. The branches that were rotated before it stay rotated.
         """
         return self.wrappings.rotate_branches(compromised=compromised)
 
     def add_place(self, name: str, collection: str) -> None:
-        """Note that a place holds items, as :meth:`KeySource.add_place` has it."""
+        """Record that a place holds items, as :meth:`KeySource.add_place` specifies."""
         self._given.key_store.add_place(self.application, name, collection)
 
     def are_listed_as_erased(self, items: Sequence[tuple[bytes, bytes]]) -> list[bool]:
-        """Say which items were erased before, as :meth:`KeySource.are_listed_as_erased` has it."""
+        """Return which items were erased, as :meth:`KeySource.are_listed_as_erased` specifies."""
         return self.tables.are_listed_as_erased(items)
 
     def stored_scope(self, scope: str) -> str:
         """
-        Give a scope as keys, tombstones, ledgers and receipts name it: the same, without ``scope_digest``.
-
-        Args:
-            scope: As the application has it.
+        Return a scope as keys, tombstones, ledgers and receipts name it. Only ``scope_digest`` changes it.
 
         Raises:
-            ConfigurationError: The scope is refused, or the keyring is closed.
-            EventSealError: The application's store key does not open, or cannot be made.
+            ConfigurationError: The scope is invalid, or the keyring is closed.
+            EventSealError: The application's store key cannot be unwrapped or created.
         """
         digests = self._scope_digests
         if digests is None:
@@ -374,7 +379,7 @@ class Keyring:
         return stored
 
     def over(self, key_store: KeyStore) -> Keyring:
-        """Give a keyring of the same application and KEKs over other key tables, such as a backup's."""
+        """Return a keyring with the same KEKs over a backup's key tables."""
         return Keyring(
             self.keks,
             key_store,
@@ -387,10 +392,11 @@ class Keyring:
 
     def refresh(self) -> None:
         """
-        Look at once for keys whose state changed, instead of within ``refresh_interval``.
+        Look now for keys whose state changed, without waiting for ``refresh_interval``.
 
         Raises:
-            IntegrityError, StoreError: The change mark or the revocation tree was edited, or was not read.
+            IntegrityError, StoreError: The change mark or the revocation tree was edited, or could not be
+                read.
         """
         self._ring.refresher.refresh()
         self._ring.branch_keys.opener.look_again()
@@ -398,21 +404,21 @@ class Keyring:
         self._opener.look_again()
 
     def close(self) -> None:
-        """Close every handle and forget every key; the keyring gives none afterwards."""
+        """Close every handle and forget every key. The keyring then returns none."""
         self._held_keys.close()
 
     def renew_in_child(self) -> None:
-        """Start anew in a forked child: no key, lease, lock or connection of the parent's is used there."""
+        """Start again in a forked child. It uses no key, lease, lock or connection of its parent."""
         self._held_keys.close_in_child()
         self._start()
 
     def _start(self) -> None:
-        """Make everything that remembers, at first and in every forked child."""
+        """Create all state in memory, at first and in each forked child."""
         self._ring = ring = Ring(self._given)
         self.counters = ring.counters
         self.ledger_keys = ring.ledger_keys
         self.tables, self.destroyer, self.wrappings = ring.tables, ring.destroyer, ring.wrappings
-        # What the fast paths of sealing and opening need is at hand.
+        # The fast paths of sealing and opening read these attributes without another lookup.
         self._clock, self._scope_digests = self._given.clock, ring.scope_digests
         self._confirmation, self._held_keys = ring.confirmation, ring.held_keys
         self._opener, self._sealer = ring.data_keys.opener, ring.data_keys.sealer
@@ -420,7 +426,7 @@ class Keyring:
     def _sealing_keys(
         self, sealer: Sealer, items_by_scope: Mapping[str, int], *, make: bool
     ) -> dict[str, DataKey]:
-        """Give the keys that the fast path has not."""
+        """Return the keys that the fast path does not have."""
         digests = self._scope_digests
         if digests is None:
             return sealer.keys(items_by_scope, make=make)
@@ -432,8 +438,8 @@ class Keyring:
     def _for(self, purpose: KeyPurpose) -> KeysOfPurpose:
         if purpose is not KeyPurpose.FIELD:
             raise ConfigurationError(
-                f"a keyring gives keys for items and for fields, not of purpose {purpose!r}",
-                remedy="Ask for KeyPurpose.DATA or KeyPurpose.FIELD.",
+                f"a keyring returns keys for items and for fields, not for the purpose {purpose!r}",
+                remedy="Pass KeyPurpose.DATA or KeyPurpose.FIELD.",
             )
         return self._ring.field_keys
 
@@ -441,4 +447,4 @@ class Keyring:
         return f"<Keyring of application {self.application!r}: {len(self._held_keys.keys)} keys in memory>"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a Keyring is neither pickled nor copied; make one in each process")
+        raise TypeError("a Keyring cannot be pickled or copied. Create one in each process.")

@@ -1,4 +1,4 @@
-"""A key store in memory: for tests and trials, and as the shortest account of what a key store does."""
+"""A key store in memory, for tests and trials. It is also the shortest example of a key store."""
 
 from __future__ import annotations
 
@@ -31,10 +31,12 @@ def _utc_now() -> datetime:
 
 class InMemoryKeyStore:
     """
-    Keeps records in a dictionary behind one lock; several keyrings of a process may share it.
+    Keeps records in a dictionary under one lock.
+
+    Several keyrings of a process may share it.
 
     Args:
-        refresh_interval: Seconds; the interval that holds for all keyrings of the store.
+        refresh_interval: The interval that applies to all keyrings of the store, in seconds.
         now: The store's clock, in UTC.
     """
 
@@ -52,24 +54,24 @@ class InMemoryKeyStore:
         renew_in_children(self)
 
     def renew_in_child(self) -> None:
-        """Keep a copy of the records in a forked child, behind a lock of its own."""
+        """Keep a copy of the records in a forked child. It has a separate lock."""
         self._lock = threading.Lock()
 
     def active(
         self, application: str, scopes: Collection[str], *, purpose: KeyPurpose = KeyPurpose.DATA
     ) -> dict[str, KeyRecord]:
-        """Give the record that holds each scope's slot; absent ones are left out."""
+        """Return the record in each scope's slot. Absent ones are left out."""
         with self._lock:
             held = {scope: self._slots.get((application, purpose, scope)) for scope in scopes}
             return {scope: self._records[key_id] for scope, key_id in held.items() if key_id is not None}
 
     def get(self, key_ids: Collection[UUID]) -> dict[UUID, KeyRecord]:
-        """Give records by id; absent ones are left out."""
+        """Return records by id. Absent ones are left out."""
         with self._lock:
             return {key_id: self._records[key_id] for key_id in key_ids if key_id in self._records}
 
     def of_scope(self, application: str, scope: str) -> list[KeyRecord]:
-        """Give every key and tombstone of a scope, of whatever purpose, in order of id, without wrappings."""
+        """Return all records of a scope, in order of id, without wrappings. They have any purpose."""
         with self._lock:
             found = [
                 replace(record, wrappings=())
@@ -81,7 +83,7 @@ class InMemoryKeyStore:
     def add_active(
         self, records: Sequence[KeyRecord], *, mark: ChangeMark | None = None, admit: Admission | None = None
     ) -> dict[str, KeyRecord]:
-        """Insert new active keys, each unless its scope's slot is taken; give the holders."""
+        """Insert new active keys, each unless its scope's slot is taken. Returns the slot holders."""
         with self._lock:
             if admit is not None and records and not self._admits(records[0].application, admit):
                 return {}
@@ -101,7 +103,7 @@ class InMemoryKeyStore:
         next_mark: NextMark,
         wait: bool = True,  # noqa: ARG002 (the lock is never held long)
     ) -> dict[str, KeyRecord]:
-        """Close the active keys of scopes and make others, all or none; give the holders."""
+        """Close the active keys of scopes and create others, all or none. Returns the slot holders."""
         with self._lock:
             if replacements and all(
                 self._follows(each.closed) and self._slots.get(_slot(each.old)) == each.old.key_id
@@ -126,7 +128,7 @@ class InMemoryKeyStore:
         left_out: Collection[UUID] = (),
         tombstones: Sequence[KeyRecord] = (),
     ) -> list[KeyRecord]:
-        """Move keys to the states that *records* carry, and insert *tombstones*, all or none."""
+        """Store the states in *records*, and insert *tombstones*, all or none."""
         wanted = [*records, *tombstones]
         with self._lock:
             if not wanted or not all(self._follows(record) for record in records):
@@ -155,30 +157,30 @@ class InMemoryKeyStore:
             return [self._records[record.key_id] for record in wanted]
 
     def advance(self, application: str, *, next_mark: NextMark) -> None:
-        """Store the next mark, with the nodes that go with it and no key moved."""
+        """Store the next mark and its nodes, without changing a key."""
         with self._lock:
             self._next(application, next_mark)
 
     def revocations(
         self, application: str, paths: Collection[bytes]
     ) -> tuple[ChangeMark, dict[bytes, bytes]] | None:
-        """Read an application's mark and nodes of its revocation tree, as of one moment."""
+        """Read an application's mark and revocation tree nodes at one moment."""
         with self._lock:
             mark = self._marks.get(application)
             return None if mark is None else (mark, self._nodes_at(application, paths))
 
     def list_erased(self, application: str, digests: Collection[bytes]) -> None:
-        """Add digests of items that were erased in a scope that is about to be reopened."""
+        """Add digests of items that were erased, before their scope is reopened."""
         with self._lock:
             self._erased.update((application, digest) for digest in digests)
 
     def find_erased(self, application: str, digests: Collection[bytes]) -> set[bytes]:
-        """Say which of some digests are listed."""
+        """Return those of the digests that are listed."""
         with self._lock:
             return {digest for digest in digests if (application, digest) in self._erased}
 
     def put_wrappings(self, add: Mapping[UUID, WrappedKey], *, verified: bool = False) -> set[UUID]:
-        """Add a wrapping to each key that lives and has none of that KEK and version; give their ids."""
+        """Add missing wrappings to keys that are not destroyed. Returns the ids of the keys."""
         with self._lock:
             living = {
                 key_id
@@ -196,7 +198,7 @@ class InMemoryKeyStore:
         *,
         wait: bool = True,  # noqa: ARG002 (the lock is never held long)
     ) -> None:
-        """Note that these wrappings were unwrapped and hold their keys."""
+        """Record that wrappings were unwrapped and hold their keys."""
         with self._lock:
             for key_id, wrapped in opened.items():
                 record = self._records.get(key_id)
@@ -206,7 +208,7 @@ class InMemoryKeyStore:
     def drop_wrappings(
         self, drop: Mapping[UUID, Collection[WrappedKey]], *, keep: Mapping[UUID, WrappedKey]
     ) -> set[UUID]:
-        """Delete wrappings of keys that have a better one still."""
+        """Delete wrappings of keys that still have a better one."""
         with self._lock:
             better = {
                 key_id
@@ -220,7 +222,7 @@ class InMemoryKeyStore:
             return better
 
     def kek_uses(self, application: str) -> list[KekUse]:
-        """Count the wrappings of live keys by KEK and version."""
+        """Count the wrappings of keys by KEK and version."""
         with self._lock:
             records = [record for record in self._records.values() if record.application == application]
         wrappings = Counter(_place(wrapped) for record in records for wrapped in record.wrappings)
@@ -239,7 +241,7 @@ class InMemoryKeyStore:
         return sum(record.application == application and bool(record.wrappings) for record in records)
 
     def orphans(self, *, limit: int = 1000) -> list[KeyRecord]:
-        """Give live keys that have no wrapping, and keys of applications that have no change mark."""
+        """Return the records that :meth:`KeyStore.orphans` describes."""
         with self._lock:
             records = list(self._records.values())
         found = [
@@ -250,7 +252,7 @@ class InMemoryKeyStore:
         return sorted(found, key=lambda record: record.key_id)[:limit]
 
     def reserve(self, items: Mapping[UUID, int], *, limit: int = HARD_LIMIT) -> dict[UUID, int]:
-        """Lease items under active keys; gives the new totals of those that were granted."""
+        """Lease items under active keys. Returns the new totals of the granted leases."""
         totals: dict[UUID, int] = {}
         with self._lock:
             for key_id, count in items.items():
@@ -266,7 +268,7 @@ class InMemoryKeyStore:
         return totals
 
     def changes(self, application: str, since: int, key_ids: Collection[UUID]) -> Changes | None:
-        """Read the application's mark and, only if its counter is not *since*, what changed."""
+        """Read the application's mark and, unless its counter is *since*, the changes."""
         with self._lock:
             mark = self._marks.get(application)
             if mark is None:
@@ -288,7 +290,7 @@ class InMemoryKeyStore:
     def page(
         self, application: str, *, after: UUID | None = None, limit: int = 1000, state: KeyState | None = None
     ) -> list[KeyRecord]:
-        """Give up to *limit* records in order of id, those behind *after*."""
+        """Return up to *limit* records, in order of id. The first id is above *after*."""
         with self._lock:
             found = [
                 record
@@ -300,12 +302,12 @@ class InMemoryKeyStore:
         return sorted(found, key=lambda record: record.key_id)[:limit]
 
     def add_place(self, application: str, name: str, collection: str) -> None:  # noqa: ARG002
-        """Note that a place beside the registered tables holds items."""
+        """Record that a place outside the registered tables holds items."""
         with self._lock:
             self._places.add(name)
 
     def places(self) -> list[str]:
-        """Name the places that were noted."""
+        """Return the names of the recorded places."""
         with self._lock:
             return sorted(self._places)
 
@@ -318,7 +320,7 @@ class InMemoryKeyStore:
         return mark.revoked == admit.revoked or admit(mark, self._nodes_at(application, admit.paths))
 
     def _next(self, application: str, next_mark: NextMark) -> ChangeMark:
-        """Store the mark that follows, and give it."""
+        """Store the next mark, and return it."""
         mark, changed = next_mark(self._marks[application], self._nodes_at(application, next_mark.paths))
         self._marks[application] = mark
         self._nodes.update({(application, path): content for path, content in changed.items()})
@@ -329,7 +331,7 @@ class InMemoryKeyStore:
         return {path: content for path, content in at.items() if content is not None}
 
     def _free(self, key_id: UUID) -> None:
-        """Let a key hold no slot."""
+        """Take a key's slot away."""
         for slot in [slot for slot, holder in self._slots.items() if holder == key_id]:
             del self._slots[slot]
         if (record := self._records.get(key_id)) is not None:
@@ -337,7 +339,7 @@ class InMemoryKeyStore:
 
     def _refuse_taken(self, record: KeyRecord) -> None:
         if record.key_id in self._records:
-            raise StoreError(f"key id {record.key_id} is taken; ids are never used again")
+            raise StoreError(f"key id {record.key_id} is taken. Ids are never used again")
 
     def _insert(self, record: KeyRecord) -> None:
         self._refuse_taken(record)
@@ -357,21 +359,21 @@ class InMemoryKeyStore:
         )
 
     def _wraps_others(self, record: KeyRecord) -> bool:
-        """Whether *record* ends a branch key under which other keys are wrapped."""
+        """Return whether *record* destroys a branch key that has wrapped other keys."""
         if (record.purpose, record.state) != (KeyPurpose.BRANCH, KeyState.DESTROYED):
             return False
         uri = branch_uri(record.key_id)
         return any(wrapped.kek_uri == uri for other in self._records.values() for wrapped in other.wrappings)
 
     def _hold_branches(self, wrappings: Collection[WrappedKey]) -> None:
-        """Refuse wrappings under a branch key that was destroyed since the caller had it."""
+        """Refuse wrappings under a branch key that was destroyed in the meantime."""
         for branch_id in map(named_branch, wrappings):
             branch = None if branch_id is None else self._records.get(branch_id)
             if branch is not None and branch.state is KeyState.DESTROYED:
                 raise KeyDestroyedError(
-                    f"branch key {branch_id} was destroyed before what it has wrapped was stored",
+                    f"branch key {branch_id} was destroyed before the keys that it has wrapped were stored",
                     key_id=branch_id,
-                    remedy="Try again: the branch has another key by now.",
+                    remedy="Try again: the branch now has another key.",
                 )
 
     def _follows(self, record: KeyRecord) -> bool:
@@ -400,7 +402,7 @@ class InMemoryKeyStore:
 
 
 def _timed(record: KeyRecord, now: datetime) -> KeyRecord:
-    """Note when *record* came into its state."""
+    """Set the time when *record* got its state."""
     match record.state:
         case KeyState.DEACTIVATED:
             return replace(record, deactivated_at=now)
@@ -421,7 +423,7 @@ def _slot(record: KeyRecord) -> tuple[str, KeyPurpose, str | None]:
 
 
 def _with_wrapping(record: KeyRecord, wrapped: WrappedKey, *, verified: bool) -> KeyRecord:
-    """Add a wrapping, the newest, unless there is one of its KEK and version that stays."""
+    """Add a wrapping as the newest, unless a wrapping like it remains."""
     others = [other for other in record.wrappings if _place(other) != _place(wrapped)]
     held = [other for other in record.wrappings if _place(other) == _place(wrapped)]
     if not held or (verified and held[0] not in record.verified):

@@ -1,4 +1,4 @@
-"""When a key stops being active, how long a process remembers keys, and the clock that says so."""
+"""Limits for active keys and for keys in memory, and the clock."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class RotationPolicy:
     When a data key is replaced on the write path.
 
     Args:
-        max_age: Since the key was made, by the database's clock; ``None``: never by age.
-        max_items: Items leased under the key, 1 to 2**32.
+        max_age: The age of the key by the database's clock. With ``None``, age is no reason.
+        max_items: The number of items leased under the key, 1 to 2**32.
     """
 
     max_age: timedelta | None = timedelta(days=90)
@@ -28,23 +28,25 @@ class RotationPolicy:
 
     def __post_init__(self) -> None:
         if self.max_age is not None and self.max_age <= timedelta(0):
-            raise ConfigurationError(f"max_age is {self.max_age}; it must be positive, or None for never")
+            raise ConfigurationError(f"max_age is {self.max_age}, but it must be positive, or None for never")
         if not 1 <= self.max_items <= HARD_LIMIT:
-            raise ConfigurationError(f"max_items is {self.max_items}; 1 to {HARD_LIMIT} are allowed")
+            raise ConfigurationError(f"max_items is {self.max_items}, but it must be from 1 to {HARD_LIMIT}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachePolicy:
     """
-    How long a process uses what it knows of keys. No safety rests on these times: the fence keeps items.
+    How long a process uses its knowledge of keys.
+
+    No safety depends on these times, because the fence protects items.
 
     Args:
-        max_keys: Unwrapped data keys held at most, at least 1; branch keys are held apart.
+        max_keys: How many unwrapped data keys are held at most, at least 1. Branch keys are held separately.
         ttl: Seconds until a key is unwrapped again.
-        refresh_interval: Seconds; a state confirmed longer ago neither seals nor opens. The interval that the
-            key store holds for all processes wins if it is smaller.
-        open_grace: Seconds added to it for opening only, for keys in a database that may be down alone.
-        outage_grace: Seconds past *ttl* that a key serves on while the KMS is unreachable, and only then.
+        refresh_interval: Seconds for which a confirmed state may be used to seal and open. If the key store's
+            interval for all processes is smaller, that one applies.
+        open_grace: Additional seconds for opening only, for keys in a database that may be unavailable alone.
+        outage_grace: Seconds after *ttl* for which a key remains usable, only while the KMS is unavailable.
     """
 
     max_keys: int = 10_000
@@ -55,31 +57,37 @@ class CachePolicy:
 
     def __post_init__(self) -> None:
         if self.max_keys < 1:
-            raise ConfigurationError(f"max_keys is {self.max_keys}; it must be at least 1")
+            raise ConfigurationError(f"max_keys is {self.max_keys}, but it must be at least 1")
         for name in ("ttl", "refresh_interval"):
             seconds = getattr(self, name)
             if not (math.isfinite(seconds) and seconds > 0):
-                raise ConfigurationError(f"{name} is {seconds} s; it must be a positive number of seconds")
+                raise ConfigurationError(
+                    f"{name} is {seconds} s, but it must be a positive number of seconds"
+                )
         for name in ("open_grace", "outage_grace"):
             seconds = getattr(self, name)
             if not (math.isfinite(seconds) and seconds >= 0):
-                raise ConfigurationError(f"{name} is {seconds} s; it must not be negative")
+                raise ConfigurationError(f"{name} is {seconds} s, but it must not be negative")
 
 
 class Clock(Protocol):
-    """A clock for intervals; never set back, and running while the machine sleeps."""
+    """A clock for intervals. It is never set back, and runs while the machine sleeps."""
 
     def now(self) -> float:
-        """Seconds since some moment."""
+        """Return the seconds since some fixed moment."""
         ...
 
 
 class BootClock:
-    """``CLOCK_BOOTTIME`` where the system has it, else the monotonic clock."""
+    """``CLOCK_BOOTTIME`` if the system has it, else the monotonic clock."""
 
-    # In C: every key that is sealed or opened under asks for the time.
+    # In C, because every use of a key reads the time.
     now = staticmethod(partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)))
 
 
 RETRY_SECONDS = 5.0
-"""How long a key store or a KMS that is away is not asked again, while keys outlive the outage."""
+"""
+The seconds before an unavailable key store or KMS is tried again.
+
+Meanwhile, keys outlive the outage.
+"""

@@ -1,4 +1,4 @@
-"""Rows of the key tables as values: a key store stores them, a keyring seals and checks them."""
+"""Rows of the key tables as values. A key store stores them, and a keyring authenticates them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from uuid import UUID
 from eventseal.errors import ConfigurationError
 from eventseal.keys.revocation_tree import NODE_DIGEST_SIZE
 from eventseal.keys.states import KeyPurpose, KeyState
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -23,21 +24,21 @@ if TYPE_CHECKING:
 DEFAULT_SCOPE = "application"
 STORE_SCOPE = "store"
 DIGEST_STORE_SCOPE = "store:digest"
-"""The scope of the store key, in the slot of ``store``, where the application's scopes are digests."""
+"""The store key's scope if the application's scopes are digests. It has the slot of ``store``."""
 BINDING_SIZE = 32
 MAX_SCOPE_BYTES = 200
 MAX_APPLICATION_BYTES = 200
 MOST_WRAPPINGS = 64
-"""Wrappings that are read of a key; in a sound store it has a few for each KEK."""
+"""How many wrappings of a key are read. In a sound store, a key has a few for each KEK."""
 
 
 class Replacement(NamedTuple):
     """
-    An active key that is to give its scope's slot to another.
+    The replacement of a scope's active key.
 
     Attributes:
-        old: The active record as it was read; ``row_version`` and the slot must still be its own.
-        closed: The same key with its new state, version and seal.
+        old: The active record as it was read. Its ``row_version`` and slot must be unchanged.
+        closed: The same key with its new state, version and row MAC.
         new: The new active record, of the same scope and purpose.
     """
 
@@ -52,23 +53,23 @@ class KeyRecord:
     A row of ``encryption_keys`` with its wrappings.
 
     Attributes:
-        key_id: Never used again for another key.
-        scope: Whose items the key seals.
-        active_scope: The scope while the key holds its scope's slot, else ``None``. Unique with application
-            and purpose, so a scope has one active key at most.
-        binding: 32 bytes that tie the key's bytes to its id, application, purpose and scope.
-        items_reserved: How many items processes have leased; not part of the seal.
-        row_version: Rises with the state only; a write names the version that it read.
-        seal: 32 bytes of HMAC under the store key over everything that must not be edited.
-        wrappings: The key under each KEK, the newest first; empty for a destroyed key.
-        more_wrappings: How many older ones there are that were not read, since somebody added thousands.
-        verified: Those of the wrappings that some process has unwrapped since they were made, and found to
-            hold this key; not part of the seal.
-        created_at: And the other times: set by the store, from its database's clock, in UTC.
-        unreadable: The columns that hold what none of their kind does. No seal fits such a record, and its
-            other fields are what could be read, or stand-ins; it lets an edited row fail alone.
-        revoked_as: What the revocation tree says of the key, if the row's seal fits. A key store leaves it
-            out; a keyring sets it when it reads a row.
+        key_id: The key's id, which is never used again for another key.
+        scope: The scope whose items the key encrypts.
+        active_scope: The scope while the key holds its scope's slot, else ``None``. It is unique with
+            application and purpose, so a scope has at most one active key.
+        binding: 32 bytes that bind the key's bytes to its id, application, purpose and scope.
+        items_reserved: How many items processes have leased. The row MAC does not cover it.
+        row_version: Increased only by a change of the state. A write names the version that it read.
+        seal: The row MAC: 32 bytes of HMAC under the store key over every field that nobody may edit.
+        wrappings: The key under each KEK, the newest first. Empty for a destroyed key.
+        more_wrappings: How many older wrappings were not read, because somebody added thousands.
+        verified: The wrappings that a process has unwrapped and that hold this key. The row MAC does not
+            cover it.
+        created_at: Set by the store, like all times of the record, from its database's clock, in UTC.
+        unreadable: The columns with values that their type does not allow. No MAC can match such a record,
+            and its other fields hold readable values or placeholders. So only the edited row fails.
+        revoked_as: The entry of the key in the revocation tree, if the row is authentic. A key store leaves
+            it out, and a keyring sets it when it reads a row.
     """
 
     key_id: UUID
@@ -94,21 +95,21 @@ class KeyRecord:
 
     @property
     def how_revoked(self) -> HowRevoked | None:
-        """Why the revocation tree has the key, by its row; ``None`` if it has not."""
+        """The reason for the key's entry in the revocation tree, or ``None``. It is taken from the row."""
         return self.destroyed_by or ("compromised" if self.state == "compromised" else None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeMark:
     """
-    An application's row of ``key_changes``, made together with its store key.
+    An application's row of ``key_changes``, created together with its store key.
 
     Attributes:
-        application: Whose keys it counts.
-        counter: Raised by every change of a key's state; making a key leaves it.
-        revoked: 32 bytes, the digest of the root of the application's revocation tree, so that one old row
-            put back alone is noticed. 64 bytes in key tables of the release before that tree.
-        seal: 32 bytes of HMAC under the store key over the three above.
+        application: The application whose key changes it counts.
+        counter: Increased by every change of a key's state, but not by the creation of a key.
+        revoked: 32 bytes, the digest of the root of the application's revocation tree. It reveals a single
+            old row that somebody put back. 64 bytes in key tables of the release before that tree.
+        seal: 32 bytes of HMAC under the store key over the three fields above.
     """
 
     application: str
@@ -118,16 +119,17 @@ class ChangeMark:
 
     @property
     def has_tree(self) -> bool:
-        """Whether it is of the format that has a revocation tree; the seal says whether that is true."""
+        """Whether its format has a revocation tree. Only its MAC proves that this is true."""
         return len(self.revoked) == NODE_DIGEST_SIZE
 
 
 class Admission(Protocol):
     """
-    Says whether new keys may stay that were just inserted: whether their scopes are open still.
+    Decides whether newly inserted keys may stay, because their scopes are open.
 
     Attributes:
-        revoked: What a mark has in ``revoked`` under which that is known: then nothing is asked.
+        revoked: The value of a mark's ``revoked`` under which the keys are known to be allowed. A store with
+            this mark does not call the object.
     """
 
     revoked: bytes
@@ -139,20 +141,22 @@ class Admission(Protocol):
 
     def __call__(self, mark: ChangeMark, nodes: Mapping[bytes, bytes]) -> bool:
         """
-        Decide, inside the transaction.
+        Return whether the keys may stay. Called inside the transaction.
 
         Args:
-            mark: As it is after the insert.
-            nodes: By path the contents of those of ``paths`` that are there; maybe a moment after *mark*.
+            mark: The mark after the insert.
+            nodes: The contents of the existing nodes of ``paths``, by path. They may be a moment newer than
+                *mark*.
         """
         ...
 
 
 class NextMark(Protocol):
     """
-    Checks the mark that a store holds locked and gives the next one.
+    Checks the mark that a store has locked, and returns the next.
 
-    Called inside the transaction, each time it is run; what it raises undoes the transaction.
+    The store calls it inside the transaction, each time that it runs the transaction. If it raises an error,
+    the transaction is rolled back.
 
     Attributes:
         paths: The nodes of the revocation tree that it needs.
@@ -164,11 +168,11 @@ class NextMark(Protocol):
         self, mark: ChangeMark, nodes: Mapping[bytes, bytes]
     ) -> tuple[ChangeMark, Mapping[bytes, bytes]]:
         """
-        Give the next mark, and the nodes that are to be stored with it.
+        Return the next mark, and the nodes to store with it.
 
         Args:
-            mark: Locked.
-            nodes: By path the contents of those of ``paths`` that are there.
+            mark: The locked mark.
+            nodes: The contents of the existing nodes of ``paths``, by path.
         """
         ...
 
@@ -176,15 +180,14 @@ class NextMark(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
     """
-    What a refresh reads, all of it as of one moment.
+    The result of a refresh. All of it is read at one moment.
 
     Attributes:
         mark: The application's mark.
-        refresh_interval: Seconds; the interval that holds for all processes.
-        now: The database's clock, UTC.
-        records: Those of the asked-for keys whose state changed after the asked-for counter, without
-            wrappings.
-        root: The content of the revocation tree's root, if the counter is not the asked-for one.
+        refresh_interval: The interval that applies to all processes, in seconds.
+        now: The time by the database's clock, UTC.
+        records: The requested keys whose state changed after the given counter, without wrappings.
+        root: The content of the revocation tree's root, if the counter is not the given one.
     """
 
     mark: ChangeMark
@@ -197,13 +200,13 @@ class Changes:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KekUse:
     """
-    What hangs on one version of one KEK, or on one branch key.
+    Counts the wrappings under one KEK version or one branch key.
 
     Attributes:
-        kek_uri: As it is stored: resolved, never an alias; ``branch:<id>`` for a branch key.
-        kek_version: ``None`` where it is not known, or the KEK has none.
-        wrappings: Of keys that are not destroyed, under this version.
-        verified: How many of them some process has unwrapped.
+        kek_uri: The stored URI: resolved, never an alias. ``branch:<id>`` for a branch key.
+        kek_version: The KEK's version. ``None`` if it is unknown or the KEK has no versions.
+        wrappings: The number of wrappings under this version, of keys that are not destroyed.
+        verified: How many of these wrappings a process has unwrapped.
     """
 
     kek_uri: str
@@ -212,24 +215,29 @@ class KekUse:
     verified: int
 
 
+def restore_remedy(rows: str) -> str:
+    """Return the remedy for edited key tables: restore *rows* from a backup."""
+    return f"Find out who changed the key tables. Then restore {rows} from a backup."
+
+
 def checked_scope(scope: str) -> str:
     """
-    Refuse a scope that two databases might compare differently.
+    Reject a scope that two databases might compare differently.
 
     Raises:
-        ConfigurationError: It is not a string of 1 to 200 bytes of UTF-8 in NFC, or holds NUL or a lone
-            surrogate.
+        ConfigurationError: The scope is not a string of 1 to 200 bytes of UTF-8 in NFC, or it contains NUL or
+            a lone surrogate.
     """
     return _checked_name("key scope", scope, MAX_SCOPE_BYTES)
 
 
 def checked_application(application: str) -> str:
     """
-    Refuse a name of an application that two databases might compare differently.
+    Reject an application name that two databases might compare differently.
 
     Raises:
-        ConfigurationError: It is not a string of 1 to 200 bytes of UTF-8 in NFC, or holds NUL or a lone
-            surrogate.
+        ConfigurationError: The name is not a string of 1 to 200 bytes of UTF-8 in NFC, or it contains NUL or
+            a lone surrogate.
     """
     return _checked_name("application name", application, MAX_APPLICATION_BYTES)
 
@@ -240,11 +248,13 @@ def _checked_name(what: str, text: object, most: int) -> str:
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
-        raise ConfigurationError(f"the {what} holds a lone surrogate") from None
+        raise ConfigurationError(f"the {what} contains a lone surrogate") from None
     if not 0 < size <= most:
-        raise ConfigurationError(f"the {what} takes {size} bytes of UTF-8; 1 to {most} are allowed")
+        raise ConfigurationError(
+            f"the {what} takes {counted(size, 'byte')} of UTF-8. Between 1 and {most} are allowed"
+        )
     if "\0" in text:
-        raise ConfigurationError(f"the {what} holds a NUL character")
+        raise ConfigurationError(f"the {what} contains a NUL character")
     if not unicodedata.is_normalized("NFC", text):
         raise ConfigurationError(f"the {what} is not in Unicode normal form C")
     return text
@@ -258,11 +268,12 @@ _RANDOM_BITS = (1 << 62) - 1
 
 def new_key_id() -> UUID:
     """
-    Make a key id that sorts by the moment it was made, to a quarter of a microsecond.
+    Create a key id. Ids sort by their time of creation, to a quarter of a microsecond.
 
     Returns:
-        48 bits of milliseconds, 12 bits of their fraction (section 6.2, method 3), 62 bits of the kernel's
-        randomness. Nothing is remembered between calls, so neither a thread nor a fork can repeat an id.
+        A UUID of 48 bits of milliseconds, 12 bits of their fraction (RFC 9562, section 6.2, method 3) and 62
+        bits of the kernel's randomness. Nothing is kept between calls, so neither a thread nor a fork can
+        repeat an id.
     """
     milliseconds, rest = divmod(time.time_ns(), _NANOSECONDS)
     fraction = (rest << 12) // _NANOSECONDS
@@ -273,7 +284,7 @@ def new_key_id() -> UUID:
 
 
 def new_record(application: str, scope: str, purpose: KeyPurpose, *, leased: int) -> KeyRecord:
-    """Make the record of a new active key, without what only its bytes can give: binding, wrappings, seal."""
+    """Create a new active key's record. Its binding, wrappings and seal follow from the key's bytes."""
     return KeyRecord(
         key_id=new_key_id(),
         application=application,
@@ -288,7 +299,7 @@ def new_record(application: str, scope: str, purpose: KeyPurpose, *, leased: int
 
 
 def new_tombstone(application: str, scope: str, purpose: KeyPurpose) -> KeyRecord:
-    """Make the record, without its seal, of a shredded key that never was: it keeps a scope's slot taken."""
+    """Create the record of a shredded key that never existed. It has no seal yet, and keeps a slot taken."""
     return replace(
         new_record(application, scope, purpose, leased=0),
         state=KeyState.DESTROYED,

@@ -1,10 +1,10 @@
 """
-The revocation tree: which keys are compromised or destroyed, and which scopes were shredded. No I/O.
+The revocation tree of compromised and destroyed keys and shredded scopes. No I/O.
 
-A Merkle tree of three levels and 256 branches (after the certificate revocation trees of P. Kocher, 1998):
-each node lists the digests of the nodes below it, and the change mark, which is sealed, holds the root's. One
-short path proves what is revoked, and what is not, however many keys were ever destroyed. A node that does
-not exist is one that its parent does not list.
+It is a Merkle tree of three levels and 256 branches, after the certificate revocation trees of P. Kocher
+(1998). Each node lists the digests of the nodes below it. The authenticated change mark holds the digest of
+the root. One short path proves that a key is revoked or is not, however many keys were ever destroyed. If a
+parent does not list a node, the node does not exist.
 """
 
 from __future__ import annotations
@@ -20,34 +20,47 @@ if TYPE_CHECKING:
     from uuid import UUID
 
 HowRevoked: TypeAlias = Literal["compromised", "retired", "shredded"]
-"""Why a key is in the tree; a compromised key that is destroyed is there twice."""
+"""The reason why a key is in the tree. A compromised key that is destroyed is there twice."""
 
 RevokedAs: TypeAlias = HowRevoked | Literal["unproven"] | None
-"""What is known of a key: why it is in the tree, that it is not, or that its leaf does not match the mark."""
+"""
+The known entry of a key in the tree.
+
+It is the reason for the entry, or ``None`` without an entry. If the leaf does not match the mark, it is
+``unproven``.
+"""
 
 ROOT = b""
-"""The path of the root; a node has the path of its parent and one byte more, and a leaf has two bytes."""
+"""
+The path of the root. Any other node's path is its parent's path and one byte.
+
+A leaf has two bytes.
+"""
 
 REMEDY = (
-    "Find out who changed the key tables. Restore revocation_nodes together with key_changes from the newest "
-    "backup of both."
+    "Find out who changed the key tables. Then restore revocation_nodes and key_changes together from the "
+    "newest backup of both."
 )
 
 NODE_DIGEST_SIZE = 32
 SCOPE_NAME_SIZE = 10
-"""In bytes: 8 in the entry, and 2 for the path of the leaf."""
+"""In bytes. The entry has 8, and the path of the leaf has 2."""
 
 _CHILD = 1 + NODE_DIGEST_SIZE
 _SCOPE = Struct(">8sI")
 _ENTRY_SIZE = _SCOPE.size
 _IN_ENTRY = slice(3, 14)
-"""The bytes of a key's id that its entry has; the leaf's path has the last two, without their first bit."""
+"""
+The part of a key's id that is in its entry.
+
+The last two bytes of the id are the path of the leaf, without their first bit.
+"""
 
 _HOW: Mapping[bytes, HowRevoked] = {b"c": "compromised", b"r": "retired", b"s": "shredded"}
 
 
 def least_state(how: HowRevoked | None) -> KeyState:
-    """Give the earliest state that a key may show that is revoked for a reason."""
+    """Return the earliest state that a revoked key's row may show."""
     if how is None:
         return KeyState.ACTIVE
     return KeyState.COMPROMISED if how == "compromised" else KeyState.DESTROYED
@@ -55,11 +68,12 @@ def least_state(how: HowRevoked | None) -> KeyState:
 
 class ScopeState(NamedTuple):
     """
-    What the tree says of a scope in which a key was ever revoked.
+    The entry of a scope in which a key was ever revoked.
 
     Attributes:
-        closed: Whether it was shredded, and not reopened.
-        number: How often it was shredded or reopened; each counts 1, and all before an upgrade together 1.
+        closed: Whether the scope was shredded, and not reopened.
+        number: How often it was shredded or reopened. Each counts 1. Everything before an upgrade counts 1
+            together.
     """
 
     closed: bool
@@ -70,51 +84,57 @@ NEVER_SHREDDED = ScopeState(closed=False, number=0)
 
 
 class UnprovenError(Exception):
-    """A node is not the one that its parent lists; the argument is its path."""
+    """A node does not match its parent. The argument is the path of the node."""
 
 
 def leaf_of_key(key_id: UUID) -> bytes:
     """
-    Give the path of the leaf that would hold a key, by the end of its id, which is random (RFC 9562).
+    Return the path of the leaf for a key.
 
-    Keys are in one half of the tree and scopes in the other, so that each leaf holds entries of one kind.
+    The path comes from the end of the key's id, which is random (RFC 9562). Keys are in one half of the tree
+    and scopes in the other, so that each leaf has entries of one kind.
     """
     branch, leaf = key_id.bytes[-2:]
     return bytes((branch & 0x7F, leaf))
 
 
 def leaf_of_scope(name: bytes) -> bytes:
-    """Give the path of the leaf that would hold a scope, by the end of its name in the tree."""
+    """Return the path of the leaf for a scope. It comes from the end of its name."""
     branch, leaf = name[-2:]
     return bytes((branch | 0x80, leaf))
 
 
 def leaves_of(keys: Iterable[UUID], scopes: Iterable[bytes]) -> set[bytes]:
-    """Give the paths of the leaves that would hold some keys and, by their names, some scopes."""
+    """Return the paths of the leaves for keys and, by name, scopes."""
     return {*map(leaf_of_key, keys), *map(leaf_of_scope, scopes)}
 
 
 def node_digest(content: bytes) -> bytes:
-    """Give a node's digest: SHA-256. The sealed mark, and the parents that list it, say where it stands."""
+    """
+    Return a node's digest: SHA-256.
+
+    The position of the node comes from the authenticated mark, and from the parents that list it.
+    """
     return sha256(content).digest()
 
 
 def paths_to(leaves: Iterable[bytes]) -> list[bytes]:
-    """Give the paths of some leaves and of every node above them, the root's first."""
+    """Return the paths of leaves and of all nodes above them. The root is first."""
     return sorted({leaf[:size] for leaf in leaves for size in range(len(leaf) + 1)})
 
 
 class RevocationTree:
     """
-    A part of the tree, as its nodes were read; each is checked before it is believed.
+    A part of the tree. Each node is checked before it is trusted.
 
     Args:
-        nodes: By path the contents that were read; what is not there may be a node that there never was.
-        root_digest: What the change mark holds, its seal checked.
-        proven: By path the contents of nodes that were checked to this very root; others are added to them.
+        nodes: The contents that were read, by path. A node that is missing here may never have existed.
+        root_digest: The digest in the authenticated change mark.
+        proven: The contents of nodes that were checked against this root, by path. Other nodes are added when
+            they are checked.
 
     Attributes:
-        root_digest: As given.
+        root_digest: The digest in the authenticated change mark.
     """
 
     def __init__(
@@ -130,10 +150,10 @@ class RevocationTree:
 
     def node(self, path: bytes) -> bytes:
         """
-        Give a node's content, empty if there is no such node.
+        Return a node's content. It is empty if the node does not exist.
 
         Raises:
-            UnprovenError: It, or a node above it, is not what its parent lists.
+            UnprovenError: The node, or a node above it, does not match its parent.
         """
         proven = self._proven
         if (content := proven.get(path)) is not None:
@@ -148,7 +168,11 @@ class RevocationTree:
         return content
 
     def unread(self, keys: Iterable[UUID], scopes: Iterable[bytes]) -> set[bytes]:
-        """Give the paths below the root, itself proven, that must be read to say what became of these."""
+        """
+        Return the paths that must be read to find these entries.
+
+        The root is already proven.
+        """
         paths: set[bytes] = set()
         for leaf in leaves_of(keys, scopes):
             above = self._proven.get(leaf[:1])
@@ -160,7 +184,7 @@ class RevocationTree:
         return paths
 
     def proves(self, keys: Iterable[UUID], scopes: Iterable[bytes]) -> bool:
-        """Whether it can say what became of all of these."""
+        """Return whether it can find the entries of all of these."""
         try:
             for leaf in leaves_of(keys, scopes):
                 self.node(leaf)
@@ -169,16 +193,16 @@ class RevocationTree:
         return True
 
     def how_revoked(self, key_id: UUID) -> HowRevoked | None:
-        """Say why a key is revoked, the last reason of two; ``None``: it is not. Raises as :meth:`node`."""
+        """Return why a key is revoked, or ``None``. The last reason of two wins. Raises as :meth:`node`."""
         found = _find(self.node(leaf_of_key(key_id)), key_id.bytes[_IN_ENTRY])
         return _HOW[found[-1:]] if found else None
 
     def was_compromised(self, key_id: UUID) -> bool:
-        """Say whether a key was ever marked as compromised, also if it is destroyed by now."""
+        """Return whether a key was ever marked as compromised. It may be destroyed now."""
         return bool(_find(self.node(leaf_of_key(key_id)), key_id.bytes[_IN_ENTRY] + b"c"))
 
     def scope_state(self, name: bytes) -> ScopeState | None:
-        """Say what became of a scope; ``None`` if no key of it was ever revoked. Raises as :meth:`node`."""
+        """Return a scope's entry. ``None`` if none of its keys was revoked. Raises as :meth:`node`."""
         entry = name[:-2]
         return _scopes(_find(self.node(leaf_of_scope(name)), entry)).get(entry)
 
@@ -186,17 +210,17 @@ class RevocationTree:
         self, keys: Iterable[tuple[UUID, HowRevoked]], scopes: Mapping[bytes, ScopeState]
     ) -> dict[bytes, bytes]:
         """
-        Give the nodes that are to be stored after a change.
+        Return the nodes to store after a change.
 
         Args:
-            keys: That are revoked now.
-            scopes: By name, as they are now.
+            keys: The keys that are now revoked.
+            scopes: The new states of scopes, by name.
 
         Returns:
-            By path the contents that are new; the root's is among them, if anything is.
+            The new contents by path. If anything changes, the root is among them.
 
         Raises:
-            UnprovenError: A node is not what its parent lists.
+            UnprovenError: A node does not match its parent.
         """
         new_keys: dict[bytes, set[bytes]] = {}
         for key_id, how in keys:
@@ -218,7 +242,7 @@ class RevocationTree:
 
 
 def changed_branches(before: bytes, after: bytes) -> set[int]:
-    """Say which nodes below the root differ between two contents of it."""
+    """Return the nodes below the root that differ between two root contents."""
     old, new = _children(before), _children(after)
     return {index for index in old.keys() | new.keys() if old.get(index) != new.get(index)}
 
@@ -238,7 +262,11 @@ def _with_children(content: bytes, children: Mapping[int, bytes]) -> bytes:
 
 
 def _find(leaf: bytes, wanted: bytes) -> bytes:
-    """Find the last entry that begins with something, the one that says the most; entries are sorted."""
+    """
+    Return the last entry that begins with *wanted*.
+
+    It says the most, because entries are sorted.
+    """
     at = leaf.rfind(wanted)
     while at >= 0:
         if at % _ENTRY_SIZE == 0:

@@ -1,4 +1,4 @@
-"""What the cipher asks for keys: a keyring, or one static key."""
+"""The cipher's source of keys: a keyring, or one static key."""
 
 from __future__ import annotations
 
@@ -21,28 +21,29 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class KeySource(Protocol):
-    """Says which key seals and which one opens. Methods may be called from several threads at once."""
+    """Chooses keys that seal, and finds keys that open. Several threads may call its methods."""
 
     @property
     def application(self) -> str:
-        """The application whose keys these are."""
+        """The application that owns these keys."""
         ...
 
     def sealing_keys(
         self, items_by_scope: Mapping[str, int], *, make: bool = True, purpose: KeyPurpose = KeyPurpose.DATA
     ) -> dict[str, DataKey]:
         """
-        Give each scope's active key, and count what it is about to seal.
+        Return each scope's active key, and count the items to encrypt.
 
         Args:
-            items_by_scope: How many items each scope's key will seal.
-            make: Whether keys may be made; ``False`` leaves out a scope without one, and rotates none.
-            purpose: Whether the keys seal items, or fields inside them.
+            items_by_scope: How many items each scope's key will encrypt.
+            make: Whether keys may be created. If ``False``, a scope without a key is left out, and no key is
+                rotated.
+            purpose: Whether the keys encrypt items, or fields inside them.
 
         Raises:
-            ConfigurationError: Keys of this scope or purpose are not given.
-            KeyDestroyedError: A scope was closed.
-            KeyLimitError: A key has sealed as many items as one key may.
+            ConfigurationError: The source has no keys of this scope or purpose.
+            KeyDestroyedError: A scope is closed.
+            KeyLimitError: A key has encrypted as many items as one key may.
             KmsError: The KMS refused or failed.
             StoreError: The key store refused or failed.
         """
@@ -52,11 +53,11 @@ class KeySource(Protocol):
         self, key_ids: Collection[UUID], *, purpose: KeyPurpose = KeyPurpose.DATA
     ) -> dict[UUID, DataKey | EventSealError]:
         """
-        Give each key, or why there is none, for every asked-for id.
+        Return each key by its id, or an error in its place.
 
         Args:
-            key_ids: As envelopes name them.
-            purpose: Whether those are of items, or of fields inside them.
+            key_ids: The ids of keys, from envelopes.
+            purpose: Whether the keys are those of items, or of fields inside them.
 
         Raises:
             StoreError: The key store refused or failed.
@@ -65,10 +66,10 @@ class KeySource(Protocol):
 
     def are_listed_as_erased(self, items: Sequence[tuple[bytes, bytes]]) -> list[bool]:
         """
-        Say which items of a scope that was reopened were erased in it before.
+        Return which items of a reopened scope were erased in it earlier.
 
         Args:
-            items: The associated data of each, without the header, and its envelope.
+            items: For each item, its associated data without the header, and its envelope.
 
         Raises:
             StoreError: The key store refused or failed.
@@ -77,13 +78,15 @@ class KeySource(Protocol):
 
     def stored_scope(self, scope: str) -> str:
         """
-        Give a scope as keys name it: the same, unless the key tables hold digests of scopes.
+        Return a scope as keys name it.
+
+        Only key tables with digests of scopes change the name.
 
         Args:
-            scope: As the application has it.
+            scope: The scope as the application names it.
 
         Raises:
-            ConfigurationError: The scope is refused.
+            ConfigurationError: The scope is invalid.
             KmsError: The KMS refused or failed.
             StoreError: The key store refused or failed.
         """
@@ -91,7 +94,9 @@ class KeySource(Protocol):
 
     def add_place(self, name: str, collection: str) -> None:
         """
-        Note that a place beside the registered tables holds items; see ``KeyStore``.
+        Record that a place outside the registered tables holds items.
+
+        See ``KeyStore``.
 
         Raises:
             StoreError: The key store refused or failed.
@@ -99,37 +104,41 @@ class KeySource(Protocol):
         ...
 
     def refresh(self) -> None:
-        """Look at once for keys whose state changed."""
+        """Look now for keys whose state changed."""
         ...
 
 
+_USE_RANDOM_BYTES = (
+    "Create 32 random bytes once with secrets.token_bytes(32), store them safely, and pass them."
+)
 _SUITES_BY_KEY_SIZE = {16: A128CBC_HS256, 24: A192CBC_HS384, 32: A256CBC_HS512}
 
 
 class StaticKey:
     """
-    A key that seals and opens everything, and never changes.
+    A key that encrypts and decrypts everything, and never changes.
 
     Args:
-        key: 16, 24 or 32 random bytes, never a passphrase: its id is a check value of it.
-        application: Bound to every item that it seals.
-        suite: What it seals with; by default the suite of the key's size.
+        key: 16, 24 or 32 random bytes. Never use a passphrase, because the key's id is a check value of the
+            key.
+        application: The application that every encrypted item is bound to.
+        suite: The suite that encrypts. By default, it is the suite of the key's size.
 
     Raises:
-        ConfigurationError: The key is not bytes of one of these sizes, or the application's name is refused.
+        ConfigurationError: The key is not bytes of one of these sizes, or the application's name is invalid.
     """
 
     def __init__(self, key: bytes, *, application: str = "default", suite: Suite | None = None) -> None:
         if not isinstance(key, bytes):
             raise ConfigurationError(
-                f"a key is bytes, or a keyring, not {type(key).__name__}",
-                remedy="Give 32 random bytes, such as secrets.token_bytes(32) made once and kept.",
+                f"a key must be bytes or a keyring, not {type(key).__name__}",
+                remedy=_USE_RANDOM_BYTES,
             )
         by_size = _SUITES_BY_KEY_SIZE.get(len(key))
         if by_size is None:
             raise ConfigurationError(
-                f"a static key has 16, 24 or 32 bytes, not {len(key)}",
-                remedy="Give 32 random bytes, such as secrets.token_bytes(32) made once and kept.",
+                f"a static key must have 16, 24 or 32 bytes, not {len(key)}",
+                remedy=_USE_RANDOM_BYTES,
             )
         self.suite = suite or by_size
         self._key = DataKey(
@@ -148,7 +157,7 @@ class StaticKey:
 
     @property
     def key_id(self) -> UUID:
-        """A version 8 UUID: a check value of the key."""
+        """A version 8 UUID, which is a check value of the key."""
         return self._key.key_id
 
     def sealing_keys(
@@ -159,20 +168,21 @@ class StaticKey:
         purpose: KeyPurpose = KeyPurpose.DATA,
     ) -> dict[str, DataKey]:
         """
-        Give the key, for the one scope that it has.
+        Return the key, for the only scope that it has.
 
         Raises:
-            ConfigurationError: Another scope, or a key for fields, is asked for: one key keeps nothing apart.
+            ConfigurationError: Another scope or a key for fields is requested. A single key cannot separate
+                them.
         """
         if purpose is not KeyPurpose.DATA:
             raise ConfigurationError(
-                f"a static key seals items only; it has no keys of purpose {purpose}",
+                f"a static key encrypts items only, and has no keys of purpose {purpose}",
                 remedy="Use a Keyring, which has a key for each subject.",
             )
         for scope in items_by_scope:
             if scope != DEFAULT_SCOPE:
                 raise ConfigurationError(
-                    f"a static key seals for the scope {DEFAULT_SCOPE!r} only, not for {scope!r}",
+                    f"a static key encrypts for the scope {DEFAULT_SCOPE!r} only, not for {scope!r}",
                     remedy="Use a Keyring, which has a key for each scope.",
                 )
         return dict.fromkeys(items_by_scope, self._key)
@@ -180,23 +190,23 @@ class StaticKey:
     def opening_keys(
         self, key_ids: Collection[UUID], *, purpose: KeyPurpose = KeyPurpose.DATA
     ) -> dict[UUID, DataKey | EventSealError]:
-        """Give the key for its own id, and an error for every other, and for those of fields."""
+        """Return the key for its own id. Other ids and ids of fields get an error."""
         own = self._key.key_id if purpose is KeyPurpose.DATA else None
         return {key_id: self._key if key_id == own else _not_this(key_id) for key_id in key_ids}
 
     def are_listed_as_erased(self, items: Sequence[tuple[bytes, bytes]]) -> list[bool]:
-        """Say of every item that it was not erased: nothing ever is."""
+        """Return that no item was erased, because a static key erases nothing."""
         return [False] * len(items)
 
     def add_place(self, name: str, collection: str) -> None:
-        """Do nothing: nobody retires a static key."""
+        """Do nothing, because nobody retires a static key."""
 
     def stored_scope(self, scope: str) -> str:
-        """Give the scope as it is."""
+        """Return the scope unchanged."""
         return scope
 
     def refresh(self) -> None:
-        """Do nothing: the key never changes."""
+        """Do nothing, because the key never changes."""
 
     def __repr__(self) -> str:
         return f"<StaticKey {self.key_id} {self.suite.name} application={self.application!r}>"
@@ -206,5 +216,5 @@ def _not_this(key_id: UUID) -> KeyNotFoundError:
     return KeyNotFoundError(
         f"key {key_id} is not the static key that this cipher was given",
         key_id=key_id,
-        remedy="Give the key that sealed the item, or the keyring whose key store holds it.",
+        remedy="Use the key that encrypted the item, or the keyring whose key store has its key.",
     )

@@ -1,4 +1,4 @@
-"""The states and purposes of a key (after NIST SP 800-57 part 1)."""
+"""Key states and purposes, after NIST SP 800-57 part 1."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from enum import StrEnum
 
 class KeyState(StrEnum):
     """
-    What a key may do. A key moves down this list, never up.
+    The state of a key. A key moves down this list, never up.
 
-    ``ACTIVE`` seals and opens, ``DEACTIVATED`` opens only, ``COMPROMISED`` opens only and its items must be
-    re-encrypted, ``DESTROYED`` does nothing: its wrappings are gone and a tombstone stays.
+    - ``ACTIVE``: The key seals and opens.
+    - ``DEACTIVATED``: The key only opens.
+    - ``COMPROMISED``: The key only opens, and its items must be re-encrypted.
+    - ``DESTROYED``: The key does nothing. Its wrappings are deleted, and a tombstone remains.
     """
 
     ACTIVE = "active"
@@ -24,7 +26,7 @@ class KeyState(StrEnum):
         return self is not KeyState.DESTROYED
 
     def may_become(self, later: KeyState) -> bool:
-        """Whether a key that was seen in this state may be seen in *later* afterwards."""
+        """Return whether a key in this state may be in *later* afterwards."""
         return _ORDER[later] >= _ORDER[self]
 
 
@@ -32,7 +34,7 @@ _ORDER = {state: rank for rank, state in enumerate(KeyState)}
 
 
 class KeyPurpose(StrEnum):
-    """What a key is for; no key serves two purposes."""
+    """The purpose of a key. No key has two purposes."""
 
     DATA = "data"
     BRANCH = "branch"
@@ -43,4 +45,8 @@ class KeyPurpose(StrEnum):
 
 
 SUBJECT_PURPOSES = (KeyPurpose.DATA, KeyPurpose.FIELD, KeyPurpose.INDEX)
-"""The purposes of the keys of a scope that end when it is shredded: under the others, nothing is sealed."""
+"""
+The purposes of keys that a shred of their scope destroys.
+
+Keys of other purposes seal no data of a scope.
+"""

@@ -1,4 +1,8 @@
-"""What a key store must do. Protocols live where they are used; SQLAlchemy's is ``storage.key_store``."""
+"""
+The interface of a key store. Each protocol is defined where it is used.
+
+The implementation for SQLAlchemy is ``storage.key_store``.
+"""
 
 from __future__ import annotations
 
@@ -24,53 +28,57 @@ if TYPE_CHECKING:
     from eventseal.kms.adapter import WrappedKey
 
 HARD_LIMIT = 2**32
-"""Items that one data key may ever seal."""
+"""The highest number of items that one data key may ever seal."""
 
 
 @runtime_checkable
 class KeyStore(Protocol):
     """
-    Stores complete, sealed records; it makes no seal and checks none.
+    Stores complete records with their MACs. It neither creates nor checks a MAC.
 
-    Each call is one transaction of its own, on a connection of its own, durable when it returns. Methods may
-    be called from several threads at once. All raise ``StoreUnavailableError``, ``StoreReadOnlyError`` or
-    ``MissingTableError`` when the database does not serve. ``eventseal.testing.key_store_contract`` holds the
-    suite that every key store passes.
+    Each call is a separate transaction on a separate connection, and durable when it returns. Several threads
+    may call methods at the same time. If the database does not serve a call, each method raises
+    ``StoreUnavailableError``, ``StoreReadOnlyError`` or ``MissingTableError``. The suite that every key store
+    passes is in ``eventseal.testing.key_store_contract``.
     """
 
     def active(
         self, application: str, scopes: Collection[str], *, purpose: KeyPurpose = KeyPurpose.DATA
     ) -> dict[str, KeyRecord]:
-        """Give the record that holds each scope's slot, maybe a tombstone; leave out absent ones."""
+        """Return the record, maybe a tombstone, in each scope's slot. Absent records are left out."""
         ...
 
     def get(self, key_ids: Collection[UUID]) -> dict[UUID, KeyRecord]:
-        """Give records by id, of whatever application; absent ones are left out."""
+        """Return records by id, of any application. Absent records are left out."""
         ...
 
     def of_scope(self, application: str, scope: str) -> list[KeyRecord]:
-        """Give every key and tombstone of a scope, of whatever purpose, in order of id, without wrappings."""
+        """Return every record of a scope, in order of id. It has any purpose, and no wrappings."""
         ...
 
     def add_active(
         self, records: Sequence[KeyRecord], *, mark: ChangeMark | None = None, admit: Admission | None = None
     ) -> dict[str, KeyRecord]:
         """
-        Insert new active keys, all of one application and purpose, each unless its scope's slot is taken.
+        Insert new active keys, each unless its scope's slot is taken.
+
+        All keys have the same application and purpose.
 
         Args:
-            records: With their wrappings and the first leased block in ``items_reserved``.
-            mark: The application's first mark; comes with its store key, stored if that was inserted.
-            admit: Asked once the keys are inserted, in a later statement of the same transaction, unless the
-                mark's ``revoked`` is its own. If it does not admit them, they are taken back.
+            records: The keys with their wrappings. The first leased block is in ``items_reserved``.
+            mark: The application's first mark. It comes with the store key, and is stored if that key was
+                inserted.
+            admit: Decides whether the inserted keys stay, unless the mark's ``revoked`` is its own. It is
+                called in a later statement of the same transaction. If it rejects the keys, they are deleted
+                again.
 
         Returns:
-            By scope the record that holds the slot now: the given one, or the winner's of a race. Nothing, if
-            they were not admitted.
+            For each scope, the record in its slot now: the given record, or the record of another process
+            that was first. Nothing, if the keys were rejected.
 
         Raises:
-            StoreError: A key of this id is there already; ids are never used again.
-            KeyDestroyedError: A wrapping is under a branch key that was destroyed meanwhile.
+            StoreError: A key with this id already exists. Ids are never used again.
+            KeyDestroyedError: A wrapping is under a branch key that was destroyed in the meantime.
         """
         ...
 
@@ -78,19 +86,23 @@ class KeyStore(Protocol):
         self, replacements: Sequence[Replacement], *, next_mark: NextMark, wait: bool = True
     ) -> dict[str, KeyRecord]:
         """
-        Close the active keys of scopes and make others, all or none, in one transaction.
+        Close the active keys of scopes and create others, all or none.
+
+        Everything happens in one transaction.
 
         Args:
-            replacements: All of one application and purpose, each of another scope.
-            next_mark: Gives the mark to store, from the locked current one.
-            wait: Whether to wait for another writer; ``False`` raises ``StoreUnavailableError`` at once.
+            replacements: Replacements of one application and one purpose, each for a different scope.
+            next_mark: Returns the mark to store, from the locked current mark.
+            wait: Whether to wait for another writer. If ``False``, ``StoreUnavailableError`` is raised
+                immediately.
 
         Returns:
-            By scope the record that holds the slot now: every new one as stored, or, if one of the old ones
-            had moved on, what held the slots before. A scope whose slot is free is left out.
+            For each scope, the record in its slot now. These are all new records as stored or, if one of the
+            old records had changed, the records that were in the slots before. A scope whose slot is free is
+            left out.
 
         Raises:
-            KeyDestroyedError: A wrapping is under a branch key that was destroyed meanwhile.
+            KeyDestroyedError: A wrapping is under a branch key that was destroyed in the meantime.
         """
         ...
 
@@ -104,31 +116,33 @@ class KeyStore(Protocol):
         tombstones: Sequence[KeyRecord] = (),
     ) -> list[KeyRecord]:
         """
-        Move keys to the states that *records* carry, and insert *tombstones*, all or none.
+        Store the states in *records*, and insert *tombstones*, all or none.
 
         Args:
-            records: Each with a ``row_version`` one above the stored one; what was leased meanwhile is kept.
-                ``DESTROYED`` deletes the wrappings.
-            next_mark: Gives the mark to store, from the locked current one.
-            whole_scope: If given, nothing is done while a live key of this scope, of a purpose that a shred
-                ends, is not among *records*.
-            left_out: Keys that may be missing among them, whatever their rows say; they lose their slots.
-            tombstones: New rows of destroyed keys that never were, to hold slots.
+            records: Records whose ``row_version`` is one above the stored version. The stored number of
+                leased items is kept. ``DESTROYED`` deletes the wrappings.
+            next_mark: Returns the mark to store, from the locked current mark.
+            whole_scope: A scope that must be complete. Nothing is changed if *records* lacks a key of this
+                scope that is not destroyed and whose purpose a shred ends.
+            left_out: Keys that may be missing in *records*, whatever their rows say. They lose their slots.
+            tombstones: New rows of destroyed keys that never existed. They occupy slots.
 
         Returns:
-            All of these records as stored, or an empty list if a version had moved, a live key was left out,
-            another key holds a slot that one of the given ones is to hold, or a branch key that is to be
-            destroyed has wrapped other keys.
+            All of these records as stored, or an empty list in these cases:
+            - A version had changed.
+            - A key that is not destroyed is missing.
+            - Another key holds a slot that a given key needs.
+            - A branch key that would be destroyed has wrapped other keys.
         """
         ...
 
     def advance(self, application: str, *, next_mark: NextMark) -> None:
         """
-        Store the next mark of an application, with the nodes that go with it and no key moved.
+        Store an application's next mark and its nodes, without changing a key.
 
         Args:
-            application: It has a mark.
-            next_mark: Gives both, from the locked current mark.
+            application: An application that has a mark.
+            next_mark: Returns the mark and the nodes, from the locked current mark.
         """
         ...
 
@@ -136,42 +150,52 @@ class KeyStore(Protocol):
         self, application: str, paths: Collection[bytes]
     ) -> tuple[ChangeMark, Mapping[bytes, bytes]] | None:
         """
-        Read an application's mark and nodes of its revocation tree, as of one moment.
+        Read an application's mark and revocation tree nodes at one moment.
 
         Returns:
-            The nodes' contents by path, without those that are not there; ``None`` if there is no mark.
+            The mark, and the contents of the existing nodes by path. ``None`` if there is no mark.
         """
         ...
 
     def list_erased(self, application: str, digests: Collection[bytes]) -> None:
-        """Add digests of items that were erased in a scope that is about to be reopened; 32 bytes each."""
+        """
+        Add digests of items that were erased, before their scope is reopened.
+
+        Args:
+            application: The application that owns the items.
+            digests: Digests of 32 bytes.
+        """
         ...
 
     def find_erased(self, application: str, digests: Collection[bytes]) -> set[bytes]:
-        """Say which of some digests are listed."""
+        """Return those of the digests that are listed as erased."""
         ...
 
     def put_wrappings(self, add: Mapping[UUID, WrappedKey], *, verified: bool = False) -> set[UUID]:
         """
-        Add a wrapping to each key, unless the key is destroyed or has one of the same KEK and version.
+        Add a wrapping to each key. A destroyed key gets none.
+
+        A key that has a wrapping of the same KEK and version gets none either.
 
         Args:
-            add: By the key's id; ids that are not there are left out.
-            verified: Whether the caller has unwrapped them. Such a wrapping takes the place of one of the
-                same KEK and version that nobody has unwrapped.
+            add: The wrapping for each key id. Ids that do not exist are left out.
+            verified: Whether the caller has unwrapped the wrappings. A verified wrapping replaces one of the
+                same KEK and version that was never unwrapped.
 
         Returns:
-            The ids of the keys that have this very wrapping now.
+            The ids of the keys that now have exactly the given wrapping.
         """
         ...
 
     def mark_wrappings_verified(self, opened: Mapping[UUID, WrappedKey], *, wait: bool = True) -> None:
         """
-        Note that these wrappings were unwrapped and hold their keys; the first time counts.
+        Record that wrappings were unwrapped and hold their keys. The first time counts.
 
         Args:
-            opened: By the key's id. What is stored otherwise by now, to the byte, is left as it is.
-            wait: Whether to wait for another writer; ``False`` raises ``StoreUnavailableError`` at once.
+            opened: The wrapping of each key id. A wrapping whose stored bytes differ by now is left
+                unchanged.
+            wait: Whether to wait for another writer. If ``False``, ``StoreUnavailableError`` is raised
+                immediately.
         """
         ...
 
@@ -179,70 +203,90 @@ class KeyStore(Protocol):
         self, drop: Mapping[UUID, Collection[WrappedKey]], *, keep: Mapping[UUID, WrappedKey]
     ) -> set[UUID]:
         """
-        Delete wrappings of keys that have a better one: in one transaction with the look at that one.
+        Delete wrappings of keys that have a better wrapping.
+
+        The check of the better wrapping is in the same transaction.
 
         Args:
-            drop: By the key's id. What is stored otherwise by now, to the byte, stays.
-            keep: The wrapping for whose sake the others go: the caller has just unwrapped it. If a key does
-                not have it any more, to the byte, nothing of that key is deleted.
+            drop: The wrappings to delete, by the key's id. A wrapping whose stored bytes differ by now is
+                kept.
+            keep: The better wrapping of each key, which the caller has just unwrapped. If a key no longer has
+                exactly these bytes, none of its wrappings is deleted.
 
         Returns:
-            The ids of the keys that have ``keep``, and none of ``drop`` any more.
+            The ids of the keys that have their ``keep`` wrapping, and none of their ``drop`` wrappings.
         """
         ...
 
     def kek_uses(self, application: str) -> list[KekUse]:
-        """Count the wrappings of an application's live keys by KEK and version, in order of both."""
+        """
+        Count an application's wrappings by KEK and version, in order of both.
+
+        Wrappings of destroyed keys are left out.
+        """
         ...
 
     def count_wrapped_keys(self, application: str) -> int:
-        """Count an application's keys that have a wrapping: the live ones, in a sound store."""
+        """
+        Count an application's keys that have a wrapping.
+
+        In a sound store, these are exactly the keys that are not destroyed.
+        """
         ...
 
     def orphans(self, *, limit: int = 1000) -> list[KeyRecord]:
         """
-        Give up to *limit* keys, of all applications, that lost what opens them.
+        Return up to *limit* keys, of any application, that nothing can unwrap.
 
         They are not destroyed and have no wrapping, or their application has no change mark. A sound store
-        has none: somebody edited rows, or deleted some. A backup may have them still, and need a KEK that
-        is about to end.
+        has no such keys: somebody edited or deleted rows. A backup may still have them, and need a KEK that
+        will soon be deleted.
         """
         ...
 
     def reserve(self, items: Mapping[UUID, int], *, limit: int = HARD_LIMIT) -> dict[UUID, int]:
-        """Lease items under active keys; give the new totals of those that are active and within *limit*."""
+        """
+        Lease items under active keys.
+
+        Returns:
+            The new totals of the keys that are active and within *limit*.
+        """
         ...
 
     def changes(self, application: str, since: int, key_ids: Collection[UUID]) -> Changes | None:
         """
-        Read the application's mark and, only if its counter is not *since*, what changed.
+        Read an application's mark and the changes since a counter.
+
+        Changes are read only if the mark's counter is not *since*.
 
         Returns:
-            ``None`` if the application has no mark, hence no store key.
+            ``None`` if the application has no mark, and so no store key.
         """
         ...
 
     def page(
         self, application: str, *, after: UUID | None = None, limit: int = 1000, state: KeyState | None = None
     ) -> list[KeyRecord]:
-        """Give up to *limit* records in order of id, those behind *after*."""
+        """Return up to *limit* records, in order of id. The first id is above *after*."""
         ...
 
     def add_place(self, application: str, name: str, collection: str) -> None:
         """
-        Note, before the first item is written there, that a place beside the registered tables holds items.
+        Record an additional place of items, before its first item is written.
+
+        A place is additional if it is not one of the registered tables.
 
         Args:
-            application: Under whose keys.
-            name: Of the place; one that is there already is left as it is.
-            collection: The logical name that is bound to its items.
+            application: The application whose keys encrypt the items.
+            name: The name of the place. A name that already exists is left unchanged.
+            collection: The logical name that is bound to the items.
         """
         ...
 
     def places(self) -> list[str]:
-        """Name the places that were noted, whatever application did, in order."""
+        """Return the names of all recorded places, of any application, in order."""
         ...
 
     def now(self) -> datetime:
-        """Read the database's clock, UTC: the only one that is compared with the times of records."""
+        """Read the database's clock, UTC. Only this clock is compared with the times of records."""
         ...

@@ -1,1 +1,1 @@
-"""Which key rows to believe: their MACs under the store key, and what the revocation tree says of them."""
+"""Authentication of the key tables: MACs of rows, and the revocation tree."""

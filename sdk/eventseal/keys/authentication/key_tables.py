@@ -1,4 +1,4 @@
-"""The key tables of one application: what they remember of ended keys, and their upgrade from old formats."""
+"""An application's key tables: records of destroyed keys, and the upgrade."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _PAGE_SIZE = 1000
 
 class OldRows(NamedTuple):
     """
-    What the rows of an earlier release say is revoked.
+    The revocations in the rows of an earlier release.
 
     Attributes:
-        nodes: The revocation tree of it, by path.
-        keys: How many keys are compromised or destroyed.
+        nodes: The nodes of the revocation tree of these rows, by path.
+        keys: The number of compromised or destroyed keys.
         reopened: The shredded keys, whose items are erased, of scopes that were reopened.
-        edited: Keys whose rows do not match their seals, with how they claim to be revoked.
+        edited: Keys whose rows are not authentic, with the revocations that the rows claim.
     """
 
     nodes: Mapping[bytes, bytes]
@@ -43,23 +43,27 @@ class OldRows(NamedTuple):
 
 
 def _upgrade_name(seals: Seals) -> bytes:
-    """Give the name of the entry that says that the tree was made from rows: a scope that no key can have."""
+    """
+    Return the name of the entry that marks an upgraded tree.
+
+    An upgraded tree was created from rows. The entry has a scope that no key can have.
+    """
     return seals.scope_name(KeyPurpose.STORE, "upgraded")
 
 
 def read_old_rows(store: KeyStore, mark: ChangeMark, seals: Seals) -> OldRows:
     """
-    Make the revocation tree from rows.
+    Create the revocation tree from rows.
 
-    A retired key is not counted by an old mark: its row's own seal must fit, or the row is left out.
+    An old mark does not count retired keys. A retired key's row must match its own MAC, or it is left out.
 
     Args:
-        store: Whose rows are read.
-        mark: Of the old format, its seal checked.
-        seals: Check the rows.
+        store: The store whose rows are read.
+        mark: The authentic mark of the old format.
+        seals: The MACs that authenticate the rows.
 
     Raises:
-        IntegrityError: The mark counts other keys than those that rows show as compromised or shredded.
+        IntegrityError: The mark counts other keys than the rows show as compromised or shredded.
         StoreError: The key store refused or failed.
     """
     revoked: dict[UUID, HowRevoked] = {}
@@ -80,12 +84,12 @@ def read_old_rows(store: KeyStore, mark: ChangeMark, seals: Seals) -> OldRows:
                 state = ScopeState(state.closed or record.active_scope is not None, 1)
             scopes[name] = state
         revoked[record.key_id] = how
-    # The last use of the old mark: nothing else says which rows were put back or taken away
+    # The last use of the old mark: nothing else shows which rows were put back or deleted
     # (docs/decisions/0025).
     if not seals.counts_old(mark, ((key_id, how) for key_id, how in revoked.items() if how != "retired")):
         raise IntegrityError(
-            f"the keys of application {mark.application!r} that are compromised or shredded "
-            "are not those that its change mark counts: a row was put back or taken away",
+            f"the compromised and shredded keys of application {mark.application!r} "
+            "are not the keys that its change mark counts: a row was put back or deleted",
             remedy=REMEDY_OF_SET_BACK,
         )
     empty = RevocationTree({}, node_digest(b""))
@@ -105,12 +109,12 @@ def read_old_rows(store: KeyStore, mark: ChangeMark, seals: Seals) -> OldRows:
 
 class Upgrade:
     """
-    Stores the tree that was made from rows, with the first mark of the new format.
+    Stores the tree that was created from rows, with a new mark.
 
     Args:
         mark: The old mark under which the rows were read.
-        rows: What they say.
-        seals: Seal the new mark.
+        rows: The revocations in the rows.
+        seals: The MACs that authenticate the new mark.
     """
 
     def __init__(self, mark: ChangeMark, rows: OldRows, seals: Seals) -> None:
@@ -122,12 +126,13 @@ class Upgrade:
     def __call__(
         self,
         mark: ChangeMark,
-        nodes: Mapping[bytes, bytes],  # noqa: ARG002 (there are none yet)
+        nodes: Mapping[bytes, bytes],  # noqa: ARG002 (no nodes exist yet)
     ) -> tuple[ChangeMark, Mapping[bytes, bytes]]:
-        """Give the new mark and every node of the tree."""
+        """Return the new mark and every node of the tree."""
         if mark != self._mark:
             raise StoreUnavailableError(
-                f"the key tables of application {mark.application!r} changed while they were upgraded",
+                f"the key tables of application {mark.application!r} changed during their upgrade. "
+                "Nothing was upgraded",
                 remedy="Stop the processes of the earlier release, then run `eventseal init` again.",
             )
         root = self._rows.nodes.get(ROOT, b"")
@@ -136,16 +141,16 @@ class Upgrade:
 
 def refuse_edited_rows(rows: OldRows) -> None:
     """
-    Refuse the upgrade if the row of a compromised or shredded key was edited.
+    Refuse the upgrade if a compromised or shredded key's row was edited.
 
     Raises:
-        IntegrityError: Such a row does not match its seal, so nobody can tell the key's scope.
+        IntegrityError: Such a row does not match its MAC, so the key's scope is unknown.
     """
     for key_id, how in rows.edited.items():
         if how != "retired":
             raise IntegrityError(
-                f"the row of key {key_id}, which is {how}, does not match its seal: it was edited, so "
-                "nobody can tell the key's scope. Nothing was upgraded",
+                f"the row of key {key_id}, which is {how}, was edited: it does not match its MAC, so "
+                "the key's scope is unknown. Nothing was upgraded",
                 remedy="Restore this row from a backup, then run `eventseal init` again.",
                 key_id=key_id,
             )
@@ -165,8 +170,8 @@ class RetiredKey(NamedTuple):
 
     Attributes:
         record: Its tombstone, which was checked.
-        was_compromised: Whether it was marked as compromised before.
-        scope_was_shredded: Whether its scope was ever shredded, also if that was reopened.
+        was_compromised: Whether the key was marked as compromised before.
+        scope_was_shredded: Whether its scope was ever shredded, even if it was reopened.
     """
 
     record: KeyRecord
@@ -176,10 +181,10 @@ class RetiredKey(NamedTuple):
 
 class KeyTables:
     """
-    What a keyring knows of its application's key tables beside the keys that seal and open.
+    A keyring's access to its key tables, apart from choosing keys.
 
     Args:
-        ring: Has the store, the store key, and what is known.
+        ring: The ring with the store, the store key, and the keyring's knowledge.
     """
 
     def __init__(self, ring: Ring) -> None:
@@ -187,11 +192,13 @@ class KeyTables:
 
     def seals(self) -> Seals:
         """
-        Give what authenticates the application's rows in the key tables; make its store key if it has none.
+        Return the MACs of the application's key tables.
+
+        If the application has no store key, it is created.
 
         Raises:
             ConfigurationError: The keyring is closed.
-            IntegrityError: The store key's row is not what a keyring sealed.
+            IntegrityError: The store key's row is not authentic.
             KmsError: A KEK refused or failed.
             StoreError: The key store refused or failed.
         """
@@ -200,14 +207,13 @@ class KeyTables:
 
     def edited_keys(self, key_ids: Collection[UUID]) -> set[UUID]:
         """
-        Say which of some keys have a row that is not what a keyring sealed, or an older one put back.
+        Return the keys whose rows are not authentic, or were put back.
 
-        Keys that are not there, and those of other applications, are left out. No key is unwrapped but the
-        store key.
+        Missing keys, and keys of other applications, are left out. Only the store key is unwrapped.
 
         Raises:
             ConfigurationError: The keyring is closed.
-            EventSealError: The store key does not open, or the mark is not what a keyring sealed.
+            EventSealError: The store key cannot be unwrapped, or the mark is not authentic.
             StoreError: The key store refused or failed.
         """
         self._ring.held_keys.check_open()
@@ -217,13 +223,13 @@ class KeyTables:
 
     def retired_keys(self, key_ids: Collection[UUID]) -> dict[UUID, RetiredKey]:
         """
-        Give the tombstones of data keys that were retired, and what happened to the keys before that.
+        Return the tombstones and earlier states of retired data keys.
 
         Args:
-            key_ids: Any number; those of other keys are left out.
+            key_ids: Any number of ids. Other keys are left out.
 
         Raises:
-            IntegrityError: A row, or what the revocation tree says of it, is not what a keyring sealed.
+            IntegrityError: A row, or its entry in the revocation tree, is not authentic.
             StoreError: The key store refused or failed.
         """
         seals = self._ring.store_key.seals()
@@ -238,35 +244,38 @@ class KeyTables:
         retired: dict[UUID, RetiredKey] = {}
         for record in rows:
             compromised, shredded = pasts[record.key_id]
-            # The time is not sealed. Upgraded key tables may have nothing else (docs/decisions/0026).
+            # The MAC does not cover this time, but upgraded key tables may have no other trace
+            # (docs/decisions/0026).
             compromised |= record.compromised_at is not None
             retired[record.key_id] = RetiredKey(record, compromised, shredded)
         return retired
 
     def count_shreds(self) -> int:
         """
-        Say how often keys of the application were shredded, as the revocation tree counts it.
+        Return the number of shreds that the revocation tree counts.
 
         Raises:
-            EventSealError: The store key does not open, or the mark is not what a keyring sealed.
+            EventSealError: The store key cannot be unwrapped, or the mark is not authentic.
             StoreError: The key store refused or failed.
         """
         self._ring.held_keys.check_open()
         seals = self._ring.store_key.made_seals()
         self._ring.refresher.refresh()
-        # A count in the tree, since anybody can set destroyed_at, and clocks differ (docs/decisions/0014).
+        # The tree counts them, because anybody can set destroyed_at, and clocks differ (docs/decisions/0014).
         state = self._ring.store.revocations.entry(seals.scope_name(*SHREDS), seals)
         return 0 if state is None else state.number
 
     def age(self) -> Literal["old", "upgraded", "new"] | None:
         """
-        Say whether the key tables are of a release before the revocation tree, were upgraded, or never were.
+        Return whether key tables are old, were upgraded, or were always new.
+
+        Old key tables are of a release before the revocation tree.
 
         Returns:
             ``None`` if the application has no key yet.
 
         Raises:
-            EventSealError: The store key does not open, or the mark is not what a keyring sealed.
+            EventSealError: The store key cannot be unwrapped, or the mark is not authentic.
             StoreError: The key store refused or failed.
         """
         self._ring.held_keys.check_open()
@@ -281,25 +290,28 @@ class KeyTables:
 
     def upgrade(self, *, before_commit: Callable[[OldRows], object]) -> OldRows | None:
         """
-        Upgrade key tables of a release before the revocation tree, once; see ``eventseal.erasure``.
+        Upgrade key tables of a release before the revocation tree, once.
+
+        See ``eventseal.erasure``.
 
         Args:
-            before_commit: Called with what was read before anything is changed; what it raises keeps the
-                tables as they are.
+            before_commit: Called with the revocations that were read, before anything is changed. If it
+                raises an error, the tables are left unchanged.
 
         Returns:
-            What was taken into the tree; ``None`` if there was nothing to do.
+            The revocations that are now in the tree. ``None`` if no upgrade was necessary.
 
         Raises:
-            IntegrityError: The rows are not what the old change mark counts, or that of a compromised or
-                shredded key was edited.
-            StoreError: The key store refused or failed, or the tables changed meanwhile; run it again.
+            IntegrityError: The old change mark counts other keys than the rows show, or the row of a
+                compromised or shredded key was edited.
+            StoreError: The key store refused or failed, or the tables changed during the upgrade. Run it
+                again.
         """
         self._ring.held_keys.check_open()
         seals = self._ring.store_key.seals()
         if seals is None:
             return None
-        self._ring.refresher.refresh()  # refuses old tables that were put back
+        self._ring.refresher.refresh()  # rejects old tables that were put back
         found = self._ring.store.unchecked.revocations(self._ring.given.application, ())
         if found is None or not seals.is_old(found[0]):
             return None
@@ -314,68 +326,79 @@ class KeyTables:
 
     def receipt_mac(self, facts: Mapping[str, Any]) -> str:
         """
-        Authenticate a receipt under a key that is derived from the application's store key.
+        Authenticate a receipt under a key derived from the store key.
 
         Args:
-            facts: As JSON has them.
+            facts: The receipt's facts as JSON values.
 
         Returns:
             The MAC in hex: 64 digits.
 
         Raises:
             ConfigurationError: The application has no store key, or the keyring is closed.
-            EventSealError: The store key does not open.
+            EventSealError: The store key cannot be unwrapped.
         """
         self._ring.held_keys.check_open()
         seals = self._ring.store_key.seals()
         if seals is None:
             raise ConfigurationError(
-                "the application has no store key, which receipts are authenticated with",
-                remedy="Run `eventseal init`, which creates it.",
+                "the application has no store key, which authenticates receipts",
+                remedy="Run `eventseal init`, which creates the store key.",
             )
         return seals.receipt_mac(facts).hex()
 
     def list_erased(self, items: Sequence[tuple[bytes, bytes]]) -> None:
         """
-        Note that items are erased, before their scope is reopened.
+        Record that items are erased, before their scope is reopened.
 
-        Afterwards anything else that names a destroyed key of the scope is tampering.
+        After that, any other item that names a destroyed key of the scope counts as tampering.
 
         Args:
-            items: The associated data of each, without the header, and its envelope.
+            items: For each item, its associated data without the header, and its envelope.
 
         Raises:
             StoreError: The key store refused or failed.
         """
         if items:
-            # Without a seal: only a keyring can make an entry, and without its entry an item is refused
+            # An entry needs no MAC: only a keyring can create one, and an item without its entry is rejected
             # (docs/decisions/0025).
             self._ring.store.unchecked.list_erased(self._ring.given.application, self._erased_digests(items))
 
     def are_listed_as_erased(self, items: Sequence[tuple[bytes, bytes]]) -> list[bool]:
-        """Say which items :meth:`list_erased` has noted; arguments and errors as there."""
+        """
+        Return which items :meth:`list_erased` has recorded.
+
+        Arguments and errors are the same.
+        """
         digests = self._erased_digests(items)
         found = self._ring.store.unchecked.find_erased(self._ring.given.application, digests)
         return [digest in found for digest in digests]
 
     def scope_named(self, name: str) -> str:
         """
-        Give the stored form of a scope that a person names: the same, without ``scope_digest``.
+        Return the stored form of a scope that a user names.
+
+        Without ``scope_digest``, it is the scope itself.
 
         Args:
-            name: The scope, or its stored form, as ``eventseal keys`` lists it.
+            name: The scope, or its stored form as ``eventseal keys`` lists it.
 
         Raises:
-            ConfigurationError: The scope is refused, or the keyring was told otherwise of digests than the
-                application's first, so that scopes would not be found; or it is closed.
-            EventSealError: The application's store key does not open.
+            ConfigurationError: The scope is invalid, or the keyring is closed. Or the setting
+                ``scope_digest`` differs from the application's first setting, so that no scope would be
+                found.
+            EventSealError: The store key cannot be unwrapped.
         """
         self._ring.held_keys.check_open()
         self._ring.store_key.seals()
         return self.stored_scope(name, make=False)
 
     def stored_scope(self, name: str, *, make: bool = True) -> str:
-        """Give the same for a scope whose keys are about to change; *make* the store key if there is none."""
+        """
+        Return the stored form of a scope whose keys will change.
+
+        With *make*, the store key is created if there is none.
+        """
         self._ring.held_keys.check_open()
         digests = self._ring.scope_digests
         return checked_scope(name) if digests is None else digests.named(name, make=make)

@@ -1,4 +1,4 @@
-"""What is revoked, as the store's revocation tree says: read where needed, and checked against the mark."""
+"""Reads the revocation tree where needed, and checks it against the mark."""
 
 from __future__ import annotations
 
@@ -40,7 +40,11 @@ NEW_KEY_TABLES = 2
 
 
 _MOST_NODES = 2304
-"""When more are known, the leaves among them are dropped: some 8 MB at 10,000,000 destroyed keys."""
+"""
+How many nodes are held. If there are more, their leaves are dropped.
+
+This is about 8 MB at 10,000,000 destroyed keys.
+"""
 
 
 @dataclass(slots=True)
@@ -49,25 +53,26 @@ class _Known:
     The newest tree, as far as it was read.
 
     Attributes:
-        root_digest: Its root's.
-        proven: The root and nodes below it, each checked to it; the next question is often about the same.
+        root_digest: The digest of its root.
+        proven: The root and nodes below it, each checked against the root. The next question is often about
+            the same nodes.
     """
 
     root_digest: bytes
     proven: dict[bytes, bytes]
 
     def drop_leaves(self) -> None:
-        """Know the inner nodes alone. Whoever reads the dictionary of before keeps it."""
+        """Keep only the inner nodes. A thread that reads the earlier dictionary keeps that one."""
         self.proven = {path: node for path, node in dict(self.proven).items() if len(path) <= 1}
 
 
 class ScopeStates(NamedTuple):
     """
-    What became of scopes.
+    The states of scopes.
 
     Attributes:
-        closed: By scope whether it was shredded and is closed; or, for this scope alone, that its leaf does
-            not match the mark.
+        closed: For each scope, whether it was shredded and is closed. If the leaf of a scope does not match
+            the mark, its error.
         admission: Admits keys of these scopes while they are not closed.
     """
 
@@ -76,7 +81,7 @@ class ScopeStates(NamedTuple):
 
 
 class _OpenScopes:
-    """Admits new keys while the revocation tree has none of their scopes as closed."""
+    """Admits new keys if the revocation tree has all their scopes open."""
 
     def __init__(self, names: Collection[bytes], revoked: bytes, seals: Seals) -> None:
         self._names = names
@@ -85,34 +90,35 @@ class _OpenScopes:
 
     @property
     def paths(self) -> Collection[bytes]:
-        """The leaves of the scopes, and what is above them."""
+        """The leaves of the scopes, and the nodes above them."""
         return paths_to(leaves_of((), self._names))
 
     def __call__(self, mark: ChangeMark, nodes: Mapping[bytes, bytes]) -> bool:
-        """Look at the scopes under another mark."""
+        """Check the scopes under another mark."""
         self._seals.check_mark(mark)
         tree = RevocationTree(nodes, mark.revoked)
         try:
             states = [tree.scope_state(name) for name in self._names]
-        except UnprovenError:  # the nodes may be later than the mark: the caller looks again
+        except UnprovenError:  # the nodes may be later than the mark: the caller checks again
             return False
         return not any(state is not None and state.closed for state in states)
 
 
 class Revocations:
     """
-    Says what is revoked.
+    Reports which keys and scopes are revoked.
 
-    It is as late as the last refresh, at least: what that has shown to be absent is not looked up again.
+    Its knowledge is at least as new as the last refresh. A key that the refresh showed as not revoked is not
+    looked up again.
 
     Args:
-        application: Whose keys.
-        store: Holds the tree.
-        held_keys: Has seen earlier marks.
-        key_tables: The format that the key tables have at least: 1, or 2 with the revocation tree.
+        application: The application that owns the keys.
+        store: The store that holds the tree.
+        held_keys: Knows earlier marks.
+        key_tables: The lowest accepted format of the key tables: 1, or 2 with the revocation tree.
 
     Attributes:
-        are_old: Whether the mark that was read last is of the format before the tree.
+        are_old: Whether the mark that was read last has the format before the tree.
     """
 
     def __init__(
@@ -134,20 +140,20 @@ class Revocations:
 
     def learn(self, mark: ChangeMark, root: bytes, held: Held, seals: Seals) -> dict[UUID, RevokedAs]:
         """
-        Take over the root that a refresh has read.
+        Adopt the root that a refresh has read.
 
         Args:
-            mark: Read with it, its seal checked; or one of the format before the tree.
+            mark: The mark that was read with it and is authentic, or a mark of the format before the tree.
             root: The root's content.
             held: The keys that the process holds, and their scopes.
-            seals: Check the root.
+            seals: The MACs of the application.
 
         Returns:
-            What :meth:`of_keys` says of the held keys below the nodes that have changed. A key whose scope is
-            closed counts as shredded: its row may have been hidden from the shred.
+            The answer of :meth:`of_keys` for the held keys below changed nodes. A key whose scope is closed
+            counts as shredded, because its row may have been hidden from the shred.
 
         Raises:
-            IntegrityError: The root is not what the mark covers, or the mark is an old one put back.
+            IntegrityError: The mark does not cover the root, or an old mark was put back.
             StoreError: The key store refused or failed.
         """
         if not mark.has_tree and seals.is_old(mark):
@@ -161,7 +167,7 @@ class Revocations:
             if before.root_digest == mark.revoked:
                 return {}
             changed = changed_branches(before.proven[ROOT], root)
-            nodes = dict(before.proven).items()  # copied at once: other threads add to it
+            nodes = dict(before.proven).items()  # copied in one call, because other threads add to it
             kept = {path: node for path, node in nodes if path and path[0] not in changed}
             self._known = known = _Known(mark.revoked, {ROOT: root, **kept})
         if not held:
@@ -170,12 +176,16 @@ class Revocations:
             return self._below(changed, held, seals)
         except EventSealError:
             with self._publishing:
-                if self._known is known:  # the next refresh asks again what has changed
+                if self._known is known:  # so that the next refresh reads the changes again
                     self._known = known_before
             raise
 
     def _below(self, changed: Collection[int], held: Held, seals: Seals) -> dict[UUID, RevokedAs]:
-        """Say what became of the held keys below some nodes, and of the keys whose scopes are there."""
+        """
+        Return the states of held keys below some changed nodes.
+
+        A key is also below a node if its scope is.
+        """
         keys = [key_id for key_id in held if leaf_of_key(key_id)[0] in changed]
         names = {key_id: seals.scope_name(*scope) for key_id, scope in held.items() if scope}
         names = {key_id: name for key_id, name in names.items() if leaf_of_scope(name)[0] in changed}
@@ -192,53 +202,59 @@ class Revocations:
         return found
 
     def has_changed(self) -> None:
-        """Note that this process has changed the tree: leaves are read again. A new leaf takes a refresh."""
+        """
+        Read leaves again, because this process has changed the tree.
+
+        A new leaf is known after the next refresh.
+        """
         if self._known is not None:
             self._known.drop_leaves()
 
     def refuse_old(self) -> None:
         """
-        Refuse to change key tables that are of the release before the tree.
+        Refuse to change key tables of the release before the tree.
 
         Raises:
-            StoreReadOnlyError: They are.
+            StoreReadOnlyError: The key tables are of that release.
         """
         if self.are_old:
             raise old_key_tables(self._application)
 
     def of_keys(self, key_ids: Collection[UUID], seals: Seals) -> dict[UUID, RevokedAs]:
         """
-        Say why each key is revoked: as :attr:`eventseal.keys.KeyRecord.revoked_as` has it.
+        Return each key's entry, as :attr:`eventseal.keys.KeyRecord.revoked_as` defines it.
 
         Raises:
-            IntegrityError: The mark is not what a keyring sealed, or earlier than one seen.
+            IntegrityError: The mark is not authentic, or it is earlier than a known mark.
             StoreError: The key store refused or failed.
         """
         return _revoked_as(self._tree(seals, keys=key_ids), key_ids)
 
     def of_rows(self, rows: Mapping[UUID, KeyRecord], seals: Seals) -> dict[UUID, RevokedAs]:
         """
-        Say the same of keys whose rows were read, and whose seals are checked next.
+        Return the same for rows whose MACs are checked next.
 
-        The tree has an entry for each scope in which a key was ever revoked; without one, no leaf of its keys
-        is read. A row whose scope or purpose somebody edited is judged wrongly here; its seal does not fit.
+        The tree has an entry for each scope in which a key was ever revoked. If a scope has no entry, no leaf
+        of its keys is read. If somebody edited the scope or purpose in a row, the answer is wrong, but then
+        the row does not match its MAC.
         """
         scope_of = {key_id: (row.purpose, row.scope) for key_id, row in rows.items()}
         names = {scope: seals.scope_name(*scope) for scope in set(scope_of.values())}
         tree = self._tree(seals, scopes=names.values())
         if self.are_old:  # such a tree lacks the scopes of rows that were edited
             return self.of_keys(rows, seals)
-        # So a store with few destroyed keys is asked nothing for its live ones (docs/decisions/0025).
+        # Without an entry, keys that are not destroyed need no read, if few keys are destroyed
+        # (docs/decisions/0025).
         untouched = {scope for scope, name in names.items() if _is_untouched(tree, name)}
         touched = [key_id for key_id, scope in scope_of.items() if scope not in untouched]
         return {**dict.fromkeys(rows), **(self.of_keys(touched, seals) if touched else {})}
 
     def scopes(self, purpose: KeyPurpose, scopes: Iterable[str], seals: Seals) -> ScopeStates:
         """
-        Say what became of scopes.
+        Return the states of scopes.
 
         Raises:
-            IntegrityError: The mark is not what a keyring sealed, or earlier than one seen.
+            IntegrityError: The mark is not authentic, or it is earlier than a known mark.
             StoreError: The key store refused or failed.
         """
         names = {scope: seals.scope_name(purpose, scope) for scope in scopes}
@@ -255,18 +271,18 @@ class Revocations:
 
     def pasts(self, rows: Iterable[KeyRecord], seals: Seals) -> dict[UUID, tuple[bool, bool]]:
         """
-        Say what happened to keys, and to their scopes, before they became what their rows say.
+        Return the earlier states of keys and of their scopes.
 
         Args:
-            rows: Whose seals were checked.
-            seals: Name their scopes.
+            rows: Rows whose MACs were checked.
+            seals: The MACs of the application. They name the scopes in the tree.
 
         Returns:
-            Of each key, whether it was ever marked as compromised; and whether its scope was ever shredded,
-            also if that is open again.
+            For each key, whether it was ever marked as compromised, and whether its scope was ever shredded,
+            even if the scope is open again.
 
         Raises:
-            IntegrityError: A leaf or the mark is not what a keyring sealed.
+            IntegrityError: A leaf or the mark is not authentic.
             StoreError: The key store refused or failed.
         """
         names = {row.key_id: seals.scope_name(row.purpose, row.scope) for row in rows}
@@ -283,7 +299,7 @@ class Revocations:
             raise _edited("a leaf of the revocation tree") from None
 
     def entry(self, name: bytes, seals: Seals) -> ScopeState | None:
-        """Give an entry of the tree by its name, if there is one; raises as :meth:`scopes`."""
+        """Return an entry of the tree by its name, or ``None``. Raises as :meth:`scopes`."""
         try:
             return self._tree(seals, scopes=[name]).scope_state(name)
         except UnprovenError:
@@ -292,7 +308,11 @@ class Revocations:
     def _tree(
         self, seals: Seals, *, keys: Collection[UUID] = (), scopes: Collection[bytes] = ()
     ) -> RevocationTree:
-        """Give a tree that knows the leaves of *keys* and *scopes*, or shows that they were edited."""
+        """
+        Return a tree with the leaves of *keys* and *scopes*.
+
+        If they were edited, the tree shows it.
+        """
         known = self._known
         if known is not None:
             tree = RevocationTree({}, known.root_digest, proven=known.proven)
@@ -316,7 +336,7 @@ class Revocations:
         self._check_root(mark, root)
         with self._publishing:
             self._is_new, self.are_old = True, False
-            if self._known is None:  # else a refresh may have read a later one
+            if self._known is None:  # otherwise a refresh may have read a later one
                 self._known = _Known(mark.revoked, {ROOT: root})
         return RevocationTree(nodes, mark.revoked)
 
@@ -325,18 +345,19 @@ class Revocations:
             raise _edited(f"the root of the revocation tree of application {self._application!r}")
 
     def _learn_old(self, mark: ChangeMark, seals: Seals) -> None:
-        """Make the tree from the rows of key tables of an earlier release, and hold all of it."""
-        # A new process has not seen the new mark: it knows of the upgrade by its settings alone
+        """Create and hold the tree from the rows of old key tables."""
+        # A new process has not seen the new mark. It knows of the upgrade only from its settings
         # (docs/decisions/0025).
         if self._is_new or self._key_tables >= NEW_KEY_TABLES:
             raise IntegrityError(
                 f"the change mark of application {self._application!r} has the format of an earlier release, "
-                "but the key tables were upgraded before: old tables were put back",
-                remedy="Find out who changed the key tables, or which backup was restored; use the newest.",
+                "although the key tables were upgraded before: old tables were put back",
+                remedy="Find out who changed the key tables, or which backup was restored. Then restore "
+                "the newest backup.",
             )
         nodes = read_old_rows(self._store, mark, seals).nodes
         with self._publishing:
-            if not self._is_new:  # upgraded meanwhile
+            if not self._is_new:  # upgraded in the meantime
                 self.are_old = True
                 self._known = _Known(node_digest(nodes.get(ROOT, b"")), {ROOT: b"", **nodes})
 
@@ -361,17 +382,17 @@ def _is_untouched(tree: RevocationTree, name: bytes) -> bool:
     try:
         return tree.scope_state(name) is None
     except UnprovenError:
-        return False  # then the leaf of the key says what became of it
+        return False  # then the leaf of the key shows its state
 
 
 def _edited(what: str) -> IntegrityError:
-    return IntegrityError(f"{what} does not match the change mark: it was edited", remedy=REMEDY)
+    return IntegrityError(f"{what} was edited: it does not match the change mark", remedy=REMEDY)
 
 
 def old_key_tables(application: str) -> StoreReadOnlyError:
-    """The error of a change to key tables that are of the release before the tree."""
+    """Return the error of a change to key tables before the tree."""
     return StoreReadOnlyError(
         f"the key tables of application {application!r} are of an earlier release: keys can be used, but not "
         "created, rotated, marked or destroyed",
-        remedy="Stop all processes of the earlier release. Then upgrade the tables: `eventseal init`.",
+        remedy="Stop all processes of the earlier release. Then run `eventseal init` to upgrade the tables.",
     )

@@ -1,4 +1,4 @@
-"""Key rows as a keyring reads them: what the revocation tree says of each, and why its key is not used."""
+"""Checks key rows against their MACs and the revocation tree."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from eventseal.errors import (
     KeyNotFoundError,
     WrongApplicationError,
 )
+from eventseal.keys.authentication.row_macs import RESTORE_MARK, RESTORE_STORE_KEY
+from eventseal.keys.records import restore_remedy
 from eventseal.keys.revocation_tree import REMEDY, least_state
 from eventseal.keys.states import KeyPurpose, KeyState
 
@@ -29,12 +31,12 @@ if TYPE_CHECKING:
 
 
 REMEDY_OF_SET_BACK = (
-    "Find out who changed the key tables, or which backup was restored; destroyed keys stay destroyed."
+    "Find out who changed the key tables, or which backup was restored. Destroyed keys stay destroyed."
 )
 
 
 def set_back(record: KeyRecord, seen: KeyState) -> IntegrityError:
-    """The error of a row that shows an earlier state than one that is known."""
+    """Return the error of a row whose state is earlier than known."""
     return IntegrityError(
         f"the row of key {record.key_id} says {record.state}, but it was {seen}: an old row was put back",
         remedy=REMEDY_OF_SET_BACK,
@@ -43,12 +45,12 @@ def set_back(record: KeyRecord, seen: KeyState) -> IntegrityError:
 
 
 _MISUSE = {
-    KeyPurpose.DATA: "seals and opens no items",
-    KeyPurpose.FIELD: "seals and opens no fields",
-    KeyPurpose.BRANCH: "wraps no other keys",
+    KeyPurpose.DATA: "does not encrypt or decrypt items",
+    KeyPurpose.FIELD: "does not encrypt or decrypt fields",
+    KeyPurpose.BRANCH: "does not wrap other keys",
 }
-_FOREIGN = "Do not use what names it: such a key cannot have sealed it."
-_REMEDY = "Find out who changed the key tables, and restore the key's row from a backup."
+_FOREIGN = "Do not use the bytes that name it, because no such key can have encrypted them."
+_REMEDY = restore_remedy("the rows of this key")
 
 
 def why_not(
@@ -60,17 +62,17 @@ def why_not(
     purpose: KeyPurpose,
 ) -> EventSealError | None:
     """
-    Say why a row's key must not be used to open; ``None`` if it may.
+    Return the reason why a row's key must not open, or ``None``.
 
-    The application comes before the seal, which is under the owner's store key; the seal before the state, so
-    that nobody can forge an erasure.
+    The application is checked before the row MAC, because the MAC is under the owner's store key. The MAC is
+    checked before the state, so that nobody can fake an erasure.
 
     Args:
-        record: As the key store gave it for *key_id*.
-        key_id: The one that was asked for.
-        application: Whose keys are looked for.
-        seals: The application's; ``None`` if it has no store key.
-        purpose: Of the keys that are looked for.
+        record: The record that the key store returned for *key_id*.
+        key_id: The requested id.
+        application: The application whose keys are looked up.
+        seals: The MACs of the application. ``None`` if it has no store key.
+        purpose: The purpose of the keys that are looked up.
     """
     if record is None:
         return KeyNotFoundError(f"the key store has no key {key_id}", key_id=key_id)
@@ -86,14 +88,16 @@ def why_not_sealing(
     record: KeyRecord, scope: str, *, application: str, seals: Seals, purpose: KeyPurpose
 ) -> EventSealError | None:
     """
-    Say why the key that holds a scope's slot must not be used to seal; ``None`` if it may.
+    Return the reason why a scope's key must not seal, or ``None``.
+
+    The key is the one in the scope's slot.
 
     Args:
-        record: As the key store gave it for *scope*.
-        scope: The one that was asked for.
-        application: Whose keys are looked for.
-        seals: The application's.
-        purpose: Of the keys that are looked for.
+        record: The record that the key store returned for *scope*.
+        scope: The requested scope.
+        application: The application whose keys are looked up.
+        seals: The MACs of the application.
+        purpose: The purpose of the keys that are looked up.
     """
     refusal = why_not(record, record.key_id, application=application, seals=seals, purpose=purpose)
     if refusal is not None:
@@ -101,7 +105,7 @@ def why_not_sealing(
     if (record.scope, record.active_scope, record.state) != (scope, scope, KeyState.ACTIVE):
         return IntegrityError(
             f"key {record.key_id} holds the slot of scope {scope!r}, "
-            f"but its sealed row is {record.state} and of scope {record.scope!r}",
+            f"but its authentic row is {record.state} and of scope {record.scope!r}",
             remedy=_REMEDY,
             key_id=record.key_id,
         )
@@ -109,7 +113,7 @@ def why_not_sealing(
 
 
 def destroyed(record: KeyRecord) -> KeyDestroyedError:
-    """The error of a tombstone whose seal was checked."""
+    """Return the error of a tombstone whose MAC was checked."""
     closed = record.active_scope is not None
     return KeyDestroyedError(
         f"key {record.key_id} of scope {record.scope!r} was {record.destroyed_by}"
@@ -121,31 +125,44 @@ def destroyed(record: KeyRecord) -> KeyDestroyedError:
 
 
 def is_set_back(record: KeyRecord) -> bool:
-    """Whether a row shows an earlier state than the revocation tree says."""
+    """Return whether a row shows an earlier state than the revocation tree."""
     how = record.revoked_as
     return how != "unproven" and not least_state(how).may_become(record.state)
 
 
 def closed_scope(scope: str) -> KeyDestroyedError:
-    """The error of a scope that the revocation tree has as closed, and whose slot no tombstone holds."""
+    """
+    Return the error of a closed scope whose slot has no tombstone.
+
+    The revocation tree shows that the scope is closed.
+    """
     return KeyDestroyedError(
         f"scope {scope!r} was shredded, and is closed", scope=scope, destroyed_by="shredded"
     )
 
 
 def lives_in_closed_scope(record: KeyRecord) -> IntegrityError:
-    """The error of a live key in a scope that the revocation tree has as closed: no shred leaves one."""
+    """
+    Return the error of a key that survived in a closed scope.
+
+    The key is not destroyed, although a shred destroys every key. The revocation tree shows that the scope is
+    closed.
+    """
     return IntegrityError(
-        f"key {record.key_id} is {record.state}, but its scope {record.scope!r} was shredded and closed: "
-        "the key's row was hidden from the shred, or an old row was put back",
-        remedy=f"Run `eventseal shred {record.scope}` again: it destroys this key. If the key was made after "
-        f"a backup was restored, and is to stay: `eventseal reopen {record.scope}`.",
+        f"key {record.key_id} is {record.state}, but its scope {record.scope!r} was shredded and closed. "
+        "Either the key's row was hidden from the shred, or an old row was put back",
+        remedy=f"To destroy this key, run `eventseal shred {record.scope}` again. If the key was created "
+        f"after a backup was restored, and you want to keep it, run `eventseal reopen {record.scope}`.",
         key_id=record.key_id,
     )
 
 
 def tombstone_of_open_scope(record: KeyRecord) -> IntegrityError:
-    """The error of a slot that a tombstone holds, although the revocation tree has the scope as open."""
+    """
+    Return the error of a tombstone in an open scope's slot.
+
+    The revocation tree shows that the scope is open.
+    """
     return IntegrityError(
         f"the tombstone {record.key_id} holds the slot of scope {record.scope!r}, which is not closed: "
         "an old row was put back",
@@ -156,17 +173,17 @@ def tombstone_of_open_scope(record: KeyRecord) -> IntegrityError:
 
 def check_row(record: KeyRecord, key_id: UUID, application: str, seals: Seals | None) -> None:
     """
-    Check whose row it is, and that it is as a keyring sealed it.
+    Check that a row is the application's, and that it is authentic.
 
     Args:
-        record: As the key store gave it for *key_id*.
-        key_id: The one that was asked for.
-        application: Whose keys are looked for.
-        seals: The application's; ``None`` if it has no store key.
+        record: The record that the key store returned for *key_id*.
+        key_id: The requested id.
+        application: The application whose keys are looked up.
+        seals: The MACs of the application. ``None`` if it has no store key.
 
     Raises:
-        WrongApplicationError: The key is another application's.
-        IntegrityError: The row is not what a keyring sealed, or that of another key.
+        WrongApplicationError: The key belongs to another application.
+        IntegrityError: The row is not authentic, or it belongs to another key.
     """
     if record.application != application and "application" not in record.unreadable:
         raise WrongApplicationError(
@@ -177,23 +194,22 @@ def check_row(record: KeyRecord, key_id: UUID, application: str, seals: Seals | 
     if seals is None:
         raise IntegrityError(
             f"key {key_id} has a row, but application {application!r} has no store key: somebody deleted it",
-            remedy="Find out who changed the key tables, and restore the store key from a backup.",
+            remedy=RESTORE_STORE_KEY,
             key_id=key_id,
         )
     seals.check(record)
     if record.revoked_as == "unproven":
         raise IntegrityError(
-            f"the leaf of key {key_id} in the revocation tree does not match the change mark: it was edited",
+            f"the leaf of key {key_id} in the revocation tree was edited: it does not match the change mark",
             remedy=REMEDY,
             key_id=key_id,
         )
-    # A seal says that a keyring wrote the row, and not that it has written no later one
-    # (docs/decisions/0025).
+    # A MAC proves that a keyring wrote the row, but not that this is the latest row (docs/decisions/0025).
     if record.revoked_as is not None and is_set_back(record):
         raise set_back(record, least_state(record.revoked_as))
     if record.key_id != key_id:
         raise IntegrityError(
-            f"the key store gave the row of key {record.key_id} for key {key_id}",
+            f"the key store returned the row of key {record.key_id} for key {key_id}",
             remedy=_REMEDY,
             key_id=key_id,
         )
@@ -202,39 +218,47 @@ def check_row(record: KeyRecord, key_id: UUID, application: str, seals: Seals | 
 def _check_purpose(record: KeyRecord, purpose: KeyPurpose) -> None:
     if record.purpose is not purpose:
         raise IntegrityError(
-            f"key {record.key_id} is of purpose {record.purpose}, and {_MISUSE[purpose]}",
+            f"key {record.key_id} is of purpose {record.purpose}, so it {_MISUSE[purpose]}",
             remedy=_REMEDY if purpose is KeyPurpose.BRANCH else _FOREIGN,
             key_id=record.key_id,
         )
 
 
 def mark_deleted(application: str) -> IntegrityError:
-    """The error of an application that has a store key, but not the change mark that was stored with it."""
+    """
+    Return the error of an application whose change mark was deleted.
+
+    The store key, which was stored with the change mark, still exists.
+    """
     return IntegrityError(
         f"application {application!r} has a store key but no change mark: somebody deleted it",
-        remedy="Find out who changed the key tables, and restore key_changes from a backup.",
+        remedy=RESTORE_MARK,
     )
 
 
 def store_key_deleted(application: str) -> IntegrityError:
-    """The error of an application that has a change mark, but not the store key that came with it."""
+    """
+    Return the error of an application whose store key was deleted.
+
+    The change mark, which was stored with the store key, still exists.
+    """
     return IntegrityError(
         f"application {application!r} has a change mark but no store key: somebody deleted it",
-        remedy="Find out who changed the key tables, and restore the store key from a backup.",
+        remedy=RESTORE_STORE_KEY,
     )
 
 
 class KeyringCounters:
     """
-    Totals since the keyring was made, or since the process was forked.
+    Totals since the keyring was created, or since the process was forked.
 
     Attributes:
-        kms_calls: Calls to KMS adapters that left the process; a batch is one.
+        kms_calls: Calls to KMS adapters that left the process. A batch is one call.
         store_queries: Calls to the key store.
-        hits: Keys that were answered from memory. Counted without a lock, which would cost a third of a hit:
-            with several threads it may come out a little low.
-        misses: Keys that were not.
-        missing_wrappings: Wrappings that new keys were stored without, as the quorum allows;
+        hits: Keys that were returned from memory. A lock would make a hit a third slower, so none is used.
+            With several threads, the total may be slightly low.
+        misses: Keys that were not in memory.
+        missing_wrappings: Wrappings that new keys were stored without, as the quorum allows.
             :meth:`eventseal.keys.Keyring.rewrap` adds them.
     """
 
@@ -259,12 +283,12 @@ class KeyringCounters:
             self.store_queries += 1
 
     def count_misses(self, keys: int) -> None:
-        """Count keys that were not answered from memory."""
+        """Count keys that were not in memory."""
         with self._lock:
             self.misses += keys
 
     def count_missing_wrappings(self, wrappings: int) -> None:
-        """Count wrappings that a KEK should have made for new keys, and did not."""
+        """Count the wrappings of new keys that a KEK did not create."""
         with self._lock:
             self.missing_wrappings += wrappings
 
@@ -276,7 +300,7 @@ class KeyringCounters:
 
 
 class _CountedStore:
-    """Passes calls on to a key store, and counts each."""
+    """Passes calls to a key store, and counts each call."""
 
     def __init__(self, store: KeyStore, counters: KeyringCounters) -> None:
         self._store = store
@@ -289,22 +313,24 @@ class _CountedStore:
 
 
 def counted(store: KeyStore, counters: KeyringCounters) -> KeyStore:
-    """Give *store* with every call counted."""
+    """Return *store* with every call counted."""
     return cast("KeyStore", _CountedStore(store, counters))
 
 
 class CheckedStore:
     """
-    The key store as a keyring reads it: each row comes with what the revocation tree says of its key.
+    The key store as a keyring reads it.
+
+    Each row has the entry of its key in the revocation tree.
 
     Args:
         unchecked: The key store.
-        revocations: Say what is revoked.
-        store_key: Gives the application's seals.
+        revocations: Reads the revocation tree.
+        store_key: Returns the application's MACs.
 
     Attributes:
-        unchecked: As given: for rows that open nothing, and for what is no row of a key.
-        revocations: As given.
+        unchecked: The key store, for rows that open nothing, and for data that is not a row of a key.
+        revocations: Reads the revocation tree.
     """
 
     def __init__(self, unchecked: KeyStore, revocations: Revocations, store_key: StoreKey) -> None:
@@ -315,32 +341,36 @@ class CheckedStore:
     def active(
         self, application: str, scopes: Collection[str], *, purpose: KeyPurpose
     ) -> dict[str, KeyRecord]:
-        """Give the record that holds each scope's slot."""
+        """Return the record in each scope's slot."""
         found = self.unchecked.active(application, scopes, purpose=purpose)
         checked = self._checked(found.values())
         if any(checked[record.key_id].active_scope != record.active_scope for record in found.values()):
-            # A key was replaced as compromised after its row was read. Read again, and only once.
+            # A key was replaced as compromised after its row was read. Read once more, but not repeatedly.
             found = self.unchecked.active(application, scopes, purpose=purpose)
             checked = self._checked(found.values())
         return {scope: checked[record.key_id] for scope, record in found.items()}
 
     def get(self, key_ids: Collection[UUID]) -> dict[UUID, KeyRecord]:
-        """Give records by id."""
+        """Return records by id."""
         found = self.unchecked.get(key_ids)
         checked = self._checked(found.values())
         return {key_id: checked[record.key_id] for key_id, record in found.items()}
 
     def of_scope(self, application: str, scope: str) -> list[KeyRecord]:
-        """Give every key and tombstone of a scope."""
+        """Return every key and tombstone of a scope."""
         return list(self._checked(self.unchecked.of_scope(application, scope), by_scope=False).values())
 
     def page(self, application: str, *, after: UUID | None, limit: int) -> list[KeyRecord]:
-        """Give records in order of id."""
+        """Return records in order of id."""
         return list(self._checked(self.unchecked.page(application, after=after, limit=limit)).values())
 
     @contextmanager
     def changing(self) -> Iterator[KeyStore]:
-        """Give the key store to change states of keys in: afterwards leaves of the tree are read again."""
+        """
+        Yield the key store for changes of key states.
+
+        Afterwards the leaves of the tree are read again.
+        """
         try:
             yield self.unchecked
         finally:
@@ -348,22 +378,24 @@ class CheckedStore:
 
     def _checked(self, records: Iterable[KeyRecord], *, by_scope: bool = True) -> dict[UUID, KeyRecord]:
         """
-        Give records with what the revocation tree says of their keys, in their order.
+        Return records with their keys' entries in the revocation tree.
+
+        The records keep their order.
 
         Args:
-            records: As the key store gave them.
-            by_scope: Whether the caller believes ``revoked_as`` only of rows whose seals it has checked.
+            records: The records that the key store returned.
+            by_scope: Whether the caller trusts ``revoked_as`` only for rows whose MACs it has checked.
         """
         found = {record.key_id: record for record in records}
         seals = self._store_key.known or self._store_key.seals() if found else None
         if seals is None:
             return found
-        # The scope that a row names is believed only where its seal is checked as well (docs/decisions/0025).
+        # The scope in a row is trusted only if the row MAC is checked as well (docs/decisions/0025).
         of_keys = self.revocations.of_rows if by_scope else self.revocations.of_keys
         revoked = of_keys(found, seals)
         told = {key_id: replace(found[key_id], revoked_as=how) for key_id, how in revoked.items() if how}
         earlier = [record.key_id for record in told.values() if is_set_back(record)]
-        if earlier:  # maybe read a moment before their keys were revoked
+        if earlier:  # their rows may have been read a moment before the keys were revoked
             told |= {
                 key_id: replace(record, revoked_as=revoked[key_id])
                 for key_id, record in self.unchecked.get(earlier).items()

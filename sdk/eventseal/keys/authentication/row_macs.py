@@ -1,4 +1,4 @@
-"""What ties keys, rows, the change mark and scope digests to the store key. No I/O."""
+"""MACs and digests under the store key, for key tables and receipts. No I/O."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from hashlib import sha256, sha512
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from eventseal.errors import ConfigurationError, IntegrityError
-from eventseal.keys.records import MAX_SCOPE_BYTES, ChangeMark, checked_scope
+from eventseal.keys.records import MAX_SCOPE_BYTES, ChangeMark, checked_scope, restore_remedy
 from eventseal.keys.revocation_tree import SCOPE_NAME_SIZE, node_digest
 from eventseal.keys.states import KeyPurpose
 from eventseal.suites.hkdf import canonical_json, length_prefixed
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -41,35 +42,38 @@ _INFOS = (
     b"eventseal/v1/receipt",
 )
 
+RESTORE_ROW = restore_remedy("this row")
+RESTORE_MARK = restore_remedy("the row of key_changes")
+RESTORE_STORE_KEY = restore_remedy("the rows of the store key")
 
 SHREDS = (KeyPurpose.STORE, "shreds")
-"""The entry of the revocation tree whose number counts shreds: of a scope that no key can have."""
+"""The entry of the revocation tree that counts shreds. No key can have its scope."""
 
 
 def check_readable(record: KeyRecord) -> None:
     """
-    Refuse a record that stands for a row which somebody made unreadable.
+    Reject the record of a row that somebody made unreadable.
 
     Raises:
-        IntegrityError: A column holds what none of its kind does.
+        IntegrityError: A column holds a value that its type does not allow.
     """
     if record.unreadable:
         raise unreadable_row(record)
 
 
 def unreadable_row(record: KeyRecord) -> IntegrityError:
-    """Say which row was made unreadable, and what of it."""
+    """Return the error of an unreadable row. It names the row and the columns."""
     has_id = "key_id" not in record.unreadable
     whose = f"key {record.key_id}" if has_id else f"a key of scope {record.scope!r}"
     return IntegrityError(
         f"the row of {whose} was edited: its {', '.join(record.unreadable)} cannot be read",
-        remedy="Find out who changed the key tables, and restore this row from a backup.",
+        remedy=RESTORE_ROW,
         key_id=record.key_id if has_id else None,
     )
 
 
 def is_sealed(seals: Seals, record: KeyRecord) -> bool:
-    """Whether a row is as a keyring sealed it."""
+    """Return whether a row is authentic."""
     try:
         seals.check(record)
     except IntegrityError:
@@ -79,10 +83,10 @@ def is_sealed(seals: Seals, record: KeyRecord) -> bool:
 
 class Seals:
     """
-    Seals and checks the key tables of one application under its store key.
+    Authenticates the key tables of one application under its store key.
 
     Args:
-        store_key: Eight keys are derived from it; the handle itself is not kept.
+        store_key: The store key. Eight keys are derived from it, and the handle itself is not kept.
     """
 
     __slots__ = (
@@ -108,59 +112,62 @@ class Seals:
         self._old_mark_key, self._epoch_key, self._scope_key, self._receipt_key = keys[4:]
 
     def sealed(self, record: KeyRecord) -> KeyRecord:
-        """Give *record* with the seal that belongs to it."""
+        """Return *record* with its row MAC."""
         return replace(record, seal=self._row_seal(record))
 
     def check(self, record: KeyRecord) -> None:
         """
-        Check a row's seal.
+        Check the MAC of a row.
 
         Raises:
-            IntegrityError: The row is not what a keyring sealed.
+            IntegrityError: The row is not authentic.
         """
         check_readable(record)
         if not hmac.compare_digest(self._row_seal(record), record.seal):
             raise IntegrityError(
-                f"the row of key {record.key_id} does not match its seal: it was edited",
-                remedy="Find out who changed the key tables, and restore this row from a backup.",
+                f"the row of key {record.key_id} was edited: it does not match its MAC",
+                remedy=RESTORE_ROW,
                 key_id=record.key_id,
             )
 
     def first_mark(self) -> ChangeMark:
-        """Make the mark that is stored together with the store key."""
+        """Create the mark that is stored together with the store key."""
         return self._sealed_mark(0, node_digest(b""))
 
     def next_mark(self, mark: ChangeMark, root: bytes | None = None) -> ChangeMark:
         """
-        Give the mark that follows *mark*, which was checked.
+        Return the mark that follows *mark*, which was checked.
 
         Args:
-            mark: As the store holds it locked.
-            root: The new content of the revocation tree's root; ``None``: it stays.
+            mark: The mark that the store holds locked.
+            root: The new content of the revocation tree's root. With ``None``, the root is unchanged.
         """
         revoked = mark.revoked if root is None else node_digest(root)
         return self._sealed_mark(mark.counter + 1, revoked)
 
     def check_mark(self, mark: ChangeMark) -> None:
         """
-        Check a change mark's seal.
+        Check the MAC of a change mark.
 
         Raises:
-            IntegrityError: The mark is not what a keyring sealed, or of the format before the
-                revocation tree.
+            IntegrityError: The mark is not authentic, or it has the format before the revocation tree.
         """
         if not hmac.compare_digest(self._mark_seal(self._mark_key, mark), mark.seal):
             raise IntegrityError(
-                f"the change mark of {self._application!r} does not match its seal: it was edited",
-                remedy="Find out who changed the key tables, and restore key_changes from a backup.",
+                f"the change mark of {self._application!r} was edited: it does not match its MAC",
+                remedy=RESTORE_MARK,
             )
 
     def is_old(self, mark: ChangeMark) -> bool:
-        """Whether a mark is one of the format before the revocation tree, as a keyring sealed it."""
+        """Return whether a mark is authentic in the format before the tree."""
         return hmac.compare_digest(self._mark_seal(self._old_mark_key, mark), mark.seal)
 
     def counts_old(self, mark: ChangeMark, revoked: Iterable[tuple[UUID, HowRevoked]]) -> bool:
-        """Whether an old mark counts these keys: a sum of keyed hashes modulo 2**512, in any order."""
+        """
+        Return whether an old mark counts exactly these keys, in any order.
+
+        The mark holds a sum of keyed hashes modulo 2**512.
+        """
         total = sum(
             int.from_bytes(hmac.digest(self._old_revoked_key, key_id.bytes + suffix, sha512))
             for key_id, how in revoked
@@ -170,18 +177,22 @@ class Seals:
 
     def erased_digest(self, place: bytes, envelope: bytes) -> bytes:
         """
-        Give what stands for an item that was erased before its scope was reopened: 32 bytes.
+        Return the digest of an item erased before its scope was reopened.
 
         Args:
-            place: Its associated data, without the header.
-            envelope: As it is stored.
+            place: The item's associated data, without the header.
+            envelope: The envelope as it is stored.
+
+        Returns:
+            32 bytes.
         """
-        # The envelope, too: else any bytes at the place would read as erased (docs/decisions/0025).
+        # The digest covers the envelope, because otherwise any bytes at the place would read as erased
+        # (docs/decisions/0025).
         framed = length_prefixed(b"erased", place, sha256(envelope).digest())
         return hmac.digest(self._tree_key, framed, sha256)
 
     def scope_name(self, purpose: KeyPurpose, scope: str) -> bytes:
-        """Give the name under which the revocation tree has a scope: 10 bytes."""
+        """Return the name of a scope in the revocation tree: 10 bytes."""
         name = self._names.get((purpose, scope))
         if name is None:
             if len(self._names) >= _MOST_NAMES:
@@ -192,21 +203,26 @@ class Seals:
         return name
 
     def epoch_seal(self, *parts: bytes) -> bytes:
-        """Give the seal of the application's row in ``epochs``: 32 bytes of HMAC over the row's *parts*."""
+        """Return the MAC of the application's row in ``epochs``. It is 32 bytes of HMAC over *parts*."""
         sealed = length_prefixed(self._application.encode(), *parts)
         return hmac.digest(self._epoch_key, sealed, sha512)[:SEAL_SIZE]
 
     def fits_epoch(self, seal: bytes, *parts: bytes) -> bool:
-        """Whether *seal* is that of a row in ``epochs``; compared in constant time."""
+        """Return whether *seal* is the MAC of an ``epochs`` row. The comparison takes constant time."""
         return hmac.compare_digest(self.epoch_seal(*parts), seal)
 
     def scope_digest(self, scope: str) -> str:
-        """Give what stands for a scope where scopes are personal: 32 bytes of HMAC in base64url, unpadded."""
+        """
+        Return the digest that replaces a scope in the key tables.
+
+        Returns:
+            32 bytes of HMAC in base64url, without padding.
+        """
         digest = hmac.digest(self._scope_key, scope.encode(), sha256)
         return urlsafe_b64encode(digest).rstrip(b"=").decode("ascii")
 
     def receipt_mac(self, facts: Mapping[str, Any]) -> bytes:
-        """Give 32 bytes of HMAC-SHA-512 over the canonical JSON of a receipt's facts."""
+        """Return a receipt's MAC: 32 bytes of HMAC-SHA-512 over its canonical JSON."""
         return hmac.digest(self._receipt_key, canonical_json(facts), sha512)[:SEAL_SIZE]
 
     def _row_seal(self, record: KeyRecord) -> bytes:
@@ -215,10 +231,10 @@ class Seals:
             record.application.encode(),
             record.purpose.encode(),
             record.scope.encode(),
-            (record.active_scope or "").encode(),  # no scope is empty, so "" is None and nothing else
+            (record.active_scope or "").encode(),  # no scope is empty, so "" can only be None
             record.state.encode(),
             (record.destroyed_by or "").encode(),
-            record.row_version.to_bytes(8, signed=True),  # an edited one may be negative
+            record.row_version.to_bytes(8, signed=True),  # an edited row may have a negative one
             record.binding,
         )
         return hmac.digest(self._row_key, sealed, sha512)[:SEAL_SIZE]
@@ -237,25 +253,27 @@ class Seals:
         return f"<Seals of {self._application!r} under store key {self.key_id}>"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("Seals hold keys and are neither pickled nor copied")
+        raise TypeError("Seals hold keys and cannot be pickled or copied")
 
 
 DIGEST_SIGN = "~"
-"""What stands behind the kind of a scope, and before its digest."""
+"""The sign between the kind of a scope and its digest."""
 
 
 class ScopeDigests:
     """
-    Gives the stored form of scopes, and remembers some.
+    Computes the stored form of scopes, and remembers some of them.
 
-    A scope with a colon is stored as its kind and a digest; one without, such as ``application``, as it is.
+    A scope with a colon is stored as its kind and a digest. A scope without a colon, such as ``application``,
+    is stored unchanged.
 
     Args:
-        store_key: The digests are made under it: they are the same in every process, and nowhere else.
-        most: Scopes remembered at most.
+        store_key: The store key that digests are computed under. They are the same in every process of the
+            application, and nowhere else.
+        most: How many scopes are remembered at most.
 
     Attributes:
-        known: The stored form by scope, for scopes that may be sealed for. Read without a lock.
+        known: The stored form of each remembered scope that items may be sealed for. Read without a lock.
     """
 
     def __init__(self, store_key: StoreKey, most: int) -> None:
@@ -266,29 +284,31 @@ class ScopeDigests:
 
     def of(self, scope: str) -> str:
         """
-        Give the stored form of a scope, whatever it looks like.
+        Return the stored form of a scope, whatever the scope looks like.
 
         Raises:
-            ConfigurationError: The scope is refused.
-            EventSealError: There is no store key, and none can be made.
+            ConfigurationError: The scope is invalid.
+            EventSealError: There is no store key, and none can be created.
         """
         return self.known.get(scope) or self._digested(scope, self._store_key.made_seals())
 
     def to_seal_for(self, scopes: Collection[str], *, make: bool) -> dict[str, str]:
         """
-        Give the stored forms of scopes that are about to be sealed for.
+        Return the stored forms of scopes that items will be sealed for.
 
         Args:
-            scopes: As the application has them.
-            make: Whether keys may be made. If not, they may be stored forms too: items are sealed again for
-                the scope of the key that opened them.
+            scopes: The scopes as the application names them.
+            make: Whether keys may be created. If not, the scopes may also be stored forms, because items are
+                sealed again for the scope of the key that opened them.
 
         Returns:
-            By scope; nothing if there is no store key, hence no key, and none may be made.
+            The stored form of each scope. Nothing, if there is no store key and none may be created, because
+            then there is no key.
 
         Raises:
-            ConfigurationError: A scope is refused, or looks like a stored form where it must not be one.
-            EventSealError: There is no store key, and none can be made.
+            ConfigurationError: A scope is invalid, or looks like a stored form where stored forms are not
+                allowed.
+            EventSealError: There is no store key, and none can be created.
         """
         seals = self._store_key.made_seals() if make else self._store_key.seals()
         if seals is None:
@@ -297,30 +317,33 @@ class ScopeDigests:
         for scope in scopes:
             if not is_digest(checked_scope(scope)):
                 stored[scope] = self.known.get(scope) or self._digested(scope, seals)
-            # Sealing again makes no key, and goes by the scope of the key that opened the item
+            # Sealing an item again creates no key. It uses the scope of the key that opened the item
             # (docs/decisions/0015).
             elif not make:
                 stored[scope] = scope
             else:
                 raise ConfigurationError(
-                    f"a key scope must not have {DIGEST_SIGN!r} behind its colon where scopes are stored as "
-                    "digests: it could be taken for the digest of another one",
-                    remedy="Choose another id for what the scope names.",
+                    f"a key scope must not have {DIGEST_SIGN!r} after its colon if scopes are stored as "
+                    "digests: it could be taken for the digest of another scope",
+                    remedy=f"Choose a scope that does not have {DIGEST_SIGN!r} after its colon.",
                 )
         return stored
 
     def named(self, name: str, *, make: bool) -> str:
         """
-        Give the stored form of a scope that somebody names, by itself or by its stored form.
+        Return the stored form of a scope that a user names.
+
+        The user names the scope itself or its stored form.
 
         Args:
-            name: What looks like a stored form is one: nothing is ever sealed for another scope like it.
-            make: Whether the store key may be made. If there is none, the scope is given as it is: it has no
-                key.
+            name: The scope. A name that looks like a stored form is one, because no key is ever created for
+                such a scope.
+            make: Whether the store key may be created. If there is no store key, the scope is returned
+                unchanged, because it has no key.
 
         Raises:
-            ConfigurationError: The scope is refused.
-            EventSealError: The store key does not open, or cannot be made.
+            ConfigurationError: The scope is invalid.
+            EventSealError: The store key cannot be unwrapped or created.
         """
         if is_digest(checked_scope(name)):
             return name
@@ -333,13 +356,13 @@ class ScopeDigests:
         size = len(stored.encode())
         if size > MAX_SCOPE_BYTES:
             raise ConfigurationError(
-                f"the key scope takes {size} bytes of UTF-8 with a digest in the place of what its colon is "
-                f"followed by; {MAX_SCOPE_BYTES} are allowed",
-                remedy="Shorten its kind: what stands before the colon.",
+                f"the key scope takes {counted(size, 'byte')} of UTF-8 with a digest after its colon. "
+                f"Up to {MAX_SCOPE_BYTES} are allowed",
+                remedy="Shorten the kind of the scope: the text before the colon.",
             )
         if not is_digest(scope):
             with self._lock:
-                if len(self.known) >= self._most:  # the older half goes at once: one by one takes longer
+                if len(self.known) >= self._most:  # dropping half of them is faster than one by one
                     for old in list(self.known)[: (self._most + 1) // 2]:
                         del self.known[old]
                 self.known[scope] = stored
@@ -347,5 +370,5 @@ class ScopeDigests:
 
 
 def is_digest(scope: str) -> bool:
-    """Whether a scope looks like a stored form with a digest."""
+    """Return whether a scope looks like a stored form with a digest."""
     return scope.partition(":")[2].startswith(DIGEST_SIGN)

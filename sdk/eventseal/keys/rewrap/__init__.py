@@ -1,1 +1,1 @@
-"""Rewrapping: wraps each key under the KEKs, versions and branch key that it should have."""
+"""Rewrapping: wraps each key under its current KEKs, versions and branch key."""

@@ -1,4 +1,4 @@
-"""Passes over the wrappings of all keys: rewraps, new branch keys, and proofs that keys open."""
+"""Runs over all keys' wrappings: rewraps, new branch keys, and proofs."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
     """
-    Whether every live key opens by what stays.
+    Whether every key that is not destroyed opens with the remaining wrappings.
 
     Attributes:
-        failed: Keys that do not, and keys whose row is not what a keyring sealed; and keys of
-            any application that lost what opens them.
-        failures: Why; the first 1,000. A ``JobError`` stands for a key that has no wrapping but under what is
-            about to end.
+        failed: How many keys do not open, have a row that is not authentic, or lost everything that could
+            unwrap them. The last kind includes keys of any application.
+        failures: The errors of the first 1,000 of these keys. A ``JobError`` is the error of a key whose only
+            wrappings will be lost.
     """
 
     failed: int = 0
@@ -53,14 +53,14 @@ def _state_of(record: KeyRecord) -> str:
 
 class KeyWrappings:
     """
-    Goes through the wrappings of all keys of an application, or through all of its branches.
+    Processes the wrappings of all keys or all branches of an application.
 
     Args:
         parts: The application, its key store and store key, the held keys and the clock.
-        given: What the keyring was given: its KEKs, and how many branches new keys have.
-        calls: Makes the calls to those KEKs, and to others that keys are to be wrapped under.
-        branches: Wrap data keys.
-        branch_keys: Those that wrap them.
+        given: The keyring's arguments: its KEKs, and how many branches new keys have.
+        calls: Calls these KEKs, and other KEKs that will wrap keys.
+        branches: The branches that wrap data keys.
+        branch_keys: The keys of these branches.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class KeyWrappings:
         verify: bool,
         progress: Callable[[Rewrap], object] | None,
     ) -> Rewrap:
-        """Wrap every live key where it should be; see :meth:`eventseal.keys.Keyring.rewrap`."""
+        """Wrap every key under the current KEKs. See :meth:`eventseal.keys.Keyring.rewrap`."""
         self._parts.held_keys.check_open()
         if not isinstance(to, KmsAdapter | None):
-            raise ConfigurationError(f"to= is a {type(to).__name__}, which is no KMS adapter")
+            raise ConfigurationError(f"to= is a {type(to).__name__}, which is not a KMS adapter")
         others = [adapter for adapter in self._given.kms if to is None or adapter.uri != to.uri]
         adapters = others if to is None else [*others, to]
         rewrapper = self._rewrapper(
@@ -104,14 +104,16 @@ class KeyWrappings:
         self, *, batch: int = 100, progress: Callable[[Rewrap], object] | None = None
     ) -> Rewrap:
         """
-        Wrap data keys that branch keys have wrapped under their branch's active one; others stay as they are.
+        Wrap data keys of branches under the active keys of their branches.
+
+        Keys that are not under branch keys are left unchanged.
 
         Args:
-            batch: Keys read at a time.
+            batch: How many keys are read at a time.
             progress: Called after each batch.
 
         Raises:
-            EventSealError: As :meth:`rewrap` raises; but a KEK is asked for branch keys alone.
+            EventSealError: As :meth:`rewrap` raises. KEKs are only called for branch keys.
         """
         self._parts.held_keys.check_open()
         rewrapper = self._rewrapper(self._given.kms, targets=(), exclusive=False, verify=False)
@@ -121,20 +123,21 @@ class KeyWrappings:
         self, leaving: Callable[[WrappedKey], bool], *, ending: Collection[UUID] = (), batch: int = 100
     ) -> Proof:
         """
-        Unwrap every live key without the wrappings that are about to lose their KEK or branch key.
+        Unwrap every key without the wrappings that it will lose.
 
-        It takes one unwrap call a key that a KEK has wrapped, and none for those that branch keys have. The
-        rows of destroyed keys are checked too: what only says that it was destroyed may be in a backup.
+        These are wrappings whose KEK or branch key will be destroyed. The proof needs one unwrap call for
+        each key that a KEK has wrapped, and none for keys under branch keys. The rows of destroyed keys are
+        checked too, because a backup may have a key that is not really destroyed.
 
         Args:
-            leaving: Says whether a wrapping is under what is about to end.
-            ending: Keys that end themselves, and need not open.
-            batch: Keys that are read, and at most unwrapped in one call, at a time.
+            leaving: Returns whether a wrapping will be lost.
+            ending: Keys that will be destroyed themselves, and need not open.
+            batch: How many keys are read at a time, and at most unwrapped in one call.
 
         Raises:
             ConfigurationError: The keyring is closed.
-            IntegrityError: The store key's row is not what a keyring sealed.
-            KmsError: A KEK refused or failed: nothing is proved.
+            IntegrityError: The store key's row is not authentic.
+            KmsError: A KEK refused or failed. Nothing is proved.
             StoreError: The key store refused or failed.
         """
         self._parts.held_keys.check_open()
@@ -168,20 +171,22 @@ class KeyWrappings:
         for record in seen.untried([record for record in page if record.state is not KeyState.DESTROYED]):
             wrappings = tuple(wrapped for wrapped in record.wrappings if not leaving(wrapped))
             if wrappings:
-                # That some process has seen one open is what a row says: none comes first because of it.
+                # A row may claim that a wrapping was unwrapped before, so no wrapping comes first because of
+                # that.
                 staying.append(replace(record, wrappings=wrappings, verified=frozenset()))
             else:
-                seen.fail(record.key_id, JobError(f"key {record.key_id} is wrapped nowhere else"))
+                seen.fail(record.key_id, JobError(f"key {record.key_id} has no other wrapping"))
         self._checks.prove(staying, branches.unwrap(staying), seen)
         return seen
 
     def orphaned_keys(self) -> dict[UUID, IntegrityError]:
         """
-        Say which keys, of all applications, lost what opens them; the first 1,000.
+        Return up to 1,000 keys that nothing can unwrap any more.
 
-        They live without a wrapping, or are of an application that has no change mark. The application that a
-        row names decides nothing: somebody may have changed it to hide the key. No KEK may end while there
-        are any: a backup may have what is missing.
+        They are keys of all applications. They have no wrapping but are not destroyed, or their application
+        has no change mark. The application in a row does not matter, because an attacker may have changed it
+        to hide the key. While such keys exist, no KEK may be deleted, because a backup may have the missing
+        rows.
 
         Raises:
             ConfigurationError: The keyring is closed.
@@ -190,9 +195,9 @@ class KeyWrappings:
         self._parts.held_keys.check_open()
         return {
             record.key_id: IntegrityError(
-                f"key {record.key_id} of application {record.application!r}, {_state_of(record)}, lost "
-                "what opens it: it has no wrapping, or its application no change mark. Rows were edited or "
-                "deleted",
+                f"key {record.key_id} of application {record.application!r}, {_state_of(record)}, cannot be "
+                "unwrapped any more: it has no wrapping, or its application has no change mark. "
+                "Rows were edited or deleted",
                 remedy="Find out who changed the key tables. Restore this key's row, and its rows of "
                 "key_wrappings, from a backup. Until then, keep every KEK and branch key.",
                 key_id=record.key_id,
@@ -201,28 +206,32 @@ class KeyWrappings:
         }
 
     def rotate_branches(self, *, compromised: bool) -> list[KeyRecord]:
-        """Give every branch a new key; see :meth:`eventseal.keys.Keyring.rotate_branches`."""
+        """Create a new key for every branch. See :meth:`eventseal.keys.Keyring.rotate_branches`."""
         self._parts.held_keys.check_open()
         scopes = {**dict.fromkeys(branch_scopes(self._given.branches or 0)), **self._branches_with_keys()}
         if not scopes:
             raise ConfigurationError(
-                "the keyring has no branches", remedy="Give it branches=, or rotate the key of a scope."
+                "the keyring has no branches",
+                remedy="Pass branches= to the keyring, or rotate the key of a scope.",
             )
         return [self._branch_keys.rotate_one(scope, compromised=compromised) for scope in scopes]
 
     def renew_branches(self, made: Collection[UUID]) -> tuple[list[KeyRecord], list[UUID]]:
         """
-        Give every branch that has a key a new one, unless that is one of *made*.
+        Create a new key for every branch that has none of *made*.
+
+        Branches without any key are left out.
 
         Args:
             made: New branch keys of an earlier, interrupted call.
 
         Returns:
-            The branch keys that live still and wrap no more, to be retired when they are not needed; and the
-            ids of the new ones.
+            The old branch keys that are not destroyed and no longer wrap, and the ids of the new ones. The
+            caller retires the old ones when nothing needs them.
 
         Raises:
-            EventSealError: As :meth:`Keyring.rotate` raises; the branches before stay rotated.
+            EventSealError: As :meth:`Keyring.rotate` raises. The branches that were rotated before stay
+                rotated.
         """
         self._parts.held_keys.check_open()
         replaced: list[KeyRecord] = []
@@ -240,7 +249,7 @@ class KeyWrappings:
         return replaced, active
 
     def _branches_with_keys(self) -> dict[str, KeyRecord | None]:
-        """Give the branches that have keys, with the active one of each."""
+        """Return the branches that have keys, each with its active key."""
         found: dict[str, KeyRecord | None] = {}
         uses = self._store.unchecked.kek_uses(self._application)
         named = {use.kek_uri for use in uses if use.kek_uri.startswith(BRANCH_PREFIX)}
@@ -272,7 +281,7 @@ class KeyWrappings:
         )
 
     def _keks(self, adapters: Sequence[KmsAdapter]) -> Keks:
-        """Give KEKs whose calls are among those that the keyring may have in flight."""
+        """Return KEKs that share the keyring's limit of calls in flight."""
         return Keks(
             adapters,
             calls=self._calls,

@@ -1,4 +1,4 @@
-"""Rewraps all keys: adds the wrappings that each should have, and drops old ones once those are verified."""
+"""Rewraps all keys: adds missing wrappings, and drops old ones after verification."""
 
 from __future__ import annotations
 
@@ -30,20 +30,21 @@ _UNDER_KEKS_ONLY = frozenset({KeyPurpose.STORE, KeyPurpose.BRANCH})
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rewrap:
     """
-    What a rewrap did; given to a progress callback, what it has done so far.
+    The result of a rewrap. A progress callback gets the result so far.
 
-    Every live key that was looked at is one of *done*, *to_move*, *awaiting* and *failed*.
+    Every processed key that is not destroyed counts in exactly one of *done*, *to_move*, *awaiting* and
+    *failed*.
 
     Attributes:
-        done: Keys that are wrapped as they should be, and not otherwise.
-        to_move: Of a dry run: keys that a rewrap would wrap anew.
-        awaiting: Keys whose old wrappings stay until some process has unwrapped the new one, and then a
-            rewrap with the right to unwrap has; or that another process was rewrapping at the same time. Run
-            it again later.
-        failed: Keys that could not be wrapped anew.
-        added: New wrappings, by KEK or branch key.
-        dropped: Keys that lost old wrappings.
-        failures: Why keys failed; the first 1,000.
+        done: Keys that have exactly the wrappings that they should have.
+        to_move: In a dry run, keys that a rewrap would wrap again.
+        awaiting: Keys whose old wrappings are kept for now. Either no process has unwrapped the new wrapping
+            yet, or this rewrap may not unwrap, or another process was rewrapping the keys at the same time.
+            Run it again later.
+        failed: Keys that could not be wrapped again.
+        added: The number of new wrappings for each KEK or branch key.
+        dropped: The number of keys that lost old wrappings.
+        failures: The errors of the first 1,000 keys that failed.
     """
 
     done: int = 0
@@ -56,25 +57,28 @@ class Rewrap:
 
     @property
     def keys(self) -> int:
-        """Keys that were looked at."""
+        """How many keys were processed."""
         return self.done + self.to_move + self.awaiting + self.failed
 
 
 class Rewrapper:
     """
-    Rewraps the keys of one application, page by page. What it has done is in the rows, and nowhere else.
+    Rewraps the keys of one application, page by page.
+
+    Its progress is only in the rows.
 
     Args:
-        application: Whose keys.
-        store: Holds the keys.
-        facts: Which wrappings are whose, and which are current.
+        application: The application that owns the keys.
+        store: The store of the keys.
+        facts: Knows which KEK each wrapping is under, and which wrappings are current.
         keks: Wraps keys under KEKs.
         branches: Wraps data keys under branch keys.
-        checks: Says whether a row was edited.
-        targets: Every key should be wrapped under the newest version of each.
-        exclusive: Whether it should be wrapped under nothing else; else only older versions of them go.
-        verifying: Whether to unwrap every wrapping that stays, and to fail every row that was edited or put
-            back, those of destroyed keys among them, before its key is wrapped anew.
+        checks: Reject edited rows.
+        targets: The KEKs under whose newest versions every key should be wrapped.
+        exclusive: Whether every other wrapping is dropped. If not, only wrappings under older versions of the
+            targets are dropped.
+        verifying: Whether to unwrap every wrapping that remains. Then each row that was edited or put back
+            also fails before its key is wrapped again, including rows of destroyed keys.
     """
 
     def __init__(
@@ -107,18 +111,18 @@ class Rewrapper:
 
     def run(self, batch: int, *, dry_run: bool, progress: Callable[[Rewrap], object] | None = None) -> Rewrap:
         """
-        Go through all live keys.
+        Process all keys that are not destroyed.
 
         Args:
-            batch: Keys read, and at most wrapped in one call, at a time.
-            dry_run: Whether only to count; a KEK is asked for nothing but its newest version.
+            batch: How many keys are read at a time, and at most wrapped in one call.
+            dry_run: Whether to only count. EventSeal then asks a KEK for its newest version only.
             progress: Called after each batch.
 
         Raises:
-            EventSealError: A KEK, or the key store, refused or failed; what was done before stays.
+            EventSealError: A KEK or the key store refused or failed. Earlier changes are kept.
         """
         if type(batch) is not int or batch < 1:
-            raise ConfigurationError(f"batch is {batch}; it must be at least 1")
+            raise ConfigurationError(f"batch is {batch}, but it must be at least 1")
         after: UUID | None = None
         verifying = self._verifying and not dry_run
         store = self._store if verifying else self._store.unchecked
@@ -151,7 +155,11 @@ class Rewrapper:
             self._counts[key.outcome] += 1
 
     def _edited(self, page: Sequence[KeyRecord]) -> set[UUID]:
-        """Fail edited rows before a KEK moves their keys, which it may do by itself."""
+        """
+        Fail edited rows before a KEK moves their keys.
+
+        A KEK may move a key without unwrapping it here.
+        """
         seen = RewrapOutcome()
         self._checks.refuse_edited(page, seen)
         if seen.ended_by is not None:
@@ -166,7 +174,7 @@ class Rewrapper:
             self._keks.learn_newest(target, records)
 
     def _look(self, under_keks: Sequence[_Key], under_branches: Sequence[_Key]) -> None:
-        """Say what would become of keys."""
+        """Set the outcome that a rewrap of keys would have."""
         for key in under_keks:
             for target in self._targets:
                 current = self._facts.current(target, key.record)
@@ -181,7 +189,7 @@ class Rewrapper:
                 key.outcome = TO_MOVE
 
     def _rewrap_under(self, target: KmsAdapter, keys: Sequence[_Key]) -> None:
-        """Wrap keys under a KEK where they are not yet, and drop what that makes superfluous."""
+        """Wrap keys under a KEK where necessary, and drop superseded wrappings."""
         held, lacking = _parted(keys, partial(self._facts.current, target))
         proven: set[UUID] = set()
         if open_keys := [key for key in lacking if key.outcome != FAILED]:
@@ -205,10 +213,10 @@ class Rewrapper:
 
     def _proven(self, target: KmsAdapter, keys: Sequence[_Key], held: Mapping[UUID, WrappedKey]) -> set[UUID]:
         """
-        Unwrap the wrappings for whose sake others are to go; give the keys whose hold what they should.
+        Unwrap wrappings that replace others, and return the keys they hold.
 
-        That a row says it was verified is a reason to try, and no more: whoever writes the tables can say so.
-        Who may add wrappings, but not unwrap, drops none.
+        A row that says that a wrapping was verified is only a reason to try it. Anyone who can write to the
+        tables can say so. A process that may add wrappings, but not unwrap, drops none.
         """
         if not keys or target.uri in self._denied:
             return set()
@@ -217,7 +225,7 @@ class Rewrapper:
             self._mark(seen, keys, held)
             if seen.ended_by is not None:
                 raise seen.ended_by
-        except KmsForbiddenError:  # by this KEK, or by the one that should open the store key
+        except KmsForbiddenError:  # by this KEK, or by the KEK that should open the store key
             if self._verifying:
                 raise
             self._denied.add(target.uri)
@@ -225,7 +233,7 @@ class Rewrapper:
         return seen.verified
 
     def _mark(self, seen: RewrapOutcome, keys: Sequence[_Key], held: Mapping[UUID, WrappedKey]) -> None:
-        """Note which wrappings opened that nobody had opened before, and why others did not."""
+        """Record wrappings that were unwrapped for the first time, and failures."""
         first = {
             key.key_id: held[key.key_id]
             for key in keys
@@ -236,7 +244,7 @@ class Rewrapper:
         self._note_failures(seen, keys)
 
     def _rewrap_branches(self, keys: Sequence[_Key]) -> None:
-        """Wrap data keys under the active keys of their branches, and drop what was under older ones."""
+        """Wrap data keys under the active keys of their branches. Wrappings under older keys are dropped."""
         open_keys = [key for key in keys if self._verifying or not self._is_settled(key.record)]
         held, lacking = _parted(open_keys, self._branches.current)
         there = [key for key in open_keys if key.key_id in held]
@@ -249,7 +257,7 @@ class Rewrapper:
             result = self._branches.rewrap([key.record for key in lacking])
             try:
                 held.update(self._kept(result, lacking))
-            except KeyDestroyedError:  # of a branch key, which was retired since: the branch has another one
+            except KeyDestroyedError:  # a branch key was retired since: its branch has another one
                 self._branches.forget()
                 for key in lacking:
                     key.awaits()
@@ -269,14 +277,22 @@ class Rewrapper:
         )
 
     def _is_settled(self, record: KeyRecord) -> bool:
-        """Whether a data key is under its branch's active key alone, or its branch has none."""
+        """
+        Return whether a data key is only under its branch's active key.
+
+        If the branch has no active key, the answer is also yes.
+        """
         if self._branches.has_no_successor(record):
             return True
         current = self._branches.current(record)
         return current is not None and record.wrappings == (current,)
 
     def _kept(self, result: RewrapOutcome, keys: Sequence[_Key]) -> dict[UUID, WrappedKey]:
-        """Store new wrappings; give those that are there now, and note what became of the other keys."""
+        """
+        Store new wrappings, and return the wrappings that are stored now.
+
+        It also sets the outcomes of the other keys.
+        """
         stored: set[UUID] = set()
         for verified in (True, False):
             made = {k: w for k, w in result.made.items() if (k in result.verified) is verified}
@@ -297,7 +313,7 @@ class Rewrapper:
                     self._failures[key.key_id] = result.failed[key.key_id]
 
     def _old(self, target: KmsAdapter, record: KeyRecord) -> list[WrappedKey]:
-        """Give the wrappings that go once there is a verified one under *target*."""
+        """Return the wrappings to drop after one under *target* is verified."""
         return [
             wrapped
             for wrapped in record.wrappings
@@ -306,7 +322,7 @@ class Rewrapper:
         ]
 
     def _drop(self, old: Mapping[_Key, tuple[WrappedKey, Sequence[WrappedKey]]], verified: set[UUID]) -> None:
-        """Drop old wrappings of the keys whose new one is verified; the others await that."""
+        """Drop old wrappings of keys whose new one is verified. The other keys wait."""
         superfluous = {key: pair for key, pair in old.items() if pair[1]}
         ready = {key.key_id: pair for key, pair in superfluous.items() if key.key_id in verified}
         dropped: set[UUID] = set()
@@ -336,7 +352,7 @@ DONE, TO_MOVE, AWAITING, FAILED = "done", "to move", "awaiting", "failed"
 
 
 class _Key:
-    """A key of the page at hand, and what has become of it."""
+    """A key of the current page, and its outcome."""
 
     __slots__ = ("key_id", "outcome", "record")
 
@@ -346,7 +362,11 @@ class _Key:
         self.outcome = DONE
 
     def awaits(self) -> None:
-        """Note that old wrappings stay for now; what failed, or would move, is told in its place."""
+        """
+        Record that old wrappings are kept for now.
+
+        Keys that failed or would move keep that outcome.
+        """
         if self.outcome == DONE:
             self.outcome = AWAITING
 
@@ -354,7 +374,7 @@ class _Key:
 def _parted(
     keys: Sequence[_Key], current: Callable[[KeyRecord], WrappedKey | None]
 ) -> tuple[dict[UUID, WrappedKey], list[_Key]]:
-    """Give the wrappings of keys that are wrapped as they should be, and the keys that are not."""
+    """Return the current wrappings of keys, and the keys without one."""
     found = [(key, current(key.record)) for key in keys]
     held = {key.key_id: wrapped for key, wrapped in found if wrapped is not None}
     return held, [key for key, wrapped in found if wrapped is None]

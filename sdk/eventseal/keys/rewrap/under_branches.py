@@ -1,4 +1,4 @@
-"""Wraps data keys again under the active key of their branch, once that was rotated."""
+"""Wraps data keys again after the rotation of their branch key."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class BranchRewrapper:
     Wraps data keys under the active keys of their branches.
 
     Args:
-        application: Whose keys.
-        store: Tells which key of a branch is the active one.
+        application: The application that owns the keys.
+        store: Knows the active key of each branch.
         branches: Unwrap data keys.
         opener: Finds branch keys by id.
-        checks: Tell whether a row was edited.
+        checks: Reject edited rows.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class BranchRewrapper:
 
     def learn(self, records: Sequence[KeyRecord]) -> None:
         """
-        Find out which key is the active one of each branch that *records* name; once a run.
+        Find the active key of each branch in *records*, once a run.
 
         Raises:
             StoreError: The key store refused or failed.
@@ -79,16 +79,20 @@ class BranchRewrapper:
                 self._ended.add(key_id)
 
     def forget(self) -> None:
-        """Forget which keys are the active ones: one of them turned out destroyed."""
+        """Forget the active keys, because one of them is destroyed."""
         self._successors.clear()
         self._ended.clear()
 
     def has_no_successor(self, record: KeyRecord) -> bool:
-        """Whether a key is under a branch that has no active key: it stays where it is."""
+        """Return whether a key's branch has no active key. The key stays under the old one."""
         return _branch_of(record) in self._ended
 
     def current(self, record: KeyRecord) -> WrappedKey | None:
-        """Give a key's wrapping under its branch's active key; without a successor, the one that stays."""
+        """
+        Return a key's wrapping under its branch's active key.
+
+        If the branch has no active key, it is the wrapping that remains.
+        """
         branch_id = _branch_of(record)
         if branch_id in self._ended:
             return branch_wrapping(record)
@@ -100,10 +104,10 @@ class BranchRewrapper:
 
     def rewrap(self, records: Sequence[KeyRecord]) -> RewrapOutcome:
         """
-        Make a wrapping under the active branch key for each of *records*, which can be read, and unwrap it.
+        Wrap readable *records* under the active branch key, and unwrap them.
 
         Raises:
-            IntegrityError: The store key's row is not what a keyring sealed.
+            IntegrityError: The store key's row is not authentic.
             StoreError: The key store refused or failed.
         """
         result = RewrapOutcome()
@@ -118,16 +122,16 @@ class BranchRewrapper:
 
     def verify(self, held: Sequence[tuple[KeyRecord, WrappedKey]]) -> RewrapOutcome:
         """
-        Unwrap wrappings under branch keys, and see whether each holds its key.
+        Unwrap wrappings under branch keys, and check that each holds its key.
 
         Args:
-            held: Rows, and the wrapping of each.
+            held: Rows, each with one wrapping.
 
         Returns:
-            Which do, and why others do not; nothing is made.
+            The keys that passed, and the errors of the others. No wrapping is created.
 
         Raises:
-            IntegrityError: The store key's row is not what a keyring sealed.
+            IntegrityError: The store key's row is not authentic.
             StoreError: The key store refused or failed.
         """
         seen = RewrapOutcome()
@@ -141,7 +145,7 @@ class BranchRewrapper:
         by_successor: dict[UUID, list[KeyRecord]] = {}
         for record in records.values():
             branch_id = _branch_of(record)
-            if branch_id is not None:  # an unwrapped key names one, and that is there
+            if branch_id is not None:  # the wrapping of an unwrapped key names a branch key, which exists
                 by_successor.setdefault(self._successors[branch_id], []).append(record)
         branches = self._opener.keys(by_successor) if by_successor else {}
         for successor, branch in branches.items():
@@ -161,6 +165,6 @@ class BranchRewrapper:
 
 
 def _branch_of(record: KeyRecord) -> UUID | None:
-    """Read which branch key a key's newest wrapping under one names."""
+    """Return the branch key id of a key's newest branch wrapping."""
     wrapped = branch_wrapping(record)
     return None if wrapped is None else named_branch(wrapped)

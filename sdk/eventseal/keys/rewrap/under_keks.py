@@ -1,4 +1,4 @@
-"""Gives keys a wrapping under a KEK, and says which of their wrappings are under which KEK and version."""
+"""Wraps keys under a KEK, and finds the KEK of each wrapping."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from eventseal.errors import EventSealError, IntegrityError, KmsForbiddenError, NotMyKeyError
 from eventseal.keys.authentication.row_checks import check_row
 from eventseal.keys.authentication.row_macs import check_readable
+from eventseal.keys.records import restore_remedy
 from eventseal.keys.wrapping.unwrapping import concerns_the_kek, few_of_each, is_under
 from eventseal.kms.adapter import SupportsRewrap, TellsVersion
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -23,19 +25,20 @@ if TYPE_CHECKING:
 
 
 MAX_FAILURES = 1000
-"""Failures that a run over all keys lists; the count goes on."""
+"""How many failures a run over all keys lists. All failures are counted."""
 
 
 @dataclass(slots=True)
 class RewrapOutcome:
     """
-    What became of some keys that were to be wrapped under another KEK, version or branch key.
+    The result of wrapping keys under another KEK, version or branch key.
 
     Attributes:
-        made: New wrappings, by key; not stored yet.
-        verified: Those of these keys whose new wrapping was unwrapped again, and holds the key.
-        failed: Why others have none.
-        ended_by: What ended the work: an error about a KEK. Keys that are in none of the above are left.
+        made: The new wrappings by key id, which are not stored yet.
+        verified: The keys whose new wrapping was unwrapped again, and holds the key.
+        failed: The errors of keys that have no new wrapping.
+        ended_by: The error about a KEK that ended the work. Keys that are in none of the above were not
+            processed.
     """
 
     made: dict[UUID, WrappedKey] = field(default_factory=dict)
@@ -44,14 +47,14 @@ class RewrapOutcome:
     ended_by: EventSealError | None = None
 
     def fail(self, key_id: UUID, error: EventSealError) -> None:
-        """Note why a key has no new wrapping; an error about a KEK ends the work."""
+        """Record the error of a key. An error about a KEK ends the work."""
         if concerns_the_kek(error):
             self.ended_by = self.ended_by or error
         else:
             self.failed[key_id] = error
 
     def untried(self, records: Sequence[KeyRecord]) -> list[KeyRecord]:
-        """Give those of *records* of which nothing has become yet; none once the work has ended."""
+        """Return the *records* without a result yet. Once the work has ended, it returns none."""
         if self.ended_by is not None:
             return []
         return [r for r in records if r.key_id not in self.made and r.key_id not in self.failed]
@@ -59,11 +62,11 @@ class RewrapOutcome:
 
 class RowChecks:
     """
-    Refuses the rows that were edited: no such key is wrapped again.
+    Rejects rows that were edited. Their keys are not wrapped again.
 
     Args:
-        application: Whose keys.
-        store_key: Its seals tell; it is unwrapped only when they are asked for.
+        application: The application that owns the keys.
+        store_key: The source of the MACs. It is unwrapped only when they are needed.
     """
 
     def __init__(self, application: str, store_key: StoreKey) -> None:
@@ -71,7 +74,7 @@ class RowChecks:
         self._store_key = store_key
 
     def refuse_unreadable(self, records: Sequence[KeyRecord], result: RewrapOutcome) -> None:
-        """Fail the keys whose row holds what none does, and those with more wrappings than are read."""
+        """Fail keys with unreadable rows or with more wrappings than are read."""
         for record in records:
             try:
                 check_readable(record)
@@ -82,12 +85,14 @@ class RowChecks:
 
     def refuse_edited(self, records: Sequence[KeyRecord], result: RewrapOutcome) -> set[UUID]:
         """
-        Fail the keys whose row no keyring sealed, and those of old rows that were put back.
+        Fail keys whose row is not authentic, or was put back.
 
-        That a row calls its key destroyed, although it is not, matters too: a backup may need what ends.
+        A row that says that its key is destroyed, although it is not, matters too. A backup may need a KEK
+        that will be deleted.
 
         Returns:
-            The refused keys. One of another application is not among ``result.failed``: it ends the work.
+            The rejected keys. A key of another application is not in ``result.failed``, because it ends the
+            work.
 
         Raises:
             EventSealError: As :meth:`opened` raises.
@@ -109,15 +114,15 @@ class RowChecks:
         result: RewrapOutcome,
     ) -> dict[UUID, DataKey]:
         """
-        Give the keys that were unwrapped and whose row matches its seal; fail the others.
+        Return the unwrapped keys whose rows are authentic, and fail the others.
 
         Args:
             records: The rows.
-            outcomes: What unwrapping each of them gave.
-            result: Takes the failures.
+            outcomes: The result of unwrapping each row.
+            result: The outcome that records the failures.
 
         Raises:
-            IntegrityError: The store key's row is not what a keyring sealed.
+            IntegrityError: The store key's row is not authentic.
             KmsError: The store key could not be unwrapped.
             StoreError: The key store refused or failed.
         """
@@ -143,7 +148,7 @@ class RowChecks:
         outcomes: Sequence[DataKey | EventSealError],
         result: RewrapOutcome,
     ) -> None:
-        """Note as verified the keys that :meth:`opened` gives, and close them; raises as that does."""
+        """Record the keys that :meth:`opened` returns as verified, and close them. Raises as it does."""
         for key_id, key in self.opened(records, outcomes, result).items():
             key.close()
             result.verified.add(key_id)
@@ -152,18 +157,20 @@ class RowChecks:
 def _flooded(record: KeyRecord) -> IntegrityError:
     count = len(record.wrappings) + record.more_wrappings
     return IntegrityError(
-        f"key {record.key_id} has {count:,} wrappings: somebody added rows to key_wrappings",
-        remedy="Find out who did, and restore the rows of this key from a backup.",
+        f"key {record.key_id} has {counted(count, 'wrapping')}: somebody added rows to key_wrappings",
+        remedy=restore_remedy("the rows of this key"),
         key_id=record.key_id,
     )
 
 
 class KekFacts:
     """
-    Remembers, for one run, what KEKs are called in wrappings and what wraps now. A KEK is asked once.
+    Remembers the names and newest versions of KEKs for one run.
+
+    Each KEK is asked once.
 
     Args:
-        adapters: Those that may be asked: nothing else is ever contacted.
+        adapters: The KEKs that may be asked. Nothing else is ever contacted.
     """
 
     def __init__(self, adapters: Iterable[KmsAdapter]) -> None:
@@ -172,27 +179,27 @@ class KekFacts:
         self._newest: dict[str, str | None] = {}
 
     def is_configured(self, wrapped: WrappedKey) -> bool:
-        """Whether a wrapping is under one of the KEKs."""
+        """Return whether a wrapping is under one of the KEKs."""
         return any(self.is_under(adapter, wrapped) for adapter in self._adapters)
 
     def is_under(self, adapter: KmsAdapter, wrapped: WrappedKey) -> bool:
-        """Whether a wrapping is under this KEK."""
+        """Return whether a wrapping is under this KEK."""
         place = adapter.uri, wrapped.kek_uri
         if place not in self._under:
             self._under[place] = is_under(adapter, wrapped.kek_uri)
         return self._under[place]
 
     def learn(self, adapter: KmsAdapter, made: WrappedKey) -> None:
-        """Take from a wrapping that a KEK has just made what it is called there, and what wraps now."""
+        """Learn a KEK's name and newest version from a new wrapping."""
         self._under[adapter.uri, made.kek_uri] = True
         if made.kek_version is not None and isinstance(adapter, TellsVersion):
             self._newest[adapter.uri] = made.kek_version
 
     def ask_newest(self, adapter: KmsAdapter) -> None:
         """
-        Ask a KEK for its newest version, unless that is known.
+        Ask a KEK for its newest version, unless it is known.
 
-        Whoever may not ask, but may rewrap, learns it from the first wrapping that comes back.
+        If the process may rewrap but not ask, it learns the version from the first rewrapped wrapping.
 
         Raises:
             KmsError: The KMS refused or failed.
@@ -208,11 +215,15 @@ class KekFacts:
                 raise
 
     def knows_newest(self, adapter: KmsAdapter) -> bool:
-        """Whether the KEK's newest version, or that it has none, is known."""
+        """Return whether the newest version is known. A KEK without versions counts as known."""
         return adapter.uri in self._newest
 
     def is_current(self, adapter: KmsAdapter, wrapped: WrappedKey) -> bool:
-        """Whether a wrapping is under this KEK and its newest version; a KEK without versions has one."""
+        """
+        Return whether a wrapping is under this KEK's newest version.
+
+        A KEK without versions counts as having one version.
+        """
         if not self.is_under(adapter, wrapped):
             return False
         if adapter.uri not in self._newest:
@@ -221,16 +232,18 @@ class KekFacts:
         return newest is None or wrapped.kek_version == newest
 
     def current(self, adapter: KmsAdapter, record: KeyRecord) -> WrappedKey | None:
-        """Give a key's wrapping under a KEK's newest version, a verified one if there is one."""
+        """Return a key's wrapping under a KEK's newest version. A verified one comes first."""
         found = [wrapped for wrapped in record.wrappings if self.is_current(adapter, wrapped)]
         return next((wrapped for wrapped in found if wrapped in record.verified), next(iter(found), None))
 
     def confirmed_newest(self, adapter: KmsAdapter) -> str | None:
         """
-        Ask again for the version that wraps: some KMS do not say under which one they made a wrapping.
+        Ask again for the version that wraps.
+
+        Some KMS do not return the version under which they created a wrapping.
 
         Returns:
-            The version, if it is still the one that was known before they were made.
+            The version, if it is unchanged since before the wrappings were created.
 
         Raises:
             KmsError: The KMS refused or failed.
@@ -243,14 +256,14 @@ class KekFacts:
 
 class KekRewrapper:
     """
-    Wraps keys under one KEK that are wrapped under others, or under an older version of it.
+    Wraps keys under one KEK that are under others or older versions.
 
     Args:
-        keks: What unwraps, the target KEK among them.
-        facts: Which wrappings are whose.
-        checks: Tell whether a row was edited; by the store key's seals only where keys are unwrapped.
-        trusted: KEKs with which the application is configured: what is wrapped under them is unwrapped once
-            more, so that the old wrappings can go at once.
+        keks: The KEKs that unwrap, including the target.
+        facts: Knows which KEK each wrapping is under.
+        checks: Reject edited rows. They use the store key's MACs only where keys are unwrapped.
+        trusted: The KEKs of the application's configuration. New wrappings under them are unwrapped again, so
+            that old wrappings can be dropped immediately.
     """
 
     def __init__(
@@ -268,12 +281,12 @@ class KekRewrapper:
 
     def rewrap(self, target: KmsAdapter, records: Sequence[KeyRecord]) -> RewrapOutcome:
         """
-        Make a wrapping under *target* for each of *records*, which can be read.
+        Create a wrapping under *target* for each of the readable *records*.
 
-        A key is unwrapped only if the KMS of *target* cannot move any of its wrappings by itself.
+        A key is unwrapped only if the KMS of *target* cannot move any of its wrappings itself.
 
         Raises:
-            IntegrityError: The store key's row is not what a keyring sealed.
+            IntegrityError: The store key's row is not authentic.
             StoreError: The key store refused or failed.
         """
         result = RewrapOutcome()
@@ -284,17 +297,17 @@ class KekRewrapper:
 
     def verify(self, target: KmsAdapter, held: Sequence[tuple[KeyRecord, WrappedKey]]) -> RewrapOutcome:
         """
-        Unwrap wrappings under *target*, and see whether each holds its key.
+        Unwrap wrappings under *target*, and check that each holds its key.
 
         Args:
-            target: Must let this process unwrap.
-            held: Rows, and the wrapping of each.
+            target: A KEK that must allow this process to unwrap.
+            held: Rows, each with one wrapping.
 
         Returns:
-            Which do, and why others do not; nothing is made.
+            The keys that passed, and the errors of the others. No wrapping is created.
 
         Raises:
-            IntegrityError: The store key's row is not what a keyring sealed.
+            IntegrityError: The store key's row is not authentic.
             StoreError: The key store refused or failed.
         """
         seen = RewrapOutcome()
@@ -303,7 +316,9 @@ class KekRewrapper:
 
     def learn_newest(self, target: KmsAdapter, records: Sequence[KeyRecord]) -> None:
         """
-        Learn a KEK's newest version from a wrapping of it that comes back from a rewrap; nothing is stored.
+        Learn a KEK's newest version by rewrapping one of its wrappings.
+
+        The result of the rewrap is not stored.
 
         Raises:
             KmsError: The KMS refused or failed.
@@ -325,7 +340,11 @@ class KekRewrapper:
     def _rewrap_by_kms(
         self, target: KmsAdapter, service: SupportsRewrap, records: Sequence[KeyRecord], result: RewrapOutcome
     ) -> None:
-        """Have the KMS move what it can: of each key one wrapping after the other, until one moves."""
+        """
+        Move keys inside the KMS if possible.
+
+        For each key, it tries one wrapping after the other until one moves.
+        """
         candidates = {record.key_id: self._candidates(target, record) for record in records}
         refused: dict[UUID, EventSealError] = {}
         elsewhere: set[UUID] = set()
@@ -336,7 +355,7 @@ class KekRewrapper:
                     self._facts.learn(target, outcome)
                     result.made[record.key_id] = outcome
                 elif isinstance(outcome, NotMyKeyError):
-                    elsewhere.add(record.key_id)  # another service's: only unwrapping moves it
+                    elsewhere.add(record.key_id)  # of another service: only unwrapping can move it
                 elif concerns_the_kek(outcome):
                     result.fail(record.key_id, outcome)
                 else:
@@ -346,7 +365,11 @@ class KekRewrapper:
                 result.fail(key_id, error)
 
     def _candidates(self, target: KmsAdapter, record: KeyRecord) -> Iterator[WrappedKey]:
-        """Give the wrappings that may be sent: the KEK's own first, and those that somebody has verified."""
+        """
+        Yield the wrappings that may be sent, in order.
+
+        The target's own wrappings come first, and then verified wrappings.
+        """
         configured = [wrapped for wrapped in record.wrappings if self._facts.is_configured(wrapped)]
         return few_of_each(
             sorted(
@@ -359,7 +382,7 @@ class KekRewrapper:
         )
 
     def _rewrap_here(self, target: KmsAdapter, records: Sequence[KeyRecord], result: RewrapOutcome) -> None:
-        """Unwrap keys and wrap them again; what was edited is not wrapped again."""
+        """Unwrap keys and wrap them again. Keys with edited rows are left out."""
         keys = self._checks.opened(records, self._keks.unwrap(records), result)
         try:
             if keys and result.ended_by is None:
@@ -396,7 +419,11 @@ class KekRewrapper:
     def _verify(
         self, target: KmsAdapter, made: Sequence[tuple[KeyRecord, WrappedKey]], result: RewrapOutcome
     ) -> None:
-        """Unwrap what was just wrapped, once; where the KEK does not let this process, others will."""
+        """
+        Unwrap new wrappings, once.
+
+        If the KEK does not allow it, other processes will do it.
+        """
         for (record, _), outcome in zip(made, self._keks.calls.unwrap(target, made), strict=True):
             if not isinstance(outcome, EventSealError):
                 outcome.close()

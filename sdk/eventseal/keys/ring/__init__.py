@@ -1,1 +1,1 @@
-"""The keys that a process has in memory, and what it does with them: open, seal, rotate, destroy."""
+"""The keys in a process's memory: opening, sealing, rotating and destroying."""

@@ -1,4 +1,4 @@
-"""Ends keys: marks them compromised, retires them, shreds whole scopes, and reopens those."""
+"""Marks keys compromised, retires them, shreds whole scopes, and reopens scopes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from eventseal.errors import (
 )
 from eventseal.keys.authentication.row_checks import check_row, destroyed, is_set_back
 from eventseal.keys.authentication.row_macs import is_sealed
-from eventseal.keys.records import DEFAULT_SCOPE
+from eventseal.keys.records import DEFAULT_SCOPE, restore_remedy
 from eventseal.keys.ring.opening import ATTEMPTS
 from eventseal.keys.ring.state_transitions import (
     RETIRED_PURPOSES,
@@ -29,6 +29,7 @@ from eventseal.keys.ring.state_transitions import (
 )
 from eventseal.keys.states import SUBJECT_PURPOSES, KeyPurpose, KeyState
 from eventseal.keys.wrapping.branches import branch_uri
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -38,21 +39,22 @@ if TYPE_CHECKING:
     from eventseal.keys.ring.parts import Ring
 
 
-# Whoever seals an item again cannot tell where its fields are: a mark would stay for good
-# (docs/decisions/0011).
+# Re-encryption of an item cannot find its fields, so a mark would stay forever (docs/decisions/0011).
 _NEVER_COMPROMISED = {
-    KeyPurpose.FIELD: "What it has sealed is nested inside of items and cannot be sealed again: whoever has "
-    "the key and a copy of the items reads it, and nothing takes that back. `eventseal shred` of its scope "
-    "destroys the key here.",
+    KeyPurpose.FIELD: (
+        "The fields that it has encrypted are nested inside items and cannot be encrypted again. Anyone "
+        "who has the key and a copy of the items can read them, and nothing changes that. To destroy the "
+        "key here, shred its scope with `eventseal shred`."
+    ),
 }
 
 
 class Destroyer:
     """
-    Ends keys. Rows are checked first, and every change is one transaction.
+    Changes the states of keys. It checks rows first, and each change is one transaction.
 
     Args:
-        ring: Has the store, the store key, and what is known.
+        ring: The ring with the store, the store key, and the known states.
     """
 
     def __init__(self, ring: Ring) -> None:
@@ -60,12 +62,12 @@ class Destroyer:
 
     def compromisable(self, key_ids: Collection[UUID]) -> list[KeyRecord]:
         """
-        Read keys that are to be marked compromised.
+        Read keys that will be marked compromised.
 
         Raises:
-            ConfigurationError: A key is of a purpose whose items nobody finds.
+            ConfigurationError: A key has a purpose whose items cannot be found.
             KeyDestroyedError: A key was destroyed.
-            KeyNotFoundError: There is no such key.
+            KeyNotFoundError: A key does not exist.
         """
         rows = list(self._named(key_ids).rows)
         for record in rows:
@@ -80,18 +82,18 @@ class Destroyer:
 
     def mark_compromised(self, key_ids: Collection[UUID]) -> list[KeyRecord]:
         """
-        Mark keys compromised that seal no more.
+        Mark keys compromised that no longer seal.
 
         Args:
-            key_ids: Of keys that are deactivated; what is compromised already stays as it is.
+            key_ids: The ids of deactivated keys. A key that is already compromised is left unchanged.
 
         Returns:
-            Their rows, in order of id.
+            The rows of the keys, in order of id.
 
         Raises:
             JobError: A key is still active.
             KeyDestroyedError: A key was destroyed.
-            KeyNotFoundError: There is no such key.
+            KeyNotFoundError: A key does not exist.
         """
 
         def plan(found: Found) -> StateTransitions:
@@ -108,25 +110,27 @@ class Destroyer:
             )
 
         return self._change(
-            lambda: self._named(key_ids), plan, f"{len(key_ids)} keys were marked compromised"
+            lambda: self._named(key_ids), plan, f"mark {counted(len(key_ids), 'key')} compromised"
         )
 
     def retire(self, key_ids: Collection[UUID], *, dry_run: bool = False) -> list[KeyRecord]:
         """
-        Destroy keys that nothing needs any more. Use :func:`eventseal.rotation.retire`, which sees to that.
+        Destroy keys that nothing needs any more.
+
+        Use :func:`eventseal.rotation.retire`, which proves that nothing needs them.
 
         Args:
-            key_ids: Of data keys and branch keys, deactivated or compromised, all or none of which are
+            key_ids: The ids of deactivated or compromised data keys and branch keys. Either all or none are
                 destroyed. The fences of the data keys were closed, and then no item of them was found.
-            dry_run: Whether to check only what the key store says.
+            dry_run: Whether to check only the rows of the key store.
 
         Returns:
-            Their tombstones, or the rows as they are, in order of id.
+            The tombstones, or the unchanged rows, in order of id.
 
         Raises:
-            IntegrityError: A key's row, or the change mark, is not what a keyring sealed.
+            IntegrityError: The row of a key, or the change mark, is not authentic.
             JobError: A key is active, is never retired, or has wrapped other keys.
-            KeyNotFoundError: There is no such key.
+            KeyNotFoundError: A key does not exist.
             StoreError: The key store refused or failed.
         """
 
@@ -143,7 +147,7 @@ class Destroyer:
         return self._change(
             lambda: self._named(key_ids),
             plan,
-            f"{len(key_ids)} keys were retired",
+            f"retire {counted(len(key_ids), 'key')}",
             dry_run=dry_run,
             refused=self._refuse_wrapping,
         )
@@ -156,12 +160,12 @@ class Destroyer:
         even_default: bool,
         dry_run: bool,
     ) -> ShreddedScope:
-        """Destroy every key of a scope and close the scope; see :meth:`eventseal.keys.Keyring.shred`."""
+        """Destroy every key of a scope and close it. See :meth:`eventseal.keys.Keyring.shred`."""
         scope = self._ring.tables.stored_scope(scope)
         if scope == DEFAULT_SCOPE and not even_default:
             raise ConfigurationError(
-                f"the scope {scope!r} is everybody's and cannot be shredded",
-                remedy="Give what is to be erased one day a scope of its own, such as subject:<id>.",
+                f"scope {scope!r} cannot be shredded, because it holds every event without its own scope",
+                remedy="Store data that you must erase one day under a separate scope, such as subject:<id>.",
             )
         live: list[UUID] = []
 
@@ -173,14 +177,14 @@ class Destroyer:
             if dry_run:
                 return StateTransitions([])
             if before_commit is not None:
-                # The ledger names the very rows that this transaction changes (docs/decisions/0013).
+                # The ledger names exactly the rows that this transaction changes (docs/decisions/0013).
                 before_commit(found.rows)
             return transitions_of_shred(self._ring.given.application, scope, found.rows)
 
         rows = self._change(
             lambda: self._subject_keys(scope),
             plan,
-            f"scope {scope!r} was shredded",
+            f"shred scope {scope!r}",
             dry_run=dry_run,
             whole_scope=scope,
         )
@@ -191,24 +195,25 @@ class Destroyer:
         self, scope: str, erased: Mapping[UUID, KeyPurpose], *, closed: bool, dry_run: bool = False
     ) -> ShreddedScope:
         """
-        Destroy keys that were shredded once, and that a restore of the key tables has brought back.
+        Destroy shredded keys again that a restore brought back.
 
-        No other key is destroyed. One whose tombstone the restore took gets one again.
+        No other key is destroyed. If the restore of the key tables removed a key's tombstone, the key gets a
+        new tombstone.
 
         Args:
-            scope: Whose keys.
-            erased: The keys by id, with their purposes.
-            closed: Whether the scope was not reopened since. Its slots are taken then, except where a key
-                that is not among *erased* has one.
-            dry_run: Whether only to read what would be destroyed.
+            scope: The scope of the keys.
+            erased: The purposes of the keys, by id.
+            closed: Whether the scope was not reopened since. Then its slots are occupied, unless a key that
+                is not in *erased* holds one.
+            dry_run: Whether to only read which keys would be destroyed.
 
         Returns:
-            ``destroyed`` are those that lived; ``keys`` are all of the scope, so that one that lives still
-            can be told.
+            ``destroyed`` has the keys that were destroyed now. ``keys`` has all keys of the scope, to show
+            which ones are not destroyed.
 
         Raises:
-            IntegrityError: A row of the scope, or the change mark, is not what a keyring sealed, or a key is
-                of another scope or purpose; nothing was destroyed.
+            IntegrityError: A row of the scope, or the change mark, is not authentic, or a key has another
+                scope or purpose. Nothing was destroyed.
             StoreError: The key store refused or failed.
         """
         scope = self._ring.tables.stored_scope(scope)
@@ -225,7 +230,7 @@ class Destroyer:
         rows = self._change(
             lambda: self._erased_keys(scope, erased),
             plan,
-            f"keys of scope {scope!r} were shredded again",
+            f"shred keys of scope {scope!r} again",
             dry_run=dry_run,
         )
         shredded = tuple([record for record in rows if record.destroyed_by == "shredded"])
@@ -235,30 +240,30 @@ class Destroyer:
         self, scope: str, *, before_commit: Callable[[Sequence[KeyRecord]], object] | None = None
     ) -> list[KeyRecord]:
         """
-        Let a scope that was shredded have keys again. What was shredded stays so.
+        Allow new keys in a shredded scope. Shredded keys stay destroyed.
 
-        Use :func:`eventseal.erasure.reopen` where there are items: it closes the fences that the shred had to
-        leave open, so that no stale writer's item is written unreadable into a scope that is open again.
+        If the scope has items, use :func:`eventseal.erasure.reopen`. It also closes the fences that the shred
+        had to leave open. So no writer with an outdated key can store an item in the reopened scope that
+        nobody can decrypt.
 
         Args:
-            scope: One that is closed; nothing is done to one that is not.
-            before_commit: Called with the scope's shredded keys before it is opened; what it raises keeps it
-                closed.
+            scope: A closed scope. A scope that is not closed is left unchanged.
+            before_commit: Called with the scope's shredded keys before it is opened. If it raises an error,
+                the scope stays closed.
 
         Returns:
             The tombstones that had closed the scope.
 
         Raises:
-            ConfigurationError: No key of the scope was ever made, its name is refused, or the keyring is
-                closed.
-            IntegrityError: A row of the scope, or the change mark, is not what a keyring sealed.
+            ConfigurationError: The scope never had a key, its name is invalid, or the keyring is closed.
+            IntegrityError: A row of the scope, or the change mark, is not authentic.
             StoreError: The key store refused or failed.
         """
         scope = self._ring.tables.stored_scope(scope)
         freed: set[UUID] = set()
 
         def plan(found: Found) -> StateTransitions:
-            is_closed = self._is_closed(scope)  # whatever somebody made of the rows
+            is_closed = self._is_closed(scope)  # even if somebody edited the rows
             if not found.rows and not found.edited and not is_closed:
                 raise _unknown(scope)
             holding = [r for r in found.rows if not r.state.opens and r.active_scope is not None]
@@ -267,13 +272,13 @@ class Destroyer:
             if not holding and not is_closed:
                 return StateTransitions([])
             if before_commit is not None:
-                # First the ledger: else it could have a scope as closed in which keys are made
+                # The ledger comes first. Otherwise it could show a scope as closed in which keys are created
                 # (docs/decisions/0013).
                 before_commit([record for record in found.rows if record.destroyed_by == "shredded"])
             freeing = [(record, next_version(record, active_scope=None)) for record in holding]
             return StateTransitions(freeing, scopes={(p, scope): False for p in SUBJECT_PURPOSES})
 
-        rows = self._change(lambda: self._subject_keys(scope), plan, f"scope {scope!r} was reopened")
+        rows = self._change(lambda: self._subject_keys(scope), plan, f"reopen scope {scope!r}")
         return [record for record in rows if record.key_id in freed]
 
     def _change(
@@ -287,28 +292,29 @@ class Destroyer:
         refused: Callable[[Sequence[KeyRecord]], None] | None = None,
     ) -> list[KeyRecord]:
         """
-        Read keys and change their states; again, if one of them changed meanwhile.
+        Read keys and change their states. If a key changes meanwhile, start again.
 
         Args:
-            read: Gives the rows, checked.
-            plan: Says what becomes of them.
-            doing: For the message, if they never settle.
-            dry_run: Whether nothing is to be changed.
-            whole_scope: The scope of which no live key may be left out.
-            refused: Asked after the store has refused, with the rows as they were read: raises what it knows.
+            read: Returns the checked rows.
+            plan: Returns the state transitions.
+            doing: The change as an infinitive, for the error if the rows never settle.
+            dry_run: Whether nothing will be changed.
+            whole_scope: The scope of which every key that is not destroyed must be included.
+            refused: Called with the rows after the store has refused the change. It raises an error if it
+                knows the reason.
 
         Returns:
-            The rows as they are now, in order of id.
+            The current rows, in order of id.
         """
-        self._ring.held_keys.check_open()  # before a store key is made
+        self._ring.held_keys.check_open()  # before a store key is created
         seals = self._ring.store_key.made_seals()
         for _ in range(ATTEMPTS):
-            self._ring.refresher.refresh()  # what is revoked may have been edited since the last one
+            self._ring.refresher.refresh()  # the revocation tree may have been edited since the last refresh
             if not dry_run:
                 self._ring.store.revocations.refuse_old()
             since = self._ring.held_keys.moment()
             found = read()
-            # A row that was put back shows an earlier state, and is destroyed anew.
+            # A row that was put back shows an earlier state, and is destroyed again.
             rows = [row for row in found.rows if not is_set_back(row)]
             if not all(self._ring.held_keys.admit(row, since=since) for row in rows):
                 continue
@@ -322,7 +328,7 @@ class Destroyer:
             mark = NextChangeMark(self._ring.held_keys, seals, every, since, scopes=transitions.scopes)
             with self._ring.store.changing() as store:
                 if not every:
-                    # No row is to change: the tree alone still has the scope in its other state
+                    # No row must change: only the tree still has the scope in its other state
                     # (docs/decisions/0025).
                     store.advance(self._ring.given.application, next_mark=mark)
                     return list(found.rows)
@@ -330,7 +336,7 @@ class Destroyer:
                     changed,
                     next_mark=mark,
                     whole_scope=whole_scope,
-                    # Nobody keeps a scope from its shred by editing destroyed keys (docs/decisions/0025).
+                    # Edits of destroyed keys must not protect a scope from a shred (docs/decisions/0025).
                     left_out=[record.key_id for record in found.edited],
                     tombstones=added,
                 )
@@ -341,10 +347,16 @@ class Destroyer:
                 return [now[key_id] for key_id in sorted(now)]
             if refused is not None:
                 refused(found.rows)
-        raise StoreUnavailableError(f"keys moved {ATTEMPTS} times while {doing}")
+        raise StoreUnavailableError(
+            f"could not {doing}: the states of keys changed {ATTEMPTS} times in the meantime"
+        )
 
     def _bury(self, rows: Sequence[KeyRecord]) -> None:
-        """Forget keys whose end an earlier run may have written without being told so."""
+        """
+        Forget destroyed keys.
+
+        An earlier run may have destroyed them without receiving an answer.
+        """
         for record in rows:
             if record.state is KeyState.DESTROYED:
                 self._ring.held_keys.bury(record)
@@ -360,10 +372,12 @@ class Destroyer:
 
     def _subject_keys(self, scope: str) -> Found:
         """
-        Read what a shred ends. Nobody keeps a scope from being shredded by editing rows of destroyed keys.
+        Read the keys that a shred destroys.
+
+        Edited rows of destroyed keys must not protect a scope from a shred.
 
         Raises:
-            IntegrityError: The row of a key that is not destroyed is not what a keyring sealed.
+            IntegrityError: The row of a key that is not destroyed is not authentic.
         """
         seals = self._ring.store_key.made_seals()
         rows: list[KeyRecord] = []
@@ -373,7 +387,7 @@ class Destroyer:
             if is_destroyed and not is_sealed(seals, record):
                 edited.append(record)
                 continue
-            if not is_destroyed:  # also the others: the purpose may be what was edited
+            if not is_destroyed:  # also keys of other purposes, because the purpose may have been edited
                 check_row(record, record.key_id, self._ring.given.application, seals)
             if record.purpose in SUBJECT_PURPOSES:
                 rows.append(record)
@@ -386,15 +400,15 @@ class Destroyer:
         for key_id in [*self._ring.store.get(elsewhere), *(k for k in purposes if k in erased)]:
             if purposes.get(key_id) is not erased[key_id]:
                 raise IntegrityError(
-                    f"key {key_id} was shredded as a {erased[key_id]} key of scope {scope!r}, and its row is "
+                    f"key {key_id} was shredded as a {erased[key_id]} key of scope {scope!r}, but its row is "
                     "of another scope or purpose",
-                    remedy="Find out who changed the key tables, and restore the key's row from a backup.",
+                    remedy=restore_remedy("the rows of this key"),
                     key_id=key_id,
                 )
         return found
 
     def _differ(self, scopes: Mapping[tuple[KeyPurpose, str], bool]) -> bool:
-        """Whether the revocation tree says of a scope something else than it is to say."""
+        """Return whether the revocation tree must change for these scopes."""
         seals, revocations = self._ring.store_key.made_seals(), self._ring.store.revocations
         return any(
             revocations.scopes(purpose, [scope], seals).closed[scope] is not closed
@@ -402,7 +416,7 @@ class Destroyer:
         )
 
     def _is_closed(self, scope: str) -> bool:
-        """Whether the revocation tree has a scope as closed, whatever rows hold its slots."""
+        """Return whether the revocation tree has a scope closed, whatever rows say."""
         seals, revocations = self._ring.store_key.made_seals(), self._ring.store.revocations
         return any(
             closed is True
@@ -411,7 +425,7 @@ class Destroyer:
         )
 
     def wrapped_under(self, branch_ids: Collection[UUID]) -> dict[UUID, int]:
-        """Count the wrappings under each of some branch keys; one that has none is left out."""
+        """Count the wrappings under each branch key. A branch key without wrappings is left out."""
         if not branch_ids:
             return {}
         named = {branch_uri(branch_id): branch_id for branch_id in branch_ids}
@@ -419,18 +433,18 @@ class Destroyer:
         return {named[use.kek_uri]: use.wrappings for use in uses if use.kek_uri in named}
 
     def _refuse_wrapping(self, rows: Sequence[KeyRecord]) -> None:
-        """Refuse to retire branch keys under which others are wrapped."""
+        """Refuse to retire branch keys that have wrapped other keys."""
         branches = [record.key_id for record in rows if record.purpose is KeyPurpose.BRANCH]
         for branch_id, wrappings in self.wrapped_under(branches).items():
             raise JobError(
-                f"branch key {branch_id} has wrapped {wrappings} other keys",
+                f"branch key {branch_id} has wrapped {counted(wrappings, 'other key')}",
                 key_id=branch_id,
-                remedy="Wrap those under other keys first (`eventseal rewrap`), then retire this one.",
+                remedy="Run `eventseal rewrap` to wrap them under another branch key. Then retire it again.",
             )
 
 
 def _unknown(scope: str) -> ConfigurationError:
     return ConfigurationError(
-        f"no key of scope {scope!r} was ever made; nothing was done",
-        remedy="Check how the scope is spelled: `eventseal keys` lists the scopes that have keys.",
+        f"scope {scope!r} never had a key. Nothing was changed",
+        remedy="Check the spelling of the scope: `eventseal keys` lists the scopes that have keys.",
     )

@@ -1,4 +1,4 @@
-"""What a process remembers of keys, behind one lock: the handles, and the states that it has seen."""
+"""The held keys and known states of a process, under one lock."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 
 
 Held: TypeAlias = "dict[UUID, tuple[KeyPurpose, str] | None]"
-"""Keys by id, with the purpose and the scope of those that are held."""
+"""Keys by id. A key that is held has its purpose and scope."""
 
-MOST_BRANCH_KEYS = 2 * MOST_BRANCHES  # those that wrap, and as many that were rotated
-_MOST_SEEN = 100_000  # some 31 MB (docs/decisions/0006)
+MOST_BRANCH_KEYS = 2 * MOST_BRANCHES  # the branch keys that wrap, and as many rotated ones
+_MOST_SEEN = 100_000  # about 31 MB (docs/decisions/0006)
 
 
 class Moment(NamedTuple):
     """
-    What was known when a query began.
+    The knowledge when a query began.
 
     Attributes:
-        changes: Refreshes that had found the counter moved.
-        noted: States that had been noted.
+        changes: How many refreshes had found a changed counter.
+        noted: How many states had been recorded.
         floor: The lowest counter that the store may still show.
     """
 
@@ -58,11 +58,11 @@ class _Seen(NamedTuple):
 
 class KnownStates:
     """
-    The application's counter, what its mark covered then, and the last seen state of each key that has moved.
+    The known counter, mark and key states of an application.
 
     Attributes:
-        counter: As of the last refresh; -1 before the first.
-        changes: Refreshes that had found the counter changed.
+        counter: The counter at the last refresh. It is -1 before the first refresh.
+        changes: How many refreshes had found a changed counter.
     """
 
     def __init__(self) -> None:
@@ -74,22 +74,22 @@ class KnownStates:
         self._seen: OrderedDict[UUID, _Seen] = OrderedDict()
 
     def moment(self) -> Moment:
-        """Say what is known now: to be asked before a query whose rows are admitted after it."""
+        """Return the current knowledge. Call it before a query whose rows are admitted after it."""
         return Moment(self.changes, self._noted, self._floor)
 
     def admit(self, record: KeyRecord, since: Moment) -> bool:
         """
-        Compare a row with what was seen of it, and note it.
+        Compare a row with its key's known state, and record it.
 
         Args:
-            record: Read, with its seal checked, by a query that began after *since*.
-            since: What was known before the query.
+            record: An authentic row that was read by a query after *since*.
+            since: The knowledge before the query.
 
         Returns:
-            ``False`` if states moved since the query began, so that the row must be read again.
+            ``False`` if states changed since the query began, so that the row must be read again.
 
         Raises:
-            IntegrityError: A later state had been seen before the query began.
+            IntegrityError: A later state was known before the query began.
         """
         if since.changes != self.changes:
             return False
@@ -102,7 +102,7 @@ class KnownStates:
         return True
 
     def note(self, record: KeyRecord) -> None:
-        """Remember the state of a key that has moved from its first one."""
+        """Remember the state of a key that is no longer active."""
         if record.state is KeyState.ACTIVE:
             return
         self._noted += 1
@@ -112,17 +112,17 @@ class KnownStates:
             self._seen.popitem(last=False)
 
     def raise_floor(self, counter: int) -> None:
-        """Note a counter that this process wrote itself: the store shows no lower one afterwards."""
+        """Record a counter that this process wrote. The store must not show a lower one afterwards."""
         self._floor = max(self._floor, counter)
 
     def check(self, mark: ChangeMark, since: Moment) -> None:
         """
-        Compare a mark, its seal checked, with what was seen of it.
+        Compare an authentic mark with the known marks.
 
         Raises:
-            IntegrityError: It is an earlier one, or another one of the same counter.
+            IntegrityError: The mark is an earlier one, or another one with the same counter.
         """
-        # A process that saw later key tables notices here that all of them were put back
+        # If somebody put all key tables back, a process that knew later ones detects it here
         # (docs/decisions/0025).
         if mark.counter < since.floor:
             raise IntegrityError(
@@ -137,7 +137,7 @@ class KnownStates:
             )
 
     def accept(self, mark: ChangeMark) -> None:
-        """Accept a mark whose counter moved."""
+        """Accept a mark whose counter changed."""
         self.counter = mark.counter
         self.raise_floor(mark.counter)
         self._revoked = mark.revoked
@@ -150,16 +150,16 @@ def _is_earlier(record: KeyRecord, seen: _Seen) -> bool:
 
 class HeldKeys:
     """
-    Everything that a fork drops and ``close`` forgets.
+    All keys and states that a fork drops and ``close`` forgets.
 
-    The fast paths read the two dictionaries without the lock: each is one look-up.
+    The fast paths read the two dictionaries without the lock, because each is one lookup.
 
     Attributes:
-        keys: Data keys, by id.
-        active: Those that seal, by scope.
-        known: The states that were seen; read without the lock, it may be a moment late.
-        uses: Numbers the calls that used keys, for the order in which keys go. Threads may draw the same
-            number: nothing else depends on it.
+        keys: Data keys by id.
+        active: The data keys that seal, by scope.
+        known: The known states. Read without the lock, they may be a moment late.
+        uses: The number of calls that used keys. It determines which keys are evicted first. Threads may get
+            the same number, because nothing else depends on it.
     """
 
     def __init__(self, caching: CachePolicy, confirmation: Confirmation) -> None:
@@ -168,7 +168,7 @@ class HeldKeys:
         self._caches = {
             KeyPurpose.DATA: KeyCache(caching.max_keys, confirmation),
             KeyPurpose.FIELD: KeyCache(caching.max_keys, confirmation),
-            # Apart: a page of data keys must not drive out the branch key of the next (docs/decisions/0008).
+            # Separate: a page of data keys must not evict the branch key of the next (docs/decisions/0008).
             KeyPurpose.BRANCH: KeyCache(MOST_BRANCH_KEYS, confirmation),
         }
         self._branches = self._caches[KeyPurpose.BRANCH].keys
@@ -180,32 +180,32 @@ class HeldKeys:
         self.active = self.of(KeyPurpose.DATA).active
 
     def of(self, purpose: KeyPurpose) -> KeyCache:
-        """Give the keys of one purpose, to be read only."""
+        """Return the keys of one purpose, for reading only."""
         return self._caches[purpose]
 
     def check_open(self) -> None:
         """
-        Refuse to go on after ``close``.
+        Refuse to continue after ``close``.
 
         Raises:
-            ConfigurationError: The keyring was closed.
+            ConfigurationError: The keyring is closed.
         """
         if self._closed:
             raise ConfigurationError(
-                "the keyring is closed", remedy="Make another keyring; a closed one gives no keys."
+                "the keyring is closed", remedy="Create another keyring. A closed keyring returns no keys."
             )
 
     def moment(self) -> Moment:
-        """Say what is known now: to be asked before a query whose rows are kept after it."""
+        """Return the current knowledge. Call it before a query whose rows are kept after it."""
         with self._lock:
             return self.known.moment()
 
-    # --- what a refresh asks and learns ---
+    # --- the input and the result of a refresh ---
 
     def asked(self) -> tuple[int, Held, Moment]:
-        """Give what a refresh asks with: the counter, the keys that are held, and the moment."""
+        """Return the input of a refresh: the counter, held keys and moment."""
         with self._lock:
-            # Of a branch key that went for another one, the keys that it opened may be held still.
+            # A branch key that another one evicted may have opened keys that are still held.
             held: Held = {cached.branch: None for cached in self._all() if cached.branch is not None}
             for cached in self._all():
                 held[cached.record.key_id] = cached.record.purpose, cached.record.scope
@@ -221,19 +221,20 @@ class HeldKeys:
         revoked: Mapping[UUID, RevokedAs],
     ) -> None:
         """
-        Take over what a refresh read; called by one thread at a time.
+        Adopt the result of a refresh. One thread calls it at a time.
 
         Args:
-            changes: As read after *since*; its mark was checked.
-            seals: Check the rows.
+            changes: Changes that were read after *since*. The mark is authentic.
+            seals: The MACs that authenticate the rows.
             since: The moment before the query.
-            asked: The ids that were held then. What was kept since is not among *changes*: it is read again.
-            revoked: Of keys that are held what the revocation tree says now, where it may have changed.
+            asked: The ids that were held then. Keys that were kept since are not in *changes*, and are read
+                again.
+            revoked: The entries of held keys in the revocation tree, where they may have changed.
         """
         with self._lock:
             if changes.mark.counter == self.known.counter:
                 return
-            # Rows are learnt before the mark moves: afterwards all that was read before counts as stale.
+            # Rows come before the mark. After the mark, everything that was read earlier counts as outdated.
             for record in changes.records:
                 self._learn_row(replace(record, revoked_as=revoked.get(record.key_id)), seals, since)
             for cache in self._caches.values():
@@ -244,10 +245,10 @@ class HeldKeys:
 
     def check_mark(self, mark: ChangeMark, since: Moment) -> None:
         """
-        Compare a mark, whose seal was checked, with what was seen of it; raises as :meth:`learn` does.
+        Compare an authentic mark with the known marks. Raises as :meth:`KnownStates.check` does.
 
         Args:
-            mark: Read after *since*.
+            mark: The mark, read after *since*.
             since: The moment before.
         """
         with self._lock:
@@ -259,21 +260,21 @@ class HeldKeys:
         self, key: DataKey, record: KeyRecord, *, since: Moment, now: float, leased: int = 0
     ) -> CachedKey | None:
         """
-        Hold a key that was just unwrapped or made; one that a branch key wraps no longer than that one.
+        Hold a new or unwrapped key, no longer than its branch key.
 
         Args:
-            key: Its handle; one that is held already stays, and this one is closed.
-            record: Its row, whose seal was checked.
+            key: The key's handle. If the key is already held, that handle stays, and this one is closed.
+            record: The key's authentic row.
             since: The moment before the row was read.
-            now: By the keyring's clock.
-            leased: Items that this process leased with it.
+            now: The time by the keyring's clock.
+            leased: How many items this process leased with it.
 
         Returns:
-            The held key, or ``None`` if states moved since the row was read, so that it must be read again.
+            The held key, or ``None`` if states changed since the row was read, so that it must be read again.
 
         Raises:
-            IntegrityError: The row shows an earlier state than one that was seen.
-            ConfigurationError: The keyring was closed meanwhile.
+            IntegrityError: The row shows an earlier state than a known one.
+            ConfigurationError: The keyring was closed in the meantime.
         """
         with self._lock:
             if self._closed:
@@ -294,7 +295,8 @@ class HeldKeys:
             wrapped = branch_wrapping(record)
             cached.branch = None if wrapped is None else named_branch(wrapped)
             if wrapped is not None:
-                # What a branch key opens is as old as the KMS's answer for that key (docs/decisions/0008).
+                # A key that a branch key opens is as old as the KMS's answer for the branch key
+                # (docs/decisions/0008).
                 branch = None if cached.branch is None else self._branches.get(cached.branch)
                 cached.expires = min(cached.expires, now if branch is None else branch.expires)
                 cached.grace_ends = min(cached.grace_ends, now if branch is None else branch.grace_ends)
@@ -305,7 +307,7 @@ class HeldKeys:
             return cached
 
     def admit(self, record: KeyRecord, *, since: Moment) -> bool:
-        """Compare a row with what was seen of its key, as :meth:`keep` does, without holding a key."""
+        """Compare a row as :meth:`keep` does, without holding a key."""
         with self._lock:
             return self.known.admit(record, since)
 
@@ -314,12 +316,12 @@ class HeldKeys:
         Seal under *cached* from now on.
 
         Args:
-            cached: A key that is held, or was until a moment ago.
-            record: Its active row, whose seal was checked.
+            cached: A key that is held, or was held until a moment ago.
+            record: The key's active and authentic row.
             since: The moment before the row was read.
 
         Returns:
-            ``False`` if states moved since then, so that the scope must be read again.
+            ``False`` if states changed since then, so that the scope must be read again.
         """
         with self._lock:
             self.check_open()
@@ -332,24 +334,24 @@ class HeldKeys:
             return True
 
     def unseat(self, scope: str, purpose: KeyPurpose) -> None:
-        """Seal no more for *scope* before it was read again."""
+        """Stop sealing for *scope* until it is read again."""
         with self._lock:
             self._caches[purpose].active.pop(scope, None)
 
     def rest(self, cached: CachedKey, until: float) -> None:
-        """Seal under *cached*, although it should be rotated, until a moment of the keyring's clock."""
+        """Seal under *cached* until a time, although it should be rotated."""
         with self._lock:
             cached.rests_until = until
             cached.schedule()
 
     def bury(self, record: KeyRecord) -> None:
-        """Note a tombstone, whose seal was checked, and close the handle, and what it opened, if held."""
+        """Record an authentic tombstone. Close held handles of the key and of keys that it opened."""
         with self._lock:
             self.known.note(record)
             self._end(record)
 
     def note_change(self, record: KeyRecord, *, counter: int) -> None:
-        """Note a change of state that this process made itself, and the counter that it wrote."""
+        """Record a change of state that this process wrote, with its counter."""
         with self._lock:
             self.known.note(record)
             self.known.raise_floor(counter)
@@ -364,12 +366,12 @@ class HeldKeys:
 
     def outlives_kms(self, key_id: UUID, now: float, *, failed: bool = False) -> CachedKey | None:
         """
-        Give a key that must be unwrapped again, but serves on while the KMS is unavailable.
+        Return an expired key that stays usable while the KMS is unavailable.
 
         Args:
-            key_id: Perhaps held.
-            now: By the keyring's clock.
-            failed: Whether the KMS was just found unavailable; if not, that must be a short while ago.
+            key_id: The id of a key that may be held.
+            now: The time by the keyring's clock.
+            failed: Whether the KMS was just found unavailable. If not, that must have been a short while ago.
         """
         with self._lock:
             if failed:
@@ -377,7 +379,7 @@ class HeldKeys:
             cached = self._held(key_id)
             if cached is None or cached.key.closed or not now < min(self._kms_rests_until, cached.grace_ends):
                 return None
-            # Until then nobody asks the KMS: once in 5 s is enough for all keys together
+            # Until then no thread calls the KMS: one call in 5 s is enough for all keys together
             # (docs/decisions/0006).
             cached.expires = min(self._kms_rests_until, cached.grace_ends)
             cached.schedule()
@@ -386,7 +388,7 @@ class HeldKeys:
     # --- the end ---
 
     def close(self) -> None:
-        """Close every handle, and keep none from now on."""
+        """Close every handle, and hold no key from now on."""
         with self._lock:
             self._closed = True
             for cache in self._caches.values():
@@ -394,7 +396,7 @@ class HeldKeys:
                     cache.drop(key_id, close=True)
 
     def close_in_child(self) -> None:
-        """Close every handle in a forked child, whose locks are the parent's; nothing here is used again."""
+        """Close every handle in a forked child. Its locks are the parent's, so nothing else is used."""
         for cached in self._all():
             cached.key.close_in_child()
 
@@ -413,8 +415,9 @@ class HeldKeys:
             check_row(record, record.key_id, record.application, seals)
             current = self.known.admit(record, since)
         except IntegrityError:
-            # It is that row's error alone, and who asks for the key next gets it (docs/decisions/0006).
-            for cache in self._caches.values():  # its purpose may be what was edited
+            # The error concerns only this row: the next caller that needs the key gets it
+            # (docs/decisions/0006).
+            for cache in self._caches.values():  # its purpose may be the edited column
                 cache.drop(record.key_id, close=False)
             return
         if not current:
@@ -425,18 +428,18 @@ class HeldKeys:
             self._caches[record.purpose].renew(cached, replace(record, wrappings=cached.record.wrappings))
 
     def _end_revoked(self, revoked: Mapping[UUID, RevokedAs]) -> None:
-        """Hold no key, whatever its row says, that the revocation tree has in a later state."""
+        """Drop each key with a later state in the tree. Its row may be edited."""
         for key_id, how in revoked.items():
             cached = self._held(key_id)
             if cached is None or (how != "unproven" and least_state(how).may_become(cached.record.state)):
                 continue
             if how in {"retired", "shredded"}:
                 self._end(cached.record)
-            else:  # who asks for the key next reads its row again, and gets the error
+            else:  # the next caller that needs the key reads its row again, and gets the error
                 self._caches[cached.record.purpose].drop(key_id, close=False)
 
     def _end(self, record: KeyRecord) -> None:
-        """Close the handle of a destroyed key at once, and those of the keys that it had opened."""
+        """Close a destroyed key's handle, and those of keys that it opened."""
         for cache in self._caches.values():
             cache.drop(record.key_id, close=True)
         if record.purpose is KeyPurpose.BRANCH:

@@ -1,4 +1,4 @@
-"""The keys that a process holds: for how long, for how many items, and how long what it knows counts."""
+"""Held keys, their leases, and the time limits of the known states."""
 
 from __future__ import annotations
 
@@ -24,16 +24,20 @@ if TYPE_CHECKING:
 FIRST_BLOCK = 1_024
 LARGEST_BLOCK = 65_536
 MOST_CREDIT = 65_536
-"""Items sealed at most while the table cannot be written; they are reserved with the next lease."""
+"""
+The most items that are sealed while the table cannot be written.
+
+They are reserved with the next lease.
+"""
 
 
 class Lease:
     """
-    One key's lease in this process.
+    A key's lease in this process.
 
     Args:
-        total: Items that all processes leased under the key, as last read.
-        left: Those of them that this process may still seal.
+        total: The number of items that all processes leased under the key, as last read.
+        left: The number of these items that this process may still seal.
     """
 
     __slots__ = ("_block", "_left", "_lock", "_owed", "_total")
@@ -46,7 +50,7 @@ class Lease:
         self._block = 2 * FIRST_BLOCK if left else FIRST_BLOCK
 
     def take(self, items: int) -> bool:
-        """Use up *items* of what is left, if that is enough."""
+        """Take *items* from the lease, if it has enough."""
         with self._lock:
             if not 0 <= items <= self._left:
                 return False
@@ -54,23 +58,23 @@ class Lease:
             return True
 
     def covers(self, items: int) -> bool:
-        """Whether *items* could be taken now."""
+        """Return whether the lease has enough for *items*."""
         return items <= self._left
 
     def is_over(self, items: int, max_items: int) -> bool:
-        """Whether the key would seal more than *max_items* if *items* were leased now."""
+        """Return whether *items* more would exceed *max_items* for the key."""
         return self._total + self._owed + items > max_items
 
     def wanted(self, items: int, max_items: int) -> int:
         """
-        Say how much to reserve so that *items* can be sealed.
+        Return the number of items to reserve before *items* can be sealed.
 
         Args:
-            items: The batch.
-            max_items: The block stops there, if *items* fit below it.
+            items: The number of items in the batch.
+            max_items: The limit of the block, if *items* fit below it.
 
         Returns:
-            A block and what is owed, or 0 if the key cannot seal *items* any more.
+            A block and the owed items, or 0 if the key can no longer seal *items*.
         """
         taken = self._total + self._owed
         if taken + items > HARD_LIMIT:
@@ -80,12 +84,12 @@ class Lease:
 
     def grant(self, reserved: int, *, total: int, items: int) -> None:
         """
-        Add what was reserved, and use up *items* of it.
+        Add the reserved items, and take *items* of them.
 
         Args:
-            reserved: What :meth:`wanted` gave.
-            total: Items leased under the key now, by all processes.
-            items: The batch for which it was reserved.
+            reserved: The result of :meth:`wanted`.
+            total: The number of items that all processes have now leased under the key.
+            items: The number of items in the batch that needed the reservation.
         """
         with self._lock:
             self._left += reserved - self._owed - items
@@ -94,7 +98,12 @@ class Lease:
             self._block = min(2 * self._block, LARGEST_BLOCK)
 
     def borrow(self, items: int) -> bool:
-        """Use up *items* on credit, with some in hand for the next batches; tell whether credit allows it."""
+        """
+        Take *items* on credit, and some more for the next batches.
+
+        Returns:
+            Whether the credit allows it.
+        """
         with self._lock:
             credit = MOST_CREDIT - self._owed
             if items > credit:
@@ -105,7 +114,7 @@ class Lease:
             return True
 
     def reread(self, total: int) -> None:
-        """Note how many items the key's row says are leased."""
+        """Adopt the number of leased items from the key's row."""
         with self._lock:
             self._total = max(self._total, total)
 
@@ -115,19 +124,19 @@ _last_use = attrgetter("used")
 
 class CachedKey:
     """
-    A key in memory and what is known of it.
+    A key in memory and its state.
 
     Attributes:
         key: The handle.
         record: Its row as last read, with the wrappings that opened it.
         expires: When it must be unwrapped again, by the keyring's clock.
-        grace_ends: Until when it serves on if the KMS is unavailable then.
-        rotates_at: When it should be rotated by age.
+        grace_ends: Until when it remains usable if the KMS is then unavailable.
+        rotates_at: When it should be rotated because of its age.
         rests_until: Until when its rotation is not tried again.
-        seals_until: When sealing looks at it again: on expiry, or to rotate it.
-        lease: What this process may still seal under it.
+        seals_until: When sealing checks it again, because it expires or should be rotated.
+        lease: The items that this process may still seal under it.
         used: The number of the call that used it last.
-        branch: The branch key that opened it; ``None`` if a KEK did.
+        branch: The branch key that opened it. ``None`` if a KEK did.
     """
 
     __slots__ = (
@@ -154,7 +163,7 @@ class CachedKey:
         self.branch: UUID | None = None
 
     def schedule(self) -> None:
-        """Say when sealing looks at the key again."""
+        """Set the time when sealing checks the key again."""
         self.seals_until = min(self.expires, max(self.rotates_at, self.rests_until))
 
     def __repr__(self) -> str:
@@ -166,8 +175,8 @@ class KeyCache:
     Keys by id, and active keys by scope.
 
     Args:
-        max_keys: Keys held at most.
-        confirmation: Says when a key comes of age to be rotated.
+        max_keys: How many keys are held at most.
+        confirmation: Determines when a key's age requires its rotation.
     """
 
     def __init__(self, max_keys: int, confirmation: Confirmation) -> None:
@@ -177,7 +186,7 @@ class KeyCache:
         self._confirmation = confirmation
 
     def renew(self, cached: CachedKey, record: KeyRecord) -> None:
-        """Take over a key's row as it was read again."""
+        """Adopt a key's row that was read again."""
         cached.record = record
         cached.key.state = record.state
         cached.lease.reread(record.items_reserved)
@@ -187,7 +196,7 @@ class KeyCache:
         cached.schedule()
 
     def add(self, cached: CachedKey) -> None:
-        """Hold *cached* by its id; what was used longest ago may go for it."""
+        """Hold *cached* by its id. Keys that were not used for longest may be evicted."""
         key_id = cached.record.key_id
         if key_id not in self.keys and len(self.keys) >= self._max_keys:
             self._evict(1 + len(self.keys) - self._max_keys)
@@ -195,11 +204,11 @@ class KeyCache:
 
     def drop(self, key_id: UUID, *, close: bool) -> None:
         """
-        Let a key go.
+        Drop a key.
 
         Args:
-            key_id: Held or not.
-            close: Whether batches that still hold the handle must stop at once.
+            key_id: The id of a key, held or not.
+            close: Whether batches that still hold the handle must stop immediately.
         """
         cached = self.keys.pop(key_id, None)
         if cached is not None:
@@ -208,25 +217,25 @@ class KeyCache:
                 cached.key.close()
 
     def vacate(self, cached: CachedKey) -> None:
-        """Seal no more under *cached*; it still opens."""
+        """Stop sealing under *cached*. It still opens."""
         if self.active.get(cached.record.scope) is cached:
             del self.active[cached.record.scope]
 
     def _evict(self, count: int) -> None:
-        # A sweep takes a share of a large cache, so that it costs little for each key.
+        # A sweep evicts a share of a large cache, so that it costs little for each key.
         count = max(count, self._max_keys // 64)
         for cached in heapq.nsmallest(count, self.keys.values(), key=_last_use):
-            # A batch that holds the handle goes on with it (docs/decisions/0006).
+            # A batch that holds the handle continues with it (docs/decisions/0006).
             self.drop(cached.record.key_id, close=False)
 
 
 class Confirmation:
     """
-    Limits that one thread at a time moves, and all read.
+    Time limits that one thread at a time moves and all read.
 
     Attributes:
-        opens_until: Until when what is known may be used to open, by the keyring's clock.
-        seals_until: The same to seal.
+        opens_until: Until when the knowledge of keys may be used to open, by the keyring's clock.
+        seals_until: Until when the knowledge of keys may be used to seal.
     """
 
     def __init__(self, caching: CachePolicy, rotation: RotationPolicy) -> None:
@@ -238,11 +247,11 @@ class Confirmation:
 
     def confirm(self, began: float, *, interval: float, store_time: datetime) -> None:
         """
-        Note that everything known holds as of *began*.
+        Record that everything known was valid at *began*.
 
         Args:
             began: The moment before the query, by the keyring's clock.
-            interval: Seconds; the key store's own, which wins if it is smaller.
+            interval: The key store's refresh interval in seconds. It wins if it is smaller.
             store_time: The key store's clock at that moment.
         """
         longest = self._caching.refresh_interval
@@ -252,15 +261,23 @@ class Confirmation:
         self.opens_until = self.seals_until = until
 
     def outlives_store(self, now: float) -> bool:
-        """Tell whether keys still open although the store is away, and if so let it rest for a while."""
+        """
+        Return whether keys still open while the store is unavailable.
+
+        If they do, the store is not queried for a while.
+        """
         if now > self._opens_at_most_until:
             return False
         self.opens_until = min(self._opens_at_most_until, now + RETRY_SECONDS)
         return True
 
     def rotation_time(self, record: KeyRecord) -> float:
-        """When a data key comes of age to be rotated, by the keyring's clock; the store's says its age."""
-        # Rotating a branch key alone protects nothing, and a field's key is never retired
+        """
+        Return when a data key's age requires rotation, by the keyring's clock.
+
+        The store's clock determines its age.
+        """
+        # The rotation of a branch key alone protects nothing, and a field key is never retired
         # (docs/decisions/0008, 0011).
         if record.purpose is not KeyPurpose.DATA:
             return inf

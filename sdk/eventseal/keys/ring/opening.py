@@ -1,4 +1,4 @@
-"""Loads keys by id, and confirms what the process knows of keys by one small query that threads share."""
+"""Loads keys by id, and confirms known states by one shared query."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ if TYPE_CHECKING:
 
 
 class Refresher:
-    """Reads the application's change mark, and what changed if its counter moved."""
+    """Reads the application's change mark, and the changes if its counter moved."""
 
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
         self._lock = threading.Lock()
-        # Numbers of refreshes: the last that began, and the last that succeeded or gave the failure below.
+        # Numbers of refreshes: the last one that began, and the last one that succeeded or set the failure.
         self._begun = self._ended = 0
         self._failure: EventSealError | None = None
 
     def confirm_for_opening(self) -> None:
         """
-        See to it that what is known may be used to open.
+        Ensure that the knowledge of keys may be used to open.
 
         Raises:
-            StoreUnavailableError: The key store has been away for longer than keys open without it.
-            IntegrityError: The mark, or the root of the revocation tree, is not what a keyring sealed.
+            StoreUnavailableError: The key store is unavailable for longer than keys may open without it.
+            IntegrityError: The mark, or the root of the revocation tree, is not authentic.
         """
         clock, confirmation = self._ring.given.clock, self._ring.confirmation
         try:
@@ -63,25 +63,28 @@ class Refresher:
 
     def confirm_for_sealing(self) -> None:
         """
-        See to it that what is known may be used to seal.
+        Ensure that the knowledge of keys may be used to seal.
 
         Raises:
-            StoreUnavailableError: The key store is away.
-            IntegrityError: The mark, or the root of the revocation tree, is not what a keyring sealed.
+            StoreUnavailableError: The key store is unavailable.
+            IntegrityError: The mark, or the root of the revocation tree, is not authentic.
         """
         clock, confirmation = self._ring.given.clock, self._ring.confirmation
         self._share(self._begun, done=lambda: clock.now() <= confirmation.seals_until)
 
     def refresh(self) -> None:
-        """Look at once, even if everything was confirmed a moment ago."""
+        """Refresh now, even if everything was confirmed a moment ago."""
         self._share(self._begun, done=lambda: False)
 
     def _share(self, begun: int, *, done: Callable[[], bool]) -> None:
         """
-        Refresh, unless one that began after the caller asked, as *begun* shows, has ended meanwhile.
+        Refresh, or use a refresh that another thread has just done.
+
+        That refresh must have begun after the caller's request, as *begun* shows.
 
         Raises:
-            EventSealError: It failed, or that one did. One that any other error ended counts for nobody else.
+            EventSealError: This refresh or that one failed. If any other error ended that one, this thread
+                refreshes itself.
         """
         if done():
             return
@@ -106,18 +109,19 @@ class Refresher:
         seals = self._ring.store_key.known or self._ring.store_key.seals()
         counter, held, since = self._ring.held_keys.asked()
         began = self._ring.given.clock.now()
-        # One row, however many keys are revoked: the rest is read only if the counter moved
+        # This reads one row, however many keys are revoked. The rest is read only if the counter moved
         # (docs/decisions/0025).
         changes = self._ring.store.unchecked.changes(application, counter, held)
         if changes is None:
             if seals is not None:
                 raise mark_deleted(application)
-            return  # no store key yet, hence no key: there is nothing to confirm
-        seals = seals or self._ring.store_key.seals()  # made meanwhile by another process
+            return  # no store key, so no key: there is nothing to confirm
+        seals = seals or self._ring.store_key.seals()  # another process created it in the meantime
         if seals is None:
             raise store_key_deleted(application)
         revocations = self._ring.store.revocations
-        # A mark of the format before the tree passes: is_old() has checked its seal (docs/decisions/0025).
+        # A mark of the format before the tree may pass, because is_old() has checked its MAC
+        # (docs/decisions/0025).
         if changes.mark.has_tree or not seals.is_old(changes.mark):
             seals.check_mark(changes.mark)
         self._ring.held_keys.check_mark(changes.mark, since)
@@ -131,16 +135,16 @@ REFUSAL_SECONDS = 5.0
 _MOST_REFUSALS = 10_000
 
 ATTEMPTS = 8
-"""How often rows are read because states moved meanwhile: each time takes a refresh that found a change."""
+"""How often rows are read because states changed. Each new attempt needs a refresh with changes."""
 
 
 class Rows(NamedTuple):
     """
-    Rows as the key store gave them.
+    Rows as the key store returned them.
 
     Attributes:
-        records: By id; absent ones are left out.
-        since: The moment before they were read.
+        records: The rows by id. Absent ones are left out.
+        since: The moment before the rows were read.
     """
 
     records: Mapping[UUID, KeyRecord]
@@ -148,25 +152,25 @@ class Rows(NamedTuple):
 
 
 class Opener:
-    """Loads keys by id. Every row is checked before its key is used, every key against its row."""
+    """Loads keys by id. It checks every row before its key, and every key against its row."""
 
     def __init__(self, parts: RingParts) -> None:
         self._parts = parts
         self._held_keys = parts.held_keys
         self._held = parts.held_keys.of(parts.purpose).keys
         self._flights: SingleFlight[UUID, CachedKey] = SingleFlight()
-        # Absent and destroyed keys; a KMS or a key store that failed is never remembered. Threads need no
-        # lock: each operation is one of a dictionary's.
+        # Absent and destroyed keys. A failure of a KMS or a key store is never remembered. Threads need no
+        # lock, because each operation is a single dictionary operation.
         self._refusals: dict[UUID, tuple[EventSealError, float]] = {}
         self._changes = 0
 
     def look_again(self) -> None:
-        """Look again for keys that were absent or destroyed a moment ago."""
+        """Forget which keys were absent or destroyed a moment ago."""
         self._refusals.clear()
 
     def keys(self, key_ids: Collection[UUID]) -> dict[UUID, DataKey | EventSealError]:
         """
-        Give each key, or why there is none.
+        Return each key, or the error in its place.
 
         Raises:
             StoreError: The key store refused or failed.
@@ -175,9 +179,9 @@ class Opener:
         self._held_keys.check_open()
         try:
             return self._keys(key_ids)
-        except StoreError:  # an outage is no fact about a key (docs/decisions/0004)
+        except StoreError:  # an outage says nothing about a key (docs/decisions/0004)
             raise
-        except EventSealError as error:  # of the store key or the change mark, under which all of them stand
+        except EventSealError as error:  # of the store key or the change mark, on which all keys depend
             return dict.fromkeys(key_ids, error)
 
     def _keys(self, key_ids: Collection[UUID]) -> dict[UUID, DataKey | EventSealError]:
@@ -208,14 +212,14 @@ class Opener:
         self, key_ids: Sequence[UUID], rows: Rows | None = None
     ) -> dict[UUID, CachedKey | EventSealError]:
         """
-        Load keys, together with the threads that want the same ones.
+        Load keys, together with the threads that need the same keys.
 
         Args:
-            key_ids: What is not in memory, or must be unwrapped again.
-            rows: Theirs, if they were just read.
+            key_ids: The ids of keys that are not in memory, or must be unwrapped again.
+            rows: The rows of the keys, if they were just read.
 
         Returns:
-            An outcome for each.
+            One outcome for each key.
 
         Raises:
             StoreError: The key store refused or failed.
@@ -229,15 +233,15 @@ class Opener:
             for key_id, outcome in awaited.items():
                 if isinstance(outcome, StoreError):
                     raise outcome
-                # Another thread's key may have been destroyed since: it began before this one asked
-                # (docs/decisions/0006).
+                # A key that another thread loaded may have been destroyed since: the load began before this
+                # call (docs/decisions/0006).
                 if isinstance(outcome, EventSealError) or outcome is self._fresh(key_id, now):
                     outcomes[key_id] = outcome
             missing = [key_id for key_id in missing if key_id not in outcomes]
         return outcomes
 
     def _refusal(self, key_id: UUID, now: float) -> EventSealError | None:
-        """Give a copy of the error that answers for a key at the moment, if one does."""
+        """Return a copy of a key's remembered error while it is valid."""
         error, until = self._refusals.get(key_id, (None, 0.0))
         return copied(error) if error is not None and now < until else None
 
@@ -255,11 +259,15 @@ class Opener:
             if not batch.pending:
                 return batch.outcomes
         raise StoreUnavailableError(
-            f"the states of keys moved {ATTEMPTS} times while key {next(iter(batch.pending))} was loaded"
+            f"the states of keys changed {ATTEMPTS} times while key {next(iter(batch.pending))} was loaded"
         )
 
     def _settle_held(self, batch: _Batch) -> None:
-        """Take what another thread has just loaded, and what serves on while the KMS is known to be away."""
+        """
+        Settle keys that another thread has just loaded, or that remain usable.
+
+        Held keys remain usable while the KMS is known to be unavailable.
+        """
         now = self._parts.clock.now()
         for key_id in list(batch.pending):
             if key_id not in self._held:
@@ -273,7 +281,7 @@ class Opener:
         try:
             return Rows(self._parts.store.get(key_ids), since)
         except StoreUnavailableError:
-            # What is held was confirmed a moment ago, and its wrappings still unwrap (docs/decisions/0006).
+            # Held keys were confirmed a moment ago, and their wrappings still unwrap (docs/decisions/0006).
             held = {key_id: cached.record for key_id in key_ids if (cached := self._held.get(key_id))}
             if len(held) < len(key_ids):
                 raise
@@ -282,7 +290,7 @@ class Opener:
     def _open(self, batch: _Batch, rows: Rows) -> None:
         seals = self._parts.store_key.known or self._parts.store_key.seals()
         if seals is not None:
-            # The store key may have been made after the caller looked.
+            # The store key may have been created after the caller's check.
             self._parts.refresher.confirm_for_opening()
         now = self._parts.clock.now()
         refused: dict[UUID, EventSealError] = {}
@@ -299,7 +307,7 @@ class Opener:
         if seals is not None:
             self._note_reopened(refused, seals)
             if not self._refuse_closed(batch, rows, refused, seals):
-                return  # states moved since the rows were read
+                return  # states changed since the rows were read
         for key_id, refusal in refused.items():
             self._refuse(batch, key_id, rows.records.get(key_id), refusal)
         records = [rows.records[key_id] for key_id in batch.pending]
@@ -310,7 +318,11 @@ class Opener:
                 self._keep(batch, key, record, rows.since, now)
 
     def _note_reopened(self, refused: dict[UUID, EventSealError], seals: Seals) -> None:
-        """Note on errors of erased keys whether their scopes were reopened: then an item may be forged."""
+        """
+        Record in errors of erased keys whether their scopes were reopened.
+
+        In a reopened scope, an item of such a key may be forged.
+        """
         revocations = self._parts.store.revocations
         erased = {
             key_id: error
@@ -329,17 +341,19 @@ class Opener:
             if isinstance(closed, IntegrityError):
                 refused[key_id] = closed
             else:
-                # In a scope that is open again, only a listed item reads as erased (docs/decisions/0025).
+                # In a reopened scope, only a listed item reads as erased (docs/decisions/0025).
                 error.scope_reopened = not closed
 
     def _refuse_closed(
         self, batch: _Batch, rows: Rows, refused: dict[UUID, EventSealError], seals: Seals
     ) -> bool:
         """
-        Refuse the live keys of closed scopes: their rows were hidden while the scope was shredded.
+        Refuse keys that are not destroyed although their scope is closed.
+
+        Their rows were hidden while the scope was shredded.
 
         Returns:
-            ``False`` if states moved since the rows were read, so that they must be read again.
+            ``False`` if states changed since the rows were read, so that they must be read again.
         """
         revocations, purpose = self._parts.store.revocations, self._parts.purpose
         live = [rows.records[key_id] for key_id in batch.pending if key_id not in refused]
@@ -350,9 +364,9 @@ class Opener:
             states = revocations.scopes(purpose, scopes, seals)
         except StoreUnavailableError:
             if all(record.key_id in self._held for record in live):
-                return True  # looked at when they were loaded, and they serve on without the store
+                return True  # checked when they were loaded: they remain usable without the store
             raise
-        if any(states.closed.values()):  # maybe shredded, or reopened, since the last refresh
+        if any(states.closed.values()):  # maybe shredded or reopened since the last refresh
             self._parts.refresher.refresh()
             if self._held_keys.known.changes != rows.since.changes:
                 return False
@@ -371,7 +385,8 @@ class Opener:
                 batch.opened[record.key_id] = outcome
                 continue
             if isinstance(outcome, KeyDestroyedError) and record.key_id not in batch.reread:
-                # Its branch key went. A rewrap may have given it another one (docs/decisions/0010).
+                # Its branch key was destroyed. A rewrap may have wrapped it under another one
+                # (docs/decisions/0010).
                 batch.reread.add(record.key_id)
                 continue
             held: CachedKey | None = None
@@ -393,7 +408,7 @@ class Opener:
         batch.settle(key_id, refusal)
         if record is not None and isinstance(refusal, KeyDestroyedError):
             self._held_keys.bury(record)
-        # A failure of the KMS or of the key store is never remembered: its end would go unnoticed
+        # A failure of the KMS or the key store is never remembered, so that its end is noticed
         # (docs/decisions/0006).
         if isinstance(refusal, KeyNotFoundError | KeyDestroyedError):
             if len(self._refusals) >= _MOST_REFUSALS:
@@ -406,10 +421,10 @@ class _Batch:
     Keys that one thread loads, until each has its outcome.
 
     Attributes:
-        pending: Those that have none yet.
-        outcomes: Of the others.
-        opened: Handles that were unwrapped, also if their row must be read again.
-        reread: Those whose rows are read once more, because of what they name.
+        pending: The keys that have no outcome yet.
+        outcomes: The outcomes of the other keys.
+        opened: Handles of unwrapped keys, even if their rows must be read again.
+        reread: The keys whose rows are read once more, because the row names a destroyed key.
     """
 
     def __init__(self, key_ids: Collection[UUID]) -> None:
@@ -419,11 +434,11 @@ class _Batch:
         self.reread: set[UUID] = set()
 
     def settle(self, key_id: UUID, outcome: CachedKey | EventSealError) -> None:
-        """Give a key its outcome."""
+        """Set the outcome of a key."""
         self.pending.pop(key_id, None)
         self.outcomes[key_id] = outcome
 
     def has_opened(self, record: KeyRecord) -> bool:
-        """Whether the key was unwrapped, and is the one that this row was made for too."""
+        """Return whether the key was unwrapped and belongs to this row."""
         key = self.opened.get(record.key_id)
         return key is not None and is_bound(key, record)

@@ -1,4 +1,4 @@
-"""Puts a keyring together: what all purposes of keys share, and what serves one of them."""
+"""Builds a keyring: the shared parts, and those of each key purpose."""
 
 from __future__ import annotations
 
@@ -39,19 +39,21 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RingParts:
     """
-    What a keyring's sealer, opener and rotator of one purpose of keys share; a forked child makes it anew.
+    The parts that the sealer, opener and rotator of one purpose share.
+
+    A forked child creates them again.
 
     Attributes:
         application: The application that owns every key.
         purpose: The purpose of the keys.
-        wrapping: Makes and unwraps the keys, under KEKs or under branch keys.
-        store: Holds the records.
-        held_keys: Shared by all purposes, as are the next three.
-        store_key: Seals the rows.
-        refresher: Confirms what is known of keys.
+        wrapping: Creates and unwraps the keys, under KEKs or under branch keys.
+        store: The store of the records.
+        held_keys: The keys in memory. All purposes share it, and also the next three.
+        store_key: Authenticates the rows.
+        refresher: Confirms the keyring's knowledge of keys.
         destroyer: Marks keys compromised.
         rotation: When a key stops being the active one.
-        clock: For intervals.
+        clock: The clock that measures intervals.
         counters: Count hits and misses.
     """
 
@@ -69,18 +71,22 @@ class RingParts:
 
     @property
     def first_block(self) -> int:
-        """Items that are leased together with a new key; what a branch key wraps is not counted."""
+        """
+        How many items are leased together with a new key.
+
+        Keys that a branch key wraps are not counted.
+        """
         return 0 if self.purpose is KeyPurpose.BRANCH else min(FIRST_BLOCK, self.rotation.max_items)
 
     def new_keys(self, leases: Mapping[str, int]) -> dict[str, tuple[DataKey, KeyRecord]]:
         """
-        Make a key for each scope; nothing is stored yet.
+        Create a key for each scope, without storing it.
 
         Args:
-            leases: By scope the items that this process leases with its key.
+            leases: For each scope, the number of items that this process leases with its key.
 
         Raises:
-            KmsError: Some key could not be wrapped; then none is given.
+            KmsError: A key could not be wrapped. Then no key is returned.
         """
         seals = self.store_key.made_seals()
         blank = [
@@ -96,14 +102,14 @@ class RingParts:
 
 class KeysOfPurpose:
     """
-    What serves the keys of one purpose: data keys, or the branch keys under which those are wrapped.
+    Serves the keys of one purpose: data, field or branch keys.
 
     Args:
-        parts: Have the purpose, and what makes and wraps the keys.
+        parts: The purpose, and the parts that create and wrap the keys.
 
     Attributes:
         opener: Finds keys by id.
-        sealer: Finds and makes the active keys of scopes.
+        sealer: Finds and creates the active keys of scopes.
     """
 
     def __init__(self, parts: RingParts) -> None:
@@ -113,18 +119,20 @@ class KeysOfPurpose:
 
     def rotate(self, scopes: Collection[str], *, compromised: bool) -> dict[str, Rotated | EventSealError]:
         """
-        Rotate the keys of scopes, with as few calls of the KMS as it allows; see :class:`Rotator`.
+        Rotate the keys of scopes with as few KMS calls as possible.
+
+        See :class:`Rotator`.
 
         Args:
-            scopes: Checked; one that has no key gets its first.
-            compromised: Whether what the old keys have sealed must be sealed again.
+            scopes: Checked scopes. A scope that has no key gets its first one.
+            compromised: Whether everything that the old keys have sealed must be sealed again.
         """
         return self._rotator.rotate(
             scopes, compromised=compromised, make=lambda scope: self.sealer.keys({scope: 0}, make=True)
         )
 
     def rotate_one(self, scope: str, *, compromised: bool) -> KeyRecord:
-        """Rotate one key, give the row of the new one, and raise what :meth:`rotate` would give."""
+        """Rotate one key and return the new key's row. An error is raised, not returned."""
         outcome = self.rotate([scope], compromised=compromised)[scope]
         if isinstance(outcome, EventSealError):
             raise outcome
@@ -133,7 +141,7 @@ class KeysOfPurpose:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyringOptions:
-    """What a keyring was given, checked; see :class:`eventseal.keys.Keyring`."""
+    """The checked arguments of a keyring. See :class:`eventseal.keys.Keyring`."""
 
     application: str
     kms: tuple[KmsAdapter, ...]
@@ -150,10 +158,10 @@ class KeyringOptions:
 
 class Ring:
     """
-    Everything of a keyring that remembers; a forked child makes it anew.
+    All of a keyring's state in memory. A forked child creates it again.
 
     Args:
-        given: What the keyring was given.
+        given: The keyring's arguments.
     """
 
     def __init__(self, given: KeyringOptions) -> None:
@@ -189,7 +197,7 @@ class Ring:
             destroyer=self.destroyer,
             rotation=given.policy,
             clock=given.clock,
-            counters=KeyringCounters(),  # the keyring's own do not count hits and misses of branch keys
+            counters=KeyringCounters(),  # the keyring's counters do not count hits and misses of branch keys
         )
         self.branch_keys = KeysOfPurpose(by_keks)
         self.branches = Branches(

@@ -1,4 +1,4 @@
-"""Gives scopes new active keys; the old ones open only. No item is touched."""
+"""Creates new active keys for scopes. The old keys then only open. No item is changed."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 class Rotated(NamedTuple):
     """
-    How the rotation of a scope ended.
+    The result of a scope's rotation.
 
     Attributes:
-        old: The key that was the active one; ``None`` if the scope had none.
-        new: The row of the one that is.
+        old: The key that was active before. ``None`` if the scope had none.
+        new: The row of the key that is active now.
     """
 
     old: UUID | None
@@ -41,11 +41,11 @@ class Rotated(NamedTuple):
 
 class _Replaced(NamedTuple):
     """
-    How the replacement of an active key ended.
+    The result of an active key's replacement.
 
     Attributes:
         record: The row that holds the slot now.
-        won: Whether it is the new one; if not, another process was first, and the row is not checked yet.
+        won: Whether it is the new key. If not, another process was first, and the row is not checked yet.
     """
 
     record: KeyRecord
@@ -53,11 +53,15 @@ class _Replaced(NamedTuple):
 
 
 class _BranchEndedError(StoreUnavailableError):
-    """What wrapped a new key, a branch key or a KEK, came to its end before that was stored: make another."""
+    """
+    A new key could not be stored because its wrapping became useless.
+
+    The branch key or KEK that wrapped it was destroyed or closed. The caller must create another key.
+    """
 
 
 class Rotator:
-    """Replaces active keys. The KMS is called before the transaction, never in it."""
+    """Replaces active keys. The KMS is called before the transaction, never inside it."""
 
     def __init__(self, parts: RingParts) -> None:
         self._parts = parts
@@ -67,20 +71,22 @@ class Rotator:
         self, scopes: Collection[str], *, compromised: bool, make: Callable[[str], object]
     ) -> dict[str, Rotated | EventSealError]:
         """
-        Rotate the keys of scopes, whose new keys are made, wrapped and stored together.
+        Rotate the keys of scopes.
+
+        Their new keys are created, wrapped and stored together.
 
         Args:
-            scopes: Checked. The new key of a single one is held, since who rotates it seals next; a process
-                has no room for many.
+            scopes: Checked scopes. If there is only one, its new key is held, because the caller will
+                probably seal next. The process has no room for many new keys.
             compromised: Whether the old keys' items must be encrypted again.
-            make: Makes the first key of a scope that has none.
+            make: Creates the first key of a scope that has none.
 
         Returns:
-            An outcome for each; an error stands for its scope alone.
+            An outcome for each scope. An error concerns its own scope only.
 
         Raises:
-            KmsError: The KMS refused or failed; what was not rotated yet has its old key.
-            StoreError: The key store refused or failed; those before stay rotated.
+            KmsError: The KMS refused or failed. Scopes that were not rotated yet have their old keys.
+            StoreError: The key store refused or failed. Scopes that were rotated before stay rotated.
         """
         state = KeyState.COMPROMISED if compromised else KeyState.DEACTIVATED
         leased = self._parts.first_block if len(scopes) == 1 else None
@@ -92,7 +98,7 @@ class Rotator:
             since = self._held_keys.moment()
             left = [scope for scope in scopes if scope not in outcomes]
             olds = self._replaceable(left, outcomes, make=make, since=since)
-            # One scope that others rotate all the time must not hold up the rest of them.
+            # One scope that others rotate continuously must not delay the other scopes.
             together = [olds] if olds and attempt < ATTEMPTS // 2 else [[old] for old in olds]
             for batch in together:
                 try:
@@ -106,29 +112,31 @@ class Rotator:
         if ended is not None:
             raise ended
         scope = next(scope for scope in scopes if scope not in outcomes)
-        raise StoreUnavailableError(f"the active key of scope {scope!r} moved {ATTEMPTS} times meanwhile")
+        raise StoreUnavailableError(
+            f"the active key of scope {scope!r} changed {ATTEMPTS} times in the meantime"
+        )
 
     def replace(
         self, olds: Sequence[KeyRecord], state: KeyState, *, leased: int | None, wait: bool
     ) -> dict[str, _Replaced]:
         """
-        Close active keys and make others in their place, all or none.
+        Close active keys and create their replacements, all or none.
 
         Args:
             olds: The active rows, as they were read and checked.
-            state: What they become.
-            leased: Items that this process leases at once under each new key; ``None``: it holds none.
+            state: The new state of the old keys.
+            leased: How many items this process leases under each new key. With ``None``, it holds no new key.
             wait: Whether to wait for another writer of the key tables.
 
         Returns:
-            By scope; one is left out if no key holds its slot any more.
+            The result for each scope. A scope is left out if no key holds its slot any more.
 
         Raises:
             KmsError: The KMS refused or failed.
             StoreError: The key store refused or failed.
         """
         seals, since = self._parts.store_key.made_seals(), self._held_keys.moment()
-        # Before the transaction: no lock waits for a KMS (docs/decisions/0001).
+        # Keys are created before the transaction, so that no lock waits for a KMS (docs/decisions/0001).
         made = self._parts.new_keys({old.scope: leased or 0 for old in olds})
         replacements = [
             Replacement(
@@ -171,14 +179,14 @@ class Rotator:
                     return store.replace_all_active(replacements, next_mark=mark)
                 if not hasattr(store, "replace_active"):
                     return store.replace_all_active(replacements, next_mark=mark, wait=False)
-                # A store that was written for an earlier release waits, except in this method.
+                # A store that was written for an earlier release always waits, except in this method.
                 (replacement,) = replacements
                 holder = store.replace_active(*replacement, next_mark=mark, wait=False)
                 return {replacement.old.scope: holder}
-        except KeyNotFoundError:  # of such a store: no key holds the slot
+        except KeyNotFoundError:  # from such a store: no key holds the slot
             return {}
         except KeyDestroyedError as error:
-            self._parts.refresher.refresh()  # learns of the branch's new key
+            self._parts.refresher.refresh()  # reads the branch's new key
             raise _BranchEndedError(str(error), remedy=error.remedy) from error
 
     def _replaceable(
@@ -189,7 +197,7 @@ class Rotator:
         make: Callable[[str], object],
         since: Moment,
     ) -> list[KeyRecord]:
-        """Give the active rows that may give way, and note what became of the other scopes."""
+        """Return the active rows that can be replaced, and record other outcomes."""
         rows = self._active(scopes)
         found: list[KeyRecord] = []
         for scope in scopes:
@@ -204,23 +212,27 @@ class Rotator:
                 if (made := self._active([scope]).get(scope)) is not None:
                     self._check(made, scope)
                     outcomes[scope] = Rotated(None, made)
-            except (KeyDestroyedError, IntegrityError) as error:  # of this scope: the others are in order
+            except (KeyDestroyedError, IntegrityError) as error:  # the other scopes are unaffected
                 outcomes[scope] = error
         return found
 
     def _rotated(
         self, olds: Sequence[KeyRecord], replaced: dict[str, _Replaced], *, compromised: bool
     ) -> dict[str, Rotated]:
-        """Say of each scope how it ended; one that must be read again is left out."""
+        """
+        Return the result of each scope.
+
+        A scope that must be read again is left out.
+        """
         rotated: dict[str, Rotated] = {}
         for old in olds:
             record, won = replaced.get(old.scope, _Replaced(old, won=False))
-            if record.key_id == old.key_id:  # no key holds the slot, or another of the batch had moved on
+            if record.key_id == old.key_id:  # no key holds the slot, or another key of the batch had changed
                 continue
             if not won:
                 if self._refusal(record, old.scope) is not None:
                     continue
-                if compromised:  # the other process may have deactivated it only (docs/decisions/0006)
+                if compromised:  # the other process may only have deactivated it (docs/decisions/0006)
                     self._mark_compromised(old.key_id)
             rotated[old.scope] = Rotated(old.key_id, record)
         return rotated
@@ -241,8 +253,8 @@ class Rotator:
         )
 
     def _mark_compromised(self, key_id: UUID) -> None:
-        """Mark a key, which another process has deactivated meanwhile, as it was meant to be."""
+        """Mark a key compromised that another process only deactivated."""
         try:
             self._parts.destroyer.mark_compromised([key_id])
         except (KeyDestroyedError, KeyNotFoundError):
-            return  # it opens nothing any more: there is nothing left to be encrypted again
+            return  # it opens nothing any more, so nothing must be encrypted again

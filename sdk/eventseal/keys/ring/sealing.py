@@ -1,4 +1,4 @@
-"""Gives the keys that seal: each scope's active one, made on first use, leased, and replaced in time."""
+"""Finds, creates, leases and replaces the active keys that seal for scopes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from eventseal.keys.records import checked_scope
 from eventseal.keys.ring.opening import ATTEMPTS, Rows
 from eventseal.keys.states import SUBJECT_PURPOSES, KeyState
 from eventseal.keys.store import HARD_LIMIT
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 
 ROTATION_RESTS = 30.0
-"""Seconds for which a rotation by policy that failed is not tried again."""
+"""How many seconds a failed rotation by policy is not tried again."""
 
 
 class ScopeBatch:
@@ -43,11 +44,11 @@ class ScopeBatch:
     Scopes that one thread settles.
 
     Attributes:
-        pending: By scope the items to be sealed, until the scope has its outcome.
-        outcomes: Of the others.
-        seats: The keys that are about to seal for them, as long as nothing shows that they must not.
-        rotated: Scopes whose key was to be replaced by policy: that is tried once.
-        refusal: Why new keys were not stored, the last time, though no other process was first.
+        pending: For each scope without an outcome, the number of items to seal.
+        outcomes: The outcomes of the other scopes.
+        seats: The keys that will seal for the pending scopes, unless something forbids it.
+        rotated: Scopes whose key was due for rotation by policy. Each is tried once.
+        refusal: The reason why new keys were not stored last, although no other process was first.
     """
 
     def __init__(self, items: Mapping[str, int]) -> None:
@@ -58,7 +59,7 @@ class ScopeBatch:
         self.refusal: KeyDestroyedError | None = None
 
     def settle(self, scope: str, outcome: CachedKey | EventSealError) -> None:
-        """Give a scope its outcome."""
+        """Set the outcome of a scope."""
         self.pending.pop(scope, None)
         self.seats.pop(scope, None)
         self.outcomes[scope] = outcome
@@ -68,8 +69,8 @@ class Seats:
     """
     Seats the key that seals for each scope.
 
-    A key's row is committed before the key takes its seat; who loses the race for a scope's slot drops its
-    key and unwraps the winner's.
+    A key's row is committed before the key takes its seat. If another process wins the race for a scope's
+    slot, this process drops its key and unwraps the winner's.
     """
 
     def __init__(self, parts: RingParts, opener: Opener) -> None:
@@ -79,7 +80,7 @@ class Seats:
         self._active = parts.held_keys.of(parts.purpose).active
 
     def fill(self, batch: ScopeBatch, *, make: bool) -> None:
-        """Load the active keys that are not at hand, and make those that nobody has made."""
+        """Load or create the active keys that are not in memory."""
         missing = self._missing(batch)
         if not missing:
             return
@@ -93,7 +94,7 @@ class Seats:
             if absent and make:
                 self._make(batch, absent, admission)
         except EventSealError as error:
-            for scope in missing:  # the other scopes of the batch, and who waits for them, need none of this
+            for scope in missing:  # the batch's other scopes and waiting threads need none of these
                 if scope in batch.pending and scope not in batch.seats:
                     batch.settle(scope, error)
             return
@@ -117,24 +118,26 @@ class Seats:
         self, batch: ScopeBatch, scopes: Collection[str], rows: Mapping[str, KeyRecord]
     ) -> Admission | None:
         """
-        Settle the scopes that the revocation tree has as closed, whatever rows hold their slots.
+        Settle closed scopes, whatever rows hold their slots.
+
+        The revocation tree shows which scopes are closed.
 
         Args:
-            batch: Has the scopes.
-            scopes: To be looked at.
-            rows: Those that hold slots, not checked yet.
+            batch: The batch that has the scopes.
+            scopes: The scopes to check.
+            rows: The unchecked rows that hold slots.
 
         Returns:
-            What admits new keys of the scopes; ``None`` for keys that are never shredded.
+            The condition for new keys of the scopes. ``None`` for keys that are never shredded.
         """
         if self._parts.purpose not in SUBJECT_PURPOSES:
             return None
-        # The tree decides, and not the slot: anybody who writes to the database can edit a tombstone or
-        # delete it (docs/decisions/0025).
+        # The tree decides, not the slot, because any user who can write to the database can edit or delete a
+        # tombstone (docs/decisions/0025).
         seals, revocations = self._parts.store_key.made_seals(), self._parts.store.revocations
         states = revocations.scopes(self._parts.purpose, scopes, seals)
         if any(closed != _holds_tombstone(rows, scope) for scope, closed in states.closed.items()):
-            self._parts.refresher.refresh()  # maybe shredded or reopened since the last one
+            self._parts.refresher.refresh()  # maybe shredded or reopened since the last refresh
             states = revocations.scopes(self._parts.purpose, scopes, seals)
         for scope, closed in states.closed.items():
             if isinstance(closed, IntegrityError):
@@ -176,9 +179,9 @@ class Seats:
             kept = self._parts.store.unchecked.add_active(
                 [record for _, record in made.values()], admit=admission
             )
-        except KeyDestroyedError as error:  # a branch key was retired since it was confirmed, or a KEK closed
+        except KeyDestroyedError as error:  # its branch key was retired, or its KEK closed
             batch.refusal = error
-        if not kept:  # that, or something was revoked: look at the scopes again, under the branch's new key
+        if not kept:  # then, or if a key was revoked, check the scopes again, under the branch's new key
             for key, _ in made.values():
                 key.close()
             self._parts.refresher.refresh()
@@ -206,7 +209,7 @@ def _holds_tombstone(rows: Mapping[str, KeyRecord], scope: str) -> bool:
 
 
 class Sealer:
-    """Gives the keys that seal, each with a lease for what it is about to seal."""
+    """Returns keys that seal, each with a lease for its items."""
 
     def __init__(self, parts: RingParts, opener: Opener, rotator: Rotator) -> None:
         self._parts = parts
@@ -219,11 +222,13 @@ class Sealer:
 
     def keys(self, items_by_scope: Mapping[str, int], *, make: bool) -> dict[str, DataKey]:
         """
-        Give each scope's active key; raises as :meth:`eventseal.keys.Keyring.sealing_keys` does.
+        Return each scope's active key.
+
+        Raises as :meth:`eventseal.keys.Keyring.sealing_keys` does.
 
         Args:
             items_by_scope: How many items each scope's key will seal.
-            make: Whether keys may be made: of scopes that have none, or by policy.
+            make: Whether keys may be created, for scopes that have none or by the rotation policy.
         """
         self._held_keys.check_open()
         wanted = {checked_scope(scope): _checked_count(items) for scope, items in items_by_scope.items()}
@@ -243,7 +248,7 @@ class Sealer:
         return found
 
     def _take(self, wanted: dict[str, int], found: dict[str, DataKey]) -> None:
-        """Take from the leases that are there."""
+        """Take items from existing leases."""
         now = self._parts.clock.now()
         for scope, items in list(wanted.items()):
             cached = self._active.get(scope)
@@ -253,7 +258,11 @@ class Sealer:
                 del wanted[scope]
 
     def _settle_shared(self, wanted: dict[str, int], found: dict[str, DataKey], *, make: bool) -> None:
-        """Settle the scopes that no other thread settles; those of others are tried again by the caller."""
+        """
+        Settle the scopes that no other thread settles.
+
+        The caller tries the scopes of other threads again.
+        """
         mine: list[str] = []
 
         def settle(claimed: list[str]) -> dict[str, CachedKey | EventSealError]:
@@ -271,7 +280,11 @@ class Sealer:
                 found[scope] = settled.key
 
     def _settle(self, items: dict[str, int], *, make: bool) -> dict[str, CachedKey | EventSealError]:
-        """Give each scope a key with its items leased, or the error; nothing for one that has no key."""
+        """
+        Return a key with leased items, or an error, for each scope.
+
+        A scope that has no key is left out.
+        """
         batch = ScopeBatch(items)
         for _ in range(ATTEMPTS):
             self._seats.fill(batch, make=make)
@@ -284,14 +297,20 @@ class Sealer:
         refusal, scope = batch.refusal, next(iter(batch.pending))
         if refusal is not None:
             raise StoreUnavailableError(
-                f"no key was made for scope {scope!r}: {refusal}", remedy=refusal.remedy
+                f"no key was created for scope {scope!r}: {refusal}", remedy=refusal.remedy
             ) from refusal
-        raise StoreUnavailableError(f"the active key of scope {scope!r} moved {ATTEMPTS} times meanwhile")
+        raise StoreUnavailableError(
+            f"the active key of scope {scope!r} changed {ATTEMPTS} times in the meantime"
+        )
 
     # --- rotation by policy ---
 
     def _rotate_due(self, batch: ScopeBatch) -> None:
-        """Replace the keys whose time has come, without waiting; what cannot be replaced now seals on."""
+        """
+        Replace the keys that are due, without waiting.
+
+        A key that cannot be replaced now continues to seal.
+        """
         now = self._parts.clock.now()
         max_items = self._parts.rotation.max_items
         for scope, cached in list(batch.seats.items()):
@@ -304,12 +323,16 @@ class Sealer:
                 try:
                     self._replace(batch, scope, wait=False)
                 except (KmsError, StoreError):
-                    # The append goes on under the old key, and an outage is not asked again at each one
+                    # The append continues under the old key. An outage is not tried again at each append
                     # (docs/decisions/0006).
                     self._held_keys.rest(cached, now + ROTATION_RESTS)
 
     def _replace(self, batch: ScopeBatch, scope: str, *, wait: bool) -> None:
-        """Replace a scope's key, or see that another process did; either way the seat is filled anew."""
+        """
+        Replace a scope's key, or find that another process did it.
+
+        In both cases the seat must be filled again.
+        """
         old = batch.seats[scope].record
         self._debts.pop(old.key_id, None)
         leased = max(batch.pending[scope], self._parts.first_block)
@@ -319,12 +342,12 @@ class Sealer:
     # --- leases ---
 
     def _recall_debts(self, batch: ScopeBatch) -> None:
-        """Go on with the leases of keys that owe items, but were evicted and loaded again meanwhile."""
+        """Restore the leases of keys that owe items but were evicted."""
         for cached in batch.seats.values():
             cached.lease = self._debts.get(cached.record.key_id, cached.lease)
 
     def _lease(self, batch: ScopeBatch) -> None:
-        """Take from the leases, and extend in one call those that are too small."""
+        """Take items from the leases. Leases that are too small are extended in one call."""
         max_items = self._parts.rotation.max_items
         short: dict[str, tuple[CachedKey, int]] = {}
         for scope, cached in list(batch.seats.items()):
@@ -362,13 +385,13 @@ class Sealer:
                 batch.settle(scope, cached)
 
     def _replace_full(self, batch: ScopeBatch, scope: str) -> None:
-        """Replace a key that may seal no more; this is waited for."""
+        """Replace a key that may seal no more, and wait for it."""
         key_id = batch.seats[scope].record.key_id
         try:
             self._replace(batch, scope, wait=True)
         except (KmsError, StoreError) as error:
             limit = KeyLimitError(
-                f"key {key_id} of scope {scope!r} may seal no more and cannot be rotated: {error}",
+                f"key {key_id} of scope {scope!r} may not encrypt more items and cannot be rotated: {error}",
                 key_id=key_id,
             )
             limit.__cause__ = error
@@ -381,10 +404,10 @@ def _is_ready(cached: CachedKey, now: float) -> bool:
 
 def _checked_count(items: int) -> int:
     if items < 0:
-        raise ConfigurationError(f"{items} items cannot be sealed; the count must not be negative")
+        raise ConfigurationError(f"{items} items cannot be encrypted, because the count must not be negative")
     if items > HARD_LIMIT:
         raise KeyLimitError(
-            f"a batch of {items} items is more than one key may seal ({HARD_LIMIT})",
-            remedy="Seal the items in smaller batches.",
+            f"a batch of {counted(items, 'item')} is more than one key may encrypt ({HARD_LIMIT:,})",
+            remedy="Encrypt the items in smaller batches.",
         )
     return items

@@ -1,4 +1,4 @@
-"""How keys change states, and the change mark with the revocation tree that goes along. No I/O."""
+"""State transitions of keys, with the change mark and revocation tree. No I/O."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 RETIRED_PURPOSES = (KeyPurpose.DATA, KeyPurpose.BRANCH)
-"""The purposes of keys that are retired; the others are shredded, or stay."""
+"""The purposes of keys that are retired. Other keys are shredded, or stay."""
 
 
 class Found(NamedTuple):
@@ -41,9 +41,8 @@ class Found(NamedTuple):
     Keys as they were read.
 
     Attributes:
-        rows: Checked.
-        edited: Rows of keys that are destroyed, and that somebody edited: they lose their slots, and stay as
-            they are otherwise.
+        rows: The checked rows.
+        edited: Edited rows of destroyed keys. They lose their slots, and are otherwise left unchanged.
     """
 
     rows: Sequence[KeyRecord]
@@ -55,10 +54,10 @@ class ShreddedScope(NamedTuple):
     A scope that is closed.
 
     Attributes:
-        destroyed: The keys that lived until now.
-        shredded: All keys of the scope that were ever shredded, also in an earlier run, with the tombstones
-            that only hold a slot.
-        keys: Every key that the scope ever had, also those that were retired.
+        destroyed: The keys that were destroyed by this shred.
+        shredded: All keys of the scope that were ever shredded, by this or an earlier run. It includes
+            tombstones that only hold a slot.
+        keys: Every key that the scope ever had, including keys that were retired.
     """
 
     destroyed: tuple[UUID, ...]
@@ -68,12 +67,12 @@ class ShreddedScope(NamedTuple):
 
 class StateTransitions(NamedTuple):
     """
-    What is to become of keys that were just read.
+    The planned changes of keys that were just read.
 
     Attributes:
-        keys: Each as it was read, and as it is to be, not sealed yet.
-        tombstones: New rows of what is no key any more, or never was, not sealed yet.
-        scopes: By purpose and scope whether it is closed from now on, or open, for those that change.
+        keys: Each key as it was read, and as it will be, without its MAC.
+        tombstones: New rows, without MACs, of keys that are missing or never existed.
+        scopes: For each purpose and scope that changes, whether it becomes closed or open.
     """
 
     keys: Sequence[tuple[KeyRecord, KeyRecord]]
@@ -82,14 +81,14 @@ class StateTransitions(NamedTuple):
 
 
 def next_version(record: KeyRecord, **changes: Any) -> KeyRecord:
-    """Give a row as it is to be, in its next version, not sealed yet."""
+    """Return the next version of a row, without its MAC."""
     return replace(record, row_version=record.row_version + 1, **changes)
 
 
 def tombstone_of(
     record: KeyRecord, by: Literal["retired", "shredded"], *, active_scope: str | None = None
 ) -> KeyRecord:
-    """Give the tombstone of a key, not sealed yet."""
+    """Return the tombstone of a key, without its MAC."""
     return next_version(
         record, state=KeyState.DESTROYED, destroyed_by=by, active_scope=active_scope, wrappings=()
     )
@@ -104,20 +103,20 @@ def transitions_of_shred(
     closed: bool = True,
 ) -> StateTransitions:
     """
-    Say how the keys of a scope end.
+    Return the state transitions that shred a scope.
 
-    Tombstones that stay as they are get a new version, too. So a process that has read the scope before, to
-    reopen it or to shred it as well, has to read it again, and to write to the ledger again. Otherwise the
-    ledger could have the scope as open although this has closed it, or the other way round.
+    Unchanged tombstones get a new version, too. A process that has read the scope to reopen or shred it must
+    then read it again, and write to the ledger again. Otherwise the ledger could show the scope as open
+    although this shred has closed it, or the reverse.
 
     Args:
-        application: Whose keys.
-        scope: The one that is shredded.
+        application: The application that owns the keys.
+        scope: The scope to shred.
         rows: All of its keys and tombstones, of the purposes that a shred ends.
-        erased: Only these keys are destroyed, with their purposes; one that has no row gets a tombstone.
-            ``None``: all.
-        closed: Whether every slot is to be taken by a tombstone, and the scope to be closed for its purpose;
-            a slot that a surviving key has stays its own, and open.
+        erased: The only keys to destroy, with their purposes. A key that has no row gets a tombstone. With
+            ``None``, all keys are destroyed.
+        closed: Whether tombstones take every slot, and the scope is closed for its purposes. If a key that is
+            not destroyed holds a slot, it keeps the slot, and the scope stays open for that purpose.
     """
     keys: list[tuple[KeyRecord, KeyRecord]] = []
     tombstones: list[KeyRecord] = []
@@ -138,18 +137,18 @@ def transitions_of_shred(
             slot = scope if record is holder else None
             if record.state.opens:
                 keys.append((record, tombstone_of(record, "shredded", active_scope=slot)))
-            # A new version, even if nothing changes: whoever reopens the scope meanwhile reads it again
-            # (docs/decisions/0016).
+            # A new version, even if nothing changes: a process that reopens the scope meanwhile must read it
+            # again (docs/decisions/0016).
             elif erased is None or (takes_slot and slot != record.active_scope):
                 keys.append((record, next_version(record, active_scope=slot)))
         tombstones += [replace(record, active_scope=scope if record is holder else None) for record in lost]
-    # Counted, so that a roll of the epoch knows that a key was shredded since it began (docs/decisions/0014).
+    # With this count, a roll of the epoch detects a shred since it began (docs/decisions/0014).
     return StateTransitions(keys, tombstones, {**scopes, SHREDS: True} if keys or tombstones else scopes)
 
 
 def refuse_retirement(record: KeyRecord) -> None:
     """
-    Refuse to retire a key that is in use, or whose items nobody can count.
+    Refuse to retire a key in use, or one with uncountable items.
 
     Raises:
         JobError: The key is active, or of a purpose that is never retired.
@@ -159,13 +158,14 @@ def refuse_retirement(record: KeyRecord) -> None:
         raise JobError(
             f"key {record.key_id} is of purpose {record.purpose}, and such keys are never retired",
             key_id=record.key_id,
-            remedy="What it has sealed is nested inside items, where nobody counts it: only a shred ends it.",
+            remedy="Its fields are nested inside items and cannot be counted. To destroy the key, shred its "
+            "scope with `eventseal shred`.",
         )
 
 
 def refuse_active(record: KeyRecord) -> None:
     """
-    Refuse to end a key that seals.
+    Refuse to destroy a key that seals.
 
     Raises:
         JobError: The key is active.
@@ -184,9 +184,10 @@ def _lost(application: str, scope: str, purpose: KeyPurpose, key_id: UUID) -> Ke
 
 def _slot_holder(rows: Sequence[KeyRecord]) -> KeyRecord | None:
     """
-    Choose the key of a purpose whose tombstone keeps the slot: who holds it already, else the newest.
+    Choose the key of a purpose whose tombstone keeps the slot.
 
-    A retired key is none: its tombstone says that no item of the scope is unreadable.
+    It is the key that already holds the slot, or else the newest. A retired key does not qualify, because its
+    tombstone says that no item of the scope is unreadable.
     """
     held = [record for record in rows if record.active_scope is not None]
     shredded = [record for record in rows if record.destroyed_by != "retired"]
@@ -195,18 +196,18 @@ def _slot_holder(rows: Sequence[KeyRecord]) -> KeyRecord | None:
 
 class NextChangeMark:
     """
-    Gives the mark that follows the locked one, and remembers its counter.
+    Computes the mark that follows the locked one, and remembers its counter.
 
     Args:
-        held_keys: Has seen earlier marks.
-        seals: Check and seal them.
-        changes: Each key as it was, ``None`` for a new one, and as it is to be.
+        held_keys: Knows earlier marks.
+        seals: The MACs that authenticate marks.
+        changes: Each key as it was, or ``None`` for a new key, and as it will be.
         since: The moment before the keys were read.
-        scopes: By purpose and scope whether it is closed from now on, or reopened, for those that change.
+        scopes: For each purpose and scope that changes, whether it becomes closed or reopened.
 
     Attributes:
         paths: The nodes of the revocation tree that the change needs.
-        written: The counter of the mark that was given last.
+        written: The counter of the mark that was returned last.
     """
 
     def __init__(
@@ -239,8 +240,8 @@ class NextChangeMark:
     def __call__(
         self, mark: ChangeMark, nodes: Mapping[bytes, bytes]
     ) -> tuple[ChangeMark, Mapping[bytes, bytes]]:
-        """Check *mark* and *nodes*, and give what follows them."""
-        # The store calls this inside its transaction. It makes no seal itself, and no KMS is called
+        """Check *mark* and *nodes*, and return their successors."""
+        # The store calls this inside its transaction. The store creates no MAC, and no KMS is called
         # (docs/decisions/0001).
         if self._seals.is_old(mark):
             raise old_key_tables(mark.application)
@@ -254,8 +255,8 @@ class NextChangeMark:
             changed = tree.changed(self._keys, scopes)
         except UnprovenError:
             raise IntegrityError(
-                f"a node of the revocation tree of application {mark.application!r} does not match the "
-                "change mark: it was edited; nothing was changed",
+                f"a node of the revocation tree of application {mark.application!r} was edited: "
+                "it does not match the change mark. Nothing was changed",
                 remedy=REMEDY,
             ) from None
         following = self._seals.next_mark(mark, changed.get(ROOT))

@@ -1,4 +1,4 @@
-"""The keys that seal no items: the store key, which authenticates rows, and the keys of erasure ledgers."""
+"""The store key, which authenticates rows, and the keys of erasure ledgers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from eventseal.errors import ConfigurationError, EventSealError, IntegrityError, KmsError
 from eventseal.keys.authentication.row_checks import store_key_deleted
-from eventseal.keys.authentication.row_macs import Seals, check_readable
+from eventseal.keys.authentication.row_macs import RESTORE_STORE_KEY, Seals, check_readable
 from eventseal.keys.concurrency import SingleFlight
 from eventseal.keys.data_key import binding_of
 from eventseal.keys.records import DIGEST_STORE_SCOPE, STORE_SCOPE, new_record
@@ -29,19 +29,22 @@ if TYPE_CHECKING:
 
 class StoreKey:
     """
-    Finds or makes the application's store key, once in a process.
+    Finds or creates the application's store key, once in a process.
 
-    What is kept are the keys derived from it, for seals only: no item opens under them, so they have no TTL.
+    It keeps keys that are derived from the store key, only for MACs. No item opens under them, so they have
+    no time to live.
 
     Args:
-        application: Whose store key.
-        store: Has its row, which is checked here alone: by what the KEKs unwrapped.
-        keks: Wrap it. A branch key is sealed by the store key, and never wraps it.
-        scope_digest: Whether the application's scopes are stored as digests. The store key's row says so,
-            from the application's first key on: another process that was told otherwise is refused.
+        application: The application of the store key.
+        store: Has the row of the store key. Only this class checks that row, with the bytes that the KEKs
+            unwrapped.
+        keks: The KEKs that wrap the store key. A branch key never wraps it, because the store key
+            authenticates the branch keys.
+        scope_digest: Whether the application's scopes are stored as digests. The store key's row says so from
+            the application's first key. A process with a different setting gets an error.
 
     Attributes:
-        known: What :meth:`seals` gives, once that is known.
+        known: The result of :meth:`seals`, once it is known.
     """
 
     def __init__(self, application: str, store: KeyStore, keks: Keks, *, scope_digest: bool) -> None:
@@ -49,25 +52,28 @@ class StoreKey:
         self._store = store
         self._keks = keks
         self._scope = DIGEST_STORE_SCOPE if scope_digest else STORE_SCOPE
-        # Without a time to live: a refusal to unwrap it again would stop every refresh (docs/decisions/0006).
+        # There is no time to live, because a refusal to unwrap it again would stop every refresh
+        # (docs/decisions/0006).
         self.known: Seals | None = None
         self._flight: SingleFlight[str, Seals] = SingleFlight()
 
     def seals(self) -> Seals | None:
         """
-        Give the application's seals; ``None`` if it has no store key, hence no key at all.
+        Return the application's MACs, or ``None`` if it has no store key.
+
+        Without a store key, it has no key at all.
 
         Raises:
-            ConfigurationError: The application's scopes are stored as digests, and this process was told
-                otherwise; or the other way round.
-            IntegrityError: The store key's row is not what a keyring sealed.
+            ConfigurationError: The application's scopes are stored as digests but this process has a
+                different setting, or the reverse.
+            IntegrityError: The store key's row is not authentic.
             KmsError: The KMS refused or failed.
             StoreError: The key store refused or failed.
         """
         return self.known or self._found(make=False)
 
     def made_seals(self) -> Seals:
-        """Give the application's seals; make its store key if it has none. Raises as :meth:`seals` does."""
+        """Return the application's MACs. A missing store key is created. Raises as :meth:`seals`."""
         seals = self.known
         while seals is None:
             seals = self._found(make=True)
@@ -84,7 +90,7 @@ class StoreKey:
         if self.known is None:
             record = self._record()
             if record is None and make and self._has_mark():
-                record = self._record()  # made by another process meanwhile, or gone
+                record = self._record()  # another process created it in the meantime, or it was deleted
                 if record is None:
                     raise store_key_deleted(self._application)
             if record is not None:
@@ -98,8 +104,8 @@ class StoreKey:
         return found.get(STORE_SCOPE)
 
     def _has_mark(self) -> bool:
-        # Stored together with the store key (docs/decisions/0001): a second one would only be in the way of
-        # the first one's repair.
+        # The mark is stored together with the store key (docs/decisions/0001). A second store key would only
+        # prevent the repair of the first.
         return self._store.changes(self._application, -1, []) is not None
 
     def _made(self) -> Seals:
@@ -125,21 +131,25 @@ class StoreKey:
         return seals
 
     def _check_scope(self, record: KeyRecord) -> None:
-        """Refuse to keep scopes in two forms: one that was shredded in the one would live on in the other."""
-        # For good: no unique index holds both forms of a scope (docs/decisions/0015).
+        """
+        Refuse to store scopes in two forms.
+
+        A scope that was shredded in one form would remain in the other.
+        """
+        # This is permanent: no unique index covers both forms of a scope (docs/decisions/0015).
         if record.scope == self._scope:
             return
         application = self._application
         if record.scope == DIGEST_STORE_SCOPE:
             raise ConfigurationError(
-                f"the scopes of application {application!r} are stored as digests, from its first key on",
-                remedy="Set scope_digest to true for it, in every process.",
+                f"the scopes of application {application!r} have been stored as digests since its first key",
+                remedy="Set scope_digest to true for this application, in every process.",
             )
         raise ConfigurationError(
-            f"scope_digest is set, but the scopes of application {application!r} are stored as they are, "
-            "from its first key on",
-            remedy="Leave scope_digest out for it. To have digests, begin a new application, and copy the "
-            "events into it.",
+            f"scope_digest is set, but the scopes of application {application!r} have been stored "
+            "without digests since its first key",
+            remedy="Omit scope_digest for this application. To use digests, create a new application, and "
+            "copy the events into it.",
         )
 
 
@@ -148,9 +158,9 @@ def _check_place(record: KeyRecord, application: str) -> None:
     scopes = {STORE_SCOPE, DIGEST_STORE_SCOPE}
     if place != (application, STORE_SCOPE, KeyPurpose.STORE, KeyState.ACTIVE) or record.scope not in scopes:
         raise IntegrityError(
-            f"key {record.key_id} stands in the place of the store key of application {application!r}, "
+            f"key {record.key_id} is in the place of the store key of application {application!r}, "
             f"but is a {record.state} key of purpose {record.purpose} of application {record.application!r}",
-            remedy="Find out who changed the key tables, and restore the store key from a backup.",
+            remedy=RESTORE_STORE_KEY,
             key_id=record.key_id,
         )
 
@@ -166,10 +176,10 @@ class LedgerKey:
     Authenticates the entries of one ledger.
 
     Args:
-        key: What a KEK unwrapped; one key is derived from it, and the handle is not kept.
+        key: The unwrapped key. One key is derived from it, and the handle is not kept.
 
     Attributes:
-        key_id: The key's, which is the ledger's too.
+        key_id: The id of the key, which is also the id of the ledger.
     """
 
     __slots__ = ("_key", "key_id")
@@ -179,28 +189,31 @@ class LedgerKey:
         self._key = key.derive(_INFO, _HMAC_KEY_SIZE)
 
     def mac(self, message: bytes) -> bytes:
-        """Give 32 bytes of HMAC-SHA-512 over *message*."""
+        """Return 32 bytes of HMAC-SHA-512 over *message*."""
         return hmac.digest(self._key, message, sha512)[:MAC_SIZE]
 
     def authenticates(self, message: bytes, mac: bytes) -> bool:
-        """Whether *mac* is that of *message*; compared in constant time."""
+        """Return whether *mac* is the MAC of *message*, in constant time."""
         return hmac.compare_digest(self.mac(message), mac)
 
     def __repr__(self) -> str:
         return f"<LedgerKey {self.key_id}>"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a LedgerKey holds a key and is neither pickled nor copied")
+        raise TypeError("a LedgerKey holds a key and cannot be pickled or copied")
 
 
 class LedgerKeys:
     """
-    Makes and opens the keys of an application's ledgers; bound by the KEKs to purpose ``ledger``.
+    Creates and opens the keys of an application's ledgers.
+
+    The KEKs bind them to the purpose ``ledger``.
 
     Args:
-        application: Whose.
-        keks: Wrap and unwrap the keys, never under a branch key: that is in the key tables.
-        held_keys: Say whether the keyring is closed: then it gives no key of a ledger.
+        application: The application that owns the ledgers.
+        keks: The KEKs wrap and unwrap the keys. A branch key never does, because branch keys are in the key
+            tables.
+        held_keys: Knows whether the keyring is closed. A closed keyring returns no ledger key.
     """
 
     def __init__(self, application: str, keks: Keks, held_keys: HeldKeys) -> None:
@@ -210,14 +223,14 @@ class LedgerKeys:
 
     def new(self) -> tuple[LedgerKey, KeyRecord]:
         """
-        Make a key.
+        Create a key.
 
         Returns:
-            The key, and what must be kept of it: its id, its binding and its wrappings.
+            The key, and a record of everything that must be stored: its id, its binding and its wrappings.
 
         Raises:
             ConfigurationError: The keyring is closed.
-            KmsError: Too few KEKs wrapped it.
+            KmsError: Too few KEKs wrapped the key.
         """
         self._held_keys.check_open()
         record = new_record(self._application, LEDGER_SCOPE, KeyPurpose.LEDGER, leased=0)
@@ -230,29 +243,30 @@ class LedgerKeys:
         Unwrap a key.
 
         Args:
-            record: With the binding and the wrappings that were kept.
+            record: A record with the stored binding and wrappings.
 
         Raises:
             ConfigurationError: The keyring is closed.
             IntegrityError: A wrapping was changed, or holds another key.
-            KekNotConfiguredError: None of the wrappings is under a KEK of the keyring's.
+            KekNotConfiguredError: None of the wrappings is under a KEK of the keyring.
             KmsError: A KEK refused or failed.
         """
         return _derived(self._unwrapped(record))
 
     def rewrapped(self, record: KeyRecord, targets: Sequence[KmsAdapter] | None = None) -> KeyRecord:
         """
-        Wrap a key anew.
+        Wrap a key again.
 
         Args:
-            record: With wrappings of which one opens.
-            targets: The KEKs that are to wrap it; ``None``: all of the keyring's.
+            record: A record with at least one wrapping that opens.
+            targets: The KEKs that will wrap the key. With ``None``, these are all KEKs of the keyring.
 
         Returns:
-            The record with the new wrappings alone.
+            The record with only the new wrappings.
 
         Raises:
-            EventSealError: As for :meth:`open`; or a target did not wrap it, or not unwrap it again.
+            EventSealError: As :meth:`open` raises. Or a target did not wrap the key, or did not unwrap it
+                again.
         """
         key = self._unwrapped(record)
         wrappings = []
@@ -266,11 +280,15 @@ class LedgerKeys:
         finally:
             key.close()
         if not wrappings:
-            raise KmsError("no KEK is named that is to wrap the ledger's key")
+            raise KmsError("no KEK is given to wrap the ledger's key")
         return replace(record, wrappings=tuple(wrappings))
 
     def _check_opens(self, adapter: KmsAdapter, record: KeyRecord, wrapped: WrappedKey) -> None:
-        """Unwrap what was just wrapped: whoever drops the old KEK relies on it."""
+        """
+        Unwrap a new wrapping.
+
+        Anyone who deletes the old KEK depends on this check.
+        """
         (again,) = self._keks.calls.unwrap(adapter, [(record, wrapped)])
         if isinstance(again, EventSealError):
             raise again
@@ -278,7 +296,7 @@ class LedgerKeys:
 
     def _unwrapped(self, record: KeyRecord) -> DataKey:
         self._held_keys.check_open()
-        # As if all were verified: the key store has no row that could be told which one has opened.
+        # All wrappings count as verified, because the key store has no row to record which one was unwrapped.
         (key,) = self._keks.unwrap([replace(record, verified=frozenset(record.wrappings))])
         if isinstance(key, EventSealError):
             raise key

@@ -1,4 +1,8 @@
-"""Branch keys: kept in the key store, they wrap the data keys of a million scopes for one KMS call each."""
+"""
+Branch keys: stored wrapped in the key store, they wrap data keys.
+
+They wrap the data keys of a million scopes for one KMS call for each branch key.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,7 @@ from eventseal.errors import (
 )
 from eventseal.keys.concurrency import copied
 from eventseal.keys.data_key import material_of, random_key, unwrapped_key
+from eventseal.keys.records import restore_remedy
 from eventseal.kms.adapter import WrappedKey
 from eventseal.suites.cbc_hmac import A256CBC_HS512, open_many, seal_many
 from eventseal.suites.envelope import CompressionId, build_header
@@ -33,22 +38,22 @@ if TYPE_CHECKING:
 
 
 BRANCH_PREFIX = "branch:"
-"""What the ``kek_uri`` of a wrapping under a branch key begins with; no KEK's does."""
+"""The prefix of the ``kek_uri`` of each wrapping under a branch key. No KEK's URI has it."""
 
 MOST_BRANCHES = 4096
-"""Branches that an application may have."""
+"""The highest number of branches of an application."""
 
 _DOMAIN = b"wrapped-key"
 
 
 def branch_scope(application: str, scope: str, branches: int) -> str:
     """
-    Say under which branch the new keys of a scope are wrapped.
+    Return the scope of the branch that wraps a scope's new keys.
 
     Args:
         application: The scope's application.
-        scope: Of the keys to be wrapped.
-        branches: How many branches there are.
+        scope: The scope of the keys to wrap.
+        branches: The number of branches.
 
     Returns:
         The scope of the branch key: ``branch:0`` to ``branch:<branches - 1>``.
@@ -58,17 +63,17 @@ def branch_scope(application: str, scope: str, branches: int) -> str:
 
 
 def branch_scopes(branches: int) -> list[str]:
-    """Name the branch keys of an application that has so many."""
+    """Return the scopes of the branch keys for a number of branches."""
     return [f"{BRANCH_PREFIX}{number}" for number in range(branches)]
 
 
 def branch_uri(branch_id: UUID) -> str:
-    """Name a branch key, as ``kek_uri`` has it."""
+    """Return the name of a branch key in ``kek_uri``."""
     return f"{BRANCH_PREFIX}{branch_id}"
 
 
 def branch_wrapping(record: KeyRecord) -> WrappedKey | None:
-    """Give the wrapping of *record* that is under a branch key, if there is one."""
+    """Return the wrapping of *record* under a branch key, or ``None``."""
     for wrapped in record.wrappings:
         if wrapped.kek_uri.startswith(BRANCH_PREFIX):
             return wrapped
@@ -76,13 +81,13 @@ def branch_wrapping(record: KeyRecord) -> WrappedKey | None:
 
 
 def named_branch(wrapped: WrappedKey) -> UUID | None:
-    """Read the id of the branch key that a wrapping names; ``None`` if it names none in canonical form."""
+    """Return the branch key id in a wrapping, or ``None``. It must be in canonical form."""
     return named_branch_in(wrapped.kek_uri)
 
 
 @lru_cache(maxsize=MOST_BRANCHES)
 def named_branch_in(kek_uri: str) -> UUID | None:
-    """Read the id of the branch key that a ``kek_uri`` names; ``None`` if it names none in canonical form."""
+    """Return the branch key id in a ``kek_uri``, or ``None``. It must be in canonical form."""
     try:
         branch_id = UUID(kek_uri.removeprefix(BRANCH_PREFIX))
     except ValueError:
@@ -95,7 +100,7 @@ def wrap_under(branch: DataKey, keys: Sequence[DataKey]) -> list[WrappedKey]:
     Wrap keys under a branch key.
 
     Raises:
-        KeyNotFoundError: A handle was closed meanwhile.
+        KeyNotFoundError: A handle was closed in the meantime.
     """
     header = build_header(A256CBC_HS512.id, CompressionId.NONE, branch.key_id)
     pool, uri = branch.wrapping_pool(), branch_uri(branch.key_id)
@@ -110,14 +115,15 @@ def unwrap_under(
     Unwrap keys that were wrapped under one branch key.
 
     Args:
-        branch: The one that the wrappings name.
-        addressed: Rows, and the wrapping of each.
+        branch: The branch key that the wrappings name.
+        addressed: Rows, each with one wrapping.
 
     Returns:
-        One outcome a row, in order: a handle whose bytes match the row's binding, or ``IntegrityError``.
+        One outcome for each row, in order: a handle whose bytes match the row's binding, or
+        ``IntegrityError``.
 
     Raises:
-        KeyNotFoundError: The branch key's handle was closed meanwhile.
+        KeyNotFoundError: The branch key's handle was closed in the meantime.
     """
     header = build_header(A256CBC_HS512.id, CompressionId.NONE, branch.key_id)
     fitting = [wrapped.ciphertext.startswith(header) for _, wrapped in addressed]
@@ -136,15 +142,15 @@ def unwrap_under(
 
 def checked_branches(branches: int | None) -> int | None:
     """
-    Refuse a number of branches that is none.
+    Reject an invalid number of branches.
 
     Raises:
-        ConfigurationError: It is not a whole number of 1 to 4,096.
+        ConfigurationError: It is not a whole number from 1 to 4,096.
     """
     if branches is not None and (type(branches) is not int or not 1 <= branches <= MOST_BRANCHES):
         raise ConfigurationError(
-            f"branches is {branches}; 1 to {MOST_BRANCHES} are allowed",
-            remedy="Leave branches out to have the KEKs wrap every data key.",
+            f"branches is {branches}, but it must be a whole number from 1 to {MOST_BRANCHES:,}",
+            remedy="Omit branches, and then the KEKs wrap every data key.",
         )
     return branches
 
@@ -158,34 +164,33 @@ def _opened(outcome: bytes | IntegrityError, record: KeyRecord, giver: str) -> D
 def _changed(record: KeyRecord, giver: str) -> IntegrityError:
     return IntegrityError(
         f"the wrapping of key {record.key_id} under {giver} does not authenticate: "
-        "it was changed, or wraps another key",
-        remedy="Restore the key's row in key_wrappings from a backup, and find out who changed it.",
+        "it was changed, or it wraps another key",
+        remedy=restore_remedy("the row of this key in key_wrappings"),
         key_id=record.key_id,
     )
 
 
 def _bound(key: DataKey | KeyRecord) -> bytes:
-    """Give what a wrapping is bound to, beside its header."""
+    """Return the bytes that bind a wrapping, in addition to its header."""
     return length_prefixed(
         _DOMAIN, key.application.encode(), key.purpose.encode(), key.scope.encode(), key.key_id.bytes
     )
 
 
-_REMEDY = "Find out who changed the key tables, and restore the key's rows from a backup."
-_WAS_NEEDED = (
-    "No branch key is destroyed while others are wrapped under it: find out who changed the key tables, and "
-    "restore the rows of both keys from a backup."
+_REMEDY = restore_remedy("the rows of this key")
+_WAS_NEEDED = "A branch key is never destroyed while it wraps other keys. " + restore_remedy(
+    "the rows of both keys"
 )
 
 
 class Branches:
     """
-    Wraps new keys under branch keys, and unwraps what was wrapped under whichever branch key.
+    Wraps and unwraps keys under branch keys.
 
     Args:
-        count: Branches for new keys; ``None``: the KEKs wrap them.
-        keks: Wrap and unwrap every key that no branch key does.
-        sealer: Finds and makes the active branch keys.
+        count: The number of branches for new keys. With ``None``, the KEKs wrap them.
+        keks: The KEKs wrap and unwrap every key that no branch key wraps.
+        sealer: Finds and creates the active branch keys.
         opener: Finds branch keys by id.
     """
 
@@ -197,11 +202,11 @@ class Branches:
 
     def generate(self, records: Sequence[KeyRecord]) -> list[tuple[DataKey, tuple[WrappedKey, ...]]]:
         """
-        Make a key for each of *records*. The KMS is called only for branch keys that are not at hand.
+        Create a key for each of *records*. Only branch keys not in memory need the KMS.
 
         Raises:
-            IntegrityError: A branch key's row is not what a keyring sealed.
-            KeyDestroyedError: A branch was closed.
+            IntegrityError: A branch key's row is not authentic.
+            KeyDestroyedError: A branch is closed.
             KmsError: The KMS refused or failed.
             StoreError: The key store refused or failed.
         """
@@ -221,10 +226,13 @@ class Branches:
 
     def unwrap(self, records: Sequence[KeyRecord]) -> list[DataKey | EventSealError]:
         """
-        Unwrap the key of each of *records* under its branch key if it has one, else under a KEK.
+        Unwrap the key of each of *records*.
+
+        A key is unwrapped under its branch key if it has one, and otherwise under a KEK.
 
         Returns:
-            One outcome a record, in order: a handle whose bytes match the record's binding, or the error.
+            One outcome for each record, in order: a handle whose bytes match the record's binding, or the
+            error.
 
         Raises:
             StoreError: The branch keys could not be read.
@@ -255,7 +263,7 @@ class Branches:
         try:
             return wrap_under(branch, keys)
         except KeyNotFoundError:
-            pass  # closed between being handed out and being used: ask once more, and take that answer
+            pass  # closed after it was returned and before it was used: get it once more, and use that one
         return wrap_under(self._sealer.keys({scope: 0}, make=True)[scope], keys)
 
     def _unwrapped(
@@ -271,16 +279,17 @@ class Branches:
         try:
             return unwrap_under(branch, addressed)
         except KeyNotFoundError as error:
-            # Closed between being handed out and being used: ask once more, and take that answer.
+            # Closed after it was returned and before it was used: get it once more, and use that answer.
             again = error if last_answer else self._opener.keys([branch_id])[branch_id]
         return self._unwrapped(branch_id, again, addressed, last_answer=True)
 
 
 def _refusal(error: EventSealError, branch_id: UUID, record: KeyRecord) -> EventSealError:
-    """Say for one key why its branch key does not unwrap it."""
+    """Return the error of a key that its branch key cannot unwrap."""
     wrapped = f"key {record.key_id} is wrapped under branch key {branch_id}"
     if isinstance(error, KeyDestroyedError):
-        # Without the scope: the key's own row says that it lives, so nothing of its scope was erased.
+        # The scope is left out: by the key's own row, it is not destroyed, so nothing of its scope was
+        # erased.
         return KeyDestroyedError(
             f"{wrapped}, which was {error.destroyed_by}",
             key_id=branch_id,
@@ -288,9 +297,9 @@ def _refusal(error: EventSealError, branch_id: UUID, record: KeyRecord) -> Event
             remedy=_WAS_NEEDED,
         )
     if isinstance(error, KeyNotFoundError | WrongApplicationError):
-        # Neither is a fact about the item's own key: its row was found, and is this application's.
+        # Neither error is about the item's own key: its row was found, and belongs to this application.
         return IntegrityError(f"{wrapped}: {error}", remedy=_REMEDY, key_id=record.key_id)
-    if isinstance(error, IntegrityError):  # of the branch key's row, or of what the wrapping names instead
+    if isinstance(error, IntegrityError):  # of the branch key or another named row
         key_id = getattr(error, "key_id", branch_id)
         return IntegrityError(f"{wrapped}: {error}", remedy=error.remedy, key_id=key_id)
     return copied(error)
@@ -298,7 +307,7 @@ def _refusal(error: EventSealError, branch_id: UUID, record: KeyRecord) -> Event
 
 def _not_one(record: KeyRecord, kek_uri: str) -> IntegrityError:
     return IntegrityError(
-        f"the wrapping of key {record.key_id} is under {kek_uri!r}, which is the name of no branch key",
+        f"the wrapping of key {record.key_id} is under {kek_uri!r}, which is not the name of a branch key",
         remedy=_REMEDY,
         key_id=record.key_id,
     )

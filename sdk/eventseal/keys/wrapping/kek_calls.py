@@ -1,4 +1,4 @@
-"""Calls to KEKs: counted, and a bounded number at once."""
+"""Calls to KEKs. They are counted, and a limited number runs at the same time."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ if TYPE_CHECKING:
 
 
 CALLS_IN_FLIGHT = 20
-"""Calls that one keyring has in flight at most, to all its KEKs together."""
+"""The highest number of KEK calls that a keyring has in flight."""
 
 
 class CallSlots:
     """
-    Lets so many calls in at once; who has waited longest goes first.
+    Limits the number of calls that run at the same time.
+
+    The thread that has waited longest goes first.
 
     Args:
-        count: Slots that there are.
+        count: The number of slots.
     """
 
     def __init__(self, count: int = CALLS_IN_FLIGHT) -> None:
@@ -44,8 +46,8 @@ class CallSlots:
         Wait for slots and hold them.
 
         Args:
-            wanted: How many calls the block may have in flight. An adapter's batch may make one for each of
-                its keys, so it counts as that many, or as all slots if there are fewer.
+            wanted: How many calls the block may have in flight. A batch of an adapter may make one call for
+                each of its keys. So it counts as that many calls, or as all slots if there are fewer.
         """
         wanted = min(wanted, self._count)
         self._take(wanted)
@@ -76,13 +78,13 @@ class KekCalls:
     """
     Calls adapters for a keyring.
 
-    Unwrapped keys travel as handles from here on, so that no frame of EventSeal's that can raise holds bytes.
+    It returns unwrapped keys as handles. So no frame of EventSeal that can raise an error holds key bytes.
 
     Args:
-        counters: Told of every call that leaves the process.
+        counters: Count every call that leaves the process.
 
     Attributes:
-        counters: As given.
+        counters: Count every call that leaves the process.
     """
 
     def __init__(self, counters: KeyringCounters) -> None:
@@ -91,18 +93,18 @@ class KekCalls:
 
     def generate(self, adapter: KmsAdapter, records: Sequence[KeyRecord]) -> list[tuple[DataKey, WrappedKey]]:
         """
-        Have a KEK make a key for each of *records*.
+        Create a key under a KEK for each of *records*.
 
         Raises:
-            KmsError: The KMS refused or failed; then none is given.
-            IntegrityError: What it gave is no key.
+            KmsError: The KMS refused or failed. Then no key is returned.
+            IntegrityError: The KMS returned bytes that are not a key.
         """
         if len(records) > 1 and isinstance(adapter, SupportsGeneration):
             return self._generated_together(adapter, records)
         made: list[tuple[DataKey, WrappedKey]] = []
         try:
             for record in records:
-                made.append(self._generated(adapter, record))  # noqa: PERF401 - what was made is closed below
+                made.append(self._generated(adapter, record))  # noqa: PERF401 - created keys are closed below
         except BaseException:
             for key, _ in made:
                 key.close()
@@ -110,7 +112,7 @@ class KekCalls:
         return made
 
     def wrap(self, adapter: KmsAdapter, keys: Sequence[DataKey]) -> list[WrappedKey | EventSealError]:
-        """Have a KEK wrap keys: one outcome a key, in order."""
+        """Wrap keys under a KEK. There is one outcome for each key, in order."""
         if len(keys) > 1 and isinstance(adapter, SupportsBatch):
             self.counters.count_kms_calls(1)
             return self._together(
@@ -122,14 +124,14 @@ class KekCalls:
         self, adapter: KmsAdapter, addressed: Sequence[tuple[KeyRecord, WrappedKey]]
     ) -> list[DataKey | EventSealError]:
         """
-        Have a KEK unwrap keys.
+        Unwrap keys under a KEK.
 
         Args:
-            adapter: Says itself which of the wrappings are addressed to it.
-            addressed: Rows, and a wrapping of each.
+            adapter: The KEK. It decides which of the wrappings are addressed to it.
+            addressed: Rows, each with one wrapping.
 
         Returns:
-            One outcome a row, in order: a handle whose bytes match the row's binding, or the error.
+            One outcome for each row, in order: a handle whose bytes match the row's binding, or the error.
         """
         if len(addressed) > 1 and isinstance(adapter, SupportsBatch):
             outcomes = self._unwrapped_together(adapter, addressed)
@@ -141,14 +143,16 @@ class KekCalls:
         self, adapter: SupportsRewrap, addressed: Sequence[tuple[KeyRecord, WrappedKey]]
     ) -> list[WrappedKey | EventSealError]:
         """
-        Have a KMS move wrappings under a KEK's newest version, without showing the keys.
+        Move wrappings under a KEK's newest version, inside the KMS.
+
+        The KMS does not show the keys.
 
         Args:
-            adapter: The KEK; says itself which of the wrappings its KMS can move.
-            addressed: Rows, and a wrapping of each.
+            adapter: The KEK. It decides which of the wrappings its KMS can move.
+            addressed: Rows, each with one wrapping.
 
         Returns:
-            One outcome a row, in order.
+            One outcome for each row, in order.
         """
         asked = [(wrapped, _context_of(record)) for record, wrapped in addressed]
         outcomes = self._together(len(asked), lambda: adapter.rewrap_many(asked))
@@ -178,7 +182,7 @@ class KekCalls:
             else (generated_key(answer[0], record, giver=giver), answer[1])
             for answer, record in zip(answers, records, strict=True)
         ]
-        del answers  # no traceback of the error below shows the bytes
+        del answers  # so that no traceback of the error below shows the bytes
         made: list[tuple[DataKey, WrappedKey]] = []
         failures: list[EventSealError] = []
         for outcome in outcomes:
@@ -205,7 +209,7 @@ class KekCalls:
     def _together(
         self, count: int, ask: Callable[[], list[Value | EventSealError]]
     ) -> list[Value | EventSealError]:
-        """Make one call for so many keys; an error is that of each."""
+        """Make one call for *count* keys. If it fails, each key gets the error."""
         try:
             with self._slots.taken(count):
                 return ask()
@@ -239,7 +243,11 @@ class KekCalls:
 def _one_by_one(
     items: Sequence[Item], work: Callable[[Item], Value | EventSealError]
 ) -> list[Value | EventSealError]:
-    """Do *work* for each item, until an outage, which the rest would only wait for as well."""
+    """
+    Do *work* for each item until an outage. The rest get the same error.
+
+    They would only wait for the same outage.
+    """
     outcomes: list[Value | EventSealError] = []
     for item in items:
         outcomes.append(work(item))
@@ -253,5 +261,5 @@ def _context_of(key: DataKey | KeyRecord) -> EncryptionContext:
 
 
 def _called_out(outcome: object) -> bool:
-    """Whether an outcome took a call: an adapter says "not mine" before any."""
+    """Return whether an outcome needed a call. An adapter raises "not mine" before any call."""
     return not isinstance(outcome, NotMyKeyError)

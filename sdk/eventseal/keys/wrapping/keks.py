@@ -1,4 +1,4 @@
-"""The KEKs of a keyring: which must wrap a new key, and which wrappings were seen to open."""
+"""The KEKs of a keyring. It counts wrappings of new keys, and records verified wrappings."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from eventseal.keys.policy import BootClock
 from eventseal.keys.wrapping.branches import BRANCH_PREFIX
 from eventseal.keys.wrapping.unwrapping import KekHealth, Unwrapper
 from eventseal.kms.adapter import KmsAdapter
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -31,13 +32,13 @@ class NewKeyBatch:
     A batch of new keys.
 
     Args:
-        count: Keys to be made.
-        quorum: Wrappings that each key needs.
-        spare: Wrappings that each key may miss.
+        count: The number of keys to create.
+        quorum: The number of wrappings that each key needs.
+        spare: The number of wrappings that each key may lack.
 
     Attributes:
-        keys: Their handles, as soon as a KEK has made them.
-        missing: Wrappings that are missing so far.
+        keys: The handles of the keys, once a KEK has created them.
+        missing: The number of wrappings that are missing so far.
     """
 
     def __init__(self, count: int, *, quorum: int, spare: int) -> None:
@@ -51,15 +52,15 @@ class NewKeyBatch:
 
     def take(self, outcomes: Sequence[WrappedKey | EventSealError]) -> KmsError | None:
         """
-        Take what one KEK gave for each key.
+        Record the outcome of one KEK for each key.
 
         Returns:
-            Why a wrapping is missing, if one is and all keys can still have enough.
+            The error of a missing wrapping, if there is one and all keys can still have enough wrappings.
 
         Raises:
-            KmsError: Some key cannot have enough wrappings any more; if there was an outage, that: its end
-                would mend it, whatever another KEK said.
-            EventSealError: Something else than the KMS failed.
+            KmsError: A key can no longer have enough wrappings. If there was an outage, that error is raised,
+                because a retry can succeed, whatever another KEK answered.
+            EventSealError: Something other than the KMS failed.
         """
         failure = None
         for index, outcome in enumerate(outcomes):
@@ -68,7 +69,8 @@ class NewKeyBatch:
                 continue
             self._missed[index] += 1
             self.missing += 1
-            # Only an error of a KMS may cost a wrapping: all else ends the attempt (docs/decisions/0008).
+            # Only an error of a KMS may cost a wrapping. Any other error ends the attempt
+            # (docs/decisions/0008).
             if not isinstance(outcome, KmsError):
                 raise outcome
             if self._missed[index] > self._spare:
@@ -86,15 +88,15 @@ class NewKeyBatch:
         return outage
 
     def has_quorum(self) -> bool:
-        """Whether every key has as many wrappings as it needs."""
+        """Return whether every key has as many wrappings as it needs."""
         return all(len(held) >= self._quorum for held in self._wrappings)
 
     def complete(self) -> list[tuple[DataKey, tuple[WrappedKey, ...]]]:
-        """Give the keys with their wrappings."""
+        """Return the keys with their wrappings."""
         return [(key, tuple(held)) for key, held in zip(self.keys, self._wrappings, strict=True)]
 
     def close(self) -> None:
-        """Drop the keys: they are not used."""
+        """Drop the keys without using them."""
         for key in self.keys:
             key.close()
 
@@ -103,23 +105,24 @@ _log = logging.getLogger(__name__)
 
 
 MOST_REMEMBERED = 100_000
-"""Wrappings that a process remembers to have tried; when there are more, it begins anew."""
+"""How many tried wrappings a process remembers. If there are more, it forgets all of them."""
 
 _OLD_AND_NEW = 2
 
 
 class Verifier:
     """
-    Tells the key store which wrappings this process has unwrapped, as well as it can.
+    Records in the key store which wrappings this process has unwrapped.
 
-    Only keys with several wrappings are told of: where there is one, nothing depends on it. What cannot be
-    written now, such as inside the caller's write transaction, is written after a later load.
+    Only keys with several wrappings are recorded, because nothing depends on the record of a single wrapping.
+    Some records cannot be written immediately, for example inside the caller's write transaction. They are
+    written after a later load, but may get lost.
 
     Args:
-        store: Holds the keys.
+        store: The store that holds the keys.
 
     Attributes:
-        pending: What is not written yet, by the key's id.
+        pending: The wrappings that are not recorded yet, by the key's id.
     """
 
     def __init__(self, store: KeyStore) -> None:
@@ -129,7 +132,7 @@ class Verifier:
         self._tried: set[tuple[UUID, WrappedKey]] = set()
 
     def is_due(self, record: KeyRecord, wrapped: WrappedKey) -> bool:
-        """Whether something depends on whether a wrapping opens, and this process has not tried it yet."""
+        """Return whether a wrapping still needs a trial by this process."""
         return (
             len(record.wrappings) > 1
             and wrapped not in record.verified
@@ -138,11 +141,14 @@ class Verifier:
 
     def untried(self, record: KeyRecord) -> list[WrappedKey]:
         """
-        Give, of a key that opens elsewhere for sure, a wrapping under each KEK that has one to be tried.
+        Return a wrapping to try for each KEK.
+
+        The key must be known to open elsewhere.
 
         Returns:
-            None where no wrapping was verified yet: then any one that opens is as good. None either under a
-            KEK that has more than an old one and a new one: those in its turn are all that it is sent.
+            No wrapping if none was verified yet, because then any wrapping that opens is equally good. Also
+            no wrapping under a KEK that has more than an old one and a new one. That KEK only gets wrappings
+            in its turn.
         """
         if not record.verified or len(record.verified) == len(record.wrappings):
             return []
@@ -155,20 +161,21 @@ class Verifier:
 
     def in_order(self, record: KeyRecord) -> Sequence[WrappedKey]:
         """
-        Give a key's wrappings, those that are to be tried first.
+        Return a key's wrappings. The wrappings that must be tried come first.
 
-        The newest one alone would not do: of two rewraps at once, the later one may know of an older version.
+        The newest wrapping is not always the right one. If two rewraps run at the same time, the later one
+        may know an older version.
         """
         if len(record.wrappings) == 1 or len(record.verified) == len(record.wrappings):
             return record.wrappings
         return sorted(record.wrappings, key=lambda wrapped: not self.is_due(record, wrapped))
 
     def give_up(self, record: KeyRecord, wrapped: WrappedKey) -> None:
-        """Remember that a wrapping was tried in vain."""
+        """Remember that a wrapping was tried and did not open."""
         self._remember([(record.key_id, wrapped)])
 
     def note(self, opened: Iterable[tuple[KeyRecord, WrappedKey]]) -> None:
-        """Take wrappings that held their keys, and write down what is not written yet."""
+        """Record wrappings that held their keys. All pending records are written too."""
         due = {record.key_id: wrapped for record, wrapped in opened if self.is_due(record, wrapped)}
         if not due and not self.pending:
             return
@@ -178,7 +185,7 @@ class Verifier:
         try:
             self._store.mark_wrappings_verified(pending, wait=False)
         except EventSealError as error:
-            _log.debug("%d verified wrappings are not noted yet: %s", len(pending), error)
+            _log.debug("%d verified wrappings are not recorded yet: %s", len(pending), error)
             self._put_back(pending)
 
     def _put_back(self, pending: Mapping[UUID, WrappedKey]) -> None:
@@ -199,21 +206,22 @@ class Keks:
     The KEKs that a keyring was given, in their order. Nothing else is ever contacted.
 
     Args:
-        adapters: One or several, of different KEKs.
-        calls: Makes the calls; those of all KEKs that a keyring ever uses share one limit.
-        quorum: How many of the KEKs must wrap a new key; ``None``: all.
-        fall_back_on_outage: Whether to unwrap under the next KEK where one is unavailable.
-        clock: Where another KEK can stand in, one that was unavailable comes last for a few seconds of it.
-        verifier: Told which of several wrappings has opened.
+        adapters: One or more adapters, of different KEKs.
+        calls: Calls the KEKs. The calls to all KEKs that a keyring ever uses share one limit.
+        quorum: How many of the KEKs must wrap a new key. ``None`` means all.
+        fall_back_on_outage: Whether to unwrap under the next KEK if one is unavailable.
+        clock: The clock for outages. If another KEK can replace an unavailable KEK, the unavailable one comes
+            last for a few seconds.
+        verifier: Records which of several wrappings was unwrapped.
 
     Attributes:
         adapters: The KEKs.
-        calls: As given.
+        calls: Calls the KEKs.
         unwrap: See :meth:`eventseal.keys.wrapping.unwrapping.Unwrapper.unwrap`.
 
     Raises:
-        ConfigurationError: There is none, one is no adapter or listed twice, or there are not as many as the
-            quorum asks for.
+        ConfigurationError: There is no KEK, one is not an adapter or is listed twice, or there are fewer KEKs
+            than the quorum.
     """
 
     def __init__(
@@ -237,13 +245,14 @@ class Keks:
 
     def generate(self, records: Sequence[KeyRecord]) -> list[tuple[DataKey, tuple[WrappedKey, ...]]]:
         """
-        Make a key for each of *records*, and have every KEK wrap it, or at least as many as the quorum says.
+        Create a key for each of *records*, wrapped by every KEK.
 
-        The first KEK makes the keys. If it cannot, and the others make up the quorum, the next one does.
+        With a quorum, at least that many KEKs wrap it. The first KEK creates the keys. If it fails, and the
+        others are enough for the quorum, the next KEK creates them.
 
         Raises:
-            KmsError: Too few KEKs wrapped some key; then none is given.
-            IntegrityError: A KMS gave what is no key.
+            KmsError: Too few KEKs wrapped one of the keys. Then no key is returned.
+            IntegrityError: A KMS returned bytes that are not a key.
         """
         spare = len(self.adapters) - self._quorum
         batch = NewKeyBatch(len(records), quorum=self._quorum, spare=spare)
@@ -261,7 +270,7 @@ class Keks:
     def _new_wrappings(
         self, adapter: KmsAdapter, records: Sequence[KeyRecord], batch: NewKeyBatch
     ) -> Sequence[WrappedKey | EventSealError]:
-        """Have one KEK make the keys, or wrap those that another one has made."""
+        """Create keys under one KEK, or wrap another KEK's new keys."""
         outage = self._health.outage(adapter)
         if outage is not None and batch.has_quorum():
             return [copied(outage) for _ in records]
@@ -283,18 +292,20 @@ class Keks:
 def _check_adapters(adapters: Sequence[object]) -> None:
     if not adapters:
         raise ConfigurationError(
-            "no KEK is configured, and there is no default one",
-            remedy="Give kms= one KMS adapter or several, or set EVENTSEAL_KMS_KEY.",
+            "no KEK is configured, and there is no default KEK",
+            remedy="Pass one or more KMS adapters in kms=, or set EVENTSEAL_KMS_KEY.",
         )
     uris = []
     for adapter in adapters:
         if not isinstance(adapter, KmsAdapter):
             raise ConfigurationError(
-                f"kms= holds a {type(adapter).__name__}, which is no KMS adapter",
-                remedy="Give adapters, such as LocalKmsAdapter(...) or adapter_from_uri(uri).",
+                f"kms= contains a {type(adapter).__name__}, which is not a KMS adapter",
+                remedy="Pass adapters, such as LocalKmsAdapter(...) or adapter_from_uri(uri).",
             )
         if adapter.uri.startswith(BRANCH_PREFIX):
-            raise ConfigurationError(f"{adapter.uri} looks like a branch key; no KEK's URI may")
+            raise ConfigurationError(
+                f"{adapter.uri} looks like a branch key, which the URI of a KEK must not"
+            )
         uris.append(adapter.uri)
     if len(set(uris)) < len(uris):
         raise ConfigurationError(f"a KEK is listed twice in kms=: {', '.join(uris)}")
@@ -305,7 +316,7 @@ def _checked_quorum(quorum: int | None, keks: int) -> int:
         return keks
     if type(quorum) is not int or not 1 <= quorum <= keks:
         raise ConfigurationError(
-            f"wrap_quorum is {quorum}; with {keks} KEKs listed, 1 to {keks} are allowed",
-            remedy="Leave wrap_quorum out to have every KEK wrap every key.",
+            f"wrap_quorum is {quorum}, but with {counted(keks, 'KEK')} it must be from 1 to {keks}",
+            remedy="Omit wrap_quorum, and then every KEK wraps every key.",
         )
     return quorum

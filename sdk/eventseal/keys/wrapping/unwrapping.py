@@ -1,4 +1,4 @@
-"""Unwraps keys: which KEK is asked for which wrapping, and how each KEK answered of late."""
+"""Unwraps keys. It chooses KEKs and wrappings, and remembers each KEK's recent answers."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from eventseal.errors import (
 )
 from eventseal.keys.concurrency import copied
 from eventseal.keys.policy import RETRY_SECONDS
+from eventseal.keys.records import restore_remedy
 from eventseal.keys.wrapping.branches import branch_wrapping
 from eventseal.kms.adapter import SupportsAliases
 
@@ -36,19 +37,19 @@ if TYPE_CHECKING:
 
 def is_under(adapter: KmsAdapter, kek_uri: str) -> bool:
     """
-    Say whether a wrapping that names *kek_uri* is under a KEK.
+    Return whether a wrapping that names *kek_uri* is under a KEK.
 
     Raises:
-        KmsError: The KEK is configured as an alias, which could not be resolved.
+        KmsError: The KEK is configured as an alias that could not be resolved.
     """
     return kek_uri == adapter.uri or (isinstance(adapter, SupportsAliases) and adapter.is_named(kek_uri))
 
 
 def concerns_the_kek(error: Exception) -> bool:
-    """Whether an error is about a KEK, or the way to it, rather than about one wrapping or key."""
+    """Return whether an error concerns a KEK, not one wrapping or key."""
     if isinstance(error, ConfigurationError):
         return not isinstance(error, KekNotConfiguredError)
-    # A KMS's plain refusal may be of one wrapping alone; so is that of one version of the KEK.
+    # A plain KmsError may concern one wrapping only. An error with a version concerns that version only.
     return (
         isinstance(error, KmsError)
         and type(error) is not KmsError
@@ -60,7 +61,7 @@ _log = logging.getLogger(__name__)
 
 
 TRIAL_RESTS = 900.0
-"""Seconds for which a KEK that opened nothing is not tried before its turn."""
+"""How many seconds a KEK that opened nothing is not tried early."""
 
 
 class KekHealth:
@@ -68,7 +69,8 @@ class KekHealth:
     Remembers the last answers of KEKs.
 
     Args:
-        clock: A KEK that was unavailable comes last for a few seconds of it, where another one can stand in.
+        clock: The clock for outages. If another KEK can replace an unavailable KEK, the unavailable one comes
+            last for a few seconds.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -79,7 +81,7 @@ class KekHealth:
         self._untried_until: dict[str, float] = {}
 
     def note(self, adapter: KmsAdapter, outcomes: Sequence[object]) -> None:
-        """Take what a KEK has answered."""
+        """Record the answers of a KEK."""
         for outcome in outcomes:
             if isinstance(outcome, KmsUnavailableError):
                 self._outages[adapter.uri] = (copied(outcome), self._clock.now() + RETRY_SECONDS)
@@ -91,47 +93,52 @@ class KekHealth:
                 self._serving.add(adapter.uri)
 
     def outage(self, adapter: KmsAdapter) -> KmsUnavailableError | None:
-        """Give the error of a KEK that was unavailable a moment ago."""
+        """Return the error of a KEK that was unavailable a moment ago."""
         error, until = self._outages.get(adapter.uri, (None, 0.0))
         return error if error is not None and self._clock.now() < until else None
 
     def in_order(self, adapters: Sequence[KmsAdapter], *, resting_last: bool) -> list[KmsAdapter]:
-        """Give KEKs in their order; if told so, those that did not answer a moment ago come last."""
+        """Return KEKs in their order. With *resting_last*, recently unavailable ones come last."""
         if not (resting_last and self._outages):
             return list(adapters)
         return sorted(adapters, key=lambda adapter: self.outage(adapter) is not None)
 
     def refuses(self, adapter: KmsAdapter) -> bool:
-        """Whether a KEK said no, and has not opened or wrapped anything since."""
+        """Return whether a KEK refused a call and has served none since."""
         return adapter.uri in self._refusing
 
     def serves(self, adapter: KmsAdapter) -> bool:
-        """Whether a KEK has opened or wrapped something."""
+        """Return whether a KEK has opened or wrapped a key."""
         return adapter.uri in self._serving
 
     def rest_from_trials(self, adapter: KmsAdapter) -> None:
-        """Ask a KEK for nothing before its turn, for a while."""
+        """Stop trying a KEK before its turn, for a while."""
         self._untried_until[adapter.uri] = self._clock.now() + TRIAL_RESTS
 
     def may_be_tried(self, adapter: KmsAdapter) -> bool:
-        """Whether a KEK may be asked before its turn."""
+        """Return whether a KEK may be tried before its turn."""
         rested = self._clock.now() >= self._untried_until.get(adapter.uri, 0.0)
         return rested and self.outage(adapter) is None
 
 
 MOST_TRIED = 3
-"""Wrappings of one key that are sent to one KEK: somebody may have added thousands that open nothing."""
+"""
+How many wrappings of one key are sent to one KEK.
+
+An attacker may have added thousands that open nothing.
+"""
 
 
 class Answer(NamedTuple):
     """
-    What one KEK has to say of a key.
+    The answer of one KEK for a key.
 
     Attributes:
-        outcome: The key, or the error; ``NotMyKeyError`` if none of its wrappings is addressed to the KEK.
-        wrapped: The wrapping that it is of.
-        is_doubtful: Whether it is the error of a wrapping that nobody has verified, of a key that has others:
-            those are tried before it counts.
+        outcome: The key or the error. ``NotMyKeyError`` if none of the key's wrappings is addressed to the
+            KEK.
+        wrapped: The wrapping that was unwrapped or failed.
+        is_doubtful: Whether it is the error of an unverified wrapping of a key that has others. The others
+            are tried before the error counts.
     """
 
     outcome: DataKey | EventSealError
@@ -141,14 +148,15 @@ class Answer(NamedTuple):
 
 class Unwrapper:
     """
-    Has KEKs unwrap keys.
+    Unwraps keys by calling KEKs.
 
     Args:
         adapters: The KEKs, in their order.
-        calls: Makes the calls.
-        health: Told of the answers.
-        verifier: Told which wrappings opened; ``None``: nobody is, and no wrapping is tried for its own sake.
-        fall_back_on_outage: Whether to unwrap under the next KEK where one is unavailable.
+        calls: Calls the KEKs.
+        health: Records the answers.
+        verifier: Records which wrappings opened. With ``None``, nothing is recorded, and no wrapping is tried
+            only to verify it.
+        fall_back_on_outage: Whether to unwrap under the next KEK if one is unavailable.
     """
 
     def __init__(
@@ -168,14 +176,16 @@ class Unwrapper:
 
     def unwrap(self, records: Sequence[KeyRecord]) -> list[DataKey | EventSealError]:
         """
-        Unwrap the key of each of *records* under the first KEK that one of its wrappings is addressed to.
+        Unwrap the key of each of *records*.
 
-        Of several wrappings under one KEK, one that nobody has verified is taken, else the newest. It is
-        passed over if it was changed, or if its version serves no more. A key that opens elsewhere is opened
-        once by an unverified wrapping under a KEK further down the list, so that somebody verifies that too.
+        It uses the first KEK to which one of the key's wrappings is addressed. If several wrappings are under
+        one KEK, it takes a wrapping that was never verified, or else the newest. It skips a wrapping that was
+        changed, or whose KEK version no longer serves. If a key can be unwrapped elsewhere, it is unwrapped
+        once by an unverified wrapping under a later KEK. So that wrapping gets verified too.
 
         Returns:
-            One outcome a record, in order: a handle whose bytes match the record's binding, or the error.
+            One outcome for each record, in order: a handle whose bytes match the record's binding, or the
+            error.
         """
         pending = {index: record for index, record in enumerate(records) if record.wrappings}
         settled = self._try_new(pending)
@@ -202,12 +212,13 @@ class Unwrapper:
 
     def _ask(self, adapter: KmsAdapter, records: Sequence[KeyRecord]) -> list[Answer]:
         """
-        Have one KEK unwrap keys: of several wrappings under it by one to be tried, else by the newest.
+        Unwrap keys under one KEK, by at most 3 wrappings each.
 
-        At most 3 wrappings of a key are sent to it.
+        If several wrappings of a key are under the KEK, a wrapping that must be tried comes first, or else
+        the newest.
 
         Returns:
-            One answer a record, in order.
+            One answer for each record, in order.
         """
         answers: dict[int, Answer] = {}
         tried: Counter[int] = Counter()
@@ -238,23 +249,24 @@ class Unwrapper:
 
     def _try_new(self, pending: Mapping[int, KeyRecord]) -> dict[int, Answer]:
         """
-        Open keys by new wrappings under a KEK whose turn it is not, so that somebody verifies those.
+        Open keys by new wrappings under a KEK before its turn.
 
-        It is done once, in place of a call that would have been made anyway; where it fails, the key is
-        opened in the ordinary way. Nobody goes behind a KEK up the list that has said no.
+        So a process verifies these wrappings. This happens once, and replaces a call that is necessary
+        anyway. If it fails, the key is opened in the ordinary way. If an earlier KEK refused a call, no later
+        KEK is tried.
 
         Args:
-            pending: Keys by whatever name.
+            pending: Records by index.
 
         Returns:
-            Those that opened.
+            The answers of the keys that opened.
         """
         opened: dict[int, Answer] = {}
         if self._verifier is None or len(self._adapters) == 1:
             return opened
         due = {index: found for index, record in pending.items() if (found := self._verifier.untried(record))}
         for earlier, adapter in pairwise(self._adapters):
-            # A denial is an answer: nobody gets around it by another KEK (docs/decisions/0008, 0009).
+            # A denial is a decision: no other KEK may bypass it (docs/decisions/0008, 0009).
             if not due or self._health.refuses(earlier):
                 break
             if self._health.may_be_tried(adapter):
@@ -270,7 +282,7 @@ class Unwrapper:
         return opened
 
     def _leads_on(self, answer: Answer) -> bool:
-        """Whether the next KEK may be tried after *answer*."""
+        """Return whether the next KEK may be tried after *answer*."""
         return (
             answer.is_doubtful
             or isinstance(answer.outcome, NotMyKeyError)
@@ -278,23 +290,23 @@ class Unwrapper:
         )
 
     def _not_unwrapped(self, record: KeyRecord, passed: EventSealError | None) -> EventSealError:
-        """Say why no KEK has unwrapped a key."""
+        """Return the error that explains why no KEK has unwrapped a key."""
         if passed is not None and not isinstance(passed, NotMyKeyError):
             return passed
         if not record.wrappings:
             return IntegrityError(
-                f"key {record.key_id} is {record.state} but has no wrapping: somebody deleted it",
-                remedy="Restore the rows of key_wrappings from a backup.",
+                f"key {record.key_id} is {record.state} but has no wrapping, because somebody deleted it",
+                remedy=restore_remedy("this key's rows of key_wrappings"),
                 key_id=record.key_id,
             )
         if branch_wrapping(record) is not None:
             return IntegrityError(
                 f"key {record.key_id} of purpose {record.purpose} has a wrapping under a branch key, "
-                "and none under a KEK of this keyring: only other keys are wrapped under branch keys",
-                remedy="Find out who changed the key tables, and restore the key's rows from a backup.",
+                "and none under a KEK of this keyring. Branch keys wrap only keys of other purposes",
+                remedy=restore_remedy("the rows of this key"),
                 key_id=record.key_id,
             )
-        if passed is not None and explains(passed):  # such as where its alias points now
+        if passed is not None and explains(passed):  # such as the KEK that its alias now points to
             return KekNotConfiguredError(
                 f"key {record.key_id}: {passed}",
                 remedy=passed.remedy,
@@ -303,14 +315,18 @@ class Unwrapper:
         uris = ", ".join(wrapping.kek_uri for wrapping in record.wrappings)
         configured = ", ".join(adapter.uri for adapter in self._adapters)
         return KekNotConfiguredError(
-            f"key {record.key_id} is wrapped under {uris}; this keyring was given {configured}",
+            f"key {record.key_id} is wrapped under {uris}, but this keyring is configured with {configured}",
             kek_uri=record.wrappings[0].kek_uri,
         )
 
     def _tried(
         self, adapter: KmsAdapter, candidates: Sequence[tuple[int, KeyRecord, WrappedKey]]
     ) -> dict[int, Answer]:
-        """Try wrappings under one KEK; the first by itself, if it is not known that the KEK serves."""
+        """
+        Try wrappings under one KEK.
+
+        If the KEK is not known to serve, the first wrapping is tried alone.
+        """
         opened: dict[int, Answer] = {}
         rest = list(candidates)
         while rest and self._health.may_be_tried(adapter):
@@ -331,7 +347,7 @@ class Unwrapper:
         of_wrapping = isinstance(outcome, IntegrityError) or (
             isinstance(outcome, KmsKeyStateError) and outcome.kek_version is not None
         )
-        # An unverified wrapping is passed over: one bad row must not cost the key (docs/decisions/0009).
+        # An unverified wrapping is skipped, so that one bad row does not cost the key (docs/decisions/0009).
         if not of_wrapping or len(record.wrappings) == 1 or wrapped in record.verified:
             return False
         self._warn(record, wrapped, outcome)
@@ -339,7 +355,7 @@ class Unwrapper:
 
     def _warn(self, record: KeyRecord, wrapped: WrappedKey, outcome: object) -> None:
         _log.warning(
-            "key %s has a new wrapping under %s that does not open; its others stay: %s",
+            "key %s has a new wrapping under %s that does not open. Its other wrappings are kept: %s",
             record.key_id,
             wrapped.kek_uri,
             outcome,
@@ -349,7 +365,7 @@ class Unwrapper:
 
 
 def few_of_each(wrappings: Iterable[WrappedKey]) -> Iterator[WrappedKey]:
-    """Give at most 3 of the wrappings under each KEK, in their order."""
+    """Yield at most 3 wrappings under each KEK, in their order."""
     given: Counter[str] = Counter()
     for wrapped in wrappings:
         given[wrapped.kek_uri] += 1
@@ -358,15 +374,15 @@ def few_of_each(wrappings: Iterable[WrappedKey]) -> Iterator[WrappedKey]:
 
 
 def _given_up(record: KeyRecord, answer: Answer) -> Answer:
-    """Say how many wrappings under a KEK were not tried, if there are any."""
+    """Add the number of untried wrappings under a KEK to the answer."""
     uri = answer.wrapped.kek_uri
     left = sum(wrapped.kek_uri == uri for wrapped in record.wrappings) - MOST_TRIED + record.more_wrappings
     if left <= 0:
         return answer
     error = IntegrityError(
-        f"key {record.key_id}: {MOST_TRIED} of its wrappings under {uri} do not open, the newest first; "
-        f"{left:,} more were not tried",
-        remedy="Find out who added rows to key_wrappings, and restore the rows of this key from a backup.",
+        f"key {record.key_id}: {MOST_TRIED} of its wrappings under {uri} do not open, starting with the "
+        f"newest. {left:,} more were not tried",
+        remedy=restore_remedy("this key's rows of key_wrappings"),
         key_id=record.key_id,
     )
     return answer._replace(outcome=error)
@@ -377,7 +393,7 @@ def _goes_on(answer: Answer | None) -> bool:
 
 
 def _weightier(first: Answer | None, second: Answer) -> Answer:
-    """Give the answer that says more about a key, the first one if they say as much."""
+    """Return the answer that says more about a key. If they say as much, it is the first one."""
     return second if first is None or _weight(second) > _weight(first) else first
 
 
@@ -388,12 +404,12 @@ def _weight(answer: Answer) -> int:
 
 
 def explains(error: EventSealError) -> bool:
-    """Whether "not mine" says more than that."""
+    """Return whether a "not mine" error has an explanation."""
     return error.remedy != NotMyKeyError.default_remedy
 
 
 def _weightier_error(first: EventSealError | None, second: EventSealError) -> EventSealError:
-    """Give the error that says more about a key, the first one if they say as much."""
+    """Return the error that says more about a key. If they say as much, it is the first one."""
     return second if first is None or _weight_of_error(second) > _weight_of_error(first) else first
 
 
@@ -402,7 +418,7 @@ def _weight_of_error(error: EventSealError) -> int:
 
 
 def _after(passed: EventSealError | None, answer: DataKey | EventSealError) -> DataKey | EventSealError:
-    """Give *answer*; if it is an error, with the outage because of which its KEK was asked."""
+    """Return *answer*. If it is an error, its cause is the outage that led to its KEK."""
     if isinstance(answer, EventSealError) and isinstance(passed, KmsUnavailableError):
         answer.__cause__ = passed
     return answer
