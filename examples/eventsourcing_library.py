@@ -1,8 +1,9 @@
 """
-An application of the eventsourcing library comes under EventSeal by its environment, on the tables it has.
+Encrypt an application of the eventsourcing library, on its own tables.
 
-Run it: ``python examples/eventsourcing_library.py`` (``pip install 'eventseal[eventsourcing]'``). It makes a
-folder with a SQLite file and a local key. It exits with 1 if an event was lost or a swap went unnoticed.
+Run it: ``python examples/eventsourcing_library.py``. It needs the extra ``eventsourcing``. Only the
+environment of the application changes. The example creates a folder with a SQLite file and a local key. If an
+event was lost or a swap was not detected, it exits with 1.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ TABLES = ["stored_events", "stored_snapshots"]
 
 
 class Account(Aggregate):
-    """Somebody's account at a bank."""
+    """An account at a bank."""
 
     @event("Opened")
     def __init__(self, holder: str) -> None:
@@ -55,7 +56,7 @@ class Account(Aggregate):
 
 
 class Bank(Application[UUID]):
-    """The application. Nothing in it knows of EventSeal."""
+    """The application, whose code does not know EventSeal."""
 
     is_snapshotting_enabled = True
 
@@ -77,7 +78,7 @@ class Bank(Application[UUID]):
 
 
 def swap_states(database: Path, one: UUID, other: UUID) -> None:
-    """What anybody can do who may write to the database: give one account the other's credits."""
+    """Swap two accounts' credits, as an attacker with write access can."""
     with closing(sqlite3.connect(database)) as connection, connection:
         rows = connection.execute(
             "SELECT originator_id, state FROM stored_events WHERE originator_version = 2"
@@ -93,7 +94,11 @@ def swap_states(database: Path, one: UUID, other: UUID) -> None:
 def notices_a_swap(
     environment: Mapping[str, str], database: Path, accounts: Mapping[UUID, tuple[str, int]]
 ) -> bool:
-    """Whether the application notices that two accounts' credits were swapped; they are put back."""
+    """
+    Swap two accounts' credits, and return whether the application notices it.
+
+    Then put the credits back.
+    """
     one, other = list(accounts)[:2]
     swap_states(database, one, other)
     try:
@@ -110,23 +115,23 @@ def notices_a_swap(
 
 
 def is_whole(environment: Mapping[str, str], accounts: Mapping[UUID, tuple[str, int]]) -> bool:
-    """Whether every account replays to what it was."""
+    """Return whether every account replays to its expected state."""
     with Bank(env=environment) as bank:
         return all(bank.balance(account_id) == expected for account_id, expected in accounts.items())
 
 
 def rotate(seal: EventSeal) -> str:
-    """Replace the key of all events, in their rows; give what became of it."""
+    """Replace the key of all stored events, and return a summary."""
     rotate_keys(seal)
     moved = reencrypt(seal)
     retired = retire(
         seal
-    )  # where others write, once they have noticed: examples/rotate_keys.py waits for them
-    return f"{moved.done} events and snapshots are under the new key; {retired.done} old key is destroyed"
+    )  # if other processes write, wait until they have seen the rotation, as rotate_keys.py does
+    return f"{moved.done} events and snapshots are under the new key, old keys destroyed: {retired.done}"
 
 
 def main() -> int:
-    """Run the demonstration; give the exit code."""
+    """Run the demonstration, and return the exit code."""
     warnings.simplefilter("ignore", DevelopmentKeyWarning)
     folder = Path(tempfile.mkdtemp(prefix="eventsourcing-library-"))
     database, settings = folder / "bank.sqlite", folder / "eventseal.toml"
@@ -139,11 +144,11 @@ def main() -> int:
     }
     after = {
         **store,
-        "PERSISTENCE_MODULE": "eventseal.integrations.eventsourcing.sqlite",  # or keep its own, and
+        "PERSISTENCE_MODULE": "eventseal.integrations.eventsourcing.sqlite",  # or keep the library's own, and
         "MAPPER_TOPIC": "eventseal.integrations.eventsourcing:EncryptingMapper",
     }
 
-    print("An application with one key for ever:")
+    print("An application whose one key never changes:")
     with Bank(env=before) as bank:
         accounts = {
             bank.open(holder, amount): (holder, amount) for holder, amount in (("Ada", 10), ("Bob", 99))
@@ -151,7 +156,7 @@ def main() -> int:
     if notices_a_swap(before, database, accounts):
         return 1
 
-    print("EventSeal is given its tables, and told the old key:")
+    print("EventSeal gets its tables and the old key:")
     os.environ["EVENTSEAL_CONFIG"] = str(settings)
     os.environ["OLD_CIPHER_KEY"] = before["CIPHER_KEY"]
     initialise(
@@ -166,10 +171,10 @@ def main() -> int:
         print(f"    {begin_migration(seal).left} events are in the old format")
         with Bank(env=after) as bank:  # writes envelopes, reads both
             ada = next(iter(accounts))
-            bank.credit(ada, 5)  # and a snapshot is taken
+            bank.credit(ada, 5)  # this also takes a snapshot
             accounts[ada] = ("Ada", 15)
         print(f"    {migrate(seal).done} events are envelopes now")
-        print(f"    nothing old is left: {finish_migration(seal).complete}; from now on it would be refused")
+        print(f"    nothing old is left: {finish_migration(seal).complete}. Readers refuse older formats now")
         print(f"    {rotate(seal)}")
         proved = verify(seal)
         print(f"    {proved.done} events and snapshots open, {proved.failed} do not")
@@ -177,7 +182,7 @@ def main() -> int:
     print("The same swap again:")
     noticed = notices_a_swap(after, database, accounts)
     whole = is_whole(after, accounts) and proved.failed == 0
-    print(f"All of it is in {folder}")
+    print(f"All files are in {folder}")
     print(
         "Proved: nothing was lost, and nothing can be swapped."
         if noticed and whole

@@ -1,5 +1,7 @@
 """
-Replay a real event log through an encrypted event store, rotate its key half-way, and prove the result.
+Replay a real event log through an encrypted event store.
+
+It rotates the key half-way, and proves the result::
 
     python examples/loan_applications.py                        # SQLite and the local key, in ./demo-output
     python examples/loan_applications.py --events LOG.jsonl.gz  # another log of the same form
@@ -64,7 +66,11 @@ Line = dict[str, Any]
 
 
 class LoanApplication(AggregateRoot):
-    """A loan application at a bank: submitted, worked on, offered; accepted, declined or cancelled."""
+    """
+    A loan application at a bank.
+
+    It is submitted, worked on and offered, then accepted, declined or cancelled.
+    """
 
     def __init__(self, amount_requested: int, registered_at: datetime, number: str, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -77,7 +83,7 @@ class LoanApplication(AggregateRoot):
         """The bank registered the application."""
 
     class Progressed(AggregateRoot.Event):
-        """Somebody, or the bank's system, did something about it."""
+        """An employee or the bank's system worked on the application."""
 
         def mutate(self, application: LoanApplication) -> None:
             application.activities.append(self.activity)
@@ -98,7 +104,7 @@ register_topic("loans:Progressed", LoanApplication.Progressed)
 
 
 class LogError(Exception):
-    """The log is not one of loan applications."""
+    """The file is not a log of loan applications."""
 
 
 def read_log(path: Path) -> Iterator[Line]:
@@ -108,7 +114,11 @@ def read_log(path: Path) -> Iterator[Line]:
 
 
 def checked_count(path: Path) -> int:
-    """Count the log's lines; each must be what its event turns back into."""
+    """
+    Count the log's lines.
+
+    The event of each line must turn back into that line. Otherwise it raises LogError.
+    """
     count = 0
     try:
         for line in read_log(path):
@@ -120,12 +130,12 @@ def checked_count(path: Path) -> int:
             if count:
                 return count
     except (OSError, EOFError, KeyError, TypeError, ValueError):
-        pass  # what cannot be read is no event either
+        pass  # a line that cannot be read is not an event either
     raise LogError(f"line {count + 1} is not an event of a loan application")
 
 
 def as_event(line: Line) -> dict[str, Any]:
-    """What an event keeps of a line of the log."""
+    """Return the attributes of the event for a line of the log."""
     return {
         "activity": line["activity"],
         "transition": line["transition"],
@@ -137,7 +147,7 @@ def as_event(line: Line) -> dict[str, Any]:
 
 
 def as_line(number: str, position: int, event: Any) -> Line:
-    """The line of the log that *event* came from."""
+    """Return the line of the log that *event* came from."""
     return {
         "application_id": number,
         "position": position,
@@ -151,7 +161,7 @@ def as_line(number: str, position: int, event: Any) -> Line:
 
 
 class Bank:
-    """The application: its aggregates go into one event store, sealed or in plain."""
+    """The application, whose aggregates use one encrypted or plaintext event store."""
 
     def __init__(self, datastore: SQLAlchemyDatastore, mapper: SequencedItemMapper, run: UUID) -> None:
         self.datastore = datastore
@@ -181,7 +191,7 @@ class Bank:
         loan.save()
 
     def lines(self, number: str) -> Iterator[Line]:
-        """An application's lines, from the event store."""
+        """Yield the lines of a loan application, from the event store."""
         events = self.event_store.get_domain_events(self.stream(number))
         progressed = [event for event in events if isinstance(event, LoanApplication.Progressed)]
         for position, event in enumerate(progressed):
@@ -190,7 +200,11 @@ class Bank:
 
 @dataclass(frozen=True)
 class Facts:
-    """What of the log must not be in the database, by kind: how it is found in bytes, and every value."""
+    """
+    The values of the log that the database must not contain.
+
+    For each kind of value there is a pattern that finds it in bytes, and the set of all values.
+    """
 
     patterns: Mapping[str, re.Pattern[bytes]]
     values: Mapping[str, set[bytes]]
@@ -219,13 +233,17 @@ class Facts:
         return cls(patterns, values)
 
     def found_in(self, stored: bytes) -> dict[str, int]:
-        """How many distinct values of each kind are in *stored*."""
+        """Count the distinct values of each kind in *stored*."""
         found = {kind: set(pattern.findall(stored)) for kind, pattern in self.patterns.items()}
         return {kind: len(values & found[kind]) for kind, values in self.values.items()}
 
 
 def stored_bytes(bank: Bank) -> bytes:
-    """All that the database has: its files, or, where there are none to read, every column of every item."""
+    """
+    Return all bytes in the database.
+
+    These are its files. If there are no files to read, they are every column of every item.
+    """
     engine = bank.datastore.engine
     file = engine.url.database
     if engine.dialect.name == "sqlite" and file:
@@ -251,7 +269,7 @@ def main() -> int:
     console = Console()
     warnings.simplefilter("ignore", DevelopmentKeyWarning)
     if not options.events.is_file():
-        console.print(f"[red]There is no file {options.events}.")
+        console.print(f"[red]The file {options.events} does not exist.")
         return 2
     start_afresh()
     settings = {
@@ -271,7 +289,11 @@ def main() -> int:
 
 
 def start_afresh() -> None:
-    """Remove what an earlier run made, except its key: a database that --store named is sealed under it."""
+    """
+    Delete the files of an earlier run, except its key.
+
+    A database that --store named is encrypted under that key.
+    """
     OUTPUT.mkdir(exist_ok=True)
     for path in OUTPUT.iterdir():
         if path.name == "eventseal.toml" or ".sqlite" in path.suffix:
@@ -281,9 +303,9 @@ def start_afresh() -> None:
 def demonstrate(console: Console, log: Path, settings: dict[str, Any]) -> int:
     console.rule("An event store under a key that a KMS controls")
     console.print(f"Log: {CITATION}", highlight=False)
-    total = checked_count(log)  # first, so that nothing is written of one that breaks off
+    total = checked_count(log)  # first, so that nothing is written if the log is damaged
     for step in initialise(OUTPUT / "eventseal.toml", **settings):
-        console.print(f"  {'made' if step.changed else 'is there'}: {step.detail}", highlight=False)
+        console.print(f"  {'created' if step.changed else 'exists'}: {step.detail}", highlight=False)
 
     run = uuid4()
     facts = Facts.of(read_log(log))
@@ -299,7 +321,7 @@ def demonstrate(console: Console, log: Path, settings: dict[str, Any]) -> int:
         calls = seal.keyring.counters.kms_calls
         show_counts(console, bank, twin, calls, numbers)
 
-    # A process of its own would do as much: nothing is in memory but the settings.
+    # As in a new process, no keys are in memory here.
     with EventSeal.from_settings(OUTPUT / "eventseal.toml") as seal:
         bank = Bank(seal.datastore, seal.mapper, run)
         differing = compare(console, log, total, bank)
@@ -320,16 +342,16 @@ def progress_bar(console: Console) -> Progress:
 
 
 def write(console: Console, log: Path, total: int, bank: Bank, seal: EventSeal) -> list[str]:
-    """Write the log, sealed and in plain, and rotate the key once half of it is written."""
+    """Write the log to both stores, and rotate the key half-way."""
     numbers: list[str] = []
     written = 0
     with progress_bar(console) as progress:
-        task = progress.add_task("appending, sealed and in plain", total=total)
+        task = progress.add_task("appending, encrypted and as plaintext", total=total)
         for number, group in groupby(read_log(log), key=lambda line: line["application_id"]):
             lines = list(group)
             if written < total / 2 <= written + len(lines):
                 rotated = seal.keyring.rotate()
-                progress.console.print(f"Half-way: the key was rotated; {rotated.key_id} seals from now on")
+                progress.console.print(f"Half-way: key rotated, {rotated.key_id} encrypts from now on")
             bank.record(number, lines)
             numbers.append(number)
             written += len(lines)
@@ -338,14 +360,14 @@ def write(console: Console, log: Path, total: int, bank: Bank, seal: EventSeal) 
 
 
 def show_rows(console: Console, bank: Bank, number: str) -> None:
-    stored = Table(title="As the database has them", title_justify="left")
+    stored = Table(title="In the database", title_justify="left")
     for name in ("sequence", "position", "topic", "key id", "data"):
         stored.add_column(name, no_wrap=True)
     for item in bank.strategy.get_items(bank.stream(number), limit=4):
         sequence, key_id = str(item.sequence_id)[:8], f"…{str(item.key_id)[-8:]}"
         stored.add_row(sequence, str(item.position), item.topic, key_id, item.data[:12].hex())
     console.print(stored)
-    opened = Table(title="As the application has them", title_justify="left")
+    opened = Table(title="In the application", title_justify="left")
     for name in ("position", "activity", "resource", "amount", "at"):
         opened.add_column(name)
     for line in list(bank.lines(number))[:3]:
@@ -357,7 +379,7 @@ def show_rows(console: Console, bank: Bank, number: str) -> None:
 def show_counts(console: Console, bank: Bank, twin: Bank, calls: int, numbers: list[str]) -> None:
     by_key: dict[UUID | None, int] = {}
     sealed = plain = 0
-    ours = {bank.stream(number) for number in numbers}  # a database that --store named may hold more
+    ours = {bank.stream(number) for number in numbers}  # a database that --store named may hold other items
     for item in bank.strategy.all_items():
         if item.sequence_id not in ours:
             continue
@@ -367,12 +389,12 @@ def show_counts(console: Console, bank: Bank, twin: Bank, calls: int, numbers: l
         plain += len(item.data)
     for key_id, count in by_key.items():
         console.print(f"{count:>9,} items under key {key_id}")
-    console.print(f"{sealed:>9,} bytes stored, against {plain:,} in plain: {sealed / plain:.2f} x")
+    console.print(f"{sealed:>9,} bytes stored, against {plain:,} as plaintext: {sealed / plain:.2f} x")
     console.print(f"{calls:>9,} KMS calls made by the writer")
 
 
 def compare(console: Console, log: Path, total: int, bank: Bank) -> int:
-    """Replay everything, and count the lines that came back otherwise than they went in."""
+    """Replay everything, and count the lines that differ from the log."""
     differing = 0
     with progress_bar(console) as progress:
         task = progress.add_task("replaying and comparing", total=total)
@@ -387,11 +409,11 @@ def compare(console: Console, log: Path, total: int, bank: Bank) -> int:
 
 
 def search(console: Console, facts: Facts, bank: Bank, twin: Bank) -> int:
-    """Look for the log's values in what is stored, sealed and in plain."""
+    """Look for the log's values in the bytes of both stores."""
     leaked = facts.found_in(stored_bytes(bank))
     bite = facts.found_in(stored_bytes(twin))
-    table = Table(title="Values of the log that are in the stored bytes", title_justify="left")
-    for name in ("kind", "in the log", "in the plaintext twin", "in the sealed store"):
+    table = Table(title="Values of the log in the stored bytes", title_justify="left")
+    for name in ("kind", "in the log", "in the plaintext twin", "in the encrypted store"):
         table.add_column(name)
     for kind, values in facts.values.items():
         table.add_row(kind, str(len(values)), str(bite[kind]), str(leaked[kind]))
@@ -400,7 +422,7 @@ def search(console: Console, facts: Facts, bank: Bank, twin: Bank) -> int:
     if any(leaked.values()) or not twin_has_all:
         console.print("[red]The search failed: a value leaked, or the twin lacks one.")
         return 1
-    console.print("[green]Proved:[/] each value is found in the twin, and none in the sealed store.")
+    console.print("[green]Proved:[/] each value is in the twin, and none is in the encrypted store.")
     return 0
 
 

@@ -1,5 +1,7 @@
 """
-Unit tests of an application whose keys are under AWS KMS, without AWS: moto answers boto3.
+Test an application with keys under AWS KMS, but without AWS.
+
+moto answers boto3::
 
     python -m pytest examples/test_under_moto.py
 """

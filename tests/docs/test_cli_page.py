@@ -53,7 +53,7 @@ def test_the_exit_codes_are_those_of_the_code():
 
 
 def test_the_words_that_say_personal_data_are_those_of_the_code():
-    text = re.search(r"is a part of it \(.*?\): (.*?), and some plurals", section("`fields`"), re.DOTALL)
+    text = re.search(r"is a part of it \(.*?\):\s+(.*?), and some plurals", section("`fields`"), re.DOTALL)
     assert text is not None
     words = set(re.findall(r"\w+", text[1]))
     assert words | {f"{word}s" for word in words} | {f"{word}es" for word in words} >= PERSONAL_WORDS

@@ -44,9 +44,9 @@ def rotate(folder):
 def test_every_item_is_under_the_new_key_and_the_old_one_is_destroyed(demo):
     done = rotate(demo)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 scopes have a new key" in done.stdout
-    assert "0 could not be moved" in done.stdout
-    assert "2 old keys are destroyed, 0 stay" in done.stdout
+    assert "Scopes with a new key: 1" in done.stdout
+    assert ", failed: 0" in done.stdout
+    assert "Old keys destroyed: 2, kept: 0" in done.stdout
     (active,) = sql(demo, "SELECT key_id FROM encryption_keys WHERE state = 'active' AND purpose = 'data'")
     assert sql(demo, "SELECT DISTINCT key_id FROM integer_sequenced_items") == [active]
     verified = run(demo, "-m", "eventseal", "--config", SETTINGS, "verify")
@@ -63,9 +63,9 @@ def test_a_row_that_does_not_open_is_named_keeps_its_key_and_makes_the_exit_code
     )
     done = rotate(demo)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "1 could not be moved" in done.stdout
+    assert ", failed: 1" in done.stdout
     assert "IntegrityError: integer_sequenced_items" in done.stdout
-    assert "1 old keys are destroyed, 1 stay" in done.stdout
+    assert "Old keys destroyed: 1, kept: 1" in done.stdout
 
 
 @pytest.mark.slow
