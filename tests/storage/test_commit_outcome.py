@@ -227,7 +227,7 @@ class TestOnPostgreSQL:
         before, item = stored(postgres_url, open_datastore), new_item(key_id=warm)
         proxy.lose_answer()
         proxy.refuse_new_connections()
-        with pytest.raises(StoreUnavailableError, match="not known") as unknown:
+        with pytest.raises(StoreUnavailableError, match="is unknown whether") as unknown:
             strategy.append(item)
         assert "Read the sequence" in unknown.value.remedy
         assert sorted(stored(postgres_url, open_datastore)) == sorted([*before, item])

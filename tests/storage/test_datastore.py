@@ -288,7 +288,7 @@ class TestADatabaseThatDoesNotServe:
         datastore = open_datastore(f"sqlite:///{tmp_path / 'nowhere' / 'x.sqlite'}", setup=False)
         with pytest.raises(StoreUnavailableError, match="nowhere") as refused:
             datastore.setup_connection()
-        assert "folder of the SQLite file is absent" in refused.value.remedy
+        assert "folder of the SQLite file does not exist" in refused.value.remedy
 
     def test_a_missing_file_is_made(self, sqlite_url, open_datastore):
         open_datastore(sqlite_url, setup=False).setup_connection()
@@ -391,7 +391,7 @@ class TestADatabaseThatDoesNotServe:
             other.execute("BEGIN IMMEDIATE")
             with pytest.raises(StoreUnavailableError, match="locked") as refused:
                 strategy.append(new_item(uuid4()))
-            assert "fork outside of transactions" in refused.value.remedy
+            assert "Fork outside of transactions" in refused.value.remedy
             with pytest.raises(StoreUnavailableError, match="locked") as refused:
                 SQLAlchemyKeyStore(datastore).reserve({uuid4(): 1})
             assert "keyring.prepare" in refused.value.remedy

@@ -160,7 +160,7 @@ def test_on_postgresql_the_column_says_the_type_of_ids(open_library, postgres_ur
     library.make_theirs()
     with (
         library.open(originator_id_type=told) as other,
-        pytest.raises(ConfigurationError, match=f"is {there}, and originator_id_type says {told}"),
+        pytest.raises(ConfigurationError, match=f"is {there}, but originator_id_type is {told}"),
     ):
         other.datastore.setup_tables(application="shop")
 

@@ -155,7 +155,7 @@ def test_a_reader_in_the_way_is_told_and_the_shred_is_done(open_seal, sqlite_url
         reader.exec_driver_sql("SELECT count(*) FROM key_wrappings").fetchall()
         result = shred(seal, ERASED[0])
         assert result.complete
-        assert "somebody uses the SQLite file" in result.leftover
+        assert "the SQLite file is in use" in result.leftover
         assert result.to_json()["leftover"] == result.leftover
     again = shred(seal, ERASED[0])
     assert again.leftover == ""

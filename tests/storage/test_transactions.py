@@ -98,7 +98,7 @@ def test_sqlites_lock_is_tried_until_the_busy_timeout_is_over(sqlite_url, open_d
         begin_writing(holder)
         with pytest.raises(StoreUnavailableError, match="locked") as refused:
             write(engine, holds_sqlite_lock, doing="asking")
-        assert "end long transactions" in refused.value.remedy
+        assert "End long transactions" in refused.value.remedy
         waited = clock[0]
         assert waited == pytest.approx(1, abs=0.01)
         with pytest.raises(StoreUnavailableError, match="locked"):
@@ -232,7 +232,7 @@ def test_a_commit_that_failed_leaves_no_lock_with_the_connection(sqlite_url, ope
     ("code", "said", "remedy"),
     [
         (sqlite3.SQLITE_FULL, "database or disk is full", "Make room"),
-        (sqlite3.SQLITE_IOERR | 19 << 8, "disk I/O error", "full, or failing"),  # no room for the -shm file
+        (sqlite3.SQLITE_IOERR | 19 << 8, "disk I/O error", "full or failing"),  # no room for the -shm file
     ],
     ids=["full", "no shared memory"],
 )

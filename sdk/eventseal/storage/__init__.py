@@ -1,4 +1,4 @@
-"""Items and keys in SQLite and PostgreSQL: datastore, tables, record strategy and key store."""
+"""Items and keys in SQLite and PostgreSQL."""
 
 from eventseal.storage.database.column_types import BinaryUUID, ExactDecimal, ExactInteger, ExactText
 from eventseal.storage.database.engines import SQLAlchemySettings

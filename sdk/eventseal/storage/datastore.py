@@ -46,22 +46,23 @@ if TYPE_CHECKING:
 
 class SQLAlchemyDatastore:
     """
-    A database. Its engines and its session are made on first use.
+    A database: its engines, its session and its tables.
 
-    A forked process gets connections of its own. Fork while no other thread writes to a SQLite file: SQLite
-    itself takes a lock held at that moment along, and the child finds the file locked for good. An in-memory
-    database is lost with :meth:`close`.
+    EventSeal creates the engines and the session on first use. :meth:`close` loses an in-memory database.
+
+    A forked process gets its own connections. Fork while no other thread writes to a SQLite file. Otherwise
+    the child inherits SQLite's lock of that moment, and finds the file locked permanently.
 
     Args:
-        settings: Where the database is.
-        tables: The record classes whose tables it holds, the user's own among them.
-        base: A declarative base; all its record classes are taken if *tables* is empty.
-        key_settings: Where the tables beside the keys are, if they have a database of their own.
-        eventsourcing_tables: Names of tables that the eventsourcing library makes and writes in the items'
-            database; a schema that is not the default one stands before a dot.
-        originator_id_type: What that library is told as ``ORIGINATOR_ID_TYPE``; only SQLite's columns do not
-            say it: there ``uuid`` is taken for granted.
-        reads_only: Whether nothing is ever written, as in a backup.
+        settings: The connection settings of the database.
+        tables: The record classes whose tables the database holds, including your own.
+        base: A declarative base. If *tables* is empty, all record classes of the base are used.
+        key_settings: The connection settings of the key tables, if they have their own database.
+        eventsourcing_tables: The names of tables in the items' database that the eventsourcing library
+            creates and writes. For a table outside the default schema, write its schema and a dot first.
+        originator_id_type: The ``ORIGINATOR_ID_TYPE`` that the library is configured with. Only SQLite needs
+            it, because columns there do not show the type. The default on SQLite is ``uuid``.
+        reads_only: Whether nothing may be written, as in a backup.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class SQLAlchemyDatastore:
 
     @property
     def key_engine(self) -> Engine:
-        """The engine of the tables beside the keys: the items' own, unless they have another database."""
+        """The engine of the key tables. It is the items' engine, unless the keys have their own database."""
         with self._lock:
             if self.key_settings is self.settings:
                 return self.engine
@@ -120,7 +121,7 @@ class SQLAlchemyDatastore:
         """A session for each thread."""
         with self._lock:
             if self._session is None:
-                # By its session a record strategy finds the registry, which may be in another database.
+                # Through the session, a record strategy finds the registry, maybe in another database.
                 self._session = scoped_session(sessionmaker(self.engine, info={DATASTORE: self}))
             return self._session
 
@@ -133,10 +134,10 @@ class SQLAlchemyDatastore:
         """
         Check that the database answers, and that of the keys.
 
-        A SQLite file that is not there is made; its folder is not.
+        If a SQLite file is missing, it is created. Its folder is not.
 
         Raises:
-            StoreUnavailableError: It does not.
+            StoreUnavailableError: A database does not answer.
         """
         for settings, engine in ((self.settings, self.engine), (self.key_settings, self.key_engine)):
             with translated(f"connecting to {redacted(settings.url)}"), engine.connect() as connection:
@@ -144,20 +145,21 @@ class SQLAlchemyDatastore:
 
     def setup_tables(self, *, application: str | None = None) -> None:
         """
-        Make the listed tables, the fences, the jobs, the key tables and the registry; register the listed.
+        Create all missing tables and register the listed tables.
 
-        What is there already is left as it is; its columns are compared with those that are needed. Those of
-        the eventsourcing library's tables that are there get their triggers and index. An earlier release's
-        tables get their indexes by :meth:`index_key_ids`.
+        The tables are the listed ones, the fences, the jobs, the key tables and the registry. Existing tables
+        stay as they are, but must have the required columns. Existing tables of the eventsourcing library get
+        their triggers and index. Tables of an earlier release get their indexes by :meth:`index_key_ids`.
 
         Args:
-            application: Whose items the listed tables hold; ``None``: of every application that writes there.
+            application: The application whose items the listed tables hold. With ``None``, they hold items of
+                every application that writes there.
 
         Raises:
-            ConfigurationError: A table of the same name lacks a column that is needed, or two tables would
-                have one collection; the message names them. Nothing was written.
+            ConfigurationError: A table with one of the names lacks a required column, or two tables would
+                have the same collection. The message names them, and nothing was written.
             StoreUnavailableError: The database does not answer.
-            StoreReadOnlyError: It cannot be written.
+            StoreReadOnlyError: The database cannot be written.
         """
         items, keys = [*self._listed(), *_BESIDE_ITEMS], key_metadata.sorted_tables
         sealed = self.tables_to_register(application)
@@ -169,16 +171,17 @@ class SQLAlchemyDatastore:
 
     def tables_to_register(self, application: str | None) -> list[SealedTable]:
         """
-        Describe the listed tables as the registry is to have them.
+        Describe the listed tables as the registry should list them.
 
-        Where a table has items and the registry another collection than its record class, the registry's
-        stays: items that were sealed under it are bound to it until they are moved.
+        If a table has items and the registry has another collection than its record class, the registry's
+        collection stays. Items that were sealed under it are bound to it until they are re-encrypted.
 
         Args:
-            application: Whose items the tables hold; ``None``: of every application that writes there.
+            application: The application whose items the tables hold. With ``None``, they hold items of every
+                application that writes there.
 
         Raises:
-            ConfigurationError: Two tables would have one collection.
+            ConfigurationError: Two tables would have the same collection.
             StoreUnavailableError: The database does not answer.
         """
         known = _registered_if_there(self.key_engine)
@@ -195,12 +198,12 @@ class SQLAlchemyDatastore:
 
     def registry(self, application: str | None = None) -> Registry:
         """
-        Read the registry, each table with the collection that its record class says, if that is listed.
+        Read the registry, with the collections that the listed record classes declare.
 
-        A row with other columns than a listed table has was edited.
+        If a row has other columns than the listed table, somebody edited the row.
 
         Args:
-            application: Only what may hold its items; ``None``: everything.
+            application: Read only tables that may hold items of this application. With ``None``, read all.
 
         Raises:
             StoreError: The database refused or failed.
@@ -222,22 +225,23 @@ class SQLAlchemyDatastore:
 
     def setup_eventsourcing_tables(self, *, application: str | None = None) -> None:
         """
-        Fence, index and register those of the eventsourcing library's tables that are there.
+        Fence, index and register the existing tables of the eventsourcing library.
 
-        Their applications may run meanwhile. On PostgreSQL the index is made without keeping them from
-        writing; on SQLite they wait for it.
+        The applications that use them may run meanwhile. On PostgreSQL they can write while the index is
+        created. On SQLite they wait for it.
 
         Args:
-            application: Whose items the tables hold; ``None``: of every application that writes there.
+            application: The application whose items the tables hold. With ``None``, they hold items of every
+                application that writes there.
 
         Raises:
-            ConfigurationError: A table is another program's, or holds ids of another type.
-            StoreUnavailableError: The database does not answer, or a transaction that writes a table goes on
-                for more than 2 seconds; run it again.
-            StoreReadOnlyError: It cannot be written.
+            ConfigurationError: A table belongs to another program, or holds ids of another type.
+            StoreUnavailableError: The database does not answer, or a transaction that writes a table takes
+                more than 2 seconds. Run it again.
+            StoreReadOnlyError: The database cannot be written.
         """
         found = self.described_eventsourcing_tables(application=application)
-        # The triggers first: what is registered may be retired from.
+        # The triggers come first, because retire may destroy keys as soon as a table is registered.
         for table in found:
             install_fence_triggers(self.engine, table)
             make_key_id_indexes(self.engine, table)
@@ -245,10 +249,10 @@ class SQLAlchemyDatastore:
 
     def described_eventsourcing_tables(self, *, application: str | None = None) -> list[SealedTable]:
         """
-        Describe those of the eventsourcing library's tables that are there.
+        Describe the existing tables of the eventsourcing library.
 
         Raises:
-            ConfigurationError: A table is another program's, or holds ids of another type.
+            ConfigurationError: A table belongs to another program, or holds ids of another type.
             StoreUnavailableError: The database does not answer.
         """
         tables = [
@@ -259,25 +263,25 @@ class SQLAlchemyDatastore:
 
     def add_key_id_columns(self) -> list[str]:
         """
-        Add the column ``key_id`` to listed tables that were made without it.
+        Add the column ``key_id`` to listed tables that lack it.
 
         Returns:
-            The names of the tables that were changed.
+            The names of the changed tables.
         """
         return [columns.table.fullname for columns in self._sealed if add_key_id(self.engine, columns.table)]
 
     def index_key_ids(self) -> list[str]:
         """
-        Index the key ids in the headers of listed tables that an earlier release made.
+        Index the key ids in headers, in tables of earlier releases.
 
-        The index on their column goes, unless their record class declares one. On PostgreSQL applications
-        write meanwhile.
+        The old index on the ``key_id`` column is dropped, unless the record class declares one. On
+        PostgreSQL, applications can write meanwhile.
 
         Returns:
-            The names of the tables that were changed.
+            The names of the changed tables.
 
         Raises:
-            StoreError: The database refused or failed; run it again.
+            StoreError: The database refused or failed. Run it again.
         """
         return [
             table.table
@@ -287,10 +291,10 @@ class SQLAlchemyDatastore:
 
     def unindexed_tables(self) -> dict[SealedTable, bool]:
         """
-        Find the listed tables that :meth:`index_key_ids` changes.
+        Find the listed tables that :meth:`index_key_ids` would change.
 
         Returns:
-            Whether the record class of each declares an index on the column itself.
+            By table, whether its record class declares an index on the column itself.
         """
         listed = {
             SealedTable.of(found, None): any(
@@ -304,20 +308,20 @@ class SQLAlchemyDatastore:
         }
 
     def drop_tables(self) -> None:
-        """Drop the listed tables, the fences, the jobs, the key tables and the registry, with all in them."""
+        """Drop the tables that :meth:`setup_tables` creates, with all that they contain."""
         items, keys = [*self._listed(), *_BESIDE_ITEMS], key_metadata.sorted_tables
         drop_tables(self.engine, items[::-1])
         drop_tables(self.key_engine, keys[::-1])
 
     def holds_write_lock(self) -> bool:
-        """Whether the calling thread's session is in a SQLite transaction that has written: no other can."""
+        """Return whether the calling thread's session has written on SQLite. Then no other can write."""
         if self._session is None or not self._session.registry.has():
             return False
         session = self._session()
         return session.in_transaction() and session.is_active and holds_sqlite_lock(session.connection())
 
     def close(self) -> None:
-        """Give up the calling thread's session and all idle connections; what is used again opens others."""
+        """Close the calling thread's session and all idle connections. Later use opens new ones."""
         with self._lock:
             if self._session is not None:
                 self._session.remove()
@@ -329,7 +333,7 @@ class SQLAlchemyDatastore:
         return f"<SQLAlchemyDatastore {redacted(self.settings.url)}>"
 
     def renew_in_child(self) -> None:
-        """Use no connection of the parent's: two processes on one would garble each other's answers."""
+        """Use no connection of the parent. Two processes would garble each other's answers."""
         self._lock = threading.RLock()
         if self._session is not None and not self.settings.in_memory:
             _left_to_parent.append(self._session.registry)
@@ -348,16 +352,16 @@ class SQLAlchemyDatastore:
 
 
 DATASTORE = "eventseal.datastore"
-"""Where a session's ``info`` names its datastore."""
+"""The key of the datastore in a session's ``info``."""
 
 _BESIDE_ITEMS = (*fence_metadata.sorted_tables, *job_metadata.sorted_tables)
 """EventSeal's own tables in the database of the items."""
 
 _left_to_parent: list[object] = []
-"""Kept, in a forked process, so that no destructor speaks to the database on the parent's connections."""
+"""Keeps the parent's connections alive. In a forked process, their destructors would use them."""
 
 
-@writes("making tables")
+@writes("creating tables")
 def _create_tables(connection: Connection, tables: Sequence[Table], sealed: Sequence[SealedTable]) -> None:
     made = create_tables(connection, tables)
     for table in sealed:
@@ -390,13 +394,15 @@ def _table_of(record_class: type[Any]) -> Table:
 
 class AcceptedNow:
     """
-    Gives the formats that are accepted in a collection, as of at most *interval* seconds ago.
+    Returns the older formats that a collection accepts.
+
+    An answer is at most *interval* seconds old.
 
     Args:
-        datastore: Its registry is read.
-        application: Whose tables.
-        interval: Seconds for which an answer holds.
-        clock: Seconds.
+        datastore: The datastore whose registry is read.
+        application: The application that owns the tables.
+        interval: Seconds for which an answer stays valid.
+        clock: A function that returns the current time in seconds.
     """
 
     def __init__(
@@ -415,18 +421,18 @@ class AcceptedNow:
 
     def __call__(self, collection: str) -> Collection[str]:
         """
-        Name the formats.
+        Return the names of the accepted formats.
 
         Args:
-            collection: Of the item.
+            collection: The collection of the item.
 
         Raises:
-            StoreError: The database refused or failed, and what is known is too old.
+            StoreError: The database refused or failed, and the last answer is too old.
         """
         known, now = self._known, self._clock()
         if known is None or now - known[0] >= self._interval:
             accepted: dict[str, set[str]] = {}
-            # A table whose row was edited accepts no older format; its envelopes open all the same.
+            # If a table's row was edited, the table accepts no older format. Its envelopes still open.
             for table in self._datastore.registry(self._application).tables:
                 accepted.setdefault(table.collection, set()).update(table.old_formats)
             known = self._known = now, accepted

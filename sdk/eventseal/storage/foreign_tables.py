@@ -1,4 +1,8 @@
-"""Tables of other libraries: found by name, read in order, registered where EventSeal fills them."""
+"""
+Tables of other libraries.
+
+EventSeal finds them by name and reads them in order. It registers those that it fills.
+"""
 
 from __future__ import annotations
 
@@ -42,16 +46,16 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "topic": ("topic", "event_type"),
     "data": ("data", "state"),
 }
-"""By role, what columns are called in releases 1 to 7."""
+"""The column names that releases 1 to 7 use, by role."""
 
 SHARED_BY = ("application_name", "pipeline_id")
-"""Columns that tell applications apart which share a table."""
+"""Columns that tell applications apart if they share a table."""
 
 _UUID_SIZE = 16
 
 
 class OldRow(NamedTuple):
-    """A row as its table has it; what is text there is text here."""
+    """A row with the values of its table. Text in the table is text here."""
 
     sequence_id: Any
     position: Any
@@ -64,13 +68,13 @@ class OldTable:
     A table of another library.
 
     Args:
-        connection: To its database.
-        name: With its schema before a dot if that is not the default one.
-        columns: By role, where they are called otherwise.
-        only: By column, the one value that rows have which are read.
+        connection: A connection to the table's database.
+        name: The table's name. For a table outside the default schema, write its schema and a dot first.
+        columns: By role, the names of columns that have other names than usual.
+        only: By column, the one value that the rows to read have.
 
     Raises:
-        ConfigurationError: There is no such table or column, or several applications share it.
+        ConfigurationError: There is no such table or column, or several applications share the table.
     """
 
     def __init__(
@@ -85,7 +89,7 @@ class OldTable:
         if not has_table(connection, name):
             raise ConfigurationError(f"there is no table {name} to copy from")
         self.name = name
-        # Without their types: values come and go as the driver has them.
+        # Without types, the driver returns and takes values as they are.
         found: list[Column[Any]] = [
             Column(column["name"]) for column in inspect(connection).get_columns(table, schema=schema or None)
         ]
@@ -97,7 +101,7 @@ class OldTable:
                 self._refuse_shared(connection, shared)
 
     def count(self, connection: Connection) -> int:
-        """Count the rows that are read."""
+        """Count the rows to read."""
         query = select(func.count()).select_from(self._table).where(*self._only)
         return int(connection.execute(query).scalar_one())
 
@@ -106,9 +110,9 @@ class OldTable:
         Read rows in order of sequence and position.
 
         Args:
-            connection: To the database.
-            after: Behind this place, as it was read.
-            limit: Rows at most.
+            connection: A connection to the table's database.
+            after: The place after which the page begins, as it was read.
+            limit: The maximum number of rows.
         """
         place = self._columns[:2]
         query = select(*self._columns).where(*self._only).order_by(*place).limit(limit)
@@ -124,13 +128,14 @@ class OldTable:
                 return self._table.c[name]
         raise ConfigurationError(
             f"{self.name} has no column {' or '.join(_NAMES[role])}",
-            remedy=f"Say which it is: {role}=NAME. It has {', '.join(self._table.c.keys())}.",
+            remedy=f"Add --column {role}=NAME, with one of its columns: {', '.join(self._table.c.keys())}.",
         )
 
     def _named(self, name: str) -> Column[Any]:
         if name not in self._table.c:
             raise ConfigurationError(
-                f"{self.name} has no column {name}", remedy=f"It has {', '.join(self._table.c.keys())}."
+                f"{self.name} has no column {name}",
+                remedy=f"Use one of its columns: {', '.join(self._table.c.keys())}.",
             )
         return self._table.c[name]
 
@@ -139,17 +144,17 @@ class OldTable:
         found = list(connection.execute(select(column).where(*self._only).distinct().limit(3)).scalars())
         if len(found) > 1:
             raise ConfigurationError(
-                f"{self.name} holds rows of several values of {name}: {', '.join(map(str, found))}",
-                remedy=f"Copy those of one of them: {name}={found[0]}.",
+                f"{self.name} holds rows with several values of {name}: {', '.join(map(str, found))}",
+                remedy=f"Copy the rows of one value at a time, for example with --only {name}={found[0]}.",
             )
 
 
 def uuid_of(value: Any) -> UUID:
     """
-    Give a sequence id as the UUID that it is.
+    Return a sequence id as a UUID.
 
     Raises:
-        SerializationError: It is none.
+        SerializationError: The id is not a UUID.
     """
     if isinstance(value, UUID):
         return value
@@ -160,15 +165,17 @@ def uuid_of(value: Any) -> UUID:
             return UUID(value)
     except ValueError:
         pass
-    raise SerializationError("a sequence id is no UUID", remedy="Copy into a table whose ids are text.")
+    raise SerializationError(
+        "a sequence id is not a UUID", remedy="Copy into a table whose sequence ids are text."
+    )
 
 
 def text_of(value: Any) -> str:
     """
-    Give a sequence id as text; a UUID in its canonical form.
+    Return a sequence id as text, a UUID in its canonical form.
 
     Raises:
-        SerializationError: It is neither.
+        SerializationError: The id is neither text nor a UUID.
     """
     if isinstance(value, str):
         return value
@@ -177,42 +184,46 @@ def text_of(value: Any) -> str:
 
 def whole_number_of(value: Any) -> int:
     """
-    Give a position as a whole number.
+    Return a position as a whole number.
 
     Raises:
-        SerializationError: It is none.
+        SerializationError: The position is not a whole number.
     """
     if isinstance(value, int | Decimal) and not isinstance(value, bool) and value == int(value):
         return int(value)
-    raise SerializationError("a position is no whole number", remedy="Copy into a table of times.")
+    raise SerializationError(
+        "a position is not a whole number", remedy="Copy into a table whose positions are times."
+    )
 
 
 def time_of(value: Any) -> Decimal:
     """
-    Give a position as a time, to the microsecond, as those tables keep it.
+    Return a position as a time, rounded to the microsecond.
 
     Raises:
-        SerializationError: It is none.
+        SerializationError: The position is not a number.
     """
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
         return Decimal(str(value)).quantize(Decimal("0.000001"))
-    raise SerializationError("a position is no time", remedy="Copy into a table of whole numbers.")
+    raise SerializationError(
+        "a position is not a time", remedy="Copy into a table whose positions are whole numbers."
+    )
 
 
 def _behind(place: list[Column[Any]], after: tuple[Any, Any]) -> ColumnElement[bool]:
-    # Not a comparison of rows: it would compare a time that SQLite keeps as a number in another way.
+    # SQL's comparison of rows would not compare a time that SQLite stores as a number in the same way.
     first, second = place
     return or_(first > after[0], and_(first == after[0], second > after[1]))
 
 
 OriginatorIdType: TypeAlias = Literal["uuid", "text"]
-"""What that library calls ``ORIGINATOR_ID_TYPE``: what an application names its aggregates by."""
+"""The type of an application's aggregate ids. The eventsourcing library calls it ``ORIGINATOR_ID_TYPE``."""
 
 _SNAPSHOTS = "snapshots"
 _SAMPLE = 1000
 
 
-@reads("looking at {name}")
+@reads("reading the definition of {name}")
 def eventsourcing_table(
     connection: Connection,
     name: str,
@@ -221,20 +232,22 @@ def eventsourcing_table(
     id_type: OriginatorIdType | None = None,
 ) -> SealedTable | None:
     """
-    Describe a table that the library made.
+    Describe a table that the eventsourcing library created.
 
     Args:
-        connection: To the items' database.
-        name: Of the table, its schema before a dot if that is not the default one; one that ends with
-            ``snapshots`` holds those.
-        application: Whose items; ``None``: of every application.
-        id_type: Of its aggregates; ``None``: as the column says or, on SQLite, where both are text, ``uuid``.
+        connection: A connection to the items' database.
+        name: The table's name. For a table outside the default schema, write its schema and a dot first. A
+            name that ends with ``snapshots`` means that the table holds snapshots.
+        application: The application whose items the table holds. With ``None``, it holds items of every
+            application.
+        id_type: The type of the aggregate ids. With ``None``, the column decides. On SQLite, where both types
+            are text, ``None`` means ``uuid``.
 
     Returns:
-        ``None`` if there is no such table (yet).
+        ``None`` if the table does not exist (yet).
 
     Raises:
-        ConfigurationError: The table is another program's, or holds ids of another type.
+        ConfigurationError: The table belongs to another program, or holds ids of another type.
     """
     if not has_table(connection, name):
         return None
@@ -274,7 +287,11 @@ def _check_types(name: str, types: Mapping[str, TypeEngine[Any]]) -> None:
 
 
 def _check_places(connection: Connection, inspector: Inspector, name: str) -> None:
-    """Refuse a table in which a place may be taken twice; eventsourcing-sqlalchemy says so by an index."""
+    """
+    Refuse a table in which two rows can have the same place.
+
+    Eventsourcing-sqlalchemy keeps places unique by an index, the library itself by the primary key.
+    """
     schema, _, table = name.rpartition(".")
     place = {COLUMNS["sequence_id"], COLUMNS["position"]}
     key = inspector.get_pk_constraint(table, schema=schema or None)["constrained_columns"]
@@ -292,8 +309,8 @@ def _id_kind(
         there: OriginatorIdType = "uuid" if isinstance(column, Uuid) else "text"
         if id_type not in {None, there}:
             raise ConfigurationError(
-                f"{name}.{COLUMNS['sequence_id']} is {there}, and originator_id_type says {id_type}",
-                remedy="Leave originator_id_type out: on PostgreSQL the column says it.",
+                f"{name}.{COLUMNS['sequence_id']} is {there}, but originator_id_type is {id_type}",
+                remedy="Remove the setting originator_id_type. On PostgreSQL the column shows the type.",
             )
         return ColumnKind.GENERIC_UUID if there == "uuid" else ColumnKind.DATABASE_TEXT
     if id_type == "text":
@@ -302,7 +319,7 @@ def _id_kind(
     if other is not None:
         raise ConfigurationError(
             f"{name} holds ids that are not UUIDs",
-            remedy='Its application has ORIGINATOR_ID_TYPE=text: set originator_id_type = "text".',
+            remedy='If its application has ORIGINATOR_ID_TYPE=text, set originator_id_type = "text".',
         )
     return ColumnKind.GENERIC_UUID
 
@@ -319,6 +336,7 @@ def _id_that_is_no_uuid(connection: Connection, name: str) -> object:
 
 def _not_theirs(name: str, why: str) -> ConfigurationError:
     return ConfigurationError(
-        f"{name} is not a table that the eventsourcing library, release 8 or 9, makes: {why}",
-        remedy="Take it out of eventsourcing_tables: those of older releases, `eventseal migrate` copies.",
+        f"{name} is not a table that the eventsourcing library, release 8 or 9, creates: {why}",
+        remedy=f"Remove {name} from eventsourcing_tables. "
+        "To copy a table of an older release, run `eventseal migrate`.",
     )

@@ -1,4 +1,8 @@
-"""The key store on SQLite and PostgreSQL. It stores sealed records, and neither makes nor checks seals."""
+"""
+The key store on SQLite and PostgreSQL.
+
+It stores records with their row MACs, but neither computes nor checks a MAC.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +47,7 @@ from eventseal.storage.keys.wrapping_rows import (
     drop_wrappings,
     mark_verified,
 )
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -67,17 +72,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PREPARE = (
-    "Make the keys before the transaction begins: keyring.prepare(scopes). "
-    "SQLite has one writer at a time, and the open transaction is it."
+    "Before the transaction begins, create the keys with keyring.prepare(scopes). "
+    "SQLite allows one writer at a time, and the open transaction is that writer."
 )
 
 
 class SQLAlchemyKeyStore:
     """
-    Keeps keys in a database. Each call is one transaction of its own, on a connection of its own.
+    Keeps keys in a database.
+
+    Each call is one transaction on its own connection.
 
     Args:
-        datastore: Its ``setup_tables()`` makes the tables; ``key_settings`` may name a database of their own.
+        datastore: The datastore of the key tables. Its ``setup_tables()`` creates them. With its
+            ``key_settings``, they have their own database.
     """
 
     def __init__(self, datastore: SQLAlchemyDatastore) -> None:
@@ -86,15 +94,19 @@ class SQLAlchemyKeyStore:
     def active(
         self, application: str, scopes: Collection[str], *, purpose: KeyPurpose = KeyPurpose.DATA
     ) -> dict[str, KeyRecord]:
-        """Give the record that holds each scope's slot, also a tombstone; absent ones are left out."""
+        """
+        Return the record in each scope's slot, even a tombstone.
+
+        Scopes without one are left out.
+        """
         return slot_holders(self._engine, application=application, purpose=purpose, scopes=scopes)
 
     def get(self, key_ids: Collection[UUID]) -> dict[UUID, KeyRecord]:
-        """Give records by id, of whatever application; absent ones are left out."""
+        """Return records by id, of any application. Missing ones are left out."""
         return records_by_id(self._engine, key_ids=key_ids)
 
     def of_scope(self, application: str, scope: str) -> list[KeyRecord]:
-        """Give every key and tombstone of a scope, of whatever purpose, in order of id, without wrappings."""
+        """Return all keys and tombstones of a scope, by id, without wrappings."""
         ours = encryption_keys.c.application == application, encryption_keys.c.scope == scope
         return self._read(
             lambda connection: load_records(connection, *ours, wrappings=False), "reading the keys of a scope"
@@ -103,7 +115,11 @@ class SQLAlchemyKeyStore:
     def add_active(
         self, records: Sequence[KeyRecord], *, mark: ChangeMark | None = None, admit: Admission | None = None
     ) -> dict[str, KeyRecord]:
-        """Insert new active keys, each unless its scope's slot is taken; give the holders."""
+        """
+        Insert new active keys, and return the record in each slot.
+
+        A key is not inserted if another record has taken its scope's slot.
+        """
 
         def add(connection: Connection) -> dict[str, KeyRecord]:
             if not records:
@@ -120,7 +136,8 @@ class SQLAlchemyKeyStore:
             for record, scope in zip(records, scopes, strict=True):
                 if scope not in holders:
                     raise StoreError(
-                        f"key id {record.key_id} is taken; ids are never used again", key_id=record.key_id
+                        f"key id {record.key_id} is in use already, and ids are never used twice",
+                        key_id=record.key_id,
                     )
             inserted = [
                 record
@@ -137,14 +154,19 @@ class SQLAlchemyKeyStore:
                 connection, application=first.application, purpose=first.purpose, scopes=scopes
             )
 
-        return self._write(add, "making keys")
+        return self._write(add, "creating keys")
 
     def replace_all_active(
         self, replacements: Sequence[Replacement], *, next_mark: NextMark, wait: bool = True
     ) -> dict[str, KeyRecord]:
-        """Close the active keys of scopes and make others, all or none; give the holders."""
+        """
+        Replace the active keys of scopes, all or none.
+
+        Returns the record in the slot of each scope.
+        """
         work = partial(replace_active_keys, replacements=replacements, next_mark=next_mark)
-        keys = f"key {replacements[0].old.key_id}" if len(replacements) == 1 else f"{len(replacements)} keys"
+        many = counted(len(replacements), "key")
+        keys = f"key {replacements[0].old.key_id}" if len(replacements) == 1 else many
         return self._write(work, f"replacing {keys}", wait=wait) if replacements else {}
 
     def set_states(
@@ -156,7 +178,7 @@ class SQLAlchemyKeyStore:
         left_out: Collection[UUID] = (),
         tombstones: Sequence[KeyRecord] = (),
     ) -> list[KeyRecord]:
-        """Give keys the states that *records* carry, and insert *tombstones*, all or none."""
+        """Store the states that *records* carry, and insert *tombstones*, all or none."""
         if not records and not tombstones:
             return []
         attempts = count()
@@ -176,7 +198,7 @@ class SQLAlchemyKeyStore:
         return self._write(change, "changing the states of keys", filtered=False)
 
     def advance(self, application: str, *, next_mark: NextMark) -> None:
-        """Store the next mark, with the nodes that go with it and no key moved."""
+        """Store the next change mark and its tree nodes. No key changes."""
 
         def advance(connection: Connection) -> None:
             store_next_mark(connection, locked_mark(connection, application), next_mark)
@@ -186,7 +208,7 @@ class SQLAlchemyKeyStore:
     def revocations(
         self, application: str, paths: Collection[bytes]
     ) -> tuple[ChangeMark, dict[bytes, bytes]] | None:
-        """Read an application's mark and nodes of its revocation tree, in one snapshot."""
+        """Read an application's change mark and revocation tree nodes in one snapshot."""
 
         def look(connection: Connection) -> tuple[ChangeMark, dict[bytes, bytes]] | None:
             mark = load_mark(connection, application)
@@ -194,36 +216,44 @@ class SQLAlchemyKeyStore:
                 return None
             return mark, load_nodes(connection, application, paths) if mark.has_tree else {}
 
-        return self._read(look, "reading what is revoked")
+        return self._read(look, "reading the revoked keys")
 
     def list_erased(self, application: str, digests: Collection[bytes]) -> None:
-        """Add digests of items that were erased in a scope that is about to be reopened."""
+        """Add digests of erased items, before their scope is reopened."""
         work = partial(list_erased, application=application, digests=digests)
         self._write(work, "listing erased items")
 
     def find_erased(self, application: str, digests: Collection[bytes]) -> set[bytes]:
-        """Say which of some digests are listed as those of erased items."""
+        """Return the digests that are listed as those of erased items."""
         return find_erased(self._engine, application, digests)
 
     def put_wrappings(self, add: Mapping[UUID, WrappedKey], *, verified: bool = False) -> set[UUID]:
-        """Add a wrapping to each key that lives and has none of that KEK and version; give their ids."""
+        """
+        Add wrappings, and return the ids of the keys that hold theirs.
+
+        Destroyed keys are left out, and keys that have a wrapping under the same KEK and version.
+        """
         work = partial(add_wrappings, add=add, verified=verified)
         return self._write(work, "adding wrappings of keys") if add else set()
 
     def mark_wrappings_verified(self, opened: Mapping[UUID, WrappedKey], *, wait: bool = True) -> None:
-        """Note that these wrappings were unwrapped and hold their keys."""
+        """Record that these wrappings were unwrapped and hold their keys."""
         if opened:
-            self._write(partial(mark_verified, opened=opened), "noting verified wrappings", wait=wait)
+            self._write(partial(mark_verified, opened=opened), "recording verified wrappings", wait=wait)
 
     def drop_wrappings(
         self, drop: Mapping[UUID, Collection[WrappedKey]], *, keep: Mapping[UUID, WrappedKey]
     ) -> set[UUID]:
-        """Delete wrappings of keys that have a better one still, to the byte; give the ids of those keys."""
+        """
+        Delete wrappings of keys that have a better one.
+
+        The better wrapping must still be stored, byte for byte. Returns the ids of the keys that have it.
+        """
         work = partial(drop_wrappings, drop=drop, keep=keep)
         return self._write(work, "dropping wrappings of keys") if drop else set()
 
     def kek_uses(self, application: str) -> list[KekUse]:
-        """Count the wrappings of live keys by KEK and version."""
+        """Count the wrappings of an application's keys by KEK and version."""
         return count_uses(self._engine, application)
 
     def count_wrapped_keys(self, application: str) -> int:
@@ -231,11 +261,19 @@ class SQLAlchemyKeyStore:
         return count_wrapped_keys(self._engine, application)
 
     def orphans(self, *, limit: int = 1000) -> list[KeyRecord]:
-        """Give live keys that have no wrapping, and keys of applications that have no change mark."""
+        """
+        Return the keys that lost their wrappings or their change mark.
+
+        A key that is not destroyed needs a wrapping. Its application needs a change mark.
+        """
         return orphans(self._engine, limit=limit)
 
     def reserve(self, items: Mapping[UUID, int], *, limit: int = HARD_LIMIT) -> dict[UUID, int]:
-        """Lease items under active keys; gives the new totals of those that were granted."""
+        """
+        Lease items under active keys, and return their new totals.
+
+        Keys that did not grant their lease are left out.
+        """
 
         def lease(connection: Connection) -> dict[UUID, int]:
             totals = {}
@@ -256,16 +294,21 @@ class SQLAlchemyKeyStore:
         return self._write(lease, "leasing items under keys") if items else {}
 
     def changes(self, application: str, since: int, key_ids: Collection[UUID]) -> Changes | None:
-        """Read the application's mark and, unless its counter is *since*, what changed, in one snapshot."""
+        """
+        Read an application's change mark and the changes after counter *since*.
+
+        If the mark's counter is *since*, only the mark is read. Both reads share one snapshot.
+        """
         return changes_since(self._engine, application=application, since=since, key_ids=key_ids)
 
     def page(
         self, application: str, *, after: UUID | None = None, limit: int = 1000, state: KeyState | None = None
     ) -> list[KeyRecord]:
         """
-        Give up to *limit* records in order of id, those behind *after*.
+        Return up to *limit* records after the id *after*, by id.
 
-        The first page begins with the rows, however many, whose very id was edited: no order places them.
+        If the id of a row was edited, the row has no place in that order. The first page begins with all such
+        rows, however many.
         """
         conditions = [encryption_keys.c.application == application]
         if state is not None:
@@ -282,19 +325,20 @@ class SQLAlchemyKeyStore:
         return self._read(load, "listing keys", filtered=False)
 
     def add_place(self, application: str, name: str, collection: str) -> None:
-        """Note that a place beside the registered tables holds items."""
-        if name not in self.places():  # no write where it is known: every process asks once
+        """Register a place that is not a registered table and holds items."""
+        if name not in self.places():  # every process asks once, and a known place needs no write
             note = partial(register_place, application=application, name=name, collection=collection)
             self._write(note, f"registering {name}")
 
     def places(self) -> list[str]:
-        """Name the places that were noted."""
+        """Return the names of the registered places."""
         return registered_places(self._engine)
 
     def now(self) -> datetime:
-        """Read the database's clock, UTC."""
+        """Read the database's clock, in UTC."""
         return self._read(
-            lambda connection: connection.execute(select(DatabaseClock())).scalar_one(), "asking the time"
+            lambda connection: connection.execute(select(DatabaseClock())).scalar_one(),
+            "reading the database's clock",
         )
 
     @property
@@ -310,7 +354,7 @@ class SQLAlchemyKeyStore:
         engine = self._engine
         if engine is self._datastore.engine and self._datastore.holds_write_lock():
             raise StoreUnavailableError(
-                f"{doing} inside the session's open write transaction", remedy=_PREPARE
+                f"{doing} is not possible inside the session's open write transaction", remedy=_PREPARE
             )
         try:
             return write(engine, work, doing=doing, wait=wait, filtered=filtered)

@@ -30,14 +30,14 @@ class SQLAlchemyActiveRecordStrategy:
     Reads and writes the items of one table, through a session.
 
     Args:
-        active_record_class: A declarative class with columns named as the item class's fields.
-        session: Whose transactions are used; a scoped session gives each thread its own.
-        sequenced_item_class: A named tuple or a dataclass whose first four fields are the sequence's id, the
-            position, the topic and the data; ``key_id`` and other fields are found by name.
+        active_record_class: A declarative class whose columns have the names of the item class's fields.
+        session: The session whose transactions are used. A scoped session gives each thread its own.
+        sequenced_item_class: A named tuple or a dataclass. Its first four fields are the sequence id, the
+            position, the topic and the data. ``key_id`` and other fields are found by name.
 
     Raises:
-        ConfigurationError: The two classes do not fit, a column cannot hold an item's place exactly, or the
-            session is none.
+        ConfigurationError: The two classes do not match, a column cannot hold an item's place exactly, or
+            *session* is not a SQLAlchemy session.
     """
 
     def __init__(
@@ -49,8 +49,8 @@ class SQLAlchemyActiveRecordStrategy:
     ) -> None:
         if not isinstance(session, scoped_session | Session):
             raise ConfigurationError(
-                f"the session is a {type(session).__name__}, not a session of SQLAlchemy",
-                remedy="Give the strategy datastore.session.",
+                f"the session is a {type(session).__name__}, not a SQLAlchemy session",
+                remedy="Pass datastore.session to the strategy.",
             )
         self.active_record_class = active_record_class
         self.sequenced_item_class = sequenced_item_class
@@ -66,14 +66,14 @@ class SQLAlchemyActiveRecordStrategy:
 
     def other_collections(self, application: str) -> list[str]:
         """
-        Name the collections beside :attr:`collection` that items of the table may still be bound to.
+        Return other collections that items of the table may have.
 
-        It is the record class's ``__former_collection__``, as long as the registry has that name: until
-        ``eventseal reencrypt --to-collection`` has moved the items. A session that is no datastore's knows of
-        none.
+        This is the record class's ``__former_collection__``, as long as the registry has that name. The
+        registry has it until ``eventseal reencrypt --to-collection`` has re-encrypted the items. If the
+        session does not come from a datastore, the list is empty.
 
         Args:
-            application: Whose items.
+            application: The application that owns the items.
 
         Raises:
             StoreError: The database refused or failed.
@@ -91,26 +91,27 @@ class SQLAlchemyActiveRecordStrategy:
 
     @property
     def place(self) -> TablePlace:
-        """The table, as whoever destroys keys sees it."""
+        """The table as a place, for code that destroys keys."""
         engine = self._current_session().get_bind(mapper=self.active_record_class).engine
         return TablePlace(engine, SealedTable.of(self._columns, None))
 
     def append(self, items: Any) -> None:
         """
-        Write an item, or a list of items, and commit the session with whatever the caller had added to it.
+        Write one or more items and commit the session.
 
-        All is written or, on any error, nothing of it; only after :class:`KeyClosedError` the caller's own
-        rows stay in the open transaction, so that the items can be sealed again and appended once more.
+        The commit includes whatever else the caller has added to the session. On any error, nothing is
+        written. Only after :class:`KeyClosedError`, the caller's own rows stay in the open transaction. The
+        caller can then seal the items again and append them once more.
 
         Args:
             items: One item of the item class, or several.
 
         Raises:
             SequencedItemConflictError: A position is taken.
-            KeyClosedError: A key that sealed some of them was retired meanwhile.
+            KeyClosedError: A key that sealed some of the items was retired meanwhile.
             SerializationError: A place does not fit its column exactly.
-            StoreError: The database refused or failed; ``StoreUnavailableError``, ``StoreReadOnlyError`` and
-                ``MissingTableError`` say how.
+            StoreError: The database refused or failed. ``StoreUnavailableError``, ``StoreReadOnlyError`` and
+                ``MissingTableError`` are more specific.
         """
         batch = [items] if isinstance(items, self.sequenced_item_class) else list(items)
         self._appends.append(self._current_session(), batch)
@@ -120,7 +121,7 @@ class SQLAlchemyActiveRecordStrategy:
         Read the item at position *eq* of a sequence.
 
         Raises:
-            ItemNotFoundError: There is none; a ``LookupError``.
+            ItemNotFoundError: There is no item at this position. The error is also a ``LookupError``.
         """
         found = self._read(self._in_sequence(sequence_id).where(self._columns.position == eq))
         if not found:
@@ -144,22 +145,22 @@ class SQLAlchemyActiveRecordStrategy:
         Read items of a sequence.
 
         Args:
-            sequence_id: Which.
-            gt: Only positions after it.
-            gte: Only positions from it on.
-            lt: Only positions before it.
-            lte: Only positions up to it.
-            limit: At most so many: the first, or the last if *query_ascending* is false.
-            query_ascending: From which end the limit counts.
-            results_ascending: In which order they are given.
+            sequence_id: The sequence to read.
+            gt: Read only positions after this one.
+            gte: Read only this position and those after it.
+            lt: Read only positions before this one.
+            lte: Read only this position and those before it.
+            limit: The maximum number of items: the first ones, or the last if *query_ascending* is false.
+            query_ascending: Whether the limit counts from the beginning of the sequence.
+            results_ascending: Whether the result is in ascending order of positions.
 
         Raises:
             ConfigurationError: The limit is negative.
         """
         if limit is not None and limit < 0:
             raise ConfigurationError(
-                f"limit is {limit}; it must be 0 or more",
-                remedy="Leave it out for all items; query_ascending=False counts from the end.",
+                f"limit is {limit}, but must be 0 or more",
+                remedy="To read all items, omit limit. To count from the end, set query_ascending=False.",
             )
         position = self._columns.position
         bounds = [
@@ -181,12 +182,12 @@ class SQLAlchemyActiveRecordStrategy:
 
     def all_items(self, *, page_size: int = 1000) -> Iterator[Any]:
         """
-        Stream every item of the table, in order of sequence id and position.
+        Iterate over all items in order of sequence id and position.
 
-        Each page is a read of its own: items appended meanwhile may be among them.
+        Each page is read in its own transaction. So items that are appended meanwhile may be included.
 
         Args:
-            page_size: Rows read at once.
+            page_size: The number of rows in a page.
         """
         place = self._columns.place
         query = select(*self._columns.columns).order_by(*place).limit(page_size)
@@ -200,7 +201,7 @@ class SQLAlchemyActiveRecordStrategy:
         return select(*self._columns.columns).where(self._columns.sequence_id == sequence_id)
 
     def _read(self, query: Select[Any]) -> list[Row[Any]]:
-        """Read inside the caller's transaction if there is one, else in one that ends here."""
+        """Read inside the caller's transaction, or in a separate short one."""
         session = self._current_session()
         with translated(f"reading {self._columns.table}"):
             if session.in_transaction():
@@ -216,7 +217,7 @@ class SQLAlchemyActiveRecordStrategy:
                 session.rollback()
 
     def _rows(self, session: Session, query: Select[Any]) -> list[Row[Any]]:
-        # Of the connection, not the session: rows that the caller has added need not be written for it.
+        # Through the connection: the session would first flush the rows that the caller has added.
         connection = session.connection(bind_arguments={"mapper": self.active_record_class})
         return list(connection.execute(query))
 

@@ -1,4 +1,8 @@
-"""Finds tables that seem to hold sealed items, and that nobody named: a retirement would lose those."""
+"""
+Finds tables that seem to hold sealed items but are not registered.
+
+Retiring keys would lose their items.
+"""
 
 from __future__ import annotations
 
@@ -23,21 +27,21 @@ if TYPE_CHECKING:
 
 
 OWN_TABLES = frozenset({*key_metadata.tables, *fence_metadata.tables, *job_metadata.tables})
-"""EventSeal's own tables, which have key ids and hold no items."""
+"""EventSeal's own tables. They have key ids but hold no items."""
 
 EVENTSOURCING_COLUMNS: Mapping[str, str] = MappingProxyType(
     {"sequence_id": "originator_id", "position": "originator_version", "topic": "topic", "data": "state"}
 )
-"""By role, the columns of the eventsourcing library's tables, which have no ``key_id``."""
+"""By role, the columns of the eventsourcing library's tables. These tables have no ``key_id``."""
 
 _HEX_DIGITS = 32
 
 _COLUMNS_AT_ONCE = 100
-"""SQLite takes no expression that is nested more than 1,000 deep, and a table may have 2,000 columns."""
+"""SQLite limits expressions to a depth of 1,000. A table may have 2,000 columns."""
 
 
 class _Unnamed(NamedTuple):
-    """A table that nobody named: as it is shown, where it is, and its columns."""
+    """An unregistered table: its display name, its location and its columns."""
 
     name: str
     schema: str
@@ -50,16 +54,16 @@ def unregistered_tables(
     connection: Connection, registered: Iterable[SealedTable], *, unsealed_tables: Collection[str] = ()
 ) -> list[str]:
     """
-    Find tables that look as if they held sealed items, but that nobody named.
+    Find tables that seem to hold sealed items but are not registered.
 
     Args:
-        connection: To a database of items.
-        registered: What the registry says of this database.
-        unsealed_tables: Names of tables that are known to hold none.
+        connection: A connection to a database of items.
+        registered: The tables that the registry lists for this database.
+        unsealed_tables: The names of tables that are known to hold no sealed items.
 
     Returns:
-        The names of tables, not EventSeal's own, with a ``key_id`` of a UUID type beside a binary column;
-        before those outside the default schema stands theirs.
+        The names of tables that have a ``key_id`` of a UUID type and a binary column. EventSeal's own tables
+        are left out. A table outside the default schema is named with its schema and a dot first.
     """
     return _names(_unnamed(connection, registered, unsealed_tables, _looks_sealed))
 
@@ -69,16 +73,18 @@ def unregistered_eventsourcing_tables(
     connection: Connection, registered: Iterable[SealedTable], *, unsealed_tables: Collection[str] = ()
 ) -> list[str]:
     """
-    Find tables of the eventsourcing library that nobody named: whether they hold sealed items, none says.
+    Find unregistered tables of the eventsourcing library.
+
+    Nothing shows whether they hold sealed items.
 
     Args:
-        connection: To a database of items.
-        registered: What the registry says of this database.
-        unsealed_tables: Names of tables that are known to hold none.
+        connection: A connection to a database of items.
+        registered: The tables that the registry lists for this database.
+        unsealed_tables: The names of tables that are known to hold no sealed items.
 
     Returns:
-        The names of tables in which that library, from release 8 on, keeps states; before those outside the
-        default schema stands theirs.
+        The names of tables in which that library, from release 8, keeps states. A table outside the default
+        schema is named with its schema and a dot first.
     """
     return _names(_unnamed(connection, registered, unsealed_tables, _looks_theirs))
 
@@ -88,19 +94,19 @@ def copies_of_items(
     connection: Connection, registered: Iterable[SealedTable], *, unsealed_tables: Collection[str] = ()
 ) -> list[str]:
     """
-    Find tables that hold envelopes and that nobody named, by what is in them.
+    Find unregistered tables that hold envelopes, by their contents.
 
-    On PostgreSQL a copy has the types of the original, and :func:`unregistered_tables` finds it. On SQLite a
-    column of any declared type may hold a blob. There every column of these tables is read, up to the first
-    envelope.
+    On PostgreSQL a copy has the column types of the original, and :func:`unregistered_tables` finds it. On
+    SQLite a column of any declared type may hold a blob. There every column of these tables is read, up to
+    the first envelope.
 
     Args:
-        connection: To a database of items.
-        registered: What the registry says of this database.
-        unsealed_tables: Names of tables of which nobody needs the envelopes.
+        connection: A connection to a database of items.
+        registered: The tables that the registry lists for this database.
+        unsealed_tables: The names of tables whose envelopes nobody needs.
 
     Returns:
-        The names of tables.
+        The names of the tables.
     """
     if connection.dialect.name != "sqlite":
         return []
@@ -111,14 +117,16 @@ def copies_of_items(
 @reads("looking for events by tags")
 def tables_of_tagged_events(connection: Connection, *, unsealed_tables: Collection[str] = ()) -> list[str]:
     """
-    Find tables in which the eventsourcing library keeps events by tags: no registered table is like them.
+    Find tables in which the eventsourcing library keeps events by tags.
+
+    No registered table has their columns.
 
     Args:
-        connection: To a database of items.
-        unsealed_tables: Names of tables that are known to hold no sealed items.
+        connection: A connection to a database of items.
+        unsealed_tables: The names of tables that are known to hold no sealed items.
 
     Returns:
-        Their names; before those outside the default schema stands theirs.
+        The names of the tables. A table outside the default schema is named with its schema and a dot first.
     """
     return _names(_unnamed(connection, (), unsealed_tables, _looks_tagged))
 
@@ -180,7 +188,7 @@ def _looks_tagged(types: dict[str, TypeEngine[Any]]) -> bool:
 
 
 def _may_hold_uuid(kind: TypeEngine[Any]) -> bool:
-    # As SQLite keeps them: BinaryUUID is a BLOB there, SQLAlchemy's own Uuid is CHAR(32).
+    # These are SQLite's types: BinaryUUID is a BLOB there, SQLAlchemy's own Uuid is CHAR(32).
     return (
         isinstance(kind, Uuid) or _is_binary(kind) or (isinstance(kind, CHAR) and kind.length == _HEX_DIGITS)
     )

@@ -1,8 +1,8 @@
 """
-Column types that hold exactly the values they are for, the same on SQLite and PostgreSQL.
+Column types that hold exact values, the same on SQLite and PostgreSQL.
 
-Two values are equal to the database exactly when the associated data of an item takes them for one: what a
-type cannot hold so is refused before anything is written.
+Two values are equal in the database exactly if they are equal in the associated data of an item. A type
+refuses values that it cannot hold so, before anything is written.
 """
 
 from __future__ import annotations
@@ -47,37 +47,37 @@ if TYPE_CHECKING:
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 DECIMAL_PLACES = 6
 NIL_KEY_ID = UUID(int=0)
-"""Stands for what is in a column of key ids and is no UUID."""
+"""Replaces a key id that is not a UUID."""
 
 UUID_SIZE = 16
 _SQLITE_TIMESTAMP = "%Y-%m-%d %H:%M:%S.%f"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LAST_TIME = datetime(3000, 1, 1, tzinfo=UTC)
 _EXACT = Context(prec=40)
-"""Wide enough for 64 bits of microseconds, whatever the caller's own decimal context is."""
+"""Enough digits for 64 bits of microseconds. The caller's own decimal context does not matter."""
 
 
 class BinaryUUID(TypeDecorator[UUID]):
-    """A UUID: native on PostgreSQL, 16 bytes elsewhere. Takes a UUID or its canonical text."""
+    """A UUID: native on PostgreSQL, 16 bytes elsewhere. Accepts a UUID or its canonical text."""
 
     impl = LargeBinary
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Choose the column type."""
+        """Return the column type."""
         if dialect.name == "postgresql":
             return dialect.type_descriptor(postgresql.UUID(as_uuid=True))
         return dialect.type_descriptor(LargeBinary(UUID_SIZE))
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> UUID | bytes | None:
-        """Turn a UUID, or its canonical text, into what the driver stores."""
+        """Return a UUID, or its canonical text, in the driver's form."""
         if value is None:
             return None
         identifier = value if isinstance(value, UUID) else _uuid_from_text(value)
         return identifier if dialect.name == "postgresql" else identifier.bytes
 
     def process_result_value(self, value: Any, dialect: Dialect) -> UUID | None:
-        """Turn what the driver read into a UUID."""
+        """Return the driver's value as a UUID."""
         if value is None or isinstance(value, UUID):
             return value
         if not isinstance(value, bytes) or len(value) != UUID_SIZE:
@@ -89,19 +89,19 @@ class ExactText(TypeDecorator[str]):
     """
     Text that is compared byte for byte. A UUID is stored as its canonical text.
 
-    It has no declared length, since databases differ in what they do with a longer value.
+    It has no declared length, because databases handle longer values differently.
     """
 
     impl = Text
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Choose the column type and its binary collation."""
+        """Return the column type with its binary collation."""
         collation = "C" if dialect.name == "postgresql" else None
         return dialect.type_descriptor(Text(collation=collation))
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
-        """Refuse what two databases might store differently."""
+        """Refuse text that two databases might store differently."""
         if value is None:
             return None
         text = str(value) if isinstance(value, UUID) else value
@@ -112,49 +112,49 @@ class ExactText(TypeDecorator[str]):
         return text
 
     def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
-        """Give the text, if it is one."""
+        """Return the text. Any other value was edited."""
         if value is None or isinstance(value, str):
             return value
         raise edited("text")
 
 
 class DatabaseText(ExactText):
-    """Text in a column that others made: compared byte for byte, but sorted as the database does it."""
+    """Another program's text: compared byte for byte, sorted in the database's order."""
 
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Choose the column type; a collation of its own would not be that of the column's index."""
+        """Return the column type. Its own collation would differ from that of the column's index."""
         return dialect.type_descriptor(Text())
 
 
 class ExactInteger(TypeDecorator[int]):
-    """A whole number of 64 bits. Takes an int or a Decimal without a fraction, never a float or a bool."""
+    """A whole number of 64 bits. Accepts an int or a Decimal without a fraction, no float or bool."""
 
     impl = BigInteger
     cache_ok = True
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> int | None:
-        """Refuse what would be rounded or cut."""
+        """Refuse numbers that would be rounded or cut."""
         if value is None:
             return None
         return _whole_number(value, what="integer column")
 
     def process_result_value(self, value: Any, dialect: Dialect) -> int | None:
-        """Give the number, if it is one."""
+        """Return the number. Any other value was edited."""
         if value is None or isinstance(value, int):
             return value
         raise edited("integers")
 
 
 class ExactBytes(TypeDecorator[bytes]):
-    """Bytes, and on reading nothing else."""
+    """Bytes. Reading any other value fails."""
 
     impl = LargeBinary
     cache_ok = True
 
     def process_result_value(self, value: Any, dialect: Dialect) -> bytes | None:
-        """Give the bytes, if they are some."""
+        """Return the bytes. Any other value was edited."""
         if value is None or isinstance(value, bytes):
             return value
         raise edited("bytes")
@@ -162,23 +162,23 @@ class ExactBytes(TypeDecorator[bytes]):
 
 class ExactDecimal(TypeDecorator[Decimal]):
     """
-    A Decimal of at most 6 places: ``NUMERIC(20, 6)`` on PostgreSQL, whole microseconds elsewhere.
+    A Decimal of at most 6 decimal places.
 
-    Takes an int or a Decimal whose microseconds fit into 64 bits, never a float or a bool; gives a Decimal of
-    6 places.
+    It is ``NUMERIC(20, 6)`` on PostgreSQL, whole microseconds elsewhere. It accepts an int or a Decimal whose
+    microseconds fit into 64 bits, never a float or a bool. It returns a Decimal of 6 decimal places.
     """
 
     impl = BigInteger
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Choose the column type."""
+        """Return the column type."""
         if dialect.name == "postgresql":
             return dialect.type_descriptor(Numeric(20, DECIMAL_PLACES))
         return dialect.type_descriptor(BigInteger())
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> Decimal | int | None:
-        """Refuse what would be rounded or cut."""
+        """Refuse numbers that would be rounded or cut."""
         if value is None:
             return None
         _refuse_inexact(value, what="decimal column")
@@ -193,7 +193,7 @@ class ExactDecimal(TypeDecorator[Decimal]):
         return _from_micros(micros) if dialect.name == "postgresql" else micros
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
-        """Give a Decimal of 6 places, on every database."""
+        """Return a Decimal of 6 decimal places, on every database."""
         if value is None or isinstance(value, Decimal):
             return value
         if not isinstance(value, int):
@@ -202,35 +202,35 @@ class ExactDecimal(TypeDecorator[Decimal]):
 
 
 class UTCTimestamp(TypeDecorator[datetime]):
-    """A moment, in UTC: ``TIMESTAMP WITH TIME ZONE`` on PostgreSQL, sortable text elsewhere."""
+    """A time in UTC: ``TIMESTAMP WITH TIME ZONE`` on PostgreSQL, sortable text elsewhere."""
 
     impl = DateTime
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Choose the column type."""
+        """Return the column type."""
         kind = DateTime(timezone=True) if dialect.name == "postgresql" else Text()
         return dialect.type_descriptor(kind)
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | str | None:
-        """Turn an aware datetime into what the driver stores."""
+        """Return an aware datetime in the driver's form."""
         if value is None or dialect.name == "postgresql":
             return value
         return value.astimezone(UTC).strftime(_SQLITE_TIMESTAMP)
 
     def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
-        """Ask PostgreSQL for a number: its driver has no date for infinity (docs/decisions/0024)."""
+        """Read a number. PostgreSQL's driver has no date for infinity (docs/decisions/0024)."""
         return _TimeAsStored(column)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
-        """Give an aware datetime in UTC; no other than from 1970 until 2999 was ever stored."""
+        """Return an aware datetime in UTC. Only times from 1970 to 2999 are ever stored."""
         if value is None:
             return None
         try:
             if isinstance(value, Decimal):
                 found = _EPOCH + timedelta(microseconds=int(value.scaleb(6, _EXACT)))
             else:
-                found = datetime.fromisoformat(value)  # also reads what is never written here
+                found = datetime.fromisoformat(value)  # it also reads forms that are never written here
                 if found.isoformat(" ", "microseconds") != value:
                     raise edited("times")
                 found = found.replace(tzinfo=UTC)
@@ -242,7 +242,7 @@ class UTCTimestamp(TypeDecorator[datetime]):
 
 
 class _TimeAsStored(FunctionElement[Any]):
-    """A time as its database has it: infinity and the years beyond 9999 are no dates to the driver."""
+    """A time as its database has it. Infinity and the years after 9999 are no dates to the driver."""
 
     inherit_cache = True
 
@@ -262,7 +262,7 @@ def _as_it_is(element: _TimeAsStored, compiler: SQLCompiler, **kw: Any) -> str:
 
 
 class HoldsUUID(FunctionElement[bool]):
-    """Whether a column of :class:`BinaryUUID` holds a UUID in a row: a SQL condition."""
+    """The SQL condition that a :class:`BinaryUUID` column holds a UUID."""
 
     name = "holds_uuid"
     inherit_cache = True
@@ -281,7 +281,7 @@ def _size_of_blob(element: HoldsUUID, compiler: SQLCompiler, **kw: Any) -> str:
 
 
 class DatabaseClock(FunctionElement[datetime]):
-    """The database's clock at the moment of the statement, not of its transaction: a SQL expression."""
+    """The SQL expression of the database's clock. It is the time of the statement, not of its transaction."""
 
     name = "database_clock"
     inherit_cache = True
@@ -299,8 +299,8 @@ def _clock_on_sqlite(element: DatabaseClock, compiler: SQLCompiler, **kw: Any) -
 
 
 def edited(what: str) -> IntegrityError:
-    """Say that a column holds none of *what*; whoever knows the row says which it is."""
-    # SQLite stores anything in any column, but nothing that goes through these types writes this.
+    """Return the error for a column with another kind of value. Callers that know the row name it."""
+    # SQLite stores any value in any column, but nothing that uses these types writes such a value.
     return IntegrityError(f"a column of {what} holds something else: the row was edited")
 
 
@@ -314,13 +314,13 @@ def _uuid_from_text(value: object) -> UUID:
             if str(identifier) == value:
                 return identifier
     raise SerializationError(
-        f"a UUID column takes a UUID or its canonical text, not this {type(value).__name__}",
-        remedy="Name the stream by a UUID, or keep its items in a table whose sequence id is text.",
+        f"a UUID column accepts a UUID or its canonical text, not this {type(value).__name__}",
+        remedy="Use a UUID as the stream's id, or store its items in a table whose sequence ids are text.",
     )
 
 
 def is_utf8(text: str) -> bool:
-    """Say whether UTF-8 has bytes for the text: it has none for lone surrogates."""
+    """Return whether the text has UTF-8 bytes. Lone surrogates have none."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -337,13 +337,13 @@ def _refuse_inexact(value: object, *, what: str) -> None:
 
 def _whole_number(value: object, *, what: str, shown: object = None) -> int:
     _refuse_inexact(value, what=what)
-    assert isinstance(value, int | Decimal)  # noqa: S101 - just refused otherwise; tells the type checker
+    assert isinstance(value, int | Decimal)  # noqa: S101 - checked above, repeated for the type checker
     shown = value if shown is None else shown
     if isinstance(value, Decimal) and (not value.is_finite() or value != value.to_integral_value()):
-        raise SerializationError(f"{shown} cannot be stored in a {what}: it has too many places")
+        raise SerializationError(f"{shown} cannot be stored in a {what}: it has too many decimal places")
     number = int(value)
     if not INT64_MIN <= number <= INT64_MAX:
-        raise SerializationError(f"{shown} cannot be stored in a {what}: it takes more than 64 bits")
+        raise SerializationError(f"{shown} cannot be stored in a {what}: it needs more than 64 bits")
     return number
 
 
@@ -352,19 +352,19 @@ def _from_micros(micros: int) -> Decimal:
 
 
 MOST_SECONDS = 1e11
-"""Over 3,000 years: a time of the database's clock and so many seconds is a time that Python has."""
+"""Over 3,000 years. The time of the database's clock plus so many seconds is still a time in Python."""
 
 LEAST_RATE = 0.001
-"""Items a second: one in 17 minutes. What is slower never ends."""
+"""Items per second: one in 17 minutes. A slower job would never end."""
 
 
 class StoredText(ExactText):
-    """Text in a table of EventSeal's own: an edit alone puts there what could not be written or shown."""
+    """Text in EventSeal's own tables. Only an edit can store text that cannot be written or shown."""
 
     cache_ok = True
 
     def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
-        """Give the text, if it is one that could be stored."""
+        """Return the text, if it is text that can be stored."""
         text = super().process_result_value(value, dialect)
         if text is not None and ("\0" in text or not is_utf8(text)):
             raise edited("text")
@@ -372,51 +372,51 @@ class StoredText(ExactText):
 
 
 class Count(ExactInteger):
-    """A whole number of EventSeal's own tables. Their CHECKs keep it from being negative; this does not."""
+    """A whole number in EventSeal's own tables. Only their CHECKs keep it from being negative."""
 
     cache_ok = True
 
 
 class Seconds(TypeDecorator[float]):
-    """A length of time, or a time since 1970: from 0 to :data:`MOST_SECONDS`."""
+    """A duration, or a time since 1970: from 0 to :data:`MOST_SECONDS`."""
 
     impl = Float
     cache_ok = True
 
     def process_result_value(self, value: Any, dialect: Dialect) -> float | None:
-        """Give the number, if it is one."""
+        """Return the number, if it is one."""
         if value is None:
             return None
-        if not isinstance(value, float | int) or not 0 <= value <= MOST_SECONDS:  # nor NaN
+        if not isinstance(value, float | int) or not 0 <= value <= MOST_SECONDS:  # also refuses NaN
             raise edited("seconds")
         return value
 
 
 class Rate(TypeDecorator[float]):
-    """Things a second: from :data:`LEAST_RATE`, and finite."""
+    """A rate per second: finite, and at least :data:`LEAST_RATE`."""
 
     impl = Float
     cache_ok = True
 
     def process_result_value(self, value: Any, dialect: Dialect) -> float | None:
-        """Give the number, if it is one."""
+        """Return the number, if it is one."""
         if value is None or (isinstance(value, float | int) and LEAST_RATE <= value < math.inf):
             return value
         raise edited("rates")
 
 
 class StoredJSON(TypeDecorator[Any]):
-    """JSON of EventSeal's own, which an edit may have turned into anything."""
+    """JSON in EventSeal's own tables. An edit may have turned it into anything."""
 
     impl = JSON
     cache_ok = True
 
     def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
-        """Ask for the text: what a driver makes of bad JSON differs (docs/decisions/0024)."""
+        """Read the text. Drivers return different things for bad JSON (docs/decisions/0024)."""
         return type_coerce(cast(column, Text()), column.type)
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
-        """Read the text."""
+        """Return the function that reads the text."""
         return _read_json
 
 

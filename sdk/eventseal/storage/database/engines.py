@@ -27,16 +27,16 @@ _PORTS = {"postgresql": 5432}
 
 class SQLAlchemySettings:
     """
-    Where a database is and how to connect to it.
+    The address of a database, and how to connect to it.
 
     Args:
-        uri: As SQLAlchemy has it: ``sqlite:///file``, ``postgresql://user:password@host/database`` (over
-            psycopg unless it names a driver). A secret: it shows neither in the repr nor in messages.
-        engine_options: For SQLAlchemy's ``create_engine``.
+        uri: The URI in SQLAlchemy's form: ``sqlite:///file``, ``postgresql://user:password@host/database``
+            (through psycopg unless it names a driver). It is a secret. Neither the repr nor messages show it.
+        engine_options: Further arguments for SQLAlchemy's ``create_engine``.
 
     Raises:
-        ConfigurationError: The URI is none, is of another database than SQLite or PostgreSQL, or an option
-            would undo transactions.
+        ConfigurationError: The URI cannot be read, names another database than SQLite or PostgreSQL, or an
+            option would disable transactions.
     """
 
     def __init__(self, uri: str = IN_MEMORY, **engine_options: Any) -> None:
@@ -44,18 +44,22 @@ class SQLAlchemySettings:
         self.engine_options = engine_options
         if engine_options.get("isolation_level") == "AUTOCOMMIT":
             raise ConfigurationError(
-                "isolation_level is AUTOCOMMIT; items are written in transactions",
-                remedy="Leave the option out.",
+                "isolation_level is AUTOCOMMIT, but EventSeal writes items in transactions",
+                remedy="Remove the option isolation_level.",
             )
 
     @property
     def in_memory(self) -> bool:
-        """Whether the database is SQLite's in the memory of this process."""
+        """Whether the database is in the memory of this process. Only SQLite has such databases."""
         return is_in_memory(self.url)
 
     @property
     def file(self) -> Path | None:
-        """The file of a SQLite database; ``None`` for others, and where only SQLite itself reads the name."""
+        """
+        The file of a SQLite database.
+
+        ``None`` for other databases, and if only SQLite itself can read the name.
+        """
         if self.url.get_backend_name() != "sqlite" or self.in_memory or "uri" in self.url.query:
             return None
         return Path(str(self.url.database))
@@ -65,19 +69,19 @@ class SQLAlchemySettings:
 
 
 def redacted(url: URL) -> str:
-    """Show *url* without its user, its password and the values of its options."""
+    """Return *url* without its user, password and option values."""
     return URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()
 
 
 def is_in_memory(url: URL) -> bool:
-    """Whether *url* names SQLite's in-memory database."""
+    """Return whether *url* names SQLite's in-memory database."""
     if url.get_backend_name() != "sqlite":
         return False
     return url.database in {None, "", ":memory:", "file::memory:"} or url.query.get("mode") == "memory"
 
 
 def database_identity(url: URL) -> tuple[object, ...]:
-    """Give what tells one database from another, however their URLs are written."""
+    """Return an identity that all URLs of one database share."""
     backend = "postgresql" if url.drivername == "postgres" else url.get_backend_name()
     if backend == "sqlite":
         return backend, str(Path(str(url.database)).resolve())
@@ -89,19 +93,19 @@ def make_engine(
     settings: SQLAlchemySettings, *, holds_keys: bool = False, reads_only: bool = False
 ) -> Engine:
     """
-    Make the engine; no connection is opened.
+    Create an engine, without opening a connection.
 
     Args:
-        settings: Where the database is.
-        holds_keys: Whether SQLite zeroes what is deleted, also pages that are no longer used.
-        reads_only: Whether nothing may be written there. SQLite leaves every byte of the file as it is, and
-            creates none.
+        settings: The settings of the database.
+        holds_keys: Whether SQLite zeroes deleted content, and pages that are no longer used.
+        reads_only: Whether nothing may be written there. Then SQLite changes no byte of the file, and creates
+            no file.
 
     Raises:
         ConfigurationError: An option is unknown.
-        ImportError: The database's driver is not installed; the message has the install command.
+        ImportError: The database's driver is not installed. The message has the install command.
     """
-    # Parameters may be items in plain: they stay out of logs and messages.
+    # Parameters may be plaintext items, so they stay out of logs and messages.
     options: dict[str, Any] = {"hide_parameters": True, **settings.engine_options}
     url = settings.url
     sqlite = url.get_backend_name() == "sqlite"
@@ -111,7 +115,7 @@ def make_engine(
     try:
         engine = create_engine(url, **options)
     except (TypeError, ArgumentError) as error:
-        raise ConfigurationError(f"the database's options do not fit: {error}") from None
+        raise ConfigurationError(f"an engine option of the database is wrong: {error}") from None
     except ModuleNotFoundError as error:
         if error.name not in {"psycopg", "psycopg2"}:
             raise
@@ -134,7 +138,7 @@ def _sqlite_options(url: URL, options: dict[str, Any]) -> dict[str, Any]:
     if "timeout" not in url.query:
         connect_args.setdefault("timeout", SQLITE_BUSY_TIMEOUT)
     if is_in_memory(url):
-        # One connection, lent to one at a time: all see the same tables, no transaction gets into another's.
+        # One connection for all, lent to one at a time: all see the same tables, each in its own transaction.
         connect_args.setdefault("check_same_thread", False)
         if "poolclass" not in options:
             one = {
@@ -148,12 +152,16 @@ def _sqlite_options(url: URL, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_any_text(connection: sqlite3.Connection, _record: object) -> None:
-    """Give text that is not UTF-8 with lone surrogates: an edited row is refused, and hides no other."""
+    """
+    Read text that is not UTF-8 with lone surrogates.
+
+    So an edited row is refused, and hides no other row.
+    """
     connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
 
 
 def _use_write_ahead_log(connection: sqlite3.Connection, _record: object) -> None:
-    """Let readers and one writer work side by side; a file that cannot be written stays as it is."""
+    """Let readers and one writer work at the same time. A read-only file stays as it is."""
     if connection.execute("PRAGMA journal_mode").fetchone() == ("wal",):
         return
     try:
@@ -168,7 +176,11 @@ def _write_nothing(connection: sqlite3.Connection, _record: object) -> None:
 
 
 def _read_only_file(url: URL) -> URL:
-    """Name a file so that SQLite neither creates nor changes it; a URI says by itself how it is opened."""
+    """
+    Return a URL by which SQLite neither creates nor changes the file.
+
+    A URL with a SQLite URI already says how to open the file.
+    """
     if is_in_memory(url) or "uri" in url.query:
         return url
     name = quote(str(url.database))
@@ -192,13 +204,13 @@ def _parsed(uri: str) -> URL:
         # The URI is a secret, and SQLAlchemy's message may quote it.
         raise ConfigurationError(
             "the database's URI cannot be read",
-            remedy="Write sqlite:///<file> or postgresql://<user>@<host>/<database>.",
+            remedy="Use sqlite:///<file> or postgresql://<user>@<host>/<database>.",
         ) from None
     if url.drivername in {"postgresql", "postgres"}:
         url = url.set(drivername="postgresql+psycopg")
     if url.get_backend_name() not in SUPPORTED_DIALECTS:
         raise ConfigurationError(
-            f"the database is {url.get_backend_name()}; items are safe on SQLite and PostgreSQL only",
+            f"the database is {url.get_backend_name()}, but EventSeal supports only SQLite and PostgreSQL",
             remedy="Use a URI that begins with sqlite:// or postgresql://.",
         )
     return url

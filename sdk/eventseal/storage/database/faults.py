@@ -1,4 +1,4 @@
-"""Faults of databases: which error means what, and whether other programs write to an SQLite file."""
+"""Faults of databases, and whether others write to a SQLite file."""
 
 from __future__ import annotations
 
@@ -33,29 +33,32 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
 
-_DOING = "looking whether others write"
+_DOING = "checking whether other programs write"
 _CORRECT_URL = (
-    "Correct the URL of the database: store_url, or key_store_url if the keys have one of their own."
+    "Correct the URL of the database: store_url, or key_store_url if the keys have their own database."
 )
 _MAKE_FOLDER = (
-    "If the folder of the SQLite file is absent, make it: only the file is made by itself. "
-    "Else see that the path is not a folder, and that this user may open it."
+    "If the folder of the SQLite file does not exist, create it: EventSeal creates only the file. "
+    "Otherwise check that the path is not a folder, and that this user may open it."
 )
 _END_TRANSACTION = (
-    "Try again; end long transactions. A process that forked inside a write transaction locks out its own "
-    "children until it ends the transaction: fork outside of transactions."
+    "End long transactions, then try again. Fork outside of transactions: a process that forks inside a "
+    "write transaction locks out its own children until it ends the transaction."
 )
-_NEWER_SQLITE = "Use a Python that is built with SQLite 3.37 or newer: the tables were created with one."
-_MAKE_ROOM = "Make room on the disk that the database is on, then run it again: what was written is whole."
+_NEWER_SQLITE = "Use a Python that is built with SQLite 3.37 or newer. The tables were created with one."
+_MAKE_ROOM = (
+    "Make room on the disk of the database, then run the command again. "
+    "Everything that was written is complete."
+)
 _LOOK_AT_DISK = (
-    "See whether the disk that the SQLite file is on is full, or failing; then run it again: what was "
-    "written is whole."
+    "Check whether the disk of the SQLite file is full or failing, then run the command again. "
+    "Everything that was written is complete."
 )
-_GRANT = "Grant this user the privilege on the table that the message names."
+_GRANT = "Grant this database user the privilege on the table that the message names."
 _SHOW_EVERY_ROW = (
-    "Run it as a role that sees every row: a superuser can give a role BYPASSRLS with ALTER ROLE. Or, as the "
-    "table's owner, run ALTER TABLE ... NO FORCE ROW LEVEL SECURITY, then run it again. If you did not "
-    "create the policy, find out who did: pg_policies lists it."
+    "Run the command as a role that sees every row: a superuser can give a role BYPASSRLS with ALTER ROLE. "
+    "Or, as the table's owner, run ALTER TABLE ... NO FORCE ROW LEVEL SECURITY, then run the command again. "
+    "If you did not create the policy, find out who did: pg_policies lists it."
 )
 
 _PRIMARY_CODE = 0xFF
@@ -75,14 +78,14 @@ _SQLITE_REMEDIES = {
     sqlite3.SQLITE_LOCKED: _END_TRANSACTION,
     sqlite3.SQLITE_CANTOPEN: _MAKE_FOLDER,
     sqlite3.SQLITE_FULL: _MAKE_ROOM,
-    sqlite3.SQLITE_IOERR: _LOOK_AT_DISK,  # a full disk is one, where SQLite makes a file beside its own
+    sqlite3.SQLITE_IOERR: _LOOK_AT_DISK,  # also for a full disk, if SQLite creates a file next to its own
 }
 _SQLITE_MISSING_TABLE = re.compile(r"no such table: (?:\w+\.)?(.+)")
 _SQLITE_TOO_OLD = re.compile(r"malformed database schema .*\bSTRICT\b")
 _SQLITE_MISSING_COLUMN = re.compile(r"no such column: |has no column named ")
 _QUOTED = re.compile(r'"([^"]+)"')
 
-# The classes of SQLSTATE, PostgreSQL's appendix A.
+# The classes of SQLSTATE, from PostgreSQL's appendix A.
 _CONNECTION, _RESOURCES, _INTERVENTION = "08", "53", "57"
 _RETRY = frozenset({"40001", "40P01"})
 _UNAVAILABLE = _RETRY | {"55P03", "25P03", "3D000", "28000", "28P01"}
@@ -91,24 +94,28 @@ _SHOW_THE_ROW = frozenset({"22", "23"})
 _READ_ONLY, _FORBIDDEN, _DISK_FULL = "25006", "42501", "53100"
 _UNDEFINED_TABLE, _UNDEFINED_COLUMN = "42P01", "42703"
 _HIDES_ROWS = "check_enable_rls"
-"""The function of PostgreSQL that refuses a query because a policy would hide rows from it."""
+"""
+The PostgreSQL function that refuses queries with hidden rows.
+
+A policy of row-level security would hide these rows.
+"""
 
 _BAD_OPTION = re.compile(r"^(?:connection is bad: |invalid dsn: )*(?:invalid |bad value for )")
-"""What libpq says before it connects: no server was asked, so asking again does not help."""
+"""An error of libpq before it connects. No server was asked, so a retry does not help."""
 
 _ADD_COLUMN = (
-    "Run `eventseal init`, which adds a missing key_id column, and what this release added to EventSeal's "
-    "own tables; migrate the table for any other."
+    "Run `eventseal init`. It adds a missing key_id column, and the columns that this release added to "
+    "EventSeal's own tables. If any other column is missing, add it to the table."
 )
 
 
 @contextmanager
 def translated(doing: str) -> Iterator[None]:
     """
-    Raise EventSeal's error for whatever the database answers inside the block.
+    Raise EventSeal's error for any database error inside the block.
 
     Args:
-        doing: What was going on, as a message goes on with it: ``"appending to orders"``.
+        doing: The action that fails, as the beginning of a message: ``"appending to orders"``.
     """
     try:
         yield
@@ -118,17 +125,19 @@ def translated(doing: str) -> Iterator[None]:
 
 def store_error(error: SQLAlchemyError, doing: str) -> EventSealError:
     """
-    Give EventSeal's error for *error*. Its message holds no value of any row and no password.
+    Return EventSeal's error for an error of SQLAlchemy.
+
+    Its message contains no value of any row and no password.
 
     Args:
-        error: From SQLAlchemy or, inside it, the driver.
-        doing: What was going on.
+        error: The error of SQLAlchemy. It may contain an error of the driver.
+        doing: The action that failed.
     """
     if isinstance(error, StatementError) and isinstance(error.orig, EventSealError):
         return error.orig
     if isinstance(error, PoolTimeoutError):
         return StoreUnavailableError(
-            f"no connection was free for {doing}; an in-memory SQLite database has one",
+            f"no connection was free for {doing}. An in-memory SQLite database has only one",
             remedy="End the transactions of other sessions and threads, or give the pool more connections.",
         )
     if not isinstance(error, DBAPIError) or error.orig is None:
@@ -139,22 +148,26 @@ def store_error(error: SQLAlchemyError, doing: str) -> EventSealError:
 
 
 def has_no_such_column(error: DBAPIError) -> bool:
-    """Whether SQLite refused a statement for a column that its table has not: nothing failed but that."""
+    """Return whether SQLite refused a statement for a missing column alone."""
     return isinstance(error.orig, sqlite3.Error) and bool(_SQLITE_MISSING_COLUMN.search(str(error.orig)))
 
 
 def is_locked(error: BaseException | None) -> bool:
-    """Whether SQLite refused a statement because another connection holds a lock."""
+    """Return whether SQLite refused a statement because another connection holds a lock."""
     return getattr(error, "sqlite_errorcode", 0) & _PRIMARY_CODE == sqlite3.SQLITE_BUSY
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the transaction may succeed if run again: it met another one, or its connection was lost."""
+    """
+    Return whether the transaction may succeed if it is run again.
+
+    It conflicted with another transaction, or lost its connection.
+    """
     return isinstance(error, DBAPIError) and (error.connection_invalidated or sqlstate(error) in _RETRY)
 
 
 def is_outcome_known(error: BaseException) -> bool:
-    """Whether an error of COMMIT says for certain that nothing was committed."""
+    """Return whether an error of COMMIT proves that nothing was committed."""
     if not isinstance(error, DBAPIError) or error.connection_invalidated:
         return False
     state = sqlstate(error)
@@ -162,13 +175,13 @@ def is_outcome_known(error: BaseException) -> bool:
 
 
 def sqlstate(error: DBAPIError) -> str | None:
-    """Give the five characters of SQLSTATE; ``None`` where the driver or the failure has none."""
+    """Return the SQLSTATE of five characters, or ``None``. Some drivers and failures have none."""
     state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
     return state if isinstance(state, str) else None
 
 
 def _safe_cause(error: SQLAlchemyError) -> BaseException | None:
-    # A server's detail of a constraint or a bad value shows the row, which may be in plain: it is cut off.
+    # A server's detail of a constraint or a bad value shows the row, maybe plaintext. So it is cut off.
     state = sqlstate(error) if isinstance(error, DBAPIError) else None
     shows_row = isinstance(error, PendingRollbackError) or (state or "")[:2] in _SHOW_THE_ROW
     return None if shows_row else error
@@ -217,7 +230,7 @@ def _server_error(error: DBAPIError, doing: str) -> EventSealError:
 
 
 def _primary_message(error: DBAPIError) -> str:
-    # Not str(): that goes on with the server's detail, which may show a row.
+    # Not str(), which also contains the server's detail. The detail may show a row.
     diagnosis = getattr(error.orig, "diag", None)
     primary = getattr(diagnosis, "message_primary", None)
     return primary or " ".join(str(error.orig).split())
@@ -225,13 +238,13 @@ def _primary_message(error: DBAPIError) -> str:
 
 class SQLiteContention:
     """
-    Tells whether another connection has committed since one's own last commit, at next to no cost.
+    Detects commits of other connections since the caller's last commit.
 
-    It follows SQLite's ``data_version``, on a connection of its own (docs/decisions/0012). Elsewhere
-    writers do not wait for each other, and it says no.
+    It costs next to nothing: it follows SQLite's ``data_version`` on a separate connection
+    (docs/decisions/0012). On other databases writers do not wait for each other, and it reports no commit.
 
     Args:
-        engine: Of the database.
+        engine: The engine of the database.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -241,16 +254,16 @@ class SQLiteContention:
         self._seen: int | None = None
 
     def begin(self) -> None:
-        """Look from here on: one's own commit has just been made."""
+        """Start to watch. Call this directly after your own commit."""
         if self._asks:
             self._seen = self._version()
 
     def wrote(self) -> bool:
-        """Say whether another connection has committed since ``begin``; no, if that was never called."""
+        """Return whether another connection has committed since ``begin``. Without it: no."""
         return self._seen is not None and self._version() != self._seen
 
     def close(self) -> None:
-        """Give up the connection."""
+        """Close the connection."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -259,7 +272,7 @@ class SQLiteContention:
         with translated(_DOING):
             if self._connection is None:
                 self._connection = self._engine.connect()
-                self._connection.detach()  # the pool may have room for one only
+                self._connection.detach()  # the pool may have room for only one connection
             version: int = self._connection.exec_driver_sql("PRAGMA data_version").scalar_one()
             self._connection.rollback()
             return version

@@ -1,4 +1,4 @@
-"""Rows of EventSeal's own tables: read although somebody may have edited them, and inserted."""
+"""Reading and inserting rows of EventSeal's own tables. Somebody may have edited the rows that are read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _CHUNK = 500
-"""Values in one IN list: far under what any database takes."""
+"""Values in one IN list. It is far below the limit of any database."""
 
 Checks: TypeAlias = "Mapping[str, Callable[[Any], bool]]"
 
@@ -29,18 +29,18 @@ NO_CHECKS: Checks = MappingProxyType({})
 _MOST_COUNTED = 2**62
 
 UNREADABLE = "unreadable"
-"""What is shown in place of a value that cannot be read."""
+"""The text in place of a value that cannot be read."""
 
 _UNREADABLE: Any = object()
 
 
 class ReadRow(NamedTuple):
     """
-    A row as far as it can be read.
+    The readable part of a row.
 
     Attributes:
-        values: By the column's name.
-        unreadable: The names of the columns that hold what none of their kind does.
+        values: The values by column name.
+        unreadable: The names of the columns that hold a value of another kind than their own.
     """
 
     values: Mapping[Any, Any]
@@ -49,31 +49,31 @@ class ReadRow(NamedTuple):
 
 def read_rows(connection: Connection, query: Select[Any], checks: Checks = NO_CHECKS) -> list[ReadRow]:
     """
-    Read rows, also if somebody edited some of them.
+    Read rows, even if somebody edited some of them.
 
     Args:
-        connection: In the caller's transaction.
-        query: Selects columns, each under a name of its own.
-        checks: The table's: by column, what its type does not say of a value. One that does not fit counts as
-            unreadable, and stays among the values.
+        connection: A connection in the caller's transaction.
+        query: The query, which selects columns under different names.
+        checks: By column, a check of its values in addition to that of the type. A value that fails counts as
+            unreadable, and stays in the values.
     """
     try:
         rows = list(map(ReadRow, connection.execute(query).mappings().all()))
     except IntegrityError:
-        # Rare: the types give no other error for what was stored. So all is read once more, and one bad row
-        # costs one row (docs/decisions/0024).
+        # Rare, because the types raise no other error for stored values. All rows are read once more, so that
+        # one bad row costs only one row (docs/decisions/0024).
         lenient = query.with_only_columns(*map(_as_far_as_readable, query.selected_columns))
         rows = [_read_row(row._asdict()) for row in connection.execute(lenient)]
     return [_checked(row, checks) for row in rows] if checks else rows
 
 
 def is_count(value: int) -> bool:
-    """Whether a number is a count: not negative, and with room to count on in 64 bits."""
+    """Return whether a number is a count. It is not negative, and has room to grow in 64 bits."""
     return 0 <= value < _MOST_COUNTED
 
 
 def are_texts(value: Any) -> bool:
-    """Whether a value from JSON is a list of text."""
+    """Return whether a value from JSON is a list of text."""
     return type(value) is list and all(type(each) is str for each in value)
 
 
@@ -83,15 +83,15 @@ def _checked(row: ReadRow, checks: Checks) -> ReadRow:
 
 
 def as_sql(database: Engine | Connection, value: UUID | str) -> str:
-    """Write a value as a statement has it that a person types: a remedy names the row."""
+    """Return a value as SQL that a person can type. A remedy names a row with it."""
     if isinstance(value, str):
         return "'{}'".format(value.replace("'", "''"))
     return f"'{value}'" if database.dialect.name == "postgresql" else f"X'{value.hex}'"
 
 
 def deletion(table: Table, where: str) -> str:
-    """Write the statement by which a person deletes rows."""
-    return f"DELETE FROM {table.name} WHERE {where};"  # noqa: S608 - nobody runs it but who reads it
+    """Return the statement with which a person deletes rows."""
+    return f"DELETE FROM {table.name} WHERE {where};"  # noqa: S608 - only a person runs it
 
 
 def _as_far_as_readable(column: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -107,7 +107,7 @@ def _read_row(found: Mapping[str, Any]) -> ReadRow:
 
 
 class _AsFarAsReadable(TypeDecorator[Any]):
-    """Reads as another type does; gives ``_UNREADABLE`` where that raises."""
+    """Reads values as another type does. If that type raises, it returns ``_UNREADABLE``."""
 
     impl = NullType
     cache_ok = True
@@ -133,17 +133,21 @@ class _AsFarAsReadable(TypeDecorator[Any]):
 
 
 def chunks(values: Iterable[T], size: int = _CHUNK) -> Iterator[list[T]]:
-    """Cut *values* into lists of *size*; if nothing else is said, of as many as an IN takes."""
+    """Cut *values* into lists of *size*. By default, a list has as many values as fit into an IN list."""
     rest = list(values)
     for start in range(0, len(rest), size):
         yield rest[start : start + size]
 
 
 def insertion(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
-    """Begin an INSERT that may say what becomes of a row whose key is taken."""
+    """Begin an INSERT that may handle a row whose key is taken."""
     return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
 
 
 def insert_unless_there(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
-    """Begin an INSERT that leaves out a row whose key, or other unique value, is taken."""
+    """
+    Begin an INSERT that skips a row whose key is taken.
+
+    It also skips a row with another unique value that is taken.
+    """
     return insertion(connection, table).on_conflict_do_nothing()

@@ -1,4 +1,4 @@
-"""Making tables, and comparing those that are there with what is needed."""
+"""Creating tables, and comparing existing tables with those that are needed."""
 
 from __future__ import annotations
 
@@ -36,25 +36,26 @@ _SQLITE_INDEXES = text(
     "pragma_index_info(list.name) AS info WHERE NOT list.partial ORDER BY list.seq, info.seqno"
 )
 _STRICT = sqlite3.sqlite_version_info >= (3, 37)
-"""Older SQLite knows no STRICT tables: there they are plain ones."""
+"""Older SQLite does not know STRICT tables. There, ordinary tables are created."""
 
-_SETUP_LOCK = 0x6576_7365_616C  # any number, the same for all who set tables up
+_SETUP_LOCK = 0x6576_7365_616C  # any number, the same for all processes that set tables up
 
 KEY_ID = "key_id"
 ADDED: dict[Any, Any] = {"eventseal": "added"}
-"""Marks, as ``info``, a column that tables of an earlier release lack: it may be NULL, and is added."""
+"""Marks a column, as its ``info``, that tables of earlier releases lack. It may be NULL, and is added."""
 
 
 def own_table(name: str, metadata: MetaData, *parts: SchemaItem, **options: Any) -> Table:
     """
-    Declare a table of EventSeal's own: STRICT on SQLite, with a CHECK for each column whose type has limits.
+    Declare one of EventSeal's own tables.
 
-    Older stores have neither, and an attacker who can write to the database can drop both. So no check in
-    Python relies on them (docs/decisions/0030).
+    On SQLite it is STRICT, with a CHECK for each column whose type has limits. Older stores have neither, and
+    an attacker who can write to the database can drop both. So no check in Python relies on them
+    (docs/decisions/0030).
 
     Args:
         name: The table's name.
-        metadata: Lists the table.
+        metadata: The metadata that lists the table.
         parts: The table's columns, constraints and indexes.
         options: Further arguments of SQLAlchemy's ``Table``.
     """
@@ -70,7 +71,7 @@ def own_table(name: str, metadata: MetaData, *parts: SchemaItem, **options: Any)
 
 
 def _limits(name: str, kind: TypeEngine[Any]) -> str | None:
-    """Give what a column's values are for good, as SQL: no later release has another right one."""
+    """Return the limits of a column's values as SQL. No later release changes them."""
     if isinstance(kind, Count):
         return f"{name} >= 0"
     if isinstance(kind, Seconds):
@@ -86,11 +87,9 @@ def _limits(name: str, kind: TypeEngine[Any]) -> str | None:
 @reads("looking for {name}")
 def has_table(connection: Connection, name: str) -> bool:
     """
-    Whether a table, or a view, is there.
+    Return whether a table, or a view, exists.
 
-    Args:
-        connection: To the database that it should be in.
-        name: The table's name, after its schema and a dot if that is not the default one.
+    If it is not in the default schema, the name is its schema, a dot and its own name.
     """
     schema, _, table = name.rpartition(".")
     return inspect(connection).has_table(table, schema=schema or None)
@@ -98,12 +97,12 @@ def has_table(connection: Connection, name: str) -> bool:
 
 @reads("looking for tables")
 def table_names(connection: Connection) -> list[str]:
-    """Name the tables of the default schema."""
+    """Return the names of the tables in the default schema."""
     return inspect(connection).get_table_names()
 
 
 class ColumnIndex(NamedTuple):
-    """An index on columns of a table, or what keeps them unique."""
+    """An index on columns of a table, or a unique constraint."""
 
     name: str
     columns: tuple[str, ...]
@@ -112,12 +111,10 @@ class ColumnIndex(NamedTuple):
 
 def column_indexes(connection: Connection, table: str, schema: str | None = None) -> list[ColumnIndex]:
     """
-    List the indexes of all rows on columns alone: of SQLite's others, SQLAlchemy warns whoever looks.
+    List the indexes of all rows that are on columns alone.
 
-    Args:
-        connection: To the database that the table is in.
-        table: Its name.
-        schema: Its schema; ``None``: the default one.
+    Other indexes of SQLite are left out, because SQLAlchemy warns about them. Without a schema, the table is
+    in the default schema.
     """
     if connection.dialect.name == "sqlite":
         parts: dict[tuple[str, bool], list[str | None]] = {}
@@ -137,22 +134,22 @@ def column_indexes(connection: Connection, table: str, schema: str | None = None
     ]
 
 
-@writes("making tables")
+@writes("creating tables")
 def create_tables(connection: Connection, tables: Iterable[Table]) -> set[str]:
     """
-    Make the tables that are missing, with their indexes, and compare the columns of those that are there.
+    Create the missing tables with their indexes, and compare existing ones.
 
     Columns that an earlier release did not have are added.
 
     Args:
-        connection: In a transaction; on SQLite one that holds the write lock.
-        tables: In an order in which they can be made.
+        connection: A connection in a transaction. On SQLite, it holds the write lock.
+        tables: The tables, in an order in which they can be created.
 
     Returns:
-        The full names of those that were made.
+        The full names of the created tables.
 
     Raises:
-        ConfigurationError: A table is there without a column that is needed. Nothing is made then.
+        ConfigurationError: A table exists without a required column. Then nothing is created.
     """
     one_setup_at_a_time(connection)
     inspector = inspect(connection)
@@ -184,14 +181,16 @@ def create_tables(connection: Connection, tables: Iterable[Table]) -> set[str]:
 @writes("adding key_id to {table}")
 def add_key_id(connection: Connection, table: Table) -> bool:
     """
-    Add the column ``key_id`` to a table that was made without it, with the indexes that its class declares.
+    Add the column ``key_id`` to a table that lacks it.
+
+    The indexes that its class declares on the column are created too.
 
     Args:
-        connection: In a transaction; on SQLite one that holds the write lock.
-        table: With the column.
+        connection: A connection in a transaction. On SQLite, it holds the write lock.
+        table: The table, declared with the column.
 
     Returns:
-        Whether there was anything to add; a table that is not there has nothing.
+        Whether anything was added. If the table does not exist, nothing is.
     """
     one_setup_at_a_time(connection)
     if not has_table(connection, table.fullname):
@@ -213,30 +212,34 @@ def add_key_id(connection: Connection, table: Table) -> bool:
 
 @writes("dropping tables")
 def drop_tables(connection: Connection, tables: Iterable[Table]) -> None:
-    """Drop the tables, whether they are there or not."""
+    """Drop the tables that exist."""
     one_setup_at_a_time(connection)
     for table in tables:
         connection.execute(DropTable(table, if_exists=True))
 
 
 def one_setup_at_a_time(connection: Connection) -> None:
-    """Let no other process set tables up before this transaction ends; on SQLite the write lock does."""
+    """
+    Keep other processes from setting tables up before this transaction ends.
+
+    On SQLite the write lock does that.
+    """
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _SETUP_LOCK})
 
 
 def _missing_column(connection: Connection, table: Table, column: Column[Any]) -> ConfigurationError:
-    migrate = f"migrate the table: {column_addition(connection, table, column)}"
+    add = column_addition(connection, table, column)
     return ConfigurationError(
-        f"the table {table} is there, but has no column {column.name}",
-        remedy=f"Run `eventseal init`, which adds it, or {migrate}"
+        f"the table {table} exists, but has no column {column.name}",
+        remedy=f"Run `eventseal init`, which adds the column, or add it yourself: {add}"
         if column.name == KEY_ID
-        else f"Another program's table has the name; rename one of them, or {migrate}",
+        else f"If another program's table has this name, rename one of them. Otherwise add the column: {add}",
     )
 
 
 def column_addition(connection: Connection, table: Table, column: Column[Any]) -> str:
-    """Write the statement that adds a column which a table lacks."""
+    """Return the statement that adds a column which a table lacks."""
     name = connection.dialect.identifier_preparer.format_table(table)
     compiler = connection.dialect.ddl_compiler(connection.dialect, None)  # type: ignore[arg-type]
     return f"ALTER TABLE {name} ADD COLUMN {compiler.get_column_specification(column)}"

@@ -1,4 +1,4 @@
-"""Transactions of EventSeal's own: how they begin, and when they are run again."""
+"""EventSeal's own transactions: how they begin, and when they are run again."""
 
 from __future__ import annotations
 
@@ -32,31 +32,36 @@ _LONGEST_PAUSE = 0.05
 _LONGEST_POLL = 0.005
 _BEGIN = "BEGIN IMMEDIATE"
 _SEE_EVERY_ROW = text("SET LOCAL row_security = off")
-"""From here on, PostgreSQL raises an error where a policy would hide a row."""
+"""PostgreSQL then raises an error if a policy would hide a row."""
 
 
 def begin_writing(connection: Connection) -> Connection:
     """
-    Take SQLite's write lock at once, so that what the transaction reads stays true until it writes.
+    Take SQLite's write lock before the transaction reads.
 
-    If another connection holds the lock, this waits for at most the connection's busy timeout. On PostgreSQL
-    it does nothing: rows are locked as they are read.
+    So what the transaction reads stays true until it writes. If another connection holds the lock, this waits
+    for at most the connection's busy timeout. On PostgreSQL it does nothing, because rows are locked as they
+    are read.
     """
     if connection.dialect.name == "sqlite" and not holds_sqlite_lock(connection):
         raw = _raw(connection)
         (patience,) = raw.execute("PRAGMA busy_timeout").fetchone()
         try:
-            # SQLite's own wait soon tries only every 100 ms: a writer in a loop keeps it out for seconds.
+            # SQLite's own wait soon tries only every 100 ms. A writer in a loop keeps it out for seconds.
             raw.execute("PRAGMA busy_timeout = 0")
             _take_sqlite_lock(connection, time.monotonic() + patience / 1000)
         finally:
-            if not connection.invalidated:  # an interrupt has closed it
+            if not connection.invalidated:  # an interrupt closes it
                 raw.execute(f"PRAGMA busy_timeout = {patience}")
     return connection
 
 
 def holds_sqlite_lock(connection: Connection) -> bool:
-    """Whether a SQLite connection is in a transaction that has written (a SELECT alone opens none)."""
+    """
+    Return whether a SQLite connection has written in its transaction.
+
+    A SELECT alone opens no transaction.
+    """
     if connection.dialect.name != "sqlite":
         return False
     return _raw(connection).in_transaction
@@ -66,20 +71,20 @@ def write(
     engine: Engine, work: Callable[[Connection], T], *, doing: str, wait: bool = True, filtered: bool = False
 ) -> T:
     """
-    Run *work* in a transaction of its own that decides by what it reads, and commit it.
+    Run *work* in its own transaction, and commit it.
 
-    It is run again after a deadlock, a serialization failure or a lost connection, also one lost in COMMIT:
-    *work* must find its own result then and give it.
+    *work* may decide by the rows that it reads. It is run again after a deadlock, a serialization failure or
+    a lost connection, even one that was lost in COMMIT. It must then find and return its earlier result.
 
     Args:
-        engine: SQLite or PostgreSQL.
-        work: Gets the connection; must not commit.
-        doing: For messages.
-        wait: Whether to wait for another transaction's locks.
-        filtered: Whether a policy of row-level security may hide rows; see :func:`read`.
+        engine: An engine of SQLite or PostgreSQL.
+        work: The function to run. It gets the connection, and must not commit.
+        doing: The action, for messages.
+        wait: Whether to wait for the locks of another transaction.
+        filtered: Whether a policy of row-level security may hide rows. See :func:`read`.
 
     Raises:
-        StoreError: Or one of its subclasses, or MissingTableError.
+        StoreError: The database refused or failed. It may also be a subclass, or MissingTableError.
     """
     isolated = engine.execution_options(isolation_level="READ COMMITTED") if _is_server(engine) else engine
 
@@ -96,17 +101,17 @@ def write(
 
 def read(engine: Engine, work: Callable[[Connection], T], *, doing: str, filtered: bool = False) -> T:
     """
-    Run *work*, which only reads, in one snapshot of its own.
+    Run *work*, which only reads, in its own snapshot.
 
     Args:
-        engine: SQLite or PostgreSQL.
-        work: Gets the connection.
-        doing: For messages.
+        engine: An engine of SQLite or PostgreSQL.
+        work: The function to run. It gets the connection.
+        doing: The action, for messages.
         filtered: Whether a policy of row-level security may hide rows. An application reads and appends what
-            its policies allow. Whatever counts or proves must see every row: a hidden row is an error.
+            its policies allow. Code that counts or proves must see every row: a hidden row is an error.
 
     Raises:
-        StoreError: Or one of its subclasses, or MissingTableError.
+        StoreError: The database refused or failed. It may also be a subclass, or MissingTableError.
     """
     isolated = engine.execution_options(isolation_level="REPEATABLE READ") if _is_server(engine) else engine
 
@@ -123,14 +128,14 @@ def read(engine: Engine, work: Callable[[Connection], T], *, doing: str, filtere
 
 def reads(doing: str, *, filtered: bool = False) -> Callable[[Step[P, T]], StepOrTransaction[P, T]]:
     """
-    Let a function that only reads be called with a connection or with an engine.
+    Let a function that only reads accept a connection or an engine.
 
-    Called with a connection, it is one step in the caller's transaction. Called with an engine, it runs in a
-    snapshot of its own, as :func:`read` has it.
+    With a connection, it is one step in the caller's transaction. With an engine, it runs in its own
+    snapshot, like :func:`read`.
 
     Args:
-        doing: What the function does, for messages; a format string over its arguments, such as
-            ``"counting {table.table}"``.
+        doing: The action of the function, for messages. It is a format string over the function's arguments,
+            such as ``"counting {table.table}"``.
         filtered: As for :func:`read`.
     """
     return _runs(doing, partial(read, filtered=filtered))
@@ -138,13 +143,13 @@ def reads(doing: str, *, filtered: bool = False) -> Callable[[Step[P, T]], StepO
 
 def writes(doing: str, *, filtered: bool = False) -> Callable[[Step[P, T]], StepOrTransaction[P, T]]:
     """
-    Let a function that writes be called with a connection or with an engine.
+    Let a function that writes accept a connection or an engine.
 
-    Called with a connection, it is one step in the caller's transaction. Called with an engine, it runs in a
-    transaction of its own, as :func:`write` has it.
+    With a connection, it is one step in the caller's transaction. With an engine, it runs in its own
+    transaction, like :func:`write`.
 
     Args:
-        doing: What the function does, for messages; a format string over its arguments.
+        doing: The action of the function, for messages. It is a format string over the function's arguments.
         filtered: As for :func:`write`.
     """
     return _runs(doing, partial(write, filtered=filtered))
@@ -167,7 +172,7 @@ def _runs(doing: str, run: Callable[..., T]) -> Callable[[Step[P, T]], StepOrTra
 
 
 def pause(attempt: int) -> None:
-    """Wait a random moment before running a transaction again, so that two that met do not meet again."""
+    """Wait a random moment before a retry. So two transactions do not conflict again."""
     time.sleep(random.uniform(0, _LONGEST_PAUSE) * attempt)  # noqa: S311 - jitter, not a secret
 
 
@@ -183,14 +188,14 @@ def _take_sqlite_lock(connection: Connection, deadline: float) -> None:
         # Random, so that two waiters do not always try at the same time.
         time.sleep(min(left, random.uniform(0, _LONGEST_POLL)))  # noqa: S311 - jitter, not a secret
         try:
-            # Not through SQLAlchemy, whose listeners would get hundreds of errors.
+            # Not through SQLAlchemy, because its listeners would get hundreds of errors.
             _raw(connection).execute(_BEGIN)
         except sqlite3.Error as error:
             if not is_locked(error):
                 break
         else:
             return
-    connection.exec_driver_sql(_BEGIN)  # SQLAlchemy raises what is wrong now
+    connection.exec_driver_sql(_BEGIN)  # SQLAlchemy raises the error of this last attempt
 
 
 def _raw(connection: Connection) -> sqlite3.Connection:
@@ -217,7 +222,7 @@ def _committed(connection: Connection, work: Callable[[Connection], T]) -> T:
     try:
         connection.commit()
     except BaseException:
-        # SQLAlchemy takes the transaction for ended: without this it would lend the connection again as it
+        # SQLAlchemy considers the transaction ended. Without this it would lend the connection again as it
         # is, on SQLite with the write lock.
         connection.rollback()
         raise
@@ -226,7 +231,7 @@ def _committed(connection: Connection, work: Callable[[Connection], T]) -> T:
 
 def _without_waiting(connection: Connection, work: Callable[[Connection], T]) -> T:
     if connection.dialect.name != "sqlite":
-        # Unlike NOWAIT it also covers an INSERT that meets another transaction's row of the same key
+        # Unlike NOWAIT, this also covers an INSERT that meets another transaction's row of the same key
         # (docs/decisions/0007).
         connection.execute(text("SET LOCAL lock_timeout = 1"))
         return _committed(connection, work)

@@ -1,4 +1,8 @@
-"""Appends: fenced, committed at once, and looked for again after a COMMIT that was not answered."""
+"""
+Appends of items: fenced, and committed in the same call.
+
+After an unanswered COMMIT, an append looks for its items on a fresh connection.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +32,7 @@ from eventseal.storage.database.transactions import ATTEMPTS, begin_writing, pau
 from eventseal.storage.items.fences import CLOSED, fence_states, open_fences, unreadable_fences
 from eventseal.storage.items.inserts import ItemInserts
 from eventseal.suites.envelope import parse_envelope
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +46,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MOST_REMEMBERED = 100_000
-"""Keys whose fence is known to be there; when there are more, all are forgotten and asked for again."""
+"""Keys whose fence is known to exist. If there are more, all are forgotten and looked up again."""
 _UNIQUE_VIOLATION = "23505"
 _SQLITE_UNIQUE = "UNIQUE constraint failed: "
 _COLUMNS_OF_INDEX = text(
@@ -56,8 +61,8 @@ class ItemAppends:
     Appends to one table.
 
     Args:
-        columns: The table's, as the item class sees them.
-        record_class: Decides which of the session's databases is used.
+        columns: The table's columns as the item class sees them.
+        record_class: The record class. It decides which of the session's databases is used.
     """
 
     def __init__(self, columns: ItemColumns, record_class: type[Any]) -> None:
@@ -68,14 +73,14 @@ class ItemAppends:
         self._fenced: set[UUID] = set()
 
     def append(self, session: Session, items: Sequence[Any]) -> None:
-        """Write *items* and commit the session, or roll all of it back; see the strategy's ``append``."""
+        """Write *items* and commit the session, or roll all of it back. See the strategy's ``append``."""
         owned = not session.in_transaction()
         with translated(f"appending to {self._columns.table}"):
             try:
                 batch = self._rows_by_key(items)
                 self._in_transaction(session, batch, owned=owned)
             except KeyClosedError:
-                if owned:  # nobody else's rows are in it, and on SQLite it holds the lock that new keys need
+                if owned:  # it holds only our rows, and on SQLite the lock that creating new keys needs
                     session.rollback()
                 raise
             except IntegrityError as error:
@@ -88,7 +93,7 @@ class ItemAppends:
                 raise
 
     def _in_transaction(self, session: Session, batch: RowsByKey, *, owned: bool) -> None:
-        """Write and commit; again, if the transaction is all ours and only met another one."""
+        """Write and commit. Retry if the transaction is all ours and only conflicted with another."""
         for number in range(1, ATTEMPTS):
             try:
                 return self._once(session, batch, owned=owned)
@@ -102,12 +107,12 @@ class ItemAppends:
     def _once(self, session: Session, batch: RowsByKey, *, owned: bool) -> None:
         key_ids = {key_id for key_id in batch if key_id is not None}
         if not self._inserted(session, batch, key_ids, savepoint=not owned):
-            # Remembered, but not there: the tables were made anew, or an older backup restored.
+            # Remembered, but missing: the tables were created again, or an older backup was restored.
             self._fenced -= key_ids
             if owned:
                 session.rollback()
             if not self._inserted(session, batch, key_ids, savepoint=not owned):
-                # Its snapshot is older than the fence, so that only another transaction can see that
+                # The snapshot is older than the fence, so only another transaction can see the fence
                 # (docs/decisions/0007).
                 raise StoreUnavailableError(
                     f"the transaction that appends to {self._columns.table} is older than a key's fence",
@@ -118,13 +123,13 @@ class ItemAppends:
         self._remember(key_ids)
 
     def _inserted(self, session: Session, batch: RowsByKey, key_ids: set[UUID], *, savepoint: bool) -> bool:
-        """Insert the batch; false, with nothing of it left, if a fence was not there."""
+        """Insert the batch. Return false, with nothing of it left, if a fence was missing."""
         unknown = key_ids - self._fenced
         on_postgresql = self._engine(session).dialect.name == "postgresql"
         if unknown and on_postgresql:
-            # On a connection of its own: else whoever waits for this row waits for the caller's transaction.
+            # On a separate connection, or whoever waits for this row would wait for the caller's transaction.
             step = partial(open_fences, key_ids=unknown)
-            write(self._engine(session), step, doing="making the fences of keys", filtered=True)
+            write(self._engine(session), step, doing="creating the fences of keys", filtered=True)
         connection = begin_writing(session.connection(bind_arguments={"mapper": self._record_class}))
         if unknown and not on_postgresql:
             open_fences(connection, unknown)
@@ -145,7 +150,7 @@ class ItemAppends:
         if closed:
             named = ", ".join(map(str, closed))
             raise KeyClosedError(
-                f"nothing was appended to {self._columns.table}: retired meanwhile: {named}",
+                f"nothing was appended to {self._columns.table}. Keys were retired meanwhile: {named}",
                 key_ids=tuple(closed),
             )
         for edited in unreadable_fences(connection, key_ids).values():
@@ -160,7 +165,7 @@ class ItemAppends:
             if known or not was_committed(self._engine(session), self._columns, self._inserts, batch):
                 raise
             logger.warning(
-                "an append to %s was committed, though its answer was %s",
+                "an append to %s was committed, but the answer to its COMMIT was %s",
                 self._columns.table,
                 type(error).__name__,
             )
@@ -181,7 +186,7 @@ class ItemAppends:
             except AttributeError as error:
                 raise ConfigurationError(
                     f"a {type(item).__name__} has no {error.name}, which {self._columns.table} needs",
-                    remedy="Give the mapper and the strategy the same item class.",
+                    remedy="Pass the same item class to the mapper and the strategy.",
                 ) from None
             batch.setdefault(self._key_of(item, row), []).append(row)
         return batch
@@ -190,13 +195,13 @@ class ItemAppends:
         data = row[3]
         if not isinstance(data, bytes):
             raise SerializationError(f"an item's data is bytes, not a {type(data).__name__}")
-        # An item class need not have the field; the envelope's header says it then.
+        # An item class may lack the field. Then the envelope's header names the key.
         key_id = getattr(item, KEY_ID) if hasattr(item, KEY_ID) else _key_in_header(data)
         if key_id is not None and not isinstance(key_id, UUID):
             raise SerializationError(f"an item's key_id is a UUID or None, not a {type(key_id).__name__}")
         if key_id is not None and self._columns.key_id is None:
             raise ConfigurationError(
-                f"{self._record_class.__qualname__} has no column key_id, and its items are sealed",
+                f"{self._record_class.__qualname__} has no column key_id, but its items are sealed",
                 remedy="Add `key_id: Mapped[UUID | None] = mapped_column(BinaryUUID())` to it.",
             )
         return key_id
@@ -204,7 +209,7 @@ class ItemAppends:
     def _conflict(self, items: Sequence[Any]) -> SequencedItemConflictError:
         sequence_id, position = self._columns.fields[:2]
         places = [f"{getattr(item, position)} of sequence {getattr(item, sequence_id)}" for item in items[:1]]
-        others = f", or one of {len(items) - 1} more," if len(items) > 1 else ""
+        others = f", or that of {counted(len(items) - 1, 'other item')}," if len(items) > 1 else ""
         return SequencedItemConflictError(
             f"position {places[0] if places else 'of a row of the caller'}{others} "
             f"is taken in {self._columns.table}"
@@ -214,7 +219,7 @@ class ItemAppends:
 def _leave(session: Session) -> None:
     try:
         session.rollback()
-    except InvalidRequestError:  # a hook raised behind the COMMIT: there is nothing to roll back any more
+    except InvalidRequestError:  # a hook raised after the COMMIT, so there is nothing left to roll back
         session.close()
 
 
@@ -227,12 +232,14 @@ def _key_in_header(data: bytes) -> UUID | None:
 
 def violates_item_key(error: IntegrityError, engine: Engine, columns: ItemColumns) -> bool:
     """
-    Whether a refused row's place was taken: not any other constraint, of this table or of another.
+    Return whether a refused row's place was taken.
+
+    No other constraint counts, of this table or of another.
 
     Args:
-        error: From the INSERT, the flush or the COMMIT; its transaction was rolled back.
-        engine: Asked, on PostgreSQL, what the constraint stands for.
-        columns: Of the items' table.
+        error: The error of the INSERT, the flush or the COMMIT. Its transaction was rolled back.
+        engine: The engine of the items' database. PostgreSQL reports the constraint's columns through it.
+        columns: The columns of the items' table.
     """
     wanted = {column.name for column in columns.place}
     if isinstance(error.orig, sqlite3.Error):
@@ -249,24 +256,25 @@ def violates_item_key(error: IntegrityError, engine: Engine, columns: ItemColumn
 
 def was_committed(engine: Engine, columns: ItemColumns, inserts: ItemInserts, batch: RowsByKey) -> bool:
     """
-    Find out, on a fresh connection, whether the batch is stored exactly as it was sent.
+    Return whether the batch is stored exactly as it was sent.
 
-    A sealed item's random IV makes equal bytes a proof; of a plain item they say that an equal one is there.
+    A fresh connection looks for it. Equal bytes of a sealed item prove it, because its IV is random. Those of
+    a plaintext item only show that an equal item is there.
 
     Args:
-        engine: Of the items' database.
-        columns: Of the items' table.
-        inserts: Knows the order of a row's values.
-        batch: What was sent.
+        engine: The engine of the items' database.
+        columns: The columns of the items' table.
+        inserts: The object that knows the order of a row's values.
+        batch: The rows that were sent.
 
     Raises:
-        StoreUnavailableError: The database cannot be asked, so the outcome stays unknown.
+        StoreUnavailableError: The database does not answer, so the outcome stays unknown.
     """
     rows = list(chain.from_iterable(batch.values()))
     if not rows:
         raise _unknown(columns, "it had no items to look for")
     try:
-        with translated("asking what became of it"), engine.connect() as connection:
+        with translated("checking whether the append was committed"), engine.connect() as connection:
             if engine.dialect.name == "postgresql":
                 _wait_for_the_other(connection, inserts, rows[0])
             return all(_is_stored(connection, columns, row) for row in rows)
@@ -276,16 +284,16 @@ def was_committed(engine: Engine, columns: ItemColumns, inserts: ItemInserts, ba
 
 def _unknown(columns: ItemColumns, reason: str) -> StoreUnavailableError:
     return StoreUnavailableError(
-        f"it is not known whether an append to {columns.table} was committed: {reason}",
-        remedy="Read the sequence before you append again: the items are all there, or none of them.",
+        f"it is unknown whether an append to {columns.table} was committed: {reason}",
+        remedy="Read the sequence before you append again. Either all items are there, or none of them.",
     )
 
 
 def _wait_for_the_other(connection: Connection, inserts: ItemInserts, row: Row) -> None:
-    """Wait until the transaction whose COMMIT was not answered has ended: its server may still be at it."""
+    """Wait until the transaction with the unanswered COMMIT has ended. The server may still run it."""
     connection.execute(text("SET LOCAL lock_timeout = '5s'"))
     values = {column.name: value for column, value in zip(inserts.columns, row, strict=True)}
-    # Meets the other's row in the unique index; where there is none, it must be gone before anybody looks.
+    # Meets the other transaction's row in the unique index. If there is none, it must end before we look.
     connection.execute(postgresql.insert(inserts.table).values(values).on_conflict_do_nothing())
     connection.rollback()
 

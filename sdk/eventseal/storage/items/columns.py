@@ -1,4 +1,8 @@
-"""Which columns of a table hold a sequenced item, found from the record class and the item class."""
+"""
+Finds the columns of a sequenced item from its two classes.
+
+The two classes are the record class and the item class.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
 
 DEFAULT_COLLECTION = "items"
 ROLES = ("sequence_id", "position", "topic", "data")
-"""What the first four fields of an item are, in order."""
+"""The meaning of the first four fields of an item, in order."""
 
 _BINARY_COLLATIONS = frozenset({None, "BINARY", "C", "POSIX", "ucs_basic"})
 
@@ -34,12 +38,12 @@ class ItemColumns:
     A table's columns as an item class sees them.
 
     Attributes:
-        table: Where the items are.
-        fields: Those of the item class that have a column, in its order.
-        columns: One for each of them.
-        key_id: The column that stands beside ``data``, if there is one.
+        table: The table of the items.
+        fields: The fields of the item class that have a column, in the class's order.
+        columns: The column of each field.
+        key_id: The column of key ids, if there is one.
         collection: The record class's logical name.
-        former_collection: The name that it had before, if it says one.
+        former_collection: The previous logical name, if the record class declares one.
     """
 
     table: Table
@@ -51,36 +55,36 @@ class ItemColumns:
 
     @property
     def sequence_id(self) -> Column[Any]:
-        """The stream."""
+        """The column of sequence ids: the stream of an item."""
         return self.columns[0]
 
     @property
     def position(self) -> Column[Any]:
-        """The place in the stream."""
+        """The column of positions in the stream."""
         return self.columns[1]
 
     @property
     def topic(self) -> Column[Any]:
-        """Names the event's class."""
+        """The column of topics: the class of an event."""
         return self.columns[2]
 
     @property
     def data(self) -> Column[Any]:
-        """The envelope, or plain bytes."""
+        """The column of data: an envelope, or plaintext bytes."""
         return self.columns[3]
 
     @property
     def place(self) -> tuple[Column[Any], Column[Any]]:
-        """Sequence id and position: unique in the table."""
+        """The columns of sequence id and position. Together they are unique in the table."""
         return self.sequence_id, self.position
 
 
 def item_fields(item_class: type[Any]) -> tuple[str, ...]:
     """
-    Give the fields of an item class in order: of a named tuple or a dataclass.
+    Return the fields of a named tuple or a dataclass, in order.
 
     Raises:
-        ConfigurationError: It is neither, or has fewer than four fields.
+        ConfigurationError: The class is neither of them, or has fewer than four fields.
     """
     names = getattr(item_class, "_fields", None)
     if names is None and dataclasses.is_dataclass(item_class):
@@ -88,7 +92,8 @@ def item_fields(item_class: type[Any]) -> tuple[str, ...]:
     if names is None or len(names) < len(ROLES):
         raise ConfigurationError(
             f"{item_class.__qualname__} is not an item class",
-            remedy=f"Use a named tuple or a dataclass that begins with, by any name: {', '.join(ROLES)}.",
+            remedy="Use a named tuple or a dataclass whose first four fields, under any names, are: "
+            f"{', '.join(ROLES)}.",
         )
     return tuple(names)
 
@@ -98,7 +103,7 @@ def item_columns(record_class: type[Any], item_class: type[Any]) -> ItemColumns:
     Match the item class's fields with the record class's columns, by name.
 
     Raises:
-        ConfigurationError: A field has no column, or a column cannot hold what it should.
+        ConfigurationError: A field has no column, or a column cannot hold the values of its field.
     """
     columns = _mapped_columns(record_class)
     fields = item_fields(item_class)
@@ -106,7 +111,7 @@ def item_columns(record_class: type[Any], item_class: type[Any]) -> ItemColumns:
     if missing:
         raise ConfigurationError(
             f"{record_class.__qualname__} lacks {', '.join(missing)} of {item_class.__qualname__}",
-            remedy="Name the record class's columns as the item class names its fields.",
+            remedy="Rename the record class's columns to the names of the item class's fields.",
         )
     stored = tuple(name for name in fields if name in columns)
     return _checked(record_class, stored, [columns[name] for name in stored], columns.get(KEY_ID))
@@ -116,14 +121,14 @@ def sealed_columns(record_class: type[Any]) -> ItemColumns | None:
     """
     Find the item columns of a record class alone, for the registry.
 
-    They are those named ``sequence_id``, ``position``, ``topic`` and ``data`` or, failing that, the first
-    four in order, leaving out ``key_id`` and a primary key of one column.
+    These are the columns ``sequence_id``, ``position``, ``topic`` and ``data``. If one of them is missing,
+    these are the first four columns in order, without ``key_id`` and a primary key of one column.
 
     Returns:
-        ``None`` for a table that holds no sealed items: one without a column ``key_id`` of a UUID type.
+        ``None`` for a table that holds no sealed items: a table without a ``key_id`` of a UUID type.
 
     Raises:
-        ConfigurationError: There is such a ``key_id``, but the columns beside it are not an item's.
+        ConfigurationError: There is such a ``key_id``, but the other columns are not those of an item.
     """
     columns = _mapped_columns(record_class)
     key_id = columns.get(KEY_ID)
@@ -134,14 +139,18 @@ def sealed_columns(record_class: type[Any]) -> ItemColumns | None:
 
 
 def comes_after(place: Sequence[Column[Any]], values: Sequence[Any]) -> ColumnElement[bool]:
-    """Say in SQL that a row's place comes after *values*, in the order of *place*."""
-    # Each value with its column's type: a guessed one would be sent in another form, and compare as another.
+    """
+    Return the SQL condition that a row's place is after *values*.
+
+    The order is that of *place*.
+    """
+    # Each value gets its column's type. A guessed type would send and compare it in another form.
     bounds = [literal(value, column.type) for column, value in zip(place, values, strict=True)]
     return tuple_(*place) > tuple_(*bounds)
 
 
 def is_text(kind: TypeEngine[Any]) -> bool:
-    """Whether a column type holds text that is compared byte for byte."""
+    """Return whether a column's text is compared byte for byte."""
     if isinstance(kind, ExactText):
         return True
     return (
@@ -157,20 +166,21 @@ def _mapped_columns(record_class: type[Any]) -> dict[str, Column[Any]]:
     if mapper is None or not isinstance(table, Table):
         raise ConfigurationError(
             f"{record_class!r} is not a record class",
-            remedy="Give a declarative class that is mapped to one table.",
+            remedy="Pass a declarative class that is mapped to one table.",
         )
     return {name: column for name, column in mapper.columns.items() if isinstance(column, Column)}
 
 
 def _first_names(record_class: type[Any], columns: Mapping[str, Column[Any]]) -> tuple[str, ...]:
-    # An item's own key is two columns, so a primary key of one is only a number for the row.
+    # An item's own key has two columns, so a primary key of one column only numbers the rows.
     primary_key = {name for name, column in columns.items() if column.primary_key}
     left_out = {KEY_ID} | (primary_key if len(primary_key) == 1 else set())
     names = [name for name in columns if name not in left_out]
     if len(names) < len(ROLES):
         raise ConfigurationError(
-            f"{record_class.__qualname__} has a key_id, but not the four columns of an item beside it",
-            remedy=f"Declare them first, in order: {', '.join(ROLES)}; or leave the class out of the tables.",
+            f"{record_class.__qualname__} has a key_id, but lacks the four columns of an item",
+            remedy=f"Declare them first, in this order: {', '.join(ROLES)}. "
+            "If the table holds no items, leave the class out of the tables.",
         )
     return tuple(names[: len(ROLES)])
 
@@ -193,11 +203,12 @@ def _checked(
     _require(name, found.data, isinstance(found.data.type, LargeBinary), "binary")
     if key_id is not None:
         _require(name, key_id, isinstance(key_id.type, BinaryUUID | Uuid), "BinaryUUID()")
-        _require(name, key_id, bool(key_id.nullable), "nullable: a plain item has no key")
+        _require(name, key_id, bool(key_id.nullable), "nullable, because a plaintext item has no key")
     if not _is_unique(found):
         raise ConfigurationError(
             f"{name}: {found.sequence_id.name} and {found.position.name} are not unique together",
-            remedy="Make them the primary key, or a unique constraint: it stops the second of two writers.",
+            remedy="Declare them as the primary key or as a unique constraint, "
+            "which stops the second of two writers.",
         )
     return found
 
@@ -205,8 +216,8 @@ def _checked(
 def _require(record: str, column: Column[Any], holds: bool, wanted: str) -> None:
     if not holds:
         raise ConfigurationError(
-            f"{record}.{column.name} is {column.type!r}; it must be {wanted}",
-            remedy="Use the types of eventseal.storage, which keep a place exactly as it was sealed.",
+            f"{record}.{column.name} is {column.type!r}, but must be {wanted}",
+            remedy="Use the types of eventseal.storage. They keep a place exactly as it was sealed.",
         )
 
 

@@ -1,4 +1,8 @@
-"""Fences: what keeps items from being committed, or moved, under a key that is being destroyed."""
+"""
+Fences: rows that appends lock and the destruction of a key closes.
+
+They keep items from being committed, or re-encrypted, under a key that is being destroyed.
+"""
 
 from __future__ import annotations
 
@@ -37,19 +41,23 @@ if TYPE_CHECKING:
 OPEN, CLOSED = "open", "closed"
 _CHECKS: Checks = {"state": lambda value: value in {OPEN, CLOSED}}
 PATIENCE = 2
-"""Seconds for which the closing of a fence waits for transactions that wrote under the key."""
+"""Seconds that closing a fence waits for transactions under the key."""
 
 HOLDS_FENCES = "eventseal.holds_fences"
-"""A setting of PostgreSQL: ``on`` in a transaction that holds the fences of all that it changes, so that the
-triggers need not take them again for each row."""
+"""
+The PostgreSQL setting of transactions that hold all their fences.
+
+If it is ``on``, the triggers need not lock the fences again for each row.
+"""
 
 
-@writes("making the fences of keys")
+@writes("creating the fences of keys")
 def open_fences(connection: Connection, key_ids: Collection[UUID]) -> None:
     """
-    Make an open fence for each key that has none; a closed one stays closed.
+    Create an open fence for each key that has none.
 
-    On PostgreSQL the caller commits before it writes items: other transactions wait for the row's insert.
+    A closed fence stays closed. On PostgreSQL, commit before you write items, because other transactions wait
+    for the insert of the row.
     """
     rows = [{"key_id": key_id, "state": OPEN} for key_id in sorted(key_ids)]
     if rows:
@@ -58,14 +66,15 @@ def open_fences(connection: Connection, key_ids: Collection[UUID]) -> None:
 
 def close_fence(connection: Connection, key_id: UUID) -> None:
     """
-    Close a key's fence, for good: no item is written under the key in this database once this has committed.
+    Close a key's fence permanently.
 
-    Waits for every transaction that wrote under it (on PostgreSQL as long as ``lock_timeout`` allows). Count
-    what is left in a later statement of the same transaction, and roll back if anything is.
+    Once this has committed, no item is written under the key in this database. It waits for every transaction
+    that wrote under the key (on PostgreSQL as long as ``lock_timeout`` allows). Count the remaining items in
+    a later statement of the same transaction, and roll back if there are any.
 
     Args:
-        connection: In a READ COMMITTED transaction; on SQLite one that holds the write lock.
-        key_id: Also one that never had a fence here.
+        connection: A connection in a READ COMMITTED transaction. On SQLite, it holds the write lock.
+        key_id: The key. It may never have had a fence here.
     """
     inserting = insertion(connection, key_fences)
     closing = inserting.on_conflict_do_update(index_elements=["key_id"], set_={"state": CLOSED})
@@ -75,11 +84,13 @@ def close_fence(connection: Connection, key_id: UUID) -> None:
 @writes("closing the fences of keys")
 def close_fences(connection: Connection, key_ids: Collection[UUID]) -> None:
     """
-    Close the fences of several keys as :func:`close_fence` does, in order of id, without waiting for long.
+    Close the fences of several keys without a long wait.
+
+    The fences are closed in order of key id, each as by :func:`close_fence`.
 
     Args:
-        connection: As there. On SQLite it holds the write lock already, so that there is nothing to wait for.
-        key_ids: Also of keys that never had a fence here.
+        connection: As for :func:`close_fence`. On SQLite it holds the write lock already, so it never waits.
+        key_ids: The keys. They may never have had a fence here.
     """
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SET LOCAL lock_timeout = '{PATIENCE}s'"))
@@ -89,12 +100,12 @@ def close_fences(connection: Connection, key_ids: Collection[UUID]) -> None:
 
 @reads("reading the fences")
 def fence_states(connection: Connection, key_ids: Collection[UUID]) -> dict[UUID, str]:
-    """Give ``open`` or ``closed`` for each key, or ``unreadable``; one without a fence is left out."""
+    """Return ``open``, ``closed`` or ``unreadable`` by key. Keys without a fence are left out."""
     states: dict[UUID, str] = {}
     for chunk in chunks(sorted(key_ids)):
         query = select(key_fences).where(key_fences.c.key_id.in_(chunk))
         rows = read_rows(connection, query, _CHECKS)
-        # One that was edited is not open, so nothing is written under its key.
+        # An edited fence does not count as open, so nothing is written under its key.
         states |= {
             row.values["key_id"]: UNREADABLE if row.unreadable else row.values["state"] for row in rows
         }
@@ -103,13 +114,17 @@ def fence_states(connection: Connection, key_ids: Collection[UUID]) -> dict[UUID
 
 @reads("reading the fences of keys")
 def unreadable_fences(connection: Connection, key_ids: Collection[UUID]) -> dict[UUID, IntegrityError]:
-    """Say of each fence that was edited so that it is neither open nor closed what to do."""
+    """
+    Return an error for each fence that was edited.
+
+    An edited fence is neither open nor closed.
+    """
     edited = [key_id for key_id, state in fence_states(connection, key_ids).items() if state == UNREADABLE]
     return {
         key_id: IntegrityError(
             f"the fence of key {key_id} in {key_fences.name} was edited: its state cannot be read",
             remedy=f"Find out who changed {key_fences.name}. If `eventseal keys` shows the key as active "
-            "or deactivated, delete the fence, so that the next append makes another: "
+            "or deactivated, delete the fence, and the next append creates another: "
             f"{deletion(key_fences, f'key_id = {as_sql(connection, key_id)}')}",
             key_id=key_id,
         )
@@ -119,7 +134,7 @@ def unreadable_fences(connection: Connection, key_ids: Collection[UUID]) -> dict
 
 _KEY_IDS = bindparam("key_ids", expanding=True, type_=BinaryUUID())
 
-# Built once: a batch runs both.
+# Built once, because each batch runs both.
 _OPEN_FENCES = (
     select(key_fences.c.key_id)
     .where(key_fences.c.key_id.in_(_KEY_IDS), key_fences.c.state == OPEN)
@@ -127,7 +142,7 @@ _OPEN_FENCES = (
     .with_for_update(read=True)
 )
 
-# Spares a batch the triggers, which would take its fences once more for each row (docs/decisions/0019).
+# Spares a batch the triggers, which would lock its fences again for each row (docs/decisions/0019).
 _SAY_THAT_THEY_ARE_HELD = text(f"SELECT set_config('{HOLDS_FENCES}', 'on', true)")
 _LIVE_KEYS = (
     select(encryption_keys.c.key_id)
@@ -139,14 +154,16 @@ _LIVE_KEYS = (
 
 def share_fences(connection: Connection, key_ids: Collection[UUID]) -> set[UUID]:
     """
-    Share the open fences of keys until the transaction ends: none of them closes before.
+    Share the open fences of keys until the transaction ends.
+
+    None of these fences closes before. The keys are locked in order.
 
     Args:
-        connection: In a transaction; on SQLite one that holds the write lock, which is the fence.
-        key_ids: Under which items are about to be written; locked in order.
+        connection: A connection in a transaction. On SQLite, it holds the write lock, which is the fence.
+        key_ids: The keys under which items will be written.
 
     Returns:
-        The keys whose fence is not open, or not there.
+        The keys whose fence is closed or missing.
     """
     missing = _missing(connection, _OPEN_FENCES, key_ids)
     if not missing and connection.dialect.name == "postgresql":
@@ -156,14 +173,17 @@ def share_fences(connection: Connection, key_ids: Collection[UUID]) -> set[UUID]
 
 def share_live_keys(connection: Connection, key_ids: Collection[UUID]) -> set[UUID]:
     """
-    Share the rows of keys until the transaction ends: nobody destroys one of them before.
+    Share the rows of keys until the transaction ends.
+
+    Nobody destroys one of these keys before. The rows are locked in order.
 
     Args:
-        connection: To a database that holds the keys too; as late in the transaction as can be.
-        key_ids: Locked in order.
+        connection: A connection to a database that also holds the keys. Call this as late in the transaction
+            as possible.
+        key_ids: The keys.
 
     Returns:
-        The keys that are destroyed, or not there.
+        The keys that are destroyed or missing.
     """
     return _missing(connection, _LIVE_KEYS, key_ids)
 
@@ -176,21 +196,21 @@ def _missing(connection: Connection, shared: Select[Any], key_ids: Collection[UU
 
 
 FENCE_CONSTRAINT = "eventseal_key_fence"
-"""What a refusal on PostgreSQL names as the violated constraint."""
+"""The constraint that PostgreSQL reports as violated if a fence is closed."""
 
 _PREFIX = "eventseal_fence"
 _LONGEST_NAME = 63
 _REFUSED = re.compile(r"eventseal: (?:the key|key [0-9a-f-]{36}) is closed:")
 
-# A SECURITY DEFINER: a program that writes items needs no right on the fences, and cannot open a closed one
+# SECURITY DEFINER: a program that writes items needs no right on the fences, and cannot open a closed one
 # (docs/decisions/0019).
 _FUNCTION = """\
 CREATE OR REPLACE FUNCTION {function}() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $fence${body}$fence$"""
 
-# A fence is made where there is none, so that a retire also waits for programs that never heard of fences.
-# The refusal is an integrity violation: after an operational error the eventsourcing library would send the
-# same envelope again (docs/decisions/0019).
+# The trigger creates a missing fence, so that a retire also waits for programs that do not know of fences.
+# The refusal is an integrity violation, because after an operational error the eventsourcing library would
+# send the same envelope again (docs/decisions/0019).
 _TAKE_FENCE = """\
     PERFORM FROM {fences} WHERE key_id = id AND state = '{open}' FOR SHARE;
     IF NOT FOUND THEN
@@ -203,8 +223,8 @@ _TAKE_FENCE = """\
       END IF;
     END IF;"""
 
-# Once for a statement: a trigger for each row costs 5 µs a row (docs/decisions/0019).
-# Keys in order, as whoever closes fences has it: no two of them wait for each other.
+# Once for a statement, because a trigger for each row costs 5 µs a row (docs/decisions/0019).
+# Keys in order, as in close_fences, so that the two never wait for each other.
 _AFTER_INSERT = """
 DECLARE id uuid;
 BEGIN
@@ -233,7 +253,7 @@ FOR EACH ROW WHEN (
   NEW.{data} IS DISTINCT FROM OLD.{data} AND current_setting('{holds_fences}', true) IS DISTINCT FROM 'on'
 ) EXECUTE FUNCTION {function}()"""
 
-# The write lock is the fence: the trigger only refuses, and makes no row (docs/decisions/0019).
+# The write lock is the fence, so the trigger only refuses, and creates no row (docs/decisions/0019).
 _ON_SQLITE = """\
 CREATE TRIGGER {trigger} BEFORE {event} ON {table}
 BEGIN
@@ -256,14 +276,16 @@ _FENCES_ARE_IN = text(
 @reads("looking for triggers")
 def missing_fence_triggers(connection: Connection, table: SealedTable) -> list[str]:
     """
-    Give the statements that make a table's triggers, in one transaction, in place of what is there of them.
+    Return the statements that create or replace a table's triggers.
+
+    Run them in one transaction.
 
     Args:
-        connection: To the items' database, which has the fences.
-        table: From the registry.
+        connection: A connection to the items' database, which has the fences.
+        table: The table, from the registry.
 
     Returns:
-        Nothing if they are there as this release makes them, and none is disabled.
+        An empty list if the triggers are as this release creates them, and none is disabled.
     """
     missing = _missing_on_postgresql if connection.dialect.name == "postgresql" else _missing_on_sqlite
     return missing(connection, table, connection.dialect.identifier_preparer.quote)
@@ -271,25 +293,21 @@ def missing_fence_triggers(connection: Connection, table: SealedTable) -> list[s
 
 @reads("looking for triggers")
 def has_fence_triggers(connection: Connection, table: SealedTable) -> bool:
-    """Whether a table has its triggers, as this release makes them; see :func:`missing_fence_triggers`."""
+    """Return whether a table has its triggers, as :func:`missing_fence_triggers` checks."""
     return not missing_fence_triggers(connection, table)
 
 
-@writes("making the triggers of {table.table}")
+@writes("creating the triggers of {table.table}")
 def install_fence_triggers(connection: Connection, table: SealedTable) -> None:
     """
-    Make a table's triggers, if they are not there as this release makes them.
+    Create a table's triggers, unless they are as this release creates them.
 
-    On PostgreSQL this waits, for :data:`PATIENCE` seconds, for open transactions that write the table: those
-    have taken no fence.
-
-    Args:
-        connection: To the items' database, in a transaction.
-        table: From the registry.
+    On PostgreSQL this waits, for :data:`PATIENCE` seconds, for open transactions that write the table. They
+    have not locked a fence. It needs a connection to the items' database, in a transaction.
     """
     missing = missing_fence_triggers(connection, table)
     if missing and connection.dialect.name == "postgresql":
-        # Who comes meanwhile waits behind this: not for long (docs/decisions/0019).
+        # Whoever writes meanwhile waits for this lock, so it must not wait long itself (docs/decisions/0019).
         connection.execute(text(f"SET LOCAL lock_timeout = '{PATIENCE}s'"))
     for statement in missing:
         connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
@@ -318,7 +336,7 @@ def _missing_on_postgresql(
         ("update", _BEFORE_UPDATE, _UPDATE_TRIGGER),
     ):
         name = fitting_name(_PREFIX, event, table.name)
-        # A trigger and its function have one name.
+        # A trigger and its function have the same name.
         trigger, function = quote(name), ".".join(map(quote, filter(None, (table.schema, name))))
         body = template.format(take_fence=take_fence, **words)
         if there.get(name) != body:
@@ -350,10 +368,9 @@ def _missing_on_sqlite(connection: Connection, table: SealedTable, quote: Callab
 
 def is_fence_refusal(error: BaseException | None) -> bool:
     """
-    Whether a database refused items because the fence of their key is closed.
+    Return whether a database refused items because of a closed fence.
 
-    Args:
-        error: What the writing program got, from the driver or from a library that wrapped that.
+    The error may come from the driver, or from a library that wraps the driver's error.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -365,7 +382,7 @@ def is_fence_refusal(error: BaseException | None) -> bool:
 
 
 def fitting_name(*parts: str) -> str:
-    """Join the parts of an identifier; one that PostgreSQL would cut ends with a digest instead."""
+    """Join the parts of an identifier. If PostgreSQL would cut it, end it with a digest."""
     name = "_".join(parts)
     if len(name.encode()) <= _LONGEST_NAME:
         return name

@@ -1,4 +1,8 @@
-"""The INSERTs of items: fenced by their key, in the form that each database does best."""
+"""
+The INSERTs of items, fenced by their key.
+
+Each database gets the form that suits it best.
+"""
 
 from __future__ import annotations
 
@@ -45,10 +49,10 @@ _FENCE, _KEY = "fence_key_id", "item_key_id"
 
 class ItemInserts:
     """
-    The statements that insert into one table, each built once.
+    The INSERT statements of one table, each built once.
 
     Args:
-        columns: The table's, as the item class sees them.
+        columns: The table's columns as the item class sees them.
     """
 
     def __init__(self, columns: ItemColumns) -> None:
@@ -59,10 +63,12 @@ class ItemInserts:
 
     def execute(self, connection: Connection, rows_by_key: RowsByKey) -> bool:
         """
-        Insert all rows, those of each key in one statement; keys in order, so that no two batches deadlock.
+        Insert all rows, those of each key in one statement.
+
+        The keys are in order, so that two batches do not deadlock.
 
         Returns:
-            Whether every row was inserted; if not, a fence was not open, and what was inserted must go.
+            Whether every row was inserted. If not, a fence was not open, and the caller must roll back.
         """
         self._unfenced(connection, None, rows_by_key.get(None, ()))
         return all(
@@ -79,7 +85,7 @@ class ItemInserts:
         first = connection.execute(self._one, {**self._parameters(rows[0], key_id), _FENCE: key_id})
         if not first.rowcount:
             return False
-        # What the first INSERT locked stays locked for the others: a condition on every row was slower
+        # The lock of the first INSERT covers the others too: a condition on every row was slower
         # (docs/decisions/0007).
         self._unfenced(connection, key_id, rows[1:])
         return True
@@ -98,9 +104,9 @@ class ItemInserts:
     @cached_property
     def _one(self) -> Insert:
         """
-        One item, if its fence is open.
+        Insert one item, if its fence is open.
 
-        On PostgreSQL it locks the fence's row; it must be FOR SHARE, since FOR KEY SHARE does not stop the
+        On PostgreSQL it locks the fence's row. It must be FOR SHARE, because FOR KEY SHARE does not stop the
         UPDATE that closes the fence. On SQLite the write lock, which an INSERT takes, is the fence.
         """
         return self._insert_from(_open_fence(*self._values, self._key).with_for_update(read=True))
@@ -108,11 +114,12 @@ class ItemInserts:
     @cached_property
     def _many(self) -> Insert | None:
         """
-        Several items, on PostgreSQL: locks once. ``None`` if an array would change a column's values.
+        Insert several items on PostgreSQL, with one lock.
 
-        Not over VALUES: one statement to cache, and no limit on parameters (docs/decisions/0007).
+        It is ``None`` if an array would change a column's values. It uses arrays instead of VALUES: there is
+        only one statement to cache, and no limit on parameters (docs/decisions/0007).
         """
-        # Not `column`: Python 3.12.1 then takes the function of that name below for a variable.
+        # Not named `column`: Python 3.12.1 then takes the function of that name below for a variable.
         elements = [_array_element(each.type) for each in self.columns]
         if any(element is None for element in elements):
             return None
@@ -132,25 +139,25 @@ class ItemInserts:
 
     def _insert_from(self, source: Select[Any]) -> Insert:
         statement = insert(self.table).from_select([*self.columns, self._key_column], source)
-        return statement.execution_options(preserve_rowcount=True)  # SQLAlchemy keeps it of an UPDATE only
+        return statement.execution_options(preserve_rowcount=True)  # by default kept for an UPDATE only
 
     @property
     def _key(self) -> BindParameter[Any]:
-        # In the column's own type, which need not be that of the fences.
+        # In the column's own type, which may differ from the type in the fences.
         return bindparam(_KEY, type_=self._key_column.type)
 
     @property
     def _key_column(self) -> Column[Any]:
         if self._key_id is None:
-            raise TypeError("a table without key_id takes plain rows only")
+            raise TypeError("a table without key_id accepts only plaintext rows")
         return self._key_id
 
     def _parameters(self, values: Sequence[Any], key_id: UUID | None) -> dict[str, Any]:
-        return dict(zip(self._names, [*values, key_id], strict=False))  # a table of plain rows has no key
+        return dict(zip(self._names, [*values, key_id], strict=False))  # a plaintext table has no key
 
 
 def _name(number: int) -> str:
-    # Not the column's own name: SQLAlchemy keeps those for itself in an INSERT.
+    # Not the column's own name, because SQLAlchemy reserves those names in an INSERT.
     return f"item_{number}"
 
 
@@ -162,9 +169,13 @@ def _open_fence(*columns: Any) -> Select[Any]:
 
 
 def _array_element(kind: TypeEngine[Any]) -> TypeEngine[Any] | None:
-    """Give the type of an array that carries a column's values; ``None`` if a cast to it might change one."""
+    """
+    Return the array type for a column's values.
+
+    It is ``None`` if a cast to the type might change a value.
+    """
     if is_text(kind):
-        return Text()  # without its length: a cast to VARCHAR(n) would cut the text in silence
+        return Text()  # without a length, because a cast to VARCHAR(n) would silently cut the text
     if isinstance(kind, BinaryUUID | ExactDecimal | ExactInteger | Uuid | LargeBinary):
         return kind
     if isinstance(kind, sqltypes.Integer):

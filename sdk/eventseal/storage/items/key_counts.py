@@ -1,4 +1,4 @@
-"""Counts the rows of tables by key, and finds the rows that no count can place."""
+"""Counts rows by key, and finds rows that no count can place."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _JSON_FORMATS = frozenset({"plain-json"})
 _BEFORE_JSON = [bytes([byte]) for byte in b"{ \t\n\v\f\r"]
-"""What JSON of an object may begin with: white space, too."""
+"""The first bytes of a JSON object, including white space."""
 
 
 @reads("counting the items of keys")
@@ -34,20 +34,21 @@ def count_under(
     connection: Connection, tables: Iterable[SealedTable], key_ids: Collection[UUID]
 ) -> dict[UUID, Counter[str]]:
     """
-    Count the items under each of some keys, by what their envelopes' headers say.
+    Count the items under keys, as their envelopes' headers name them.
 
     Args:
-        connection: To the database that the tables are in. What each statement sees, it counts: in a READ
-            COMMITTED transaction also what was committed since the one before.
-        tables: From the registry.
-        key_ids: Any number.
+        connection: A connection to the tables' database. In a READ COMMITTED transaction, each statement also
+            counts the items that were committed since the statement before.
+        tables: The tables, from the registry.
+        key_ids: The keys, any number.
 
     Returns:
-        By key its items in each table; a key without any is left out.
+        The items in each table, by key. A key without items is left out.
     """
     found: dict[UUID, Counter[str]] = {}
     for table in tables:
-        # By the header: anybody who writes to the database can set the column (docs/decisions/0020).
+        # By the header, because anybody who can write to the database can set the column
+        # (docs/decisions/0020).
         _add_counts(found, connection, table, described(table).key_id, key_ids)
     return found
 
@@ -56,15 +57,16 @@ def count_misnamed(
     connection: Connection, tables: Iterable[SealedTable], key_ids: Collection[UUID]
 ) -> dict[UUID, Counter[str]]:
     """
-    Count the rows that name keys in their column alone, as :func:`count_under` counts the others.
+    Count the rows that name keys only in their column.
 
-    Nobody knows which of the two ids is the right one before the row is restored: such a row keeps both keys.
+    They are counted as by :func:`count_under`. Before such a row is restored, nobody knows which of its two
+    ids is right. So the row keeps both keys.
     """
     found: dict[UUID, Counter[str]] = {}
     for table in tables:
         if table.has_key_ids:
             columns = described(table)
-            # A partial index has just these rows: none in a sound store (docs/decisions/0020).
+            # A partial index has exactly these rows: none in an undamaged store (docs/decisions/0020).
             _add_counts(found, connection, table, columns[KEY_ID], key_ids, columns.differs)
     return found
 
@@ -88,15 +90,17 @@ def count_needed(
     connection: Connection, tables: Iterable[SealedTable], key_ids: Collection[UUID]
 ) -> dict[UUID, Counter[str]]:
     """
-    Count the rows for whose sake keys stay: those that are sealed under them, and those that only name them.
+    Count the rows that need keys.
+
+    These are the rows that are sealed under a key, and those that only name it.
 
     Args:
-        connection: To the items' database.
-        tables: From the registry.
-        key_ids: Any number.
+        connection: A connection to the items' database.
+        tables: The tables, from the registry.
+        key_ids: The keys, any number.
 
     Returns:
-        By key its rows in each table; a key that nothing needs is left out.
+        The rows in each table, by key. A key that no row needs is left out.
     """
     tables = list(tables)
     items = count_under(connection, tables, key_ids)
@@ -108,11 +112,9 @@ def count_needed(
 @reads("counting {table.table}")
 def count_differing(connection: Connection, table: SealedTable) -> dict[UUID | None, int]:
     """
-    Count the rows of :func:`differing_rows` by the key in their header; no envelopes are under ``None``.
+    Count the rows of :func:`differing_rows` by the key in their header.
 
-    Args:
-        connection: To the database that the table is in.
-        table: From the registry.
+    Rows that are not envelopes count under ``None``.
     """
     columns = described(table)
     query = select(columns.key_id, func.count()).where(columns.differs).group_by(columns.key_id)
@@ -122,15 +124,17 @@ def count_differing(connection: Connection, table: SealedTable) -> dict[UUID | N
 @reads("comparing the key ids of {table.table}")
 def differing_rows(connection: Connection, table: SealedTable, *, limit: int) -> tuple[int, list[ItemRow]]:
     """
-    Find the rows whose column and header name different keys, or of which one names none.
+    Find the rows whose column and header name different keys.
+
+    A row also differs if only one of the two names a key.
 
     Args:
-        connection: To the database that the table is in.
-        table: From the registry.
-        limit: Rows at most.
+        connection: A connection to the table's database.
+        table: The table, from the registry.
+        limit: The maximum number of returned rows.
 
     Returns:
-        How many there are, and some of them, with the key of their header.
+        The number of such rows, and some of them with the key of their header.
     """
     columns = described(table)
     return _count_and_some(connection, columns, columns.differs, limit) if table.has_key_ids else (0, [])
@@ -141,12 +145,9 @@ def rows_without_envelope(
     connection: Connection, table: SealedTable, *, limit: int
 ) -> tuple[int, list[ItemRow]]:
     """
-    Find the rows whose data is no envelope, as :func:`differing_rows` finds others.
+    Find the rows whose data is not an envelope.
 
-    Args:
-        connection: To the database that the table is in.
-        table: From the registry.
-        limit: Rows at most.
+    The limit and the result are as for :func:`differing_rows`.
     """
     columns = described(table)
     return _count_and_some(connection, columns, columns.key_id.is_(None), limit)
@@ -155,20 +156,20 @@ def rows_without_envelope(
 @reads("counting {table.table}")
 def count_unreadable(connection: Connection, table: SealedTable, *, place: Place | None = None) -> int:
     """
-    Count rows that no reader takes, of a table that accepts items in plain or in an older format.
+    Count rows that no reader of plaintext or older formats accepts.
 
-    They are no envelopes, and begin like no item that is accepted, or name a key in their column. It opens
-    nothing: `verify` finds more.
+    The table accepts plaintext items or an older format. Such rows are not envelopes. They begin like no
+    accepted item, or name a key in their column. This does not decrypt anything, so `verify` finds more.
 
     Args:
-        connection: To the database that the table is in.
-        table: From the registry.
-        place: Only the row there; ``None``: all rows.
+        connection: A connection to the table's database.
+        table: The table, from the registry.
+        place: Check only the row at this place. With ``None``, check all rows.
     """
     columns = described(table)
     data = columns["data"]
     fits: ColumnElement[bool] = func.substr(data, 1, 1, type_=data.type).in_(_BEFORE_JSON)
-    if not _JSON_FORMATS.issuperset(table.old_formats):  # the others begin with any byte
+    if not _JSON_FORMATS.issuperset(table.old_formats):  # other formats begin with any byte
         fits = func.typeof(data) == "blob" if connection.dialect.name == "sqlite" else data.is_not(None)
     query = select(func.count()).where(columns.key_id.is_(None), or_(fits.is_not(True), columns.differs))
     if place is not None:
@@ -190,16 +191,12 @@ def _count_and_some(
 @reads("counting {table.table}")
 def count_by_key(connection: Connection, table: SealedTable) -> dict[UUID | None, int]:
     """
-    Count a table's items by the key in their header; what is no envelope stands under ``None``.
+    Count a table's items by the key in their header.
 
-    It reads the whole table.
-
-    Args:
-        connection: To the database that the table is in.
-        table: From the registry.
+    Rows that are not envelopes count under ``None``. This reads the whole table.
     """
     key_id = described(table).key_id
-    counts: Counter[UUID | None] = Counter()  # several values of an edited column are one key id
+    counts: Counter[UUID | None] = Counter()  # an edited column may have several values for one key id
     for found, count in connection.execute(select(key_id, func.count()).group_by(key_id)):
         counts[found] += count
     return dict(counts)
@@ -208,11 +205,9 @@ def count_by_key(connection: Connection, table: SealedTable) -> dict[UUID | None
 @reads("counting {table.table}")
 def count_plain(connection: Connection, table: SealedTable) -> int:
     """
-    Count the rows of a table that begin like no envelope, by the index on the headers' key ids.
+    Count the rows that do not begin like an envelope.
 
-    Args:
-        connection: To the database that the table is in.
-        table: From the registry.
+    It uses the index on the key ids in headers.
     """
     key_id = described(table).key_id
     return int(connection.execute(select(func.count()).where(key_id.is_(None))).scalar_one())
@@ -221,11 +216,9 @@ def count_plain(connection: Connection, table: SealedTable) -> int:
 @reads("counting {table.table}")
 def count_without_place(connection: Connection, table: SealedTable) -> int:
     """
-    Count the rows that no range of places has, since a part of theirs is NULL.
+    Count the rows that no range contains.
 
-    Args:
-        connection: To the database that the table is in.
-        table: From the registry.
+    A part of their place is NULL.
     """
     sequence_id, position = described(table).place
     query = select(func.count()).where(or_(sequence_id.is_(None), position.is_(None)))

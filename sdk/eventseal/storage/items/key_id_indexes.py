@@ -1,7 +1,8 @@
 """
-The indexes on the key ids in headers, and on the rows whose column of key ids says something else.
+The indexes on key ids in headers and on differing rows.
 
-What a retire proves rests on the header alone (docs/decisions/0020).
+The column of a differing row names another key than its header. Retiring proves by the
+headers alone that no item needs a key (docs/decisions/0020).
 """
 
 from __future__ import annotations
@@ -37,11 +38,9 @@ _IS_PARTITIONED = text("SELECT relkind = 'p' FROM pg_class WHERE oid = to_regcla
 
 def has_key_id_indexes(connection: Connection, table: SealedTable) -> bool:
     """
-    Whether queries by key find their indexes: on this release's expressions, and whole.
+    Return whether queries by key find their indexes.
 
-    Args:
-        connection: To the items' database.
-        table: From the registry.
+    The indexes must be on this release's expressions, and complete.
     """
     there = _there(connection, table)
     return all(there.get(name) for name in _definitions(connection.dialect, table))
@@ -50,12 +49,10 @@ def has_key_id_indexes(connection: Connection, table: SealedTable) -> bool:
 @reads("looking at the indexes of {table.table}")
 def is_unindexed(connection: Connection, table: SealedTable, *, keeps: bool) -> bool:
     """
-    Whether :func:`make_key_id_indexes` would change a table; one that is not there it cannot.
+    Return whether :func:`make_key_id_indexes` would change a table.
 
-    Args:
-        connection: To the items' database.
-        table: From the registry.
-        keeps: Whether the table's record class declares an index on the column itself.
+    It cannot change a table that does not exist. *keeps* says whether the table's record class declares an
+    index on the column itself.
     """
     return has_table(connection, table.table) and (
         not has_key_id_indexes(connection, table) or bool(_obsolete(connection, table, keeps=keeps))
@@ -64,15 +61,17 @@ def is_unindexed(connection: Connection, table: SealedTable, *, keeps: bool) -> 
 
 def create_key_id_indexes(connection: Connection, table: SealedTable, concurrently: str = "") -> bool:
     """
-    Make the indexes that are not there, while others wait: for a table that was just made, and on SQLite.
+    Create the missing indexes while other connections wait.
+
+    It is for a new table, and for SQLite.
 
     Args:
-        connection: To the items' database, in a transaction.
-        table: From the registry.
-        concurrently: The word with which others do not wait, outside of a transaction.
+        connection: A connection to the items' database, in a transaction.
+        table: The table, from the registry.
+        concurrently: The SQL word that lets others continue. With it, use no transaction.
 
     Returns:
-        Whether there was anything to make.
+        Whether an index was missing.
     """
     there = _there(connection, table)
     missing = {
@@ -81,7 +80,7 @@ def create_key_id_indexes(connection: Connection, table: SealedTable, concurrent
         if not there.get(name)
     }
     for name, definition in missing.items():
-        # One that is there is what an interrupted attempt has left.
+        # An existing index of this name is left over from an interrupted attempt.
         _drop(connection, table, there.keys() & {name}, concurrently)
         connection.exec_driver_sql(f"CREATE INDEX {concurrently}{definition}")
     return bool(missing)
@@ -89,25 +88,26 @@ def create_key_id_indexes(connection: Connection, table: SealedTable, concurrent
 
 def make_key_id_indexes(engine: Engine, table: SealedTable, *, keeps: bool = False) -> bool:
     """
-    Make the indexes, if they are not there, and drop those of earlier releases that they replace.
+    Create the missing indexes and drop those that they replace.
 
-    On PostgreSQL others write meanwhile, unless the table is partitioned; on SQLite they wait.
+    Earlier releases created the indexes that are dropped. On PostgreSQL others can write meanwhile, unless
+    the table is partitioned. On SQLite they wait.
 
     Args:
-        engine: Of the items' database.
-        table: From the registry.
+        engine: The engine of the items' database.
+        table: The table, from the registry.
         keeps: Whether the table's record class declares an index on the column itself.
 
     Returns:
-        Whether there was anything to make or to drop.
+        Whether an index was created or dropped.
 
     Raises:
-        StoreError: The database refused or failed; run it again.
+        StoreError: The database refused or failed. Run it again.
     """
     if engine.dialect.name == "sqlite":
         return _make_in_file(engine, table, keeps=keeps)
-    doing = f"making the indexes on the key ids of {table.table}"
-    # Not in a transaction: CONCURRENTLY is several of them.
+    doing = f"creating the indexes on the key ids of {table.table}"
+    # Not in a transaction, because CONCURRENTLY runs several of them.
     autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
     with translated(doing), autocommit.connect() as connection:
         return _make_on_server(connection, table, keeps=keeps)
@@ -116,17 +116,18 @@ def make_key_id_indexes(engine: Engine, table: SealedTable, *, keeps: bool = Fal
 @reads("comparing the indexes of {table.table} with its rows")
 def damage(connection: Connection, table: SealedTable) -> str | None:
     """
-    Compare a SQLite table with all of its indexes. An attacker who can write the file can forge them.
+    Compare a SQLite table with all of its indexes.
 
-    It reads the whole table, and takes no lock that keeps others from writing.
+    An attacker who can write to the file can forge the indexes. This reads the whole table, and takes no lock
+    that keeps others from writing.
 
     Args:
-        connection: To the items' database.
-        table: From the registry.
+        connection: A connection to the items' database.
+        table: The table, from the registry.
 
     Returns:
-        The first difference, in SQLite's words; ``None``: there is none, or the database is PostgreSQL,
-        where nobody but a superuser can forge an index.
+        The first difference, in SQLite's words. It is ``None`` if there is no difference, or on PostgreSQL,
+        where only a superuser can forge an index.
     """
     if connection.dialect.name != "sqlite":
         return None
@@ -137,16 +138,20 @@ def damage(connection: Connection, table: SealedTable) -> str | None:
 
 
 def reindex_statement(dialect: Dialect, table: SealedTable) -> str:
-    """Write the statement with which SQLite makes all indexes of a table anew."""
+    """Return the statement with which SQLite rebuilds all indexes of a table."""
     return f"REINDEX {table.quoted(dialect)}"
 
 
 def index_name(dialect: Dialect, table: SealedTable) -> str:
-    """Name the index on the key ids in headers by its expression: a release with another makes its own."""
+    """
+    Return the name of the index on the key ids in headers.
+
+    The name depends on the expression. So a release with another expression creates its own index.
+    """
     return next(iter(_definitions(dialect, table)))
 
 
-@writes("making the indexes on the key ids of {table.table}")
+@writes("creating the indexes on the key ids of {table.table}")
 def _make_in_file(connection: Connection, table: SealedTable, *, keeps: bool) -> bool:
     made = create_key_id_indexes(connection, table)
     return _drop(connection, table, _obsolete(connection, table, keeps=keeps)) or made
@@ -154,18 +159,18 @@ def _make_in_file(connection: Connection, table: SealedTable, *, keeps: bool) ->
 
 def _make_on_server(connection: Connection, table: SealedTable, *, keeps: bool) -> bool:
     quoted = table.quoted(connection.dialect)
-    # PostgreSQL cannot do that with the index of a partitioned table.
+    # PostgreSQL cannot create or drop the index of a partitioned table concurrently.
     alone = connection.execute(_IS_PARTITIONED, {"table": quoted}).scalar()
     concurrently = "" if alone else "CONCURRENTLY "
     made = create_key_id_indexes(connection, table, concurrently)
-    if made:  # the planner knows nothing of an expression before
+    if made:  # before that, the planner has no statistics about the expression
         connection.exec_driver_sql(f"ANALYZE {quoted}")
     return _drop(connection, table, _obsolete(connection, table, keeps=keeps), concurrently) or made
 
 
 def _drop(connection: Connection, table: SealedTable, names: Collection[str], concurrently: str = "") -> bool:
     for name in names:
-        # It is in the schema of its table.
+        # The index is in the schema of its table.
         index = ".".join(
             map(connection.dialect.identifier_preparer.quote, filter(None, (table.schema, name)))
         )
@@ -174,7 +179,11 @@ def _drop(connection: Connection, table: SealedTable, names: Collection[str], co
 
 
 def _obsolete(connection: Connection, table: SealedTable, *, keeps: bool) -> list[str]:
-    """Name the indexes that earlier releases made: on the column alone, or on another expression."""
+    """
+    Return the names of the indexes that earlier releases created.
+
+    They are on the column alone, or on another expression.
+    """
     on_column = (table.columns[KEY_ID].name,) if table.has_key_ids and not keeps else None
     wanted = _definitions(connection.dialect, table)
     return [
@@ -189,7 +198,7 @@ def _obsolete(connection: Connection, table: SealedTable, *, keeps: bool) -> lis
 
 
 def _there(connection: Connection, table: SealedTable) -> dict[str, bool]:
-    """Say of each index of a table whether it is whole."""
+    """Return by index of a table whether the index is complete."""
     query, named = _IN_FILE, table.table
     if connection.dialect.name == "postgresql":
         query, named = _ON_SERVER, table.quoted(connection.dialect)
@@ -197,7 +206,11 @@ def _there(connection: Connection, table: SealedTable) -> dict[str, bool]:
 
 
 def _definitions(dialect: Dialect, table: SealedTable) -> dict[str, str]:
-    """Give by name what follows CREATE INDEX, the index on the key ids in headers first."""
+    """
+    Return what follows CREATE INDEX, by name.
+
+    The index on the key ids in headers comes first.
+    """
     quote = dialect.identifier_preparer.quote
     data, quoted = quote(table.columns["data"].name), table.quoted(dialect)
     header = key_id_in_header(dialect, data)

@@ -1,4 +1,4 @@
-"""Registered tables as places that store items, and what reads and swaps their rows on each database."""
+"""Registered tables as places that store items."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 def item_swaps(engine: Engine, table: SealedTable) -> SQLiteSwaps | PostgreSQLSwaps:
     """
-    Give what reads and swaps the rows of *table*.
+    Return the object that reads and swaps the rows of *table*.
 
     Raises:
-        ConfigurationError: PostgreSQL is reached by another driver than psycopg.
+        ConfigurationError: The PostgreSQL driver is not psycopg.
     """
     if engine.dialect.name == "sqlite":
         return SQLiteSwaps(engine.dialect, table)
@@ -38,7 +38,7 @@ def item_swaps(engine: Engine, table: SealedTable) -> SQLiteSwaps | PostgreSQLSw
             f"the driver {engine.dialect.driver} cannot carry a page of items in binary",
             remedy="Use psycopg: begin the database's URL with postgresql:// or postgresql+psycopg://.",
         )
-    # Not above: psycopg is an extra.
+    # Imported here, because psycopg is an extra.
     from eventseal.storage.items.swaps_on_postgresql import PostgreSQLSwaps  # noqa: PLC0415
 
     return PostgreSQLSwaps(engine.dialect, table)
@@ -49,8 +49,8 @@ class TablePlace:
     A registered table as a place.
 
     Args:
-        engine: Of the items' database, which has the fences.
-        table: From the registry.
+        engine: The engine of the items' database, which has the fences.
+        table: The table, from the registry.
     """
 
     def __init__(self, engine: Engine, table: SealedTable) -> None:
@@ -68,19 +68,19 @@ class TablePlace:
         return self._table.collection
 
     def close_fence(self, key_ids: Collection[UUID]) -> None:
-        """Close the fences of keys, which all tables of the database share; see ``SealedPlace``."""
+        """Close the fences of keys, which all tables of the database share. See ``SealedPlace``."""
         close_fences(self._engine, key_ids)
 
     def count_by_key(
         self, key_ids: Collection[UUID], *, purpose: KeyPurpose = KeyPurpose.DATA
     ) -> Mapping[UUID, int]:
-        """Count the rows that need keys; see ``SealedPlace``."""
+        """Count the rows that need keys. See ``SealedPlace``."""
         refuse_other_purposes(purpose)
         counts = count_needed(self._engine, [self._table], key_ids)
         return {key_id: items.total() for key_id, items in counts.items()}
 
     def pages(self, selection: Selection, after: Place | None, limit: int) -> Page:
-        """Read rows in the order of their places; see ``SealedPlace``."""
+        """Read rows in the order of their places. See ``SealedPlace``."""
         page = partial(
             item_swaps(self._engine, self._table).page,
             selection=selection,
@@ -91,17 +91,18 @@ class TablePlace:
         return read(self._engine, page, doing=f"reading {self.name}")
 
     def swap(self, change: Change) -> Sequence[int]:
-        """Give rows new envelopes; see ``SealedPlace``."""
+        """Store new envelopes in rows. See ``SealedPlace``."""
         swaps = item_swaps(self._engine, self._table)
         swap = swaps.prepare(change.page, change.envelopes)
-        # Committed before the items: else whoever waits for such a row waits for all of them.
+        # Committed before the items, or whoever waits for such a row would wait for all items.
         open_fences(self._engine, change.fences)
 
         def work(connection: Connection) -> list[int]:
             closed = share_fences(connection, change.fences)
             if closed:
                 raise KeyClosedError(
-                    f"nothing was changed in {self.name}: retired meanwhile: {', '.join(map(str, closed))}",
+                    f"nothing was changed in {self.name}. Keys were retired meanwhile: "
+                    f"{', '.join(map(str, closed))}",
                     key_ids=tuple(sorted(closed)),
                 )
             numbers = swaps.swap(connection, swap)

@@ -1,4 +1,8 @@
-"""The registry: which tables hold sealed items. It is data, kept beside the keys, not configuration."""
+"""
+The registry: which tables hold sealed items.
+
+It is data, stored with the keys, and not configuration.
+"""
 
 from __future__ import annotations
 
@@ -25,29 +29,29 @@ if TYPE_CHECKING:
 
 
 ELSEWHERE = "elsewhere"
-"""Stands in place of a database for places that are no tables of one."""
+"""Replaces the database name of places that are not tables."""
 
 
 @writes("registering tables")
 def register(connection: Connection, tables: Iterable[SealedTable]) -> None:
     """
-    Write tables into the registry, where it does not say the same already.
+    Write tables into the registry where its entries differ.
 
-    What readers accept beside envelopes stays as it is there: :func:`set_old_formats` changes it.
+    The older formats that readers accept stay as they are. :func:`set_old_formats` changes them.
 
     Args:
-        connection: To the database of the keys, in a transaction.
-        tables: Any number.
+        connection: A connection to the database of the keys, in a transaction.
+        tables: The tables, any number.
 
     Raises:
-        ConfigurationError: Another table has the collection of one of them; nothing was written.
+        ConfigurationError: Another table has the collection of one of them. Nothing was written.
     """
     one_setup_at_a_time(connection)
     tables = list(tables)
-    # What was edited is known to nobody: it is written anew, as far as this writes.
+    # Edited rows are not in the list, so this writes them again, as far as it writes at all.
     known = [_as_given(table) for table in read_registry(connection).tables]
     refuse_taken_collections(known, tables)
-    # In one order, and as an upsert: other processes may register the same tables at this moment.
+    # In a fixed order and as an upsert, because other processes may register the same tables now.
     for table in sorted(tables, key=lambda table: (table.database, table.table)):
         if _as_given(table) in known:
             continue
@@ -64,14 +68,15 @@ def register(connection: Connection, tables: Iterable[SealedTable]) -> None:
 
 def refuse_taken_collections(known: Sequence[SealedTable], tables: Sequence[SealedTable]) -> None:
     """
-    Refuse a table with the collection of another one: a row copied from one to the other would open.
+    Refuse a table that has the collection of another table.
 
-    Tables that share one in the registry already may be registered again. Those of other libraries are left
-    out: what their items are bound to is not the table's own name.
+    Otherwise a row that is copied from one table to the other would open. Tables that already share a
+    collection in the registry may be registered again. Tables of other libraries are left out, because their
+    items are not bound to the table's own name.
 
     Args:
-        known: The registry.
-        tables: That are to be registered.
+        known: The tables in the registry.
+        tables: The tables to register.
 
     Raises:
         ConfigurationError: Two tables would share a collection.
@@ -84,14 +89,18 @@ def refuse_taken_collections(known: Sequence[SealedTable], tables: Sequence[Seal
             if table.shares_collection_with(other):
                 raise ConfigurationError(
                     f"the table {table.table} cannot be registered: its collection {table.collection!r} is "
-                    f"that of {other.table}, and a row copied from there would open. Nothing was written",
-                    remedy=f"Give the record class of {table.table} a name of its own, such as "
-                    f"__collection__ = {table.table!r}; then run this again.",
+                    f"that of {other.table}, so a row copied from there would open. Nothing was written",
+                    remedy=f"Set another collection on the record class of {table.table}, such as "
+                    f"__collection__ = {table.table!r}. Then run this again.",
                 )
 
 
 def entry_of(known: Sequence[SealedTable], table: str, application: str | None) -> SealedTable | None:
-    """Give what the registry says of a table: the application's own entry before that of all."""
+    """
+    Return the registry's entry for a table.
+
+    The entry of the application takes precedence over the entry of all applications.
+    """
     mine = {entry.application: entry for entry in known if entry.table == table}
     return mine.get(application) or mine.get(None)
 
@@ -99,12 +108,14 @@ def entry_of(known: Sequence[SealedTable], table: str, application: str | None) 
 @writes("registering {table.table}")
 def move_collection(connection: Connection, table: SealedTable, application: str) -> None:
     """
-    Write down that every item of a table is bound to its collection: readers accept no other name any more.
+    Record that every item of a table is bound to its collection.
+
+    Readers then accept no other name.
 
     Args:
-        connection: To the database of the keys, in a transaction.
-        table: As its record class describes it.
-        application: Whose items were moved.
+        connection: A connection to the database of the keys, in a transaction.
+        table: The table as its record class describes it.
+        application: The application whose items were re-encrypted.
     """
     register(connection, [replace(table, application=application, former_collection=None)])
     if table.old_formats or table.is_migrated:
@@ -112,7 +123,11 @@ def move_collection(connection: Connection, table: SealedTable, application: str
 
 
 def forget_statement(table: SealedTable) -> str:
-    """Write the statement that takes a table out of the registry, for somebody who dropped it on purpose."""
+    """
+    Return the statement that removes a table from the registry.
+
+    It is for a user who dropped the table on purpose.
+    """
     name, database = (text.replace("'", "''") for text in (table.table, table.database))
     return f"DELETE FROM sealed_tables WHERE table_name = '{name}' AND database_name = '{database}';"  # noqa: S608
 
@@ -120,15 +135,17 @@ def forget_statement(table: SealedTable) -> str:
 @writes("registering {name}", filtered=True)
 def register_place(connection: Connection, application: str, name: str, collection: str) -> None:
     """
-    Write a place that is no table of the items' database into the registry, if it is not there.
+    Add a place outside the items' database to the registry.
+
+    Nothing changes if the place is there.
 
     Args:
-        connection: To the database of the keys, in a transaction.
-        application: Whose items it holds.
-        name: Of the place.
+        connection: A connection to the database of the keys, in a transaction.
+        application: The application whose items the place holds.
+        name: The name of the place.
         collection: The logical name that is bound to its items.
     """
-    # By this row a program that never heard of the place refuses to retire keys (docs/decisions/0020).
+    # This row makes a program that does not know the place refuse to retire keys (docs/decisions/0020).
     place = {"application": application, "database_name": ELSEWHERE, "table_name": name}
     said = {"collection": collection, "columns": {}}
     connection.execute(insert_unless_there(connection, sealed_tables).values(**place, **said))
@@ -137,42 +154,41 @@ def register_place(connection: Connection, application: str, name: str, collecti
 @reads("reading the registry of places", filtered=True)
 def registered_places(connection: Connection) -> list[str]:
     """
-    Name the places of every application that are no tables of the items' database, in order.
+    Return the names of places outside the items' database.
 
-    Args:
-        connection: To the database of the keys.
+    They are those of every application, in order. It needs a connection to the database of the keys.
     """
     columns = sealed_tables.c
     query = select(columns.table_name).where(columns.database_name == ELSEWHERE).distinct()
     return list(connection.execute(query.order_by(columns.table_name)).scalars())
 
 
-@writes("saying which formats are accepted")
+@writes("storing which formats are accepted")
 def set_old_formats(connection: Connection, table: SealedTable, old_formats: Collection[str]) -> None:
     """
-    Write down what the readers of a registered table accept beside envelopes.
+    Store the older formats that the readers of a registered table accept.
 
     Args:
-        connection: To the database of the keys, in a transaction.
-        table: From the registry.
-        old_formats: Their names; none: every row must be an envelope.
+        connection: A connection to the database of the keys, in a transaction.
+        table: The table, from the registry.
+        old_formats: The names of the formats. If there are none, every row must be an envelope.
     """
     columns = sealed_tables.c
     connection.execute(
         update(sealed_tables)
         .where(columns.database_name == table.database, columns.table_name == table.table)
-        # An empty list is not NULL: it says that a migration has ended, for good (docs/decisions/0017).
+        # An empty list is not NULL. It says that a migration has ended permanently (docs/decisions/0017).
         .values(old_formats=sorted(old_formats))
     )
 
 
 class UnreadableTable(NamedTuple):
     """
-    A row of the registry that somebody edited so that it says nothing of its table.
+    A row of the registry that an edit made unreadable.
 
     Attributes:
-        table: The table's name, if that can be read.
-        problem: Names the row.
+        table: The table's name, if it can be read.
+        problem: The error that names the row.
     """
 
     table: str | None
@@ -181,11 +197,11 @@ class UnreadableTable(NamedTuple):
 
 class Registry(NamedTuple):
     """
-    The registry, as far as it can be read.
+    The readable part of the registry.
 
     Attributes:
-        tables: In order of database and table.
-        unreadable: The rows that were edited. Nobody knows what their tables hold.
+        tables: The tables, in order of database and table.
+        unreadable: The edited rows. Nobody knows what their tables hold.
     """
 
     tables: list[SealedTable]
@@ -193,10 +209,10 @@ class Registry(NamedTuple):
 
     def complete(self) -> list[SealedTable]:
         """
-        Give all tables, for those who may pass over none.
+        Return all tables, for callers that must not miss any.
 
         Raises:
-            IntegrityError: A row was edited; the message names its database and its table.
+            IntegrityError: A row was edited. The message names its database and its table.
         """
         for row in self.unreadable:
             raise row.problem
@@ -209,8 +225,8 @@ def read_registry(connection: Connection, application: str | None = None) -> Reg
     Read the registry, in order of database and table.
 
     Args:
-        connection: To the database of the keys.
-        application: Only what may hold its items; ``None``: everything.
+        connection: A connection to the database of the keys.
+        application: Read only tables that may hold items of this application. With ``None``, read all.
     """
     query = (
         select(sealed_tables)
@@ -218,7 +234,7 @@ def read_registry(connection: Connection, application: str | None = None) -> Reg
         .order_by(sealed_tables.c.database_name, sealed_tables.c.table_name, sealed_tables.c.application)
     )
     if application is not None:
-        # A table too many costs a count. One too few costs a key that is needed (docs/decisions/0002).
+        # A superfluous table costs a count. A missing one costs a key that is needed (docs/decisions/0002).
         query = query.where(sealed_tables.c.application.in_([application, EVERY_APPLICATION]))
     found = Registry([], [])
     for row in read_rows(connection, query, _CHECKS):
@@ -233,7 +249,7 @@ def read_registry(connection: Connection, application: str | None = None) -> Reg
 
 @reads("reading the registry of sealed tables", filtered=True)
 def read_visible_registry(connection: Connection, application: str | None = None) -> Registry:
-    """Read what policies of row-level security let an application see; see :func:`read_registry`."""
+    """Read what row-level security lets an application see, as :func:`read_registry` does."""
     return read_registry(connection, application)
 
 
@@ -261,25 +277,33 @@ def _problem(connection: Connection, known: Mapping[str, Any], unreadable: Seque
         f"the row of sealed_tables for table {table or '?'} in database {known.get('database_name', '?')} "
         f"was edited: its {', '.join(unreadable)} cannot be read",
         remedy="Find out who changed the key tables, and restore this row from a backup. If you have none, "
-        f"delete {rows} from sealed_tables, and run `eventseal init`, which writes it anew.",
+        f"delete {rows} from sealed_tables, and run `eventseal init`, which writes it again.",
         table=table,
     )
 
 
 def other_columns(table: SealedTable) -> UnreadableTable:
-    """Say of a row that can be read that its columns are not those of the table that the store describes."""
+    """
+    Return an error for a row with other columns than its class.
+
+    The row can be read, but its columns are not those of the table that the store describes.
+    """
     problem = IntegrityError(
         f"the row of sealed_tables for table {table.table} of application {table.application or 'all'} was "
         "edited: its columns are not those of the table's record class",
         remedy="Find out who changed the key tables. Then run `eventseal init` for that application, which "
-        "writes the row anew.",
+        "writes the row again.",
         table=table.table,
     )
     return UnreadableTable(table.table, problem)
 
 
 def _are_columns(value: Any) -> bool:
-    """Whether a row names a column and its kind for each role of an item's table, each another one."""
+    """
+    Return whether a row names one column for each role.
+
+    Each column has a known kind, and occurs only once.
+    """
     if type(value) is not dict or not {*ROLES} <= value.keys() <= {*ROLES, KEY_ID}:
         return False
     return all(
@@ -309,5 +333,5 @@ _CHECKS: Checks = {
 
 
 def _as_given(table: SealedTable) -> SealedTable:
-    """Leave out what only the registry knows of a table."""
+    """Return a table without the facts that only the registry has."""
     return replace(table, old_formats=(), is_migrated=False, former_collection=None)

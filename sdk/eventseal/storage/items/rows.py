@@ -1,4 +1,4 @@
-"""Rows of any registered table: read in pages, cut into ranges, and replaced from a backup."""
+"""Reading, splitting and replacing rows of any registered table."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _Row = TypeVar("_Row", bound=tuple[Any, ...])
 
 class ItemRow(NamedTuple):
     """
-    An item as its table has it, whatever its columns are called.
+    An item as its table has it, whatever the columns are called.
 
-    What an edit put into a column that does not hold such a value is given as it is, or, as a key id, as
-    :data:`NIL_KEY_ID`: so one such row does not hide the others.
+    An edit may have put other values into a column. They are returned as they are, or as
+    :data:`NIL_KEY_ID` in place of a key id. So one such row does not hide the others.
     """
 
     sequence_id: Any
@@ -52,13 +52,13 @@ class ItemRow(NamedTuple):
 @reads("reading {table.table}")
 def row_at(connection: Connection, table: SealedTable, sequence_id: Any, position: Any) -> ItemRow | None:
     """
-    Read one item of a table, if it is there.
+    Read one item of a table, if it exists.
 
     Args:
-        connection: To the database that the table is in.
-        table: From the registry.
-        sequence_id: In the column's own type, like *position*.
-        position: In the sequence.
+        connection: A connection to the table's database.
+        table: The table, from the registry.
+        sequence_id: The sequence id, in the column's own type, like *position*.
+        position: The position in the sequence.
     """
     columns = described(table)
     query = select(*(columns[role] for role in ItemRow._fields)).where(
@@ -71,14 +71,16 @@ def pages(
     engine: Engine, table: SealedTable, *, key_ids: Collection[UUID | None] | None = None, size: int = 1000
 ) -> Iterator[list[ItemRow]]:
     """
-    Read a table in order of sequence id and position, each page in a short transaction of its own.
+    Read a table in pages, in order of sequence id and position.
+
+    Each page is read in its own short transaction.
 
     Args:
-        engine: Of the database that the table is in.
-        table: From the registry.
-        key_ids: Only rows whose envelopes name one of these, a few hundred at most; a ``None`` among them
-            stands for rows that are no envelopes. ``None``: all rows.
-        size: Rows in a page.
+        engine: The engine of the table's database.
+        table: The table, from the registry.
+        key_ids: Read only rows whose envelopes name one of these keys, a few hundred at most. A ``None``
+            among them includes rows that are not envelopes. ``None`` instead of a collection reads all rows.
+        size: The number of rows in a page.
     """
     columns = described(table)
     query = select(*(columns[role] for role in ItemRow._fields)).order_by(*columns.place).limit(size)
@@ -92,11 +94,10 @@ def pages_behind(
     read_page: Callable[[tuple[Any, ...] | None], list[_Row]], size: int
 ) -> Iterator[list[_Row]]:
     """
-    Give pages of *size* rows, until one is shorter.
+    Yield pages of *size* rows, until one is shorter.
 
-    Args:
-        read_page: Reads the page behind the first two values of a row; ``None``: the first page.
-        size: Rows in a page.
+    *read_page* reads the page after a place: the first two values of a row. With ``None``, it reads the first
+    page.
     """
     after = None
     while True:
@@ -120,15 +121,16 @@ def _page(
 @reads("sampling {sealed_table.table}")
 def range_bounds(connection: Connection, sealed_table: SealedTable, ranges: int) -> list[Place]:
     """
-    Find the places that cut a table into *ranges* of about the same size.
+    Find the places that cut a table into *ranges* of similar size.
 
     Args:
-        connection: In a transaction.
-        sealed_table: From the registry.
-        ranges: At least 1.
+        connection: A connection in a transaction.
+        sealed_table: The table, from the registry.
+        ranges: The number of ranges, at least 1.
 
     Returns:
-        The last place of each range but the last, in the database's own order; fewer if the table is small.
+        The last place of each range except the last one, in the database's own order. If the table is small,
+        there are fewer.
     """
     if ranges == 1:
         return []
@@ -162,7 +164,7 @@ def _on_sqlite(connection: Connection, sealed_table: SealedTable) -> list[Place]
     except OperationalError as error:
         if not has_no_such_column(error):
             raise
-        return []  # made WITHOUT ROWID: one range then
+        return []  # created WITHOUT ROWID, so it is one range
     if last is None:
         return []
     step = max(1, (last - first) // _SAMPLE_ROWS)
@@ -172,15 +174,17 @@ def _on_sqlite(connection: Connection, sealed_table: SealedTable) -> list[Place]
 
 class StoredRow(NamedTuple):
     """
-    One row. The first three values are the driver's own, since an edit may have put anything there.
+    One row of a table of items.
+
+    The first three values are as the driver returns them, because an edit may have put anything there.
 
     Attributes:
-        topic: Of its event.
-        data: Its envelope, or whatever is there.
-        key_id: What is in the column of key ids; ``None`` where there is no such column.
-        header_key: The key that the envelope's header names; ``None``: the data is no envelope.
-        named_key: The key that readers take: the column's, where there is one.
-        differs: Whether the column says something else than the header.
+        topic: The topic of the event.
+        data: The envelope, or whatever is there.
+        key_id: The value in the column of key ids, or ``None`` if there is no such column.
+        header_key: The key that the envelope's header names, or ``None`` if the data is not an envelope.
+        named_key: The key that readers use: the column's key, if there is a column.
+        differs: Whether the column and the header name different keys.
     """
 
     topic: Any
@@ -192,22 +196,30 @@ class StoredRow(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over topic, data and key id with their types, in hex: any change of them changes it."""
+        """
+        The SHA-256 of the row's values and types, in hex.
+
+        It covers topic, data and key id. Any change of them changes it.
+        """
         return digest_of(self.topic, self.data, self.key_id)
 
     def is_still(self, row: ItemRow) -> bool:
-        """Whether it says what it said when *row* was read."""
+        """Return whether the row is as it was when *row* was read."""
         return (self.topic, self.data, self.named_key) == (row.topic, row.data, row.key_id)
 
     @property
     def keys(self) -> frozenset[UUID]:
-        """The keys for whose sake ``count_needed`` counts the row."""
+        """The keys for which ``count_needed`` counts the row."""
         named = {self.header_key, self.named_key} if self.differs else {self.header_key}
         return frozenset(key_id for key_id in named if key_id is not None)
 
 
 def digest_of(topic: Any, data: Any, key_id: Any) -> str:
-    """Give the digest of a row that has these values; see :attr:`StoredRow.digest`."""
+    """
+    Return the digest that a row with these values has.
+
+    See :attr:`StoredRow.digest`.
+    """
     parts = [part for value in (topic, data, key_id) for part in _typed(value)]
     return sha256(length_prefixed(b"eventseal row", *parts)).hexdigest()
 
@@ -217,13 +229,14 @@ def stored_row(
     connection: Connection, table: SealedTable, place: Place, *, lock: bool = False
 ) -> StoredRow | None:
     """
-    Read one row, if it is there.
+    Read one row, if it exists.
 
     Args:
-        connection: To the database that the table is in.
-        table: From the registry.
-        place: As pages give it.
-        lock: Whether nobody else changes it before the transaction ends. SQLite's write lock sees to that.
+        connection: A connection to the table's database.
+        table: The table, from the registry.
+        place: The place, as pages return it.
+        lock: Whether to keep others from changing the row before the transaction ends. On SQLite, the write
+            lock does that.
     """
     sequence_id, position = place
     parameters = {"at_sequence_id": sequence_id, "at_position": position}
@@ -239,13 +252,17 @@ def stored_row(
 def stored_rows(
     connection: Connection, table: SealedTable, places: Sequence[Place]
 ) -> list[StoredRow | None]:
-    """Read the rows at some places, in their order; ``None`` stands for one that is not there."""
+    """Read the rows at some places, in that order. A missing row is ``None``."""
     return [stored_row(connection, table, place) for place in places]
 
 
 @lru_cache(maxsize=64)
 def _query(table: SealedTable) -> Select[Any]:
-    """Write the query of a table once: to compile it takes longer than to read a row."""
+    """
+    Build the query of a table once.
+
+    Compiling it takes longer than reading a row.
+    """
     columns = described(table)
     wanted: list[Any] = [type_coerce(columns[role], NullType()) for role in ("topic", "data", KEY_ID)]
     wanted += [columns.key_id, columns[KEY_ID], columns.differs]
@@ -254,7 +271,7 @@ def _query(table: SealedTable) -> Select[Any]:
 
 
 def _typed(value: Any) -> tuple[bytes, bytes]:
-    """Give a value with its type. A UUID is its 16 bytes, so that a row is the same on each database."""
+    """Return a value with its type. A UUID is 16 bytes, so that a row is the same on each database."""
     if value is None:
         return b"null", b""
     if isinstance(value, UUID):
@@ -263,17 +280,17 @@ def _typed(value: Any) -> tuple[bytes, bytes]:
         return b"bytes", bytes(value)
     if isinstance(value, str):
         return b"text", value.encode("utf-8", "surrogatepass")
-    return b"number", repr(value).encode()  # of SQLite: a whole number, or one with a point
+    return b"number", repr(value).encode()  # from SQLite: a whole number or a floating-point number
 
 
 class RowChange(NamedTuple):
     """
-    A row that is to be replaced.
+    A row to replace.
 
     Attributes:
-        place: Its sequence id and position.
-        old: Its digest as it was read; see ``StoredRow.digest``.
-        new: What is to be in its place.
+        place: The row's sequence id and position.
+        old: The row's digest when it was read. See ``StoredRow.digest``.
+        new: The new row.
     """
 
     place: Place
@@ -281,26 +298,27 @@ class RowChange(NamedTuple):
     new: ItemRow
 
     def new_digest(self, table: SealedTable) -> str:
-        """Give the digest that the row is to have."""
+        """Return the digest of the new row."""
         return digest_of(self.new.topic, self.new.data, self.new.key_id if table.has_key_ids else None)
 
 
 def replace_rows(connection: Connection, table: SealedTable, changes: Sequence[RowChange]) -> list[int]:
     """
-    Replace rows as a whole, each only if it is still exactly as it was read.
+    Replace whole rows that have not changed since they were read.
 
     Args:
-        connection: In a transaction that holds the fences of the new keys; on SQLite also the write lock.
-        table: From the registry.
-        changes: At places that differ.
+        connection: A connection in a transaction that holds the fences of the new keys. On SQLite, it also
+            holds the write lock.
+        table: The table, from the registry.
+        changes: The changes, each at another place.
 
     Returns:
-        The numbers of those that hold the new row now.
+        The numbers of the changes whose new row is stored now.
     """
     columns = described(table)
     replaced: list[int] = []
     for number, change in enumerate(changes):
-        # Compared here and not in SQL: an edit may have put anything into the columns.
+        # Compared here and not in SQL, because an edit may have put anything into the columns.
         found = stored_row(connection, table, change.place, lock=True)
         digest = None if found is None else found.digest
         if digest == change.old:
@@ -309,7 +327,7 @@ def replace_rows(connection: Connection, table: SealedTable, changes: Sequence[R
                 values[KEY_ID] = change.new.key_id
             at = [column == value for column, value in zip(columns.place, change.place, strict=True)]
             connection.execute(update(columns.table).where(*at).values(values))
-        # It is there already if an earlier COMMIT of this transaction was not answered.
+        # The new row is there already if an earlier COMMIT of this transaction was not answered.
         if digest in {change.old, change.new_digest(table)}:
             replaced.append(number)
     return replaced

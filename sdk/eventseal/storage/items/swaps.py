@@ -1,4 +1,4 @@
-"""What reading and swapping rows has in common on both databases, and places and selections as JSON."""
+"""Swaps on both databases, and places and selections as JSON."""
 
 from __future__ import annotations
 
@@ -17,13 +17,21 @@ if TYPE_CHECKING:
 
 
 MOST_LISTED_KEYS = 1000
-"""Keys that a query names; more are told apart by whoever reads the rows."""
+"""The maximum number of keys in a query. If there are more, the reader of the rows compares them."""
 
 MOST_PAGE_BYTES = 2**23
-"""Bytes of data in a page, but for the last item, whatever the number of its rows."""
+"""
+The bytes of data that fill a page.
+
+A page may exceed them by its last item. The limit does not depend on the number of rows.
+"""
 
 TAG_SIZE = 32
-"""Bytes at the end of an envelope that no other envelope has: in every suite its whole tag."""
+"""
+The size of an envelope's unique end, in bytes.
+
+In every suite, it is the whole tag.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +40,10 @@ class Swap:
     Rows with their new envelopes, and the statement that swaps them.
 
     Attributes:
-        page: As it was read.
-        envelopes: The new ones.
-        statement: In the driver's own words.
-        parameters: In the driver's own values.
+        page: The page as it was read.
+        envelopes: The new envelopes.
+        statement: The statement in the driver's SQL.
+        parameters: The parameters as values of the driver.
     """
 
     page: Page
@@ -50,18 +58,18 @@ _WRITERS: dict[type, str] = {UUID: "uuid", int: "int", Decimal: "decimal", str: 
 
 
 def place_to_json(place: Place) -> list[list[str]]:
-    """Give a place, whatever an edit put into it, as JSON takes it."""
+    """Return a place as JSON, whatever an edit put into it."""
     return [_value_to_json(value) for value in place]
 
 
 def place_from_json(stored: Any) -> Place:
-    """Undo :func:`place_to_json`."""
+    """Return the place of its JSON, as :func:`place_to_json` wrote it."""
     first, second = (_value_from_json(kind, text) for kind, text in stored)
     return first, second
 
 
 def selection_to_json(selection: Selection) -> dict[str, Any]:
-    """Give a selection as JSON takes it."""
+    """Return a selection as JSON."""
     return {
         "keys": None if selection.keys is None else [str(key_id) for key_id in selection.keys],
         "few": selection.few,
@@ -72,13 +80,13 @@ def selection_to_json(selection: Selection) -> dict[str, Any]:
 
 
 def selection_from_json(stored: Any) -> Selection:
-    """Undo :func:`selection_to_json`."""
+    """Return the selection of its JSON, as :func:`selection_to_json` wrote it."""
     return Selection(
         keys=None if stored["keys"] is None else tuple(UUID(key_id) for key_id in stored["keys"]),
         few=stored["few"],
         fitting=tuple(UUID(key_id) for key_id in stored["fitting"]),
         heads=tuple(bytes.fromhex(head) for head in stored["heads"]),
-        plain=stored.get("plain", False),  # older releases had no such rows
+        plain=stored.get("plain", False),  # older releases did not select such rows
     )
 
 

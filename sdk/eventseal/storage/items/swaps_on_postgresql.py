@@ -1,4 +1,8 @@
-"""Pages and swaps on PostgreSQL: a page a statement, in binary, rows found again by where they are."""
+"""
+Pages and swaps on PostgreSQL.
+
+One statement reads a page in binary. Rows are found again by their location in the table.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +42,7 @@ _TYPES = {
 }
 _XIDS = 2**32
 _BYTEA, _TID, _UUID = 17, 27, 2950
-"""PostgreSQL's own types of array elements, by their object ids."""
+"""PostgreSQL's types of array elements, by their object ids."""
 
 _ARRAYS = {_BYTEA: 1001, _TID: 1010, _UUID: 2951}
 _ARRAY_HEADER = Struct(">iiiii").pack
@@ -49,12 +53,12 @@ class PostgreSQLSwaps:
     """
     Reads and swaps rows of one table through psycopg.
 
-    A row is found again by its ctid, and swapped only if its tag is still there: a tag is authenticated,
-    and no two envelopes have the same (docs/decisions/0012).
+    A row is found again by its ctid, and swapped only if its tag is still there. A tag is authenticated, and
+    no two envelopes have the same tag (docs/decisions/0012).
 
     Args:
-        dialect: Quotes names.
-        table: From the registry.
+        dialect: The dialect, which quotes names.
+        table: The table, from the registry.
     """
 
     most_rows: int | None = None
@@ -79,7 +83,7 @@ class PostgreSQLSwaps:
         limit: int,
         written: bool = False,
     ) -> Page:
-        """Read a page of a range; see ``SQLiteSwaps``."""
+        """Read a page of a range. See ``SQLiteSwaps``."""
         conditions, parameters = self._conditions(selection, after, upto)
         name = self._names
         place = f"{name['sequence_id']}, {name['position']}"
@@ -95,8 +99,8 @@ class PostgreSQLSwaps:
                 FROM {self._table} WHERE {" AND ".join(conditions)} ORDER BY {place} LIMIT {limit:d}
             ) AS page WHERE bytes_before < {MOST_PAGE_BYTES} ORDER BY sequence_id, place"""  # noqa: S608
         if not selection.few:
-            # Statistics know nothing of a key that is new: a plan made by them would sort the whole table for
-            # each page. In the order of the places nothing is sorted.
+            # Statistics do not know a new key. A plan based on them would sort the whole table for each page.
+            # In the order of the places, nothing needs to be sorted.
             connection.exec_driver_sql("SET LOCAL enable_sort = off")
         rows = _binary(connection, statement, tuple(parameters)).cursor.fetchall()
         if not rows:
@@ -118,7 +122,7 @@ class PostgreSQLSwaps:
         )
 
     def prepare(self, page: Page, envelopes: Sequence[bytes], *, by_tag: bool = True) -> Swap:
-        """Put arrays together; see ``SQLiteSwaps``."""
+        """Build the arrays of a swap. See ``SQLiteSwaps``."""
         old = [envelope[-TAG_SIZE:] for envelope in page.envelopes] if by_tag else page.envelopes
         items = _Array(_TID, page.locators), _Array(_BYTEA, old), _Array(_BYTEA, envelopes)
         if not self._has_key_ids:
@@ -131,13 +135,17 @@ class PostgreSQLSwaps:
         return Swap(page, envelopes, statement, (_Array(_UUID, named), *items))
 
     def swap(self, connection: Connection, swap: Swap) -> list[int]:
-        """Give rows new data and keys; see ``SQLiteSwaps``."""
+        """Store new data and key ids in rows. See ``SQLiteSwaps``."""
         if _binary(connection, swap.statement, swap.parameters).rowcount == len(swap.page):
             return list(range(len(swap.page)))
         return self._swapped(connection, swap.page, swap.envelopes)
 
     def _swapped(self, connection: Connection, page: Page, envelopes: Sequence[bytes]) -> list[int]:
-        """Find out which rows hold their new envelope, where not all could be swapped."""
+        """
+        Return the rows that hold their new envelope.
+
+        It is for swaps that changed some of the rows only.
+        """
         name = self._names
         id_type, position_type = self._place_types
         statement = f"""
@@ -150,7 +158,11 @@ class PostgreSQLSwaps:
         return [number - 1 for (number,) in connection.exec_driver_sql(statement, parameters)]
 
     def _swap_statement(self, key_id: str, *, by_tag: bool) -> str:
-        """Write the UPDATE; *key_id* is what the column of key ids, if there is one, is set to."""
+        """
+        Return the UPDATE.
+
+        *key_id* is the new value of the column of key ids, if there is one.
+        """
         data = self._names["data"]
         arrays, columns = ("%b::uuid[], ", "key_id, ") if key_id == "item.key_id" else ("", "")
         set_key_id = f", {self._names[KEY_ID]} = {key_id}" if key_id else ""
@@ -193,10 +205,10 @@ class PostgreSQLSwaps:
 
 class _Array:
     """
-    A parameter: an array of one dimension without NULLs, its elements in PostgreSQL's binary form already.
+    A parameter: an array of one dimension without NULLs.
 
-    Psycopg's own lists go through Python for each element, which takes longer than to seal it
-    (docs/decisions/0012).
+    Its elements are in PostgreSQL's binary form already. Psycopg's own lists run Python code for each
+    element, which takes longer than sealing it (docs/decisions/0012).
     """
 
     __slots__ = ("elements", "type")
@@ -227,18 +239,26 @@ class _ArrayDumper(Dumper):
 
 
 def snapshot_horizon(connection: Connection) -> int:
-    """Give the first transaction id that the statement's snapshot takes for not begun: 64 bits."""
+    """
+    Return the first transaction id that the snapshot does not include.
+
+    It has 64 bits. To the statement's snapshot, this transaction has not begun.
+    """
     statement = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
     return int(connection.exec_driver_sql(statement).scalar_one())
 
 
 def _full_xid(xid: int, horizon: int) -> int:
-    # A row has the low 32 bits only, and was written in the past.
+    # A row has only the low 32 bits, and was written in the past.
     return horizon - (horizon - xid) % _XIDS
 
 
 def _binary(connection: Connection, statement: str, parameters: tuple[Any, ...]) -> CursorResult[Any]:
-    """Run a statement whose answer, and whose arrays, travel in binary: half the bytes, and no parsing."""
+    """
+    Run a statement that transfers its result and arrays in binary.
+
+    That takes half the bytes, and no parsing.
+    """
     event.listen(connection, "before_cursor_execute", _in_binary)
     try:
         return connection.exec_driver_sql(statement, parameters)

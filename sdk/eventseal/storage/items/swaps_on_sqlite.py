@@ -1,4 +1,8 @@
-"""Pages and swaps on SQLite, through SQLAlchemy's types, which also carry what an edit put anywhere."""
+"""
+Pages and swaps on SQLite.
+
+They use SQLAlchemy's types, which also carry whatever an edit put into a column.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +37,21 @@ _PLUS: Any = operators.custom_op("+")
 
 class SQLiteSwaps:
     """
-    Reads and swaps rows of one table; a row is found by its place, and swapped if its data is the same.
+    Reads and swaps rows of one table.
+
+    A row is found by its place, and swapped if its data is the same.
 
     Args:
-        dialect: Turns values into what the driver takes, and quotes names.
-        table: From the registry.
+        dialect: The dialect, which converts values for the driver and quotes names.
+        table: The table, from the registry.
     """
 
     most_rows: int | None = 400
-    """Rows that a transaction should swap at most: an append, which must wait, can wait for so many."""
+    """
+    The maximum number of rows that a transaction should swap.
+
+    An append must wait for the transaction, and can wait for so many rows.
+    """
 
     def __init__(self, dialect: Dialect, table: SealedTable) -> None:
         self._columns = described(table)
@@ -60,18 +70,21 @@ class SQLiteSwaps:
         after: Place | None,
         upto: Place | None,
         limit: int,
-        written: bool = False,  # noqa: ARG002 - rows do not say
+        written: bool = False,  # noqa: ARG002 - SQLite's rows do not show when they were written
     ) -> Page:
         """
-        Read rows in order of their places; only an empty page says that there are no more.
+        Read rows in order of their places.
+
+        Only an empty page means that there are no more rows.
 
         Args:
-            connection: In a transaction.
-            selection: Which rows.
-            after: Behind this place.
-            upto: Not behind this one.
-            limit: Rows at most; a page also ends with the row that fills :data:`MOST_PAGE_BYTES`.
-            written: Whether to say when each was written.
+            connection: A connection in a transaction.
+            selection: The rows to read.
+            after: The place after which the page begins.
+            upto: The last place that the page may contain.
+            limit: The maximum number of rows. A page also ends with the row that fills
+                :data:`MOST_PAGE_BYTES`.
+            written: Whether to return when each row was written.
         """
         columns = self._columns
         query = (
@@ -88,7 +101,7 @@ class SQLiteSwaps:
         rows: list[Any] = []
         size = 0
         with connection.execute(query) as result:
-            # SQLite finds the rows as they are fetched: what is not, is not read.
+            # SQLite finds the rows as they are fetched. It does not read rows that are not fetched.
             while size < MOST_PAGE_BYTES and (row := result.fetchone()):
                 rows.append(row[:-1])
                 size += row.size
@@ -106,13 +119,13 @@ class SQLiteSwaps:
 
     def prepare(self, page: Page, envelopes: Sequence[bytes], *, by_tag: bool = True) -> Swap:  # noqa: ARG002
         """
-        Make ready what :meth:`swap` sends, so that its transaction takes no longer than it must.
+        Prepare the parameters of :meth:`swap`, so that its transaction stays short.
 
         Args:
-            page: At least one row.
-            envelopes: The new one of each.
-            by_tag: Whether the rows hold envelopes, whose tags alone tell that they are still the same; if
-                not, all of their data is compared.
+            page: The page, with at least one row.
+            envelopes: The new envelope of each row.
+            by_tag: Whether the rows hold envelopes. The tag of an envelope alone shows whether it is the
+                same. Otherwise all data of a row is compared.
         """
         sent_id, sent_position, sent_key = self._senders
         named = {e[KEY_ID_IN_HEADER] for e in envelopes} if self._has_key_ids else set()
@@ -127,14 +140,17 @@ class SQLiteSwaps:
 
     def swap(self, connection: Connection, swap: Swap) -> list[int]:
         """
-        Give rows new data, and the key that its header names, each only if its data is still what was read.
+        Store new data in rows that have not changed.
+
+        The data of a row must still be as it was read. The row also gets the key id that the new header
+        names.
 
         Args:
-            connection: In a transaction that writes.
-            swap: As prepared.
+            connection: A connection in a transaction that writes.
+            swap: The prepared swap.
 
         Returns:
-            The numbers of the rows that were changed.
+            The numbers of the changed rows.
         """
         if connection.exec_driver_sql(swap.statement, swap.parameters).rowcount == len(swap.page):
             return list(range(len(swap.page)))
@@ -150,7 +166,11 @@ class SQLiteSwaps:
         )
 
     def _holds(self, connection: Connection, sequence_id: Any, position: Any, envelope: bytes) -> bool:
-        """Whether a row holds its new data: it was swapped a moment ago, in this transaction."""
+        """
+        Return whether a row holds its new data.
+
+        Then this transaction has just swapped it.
+        """
         columns = self._columns
         query = select(columns["data"]).where(
             columns["sequence_id"] == sequence_id, columns["position"] == position
@@ -163,7 +183,7 @@ class SQLiteSwaps:
             return true() if selection.plain else self._columns.key_id.is_not(None)
         key_id = self._columns.key_id
         if not selection.few:
-            # Behind a plus SQLite uses no index: else it would sort the whole table for each page.
+            # After a plus, SQLite uses no index. With it, SQLite would sort the whole table for each page.
             key_id = UnaryExpression(key_id, operator=_PLUS, type_=key_id.type)
         wanted: list[ColumnElement[bool]] = [key_id.in_(selection.keys)]
         if selection.plain:
@@ -187,7 +207,7 @@ class SQLiteSwaps:
 
 
 def _bytes_of(key_id: Any) -> bytes | None:
-    """Give the bytes of a key id; an edit may have put anything into the column."""
+    """Return the bytes of a key id. An edit may have put anything into the column."""
     return None if key_id is None else key_id.bytes if isinstance(key_id, UUID) else NIL_KEY_ID.bytes
 
 

@@ -1,12 +1,15 @@
 """
-Registered tables for queries: their columns by role, and the key of a row, read from its envelope's header.
+Registered tables for queries, with the key of each row.
 
-Whatever counts items before a key is destroyed goes by the header. A column of key ids is for readers:
-anybody who writes to the database can change it. There is one expression a database, so that the index that
-is made on it serves every query (docs/decisions/0019). It holds no parameter: databases match an index by
-the expression's own text. What does not look like an envelope has no key; what looks like one by chance (one
-row of an older cipher in a million does) names a key that no key store has. The guard is wider than what this
-release opens: what a later one has sealed counts, too.
+The key is read from the header of the row's envelope. Whatever counts items before a key is destroyed uses
+the header. A column of key ids is for readers only, because anybody who can write to the database can change
+it. Each kind of database has one expression for the key, so that the index on it serves every query
+(docs/decisions/0019). The expression contains no parameter, because databases match an index by the
+expression's text.
+
+Data that does not look like an envelope has no key. Other data may look like an envelope by chance: about one
+row in a million of an older cipher. Such a row names a key that no key store has. The expression accepts
+more than this release opens, so that it also counts items that a later release has sealed.
 """
 
 from __future__ import annotations
@@ -48,10 +51,10 @@ if TYPE_CHECKING:
 
 _HEX_DIGITS = 32
 _HEADS = [bytes((VERSION, suite)) for suite in sorted(SuiteId, reverse=True)]
-"""The two bytes that an envelope begins with, those of the strongest suites first."""
+"""The first two bytes of envelopes, for the strongest suites first."""
 
 _COMPRESSIONS = b"\x10"
-"""The third byte is below this."""
+"""The limit of the third byte: it is below this."""
 
 _ID_SIZE = 16
 _ID_BEGINS = HEADER_SIZE - _ID_SIZE + 1  # SQL counts from 1
@@ -61,7 +64,7 @@ _ON_POSTGRESQL = (
     "THEN encode(substring({data} FROM {begin} FOR {length}), 'hex')::uuid END"
 )
 
-# Not IN: SQLite would fill a table with the heads for each row that it writes, which takes 5 µs.
+# Not IN, because SQLite would fill a table with the heads for each row that it writes, which takes 5 µs.
 _ON_SQLITE = (
     "CASE WHEN typeof({data}) = 'blob' AND length({data}) >= {size} "
     "AND substr({data}, 3, 1) < {compressions} THEN CASE substr({data}, 1, 2) {heads} END END"
@@ -72,14 +75,15 @@ _ON_SQLITE_BY_HEAD = "WHEN {head} THEN substr({data}, {begin}, {length})"
 
 def key_id_in_header(dialect: Dialect, data: str) -> str:
     """
-    Write the expression that gives the key id of an envelope, or NULL for what is none.
+    Return the SQL expression for the key id of an envelope.
 
     Args:
-        dialect: SQLite's or PostgreSQL's.
-        data: The column, as SQL has it.
+        dialect: The dialect of SQLite or PostgreSQL.
+        data: The column of data, quoted for SQL.
 
     Returns:
-        On PostgreSQL of type ``uuid``, on SQLite a blob of 16 bytes.
+        An expression of type ``uuid`` on PostgreSQL, and of a blob of 16 bytes on SQLite. It is NULL if the
+        data is not an envelope.
     """
     on_postgresql = dialect.name == "postgresql"
     literal = r"'\x{}'::bytea" if on_postgresql else "x'{}'"
@@ -101,18 +105,18 @@ def key_id_in_header(dialect: Dialect, data: str) -> str:
 
 def key_ids_differ(dialect: Dialect, data: str, key_id: str, *, as_text: bool) -> str:
     """
-    Write the condition that a row's column of key ids says something else than its envelope's header.
+    Return the SQL condition that column and header name different keys.
 
     Args:
-        dialect: SQLite's or PostgreSQL's.
-        data: The column of envelopes, as SQL has it.
-        key_id: The column of key ids, as SQL has it.
+        dialect: The dialect of SQLite or PostgreSQL.
+        data: The column of envelopes, quoted for SQL.
+        key_id: The column of key ids, quoted for SQL.
         as_text: Whether SQLite's column holds 32 hexadecimal digits.
     """
     header = key_id_in_header(dialect, data)
     if dialect.name == "postgresql":
         return f"({header}) IS DISTINCT FROM {key_id}"
-    # hex() makes an empty text of NULL.
+    # hex() turns NULL into an empty text.
     said = f"nullif(lower(hex({header})), '')" if as_text else f"({header})"
     return f"{said} IS NOT {key_id}"
 
@@ -123,7 +127,7 @@ class KeyIdInHeader(FunctionElement[UUID | None]):
 
     Args:
         data: The column of envelopes.
-        type_: Reads and writes a key id.
+        type_: The type that reads and writes a key id.
     """
 
     inherit_cache = True
@@ -157,7 +161,7 @@ class KeyIdsDiffer(FunctionElement[bool]):
         super().__init__(data, key_id)
 
     def self_group(self, against: OperatorType | None = None) -> KeyIdsDiffer:  # noqa: ARG002
-        """Stay as it is: SQLAlchemy would compare it with 1, and SQLite not find the index then."""
+        """Return the condition itself. SQLAlchemy would compare it with 1, which hides the index."""
         return self
 
 
@@ -171,33 +175,37 @@ def _compiled_condition(element: KeyIdsDiffer, compiler: SQLCompiler, **options:
 @dataclass(frozen=True, slots=True)
 class DescribedTable:
     """
-    A registered table for queries, in types that give what an edit put there as it is.
+    A registered table for queries. Its types return edited values as they are.
 
     Attributes:
-        table: With its columns by role.
-        key_id: The id of a row's key, read from its envelope's header; NULL for what is no envelope.
+        table: The table, with its columns by role.
+        key_id: The key id of a row, read from its envelope's header. NULL if the data is not an envelope.
     """
 
     table: Table
     key_id: ColumnElement[Any]
 
     def __getitem__(self, role: str) -> Any:
-        """Give what readers take for a role: for a key id the column, if there is one, which may differ."""
+        """Return the column that readers use for a role. The column of key ids, if any, may differ."""
         return self.key_id if role == KEY_ID and KEY_ID not in self.table.c else self.table.c[role]
 
     @property
     def differs(self) -> ColumnElement[bool]:
-        """Whether the column of key ids, if there is one, says something else than the header."""
+        """
+        Whether the column of key ids differs from the header.
+
+        It does not if there is no such column.
+        """
         return KeyIdsDiffer(self["data"], self[KEY_ID]) if KEY_ID in self.table.c else false()
 
     @property
     def place(self) -> tuple[Column[Any], Column[Any]]:
-        """Sequence id and position."""
+        """The columns of sequence id and position."""
         return self["sequence_id"], self["position"]
 
 
 def described(table: SealedTable) -> DescribedTable:
-    """Describe a registered table. Every query that asks for the keys of its rows begins here."""
+    """Describe a registered table. Every query for the keys of its rows begins here."""
     found = Table(
         table.name,
         MetaData(),
@@ -215,9 +223,12 @@ def _type(role: str, kind: ColumnKind) -> TypeEngine[Any]:
 
 class _AsFound(TypeDecorator[Any]):
     """
-    Gives what such a column cannot hold as it is, for others to refuse, and takes it in a condition.
+    Returns values that a column cannot hold, as they are.
 
-    Only SQLite lets an edit put anything anywhere.
+    It also accepts them in a condition. The caller refuses them. Only SQLite lets an edit put any value into
+    any column.
+
+    The caller refuses them. Only SQLite lets an edit put any value into any column.
     """
 
     __abstract__ = True
@@ -240,7 +251,7 @@ class _UUIDAsFound(_AsFound, BinaryUUID):
     cache_ok = True
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
-        """Let text pass that an edit put there: the driver's way of binding bytes would refuse it."""
+        """Accept text that an edit put there. The driver's binding of bytes would refuse it."""
         bind = super().bind_processor(dialect)
         return lambda value: value if bind is None or isinstance(value, str) else bind(value)
 
@@ -283,7 +294,7 @@ _AS_FOUND: dict[ColumnKind, TypeEngine[Any]] = {
 
 
 class _KeyId(BinaryUUID):
-    """The column of key ids, in which one that is no UUID is the nil UUID: no key has that."""
+    """The column of key ids. A value that is not a UUID is read as the nil UUID, which no key has."""
 
     cache_ok = True
 

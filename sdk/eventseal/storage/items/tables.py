@@ -1,4 +1,4 @@
-"""Tables of sequenced items: their record classes, their columns, and what their readers accept."""
+"""Tables of sequenced items: record classes, columns, and accepted formats."""
 
 from __future__ import annotations
 
@@ -33,17 +33,18 @@ if TYPE_CHECKING:
 
 
 class ActiveRecord(DeclarativeBase):
-    """The base of the record classes that come with EventSeal. A user's own classes may have any base."""
+    """The base of EventSeal's own record classes. Your own classes may have any base."""
 
 
 class SealedColumns:
     """
-    The columns that every table of sealed items has; a mixin.
+    A mixin with the columns that every table of sealed items has.
 
-    ``__collection__`` is the table's logical name, bound to each item: a renamed table opens, an item moved
-    to another collection does not. Give each class a name of its own: two tables cannot have the same one.
-    If you rename it, say the name before as ``__former_collection__``: items that are bound to that one open
-    until ``eventseal reencrypt --to-collection`` has moved them.
+    ``__collection__`` is the table's logical name, which is bound to each item. An item still opens after its
+    table was renamed, but not after it was moved to another collection. Each class needs its own name: two
+    tables cannot have the same one. If you rename a collection, declare the previous name as
+    ``__former_collection__``. Items that are bound to the previous name then open until
+    ``eventseal reencrypt --to-collection`` has re-encrypted them.
     """
 
     __collection__: ClassVar[str] = EVENTS
@@ -55,7 +56,7 @@ class SealedColumns:
 
 
 class IntegerSequencedColumns(SealedColumns):
-    """The columns of a sequence that is counted: a mixin for a record class of one's own."""
+    """A mixin for record classes whose positions count events."""
 
     sequence_id: Mapped[Any] = mapped_column(BinaryUUID(), primary_key=True, sort_order=-2)
     position: Mapped[int] = mapped_column(
@@ -64,7 +65,7 @@ class IntegerSequencedColumns(SealedColumns):
 
 
 class TimestampSequencedColumns(SealedColumns):
-    """The columns of a sequence in time: a mixin for a record class of one's own."""
+    """A mixin for record classes whose positions are times."""
 
     sequence_id: Mapped[Any] = mapped_column(BinaryUUID(), primary_key=True, sort_order=-2)
     position: Mapped[Decimal] = mapped_column(
@@ -73,13 +74,13 @@ class TimestampSequencedColumns(SealedColumns):
 
 
 class IntegerSequencedItemRecord(IntegerSequencedColumns, ActiveRecord):
-    """Events by the version of their entity."""
+    """Events with the version of their entity as position."""
 
     __tablename__ = "integer_sequenced_items"
 
 
 class TimestampSequencedItemRecord(TimestampSequencedColumns, ActiveRecord):
-    """Events by their time, in seconds with 6 places."""
+    """Events with their time as position, in seconds with 6 decimal places."""
 
     __tablename__ = "timestamp_sequenced_items"
     __collection__ = TIMED_EVENTS
@@ -87,7 +88,7 @@ class TimestampSequencedItemRecord(TimestampSequencedColumns, ActiveRecord):
 
 
 class SnapshotRecord(IntegerSequencedColumns, ActiveRecord):
-    """Snapshots by the version of their entity."""
+    """Snapshots with the version of their entity as position."""
 
     __tablename__ = "snapshots"
     __collection__ = "snapshots"
@@ -101,15 +102,15 @@ OWN_RECORDS: tuple[type[Any], ...] = (
 """EventSeal's own record classes."""
 
 DEFAULT_DATABASE = "items"
-"""The logical name of the database that is configured for the items."""
+"""The logical name of the configured database of items."""
 
 
 class ColumnKind(StrEnum):
     """
-    How a column holds its values; the registry's word for a type.
+    How a column holds its values: the registry's names for column types.
 
-    ``GENERIC_UUID`` is SQLAlchemy's own: native on PostgreSQL, 32 hexadecimal digits elsewhere.
-    ``DATABASE_TEXT`` is text that is compared byte for byte, but sorted as the database sorts it.
+    ``GENERIC_UUID`` is SQLAlchemy's own type: native on PostgreSQL, 32 hexadecimal digits elsewhere.
+    The kind ``DATABASE_TEXT`` is text that is compared byte for byte, but sorted in the database's order.
     """
 
     UUID = "uuid"
@@ -122,12 +123,12 @@ class ColumnKind(StrEnum):
 
     @property
     def type(self) -> TypeEngine[Any]:
-        """SQLAlchemy's type that reads and writes such a column."""
+        """The SQLAlchemy type that reads and writes such a column."""
         return _TYPES[self]
 
     @classmethod
     def of(cls, kind: TypeEngine[Any]) -> ColumnKind:
-        """Name the kind of a column type that items may have."""
+        """Return the kind of a column type that items may have."""
         for name, known in ((cls.UUID, BinaryUUID), (cls.GENERIC_UUID, Uuid), (cls.DECIMAL, ExactDecimal)):
             if isinstance(kind, known):
                 return name
@@ -151,7 +152,7 @@ _TYPES: Mapping[ColumnKind, TypeEngine[Any]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class SealedColumn:
-    """A column of a registered table: its name in the database, and how it holds its values."""
+    """A column of a registered table: its name and its kind."""
 
     name: str
     kind: ColumnKind
@@ -163,17 +164,18 @@ class SealedTable:
     A table that holds sealed items.
 
     Attributes:
-        application: Whose; ``None``: of every application that writes there.
-        database: The logical name of the database it is in.
-        table: Its name, with its schema before a dot if it has one.
+        application: The application that owns the items. ``None`` means every application that writes there.
+        database: The logical name of the table's database.
+        table: The table's name, after its schema and a dot if it has one.
         collection: The logical name that is bound to its items.
-        columns: By role: ``sequence_id``, ``position``, ``topic``, ``data``, ``key_id``. A table without the
-            last is one that another program writes: the id of a row's key is read from its envelope's header.
-        old_formats: What its readers accept beside envelopes, while a migration lasts.
-        is_migrated: Whether a migration has ended: every row must be an envelope.
-        former_collection: Another name that items of this table may still be bound to. The record class says
-            it, and the registry has it until they are moved; what is sealed now is bound to ``collection``.
-        is_others: Whether only other applications registered it.
+        columns: By role: ``sequence_id``, ``position``, ``topic``, ``data``, ``key_id``. Tables of other
+            programs have no ``key_id``. There the header of its envelope names the key of a row.
+        old_formats: The older formats that readers accept while a migration lasts.
+        is_migrated: Whether a migration has ended. Then every row must be an envelope.
+        former_collection: Another name that items of this table may still be bound to. The record class
+            declares it, and the registry has it until the items are re-encrypted. New items are bound to
+            ``collection``.
+        is_others: Whether only other applications registered the table.
     """
 
     application: str | None = None
@@ -188,32 +190,40 @@ class SealedTable:
 
     @property
     def schema(self) -> str | None:
-        """The schema that its name says, if any."""
+        """The schema in the table's name, if any."""
         return self.table.rpartition(".")[0] or None
 
     @property
     def name(self) -> str:
-        """Its name without the schema."""
+        """The table's name without the schema."""
         return self.table.rpartition(".")[2]
 
     def quoted(self, dialect: Dialect) -> str:
-        """Write its name as SQL has it."""
+        """Return the table's name, quoted for SQL."""
         return ".".join(map(dialect.identifier_preparer.quote, self.table.rsplit(".", 1)))
 
     @property
     def has_key_ids(self) -> bool:
-        """Whether a column names the key of each row; if not, its envelope's header alone does."""
+        """Whether a column names the key of each row. If not, only the header of its envelope does."""
         return KEY_ID in self.columns
 
     def bound_to(self, columns: ItemColumns) -> SealedTable:
-        """Describe it with the collection that its record class says, and the one that it says it had."""
-        # The registry alone accepts no other name: whoever can edit it would choose which.
+        """
+        Return the table with the collections of its record class.
+
+        These are the current and the former collection that the class declares.
+        """
+        # The registry alone cannot add a name: an attacker who can edit it would choose the name.
         still = self.collection if self.collection == columns.former_collection else None
         former = None if still == columns.collection else still
         return replace(self, collection=columns.collection, former_collection=former)
 
     def shares_collection_with(self, other: SealedTable) -> bool:
-        """Whether an item of one application that is copied from the one table to the other would open."""
+        """
+        Return whether an item would open after a copy between the tables.
+
+        The item belongs to one application.
+        """
         return (
             self.collection == other.collection
             and (self.database, self.table) != (other.database, other.table)
@@ -224,9 +234,9 @@ class SealedTable:
 
     def takes_plain(self, *, always_encrypt: bool) -> bool:
         """
-        Whether readers take rows that are not encrypted, whatever is left to be migrated.
+        Return whether readers accept plaintext rows, whatever is left to migrate.
 
-        Another program's mapper never does, and none does after a migration has ended.
+        The mapper of another program never does, and no mapper does after a migration has ended.
 
         Args:
             always_encrypt: The setting.
@@ -235,9 +245,10 @@ class SealedTable:
 
     def accepts_plain(self, *, always_encrypt: bool) -> bool:
         """
-        Whether a row that is no envelope may be here: as it is, or since a migration of it has begun.
+        Return whether a row may be something else than an envelope.
 
-        What other applications alone have registered is theirs to judge.
+        It may be there as it is, or because a migration of it has begun. If only other applications
+        registered the table, they decide.
 
         Args:
             always_encrypt: The setting.
@@ -252,9 +263,9 @@ class SealedTable:
         Describe the table of a record class.
 
         Args:
-            columns: Of a table with a ``key_id``.
-            application: Whose items; ``None``: of every application.
-            database: The logical name of the database it is in.
+            columns: The columns of a table with a ``key_id``.
+            application: The application whose items the table holds. With ``None``, every application's.
+            database: The logical name of the table's database.
         """
         by_role = dict(zip((*ROLES, KEY_ID), (*columns.columns[: len(ROLES)], columns.key_id), strict=True))
         return cls(

@@ -1,1 +1,1 @@
-"""The tables of re-encryption jobs, and of what is known of compromised keys."""
+"""The tables of re-encryption jobs and of compromised keys."""

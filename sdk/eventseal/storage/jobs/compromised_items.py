@@ -1,8 +1,8 @@
 """
-What is known of compromised keys: their items when they were marked, and the envelopes replaced since.
+The items of compromised keys, and the envelopes that replaced them.
 
-PostgreSQL's rows say themselves when they were written. On SQLite the tag of each envelope is noted
-(docs/decisions/0012).
+The items are those at the time when their key was marked. PostgreSQL's rows show themselves when they were
+written. On SQLite the tag of each envelope is stored (docs/decisions/0012).
 """
 
 from __future__ import annotations
@@ -47,7 +47,11 @@ if TYPE_CHECKING:
 
 _HORIZON = "pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
 _FULL_XMIN = f"({_HORIZON} - mod({_HORIZON} - xmin::text::bigint, 4294967296))"
-"""A row has the low 32 bits of its transaction's id only, and was written in the past."""
+"""
+The 64-bit transaction id of a row.
+
+A row has only the low 32 bits, and was written in the past.
+"""
 
 _COLUMNS = marked_envelopes.c
 _FORGET = delete(marked_envelopes).where(
@@ -58,25 +62,33 @@ _FORGET = delete(marked_envelopes).where(
 
 
 class Envelopes(NamedTuple):
-    """How many envelopes were kept of a key and were not replaced since, and how many of those are there."""
+    """
+    The envelopes of a key that were stored and not replaced.
+
+    ``expected`` counts all of them. ``found`` counts those that are still in the table.
+    """
 
     expected: int
     found: int
 
 
 def _keep_envelopes(connection: Connection, table: SealedTable, key_ids: Collection[UUID]) -> None:
-    """Note every envelope that a table holds under some keys, in place of what was noted before."""
+    """
+    Store the tag of every envelope under some keys.
+
+    The tags replace those that were stored for the table before.
+    """
     _drop_envelopes(connection, key_ids, table=table.table)
     columns = described(table)
     key_id, tag = columns.key_id, _tag(columns["data"])
-    # In the order of the primary key: out of it a million rows take ten times as long.
+    # In the order of the primary key. In another order, a million rows take ten times as long.
     there = select(key_id, literal(table.table), tag).where(key_id.in_(key_ids)).order_by(key_id, tag)
-    noting = insert(marked_envelopes).prefix_with("OR IGNORE")  # a copied row is there twice
+    noting = insert(marked_envelopes).prefix_with("OR IGNORE")  # a copied row occurs twice
     connection.execute(noting.from_select(["key_id", "table_name", "tag"], there))
 
 
 def _kept_envelopes(connection: Connection, table: str, page: Page) -> list[int]:
-    """Give the numbers of rows whose envelope was noted, and not replaced since."""
+    """Return the rows whose envelope was stored and not replaced since."""
     by_key: dict[UUID, dict[bytes, list[int]]] = defaultdict(lambda: defaultdict(list))
     for number, sealed in enumerate(page.envelopes):
         key_id = page.key_id(number)
@@ -94,7 +106,7 @@ def _kept_envelopes(connection: Connection, table: str, page: Page) -> list[int]
 
 
 def forget_replaced(connection: Connection, table: str, replaced: Page) -> None:
-    """Forget the envelopes of rows that were just replaced: who puts one back is noticed."""
+    """Delete the tags of envelopes that were just replaced. If somebody restores one, it is noticed."""
     gone = [
         {"of_key": replaced.key_id(number), "of_table": table, "of_tag": sealed[-TAG_SIZE:]}
         for number, sealed in enumerate(replaced.envelopes)
@@ -104,14 +116,18 @@ def forget_replaced(connection: Connection, table: str, replaced: Page) -> None:
 
 
 def _drop_envelopes(connection: Connection, key_ids: Collection[UUID], *, table: str | None = None) -> None:
-    """Forget what was noted of some keys, in one table or in all."""
+    """Delete the stored tags of keys, in one table or all."""
     for chunk in chunks(key_ids):
         dropping = delete(marked_envelopes).where(_COLUMNS.key_id.in_(chunk))
         connection.execute(dropping if table is None else dropping.where(_COLUMNS.table_name == table))
 
 
 def _count_envelopes(connection: Connection, table: SealedTable) -> dict[UUID, Envelopes]:
-    """Compare the envelopes that were noted, and not replaced since, with those that a table holds."""
+    """
+    Compare the envelopes that were stored with those in a table.
+
+    Envelopes that were replaced since do not count.
+    """
     of_table = _COLUMNS.table_name == table.table
     has_id = HoldsUUID(_COLUMNS.key_id)
     noted = select(_COLUMNS.key_id, func.count()).where(of_table, has_id).group_by(_COLUMNS.key_id)
@@ -136,18 +152,20 @@ def _tag(data: ColumnElement[Any]) -> ColumnElement[bytes]:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompromisedItems:
     """
-    What a table held under a key when that was marked as compromised.
+    The items under a key when it was marked as compromised.
+
+    A table has one such record for each key.
 
     Attributes:
         key_id: The key.
         table: The table.
-        items: Rows under the key.
-        high_water: In the database's own order of writing: what was there is not above it, what comes later
-            is. ``None`` where the database has no such order: there the envelopes are noted.
-        replaced_before: Envelopes of the key and the table that had been replaced by then.
-        recorded_at: By the database's clock.
-        unreadable: The columns that somebody edited. Then the other fields are stand-ins, and nothing was
-            there for certain.
+        items: The number of rows under the key.
+        high_water: The limit in the database's own order of writing. Existing rows are not above it, later
+            rows are. ``None`` if the database has no such order. Then the envelopes are stored instead.
+        replaced_before: The envelopes of the key in this table that had been replaced by then.
+        recorded_at: The time by the database's clock.
+        unreadable: The columns that somebody edited. If there are any, the other fields are placeholders, and
+            no item is certain to have been there.
     """
 
     key_id: UUID
@@ -159,14 +177,14 @@ class CompromisedItems:
     unreadable: tuple[str, ...] = ()
 
     def covers(self, written: int | None) -> bool:
-        """Whether a row was there, by when it was written."""
+        """Return whether a row was there, by the time of its writing."""
         if self.unreadable:
             return False
         return self.high_water is None or written is None or written <= self.high_water
 
 
 class Replaced(NamedTuple):
-    """An envelope that gave way to one under another key: what is kept of it."""
+    """The record of an envelope that another key's envelope replaced."""
 
     key_id: UUID
     table_name: str
@@ -177,13 +195,15 @@ class Replaced(NamedTuple):
 
 def record_compromised_items(connection: Connection, table: SealedTable, key_ids: Collection[UUID]) -> None:
     """
-    Record what a table holds under some keys, in place of earlier marks.
+    Record the items that a table holds under some keys.
+
+    The records replace earlier marks.
 
     Args:
-        connection: In a READ COMMITTED transaction that closed the keys' fences in an earlier statement; on
-            SQLite in one that holds the write lock.
-        table: From the registry.
-        key_ids: That are compromised; a few hundred at most.
+        connection: A connection in a READ COMMITTED transaction that closed the keys' fences in an earlier
+            statement. On SQLite, it holds the write lock.
+        table: The table, from the registry.
+        key_ids: The compromised keys, a few hundred at most.
     """
     on_postgresql = connection.dialect.name == "postgresql"
     high_water, items = (_items_below if on_postgresql else _items)(connection, table, key_ids)
@@ -212,7 +232,11 @@ def record_compromised_items(connection: Connection, table: SealedTable, key_ids
 
 @writes("forgetting the marks of destroyed keys")
 def drop_compromised_items(connection: Connection, key_ids: Collection[UUID]) -> None:
-    """Forget the marks of keys that are destroyed: nothing is ever moved from under them any more."""
+    """
+    Delete the marks of destroyed keys.
+
+    No items are re-encrypted from them any more.
+    """
     for chunk in chunks(key_ids):
         connection.execute(delete(compromised_marks).where(compromised_marks.c.key_id.in_(chunk)))
     _drop_envelopes(connection, key_ids)
@@ -223,16 +247,18 @@ def were_there(
     connection: Connection, table: str, marks: Mapping[UUID, CompromisedItems], page: Page
 ) -> list[int]:
     """
-    Tell which rows were there, as they are, when their keys were marked; those of unmarked keys too.
+    Return the rows that were there, unchanged, when their keys were marked.
+
+    Rows of unmarked keys are included.
 
     Args:
-        connection: In a transaction.
+        connection: A connection in a transaction.
         table: The table's name.
-        marks: Of the table.
-        page: With the rows' order of writing, where the database has one.
+        marks: The marks of the table.
+        page: The page, with the order of writing if the database has one.
 
     Returns:
-        Their numbers.
+        The numbers of the rows.
     """
     of_rows = [
         None if (key_id := page.key_id(number)) is None else marks.get(key_id) for number in range(len(page))
@@ -251,17 +277,18 @@ def were_there(
 @reads("reading the digests of replaced envelopes")
 def recorded(connection: Connection, table: str, page: Page) -> list[int]:
     """
-    Tell which envelopes of compromised keys are known to be older than the mark of their key.
+    Return the envelopes that are known to be older than their mark.
 
-    Their digest was kept when they were replaced, or, on SQLite, their tag was noted when the key was marked.
+    They are sealed under compromised keys. Their digest was stored when they were replaced. Or, on SQLite,
+    their tag was stored when the key was marked.
 
     Args:
-        connection: In a transaction.
+        connection: A connection in a transaction.
         table: The table's name.
         page: Rows under compromised keys, of this table or of a backup of it.
 
     Returns:
-        Their numbers.
+        The numbers of the rows.
     """
     numbers: dict[tuple[UUID | None, bytes], list[int]] = defaultdict(list)
     for number, sealed in enumerate(page.envelopes):
@@ -280,17 +307,15 @@ def recorded(connection: Connection, table: str, page: Page) -> list[int]:
 @reads("counting {table.table}")
 def count_below(connection: Connection, table: SealedTable) -> dict[UUID, Envelopes]:
     """
-    Compare, for each marked key, what is left of what was there then with what should be.
+    Compare the remaining items of marked keys with the expected ones.
 
-    Args:
-        connection: In a transaction.
-        table: From the registry.
+    The items are those that were there when the key was marked. *table* comes from the registry.
     """
     if connection.dialect.name != "postgresql":
         return _count_envelopes(connection, table)
     marks = load_compromised_items(connection, table.table)
     replaced = count_replaced(connection, table.table)
-    together: dict[int | None, list[UUID]] = defaultdict(list)  # a hundred that were marked at once
+    together: dict[int | None, list[UUID]] = defaultdict(list)  # keys that were marked together
     for key_id, mark in marks.items():
         if mark.unreadable:
             continue  # each of its items is reported
@@ -312,7 +337,7 @@ def count_below(connection: Connection, table: SealedTable) -> dict[UUID, Envelo
 
 @reads("reading the marks of compromised keys")
 def load_compromised_items(connection: Connection, table: str) -> dict[UUID, CompromisedItems]:
-    """Read the marks of a table, by key."""
+    """Read the marks of a table by key."""
     query = select(compromised_marks).where(
         compromised_marks.c.table_name == table, HoldsUUID(compromised_marks.c.key_id)
     )
@@ -331,7 +356,7 @@ def load_compromised_items(connection: Connection, table: str) -> dict[UUID, Com
 
 
 def add_replaced(connection: Connection, replaced: Sequence[Replaced]) -> None:
-    """Keep the digests of envelopes that were just replaced."""
+    """Store the digests of envelopes that were just replaced."""
     if replaced:
         inserting = insert_unless_there(connection, replaced_envelopes)
         rows = [each._asdict() for each in replaced]
@@ -341,7 +366,7 @@ def add_replaced(connection: Connection, replaced: Sequence[Replaced]) -> None:
 def count_replaced(
     connection: Connection, table: str, key_ids: Collection[UUID] | None = None
 ) -> dict[UUID, int]:
-    """Count the envelopes of a table that were replaced, by key; ``None``: of every key."""
+    """Count the replaced envelopes of a table by key. Without *key_ids*, count those of every key."""
     columns = replaced_envelopes.c
     query = (
         select(columns.key_id, func.count())
@@ -364,7 +389,11 @@ def _items(
 def _items_below(
     connection: Connection, table: SealedTable, key_ids: Collection[UUID]
 ) -> tuple[int | None, dict[UUID, int]]:
-    """Count rows, and read the horizon, in one statement, hence one snapshot: what is later is above it."""
+    """
+    Count rows, and read the horizon.
+
+    One statement does both, so both belong to one snapshot. Later rows are above the horizon.
+    """
     column = described(table).key_id
     horizon = literal_column(f"{_HORIZON} - 1", BigInteger)
     counted = select(column, func.count(), horizon).where(column.in_(key_ids)).group_by(column)

@@ -1,4 +1,8 @@
-"""Jobs of re-encryption: read, checked and changed. Each function is one step in a transaction."""
+"""
+Re-encryption jobs: reading, checking and changing them.
+
+Each function is one step in a transaction.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +32,17 @@ if TYPE_CHECKING:
 
     from eventseal.storage.database.rows import Checks, ReadRow
 
-_BEGIN_LOCK = 0x6A6F_6273_6561  # any number, the same for all who begin jobs
+_BEGIN_LOCK = 0x6A6F_6273_6561  # any number, the same for all processes that begin jobs
 _STATE = select(reencryption_jobs.c.state, reencryption_jobs.c.stopped_runs)
 _MOST_AHEAD = 86_400
-"""Seconds that workers take in advance at most: a batch each, which at the slowest rate is one item."""
+"""
+Seconds that workers reserve in advance at most.
+
+Each worker reserves a batch, which is one item at the slowest rate.
+"""
 
 JOB_LAYOUT = 1
-"""Raised whenever these tables mean something else: a job of another layout is not gone on with."""
+"""Raised whenever these tables change their meaning. A job of another layout cannot be resumed."""
 
 RUNNING, PAUSED, SETTLING, FINISHED = "running", "paused", "settling", "finished"
 
@@ -45,22 +53,22 @@ class Job:
     A job as it was read.
 
     Attributes:
-        job_id: Under which it resumes.
-        application: Whose items.
-        layout: Of these tables, when the job was made.
-        release: That made it.
-        state: ``running`` (a killed one says so too), ``paused``, ``settling`` (all was moved, but others may
-            not have noticed the new keys yet) or ``finished``.
-        options: ``keys``, ``tables`` and ``heads``, each a list of text or ``None``; a migration has more.
-        items_per_second: Over all its workers; ``None``: as fast as they can.
-        pass_number: Of the pass over the tables that is going on, from 1.
-        total: Items that were to be encrypted again when the job was made.
-        stopped_runs: Runs whose workers are to stop.
-        created_at: By the database's clock, UTC, like the other times.
-        updated_at: When it last moved on.
-        finished_at: When a last look found nothing more, or another job took over.
-        unreadable: The columns that hold what none of their kind does. Then the state is ``unreadable``, and
-            the other fields are what could be read, or stand-ins.
+        job_id: The id with which the job resumes.
+        application: The application that owns the items.
+        layout: The layout of these tables when the job was created.
+        release: The release that created the job.
+        state: ``running`` (also after the process was killed), ``paused``, ``settling`` (all items are
+            re-encrypted, but other processes may not know the new keys yet) or ``finished``.
+        options: ``keys``, ``tables`` and ``heads``, each a list of text or ``None``. A migration has more.
+        items_per_second: The limit for all workers together. ``None`` means no limit.
+        pass_number: The number of the current pass over the tables, from 1.
+        total: The items to encrypt again, counted when the job was created.
+        stopped_runs: The runs whose workers must stop.
+        created_at: The time of the creation by the database's clock, in UTC like the other times.
+        updated_at: The time of the last progress.
+        finished_at: The time when a last check found nothing more, or another job took over.
+        unreadable: The columns that hold a value of another kind than their own. If there are any, the state
+            is ``unreadable``. The other fields then hold the values that can be read, or placeholders.
     """
 
     job_id: UUID
@@ -81,21 +89,19 @@ class Job:
 
 def read_jobs(connection: Connection, query: Select[Any]) -> list[Job]:
     """
-    Read jobs; one whose row was edited so that it cannot be read is a job too.
+    Read jobs, including those that an edit has damaged.
 
-    Args:
-        connection: In the caller's transaction.
-        query: Selects all columns of ``reencryption_jobs``.
+    *query* selects all columns of ``reencryption_jobs``.
     """
     return [_job(row) for row in read_rows(connection, query, _JOB_CHECKS)]
 
 
 def refuse_unreadable(connection: Connection, job: Job) -> Job:
     """
-    Give a job whose row can be read.
+    Return a job whose row can be read.
 
     Raises:
-        IntegrityError: It cannot be: the message names the job and its columns.
+        IntegrityError: The row cannot be read. The message names the job and its columns.
     """
     if job.unreadable:
         raise unreadable_job(connection, job.job_id, job.unreadable)
@@ -103,12 +109,16 @@ def refuse_unreadable(connection: Connection, job: Job) -> Job:
 
 
 def unreadable_job(database: Engine | Connection, job_id: UUID, columns: Collection[str]) -> IntegrityError:
-    """Say what of a job's row cannot be read, and how to be rid of it: it holds only how far the job was."""
+    """
+    Return the error for a job that cannot be read.
+
+    Its remedy deletes the job. Deleting is safe, because the row holds only the job's progress.
+    """
     return IntegrityError(
         f"job {job_id} was edited: its {', '.join(columns)} cannot be read",
         remedy=f"Find out who changed {reencryption_jobs.name}, then delete the job: "
-        f"{deletion(reencryption_jobs, is_job(database, job_id))} Then run its command again, without the "
-        "job's id: what was moved stays moved.",
+        f"{deletion(reencryption_jobs, is_job(database, job_id))} Then run the job's command again without "
+        "the job id. Items that it has processed keep their new envelopes.",
         job_id=job_id,
     )
 
@@ -122,18 +132,18 @@ def _job(row: ReadRow) -> Job:
 
 
 def is_job(database: Engine | Connection, job_id: UUID) -> str:
-    """Write the condition by which a person names a job's rows."""
-    if job_id == NIL_KEY_ID:  # it stands for what is no UUID
+    """Return the SQL condition with which a person names a job's rows."""
+    if job_id == NIL_KEY_ID:  # it replaces an id that is not a UUID
         return "(typeof(job_id) <> 'blob' OR length(job_id) <> 16)"
     return f"job_id = {as_sql(database, job_id)}"
 
 
 def _are_options(value: Any) -> bool:
     """
-    Whether a job's options are some.
+    Return whether a value holds valid options of a job.
 
     ``keys`` are ids, ``tables`` names, ``heads`` bytes in hex, each in a list or ``None``. A migration has
-    its ``verb``, ``formats`` (each a name and the id of its key or ``None``), and as its ``key_scope`` a
+    its ``verb``, and ``formats``: each a name, and the id of its key or ``None``. Its ``key_scope`` is a
     ``scope`` or the name of a ``function``.
     """
     if type(value) is not dict or type(value.get("verb", "")) is not str:
@@ -182,13 +192,17 @@ _STAND_INS: Mapping[str, Any] = {
 
 
 def one_at_a_time(connection: Connection) -> None:
-    """Let no other process begin a job before this transaction ends; on SQLite the write lock does."""
+    """
+    Keep other processes from beginning a job before this transaction ends.
+
+    On SQLite the write lock does that.
+    """
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_advisory_xact_lock(_BEGIN_LOCK)))
 
 
 def insert_job(connection: Connection, job: Mapping[str, Any]) -> None:
-    """Insert a job; its times are set here."""
+    """Insert a job with its times."""
     now = DatabaseClock()
     connection.execute(
         insert(reencryption_jobs).values(created_at=now, updated_at=now, stopped_runs=[], **job)
@@ -200,9 +214,10 @@ def load_jobs(
     connection: Connection, application: str, *, job_id: UUID | None = None, locked: bool = False
 ) -> list[Job]:
     """
-    Read the jobs of an application, or one of them; lock them if asked. The oldest comes first.
+    Read an application's jobs, or one of them, oldest first.
 
-    One that was edited is among them, see ``Job.unreadable``: :func:`load_job` refuses it.
+    With *locked*, the rows are locked. Edited jobs are included, with ``Job.unreadable``. :func:`load_job`
+    refuses them.
     """
     query = (
         select(reencryption_jobs)
@@ -219,10 +234,10 @@ def load_jobs(
 @reads("reading a job")
 def load_job(connection: Connection, application: str, job_id: UUID, *, locked: bool = False) -> Job | None:
     """
-    Read a job of an application, if it is there; lock it if asked.
+    Read a job of an application, if it exists. With *locked*, its row is locked.
 
     Raises:
-        IntegrityError: Its row was edited so that it cannot be read.
+        IntegrityError: The row was edited so that it cannot be read.
     """
     for job in load_jobs(connection, application, job_id=job_id, locked=locked):
         return refuse_unreadable(connection, job)
@@ -231,7 +246,7 @@ def load_job(connection: Connection, application: str, job_id: UUID, *, locked: 
 
 @reads("reading a job")
 def may_run(connection: Connection, job_id: UUID, run: str) -> bool:
-    """Whether a job goes on, and this run of it too: asked with each batch."""
+    """Return whether a job and this run of it may continue. Each batch calls it."""
     for row in read_rows(connection, _STATE.where(reencryption_jobs.c.job_id == job_id), _JOB_CHECKS):
         if row.unreadable:
             raise unreadable_job(connection, job_id, row.unreadable)
@@ -240,7 +255,7 @@ def may_run(connection: Connection, job_id: UUID, run: str) -> bool:
 
 
 def update_job(connection: Connection, job_id: UUID, **values: Any) -> None:
-    """Change a job's columns, and the time at which it last moved on."""
+    """Change a job's columns, and the time of its last progress."""
     connection.execute(
         update(reencryption_jobs)
         .where(reencryption_jobs.c.job_id == job_id)
@@ -253,7 +268,7 @@ def lock_job(connection: Connection, job_id: UUID) -> Job:
     Lock a job's row until the transaction ends, and read it.
 
     Raises:
-        IntegrityError: It was edited so that it cannot be read.
+        IntegrityError: The row was edited so that it cannot be read.
     """
     query = select(reencryption_jobs).where(reencryption_jobs.c.job_id == job_id).with_for_update()
     (job,) = read_jobs(connection, query)
@@ -262,10 +277,13 @@ def lock_job(connection: Connection, job_id: UUID) -> Job:
 
 def lock_job_pace(connection: Connection, job_id: UUID) -> tuple[float | None, float]:
     """
-    Lock a job's row; give until when its workers have taken time, and the database's clock, in seconds.
+    Lock a job's row and return its pace.
+
+    The pace is the end of the time that its workers have reserved, and the current time. Both are in seconds,
+    by the database's clock.
 
     Raises:
-        IntegrityError: Until when was edited: it cannot be read, or is over a day away.
+        IntegrityError: The end was edited: it cannot be read, or is more than a day ahead.
     """
     columns = reencryption_jobs.c
     query = select(columns.paced_until, DatabaseClock().label("now")).where(columns.job_id == job_id)
@@ -278,7 +296,7 @@ def lock_job_pace(connection: Connection, job_id: UUID) -> tuple[float | None, f
 
 
 def store_job_pace(connection: Connection, job_id: UUID, paced_until: float) -> None:
-    """Store until when a job's workers have taken time."""
+    """Store the end of the time that a job's workers have reserved."""
     columns = reencryption_jobs.c
     connection.execute(
         update(reencryption_jobs).where(columns.job_id == job_id).values(paced_until=paced_until)
@@ -286,12 +304,16 @@ def store_job_pace(connection: Connection, job_id: UUID, paced_until: float) -> 
 
 
 def finish_job(connection: Connection, job_id: UUID) -> None:
-    """Say that a last look found nothing more to do."""
+    """Store that a last check found nothing more to do."""
     update_job(connection, job_id, state=FINISHED, finished_at=DatabaseClock())
 
 
 def drop_finished_jobs(connection: Connection, application: str, *, but: int) -> None:
-    """Forget finished jobs of an application, with all that belongs to them, but the *but* newest."""
+    """
+    Delete all finished jobs but the newest, with their rows.
+
+    The *but* newest jobs of the application stay.
+    """
     columns = reencryption_jobs.c
     finished = (
         select(columns.job_id)

@@ -1,4 +1,8 @@
-"""Ranges of jobs: who works on them, what they have counted and what failed. Each function is a step."""
+"""
+Ranges of jobs: their workers, counts and failures.
+
+Each function is one step in a transaction.
+"""
 
 from __future__ import annotations
 
@@ -29,25 +33,25 @@ if TYPE_CHECKING:
 OPEN, DONE = "open", "done"
 _CANDIDATES = 16
 _MOST_COUNTED = 2**40
-"""Items of a key in a range: many of these fit into 64 bits."""
+"""The maximum number of items of a key in a range. The sum of many fits into 64 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
     """
-    A range of one table in one pass, and how far it is.
+    A range of one table in one pass, with its progress.
 
     Attributes:
-        job_id: Of its job.
-        number: In the job.
-        pass_number: Of the job.
-        phase: Lower ones first.
+        job_id: The job.
+        number: The number of the range in the job.
+        pass_number: The number of the pass.
+        phase: The phase. Ranges with lower phases come first.
         table_name: The registered table.
-        selection: Which rows, as JSON.
-        upto: The last place of the range as JSON; ``None``: the table's end.
-        cursor: The place behind which the rest begins, as JSON; ``None``: the table's beginning.
-        version: Moves with every change.
-        counts: Of its items, by outcome.
+        selection: The rows to read, as JSON.
+        upto: The last place of the range as JSON. ``None`` means the end of the table.
+        cursor: The last finished place as JSON. ``None`` means the beginning of the table.
+        version: A number that changes with every change of the range.
+        counts: The number of items by outcome.
     """
 
     job_id: UUID
@@ -67,12 +71,12 @@ def read_shards(connection: Connection, query: Select[Any], job_id: UUID) -> Ite
     Read columns of a job's ranges.
 
     Args:
-        connection: In the caller's transaction.
-        query: Selects columns of ``reencryption_shards``.
-        job_id: Of the job.
+        connection: A connection in the caller's transaction.
+        query: The query, which selects columns of ``reencryption_shards``.
+        job_id: The job.
 
     Raises:
-        IntegrityError: A range was edited so that it cannot be read: the message names it and its columns.
+        IntegrityError: A range was edited so that it cannot be read. The message names it and its columns.
     """
     for row in read_rows(connection, query, _SHARD_CHECKS):
         if row.unreadable:
@@ -83,20 +87,24 @@ def read_shards(connection: Connection, query: Select[Any], job_id: UUID) -> Ite
 def unreadable_shard(
     database: Engine | Connection, job_id: UUID, number: int | None, columns: Collection[str]
 ) -> IntegrityError:
-    """Say which range of a job cannot be read, and how to be rid of it: others look for what it has left."""
+    """
+    Return the error for a range that cannot be read.
+
+    Its remedy deletes the range. Deleting is safe, because the job's command looks for the remaining items.
+    """
     where = "typeof(number) <> 'integer'" if number is None else f"number = {number}"
     return IntegrityError(
         f"range {'?' if number is None else number} of job {job_id} was edited: "
         f"its {', '.join(columns)} cannot be read",
         remedy=f"Find out who changed {reencryption_shards.name}, then delete the range: "
         f"{deletion(reencryption_shards, f'{is_job(database, job_id)} AND {where}')} Then run the job's "
-        "command again: it looks for what is left.",
+        "command again. It looks for the remaining items.",
         job_id=job_id,
     )
 
 
 def shard_of(values: Mapping[str, Any], *, version: int) -> Shard:
-    """Make a range of its row, with another version."""
+    """Return the range in a row, with another version."""
     return Shard(**{name: values[name] for name in Shard.__slots__ if name != "version"}, version=version)
 
 
@@ -113,7 +121,7 @@ _SHARD_CHECKS: Checks = {
 
 
 def insert_shards(connection: Connection, shards: Iterable[Shard]) -> None:
-    """Insert ranges that nobody works on yet."""
+    """Insert ranges without a worker."""
     rows = [
         {
             **{name: getattr(shard, name) for name in Shard.__slots__},
@@ -127,7 +135,7 @@ def insert_shards(connection: Connection, shards: Iterable[Shard]) -> None:
 
 
 def next_shard_number(connection: Connection, job_id: UUID) -> int:
-    """Give the first number that no range of the job has."""
+    """Return the first number that no range of the job has."""
     query = select(func.max(reencryption_shards.c.number)).where(reencryption_shards.c.job_id == job_id)
     last = connection.execute(query).scalar_one()
     return 0 if last is None else last + 1
@@ -143,22 +151,23 @@ def claim_shard(
     is_dead: Callable[[str], bool],
 ) -> Shard | None:
     """
-    Take a range that nobody works on, or whose worker is dead or has not been seen for a while.
+    Take a range without a worker, or of a lost worker.
 
-    One that the worker itself has taken is given again: an attempt whose COMMIT was not answered did that.
+    A worker is lost if it is dead or silent for too long. A range that the calling worker has taken already
+    is returned again: an attempt whose COMMIT was not answered may have taken it.
 
     Args:
-        connection: In a transaction that writes.
-        job: As it was read.
-        worker: Who takes it; works on no range now.
-        lease: How long a worker may be silent.
-        is_dead: Whether a worker is known to have ended.
+        connection: A connection in a transaction that writes.
+        job: The job as it was read.
+        worker: The worker that takes the range. It has no other range now.
+        lease: The time for which a worker may be silent.
+        is_dead: A function that returns whether a worker is known to have ended.
 
     Returns:
-        ``None`` if there is none now.
+        ``None`` if there is no such range now.
 
     Raises:
-        IntegrityError: One was edited so that it cannot be read.
+        IntegrityError: A range was edited so that it cannot be read.
     """
     mine = (
         reencryption_shards.c.job_id == job.job_id,
@@ -182,19 +191,19 @@ def claim_shard(
     return None
 
 
-@writes("ending a range of a job")
+@writes("storing the progress of a range")
 def advance_shard(connection: Connection, shard: Shard, worker: str, *, done: bool = False) -> Shard | None:
     """
-    Store how far a range is.
+    Store the progress of a range.
 
     Args:
-        connection: In a transaction that writes.
-        shard: With its new cursor and counts, and the version that was read.
-        worker: Who works on it.
-        done: Whether the range is at its end.
+        connection: A connection in a transaction that writes.
+        shard: The range with its new cursor and counts, and the version that was read.
+        worker: The worker of the range.
+        done: Whether the range is done.
 
     Returns:
-        The range with its new version; ``None`` if another worker has taken it.
+        The range with its new version, or ``None`` if another worker has taken it.
     """
     changed = connection.execute(
         _versioned(shard.job_id, shard.number, shard.version)
@@ -212,7 +221,7 @@ def advance_shard(connection: Connection, shard: Shard, worker: str, *, done: bo
 
 
 def is_shard_at(connection: Connection, shard: Shard) -> bool:
-    """Whether a range is exactly at *shard*: its version and its cursor."""
+    """Return whether a range has the version and the cursor of *shard*."""
     columns = reencryption_shards.c
     query = select(columns.version, columns.cursor).where(
         columns.job_id == shard.job_id, columns.number == shard.number
@@ -221,9 +230,9 @@ def is_shard_at(connection: Connection, shard: Shard) -> bool:
     return found is not None and (found.version, found.cursor) == (shard.version, shard.cursor)
 
 
-@writes("showing that a worker lives")
+@writes("recording that a worker is alive")
 def see_worker(connection: Connection, worker: str) -> None:
-    """Note that a worker lives, while it has nothing else to write."""
+    """Record that a worker with nothing else to write is alive."""
     connection.execute(
         update(reencryption_shards)
         .where(reencryption_shards.c.worker == worker)
@@ -231,9 +240,9 @@ def see_worker(connection: Connection, worker: str) -> None:
     )
 
 
-@writes("giving up a range of a job")
+@writes("releasing a range of a job")
 def release_shards(connection: Connection, worker: str) -> None:
-    """Give up what a worker has taken: it stops."""
+    """Release all ranges of a worker that stops."""
     connection.execute(
         update(reencryption_shards)
         .where(reencryption_shards.c.worker == worker)
@@ -242,7 +251,7 @@ def release_shards(connection: Connection, worker: str) -> None:
 
 
 def _is_silent(row: Mapping[str, Any], lease: timedelta) -> bool:
-    """Whether a worker was not seen for a while; one that was seen in the future was never seen then."""
+    """Return whether a worker was silent for too long. A time in the future counts as silent."""
     return row["seen_at"] is None or abs(row["now"] - row["seen_at"]) > lease
 
 
@@ -266,12 +275,12 @@ def _versioned(job_id: UUID, number: int, version: int) -> Any:
 @dataclass(frozen=True, slots=True)
 class Totals:
     """
-    What a job has counted so far.
+    The counts of a job so far.
 
     Attributes:
-        by_table: By table and outcome; what failed or was left alone counts as of the last pass.
-        by_key: Items that were encrypted again, by the key that they had.
-        open_shards: Ranges that are not done.
+        by_table: The counts by table and outcome. Failed and skipped items are those of the last pass.
+        by_key: The number of items that were encrypted again, by their old key.
+        open_shards: The number of ranges that are not done.
     """
 
     by_table: Mapping[str, Counter[str]]
@@ -280,7 +289,7 @@ class Totals:
 
 
 def add_key_counts(connection: Connection, shard: Shard, counts: Mapping[UUID, int]) -> None:
-    """Add to the items that a range moved, by the key that they had."""
+    """Add to a range's counts of re-encrypted items by old key."""
     rows = [
         {"job_id": shard.job_id, "number": shard.number, "key_id": key_id, "moved": items}
         for key_id, items in sorted(counts.items())
@@ -300,7 +309,11 @@ def add_key_counts(connection: Connection, shard: Shard, counts: Mapping[UUID, i
 def add_failures(
     connection: Connection, shard: Shard, failures: Sequence[Mapping[str, Any]], *, first: int
 ) -> None:
-    """List failures of a range, as JSON, behind the *first* ones that it has."""
+    """
+    Add failures to a range, as JSON.
+
+    *first* is the number of failures that the range has already.
+    """
     rows = [
         {
             "job_id": shard.job_id,
@@ -317,7 +330,11 @@ def add_failures(
 
 @reads("reading the failures of a job")
 def load_failures(connection: Connection, job: Job, *, limit: int) -> list[Any]:
-    """Read the failures of a job's last pass, in order; what cannot be read is no mapping."""
+    """
+    Read the failures of a job's last pass, in order.
+
+    A failure that cannot be read is not a mapping.
+    """
     columns = reencryption_failures.c
     query = (
         select(columns.said)
@@ -329,17 +346,17 @@ def load_failures(connection: Connection, job: Job, *, limit: int) -> list[Any]:
 
 
 def drop_old_failures(connection: Connection, job_id: UUID, pass_number: int) -> None:
-    """Forget what failed before a pass: what still does is found again."""
+    """Delete the failures of earlier passes. An item that still fails is found again."""
     columns = reencryption_failures.c
     connection.execute(
         delete(reencryption_failures).where(columns.job_id == job_id, columns.pass_number < pass_number)
     )
 
 
-@reads("reading how far a job is")
+@reads("reading the progress of a job")
 def load_totals(connection: Connection, job: Job) -> Totals:
     """
-    Add up what a job's ranges have counted.
+    Return the sums of the counts in a job's ranges.
 
     Raises:
         IntegrityError: A range was edited so that it cannot be read.
@@ -356,7 +373,7 @@ def load_totals(connection: Connection, job: Job) -> Totals:
     keys = reencrypted_keys.c
     by_key = (
         select(keys.key_id, func.sum(keys.moved, type_=Numeric()))
-        # An edited row counts for nothing: these counts are shown, and nothing rests on them.
+        # Edited rows do not count. These counts are only shown, and nothing depends on them.
         .where(keys.job_id == job.job_id, HoldsUUID(keys.key_id), keys.moved.between(0, _MOST_COUNTED))
         .group_by(keys.key_id)
     )

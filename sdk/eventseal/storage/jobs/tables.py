@@ -1,4 +1,4 @@
-"""The tables of re-encryption: jobs that any process can continue, and what is known of compromised keys."""
+"""The tables of re-encryption jobs and of compromised keys. Any process can resume a job."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ reencrypted_keys = own_table(
     "reencrypted_keys",
     job_metadata,
     Column("job_id", BinaryUUID(), primary_key=True),
-    # By shard too, so that no two workers ever wait for each other's row.
+    # By shard too, so that two workers never wait for each other's row.
     Column("number", Count(), primary_key=True, autoincrement=False),
     Column("key_id", BinaryUUID(), primary_key=True),
     Column("moved", Count(), nullable=False),
@@ -92,10 +92,10 @@ marked_envelopes = own_table(
     Column("key_id", BinaryUUID(), primary_key=True),
     Column("table_name", StoredText(), primary_key=True),
     Column("tag", ExactBytes(), primary_key=True),
-    # The key is all there is: without a second copy of it a row takes half the room.
+    # The key is the whole row. Without a second copy of it, a row takes half the space.
     sqlite_with_rowid=False,
 )
-"""Filled on SQLite only; on PostgreSQL rows say themselves when they were written."""
+"""Filled on SQLite only. On PostgreSQL, rows show themselves when they were written."""
 
 replaced_envelopes = own_table(
     "replaced_envelopes",

@@ -1,1 +1,1 @@
-"""The key tables: rows, states, wrappings, closed KEKs and epochs, as steps of transactions."""
+"""The key tables: rows, states, wrappings, closed KEKs and epochs."""

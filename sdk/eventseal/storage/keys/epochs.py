@@ -1,9 +1,9 @@
 """
-The newest roll of an application's epoch: when it began, and which branch keys and KEK versions it made.
+The newest roll of an application's epoch.
 
-The row is authenticated under the store key. Otherwise an attacker who can write to the database would get a
-receipt for a roll that ended nothing (docs/decisions/0014). When the roll is done, the row stays, for its
-number.
+The row has the time when the roll began, and the branch keys and KEK versions that it created. It is
+authenticated under the store key. Otherwise an attacker who can write to the database would get a receipt for
+a roll that ended nothing (docs/decisions/0014). When the roll is done, the row stays, because of its number.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _NUMBER_SIZE = 8
 
 class Epoch(NamedTuple):
     """
-    A roll.
+    A roll of the epoch.
 
     Attributes:
-        number: Goes up by 1 when a roll begins and when it is done, so no two states of the row share one.
-        begun_at: By the key store's clock.
-        kek_versions: By KEK, the version that the roll has made.
-        shreds: How often keys of the application had been shredded when the roll began, as the revocation
-            tree counts it: no clock has a say in it.
-        branch_keys: The ids of the branch keys that the roll has made, as text.
-        finished_at: By the key store's clock; ``None`` while the roll is under way.
+        number: It grows by 1 when a roll begins and when it is done, so no two states of the row share one.
+        begun_at: The time of the beginning, by the key store's clock.
+        kek_versions: By KEK, the version that the roll has created.
+        shreds: How often keys of the application had been shredded when the roll began. The revocation tree
+            counts this, and no clock affects it.
+        branch_keys: The ids of the branch keys that the roll has created, as text.
+        finished_at: The time of the end, by the key store's clock. ``None`` while the roll is under way.
     """
 
     number: int
@@ -57,7 +57,9 @@ class Epoch(NamedTuple):
 @reads(_DOING)
 def is_rolling(connection: Connection, application: str) -> bool:
     """
-    Say whether a roll was begun and is not done, as the row says: :func:`begin_epoch` checks the row.
+    Return whether a roll has begun and is not done.
+
+    The row is not authenticated here. :func:`begin_epoch` does that.
 
     Raises:
         StoreError: The database refused or failed.
@@ -70,19 +72,19 @@ def is_rolling(connection: Connection, application: str) -> bool:
 @writes(_DOING)
 def begin_epoch(connection: Connection, application: str, seals: Seals, *, shreds: int) -> Epoch:
     """
-    Begin a roll, or go on with one that was interrupted.
+    Begin a roll, or resume one that was interrupted.
 
-    One that was interrupted is begun anew if a key was shredded since: a backup taken after its beginning may
-    hold that key under what the roll had made.
+    If a key was shredded since the interrupted roll began, a new roll begins. A backup from after that
+    beginning may hold the shredded key under keys that the old roll had created.
 
     Args:
-        connection: To the key tables, or their engine.
-        application: Whose epoch; it has a store key.
-        seals: The application's.
-        shreds: How often its keys were shredded by now: ``KeyTables.count_shreds()``.
+        connection: A connection to the key tables, or their engine.
+        application: The application that owns the epoch. It has a store key.
+        seals: The object that computes the application's row MACs.
+        shreds: How often the application's keys have been shredded: ``KeyTables.count_shreds()``.
 
     Raises:
-        IntegrityError: The row is not what was written.
+        IntegrityError: The row was edited.
         StoreError: The database refused or failed.
     """
     found = _newest(connection, application, seals, lock=True)
@@ -91,29 +93,31 @@ def begin_epoch(connection: Connection, application: str, seals: Seals, *, shred
     number = 1 if found is None else found.number + 1
     begun = Epoch(number, _now(connection), {}, shreds, [])
     _store(connection, application, seals, begun)
-    return _newest(connection, application, seals) or begun  # maybe another process's, which was first
+    return _newest(connection, application, seals) or begun  # maybe of another process, which was first
 
 
-@writes("noting a KEK's new version")
+@writes("storing the new version of a KEK")
 def note_version(
     connection: Connection, application: str, seals: Seals, number: int, kek_uri: str, version: str
 ) -> None:
     """
-    Note which version of a KEK a roll has made, so that it makes no other if it goes on.
+    Store the KEK version that a roll has created.
 
-    Nothing is noted in a roll that was begun anew meanwhile: to that one the version is as old as any, and a
-    backup from before its beginning may hold keys under it.
+    So a resumed roll creates no other version.
+
+    Nothing is stored if a new roll has begun meanwhile. To that roll the version is as old as any other, and
+    a backup from before its beginning may hold keys under the version.
 
     Args:
-        connection: To the key tables, or their engine.
-        application: Whose epoch.
-        seals: The application's.
-        number: Of the roll that has made it.
+        connection: A connection to the key tables, or their engine.
+        application: The application that owns the epoch.
+        seals: The object that computes the application's row MACs.
+        number: The number of the roll that has created the version.
         kek_uri: The KEK.
-        version: Its version.
+        version: The version of the KEK.
 
     Raises:
-        IntegrityError: The row is not what a roll has written.
+        IntegrityError: The row was edited.
         StoreError: The database refused or failed.
     """
     found = _newest(connection, application, seals, lock=True)
@@ -122,15 +126,15 @@ def note_version(
         _store(connection, application, seals, found._replace(kek_versions=made))
 
 
-@writes("noting new branch keys")
+@writes("storing new branch keys")
 def note_branch_keys(
     connection: Connection, application: str, seals: Seals, number: int, made: Sequence[UUID]
 ) -> None:
     """
-    Note which branch keys a roll has made, so that it makes no others if it goes on.
+    Store the branch keys that a roll has created.
 
-    No time tells them apart: a database writer can set ``created_at``. Arguments and errors are those of
-    :func:`note_version`.
+    So a resumed roll creates no other keys. A time would not identify them, because an attacker who can write
+    to the database can set ``created_at``. Arguments and errors are those of :func:`note_version`.
     """
     found = _newest(connection, application, seals, lock=True)
     if found is not None and found.number == number:
@@ -140,19 +144,21 @@ def note_branch_keys(
 @writes("finishing the roll of the epoch")
 def finish_epoch(connection: Connection, application: str, seals: Seals, number: int) -> datetime:
     """
-    Note that a roll is done; one that was begun anew meanwhile is not.
+    Store that a roll is done.
+
+    Nothing is stored if a new roll has begun meanwhile.
 
     Args:
-        connection: To the key tables, or their engine.
-        application: Whose epoch.
-        seals: The application's.
-        number: Of the roll.
+        connection: A connection to the key tables, or their engine.
+        application: The application that owns the epoch.
+        seals: The object that computes the application's row MACs.
+        number: The number of the roll.
 
     Returns:
         The time, by the key store's clock.
 
     Raises:
-        IntegrityError: The row is not what a roll has written.
+        IntegrityError: The row was edited.
         StoreError: The database refused or failed.
     """
     found, now = _newest(connection, application, seals, lock=True), _now(connection)
@@ -163,9 +169,9 @@ def finish_epoch(connection: Connection, application: str, seals: Seals, number:
 
 def _newest(connection: Connection, application: str, seals: Seals, *, lock: bool = False) -> Epoch | None:
     """
-    Read the row and check it: the one place that says whether a row counts.
+    Read the row and authenticate it. Only this function decides whether a row counts.
 
-    A row of a release that did not seal it counts as none, so its roll is begun anew.
+    If an earlier release wrote the row without a MAC, it counts as missing, so a new roll begins.
     """
     query = select(epochs).where(epochs.c.application == application)
     rows = read_rows(connection, query.with_for_update() if lock else query)
@@ -181,14 +187,14 @@ def _newest(connection: Connection, application: str, seals: Seals, *, lock: boo
             return found
     raise IntegrityError(
         f"the row of application {application!r} in epochs was edited: "
-        + (f"its {', '.join(unreadable)} cannot be read" if unreadable else "it does not match its seal"),
-        remedy="Find out who changed the key tables, then delete the row, so that the roll begins anew: "
+        + (f"its {', '.join(unreadable)} cannot be read" if unreadable else "it does not match its MAC"),
+        remedy="Find out who changed the key tables, then delete the row, so that a new roll begins: "
         f"{deletion(epochs, f'application = {as_sql(connection, application)}')}",
     )
 
 
 def _unfit(epoch: Epoch) -> list[str]:
-    """Name the columns that hold what no roll writes."""
+    """Return the columns with values that no roll writes."""
     versions: Any = epoch.kek_versions
     branch_keys: Any = epoch.branch_keys
     fits = {
@@ -208,7 +214,7 @@ def _store(connection: Connection, application: str, seals: Seals, epoch: Epoch)
 
 
 def _parts(epoch: Epoch) -> list[bytes]:
-    """Give what the seal is over, in one order."""
+    """Return the parts that the row MAC covers, in a fixed order."""
     begun, ended = (
         "" if moment is None else moment.isoformat(timespec="microseconds")
         for moment in (epoch.begun_at, epoch.finished_at)

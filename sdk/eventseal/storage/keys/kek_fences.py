@@ -1,4 +1,8 @@
-"""Fences of KEKs and branch keys: once one is closed, no wrapping under it is stored."""
+"""
+Fences of KEKs and branch keys.
+
+No wrapping is stored under a KEK or branch key whose fence is closed.
+"""
 
 from __future__ import annotations
 
@@ -25,31 +29,32 @@ if TYPE_CHECKING:
     KekVersions = Mapping[str, Collection[str] | None]
 
 PATIENCE = "2s"
-"""How long a closing waits for those who store wrappings at that moment."""
+"""The time that closing waits for others who are storing wrappings."""
 
 NO_KEY = "(no row in encryption_keys)"
-"""Stands for the application of wrappings whose key has no row."""
+"""Replaces the application of wrappings whose key has no row."""
 
 _CLOSED = (
-    "Try again: the KEK wraps under a newer version by now. If it goes on, the KEK was replaced by "
-    "`eventseal roll-epoch`: configure its successor alone."
+    "Try again, because the KEK now wraps under a newer version. If the error returns, "
+    "`eventseal roll-epoch` has replaced the KEK. Then configure only its successor."
 )
 
 
 def refuse_closed(connection: Connection, wrappings: Iterable[WrappedKey]) -> None:
     """
-    Refuse what was just stored, if its KEK was closed meanwhile.
+    Refuse wrappings that were just stored, if their KEK was closed meanwhile.
 
-    Who closes a KEK keeps others from storing wrappings until it has committed, and counts what is there: so
-    a wrapping is either counted, or refused here (docs/decisions/0014). What branch keys have wrapped costs
-    nothing.
+    A process that closes a KEK keeps others from storing wrappings until it has committed, and counts the
+    stored wrappings. So a wrapping is either counted, or refused here (docs/decisions/0014). Wrappings under
+    branch keys need no query.
 
     Args:
-        connection: In the caller's transaction, which has inserted *wrappings* in an earlier statement.
-        wrappings: Under KEKs or branch keys.
+        connection: A connection in the caller's transaction. It has inserted *wrappings* in an earlier
+            statement.
+        wrappings: The wrappings, under KEKs or branch keys.
 
     Raises:
-        KeyDestroyedError: A KEK, or the version that made a wrapping, is closed. The caller rolls back.
+        KeyDestroyedError: A KEK, or the version that created a wrapping, is closed. The caller rolls back.
     """
     by_kek = [wrapped for wrapped in wrappings if not wrapped.kek_uri.startswith(BRANCH_PREFIX)]
     if not by_kek:
@@ -62,7 +67,7 @@ def refuse_closed(connection: Connection, wrappings: Iterable[WrappedKey]) -> No
         if {(wrapped.kek_uri, EVERY_VERSION), (wrapped.kek_uri, wrapped.kek_version)} & closed:
             version = "" if wrapped.kek_version is None else f" (version {wrapped.kek_version})"
             raise KeyDestroyedError(
-                f"{wrapped.kek_uri}{version} was closed before what it has wrapped was stored",
+                f"{wrapped.kek_uri}{version} was closed before a wrapping under it was stored",
                 kek_uri=wrapped.kek_uri,
                 remedy=_CLOSED,
             )
@@ -70,30 +75,30 @@ def refuse_closed(connection: Connection, wrappings: Iterable[WrappedKey]) -> No
 
 def hold_branches(connection: Connection, wrappings: Iterable[WrappedKey]) -> None:
     """
-    Share the rows of the branch keys that *wrappings* name until the transaction ends.
+    Share the rows of branch keys until the transaction ends.
 
-    Who destroys a branch key locks its row first and counts what it wraps then: so a wrapping is either
-    counted, or refused here (docs/decisions/0010). On SQLite the write lock does it.
+    A process that destroys a branch key locks its row first and then counts the wrappings under it. So a
+    wrapping is either counted, or refused here (docs/decisions/0010). On SQLite the write lock ensures this.
 
     Args:
-        connection: In the caller's transaction, which is about to insert *wrappings*.
-        wrappings: Under branch keys or KEKs.
+        connection: A connection in the caller's transaction, before it inserts *wrappings*.
+        wrappings: The wrappings, under branch keys or KEKs.
 
     Raises:
-        KeyDestroyedError: A branch key was destroyed since the caller had it. Nothing may be stored.
+        KeyDestroyedError: A branch key was destroyed since the caller read it. Nothing may be stored.
     """
     branch_ids = {named_branch(wrapped) for wrapped in wrappings} - {None}
     if not branch_ids:
         return
     ids, state = encryption_keys.c.key_id, encryption_keys.c.state
-    # KEY SHARE: it stands in the way of the FOR UPDATE before every change of a state, and of nothing else.
+    # KEY SHARE blocks the FOR UPDATE that precedes every change of a state, and nothing else.
     held = (
         select(ids, state).where(ids.in_(branch_ids)).order_by(ids).with_for_update(read=True, key_share=True)
     )
     for row in connection.execute(held):
         if row.state == KeyState.DESTROYED:
             raise KeyDestroyedError(
-                f"branch key {row.key_id} was destroyed before what it has wrapped was stored",
+                f"branch key {row.key_id} was destroyed before a wrapping under it was stored",
                 key_id=row.key_id,
                 remedy="Try again: the branch has another key by now.",
             )
@@ -102,18 +107,18 @@ def hold_branches(connection: Connection, wrappings: Iterable[WrappedKey]) -> No
 @writes("closing KEKs")
 def close_keks(connection: Connection, keks: KekVersions) -> dict[str, int]:
     """
-    Close KEKs for good, unless something hangs on them; whatever application's it is.
+    Close KEKs permanently, unless they wrap keys of any application.
 
     Args:
-        connection: To the key tables, or their engine.
-        keks: The versions to close by the KEK's name in wrappings; ``None``: all of its versions.
+        connection: A connection to the key tables, or their engine.
+        keks: The versions to close, by the KEK's name in wrappings. ``None`` means all versions.
 
     Returns:
-        By application, the wrappings that hang there: then nothing was closed; under :data:`NO_KEY` those of
-        keys that have no row. Empty: all is closed.
+        By application, the number of wrappings under the KEKs. Wrappings of keys without a row count under
+        :data:`NO_KEY`. If there are wrappings, nothing was closed. If it is empty, all are closed.
 
     Raises:
-        StoreUnavailableError: Somebody stores wrappings for longer than 2 seconds.
+        StoreUnavailableError: Others store wrappings for longer than 2 seconds.
         StoreError: The database refused or failed.
     """
     if not keks:
@@ -121,27 +126,27 @@ def close_keks(connection: Connection, keks: KekVersions) -> dict[str, int]:
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SET LOCAL lock_timeout = '{PATIENCE}'"))
         connection.execute(text(f"LOCK TABLE {key_wrappings.name} IN SHARE ROW EXCLUSIVE MODE"))
-    hanging = hanging_on(connection, keks)  # a statement after the lock sees what was stored until then
+    hanging = hanging_on(connection, keks)  # after the lock, a new statement sees all that was stored
     if not hanging:
         _insert(connection, keks)
     return hanging
 
 
-@reads("counting what hangs on KEKs")
+@reads("counting the wrappings under KEKs")
 def hanging_on(connection: Connection, keks: KekVersions) -> dict[str, int]:
     """
     Count the wrappings under KEKs.
 
     Args:
-        connection: To the key tables, or their engine.
+        connection: A connection to the key tables, or their engine.
         keks: As for :func:`close_keks`.
 
     Returns:
-        By application, of all that share the tables.
+        The number of wrappings by application, for all applications that share the tables.
     """
     if not keks:
         return {}
-    # Also those whose key has no row: a backup may have it.
+    # The wrappings of keys without a row count too, because a backup may have the row.
     applications = func.coalesce(encryption_keys.c.application, NO_KEY)
     query = (
         select(applications, func.count())

@@ -1,4 +1,9 @@
-"""Rows of keys as records: read, inserted and changed. Each function is one step in a transaction."""
+"""
+Rows of keys as records: reading, inserting and changing them.
+
+Each function is one step in a transaction. A scope has one slot for each purpose of keys. Its active key
+holds the slot, or a tombstone that closes the scope.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +42,7 @@ _TIMES = {
 _STORED = frozenset(field.name for field in fields(KeyRecord)).intersection(encryption_keys.c.keys())
 _AS_STORED = _STORED - {"purpose", "state"}
 _INSERTED = _STORED - {"destroyed_by"} - {column.name for column in _TIMES.values()}
-"""What a record that is inserted says itself: the database's clock gives the times."""
+"""The columns that an inserted record sets itself. The database's clock sets the times."""
 
 
 def load_records(
@@ -47,13 +52,15 @@ def load_records(
     wrappings: bool = True,
 ) -> list[KeyRecord]:
     """
-    Read the records that meet all conditions, in order of id; an edited row that cannot be read is one too.
+    Read the records that meet all conditions, in order of id.
+
+    A row that an edit made unreadable is returned as a record too.
 
     Args:
-        connection: In the caller's transaction.
-        conditions: On ``encryption_keys``.
-        limit: At most so many.
-        wrappings: Whether they come with them.
+        connection: A connection in the caller's transaction.
+        conditions: Conditions on ``encryption_keys``.
+        limit: The maximum number of records.
+        wrappings: Whether to read the wrappings of the keys too.
     """
     query = select(encryption_keys).where(*conditions).order_by(encryption_keys.c.key_id).limit(limit)
     rows = read_rows(connection, query)
@@ -69,12 +76,12 @@ def load_records(
 
 def insert_records(connection: Connection, records: Sequence[KeyRecord], *, change: int) -> None:
     """
-    Insert new keys, each unless its id or its scope's slot is taken.
+    Insert new keys, unless their id or their scope's slot is taken.
 
     Args:
-        connection: In the caller's transaction.
-        records: Without regard to their times.
-        change: The application's counter of a change that made them; 0 if none did.
+        connection: A connection in the caller's transaction.
+        records: The records. Their times are ignored.
+        change: The application's counter of the change that creates them, or 0 if there is none.
     """
     ordered = sorted(records, key=lambda record: record.scope)  # so that no two calls deadlock
     statement = insert_unless_there(connection, encryption_keys).values(created_at=DatabaseClock())
@@ -83,11 +90,13 @@ def insert_records(connection: Connection, records: Sequence[KeyRecord], *, chan
 
 def insert_tombstones(connection: Connection, tombstones: Sequence[KeyRecord], *, change: int) -> None:
     """
-    Insert tombstones that were never keys; a slot that is taken is an error of the database's.
+    Insert tombstones that were never keys.
+
+    If a slot is taken, the database raises an error.
 
     Args:
-        connection: In the caller's transaction.
-        tombstones: Without regard to their times.
+        connection: A connection in the caller's transaction.
+        tombstones: The tombstones. Their times are ignored.
         change: The application's counter of this change.
     """
     if tombstones:
@@ -104,7 +113,7 @@ def insert_wrappings(connection: Connection, records: Iterable[KeyRecord]) -> No
     Insert the wrappings of keys that were just inserted.
 
     Raises:
-        KeyDestroyedError: The branch key of one was destroyed meanwhile, or its KEK closed.
+        KeyDestroyedError: A branch key that wraps one of them was destroyed meanwhile, or a KEK was closed.
     """
     records = list(records)
     hold_branches(connection, [wrapped for record in records for wrapped in record.wrappings])
@@ -119,13 +128,14 @@ def update_records(
     connection: Connection, records: Sequence[KeyRecord], *, change: int, new_state: bool
 ) -> None:
     """
-    Write the new state of keys; destroyed keys lose their wrappings.
+    Store the new state of keys. Destroyed keys lose their wrappings.
 
     Args:
-        connection: In the caller's transaction, which has locked the rows and found the versions just before.
-        records: At least one, all of one new state, each with its version and seal.
+        connection: A connection in the caller's transaction. It has locked the rows and just read their
+            versions.
+        records: At least one record. All have the same new state, each with its version and row MAC.
         change: The application's counter of this change.
-        new_state: Whether the state is another than before; the database's clock is then noted.
+        new_state: Whether the state changes. If so, the time of the database's clock is stored.
     """
     ids = encryption_keys.c.key_id
     state = records[0].state
@@ -152,24 +162,28 @@ def update_records(
 
 
 def _load_wrappings(connection: Connection, key_ids: Sequence[UUID]) -> dict[UUID, list[ReadRow]]:
-    """Read the wrappings of keys; of a key to which somebody added thousands, one more than count."""
+    """
+    Read the wrappings of keys.
+
+    If somebody added thousands to one key, only one more than :data:`MOST_WRAPPINGS` is read.
+    """
     found: dict[UUID, list[ReadRow]] = defaultdict(list)
     for chunk in chunks(key_ids):
         most = len(chunk) * MOST_WRAPPINGS
         rows = _newest_wrappings(connection, chunk, most + 1)
-        if len(rows) > most:  # those of one key may have left no room for the others'
+        if len(rows) > most:  # the wrappings of one key may have left no room for those of others
             rows = [
                 r for key_id in chunk for r in _newest_wrappings(connection, [key_id], MOST_WRAPPINGS + 1)
             ]
         for row in rows:
-            found[row.values["key_id"]].append(row)  # readable, since it was found by it
+            found[row.values["key_id"]].append(row)  # readable, because the row was found by it
     return found
 
 
 def _newest_wrappings(connection: Connection, key_ids: Sequence[UUID], limit: int) -> list[ReadRow]:
     columns = key_wrappings.c
-    # The newest first; of those of one moment the one that nobody has tried, or nobody ever would
-    # (docs/decisions/0009).
+    # The newest come first. Of several from the same moment, an unverified one comes first. Otherwise nobody
+    # would ever try it (docs/decisions/0009).
     order = (
         columns.created_at.desc(),
         columns.verified_at.is_not(None),
@@ -181,7 +195,11 @@ def _newest_wrappings(connection: Connection, key_ids: Sequence[UUID], limit: in
 
 
 def _unread(connection: Connection, key_id: UUID, rows: Sequence[ReadRow]) -> int:
-    """Count the wrappings that are left out of a key's record: none, unless somebody added thousands."""
+    """
+    Count the wrappings that a key's record leaves out.
+
+    There are none, unless somebody added thousands.
+    """
     if len(rows) <= MOST_WRAPPINGS:
         return 0
     query = select(func.count()).select_from(key_wrappings).where(key_wrappings.c.key_id == key_id)
@@ -210,14 +228,18 @@ def _record(row: ReadRow, wrapped: Sequence[ReadRow], *, more: int) -> KeyRecord
 def _unreadable(
     values: Mapping[str, Any], names: Iterable[str], purpose: KeyPurpose | None, state: KeyState | None
 ) -> KeyRecord:
-    """Make a record that no seal fits: what can be read of the row says whose it is."""
+    """
+    Return a record with an empty row MAC, which never matches.
+
+    The readable values of the row identify its key.
+    """
     return KeyRecord(
         key_id=values.get("key_id", NIL_KEY_ID),
         application=values.get("application", ""),
         scope=values.get("scope", ""),
         active_scope=values.get("active_scope"),
         purpose=purpose or KeyPurpose.DATA,
-        state=state or KeyState.DEACTIVATED,  # not destroyed: then nobody would look at the row any more
+        state=state or KeyState.DEACTIVATED,  # not destroyed, or nobody would look at the row any more
         binding=b"",
         seal=b"",
         unreadable=tuple(names),
@@ -225,7 +247,7 @@ def _unreadable(
 
 
 def wrapping_row(key_id: UUID, wrapped: WrappedKey) -> dict[str, Any]:
-    """Give the values of a wrapping's row."""
+    """Return the values of a wrapping's row."""
     return {
         "key_id": key_id,
         "kek_uri": wrapped.kek_uri,
@@ -256,7 +278,7 @@ def slot_holders(
     scopes: Iterable[str],
     wrappings: bool = True,
 ) -> dict[str, KeyRecord]:
-    """Give the record that holds each scope's slot; a scope whose slot is free is left out."""
+    """Return the record in the slot of each scope. Scopes with a free slot are left out."""
     ours = encryption_keys.c.application == application, encryption_keys.c.purpose == purpose
     return {
         record.active_scope: record
@@ -272,7 +294,7 @@ def slot_holders(
 def records_by_id(
     connection: Connection, *, key_ids: Iterable[UUID], wrappings: bool = True
 ) -> dict[UUID, KeyRecord]:
-    """Give records by id; absent ones are left out."""
+    """Return records by id. Missing ones are left out."""
     return {
         record.key_id: record
         for chunk in chunks(key_ids)
@@ -281,13 +303,13 @@ def records_by_id(
 
 
 def records_in_order(connection: Connection, key_ids: Sequence[UUID]) -> list[KeyRecord]:
-    """Give the records of *key_ids*, which are all there, in their order."""
+    """Return the records of *key_ids* in that order. All of them must exist."""
     found = records_by_id(connection, key_ids=key_ids)
     return [found[key_id] for key_id in key_ids]
 
 
 def locked_records(connection: Connection, key_ids: Sequence[UUID]) -> dict[UUID, KeyRecord]:
-    """Lock keys, in order of id, and give their records without wrappings."""
+    """Lock keys in order of id, and return their records without wrappings."""
     for chunk in chunks(sorted(key_ids)):
         ids = encryption_keys.c.key_id
         connection.execute(select(ids).where(ids.in_(chunk)).order_by(ids).with_for_update())
@@ -295,7 +317,11 @@ def locked_records(connection: Connection, key_ids: Sequence[UUID]) -> dict[UUID
 
 
 def others_live(connection: Connection, application: str, scope: str, key_ids: Collection[UUID]) -> bool:
-    """Whether a scope has a key of a subject's that is not destroyed, besides *key_ids*."""
+    """
+    Return whether a scope has other keys of a subject.
+
+    Destroyed keys do not count.
+    """
     live = select(encryption_keys.c.key_id).where(
         encryption_keys.c.application == application,
         encryption_keys.c.scope == scope,
@@ -305,9 +331,13 @@ def others_live(connection: Connection, application: str, scope: str, key_ids: C
     return not set(key_ids).issuperset(connection.execute(live).scalars())
 
 
-@reads("looking for keys that lost what opens them")
+@reads("looking for keys without a wrapping or a change mark")
 def orphans(connection: Connection, *, limit: int) -> list[KeyRecord]:
-    """Give keys that live and that nothing wraps, and those of applications that have no change mark."""
+    """
+    Return keys that lost their wrappings or their change mark.
+
+    A key that is not destroyed needs a wrapping. Its application needs a change mark.
+    """
     its_wrappings = select(key_wrappings.c.key_id).where(key_wrappings.c.key_id == encryption_keys.c.key_id)
     return load_records(
         connection,
@@ -322,7 +352,7 @@ def orphans(connection: Connection, *, limit: int) -> list[KeyRecord]:
 
 @reads("looking for rows of unknown kinds")
 def of_unknown_kind(connection: Connection, *, application: str) -> list[KeyRecord]:
-    """Give the first 1,000 rows of an application whose state or purpose is none that there is."""
+    """Return the first 1,000 rows with an unknown state or purpose."""
     return load_records(
         connection,
         encryption_keys.c.application == application,

@@ -1,4 +1,8 @@
-"""Keys that change states, all or none, and the change mark that says so to every process."""
+"""
+State changes of keys, all or none.
+
+They also store the change mark, which shows the change to every process.
+"""
 
 from __future__ import annotations
 
@@ -67,20 +71,23 @@ def change_states(
     again: bool,
 ) -> list[KeyRecord]:
     """
-    Give keys the states that *records* carry, and insert *tombstones*; see ``KeyStore.set_states``.
+    Store the states that *records* carry, and insert *tombstones*.
+
+    See ``KeyStore.set_states``.
 
     Args:
-        connection: In a READ COMMITTED transaction of its own; on SQLite one that holds the write lock.
-        application: Whose keys.
-        records: Each with a version one above the stored one.
+        connection: A connection in its own READ COMMITTED transaction. On SQLite, it holds the write lock.
+        application: The application that owns the keys.
+        records: The records. The version of each is one above the stored version.
         tombstones: New rows that were never keys.
-        next_mark: Gives the mark to store.
-        whole_scope: The scope of which no live key may be left out.
-        left_out: Keys that may be, whatever their rows say; they lose their slots.
-        again: Whether an earlier attempt may have done it all, although its COMMIT was not answered.
+        next_mark: Returns the change mark to store.
+        whole_scope: The scope of which no key may be left out, unless it is destroyed.
+        left_out: Keys that may be left out, whatever their rows contain. They lose their slots.
+        again: Whether an earlier attempt may have done all of it, although its COMMIT was not answered.
 
     Returns:
-        The records as stored; an empty list, with the transaction rolled back, if something was in the way.
+        The records as stored. If something was in the way, the list is empty, and the transaction was rolled
+        back.
     """
     wanted = [*records, *tombstones]
     key_ids = [record.key_id for record in wanted]
@@ -103,14 +110,18 @@ def change_states(
             new_state = stored[record.key_id].state is not record.state
             update_records(connection, [record], change=following.counter, new_state=new_state)
         insert_tombstones(connection, tombstones, change=following.counter)
-    except ConstraintError:  # another key has taken a slot that one of them was to keep
+    except ConstraintError:  # another key has taken a slot that one of the records keeps
         connection.rollback()
         return []
     return records_in_order(connection, key_ids)
 
 
 def _wraps_others(connection: Connection, records: Sequence[KeyRecord]) -> bool:
-    """Whether a branch key that is to end is needed; who wraps another key waits for its locked row."""
+    """
+    Return whether a branch key that will be destroyed still wraps keys.
+
+    A process that wraps another key waits for the branch key's locked row.
+    """
     uris = [
         branch_uri(record.key_id)
         for record in records
@@ -136,17 +147,18 @@ def replace_active_keys(
     connection: Connection, replacements: Sequence[Replacement], *, next_mark: NextMark
 ) -> dict[str, KeyRecord]:
     """
-    Close the active keys of scopes and make others; see ``KeyStore.replace_all_active``.
+    Replace the active keys of scopes with new ones.
 
-    Run again after an attempt whose COMMIT was not answered, it finds the new keys in their slots.
+    See ``KeyStore.replace_all_active``. After an attempt whose COMMIT was not answered, it finds the new keys
+    in their slots.
 
     Args:
-        connection: In a READ COMMITTED transaction of its own; on SQLite one that holds the write lock.
-        replacements: At least one.
-        next_mark: Gives the mark to store.
+        connection: A connection in its own READ COMMITTED transaction. On SQLite, it holds the write lock.
+        replacements: At least one replacement.
+        next_mark: Returns the change mark to store.
 
     Returns:
-        By scope the record that holds the slot.
+        The record in the slot of each scope.
 
     Raises:
         KeyDestroyedError: A wrapping is under a branch key that was destroyed meanwhile.
@@ -166,7 +178,7 @@ def replace_active_keys(
 
 
 def _is_active(replacement: Replacement, stored: KeyRecord | None) -> bool:
-    """Whether the old key is as it was read, and holds its slot."""
+    """Return whether the old key is unchanged and holds its slot."""
     return (
         stored is not None
         and not stored.unreadable
@@ -176,7 +188,11 @@ def _is_active(replacement: Replacement, stored: KeyRecord | None) -> bool:
 
 
 def load_mark(connection: Connection, application: str, *, lock: bool = False) -> ChangeMark | None:
-    """Read an application's mark, and lock its row until the transaction ends if asked to."""
+    """
+    Read an application's change mark.
+
+    With *lock*, its row is locked until the transaction ends.
+    """
     query = select(key_changes).where(key_changes.c.application == application)
     values = read_mark(connection, application, query.with_for_update() if lock else query)
     return None if values is None else mark_of(values)
@@ -187,15 +203,15 @@ def read_mark(connection: Connection, application: str, query: Select[Any]) -> M
     Read an application's row of ``key_changes``.
 
     Args:
-        connection: In the caller's transaction.
-        application: Whose.
-        query: Selects the row, maybe with more.
+        connection: A connection in the caller's transaction.
+        application: The application.
+        query: The query, which selects the row and maybe more.
 
     Returns:
-        ``None`` if there is none.
+        The values of the row, or ``None`` if there is no row.
 
     Raises:
-        IntegrityError: A cell of it cannot be read. No process can go on without it.
+        IntegrityError: A cell of the row cannot be read. No process can continue without it.
     """
     rows = read_rows(connection, query)
     if not rows:
@@ -212,17 +228,17 @@ def read_mark(connection: Connection, application: str, query: Select[Any]) -> M
 
 
 def mark_of(values: Mapping[str, Any]) -> ChangeMark:
-    """Make the mark of a row of ``key_changes``."""
+    """Return the change mark in a row of ``key_changes``."""
     return ChangeMark(**{name: values[name] for name in _MARK})
 
 
 def insert_mark(connection: Connection, mark: ChangeMark) -> None:
-    """Insert an application's first mark, unless there is one."""
+    """Insert an application's first change mark, unless there is one."""
     connection.execute(insert_unless_there(connection, key_changes), _mark_values(mark))
 
 
 def store_mark(connection: Connection, mark: ChangeMark) -> None:
-    """Write an application's next mark."""
+    """Store an application's next change mark."""
     connection.execute(
         update(key_changes).where(key_changes.c.application == mark.application).values(_mark_values(mark))
     )
@@ -233,7 +249,7 @@ def _mark_values(mark: ChangeMark) -> dict[str, Any]:
 
 
 def load_nodes(connection: Connection, application: str, paths: Collection[bytes]) -> dict[bytes, bytes]:
-    """Read nodes by path; absent ones are left out."""
+    """Read nodes by path. Missing ones are left out."""
     columns = revocation_nodes.c
     query = select(type_coerce(columns.path, NullType), type_coerce(columns.content, NullType)).where(
         columns.application == application
@@ -241,12 +257,16 @@ def load_nodes(connection: Connection, application: str, paths: Collection[bytes
     nodes: dict[Any, Any] = {}
     for chunk in chunks(sorted(paths)):
         nodes.update(connection.execute(query.where(columns.path.in_(chunk))).all())
-    # Untyped columns are read faster. What somebody edited into no bytes is like a node that is gone.
+    # Untyped columns are read faster. An edited value that is not bytes counts as a missing node.
     return {path: content for path, content in nodes.items() if isinstance(content, bytes)}
 
 
 def is_admitted(connection: Connection, application: str, admit: Admission) -> bool:
-    """Whether keys that this transaction has inserted may stay, by what is revoked now."""
+    """
+    Return whether keys that this transaction inserted may stay.
+
+    The current revocations decide.
+    """
     mark = load_mark(connection, application)
     if mark is None:
         return False
@@ -254,7 +274,7 @@ def is_admitted(connection: Connection, application: str, admit: Admission) -> b
 
 
 def list_erased(connection: Connection, application: str, digests: Collection[bytes]) -> None:
-    """Add digests of items that were erased; those that are there stay."""
+    """Add digests of erased items. Existing ones stay."""
     rows = [{"application": application, "digest": digest} for digest in sorted(set(digests))]
     if rows:
         connection.execute(insert_unless_there(connection, erased_items), rows)
@@ -262,7 +282,7 @@ def list_erased(connection: Connection, application: str, digests: Collection[by
 
 @reads("looking for erased items", filtered=True)
 def find_erased(connection: Connection, application: str, digests: Collection[bytes]) -> set[bytes]:
-    """Say which of some digests are listed."""
+    """Return the digests that are listed as those of erased items."""
     columns = erased_items.c
     return {
         digest
@@ -275,17 +295,17 @@ def find_erased(connection: Connection, application: str, digests: Collection[by
 
 def store_next_mark(connection: Connection, mark: ChangeMark, next_mark: NextMark) -> ChangeMark:
     """
-    Write the mark that follows a locked one, and the nodes that go with it.
+    Store the next change mark with its tree nodes.
 
     Args:
-        connection: In a transaction that has locked *mark*.
-        mark: As it is stored.
-        next_mark: Gives what follows.
+        connection: A connection in a transaction that has locked *mark*.
+        mark: The stored mark.
+        next_mark: Returns the next mark and the changed nodes.
 
     Returns:
-        The mark that was written.
+        The mark that was stored.
     """
-    # Tables of the release before the tree may lack its table; *next_mark* refuses their mark.
+    # The key tables of the release before the tree may lack its table. *next_mark* refuses their mark.
     wanted = next_mark.paths if mark.has_tree else ()
     nodes = load_nodes(connection, mark.application, wanted) if wanted else {}
     following, changed = next_mark(mark, nodes)
@@ -306,35 +326,37 @@ def store_next_mark(connection: Connection, mark: ChangeMark, next_mark: NextMar
 
 def locked_mark(connection: Connection, application: str) -> ChangeMark:
     """
-    Lock an application's mark: before any key, by whoever changes states, so that no two of them deadlock.
+    Lock an application's change mark.
+
+    Whoever changes states locks it before any key, so that two of them do not deadlock.
 
     Raises:
-        IntegrityError: There is none, though there are keys.
+        IntegrityError: The mark is missing, although there are keys.
     """
     mark = load_mark(connection, application, lock=True)
     if mark is None:
         raise IntegrityError(
-            f"application {application!r} has keys, but its row of key_changes is gone",
+            f"application {application!r} has keys, but its row of key_changes is missing",
             remedy="Find out who changed the database, and restore the row from a backup.",
         )
     return mark
 
 
-@reads("reading what changed of the keys", filtered=True)
+@reads("reading the changes of the keys", filtered=True)
 def changes_since(
     connection: Connection, *, application: str, since: int, key_ids: Collection[UUID]
 ) -> Changes | None:
     """
-    Read an application's mark and, unless its counter is *since*, what changed after that.
+    Read an application's change mark and the changes after counter *since*.
 
     Args:
-        connection: In one snapshot.
-        application: Whose keys.
-        since: A counter.
-        key_ids: Whose records are given if they changed.
+        connection: A connection in one snapshot.
+        application: The application that owns the keys.
+        since: A counter. If it is the mark's counter, there are no changes.
+        key_ids: The keys whose records are returned if they changed.
 
     Returns:
-        ``None`` if the application has no mark, hence no store key.
+        ``None`` if the application has no mark, and so no store key.
     """
     row = read_mark(connection, application, _mark_query(application))
     if row is None:
@@ -348,11 +370,11 @@ def changes_since(
         for chunk in chunks(sorted(key_ids))
         for record in load_records(connection, *moved, encryption_keys.c.key_id.in_(chunk), wrappings=False)
     ]
-    # Tables of the release before the tree may lack its table.
+    # The key tables of the release before the tree may lack its table.
     nodes = load_nodes(connection, application, [ROOT]) if found.mark.has_tree else {}
     return replace(found, records=tuple(records), root=nodes.get(ROOT, b""))
 
 
-@lru_cache(maxsize=16)  # every refresh asks it
+@lru_cache(maxsize=16)  # every refresh uses it
 def _mark_query(application: str) -> Select[Any]:
     return select(key_changes, DatabaseClock().label("now")).where(key_changes.c.application == application)

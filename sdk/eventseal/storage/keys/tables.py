@@ -1,4 +1,8 @@
-"""The key tables with the registry, and the table of fences. No seal is made or checked here."""
+"""
+The key tables with the registry, and the table of fences.
+
+No row MAC is computed or checked here.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +26,24 @@ from eventseal.storage.database.column_types import (
 from eventseal.storage.database.table_setup import ADDED, own_table
 
 DEFAULT_REFRESH_INTERVAL = 60.0
-"""Seconds: what a new application's row of ``key_changes`` holds."""
+"""Seconds: the refresh interval in a new application's row of ``key_changes``."""
 
 EVERY_APPLICATION = ""
-"""Stands in ``sealed_tables`` for a table whose items belong to whatever application sealed them."""
+"""
+Replaces the application in ``sealed_tables`` for tables of every application.
+
+The items of such a table belong to the application that sealed them.
+"""
 
 UNKNOWN_VERSION = ""
-"""Stands in ``key_wrappings`` for a KEK version that is not known: no part of a primary key is NULL."""
+"""
+Replaces an unknown KEK version in ``key_wrappings``.
+
+No part of a primary key is NULL.
+"""
 
 EVERY_VERSION = ""
-"""Stands in ``kek_fences`` for all versions of a KEK."""
+"""Replaces the version in ``kek_fences`` if all versions are closed."""
 
 key_metadata = MetaData()
 fence_metadata = MetaData()
@@ -55,7 +67,7 @@ encryption_keys = own_table(
     Column("row_version", Count(), nullable=False),
     Column("change", Count(), nullable=False),
     Column("seal", ExactBytes(), nullable=False),
-    # NULLs are distinct: closed keys hold no slot.
+    # A UNIQUE constraint treats NULLs as different, so keys that hold no slot do not conflict.
     UniqueConstraint("application", "purpose", "active_scope", name="uq_encryption_keys_active_scope"),
     Index("ix_encryption_keys_scope", "application", "scope"),
     Index("ix_encryption_keys_change", "application", "change"),
@@ -87,7 +99,7 @@ epochs = own_table(
     Column("application", StoredText(), primary_key=True),
     Column("begun_at", UTCTimestamp(), nullable=False),
     Column("kek_versions", StoredJSON(), nullable=False),
-    # NULL in a row that the first release has written.
+    # NULL in rows of the first release.
     Column("number", Count(), info=ADDED),
     Column("shreds", Count(), info=ADDED),
     Column("branch_keys", StoredJSON(), info=ADDED),

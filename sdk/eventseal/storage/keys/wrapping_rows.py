@@ -1,4 +1,4 @@
-"""Wrappings of stored keys: added, verified, dropped, counted, and overwritten where they were deleted."""
+"""Wrappings of stored keys: adding, verifying, deleting, counting and overwriting them."""
 
 from __future__ import annotations
 
@@ -26,12 +26,19 @@ if TYPE_CHECKING:
 
 
 PATIENCE = 2000
-"""Milliseconds that are waited for others who use the database."""
+"""Milliseconds to wait for other users of the database."""
 
 _MAINTAIN_SINCE = 170000
-"""PostgreSQL 17 has a privilege that lets others than the owner vacuum a table."""
+"""
+PostgreSQL 17 lets users other than the owner vacuum a table.
 
-_AGAIN = "Run it again when nobody else holds the database, or clear it as docs/epoch.md tells."
+They need the privilege MAINTAIN.
+"""
+
+_AGAIN = (
+    "Run the command again when nobody else uses the database, or clear the bytes as the page "
+    "'Make old backups useless' describes."
+)
 _columns = key_wrappings.c
 
 _IS_THE_ROW = and_(
@@ -52,19 +59,21 @@ _GIVE_WAY = delete(key_wrappings).where(
 
 def add_wrappings(connection: Connection, add: Mapping[UUID, WrappedKey], *, verified: bool) -> set[UUID]:
     """
-    Add a wrapping to each key that lives and has none of that KEK and version.
+    Add a wrapping to each key that lacks one.
+
+    A key that has a wrapping under the same KEK and version is left out. Destroyed keys are too.
 
     Args:
-        connection: In the caller's transaction.
-        add: By the key's id.
-        verified: Whether they were unwrapped; then one that never was gives way.
+        connection: A connection in the caller's transaction.
+        add: The wrappings by key id.
+        verified: Whether the wrappings were unwrapped. If so, they replace wrappings that never were.
 
     Returns:
-        The ids of the keys that have this very wrapping now.
+        The ids of the keys that now have exactly this wrapping.
 
     Raises:
-        KeyDestroyedError: A wrapping is under a branch key that was destroyed meanwhile, or under a KEK, or a
-            version of it, that was closed.
+        KeyDestroyedError: A wrapping is under a branch key that was destroyed meanwhile, or under a KEK or
+            KEK version that was closed.
     """
     held: set[UUID] = set()
     for chunk in chunks(sorted(add)):
@@ -88,7 +97,11 @@ def add_wrappings(connection: Connection, add: Mapping[UUID, WrappedKey], *, ver
 
 
 def mark_verified(connection: Connection, opened: Mapping[UUID, WrappedKey]) -> None:
-    """Note the time at which wrappings were verified, unless it is known or they are others by now."""
+    """
+    Store the time at which wrappings were verified.
+
+    Wrappings that are verified already, or were replaced, are left out.
+    """
     _execute_for_each(connection, _MARK, dict(sorted(opened.items())))
 
 
@@ -96,19 +109,21 @@ def drop_wrappings(
     connection: Connection, drop: Mapping[UUID, Collection[WrappedKey]], keep: Mapping[UUID, WrappedKey]
 ) -> set[UUID]:
     """
-    Delete wrappings of the keys whose wrapping in *keep* is there, to the byte.
+    Delete wrappings of keys that have a better one.
+
+    The wrapping of the key in *keep* must be stored, byte for byte.
 
     Args:
-        connection: In the caller's transaction.
-        drop: What goes, by the key's id.
-        keep: For whose sake, by the key's id; the caller has unwrapped it. That a row says so is no reason.
+        connection: A connection in the caller's transaction.
+        drop: The wrappings to delete, by key id.
+        keep: The better wrapping by key id. The caller has unwrapped it, because a row alone proves nothing.
 
     Returns:
         The ids of the keys that have the better wrapping.
     """
     better: set[UUID] = set()
     for chunk in chunks(sorted(drop)):
-        # Looked at after the keys are locked: nobody else drops the better one meanwhile
+        # Read after the keys are locked, so that nobody else deletes the better wrapping meanwhile
         # (docs/decisions/0009).
         locked = set(_locked_living(connection, chunk))
         query = select(key_wrappings).where(_columns.key_id.in_(chunk))
@@ -130,7 +145,11 @@ def drop_wrappings(
 
 @reads("counting wrappings", filtered=True)
 def count_uses(connection: Connection, application: str) -> list[KekUse]:
-    """Count an application's wrappings by KEK and version, an edited one too; a destroyed key has none."""
+    """
+    Count an application's wrappings by KEK and version.
+
+    Edited wrappings are counted too. A destroyed key has none.
+    """
     query = (
         select(
             _columns.kek_uri,
@@ -166,7 +185,7 @@ def count_wrapped_keys(connection: Connection, application: str) -> int:
 
 
 def _locked_living(connection: Connection, key_ids: Sequence[UUID]) -> Sequence[UUID]:
-    # Locked, so that a key that is being destroyed has lost its wrappings before it is looked at.
+    # Locked, so that a key that is being destroyed has lost its wrappings before they are read.
     living = (
         select(encryption_keys.c.key_id)
         .where(encryption_keys.c.key_id.in_(key_ids), encryption_keys.c.state != KeyState.DESTROYED)
@@ -189,17 +208,17 @@ def _parameters_of(key_id: UUID, wrapped: WrappedKey) -> dict[str, Any]:
 
 def overwrite_deleted(engine: Engine) -> str:
     """
-    Have the bytes of deleted wrappings overwritten: best effort, after the transaction that deleted them.
+    Overwrite the bytes of deleted wrappings, as far as possible.
 
-    On SQLite, deleted content is zeroed as it is deleted, and the write-ahead log, which has it still, is
-    emptied into the file. On PostgreSQL the table is vacuumed. Copies elsewhere stay: archives of the log,
-    replicas, backups, blocks that the disk has put aside.
+    Call it after the transaction that deleted them. On SQLite, content is zeroed when it is deleted. The
+    write-ahead log still has it, so the log is emptied into the file. On PostgreSQL the table is vacuumed.
+    Copies elsewhere stay: archives of the log, replicas, backups, and blocks that the disk has set aside.
 
     Args:
-        engine: Of the key tables; the calling thread is in no transaction of it.
+        engine: The engine of the key tables. The calling thread has no transaction open there.
 
     Returns:
-        Why bytes may be left in the files at hand; empty if there is nothing to say.
+        The reason why bytes may be left in the files. It is empty if there is none.
     """
     try:
         with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
@@ -207,7 +226,7 @@ def overwrite_deleted(engine: Engine) -> str:
                 return _empty_log(connection)
             return _vacuum(connection)
     except SQLAlchemyError as error:
-        return f"the database refused to clear what was deleted: {type(error).__name__}. {_AGAIN}"
+        return f"the database refused to clear deleted wrappings: {type(error).__name__}. {_AGAIN}"
 
 
 def _empty_log(connection: Connection) -> str:
@@ -217,14 +236,14 @@ def _empty_log(connection: Connection) -> str:
         is_busy, _, _ = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()
     finally:
         connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(patience)}")
-    return f"somebody uses the SQLite file, and its log could not be emptied. {_AGAIN}" if is_busy else ""
+    return f"the SQLite file is in use, so its log could not be emptied. {_AGAIN}" if is_busy else ""
 
 
 def _vacuum(connection: Connection) -> str:
     if not _may_vacuum(connection):
         return (
-            f"the database user does not own {key_wrappings.name} and could not vacuum it. Leave it to "
-            "autovacuum, or vacuum it as its owner."
+            f"the database user does not own {key_wrappings.name}, so the table was not vacuumed. "
+            f"Leave it to autovacuum, or run VACUUM {key_wrappings.name} as its owner."
         )
     connection.execute(text(f"SET lock_timeout = {PATIENCE}"))
     try:
@@ -235,7 +254,7 @@ def _vacuum(connection: Connection) -> str:
 
 
 def _may_vacuum(connection: Connection) -> bool:
-    """Whether VACUUM would do anything: to others than the owner it only says a warning."""
+    """Return whether VACUUM has any effect. For users other than the owner it only warns."""
     owns = "pg_has_role(relowner, 'USAGE')"
     (version,) = connection.execute(text("SELECT current_setting('server_version_num')::int")).one()
     if version >= _MAINTAIN_SINCE:
