@@ -268,4 +268,4 @@ def test_markers_under_the_eventsourcing_library_are_listed_as_refused(run_json,
     assert {one["protection"] for one in classes["Plain.Named"]["fields"]} == {"sealed item"}
     assert classes["Plain.Named"]["refused"] is None
     for name in ("Customer", "Customer.Registered"):
-        assert "seal no fields one by one" in classes[name]["refused"]
+        assert "do not encrypt single fields" in classes[name]["refused"]

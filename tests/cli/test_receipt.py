@@ -155,9 +155,9 @@ def test_what_is_no_receipt_is_told_apart(run, store):
     file = Path("file.json")
     for text in ("[]", "{}", '{"receipt": NaN}', '{"receipt": "a", "receipt": "b"}', "[" * 100_000, "\xff"):
         file.write_text(text, encoding="latin-1")
-        with pytest.raises(ConfigurationError, match="no receipt"):
+        with pytest.raises(ConfigurationError, match="not a receipt"):
             checked(file)
-    assert "no receipt" in run("receipt", "check", "file.json", exits=2).stderr
+    assert "not a receipt" in run("receipt", "check", "file.json", exits=2).stderr
     assert "cannot be read" in run("receipt", "check", "none.json", exits=2).stderr
 
 
@@ -188,7 +188,7 @@ def test_an_erasure_is_compared_with_its_entries_of_the_ledger(run, run_json, er
     run("receipt", "check", str(erased))
     monkeypatch.delenv("EVENTSEAL_LEDGER")
     shown = run("receipt", "check", str(erased), exits=2).stderr
-    assert "remedy: Name it: `ledger` in eventseal.toml, or EVENTSEAL_LEDGER." in shown
+    assert "remedy: Set `ledger` in eventseal.toml, or EVENTSEAL_LEDGER," in shown
 
 
 def test_whatever_is_changed_in_an_erasures_receipt_shows(run, erased):

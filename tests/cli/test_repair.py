@@ -110,4 +110,4 @@ def test_a_backup_that_is_not_there_or_is_the_store_itself_is_named(run, damaged
     for same in ("sqlite:///./shop.sqlite", "sqlite+pysqlite:///shop.sqlite"):
         assert "own database" in run("repair", "--from-backup", same, exits=2).stderr
     words = ["repair", "--from-backup", "sqlite:///backup.sqlite", "--renamed", "orders=x"]
-    assert "no registered table orders" in run(*words, exits=2).stderr
+    assert "no table orders is registered" in run(*words, exits=2).stderr

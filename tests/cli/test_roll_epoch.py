@@ -83,7 +83,7 @@ def test_another_application_in_the_tables_is_named_and_stops_it(two_keks, run) 
         other.keyring.prepare(["application"])
     assert "application crm has" in run("roll-epoch", "--to", NEW, "--dry-run").stdout
     refused = run("roll-epoch", "--to", NEW, "--yes", exits=4)
-    assert "of application crm are wrapped under it" in refused.stderr
+    assert "wrappings of application crm" in refused.stderr
     assert f"eventseal rewrap --to {LocalKmsAdapter('new.key').uri}" in refused.stderr
 
 

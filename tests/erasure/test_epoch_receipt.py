@@ -81,7 +81,8 @@ def test_on_aws_it_has_the_date_of_the_closing_and_that_of_the_deletion(shop) ->
     page = receipt.to_html()
     for at in (ended.closed_at, ended.ends_at, receipt.covers_before, receipt.done_at, receipt.begun_at):
         assert text_of(at) in page
-    assert f"Its KMS deletes it on {text_of(ended.ends_at)}; until then that can be taken back" in page
+    ends = text_of(ended.ends_at)
+    assert f"The KMS deletes it on {ends}. Until then, the deletion can be cancelled" in page
     assert old.uri in page
     assert new.uri in page
     assert "<script" not in page
@@ -120,7 +121,7 @@ def test_run_again_on_aws_it_does_nothing_and_gives_the_same_receipt(shop, aws) 
 def test_run_again_after_an_erasure_it_is_refused(shop) -> None:
     shop.roll()
     shred(shop.seal, OTHER)  # a backup from in between has the key, under the new KEK
-    with pytest.raises(ConfigurationError, match="is to be deleted on"):
+    with pytest.raises(ConfigurationError, match="is already scheduled for deletion on"):
         shop.roll()
 
 
@@ -131,7 +132,7 @@ def test_of_another_kek_it_gives_no_receipt(shop, aws) -> None:
     third = AwsKmsAdapter(aws.create_key(), client=aws.client())
     shop.new, shop.kms = third, [old, third]
     shop.restart()
-    with pytest.raises(ConfigurationError, match="is to be deleted on"):
+    with pytest.raises(ConfigurationError, match="is already scheduled for deletion on"):
         roll_epoch(shop.seal, to=third, ledger=DatabaseLedger(f"sqlite:///{shop.folder / 'other.sqlite'}"))
 
 
@@ -140,7 +141,7 @@ def test_where_the_deletion_was_withdrawn_and_ordered_anew_it_is_refused(shop, a
     old, _ = shop.kms
     aws.client().cancel_key_deletion(KeyId=str(old.uri).removeprefix("aws-kms://"))
     old.schedule_deletion(7)
-    with pytest.raises(ConfigurationError, match="is to be deleted on"):
+    with pytest.raises(ConfigurationError, match="is already scheduled for deletion on"):
         shop.roll()
 
 
@@ -169,8 +170,8 @@ def test_on_vault_it_has_the_date_and_the_version(openbao, sqlite_url, tmp_path)
     assert facts["min_decryption_version"] == facts["min_available_version"] == 2
     page = receipt.to_html()
     assert f"{vault.uri} before version {ended.before}" in page
-    assert f"Deleted for good on {text_of(ended.ends_at)}." in page
-    assert "taken back" not in page
+    assert f"Permanently deleted on {text_of(ended.ends_at)}." in page
+    assert "cancelled" not in page
 
     again = roll_epoch(shop.seal).receipt  # the next epoch: it covers the one before, too
     assert again.keks[0].before == vault.current_version() != ended.before
@@ -188,9 +189,9 @@ def test_of_a_key_file_no_date_is_made_up(sqlite_url, tmp_path) -> None:
     shown = receipt.to_json()
     assert [shown[name] for name in ("covers_before", "open_nothing_since", "useless_from")] == [None] * 3
     page = receipt.to_html()
-    assert "until it was deleted by hand, and every copy of it" in page
-    assert page.count("the day on which what is named below was deleted by hand") == 2
-    assert "when that was, it does not tell" in page
+    assert "until you delete it and every copy of it" in page
+    assert page.count("the day on which you delete the ended KMS keys below") == 2
+    assert "It does not report when that was" in page
     shop.stop()
 
 
@@ -203,7 +204,8 @@ def test_without_a_ledger_there_is_one_too(sqlite_url, aws) -> None:
         assert result.receipt.to_json()["ledger"] is None
         assert "no ledger: none is configured" in result.receipt.to_html()
         assert result.receipt.useless_from == old.deletion_date()
-        with pytest.raises(ConfigurationError, match="is to be deleted on"):  # nothing tells that it was done
+        # Nothing tells that it was done.
+        with pytest.raises(ConfigurationError, match="is already scheduled for deletion on"):
             roll_epoch(seal, to=new)
 
 

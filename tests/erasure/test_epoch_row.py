@@ -145,14 +145,14 @@ def test_a_receipt_is_not_given_again_after_an_erasure_whatever_its_time_is_said
     assert roll_epoch(shop.seal, to=new).receipt == first.receipt
     shred(shop.seal, SCOPE)
     shop.execute(update(encryption_keys).values(destroyed_at=LONG_AGO))
-    with pytest.raises(ConfigurationError, match="is to be deleted on"):
+    with pytest.raises(ConfigurationError, match="is already scheduled for deletion on"):
         roll_epoch(shop.seal, to=new)
 
 
 def test_a_run_that_ended_nothing_says_so_and_writes_no_receipt(shop, kms, monkeypatch) -> None:
     monkeypatch.setattr(kms, "versions_before", lambda version: [])
     for _ in range(2):
-        with pytest.raises(JobError, match="no KEK was ended") as refused:
+        with pytest.raises(JobError, match="no KMS key was ended") as refused:
             roll_epoch(shop.seal)
         assert "fake://kek" in str(refused.value)
     assert epoch_entries(shop) == 0

@@ -518,7 +518,7 @@ def test_an_unencrypted_row_of_a_backup_is_never_sealed(shop, repaired):
     shop.back_up()
     result = repaired()
     assert (result.done, result.failed) == (0, 1)
-    assert "no envelope" in reason(result)
+    assert "not an envelope" in reason(result)
 
 
 def test_a_row_of_another_place_is_not_taken(shop, repaired):
@@ -537,7 +537,7 @@ def test_a_row_that_is_not_in_the_backup_fails(shop, repaired):
     shop.edit(item, data=damaged(item))
     result = repaired()
     assert (result.done, result.failed) == (0, 1)
-    assert "no row in this place" in reason(result)
+    assert "no row at this place" in reason(result)
 
 
 def test_a_suspected_forgery_that_opens_is_not_touched(shop, repaired):

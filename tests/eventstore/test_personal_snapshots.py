@@ -306,7 +306,7 @@ def test_data_whose_subject_has_changed_since_are_refused(repository):
     order = Order.create(customer_id="c-1", contact="Ann")
     order._trigger_event(Order.GivenTo, customer_id="c-2")
 
-    with pytest.raises(ConfigurationError, match="another subject than the event that gave it"):
+    with pytest.raises(ConfigurationError, match="another subject than the event that set it"):
         repository.take_snapshot(order.id)
 
 
@@ -315,7 +315,7 @@ def test_that_is_noticed_across_a_snapshot_too(repository):
     repository.take_snapshot(order.id)
     order._trigger_event(Order.GivenTo, customer_id="c-2")
 
-    with pytest.raises(ConfigurationError, match="another subject than the event that gave it"):
+    with pytest.raises(ConfigurationError, match="another subject than the event that set it"):
         repository.take_snapshot(order.id)
 
 
@@ -385,7 +385,7 @@ def test_a_snapshot_of_events_of_two_scopes_is_refused(shop, keyring):
     repository.take_snapshot(account.id)
     account._trigger_event(Account.HandedOver, holder="c-2")
 
-    with pytest.raises(ConfigurationError, match="2 scopes besides the application's"):
+    with pytest.raises(ConfigurationError, match="2 scopes other than the application's"):
         repository.take_snapshot(account.id)
 
 

@@ -226,7 +226,7 @@ def test_the_mapper_and_the_table_are_of_one_collection(strategy, cipher):
 
 
 def test_the_mapper_and_the_strategy_are_of_one_item_class(strategy, cipher):
-    with pytest.raises(ConfigurationError, match="makes Other items, the strategy takes SequencedItem"):
+    with pytest.raises(ConfigurationError, match="creates Other items, but the strategy takes SequencedItem"):
         EventStore(strategy(), SequencedItemMapper(Other, cipher=cipher))
     stream = uuid4()
     store = EventStore(strategy(sequenced_item_class=Other), SequencedItemMapper(Other, cipher=cipher))

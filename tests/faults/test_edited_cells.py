@@ -302,7 +302,7 @@ def test_a_ledgers_row_is_refused_by_name(tmp_path):
     )
     far = whole % (b"1e999", b""), whole % (b"1", b"1e999")
     for line in (b"[" * 900 + b"]" * 900, b"{}", b"[]", b"\xff", b"", *far):
-        with pytest.raises(IntegrityError, match="is no entry of an erasure ledger"):
+        with pytest.raises(IntegrityError, match="is not an entry of an erasure ledger"):
             parsed(line, where="entry 1", application="shop")
     engine = datastore_at(url).engine
     create_lax_tables(engine, LEDGER)

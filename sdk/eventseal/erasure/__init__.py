@@ -1,4 +1,8 @@
-"""Erasure: shred a scope, roll the epoch, settle a restore or damaged rows; each is in the ledger."""
+"""
+Erase scopes, roll epochs, reconcile restores, and repair or set aside rows.
+
+The erasure ledger records each of these operations.
+"""
 
 from eventseal.erasure.backup import Backup
 from eventseal.erasure.epoch import roll_epoch

@@ -1,4 +1,8 @@
-"""A backup of the items and the key tables: only read, and believed where it authenticates."""
+"""
+Read-only access to a backup of the items and the key tables.
+
+EventSeal uses only those parts of a backup that authenticate.
+"""
 
 from __future__ import annotations
 
@@ -42,16 +46,18 @@ if TYPE_CHECKING:
 
 class Backup:
     """
-    A backup of a store. It is never written to, and a context manager that closes its connections.
+    A backup of a store, which EventSeal never writes to.
+
+    It is a context manager that closes its connections.
 
     Args:
-        store: The store that it is a backup of. Its KEKs unwrap the backup's keys.
-        url: The database with the backup's items, as SQLAlchemy has it. A secret.
-        keys_url: The database with the backup's key tables; ``None``: that of the items.
-        renamed: What tables are called in the backup, by the names that they have today.
+        store: The store that was backed up. Its KEKs unwrap the backup's keys.
+        url: The SQLAlchemy URL of the database with the backup's items. A secret.
+        keys_url: The URL of the database with the backup's key tables. ``None``: the database of the items.
+        renamed: The names of tables in the backup, by their current names.
 
     Raises:
-        ConfigurationError: A URL is none, or names the store's own database.
+        ConfigurationError: A URL is invalid, or names the store's own database.
     """
 
     def __init__(
@@ -65,14 +71,14 @@ class Backup:
         items = SQLAlchemySettings(url)
         if database_identity(items.url) == database_identity(store.datastore.settings.url):
             raise ConfigurationError(
-                "the backup is the store's own database", remedy="Name the database that holds the backup."
+                "the backup is the store's own database", remedy="Pass the URL of the backup's database."
             )
         known = {table.table for table in store.datastore.registry().tables}
         for name in renamed:
             if name not in known:
                 raise ConfigurationError(
-                    f"there is no registered table {name}, so it has no other name in the backup",
-                    remedy="Give the name that the table has today first: --renamed TABLE=NAME",
+                    f"no table {name} is registered, so it cannot have another name in the backup",
+                    remedy="Write the current name of the table first: --renamed TABLE=NAME",
                 )
         self.name = redacted(items.url)
         keys = None if keys_url is None else _at_rest(SQLAlchemySettings(keys_url))
@@ -86,10 +92,12 @@ class Backup:
 
     def identity(self) -> dict[str, Any]:
         """
-        Give what tells this backup from others: its database, and how often its keys had changed by then.
+        Return the database of this backup and its key change counter.
+
+        Together they distinguish this backup from others. The counter says how often keys had changed.
 
         Raises:
-            StoreError: The database refused or failed.
+            StoreError: The database rejects the request or fails.
         """
         try:
             changes = self._key_store.changes(self._application, -1, [])
@@ -98,21 +106,21 @@ class Backup:
         except StoreError as error:
             raise type(error)(
                 f"the backup {self.name} cannot be read: {error}",
-                remedy="Name a database that this user may read. Nothing was changed.",
+                remedy="Nothing was changed. Pass the URL of a database that its user can read.",
             ) from error
         return {"database": self.name, "key_changes": None if changes is None else changes.mark.counter}
 
     def rows(self, table: SealedTable, places: Sequence[Place]) -> list[ItemRow | None]:
         """
-        Read the rows at some places of a table; ``None`` stands for one that is not there.
+        Return the rows at some places, with ``None`` for missing rows.
 
         Args:
-            table: From today's registry.
+            table: The table, as today's registry describes it.
             places: Sequence ids and positions.
 
         Raises:
             ConfigurationError: The backup has no such table.
-            StoreError: The database refused or failed.
+            StoreError: The database rejects the request or fails.
         """
         if table.table not in self._tables:
             self._tables[table.table] = self._table(table)
@@ -125,7 +133,7 @@ class Backup:
         ]
 
     def _table(self, table: SealedTable) -> SealedTable:
-        # The envelope's header names the key: nobody needs a column beside it, which the backup may lack.
+        # The envelope's header names the key, so the key id column, which the backup may lack, is not needed.
         columns = {role: column for role, column in table.columns.items() if role != KEY_ID}
         there = replace(table, table=self._renamed.get(table.table, table.table), columns=columns)
 
@@ -136,14 +144,14 @@ class Backup:
         if names is not None:
             others = ", ".join(sorted(names)[:_SHOWN_TABLES]) or "none"
             raise ConfigurationError(
-                f"the backup has no table {there.table}; it has: {others}",
-                remedy=f"If the table had another name: --renamed {table.table}=NAME. To repair other tables "
-                "only, name them with --table.",
+                f"the backup has no table {there.table}. Its tables: {others}",
+                remedy=f"If the table had another name in the backup, add --renamed {table.table}=NAME. To "
+                "repair only other tables, name them with --table.",
             )
         return there
 
     def close(self) -> None:
-        """Forget the keys and close the connections."""
+        """Remove the keys from memory and close the connections."""
         self.keyring.close()
         self._datastore.close()
 
@@ -159,19 +167,20 @@ _SHOWN_TABLES = 10
 
 def _at_rest(settings: SQLAlchemySettings) -> SQLAlchemySettings:
     """
-    Name a SQLite file so that reading it leaves no file beside it, and works in a folder that is read-only.
+    Return settings that read a SQLite backup without creating files.
 
-    A write-ahead log beside the file is part of the backup. Only then SQLite may need to write there.
+    They also work in a read-only folder. A write-ahead log next to the file is part of the backup. Only with
+    such a log, SQLite may need to write there.
 
     Raises:
-        ConfigurationError: There is no such file.
+        ConfigurationError: The file does not exist.
     """
     file = settings.file
     if file is None:
         return settings
     if not file.is_file():
         raise ConfigurationError(
-            f"there is no backup {file}", remedy="Correct the URL of the backup. Nothing was changed."
+            f"there is no backup {file}", remedy="Nothing was changed. Correct the URL of the backup."
         )
     log = file.with_name(f"{file.name}-wal")
     if log.exists() and log.stat().st_size:
@@ -183,11 +192,11 @@ def _at_rest(settings: SQLAlchemySettings) -> SQLAlchemySettings:
 
 class BackupKeys:
     """
-    Opens what a backup holds, and seals under today's keys. It is a key source for a cipher.
+    A key source that opens a backup and seals under today's keys.
 
-    A backup is bytes that somebody may have made. So what a key may do, today's key tables say: one that
-    lives opens by itself, and of the backup's keys only those are used that were retired since. Each of them
-    must be the very key that today's tombstone was made for.
+    An attacker may have written the backup. So today's key tables decide what each key may do. A key that is
+    not destroyed today opens without the backup. Of the backup's keys, only keys that were retired since the
+    backup are used. Each of them must be the very key that today's tombstone was created for.
 
     Args:
         today: The store's keyring.
@@ -201,22 +210,22 @@ class BackupKeys:
 
     @property
     def application(self) -> str:
-        """The application whose keys these are."""
+        """The application that owns the keys."""
         return self._today.application
 
     def sealing_keys(
         self, items_by_scope: Mapping[str, int], *, make: bool = True, purpose: KeyPurpose = KeyPurpose.DATA
     ) -> dict[str, DataKey]:
-        """Give each scope's active key as it is today; see ``KeySource``."""
+        """Return each scope's active key from today's tables. See ``KeySource``."""
         return self._today.sealing_keys(items_by_scope, make=make, purpose=purpose)
 
     def opening_keys(
         self, key_ids: Collection[UUID], *, purpose: KeyPurpose = KeyPurpose.DATA
     ) -> dict[UUID, DataKey | EventSealError]:
         """
-        Give each key, or why there is none; see ``KeySource``.
+        Return each key, or the error that explains its absence. See ``KeySource``.
 
-        A retired key of a scope that was ever shredded is refused: what it opens may have been erased.
+        A retired key is refused if its scope was ever shredded: the items under it may have been erased.
         """
         found = self._today.opening_keys(key_ids, purpose=purpose)
         retired = [key_id for key_id, outcome in found.items() if _is_retired(outcome)]
@@ -230,28 +239,28 @@ class BackupKeys:
         return found
 
     def is_suspect(self, key_id: UUID) -> bool:
-        """Whether a key that :meth:`opening_keys` gave is compromised, or was before it was retired."""
+        """Whether a key from :meth:`opening_keys` is compromised, or was when retired."""
         return key_id in self._suspect
 
     def are_listed_as_erased(self, items: Sequence[tuple[bytes, bytes]]) -> list[bool]:
-        """Say what was erased before a scope was reopened; see ``KeySource``."""
+        """Return which items were erased before a scope was reopened. See ``KeySource``."""
         return self._today.are_listed_as_erased(items)
 
     def stored_scope(self, scope: str) -> str:
-        """Give a scope as keys name it; see ``KeySource``."""
+        """Return a scope in the form that key rows use. See ``KeySource``."""
         return self._today.stored_scope(scope)
 
     def add_place(self, name: str, collection: str) -> None:
-        """Note that a place holds items; see ``KeySource``."""
+        """Register a place that holds items. See ``KeySource``."""
         self._today.add_place(name, collection)
 
     def refresh(self) -> None:
-        """Look at once for keys whose state changed."""
+        """Read changed key states immediately."""
         self._today.refresh()
 
     def _retired(self, key_ids: Sequence[UUID]) -> dict[UUID, DataKey | EventSealError]:
         tombstones = self._today.tables.retired_keys(key_ids)
-        # What such a key sealed may have been erased, and nothing tells (docs/decisions/0026).
+        # Items under such a key may have been erased, and nothing records which (docs/decisions/0026).
         erased = [key_id for key_id, retired in tombstones.items() if retired.scope_was_shredded]
         found: dict[UUID, DataKey | EventSealError] = {
             key_id: _erased(tombstones[key_id].record.scope, key_id) for key_id in erased
@@ -274,7 +283,7 @@ def _is_retired(outcome: DataKey | EventSealError) -> bool:
 
 
 def _of_backup(error: EventSealError) -> EventSealError:
-    """Say that it is the backup's key tables that are not in order, if it is they."""
+    """Mark an error as the backup's, unless the KMS caused it."""
     if isinstance(error, KmsError | KekNotConfiguredError):
         return error
     told = copy(error)
@@ -285,9 +294,9 @@ def _of_backup(error: EventSealError) -> EventSealError:
 
 def _erased(scope: str, key_id: UUID) -> KeyDestroyedError:
     return KeyDestroyedError(
-        f"key {key_id} was retired, and its scope {scope!r} was shredded at some time: what the backup holds "
-        "under the key may have been erased",
-        remedy="Nothing brings erased data back. To go on without the row: eventseal set-aside",
+        f"key {key_id} was retired, and its scope {scope!r} was shredded at some time. The backup's items "
+        "under this key may have been erased",
+        remedy="Erased data cannot be restored. To continue without the row, run `eventseal set-aside`.",
         key_id=key_id,
         scope=scope,
         destroyed_by="shredded",

@@ -1,4 +1,8 @@
-"""What a backup has in place of rows that do not open: what may be used, and how it is encrypted now."""
+"""
+Find the backup's rows that may replace rows that do not open.
+
+These rows are encrypted again under today's keys.
+"""
 
 from __future__ import annotations
 
@@ -33,16 +37,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SNAPSHOTS = "snapshots"
-"""The collection of tables whose rows are rebuilt, not repaired."""
+"""The collection whose rows are rebuilt, not repaired."""
 
 
 class Encrypted(NamedTuple):
     """
-    A row of the backup, and what it is under today's keys.
+    A row of the backup, and its replacement under today's keys.
 
     Attributes:
-        found: As the backup has it.
-        new: As it is to be.
+        found: The row in the backup.
+        new: The row after the repair.
         is_suspect: Whether the key of *found* was ever compromised.
     """
 
@@ -53,11 +57,11 @@ class Encrypted(NamedTuple):
 
 class BackupRows:
     """
-    Says what may come from a backup, and encrypts it under today's keys.
+    Checks rows of a backup and encrypts them under today's keys.
 
     Args:
-        store: Its items and keys of today.
-        backup: Of it; ``None``: there is none, and nothing may come from it.
+        store: The store with today's items and keys.
+        backup: A backup of the store. ``None``: there is no backup, so no row may be used.
     """
 
     def __init__(self, store: SealedStore, backup: Backup | None) -> None:
@@ -68,15 +72,17 @@ class BackupRows:
 
     def open(self, table: SealedTable, places: Sequence[Place]) -> list[EventSealError | None]:
         """
-        Say of each row why the backup cannot repair it; ``None``: it can. Nothing is encrypted.
+        Return why the backup cannot repair each row, else ``None``.
+
+        Nothing is encrypted.
 
         Args:
-            table: From today's registry.
-            places: Of rows that do not open.
+            table: The table, as today's registry describes it.
+            places: The places of rows that do not open.
 
         Raises:
-            KmsError: The KMS refused or failed.
-            StoreError: A database refused or failed.
+            KmsError: The KMS rejects the request or fails.
+            StoreError: A database rejects the request or fails.
         """
         usable = self._usable(table, places)
         envelopes = [row for row in usable if not isinstance(row, EventSealError)]
@@ -90,10 +96,12 @@ class BackupRows:
 
     def encrypt(self, table: SealedTable, places: Sequence[Place]) -> list[Encrypted | EventSealError]:
         """
-        Encrypt what the backup has in place of each row; arguments and errors as above.
+        Encrypt the backup's version of each row.
+
+        The arguments and errors are those of :meth:`open`.
 
         Returns:
-            For each row what is to replace it, or why nothing does.
+            For each row, its replacement or the error that explains why there is none.
         """
         usable = self._usable(table, places)
         envelopes = [row for row in usable if not isinstance(row, EventSealError)]
@@ -116,7 +124,7 @@ class BackupRows:
         return changes
 
     def _usable(self, table: SealedTable, places: Sequence[Place]) -> list[ItemRow | EventSealError]:
-        """Give what the backup has in place of rows, or why that may not be used."""
+        """Return the backup's usable rows, with an error for each other row."""
         if table.collection == SNAPSHOTS or self._backup is None:
             return [_snapshot() if table.collection == SNAPSHOTS else _no_backup() for _ in places]
         found = [_envelope_in(row) for row in self._backup.rows(table, places)]
@@ -146,9 +154,10 @@ def _in_collections(
     work: Callable[[Sequence[ItemRow], str], list[T]],
 ) -> list[T]:
     """
-    Do *work* with rows bound to a table's collection, and with those that are not, bound to its former one.
+    Do *work* under the table's collection, then under its former one.
 
-    What is bound to the former name stays so: whoever moves the table moves it.
+    The former collection is tried only for rows that fail under the current one. Rows that are bound to the
+    former name stay bound to it: the job that moves the table moves them.
     """
     outcomes = work(rows, table.collection)
     if table.former_collection is not None:
@@ -160,7 +169,7 @@ def _in_collections(
 
 
 def page_of(rows: Sequence[ItemRow]) -> Page:
-    """Give rows that hold envelopes column by column."""
+    """Return rows that hold envelopes, column by column."""
     return Page(
         sequence_ids=[row.sequence_id for row in rows],
         positions=[row.position for row in rows],
@@ -175,29 +184,29 @@ def _key_of(row: ItemRow) -> UUID:
 
 
 def _envelope_in(row: ItemRow | None) -> ItemRow | EventSealError:
-    """Give a row of the backup whose data are an envelope, or say why it is of no use."""
+    """Return a backup's row if it holds an envelope, else an error."""
     if row is None:
         return IntegrityError(
-            "the backup has no row in this place",
+            "the backup has no row at this place",
             remedy=f"Use a backup that was taken after the event was written. {_GIVE_UP}",
         )
     data: Any = row.data
     if not isinstance(data, bytes) or envelope_problem(data) is not None:
         return IntegrityError(
-            "the row of the backup is no envelope: it is damaged too, or was not encrypted then",
+            "the backup's row is not an envelope: it is damaged too, or was not encrypted at that time",
             remedy=f"Use another backup. {_GIVE_UP}",
         )
     return row
 
 
 def _of_key(error: EventSealError) -> EventSealError:
-    """Raise what says nothing about a key; of all else say what to do next."""
+    """Raise errors that say nothing about a key. Return the others, with what to do next."""
     if isinstance(error, KmsError | StoreError):
         raise error
     if isinstance(error, KeyDestroyedError) and error.destroyed_by == "shredded":
         return KeyDestroyedError(
-            f"{error}: what the backup holds was erased",
-            remedy=f"Nothing brings erased data back. {_GIVE_UP}",
+            f"{error}: the backup's row holds erased data",
+            remedy=f"Erased data cannot be restored. {_GIVE_UP}",
             key_id=error.key_id,
             scope=error.scope,
             destroyed_by="shredded",
@@ -206,7 +215,7 @@ def _of_key(error: EventSealError) -> EventSealError:
 
 
 def _why_not(outcome: object) -> EventSealError | None:
-    """Say why a row of the backup does not open; ``None``: it does."""
+    """Return the error if a row of the backup does not open."""
     if not isinstance(outcome, EventSealError):
         return None
     if isinstance(outcome, IntegrityError) and str(outcome) != OPAQUE_INTEGRITY_MESSAGE:
@@ -216,15 +225,15 @@ def _why_not(outcome: object) -> EventSealError | None:
 
 def _damaged_too() -> IntegrityError:
     return IntegrityError(
-        "the row of the backup does not open either: it is damaged too, or is of another place",
+        "the backup's row does not open either: it is damaged too, or belongs to another place",
         remedy=f"Use an older backup. {_GIVE_UP}",
     )
 
 
 def _suspected(key_id: UUID) -> IntegrityError:
     return IntegrityError(
-        f"the row of the backup is under key {key_id}, which was compromised, and no digest shows that the "
-        "row is older than that: it may be forged",
+        f"the backup's row is under key {key_id}, which was compromised. No digest shows that the row is "
+        "older than that, so it may be forged",
         remedy=f"Use a backup in which the row is under another key. {_GIVE_UP}",
         key_id=key_id,
     )
@@ -233,13 +242,13 @@ def _suspected(key_id: UUID) -> IntegrityError:
 def _no_backup() -> IntegrityError:
     return IntegrityError(
         "the row does not open, and no backup was named",
-        remedy="Name the database that holds a backup: eventseal repair --from-backup URL",
+        remedy="Run `eventseal repair --from-backup URL` with the URL of a database that holds a backup.",
     )
 
 
 def _snapshot() -> IntegrityError:
     return IntegrityError(
-        "a snapshot does not open; snapshots are not repaired",
+        "a snapshot does not open. Snapshots are not repaired",
         remedy="Delete the row: the application reads the events instead, and takes a new snapshot.",
     )
 
@@ -251,4 +260,4 @@ def _no_active_key() -> KeyNotFoundError:
     )
 
 
-_GIVE_UP = "If no backup has the row, `eventseal set-aside` lets the other checks pass without it."
+_GIVE_UP = "If no backup has the row, run `eventseal set-aside`: the other checks then pass without it."

@@ -1,4 +1,4 @@
-"""Roll the epoch: backups of the key tables that were taken until now open nothing any more."""
+"""Roll the epoch: earlier backups of the key tables then open nothing."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from eventseal.storage.keys.epochs import (
 )
 from eventseal.storage.keys.kek_fences import NO_KEY, close_keks, hanging_on
 from eventseal.storage.keys.wrapping_rows import overwrite_deleted
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -47,13 +48,17 @@ if TYPE_CHECKING:
     from eventseal.storage.keys.epochs import Epoch
 
 EPOCH = "epoch"
-"""The kind of the ledger's entry."""
+"""The kind of the entry in the ledger."""
 
 ATTEMPTS = 5
-"""How often keys are moved that others make, though every process should have noticed by then."""
+"""
+How often EventSeal moves keys that other processes created late.
+
+By then, every process should have noticed the change.
+"""
 
 LONGEST_WINDOW = 30
-"""Days until a KEK that is deleted whole is gone, if nobody says another number."""
+"""The default for the days until the KMS deletes a whole KEK."""
 
 _BATCH_SIZE = 100
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
@@ -70,40 +75,45 @@ def roll_epoch(
     progress: Callable[[EpochResult], None] | None = None,
 ) -> EpochResult:
     """
-    Make backups of the key tables useless: with them, and all that is left now, nothing is opened any more.
+    Make earlier backups of the key tables useless.
 
-    Every branch gets a new key, the data keys that live are wrapped under those, and the old branch keys are
-    destroyed. Then every KEK makes a new version, or *to* takes the place of all; what KEKs have wrapped
-    moves there and is unwrapped once, and the old wrappings go. Last the older versions, or the old KEKs, are
-    ended. No item is touched. Interrupted anywhere, it is run again, and goes on. Run again when all is done,
-    it makes the next epoch; where that cannot be, since the old KEK has its date, the ledger's receipt is
-    given again, as long as nobody was erased since.
+    Such a backup, even together with everything that is left now, opens nothing. The steps:
 
-    Take a backup of the key tables right afterwards: there is no other one that opens.
+    1. Every branch gets a new branch key. The data keys that are not destroyed are wrapped under the new
+       branch keys. The old branch keys are destroyed.
+    2. Every KEK gets a new version, or *to* replaces all KEKs. The keys that KEKs wrap are wrapped there,
+       and unwrapped once as a proof. The old wrappings are deleted.
+    3. The older versions of the KEKs, or the old KEKs, are ended.
+
+    No item is touched. If a run is interrupted, run it again: it resumes. If all is done, another run begins
+    the next epoch. If that is impossible because the old KEK already has its deletion date, the ledger's
+    receipt is returned again, as long as nothing was erased since.
+
+    Take a backup of the key tables immediately afterwards: no earlier backup opens anything.
 
     Args:
-        store: An ``EventSeal``, or any object with its four. Its KEKs must let it unwrap.
-        to: The only KEK that is to remain, one of the store's; every process must have it by now. Needed
-            where the older versions of a KEK cannot be ended alone, as on AWS.
-        pending_window_days: Days until a KEK is gone that its KMS deletes whole.
-        ledger: Its key moves along, or nobody could read it any more, and it is told. ``None``: the store's
-            own, if it has one.
+        store: An ``EventSeal``, or another ``SealedStore``. It must be allowed to unwrap with its KEKs.
+        to: The only KEK that remains. It is one of the store's KEKs, and every process must have it by now.
+            Required if the older versions of a KEK cannot be ended alone, as on AWS.
+        pending_window_days: Days until the KMS deletes a whole KEK.
+        ledger: The erasure ledger. It records the roll, and its key moves to the remaining KEKs, so that it
+            stays readable. ``None``: the store's own ledger, if it has one.
         batch: Keys in one call, 1 or more.
-        dry_run: Whether only to count what would be wrapped anew, and by whom.
-        progress: Called after each batch with what was done so far.
+        dry_run: Whether to only count the wrappings that would be replaced, and the KEKs that hold them.
+        progress: Called after each batch with the result so far.
 
     Returns:
-        ``done`` keys are wrapped as they should be; if some ``failed``, nothing was ended. ``by_kek`` counts
-        the wrappings afterwards.
+        ``done`` counts the keys that are wrapped correctly. If any key ``failed``, no KEK was ended.
+        ``by_kek`` counts the wrappings afterwards.
 
     Raises:
-        ConfigurationError: An argument is refused, or a KEK has no older versions that end alone.
-        IntegrityError: The store key's row is not what a keyring sealed.
-        JobError: Something still needs what was to end: other applications' keys, or keys that others make
-            meanwhile. It stays.
-        KmsError: A KEK refused or failed; what was done stays.
-        StoreError: The key store refused or failed.
-        StoreReadOnlyError: The key tables are of an earlier release; run `eventseal init`.
+        ConfigurationError: An argument is invalid, or a KEK has no older versions that can be ended alone.
+        IntegrityError: The store key's row does not authenticate.
+        JobError: Keys of other applications, or keys that others create meanwhile, still need a key that
+            should end. That key stays.
+        KmsError: A KEK rejects a request or fails. The finished steps stay done.
+        StoreError: The key store rejects a request or fails.
+        StoreReadOnlyError: The key tables are from an earlier release. Run `eventseal init`.
     """
     if not dry_run:
         refuse_old_key_tables(store)
@@ -116,7 +126,7 @@ def roll_epoch(
 
 @dataclass
 class _Roll:
-    """One run: what it has done so far, and how it goes on."""
+    """One run of :func:`roll_epoch`, with its progress."""
 
     store: SealedStore
     keks: EpochKeks
@@ -136,7 +146,7 @@ class _Roll:
         self.application = self.keyring.application
 
     def foreseen(self) -> EpochResult:
-        """Count what would be wrapped anew."""
+        """Count the wrappings that would be replaced."""
         uses = kek_report(self.store).uses
         names = {use.kek_uri for use in uses}
         self.keks.refuse_same_kek(names)
@@ -151,7 +161,7 @@ class _Roll:
         )
 
     def run(self, days: int) -> EpochResult:
-        """Take all steps."""
+        """Run all steps."""
         names = set(kek_report(self.store).by_kek)
         self.keks.refuse_same_kek(names)
         if not is_rolling(self.engine, self.application):
@@ -167,8 +177,8 @@ class _Roll:
         seals = self.keyring.tables.seals()
         shreds = self.keyring.tables.count_shreds()
         epoch = begin_epoch(self.engine, self.application, seals, shreds=shreds)
-        # Branch keys first: an old one that is once wrapped under what stays makes every backup open again
-        # (docs/decisions/0014).
+        # Branch keys first: if an old branch key is ever wrapped under a KEK that stays, every backup opens
+        # again (docs/decisions/0014).
         if not self._replace_branch_keys(epoch, seals):
             return self._result(complete=False)
         note = partial(note_version, self.engine, self.application, seals, epoch.number)
@@ -181,7 +191,7 @@ class _Roll:
             self.ledger.rewrap(self.store, to=self.keks.staying)
         ended = self.keks.end_old(versions, made_before=epoch.kek_versions.keys(), days=days)
         finish = partial(finish_epoch, self.engine, self.application, seals, epoch.number)
-        if not ended:  # a receipt would claim what no KMS has done (docs/decisions/0014)
+        if not ended:  # a receipt would claim an end that no KMS performed (docs/decisions/0014)
             finish()
             raise self.keks.nothing_ended()
         receipt = EpochReceipt(
@@ -193,7 +203,7 @@ class _Roll:
             keys=self.counts["done"],
             done_at=self.store.key_store.now(),
         )
-        if self.ledger is not None:  # before the roll is finished: if that fails, this is written again
+        if self.ledger is not None:  # before finish(): if that fails, the next run writes the entry again
             entry = self.ledger.append(self.store, EPOCH, details=receipt.details)
             receipt = EpochReceipt.of(self.ledger.name, entry)
         else:
@@ -205,7 +215,7 @@ class _Roll:
     # --- the steps ---
 
     def _replace_branch_keys(self, epoch: Epoch, seals: Seals) -> bool:
-        """Give branches new keys, wrap data keys under them, and destroy the old ones."""
+        """Create new branch keys, wrap data keys under them, destroy old ones."""
         old, made = self.keyring.wrappings.renew_branches(set(map(UUID, epoch.branch_keys)))
         note_branch_keys(self.engine, self.application, seals, epoch.number, made)
         self.counts["branch_keys_replaced"] = len(old)
@@ -219,7 +229,7 @@ class _Roll:
                     return False
                 for some in chunks(old, _BATCH_SIZE):
                     self.keyring.destroyer.retire([record.key_id for record in some])
-            except JobError:  # who has not noticed yet wraps new keys under an old one
+            except JobError:  # a process that has not noticed yet wraps new keys under an old branch key
                 late += noticed_at <= self.store.key_store.now()
                 if late == ATTEMPTS:
                     raise
@@ -230,10 +240,10 @@ class _Roll:
 
     def _opens_without(self, branch_keys: Sequence[KeyRecord]) -> bool:
         """
-        Say whether every key was seen to open without these branch keys.
+        Return whether every key opens without these branch keys.
 
         Raises:
-            JobError: Nothing failed, but a process that has not noticed yet wrapped keys under one of them.
+            JobError: No key failed, but a process that has not noticed yet wrapped keys under one of them.
         """
         if not branch_keys:
             return True
@@ -249,19 +259,19 @@ class _Roll:
         return not proof.failed
 
     def _noticed_at(self, old: Sequence[KeyRecord]) -> datetime:
-        """Say from when on every process has noticed that branch keys wrap no more."""
+        """Return when every process has noticed that the branch keys ended."""
         replaced = [moment for record in old if (moment := record.compromised_at or record.deactivated_at)]
         interval = refresh_interval(self.engine, application=self.application)
         return max(replaced, default=self.store.key_store.now()) + interval
 
     def _move_to_staying_keks(self, names: set[str], versions: Mapping[str, str]) -> bool:
-        """Move what KEKs have wrapped, and then let nothing more be stored under what ends."""
+        """Move all wrappings to the staying KEKs, then close the ending ones."""
         move = partial(self.keyring.rewrap, self.to, verify=True)
         hanging: dict[str, int] = {}
         for attempt in range(1, ATTEMPTS + 1):
             if not self._wrapped(move, attempt):
                 return False
-            # Of any application: a backup may have what opens them.
+            # Wrappings without a key, of any application: a backup may hold the key that opens them.
             orphaned = self.keyring.wrappings.orphaned_keys()
             if orphaned:
                 self.counts["failed"] += len(orphaned)
@@ -277,7 +287,7 @@ class _Roll:
         raise self._needed(hanging)
 
     def _wrapped(self, rewrap: Callable[..., Rewrap], attempt: int) -> bool:
-        """Go through all keys; say whether none of them failed."""
+        """Rewrap all keys, and return whether none of them failed."""
         before = self.passed
 
         def tell(rewrapped: Rewrap) -> None:
@@ -287,7 +297,7 @@ class _Roll:
 
         rewrapped = rewrap(batch=self.batch, progress=tell)
         if attempt > 1:
-            self.passed = before  # the same keys once more
+            self.passed = before  # this pass counted the same keys again
         self.counts["done"] = rewrapped.done
         self.counts["added"] += sum(rewrapped.added.values())
         self.counts["dropped"] += rewrapped.dropped
@@ -299,7 +309,11 @@ class _Roll:
         self.failures = [Failure.of_key(WRAPPING_TABLE, key_id, error) for key_id, error in failures.items()]
 
     def _receipt_of_before(self, dates: Mapping[str, datetime]) -> EpochReceipt | None:
-        """Give the receipt of the run that has ended these KEKs, if nothing is left for another one."""
+        """
+        Return the receipt of an earlier run that still holds.
+
+        It holds if that run ended these KEKs and nothing was erased since it began.
+        """
         if self.ledger is None or not dates or not self.ledger.exists(self.application):
             return None
         told: LedgerEntry | None = None
@@ -317,35 +331,39 @@ class _Roll:
             and set(dates) == {adapter.uri for adapter in self.keks.leaving}
             and set(receipt.staying) == {adapter.uri for adapter in self.keks.staying}
         )
-        # By the ledger's authenticated times: the key tables' columns can be set by whoever writes them.
+        # By the ledger's authenticated times: anyone who writes to the key tables can set their columns.
         is_erased_since = erased_at is not None and erased_at >= receipt.begun_at
         return receipt if is_this and not is_erased_since else None
 
-    # --- what is told ---
+    # --- messages and results ---
 
     def _needed(self, hanging: Mapping[str, int]) -> JobError:
+        target = "" if self.to is None else f" --to {self.to.uri}"
+        again = f"run `eventseal roll-epoch{target}` again: it resumes."
         if NO_KEY in hanging:
             return JobError(
-                f"what was to end is needed: {hanging[NO_KEY]} wrappings under it are of keys that have no "
-                "row in encryption_keys; no KEK was ended",
-                remedy="Find out who deleted rows of encryption_keys, and restore those rows from a backup. "
-                "Then run this again, which continues.",
+                "no KMS key was ended: an old key is still needed by "
+                f"{counted(hanging[NO_KEY], 'wrapping')} without a key row in encryption_keys",
+                remedy="Find out who deleted rows of encryption_keys, and restore them from a backup. Then "
+                + again,
             )
         others = self._others(hanging)
         if others:
-            named = ", ".join(f"{keys} of application {name}" for name, keys in sorted(others.items()))
-            target = "" if self.to is None else f" --to {self.to.uri}"
+            named = ", ".join(
+                f"{counted(found, 'wrapping')} of application {name}"
+                for name, found in sorted(others.items())
+            )
             return JobError(
-                f"what was to end is needed: {named} are wrapped under it; no KEK was ended",
-                remedy=f"Run `eventseal rewrap{target}` with the settings of each, then `eventseal verify`, "
-                "then the rewrap once more; then run this again, which goes on.",
+                f"no KMS key was ended: an old key is still needed by {named}",
+                remedy=f"With the settings of each application, run `eventseal rewrap{target}`, "
+                f"`eventseal verify`, and the rewrap again. Then {again}",
                 applications=others,
             )
         return JobError(
-            f"what was to end is needed: {sum(hanging.values())} keys were wrapped under it meanwhile; no "
-            "KEK was ended",
-            remedy="A process still wraps new keys under it: let every application list only the KEKs that "
-            "stay, then run this again, which goes on.",
+            "no KMS key was ended: an old key is still needed by "
+            f"{counted(sum(hanging.values()), 'wrapping')} that a process created meanwhile",
+            remedy="A process still wraps new keys under the old key. Let every application list only the "
+            f"KMS keys that stay. Then {again}",
         )
 
     def _others(self, hanging: Mapping[str, int]) -> dict[str, int]:

@@ -1,4 +1,8 @@
-"""The KEKs of an epoch: those that stay, and those that end; and the ledger's key, which outlives them."""
+"""
+The KEKs that stay and that end in an epoch roll.
+
+The key of the erasure ledger moves from the ending KEKs to the staying ones.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from eventseal.errors import ConfigurationError, JobError
 from eventseal.keys.wrapping.unwrapping import is_under
 from eventseal.kms import SupportsDeletion, SupportsVersions
 from eventseal.rotation.rewrapping import kek_names
+from eventseal.wording import moment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -20,33 +25,33 @@ if TYPE_CHECKING:
 
 
 _NO_VERSIONS = (
-    "Name the KEK that takes its place: make a new one, list it behind the old one in kms_key everywhere, "
-    "and give it with --to."
+    "Create a new KMS key, and list it after the old one in kms_key of every application. Then name the new "
+    "key with --to."
 )
 
 
 class EpochKeks:
     """
-    Which KEKs end as a whole, and of which only the older versions.
+    Decides which KEKs end as a whole, and which lose older versions.
 
     Args:
-        keks: Those that are configured.
-        to: The one that replaces them all; ``None``: they stay, under a new version each.
+        keks: The configured KEKs.
+        to: The KEK that replaces them all. ``None``: all stay, each with a new version.
 
     Attributes:
-        staying: The KEKs that wrap in the end.
-        leaving: Those that end as a whole.
+        staying: The KEKs that wrap keys after the roll.
+        leaving: The KEKs that end as a whole.
 
     Raises:
-        ConfigurationError: A KEK that is to stay has no versions that end, or *to* cannot take the place.
+        ConfigurationError: A KEK must stay but has no versions that can be ended, or *to* is not configured.
     """
 
     def __init__(self, keks: Sequence[KmsAdapter], to: KmsAdapter | None) -> None:
         if to is not None and all(adapter.uri != to.uri for adapter in keks):
             raise ConfigurationError(
-                f"{to.uri} is not among the KEKs of this store",
-                remedy="List it in kms_key, behind the one it replaces, here and in every application: else "
-                "they could not open their keys afterwards.",
+                f"{to.uri} is not among the KMS keys of this store",
+                remedy="List it in kms_key after the key that it replaces, here and in every application. "
+                "Without it, they could not open their keys after the roll.",
             )
         self.staying = tuple(keks) if to is None else (to,)
         self.leaving = [adapter for adapter in keks if to is not None and adapter.uri != to.uri]
@@ -58,10 +63,10 @@ class EpochKeks:
 
     def deletion_dates(self) -> dict[str, datetime]:
         """
-        Give the KEKs among those that are to end that have an end already, with its date.
+        Return the deletion dates of the ending KEKs that already have one.
 
         Raises:
-            KmsError: A KEK could not be asked.
+            KmsError: The KMS does not report the date of a KEK.
         """
         dates: dict[str, datetime] = {}
         for adapter in self.leaving:
@@ -72,31 +77,33 @@ class EpochKeks:
 
     def refuse_ended(self, dates: Mapping[str, datetime]) -> None:
         """
-        Refuse to begin where a KEK that is to end has an end already: keys could neither open nor be made.
+        Refuse to begin if an ending KEK is already scheduled for deletion.
+
+        With such a KEK, keys could neither be opened nor created.
 
         Args:
-            dates: See :meth:`deletion_dates`.
+            dates: The result of :meth:`deletion_dates`.
 
         Raises:
-            ConfigurationError: One is to be deleted.
+            ConfigurationError: A KEK is scheduled for deletion.
         """
         if dates:
             uri, ends_at = min(dates.items())
             raise ConfigurationError(
-                f"{uri} is to be deleted on {ends_at.isoformat(timespec='seconds')} already",
-                remedy="If the epoch was rolled, all is done: list only the KEK that stays. If not, have "
-                "its deletion taken back and the KEK enabled, and run this again.",
+                f"{uri} is already scheduled for deletion on {moment(ends_at, datetime.now(UTC))}",
+                remedy="If the epoch was rolled, all is done: list only the KMS key that stays. If not, "
+                "cancel the deletion, enable the KMS key, and run the same command again.",
             )
 
     def refuse_same_kek(self, kek_uris: Collection[str]) -> None:
         """
-        Refuse to end a KEK that is, under another name, one that is to stay.
+        Refuse to end a KEK that must stay under another name.
 
         Args:
-            kek_uris: As stored: those of wrappings; what stays is looked for among them.
+            kek_uris: The KEK URIs of stored wrappings. The staying KEKs are looked up among them.
 
         Raises:
-            ConfigurationError: Two names are of one KEK.
+            ConfigurationError: Two names refer to the same KEK.
             KmsError: An alias could not be resolved.
         """
         # An alias may have been pointed at the new key (docs/decisions/0014).
@@ -105,24 +112,24 @@ class EpochKeks:
             for leaving in self.leaving:
                 if any(is_under(leaving, name) for name in names):
                     raise ConfigurationError(
-                        f"{leaving.uri} and {staying.uri} are one KEK: to end the one would end the other",
-                        remedy="Name each KEK by its own ARN, and no replica of it; an alias may have been "
-                        "pointed at the new one.",
+                        f"{leaving.uri} and {staying.uri} are the same KMS key, so ending one would end both",
+                        remedy="List each KMS key by its own ARN, and no replica of it. An alias may have "
+                        "been changed to point at the new key.",
                     )
 
     def make_versions(self, made: Mapping[str, str], note: Callable[[str, str], object]) -> dict[str, str]:
         """
-        Give each KEK that stays and has versions a new one.
+        Create a new version of each staying KEK that has versions.
 
         Args:
-            made: Versions that an interrupted run has made, by KEK: those are kept.
+            made: The versions that an interrupted run created, by KEK. They are kept if they are current.
             note: Called with each KEK and its new version.
 
         Returns:
-            The version that wraps from now on, by KEK.
+            The version that wraps keys from now on, by KEK.
 
         Raises:
-            KmsError: A KEK refused or failed.
+            KmsError: A KEK rejects the request or fails.
         """
         versions: dict[str, str] = {}
         for adapter in self.staying:
@@ -137,17 +144,17 @@ class EpochKeks:
 
     def in_use_since(self, versions: Mapping[str, str], begun_at: datetime) -> datetime | None:
         """
-        Say since when the KEKs that stay can have wrapped anything, at the earliest.
+        Return the earliest time at which staying KEKs can have wrapped keys.
 
         Args:
-            versions: Those of them that were made by this roll, by KEK.
-            begun_at: When that was begun.
+            versions: The versions that this roll created, by KEK.
+            begun_at: When the roll began.
 
         Returns:
-            The moment; ``None`` if a KEK tells none.
+            The time, or ``None`` if a KEK does not report when it was created.
 
         Raises:
-            KmsError: A KEK refused or failed.
+            KmsError: A KEK rejects the request or fails.
         """
         earliest = begun_at
         for adapter in self.staying:
@@ -162,14 +169,14 @@ class EpochKeks:
         self, kek_uris: Collection[str], versions: Mapping[str, str]
     ) -> dict[str, Collection[str] | None]:
         """
-        Name what ends as wrappings name it.
+        Return the ending KEKs and versions under the names in wrappings.
 
         Args:
-            kek_uris: As stored: those that wrappings have, or had.
+            kek_uris: The KEK URIs that stored wrappings have or had.
             versions: The versions that stay, by KEK.
 
         Returns:
-            The versions by KEK; ``None``: the whole KEK.
+            The ending versions by KEK, with ``None`` for a whole KEK.
         """
         found: dict[str, Collection[str] | None] = {}
         for adapter in self.staying:
@@ -184,19 +191,21 @@ class EpochKeks:
         self, versions: Mapping[str, str], *, made_before: Collection[str], days: int
     ) -> list[EndedKek]:
         """
-        End them. No key may need what ends.
+        End the leaving KEKs and the older versions of the staying ones.
+
+        Call it only if no key needs them any longer.
 
         Args:
             versions: The versions that stay, by KEK.
-            made_before: The KEKs whose version an interrupted run of the same roll made: it may have ended
-                the older ones, too.
-            days: Until a KEK that is deleted whole is gone.
+            made_before: The KEKs whose version an interrupted run of the same roll created. That run may
+                have ended the older versions, too.
+            days: Days until the KMS deletes a whole KEK.
 
         Returns:
-            What ended; a KEK of which there was nothing to end is left out.
+            The ended KEKs. A KEK without older versions is left out.
 
         Raises:
-            KmsError: A KEK refused or failed; what ended before has ended.
+            KmsError: A KEK rejects the request or fails. The KEKs that ended before it stay ended.
         """
         ended = [
             _end_versions(adapter, adapter.uri, versions[adapter.uri])
@@ -208,11 +217,11 @@ class EpochKeks:
         return ended + [_end_whole(adapter, days) for adapter in self.leaving]
 
     def nothing_ended(self) -> JobError:
-        """Say that :meth:`end_old` has ended nothing."""
+        """Return the error for a roll in which :meth:`end_old` ended nothing."""
         names = ", ".join(adapter.uri for adapter in self.staying)
         return JobError(
-            f"no KEK was ended, and there is no receipt: {names} has no version from before this roll",
-            remedy="Look in the KMS which versions the key has, then run `eventseal roll-epoch` again: it "
+            f"no KMS key was ended, and there is no receipt: {names} has no version from before this roll",
+            remedy="Check in the KMS which versions the key has. Then run `eventseal roll-epoch` again: it "
             "begins a new roll.",
         )
 
@@ -235,20 +244,21 @@ def _end_whole(adapter: KmsAdapter, days: int) -> EndedKek:
             closed_at=datetime.now(UTC),
             ends_at=ends_at,
         )
-    if isinstance(adapter, SupportsVersions):  # all that has wrapped goes; the empty key stays
+    if isinstance(adapter, SupportsVersions):  # all versions that wrapped a key end: the new one is empty
         return _end_versions(adapter, adapter.uri, adapter.rotate())
     return EndedKek(kek_uri=adapter.uri, before=None, ending=Ending.BY_HAND, closed_at=None, ends_at=None)
 
 
 def rewrap_ledger_key(store: SealedStore, to: KmsAdapter | None = None) -> bool:
     """
-    Wrap the key of the store's own ledger as its other keys are wrapped, and unwrap it once to be sure.
+    Wrap the ledger's key like the store's other keys.
 
-    Whoever ends a KEK, or older versions of it, does this before: the ledger could not be verified again.
+    The key is unwrapped once as a proof. Call this before you end a KEK or its older versions, else the
+    ledger could never be verified again.
 
     Args:
-        store: An ``EventSeal``, or any object with its four.
-        to: The only KEK that is to remain; ``None``: the newest version of each of the store's.
+        store: An ``EventSeal``, or another ``SealedStore``.
+        to: The only KEK that remains. ``None``: the newest version of each of the store's KEKs.
 
     Returns:
         Whether there is a ledger.
@@ -265,15 +275,17 @@ def rewrap_ledger_key(store: SealedStore, to: KmsAdapter | None = None) -> bool:
 
 def refuse_needed_by_ledger(store: SealedStore, uri: str, version: str | None = None) -> None:
     """
-    Refuse that a KEK, or one version of it, is taken away while the store's own ledger needs it.
+    Refuse to remove a KEK or version that the ledger needs.
+
+    Only the store's own ledger is checked.
 
     Args:
-        store: An ``EventSeal``, or any object with its four.
-        uri: The KEK: as it is configured, or as wrappings name it.
-        version: As wrappings tell it; ``None``: the whole KEK.
+        store: An ``EventSeal``, or another ``SealedStore``.
+        uri: The KEK, as it is configured or as wrappings name it.
+        version: The version, as wrappings name it. ``None``: the whole KEK.
 
     Raises:
-        JobError: The ledger's key was not seen to open without it.
+        JobError: The ledger's key did not open without the KEK or the version.
         EventSealError: As :meth:`eventseal.erasure.Ledger.opens_without` raises.
     """
     ledger = own_ledger(store)
@@ -288,6 +300,7 @@ def refuse_needed_by_ledger(store: SealedStore, uri: str, version: str | None = 
     ]
     if leaving and not ledger.opens_without(store, leaving):
         raise JobError(
-            f"the key of {ledger.name} does not open without {uri}: no entry could be verified",
-            remedy="Wrap it elsewhere first: eventseal rewrap",
+            f"the key of {ledger.name} does not open without {uri}, so no entry could be verified",
+            remedy="Run `eventseal rewrap`, which wraps the ledger's key under the current KMS keys. Then "
+            "try again.",
         )

@@ -1,4 +1,4 @@
-"""The result of a new epoch and its receipt: which backups open nothing, and since when."""
+"""The result and the receipt of an epoch roll."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from eventseal.erasure.receipts import as_utc, page
+from eventseal.erasure.receipts import page
 from eventseal.rotation.results import JobResult
+from eventseal.wording import moment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,13 +24,13 @@ EPOCH_RECEIPT = "eventseal epoch"
 
 class RecordedEntry(NamedTuple):
     """
-    Where a ledger says it.
+    The ledger entry that records an epoch roll.
 
     Attributes:
         ledger: Where the ledger is, without any secret.
-        ledger_id: The id of its key.
-        number: The entry's.
-        mac: Its MAC, in hex.
+        ledger_id: The id of the ledger's key.
+        number: The number of the entry.
+        mac: The MAC of the entry, in hex.
     """
 
     ledger: str
@@ -40,10 +41,12 @@ class RecordedEntry(NamedTuple):
 
 class Ending(StrEnum):
     """
-    How a KEK, or its older versions, came to an end.
+    How a KEK, or its older versions, ended.
 
-    ``DELETED``: they are gone. ``SCHEDULED``: the KMS opens nothing with it, and deletes it on a date.
-    ``BY_HAND``: no key needs it, and whoever keeps it deletes it: until then it opens what it had wrapped.
+    - ``DELETED``: The KEK or its older versions are deleted.
+    - ``SCHEDULED``: The KMS opens nothing with the KEK, and deletes it on a date.
+    - ``BY_HAND``: No key needs the KEK, but a person must delete it. Until then, it opens everything that it
+      wrapped.
     """
 
     DELETED = "deleted"
@@ -54,15 +57,15 @@ class Ending(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndedKek:
     """
-    A KEK that opens old backups no more.
+    A KEK that ended as a whole, or whose older versions ended.
 
     Attributes:
-        kek_uri: As it is configured.
-        before: Its versions before this one ended; ``None``: it ended as a whole.
-        ending: How.
-        closed_at: Since when the KMS opens nothing with it: the end was ordered then, or, by a run that was
-            interrupted, before. ``None`` where a person deletes it.
-        ends_at: When it is gone for good, by the KMS; ``None`` where a person deletes it.
+        kek_uri: The URI of the KEK, as it is configured.
+        before: The versions before this one ended. ``None``: the whole KEK ended.
+        ending: How the KEK ended.
+        closed_at: Since when the KMS opens nothing with it. The end was ordered then, or earlier by an
+            interrupted run. ``None`` if a person must delete it.
+        ends_at: When the KMS deletes it permanently. ``None`` if a person must delete it.
     """
 
     kek_uri: str
@@ -73,11 +76,11 @@ class EndedKek:
 
     @property
     def name(self) -> str:
-        """What ended, for people."""
+        """The KEK, and the version before which it ended, for people."""
         return self.kek_uri if self.before is None else f"{self.kek_uri} before version {self.before}"
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as JSON has it."""
+        """Return the JSON form."""
         return {
             "kek": self.kek_uri,
             "before": self.before,
@@ -88,7 +91,7 @@ class EndedKek:
 
     @classmethod
     def from_json(cls, told: Mapping[str, Any]) -> Self:
-        """Read what :meth:`to_json` gave."""
+        """Read the result of :meth:`to_json`."""
         return cls(
             kek_uri=told["kek"],
             before=told["before"],
@@ -98,32 +101,35 @@ class EndedKek:
         )
 
 
-def as_text(moment: datetime | None) -> str | None:
-    """Give a time as JSON has it, if there is one."""
-    return None if moment is None else moment.isoformat()
+def as_text(at: datetime | None) -> str | None:
+    """Return a time in its JSON form, or ``None`` for none."""
+    return None if at is None else at.isoformat()
 
 
 def as_moment(text: str | None) -> datetime | None:
-    """Read what :func:`as_text` gave."""
+    """Read the result of :func:`as_text`."""
     return None if text is None else datetime.fromisoformat(text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochReceipt:
     """
-    Which backups of the key tables are useless, by which KEKs' end. It holds no key.
+    The record of an epoch roll and of the covered backups.
+
+    They are backups of the key tables. The receipt names the KEKs whose end makes these backups useless. It
+    holds no key.
 
     Attributes:
-        application: Whose key tables.
-        begun_at: When the epoch was begun; the key store's clock, UTC.
-        covers_before: Backups that were taken before this moment are meant; ``None``: those that are older
-            than the KEKs that stay.
-        keks: What has ended.
-        staying: The KEKs that wrap from now on, each with its version, where it has any.
-        keys: How many keys are wrapped as they should be.
-        done_at: When all was done, or told to the ledger; the key store's clock, UTC.
-        recorded: Where the ledger says so, if there is one.
-        mac: Else a MAC over all of its facts, under a key that is derived from the store key, in hex.
+        application: The application that owns the keys in the key tables.
+        begun_at: When the roll began, in UTC by the key store's clock.
+        covers_before: The receipt covers the backups that were taken before this time. ``None``: it covers
+            the backups that are older than the staying KEKs.
+        keks: The ended KEKs.
+        staying: The KEKs that wrap keys from now on, each with its version if it has one.
+        keys: How many keys are wrapped correctly.
+        done_at: When the roll was done, or recorded in the ledger, in UTC by the key store's clock.
+        recorded: The ledger entry that records the roll, if there is a ledger.
+        mac: Without a ledger, a MAC over all facts, under a key that is derived from the store key, in hex.
     """
 
     application: str
@@ -137,17 +143,17 @@ class EpochReceipt:
     mac: str = ""
 
     def authenticated(self, keyring: Keyring) -> Self:
-        """Give it with a MAC, for where no ledger says the same."""
+        """Return the receipt with a MAC, for stores without a ledger."""
         return replace(self, mac=keyring.tables.receipt_mac(self._facts))
 
     @classmethod
     def of(cls, ledger: str, entry: LedgerEntry) -> Self:
         """
-        Draw it up from the entry of an epoch.
+        Create the receipt from a ledger entry.
 
         Args:
-            ledger: Where it is.
-            entry: Whose ``details`` are those of a receipt.
+            ledger: Where the ledger is.
+            entry: The entry that records the roll. Its ``details`` are those of a receipt.
         """
         told = entry.details
         return cls(
@@ -163,7 +169,7 @@ class EpochReceipt:
 
     @property
     def details(self) -> dict[str, Any]:
-        """What the ledger's entry has beside what every entry has."""
+        """The facts that only the ledger entry of an epoch has."""
         return {
             "begun_at": as_text(self.begun_at),
             "covers_before": as_text(self.covers_before),
@@ -174,16 +180,24 @@ class EpochReceipt:
 
     @property
     def open_nothing_since(self) -> datetime | None:
-        """Since when the backups open nothing; ``None``: a person has to delete a KEK first."""
+        """
+        Since when the covered backups open nothing.
+
+        ``None``: a person must delete a KEK first.
+        """
         return _last([kek.closed_at for kek in self.keks])
 
     @property
     def useless_from(self) -> datetime | None:
-        """From when on nobody can take it back; ``None``: from when a person has deleted a KEK."""
+        """
+        From when on the end of the KEKs cannot be cancelled.
+
+        ``None``: as soon as a person has deleted a KEK.
+        """
         return _last([kek.ends_at for kek in self.keks])
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as JSON has it; with a MAC where there is no ledger."""
+        """Return the JSON form, with a MAC if there is no ledger."""
         return {**self._facts, "mac": self.mac} if self.recorded is None else self._facts
 
     @property
@@ -203,20 +217,20 @@ class EpochReceipt:
         }
 
     def to_html(self) -> str:
-        """Give it as a page that needs nothing else, for people."""
+        """Return a self-contained HTML page for people."""
         facts = [
             ("Application", self.application),
-            ("Begun", as_utc(self.begun_at)),
-            ("Done", as_utc(self.done_at)),
+            ("Begun", moment(self.begun_at)),
+            ("Done", moment(self.done_at)),
             (
-                "The backups that are meant",
-                "those from before the KEK that stays was made; when that was, it does not tell"
+                "Covered backups",
+                "backups taken before the current KMS key was created. It does not report when that was"
                 if self.covers_before is None
-                else f"those that were taken before {as_utc(self.covers_before)}",
+                else f"backups taken before {moment(self.covers_before)}",
             ),
             ("They open nothing since", _or_by_hand(self.open_nothing_since)),
-            ("For good from", _or_by_hand(self.useless_from)),
-            ("Keys that were wrapped anew or found to be", f"{self.keys:,}"),
+            ("Permanently useless from", _or_by_hand(self.useless_from)),
+            ("Keys under the current KMS keys", f"{self.keys:,}"),
         ]
         if self.recorded is None:
             facts.append(("Recorded in", "no ledger: none is configured"))
@@ -230,34 +244,34 @@ class EpochReceipt:
             text=_TEXT,
             facts=facts,
             lists=[
-                ("What has ended", [(kek.name, _ended(kek)) for kek in self.keks]),
+                ("Ended KMS keys", [(kek.name, _ended(kek)) for kek in self.keks]),
                 (
-                    "What wraps from now on",
+                    "Current KMS keys",
                     [(uri, f"version {version}" if version else "") for uri, version in self.staying.items()],
                 ),
             ],
         )
 
 
-_TEXT = """The backups of the key tables that are meant below may hold keys that were destroyed since, wrapped
-under what has ended. From the dates below on, such a backup opens nothing: not alone, and not beside all that
-is left now. The keys that live are wrapped under what stays; backups that were taken later open what they
-hold. This receipt holds no key."""
+_TEXT = """The covered backups of the key tables may hold keys that were destroyed later. Those copies are
+wrapped under the ended KMS keys. From the dates below on, such a backup opens nothing, neither alone nor
+together with everything that is left now. The keys that are not destroyed are wrapped under the current KMS
+keys. Backups that were taken later open the keys that they hold. This receipt holds no key."""
 
 
 def _ended(kek: EndedKek) -> str:
     if kek.closed_at is None or kek.ends_at is None:
-        return "No key needs it. It opens old backups until it was deleted by hand, and every copy of it."
+        return "No key needs it. It opens old backups until you delete it and every copy of it."
     if kek.ending is Ending.SCHEDULED:
         return (
-            f"Opens nothing since {as_utc(kek.closed_at)}. Its KMS deletes it on {as_utc(kek.ends_at)}; "
-            "until then that can be taken back, and it would open old backups again."
+            f"Opens nothing since {moment(kek.closed_at)}. The KMS deletes it on {moment(kek.ends_at)}. "
+            "Until then, the deletion can be cancelled, and the key would open old backups again."
         )
-    return f"Opens nothing since {as_utc(kek.closed_at)}. Deleted for good on {as_utc(kek.ends_at)}."
+    return f"Opens nothing since {moment(kek.closed_at)}. Permanently deleted on {moment(kek.ends_at)}."
 
 
 def _or_by_hand(at: datetime | None) -> str:
-    return "the day on which what is named below was deleted by hand" if at is None else as_utc(at)
+    return "the day on which you delete the ended KMS keys below" if at is None else moment(at)
 
 
 def _last(moments: Sequence[datetime | None]) -> datetime | None:
@@ -268,15 +282,15 @@ def _last(moments: Sequence[datetime | None]) -> datetime | None:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochResult(JobResult):
     """
-    What rolling the epoch did.
+    The result of rolling the epoch.
 
     Attributes:
-        covers_before: A backup of the key tables opens nothing any more if it was taken before this moment;
-            ``None``: the epoch was not rolled, or nobody tells since when the KEK is in use.
-        finished_at: When the last step was done, by the key store's clock; ``None``: it is not.
-        keks: What ended, and when it is gone for good.
-        others: Other applications in the same key tables, with their wrappings under the KEKs that end.
-        receipt: Which backups are useless, and from when on; ``None``: the epoch was not rolled.
+        covers_before: A backup of the key tables opens nothing if it was taken before this time. It is
+            ``None`` if the epoch was not rolled, or if a KEK does not report when it was created.
+        finished_at: When the last step was done, by the key store's clock. ``None`` if it is not done.
+        keks: The ended KEKs, with the dates of their deletion.
+        others: Other applications in the same key tables, with their wrappings under the ending KEKs.
+        receipt: The record of the useless backups, with the date. ``None`` if the epoch was not rolled.
     """
 
     covers_before: datetime | None = None
@@ -286,7 +300,7 @@ class EpochResult(JobResult):
     receipt: EpochReceipt | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as ``--json`` prints it."""
+        """Return the JSON form that ``--json`` prints."""
         return {
             **JobResult.to_json(self),  # a dataclass with slots has no super() of this form
             "covers_before": as_text(self.covers_before),

@@ -1,4 +1,4 @@
-"""Checks receipts: by their MAC, or by the ledger entries that they name."""
+"""Check receipts by their MAC, or by their ledger entries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventseal.erasure.epoch import EPOCH
 from eventseal.erasure.epoch_receipt import EPOCH_RECEIPT, EpochReceipt
-from eventseal.erasure.ledger.entries import DONE, INTENT
+from eventseal.erasure.ledger.entries import DONE, INTENT, SET_LEDGER
 from eventseal.erasure.receipts import ERASURE_RECEIPT, VERIFICATION, Receipt
 from eventseal.errors import ConfigurationError
 from eventseal.suites.hkdf import canonical_json
@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedReceipt:
     """
-    What a receipt is worth.
+    The result of checking a receipt.
 
     Attributes:
-        kind: As it says itself: ``eventseal verification``, ``eventseal erasure`` or ``eventseal epoch``.
-        facts: All that it says. Believe them only if it is authentic.
-        by: What it was compared with: ``mac`` or ``ledger``.
-        differs: Which of its fields are not as they were written; empty: it is authentic.
+        kind: The kind that the receipt states: ``eventseal verification``, ``eventseal erasure`` or
+            ``eventseal epoch``.
+        facts: All fields of the receipt. Trust them only if the receipt is authentic.
+        by: The check that was used: ``mac`` or ``ledger``.
+        differs: The fields that are not as they were written. If it is empty, the receipt is authentic.
     """
 
     kind: str
@@ -46,7 +47,7 @@ class CheckedReceipt:
 
     @property
     def is_partial(self) -> bool:
-        """Whether it is of a verification of some tables, or of a sample."""
+        """Whether the verification covered only some tables or a sample."""
         facts = self.facts
         return self.kind == VERIFICATION and not (
             facts.get("only_tables") is None and facts.get("sample") == 1
@@ -61,16 +62,16 @@ class CheckedReceipt:
 
 def check_receipt(store: SealedStore, text: bytes, *, ledger: Ledger | None) -> CheckedReceipt:
     """
-    Compare every field of a receipt with what was written then.
+    Check that no field of a receipt was changed.
 
     Args:
-        store: Of the receipt's application.
+        store: The store of the receipt's application.
         text: The receipt as JSON.
-        ledger: Has the entries that the receipts of erasures and epochs name.
+        ledger: The erasure ledger, with the entries that receipts of erasures and epochs name.
 
     Raises:
-        ConfigurationError: It is no receipt, or needs a ledger and there is none.
-        IntegrityError: The ledger's entry is not what was written.
+        ConfigurationError: The text is not a receipt, or the receipt needs a ledger and there is none.
+        IntegrityError: The ledger's entry does not authenticate.
         EventSealError: The store key does not open, or the ledger cannot be read.
     """
     facts = _parsed(text)
@@ -82,7 +83,7 @@ def check_receipt(store: SealedStore, text: bytes, *, ledger: Ledger | None) -> 
     if ledger is None:
         raise ConfigurationError(
             "this receipt names an entry of a ledger, and no ledger is configured",
-            remedy="Name it: `ledger` in eventseal.toml, or EVENTSEAL_LEDGER.",
+            remedy=SET_LEDGER,
         )
     expected = (_erasure if kind == ERASURE_RECEIPT else _epoch)(store, ledger, facts)
     return CheckedReceipt(
@@ -100,14 +101,14 @@ def _parsed(text: bytes) -> dict[str, Any]:
         facts = None
     if not isinstance(facts, dict) or "receipt" not in facts:
         raise ConfigurationError(
-            "this is no receipt as JSON",
-            remedy="Only JSON can be checked, and not the page: a receipt is JSON if its file ends in .json.",
+            "this is not a receipt in JSON",
+            remedy="Check the JSON receipt, not the HTML page: a receipt is JSON if its file ends in .json.",
         )
     return facts
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Of two members of one name a person reads the first, and a program the last.
+    # If a name occurs twice, a person reads the first value, but a program the last.
     members = dict(pairs)
     if len(members) < len(pairs):
         raise ValueError
@@ -141,7 +142,11 @@ def _epoch(store: SealedStore, ledger: Ledger, facts: Mapping[str, Any]) -> dict
 def _entry(
     store: SealedStore, ledger: Ledger, facts: Mapping[str, Any], name: str, kind: str
 ) -> LedgerEntry | None:
-    """Give the entry that a receipt names, if there is one of this kind; the ledger verifies it."""
+    """
+    Return the entry that a receipt names, verified by the ledger.
+
+    It is ``None`` if there is no such entry, or if it is of another kind.
+    """
     try:
         number = facts["ledger"][name]["entry"]
     except (LookupError, TypeError):
@@ -151,7 +156,7 @@ def _entry(
 
 
 def _differences(path: str, said: Any, expected: Any) -> Iterator[str]:
-    """Name the fields that differ, by their paths."""
+    """Yield the paths of the fields that differ."""
     if isinstance(said, dict) and isinstance(expected, dict):
         for name in sorted({*said, *expected}):
             there = f"{path}.{name}".removeprefix(".")

@@ -1,14 +1,14 @@
-"""Receipts of erasures and of verifications: as JSON, and as a page for people."""
+"""Receipts of erasures and verifications, as JSON and as HTML pages."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import UTC
 from html import escape
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Self
 
 from eventseal.keys.states import KeyPurpose
+from eventseal.wording import moment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 def page(title: str, about: str, *, text: str, facts: Rows, lists: Sequence[tuple[str, Rows]]) -> str:
     """
-    Write the page; whatever is given is text, and none of it markup.
+    Return a receipt as an HTML page, with all arguments escaped.
 
     Args:
-        title: What the receipt is of.
-        about: Of whom, or of what; it stands in the window's title alone.
-        text: What it means.
-        facts: Names and values.
-        lists: Headings, each with its rows.
+        title: The heading of the page.
+        about: The scope or application of the receipt, which only the window's title shows.
+        text: The paragraph that explains the receipt.
+        facts: The names and values of the first table.
+        lists: Headings, each with the rows of its table.
     """
     sections = "".join(
         [f"<h2>{escape(heading)}</h2>\n<table>\n{_rows(rows)}\n</table>\n" for heading, rows in lists]
@@ -45,20 +45,21 @@ def page(title: str, about: str, *, text: str, facts: Rows, lists: Sequence[tupl
     )
 
 
-def as_utc(at: datetime) -> str:
-    """Give a time as the page has it."""
-    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
-
-
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <title>{title}: {about}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 48rem; margin: 2rem auto; padding: 0 1rem; }}
-table {{ border-collapse: collapse; width: 100%; }}
-td {{ border-top: 1px solid #ccc; padding: .3rem .6rem .3rem 0; overflow-wrap: anywhere; }}
+body {{ font: 16px/1.5 system-ui, sans-serif }}
+body {{ max-width: 48rem }}
+body {{ margin: 2rem auto }}
+body {{ padding: 0 1rem }}
+table {{ border-collapse: collapse }}
+table {{ width: 100% }}
+td {{ border-top: 1px solid #ccc }}
+td {{ padding: .3rem .6rem .3rem 0 }}
+td {{ overflow-wrap: anywhere }}
 </style>
 </head>
 <body>
@@ -84,22 +85,24 @@ ERASURE_RECEIPT = "eventseal erasure"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
     """
-    What was erased, when, and where the ledger says so. It holds no key and nothing that was sealed.
+    The record of an erasure: its scope, time and ledger entries.
+
+    It holds no key and no sealed data.
 
     Attributes:
-        application: Whose keys these were.
-        scope: What was erased, as the key tables have it.
+        application: The application that owned the keys.
+        scope: The erased scope, in the form that the key tables use.
         keys: Every key that the scope ever had, with its purpose.
-        destroyed: How many of them this run has destroyed; the others were gone before.
-        items: By table the items that are unreadable now, as far as items name their keys.
-        intended_at: When the ledger was told what was meant; the key store's clock, UTC.
-        done_at: When it was told that it is done.
+        destroyed: How many of these keys this run destroyed. The others were destroyed before.
+        items: The items that are now unreadable, by table, as far as items name their keys.
+        intended_at: When the ledger recorded the intent, in UTC by the key store's clock.
+        done_at: When the ledger recorded that the erasure is done, by the same clock.
         ledger: Where the ledger is, without any secret.
-        ledger_id: The id of its key.
-        intent_entry: The number of the first entry.
-        intent_mac: Its MAC, in hex.
-        done_entry: The number of the second entry.
-        done_mac: Its MAC, in hex.
+        ledger_id: The id of the ledger's key.
+        intent_entry: The number of the entry that records the intent.
+        intent_mac: The MAC of that entry, in hex.
+        done_entry: The number of the entry that records the end.
+        done_mac: The MAC of that entry, in hex.
     """
 
     application: str
@@ -119,12 +122,12 @@ class Receipt:
     @classmethod
     def of(cls, ledger: str, intent: LedgerEntry, done: LedgerEntry) -> Receipt:
         """
-        Draw it up from the two entries of an erasure.
+        Create the receipt from the two entries of an erasure.
 
         Args:
-            ledger: Where they are.
-            intent: What was meant.
-            done: What was done.
+            ledger: Where the ledger is.
+            intent: The entry that records the intent.
+            done: The entry that records the end.
         """
         return cls(
             application=done.application,
@@ -143,7 +146,7 @@ class Receipt:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as JSON has it."""
+        """Return the JSON form."""
         return {
             "receipt": ERASURE_RECEIPT,
             "application": self.application,
@@ -162,20 +165,18 @@ class Receipt:
         }
 
     def to_html(self) -> str:
-        """Give it as a page that needs nothing else, for people."""
-        before = len(self.keys) - self.destroyed
+        """Return a self-contained HTML page for people."""
+        others = len(self.keys) - self.destroyed
         facts = [
             ("Application", self.application),
             ("Erased", self.scope),
-            ("Begun", as_utc(self.intended_at)),
-            ("Done", as_utc(self.done_at)),
-            (
-                "Keys that this run has destroyed",
-                f"{self.destroyed} of {len(self.keys)}{_BEFORE if before else ''}",
-            ),
+            ("Begun", moment(self.intended_at)),
+            ("Done", moment(self.done_at)),
+            ("Keys destroyed by this run", f"{self.destroyed:,}"),
+            *([("Other key ids below", f"{others:,}: {_OTHERS}")] if others else []),
             ("Recorded in", f"{self.ledger}, key {self.ledger_id}"),
             ("Entry of the intent", f"{self.intent_entry}, MAC {self.intent_mac}"),
-            ("Entry of its end", f"{self.done_entry}, MAC {self.done_mac}"),
+            ("Entry of the end", f"{self.done_entry}, MAC {self.done_mac}"),
         ]
         keys = [(str(key_id), _SEALED.get(purpose, purpose)) for key_id, purpose in self.keys.items()]
         items = [(table, f"{count:,}") for table, count in self.items.items()]
@@ -191,19 +192,19 @@ class Receipt:
         )
 
 
-_BEFORE = "; the others were destroyed before, or were never made and only keep new ones from being made"
+_OTHERS = "keys that were destroyed earlier, or tombstones that only prevent new keys"
 _SEALED: dict[str, str] = {
-    KeyPurpose.DATA: "data: of whole items",
-    KeyPurpose.FIELD: "field: of single fields inside of items",
-    KeyPurpose.INDEX: "index: of search values",
+    KeyPurpose.DATA: "data: encrypted whole items",
+    KeyPurpose.FIELD: "field: encrypted single fields inside items",
+    KeyPurpose.INDEX: "index: protected search values",
 }
-_NO_ITEM = "No item was stored under these keys by itself."
-_TEXT = """The keys below were destroyed. What was encrypted under them cannot be read any more, in any copy
-of the event store. This receipt holds none of it. Backups from before may hold copies of the keys until they
-expire or are made useless; the ledger lists the keys, so that they are destroyed again when a backup is
-restored. What the application has copied elsewhere in plain is not covered. Fields inside of other items
-that were sealed under these keys are unreadable as well; they are not counted, since the items around them
-stay."""
+_NO_ITEM = "No whole item was stored under these keys."
+_TEXT = """The keys below are destroyed. Data that was encrypted under them cannot be read in any copy of the
+event store. This receipt holds none of that data. Backups from before the erasure may hold copies of the keys
+until these backups expire or become useless. The ledger lists the keys, so that they are destroyed again
+when such a backup is restored. Plaintext that the application copied elsewhere is not covered. Fields that
+were encrypted under these keys inside other items are unreadable as well. They are not counted, because the
+items around them stay."""
 
 
 VERIFICATION = "eventseal verification"
@@ -212,13 +213,13 @@ VERIFICATION = "eventseal verification"
 @dataclass(frozen=True, slots=True)
 class VerifyReceipt:
     """
-    What a verification found. It holds no key and nothing that was encrypted.
+    The record of a verification, without keys or decrypted data.
 
     Attributes:
-        result: Of a run that looked at all that it was asked to look at.
-        application: Whose items.
-        release: Of EventSeal, which verified.
-        mac: Over all of the facts, under a key that is derived from the application's store key, in hex.
+        result: The result of a complete run, which checked all items that it had to check.
+        application: The application that owns the items.
+        release: The release of EventSeal that verified them.
+        mac: A MAC over all facts, under a key that is derived from the application's store key, in hex.
     """
 
     result: VerifyResult
@@ -229,11 +230,11 @@ class VerifyReceipt:
     @classmethod
     def of(cls, store: SealedStore, result: VerifyResult) -> Self:
         """
-        Draw it up.
+        Create the receipt of a verification.
 
         Args:
-            store: That was verified.
-            result: Of the verification, which is complete.
+            store: The verified store.
+            result: The result of the verification, which must be complete.
 
         Raises:
             EventSealError: The application has no store key, or it does not open.
@@ -243,7 +244,7 @@ class VerifyReceipt:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """All that it says, as JSON has it, without the MAC."""
+        """The JSON form without the MAC."""
         found = self.result
         return {
             "receipt": VERIFICATION,
@@ -263,23 +264,23 @@ class VerifyReceipt:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as JSON has it."""
+        """Return the JSON form."""
         return {**self.facts, "mac": self.mac}
 
     def to_html(self) -> str:
-        """Give it as a page that needs nothing else, for people."""
+        """Return a self-contained HTML page for people."""
         found = self.result
         covers = "all registered tables"
         if found.asked_tables is not None:
             covers = f"only {', '.join(found.asked_tables)}: this verification is partial"
-        share = "all" if found.sample == 1 else f"a share of {found.sample:g}: this verification is partial"
+        share = "all" if found.sample == 1 else f"a sample of {found.sample:g}: this verification is partial"
         facts = [
             ("Application", self.application),
             ("Release of EventSeal", self.release),
-            ("Begun", as_utc(found.begun_at)),
-            ("Ended", "" if found.ended_at is None else as_utc(found.ended_at)),
+            ("Begun", moment(found.begun_at)),
+            ("Ended", "" if found.ended_at is None else moment(found.ended_at)),
             ("Tables", covers),
-            ("Items that were opened", f"{found.done:,} ({share})"),
+            ("Opened items", f"{found.done:,} ({share})"),
             ("Failed", f"{found.failed:,}: this verification failed" if found.failed else "0"),
             ("MAC", self.mac),
         ]
@@ -298,12 +299,12 @@ class VerifyReceipt:
             facts=facts,
             lists=[
                 ("Tables", tables),
-                ("Items that opened, by key", [(str(key), f"{n:,}") for key, n in found.by_key.items()]),
+                ("Opened items by key", [(str(key), f"{n:,}") for key, n in found.by_key.items()]),
                 ("The first failures", failures or [("None", "")]),
             ],
         )
 
 
-_VERIFIED_TEXT = """Every item that was counted as done was decrypted and authenticated at its place, with the
-personal-data fields inside of it. This does not prove that no item was deleted. To be able to check a
-receipt, have it written as JSON, to a file that ends in .json: eventseal receipt check reads it."""
+_VERIFIED_TEXT = """Every item that is counted as done was decrypted and authenticated at its place, with the
+personal-data fields inside it. This does not prove that no item was deleted. To get a receipt that can be
+checked, write it as JSON, to a file that ends in .json. Check it with eventseal receipt check FILE."""

@@ -1,4 +1,8 @@
-"""Scopes that have keys again after a shred: reopened today, or by a release before the revocation tree."""
+"""
+Reopen shredded scopes, so that they can have keys again.
+
+It also upgrades key tables in which a release before the revocation tree reopened scopes.
+"""
 
 from __future__ import annotations
 
@@ -36,20 +40,21 @@ if TYPE_CHECKING:
 
 def list_erased(store: SealedStore, tables: Sequence[SealedTable], keys: Iterable[KeyRecord]) -> int:
     """
-    Note every item that is under keys as erased: what names them afterwards, and is not listed, is tampering.
+    List every item under the keys as erased.
 
-    So it does with fields in items that are not encrypted.
+    Fields under these keys in items that are not encrypted are listed, too. An item or field that names such
+    a key later, and is not listed, is tampering.
 
     Args:
-        store: Has the items' database and the list.
-        tables: Every one that may hold items under the keys.
-        keys: That were shredded, of a scope that is about to be reopened.
+        store: The store with the items' database and the list.
+        tables: Every table that may hold items under the keys.
+        keys: The shredded keys of a scope that is about to be reopened.
 
     Returns:
-        How many items and fields.
+        How many items and fields were listed.
 
     Raises:
-        StoreError: A database refused or failed.
+        StoreError: A database rejects a request or fails.
     """
     keys = list(keys)
     listed = _list_fields(store, tables, {key.key_id for key in keys if key.purpose is KeyPurpose.FIELD})
@@ -59,7 +64,7 @@ def list_erased(store: SealedStore, tables: Sequence[SealedTable], keys: Iterabl
                 items: list[tuple[bytes, bytes]] = []
                 for row in page:
                     context = ItemContext(row.sequence_id, row.position, row.topic, table.collection)
-                    with suppress(SerializationError):  # no reader takes an item in such a place
+                    with suppress(SerializationError):  # no reader accepts an item at such a place
                         items += store.cipher.bind_many([(row.data, context)])
                 store.keyring.tables.list_erased(items)
                 listed += len(items)
@@ -67,7 +72,7 @@ def list_erased(store: SealedStore, tables: Sequence[SealedTable], keys: Iterabl
 
 
 def _list_fields(store: SealedStore, tables: Sequence[SealedTable], key_ids: Collection[UUID]) -> int:
-    """List the fields under erased keys in items that are not encrypted: of those nothing else tells."""
+    """List the fields under erased keys in items that are not encrypted."""
     listed = 0
     for table in tables if key_ids else ():
         fields = PersonalFields(store.cipher, JSONTranscoder(), UnknownPlaceNames(), table.collection)
@@ -76,7 +81,7 @@ def _list_fields(store: SealedStore, tables: Sequence[SealedTable], key_ids: Col
             for row in page:
                 data: Any = row.data  # an edit may have put anything there
                 if isinstance(data, bytes) and SEALED_BYTES in data:
-                    with suppress(IntegrityError, SerializationError):  # no reader takes such an item
+                    with suppress(IntegrityError, SerializationError):  # no reader accepts such an item
                         sealed = fields.sealed_in(StoredItem(*row), data)
                         whole = [each for each in sealed if envelope_problem(each[0]) is None]
                         erased = [each for each in whole if UUID(bytes=each[0][3:HEADER_SIZE]) in key_ids]
@@ -88,30 +93,32 @@ def _list_fields(store: SealedStore, tables: Sequence[SealedTable], key_ids: Col
 
 def reopen(store: SealedStore, scope: str, *, ledger: Ledger | None = None) -> JobResult:
     """
-    Let a scope that was shredded have keys again. What was shredded stays so.
+    Let a shredded scope have keys again.
 
-    First the fences that the shred had to leave open are closed: a transaction that has written under a
-    shredded key, and is open still, would else commit what nobody can read into a scope that is open. Then
-    every item under those keys is listed: only these read as erased from now on, so that nobody hides a live
-    item behind a destroyed key. Then the ledger is told, so that keys made from now on outlive a restore.
+    The shredded keys stay destroyed, and their items stay erased. The steps:
+
+    1. The fences that the shred had to leave open are closed. Otherwise, a transaction that wrote under a
+       shredded key and is still open would commit unreadable items into an open scope.
+    2. Every item under the shredded keys is listed. From now on, only listed items read as erased, so that
+       an attacker cannot hide another item by naming a destroyed key.
+    3. The ledger records the reopening, so that new keys survive a restore.
 
     Args:
-        store: An ``EventSeal``, or any object with its four.
-        scope: One that is closed; nothing is done to one that is not.
-        ledger: ``None``: the store's own, if it has one.
+        store: An ``EventSeal``, or another ``SealedStore``.
+        scope: The closed scope. If the scope is not closed, nothing is done.
+        ledger: The erasure ledger. ``None``: the store's own ledger, if it has one.
 
     Returns:
-        ``done`` is 1 if the scope was closed until now, else 0.
+        The result, in which ``done`` is 1 if the scope was closed until now, else 0.
 
     Raises:
-        ConfigurationError: No key of the scope was ever made, the ledger is gone, or a table that looks
-            sealed is not registered.
-        IntegrityError: A row of the scope is not what a keyring sealed, or the ledger is not what was
-            written; nothing was done.
-        JobError: A shred of the scope was begun, and is not done.
-        StoreUnavailableError: A transaction that wrote under a shredded key goes on for more than 2 seconds,
-            or a database is away. The scope stays closed.
-        StoreError: The key store or the ledger refused or failed.
+        ConfigurationError: The scope never had a key, the ledger is missing, or a table that looks sealed is
+            not registered.
+        IntegrityError: A key row of the scope or the ledger does not authenticate. Nothing was done.
+        JobError: A shred of the scope was begun and is not done.
+        StoreUnavailableError: A transaction that wrote under a shredded key lasts longer than 2 seconds, or a
+            database is unavailable. The scope stays closed.
+        StoreError: The key store or the ledger rejects a request or fails.
     """
     run = Run(verb="reopen")
     scope = store.keyring.tables.scope_named(scope)
@@ -125,7 +132,7 @@ def reopen(store: SealedStore, scope: str, *, ledger: Ledger | None = None) -> J
             for error in closing.held.values():
                 raise error
         list_erased(store, tables, shredded)
-        # Each time that the rows were read: a shred may have come between (docs/decisions/0016).
+        # Each time that the rows were read: another shred may have happened since (docs/decisions/0016).
         if ledger is not None:
             _record_reopening(store, scope, ledger, shredded)
 
@@ -133,8 +140,8 @@ def reopen(store: SealedStore, scope: str, *, ledger: Ledger | None = None) -> J
     return run.result(complete=True, done=int(bool(freed)))
 
 
-class _IntentAdded(Exception):  # noqa: N818 - says that somebody was quicker, and is caught where it is met
-    """An intent was added since the open ones were looked at."""
+class _IntentAdded(Exception):  # noqa: N818 - no error: another process was quicker, and the caller retries
+    """An intent was added after the open intents were read."""
 
 
 def _record_reopening(store: SealedStore, scope: str, ledger: Ledger, shredded: Sequence[KeyRecord]) -> None:
@@ -143,11 +150,11 @@ def _record_reopening(store: SealedStore, scope: str, ledger: Ledger, shredded: 
         seen = ledger.last(store).open_intents
         if any(entry.scope == scope for entry in ledger.open_intents(store)):
             raise JobError(
-                f"a shred of scope {scope!r} was begun and is not done; it stays closed",
-                remedy=f"Finish it first: eventseal shred {scope}",
+                f"a shred of scope {scope!r} was begun and is not done, so the scope stays closed",
+                remedy=f"Run `eventseal shred {scope}` to finish it. Then run `eventseal reopen {scope}`.",
             )
-        # A reopening behind the intent of another shred would leave the scope open after a restore, although
-        # that shred goes on (docs/decisions/0016).
+        # A reopening after the intent of another shred would leave the scope open after a restore, although
+        # that shred continues (docs/decisions/0016).
         judge = partial(_refuse_others, frozenset(seen))
         try:
             ledger.append(store, REOPEN, scope=scope, keys=keys, judge=judge)
@@ -157,20 +164,19 @@ def _record_reopening(store: SealedStore, scope: str, ledger: Ledger, shredded: 
 
 
 def _refuse_others(seen: frozenset[int], last: LedgerEntry) -> None:
-    """Refuse entries that were not open before intents were looked at: one may be of this very scope."""
+    """Refuse intents added since the check: one may be of this scope."""
     if not seen.issuperset(last.open_intents):
         raise _IntentAdded
 
 
 class Upgraded(NamedTuple):
     """
-    What an upgrade has taken over.
+    The counts of an upgrade.
 
     Attributes:
-        keys: Keys that are compromised or destroyed.
-        erased: Items of scopes that were reopened, which are taken for erased as they were found: nothing
-            proves that they were.
-        edited: Rows that do not match their seals, and were left out.
+        keys: How many keys are compromised or destroyed.
+        erased: How many items of reopened scopes were listed as erased. Nothing proves that they were erased.
+        edited: How many rows were left out because their row MAC does not match.
     """
 
     keys: int
@@ -180,20 +186,21 @@ class Upgraded(NamedTuple):
 
 def upgrade_key_tables(store: SealedStore) -> Upgraded | None:
     """
-    Upgrade the key tables of a release before the revocation tree. `eventseal init` calls it.
+    Upgrade key tables of a release before the revocation tree.
 
-    The processes of that release must be stopped: one that meets the new change mark ends with an error.
+    `eventseal init` calls it. Stop the processes of that release first: a process that reads the new change
+    mark ends with an error.
 
     Args:
-        store: An ``EventSeal``, or any object with its four, whose tables were made: ``setup_tables()``.
+        store: An ``EventSeal``, or another ``SealedStore``, whose tables ``setup_tables()`` created.
 
     Returns:
-        ``None`` if there was nothing to do.
+        The counts, or ``None`` if there was nothing to do.
 
     Raises:
-        ConfigurationError: A registered table is not there.
-        IntegrityError: The rows are not what the old mark counts, or that of a shredded key was edited.
-        StoreError: A database refused or failed, or the key tables changed meanwhile; run it again.
+        ConfigurationError: A registered table is missing.
+        IntegrityError: The number of rows differs from the old mark, or the row of a shredded key was edited.
+        StoreError: A database rejects a request or fails, or the key tables changed meanwhile. Run it again.
     """
     erased = 0
 

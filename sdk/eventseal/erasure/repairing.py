@@ -1,8 +1,8 @@
 """
-Repair: replaces rows that do not open by those of a backup, encrypted under today's keys.
+Repair damaged rows, which do not open, from a backup.
 
-It lives beside the erasures, since it must not undo one: the ledger says what was erased, and notes each row
-that is replaced.
+The replacements are encrypted under today's keys. Repair belongs to erasure because it must not undo one: the
+ledger says what was erased, and records each replaced row.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from eventseal.storage.jobs.compromised_items import (
     load_compromised_items,
 )
 from eventseal.suites.envelope import KEY_ID_IN_HEADER
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -56,27 +57,27 @@ if TYPE_CHECKING:
 
 
 _BATCH = 100
-"""Rows of a transaction, and of an entry of the ledger."""
+"""The number of rows in a transaction, and in a ledger entry."""
 
 _ATTEMPTS = 3
-"""How often a batch is encrypted anew because a key was closed meanwhile."""
+"""How often a batch is encrypted if a key is closed meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepairResult(JobResult):
     """
-    What a repair did, or would do.
+    The result of a repair, or of its dry run.
 
     Attributes:
-        backup: What tells the backup from others; ``None``: there is none.
-        places: The first 1,000 rows that were repaired, or can be: table, sequence id and position.
+        backup: The identity of the backup. ``None``: there is no backup.
+        places: The first 1,000 rows that were or can be repaired, by table, sequence id and position.
     """
 
     backup: dict[str, Any] | None
     places: Sequence[tuple[str, str, str]] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as ``--json`` prints it."""
+        """Return the JSON form that ``--json`` prints."""
         places = [
             {"table": table, "sequence_id": sequence_id, "position": position}
             for table, sequence_id, position in self.places
@@ -95,37 +96,43 @@ def repair(
     progress: Callable[[JobResult], object] | None = None,
 ) -> RepairResult:
     """
-    Replace every row that does not open by what a backup has in its place, encrypted under today's keys.
+    Replace each row that does not open by a backup's row.
 
-    Where only the key id beside an envelope is wrong, it is put right, which takes no backup.
+    The replacements are encrypted under today's keys. If only the key id next to an envelope is wrong, it is
+    corrected, which needs no backup. A row that opens is never touched.
 
-    A row that opens is never touched. What a key may open, today's key tables and the ledger say, and never
-    the backup: nothing opens there under a key that was shredded. Under a key that was ever compromised, only
-    envelopes open whose digest was kept when the key was marked, or when they were replaced. Fields inside of
-    an item are copied as they are. Snapshots are not repaired: the application takes them anew.
+    Today's key tables and the ledger decide which keys may open items, and never the backup. Under a shredded
+    key, nothing opens. Under a key that was ever compromised, only envelopes with a recorded digest open. The
+    digest was recorded when the key was marked as compromised, or when the envelope was replaced. Fields
+    inside an item are copied as they are. Snapshots are not repaired: the application takes new ones.
 
-    Each row is written to the ledger before it is replaced. Interrupted anywhere, it is run again.
+    Each row is recorded in the ledger before it is replaced. If a run is interrupted, run it again.
 
     Args:
-        store: An ``EventSeal``, or any object with its four.
-        backup: Of its items, and of the keys as they were then; ``None``: only key ids are put right.
-        ledger: Created if it is not there and nothing was ever shredded; ``None``: the store's own.
-        tables: Only these, by name; ``None``: all that the application has registered.
-        dry_run: Whether only to look. It needs no ledger.
-        confirm: Called with what would be done before anything is written; what it raises ends the repair.
-        progress: Called now and then, with how many items were looked at.
+        store: An ``EventSeal``, or another ``SealedStore``.
+        backup: A backup of the items, and of the key tables of that time. ``None``: only key ids are
+            corrected.
+        ledger: The erasure ledger, which is created if it is missing and nothing was ever shredded. ``None``:
+            the store's own ledger.
+        tables: The names of the tables to repair. ``None``: all tables that the application registered.
+        dry_run: Whether to only check the rows. It needs no ledger.
+        confirm: Called with the planned result before anything is written. If it raises, the repair ends.
+        progress: Called now and then, with how many items were checked.
 
     Returns:
-        ``done`` counts the rows that were repaired, ``left`` those that can be, or that somebody changed
-        meanwhile, and ``failed`` those for which the backup has nothing that may be used.
+        The result:
+
+        - ``done`` counts the repaired rows.
+        - ``left`` counts the rows that can be repaired, or that were changed meanwhile.
+        - ``failed`` counts the rows for which the backup has no usable row.
 
     Raises:
-        ConfigurationError: There is no ledger; or a table is not registered, or not in the backup.
-        IntegrityError: The ledger is not what was written.
-        JobError: Key tables that were restored show keys as alive that the ledger says were shredded.
-        KmsError: The KMS refused or failed.
-        StoreError: A database refused or failed.
-        StoreReadOnlyError: The key tables are of an earlier release: run `eventseal init` first.
+        ConfigurationError: There is no ledger, or a table is not registered or not in the backup.
+        IntegrityError: The ledger does not authenticate.
+        JobError: The key tables and the ledger do not agree on the shredded keys, as after a restore.
+        KmsError: The KMS rejects a request or fails.
+        StoreError: A database rejects a request or fails.
+        StoreReadOnlyError: The key tables are from an earlier release. Run `eventseal init` first.
     """
     started = time.monotonic()
     ledger = (ledger or own_ledger(store)) if dry_run else required_ledger(store, ledger)
@@ -148,15 +155,15 @@ def repair(
 
 
 def _refuse_undone_erasures(store: SealedStore, ledger: Ledger) -> None:
-    """Refuse to go by key tables that a restore has set back: they show erased keys as alive."""
+    """Refuse key tables that a restore set back, with erased keys."""
     if not ledger.exists(store.keyring.application):
         return
     reading = Reading.of(store, ledger)
     if reading.unrecorded or undone_scopes(store, ledger, reading, progress=lambda _: None):
         raise JobError(
-            f"the key tables and {ledger.name} do not agree on what was shredded. Nothing was changed",
-            remedy="Run `eventseal verify --after-restore`, which shows and shreds it again. Then run this "
-            "again.",
+            f"the key tables and {ledger.name} do not agree on the shredded keys. Nothing was changed",
+            remedy="Run `eventseal verify --after-restore`, which shows the differences and shreds such keys "
+            "again. Then repeat the repair.",
         )
 
 
@@ -165,11 +172,11 @@ class _Damaged(NamedTuple):
     A row that can be repaired.
 
     Attributes:
-        table: From today's registry.
-        place: Its sequence id and position.
-        digest: Of the row as it was read.
-        key_id: The key whose id stands beside the item.
-        mended: The row, if its own envelope opens, and only the key id beside it is wrong.
+        table: The table, as today's registry describes it.
+        place: The sequence id and position of the row.
+        digest: The digest of the row as it was read.
+        key_id: The key id that is stored next to the item.
+        mended: The corrected row, if its own envelope opens and only the stored key id is wrong.
     """
 
     table: SealedTable
@@ -180,7 +187,7 @@ class _Damaged(NamedTuple):
 
 
 class _Run(Run):
-    """One repair: what it has found, and how far it is."""
+    """One repair, with its findings and progress."""
 
     def __init__(
         self, store: SealedStore, backup: Backup | None, tables: Sequence[SealedTable], **run: Any
@@ -196,7 +203,7 @@ class _Run(Run):
         self.damaged: list[_Damaged] = []
 
     def look(self) -> None:
-        """Open every item, and find out of each that does not open whether the backup can repair it."""
+        """Open every item, and check whether the backup can repair failing ones."""
         total = looked_at = 0
         for table in self._tables if self.progress is not None else ():
             total += sum(count_by_key(self._engine, table).values())
@@ -227,7 +234,7 @@ class _Run(Run):
         for row, outcome in zip(rows, outcomes, strict=True):
             if not isinstance(outcome, Opened):
                 closed.append(row)
-            # Else a field inside of it fails, or it is suspected of being forged.
+            # Otherwise, a field inside the item fails, or the item may be forged.
             elif outcome.key_id != row.key_id:
                 found.append((row, row._replace(key_id=outcome.key_id)))
         for row, error in zip(closed, self._rows.open(table, [row[:2] for row in closed]), strict=True):
@@ -238,7 +245,11 @@ class _Run(Run):
         self._note(table, found)
 
     def _note(self, table: SealedTable, found: Sequence[tuple[ItemRow, ItemRow | None]]) -> None:
-        """Note rows that can be repaired; what was changed since it was found not to open is only counted."""
+        """
+        Record the rows that can be repaired.
+
+        Rows that were changed since they failed to open are only counted.
+        """
         self.by_table[table.table]["left"] += len(found)
         stored = stored_rows(self._engine, table, [row[:2] for row, _ in found])
         for (row, mended), now in zip(found, stored, strict=True):
@@ -249,7 +260,7 @@ class _Run(Run):
                 self._places.append((table.table, str(row.sequence_id), str(row.position)))
 
     def replace(self, ledger: Ledger) -> None:
-        """Replace what can be repaired, a batch at a time."""
+        """Replace the rows that can be repaired, in batches."""
         replaced: list[_Damaged] = []
         for table in self._tables:
             damaged = [each for each in self.damaged if each.table is table]
@@ -259,7 +270,7 @@ class _Run(Run):
             withdraw_places(self._store, ledger, {(each.table.table, each.place) for each in replaced})
 
     def _replace(self, ledger: Ledger, table: SealedTable, damaged: Sequence[_Damaged]) -> list[_Damaged]:
-        """Replace a batch; give the rows that were still as they were read."""
+        """Replace a batch, and return the rows that were still unchanged."""
         for _ in range(_ATTEMPTS):
             stored = stored_rows(self._engine, table, [each.place for each in damaged])
             still = [
@@ -282,7 +293,8 @@ class _Run(Run):
                     self._refuse(table, each.place, each.key_id, outcome)
             return replaced
         raise JobError(
-            f"the keys of {table.table} changed {_ATTEMPTS} times while rows were repaired",
+            f"the keys of {table.table} changed {_ATTEMPTS} times while rows were repaired. Not all rows are "
+            "repaired",
             remedy="Run the same command again.",
         )
 
@@ -297,14 +309,15 @@ class _Run(Run):
     def _write(
         self, ledger: Ledger, table: SealedTable, given: Sequence[tuple[_Damaged, Encrypted]]
     ) -> list[_Damaged]:
-        """Write the ledger, then the rows; give those that were still as they were read."""
+        """Write the ledger, then the rows, and return the replaced ones."""
         changes = [RowChange(each.place, each.digest, encrypted.new) for each, encrypted in given]
-        # The fence of a key does not matter to a row that stays under it.
+        # A row that stays under its key does not depend on that key's fence.
         new = [encrypted.new.key_id for each, encrypted in given if not each.mended]
         targets = {key_id for key_id in new if key_id is not None}
-        # Committed before the items: else whoever waits for such a row waits for all of them.
+        # Committed before the items: otherwise, a process that waits for such a fence row waits for the whole
+        # batch.
         open_fences(self._engine, targets)
-        # The ledger first: if this run ends here, the rows are as they were (docs/decisions/0026).
+        # The ledger first: if this run ends here, the rows are unchanged (docs/decisions/0026).
         rows = [_as_json(table, change) for change in changes]
         ledger.append(self._store, REPAIR, details={"backup": self._identity, "rows": rows})
 
@@ -312,7 +325,8 @@ class _Run(Run):
             closed = share_fences(connection, targets)
             if closed:
                 raise KeyClosedError(
-                    f"nothing was changed in {table.table}: retired meanwhile: {', '.join(map(str, closed))}",
+                    f"nothing was changed in {table.table}: {counted(len(closed), 'key')} retired meanwhile: "
+                    f"{', '.join(map(str, closed))}",
                     key_ids=tuple(sorted(closed)),
                 )
             marks = load_compromised_items(connection, table.table)
@@ -321,7 +335,7 @@ class _Run(Run):
                 for each, _ in given
             ]
             numbers = replace_rows(connection, table, changes)
-            # What was counted when a key was marked is not missing: it has been replaced.
+            # An item that was counted when its key was marked is not missing now, but replaced.
             found = [given[number][1].found for number in numbers if given[number][1].is_suspect]
             said = {(row[:2], row.key_id) for row in found}
             lost = [
@@ -329,8 +343,8 @@ class _Run(Run):
                 for number in numbers
                 if (row := gone[number]) is not None and (row[:2], row.key_id) not in said
             ]
-            # For a damaged row, its digest as a row: that of its envelope would vouch for it in a backup
-            # (docs/decisions/0026).
+            # For a damaged row, the digest of the row. The digest of its envelope would allow the same
+            # envelope from a backup (docs/decisions/0026).
             replaced = [_replaced(table, row, sha256(row.data).digest()) for row in found]
             replaced += [_replaced(table, row, bytes.fromhex(digest)) for row, digest in lost]
             add_replaced(connection, replaced)
@@ -341,7 +355,7 @@ class _Run(Run):
         return [given[number][0] for number in numbers]
 
     def repaired(self, *, dry_run: bool) -> RepairResult:
-        """Give what was found and done so far."""
+        """Return the result so far."""
         left = self._total("left")
         facts = self.facts(complete=dry_run or not left, done=self._total("done"), left=left)
         return RepairResult(**facts, backup=self._identity, places=tuple(self._places))
@@ -366,7 +380,11 @@ def _as_json(table: SealedTable, change: RowChange) -> dict[str, Any]:
 def _overwritten(
     connection: Connection, table: SealedTable, place: Place, marks: Mapping[UUID, CompromisedItems]
 ) -> ItemRow | None:
-    """Give a damaged row whose header names a marked key still: it was counted when the key was marked."""
+    """
+    Return a damaged row if its header still names a marked key.
+
+    Such a row was counted when the key was marked as compromised.
+    """
     now = stored_row(connection, table, place)
     if now is None or now.header_key not in marks:
         return None

@@ -1,4 +1,8 @@
-"""After a restore of the key tables: what was shredded since the backup is shredded again, by the ledger."""
+"""
+Repeat erasures after a restore of the key tables.
+
+The ledger says which keys were shredded since the backup.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from eventseal.erasure.ledger.entries import DONE, INTENT, REOPEN
+from eventseal.erasure.ledger.entries import DONE, INTENT, REOPEN, SET_LEDGER
 from eventseal.erasure.ledger.recording import shredded_keys
 from eventseal.erasure.reopening import list_erased
 from eventseal.erasure.shredding import SubjectErased, close_scope_fences, own_ledger, shred
@@ -38,13 +42,13 @@ _CHUNK = 500
 @dataclass(slots=True)
 class Undone:
     """
-    A scope that is not as the ledger says.
+    A scope whose key rows contradict the ledger.
 
     Attributes:
         scope: The scope.
-        keys: The keys that are to be gone, with their purposes.
-        closed: Whether it is to be closed: it was not reopened since.
-        intent_open: Whether a shred of it was begun and is not done.
+        keys: The keys that must be destroyed, with their purposes.
+        closed: Whether the scope must be closed, because it was not reopened since.
+        intent_open: Whether a shred of the scope was begun and is not done.
     """
 
     scope: str
@@ -56,13 +60,14 @@ class Undone:
 @dataclass(frozen=True, slots=True)
 class Reading:
     """
-    A ledger that was read from its first entry to its last, and verified.
+    The facts from a ledger that was read and verified completely.
 
     Attributes:
-        entries: How many there are.
-        reopened: For each scope that ever was, the number of the last reopening.
+        entries: The number of entries.
+        reopened: The number of the last reopening, by each scope that was ever reopened.
         open_scopes: The scopes of intents that are not done.
-        unrecorded: Keys that were shredded and that no entry names: the ledger was cut, or was not there yet.
+        unrecorded: Shredded keys that no entry names: the end of the ledger was cut off, or the ledger did
+            not exist yet.
     """
 
     entries: int
@@ -76,9 +81,9 @@ class Reading:
         Read and verify a ledger.
 
         Raises:
-            EventSealError: As :meth:`eventseal.erasure.Ledger.entries` raises; or the key store fails.
+            EventSealError: An error of :meth:`eventseal.erasure.Ledger.entries`, or the key store fails.
         """
-        # The key tables first: a shred that goes on writes its intent before it destroys a key.
+        # The key tables first: a shred in progress writes its intent before it destroys a key.
         shredded = {record.key_id: record for record in shredded_keys(store)}
         reopened: dict[str, int] = {}
         intents: dict[int, str] = {}
@@ -99,19 +104,19 @@ def undone_scopes(
     store: SealedStore, ledger: Ledger, reading: Reading, *, progress: Callable[[int], object]
 ) -> dict[str, Undone]:
     """
-    Look in the key tables for what the ledger says is gone.
+    Find scopes whose key rows contradict the ledger.
 
     Args:
-        store: Has the key tables.
-        ledger: Is read once more, and verified as it is read.
-        reading: Of the same ledger.
-        progress: Called with the number of the last entry that was looked at.
+        store: The store with the key tables.
+        ledger: The ledger, which is read and verified once more.
+        reading: The facts from the same ledger.
+        progress: Called with the number of the last entry that was compared.
 
     Returns:
-        By scope what is not as it should be, and what was begun and not done.
+        The scopes that contradict the ledger, and the scopes of shreds that were begun and are not done.
 
     Raises:
-        EventSealError: As :meth:`eventseal.erasure.Ledger.entries` raises; or the key store fails.
+        EventSealError: An error of :meth:`eventseal.erasure.Ledger.entries`, or the key store fails.
     """
     found: dict[str, Undone] = {}
     told = (entry for entry in ledger.entries(store) if entry.kind in {INTENT, DONE} and entry.scope)
@@ -129,7 +134,7 @@ def undone_scopes(
 
 
 class _Tables:
-    """What the key tables say of some entries, read for all of them at once."""
+    """The key rows for some ledger entries, read together."""
 
     def __init__(self, store: SealedStore, entries: Sequence[LedgerEntry], reading: Reading) -> None:
         self._reading = reading
@@ -139,7 +144,11 @@ class _Tables:
         self._holders = list(_holders(store, closed)) if closed else []
 
     def agree(self, entry: LedgerEntry) -> bool:
-        """Whether every key is a tombstone, and, if the scope is to be closed, every slot is taken by one."""
+        """
+        Whether every key of the entry is a tombstone.
+
+        If the scope must be closed, a tombstone must also occupy each of its slots.
+        """
         for key_id in entry.keys:
             row = self._rows.get(key_id)
             if row is None or row.state.opens:
@@ -156,9 +165,9 @@ def _holders(store: SealedStore, scopes: Iterable[str]) -> Iterator[dict[str, Ke
 
 
 def _says_closed(entry: LedgerEntry, reading: Reading) -> bool:
-    """Whether the shred of which an entry tells was after the scope's last reopening."""
-    # By its intents, not by itself: the scope may have been reopened before it was noted as done
-    # (docs/decisions/0016).
+    """Whether the entry's shred was after the scope's last reopening."""
+    # Compare the intents, not the entry itself: the scope may have been reopened before the end of the shred
+    # was recorded (docs/decisions/0016).
     told_by = [entry.number] if entry.kind == INTENT else entry.details.get("intents", [])
     return max(told_by, default=0) > reading.reopened.get(str(entry.scope), 0)
 
@@ -166,15 +175,16 @@ def _says_closed(entry: LedgerEntry, reading: Reading) -> bool:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoredScope:
     """
-    A scope that was not as the ledger says.
+    A scope whose key rows contradicted the ledger after a restore.
 
     Attributes:
         scope: The scope.
-        closed: Whether it is closed afterwards; ``False``: it was reopened, and stays open.
-        intent_open: Whether a shred of it had been begun and was not done.
-        alive: The keys that the restore brought back, and that are destroyed by this.
-        lost: The keys whose tombstones the restore took, and that are put back by this.
-        strangers: Live keys of a closed scope of which the ledger knows nothing. They are not touched.
+        closed: Whether the scope is closed afterwards. ``False``: it was reopened, and stays open.
+        intent_open: Whether a shred of the scope had been begun and was not done.
+        alive: The keys that the restore brought back. This run destroys them.
+        lost: The keys whose tombstones the restore removed. This run restores the tombstones.
+        strangers: Keys of a closed scope that are not destroyed and that the ledger does not name. They are
+            not touched.
     """
 
     scope: str
@@ -185,7 +195,7 @@ class RestoredScope:
     strangers: tuple[UUID, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as JSON has it."""
+        """Return the JSON form."""
         keys = {name: list(map(str, getattr(self, name))) for name in ("alive", "lost", "strangers")}
         return {"scope": self.scope, "closed": self.closed, "intent_open": self.intent_open, **keys}
 
@@ -193,18 +203,18 @@ class RestoredScope:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreResult(JobResult):
     """
-    What was done after a restore.
+    The result of reconciling the key tables with the ledger.
 
     Attributes:
-        entries: Of the ledger, all verified.
-        scopes: Those that were not as it says.
+        entries: The number of ledger entries, all of which are verified.
+        scopes: The scopes whose key rows contradicted the ledger.
     """
 
     entries: int
     scopes: tuple[RestoredScope, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as ``--json`` prints it."""
+        """Return the JSON form that ``--json`` prints."""
         scopes = [scope.to_json() for scope in self.scopes]
         return {**super(RestoreResult, self).to_json(), "entries": self.entries, "scopes": scopes}
 
@@ -218,37 +228,42 @@ def after_restore(
     progress: Callable[[JobResult], object] | None = None,
 ) -> RestoreResult:
     """
-    Destroy again, by id, the keys that the ledger says were shredded; finish what was begun and not done.
+    Destroy restored keys again, as the ledger says.
 
-    The whole ledger is verified before anything is done. A key that it does not name is destroyed only where
-    a shred was begun and is not done: that is carried through for the whole scope. Run it again at will.
+    It destroys the shredded keys by their ids, and finishes shreds that were begun and are not done. It
+    verifies the whole ledger before it changes anything. An unfinished shred is completed for its whole
+    scope. Keys that the ledger does not name are destroyed only in such a scope. You can run it again at any
+    time.
 
     Args:
-        store: An ``EventSeal``, or any object with its four; no process used it since the restore.
-        ledger: ``None``: the store's own.
-        notify: Called for each scope that was not as the ledger says: what was restored with the keys may
-            hold its data in plain.
-        dry_run: Whether only to tell what would be done.
+        store: An ``EventSeal``, or another ``SealedStore``. No process may have used it since the restore.
+        ledger: The erasure ledger. ``None``: the store's own ledger.
+        notify: Called for each scope whose key rows contradicted the ledger. Read models that were restored
+            together with the keys may hold its data as plaintext.
+        dry_run: Whether to only report what would be done.
         progress: Called now and then, with how many entries were compared with the key tables.
 
     Returns:
-        ``done`` counts keys that were destroyed again, or whose tombstones were put back; ``by_table`` the
-        items under them. ``failed`` counts scopes that could not be dealt with, live keys of closed scopes
-        that the ledger does not know, and scopes shredded without its knowledge. ``leftover`` says what was
-        in the way of overwriting the bytes of the wrappings.
+        The result:
+
+        - ``done`` counts the keys that were destroyed again, or whose tombstones were restored.
+        - ``by_table`` counts the items under these keys.
+        - ``failed`` counts scopes that could not be processed, and scopes that were shredded without an
+          entry. It also counts keys of closed scopes that the ledger does not name and that still open items.
+        - ``leftover`` says why bytes of wrappings could not be overwritten.
 
     Raises:
         ConfigurationError: There is no ledger, or a table that looks sealed is not registered.
-        IntegrityError: The ledger is not what was written; nothing was done.
-        KmsError: The KMS refused or failed.
-        StoreError: The ledger or the key store refused or failed; run it again.
+        IntegrityError: The ledger was changed. Nothing was done.
+        KmsError: The KMS rejects a request or fails.
+        StoreError: The ledger or the key store rejects a request or fails. Run it again.
     """
     started = time.monotonic()
     ledger = ledger or own_ledger(store)
     if ledger is None:
         raise ConfigurationError(
-            "no erasure ledger is configured, so nothing tells what was shredded",
-            remedy="Name it: `ledger` in eventseal.toml, or EVENTSEAL_LEDGER.",
+            "no erasure ledger is configured, so nothing records which keys were shredded",
+            remedy=SET_LEDGER,
         )
     refuse_unregistered_tables(store)
     tables = registered_tables(store.datastore, store.cipher.application)
@@ -278,7 +293,7 @@ def after_restore(
 
 @dataclass(slots=True, kw_only=True)
 class _Run(Run):
-    """Deals with one scope after the other; one that fails does not keep the others from it."""
+    """Processes each scope, even if another scope fails."""
 
     store: SealedStore
     ledger: Ledger
@@ -288,7 +303,7 @@ class _Run(Run):
     scopes: list[RestoredScope] = field(default_factory=list)
 
     def take(self, undone: Undone) -> None:
-        """Make one scope as the ledger says, or tell why it is not."""
+        """Reconcile one scope with the ledger, or record the failure."""
         try:
             scope = self._compared(undone)
             self.scopes.append(scope)
@@ -302,7 +317,7 @@ class _Run(Run):
             self.fail(KEY_TABLE, key_id, _stranger(undone.scope, key_id))
 
     def report_unrecorded(self, unrecorded: Sequence[KeyRecord]) -> None:
-        """Tell of scopes that were shredded without the ledger's knowledge."""
+        """Report scopes that were shredded without a ledger entry."""
         taken = {scope.scope for scope in self.scopes}
         first = {record.scope: record for record in reversed(unrecorded)}
         for scope, record in sorted(first.items()):
@@ -310,7 +325,7 @@ class _Run(Run):
                 self.fail(KEY_TABLE, record.key_id, _unrecorded(scope, self.ledger))
 
     def _compared(self, undone: Undone) -> RestoredScope:
-        """Tell what is amiss with a scope."""
+        """Compare the key rows of a scope with the ledger."""
         found = self.store.keyring.destroyer.shred_again(
             undone.scope, undone.keys, closed=undone.closed, dry_run=True
         )
@@ -318,12 +333,12 @@ class _Run(Run):
         strangers = [
             record.key_id for record in found.keys if record.state.opens and record.key_id not in undone.keys
         ]
-        begun = undone.intent_open  # its shred takes the strangers, too
+        begun = undone.intent_open  # the unfinished shred destroys the strangers, too
         return RestoredScope(
             scope=undone.scope,
             closed=undone.closed,
             intent_open=begun,
-            # A key that the ledger does not name goes only by a shred that was begun (docs/decisions/0013).
+            # Only a shred that was begun destroys keys that the ledger does not name (docs/decisions/0013).
             alive=(*found.destroyed, *(strangers if begun else ())),
             lost=tuple(sorted(set(undone.keys) - there)),
             strangers=tuple(strangers) if undone.closed and not begun else (),
@@ -342,7 +357,7 @@ class _Run(Run):
             self._count(result.by_table, result.failures)
             return
         fences = close_scope_fences(self.store, self.tables, ended.shredded)
-        if not undone.closed:  # it was reopened, and the list of what was erased in it may be older
+        if not undone.closed:  # the scope was reopened, and the restored list of erased items may be older
             list_erased(self.store, self.tables, ended.shredded)
         self._count(fences.by_table, fences.failures)
         if is_told:
@@ -371,16 +386,18 @@ class _Run(Run):
 
 def _stranger(scope: str, key_id: UUID) -> EventSealError:
     return JobError(
-        f"scope {scope!r} was shredded and not reopened, but key {key_id}, of which the ledger knows "
-        "nothing, lives in it: it was made since the restore",
-        remedy=f"If its items are to go too: eventseal shred {scope}. If not: eventseal reopen {scope}",
+        f"scope {scope!r} was shredded and not reopened, but it has key {key_id}, which the ledger does not "
+        "name: the key was created after the restore. It was not destroyed",
+        remedy=f"To erase its items too, run `eventseal shred {scope}`. To keep them, run `eventseal reopen "
+        f"{scope}`.",
         key_id=key_id,
     )
 
 
 def _unrecorded(scope: str, ledger: Ledger) -> EventSealError:
     return JobError(
-        f"scope {scope!r} was shredded, and {ledger.name} does not say so: entries are missing at its end, "
-        "or it was shredded without the ledger",
-        remedy=f"Put the ledger back from its newest copy; else note it now: eventseal shred {scope}",
+        f"scope {scope!r} was shredded, but {ledger.name} has no entry for it: entries are missing at its "
+        "end, or the scope was shredded without the ledger",
+        remedy="Restore the ledger from its newest copy. If no copy has the entry, record the erasure now: "
+        f"run `eventseal shred {scope}`.",
     )

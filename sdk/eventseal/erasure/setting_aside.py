@@ -1,4 +1,8 @@
-"""Set aside: the ledger excuses damaged rows that nothing can save, as long as they stay as they are."""
+"""
+Set aside damaged rows that nothing can save.
+
+The ledger excuses such rows as long as they stay unchanged.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from eventseal.erasure.ledger.entries import SET_ASIDE, WITHDRAWN
+from eventseal.erasure.ledger.entries import RESTORE_LEDGER, SET_ASIDE, WITHDRAWN
 from eventseal.erasure.ledger.recording import prepare_ledger
 from eventseal.erasure.shredding import own_ledger
 from eventseal.errors import ConfigurationError, IntegrityError, JobError
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 
 ROWS_IN_AN_ENTRY = 1000
 LONGEST_REASON = 500
-"""Characters. An entry repeats the reason once for up to a thousand rows."""
+"""The limit in characters. An entry holds the reason once, for up to 1,000 rows."""
 
 NO_LEDGER = 'Add a line to eventseal.toml: ledger = "erasures.jsonl"'
 
@@ -42,23 +46,26 @@ def set_aside(
     dry_run: bool = False,
 ) -> JobResult:
     """
-    Write into the ledger that nothing can save these rows. Each is excused as long as it stays as it is.
+    Record in the ledger that nothing can save these rows.
+
+    Each row is excused as long as it stays unchanged.
 
     Args:
-        store: An ``EventSeal``, or any object with its four.
-        found: As :func:`eventseal.rotation.row_damage.damaged_rows` gives it.
-        reason: Why, in up to 500 characters. No personal data: a ledger is kept for good.
-        ledger: ``None``: the store's own.
+        store: An ``EventSeal``, or another ``SealedStore``.
+        found: The result of :func:`eventseal.rotation.row_damage.damaged_rows`.
+        reason: Why nothing can save the rows, in up to 500 characters. Do not write personal data: a ledger
+            is kept permanently.
+        ledger: The erasure ledger. ``None``: the store's own ledger.
         dry_run: Whether to write nothing.
 
     Returns:
-        ``set_aside`` has what the ledger says now. ``failed`` counts rows that were refused, and those that
-        were changed since they were found.
+        The result. Its ``set_aside`` lists the rows that the ledger now excuses. Its ``failed`` counts rows
+        that were refused, and rows that were changed since they were found.
 
     Raises:
-        ConfigurationError: There is no ledger, or no reason.
-        IntegrityError: The ledger is not what was written; nothing was set aside.
-        StoreError: The database or the ledger refused or failed. Run it again.
+        ConfigurationError: There is no ledger, or the reason is empty or too long.
+        IntegrityError: The ledger was changed. Nothing was set aside.
+        StoreError: The database or the ledger rejects a request or fails. Run it again.
     """
     run = Run(verb="set-aside")
     ledger = required_ledger(store, ledger)
@@ -84,22 +91,24 @@ def withdraw(
     store: SealedStore, rows: Sequence[SetAside], *, ledger: Ledger | None = None, dry_run: bool = False
 ) -> JobResult:
     """
-    Withdraw what the ledger says of rows. From then on they are failures again, if they do not open.
+    Withdraw rows that are set aside.
+
+    From then on, these rows are failures again if they do not open.
 
     Args:
-        store: An ``EventSeal``, or any object with its four.
-        rows: As :func:`rows_in_force` gives them.
-        ledger: ``None``: the store's own.
+        store: An ``EventSeal``, or another ``SealedStore``.
+        rows: Rows from :func:`rows_in_force`.
+        ledger: The erasure ledger. ``None``: the store's own ledger.
         dry_run: Whether to write nothing.
 
     Returns:
-        ``set_aside`` has the rows of which it was withdrawn.
+        The result, whose ``set_aside`` lists the withdrawn rows.
 
     Raises:
         ConfigurationError: There is no ledger.
-        IntegrityError: The ledger is not what was written; nothing was withdrawn.
-        JobError: Somebody else has just changed what is set aside.
-        StoreError: The ledger refused or failed.
+        IntegrityError: The ledger was changed. Nothing was withdrawn.
+        JobError: Another process has just changed which rows are set aside.
+        StoreError: The ledger rejects a request or fails.
     """
     run = Run(verb="set-aside")
     ledger = required_ledger(store, ledger)
@@ -111,10 +120,12 @@ def withdraw(
 
 def rows_in_force(store: SealedStore, ledger: Ledger) -> list[SetAside]:
     """
-    Give what the ledger says of rows, verified; nothing if it is not made yet.
+    Return the rows that are set aside, from the verified ledger.
+
+    There are none if the ledger does not exist yet.
 
     Raises:
-        EventSealError: The ledger is not what was written, or cannot be read.
+        EventSealError: The ledger was changed, or cannot be read.
     """
     if not ledger.exists(store.keyring.application):
         return []
@@ -122,22 +133,26 @@ def rows_in_force(store: SealedStore, ledger: Ledger) -> list[SetAside]:
 
 
 def unverified_rows(ledger: Ledger, application: str) -> list[SetAside]:
-    """Give what the ledger says of rows, without any KEK: to show, not to act by."""
+    """
+    Return the rows that are set aside, without verification.
+
+    No KEK is needed. Show these rows only. Do not act on them.
+    """
     found = ledger.unverified_open_entries(application, SET_ASIDE)
     return [row for entry in found for row in rows_of(entry)]
 
 
 def required_ledger(store: SealedStore, ledger: Ledger | None = None) -> Ledger:
     """
-    Give the ledger that was named, or the store's own.
+    Return the given ledger, or the store's own.
 
     Raises:
-        ConfigurationError: There is none.
+        ConfigurationError: There is no ledger.
     """
     ledger = ledger or own_ledger(store)
     if ledger is None:
         raise ConfigurationError(
-            "no erasure ledger is configured, and nothing else keeps what becomes of damaged rows",
+            "no erasure ledger is configured, and only a ledger records repaired and set-aside rows",
             remedy=NO_LEDGER,
         )
     return ledger
@@ -145,10 +160,10 @@ def required_ledger(store: SealedStore, ledger: Ledger | None = None) -> Ledger:
 
 def rows_of(entry: LedgerEntry) -> list[SetAside]:
     """
-    Read the rows of an entry.
+    Return the rows of a set-aside entry.
 
     Raises:
-        IntegrityError: It has none as :func:`set_aside` writes them.
+        IntegrityError: The entry has no rows in the form that :func:`set_aside` writes.
     """
     details = entry.details
     try:
@@ -167,7 +182,7 @@ def rows_of(entry: LedgerEntry) -> list[SetAside]:
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         raise IntegrityError(
             f"entry {entry.number} of the ledger does not say which rows are set aside",
-            remedy="Find out who changed the ledger, and put it back from its copy.",
+            remedy=RESTORE_LEDGER,
         ) from None
 
 
@@ -175,19 +190,21 @@ def withdraw_places(
     store: SealedStore, ledger: Ledger, places: Iterable[tuple[str, Place]]
 ) -> list[SetAside]:
     """
-    Close each entry that names one of these places, and say the rest of it again, in one entry.
+    Withdraw the set-aside rows at these places.
+
+    Each entry that names one of the places is closed. One new entry repeats its other rows.
 
     Args:
-        store: Whose application and KEKs.
-        ledger: It exists.
+        store: The store with the application and its KEKs.
+        ledger: The erasure ledger, which must exist.
         places: Tables, and places in them.
 
     Returns:
-        What was withdrawn.
+        The withdrawn rows.
 
     Raises:
-        JobError: Somebody else has just changed what is set aside.
-        EventSealError: The ledger is not what was written, or cannot be written.
+        JobError: Another process has just changed which rows are set aside.
+        EventSealError: The ledger was changed, or cannot be written.
     """
     wanted = set(places)
     taken: list[SetAside] = []
@@ -212,16 +229,16 @@ def withdraw_places(
 
 
 def _refuse_closed(number: int, last: LedgerEntry) -> None:
-    # To say the rest of it again would bring back what somebody else has withdrawn (docs/decisions/0026).
+    # Repeating the other rows would restore rows that another process withdrew (docs/decisions/0026).
     if number not in last.open_intents:
         raise JobError(
-            "somebody else has just changed what is set aside; the rest stays as it is",
-            remedy="Run it again.",
+            "somebody else has just changed which rows are set aside. The remaining rows stay as they are",
+            remedy="Run the same command again.",
         )
 
 
 def _as_they_were(store: SealedStore, rows: Sequence[DamagedRow]) -> tuple[list[DamagedRow], list[Failure]]:
-    """Part the rows that are what they were when they were found from those that are not."""
+    """Separate the rows that are still unchanged from the changed ones."""
     still: list[DamagedRow] = []
     changed: list[Failure] = []
     for row in rows:
@@ -229,7 +246,9 @@ def _as_they_were(store: SealedStore, rows: Sequence[DamagedRow]) -> tuple[list[
         if now is not None and now.digest == row.sha256:
             still.append(row)
         else:
-            error = JobError("the row was changed meanwhile, and is not set aside", remedy="Run it again.")
+            error = JobError(
+                "the row was changed meanwhile, so it was not set aside", remedy="Run the same command again."
+            )
             changed.append(row.failure(error))
     return still, changed
 
@@ -239,7 +258,7 @@ def _checked_reason(reason: str) -> str:
     if not 0 < len(reason) <= LONGEST_REASON:
         raise ConfigurationError(
             f"a reason has 1 to {LONGEST_REASON} characters",
-            remedy='Say why nothing can save the rows, such as --reason "disk failure, no backup".',
+            remedy='Explain why nothing can save the rows, such as --reason "disk failure, no backup".',
         )
     return reason
 

@@ -1,4 +1,4 @@
-"""Shred: the keys of a scope are destroyed, their fences closed, and projections told of it."""
+"""Shred a scope: destroy its keys, close their fences, notify projections."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ _BATCH_SIZE = 100
 @dataclass(frozen=True, slots=True)
 class ErasedItems:
     """
-    What is under keys that were shredded.
+    The items under keys that were shredded.
 
     Attributes:
-        items: By key its items in each table.
-        failures: One for each key whose fence is open still.
+        items: The number of items in each table, by key.
+        failures: One failure for each key whose fence is still open.
     """
 
     items: dict[UUID, Counter[str]] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class ErasedItems:
 
     @property
     def by_table(self) -> dict[str, dict[str, int]]:
-        """How many items there are in each table, as ``erased``."""
+        """How many items each table has, as ``erased``."""
         every = sum(self.items.values(), Counter[str]())
         return {table: {"erased": count} for table, count in every.items()}
 
@@ -60,18 +60,20 @@ def close_scope_fences(
     store: SealedStore, tables: Sequence[SealedTable], shredded: Iterable[KeyRecord]
 ) -> ErasedItems:
     """
-    Close the fences of keys that were shredded, as many as can be, and count what is under them.
+    Close the fences of shredded keys, and count their items.
+
+    A fence that cannot be closed is a failure in the result.
 
     Args:
-        store: Has the items' database.
-        tables: Every one that may hold items under the keys.
-        shredded: The keys.
+        store: The store with the items' database.
+        tables: Every table that may hold items under the keys.
+        shredded: The shredded keys.
     """
     found = ErasedItems()
     for key_ids in batches(shredded):
         try:
             closing = close_and_count(store.datastore.engine, tables, key_ids, even_if_needed=True)
-        except StoreError as error:  # the keys are destroyed all the same
+        except StoreError as error:  # the keys are destroyed anyway
             found.failures.extend([Failure.of_key(FENCE_TABLE, key_id, error) for key_id in key_ids])
             continue
         found.failures.extend(
@@ -83,10 +85,12 @@ def close_scope_fences(
 
 def erased_items(store: SealedStore, tables: Sequence[SealedTable], keys: Iterable[KeyRecord]) -> ErasedItems:
     """
-    Count what is under keys, and close no fence; see :func:`close_scope_fences`.
+    Count the items under keys, without closing fences.
+
+    See :func:`close_scope_fences`.
 
     Raises:
-        StoreError: The items' database refused or failed.
+        StoreError: The items' database rejects a request or fails.
     """
     found = ErasedItems()
     for key_ids in batches(keys):
@@ -97,7 +101,11 @@ def erased_items(store: SealedStore, tables: Sequence[SealedTable], keys: Iterab
 
 
 def batches(records: Iterable[KeyRecord]) -> Iterator[list[UUID]]:
-    """Give the keys under which items may be written, a few at a time: others are nested inside those."""
+    """
+    Yield the ids of data keys in batches: only these have items.
+
+    Values under keys of other purposes are nested inside items.
+    """
     key_ids = [record.key_id for record in records if record.purpose is KeyPurpose.DATA]
     return chunks(key_ids, _BATCH_SIZE)
 
@@ -105,16 +113,17 @@ def batches(records: Iterable[KeyRecord]) -> Iterator[list[UUID]]:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubjectErased:
     """
-    A scope was shredded: read models, search indexes and caches that hold its data in plain drop it now.
+    The notification that a scope was shredded.
 
-    It is told at least once, so dropping again must do no harm.
+    Read models, search indexes and caches must now drop their plaintext copies of its data. The notification
+    arrives at least once, so dropping the data again must do no harm.
 
     Attributes:
-        application: Whose keys these were.
-        scope: The one that was shredded: ``subject:<id>``, or what else it was. As the key tables have it, so
-            compare it with ``keyring.stored_scope(...)`` if these hold digests.
-        key_ids: Its keys and tombstones.
-        entry: The number of the ledger's entry that says so; ``None`` without a ledger.
+        application: The application that owned the keys.
+        scope: The shredded scope, such as ``subject:<id>``, in the form that the key tables use. If these
+            hold digests, compare it with ``keyring.stored_scope(...)``.
+        key_ids: The ids of its keys and tombstones.
+        entry: The number of the ledger entry that records the erasure. ``None`` without a ledger.
     """
 
     application: str
@@ -124,7 +133,7 @@ class SubjectErased:
 
     @classmethod
     def of(cls, entry: LedgerEntry) -> Self:
-        """Read the event from the ledger's entry of an erasure that is done."""
+        """Create the notification from the ledger entry of a finished erasure."""
         return cls(
             application=entry.application,
             scope=entry.scope or "",
@@ -135,15 +144,17 @@ class SubjectErased:
 
 def erased_subjects(store: SealedStore, ledger: Ledger, *, after: int = 0) -> Iterator[SubjectErased]:
     """
-    Read from a ledger what was erased: for projections in processes that nobody calls back.
+    Yield the erasures in a ledger.
+
+    Use it for projections in processes that get no call of ``notify``.
 
     Args:
-        store: Whose application and KEKs.
-        ledger: The application's.
-        after: The number of the last entry that the projection has followed; 0: from the beginning.
+        store: The store with the application and its KEKs.
+        ledger: The application's ledger.
+        after: The number of the last entry that the projection has processed. 0: from the beginning.
 
     Raises:
-        EventSealError: As :meth:`eventseal.erasure.Ledger.entries` raises.
+        EventSealError: An error of :meth:`eventseal.erasure.Ledger.entries`.
     """
     for entry in ledger.entries(store, after=after):
         if entry.kind == DONE and entry.scope is not None:
@@ -153,18 +164,19 @@ def erased_subjects(store: SealedStore, ledger: Ledger, *, after: int = 0) -> It
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShredResult(JobResult):
     """
-    What a shred did.
+    The result of a shred.
 
     Attributes:
-        scope: The one that was shredded, as the key tables have it.
-        receipt: For the data subject's file; ``None`` without a ledger, or if the shred is not complete.
+        scope: The shredded scope, in the form that the key tables use.
+        receipt: The receipt for the data subject's file. ``None`` without a ledger, or if the shred is not
+            complete.
     """
 
     scope: str
     receipt: Receipt | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as ``--json`` prints it."""
+        """Return the JSON form that ``--json`` prints."""
         receipt = None if self.receipt is None else self.receipt.to_json()
         return {**super(ShredResult, self).to_json(), "scope": self.scope, "receipt": receipt}
 
@@ -179,39 +191,50 @@ def shred(
     dry_run: bool = False,
 ) -> ShredResult:
     """
-    Destroy every key of a scope and close the scope. Nothing brings the keys back but a backup of them.
+    Destroy every key of a scope, and close the scope.
 
-    First the ledger is told which keys are meant; if it cannot be written, nothing is destroyed. Then, in one
-    transaction, every wrapping goes, and tombstones keep the scope's slots, so that nobody makes a key for
-    it, on purpose or by a rotation in flight. Other processes stop opening within ``refresh_interval``. Then
-    the keys' fences are closed: a stale writer's append is refused, instead of written unreadable. At last
-    the ledger is told that it is done. Interrupted anywhere, it is run again. The bytes of the wrappings are
-    overwritten in the database's files at hand, as far as that can be; ``leftover`` says what was in the way.
+    Only a backup of the keys can bring them back. The steps:
+
+    1. The ledger records which keys will be destroyed. If it cannot be written, nothing is destroyed.
+    2. In one transaction, every wrapping is deleted. Tombstones occupy the scope's slots, so that no process
+       can create a key for the scope, neither on purpose nor by a rotation in progress. Other processes stop
+       opening items within ``refresh_interval``.
+    3. The fences of the keys are closed, so that an append of a stale writer is refused instead of stored
+       unreadable.
+    4. The ledger records that the erasure is done.
+
+    If a run is interrupted, run it again. The bytes of the wrappings are overwritten in the database files as
+    far as possible. The ``leftover`` of the result says what prevented it.
 
     Args:
-        store: An ``EventSeal``, or any object with its four.
-        scope: One that has had a key. Shredded again, it stays closed, and its fences are tried again.
-        ledger: Made if it is not there and nothing was ever shredded. ``None``: the store's own, if it has
-            one; without one, a restore of the key tables brings the keys back, and nobody can tell.
-        notify: Called with the event when all is done, also if an earlier run had done it already. What it
-            raises leaves the erasure done; run it again to have it called again.
-        destroy_application_items: Whether the scope may be ``application``: every item and field for which
-            no other scope was chosen.
-        dry_run: Whether only to count what would be destroyed.
+        store: An ``EventSeal``, or another ``SealedStore``.
+        scope: A scope that has or had a key. If it was shredded before, it stays closed, and EventSeal tries
+            again to close its fences.
+        ledger: The erasure ledger, which is created if it is missing and nothing was ever shredded. ``None``:
+            the store's own ledger, if it has one. Without a ledger, a restore of the key tables brings the
+            keys back, and nothing shows it.
+        notify: Called when all is done, even if an earlier run did it. If it raises, the erasure stays done.
+            Run the shred again to repeat the call.
+        destroy_application_items: Whether the scope may be ``application``, which holds every item and field
+            without another scope.
+        dry_run: Whether to only count the items and keys that would be destroyed.
 
     Returns:
-        ``done`` counts the keys that were destroyed now; ``by_key`` gives the items under each key of the
-        scope that was ever shredded, ``by_table`` the same by table, as ``erased``. ``failed`` counts fences
-        that are open still, and ``complete`` says that there is none: else run it again.
+        The result:
+
+        - ``done`` counts the keys that this run destroyed.
+        - ``by_key`` counts the items under each key of the scope that was ever shredded.
+        - ``by_table`` counts the same items by table, as ``erased``.
+        - ``failed`` counts the fences that are still open.
+        - ``complete`` is true if no fence is open. Otherwise, run the shred again.
 
     Raises:
-        ConfigurationError: No key of the scope was ever made, or it is ``application``; nothing was done. Or
-            a table that looks sealed is not registered, or a registered one is not there. Or the ledger is
-            gone.
-        IntegrityError: A row of the scope is not what a keyring sealed, or the ledger is not what was
-            written; nothing was destroyed.
-        StoreError: The key store or the ledger refused or failed; nothing was destroyed, or it is known when
-            this is run again.
+        ConfigurationError: The scope never had a key, or it is ``application``. Nothing was done. It is also
+            raised if a table that looks sealed is not registered, or a registered table or the ledger is
+            missing.
+        IntegrityError: A key row of the scope or the ledger does not authenticate. Nothing was destroyed.
+        StoreError: The key store or the ledger rejects a request or fails. Either nothing was destroyed, or
+            the next run detects what was.
     """
     run = Run(verb="shred")
     refuse_unregistered_tables(store)
@@ -255,6 +278,6 @@ def shred(
 
 
 def own_ledger(store: SealedStore) -> Ledger | None:
-    """Give the ledger that a store brings along, if any."""
+    """Return the ledger of a store, if it has one."""
     ledger: Ledger | None = StoreOptions.of(store).ledger
     return ledger

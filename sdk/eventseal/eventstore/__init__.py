@@ -1,4 +1,8 @@
-"""An event store, small on purpose: events, entities, repositories, snapshots, policies, applications."""
+"""
+A small event store.
+
+It has events, entities, repositories, snapshots, policies and applications.
+"""
 
 from eventseal.eventstore.aggregates import AggregateRoot
 from eventseal.eventstore.application import (

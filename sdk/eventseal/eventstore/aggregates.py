@@ -1,4 +1,4 @@
-"""Aggregates: clusters of objects whose events are stored together or not at all."""
+"""Aggregates: clusters of objects whose events are stored all or none."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 class AggregateRoot(TimestampedVersionedEntity):
     """
-    The entity that stands for an aggregate. It keeps its events until it is saved.
+    The root entity of an aggregate. It keeps events until saved.
 
     Args:
-        arguments: Those of an entity: ``id``, ``version``, ``timestamp``.
+        arguments: The arguments of an entity: ``id``, ``version``, ``timestamp``.
     """
 
     class Event(TimestampedVersionedEntity.Event):
-        """Of an aggregate."""
+        """An event of an aggregate."""
 
     class Created(Event, TimestampedVersionedEntity.Created):
         """The first event."""
@@ -32,10 +32,10 @@ class AggregateRoot(TimestampedVersionedEntity):
 
     def save(self) -> None:
         """
-        Publish what happened since the last time, as one list, which is stored as one transaction.
+        Publish the events since the last save as one list.
 
-        If that fails, the events stay: save again if the database was away; after a conflict, get the
-        aggregate from its repository and decide again.
+        They are stored in one transaction. If that fails, the events stay. If the database was unavailable,
+        save again. After a conflict, get the aggregate from its repository and decide again.
         """
         pending = self._pending()
         if pending:
@@ -46,6 +46,6 @@ class AggregateRoot(TimestampedVersionedEntity):
         self._pending().extend(event if isinstance(event, list) else [event])
 
     def _pending(self) -> list[DomainEvent]:
-        # Not made by the constructor: an aggregate that comes from a snapshot was not constructed.
+        # Not created in the constructor: restoring an aggregate from a snapshot does not call it.
         pending: list[DomainEvent] = vars(self).setdefault("_pending_events", [])
         return pending

@@ -1,4 +1,4 @@
-"""Applications: event stores, the policies that fill them, and the repositories that read them."""
+"""Applications with event stores, policies that write, and repositories that read."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ if TYPE_CHECKING:
 
 
 class RepositoryKeyError(ItemNotFoundError, KeyError):
-    """There is no entity of this id, or it was discarded."""
+    """There is no entity with this id, or it was discarded."""
 
-    default_remedy = "Check the id; a discarded entity is found by its events alone."
+    default_remedy = "Check the id. To read a discarded entity, read its events from the event store."
 
     __str__ = Exception.__str__  # KeyError would show the message's repr
 
 
 class EventSourcedRepository:
     """
-    Gives entities by their id, as their events made them: ``repository[id]``, ``id in repository``.
+    Rebuilds entities from their events: ``repository[id]``, ``id in repository``.
 
     Args:
-        event_store: Where their events are.
-        mutator: A function of an entity and an event, such as ``Order._mutate``; by default the class that
-            ``create()`` noted in the first event says what events do.
-        snapshot_strategy: Where their snapshots are.
+        event_store: The store of their events.
+        mutator: A function of an entity and an event, such as ``Order._mutate``. By default, the class in the
+            first event, which ``create()`` recorded, decides how events change the entity.
+        snapshot_strategy: The store of their snapshots.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class EventSourcedRepository:
 
     def __getitem__(self, entity_id: Any) -> Any:
         """
-        Give the entity of this id.
+        Return the entity with this id.
 
         Raises:
-            RepositoryKeyError: There is none, or it was discarded. A ``KeyError``.
+            RepositoryKeyError: There is no such entity, or it was discarded. A ``KeyError``.
             IntegrityError: An item of its stream was changed, or is missing.
         """
         entity = self.get_entity(entity_id)
@@ -81,15 +81,15 @@ class EventSourcedRepository:
 
     def get_entity(self, entity_id: Any, lt: int | None = None, lte: int | None = None) -> Any:
         """
-        Give an entity as it is, or as it was.
+        Return an entity in its current or an earlier state.
 
         Args:
-            entity_id: Which.
-            lt: As before the event at this position.
-            lte: As after the event at this position.
+            entity_id: The id of the entity.
+            lt: Return the state before the event at this position.
+            lte: Return the state after the event at this position.
 
         Returns:
-            The entity; ``None`` if there was none, or it was discarded.
+            The entity, or ``None`` if it did not exist or was discarded.
         """
         snapshot = (
             None
@@ -100,20 +100,26 @@ class EventSourcedRepository:
 
     def take_snapshot(self, entity_id: Any, lt: int | None = None, lte: int | None = None) -> Snapshot | None:
         """
-        Keep an entity's state, as it is or as it was.
+        Store the current or an earlier state of an entity.
+
+        Args:
+            entity_id: The id of the entity.
+            lt: Store the state before the event at this position.
+            lte: Store the state after the event at this position.
 
         Returns:
-            The snapshot; ``None`` if there was no such entity.
+            The snapshot, or ``None`` if the entity did not exist.
 
         Raises:
-            ConfigurationError: The repository has no snapshot strategy, or a snapshot of this entity would
-                keep what is erased elsewhere; the message says why.
+            ConfigurationError: The repository has no snapshot strategy, or an erasure would not reach a
+                snapshot of this entity. The message says why.
             KeyDestroyedError: A subject, or the scope of its events, was erased.
         """
         strategy = self.snapshot_strategy
         if strategy is None:
             raise ConfigurationError(
-                "the repository has no snapshot strategy", remedy="Give it snapshot_strategy=."
+                "the repository has no snapshot strategy",
+                remedy="Pass snapshot_strategy= to the repository.",
             )
         last_event = self.event_store.get_most_recent_event(entity_id, lt, lte)
         if last_event is None:
@@ -122,7 +128,7 @@ class EventSourcedRepository:
         snapshot = strategy.get_snapshot(entity_id, lte=version)
         if snapshot is not None and snapshot.originator_version == version:
             return snapshot
-        if getattr(snapshot, "key_scope", None) is None:  # an older one: what it holds is not known
+        if getattr(snapshot, "key_scope", None) is None:  # an older snapshot, whose scope is unknown
             snapshot = None
         chronicle = Chronicle(self.event_store.sequenced_item_mapper, snapshot)
         entity = self._replayed(entity_id, snapshot, lte=version, chronicle=chronicle)
@@ -152,13 +158,13 @@ class PersistencePolicy:
     """
     Stores events when they are published, until it is closed.
 
-    Several applications may be open in one process: each stores the events of its own entities. The events
-    of an entity that nobody owns, such as one that was not created in an application's name, are stored where
-    one application alone would store them, and refused where two would.
+    If several applications are open in one process, each stores the events of its own entities. An entity has
+    no owner if, for example, it was not created in an application's name. If exactly one application would
+    store the events of such an entity, it does. If two would, the events are refused.
 
     Args:
-        event_store: Where they go.
-        event_type: Which events: their class, or several.
+        event_store: The store that receives the events.
+        event_type: The class of the events to store, or a tuple of classes.
     """
 
     def __init__(self, event_store: EventStore, event_type: EventTypes = DomainEvent) -> None:
@@ -169,30 +175,30 @@ class PersistencePolicy:
         subscribe(self.store_event, self.is_event)
 
     def close(self) -> None:
-        """Store nothing more."""
+        """Stop storing events."""
         unsubscribe(self.store_event, self.is_event)
         if self in _open_policies:
             _open_policies.remove(self)
 
     def is_event(self, event: Any) -> bool:
-        """Whether *event* is of the policy's type: an event, or a list of nothing else."""
+        """Whether *event* is of the policy's type, or lists such events."""
         if isinstance(event, list | tuple):
             return bool(event) and all(isinstance(one, self.event_type) for one in event)
         return isinstance(event, self.event_type)
 
     def store_event(self, event: Any) -> None:
         """
-        Store what was published.
+        Store published events.
 
         Raises:
-            ConfigurationError: Two owners would store it, or its own stores nothing any more.
-            EventSealError: It was not stored; see ``EventStore.append``.
+            ConfigurationError: Two owners would store the events, or their own application is closed.
+            EventSealError: The events were not stored. See ``EventStore.append``.
         """
         if self._takes(event):
             self.event_store.append(event)
 
     def _takes(self, event: Any) -> bool:
-        # Else an application in plain would store an encrypted one's events as well (docs/decisions/0005).
+        # Otherwise, a plaintext application would also store an encrypted one's events (docs/decisions/0005).
         owner, mine = current_owner(), self.event_store.owner
         if owner is mine:
             return True
@@ -201,28 +207,30 @@ class PersistencePolicy:
             if any(policy.event_store.owner is owner for policy in others):
                 return False
             raise ConfigurationError(
-                "the application that the entity belongs to is closed, and another one would store its event",
-                remedy="Get the entity from the repository of the application that is open.",
+                "nothing was stored: the application that the entity belongs to is closed, and another one "
+                "would store its event",
+                remedy="Get the entity from the repository of the open application.",
             )
         if any(policy.is_event(event) for policy in others):
             raise ConfigurationError(
-                "two applications are open, and the entity that published belongs to neither",
-                remedy="Create it in one application's name, in a block `with app.publishing():`.",
+                "nothing was stored: two applications are open, and the entity that published belongs to "
+                "neither",
+                remedy="Create the entity in a block `with app.publishing():` of its application.",
             )
         return True
 
 
 class SnapshottingPolicy:
     """
-    Takes a snapshot whenever an entity has had so many more events, until it is closed.
+    Takes a snapshot of an entity after every *period* events.
 
-    A snapshot that the KMS or the database refuses, or whose subject is being erased, is left out with a
-    warning: the events are stored, and the next snapshot makes up for it.
+    It stops when it is closed. If the KMS or the database refuses a snapshot, or its subject is being erased,
+    the policy logs a warning instead. The events are stored anyway, and the next snapshot covers them.
 
     Args:
-        repository: Takes the snapshots; it has a snapshot strategy.
-        event_type: The events that count.
-        period: How many events there are between two snapshots, 1 or more.
+        repository: The repository that takes the snapshots. It must have a snapshot strategy.
+        event_type: The class of the events to count, or a tuple of classes.
+        period: The number of events between two snapshots, 1 or more.
 
     Raises:
         ConfigurationError: *period* is out of range, or the repository has no snapshot strategy.
@@ -235,10 +243,13 @@ class SnapshottingPolicy:
         period: int = 10,
     ) -> None:
         if period < 1:
-            raise ConfigurationError(f"a snapshot is taken every 1 event or more, not every {period}")
+            raise ConfigurationError(
+                f"a snapshot is taken every 1 or more events, not every {period}", remedy="Correct period=."
+            )
         if repository.snapshot_strategy is None:
             raise ConfigurationError(
-                "the repository has no snapshot strategy", remedy="Give it snapshot_strategy=."
+                "the repository has no snapshot strategy",
+                remedy="Pass snapshot_strategy= to the repository.",
             )
         self.repository = repository
         self.event_type = event_type
@@ -246,18 +257,22 @@ class SnapshottingPolicy:
         subscribe(self.take_snapshot, self.is_due)
 
     def close(self) -> None:
-        """Take no more snapshots."""
+        """Stop taking snapshots."""
         unsubscribe(self.take_snapshot, self.is_due)
 
     def is_due(self, event: Any) -> bool:
-        """Whether *event*, or one of a list of events, asks for a snapshot of an entity of the repository."""
+        """Whether *event*, or one of a list, makes a repository's snapshot due."""
         owner = current_owner()
         if owner in _owners and owner is not self.repository.event_store.owner:
             return False
         return any(map(self._is_due, event if isinstance(event, list | tuple) else (event,)))
 
     def take_snapshot(self, event: Any) -> None:
-        """Take a snapshot as of *event*; of a list, for each entity as of its last event that is due."""
+        """
+        Take a snapshot of the state after *event*.
+
+        For a list, take one of each entity, after its last event that makes a snapshot due.
+        """
         published = event if isinstance(event, list | tuple) else (event,)
         versions = {one.originator_id: one.originator_version for one in published if self._is_due(one)}
         for entity_id, version in versions.items():
@@ -271,22 +286,23 @@ class SnapshottingPolicy:
 
 
 _open_policies: list[PersistencePolicy] = []
-_owners: WeakSet[Any] = WeakSet()  # who has, or had, a persistence policy
+_owners: WeakSet[Any] = WeakSet()  # all that have, or had, a persistence policy
 
 
 class ApplicationWithEventStores:
     """
-    An application with event stores: for entities, for logs in order of time, for snapshots.
+    An application with event stores for entities, logs and snapshots.
 
-    It is a context manager: the end of the block closes it.
+    Logs are in order of time. The application is a context manager: the end of the block closes it.
 
     Args:
-        entity_active_record_strategy: Of events that are positioned by ``originator_version``.
-        log_active_record_strategy: Of events that are positioned by ``timestamp``.
-        snapshot_active_record_strategy: Of snapshots.
-        always_encrypt: Whether every item is sealed, and all else refused; ``None``: if there is a cipher.
-        cipher: Seals and opens the items; ``None`` for items in plain.
-        event_modules: Modules whose classes an unauthenticated item may name; see
+        entity_active_record_strategy: Stores events whose position is ``originator_version``.
+        log_active_record_strategy: Stores events whose position is ``timestamp``.
+        snapshot_active_record_strategy: Stores snapshots.
+        always_encrypt: Whether every item is encrypted, and plaintext items are refused. ``None``: only if
+            there is a cipher.
+        cipher: Seals and opens the items. ``None``: the items are plaintext.
+        event_modules: The modules whose classes an unauthenticated item may name. See
             :class:`~eventseal.items.SequencedItemMapper`.
     """
 
@@ -323,28 +339,30 @@ class ApplicationWithEventStores:
 
     @property
     def entity_event_store(self) -> EventStore:
-        """The events of entities."""
+        """The event store of entities."""
         return self._event_store("entity")
 
     @property
     def log_event_store(self) -> EventStore:
-        """Events in order of time."""
+        """The event store of logs, in order of time."""
         return self._event_store("log")
 
     @property
     def snapshot_event_store(self) -> EventStore:
-        """The snapshots of entities."""
+        """The event store of snapshots."""
         return self._event_store("snapshot")
 
     def construct_sequenced_item_mapper(
         self, strategy: ActiveRecordStrategy, position_attr_name: str
     ) -> SequencedItemMapper:
         """
-        Make the mapper of one event store; override it for key scopes or encodings of your own.
+        Create the mapper of one event store.
+
+        Override it to use your own key scopes or encodings.
 
         Args:
-            strategy: Says the item class and the collection.
-            position_attr_name: The events' attribute that is their position.
+            strategy: The strategy that names the item class and the collection.
+            position_attr_name: The attribute of the events that holds their position.
         """
         return SequencedItemMapper(
             strategy.sequenced_item_class,
@@ -358,12 +376,16 @@ class ApplicationWithEventStores:
 
     @contextmanager
     def publishing(self) -> Iterator[None]:
-        """Create entities in this application's name while the block runs, whatever others are open."""
+        """
+        Create entities in this application's name while the block runs.
+
+        Other open applications do not matter.
+        """
         with owned_by(self):
             yield
 
     def close(self) -> None:
-        """Store nothing more; the database stays open."""
+        """Stop storing events. The database stays open."""
         for policy in self._policies:
             policy.close()
 
@@ -379,15 +401,15 @@ class ApplicationWithEventStores:
         except KeyError:
             raise ConfigurationError(
                 f"the application has no {name}_event_store",
-                remedy=f"Give it {name}_active_record_strategy=.",
+                remedy=f"Pass {name}_active_record_strategy= to the application.",
             ) from None
 
 
 class ApplicationWithPersistencePolicies(ApplicationWithEventStores):
     """
-    An application that stores events when they are published: versioned ones, and logged ones.
+    An application that stores versioned and logged events when they are published.
 
-    Snapshots are stored by the strategy that takes them. The arguments are those of
+    The snapshot strategy that takes a snapshot stores it. The arguments are those of
     :class:`ApplicationWithEventStores`.
     """
 

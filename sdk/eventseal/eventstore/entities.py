@@ -1,4 +1,4 @@
-"""Entities, whose state is what their events made it."""
+"""Entities, whose state is the result of their events."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from eventseal.eventstore.events import DomainEvent, Mutate
 
 TRANSIENT = frozenset({"_owner", "_is_stale", "_pending_events"})
-"""Attributes of an entity that are no part of its state."""
+"""The attributes of an entity that are not part of its state."""
 
 _ARGUMENTS = {"originator_id": "id", "originator_version": "version"}
 
@@ -30,25 +30,29 @@ _ARGUMENTS = {"originator_id": "id", "originator_version": "version"}
 @with_known_subclasses
 class EventSourcedEntity:
     """
-    A thing with an identity, changed by events alone.
+    An object with an identity that only events change.
 
     Args:
-        id: Its identity, and its stream.
+        id: The identity of the entity, which is also its stream.
     """
 
     class Event(events.EventWithOriginatorID):
-        """Of an entity."""
+        """An event of an entity."""
 
     class Created(Event, events.Created):
-        """An entity came to be; the other attributes are its constructor's arguments."""
+        """
+        An entity was created.
+
+        The other attributes are the arguments of its constructor.
+        """
 
     class AttributeChanged(Event, events.AttributeChanged):
         """An attribute of an entity has a new value."""
 
     class Discarded(Event, events.Discarded):
-        """An entity is no more."""
+        """An entity was discarded."""
 
-    # Of this object, not of the entity's state: an entity that comes from a snapshot begins with these.
+    # These belong to the object, not to the entity's state: an entity from a snapshot starts with them.
     _is_stale: bool = False
     _owner: object | None = None
 
@@ -59,14 +63,14 @@ class EventSourcedEntity:
     @classmethod
     def create(cls, originator_id: UUID | str | None = None, **attributes: Any) -> Self:
         """
-        Make an entity, and publish that it was created.
+        Create an entity, and publish its ``Created`` event.
 
         Args:
-            originator_id: Its id; a random UUID by default.
+            originator_id: The id of the entity. A random UUID by default.
             attributes: The constructor's arguments, which the ``Created`` event keeps.
 
         Raises:
-            ConfigurationError: The class marks one of them as personal data, and its ``Created`` does not.
+            ConfigurationError: The class marks an argument as personal data, but its ``Created`` does not.
         """
         refuse_unmarked(cls, attributes)
         created = cls.Created(
@@ -80,25 +84,26 @@ class EventSourcedEntity:
 
     @property
     def id(self) -> Any:
-        """The identity: a UUID, or a string."""
+        """The identity of the entity: a UUID or a string."""
         return self._id
 
     def change_attribute(self, name: str, value: Any) -> None:
         """
-        Set the attribute *name* to *value*, and publish that it was.
+        Set the attribute *name* to *value*, and publish an event.
 
         Raises:
-            ConfigurationError: The attribute holds personal data, which the event would show.
+            ConfigurationError: The attribute holds personal data, which the event would store unencrypted.
         """
         if name.lstrip("_") in personal_names(type(self)) and not plan_of(self.AttributeChanged).fields:
             raise ConfigurationError(
-                f"{name!r} of {type(self).__qualname__} holds personal data, which the event would show",
-                remedy="Change it by an event of its own, whose field is annotated with PersonalData.",
+                f"{name!r} of {type(self).__qualname__} holds personal data, "
+                "which the event would not encrypt",
+                remedy="Change it with a separate event class whose field is annotated with PersonalData.",
             )
         self._trigger_event(self.AttributeChanged, name=name, value=value)
 
     def discard(self) -> None:
-        """End the entity, and publish that it ended: repositories do not find it any more."""
+        """Discard the entity, so that repositories no longer find it."""
         self._trigger_event(self.Discarded)
 
     def _trigger_event(self, event_class: type[DomainEvent], **attributes: Any) -> None:
@@ -120,14 +125,18 @@ class EventSourcedEntity:
 
     @classmethod
     def _mutate(cls, initial: Any, event: DomainEvent) -> Any:
-        """Apply *event* to the entity *initial*, or to none yet; override it for events of your own."""
+        """
+        Apply *event* to the entity *initial*, or create the entity.
+
+        Override it for your own events.
+        """
         return mutate_entity(cls if initial is None else initial, event)
 
     def _publish_applied(self, event: DomainEvent) -> None:
         try:
             self._publish(event)
         except BaseException:
-            # What was applied may not be stored: the next event would leave a gap, or build on nothing
+            # The applied event may not be stored. The next event would leave a gap, or have no basis
             # (docs/decisions/0005).
             self._is_stale = True
             raise
@@ -138,16 +147,18 @@ class EventSourcedEntity:
 
     def _assert_changeable(self) -> None:
         if self._is_discarded:
-            raise ItemNotFoundError(f"{self!r} is discarded", remedy="Create another entity.")
+            raise ItemNotFoundError(
+                f"{self!r} is discarded, so it cannot change", remedy="Create another entity."
+            )
         if self._is_stale:
             raise SequencedItemConflictError(
-                f"{self!r} has an event that was not stored",
+                f"{self!r} has an event that was not stored, so it cannot change",
                 remedy="Get the entity from its repository again.",
             )
 
     def _validate_originator(self, event: DomainEvent) -> None:
         if event.originator_id != self._id:
-            raise IntegrityError(f"an event of {event.originator_id} is not one of {self!r}")
+            raise IntegrityError(f"an event of {event.originator_id} does not belong to {self!r}")
 
     def _event_applied(self, event: DomainEvent) -> None:
         self._is_discarded = isinstance(event, events.Discarded)
@@ -162,20 +173,22 @@ class EventSourcedEntity:
 
 
 def state_of(entity: object) -> dict[str, Any]:
-    """Copy an entity's attributes, but for those that are no part of its state."""
+    """Return a copy of the attributes that are an entity's state."""
     return {name: value for name, value in attributes_of(entity).items() if name not in TRANSIENT}
 
 
 class VersionedEntity(EventSourcedEntity):
     """
-    An entity that counts its events: two changes of one version cannot both be stored.
+    An entity that counts its events.
+
+    Two changes of the same version cannot both be stored.
 
     Args:
-        version: How many events made it.
+        version: The number of events that were applied to the entity.
     """
 
     class Event(events.EventWithOriginatorVersion, EventSourcedEntity.Event):
-        """Of a versioned entity."""
+        """An event of a versioned entity."""
 
     class Created(Event, EventSourcedEntity.Created):
         """The first event."""
@@ -195,7 +208,7 @@ class VersionedEntity(EventSourcedEntity):
 
     @property
     def version(self) -> int:
-        """How many events made the entity what it is; the position of the next one."""
+        """The number of applied events, which is the next event's position."""
         return self._version
 
     def _increment_version(self) -> None:
@@ -209,34 +222,34 @@ class VersionedEntity(EventSourcedEntity):
         if event.originator_version != self._version:
             raise IntegrityError(
                 f"an event at {event.originator_version} does not follow {self!r} at version {self._version}",
-                remedy="If the stream was read, an item is missing from it: restore it from a backup.",
+                remedy="If this happened while reading a stream, restore the missing item from a backup.",
             )
 
     def _event_applied(self, event: DomainEvent) -> None:
         super()._event_applied(event)
-        # Set, not raised: a mutator function may have counted already.
+        # Set, not incremented: a mutator function may have counted already.
         self._version = event.originator_version + 1
 
 
 class TimestampedEntity(EventSourcedEntity):
     """
-    An entity that knows when it was made and changed.
+    An entity with the times of its creation and last change.
 
     Args:
-        timestamp: When it was made.
+        timestamp: When the entity was created, in seconds since the epoch.
     """
 
     class Event(events.EventWithTimestamp, EventSourcedEntity.Event):
-        """Of a timestamped entity."""
+        """An event of a timestamped entity."""
 
     class Created(Event, EventSourcedEntity.Created):
-        """An entity came to be."""
+        """An entity was created."""
 
     class AttributeChanged(Event, EventSourcedEntity.AttributeChanged):
         """An attribute of an entity has a new value."""
 
     class Discarded(Event, EventSourcedEntity.Discarded):
-        """An entity is no more."""
+        """An entity was discarded."""
 
     def __init__(self, timestamp: Decimal, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -245,7 +258,7 @@ class TimestampedEntity(EventSourcedEntity):
 
     @property
     def created_on(self) -> Decimal:
-        """When the entity was made, in seconds since the epoch."""
+        """When the entity was created, in seconds since the epoch."""
         return self._created_on
 
     @property
@@ -260,10 +273,10 @@ class TimestampedEntity(EventSourcedEntity):
 
 
 class TimestampedVersionedEntity(TimestampedEntity, VersionedEntity):
-    """An entity that counts its events, and knows when it was made and changed."""
+    """A versioned entity with the times of its creation and last change."""
 
     class Event(TimestampedEntity.Event, VersionedEntity.Event):
-        """Of a timestamped, versioned entity."""
+        """An event of a timestamped, versioned entity."""
 
     class Created(Event, TimestampedEntity.Created, VersionedEntity.Created):
         """The first event."""
@@ -276,11 +289,15 @@ class TimestampedVersionedEntity(TimestampedEntity, VersionedEntity):
 
 
 class WithReflexiveMutator(EventSourcedEntity):
-    """An entity whose events change it by their own method ``mutate(entity)``, where they have one."""
+    """
+    An entity whose events change it with their method ``mutate(entity)``.
+
+    Events without this method are applied as usual.
+    """
 
     @classmethod
     def _mutate(cls, initial: Any, event: DomainEvent) -> Any:
-        # Of its class: an attribute may come from an item that nobody authenticated.
+        # Only a method of the class: an attribute may come from an unauthenticated item.
         mutate = getattr(event, "mutate", None) if hasattr(type(event), "mutate") else None
         if not callable(mutate):
             return super()._mutate(initial, event)
@@ -290,10 +307,11 @@ class WithReflexiveMutator(EventSourcedEntity):
 
 @mutator
 def mutate_entity(initial: Any, event: DomainEvent) -> Any:  # noqa: ARG001 - the signature of a mutator function
-    """Apply the events that every entity has: created, an attribute changed, discarded."""
+    """Apply the events of every entity: created, attribute changed, discarded."""
     raise ConfigurationError(
         f"no mutator function takes a {type(event).__qualname__}",
-        remedy="Override _mutate() of the entity with a function that does, or mix in WithReflexiveMutator.",
+        remedy="Override _mutate() of the entity with a function that takes it, or mix in "
+        "WithReflexiveMutator.",
     )
 
 
@@ -324,36 +342,40 @@ def _(self: EventSourcedEntity, event: DomainEvent) -> None:
 
 
 @mutate_entity.register(Erased)
-def _(self: Any, event: Erased) -> Any:  # noqa: ARG001 - what it changed, nobody knows any more
+def _(self: Any, event: Erased) -> Any:  # noqa: ARG001 - the effect of an erased event is unknown
     return None if isinstance(self, type) else self
 
 
 def mutate_stored(self: Any, event: DomainEvent) -> Any:
-    """Apply *event* as its entity's class says, which the event that ``create()`` published names."""
+    """
+    Apply *event* with the ``_mutate`` of its entity's class.
+
+    The first event, which ``create()`` published, names the class.
+    """
     if self is not None:
         return self._mutate(self, event)
     topic = getattr(event, "originator_topic", None)
     cls = None if topic is None else resolve_topic(topic)
     if cls is None or not issubclass(cls, EventSourcedEntity):
         raise ConfigurationError(
-            f"{event!r} does not name its entity's class, so there is no entity to begin with",
-            remedy="Make entities by their create(), or give the repository mutator=.",
+            f"{event!r} does not name its entity's class, so the entity cannot be rebuilt",
+            remedy="Create entities with their create(), or pass mutator= to the repository.",
         )
     return cls._mutate(None, event)
 
 
 def replay(mutate: Mutate, entity: Any, stored: Iterable[DomainEvent], *, owner: object) -> Any:
     """
-    Apply stored events.
+    Return an entity after applying stored events.
 
     Args:
-        mutate: Gives the changed entity, or ``None`` if it is no more.
-        entity: What the events before these made; ``None`` at the first.
-        stored: Events in order.
-        owner: Of the event store that they are from.
+        mutate: Returns the changed entity, or ``None`` if it was discarded.
+        entity: The entity after the events before these. ``None`` before the first event.
+        stored: The events, in order.
+        owner: The owner of the event store that holds the events.
 
     Raises:
-        IntegrityError: An event is another entity's, or does not follow the one before it.
+        IntegrityError: An event belongs to another entity, or does not follow the event before it.
     """
     with owned_by(owner):
         for event in stored:

@@ -1,4 +1,4 @@
-"""Domain events, how they are published, and the decorators of models that make and take them."""
+"""Domain events, their publication, and decorators for models."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 @with_known_subclasses
 class DomainEvent:
     """
-    Something that happened. Its attributes are the arguments of its constructor, and do not change.
+    Something that happened.
 
-    Its repr shows which event it is, not what it holds: logs and tracebacks are not sealed.
+    Its attributes are the arguments of its constructor, and they do not change. Its repr shows which event it
+    is, but not its data, because logs and tracebacks are not encrypted.
     """
 
     def __init__(self, **attributes: Any) -> None:
@@ -46,7 +47,7 @@ class DomainEvent:
         return type(other) is type(self) and other.__dict__ == self.__dict__
 
     def __hash__(self) -> int:
-        # Its place alone: the other attributes need not be hashable.
+        # Only the place of the event: the other attributes may not be hashable.
         return hash((type(self), *(self.__dict__.get(name) for name in _PLACE)))
 
     def __repr__(self) -> str:
@@ -60,10 +61,10 @@ class DomainEvent:
 
 class EventWithOriginatorID(DomainEvent):
     """
-    Of an entity.
+    An event of an entity.
 
     Args:
-        originator_id: The entity's id: its stream.
+        originator_id: The id of the entity, which is also its stream.
     """
 
     def __init__(self, *, originator_id: UUID | str, **attributes: Any) -> None:
@@ -72,10 +73,10 @@ class EventWithOriginatorID(DomainEvent):
 
 class EventWithOriginatorVersion(DomainEvent):
     """
-    Of an entity that counts its events.
+    An event of an entity that counts its events.
 
     Args:
-        originator_version: The entity's version when it happened: its position, from 0.
+        originator_version: The entity's version before the event, which is the event's position, from 0.
     """
 
     def __init__(self, *, originator_version: int, **attributes: Any) -> None:
@@ -84,10 +85,10 @@ class EventWithOriginatorVersion(DomainEvent):
 
 class EventWithTimestamp(DomainEvent):
     """
-    At a time.
+    An event with a time.
 
     Args:
-        timestamp: Seconds since the epoch, of at most 6 places; now by default.
+        timestamp: The time in seconds since the epoch, with at most 6 decimal places. Now by default.
     """
 
     def __init__(self, *, timestamp: Decimal | None = None, **attributes: Any) -> None:
@@ -95,7 +96,7 @@ class EventWithTimestamp(DomainEvent):
 
 
 class Created(DomainEvent):
-    """An entity came to be."""
+    """An entity was created."""
 
 
 class AttributeChanged(DomainEvent):
@@ -103,18 +104,18 @@ class AttributeChanged(DomainEvent):
 
 
 class Discarded(DomainEvent):
-    """An entity is no more."""
+    """An entity was discarded."""
 
 
 class Logged(EventWithTimestamp, EventWithOriginatorID):
-    """Something worth noting in a stream that is in order of time."""
+    """An event for a log: a stream in order of time."""
 
 
 def now() -> Decimal:
     """
-    The time in seconds since the epoch, to the microsecond.
+    Return the time in seconds since the epoch, to the microsecond.
 
-    No two calls in a process give the same: it is a position in a stream that is in order of time.
+    No two calls in a process return the same time, because it is a position in a stream in order of time.
     """
     with _clock_lock:
         _last[0] = max(time.time_ns() // 1000, _last[0] + 1)
@@ -132,10 +133,12 @@ _owner: ContextVar[object | None] = ContextVar("eventseal_owner", default=None)
 
 def publish(event: Any) -> None:
     """
-    Call every handler whose predicate holds, in the order of their subscription.
+    Call every handler whose predicate accepts the event.
+
+    The handlers are called in the order of their subscription.
 
     Args:
-        event: A domain event, or a list of them that belong together.
+        event: A domain event, or a list of events that belong together.
     """
     for handler, predicate in tuple(_subscriptions):
         if predicate is None or predicate(event):
@@ -143,12 +146,12 @@ def publish(event: Any) -> None:
 
 
 def subscribe(handler: Handler, predicate: Predicate | None = None) -> None:
-    """Have *handler* called with what is published, if *predicate* holds for it."""
+    """Call *handler* with each published event that *predicate* accepts."""
     _subscriptions.append((handler, predicate))
 
 
 def unsubscribe(handler: Handler, predicate: Predicate | None = None) -> None:
-    """End a subscription; one that does not exist is no error."""
+    """End a subscription, if it exists."""
     if (handler, predicate) in _subscriptions:
         _subscriptions.remove((handler, predicate))
 
@@ -156,10 +159,10 @@ def unsubscribe(handler: Handler, predicate: Predicate | None = None) -> None:
 @contextmanager
 def owned_by(owner: object | None) -> Iterator[None]:
     """
-    Publish, and create entities, in the name of *owner* while the block runs.
+    Publish and create entities for *owner* while the block runs.
 
     Args:
-        owner: An application or an event store; ``None`` for nobody's.
+        owner: An application or an event store. ``None``: no owner.
     """
     token = _owner.set(owner)
     try:
@@ -169,7 +172,7 @@ def owned_by(owner: object | None) -> Iterator[None]:
 
 
 def current_owner() -> object | None:
-    """In whose name the event that is being handled was published."""
+    """Return the owner for which the current event was published."""
     return _owner.get()
 
 
@@ -180,7 +183,9 @@ F = TypeVar("F", bound="Callable[[Any, Any], Any]")
 
 class mutator:  # noqa: N801 - a decorator
     """
-    A function of an entity and an event that is chosen by the event's class.
+    A function of an entity and an event.
+
+    The event's class selects the registered function that is called.
 
     ::
 
@@ -194,7 +199,7 @@ class mutator:  # noqa: N801 - a decorator
             return self
 
     Args:
-        default: For events of any other class.
+        default: The function for events of all other classes.
     """
 
     def __init__(self, default: Mutate) -> None:
@@ -202,7 +207,7 @@ class mutator:  # noqa: N801 - a decorator
         update_wrapper(self, default)
 
     def register(self, event_class: type[Any]) -> Callable[[F], F]:
-        """Use the decorated function for events of *event_class* and of its subclasses."""
+        """Use the decorated function for *event_class* and its subclasses."""
 
         def decorate(function: F) -> F:
             self._dispatch.register(event_class, lambda event, initial: function(initial, event))
@@ -215,21 +220,23 @@ class mutator:  # noqa: N801 - a decorator
         Apply *event*.
 
         Args:
-            initial: The entity, or its class if there is none yet.
-            event: What happened.
+            initial: The entity, or its class if there is no entity yet.
+            event: The event to apply.
 
         Returns:
-            The entity, or ``None`` if it is no more.
+            The entity, or ``None`` if it was discarded.
         """
         return self._dispatch(event, initial)
 
 
 def attribute(getter: Callable[[Any], Any]) -> property:
     """
-    Make a method into a property of the entity's attribute ``_name``, which publishes when it is set.
+    Replace a method by a property that publishes changes.
+
+    The property ``name`` reads the entity's attribute ``_name``. Setting it publishes an event.
 
     Args:
-        getter: Gives the property its name and docstring; it is not called.
+        getter: The method that names and documents the property. It is not called.
     """
     name = f"_{getter.__name__}"
 
@@ -248,19 +255,22 @@ def retry(
     wait: float = 0.0,
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """
-    Call a command again if it fails by *exc*; it must get its entities from their repository itself.
+    Call a command again if it raises *exc*.
+
+    The command itself must get its entities from their repository.
 
     Args:
-        exc: What is worth another try: a conflict, by default.
-        max_attempts: How often the command is called at most, 1 or more; the last failure is raised.
-        wait: Seconds before each further try.
+        exc: The exceptions that are worth another attempt. By default, a conflict.
+        max_attempts: The highest number of calls, 1 or more. The last failure is raised.
+        wait: The seconds before each further attempt.
 
     Raises:
         ConfigurationError: *max_attempts* or *wait* is out of range.
     """
     if max_attempts < 1 or wait < 0:
         raise ConfigurationError(
-            f"a command is tried 1 time or more, after 0 s or more; not {max_attempts}, {wait}"
+            f"max_attempts must be 1 or more, and wait 0 s or more, not {max_attempts} and {wait}",
+            remedy="Correct max_attempts= or wait=.",
         )
 
     def decorate(command: Callable[P, T]) -> Callable[P, T]:

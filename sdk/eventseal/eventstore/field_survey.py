@@ -1,4 +1,8 @@
-"""How the fields of event classes are protected, and which plain ones look like personal data."""
+"""
+Survey how the fields of event classes are protected.
+
+The survey also finds unprotected fields that look like personal data.
+"""
 
 from __future__ import annotations
 
@@ -32,18 +36,27 @@ PERSONAL_WORDS = frozenset({
     "passport", "phone", "phones", "photo", "portrait", "postal", "postcode", "religion", "salutation", "sex",
     "ssn", "street", "surname", "telephone", "username", "zip", "zipcode",
 })  # fmt: skip
-"""Words that suggest personal data in a name: ``email`` in ``work_email`` and ``EmailStr``."""
+"""
+Words that suggest personal data in a name.
+
+For example, ``email`` is in ``work_email`` and ``EmailStr``.
+"""
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _PLAIN_MODULES = frozenset({"builtins", "datetime", "decimal", "types", "typing", "uuid"})
 
 
 class Mapper(Protocol):
-    """A mapper class that lists how it protects the fields of a class."""
+    """A mapper class that lists the protection of fields."""
 
     @classmethod
     def protections(cls, event_class: type[Any], *, always_encrypt: bool = ...) -> list[ProtectedField]:
-        """List the fields, or raise ``ConfigurationError`` if the mapper would refuse the class."""
+        """
+        List the fields of a class.
+
+        Raises:
+            ConfigurationError: The mapper would refuse the class.
+        """
         ...
 
 
@@ -52,10 +65,10 @@ class SurveyedClass(NamedTuple):
     An event class, or a dataclass that events hold.
 
     Attributes:
-        name: ``module:Qualified.Name``.
-        fields: The fields that it declares, by annotations or by its constructor; none if it is refused.
-        suspicions: By field that is plain and looks like personal data, why it does.
-        refused: If its mapper refuses it, why, and what to do about it.
+        name: The name of the class, as ``module:Qualified.Name``.
+        fields: The fields that annotations or the constructor declare. Empty if the class is refused.
+        suspicions: Why an unprotected field looks like personal data, by field.
+        refused: Why the mapper refuses the class, with the remedy. ``None`` if it does not.
     """
 
     name: str
@@ -72,20 +85,20 @@ def survey(
     mapper_of: Callable[[type[Any]], type[Mapper]],
 ) -> list[SurveyedClass]:
     """
-    Survey modules.
+    Survey the classes in modules.
 
     Args:
         names: Modules, packages with all their modules, or classes as ``module:Qualified.Name``.
-        words: More words that suggest personal data, besides :data:`PERSONAL_WORDS`.
-        always_encrypt: Whether the mapper seals every item, also those whose class does not ask for it.
-        mapper_of: Gives the mapper class that stores the objects of a class.
+        words: Words that suggest personal data, in addition to :data:`PERSONAL_WORDS`.
+        always_encrypt: Whether the mapper encrypts every item, even if its class does not require it.
+        mapper_of: Returns the mapper class that stores the objects of a class.
 
     Returns:
         The event classes and dataclasses that are defined there, and the dataclasses that these hold.
 
     Raises:
-        ConfigurationError: There is no such class, or a module raises something.
-        ImportError: There is no such module.
+        ConfigurationError: A class does not exist, or a module raises an exception.
+        ImportError: A module does not exist.
     """
     known = PERSONAL_WORDS | {word.lower() for word in words}
     wanted = [cls for name in names for cls in _classes(name, mapper_of)]
@@ -107,7 +120,9 @@ def _classes(name: str, mapper_of: Callable[[type[Any]], type[Mapper]]) -> Itera
         for part in qualified.split("."):
             found = getattr(found, part, None)
         if not isinstance(found, type):
-            raise ConfigurationError(f"{name!r} names no class")
+            raise ConfigurationError(
+                f"{name!r} does not name a class", remedy="Correct the name: module:Qualified.Name."
+            )
         yield found
         return
     yield from _defined_in(module, mapper_of)
@@ -121,10 +136,10 @@ def _imported(name: str) -> ModuleType:
         return import_module(name)
     except ImportError:
         raise
-    except Exception as error:  # whatever the module's own code raises
+    except Exception as error:  # the module's own code may raise anything
         raise ConfigurationError(
             f"module {name!r} cannot be imported: {type(error).__name__}: {error}",
-            remedy=f"Give its dotted name, and see that `python -c 'import {name}'` runs here.",
+            remedy=f"Pass its dotted name. Check that `python -c 'import {name}'` succeeds here.",
         ) from error
 
 
@@ -150,7 +165,11 @@ def _is_stored(cls: type[Any], mapper: type[Mapper]) -> bool:
 
 
 def _is_marked(cls: type[Any], mapper: type[Mapper]) -> bool:
-    """Whether a class marks personal data, so that it is listed even if it may not be an event."""
+    """
+    Whether a class marks personal data.
+
+    Such a class is listed even if it may not be an event.
+    """
     if mapper is SequencedItemMapper:
         return bool(marked_names(cls)) if issubclass(cls, EventSourcedEntity) else annotates_personal(cls)
     try:

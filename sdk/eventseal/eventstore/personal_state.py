@@ -1,9 +1,10 @@
 """
-Which attributes of an entity hold personal data: what snapshots of it seal.
+Find the attributes of an entity that hold personal data.
 
-An entity's own annotations say it, and those of its events: the field ``email`` of an event is kept in the
-attribute ``email`` or ``_email``. Where it is kept under another name, or not at all, the entity class says
-so: ``__personal_data__ = {"email": "_contact", "note": None}``. What none of this explains is refused.
+Snapshots encrypt these attributes. The annotations of the entity and of its events name them: the field
+``email`` of an event is kept in the attribute ``email`` or ``_email``. If a field is kept under another name,
+or not at all, the entity class declares it: ``__personal_data__ = {"email": "_contact", "note": None}``. A
+field without any such explanation is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
     from eventseal.items.markers import Shape
 
 DECLARATION = "__personal_data__"
-"""The attribute of an entity class that says where it keeps the personal data of its events."""
+"""
+The attribute of an entity class that declares its personal data.
+
+It says where the entity keeps the personal data of its events.
+"""
 
 NO_SUBJECTS: Mapping[str, str] = {}
 
@@ -41,7 +46,7 @@ class _Kept:
 
 
 def event_classes_of(cls: type[Any]) -> set[type[Any]]:
-    """Give the event classes that are nested in an entity's class and its bases."""
+    """Return the event classes nested in an entity's class and its bases."""
     return {
         member
         for base in cls.__mro__
@@ -51,7 +56,7 @@ def event_classes_of(cls: type[Any]) -> set[type[Any]]:
 
 
 def personal_names(cls: type[Any]) -> set[str]:
-    """Give the names, without underscores in front, under which an entity keeps personal data."""
+    """Return an entity's personal-data names, without leading underscores."""
     declared: Mapping[str, str | None] = getattr(cls, DECLARATION, {})
     fields = {name for event_class in event_classes_of(cls) for name in plan_of(event_class).fields}
     kept = {declared.get(name, name) for name in fields}
@@ -60,14 +65,14 @@ def personal_names(cls: type[Any]) -> set[str]:
 
 def refuse_unmarked(cls: type[Any], names: Iterable[str]) -> None:
     """
-    Refuse an entity class whose ``Created`` event would show what the entity marks.
+    Refuse a class whose ``Created`` event would not encrypt personal data.
 
     Args:
-        cls: The class.
+        cls: The entity class.
         names: The arguments of its constructor that the event keeps.
 
     Raises:
-        ConfigurationError: The entity marks one of them as personal data, and the event does not.
+        ConfigurationError: The entity marks an argument as personal data, but the event does not.
     """
     marked = marked_names(cls)
     if not marked:
@@ -79,7 +84,7 @@ def refuse_unmarked(cls: type[Any], names: Iterable[str]) -> None:
         if kept & marked and name.lstrip("_") not in sealed:
             raise ConfigurationError(
                 f"{name!r} of {class_name(cls)} holds personal data, "
-                f"which {class_name(cls.Created)} would show",
+                f"which {class_name(cls.Created)} would not encrypt",
                 remedy="Define the class Created in the entity's class, and annotate its field there too: "
                 f"{name}: Annotated[..., PersonalData(subject=...)].",
             )
@@ -92,19 +97,20 @@ def protected_state(
     subjects: Mapping[str, str] = NO_SUBJECTS,
 ) -> ObjectState:
     """
-    Say which of an entity's attributes are sealed in a snapshot, and whose they are.
+    Return an entity's state, with the attributes to seal and their subjects.
 
     Args:
         cls: The entity's class.
         state: Its attributes.
-        event_classes: Those of the events that made it, beside the nested ones.
-        subjects: By field of those events, the scope of the subject whose its last value was.
+        event_classes: The classes of the applied events, in addition to the nested ones.
+        subjects: The scope of the subject that owned the last value of each field in these events.
 
     Raises:
-        ConfigurationError: Nothing says where a field is kept, or an attribute is another subject's by now.
+        ConfigurationError: No declaration says where a field is kept, or an attribute now belongs to another
+            subject.
     """
     kept, shapes = _kept(cls, state, event_classes)
-    # What is empty is nobody's data, and an entity whose subject was erased has snapshots, too.
+    # Empty values belong to no subject, and an entity whose subject was erased has snapshots, too.
     sealed = {name: shape for name, shape in shapes.items() if not _is_empty(state.get(name))}
     names = {attribute.lstrip("_"): attribute for attribute in state} | {name: name for name in state}
     if "id" in names:
@@ -120,14 +126,18 @@ def protected_state(
 def with_personal_masks(
     cls: type[Any], state: dict[str, Any], event_classes: Iterable[type[Any]]
 ) -> dict[str, Any]:
-    """Put the masks, that the entity's and its events' annotations name, where something was erased."""
-    # An entity class that has changed since still finds its masks, as far as it tells where they belong.
+    """
+    Replace erased attributes by masks.
+
+    The annotations of the entity and of its events name the masks.
+    """
+    # If the entity class has changed since, it still gets its masks as far as it explains where they belong.
     _, shapes = _kept(cls, state, event_classes, only_explained=True)
     return state | {name: with_masks(shape, state[name]) for name, shape in shapes.items() if name in state}
 
 
 def subjects_of(cls: type[Any], state: dict[str, Any], event_classes: Iterable[type[Any]]) -> dict[str, str]:
-    """Give, by field, the scope of the subject whose an entity's personal data are."""
+    """Return the subject's scope of each personal-data field of an entity."""
     kept, _ = _kept(cls, state, event_classes)
     protected = protected_state(cls, state, event_classes)
     found = {one.field: _scope_in(one.shape, Enclosing("", protected)) for one in kept}
@@ -135,7 +145,11 @@ def subjects_of(cls: type[Any], state: dict[str, Any], event_classes: Iterable[t
 
 
 def subjects_in(event: object) -> dict[str, str | None]:
-    """Give, by field, the scope of the subject whose the personal data of an event are; ``None``: erased."""
+    """
+    Return the subject's scope of each personal-data field in an event.
+
+    It is ``None`` for an erased field.
+    """
     shapes = plan_of(type(event)).fields
     if not shapes:
         return {}
@@ -155,7 +169,7 @@ def _kept(
     *,
     only_explained: bool = False,
 ) -> tuple[list[_Kept], dict[str, Shape]]:
-    """Give the fields of an entity's events with where it keeps them, and the shapes of its attributes."""
+    """Return the kept fields of an entity's events, and its attributes' shapes."""
     own = {_attribute(name, state) or name: shape for name, shape in plan_of(cls).fields.items()}
     declared: Mapping[str, str | None] = getattr(cls, DECLARATION, {})
     kept: dict[str, _Kept] = {}
@@ -169,11 +183,11 @@ def _kept(
                     continue
                 raise _unexplained(cls, event_class, field, attribute)
             if not fits(shape, state[attribute]):
-                shape = _whole(shape)  # noqa: PLW2901 - kept in another form, such as a list of what was given
+                shape = _whole(shape)  # noqa: PLW2901 - kept in another form, such as a list of the values
             other = kept.get(attribute)
             if other is not None and attribute not in own and _subjects(other.shape) != _subjects(shape):
                 raise ConfigurationError(
-                    f"the attribute {attribute!r} of {class_name(cls)} is of several subjects, by its events",
+                    f"by its events, the attribute {attribute!r} of {class_name(cls)} is of several subjects",
                     remedy="Annotate the attribute itself, in the body of the entity's class.",
                 )
             kept.setdefault(attribute, _Kept(field, attribute, shape))
@@ -203,7 +217,7 @@ def _scope_in(shape: Shape, enclosing: Enclosing) -> str | None:
         return None
     try:
         return subject_scope(subject.value)
-    except Refused:  # it is told where it is written
+    except Refused:  # writing the attribute reports it
         return None
 
 
@@ -223,9 +237,9 @@ def _check_subject(cls: type[Any], one: _Kept, scope: str, state: ObjectState) -
     now = _scope_in(shape, Enclosing("", state))
     if now is not None and now != scope:
         raise ConfigurationError(
-            f"{one.attribute!r} of {class_name(cls)} is of another subject than the event that gave it, "
-            "so its erasure would not reach the snapshot",
-            remedy="Keep the id of the subject beside the data, and annotate the attribute with it.",
+            f"{one.attribute!r} of {class_name(cls)} is of another subject than the event that set it, "
+            "so erasing the event's subject would not reach the snapshot",
+            remedy="Keep the id of the subject next to the data, and annotate the attribute with it.",
         )
 
 
@@ -235,6 +249,7 @@ def _unexplained(
     where = repr(field) if attribute is None else f"{field!r} as {attribute!r}"
     return ConfigurationError(
         f"{class_name(cls)} does not keep {where}, the personal data of {class_name(event_class)}, "
-        "so nothing tells which attribute a snapshot must seal",
-        remedy=f"Say where it is kept: {DECLARATION} = {{{field!r}: '_attribute'}}, or None if nowhere.",
+        "so EventSeal does not know which attribute a snapshot must encrypt",
+        remedy=f"Declare in the class where it is kept: {DECLARATION} = {{{field!r}: '_attribute'}}, or "
+        "None if it is not kept.",
     )

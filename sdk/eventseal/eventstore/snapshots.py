@@ -1,4 +1,8 @@
-"""Snapshots: an entity's state at a version, so that its earlier events need not be read again."""
+"""
+Snapshots: an entity's state at a version.
+
+With a snapshot, the earlier events need not be read again.
+"""
 
 from __future__ import annotations
 
@@ -31,15 +35,15 @@ if TYPE_CHECKING:
 
 class Snapshot(EventWithTimestamp, EventWithOriginatorVersion, EventWithOriginatorID):
     """
-    The state of an entity just after one of its events, sealed like an event.
+    The state of an entity after an event, encrypted like events.
 
     Attributes:
         originator_id: The entity's id.
-        originator_version: The position of the last event in it.
-        topic: Names the entity's class; ``None`` if the entity was discarded.
-        state: The entity's attributes; ``None`` if the entity was discarded.
-        key_scope: That of the entity's events, under whose key it is sealed.
-        personal_topics: Names the classes of its events that hold personal data.
+        originator_version: The position of the last event that the state includes.
+        topic: The topic of the entity's class. ``None`` if the entity was discarded.
+        state: The entity's attributes. ``None`` if the entity was discarded.
+        key_scope: The scope of the entity's events, whose key also encrypts the snapshot.
+        personal_topics: The topics of its event classes that hold personal data.
     """
 
     __keeps_key_scope__ = True
@@ -49,12 +53,12 @@ class Snapshot(EventWithTimestamp, EventWithOriginatorVersion, EventWithOriginat
 @dataclass(frozen=True, slots=True)
 class History:
     """
-    What a snapshot must know of the events that made an entity.
+    The facts about an entity's events that a snapshot needs.
 
     Attributes:
-        key_scopes: Under whose keys they are sealed.
-        event_classes: Those of them that hold personal data.
-        subjects: By field of these, the scope of the subject whose its last value is.
+        key_scopes: The scopes whose keys encrypt the events.
+        event_classes: The event classes that hold personal data.
+        subjects: The scope of the subject that owns the last value, by each field of these classes.
     """
 
     key_scopes: frozenset[str] = frozenset()
@@ -64,11 +68,11 @@ class History:
 
 class Chronicle:
     """
-    Notes what passes while an entity is replayed.
+    Collects facts about events while an entity is replayed.
 
     Args:
-        mapper: Says which events are sealed, and for which scope.
-        snapshot: What was replayed before; ``None`` at the first event.
+        mapper: Decides which events are encrypted, and for which scope.
+        snapshot: The snapshot from which the replay starts. ``None``: it starts at the first event.
     """
 
     def __init__(self, mapper: SequencedItemMapper, snapshot: Snapshot | None) -> None:
@@ -83,10 +87,10 @@ class Chronicle:
             self._subjects |= subjects_of(cls, _current_state(cls, snapshot), self._event_classes)
 
     def noting(self, events: Iterable[Any]) -> Iterator[Any]:
-        """Give events on, noting each."""
+        """Yield the given events, and record the facts about each."""
         for event in events:
             cls = type(event)
-            if cls is not Erased:  # nothing of it is in the entity
+            if cls is not Erased:  # the entity has nothing of an erased event
                 if self._mapper.is_sealed(cls):
                     self._key_scopes.add(self._mapper.key_scope_of(event))
                 if plan_of(cls).fields:
@@ -95,7 +99,7 @@ class Chronicle:
             yield event
 
     def history(self) -> History:
-        """Say what was noted."""
+        """Return the collected facts."""
         return History(frozenset(self._key_scopes), frozenset(self._event_classes), self._subjects)
 
     def _note_subjects(self, subjects: Mapping[str, str | None]) -> None:
@@ -106,25 +110,30 @@ class Chronicle:
 
 
 class SnapshotStrategy(Protocol):
-    """Keeps snapshots."""
+    """A store of snapshots."""
 
     def get_snapshot(self, entity_id: Any, lt: int | None = None, lte: int | None = None) -> Snapshot | None:
-        """Give the last snapshot of an entity, before or at a position if one is given."""
+        """
+        Return the last snapshot of an entity.
+
+        With *lt*, it is the last one before that position. With *lte*, it may also be at that position.
+        """
         ...
 
     def take_snapshot(
         self, entity_id: Any, entity: Any, last_event_version: int, *, history: History | None = None
     ) -> Snapshot:
-        """Keep the state of *entity*, which is ``None`` if it was discarded."""
+        """Store the state of *entity*, which is ``None`` if it was discarded."""
         ...
 
 
 class EventSourcedSnapshotStrategy:
     """
-    Keeps snapshots in an event store of their own.
+    Stores snapshots in a separate event store.
 
     Args:
-        event_store: Of a collection of its own, ``snapshots``, so that no snapshot passes for an event.
+        event_store: An event store of the separate collection ``snapshots``, so that a snapshot cannot pass
+            for an event.
     """
 
     def __init__(self, event_store: EventStore) -> None:
@@ -132,15 +141,16 @@ class EventSourcedSnapshotStrategy:
 
     def get_snapshot(self, entity_id: Any, lt: int | None = None, lte: int | None = None) -> Snapshot | None:
         """
-        Give the last snapshot of an entity.
+        Return the last snapshot of an entity.
 
         Args:
-            entity_id: Whose.
-            lt: Before this position.
-            lte: At or before this position.
+            entity_id: The id of the entity.
+            lt: Only snapshots before this position.
+            lte: Only snapshots at or before this position.
 
         Returns:
-            The snapshot; ``None`` if there is none, or its key was shredded: then the events tell.
+            The snapshot. ``None`` if there is no snapshot, or its key was shredded, so that the events must
+            be read instead.
         """
         try:
             snapshot = self.event_store.get_most_recent_event(entity_id, lt=lt, lte=lte)
@@ -154,21 +164,23 @@ class EventSourcedSnapshotStrategy:
         self, entity_id: Any, entity: Any, last_event_version: int, *, history: History | None = None
     ) -> Snapshot:
         """
-        Store the state of an entity, its personal data sealed as in its events, the whole under their scope.
+        Store the state of an entity, encrypted for its events' scope.
+
+        Its personal data are encrypted inside it, as in its events.
 
         Args:
-            entity_id: Whose.
-            entity: The entity; ``None`` if it was discarded.
+            entity_id: The id of the entity.
+            entity: The entity. ``None`` if it was discarded.
             last_event_version: The position of its last event.
-            history: What the repository saw of its events; without it, none of the entity's event classes may
-                have a key scope of its own.
+            history: The facts that the repository collected about its events. Without them, none of the
+                entity's event classes may have its own key scope.
 
         Returns:
             The snapshot.
 
         Raises:
-            ConfigurationError: The entity's events are under several scopes, or nothing says where it keeps
-                their personal data.
+            ConfigurationError: The entity's events are under several scopes, or no declaration says where it
+                keeps their personal data.
             KeyDestroyedError: A subject, or the scope of its events, was erased meanwhile.
             SerializationError: An attribute of the entity has no encoding.
         """
@@ -194,7 +206,7 @@ class EventSourcedSnapshotStrategy:
         try:
             self.event_store.append(stored)
         except SequencedItemConflictError:
-            # Another process took it at the same version: the state is the same.
+            # Another process took a snapshot of this version first: its state is the same.
             taken: Snapshot = self.event_store.get_domain_event(entity_id, eq=last_event_version)
             return taken
         return snapshot
@@ -203,15 +215,16 @@ class EventSourcedSnapshotStrategy:
         scope = snapshot.key_scope
         if scope == DEFAULT_SCOPE:
             return
-        # A snapshot under another key would outlive the subject of its events (docs/decisions/0011).
+        # A snapshot under another key would survive the erasure of its events (docs/decisions/0011).
         mapper = self.event_store.sequenced_item_mapper
         found = mapper.key_scope_of(snapshot) if mapper.is_sealed(Snapshot) else None
         if found != scope:
-            sealed = "in plain" if found is None else f"sealed for scope {found!r}"
+            sealed = "plaintext" if found is None else f"encrypted for scope {found!r}"
             raise ConfigurationError(
-                f"the events of {snapshot.originator_id} are sealed for scope {scope!r}, "
-                f"and a snapshot of it would be {sealed}: erasing the one would not reach the other",
-                remedy="Give the mapper of the snapshots a cipher, and no key_scope or one that agrees.",
+                f"the events of {snapshot.originator_id} are encrypted for scope {scope!r}, but a snapshot "
+                f"would be {sealed}: erasing the one would not reach the other",
+                remedy="Configure the mapper of the snapshots with a cipher, and with the same key_scope or "
+                "none.",
             )
 
 
@@ -219,19 +232,23 @@ def _unseen(cls: type[Any]) -> History:
     for event_class in event_classes_of(cls):
         if getattr(event_class, CLASS_RULE, None) is not None:
             raise ConfigurationError(
-                f"{event_class.__qualname__} has a key scope of its own, which a snapshot must have too",
-                remedy="Take the snapshot through the repository, which knows the events.",
+                f"{event_class.__qualname__} has its own key scope, which a snapshot must have too",
+                remedy="Take the snapshot with take_snapshot() of the repository, which knows the events.",
             )
     return History()
 
 
 def _common_scope(entity_id: Any, scopes: Iterable[str]) -> str:
-    """Give the one scope that reaches a snapshot; that of the application stands back for any other."""
+    """
+    Return the single scope for a snapshot.
+
+    The scope of the application yields to any other scope.
+    """
     others = sorted(set(scopes) - {DEFAULT_SCOPE})
     if len(others) > 1:
         raise ConfigurationError(
-            f"the events of {entity_id} are sealed for {len(others)} scopes besides the application's, "
-            "and a snapshot could be erased with one of them only",
+            f"the events of {entity_id} are encrypted for {len(others)} scopes other than the application's, "
+            "and an erasure of only one of them would reach a snapshot",
             remedy="Use personal-data fields for several subjects in one stream, or take no snapshots of it.",
         )
     return others[0] if others else DEFAULT_SCOPE
@@ -239,13 +256,13 @@ def _common_scope(entity_id: Any, scopes: Iterable[str]) -> str:
 
 def entity_from_snapshot(snapshot: Snapshot) -> Any:
     """
-    Make the entity that a snapshot is of.
+    Rebuild the entity of a snapshot.
 
     Returns:
-        The entity; ``None`` if it was discarded.
+        The entity, or ``None`` if it was discarded.
 
     Raises:
-        SerializationError: Its class is not there any more.
+        SerializationError: The class of the entity no longer exists.
     """
     if snapshot.state is None:
         return None
@@ -255,6 +272,6 @@ def entity_from_snapshot(snapshot: Snapshot) -> Any:
 
 
 def _current_state(cls: type[Any], snapshot: Snapshot) -> dict[str, Any]:
-    """Copy the state into the form that the entity's class has today."""
+    """Return a copy of the state in the class's current form."""
     is_first = form_of(cls).version == 1
     return in_todays_form(cls, dict(snapshot.state) if is_first else deepcopy(snapshot.state))

@@ -1,4 +1,4 @@
-"""The event store: domain events into and out of a database."""
+"""The event store, which stores and reads domain events."""
 
 from __future__ import annotations
 
@@ -19,43 +19,51 @@ if TYPE_CHECKING:
 PAGE_SIZE = 1000
 
 READS_AGAIN = 3
-"""How often items are read again whose key was retired between the reading and the opening."""
+"""How often items are read again if their key was retired meanwhile."""
 
 
 class ActiveRecordStrategy(Protocol):
-    """Reads and writes sequenced items; ``SQLAlchemyActiveRecordStrategy`` is one."""
+    """
+    Reads and writes sequenced items.
+
+    ``SQLAlchemyActiveRecordStrategy`` is such a strategy.
+    """
 
     @property
     def sequenced_item_class(self) -> type[Any]:
-        """What it reads and writes."""
+        """The class of the items that it reads and writes."""
         ...
 
     @property
     def collection(self) -> str:
-        """Which kind of items its record class holds."""
+        """The collection of the items in its record class."""
         ...
 
     @property
     def place(self) -> SealedPlace:
-        """Where it writes: what ``eventseal.rotation.retire`` closes and counts before it destroys a key."""
+        """
+        The place to which it writes.
+
+        ``eventseal.rotation.retire`` closes the place and counts its items before it destroys a key.
+        """
         ...
 
     def append(self, items: Any) -> None:
         """
-        Write an item or a list of them: all or none.
+        Write an item or a list of items, all or none.
 
         Raises:
             SequencedItemConflictError: A position is taken.
-            KeyClosedError: A key that sealed one of them was retired meanwhile.
+            KeyClosedError: A key that sealed one of the items was retired meanwhile.
         """
         ...
 
     def get_item(self, sequence_id: Any, eq: Any) -> Any:
         """
-        Read the item at one position.
+        Return the item at one position.
 
         Raises:
-            ItemNotFoundError: There is none.
+            ItemNotFoundError: There is no such item.
         """
         ...
 
@@ -71,7 +79,7 @@ class ActiveRecordStrategy(Protocol):
         results_ascending: bool = True,
     ) -> list[Any]:
         """
-        Read items of a stream.
+        Return items of a stream.
 
         Raises:
             ConfigurationError: The limit is negative.
@@ -79,7 +87,7 @@ class ActiveRecordStrategy(Protocol):
         ...
 
     def all_items(self, *, page_size: int = PAGE_SIZE) -> Iterator[Any]:
-        """Read every item of every stream, a page at a time."""
+        """Yield every item of every stream, reading a page at a time."""
         ...
 
 
@@ -92,11 +100,11 @@ class EventStore:
         sequenced_item_mapper: Maps events to items and back.
 
     Attributes:
-        owner: In whose name the events of its entities are published: the store itself, or its application.
+        owner: The owner of its entities, which publishes their events: the store itself, or its application.
 
     Raises:
-        ConfigurationError: The two are not of one item class and one collection, or the mapper seals, and
-            nobody could count what the strategy stores.
+        ConfigurationError: The strategy and the mapper differ in item class or collection. Or the mapper
+            encrypts, and the items of the strategy cannot be counted.
     """
 
     def __init__(
@@ -114,22 +122,22 @@ class EventStore:
 
     def append(self, domain_events: Any) -> None:
         """
-        Store events: all or none.
+        Store events, all or none.
 
         Args:
-            domain_events: An event, or a list or tuple of them.
+            domain_events: An event, or a list or tuple of events.
 
         Raises:
-            SequencedItemConflictError: A position is taken: reload the entity and decide again.
-            SerializationError: An event cannot be written; nothing was.
-            EventSealError: There is no key to seal with, or the database refused or failed.
+            SequencedItemConflictError: A position is taken. Reload the entity and decide again.
+            SerializationError: An event cannot be serialized. Nothing was written.
+            EventSealError: There is no key to encrypt with, or the database rejects the request or fails.
         """
         events = list(domain_events) if isinstance(domain_events, list | tuple) else [domain_events]
         if not events:
             return
         mapper = self.sequenced_item_mapper
         if self._new_place is not None and mapper.cipher is not None:
-            # Before the first item is there: from now on no key is retired unless the place is counted.
+            # Before the first item exists: from now on, no key is retired unless the place is counted.
             mapper.cipher.add_place(self._new_place.name, self._new_place.collection)
             self._new_place = None
         try:
@@ -137,16 +145,18 @@ class EventStore:
         except KeyClosedError:
             if mapper.cipher is None:
                 raise
-            # A key was retired between sealing and writing: the keyring has to see it and seal with the next.
+            # A key was retired between sealing and writing: the keyring must notice it, and use the next key.
             mapper.cipher.refresh()
             self.active_record_strategy.append(mapper.to_sequenced_items(events))
 
     def get_domain_event(self, originator_id: Any, eq: Any) -> Any:
         """
-        Give the event at one position; ``None`` if it was erased, and the mapper skips such.
+        Return the event at one position.
+
+        It is ``None`` if the event was erased and the mapper skips erased events.
 
         Raises:
-            ItemNotFoundError: There is none.
+            ItemNotFoundError: There is no such event.
         """
         events = self._events([self.active_record_strategy.get_item(originator_id, eq)])
         return events[0] if events else None
@@ -162,16 +172,17 @@ class EventStore:
         is_ascending: bool = True,
     ) -> list[Any]:
         """
-        Give events of a stream.
+        Return events of a stream.
 
         Args:
             originator_id: The stream.
-            gt: After this position.
-            gte: At or after this position.
-            lt: Before this position.
-            lte: At or before this position.
-            limit: At most so many: the first, or, not ascending, the last. Those that the mapper skips count.
-            is_ascending: Whether the earliest comes first.
+            gt: Only events after this position.
+            gte: Only events at or after this position.
+            lt: Only events before this position.
+            lte: Only events at or before this position.
+            limit: The highest number of events: the first ones, or the last ones if not ascending. Events
+                that the mapper skips count too.
+            is_ascending: Whether the earliest event comes first.
 
         Returns:
             The events, in order.
@@ -189,7 +200,11 @@ class EventStore:
         return self._events(items)
 
     def get_most_recent_event(self, originator_id: Any, lt: Any = None, lte: Any = None) -> Any:
-        """Give the last event of a stream, before or at a position if one is given; else ``None``."""
+        """
+        Return the last event of a stream, or ``None``.
+
+        With *lt*, it is the last one before that position. With *lte*, it may also be at that position.
+        """
         read, limit = self.active_record_strategy.get_items, 1
         while items := read(
             originator_id, lt=lt, lte=lte, limit=limit, query_ascending=False, results_ascending=False
@@ -197,7 +212,7 @@ class EventStore:
             events = self._events(items)
             if events or len(items) < limit:
                 return events[0] if events else None
-            lt, lte, limit = self._position_of(items[-1]), None, PAGE_SIZE  # erased ones, which are skipped
+            lt, lte, limit = self._position_of(items[-1]), None, PAGE_SIZE  # skip erased events
         return None
 
     def iterate_domain_events(
@@ -210,14 +225,16 @@ class EventStore:
         page_size: int = PAGE_SIZE,
     ) -> Iterator[Any]:
         """
-        Give the events of a stream, earliest first, reading a page at a time.
+        Yield the events of a stream, earliest first.
+
+        It reads a page at a time.
 
         Args:
             originator_id: The stream.
-            gt: After this position.
-            lt: Before this position.
-            lte: At or before this position.
-            page_size: Events a page, 1 or more.
+            gt: Only events after this position.
+            lt: Only events before this position.
+            lte: Only events at or before this position.
+            page_size: The number of events in a page, 1 or more.
         """
         read = self.active_record_strategy.get_items
         while True:
@@ -228,7 +245,11 @@ class EventStore:
             gt = self._position_of(items[-1])
 
     def all_domain_events(self, *, page_size: int = PAGE_SIZE) -> Iterator[Any]:
-        """Give the events of all streams, a page at a time; in order within a stream."""
+        """
+        Yield the events of all streams, reading a page at a time.
+
+        The events of each stream are in order.
+        """
         items = self.active_record_strategy.all_items(page_size=page_size)
         while page := list(islice(items, page_size)):
             yield from self._events(page)
@@ -240,17 +261,21 @@ class EventStore:
         except KeyDestroyedError as error:
             if error.destroyed_by != "retired" or not reads_again:
                 raise
-        # Between the reading and the opening they were encrypted again, and their old key was retired.
+        # Between reading and opening, the items were re-encrypted, and their old key was retired.
         return self._events(self._read_again(items), reads_again - 1)
 
     def _mapped(self, items: list[Any]) -> list[Any]:
-        """Map items; only if one does not open, ask whether the table's are bound to another name still."""
-        # Nothing is remembered: once the items are moved, the former name is refused (docs/decisions/0022).
+        """
+        Map items, and try other collection names if one does not open.
+
+        The items of a table may still be bound to its former collection name.
+        """
+        # Nothing is remembered: after the items are moved, the former name is refused (docs/decisions/0022).
         mapper, strategy = self.sequenced_item_mapper, self.active_record_strategy
         try:
             return mapper.from_sequenced_items(items)
         except IntegrityError:
-            # If its table was given another collection, the strategy names those that items may have still.
+            # If its table got another collection, the strategy names those that items may still have.
             name_others = getattr(strategy, "other_collections", None)
             if mapper.cipher is None or name_others is None:
                 raise
@@ -260,7 +285,11 @@ class EventStore:
         return mapper.from_sequenced_items(items, other_collections=others)
 
     def _read_again(self, items: list[Any]) -> list[Any]:
-        """Read items from where they were, with one statement for a stream: the next key may go soon, too."""
+        """
+        Read items again, with one statement for each stream.
+
+        More statements would take longer, and the next key may be retired soon, too.
+        """
         strategy, found = self.active_record_strategy, []
         for stream, of_stream in groupby(items, self._stream_of):
             positions = [self._position_of(item) for item in of_stream]
@@ -273,8 +302,12 @@ class EventStore:
 
 
 def _place_beside_tables(strategy: ActiveRecordStrategy, mapper: SequencedItemMapper) -> SealedPlace | None:
-    """Give the place that sealed items go to, unless it is a table, which the registry has."""
-    # Looked up, not imported: a strategy of SQLAlchemy's needs the module, and others need no SQLAlchemy.
+    """
+    Return the place of sealed items, unless it is a table.
+
+    The registry lists the tables.
+    """
+    # Looked up, not imported: only SQLAlchemy strategies load the module, and others need no SQLAlchemy.
     storage = sys.modules.get("eventseal.storage.strategy")
     is_table = storage is not None and isinstance(strategy, storage.SQLAlchemyActiveRecordStrategy)
     if mapper.cipher is None or not mapper.cipher.has_keyring or is_table:
@@ -282,9 +315,9 @@ def _place_beside_tables(strategy: ActiveRecordStrategy, mapper: SequencedItemMa
     place = getattr(strategy, "place", None)
     if not isinstance(place, SealedPlace):
         raise ConfigurationError(
-            f"{type(strategy).__qualname__} has no place that can be counted: keys that its items need would "
-            "be destroyed",
-            remedy="Give it a property `place` that is a SealedPlace; docs/testing.md names the suite.",
+            f"{type(strategy).__qualname__} has no place that can be counted, so keys that its items need "
+            "would be destroyed",
+            remedy="Add a property `place` that returns a SealedPlace. See the page Testing.",
         )
     return place
 
@@ -293,11 +326,11 @@ def _check_pair(strategy: ActiveRecordStrategy, mapper: SequencedItemMapper) -> 
     if strategy.collection != mapper.collection:
         raise ConfigurationError(
             f"the mapper's collection is {mapper.collection!r}, the table's is {strategy.collection!r}",
-            remedy=f"Give the mapper collection={strategy.collection!r}.",
+            remedy=f"Pass collection={strategy.collection!r} to the mapper.",
         )
     if strategy.sequenced_item_class is not mapper.sequenced_item_class:
         raise ConfigurationError(
-            f"the mapper makes {mapper.sequenced_item_class.__qualname__} items, "
-            f"the strategy takes {strategy.sequenced_item_class.__qualname__}",
-            remedy="Give both the same sequenced_item_class.",
+            f"the mapper creates {mapper.sequenced_item_class.__qualname__} items, "
+            f"but the strategy takes {strategy.sequenced_item_class.__qualname__}",
+            remedy="Configure both with the same sequenced_item_class.",
         )

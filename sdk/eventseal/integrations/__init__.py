@@ -1,1 +1,5 @@
-"""EventSeal under other libraries. Nothing here is imported unless that library's user asks for it."""
+"""
+EventSeal for other libraries.
+
+These modules are imported only if you use that library.
+"""

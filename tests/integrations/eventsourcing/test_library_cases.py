@@ -165,7 +165,7 @@ class Factory(InEnvironment, persistence_cases.InfrastructureFactoryTestCase[Any
             self.factory.mapper(transcoder=self.transcoder)
 
     def test_mapper_with_cipher_and_compressor(self) -> None:
-        with pytest.raises(ConfigurationError, match="beside it"):
+        with pytest.raises(ConfigurationError, match="encrypts itself, but"):
             super().test_mapper_with_cipher_and_compressor()
 
     def test_mapper_with_wrong_cipher_key(self) -> None:

@@ -161,7 +161,7 @@ def test_a_function_chooses_the_scope_of_a_decision(seal):
 @pytest.mark.parametrize("cls", [Marked, MarkedInTheMethod], ids=lambda cls: cls.__name__)
 def test_a_decision_that_says_personal_data_is_refused(seal, cls):
     mapper = EncryptingDCBMapper.using(seal)()
-    with pytest.raises(ConfigurationError, match="seal no fields one by one"):
+    with pytest.raises(ConfigurationError, match="do not encrypt single fields"):
         mapper.to_dcb_event(Tagged(tags=["a"], decision=cls(email="ann@example.org")))
 
 
@@ -180,7 +180,7 @@ def test_another_mapper_may_be_inside(seal):
 
     mapper = EncryptingDCBMapper.using(seal, inner=Mine)()
     assert mapper.to_domain_event(mapper.to_dcb_event(Tagged([], Renamed(title="a")))).tags == []
-    with pytest.raises(ConfigurationError, match="inner is a DCBMapper"):
+    with pytest.raises(ConfigurationError, match="inner must create a DCBMapper"):
         EncryptingDCBMapper.using(seal, inner=dict)()
 
 

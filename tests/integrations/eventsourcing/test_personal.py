@@ -167,17 +167,17 @@ def test_an_event_whose_class_or_method_says_personal_data_is_refused(mapper, cl
     aggregate.move("ann@example.org")
     moved = last_event(aggregate)
     for store in (mapper.to_stored_event, lambda one: mapper.to_stored_events([one])):
-        with pytest.raises(ConfigurationError, match="seal no fields one by one") as caught:
+        with pytest.raises(ConfigurationError, match="do not encrypt single fields") as caught:
             store(moved)
         assert "SequencedItemMapper" in caught.value.remedy
         assert "ann@example.org" not in str(caught.value)
-    with pytest.raises(ConfigurationError, match="seal no fields one by one"):
+    with pytest.raises(ConfigurationError, match="do not encrypt single fields"):
         EncryptingMapper.protections(type(moved))
 
 
 @pytest.mark.parametrize("cls", [InInit, DataAggregate], ids=lambda cls: cls.__name__)
 def test_an_event_that_is_made_from_a_constructor_is_refused(mapper, cls):
-    with pytest.raises(ConfigurationError, match="seal no fields one by one"):
+    with pytest.raises(ConfigurationError, match="do not encrypt single fields"):
         mapper.to_stored_event(last_event(cls("ann@example.org")))
 
 
@@ -185,7 +185,7 @@ def test_an_event_that_is_made_from_a_constructor_is_refused(mapper, cls):
 def test_a_snapshot_of_an_aggregate_that_says_personal_data_is_refused(mapper, make):
     aggregate = make()
     aggregate.collect_events()
-    with pytest.raises(ConfigurationError, match="seal no fields one by one"):
+    with pytest.raises(ConfigurationError, match="do not encrypt single fields"):
         mapper.to_stored_event(Snapshot.take(aggregate))
 
 
@@ -213,7 +213,7 @@ def test_a_cipher_that_sees_no_event_refuses_it_all_the_same(sealed_process, sql
     sealed_process(sqlite_url)
     mapper = Mapper(transcoder(), cipher=EnvelopeCipher({}))  # type: ignore[arg-type]
     assert mapper.to_domain_event(mapper.to_stored_event(last_event(Dog("Fido")))).name == "Fido"
-    with pytest.raises(ConfigurationError, match="seal no fields one by one"):
+    with pytest.raises(ConfigurationError, match="do not encrypt single fields"):
         mapper.to_stored_event(last_event(InInit("ann@example.org")))
 
 

@@ -1,1 +1,1 @@
-"""The erasure ledger: its entries, where its lines are kept, and how an erasure is recorded."""
+"""The erasure ledger: its entries, their storage, and the recording of erasures."""

@@ -1,4 +1,4 @@
-"""The entries of an erasure ledger: from values to lines and back, and what ties each to the one before."""
+"""The entries of an erasure ledger, their lines, and their chain."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 CREATED, WRAPPED, INTENT, DONE, REOPEN = "created", "wrapped", "intent", "done", "reopen"
 REPAIR, SET_ASIDE, WITHDRAWN = "repair", "set_aside", "withdrawn"
 STAY_OPEN = frozenset({INTENT, SET_ASIDE})
-"""Kinds whose entries are in force until a later one closes them."""
+"""The kinds of entries that stay open until another entry closes them."""
 
-REMEDY = (
-    "Find out who changed the ledger, and put it back from its copy. Nothing was shredded by what it says."
-)
+RESTORE_LEDGER = "Find out who changed the ledger, and restore it from its newest copy."
+REMEDY = f"Nothing was shredded because of this ledger. {RESTORE_LEDGER}"
+SET_LEDGER = "Set `ledger` in eventseal.toml, or EVENTSEAL_LEDGER, to the application's erasure ledger."
 
-# What stands around an entry in its line: see _line().
+# The bytes around an entry in its line: see _line().
 _BEFORE_BODY = b'{"entry":'
 _BEHIND_BODY = len(b',"mac":""}') + 2 * MAC_SIZE
 
@@ -43,21 +43,21 @@ class LedgerEntry:
     One entry of an erasure ledger.
 
     Attributes:
-        number: From 1, without a gap.
+        number: The number of the entry: from 1, without gaps.
         kind: ``created``, ``wrapped``, ``intent``, ``done``, ``reopen``, ``repair``, ``set_aside``,
-            ``withdrawn``, or what a later release adds.
-        application: Whose ledger it is.
+            ``withdrawn``, or a kind that a later release adds.
+        application: The application that owns the ledger.
         ledger_id: The id of the ledger's key.
-        at: The key store's clock, UTC.
-        scope: What was shredded or reopened, as the key tables have it.
-        keys: The keys that are meant, with their purposes.
-        details: What else there is to say, as JSON has it.
-        open_intents: The numbers of the intents that are not done and of the statements on rows that are in
-            force, as of this entry, its own included.
+        at: When the entry was written, in UTC by the key store's clock.
+        scope: The scope that was shredded or reopened, in the form that the key tables use.
+        keys: The keys that the entry is about, with their purposes.
+        details: The other facts of the entry, in their JSON form.
+        open_intents: The numbers of the entries that are open after this entry: intents that are not done,
+            and set-aside rows in force. This entry is included if it is one of them.
         wrapped_in: The number of the entry that has the newest wrappings of the ledger's key.
-        previous: SHA-256 of the line before, in hex; empty for the first.
-        mac: 32 bytes under the ledger's key, over everything above.
-        line: As it is kept.
+        previous: SHA-256 of the line before, in hex. Empty for the first entry.
+        mac: 32 bytes under the ledger's key, over all fields above.
+        line: The stored line.
     """
 
     number: int
@@ -76,28 +76,30 @@ class LedgerEntry:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the line, in hex: what the next entry names."""
+        """SHA-256 of the line, in hex, which the next entry names."""
         return hashlib.sha256(self.line).hexdigest()
 
 
 def sealed_line(entry: LedgerEntry, key: LedgerKey) -> bytes:
-    """Give the line of an entry, without the end of the line."""
+    """Return the line of an entry, without the line end."""
     body = _body(entry)
     return _line(body, key.mac(canonical_json(body)))
 
 
 def parsed(line: bytes, *, where: str, application: str) -> LedgerEntry:
     """
-    Read a line. Nothing of it may be believed before it was authenticated.
+    Parse a line, without authenticating it.
+
+    Trust no part of the entry before you authenticate it with :func:`check`.
 
     Args:
-        line: Without its end.
+        line: The line without its line end.
         where: The line's place, for messages.
-        application: Whose ledger it should be.
+        application: The application that must own the ledger.
 
     Raises:
-        IntegrityError: It is no line of a ledger, or not written as a ledger writes it.
-        WrongApplicationError: It is another application's.
+        IntegrityError: The line is not from a ledger, or not in the form that a ledger writes.
+        WrongApplicationError: The line belongs to another application.
     """
     try:
         whole = json.loads(line)
@@ -121,11 +123,11 @@ def parsed(line: bytes, *, where: str, application: str) -> LedgerEntry:
     except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
         is_exact = False
     if not is_exact:
-        raise IntegrityError(f"{where} is no entry of an erasure ledger", remedy=REMEDY)
+        raise IntegrityError(f"{where} is not an entry of an erasure ledger", remedy=REMEDY)
     if entry.application != application:
         raise WrongApplicationError(
-            f"{where} is of application {entry.application!r}, not of {application!r}",
-            remedy="Name the application's own ledger; each application has one.",
+            f"{where} belongs to application {entry.application!r}, not to {application!r}",
+            remedy="Set `ledger` to the application's own ledger. Each application has its own.",
             expected=application,
             found=entry.application,
         )
@@ -134,39 +136,39 @@ def parsed(line: bytes, *, where: str, application: str) -> LedgerEntry:
 
 def check(entry: LedgerEntry, key: LedgerKey, *, where: str) -> None:
     """
-    Authenticate an entry by itself.
+    Authenticate a single entry.
 
     Args:
-        entry: As it was read from its line.
-        key: The ledger's.
+        entry: The entry that was parsed from its line.
+        key: The ledger's key.
         where: The line's place, for messages.
 
     Raises:
-        IntegrityError: It was not written under this ledger's key.
+        IntegrityError: The entry was not written under this ledger's key.
     """
     sealed = entry.line[len(_BEFORE_BODY) : -_BEHIND_BODY]
     if entry.ledger_id != key.key_id or not key.authenticates(sealed, entry.mac):
-        raise IntegrityError(f"{where} does not authenticate: it was changed, or is forged", remedy=REMEDY)
+        raise IntegrityError(f"{where} does not authenticate: it was changed or forged", remedy=REMEDY)
 
 
 def check_follows(entry: LedgerEntry, before: LedgerEntry | None, *, where: str) -> None:
     """
-    Check that an entry was written behind the one that stands before it.
+    Check that an entry follows the entry before it.
 
     Raises:
-        IntegrityError: Entries were taken away, put in or exchanged.
+        IntegrityError: Entries were removed, inserted or swapped.
     """
     number, previous = (1, "") if before is None else (before.number + 1, before.digest)
     if (entry.number, entry.previous) != (number, previous):
         raise IntegrityError(
             f"{where} has the number {entry.number} and does not follow the entry before it: "
-            "entries were taken away, put in or exchanged",
+            "entries were removed, inserted or swapped",
             remedy=REMEDY,
         )
 
 
 def key_details(record: KeyRecord) -> dict[str, Any]:
-    """Give what an entry keeps of the ledger's key."""
+    """Return the form in which an entry stores the ledger's key."""
     return {
         "binding": record.binding.hex(),
         "wrappings": [
@@ -182,10 +184,10 @@ def key_details(record: KeyRecord) -> dict[str, Any]:
 
 def key_record(entry: LedgerEntry, *, where: str) -> KeyRecord:
     """
-    Give the ledger's key as an entry keeps it; see :func:`key_details`.
+    Return the ledger's key from an entry. See :func:`key_details`.
 
     Raises:
-        IntegrityError: The entry keeps none.
+        IntegrityError: The entry does not hold a key.
     """
     try:
         wrappings = tuple(

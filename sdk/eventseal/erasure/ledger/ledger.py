@@ -1,4 +1,8 @@
-"""The erasure ledger: what was to be erased, and what was; no restore of the key tables sets it back."""
+"""
+The erasure ledger: the record of intended and completed erasures.
+
+A restore of the key tables does not set it back.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +43,11 @@ _LAST = "the last entry"
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What a process has seen of an application's ledger: it never accepts one that lacks it."""
+    """
+    The last entry that this process has seen of an application's ledger.
+
+    The process never accepts a ledger without this entry.
+    """
 
     key: LedgerKey
     last: LedgerEntry
@@ -47,15 +55,17 @@ class _Known:
 
 class Ledger:
     """
-    An append-only list of erasures. Entries are chained, and authenticated under a key of the ledger's own.
+    An append-only, authenticated list of erasures.
 
-    That key is wrapped by the keyring's KEKs and kept in the ledger itself. So whoever can write the ledger,
-    but has no KMS, can withhold its latest entries, and nothing else: what is changed, forged, left out,
-    exchanged or another application's is refused. That entries are missing at the end is noticed by a process
-    that has seen them, and wherever the key tables have tombstones of keys that the ledger does not name.
+    Its entries are chained, and authenticated under the ledger's own key. The keyring's KEKs wrap that key,
+    and the ledger itself stores it. An attacker who can write to the ledger but cannot call the KMS can only
+    withhold its latest entries. EventSeal rejects a ledger in which an entry was altered, forged, removed or
+    swapped, or that belongs to another application. Two checks detect missing entries at the end. A process
+    that has seen them rejects the ledger, and the key tables have tombstones of keys that the ledger does not
+    name.
 
     Args:
-        lines: Where its lines are: see :class:`FileLedger` and :class:`DatabaseLedger`.
+        lines: The storage of the lines. See :class:`FileLedger` and :class:`DatabaseLedger`.
     """
 
     def __init__(self, lines: LedgerFile | LedgerTable) -> None:
@@ -65,12 +75,12 @@ class Ledger:
 
     @property
     def name(self) -> str:
-        """Where it is, without any secret."""
+        """Where the ledger is, without any secret."""
         return self._lines.name
 
     def exists(self, application: str) -> bool:
         """
-        Tell whether there is an entry of an application, without checking any.
+        Return whether an application has an entry, without checking any.
 
         Raises:
             StoreError: The ledger cannot be read.
@@ -79,16 +89,16 @@ class Ledger:
 
     def create(self, store: SealedStore) -> bool:
         """
-        Make an application's ledger, with a new key, unless there is one.
+        Create an application's ledger with a new key, unless it exists.
 
         Args:
-            store: Whose application and KEKs.
+            store: The store with the application and its KEKs.
 
         Returns:
-            Whether it was made now.
+            Whether this call created the ledger.
 
         Raises:
-            ConfigurationError: The place cannot be used.
+            ConfigurationError: The path or the database cannot be used for a ledger.
             KmsError: Too few KEKs wrapped the ledger's key.
             StoreError: The ledger cannot be written.
         """
@@ -120,21 +130,22 @@ class Ledger:
         judge: Callable[[LedgerEntry], object] | None = None,
     ) -> LedgerEntry:
         """
-        Add an entry, durably: when this returns, it is there.
+        Add an entry and return it when it is durable.
 
         Args:
-            store: Whose application, KEKs and clock.
-            kind: ``intent``, ``done``, ``reopen``, ``set_aside``, or another word.
-            scope: Of what it tells.
-            keys: The keys of which it tells, with their purposes.
-            details: What else there is to say, as JSON has it.
-            closes: The numbers of the entries that are no longer open by it.
-            judge: Called with the last entry, while nobody adds another; if it raises, nothing is added.
+            store: The store with the application, its KEKs and its clock.
+            kind: ``intent``, ``done``, ``reopen``, ``set_aside``, or another kind.
+            scope: The scope that the entry is about.
+            keys: The keys that the entry is about, with their purposes.
+            details: The other facts of the entry, in their JSON form.
+            closes: The numbers of the entries that this entry closes.
+            judge: Called with the last entry, while no other process can add one. If it raises, nothing is
+                added.
 
         Raises:
-            ConfigurationError: There is no ledger.
-            IntegrityError: The ledger is not what was written; nothing was added.
-            StoreError: It cannot be written; nothing was added.
+            ConfigurationError: The ledger does not exist.
+            IntegrityError: The ledger was changed. Nothing was added.
+            StoreError: The ledger cannot be written. Nothing was added.
         """
         application, at = store.keyring.application, store.key_store.now()
         known = self._open(store)
@@ -142,7 +153,7 @@ class Ledger:
         def make(line: bytes | None) -> bytes:
             last = self._checked_last(known, line)
             if judge is not None:
-                # Nobody adds an intent between this look and the entry (docs/decisions/0016).
+                # No intent can be added between this check and the new entry (docs/decisions/0016).
                 judge(last)
             number = last.number + 1
             still_open = tuple(other for other in last.open_intents if other not in closes)
@@ -155,7 +166,8 @@ class Ledger:
                 scope=scope,
                 keys=dict(keys or {}),
                 details=dict(details or {}),
-                # In each entry, so that nobody reads millions to know what is open (docs/decisions/0013).
+                # In each entry, so that a reader finds the open ones without reading millions of entries
+                # (docs/decisions/0013).
                 open_intents=(*still_open, number) if kind in STAY_OPEN else still_open,
                 wrapped_in=number if kind == WRAPPED else last.wrapped_in,
                 previous=last.digest,
@@ -167,17 +179,19 @@ class Ledger:
 
     def entries(self, store: SealedStore, *, after: int = 0) -> Iterator[LedgerEntry]:
         """
-        Give verified entries, in order. One that does not verify ends it with an error.
+        Yield verified entries in order.
+
+        An entry that does not verify raises an error, after which nothing is yielded.
 
         Args:
-            store: Whose application and KEKs.
-            after: The number of the entry behind which to begin; 0: all are read and verified.
+            store: The store with the application and its KEKs.
+            after: The number of the entry after which to begin. 0: all entries are read and verified.
 
         Raises:
-            ConfigurationError: There is no ledger.
-            IntegrityError: An entry is not what was written, or entries are missing.
-            KekNotConfiguredError: No KEK of the keyring's has wrapped the ledger's key.
-            KmsError: The KMS refused or failed.
+            ConfigurationError: The ledger does not exist.
+            IntegrityError: An entry was changed, or entries are missing.
+            KekNotConfiguredError: None of the keyring's KEKs wrapped the ledger's key.
+            KmsError: The KMS rejects the request or fails.
             StoreError: The ledger cannot be read.
         """
         application = store.keyring.application
@@ -197,28 +211,48 @@ class Ledger:
         self._note(known.key, before)
 
     def last(self, store: SealedStore) -> LedgerEntry:
-        """Give the last entry, verified by itself; raises as :meth:`entries` does."""
+        """
+        Return the last entry after verifying it alone.
+
+        The errors are those of :meth:`entries`.
+        """
         return self._open(store).last
 
     def entry(self, store: SealedStore, number: int) -> LedgerEntry | None:
-        """Give an entry, verified by itself; ``None`` if there is none of that number; raises as above."""
+        """
+        Return an entry after verifying it alone.
+
+        It is ``None`` if no entry has that number. The errors are those of :meth:`entries`.
+        """
         known = self._open(store)
         if not 1 <= number <= known.last.number:
             return None
         return self._entry(known, number)
 
     def open_intents(self, store: SealedStore) -> list[LedgerEntry]:
-        """Give the intents that are not done, each verified by itself; raises as :meth:`entries` does."""
+        """
+        Return the intents that are not done, each verified alone.
+
+        The errors are those of :meth:`entries`.
+        """
         return self.open_entries(store, INTENT)
 
     def open_entries(self, store: SealedStore, kind: str) -> list[LedgerEntry]:
-        """Give the open entries of a kind, each verified by itself; raises as :meth:`entries` does."""
+        """
+        Return the open entries of a kind, each verified alone.
+
+        The errors are those of :meth:`entries`.
+        """
         known = self._open(store)
         found = [self._entry(known, number) for number in known.last.open_intents]
         return [entry for entry in found if entry.kind == kind]
 
     def unverified_open_entries(self, application: str, kind: str) -> list[LedgerEntry]:
-        """Give the open entries of a kind as the ledger says, without any KEK: to show, not to act by."""
+        """
+        Return the open entries of a kind, without verification.
+
+        No KEK is needed. Show these entries only. Do not act on them.
+        """
         last = self._lines.last(application)
         if last is None:
             return []
@@ -228,16 +262,17 @@ class Ledger:
 
     def rewrap(self, store: SealedStore, *, to: Sequence[KmsAdapter] | None = None) -> LedgerEntry:
         """
-        Wrap the ledger's key anew, and note the wrappings in a new entry; those before stay as they are.
+        Rewrap the ledger's key, and record the wrappings in a new entry.
 
-        Nothing is noted if the key is under these very KEKs and versions already.
+        The wrappings in earlier entries stay as they are. If the key is already under these KEKs and
+        versions, nothing is recorded.
 
         Args:
-            store: Whose keyring can unwrap the key now.
-            to: The KEKs that are to wrap it; ``None``: all of the keyring's.
+            store: The store whose keyring can unwrap the key now.
+            to: The KEKs that must wrap the key. ``None``: all KEKs of the keyring.
 
         Raises:
-            EventSealError: As for :meth:`entries`; or a KEK did not wrap the key.
+            EventSealError: An error of :meth:`entries`, or a KEK did not wrap the key.
         """
         known = self._open(store)
         held = self._held_key(known)
@@ -247,20 +282,27 @@ class Ledger:
         return self.append(store, WRAPPED, details=key_details(record))
 
     def wrappings(self, store: SealedStore) -> tuple[WrappedKey, ...]:
-        """Give the wrappings of the ledger's key; raises as :meth:`entries` does."""
+        """
+        Return the wrappings of the ledger's key.
+
+        The errors are those of :meth:`entries`.
+        """
         return self._held_key(self._open(store)).wrappings
 
     def opens_without(self, store: SealedStore, leaving: Collection[WrappedKey]) -> bool:
         """
-        Unwrap the ledger's key without some of its wrappings, and say whether it was seen to open.
+        Check that the ledger's key opens without some of its wrappings.
 
         Args:
-            store: Whose application and KEKs.
+            store: The store with the application and its KEKs.
             leaving: The wrappings that are about to lose their KEK.
 
+        Returns:
+            Whether the key was unwrapped with one of the other wrappings.
+
         Raises:
-            KmsError: A KEK refused or failed: nothing is proved.
-            EventSealError: As for :meth:`entries`.
+            KmsError: A KEK rejects the request or fails, so nothing is proved.
+            EventSealError: An error of :meth:`entries`.
         """
         known = self._open(store)
         held = self._held_key(known)
@@ -275,7 +317,7 @@ class Ledger:
         return True
 
     def _open(self, store: SealedStore) -> _Known:
-        """Check the last entry, and what this process has seen of the ledger before."""
+        """Check the last entry, and the entry that this process saw last."""
         application = store.keyring.application
         line = self._lines.last(application)
         known = self._known.get(application)
@@ -289,19 +331,19 @@ class Ledger:
             key = store.keyring.ledger_keys.open(record)
         except IntegrityError:
             raise IntegrityError(
-                f"the key of {self.name} was changed, or is another ledger's", remedy=REMEDY
+                f"the key of {self.name} was changed, or belongs to another ledger", remedy=REMEDY
             ) from None
         check(last, key, where=self._where(last.number))
         return _Known(key, self._note(key, last))
 
     def _checked_last(self, known: _Known, line: bytes | None) -> LedgerEntry:
-        """Check a last line against what was seen before; the entry that was seen must be there still."""
+        """Check a last line, and that the entry seen before still exists."""
         application = known.last.application
         last = self._parsed(line, _LAST, application)
         check(last, known.key, where=self._where(last.number))
         if last.number < known.last.number:
             raise self._cut(known.last, last)
-        # The last line and the one seen last, never all of them: there may be millions (docs/decisions/0013).
+        # Only the last line and the one seen last: there may be millions of lines (docs/decisions/0013).
         seen = last
         if last.number > known.last.number:
             seen = self._unchecked(known.last.number, application)
@@ -328,7 +370,7 @@ class Ledger:
         return key_record(entry, where=self._where(entry.number))
 
     def _unchecked(self, number: int, application: str) -> LedgerEntry:
-        """Read an entry that is not authenticated yet."""
+        """Read an entry without authenticating it."""
         return self._parsed(self._lines.line(application, number), f"entry {number}", application)
 
     def _parsed(self, line: bytes | None, what: str, application: str) -> LedgerEntry:
@@ -337,10 +379,10 @@ class Ledger:
             if known is not None:
                 raise self._cut(known.last, None)
             if what != _LAST:
-                raise IntegrityError(f"{self.name} has no {what}: it was taken away", remedy=REMEDY)
+                raise IntegrityError(f"{self.name} has no {what}: it was removed", remedy=REMEDY)
             raise ConfigurationError(
                 f"{self.name} has no entry of application {application!r}",
-                remedy="Put the ledger back from its copy. If there never was one, run `eventseal init`.",
+                remedy="Restore the ledger from its newest copy. If it never existed, run `eventseal init`.",
             )
         return parsed(line, where=f"{what} of {self.name}", application=application)
 
@@ -349,13 +391,14 @@ class Ledger:
 
     def _exchanged(self, entry: LedgerEntry) -> IntegrityError:
         return IntegrityError(
-            f"{self._where(entry.number)} is another one than it was: the ledger was exchanged", remedy=REMEDY
+            f"{self._where(entry.number)} differs from the entry seen before: the ledger was exchanged",
+            remedy=REMEDY,
         )
 
     def _cut(self, seen: LedgerEntry, last: LedgerEntry | None) -> IntegrityError:
-        ends = "is gone" if last is None else f"ends with entry {last.number}"
+        ends = "is missing" if last is None else f"ends with entry {last.number}"
         return IntegrityError(
-            f"{self.name} {ends}, and entry {seen.number} was there: entries were taken away", remedy=REMEDY
+            f"{self.name} {ends}, but it had entry {seen.number} before: entries were removed", remedy=REMEDY
         )
 
     def __repr__(self) -> str:
@@ -368,10 +411,11 @@ def _keks(record: KeyRecord) -> set[tuple[str, str | None]]:
 
 class FileLedger(Ledger):
     """
-    A ledger in a file of JSON lines, of one application.
+    The ledger of one application in a file of JSON lines.
 
     Args:
-        path: Of the file; its folder must exist. Keep copies of it, elsewhere than those of the key tables.
+        path: The path of the file, whose folder must exist. Keep copies of the file, apart from the backups
+            of the key tables.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -380,13 +424,16 @@ class FileLedger(Ledger):
 
 class DatabaseLedger(Ledger):
     """
-    A ledger in the table ``erasure_ledger`` of a database of its own; each application has its own lines.
+    A ledger in the table ``erasure_ledger`` of a separate database.
+
+    Each application has its own lines.
 
     Args:
-        uri: As SQLAlchemy has it; not the database of the keys, whose restores would set it back. A secret.
+        uri: The SQLAlchemy URL of the database. A secret. Do not use the database of the keys: its restores
+            would set the ledger back.
 
     Raises:
-        ConfigurationError: The URL is none, or of no SQLite or PostgreSQL database that lasts.
+        ConfigurationError: The URL is invalid, or is not of a persistent SQLite or PostgreSQL database.
     """
 
     def __init__(self, uri: str) -> None:

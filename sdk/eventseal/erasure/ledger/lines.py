@@ -1,4 +1,4 @@
-"""Where a ledger's lines are kept: in a file that is only ever written at its end, or in a database."""
+"""The storage of a ledger's lines: an append-only file, or a table."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from sqlalchemy import Column, MetaData, func, insert, select, text
 from sqlalchemy.pool import NullPool
 
+from eventseal.erasure.ledger.entries import RESTORE_LEDGER
 from eventseal.errors import (
     ConfigurationError,
     IntegrityError,
@@ -41,7 +42,7 @@ _PATIENCE = 10.0
 """Seconds to wait for another process that is writing."""
 
 _PAUSE = 0.01
-_CORRECT_PATH = "Correct the path of the ledger; its folder must be there."
+_CORRECT_PATH = "Correct the path of the ledger. Its folder must exist."
 _READ_ONLY = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _AWAY = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENOLCK})
 
@@ -50,12 +51,12 @@ class LedgerFile:
     """
     One application's ledger as a file of JSON lines, mode 0600.
 
-    What stands behind the last end of a line was never written as a whole: a crash left it, nobody acted by
-    it, and the next one who writes takes it away. Readers take no lock, since whole lines never change.
+    Bytes after the last line end are a line that a crash interrupted. No operation relied on it, and the next
+    writer removes it. Readers take no lock, because whole lines never change.
 
     Args:
-        path: Of the file; its folder must exist. On a file system whose locks hold between the machines that
-            write it.
+        path: The path of the file, whose folder must exist. If several machines write the file, its file
+            system must enforce locks between them.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -63,22 +64,26 @@ class LedgerFile:
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The name of the ledger in messages."""
         return f"ledger {self.path}"
 
     def last(self, application: str) -> bytes | None:  # noqa: ARG002 - a file is of one application
-        """Give the last whole line; ``None`` if there is none, or no file."""
+        """Return the last whole line, or ``None`` without a line or file."""
         with self._reading() as file:
             return None if file is None else _last_line(file, _end_of_lines(file))
 
     def line(self, application: str, number: int) -> bytes | None:  # noqa: ARG002
-        """Give the line of an entry by its number; it is looked for by halves, since numbers only rise."""
+        """
+        Return the line of an entry by its number.
+
+        A binary search finds it, because the numbers only rise.
+        """
         with self._reading() as file:
             found = None if file is None else self._find(file, number)
             return None if found is None else found[1]
 
     def read(self, application: str, *, after: int) -> Iterator[bytes]:  # noqa: ARG002
-        """Give every whole line behind that of an entry, in order."""
+        """Yield every whole line after that of an entry, in order."""
         with self._reading() as file:
             if file is None:
                 return
@@ -100,20 +105,20 @@ class LedgerFile:
         create: bool,
     ) -> bytes | None:
         """
-        Add a line, durably, while nobody else does.
+        Add a line durably, while no other process adds one.
 
         Args:
-            application: Whose.
-            make: Gets the last line and gives the one to add, or ``None`` to add none.
-            create: Whether the file may be made.
+            application: The application that owns the ledger.
+            make: Receives the last line and returns the new one, or ``None`` to add none.
+            create: Whether the file may be created.
 
         Returns:
-            What *make* gave.
+            The result of *make*.
 
         Raises:
             StoreReadOnlyError: The file cannot be written.
-            StoreUnavailableError: Another process holds it, or the disk is full.
-            StoreError: The operating system refused otherwise.
+            StoreUnavailableError: Another process locks the file, or the disk is full.
+            StoreError: The operating system reports another error.
         """
         with self._translated("writing"), self._locked(create=create) as file:
             end = _end_of_lines(file)
@@ -124,7 +129,7 @@ class LedgerFile:
 
     def _write(self, descriptor: int, end: int, line: bytes) -> None:
         is_new = end == 0
-        os.ftruncate(descriptor, end)  # what a crash has left: nobody acted by it (docs/decisions/0013)
+        os.ftruncate(descriptor, end)  # no operation relied on a partial line (docs/decisions/0013)
         try:
             written = 0
             while written < len(line):
@@ -137,7 +142,7 @@ class LedgerFile:
             _sync_folder(self.path.parent)
 
     def _find(self, file: BufferedReader, number: int) -> tuple[int, bytes] | None:
-        """Give the offset and the line of an entry."""
+        """Return the offset and the line of an entry."""
         low, high = 0, _end_of_lines(file)
         while low < high:
             start = _start_of_line(file, (low + high) // 2)
@@ -153,8 +158,7 @@ class LedgerFile:
             return int(json.loads(line)["entry"]["number"])
         except (ArithmeticError, KeyError, RecursionError, TypeError, ValueError):
             raise IntegrityError(
-                f"{self.name} has a line that is no entry of an erasure ledger",
-                remedy="Find out who changed the ledger, and put it back from its copy.",
+                f"{self.name} has a line that is not an entry of an erasure ledger", remedy=RESTORE_LEDGER
             ) from None
 
     @contextmanager
@@ -188,17 +192,17 @@ class LedgerFile:
                 os.close(descriptor)  # with the lock
 
     def _opened(self, flags: int) -> int:
-        # Without O_NONBLOCK a pipe would be waited for until somebody opens its other end.
+        # Without O_NONBLOCK, opening a pipe would wait until a process opens its other end.
         return os.open(self.path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
 
     def _refuse_other_than_file(self, descriptor: int) -> None:
-        """Refuse what keeps nothing: a device, a pipe."""
+        """Refuse a path that keeps nothing: a device or a pipe."""
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not stat.S_ISREG(mode):
             raise ConfigurationError(
-                f"{self.name} is no regular file: what is written there is not kept", remedy=_CORRECT_PATH
+                f"{self.name} is not a regular file, so it would not keep entries", remedy=_CORRECT_PATH
             )
 
     def _lock(self, descriptor: int, deadline: float) -> None:
@@ -208,15 +212,15 @@ class LedgerFile:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise StoreUnavailableError(
-                        f"another process has held {self.name} for {_PATIENCE:.0f} s",
-                        remedy="Try again when it has ended.",
+                        f"another process has locked {self.name} for {_PATIENCE:.0f} s",
+                        remedy="Try again after that process ends.",
                     ) from None
                 time.sleep(_PAUSE)
             else:
                 return
 
     def _is_still(self, descriptor: int) -> bool:
-        """Whether the path names the locked file, and not one that was put in its place meanwhile."""
+        """Whether the path still names the locked file, and not a replacement."""
         try:
             return os.path.samestat(os.fstat(descriptor), self.path.stat())
         except FileNotFoundError:
@@ -229,24 +233,30 @@ class LedgerFile:
         except OSError as error:
             said = f"{doing} {self.name} failed: {error.strerror or type(error).__name__}"
             if error.errno in _READ_ONLY:
-                raise StoreReadOnlyError(said, remedy="Let this user read and write the file.") from error
+                raise StoreReadOnlyError(
+                    said, remedy="Grant this user access to read and write the file."
+                ) from error
             if error.errno in _AWAY:
                 raise StoreUnavailableError(said) from error
             if error.errno in {errno.ENOENT, errno.EISDIR, errno.ENOTDIR}:
                 raise ConfigurationError(said, remedy=_CORRECT_PATH) from error
             raise StoreError(
-                said, remedy="Look at the path of the ledger, and at the operating system's log."
+                said, remedy="Check the path of the ledger, and the operating system's log."
             ) from error
 
 
 def _end_of_lines(file: BufferedReader) -> int:
-    """Give the offset behind the last whole line."""
-    # Nobody acted by a line without its end, which is written last (docs/decisions/0013).
+    """Return the offset after the last whole line."""
+    # The line end is written last. No operation relies on a line without it (docs/decisions/0013).
     return _start_of_line(file, os.fstat(file.fileno()).st_size)
 
 
 def _start_of_line(file: BufferedReader, offset: int) -> int:
-    """Give where the line begins that has a byte at *offset*; its end belongs to it."""
+    """
+    Return the start of the line that has a byte at *offset*.
+
+    The line end belongs to the line.
+    """
     while offset > 0:
         start = max(0, offset - _BLOCK)
         file.seek(start)
@@ -258,7 +268,7 @@ def _start_of_line(file: BufferedReader, offset: int) -> int:
 
 
 def _line_at(file: BufferedReader, start: int) -> bytes:
-    """Give the whole line that begins at *start*."""
+    """Return the whole line that begins at *start*."""
     file.seek(start)
     return file.readline()[:-1]
 
@@ -292,37 +302,40 @@ _COLUMNS = erasure_ledger.c
 
 class LedgerTable:
     """
-    Ledgers as a table, ``erasure_ledger``, in which each application has its own lines.
+    The table ``erasure_ledger``, in which each application has its own lines.
 
     Args:
-        uri: Of a database that is not restored together with the keys, as SQLAlchemy has it. A secret.
+        uri: The SQLAlchemy URL of a database that is not restored together with the keys. A secret.
 
     Raises:
-        ConfigurationError: The URL is none, or of no SQLite or PostgreSQL database that lasts.
+        ConfigurationError: The URL is invalid, or is not of a persistent SQLite or PostgreSQL database.
     """
 
     def __init__(self, uri: str) -> None:
         self.settings = SQLAlchemySettings(uri)
         if self.settings.in_memory:
-            raise ConfigurationError("a ledger in memory is lost with its process")
-        # Two writes an erasure: a pool would only keep connections across forks and idle hours.
+            raise ConfigurationError(
+                "a ledger in memory is lost with its process",
+                remedy="Set `ledger` to a file, or to a database in a file or on a server.",
+            )
+        # An erasure needs only two writes: a pool would only keep connections across forks and idle hours.
         self._engine = make_engine(SQLAlchemySettings(uri, poolclass=NullPool))
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The name of the ledger in messages."""
         return f"ledger {redacted(self.settings.url)}"
 
     def last(self, application: str) -> bytes | None:
-        """Give the last line; ``None`` if there is none, or no table."""
+        """Return the last line, or ``None`` without a line or table."""
         return self._read(lambda connection: _line(connection, application))
 
     def line(self, application: str, number: int) -> bytes | None:
-        """Give the line of an entry by its number."""
+        """Return the line of an entry by its number."""
         return self._read(lambda connection: _line(connection, application, number))
 
     def read(self, application: str, *, after: int) -> Iterator[bytes]:
-        """Give every line behind that of an entry, in order."""
+        """Yield every line after that of an entry, in order."""
         while True:
             rows = self._read(partial(_page, application=application, after=after)) or []
             for _, line in rows:
@@ -335,18 +348,18 @@ class LedgerTable:
         self, application: str, make: Callable[[bytes | None], bytes | None], *, create: bool
     ) -> bytes | None:
         """
-        Add a line, durably, while nobody else does.
+        Add a line durably, while no other process adds one.
 
         Args:
-            application: Whose.
-            make: Gets the last line and gives the one to add, or ``None`` to add none.
-            create: Whether the table may be made.
+            application: The application that owns the line.
+            make: Receives the last line and returns the new one, or ``None`` to add none.
+            create: Whether the table may be created.
 
         Returns:
-            What *make* gave.
+            The result of *make*.
 
         Raises:
-            StoreError: The database refused or failed.
+            StoreError: The database rejects the request or fails.
         """
         made: list[tuple[int, bytes]] = []
 
@@ -354,11 +367,11 @@ class LedgerTable:
             if create:
                 create_tables(connection, [erasure_ledger])
             if connection.dialect.name == "postgresql":
-                # Keys are destroyed on the word of a returned line: no crash of the server may lose it
+                # Keys are destroyed because of a returned line, so no crash of the server may lose it
                 # (docs/decisions/0013).
                 connection.execute(text("SET LOCAL synchronous_commit = on"))
                 connection.execute(text("LOCK TABLE erasure_ledger IN SHARE ROW EXCLUSIVE MODE"))
-            for stored_as, stored in made:  # whether the COMMIT that was not answered has succeeded
+            for stored_as, stored in made:  # on a retry: an earlier COMMIT may have succeeded unanswered
                 if _line(connection, application, stored_as) == stored:
                     return stored
             number = _last_number(connection, application)
@@ -373,7 +386,7 @@ class LedgerTable:
 
     def _read(self, work: Callable[[Connection], T]) -> T | None:
         file = self.settings.file
-        if file is not None and not file.exists():  # connecting would make an empty one
+        if file is not None and not file.exists():  # connecting would create an empty file
             return None
         try:
             return read(self._engine, work, doing=f"reading {self.name}")
@@ -387,7 +400,7 @@ def _last_number(connection: Connection, application: str) -> int:
 
 
 def _line(connection: Connection, application: str, number: int | None = None) -> bytes | None:
-    """Give the line of an entry by its number; ``None``: of the last one."""
+    """Return the line of an entry by number, or the last line."""
     if number is None:
         number = _last_number(connection, application)
     query = select(_COLUMNS.line).where(_COLUMNS.application == application, _COLUMNS.number == number)

@@ -1,4 +1,4 @@
-"""Records one erasure in the ledger: the intent before anything is destroyed, and the end after it."""
+"""Records an erasure in the ledger: first its intent, then its end."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 class Recording:
     """
-    Writes one erasure into the ledger.
+    Records one erasure in the ledger.
 
     Args:
-        store: Whose application and KEKs.
-        scope: What is erased.
-        ledger: The application's.
+        store: The store with the application and its KEKs.
+        scope: The scope that is erased.
+        ledger: The application's ledger.
     """
 
     def __init__(self, store: SealedStore, scope: str, ledger: Ledger) -> None:
@@ -38,20 +38,20 @@ class Recording:
 
     def intend(self, rows: Sequence[KeyRecord]) -> None:
         """
-        Note durably which keys are meant.
+        Record durably which keys will be destroyed.
 
-        Each time that the rows were read: an intent of this erasure may be done with by now, since another
-        erasure of the scope was, and the scope may have been reopened behind it.
+        Call it each time that the rows were read. Another erasure of the scope may have closed the earlier
+        intent of this one meanwhile, and the scope may have been reopened after that.
 
         Args:
             rows: Every key that the scope ever had.
 
         Raises:
-            EventSealError: It cannot be noted: nothing may be destroyed.
+            EventSealError: The intent cannot be recorded, so nothing may be destroyed.
         """
         if not self._intents:
             prepare_ledger(self._store, self._ledger)
-        # Each time, also if it names no other keys than the one before (docs/decisions/0016).
+        # Each time, even if it names the same keys as the intent before (docs/decisions/0016).
         entry = self._ledger.append(self._store, INTENT, scope=self._scope, keys=_purposes(rows))
         self._intents.append(entry)
 
@@ -59,18 +59,18 @@ class Recording:
         self, rows: Iterable[KeyRecord], *, destroyed: int, by_table: Mapping[str, Mapping[str, int]]
     ) -> Receipt:
         """
-        Note what was done, and give the receipt.
+        Record the end of the erasure, and return its receipt.
 
         Args:
             rows: Every key of the scope, as it is now.
-            destroyed: How many of them this run has destroyed.
-            by_table: The items that are unreadable now.
+            destroyed: How many of these keys this run destroyed.
+            by_table: How many items are unreadable now, by table.
 
         Raises:
-            EventSealError: It cannot be noted; run the shred again.
+            EventSealError: The end cannot be recorded. Run the shred again.
         """
         keys = _purposes(rows)
-        # This run has not destroyed what was meant later (docs/decisions/0016).
+        # This run did not destroy the keys of later intents (docs/decisions/0016).
         last = self._intents[-1].number
         open_intents = [entry for entry in self._ledger.open_intents(self._store) if entry.number <= last]
         done = self._ledger.append(
@@ -90,40 +90,40 @@ class Recording:
 
 def prepare_ledger(store: SealedStore, ledger: Ledger) -> None:
     """
-    Make the ledger at the first erasure.
+    Create the ledger before the first erasure.
 
     Raises:
-        ConfigurationError: It is not there, although something was erased before.
-        EventSealError: It cannot be made.
+        ConfigurationError: The ledger is missing, although something was erased before.
+        EventSealError: The ledger cannot be created.
     """
     application = store.keyring.application
     if ledger.exists(application):
         return
     if next(shredded_keys(store), None) is not None:
-        # Made again, a ledger that was lost would hide what was shredded (docs/decisions/0013).
-        if ledger.exists(application):  # made meanwhile, before that key was shredded
+        # A new ledger in place of a lost one would hide the earlier erasures (docs/decisions/0013).
+        if ledger.exists(application):  # created meanwhile, before that key was shredded
             return
         raise ConfigurationError(
             f"{ledger.name} has no entry of application {application!r}, although keys were shredded before",
-            remedy="Put the ledger back from its copy. If there never was one, run `eventseal init`, which "
-            "makes one that names what was shredded so far.",
+            remedy="Restore the ledger from its newest copy. If it never existed, run `eventseal init`, "
+            "which creates one that names all keys shredded so far.",
         )
     ledger.create(store)
 
 
 def adopt(store: SealedStore, ledger: Ledger) -> int:
     """
-    Make a ledger where there is none, and note in it what was shredded without one.
+    Create a missing ledger, and record earlier erasures in it.
 
     Args:
-        store: An ``EventSeal``, or any object with its four.
-        ledger: Stays as it is if it is there.
+        store: An ``EventSeal``, or another ``SealedStore``.
+        ledger: The ledger to create. If it exists, it stays as it is.
 
     Returns:
-        How many scopes were noted; 0 if the ledger was there.
+        How many shredded scopes were recorded. 0 if the ledger existed.
 
     Raises:
-        EventSealError: It cannot be written.
+        EventSealError: The ledger cannot be written.
     """
     if not ledger.create(store):
         return 0
@@ -135,12 +135,16 @@ def adopt(store: SealedStore, ledger: Ledger) -> int:
         details = {"destroyed": 0, "items": {}, "intents": [intent.number], "before_the_ledger": True}
         ledger.append(store, DONE, scope=scope, keys=keys, details=details, closes=[intent.number])
         if not any(row.active_scope is not None and not row.state.opens for row in rows):
-            ledger.append(store, REOPEN, scope=scope, keys=keys)  # it was reopened without a ledger, too
+            ledger.append(store, REOPEN, scope=scope, keys=keys)  # it was also reopened without a ledger
     return len(scopes)
 
 
 def shredded_keys(store: SealedStore) -> Iterator[KeyRecord]:
-    """Give every tombstone that says ``shredded``, in order of id; as the key store has them, not checked."""
+    """
+    Yield every tombstone that says ``shredded``, in order of id.
+
+    They are the rows of the key store, without authentication.
+    """
     for page in key_pages(store.key_store, store.keyring.application, state=KeyState.DESTROYED):
         yield from (record for record in page if record.destroyed_by == "shredded")
 
@@ -148,7 +152,7 @@ def shredded_keys(store: SealedStore) -> Iterator[KeyRecord]:
 def intents_fulfilled(
     scope: str, keys: Mapping[UUID, KeyPurpose], open_intents: Iterable[LedgerEntry]
 ) -> list[int]:
-    """Give the intents that are done with when these keys of the scope are gone."""
+    """Return the intents that are done once these keys are destroyed."""
     return [entry.number for entry in open_intents if entry.scope == scope and set(entry.keys) <= set(keys)]
 
 

@@ -1,5 +1,5 @@
 """
-EventSeal under the eventsourcing library, releases 9.3 and later.
+EventSeal for the eventsourcing library, releases from 9.3 to below 10.
 
 ::
 
@@ -7,8 +7,7 @@ EventSeal under the eventsourcing library, releases 9.3 and later.
     EVENTSEAL_KMS_KEY=arn:aws:kms:...
     EVENTSEAL_STORE_URL=postgresql+psycopg://...
 
-The names are loaded when they are asked for: what depends on a release of the library costs only those who
-use it.
+The names are loaded on first use, so that you only load the parts for your release of the library.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ _RELEASE = re.compile(r"(\d+)\.(\d+)")
 
 def check_release() -> None:
     """
-    Refuse a release of the library that this was not made for.
+    Refuse an unsupported release of the library.
 
     Raises:
-        ConfigurationError: It is older or newer, or not installed.
+        ConfigurationError: The release is too old or too new, or the library is not installed.
     """
     try:
         installed = version("eventsourcing")
@@ -49,8 +48,9 @@ def check_release() -> None:
     found = _RELEASE.match(installed)
     if found is None or not _LOWEST <= (int(found[1]), int(found[2])) < _BELOW:
         raise ConfigurationError(
-            f"release {installed} of the eventsourcing library is installed; EventSeal supports {SUPPORTED}",
-            remedy=f"Run: {_INSTALL}; or, where an old release wrote the events: eventseal migrate.",
+            f"release {installed} of the eventsourcing library is installed, but EventSeal supports "
+            f"{SUPPORTED}",
+            remedy=f"Run: {_INSTALL}. If an older release wrote the events, see `eventseal migrate --help`.",
         )
 
 

@@ -1,8 +1,9 @@
 """
-The mapper of events that are stored by tags (dynamic consistency boundaries), where the release has them.
+The mapper of events that are stored by tags (dynamic consistency boundaries).
 
-Such an event has no place of its own when it is sealed: the recorder gives it a position later. So its type
-and its tags are bound, and not the position: that an event was moved to another one is not noticed.
+It needs a release of the library that has them. Such an event has no position when it is sealed: the recorder
+assigns one later. So the envelope is bound to the event's type and tags, but not to its position. If an event
+is moved to another position, EventSeal does not detect it.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ try:
     from eventsourcing.dcb.persistence import DCBMapper
 except ModuleNotFoundError as error:
     raise ConfigurationError(
-        f"this release of the eventsourcing library has no events by tags: there is no {error.name}",
-        remedy="Install release 9.5 or later: pip install 'eventsourcing>=9.5'",
+        f"this release of the eventsourcing library has no events by tags: {error.name} is missing",
+        remedy="Run: pip install 'eventsourcing>=9.5,<10'",
     ) from None
 
 if TYPE_CHECKING:
@@ -42,12 +43,13 @@ Inner: TypeAlias = "str | Callable[[], DCBMapper[Any]]"
 
 class EncryptingDCBMapper(DCBMapper[Any]):
     """
-    Maps tagged decisions to events whose data are sealed, and back. Threads may share it.
+    Maps tagged decisions to events with sealed data, and back.
 
-    Data are bound to the application, the event's type and its set of tags, and not to the position.
+    Threads may share it. The data are bound to the application, the event's type and its set of tags, but not
+    to its position.
 
     Raises:
-        ConfigurationError: The settings are wrong, or the inner mapper cannot be made.
+        ConfigurationError: The settings are invalid, or the inner mapper cannot be created.
     """
 
     options: ClassVar[SealingOptions] = SealingOptions()
@@ -61,7 +63,7 @@ class EncryptingDCBMapper(DCBMapper[Any]):
     def __init__(self) -> None:
         self._sealing = Sealing(self.options)
         self._inner = _made(self.inner[0])
-        refuse_replaced_methods(type(self), EncryptingDCBMapper)  # again: __new__ may be another class's
+        refuse_replaced_methods(type(self), EncryptingDCBMapper)  # again: a subclass may bypass __new__
 
     @classmethod
     def using(
@@ -72,16 +74,20 @@ class EncryptingDCBMapper(DCBMapper[Any]):
         key_scope: KeyScope = DEFAULT_SCOPE,
     ) -> type[Self]:
         """
-        Give a mapper class with choices of its own, to be named as a topic or made in code.
+        Return a mapper class with these options.
+
+        Use its topic in the settings, or create the mapper in code.
 
         Args:
-            seal: Such as ``EventSeal``; ``None``: the process's settings say it, when the mapper is made.
-            inner: The mapper that turns decisions into bytes, or its topic; by default the library's own,
-                for MessagePack.
-            key_scope: Whose key seals a decision whose class does not say: a scope, or a function of it.
+            seal: An ``EventSeal``, or another ``SealedStore``. ``None``: the process's settings create one
+                together with the mapper.
+            inner: The mapper that turns decisions into bytes, or its topic. By default, the library's own
+                mapper for MessagePack.
+            key_scope: The scope for decisions whose class does not name one, or a function that returns the
+                scope of a decision.
 
         Raises:
-            ConfigurationError: A choice is none.
+            ConfigurationError: An option is invalid.
         """
         options = SealingOptions(seal=seal, key_scope=key_scope)
         members = {"options": options, "inner": cls.inner if inner is None else (inner,)}
@@ -92,23 +98,25 @@ class EncryptingDCBMapper(DCBMapper[Any]):
         Map a tagged decision.
 
         Raises:
-            EventSealError: There is no key to seal with; see ``AESCipher.encrypt_many``.
+            EventSealError: There is no key to seal with. See ``AESCipher.encrypt_many``.
         """
         plain = self._inner.to_dcb_event(event)
         (data,) = self._sealing.seal_events([event.decision], [(plain.data, _context(plain))])
         return DCBEvent(type=plain.type, data=data, tags=plain.tags)
 
     def to_domain_event(self, event: DCBEvent) -> Tagged[Any]:
-        """Map an event back; see :meth:`to_domain_events`."""
+        """Map an event back. See :meth:`to_domain_events`."""
         return self.to_domain_events((event,))[0]
 
     def to_domain_events(self, events: Iterable[DCBEvent]) -> list[Tagged[Any]]:
         """
-        Map a page of events back; the first that cannot be is raised.
+        Map a page of events back.
+
+        The first event that does not open ends it with an error.
 
         Raises:
-            IntegrityError: Data are not what was sealed with this type and these tags.
-            EventSealError: Data do not open; see ``AESCipher.open_many``.
+            IntegrityError: The data were changed, or not sealed with this type and these tags.
+            EventSealError: The data do not open. See ``AESCipher.open_many``.
         """
         given = list(events)
         contexts = [_context(event) for event in given]
@@ -131,7 +139,7 @@ class EncryptingDCBMapper(DCBMapper[Any]):
 
 
 def _context(event: DCBEvent) -> ItemContext:
-    # Tags are a set: recorders may give them back in another order.
+    # Tags are a set: recorders may return them in another order.
     tags = json.dumps(sorted(set(event.tags)), ensure_ascii=False, separators=(",", ":"))
     return ItemContext(sequence_id=tags, position=0, topic=event.type, collection=COLLECTION)
 
@@ -139,5 +147,8 @@ def _context(event: DCBEvent) -> ItemContext:
 def _made(inner: Inner) -> DCBMapper[Any]:
     made = (resolve_topic(inner) if isinstance(inner, str) else inner)()
     if not isinstance(made, DCBMapper):
-        raise ConfigurationError(f"inner is a DCBMapper, not a {type(made).__name__}")
+        raise ConfigurationError(
+            f"inner must create a DCBMapper, not a {type(made).__name__}",
+            remedy="Pass a DCBMapper class or its topic as inner=.",
+        )
     return made

@@ -1,4 +1,4 @@
-"""An event store that maps pages, and the base class of the factories that create it."""
+"""An event store that maps pages, and a base class for factories."""
 
 from __future__ import annotations
 
@@ -32,23 +32,27 @@ else:
     _Factory = object  # the library looks for subclasses of its own factory, and must find one
 
 PAGE = 1000
-"""Events that are opened in one call; more are opened page by page, as they are asked for."""
+"""
+The number of events that one call opens.
+
+More events are opened page by page, when they are requested.
+"""
 
 ATTEMPTS = 3
-"""How often events are sealed and recorded, or read and opened, whose key is retired in between."""
+"""How often an operation is tried if keys are retired in between."""
 
 
 class SealedEventStore(_EventStore):
     """
-    The library's event store, knowing which collection its table holds.
+    The library's event store, which knows the collection of its table.
 
-    Events that could not be recorded because their key was retired meanwhile are sealed and recorded again:
-    the recorder rolled its transaction back, and nobody else was part of it.
+    If events cannot be recorded because their key was retired meanwhile, they are sealed and recorded again.
+    This is safe: the recorder rolled back its transaction, which held only these events.
 
     Args:
-        mapper: Seals and opens.
-        recorder: Of one table.
-        collection: Of that table: ``items`` or ``snapshots``.
+        mapper: The mapper that seals and opens the events.
+        recorder: The recorder of one table.
+        collection: The collection of that table: ``items`` or ``snapshots``.
     """
 
     mapper: EncryptingMapper
@@ -62,11 +66,11 @@ class SealedEventStore(_EventStore):
         Record events, all or none.
 
         Args:
-            domain_events: Of any number of aggregates.
-            kwargs: For the recorder.
+            domain_events: Events of any number of aggregates.
+            kwargs: Options for the recorder.
 
         Raises:
-            EventSealError: They cannot be sealed; see ``EncryptingMapper.to_stored_events``.
+            EventSealError: The events cannot be sealed. See ``EncryptingMapper.to_stored_events``.
         """
         stored_events, notification_ids = self._recorded(domain_events, kwargs)
         if not notification_ids:
@@ -78,14 +82,14 @@ class SealedEventStore(_EventStore):
 
     def get(self, originator_id: Any, **selection: Any) -> Iterator[Any]:
         """
-        Replay the events of one aggregate.
+        Return the events of one aggregate, page by page.
 
         Args:
-            originator_id: The aggregate's.
-            selection: Leaves some of them: ``gt``, ``lte``, ``desc``, ``limit``.
+            originator_id: The id of the aggregate.
+            selection: The limits of the selection: ``gt``, ``lte``, ``desc``, ``limit``.
 
         Raises:
-            EventSealError: One does not open; see ``EncryptingMapper.to_domain_events``.
+            EventSealError: An event does not open. See ``EncryptingMapper.to_domain_events``.
         """
         stored = self.recorder.select_events(originator_id=originator_id, **selection)
         pages = (stored[start : start + PAGE] for start in range(0, len(stored), PAGE))
@@ -98,7 +102,7 @@ class SealedEventStore(_EventStore):
         except KeyDestroyedError as error:
             if error.destroyed_by != "retired" or attempts == 1:
                 raise
-        # Since the reading they were encrypted again, and their old key was retired.
+        # Since the reading, the events were re-encrypted, and their old key was retired.
         versions = [stored.originator_version for stored in page]
         there = {
             stored.originator_version: stored
@@ -136,14 +140,14 @@ _REFUSED = ("COMPRESSOR_TOPIC", "CIPHER_TOPIC", "CIPHER_KEY")
 
 class SealedInfrastructure(_Factory):
     """
-    Goes before a factory of the library's: its event stores open a page of events in one call.
+    A base class for factories whose event stores open pages of events.
 
-    ::
+    Place it before a factory of the library::
 
         class Factory(SealedInfrastructure, SQLAlchemyFactory): ...
 
-    It makes the mapper of ``MAPPER_TOPIC``, or the :class:`EncryptingMapper` where none is named: also in
-    releases of the library that do not know this variable.
+    Each call opens a whole page. The factory creates the mapper that ``MAPPER_TOPIC`` names, or an
+    :class:`EncryptingMapper`. This also works in releases of the library that do not know this variable.
     """
 
     def __init__(self, env: Any) -> None:
@@ -154,29 +158,31 @@ class SealedInfrastructure(_Factory):
         self, transcoder: Transcoder | None = None, mapper_class: type[Mapper[Any]] | None = None
     ) -> Mapper[Any]:
         """
-        Make a mapper.
+        Create a mapper.
 
         Args:
-            transcoder: Or the environment's.
-            mapper_class: Or ``MAPPER_TOPIC``'s, or :class:`EncryptingMapper`.
+            transcoder: The transcoder. By default, the transcoder of the environment.
+            mapper_class: The mapper class. By default, the class that ``MAPPER_TOPIC`` names, or
+                :class:`EncryptingMapper`.
 
         Raises:
-            ConfigurationError: The environment names a compressor or a cipher beside one of ours, or the
-                mapper is none of ours.
+            ConfigurationError: The mapper is not an ``EncryptingMapper``, or the environment also names a
+                compressor or a cipher.
         """
         topic = self.env.get("MAPPER_TOPIC")
         chosen: type[Any] = mapper_class or (resolve_topic(topic) if topic else EncryptingMapper)
         if not issubclass(chosen, EncryptingMapper):
             raise ConfigurationError(
-                f"{type(self).__module__} is for mappers that seal, and {chosen.__qualname__} is none",
-                remedy="Leave MAPPER_TOPIC out, or name EncryptingMapper or a class of its using(); "
-                "for events in plain use the library's own persistence module.",
+                f"{type(self).__module__} is for mappers that seal, and {chosen.__qualname__} does not",
+                remedy="Unset MAPPER_TOPIC, or set it to EncryptingMapper or to a class from its using(). "
+                "For plaintext events, use the library's own persistence module.",
             )
         beside = [name for name in _REFUSED if self.env.get(name)]
         if beside:
-            # Before the library makes them: it would miss a package first, or a key.
+            # Before the library creates them, which could first fail for lack of a package or a key.
             raise ConfigurationError(
-                f"EncryptingMapper compresses and encrypts itself, and {', '.join(beside)} is set beside it",
+                "EncryptingMapper compresses and encrypts itself, but the environment also sets "
+                f"{' and '.join(beside)}",
                 remedy=REMEDY_BESIDE,
             )
         return chosen(transcoder=transcoder or self.transcoder())
@@ -184,16 +190,19 @@ class SealedInfrastructure(_Factory):
     def event_store(
         self, mapper: Mapper[Any] | None = None, recorder: AggregateRecorder | None = None
     ) -> EventStore[Any]:
-        """Make an event store for a recorder of this factory, or for the application's events."""
+        """Create an event store for a recorder, or for the application's events."""
         sealing = self.mapper() if mapper is None else mapper
         if not isinstance(sealing, EncryptingMapper):
-            raise ConfigurationError(f"{type(sealing).__qualname__} does not seal")
+            raise ConfigurationError(
+                f"the mapper {type(sealing).__qualname__} does not seal events",
+                remedy="Pass an EncryptingMapper, or no mapper.",
+            )
         recorder = self.application_recorder() if recorder is None else recorder
         collection = SNAPSHOTS if recorder in self._of_snapshots else ITEMS
         return SealedEventStore(sealing, recorder, collection=collection)
 
     def aggregate_recorder(self, purpose: str = "events") -> AggregateRecorder:
-        """Make a recorder, and remember what it is for."""
+        """Create a recorder, and remember its purpose."""
         recorder = super().aggregate_recorder(purpose)  # type: ignore[safe-super]  # the database's factory has it
         if purpose == "snapshots":
             self._of_snapshots.add(recorder)

@@ -1,4 +1,4 @@
-"""The mapper: the library's own, whose states are envelopes bound to their rows."""
+"""The library's mapper with states that are envelopes, bound to their rows."""
 
 from __future__ import annotations
 
@@ -42,26 +42,26 @@ else:
 
 
 REMEDY_BESIDE = (
-    "Unset COMPRESSOR_TOPIC, CIPHER_TOPIC and CIPHER_KEY. What was written with them is read by naming its "
-    "format: see `eventseal migrate --help`."
+    "Unset COMPRESSOR_TOPIC, CIPHER_TOPIC and CIPHER_KEY. To read events that were written with them, see "
+    "`eventseal migrate --help`."
 )
 
 
 class EncryptingMapper(_Mapper):
     """
-    Maps domain events to stored events whose state is sealed, and back. Threads may share it.
+    Maps domain events to stored events with a sealed state, and back.
 
-    A state is bound to the application, the collection (events or snapshots), the originator's id and version
-    and the topic: moved to another row, it does not open. An event class may say whose key seals its events,
-    ``__key_scope__``, and ``__compress__ = False``.
+    Threads may share it. A state is bound to the application, the collection (events or snapshots), the
+    originator's id and version, and the topic. If a state is moved to another row, it does not open. An event
+    class may name the scope of its events with ``__key_scope__``, and set ``__compress__ = False``.
 
     Args:
         transcoder: Turns an event's attributes into bytes and back.
-        compressor: Must be ``None``: the cipher compresses.
-        cipher: Must be ``None``.
+        compressor: Must be ``None``, because the cipher compresses.
+        cipher: Must be ``None``, because EventSeal's own cipher encrypts.
 
     Raises:
-        ConfigurationError: There is a compressor or another cipher, or the settings are wrong.
+        ConfigurationError: There is a compressor or another cipher, or the settings are invalid.
     """
 
     options: ClassVar[SealingOptions] = SealingOptions()
@@ -80,7 +80,7 @@ class EncryptingMapper(_Mapper):
         self._collection: str | None = None
         self._collections: dict[str, str] = {}
         self._ids_are_digits = False
-        refuse_replaced_methods(type(self), EncryptingMapper)  # again: __new__ may be another class's
+        refuse_replaced_methods(type(self), EncryptingMapper)  # again: a subclass may bypass __new__
 
     @classmethod
     def using(
@@ -93,23 +93,27 @@ class EncryptingMapper(_Mapper):
         event_modules: Collection[str] | None = None,
     ) -> type[Self]:
         """
-        Give a mapper class with choices of its own, for ``factory.mapper(mapper_class=...)`` or a topic.
+        Return a mapper class with these options.
+
+        Use it for ``factory.mapper(mapper_class=...)``, or name it as a topic.
 
         Args:
-            seal: Such as ``EventSeal``; ``None``: the process's settings say it, when the mapper is made.
-            key_scope: Whose key seals an event or a snapshot whose class does not say: a scope, or a function
-                of it. It is worked out again on reading, and must come out the same.
-            on_erased: What an event is on reading whose key was shredded: ``KeyDestroyedError``, an
-                :class:`ErasedEvent`, or left out where the store hands over pages (elsewhere an
-                :class:`ErasedEvent` as well: the library takes one event for each stored one).
-            erased_scope: Gives the scope that an erased event must be of, from the stored event alone. If
-                not given, it is *key_scope*, where that is a string other than ``application``; without any,
-                erased events are always raised.
-            event_modules: Modules whose classes an event in an older format may name, while a migration
-                lasts; ``None``: those of the seal.
+            seal: An ``EventSeal``, or another ``SealedStore``. ``None``: the process's settings create one
+                together with the mapper.
+            key_scope: The scope for events and snapshots whose class does not name one, or a function that
+                returns the scope of an event. It is computed again on reading, with the same result.
+            on_erased: How a reader gets an event whose key was shredded. ``"raise"`` raises
+                ``KeyDestroyedError``, ``"mask"`` returns an :class:`ErasedEvent`, and ``"skip"`` leaves the
+                event out of pages. Outside of pages, ``"skip"`` also returns an :class:`ErasedEvent`, because
+                the library needs one event for each stored event.
+            erased_scope: Returns the required scope of an erased event, from the stored event alone. By
+                default, it is *key_scope*, if that is a string other than ``application``. Without a scope,
+                erased events always raise an error.
+            event_modules: The modules whose classes an event in an older format may name during a migration.
+                ``None``: the event modules of the seal.
 
         Raises:
-            ConfigurationError: A choice is none.
+            ConfigurationError: An option is invalid.
         """
         options = SealingOptions(
             seal=seal,
@@ -123,33 +127,41 @@ class EncryptingMapper(_Mapper):
     @classmethod
     def protections(cls, event_class: type[Any], *, always_encrypt: bool = True) -> list[ProtectedField]:  # noqa: ARG003 - as other mappers have it
         """
-        List the fields of a class: all of them are sealed with the state.
+        List the fields of a class, all of which are sealed.
 
         Args:
             event_class: A class of events, of decisions, or of aggregates.
-            always_encrypt: Has no effect, since every state is sealed.
+            always_encrypt: Has no effect, because every state is sealed.
 
         Raises:
-            ConfigurationError: The class would be refused at its first use.
+            ConfigurationError: The mapper would refuse the class at its first use.
         """
         refuse_marked_class(event_class)
         return protected_fields(event_class, is_sealed=True)
 
     def over(self, collection: str) -> Self:
-        """Give a mapper for one event store's table: it refuses what is bound to the other collection."""
+        """
+        Return a mapper for the table of one event store.
+
+        It refuses states that are bound to the other collection.
+        """
         mapper = copy(self)
         mapper.__dict__["_collection"] = collection
         return mapper
 
     def to_stored_event(self, domain_event: Any) -> StoredEvent:
-        """Map one event; see :meth:`to_stored_events`."""
+        """Map one event. See :meth:`to_stored_events`."""
         self._check_types()
         stored = super().to_stored_event(domain_event)
         context = context_of(stored, self._collection or event_class(type(domain_event)).collection)
         return _with_state(stored, self._sealing.seal_event(domain_event, stored.state, context))
 
     def to_domain_event(self, stored_event: StoredEvent) -> Any:
-        """Map one stored event back; see :meth:`to_domain_events`. One that would be skipped is masked."""
+        """
+        Map one stored event back.
+
+        See :meth:`to_domain_events`. An event that a page would skip is masked.
+        """
         context = self._read_context(stored_event, self._collection_of(stored_event))
         (outcome,) = self._sealing.open(((stored_event.state, context),))
         if type(outcome) is not Opened:
@@ -165,14 +177,16 @@ class EncryptingMapper(_Mapper):
         self, domain_events: Iterable[Any], *, collection: str | None = None
     ) -> list[StoredEvent]:
         """
-        Map events: all, or none, those of a scope under one key.
+        Map events, all or none.
+
+        The events of each scope are sealed under one key.
 
         Args:
             domain_events: Events or snapshots.
-            collection: Of the table that they go to; ``None``: their classes say it.
+            collection: The collection of their table. ``None``: their classes decide.
 
         Raises:
-            EventSealError: There is no key to seal with, or a place has no canonical value; see
+            EventSealError: There is no key to seal with, or a place has no canonical value. See
                 ``AESCipher.encrypt_many``.
         """
         self._check_types()
@@ -193,21 +207,23 @@ class EncryptingMapper(_Mapper):
         self, stored_events: Iterable[StoredEvent], *, collection: str | None = None
     ) -> list[Any]:
         """
-        Map a page of stored events, or of notifications, back; the first that cannot be is raised.
+        Map a page of stored events or notifications back.
+
+        The first stored event that does not open ends it with an error.
 
         Args:
-            stored_events: As a recorder gives them.
-            collection: Of the table that they come from; ``None``: what the event store said, else that of
-                events for notifications, else found out for each topic.
+            stored_events: Stored events or notifications from a recorder.
+            collection: The collection of their table. ``None``: the collection of :meth:`over`. Without that,
+                it is the collection of events for notifications, and is found for each topic otherwise.
 
         Returns:
-            Their events, in order; erased ones are masked or left out if the mapper was told so.
+            The events, in order. With ``on_erased``, erased events are masked or left out.
 
         Raises:
-            IntegrityError: A state is not what was sealed for this row, or another scope's key sealed it.
-            KeyDestroyedError: A state's key was destroyed.
-            UnknownFormatError: A state is no envelope.
-            EventSealError: A state does not open; see ``AESCipher.open_many``.
+            IntegrityError: A state was changed, is from another row, or is under another scope's key.
+            KeyDestroyedError: The key of a state was destroyed.
+            UnknownFormatError: A state is not an envelope.
+            EventSealError: A state does not open. See ``AESCipher.open_many``.
         """
         events = self._mapped(list(stored_events), collection)
         if self._sealing.erasure.skips:
@@ -215,11 +231,15 @@ class EncryptingMapper(_Mapper):
         return events
 
     def refresh_keys(self) -> None:
-        """Look at once for keys whose state changed: what is mapped next is sealed under keys that seal."""
+        """
+        Read changed key states immediately.
+
+        The next events are then sealed under active keys.
+        """
         self._sealing.cipher.refresh()
 
     def _check_types(self) -> None:
-        """Look at the types that are registered with the transcoder by now."""
+        """Check the types that are registered with the transcoder by now."""
         refuse_marked_types(list(getattr(self.transcoder, "types", ())))
 
     def _mapped(self, stored_events: list[StoredEvent], collection: str | None) -> list[Any]:
@@ -250,7 +270,11 @@ class EncryptingMapper(_Mapper):
         return events
 
     def _collection_of(self, stored: StoredEvent) -> str | None:
-        """Say which collection a stored event must be of: no snapshot is ever notified of."""
+        """
+        Return the collection that a stored event must have, if known.
+
+        A notification is never of a snapshot.
+        """
         return self._collection or (ITEMS if isinstance(stored, Notification) else None)
 
     def _read_context(self, stored: StoredEvent, collection: str | None) -> ItemContext:
@@ -265,11 +289,14 @@ class EncryptingMapper(_Mapper):
         said: list[str | None],
     ) -> None:
         """
-        Open what did not open where a recorder left open what it was bound to, and remember the answer.
+        Open failed states under other possible bindings, and remember matches.
 
-        That is its collection, where nothing says it: a topic is of one of them, and is resolved only after
-        the state has opened. And the id, which the library's own recorder gives back as bare digits on
-        SQLite in releases before 9.5: they are the UUID that was bound.
+        A recorder does not always show the binding of a state:
+
+        - The collection, if nothing names it. A topic belongs to one collection, and is resolved only after
+          the state has opened.
+        - The id. Before release 9.5, the library's own recorder for SQLite returns the bare digits of the
+          bound UUID.
         """
         for other_collection, uuid in ((False, True), (True, False), (True, True)):
             tried = {
@@ -302,7 +329,11 @@ class EncryptingMapper(_Mapper):
 
 
 class _Plain:
-    """A stored event as the library's mapper reads it: in plain, and never handed out."""
+    """
+    A plaintext stored event for the library's mapper.
+
+    It is never returned to callers.
+    """
 
     __slots__ = ("originator_id", "originator_version", "state", "topic")
 
@@ -318,7 +349,9 @@ tell_collections(EncryptingMapper)
 
 def refuse_beside(*, compressor: object, cipher: object) -> None:
     """
-    Refuse what the library would put around a state beside the mapper.
+    Refuse a compressor or a cipher of the library.
+
+    The library would apply them in addition to the mapper.
 
     Raises:
         ConfigurationError: There is a compressor or a cipher.
@@ -333,12 +366,12 @@ def refuse_beside(*, compressor: object, cipher: object) -> None:
     ]
     if beside:
         raise ConfigurationError(
-            f"EncryptingMapper compresses and encrypts itself, and there is {' and '.join(beside)} beside it",
+            f"EncryptingMapper compresses and encrypts itself, but there is also {' and '.join(beside)}",
             remedy=REMEDY_BESIDE,
         )
 
 
 def _with_state(stored: StoredEvent, state: bytes) -> StoredEvent:
-    """Put another state into a stored event that nobody else has seen yet."""
-    object.__setattr__(stored, "state", state)  # it is frozen for those who get it
+    """Replace the state of a stored event that was not returned yet."""
+    object.__setattr__(stored, "state", state)  # only callers must see it as frozen
     return stored

@@ -1,4 +1,8 @@
-"""A persistence module: the library's for plain Python objects, with event stores that map pages."""
+"""
+The library's persistence module for plain Python objects, with sealing.
+
+Its event stores map pages of events.
+"""
 
 from __future__ import annotations
 
@@ -8,4 +12,4 @@ from eventseal.integrations.eventsourcing import event_store
 
 
 class SealedPOPOFactory(event_store.SealedInfrastructure, popo.Factory):
-    """The library's factory for plain Python objects; see ``SealedInfrastructure``."""
+    """The library's factory for plain Python objects. See ``SealedInfrastructure``."""

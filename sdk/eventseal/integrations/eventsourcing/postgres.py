@@ -1,4 +1,8 @@
-"""A persistence module: the library's for PostgreSQL, with event stores that map pages."""
+"""
+The library's persistence module for PostgreSQL, with sealing.
+
+Its event stores map pages of events.
+"""
 
 from __future__ import annotations
 
@@ -8,4 +12,4 @@ from eventseal.integrations.eventsourcing import event_store
 
 
 class SealedPostgresFactory(event_store.SealedInfrastructure, postgres.Factory):
-    """The library's factory for PostgreSQL; see ``SealedInfrastructure``."""
+    """The library's factory for PostgreSQL. See ``SealedInfrastructure``."""

@@ -1,4 +1,8 @@
-"""Seals and opens for the library's mappers: an application's options, and the process's one EventSeal."""
+"""
+Seal and open events for the library's mappers.
+
+The module has the options of an application, and the one EventSeal of the process.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +31,7 @@ from eventseal.rotation.sealed_store import event_modules_of
 from eventseal.storage.database.transactions import writes
 from eventseal.storage.items.fences import CLOSED, fence_states, open_fences
 from eventseal.suites.envelope import KEY_ID_IN_HEADER
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -40,15 +45,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class ErasedEvent(Erased):
     """
-    Stands for a stored event whose key was shredded, where the mapper was told ``on_erased="mask"``.
+    The mask of a stored event whose key was shredded.
 
-    The library's projector can take it: an aggregate of which all is erased is not found, and one that lost
-    some of its events goes on behind them. Its place and topic are those of the row, which nothing
-    authenticates any more.
+    A mapper with ``on_erased="mask"`` returns it. The library's projector can apply it. If all events of an
+    aggregate are erased, the aggregate is not found. If only some are erased, it continues after them. The
+    place and the topic are from the row, and nothing authenticates them any more.
     """
 
     def mutate(self, aggregate: Any) -> Any:
-        """Count as an event that changed nothing."""
+        """Count as an event, but change nothing else."""
         if aggregate is not None:
             aggregate.version = self.originator_version
         return aggregate
@@ -56,17 +61,18 @@ class ErasedEvent(Erased):
 
 class SealingOptions:
     """
-    The choices of ``using()``.
+    The options of ``using()``.
 
     Args:
-        seal: Whose keys and databases are used; ``None``: the process's settings say it.
-        key_scope: Whose key seals an event whose class has no ``__key_scope__``.
-        on_erased: What an event is on reading whose key was shredded.
-        erased_scope: Gives the scope that an erased event must be of, from what was stored alone.
-        event_modules: Whose classes an event in an older format may name; ``None``: those of the seal.
+        seal: The store whose keys and databases are used. ``None``: the process's settings create one.
+        key_scope: The scope for events whose class has no ``__key_scope__``, or a function that returns it.
+        on_erased: How a reader gets an event whose key was shredded.
+        erased_scope: Returns the required scope of an erased event, from the stored event alone.
+        event_modules: The modules whose classes an event in an older format may name. ``None``: the event
+            modules of the seal.
 
     Raises:
-        ConfigurationError: A choice is none.
+        ConfigurationError: An option is invalid.
     """
 
     def __init__(
@@ -87,18 +93,19 @@ class SealingOptions:
 
 def stream_scope(event: Any) -> str:
     """
-    Give each aggregate keys of its own, so that it can be erased alone.
+    Return a separate scope for each aggregate.
 
-    Takes domain events, snapshots and stored events alike: it is a ``key_scope`` and an ``erased_scope``.
+    With its own scope, you can erase an aggregate alone. The function accepts domain events, snapshots
+    and stored events. Use it as both ``key_scope`` and ``erased_scope``.
     """
     return f"stream:{uuid_of_digits(event.originator_id) or event.originator_id}"
 
 
 class ProcessSeal:
     """
-    Makes an EventSeal when it is first asked for, and keeps it.
+    Creates an EventSeal at the first call, and keeps it.
 
-    What is inside of it renews itself in a forked process; only the lock is this class's own.
+    The EventSeal renews itself in a forked process. This class only renews its own lock.
     """
 
     def __init__(self) -> None:
@@ -108,10 +115,10 @@ class ProcessSeal:
 
     def __call__(self) -> SealedStore:
         """
-        Give the process's EventSeal.
+        Return the process's EventSeal.
 
         Raises:
-            ConfigurationError: The settings name no KEK or no database, or are wrong.
+            ConfigurationError: The settings name no KMS key or no database, or are invalid.
         """
         with self._lock:
             if self._seal is None:
@@ -119,55 +126,75 @@ class ProcessSeal:
             return self._seal
 
     def close(self) -> None:
-        """Forget it, its keys and its connections: whoever asks next reads the settings anew."""
+        """
+        Close the EventSeal, its keys and its connections.
+
+        The next call reads the settings again.
+        """
         with self._lock:
             seal, self._seal = self._seal, None
         if seal is not None:
             seal.close()
 
     def renew_in_child(self) -> None:
-        """Take no lock of the parent's."""
+        """Replace the parent's lock, which may be held."""
         self._lock = threading.Lock()
 
 
 process_seal = ProcessSeal()
-"""Reads ``eventseal.toml`` and ``EVENTSEAL_*`` of the process: the library does not show its own ``env``."""
+"""
+The process's EventSeal, from ``eventseal.toml`` and ``EVENTSEAL_*``.
+
+The library does not pass its own ``env`` to mappers.
+"""
 
 
 MOST_REMEMBERED = 100_000
-"""Keys whose fence is known to be there; when there are more, all are forgotten and asked for again."""
+"""
+The highest number of keys whose fence is remembered.
+
+If there are more, all are forgotten and looked up again.
+"""
 
 
-@writes("making the fences of keys", filtered=True)
+@writes("creating the fences of keys", filtered=True)
 def _opened(connection: Connection, key_ids: Collection[UUID]) -> dict[UUID, str]:
     open_fences(connection, key_ids)
     return fence_states(connection, key_ids)
 
 
 Outcome: TypeAlias = "Opened | OldItem | EventSealError"
-"""What a state was, in an envelope or in an older format that is still accepted, or why it does not open."""
+"""
+The result of opening a state.
+
+It is an opened envelope, an item in an older format that is still accepted, or the error.
+"""
 
 
 class LibraryEventModules(EventModules):
-    """Looks up classes, and registers them with the library, so that it finds the very same ones."""
+    """
+    Looks up classes, and registers them with the library.
+
+    The library then finds the very same classes.
+    """
 
     def resolve(self, topic: str) -> type[Any]:
-        """Find the class that *topic* names; see the base."""
+        """Return the class that *topic* names. See the base class."""
         found = super().resolve(topic)
-        with suppress(TopicError):  # the library knows the topic, and keeps what it knows
+        with suppress(TopicError):  # the library already knows the topic, and keeps its class
             register_topic(topic, found)
         return found
 
 
 class Sealing:
     """
-    Seals and opens for one mapper. Methods may be called from several threads at once.
+    Seals and opens events for one mapper. Threads may share it.
 
     Args:
-        options: The application's choices.
+        options: The options of the application.
 
     Raises:
-        ConfigurationError: They, or the process's settings, are wrong.
+        ConfigurationError: The options or the process's settings are invalid.
     """
 
     def __init__(self, options: SealingOptions) -> None:
@@ -183,11 +210,11 @@ class Sealing:
 
     def seal_events(self, events: list[Any], items: Sequence[tuple[bytes, ItemContext]]) -> list[bytes]:
         """
-        Seal what events were written as; see :meth:`seal`.
+        Seal the serialized events. See :meth:`seal`.
 
         Args:
-            events: Say whose key seals each, and whether it is compressed.
-            items: Plaintext and place of each.
+            events: The events, which decide their scope and their compression.
+            items: The plaintext and the place of each event.
         """
         for event in events:
             refuse_marked_event(event)
@@ -195,7 +222,7 @@ class Sealing:
         return self.seal(items, scopes=self._scope_of.of_all(events), compress=compress)
 
     def seal_event(self, event: Any, plaintext: bytes, context: ItemContext) -> bytes:
-        """Seal what one event was written as, with less ado than :meth:`seal_events`."""
+        """Seal one serialized event, faster than :meth:`seal_events`."""
         refuse_marked_event(event)
         known = event_class(type(event))
         scope = self._scope_of(event) if self._one_scope is None or known.has_scope else self._one_scope
@@ -212,41 +239,44 @@ class Sealing:
         compress: bool | Sequence[bool] = True,
     ) -> list[bytes]:
         """
-        Seal states: all, or none.
+        Seal states, all or none.
 
         Args:
-            items: Plaintext and place of each.
-            scopes: One for all, or one for each.
-            compress: For all, or for each.
+            items: The plaintext and the place of each state.
+            scopes: One scope for all states, or one for each.
+            compress: Whether to try compression, for all states or for each.
 
         Returns:
-            The envelopes, in order, each under a key whose fence is there.
+            The envelopes, in order, each under a key that has an open fence.
 
         Raises:
-            KeyClosedError: A key was retired and still is the scope's.
-            StoreError: The items' database refused or failed.
-            EventSealError: What ``AESCipher.encrypt_many`` raises.
+            KeyClosedError: A key was retired, but is still the active key of its scope.
+            StoreError: The items' database rejects a request or fails.
+            EventSealError: An error of ``AESCipher.encrypt_many``.
         """
         for _ in range(2):
             envelopes = self.cipher.encrypt_many(items, scopes=scopes, compress=compress)
-            # The fence is made before the library writes, so that its insert waits for no other one
-            # (docs/decisions/0019).
+            # The fence is created before the library writes, so that the library's insert does not wait for
+            # another one (docs/decisions/0019).
             closed = self._closed_among(envelopes)
             if not closed:
                 return envelopes
             self.cipher.refresh()
         raise KeyClosedError(
-            f"nothing was sealed: retired meanwhile: {', '.join(map(str, closed))}", key_ids=tuple(closed)
+            f"nothing was sealed: {counted(len(closed), 'key')} retired meanwhile: "
+            f"{', '.join(map(str, closed))}",
+            key_ids=tuple(closed),
         )
 
     def _closed_among(self, envelopes: Iterable[bytes]) -> list[UUID]:
         """
-        Make an open fence for each key that has none yet, before anything under the key is handed out.
+        Create an open fence for each key that has none yet.
 
-        So the row that a retirement closes is there, and the trigger on the table refuses what comes late.
+        This happens before any envelope under the key is returned. So the row that a retirement closes
+        exists, and the trigger on the table refuses late writes.
 
         Returns:
-            The envelopes' keys that were retired already.
+            The keys of the envelopes that were already retired.
         """
         unknown = {envelope[KEY_ID_IN_HEADER] for envelope in envelopes} - self._fenced
         if not unknown:
@@ -260,9 +290,9 @@ class Sealing:
 
     def open(self, items: Sequence[tuple[bytes, ItemContext]]) -> list[Outcome]:
         """
-        Open states, each with an outcome of its own.
+        Open states, and return the result of each.
 
-        What is no envelope is tried in the older formats that are accepted while a migration lasts.
+        If a state is not an envelope, the older formats that a migration still accepts are tried.
         """
         outcomes: list[Outcome] = [*self.cipher.open_many(items)]
         if self._accepted:
@@ -273,10 +303,10 @@ class Sealing:
 
     def check_scope(self, event: Any, opened: Opened) -> None:
         """
-        Compare the scope that an event belongs to with that of the key that sealed it.
+        Check that an event is sealed under a key of its scope.
 
         Raises:
-            IntegrityError: They differ.
+            IntegrityError: The scopes of the event and of the key differ.
         """
         if opened.scope == self._one_scope and not event_class(type(event)).has_scope:
             return
@@ -284,7 +314,11 @@ class Sealing:
 
 
 def placed(error: EventSealError, context: ItemContext) -> EventSealError:
-    """Give a copy of an outcome, which may be other items' too, that says where its item stands."""
+    """
+    Return a copy of an error with the place of its item.
+
+    It is a copy because several items may share the error.
+    """
     own = copy(error)
     own.__dict__.update(sequence_id=context.sequence_id, position=context.position)
     own.add_note(f"item: position {context.position} of {context.sequence_id}, topic {context.topic!r}")

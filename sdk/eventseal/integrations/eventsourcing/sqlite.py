@@ -1,4 +1,8 @@
-"""A persistence module: the library's for SQLite, with event stores that map pages."""
+"""
+The library's persistence module for SQLite, with sealing.
+
+Its event stores map pages of events.
+"""
 
 from __future__ import annotations
 
@@ -8,4 +12,4 @@ from eventseal.integrations.eventsourcing import event_store
 
 
 class SealedSQLiteFactory(event_store.SealedInfrastructure, sqlite.Factory):
-    """The library's factory for SQLite; see ``SealedInfrastructure``."""
+    """The library's factory for SQLite. See ``SealedInfrastructure``."""

@@ -1,9 +1,10 @@
 """
-What a stored event is bound to, and what its class says: its collection, or that it may not be stored.
+Find the binding of a stored event, and check its class.
 
-The library's states are sealed as a whole, not by their fields: so classes that mark personal data are
-refused. The library creates event classes from the methods that ``@event`` decorates, and may lose an
-annotation of such a method. So EventSeal looks at the aggregates of an event class too.
+The class may name the collection. The library's states are sealed as a whole, not field by field, so classes
+that mark personal data are refused. The library creates event classes from methods with the decorator
+``@event``, and may lose an annotation of such a method. So EventSeal also checks the aggregates of an event
+class.
 """
 
 from __future__ import annotations
@@ -42,14 +43,14 @@ _COLLECTION = "__collection__"
 
 class EventClass(NamedTuple):
     """
-    What is to be known of a class to seal its events.
+    The facts about a class that are needed to seal its events.
 
     Attributes:
-        collection: Of its events where no store says it: that of snapshots if the library's
-            ``CanSnapshotAggregate`` is a base of it, or if it can ``take()`` a snapshot and ``mutate()`` into
-            an aggregate; any class may say ``__collection__``.
-        compress: Whether compression is tried: not if it says ``__compress__ = False``.
-        has_scope: Whether it says the scope of its events itself.
+        collection: The collection of its events, if no event store decides it. A class may name it with
+            ``__collection__``. Otherwise, it is the collection of snapshots for a subclass of the library's
+            ``CanSnapshotAggregate``, and for a class with ``take()`` and ``mutate()``.
+        compress: Whether compression is tried. False if the class has ``__compress__ = False``.
+        has_scope: Whether the class names the scope of its events itself.
     """
 
     collection: str
@@ -59,10 +60,10 @@ class EventClass(NamedTuple):
 
 def event_class(cls: type[Any]) -> EventClass:
     """
-    Look at an event's class.
+    Return the facts about an event's class.
 
     Raises:
-        ConfigurationError: It names a collection that the library has no table for.
+        ConfigurationError: The class names a collection for which the library has no table.
     """
     return _event_class(cls)  # type: ignore[arg-type]  # mypy does not take a class for hashable
 
@@ -83,7 +84,8 @@ def _collection_of(cls: type[Any]) -> str:
         return SNAPSHOTS if takes or issubclass(cls, CanSnapshotAggregate) else ITEMS
     if said not in (ITEMS, SNAPSHOTS):
         raise ConfigurationError(
-            f"{_COLLECTION} of {class_name(cls)} is {said!r}; it can be {ITEMS!r} or {SNAPSHOTS!r}"
+            f"{_COLLECTION} of {class_name(cls)} is {said!r}, but it must be {ITEMS!r} or {SNAPSHOTS!r}",
+            remedy=f"Correct or remove {_COLLECTION} in the class.",
         )
     return str(said)
 
@@ -93,18 +95,18 @@ _OTHER = {ITEMS: SNAPSHOTS, SNAPSHOTS: ITEMS}
 
 
 def context_of(stored: StoredEvent, collection: str) -> ItemContext:
-    """Give the place of a stored event of a collection."""
+    """Return the place of a stored event in a collection."""
     return ItemContext(stored.originator_id, stored.originator_version, stored.topic, collection)
 
 
 def otherwise(context: ItemContext, *, collection: bool, uuid: bool) -> ItemContext | None:
     """
-    Give a place as it may have been bound instead; ``None``: it cannot.
+    Return another possible binding of a place, or ``None``.
 
     Args:
-        context: As it was read.
-        collection: Whether in the other collection.
-        uuid: Whether by the UUID that the id's digits are.
+        context: The place, as it was read.
+        collection: Whether to use the other collection.
+        uuid: Whether to use the UUID whose bare digits the id is.
     """
     other = with_uuid(context) if uuid else context
     if other is not None and collection:
@@ -113,27 +115,32 @@ def otherwise(context: ItemContext, *, collection: bool, uuid: bool) -> ItemCont
 
 
 def with_uuid(context: ItemContext) -> ItemContext | None:
-    """Give a place whose id is the bare digits of a UUID with that UUID; ``None``: it is no such id."""
+    """
+    Return a place with the UUID whose bare digits its id is.
+
+    It is ``None`` if the id is not the bare digits of a UUID.
+    """
     uuid = uuid_of_digits(context.sequence_id)
     return None if uuid is None else replace(context, sequence_id=uuid)
 
 
 def uuid_of_digits(an_id: object) -> UUID | None:
-    """Give the UUID whose bare digits an id is; ``None``: it is no such id."""
+    """Return the UUID whose bare digits an id is, else ``None``."""
     return UUID(an_id) if isinstance(an_id, str) and _DIGITS.fullmatch(an_id) else None
 
 
 def tell_collections(mapper_class: type[Any]) -> None:
     """
-    Let each of the library's event stores tell such a mapper which collection its table holds.
+    Let the library's event stores bind their mapper to their collection.
 
-    A stored event does not say which table it comes from, and the library gives one mapper to the store of
-    events and to that of snapshots: without this, the one would pass for the other.
+    A stored event does not say which table it comes from. The library passes the same mapper to the event
+    store and to the snapshot store. Without this binding, an event could pass for a snapshot, or the reverse.
 
     Args:
-        mapper_class: Whose mappers are told, and those of its subclasses: ``over()`` gives one for a table.
+        mapper_class: The class whose mappers are bound, and those of its subclasses. Its ``over()`` returns
+            the mapper for a table.
     """
-    # Nothing else of the library knows both table and mapper (docs/decisions/0022).
+    # Nothing else in the library knows both table and mapper (docs/decisions/0022).
     make = EventStore.__init__
 
     @wraps(make)
@@ -145,17 +152,17 @@ def tell_collections(mapper_class: type[Any]) -> None:
 
 
 def _collection_of_recorder(recorder: Any) -> str | None:
-    """Say what a recorder's table holds; ``None``: it does not say."""
+    """Return the collection of a recorder's table, or ``None`` if unknown."""
     if isinstance(recorder, ApplicationRecorder):
         return ITEMS
     name = getattr(recorder, "events_table_name", "")
     return SNAPSHOTS if isinstance(name, str) and name.strip('"').endswith(SNAPSHOTS) else None
 
 
-_WHY = "the eventsourcing library's mappers seal no fields one by one, so it could not be erased alone"
+_WHY = "the eventsourcing library's mappers do not encrypt single fields, so it could not be erased alone"
 _REMEDY = (
-    "Store such events with a SequencedItemMapper. Or remove PersonalData, and seal whole events under "
-    "the key of their person: see __key_scope__."
+    "Store such events with a SequencedItemMapper. Or remove PersonalData, and set __key_scope__ of the "
+    "class, so that whole events are encrypted under their subject's key."
 )
 
 _FUNCTION, _METHOD = "decorated_func", "decorated_method"  # the latter in release 9.3
@@ -170,7 +177,7 @@ def refuse_marked_event(event: Any) -> None:
     Refuse an event, or a snapshot, whose class marks personal data.
 
     Raises:
-        ConfigurationError: The class marks some, or its aggregate does, or a class in an annotation.
+        ConfigurationError: The class, its aggregate or a class in an annotation marks personal data.
     """
     cls = type(event)
     refuse_marked_class(cls)
@@ -180,10 +187,12 @@ def refuse_marked_event(event: Any) -> None:
 
 def refuse_marked_class(cls: type[Any]) -> None:
     """
-    Refuse a class of events, of decisions, or of aggregates that marks personal data.
+    Refuse a class that marks personal data.
+
+    It may be a class of events, of decisions, or of aggregates.
 
     Raises:
-        ConfigurationError: It marks some, or an aggregate that it belongs to does.
+        ConfigurationError: The class marks personal data, or an aggregate to which it belongs does.
     """
     if cls in _unmarked:
         return
@@ -195,10 +204,10 @@ def refuse_marked_class(cls: type[Any]) -> None:
 
 def refuse_marked_types(types: Iterable[type[Any]]) -> None:
     """
-    Refuse types that a transcoder has an encoding for.
+    Refuse a transcoder's types if they mark personal data.
 
     Raises:
-        ConfigurationError: One of them marks personal data.
+        ConfigurationError: A type marks personal data.
     """
     for cls in types:
         if cls not in _unmarked:
@@ -207,7 +216,7 @@ def refuse_marked_types(types: Iterable[type[Any]]) -> None:
 
 
 def _owners(cls: type[Any]) -> Iterator[type[Any]]:
-    """Find the application's aggregates that have a class of events."""
+    """Yield the application's aggregates that have this class of events."""
     tagged = sys.modules.get("eventsourcing.dcb.domain")
     roots = [getattr(domain, "BaseAggregate", domain.Aggregate), *([tagged.Perspective] if tagged else ())]
     for owner in (one for root in roots for one in _subclasses(root)):
@@ -225,7 +234,7 @@ def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
 
 
 def _methods(cls: type[Any]) -> list[object]:
-    """List the methods of an aggregate, whose arguments its events may keep."""
+    """Return the methods of an aggregate whose arguments its events may keep."""
     if not hasattr(cls, "collect_events") and not _decorators(cls):
         return []
     bases = [base for base in cls.__mro__ if package_of(base) not in _UNMARKED_PACKAGES]

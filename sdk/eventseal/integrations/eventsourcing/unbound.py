@@ -1,4 +1,8 @@
-"""A cipher for applications that can set nothing else: it knows no row, so it binds none."""
+"""
+A cipher for applications that cannot configure a mapper.
+
+It does not know the row of a state, so it binds no state to its row.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ if TYPE_CHECKING:
     from eventsourcing.utils import Environment
 
 UNBOUND = ItemContext(sequence_id="", position=0, topic="", collection="unbound")
-"""What every state is bound to, in place of its row."""
+"""The fixed binding of every state, in place of its row."""
 
 _COMPRESSOR = "COMPRESSOR_TOPIC"
 _WARNING = (
@@ -26,11 +30,15 @@ _WARNING = (
 
 
 class UnboundCipherWarning(UserWarning):
-    """States are sealed without their row: an attacker who can write to the database can swap them."""
+    """
+    States are sealed without their row.
+
+    An attacker who can write to the database can swap them.
+    """
 
 
 def _look_at_events() -> None:
-    """Have the library's mappers look at events, since this cipher is given only bytes."""
+    """Let the library's mappers check events, because this cipher gets only bytes."""
     to_stored_event = Mapper.to_stored_event  # the last to see the class (docs/decisions/0028)
 
     @wraps(to_stored_event)
@@ -44,17 +52,23 @@ def _look_at_events() -> None:
 
 class EnvelopeCipher(Cipher):
     """
-    A cipher of the library's form: keys of a KMS and rotation, but no binding. Threads may share it.
+    A cipher for the library, with KMS keys but without binding.
 
-    The library hands a cipher nothing but bytes. So a state that is moved to another row opens there, the
-    events of all aggregates are under the keys of one scope, and what was sealed so is neither re-encrypted
-    nor verified in place. :class:`EncryptingMapper` has none of these limits.
+    Its keys can be rotated. Threads may share it. The library passes only bytes to a cipher, which causes
+    these limits:
+
+    - A state that is moved to another row opens there.
+    - The events of all aggregates are under the keys of one scope.
+    - The states are neither re-encrypted nor verified in place.
+
+    :class:`EncryptingMapper` has none of these limits.
 
     Args:
-        environment: The library's. It says whether a compressor goes before; all else is the process's.
+        environment: The environment of the library. It decides whether a compressor runs first. All other
+            settings are the process's.
 
     Raises:
-        ConfigurationError: The settings name no KEK or no database, or are wrong.
+        ConfigurationError: The settings name no KMS key or no database, or are invalid.
     """
 
     def __init__(self, environment: Environment) -> None:
@@ -71,7 +85,7 @@ class EnvelopeCipher(Cipher):
         Open a state.
 
         Raises:
-            EventSealError: It does not open; see ``AESCipher.open_many``.
+            EventSealError: The state does not open. See ``AESCipher.open_many``.
         """
         return self._sealing.cipher.decrypt(ciphertext, UNBOUND)
 
