@@ -150,7 +150,7 @@ def module(text: str) -> Iterator[Passage]:
             shown = node.value
         else:
             continue
-        is_code = "(?" in shown or _STATEMENT.match(shown)
+        is_code = "(?" in shown or "<style>" in shown or _STATEMENT.match(shown)
         if len(re.findall(r"\b[a-z]{2,}\b", shown)) >= _PROSE and not is_code:
             for paragraph in shown.split("\n"):
                 yield Passage(node.lineno, paragraph, "message")

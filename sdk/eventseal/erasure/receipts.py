@@ -51,15 +51,9 @@ _PAGE = """<!doctype html>
 <meta charset="utf-8">
 <title>{title}: {about}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif }}
-body {{ max-width: 48rem }}
-body {{ margin: 2rem auto }}
-body {{ padding: 0 1rem }}
-table {{ border-collapse: collapse }}
-table {{ width: 100% }}
-td {{ border-top: 1px solid #ccc }}
-td {{ padding: .3rem .6rem .3rem 0 }}
-td {{ overflow-wrap: anywhere }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 48rem; margin: 2rem auto; padding: 0 1rem; }}
+table {{ border-collapse: collapse; width: 100%; }}
+td {{ border-top: 1px solid #ccc; padding: .3rem .6rem .3rem 0; overflow-wrap: anywhere; }}
 </style>
 </head>
 <body>
